@@ -1,0 +1,3 @@
+"""raymotion labels image collections with emotions, on Ray."""
+
+__version__ = "0.1.0"

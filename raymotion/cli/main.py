@@ -1,0 +1,91 @@
+"""The `raymotion` command. Groups are imported when they are asked for, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from raymotion.errors import RaymotionError
+
+# name -> (module, attribute, help line): the line stands here so that --help imports none of them.
+COMMANDS = {
+    "data": ("raymotion.cli.data", "data", "Prepare sample tables from raw data sets, or make synthetic ones."),
+    "features": ("raymotion.cli.features", "features", "Extract features from images, once."),
+    "train": ("raymotion.cli.train", "train", "Train a model from a recipe."),
+    "label": ("raymotion.cli.label", "label", "Label every image of a sample table with a teacher."),
+    "select": ("raymotion.cli.label", "select", "Choose labels anew from stored probabilities."),
+    "export": ("raymotion.cli.label", "export", "Write a labelled data set as csv or COCO-style json."),
+    "report": ("raymotion.cli.report", "report", "Show a labelled data set as one HTML page."),
+    "demo": ("raymotion.cli.demo", "demo", "Run the whole pipeline on small synthetic data."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported only when they run, and whose errors end in one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
+        arguments = list(sys.argv[1:] if args is None else args)
+        # Taken out here, so that it works before and after the command's name alike.
+        debug = bool(os.environ.get("RAYMOTION_DEBUG")) or "--debug" in arguments
+        arguments = [argument for argument in arguments if argument != "--debug"]
+        try:
+            return super().main(arguments, *rest, **extra)
+        except RaymotionError as error:
+            if debug:
+                traceback.print_exc()
+            click.echo(f"error: {error}", err=True)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("stopped; the same command goes on from here", err=True)
+            sys.exit(130)
+        except BrokenPipeError:
+            sys.exit(141)
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            text = str(error).strip().splitlines()
+            click.echo(
+                f"error: {type(error).__name__}: {text[0] if text else ''} (a fault of raymotion's: --debug shows where)",
+                err=True,
+            )
+            sys.exit(1)
+
+
+@click.command(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Every command takes --help, with an example, and --debug, for the traceback of an error.",
+)
+@click.version_option(package_name="raymotion")
+def raymotion() -> None:
+    """Label image collections with emotions: on a laptop, or on a Ray cluster."""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    raymotion()
+
+
+if __name__ == "__main__":
+    main()

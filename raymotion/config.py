@@ -1,0 +1,130 @@
+"""Run settings: a YAML file and command-line overrides -> one validated object.
+
+Every job and every recipe is a pydantic model of its own room that inherits `Settings`; this module knows how to fill one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from raymotion import storage
+from raymotion.errors import InputError
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown names are errors, values do not change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    def digest(self, *, without: Iterable[str] = ()) -> str:
+        """16 hex digits that change when any setting changes, those named in `without` excepted."""
+        return digest_of(self.model_dump(mode="json", exclude=set(without)))
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def digest_of(value: Any) -> str:
+    """16 hex digits of the SHA-256 of `value` as canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_yaml(path: storage.PathLike) -> dict[str, Any]:
+    """A YAML file that holds a mapping (an empty file: an empty one)."""
+    try:
+        value = yaml.safe_load(storage.read_text(path))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = None if mark is None else mark.line + 1
+        raise InputError(
+            f"is not YAML: {getattr(error, 'problem', None) or error}" + (f" (line {line})" if line else ""), path=path
+        ) from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InputError(f"holds a {type(value).__name__}, not a mapping of settings", path=path)
+    return value
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """`("data.samples=x.parquet", "epochs=3")` -> nested mapping; values are read as YAML scalars or lists."""
+    result: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not all(part.strip() for part in key.split(".")):
+            raise InputError(f"--set {assignment!r} is not of the form name=value", remedy="Write --set data.batch=32.")
+        try:
+            value = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError:
+            value = text  # e.g. a Windows path or a pattern: a plain string
+        level = result
+        *parents, last = (part.strip() for part in key.split("."))
+        for part in parents:
+            level = level.setdefault(part, {})
+            if not isinstance(level, dict):
+                raise InputError(f"--set {assignment!r}: {part} was set to a value before")
+        level[last] = value
+    return result
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings laid over each other, later ones on top; nested mappings are merged, anything else is replaced."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            if isinstance(value, Mapping):
+                below = result.get(key)
+                result[key] = merge(below if isinstance(below, Mapping) else {}, value)
+            else:
+                result[key] = value
+    return result
+
+
+def load_settings(
+    model: type[S],
+    *,
+    file: storage.PathLike | None = None,
+    options: Mapping[str, Any] | None = None,
+    assignments: Iterable[str] = (),
+) -> S:
+    """One validated settings object: the file, over it the options that were given (not None), over them `--set`."""
+    layers = [
+        read_yaml(file) if file else {},
+        {key: value for key, value in (options or {}).items() if value is not None},
+        parse_assignments(assignments),
+    ]
+    try:
+        return model.model_validate(merge(*layers))
+    except ValidationError as error:
+        raise InputError(_first_problem(error, model), path=file) from error
+
+
+def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
+    problems = error.errors()
+    first = problems[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        text = f"setting {name} is missing"
+    elif first["type"] == "extra_forbidden":
+        fields = _fields_at(model, first["loc"][:-1])
+        text = f"there is no setting {name}" + (f" (there are: {', '.join(fields)})" if fields else "")
+    else:
+        text = f"setting {name} = {first['input']!r}: {first['msg']}" if name else str(first["msg"])
+    return text + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+
+
+def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    for part in location:
+        field = model.model_fields.get(str(part))
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)

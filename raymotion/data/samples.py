@@ -1,0 +1,206 @@
+"""The sample table: what every reader gives and every job takes.
+
+One row is one sample: an image, or one person in an image. Pixels are never in it; `image_uri` says where they are.
+What is missing is null (or an empty list of captions), and the models mask it.
+
+| column | type | meaning |
+|---|---|---|
+| sample_id | string | stable and unique, `coco:000000000139`, `emotic:test:17` |
+| group_id | string | the image (or scene); no split divides a group |
+| image_uri | string, nullable | local path or address |
+| captions | list<string> | possibly empty |
+| body_box, face_box | 4 x float32, nullable | x1, y1, x2, y2 in pixels of the upright image |
+| labels | list<string>, nullable | null: not annotated; empty: annotated, and nothing applies |
+| label_weights | list<float32>, nullable | share of annotators in (0, 1], one for each label |
+| valence, arousal, dominance | float32, nullable | on the source's own scale |
+| split | string, nullable | train, val or test |
+| source | string | the data set |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raymotion import storage
+from raymotion.errors import InputError
+from raymotion.vocabulary import Vocabulary
+
+BOX = pa.list_(pa.float32(), 4)
+
+SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("group_id", pa.string(), nullable=False),
+        pa.field("image_uri", pa.string()),
+        pa.field("captions", pa.list_(pa.string()), nullable=False),
+        pa.field("body_box", BOX),
+        pa.field("face_box", BOX),
+        pa.field("labels", pa.list_(pa.string())),
+        pa.field("label_weights", pa.list_(pa.float32())),
+        pa.field("valence", pa.float32()),
+        pa.field("arousal", pa.float32()),
+        pa.field("dominance", pa.float32()),
+        pa.field("split", pa.string()),
+        pa.field("source", pa.string(), nullable=False),
+    ]
+)
+
+SPLITS = ("train", "val", "test")
+
+
+def table_from_rows(rows: Iterable[Mapping[str, Any]], vocabulary: Vocabulary | None = None) -> pa.Table:
+    """Rows as a validated sample table; keys that a row lacks are null (captions: empty)."""
+    complete = [{"captions": [], **row} for row in rows]
+    try:
+        table = pa.Table.from_pylist(complete, schema=SCHEMA)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise InputError(f"the rows do not fit the sample table: {str(error).splitlines()[0]}") from error
+    return validate(attach_vocabulary(table, vocabulary))
+
+
+def attach_vocabulary(table: pa.Table, vocabulary: Vocabulary | None) -> pa.Table:
+    """`table` with `vocabulary` in its schema's metadata (and without one for None)."""
+    metadata = {} if vocabulary is None else vocabulary.to_metadata()
+    return table.replace_schema_metadata(metadata)
+
+
+def vocabulary_of(table: pa.Table, *, where: object = None) -> Vocabulary | None:
+    """The vocabulary that travels with `table`, or None for unlabelled samples."""
+    return Vocabulary.from_metadata(table.schema.metadata, where=where)
+
+
+def write_samples(path: storage.PathLike, table: pa.Table) -> None:
+    """Validates and writes, atomically."""
+    storage.write_table(path, validate(table, where=path))
+
+
+def read_samples(path: storage.PathLike) -> pa.Table:
+    """Reads and validates a sample table; `InputError` names the file, the row and the reason."""
+    return validate(storage.read_table(path), where=path)
+
+
+def validate(table: pa.Table, *, where: object = None) -> pa.Table:
+    """`table` cast to `SCHEMA`, or an `InputError` that names the first bad row.
+
+    Columns may be missing if they are nullable; columns that the schema does not know are an error.
+    """
+    unknown = [name for name in table.column_names if name not in SCHEMA.names]
+    missing = [f.name for f in SCHEMA if not f.nullable and f.name not in table.column_names]
+    if unknown or missing:
+        raise InputError(
+            "is not a sample table: "
+            + "; ".join(
+                text
+                for text in (
+                    f"lacks {', '.join(missing)}" if missing else "",
+                    f"has unknown columns {', '.join(unknown)}" if unknown else "",
+                )
+                if text
+            ),
+            path=where,
+            remedy="Make it with `raymotion data prepare`.",
+        )
+    columns = []
+    for field in SCHEMA:
+        if field.name not in table.column_names:
+            columns.append(pa.nulls(table.num_rows, field.type))
+            continue
+        column = table.column(field.name)
+        try:
+            column = column.cast(field.type)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise InputError(
+                f"column {field.name} is {column.type}, not {field.type} ({str(error).splitlines()[0]})", path=where
+            ) from error
+        if not field.nullable and column.null_count:
+            row = pc.index(pc.is_null(column), True).as_py()
+            raise InputError(f"{field.name} is null", path=where, row=row)
+        columns.append(column)
+    checked = pa.table(columns, schema=SCHEMA.with_metadata(table.schema.metadata))
+    _check_ids(checked, where)
+    _check_labels(checked, where)
+    _check_values(checked, where)
+    return checked
+
+
+def _check_ids(table: pa.Table, where: object) -> None:
+    ids = table.column("sample_id")
+    if pc.count_distinct(ids).as_py() == table.num_rows:
+        empty = pc.index(ids, pa.scalar("")).as_py()
+        if empty >= 0:
+            raise InputError("sample_id is empty", path=where, row=empty)
+        return
+    seen: set[str] = set()
+    for row, sample_id in enumerate(ids.to_pylist()):
+        if sample_id in seen:
+            raise InputError(f"sample_id {sample_id!r} stands twice", path=where, row=row, remedy="Ids are unique.")
+        seen.add(sample_id)
+
+
+def _check_labels(table: pa.Table, where: object) -> None:
+    vocabulary = vocabulary_of(table, where=where)
+    labels, weights = table.column("labels"), table.column("label_weights")
+    if labels.null_count == table.num_rows and weights.null_count == table.num_rows:
+        return
+    for row, (names, shares) in enumerate(zip(labels.to_pylist(), weights.to_pylist(), strict=True)):
+        if shares is not None and (names is None or len(shares) != len(names)):
+            raise InputError(f"{len(names or [])} labels have {len(shares)} label_weights", path=where, row=row)
+        if any(share is None or not 0.0 < share <= 1.0 for share in shares or []):
+            raise InputError(f"label_weights {shares} are not all in (0, 1]", path=where, row=row)
+        if names is None:
+            continue
+        if vocabulary is None:
+            raise InputError("has labels, but the file names no vocabulary", path=where, row=row)
+        if len(set(names)) != len(names):
+            raise InputError(f"labels {names} name one twice", path=where, row=row)
+        foreign = [name for name in names if name not in vocabulary]
+        if foreign:
+            raise InputError(f"labels {foreign} are not in the vocabulary {vocabulary.name}", path=where, row=row)
+
+
+def _check_values(table: pa.Table, where: object) -> None:
+    for name in ("body_box", "face_box"):
+        column = table.column(name)
+        if column.null_count == table.num_rows:
+            continue
+        for row, box in enumerate(column.to_pylist()):
+            if box is None:
+                continue
+            if any(v is None or not math.isfinite(v) for v in box) or box[2] <= box[0] or box[3] <= box[1]:
+                raise InputError(
+                    f"{name} {box} is not x1, y1, x2, y2 with x1 < x2 and y1 < y2", path=where, row=row
+                )
+    splits = table.column("split")
+    foreign = set(pc.unique(splits).to_pylist()) - {None, *SPLITS}
+    if foreign:
+        name = sorted(foreign)[0]
+        raise InputError(
+            f"split {name!r} is not one of {', '.join(SPLITS)}", path=where, row=pc.index(splits, pa.scalar(name)).as_py()
+        )
+    empty_caption = pc.any(pc.is_null(pc.list_flatten(table.column("captions"))))
+    if empty_caption.as_py():
+        raise InputError("a caption is null", path=where, remedy="Leave missing captions out of the list.")
+
+
+def targets(table: pa.Table, vocabulary: Vocabulary, *, soft: bool = False) -> np.ndarray:
+    """Target matrix of the labelled rows of `table`, float32 of shape (rows, labels).
+
+    Args:
+        soft: the share of annotators where `label_weights` has it, instead of 1. Rows without labels are an error.
+    """
+    own = vocabulary_of(table)
+    if own is not None:
+        vocabulary.require_same(own, here="the model", there="the sample table")
+    matrix = np.zeros((table.num_rows, len(vocabulary)), dtype=np.float32)
+    names, weights = table.column("labels").to_pylist(), table.column("label_weights").to_pylist()
+    for row, labels in enumerate(names):
+        if labels is None:
+            raise InputError("has no labels", row=row, remedy="Keep only labelled samples for this.")
+        matrix[row] = vocabulary.encode(labels, weights[row] if soft else None)
+    return matrix

@@ -1,0 +1,51 @@
+"""Errors that a user can act on.
+
+Everything raised here reaches the terminal as one line, without a traceback (`--debug` shows it), and sets the exit code of
+the command: 2 for input that has to be mended first, 1 for a run that started and failed.
+"""
+
+from __future__ import annotations
+
+
+class RaymotionError(Exception):
+    """Base of all errors whose message is meant for the user."""
+
+    exit_code = 2
+
+
+class InputError(RaymotionError):
+    """Something that the user handed in can not be used.
+
+    The message names, where they are known, the file, the row, the reason and the remedy:
+    `coco.parquet, row 17: caption is not text. Give a list of strings.`
+    """
+
+    def __init__(
+        self, reason: str, *, path: object = None, row: int | str | None = None, remedy: str | None = None
+    ) -> None:
+        self.reason, self.path, self.row, self.remedy = reason, path, row, remedy
+        where = ", ".join(
+            part for part in (str(path) if path else "", f"row {row}" if row is not None else "") if part
+        )
+        text = f"{where}: {reason}" if where else reason
+        if remedy:
+            text = f"{text.rstrip('.')}. {remedy}"
+        super().__init__(text)
+
+
+class AccessDenied(InputError):
+    """A file, folder or bucket may not be read or written. Never a fault of one row: the run stops."""
+
+
+class VocabularyMismatch(InputError):
+    """Two vocabularies that have to be the same are not."""
+
+
+class SettingsMismatch(InputError):
+    """An output folder was made with other settings, other input or another model."""
+
+
+class RunFailed(RaymotionError):
+    """A run that started could not be finished; what it had committed stays."""
+
+    exit_code = 1

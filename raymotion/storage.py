@@ -1,0 +1,257 @@
+"""Files on disk and in object stores, behind one set of functions.
+
+A path is a local path or any fsspec address (`s3://bucket/key`). Writes are atomic: a local file is written under a
+temporary name beside its place, flushed to disk and renamed; an object store's PUT is atomic by itself. Endpoint and
+credentials of S3 come from the usual AWS variables (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_PROFILE` ...).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import posixpath
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from raymotion.errors import AccessDenied, InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from fsspec import AbstractFileSystem
+
+PathLike = str | os.PathLike[str]
+
+
+def is_remote(path: PathLike) -> bool:
+    """Whether `path` is an address of an object store (or of anything else that fsspec opens) and not of a local file."""
+    return "://" in str(path) and not str(path).startswith("file://")
+
+
+def absolute(path: PathLike) -> str:
+    """`path` in a form that means the same in every process: local paths made absolute, addresses as they are."""
+    text = str(path)
+    if is_remote(text):
+        return text.rstrip("/")
+    return os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
+
+
+def join(base: PathLike, *parts: str) -> str:
+    """`base` and `parts` as one path; an absolute last part or an address wins, as with `os.path.join`."""
+    result = str(base)
+    for part in parts:
+        if is_remote(part):
+            result = part
+        elif is_remote(result):
+            result = posixpath.join(result, part)
+        else:
+            result = os.path.join(result, part)
+    return result
+
+
+def parent(path: PathLike) -> str:
+    """The folder that holds `path`."""
+    return posixpath.dirname(str(path)) if is_remote(path) else os.path.dirname(str(path))
+
+
+def filesystem(path: PathLike) -> tuple[AbstractFileSystem, str]:
+    """The fsspec file system of `path`, and the path within it."""
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(absolute(path))
+    except (ValueError, ImportError) as error:
+        raise InputError(str(error), path=path, remedy="Use a local path or an s3:// address.") from error
+
+
+@contextlib.contextmanager
+def explained(path: PathLike, action: str) -> Iterator[None]:
+    """Turns refusals of the file system into `AccessDenied`; a missing file stays a FileNotFoundError."""
+    try:
+        yield
+    except PermissionError as error:
+        raise AccessDenied(
+            f"may not {action} ({error.strerror or error or 'permission denied'})",
+            path=path,
+            remedy="Check the permissions of the folder, or the credentials for the bucket.",
+        ) from error
+
+
+def exists(path: PathLike) -> bool:
+    with explained(path, "look at it"):
+        if not is_remote(path):
+            try:  # os.path.exists hides a refused permission as "no"
+                os.stat(absolute(path))
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            return True
+        fs, inner = filesystem(path)
+        return bool(fs.exists(inner))
+
+
+def is_dir(path: PathLike) -> bool:
+    with explained(path, "look at it"):
+        fs, inner = filesystem(path)
+        return bool(fs.isdir(inner))
+
+
+def list_names(folder: PathLike) -> list[str]:
+    """Sorted names of the files directly in `folder`, fresh from the store; an absent folder is empty."""
+    with explained(folder, "list it"):
+        if not is_remote(folder):
+            try:
+                return sorted(entry.name for entry in os.scandir(absolute(folder)) if entry.is_file())
+            except FileNotFoundError:
+                return []
+        fs, inner = filesystem(folder)
+        try:
+            entries = fs.ls(inner, detail=True, refresh=True)
+        except FileNotFoundError:
+            return []
+        return sorted(posixpath.basename(entry["name"]) for entry in entries if entry["type"] == "file")
+
+
+def make_dir(folder: PathLike) -> None:
+    """Makes a local folder with its parents; object stores need none."""
+    if not is_remote(folder):
+        with explained(folder, "make the folder"):
+            os.makedirs(absolute(folder), exist_ok=True)
+
+
+def read_bytes(path: PathLike) -> bytes:
+    with explained(path, "read it"):
+        if not is_remote(path):
+            return Path(absolute(path)).read_bytes()
+        fs, inner = filesystem(path)
+        return bytes(fs.cat_file(inner))
+
+
+def read_text(path: PathLike) -> str:
+    """The file as UTF-8 text; anything else is an `InputError` that says at which byte."""
+    data = require(path)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"is not UTF-8 text (byte {error.start})", path=path, remedy="Save it as UTF-8.") from error
+
+
+def require(path: PathLike) -> bytes:
+    """`read_bytes`, with a missing file explained to the user."""
+    try:
+        return read_bytes(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError("no such file", path=path, remedy="Check the path.") from error
+    except IsADirectoryError as error:
+        raise InputError("is a folder, not a file", path=path) from error
+
+
+def write_bytes(path: PathLike, data: bytes) -> None:
+    """Writes the whole file or nothing."""
+    with explained(path, "write it"):
+        if is_remote(path):
+            fs, inner = filesystem(path)
+            fs.pipe_file(inner, data)
+            return
+        target = Path(absolute(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Hidden, so that no listing of data files ever shows one that a crash left behind.
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: PathLike, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def read_json(path: PathLike) -> Any:
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"is not JSON (line {error.lineno}: {error.msg})", path=path) from error
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """`table` as Parquet; the same table gives the same bytes, whichever run wrote it."""
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", store_schema=True)
+    return buffer.getvalue()
+
+
+def write_table(path: PathLike, table: pa.Table) -> tuple[str, int]:
+    """Writes `table` as Parquet, atomically; returns the sha256 of the file and its size in bytes."""
+    data = parquet_bytes(table)
+    write_bytes(path, data)
+    return hashlib.sha256(data).hexdigest(), len(data)
+
+
+def read_table(path: PathLike, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet file as a table; anything else there is an `InputError`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with open_input(path) as file:
+            return pq.ParquetFile(file).read(columns=columns)
+    except pa.ArrowInvalid as error:
+        raise InputError(
+            f"is not a readable Parquet file ({str(error).splitlines()[0]})", path=path, remedy="Prepare it again."
+        ) from error
+
+
+@contextlib.contextmanager
+def open_input(path: PathLike) -> Iterator[BinaryIO]:
+    """An open, seekable file for reading."""
+    with explained(path, "read it"):
+        fs, inner = filesystem(path)
+        try:
+            file = fs.open(inner, "rb")
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise InputError("no such file", path=path, remedy="Check the path.") from error
+        except IsADirectoryError as error:
+            raise InputError("is a folder, not a file", path=path) from error
+    with file:
+        yield file
+
+
+def remove(path: PathLike) -> None:
+    """Removes a file if it is there."""
+    with explained(path, "remove it"), contextlib.suppress(FileNotFoundError):
+        if is_remote(path):
+            fs, inner = filesystem(path)
+            fs.rm_file(inner)
+        else:
+            os.unlink(absolute(path))
+
+
+def probe_writable(folder: PathLike) -> None:
+    """Raises `AccessDenied` unless a file can be written to and removed from `folder`."""
+    probe = join(folder, f".probe-{uuid.uuid4().hex[:8]}")
+    write_bytes(probe, b"")
+    remove(probe)
+
+
+def sha256_file(path: PathLike) -> str:
+    """Hex digest of the file's bytes, read in pieces."""
+    digest = hashlib.sha256()
+    with open_input(path) as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()

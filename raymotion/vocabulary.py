@@ -1,0 +1,170 @@
+"""Ordered emotion vocabularies.
+
+Position `i` of every probability vector means `labels[i]` of a vocabulary. The order is fixed for ever, and a fingerprint
+of it travels with each file, checkpoint and study, so that two vocabularies are never mixed by accident. (One public
+system took its order from an unordered set: its columns changed names with every run.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from raymotion.errors import InputError, VocabularyMismatch
+
+if TYPE_CHECKING:
+    import numpy as np
+
+METADATA_KEY = b"raymotion.vocabulary"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Emotion labels in their fixed order.
+
+    Attributes:
+        name: how people call it, e.g. `socratis-29`.
+        labels: distinct, non-empty strings.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    _index: Mapping[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(self.labels))
+        if not self.labels or any(not isinstance(label, str) or not label.strip() for label in self.labels):
+            raise InputError(f"vocabulary {self.name!r} needs at least one label, and no empty one")
+        object.__setattr__(self, "_index", {label: i for i, label in enumerate(self.labels)})
+        if len(self._index) != len(self.labels):
+            twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
+            raise InputError(f"vocabulary {self.name!r} names {', '.join(twice)} more than once")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __contains__(self, label: object) -> bool:
+        return label in self._index
+
+    def index(self, label: str) -> int:
+        """Position of `label`; an `InputError` that names the vocabulary if it has none."""
+        try:
+            return self._index[label]
+        except KeyError:
+            raise InputError(f"{label!r} is not an emotion of the vocabulary {self.name}") from None
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the SHA-256 of the labels in order. The name does not count."""
+        return hashlib.sha256(json.dumps(list(self.labels)).encode()).hexdigest()[:16]
+
+    def encode(self, labels: Iterable[str], weights: Sequence[float] | None = None) -> np.ndarray:
+        """Target vector, float32 of shape (len(self),): 0 where a label is absent, else 1 or its weight in [0, 1]."""
+        import numpy as np
+
+        target = np.zeros(len(self), dtype=np.float32)
+        names = list(labels)
+        values = [1.0] * len(names) if weights is None else list(weights)
+        if len(values) != len(names):
+            raise InputError(f"{len(names)} labels have {len(values)} weights")
+        for label, weight in zip(names, values, strict=True):
+            target[self.index(label)] = weight
+        return target
+
+    def decode(self, chosen: Iterable[int]) -> list[str]:
+        """The labels at the given positions, in vocabulary order."""
+        return [self.labels[i] for i in sorted(set(chosen))]
+
+    def require_same(self, other: Vocabulary, *, here: str, there: str) -> None:
+        """Raises `VocabularyMismatch`, which names both, unless both have the same labels in the same order."""
+        if self.labels == other.labels:
+            return
+        if set(self.labels) == set(other.labels):
+            difference = "the same labels in another order"
+        else:
+            only_here = sorted(set(self.labels) - set(other.labels))[:3]
+            only_there = sorted(set(other.labels) - set(self.labels))[:3]
+            difference = f"only in the first: {only_here or 'none'}; only in the second: {only_there or 'none'}"
+        raise VocabularyMismatch(
+            f"{here} uses the vocabulary {self.name} ({len(self)} labels, {self.fingerprint}), "
+            f"{there} uses {other.name} ({len(other)} labels, {other.fingerprint}): {difference}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "fingerprint": self.fingerprint, "labels": list(self.labels)}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], *, where: object = None) -> Vocabulary:
+        """Reads `to_dict`'s form; a fingerprint that does not fit its labels is an error."""
+        try:
+            vocabulary = cls(str(value["name"]), tuple(value["labels"]))
+        except (KeyError, TypeError) as error:
+            raise InputError("holds no vocabulary with name and labels", path=where) from error
+        stated = value.get("fingerprint", vocabulary.fingerprint)
+        if stated != vocabulary.fingerprint:
+            raise VocabularyMismatch(
+                f"vocabulary {vocabulary.name} says fingerprint {stated}, its labels give {vocabulary.fingerprint}",
+                path=where,
+                remedy="The labels were edited after the file was written: restore them.",
+            )
+        return vocabulary
+
+    def to_metadata(self) -> dict[bytes, bytes]:
+        """Entry for an Arrow schema's metadata."""
+        return {METADATA_KEY: json.dumps(self.to_dict()).encode()}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[bytes, bytes] | None, *, where: object = None) -> Vocabulary | None:
+        """The vocabulary in an Arrow schema's metadata, or None."""
+        raw = (metadata or {}).get(METADATA_KEY)
+        return None if raw is None else cls.from_dict(json.loads(raw), where=where)
+
+
+# Kosti et al. (2017), published order.
+EMOTIC_26 = Vocabulary(
+    "emotic-26",
+    (
+        "Affection", "Anger", "Annoyance", "Anticipation", "Aversion", "Confidence", "Disapproval", "Disconnection",
+        "Disquietment", "Doubt/Confusion", "Embarrassment", "Engagement", "Esteem", "Excitement", "Fatigue", "Fear",
+        "Happiness", "Pain", "Peace", "Pleasure", "Sadness", "Sensitivity", "Suffering", "Surprise", "Sympathy",
+        "Yearning",
+    ),
+)  # fmt: skip
+
+# Deng et al. (2023), Socratis: the labels that at least 100 images carry. No order was published; ours is sorted.
+SOCRATIS_29 = Vocabulary(
+    "socratis-29",
+    (
+        "amazed", "anger", "angry", "annoyed", "awe", "beautiful", "bored", "calm", "concerned", "confused", "curious",
+        "disgusted", "excited", "fear", "good", "happy", "hopeful", "impressed", "inspired", "interested", "intrigued",
+        "joy", "neutral", "nostalgic", "proud", "sad", "scared", "upset", "worried",
+    ),
+)  # fmt: skip
+
+# Mikels et al. (2005), in the order of You et al. (2016).
+MIKELS_8 = Vocabulary(
+    "mikels-8", ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness")
+)
+
+VALENCE_3 = Vocabulary("valence-3", ("negative", "neutral", "positive"))
+
+VOCABULARIES: dict[str, Vocabulary] = {v.name: v for v in (EMOTIC_26, SOCRATIS_29, MIKELS_8, VALENCE_3)}
+
+
+def get_vocabulary(name: str) -> Vocabulary:
+    """A vocabulary by name; an `InputError` lists the names there are."""
+    try:
+        return VOCABULARIES[name]
+    except KeyError:
+        raise InputError(f"no vocabulary is called {name!r}", remedy=f"Choose from {', '.join(VOCABULARIES)}.") from None
+
+
+def valence_band(valence: float, *, neutral: tuple[float, float] = (40.0, 60.0)) -> str:
+    """Label of `VALENCE_3` for a valence between 0 and 100; both ends of `neutral` count as neutral."""
+    if not 0.0 <= valence <= 100.0:
+        raise InputError(f"valence {valence} is not between 0 and 100")
+    low, high = neutral
+    return "negative" if valence < low else "positive" if valence > high else "neutral"
