@@ -1,6 +1,7 @@
 """Run settings: a YAML file and command-line overrides -> one validated object.
 
-Every job and every recipe is a pydantic model of its own room that inherits `Settings`; this module knows how to fill one.
+Every job and every recipe is a pydantic model of its own room that inherits `Settings`; this module knows how to fill
+one.
 """
 
 from __future__ import annotations

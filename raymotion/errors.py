@@ -1,7 +1,7 @@
 """Errors that a user can act on.
 
-Everything raised here reaches the terminal as one line, without a traceback (`--debug` shows it), and sets the exit code of
-the command: 2 for input that has to be mended first, 1 for a run that started and failed.
+Everything raised here reaches the terminal as one line, without a traceback (`--debug` shows it), and sets the exit
+code of the command: 2 for input that has to be mended first, 1 for a run that started and failed.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ class InputError(RaymotionError):
         self, reason: str, *, path: object = None, row: int | str | None = None, remedy: str | None = None
     ) -> None:
         self.reason, self.path, self.row, self.remedy = reason, path, row, remedy
-        where = ", ".join(
-            part for part in (str(path) if path else "", f"row {row}" if row is not None else "") if part
-        )
+        where = ", ".join(part for part in (str(path) if path else "", f"row {row}" if row is not None else "") if part)
         text = f"{where}: {reason}" if where else reason
         if remedy:
             text = f"{text.rstrip('.')}. {remedy}"

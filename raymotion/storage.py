@@ -28,7 +28,7 @@ PathLike = str | os.PathLike[str]
 
 
 def is_remote(path: PathLike) -> bool:
-    """Whether `path` is an address of an object store (or of anything else that fsspec opens) and not of a local file."""
+    """Whether `path` is the address of an object store (or of anything else that fsspec opens), not of a local file."""
     return "://" in str(path) and not str(path).startswith("file://")
 
 

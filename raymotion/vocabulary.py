@@ -1,8 +1,8 @@
 """Ordered emotion vocabularies.
 
-Position `i` of every probability vector means `labels[i]` of a vocabulary. The order is fixed for ever, and a fingerprint
-of it travels with each file, checkpoint and study, so that two vocabularies are never mixed by accident. (One public
-system took its order from an unordered set: its columns changed names with every run.)
+Position `i` of every probability vector means `labels[i]` of a vocabulary. The order is fixed for ever, and a
+fingerprint of it travels with each file, checkpoint and study, so that two vocabularies are never mixed by accident.
+(One public system took its order from an unordered set: its columns changed names with every run.)
 """
 
 from __future__ import annotations
@@ -159,7 +159,9 @@ def get_vocabulary(name: str) -> Vocabulary:
     try:
         return VOCABULARIES[name]
     except KeyError:
-        raise InputError(f"no vocabulary is called {name!r}", remedy=f"Choose from {', '.join(VOCABULARIES)}.") from None
+        raise InputError(
+            f"no vocabulary is called {name!r}", remedy=f"Choose from {', '.join(VOCABULARIES)}."
+        ) from None
 
 
 def valence_band(valence: float, *, neutral: tuple[float, float] = (40.0, 60.0)) -> str:

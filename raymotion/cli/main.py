@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -50,7 +50,7 @@ class LazyGroup(click.Group):
         debug = bool(os.environ.get("RAYMOTION_DEBUG")) or "--debug" in arguments
         arguments = [argument for argument in arguments if argument != "--debug"]
         try:
-            return super().main(arguments, *rest, **extra)
+            return _run(super().main, arguments, *rest, **extra)
         except RaymotionError as error:
             if debug:
                 traceback.print_exc()
@@ -60,16 +60,33 @@ class LazyGroup(click.Group):
             click.echo("stopped; the same command goes on from here", err=True)
             sys.exit(130)
         except BrokenPipeError:
+            # `raymotion ... | head`: the interpreter's last flush would complain on the closed pipe.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
         except Exception as error:
             if debug:
                 traceback.print_exc()
             text = str(error).strip().splitlines()
-            click.echo(
-                f"error: {type(error).__name__}: {text[0] if text else ''} (a fault of raymotion's: --debug shows where)",
-                err=True,
-            )
+            summary = f"{type(error).__name__}: {text[0] if text else ''}"
+            # A full disk or a lost network is the machine's; anything else that comes this far is ours.
+            blame = "" if isinstance(error, OSError) else " (a fault of raymotion's: --debug shows where)"
+            click.echo(f"error: {summary}{blame}", err=True)
             sys.exit(1)
+
+
+def _run(command_main: Callable[..., Any], arguments: list[str], *rest: Any, **extra: Any) -> Any:
+    """What click's standalone mode does, except that an interrupt arrives as itself, not as "Aborted!" and code 1."""
+    try:
+        value = command_main(arguments, *rest, **{**extra, "standalone_mode": False})
+    except click.Abort as error:  # click's name for Ctrl-C, and for the end of input at a prompt
+        raise KeyboardInterrupt from error
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    if extra.get("standalone_mode", True):
+        # Without standalone mode, ctx.exit(code) ends here as a returned integer; our commands return nothing.
+        sys.exit(value if isinstance(value, int) else 0)
+    return value
 
 
 @click.command(

@@ -173,15 +173,15 @@ def _check_values(table: pa.Table, where: object) -> None:
             if box is None:
                 continue
             if any(v is None or not math.isfinite(v) for v in box) or box[2] <= box[0] or box[3] <= box[1]:
-                raise InputError(
-                    f"{name} {box} is not x1, y1, x2, y2 with x1 < x2 and y1 < y2", path=where, row=row
-                )
+                raise InputError(f"{name} {box} is not x1, y1, x2, y2 with x1 < x2 and y1 < y2", path=where, row=row)
     splits = table.column("split")
     foreign = set(pc.unique(splits).to_pylist()) - {None, *SPLITS}
     if foreign:
         name = sorted(foreign)[0]
         raise InputError(
-            f"split {name!r} is not one of {', '.join(SPLITS)}", path=where, row=pc.index(splits, pa.scalar(name)).as_py()
+            f"split {name!r} is not one of {', '.join(SPLITS)}",
+            path=where,
+            row=pc.index(splits, pa.scalar(name)).as_py(),
         )
     empty_caption = pc.any(pc.is_null(pc.list_flatten(table.column("captions"))))
     if empty_caption.as_py():

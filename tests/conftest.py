@@ -1,0 +1,153 @@
+"""What all tests share: one real Ray instance, one real S3 server, the real data where it is at hand, the command."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+# Read when PyTorch and the BLAS libraries are imported: more threads than cores only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# No test may reach a model hub; whatever would, fails at once instead of after a timeout.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+# The first example pays for imports, and shared machines stall: no deadline. Derandomized: a red run can be run again.
+settings.register_profile(
+    "raymotion", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("raymotion")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with real COCO pictures and the Socratis table beside the checkout; skips where there is none."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("no ../shared/data beside the checkout")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Address of an S3 server on loopback, which the AWS variables of this process, and of its children, point to."""
+    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+            patch.delenv(name, raising=False)
+        patch.setenv("AWS_ENDPOINT_URL", endpoint)
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        for name in ("NO_PROXY", "no_proxy"):
+            patch.setenv(name, ",".join(part for part in (os.environ.get(name), "127.0.0.1") if part))
+        yield endpoint
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str) -> str:
+    """Address of a fresh, empty bucket: `s3://test-...`."""
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    bucket = f"test-{uuid.uuid4().hex[:12]}"
+    s3fs.S3FileSystem(skip_instance_cache=True).mkdir(bucket)
+    return f"s3://{bucket}"
+
+
+@pytest.fixture(scope="session")
+def ray_local(s3_server: str) -> Iterator[Any]:
+    """The `ray` module, connected to one real local Ray instance of 4 CPU slots that all tests share."""
+    # Workers inherit these from the raylet, so they have to stand before it starts: the AWS variables too.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+        patch.setenv("PYTHONPATH", os.pathsep.join(p for p in (str(REPOSITORY), os.environ.get("PYTHONPATH")) if p))
+        import ray
+
+        # Short, because a Unix socket's path may have 107 characters.
+        folder = tempfile.mkdtemp(prefix="rm", dir="/tmp")
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            object_store_memory=300 * 1024**2,
+            log_to_driver=False,
+            _temp_dir=folder,
+        )
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did: its exit code, and what it wrote to the two streams."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def runner() -> Callable[..., Outcome]:
+    """`runner("data", "prepare", ...)`: the `raymotion` command in this process, with its error lines and exit code."""
+    from raymotion.cli.main import raymotion
+
+    def run(*arguments: object) -> Outcome:
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                raymotion.main([str(argument) for argument in arguments], prog_name="raymotion")
+            except SystemExit as stop:
+                code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+        return Outcome(code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture
+def run_command() -> Callable[..., Outcome]:
+    """`run_command("label", ...)`: the installed `raymotion` script as a process of its own.
+
+    Keywords go to `subprocess.run`; `env` is laid over this process's environment.
+    """
+    script = Path(sys.executable).with_name("raymotion")
+
+    def run(*arguments: object, env: dict[str, str] | None = None, timeout: float = 110, **extra: Any) -> Outcome:
+        done = subprocess.run(
+            [str(script), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env={**os.environ, **(env or {})},
+            **extra,
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return run
