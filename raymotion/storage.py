@@ -13,6 +13,7 @@ import io
 import json
 import os
 import posixpath
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,8 +150,8 @@ def require(path: PathLike) -> bytes:
         raise InputError("is a folder, not a file", path=path) from error
 
 
-def write_bytes(path: PathLike, data: bytes) -> None:
-    """Writes the whole file or nothing."""
+def write_bytes(path: PathLike, data: bytes, *, durable: bool = True) -> None:
+    """Writes the whole file or nothing. `durable`: it survives a power cut, too, and not just the end of the process."""
     with explained(path, "write it"):
         if is_remote(path):
             fs, inner = filesystem(path)
@@ -163,16 +164,17 @@ def write_bytes(path: PathLike, data: bytes) -> None:
         try:
             with open(temporary, "wb") as file:
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             os.replace(temporary, target)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
 
 
-def write_text(path: PathLike, text: str) -> None:
-    write_bytes(path, text.encode())
+def write_text(path: PathLike, text: str, *, durable: bool = True) -> None:
+    write_bytes(path, text.encode(), durable=durable)
 
 
 def read_json(path: PathLike) -> Any:
@@ -182,8 +184,8 @@ def read_json(path: PathLike) -> Any:
         raise InputError(f"is not JSON (line {error.lineno}: {error.msg})", path=path) from error
 
 
-def write_json(path: PathLike, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: PathLike, value: Any, *, durable: bool = True) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", durable=durable)
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
@@ -239,6 +241,16 @@ def remove(path: PathLike) -> None:
             fs.rm_file(inner)
         else:
             os.unlink(absolute(path))
+
+
+def remove_tree(folder: PathLike) -> None:
+    """Removes a folder and all that is in it, if it is there."""
+    with explained(folder, "remove it"), contextlib.suppress(FileNotFoundError):
+        if is_remote(folder):
+            fs, inner = filesystem(folder)
+            fs.rm(inner, recursive=True)
+        else:
+            shutil.rmtree(absolute(folder))
 
 
 def probe_writable(folder: PathLike) -> None:

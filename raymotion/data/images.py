@@ -130,7 +130,7 @@ def decode_rgb(data: bytes, *, min_side: int | None = None, max_pixels: int = MA
             # Asked of every format, but Pillow parses a PNG's whole text for it: only where there is an EXIF block.
             if image.getexif().get(0x0112, 1) != 1:
                 image = ImageOps.exif_transpose(image)
-            return np.asarray(_to_rgb(image))
+            return np.array(_to_rgb(image))  # a copy, because Pillow's own buffer is read-only
         except MemoryError:
             raise
         except Exception as error:  # truncated data: OSError, SyntaxError, struct.error, zlib.error, by plugin

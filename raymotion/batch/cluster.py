@@ -1,0 +1,125 @@
+"""Ray, found or started, and whether a plan of actors fits on it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from raymotion.errors import InputError
+
+# The object store carries shard numbers and one-row records, and weights during training: never pixels.
+OBJECT_STORE_BYTES = 256 * 1024**2
+
+
+@contextlib.contextmanager
+def connect(address: str | None, *, cpus: int | None = None) -> Iterator[None]:
+    """Ray for the length of the block.
+
+    A Ray that this process is already connected to is used and left alone. Without an address a Ray of our own is started
+    on this machine, in its own temporary folder, and ended afterwards: never one that happens to be recorded here.
+
+    Args:
+        address: `host:port`, `ray://host:port`, `auto`, or None for this machine.
+        cpus: logical CPUs of an own Ray; default: the cores of the machine.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address:
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, TimeoutError, ValueError) as error:
+            raise InputError(
+                f"no Ray cluster answers at {address} ({str(error).splitlines()[0]})",
+                remedy="Check the address, and RAY_AUTH_MODE=token if the cluster asks for a token.",
+            ) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    # Read when the node starts: at Ray's default of 15 the workers would give way to anything else on the machine.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    folder = tempfile.mkdtemp(prefix="raymotion-")
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus or available_cpus(),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=folder,
+            **quiet,
+        )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def available_cpus() -> int:
+    """Cores that this process may use (a container's or a scheduler's limit counts)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A number of equal actors and what each takes."""
+
+    workers: int
+    cpus: float
+    gpus: float
+
+    def describe(self) -> str:
+        each = f"{self.cpus:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
+        return f"{self.workers} x ({each})"
+
+
+def plan_placement(workers: int | None, cpus: float | None, gpus: float | None, *, nodes: list[dict[str, float]]) -> Placement:
+    """How many actors of which size, from the settings and from what the nodes have.
+
+    Where the settings leave it open: one GPU each if there are GPUs, and its share of the CPUs for decoding; else one CPU
+    each, and as many actors as fit.
+
+    Args:
+        workers, cpus, gpus: settings, None to choose.
+        nodes: resources of each node, with the keys `CPU` and `GPU`.
+
+    Raises:
+        InputError: the plan can never be placed; the message shows the arithmetic.
+    """
+    total_cpus, total_gpus = sum(n.get("CPU", 0) for n in nodes), sum(n.get("GPU", 0) for n in nodes)
+    if gpus is None:
+        gpus = 1.0 if total_gpus >= 1 else 0.0
+    if cpus is None:
+        cpus = 1.0 if not gpus else max(1.0, min(8.0, total_cpus // max(1.0, total_gpus / gpus)))
+    fits = sum(_fitting(node, cpus, gpus) for node in nodes)
+    plan = Placement(workers if workers is not None else max(1, fits), cpus, gpus)
+    if plan.workers > fits:
+        have = " + ".join(f"({n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU)" for n in nodes) or "no node"
+        raise InputError(
+            f"{plan.describe()} can not be placed: the cluster has {have}, room for {fits} such "
+            f"worker{'' if fits == 1 else 's'}",
+            remedy="Lower --workers, --cpus-per-worker or --gpus-per-worker, or add nodes.",
+        )
+    return plan
+
+
+def _fitting(node: dict[str, float], cpus: float, gpus: float) -> int:
+    limits = [int(node.get(name, 0) / amount + 1e-9) for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount]
+    return min(limits) if limits else 1
+
+
+def node_resources() -> list[dict[str, float]]:
+    """Resources of each live node of the Ray that this process is connected to."""
+    import ray
+
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]

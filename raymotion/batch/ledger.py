@@ -1,0 +1,177 @@
+"""The books of one output folder: what is planned, what is committed, which rows kill their worker.
+
+    OUT/job.json                    settings, input, counts, throughput
+    OUT/part-00012.parquet          good rows of shard 12
+    OUT/quarantine/part-00012.parquet   rows of shard 12 that failed, if any
+    OUT/_manifest.parquet           the sample table of the job, one row group for each shard
+    OUT/_commits/part-00012.json    written last: shard 12 is done
+    OUT/_attempts/RUN/part-00012.json   shard 12 was begun in this run; which row was under way when its worker died
+
+A shard is a fixed range of rows, so the same input and settings give the same files, whatever happened on the way.
+"""
+
+from __future__ import annotations
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raymotion import storage
+from raymotion.errors import InputError
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("image_uri", pa.string()),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("error", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+    ]
+)
+
+
+def default_shard_rows(rows: int) -> int:
+    """Rows of a shard: about 64 shards, so that the workers end together, between 8 and 256 rows each."""
+    return max(8, min(256, -(-rows // 64)))
+
+
+def shard_name(index: int) -> str:
+    return f"part-{index:05d}"
+
+
+def write_manifest(folder: str, samples: pa.Table, rows_per_shard: int) -> int:
+    """Writes the sample table with one row group for each shard; returns the number of shards."""
+    buffer = io.BytesIO()
+    starts = range(0, samples.num_rows, rows_per_shard)
+    with pq.ParquetWriter(buffer, samples.schema, compression="zstd") as writer:
+        for start in starts:
+            writer.write_table(samples.slice(start, rows_per_shard), row_group_size=rows_per_shard)
+    storage.write_bytes(storage.join(folder, "_manifest.parquet"), buffer.getvalue())
+    return len(starts)
+
+
+class Manifest:
+    """Rows of a shard, read from the manifest when they are needed."""
+
+    def __init__(self, folder: str) -> None:
+        self.path = storage.join(folder, "_manifest.parquet")
+        if storage.is_remote(self.path):  # one small download instead of several range requests a shard
+            self._file = pq.ParquetFile(pa.BufferReader(storage.read_bytes(self.path)))
+        else:
+            self._file = pq.ParquetFile(storage.absolute(self.path), memory_map=True)
+
+    def shard_sizes(self) -> list[int]:
+        metadata = self._file.metadata
+        return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+
+    def rows(self, shard: int) -> list[dict[str, Any]]:
+        columns = ["sample_id", "image_uri", "captions"]
+        return self._file.read_row_group(shard, columns=columns, use_threads=False).to_pylist()
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One finished shard: its counts, the digests of its files, and what it took.
+
+    `good + quarantined == rows`, always.
+    """
+
+    shard: int
+    job_digest: str
+    rows: int
+    good: int
+    quarantined: int
+    by_reason: dict[str, int]
+    sha256: str
+    bytes: int
+    quarantine_sha256: str | None
+    seconds: float
+    stage_seconds: dict[str, float]
+    worker: str
+    attempt: int
+
+    def __post_init__(self) -> None:
+        if self.good + self.quarantined != self.rows or sum(self.by_reason.values()) != self.quarantined:
+            raise ValueError(f"the books of {shard_name(self.shard)} do not close: {self}")
+
+
+def write_commit(folder: str, commit: Commit) -> None:
+    storage.write_json(storage.join(folder, "_commits", f"{shard_name(commit.shard)}.json"), asdict(commit))
+
+
+def read_commits(folder: str, job_digest: str) -> dict[int, Commit]:
+    """All commits of the folder whose data file is there. A commit of another job is an error, not a shard that is done."""
+    names = storage.list_names(storage.join(folder, "_commits"))
+    present = set(storage.list_names(folder))
+    paths = [storage.join(folder, "_commits", name) for name in names if name.endswith(".json")]
+    with ThreadPoolExecutor(16) as pool:  # object stores answer slowly, but many at once
+        records = list(pool.map(storage.read_json, paths))
+    commits = {}
+    for path, record in zip(paths, records, strict=True):
+        try:
+            commit = Commit(**record)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"is not a commit record ({error})", path=path, remedy="Remove it.") from error
+        if commit.job_digest != job_digest:
+            raise InputError(
+                f"belongs to another job ({commit.job_digest}, not {job_digest})",
+                path=path,
+                remedy="Use a fresh output folder.",
+            )
+        if f"{shard_name(commit.shard)}.parquet" in present:
+            commits[commit.shard] = commit
+    return commits
+
+
+@dataclass
+class Attempt:
+    """How often a shard was begun in this run, and what is suspected of killing its worker.
+
+    Attributes:
+        count: times begun.
+        blamed: rows that were under way, alone, when a worker died.
+        suspect: the row under way alone, None outside of probing.
+        probed: whether every row that is not blamed ran alone and lived.
+    """
+
+    count: int = 0
+    blamed: list[int] = field(default_factory=list)
+    suspect: int | None = None
+    probed: bool = False
+
+
+class Attempts:
+    """Attempt notes of one run. They are of use only while that run lives: a killed driver blames no row."""
+
+    def __init__(self, folder: str, run_id: str) -> None:
+        self.folder = storage.join(folder, "_attempts", run_id)
+
+    def begin(self, shard: int) -> Attempt:
+        path = self._path(shard)
+        attempt = Attempt(**storage.read_json(path)) if storage.exists(path) else Attempt()
+        attempt.count += 1
+        if attempt.suspect is not None:
+            attempt.blamed.append(attempt.suspect)
+            attempt.suspect = None
+        self.note(shard, attempt)
+        return attempt
+
+    def note(self, shard: int, attempt: Attempt) -> None:
+        # A note has to outlive its process, not the machine: no fsync, which would cost more than the note.
+        storage.write_json(self._path(shard), asdict(attempt), durable=False)
+
+    def end(self, shard: int) -> None:
+        storage.remove(self._path(shard))
+
+    def _path(self, shard: int) -> str:
+        return storage.join(self.folder, f"{shard_name(shard)}.json")
+
+
+def remove_attempts(folder: str) -> None:
+    """Removes the notes of all runs."""
+    storage.remove_tree(storage.join(folder, "_attempts"))

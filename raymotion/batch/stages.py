@@ -1,0 +1,118 @@
+"""Stages: the parts that one worker runs a sample through, one after the other.
+
+A stage is a plain class: `setup()` once in the worker's process, `process(items)` for each batch. It runs, and is tested,
+without Ray. It notes on an item why that item failed, and raises only what is not one row's fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from raymotion.data.images import ImageError, decode_rgb, fetch
+from raymotion.models.regions import Regions
+
+MESSAGE_LIMIT = 500  # characters; messages go into files row by row
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a row ends in quarantine: where, a short code that is counted, the error's class, and its message."""
+
+    stage: str
+    reason: str
+    error: str
+    message: str
+
+    @classmethod
+    def of(cls, stage: str, error: Exception) -> Failure:
+        reason = error.reason if isinstance(error, ImageError) else "stage_error"
+        text = str(error).strip() or type(error).__name__
+        return cls(stage, reason, type(error).__name__, text[:MESSAGE_LIMIT])
+
+
+@dataclass
+class Item:
+    """One sample on its way through the stages.
+
+    Attributes:
+        row: its row of the sample table.
+        failure: set once by the stage where it failed; later stages leave it alone.
+        pixels: uint8 (height, width, 3) between decoding and the last stage that looks.
+        regions: regions of this one picture.
+        output: values for the job's output columns.
+    """
+
+    row: dict[str, Any]
+    failure: Failure | None = None
+    pixels: np.ndarray | None = None
+    regions: Regions | None = None
+    output: dict[str, Any] = field(default_factory=dict)
+
+
+class Stage(Protocol):
+    """What a worker runs; instances are sent to it by pickle before `setup`, so they hold settings only."""
+
+    name: str
+
+    def setup(self, threads: int, device: str) -> None:
+        """Loads what is needed, once in each worker."""
+
+    def process(self, items: Sequence[Item]) -> None:
+        """Fills in, or fails, items none of which has failed before."""
+
+
+class DecodeImages:
+    """Fetches and decodes the picture of each item.
+
+    Args:
+        min_side: the model's own resolution; larger JPEGs may be decoded at a fraction of their size.
+        required: whether an item without an address fails (else it passes without pixels, and the model masks it).
+    """
+
+    name = "decode"
+
+    def __init__(self, min_side: int | None = None, *, required: bool = False) -> None:
+        self.min_side, self.required = min_side, required
+
+    def setup(self, threads: int, device: str) -> None:
+        pass
+
+    def process(self, items: Sequence[Item]) -> None:
+        for item in items:
+            uri = item.row["image_uri"]
+            if uri is None:
+                if self.required:
+                    item.failure = Failure(self.name, "no_image", "NoImage", "the sample has no image_uri")
+                continue
+            try:
+                item.pixels = decode_rgb(fetch(uri), min_side=self.min_side)
+            except ImageError as error:
+                item.failure = Failure.of(self.name, error)
+
+
+class ExtractRegions:
+    """Region features of each item that has pixels, which are dropped then."""
+
+    name = "regions"
+
+    def __init__(self, extractor: str, weights: str, count: int, precision: str) -> None:
+        self.settings = (extractor, weights, count)
+        self.precision = precision
+
+    def setup(self, threads: int, device: str) -> None:
+        from raymotion.models.regions import RegionExtractor
+
+        self.extractor = RegionExtractor(*self.settings, device=device, precision=self.precision)
+        self.extractor([np.zeros((64, 64, 3), np.uint8)])  # the first call is slow: part of getting ready
+
+    def process(self, items: Sequence[Item]) -> None:
+        seen = [item for item in items if item.pixels is not None]
+        if not seen:
+            return
+        pictures = [item.pixels for item in seen if item.pixels is not None]
+        for item, regions in zip(seen, self.extractor(pictures), strict=True):
+            item.regions, item.pixels = regions, None
