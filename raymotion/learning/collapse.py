@@ -1,0 +1,196 @@
+"""Whether pseudo-labels say anything about the images.
+
+The labels of one public system gave "calm" to 99.98 % of COCO's 118,287 training images and "bored" to 99.95 %, and
+nobody saw it. The bounds below are set to catch such labels and to let pass what a skewed vocabulary does by itself: a
+teacher of Socratis, where two thirds of the images are happy, may well put "happy" among the four highest of almost
+every image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from raymotion.learning.metrics import Evaluation
+
+MIN_IMAGES = 20
+# From here on, few distinct label sets are no accident of a small collection.
+MIN_IMAGES_FOR_SETS = 100
+
+CLASS_SHARE = 0.95
+SET_SHARE = 0.90
+# exp(entropy) of the label sets: 3 and fewer is "one of two or three answers".
+EFFECTIVE_SETS = 3.0
+# Standard deviation of a class's probability over images, relative to sqrt(mean (1 - mean)), the largest it can be. A
+# teacher that explains 1 % of the variance reaches 0.1; dropout noise or float error stays far below the bound.
+RELATIVE_SPREAD = 0.03
+ENTROPY_SHIFT = 0.01
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """The finding.
+
+    Attributes:
+        collapsed: labels nearly constant, or no better than the prior.
+        reasons: one sentence each; empty if not collapsed.
+        notes: what could not be checked, and why.
+    """
+
+    collapsed: bool
+    reasons: list[str]
+    notes: list[str] = field(default_factory=list)
+
+
+def check_collapse(
+    probabilities: np.ndarray,
+    mask: np.ndarray,
+    labels: Sequence[str],
+    *,
+    prior: np.ndarray | Sequence[float] | None = None,
+    evaluation: Evaluation | None = None,
+    selected: np.ndarray | None = None,
+) -> Collapse:
+    """Looks for labels that are nearly constant, and for a teacher that is no better than its prior.
+
+    Args:
+        probabilities: (n, L) in [0, 1].
+        mask: (n, L) bool, the chosen labels.
+        labels: the L names.
+        prior: (L,) class rates of the training split. A class that is frequent there may be frequent here.
+        evaluation: the teacher's, on validation.
+        selected: (n,) bool; the label sets of other images are not looked at. Their probabilities are.
+    """
+    rates = None if prior is None else np.asarray(prior, dtype=np.float64)
+    reasons: list[str] = []
+    notes: list[str] = []
+    if len(probabilities) < MIN_IMAGES:
+        notes.append(f"{len(probabilities)} images are too few to tell whether the labels vary.")
+    else:
+        reasons += _constant_probabilities(np.asarray(probabilities), rates)
+        chosen = np.asarray(mask, dtype=bool) if selected is None else np.asarray(mask, dtype=bool)[selected]
+        if len(chosen) >= MIN_IMAGES:
+            reasons += _constant_labels(chosen, labels, rates)
+        else:
+            notes.append(f"{len(chosen)} selected images are too few to tell whether their label sets vary.")
+    if evaluation is None:
+        notes.append("The teacher has no validation metrics: whether it beats the baselines is not known.")
+    else:
+        reasons += _no_better(evaluation)
+    return Collapse(bool(reasons), reasons, notes)
+
+
+def label_sets(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct rows of an (n, L) bool mask, most frequent first, and how often each occurs."""
+    if len(mask) == 0:
+        return np.zeros((0, mask.shape[1]), dtype=bool), np.zeros(0, dtype=np.int64)
+    packed = np.packbits(mask, axis=1)
+    _, first, counts = np.unique(packed, axis=0, return_index=True, return_counts=True)
+    order = np.lexsort((first, -counts))
+    return mask[first[order]], counts[order]
+
+
+def binary_entropy(probabilities: np.ndarray) -> np.ndarray:
+    """Mean over the labels of the entropy of each yes-or-no answer, in bits (0 to 1): shape (n,) from (n, L)."""
+    # In float32, 1 - 1e-12 is 1, whose logarithm is taken below: clip in float64.
+    p = np.clip(np.asarray(probabilities, dtype=np.float64), 1e-12, 1 - 1e-12)
+    return np.asarray(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)).mean(axis=-1))
+
+
+def _percent(share: float) -> str:
+    """92.5 %, 99.98 %: close to the ends with two decimals, and never rounded to a 0 or 100 that it is not."""
+    if share in (0.0, 1.0):
+        return f"{100 * share:.0f} %"
+    if 0.01 <= share <= 0.99:
+        return f"{100 * share:.1f}".removesuffix(".0") + " %"
+    return f"{min(max(100 * share, 0.01), 99.99):.2f} %"
+
+
+def _constant_labels(mask: np.ndarray, labels: Sequence[str], prior: np.ndarray | None) -> list[str]:
+    n, width = mask.shape
+    reasons = []
+    shares = mask.mean(axis=0)
+    explained = _explained(float(mask.sum(axis=1).mean()), width, prior)
+    constant = [j for j in np.argsort(-shares).tolist() if shares[j] > CLASS_SHARE and not explained[j]]
+    if constant:
+        named = [f"{labels[j]!r} ({_percent(shares[j])})" for j in constant[:3]]
+        more = f" and {len(constant) - 3} more" if len(constant) > 3 else ""
+        why = (
+            "and no training prior is recorded that would explain it"
+            if prior is None
+            else "where in training they were on " + ", ".join(_percent(prior[j]) for j in constant[:3])
+        )
+        reasons.append(f"Nearly every image carries {', '.join(named)}{more}, {why}.")
+
+    sets, counts = label_sets(mask)
+    size = int(sets[0].sum())
+    names = ", ".join(labels[j] for j in np.flatnonzero(sets[0])) or "no label at all"
+    share = counts[0] / n
+    alone = size == 1 and prior is not None and prior[int(np.argmax(sets[0]))] >= share - 0.1
+    if share > SET_SHARE and not alone:
+        reasons.append(f"{_percent(share)} of the images have the same label set: {names}.")
+    elif n >= MIN_IMAGES_FOR_SETS and math.comb(width, max(1, round(mask.sum() / n))) >= 50:
+        effective = math.exp(-float((counts / n * np.log(counts / n)).sum()))
+        if effective < EFFECTIVE_SETS:
+            covered = _percent(counts[:3].sum() / n)
+            reasons.append(f"Three label sets cover {covered} of {n:,} images: the labels are one of a few answers.")
+    return reasons
+
+
+def _explained(mean_labels: float, width: int, prior: np.ndarray | None) -> np.ndarray:
+    """Classes that a good teacher may well choose for nearly every image: (L,) bool.
+
+    Frequent in training (half of the images), or, where a policy takes the m highest labels, among the m most frequent
+    and not rare (a quarter): the highest labels of an image that says little are those of the prior.
+    """
+    if prior is None:
+        return np.zeros(width, dtype=bool)
+    among = np.zeros(width, dtype=bool)
+    among[np.argsort(-prior, kind="stable")[: round(mean_labels)]] = True
+    return (prior >= 0.5) | (among & (prior >= 0.25))
+
+
+def _constant_probabilities(probabilities: np.ndarray, prior: np.ndarray | None) -> list[str]:
+    reasons = []
+    mean = probabilities.mean(axis=0, dtype=np.float64)
+    spread = np.sqrt(np.maximum((probabilities.astype(np.float64) ** 2).mean(axis=0) - mean**2, 0.0))
+    largest = np.sqrt(mean * (1 - mean))
+    relative = np.divide(spread, largest, out=np.zeros_like(spread), where=largest > 1e-9)
+    if relative.mean() < RELATIVE_SPREAD:
+        reasons.append(
+            "The probabilities hardly differ from image to image: their standard deviation within a class is "
+            f"{spread.mean():.2g} on average."
+        )
+    if prior is not None:
+        entropy, expected = binary_entropy(probabilities), float(binary_entropy(prior[None])[0])
+        shift = float(np.quantile(np.abs(entropy - expected), 0.95))
+        if shift < ENTROPY_SHIFT * expected:
+            reasons.append(
+                "Every image's prediction is as uncertain as the training prior: the teacher repeats the prior."
+            )
+    return reasons
+
+
+def _no_better(evaluation: Evaluation) -> list[str]:
+    reasons = []
+    bce = evaluation.metrics.get("bce")
+    if bce is not None and bce.value is not None and bce.prior is not None:
+        if bce.value >= bce.prior:
+            reasons.append(
+                f"The teacher is no better than its prior: validation BCE {bce.value:.4f}, class prior {bce.prior:.4f}."
+            )
+        elif bce.prior_gain is not None and bce.prior_gain[0] <= 0:
+            reasons.append(
+                f"The teacher is not clearly better than its prior: validation BCE {bce.value:.4f}, class prior "
+                f"{bce.prior:.4f}, and on {bce.samples:,} samples the difference may be chance."
+            )
+    top = evaluation.metrics.get("top_1")
+    if top is not None and top.value is not None and top.constant is not None and top.value <= top.constant:
+        reasons.append(
+            f"The teacher's first label is right no more often than one fixed answer: top-1 {top.value:.3f}, "
+            f"constant {top.constant:.3f}."
+        )
+    return reasons

@@ -1,0 +1,160 @@
+"""From probabilities to chosen labels, and to the images that a student is trained on.
+
+Each policy turns probabilities of shape (n, L) into a boolean mask of the same shape. All but `top_per_class` decide
+row by row, so that a job can apply them shard by shard; that one ranks the images of each class over the whole set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from raymotion.config import Settings
+from raymotion.errors import InputError
+
+# Threshold of a class that validation shows no positive of: above any probability, so that it is never chosen.
+NEVER = 2.0
+
+
+def top_per_image(probabilities: np.ndarray, count: int) -> np.ndarray:
+    """The `count` highest labels of each image, (n, L) bool; ties go to the earlier label.
+
+    The public system's policy, with 4, about the mean number of labels of a Socratis image.
+    """
+    p = _matrix(probabilities)
+    mask = np.zeros(p.shape, dtype=bool)
+    order = np.argsort(-p, axis=1, kind="stable")[:, : max(count, 0)]
+    np.put_along_axis(mask, order, True, axis=1)
+    return mask
+
+
+def threshold(probabilities: np.ndarray, value: float) -> np.ndarray:
+    """Every label with a probability of at least `value`, (n, L) bool."""
+    return np.asarray(_matrix(probabilities) >= value)
+
+
+def class_thresholds(probabilities: np.ndarray, thresholds: np.ndarray | Sequence[float]) -> np.ndarray:
+    """Every label with at least the probability of its own threshold, of shape (L,): (n, L) bool."""
+    p, limits = _matrix(probabilities), np.asarray(thresholds, dtype=np.float64)
+    if limits.shape != (p.shape[1],):
+        raise InputError(f"{limits.size} thresholds do not fit {p.shape[1]} labels")
+    return np.asarray(p >= limits)
+
+
+def fit_class_thresholds(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """The threshold of each class, (L,), that maximises its F1 on a validation split.
+
+    Exact: every score that occurs is tried. Among equally good ones the highest wins (fewest labels). A class without a
+    positive gets `NEVER`, which no probability reaches.
+
+    Args:
+        targets: (n, L) of 0 and 1.
+        probabilities: (n, L) in [0, 1].
+    """
+    p, truth = _matrix(probabilities), np.asarray(targets) > 0
+    if truth.shape != p.shape:
+        raise InputError(f"targets of shape {truth.shape} do not fit probabilities of shape {p.shape}")
+    if len(p) == 0:
+        raise InputError("no validation samples to fit thresholds on")
+    order = np.argsort(-p, axis=0, kind="stable")
+    scores = np.take_along_axis(p, order, axis=0)
+    hits = np.cumsum(np.take_along_axis(truth, order, axis=0), axis=0)
+    positives = truth.sum(axis=0)
+    chosen = np.arange(1, len(p) + 1)[:, None]
+    f1 = 2.0 * hits / (chosen + positives)
+    # A cut inside a run of equal scores is none that a threshold can make.
+    f1[:-1][scores[1:] == scores[:-1]] = -1.0
+    best = np.argmax(f1, axis=0)
+    found = np.take_along_axis(scores, best[None], axis=0)[0].astype(np.float64)
+    return np.where(positives > 0, found, NEVER)
+
+
+def top_per_class(probabilities: np.ndarray, count: int, minimum: float = 0.0) -> np.ndarray:
+    """For each class its `count` highest images of the whole set, (n, L) bool (Yalniz et al. 2019, top K per class).
+
+    An image may be among the highest of several classes, or of none. Images below `minimum` are not chosen even if
+    fewer than `count` are left. Ties go to the earlier row.
+    """
+    p = _matrix(probabilities)
+    mask = np.zeros(p.shape, dtype=bool)
+    for j in range(p.shape[1]):
+        mask[np.argsort(-p[:, j], kind="stable")[: max(count, 0)], j] = True
+    return mask & (p >= minimum)
+
+
+def sample_rows(sample_ids: Sequence[str], fraction: float, seed: int = 0) -> np.ndarray:
+    """Which rows belong to a sample of about `fraction` of them, (n,) bool.
+
+    Decided for each id by its hash: neither the order of the rows, nor shards, nor other rows change it, and the sample
+    of a smaller fraction lies within that of a larger one.
+    """
+    if fraction >= 1.0:
+        return np.ones(len(sample_ids), dtype=bool)
+    limit = max(0, int(fraction * 2**64))
+    key = seed.to_bytes(16, "big", signed=True)
+    drawn = (hashlib.blake2b(i.encode(), digest_size=8, key=key).digest() for i in sample_ids)
+    return np.fromiter((int.from_bytes(d, "big") < limit for d in drawn), dtype=bool, count=len(sample_ids))
+
+
+class SelectionPolicy(Settings):
+    """How labels and images are chosen.
+
+    `count` is the P labels of `top-per-image` or the K images of `top-per-class`; `minimum` is a floor for the latter.
+    """
+
+    policy: Literal["top-per-image", "threshold", "class-thresholds", "top-per-class"] = "top-per-image"
+    count: int = Field(default=4, ge=1)
+    threshold: float = Field(default=0.5, ge=0.0, le=1.0)
+    minimum: float = Field(default=0.0, ge=0.0, le=1.0)
+    sample_fraction: float = Field(default=1.0, gt=0.0, le=1.0)
+    seed: int = 0
+
+    @property
+    def is_global(self) -> bool:
+        """Whether a choice needs the whole set, and not one row."""
+        return self.policy == "top-per-class"
+
+    def choose(
+        self,
+        probabilities: np.ndarray,
+        sample_ids: Sequence[str],
+        thresholds: np.ndarray | Sequence[float] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The chosen labels, (n, L) bool, and the selected images, (n,) bool.
+
+        A row outside the sampled fraction is not selected. For `top-per-class` it takes no part in the ranking either,
+        and an image that no class chose is not selected. With the other policies a row keeps its labels, and one to
+        which no label applies is still selected: that nothing applies is a label too.
+
+        Args:
+            thresholds: (L,), for `class-thresholds` only: from `fit_class_thresholds`.
+        """
+        p = _matrix(probabilities)
+        if len(sample_ids) != len(p):
+            raise InputError(f"{len(sample_ids)} sample ids do not fit {len(p)} rows of probabilities")
+        sampled = sample_rows(sample_ids, self.sample_fraction, self.seed)
+        if self.policy == "top-per-image":
+            return top_per_image(p, self.count), sampled
+        if self.policy == "threshold":
+            return threshold(p, self.threshold), sampled
+        if self.policy == "class-thresholds":
+            if thresholds is None:
+                raise InputError(
+                    "the policy class-thresholds needs thresholds, and the teacher brings none",
+                    remedy="Use a teacher that was validated, or another policy.",
+                )
+            return class_thresholds(p, thresholds), sampled
+        mask = np.zeros(p.shape, dtype=bool)
+        mask[sampled] = top_per_class(p[sampled], self.count, self.minimum)
+        return mask, np.asarray(mask.any(axis=1))
+
+
+def _matrix(probabilities: np.ndarray) -> np.ndarray:
+    array = np.asarray(probabilities)
+    if array.ndim != 2:
+        raise InputError(f"probabilities of shape {array.shape} are not images x labels")
+    return array
