@@ -114,7 +114,7 @@ def _constant_labels(mask: np.ndarray, labels: Sequence[str], prior: np.ndarray 
     reasons = []
     shares = mask.mean(axis=0)
     explained = _explained(float(mask.sum(axis=1).mean()), width, prior)
-    constant = [j for j in np.argsort(-shares).tolist() if shares[j] > CLASS_SHARE and not explained[j]]
+    constant = [int(j) for j in np.argsort(-shares) if shares[j] > CLASS_SHARE and not explained[j]]
     if constant:
         named = [f"{labels[j]!r} ({_percent(shares[j])})" for j in constant[:3]]
         more = f" and {len(constant) - 3} more" if len(constant) > 3 else ""
@@ -127,7 +127,7 @@ def _constant_labels(mask: np.ndarray, labels: Sequence[str], prior: np.ndarray 
 
     sets, counts = label_sets(mask)
     size = int(sets[0].sum())
-    names = ", ".join(labels[j] for j in np.flatnonzero(sets[0])) or "no label at all"
+    names = ", ".join(labels[j] for j in np.flatnonzero(sets[0]).tolist()) or "no label at all"
     share = counts[0] / n
     alone = size == 1 and prior is not None and prior[int(np.argmax(sets[0]))] >= share - 0.1
     if share > SET_SHARE and not alone:
@@ -136,7 +136,7 @@ def _constant_labels(mask: np.ndarray, labels: Sequence[str], prior: np.ndarray 
         effective = math.exp(-float((counts / n * np.log(counts / n)).sum()))
         if effective < EFFECTIVE_SETS:
             covered = _percent(counts[:3].sum() / n)
-            reasons.append(f"Three label sets cover {covered} of {n:,} images: the labels are one of a few answers.")
+            reasons.append(f"{min(3, len(sets))} label sets cover {covered} of {n:,} images: the labels are one of a few answers.")
     return reasons
 
 
