@@ -1,0 +1,12 @@
+"""Entry point for a Ray cluster: `ray job submit -- python jobs/train.py RECIPE --out DIR` is `raymotion train` there."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from raymotion.cli.main import raymotion
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAYMOTION_ADDRESS", "auto")
+    raymotion(["train", *sys.argv[1:]])

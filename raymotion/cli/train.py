@@ -1,0 +1,93 @@
+"""`raymotion train`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from raymotion.cli.options import cluster_option
+
+
+@click.command()
+@click.argument("recipe")
+@click.option("--out", required=True, metavar="DIR", help="Folder of the checkpoint; may be an s3:// address.")
+@click.option("--samples", metavar="PARQUET", help="Sample table with labels and splits (data.samples).")
+@click.option("--features", metavar="DIR", help="Region features of the same samples (data.features). Default: captions alone.")
+@click.option("--epochs", type=int, help="Most epochs (optimiser.epochs). Default: the recipe's.")
+@click.option("--seed", type=int, help="Seed of everything random. Default: the recipe's, 0 in those that come along.")
+@click.option("--workers", type=int, help="Workers that train together; 0: this process, without Ray. Default: the recipe's, 1.")
+@click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Override one setting (repeatable).")
+@cluster_option
+def train(
+    recipe: str,
+    out: str,
+    samples: str | None,
+    features: str | None,
+    epochs: int | None,
+    seed: int | None,
+    workers: int | None,
+    assignments: tuple[str, ...],
+    address: str | None,
+) -> None:
+    """Train a model from RECIPE, a YAML file or the name of one that comes with raymotion.
+
+    \b
+    Examples:
+      raymotion train teacher-visualbert-small --samples socratis.parquet --out teacher/
+      raymotion train recipes/teacher-visualbert.yaml --set data.samples=s.parquet \\
+          --features features/ --set optimiser.epochs=30 --out s3://bucket/teacher
+
+    The best epoch is chosen on the validation split; the test split is scored once, at the end. The same command goes on
+    where an interrupted run stopped, and does nothing where it is finished.
+    """
+    from raymotion.train.recipe import load_recipe
+
+    options: dict[str, Any] = {"seed": seed, "workers": workers}
+    for group, name, value in (
+        ("data", "samples", samples), ("data", "features", features), ("optimiser", "epochs", epochs)
+    ):  # fmt: skip
+        if value is not None:
+            options.setdefault(group, {})[name] = value
+    settings = load_recipe(recipe, options=options, assignments=assignments)
+
+    from raymotion.train.fit import fit
+
+    result = fit(settings, out, address=address, progress=_print_epoch)
+    info = result.info
+    if result.already_done:
+        click.echo(f"{out} is finished already, with these settings: nothing to do")
+    elif result.resumed_from:
+        click.echo(f"went on after epoch {result.resumed_from}", err=True)
+    data = info.training["data"]
+    left_out = {name: n for name, n in data["counts"].items() if name != "rows" and n}
+    splits = ", ".join(f"{n} {name}" for name, n in data["splits"].items())
+    click.echo(f"samples: {data['counts']['rows']} ({splits}" + "".join(f", {n} {k}" for k, n in left_out.items()) + ")")
+    click.echo(f"modalities: {', '.join(info.modalities)}; best epoch: {info.training['best_epoch']}")
+    for name, evaluation in (("validation", info.validation), ("test", info.test)):
+        if evaluation:
+            _print_table(name, evaluation)
+    click.echo(f"wrote {info.folder} (fingerprint {info.fingerprint}, {result.seconds:.0f} s)")
+
+
+def _print_epoch(metrics: Mapping[str, Any]) -> None:
+    # A terminal sees the run live; a log file gets the result alone.
+    if sys.stderr.isatty():
+        click.echo(
+            f"epoch {metrics['epoch']:.0f}: train BCE {metrics['train_bce']:.4f}, validation BCE {metrics['val_bce']:.4f}, "
+            f"mAP {metrics['val_macro_ap']:.4f} (best: epoch {metrics['best_epoch']:.0f})",
+            err=True,
+        )
+
+
+def _print_table(split: str, evaluation: Mapping[str, Any]) -> None:
+    from raymotion.models.card import HEADER, metric_rows
+
+    rows = [(f"{split}, n = {evaluation['samples']}", *HEADER[1:]), *metric_rows(evaluation)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
+    click.echo("")
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        click.echo("  ".join(cells))

@@ -1,0 +1,169 @@
+"""Reads the region features that a `raymotion features` job wrote.
+
+The job's Parquet parts are copied once into one memory-mapped array of float16, so that every epoch of every training run
+takes any sample's regions in any order without reading, decompressing or holding the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raymotion import storage
+from raymotion.config import digest_of
+from raymotion.errors import AccessDenied, InputError
+
+METADATA_KEY = b"raymotion.regions"
+ROWS_AT_A_TIME = 256
+
+
+def default_cache() -> str:
+    """The folder for local copies: `$XDG_CACHE_HOME/raymotion`, or `~/.cache/raymotion`."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(base, "raymotion")
+
+
+class RegionFeatures:
+    """Region features by sample id.
+
+    Args:
+        folder: output of a features job, local or an address.
+        cache: local folder for the memory-mapped copy; default `default_cache()`.
+
+    Attributes:
+        extractor: {"name", "weights", "count", "dim"} of what made the features.
+        count, dim: regions per image N, and their size D.
+
+    Raises:
+        InputError: no features job wrote the folder, the job is not complete, or its files do not fit each other.
+    """
+
+    def __init__(self, folder: storage.PathLike, *, cache: str | None = None) -> None:
+        self.folder = storage.absolute(folder)
+        job_path = storage.join(self.folder, "job.json")
+        if not storage.exists(job_path):
+            raise InputError("has no job.json", path=self.folder, remedy="Make it with `raymotion features regions`.")
+        job = storage.read_json(job_path)
+        if not isinstance(job, dict) or job.get("status") != "complete":
+            status = job.get("status", "unknown") if isinstance(job, dict) else "unknown"
+            raise InputError(
+                f"the features job is not complete (status: {status})",
+                path=self.folder,
+                remedy="Run the same `raymotion features` command again: it goes on where it stopped.",
+            )
+        parts = [name for name in storage.list_names(self.folder) if name.startswith("part-")]
+        if not parts:
+            raise InputError("holds no part-*.parquet", path=self.folder)
+        self.extractor, rows = self._survey(parts)
+        self.count, self.dim = int(self.extractor["count"]), int(self.extractor["dim"])
+        # The digest of the job says what was extracted from what; the listing guards against a folder edited by hand.
+        self.digest = digest_of([job.get("digest"), self.extractor, self.folder, rows])
+        self._local = Path(cache or default_cache()) / "regions" / self.digest
+        if not (self._local / "ids.json").exists():
+            self._build(rows)
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, sample_id: object) -> bool:
+        return sample_id in self._rows
+
+    def get(self, sample_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Features (n, N, D) float32 and mask (n, N) bool; an id that has none (its image failed) is masked throughout."""
+        features = np.zeros((len(sample_ids), self.count, self.dim), dtype=np.float32)
+        mask = np.zeros((len(sample_ids), self.count), dtype=bool)
+        for position, sample_id in enumerate(sample_ids):
+            row = self._rows.get(sample_id)
+            if row is not None:
+                features[position] = self._features[row]
+                mask[position] = self._mask[row]
+        return features, mask
+
+    def _survey(self, parts: list[str]) -> tuple[dict[str, Any], list[tuple[str, int]]]:
+        extractor: dict[str, Any] | None = None
+        rows = []
+        for name in parts:
+            path = storage.join(self.folder, name)
+            try:
+                with storage.open_input(path) as file:
+                    parquet = pq.ParquetFile(file)
+                    schema, count = parquet.schema_arrow, parquet.metadata.num_rows
+            except pa.ArrowInvalid as error:
+                raise InputError(f"is not a readable Parquet file ({str(error).splitlines()[0]})", path=path) from error
+            own = _extractor(schema, path)
+            if extractor is not None and own != extractor:
+                raise InputError(f"was made by {own}, the other parts by {extractor}", path=path)
+            extractor = own
+            rows.append((name, count))
+        assert extractor is not None
+        return extractor, rows
+
+    def _build(self, parts: list[tuple[str, int]]) -> None:
+        """Copies all parts into the cache: into a folder of its own, then renamed, so that two processes do not clash."""
+        total = sum(rows for _, rows in parts)
+        temporary = self._local.with_name(f".{self._local.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            temporary.mkdir(parents=True)
+        except PermissionError as error:
+            raise AccessDenied("may not write the cache", path=temporary, remedy="Set XDG_CACHE_HOME.") from error
+        try:
+            shape = (total, self.count, self.dim)
+            features = np.lib.format.open_memmap(temporary / "features.npy", mode="w+", dtype=np.float16, shape=shape)
+            mask = np.zeros((total, self.count), dtype=bool)
+            ids: list[str] = []
+            for name, _ in parts:
+                with storage.open_input(storage.join(self.folder, name)) as file:
+                    parquet = pq.ParquetFile(file)
+                    for batch in parquet.iter_batches(ROWS_AT_A_TIME, columns=["sample_id", "features", "mask"]):
+                        here = slice(len(ids), len(ids) + batch.num_rows)
+                        features[here] = _matrix(batch.column("features")).reshape(-1, self.count, self.dim)
+                        mask[here] = _matrix(batch.column("mask"))
+                        ids.extend(batch.column("sample_id").to_pylist())
+            if len(set(ids)) != len(ids):
+                raise InputError("a sample_id stands twice", path=self.folder)
+            features.flush()
+            np.save(temporary / "mask.npy", mask)
+            (temporary / "ids.json").write_text(json.dumps(ids))
+            try:
+                temporary.rename(self._local)
+            except OSError:
+                if not (self._local / "ids.json").exists():  # else another process was faster
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _open(self) -> None:
+        self._rows = {sample_id: row for row, sample_id in enumerate(json.loads((self._local / "ids.json").read_text()))}
+        self._mask = np.load(self._local / "mask.npy", allow_pickle=False)
+        self._features = np.load(self._local / "features.npy", mmap_mode="r", allow_pickle=False)
+
+
+def _extractor(schema: pa.Schema, path: str) -> dict[str, Any]:
+    raw = (schema.metadata or {}).get(METADATA_KEY)
+    if raw is None:
+        raise InputError("does not say which extractor made it", path=path, remedy="Make it with `raymotion features`.")
+    extractor = json.loads(raw)
+    size = int(extractor["count"]) * int(extractor["dim"])
+    for name, wanted in (("features", size), ("mask", int(extractor["count"]))):
+        if name not in schema.names:
+            raise InputError(f"has no column {name}", path=path)
+        kind = schema.field(name).type
+        if not pa.types.is_fixed_size_list(kind) or kind.list_size != wanted:
+            raise InputError(f"column {name} is {kind}, not a list of {wanted}", path=path)
+    return dict(extractor)
+
+
+def _matrix(column: pa.FixedSizeListArray) -> np.ndarray:
+    """Rows of a fixed-size-list column as a matrix, without a detour over Python objects."""
+    width = column.type.list_size
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)

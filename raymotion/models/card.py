@@ -1,0 +1,84 @@
+"""The model card of a checkpoint, and the table of a model's metrics beside their baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+TITLES = {
+    "bce": "BCE (lower is better)",
+    "micro_ap": "micro AP",
+    "macro_ap": "mAP (macro AP)",
+    "top_1": "top-1 accuracy",
+    "top_2": "top-2 accuracy",
+    "top_3": "top-3 accuracy",
+    "recall_at_3": "recall@3",
+    "recall_at_3_public": "recall@3 as the public system counts it",
+}
+HEADER = ("metric", "teacher", "95 % interval", "class prior", "constant", "against both")
+
+
+def metric_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """One row for each metric of an `Evaluation.to_dict()`, in the columns of `HEADER`."""
+    from raymotion.learning.metrics import Evaluation
+
+    rows = []
+    for name, metric in Evaluation.from_dict(evaluation).metrics.items():
+        interval = "-" if metric.low is None else f"{_number(metric.low)} - {_number(metric.high)}"
+        rows.append(
+            (TITLES.get(name, name), _number(metric.value), interval, _number(metric.prior), _number(metric.constant),
+             metric.verdict)
+        )  # fmt: skip
+    return rows
+
+
+def model_card(config: Mapping[str, Any], training: Mapping[str, Any], *, parameters: int) -> str:
+    """Markdown from the contents of config.json and training.json."""
+    modalities = config["modalities"]
+    vocabulary, extractor = config["vocabulary"], config["extractor"]
+    read = {
+        ("text",): "captions alone; it never saw an image, and labels from captions alone",
+        ("regions",): "region features alone; it never saw a caption",
+    }.get(tuple(modalities), "captions and region features; either may be missing")
+    lines = [
+        "# Emotion teacher",
+        "",
+        f"A VisualBERT with a multi-label head, {parameters:,} parameters, trained with raymotion {training['raymotion']}.",
+        "",
+        f"- Emotions: {vocabulary['name']}, {len(vocabulary['labels'])} labels, fingerprint {vocabulary['fingerprint']}.",
+        f"- Reads {read}.",
+    ]
+    if extractor:
+        lines.append(
+            f"- Region features: {extractor['name']}, weights {extractor['weights']}, {extractor['count']} regions of "
+            f"{extractor['dim']} numbers. Features of another extractor mean something else."
+        )
+    data = training.get("data") or {}
+    if data:
+        splits = ", ".join(f"{count:,} {name}" for name, count in (data.get("splits") or {}).items())
+        lines.append(f"- Data: {data.get('name', 'unnamed')} ({splits}), fingerprint {data.get('fingerprint')}.")
+    if "seed" in training:
+        lines.append(f"- Seed {training['seed']}; best epoch {training.get('best_epoch')}, chosen on validation.")
+    for name, explanation in (
+        ("validation", "The epoch and the thresholds were chosen on these samples: the figures are optimistic."),
+        ("test", "Scored once, after every choice was made."),
+    ):
+        evaluation = training.get(name)
+        if not evaluation:
+            continue
+        lines += ["", f"## {name.capitalize()}: {evaluation['samples']:,} samples", "", explanation, ""]
+        lines += [f"| {' | '.join(HEADER)} |", f"|{'---|' * len(HEADER)}"]
+        lines += [f"| {' | '.join(row)} |" for row in metric_rows(evaluation)]
+    lines += [
+        "",
+        "`class prior` answers with the training split's class rates for every image, `constant` with the evaluated split's",
+        "own; neither looks at anything. `against both` is `better` only if the whole interval of the paired difference is.",
+        "",
+        "The labels say what emotions annotators reported for pictures like these. They say nothing about the feelings of the",
+        "people shown, and should not be used to judge any person.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,375 @@
+"""Checkpoints: a folder that opens on any machine, without pickle.
+
+    model.safetensors   the weights
+    config.json         architecture, shape, vocabulary, modalities, extractor: what is needed to use the model
+    vocabulary.json     the labels in order, for people and other programs
+    tokenizer.json      the whole tokenizer
+    training.json       where it comes from: settings, seed, data, history, class rates, thresholds, metrics
+    README.md           the model card, written from training.json
+
+`read_checkpoint_info` reads all but the weights and does not import torch; `load_teacher` gives the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import raymotion
+from raymotion import storage
+from raymotion.errors import InputError
+from raymotion.models.card import model_card
+from raymotion.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from raymotion.models.visualbert import VisualBertTeacher
+
+ARCHITECTURE = "visualbert-teacher"
+FORMAT = 1
+WEIGHTS, CONFIG, VOCABULARY, TOKENIZER, TRAINING, CARD = (
+    "model.safetensors", "config.json", "vocabulary.json", "tokenizer.json", "training.json", "README.md",
+)  # fmt: skip
+# What decides the predictions. The record of the training (times, versions) does not.
+FINGERPRINTED = (WEIGHTS, CONFIG, TOKENIZER)
+MODALITIES = ("text", "regions")
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """All that is known of a checkpoint without opening its weights.
+
+    Attributes:
+        config: the `TeacherConfig` as a mapping.
+        modalities: what it was trained on, a subset of ("text", "regions"). It predicts from these alone.
+        extractor: {"name", "weights", "count", "dim"} of the region features it was trained on, or None.
+        prior: class rates of its training split, (L,), or None.
+        thresholds: per-class thresholds fitted on validation, (L,), or None.
+        validation, test: `Evaluation.to_dict()`, or None.
+        fingerprint: 16 hex digits over weights, config and tokenizer.
+        training: the whole of training.json.
+    """
+
+    folder: str
+    architecture: str
+    config: dict[str, Any]
+    vocabulary: Vocabulary
+    modalities: tuple[str, ...]
+    extractor: dict[str, Any] | None
+    prior: tuple[float, ...] | None
+    thresholds: tuple[float, ...] | None
+    validation: dict[str, Any] | None
+    test: dict[str, Any] | None
+    fingerprint: str
+    training: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a job's record says of its teacher."""
+        return {
+            "path": self.folder,
+            "fingerprint": self.fingerprint,
+            "architecture": self.architecture,
+            "modalities": list(self.modalities),
+            "extractor": self.extractor,
+            "prior": None if self.prior is None else list(self.prior),
+            "validation": self.validation,
+        }
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A model with all that belongs to it."""
+
+    model: VisualBertTeacher
+    tokenizer: PreTrainedTokenizerFast
+    vocabulary: Vocabulary
+    info: CheckpointInfo
+
+    @property
+    def uses_regions(self) -> bool:
+        return "regions" in self.info.modalities
+
+    def usable(self, captions: Sequence[Sequence[str]], region_mask: np.ndarray | None = None) -> np.ndarray:
+        """Which samples hold anything that this teacher was trained to read, bool (n,)."""
+        from raymotion.models import visualbert
+
+        own_captions, own_mask = self._own(captions, region_mask)
+        return visualbert.usable(own_captions, own_mask)
+
+    def predict(
+        self,
+        captions: Sequence[Sequence[str]],
+        regions: np.ndarray | None = None,
+        region_mask: np.ndarray | None = None,
+        *,
+        batch_size: int = 32,
+    ) -> np.ndarray:
+        """Probabilities (n, L) float32 in vocabulary order; see `visualbert.predict`.
+
+        A modality that the teacher was not trained on is masked: its weights for it are as they were drawn.
+        """
+        from raymotion.models import visualbert
+
+        if regions is not None and self.uses_regions and regions.shape[-1] != self.model.config.visual_dim:
+            raise InputError(
+                f"the teacher reads regions of {self.model.config.visual_dim} numbers, these have {regions.shape[-1]}",
+                path=self.info.folder,
+                remedy=f"Use the extractor it was trained with: {self.info.extractor}.",
+            )
+        if region_mask is None and regions is not None:
+            region_mask = np.ones(regions.shape[:2], dtype=bool)
+        own_captions, own_mask = self._own(captions, region_mask)
+        return visualbert.predict(
+            self.model,
+            self.tokenizer,
+            own_captions,
+            regions if own_mask is not None else None,
+            own_mask,
+            batch_size=batch_size,
+        )
+
+    def _own(
+        self, captions: Sequence[Sequence[str]], region_mask: np.ndarray | None
+    ) -> tuple[Sequence[Sequence[str]], np.ndarray | None]:
+        if "text" not in self.info.modalities:
+            captions = [[] for _ in captions]
+        return captions, region_mask if self.uses_regions else None
+
+
+def save_checkpoint(
+    folder: storage.PathLike,
+    model: VisualBertTeacher,
+    tokenizer: PreTrainedTokenizerFast,
+    vocabulary: Vocabulary,
+    *,
+    modalities: Sequence[str],
+    extractor: Mapping[str, Any] | None,
+    training: Mapping[str, Any],
+) -> CheckpointInfo:
+    """Writes the checkpoint, whole or not at all, in place of one that is there.
+
+    Raises:
+        InputError: the folder holds something else than a checkpoint.
+    """
+    from safetensors.torch import save
+
+    from raymotion.models.tokenizer import tokenizer_json
+
+    if not modalities or set(modalities) - set(MODALITIES):
+        raise ValueError(f"modalities {list(modalities)} are not one or both of {MODALITIES}")
+    config = {
+        "format": FORMAT,
+        "architecture": ARCHITECTURE,
+        "model": model.config.model_dump(mode="json"),
+        "vocabulary": vocabulary.to_dict(),
+        "modalities": list(modalities),
+        "extractor": None if extractor is None else dict(extractor),
+    }
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    record = {**training, "raymotion": raymotion.__version__}
+    files: dict[str, bytes] = {
+        WEIGHTS: save(weights),
+        VOCABULARY: _json(vocabulary.to_dict()),
+        TOKENIZER: tokenizer_json(tokenizer).encode(),
+        TRAINING: _json(record),
+        CARD: model_card(config, record, parameters=sum(w.numel() for w in weights.values())).encode(),
+        # Last: where there is a config.json, all the rest is there too.
+        CONFIG: _json(config),
+    }
+    target = storage.absolute(folder)
+    if storage.is_remote(target):
+        storage.remove(storage.join(target, CONFIG))
+        for name, data in files.items():
+            storage.write_bytes(storage.join(target, name), data)
+    else:
+        _write_local(target, files)
+    return read_checkpoint_info(target)
+
+
+def _write_local(target: str, files: Mapping[str, bytes]) -> None:
+    if os.path.isdir(target) and os.listdir(target) and not os.path.exists(os.path.join(target, CONFIG)):
+        raise InputError("is not empty, and no checkpoint", path=target, remedy="Name another folder.")
+    temporary = f"{storage.parent(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex[:8]}.tmp"
+    old = f"{temporary}.old"
+    try:
+        for name, data in files.items():
+            storage.write_bytes(storage.join(temporary, name), data)
+        if os.path.isdir(target) and os.listdir(target):
+            os.rename(target, old)
+        os.rename(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if os.path.isdir(old):
+            if os.path.exists(target):
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.rename(old, target)
+
+
+def is_checkpoint(folder: storage.PathLike) -> bool:
+    """Whether a finished checkpoint stands there."""
+    return storage.exists(storage.join(storage.absolute(folder), CONFIG))
+
+
+def read_checkpoint_info(folder: storage.PathLike) -> CheckpointInfo:
+    """What the checkpoint is, without its weights and without torch.
+
+    Raises:
+        InputError: a file is missing or damaged (it is named), or another program's model lies there.
+    """
+    where = storage.absolute(folder)
+    config = _read_config(where)
+    path = storage.join(where, CONFIG)
+    vocabulary = Vocabulary.from_dict(config["vocabulary"], where=path)
+    modalities = config["modalities"]
+    if not isinstance(modalities, list) or not modalities or set(modalities) - set(MODALITIES):
+        raise InputError(f"modalities {modalities} are not of {list(MODALITIES)}", path=path)
+    training = storage.read_json(storage.join(where, TRAINING))
+    if not isinstance(training, dict):
+        raise InputError("holds no mapping", path=storage.join(where, TRAINING))
+    return CheckpointInfo(
+        folder=where,
+        architecture=ARCHITECTURE,
+        config=dict(config["model"]),
+        vocabulary=vocabulary,
+        modalities=tuple(modalities),
+        extractor=config["extractor"],
+        prior=_per_label(training, "prior", vocabulary, where),
+        thresholds=_per_label(training, "thresholds", vocabulary, where),
+        validation=training.get("validation"),
+        test=training.get("test"),
+        fingerprint=_fingerprint(where),
+        training=training,
+    )
+
+
+def load_teacher(folder: storage.PathLike, device: str = "cpu") -> Teacher:
+    """The teacher in `folder` (local or an address), in evaluation mode on `device`.
+
+    Raises:
+        InputError: as `read_checkpoint_info`, and for weights that do not fit the config.
+    """
+    where = storage.absolute(folder)
+    info = read_checkpoint_info(where)
+    if storage.is_remote(where):
+        with tempfile.TemporaryDirectory(prefix="raymotion-") as local:
+            for name in FINGERPRINTED:
+                storage.write_bytes(storage.join(local, name), storage.require(storage.join(where, name)))
+            return _load(local, info, device)
+    return _load(where, info, device)
+
+
+def _load(local: str, info: CheckpointInfo, device: str) -> Teacher:
+    from pydantic import ValidationError
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from raymotion.models.tokenizer import load_tokenizer
+    from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher
+
+    weights_path = storage.join(info.folder, WEIGHTS)
+    try:
+        config = TeacherConfig.model_validate(info.config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(
+            f"model.{'.'.join(str(part) for part in first['loc'])}: {first['msg']}", path=storage.join(info.folder, CONFIG)
+        ) from error
+    tokenizer = load_tokenizer(storage.join(local, TOKENIZER))
+    if len(tokenizer) != config.vocab_size:
+        raise InputError(
+            f"has {len(tokenizer)} pieces, the model reads {config.vocab_size}", path=storage.join(info.folder, TOKENIZER)
+        )
+    try:
+        weights = load_file(storage.join(local, WEIGHTS))
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"is damaged ({str(error).splitlines()[0]})", path=weights_path) from error
+    model = VisualBertTeacher(config, len(info.vocabulary))
+    expected = model.state_dict()
+    for name in sorted(expected.keys() | weights.keys()):
+        if name not in weights or name not in expected:
+            raise InputError(f"{'lacks' if name not in weights else 'has an unknown'} weight {name}", path=weights_path)
+        if weights[name].shape != expected[name].shape:
+            raise InputError(
+                f"weight {name} has shape {tuple(weights[name].shape)}, config.json says {tuple(expected[name].shape)}",
+                path=weights_path,
+            )
+    model.load_state_dict(weights)
+    return Teacher(model.to(device).eval(), tokenizer, info.vocabulary, info)
+
+
+def _read_config(where: str) -> dict[str, Any]:
+    path = storage.join(where, CONFIG)
+    if not storage.exists(path):
+        there = storage.exists(where) or storage.list_names(where)
+        raise InputError(
+            "is not a checkpoint: it has no config.json" if there else "no such checkpoint",
+            path=where,
+            remedy="Train one with `raymotion train`.",
+        )
+    config = storage.read_json(path)
+    if not isinstance(config, dict) or config.get("architecture") != ARCHITECTURE:
+        named = config.get("architecture") or config.get("architectures") if isinstance(config, dict) else None
+        raise InputError(
+            f"is a model of another kind ({named or 'it names no architecture'}), not a {ARCHITECTURE}",
+            path=path,
+            remedy="Give a folder that `raymotion train` wrote; pretrained models go into the recipe as model.init.",
+        )
+    if config.get("format") != FORMAT:
+        raise InputError(f"has format {config.get('format')}, this version reads {FORMAT}", path=path)
+    missing = [name for name in ("model", "vocabulary", "modalities", "extractor") if name not in config]
+    if missing:
+        raise InputError(f"lacks {', '.join(missing)}", path=path)
+    return config
+
+
+def _per_label(
+    training: Mapping[str, Any], name: str, vocabulary: Vocabulary, where: str
+) -> tuple[float, ...] | None:
+    values = training.get(name)
+    if values is None:
+        return None
+    if not isinstance(values, list) or len(values) != len(vocabulary):
+        raise InputError(f"{name} is not a list of {len(vocabulary)} numbers", path=storage.join(where, TRAINING))
+    return tuple(float(value) for value in values)
+
+
+def _fingerprint(where: str) -> str:
+    digest = hashlib.sha256()
+    for name in FINGERPRINTED:
+        path = storage.join(where, name)
+        if name == WEIGHTS:
+            _require_whole(path)
+        digest.update(f"{name}:{storage.sha256_file(path)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _require_whole(path: str) -> None:
+    """A truncated weights file is told from its header, before a job starts on it."""
+    with storage.open_input(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
+        try:
+            entries = json.loads(file.read(length)) if 8 + length <= size else None
+            ends = [e["data_offsets"][1] for n, e in (entries or {}).items() if n != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            entries, ends = None, []
+    if entries is None or 8 + length + max(ends, default=0) != size:
+        raise InputError("is damaged or cut off", path=path, remedy="Copy or train it again.")
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -1,0 +1,227 @@
+"""A sample table as the arrays that the training loop reads.
+
+Captions, ids and targets are small (100,000 captions are some ten MB): the driver makes them once and every worker reads
+them from one file. Region features stay where they are, behind a memory map.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from transformers import PreTrainedTokenizerFast
+
+from raymotion import storage
+from raymotion.config import digest_of
+from raymotion.data.features import RegionFeatures
+from raymotion.data.samples import SPLITS, read_samples, targets, vocabulary_of
+from raymotion.errors import InputError
+from raymotion.models.tokenizer import encode, load_tokenizer, tokenizer_json, train_tokenizer
+from raymotion.train.recipe import TrainRecipe
+from raymotion.vocabulary import Vocabulary
+
+ARRAYS, META, TOKENIZER = "arrays.npz", "data.json", "tokenizer.json"
+
+
+@dataclass
+class TrainingData:
+    """Samples that a teacher can learn from.
+
+    Attributes:
+        sample_ids: n ids.
+        splits: train, val and test -> positions of their samples.
+        pieces, ends: token ids of all captions in a row, and where each caption ends.
+        owners: the sample of each caption; ascending. A sample without one has the empty caption.
+        hard, soft: targets (n, L); `soft` are shares of annotators where the table has them.
+        counts: rows of the table, and why some were left out.
+    """
+
+    sample_ids: list[str]
+    splits: dict[str, np.ndarray]
+    pieces: np.ndarray
+    ends: np.ndarray
+    owners: np.ndarray
+    has_caption: np.ndarray
+    hard: np.ndarray
+    soft: np.ndarray
+    vocabulary: Vocabulary
+    tokenizer: PreTrainedTokenizerFast
+    features_folder: str | None
+    counts: dict[str, int]
+    name: str = ""
+    fingerprint: str = ""
+    features: RegionFeatures | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        starts = np.concatenate(([0], self.ends[:-1])) if len(self.ends) else self.ends
+        self.tokens: list[np.ndarray] = [self.pieces[a:b] for a, b in zip(starts, self.ends, strict=True)]
+        self.first = np.searchsorted(self.owners, np.arange(len(self.sample_ids) + 1))
+        if self.features_folder and self.features is None:
+            self.features = RegionFeatures(self.features_folder)
+
+    @property
+    def modalities(self) -> list[str]:
+        return [
+            *(["text"] if self.has_caption[self.splits["train"]].any() else []),
+            *(["regions"] if self.features is not None else []),
+        ]
+
+    def prior(self, *, soft: bool) -> np.ndarray:
+        """Class rates of the training split, float32 (L,)."""
+        return np.asarray((self.soft if soft else self.hard)[self.splits["train"]].mean(axis=0), dtype=np.float32)
+
+    def captions_of(self, rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+        """All captions of the given samples, and for each the position of its sample within `rows`."""
+        chosen = [(position, i) for position, row in enumerate(rows) for i in range(self.first[row], self.first[row + 1])]
+        return [self.tokens[i] for _, i in chosen], np.array([position for position, _ in chosen], dtype=np.int64)
+
+    def regions_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+        if self.features is None:
+            return None, None
+        return self.features.get([self.sample_ids[row] for row in rows])
+
+    def save(self, folder: str) -> None:
+        """Writes what workers need; `load` reads it."""
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer, pieces=self.pieces, ends=self.ends, owners=self.owners, has_caption=self.has_caption, hard=self.hard,
+            soft=self.soft, **{f"split_{name}": rows for name, rows in self.splits.items()},
+        )  # fmt: skip
+        storage.write_bytes(storage.join(folder, ARRAYS), buffer.getvalue())
+        storage.write_text(storage.join(folder, TOKENIZER), tokenizer_json(self.tokenizer))
+        meta = {
+            "sample_ids": self.sample_ids, "vocabulary": self.vocabulary.to_dict(), "features": self.features_folder,
+            "counts": self.counts, "name": self.name, "fingerprint": self.fingerprint,
+        }  # fmt: skip
+        storage.write_json(storage.join(folder, META), meta)
+
+    @classmethod
+    def load(cls, folder: str) -> TrainingData:
+        meta = storage.read_json(storage.join(folder, META))
+        arrays = np.load(io.BytesIO(storage.require(storage.join(folder, ARRAYS))), allow_pickle=False)
+        return cls(
+            sample_ids=meta["sample_ids"],
+            splits={name: arrays[f"split_{name}"] for name in SPLITS},
+            **{name: arrays[name] for name in ("pieces", "ends", "owners", "has_caption", "hard", "soft")},
+            vocabulary=Vocabulary.from_dict(meta["vocabulary"]),
+            tokenizer=load_tokenizer(storage.join(folder, TOKENIZER)),
+            features_folder=meta["features"],
+            counts=meta["counts"],
+            name=meta["name"],
+            fingerprint=meta["fingerprint"],
+        )
+
+
+def prepare(recipe: TrainRecipe) -> TrainingData:
+    """Reads, checks and tokenises the recipe's sample table.
+
+    Raises:
+        InputError: no labels, no splits, a group in two splits, features of other samples.
+    """
+    path = storage.absolute(recipe.data.samples)
+    table = read_samples(path)
+    vocabulary = vocabulary_of(table, where=path)
+    if vocabulary is None or table.column("labels").null_count == table.num_rows:
+        raise InputError("has no labels to learn from", path=path)
+    _check_splits(table, path)
+    features = RegionFeatures(recipe.data.features) if recipe.data.features else None
+
+    counts = {"rows": table.num_rows}
+    table = table.filter(pc.is_valid(table.column("labels")))
+    counts["without_labels"] = counts["rows"] - table.num_rows
+    with_split = table.filter(pc.is_valid(table.column("split")))
+    counts["without_split"] = table.num_rows - with_split.num_rows
+    table = with_split
+
+    captions = [[text for text in own if text.strip()] for own in table.column("captions").to_pylist()]
+    has_caption = np.array([bool(own) for own in captions])
+    has_regions = np.zeros(len(captions), dtype=bool)
+    if features is not None:
+        has_regions = np.array([sample_id in features for sample_id in table.column("sample_id").to_pylist()])
+        if not has_regions.any():
+            raise InputError(
+                "holds features of none of the samples", path=features.folder, remedy=f"Extract them from {path}."
+            )
+    keep = has_caption | has_regions
+    counts["without_caption_and_image"] = int((~keep).sum())
+    table, has_caption = table.filter(pa.array(keep)), has_caption[keep]
+    captions = [own or [""] for own, kept in zip(captions, keep, strict=True) if kept]
+    split_column = np.array(table.column("split").to_pylist())
+    splits = {name: np.flatnonzero(split_column == name) for name in SPLITS}
+    for name in ("train", "val"):
+        if not len(splits[name]):
+            raise InputError(
+                f"has no sample of the split {name} with labels and a caption{' or features' if features else ''}",
+                path=path,
+                remedy="Split it again: `raymotion data prepare` does.",
+            )
+    tokenizer = _tokenizer(recipe, [text for row in splits["train"] for text in captions[row]])
+    tokens = encode(tokenizer, [text for own in captions for text in own], _max_length(recipe))
+    sample_ids = table.column("sample_id").to_pylist()
+    hard, soft = targets(table, vocabulary), targets(table, vocabulary, soft=True)
+    data = TrainingData(
+        sample_ids=sample_ids,
+        splits=splits,
+        pieces=np.array([piece for sequence in tokens for piece in sequence], dtype=np.int32),
+        ends=np.cumsum([len(sequence) for sequence in tokens]),
+        owners=np.repeat(np.arange(len(captions)), [len(own) for own in captions]),
+        has_caption=has_caption,
+        hard=hard,
+        soft=soft,
+        vocabulary=vocabulary,
+        tokenizer=tokenizer,
+        features_folder=None if features is None else features.folder,
+        counts=counts,
+        name=storage.parent(path) and path.rsplit("/", 1)[-1],
+        features=features,
+    )
+    # Of what is learned, not of the file: the same samples, written by another version of Parquet, are the same data.
+    data.fingerprint = digest_of(
+        [sample_ids, captions, split_column.tolist(), np.round(soft, 6).tolist(), vocabulary.fingerprint,
+         None if features is None else features.digest]
+    )  # fmt: skip
+    return data
+
+
+def _max_length(recipe: TrainRecipe) -> int:
+    from raymotion.models.visualbert import TeacherConfig
+
+    return int(recipe.model.get("max_text_length", TeacherConfig.model_fields["max_text_length"].default))
+
+
+def _tokenizer(recipe: TrainRecipe, captions: Sequence[str]) -> PreTrainedTokenizerFast:
+    if recipe.tokenizer.source != "train":
+        return load_tokenizer(recipe.tokenizer.source)
+    if recipe.init:
+        raise InputError(
+            "a tokenizer trained here does not fit a pretrained model",
+            remedy="Set tokenizer.source to the one that belongs to it, such as google-bert/bert-base-uncased.",
+        )
+    # The training split alone: a word that only test captions have is unknown, as it will be to the labelling job.
+    if not any(text.strip() for text in captions):
+        captions = ["no caption"]  # regions alone: [CLS] [SEP] is all the text there is
+    return train_tokenizer(captions, size=recipe.tokenizer.size)
+
+
+def _check_splits(table: pa.Table, path: Any) -> None:
+    if table.column("split").null_count == table.num_rows:
+        raise InputError(
+            "has no splits", path=path, remedy="Prepare it with splits: `raymotion data prepare ...` without --no-split."
+        )
+    seen: dict[str, str] = {}
+    for row, (group, split) in enumerate(
+        zip(table.column("group_id").to_pylist(), table.column("split").to_pylist(), strict=True)
+    ):
+        if split is not None and seen.setdefault(group, split) != split:
+            raise InputError(
+                f"group {group!r} is in {seen[group]} and in {split}",
+                path=path,
+                row=row,
+                remedy="A model would be tested on images it was trained on: split by group.",
+            )

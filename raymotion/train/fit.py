@@ -1,0 +1,390 @@
+"""One training run from recipe to checkpoint, through Ray Train.
+
+While it runs, its state stands beside the output (`.NAME.run`): the prepared data and the last epoch's checkpoint. The same
+command goes on from there after any crash. The output itself appears at the end, whole, and the state is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import platform
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raymotion import storage
+from raymotion.config import digest_of
+from raymotion.errors import InputError, RaymotionError, RunFailed, SettingsMismatch
+from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info, save_checkpoint
+from raymotion.train.data import META, TrainingData, prepare
+from raymotion.train.recipe import TrainRecipe
+
+Progress = Callable[[Mapping[str, Any]], None]
+SETTINGS, PROGRESS = "settings.json", "progress.json"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run ended with.
+
+    Attributes:
+        info: the checkpoint, with its metrics.
+        already_done: the folder held the finished result of the same settings; nothing was done.
+        resumed_from: epochs that an earlier, interrupted command had finished.
+        counts: rows of the sample table, and why some were left out.
+    """
+
+    info: CheckpointInfo
+    already_done: bool = False
+    resumed_from: int = 0
+    seconds: float = 0.0
+
+
+def fit(
+    recipe: TrainRecipe, out: storage.PathLike, *, address: str | None = None, progress: Progress | None = None
+) -> TrainResult:
+    """Trains `recipe` and writes the checkpoint to `out`, or goes on with a run that was interrupted.
+
+    Args:
+        address: a Ray cluster; None starts Ray on this machine. With `workers: 0` Ray is not used at all.
+        progress: called after each epoch with its metrics.
+
+    Raises:
+        InputError: something in recipe, samples or features can not be used.
+        SettingsMismatch: `out` belongs to a run with other settings or other data.
+        RunFailed: the workers failed more often than `failures` allows; the same command goes on.
+    """
+    started = time.monotonic()
+    target = storage.absolute(out)
+    recipe = _absolute(recipe)
+    data = prepare(recipe)
+    settings = {**recipe.result_settings(), "data_fingerprint": data.fingerprint}
+    if is_checkpoint(target):
+        info = read_checkpoint_info(target)
+        _require_same(info.training.get("settings") or {}, settings, target)
+        return TrainResult(info, already_done=True)
+    _require_free(target)
+    run = run_folder(target)
+    storage.probe_writable(storage.parent(target))
+    if storage.exists(storage.join(run, SETTINGS)):
+        _require_same(storage.read_json(storage.join(run, SETTINGS)), settings, run)
+    else:
+        storage.write_json(storage.join(run, SETTINGS), settings)
+    prepared = storage.join(run, "data")
+    if not storage.exists(storage.join(prepared, META)):
+        data.save(prepared)
+    done = _epochs_done(run)
+    with _followed(run, progress, done):
+        if recipe.workers == 0:
+            folder = _train_here(recipe, data, run)
+            info = _finish(recipe, data, settings, folder, target)
+        else:
+            info = _train_on_ray(recipe, data, run, settings, target, address)
+    _remove_tree(run)
+    return TrainResult(info, resumed_from=done, seconds=time.monotonic() - started)
+
+
+def run_folder(out: storage.PathLike) -> str:
+    """Where the state of the unfinished run of `out` stands: beside it, hidden."""
+    target = storage.absolute(out)
+    return storage.join(storage.parent(target), f".{target.rstrip('/').rsplit('/', 1)[-1]}.run")
+
+
+def _train_here(recipe: TrainRecipe, data: TrainingData, run: str) -> str:
+    """The loop in this process. Two epochs' checkpoints are kept: the new one is complete before the old one goes."""
+    import torch
+
+    from raymotion.train.loop import STATE, Workers, train_teacher
+
+    if storage.is_remote(run):
+        raise InputError("workers: 0 keeps its state on this machine", path=run, remedy="Use --workers 1.")
+    kept = Path(run, "epochs")
+    kept.mkdir(parents=True, exist_ok=True)
+
+    def report(metrics: Mapping[str, Any], folder: str | None) -> None:
+        assert folder is not None
+        number = len(list(kept.glob("[0-9]*")))
+        name = f"{int(_latest(kept).name) + 1 if number else 0:06d}"
+        shutil.copytree(folder, kept / f".{name}.tmp")
+        os.replace(kept / f".{name}.tmp", kept / name)
+        storage.write_json(storage.join(run, PROGRESS), _plain(metrics))
+        for old in sorted(kept.glob("[0-9]*"))[:-2]:
+            shutil.rmtree(old)
+
+    for leftover in kept.glob(".*.tmp"):
+        shutil.rmtree(leftover)
+    latest = str(_latest(kept)) if any(kept.glob("[0-9]*/" + STATE)) else None
+    device = "cuda" if recipe.use_gpu is not False and torch.cuda.is_available() else "cpu"
+    train_teacher(recipe, data, report=report, resume_from=latest, workers=Workers(device=device))
+    return str(_latest(kept))
+
+
+def _latest(folder: Path) -> Path:
+    return max(folder.glob("[0-9]*"))
+
+
+def _train_on_ray(
+    recipe: TrainRecipe, data: TrainingData, run: str, settings: dict[str, Any], target: str, address: str | None
+) -> CheckpointInfo:
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    from raymotion.batch.cluster import available_cpus, connect, node_resources, plan_placement
+
+    with connect(address, cpus=max(available_cpus(), recipe.workers)):
+        import ray.train
+        from ray.train.torch import TorchTrainer
+
+        nodes = node_resources()
+        use_gpu = any(node.get("GPU", 0) >= 1 for node in nodes) if recipe.use_gpu is None else recipe.use_gpu
+        # Ray Train would wait for a place that never comes.
+        plan_placement(recipe.workers, 1.0, 1.0 if use_gpu else 0.0, nodes=nodes)
+        filesystem, path = _arrow_filesystem(run)
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"recipe": recipe.model_dump(mode="json"), "run": run},
+            scaling_config=ray.train.ScalingConfig(num_workers=recipe.workers, use_gpu=use_gpu),
+            run_config=ray.train.RunConfig(
+                # Ray finds an earlier run by this name alone: the digest keeps a run with other settings from being taken up.
+                name=f"train-{digest_of(settings)}",
+                storage_path=path,
+                storage_filesystem=filesystem,
+                failure_config=ray.train.FailureConfig(max_failures=recipe.failures),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+                logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except Exception as error:
+            raise _explained(error, run) from error
+        if result.checkpoint is None:
+            raise RunFailed(f"{run}: the workers ended without a checkpoint")
+        with result.checkpoint.as_directory() as folder:
+            return _finish(recipe, data, settings, folder, target)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """One Ray Train worker."""
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    from raymotion.batch.cluster import available_cpus
+    from raymotion.train.loop import Workers, train_teacher
+
+    context = ray.train.get_context()
+    torch.set_num_threads(max(1, available_cpus() // context.get_local_world_size()))
+    recipe = TrainRecipe.model_validate(config["recipe"])
+    data = TrainingData.load(storage.join(config["run"], "data"))
+    world = context.get_world_size()
+
+    def report(metrics: Mapping[str, Any], folder: str | None) -> None:
+        checkpoint = None if folder is None else ray.train.Checkpoint.from_directory(folder)
+        ray.train.report(dict(metrics), checkpoint=checkpoint)
+        if folder is not None:
+            storage.write_json(storage.join(config["run"], PROGRESS), _plain(metrics))
+
+    def wrap(model: torch.nn.Module) -> torch.nn.Module:
+        if world == 1:
+            return model
+        # A batch without regions leaves their projection unused, which DDP has to be told.
+        return ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"find_unused_parameters": True})
+
+    with contextlib.ExitStack() as stack:
+        earlier = ray.train.get_checkpoint()
+        resume_from = None if earlier is None else stack.enter_context(earlier.as_directory())
+        train_teacher(
+            recipe,
+            data,
+            report=report,
+            resume_from=resume_from,
+            workers=Workers(context.get_world_rank(), world, str(ray.train.torch.get_device()), wrap),
+        )
+
+
+def _finish(
+    recipe: TrainRecipe, data: TrainingData, settings: dict[str, Any], folder: str, target: str
+) -> CheckpointInfo:
+    """Scores the best epoch and writes the checkpoint."""
+    import json
+
+    import torch
+    import transformers
+    from safetensors.torch import load_file
+
+    from raymotion.learning.metrics import evaluate
+    from raymotion.learning.selection import fit_class_thresholds
+    from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher
+    from raymotion.train.loop import BEST, PROBABILITIES, STATE
+
+    state = json.loads(Path(folder, STATE).read_text())
+    model = VisualBertTeacher(TeacherConfig.model_validate(state["teacher"]), len(data.vocabulary))
+    model.load_state_dict(load_file(Path(folder, BEST)))
+    predicted = np.load(io.BytesIO(Path(folder, PROBABILITIES).read_bytes()), allow_pickle=False)
+    soft = recipe.data.soft_targets
+    prior = data.prior(soft=soft)
+
+    def score(split: str) -> dict[str, Any] | None:
+        rows = data.splits[split]
+        if not len(rows):
+            return None
+        return evaluate(
+            data.hard[rows], predicted[split], prior=prior, labels=data.vocabulary.labels, seed=recipe.seed,
+            soft_targets=data.soft[rows] if soft else None,
+        ).to_dict()  # fmt: skip
+
+    training = {
+        "data": {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "splits": {name: len(rows) for name, rows in data.splits.items()},
+            "counts": data.counts,
+        },
+        "seed": recipe.seed,
+        "settings": settings,
+        "history": state["history"],
+        "best_epoch": state["best_epoch"],
+        # Of the hard labels: what the share of images with a label is compared with. The BCE's baseline has its own kind.
+        "prior": [float(rate) for rate in data.prior(soft=False)],
+        "thresholds": [float(t) for t in fit_class_thresholds(data.hard[data.splits["val"]], predicted["val"])],
+        "validation": score("val"),
+        "test": score("test"),
+        "versions": {
+            "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__
+        },
+    }  # fmt: skip
+    return save_checkpoint(
+        target,
+        model,
+        data.tokenizer,
+        data.vocabulary,
+        modalities=data.modalities,
+        extractor=None if data.features is None else data.features.extractor,
+        training=training,
+    )
+
+
+def _absolute(recipe: TrainRecipe) -> TrainRecipe:
+    """Paths that mean the same in the workers, which run in other folders."""
+    if recipe.init and not storage.is_remote(recipe.init) and os.path.isdir(recipe.init):
+        return recipe.model_copy(update={"init": storage.absolute(recipe.init)})
+    return recipe
+
+
+# Where the data lie is not what they are: their fingerprint is compared instead.
+PLACES = ("data.samples", "data.features")
+
+
+def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], path: str) -> None:
+    old, new = _flat(before), _flat(now)
+    differences = [
+        f"{name}: {old.get(name, '(not set)')} there, {new.get(name, '(not set)')} now"
+        for name in sorted(old.keys() | new.keys())
+        if name not in PLACES and old.get(name) != new.get(name)
+    ]
+    if differences:
+        raise SettingsMismatch(
+            "was made with other settings: " + "; ".join(differences[:5]),
+            path=path,
+            remedy="Use the same settings, another --out, or remove the folder.",
+        )
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            result.update(_flat(item, f"{prefix}{key}."))
+        else:
+            result[f"{prefix}{key}"] = item
+    return result
+
+
+def _require_free(target: str) -> None:
+    if not storage.is_remote(target) and os.path.isdir(target) and os.listdir(target):
+        raise InputError("is not empty, and no checkpoint", path=target, remedy="Name another folder with --out.")
+    if not storage.is_remote(target) and os.path.isfile(target):
+        raise InputError("is a file", path=target, remedy="Name a folder with --out.")
+
+
+def _epochs_done(run: str) -> int:
+    path = storage.join(run, PROGRESS)
+    return int(storage.read_json(path)["epoch"]) if storage.exists(path) else 0
+
+
+@contextlib.contextmanager
+def _followed(run: str, progress: Progress | None, done: int) -> Iterator[None]:
+    """Calls `progress` for each epoch that rank 0 writes down. Through the file: the workers may be on other machines."""
+    if progress is None:
+        yield
+        return
+    path, stop, seen = storage.join(run, PROGRESS), threading.Event(), [done]
+
+    def look() -> None:
+        with contextlib.suppress(OSError, RaymotionError):
+            if storage.exists(path):
+                latest = storage.read_json(path)
+                if latest["epoch"] > seen[0]:
+                    seen[0] = latest["epoch"]
+                    progress(latest)
+
+    def follow() -> None:
+        while not stop.wait(0.3):
+            look()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        look()
+
+
+def _arrow_filesystem(run: str) -> tuple[Any, str]:
+    """File system and path for Ray Train; an object store through fsspec, so that one set of AWS variables serves all."""
+    if not storage.is_remote(run):
+        return None, run
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    filesystem, inner = storage.filesystem(run)
+    return PyFileSystem(FSSpecHandler(filesystem)), inner
+
+
+def _explained(error: Exception, run: str) -> RaymotionError:
+    """The workers' own error where it is the user's to mend, else a `RunFailed` with its cause."""
+    causes = list(getattr(error, "worker_failures", {}).values()) or [error]
+    cause: BaseException = causes[0]
+    while True:
+        for candidate in (cause, getattr(cause, "_base_exc", None), getattr(cause, "cause", None)):
+            if isinstance(candidate, InputError):
+                return candidate
+        inner = getattr(cause, "_base_exc", None) or cause.__cause__
+        if inner is None or inner is cause:
+            break
+        cause = inner
+    reason = (str(cause).strip().splitlines() or [type(cause).__name__])[-1]
+    return RunFailed(
+        f"training failed ({type(cause).__name__}: {reason}); {_epochs_done(run)} epochs are kept, the same command goes on"
+    )
+
+
+def _plain(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _remove_tree(folder: str) -> None:
+    if not storage.is_remote(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    fs, inner = storage.filesystem(folder)
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm(inner, recursive=True)
