@@ -33,6 +33,8 @@ def connect(address: str | None, *, cpus: int | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    # Ray's C++ core writes an error line about restartable actors with every run of Ray Data, which means nothing here.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
         try:

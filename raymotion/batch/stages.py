@@ -57,6 +57,7 @@ class Stage(Protocol):
     """What a worker runs; instances are sent to it by pickle before `setup`, so they hold settings only."""
 
     name: str
+    whole_shard: bool  # process() gets all items of a shard at once, after the stages that take batches
 
     def setup(self, threads: int, device: str) -> None:
         """Loads what is needed, once in each worker."""
@@ -74,6 +75,7 @@ class DecodeImages:
     """
 
     name = "decode"
+    whole_shard = False
 
     def __init__(self, min_side: int | None = None, *, required: bool = False) -> None:
         self.min_side, self.required = min_side, required
@@ -98,6 +100,7 @@ class ExtractRegions:
     """Region features of each item that has pixels, which are dropped then."""
 
     name = "regions"
+    whole_shard = False
 
     def __init__(self, extractor: str, weights: str, count: int, precision: str) -> None:
         self.settings = (extractor, weights, count)

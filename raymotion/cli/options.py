@@ -26,3 +26,46 @@ def cluster_option(command: F) -> F:
         envvar="RAYMOTION_ADDRESS",
         help="Ray cluster to use: host:port, ray://host:port, or auto. Default: start one on this machine.",
     )(command)
+
+
+def job_options(command: F) -> F:
+    """Options of every batch job; None stands for "not given", so that a settings file can say it."""
+    for option in reversed(
+        (
+            click.option("--batch-size", type=click.IntRange(1), help="Images a forward pass.  [default: 16 on a GPU, else 2]"),
+            click.option(
+                "--shard-rows", type=click.IntRange(1), help="Rows of a shard, the unit of commit.  [default: by size, 8-256]"
+            ),
+            click.option(
+                "--precision",
+                type=click.Choice(["float32", "bfloat16", "float16"]),
+                help="Of the region extractor.  [default: bfloat16 on a GPU, else float32]",
+            ),
+            click.option("--workers", type=click.IntRange(1), help="Actors.  [default: as many as fit]"),
+            click.option(
+                "--cpus-per-worker",
+                type=click.FloatRange(0, min_open=True),
+                help="CPUs of an actor.  [default: 1; with a GPU its share, up to 8]",
+            ),
+            click.option(
+                "--gpus-per-worker", type=click.FloatRange(0), help="GPUs of an actor.  [default: 1 where there are any]"
+            ),
+            click.option(
+                "--decode-threads",
+                type=click.IntRange(0),
+                help="Threads that decode ahead of the model; 0: in turn with it.  [default: a GPU worker's CPUs, else 0]",
+            ),
+            click.option(
+                "--max-failed", type=click.FloatRange(0, 1), help="Share of rows that may fail.  [default: 0.05]"
+            ),
+            click.option(
+                "--progress",
+                type=click.Choice(["auto", "bar", "lines", "none"]),
+                default="auto",
+                show_default=True,
+                help="auto: a bar on a terminal, nothing elsewhere. lines: one every 30 s, for logs.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command

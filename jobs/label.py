@@ -1,0 +1,10 @@
+"""`ray job submit -- python jobs/label.py SAMPLES --teacher DIR --out DIR`: `raymotion label` on the cluster it runs on."""
+
+import os
+import sys
+
+from raymotion.cli.main import raymotion
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAYMOTION_ADDRESS", "auto")
+    raymotion(["label", "--progress", "lines", *sys.argv[1:]])

@@ -1,0 +1,10 @@
+"""`ray job submit -- python jobs/regions.py SAMPLES --out DIR`: `raymotion features regions` on the cluster it runs on."""
+
+import os
+import sys
+
+from raymotion.cli.main import raymotion
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAYMOTION_ADDRESS", "auto")
+    raymotion(["features", "regions", "--progress", "lines", *sys.argv[1:]])

@@ -1,0 +1,429 @@
+"""One way to run any batch job: plan, preflight, run on Ray Data, resume, close the books.
+
+The same command after any crash goes on where the commits end, and the finished data set is the same files either way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from raymotion import __version__, storage
+from raymotion.batch import ledger
+from raymotion.batch.cluster import connect, node_resources, plan_placement
+from raymotion.batch.progress import Progress, ProgressKind
+from raymotion.batch.stages import Stage
+from raymotion.batch.worker import ShardWorker, Sink, WorkerPlan
+from raymotion.config import Settings, digest_of
+from raymotion.data.samples import read_samples
+from raymotion.errors import InputError, RunFailed, SettingsMismatch
+from raymotion.vocabulary import Vocabulary
+
+FORMAT = 1
+
+
+class JobSettings(Settings):
+    """Settings that every batch job has. Those under "placement" do not change what is written."""
+
+    samples: str = Field(description="sample table")
+    out: str = Field(description="output folder")
+    batch_size: int | None = Field(None, ge=1, description="images that go through the model together")
+    shard_rows: int | None = Field(None, ge=1, description="rows of a shard, the unit of commit")
+    precision: Literal["float32", "bfloat16", "float16"] | None = None
+    # placement
+    workers: int | None = Field(None, ge=1)
+    cpus_per_worker: float | None = Field(None, gt=0)
+    gpus_per_worker: float | None = Field(None, ge=0)
+    decode_threads: int | None = Field(None, ge=0)
+    max_failed: float = Field(0.05, ge=0, le=1, description="share of rows that may fail before the run stops")
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What makes one job different from another.
+
+    Attributes:
+        kind: `labels`, `region-features`.
+        settings: of the job.
+        identity: everything that decides what is written, besides the input rows; what a resume is compared by.
+        stages, sink: sent to the workers.
+        batch_size, precision: chosen for the device, given whether there is a GPU.
+        vocabulary: of the output, if it has one.
+        model: goes into job.json for readers of the data set.
+        notices: what a user must know about the output.
+        finish: called when all shards are committed, before the job is marked complete; returns more for job.json.
+    """
+
+    kind: str
+    settings: JobSettings
+    identity: Mapping[str, Any]
+    make_stages: Callable[[str], tuple[Stage, ...]]
+    sink: Sink
+    model: Mapping[str, Any] = field(default_factory=dict)
+    vocabulary: Vocabulary | None = None
+    notices: tuple[str, ...] = ()
+    finish: Callable[[str], Mapping[str, Any]] | None = None
+    reads_images: bool = True
+
+
+@dataclass(frozen=True)
+class JobSummary:
+    """How a job ended: `record` is its job.json."""
+
+    folder: str
+    record: Mapping[str, Any]
+    already_complete: bool
+
+    @property
+    def counts(self) -> Mapping[str, Any]:
+        return dict(self.record["counts"])
+
+
+def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind = "auto") -> JobSummary:
+    """Runs the job, or goes on with it, or finds it done.
+
+    Raises:
+        InputError: before any work: unreadable input, a missing image folder, an output folder of other settings, a plan
+            that does not fit on the cluster.
+        AccessDenied: a file or folder may not be read or written; also in the middle of a run.
+        RunFailed: more rows failed than `max_failed` allows, or the workers died; what was committed stays.
+    """
+    folder = storage.absolute(spec.settings.out)
+    samples = read_samples(spec.settings.samples)
+    if not samples.num_rows:
+        raise InputError("holds no samples", path=spec.settings.samples)
+    old = _read_record(folder, spec.kind)
+    shard_rows = spec.settings.shard_rows or ledger.default_shard_rows(samples.num_rows)
+    identity = {
+        "format": FORMAT,
+        "kind": spec.kind,
+        "input": {"rows": samples.num_rows, "digest": _input_digest(samples)},
+        "shard_rows": shard_rows,
+        **spec.identity,
+    }
+    if old is not None:
+        _require_same(old["identity"], identity, folder)
+        if old["status"] == "complete":
+            return JobSummary(folder, old, True)
+    else:
+        _check_folder(folder)
+    if spec.reads_images:
+        _check_image_folders(samples)
+    digest = digest_of(identity)
+    record = old or _new_record(spec, identity, digest, samples)
+    started = time.time()
+    run: dict[str, Any] = {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)), "status": "running"}
+    record["runs"] = [*record["runs"], run]
+    commits = {} if old is None else ledger.read_commits(folder, digest)
+    if old is None or not storage.exists(storage.join(folder, "_manifest.parquet")):
+        ledger.write_manifest(folder, samples, shard_rows)
+    sizes = ledger.Manifest(folder).shard_sizes()
+    del samples
+    todo = [shard for shard in range(len(sizes)) if shard not in commits]
+    record["device"] = record.get("device")
+    storage.write_json(storage.join(folder, "job.json"), record)
+    if todo:
+        run["resumed_from_shards"] = len(commits)
+        with connect(address):
+            throughput = _run_shards(spec, folder, digest, sizes, todo, commits, progress, started, record)
+        record["throughput"] = throughput
+    _close(spec, folder, record, commits, sizes)
+    run.update(status="complete", seconds=round(time.time() - started, 2), shards=len(todo))
+    if record.get("throughput"):
+        wall = time.time() - started
+        record["throughput"]["seconds"] = round(wall, 2)
+        record["throughput"]["finish_seconds"] = round(time.time() - record["throughput"].pop("last_done_at"), 2)
+    ledger.remove_attempts(folder)
+    storage.write_json(storage.join(folder, "job.json"), record)
+    return JobSummary(folder, record, False)
+
+
+def _run_shards(
+    spec: JobSpec,
+    folder: str,
+    digest: str,
+    sizes: list[int],
+    todo: list[int],
+    commits: dict[int, ledger.Commit],
+    progress: ProgressKind,
+    started: float,
+    record: dict[str, Any],
+) -> dict[str, Any]:
+    """Runs the shards that are left through a pool of actors; fills `commits`; returns what it measured."""
+    settings = spec.settings
+    placement = plan_placement(
+        settings.workers, settings.cpus_per_worker, settings.gpus_per_worker, nodes=node_resources()
+    )
+    device = "cuda" if placement.gpus else "cpu"
+    threads = settings.decode_threads
+    plan = WorkerPlan(
+        folder=folder,
+        run_id=uuid.uuid4().hex[:12],
+        job_digest=digest,
+        stages=spec.make_stages(device),
+        sink=spec.sink,
+        batch_size=settings.batch_size or (16 if placement.gpus else 2),
+        # Beside a GPU decoding runs ahead in threads; on CPU cores alone it would only take the model's time.
+        decode_threads=threads if threads is not None else (int(placement.cpus) if placement.gpus else 0),
+        threads=max(1, int(placement.cpus)),
+        device=device,
+    )
+    record["device"] = device
+    total = sum(sizes)
+    allowed = int(settings.max_failed * total)
+    quarantined = sum(commit.quarantined for commit in commits.values())
+    ready: list[float] = []
+    rows = 0
+    last = time.time()
+    with Progress(progress, total=total, done=sum(c.rows for c in commits.values()), title=spec.kind) as bar:
+        bar.waiting(f"{placement.describe()}, {device}: starting")
+        for answer in _stream(plan, placement.workers, placement.cpus, placement.gpus, todo):
+            if "fatal" in answer:
+                _raise_fatal(answer["fatal"])
+            commit = ledger.Commit(**answer["commit"])
+            commits[commit.shard] = commit
+            ready.append(answer["ready_at"])
+            last = max(last, answer["done_at"])
+            rows += commit.rows
+            quarantined += commit.quarantined
+            bar.advance(commit.rows, commit.quarantined)
+            if quarantined > allowed and quarantined:
+                _stop_for_failures(spec, commits, quarantined, total)
+    steady = max(1e-9, last - min(ready)) if ready else 1e-9
+    stage_seconds: Counter[str] = Counter()
+    for shard in todo:
+        stage_seconds.update(commits[shard].stage_seconds)
+    busy = sum(stage_seconds.values())
+    return {
+        "images": rows,
+        "images_per_second": round(rows / steady, 2),
+        "startup_seconds": round(min(ready) - started, 2) if ready else None,
+        "steady_seconds": round(steady, 2),
+        "last_done_at": last,
+        "workers": placement.workers,
+        "cpus_per_worker": placement.cpus,
+        "gpus_per_worker": placement.gpus,
+        "decode_seconds": round(stage_seconds.get("decode", 0.0), 2),
+        "model_seconds": round(busy - stage_seconds.get("decode", 0.0), 2),
+        "stage_seconds": {name: round(value, 2) for name, value in sorted(stage_seconds.items())},
+    }
+
+
+def _stream(
+    plan: WorkerPlan, workers: int, cpus: float, gpus: float, shards: list[int]
+) -> Iterator[dict[str, Any]]:
+    """Shard numbers through a fixed pool of actors on Ray Data; yields their records in the order they come."""
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+    from ray.exceptions import RayError
+
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = False
+    # A worker that dies is replaced, and its shard begun again, as often as it takes: each attempt blames a row, or ends
+    # the run (worker.py). Nothing waits for a pool that the preflight has found room for.
+    context.wait_for_min_actors_s = 600
+    with _quiet_ray_data(), _data_context(context):
+        # In memory: reading a file would cost a task, a CPU that the pool needs, and one block for all shards.
+        dataset = ray.data.from_arrow([pa.table({"shard": [shard]}) for shard in shards])
+        dataset = dataset.map_batches(
+            ShardWorker,
+            batch_size=1,
+            batch_format="numpy",
+            compute=ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
+            fn_constructor_args=(plan,),
+            num_cpus=cpus,
+            num_gpus=gpus or None,
+        )
+        try:
+            for row in dataset.iter_rows():
+                yield json.loads(row["record"])
+        except RayError as error:
+            raise RunFailed(
+                f"Ray ended the run: {str(error).strip().splitlines()[-1]}. What was committed stays; the same command goes on"
+            ) from error
+
+
+@contextlib.contextmanager
+def _data_context(context: Any) -> Iterator[None]:
+    from ray.data import DataContext
+
+    with DataContext.current(context):
+        yield
+
+
+@contextlib.contextmanager
+def _quiet_ray_data() -> Iterator[None]:
+    """Ray Data prints its plan and its log's place for each run; ours prints progress and a summary."""
+    import logging
+
+    loggers = [logging.getLogger(name) for name in ("ray.data", "ray")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _raise_fatal(fatal: Mapping[str, Any]) -> None:
+    error = InputError(fatal["message"]) if fatal["input_error"] else RunFailed(fatal["message"])
+    error.add_note("in the worker:\n" + fatal["traceback"])
+    raise error
+
+
+def _stop_for_failures(spec: JobSpec, commits: Mapping[int, ledger.Commit], quarantined: int, total: int) -> None:
+    reasons: Counter[str] = Counter()
+    for commit in commits.values():
+        reasons.update(commit.by_reason)
+    listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
+    raise RunFailed(
+        f"{quarantined} of {total} samples failed ({listed}), more than --max-failed {spec.settings.max_failed:g} allows. "
+        f"See {storage.join(spec.settings.out, 'quarantine')}; what was committed stays, and a larger --max-failed goes on"
+    )
+
+
+def _close(
+    spec: JobSpec, folder: str, record: dict[str, Any], commits: Mapping[int, ledger.Commit], sizes: list[int]
+) -> None:
+    """Closes the books: every row of the input is in exactly one committed shard, as good or as quarantined."""
+    reasons: Counter[str] = Counter()
+    for commit in commits.values():
+        reasons.update(commit.by_reason)
+    record["counts"] = {
+        "in": sum(sizes),
+        "good": sum(commit.good for commit in commits.values()),
+        "quarantined": sum(commit.quarantined for commit in commits.values()),
+        "by_reason": dict(sorted(reasons.items())),
+    }
+    shards = [commits[shard] for shard in range(len(sizes))]
+    record["shards"] = [
+        {
+            "name": ledger.shard_name(commit.shard),
+            "in": commit.rows,
+            "good": commit.good,
+            "quarantined": commit.quarantined,
+        }
+        for commit in shards
+    ]
+    wrong = [commit.shard for commit, size in zip(shards, sizes, strict=True) if commit.rows != size]
+    counts = record["counts"]
+    if wrong or counts["in"] != counts["good"] + counts["quarantined"]:
+        raise RunFailed(f"the books do not close: {counts}, shards {wrong[:5]}. Remove the folder and report this")
+    if counts["quarantined"] > spec.settings.max_failed * counts["in"]:
+        _stop_for_failures(spec, commits, counts["quarantined"], counts["in"])
+    if spec.finish is not None:
+        record.update(spec.finish(folder))
+    record["status"] = "complete"
+
+
+def _new_record(spec: JobSpec, identity: Mapping[str, Any], digest: str, samples: pa.Table) -> dict[str, Any]:
+    return {
+        "job": spec.kind,
+        "format": FORMAT,
+        "status": "running",
+        "digest": digest,
+        "identity": identity,
+        "settings": spec.settings.model_dump(mode="json"),
+        "input": {"path": spec.settings.samples, "rows": samples.num_rows, "digest": identity["input"]["digest"]},
+        "model": dict(spec.model),
+        "vocabulary": spec.vocabulary.to_dict() if spec.vocabulary else None,
+        "notices": list(spec.notices),
+        "versions": _versions(),
+        "runs": [],
+    }
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"raymotion": __version__, "python": platform.python_version()}
+    for package in ("ray", "torch", "torchvision", "transformers", "pyarrow", "pillow", "numpy"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _input_digest(samples: pa.Table) -> str:
+    """Digest of the rows' values, not of the file: the same table written twice is the same input."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for batch in samples.select(["sample_id", "image_uri", "captions"]).to_batches(max_chunksize=4096):
+        digest.update(json.dumps(batch.to_pylist(), ensure_ascii=False).encode())
+    return digest.hexdigest()[:16]
+
+
+def _read_record(folder: str, kind: str) -> dict[str, Any] | None:
+    path = storage.join(folder, "job.json")
+    if not storage.exists(path):
+        return None
+    record = storage.read_json(path)
+    if not isinstance(record, dict) or "identity" not in record or "status" not in record:
+        raise InputError("is not the record of a raymotion job", path=path, remedy="Use a fresh output folder.")
+    if record.get("job") != kind:
+        raise SettingsMismatch(
+            f"the folder holds a {record.get('job')} job, not a {kind} job", path=folder, remedy="Use a fresh folder."
+        )
+    return record
+
+
+def _require_same(old: Mapping[str, Any], new: Mapping[str, Any], folder: str) -> None:
+    before, now = _flatten(old), _flatten(json.loads(json.dumps(new)))
+    different = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if different:
+        listed = "; ".join(f"{name}: {before.get(name)} there, {now.get(name)} here" for name in different[:5])
+        raise SettingsMismatch(
+            f"was made with other settings ({listed}{'; ...' if len(different) > 5 else ''})",
+            path=folder,
+            remedy="Use the same settings to go on, or a fresh output folder.",
+        )
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat.update(_flatten(item, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = item
+    return flat
+
+
+def _check_folder(folder: str) -> None:
+    """The output folder can be written to, and holds nothing that is not ours."""
+    names = [name for name in storage.list_names(folder) if name.endswith(".parquet") and not name.startswith("_")]
+    if names:
+        raise InputError(
+            f"holds {names[0]}, but no job.json", path=folder, remedy="Use a fresh output folder, or remove those files."
+        )
+    storage.make_dir(folder)
+    storage.probe_writable(folder)
+
+
+def _check_image_folders(samples: pa.Table) -> None:
+    """Every folder that images are in can be looked into: else the run would end with all rows in quarantine."""
+    uris = pc.drop_null(samples.column("image_uri"))
+    if not len(uris):
+        raise InputError("no sample has an image_uri", remedy="Prepare the table with --images.")
+    folders = sorted({storage.parent(uri) for uri in uris.to_pylist()})
+    for path in folders[:1000]:
+        storage.require_folder(path)
+    # A folder may be entered and its files still be closed to us: the first one stands for all.
+    first = uris[0].as_py()
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError), storage.explained(first, "read it"):
+        fs, inner = storage.filesystem(first)
+        fs.open(inner, "rb").close()

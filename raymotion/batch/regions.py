@@ -1,0 +1,101 @@
+"""The features job: sample table -> region features in Parquet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from raymotion.batch.job import JobSettings, JobSpec, JobSummary, run_job
+from raymotion.batch.progress import ProgressKind
+from raymotion.batch.stages import DecodeImages, ExtractRegions, Item, Stage
+from raymotion.models.regions import ExtractorIdentity, Regions, architecture, identify
+
+
+class RegionSettings(JobSettings):
+    """Settings of `raymotion features regions`."""
+
+    extractor: str = Field("fasterrcnn_resnet50_fpn_v2", description="name of the detector")
+    weights: str = Field("default", description="'default', 'random', 'random:SEED' or the path of a state dict")
+    count: int = Field(36, ge=1, description="regions per image")
+
+
+class RegionSink:
+    """Region features as rows.
+
+    Columns: sample_id; features, float16 (N * D); boxes, float32 (N * 4), shares of width and height; scores, float32 (N);
+    mask, bool (N). Flat fixed-size lists: every Parquet reader gives them back, and the schema's metadata says N and D.
+    """
+
+    def __init__(self, identity: ExtractorIdentity) -> None:
+        self.identity = identity
+
+    def schema(self) -> pa.Schema:
+        n, d = self.identity.count, self.identity.dim
+        return pa.schema(
+            [
+                pa.field("sample_id", pa.string(), nullable=False),
+                pa.field("features", pa.list_(pa.float16(), n * d), nullable=False),
+                pa.field("boxes", pa.list_(pa.float32(), n * 4), nullable=False),
+                pa.field("scores", pa.list_(pa.float32(), n), nullable=False),
+                pa.field("mask", pa.list_(pa.bool_(), n), nullable=False),
+            ],
+            metadata={b"raymotion.regions": json.dumps(self.identity.to_dict()).encode()},
+        )
+
+    def encode(self, items: Sequence[Item]) -> pa.Table:
+        schema, identity = self.schema(), self.identity
+        batch = Regions.stack([item.regions for item in items], identity.count, identity.dim)
+        columns: list[pa.Array] = [pa.array([item.row["sample_id"] for item in items], pa.string())]
+        for name in ("features", "boxes", "scores", "mask"):
+            field = schema.field(name)
+            flat = np.ascontiguousarray(getattr(batch, name)).reshape(-1)
+            columns.append(
+                pa.FixedSizeListArray.from_arrays(
+                    pa.array(flat.astype(field.type.value_type.to_pandas_dtype()), field.type.value_type), type=field.type
+                )
+            )
+        return pa.table(columns, schema=schema)
+
+
+def random_weights_notice(identity: ExtractorIdentity) -> tuple[str, ...]:
+    """What a user must hear about features of an untrained detector."""
+    if not identity.is_random:
+        return ()
+    return (
+        f"REGION FEATURES COME FROM RANDOM WEIGHTS ({identity.weights}): {identity.name} was not trained. They tell colours and "
+        "textures apart, not objects: good for trying things out, not for results.",
+    )
+
+
+def extract_regions(
+    settings: RegionSettings, *, address: str | None = None, progress: ProgressKind = "auto"
+) -> JobSummary:
+    """Runs the features job; see `run_job` for resume and errors."""
+    identity = identify(settings.extractor, settings.weights, settings.count)
+
+    def stages(device: str) -> tuple[Stage, ...]:
+        precision = settings.precision or ("bfloat16" if device == "cuda" else "float32")
+        return (
+            DecodeImages(architecture(settings.extractor).min_side, required=True),
+            ExtractRegions(settings.extractor, settings.weights, settings.count, precision),
+        )
+
+    spec = JobSpec(
+        kind="region-features",
+        settings=settings,
+        identity={"extractor": identity.to_dict(), **compute_identity(settings)},
+        make_stages=stages,
+        sink=RegionSink(identity),
+        model={"extractor": identity.to_dict()},
+        notices=random_weights_notice(identity),
+    )
+    return run_job(spec, address=address, progress=progress)
+
+
+def compute_identity(settings: JobSettings) -> dict[str, object]:
+    """Settings that change results in their last digits: a data set is made with one of each."""
+    return {"precision": settings.precision or "auto", "batch_size": settings.batch_size or "auto"}

@@ -1,0 +1,250 @@
+"""What one actor does: read a shard's rows, run the stages over them, write the files, commit.
+
+Pixels live and die in here; what goes back through Ray is one small record a shard.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from raymotion import storage
+from raymotion.batch.ledger import QUARANTINE_SCHEMA, Attempt, Attempts, Commit, Manifest, shard_name, write_commit
+from raymotion.batch.memory import keep_freed_memory
+from raymotion.batch.stages import Failure, Item, Stage
+from raymotion.errors import InputError, RaymotionError, RunFailed
+
+# Attempts after which a shard whose rows all live when alone is given up.
+MAX_ATTEMPTS_WITHOUT_CULPRIT = 4
+
+
+class Sink(Protocol):
+    """Turns finished items into the table that is written."""
+
+    def encode(self, items: Sequence[Item]) -> pa.Table:
+        """The good items of one shard as rows, in their order. Called with no items for a shard that failed as a whole."""
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """All that a worker has to know.
+
+    Attributes:
+        folder: output folder.
+        run_id: of this run of the job.
+        job_digest: written into each commit.
+        stages: in order; the first one fetches and decodes.
+        sink: encodes what the last stage left.
+        batch_size: items that go through a stage together.
+        decode_threads: threads that run the first stage ahead of the others; 0 runs it in turn with them.
+        threads: threads of torch.
+        device: torch device.
+    """
+
+    folder: str
+    run_id: str
+    job_digest: str
+    stages: tuple[Stage, ...]
+    sink: Sink
+    batch_size: int
+    decode_threads: int
+    threads: int
+    device: str
+
+
+class ShardWorker:
+    """Ray Data calls it with batches of shard numbers; it answers with one JSON record each.
+
+    Errors that end the run travel back as a record too: raised in an actor they would be retried, and arrive at the user
+    as Ray's traceback.
+    """
+
+    def __init__(self, plan: WorkerPlan) -> None:
+        self.plan = plan
+        self.fatal: dict[str, Any] | None = None
+        keep_freed_memory()
+        try:
+            self._set_up()
+        except Exception as error:
+            self.fatal = _describe(error)
+        self.ready_at = time.time()
+
+    def _set_up(self) -> None:
+        plan = self.plan
+        os.environ["OMP_NUM_THREADS"] = str(plan.threads)
+        import torch
+
+        torch.set_num_threads(plan.threads)
+        self.manifest = Manifest(plan.folder)
+        self.attempts = Attempts(plan.folder, plan.run_id)
+        for stage in plan.stages:
+            stage.setup(plan.threads, plan.device)
+        self.pool = ThreadPoolExecutor(plan.decode_threads) if plan.decode_threads else None
+        self.worker = f"{socket.gethostname()}:{os.getpid()}"
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        records = []
+        for shard in batch["shard"]:
+            record: dict[str, Any] = {"ready_at": self.ready_at}
+            if self.fatal is None:
+                try:
+                    record["commit"] = asdict(self.run_shard(int(shard)))
+                except Exception as error:
+                    self.fatal = _describe(error)
+            if self.fatal is not None:
+                record["fatal"] = self.fatal
+            record["done_at"] = time.time()
+            records.append(json.dumps(record))
+        return {"record": records}
+
+    def run_shard(self, shard: int) -> Commit:
+        """Runs and commits one shard; a row that kills the process is found out, and blamed, over the next attempts."""
+        started = time.monotonic()
+        items = [Item(row) for row in self.manifest.rows(shard)]
+        attempt = self.attempts.begin(shard)
+        batch_size = self.plan.batch_size
+        if attempt.count > 1:
+            batch_size = self._find_culprit(shard, items, attempt)
+        seconds = self._run(items, batch_size)
+        commit = self._write(shard, items, attempt, seconds, started)
+        self.attempts.end(shard)
+        return commit
+
+    def _find_culprit(self, shard: int, items: list[Item], attempt: Attempt) -> int:
+        """After the death of a worker: blames what is known, and runs every other row alone. Returns the batch size."""
+        for row in attempt.blamed:
+            items[row].failure = Failure(
+                "worker", "worker_crash", "WorkerCrash", "the process died each time this sample was worked on alone"
+            )
+        if not attempt.probed:
+            for index, item in enumerate(items):
+                if item.failure is None:
+                    attempt.suspect = index
+                    self.attempts.note(shard, attempt)
+                    self._run([Item(item.row)], 1)
+            attempt.suspect, attempt.probed = None, True
+            self.attempts.note(shard, attempt)
+            return self.plan.batch_size
+        # Every row lives alone, and yet a batch died again: memory, most likely. Smaller steps, then give up.
+        if attempt.count - len(attempt.blamed) > MAX_ATTEMPTS_WITHOUT_CULPRIT:
+            raise RunFailed(
+                f"{shard_name(shard)} killed its worker {attempt.count - 1} times, and none of its rows does so alone. "
+                "The worker may lack memory: lower --batch-size or --workers."
+            )
+        return 1
+
+    def _run(self, items: list[Item], batch_size: int) -> dict[str, float]:
+        """All stages over all items, `batch_size` at a time; returns the seconds of each stage."""
+        first, *others = self.plan.stages
+        seconds = {stage.name: 0.0 for stage in self.plan.stages}
+
+        def timed(stage: Stage, batch: Sequence[Item]) -> None:
+            clock = time.monotonic()
+            _process(stage, batch)
+            seconds[stage.name] += time.monotonic() - clock
+
+        for batch in self._started(first, items, batch_size, seconds):
+            for stage in others:
+                if not stage.whole_shard:
+                    timed(stage, batch)
+            for item in batch:
+                item.pixels = None
+        for stage in others:
+            if stage.whole_shard:
+                timed(stage, items)
+        return seconds
+
+    def _started(
+        self, stage: Stage, items: list[Item], batch_size: int, seconds: dict[str, float]
+    ) -> Iterator[list[Item]]:
+        """Batches that have been through the first stage; with decode threads the next batch is decoded meanwhile."""
+        batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
+
+        def begin(batch: list[Item]) -> list[Future[None]]:
+            assert self.pool is not None
+            return [self.pool.submit(_process, stage, [item]) for item in batch]
+
+        ahead = [begin(batch) for batch in batches[:2]] if self.pool else []
+        for number, batch in enumerate(batches):
+            clock = time.monotonic()
+            if self.pool:
+                for future in ahead.pop(0):
+                    future.result()
+                if number + 2 < len(batches):
+                    ahead.append(begin(batches[number + 2]))
+            else:
+                _process(stage, batch)
+            seconds[stage.name] += time.monotonic() - clock
+            yield batch
+
+    def _write(
+        self, shard: int, items: list[Item], attempt: Attempt, seconds: dict[str, float], started: float
+    ) -> Commit:
+        name, folder = f"{shard_name(shard)}.parquet", self.plan.folder
+        good = [item for item in items if item.failure is None]
+        bad = [(item.row, item.failure) for item in items if item.failure is not None]
+        sha256, size = storage.write_table(storage.join(folder, name), self.plan.sink.encode(good))
+        quarantine = storage.join(folder, "quarantine", name)
+        quarantine_sha256 = None
+        if bad:
+            rows = [
+                {"sample_id": row["sample_id"], "image_uri": row["image_uri"], **asdict(failure)} for row, failure in bad
+            ]
+            quarantine_sha256, _ = storage.write_table(quarantine, pa.Table.from_pylist(rows, QUARANTINE_SCHEMA))
+        commit = Commit(
+            shard=shard,
+            job_digest=self.plan.job_digest,
+            rows=len(items),
+            good=len(good),
+            quarantined=len(bad),
+            by_reason=dict(sorted(Counter(failure.reason for _, failure in bad).items())),
+            sha256=sha256,
+            bytes=size,
+            quarantine_sha256=quarantine_sha256,
+            seconds=round(time.monotonic() - started, 4),
+            stage_seconds={name: round(value, 4) for name, value in seconds.items()},
+            worker=self.worker,
+            attempt=attempt.count,
+        )
+        write_commit(folder, commit)
+        return commit
+
+
+def _process(stage: Stage, batch: Sequence[Item]) -> None:
+    """One stage over the items of a batch that have not failed. A batch that fails is run again item by item."""
+    live = [item for item in batch if item.failure is None]
+    if not live:
+        return
+    try:
+        stage.process(live)
+        return
+    except (RaymotionError, MemoryError):
+        raise  # not one row's fault: the run stops, and says why
+    except Exception as error:
+        if len(live) == 1:
+            live[0].failure = Failure.of(stage.name, error)
+            return
+    for item in live:
+        if item.failure is None:
+            _process(stage, [item])
+
+
+def _describe(error: Exception) -> dict[str, Any]:
+    """An error as data: its message for the user, its traceback for `--debug`."""
+    import traceback
+
+    known = isinstance(error, RaymotionError)
+    return {
+        "message": str(error) if known else f"{type(error).__name__}: {error}",
+        "input_error": isinstance(error, InputError),
+        "traceback": traceback.format_exc(),
+    }

@@ -1,0 +1,55 @@
+"""`raymotion features`: what is computed from images once, and read many times."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from raymotion.cli.options import cluster_option, job_options, settings_options
+
+
+@click.group()
+def features() -> None:
+    """Extract features from images, once.
+
+    \b
+    Example:
+      raymotion features regions coco.parquet --out features/
+    """
+
+
+@features.command()
+@click.argument("samples", required=False)
+@click.option("--out", metavar="DIR", help="Folder or address of the features.")
+@click.option(
+    "--extractor",
+    help="fasterrcnn_resnet50_fpn_v2, fasterrcnn_resnet50_fpn, fasterrcnn_mobilenet_v3_large_fpn or "
+    "fasterrcnn_mobilenet_v3_large_320_fpn.  [default: fasterrcnn_resnet50_fpn_v2]",
+)
+@click.option(
+    "--weights",
+    help="'default' (torchvision's published weights), a state dict (.safetensors, .pth), or 'random:SEED'.  [default: default]",
+)
+@click.option("--count", type=click.IntRange(1), help="Regions per image.  [default: 36]")
+@job_options
+@cluster_option
+@settings_options
+def regions(**options: Any) -> None:
+    """Region features of every image: box-head features, boxes and scores of a Fast R-CNN.
+
+    SAMPLES is a sample table from `raymotion data prepare`. After any interruption the same command goes on.
+
+    \b
+    Example:
+      raymotion features regions coco.parquet --extractor fasterrcnn_mobilenet_v3_large_320_fpn --out features/
+    """
+    from raymotion.batch.regions import RegionSettings, extract_regions
+    from raymotion.cli.summary import print_job
+    from raymotion.config import load_settings
+
+    file, assignments = options.pop("config_file"), options.pop("assignments")
+    address, progress = options.pop("address"), options.pop("progress")
+    settings = load_settings(RegionSettings, file=file, options=options, assignments=assignments)
+    summary = extract_regions(settings, address=address, progress=progress)
+    print_job(summary, next_step=f"raymotion train teacher-visualbert-small --features {settings.out} ...")
