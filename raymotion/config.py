@@ -41,7 +41,7 @@ def read_yaml(path: storage.PathLike) -> dict[str, Any]:
     """A YAML file that holds a mapping (an empty file: an empty one)."""
     try:
         value = yaml.safe_load(storage.read_text(path))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: `when: 2024-13-45` looks like a date
         mark = getattr(error, "problem_mark", None)
         line = None if mark is None else mark.line + 1
         raise InputError(
@@ -63,7 +63,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             raise InputError(f"--set {assignment!r} is not of the form name=value", remedy="Write --set data.batch=32.")
         try:
             value = yaml.safe_load(text) if text else ""
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):
             value = text  # e.g. a Windows path or a pattern: a plain string
         level = result
         *parents, last = (part.strip() for part in key.split("."))

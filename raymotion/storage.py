@@ -8,6 +8,7 @@ credentials of S3 come from the usual AWS variables (`AWS_ENDPOINT_URL`, `AWS_AC
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -71,15 +72,29 @@ def filesystem(path: PathLike) -> tuple[AbstractFileSystem, str]:
 
 @contextlib.contextmanager
 def explained(path: PathLike, action: str) -> Iterator[None]:
-    """Turns refusals of the file system into `AccessDenied`; a missing file stays a FileNotFoundError."""
+    """Turns refusals into `AccessDenied` and a store that does not answer into a ConnectionError.
+
+    A missing file stays a FileNotFoundError.
+    """
     try:
         yield
-    except PermissionError as error:
-        raise AccessDenied(
-            f"may not {action} ({error.strerror or error or 'permission denied'})",
-            path=path,
-            remedy="Check the permissions of the folder, or the credentials for the bucket.",
-        ) from error
+    except Exception as error:
+        if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
+            raise AccessDenied(
+                f"may not {action} ({getattr(error, 'strerror', None) or error or 'permission denied'})",
+                path=path,
+                remedy="Check the permissions of the folder, or the credentials for the bucket.",
+            ) from error
+        # Told by name: botocore's errors are no OSErrors, and importing it for local files would cost a second.
+        if type(error).__module__.startswith("botocore"):
+            if "Credential" in type(error).__name__:
+                raise AccessDenied(
+                    f"may not {action} ({str(error).rstrip('.')})",
+                    path=path,
+                    remedy="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE.",
+                ) from error
+            raise ConnectionError(f"{path}: {error}") from error
+        raise
 
 
 def exists(path: PathLike) -> bool:
@@ -98,6 +113,22 @@ def is_dir(path: PathLike) -> bool:
     with explained(path, "look at it"):
         fs, inner = filesystem(path)
         return bool(fs.isdir(inner))
+
+
+def require_folder(path: PathLike) -> None:
+    """Raises unless `path` is a folder whose files may be looked up (listing it is not needed)."""
+    with explained(path, "look into the folder"):
+        if is_remote(path):
+            found = is_dir(path)
+        else:
+            found = os.path.isdir(absolute(path))
+            if not found:
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    os.stat(parent(absolute(path)))  # tells a closed parent from an absent folder
+            elif not os.access(absolute(path), os.X_OK):
+                raise PermissionError(13, "Permission denied")
+    if not found:
+        raise InputError("no such folder", path=path, remedy="Check where the files are.")
 
 
 def list_names(folder: PathLike) -> list[str]:
@@ -119,7 +150,7 @@ def list_names(folder: PathLike) -> list[str]:
 def make_dir(folder: PathLike) -> None:
     """Makes a local folder with its parents; object stores need none."""
     if not is_remote(folder):
-        with explained(folder, "make the folder"):
+        with explained(folder, "make the folder"), _placed(folder):
             os.makedirs(absolute(folder), exist_ok=True)
 
 
@@ -150,9 +181,27 @@ def require(path: PathLike) -> bytes:
         raise InputError("is a folder, not a file", path=path) from error
 
 
+@contextlib.contextmanager
+def _placed(path: PathLike) -> Iterator[None]:
+    """Explains a place where nothing can be written because something else is there, or nothing at all."""
+    try:
+        yield
+    except (NotADirectoryError, FileExistsError, IsADirectoryError) as error:
+        raise InputError(
+            f"can not be written: {error.filename or 'a part of the path'} is "
+            + ("a folder" if isinstance(error, IsADirectoryError) else "a file, not a folder"),
+            path=path,
+            remedy="Choose another path.",
+        ) from error
+    except FileNotFoundError as error:
+        if not is_remote(path):
+            raise
+        raise InputError("there is no such bucket", path=path, remedy="Make it, or check its name.") from error
+
+
 def write_bytes(path: PathLike, data: bytes, *, durable: bool = True) -> None:
-    """Writes the whole file or nothing. `durable`: it survives a power cut, too, and not just the end of the process."""
-    with explained(path, "write it"):
+    """Writes the whole file or nothing. `durable`: it survives a power cut too, not only the end of the process."""
+    with explained(path, "write it"), _placed(path):
         if is_remote(path):
             fs, inner = filesystem(path)
             fs.pipe_file(inner, data)
@@ -212,7 +261,9 @@ def read_table(path: PathLike, columns: list[str] | None = None) -> pa.Table:
     try:
         with open_input(path) as file:
             return pq.ParquetFile(file).read(columns=columns)
-    except pa.ArrowInvalid as error:
+    except (ConnectionError, TimeoutError):
+        raise
+    except (pa.ArrowException, OSError) as error:  # Arrow reports damaged pages as OSError
         raise InputError(
             f"is not a readable Parquet file ({str(error).splitlines()[0]})", path=path, remedy="Prepare it again."
         ) from error

@@ -100,9 +100,12 @@ class Vocabulary:
     def from_dict(cls, value: Mapping[str, Any], *, where: object = None) -> Vocabulary:
         """Reads `to_dict`'s form; a fingerprint that does not fit its labels is an error."""
         try:
-            vocabulary = cls(str(value["name"]), tuple(value["labels"]))
+            name, labels = str(value["name"]), value["labels"]
         except (KeyError, TypeError) as error:
             raise InputError("holds no vocabulary with name and labels", path=where) from error
+        if not isinstance(labels, list | tuple):
+            raise InputError("holds a vocabulary whose labels are not a list", path=where)
+        vocabulary = cls(name, tuple(labels))
         stated = value.get("fingerprint", vocabulary.fingerprint)
         if stated != vocabulary.fingerprint:
             raise VocabularyMismatch(
@@ -120,7 +123,13 @@ class Vocabulary:
     def from_metadata(cls, metadata: Mapping[bytes, bytes] | None, *, where: object = None) -> Vocabulary | None:
         """The vocabulary in an Arrow schema's metadata, or None."""
         raw = (metadata or {}).get(METADATA_KEY)
-        return None if raw is None else cls.from_dict(json.loads(raw), where=where)
+        if raw is None:
+            return None
+        try:
+            value = json.loads(raw)
+        except ValueError as error:
+            raise InputError("holds a damaged vocabulary", path=where, remedy="Prepare it again.") from error
+        return cls.from_dict(value, where=where)
 
 
 # Kosti et al. (2017), published order.

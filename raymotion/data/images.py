@@ -6,7 +6,7 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from raymotion import storage
 from raymotion.errors import AccessDenied
@@ -19,6 +19,11 @@ MIN_SIDE = 2
 
 # A truncated file is an error here, never a picture whose lower half is grey.
 ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+# Pillow warns of damaged EXIF blocks and of more than 89 million pixels; what is wrong with a picture is said here by
+# an error. Set once: `warnings.catch_warnings` around each picture is not safe where several threads decode.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class ImageError(Exception):
@@ -106,39 +111,57 @@ def decode_rgb(data: bytes, *, min_side: int | None = None, max_pixels: int = MA
     """
     if not data:
         raise ImageEmpty("the file is empty")
-    with warnings.catch_warnings():
-        # Pillow's own bomb check warns at 89 and refuses at 179 million pixels; ours decides, below.
-        warnings.simplefilter("ignore")
-        try:
-            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-        except Image.DecompressionBombError as error:
-            raise ImageTooLarge(str(error)) from error
-        except UnidentifiedImageError as error:
-            raise ImageNotAnImage(_describe_unknown(data)) from error
-        except Exception as error:  # a damaged header fails in as many ways as there are plugins
-            raise ImageTruncated(f"damaged header: {error}") from error
-        width, height = image.size
-        if width * height > max_pixels:
-            raise ImageTooLarge(f"{width}x{height} pixels are more than {max_pixels:,}")
-        if min(width, height) < MIN_SIDE:
-            raise ImageTooSmall(f"{width}x{height} pixels")
-        try:
-            if min_side and image.format == "JPEG" and min(width, height) >= 2 * min_side:
-                scale = min_side / min(width, height)
-                image.draft("RGB", (max(1, int(width * scale)), max(1, int(height * scale))))
-            image.load()
-            # Asked of every format, but Pillow parses a PNG's whole text for it: only where there is an EXIF block.
-            if image.getexif().get(0x0112, 1) != 1:
-                image = ImageOps.exif_transpose(image)
-            return np.array(_to_rgb(image))  # a copy, because Pillow's own buffer is read-only
-        except MemoryError:
-            raise
-        except Exception as error:  # truncated data: OSError, SyntaxError, struct.error, zlib.error, by plugin
-            raise ImageTruncated(str(error) or type(error).__name__) from error
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ImageTooLarge(str(error)) from error
+    except UnidentifiedImageError as error:
+        raise ImageNotAnImage(_describe_unknown(data)) from error
+    except Exception as error:  # a damaged header fails in as many ways as there are plugins
+        raise ImageTruncated(f"damaged header: {error}") from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageTooLarge(f"{width}x{height} pixels are more than {max_pixels:,}")
+    if min(width, height) < MIN_SIDE:
+        raise ImageTooSmall(f"{width}x{height} pixels")
+    try:
+        if min_side and image.format == "JPEG" and min(width, height) >= 2 * min_side:
+            short = min(width, height)
+            image.draft("RGB", (width * min_side // short, height * min_side // short))
+        image.load()
+        turn = _TURNS.get(_orientation(image))
+        rgb = _to_rgb(image)
+        # A copy, because Pillow's own buffer is read-only.
+        return np.array(rgb if turn is None else rgb.transpose(turn))
+    except MemoryError:
+        raise
+    except Exception as error:  # truncated data: OSError, SyntaxError, struct.error, zlib.error, by plugin
+        raise ImageTruncated(str(error) or type(error).__name__) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8. A damaged EXIF block does not make a picture unreadable: 1."""
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # as many kinds as there are damages
+        return 1
+
+
+# What brings a picture of this EXIF orientation upright. (ImageOps.exif_transpose also writes the EXIF block anew, and
+# fails where that is damaged.)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
         # Pillow would clip 16-bit values at 255, which turns most of the picture white.

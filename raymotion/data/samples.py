@@ -106,6 +106,9 @@ def validate(table: pa.Table, *, where: object = None) -> pa.Table:
             path=where,
             remedy="Make it with `raymotion data prepare`.",
         )
+    twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
+    if twice:
+        raise InputError(f"has the columns {', '.join(twice)} twice", path=where)
     columns = []
     for field in SCHEMA:
         if field.name not in table.column_names:
@@ -114,7 +117,7 @@ def validate(table: pa.Table, *, where: object = None) -> pa.Table:
         column = table.column(field.name)
         try:
             column = column.cast(field.type)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        except pa.ArrowException as error:
             raise InputError(
                 f"column {field.name} is {column.type}, not {field.type} ({str(error).splitlines()[0]})", path=where
             ) from error
@@ -183,9 +186,11 @@ def _check_values(table: pa.Table, where: object) -> None:
             path=where,
             row=pc.index(splits, pa.scalar(name)).as_py(),
         )
-    empty_caption = pc.any(pc.is_null(pc.list_flatten(table.column("captions"))))
-    if empty_caption.as_py():
-        raise InputError("a caption is null", path=where, remedy="Leave missing captions out of the list.")
+    captions = table.column("captions")
+    null_caption = pc.index(pc.is_null(pc.list_flatten(captions)), True).as_py()
+    if null_caption >= 0:
+        row = pc.list_parent_indices(captions.combine_chunks())[null_caption].as_py()
+        raise InputError("a caption is null", path=where, row=row, remedy="Leave missing captions out of the list.")
 
 
 def targets(table: pa.Table, vocabulary: Vocabulary, *, soft: bool = False) -> np.ndarray:
