@@ -150,11 +150,12 @@ class _Document:
         self.path = storage.join(root, "annotations", name)
         value = storage.read_json(self.path)
         if not isinstance(value, dict):
-            raise InputError(f"is a JSON {type(value).__name__}, not an object with images and annotations", path=self.path)
+            kind = type(value).__name__
+            raise InputError(f"is a JSON {kind}, not an object with images and annotations", path=self.path)
         self.value = value
         report.files.append(name)
 
-    def entries(self, key: str, required: Mapping[str, type | tuple[type, ...]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def entries(self, key: str, required: Mapping[str, type]) -> Iterator[tuple[int, dict[str, Any]]]:
         """The objects of the list `key` with their positions; each has the `required` fields in the right type."""
         values = self.value.get(key)
         if not isinstance(values, list):
@@ -212,9 +213,8 @@ def _person_file(root: storage.PathLike, split: str, names: Sequence[str], repor
 def _people(
     document: _Document, report: CocoReport
 ) -> Iterator[tuple[int, int, Mapping[str, Any], _Document]]:
-    person = {
-        entry["id"] for _, entry in document.entries("categories", {"id": int, "name": str}) if entry["name"] == "person"
-    }
+    categories = document.entries("categories", {"id": int, "name": str})
+    person = {entry["id"] for _, entry in categories if entry["name"] == "person"}
     required = {"id": int, "image_id": int, "category_id": int, "bbox": list}
     for position, entry in document.entries("annotations", required):
         if entry["category_id"] not in person:
@@ -283,7 +283,8 @@ def _rows(
             continue
         points = entry.get("keypoints")
         face = face_from_keypoints(points, width, height) if points else None
-        rows.append({**row(number), "sample_id": f"coco:{number:012d}:person:{annotation}", "body_box": body, "face_box": face})
+        sample_id = f"coco:{number:012d}:person:{annotation}"
+        rows.append({**row(number), "sample_id": sample_id, "body_box": body, "face_box": face})
     return rows
 
 
@@ -297,7 +298,7 @@ def clip_box(box: Box, width: int, height: int) -> Box | None:
 
 
 def face_from_keypoints(keypoints: Sequence[float], width: int, height: int) -> Box | None:
-    """Face box from COCO keypoints (x, y, visibility, 17 times), by the rule in `read_coco`; None where it does not apply."""
+    """Face box from COCO keypoints (17 times x, y, visibility), by the rule in `read_coco`, or None."""
     points = {
         i: (float(keypoints[3 * i]), float(keypoints[3 * i + 1])) for i in range(5) if keypoints[3 * i + 2] == _VISIBLE
     }

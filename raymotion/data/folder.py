@@ -26,7 +26,8 @@ class FolderReport:
     Attributes:
         rows: images. captions: captions in all. without_caption: images that have none.
         no_file: files that the captions name and the folder lacks (`no_file_names`: the first few of them).
-        other_files: files in the folder that are no pictures by their names. unreadable_names: names that are not UTF-8.
+        other_files: files in the folder that are no pictures by their names.
+        unreadable_names: pictures left out because their names are not UTF-8.
     """
 
     rows: int = 0
@@ -47,9 +48,9 @@ def read_folder(
 
     Args:
         folder: local folder or s3:// address.
-        captions: by its extension, `.jsonl` with `{"file": "a/b.jpg", "caption": "..."}` or `"captions": [...]` per line;
-            `.csv` or `.tsv` with the columns file and caption; `.json` with an object of file to caption or captions.
-            Files are relative to `folder`; those that come repeatedly have several captions.
+        captions: by its extension, `.jsonl` with `{"file": "a/b.jpg", "caption": "..."}` or `"captions": [...]` per
+            line; `.csv` or `.tsv` with the columns file and caption; `.json` with an object of file to caption or
+            captions. Files are relative to `folder`; those that come repeatedly have several captions.
 
     Raises:
         InputError: names the captions file, its line and the reason; or says that the folder holds no pictures.
@@ -131,7 +132,7 @@ def _normal(name: str, base: str) -> str:
 
 
 def _read_captions(path: storage.PathLike) -> Iterator[tuple[str, str]]:
-    """Pairs of file and caption, the caption's whitespace made single spaces ('' for a file that is named without one)."""
+    """Pairs of file and caption, the caption's whitespace made single spaces ('' where there is none)."""
     kind = posixpath.splitext(str(path))[1].lower()
     if kind in (".jsonl", ".ndjson"):
         for number, line in enumerate(storage.read_text(path).split("\n"), start=1):
@@ -142,7 +143,7 @@ def _read_captions(path: storage.PathLike) -> Iterator[tuple[str, str]]:
     elif kind == ".json":
         value = storage.read_json(path)
         if not isinstance(value, dict):
-            raise InputError("is not an object of file to caption", path=path, remedy="One object per line is a .jsonl.")
+            raise InputError("is not an object of file to caption", path=path, remedy="Lines of objects are a .jsonl.")
         for name, own in value.items():
             yield from _pairs(name, own, path, name)
     else:

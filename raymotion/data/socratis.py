@@ -172,7 +172,7 @@ def _read_raw(text: str, path: storage.PathLike, report: SocratisReport) -> list
     except json.JSONDecodeError as error:
         raise InputError(f"is not JSON (line {error.lineno}: {error.msg})", path=path) from error
     if not isinstance(document, dict):
-        raise InputError("is a JSON list, not an object of image ids", path=path, remedy="Give Socratis' raw json or csv.")
+        raise InputError("is a JSON list, not an object of image ids", path=path, remedy="Give the raw json.")
     report.weighted = True
     by_image: dict[str, list[tuple[str, list[str]]]] = {}
     for key, annotators in document.items():
@@ -215,7 +215,8 @@ def _read_csv(text: str, path: storage.PathLike, known: Vocabulary | None) -> li
     try:
         missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
         if missing:
-            raise InputError(f"lacks the column {', '.join(missing)}", path=path, remedy=f"It needs {', '.join(COLUMNS)}.")
+            needed = ", ".join(COLUMNS)
+            raise InputError(f"lacks the column {', '.join(missing)}", path=path, remedy=f"It needs {needed}.")
         for row, values in enumerate(reader, start=1):
             reason = _bad_csv_row(values, known, seen)
             if reason:

@@ -1,13 +1,14 @@
 """Train, validation and test: seeded, grouped, and stratified for samples that carry several labels.
 
-The rule is iterative stratification (Sechidis, Tsoumakas and Vlahavas, "On the stratification of multi-label data", ECML
-PKDD 2011): the label with the fewest samples left is dealt out first, each sample to the split that still lacks most of
-this label. A random split gives a label of 20 images anything between 0 and 5 of them for validation; this one gives 2.
+The rule is iterative stratification (Sechidis, Tsoumakas and Vlahavas, "On the stratification of multi-label data",
+ECML PKDD 2011): the label with the fewest samples left is dealt out first, each sample to the split that still lacks
+most of this label. A random split gives a label of 20 images anything between 0 and 5 of them for validation; this one
+gives 2.
 
 Three things are added. A group (an image with its persons) is dealt out as one, with the union of its labels. The data
-set a group is from, and whether it is labelled at all, count as labels too: Socratis calls 40 % of its news pictures sad
-and 20 % of the others. And groups are taken in the order of a seeded hash of their ids, so the same samples in another
-row order are split the same way.
+set a group is from, and whether it is labelled at all, count as labels too: Socratis calls 40 % of its news pictures
+sad and 20 % of the others. And groups are taken in the order of a seeded hash of their ids, so the same samples in
+another row order are split the same way.
 """
 
 from __future__ import annotations

@@ -1,0 +1,249 @@
+"""`raymotion data`: sample tables from raw data sets, and synthetic data sets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from raymotion.data.synthetic import SyntheticReport
+
+OUT_TABLE = click.option(
+    "--out", required=True, metavar="FILE", help="Sample table to write (Parquet; local path or s3://)."
+)
+OUT_FOLDER = click.option("--out", required=True, metavar="FOLDER", help="Folder to write to (local path or s3://).")
+SEED = click.option("--seed", default=0, show_default=True, help="Same seed, same result.")
+IMAGES = click.option("--images", default=500, show_default=True, help="How many images to make.")
+CORRUPT = click.option(
+    "--corrupt",
+    default=0.0,
+    show_default=True,
+    metavar="SHARE",
+    help="Share of the image files to damage, 0 to 1; corrupt.json lists them.",
+)
+
+
+@click.group()
+def data() -> None:
+    """Prepare sample tables from raw data sets, or make synthetic ones.
+
+    \b
+    Example:
+      raymotion data synth coco --images 500 --out demo/coco
+      raymotion data prepare coco demo/coco --split val2017 --out coco.parquet
+    """
+
+
+@data.group()
+def synth() -> None:
+    """Make a small data set in the on-disk format of a real one.
+
+    \b
+    Example:
+      raymotion data synth coco --images 500 --out demo/coco
+    """
+
+
+@synth.command("coco")
+@IMAGES
+@OUT_FOLDER
+@SEED
+@click.option("--split", default="val2017", show_default=True, metavar="NAME", help="COCO's name for the split.")
+@CORRUPT
+def synth_coco(images: int, out: str, seed: int, split: str, corrupt: float) -> None:
+    """Pictures with captions, boxes and keypoints, as in COCO.
+
+    \b
+    Example:
+      raymotion data synth coco --images 500 --out demo/coco
+      raymotion data synth coco --images 2000 --corrupt 0.01 --seed 7 --out broken/
+    """
+    from raymotion.data.synthetic import write_coco
+
+    _say_written(out, write_coco(out, images, seed, split=split, corrupt=corrupt))
+
+
+@synth.command("socratis")
+@IMAGES
+@OUT_FOLDER
+@SEED
+@CORRUPT
+def synth_socratis(images: int, out: str, seed: int, corrupt: float) -> None:
+    """Pictures with a caption each and simulated annotators, as in Socratis: the raw json and the cleaned csv.
+
+    \b
+    Example:
+      raymotion data synth socratis --images 400 --out demo/socratis
+    """
+    from raymotion.data.synthetic import write_socratis
+
+    _say_written(out, write_socratis(out, images, seed, corrupt=corrupt))
+
+
+@data.group()
+def prepare() -> None:
+    """Turn a raw data set into a sample table, which every job takes.
+
+    \b
+    Example:
+      raymotion data prepare folder PHOTOS --captions captions.jsonl --out mine.parquet
+    """
+
+
+@prepare.command("coco")
+@click.argument("root")
+@click.option("--split", default="val2017", show_default=True, metavar="NAME", help="COCO's name: train2014, val2017.")
+@click.option("--persons", is_flag=True, help="One row per person, with body and face box, instead of one per image.")
+@click.option(
+    "--min-side", default=32.0, show_default=True, metavar="PIXELS", help="With --persons: leave smaller boxes out."
+)
+@OUT_TABLE
+def prepare_coco(root: str, split: str, persons: bool, min_side: float, out: str) -> None:
+    """COCO images with their captions. ROOT holds annotations/ and the folder of the split.
+
+    \b
+    Example:
+      raymotion data prepare coco ROOT --split val2017 --out coco.parquet
+      raymotion data prepare coco ROOT --split train2017 --persons --out persons.parquet
+    """
+    from raymotion.data.coco import read_coco
+    from raymotion.data.samples import write_samples
+
+    table, report = read_coco(root, split, persons=persons, min_side=min_side)
+    write_samples(out, table)
+    _say("rows", report.rows)
+    _say("images", f"{report.images:,}", report.no_image - report.dropped_entries, "not on disk")
+    _say("captions", f"{report.captions:,}", report.empty_captions, "empty ones left out")
+    if persons:
+        _say("persons", f"{report.persons:,}, {report.faces:,} with a face box")
+        boxes = f"{report.small_boxes:,} small and {report.degenerate_boxes:,} degenerate boxes"
+        _say("left out", f"{boxes}, {report.crowds:,} crowds")
+    _warn(report.no_entry, f"images on disk that no annotation names{'' if persons else ' (kept, without captions)'}")
+    _warn(report.dropped_entries, "entries with neither an image nor a caption left out")
+    _warn(report.other_files, f"files in {split}/ whose names are not COCO's left out")
+    _say_table(table, out)
+
+
+@prepare.command("socratis")
+@click.argument("path", metavar="FILE")
+@click.option("--images", metavar="FOLDER", help="Folder of the pictures. Default: none, captions only.")
+@click.option(
+    "--vocabulary",
+    metavar="NAME",
+    help="Take the labels of this vocabulary (socratis-29) and drop all other words. Default: those of the file.",
+)
+@click.option(
+    "--min-images",
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="Of the raw json: leave out labels on fewer images. Not used with --vocabulary or a csv.",
+)
+@click.option("--val-fraction", default=0.1, show_default=True, metavar="SHARE", help="Share of images for validation.")
+@click.option("--test-fraction", default=0.1, show_default=True, metavar="SHARE", help="Share of images for the test.")
+@click.option("--no-split", is_flag=True, help="Leave the split column empty.")
+@SEED
+@OUT_TABLE
+def prepare_socratis(
+    path: str,
+    images: str | None,
+    vocabulary: str | None,
+    min_images: int,
+    val_fraction: float,
+    test_fraction: float,
+    no_split: bool,
+    seed: int,
+    out: str,
+) -> None:
+    """Socratis, from its raw json or the cleaned csv; which one FILE is, its content tells.
+
+    Images are split into train, validation and test by --seed, so that each has its part of the rare labels (iterative
+    stratification).
+
+    \b
+    Example:
+      raymotion data prepare socratis cleaned_data.csv --images DIR --out socratis.parquet
+      raymotion data prepare socratis raw.json --vocabulary socratis-29 --seed 3 --out socratis.parquet
+    """
+    from raymotion.data.samples import write_samples
+    from raymotion.data.socratis import read_socratis
+    from raymotion.data.splits import split_samples
+    from raymotion.vocabulary import get_vocabulary
+
+    fractions = {"train": 1.0 - val_fraction - test_fraction, "val": val_fraction, "test": test_fraction}
+    chosen = get_vocabulary(vocabulary) if vocabulary else None
+    table, report = read_socratis(path, images, min_images=min_images, vocabulary=chosen)
+    if not no_split:
+        table = split_samples(table, fractions=fractions, seed=seed)
+    write_samples(out, table)
+    _say("rows", report.rows)
+    _say("images", f"{report.images_found:,}", report.images_missing, "missing")
+    _say("captions", report.captions)
+    if report.weighted:
+        _say("annotators", f"{report.annotators:,} entries; label_weights are their shares")
+    top = sorted(report.labels.items(), key=lambda item: -item[1])[:5]
+    _say("labels", f"{len(report.labels)}; most common: " + ", ".join(f"{name} {count:,}" for name, count in top))
+    _warn(report.dropped_images, "images without a label left out")
+    _warn(report.dropped_words, "words that are no labels left out")
+    _say_table(table, out)
+
+
+@prepare.command("folder")
+@click.argument("folder")
+@click.option(
+    "--captions", metavar="FILE", help="Captions as .jsonl, .csv, .tsv or .json. Default: none, images only."
+)
+@OUT_TABLE
+def prepare_folder(folder: str, captions: str | None, out: str) -> None:
+    """Any folder of pictures, searched to the bottom, with captions from a file.
+
+    \b
+    Lines of a .jsonl:    {"file": "trip/1.jpg", "caption": "A boat at sunset."}
+    Columns of a .csv:    file,caption        (a file's second line is its second caption)
+
+    \b
+    Example:
+      raymotion data prepare folder PHOTOS --captions captions.jsonl --out mine.parquet
+    """
+    from raymotion.data.folder import read_folder
+    from raymotion.data.samples import write_samples
+
+    table, report = read_folder(folder, captions)
+    write_samples(out, table)
+    _say("rows", report.rows)
+    _say("captions", f"{report.captions:,}", report.without_caption, "images have none")
+    names = ", ".join(report.no_file_names[:3]) + (" ..." if report.no_file > 3 else "")
+    _warn(report.no_file, f"files that the captions name are not in the folder ({names})")
+    _warn(report.other_files, "files that are no pictures left out")
+    _warn(report.unreadable_names, "pictures left out, whose names are not UTF-8")
+    _say_table(table, out)
+
+
+def _say(name: str, value: int | str, count: int = 0, what: str = "") -> None:
+    text = f"{value:,}" if isinstance(value, int) else value
+    click.echo(f"{name:<11}{text}" + (f" ({count:,} {what})" if count else ""))
+
+
+def _warn(count: int, what: str) -> None:
+    if count:
+        click.echo(f"{'note':<11}{count:,} {what}")
+
+
+def _say_table(table: pa.Table, out: str) -> None:
+    import pyarrow.compute as pc
+
+    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(table.column("split")).to_pylist()}
+    sizes = [f"{name} {counts[name]:,}" for name in ("train", "val", "test") if name in counts]
+    if sizes:
+        _say("split", ", ".join(sizes))
+    _say("wrote", out)
+
+
+def _say_written(out: str, report: SyntheticReport) -> None:
+    _say("images", f"{report.images:,}", report.corrupt, "damaged, listed in corrupt.json")
+    _say("captions", report.captions)
+    _say("files", ", ".join(report.files))
+    _say("wrote", out)
