@@ -37,12 +37,22 @@ class Collapse:
     Attributes:
         collapsed: labels nearly constant, or no better than the prior.
         reasons: one sentence each; empty if not collapsed.
-        notes: what could not be checked, and why.
+        notes: reservations: what could not be checked, or what is weak but no collapse.
     """
 
     collapsed: bool
     reasons: list[str]
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def headline(self) -> str:
+        """The verdict in one line, for a terminal's first line and a report's banner."""
+        if self.collapsed:
+            more = f" (and {len(self.reasons) - 1} more)" if len(self.reasons) > 1 else ""
+            return f"Collapse check FAILED: {self.reasons[0]}{more}"
+        if self.notes:
+            return f"No collapse found, with a reservation: {self.notes[0]}"
+        return "Collapse check passed: the labels vary, and the teacher beats the class prior and the constant ranking."
 
 
 def check_collapse(
@@ -73,13 +83,16 @@ def check_collapse(
         reasons += _constant_probabilities(np.asarray(probabilities), rates)
         chosen = np.asarray(mask, dtype=bool) if selected is None else np.asarray(mask, dtype=bool)[selected]
         if len(chosen) >= MIN_IMAGES:
-            reasons += _constant_labels(chosen, labels, rates)
+            means = np.asarray(probabilities).mean(axis=0, dtype=np.float64)
+            reasons += _constant_labels(chosen, labels, rates, means)
         else:
             notes.append(f"{len(chosen)} selected images are too few to tell whether their label sets vary.")
     if evaluation is None:
         notes.append("The teacher has no validation metrics: whether it beats the baselines is not known.")
     else:
-        reasons += _no_better(evaluation)
+        teacher_reasons, teacher_notes = _no_better(evaluation)
+        reasons += teacher_reasons
+        notes += teacher_notes
     return Collapse(bool(reasons), reasons, notes)
 
 
@@ -109,11 +122,11 @@ def _percent(share: float) -> str:
     return f"{min(max(100 * share, 0.01), 99.99):.2f} %"
 
 
-def _constant_labels(mask: np.ndarray, labels: Sequence[str], prior: np.ndarray | None) -> list[str]:
+def _constant_labels(mask: np.ndarray, labels: Sequence[str], prior: np.ndarray | None, means: np.ndarray) -> list[str]:
     n, width = mask.shape
     reasons = []
     shares = mask.mean(axis=0)
-    explained = _explained(float(mask.sum(axis=1).mean()), width, prior)
+    explained = _explained(float(mask.sum(axis=1).mean()), prior, means)
     constant = [int(j) for j in np.argsort(-shares) if shares[j] > CLASS_SHARE and not explained[j]]
     if constant:
         named = [f"{labels[j]!r} ({_percent(shares[j])})" for j in constant[:3]]
@@ -136,21 +149,22 @@ def _constant_labels(mask: np.ndarray, labels: Sequence[str], prior: np.ndarray 
         effective = math.exp(-float((counts / n * np.log(counts / n)).sum()))
         if effective < EFFECTIVE_SETS:
             covered = _percent(counts[:3].sum() / n)
-            reasons.append(f"{min(3, len(sets))} label sets cover {covered} of {n:,} images: the labels are one of a few answers.")
+            few = min(3, len(sets))
+            reasons.append(f"{few} label sets cover {covered} of {n:,} images: the labels are one of a few answers.")
     return reasons
 
 
-def _explained(mean_labels: float, width: int, prior: np.ndarray | None) -> np.ndarray:
+def _explained(mean_labels: float, prior: np.ndarray | None, means: np.ndarray) -> np.ndarray:
     """Classes that a good teacher may well choose for nearly every image: (L,) bool.
 
     Frequent in training (half of the images), or, where a policy takes the m highest labels, among the m most frequent
     and not rare (a quarter): the highest labels of an image that says little are those of the prior.
     """
-    if prior is None:
-        return np.zeros(width, dtype=bool)
-    among = np.zeros(width, dtype=bool)
-    among[np.argsort(-prior, kind="stable")[: round(mean_labels)]] = True
-    return (prior >= 0.5) | (among & (prior >= 0.25))
+    # Without a prior the mean probabilities stand in for it, but no class is certain of every image by itself.
+    rates = np.where(means < CLASS_SHARE, means, 0.0) if prior is None else prior
+    among = np.zeros(len(rates), dtype=bool)
+    among[np.argsort(-rates, kind="stable")[: round(mean_labels)]] = True
+    return np.asarray((rates >= 0.5) | (among & (rates >= 0.25)))
 
 
 def _constant_probabilities(probabilities: np.ndarray, prior: np.ndarray | None) -> list[str]:
@@ -174,8 +188,10 @@ def _constant_probabilities(probabilities: np.ndarray, prior: np.ndarray | None)
     return reasons
 
 
-def _no_better(evaluation: Evaluation) -> list[str]:
-    reasons = []
+def _no_better(evaluation: Evaluation) -> tuple[list[str], list[str]]:
+    """Reasons and notes about the teacher's validation metrics."""
+    reasons: list[str] = []
+    notes: list[str] = []
     bce = evaluation.metrics.get("bce")
     if bce is not None and bce.value is not None and bce.prior is not None:
         if bce.value >= bce.prior:
@@ -187,10 +203,15 @@ def _no_better(evaluation: Evaluation) -> list[str]:
                 f"The teacher is not clearly better than its prior: validation BCE {bce.value:.4f}, class prior "
                 f"{bce.prior:.4f}, and on {bce.samples:,} samples the difference may be chance."
             )
-    top = evaluation.metrics.get("top_1")
+    top, ap = evaluation.metrics.get("top_1"), evaluation.metrics.get("macro_ap")
     if top is not None and top.value is not None and top.constant is not None and top.value <= top.constant:
-        reasons.append(
+        text = (
             f"The teacher's first label is right no more often than one fixed answer: top-1 {top.value:.3f}, "
             f"constant {top.constant:.3f}."
         )
-    return reasons
+        # A class that most images carry is rightly the first label of nearly all of them. As long as the teacher tells
+        # images apart within the classes, and is not worse beyond doubt, that is no collapse.
+        tells_apart = ap is not None and ap.constant_gain is not None and ap.constant_gain[0] > 0
+        worse = top.constant_gain is not None and top.constant_gain[1] < 0
+        (notes if tells_apart and not worse else reasons).append(text)
+    return reasons, notes

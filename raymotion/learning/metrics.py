@@ -5,10 +5,10 @@ gives every metric with its 95 % bootstrap interval, with the same metric of two
 and with the interval of the paired difference to each of them.
 
 * `prior`: the class rates of the *training* split, predicted for every image.
-* `constant`: the hardest predictor of this kind, which knows the evaluated split. For the BCE it predicts that split's
-  own class rates, the constant with the lowest BCE there is. For top-k and recall it ranks the classes by that split's
-  own rates, as the published Socratis constants do. For average precision it ranks nothing: chance, which is the
-  prevalence.
+* `constant`: a predictor of this kind that knows the evaluated split. For the BCE it predicts that split's own class
+  rates: no constant has a lower one. For top-k and recall it ranks the classes by that split's own rates, as the
+  published Socratis constants do: no constant has a higher top-1 or public recall. For average precision it ranks
+  nothing: chance, which is the prevalence. (Micro AP has the harder baseline in `prior`, which ranks the classes.)
 
 Ties never pay. Where labels of one image have the same probability across the k-th place, top-k and recall take the
 expected value over a random order of them; average precision treats equal scores as one step, as scikit-learn does.

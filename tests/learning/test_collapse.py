@@ -44,8 +44,9 @@ def test_the_public_labels_are_caught() -> None:
 def test_a_skewed_prior_is_no_collapse(n: int, skill: float) -> None:
     p = teacher(n, skill)
     mask = top_per_image(p, 4)
-    found = check_collapse(p, mask, LABELS, prior=PRIOR)
-    assert not found.collapsed, found.reasons
+    for prior in (PRIOR, None):
+        found = check_collapse(p, mask, LABELS, prior=prior)
+        assert not found.collapsed, found.reasons
     if skill < 1:
         assert mask[:, SOCRATIS_29.index("happy")].mean() > 0.95  # the case that must not alarm
     assert any("no validation metrics" in note for note in found.notes)
@@ -111,6 +112,16 @@ def test_a_teacher_that_beats_its_baselines() -> None:
     assert good["bce"].verdict == "better" and good["top_1"].verdict == "better"
     found = check_collapse(p, top_per_image(p, 4), LABELS, prior=PRIOR, evaluation=good)
     assert not found.collapsed and not found.notes
+
+
+def test_a_teacher_that_rightly_says_happy_first() -> None:
+    """It tells every class apart, but "happy" stays the first label of every image: a reservation, not a collapse."""
+    p = teacher(200, 1.0)
+    result = evaluation(0.4)
+    assert result["top_1"].value == result["top_1"].constant and result["bce"].verdict == "better"
+    found = check_collapse(p, top_per_image(p, 4), LABELS, prior=PRIOR, evaluation=result)
+    assert not found.collapsed
+    assert "one fixed answer" in found.notes[0] and "reservation" in found.headline
 
 
 def test_a_teacher_no_better_than_its_prior() -> None:

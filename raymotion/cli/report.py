@@ -1,0 +1,34 @@
+"""`raymotion report`: one HTML page about a labelled data set, and its verdict on the terminal."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command(
+    epilog="""
+\b
+Example:
+  raymotion report labels/ --out report.html
+  raymotion report s3://bucket/labels --out s3://bucket/report.html --samples 60
+"""
+)
+@click.argument("labels", metavar="LABELS")
+@click.option("--out", default="report.html", show_default=True, help="Where the page is written; may be s3://.")
+@click.option(
+    "--samples", default=24, show_default=True, type=click.IntRange(0, 500), help="Images shown, with their emotions."
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of the images that are picked at random.")
+def report(labels: str, out: str, samples: int, seed: int) -> None:
+    """Show a labelled data set as one HTML page that opens offline.
+
+    LABELS is the folder that `raymotion label` wrote. The first line printed is the verdict of the collapse check:
+    whether the labels vary from image to image, and whether the teacher beats a constant answer.
+    """
+    from raymotion.report.page import write_report
+    from raymotion.report.terminal import summary_lines
+
+    summary = write_report(labels, out, samples_shown=samples, seed=seed)
+    click.secho(summary.headline, fg="red" if summary.collapse.collapsed else None, bold=True)
+    for line in summary_lines(summary):
+        click.echo(line)

@@ -1,0 +1,128 @@
+"""The numbers behind a report's charts and cards: plain arrays in, plain lists out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from raymotion.learning.collapse import binary_entropy, label_sets
+from raymotion.learning.metrics import Evaluation
+from raymotion.report.labelled import LabelledSet
+
+METRIC_NAMES = {
+    "bce": "BCE, nats (lower is better)",
+    "micro_ap": "Micro AP",
+    "macro_ap": "Macro AP (mAP)",
+    "recall_at_3": "Recall@3",
+    "recall_at_3_public": "Recall@3, hits / 3n",
+}
+
+
+@dataclass(frozen=True)
+class ClassRate:
+    """One label: the share of selected images that carry it, its mean probability, its rate in training."""
+
+    label: str
+    chosen: float
+    mean_probability: float
+    prior: float | None
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of equal bins between `low` and `high`."""
+
+    counts: list[int]
+    low: float
+    high: float
+    median: float
+    prior: float | None
+
+
+def metric_name(name: str) -> str:
+    """A metric's name for people."""
+    return METRIC_NAMES.get(name) or name.replace("top_", "Top-") + " accuracy"
+
+
+def metric_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """One row of texts for each metric, for a table on a page or a terminal."""
+
+    def number(value: float | None) -> str:
+        return "undefined" if value is None else f"{value:.4f}" if name == "bce" else f"{value:.3f}"
+
+    rows = []
+    for name, metric in evaluation.metrics.items():
+        known = metric.low is not None and metric.high is not None
+        rows.append(
+            {
+                "name": metric_name(name),
+                "value": number(metric.value),
+                "interval": f"{number(metric.low)} to {number(metric.high)}" if known else "not known",
+                "constant": number(metric.constant),
+                "prior": number(metric.prior),
+                "samples": f"{metric.samples:,}",
+                "verdict": metric.verdict,
+            }
+        )
+    return rows
+
+
+def class_rates(labelled: LabelledSet) -> list[ClassRate]:
+    """Every label, the most often chosen first."""
+    chosen = labelled.mask[labelled.selected]
+    shares = chosen.mean(axis=0) if len(chosen) else np.zeros(len(labelled.vocabulary))
+    means = labelled.probabilities.mean(axis=0, dtype=np.float64) if len(labelled) else np.zeros_like(shares)
+    order = np.lexsort((-means, -shares))
+    prior = labelled.prior
+    return [
+        ClassRate(
+            labelled.vocabulary.labels[j],
+            float(shares[j]),
+            float(means[j]),
+            None if prior is None else float(prior[j]),
+        )
+        for j in order.tolist()
+    ]
+
+
+def entropy_histogram(labelled: LabelledSet, entropy: np.ndarray, bins: int = 24) -> Histogram | None:
+    """The entropy of the images' predictions, in bits per label; None without images."""
+    if len(entropy) == 0:
+        return None
+    prior = None if labelled.prior is None else float(binary_entropy(labelled.prior[None])[0])
+    # Whole twentieths, so that the ends of the axis are short numbers.
+    high = float(np.ceil(max(entropy.max(), prior or 0.0, 0.05) * 20) / 20)
+    counts, _ = np.histogram(entropy, bins=bins, range=(0.0, high))
+    return Histogram(counts.tolist(), 0.0, high, float(np.median(entropy)), prior)
+
+
+def common_sets(labelled: LabelledSet, shown: int = 5) -> tuple[int, list[tuple[str, int, float]]]:
+    """How many distinct label sets the selected images have, and the commonest: names, count, share."""
+    sets, counts = label_sets(labelled.mask[labelled.selected])
+    total = max(int(counts.sum()), 1)
+    rows = [
+        (", ".join(labelled.vocabulary.decode(np.flatnonzero(row).tolist())) or "no label", int(count), count / total)
+        for row, count in zip(sets[:shown], counts[:shown], strict=True)
+    ]
+    return len(sets), rows
+
+
+def pick_samples(entropy: np.ndarray, shown: int, seed: int) -> list[tuple[int, str]]:
+    """Rows to show and why: a third each of least and most certain predictions, and the rest at random.
+
+    Args:
+        entropy: (n,) of the predictions. No row is shown twice.
+    """
+    third = min(shown, len(entropy)) // 3
+    order = np.argsort(entropy, kind="stable").tolist()
+    sure, unsure = order[:third], order[::-1][:third]
+    rest = np.array(sorted(set(order) - set(sure) - set(unsure)), dtype=np.int64)
+    count = min(shown - 2 * third, len(rest))
+    drawn = np.random.default_rng(seed).choice(rest, size=count, replace=False).tolist() if count > 0 else []
+    return (
+        [(i, "picked at random") for i in sorted(drawn)]
+        + [(i, "among the most certain") for i in sure]
+        + [(i, "among the least certain") for i in unsure]
+    )

@@ -1,0 +1,281 @@
+"""One self-contained HTML page about a labelled data set."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from raymotion import storage
+from raymotion.data import images
+from raymotion.errors import AccessDenied, InputError
+from raymotion.learning.collapse import Collapse, binary_entropy, check_collapse
+from raymotion.learning.metrics import Evaluation
+from raymotion.report import figures
+from raymotion.report.labelled import LabelledRow, LabelledSet, load_labels
+
+THUMBNAIL = (320, 240)
+CAPTIONS_SHOWN = 3
+EMOTIONS_SHOWN = 5
+QUARANTINE_SHOWN = 20
+NOT_RECORDED = "not recorded"
+
+
+@dataclass(frozen=True)
+class ReportSummary:
+    """What the page says, for a terminal.
+
+    Attributes:
+        headline: the verdict of the collapse check, one line.
+        images_in, labelled, quarantined: None where the job did not record it.
+        size: bytes of the page.
+    """
+
+    out: str
+    headline: str
+    collapse: Collapse
+    evaluation: Evaluation | None
+    images_in: int | None
+    labelled: int
+    selected: int
+    quarantined: int | None
+    distinct_sets: int
+    size: int
+
+
+def write_report(
+    labels_dir: storage.PathLike, out: storage.PathLike, *, samples_shown: int = 24, seed: int = 0
+) -> ReportSummary:
+    """Writes the report of a labels folder to `out`: one HTML file that needs no network and runs no script.
+
+    Args:
+        labels_dir: folder of the labelling job.
+        samples_shown: images shown with captions and emotions, a third of each kind.
+        seed: of the random ones.
+
+    Raises:
+        InputError: the folder is not a labels folder.
+    """
+    if samples_shown < 0:
+        raise InputError(f"samples_shown {samples_shown} is negative")
+    labelled = load_labels(labels_dir)
+    collapse = check_collapse(
+        labelled.probabilities,
+        labelled.mask,
+        labelled.vocabulary.labels,
+        prior=labelled.prior,
+        evaluation=labelled.evaluation,
+        selected=labelled.selected,
+    )
+    entropy = binary_entropy(labelled.probabilities)
+    distinct, common = figures.common_sets(labelled)
+    reasons, failed = labelled.quarantine(QUARANTINE_SHOWN)
+    quarantined = _whole(labelled.recorded("counts", "quarantined"))
+    if quarantined is None and reasons:
+        quarantined = sum(reasons.values())
+
+    picked = figures.pick_samples(entropy, samples_shown, seed)
+    rows = labelled.rows([i for i, _ in picked])
+    cards = [_card(labelled, i, why, row) for (i, why), row in zip(picked, rows, strict=True)]
+    html = _template().render(
+        labelled=labelled,
+        collapse=collapse,
+        state="bad" if collapse.collapsed else "unsure" if collapse.notes else "good",
+        key_figures=_key_figures(labelled, quarantined, distinct),
+        facts=_facts(labelled),
+        notices=_notices(labelled, quarantined),
+        metrics=figures.metric_rows(labelled.evaluation) if labelled.evaluation else [],
+        rates=figures.class_rates(labelled),
+        histogram=figures.entropy_histogram(labelled, entropy),
+        distinct=distinct,
+        common=common,
+        cards=cards,
+        throughput=_throughput(labelled),
+        quarantine_reasons=reasons,
+        quarantine_rows=failed,
+        quarantined=quarantined,
+        settings=json.dumps(labelled.recorded("settings") or {}, indent=2, ensure_ascii=False),
+        provenance=_provenance(labelled),
+    )
+    data = html.encode("utf-8", errors="replace")  # a lone surrogate in a caption is no reason to fail
+    storage.write_bytes(out, data)
+    return ReportSummary(
+        out=str(out),
+        headline=collapse.headline,
+        collapse=collapse,
+        evaluation=labelled.evaluation,
+        images_in=_whole(labelled.recorded("counts", "in")),
+        labelled=len(labelled),
+        selected=int(labelled.selected.sum()),
+        quarantined=quarantined,
+        distinct_sets=distinct,
+        size=len(data),
+    )
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["percent"] = _percent
+    text = resources.files("raymotion.report").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(text)
+
+
+def _percent(share: float) -> str:
+    digits = 1 if 0.001 <= share <= 0.999 or share in (0.0, 1.0) else 2
+    return f"{100 * share:.{digits}f} %"
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _text(value: Any) -> str:
+    """A recorded value as text; lists with commas, mappings as key: value."""
+    if value is None or value in ("", [], {}):
+        return NOT_RECORDED
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_text(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(str(item) for item in value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
+
+
+def _seconds(value: Any) -> str:
+    if not isinstance(value, int | float):
+        return NOT_RECORDED
+    if value < 120:
+        return f"{value:.1f} s"
+    return f"{int(value // 60)} min {int(value % 60)} s" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+def _rate(value: Any) -> str:
+    if not isinstance(value, int | float):
+        return NOT_RECORDED
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _key_figures(labelled: LabelledSet, quarantined: int | None, distinct: int) -> list[tuple[str, str]]:
+    return [
+        ("images in", _text(_whole(labelled.recorded("counts", "in")))),
+        ("labelled", f"{len(labelled):,}"),
+        ("quarantined", _text(quarantined)),
+        ("selected", f"{int(labelled.selected.sum()):,}"),
+        ("distinct label sets", f"{distinct:,}"),
+        ("images/s", _rate(labelled.recorded("throughput", "images_per_second"))),
+    ]
+
+
+def _facts(labelled: LabelledSet) -> list[tuple[str, str]]:
+    extractor = labelled.recorded("model", "extractor")
+    if isinstance(extractor, Mapping):
+        regions = f", {extractor['count']} regions an image" if extractor.get("count") else ""
+        extractor = f"{_text(extractor.get('name'))} (weights: {_text(extractor.get('weights'))}{regions})"
+    vocabulary = labelled.vocabulary
+    selection = labelled.recorded("settings", "selection")
+    return [
+        ("Teacher", _text(labelled.recorded("model", "teacher", "path"))),
+        ("Modalities used", _text(labelled.recorded("model", "teacher", "modalities"))),
+        ("Region extractor", "none" if extractor is None else _text(extractor)),
+        ("Vocabulary", f"{vocabulary.name}, {len(vocabulary)} labels"),
+        ("Selection", _text(selection)),
+        ("Input", _text(labelled.recorded("input", "path"))),
+    ]
+
+
+def _notices(labelled: LabelledSet, quarantined: int | None) -> list[str]:
+    notices = labelled.recorded("notices")
+    result = [str(notice) for notice in notices] if isinstance(notices, list) else []
+    if labelled.recorded("status") != "complete":
+        status = _text(labelled.recorded("status"))
+        result.insert(0, f"The job's status is {status}: this page shows what is there so far.")
+        return result
+    good, total = _whole(labelled.recorded("counts", "good")), _whole(labelled.recorded("counts", "in"))
+    if good is not None and good != len(labelled):
+        result.insert(0, f"job.json counts {good:,} labelled images, the parts hold {len(labelled):,}.")
+    if good is not None and total is not None and quarantined is not None and good + quarantined != total:
+        result.insert(0, f"The books do not close: {total:,} in, {good:,} labelled, {quarantined:,} quarantined.")
+    return result
+
+
+def _throughput(labelled: LabelledSet) -> list[tuple[str, str]]:
+    def get(key: str) -> Any:
+        return labelled.recorded("throughput", key)
+
+    rows = [
+        ("Steady state", f"{_rate(get('images_per_second'))} images/s" if get("images_per_second") else NOT_RECORDED),
+        ("Whole run", _seconds(get("seconds"))),
+        ("Start-up, before the first image", _seconds(get("startup_seconds"))),
+        ("Finish, after the last image", _seconds(get("finish_seconds"))),
+    ]
+    decode, model = get("decode_seconds"), get("model_seconds")
+    for name, own in (("Decoding, all workers", decode), ("Models, all workers", model)):
+        text = _seconds(own)
+        if isinstance(decode, int | float) and isinstance(model, int | float) and decode + model > 0:
+            text += f" ({_percent(own / (decode + model))} of both)"
+        rows.append((name, text))
+    return rows
+
+
+def _provenance(labelled: LabelledSet) -> list[tuple[str, str]]:
+    rows = [
+        ("Job digest", _text(labelled.recorded("digest"))),
+        ("Teacher fingerprint", _text(labelled.recorded("model", "teacher", "fingerprint"))),
+        ("Vocabulary fingerprint", labelled.vocabulary.fingerprint),
+        ("Input sha256", _text(labelled.recorded("input", "sha256"))),
+        ("Input rows", _text(labelled.recorded("input", "rows"))),
+        ("Parts", f"{len(labelled.parts):,}"),
+    ]
+    versions = labelled.recorded("versions")
+    if isinstance(versions, Mapping):
+        rows += [(f"Version of {name}", str(version)) for name, version in versions.items()]
+    return rows
+
+
+def _card(labelled: LabelledSet, index: int, why: str, row: LabelledRow) -> dict[str, Any]:
+    p, chosen = labelled.probabilities[index], labelled.mask[index]
+    labels = labelled.vocabulary.labels
+    picture, problem = _thumbnail(row.image_uri)
+    return {
+        "sample_id": row.sample_id,
+        "why": why,
+        "picture": picture,
+        "problem": problem,
+        "alt": row.captions[0] if row.captions else f"image {row.sample_id}",
+        "captions": row.captions[:CAPTIONS_SHOWN],
+        "more_captions": max(0, len(row.captions) - CAPTIONS_SHOWN),
+        "emotions": [
+            {"label": labels[j], "p": float(p[j]), "chosen": bool(chosen[j])}
+            for j in np.argsort(-p, kind="stable")[:EMOTIONS_SHOWN].tolist()
+        ],
+        "chosen": labelled.vocabulary.decode(np.flatnonzero(chosen).tolist()),
+        "selected": bool(labelled.selected[index]),
+    }
+
+
+def _thumbnail(uri: str | None) -> tuple[str | None, str]:
+    """The picture as a data address, or None and the reason."""
+    if not uri:
+        return None, "no image"
+    try:
+        pixels = images.decode_rgb(images.fetch(uri), min_side=THUMBNAIL[1])
+    except images.ImageError as error:
+        return None, f"no image: {error.reason}"
+    except AccessDenied:
+        return None, "no image: access denied"
+    image = Image.fromarray(pixels)
+    image.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(), ""
