@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +154,45 @@ def run_command() -> Callable[..., Outcome]:
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+@pytest.fixture
+def dead_store(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`s3://` addresses lead to a port where nobody listens."""
+    with socket.socket() as held:  # bound, but not listening: nobody else can take the port
+        held.bind(("127.0.0.1", 0))
+        yield from _store_at(f"http://127.0.0.1:{held.getsockname()[1]}", monkeypatch)
+
+
+@pytest.fixture
+def refusing_store(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`s3://` addresses lead to a server that answers every request with 403 Access Denied."""
+    body = b'<?xml version="1.0"?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>'
+
+    class Refuse(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(403)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refuse) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield from _store_at(f"http://127.0.0.1:{server.server_port}", monkeypatch)
+        server.shutdown()
+
+
+def _store_at(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    import s3fs
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    monkeypatch.undo()
+    s3fs.S3FileSystem.clear_instance_cache()

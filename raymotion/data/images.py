@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 
 import numpy as np
@@ -129,14 +130,33 @@ def decode_rgb(data: bytes, *, min_side: int | None = None, max_pixels: int = MA
             short = min(width, height)
             image.draft("RGB", (width * min_side // short, height * min_side // short))
         image.load()
+        if data.startswith(b"\xff\xd8") and not data.endswith(b"\xff\xd9") and not _jpeg_ends(data):
+            raise ImageTruncated("the JPEG data stop before the picture's end")
         turn = _TURNS.get(_orientation(image))
         rgb = _to_rgb(image)
         # A copy, because Pillow's own buffer is read-only.
         return np.array(rgb if turn is None else rgb.transpose(turn))
-    except MemoryError:
+    except (MemoryError, ImageError):
         raise
     except Exception as error:  # truncated data: OSError, SyntaxError, struct.error, zlib.error, by plugin
         raise ImageTruncated(str(error) or type(error).__name__) from error
+
+
+def _jpeg_ends(data: bytes) -> bool:
+    """Whether a JPEG's segments lead to an end marker. A download that stopped in a file of reserved length leaves zeros,
+    which libjpeg decodes to grey without a word."""
+    at = 2
+    while (found := _MARKER.search(data, at)) is not None:
+        marker, at = found.group()[1], found.end()
+        if marker == 0xD9:
+            return True
+        if marker != 0x01:  # all others carry their length
+            at += int.from_bytes(data[at : at + 2], "big")
+    return False
+
+
+# 0xFF and anything that is not stuffing, a restart marker or a fill byte: within a scan's data, its end.
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 
 
 def _orientation(image: Image.Image) -> int:
