@@ -173,14 +173,17 @@ def prepare_socratis(
     from raymotion.data.splits import split_samples
     from raymotion.vocabulary import get_vocabulary
 
-    fractions = {"train": 1.0 - val_fraction - test_fraction, "val": val_fraction, "test": test_fraction}
+    fractions = {"train": round(1.0 - val_fraction - test_fraction, 9), "val": val_fraction, "test": test_fraction}
     chosen = get_vocabulary(vocabulary) if vocabulary else None
     table, report = read_socratis(path, images, min_images=min_images, vocabulary=chosen)
     if not no_split:
         table = split_samples(table, fractions=fractions, seed=seed)
     write_samples(out, table)
     _say("rows", report.rows)
-    _say("images", f"{report.images_found:,}", report.images_missing, "missing")
+    if images:
+        _say("images", f"{report.images_found:,}", report.images_missing, f"not in {images}")
+    else:
+        _say("images", "none: no --images folder was given")
     _say("captions", report.captions)
     if report.weighted:
         _say("annotators", f"{report.annotators:,} entries; label_weights are their shares")

@@ -58,10 +58,11 @@ def _checked(fractions: Mapping[str, float]) -> tuple[list[str], list[float]]:
     foreign = sorted(set(fractions) - set(SPLITS))
     if foreign:
         raise InputError(f"{foreign[0]!r} is not one of the splits {', '.join(SPLITS)}")
+    told = ", ".join(f"{name} {share:g}" for name, share in fractions.items())
     if any(not math.isfinite(share) or share < 0 for share in fractions.values()):
-        raise InputError(f"split fractions {dict(fractions)} are not all 0 or more")
+        raise InputError(f"the shares of the splits are {told}", remedy="None may be less than 0.")
     if not math.isclose(sum(fractions.values()), 1.0, abs_tol=1e-6):
-        raise InputError(f"split fractions {dict(fractions)} sum to {sum(fractions.values()):g}, not to 1")
+        raise InputError(f"the shares of the splits are {told}", remedy="They must sum to 1.")
     names = [name for name in SPLITS if fractions.get(name, 0.0) > 0]
     return names, [fractions[name] for name in names]
 

@@ -1,0 +1,127 @@
+"""Splits: every group in one place, rare labels everywhere, and the same result for the same samples."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raymotion.data.samples import table_from_rows
+from raymotion.data.splits import split_samples
+from raymotion.errors import InputError
+from raymotion.vocabulary import SOCRATIS_29, Vocabulary
+
+ABC = Vocabulary("abc", ("a", "b", "c"))
+
+
+def table(labels: list[list[str] | None], groups: list[str] | None = None, vocabulary: Vocabulary = ABC) -> pa.Table:
+    rows = [
+        {"sample_id": f"s{i}", "group_id": groups[i] if groups else f"s{i}", "labels": own, "source": "x"}
+        for i, own in enumerate(labels)
+    ]
+    return table_from_rows(rows, vocabulary)
+
+
+def split_of(result: pa.Table) -> dict[str, str]:
+    return dict(zip(result["sample_id"].to_pylist(), result["split"].to_pylist(), strict=True))
+
+
+def test_a_label_of_ten_images_is_split_eight_one_one():
+    # By hand: 8, 1 and 1 of ten are what .8/.1/.1 ask for, for each of three labels that never meet.
+    labels = [["a"]] * 10 + [["b"]] * 10 + [["c"]] * 20
+    result = split_samples(table(labels))
+    counts = Counter(zip((own[0] for own in labels), result["split"].to_pylist(), strict=True))
+    assert counts == {
+        ("a", "train"): 8, ("a", "val"): 1, ("a", "test"): 1,
+        ("b", "train"): 8, ("b", "val"): 1, ("b", "test"): 1,
+        ("c", "train"): 16, ("c", "val"): 2, ("c", "test"): 2,
+    }  # fmt: skip
+
+
+def test_rare_labels_come_closer_to_their_share_than_at_random():
+    rng = random.Random(3)
+    rates = {label: 0.02 + 0.3 * rng.random() ** 3 for label in SOCRATIS_29.labels}
+    labels = [[label for label in SOCRATIS_29.labels if rng.random() < rates[label]] for _ in range(800)]
+
+    def error(splits: list[str]) -> float:
+        total = Counter(label for own in labels for label in own)
+        val = Counter(label for own, split in zip(labels, splits, strict=True) if split == "val" for label in own)
+        return sum(abs(val[label] / total[label] - 0.1) for label in total) / len(total)
+
+    stratified = error(split_samples(table(labels, vocabulary=SOCRATIS_29))["split"].to_pylist())
+    randomly = []
+    for seed in range(20):
+        splits = ["val"] * 80 + ["test"] * 80 + ["train"] * 640
+        random.Random(seed).shuffle(splits)
+        randomly.append(error(splits))
+    assert stratified < 0.5 * min(randomly)
+
+
+def test_sources_are_in_each_split_by_their_share():
+    rows = [{"sample_id": f"{i}", "group_id": f"{i}", "source": "news" if i < 900 else "web"} for i in range(1000)]
+    result = split_samples(table_from_rows(rows), seed=5)
+    counts = Counter(zip(result["source"].to_pylist(), result["split"].to_pylist(), strict=True))
+    assert (counts["web", "train"], counts["web", "val"], counts["web", "test"]) == (80, 10, 10)
+    assert (counts["news", "val"], counts["news", "test"]) == (90, 90)
+
+
+def test_unlabelled_samples_are_shuffled_by_the_seed():
+    samples = table([None] * 200)
+    first, again, other = (split_of(split_samples(samples, seed=seed)) for seed in (0, 0, 1))
+    assert first == again != other
+    assert Counter(first.values()) == {"train": 160, "val": 20, "test": 20}
+    # Not the first 160 rows.
+    assert {first[f"s{i}"] for i in range(160)} == {"train", "val", "test"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(0, 15), st.one_of(st.none(), st.sets(st.sampled_from("abc")))), min_size=1, max_size=40
+    ),
+    seed=st.integers(0, 5),
+    fractions=st.sampled_from(
+        [{"train": 0.8, "val": 0.1, "test": 0.1}, {"train": 0.5, "val": 0.5}, {"test": 1.0}, {"train": 1.0, "val": 0.0}]
+    ),
+    order=st.randoms(use_true_random=False),
+)
+def test_properties(rows, seed, fractions, order):
+    samples = table([None if own is None else sorted(own) for _, own in rows], [f"g{group}" for group, _ in rows])
+    result = split_samples(samples, seed=seed, fractions=fractions)
+    # All rows, in their order, with nothing else changed.
+    assert result.drop(["split"]).equals(samples.drop(["split"]))
+    assert set(result["split"].to_pylist()) <= {name for name, share in fractions.items() if share}
+    # No group is divided.
+    places: dict[str, set[str]] = {}
+    for group, split in zip(result["group_id"].to_pylist(), result["split"].to_pylist(), strict=True):
+        places.setdefault(group, set()).add(split)
+    assert all(len(own) == 1 for own in places.values())
+    # Another order of the rows is the same split.
+    shuffled = list(range(samples.num_rows))
+    order.shuffle(shuffled)
+    assert split_of(split_samples(samples.take(shuffled), seed=seed, fractions=fractions)) == split_of(result)
+
+
+def test_the_vocabulary_and_old_splits():
+    samples = table([["a"], ["b"]])
+    once = split_samples(samples, fractions={"test": 1.0})
+    assert once.schema.metadata == samples.schema.metadata
+    assert split_samples(once, fractions={"val": 1.0})["split"].to_pylist() == ["val", "val"]
+
+
+@pytest.mark.parametrize(
+    "fractions, reason",
+    [
+        ({"train": 0.8, "val": 0.1}, "sum to 1"),
+        ({"train": 1.2, "val": -0.2}, "less than 0"),
+        ({"train": float("nan")}, "less than 0"),
+        ({"training": 1.0}, "'training' is not one of the splits train, val, test"),
+    ],
+)
+def test_bad_fractions(fractions, reason):
+    with pytest.raises(InputError, match=reason):
+        split_samples(table([["a"]]), fractions=fractions)
