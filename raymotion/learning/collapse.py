@@ -29,6 +29,9 @@ EFFECTIVE_SETS = 3.0
 RELATIVE_SPREAD = 0.03
 ENTROPY_SHIFT = 0.01
 
+# Millions of images are looked at with no more than this many in float64 at a time.
+CHUNK_ROWS = 65_536
+
 
 @dataclass(frozen=True)
 class Collapse:
@@ -108,9 +111,12 @@ def label_sets(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def binary_entropy(probabilities: np.ndarray) -> np.ndarray:
     """Mean over the labels of the entropy of each yes-or-no answer, in bits (0 to 1): shape (n,) from (n, L)."""
-    # In float32, 1 - 1e-12 is 1, whose logarithm is taken below: clip in float64.
-    p = np.clip(np.asarray(probabilities, dtype=np.float64), 1e-12, 1 - 1e-12)
-    return np.asarray(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)).mean(axis=-1))
+    result = np.empty(len(probabilities))
+    for start in range(0, len(probabilities), CHUNK_ROWS):
+        # In float32, 1 - 1e-12 is 1, whose logarithm is not finite: clip in float64.
+        p = np.clip(np.asarray(probabilities[start : start + CHUNK_ROWS], dtype=np.float64), 1e-12, 1 - 1e-12)
+        result[start : start + CHUNK_ROWS] = -(p * np.log2(p) + (1 - p) * np.log2(1 - p)).mean(axis=1)
+    return result
 
 
 def _percent(share: float) -> str:

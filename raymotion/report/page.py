@@ -233,7 +233,7 @@ def _provenance(labelled: LabelledSet) -> list[tuple[str, str]]:
         ("Job digest", _text(labelled.recorded("digest"))),
         ("Teacher fingerprint", _text(labelled.recorded("model", "teacher", "fingerprint"))),
         ("Vocabulary fingerprint", labelled.vocabulary.fingerprint),
-        ("Input sha256", _text(labelled.recorded("input", "sha256"))),
+        ("Input digest", _text(labelled.recorded("input", "digest") or labelled.recorded("input", "sha256"))),
         ("Input rows", _text(labelled.recorded("input", "rows"))),
         ("Parts", f"{len(labelled.parts):,}"),
     ]

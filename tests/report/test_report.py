@@ -198,6 +198,15 @@ def test_errors(labels_folder: Build, tmp_path: Path) -> None:
         load_labels(folder)
 
 
+def test_from_bucket_to_bucket(labels_folder: Build, s3: str) -> None:
+    folder = labels_folder(30)
+    for path in folder.rglob("*.*"):
+        storage.write_bytes(f"{s3}/labels/{path.relative_to(folder)}", path.read_bytes())
+    summary = write_report(f"{s3}/labels", f"{s3}/report.html", samples_shown=3)
+    assert summary.labelled == 30 and summary.quarantined == 3
+    assert storage.read_text(f"{s3}/report.html").startswith("<!doctype html>")
+
+
 def test_command(labels_folder: Build, tmp_path: Path) -> None:
     folder, out = labels_folder(60, teacher_skill=1.0), tmp_path / "page.html"
     result = CliRunner().invoke(raymotion, ["report", str(folder), "--out", str(out), "--samples", "6"])
