@@ -192,6 +192,8 @@ def _store_at(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     import s3fs
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore's and s3fs's own waiting is not what is tested
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     s3fs.S3FileSystem.clear_instance_cache()
     yield
     monkeypatch.undo()

@@ -59,10 +59,6 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             click.echo("stopped; the same command goes on from here", err=True)
             sys.exit(130)
-        except BrokenPipeError:
-            # `raymotion ... | head`: the interpreter's last flush would complain on the closed pipe.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(141)
         except Exception as error:
             if debug:
                 traceback.print_exc()

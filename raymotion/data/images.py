@@ -130,7 +130,8 @@ def decode_rgb(data: bytes, *, min_side: int | None = None, max_pixels: int = MA
             short = min(width, height)
             image.draft("RGB", (width * min_side // short, height * min_side // short))
         image.load()
-        if data.startswith(b"\xff\xd8") and not data.endswith(b"\xff\xd9") and not _jpeg_ends(data):
+        # A download that stopped in a file of reserved length leaves zeros, which libjpeg decodes to grey without a word.
+        if data.startswith(b"\xff\xd8") and data.endswith(b"\0") and not _jpeg_ends(data):
             raise ImageTruncated("the JPEG data stop before the picture's end")
         turn = _TURNS.get(_orientation(image))
         rgb = _to_rgb(image)
@@ -143,8 +144,7 @@ def decode_rgb(data: bytes, *, min_side: int | None = None, max_pixels: int = MA
 
 
 def _jpeg_ends(data: bytes) -> bool:
-    """Whether a JPEG's segments lead to an end marker. A download that stopped in a file of reserved length leaves zeros,
-    which libjpeg decodes to grey without a word."""
+    """Whether a JPEG's segments lead to an end marker."""
     at = 2
     while (found := _MARKER.search(data, at)) is not None:
         marker, at = found.group()[1], found.end()
