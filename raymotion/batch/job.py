@@ -133,8 +133,8 @@ def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind
     todo = [shard for shard in range(len(sizes)) if shard not in commits]
     record["device"] = record.get("device")
     storage.write_json(storage.join(folder, "job.json"), record)
+    run["resumed_from_shards"] = len(commits)
     if todo:
-        run["resumed_from_shards"] = len(commits)
         with connect(address):
             throughput = _run_shards(spec, folder, digest, sizes, todo, commits, progress, started, record)
         record["throughput"] = throughput
@@ -165,6 +165,7 @@ def _run_shards(
     placement = plan_placement(
         settings.workers, settings.cpus_per_worker, settings.gpus_per_worker, nodes=node_resources()
     )
+    workers = min(placement.workers, len(todo))
     device = "cuda" if placement.gpus else "cpu"
     threads = settings.decode_threads
     plan = WorkerPlan(
@@ -188,7 +189,7 @@ def _run_shards(
     last = time.time()
     with Progress(progress, total=total, done=sum(c.rows for c in commits.values()), title=spec.kind) as bar:
         bar.waiting(f"{placement.describe()}, {device}: starting")
-        for answer in _stream(plan, placement.workers, placement.cpus, placement.gpus, todo):
+        for answer in _stream(plan, workers, placement.cpus, placement.gpus, todo):
             if "fatal" in answer:
                 _raise_fatal(answer["fatal"])
             commit = ledger.Commit(**answer["commit"])
@@ -211,7 +212,7 @@ def _run_shards(
         "startup_seconds": round(min(ready) - started, 2) if ready else None,
         "steady_seconds": round(steady, 2),
         "last_done_at": last,
-        "workers": placement.workers,
+        "workers": workers,
         "cpus_per_worker": placement.cpus,
         "gpus_per_worker": placement.gpus,
         "decode_seconds": round(stage_seconds.get("decode", 0.0), 2),

@@ -87,8 +87,11 @@ class PredictEmotions:
         self.folder, self.policy, self.count, self.dim = teacher, policy, count, dim
 
     def setup(self, threads: int, device: str) -> None:
+        import torch
+
         from raymotion.models.checkpoint import load_teacher
 
+        torch.set_num_threads(threads)
         self.teacher = load_teacher(self.folder, device=device)
 
     def process(self, items: Sequence[Item]) -> None:

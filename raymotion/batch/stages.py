@@ -107,8 +107,11 @@ class ExtractRegions:
         self.precision = precision
 
     def setup(self, threads: int, device: str) -> None:
+        import torch
+
         from raymotion.models.regions import RegionExtractor
 
+        torch.set_num_threads(threads)
         self.extractor = RegionExtractor(*self.settings, device=device, precision=self.precision)
         self.extractor([np.zeros((64, 64, 3), np.uint8)])  # the first call is slow: part of getting ready
 

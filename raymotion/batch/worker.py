@@ -80,10 +80,8 @@ class ShardWorker:
 
     def _set_up(self) -> None:
         plan = self.plan
-        os.environ["OMP_NUM_THREADS"] = str(plan.threads)
-        import torch
-
-        torch.set_num_threads(plan.threads)
+        # Read when a stage imports torch; what has no use for it does not wait for it.
+        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(plan.threads)
         self.manifest = Manifest(plan.folder)
         self.attempts = Attempts(plan.folder, plan.run_id)
         for stage in plan.stages:

@@ -1,0 +1,158 @@
+"""The runner on real Ray: books, resume, crashes, refusals."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raymotion import storage
+from raymotion.batch.job import JobSpec, run_job
+from raymotion.data.samples import read_samples, write_samples
+from raymotion.errors import InputError, RunFailed, SettingsMismatch
+
+pytestmark = pytest.mark.usefixtures("ray_jobs")
+Job = Callable[..., JobSpec]
+
+
+def rows_of(folder: Path | str) -> list[str]:
+    names = [name for name in storage.list_names(folder) if name.startswith("part-")]
+    return [i for name in names for i in storage.read_table(f"{folder}/{name}").column("sample_id").to_pylist()]
+
+
+def test_a_job_from_start_to_end_and_again(write_table: Callable[..., Path], mean_job: Job, tmp_path: Path) -> None:
+    table, out = write_table(30, damaged={4: "image_truncated", 20: "image_not_an_image"}), tmp_path / "out"
+    spec = mean_job(samples=table, out=out, shard_rows=4, max_failed=0.1)
+    summary = run_job(spec)
+    assert not summary.already_complete
+    record = json.loads((out / "job.json").read_text())
+    assert record["status"] == "complete"
+    assert record["counts"] == {
+        "in": 30, "good": 28, "quarantined": 2, "by_reason": {"image_not_an_image": 1, "image_truncated": 1},
+    }  # fmt: skip
+    assert sum(s["in"] for s in record["shards"]) == 30
+    assert all(s["in"] == s["good"] + s["quarantined"] for s in record["shards"])
+    assert rows_of(out) == [f"x:{i}" for i in range(30) if i not in (4, 20)]
+    assert sorted(rows_of(out / "quarantine")) == ["x:20", "x:4"]
+    assert record["throughput"]["images"] == 30 and record["throughput"]["images_per_second"] > 0
+    assert not (out / "_attempts").exists()
+
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    again = run_job(spec)
+    assert again.already_complete
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_resume_does_only_what_is_not_committed(
+    write_table: Callable[..., Path], mean_job: Job, mean_stage: Any, tmp_path: Path, digests: Any
+) -> None:
+    table, out, log = write_table(24), tmp_path / "out", tmp_path / "log"
+    run_job(mean_job(samples=table, out=out, shard_rows=4))
+    whole = digests(out)
+    # As a killed run leaves it: two shards not committed, one of them with its data file already there.
+    for shard, with_file in ((1, True), (4, False)):
+        (out / f"_commits/part-{shard:05d}.json").unlink()
+        if not with_file:
+            (out / f"part-{shard:05d}.parquet").unlink()
+    record = json.loads((out / "job.json").read_text())
+    (out / "job.json").write_text(json.dumps({**record, "status": "running"}))
+    run_job(mean_job(samples=table, out=out, shard_rows=4, stage=mean_stage(log=str(log))))
+    assert sorted(log.read_text().split()) == sorted(f"x:{i}" for i in [*range(4, 8), *range(16, 20)])
+    assert digests(out) == whole
+
+
+def test_other_settings_on_the_same_folder_show_the_difference(
+    write_table: Callable[..., Path], mean_job: Job, tmp_path: Path
+) -> None:
+    table, out = write_table(6), tmp_path / "out"
+    run_job(mean_job(samples=table, out=out))
+    with pytest.raises(SettingsMismatch, match=r"model.version: 1 there, 2 here"):
+        run_job(mean_job(samples=table, out=out, version=2))
+    other = write_table(7, name="other")
+    with pytest.raises(SettingsMismatch, match=r"input.rows: 6 there, 7 here"):
+        run_job(mean_job(samples=other, out=out, shard_rows=8))
+    # Placement is not identity: the same command on a larger machine goes on.
+    assert run_job(mean_job(samples=table, out=out, workers=1)).already_complete
+
+
+def test_a_picture_that_kills_its_worker_is_isolated(
+    write_table: Callable[..., Path], mean_job: Job, mean_stage: Any, tmp_path: Path
+) -> None:
+    table, out = write_table(16), tmp_path / "out"
+    spec = mean_job(samples=table, out=out, shard_rows=4, max_failed=0.2, stage=mean_stage(die_at=["x:6"]))
+    summary = run_job(spec)
+    assert summary.counts["by_reason"] == {"worker_crash": 1}
+    assert rows_of(out) == [f"x:{i}" for i in range(16) if i != 6]
+    assert rows_of(out / "quarantine") == ["x:6"]
+
+
+def test_too_many_failures_stop_the_run_and_keep_what_is_done(
+    write_table: Callable[..., Path], mean_job: Job, tmp_path: Path
+) -> None:
+    table, out = write_table(20, damaged=dict.fromkeys(range(10, 20), "image_empty")), tmp_path / "out"
+    with pytest.raises(RunFailed, match=r"of 20 samples failed \(\d+ image_empty\), more than --max-failed 0.05 allows"):
+        run_job(mean_job(samples=table, out=out, shard_rows=5))
+    done = {path.name for path in (out / "_commits").iterdir()}
+    assert done and json.loads((out / "job.json").read_text())["status"] == "running"
+    summary = run_job(mean_job(samples=table, out=out, shard_rows=5, max_failed=0.5))
+    assert summary.counts["quarantined"] == 10 and summary.record["runs"][-1]["resumed_from_shards"] == len(done)
+
+
+def test_a_missing_image_folder_stops_before_any_work(
+    write_table: Callable[..., Path], mean_job: Job, tmp_path: Path
+) -> None:
+    table = read_samples(write_table(3))
+    moved = [uri.replace("s-images", "moved-away") for uri in table.column("image_uri").to_pylist()]
+    position = table.schema.get_field_index("image_uri")
+    write_samples(tmp_path / "moved.parquet", table.set_column(position, "image_uri", pa.array(moved)))
+    started = time.monotonic()
+    with pytest.raises(InputError, match=r"moved-away: no such folder"):
+        run_job(mean_job(samples=tmp_path / "moved.parquet", out=tmp_path / "out"))
+    assert time.monotonic() - started < 5
+    assert not list((tmp_path / "out").rglob("part-*"))
+
+
+def test_a_plan_that_does_not_fit_is_refused_in_seconds(
+    write_table: Callable[..., Path], mean_job: Job, tmp_path: Path
+) -> None:
+    started = time.monotonic()
+    with pytest.raises(InputError, match=r"9 x \(1 CPU\) can not be placed: the cluster has \(4 CPU, 0 GPU\), room for 4"):
+        run_job(mean_job(samples=write_table(3), out=tmp_path / "out", workers=9))
+    assert time.monotonic() - started < 5
+
+
+def test_a_folder_with_other_files_is_not_written_into(
+    write_table: Callable[..., Path], mean_job: Job, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    pq.write_table(pa.table({"a": [1]}), out / "mine.parquet")
+    with pytest.raises(InputError, match=r"holds mine.parquet, but no job.json"):
+        run_job(mean_job(samples=write_table(3), out=out))
+
+
+def test_an_empty_sample_table_is_refused(mean_job: Job, tmp_path: Path, write_table: Callable[..., Path]) -> None:
+    table = read_samples(write_table(1)).slice(0, 0)
+    write_samples(tmp_path / "empty.parquet", table)
+    with pytest.raises(InputError, match="holds no samples"):
+        run_job(mean_job(samples=tmp_path / "empty.parquet", out=tmp_path / "out"))
+
+
+def test_everything_on_s3(s3: str, write_table: Callable[..., Path], mean_job: Job) -> None:
+    local = read_samples(write_table(9, damaged={2: "image_empty"}))
+    for uri in local.column("image_uri").to_pylist():
+        storage.write_bytes(f"{s3}/images/{Path(uri).name}", Path(uri).read_bytes())
+    uris = [f"{s3}/images/{Path(uri).name}" for uri in local.column("image_uri").to_pylist()]
+    position = local.schema.get_field_index("image_uri")
+    write_samples(f"{s3}/samples.parquet", local.set_column(position, "image_uri", pa.array(uris)))
+    spec = mean_job(samples=f"{s3}/samples.parquet", out=f"{s3}/out", shard_rows=4, max_failed=0.2)
+    summary = run_job(spec)
+    assert summary.counts == {"in": 9, "good": 8, "quarantined": 1, "by_reason": {"image_empty": 1}}
+    assert rows_of(f"{s3}/out") == [f"x:{i}" for i in range(9) if i != 2]
+    assert run_job(spec).already_complete

@@ -1,0 +1,176 @@
+"""One worker without Ray: what it writes, how it isolates a bad row, and a row that kills the process for real."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from raymotion.batch import ledger
+from raymotion.batch.stages import DecodeImages, Item, Stage
+from raymotion.batch.worker import ShardWorker, WorkerPlan
+from raymotion.data.samples import read_samples
+from raymotion.errors import RunFailed
+
+
+@pytest.fixture
+def plan(tmp_path: Path, mean_sink: Any) -> Callable[..., WorkerPlan]:
+    def make(table: Path, *stages: Stage, out: str = "out", shard_rows: int = 5, **changes: Any) -> WorkerPlan:
+        folder = tmp_path / out
+        if not (folder / "_manifest.parquet").exists():
+            ledger.write_manifest(str(folder), read_samples(table), shard_rows)
+        fields = {
+            "folder": str(folder), "run_id": "run", "job_digest": "d", "stages": (DecodeImages(), *stages),
+            "sink": mean_sink(), "batch_size": 2, "decode_threads": 0, "threads": 1, "device": "cpu",
+        }  # fmt: skip
+        return WorkerPlan(**{**fields, **changes})
+
+    return make
+
+
+def run_all(plan: WorkerPlan, shards: int) -> list[ledger.Commit]:
+    worker = ShardWorker(plan)
+    assert worker.fatal is None
+    return [worker.run_shard(shard) for shard in range(shards)]
+
+
+def ids(folder: str, name: str) -> list[str]:
+    return list(pq.read_table(f"{folder}/{name}").column("sample_id").to_pylist())
+
+
+def test_good_and_bad_rows_part_and_the_books_close(
+    write_table: Callable[..., Path], plan: Callable[..., WorkerPlan], mean_stage: Any
+) -> None:
+    made = plan(write_table(12, damaged={1: "image_truncated", 6: "image_empty"}, missing=[11]), mean_stage())
+    commits = run_all(made, 3)
+    assert [(c.rows, c.good, c.by_reason) for c in commits] == [
+        (5, 4, {"image_truncated": 1}),
+        (5, 4, {"image_empty": 1}),
+        (2, 1, {"image_missing": 1}),
+    ]
+    assert ids(made.folder, "part-00000.parquet") == ["x:0", "x:2", "x:3", "x:4"]
+    bad = pq.read_table(f"{made.folder}/quarantine/part-00000.parquet").to_pylist()
+    assert [(row["sample_id"], row["stage"], row["error"]) for row in bad] == [("x:1", "decode", "ImageTruncated")]
+    assert bad[0]["message"] and bad[0]["image_uri"].endswith("00001.jpg")
+
+
+def test_a_shard_of_bad_rows_only_still_commits(
+    write_table: Callable[..., Path], plan: Callable[..., WorkerPlan], mean_stage: Any
+) -> None:
+    made = plan(write_table(3, damaged=dict.fromkeys(range(3), "image_empty")), mean_stage())
+    (commit,) = run_all(made, 1)
+    assert (commit.good, commit.quarantined) == (0, 3)
+    table = pq.read_table(f"{made.folder}/part-00000.parquet")
+    assert table.num_rows == 0 and table.schema.field("mean").type == "double"
+
+
+def test_a_row_that_breaks_its_batch_is_isolated(
+    write_table: Callable[..., Path], plan: Callable[..., WorkerPlan], mean_stage: Any
+) -> None:
+    made = plan(write_table(5), mean_stage(fail_at=["x:2"]), batch_size=5)
+    (commit,) = run_all(made, 1)
+    assert (commit.good, commit.by_reason) == (4, {"stage_error": 1})
+    bad = pq.read_table(f"{made.folder}/quarantine/part-00000.parquet").to_pylist()
+    assert (bad[0]["stage"], bad[0]["error"], bad[0]["message"]) == ("mean", "RuntimeError", "no mean of x:2")
+
+
+def test_decode_threads_change_no_byte(
+    write_table: Callable[..., Path], plan: Callable[..., WorkerPlan], mean_stage: Any, digests: Any
+) -> None:
+    table = write_table(11, damaged={3: "image_truncated"})
+    plain, threaded = plan(table, mean_stage(), out="a"), plan(table, mean_stage(), out="b", decode_threads=4)
+    run_all(plain, 3)
+    run_all(threaded, 3)
+    assert digests(Path(plain.folder)) == digests(Path(threaded.folder)) != {}
+
+
+def _attempt(plan: WorkerPlan) -> None:
+    ShardWorker(plan).run_shard(0)
+
+
+def test_a_row_that_kills_the_process_is_blamed_and_its_neighbours_are_kept(
+    write_table: Callable[..., Path], plan: Callable[..., WorkerPlan], mean_stage: Any, digests: Any
+) -> None:
+    """Real processes that really die; what Ray does by replacing the actor is done here by hand."""
+    table = write_table(5)
+    made = plan(table, mean_stage(die_at=["x:1", "x:3"]))
+    context = multiprocessing.get_context("fork")
+    codes = []
+    for _ in range(8):
+        process = context.Process(target=_attempt, args=(made,))
+        process.start()
+        process.join(60)
+        codes.append(process.exitcode)
+        if process.exitcode == 0:
+            break
+    # In a batch; alone (blames 1); alone (blames 3); then through.
+    assert codes == [11, 11, 11, 0]
+    assert ids(made.folder, "part-00000.parquet") == ["x:0", "x:2", "x:4"]
+    bad = pq.read_table(f"{made.folder}/quarantine/part-00000.parquet").to_pylist()
+    assert [(row["sample_id"], row["reason"]) for row in bad] == [("x:1", "worker_crash"), ("x:3", "worker_crash")]
+    # The good rows are those that a job without the two would have given.
+    assert not list(Path(made.folder, "_attempts").rglob("*.json"))
+
+
+class DieInBatches:
+    """Kills the process whenever more than `limit` items come at once: a batch that does not fit into memory."""
+
+    name = "hungry"
+    whole_shard = False
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+
+    def setup(self, threads: int, device: str) -> None:
+        pass
+
+    def process(self, items: Sequence[Item]) -> None:
+        import os
+
+        if len(items) > self.limit:
+            os._exit(9)
+        for item in items:
+            item.output["mean"] = 0.0
+
+
+def test_a_batch_that_is_too_large_ends_in_single_rows(
+    write_table: Callable[..., Path], plan: Callable[..., WorkerPlan]
+) -> None:
+    made = plan(write_table(4), DieInBatches(1), batch_size=4)
+    context = multiprocessing.get_context("fork")
+    codes = []
+    for _ in range(4):
+        process = context.Process(target=_attempt, args=(made,))
+        process.start()
+        process.join(60)
+        codes.append(process.exitcode)
+        if process.exitcode == 0:
+            break
+    # As a batch; each row alone, which none dies of, and as a batch again; row by row.
+    assert codes == [9, 9, 0]
+    assert ids(made.folder, "part-00000.parquet") == ["x:0", "x:1", "x:2", "x:3"]
+
+
+def test_a_shard_that_dies_for_no_row_is_given_up(
+    write_table: Callable[..., Path], plan: Callable[..., WorkerPlan], mean_stage: Any
+) -> None:
+    made = plan(write_table(4), mean_stage())
+    attempts = ledger.Attempts(made.folder, made.run_id)
+    attempts.note(0, ledger.Attempt(count=6, probed=True))
+    worker = ShardWorker(made)
+    with pytest.raises(RunFailed, match=r"part-00000 killed its worker 6 times, and none of its rows does so alone"):
+        worker.run_shard(0)
+
+
+def test_errors_of_the_run_come_back_as_a_record(
+    write_table: Callable[..., Path], plan: Callable[..., WorkerPlan], mean_stage: Any
+) -> None:
+    made = plan(write_table(2), mean_stage())
+    Path(made.folder, "_manifest.parquet").unlink()
+    worker = ShardWorker(made)
+    (answer,) = worker({"shard": [0]})["record"]
+    assert '"fatal"' in answer and "_manifest.parquet" in answer
