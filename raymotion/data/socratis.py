@@ -126,7 +126,7 @@ def read_socratis(
     report.images_found = sum(1 for row in rows if row["image_uri"])
     report.images_missing = report.rows - report.images_found
     report.dropped_words = len({word for item in items for word in item.words if word not in chosen})
-    counts = Counter(label for row in rows for label in row["labels"])
+    counts = Counter(word for item in items for word in item.words)  # each item names a word once
     report.labels = {label: counts[label] for label in chosen.labels}
     return table_from_rows(rows, chosen), report
 

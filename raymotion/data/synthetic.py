@@ -92,7 +92,8 @@ def write_coco(
     numbers = list(dict.fromkeys(walk))[:images]
     year = split[-4:]
     damaged = _damaged(images, seed, corrupt)
-    entries, captions, boxes, poses, broken = [], [], [], [], []
+    entries, captions, boxes, poses = [], [], [], []
+    broken: list[dict[str, str]] = []
     for i, number in enumerate(numbers):
         rng = random.Random(f"{seed}/coco/{i}")
         scene = draw_scene(rng)

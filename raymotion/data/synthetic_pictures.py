@@ -93,7 +93,7 @@ def draw_picture(scene: Scene, rng: random.Random, *, grey: bool = False) -> tup
     for slot in slots:
         _person(canvas, slot)
     _tone(canvas)
-    picture = canvas.image.resize((size[0] * _SCALE, size[1] * _SCALE), Image.Resampling.BILINEAR)
+    picture = canvas.image.resize((width, height), Image.Resampling.BILINEAR)
     return (picture.convert("L") if grey else picture), canvas.figures
 
 

@@ -95,7 +95,7 @@ def test_persons_from_the_instances_where_there_are_no_keypoints(root):
     table, _ = read_coco(root, persons=True)  # the dog is none
     assert table["sample_id"].to_pylist() == ["coco:000000000001:person:11"]
     (root / "annotations" / "instances_val2017.json").unlink()
-    with pytest.raises(InputError, match="neither annotations/person_keypoints_val2017.json"):
+    with pytest.raises(InputError, match="neither annotations/person_keypoints_val2017"):
         read_coco(root, persons=True)
 
 
@@ -129,7 +129,7 @@ def test_names_of_2014(tmp_path):
         ('{"images": [{"id": "1", "file_name": "a.jpg"}]}', r"images\[0\]: id is \"1\""),
         ('{"images": []}', "has no list 'annotations'"),
         ('{"images": [], "annotations": [{"id": 1, "image_id": 2, "caption": null}]}', r"annotations\[0\]: caption is"),
-        ('{"images": [], "annotations": [{"id": true, "image_id": 2, "caption": ""}]}', r"annotations\[0\]: id is true"),
+        ('{"images": [], "annotations": [{"id": true, "image_id": 2, "caption": ""}]}', "id is true"),
     ],
 )
 def test_malformed_files_are_named_with_the_entry(root, content, reason):
