@@ -124,7 +124,7 @@ def require_folder(path: PathLike) -> None:
             found = os.path.isdir(absolute(path))
             if not found:
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                    os.stat(parent(absolute(path)))  # tells a closed parent from an absent folder
+                    os.stat(absolute(path))  # tells a closed parent from an absent folder
             elif not os.access(absolute(path), os.X_OK):
                 raise PermissionError(13, "Permission denied")
     if not found:
