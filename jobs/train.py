@@ -1,4 +1,4 @@
-"""Entry point for a Ray cluster: `ray job submit -- python jobs/train.py RECIPE --out DIR` is `raymotion train` there."""
+"""Entry point for a cluster: `ray job submit -- python jobs/train.py RECIPE --out DIR` is `raymotion train` there."""
 
 from __future__ import annotations
 

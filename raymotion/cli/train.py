@@ -15,10 +15,14 @@ from raymotion.cli.options import cluster_option
 @click.argument("recipe")
 @click.option("--out", required=True, metavar="DIR", help="Folder of the checkpoint; may be an s3:// address.")
 @click.option("--samples", metavar="PARQUET", help="Sample table with labels and splits (data.samples).")
-@click.option("--features", metavar="DIR", help="Region features of the same samples (data.features). Default: captions alone.")
+@click.option(
+    "--features", metavar="DIR", help="Region features of the same samples (data.features). Default: captions alone."
+)
 @click.option("--epochs", type=int, help="Most epochs (optimiser.epochs). Default: the recipe's.")
 @click.option("--seed", type=int, help="Seed of everything random. Default: the recipe's, 0 in those that come along.")
-@click.option("--workers", type=int, help="Workers that train together; 0: this process, without Ray. Default: the recipe's, 1.")
+@click.option(
+    "--workers", type=int, help="Workers that train together; 0: this process, without Ray. Default: the recipe's, 1."
+)
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Override one setting (repeatable).")
 @cluster_option
 def train(
@@ -40,8 +44,8 @@ def train(
       raymotion train recipes/teacher-visualbert.yaml --set data.samples=s.parquet \\
           --features features/ --set optimiser.epochs=30 --out s3://bucket/teacher
 
-    The best epoch is chosen on the validation split; the test split is scored once, at the end. The same command goes on
-    where an interrupted run stopped, and does nothing where it is finished.
+    The best epoch is chosen on the validation split; the test split is scored once, at the end. The same command goes
+    on where an interrupted run stopped, and does nothing where it is finished.
     """
     from raymotion.train.recipe import load_recipe
 
@@ -64,7 +68,9 @@ def train(
     data = info.training["data"]
     left_out = {name: n for name, n in data["counts"].items() if name != "rows" and n}
     splits = ", ".join(f"{n} {name}" for name, n in data["splits"].items())
-    click.echo(f"samples: {data['counts']['rows']} ({splits}" + "".join(f", {n} {k}" for k, n in left_out.items()) + ")")
+    click.echo(
+        f"samples: {data['counts']['rows']} ({splits}" + "".join(f", {n} {k}" for k, n in left_out.items()) + ")"
+    )
     click.echo(f"modalities: {', '.join(info.modalities)}; best epoch: {info.training['best_epoch']}")
     for name, evaluation in (("validation", info.validation), ("test", info.test)):
         if evaluation:
@@ -76,8 +82,9 @@ def _print_epoch(metrics: Mapping[str, Any]) -> None:
     # A terminal sees the run live; a log file gets the result alone.
     if sys.stderr.isatty():
         click.echo(
-            f"epoch {metrics['epoch']:.0f}: train BCE {metrics['train_bce']:.4f}, validation BCE {metrics['val_bce']:.4f}, "
-            f"mAP {metrics['val_macro_ap']:.4f} (best: epoch {metrics['best_epoch']:.0f})",
+            f"epoch {metrics['epoch']:.0f}: train BCE {metrics['train_bce']:.4f}, "
+            f"validation BCE {metrics['val_bce']:.4f}, mAP {metrics['val_macro_ap']:.4f} "
+            f"(best: epoch {metrics['best_epoch']:.0f})",
             err=True,
         )
 

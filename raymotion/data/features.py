@@ -1,7 +1,7 @@
 """Reads the region features that a `raymotion features` job wrote.
 
-The job's Parquet parts are copied once into one memory-mapped array of float16, so that every epoch of every training run
-takes any sample's regions in any order without reading, decompressing or holding the rest.
+The job's Parquet parts are copied once into one memory-mapped array of float16, so that every epoch of every training
+run takes any sample's regions in any order without reading, decompressing or holding the rest.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class RegionFeatures:
         return sample_id in self._rows
 
     def get(self, sample_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Features (n, N, D) float32 and mask (n, N) bool; an id that has none (its image failed) is masked throughout."""
+        """Features (n, N, D) float32 and mask (n, N) bool; an id without any (its image failed) is all masked."""
         features = np.zeros((len(sample_ids), self.count, self.dim), dtype=np.float32)
         mask = np.zeros((len(sample_ids), self.count), dtype=bool)
         for position, sample_id in enumerate(sample_ids):
@@ -109,7 +109,7 @@ class RegionFeatures:
         return extractor, rows
 
     def _build(self, parts: list[tuple[str, int]]) -> None:
-        """Copies all parts into the cache: into a folder of its own, then renamed, so that two processes do not clash."""
+        """Copies all parts into a folder of its own, then renames it, so that two processes do not clash."""
         total = sum(rows for _, rows in parts)
         temporary = self._local.with_name(f".{self._local.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
@@ -143,7 +143,9 @@ class RegionFeatures:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def _open(self) -> None:
-        self._rows = {sample_id: row for row, sample_id in enumerate(json.loads((self._local / "ids.json").read_text()))}
+        self._rows = {
+            sample_id: row for row, sample_id in enumerate(json.loads((self._local / "ids.json").read_text()))
+        }
         self._mask = np.load(self._local / "mask.npy", allow_pickle=False)
         self._features = np.load(self._local / "features.npy", mmap_mode="r", allow_pickle=False)
 

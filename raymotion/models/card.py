@@ -22,7 +22,7 @@ def metric_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """One row for each metric of an `Evaluation.to_dict()`, in the columns of `HEADER`."""
     from raymotion.learning.metrics import Evaluation
 
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, metric in Evaluation.from_dict(evaluation).metrics.items():
         interval = "-" if metric.low is None else f"{_number(metric.low)} - {_number(metric.high)}"
         rows.append(
@@ -43,9 +43,9 @@ def model_card(config: Mapping[str, Any], training: Mapping[str, Any], *, parame
     lines = [
         "# Emotion teacher",
         "",
-        f"A VisualBERT with a multi-label head, {parameters:,} parameters, trained with raymotion {training['raymotion']}.",
+        f"A VisualBERT with a multi-label head, {parameters:,} parameters, made by raymotion {training['raymotion']}.",
         "",
-        f"- Emotions: {vocabulary['name']}, {len(vocabulary['labels'])} labels, fingerprint {vocabulary['fingerprint']}.",
+        f"- Emotions: {vocabulary['name']}, {len(vocabulary['labels'])} labels ({vocabulary['fingerprint']}).",
         f"- Reads {read}.",
     ]
     if extractor:
@@ -71,11 +71,12 @@ def model_card(config: Mapping[str, Any], training: Mapping[str, Any], *, parame
         lines += [f"| {' | '.join(row)} |" for row in metric_rows(evaluation)]
     lines += [
         "",
-        "`class prior` answers with the training split's class rates for every image, `constant` with the evaluated split's",
-        "own; neither looks at anything. `against both` is `better` only if the whole interval of the paired difference is.",
+        "`class prior` answers with the training split's class rates for every image, `constant` with the evaluated",
+        "split's own; neither looks at anything. `against both` is `better` only if the whole interval of the paired",
+        "difference is.",
         "",
-        "The labels say what emotions annotators reported for pictures like these. They say nothing about the feelings of the",
-        "people shown, and should not be used to judge any person.",
+        "The labels say what emotions annotators reported for pictures like these. They say nothing about the feelings",
+        "of the people shown, and should not be used to judge any person.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -83,6 +83,7 @@ class CheckpointInfo:
             "modalities": list(self.modalities),
             "extractor": self.extractor,
             "prior": None if self.prior is None else list(self.prior),
+            "thresholds": None if self.thresholds is None else list(self.thresholds),
             "validation": self.validation,
         }
 
@@ -284,12 +285,14 @@ def _load(local: str, info: CheckpointInfo, device: str) -> Teacher:
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(
-            f"model.{'.'.join(str(part) for part in first['loc'])}: {first['msg']}", path=storage.join(info.folder, CONFIG)
+            f"model.{'.'.join(str(part) for part in first['loc'])}: {first['msg']}",
+            path=storage.join(info.folder, CONFIG),
         ) from error
     tokenizer = load_tokenizer(storage.join(local, TOKENIZER))
     if len(tokenizer) != config.vocab_size:
         raise InputError(
-            f"has {len(tokenizer)} pieces, the model reads {config.vocab_size}", path=storage.join(info.folder, TOKENIZER)
+            f"has {len(tokenizer)} pieces, the model reads {config.vocab_size}",
+            path=storage.join(info.folder, TOKENIZER),
         )
     try:
         weights = load_file(storage.join(local, WEIGHTS))
@@ -334,9 +337,7 @@ def _read_config(where: str) -> dict[str, Any]:
     return config
 
 
-def _per_label(
-    training: Mapping[str, Any], name: str, vocabulary: Vocabulary, where: str
-) -> tuple[float, ...] | None:
+def _per_label(training: Mapping[str, Any], name: str, vocabulary: Vocabulary, where: str) -> tuple[float, ...] | None:
     values = training.get(name)
     if values is None:
         return None

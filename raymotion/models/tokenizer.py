@@ -35,12 +35,21 @@ def train_tokenizer(captions: Iterable[str], *, size: int = 4000, min_frequency:
         )
     core = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
     _like_bert(core)
+    pre_tokenize, normalize = core.pre_tokenizer.pre_tokenize_str, core.normalizer.normalize_str
+    words = {word for text in texts for word, _ in pre_tokenize(normalize(text))}
+    letters = sorted({letter for word in words for letter in word})
+    # The trainer numbers continued letters (##a) in the order of a hash map, which differs from run to run, and
+    # breaks ties by those numbers. Named up front, they come in our order.
+    alphabet = [*letters, *(f"##{letter}" for letter in letters)]
     trainer = trainers.WordPieceTrainer(
-        vocab_size=size, min_frequency=min_frequency, special_tokens=list(SPECIAL), show_progress=False
+        vocab_size=max(size, len(SPECIAL) + len(alphabet)),
+        min_frequency=min_frequency,
+        special_tokens=[*SPECIAL, *alphabet],
+        show_progress=False,
     )
-    # Sorted: the order of the samples must not decide a tie between two pairs.
-    core.train_from_iterator(sorted(texts), trainer)
-    return _finished(core)
+    core.train_from_iterator(texts, trainer)
+    # Built anew from the pieces, since letters are no special tokens.
+    return _from_pieces(core.get_vocab())
 
 
 def load_tokenizer(source: storage.PathLike) -> PreTrainedTokenizerFast:
@@ -100,26 +109,29 @@ def _finished(core: Tokenizer, *, where: object = None) -> PreTrainedTokenizerFa
         raise InputError(
             f"has no {', '.join(missing)}", path=where, remedy="Give a WordPiece vocabulary with BERT's special tokens."
         )
-    core.post_processor = processors.BertProcessing(
-        (SEP, core.token_to_id(SEP)), (CLS, core.token_to_id(CLS))
-    )
+    ids = core.get_vocab()
+    core.post_processor = processors.BertProcessing((SEP, ids[SEP]), (CLS, ids[CLS]))
     return PreTrainedTokenizerFast(
         tokenizer_object=core, unk_token=UNKNOWN, pad_token=PAD, cls_token=CLS, sep_token=SEP, mask_token=MASK
     )
 
 
-def _from_vocabulary_file(path: str) -> PreTrainedTokenizerFast:
+def _from_pieces(ids: dict[str, int], *, where: object = None) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, models
 
+    core = Tokenizer(models.WordPiece(ids, unk_token=UNKNOWN))
+    _like_bert(core)
+    core.add_special_tokens([token for token in SPECIAL if token in ids])
+    return _finished(core, where=where)
+
+
+def _from_vocabulary_file(path: str) -> PreTrainedTokenizerFast:
     words = storage.read_text(path).splitlines()
     ids = {word: i for i, word in enumerate(words)}
     if len(ids) != len(words):
         twice = next(word for i, word in enumerate(words) if ids[word] != i)
         raise InputError(f"names the piece {twice!r} twice", path=path)
-    core = Tokenizer(models.WordPiece(ids, unk_token=UNKNOWN))
-    _like_bert(core)
-    core.add_special_tokens([token for token in SPECIAL if token in ids])
-    return _finished(core, where=path)
+    return _from_pieces(ids, where=path)
 
 
 def _from_json(path: str) -> PreTrainedTokenizerFast:

@@ -1,11 +1,11 @@
 """The teacher: VisualBERT with a multi-label head.
 
-Li et al. (2019), *VisualBERT: a simple and performant baseline for vision and language*. One transformer reads the caption's
-word pieces and the image's region features together; a linear head on its pooled output gives one logit for each emotion.
-The public system that raymotion follows trained only that head on `uclanlp/visualbert-vqa-coco-pre`.
+Li et al. (2019), *VisualBERT: a simple and performant baseline for vision and language*. One transformer reads the
+caption's word pieces and the image's region features together; a linear head on its pooled output gives one logit for
+each emotion. The public system that raymotion follows trained only that head on `uclanlp/visualbert-vqa-coco-pre`.
 
-What is missing is masked. An image without features is a region mask of all False, a missing caption is [CLS] [SEP]; neither is
-ever a row of zeros that the model could take for evidence.
+What is missing is masked. An image without features is a region mask of all False, a missing caption is [CLS] [SEP];
+neither is ever a row of zeros that the model could take for evidence.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ class VisualBertTeacher(nn.Module):
     def from_pretrained(cls, source: str, config: TeacherConfig, labels: int) -> VisualBertTeacher:
         """A teacher whose backbone starts from `source`, a hub id or a folder that `save_pretrained` wrote.
 
-        Sizes come from `source`; `config` gives the rest. A `visual_dim` other than the source's starts its projection anew.
+        Sizes come from `source`; `config` gives the rest. A `visual_dim` other than the source's starts its
+        projection anew.
 
         Raises:
             InputError: nothing is there, it is no VisualBERT, or it has another vocabulary than the tokenizer.
@@ -221,8 +222,8 @@ class VisualBertTeacher(nn.Module):
     ) -> Tensor:
         """Mean of the embeddings of all words and regions that are there, (B, hidden_size).
 
-        Two thousand captions are too few for a transformer that starts from nothing to learn which words matter: through
-        this short way each word piece has a direct gradient.
+        Two thousand captions are too few for a transformer that starts from nothing to learn which words matter:
+        through this short way each word piece has a direct gradient.
         """
         assert self.bag_norm is not None
         embeddings = self.backbone.embeddings
@@ -260,8 +261,8 @@ def predict(
         captions: for each of the n samples its captions; none, or only blank ones: the caption is masked.
         regions, region_mask: (n, N, D) and (n, N), or None.
 
-    Samples with neither caption nor region are the caller's to leave out (`usable` tells them): a ValueError here, because
-    what the model says about nothing at all is no label.
+    Samples with neither caption nor region are the caller's to leave out (`usable` tells them): a ValueError here,
+    because what the model says about nothing at all is no label.
     """
     absent = np.flatnonzero(~usable(captions, region_mask if regions is not None else None))
     if len(absent):
@@ -292,7 +293,7 @@ def predict_tokens(
     pad_id: int = 0,
     batch_size: int = 32,
 ) -> np.ndarray:
-    """`predict` for captions that are tokens already: `owners[i]` is the sample of `tokens[i]`. Every sample owns one at least."""
+    """`predict` for captions that are tokens already: `owners[i]` is the sample of `tokens[i]`; each has one."""
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device

@@ -1,13 +1,11 @@
 """A sample table as the arrays that the training loop reads.
 
-Captions, ids and targets are small (100,000 captions are some ten MB): the driver makes them once and every worker reads
-them from one file. Region features stay where they are, behind a memory map.
+Captions, ids and targets are small (100,000 captions are some ten MB): the driver makes them once and every worker
+reads them from one file. Region features stay where they are, behind a memory map.
 """
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from safetensors.numpy import load, save
 from transformers import PreTrainedTokenizerFast
 
 from raymotion import storage
@@ -26,7 +25,8 @@ from raymotion.models.tokenizer import encode, load_tokenizer, tokenizer_json, t
 from raymotion.train.recipe import TrainRecipe
 from raymotion.vocabulary import Vocabulary
 
-ARRAYS, META, TOKENIZER = "arrays.npz", "data.json", "tokenizer.json"
+ARRAYS, META, TOKENIZER = "arrays.safetensors", "data.json", "tokenizer.json"
+COLUMNS = ("pieces", "ends", "owners", "has_caption", "hard", "soft")
 
 
 @dataclass
@@ -78,7 +78,9 @@ class TrainingData:
 
     def captions_of(self, rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
         """All captions of the given samples, and for each the position of its sample within `rows`."""
-        chosen = [(position, i) for position, row in enumerate(rows) for i in range(self.first[row], self.first[row + 1])]
+        chosen = [
+            (position, i) for position, row in enumerate(rows) for i in range(self.first[row], self.first[row + 1])
+        ]
         return [self.tokens[i] for _, i in chosen], np.array([position for position, _ in chosen], dtype=np.int64)
 
     def regions_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
@@ -88,12 +90,9 @@ class TrainingData:
 
     def save(self, folder: str) -> None:
         """Writes what workers need; `load` reads it."""
-        buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer, pieces=self.pieces, ends=self.ends, owners=self.owners, has_caption=self.has_caption, hard=self.hard,
-            soft=self.soft, **{f"split_{name}": rows for name, rows in self.splits.items()},
-        )  # fmt: skip
-        storage.write_bytes(storage.join(folder, ARRAYS), buffer.getvalue())
+        arrays = {name: getattr(self, name) for name in COLUMNS}
+        arrays |= {f"split_{name}": rows for name, rows in self.splits.items()}
+        storage.write_bytes(storage.join(folder, ARRAYS), save(arrays))
         storage.write_text(storage.join(folder, TOKENIZER), tokenizer_json(self.tokenizer))
         meta = {
             "sample_ids": self.sample_ids, "vocabulary": self.vocabulary.to_dict(), "features": self.features_folder,
@@ -104,11 +103,11 @@ class TrainingData:
     @classmethod
     def load(cls, folder: str) -> TrainingData:
         meta = storage.read_json(storage.join(folder, META))
-        arrays = np.load(io.BytesIO(storage.require(storage.join(folder, ARRAYS))), allow_pickle=False)
+        arrays: dict[str, Any] = load(storage.require(storage.join(folder, ARRAYS)))
         return cls(
             sample_ids=meta["sample_ids"],
             splits={name: arrays[f"split_{name}"] for name in SPLITS},
-            **{name: arrays[name] for name in ("pieces", "ends", "owners", "has_caption", "hard", "soft")},
+            **{name: arrays[name] for name in COLUMNS},
             vocabulary=Vocabulary.from_dict(meta["vocabulary"]),
             tokenizer=load_tokenizer(storage.join(folder, TOKENIZER)),
             features_folder=meta["features"],
@@ -212,7 +211,9 @@ def _tokenizer(recipe: TrainRecipe, captions: Sequence[str]) -> PreTrainedTokeni
 def _check_splits(table: pa.Table, path: Any) -> None:
     if table.column("split").null_count == table.num_rows:
         raise InputError(
-            "has no splits", path=path, remedy="Prepare it with splits: `raymotion data prepare ...` without --no-split."
+            "has no splits",
+            path=path,
+            remedy="Prepare it with splits: `raymotion data prepare ...` without --no-split.",
         )
     seen: dict[str, str] = {}
     for row, (group, split) in enumerate(

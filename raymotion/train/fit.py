@@ -1,13 +1,13 @@
 """One training run from recipe to checkpoint, through Ray Train.
 
-While it runs, its state stands beside the output (`.NAME.run`): the prepared data and the last epoch's checkpoint. The same
-command goes on from there after any crash. The output itself appears at the end, whole, and the state is removed.
+While it runs, its state stands beside the output (`.NAME.run`): the prepared data and the last epoch's checkpoint.
+The same command goes on from there after any crash. The output itself appears at the end, whole, and the state is
+removed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import platform
 import shutil
@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from raymotion import storage
 from raymotion.config import digest_of
@@ -151,7 +149,8 @@ def _train_on_ray(
             train_loop_config={"recipe": recipe.model_dump(mode="json"), "run": run},
             scaling_config=ray.train.ScalingConfig(num_workers=recipe.workers, use_gpu=use_gpu),
             run_config=ray.train.RunConfig(
-                # Ray finds an earlier run by this name alone: the digest keeps a run with other settings from being taken up.
+                # Ray finds an earlier run by this name alone: the digest keeps a run with other settings from being
+                # taken up.
                 name=f"train-{digest_of(settings)}",
                 storage_path=path,
                 storage_filesystem=filesystem,
@@ -227,7 +226,7 @@ def _finish(
     state = json.loads(Path(folder, STATE).read_text())
     model = VisualBertTeacher(TeacherConfig.model_validate(state["teacher"]), len(data.vocabulary))
     model.load_state_dict(load_file(Path(folder, BEST)))
-    predicted = np.load(io.BytesIO(Path(folder, PROBABILITIES).read_bytes()), allow_pickle=False)
+    predicted = {name: tensor.numpy() for name, tensor in load_file(Path(folder, PROBABILITIES)).items()}
     soft = recipe.data.soft_targets
     prior = data.prior(soft=soft)
 
@@ -251,7 +250,8 @@ def _finish(
         "settings": settings,
         "history": state["history"],
         "best_epoch": state["best_epoch"],
-        # Of the hard labels: what the share of images with a label is compared with. The BCE's baseline has its own kind.
+        # Of the hard labels: what the share of images with a label is compared with. The BCE's baseline has its own
+        # kind.
         "prior": [float(rate) for rate in data.prior(soft=False)],
         "thresholds": [float(t) for t in fit_class_thresholds(data.hard[data.splits["val"]], predicted["val"])],
         "validation": score("val"),
@@ -321,7 +321,7 @@ def _epochs_done(run: str) -> int:
 
 @contextlib.contextmanager
 def _followed(run: str, progress: Progress | None, done: int) -> Iterator[None]:
-    """Calls `progress` for each epoch that rank 0 writes down. Through the file: the workers may be on other machines."""
+    """Calls `progress` for each epoch that rank 0 writes down: in a file, since workers may be on other machines."""
     if progress is None:
         yield
         return
@@ -350,7 +350,7 @@ def _followed(run: str, progress: Progress | None, done: int) -> Iterator[None]:
 
 
 def _arrow_filesystem(run: str) -> tuple[Any, str]:
-    """File system and path for Ray Train; an object store through fsspec, so that one set of AWS variables serves all."""
+    """File system and path for Ray Train; an object store through fsspec, for one set of AWS variables serves all."""
     if not storage.is_remote(run):
         return None, run
     from pyarrow.fs import FSSpecHandler, PyFileSystem
@@ -373,7 +373,8 @@ def _explained(error: Exception, run: str) -> RaymotionError:
         cause = inner
     reason = (str(cause).strip().splitlines() or [type(cause).__name__])[-1]
     return RunFailed(
-        f"training failed ({type(cause).__name__}: {reason}); {_epochs_done(run)} epochs are kept, the same command goes on"
+        f"training failed ({type(cause).__name__}: {reason}); {_epochs_done(run)} epochs are kept, "
+        "and the same command goes on from there"
     )
 
 

@@ -1,8 +1,8 @@
 """The training loop: a plain function that runs under Ray Train, under Ray Tune, or under neither.
 
 Whatever drives it hands in `report`, which takes the metrics of an epoch and a folder to keep. Each epoch draws all its
-randomness from (seed, epoch, rank), so a run that goes on from the checkpoint of epoch k gives the same weights as one that was
-never interrupted; no state of a random generator has to be saved.
+randomness from (seed, epoch, rank), so a run that goes on from the checkpoint of epoch k gives the same weights as
+one that was never interrupted; no state of a random generator has to be saved.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from raymotion.train.recipe import TrainRecipe
 # (metrics, folder): every rank calls it once per epoch; only rank 0 has a folder. The folder is gone when it returns.
 Report = Callable[[Mapping[str, Any], str | None], None]
 CURRENT, BEST, STATE, OPTIMISER, PROBABILITIES = (
-    "current.safetensors", "best.safetensors", "state.json", "optimiser.pt", "probabilities.npz",
+    "current.safetensors", "best.safetensors", "state.json", "optimiser.pt", "probabilities.safetensors",
 )  # fmt: skip
 
 
@@ -69,12 +69,12 @@ def train_teacher(
     *,
     report: Report,
     resume_from: str | None = None,
-    workers: Workers = Workers(),  # noqa: B008 (frozen)
+    workers: Workers = Workers(),
 ) -> State:
     """Trains until the last epoch, or until validation has not improved for `patience` epochs.
 
-    After the last epoch it reports once more, with the probabilities of the best epoch for validation and test. The test split
-    is predicted then and never before.
+    After the last epoch it reports once more, with the probabilities of the best epoch for validation and test. The
+    test split is predicted then and never before.
 
     Args:
         resume_from: local folder of an earlier report of the same run.
@@ -171,8 +171,11 @@ def schedule(step: int, total: int, warmup: float) -> float:
 
 
 def epoch_rows(rows: np.ndarray, *, seed: int, epoch: int, rank: int, world: int) -> np.ndarray:
-    """This worker's rows in this epoch: one shuffle for all, dealt out in turn. All get equally many, since a worker that
-    stops early would leave the others waiting; so up to `world - 1` rows are seen twice."""
+    """This worker's rows in this epoch: one shuffle for all, dealt out in turn.
+
+    All get equally many, since a worker that stops early would leave the others waiting; so up to `world - 1` rows are
+    seen twice.
+    """
     order = np.random.default_rng([seed, epoch]).permutation(rows)
     share = math.ceil(len(order) / world)
     return np.resize(order, share * world)[rank::world]
@@ -221,7 +224,7 @@ def _train_epoch(
 def _training_batch(
     data: TrainingData, rows: np.ndarray, recipe: TrainRecipe, rng: np.random.Generator, device: str
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """One caption of each sample, drawn anew in every epoch, and its regions; now and then one of the two is withheld."""
+    """One caption of each sample, drawn anew in every epoch, and its regions; now and then one of them is withheld."""
     tokenizer, settings = data.tokenizer, recipe.data
     chosen = [data.tokens[rng.integers(data.first[row], data.first[row + 1])] for row in rows]
     regions, mask = data.regions_of(rows)
@@ -279,7 +282,13 @@ def predict_rows(model: VisualBertTeacher, data: TrainingData, rows: np.ndarray,
         regions, mask = data.regions_of(some)
         parts.append(
             predict_tokens(
-                model, cast(list[list[int]], tokens), owners, len(some), regions, mask, pad_id=data.tokenizer.pad_token_id
+                model,
+                cast(list[list[int]], tokens),
+                owners,
+                len(some),
+                regions,
+                mask,
+                pad_id=data.tokenizer.pad_token_id,
             )
         )
     return np.concatenate(parts)
@@ -307,7 +316,7 @@ def _save_and_report(
         else:
             # The run is over: nothing goes on from here, so current weights and optimiser are not kept.
             save_file(best_weights, Path(folder, CURRENT))
-            np.savez(Path(folder, PROBABILITIES), **predictions)
+            save_file({name: torch.from_numpy(p) for name, p in predictions.items()}, Path(folder, PROBABILITIES))
         Path(folder, STATE).write_text(json.dumps(asdict(state)))
         report(latest, folder)
 

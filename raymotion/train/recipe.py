@@ -21,8 +21,8 @@ class DataSettings(Settings):
         samples: sample table with labels and splits.
         features: folder of region features, or None for captions alone.
         soft_targets: learn the share of annotators where the table has it, instead of 0 and 1.
-        caption_dropout, region_dropout: how often a training sample that has both is shown without one of them, so that the
-            teacher knows what to do where it is missing.
+        caption_dropout, region_dropout: how often a training sample that has both is shown without one of them, so that
+            the teacher knows what to do where it is missing.
     """
 
     samples: str = ""
@@ -66,8 +66,8 @@ class TrainRecipe(Settings):
 
     Attributes:
         init: hub id or folder of a pretrained VisualBERT for the backbone; None starts from random weights.
-        model: fields of `models.visualbert.TeacherConfig`, and `size: tiny | small | base`. The vocabulary and the region
-            size are filled in from tokenizer and features.
+        model: fields of `models.visualbert.TeacherConfig`, and `size: tiny | small | base`. The vocabulary and the
+            region size are filled in from tokenizer and features.
         select_by: what the best epoch is chosen by, on validation.
         workers: Ray Train workers; 0 trains in this process, without Ray.
         use_gpu: None takes GPUs where the cluster has them.
@@ -100,7 +100,7 @@ def recipes_folder() -> Path:
 
 
 def find_recipe(name: str) -> str:
-    """Path of a recipe: `name` itself if it is a file or an address, else the recipe of that name that comes with raymotion."""
+    """Path of a recipe: `name` itself if it is a file or an address, else the one of that name that comes along."""
     if storage.is_remote(name) or Path(name).is_file():
         return name
     shipped = recipes_folder() / (Path(name).name if name.endswith(".yaml") else f"{name}.yaml")
@@ -121,6 +121,8 @@ def load_recipe(name: str, *, options: dict[str, Any] | None = None, assignments
     recipe = load_settings(TrainRecipe, file=path, options=options, assignments=assignments)
     if not recipe.data.samples:
         raise InputError(
-            "names no sample table", path=path, remedy="Give one: --samples samples.parquet (see `raymotion data prepare`)."
+            "names no sample table",
+            path=path,
+            remedy="Give one: --samples samples.parquet (see `raymotion data prepare`).",
         )
     return recipe
