@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, log_loss
 
 from raymotion.errors import InputError
-from raymotion.learning.metrics import Evaluation, average_precision, evaluate, top_k_hits
+from raymotion.learning.average_precision import average_precision, random_order_ap, ranking
+from raymotion.learning.metrics import Evaluation, evaluate, top_k_hits
 from raymotion.vocabulary import SOCRATIS_29
 
 CSV = Path(__file__).resolve().parents[3] / "shared/data/socratis/cleaned_data.csv"
@@ -150,10 +151,35 @@ def test_interval_of_average_precision_by_plain_resampling() -> None:
     for _ in range(1000):
         rows = rng.integers(0, 150, 150)
         drawn.append(average_precision_score(targets[rows], p[rows], average="macro"))
-    low, high = np.percentile(drawn, (2.5, 97.5))
+    low, high = np.percentile(drawn - np.mean(drawn) + metric.value, (2.5, 97.5))
     assert metric.low == pytest.approx(low, abs=0.012)
     assert metric.high == pytest.approx(high, abs=0.012)
     assert metric.resamples == 1000
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 3)), min_size=1, max_size=5))
+def test_expected_average_precision_of_a_random_order(rows: list[tuple[bool, int]]) -> None:
+    truth, scores = [float(t) for t, _ in rows], np.array([s / 3 for _, s in rows])
+    if not any(truth):
+        return
+    expected = np.mean([average_precision(np.array(order), scores) for order in itertools.permutations(truth)])
+    _, ends = ranking(scores)
+    assert random_order_ap(ends, sum(truth), len(truth)) == pytest.approx(expected)
+
+
+def test_random_scores_are_not_called_better() -> None:
+    """Rare classes and few samples: the case where a random order beats the prevalence, on average by a fifth."""
+    rates = np.where(np.arange(20) % 3 == 0, 0.03, 0.15)
+    verdicts = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        targets = (rng.random((150, 20)) < rates).astype(float)
+        result = evaluate(targets, rng.random((150, 20)), prior=rates, labels=names(20), bootstrap=100, seed=seed)
+        verdicts.append(result["macro_ap"].verdict)
+        assert result["macro_ap"].low <= result["macro_ap"].value <= result["macro_ap"].high
+    # One in forty is expected; six or more have a chance of less than 1 in 1000.
+    assert verdicts.count("better") < 6
 
 
 def test_round_trip_through_json() -> None:
