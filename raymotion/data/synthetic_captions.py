@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from raymotion.data.synthetic_scenes import Scene
 
-EVENT_SHARE, SKY_SHARE, MOOD_SHARE = 0.78, 0.16, 0.12
+EVENT_SHARE, SKY_SHARE, MOOD_SHARE = 0.82, 0.16, 0.12
 
 _EVENTS: Mapping[str, Sequence[str]] = {
     "birthday": ("a birthday party", "a birthday with cake and balloons", "a child's birthday celebration"),
