@@ -61,6 +61,9 @@ def table_from_rows(rows: Iterable[Mapping[str, Any]], vocabulary: Vocabulary | 
         table = pa.Table.from_pylist(complete, schema=SCHEMA)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise InputError(f"the rows do not fit the sample table: {str(error).splitlines()[0]}") from error
+    except UnicodeEncodeError as error:  # JSON can say "\\ud800", which is no character
+        text = ascii(error.object)[:60]
+        raise InputError(f"{text} holds half of a character (an unpaired surrogate)", remedy="Mend this text.") from error
     return validate(attach_vocabulary(table, vocabulary))
 
 

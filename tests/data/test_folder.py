@@ -90,6 +90,12 @@ def test_bad_captions_are_named_with_their_line(photos, tmp_path, name, content,
     assert name in str(caught.value)
 
 
+def test_half_a_character_in_a_caption(photos, tmp_path):
+    (tmp_path / "c.jsonl").write_text('{"file": "b.JPG", "caption": "bad \\ud800"}')
+    with pytest.raises(InputError, match=r"'bad \\\\ud800' holds half of a character"):
+        read_folder(photos, tmp_path / "c.jsonl")
+
+
 @given(content=st.binary(max_size=60), kind=st.sampled_from(["jsonl", "csv", "tsv", "json"]))
 def test_any_bytes_are_captions_or_an_input_error(tmp_path_factory, content, kind):
     folder = tmp_path_factory.getbasetemp() / "any"
