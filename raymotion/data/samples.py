@@ -63,7 +63,7 @@ def table_from_rows(rows: Iterable[Mapping[str, Any]], vocabulary: Vocabulary | 
         raise InputError(f"the rows do not fit the sample table: {str(error).splitlines()[0]}") from error
     except UnicodeEncodeError as error:  # JSON can say "\\ud800", which is no character
         text = ascii(error.object)[:60]
-        raise InputError(f"{text} holds half of a character (an unpaired surrogate)", remedy="Mend this text.") from error
+        raise InputError(f"{text} holds half of a character", remedy="Mend this text.") from error
     return validate(attach_vocabulary(table, vocabulary))
 
 
