@@ -1,0 +1,120 @@
+"""The whole pipeline on small synthetic data, step by step, as a user would call it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from raymotion import storage
+
+if TYPE_CHECKING:
+    from raymotion.batch.job import JobSummary
+    from raymotion.models.checkpoint import CheckpointInfo
+    from raymotion.report.page import ReportSummary
+
+EXTRACTOR = "fasterrcnn_mobilenet_v3_large_320_fpn"
+# No published weights can be assumed to be at hand. Random ones see colours and shapes, which carry the emotion here.
+WEIGHTS, REGIONS = "random:0", 12
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo made, and how long each step took (seconds)."""
+
+    teacher: CheckpointInfo
+    labels: JobSummary
+    report: ReportSummary
+    report_file: str
+    seconds: Mapping[str, float]
+
+
+def run_demo(
+    out: str,
+    *,
+    seed: int = 0,
+    socratis_images: int = 600,
+    coco_images: int = 300,
+    address: str | None = None,
+    say: Callable[[str], None] = print,
+) -> DemoResult:
+    """Makes data, trains a teacher on the one set, labels the other, and reports.
+
+    Every step prints the command that does the same. The same call after an interruption goes on where it stopped.
+
+    Args:
+        out: folder for everything.
+        seed: of data and training.
+        socratis_images, coco_images: sizes of the two sets.
+    """
+    from raymotion.batch.cluster import connect
+    from raymotion.batch.labels import LabelSettings, label
+    from raymotion.batch.regions import RegionSettings, extract_regions
+    from raymotion.data.coco import read_coco
+    from raymotion.data.samples import write_samples
+    from raymotion.data.socratis import read_socratis
+    from raymotion.data.splits import split_samples
+    from raymotion.data.synthetic import write_coco, write_socratis
+    from raymotion.report.page import write_report
+    from raymotion.train.fit import fit
+    from raymotion.train.recipe import load_recipe
+    from raymotion.vocabulary import SOCRATIS_29
+
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(name: str, *commands: str) -> Iterator[None]:
+        for command in commands:
+            say(f"$ raymotion {command}")
+        started = time.monotonic()
+        yield
+        seconds[name] = round(time.monotonic() - started, 1)
+        say(f"  done in {seconds[name]:.1f} s")
+
+    def at(name: str) -> str:
+        return storage.join(out, name)
+
+    with step(
+        "synthetic data",
+        f"data synth socratis --images {socratis_images} --seed {seed} --out {at('socratis')}",
+        f"data synth coco --images {coco_images} --seed {seed} --corrupt 0.01 --out {at('coco')}",
+    ):
+        write_socratis(at("socratis"), socratis_images, seed)
+        write_coco(at("coco"), coco_images, seed, corrupt=0.01)
+    with step(
+        "sample tables",
+        f"data prepare socratis {at('socratis/cleaned_data.csv')} --images {at('socratis/images')} "
+        f"--out {at('socratis.parquet')}",
+        f"data prepare coco {at('coco')} --split val2017 --out {at('coco.parquet')}",
+    ):
+        table, _ = read_socratis(at("socratis/cleaned_data.csv"), at("socratis/images"), vocabulary=SOCRATIS_29)
+        write_samples(at("socratis.parquet"), split_samples(table, seed=seed))
+        write_samples(at("coco.parquet"), read_coco(at("coco"), "val2017")[0])
+    with connect(address):
+        with step(
+            "region features",
+            f"features regions {at('socratis.parquet')} --extractor {EXTRACTOR} --weights {WEIGHTS} "
+            f"--count {REGIONS} --out {at('features')}",
+        ):
+            extract_regions(
+                RegionSettings(
+                    samples=at("socratis.parquet"), out=at("features"), extractor=EXTRACTOR, weights=WEIGHTS, count=REGIONS
+                )
+            )
+        with step(
+            "teacher",
+            f"train teacher-demo --samples {at('socratis.parquet')} --features {at('features')} --seed {seed} "
+            f"--out {at('teacher')}",
+        ):
+            options: dict[str, Any] = {
+                "data": {"samples": at("socratis.parquet"), "features": at("features")},
+                "seed": seed,
+            }
+            teacher = fit(load_recipe("teacher-demo", options=options), at("teacher")).info
+        with step("labels", f"label {at('coco.parquet')} --teacher {at('teacher')} --out {at('labels')}"):
+            labels = label(LabelSettings(samples=at("coco.parquet"), teacher=at("teacher"), out=at("labels")))
+    with step("report", f"report {at('labels')} --out {at('report.html')}"):
+        report = write_report(at("labels"), at("report.html"))
+    return DemoResult(teacher, labels, report, at("report.html"), seconds)
