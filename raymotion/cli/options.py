@@ -32,9 +32,13 @@ def job_options(command: F) -> F:
     """Options of every batch job; None stands for "not given", so that a settings file can say it."""
     for option in reversed(
         (
-            click.option("--batch-size", type=click.IntRange(1), help="Images a forward pass.  [default: 16 on a GPU, else 2]"),
             click.option(
-                "--shard-rows", type=click.IntRange(1), help="Rows of a shard, the unit of commit.  [default: by size, 8-256]"
+                "--batch-size", type=click.IntRange(1), help="Images a forward pass.  [default: 16 on a GPU, else 2]"
+            ),
+            click.option(
+                "--shard-rows",
+                type=click.IntRange(1),
+                help="Rows of a shard, the unit of commit.  [default: by size, 8-256]",
             ),
             click.option(
                 "--precision",
@@ -48,12 +52,15 @@ def job_options(command: F) -> F:
                 help="CPUs of an actor.  [default: 1; with a GPU its share, up to 8]",
             ),
             click.option(
-                "--gpus-per-worker", type=click.FloatRange(0), help="GPUs of an actor.  [default: 1 where there are any]"
+                "--gpus-per-worker",
+                type=click.FloatRange(0),
+                help="GPUs of an actor.  [default: 1 where there are any]",
             ),
             click.option(
                 "--decode-threads",
                 type=click.IntRange(0),
-                help="Threads that decode ahead of the model; 0: in turn with it.  [default: a GPU worker's CPUs, else 0]",
+                help="Threads that decode ahead of the model; 0: in turn with it.  "
+                "[default: a GPU worker's CPUs, else 0]",
             ),
             click.option(
                 "--max-failed", type=click.FloatRange(0, 1), help="Share of rows that may fail.  [default: 0.05]"

@@ -130,7 +130,7 @@ def decode_rgb(data: bytes, *, min_side: int | None = None, max_pixels: int = MA
             short = min(width, height)
             image.draft("RGB", (width * min_side // short, height * min_side // short))
         image.load()
-        # A download that stopped in a file of reserved length leaves zeros, which libjpeg decodes to grey without a word.
+        # A download that stopped in a file of reserved length leaves zeros, which libjpeg decodes to grey, silently.
         if data.startswith(b"\xff\xd8") and data.endswith(b"\0") and not _jpeg_ends(data):
             raise ImageTruncated("the JPEG data stop before the picture's end")
         turn = _TURNS.get(_orientation(image))
