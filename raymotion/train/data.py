@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from safetensors.numpy import load, save
-from transformers import PreTrainedTokenizerFast
 
 from raymotion import storage
-from raymotion.config import digest_of
+from raymotion.config import digest_of, load_settings
 from raymotion.data.features import RegionFeatures
 from raymotion.data.samples import SPLITS, read_samples, targets, vocabulary_of
 from raymotion.errors import InputError
@@ -25,6 +24,12 @@ from raymotion.models.tokenizer import encode, load_tokenizer, tokenizer_json, t
 from raymotion.train.recipe import TrainRecipe
 from raymotion.vocabulary import Vocabulary
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from raymotion.models.visualbert import TeacherConfig
+
+# Imports neither torch nor transformers: Ray Train's controller imports this too, and need not wait for them.
 ARRAYS, META, TOKENIZER = "arrays.safetensors", "data.json", "tokenizer.json"
 COLUMNS = ("pieces", "ends", "owners", "has_caption", "hard", "soft")
 
@@ -123,6 +128,7 @@ def prepare(recipe: TrainRecipe) -> TrainingData:
     Raises:
         InputError: no labels, no splits, a group in two splits, features of other samples.
     """
+    config = _teacher_config(recipe)
     path = storage.absolute(recipe.data.samples)
     table = read_samples(path)
     vocabulary = vocabulary_of(table, where=path)
@@ -161,7 +167,7 @@ def prepare(recipe: TrainRecipe) -> TrainingData:
                 remedy="Split it again: `raymotion data prepare` does.",
             )
     tokenizer = _tokenizer(recipe, [text for row in splits["train"] for text in captions[row]])
-    tokens = encode(tokenizer, [text for own in captions for text in own], _max_length(recipe))
+    tokens = encode(tokenizer, [text for own in captions for text in own], config.max_text_length)
     sample_ids = table.column("sample_id").to_pylist()
     hard, soft = targets(table, vocabulary), targets(table, vocabulary, soft=True)
     data = TrainingData(
@@ -188,10 +194,14 @@ def prepare(recipe: TrainRecipe) -> TrainingData:
     return data
 
 
-def _max_length(recipe: TrainRecipe) -> int:
+def _teacher_config(recipe: TrainRecipe) -> TeacherConfig:
+    """The recipe's model settings, checked before anything else is done."""
     from raymotion.models.visualbert import TeacherConfig
 
-    return int(recipe.model.get("max_text_length", TeacherConfig.model_fields["max_text_length"].default))
+    try:
+        return load_settings(TeacherConfig, options=recipe.model)
+    except InputError as error:
+        raise InputError(error.reason.replace("setting ", "setting model.", 1)) from error
 
 
 def _tokenizer(recipe: TrainRecipe, captions: Sequence[str]) -> PreTrainedTokenizerFast:

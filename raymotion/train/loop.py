@@ -20,7 +20,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from raymotion.learning import losses, metrics
+from raymotion.learning import losses
+from raymotion.learning.average_precision import average_precision
+from raymotion.learning.metrics import bce as binary_cross_entropy
 from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher, pad, predict_tokens
 from raymotion.train.data import TrainingData
 from raymotion.train.recipe import TrainRecipe
@@ -252,10 +254,10 @@ def _validate(model: VisualBertTeacher, recipe: TrainRecipe, data: TrainingData,
     probabilities = _predict_split(model, data, "val", workers)
     hard = data.hard[data.splits["val"]]
     answers = data.soft[data.splits["val"]] if recipe.data.soft_targets else hard
-    bce = metrics.bce(answers, probabilities)
+    bce = binary_cross_entropy(answers, probabilities)
     with_positives = hard.sum(axis=0) > 0
     macro_ap = float(
-        np.mean([metrics.average_precision(hard[:, j], probabilities[:, j]) for j in np.flatnonzero(with_positives)])
+        np.mean([average_precision(hard[:, j], probabilities[:, j]) for j in np.flatnonzero(with_positives)])
     )
     return {
         "loss": bce if recipe.select_by == "bce" else -macro_ap,

@@ -1,0 +1,98 @@
+"""`raymotion train`: the table it prints, and the one line for each mistake."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raymotion.data.samples import table_from_rows, write_samples
+from raymotion.models.checkpoint import read_checkpoint_info
+from raymotion.vocabulary import VALENCE_3
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> str:
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    for i in range(60):
+        k = int(rng.integers(3))
+        rows.append(
+            {
+                "sample_id": f"s{i}", "group_id": f"s{i}", "captions": [f"a {('gloomy', 'plain', 'sunny')[k]} day"],
+                "labels": [VALENCE_3.labels[k]], "split": ("train", "train", "val", "test")[i % 4], "source": "t",
+            }
+        )  # fmt: skip
+    write_samples(tmp_path / "s.parquet", table_from_rows(rows, VALENCE_3))
+    return str(tmp_path / "s.parquet")
+
+
+def test_train_prints_every_metric_beside_its_baselines(
+    samples: str, tmp_path: Path, runner: Callable[..., Any]
+) -> None:
+    command = (
+        "train",
+        "teacher-demo",
+        "--samples",
+        samples,
+        "--out",
+        str(tmp_path / "t"),
+        "--workers",
+        "0",
+        "--epochs",
+        "2",
+    )
+    first = runner(*command, "--seed", "3", "--set", "optimiser.patience=1")
+    assert first.code == 0, first.err
+    info = read_checkpoint_info(tmp_path / "t")
+    assert info.training["seed"] == 3 and info.training["settings"]["optimiser"]["epochs"] == 2
+    assert "samples: 60 (30 train, 15 val, 15 test)" in first.out and "modalities: text" in first.out
+    assert info.validation is not None
+    for name, title in (("bce", "BCE"), ("macro_ap", "mAP"), ("top_1", "top-1")):
+        metric = info.validation["metrics"][name]
+        line = next(line for line in first.out.splitlines() if line.startswith(title))
+        assert all(f"{metric[key]:.4f}" in line for key in ("value", "low", "high", "prior", "constant"))
+    assert (
+        info.fingerprint in first.out and "epoch 1:" not in first.out + first.err
+    )  # no terminal: no running commentary
+    again = runner(*command, "--seed", "3", "--set", "optimiser.patience=1")
+    assert again.code == 0 and "nothing to do" in again.out
+    other = runner(*command, "--seed", "4", "--set", "optimiser.patience=1")
+    assert other.code == 2 and "seed: 3 there, 4 now" in other.err and len(other.err.splitlines()) == 1
+
+
+def test_mistakes_end_in_one_line_and_exit_code_2(samples: str, tmp_path: Path, runner: Callable[..., Any]) -> None:
+    out = str(tmp_path / "t")
+    for arguments, reason in (
+        (("no-such-recipe", "--samples", samples), "no such recipe"),
+        (("teacher-demo",), "names no sample table"),
+        (("teacher-demo", "--samples", str(tmp_path / "absent.parquet")), "no such file"),
+        (("teacher-demo", "--samples", samples, "--set", "model.size=huge"), "size 'huge' is not one of"),
+        (("teacher-demo", "--samples", samples, "--set", "model.colour=red"), "there is no setting model.colour"),
+        (("teacher-demo", "--samples", samples, "--set", "optimiser.lr=-1"), "optimiser.lr"),
+        (("teacher-demo", "--samples", samples, "--features", str(tmp_path)), "has no job.json"),
+        (("teacher-demo", "--samples", samples, "--set", "init=x/y"), "a tokenizer trained here does not fit"),
+    ):
+        outcome = runner("train", *arguments, "--out", out, "--workers", "0")
+        assert outcome.code == 2 and reason in outcome.err, (arguments, outcome.err)
+        assert len(outcome.err.strip().splitlines()) == 1
+    assert not Path(out).exists()
+
+
+def test_job_entry_is_the_same_command(samples: str, tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    script = Path(__file__).resolve().parents[2] / "jobs" / "train.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "teacher-demo", "--samples", samples, "--out", str(tmp_path / "t"), "--workers",
+        "0",
+         "--epochs", "1"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "t" / "config.json").read_text())["modalities"] == ["text"]

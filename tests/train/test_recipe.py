@@ -1,0 +1,64 @@
+"""Recipes: those that come along are valid, and mistakes in others are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raymotion.errors import InputError
+from raymotion.models.visualbert import TeacherConfig
+from raymotion.train.recipe import find_recipe, load_recipe, recipes_folder
+
+SHIPPED = sorted(path.stem for path in recipes_folder().glob("teacher-*.yaml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_recipes_that_come_along_are_valid(name: str) -> None:
+    recipe = load_recipe(name, options={"data": {"samples": "s.parquet"}})
+    TeacherConfig.model_validate(recipe.model)
+    assert recipe.data.samples == "s.parquet" and find_recipe(f"recipes/{name}.yaml") == find_recipe(name)
+
+
+def test_there_are_the_three_teachers() -> None:
+    assert SHIPPED == ["teacher-demo", "teacher-visualbert", "teacher-visualbert-small"]
+    published = TeacherConfig.model_validate(
+        load_recipe("teacher-visualbert", options={"data": {"samples": "s"}}).model
+    )
+    assert (published.hidden_size, published.layers, published.heads, published.intermediate_size) == (
+        768,
+        12,
+        12,
+        3072,
+    )
+
+
+def test_options_over_the_file_and_set_over_options(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("optimiser: {epochs: 3, lr: 0.1}\ndata: {samples: a.parquet}\nmodel: {size: tiny}\n")
+    recipe = load_recipe(
+        str(path), options={"seed": 4, "workers": None, "optimiser": {"epochs": 5}}, assignments=("optimiser.epochs=7",)
+    )
+    assert (recipe.optimiser.epochs, recipe.optimiser.lr, recipe.seed, recipe.workers) == (7, 0.1, 4, 1)
+    assert recipe.data.samples == "a.parquet"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("model: {size: tiny}", "names no sample table"),
+        ("data: {sample: x}", r"there is no setting data.sample \(there are: samples, features"),
+        ("optimiser: {lr: fast}", "setting optimiser.lr = 'fast'"),
+        ("kind: student", "setting kind = 'student'"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(InputError, match=reason) as caught:
+        load_recipe(str(tmp_path / "r.yaml"))
+    assert "r.yaml" in str(caught.value)
+
+
+def test_unknown_recipes_list_the_known_ones() -> None:
+    with pytest.raises(InputError, match="one of: .*teacher-visualbert-small"):
+        load_recipe("teacher-x")
