@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from raymotion.errors import InputError
+from raymotion.errors import InputError, RunFailed
 
 # The object store carries shard numbers and one-row records, and weights during training: never pixels.
 OBJECT_STORE_BYTES = 256 * 1024**2
@@ -51,16 +51,23 @@ def connect(address: str | None, *, cpus: int | None = None) -> Iterator[None]:
         return
     # Read when the node starts: at Ray's default of 15 the workers would give way to anything else on the machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # an actor of its own, and an address outside
     folder = tempfile.mkdtemp(prefix="raymotion-")
     try:
-        ray.init(
-            address="local",
-            num_cpus=cpus or available_cpus(),
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=folder,
-            **quiet,
-        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus or available_cpus(),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=folder,
+                **quiet,
+            )
+        except Exception as error:  # Ray raises a bare Exception where its processes do not answer in time
+            raise RunFailed(
+                f"Ray did not start on this machine ({str(error).strip().splitlines()[0]}). "
+                "It may be overloaded: try again, or name a cluster with --address"
+            ) from error
         yield
     finally:
         ray.shutdown()
