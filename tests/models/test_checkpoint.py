@@ -76,7 +76,8 @@ def test_info_needs_no_torch(tmp_path: Path) -> None:
     _, _, info = write(tmp_path / "t")
     code = (
         "import sys, json; from raymotion.models.checkpoint import read_checkpoint_info as r;"
-        f"i = r({str(tmp_path / 't')!r}); print(json.dumps([i.fingerprint, 'torch' in sys.modules, 'ray' in sys.modules]))"
+        f"i = r({str(tmp_path / 't')!r}); loaded = [name in sys.modules for name in ('torch', 'ray')];"
+        "print(json.dumps([i.fingerprint, *loaded]))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert json.loads(out) == [info.fingerprint, False, False]
@@ -147,7 +148,7 @@ def test_cut_off_weights_are_found_before_torch_is(tmp_path: Path, keep: int) ->
     write(tmp_path / "t")
     path = tmp_path / "t" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(InputError, match="model.safetensors: is damaged or cut off"):
+    with pytest.raises(InputError, match=r"model\.safetensors: is damaged or cut off"):
         read_checkpoint_info(tmp_path / "t")
 
 

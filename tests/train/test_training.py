@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -312,7 +313,7 @@ def test_schedule_is_the_textbook_one() -> None:
     values = [schedule(step, 100, 0.1) for step in range(100)]
     assert values.index(max(values)) == 10 and values[10] == 1.0
     assert values[55] == pytest.approx(0.5) and values[99] == pytest.approx(0, abs=1e-3)
-    assert all(b > a for a, b in zip(values[:10], values[1:11], strict=True))
+    assert all(b > a for a, b in pairwise(values[:11]))
     assert schedule(0, 10, 0.0) == 1.0
 
 
