@@ -1,15 +1,16 @@
 """What the labelling job reaches beside plain code that does the same work, all in one run.
 
-Two models: `small` (MobileNetV3-small of timm, 224 x 224, a linear head) and `detector` (Fast R-CNN MobileNetV3-large-320, 36
-regions, then a small VisualBERT). For each, images/s of
+Two models: `small` (MobileNetV3-small of timm, 224 x 224, a linear head) and `detector` (Fast R-CNN
+MobileNetV3-large-320, 36 regions, then a small VisualBERT). For each, images/s of
 
     job      raymotion's job on Ray, from the first actor's readiness to the last commit
     single   the best tuned single process: a decoding thread beside torch, malloc tuned, torch threads chosen by trial
     plain    by hand in as many processes as cores, one torch thread each, malloc tuned, from the first one's readiness
     model    the model alone on pictures in memory, in as many processes as cores
 
-run in turn, `--repeats` times; the ratios are paired within a repetition, and their medians are printed. Weights are random:
-they cost what trained ones do. Pictures: COCO's, if `--pictures` names a folder of JPEG files, else synthetic ones.
+run in turn, `--repeats` times; the ratios are paired within a repetition, and their medians are printed. Weights are
+random: they cost what trained ones do. Pictures: COCO's, if `--pictures` names a folder of JPEG files, else
+    synthetic ones.
 
     python benchmarks/label_throughput.py                  # the full run, about 40 minutes on 2 cores
     python benchmarks/label_throughput.py --quick          # a tenth of the images: does it run?
@@ -92,7 +93,8 @@ def sink() -> Any:
 BATCH = {"small": 16, "detector": 2}
 
 
-# --- what each role measures: images/s ---------------------------------------------------------------------------------------
+# --- what each role measures: images/s
+# ---------------------------------------------------------------------------------------
 
 
 def job(model: str, samples: str, teacher: str, out: str) -> dict[str, Any]:
@@ -208,7 +210,8 @@ def _load(model: str, samples: str, teacher: str, threads: int) -> tuple[list[An
     return items, stages
 
 
-# --- running the roles as processes ------------------------------------------------------------------------------------------
+# --- running the roles as processes
+# ------------------------------------------------------------------------------------------
 
 
 def call(role: str, *arguments: object) -> subprocess.Popen[str]:
@@ -277,13 +280,18 @@ def measure(model: str, samples: str, teacher: str, work: Path, repeats: int) ->
                 "model": together("model", model, samples, teacher, str(work)),
             }
         )
-        print(f"  {model} {repeat + 1}/{repeats}: " + ", ".join(f"{k} {v:.1f}" for k, v in rows[-1].items()), flush=True)
+        print(
+            f"  {model} {repeat + 1}/{repeats}: " + ", ".join(f"{k} {v:.1f}" for k, v in rows[-1].items()), flush=True
+        )
 
     def median(values: Sequence[float]) -> float:
         return round(statistics.median(values), 3)
 
     return {
-        **{f"{name}_images_per_second": median([row[name] for row in rows]) for name in ("job", "single", "plain", "model")},
+        **{
+            f"{name}_images_per_second": median([row[name] for row in rows])
+            for name in ("job", "single", "plain", "model")
+        },
         "single_threads": threads,
         "ratio_single_process": median([row["job"] / row["single"] for row in rows]),
         "ratio_processes": median([row["job"] / row["plain"] for row in rows]),
@@ -294,7 +302,8 @@ def measure(model: str, samples: str, teacher: str, work: Path, repeats: int) ->
     }
 
 
-# --- inputs ------------------------------------------------------------------------------------------------------------------
+# --- inputs
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def make_samples(work: Path, pictures: str | None, rows: int) -> str:
@@ -380,14 +389,17 @@ def main() -> None:
     for name, values in results.items():
         rates = "".join(f"{values[f'{k}_images_per_second']:9.1f}" for k in ("job", "single", "plain", "model"))
         print(f"{name:10}{rates}   single process with {values['single_threads']} torch thread(s)")
-    print(f"\n{'':10}{'/single':>9}{'/plain':>9}{'/model':>9}{'overhead':>10}   before the first + after the last image, s")
+    print(f"\n{'':10}{'/single':>9}{'/plain':>9}{'/model':>9}{'overhead':>10}   s before the first + after the last")
     for name, values in results.items():
         ratios = "".join(f"{values[k]:9.2f}" for k in ("ratio_single_process", "ratio_processes", "ratio_model"))
         print(f"{name:10}{ratios}{values['overhead_s']:10.1f}   {values['startup_s']:.1f} + {values['finish_s']:.1f}")
     few, many = min(memory, default=0), max(memory, default=0)
     ratio = round(memory[many] / memory[few], 3) if memory else None
     if memory:
-        print(f"\npeak memory of all processes: {memory[few]:.0f} MiB at {few} images, {memory[many]:.0f} MiB at {many}: {ratio}")
+        print(
+            f"\npeak memory of all processes: {memory[few]:.0f} MiB at {few} images, "
+            f"{memory[many]:.0f} MiB at {many}: {ratio}"
+        )
     # The worse of the models for each figure; each model's own figures beside them.
     worst = {k: min(r[k] for r in results.values()) for k in ("ratio_single_process", "ratio_processes", "ratio_model")}
     overhead = max(r["overhead_s"] for r in results.values())

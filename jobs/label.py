@@ -1,4 +1,7 @@
-"""`ray job submit -- python jobs/label.py SAMPLES --teacher DIR --out DIR`: `raymotion label` on the cluster it runs on."""
+"""`raymotion label` on the cluster that the job was submitted to.
+
+ray job submit -- python jobs/label.py SAMPLES --out DIR ...
+"""
 
 import os
 import sys

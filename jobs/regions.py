@@ -1,4 +1,7 @@
-"""`ray job submit -- python jobs/regions.py SAMPLES --out DIR`: `raymotion features regions` on the cluster it runs on."""
+"""`raymotion features regions` on the cluster that the job was submitted to.
+
+ray job submit -- python jobs/regions.py SAMPLES --out DIR ...
+"""
 
 import os
 import sys

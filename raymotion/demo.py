@@ -100,7 +100,11 @@ def run_demo(
         ):
             extract_regions(
                 RegionSettings(
-                    samples=at("socratis.parquet"), out=at("features"), extractor=EXTRACTOR, weights=WEIGHTS, count=REGIONS
+                    samples=at("socratis.parquet"),
+                    out=at("features"),
+                    extractor=EXTRACTOR,
+                    weights=WEIGHTS,
+                    count=REGIONS,
                 )
             )
         with step(

@@ -15,7 +15,7 @@ from raymotion.vocabulary import Vocabulary
 
 
 def with_choice(table: pa.Table, mask: np.ndarray, selected: np.ndarray, vocabulary: Vocabulary) -> pa.Table:
-    """`table` with its columns labels and selected replaced by a policy's choice: mask (n, L) bool, selected (n,) bool."""
+    """`table` with a policy's choice in its columns labels and selected: mask (n, L) bool, selected (n,) bool."""
     labels = [vocabulary.decode(np.flatnonzero(row).tolist()) for row in mask]
     for name, values in (
         ("labels", pa.array(labels, pa.list_(pa.string()))),
@@ -43,10 +43,10 @@ def matrix_of(table: pa.Table) -> np.ndarray:
 def choose_globally(
     source: str, target: str, policy: SelectionPolicy, vocabulary: Vocabulary, thresholds: Sequence[float] | None
 ) -> dict[str, Any]:
-    """Applies a policy to the probabilities of all parts in `source`, and writes the parts, with their choice, to `target`.
+    """Applies a policy to the probabilities of all parts in `source`; writes the parts, with its choice, to `target`.
 
-    Holds probabilities and ids of the whole set in memory (130 bytes a row for 29 labels), nothing else. Writing in place
-    (`source == target`) is safe to interrupt and repeat: the choice depends on the probabilities alone.
+    Holds probabilities and ids of the whole set in memory (130 bytes a row for 29 labels), nothing else. Writing in
+    place (`source == target`) is safe to interrupt and repeat: the choice depends on the probabilities alone.
     """
     ids: list[str] = []
     matrices: list[np.ndarray] = []
@@ -79,7 +79,9 @@ def read_labels_record(folder: storage.PathLike) -> dict[str, Any]:
     path = storage.join(storage.absolute(folder), "job.json")
     record = storage.read_json(path)
     if not isinstance(record, dict) or record.get("job") != "labels":
-        raise InputError("is not the record of a labelling job", path=path, remedy="Name the --out of `raymotion label`.")
+        raise InputError(
+            "is not the record of a labelling job", path=path, remedy="Name the --out of `raymotion label`."
+        )
     if record.get("status") != "complete":
         raise InputError("the job is not complete", path=folder, remedy="Run the same `raymotion label` command again.")
     return record

@@ -21,8 +21,9 @@ OBJECT_STORE_BYTES = 256 * 1024**2
 def connect(address: str | None, *, cpus: int | None = None) -> Iterator[None]:
     """Ray for the length of the block.
 
-    A Ray that this process is already connected to is used and left alone. Without an address a Ray of our own is started
-    on this machine, in its own temporary folder, and ended afterwards: never one that happens to be recorded here.
+    A Ray that this process is already connected to is used and left alone. Without an address a Ray of our own is
+    started on this machine, in its own temporary folder, and ended afterwards: never one that happens to be recorded
+    here.
 
     Args:
         address: `host:port`, `ray://host:port`, `auto`, or None for this machine.
@@ -33,8 +34,6 @@ def connect(address: str | None, *, cpus: int | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # Ray's C++ core writes an error line about restartable actors with every run of Ray Data, which means nothing here.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
         try:
@@ -92,11 +91,13 @@ class Placement:
         return f"{self.workers} x ({each})"
 
 
-def plan_placement(workers: int | None, cpus: float | None, gpus: float | None, *, nodes: list[dict[str, float]]) -> Placement:
+def plan_placement(
+    workers: int | None, cpus: float | None, gpus: float | None, *, nodes: list[dict[str, float]]
+) -> Placement:
     """How many actors of which size, from the settings and from what the nodes have.
 
-    Where the settings leave it open: one GPU each if there are GPUs, and its share of the CPUs for decoding; else one CPU
-    each, and as many actors as fit.
+    Where the settings leave it open: one GPU each if there are GPUs, and its share of the CPUs for decoding; else
+    one CPU each, and as many actors as fit.
 
     Args:
         workers, cpus, gpus: settings, None to choose.

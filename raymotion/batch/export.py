@@ -15,7 +15,8 @@ from raymotion.vocabulary import SOCRATIS_29, Vocabulary
 
 # Column order of the public system's coco_predictions.csv (its position of each label in the later notebooks).
 PUBLISHED_ORDER = (
-    "curious", "amazed", "fear", "awe", "neutral", "disgusted", "worried", "intrigued", "confused", "beautiful", "happy",
+    "curious", "amazed", "fear", "awe", "neutral", "disgusted", "worried", "intrigued", "confused", "beautiful",
+    "happy",
     "annoyed", "impressed", "sad", "proud", "inspired", "angry", "excited", "nostalgic", "upset", "concerned", "good",
     "hopeful", "anger", "joy", "interested", "calm", "bored", "scared",
 )  # fmt: skip
@@ -59,7 +60,7 @@ def _csv(folder: str, vocabulary: Vocabulary) -> tuple[str, int]:
 
 
 def _coco_json(folder: str, vocabulary: Vocabulary) -> tuple[str, int]:
-    """COCO's layout: images, categories (the vocabulary, from 1), one annotation for each label, with its probability."""
+    """COCO's layout: images, categories (the vocabulary, from 1), and one annotation with a score for each label."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for _, table in read_parts(folder):

@@ -23,6 +23,7 @@ from raymotion import __version__, storage
 from raymotion.batch import ledger
 from raymotion.batch.cluster import connect, node_resources, plan_placement
 from raymotion.batch.progress import Progress, ProgressKind
+from raymotion.batch.quiet import without_noise
 from raymotion.batch.stages import Stage
 from raymotion.batch.worker import ShardWorker, Sink, WorkerPlan
 from raymotion.config import Settings, digest_of
@@ -94,7 +95,8 @@ def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind
     """Runs the job, or goes on with it, or finds it done.
 
     Raises:
-        InputError: before any work: unreadable input, a missing image folder, an output folder of other settings, a plan
+        InputError: before any work: unreadable input, a missing image folder, an output folder of other settings, a
+            plan
             that does not fit on the cluster.
         AccessDenied: a file or folder may not be read or written; also in the middle of a run.
         RunFailed: more rows failed than `max_failed` allows, or the workers died; what was committed stays.
@@ -221,9 +223,7 @@ def _run_shards(
     }
 
 
-def _stream(
-    plan: WorkerPlan, workers: int, cpus: float, gpus: float, shards: list[int]
-) -> Iterator[dict[str, Any]]:
+def _stream(plan: WorkerPlan, workers: int, cpus: float, gpus: float, shards: list[int]) -> Iterator[dict[str, Any]]:
     """Shard numbers through a fixed pool of actors on Ray Data; yields their records in the order they come."""
     import ray
     from ray.data import ActorPoolStrategy, DataContext
@@ -232,10 +232,10 @@ def _stream(
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
-    # A worker that dies is replaced, and its shard begun again, as often as it takes: each attempt blames a row, or ends
-    # the run (worker.py). Nothing waits for a pool that the preflight has found room for.
+    # A worker that dies is replaced, and its shard begun again, as often as it takes: each attempt blames a row, or
+    # ends the run (worker.py). Nothing waits for a pool that the preflight has found room for.
     context.wait_for_min_actors_s = 600
-    with _quiet_ray_data(), _data_context(context):
+    with without_noise(), _quiet_ray_data(), _data_context(context):
         # In memory: reading a file would cost a task, a CPU that the pool needs, and one block for all shards.
         dataset = ray.data.from_arrow([pa.table({"shard": [shard]}) for shard in shards])
         dataset = dataset.map_batches(
@@ -252,7 +252,8 @@ def _stream(
                 yield json.loads(row["record"])
         except RayError as error:
             raise RunFailed(
-                f"Ray ended the run: {str(error).strip().splitlines()[-1]}. What was committed stays; the same command goes on"
+                f"Ray ended the run: {str(error).strip().splitlines()[-1]}. "
+                "What was committed stays; the same command goes on"
             ) from error
 
 
@@ -292,8 +293,9 @@ def _stop_for_failures(spec: JobSpec, commits: Mapping[int, ledger.Commit], quar
         reasons.update(commit.by_reason)
     listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
     raise RunFailed(
-        f"{quarantined} of {total} samples failed ({listed}), more than --max-failed {spec.settings.max_failed:g} allows. "
-        f"See {storage.join(spec.settings.out, 'quarantine')}; what was committed stays, and a larger --max-failed goes on"
+        f"{quarantined} of {total} samples failed ({listed}), more than --max-failed {spec.settings.max_failed:g} "
+        f"allows. See {storage.join(spec.settings.out, 'quarantine')}; what was committed stays, "
+        "and a larger --max-failed goes on"
     )
 
 
@@ -409,7 +411,9 @@ def _check_folder(folder: str) -> None:
     names = [name for name in storage.list_names(folder) if name.endswith(".parquet") and not name.startswith("_")]
     if names:
         raise InputError(
-            f"holds {names[0]}, but no job.json", path=folder, remedy="Use a fresh output folder, or remove those files."
+            f"holds {names[0]}, but no job.json",
+            path=folder,
+            remedy="Use a fresh output folder, or remove those files.",
         )
     storage.make_dir(folder)
     storage.probe_writable(folder)
@@ -425,6 +429,9 @@ def _check_image_folders(samples: pa.Table) -> None:
         storage.require_folder(path)
     # A folder may be entered and its files still be closed to us: the first one stands for all.
     first = uris[0].as_py()
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError), storage.explained(first, "read it"):
+    with (
+        contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError),
+        storage.explained(first, "read it"),
+    ):
         fs, inner = storage.filesystem(first)
         fs.open(inner, "rb").close()

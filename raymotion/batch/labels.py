@@ -76,8 +76,8 @@ class NoEvidence:
 class PredictEmotions:
     """Probabilities of each item from its captions and regions, and the labels that a per-image policy chooses.
 
-    A whole shard at once: five captions of an image make five short texts, which fill the model's batches better than one
-    or two images at a time would.
+    A whole shard at once: five captions of an image make five short texts, which fill the model's batches better
+    than one or two images at a time would.
     """
 
     name = "teacher"
@@ -120,9 +120,9 @@ class PredictEmotions:
 class LabelSink:
     """Pseudo-labels as rows.
 
-    Columns: sample_id, image_uri, captions (those that were read), probabilities (float32 (L), vocabulary order), labels
-    (chosen ones, vocabulary order), selected (whether the policy takes the row at all). Labels of a policy that needs the
-    whole set are empty until `choose_globally` has run.
+    Columns: sample_id, image_uri, captions (those that were read), probabilities (float32 (L), vocabulary order),
+    labels (chosen ones, vocabulary order), selected (whether the policy takes the row at all). Labels of a policy that
+    needs the whole set are empty until `choose_globally` has run.
     """
 
     def __init__(
@@ -152,7 +152,9 @@ class LabelSink:
             mask, selected = np.zeros(matrix.shape, bool), np.zeros(len(items), bool)
         else:
             mask, selected = self.policy.choose(matrix, ids, self.thresholds)
-        captions = [[text for text in item.row["captions"] if text.strip()] if self.reads_text else [] for item in items]
+        captions = [
+            [text for text in item.row["captions"] if text.strip()] if self.reads_text else [] for item in items
+        ]
         table = pa.table(
             [
                 pa.array(ids, pa.string()),
@@ -167,9 +169,7 @@ class LabelSink:
         return with_choice(table, mask, selected, self.vocabulary).cast(self.schema())
 
 
-def label(
-    settings: LabelSettings, *, address: str | None = None, progress: ProgressKind = "auto"
-) -> JobSummary:
+def label(settings: LabelSettings, *, address: str | None = None, progress: ProgressKind = "auto") -> JobSummary:
     """Runs the labelling job; see `run_job` for resume and errors."""
     info = read_checkpoint_info(settings.teacher)
     extractor, weights = _extractor(info, settings)

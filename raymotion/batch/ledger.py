@@ -105,7 +105,7 @@ def write_commit(folder: str, commit: Commit) -> None:
 
 
 def read_commits(folder: str, job_digest: str) -> dict[int, Commit]:
-    """All commits of the folder whose data file is there. A commit of another job is an error, not a shard that is done."""
+    """All commits of the folder whose data file is there. A commit of another job is an error, not a finished shard."""
     names = storage.list_names(storage.join(folder, "_commits"))
     present = set(storage.list_names(folder))
     paths = [storage.join(folder, "_commits", name) for name in names if name.endswith(".json")]

@@ -12,8 +12,9 @@ def keep_freed_memory() -> bool:
     """Lets glibc keep freed blocks, so that the next picture does not fault the same pages in again.
 
     Pictures and activations lie above malloc's mmap threshold: each would be mapped, zeroed and unmapped every time
-    (120-200 thousand page faults a second, 20-30 % of the time). One arena, since actors call us from a thread of their own,
-    whose arena would not heed the thresholds. Returns whether the C library took the settings; elsewhere nothing changes.
+    (120-200 thousand page faults a second, 20-30 % of the time). One arena, since actors call us from a thread of
+    their own, whose arena would not heed the thresholds. Returns whether the C library took the settings; elsewhere
+    nothing changes.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -15,7 +15,8 @@ class Progress:
     """Counts rows on standard error.
 
     Args:
-        kind: `bar` draws one, `lines` prints a line every 30 seconds, `none` is silent; `auto` is a bar on a terminal and
+        kind: `bar` draws one, `lines` prints a line every 30 seconds, `none` is silent; `auto` is a bar on a
+            terminal and
             silent elsewhere.
         total: rows of the job.
         done: rows that earlier runs have committed.

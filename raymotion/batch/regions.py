@@ -26,8 +26,9 @@ class RegionSettings(JobSettings):
 class RegionSink:
     """Region features as rows.
 
-    Columns: sample_id; features, float16 (N * D); boxes, float32 (N * 4), shares of width and height; scores, float32 (N);
-    mask, bool (N). Flat fixed-size lists: every Parquet reader gives them back, and the schema's metadata says N and D.
+    Columns: sample_id; features, float16 (N * D); boxes, float32 (N * 4), shares of width and height; scores,
+    float32 (N); mask, bool (N). Flat fixed-size lists: every Parquet reader gives them back, and the schema's
+    metadata says N and D.
     """
 
     def __init__(self, identity: ExtractorIdentity) -> None:
@@ -55,7 +56,8 @@ class RegionSink:
             flat = np.ascontiguousarray(getattr(batch, name)).reshape(-1)
             columns.append(
                 pa.FixedSizeListArray.from_arrays(
-                    pa.array(flat.astype(field.type.value_type.to_pandas_dtype()), field.type.value_type), type=field.type
+                    pa.array(flat.astype(field.type.value_type.to_pandas_dtype()), field.type.value_type),
+                    type=field.type,
                 )
             )
         return pa.table(columns, schema=schema)
@@ -66,8 +68,8 @@ def random_weights_notice(identity: ExtractorIdentity) -> tuple[str, ...]:
     if not identity.is_random:
         return ()
     return (
-        f"REGION FEATURES COME FROM RANDOM WEIGHTS ({identity.weights}): {identity.name} was not trained. They tell colours and "
-        "textures apart, not objects: good for trying things out, not for results.",
+        f"REGION FEATURES COME FROM RANDOM WEIGHTS ({identity.weights}): {identity.name} was not trained. "
+        "They tell colours and textures apart, not objects: good for trying things out, not for results.",
     )
 
 

@@ -1,7 +1,7 @@
 """Stages: the parts that one worker runs a sample through, one after the other.
 
-A stage is a plain class: `setup()` once in the worker's process, `process(items)` for each batch. It runs, and is tested,
-without Ray. It notes on an item why that item failed, and raises only what is not one row's fault.
+A stage is a plain class: `setup()` once in the worker's process, `process(items)` for each batch. It runs, and is
+tested, without Ray. It notes on an item why that item failed, and raises only what is not one row's fault.
 """
 
 from __future__ import annotations

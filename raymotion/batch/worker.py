@@ -31,7 +31,7 @@ class Sink(Protocol):
     """Turns finished items into the table that is written."""
 
     def encode(self, items: Sequence[Item]) -> pa.Table:
-        """The good items of one shard as rows, in their order. Called with no items for a shard that failed as a whole."""
+        """The good items of one shard as rows, in their order; no items, for a shard that failed as a whole."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class WorkerPlan:
 class ShardWorker:
     """Ray Data calls it with batches of shard numbers; it answers with one JSON record each.
 
-    Errors that end the run travel back as a record too: raised in an actor they would be retried, and arrive at the user
-    as Ray's traceback.
+    Errors that end the run travel back as a record too: raised in an actor they would be retried, and arrive at the
+    user as Ray's traceback.
     """
 
     def __init__(self, plan: WorkerPlan) -> None:
@@ -195,7 +195,8 @@ class ShardWorker:
         quarantine_sha256 = None
         if bad:
             rows = [
-                {"sample_id": row["sample_id"], "image_uri": row["image_uri"], **asdict(failure)} for row, failure in bad
+                {"sample_id": row["sample_id"], "image_uri": row["image_uri"], **asdict(failure)}
+                for row, failure in bad
             ]
             quarantine_sha256, _ = storage.write_table(quarantine, pa.Table.from_pylist(rows, QUARANTINE_SCHEMA))
         commit = Commit(

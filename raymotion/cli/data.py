@@ -196,9 +196,7 @@ def prepare_socratis(
 
 @prepare.command("folder")
 @click.argument("folder")
-@click.option(
-    "--captions", metavar="FILE", help="Captions as .jsonl, .csv, .tsv or .json. Default: none, images only."
-)
+@click.option("--captions", metavar="FILE", help="Captions as .jsonl, .csv, .tsv or .json. Default: none, images only.")
 @OUT_TABLE
 def prepare_folder(folder: str, captions: str | None, out: str) -> None:
     """Any folder of pictures, searched to the bottom, with captions from a file.

@@ -29,7 +29,8 @@ def features() -> None:
 )
 @click.option(
     "--weights",
-    help="'default' (torchvision's published weights), a state dict (.safetensors, .pth), or 'random:SEED'.  [default: default]",
+    help="'default' (torchvision's published weights), a state dict (.safetensors, .pth), or 'random:SEED'.  "
+    "[default: default]",
 )
 @click.option("--count", type=click.IntRange(1), help="Regions per image.  [default: 36]")
 @job_options

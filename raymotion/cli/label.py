@@ -20,11 +20,14 @@ def policy_options(command: F) -> F:
             click.option(
                 "--policy",
                 type=click.Choice(POLICIES),
-                help="top-per-image: the --count most probable labels of each image. threshold: all of at least --threshold. "
-                "class-thresholds: each label's own threshold, fitted on the teacher's validation split. top-per-class: the "
-                "--count images most typical of each label, over the whole set.  [default: top-per-image]",
+                help="top-per-image: the --count most probable labels of each image. threshold: all of at least "
+                "--threshold. class-thresholds: each label's own threshold, fitted on the teacher's validation split. "
+                "top-per-class: the --count images most typical of each label, over the whole set.  "
+                "[default: top-per-image]",
             ),
-            click.option("--count", type=click.IntRange(1), help="Labels per image, or images per class.  [default: 4]"),
+            click.option(
+                "--count", type=click.IntRange(1), help="Labels per image, or images per class.  [default: 4]"
+            ),
             click.option("--threshold", type=click.FloatRange(0, 1), help="For --policy threshold.  [default: 0.5]"),
             click.option(
                 "--minimum", type=click.FloatRange(0, 1), help="Least probability for top-per-class.  [default: 0]"
@@ -49,7 +52,9 @@ def _policy(options: dict[str, Any]) -> dict[str, Any]:
 @click.argument("samples", required=False)
 @click.option("--teacher", help="Checkpoint of the teacher: a folder or an address.")
 @click.option("--out", metavar="DIR", help="Folder or address of the labelled data set.")
-@click.option("--features", metavar="DIR", help="Region features made before, instead of extracting in the same stream.")
+@click.option(
+    "--features", metavar="DIR", help="Region features made before, instead of extracting in the same stream."
+)
 @click.option("--weights", help="The region extractor's weights file, if the teacher was trained with one.")
 @policy_options
 @job_options
@@ -99,7 +104,9 @@ def select(labels: str, out: str, **options: Any) -> None:
 
     record = run(labels, out, load_settings(SelectionPolicy, options=_policy(options)))
     choice = record["choice"]
-    click.echo(f"{choice['selected']} of {record['counts']['good']} images selected, {choice['labels']} labels -> {out}")
+    click.echo(
+        f"{choice['selected']} of {record['counts']['good']} images selected, {choice['labels']} labels -> {out}"
+    )
 
 
 @click.command()

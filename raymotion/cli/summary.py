@@ -27,6 +27,7 @@ def print_job(summary: JobSummary, *, next_step: str) -> None:
     if throughput and not summary.already_complete:
         click.echo(
             f"{throughput['images_per_second']:.1f} images/s with {throughput['workers']} worker(s); "
-            f"{throughput['startup_seconds']:.1f} s before the first, {throughput['finish_seconds']:.1f} s after the last image"
+            f"{throughput['startup_seconds']:.1f} s before the first image, "
+            f"{throughput['finish_seconds']:.1f} s after the last"
         )
     click.echo(f"next: {next_step}")

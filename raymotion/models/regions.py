@@ -1,9 +1,9 @@
 """Region features: what a Fast R-CNN box head sees in the most salient boxes of a picture.
 
 Each picture gives a fixed number N of regions: the box head's feature of a proposal (taken before box regression), its
-refined box and its score. Boxes are chosen as in bottom-up attention (Anderson et al. 2018): every proposal keeps its best
-foreground class, one class-agnostic NMS runs over the refined boxes, and the N highest scores stay. Where fewer remain, a
-mask says so; padding is never shown to a model as evidence.
+refined box and its score. Boxes are chosen as in bottom-up attention (Anderson et al. 2018): every proposal keeps
+its best foreground class, one class-agnostic NMS runs over the refined boxes, and the N highest scores stay. Where
+fewer remain, a mask says so; padding is never shown to a model as evidence.
 """
 
 from __future__ import annotations
@@ -174,9 +174,7 @@ class RegionExtractor:
         precision: `float32`, `bfloat16` or `float16` (autocast; boxes and scores stay in float32).
     """
 
-    def __init__(
-        self, name: str, weights: str, count: int, *, device: str = "cpu", precision: str = "float32"
-    ) -> None:
+    def __init__(self, name: str, weights: str, count: int, *, device: str = "cpu", precision: str = "float32") -> None:
         import torch
 
         self.identity = identify(name, weights, count)
@@ -220,8 +218,9 @@ class RegionExtractor:
         from torchvision.models.detection.image_list import ImageList
 
         model = self.model
-        with torch.inference_mode(), torch.autocast(
-            self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32),
         ):
             maps = model.backbone(images)
             maps = maps if isinstance(maps, dict) else {"0": maps}
@@ -247,7 +246,7 @@ class RegionExtractor:
     def _choose(
         self, boxes: torch.Tensor, scores: torch.Tensor, size: tuple[int, int]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Indices of the N proposals kept (P,), their boxes (n, 4) in pixels of the resized picture, and scores (n,)."""
+        """Indices (n,) of the proposals kept, their boxes (n, 4) in pixels of the resized picture, and scores (n,)."""
         import torch
         from torchvision.ops import clip_boxes_to_image, nms
 
@@ -292,9 +291,9 @@ def _build(name: str, weights: str) -> FasterRCNN:
 def _spread(model: FasterRCNN) -> None:
     """Makes the features of untrained weights differ from picture to picture.
 
-    With the usual initialisation the signal fades layer by layer, until every picture has the same feature to nine digits.
-    He's initialisation, and batch norms that have seen pictures (smooth noise here), keep it: random features then tell
-    colours, contrasts and textures apart, which is enough for demos and tests.
+    With the usual initialisation the signal fades layer by layer, until every picture has the same feature to nine
+    digits. He's initialisation, and batch norms that have seen pictures (smooth noise here), keep it: random
+    features then tell colours, contrasts and textures apart, which is enough for demos and tests.
     """
     import torch
     from torch import nn
@@ -321,7 +320,7 @@ def _spread(model: FasterRCNN) -> None:
 
 
 def read_state_dict(path: storage.PathLike) -> dict[str, torch.Tensor]:
-    """Tensors of a .safetensors file or of a PyTorch file that holds nothing but tensors (nothing in it is executed)."""
+    """Tensors of a .safetensors file, or of a PyTorch file of tensors alone: nothing in it is executed."""
     import io
     import pickle
 

@@ -36,7 +36,9 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 def write_table(tmp_path: Path) -> Callable[..., Path]:
     """`write_table(n, damaged={row: reason}, missing=[rows])` -> path of a sample table over n real JPEG files."""
 
-    def write(rows: int, *, damaged: dict[int, str] | None = None, missing: Sequence[int] = (), name: str = "s") -> Path:
+    def write(
+        rows: int, *, damaged: dict[int, str] | None = None, missing: Sequence[int] = (), name: str = "s"
+    ) -> Path:
         folder = tmp_path / f"{name}-images"
         folder.mkdir()
         for row in range(rows):
@@ -109,7 +111,9 @@ def mean_job() -> Callable[..., JobSpec]:
         mean = stage or MeanColour()
         return JobSpec(
             kind="means",
-            settings=JobSettings(**{"workers": 2, **{k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}}),
+            settings=JobSettings(
+                **{"workers": 2, **{k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}}
+            ),
             identity={"model": {"version": version}},
             make_stages=lambda device: (DecodeImages(), mean),
             sink=MeanSink(),

@@ -31,7 +31,13 @@ def test_fractional_gpus() -> None:
 @pytest.mark.parametrize(
     ("workers", "cpus", "gpus", "nodes", "message"),
     [
-        (3, 1, 0, LAPTOP, r"3 x \(1 CPU\) can not be placed: the cluster has \(2 CPU, 0 GPU\), room for 2 such workers"),
+        (
+            3,
+            1,
+            0,
+            LAPTOP,
+            r"3 x \(1 CPU\) can not be placed: the cluster has \(2 CPU, 0 GPU\), room for 2 such workers",
+        ),
         (1, 4, 0, LAPTOP, r"1 x \(4 CPU\) can not be placed: .* room for 0 such workers"),
         (1, 1, 1, LAPTOP, r"1 x \(1 CPU and 1 GPU\) can not be placed"),
         # 8 CPUs in all, and yet no node has 6: sums do not place actors.

@@ -96,7 +96,9 @@ def test_too_many_failures_stop_the_run_and_keep_what_is_done(
     write_table: Callable[..., Path], mean_job: Job, tmp_path: Path
 ) -> None:
     table, out = write_table(20, damaged=dict.fromkeys(range(10, 20), "image_empty")), tmp_path / "out"
-    with pytest.raises(RunFailed, match=r"of 20 samples failed \(\d+ image_empty\), more than --max-failed 0.05 allows"):
+    with pytest.raises(
+        RunFailed, match=r"of 20 samples failed \(\d+ image_empty\), more than --max-failed 0.05 allows"
+    ):
         run_job(mean_job(samples=table, out=out, shard_rows=5))
     done = {path.name for path in (out / "_commits").iterdir()}
     assert done and json.loads((out / "job.json").read_text())["status"] == "running"
@@ -122,7 +124,9 @@ def test_a_plan_that_does_not_fit_is_refused_in_seconds(
     write_table: Callable[..., Path], mean_job: Job, tmp_path: Path
 ) -> None:
     started = time.monotonic()
-    with pytest.raises(InputError, match=r"9 x \(1 CPU\) can not be placed: the cluster has \(4 CPU, 0 GPU\), room for 4"):
+    with pytest.raises(
+        InputError, match=r"9 x \(1 CPU\) can not be placed: the cluster has \(4 CPU, 0 GPU\), room for 4"
+    ):
         run_job(mean_job(samples=write_table(3), out=tmp_path / "out", workers=9))
     assert time.monotonic() - started < 5
 

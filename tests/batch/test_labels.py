@@ -39,9 +39,7 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     made = {}
     for name, modalities in (("text", ["text"]), ("both", ["text", "regions"])):
         torch.manual_seed(7)
-        config = TeacherConfig(
-            size="tiny", vocab_size=len(tokenizer), visual_dim=1024, normalize_regions=True
-        )  # type: ignore[call-arg]
+        config = TeacherConfig(size="tiny", vocab_size=len(tokenizer), visual_dim=1024, normalize_regions=True)  # type: ignore[call-arg]
         model = VisualBertTeacher(config, 29)
         torch.nn.init.normal_(model.head.weight, std=1.0)  # else every probability of an untrained head is 0.5
         save_checkpoint(
@@ -191,9 +189,7 @@ def test_export_as_the_public_system_wrote_it(
     assert {name for name, mark in zip(rows[0][2:], rows[1][2:], strict=True) if mark == "1.0"} == set(first["labels"])
 
 
-def test_export_as_coco_json(
-    write_table: Callable[..., Path], teachers: dict[str, str], tmp_path: Path
-) -> None:
+def test_export_as_coco_json(write_table: Callable[..., Path], teachers: dict[str, str], tmp_path: Path) -> None:
     samples = read_samples(write_table(3))
     ids = pa.array(["coco:000000000139", "coco:000000000285", "mine:1"])
     uris = pa.array(["d/val2017/000000000139.jpg", "d/val2014/COCO_val2014_000000000285.jpg", "d/1.jpg"])
@@ -223,7 +219,12 @@ def test_export_as_coco_json(
     ],
 )
 def test_what_does_not_fit_the_teacher_is_refused(
-    write_table: Callable[..., Path], teachers: dict[str, str], tmp_path: Path, teacher: str, more: dict[str, str], message: str
+    write_table: Callable[..., Path],
+    teachers: dict[str, str],
+    tmp_path: Path,
+    teacher: str,
+    more: dict[str, str],
+    message: str,
 ) -> None:
     with pytest.raises(InputError, match=message):
         label(settings(write_table(2), teachers[teacher], tmp_path / "out", **more))

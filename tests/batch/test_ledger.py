@@ -33,7 +33,9 @@ def test_default_shards_are_neither_tiny_nor_many_rows_long(rows: int) -> None:
 
 
 @given(rows=st.integers(1, 40), per_shard=st.integers(1, 50))
-def test_manifest_holds_every_row_once_in_order(rows: int, per_shard: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_manifest_holds_every_row_once_in_order(
+    rows: int, per_shard: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     from raymotion.data.samples import table_from_rows
 
     folder = str(tmp_path_factory.mktemp("m"))
