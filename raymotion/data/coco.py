@@ -210,9 +210,7 @@ def _person_file(root: storage.PathLike, split: str, names: Sequence[str], repor
     )
 
 
-def _people(
-    document: _Document, report: CocoReport
-) -> Iterator[tuple[int, int, Mapping[str, Any], _Document]]:
+def _people(document: _Document, report: CocoReport) -> Iterator[tuple[int, int, Mapping[str, Any], _Document]]:
     categories = document.entries("categories", {"id": int, "name": str})
     person = {entry["id"] for _, entry in categories if entry["name"] == "person"}
     required = {"id": int, "image_id": int, "category_id": int, "bbox": list}

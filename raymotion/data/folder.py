@@ -39,9 +39,7 @@ class FolderReport:
     unreadable_names: int = 0
 
 
-def read_folder(
-    folder: storage.PathLike, captions: storage.PathLike | None = None
-) -> tuple[pa.Table, FolderReport]:
+def read_folder(folder: storage.PathLike, captions: storage.PathLike | None = None) -> tuple[pa.Table, FolderReport]:
     """Every picture below `folder`, sorted by path, as a sample table without labels.
 
     Files are taken by their extension (jpg, jpeg, png, webp, bmp, in any case); hidden files and folders are not.

@@ -25,9 +25,7 @@ from raymotion.errors import InputError
 DEFAULT_FRACTIONS: Mapping[str, float] = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
-def split_samples(
-    table: pa.Table, *, fractions: Mapping[str, float] = DEFAULT_FRACTIONS, seed: int = 0
-) -> pa.Table:
+def split_samples(table: pa.Table, *, fractions: Mapping[str, float] = DEFAULT_FRACTIONS, seed: int = 0) -> pa.Table:
     """`table` with its `split` column filled; what stood there before is replaced. The order of rows stays.
 
     Args:

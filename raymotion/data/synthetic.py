@@ -123,9 +123,7 @@ def write_coco(
     return SyntheticReport(images, len(captions), len(broken), sorted(contents))
 
 
-def write_socratis(
-    out: storage.PathLike, images: int, seed: int = 0, *, corrupt: float = 0.0
-) -> SyntheticReport:
+def write_socratis(out: storage.PathLike, images: int, seed: int = 0, *, corrupt: float = 0.0) -> SyntheticReport:
     """Writes `images` pictures to `out/images/`, Socratis' raw json with its annotators, and the cleaned csv.
 
     The csv has the labels of Socratis' 29 that anyone named; the published rule (at least 100 images per label) would

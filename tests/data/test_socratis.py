@@ -99,7 +99,7 @@ def test_pictures_that_are_there(tmp_path):
     [
         (["a.jpg,one,['sad']", "b.jpg,two,['sad'"], r"row 2: emotions \"\['sad'\" are not a list of words"),
         (["a.jpg,one,['sad', 3]"], "row 1: has more fields than the header"),
-        (['a.jpg,one,"[\'sad\', 3]"'], "row 1: emotions .* are not a list of words"),
+        (["a.jpg,one,\"['sad', 3]\""], "row 1: emotions .* are not a list of words"),
         (["a.jpg,one,__import__('os').getcwd()"], "are not a list of words"),
         (["a.jpg,one"], "row 1: has fewer fields"),
         ([",one,['sad']"], "row 1: image_name is empty"),
