@@ -1,0 +1,120 @@
+"""Kills one labelling job again and again, and checks that nothing is lost, doubled or different.
+
+Makes `--images` synthetic COCO pictures of which 1 % are damaged, and a small teacher of captions and regions; labels them
+once undisturbed, and once with `--kills` times `kill -9` of the driver at random moments, each followed by the same command.
+Then: every sample is in the parts or in quarantine, exactly once; every damaged file is in quarantine with its reason; the
+files are those of the undisturbed run, byte for byte; and how many samples were worked on more than once.
+
+    python benchmarks/kill_resume.py                       # 2,000 images, 20 kills: about 15 minutes on 2 cores
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from label_throughput import make_teacher
+
+
+def command(samples: str, teacher: str, out: Path) -> list[str]:
+    script = Path(sys.executable).with_name("raymotion")
+    return [str(script), "label", samples, "--teacher", teacher, "--out", str(out), "--progress", "none"]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(folder.rglob("part-*.parquet"))
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def ids(folder: Path) -> list[str]:
+    tables = [pq.read_table(path, columns=["sample_id"]) for path in sorted(folder.glob("part-*.parquet"))]
+    return list(pa.concat_tables(tables).column("sample_id").to_pylist())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--longest", type=float, default=25.0, help="a kill comes at most so many seconds after a start")
+    arguments = parser.parse_args()
+    rng = random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory(prefix="raymotion-kill-") as folder:
+        work = Path(folder)
+        print(json.dumps(run(work, arguments.images, arguments.kills, arguments.longest, rng)))
+
+
+def run(work: Path, images: int, kills: int, longest: float, rng: random.Random) -> dict[str, Any]:
+    from raymotion.data.coco import read_coco
+    from raymotion.data.samples import write_samples
+    from raymotion.data.synthetic import write_coco
+
+    write_coco(str(work / "coco"), images, 0, corrupt=0.01)
+    table, _ = read_coco(str(work / "coco"), "val2017")
+    samples = str(work / "samples.parquet")
+    write_samples(samples, table)
+    damaged = {Path(entry["file"]).stem: entry["reason"] for entry in json.loads((work / "coco/corrupt.json").read_text())}
+    teacher = make_teacher(work)
+
+    whole, broken = work / "whole", work / "broken"
+    started = time.monotonic()
+    subprocess.run(command(samples, teacher, whole), check=True, stdout=subprocess.DEVNULL)
+    undisturbed = time.monotonic() - started
+
+    done_kills, landed = 0, []
+    while done_kills < kills:
+        driver = subprocess.Popen(command(samples, teacher, broken), stdout=subprocess.DEVNULL)
+        delay = rng.uniform(0.2, longest)
+        try:
+            code = driver.wait(timeout=delay)
+            if code:
+                raise SystemExit(f"the job failed with {code} before it was killed")
+            raise SystemExit(f"the job ended after {done_kills} kills: raise --images or lower --longest")
+        except subprocess.TimeoutExpired:
+            os.kill(driver.pid, signal.SIGKILL)
+            driver.wait()
+        done_kills += 1
+        landed.append(len(list((broken / "_commits").glob("*.json"))))
+        print(f"kill {done_kills} after {delay:4.1f} s: {landed[-1]} shards committed", flush=True)
+    subprocess.run(command(samples, teacher, broken), check=True)
+
+    wanted = table.column("sample_id").to_pylist()
+    good, bad = ids(broken), ids(broken / "quarantine")
+    reasons = {
+        row["sample_id"].removeprefix("coco:"): row["reason"]
+        for path in (broken / "quarantine").glob("*.parquet")
+        for row in pq.read_table(path).to_pylist()
+    }
+    record = json.loads((broken / "job.json").read_text())
+    result = {
+        "images": images,
+        "kills": done_kills,
+        "lost": len(set(wanted) - set(good) - set(bad)),
+        "doubled": len(good) + len(bad) - len({*good, *bad}),
+        "damaged": len(damaged),
+        "quarantined_with_reason": sum(reasons.get(stem) == reason for stem, reason in damaged.items()),
+        "quarantined_otherwise": len(bad) - len(damaged),
+        "same_files": digests(whole) == digests(broken),
+        "books_close": record["counts"]["in"] == record["counts"]["good"] + record["counts"]["quarantined"] == images,
+        "undisturbed_s": round(undisturbed, 1),
+    }
+    print("\n".join(f"{name:>24}  {value}" for name, value in result.items()))
+    if result["lost"] or result["doubled"] or not result["same_files"] or not result["books_close"]:
+        raise SystemExit("FAILED")
+    return result
+
+
+if __name__ == "__main__":
+    main()
