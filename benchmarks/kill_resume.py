@@ -1,9 +1,10 @@
 """Kills one labelling job again and again, and checks that nothing is lost, doubled or different.
 
-Makes `--images` synthetic COCO pictures of which 1 % are damaged, and a small teacher of captions and regions; labels them
-once undisturbed, and once with `--kills` times `kill -9` of the driver at random moments, each followed by the same command.
-Then: every sample is in the parts or in quarantine, exactly once; every damaged file is in quarantine with its reason; the
-files are those of the undisturbed run, byte for byte; and how many samples were worked on more than once.
+Makes `--images` synthetic COCO pictures of which 1 % are damaged, and a small teacher of captions and regions;
+labels them once undisturbed, and once with `--kills` times `kill -9` of the driver at random moments, each followed
+by the same command.
+Then: every sample is in the parts or in quarantine, exactly once; every damaged file is in quarantine with its
+reason; the files are those of the undisturbed run, byte for byte; and how many samples were worked on more than once.
 
     python benchmarks/kill_resume.py                       # 2,000 images, 20 kills: about 15 minutes on 2 cores
 """
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--longest", type=float, default=25.0, help="a kill comes at most so many seconds after a start")
+    parser.add_argument("--longest", type=float, default=25.0, help="seconds from a start to a kill, at most")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory(prefix="raymotion-kill-") as folder:
@@ -65,7 +66,8 @@ def run(work: Path, images: int, kills: int, longest: float, rng: random.Random)
     table, _ = read_coco(str(work / "coco"), "val2017")
     samples = str(work / "samples.parquet")
     write_samples(samples, table)
-    damaged = {Path(entry["file"]).stem: entry["reason"] for entry in json.loads((work / "coco/corrupt.json").read_text())}
+    entries = json.loads((work / "coco/corrupt.json").read_text())
+    damaged = {Path(entry["file"]).stem: entry["reason"] for entry in entries}
     teacher = make_teacher(work)
 
     whole, broken = work / "whole", work / "broken"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import platform
 import time
 import uuid
 from collections import Counter
@@ -16,22 +15,28 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
-from raymotion import __version__, storage
+from raymotion import storage
 from raymotion.batch import ledger
 from raymotion.batch.cluster import connect, node_resources, plan_placement
+from raymotion.batch.preflight import (
+    FORMAT,
+    check_folder,
+    check_image_folders,
+    input_digest,
+    new_record,
+    read_record,
+    require_same,
+)
 from raymotion.batch.progress import Progress, ProgressKind
 from raymotion.batch.quiet import without_noise
 from raymotion.batch.stages import Stage
 from raymotion.batch.worker import ShardWorker, Sink, WorkerPlan
 from raymotion.config import Settings, digest_of
 from raymotion.data.samples import read_samples
-from raymotion.errors import InputError, RunFailed, SettingsMismatch
+from raymotion.errors import InputError, RunFailed
 from raymotion.vocabulary import Vocabulary
-
-FORMAT = 1
 
 
 class JobSettings(Settings):
@@ -105,25 +110,25 @@ def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind
     samples = read_samples(spec.settings.samples)
     if not samples.num_rows:
         raise InputError("holds no samples", path=spec.settings.samples)
-    old = _read_record(folder, spec.kind)
+    old = read_record(folder, spec.kind)
     shard_rows = spec.settings.shard_rows or ledger.default_shard_rows(samples.num_rows)
     identity = {
         "format": FORMAT,
         "kind": spec.kind,
-        "input": {"rows": samples.num_rows, "digest": _input_digest(samples)},
+        "input": {"rows": samples.num_rows, "digest": input_digest(samples)},
         "shard_rows": shard_rows,
         **spec.identity,
     }
     if old is not None:
-        _require_same(old["identity"], identity, folder)
+        require_same(old["identity"], identity, folder)
         if old["status"] == "complete":
             return JobSummary(folder, old, True)
     else:
-        _check_folder(folder)
+        check_folder(folder)
     if spec.reads_images:
-        _check_image_folders(samples)
+        check_image_folders(samples)
     digest = digest_of(identity)
-    record = old or _new_record(spec, identity, digest, samples)
+    record = old or new_record(spec, identity, digest, samples)
     started = time.time()
     run: dict[str, Any] = {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)), "status": "running"}
     record["runs"] = [*record["runs"], run]
@@ -232,8 +237,8 @@ def _stream(plan: WorkerPlan, workers: int, cpus: float, gpus: float, shards: li
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
-    # A worker that dies is replaced, and its shard begun again, as often as it takes: each attempt blames a row, or ends
-    # the run (worker.py). The first actor that is ready begins: the preflight has found room for the others.
+    # A worker that dies is replaced, and its shard begun again, as often as it takes: each attempt blames a row, or
+    # ends the run (worker.py). The first actor that is ready begins: the preflight has found room for the others.
     context.wait_for_min_actors_s = -1
     _start_helpers()
     with without_noise(), _quiet_ray_data(), _data_context(context):
@@ -261,8 +266,8 @@ def _stream(plan: WorkerPlan, workers: int, cpus: float, gpus: float, shards: li
 def _start_helpers() -> None:
     """Has Ray Data's two helper actors started before ours.
 
-    Left to itself Ray Data starts them with the first task, and they import it (2.5 s of CPU each) on the cores that the
-    model has just begun to use: 15 % of a short job on two cores. They would be the same actors then.
+    Left to itself Ray Data starts them with the first task, and they import it (2.5 s of CPU each) on the cores that
+    the model has just begun to use: 15 % of a short job on two cores. They would be the same actors then.
     """
     with contextlib.suppress(ImportError, AttributeError):  # Ray's internals: without them nothing is lost but time
         from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
@@ -346,107 +351,3 @@ def _close(
     if spec.finish is not None:
         record.update(spec.finish(folder))
     record["status"] = "complete"
-
-
-def _new_record(spec: JobSpec, identity: Mapping[str, Any], digest: str, samples: pa.Table) -> dict[str, Any]:
-    return {
-        "job": spec.kind,
-        "format": FORMAT,
-        "status": "running",
-        "digest": digest,
-        "identity": identity,
-        "settings": spec.settings.model_dump(mode="json"),
-        "input": {"path": spec.settings.samples, "rows": samples.num_rows, "digest": identity["input"]["digest"]},
-        "model": dict(spec.model),
-        "vocabulary": spec.vocabulary.to_dict() if spec.vocabulary else None,
-        "notices": list(spec.notices),
-        "versions": _versions(),
-        "runs": [],
-    }
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"raymotion": __version__, "python": platform.python_version()}
-    for package in ("ray", "torch", "torchvision", "transformers", "pyarrow", "pillow", "numpy"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
-def _input_digest(samples: pa.Table) -> str:
-    """Digest of the rows' values, not of the file: the same table written twice is the same input."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for batch in samples.select(["sample_id", "image_uri", "captions"]).to_batches(max_chunksize=4096):
-        digest.update(json.dumps(batch.to_pylist(), ensure_ascii=False).encode())
-    return digest.hexdigest()[:16]
-
-
-def _read_record(folder: str, kind: str) -> dict[str, Any] | None:
-    path = storage.join(folder, "job.json")
-    if not storage.exists(path):
-        return None
-    record = storage.read_json(path)
-    if not isinstance(record, dict) or "identity" not in record or "status" not in record:
-        raise InputError("is not the record of a raymotion job", path=path, remedy="Use a fresh output folder.")
-    if record.get("job") != kind:
-        raise SettingsMismatch(
-            f"the folder holds a {record.get('job')} job, not a {kind} job", path=folder, remedy="Use a fresh folder."
-        )
-    return record
-
-
-def _require_same(old: Mapping[str, Any], new: Mapping[str, Any], folder: str) -> None:
-    before, now = _flatten(old), _flatten(json.loads(json.dumps(new)))
-    different = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    if different:
-        listed = "; ".join(f"{name}: {before.get(name)} there, {now.get(name)} here" for name in different[:5])
-        raise SettingsMismatch(
-            f"was made with other settings ({listed}{'; ...' if len(different) > 5 else ''})",
-            path=folder,
-            remedy="Use the same settings to go on, or a fresh output folder.",
-        )
-
-
-def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            flat.update(_flatten(item, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = item
-    return flat
-
-
-def _check_folder(folder: str) -> None:
-    """The output folder can be written to, and holds nothing that is not ours."""
-    names = [name for name in storage.list_names(folder) if name.endswith(".parquet") and not name.startswith("_")]
-    if names:
-        raise InputError(
-            f"holds {names[0]}, but no job.json",
-            path=folder,
-            remedy="Use a fresh output folder, or remove those files.",
-        )
-    storage.make_dir(folder)
-    storage.probe_writable(folder)
-
-
-def _check_image_folders(samples: pa.Table) -> None:
-    """Every folder that images are in can be looked into: else the run would end with all rows in quarantine."""
-    uris = pc.drop_null(samples.column("image_uri"))
-    if not len(uris):
-        raise InputError("no sample has an image_uri", remedy="Prepare the table with --images.")
-    folders = sorted({storage.parent(uri) for uri in uris.to_pylist()})
-    for path in folders[:1000]:
-        storage.require_folder(path)
-    # A folder may be entered and its files still be closed to us: the first one stands for all.
-    first = uris[0].as_py()
-    with (
-        contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError),
-        storage.explained(first, "read it"),
-    ):
-        fs, inner = storage.filesystem(first)
-        fs.open(inner, "rb").close()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from ast import literal_eval
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 
 from raymotion.batch.choice import choose_globally, matrix_of, read_parts, select
 from raymotion.batch.export import PUBLISHED_ORDER, export
+from raymotion.batch.job import JobSummary
 from raymotion.batch.labels import LabelSettings, label
 from raymotion.batch.regions import RegionSettings, extract_regions
-from raymotion.data.samples import read_samples, write_samples
+from raymotion.data.images import decode_rgb
+from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.errors import InputError
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.models.checkpoint import load_teacher, save_checkpoint
@@ -56,27 +60,73 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def settings(table: Path | str, teacher: str, out: Path | str, **more: Any) -> LabelSettings:
-    return LabelSettings(samples=str(table), teacher=teacher, out=str(out), workers=2, max_failed=0.5, **more)
+    return LabelSettings(samples=str(table), teacher=teacher, out=str(out), workers=1, max_failed=0.5, **more)
 
 
 def table_of(folder: Path | str) -> pa.Table:
     return pa.concat_tables([part for _, part in read_parts(folder)])
 
 
-def test_regions_and_captions_in_one_stream(
-    write_table: Callable[..., Path], teachers: dict[str, str], tmp_path: Path
-) -> None:
-    table = write_table(10, damaged={3: "image_truncated"})
-    summary = label(settings(table, teachers["both"], tmp_path / "out", shard_rows=4))
-    assert summary.counts == {"in": 10, "good": 9, "quarantined": 1, "by_reason": {"image_truncated": 1}}
+@dataclass(frozen=True)
+class Made:
+    """A finished job: its sample table, its folder, and its summary."""
+
+    samples: Path
+    folder: Path
+    summary: JobSummary
+
+
+def write_images(folder: Path, rows: int, damaged: dict[int, bytes]) -> Path:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for row in range(rows):
+        path = folder / f"{row:05d}.jpg"
+        Image.fromarray(rng.integers(0, 255, (60, 80, 3), np.uint8)).save(path)
+        if row in damaged:
+            path.write_bytes(damaged[row])
+    table = table_from_rows(
+        {
+            "sample_id": f"x:{row}", "group_id": f"x:{row}", "image_uri": str(folder / f"{row:05d}.jpg"),
+            "captions": [] if row == 2 else [f"caption {row}", "another"], "source": "x",
+        }
+        for row in range(rows)
+    )  # fmt: skip
+    write_samples(folder / "samples.parquet", table)
+    return folder / "samples.parquet"
+
+
+@pytest.fixture(scope="module")
+def streamed(ray_jobs: Any, teachers: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Ten images, one cut off, one without a caption, labelled by the teacher of captions and regions."""
+    folder = tmp_path_factory.mktemp("streamed")
+    samples = write_images(folder / "images", 10, {3: b"\xff\xd8\xff cut"})
+    return Made(samples, folder / "out", label(settings(samples, teachers["both"], folder / "out", shard_rows=4)))
+
+
+@pytest.fixture(scope="module")
+def captioned(ray_jobs: Any, teachers: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """COCO-like samples, some with nothing to read, labelled by the teacher of captions alone. There are no images."""
+    folder = tmp_path_factory.mktemp("captioned")
+    captions = [["a caption", "another"], ["caption 1"], [], ["  "], ["caption 4"]]
+    uris = ["d/val2017/000000000139.jpg", "d/val2014/COCO_val2014_000000000285.jpg", "d/1.jpg", "d/2.jpg", None]
+    ids = ["coco:000000000139", "coco:000000000285", "mine:1", "mine:2", "mine:3"]
+    samples = folder / "samples.parquet"
+    rows = zip(ids, uris, captions, strict=True)
+    table = table_from_rows(
+        {"sample_id": i, "group_id": i, "image_uri": uri, "captions": own, "source": "x"} for i, uri, own in rows
+    )
+    write_samples(samples, table)
+    return Made(samples, folder / "out", label(settings(samples, teachers["text"], folder / "out")))
+
+
+def test_regions_and_captions_in_one_stream(streamed: Made, teachers: dict[str, str]) -> None:
+    summary = streamed.summary
+    assert summary.counts["in"] == 10 and summary.counts["good"] == 9
     assert any("RANDOM WEIGHTS" in notice for notice in summary.record["notices"])
-    got = table_of(tmp_path / "out")
+    got = table_of(streamed.folder)
     vocabulary = Vocabulary.from_metadata(got.schema.metadata)
     assert vocabulary is not None and vocabulary.labels == SOCRATIS_29.labels
-    assert got.column("captions").to_pylist()[0] == ["caption 0", "another"]
-    # The same by hand, one image at a time, without the job: decode, regions, teacher.
-    from raymotion.data.images import decode_rgb
-
+    # The same by hand, one image at a time, without the job: decode, regions, teacher. Row 2 has no caption.
     extractor, teacher = RegionExtractor(EXTRACTOR, WEIGHTS, COUNT), load_teacher(teachers["both"])
     for row, probabilities in list(zip(got.to_pylist(), matrix_of(got), strict=True))[:3]:
         regions = extractor([decode_rgb(Path(row["image_uri"]).read_bytes())])
@@ -84,61 +134,44 @@ def test_regions_and_captions_in_one_stream(
         np.testing.assert_allclose(probabilities, expected, atol=5e-3)
         order = np.argsort(-probabilities)[:4]
         assert row["labels"] == [SOCRATIS_29.labels[i] for i in sorted(order)] and row["selected"]
+    assert got.column("captions").to_pylist()[:3] == [["caption 0", "another"], ["caption 1", "another"], []]
 
 
 def test_features_made_before_give_the_same_labels(
-    write_table: Callable[..., Path], teachers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    streamed: Made, teachers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    table = write_table(8, damaged={5: "image_empty"})
     extract_regions(
         RegionSettings(
-            samples=str(table), out=str(tmp_path / "f"), extractor=EXTRACTOR, weights=WEIGHTS, count=COUNT,
-            workers=2, max_failed=0.5,
+            samples=str(streamed.samples), out=str(tmp_path / "f"), extractor=EXTRACTOR, weights=WEIGHTS, count=COUNT,
+            workers=1, max_failed=0.5,
         )
     )  # fmt: skip
-    streamed = label(settings(table, teachers["both"], tmp_path / "a"))
-    cached = label(settings(table, teachers["both"], tmp_path / "b", features=str(tmp_path / "f")))
-    a, b = table_of(tmp_path / "a"), table_of(tmp_path / "b")
-    assert a.column("sample_id") == b.column("sample_id") and len(a) == 7
+    cached = label(
+        settings(streamed.samples, teachers["both"], tmp_path / "b", features=str(tmp_path / "f"), shard_rows=4)
+    )
+    a, b = table_of(streamed.folder), table_of(tmp_path / "b")
+    assert a.column("sample_id") == b.column("sample_id") and len(a) == 9
     np.testing.assert_allclose(matrix_of(a), matrix_of(b), atol=2e-3)  # features were stored as float16
-    assert streamed.counts["by_reason"] == {"image_empty": 1}
     assert cached.counts["by_reason"] == {"no_features": 1}
 
 
-def test_a_teacher_of_captions_alone_reads_no_image_and_says_so(
-    write_table: Callable[..., Path], teachers: dict[str, str], tmp_path: Path
-) -> None:
-    table = write_table(6, missing=range(6))
-    summary = label(settings(table, teachers["text"], tmp_path / "out"))
-    assert summary.counts["good"] == 6
-    assert summary.record["notices"] == [
+def test_a_teacher_of_captions_alone_reads_no_image_and_says_so(captioned: Made, teachers: dict[str, str]) -> None:
+    assert captioned.summary.record["notices"] == [
         "The teacher was trained on captions alone: it labels from the captions, and no image was read."
     ]
-    expected = load_teacher(teachers["text"]).predict([["caption 0", "another"]])
-    np.testing.assert_allclose(matrix_of(table_of(tmp_path / "out"))[0], expected[0], atol=1e-5)
+    expected = load_teacher(teachers["text"]).predict([["a caption", "another"]])
+    np.testing.assert_allclose(matrix_of(table_of(captioned.folder))[0], expected[0], atol=1e-5)
 
 
-def test_a_sample_without_anything_to_read_is_quarantined(
-    write_table: Callable[..., Path], teachers: dict[str, str], tmp_path: Path
-) -> None:
-    samples = read_samples(write_table(4))
-    captions = pa.array([["one"], [], ["  "], ["four"]], pa.list_(pa.string()))
-    samples = samples.set_column(samples.schema.get_field_index("captions"), samples.schema.field("captions"), captions)
-    write_samples(tmp_path / "t.parquet", samples)
-    summary = label(settings(tmp_path / "t.parquet", teachers["text"], tmp_path / "out"))
-    assert summary.counts["by_reason"] == {"no_input": 2}
-    # A teacher that reads regions too labels them from the image.
-    both = label(settings(tmp_path / "t.parquet", teachers["both"], tmp_path / "both"))
-    assert both.counts["good"] == 4
+def test_a_sample_without_anything_to_read_is_quarantined(captioned: Made) -> None:
+    assert captioned.summary.counts == {"in": 5, "good": 3, "quarantined": 2, "by_reason": {"no_input": 2}}
 
 
-def test_the_best_of_each_class_over_the_whole_set(
-    write_table: Callable[..., Path], teachers: dict[str, str], tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    policy = {"policy": "top-per-class", "count": 2}
-    summary = label(settings(write_table(12), teachers["text"], out, shard_rows=5, selection=policy))
+def test_the_best_of_each_class_over_the_whole_set(streamed: Made, teachers: dict[str, str], tmp_path: Path) -> None:
+    """In the job itself; `select` with the same policy, from other labels, gives the same."""
+    out, policy = tmp_path / "out", {"policy": "top-per-class", "count": 2}
+    summary = label(settings(streamed.samples, teachers["text"], out, shard_rows=4, selection=policy))
     got = table_of(out)
     matrix = matrix_of(got)
     for column, name in enumerate(SOCRATIS_29.labels):
@@ -147,64 +180,50 @@ def test_the_best_of_each_class_over_the_whole_set(
     assert got.column("selected").to_pylist() == [bool(labels) for labels in got.column("labels").to_pylist()]
     assert summary.record["choice"]["labels"] == 58
     # The books follow the files that the choice rewrote.
-    import hashlib
-
     for path in sorted(out.glob("part-*.parquet")):
         commit = json.loads((out / "_commits" / path.with_suffix(".json").name).read_text())
         assert commit["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     # Chosen again, nothing changes: an interrupted choice can be repeated.
     before = [path.read_bytes() for path in sorted(out.glob("part-*"))]
-    choose_globally(str(out), str(out), SelectionPolicy(**policy), SOCRATIS_29, None)  # type: ignore[arg-type]
+    choose_globally(str(out), str(out), SelectionPolicy.model_validate(policy), SOCRATIS_29, None)
     assert [path.read_bytes() for path in sorted(out.glob("part-*"))] == before
 
 
-def test_select_chooses_anew_without_a_model(
-    write_table: Callable[..., Path], teachers: dict[str, str], tmp_path: Path
-) -> None:
-    label(settings(write_table(9, damaged={0: "image_empty"}), teachers["both"], tmp_path / "a", shard_rows=4))
-    record = select(tmp_path / "a", tmp_path / "b", SelectionPolicy(policy="threshold", threshold=0.6))
-    a, b = table_of(tmp_path / "a"), table_of(tmp_path / "b")
+def test_select_chooses_anew_without_a_model(streamed: Made, tmp_path: Path) -> None:
+    record = select(streamed.folder, tmp_path / "b", SelectionPolicy(policy="threshold", threshold=0.6))
+    a, b = table_of(streamed.folder), table_of(tmp_path / "b")
     np.testing.assert_array_equal(matrix_of(a), matrix_of(b))
     for labels, row in zip(b.column("labels").to_pylist(), matrix_of(b), strict=True):
         assert labels == [name for name, p in zip(SOCRATIS_29.labels, row, strict=True) if p >= 0.6]
     assert record["settings"]["selection"]["policy"] == "threshold"
     assert (tmp_path / "b/quarantine/part-00000.parquet").exists()
     with pytest.raises(InputError, match="holds a data set"):
-        select(tmp_path / "a", tmp_path / "b", SelectionPolicy())
-    sampled = select(tmp_path / "a", tmp_path / "c", SelectionPolicy(sample_fraction=0.5, seed=1))
-    assert 0 < sampled["choice"]["selected"] < 8
+        select(streamed.folder, tmp_path / "b", SelectionPolicy())
+    sampled = select(streamed.folder, tmp_path / "c", SelectionPolicy(sample_fraction=0.5, seed=1))
+    assert 0 < sampled["choice"]["selected"] < 9
+    fitted = select(streamed.folder, tmp_path / "d", SelectionPolicy(policy="class-thresholds"))
+    assert fitted["choice"]["labels"] == int((matrix_of(a) >= 0.5).sum()), "the teacher's thresholds are 0.5"
 
 
-def test_export_as_the_public_system_wrote_it(
-    write_table: Callable[..., Path], teachers: dict[str, str], tmp_path: Path
-) -> None:
-    label(settings(write_table(5), teachers["text"], tmp_path / "a"))
-    assert export(tmp_path / "a", tmp_path / "labels.csv", "csv") == 5
+def test_export_as_the_public_system_wrote_it(captioned: Made, tmp_path: Path) -> None:
+    assert export(captioned.folder, tmp_path / "labels.csv", "csv") == 3
     with open(tmp_path / "labels.csv", newline="") as file:
         rows = list(csv.reader(file))
     assert len(rows[0]) == 31 and rows[0][:2] == ["coco_url", "captions"] and tuple(rows[0][2:]) == PUBLISHED_ORDER
     assert sorted(PUBLISHED_ORDER) == list(SOCRATIS_29.labels)
-    first = table_of(tmp_path / "a").to_pylist()[0]
-    assert literal_eval(rows[1][1]) == first["captions"]
+    first = table_of(captioned.folder).to_pylist()[0]
+    assert rows[1][0] == "http://images.cocodataset.org/val2017/000000000139.jpg"
+    assert literal_eval(rows[1][1]) == first["captions"] == ["a caption", "another"]
     assert {name for name, mark in zip(rows[0][2:], rows[1][2:], strict=True) if mark == "1.0"} == set(first["labels"])
 
 
-def test_export_as_coco_json(write_table: Callable[..., Path], teachers: dict[str, str], tmp_path: Path) -> None:
-    samples = read_samples(write_table(3))
-    ids = pa.array(["coco:000000000139", "coco:000000000285", "mine:1"])
-    uris = pa.array(["d/val2017/000000000139.jpg", "d/val2014/COCO_val2014_000000000285.jpg", "d/1.jpg"])
-    for name, values in (("sample_id", ids), ("image_uri", uris)):
-        index = samples.schema.get_field_index(name)
-        samples = samples.set_column(index, samples.schema.field(index), values)
-    write_samples(tmp_path / "t.parquet", samples)
-    label(settings(tmp_path / "t.parquet", teachers["text"], tmp_path / "a"))
-    export(tmp_path / "a", tmp_path / "labels.json", "coco-json")
+def test_export_as_coco_json(captioned: Made, tmp_path: Path) -> None:
+    export(captioned.folder, tmp_path / "labels.json", "coco-json")
     value = json.loads((tmp_path / "labels.json").read_text())
     assert [image["id"] for image in value["images"]] == [139, 285, 3]
-    assert value["images"][0]["coco_url"] == "http://images.cocodataset.org/val2017/000000000139.jpg"
     assert value["images"][1]["coco_url"] == "http://images.cocodataset.org/val2014/COCO_val2014_000000000285.jpg"
     names = {c["id"]: c["name"] for c in value["categories"]}
-    first = table_of(tmp_path / "a").to_pylist()[0]
+    first = table_of(captioned.folder).to_pylist()[0]
     own = [a for a in value["annotations"] if a["image_id"] == 139]
     assert {names[a["category_id"]] for a in own} == set(first["labels"])
     assert own[0]["score"] == pytest.approx(first["probabilities"][own[0]["category_id"] - 1], abs=1e-5)
@@ -219,7 +238,7 @@ def test_export_as_coco_json(write_table: Callable[..., Path], teachers: dict[st
     ],
 )
 def test_what_does_not_fit_the_teacher_is_refused(
-    write_table: Callable[..., Path],
+    streamed: Made,
     teachers: dict[str, str],
     tmp_path: Path,
     teacher: str,
@@ -227,15 +246,11 @@ def test_what_does_not_fit_the_teacher_is_refused(
     message: str,
 ) -> None:
     with pytest.raises(InputError, match=message):
-        label(settings(write_table(2), teachers[teacher], tmp_path / "out", **more))
+        label(settings(streamed.samples, teachers[teacher], tmp_path / "out", **more))
 
 
-def test_another_teacher_on_the_same_folder_shows_the_difference(
-    write_table: Callable[..., Path], teachers: dict[str, str], tmp_path: Path
-) -> None:
-    table = write_table(3)
-    label(settings(table, teachers["text"], tmp_path / "out"))
+def test_another_teacher_on_the_same_folder_shows_the_difference(captioned: Made, teachers: dict[str, str]) -> None:
     with pytest.raises(InputError, match=r"made with other settings \(.*teacher.fingerprint: \w+ there, \w+ here"):
-        label(settings(table, teachers["both"], tmp_path / "out"))
+        label(settings(captioned.samples, teachers["both"], captioned.folder))
     with pytest.raises(InputError, match=r"selection.count: 4 there, 2 here"):
-        label(settings(table, teachers["text"], tmp_path / "out", selection={"count": 2}))
+        label(settings(captioned.samples, teachers["text"], captioned.folder, selection={"count": 2}))

@@ -1,0 +1,126 @@
+"""What is settled before a job works: its record, whether a folder is its own, and whether images can be read."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raymotion import __version__, storage
+from raymotion.errors import InputError, SettingsMismatch
+
+if TYPE_CHECKING:
+    from raymotion.batch.job import JobSpec
+
+FORMAT = 1
+
+
+def new_record(spec: JobSpec, identity: Mapping[str, Any], digest: str, samples: pa.Table) -> dict[str, Any]:
+    """The record of a job that begins."""
+    return {
+        "job": spec.kind,
+        "format": FORMAT,
+        "status": "running",
+        "digest": digest,
+        "identity": identity,
+        "settings": spec.settings.model_dump(mode="json"),
+        "input": {"path": spec.settings.samples, "rows": samples.num_rows, "digest": identity["input"]["digest"]},
+        "model": dict(spec.model),
+        "vocabulary": spec.vocabulary.to_dict() if spec.vocabulary else None,
+        "notices": list(spec.notices),
+        "versions": _versions(),
+        "runs": [],
+    }
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"raymotion": __version__, "python": platform.python_version()}
+    for package in ("ray", "torch", "torchvision", "transformers", "pyarrow", "pillow", "numpy"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def input_digest(samples: pa.Table) -> str:
+    """Digest of the rows' values, not of the file: the same table written twice is the same input."""
+    digest = hashlib.sha256()
+    for batch in samples.select(["sample_id", "image_uri", "captions"]).to_batches(max_chunksize=4096):
+        digest.update(json.dumps(batch.to_pylist(), ensure_ascii=False).encode())
+    return digest.hexdigest()[:16]
+
+
+def read_record(folder: str, kind: str) -> dict[str, Any] | None:
+    """job.json of an output folder, or None where there is none; one of another kind of job is an error."""
+    path = storage.join(folder, "job.json")
+    if not storage.exists(path):
+        return None
+    record = storage.read_json(path)
+    if not isinstance(record, dict) or "identity" not in record or "status" not in record:
+        raise InputError("is not the record of a raymotion job", path=path, remedy="Use a fresh output folder.")
+    if record.get("job") != kind:
+        raise SettingsMismatch(
+            f"the folder holds a {record.get('job')} job, not a {kind} job", path=folder, remedy="Use a fresh folder."
+        )
+    return record
+
+
+def require_same(old: Mapping[str, Any], new: Mapping[str, Any], folder: str) -> None:
+    """Raises `SettingsMismatch`, which shows the first differences, unless both identities are equal."""
+    before, now = _flatten(old), _flatten(json.loads(json.dumps(new)))
+    different = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if different:
+        listed = "; ".join(f"{name}: {before.get(name)} there, {now.get(name)} here" for name in different[:5])
+        raise SettingsMismatch(
+            f"was made with other settings ({listed}{'; ...' if len(different) > 5 else ''})",
+            path=folder,
+            remedy="Use the same settings to go on, or a fresh output folder.",
+        )
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat.update(_flatten(item, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = item
+    return flat
+
+
+def check_folder(folder: str) -> None:
+    """The output folder can be written to, and holds nothing that is not ours."""
+    names = [name for name in storage.list_names(folder) if name.endswith(".parquet") and not name.startswith("_")]
+    if names:
+        raise InputError(
+            f"holds {names[0]}, but no job.json",
+            path=folder,
+            remedy="Use a fresh output folder, or remove those files.",
+        )
+    storage.make_dir(folder)
+    storage.probe_writable(folder)
+
+
+def check_image_folders(samples: pa.Table) -> None:
+    """Every folder that images are in can be looked into: else the run would end with all rows in quarantine."""
+    uris = pc.drop_null(samples.column("image_uri"))
+    if not len(uris):
+        raise InputError("no sample has an image_uri", remedy="Prepare the table with --images.")
+    folders = sorted({storage.parent(uri) for uri in uris.to_pylist()})
+    for path in folders[:1000]:
+        storage.require_folder(path)
+    # A folder may be entered and its files still be closed to us: the first one stands for all.
+    first = uris[0].as_py()
+    with (
+        contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError),
+        storage.explained(first, "read it"),
+    ):
+        fs, inner = storage.filesystem(first)
+        fs.open(inner, "rb").close()
