@@ -71,14 +71,15 @@ class SmallModel:
 def stages_of(model: str, teacher: str) -> tuple[Any, ...]:
     from raymotion.batch.labels import PredictEmotions
     from raymotion.batch.stages import DecodeImages, ExtractRegions
-    from raymotion.learning.selection import SelectionPolicy
+    from raymotion.models.checkpoint import read_checkpoint_info
+    from raymotion.models.regions import identify
 
     if model == "small":
         return (DecodeImages(224), SmallModel())
     return (
         DecodeImages(320),
-        ExtractRegions(EXTRACTOR, WEIGHTS, REGIONS, "float32"),
-        PredictEmotions(teacher, SelectionPolicy(), REGIONS, 1024),
+        ExtractRegions(identify(EXTRACTOR, WEIGHTS, REGIONS), WEIGHTS, "float32"),
+        PredictEmotions(teacher, read_checkpoint_info(teacher).fingerprint, REGIONS, 1024),
     )
 
 

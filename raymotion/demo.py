@@ -86,7 +86,7 @@ def run_demo(
     with step(
         "sample tables",
         f"data prepare socratis {at('socratis/cleaned_data.csv')} --images {at('socratis/images')} "
-        f"--out {at('socratis.parquet')}",
+        f"--vocabulary socratis-29 --seed {seed} --out {at('socratis.parquet')}",
         f"data prepare coco {at('coco')} --split val2017 --out {at('coco.parquet')}",
     ):
         table, _ = read_socratis(at("socratis/cleaned_data.csv"), at("socratis/images"), vocabulary=SOCRATIS_29)

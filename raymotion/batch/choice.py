@@ -9,7 +9,11 @@ import numpy as np
 import pyarrow as pa
 
 from raymotion import storage
+from raymotion.batch.preflight import check_folder
+from raymotion.config import digest_of
 from raymotion.errors import InputError
+from raymotion.learning.collapse import check_collapse
+from raymotion.learning.metrics import Evaluation
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.vocabulary import Vocabulary
 
@@ -36,8 +40,9 @@ def read_parts(folder: storage.PathLike, columns: list[str] | None = None) -> It
 def matrix_of(table: pa.Table) -> np.ndarray:
     """The column probabilities as float32 (n, L)."""
     column = table.column("probabilities").combine_chunks()
-    array = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-    return array.flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
+    array = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+    width = table.schema.field("probabilities").type.list_size  # a part may have no rows to tell it
+    return array.flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, width)
 
 
 def choose_globally(
@@ -74,6 +79,37 @@ def _update_commit(folder: str, name: str, sha256: str, length: int) -> None:
         storage.write_json(path, {**storage.read_json(path), "sha256": sha256, "bytes": length})
 
 
+def judge(
+    folder: str, vocabulary: Vocabulary, prior: Sequence[float] | None, validation: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The collapse check over the labels in `folder`, as it stands in job.json: headline, collapsed, reasons, notes.
+
+    Holds probabilities and marks of the whole set in memory (150 bytes a row for 29 labels).
+    """
+    matrices, masks, selected = [], [], []
+    for _, table in read_parts(folder, ["probabilities", "labels", "selected"]):
+        matrices.append(matrix_of(table).copy())
+        mask = np.zeros((table.num_rows, len(vocabulary)), bool)
+        for row, labels in enumerate(table.column("labels").to_pylist()):
+            mask[row, [vocabulary.index(label) for label in labels]] = True
+        masks.append(mask)
+        selected.append(np.asarray(table.column("selected").to_pylist(), bool))
+    found = check_collapse(
+        np.concatenate(matrices),
+        np.concatenate(masks),
+        vocabulary.labels,
+        prior=prior,
+        evaluation=None if validation is None else Evaluation.from_dict(validation),
+        selected=np.concatenate(selected),
+    )
+    return {
+        "headline": found.headline,
+        "collapsed": found.collapsed,
+        "reasons": found.reasons,
+        "notes": found.notes,
+    }
+
+
 def read_labels_record(folder: storage.PathLike) -> dict[str, Any]:
     """job.json of a finished labelling job, or an `InputError`."""
     path = storage.join(storage.absolute(folder), "job.json")
@@ -96,6 +132,7 @@ def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectionPol
     record = read_labels_record(source)
     if source == target or storage.exists(storage.join(target, "job.json")):
         raise InputError("holds a data set", path=target, remedy="Name a fresh --out.")
+    check_folder(target)
     vocabulary = Vocabulary.from_dict(record["vocabulary"], where=storage.join(source, "job.json"))
     thresholds = record["model"]["teacher"].get("thresholds")
     choice = choose_globally(source, target, policy, vocabulary, thresholds)
@@ -103,8 +140,18 @@ def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectionPol
         storage.write_bytes(
             storage.join(target, "quarantine", name), storage.read_bytes(storage.join(source, "quarantine", name))
         )
+    teacher = record["model"]["teacher"]
+    collapse = judge(target, vocabulary, teacher.get("prior"), teacher.get("validation"))
     settings = {**record["settings"], "selection": policy.model_dump(mode="json")}
     identity = {**record["identity"], "selection": policy.model_dump(mode="json")}
-    chosen = {**record, "settings": settings, "identity": identity, "choice": choice, "selected_from": source}
+    chosen = {
+        **record,
+        "digest": digest_of(identity),
+        "settings": settings,
+        "identity": identity,
+        "choice": choice,
+        "collapse": collapse,
+        "selected_from": source,
+    }
     storage.write_json(storage.join(target, "job.json"), chosen)
     return chosen

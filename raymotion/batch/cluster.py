@@ -9,12 +9,17 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from raymotion.errors import InputError, RunFailed
 
 # The object store carries shard numbers and one-row records, and weights during training: never pixels.
 OBJECT_STORE_BYTES = 256 * 1024**2
+# Of a node type without a limit; enough for any plan, and still countable.
+MOST_STARTABLE = 1000
+# Ray's sockets lie below its folder, and a Unix socket's path has at most 107 characters.
+LONGEST_TEMPORARY_FOLDER = 30
 
 
 @contextlib.contextmanager
@@ -51,7 +56,7 @@ def connect(address: str | None, *, cpus: int | None = None) -> Iterator[None]:
     # Read when the node starts: at Ray's default of 15 the workers would give way to anything else on the machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # an actor of its own, and an address outside
-    folder = tempfile.mkdtemp(prefix="raymotion-")
+    folder = _temporary_folder()
     try:
         try:
             ray.init(
@@ -73,9 +78,26 @@ def connect(address: str | None, *, cpus: int | None = None) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _temporary_folder() -> str:
+    """A folder for a Ray of our own, named after this process; those of processes that were killed are swept out."""
+    base = Path(tempfile.gettempdir())
+    if len(str(base)) > LONGEST_TEMPORARY_FOLDER:
+        base = Path("/tmp")
+    for old in base.glob("raymotion-*-*"):
+        owner = old.name.split("-")[1]
+        if owner.isdecimal() and not Path("/proc", owner).exists() and Path("/proc/self").exists():
+            shutil.rmtree(old, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"raymotion-{os.getpid()}-", dir=base)
+
+
 def available_cpus() -> int:
-    """Cores that this process may use (a container's or a scheduler's limit counts)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    """Cores that this process may use: its affinity, and a container's share of time (cgroup v2)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
 
 
 @dataclass(frozen=True)
@@ -106,11 +128,12 @@ def plan_placement(
     Raises:
         InputError: the plan can never be placed; the message shows the arithmetic.
     """
-    total_cpus, total_gpus = sum(n.get("CPU", 0) for n in nodes), sum(n.get("GPU", 0) for n in nodes)
     if gpus is None:
-        gpus = 1.0 if total_gpus >= 1 else 0.0
+        gpus = 1.0 if any(n.get("GPU", 0) >= 1 for n in nodes) else 0.0
     if cpus is None:
-        cpus = 1.0 if not gpus else max(1.0, min(8.0, total_cpus // max(1.0, total_gpus / gpus)))
+        # The share of the node that has least: every GPU is to get its worker.
+        shares = [n.get("CPU", 0) // (n["GPU"] / gpus) for n in nodes if gpus and n.get("GPU", 0) >= gpus]
+        cpus = max(1.0, min(8.0, *shares)) if shares else 1.0
     fits = sum(_fitting(node, cpus, gpus) for node in nodes)
     plan = Placement(workers if workers is not None else max(1, fits), cpus, gpus)
     if plan.workers > fits:
@@ -129,7 +152,28 @@ def _fitting(node: dict[str, float], cpus: float, gpus: float) -> int:
 
 
 def node_resources() -> list[dict[str, float]]:
-    """Resources of each live node of the Ray that this process is connected to."""
+    """Resources of each node of the Ray that this process is connected to: those alive, and those it may still start.
+
+    An autoscaling cluster tells its node types and how many of each it may have; actors that wait make it start them.
+    """
     import ray
 
-    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    alive = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    return alive + _startable(len(alive))
+
+
+def _startable(alive: int) -> list[dict[str, float]]:
+    import ray
+
+    try:
+        config = ray._private.state.state.get_cluster_config()
+    except Exception:  # Ray's internals; a cluster without an autoscaler, or Ray Client
+        return []
+    if config is None:
+        return []
+    nodes = []
+    for group in config.node_group_configs:
+        # Nodes of a type that run already are counted as alive: no type starts more than it has left at the best.
+        count = group.max_count if group.max_count >= 0 else MOST_STARTABLE
+        nodes += [{name: float(amount) for name, amount in group.resources.items()}] * min(count, MOST_STARTABLE)
+    return nodes[: max(0, len(nodes) - max(0, alive - 1))]

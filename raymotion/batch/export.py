@@ -62,14 +62,18 @@ def _csv(folder: str, vocabulary: Vocabulary) -> tuple[str, int]:
 def _coco_json(folder: str, vocabulary: Vocabulary) -> tuple[str, int]:
     """COCO's layout: images, categories (the vocabulary, from 1), and one annotation with a score for each label."""
     images: list[dict[str, Any]] = []
+    known = [_coco_number(sample_id) for sample_id in _ids(folder)]
+    free = max((number for number in known if number is not None), default=0)
     annotations: list[dict[str, Any]] = []
     for _, table in read_parts(folder):
         matrix = matrix_of(table)
         for row, probabilities in zip(table.drop_columns(["probabilities"]).to_pylist(), matrix, strict=True):
             if not row["selected"]:
                 continue
-            number = row["sample_id"].removeprefix("coco:")
-            image_id = int(number) if row["sample_id"].startswith("coco:") and number.isdecimal() else len(images) + 1
+            image_id = _coco_number(row["sample_id"])
+            if image_id is None:  # numbered above all of COCO's own, so that no annotation finds the wrong image
+                free += 1
+                image_id = free
             name = posixpath.basename((row["image_uri"] or "").replace("\\", "/"))
             images.append(
                 {"id": image_id, "file_name": name, "coco_url": image_url(row), "sample_id": row["sample_id"]}
@@ -93,3 +97,13 @@ def _coco_json(folder: str, vocabulary: Vocabulary) -> tuple[str, int]:
         ],
     }
     return json.dumps(value, ensure_ascii=False) + "\n", len(images)
+
+
+def _coco_number(sample_id: str) -> int | None:
+    """The number that COCO gave to an image, or None for other samples (persons in an image among them)."""
+    number = sample_id.removeprefix("coco:")
+    return int(number) if sample_id.startswith("coco:") and number.isdecimal() else None
+
+
+def _ids(folder: str) -> list[str]:
+    return [i for _, table in read_parts(folder, ["sample_id"]) for i in table.column("sample_id").to_pylist()]

@@ -10,7 +10,7 @@ import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from raymotion.batch.preflight import (
     FORMAT,
     check_folder,
     check_image_folders,
+    computed_with,
     input_digest,
     new_record,
     read_record,
@@ -63,12 +64,13 @@ class JobSpec:
         kind: `labels`, `region-features`.
         settings: of the job.
         identity: everything that decides what is written, besides the input rows; what a resume is compared by.
-        stages, sink: sent to the workers.
-        batch_size, precision: chosen for the device, given whether there is a GPU.
+        sink: encodes what the stages leave.
+        make_stages: given the torch device, the stages in order; the first one brings the images in.
         vocabulary: of the output, if it has one.
         model: goes into job.json for readers of the data set.
         notices: what a user must know about the output.
         finish: called when all shards are committed, before the job is marked complete; returns more for job.json.
+        images: whether images are read, and whether a table without any is an error.
     """
 
     kind: str
@@ -80,7 +82,7 @@ class JobSpec:
     vocabulary: Vocabulary | None = None
     notices: tuple[str, ...] = ()
     finish: Callable[[str], Mapping[str, Any]] | None = None
-    reads_images: bool = True
+    images: Literal["none", "optional", "required"] = "required"
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,7 @@ def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind
 
     Raises:
         InputError: before any work: unreadable input, a missing image folder, an output folder of other settings, a
-            plan
-            that does not fit on the cluster.
+            plan that does not fit on the cluster.
         AccessDenied: a file or folder may not be read or written; also in the middle of a run.
         RunFailed: more rows failed than `max_failed` allows, or the workers died; what was committed stays.
     """
@@ -125,8 +126,8 @@ def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind
             return JobSummary(folder, old, True)
     else:
         check_folder(folder)
-    if spec.reads_images:
-        check_image_folders(samples)
+    if spec.images != "none":
+        check_image_folders(samples, required=spec.images == "required")
     digest = digest_of(identity)
     record = old or new_record(spec, identity, digest, samples)
     started = time.time()
@@ -138,19 +139,25 @@ def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind
     sizes = ledger.Manifest(folder).shard_sizes()
     del samples
     todo = [shard for shard in range(len(sizes)) if shard not in commits]
-    record["device"] = record.get("device")
-    storage.write_json(storage.join(folder, "job.json"), record)
     run["resumed_from_shards"] = len(commits)
+    storage.write_json(storage.join(folder, "job.json"), record)
+    try:
+        if todo:
+            with connect(address):
+                record["throughput"] = _run_shards(
+                    spec, folder, digest, sizes, todo, commits, progress, started, record
+                )
+        _close(spec, folder, record, commits, sizes)
+    except BaseException as error:
+        run.update(status="failed" if isinstance(error, Exception) else "interrupted", reason=str(error)[:500])
+        with contextlib.suppress(Exception):  # the reason why it ended is the one to tell
+            storage.write_json(storage.join(folder, "job.json"), record)
+        raise
+    ended = time.time()
+    run.update(status="complete", seconds=round(ended - started, 2), shards=len(todo))
     if todo:
-        with connect(address):
-            throughput = _run_shards(spec, folder, digest, sizes, todo, commits, progress, started, record)
-        record["throughput"] = throughput
-    _close(spec, folder, record, commits, sizes)
-    run.update(status="complete", seconds=round(time.time() - started, 2), shards=len(todo))
-    if record.get("throughput"):
-        wall = time.time() - started
-        record["throughput"]["seconds"] = round(wall, 2)
-        record["throughput"]["finish_seconds"] = round(time.time() - record["throughput"].pop("last_done_at"), 2)
+        record["throughput"]["seconds"] = round(ended - started, 2)
+        record["throughput"]["finish_seconds"] = round(ended - record["throughput"].pop("last_done_at"), 2)
     ledger.remove_attempts(folder)
     storage.write_json(storage.join(folder, "job.json"), record)
     return JobSummary(folder, record, False)
@@ -187,16 +194,23 @@ def _run_shards(
         threads=max(1, int(placement.cpus)),
         device=device,
     )
-    record["device"] = device
+    computed = computed_with(device, resolve_precision(settings, device), plan.batch_size)
+    require_same(record.setdefault("computed", computed), computed, folder)
+    storage.write_json(storage.join(folder, "job.json"), record)
     total = sum(sizes)
     allowed = int(settings.max_failed * total)
     quarantined = sum(commit.quarantined for commit in commits.values())
     ready: list[float] = []
     rows = 0
     last = time.time()
-    with Progress(progress, total=total, done=sum(c.rows for c in commits.values()), title=spec.kind) as bar:
+    done = sum(commit.rows for commit in commits.values())
+    with (
+        Progress(progress, total=total, done=done, title=spec.kind) as bar,
+        # Closed at once when the loop is left by an error: the actors end, and the terminal is as it was.
+        contextlib.closing(_stream(plan, workers, placement.cpus, placement.gpus, todo)) as answers,
+    ):
         bar.waiting(f"{placement.describe()}, {device}: starting")
-        for answer in _stream(plan, workers, placement.cpus, placement.gpus, todo):
+        for answer in answers:
             if "fatal" in answer:
                 _raise_fatal(answer["fatal"])
             commit = ledger.Commit(**answer["commit"])
@@ -208,6 +222,9 @@ def _run_shards(
             bar.advance(commit.rows, commit.quarantined)
             if quarantined > allowed and quarantined:
                 _stop_for_failures(spec, commits, quarantined, total)
+    missing = [shard for shard in todo if shard not in commits]
+    if missing:
+        raise RunFailed(f"Ray ended without {len(missing)} of {len(sizes)} shards. The same command goes on")
     steady = max(1e-9, last - min(ready)) if ready else 1e-9
     stage_seconds: Counter[str] = Counter()
     for shard in todo:
@@ -228,7 +245,14 @@ def _run_shards(
     }
 
 
-def _stream(plan: WorkerPlan, workers: int, cpus: float, gpus: float, shards: list[int]) -> Iterator[dict[str, Any]]:
+def resolve_precision(settings: JobSettings, device: str) -> str:
+    """The precision of the region extractor: as set, else half on a GPU and full on a CPU."""
+    return settings.precision or ("bfloat16" if device == "cuda" else "float32")
+
+
+def _stream(
+    plan: WorkerPlan, workers: int, cpus: float, gpus: float, shards: list[int]
+) -> Generator[dict[str, Any], None, None]:
     """Shard numbers through a fixed pool of actors on Ray Data; yields their records in the order they come."""
     import ray
     from ray.data import ActorPoolStrategy, DataContext

@@ -10,15 +10,16 @@ import pyarrow as pa
 from pydantic import Field
 
 from raymotion import storage
-from raymotion.batch.choice import choose_globally, with_choice
-from raymotion.batch.job import JobSettings, JobSpec, JobSummary, run_job
+from raymotion.batch.choice import choose_globally, judge, with_choice
+from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job
 from raymotion.batch.progress import ProgressKind
-from raymotion.batch.regions import compute_identity, random_weights_notice
+from raymotion.batch.regions import random_weights_notice
 from raymotion.batch.stages import DecodeImages, ExtractRegions, Failure, Item, Stage
+from raymotion.config import digest_of
 from raymotion.errors import InputError
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info
-from raymotion.models.regions import ExtractorIdentity, Regions, architecture, identify
+from raymotion.models.regions import ExtractorIdentity, Regions, architecture, identify, locate
 from raymotion.vocabulary import Vocabulary
 
 
@@ -74,7 +75,7 @@ class NoEvidence:
 
 
 class PredictEmotions:
-    """Probabilities of each item from its captions and regions, and the labels that a per-image policy chooses.
+    """Probabilities of each item, from its captions and regions.
 
     A whole shard at once: five captions of an image make five short texts, which fill the model's batches better
     than one or two images at a time would.
@@ -83,8 +84,8 @@ class PredictEmotions:
     name = "teacher"
     whole_shard = True
 
-    def __init__(self, teacher: str, policy: SelectionPolicy, count: int, dim: int) -> None:
-        self.folder, self.policy, self.count, self.dim = teacher, policy, count, dim
+    def __init__(self, teacher: str, fingerprint: str, count: int, dim: int) -> None:
+        self.folder, self.fingerprint, self.count, self.dim = teacher, fingerprint, count, dim
 
     def setup(self, threads: int, device: str) -> None:
         import torch
@@ -93,6 +94,12 @@ class PredictEmotions:
 
         torch.set_num_threads(threads)
         self.teacher = load_teacher(self.folder, device=device)
+        if self.teacher.info.fingerprint != self.fingerprint:
+            raise InputError(
+                "the checkpoint was changed since the job began",
+                path=self.folder,
+                remedy="Label with the new one into a fresh output folder.",
+            )
 
     def process(self, items: Sequence[Item]) -> None:
         captions = [item.row["captions"] for item in items]
@@ -182,16 +189,15 @@ def label(settings: LabelSettings, *, address: str | None = None, progress: Prog
     streams_images = extractor is not None and settings.features is None
 
     def stages(device: str) -> tuple[Stage, ...]:
-        precision = settings.precision or ("bfloat16" if device == "cuda" else "float32")
         count, dim = (extractor.count, extractor.dim) if extractor else (0, 0)
-        predict = PredictEmotions(storage.absolute(settings.teacher), settings.selection, count, dim)
+        predict = PredictEmotions(storage.absolute(settings.teacher), info.fingerprint, count, dim)
         if extractor is None:
             return (NoEvidence(), predict)
         if settings.features is not None:
             return (LoadRegions(storage.absolute(settings.features)), predict)
         return (
             DecodeImages(architecture(extractor.name).min_side),
-            ExtractRegions(extractor.name, weights, extractor.count, precision),
+            ExtractRegions(extractor, weights, resolve_precision(settings, device)),
             predict,
         )
 
@@ -204,9 +210,11 @@ def label(settings: LabelSettings, *, address: str | None = None, progress: Prog
         notices.append("The teacher was trained on regions alone: it labels from the images, and no caption was read.")
 
     def finish(folder: str) -> Mapping[str, Any]:
+        more: dict[str, Any] = {}
         if settings.selection.is_global:
-            return {"choice": choose_globally(folder, folder, settings.selection, info.vocabulary, info.thresholds)}
-        return {}
+            more["choice"] = choose_globally(folder, folder, settings.selection, info.vocabulary, info.thresholds)
+        more["collapse"] = judge(folder, info.vocabulary, info.prior, info.validation)
+        return more
 
     spec = JobSpec(
         kind="labels",
@@ -216,7 +224,7 @@ def label(settings: LabelSettings, *, address: str | None = None, progress: Prog
             "extractor": extractor.to_dict() if extractor else None,
             "features": _features_digest(settings.features) if extractor and settings.features else None,
             "selection": settings.selection.model_dump(mode="json"),
-            **compute_identity(settings),
+            "thresholds": digest_of(info.thresholds) if settings.selection.policy == "class-thresholds" else None,
         },
         make_stages=stages,
         sink=LabelSink(info.vocabulary, settings.selection, info.thresholds, "text" in info.modalities),
@@ -224,7 +232,8 @@ def label(settings: LabelSettings, *, address: str | None = None, progress: Prog
         vocabulary=info.vocabulary,
         notices=tuple(notices),
         finish=finish,
-        reads_images=streams_images,
+        # A teacher that reads captions too does without the images that are not there.
+        images="none" if not streams_images else "optional" if "text" in info.modalities else "required",
     )
     return run_job(spec, address=address, progress=progress)
 
@@ -268,7 +277,7 @@ def _extractor(info: CheckpointInfo, settings: LabelSettings) -> tuple[Extractor
             f"--weights {weights} are {offered.weights}, the teacher was trained with {trained.weights}",
             remedy="Use the weights that its features came from.",
         )
-    return trained, storage.absolute(weights) if storage.exists(weights) else weights
+    return trained, locate(weights)
 
 
 def _features_record(folder: str) -> dict[str, Any]:

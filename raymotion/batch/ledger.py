@@ -13,8 +13,11 @@ A shard is a fixed range of rows, so the same input and settings give the same f
 from __future__ import annotations
 
 import io
+import os
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -134,15 +137,21 @@ class Attempt:
 
     Attributes:
         count: times begun.
-        blamed: rows that were under way, alone, when a worker died.
         suspect: the row under way alone, None outside of probing.
+        suspected: how often a worker died with that row under way alone. Once may be the node's fault, twice is not.
         probed: whether every row that is not blamed ran alone and lived.
+        deaths_as_batch: deaths since then.
     """
 
     count: int = 0
-    blamed: list[int] = field(default_factory=list)
     suspect: int | None = None
+    suspected: dict[str, int] = field(default_factory=dict)
     probed: bool = False
+    deaths_as_batch: int = 0
+
+    @property
+    def blamed(self) -> list[int]:
+        return [int(row) for row, deaths in self.suspected.items() if deaths >= 2]
 
 
 class Attempts:
@@ -156,14 +165,32 @@ class Attempts:
         attempt = Attempt(**storage.read_json(path)) if storage.exists(path) else Attempt()
         attempt.count += 1
         if attempt.suspect is not None:
-            attempt.blamed.append(attempt.suspect)
+            row = str(attempt.suspect)
+            attempt.suspected[row] = attempt.suspected.get(row, 0) + 1
             attempt.suspect = None
+        if attempt.probed:
+            attempt.deaths_as_batch += 1
         self.note(shard, attempt)
         return attempt
 
     def note(self, shard: int, attempt: Attempt) -> None:
         # A note has to outlive its process, not the machine: no fsync, which would cost more than the note.
         storage.write_json(self._path(shard), asdict(attempt), durable=False)
+
+    def begin_setup(self) -> int:
+        """Notes that a worker loads its models; returns how many died at that on this machine."""
+        begun = [name for name in storage.list_names(self.folder) if name.startswith("setup-")]
+        # A note whose process is gone was left by a death; a process can be looked up on its own machine only.
+        own = [name for name in begun if name.startswith(f"setup-{socket.gethostname()}-")]
+        dead = [name for name in own if not Path("/proc", name.rsplit("-", 1)[1].removesuffix(".json")).exists()]
+        storage.write_json(self._setup_path(), {}, durable=False)
+        return len(dead)
+
+    def end_setup(self) -> None:
+        storage.remove(self._setup_path())
+
+    def _setup_path(self) -> str:
+        return storage.join(self.folder, f"setup-{socket.gethostname()}-{os.getpid()}.json")
 
     def end(self, shard: int) -> None:
         storage.remove(self._path(shard))

@@ -98,6 +98,8 @@ def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def check_folder(folder: str) -> None:
     """The output folder can be written to, and holds nothing that is not ours."""
     names = [name for name in storage.list_names(folder) if name.endswith(".parquet") and not name.startswith("_")]
+    for inner in ("quarantine", "_commits"):
+        names += [f"{inner}/{name}" for name in storage.list_names(storage.join(folder, inner))]
     if names:
         raise InputError(
             f"holds {names[0]}, but no job.json",
@@ -108,19 +110,30 @@ def check_folder(folder: str) -> None:
     storage.probe_writable(folder)
 
 
-def check_image_folders(samples: pa.Table) -> None:
-    """Every folder that images are in can be looked into: else the run would end with all rows in quarantine."""
-    uris = pc.drop_null(samples.column("image_uri"))
-    if not len(uris):
+def check_image_folders(samples: pa.Table, *, required: bool) -> None:
+    """Every folder that images are in can be looked into, and a file of it read: else all rows would end in quarantine.
+
+    Args:
+        required: whether a table without any image is an error.
+    """
+    uris = pc.drop_null(samples.column("image_uri")).to_pylist()
+    if not uris and required:
         raise InputError("no sample has an image_uri", remedy="Prepare the table with --images.")
-    folders = sorted({storage.parent(uri) for uri in uris.to_pylist()})
-    for path in folders[:1000]:
-        storage.require_folder(path)
-    # A folder may be entered and its files still be closed to us: the first one stands for all.
-    first = uris[0].as_py()
-    with (
-        contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError),
-        storage.explained(first, "read it"),
-    ):
-        fs, inner = storage.filesystem(first)
-        fs.open(inner, "rb").close()
+    first: dict[str, str] = {}
+    for uri in uris:
+        first.setdefault(storage.parent(uri), uri)
+    for folder in sorted(first):
+        storage.require_folder(folder)
+        # A folder may be entered and its files still be closed to us.
+        with (
+            contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError),
+            storage.explained(first[folder], "read it"),
+        ):
+            fs, inner = storage.filesystem(first[folder])
+            fs.open(inner, "rb").close()
+
+
+def computed_with(device: str, precision: str, batch_size: int) -> dict[str, Any]:
+    """What changes results in their last digits: a data set is made with one of each."""
+    libraries = {name: number for name, number in _versions().items() if name in ("torch", "torchvision", "pillow")}
+    return {"device": device, "precision": precision, "batch_size": batch_size, **libraries}

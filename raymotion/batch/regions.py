@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from raymotion.batch.job import JobSettings, JobSpec, JobSummary, run_job
+from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job
 from raymotion.batch.progress import ProgressKind
 from raymotion.batch.stages import DecodeImages, ExtractRegions, Item, Stage
-from raymotion.models.regions import ExtractorIdentity, Regions, architecture, identify
+from raymotion.models.regions import ExtractorIdentity, Regions, architecture, identify, locate
 
 
 class RegionSettings(JobSettings):
@@ -80,24 +80,18 @@ def extract_regions(
     identity = identify(settings.extractor, settings.weights, settings.count)
 
     def stages(device: str) -> tuple[Stage, ...]:
-        precision = settings.precision or ("bfloat16" if device == "cuda" else "float32")
         return (
             DecodeImages(architecture(settings.extractor).min_side, required=True),
-            ExtractRegions(settings.extractor, settings.weights, settings.count, precision),
+            ExtractRegions(identity, locate(settings.weights), resolve_precision(settings, device)),
         )
 
     spec = JobSpec(
         kind="region-features",
         settings=settings,
-        identity={"extractor": identity.to_dict(), **compute_identity(settings)},
+        identity={"extractor": identity.to_dict()},
         make_stages=stages,
         sink=RegionSink(identity),
         model={"extractor": identity.to_dict()},
         notices=random_weights_notice(identity),
     )
     return run_job(spec, address=address, progress=progress)
-
-
-def compute_identity(settings: JobSettings) -> dict[str, object]:
-    """Settings that change results in their last digits: a data set is made with one of each."""
-    return {"precision": settings.precision or "auto", "batch_size": settings.batch_size or "auto"}

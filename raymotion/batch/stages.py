@@ -12,8 +12,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from raymotion.data.images import ImageError, decode_rgb, fetch
-from raymotion.models.regions import Regions
+from raymotion import storage
+from raymotion.data.images import ImageError, ImageUnreachable, decode_rgb, fetch
+from raymotion.errors import InputError, RunFailed
+from raymotion.models.regions import ExtractorIdentity, Regions
 
 MESSAGE_LIMIT = 500  # characters; messages go into files row by row
 
@@ -92,6 +94,10 @@ class DecodeImages:
                 continue
             try:
                 item.pixels = decode_rgb(fetch(uri), min_side=self.min_side)
+            except ImageUnreachable as error:
+                if storage.is_remote(uri):  # the store is down, not this picture bad: nothing is to be booked
+                    raise RunFailed(f"{error}. When the store answers again, the same command goes on") from error
+                item.failure = Failure.of(self.name, error)
             except ImageError as error:
                 item.failure = Failure.of(self.name, error)
 
@@ -102,9 +108,8 @@ class ExtractRegions:
     name = "regions"
     whole_shard = False
 
-    def __init__(self, extractor: str, weights: str, count: int, precision: str) -> None:
-        self.settings = (extractor, weights, count)
-        self.precision = precision
+    def __init__(self, identity: ExtractorIdentity, weights: str, precision: str) -> None:
+        self.identity, self.weights, self.precision = identity, weights, precision
 
     def setup(self, threads: int, device: str) -> None:
         import torch
@@ -112,7 +117,14 @@ class ExtractRegions:
         from raymotion.models.regions import RegionExtractor
 
         torch.set_num_threads(threads)
-        self.extractor = RegionExtractor(*self.settings, device=device, precision=self.precision)
+        own = self.identity
+        self.extractor = RegionExtractor(own.name, self.weights, own.count, device=device, precision=self.precision)
+        if self.extractor.identity != own:
+            raise InputError(
+                f"the weights are {self.extractor.identity.weights} here, and were {own.weights} when the job began",
+                path=self.weights,
+                remedy="Give every node the same file, and leave it alone while the job runs.",
+            )
         self.extractor([np.zeros((64, 64, 3), np.uint8)])  # the first call is slow: part of getting ready
 
     def process(self, items: Sequence[Item]) -> None:

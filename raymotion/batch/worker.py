@@ -23,8 +23,10 @@ from raymotion.batch.memory import keep_freed_memory
 from raymotion.batch.stages import Failure, Item, Stage
 from raymotion.errors import InputError, RaymotionError, RunFailed
 
-# Attempts after which a shard whose rows all live when alone is given up.
-MAX_ATTEMPTS_WITHOUT_CULPRIT = 4
+# Deaths after which a shard whose rows all live when alone is given up.
+MOST_DEATHS_WITHOUT_CULPRIT = 3
+# Workers that may die while they load their models, before the run is given up. Ray alone would go on for ever.
+MOST_DEATHS_IN_SETUP = 5
 
 
 class Sink(Protocol):
@@ -84,8 +86,14 @@ class ShardWorker:
         os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(plan.threads)
         self.manifest = Manifest(plan.folder)
         self.attempts = Attempts(plan.folder, plan.run_id)
+        deaths = self.attempts.begin_setup()
+        if deaths > MOST_DEATHS_IN_SETUP:
+            raise RunFailed(
+                f"{deaths} workers died while they loaded their models. They may lack memory: lower --workers"
+            )
         for stage in plan.stages:
             stage.setup(plan.threads, plan.device)
+        self.attempts.end_setup()
         self.pool = ThreadPoolExecutor(plan.decode_threads) if plan.decode_threads else None
         self.worker = f"{socket.gethostname()}:{os.getpid()}"
 
@@ -121,7 +129,7 @@ class ShardWorker:
         """After the death of a worker: blames what is known, and runs every other row alone. Returns the batch size."""
         for row in attempt.blamed:
             items[row].failure = Failure(
-                "worker", "worker_crash", "WorkerCrash", "the process died each time this sample was worked on alone"
+                "worker", "worker_crash", "WorkerCrash", "the process died twice while this sample was worked on alone"
             )
         if not attempt.probed:
             for index, item in enumerate(items):
@@ -133,7 +141,7 @@ class ShardWorker:
             self.attempts.note(shard, attempt)
             return self.plan.batch_size
         # Every row lives alone, and yet a batch died again: memory, most likely. Smaller steps, then give up.
-        if attempt.count - len(attempt.blamed) > MAX_ATTEMPTS_WITHOUT_CULPRIT:
+        if attempt.deaths_as_batch > MOST_DEATHS_WITHOUT_CULPRIT:
             raise RunFailed(
                 f"{shard_name(shard)} killed its worker {attempt.count - 1} times, and none of its rows does so alone. "
                 "The worker may lack memory: lower --batch-size or --workers."
@@ -199,6 +207,8 @@ class ShardWorker:
                 for row, failure in bad
             ]
             quarantine_sha256, _ = storage.write_table(quarantine, pa.Table.from_pylist(rows, QUARANTINE_SCHEMA))
+        else:  # an attempt that died before its commit may have left rows here that are good now
+            storage.remove(quarantine)
         commit = Commit(
             shard=shard,
             job_digest=self.plan.job_digest,
@@ -226,15 +236,23 @@ def _process(stage: Stage, batch: Sequence[Item]) -> None:
     try:
         stage.process(live)
         return
-    except (RaymotionError, MemoryError):
+    except RaymotionError:
         raise  # not one row's fault: the run stops, and says why
     except Exception as error:
+        if _device_is_lost(error):
+            raise RunFailed(f"the GPU failed in the stage {stage.name}: {error}. The same command goes on") from error
         if len(live) == 1:
             live[0].failure = Failure.of(stage.name, error)
             return
     for item in live:
         if item.failure is None:
             _process(stage, [item])
+
+
+def _device_is_lost(error: Exception) -> bool:
+    """Whether a CUDA error has made the process useless: every later row would fail, through no fault of its own."""
+    name = type(error).__name__
+    return name != "OutOfMemoryError" and (name == "AcceleratorError" or "CUDA error" in str(error))
 
 
 def _describe(error: Exception) -> dict[str, Any]:

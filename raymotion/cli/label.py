@@ -91,6 +91,7 @@ def label(**options: Any) -> None:
 @click.argument("labels")
 @click.option("--out", required=True, metavar="DIR", help="Folder or address of the new data set.")
 @policy_options
+@settings_options
 def select(labels: str, out: str, **options: Any) -> None:
     """Choose labels anew from the probabilities of a labelled data set: no model runs.
 
@@ -99,11 +100,15 @@ def select(labels: str, out: str, **options: Any) -> None:
       raymotion select labels/ --policy top-per-class --count 500 --out labels-balanced/
     """
     from raymotion.batch.choice import select as run
+    from raymotion.cli.summary import print_verdict
     from raymotion.config import load_settings
     from raymotion.learning.selection import SelectionPolicy
 
-    record = run(labels, out, load_settings(SelectionPolicy, options=_policy(options)))
+    file, assignments = options.pop("config_file"), options.pop("assignments")
+    policy = load_settings(SelectionPolicy, file=file, options=_policy(options), assignments=assignments)
+    record = run(labels, out, policy)
     choice = record["choice"]
+    print_verdict(record["collapse"])
     click.echo(
         f"{choice['selected']} of {record['counts']['good']} images selected, {choice['labels']} labels -> {out}"
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,14 +11,20 @@ if TYPE_CHECKING:
     from raymotion.batch.job import JobSummary
 
 
+def print_verdict(collapse: Mapping[str, Any]) -> None:
+    """The collapse check's line, red where it failed."""
+    click.secho(collapse["headline"], fg="red" if collapse["collapsed"] else None, bold=True)
+
+
 def print_job(summary: JobSummary, *, next_step: str) -> None:
     """Counts, reasons, throughput, notices; the next command of the usual way."""
     record = summary.record
     counts = record["counts"]
+    collapse = record.get("collapse")
+    if collapse:
+        print_verdict(collapse)
     for notice in record["notices"]:
         click.echo(f"note: {notice}")
-    for warning in record.get("warnings", []):
-        click.echo(f"WARNING: {warning}")
     if summary.already_complete:
         click.echo(f"{summary.folder} is complete already: nothing to do.")
     click.echo(f"{counts['in']} in = {counts['good']} good + {counts['quarantined']} in quarantine -> {summary.folder}")

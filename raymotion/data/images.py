@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import time
 import warnings
 
 import numpy as np
@@ -17,6 +18,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 # 100 million pixels are 300 MB of RGB: larger than any photograph of COCO or EMOTIC by a factor of 20.
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 2
+
+# Seconds before a file is asked for again.
+PAUSES = (0.2, 1.0, 4.0)
 
 # A truncated file is an error here, never a picture whose lower half is grey.
 ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -94,6 +98,7 @@ def fetch(uri: str, *, attempts: int = 3) -> bytes:
         except OSError as error:
             if attempt == attempts:
                 raise ImageUnreachable(f"{uri}: {error}") from error
+            time.sleep(PAUSES[min(attempt, len(PAUSES)) - 1])
     raise AssertionError("unreachable")
 
 
@@ -185,7 +190,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
         # Pillow would clip 16-bit values at 255, which turns most of the picture white.
-        values = np.asarray(image).astype(np.float64)
+        values = np.asarray(image).astype(np.float32)  # in float64 a large picture takes gigabytes
         top = 65535.0 if image.mode != "F" or values.max(initial=0) > 255 else 255.0
         return Image.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:

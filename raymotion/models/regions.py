@@ -117,6 +117,12 @@ def identify(name: str, weights: str, count: int) -> ExtractorIdentity:
     return ExtractorIdentity(name, source, count, entry.dim)
 
 
+def locate(weights: str) -> str:
+    """`weights` in a form that means the same in every process: a path is made absolute, a name stays."""
+    named = weights == "default" or weights == "random" or weights.startswith("random:")
+    return weights if named else storage.absolute(weights)
+
+
 def _seed_of(weights: str) -> int:
     seed = weights.partition(":")[2] or "0"
     if not seed.isdecimal():

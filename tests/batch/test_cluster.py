@@ -23,6 +23,11 @@ def test_gpus_get_an_actor_each_with_their_share_of_the_cpus() -> None:
     assert (plan.workers, plan.cpus, plan.gpus) == (4, 8.0, 1.0)
 
 
+def test_cpu_nodes_beside_a_gpu_node_do_not_swell_its_workers() -> None:
+    plan = plan_placement(None, None, None, nodes=[{"CPU": 4.0, "GPU": 1.0}, {"CPU": 64.0}])
+    assert (plan.workers, plan.cpus, plan.gpus) == (1, 4.0, 1.0)
+
+
 def test_fractional_gpus() -> None:
     plan = plan_placement(None, 2, 0.5, nodes=GPU_NODES)
     assert (plan.workers, plan.cpus, plan.gpus) == (8, 2, 0.5)

@@ -15,7 +15,7 @@ import pytest
 from raymotion import storage
 from raymotion.batch.job import JobSpec, run_job
 from raymotion.data.samples import read_samples, write_samples
-from raymotion.errors import InputError, RunFailed, SettingsMismatch
+from raymotion.errors import AccessDenied, InputError, RunFailed, SettingsMismatch
 
 pytestmark = pytest.mark.usefixtures("ray_jobs")
 Job = Callable[..., JobSpec]
@@ -117,6 +117,20 @@ def test_a_missing_image_folder_stops_before_any_work(
     with pytest.raises(InputError, match=r"moved-away: no such folder"):
         run_job(mean_job(samples=tmp_path / "moved.parquet", out=tmp_path / "out"))
     assert time.monotonic() - started < 5
+    assert not list((tmp_path / "out").rglob("part-*"))
+
+
+def test_a_denied_store_stops_before_any_work(
+    refusing_store: None, write_table: Callable[..., Path], mean_job: Job, tmp_path: Path
+) -> None:
+    with pytest.raises(AccessDenied, match=r"s3://bucket/out"):
+        run_job(mean_job(samples=write_table(2), out="s3://bucket/out"))
+    samples = read_samples(write_table(2, name="remote"))
+    uris = pa.array(["s3://bucket/images/1.jpg", "s3://bucket/images/2.jpg"])
+    position = samples.schema.get_field_index("image_uri")
+    write_samples(tmp_path / "remote.parquet", samples.set_column(position, "image_uri", uris))
+    with pytest.raises(AccessDenied, match=r"s3://bucket/images"):
+        run_job(mean_job(samples=tmp_path / "remote.parquet", out=tmp_path / "out"))
     assert not list((tmp_path / "out").rglob("part-*"))
 
 

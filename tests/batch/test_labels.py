@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from raymotion import storage
 from raymotion.batch.choice import choose_globally, matrix_of, read_parts, select
 from raymotion.batch.export import PUBLISHED_ORDER, export
 from raymotion.batch.job import JobSummary
@@ -105,7 +106,9 @@ def streamed(ray_jobs: Any, teachers: dict[str, str], tmp_path_factory: pytest.T
 
 @pytest.fixture(scope="module")
 def captioned(ray_jobs: Any, teachers: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """COCO-like samples, some with nothing to read, labelled by the teacher of captions alone. There are no images."""
+    """COCO-like samples, labelled by the teacher of captions alone; there are no images. Two have nothing to read, and as
+    each is a shard of its own, two parts have no rows.
+    """
     folder = tmp_path_factory.mktemp("captioned")
     captions = [["a caption", "another"], ["caption 1"], [], ["  "], ["caption 4"]]
     uris = ["d/val2017/000000000139.jpg", "d/val2014/COCO_val2014_000000000285.jpg", "d/1.jpg", "d/2.jpg", None]
@@ -116,7 +119,7 @@ def captioned(ray_jobs: Any, teachers: dict[str, str], tmp_path_factory: pytest.
         {"sample_id": i, "group_id": i, "image_uri": uri, "captions": own, "source": "x"} for i, uri, own in rows
     )
     write_samples(samples, table)
-    return Made(samples, folder / "out", label(settings(samples, teachers["text"], folder / "out")))
+    return Made(samples, folder / "out", label(settings(samples, teachers["text"], folder / "out", shard_rows=1)))
 
 
 def test_regions_and_captions_in_one_stream(streamed: Made, teachers: dict[str, str]) -> None:
@@ -179,6 +182,10 @@ def test_the_best_of_each_class_over_the_whole_set(streamed: Made, teachers: dic
         assert {i for i, labels in enumerate(got.column("labels").to_pylist()) if name in labels} == best
     assert got.column("selected").to_pylist() == [bool(labels) for labels in got.column("labels").to_pylist()]
     assert summary.record["choice"]["labels"] == 58
+    # 9 images are too few for the collapse check, which says so, in the first line of the command's output.
+    assert summary.record["collapse"]["headline"].startswith(
+        "No collapse found, with a reservation: 9 images are too few"
+    )
     # The books follow the files that the choice rewrote.
     for path in sorted(out.glob("part-*.parquet")):
         commit = json.loads((out / "_commits" / path.with_suffix(".json").name).read_text())
@@ -217,10 +224,24 @@ def test_export_as_the_public_system_wrote_it(captioned: Made, tmp_path: Path) -
     assert {name for name, mark in zip(rows[0][2:], rows[1][2:], strict=True) if mark == "1.0"} == set(first["labels"])
 
 
+def test_everything_on_s3(s3: str, captioned: Made, teachers: dict[str, str]) -> None:
+    """Samples, teacher, labels, another choice, export: no local path at all, and the same labels."""
+    for name in storage.list_names(teachers["text"]):
+        storage.write_bytes(f"{s3}/teacher/{name}", storage.read_bytes(f"{teachers['text']}/{name}"))
+    storage.write_bytes(f"{s3}/samples.parquet", captioned.samples.read_bytes())
+    job = settings(f"{s3}/samples.parquet", f"{s3}/teacher", f"{s3}/labels", shard_rows=1)
+    assert label(job).counts == captioned.summary.counts
+    assert table_of(f"{s3}/labels") == table_of(captioned.folder)
+    assert label(job).already_complete
+    select(f"{s3}/labels", f"{s3}/chosen", SelectionPolicy(policy="top-per-class", count=1))
+    assert export(f"{s3}/chosen", f"{s3}/labels.csv", "csv") >= 1
+    assert storage.read_text(f"{s3}/labels.csv").startswith("coco_url,captions,curious,")
+
+
 def test_export_as_coco_json(captioned: Made, tmp_path: Path) -> None:
     export(captioned.folder, tmp_path / "labels.json", "coco-json")
     value = json.loads((tmp_path / "labels.json").read_text())
-    assert [image["id"] for image in value["images"]] == [139, 285, 3]
+    assert [image["id"] for image in value["images"]] == [139, 285, 286], "numbered above COCO's own"
     assert value["images"][1]["coco_url"] == "http://images.cocodataset.org/val2014/COCO_val2014_000000000285.jpg"
     names = {c["id"]: c["name"] for c in value["categories"]}
     first = table_of(captioned.folder).to_pylist()[0]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,12 +86,27 @@ def test_the_row_under_way_alone_is_blamed_at_the_next_attempt(tmp_path: Path) -
     second.suspect = 4
     attempts.note(7, second)
     third = attempts.begin(7)
-    assert (third.count, third.blamed, third.suspect) == (3, [4], None)
+    assert (third.count, third.blamed, third.suspect) == (3, [], None), "once may have been the node's fault"
+    third.suspect = 4
+    attempts.note(7, third)
+    assert attempts.begin(7).blamed == [4]
     assert Attempts(str(tmp_path), "run2").begin(7).count == 1, "another run blames nothing"
     attempts.end(7)
     assert attempts.begin(7).count == 1
     ledger.remove_attempts(str(tmp_path))
     assert not (tmp_path / "_attempts").exists()
+
+
+def test_deaths_while_loading_are_counted(tmp_path: Path) -> None:
+    attempts = Attempts(str(tmp_path), "run1")
+    assert attempts.begin_setup() == 0
+    attempts.end_setup()
+    own = Path(attempts.folder)
+    assert not list(own.glob("setup-*"))
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    storage.write_json(own / f"setup-{socket.gethostname()}-{gone.stdout.strip()}.json", {})
+    storage.write_json(own / f"setup-elsewhere-{gone.stdout.strip()}.json", {})
+    assert attempts.begin_setup() == 1, "one process of this machine began to load, and is no more"
 
 
 def test_manifest_on_s3(s3: str, write_table: Callable[..., Path]) -> None:

@@ -13,6 +13,8 @@ import pytest
 from raymotion.batch.stages import DecodeImages, ExtractRegions, Failure, Item
 from raymotion.data.images import ImageTruncated
 from raymotion.data.samples import read_samples
+from raymotion.errors import AccessDenied, InputError, RunFailed
+from raymotion.models.regions import identify
 
 
 def items_of(path: Path) -> list[Item]:
@@ -74,8 +76,28 @@ def test_regions_stage_replaces_pixels(write_table: Callable[..., Path]) -> None
     items = items_of(write_table(3))
     DecodeImages(320).process(items)
     items[1].pixels = None  # a sample without a picture
-    stage = ExtractRegions("fasterrcnn_mobilenet_v3_large_320_fpn", "random:0", 4, "float32")
+    stage = ExtractRegions(identify("fasterrcnn_mobilenet_v3_large_320_fpn", "random:0", 4), "random:0", "float32")
     stage.setup(1, "cpu")
     stage.process(items)
     assert items[0].regions is not None and items[0].regions.features.shape == (4, 1024) and items[0].pixels is None
     assert items[1].regions is None
+
+
+def test_weights_that_changed_since_the_job_began_are_refused() -> None:
+    stage = ExtractRegions(identify("fasterrcnn_mobilenet_v3_large_320_fpn", "random:1", 4), "random:0", "float32")
+    with pytest.raises(InputError, match="the weights are random:0 here, and were random:1 when the job began"):
+        stage.setup(1, "cpu")
+
+
+def test_a_store_that_is_down_ends_the_run_and_books_nothing(dead_store: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raymotion.data.images.PAUSES", (0.0,))
+    item = Item({"sample_id": "a", "image_uri": "s3://bucket/a.jpg", "captions": []})
+    with pytest.raises(RunFailed, match=r"When the store answers again, the same command goes on"):
+        DecodeImages().process([item])
+    assert item.failure is None
+
+
+def test_a_store_that_refuses_ends_the_run(refusing_store: None) -> None:
+    item = Item({"sample_id": "a", "image_uri": "s3://bucket/a.jpg", "captions": []})
+    with pytest.raises(AccessDenied):
+        DecodeImages().process([item])

@@ -107,8 +107,8 @@ def test_a_row_that_kills_the_process_is_blamed_and_its_neighbours_are_kept(
         codes.append(process.exitcode)
         if process.exitcode == 0:
             break
-    # In a batch; alone (blames 1); alone (blames 3); then through.
-    assert codes == [11, 11, 11, 0]
+    # In a batch; alone, twice for row 1 and twice for row 3; then through.
+    assert codes == [11, 11, 11, 11, 11, 0]
     assert ids(made.folder, "part-00000.parquet") == ["x:0", "x:2", "x:4"]
     bad = pq.read_table(f"{made.folder}/quarantine/part-00000.parquet").to_pylist()
     assert [(row["sample_id"], row["reason"]) for row in bad] == [("x:1", "worker_crash"), ("x:3", "worker_crash")]
@@ -160,10 +160,58 @@ def test_a_shard_that_dies_for_no_row_is_given_up(
 ) -> None:
     made = plan(write_table(4), mean_stage())
     attempts = ledger.Attempts(made.folder, made.run_id)
-    attempts.note(0, ledger.Attempt(count=6, probed=True))
+    attempts.note(0, ledger.Attempt(count=6, probed=True, deaths_as_batch=3))
     worker = ShardWorker(made)
     with pytest.raises(RunFailed, match=r"part-00000 killed its worker 6 times, and none of its rows does so alone"):
         worker.run_shard(0)
+
+
+def test_a_quarantine_file_of_an_attempt_that_died_is_not_left_behind(
+    write_table: Callable[..., Path], plan: Callable[..., WorkerPlan], mean_stage: Any
+) -> None:
+    """An attempt quarantined row 1 and died before its commit; now the row is good: it is to be in one place only."""
+    made = plan(write_table(3), mean_stage(fail_at=["x:1"]))
+    run_all(made, 1)
+    assert ids(made.folder, "quarantine/part-00000.parquet") == ["x:1"]
+    (commit,) = run_all(plan(write_table(3, name="again"), mean_stage()), 1)
+    assert commit.good == 3 and not Path(made.folder, "quarantine/part-00000.parquet").exists()
+
+
+class LostDevice:
+    name = "gpu"
+    whole_shard = False
+
+    def setup(self, threads: int, device: str) -> None:
+        pass
+
+    def process(self, items: Sequence[Item]) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def test_a_lost_gpu_is_no_bad_row(write_table: Callable[..., Path], plan: Callable[..., WorkerPlan]) -> None:
+    with pytest.raises(RunFailed, match="the GPU failed in the stage gpu"):
+        ShardWorker(plan(write_table(3), LostDevice())).run_shard(0)
+
+
+class OutOfMemory:
+    name = "large"
+    whole_shard = False
+
+    def setup(self, threads: int, device: str) -> None:
+        pass
+
+    def process(self, items: Sequence[Item]) -> None:
+        for item in items:
+            if item.row["sample_id"] == "x:1":
+                raise MemoryError("unable to allocate 9 GiB")
+            item.output["mean"] = 0.0
+
+
+def test_a_picture_that_does_not_fit_into_memory_is_a_bad_row(
+    write_table: Callable[..., Path], plan: Callable[..., WorkerPlan]
+) -> None:
+    made = plan(write_table(3), OutOfMemory())
+    assert ShardWorker(made).run_shard(0).by_reason == {"stage_error": 1}
 
 
 def test_errors_of_the_run_come_back_as_a_record(

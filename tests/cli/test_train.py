@@ -52,7 +52,7 @@ def test_train_prints_every_metric_beside_its_baselines(
     assert info.training["seed"] == 3 and info.training["settings"]["optimiser"]["epochs"] == 2
     assert "samples: 60 (30 train, 15 val, 15 test)" in first.out and "modalities: text" in first.out
     assert info.validation is not None
-    for name, title in (("bce", "BCE"), ("macro_ap", "mAP"), ("top_1", "top-1")):
+    for name, title in (("bce", "BCE"), ("macro_ap", "Macro AP (mAP)"), ("top_1", "Top-1 accuracy")):
         metric = info.validation["metrics"][name]
         line = next(line for line in first.out.splitlines() if line.startswith(title))
         assert all(f"{metric[key]:.4f}" in line for key in ("value", "low", "high", "prior", "constant"))
@@ -62,7 +62,7 @@ def test_train_prints_every_metric_beside_its_baselines(
     again = runner(*command, "--seed", "3", "--set", "optimiser.patience=1")
     assert again.code == 0 and "nothing to do" in again.out
     other = runner(*command, "--seed", "4", "--set", "optimiser.patience=1")
-    assert other.code == 2 and "seed: 3 there, 4 now" in other.err and len(other.err.splitlines()) == 1
+    assert other.code == 2 and "seed: 3 there, 4 here" in other.err and len(other.err.splitlines()) == 1
 
 
 def test_mistakes_end_in_one_line_and_exit_code_2(samples: str, tmp_path: Path, runner: Callable[..., Any]) -> None:
