@@ -1,16 +1,20 @@
 """Reads the region features that a `raymotion features` job wrote.
 
 The job's Parquet parts are copied once into one memory-mapped array of float16, so that every epoch of every training
-run takes any sample's regions in any order without reading, decompressing or holding the rest.
+run takes any sample's regions in any order without reading, decompressing or holding the rest. The copy goes by what
+the parts hold, not by where they lie: a folder that was moved is not copied again, one that was extracted anew is.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +46,7 @@ class RegionFeatures:
     Attributes:
         extractor: {"name", "weights", "count", "dim"} of what made the features.
         count, dim: regions per image N, and their size D.
+        digest: 16 hex digits that change when any part does; the same wherever the folder lies.
 
     Raises:
         InputError: no features job wrote the folder, the job is not complete, or its files do not fit each other.
@@ -60,16 +65,18 @@ class RegionFeatures:
                 path=self.folder,
                 remedy="Run the same `raymotion features` command again: it goes on where it stopped.",
             )
-        parts = [name for name in storage.list_names(self.folder) if name.startswith("part-")]
+        parts = _part_names(self.folder)
         if not parts:
             raise InputError("holds no part-*.parquet", path=self.folder)
         self.extractor, rows = self._survey(parts)
         self.count, self.dim = int(self.extractor["count"]), int(self.extractor["dim"])
-        # The digest of the job says what was extracted from what; the listing guards against a folder edited by hand.
-        self.digest = digest_of([job.get("digest"), self.extractor, self.folder, rows])
+        self.digest = digest_of([self.extractor, rows, features_digest(self.folder)])
         self._local = Path(cache or default_cache()) / "regions" / self.digest
-        if not (self._local / "ids.json").exists():
-            self._build(rows)
+        if not self._is_built():
+            # All workers of a machine come here at once: one makes the copy, the others wait for it.
+            with _locked(self._local.with_name(f"{self.digest}.lock")):
+                if not self._is_built():
+                    self._build(rows)
         self._open()
 
     def __len__(self) -> int:
@@ -108,14 +115,14 @@ class RegionFeatures:
         assert extractor is not None
         return extractor, rows
 
+    def _is_built(self) -> bool:
+        return (self._local / "ids.json").exists()
+
     def _build(self, parts: list[tuple[str, int]]) -> None:
-        """Copies all parts into a folder of its own, then renames it, so that two processes do not clash."""
+        """Copies all parts into a folder of its own, then renames it: a copy that a crash cut off is never read."""
         total = sum(rows for _, rows in parts)
         temporary = self._local.with_name(f".{self._local.name}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
-            temporary.mkdir(parents=True)
-        except PermissionError as error:
-            raise AccessDenied("may not write the cache", path=temporary, remedy="Set XDG_CACHE_HOME.") from error
+        temporary.mkdir()
         try:
             shape = (total, self.count, self.dim)
             features = np.lib.format.open_memmap(temporary / "features.npy", mode="w+", dtype=np.float16, shape=shape)
@@ -137,7 +144,7 @@ class RegionFeatures:
             try:
                 temporary.rename(self._local)
             except OSError:
-                if not (self._local / "ids.json").exists():  # else another process was faster
+                if not self._is_built():  # else another machine with the same cache was faster
                     raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -148,6 +155,46 @@ class RegionFeatures:
         }
         self._mask = np.load(self._local / "mask.npy", allow_pickle=False)
         self._features = np.load(self._local / "features.npy", mmap_mode="r", allow_pickle=False)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Waits until no other process of this machine holds `path`. A process that dies lets go of it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError as error:
+        raise AccessDenied("may not write the cache", path=path, remedy="Set XDG_CACHE_HOME.") from error
+    try:
+        # A file system without locks: then each process makes a copy, and the first one stands.
+        with contextlib.suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
+
+
+def features_digest(folder: storage.PathLike) -> str:
+    """16 hex digits of what the parts of a features job hold, wherever the folder lies.
+
+    Made of the SHA-256 of each part: as the job wrote it down, or of the file where there is no such record.
+    """
+    parts = _part_names(folder)
+    commits = storage.join(folder, "_commits")
+    recorded = set(storage.list_names(commits))
+
+    def digest(part: str) -> str:
+        name = f"{part.rsplit('.', 1)[0]}.json"
+        record = storage.read_json(storage.join(commits, name)) if name in recorded else None
+        known = record.get("sha256") if isinstance(record, dict) else None
+        return str(known) if known else storage.sha256_file(storage.join(folder, part))
+
+    with ThreadPoolExecutor(16) as pool:  # object stores answer slowly, but many at once
+        return digest_of(list(pool.map(digest, parts)))
+
+
+def _part_names(folder: storage.PathLike) -> list[str]:
+    return [name for name in storage.list_names(folder) if name.startswith("part-")]
 
 
 def _extractor(schema: pa.Schema, path: str) -> dict[str, Any]:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raymotion import storage
-from raymotion.data.features import RegionFeatures
+from raymotion.data.features import RegionFeatures, features_digest
 from raymotion.errors import InputError
 
 COUNT, DIM = 3, 4
@@ -24,10 +29,17 @@ def fixed(values: np.ndarray, kind: pa.DataType) -> pa.Array:
 
 
 def write_job(
-    folder: storage.PathLike, parts: list[list[str]], *, half: bool = True, status: str = "complete", count: int = COUNT
+    folder: storage.PathLike,
+    parts: list[list[str]],
+    *,
+    half: bool = True,
+    status: str = "complete",
+    count: int = COUNT,
+    seed: int = 0,
+    commits: bool = False,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """A features folder as the job writes it; returns each sample's features and mask."""
-    rng, truth = np.random.default_rng(0), {}
+    rng, truth = np.random.default_rng(seed), {}
     extractor = {"name": "det", "weights": "random", "count": count, "dim": DIM}
     for number, ids in enumerate(parts):
         features = rng.normal(size=(len(ids), COUNT, DIM)).astype(np.float16)
@@ -44,7 +56,9 @@ def write_job(
                 "mask": fixed(mask, pa.bool_()),
             }
         ).replace_schema_metadata({b"raymotion.regions": json.dumps(extractor).encode()})
-        storage.write_table(storage.join(folder, f"part-{number:05d}.parquet"), table)
+        sha256, _ = storage.write_table(storage.join(folder, f"part-{number:05d}.parquet"), table)
+        if commits:
+            storage.write_json(storage.join(folder, "_commits", f"part-{number:05d}.json"), {"sha256": sha256})
     storage.write_json(storage.join(folder, "job.json"), {"job": "regions", "status": status, "digest": "d1"})
     return truth
 
@@ -85,14 +99,65 @@ def test_the_copy_is_made_once_and_mapped_not_loaded(tmp_path: Path) -> None:
     write_job(tmp_path / "f", [["a", "b"]])
     first = RegionFeatures(tmp_path / "f", cache=str(tmp_path / "cache"))
     assert isinstance(first._features, np.memmap)
-    for part in (tmp_path / "f").glob(
-        "part-*"
-    ):  # same listing and schema, other numbers: only a rebuild would see them
-        stamp = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*")}
-        assert part.exists()
+    stamp = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*")}
     again = RegionFeatures(tmp_path / "f", cache=str(tmp_path / "cache"))
-    assert stamp == {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*")}
+    assert len(stamp) > 3 and stamp == {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*")}
     np.testing.assert_array_equal(first.get(["b"])[0], again.get(["b"])[0])
+
+
+@pytest.mark.parametrize("commits", [True, False])
+def test_features_extracted_anew_are_not_taken_from_the_old_copy(tmp_path: Path, commits: bool) -> None:
+    cache = str(tmp_path / "cache")
+    write_job(tmp_path / "f", [["a", "b"]], commits=commits)
+    old = RegionFeatures(tmp_path / "f", cache=cache)
+    truth = write_job(tmp_path / "f", [["a", "b"]], commits=commits, seed=1)  # same job, same names, other pictures
+    new = RegionFeatures(tmp_path / "f", cache=cache)
+    np.testing.assert_array_equal(new.get(["a", "b"])[0], np.stack([truth["a"][0], truth["b"][0]]))
+    assert new.digest != old.digest
+
+
+@pytest.mark.parametrize("commits", [True, False])
+def test_a_moved_folder_is_the_same_features(tmp_path: Path, commits: bool) -> None:
+    cache = tmp_path / "cache"
+    write_job(tmp_path / "f", [["a", "b"], ["c"]], commits=commits)
+    before, digest = RegionFeatures(tmp_path / "f", cache=str(cache)).digest, features_digest(tmp_path / "f")
+    shutil.move(tmp_path / "f", tmp_path / "g")
+    assert RegionFeatures(tmp_path / "g", cache=str(cache)).digest == before
+    assert features_digest(tmp_path / "g") == digest
+    assert len(list((cache / "regions").glob("*/ids.json"))) == 1
+
+
+def test_what_the_job_wrote_down_is_not_hashed_again(tmp_path: Path) -> None:
+    write_job(tmp_path / "f", [["a"], ["b"]], commits=True)
+    digest = features_digest(tmp_path / "f")
+    shutil.rmtree(tmp_path / "f" / "_commits")
+    assert features_digest(tmp_path / "f") == digest  # of the files themselves
+    for part in (tmp_path / "f").glob("part-*"):
+        recorded = {"sha256": "0" * 64}
+        storage.write_json(tmp_path / "f" / "_commits" / f"{part.stem}.json", recorded)
+    assert features_digest(tmp_path / "f") != digest
+
+
+def test_of_those_who_open_it_at_once_one_makes_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = write_job(tmp_path / "f", [["a", "b"]])
+    copies: list[Any] = []
+    start, original = threading.Barrier(4), np.lib.format.open_memmap
+
+    def counted(*arguments: Any, **settings: Any) -> Any:
+        if settings["mode"] == "w+":
+            copies.append(arguments)
+            time.sleep(0.3)  # long enough for the others to come
+        return original(*arguments, **settings)
+
+    def look() -> np.ndarray:
+        start.wait()
+        return RegionFeatures(tmp_path / "f", cache=str(tmp_path / "cache")).get(["b"])[0][0]
+
+    monkeypatch.setattr(np.lib.format, "open_memmap", counted)
+    with ThreadPoolExecutor(4) as pool:  # a lock of the file system is between open files, not between processes
+        for values in [future.result() for future in [pool.submit(look) for _ in range(4)]]:
+            np.testing.assert_array_equal(values, truth["b"][0])
+    assert len(copies) == 1
 
 
 def test_from_s3(tmp_path: Path, s3: str) -> None:
