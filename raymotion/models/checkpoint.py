@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -230,6 +231,11 @@ def read_checkpoint_info(folder: storage.PathLike) -> CheckpointInfo:
         InputError: a file is missing or damaged (it is named), or another program's model lies there.
     """
     where = storage.absolute(folder)
+    return _read_info(where, where)
+
+
+def _read_info(where: str, copy: str) -> CheckpointInfo:
+    """The checkpoint `where`, with the fingerprint of the files in `copy`: the same folder, or what was fetched."""
     config = _read_config(where)
     path = storage.join(where, CONFIG)
     vocabulary = Vocabulary.from_dict(config["vocabulary"], where=path)
@@ -250,25 +256,39 @@ def read_checkpoint_info(folder: storage.PathLike) -> CheckpointInfo:
         thresholds=_per_label(training, "thresholds", vocabulary, where),
         validation=training.get("validation"),
         test=training.get("test"),
-        fingerprint=_fingerprint(where),
+        fingerprint=_fingerprint(where, copy),
         training=training,
     )
 
 
-def load_teacher(folder: storage.PathLike, device: str = "cpu") -> Teacher:
+def load_teacher(folder: storage.PathLike, device: str = "cpu", *, expected_fingerprint: str | None = None) -> Teacher:
     """The teacher in `folder` (local or an address), in evaluation mode on `device`.
 
+    Args:
+        expected_fingerprint: the fingerprint that it had when the job began; None takes whatever is there.
+
     Raises:
-        InputError: as `read_checkpoint_info`, and for weights that do not fit the config.
+        InputError: as `read_checkpoint_info`, for weights that do not fit the config, and for a checkpoint that is no
+            longer the expected one.
     """
     where = storage.absolute(folder)
-    info = read_checkpoint_info(where)
-    if storage.is_remote(where):
-        with tempfile.TemporaryDirectory(prefix="raymotion-") as local:
+    with contextlib.ExitStack() as stack:
+        copy = where
+        if storage.is_remote(where):
+            _read_config(where)  # tells a folder that is no checkpoint from one that lacks its weights
+            copy = stack.enter_context(tempfile.TemporaryDirectory(prefix="raymotion-"))
             for name in FINGERPRINTED:
-                storage.write_bytes(storage.join(local, name), storage.require(storage.join(where, name)))
-            return _load(local, info, device)
-    return _load(where, info, device)
+                data = storage.require(storage.join(where, name))
+                storage.write_bytes(storage.join(copy, name), data, durable=False)
+        info = _read_info(where, copy)
+        if expected_fingerprint is not None and info.fingerprint != expected_fingerprint:
+            raise InputError(
+                f"the checkpoint changed since the job began (fingerprint {expected_fingerprint} then, "
+                f"{info.fingerprint} now)",
+                path=where,
+                remedy="Start the job in a fresh folder.",
+            )
+        return _load(copy, info, device)
 
 
 def _load(local: str, info: CheckpointInfo, device: str) -> Teacher:
@@ -346,18 +366,18 @@ def _per_label(training: Mapping[str, Any], name: str, vocabulary: Vocabulary, w
     return tuple(float(value) for value in values)
 
 
-def _fingerprint(where: str) -> str:
+def _fingerprint(where: str, copy: str) -> str:
     digest = hashlib.sha256()
     for name in FINGERPRINTED:
-        path = storage.join(where, name)
+        path = storage.join(copy, name)
         if name == WEIGHTS:
-            _require_whole(path)
+            _require_whole(path, storage.join(where, name))
         digest.update(f"{name}:{storage.sha256_file(path)}\n".encode())
     return digest.hexdigest()[:16]
 
 
-def _require_whole(path: str) -> None:
-    """A truncated weights file is told from its header, before a job starts on it."""
+def _require_whole(path: str, shown: str) -> None:
+    """A truncated weights file is told from its header, before a job starts on it. `shown`: its name in the message."""
     with storage.open_input(path) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -369,7 +389,7 @@ def _require_whole(path: str) -> None:
         except (ValueError, KeyError, TypeError, AttributeError):
             entries, ends = None, []
     if entries is None or 8 + length + max(ends, default=0) != size:
-        raise InputError("is damaged or cut off", path=path, remedy="Copy or train it again.")
+        raise InputError("is damaged or cut off", path=shown, remedy="Copy or train it again.")
 
 
 def _json(value: Any) -> bytes:

@@ -72,6 +72,33 @@ def test_what_was_saved_predicts_the_same_from_disk_and_from_s3(tmp_path: Path, 
     ]  # fmt: skip
 
 
+def test_weights_in_a_store_are_fetched_once(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, info = write(f"{s3}/t")
+    fetched: list[str] = []
+
+    def watched(original: Any) -> Any:
+        def read(path: storage.PathLike) -> Any:
+            fetched.append(str(path))
+            return original(path)
+
+        return read
+
+    for name in ("read_bytes", "open_input"):
+        monkeypatch.setattr(storage, name, watched(getattr(storage, name)))
+    assert load_teacher(f"{s3}/t").info == info
+    assert fetched.count(f"{s3}/t/model.safetensors") == 1
+
+
+def test_a_job_never_goes_on_with_another_checkpoint(tmp_path: Path, s3: str) -> None:
+    for folder in (str(tmp_path / "t"), f"{s3}/t"):
+        _, _, info = write(folder)
+        assert load_teacher(folder, expected_fingerprint=info.fingerprint).info == info
+        _, _, other = write(folder, seed=1)
+        told = rf"{folder}: the checkpoint changed since the job began \(fingerprint {info.fingerprint} then, "
+        with pytest.raises(InputError, match=rf"{told}{other.fingerprint} now\)\. Start the job in a fresh folder"):
+            load_teacher(folder, expected_fingerprint=info.fingerprint)
+
+
 def test_info_needs_no_torch(tmp_path: Path) -> None:
     _, _, info = write(tmp_path / "t")
     code = (
