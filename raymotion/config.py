@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raymotion import storage
-from raymotion.errors import InputError
+from raymotion.errors import InputError, SettingsMismatch
 
 
 class Settings(BaseModel):
@@ -85,6 +85,47 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
                 result[key] = merge(below if isinstance(below, Mapping) else {}, value)
             else:
                 result[key] = value
+    return result
+
+
+def require_same_settings(
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    *,
+    where: storage.PathLike,
+    remedy: str = "Use the same settings, or another folder.",
+    ignore: Container[str] = (),
+) -> None:
+    """Raises unless what stands in a folder was made with the settings of now.
+
+    Both are compared as JSON would hold them: a tuple is a list, and what is not set is None.
+
+    Args:
+        old, new: nested mappings, of `where` and of this command.
+        where: the folder, for the message.
+        ignore: dotted names, such as "data.samples", that may differ.
+
+    Raises:
+        SettingsMismatch: shows up to five differences, as `name: OLD there, NEW here`.
+    """
+    there, here = _flat(json.loads(json.dumps(old))), _flat(json.loads(json.dumps(new)))
+    differences = [
+        f"{name}: {there.get(name, '(not set)')} there, {here.get(name, '(not set)')} here"
+        for name in {**there, **here}
+        if name not in ignore and there.get(name) != here.get(name)
+    ]
+    if differences:
+        listed = "; ".join([*differences[:5], *(["..."] if len(differences) > 5 else [])])
+        raise SettingsMismatch(f"was made with other settings ({listed})", path=where, remedy=remedy)
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            result.update(_flat(item, f"{prefix}{key}."))
+        else:
+            result[f"{prefix}{key}"] = item
     return result
 
 

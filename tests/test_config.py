@@ -10,8 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
-from raymotion.config import Settings, digest_of, load_settings, merge, parse_assignments, read_yaml
-from raymotion.errors import InputError
+from raymotion.config import (
+    Settings,
+    digest_of,
+    load_settings,
+    merge,
+    parse_assignments,
+    read_yaml,
+    require_same_settings,
+)
+from raymotion.errors import InputError, SettingsMismatch
 
 
 class Data(Settings):
@@ -226,3 +234,42 @@ class TestDigest:
         turned = dict(reversed(list(tree.items())))
         assert digest_of(turned) == digest_of(tree) == digest_of(json.loads(json.dumps(tree)))
         assert digest_of(yaml.safe_load(yaml.safe_dump(tree))) == digest_of(tree)
+
+
+class TestSameSettings:
+    def test_a_difference_is_shown_with_both_values_and_the_folder(self):
+        old = {"seed": 0, "optimiser": {"lr": 0.1, "epochs": 3}, "gone": True}
+        new = {"seed": 0, "optimiser": {"lr": 0.2, "epochs": 3}, "workers": 2}
+        with pytest.raises(SettingsMismatch) as caught:
+            require_same_settings(old, new, where="runs/a", remedy="Take another.")
+        assert str(caught.value) == (
+            "runs/a: was made with other settings (optimiser.lr: 0.1 there, 0.2 here; "
+            "gone: True there, (not set) here; workers: (not set) there, 2 here). Take another."
+        )
+
+    def test_of_many_differences_five_are_shown(self):
+        with pytest.raises(SettingsMismatch) as caught:
+            require_same_settings(dict.fromkeys("abcdefg", 1), dict.fromkeys("abcdefg", 2), where="x")
+        assert str(caught.value).count("1 there, 2 here") == 5 and "; ...)" in str(caught.value)
+
+    def test_what_may_differ_does_not_count(self):
+        old, new = {"data": {"samples": "a", "seed": 1}}, {"data": {"samples": "b", "seed": 1}}
+        require_same_settings(old, new, where="x", ignore=("data.samples",))
+        with pytest.raises(SettingsMismatch, match=r"data\.seed: 1 there, 2 here"):
+            require_same_settings(old, {"data": {"samples": "b", "seed": 2}}, where="x", ignore=("data.samples",))
+
+    def test_what_was_written_and_read_again_is_the_same(self):
+        now = {"sizes": (1, 2), "name": None, "inner": {"a": 1.5}}
+        require_same_settings(json.loads(json.dumps(now)), now, where="x")
+        require_same_settings({"sizes": [1, 2], "inner": {"a": 1.5}}, now, where="x")  # not set is None
+
+    @given(TREES, TREES)
+    def test_only_equal_settings_pass(self, old, new):
+        def values(tree):
+            return {path: value for path, value in leaves(tree).items() if value is not None}
+
+        if values(old) == values(new):
+            require_same_settings(old, new, where="x")
+        else:
+            with pytest.raises(SettingsMismatch):
+                require_same_settings(old, new, where="x")

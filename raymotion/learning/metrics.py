@@ -39,6 +39,25 @@ AP_MIN_RESAMPLES = 50
 
 RECALL_K = 3
 
+METRIC_TITLES = {
+    "bce": "BCE, nats (lower is better)",
+    "micro_ap": "Micro AP",
+    "macro_ap": "Macro AP (mAP)",
+    "recall_at_3": "Recall@3",
+    "recall_at_3_public": "Recall@3, hits / 3n",
+}
+
+
+def metric_title(name: str) -> str:
+    """A metric's name for people; `top_2` is "Top-2 accuracy"."""
+    top_k = f"Top-{name.removeprefix('top_')} accuracy" if name.startswith("top_") else name
+    return METRIC_TITLES.get(name, top_k)
+
+
+def metric_text(value: float | None) -> str:
+    """A metric's value for people."""
+    return "undefined" if value is None else f"{value:.4f}"
+
 
 @dataclass(frozen=True)
 class Metric:

@@ -5,30 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-TITLES = {
-    "bce": "BCE (lower is better)",
-    "micro_ap": "micro AP",
-    "macro_ap": "mAP (macro AP)",
-    "top_1": "top-1 accuracy",
-    "top_2": "top-2 accuracy",
-    "top_3": "top-3 accuracy",
-    "recall_at_3": "recall@3",
-    "recall_at_3_public": "recall@3 as the public system counts it",
-}
+from raymotion.learning.metrics import Evaluation, metric_text, metric_title
+
 HEADER = ("metric", "teacher", "95 % interval", "class prior", "constant", "against both")
 
 
 def metric_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """One row for each metric of an `Evaluation.to_dict()`, in the columns of `HEADER`."""
-    from raymotion.learning.metrics import Evaluation
-
     rows: list[tuple[str, ...]] = []
     for name, metric in Evaluation.from_dict(evaluation).metrics.items():
-        interval = "-" if metric.low is None else f"{_number(metric.low)} - {_number(metric.high)}"
-        rows.append(
-            (TITLES.get(name, name), _number(metric.value), interval, _number(metric.prior), _number(metric.constant),
-             metric.verdict)
-        )  # fmt: skip
+        interval = "not known" if metric.low is None else f"{metric_text(metric.low)} to {metric_text(metric.high)}"
+        numbers = (metric_text(metric.value), interval, metric_text(metric.prior), metric_text(metric.constant))
+        rows.append((metric_title(name), *numbers, metric.verdict))
     return rows
 
 
@@ -79,7 +67,3 @@ def model_card(config: Mapping[str, Any], training: Mapping[str, Any], *, parame
         "of the people shown, and should not be used to judge any person.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

@@ -8,16 +8,8 @@ from typing import Any
 import numpy as np
 
 from raymotion.learning.collapse import binary_entropy, label_sets
-from raymotion.learning.metrics import Evaluation
+from raymotion.learning.metrics import Evaluation, metric_text, metric_title
 from raymotion.report.labelled import LabelledSet
-
-METRIC_NAMES = {
-    "bce": "BCE, nats (lower is better)",
-    "micro_ap": "Micro AP",
-    "macro_ap": "Macro AP (mAP)",
-    "recall_at_3": "Recall@3",
-    "recall_at_3_public": "Recall@3, hits / 3n",
-}
 
 
 @dataclass(frozen=True)
@@ -41,27 +33,18 @@ class Histogram:
     prior: float | None
 
 
-def metric_name(name: str) -> str:
-    """A metric's name for people."""
-    return METRIC_NAMES.get(name) or name.replace("top_", "Top-") + " accuracy"
-
-
 def metric_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     """One row of texts for each metric, for a table on a page or a terminal."""
-
-    def number(value: float | None) -> str:
-        return "undefined" if value is None else f"{value:.4f}" if name == "bce" else f"{value:.3f}"
-
     rows = []
     for name, metric in evaluation.metrics.items():
         known = metric.low is not None and metric.high is not None
         rows.append(
             {
-                "name": metric_name(name),
-                "value": number(metric.value),
-                "interval": f"{number(metric.low)} to {number(metric.high)}" if known else "not known",
-                "constant": number(metric.constant),
-                "prior": number(metric.prior),
+                "name": metric_title(name),
+                "value": metric_text(metric.value),
+                "interval": f"{metric_text(metric.low)} to {metric_text(metric.high)}" if known else "not known",
+                "constant": metric_text(metric.constant),
+                "prior": metric_text(metric.prior),
                 "samples": f"{metric.samples:,}",
                 "verdict": metric.verdict,
             }

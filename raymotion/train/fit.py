@@ -13,20 +13,24 @@ import platform
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raymotion import storage
-from raymotion.config import digest_of
-from raymotion.errors import InputError, RaymotionError, RunFailed, SettingsMismatch
+from raymotion.config import require_same_settings
+from raymotion.errors import InputError, RaymotionError, RunFailed
 from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info, save_checkpoint
 from raymotion.train.data import META, TrainingData, prepare
 from raymotion.train.recipe import TrainRecipe
 
 Progress = Callable[[Mapping[str, Any]], None]
 SETTINGS, PROGRESS = "settings.json", "progress.json"
+# Where the data lie is not what they are: their fingerprint, which says nothing of places, is compared instead.
+PLACES = ("data.samples", "data.features")
+REMEDY = "Use the same settings, another --out, or remove the folder."
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class TrainResult:
     Attributes:
         info: the checkpoint, with its metrics.
         already_done: the folder held the finished result of the same settings; nothing was done.
-        resumed_from: epochs that an earlier, interrupted command had finished.
+        resumed_from: epochs of the result that an earlier, interrupted command computed.
         counts: rows of the sample table, and why some were left out.
     """
 
@@ -57,7 +61,7 @@ def fit(
 
     Raises:
         InputError: something in recipe, samples or features can not be used.
-        SettingsMismatch: `out` belongs to a run with other settings or other data.
+        SettingsMismatch: `out` belongs to a run with other settings or other data, or is half done by other workers.
         RunFailed: the workers failed more often than `failures` allows; the same command goes on.
     """
     started = time.monotonic()
@@ -67,27 +71,36 @@ def fit(
     settings = {**recipe.result_settings(), "data_fingerprint": data.fingerprint}
     if is_checkpoint(target):
         info = read_checkpoint_info(target)
-        _require_same(info.training.get("settings") or {}, settings, target)
+        made_with = info.training.get("settings") or {}
+        require_same_settings(made_with, settings, where=target, remedy=REMEDY, ignore=PLACES)
         return TrainResult(info, already_done=True)
     _require_free(target)
     run = run_folder(target)
     storage.probe_writable(storage.parent(target))
+    # Workers share out the rows and draw their own randomness, and Ray keeps its state where this process keeps none:
+    # only as many workers, of the same kind, go on with a run.
+    begun = {**settings, "workers": recipe.workers}
     if storage.exists(storage.join(run, SETTINGS)):
-        _require_same(storage.read_json(storage.join(run, SETTINGS)), settings, run)
+        before = storage.read_json(storage.join(run, SETTINGS))
+        require_same_settings(before, begun, where=run, remedy=REMEDY, ignore=PLACES)
     else:
-        storage.write_json(storage.join(run, SETTINGS), settings)
+        storage.write_json(storage.join(run, SETTINGS), begun)
     prepared = storage.join(run, "data")
-    if not storage.exists(storage.join(prepared, META)):
+    meta = storage.join(prepared, META)
+    if not storage.exists(meta) or storage.read_json(meta)["features"] != data.features_folder:  # it may have moved
         data.save(prepared)
-    done = _epochs_done(run)
-    with _followed(run, progress, done):
+    command = uuid.uuid4().hex[:8]
+    with _followed(run, progress, _epochs_done(run)):
         if recipe.workers == 0:
-            folder = _train_here(recipe, data, run)
+            folder = _train_here(recipe, data, run, command)
             info = _finish(recipe, data, settings, folder, target)
         else:
-            info = _train_on_ray(recipe, data, run, settings, target, address)
-    _remove_tree(run)
-    return TrainResult(info, resumed_from=done, seconds=time.monotonic() - started)
+            info = _train_on_ray(recipe, data, run, settings, target, address, command)
+    # The checkpoint stands: what can not be removed now is no reason to fail.
+    with contextlib.suppress(OSError, RaymotionError):
+        storage.remove_tree(run)
+    earlier = [epoch for epoch in info.training["history"] if not epoch["attempt"].startswith(command)]
+    return TrainResult(info, resumed_from=len(earlier), seconds=time.monotonic() - started)
 
 
 def run_folder(out: storage.PathLike) -> str:
@@ -96,7 +109,7 @@ def run_folder(out: storage.PathLike) -> str:
     return storage.join(storage.parent(target), f".{target.rstrip('/').rsplit('/', 1)[-1]}.run")
 
 
-def _train_here(recipe: TrainRecipe, data: TrainingData, run: str) -> str:
+def _train_here(recipe: TrainRecipe, data: TrainingData, run: str, command: str) -> str:
     """The loop in this process. Two epochs' checkpoints are kept: the new one is complete before the old one goes."""
     import torch
 
@@ -121,8 +134,14 @@ def _train_here(recipe: TrainRecipe, data: TrainingData, run: str) -> str:
         shutil.rmtree(leftover)
     latest = str(_latest(kept)) if any(kept.glob("[0-9]*/" + STATE)) else None
     device = "cuda" if recipe.use_gpu is not False and torch.cuda.is_available() else "cpu"
-    train_teacher(recipe, data, report=report, resume_from=latest, workers=Workers(device=device))
+    workers = Workers(device=device, attempt=_attempt(command))
+    train_teacher(recipe, data, report=report, resume_from=latest, workers=workers)
     return str(_latest(kept))
+
+
+def _attempt(command: str) -> str:
+    """What the history says of an epoch's maker: the command, and the process that worked for it."""
+    return f"{command}-{os.getpid()}"
 
 
 def _latest(folder: Path) -> Path:
@@ -130,7 +149,13 @@ def _latest(folder: Path) -> Path:
 
 
 def _train_on_ray(
-    recipe: TrainRecipe, data: TrainingData, run: str, settings: dict[str, Any], target: str, address: str | None
+    recipe: TrainRecipe,
+    data: TrainingData,
+    run: str,
+    settings: dict[str, Any],
+    target: str,
+    address: str | None,
+    command: str,
 ) -> CheckpointInfo:
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     from raymotion.batch.cluster import available_cpus, connect, node_resources, plan_placement
@@ -146,12 +171,11 @@ def _train_on_ray(
         filesystem, path = _arrow_filesystem(run)
         trainer = TorchTrainer(
             _worker,
-            train_loop_config={"recipe": recipe.model_dump(mode="json"), "run": run},
+            train_loop_config={"recipe": recipe.model_dump(mode="json"), "run": run, "command": command},
             scaling_config=ray.train.ScalingConfig(num_workers=recipe.workers, use_gpu=use_gpu),
             run_config=ray.train.RunConfig(
-                # Ray finds an earlier run by this name alone: the digest keeps a run with other settings from being
-                # taken up.
-                name=f"train-{digest_of(settings)}",
+                # Ray finds an earlier run by this name alone; that its settings are these, `fit` has seen to.
+                name="train",
                 storage_path=path,
                 storage_filesystem=filesystem,
                 failure_config=ray.train.FailureConfig(max_failures=recipe.failures),
@@ -204,7 +228,13 @@ def _worker(config: dict[str, Any]) -> None:
             data,
             report=report,
             resume_from=resume_from,
-            workers=Workers(context.get_world_rank(), world, str(ray.train.torch.get_device()), wrap),
+            workers=Workers(
+                context.get_world_rank(),
+                world,
+                str(ray.train.torch.get_device()),
+                attempt=_attempt(config["command"]),
+                wrap=wrap,
+            ),
         )
 
 
@@ -276,35 +306,6 @@ def _absolute(recipe: TrainRecipe) -> TrainRecipe:
     if recipe.init and not storage.is_remote(recipe.init) and os.path.isdir(recipe.init):
         return recipe.model_copy(update={"init": storage.absolute(recipe.init)})
     return recipe
-
-
-# Where the data lie is not what they are: their fingerprint is compared instead.
-PLACES = ("data.samples", "data.features")
-
-
-def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], path: str) -> None:
-    old, new = _flat(before), _flat(now)
-    differences = [
-        f"{name}: {old.get(name, '(not set)')} there, {new.get(name, '(not set)')} now"
-        for name in sorted(old.keys() | new.keys())
-        if name not in PLACES and old.get(name) != new.get(name)
-    ]
-    if differences:
-        raise SettingsMismatch(
-            "was made with other settings: " + "; ".join(differences[:5]),
-            path=path,
-            remedy="Use the same settings, another --out, or remove the folder.",
-        )
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            result.update(_flat(item, f"{prefix}{key}."))
-        else:
-            result[f"{prefix}{key}"] = item
-    return result
 
 
 def _require_free(target: str) -> None:
@@ -380,12 +381,3 @@ def _explained(error: Exception, run: str) -> RaymotionError:
 
 def _plain(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
-
-
-def _remove_tree(folder: str) -> None:
-    if not storage.is_remote(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        return
-    fs, inner = storage.filesystem(folder)
-    with contextlib.suppress(FileNotFoundError):
-        fs.rm(inner, recursive=True)

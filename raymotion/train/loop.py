@@ -41,6 +41,8 @@ class Workers:
     rank: int = 0
     world: int = 1
     device: str = "cpu"
+    # Stands beside each epoch in the history: which process computed it, of which command.
+    attempt: str = ""
     # ray.train.torch.prepare_model, or DistributedDataParallel.
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model
 
@@ -61,7 +63,7 @@ class State:
     best: float = math.inf
     best_epoch: int = 0
     finished: bool = False
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
     teacher: dict[str, Any] = field(default_factory=dict)
 
 
@@ -110,7 +112,9 @@ def train_teacher(
         score = _validate(model, recipe, data, workers)
         if score["loss"] < state.best - 1e-7:
             state.best, state.best_epoch, best_weights = score["loss"], state.epoch, _weights(model)
-        state.history.append({"epoch": state.epoch, "train_bce": train_loss, **score["metrics"]})
+        # The loss that is minimised, with class weights and smoothing: not to be compared with the BCE of validation.
+        measured = {"epoch": state.epoch, "train_loss": train_loss, **score["metrics"]}
+        state.history.append({**measured, "attempt": workers.attempt})
         _save_and_report(report, state, model, optimiser, best_weights, workers)
 
     model.load_state_dict(best_weights)
@@ -306,7 +310,8 @@ def _save_and_report(
     *,
     predictions: dict[str, np.ndarray] | None = None,
 ) -> None:
-    latest = {"epoch": state.epoch, "best": state.best, "best_epoch": state.best_epoch, **state.history[-1]}
+    measured = {name: value for name, value in state.history[-1].items() if name != "attempt"}
+    latest = {"best": state.best, "best_epoch": state.best_epoch, **measured}
     if workers.rank != 0:
         report(latest, None)
         return

@@ -136,7 +136,7 @@ def test_same_seed_same_fingerprint_and_a_finished_run_does_nothing(samples: Pat
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "a").iterdir()}
     again = fit(recipe(samples, workers=0, optimiser={"epochs": 2}), tmp_path / "a")
     assert again.already_done and before == {p: p.stat().st_mtime_ns for p in (tmp_path / "a").iterdir()}
-    with pytest.raises(SettingsMismatch, match=r"optimiser\.epochs: 2 there, 3 now"):
+    with pytest.raises(SettingsMismatch, match=r"optimiser\.epochs: 2 there, 3 here"):
         fit(recipe(samples, optimiser={"epochs": 3}), tmp_path / "a")
     write_samples(samples, table_from_rows(rows(200, seed=9), LABELS))
     with pytest.raises(SettingsMismatch, match="data_fingerprint"):
@@ -187,11 +187,40 @@ def test_an_interrupted_command_goes_on(samples: Path, tmp_path: Path) -> None:
         patch.setattr(module, "_plain", crash_after_two)
         fit(settings, out)
     assert not out.exists() and Path(run_folder(out)).is_dir()
-    with pytest.raises(SettingsMismatch, match="seed: 0 there, 5 now"):
+    with pytest.raises(SettingsMismatch, match="seed: 0 there, 5 here"):
         fit(settings.model_copy(update={"seed": 5}), out)
+    # Ray would find nothing of what this process kept, and begin again.
+    with pytest.raises(SettingsMismatch, match="workers: 0 there, 1 here"):
+        fit(settings.model_copy(update={"workers": 1}), out)
     result = fit(settings, out)
-    assert result.resumed_from == 1 and result.info.fingerprint == undisturbed.fingerprint
+    attempts = [epoch["attempt"] for epoch in result.info.training["history"]]
+    assert attempts[0] == attempts[1] != attempts[2]  # epoch 2 had been kept when the crash came
+    assert result.resumed_from == 2 and result.info.fingerprint == undisturbed.fingerprint
     assert not Path(run_folder(out)).exists()
+    assert fit(settings.model_copy(update={"workers": 1}), out).already_done
+
+
+def test_a_run_goes_on_where_its_data_were_moved_to(tmp_path: Path) -> None:
+    table = rows(60)
+    write_samples(tmp_path / "s.parquet", table_from_rows(table, LABELS))
+    write_features(tmp_path / "f", table)
+    settings, out = {"optimiser": {"epochs": 2}, "model": {"size": "tiny"}}, tmp_path / "out"
+
+    def crash(metrics: Mapping[str, Any]) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("raymotion.train.fit._plain", crash)
+        fit(recipe(tmp_path / "s.parquet", features=tmp_path / "f", **settings), out)
+    shutil.move(tmp_path / "s.parquet", tmp_path / "t.parquet")
+    shutil.move(tmp_path / "f", tmp_path / "g")
+    moved = recipe(tmp_path / "t.parquet", features=tmp_path / "g", **settings)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("raymotion.train.fit._plain", crash)
+        fit(moved, out)
+    # What workers on other machines read names the new place.
+    assert TrainingData.load(str(Path(run_folder(out), "data"))).features_folder == str(tmp_path / "g")
+    assert fit(moved, out).resumed_from == 2
 
 
 def test_early_stop_and_best_epoch(samples: Path, tmp_path: Path) -> None:
@@ -363,7 +392,7 @@ def _ddp_worker(rank: int, settings: dict[str, Any], folder: str) -> None:
             save_file({k: v.clone() for k, v in models[0].state_dict().items()}, f"{folder}/rank{rank}.safetensors")
 
     state = train_teacher(
-        parsed, TrainingData.load(f"{folder}/data"), report=report, workers=Workers(rank, 2, "cpu", wrap)
+        parsed, TrainingData.load(f"{folder}/data"), report=report, workers=Workers(rank, 2, wrap=wrap)
     )
     Path(folder, f"state{rank}.json").write_text(json.dumps({"history": state.history, "best": state.best}))
     torch.distributed.destroy_process_group()
