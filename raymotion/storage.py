@@ -139,6 +139,8 @@ def list_names(folder: PathLike) -> list[str]:
                 return sorted(entry.name for entry in os.scandir(absolute(folder)) if entry.is_file())
             except FileNotFoundError:
                 return []
+            except NotADirectoryError as error:
+                raise InputError("is a file, not a folder", path=folder, remedy="Name another folder.") from error
         fs, inner = filesystem(folder)
         try:
             entries = fs.ls(inner, detail=True, refresh=True)

@@ -106,8 +106,9 @@ def streamed(ray_jobs: Any, teachers: dict[str, str], tmp_path_factory: pytest.T
 
 @pytest.fixture(scope="module")
 def captioned(ray_jobs: Any, teachers: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """COCO-like samples, labelled by the teacher of captions alone; there are no images. Two have nothing to read, and as
-    each is a shard of its own, two parts have no rows.
+    """COCO-like samples without images, labelled by the teacher of captions alone.
+
+    Two have nothing to read, and as each is a shard of its own, two parts have no rows.
     """
     folder = tmp_path_factory.mktemp("captioned")
     captions = [["a caption", "another"], ["caption 1"], [], ["  "], ["caption 4"]]

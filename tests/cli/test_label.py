@@ -76,10 +76,10 @@ def test_the_first_line_is_the_verdict_and_a_second_run_does_nothing(
         (["--out", "OUT"], "setting teacher is missing"),
         (["--teacher", "TEACHER"], "setting out is missing"),
         (["--teacher", "TEACHER", "--out", "OUT", "--set", "worker=3"], "there is no setting worker (there are:"),
-        (["--teacher", "TEACHER", "--out", "OUT", "--set", "shard_rows=no"], "setting shard_rows = 'no': "),
+        (["--teacher", "TEACHER", "--out", "OUT", "--set", "shard_rows=many"], "setting shard_rows = 'many': "),
         (["--teacher", "TEACHER", "--out", "OUT", "--config", "absent.yaml"], "absent.yaml: no such file"),
         (["--teacher", "TEACHER", "--out", "OUT", "--policy", "class-thresholds"], "holds no thresholds fitted"),
-        (["--teacher", "TEACHER", "--out", "IMAGES/0.png"], "0.png"),
+        (["--teacher", "TEACHER", "--out", "IMAGES/0.png"], "0.png: is a file, not a folder"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -101,7 +101,7 @@ def test_samples_that_are_no_sample_table(runner: Callable[..., Any], teacher: s
 
 def test_debug_shows_where(runner: Callable[..., Any], samples: Path, tmp_path: Path) -> None:
     outcome = runner("label", samples, "--teacher", "nowhere", "--out", tmp_path / "o", "--debug")
-    assert outcome.code == 2 and "Traceback" in outcome.err and "error: nowhere" in outcome.err.splitlines()[-1]
+    assert outcome.code == 2 and "Traceback" in outcome.err and "nowhere: no such checkpoint" in outcome.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
