@@ -28,16 +28,17 @@ from raymotion.batch.preflight import (
     input_digest,
     new_record,
     read_record,
-    require_same,
 )
 from raymotion.batch.progress import Progress, ProgressKind
 from raymotion.batch.quiet import without_noise
 from raymotion.batch.stages import Stage
 from raymotion.batch.worker import ShardWorker, Sink, WorkerPlan
-from raymotion.config import Settings, digest_of
+from raymotion.config import Settings, digest_of, require_same_settings
 from raymotion.data.samples import read_samples
 from raymotion.errors import InputError, RunFailed
 from raymotion.vocabulary import Vocabulary
+
+REMEDY = "Use the same settings to go on, or a fresh output folder."
 
 
 class JobSettings(Settings):
@@ -121,7 +122,7 @@ def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind
         **spec.identity,
     }
     if old is not None:
-        require_same(old["identity"], identity, folder)
+        require_same_settings(old["identity"], identity, where=folder, remedy=REMEDY)
         if old["status"] == "complete":
             return JobSummary(folder, old, True)
     else:
@@ -195,7 +196,7 @@ def _run_shards(
         device=device,
     )
     computed = computed_with(device, resolve_precision(settings, device), plan.batch_size)
-    require_same(record.setdefault("computed", computed), computed, folder)
+    require_same_settings(record.setdefault("computed", computed), computed, where=folder, remedy=REMEDY)
     storage.write_json(storage.join(folder, "job.json"), record)
     total = sum(sizes)
     allowed = int(settings.max_failed * total)

@@ -93,13 +93,7 @@ class PredictEmotions:
         from raymotion.models.checkpoint import load_teacher
 
         torch.set_num_threads(threads)
-        self.teacher = load_teacher(self.folder, device=device)
-        if self.teacher.info.fingerprint != self.fingerprint:
-            raise InputError(
-                "the checkpoint was changed since the job began",
-                path=self.folder,
-                remedy="Label with the new one into a fresh output folder.",
-            )
+        self.teacher = load_teacher(self.folder, device=device, expected_fingerprint=self.fingerprint)
 
     def process(self, items: Sequence[Item]) -> None:
         captions = [item.row["captions"] for item in items]

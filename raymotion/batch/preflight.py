@@ -72,29 +72,6 @@ def read_record(folder: str, kind: str) -> dict[str, Any] | None:
     return record
 
 
-def require_same(old: Mapping[str, Any], new: Mapping[str, Any], folder: str) -> None:
-    """Raises `SettingsMismatch`, which shows the first differences, unless both identities are equal."""
-    before, now = _flatten(old), _flatten(json.loads(json.dumps(new)))
-    different = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    if different:
-        listed = "; ".join(f"{name}: {before.get(name)} there, {now.get(name)} here" for name in different[:5])
-        raise SettingsMismatch(
-            f"was made with other settings ({listed}{'; ...' if len(different) > 5 else ''})",
-            path=folder,
-            remedy="Use the same settings to go on, or a fresh output folder.",
-        )
-
-
-def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            flat.update(_flatten(item, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = item
-    return flat
-
-
 def check_folder(folder: str) -> None:
     """The output folder can be written to, and holds nothing that is not ours."""
     names = [name for name in storage.list_names(folder) if name.endswith(".parquet") and not name.startswith("_")]

@@ -101,7 +101,8 @@ def test_samples_that_are_no_sample_table(runner: Callable[..., Any], teacher: s
 
 def test_debug_shows_where(runner: Callable[..., Any], samples: Path, tmp_path: Path) -> None:
     outcome = runner("label", samples, "--teacher", "nowhere", "--out", tmp_path / "o", "--debug")
-    assert outcome.code == 2 and "Traceback" in outcome.err and "nowhere: no such checkpoint" in outcome.err.splitlines()[-1]
+    assert outcome.code == 2 and "Traceback" in outcome.err
+    assert "nowhere: no such checkpoint" in outcome.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
