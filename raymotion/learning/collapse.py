@@ -220,4 +220,9 @@ def _no_better(evaluation: Evaluation) -> tuple[list[str], list[str]]:
         tells_apart = ap is not None and ap.constant_gain is not None and ap.constant_gain[0] > 0
         worse = top.constant_gain is not None and top.constant_gain[1] < 0
         (notes if tells_apart and not worse else reasons).append(text)
+    elif top is not None and top.constant_gain is not None and top.constant_gain[0] <= 0:
+        notes.append(
+            f"Whether the teacher's first label is right more often than one fixed answer is not clear: top-1 "
+            f"{top.value:.3f}, constant {top.constant:.3f}, {top.samples:,} samples."
+        )
     return reasons, notes
