@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--longest", type=float, default=25.0, help="seconds from a start to a kill, at most")
+    parser.add_argument("--longest", type=float, default=40.0, help="seconds from a start to a kill, at most")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory(prefix="raymotion-kill-") as folder:
