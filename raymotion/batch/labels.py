@@ -16,6 +16,7 @@ from raymotion.batch.progress import ProgressKind
 from raymotion.batch.regions import random_weights_notice
 from raymotion.batch.stages import DecodeImages, ExtractRegions, Failure, Item, Stage
 from raymotion.config import digest_of
+from raymotion.data.features import features_digest
 from raymotion.errors import InputError
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info
@@ -216,7 +217,7 @@ def label(settings: LabelSettings, *, address: str | None = None, progress: Prog
         identity={
             "teacher": {"fingerprint": info.fingerprint, "vocabulary": info.vocabulary.fingerprint},
             "extractor": extractor.to_dict() if extractor else None,
-            "features": _features_digest(settings.features) if extractor and settings.features else None,
+            "features": features_digest(settings.features) if extractor and settings.features else None,
             "selection": settings.selection.model_dump(mode="json"),
             "thresholds": digest_of(info.thresholds) if settings.selection.policy == "class-thresholds" else None,
         },
@@ -288,7 +289,3 @@ def _features_record(folder: str) -> dict[str, Any]:
 
 def _features_extractor(folder: str) -> dict[str, Any]:
     return dict(_features_record(folder)["identity"]["extractor"])
-
-
-def _features_digest(folder: str) -> str:
-    return str(_features_record(folder)["digest"])

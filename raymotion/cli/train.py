@@ -82,7 +82,7 @@ def _print_epoch(metrics: Mapping[str, Any]) -> None:
     # A terminal sees the run live; a log file gets the result alone.
     if sys.stderr.isatty():
         click.echo(
-            f"epoch {metrics['epoch']:.0f}: train BCE {metrics['train_bce']:.4f}, "
+            f"epoch {metrics['epoch']:.0f}: training loss {metrics['train_loss']:.4f}, "
             f"validation BCE {metrics['val_bce']:.4f}, mAP {metrics['val_macro_ap']:.4f} "
             f"(best: epoch {metrics['best_epoch']:.0f})",
             err=True,

@@ -96,3 +96,19 @@ def test_job_entry_is_the_same_command(samples: str, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "t" / "config.json").read_text())["modalities"] == ["text"]
+
+
+def test_epochs_are_told_on_a_terminal(
+    samples: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the metrics that a real run reports."""
+    from raymotion.cli.train import _print_epoch
+    from raymotion.train.fit import fit
+    from raymotion.train.recipe import load_recipe
+
+    told: list[Any] = []
+    options = {"data": {"samples": samples}, "workers": 0, "optimiser": {"epochs": 1}}
+    fit(load_recipe("teacher-demo", options=options), tmp_path / "t", progress=told.append)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    _print_epoch(told[0])
+    assert capsys.readouterr().err.startswith("epoch 1: training loss 0.")
