@@ -16,8 +16,6 @@ from raymotion.errors import InputError, RunFailed
 
 # The object store carries shard numbers and one-row records, and weights during training: never pixels.
 OBJECT_STORE_BYTES = 256 * 1024**2
-# Of a node type without a limit; enough for any plan, and still countable.
-MOST_STARTABLE = 1000
 # Ray's sockets lie below its folder, and a Unix socket's path has at most 107 characters.
 LONGEST_TEMPORARY_FOLDER = 30
 
@@ -114,7 +112,12 @@ class Placement:
 
 
 def plan_placement(
-    workers: int | None, cpus: float | None, gpus: float | None, *, nodes: list[dict[str, float]]
+    workers: int | None,
+    cpus: float | None,
+    gpus: float | None,
+    *,
+    nodes: list[dict[str, float]],
+    autoscale: bool = False,
 ) -> Placement:
     """How many actors of which size, from the settings and from what the nodes have.
 
@@ -124,6 +127,8 @@ def plan_placement(
     Args:
         workers, cpus, gpus: settings, None to choose.
         nodes: resources of each node, with the keys `CPU` and `GPU`.
+        autoscale: the cluster starts nodes for actors that wait. Ray does not tell which it could start, so nothing is
+            refused, and the number of workers has to be said.
 
     Raises:
         InputError: the plan can never be placed; the message shows the arithmetic.
@@ -134,6 +139,12 @@ def plan_placement(
         # The share of the node that has least: every GPU is to get its worker.
         shares = [n.get("CPU", 0) // (n["GPU"] / gpus) for n in nodes if gpus and n.get("GPU", 0) >= gpus]
         cpus = max(1.0, min(8.0, *shares)) if shares else 1.0
+    if autoscale:
+        if workers is None:
+            raise InputError(
+                "how many workers an autoscaling cluster is to run has to be said", remedy="Give --workers."
+            )
+        return Placement(workers, cpus, gpus)
     fits = sum(_fitting(node, cpus, gpus) for node in nodes)
     plan = Placement(workers if workers is not None else max(1, fits), cpus, gpus)
     if plan.workers > fits:
@@ -141,7 +152,8 @@ def plan_placement(
         raise InputError(
             f"{plan.describe()} can not be placed: the cluster has {have}, room for {fits} such "
             f"worker{'' if fits == 1 else 's'}",
-            remedy="Lower --workers, --cpus-per-worker or --gpus-per-worker, or add nodes.",
+            remedy="Lower --workers, --cpus-per-worker or --gpus-per-worker; or add nodes; or say --autoscale where the "
+            "cluster starts them.",
         )
     return plan
 
@@ -152,28 +164,7 @@ def _fitting(node: dict[str, float], cpus: float, gpus: float) -> int:
 
 
 def node_resources() -> list[dict[str, float]]:
-    """Resources of each node of the Ray that this process is connected to: those alive, and those it may still start.
-
-    An autoscaling cluster tells its node types and how many of each it may have; actors that wait make it start them.
-    """
+    """Resources of each live node of the Ray that this process is connected to."""
     import ray
 
-    alive = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    return alive + _startable(len(alive))
-
-
-def _startable(alive: int) -> list[dict[str, float]]:
-    import ray
-
-    try:
-        config = ray._private.state.state.get_cluster_config()
-    except Exception:  # Ray's internals; a cluster without an autoscaler, or Ray Client
-        return []
-    if config is None:
-        return []
-    nodes = []
-    for group in config.node_group_configs:
-        # Nodes of a type that run already are counted as alive: no type starts more than it has left at the best.
-        count = group.max_count if group.max_count >= 0 else MOST_STARTABLE
-        nodes += [{name: float(amount) for name, amount in group.resources.items()}] * min(count, MOST_STARTABLE)
-    return nodes[: max(0, len(nodes) - max(0, alive - 1))]
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]

@@ -54,6 +54,7 @@ class JobSettings(Settings):
     cpus_per_worker: float | None = Field(None, gt=0)
     gpus_per_worker: float | None = Field(None, ge=0)
     decode_threads: int | None = Field(None, ge=0)
+    autoscale: bool = Field(False, description="the cluster starts nodes for actors that wait")
     max_failed: float = Field(0.05, ge=0, le=1, description="share of rows that may fail before the run stops")
 
 
@@ -178,7 +179,11 @@ def _run_shards(
     """Runs the shards that are left through a pool of actors; fills `commits`; returns what it measured."""
     settings = spec.settings
     placement = plan_placement(
-        settings.workers, settings.cpus_per_worker, settings.gpus_per_worker, nodes=node_resources()
+        settings.workers,
+        settings.cpus_per_worker,
+        settings.gpus_per_worker,
+        nodes=node_resources(),
+        autoscale=settings.autoscale,
     )
     workers = min(placement.workers, len(todo))
     device = "cuda" if placement.gpus else "cpu"

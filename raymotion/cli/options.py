@@ -63,6 +63,12 @@ def job_options(command: F) -> F:
                 "[default: a GPU worker's CPUs, else 0]",
             ),
             click.option(
+                "--autoscale",
+                is_flag=True,
+                default=None,
+                help="The cluster starts nodes for actors that wait: refuse no plan for want of room. Needs --workers.",
+            ),
+            click.option(
                 "--max-failed", type=click.FloatRange(0, 1), help="Share of rows that may fail.  [default: 0.05]"
             ),
             click.option(

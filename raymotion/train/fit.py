@@ -167,7 +167,7 @@ def _train_on_ray(
         nodes = node_resources()
         use_gpu = any(node.get("GPU", 0) >= 1 for node in nodes) if recipe.use_gpu is None else recipe.use_gpu
         # Ray Train would wait for a place that never comes.
-        plan_placement(recipe.workers, 1.0, 1.0 if use_gpu else 0.0, nodes=nodes)
+        plan_placement(recipe.workers, 1.0, 1.0 if use_gpu else 0.0, nodes=nodes, autoscale=recipe.autoscale)
         filesystem, path = _arrow_filesystem(run)
         trainer = TorchTrainer(
             _worker,

@@ -71,6 +71,7 @@ class TrainRecipe(Settings):
         select_by: what the best epoch is chosen by, on validation.
         workers: Ray Train workers; 0 trains in this process, without Ray.
         use_gpu: None takes GPUs where the cluster has them.
+        autoscale: the cluster starts nodes for workers that wait, so a plan that does not fit now is not refused.
         failures: how often a crashed worker group is started again.
     """
 
@@ -85,11 +86,12 @@ class TrainRecipe(Settings):
     seed: int = Field(0, ge=0)
     workers: int = Field(1, ge=0)
     use_gpu: bool | None = None
+    autoscale: bool = False
     failures: int = Field(2, ge=0)
 
     def result_settings(self) -> dict[str, Any]:
         """The settings that decide the result: all but where and how often it is tried."""
-        return self.model_dump(mode="json", exclude={"workers", "use_gpu", "failures"})
+        return self.model_dump(mode="json", exclude={"workers", "use_gpu", "autoscale", "failures"})
 
 
 def recipes_folder() -> Path:

@@ -28,6 +28,14 @@ def test_cpu_nodes_beside_a_gpu_node_do_not_swell_its_workers() -> None:
     assert (plan.workers, plan.cpus, plan.gpus) == (1, 4.0, 1.0)
 
 
+def test_an_autoscaling_cluster_is_asked_for_what_was_said() -> None:
+    head = [{"CPU": 0.0}]
+    plan = plan_placement(4, 4, 1, nodes=head, autoscale=True)
+    assert (plan.workers, plan.cpus, plan.gpus) == (4, 4, 1)
+    with pytest.raises(InputError, match="has to be said. Give --workers"):
+        plan_placement(None, None, None, nodes=head, autoscale=True)
+
+
 def test_fractional_gpus() -> None:
     plan = plan_placement(None, 2, 0.5, nodes=GPU_NODES)
     assert (plan.workers, plan.cpus, plan.gpus) == (8, 2, 0.5)
