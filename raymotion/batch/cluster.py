@@ -141,9 +141,7 @@ def plan_placement(
         cpus = max(1.0, min(8.0, *shares)) if shares else 1.0
     if autoscale:
         if workers is None:
-            raise InputError(
-                "how many workers an autoscaling cluster is to run has to be said", remedy="Give --workers."
-            )
+            raise InputError("an autoscaling cluster does not tell how many workers fit", remedy="Give --workers.")
         return Placement(workers, cpus, gpus)
     fits = sum(_fitting(node, cpus, gpus) for node in nodes)
     plan = Placement(workers if workers is not None else max(1, fits), cpus, gpus)
@@ -152,7 +150,7 @@ def plan_placement(
         raise InputError(
             f"{plan.describe()} can not be placed: the cluster has {have}, room for {fits} such "
             f"worker{'' if fits == 1 else 's'}",
-            remedy="Lower --workers, --cpus-per-worker or --gpus-per-worker; or add nodes; or say --autoscale where the "
+            remedy="Lower --workers, --cpus-per-worker or --gpus-per-worker, add nodes, or say --autoscale where the "
             "cluster starts them.",
         )
     return plan

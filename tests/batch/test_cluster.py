@@ -32,7 +32,7 @@ def test_an_autoscaling_cluster_is_asked_for_what_was_said() -> None:
     head = [{"CPU": 0.0}]
     plan = plan_placement(4, 4, 1, nodes=head, autoscale=True)
     assert (plan.workers, plan.cpus, plan.gpus) == (4, 4, 1)
-    with pytest.raises(InputError, match="has to be said. Give --workers"):
+    with pytest.raises(InputError, match=r"does not tell how many workers fit. Give --workers"):
         plan_placement(None, None, None, nodes=head, autoscale=True)
 
 
