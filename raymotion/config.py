@@ -153,7 +153,7 @@ def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     first = problems[0]
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
-        text = f"setting {name} is missing"
+        text = f"setting {name} is missing: give it on the command line or in --config"
     elif first["type"] == "extra_forbidden":
         fields = _fields_at(model, first["loc"][:-1])
         text = f"there is no setting {name}" + (f" (there are: {', '.join(fields)})" if fields else "")

@@ -209,6 +209,8 @@ def write_bytes(path: PathLike, data: bytes, *, durable: bool = True) -> None:
             fs.pipe_file(inner, data)
             return
         target = Path(absolute(path))
+        if target.is_dir():
+            raise InputError("is a folder, not a file", path=path, remedy="Name a file.")
         target.parent.mkdir(parents=True, exist_ok=True)
         # Hidden, so that no listing of data files ever shows one that a crash left behind.
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")

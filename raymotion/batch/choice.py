@@ -113,6 +113,10 @@ def judge(
 def read_labels_record(folder: storage.PathLike) -> dict[str, Any]:
     """job.json of a finished labelling job, or an `InputError`."""
     path = storage.join(storage.absolute(folder), "job.json")
+    if not storage.exists(path):
+        raise InputError(
+            "is no labelled data set: it has no job.json", path=folder, remedy="Name the --out of `raymotion label`."
+        )
     record = storage.read_json(path)
     if not isinstance(record, dict) or record.get("job") != "labels":
         raise InputError(

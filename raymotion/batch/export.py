@@ -11,6 +11,7 @@ from typing import Any
 
 from raymotion import storage
 from raymotion.batch.choice import matrix_of, read_labels_record, read_parts
+from raymotion.errors import InputError
 from raymotion.vocabulary import SOCRATIS_29, Vocabulary
 
 # Column order of the public system's coco_predictions.csv (its position of each label in the later notebooks).
@@ -29,6 +30,8 @@ def export(labels: storage.PathLike, out: storage.PathLike, kind: str) -> int:
     vocabulary = Vocabulary.from_dict(record["vocabulary"], where=folder)
     writer: Callable[[str, Vocabulary], tuple[str, int]] = {"csv": _csv, "coco-json": _coco_json}[kind]
     text, rows = writer(folder, vocabulary)
+    if storage.exists(out) and not storage.is_dir(out) and storage.read_bytes(out)[:9] != text.encode()[:9]:
+        raise InputError(f"is there already, and no {kind} export", path=out, remedy="Name another --out.")
     storage.write_text(out, text)
     return rows
 
@@ -75,6 +78,8 @@ def _coco_json(folder: str, vocabulary: Vocabulary) -> tuple[str, int]:
                 free += 1
                 image_id = free
             name = posixpath.basename((row["image_uri"] or "").replace("\\", "/"))
+            if row["sample_id"].startswith("folder:"):  # the path below the folder, subfolders included
+                name = row["sample_id"].removeprefix("folder:")
             images.append(
                 {"id": image_id, "file_name": name, "coco_url": image_url(row), "sample_id": row["sample_id"]}
             )

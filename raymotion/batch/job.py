@@ -38,6 +38,7 @@ from raymotion.data.samples import read_samples
 from raymotion.errors import InputError, RunFailed
 from raymotion.vocabulary import Vocabulary
 
+ALWAYS_MAY_FAIL = 3
 REMEDY = "Use the same settings to go on, or a fresh output folder."
 
 
@@ -56,6 +57,10 @@ class JobSettings(Settings):
     decode_threads: int | None = Field(None, ge=0)
     autoscale: bool = Field(False, description="the cluster starts nodes for actors that wait")
     max_failed: float = Field(0.05, ge=0, le=1, description="share of rows that may fail before the run stops")
+
+    def rows_that_may_fail(self, rows: int) -> int:
+        """Of so many rows; a few always may, lest one bad file stop a small set, unless `max_failed` is 0."""
+        return max(ALWAYS_MAY_FAIL, int(self.max_failed * rows)) if self.max_failed else 0
 
 
 @dataclass(frozen=True)
@@ -204,7 +209,7 @@ def _run_shards(
     require_same_settings(record.setdefault("computed", computed), computed, where=folder, remedy=REMEDY)
     storage.write_json(storage.join(folder, "job.json"), record)
     total = sum(sizes)
-    allowed = int(settings.max_failed * total)
+    allowed = settings.rows_that_may_fail(total)
     quarantined = sum(commit.quarantined for commit in commits.values())
     ready: list[float] = []
     rows = 0
@@ -376,7 +381,7 @@ def _close(
     counts = record["counts"]
     if wrong or counts["in"] != counts["good"] + counts["quarantined"]:
         raise RunFailed(f"the books do not close: {counts}, shards {wrong[:5]}. Remove the folder and report this")
-    if counts["quarantined"] > spec.settings.max_failed * counts["in"]:
+    if counts["quarantined"] > spec.settings.rows_that_may_fail(counts["in"]):
         _stop_for_failures(spec, commits, counts["quarantined"], counts["in"])
     if spec.finish is not None:
         record.update(spec.finish(folder))

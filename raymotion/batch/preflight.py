@@ -74,7 +74,8 @@ def read_record(folder: str, kind: str) -> dict[str, Any] | None:
 
 def check_folder(folder: str) -> None:
     """The output folder can be written to, and holds nothing that is not ours."""
-    names = [name for name in storage.list_names(folder) if name.endswith(".parquet") and not name.startswith("_")]
+    # A manifest of ours, and temporary files, may be left by a run that was killed before its job.json.
+    names = [name for name in storage.list_names(folder) if not name.startswith(("_", "."))]
     for inner in ("quarantine", "_commits"):
         names += [f"{inner}/{name}" for name in storage.list_names(storage.join(folder, inner))]
     if names:

@@ -109,6 +109,8 @@ def select(labels: str, out: str, **options: Any) -> None:
     record = run(labels, out, policy)
     choice = record["choice"]
     print_verdict(record["collapse"])
+    if not choice["labels"]:
+        click.echo("warning: no image got a label: the threshold or minimum is above every probability")
     click.echo(
         f"{choice['selected']} of {record['counts']['good']} images selected, {choice['labels']} labels -> {out}"
     )

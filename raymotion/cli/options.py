@@ -69,7 +69,9 @@ def job_options(command: F) -> F:
                 help="The cluster starts nodes for actors that wait: refuse no plan for want of room. Needs --workers.",
             ),
             click.option(
-                "--max-failed", type=click.FloatRange(0, 1), help="Share of rows that may fail.  [default: 0.05]"
+                "--max-failed",
+                type=click.FloatRange(0, 1),
+                help="Share of rows that may fail; 3 always may, unless it is 0.  [default: 0.05]",
             ),
             click.option(
                 "--progress",

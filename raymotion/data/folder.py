@@ -76,6 +76,12 @@ def read_folder(folder: storage.PathLike, captions: storage.PathLike | None = No
             if text:
                 own.append(text)
     stray = sorted(set(texts) - set(files))
+    if texts and len(stray) == len(texts):
+        raise InputError(
+            f"names no picture of {folder}: {stray[0]!r} is not in it",
+            path=captions,
+            remedy="Paths are relative to the folder, subfolders included.",
+        )
     report.no_file, report.no_file_names = len(stray), stray[:5]
     rows = [
         {

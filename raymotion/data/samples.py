@@ -79,7 +79,9 @@ def vocabulary_of(table: pa.Table, *, where: object = None) -> Vocabulary | None
 
 
 def write_samples(path: storage.PathLike, table: pa.Table) -> None:
-    """Validates and writes, atomically."""
+    """Validates and writes, atomically. A file that is no Parquet is not overwritten: it may be an input."""
+    if storage.exists(path) and not storage.is_dir(path) and storage.read_bytes(path)[:4] != b"PAR1":
+        raise InputError("is there already, and no sample table", path=path, remedy="Name another --out.")
     storage.write_table(path, validate(table, where=path))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raymotion.config import Settings
 from raymotion.errors import InputError
@@ -112,6 +112,20 @@ class SelectionPolicy(Settings):
     minimum: float = Field(default=0.0, ge=0.0, le=1.0)
     sample_fraction: float = Field(default=1.0, gt=0.0, le=1.0)
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _only_what_is_used(self) -> SelectionPolicy:
+        """A value that the policy does not look at was meant for another one: say so, instead of doing nothing."""
+        used = {
+            "top-per-image": {"count"},
+            "threshold": {"threshold"},
+            "class-thresholds": set[str](),
+            "top-per-class": {"count", "minimum"},
+        }[self.policy]
+        for name in ("count", "threshold", "minimum"):
+            if name not in used and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is not used by the policy {self.policy}")
+        return self
 
     @property
     def is_global(self) -> bool:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raymotion import storage
-from raymotion.batch.job import JobSpec, run_job
+from raymotion.batch.job import JobSettings, JobSpec, run_job
 from raymotion.data.samples import read_samples, write_samples
 from raymotion.errors import AccessDenied, InputError, RunFailed, SettingsMismatch
 
@@ -104,6 +104,11 @@ def test_too_many_failures_stop_the_run_and_keep_what_is_done(
     assert done and json.loads((out / "job.json").read_text())["status"] == "running"
     summary = run_job(mean_job(samples=table, out=out, shard_rows=5, max_failed=0.5))
     assert summary.counts["quarantined"] == 10 and summary.record["runs"][-1]["resumed_from_shards"] == len(done)
+
+
+@pytest.mark.parametrize(("rows", "share", "allowed"), [(4, 0.05, 3), (1000, 0.05, 50), (1000, 0.0, 0), (9, 1.0, 9)])
+def test_a_few_rows_may_always_fail(rows: int, share: float, allowed: int) -> None:
+    assert JobSettings(samples="s", out="o", max_failed=share).rows_that_may_fail(rows) == allowed
 
 
 def test_a_missing_image_folder_stops_before_any_work(

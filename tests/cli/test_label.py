@@ -124,3 +124,26 @@ def test_a_folder_that_is_no_labelled_set(runner: Callable[..., Any], tmp_path: 
     for command in (["select", tmp_path, "--out", tmp_path / "b"], ["export", tmp_path, "--out", tmp_path / "b"]):
         outcome = runner(*command)
         assert outcome.code == 2 and "job.json" in outcome.err, outcome.err
+
+
+def test_an_option_of_another_policy_is_a_mistake(runner: Callable[..., Any], samples: Path, teacher: str) -> None:
+    outcome = runner("label", samples, "--teacher", teacher, "--out", samples.parent / "o", "--threshold", "0.3")
+    assert outcome.code == 2 and "threshold is not used by the policy top-per-image" in outcome.err
+
+
+def test_a_folder_of_other_files_is_not_written_into(runner: Callable[..., Any], samples: Path, teacher: str) -> None:
+    outcome = runner("label", samples, "--teacher", teacher, "--out", samples.parent / "images")
+    assert outcome.code == 2 and "holds 0.png, but no job.json" in outcome.err
+    assert sorted(path.name for path in (samples.parent / "images").iterdir()) == ["0.png", "1.png", "2.png"]
+
+
+def test_an_input_is_not_overwritten(runner: Callable[..., Any], samples: Path) -> None:
+    captions = samples.parent / "captions.jsonl"
+    captions.write_text('{"file": "0.png", "caption": "black"}\n')
+    prepare = ["data", "prepare", "folder", samples.parent / "images", "--captions", captions]
+    outcome = runner(*prepare, "--out", captions)
+    assert outcome.code == 2 and "is there already, and no sample table" in outcome.err
+    assert captions.read_text().startswith("{")
+    captions.write_text('{"file": "elsewhere/0.png", "caption": "black"}\n')
+    outcome = runner(*prepare, "--out", samples.parent / "mine.parquet")
+    assert outcome.code == 2 and "'elsewhere/0.png' is not in it" in outcome.err
