@@ -69,6 +69,8 @@ def probe(what, count):
     if what == "run": raise RunFailed("a worker died")
     if what == "bug": raise ZeroDivisionError("division by zero\\nsecond line")
     if what == "disk": raise OSError(28, "No space left on device")
+    # A shell's background job ignores SIGINT, and so would its children.
+    if what == "interrupt": signal.signal(signal.SIGINT, signal.default_int_handler)
     if what == "interrupt": os.kill(os.getpid(), signal.SIGINT); signal.pause()
     if what == "abort": raise click.Abort()
     if what == "exit": click.get_current_context().exit(5)

@@ -232,7 +232,8 @@ def test_in_an_object_store(s3):
     table, report = read_socratis(f"{s3}/soc/{CSV_NAME}", f"{s3}/soc/images")
     assert report.images_found == 3
     decode_rgb(storage.read_bytes(table["image_uri"].to_pylist()[0]))
-    storage.write_text(f"{s3}/captions.csv", "file,caption\nval2017/nope.jpg,x\n")
+    one = storage.list_names(f"{s3}/coco/val2017")[0]
+    storage.write_text(f"{s3}/captions.csv", f"file,caption\nval2017/nope.jpg,x\nval2017/{one},y\n")
     table, found = read_folder(f"{s3}/coco", f"{s3}/captions.csv")
     assert (found.rows, found.no_file) == (3, 1)
     assert table["sample_id"].to_pylist()[0].startswith("folder:val2017/0")
