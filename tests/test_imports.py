@@ -18,7 +18,7 @@ BENCHMARKS = sorted((REPOSITORY / "benchmarks").glob("*.py"))
 FLOORS = [
     {"errors", "storage", "vocabulary", "config"},
     {"models", "learning", "data"},
-    {"batch", "train", "study", "robustness", "report"},
+    {"batch", "train", "study", "robustness", "evaluation", "report"},
     {"demo"},  # the whole pipeline in one function
     {"cli"},
 ]
