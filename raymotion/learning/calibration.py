@@ -4,6 +4,10 @@ Each label of each image is one yes-or-no forecast. A forecast can be calibrated
 every image, have an expected calibration error near zero. So it is read together with the Brier score, whose
 decomposition (Murphy 1973) tells how much the forecasts tell images apart.
 
+Resampling adds noise to each bin's rate, which only ever adds to a sum of absolute gaps: so the intervals of the
+calibration error are centred on the value. For the same reason a small sample of a perfectly calibrated model has an
+error above zero. `expected_by_luck` says how much.
+
 Two kinds of bins: `width` cuts [0, 1] into equal parts (Guo et al. 2017, Naeini et al. 2015), `mass` cuts at quantiles
 of the probabilities, so that each bin holds about as many. Rare labels put nearly everything into the first bins of
 equal width; equal mass looks closer there. Equal probabilities always share a bin.
@@ -11,16 +15,19 @@ equal width; equal mass looks closer there. Equal probabilities always share a b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from raymotion.errors import InputError
+from raymotion.learning.bootstrap import centred, chunk, interval, ranking_resamples, ratio, resample_counts
 
 Strategy = Literal["width", "mass"]
 BINS = 10
+# Forecasts drawn for `expected_by_luck`: a second or so, and at least 20 times the whole sample.
+LUCK_BUDGET = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -71,11 +78,13 @@ def reliability(
     truth, p = _checked(targets, probabilities)
     edges = bin_edges(p, bins, strategy)
     count, hits, said = _binned(truth, p, edges)
-    totals, rates = count.sum(axis=0), _ratio(hits.sum(axis=0), count.sum(axis=0))
-    means = _ratio(said.sum(axis=0), totals)
+    totals, rates = count.sum(axis=0), ratio(hits.sum(axis=0), count.sum(axis=0))
+    means = ratio(said.sum(axis=0), totals)
     band = np.full((2, bins), np.nan)
     if bootstrap > 0:
-        drawn = np.concatenate([_ratio(w @ hits, w @ count) for w in _resamples(len(p), bootstrap, seed)])
+        drawn = np.concatenate(
+            [ratio(w @ hits, w @ count) for w in resample_counts(len(p), bootstrap, seed, chunk(len(p)))]
+        )
         known = np.isfinite(drawn).any(axis=0)
         band[:, known] = np.nanpercentile(drawn[:, known], (2.5, 97.5), axis=0)
     return [
@@ -118,6 +127,163 @@ def class_calibration_errors(
     )
 
 
+@dataclass(frozen=True)
+class CalibrationScores:
+    """Calibration with one kind of bins.
+
+    Attributes:
+        error, low, high: ECE of all forecasts pooled, with its 95 % interval.
+        class_error, class_low, class_high: the mean of the labels' own ECEs, with its interval.
+        maximum: MCE, pooled. It has no interval: it is the gap of a single bin, and the bins have theirs.
+        by_luck, class_by_luck: what a perfectly calibrated model with these probabilities has, on average.
+        prior, class_prior: of the training split's class rates, given to every image.
+        resamples: of the intervals.
+        curve: the reliability diagram.
+    """
+
+    strategy: Strategy
+    bins: int
+    error: float
+    low: float | None
+    high: float | None
+    class_error: float
+    class_low: float | None
+    class_high: float | None
+    maximum: float
+    by_luck: float
+    class_by_luck: float
+    prior: float
+    class_prior: float
+    resamples: int
+    curve: list[CalibrationBin]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def calibrate(
+    targets: np.ndarray,
+    probabilities: np.ndarray,
+    *,
+    prior: np.ndarray | Sequence[float],
+    bins: int = BINS,
+    strategy: Strategy = "width",
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> CalibrationScores:
+    """Everything about the calibration of (n, L) forecasts; `prior` is (L,). Errors as `reliability`."""
+    truth, p = _checked(targets, probabilities)
+    n, width = p.shape
+    layout = _Layout(p, bins, strategy)
+    error, class_error = (float(value[0]) for value in layout.errors(truth, np.ones((1, n))))
+    resamples = ranking_resamples(bootstrap, n, width)
+    drawn = [layout.errors(truth, w) for w in resample_counts(n, resamples, seed, chunk(n))] if resamples else []
+    ends: list[tuple[float, float] | None] = [None, None]
+    if drawn:
+        pooled, by_class = (np.concatenate(part) for part in zip(*drawn, strict=True))
+        ends = [
+            interval(np.maximum(centred(pooled, error), 0.0)),
+            interval(np.maximum(centred(by_class, class_error), 0.0)),
+        ]
+    (low, high), (class_low, class_high) = ((None, None) if pair is None else pair for pair in ends)
+    by_luck, class_by_luck = layout.by_luck(p, seed)
+    constant = np.broadcast_to(np.asarray(prior, dtype=np.float64), p.shape)
+    return CalibrationScores(
+        strategy=strategy,
+        bins=bins,
+        error=error,
+        low=low,
+        high=high,
+        class_error=class_error,
+        class_low=class_low,
+        class_high=class_high,
+        maximum=maximum_calibration_error(truth, p, bins=bins, strategy=strategy),
+        by_luck=by_luck,
+        class_by_luck=class_by_luck,
+        prior=expected_calibration_error(truth, constant, bins=bins, strategy=strategy),
+        class_prior=float(class_calibration_errors(truth, constant, bins=bins, strategy=strategy).mean()),
+        resamples=resamples,
+        curve=reliability(truth, p, bins=bins, strategy=strategy, bootstrap=resamples, seed=seed),
+    )
+
+
+class _Layout:
+    """Which bin each forecast is in, pooled and label by label: fixed, while samples are resampled."""
+
+    def __init__(self, p: np.ndarray, bins: int, strategy: Strategy) -> None:
+        n, width = p.shape
+        self.p, self.bins = p, bins
+        self.pooled = np.searchsorted(bin_edges(p, bins, strategy)[1:-1], p, side="left")
+        own = np.empty(p.shape, dtype=np.int64)
+        for j in range(width):
+            own[:, j] = np.searchsorted(bin_edges(p[:, j], bins, strategy)[1:-1], p[:, j], side="left")
+        self.own = own + np.arange(width) * bins
+        self.rows = np.arange(n)[:, None]
+
+    def errors(self, truth: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pooled and class-wise ECE for each row of `weights` (B, n): |hits - forecasts| of the bins, over all."""
+        width = self.p.shape[1]
+        gap = truth - self.p
+        pooled = self._sums(self.pooled, gap, self.bins)
+        by_class = self._sums(self.own, gap, self.bins * width)
+        total = weights.sum(axis=1) * width
+        return np.abs(weights @ pooled).sum(axis=1) / total, np.abs(weights @ by_class).sum(axis=1) / total
+
+    def by_luck(self, p: np.ndarray, seed: int) -> tuple[float, float]:
+        """Both errors if each label is true with exactly its probability, and independent of the others: the mean."""
+        rng = np.random.default_rng(seed)
+        all_once = np.ones((1, len(p)))
+        draws = max(20, min(200, LUCK_BUDGET // p.size))
+        found = [self.errors((rng.random(p.shape) < p).astype(np.float64), all_once) for _ in range(draws)]
+        pooled, by_class = (float(np.mean(part)) for part in zip(*found, strict=True))
+        return pooled, by_class
+
+    def _sums(self, place: np.ndarray, values: np.ndarray, bins: int) -> np.ndarray:
+        n = len(values)
+        flat = np.bincount((place + self.rows * bins).ravel(), values.ravel(), minlength=n * bins)
+        return flat.reshape(n, bins)
+
+
+@dataclass(frozen=True)
+class BrierParts:
+    """Murphy's decomposition: score = miscalibration - resolution + uncertainty + within_bins, means over the labels.
+
+    Attributes:
+        score: mean squared error of the probabilities.
+        miscalibration: distance of the bins from what happened in them (0 is best; often called reliability).
+        resolution: how far the bins' rates spread around the label's rate: what the forecasts know of the images.
+        uncertainty: rate x (1 - rate): the score of a constant that knows the rates.
+        within_bins: what differs inside the bins (Stephenson et al. 2008); 0 if each bin holds one probability.
+    """
+
+    score: float
+    miscalibration: float
+    resolution: float
+    uncertainty: float
+    within_bins: float
+
+
+def decompose_brier(
+    targets: np.ndarray, probabilities: np.ndarray, *, bins: int = BINS, strategy: Strategy = "mass"
+) -> BrierParts:
+    """The Brier score of (n, L) forecasts in its parts, each label on its own and then averaged.
+
+    Label by label, because pooled forecasts would be credited with knowing that some labels are rare.
+    """
+    truth, p = _checked(targets, probabilities)
+    n, width = p.shape
+    miscalibration = resolution = uncertainty = 0.0
+    for j in range(width):
+        rate = float(truth[:, j].mean())
+        uncertainty += rate * (1.0 - rate) / width
+        for item in reliability(truth[:, j], p[:, j], bins=bins, strategy=strategy):
+            miscalibration += item.count * item.gap**2 / (n * width)
+            resolution += item.count * (item.rate - rate) ** 2 / (n * width)
+    score = float(((p - truth) ** 2).mean())
+    within = score - (miscalibration - resolution + uncertainty)
+    return BrierParts(score, miscalibration, resolution, uncertainty, within)
+
+
 def bin_edges(probabilities: np.ndarray, bins: int, strategy: Strategy) -> np.ndarray:
     """Ends of the bins, (bins + 1,): equal parts of [0, 1], or quantiles (which may coincide)."""
     if bins < 1:
@@ -154,13 +320,3 @@ def _checked(targets: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray
         if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
             raise InputError(f"{name} are not all between 0 and 1")
     return truth.reshape(len(p), -1), p.reshape(len(p), -1)
-
-
-def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0)
-
-
-def _resamples(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    from raymotion.learning.metrics import _resample_counts
-
-    return _resample_counts(n, resamples, seed, chunk=max(1, 2_000_000 // n))

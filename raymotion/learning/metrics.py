@@ -20,24 +20,21 @@ random order, and its intervals are centred on the value, because resampling rep
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from raymotion.errors import InputError
-from raymotion.learning.average_precision import class_ranking_ap, random_order_ap, ranking, weighted_ap
+from raymotion.learning.average_precision import bootstrap_ap
+from raymotion.learning.bootstrap import Metric, finite, ratio_metrics
 
 # Probabilities are clipped to [EPSILON, 1 - EPSILON] before a logarithm: one certain and wrong answer costs 16.1 nats.
 EPSILON = 1e-7
 
-# Average precision is sorted sums over samples x labels x resamples: about two seconds for this many of them.
-AP_BUDGET = 60_000_000
-AP_MIN_RESAMPLES = 50
-
 RECALL_K = 3
+LOWER_IS_BETTER = ("bce", "brier")
 
 METRIC_TITLES = {
     "bce": "BCE, nats (lower is better)",
@@ -45,6 +42,10 @@ METRIC_TITLES = {
     "macro_ap": "Macro AP (mAP)",
     "recall_at_3": "Recall@3",
     "recall_at_3_public": "Recall@3, hits / 3n",
+    "macro_auc": "Macro AUC",
+    "micro_f1": "Micro F1",
+    "macro_f1": "Macro F1",
+    "brier": "Brier score (lower is better)",
 }
 
 
@@ -60,50 +61,15 @@ def metric_text(value: float | None) -> str:
 
 
 @dataclass(frozen=True)
-class Metric:
-    """One metric of one set of predictions.
-
-    Attributes:
-        value: None where it is not defined (average precision without a positive).
-        low, high: ends of the 95 % percentile bootstrap interval over samples.
-        prior, constant: the same metric of the two baselines.
-        prior_gain, constant_gain: 95 % interval of the improvement over that baseline, on the same resamples; positive
-            is better, whichever way the metric points. For average precision, chance is a random order of the samples.
-        samples: how many samples the value is a mean over.
-        resamples: how many bootstrap resamples the intervals come from.
-    """
-
-    name: str
-    value: float | None
-    low: float | None
-    high: float | None
-    prior: float | None
-    constant: float | None
-    prior_gain: tuple[float, float] | None
-    constant_gain: tuple[float, float] | None
-    higher_is_better: bool
-    samples: int
-    resamples: int
-
-    @property
-    def verdict(self) -> str:
-        """`better`: the whole interval lies above both baselines; `worse`: below one of them; `unclear`: neither."""
-        gains = [gain for gain in (self.prior_gain, self.constant_gain) if gain is not None]
-        if not gains:
-            return "unclear"
-        if all(low > 0 for low, _ in gains):
-            return "better"
-        return "worse" if any(high < 0 for _, high in gains) else "unclear"
-
-
-@dataclass(frozen=True)
 class ClassScore:
-    """Average precision of one class; None where no sample of the split carries it."""
+    """Average precision of one class, with its 95 % interval; None where no sample of the split carries it."""
 
     label: str
     average_precision: float | None
     prevalence: float
     positives: int
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -180,15 +146,15 @@ def evaluate(
     Raises:
         InputError: shapes that do not fit, no samples, values that are not finite or outside [0, 1].
     """
-    truth = _checked("targets", targets)
-    scores = _checked("probabilities", probabilities, shape=truth.shape)
-    soft = truth if soft_targets is None else _checked("soft targets", soft_targets, shape=truth.shape)
+    truth = checked("targets", targets)
+    scores = checked("probabilities", probabilities, shape=truth.shape)
+    soft = truth if soft_targets is None else checked("soft targets", soft_targets, shape=truth.shape)
     if not np.isin(truth, (0.0, 1.0)).all():
         raise InputError("targets for ranking metrics are 0 or 1", remedy="Give shares of annotators as soft_targets.")
     n, width = truth.shape
     if len(labels) != width:
         raise InputError(f"{len(labels)} labels, but the targets have {width} columns")
-    rates = _checked("prior", np.asarray(prior, dtype=np.float64).reshape(1, -1), shape=(1, width))[0]
+    rates = checked("prior", np.asarray(prior, dtype=np.float64).reshape(1, -1), shape=(1, width))[0]
 
     own_rates = truth.mean(axis=0)
     columns = _per_sample(truth, soft, scores, ks)
@@ -197,15 +163,23 @@ def evaluate(
     # The lowest BCE of any constant is that of the rates of the very targets it is measured with.
     of_constant["bce"] = (_row_bce(soft, np.broadcast_to(soft.mean(axis=0), soft.shape)), np.ones(n))
 
-    metrics = _bootstrap_means(columns, of_prior, of_constant, resamples=bootstrap, seed=seed)
-    micro, macro, class_ap = _bootstrap_ap(truth, scores, rates, resamples=bootstrap, seed=seed)
+    metrics = ratio_metrics(
+        columns, of_prior, of_constant, resamples=bootstrap, seed=seed, lower_is_better=LOWER_IS_BETTER
+    )
+    micro, macro, class_ap, intervals = bootstrap_ap(truth, scores, rates, resamples=bootstrap, seed=seed)
     metrics = {"bce": metrics.pop("bce"), "micro_ap": micro, "macro_ap": macro, **metrics}
     positives = truth.sum(axis=0).astype(int)
     return Evaluation(
         samples=n,
         metrics=metrics,
         per_class=[
-            ClassScore(str(labels[j]), _finite(class_ap[j]), float(own_rates[j]), int(positives[j]))
+            ClassScore(
+                str(labels[j]),
+                finite(class_ap[j]),
+                float(own_rates[j]),
+                int(positives[j]),
+                *(intervals[j] or (None, None)),
+            )
             for j in range(width)
         ],
         classes_left_out=int((positives == 0).sum()),
@@ -252,7 +226,8 @@ def _metric_from(entry: Mapping[str, Any]) -> Metric:
     return Metric(**{**entry, **gains})
 
 
-def _checked(name: str, value: np.ndarray, shape: tuple[int, ...] | None = None) -> np.ndarray:
+def checked(name: str, value: np.ndarray, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """`value` as a float64 matrix of samples x labels with entries in [0, 1], or an `InputError`."""
     array = np.asarray(value, dtype=np.float64)
     if array.ndim != 2 or 0 in array.shape:
         raise InputError(f"{name} of shape {array.shape} can not be evaluated: samples x labels, at least one of each")
@@ -261,10 +236,6 @@ def _checked(name: str, value: np.ndarray, shape: tuple[int, ...] | None = None)
     if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
         raise InputError(f"{name} are not all between 0 and 1")
     return array
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 def _row_bce(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -286,159 +257,3 @@ def _per_sample(
     result[f"recall_at_{RECALL_K}"] = (hits / np.maximum(relevant, 1), has_any)
     result[f"recall_at_{RECALL_K}_public"] = (hits, RECALL_K * ones)
     return result
-
-
-def _resample_counts(n: int, resamples: int, seed: int, chunk: int) -> Iterator[np.ndarray]:
-    """How often each of n samples is drawn, in blocks (up to `chunk`, n): resampling as weights, without copies."""
-    rng = np.random.default_rng(seed)
-    for start in range(0, resamples, chunk):
-        rows = min(chunk, resamples - start)
-        drawn = rng.integers(0, n, size=(rows, n)) + np.arange(rows)[:, None] * n
-        yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
-
-
-def _interval(values: np.ndarray) -> tuple[float, float] | None:
-    values = values[np.isfinite(values)]
-    if values.size == 0:
-        return None
-    low, high = np.percentile(values, (2.5, 97.5))
-    return float(low), float(high)
-
-
-def _centred(values: np.ndarray, point: float) -> np.ndarray:
-    known = values[np.isfinite(values)]
-    return values if known.size == 0 else values - known.mean() + point
-
-
-def _metric(
-    name: str,
-    values: tuple[float, float, float],
-    resampled: tuple[np.ndarray, np.ndarray, np.ndarray],
-    *,
-    higher_is_better: bool,
-    samples: int,
-    chance: tuple[float, float] | None = None,
-) -> Metric:
-    """A `Metric` from (own, prior, constant) values and their values on the same resamples.
-
-    Args:
-        chance: what the gains over both baselines are counted from, if not from the baselines themselves; the intervals
-            are then centred on the values.
-    """
-    own, of_prior, of_constant = resampled
-    sign = 1.0 if higher_is_better else -1.0
-    gains = [sign * (own - of_prior), sign * (own - of_constant)]
-    if chance is not None:
-        own = np.clip(_centred(own, values[0]), 0.0, 1.0)
-        gains = [_centred(gain, values[0] - base) for gain, base in zip(gains, chance, strict=True)]
-    interval = _interval(own)
-    return Metric(
-        name=name,
-        value=_finite(values[0]),
-        low=interval[0] if interval else None,
-        high=interval[1] if interval else None,
-        prior=_finite(values[1]),
-        constant=_finite(values[2]),
-        prior_gain=_interval(gains[0]),
-        constant_gain=_interval(gains[1]),
-        higher_is_better=higher_is_better,
-        samples=samples,
-        resamples=len(own),
-    )
-
-
-def _bootstrap_means(
-    columns: dict[str, tuple[np.ndarray, np.ndarray]],
-    of_prior: dict[str, tuple[np.ndarray, np.ndarray]],
-    of_constant: dict[str, tuple[np.ndarray, np.ndarray]],
-    *,
-    resamples: int,
-    seed: int,
-) -> dict[str, Metric]:
-    names = list(columns)
-    numerators = np.stack([source[name][0] for name in names for source in (columns, of_prior, of_constant)], axis=1)
-    denominators = np.stack([columns[name][1] for name in names for _ in range(3)], axis=1)
-
-    def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-        return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0)
-
-    n = len(numerators)
-    points = ratio(numerators.sum(axis=0), denominators.sum(axis=0))
-    blocks = [
-        ratio(counts @ numerators, counts @ denominators)
-        for counts in _resample_counts(n, resamples, seed, chunk=max(1, 2_000_000 // n))
-    ]
-    drawn = np.concatenate(blocks) if blocks else np.empty((0, numerators.shape[1]))
-    result = {}
-    for i, name in enumerate(names):
-        a, b, c = 3 * i, 3 * i + 1, 3 * i + 2
-        result[name] = _metric(
-            name,
-            (points[a], points[b], points[c]),
-            (drawn[:, a], drawn[:, b], drawn[:, c]),
-            higher_is_better=name != "bce",
-            samples=int((columns[name][1] > 0).sum()),
-        )
-    return result
-
-
-def _row_mean(values: np.ndarray) -> np.ndarray:
-    """Mean of each row over what is not NaN; NaN for a row of nothing else."""
-    known = np.isfinite(values)
-    count = known.sum(axis=1)
-    total = np.where(known, values, 0.0).sum(axis=1)
-    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
-
-
-def _bootstrap_ap(
-    truth: np.ndarray, scores: np.ndarray, prior: np.ndarray, *, resamples: int, seed: int
-) -> tuple[Metric, Metric, np.ndarray]:
-    n, width = truth.shape
-    resamples = min(resamples, max(AP_MIN_RESAMPLES, AP_BUDGET // (n * width)))
-    class_rankings = [ranking(scores[:, j]) for j in range(width)]
-    class_true = [truth[order, j] > 0 for j, (order, _) in enumerate(class_rankings)]
-    flat_order, flat_ends = ranking(scores.ravel())
-    flat_true, flat_rows = truth.ravel()[flat_order] > 0, flat_order // width
-    prior_ap = class_ranking_ap(prior)
-
-    def measure(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of (micro, its prior, chance, macro, its two baselines), and class AP (B, L)."""
-        positives, totals = weights @ truth, weights.sum(axis=1)
-        by_class = np.stack(
-            [
-                weighted_ap(true, ends, weights[:, order])
-                for true, (order, ends) in zip(class_true, class_rankings, strict=True)
-            ],
-            axis=1,
-        )
-        micro = weighted_ap(flat_true, flat_ends, weights[:, flat_rows])
-        prevalence = np.where(positives > 0, positives / totals[:, None], np.nan)
-        # Within one class a constant score ranks nothing: both baselines are at chance.
-        chance = _row_mean(prevalence)
-        overall = positives.sum(axis=1) / (totals * width)
-        both = (micro, prior_ap(positives, totals), overall, _row_mean(by_class), chance, chance)
-        return np.stack(both, axis=1), by_class
-
-    point, class_ap = measure(np.ones((1, n)))
-    chunk = max(1, 500_000 // (n * width))
-    blocks = [measure(counts)[0] for counts in _resample_counts(n, resamples, seed, chunk)]
-    drawn = np.concatenate(blocks) if blocks else np.empty((0, 6))
-    positives = truth.sum(axis=0)
-    by_luck = np.array([random_order_ap(ends, m, n) for (_, ends), m in zip(class_rankings, positives, strict=True)])
-    macro_luck = float(_row_mean(by_luck[None])[0])
-    micro_luck = random_order_ap(flat_ends, float(positives.sum()), n * width)
-    micro, macro = (
-        _metric(
-            name,
-            (point[0, i], point[0, i + 1], point[0, i + 2]),
-            (drawn[:, i], drawn[:, i + 1], drawn[:, i + 2]),
-            higher_is_better=True,
-            samples=n,
-            chance=chance,
-        )
-        for name, i, chance in (
-            ("micro_ap", 0, (point[0, 1], micro_luck)),
-            ("macro_ap", 3, (macro_luck, macro_luck)),
-        )
-    )
-    return micro, macro, class_ap[0]
