@@ -1,3 +1,30 @@
-"""raymotion labels image collections with emotions, on Ray."""
+"""raymotion labels image collections with emotions, on Ray.
+
+import raymotion
+model = raymotion.load("teacher/")
+model.label("photo.jpg", caption="A man laughs.")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raymotion.models.predictor import Predictor, load
 
 __version__ = "0.1.0"
+__all__ = ["Predictor", "__version__", "load"]
+
+# Where the public names live. Imported on first use: `import raymotion` stays free of numpy, torch and the rest.
+_HOMES = {"Predictor": "raymotion.models.predictor", "load": "raymotion.models.predictor"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -138,14 +138,19 @@ def decode_rgb(data: bytes, *, min_side: int | None = None, max_pixels: int = MA
         # A download that stopped in a file of reserved length leaves zeros, which libjpeg decodes to grey, silently.
         if data.startswith(b"\xff\xd8") and data.endswith(b"\0") and not _jpeg_ends(data):
             raise ImageTruncated("the JPEG data stop before the picture's end")
-        turn = _TURNS.get(_orientation(image))
-        rgb = _to_rgb(image)
-        # A copy, because Pillow's own buffer is read-only.
-        return np.array(rgb if turn is None else rgb.transpose(turn))
+        return upright_rgb(image)
     except (MemoryError, ImageError):
         raise
     except Exception as error:  # truncated data: OSError, SyntaxError, struct.error, zlib.error, by plugin
         raise ImageTruncated(str(error) or type(error).__name__) from error
+
+
+def upright_rgb(image: Image.Image) -> np.ndarray:
+    """Pixels of a Pillow picture of any mode as uint8 (height, width, 3), its EXIF orientation applied."""
+    turn = _TURNS.get(_orientation(image))
+    rgb = _to_rgb(image)
+    # A copy, because Pillow's own buffer is read-only.
+    return np.array(rgb if turn is None else rgb.transpose(turn))
 
 
 def _jpeg_ends(data: bytes) -> bool:

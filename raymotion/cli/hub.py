@@ -1,0 +1,54 @@
+"""`raymotion push` and `pull`: checkpoints to and from the Hugging Face hub, folders and object stores."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.argument("checkpoint", metavar="CKPT")
+@click.argument("target")
+@click.option("--private", is_flag=True, help="Make the repository a private one.")
+@click.option(
+    "--revision", metavar="BRANCH", help="Branch of the repository, made if it is not there.  [default: main]"
+)
+@click.option("--overwrite", is_flag=True, help="Replace another checkpoint in the folder TARGET.")
+def push(checkpoint: str, target: str, private: bool, revision: str | None, overwrite: bool) -> None:
+    """Copy a checkpoint to the Hugging Face hub, or to another folder.
+
+    TARGET is owner/name on the hub, or a folder or an address (a folder below this one: ./models/teacher). The files of
+    the checkpoint are sent, its model card among them, and nothing else. The token comes from HF_TOKEN or from
+    `hf auth login`.
+
+    \b
+    Example:
+      raymotion push teacher/ owner/emotion-teacher --private
+      raymotion push teacher/ s3://bucket/models/teacher
+    """
+    from raymotion.models.hub import push as run
+
+    done = run(checkpoint, target, private=private, revision=revision, overwrite=overwrite)
+    click.echo(f"{done.info.architecture} {done.info.fingerprint} -> {done.target}")
+
+
+@click.command()
+@click.argument("source")
+@click.option("--out", required=True, metavar="DIR", help="Folder or address of the copy.")
+@click.option("--revision", help="Branch, tag or commit of the repository.  [default: main]")
+@click.option("--overwrite", is_flag=True, help="Replace another checkpoint in DIR.")
+def pull(source: str, out: str, revision: str | None, overwrite: bool) -> None:
+    """Copy a checkpoint from the Hugging Face hub, or from another folder.
+
+    SOURCE is owner/name on the hub, or a folder or an address. Only the files of a checkpoint are fetched, never a
+    pickle, and they are checked before they stand in DIR.
+
+    \b
+    Example:
+      raymotion pull owner/emotion-teacher --out teacher/
+      raymotion pull s3://bucket/models/teacher --out teacher/
+    """
+    from raymotion.models.hub import pull as run
+
+    done = run(source, out, revision=revision, overwrite=overwrite)
+    click.echo(f"{done.info.architecture} {done.info.fingerprint} -> {done.target}")
+    click.echo(f'next: raymotion predict --caption "A man laughs." --model {done.target}')

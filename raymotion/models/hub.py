@@ -1,0 +1,297 @@
+"""Checkpoints in and out: the Hugging Face hub, folders, and object stores.
+
+A checkpoint travels as exactly its files, never anything else that lies beside them, and a pickle is neither sent nor
+fetched. What arrives is read, and its fingerprint compared with what was sent, before it is put in its place.
+
+`owner/name` is a repository of the hub (`hf://owner/name` says it outright), anything else a folder or an address: a
+folder below this one is written `./owner/name`. The token comes from the environment (`HF_TOKEN`) or from
+`hf auth login`, and from nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from raymotion import storage
+from raymotion.errors import AccessDenied, InputError, RunFailed
+from raymotion.models import checkpoint
+from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info
+
+# In the order of writing: where there is a config.json, all the rest is there too.
+FILES = (
+    checkpoint.WEIGHTS, checkpoint.VOCABULARY, checkpoint.TOKENIZER, checkpoint.TRAINING, checkpoint.CARD,
+    checkpoint.CONFIG,
+)  # fmt: skip
+
+SCHEME = "hf://"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w-]*(\.[\w-]+)*/[A-Za-z0-9][\w-]*(\.[\w-]+)*")
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What was copied: from where, to where, and the checkpoint that now stands there."""
+
+    source: str
+    target: str
+    info: CheckpointInfo
+
+
+def hub_id(place: storage.PathLike) -> str | None:
+    """The repository `owner/name` that `place` names, or None for a folder or another address."""
+    text = str(place)
+    if text.startswith(SCHEME):
+        inner = text.removeprefix(SCHEME).strip("/")
+        if not HUB_ID.fullmatch(inner):
+            raise InputError("is no repository of the hub", path=text, remedy="Write hf://owner/name.")
+        return inner
+    return text if HUB_ID.fullmatch(text) else None
+
+
+def refuse_hub_id(folder: storage.PathLike) -> None:
+    """Raises where a checkpoint folder is wanted, none is there, and `folder` reads like a repository of the hub."""
+    text = str(folder)
+    if text.startswith(SCHEME) or (HUB_ID.fullmatch(text) and not storage.exists(text)):
+        raise InputError(
+            "no such checkpoint",
+            path=folder,
+            remedy=f"If it is a repository of the hub, fetch it first: raymotion pull {text} --out DIR.",
+        )
+
+
+def push(
+    source: storage.PathLike,
+    target: storage.PathLike,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    overwrite: bool = False,
+) -> Transfer:
+    """Copies the checkpoint in the folder `source` to `target`: a repository of the hub, a folder, or an address.
+
+    Args:
+        private: the repository is made private. One that is there and public is an error: nothing is uploaded.
+        revision: branch of the repository; made if it is not there.
+        overwrite: another checkpoint in the folder `target` is replaced (on the hub the old one stays in the history).
+
+    Raises:
+        InputError: `source` is no checkpoint, `target` holds something else, or the hub refuses.
+        RunFailed: the hub can not be reached.
+    """
+    refuse_hub_id(source)
+    repository = hub_id(target)
+    if repository is None:
+        _only_on_the_hub(private=private, revision=revision)
+        return copy_checkpoint(source, target, overwrite=overwrite)
+    info = read_checkpoint_info(source)
+    with _hub(repository, "push"), _local(info.folder) as folder:
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        api.create_repo(repository, private=private or None, exist_ok=True)
+        if private and not api.repo_info(repository).private:
+            raise InputError(
+                "is public, and --private was asked for",
+                path=SCHEME + repository,
+                remedy="Make it private on the hub first. Nothing was uploaded.",
+            )
+        if revision is not None:
+            api.create_branch(repository, branch=revision, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            allow_patterns=list(FILES),
+            revision=revision,
+            commit_message=f"{info.architecture} {info.fingerprint}, by raymotion",
+        )
+    return Transfer(info.folder, _address(repository, revision), info)
+
+
+def pull(
+    source: storage.PathLike, out: storage.PathLike, *, revision: str | None = None, overwrite: bool = False
+) -> Transfer:
+    """Copies a checkpoint from the hub, a folder or an address to the folder `out`, checked before it stands there.
+
+    Args:
+        revision: branch, tag or commit of the repository.
+        overwrite: another checkpoint in `out` is replaced.
+
+    Raises:
+        InputError: `source` holds no checkpoint, or a damaged one, or the hub refuses; `out` holds something else.
+        RunFailed: the hub can not be reached.
+    """
+    repository = hub_id(source)
+    if hub_id(out) is not None and str(out).startswith(SCHEME):
+        raise InputError("is not a folder", path=out, remedy="To write to the hub, use `raymotion push`.")
+    if repository is None:
+        _only_on_the_hub(revision=revision)
+        return copy_checkpoint(source, out, overwrite=overwrite)
+    if not str(source).startswith(SCHEME) and storage.exists(storage.absolute(source)):
+        raise InputError(
+            "is a folder here, and could be a repository of the hub",
+            path=source,
+            remedy=f"Write ./{source} for the folder, {SCHEME}{source} for the hub.",
+        )
+    address = _address(repository, revision)
+    _check_free(out, None, overwrite)  # before anything is downloaded
+    with tempfile.TemporaryDirectory(prefix="raymotion-") as folder:
+        with _hub(repository, "pull"):
+            from huggingface_hub import snapshot_download
+
+            snapshot_download(repository, revision=revision, local_dir=folder, allow_patterns=list(FILES))
+        try:
+            return Transfer(address, storage.absolute(out), copy_checkpoint(folder, out, overwrite=overwrite).info)
+        except InputError as error:
+            inside = str(error.path or "").startswith(folder)
+            if not inside:
+                raise
+            where = address + str(error.path).removeprefix(folder)
+            raise InputError(
+                error.reason, path=where, remedy="It is no checkpoint of raymotion, or damaged."
+            ) from error
+
+
+def copy_checkpoint(source: storage.PathLike, target: storage.PathLike, *, overwrite: bool = False) -> Transfer:
+    """Copies a checkpoint between folders and addresses, whole or not at all, and compares the fingerprints.
+
+    Raises:
+        InputError: `source` is no checkpoint, `target` holds something else (or another one, without `overwrite`), or
+            what arrived is not what was sent.
+    """
+    refuse_hub_id(source)
+    info = read_checkpoint_info(source)
+    place = storage.absolute(target)
+    if place == info.folder:
+        raise InputError("is the checkpoint itself", path=target, remedy="Name another folder.")
+    _check_free(place, info, overwrite)
+    names = [name for name in FILES if storage.exists(storage.join(info.folder, name))]
+    if storage.is_remote(place):
+        storage.remove(storage.join(place, checkpoint.CONFIG))
+        _copy(info.folder, place, names)
+    else:
+        with _placed(place) as temporary:
+            _copy(info.folder, temporary, names)
+    arrived = read_checkpoint_info(place)
+    if arrived.fingerprint != info.fingerprint:
+        raise InputError(
+            f"what arrived has the fingerprint {arrived.fingerprint}, what was sent {info.fingerprint}",
+            path=target,
+            remedy="The source was written to meanwhile, or the store lost data: copy it again.",
+        )
+    return Transfer(info.folder, place, arrived)
+
+
+def _copy(source: str, target: str, names: list[str]) -> None:
+    for name in names:
+        storage.write_bytes(storage.join(target, name), storage.require(storage.join(source, name)))
+
+
+@contextlib.contextmanager
+def _placed(target: str) -> Iterator[str]:
+    """A fresh folder beside `target`, which takes its place if the block ends well."""
+    temporary = f"{storage.parent(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex[:8]}.tmp"
+    old = f"{temporary}.old"
+    try:
+        yield temporary
+        if os.path.isdir(target):
+            os.rename(target, old)
+        os.rename(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if os.path.isdir(old):
+            if os.path.exists(target):
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.rename(old, target)
+
+
+def _check_free(target: storage.PathLike, info: CheckpointInfo | None, overwrite: bool) -> None:
+    """Raises unless a checkpoint may be written to `target`: it is empty, or holds one that may be replaced."""
+    if not storage.is_remote(target) and os.path.exists(storage.absolute(target)):
+        if not os.path.isdir(storage.absolute(target)):
+            raise InputError("is a file, not a folder", path=target, remedy="Name another folder.")
+        names = os.listdir(storage.absolute(target))
+    else:
+        names = storage.list_names(target)
+    foreign = sorted(set(names) - set(FILES) - {".cache"})
+    if foreign:
+        raise InputError(f"holds {foreign[0]}, which is no part of a checkpoint", path=target, remedy="Name another.")
+    if not overwrite and is_checkpoint(target):
+        there = read_checkpoint_info(target)
+        if info is None or there.fingerprint != info.fingerprint:
+            raise InputError(
+                f"holds another checkpoint ({there.fingerprint})",
+                path=target,
+                remedy="Name another folder, or give --overwrite.",
+            )
+
+
+def _only_on_the_hub(*, private: bool = False, revision: str | None = None) -> None:
+    for option, given in (("--private", private), ("--revision", revision is not None)):
+        if given:
+            raise InputError(f"{option} is for repositories of the hub, not for folders", remedy="Leave it out.")
+
+
+@contextlib.contextmanager
+def _local(folder: str) -> Iterator[str]:
+    """The checkpoint `folder` as a local one: itself, or a copy that is gone afterwards."""
+    if not storage.is_remote(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="raymotion-") as copy:
+        _copy(folder, copy, [name for name in FILES if storage.exists(storage.join(folder, name))])
+        yield copy
+
+
+def _address(repository: str, revision: str | None) -> str:
+    return SCHEME + repository + (f"@{revision}" if revision else "")
+
+
+@contextlib.contextmanager
+def _hub(repository: str, action: str) -> Iterator[None]:
+    """One line for what the hub answers, or for its silence."""
+    from huggingface_hub import errors, utils
+
+    utils.disable_progress_bars()
+    address = SCHEME + repository
+    login = "Set HF_TOKEN, or log in with `hf auth login`."
+    try:
+        yield
+    except errors.LocalTokenNotFoundError as error:
+        raise AccessDenied(f"may not {action}: no token is set", path=address, remedy=login) from error
+    except errors.GatedRepoError as error:
+        raise AccessDenied("is gated", path=address, remedy=f"Ask for access on its page. {login}") from error
+    except errors.RevisionNotFoundError as error:
+        raise InputError("has no such revision", path=address, remedy="Check --revision.") from error
+    except errors.OfflineModeIsEnabled as error:
+        raise RunFailed(f"{address}: HF_HUB_OFFLINE is set, so the hub is not asked. Unset it") from error
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else None
+        if isinstance(error, errors.RepositoryNotFoundError) and status != 403:
+            # The hub answers 401 for a repository that is not there as well as for one that may not be seen.
+            raise InputError(
+                "no such repository, or it may not be seen", path=address, remedy=f"Check the name. {login}"
+            ) from error
+        if status in (401, 403):
+            raise AccessDenied(f"may not {action} (the hub answers {status})", path=address, remedy=login) from error
+        raise RunFailed(f"{address}: the hub answers {status}: {_first_line(error)}") from error
+    except errors.HFValidationError as error:
+        raise InputError(f"is no name of a repository ({_first_line(error)})", path=address) from error
+    except errors.LocalEntryNotFoundError as error:
+        raise RunFailed(f"{address}: the hub could not be reached ({_first_line(error.__cause__ or error)})") from error
+    except Exception as error:
+        # Told by name: which HTTP library huggingface_hub speaks with is its own affair.
+        if isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "requests", "httpcore"):
+            raise RunFailed(f"{address}: the hub could not be reached ({_first_line(error)})") from error
+        raise
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__

@@ -1,0 +1,316 @@
+"""A checkpoint in plain Python: pictures and captions in, probabilities out. No Ray.
+
+    import raymotion
+    model = raymotion.load("teacher/")
+    model.label("photo.jpg", caption="A man laughs.")  # {"happy": 0.71, "joy": 0.42, ...}
+
+One interface for every kind of checkpoint; `LOADERS` says which architecture is opened how. What a model was not
+trained to read is not shown to it, and `Predictor.not_read` says so.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raymotion import storage
+from raymotion.data import images as pictures
+from raymotion.errors import InputError, RunFailed
+from raymotion.models import checkpoint
+from raymotion.models.checkpoint import CheckpointInfo, Teacher
+from raymotion.models.regions import ExtractorIdentity, RegionExtractor, Regions, architecture, identify, locate
+from raymotion.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Captions = Sequence[Sequence[str]]
+Pictures = Sequence[np.ndarray | None]
+
+
+class Predictor(ABC):
+    """A trained model, whatever its architecture.
+
+    Attributes:
+        info: all that its checkpoint says.
+        min_side: the shorter side in pixels that it resizes pictures to; larger JPEGs may be decoded at a fraction.
+        reads_images: whether it was trained on pictures, or on features of them.
+        reads_text: whether it was trained on captions.
+    """
+
+    info: CheckpointInfo
+    min_side: int | None = None
+    reads_images: bool
+    reads_text: bool
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.info.vocabulary
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return self.info.modalities
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the probabilities has to know of this model."""
+        return []
+
+    @abstractmethod
+    def _predict(self, images: Pictures, captions: Captions, batch_size: int) -> np.ndarray:
+        """`predict`, for samples that are all usable and of which nothing is given that the model does not read."""
+
+    def usable(self, images: Pictures | None, captions: Captions | None) -> np.ndarray:
+        """Which samples hold anything that the model reads, bool (n,)."""
+        own_images, own_captions = self._own(images, captions)
+        return np.array(
+            [
+                image is not None or any(text.strip() for text in texts)
+                for image, texts in zip(own_images, own_captions, strict=True)
+            ],
+            dtype=bool,
+        )
+
+    def predict(self, images: Pictures | None, captions: Captions | None, *, batch_size: int = 16) -> np.ndarray:
+        """Probabilities (n, L) float32 in vocabulary order.
+
+        Args:
+            images: n pictures, each uint8 (height, width, 3) upright RGB, or None where there is none. None: no sample
+                has one.
+            captions: the captions of each of the n samples, possibly none. Probabilities of several are averaged.
+            batch_size: pictures a forward pass.
+
+        Raises:
+            InputError: a sample has nothing that the model reads (`usable` tells which).
+        """
+        own_images, own_captions = self._own(images, captions)
+        if not own_images:
+            return np.zeros((0, len(self.vocabulary)), np.float32)
+        absent = np.flatnonzero(~self.usable(images, captions))
+        if len(absent):
+            raise InputError(
+                f"this model reads {self._reads}, and sample {absent[0]} has none"
+                + (f" (nor have {len(absent) - 1} more)" if len(absent) > 1 else ""),
+                path=self.info.folder,
+            )
+        return self._predict(own_images, own_captions, batch_size)
+
+    def label(
+        self,
+        image: str | os.PathLike[str] | np.ndarray | Image | None = None,
+        caption: str | Sequence[str] | None = None,
+    ) -> dict[str, float]:
+        """Probability of each emotion, the highest first, for one picture, its caption or captions, or both.
+
+        Args:
+            image: path, address (s3://...), Pillow picture, or uint8 array (height, width, 3) in RGB.
+
+        Raises:
+            InputError: the picture can not be read (the reason is said), or nothing is given that the model reads.
+        """
+        captions = [caption] if isinstance(caption, str) else list(caption or [])
+        # A file that is named has to be a picture, also where the model would not look at it.
+        pixels = None if image is None else read_picture(image, self.min_side)
+        probabilities = self.predict([pixels], [captions])[0]
+        order = np.argsort(-probabilities, kind="stable")
+        return {self.vocabulary.labels[i]: float(probabilities[i]) for i in order.tolist()}
+
+    def not_read(self, *, image: bool, caption: bool) -> list[str]:
+        """Sentences on what was given and not looked at, because the model was not trained on it."""
+        result = []
+        if image and not self.reads_images:
+            result.append("No image was read: this model was trained on captions alone.")
+        if caption and not self.reads_text:
+            result.append("No caption was read: this model was trained on images alone.")
+        return result
+
+    @property
+    def _reads(self) -> str:
+        kinds = ["captions"] * self.reads_text + ["images"] * self.reads_images
+        return " or ".join(kinds)
+
+    def _own(self, images: Pictures | None, captions: Captions | None) -> tuple[Pictures, Captions]:
+        """Both for n samples, without what the model does not read."""
+        if images is None and captions is None:
+            raise InputError("neither images nor captions were given")
+        n = len(images if images is not None else captions or [])
+        if images is not None and captions is not None and len(captions) != n:
+            raise InputError(f"{n} images have captions for {len(captions)}", remedy="Give each image its own list.")
+        if any(isinstance(texts, str) for texts in captions or []):
+            raise InputError("captions are a list of texts for each sample, not one text")
+        return (
+            images if images is not None and self.reads_images else [None] * n,
+            captions if captions is not None and self.reads_text else [[]] * n,
+        )
+
+
+class TeacherPredictor(Predictor):
+    """A VisualBERT teacher, with the region extractor that it was trained with, built when the first picture comes."""
+
+    def __init__(self, teacher: Teacher, device: str, weights: str | None) -> None:
+        self.teacher, self.info, self.device = teacher, teacher.info, device
+        self.reads_images, self.reads_text = teacher.uses_regions, "text" in teacher.info.modalities
+        self._weights = weights
+        if self.reads_images:
+            self.min_side = architecture(trained_identity(self.info).name).min_side
+        elif weights is not None:
+            raise InputError(
+                "was trained on captions alone, and would not use --weights",
+                path=self.info.folder,
+                remedy="Leave them out.",
+            )
+
+    @property
+    def notes(self) -> list[str]:
+        if self.reads_images and trained_identity(self.info).is_random:
+            return ["The region extractor has random weights: what the model says of an image is for trials only."]
+        return []
+
+    @cached_property
+    def extractor(self) -> RegionExtractor:
+        identity, weights = find_extractor(self.info, self._weights)
+        return RegionExtractor(identity.name, weights, identity.count, device=self.device)
+
+    def _predict(self, images: Pictures, captions: Captions, batch_size: int) -> np.ndarray:
+        seen = [i for i, image in enumerate(images) if image is not None]
+        if not seen:
+            return self.teacher.predict(captions, batch_size=batch_size)
+        singles: list[Regions | None] = [None] * len(images)
+        for start in range(0, len(seen), batch_size):
+            chosen = seen[start : start + batch_size]
+            batch = self.extractor([image for i in chosen if (image := images[i]) is not None])
+            for i, regions in zip(chosen, batch, strict=True):
+                singles[i] = regions
+        regions = Regions.stack(singles, self.extractor.count, self.extractor.dim)
+        empty = np.flatnonzero(~self.teacher.usable(captions, regions.mask))
+        if len(empty):
+            raise InputError(f"the region extractor found nothing in image {empty[0]}, and it has no caption")
+        return self.teacher.predict(captions, regions.features, regions.mask, batch_size=batch_size)
+
+
+def load(folder: storage.PathLike, *, device: str = "cpu", weights: str | None = None) -> Predictor:
+    """The model in a checkpoint folder (local or an address), ready to predict on `device`.
+
+    Args:
+        weights: the region extractor's weights file, where the checkpoint names a file's digest.
+
+    Raises:
+        InputError: no checkpoint is there, a file of it is damaged, or it is of an architecture nobody knows.
+    """
+    from raymotion.models.hub import refuse_hub_id
+
+    refuse_hub_id(folder)
+    _check_device(device)
+    # Only this one value, not the whole of `read_checkpoint_info`: that hashes the weights, and the opener does too.
+    path = storage.join(storage.absolute(folder), checkpoint.CONFIG)
+    config = storage.read_json(path) if storage.exists(path) else None
+    named = config.get("architecture") if isinstance(config, dict) else None
+    if named in LOADERS:
+        return LOADERS[named](folder, device, weights)
+    checkpoint.read_checkpoint_info(folder)  # says what is wrong with it, if anything is
+    raise InputError(
+        f"is a {named}, which can not predict by itself", path=folder, remedy=f"Give one of {', '.join(LOADERS)}."
+    )
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise InputError(f"there is no device {device!r}", remedy="Give cpu or cuda.") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError("no GPU is in reach of PyTorch", remedy="Leave --device out, or give cpu.")
+
+
+def _load_teacher(folder: storage.PathLike, device: str, weights: str | None) -> Predictor:
+    return TeacherPredictor(checkpoint.load_teacher(folder, device=device), device, weights)
+
+
+Opener = Callable[[storage.PathLike, str, "str | None"], Predictor]
+
+# architecture -> how it is opened. A new kind of checkpoint adds a line here.
+LOADERS: dict[str, Opener] = {"visualbert-teacher": _load_teacher}
+
+
+def trained_identity(info: CheckpointInfo) -> ExtractorIdentity:
+    """The region extractor that a checkpoint was trained with."""
+    if info.extractor is None:
+        raise InputError("was trained on regions, but does not say whose", path=info.folder)
+    return ExtractorIdentity(**info.extractor)
+
+
+def find_extractor(info: CheckpointInfo, weights: str | None) -> tuple[ExtractorIdentity, str]:
+    """The region extractor that a checkpoint was trained with, and where its weights are.
+
+    Args:
+        weights: what the user named (see `regions.identify`); None: what the checkpoint itself says, which is enough
+            for published and random weights, not for a file.
+
+    Raises:
+        InputError: the weights come from a file and none is named, or `weights` are others.
+    """
+    trained = trained_identity(info)
+    source = trained.weights
+    if weights is None:
+        if source.startswith("torchvision:"):
+            weights = "default"
+        elif source.startswith("random:"):
+            weights = source
+        else:
+            raise InputError(
+                f"was trained on regions of {trained.name} with weights from a file ({source[:19]}...)",
+                path=info.folder,
+                remedy="Name that file as --weights.",
+            )
+    offered = identify(trained.name, weights, trained.count)
+    if offered != trained:
+        raise InputError(
+            f"--weights {weights} are {offered.weights}, the model was trained with {trained.weights}",
+            remedy="Use the weights that its features came from.",
+        )
+    return trained, locate(weights)
+
+
+def read_picture(image: str | os.PathLike[str] | np.ndarray | Image, min_side: int | None = None) -> np.ndarray:
+    """Upright RGB pixels, uint8 (height, width, 3), of a file, an address, a Pillow picture or an array.
+
+    Raises:
+        InputError: it is missing, damaged, or no picture.
+        RunFailed: the store that it is in does not answer.
+    """
+    if isinstance(image, str | os.PathLike):
+        return _read_file(os.fspath(image), min_side)
+    value: Any = image
+    if not isinstance(value, np.ndarray):
+        try:
+            return pictures.upright_rgb(value)
+        except (AttributeError, TypeError) as error:
+            raise InputError(f"a {type(value).__name__} is no picture", remedy="Give a path or an array.") from error
+        except (OSError, SyntaxError) as error:  # Pillow reads the pixels only now
+            raise InputError(f"the picture is damaged ({error})") from error
+    if value.ndim == 2:
+        value = np.repeat(value[:, :, None], 3, axis=2)
+    if value.dtype != np.uint8 or value.ndim != 3 or value.shape[2] != 3 or min(value.shape[:2]) < pictures.MIN_SIDE:
+        raise InputError(
+            f"an array of {value.dtype} and shape {value.shape} is no picture",
+            remedy="Give uint8 of shape (height, width, 3), RGB.",
+        )
+    return np.array(value)  # a copy: PyTorch warns of arrays that may not be written to
+
+
+def _read_file(path: str, min_side: int | None) -> np.ndarray:
+    try:
+        return pictures.decode_rgb(pictures.fetch(path), min_side=min_side)
+    except pictures.ImageUnreachable as error:
+        raise RunFailed(str(error)) from error
+    except pictures.ImageMissing as error:
+        raise InputError(str(error), remedy="Check the path.") from error
+    except pictures.ImageError as error:
+        raise InputError(f"is no readable picture ({error})", path=path) from error
