@@ -7,7 +7,6 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import jinja2
@@ -85,7 +84,7 @@ def write_report(
     picked = figures.pick_samples(entropy, samples_shown, seed)
     rows = labelled.rows([i for i, _ in picked])
     cards = [_card(labelled, i, why, row) for (i, why), row in zip(picked, rows, strict=True)]
-    html = _template().render(
+    html = template("report.html.j2").render(
         labelled=labelled,
         collapse=collapse,
         state="bad" if collapse.collapsed else "unsure" if collapse.notes else "good",
@@ -121,13 +120,17 @@ def write_report(
     )
 
 
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A page's template by its file name, with what the pages share: `style.css`, `metrics.html.j2`, `percent`."""
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("raymotion.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["percent"] = _percent
-    text = resources.files("raymotion.report").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(text)
+    return environment.get_template(name)
 
 
 def _percent(share: float) -> str:
