@@ -66,6 +66,8 @@ def check_collapse(
     prior: np.ndarray | Sequence[float] | None = None,
     evaluation: Evaluation | None = None,
     selected: np.ndarray | None = None,
+    model: str = "teacher",
+    split: str = "validation",
 ) -> Collapse:
     """Looks for labels that are nearly constant, and for a teacher that is no better than its prior.
 
@@ -76,6 +78,7 @@ def check_collapse(
         prior: (L,) class rates of the training split. A class that is frequent there may be frequent here.
         evaluation: the teacher's, on validation.
         selected: (n,) bool; the label sets of other images are not looked at. Their probabilities are.
+        model, split: what the sentences call the model, and the samples of its evaluation.
     """
     rates = None if prior is None else np.asarray(prior, dtype=np.float64)
     reasons: list[str] = []
@@ -83,7 +86,7 @@ def check_collapse(
     if len(probabilities) < MIN_IMAGES:
         notes.append(f"{len(probabilities)} images are too few to tell whether the labels vary.")
     else:
-        reasons += _constant_probabilities(np.asarray(probabilities), rates)
+        reasons += _constant_probabilities(np.asarray(probabilities), rates, model)
         chosen = np.asarray(mask, dtype=bool) if selected is None else np.asarray(mask, dtype=bool)[selected]
         if len(chosen) >= MIN_IMAGES:
             means = np.asarray(probabilities).mean(axis=0, dtype=np.float64)
@@ -91,9 +94,9 @@ def check_collapse(
         else:
             notes.append(f"{len(chosen)} selected images are too few to tell whether their label sets vary.")
     if evaluation is None:
-        notes.append("The teacher has no validation metrics: whether it beats the baselines is not known.")
+        notes.append(f"The {model} has no {split} metrics: whether it beats the baselines is not known.")
     else:
-        teacher_reasons, teacher_notes = _no_better(evaluation)
+        teacher_reasons, teacher_notes = _no_better(evaluation, model, split)
         reasons += teacher_reasons
         notes += teacher_notes
     return Collapse(bool(reasons), reasons, notes)
@@ -173,7 +176,7 @@ def _explained(mean_labels: float, prior: np.ndarray | None, means: np.ndarray) 
     return np.asarray((rates >= 0.5) | (among & (rates >= 0.25)))
 
 
-def _constant_probabilities(probabilities: np.ndarray, prior: np.ndarray | None) -> list[str]:
+def _constant_probabilities(probabilities: np.ndarray, prior: np.ndarray | None, model: str) -> list[str]:
     reasons = []
     mean = probabilities.mean(axis=0, dtype=np.float64)
     spread = np.sqrt(np.maximum((probabilities.astype(np.float64) ** 2).mean(axis=0) - mean**2, 0.0))
@@ -189,30 +192,30 @@ def _constant_probabilities(probabilities: np.ndarray, prior: np.ndarray | None)
         shift = float(np.quantile(np.abs(entropy - expected), 0.95))
         if shift < ENTROPY_SHIFT * expected:
             reasons.append(
-                "Every image's prediction is as uncertain as the training prior: the teacher repeats the prior."
+                f"Every image's prediction is as uncertain as the training prior: the {model} repeats the prior."
             )
     return reasons
 
 
-def _no_better(evaluation: Evaluation) -> tuple[list[str], list[str]]:
-    """Reasons and notes about the teacher's validation metrics."""
+def _no_better(evaluation: Evaluation, model: str, split: str) -> tuple[list[str], list[str]]:
+    """Reasons and notes about the model's metrics on `split`."""
     reasons: list[str] = []
     notes: list[str] = []
     bce = evaluation.metrics.get("bce")
     if bce is not None and bce.value is not None and bce.prior is not None:
         if bce.value >= bce.prior:
             reasons.append(
-                f"The teacher is no better than its prior: validation BCE {bce.value:.4f}, class prior {bce.prior:.4f}."
+                f"The {model} is no better than its prior: {split} BCE {bce.value:.4f}, class prior {bce.prior:.4f}."
             )
         elif bce.prior_gain is not None and bce.prior_gain[0] <= 0:
             reasons.append(
-                f"The teacher is not clearly better than its prior: validation BCE {bce.value:.4f}, class prior "
+                f"The {model} is not clearly better than its prior: {split} BCE {bce.value:.4f}, class prior "
                 f"{bce.prior:.4f}, and on {bce.samples:,} samples the difference may be chance."
             )
     top, ap = evaluation.metrics.get("top_1"), evaluation.metrics.get("macro_ap")
     if top is not None and top.value is not None and top.constant is not None and top.value <= top.constant:
         text = (
-            f"The teacher's first label is right no more often than one fixed answer: top-1 {top.value:.3f}, "
+            f"The {model}'s first label is right no more often than one fixed answer: top-1 {top.value:.3f}, "
             f"constant {top.constant:.3f}."
         )
         # A class that most images carry is rightly the first label of nearly all of them. As long as the teacher tells
@@ -222,7 +225,7 @@ def _no_better(evaluation: Evaluation) -> tuple[list[str], list[str]]:
         (notes if tells_apart and not worse else reasons).append(text)
     elif top is not None and top.constant_gain is not None and top.constant_gain[0] <= 0:
         notes.append(
-            f"Whether the teacher's first label is right more often than one fixed answer is not clear: top-1 "
+            f"Whether the {model}'s first label is right more often than one fixed answer is not clear: top-1 "
             f"{top.value:.3f}, constant {top.constant:.3f}, {top.samples:,} samples."
         )
     return reasons, notes
