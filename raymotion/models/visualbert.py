@@ -11,7 +11,7 @@ neither is ever a row of zeros that the model could take for evidence.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from raymotion.config import Settings
 from raymotion.errors import InputError
+from raymotion.models.text_init import read_text_tower, sizes_of
 from raymotion.models.tokenizer import encode
 
 if TYPE_CHECKING:
@@ -47,9 +48,16 @@ class TeacherConfig(Settings):
     # The published model takes Visual Genome features as they are. Detectors differ in scale: LayerNorm takes that out.
     normalize_regions: bool = False
     freeze_backbone: bool = False
-    # cls: the published pooled [CLS]. mean: the mean of the input embeddings, in place of the transformer's output, a
-    # bag of words and regions. cls+mean: both summed before the head. See docs/teacher.md for what each is worth.
-    pooling: Literal["cls", "mean", "cls+mean"] = "cls"
+    # The embeddings and this many of the lowest layers stay as they were loaded: less to forget, and faster.
+    frozen_layers: int = Field(0, ge=0)
+    # cls: the published pooled [CLS]. mean-output: the mean of the last hidden states, for which sentence-transformers
+    # models were trained. mean: the mean of the input embeddings, in place of the transformer's output, a bag of words
+    # and regions. cls+mean: the first and the last, summed before the head. docs/teacher.md says what each is worth.
+    pooling: Literal["cls", "mean-output", "mean", "cls+mean"] = "cls"
+    # Of the transformer; filled in from a pretrained one.
+    max_positions: int = Field(512, ge=2)
+    layer_norm_eps: float = Field(1e-12, gt=0)
+    activation: str = "gelu"
 
     @model_validator(mode="before")
     @classmethod
@@ -65,6 +73,8 @@ class TeacherConfig(Settings):
     def _heads_divide(self) -> TeacherConfig:
         if self.hidden_size % self.heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
+        if self.max_text_length > self.max_positions:
+            raise ValueError(f"max_text_length {self.max_text_length} is more than max_positions {self.max_positions}")
         return self
 
     def transformer(self) -> VisualBertConfig:
@@ -80,7 +90,9 @@ class TeacherConfig(Settings):
             intermediate_size=self.intermediate_size,
             hidden_dropout_prob=self.dropout,
             attention_probs_dropout_prob=self.dropout,
-            max_position_embeddings=512,
+            max_position_embeddings=self.max_positions,
+            layer_norm_eps=self.layer_norm_eps,
+            hidden_act=self.activation,
             pad_token_id=0,
         )
 
@@ -93,6 +105,8 @@ class VisualBertTeacher(nn.Module):
         labels: number of emotions L.
     """
 
+    architecture: ClassVar[str] = "visualbert-teacher"
+
     def __init__(self, config: TeacherConfig, labels: int) -> None:
         from transformers import VisualBertModel
 
@@ -100,13 +114,13 @@ class VisualBertTeacher(nn.Module):
         self.config = config
         self.backbone = VisualBertModel(config.transformer())
         self.region_norm = nn.LayerNorm(config.visual_dim) if config.normalize_regions else None
-        self.bag_norm = nn.LayerNorm(config.hidden_size) if config.pooling != "cls" else None
+        self.bag_norm = nn.LayerNorm(config.hidden_size) if config.pooling in ("mean", "cls+mean") else None
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.hidden_size, labels)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
-        if config.freeze_backbone:
-            self.backbone.requires_grad_(False)
+        for part in self._frozen():
+            part.requires_grad_(False)
         self.train(self.training)
 
     @classmethod
@@ -130,20 +144,8 @@ class VisualBertTeacher(nn.Module):
             ) from error
         if published.model_type != "visual_bert":
             raise InputError(f"is a {published.model_type}, not a visual_bert", path=source)
-        if published.vocab_size != config.vocab_size:
-            raise InputError(
-                f"was trained with {published.vocab_size} word pieces, the tokenizer has {config.vocab_size}",
-                path=source,
-                remedy="Use the tokenizer that belongs to it (google-bert/bert-base-uncased for the published ones).",
-            )
-        sized = config.model_copy(
-            update={
-                "hidden_size": published.hidden_size,
-                "layers": published.num_hidden_layers,
-                "heads": published.num_attention_heads,
-                "intermediate_size": published.intermediate_size,
-            }
-        )
+        _require_vocabulary(source, published.vocab_size, config.vocab_size)
+        sized = _resized(source, config, sizes_of(published))
         model = cls(sized, labels)
         try:
             loaded, info = VisualBertModel.from_pretrained(
@@ -163,11 +165,40 @@ class VisualBertTeacher(nn.Module):
         model.backbone.load_state_dict(loaded.state_dict())
         return model
 
-    def train(self, mode: bool = True) -> VisualBertTeacher:
-        """As always, but a frozen backbone stays in evaluation mode: its dropout would be noise on fixed features."""
-        super().train(mode)
+    @classmethod
+    def from_text(cls, source: str, config: TeacherConfig, labels: int) -> VisualBertTeacher:
+        """A teacher whose text tower starts from `source`, a BERT: a hub id, or a folder that `save_pretrained` or
+        sentence-transformers wrote.
+
+        Sizes, positions, activation and norms come from `source`; `config` gives the rest. What is seen starts as what
+        is read; only the projection of the regions (and a pooler, if `source` has none) starts anew.
+
+        Raises:
+            InputError: nothing is there, it is no BERT, it lacks weights, it has another vocabulary than the tokenizer,
+                or fewer positions than captions may have pieces.
+        """
+        tower = read_text_tower(source)
+        _require_vocabulary(source, tower.config.vocab_size, config.vocab_size)
+        model = cls(_resized(source, config, tower.sizes()), labels)
+        tower.start(model.backbone)
+        return model
+
+    def _frozen(self) -> list[nn.Module]:
+        """The parts of the backbone that training leaves alone."""
         if self.config.freeze_backbone:
-            self.backbone.eval()
+            return [self.backbone]
+        if self.config.frozen_layers:
+            # What is read; a projection of regions that starts anew has to learn.
+            own, layers = self.backbone.embeddings, self.backbone.encoder.layer
+            read = (own.word_embeddings, own.position_embeddings, own.token_type_embeddings, own.LayerNorm, own.dropout)
+            return [*read, *layers[: self.config.frozen_layers]]
+        return []
+
+    def train(self, mode: bool = True) -> VisualBertTeacher:
+        """As always, but what is frozen stays in evaluation mode: its dropout would be noise on fixed features."""
+        super().train(mode)
+        for part in self._frozen():
+            part.eval()
         return self
 
     def forward(
@@ -211,6 +242,10 @@ class VisualBertTeacher(nn.Module):
                     visual_token_type_ids=types,
                 )
             pooled = output.pooler_output
+            if self.config.pooling == "mean-output":
+                mask = attention_mask.bool()
+                mask = mask if region_mask is None else torch.cat((mask, region_mask.bool()), dim=1)
+                pooled = masked_mean(output.last_hidden_state, mask)
         if self.bag_norm is not None:
             bag = self._bag(input_ids, attention_mask, regions, region_mask)
             pooled = bag if pooled is None else pooled + bag
@@ -231,8 +266,35 @@ class VisualBertTeacher(nn.Module):
         if regions is not None and region_mask is not None:
             values = torch.cat((values, embeddings.visual_projection(regions)), dim=1)
             mask = torch.cat((mask, region_mask.bool()), dim=1)
-        weight = mask.unsqueeze(-1).to(values.dtype)
-        return self.bag_norm((values * weight).sum(1) / weight.sum(1).clamp(min=1))
+        return self.bag_norm(masked_mean(values, mask))
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over T of `values` (B, T, D) where `mask` (B, T) is True: (B, D); zeros where it nowhere is."""
+    weight = mask.unsqueeze(-1).to(values.dtype)
+    return (values * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+def _require_vocabulary(source: str, pieces: int, own: int) -> None:
+    if pieces != own:
+        raise InputError(
+            f"was trained with {pieces} word pieces, the tokenizer has {own}",
+            path=source,
+            remedy="Use the tokenizer that belongs to it (google-bert/bert-base-uncased for the published ones).",
+        )
+
+
+def _resized(source: str, config: TeacherConfig, sizes: Mapping[str, Any]) -> TeacherConfig:
+    """`config` with the sizes of a pretrained model."""
+    if config.max_text_length > sizes["max_positions"]:
+        raise InputError(
+            f"reads {sizes['max_positions']} word pieces, model.max_text_length is {config.max_text_length}",
+            path=source,
+            remedy=f"--set model.max_text_length={sizes['max_positions']}",
+        )
+    if config.frozen_layers > sizes["layers"]:
+        raise InputError(f"has {sizes['layers']} layers, model.frozen_layers is {config.frozen_layers}", path=source)
+    return config.model_copy(update=dict(sizes))
 
 
 def pad(sequences: Sequence[Sequence[int]], *, pad_id: int = 0) -> tuple[np.ndarray, np.ndarray]:

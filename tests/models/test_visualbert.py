@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from raymotion.models.tokenizer import train_tokenizer
 from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher, pad, predict, usable
 
 LABELS, REGIONS, DIM = 5, 4, 12
-POOLINGS = ("cls", "mean", "cls+mean")
+POOLINGS = ("cls", "mean-output", "mean", "cls+mean")
 CAPTIONS = ["a happy dog on the beach", "a sad man in the rain", "two children laugh loudly at the sea in the evening"]
 TOKENIZER = train_tokenizer(CAPTIONS, size=150, min_frequency=1)
 
@@ -184,3 +186,110 @@ def test_published_base_has_the_parameters_of_the_published_checkpoint() -> None
         model = VisualBertTeacher(TeacherConfig.model_validate({"size": "base"}), 29)
     backbone = sum(parameter.numel() for parameter in model.backbone.parameters())
     assert backbone == 109_482_240 + (2 + 512) * 768 + 2048 * 768 + 768
+
+
+# --- a BERT as the start -----------------------------------------------------------------------------------------------
+
+BERT: dict[str, Any] = {
+    "vocab_size": len(TOKENIZER), "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3,
+    "intermediate_size": 40, "max_position_embeddings": 30, "layer_norm_eps": 0.01, "hidden_act": "relu",
+    "hidden_dropout_prob": 0.2,
+}  # fmt: skip
+ASKED = TeacherConfig(vocab_size=len(TOKENIZER), visual_dim=DIM, max_text_length=20, pooling="mean-output")
+
+
+def bert(kind: str = "BertModel", **settings: object) -> Any:
+    import transformers
+
+    torch.manual_seed(3)
+    return getattr(transformers, kind)(transformers.BertConfig(**{**BERT, **settings})).eval()
+
+
+def test_text_tower_reads_as_the_bert_it_started_from(tmp_path: Path) -> None:
+    source = bert()
+    source.save_pretrained(tmp_path)
+    teacher = VisualBertTeacher.from_text(str(tmp_path), ASKED, LABELS).eval()
+    assert (teacher.config.hidden_size, teacher.config.layers, teacher.config.max_positions) == (24, 2, 30)
+    ids, attention, regions, mask = inputs()
+    attention[1, 4:] = 0
+    with torch.inference_mode():
+        expected = source(ids, attention)
+        own = teacher.backbone(ids, attention)
+        logits = teacher(ids, attention)
+        # The pooling of sentence-transformers, [CLS] and [SEP] included.
+        mean = torch.stack([row[keep.bool()].mean(0) for row, keep in zip(expected[0], attention, strict=True)])
+        by_hand = teacher.head(mean)
+        torch.testing.assert_close(
+            own.last_hidden_state[attention.bool()], expected[0][attention.bool()], atol=1e-5, rtol=0
+        )
+        torch.testing.assert_close(own.pooler_output, expected.pooler_output, atol=1e-5, rtol=0)
+        torch.testing.assert_close(logits, by_hand, atol=1e-5, rtol=0)
+        # Regions count where they are, and only there.
+        seen = teacher(ids, attention, regions, mask)
+    assert (seen[0] - logits[0]).abs().max() > 1e-3
+    torch.testing.assert_close(seen[2], logits[2], atol=1e-5, rtol=0)
+    table = teacher.backbone.embeddings
+    assert torch.equal(table.visual_position_embeddings.weight, source.embeddings.position_embeddings.weight)
+    assert torch.equal(table.visual_token_type_embeddings.weight, source.embeddings.token_type_embeddings.weight)
+
+
+@pytest.mark.parametrize("layout", ["BertForMaskedLM", "one token type", "0_Transformer"])
+def test_text_tower_from_other_layouts(tmp_path: Path, layout: str) -> None:
+    if layout == "BertForMaskedLM":
+        model = bert("BertForMaskedLM")
+        model.save_pretrained(tmp_path)
+        source = model.bert
+    else:
+        source = bert(type_vocab_size=1 if layout == "one token type" else 2)
+        folder = tmp_path / ("0_Transformer" if layout == "0_Transformer" else ".")
+        source.save_pretrained(folder)
+        if layout == "0_Transformer":
+            (tmp_path / "modules.json").write_text('[{"idx": 0, "name": "0", "path": "0_Transformer"}]')
+    teacher = VisualBertTeacher.from_text(str(tmp_path), ASKED, LABELS).eval()
+    ids, attention, *_ = inputs()
+    with torch.inference_mode():
+        expected = source(ids, attention).last_hidden_state
+        torch.testing.assert_close(teacher.backbone(ids, attention).last_hidden_state, expected, atol=1e-5, rtol=0)
+
+
+def test_text_tower_that_does_not_fit(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    for name, settings in (("fits", {}), ("relative", {"position_embedding_type": "relative_key"})):
+        bert(**settings).save_pretrained(tmp_path / name)
+    config = json.loads((tmp_path / "relative" / "config.json").read_text())
+    (tmp_path / "relative" / "config.json").write_text(json.dumps(config | {"position_embedding_type": "relative_key"}))
+    bert().save_pretrained(tmp_path / "lacking")
+    weights = load_file(tmp_path / "lacking" / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, tmp_path / "lacking" / "model.safetensors", metadata={"format": "pt"})
+    make().backbone.save_pretrained(tmp_path / "visual")
+    bert().save_pretrained(tmp_path / "cut")
+    (tmp_path / "cut" / "model.safetensors").write_bytes(b"cut off")
+    for source, change, reason in (
+        ("absent", {}, "no pretrained model"),
+        ("relative", {}, "relative_key"),
+        ("lacking", {}, r"lacks 1 weights, such as encoder\.layer\.1\.output\.dense\.weight"),
+        ("visual", {}, "visual_bert, not a bert.*init"),
+        ("cut", {}, "could not be loaded"),
+        ("fits", {"vocab_size": 77}, "tokenizer has 77"),
+        ("fits", {"max_text_length": 31}, "reads 30 word pieces"),
+        ("fits", {"frozen_layers": 3}, "has 2 layers"),
+    ):
+        with pytest.raises(InputError, match=f"(?s){reason}"):
+            VisualBertTeacher.from_text(str(tmp_path / source), ASKED.model_copy(update=change), LABELS)
+
+
+def test_frozen_layers_stay_and_the_others_learn(tmp_path: Path) -> None:
+    bert().save_pretrained(tmp_path)
+    teacher = VisualBertTeacher.from_text(str(tmp_path), ASKED.model_copy(update={"frozen_layers": 1}), LABELS)
+    before = {name: value.clone() for name, value in teacher.backbone.state_dict().items()}
+    ids, attention, regions, mask = inputs()
+    optimiser = torch.optim.SGD([p for p in teacher.parameters() if p.requires_grad], lr=1.0)
+    teacher.train()
+    assert not teacher.backbone.encoder.layer[0].training and teacher.backbone.encoder.layer[1].training
+    teacher(ids, attention, regions, mask).square().sum().backward()
+    optimiser.step()
+    changed = {name for name, value in teacher.backbone.state_dict().items() if not torch.equal(value, before[name])}
+    assert all(name.startswith(("encoder.layer.1.", "embeddings.visual_")) for name in changed)
+    assert {"encoder.layer.1.output.dense.weight", "embeddings.visual_projection.weight"} <= changed

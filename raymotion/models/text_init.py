@@ -1,0 +1,169 @@
+"""The start of VisualBERT's text tower: any BERT, from a hub id or a folder.
+
+VisualBERT *is* a BERT with three tables more for what it sees, so the weights of one fit under the same names. What it
+sees starts as the authors let it start (`special_visual_initialize`): position and token type of a region as those of a
+word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from raymotion import storage
+from raymotion.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import BertConfig, VisualBertConfig
+
+REMEDY = "Name a hub id or a folder with config.json and model.safetensors."
+FILES = ("config.json", "model.safetensors")
+POOLER = "pooler."
+# What only a VisualBERT has; the projection of the regions learns from nothing.
+SEEN_AS_READ = {
+    "embeddings.visual_token_type_embeddings.weight": "embeddings.token_type_embeddings.weight",
+    "embeddings.visual_position_embeddings.weight": "embeddings.position_embeddings.weight",
+}
+PROJECTION = "embeddings.visual_projection."
+
+
+@dataclass(frozen=True)
+class TextTower:
+    """A BERT read from somewhere.
+
+    Attributes:
+        weights: by the names of `BertModel`; without `pooler.` where the source has none.
+    """
+
+    source: str
+    config: BertConfig
+    weights: dict[str, Tensor]
+
+    @property
+    def has_pooler(self) -> bool:
+        return any(name.startswith(POOLER) for name in self.weights)
+
+    def sizes(self) -> dict[str, Any]:
+        return sizes_of(self.config)
+
+    def start(self, backbone: nn.Module) -> None:
+        """Copies the weights into a `VisualBertModel` of the same sizes."""
+        import torch
+
+        own = backbone.state_dict()
+        types = "embeddings.token_type_embeddings.weight"
+        read = dict(self.weights)
+        if len(read[types]) != len(own[types]):  # a BERT that knows one kind of sentence, or three
+            read[types] = torch.cat((read[types], read[types][-1:]))[: len(own[types])]
+        for name, model in SEEN_AS_READ.items():
+            read[name] = read[model].clone()
+        for name in own.keys() - read.keys():
+            if not name.startswith((POOLER, PROJECTION)):
+                raise InputError(f"lacks the weight {name}", path=self.source)
+            read[name] = own[name]
+        for name, value in read.items():
+            if name in own and own[name].shape != value.shape:
+                raise InputError(
+                    f"weight {name} has shape {tuple(value.shape)}, config.json says {tuple(own[name].shape)}",
+                    path=self.source,
+                )
+        backbone.load_state_dict(read)
+
+
+def sizes_of(config: BertConfig | VisualBertConfig) -> dict[str, Any]:
+    """The fields of `TeacherConfig` that a pretrained model decides."""
+    return {
+        "hidden_size": config.hidden_size,
+        "layers": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "intermediate_size": config.intermediate_size,
+        "max_positions": config.max_position_embeddings,
+        "layer_norm_eps": config.layer_norm_eps,
+        "activation": config.hidden_act,
+    }
+
+
+def read_text_tower(source: str) -> TextTower:
+    """The BERT in `source`: a hub id, or a folder (local or an address) that `save_pretrained` or sentence-transformers
+    wrote, of a `BertModel` or of one with a head, such as `BertForMaskedLM`; the head is left behind.
+
+    Raises:
+        InputError: nothing is there, it is no BERT, its positions are relative, or weights are missing.
+    """
+    with _local(source) as folder:
+        config = _config(source, folder)
+        return TextTower(source, config, _weights(source, folder, config))
+
+
+def _config(source: str, folder: str) -> BertConfig:
+    from transformers import BertConfig, PretrainedConfig
+
+    try:
+        values, _ = PretrainedConfig.get_config_dict(folder)
+    except Exception as error:
+        raise InputError(f"no pretrained model there ({_first_line(error)})", path=source, remedy=REMEDY) from error
+    kind = values.get("model_type")
+    if kind != "bert":
+        raise InputError(
+            f"is {'of no known kind' if kind is None else f'a {kind}'}, not a bert",
+            path=source,
+            remedy="VisualBERT goes under `init`; any other text tower has to be a BERT." if kind == "visual_bert"
+            else "Name a BERT: BertModel, BertForMaskedLM, or a sentence-transformers model made of one.",
+        )  # fmt: skip
+    if values.get("position_embedding_type", "absolute") != "absolute":
+        raise InputError(f"has {values['position_embedding_type']} positions; VisualBERT's are absolute", path=source)
+    return BertConfig(**values)
+
+
+def _weights(source: str, folder: str, config: BertConfig) -> dict[str, Tensor]:
+    from transformers import BertModel
+
+    try:
+        model, info = BertModel.from_pretrained(folder, config=config, output_loading_info=True, weights_only=True)
+    except Exception as error:
+        raise InputError(f"could not be loaded ({_first_line(error)})", path=source, remedy=REMEDY) from error
+    missing = [name for name in sorted(info["missing_keys"]) if "position_ids" not in name]
+    lacking = [name for name in missing if not name.startswith(POOLER)]
+    if lacking:
+        raise InputError(f"lacks {len(lacking)} weights, such as {lacking[0]}", path=source)
+    # Drawn at random by transformers: ours to draw, by the run's seed.
+    return {name: value for name, value in model.state_dict().items() if name not in missing}
+
+
+@contextlib.contextmanager
+def _local(source: str) -> Iterator[str]:
+    """Where transformers finds it: object stores are copied, and of sentence-transformers the folder of its BERT."""
+    if storage.is_remote(source):
+        with tempfile.TemporaryDirectory(prefix="raymotion-") as folder:
+            inner = storage.join(source, _transformer_of(source))
+            for name in FILES:
+                if not storage.exists(storage.join(inner, name)):
+                    raise InputError(f"no pretrained model there (no {name})", path=source, remedy=REMEDY)
+                storage.write_bytes(storage.join(folder, name), storage.read_bytes(storage.join(inner, name)))
+            yield folder
+    elif storage.is_dir(source):
+        yield storage.join(source, _transformer_of(source))
+    else:
+        yield source
+
+
+def _transformer_of(folder: str) -> str:
+    """Subfolder of a sentence-transformers model that holds its BERT: `0_Transformer` in old ones, else none."""
+    listing = storage.join(folder, "modules.json")
+    if not storage.exists(listing):
+        return ""
+    with contextlib.suppress(KeyError, TypeError, json.JSONDecodeError, InputError):
+        first = storage.read_json(listing)[0]["path"]
+        # A name, not a way out of the folder.
+        if isinstance(first, str) and "/" not in first and first not in (".", ".."):
+            return first
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
