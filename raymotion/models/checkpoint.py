@@ -24,27 +24,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 import raymotion
 from raymotion import storage
 from raymotion.errors import InputError
 from raymotion.models.card import model_card
+from raymotion.models.loaded import LoadedStudent, Teacher
 from raymotion.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from raymotion.models.student import Student
     from raymotion.models.visualbert import VisualBertTeacher
 
-ARCHITECTURE = "visualbert-teacher"
+# What a model of each architecture can read.
+ARCHITECTURES = {"visualbert-teacher": ("text", "regions"), "student": ("text", "image")}
 FORMAT = 1
 WEIGHTS, CONFIG, VOCABULARY, TOKENIZER, TRAINING, CARD = (
     "model.safetensors", "config.json", "vocabulary.json", "tokenizer.json", "training.json", "README.md",
 )  # fmt: skip
 # What decides the predictions. The record of the training (times, versions) does not.
 FINGERPRINTED = (WEIGHTS, CONFIG, TOKENIZER)
-MODALITIES = ("text", "regions")
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ class CheckpointInfo:
     """All that is known of a checkpoint without opening its weights.
 
     Attributes:
-        config: the `TeacherConfig` as a mapping.
-        modalities: what it was trained on, a subset of ("text", "regions"). It predicts from these alone.
+        architecture: a key of `ARCHITECTURES`.
+        config: the `TeacherConfig` or `StudentConfig` as a mapping.
+        modalities: what it was trained on, of those that its architecture can read. It predicts from these alone.
         extractor: {"name", "weights", "count", "dim"} of the region features it was trained on, or None.
         prior: class rates of its training split, (L,), or None.
         thresholds: per-class thresholds fitted on validation, (L,), or None.
@@ -89,69 +90,9 @@ class CheckpointInfo:
         }
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """A model with all that belongs to it."""
-
-    model: VisualBertTeacher
-    tokenizer: PreTrainedTokenizerFast
-    vocabulary: Vocabulary
-    info: CheckpointInfo
-
-    @property
-    def uses_regions(self) -> bool:
-        return "regions" in self.info.modalities
-
-    def usable(self, captions: Sequence[Sequence[str]], region_mask: np.ndarray | None = None) -> np.ndarray:
-        """Which samples hold anything that this teacher was trained to read, bool (n,)."""
-        from raymotion.models import visualbert
-
-        own_captions, own_mask = self._own(captions, region_mask)
-        return visualbert.usable(own_captions, own_mask)
-
-    def predict(
-        self,
-        captions: Sequence[Sequence[str]],
-        regions: np.ndarray | None = None,
-        region_mask: np.ndarray | None = None,
-        *,
-        batch_size: int = 32,
-    ) -> np.ndarray:
-        """Probabilities (n, L) float32 in vocabulary order; see `visualbert.predict`.
-
-        A modality that the teacher was not trained on is masked: its weights for it are as they were drawn.
-        """
-        from raymotion.models import visualbert
-
-        if regions is not None and self.uses_regions and regions.shape[-1] != self.model.config.visual_dim:
-            raise InputError(
-                f"the teacher reads regions of {self.model.config.visual_dim} numbers, these have {regions.shape[-1]}",
-                path=self.info.folder,
-                remedy=f"Use the extractor it was trained with: {self.info.extractor}.",
-            )
-        if region_mask is None and regions is not None:
-            region_mask = np.ones(regions.shape[:2], dtype=bool)
-        own_captions, own_mask = self._own(captions, region_mask)
-        return visualbert.predict(
-            self.model,
-            self.tokenizer,
-            own_captions,
-            regions if own_mask is not None else None,
-            own_mask,
-            batch_size=batch_size,
-        )
-
-    def _own(
-        self, captions: Sequence[Sequence[str]], region_mask: np.ndarray | None
-    ) -> tuple[Sequence[Sequence[str]], np.ndarray | None]:
-        if "text" not in self.info.modalities:
-            captions = [[] for _ in captions]
-        return captions, region_mask if self.uses_regions else None
-
-
 def save_checkpoint(
     folder: storage.PathLike,
-    model: VisualBertTeacher,
+    model: VisualBertTeacher | Student,
     tokenizer: PreTrainedTokenizerFast,
     vocabulary: Vocabulary,
     *,
@@ -168,11 +109,12 @@ def save_checkpoint(
 
     from raymotion.models.tokenizer import tokenizer_json
 
-    if not modalities or set(modalities) - set(MODALITIES):
-        raise ValueError(f"modalities {list(modalities)} are not one or both of {MODALITIES}")
+    known = ARCHITECTURES[model.architecture]
+    if not modalities or set(modalities) - set(known):
+        raise ValueError(f"modalities {list(modalities)} are not one or both of {known}")
     config = {
         "format": FORMAT,
-        "architecture": ARCHITECTURE,
+        "architecture": model.architecture,
         "model": model.config.model_dump(mode="json"),
         "vocabulary": vocabulary.to_dict(),
         "modalities": list(modalities),
@@ -240,14 +182,15 @@ def _read_info(where: str, copy: str) -> CheckpointInfo:
     path = storage.join(where, CONFIG)
     vocabulary = Vocabulary.from_dict(config["vocabulary"], where=path)
     modalities = config["modalities"]
-    if not isinstance(modalities, list) or not modalities or set(modalities) - set(MODALITIES):
-        raise InputError(f"modalities {modalities} are not of {list(MODALITIES)}", path=path)
+    known = ARCHITECTURES[config["architecture"]]
+    if not isinstance(modalities, list) or not modalities or set(modalities) - set(known):
+        raise InputError(f"modalities {modalities} are not of {list(known)}", path=path)
     training = storage.read_json(storage.join(where, TRAINING))
     if not isinstance(training, dict):
         raise InputError("holds no mapping", path=storage.join(where, TRAINING))
     return CheckpointInfo(
         folder=where,
-        architecture=ARCHITECTURE,
+        architecture=config["architecture"],
         config=dict(config["model"]),
         vocabulary=vocabulary,
         modalities=tuple(modalities),
@@ -268,9 +211,24 @@ def load_teacher(folder: storage.PathLike, device: str = "cpu", *, expected_fing
         expected_fingerprint: the fingerprint that it had when the job began; None takes whatever is there.
 
     Raises:
-        InputError: as `read_checkpoint_info`, for weights that do not fit the config, and for a checkpoint that is no
-            longer the expected one.
+        InputError: as `read_checkpoint_info`, for a student, for weights that do not fit the config, and for a
+            checkpoint that is no longer the expected one.
     """
+    model, tokenizer, info = _fetch_and_load(folder, device, "visualbert-teacher", expected_fingerprint)
+    return Teacher(model, tokenizer, info.vocabulary, info)
+
+
+def load_student(
+    folder: storage.PathLike, device: str = "cpu", *, expected_fingerprint: str | None = None
+) -> LoadedStudent:
+    """The student in `folder`; see `load_teacher`."""
+    model, tokenizer, info = _fetch_and_load(folder, device, "student", expected_fingerprint)
+    return LoadedStudent(model, tokenizer, info.vocabulary, info)
+
+
+def _fetch_and_load(
+    folder: storage.PathLike, device: str, architecture: str, expected_fingerprint: str | None
+) -> tuple[Any, PreTrainedTokenizerFast, CheckpointInfo]:
     where = storage.absolute(folder)
     with contextlib.ExitStack() as stack:
         copy = where
@@ -281,6 +239,8 @@ def load_teacher(folder: storage.PathLike, device: str = "cpu", *, expected_fing
                 data = storage.require(storage.join(where, name))
                 storage.write_bytes(storage.join(copy, name), data, durable=False)
         info = _read_info(where, copy)
+        if info.architecture != architecture:
+            raise InputError(f"is a {info.architecture}, not a {architecture}", path=where)
         if expected_fingerprint is not None and info.fingerprint != expected_fingerprint:
             raise InputError(
                 f"the checkpoint changed since the job began (fingerprint {expected_fingerprint} then, "
@@ -288,37 +248,50 @@ def load_teacher(folder: storage.PathLike, device: str = "cpu", *, expected_fing
                 path=where,
                 remedy="Start the job in a fresh folder.",
             )
-        return _load(copy, info, device)
+        model, tokenizer = _load(copy, info)
+        return model.to(device).eval(), tokenizer, info
 
 
-def _load(local: str, info: CheckpointInfo, device: str) -> Teacher:
+def _model_of(info: CheckpointInfo) -> tuple[VisualBertTeacher | Student, int]:
+    """A model of the checkpoint's shape, with the weights it was drawn with, and the word pieces that it reads."""
     from pydantic import ValidationError
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
-    from raymotion.models.tokenizer import load_tokenizer
-    from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher
-
-    weights_path = storage.join(info.folder, WEIGHTS)
     try:
-        config = TeacherConfig.model_validate(info.config)
+        if info.architecture == "student":
+            from raymotion.models.student import Student, StudentConfig
+
+            student = StudentConfig.model_validate(info.config)
+            return Student(student, len(info.vocabulary)), student.vocab_size
+        from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher
+
+        teacher = TeacherConfig.model_validate(info.config)
+        return VisualBertTeacher(teacher, len(info.vocabulary)), teacher.vocab_size
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(
             f"model.{'.'.join(str(part) for part in first['loc'])}: {first['msg']}",
             path=storage.join(info.folder, CONFIG),
         ) from error
+
+
+def _load(local: str, info: CheckpointInfo) -> tuple[VisualBertTeacher | Student, PreTrainedTokenizerFast]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from raymotion.models.tokenizer import load_tokenizer
+
+    weights_path = storage.join(info.folder, WEIGHTS)
+    model, pieces = _model_of(info)
     tokenizer = load_tokenizer(storage.join(local, TOKENIZER))
-    if len(tokenizer) != config.vocab_size:
+    if len(tokenizer) != pieces:
         raise InputError(
-            f"has {len(tokenizer)} pieces, the model reads {config.vocab_size}",
+            f"has {len(tokenizer)} pieces, the model reads {pieces}",
             path=storage.join(info.folder, TOKENIZER),
         )
     try:
         weights = load_file(storage.join(local, WEIGHTS))
     except (SafetensorError, OSError) as error:
         raise InputError(f"is damaged ({str(error).splitlines()[0]})", path=weights_path) from error
-    model = VisualBertTeacher(config, len(info.vocabulary))
     expected = model.state_dict()
     for name in sorted(expected.keys() | weights.keys()):
         if name not in weights or name not in expected:
@@ -329,7 +302,7 @@ def _load(local: str, info: CheckpointInfo, device: str) -> Teacher:
                 path=weights_path,
             )
     model.load_state_dict(weights)
-    return Teacher(model.to(device).eval(), tokenizer, info.vocabulary, info)
+    return model, tokenizer
 
 
 def _read_config(where: str) -> dict[str, Any]:
@@ -342,10 +315,11 @@ def _read_config(where: str) -> dict[str, Any]:
             remedy="Train one with `raymotion train`.",
         )
     config = storage.read_json(path)
-    if not isinstance(config, dict) or config.get("architecture") != ARCHITECTURE:
+    if not isinstance(config, dict) or config.get("architecture") not in ARCHITECTURES:
         named = config.get("architecture") or config.get("architectures") if isinstance(config, dict) else None
         raise InputError(
-            f"is a model of another kind ({named or 'it names no architecture'}), not a {ARCHITECTURE}",
+            f"is a model of another kind ({named or 'it names no architecture'}), "
+            f"not one of {', '.join(ARCHITECTURES)}",
             path=path,
             remedy="Give a folder that `raymotion train` wrote; pretrained models go into the recipe as model.init.",
         )

@@ -1,7 +1,8 @@
-"""A sample table as the arrays that the training loop reads.
+"""Samples as the arrays that the training loop reads.
 
-Captions, ids and targets are small (100,000 captions are some ten MB): the driver makes them once and every worker
-reads them from one file. Region features stay where they are, behind a memory map.
+Captions, ids, addresses and targets are small (100,000 samples are some ten MB): the driver makes them once and every
+worker reads them from one file. Region features stay where they are, behind a memory map; pictures stay where they are
+and are decoded as they are needed.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from safetensors.numpy import load, save
 from raymotion import storage
 from raymotion.config import digest_of, load_settings
 from raymotion.data.features import RegionFeatures
-from raymotion.data.samples import SPLITS, read_samples, targets, vocabulary_of
+from raymotion.data.samples import SPLITS, targets
 from raymotion.errors import InputError
 from raymotion.models.tokenizer import encode, load_tokenizer, tokenizer_json, train_tokenizer
-from raymotion.train.recipe import TrainRecipe
+from raymotion.train.recipe import StudentRecipe, TeacherRecipe, TrainRecipe
+from raymotion.train.source import pseudo_labelled, sample_table
 from raymotion.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -36,14 +38,16 @@ COLUMNS = ("pieces", "ends", "owners", "has_caption", "hard", "soft")
 
 @dataclass
 class TrainingData:
-    """Samples that a teacher can learn from.
+    """Samples that a model can learn from.
 
     Attributes:
         sample_ids: n ids.
         splits: train, val and test -> positions of their samples.
         pieces, ends: token ids of all captions in a row, and where each caption ends.
         owners: the sample of each caption; ascending. A sample without one has the empty caption.
-        hard, soft: targets (n, L); `soft` are shares of annotators where the table has them.
+        hard, soft: targets (n, L); `soft` are shares of annotators where the table has them, and the teacher's
+            probabilities for pseudo-labels.
+        image_uris: n addresses or None; empty for a model that reads no pictures.
         counts: rows of the table, and why some were left out.
     """
 
@@ -62,6 +66,7 @@ class TrainingData:
     name: str = ""
     fingerprint: str = ""
     features: RegionFeatures | None = field(default=None, repr=False)
+    image_uris: list[str | None] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         starts = np.concatenate(([0], self.ends[:-1])) if len(self.ends) else self.ends
@@ -75,6 +80,7 @@ class TrainingData:
         return [
             *(["text"] if self.has_caption[self.splits["train"]].any() else []),
             *(["regions"] if self.features is not None else []),
+            *(["image"] if any(self.image_uris[row] for row in self.splits["train"] if self.image_uris) else []),
         ]
 
     def prior(self, *, soft: bool) -> np.ndarray:
@@ -101,7 +107,7 @@ class TrainingData:
         storage.write_text(storage.join(folder, TOKENIZER), tokenizer_json(self.tokenizer))
         meta = {
             "sample_ids": self.sample_ids, "vocabulary": self.vocabulary.to_dict(), "features": self.features_folder,
-            "counts": self.counts, "name": self.name, "fingerprint": self.fingerprint,
+            "counts": self.counts, "name": self.name, "fingerprint": self.fingerprint, "images": self.image_uris,
         }  # fmt: skip
         storage.write_json(storage.join(folder, META), meta)
 
@@ -119,57 +125,63 @@ class TrainingData:
             counts=meta["counts"],
             name=meta["name"],
             fingerprint=meta["fingerprint"],
+            image_uris=meta["images"],
         )
 
 
 def prepare(recipe: TrainRecipe) -> TrainingData:
-    """Reads, checks and tokenises the recipe's sample table.
+    """Reads, checks and tokenises what the recipe trains on.
 
     Raises:
         InputError: no labels, no splits, a group in two splits, features of other samples.
     """
-    config = _teacher_config(recipe)
-    path = storage.absolute(recipe.data.samples)
-    table = read_samples(path)
-    vocabulary = vocabulary_of(table, where=path)
-    if vocabulary is None or table.column("labels").null_count == table.num_rows:
-        raise InputError("has no labels to learn from", path=path)
-    _check_splits(table, path)
-    features = RegionFeatures(recipe.data.features) if recipe.data.features else None
+    longest = _max_text_length(recipe)
+    reads_pictures = isinstance(recipe, StudentRecipe)
+    if isinstance(recipe, StudentRecipe) and recipe.data.labels:
+        path = storage.absolute(recipe.data.labels)
+        table, soft, vocabulary = pseudo_labelled(path, recipe.data.val_fraction, recipe.seed)
+    else:
+        path = storage.absolute(recipe.data.samples)
+        table, soft, vocabulary = sample_table(path)
+    folder = recipe.data.features if isinstance(recipe, TeacherRecipe) else None
+    features = RegionFeatures(folder) if folder else None
 
     counts = {"rows": table.num_rows}
-    table = table.filter(pc.is_valid(table.column("labels")))
-    counts["without_labels"] = counts["rows"] - table.num_rows
-    with_split = table.filter(pc.is_valid(table.column("split")))
-    counts["without_split"] = table.num_rows - with_split.num_rows
-    table = with_split
+    for column, reason in (("labels", "without_labels"), ("split", "without_split")):
+        known = pc.is_valid(table.column(column))
+        counts[reason] = table.num_rows - pc.sum(known).as_py()
+        table, soft = table.filter(known), soft[np.asarray(known)]
 
     captions = [[text for text in own if text.strip()] for own in table.column("captions").to_pylist()]
     has_caption = np.array([bool(own) for own in captions])
-    has_regions = np.zeros(len(captions), dtype=bool)
+    image_uris = table.column("image_uri").to_pylist() if reads_pictures else []
+    other = np.zeros(len(captions), dtype=bool)  # what there is besides a caption
     if features is not None:
-        has_regions = np.array([sample_id in features for sample_id in table.column("sample_id").to_pylist()])
-        if not has_regions.any():
+        other = np.array([sample_id in features for sample_id in table.column("sample_id").to_pylist()])
+        if not other.any():
             raise InputError(
                 "holds features of none of the samples", path=features.folder, remedy=f"Extract them from {path}."
             )
-    keep = has_caption | has_regions
+    if reads_pictures:
+        other |= np.array([uri is not None for uri in image_uris], dtype=bool)
+    keep = has_caption | other
     counts["without_caption_and_image"] = int((~keep).sum())
-    table, has_caption = table.filter(pa.array(keep)), has_caption[keep]
+    table, has_caption, soft = table.filter(pa.array(keep)), has_caption[keep], soft[keep]
     captions = [own or [""] for own, kept in zip(captions, keep, strict=True) if kept]
+    image_uris = [uri for uri, kept in zip(image_uris, keep, strict=True) if kept] if reads_pictures else []
     split_column = np.array(table.column("split").to_pylist())
     splits = {name: np.flatnonzero(split_column == name) for name in SPLITS}
     for name in ("train", "val"):
         if not len(splits[name]):
             raise InputError(
-                f"has no sample of the split {name} with labels and a caption{' or features' if features else ''}",
+                f"has no sample of the split {name} with labels and a caption"
+                + (" or features" if features else " or an image" if reads_pictures else ""),
                 path=path,
                 remedy="Split it again: `raymotion data prepare` does.",
             )
     tokenizer = _tokenizer(recipe, [text for row in splits["train"] for text in captions[row]])
-    tokens = encode(tokenizer, [text for own in captions for text in own], config.max_text_length)
+    tokens = encode(tokenizer, [text for own in captions for text in own], longest)
     sample_ids = table.column("sample_id").to_pylist()
-    hard, soft = targets(table, vocabulary), targets(table, vocabulary, soft=True)
     data = TrainingData(
         sample_ids=sample_ids,
         splits=splits,
@@ -177,29 +189,35 @@ def prepare(recipe: TrainRecipe) -> TrainingData:
         ends=np.cumsum([len(sequence) for sequence in tokens]),
         owners=np.repeat(np.arange(len(captions)), [len(own) for own in captions]),
         has_caption=has_caption,
-        hard=hard,
+        hard=targets(table, vocabulary),
         soft=soft,
         vocabulary=vocabulary,
         tokenizer=tokenizer,
         features_folder=None if features is None else features.folder,
         counts=counts,
-        name=storage.parent(path) and path.rsplit("/", 1)[-1],
+        name=path.rstrip("/").rsplit("/", 1)[-1],
         features=features,
+        image_uris=image_uris,
     )
     # Of what is learned, not of the file: the same samples, written by another version of Parquet, are the same data.
+    # Where pictures lie is not what they are, so their addresses stay out; whether there is one does not.
     data.fingerprint = digest_of(
         [sample_ids, captions, split_column.tolist(), np.round(soft, 6).tolist(), vocabulary.fingerprint,
-         None if features is None else features.digest]
+         None if features is None else features.digest,
+         *([[uri is not None for uri in image_uris], digest_of(data.hard.astype(int).tolist())]
+           if reads_pictures else [])]
     )  # fmt: skip
     return data
 
 
-def _teacher_config(recipe: TrainRecipe) -> TeacherConfig:
-    """The recipe's model settings, checked before anything else is done."""
+def _max_text_length(recipe: TrainRecipe) -> int:
+    """The recipe's model settings, checked before anything else is done; the most word pieces the model reads."""
+    from raymotion.models.student import StudentConfig
     from raymotion.models.visualbert import TeacherConfig
 
+    config: type[StudentConfig | TeacherConfig] = StudentConfig if isinstance(recipe, StudentRecipe) else TeacherConfig
     try:
-        return load_settings(TeacherConfig, options=recipe.model)
+        return load_settings(config, options=recipe.model).max_text_length
     except InputError as error:
         raise InputError(error.reason.replace("setting ", "setting model.", 1)) from error
 
@@ -207,7 +225,10 @@ def _teacher_config(recipe: TrainRecipe) -> TeacherConfig:
 def _tokenizer(recipe: TrainRecipe, captions: Sequence[str]) -> PreTrainedTokenizerFast:
     if recipe.tokenizer.source != "train":
         return load_tokenizer(recipe.tokenizer.source)
-    if recipe.init:
+    pretrained = recipe.pretrained_text()
+    if pretrained is not None:
+        if storage.is_dir(pretrained) and {"tokenizer.json", "vocab.txt"} & set(storage.list_names(pretrained)):
+            return load_tokenizer(pretrained)
         raise InputError(
             "a tokenizer trained here does not fit a pretrained model",
             remedy="Set tokenizer.source to the one that belongs to it, such as google-bert/bert-base-uncased.",
@@ -216,23 +237,3 @@ def _tokenizer(recipe: TrainRecipe, captions: Sequence[str]) -> PreTrainedTokeni
     if not any(text.strip() for text in captions):
         captions = ["no caption"]  # regions alone: [CLS] [SEP] is all the text there is
     return train_tokenizer(captions, size=recipe.tokenizer.size)
-
-
-def _check_splits(table: pa.Table, path: Any) -> None:
-    if table.column("split").null_count == table.num_rows:
-        raise InputError(
-            "has no splits",
-            path=path,
-            remedy="Prepare it with splits: `raymotion data prepare ...` without --no-split.",
-        )
-    seen: dict[str, str] = {}
-    for row, (group, split) in enumerate(
-        zip(table.column("group_id").to_pylist(), table.column("split").to_pylist(), strict=True)
-    ):
-        if split is not None and seen.setdefault(group, split) != split:
-            raise InputError(
-                f"group {group!r} is in {seen[group]} and in {split}",
-                path=path,
-                row=row,
-                remedy="A model would be tested on images it was trained on: split by group.",
-            )

@@ -17,14 +17,14 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from raymotion import storage
 from raymotion.config import require_same_settings
 from raymotion.errors import InputError, RaymotionError, RunFailed
 from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info, save_checkpoint
 from raymotion.train.data import META, TrainingData, prepare
-from raymotion.train.recipe import TrainRecipe
+from raymotion.train.recipe import KINDS, TrainRecipe
 
 Progress = Callable[[Mapping[str, Any]], None]
 SETTINGS, PROGRESS = "settings.json", "progress.json"
@@ -113,7 +113,8 @@ def _train_here(recipe: TrainRecipe, data: TrainingData, run: str, command: str)
     """The loop in this process. Two epochs' checkpoints are kept: the new one is complete before the old one goes."""
     import torch
 
-    from raymotion.train.loop import STATE, Workers, train_teacher
+    from raymotion.train.loop import STATE, Workers, train
+    from raymotion.train.task import task_of
 
     if storage.is_remote(run):
         raise InputError("workers: 0 keeps its state on this machine", path=run, remedy="Use --workers 1.")
@@ -135,7 +136,7 @@ def _train_here(recipe: TrainRecipe, data: TrainingData, run: str, command: str)
     latest = str(_latest(kept)) if any(kept.glob("[0-9]*/" + STATE)) else None
     device = "cuda" if recipe.use_gpu is not False and torch.cuda.is_available() else "cpu"
     workers = Workers(device=device, attempt=_attempt(command))
-    train_teacher(recipe, data, report=report, resume_from=latest, workers=workers)
+    train(task_of(recipe, data), report=report, resume_from=latest, workers=workers)
     return str(_latest(kept))
 
 
@@ -200,11 +201,12 @@ def _worker(config: dict[str, Any]) -> None:
     import torch
 
     from raymotion.batch.cluster import available_cpus
-    from raymotion.train.loop import Workers, train_teacher
+    from raymotion.train.loop import Workers, train
+    from raymotion.train.task import task_of
 
     context = ray.train.get_context()
     torch.set_num_threads(max(1, available_cpus() // context.get_local_world_size()))
-    recipe = TrainRecipe.model_validate(config["recipe"])
+    recipe = KINDS[config["recipe"]["kind"]].model_validate(config["recipe"])
     data = TrainingData.load(storage.join(config["run"], "data"))
     world = context.get_world_size()
 
@@ -223,9 +225,8 @@ def _worker(config: dict[str, Any]) -> None:
     with contextlib.ExitStack() as stack:
         earlier = ray.train.get_checkpoint()
         resume_from = None if earlier is None else stack.enter_context(earlier.as_directory())
-        train_teacher(
-            recipe,
-            data,
+        train(
+            task_of(recipe, data),
             report=report,
             resume_from=resume_from,
             workers=Workers(
@@ -250,11 +251,11 @@ def _finish(
 
     from raymotion.learning.metrics import evaluate
     from raymotion.learning.selection import fit_class_thresholds
-    from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher
     from raymotion.train.loop import BEST, PROBABILITIES, STATE
+    from raymotion.train.task import task_of
 
     state = json.loads(Path(folder, STATE).read_text())
-    model = VisualBertTeacher(TeacherConfig.model_validate(state["teacher"]), len(data.vocabulary))
+    model = task_of(recipe, data).restore(state["model"])
     model.load_state_dict(load_file(Path(folder, BEST)))
     predicted = {name: tensor.numpy() for name, tensor in load_file(Path(folder, PROBABILITIES)).items()}
     soft = recipe.data.soft_targets
@@ -292,7 +293,7 @@ def _finish(
     }  # fmt: skip
     return save_checkpoint(
         target,
-        model,
+        cast(Any, model),  # a task restores a model of an architecture that checkpoints know
         data.tokenizer,
         data.vocabulary,
         modalities=data.modalities,
@@ -303,9 +304,9 @@ def _finish(
 
 def _absolute(recipe: TrainRecipe) -> TrainRecipe:
     """Paths that mean the same in the workers, which run in other folders."""
-    if recipe.init and not storage.is_remote(recipe.init) and os.path.isdir(recipe.init):
-        return recipe.model_copy(update={"init": storage.absolute(recipe.init)})
-    return recipe
+    named = {name: getattr(recipe, name, None) for name in ("init", "text_init", "image_init")}
+    local = {name: storage.absolute(path) for name, path in named.items() if path and os.path.exists(path)}
+    return recipe.model_copy(update=local) if local else recipe
 
 
 def _require_free(target: str) -> None:

@@ -7,23 +7,22 @@ one that was never interrupted; no state of a random generator has to be saved.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from raymotion.learning import losses
 from raymotion.learning.average_precision import average_precision
 from raymotion.learning.metrics import bce as binary_cross_entropy
-from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher, pad, predict_tokens
 from raymotion.train.data import TrainingData
 from raymotion.train.recipe import TrainRecipe
 
@@ -64,17 +63,61 @@ class State:
     best_epoch: int = 0
     finished: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
-    teacher: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
 
 
-def train_teacher(
-    recipe: TrainRecipe,
-    data: TrainingData,
-    *,
-    report: Report,
-    resume_from: str | None = None,
-    workers: Workers = Workers(),
-) -> State:
+@dataclass(frozen=True)
+class Batch:
+    """Some samples on the device: what the model's forward takes, and what its logits (n, L) are compared with."""
+
+    inputs: tuple[Tensor | None, ...]
+    answers: Tensor
+    hard: Tensor | None = None
+    weights: Tensor | None = None
+
+
+class Feed(Protocol):
+    """One worker's samples, epoch after epoch."""
+
+    def train(self, epoch: int) -> Iterator[Batch]:
+        """This worker's batches of the epoch: as many on every worker."""
+
+    def predict(self, model: nn.Module, split: str) -> np.ndarray:
+        """Probabilities (n, L) of this worker's rows of the split: every `world`-th one, from `rank` on."""
+
+    def close(self) -> None: ...
+
+
+class Task(Protocol):
+    """What a kind of model brings to the loop."""
+
+    @property
+    def recipe(self) -> TrainRecipe: ...
+
+    @property
+    def data(self) -> TrainingData: ...
+
+    @property
+    def samples_per_epoch(self) -> int: ...
+
+    def build(self) -> nn.Module:
+        """The untrained model."""
+
+    def shape(self, model: nn.Module) -> dict[str, Any]:
+        """What a checkpoint's config.json says of it."""
+
+    def restore(self, shape: Mapping[str, Any]) -> nn.Module:
+        """A model of this shape, its weights yet to be loaded."""
+
+    def learning_rate(self, name: str) -> float:
+        """Of the parameter of this name."""
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor: ...
+
+    def feed(self, workers: Workers, *, first_epoch: int) -> Feed: ...
+
+
+def train(task: Task, *, report: Report, resume_from: str | None = None, workers: Workers = Workers()) -> State:
     """Trains until the last epoch, or until validation has not improved for `patience` epochs.
 
     After the last epoch it reports once more, with the probabilities of the best epoch for validation and test. The
@@ -83,89 +126,76 @@ def train_teacher(
     Args:
         resume_from: local folder of an earlier report of the same run.
     """
+    recipe = task.recipe
     torch.manual_seed(recipe.seed)
     state = State()
-    model = build_model(recipe, data)
+    model = task.build()
     if resume_from:
         state = State(**json.loads(Path(resume_from, STATE).read_text()))
         model.load_state_dict(load_file(Path(resume_from, CURRENT)))
     if state.finished:
         return state
-    state.teacher = model.config.model_dump(mode="json")
+    state.model = task.shape(model)
     model.to(workers.device)
-    optimiser = _optimiser(model, recipe)
+    optimiser = _optimiser(model, task)
     best_weights = _weights(model)
     if resume_from:
         optimiser.load_state_dict(torch.load(Path(resume_from, OPTIMISER), weights_only=True, map_location="cpu"))
         best_weights = load_file(Path(resume_from, BEST))
     wrapped = workers.wrap(model)
-    steps = _steps_per_epoch(recipe, data, workers)
-    loss_weights = losses.class_weights(
-        data.prior(soft=recipe.data.soft_targets).tolist(), recipe.class_weights, samples=len(data.splits["train"])
-    ).to(workers.device)
 
-    while state.epoch < recipe.optimiser.epochs and state.epoch - state.best_epoch < recipe.optimiser.patience:
-        # DDP averages gradients, so the loss of each rank is all it needs; the seeds differ by rank for dropout's sake.
-        torch.manual_seed(_seed(recipe.seed, state.epoch, workers.rank))
-        train_loss = _train_epoch(wrapped, model, optimiser, recipe, data, loss_weights, state.epoch, steps, workers)
-        state.epoch += 1
-        score = _validate(model, recipe, data, workers)
-        if score["loss"] < state.best - 1e-7:
-            state.best, state.best_epoch, best_weights = score["loss"], state.epoch, _weights(model)
-        # The loss that is minimised, with class weights and smoothing: not to be compared with the BCE of validation.
-        measured = {"epoch": state.epoch, "train_loss": train_loss, **score["metrics"]}
-        state.history.append({**measured, "attempt": workers.attempt})
-        _save_and_report(report, state, model, optimiser, best_weights, workers)
+    with contextlib.closing(task.feed(workers, first_epoch=state.epoch)) as feed:
+        while state.epoch < recipe.optimiser.epochs and state.epoch - state.best_epoch < recipe.optimiser.patience:
+            # DDP averages gradients, so the loss of each rank is all it needs; seeds differ by rank for dropout's sake.
+            torch.manual_seed(_seed(recipe.seed, state.epoch, workers.rank))
+            train_loss = _train_epoch(wrapped, model, optimiser, task, feed, state.epoch, workers)
+            state.epoch += 1
+            score = _validate(model, task, feed, workers)
+            if score["loss"] < state.best - 1e-7:
+                state.best, state.best_epoch, best_weights = score["loss"], state.epoch, _weights(model)
+            # The loss that is minimised, with class weights and smoothing: not to be compared with validation's BCE.
+            measured = {"epoch": state.epoch, "train_loss": train_loss, **score["metrics"]}
+            state.history.append({**measured, "attempt": workers.attempt})
+            _save_and_report(report, state, model, optimiser, best_weights, workers)
 
-    model.load_state_dict(best_weights)
-    state.finished = True
-    predictions = {name: _predict_split(model, data, name, workers) for name in ("val", "test")}
+        model.load_state_dict(best_weights)
+        state.finished = True
+        predictions = {name: _predict_split(model, task, feed, name, workers) for name in ("val", "test")}
     _save_and_report(report, state, model, optimiser, best_weights, workers, predictions=predictions)
     return state
 
 
-def build_model(recipe: TrainRecipe, data: TrainingData) -> VisualBertTeacher:
-    """The untrained teacher of a recipe. Its answer before the first step is the class prior."""
-    sizes: dict[str, Any] = {"vocab_size": len(data.tokenizer)}
-    if data.features is not None:
-        sizes["visual_dim"] = data.features.dim
-    config = TeacherConfig.model_validate({"visual_dim": 1, **recipe.model, **sizes})
-    labels = len(data.vocabulary)
-    model = (
-        VisualBertTeacher.from_pretrained(recipe.init, config, labels)
-        if recipe.init
-        else VisualBertTeacher(config, labels)
-    )
-    # Otherwise the first epochs go into learning that most emotions are rare.
-    prior = torch.from_numpy(data.prior(soft=recipe.data.soft_targets)).clamp(1e-3, 1 - 1e-3)
+def set_prior(head: nn.Linear, prior: np.ndarray) -> None:
+    """Makes the class prior a model's answer before the first step: else epochs go into learning that most are rare."""
+    rates = torch.from_numpy(prior).clamp(1e-3, 1 - 1e-3)
     with torch.no_grad():
-        model.head.bias.copy_(torch.logit(prior))
-    return model
+        head.bias.copy_(torch.logit(rates))
 
 
-def _optimiser(model: VisualBertTeacher, recipe: TrainRecipe) -> torch.optim.AdamW:
-    """Four groups: head and backbone have their own rates, and neither biases nor norms decay."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+def _optimiser(model: nn.Module, task: Task) -> torch.optim.AdamW:
+    """A group for each learning rate, and within it one for what decays: neither biases nor norms do."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((name.startswith("backbone."), parameter.ndim > 1), []).append(parameter)
-    settings = recipe.optimiser
+            groups.setdefault((task.learning_rate(name), parameter.ndim > 1), []).append(parameter)
+    settings = task.recipe.optimiser
     return torch.optim.AdamW(
         [
-            {
-                "params": parameters,
-                "base_lr": settings.backbone_lr if backbone else settings.lr,
-                "weight_decay": settings.weight_decay if decays else 0.0,
-            }
-            for (backbone, decays), parameters in groups.items()
+            {"params": parameters, "base_lr": rate, "weight_decay": settings.weight_decay if decays else 0.0}
+            for (rate, decays), parameters in groups.items()
         ],
         lr=settings.lr,
     )
 
 
-def _steps_per_epoch(recipe: TrainRecipe, data: TrainingData, workers: Workers) -> int:
-    share = math.ceil(len(data.splits["train"]) / workers.world)
-    return math.ceil(share / max(1, recipe.optimiser.batch_size // workers.world))
+def steps_per_epoch(recipe: TrainRecipe, samples: int, world: int) -> int:
+    """Batches that each of `world` workers sees in an epoch of `samples`."""
+    return math.ceil(math.ceil(samples / world) / batch_rows(recipe, world))
+
+
+def batch_rows(recipe: TrainRecipe, world: int) -> int:
+    """One worker's share of the recipe's batch."""
+    return max(1, recipe.optimiser.batch_size // world)
 
 
 def schedule(step: int, total: int, warmup: float) -> float:
@@ -189,73 +219,37 @@ def epoch_rows(rows: np.ndarray, *, seed: int, epoch: int, rank: int, world: int
 
 def _train_epoch(
     wrapped: nn.Module,
-    model: VisualBertTeacher,
+    model: nn.Module,
     optimiser: torch.optim.Optimizer,
-    recipe: TrainRecipe,
-    data: TrainingData,
-    loss_weights: Tensor,
+    task: Task,
+    feed: Feed,
     epoch: int,
-    steps: int,
     workers: Workers,
 ) -> float:
-    settings = recipe.optimiser
+    settings = task.recipe.optimiser
     wrapped.train()
-    rows = epoch_rows(data.splits["train"], seed=recipe.seed, epoch=epoch, rank=workers.rank, world=workers.world)
-    rng = np.random.default_rng([recipe.seed, epoch, workers.rank])
-    size = max(1, settings.batch_size // workers.world)
-    answers = data.soft if recipe.data.soft_targets else data.hard
-    total = 0.0
-    for number, start in enumerate(range(0, len(rows), size)):
+    steps = steps_per_epoch(task.recipe, task.samples_per_epoch, workers.world)
+    total, seen = 0.0, 0
+    for number, batch in enumerate(feed.train(epoch)):
         factor = schedule(epoch * steps + number, settings.epochs * steps, settings.warmup)
         for group in optimiser.param_groups:
             group["lr"] = group["base_lr"] * factor
-        batch = rows[start : start + size]
-        inputs = _training_batch(data, batch, recipe, rng, workers.device)
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=workers.device.startswith("cuda")):
-            logits = wrapped(*inputs)
-        loss = losses.multilabel_bce(
-            logits,
-            torch.from_numpy(answers[batch]).to(workers.device),
-            class_weights=loss_weights,
-            label_smoothing=settings.label_smoothing,
-        )
+            logits = wrapped(*batch.inputs)
+        loss = task.loss(logits, batch)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         optimiser.step()
-        total += float(loss.detach()) * len(batch)
-    return float(np.mean(workers.gather(total / len(rows))))
+        total += float(loss.detach()) * len(batch.answers)
+        seen += len(batch.answers)
+    return float(np.mean(workers.gather(total / max(1, seen))))
 
 
-def _training_batch(
-    data: TrainingData, rows: np.ndarray, recipe: TrainRecipe, rng: np.random.Generator, device: str
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """One caption of each sample, drawn anew in every epoch, and its regions; now and then one of them is withheld."""
-    tokenizer, settings = data.tokenizer, recipe.data
-    chosen = [data.tokens[rng.integers(data.first[row], data.first[row + 1])] for row in rows]
-    regions, mask = data.regions_of(rows)
-    if regions is not None and mask is not None:
-        draw = rng.random(len(rows))
-        both = mask.any(axis=1) & data.has_caption[rows]
-        mask = mask & ~(both & (draw < settings.region_dropout))[:, None]
-        blank = np.array([tokenizer.cls_token_id, tokenizer.sep_token_id], dtype=np.int32)
-        withheld = both & (draw >= 1 - settings.caption_dropout)
-        chosen = [blank if hide else tokens for tokens, hide in zip(chosen, withheld, strict=True)]
-    ids, attention = pad(cast(list[list[int]], chosen), pad_id=tokenizer.pad_token_id)
-    if recipe.optimiser.word_dropout:
-        word = (attention == 1) & (ids != tokenizer.cls_token_id) & (ids != tokenizer.sep_token_id)
-        ids[word & (rng.random(ids.shape) < recipe.optimiser.word_dropout)] = tokenizer.unk_token_id
-    return (
-        torch.from_numpy(ids).to(device),
-        torch.from_numpy(attention).to(device),
-        None if regions is None else torch.from_numpy(regions).to(device),
-        None if mask is None else torch.from_numpy(mask).to(device),
-    )
-
-
-def _validate(model: VisualBertTeacher, recipe: TrainRecipe, data: TrainingData, workers: Workers) -> dict[str, Any]:
+def _validate(model: nn.Module, task: Task, feed: Feed, workers: Workers) -> dict[str, Any]:
     """`loss`, lower is better, and the metrics for the record: over every validation sample, the same on every rank."""
-    probabilities = _predict_split(model, data, "val", workers)
+    recipe, data = task.recipe, task.data
+    probabilities = _predict_split(model, task, feed, "val", workers)
     hard = data.hard[data.splits["val"]]
     answers = data.soft[data.splits["val"]] if recipe.data.soft_targets else hard
     bce = binary_cross_entropy(answers, probabilities)
@@ -269,41 +263,18 @@ def _validate(model: VisualBertTeacher, recipe: TrainRecipe, data: TrainingData,
     }
 
 
-def _predict_split(model: VisualBertTeacher, data: TrainingData, split: str, workers: Workers) -> np.ndarray:
+def _predict_split(model: nn.Module, task: Task, feed: Feed, split: str, workers: Workers) -> np.ndarray:
     """Probabilities (rows of the split, L), the rows shared out among the workers and put together again on each."""
-    rows = data.splits[split]
-    result = np.zeros((len(rows), len(data.vocabulary)), dtype=np.float32)
-    parts = workers.gather(predict_rows(model, data, rows[workers.rank :: workers.world]))
-    for rank, part in enumerate(parts):
+    result = np.zeros((len(task.data.splits[split]), len(task.data.vocabulary)), dtype=np.float32)
+    for rank, part in enumerate(workers.gather(feed.predict(model, split))):
         result[rank :: workers.world] = part
     return result
-
-
-def predict_rows(model: VisualBertTeacher, data: TrainingData, rows: np.ndarray, *, chunk: int = 256) -> np.ndarray:
-    """Probabilities (len(rows), L) of samples by position; the regions of `chunk` samples are in memory at a time."""
-    parts = [np.zeros((0, len(data.vocabulary)), dtype=np.float32)]
-    for start in range(0, len(rows), chunk):
-        some = rows[start : start + chunk]
-        tokens, owners = data.captions_of(some)
-        regions, mask = data.regions_of(some)
-        parts.append(
-            predict_tokens(
-                model,
-                cast(list[list[int]], tokens),
-                owners,
-                len(some),
-                regions,
-                mask,
-                pad_id=data.tokenizer.pad_token_id,
-            )
-        )
-    return np.concatenate(parts)
 
 
 def _save_and_report(
     report: Report,
     state: State,
-    model: VisualBertTeacher,
+    model: nn.Module,
     optimiser: torch.optim.Optimizer,
     best_weights: dict[str, Tensor],
     workers: Workers,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from raymotion import storage
-from raymotion.config import Settings, load_settings
+from raymotion.config import Settings, load_settings, read_yaml
 from raymotion.errors import InputError
 
 # Imports nothing heavy: the command line reads recipes before torch is needed.
@@ -19,16 +19,25 @@ class DataSettings(Settings):
 
     Attributes:
         samples: sample table with labels and splits.
-        features: folder of region features, or None for captions alone.
         soft_targets: learn the share of annotators where the table has it, instead of 0 and 1.
-        caption_dropout, region_dropout: how often a training sample that has both is shown without one of them, so that
-            the teacher knows what to do where it is missing.
+        caption_dropout: how often a training sample that has a picture too is shown without its caption, so that the
+            model knows what to do where it is missing.
     """
 
     samples: str = ""
-    features: str | None = None
     soft_targets: bool = False
     caption_dropout: float = Field(0.1, ge=0, le=0.5)
+
+
+class TeacherDataSettings(DataSettings):
+    """What a teacher trains on.
+
+    Attributes:
+        features: folder of region features, or None for captions alone.
+        region_dropout: as caption_dropout, for the regions.
+    """
+
+    features: str | None = None
     region_dropout: float = Field(0.1, ge=0, le=0.5)
 
 
@@ -62,12 +71,10 @@ class OptimiserSettings(Settings):
 
 
 class TrainRecipe(Settings):
-    """One training run.
+    """One training run: what every kind of model shares.
 
     Attributes:
-        init: hub id or folder of a pretrained VisualBERT for the backbone; None starts from random weights.
-        model: fields of `models.visualbert.TeacherConfig`, and `size: tiny | small | base`. The vocabulary and the
-            region size are filled in from tokenizer and features.
+        model: the shape, in fields of the kind's own config. Vocabulary and input sizes are filled in from the data.
         select_by: what the best epoch is chosen by, on validation.
         workers: Ray Train workers; 0 trains in this process, without Ray.
         use_gpu: None takes GPUs where the cluster has them.
@@ -75,10 +82,9 @@ class TrainRecipe(Settings):
         failures: how often a crashed worker group is started again.
     """
 
-    kind: Literal["teacher-visualbert"] = "teacher-visualbert"
+    kind: str
     data: DataSettings = DataSettings()
-    init: str | None = None
-    model: dict[str, Any] = Field(default_factory=lambda: {"size": "small"})
+    model: dict[str, Any] = Field(default_factory=dict)
     tokenizer: TokenizerSettings = TokenizerSettings()
     optimiser: OptimiserSettings = OptimiserSettings()
     class_weights: Literal["none", "inverse", "sqrt_inverse", "effective"] = "none"
@@ -92,6 +98,110 @@ class TrainRecipe(Settings):
     def result_settings(self) -> dict[str, Any]:
         """The settings that decide the result: all but where and how often it is tried."""
         return self.model_dump(mode="json", exclude={"workers", "use_gpu", "autoscale", "failures"})
+
+    def pretrained_text(self) -> str | None:
+        """Hub id or folder of the text model that training starts from: its tokenizer is the one to use."""
+        return None
+
+    def require_data(self, path: str) -> None:
+        """Raises an `InputError` unless the recipe at `path` says what to train on."""
+        if not self.data.samples:
+            raise InputError(
+                "names no sample table",
+                path=path,
+                remedy="Give one: --samples samples.parquet (see `raymotion data prepare`).",
+            )
+
+
+class TeacherRecipe(TrainRecipe):
+    """A VisualBERT with a multi-label head.
+
+    Attributes:
+        init: hub id or folder of a pretrained VisualBERT for the backbone.
+        text_init: hub id or folder of a BERT for its text tower; None of the two starts from random weights.
+        model: fields of `models.visualbert.TeacherConfig`, and `size: tiny | small | base`.
+    """
+
+    kind: Literal["teacher-visualbert"] = "teacher-visualbert"
+    data: TeacherDataSettings = TeacherDataSettings()
+    init: str | None = None
+    text_init: str | None = None
+    model: dict[str, Any] = Field(default_factory=lambda: {"size": "small"})
+
+    def pretrained_text(self) -> str | None:
+        return self.init or self.text_init
+
+
+class StudentDataSettings(DataSettings):
+    """What a student trains on: samples that people labelled, or pseudo-labels.
+
+    Attributes:
+        labels: folder of `raymotion label`, in place of `samples`. With `soft_targets` the teacher's probabilities are
+            learned, else the labels that its policy chose.
+        val_fraction: share of the pseudo-labelled images that validate how well student and teacher agree.
+        image_dropout: as caption_dropout, for the picture.
+        augmentation: of training pictures. none: the whole picture. basic: a random crop, mirrored every second time.
+            full: colours vary too.
+        smallest_crop: of a random crop, as a share of the picture's area.
+        epoch_samples: samples between two validations (and checkpoints); None: all of them.
+        decode_tasks: how many pictures are decoded at once for each worker; None: as the cores allow.
+    """
+
+    labels: str | None = None
+    val_fraction: float = Field(0.05, gt=0, lt=1)
+    image_dropout: float = Field(0.1, ge=0, le=0.5)
+    augmentation: Literal["none", "basic", "full"] = "basic"
+    smallest_crop: float = Field(0.5, gt=0, le=1)
+    epoch_samples: int | None = Field(None, ge=1)
+    decode_tasks: int | None = Field(None, ge=1)
+
+
+class Distillation(Settings):
+    """Hinton et al. (2015), for independent labels; see `learning.distillation.distillation_loss`.
+
+    Attributes:
+        temperature: both sides' logits are divided by it. 1 keeps the teacher's probabilities as they are.
+        weight: of the soft part; the rest is the loss on the hard labels.
+    """
+
+    temperature: float = Field(2.0, gt=0)
+    weight: float = Field(1.0, ge=0, le=1)
+
+
+class StudentRecipe(TrainRecipe):
+    """A student that reads picture and caption.
+
+    Attributes:
+        model: fields of `models.student.StudentConfig`.
+        image_init: weights file of the image encoder, or `timm` for those that timm publishes; None: random.
+        text_init: hub id or folder of a BERT. A GRU takes its table of word embeddings, a BERT encoder all of it.
+        distillation: learn the soft targets with a temperature; None: the plain loss on hard or soft targets.
+    """
+
+    kind: Literal["student"] = "student"
+    data: StudentDataSettings = StudentDataSettings()
+    image_init: str | None = None
+    text_init: str | None = None
+    distillation: Distillation | None = None
+
+    def result_settings(self) -> dict[str, Any]:
+        settings = super().result_settings()
+        del settings["data"]["decode_tasks"]
+        return settings
+
+    def pretrained_text(self) -> str | None:
+        return self.text_init
+
+    def require_data(self, path: str) -> None:
+        if bool(self.data.samples) == bool(self.data.labels):
+            raise InputError(
+                "names both samples and labels" if self.data.samples else "names no data",
+                path=path,
+                remedy="Give either --samples samples.parquet or --labels FOLDER (of `raymotion label`).",
+            )
+
+
+KINDS: dict[str, type[TrainRecipe]] = {"teacher-visualbert": TeacherRecipe, "student": StudentRecipe}
 
 
 def recipes_folder() -> Path:
@@ -120,11 +230,13 @@ def load_recipe(name: str, *, options: dict[str, Any] | None = None, assignments
         InputError: no such recipe, an unknown or bad setting, no samples.
     """
     path = find_recipe(name)
-    recipe = load_settings(TrainRecipe, file=path, options=options, assignments=assignments)
-    if not recipe.data.samples:
+    kind = read_yaml(path).get("kind", "teacher-visualbert")
+    if kind not in KINDS:
         raise InputError(
-            "names no sample table",
+            f"no model is of the kind {kind!r}",
             path=path,
-            remedy="Give one: --samples samples.parquet (see `raymotion data prepare`).",
+            remedy=f"Write kind: {' or kind: '.join(KINDS)}.",
         )
+    recipe = load_settings(KINDS[kind], file=path, options=options, assignments=assignments)
+    recipe.require_data(path)
     return recipe

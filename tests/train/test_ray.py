@@ -20,7 +20,7 @@ from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.errors import InputError
 from raymotion.models.checkpoint import read_checkpoint_info
 from raymotion.train.fit import fit, run_folder
-from raymotion.train.recipe import TrainRecipe
+from raymotion.train.recipe import TeacherRecipe
 from raymotion.vocabulary import VALENCE_3
 
 
@@ -39,8 +39,8 @@ def write_table(path: Path | str, n: int = 60) -> None:
     write_samples(path, table_from_rows(rows, VALENCE_3))
 
 
-def recipe(samples: Path | str, *, epochs: int, workers: int) -> TrainRecipe:
-    return TrainRecipe.model_validate(
+def recipe(samples: Path | str, *, epochs: int, workers: int) -> TeacherRecipe:
+    return TeacherRecipe.model_validate(
         {
             "data": {"samples": str(samples)},
             "model": {"size": "tiny"},

@@ -48,9 +48,9 @@ def test_options_over_the_file_and_set_over_options(tmp_path: Path) -> None:
     ("text", "reason"),
     [
         ("model: {size: tiny}", "names no sample table"),
-        ("data: {sample: x}", r"there is no setting data.sample \(there are: samples, features"),
+        ("data: {sample: x}", r"there is no setting data.sample \(there are: samples, soft_targets"),
         ("optimiser: {lr: fast}", "setting optimiser.lr = 'fast'"),
-        ("kind: student", "setting kind = 'student'"),
+        ("kind: painter", "no model is of the kind .painter."),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, reason: str) -> None:

@@ -22,8 +22,9 @@ from raymotion.errors import InputError, SettingsMismatch
 from raymotion.models.checkpoint import load_teacher
 from raymotion.train.data import TrainingData, prepare
 from raymotion.train.fit import fit, run_folder
-from raymotion.train.loop import CURRENT, Workers, epoch_rows, predict_rows, schedule, train_teacher
-from raymotion.train.recipe import DataSettings, OptimiserSettings, TrainRecipe
+from raymotion.train.loop import CURRENT, Workers, epoch_rows, schedule, train
+from raymotion.train.recipe import OptimiserSettings, TeacherDataSettings, TeacherRecipe
+from raymotion.train.teacher import TeacherTask, predict_rows
 from raymotion.vocabulary import Vocabulary
 
 LABELS = Vocabulary("weather-3", ("calm", "happy", "sad"))
@@ -87,10 +88,10 @@ def samples(tmp_path: Path) -> Path:
     return path
 
 
-def recipe(samples: Path, *, features: Path | None = None, **settings: Any) -> TrainRecipe:
+def recipe(samples: Path, *, features: Path | None = None, **settings: Any) -> TeacherRecipe:
     optimiser = {"lr": 5e-3, "backbone_lr": 5e-3, "epochs": 4, "batch_size": 16, **settings.pop("optimiser", {})}
     data = {"samples": str(samples), "features": features and str(features), **settings.pop("data", {})}
-    return TrainRecipe.model_validate(
+    return TeacherRecipe.model_validate(
         {
             "workers": 0,
             "model": {"size": "tiny"},
@@ -158,7 +159,7 @@ def test_a_run_broken_after_any_epoch_ends_in_the_same_weights(samples: Path, tm
             if metrics["epoch"] == crash_at:
                 raise Crash
 
-        train_teacher(settings, data, report=report, resume_from=None if resume_from is None else str(resume_from))
+        train(TeacherTask(settings, data), report=report, resume_from=None if resume_from is None else str(resume_from))
         return kept[-1]
 
     whole = run("whole", None, None)
@@ -361,9 +362,7 @@ def test_two_processes_learn_one_model_and_validate_every_row(samples: Path, tmp
     states = [json.loads((tmp_path / f"state{r}.json").read_text()) for r in (0, 1)]
     assert states[0] == states[1]
     # The figure that both agreed on is that of all 40 rows, computed here in one process from the saved weights.
-    from raymotion.train.loop import build_model
-
-    model = build_model(settings, data)
+    model = TeacherTask(settings, data).build()
     model.load_state_dict(zero)
     p = predict_rows(model, data, data.splits["val"]).astype(np.float64)
     y = data.hard[data.splits["val"]]
@@ -376,7 +375,7 @@ def _ddp_worker(rank: int, settings: dict[str, Any], folder: str) -> None:
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    parsed = TrainRecipe.model_validate(settings)
+    parsed = TeacherRecipe.model_validate(settings)
     models: list[torch.nn.Module] = []
 
     def wrap(model: torch.nn.Module) -> torch.nn.Module:
@@ -391,12 +390,12 @@ def _ddp_worker(rank: int, settings: dict[str, Any], folder: str) -> None:
             last.update(metrics)
             save_file({k: v.clone() for k, v in models[0].state_dict().items()}, f"{folder}/rank{rank}.safetensors")
 
-    state = train_teacher(
-        parsed, TrainingData.load(f"{folder}/data"), report=report, workers=Workers(rank, 2, wrap=wrap)
+    state = train(
+        TeacherTask(parsed, TrainingData.load(f"{folder}/data")), report=report, workers=Workers(rank, 2, wrap=wrap)
     )
     Path(folder, f"state{rank}.json").write_text(json.dumps({"history": state.history, "best": state.best}))
     torch.distributed.destroy_process_group()
 
 
 def test_recipe_defaults_are_valid() -> None:
-    assert TrainRecipe(data=DataSettings(samples="x"), optimiser=OptimiserSettings()).workers == 1
+    assert TeacherRecipe(data=TeacherDataSettings(samples="x"), optimiser=OptimiserSettings()).workers == 1

@@ -1,0 +1,135 @@
+"""Models with all that belongs to them, ready to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from raymotion.errors import InputError
+from raymotion.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from raymotion.models.checkpoint import CheckpointInfo
+    from raymotion.models.student import Student
+    from raymotion.models.visualbert import VisualBertTeacher
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A model with all that belongs to it."""
+
+    model: VisualBertTeacher
+    tokenizer: PreTrainedTokenizerFast
+    vocabulary: Vocabulary
+    info: CheckpointInfo
+
+    @property
+    def uses_regions(self) -> bool:
+        return "regions" in self.info.modalities
+
+    def usable(self, captions: Sequence[Sequence[str]], region_mask: np.ndarray | None = None) -> np.ndarray:
+        """Which samples hold anything that this teacher was trained to read, bool (n,)."""
+        from raymotion.models import visualbert
+
+        own_captions, own_mask = self._own(captions, region_mask)
+        return visualbert.usable(own_captions, own_mask)
+
+    def predict(
+        self,
+        captions: Sequence[Sequence[str]],
+        regions: np.ndarray | None = None,
+        region_mask: np.ndarray | None = None,
+        *,
+        batch_size: int = 32,
+    ) -> np.ndarray:
+        """Probabilities (n, L) float32 in vocabulary order; see `visualbert.predict`.
+
+        A modality that the teacher was not trained on is masked: its weights for it are as they were drawn.
+        """
+        from raymotion.models import visualbert
+
+        if regions is not None and self.uses_regions and regions.shape[-1] != self.model.config.visual_dim:
+            raise InputError(
+                f"the teacher reads regions of {self.model.config.visual_dim} numbers, these have {regions.shape[-1]}",
+                path=self.info.folder,
+                remedy=f"Use the extractor it was trained with: {self.info.extractor}.",
+            )
+        if region_mask is None and regions is not None:
+            region_mask = np.ones(regions.shape[:2], dtype=bool)
+        own_captions, own_mask = self._own(captions, region_mask)
+        return visualbert.predict(
+            self.model,
+            self.tokenizer,
+            own_captions,
+            regions if own_mask is not None else None,
+            own_mask,
+            batch_size=batch_size,
+        )
+
+    def _own(
+        self, captions: Sequence[Sequence[str]], region_mask: np.ndarray | None
+    ) -> tuple[Sequence[Sequence[str]], np.ndarray | None]:
+        if "text" not in self.info.modalities:
+            captions = [[] for _ in captions]
+        return captions, region_mask if self.uses_regions else None
+
+
+@dataclass(frozen=True)
+class LoadedStudent:
+    """A student with all that belongs to it."""
+
+    model: Student
+    tokenizer: PreTrainedTokenizerFast
+    vocabulary: Vocabulary
+    info: CheckpointInfo
+
+    def usable(self, captions: Sequence[Sequence[str]], image_mask: np.ndarray | None = None) -> np.ndarray:
+        """Which samples hold anything that this student was trained to read, bool (n,)."""
+        from raymotion.models import visualbert
+
+        own_captions, own_mask = self._own(captions, image_mask)
+        return visualbert.usable(own_captions, None if own_mask is None else own_mask[:, None])
+
+    def predict(
+        self,
+        captions: Sequence[Sequence[str]],
+        images: np.ndarray | None = None,
+        image_mask: np.ndarray | None = None,
+        *,
+        batch_size: int = 32,
+    ) -> np.ndarray:
+        """Probabilities (n, L) float32 in vocabulary order; see `student.predict`.
+
+        A modality that the student was not trained on is masked: its weights for it are as they were drawn.
+        """
+        from raymotion.models import student
+
+        if image_mask is None and images is not None:
+            image_mask = np.ones(len(images), dtype=bool)
+        own_captions, own_mask = self._own(captions, image_mask)
+        return student.predict(
+            self.model,
+            self.tokenizer,
+            own_captions,
+            images if own_mask is not None else None,
+            own_mask,
+            batch_size=batch_size,
+        )
+
+    def prepare(self, picture: np.ndarray) -> np.ndarray:
+        """A decoded picture (height, width, 3) uint8 as the student reads it, (S, S, 3) uint8."""
+        from raymotion.learning.augment import render
+
+        return render(picture, self.model.image_size)
+
+    def _own(
+        self, captions: Sequence[Sequence[str]], image_mask: np.ndarray | None
+    ) -> tuple[Sequence[Sequence[str]], np.ndarray | None]:
+        if "text" not in self.info.modalities:
+            captions = [[] for _ in captions]
+        return captions, image_mask if "image" in self.info.modalities else None

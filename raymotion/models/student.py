@@ -1,0 +1,358 @@
+"""The student: one encoder for the picture, one for the caption, two layers on both.
+
+The public system's student was a GRU and three convolutions; `StudentConfig()` is that one, without its faults: the
+output is a logit (it put a sigmoid before a loss that has one), padding is not read by the GRU, and pictures are
+normalised. Any image encoder of timm and any BERT take their places behind the same interface.
+
+What is missing is masked: a sample without a picture, or without a caption, has a learned vector in its place.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from raymotion.config import Settings
+from raymotion.errors import InputError
+from raymotion.models.tokenizer import encode
+from raymotion.models.visualbert import pad
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class StudentConfig(Settings):
+    """Shape of a student.
+
+    Attributes:
+        image: `cnn`, or the name of a timm model.
+        image_size: pictures are resized to this many pixels a side; None: what the timm model was made for, else 224.
+        channels: of the CNN's convolutions (3x3, stride 2).
+        text: `gru`, or `bert`.
+        embedding_size, text_size: word embeddings and state of the GRU.
+        bert: fields of transformers' `BertConfig`, for `text: bert`; those of the checkpoint, where one is loaded.
+        hidden_size: of the layer that reads both.
+        image_mean, image_std: of each colour, as shares of 255; filled in from the image encoder.
+    """
+
+    image: str = "cnn"
+    image_size: int | None = Field(None, ge=16)
+    channels: tuple[int, ...] = Field((16, 32, 64), min_length=1)
+    text: Literal["gru", "bert"] = "gru"
+    embedding_size: int = Field(128, ge=1)
+    text_size: int = Field(256, ge=1)
+    bert: dict[str, Any] | None = None
+    hidden_size: int = Field(512, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    vocab_size: int = Field(30522, ge=5)
+    # The public student padded all captions to 512.
+    max_text_length: int = Field(64, ge=2, le=512)
+    image_mean: tuple[float, float, float] | None = None
+    image_std: tuple[float, float, float] | None = None
+
+    @model_validator(mode="after")
+    def _only_what_is_used(self) -> StudentConfig:
+        given = self.model_fields_set
+        for names, used, reason in (
+            (("channels",), self.image == "cnn", "image: cnn"),
+            (("embedding_size", "text_size"), self.text == "gru", "text: gru"),
+            (("bert",), self.text == "bert" or self.bert is None, "text: bert"),
+        ):
+            unused = [name for name in names if name in given and getattr(self, name) != _default(name)]
+            if unused and not used:
+                raise ValueError(f"{', '.join(unused)} mean something only with {reason}")
+        return self
+
+
+def _default(name: str) -> Any:
+    return StudentConfig.model_fields[name].default
+
+
+class CnnEncoder(nn.Module):
+    """Convolutions of 3x3 with stride 2, ReLU, and the mean over what remains of the picture."""
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        widths = (3, *channels)
+        self.layers = nn.ModuleList(
+            nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(widths)
+        )
+        self.width = channels[-1]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        for layer in self.layers:
+            pixels = torch.relu(layer(pixels))
+        return pixels.mean(dim=(2, 3))
+
+    def levels(self) -> list[list[str]]:
+        return [[f"layers.{i}.weight", f"layers.{i}.bias"] for i in range(len(self.layers))]
+
+
+class TimmEncoder(nn.Module):
+    """A timm model without its classifier."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        import timm
+
+        try:
+            self.model = timm.create_model(name, pretrained=False, num_classes=0)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(
+                f"timm has no image encoder {name!r} ({str(error).splitlines()[0]})",
+                remedy="`python -c 'import timm; print(timm.list_models())'` lists them.",
+            ) from error
+        self.width = int(self.model.num_features)
+        with torch.no_grad():  # some models have a wider head than num_features says
+            size = self.model.default_cfg["input_size"]
+            training = self.model.training
+            self.width = int(self.model.eval()(torch.zeros(1, *size)).shape[-1])
+            self.model.train(training)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model(pixels)
+
+    def levels(self) -> list[list[str]]:
+        """Names of weights and statistics, stem first, in the stages that timm's own layer-wise decay uses."""
+        from timm.models import group_parameters
+
+        groups = group_parameters(self.model, self.model.group_matcher(coarse=True))
+        names = [[f"model.{name}" for name in groups[key]] for key in sorted(groups)]
+        owners = {name.rpartition(".")[0]: level for level, own in enumerate(names) for name in own}
+        known = {name for own in names for name in own}
+        for name in self.state_dict():
+            if name not in known:  # running statistics go with the weights of their module
+                names[owners.get(name.rpartition(".")[0], len(names) - 1)].append(name)
+        return [own for own in names if own]
+
+
+class GruEncoder(nn.Module):
+    """Word embeddings and a GRU; its state after the caption's last piece."""
+
+    def __init__(self, vocab_size: int, embedding_size: int, text_size: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, embedding_size)
+        self.gru = nn.GRU(embedding_size, text_size, batch_first=True)
+        self.width = text_size
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        lengths = attention_mask.sum(1).cpu()  # pack_padded_sequence wants them there
+        packed = nn.utils.rnn.pack_padded_sequence(
+            self.embedding(input_ids), lengths, batch_first=True, enforce_sorted=False
+        )
+        return self.gru(packed)[1][-1]
+
+    def levels(self) -> list[list[str]]:
+        return [["embedding.weight"], [f"gru.{name}" for name in self.gru.state_dict()]]
+
+
+class BertEncoder(nn.Module):
+    """A BERT; the mean of its last states over the caption's pieces."""
+
+    def __init__(self, vocab_size: int, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        from transformers import BertConfig, BertModel
+
+        shape = BertConfig(**{**config, "vocab_size": vocab_size})
+        self.model = BertModel(shape, add_pooling_layer=False)
+        self.width = int(shape.hidden_size)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        states = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        weight = attention_mask.unsqueeze(-1).to(states.dtype)
+        return (states * weight).sum(1) / weight.sum(1)
+
+    def levels(self) -> list[list[str]]:
+        names = [name for name in self.state_dict()]
+        count = len(self.model.encoder.layer)
+        levels = [[name for name in names if name.startswith("model.embeddings.")]]
+        levels += [[n for n in names if n.startswith(f"model.encoder.layer.{i}.")] for i in range(count)]
+        known = {name for own in levels for name in own}
+        levels[-1] += [name for name in names if name not in known]
+        return levels
+
+
+class Student(nn.Module):
+    """Picture and caption -> logits.
+
+    Args:
+        config: the shape.
+        labels: number of emotions L.
+    """
+
+    architecture: ClassVar[str] = "student"
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: StudentConfig, labels: int) -> None:
+        super().__init__()
+        self.image: CnnEncoder | TimmEncoder
+        if config.image == "cnn":
+            self.image = CnnEncoder(config.channels)
+            measured: dict[str, Any] = {
+                "image_size": 224, "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD
+            }  # fmt: skip
+        else:
+            self.image = TimmEncoder(config.image)
+            own = self.image.model.default_cfg
+            measured = {"image_size": own["input_size"][-1], "image_mean": own["mean"], "image_std": own["std"]}
+        self.text: GruEncoder | BertEncoder
+        if config.text == "gru":
+            self.text = GruEncoder(config.vocab_size, config.embedding_size, config.text_size)
+        else:
+            self.text = BertEncoder(config.vocab_size, config.bert or {})
+        self.config = config.model_copy(
+            update={name: value for name, value in measured.items() if getattr(config, name) is None}
+        )
+        assert self.config.image_size and self.config.image_mean and self.config.image_std
+        self.image_size = self.config.image_size
+        self.register_buffer("mean", torch.tensor(self.config.image_mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(self.config.image_std).view(1, 3, 1, 1) * 255, persistent=False)
+        self.no_image = nn.Parameter(torch.zeros(self.image.width))
+        self.no_text = nn.Parameter(torch.zeros(self.text.width))
+        self.fusion = nn.Linear(self.image.width + self.text.width, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(config.hidden_size, labels)
+        self.frozen = 0
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        images: Tensor | None = None,
+        image_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (B, L).
+
+        Args:
+            input_ids, attention_mask: (B, T) int64; [CLS] [SEP] alone is a missing caption.
+            images: (B, S, S, 3) uint8, RGB, or None where no sample has one.
+            image_mask: (B,) bool, False where the picture is missing. None: all are there.
+        """
+        pictures = self.encode_images(images, image_mask, len(input_ids))
+        return self.fuse(pictures, self.encode_texts(input_ids, attention_mask))
+
+    def encode_images(self, images: Tensor | None, image_mask: Tensor | None, count: int) -> Tensor:
+        """(count, image width); the learned vector where there is no picture."""
+        if images is None:
+            return self.no_image.expand(count, -1)
+        pixels = (images.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
+        encoded = self.image(pixels)
+        if image_mask is None:
+            return encoded
+        return torch.where(image_mask.unsqueeze(-1), encoded, self.no_image.to(encoded.dtype))
+
+    def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, text width); the learned vector where there is no caption."""
+        encoded = self.text(input_ids, attention_mask)
+        present = attention_mask.sum(1) > 2
+        return torch.where(present.unsqueeze(-1), encoded, self.no_text.to(encoded.dtype))
+
+    def fuse(self, pictures: Tensor, texts: Tensor) -> Tensor:
+        """Logits (B, L) of encoded pictures and captions."""
+        return self.head(self.dropout(torch.relu(self.fusion(torch.cat((pictures, texts), dim=1)))))
+
+    def blocks(self) -> list[list[str]]:
+        """Names in the state dict, cut into layers from the input to the output.
+
+        The encoders lie side by side: each is dealt out over as many layers as the deeper one has. Then the layer that
+        reads both; then the head.
+        """
+        towers = [
+            [[f"{tower}.{name}" for name in own] for own in getattr(self, tower).levels()]
+            for tower in ("image", "text")
+        ]
+        depth = max(len(levels) for levels in towers)
+        blocks: list[list[str]] = [[] for _ in range(depth)]
+        for levels in towers:
+            for i, names in enumerate(levels):
+                blocks[i * depth // len(levels)] += names
+        fusion = ["fusion.weight", "fusion.bias", "no_image", "no_text"]
+        return [*blocks, fusion, ["head.weight", "head.bias"]]
+
+    def freeze(self, depth: int) -> None:
+        """Fixes the first `depth` blocks: no gradient, and evaluation mode whatever the training loop says."""
+        names = {name for block in self.blocks()[:depth] for name in block}
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name not in names)
+        self.frozen = depth
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Student:
+        super().train(mode)
+        if getattr(self, "frozen", 0):
+            owners = {name.rpartition(".")[0] for block in self.blocks()[: self.frozen] for name in block}
+            # Dropout and norms have no weights, or statistics: whatever lies in a module that is frozen as a whole.
+            fixed = {name for block in self.blocks()[: self.frozen] for name in block}
+            for path, module in self.named_modules():
+                own = [f"{path}.{name}" for name in module.state_dict()]
+                if path and own and (path in owners or all(name in fixed for name in own)) and fixed.issuperset(own):
+                    module.eval()
+        return self
+
+
+@torch.inference_mode()
+def predict(
+    model: Student,
+    tokenizer: PreTrainedTokenizerFast,
+    captions: Sequence[Sequence[str]],
+    images: np.ndarray | None = None,
+    image_mask: np.ndarray | None = None,
+    *,
+    batch_size: int = 32,
+) -> np.ndarray:
+    """Probabilities (n, L) float32: those of each caption of a sample, averaged.
+
+    Args:
+        captions: for each of the n samples its captions; none, or only blank ones: the caption is masked.
+        images, image_mask: (n, S, S, 3) uint8, as `learning.augment.render` gives them, and (n,) bool; or None.
+    """
+    texts = [[text for text in own if text.strip()] or [""] for own in captions]
+    tokens = encode(tokenizer, [text for own in texts for text in own], model.config.max_text_length)
+    owners = np.repeat(np.arange(len(texts)), [len(own) for own in texts])
+    return predict_tokens(
+        model, tokens, owners, len(texts), images, image_mask, pad_id=tokenizer.pad_token_id, batch_size=batch_size
+    )
+
+
+@torch.inference_mode()
+def predict_tokens(
+    model: Student,
+    tokens: Sequence[Sequence[int]],
+    owners: np.ndarray,
+    samples: int,
+    images: np.ndarray | None,
+    image_mask: np.ndarray | None,
+    *,
+    pad_id: int = 0,
+    batch_size: int = 32,
+) -> np.ndarray:
+    """`predict` for captions that are tokens already: `owners[i]` is the sample of `tokens[i]`; each has one."""
+    was_training = model.training
+    model.eval()
+    device = model.head.weight.device
+    pictures = []
+    for start in range(0, samples, batch_size):
+        count = min(batch_size, samples - start)
+        some = None if images is None else torch.from_numpy(np.array(images[start : start + count])).to(device)
+        mask = None if image_mask is None else torch.from_numpy(image_mask[start : start + count]).to(device)
+        pictures.append(model.encode_images(some, mask, count))
+    encoded = torch.cat(pictures)
+    total = np.zeros((samples, model.head.out_features), dtype=np.float64)
+    order = np.argsort([len(sequence) for sequence in tokens], kind="stable")
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        ids, attention = pad([tokens[i] for i in chosen], pad_id=pad_id)
+        texts = model.encode_texts(torch.from_numpy(ids).to(device), torch.from_numpy(attention).to(device))
+        logits = model.fuse(encoded[torch.from_numpy(owners[chosen]).to(device)], texts)
+        np.add.at(total, owners[chosen], torch.sigmoid(logits.float()).cpu().numpy().astype(np.float64))
+    model.train(was_training)
+    return (total / np.bincount(owners, minlength=samples)[:, None]).astype(np.float32)
