@@ -152,9 +152,7 @@ def pull(
             if not inside:
                 raise
             where = address + str(error.path).removeprefix(folder)
-            raise InputError(
-                error.reason, path=where, remedy="It is no checkpoint of raymotion, or damaged."
-            ) from error
+            raise InputError(error.reason, path=where, remedy="Pull one that `raymotion push` wrote.") from error
 
 
 def copy_checkpoint(source: storage.PathLike, target: storage.PathLike, *, overwrite: bool = False) -> Transfer:
@@ -259,6 +257,7 @@ def _hub(repository: str, action: str) -> Iterator[None]:
     from huggingface_hub import errors, utils
 
     utils.disable_progress_bars()
+    utils.logging.set_verbosity_error()  # its warnings would stand beside our one line
     address = SCHEME + repository
     login = "Set HF_TOKEN, or log in with `hf auth login`."
     try:

@@ -116,6 +116,8 @@ class Predictor(ABC):
         captions = [caption] if isinstance(caption, str) else list(caption or [])
         # A file that is named has to be a picture, also where the model would not look at it.
         pixels = None if image is None else read_picture(image, self.min_side)
+        if not self.usable([pixels], [captions])[0]:
+            raise InputError(f"this model reads {self._reads}, and none was given", path=self.info.folder)
         probabilities = self.predict([pixels], [captions])[0]
         order = np.argsort(-probabilities, kind="stable")
         return {self.vocabulary.labels[i]: float(probabilities[i]) for i in order.tolist()}

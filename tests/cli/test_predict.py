@@ -1,0 +1,91 @@
+"""`raymotion predict`: emotions beside the training prior, and one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from raymotion.models.checkpoint import load_teacher, save_checkpoint
+from raymotion.models.tokenizer import train_tokenizer
+from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher
+from raymotion.vocabulary import MIKELS_8
+
+PRIOR = [0.4, 0.05, 0.2, 0.5, 0.0, 0.3, 0.1, 0.25]
+THRESHOLDS = [0.1, 0.9, 0.1, 0.9, 2.0, 0.1, 0.1, 0.1]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("predict") / "t"
+    tokenizer = train_tokenizer(["a happy dog on the beach"], size=60, min_frequency=1)
+    torch.manual_seed(0)
+    config = TeacherConfig.model_validate({"size": "tiny", "vocab_size": len(tokenizer), "visual_dim": 4})
+    training = {"prior": PRIOR, "thresholds": THRESHOLDS}
+    model = VisualBertTeacher(config, len(MIKELS_8))
+    save_checkpoint(folder, model, tokenizer, MIKELS_8, modalities=["text"], extractor=None, training=training)
+    return folder
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "photo.jpg")
+    return tmp_path / "photo.jpg"
+
+
+def test_json_holds_probability_prior_lift_and_decision(runner: Callable[..., Any], teacher: Path) -> None:
+    done = runner("predict", "--caption", "a dog", "--caption", "the beach", "--model", teacher, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    expected = load_teacher(teacher).predict([["a dog", "the beach"]])[0]
+    assert found["captions"] == ["a dog", "the beach"] and found["image"] is None and found["notes"] == []
+    assert len(found["emotions"]) == 8
+    for emotion in found["emotions"]:
+        i = MIKELS_8.index(emotion["label"])
+        assert emotion["probability"] == pytest.approx(float(expected[i]), abs=1e-6)
+        assert emotion["prior"] == PRIOR[i]
+        assert emotion["lift"] == (pytest.approx(expected[i] / PRIOR[i], rel=1e-5) if PRIOR[i] else None)
+        assert emotion["chosen"] is bool(expected[i] >= THRESHOLDS[i])
+
+
+def test_the_table_shows_the_highest_and_says_what_was_not_read(
+    runner: Callable[..., Any], teacher: Path, photo: Path
+) -> None:
+    done = runner("predict", photo, "--caption", "a dog", "--model", teacher, "--top", "3")
+    lines = done.out.splitlines()
+    assert done.code == 0 and done.err == "" and len(lines) == 5
+    assert lines[0].split() == ["emotion", "probability", "in", "training", "lift", "chosen"]
+    best = MIKELS_8.labels[int(load_teacher(teacher).predict([["a dog"]])[0].argmax())]
+    assert lines[1].startswith(best) and f"{PRIOR[MIKELS_8.index(best)]:.3f}" in lines[1]
+    assert lines[4] == "note: No image was read: this model was trained on captions alone."
+    assert len(runner("predict", "--caption", "a dog", "--model", teacher, "--all").out.splitlines()) == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent.jpg", "--caption", "a", "--model", "TEACHER"], "no file at absent.jpg"),
+        (["cut.jpg", "--caption", "a", "--model", "TEACHER"], "cut.jpg: is no readable picture"),
+        (["photo.jpg", "--model", "TEACHER"], "this model reads captions, and none was given"),
+        (["--model", "TEACHER"], "neither an image nor a caption is given"),
+        (["--caption", " ", "--model", "TEACHER"], "neither an image nor a caption is given"),
+        (["--caption", "a", "--model", "absent"], "absent: no such checkpoint"),
+        (["--caption", "a", "--model", "owner/name"], "raymotion pull owner/name --out DIR"),
+        (["--caption", "a", "--model", "TEACHER", "--device", "tpu9"], "there is no device 'tpu9'"),
+    ],
+)
+def test_mistakes_are_one_line(
+    runner: Callable[..., Any], teacher: Path, photo: Path, monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str], message: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(photo.parent)
+    Path("cut.jpg").write_bytes(photo.read_bytes()[:-40])
+    outcome = runner("predict", *[str(teacher) if a == "TEACHER" else a for a in arguments])
+    assert outcome.code == 2 and outcome.err.count("\n") == 1 and message in outcome.err
+    assert outcome.out == ""
