@@ -7,11 +7,12 @@ display is needed.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from raymotion.evaluation.measure import ClassResult, Measured
 from raymotion.learning.calibration import CalibrationBin
 
 if TYPE_CHECKING:
@@ -21,6 +22,34 @@ if TYPE_CHECKING:
 DPI = 110
 # The colours of the HTML pages.
 INK, SOFT, LINE, BAR, MARK = "#1b1f24", "#57606a", "#d5dae0", "#2f6db3", "#9a3c00"
+
+
+def draw(measured: Measured, targets: np.ndarray, probabilities: np.ndarray) -> dict[str, bytes]:
+    """All figures of an evaluation, by name; targets and probabilities are (n, L)."""
+    figures = {}
+    for scores in measured.calibration:
+        kind = {"width": "equal width", "mass": "equal mass"}[scores.strategy]
+        figures[f"reliability_{scores.strategy}"] = reliability_figure(
+            scores.curve,
+            title=f"Reliability, bins of {kind}",
+            note=f"ECE {scores.error:.3f}, by luck {scores.by_luck:.3f}",
+        )
+    return {
+        **figures,
+        "average_precision": class_figure(
+            measured.classes,
+            lambda row: (row.ap, row.ap_low, row.ap_high, row.prevalence),
+            title="Average precision of each label",
+            baseline="chance: share of samples with the label",
+        ),
+        "f1": class_figure(
+            measured.classes,
+            lambda row: (row.f1, row.f1_low, row.f1_high, row.f1_constant),
+            title="F1 of each label at its threshold",
+            baseline="the label for every sample",
+        ),
+        "probabilities": probability_figure(targets, probabilities),
+    }
 
 
 def reliability_figure(
@@ -59,10 +88,64 @@ def reliability_figure(
         linewidth=0.6,
     )
     bottom.set(xlabel="predicted probability", ylabel="forecasts")
-    # Most forecasts of a multi-label model are near zero; a linear axis would show one bar.
-    bottom.set_yscale("log")
+    counts = [b.count for b in bins]
+    if max(counts) > 20 * min(counts):
+        # Most forecasts of a multi-label model are near zero: a linear axis would show one bar.
+        bottom.set_yscale("log")
+        bottom.set_ylim(bottom=0.7)
     for axes in (top, bottom):
         _plain(axes)
+    return _png(figure)
+
+
+def class_figure(
+    classes: Sequence[ClassResult],
+    values: Callable[[ClassResult], tuple[float | None, float | None, float | None, float | None]],
+    *,
+    title: str,
+    baseline: str,
+) -> bytes:
+    """One line for each label, the most frequent on top: its value with its interval, beside its baseline.
+
+    Args:
+        values: of a label, its (value, low, high, baseline); a label without a value keeps its empty line.
+    """
+    rows = sorted(classes, key=lambda row: row.prevalence)
+    figure = _figure(7.2, 1.3 + 0.24 * len(rows))
+    axes = figure.subplots()
+    for place, row in enumerate(rows):
+        value, low, high, base = values(row)
+        if base is not None:
+            axes.plot(base, place, marker="|", color=MARK, markersize=11, markeredgewidth=2.4)
+        if value is None:
+            continue
+        if low is not None and high is not None:
+            axes.plot([low, high], [place, place], color=BAR, alpha=0.45, linewidth=3, solid_capstyle="butt")
+        axes.plot(value, place, marker="o", color=BAR, markersize=5)
+    axes.plot([], [], marker="o", color=BAR, linewidth=3, alpha=0.8, label="this model, 95 % interval")
+    axes.plot([], [], marker="|", color=MARK, markersize=11, markeredgewidth=2.4, linestyle="none", label=baseline)
+    axes.set_yticks(range(len(rows)), [f"{row.label} ({row.positives:,})" for row in rows])
+    axes.set(xlim=(0, 1), ylim=(-0.7, len(rows) - 0.3), title=title)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    _plain(axes)
+    axes.spines[["left"]].set_visible(False)
+    return _png(figure)
+
+
+def probability_figure(targets: np.ndarray, probabilities: np.ndarray, *, bins: int = 40) -> bytes:
+    """How probabilities are spread, of labels that are true and of those that are not: (n, L) each."""
+    figure = _figure(5.6, 3.8)
+    axes = figure.subplots()
+    truth, p = np.asarray(targets) > 0, np.asarray(probabilities, dtype=np.float64)
+    edges = np.linspace(0.0, 1.0, bins + 1).tolist()
+    for values, colour, name in ((p[~truth], SOFT, "label is not true"), (p[truth], BAR, "label is true")):
+        if values.size:
+            share = np.full(values.size, 1.0 / values.size)
+            axes.hist(values, edges, weights=share, color=colour, alpha=0.35)
+            axes.hist(values, edges, weights=share, color=colour, histtype="step", linewidth=1.6, label=name)
+    axes.set(xlim=(0, 1), xlabel="predicted probability", ylabel="share of its kind", title="Spread of the predictions")
+    axes.legend(frameon=False)
+    _plain(axes)
     return _png(figure)
 
 

@@ -120,10 +120,10 @@ def write_report(
     )
 
 
-def template(name: str) -> jinja2.Template:
-    """A page's template by its file name, with what the pages share: `style.css`, `metrics.html.j2`, `percent`."""
+def template(name: str, room: str = "raymotion.report") -> jinja2.Template:
+    """A template of a room's page, with what all pages share: `style.css`, `metrics.html.j2`, `percent`."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("raymotion.report"),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(own) for own in (room, "raymotion.report")]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -1,0 +1,328 @@
+"""Scoring a checkpoint on labelled samples: the labelling job on a split, then the measures, then files to look at.
+
+The predictions are a labelling job in OUT/predictions: it runs on a cluster, quarantines what fails, and goes on after
+an interruption. What follows takes seconds and is done again by every run of the command.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from raymotion import storage
+from raymotion.batch.choice import matrix_of, read_parts
+from raymotion.batch.job import REMEDY, JobSettings, JobSummary
+from raymotion.batch.labels import LabelSettings, label
+from raymotion.batch.preflight import input_digest, read_record
+from raymotion.batch.progress import ProgressKind
+from raymotion.config import digest_of, require_same_settings
+from raymotion.data.samples import SPLITS, read_samples, targets, vocabulary_of
+from raymotion.errors import InputError
+from raymotion.evaluation.measure import ClassResult, Measured, measure
+from raymotion.learning.calibration import BINS
+from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info
+from raymotion.vocabulary import Vocabulary
+
+PREDICTIONS, SAMPLES = "predictions", "samples.parquet"
+FORMAT = 1
+
+
+class EvaluateSettings(JobSettings):
+    """Settings of `raymotion evaluate`."""
+
+    checkpoint: str = Field(description="checkpoint folder")
+    split: Literal["train", "val", "test", "all"] | None = Field(
+        None, description="samples to score; default: test where the table names splits, else all"
+    )
+    features: str | None = Field(None, description="folder of a features job, instead of extracting in the stream")
+    weights: str | None = Field(None, description="region extractor's weights, where the checkpoint names a digest")
+    soft: bool = Field(False, description="measure the BCE against the share of annotators")
+    bootstrap: int = Field(1000, ge=0, description="resamples of the intervals")
+    bins: int = Field(BINS, ge=1, le=1000, description="bins of the calibration")
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The samples that are scored, and what has to be said about them.
+
+    Attributes:
+        table: labelled rows of the split.
+        split: train, val, test or all.
+        without_labels: rows of the split that were left out.
+        caution: why the figures flatter the model, or may; None for samples that nothing was learned or chosen from.
+    """
+
+    table: pa.Table
+    split: str
+    without_labels: int
+    caution: str | None
+
+
+@dataclass(frozen=True)
+class EvaluationSummary:
+    """How an evaluation ended: `record` is its evaluation.json."""
+
+    out: str
+    record: Mapping[str, Any]
+    measured: Measured
+    caution: str | None
+    job: JobSummary
+
+
+def evaluate_checkpoint(
+    settings: EvaluateSettings, *, address: str | None = None, progress: ProgressKind = "auto"
+) -> EvaluationSummary:
+    """Predicts, measures and writes; the same settings again go on, or measure again.
+
+    Raises:
+        InputError: no labels, no such split, another vocabulary than the checkpoint's, or what `label` refuses.
+        SettingsMismatch: the folder holds an evaluation of another checkpoint, or of other samples.
+    """
+    from raymotion.evaluation.page import render
+    from raymotion.evaluation.plots import draw
+
+    out = storage.absolute(settings.out)
+    info = read_checkpoint_info(settings.checkpoint)
+    samples = read_samples(settings.samples)
+    vocabulary = vocabulary_of(samples, where=settings.samples)
+    if vocabulary is not None:
+        info.vocabulary.require_same(vocabulary, here=str(settings.checkpoint), there=str(settings.samples))
+    choice = choose_samples(samples, settings.split, where=settings.samples)
+    job = _predict(settings, info, choice, out, address, progress)
+
+    ids, probabilities = _predictions(storage.join(out, PREDICTIONS))
+    if not ids:
+        raise InputError(
+            "no sample could be predicted: all are in quarantine",
+            path=storage.join(out, PREDICTIONS),
+            remedy="See its quarantine, and use a fresh --out.",
+        )
+    place = {sample_id: row for row, sample_id in enumerate(choice.table.column("sample_id").to_pylist())}
+    rows = choice.table.take([place[sample_id] for sample_id in ids])
+    truth = targets(rows, info.vocabulary)
+    notices = [str(notice) for notice in job.record["notices"]]
+    prior, soft_prior = _priors(info, samples, truth, settings.soft, notices)
+    if info.thresholds is None:
+        notices.append("The checkpoint holds no thresholds fitted on validation: F1 is at 0.5 for each label.")
+    measured = measure(
+        truth,
+        probabilities,
+        labels=info.vocabulary.labels,
+        prior=prior,
+        thresholds=info.thresholds,
+        soft_targets=targets(rows, info.vocabulary, soft=True) if settings.soft else None,
+        soft_prior=soft_prior,
+        split=choice.split,
+        bootstrap=settings.bootstrap,
+        bins=settings.bins,
+        seed=settings.seed,
+    )
+    record = _record(settings, info, choice, rows, job, measured, notices)
+    figures = draw(measured, truth, probabilities)
+    for name, data in figures.items():
+        storage.write_bytes(storage.join(out, "plots", f"{name}.png"), data)
+    storage.write_table(
+        storage.join(out, "predictions.parquet"), _table(rows, probabilities, measured, info.vocabulary)
+    )
+    storage.write_text(storage.join(out, "per_class.csv"), _csv(measured.classes))
+    storage.write_text(storage.join(out, "evaluation.html"), render(record, measured, figures))
+    storage.write_json(storage.join(out, "evaluation.json"), record)  # last: where it is, all is
+    return EvaluationSummary(out, record, measured, choice.caution, job)
+
+
+def choose_samples(samples: pa.Table, split: str | None, *, where: object = None) -> Choice:
+    """The labelled rows of a split, by default of test, or all where the table names no split.
+
+    Raises:
+        InputError: the table or the split has no labelled row.
+    """
+    labelled = samples.filter(pc.is_valid(samples.column("labels")))
+    if not labelled.num_rows:
+        raise InputError("has no labels to compare with", path=where, remedy="Give samples that people labelled.")
+    there = {name: pc.sum(pc.equal(labelled.column("split"), name)).as_py() or 0 for name in SPLITS}
+    chosen = split or ("test" if any(there.values()) else "all")
+    if chosen != "all" and not there[chosen]:
+        found = ", ".join(f"{count:,} {name}" for name, count in there.items() if count) or "none named"
+        raise InputError(
+            f"has no labelled sample of the split {chosen} (of {labelled.num_rows:,} labelled: {found})",
+            path=where,
+            remedy="Choose another --split, or all.",
+        )
+    inside = samples if chosen == "all" else samples.filter(pc.equal(samples.column("split"), chosen))
+    table = inside.filter(pc.is_valid(inside.column("labels")))
+    return Choice(table, chosen, inside.num_rows - table.num_rows, _caution(chosen, there, table.num_rows))
+
+
+def _caution(split: str, there: Mapping[str, int], rows: int) -> str | None:
+    if split == "train":
+        return "These samples were trained on: the figures say how well they are remembered, not how good the model is."
+    if split == "all" and there["train"]:
+        return f"These samples were trained on, {there['train']:,} of {rows:,}: the figures flatter the model."
+    if split == "val" or (split == "all" and there["val"]):
+        return "Epoch and thresholds were chosen on validation samples, which these hold: the figures are optimistic."
+    if split == "all" and not any(there.values()):
+        return "The table names no splits: whether the model was trained on these samples is not known."
+    return None
+
+
+def _predict(
+    settings: EvaluateSettings,
+    info: CheckpointInfo,
+    choice: Choice,
+    out: str,
+    address: str | None,
+    progress: ProgressKind,
+) -> JobSummary:
+    """Runs the labelling job on the chosen rows, which stand in a table of their own beside it."""
+    folder, path = storage.join(out, PREDICTIONS), storage.join(out, SAMPLES)
+    old = read_record(folder, "labels")
+    if old is None:
+        strange = [
+            name
+            for name in storage.list_names(out)
+            if not name.startswith((".", "_")) and name not in (SAMPLES, PREDICTIONS)
+        ]
+        if strange:
+            raise InputError(f"holds {strange[0]}, and no evaluation", path=out, remedy="Use a fresh output folder.")
+        storage.write_table(path, choice.table)
+    else:
+        now = {"rows": choice.table.num_rows, "digest": input_digest(choice.table)}
+        require_same_settings({"samples": old["identity"]["input"]}, {"samples": now}, where=out, remedy=REMEDY)
+        if not storage.exists(path) or _labels_differ(storage.read_table(path), choice.table):
+            storage.write_table(path, choice.table)  # mended labels need no new predictions
+    shared = {name: getattr(settings, name) for name in JobSettings.model_fields if name not in ("samples", "out")}
+    policy = {"policy": "threshold"} if info.thresholds is None else {"policy": "class-thresholds"}
+    job = LabelSettings.model_validate(
+        {
+            **shared,
+            "samples": path,
+            "out": folder,
+            "teacher": settings.checkpoint,
+            "features": settings.features,
+            "weights": settings.weights,
+            "selection": policy,
+        }
+    )
+    return label(job, address=address, progress=progress)
+
+
+def _labels_differ(a: pa.Table, b: pa.Table) -> bool:
+    columns = ["sample_id", "split", "labels", "label_weights"]
+    return not a.select(columns).equals(b.select(columns))
+
+
+def _predictions(folder: str) -> tuple[list[str], np.ndarray]:
+    """Ids and probabilities, (n, L) float32, of all parts."""
+    ids: list[str] = []
+    blocks = []
+    for _, table in read_parts(folder, ["sample_id", "probabilities"]):
+        ids.extend(table.column("sample_id").to_pylist())
+        blocks.append(matrix_of(table).copy())
+    return ids, np.concatenate(blocks)
+
+
+def _priors(
+    info: CheckpointInfo, samples: pa.Table, truth: np.ndarray, soft: bool, notices: list[str]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Class rates of the training split, of labels and (for `soft`) of shares; says in `notices` what is missing."""
+    training = samples.filter(
+        pc.and_(pc.is_valid(samples.column("labels")), pc.fill_null(pc.equal(samples.column("split"), "train"), False))
+    )
+    if info.prior is not None:
+        prior = np.asarray(info.prior, dtype=np.float64)
+    elif training.num_rows:
+        prior = targets(training, info.vocabulary).mean(axis=0, dtype=np.float64)
+        notices.append("The checkpoint records no class rates: the prior is that of the table's train split.")
+    else:
+        prior = truth.mean(axis=0, dtype=np.float64)
+        notices.append("The checkpoint records no class rates: the prior is that of the scored samples themselves.")
+    if not soft:
+        return prior, None
+    if samples.column("label_weights").null_count == samples.num_rows:
+        raise InputError("has no label_weights for --soft", remedy="Leave --soft out, or prepare samples with shares.")
+    if training.num_rows:
+        return prior, targets(training, info.vocabulary, soft=True).mean(axis=0, dtype=np.float64)
+    notices.append(
+        "The table has no train split to take mean shares from: the prior's BCE is that of the rates of hard labels, "
+        "which is easy to beat. Look at the constant."
+    )
+    return prior, None
+
+
+def _table(rows: pa.Table, probabilities: np.ndarray, measured: Measured, vocabulary: Vocabulary) -> pa.Table:
+    width = len(vocabulary)
+    chosen = [vocabulary.decode(np.flatnonzero(row).tolist()) for row in measured.chosen]
+    schema = pa.schema(
+        [
+            pa.field("sample_id", pa.string(), nullable=False),
+            pa.field("image_uri", pa.string()),
+            pa.field("split", pa.string()),
+            pa.field("labels", pa.list_(pa.string()), nullable=False),
+            pa.field("predicted", pa.list_(pa.string()), nullable=False),
+            pa.field("probabilities", pa.list_(pa.float32(), width), nullable=False),
+        ],
+        metadata=vocabulary.to_metadata(),
+    )
+    columns = [
+        *(rows.column(name).combine_chunks() for name in ("sample_id", "image_uri", "split", "labels")),
+        pa.array(chosen, pa.list_(pa.string())),
+        pa.FixedSizeListArray.from_arrays(pa.array(probabilities.reshape(-1), pa.float32()), width),
+    ]
+    return pa.table(columns, names=schema.names).cast(schema)
+
+
+def _csv(classes: Sequence[ClassResult]) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, [field.name for field in fields(ClassResult)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in classes)
+    return buffer.getvalue()
+
+
+def _record(
+    settings: EvaluateSettings,
+    info: CheckpointInfo,
+    choice: Choice,
+    rows: pa.Table,
+    job: JobSummary,
+    measured: Measured,
+    notices: list[str],
+) -> dict[str, Any]:
+    """What evaluation.json says. No times: the same evaluation is the same file."""
+    return {
+        "kind": "evaluation",
+        "format": FORMAT,
+        "caution": choice.caution,
+        "notices": notices,
+        "checkpoint": {
+            "path": info.folder,
+            "architecture": info.architecture,
+            "fingerprint": info.fingerprint,
+            "modalities": list(info.modalities),
+            "extractor": info.extractor,
+            "trained_on": (info.training.get("data") or {}).get("fingerprint"),
+            "thresholds": "fitted on validation" if info.thresholds is not None else "0.5 for each label",
+        },
+        "vocabulary": info.vocabulary.to_dict(),
+        "samples": {
+            "path": storage.absolute(settings.samples),
+            "split": choice.split,
+            "without_labels": choice.without_labels,
+            **{name: job.counts[name] for name in ("in", "good", "quarantined", "by_reason")},
+            "fingerprint": digest_of(
+                [rows.column(name).to_pylist() for name in ("sample_id", "captions", "labels", "label_weights")]
+            ),
+        },
+        "settings": {"soft": settings.soft, "bootstrap": settings.bootstrap, "bins": settings.bins},
+        "results": measured.to_dict(),
+        "versions": job.record["versions"],
+    }
