@@ -249,7 +249,7 @@ def _provenance(labelled: LabelledSet) -> list[tuple[str, str]]:
 def _card(labelled: LabelledSet, index: int, why: str, row: LabelledRow) -> dict[str, Any]:
     p, chosen = labelled.probabilities[index], labelled.mask[index]
     labels = labelled.vocabulary.labels
-    picture, problem = _thumbnail(row.image_uri)
+    picture, problem = thumbnail(row.image_uri)
     return {
         "sample_id": row.sample_id,
         "why": why,
@@ -267,7 +267,7 @@ def _card(labelled: LabelledSet, index: int, why: str, row: LabelledRow) -> dict
     }
 
 
-def _thumbnail(uri: str | None) -> tuple[str | None, str]:
+def thumbnail(uri: str | None) -> tuple[str | None, str]:
     """The picture as a data address, or None and the reason."""
     if not uri:
         return None, "no image"
