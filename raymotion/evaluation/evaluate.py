@@ -97,6 +97,8 @@ def evaluate_checkpoint(
     if vocabulary is not None:
         info.vocabulary.require_same(vocabulary, here=str(settings.checkpoint), there=str(settings.samples))
     choice = choose_samples(samples, settings.split, where=settings.samples)
+    if settings.soft and choice.table.column("label_weights").null_count == choice.table.num_rows:
+        raise InputError("has no label_weights", path=settings.samples, remedy="Leave --soft out.")
     job = _predict(settings, info, choice, out, address, progress)
 
     ids, probabilities = _predictions(storage.join(out, PREDICTIONS))
@@ -247,8 +249,6 @@ def _priors(
         notices.append("The checkpoint records no class rates: the prior is that of the scored samples themselves.")
     if not soft:
         return prior, None
-    if samples.column("label_weights").null_count == samples.num_rows:
-        raise InputError("has no label_weights for --soft", remedy="Leave --soft out, or prepare samples with shares.")
     if training.num_rows:
         return prior, targets(training, info.vocabulary, soft=True).mean(axis=0, dtype=np.float64)
     notices.append(

@@ -15,7 +15,7 @@ KINDS = {"width": "equal width", "mass": "equal mass"}
 CAPTIONS = {
     "reliability_width": "On the dashed line, what is called 30 % happens in 30 % of the cases. All labels pooled.",
     "reliability_mass": "The same with about as many forecasts in each bin: a closer look at small probabilities.",
-    "average_precision": "Labels from frequent to rare, their samples in brackets. Left of the mark: worse than chance.",
+    "average_precision": "Labels from frequent to rare, with their samples. A dot left of its mark: worse than chance.",
     "f1": "A label whose dot is left of its mark would do better if it were given to every sample.",
     "probabilities": "The further apart the two, the better the model tells true labels from others.",
 }

@@ -1,0 +1,192 @@
+"""Pseudo-labels against human labels: how well the probabilities rank, how far the chosen labels agree, beside chance.
+
+Every figure stands beside what no knowledge of the images would give. Average precision: the share of images with the
+emotion. AUC: 0.5. Precision: that same share. Recall: the share of images that the label was given to. Cohen's kappa
+(1960): agreement beyond what two annotators with these rates reach by chance; 0 is chance, 1 is perfect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from raymotion.learning.auc import macro_auc
+from raymotion.learning.average_precision import bootstrap_ap
+from raymotion.learning.bootstrap import Metric, chunk, finite, interval, ratio, resample_counts, row_mean
+from raymotion.learning.calibration import CalibrationScores, calibrate, class_calibration_errors
+from raymotion.learning.metrics import Evaluation, evaluate
+
+
+@dataclass(frozen=True)
+class EmotionAgreement:
+    """One emotion. None where a figure is not defined: no image carries it, or the label was never given.
+
+    Attributes:
+        words: the labels of the pseudo-labels' vocabulary that say this emotion.
+        positives, prevalence: images whose people carry it, and their share: the chance level of AP and precision.
+        ap, auc: of the probabilities, over all matched images; with 95 % bootstrap intervals over images.
+        chosen, given: selected images that got the label, and their share: the chance level of recall.
+        precision, recall, kappa: of the chosen labels, over the selected images.
+        calibration_error: ECE of this emotion alone.
+        verdict: `better`, `worse` or `unclear`: where the interval of the AUC lies, against 0.5.
+    """
+
+    label: str
+    words: tuple[str, ...]
+    positives: int
+    prevalence: float
+    mean_probability: float
+    ap: float | None
+    ap_low: float | None
+    ap_high: float | None
+    auc: float | None
+    auc_low: float | None
+    auc_high: float | None
+    verdict: str
+    chosen: int
+    given: float | None
+    precision: float | None
+    recall: float | None
+    kappa: float | None
+    kappa_low: float | None
+    kappa_high: float | None
+    calibration_error: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """All emotions, and the figures over all of them.
+
+    Attributes:
+        evaluation: ranking metrics of the probabilities, beside their baselines.
+        auc: macro AUC.
+        choice: precision, recall and F1 of all (image, emotion) pairs pooled, macro kappa, and what chance gives.
+        selected: images that `choice` is about.
+    """
+
+    emotions: list[EmotionAgreement]
+    evaluation: Evaluation
+    auc: Metric
+    choice: dict[str, float | None]
+    selected: int
+    calibration: CalibrationScores
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "evaluation": self.evaluation.to_dict(),
+            "macro_auc": asdict(self.auc),
+            "choice": self.choice,
+            "selected": self.selected,
+            "calibration": self.calibration.to_dict(),
+            "emotions": [asdict(emotion) for emotion in self.emotions],
+        }
+
+
+def compare(
+    probabilities: np.ndarray,
+    mask: np.ndarray,
+    selected: np.ndarray,
+    targets: np.ndarray,
+    *,
+    prior: np.ndarray,
+    labels: Sequence[str],
+    words: Sequence[Sequence[str]],
+    shares: np.ndarray | None = None,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> Agreement:
+    """Compares pseudo-labels with human labels of the same n images and K emotions.
+
+    Args:
+        probabilities: (n, K) in [0, 1].
+        mask: (n, K) bool, the chosen labels.
+        selected: (n,) bool, images that a student would be trained on: precision, recall and kappa are theirs.
+        targets: (n, K) of 0 and 1.
+        prior: (K,) rates of the model's training split.
+        labels, words: names of the K emotions, and what says each.
+        shares: (n, K) in [0, 1], what the calibration is measured against; None: `targets`.
+    """
+    truth = np.asarray(targets, dtype=np.float64)
+    p = np.asarray(probabilities, dtype=np.float64)
+    evaluation = evaluate(truth, p, prior=prior, labels=labels, ks=(1, 3), bootstrap=bootstrap, seed=seed)
+    _, _, class_ap, ap_ends = bootstrap_ap(truth, p, prior, resamples=bootstrap, seed=seed)
+    auc, class_auc, auc_ends = macro_auc(truth, p, bootstrap=bootstrap, seed=seed)
+    soft = truth if shares is None else shares
+    errors = class_calibration_errors(soft, p)
+    calibration = calibrate(soft, p, prior=prior, strategy="mass", bootstrap=bootstrap, seed=seed)
+    given, true = mask[selected], truth[selected] > 0
+    precision, recall, kappa, kappa_ends, choice = _choice(given, true, bootstrap, seed)
+    emotions = []
+    for j, label in enumerate(labels):
+        low, high = auc_ends[j] or (None, None)
+        verdict = "unclear"
+        if low is not None and high is not None and class_auc[j] is not None:
+            verdict = "better" if low > 0.5 else "worse" if high < 0.5 else "unclear"
+        emotions.append(
+            EmotionAgreement(
+                label=label,
+                words=tuple(words[j]),
+                positives=int(truth[:, j].sum()),
+                prevalence=float(truth[:, j].mean()),
+                mean_probability=float(p[:, j].mean()),
+                ap=finite(float(class_ap[j])),
+                ap_low=None if ap_ends[j] is None else ap_ends[j][0],  # type: ignore[index]
+                ap_high=None if ap_ends[j] is None else ap_ends[j][1],  # type: ignore[index]
+                auc=class_auc[j],
+                auc_low=low if class_auc[j] is not None else None,
+                auc_high=high if class_auc[j] is not None else None,
+                verdict=verdict,
+                chosen=int(given[:, j].sum()),
+                given=float(given[:, j].mean()) if len(given) else None,
+                precision=finite(float(precision[j])),
+                recall=finite(float(recall[j])),
+                kappa=finite(float(kappa[j])),
+                kappa_low=kappa_ends[j][0],
+                kappa_high=kappa_ends[j][1],
+                calibration_error=float(errors[j]),
+            )
+        )
+    return Agreement(emotions, evaluation, auc, choice, int(selected.sum()), calibration)
+
+
+def cohen_kappa(both: np.ndarray, first: np.ndarray, second: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Kappa of two yes/no annotators, from counts: yes of both, yes of each, and all; NaN where both are constant."""
+    agreed = ratio(total - first - second + 2 * both, total)
+    by_chance = ratio(first * second + (total - first) * (total - second), total * total)
+    return ratio(agreed - by_chance, 1.0 - by_chance)
+
+
+def _choice(
+    given: np.ndarray, true: np.ndarray, bootstrap: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[tuple[float | None, float | None]], dict[str, float | None]]:
+    """Precision, recall, kappa (K,), the kappas' intervals, and the figures over all emotions."""
+    n, width = given.shape
+    both, first, second = ((given & true).astype(float), given.astype(float), true.astype(float))
+    hits, said, real = both.sum(axis=0), first.sum(axis=0), second.sum(axis=0)
+    kappa = cohen_kappa(hits, said, real, np.full(width, float(n)))
+    names = ("macro_kappa", "macro_kappa_low", "macro_kappa_high")
+    ends: list[tuple[float | None, float | None]] = [(None, None)] * width
+    macro = [finite(float(row_mean(kappa[None])[0])), None, None]
+    if n and bootstrap:
+        drawn = np.concatenate(
+            [
+                cohen_kappa(w @ both, w @ first, w @ second, w.sum(axis=1, keepdims=True))
+                for w in resample_counts(n, bootstrap, seed, chunk(n))
+            ]
+        )
+        ends = [interval(drawn[:, j]) or (None, None) for j in range(width)]
+        macro[1:] = interval(row_mean(drawn)) or (None, None)
+    precision, recall = ratio(hits, said), ratio(hits, real)
+    choice: dict[str, float | None] = {
+        "precision": finite(float(ratio(hits.sum(), said.sum()))),
+        "recall": finite(float(ratio(hits.sum(), real.sum()))),
+        "f1": finite(float(ratio(2 * hits.sum(), said.sum() + real.sum()))),
+        # What the same number of labels, of the same emotions, would get on shuffled images.
+        "precision_by_chance": finite(float(ratio((said * real).sum(), said.sum() * n))),
+        "recall_by_chance": finite(float(ratio((said * real).sum(), real.sum() * n))),
+        **dict(zip(names, macro, strict=True)),
+    }
+    return precision, recall, kappa, ends, choice

@@ -1,0 +1,155 @@
+"""Confident learning: which labels the predictions contradict (Northcutt et al. 2021, by cleanlab).
+
+Each emotion is a yes-or-no question of its own (one against the rest, as `cleanlab.multilabel_classification` has it).
+From the labels and probabilities of an emotion, confident learning estimates how many labels are wrong in each
+direction, and flags as many: those that the probabilities contradict most.
+
+It is sound if the probabilities are out of sample, from a model that was not trained on these labels, and if that model
+knows something of the emotion. The second is checked here: an emotion that the probabilities do not rank better than
+chance is not judged, since flags on it would be flags at random.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from raymotion.errors import InputError
+from raymotion.learning.auc import macro_auc
+
+# Below this, noise rates are estimated from a handful of images.
+MIN_IMAGES = 5
+
+
+@dataclass(frozen=True)
+class EmotionIssues:
+    """One emotion.
+
+    Attributes:
+        given, share: images that carry the label.
+        mean_given, mean_absent: mean probability of images with and without it.
+        auc, auc_low, auc_high: of the probabilities against the labels, with the 95 % bootstrap interval.
+        judged: whether flags were looked for; `reason` says why not.
+        doubtful: labels that are given, and that the probabilities contradict.
+        missing: labels that are not given, and that the probabilities ask for.
+    """
+
+    label: str
+    given: int
+    share: float
+    mean_given: float | None
+    mean_absent: float | None
+    auc: float | None
+    auc_low: float | None
+    auc_high: float | None
+    judged: bool
+    reason: str
+    doubtful: int
+    missing: int
+
+
+@dataclass(frozen=True)
+class LabelIssues:
+    """What confident learning says of n images and L labels.
+
+    Attributes:
+        flags: (n, L) bool, labels (given or absent) that are probably wrong.
+        quality: (n,) in [0, 1], low for images whose labels are doubtful (cleanlab's multi-label score).
+        scores: (n, L), the probability of what is given: p where the label is given, 1 - p where it is not.
+    """
+
+    flags: np.ndarray
+    quality: np.ndarray
+    scores: np.ndarray
+    emotions: list[EmotionIssues]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "images_flagged": int(self.flags.any(axis=1).sum()),
+            "labels_flagged": int(self.flags.sum()),
+            "judged": sum(emotion.judged for emotion in self.emotions),
+            "mean_quality": float(self.quality.mean()),
+            "emotions": [asdict(emotion) for emotion in self.emotions],
+        }
+
+
+def find_issues(
+    given: np.ndarray,
+    probabilities: np.ndarray,
+    labels: Sequence[str],
+    *,
+    need_skill: bool = True,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> LabelIssues:
+    """Labels that the probabilities contradict.
+
+    Args:
+        given: (n, L) bool, the labels as they stand.
+        probabilities: (n, L) in [0, 1], of a model that was not trained on them.
+        labels: the L names.
+        need_skill: judge only emotions whose AUC is above 0.5 with its whole interval.
+
+    Raises:
+        InputError: no images, or shapes that do not fit.
+    """
+    mask, p = np.asarray(given, dtype=bool), np.asarray(probabilities, dtype=np.float64)
+    if mask.shape != p.shape or mask.ndim != 2 or mask.shape[1] != len(labels) or not len(mask):
+        raise InputError(f"labels of shape {mask.shape} and probabilities of shape {p.shape} can not be audited")
+    _, aucs, ends = macro_auc(mask, p, bootstrap=bootstrap, seed=seed)
+    flags = np.zeros(mask.shape, dtype=bool)
+    emotions = []
+    for j, label in enumerate(labels):
+        own, column = mask[:, j], p[:, j]
+        low, high = (ends[j] or (None, None)) if aucs[j] is not None else (None, None)
+        reason = _not_judged(own, low, need_skill)
+        if not reason:
+            flags[:, j] = _flag(own, column)
+        emotions.append(
+            EmotionIssues(
+                label=label,
+                given=int(own.sum()),
+                share=float(own.mean()),
+                mean_given=float(column[own].mean()) if own.any() else None,
+                mean_absent=float(column[~own].mean()) if not own.all() else None,
+                auc=aucs[j],
+                auc_low=low,
+                auc_high=high,
+                judged=not reason,
+                reason=reason,
+                doubtful=int((flags[:, j] & own).sum()),
+                missing=int((flags[:, j] & ~own).sum()),
+            )
+        )
+    scores = np.where(mask, p, 1.0 - p)
+    return LabelIssues(flags, _quality(mask, p), scores, emotions)
+
+
+def _not_judged(own: np.ndarray, auc_low: float | None, need_skill: bool) -> str:
+    if own.sum() < MIN_IMAGES:
+        return f"fewer than {MIN_IMAGES} images carry it"
+    if (~own).sum() < MIN_IMAGES:
+        return f"fewer than {MIN_IMAGES} images do without it"
+    if need_skill and (auc_low is None or auc_low <= 0.5):
+        return "the predictions do not rank it better than chance"
+    return ""
+
+
+def _flag(own: np.ndarray, column: np.ndarray) -> np.ndarray:
+    from cleanlab.filter import find_label_issues
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes with few examples: `_not_judged` has the say in that
+        found = find_label_issues(own.astype(np.int64), np.stack([1.0 - column, column], axis=1), n_jobs=1)
+    return np.asarray(found, dtype=bool)
+
+
+def _quality(mask: np.ndarray, p: np.ndarray) -> np.ndarray:
+    from cleanlab.multilabel_classification.rank import get_label_quality_scores
+
+    scores = get_label_quality_scores([np.flatnonzero(row).tolist() for row in mask], p)
+    return np.asarray(scores, dtype=np.float64)

@@ -1,0 +1,176 @@
+"""From the labels of one vocabulary to those of another, by a file that people can read and argue about.
+
+    from: socratis-29
+    to: emotic-26
+    note: what has to be kept in mind when the two are compared
+    map:
+      happy: [Happiness]
+      joy: [Happiness]
+      neutral: null
+
+Every label of `from` is listed; null says that nothing of `to` means the same. Where several labels say the same
+category, it gets the highest of their probabilities, and is chosen if one of them is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raymotion import storage
+from raymotion.config import read_yaml
+from raymotion.errors import InputError, VocabularyMismatch
+from raymotion.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class LabelMapping:
+    """A checked mapping.
+
+    Attributes:
+        path: where it was read; None for two equal vocabularies, which need none.
+        sources: for each category in `categories`, the positions in `source` that say it; never empty.
+        categories: the labels of `target` that something says, in its order.
+        unmapped: labels of `source` that say nothing of `target`.
+        unsaid: labels of `target` that nothing says: the audit is silent about them.
+    """
+
+    path: str | None
+    note: str | None
+    source: Vocabulary
+    target: Vocabulary
+    categories: tuple[str, ...]
+    sources: tuple[tuple[int, ...], ...]
+    unmapped: tuple[str, ...]
+    unsaid: tuple[str, ...]
+
+    @property
+    def positions(self) -> list[int]:
+        """Where each category stands in `target`."""
+        return [self.target.index(name) for name in self.categories]
+
+    def probabilities(self, matrix: np.ndarray) -> np.ndarray:
+        """(n, len(source)) -> (n, len(categories)): the highest probability of the labels that say a category."""
+        return np.stack([matrix[:, list(own)].max(axis=1) for own in self.sources], axis=1)
+
+    def chosen(self, mask: np.ndarray) -> np.ndarray:
+        """(n, len(source)) bool -> (n, len(categories)) bool: whether one of the labels that say it is chosen."""
+        return np.stack([mask[:, list(own)].any(axis=1) for own in self.sources], axis=1)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "path": self.path,
+            "from": self.source.name,
+            "to": self.target.name,
+            "note": self.note,
+            "map": {
+                name: [self.source.labels[i] for i in own]
+                for name, own in zip(self.categories, self.sources, strict=True)
+            },
+            "unmapped": list(self.unmapped),
+            "unsaid": list(self.unsaid),
+        }
+
+
+def identity(vocabulary: Vocabulary) -> LabelMapping:
+    """Every label says itself."""
+    own = tuple((i,) for i in range(len(vocabulary)))
+    return LabelMapping(None, None, vocabulary, vocabulary, vocabulary.labels, own, (), ())
+
+
+def find_mapping(name: str) -> str:
+    """A path as it is, or the file of a mapping that comes with raymotion: its name, or `recipes/mappings/NAME.yaml`."""
+    from raymotion.train.recipe import recipes_folder
+
+    if storage.is_remote(name) or storage.exists(name):
+        return name
+    shipped = recipes_folder() / "mappings" / f"{Path(name).name.removesuffix('.yaml')}.yaml"
+    if Path(name).parent in (Path("."), Path("recipes/mappings")) and shipped.is_file():
+        return str(shipped)
+    raise InputError("no such mapping", path=name, remedy=f"Give a file, or one of {', '.join(shipped_mappings())}.")
+
+
+def shipped_mappings() -> list[str]:
+    """Names of the mappings that come with raymotion."""
+    from raymotion.train.recipe import recipes_folder
+
+    return sorted(path.stem for path in (recipes_folder() / "mappings").glob("*.yaml"))
+
+
+def choose_mapping(path: str | None, source: Vocabulary, target: Vocabulary, *, here: str, there: str) -> LabelMapping:
+    """The mapping of the file `path`; without one, the vocabularies have to be the same.
+
+    Args:
+        here, there: whose `source` and `target` are, for messages.
+    """
+    if path is not None:
+        return read_mapping(find_mapping(path), source, target)
+    try:
+        source.require_same(target, here=here, there=there)
+    except VocabularyMismatch as error:
+        name = f"{source.name}-to-{target.name}"
+        known = f" (raymotion brings {name})" if name in shipped_mappings() else ""
+        raise VocabularyMismatch(str(error), remedy=f"Say with --mapping FILE what means what{known}.") from error
+    return identity(source)
+
+
+def read_mapping(path: storage.PathLike, source: Vocabulary, target: Vocabulary) -> LabelMapping:
+    """Reads a mapping and checks it against both vocabularies.
+
+    Raises:
+        InputError: it is for others, forgets a label of `source`, names one that neither has, or maps nothing.
+    """
+    value = read_yaml(path)
+    unknown = sorted(set(value) - {"from", "to", "map", "note"})
+    if unknown:
+        raise InputError(f"has an unknown entry {unknown[0]!r}", path=path, remedy="There are: from, to, note, map.")
+    for key, vocabulary, whose in (("from", source, "labelled data set"), ("to", target, "human labels")):
+        if value.get(key) != vocabulary.name:
+            raise InputError(
+                f"maps {key} {value.get(key)!r}, the vocabulary of the {whose} is {vocabulary.name}",
+                path=path,
+                remedy="Use another mapping.",
+            )
+    table = value.get("map")
+    if not isinstance(table, Mapping):
+        raise InputError("has no `map:` of labels", path=path)
+    strange = [str(name) for name in table if name not in source]
+    forgotten = [name for name in source.labels if name not in table]
+    if strange:
+        raise InputError(f"maps {', '.join(strange[:5])}, which {source.name} does not have", path=path)
+    if forgotten:
+        raise InputError(
+            f"does not list {', '.join(forgotten[:5])}" + (f" and {len(forgotten) - 5} more" * (len(forgotten) > 5)),
+            path=path,
+            remedy="List every label; null says that it means none of the others.",
+        )
+    sources: dict[str, list[int]] = {name: [] for name in target.labels}
+    for label, categories in table.items():
+        if categories is None:
+            continue
+        if not isinstance(categories, list) or not categories or any(not isinstance(c, str) for c in categories):
+            raise InputError(f"{label} is mapped to {categories!r}, not to a list of labels or null", path=path)
+        if len(set(categories)) != len(categories):
+            raise InputError(f"{label} is mapped to one label twice", path=path)
+        for category in categories:
+            if category not in target:
+                raise InputError(f"{label} is mapped to {category!r}, which {target.name} does not have", path=path)
+            sources[category].append(source.index(label))
+    said = [name for name, own in sources.items() if own]
+    if not said:
+        raise InputError("maps no label to anything", path=path)
+    note = value.get("note")
+    return LabelMapping(
+        path=str(path),
+        note=str(note).strip() if note else None,
+        source=source,
+        target=target,
+        categories=tuple(said),
+        sources=tuple(tuple(sorted(sources[name])) for name in said),
+        unmapped=tuple(name for name in source.labels if table[name] is None),
+        unsaid=tuple(name for name, own in sources.items() if not own),
+    )
