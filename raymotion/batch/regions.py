@@ -19,7 +19,7 @@ class RegionSettings(JobSettings):
     """Settings of `raymotion features regions`."""
 
     extractor: str = Field("fasterrcnn_resnet50_fpn_v2", description="name of the detector")
-    weights: str = Field("default", description="'default', 'random', 'random:SEED' or the path of a state dict")
+    weights: str = Field("default", description="'default', 'random:SEED', a path or a hub id: see `identify`")
     count: int = Field(36, ge=1, description="regions per image")
 
 

@@ -24,26 +24,28 @@ def features() -> None:
 @click.option("--out", metavar="DIR", help="Folder or address of the features.")
 @click.option(
     "--extractor",
-    help="fasterrcnn_resnet50_fpn_v2, fasterrcnn_resnet50_fpn, fasterrcnn_mobilenet_v3_large_fpn or "
-    "fasterrcnn_mobilenet_v3_large_320_fpn.  [default: fasterrcnn_resnet50_fpn_v2]",
+    help="frcnn-vg-r101-c4 (VisualBERT's, 2,048 numbers a region), fasterrcnn_resnet50_fpn_v2, "
+    "fasterrcnn_resnet50_fpn, fasterrcnn_mobilenet_v3_large_fpn or fasterrcnn_mobilenet_v3_large_320_fpn (1,024).  "
+    "[default: fasterrcnn_resnet50_fpn_v2]",
 )
 @click.option(
     "--weights",
-    help="'default' (torchvision's published weights), a state dict (.safetensors, .pth), or 'random:SEED'.  "
-    "[default: default]",
+    help="'default' (the published weights), a state dict (.safetensors, .pth), or 'random:SEED'. For frcnn-vg-r101-c4 "
+    "also a folder with config.yaml and pytorch_model.bin, or a hub id (OWNER/NAME).  [default: default]",
 )
 @click.option("--count", type=click.IntRange(1), help="Regions per image.  [default: 36]")
 @job_options
 @cluster_option
 @settings_options
 def regions(**options: Any) -> None:
-    """Region features of every image: box-head features, boxes and scores of a Fast R-CNN.
+    """Region features of every image: box-head features, boxes and scores of a Faster R-CNN.
 
     SAMPLES is a sample table from `raymotion data prepare`. After any interruption the same command goes on.
 
     \b
     Example:
       raymotion features regions coco.parquet --extractor fasterrcnn_mobilenet_v3_large_320_fpn --out features/
+      raymotion features regions coco.parquet --extractor frcnn-vg-r101-c4 --out features-vg/
     """
     from raymotion.batch.regions import RegionSettings, extract_regions
     from raymotion.cli.summary import print_job

@@ -1,4 +1,4 @@
-"""Region features: what a Fast R-CNN box head sees in the most salient boxes of a picture.
+"""Region features: what a Faster R-CNN's box head sees in the most salient boxes of a picture.
 
 Each picture gives a fixed number N of regions: the box head's feature of a proposal (taken before box regression), its
 refined box and its score. Boxes are chosen as in bottom-up attention (Anderson et al. 2018): every proposal keeps
@@ -8,9 +8,9 @@ fewer remain, a mask says so; padding is never shown to a model as evidence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -19,9 +19,6 @@ from raymotion.errors import InputError
 
 if TYPE_CHECKING:
     import torch
-    from torchvision.models.detection import FasterRCNN
-
-NMS_IOU = 0.5
 
 
 @dataclass(frozen=True)
@@ -29,32 +26,28 @@ class Architecture:
     """One detector that features can come from.
 
     Attributes:
-        builder: name of the function in `torchvision.models.detection`.
-        published: the torchvision weights that `default` means.
+        family: `torchvision` (`models/torchvision_regions.py`) or `visual-genome` (`models/visual_genome.py`).
+        published: what `default` weights are: a name of torchvision's, or a hub id.
         dim: length of a region feature.
         min_side: the shorter side, in pixels, that the detector resizes a picture to (the longer one permitting).
     """
 
-    builder: str
+    family: str
     published: str
     dim: int
     min_side: int
 
 
-# The 2,048-d Visual Genome detector (reference/frcnn_vg.md) joins this table with a builder of its own.
 ARCHITECTURES: dict[str, Architecture] = {
-    "fasterrcnn_resnet50_fpn_v2": Architecture(
-        "fasterrcnn_resnet50_fpn_v2", "FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1", 1024, 800
-    ),
-    "fasterrcnn_resnet50_fpn": Architecture(
-        "fasterrcnn_resnet50_fpn", "FasterRCNN_ResNet50_FPN_Weights.COCO_V1", 1024, 800
-    ),
+    "fasterrcnn_resnet50_fpn_v2": Architecture("torchvision", "FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1", 1024, 800),
+    "fasterrcnn_resnet50_fpn": Architecture("torchvision", "FasterRCNN_ResNet50_FPN_Weights.COCO_V1", 1024, 800),
     "fasterrcnn_mobilenet_v3_large_fpn": Architecture(
-        "fasterrcnn_mobilenet_v3_large_fpn", "FasterRCNN_MobileNet_V3_Large_FPN_Weights.COCO_V1", 1024, 800
+        "torchvision", "FasterRCNN_MobileNet_V3_Large_FPN_Weights.COCO_V1", 1024, 800
     ),
     "fasterrcnn_mobilenet_v3_large_320_fpn": Architecture(
-        "fasterrcnn_mobilenet_v3_large_320_fpn", "FasterRCNN_MobileNet_V3_Large_320_FPN_Weights.COCO_V1", 1024, 320
+        "torchvision", "FasterRCNN_MobileNet_V3_Large_320_FPN_Weights.COCO_V1", 1024, 320
     ),
+    "frcnn-vg-r101-c4": Architecture("visual-genome", "unc-nlp/frcnn-vg-finetuned", 2048, 800),
 }
 
 
@@ -74,7 +67,8 @@ class ExtractorIdentity:
 
     Attributes:
         name: key of `ARCHITECTURES`.
-        weights: `random:SEED`, `torchvision:ENUM`, or `sha256:HEX` of a weights file.
+        weights: `random:SEED`, `torchvision:ENUM`, or `sha256:HEX` of a weights file, however it was named; followed
+            by `+config:HEX` where a Visual Genome detector has settings other than the usual ones.
         count: regions per picture.
         dim: length of a feature.
     """
@@ -97,17 +91,22 @@ def identify(name: str, weights: str, count: int) -> ExtractorIdentity:
 
     Args:
         name: key of `ARCHITECTURES`.
-        weights: `default` (torchvision's published ones), `random` or `random:SEED`, or the path of a state dict
-            (.safetensors, or .pt/.pth that holds tensors only).
+        weights: `default` (the published ones), `random` or `random:SEED`, or the path of a state dict
+            (.safetensors, or .pt/.pth that holds tensors only). For frcnn-vg-r101-c4 also a folder with config.yaml
+            and pytorch_model.bin, or a hub id `owner/name`; a hub's files are downloaded, since their digest is told.
         count: regions per picture, at least 1.
     """
     entry = architecture(name)
     if count < 1:
         raise InputError(f"{count} regions per image are too few", remedy="Give at least 1.")
-    if weights == "default":
+    if weights == "random" or weights.startswith("random:"):
+        source = f"random:{seed_of(weights)}"
+    elif entry.family == "visual-genome":
+        from raymotion.models.visual_genome_checkpoint import find_files
+
+        source = find_files(entry.published if weights == "default" else weights).identity
+    elif weights == "default":
         source = f"torchvision:{entry.published}"
-    elif weights == "random" or weights.startswith("random:"):
-        source = f"random:{_seed_of(weights)}"
     elif storage.exists(weights):
         source = f"sha256:{storage.sha256_file(weights)}"
     else:
@@ -118,12 +117,15 @@ def identify(name: str, weights: str, count: int) -> ExtractorIdentity:
 
 
 def locate(weights: str) -> str:
-    """`weights` in a form that means the same in every process: a path is made absolute, a name stays."""
-    named = weights == "default" or weights == "random" or weights.startswith("random:")
-    return weights if named else storage.absolute(weights)
+    """`weights` in a form that means the same in every process: a path is made absolute, a name or hub id stays."""
+    from raymotion.models.visual_genome_checkpoint import is_hub_id
+
+    named = weights in ("default", "random") or weights.startswith(("random:", "hf://"))
+    return weights if named or (is_hub_id(weights) and not storage.exists(weights)) else storage.absolute(weights)
 
 
-def _seed_of(weights: str) -> int:
+def seed_of(weights: str) -> int:
+    """SEED of `random:SEED`; 0 for `random`."""
     seed = weights.partition(":")[2] or "0"
     if not seed.isdecimal():
         raise InputError(f"weights {weights!r}: the seed is not a number", remedy="Write random:0.")
@@ -169,8 +171,60 @@ class Regions:
         return batch
 
 
+@dataclass(frozen=True)
+class Found:
+    """Regions of one picture as a detector gives them, best first. Tensors of n rows, in float32, on its device.
+
+    Attributes:
+        features: (n, D).
+        boxes: (n, 4), x1, y1, x2, y2 in pixels of the resized picture.
+        scores: (n,), probability of the best foreground class.
+        objects: (n,), that class, by the detector's own numbers.
+        attributes, attribute_scores: (n,), the best attribute and its probability; None if the detector has none.
+    """
+
+    features: torch.Tensor
+    boxes: torch.Tensor
+    scores: torch.Tensor
+    objects: torch.Tensor
+    attributes: torch.Tensor | None = None
+    attribute_scores: torch.Tensor | None = None
+
+
+class Detector(Protocol):
+    """What `RegionExtractor` asks of a family of detectors."""
+
+    def prepare(
+        self, pictures: Sequence[np.ndarray], device: torch.device
+    ) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+        """Pictures as one padded, normalised batch on the device, and their sizes within it."""
+
+    def find(
+        self, images: torch.Tensor, sizes: Sequence[tuple[int, int]], count: int, dtype: torch.dtype
+    ) -> list[Found]:
+        """At most `count` regions of each picture."""
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a detector says of B pictures beside the features. Padding: -1 in ids, 0 elsewhere.
+
+    Attributes:
+        regions: features, boxes as shares, scores of the objects, mask.
+        boxes: float32 (B, N, 4), in pixels of the pictures as they were given.
+        objects: int64 (B, N), ids of the objects; for torchvision's detectors COCO's category ids.
+        attributes, attribute_scores: int64 and float32 (B, N), or None if the detector knows no attributes.
+    """
+
+    regions: Regions
+    boxes: np.ndarray
+    objects: np.ndarray
+    attributes: np.ndarray | None
+    attribute_scores: np.ndarray | None
+
+
 class RegionExtractor:
-    """A detector of torchvision as a region feature extractor, frozen: `eval()` and `inference_mode`, always.
+    """A detector as a region feature extractor, frozen: `eval()` and `inference_mode`, always.
 
     Args:
         name: key of `ARCHITECTURES`.
@@ -188,7 +242,8 @@ class RegionExtractor:
         self.count, self.dim = count, self.identity.dim
         self.device = torch.device(device)
         self.dtype: torch.dtype = getattr(torch, precision)
-        self.model = _build(name, weights).eval().requires_grad_(False).to(self.device)
+        self.detector, self.model = _build(name, weights)
+        self.model.eval().requires_grad_(False).to(self.device)
 
     def __call__(self, pictures: Sequence[np.ndarray]) -> Regions:
         """Regions of pictures, each uint8 of shape (height, width, 3), RGB."""
@@ -199,130 +254,62 @@ class RegionExtractor:
             return self.extract(images, sizes)
 
     def prepare(self, pictures: Sequence[np.ndarray]) -> tuple[torch.Tensor, list[tuple[int, int]]]:
-        """Pictures as one padded, normalised batch (B, 3, H, W) on the device, and their sizes within it.
-
-        What torchvision's transform does, in a cheaper order: pixels travel as uint8, and are normalised after the
-        resize (both are affine, so they commute), on a smaller picture.
-        """
-        import torch
-
-        transform = self.model.transform
-        mean = torch.tensor(transform.image_mean, device=self.device).view(3, 1, 1)
-        scale = 1.0 / torch.tensor(transform.image_std, device=self.device).view(3, 1, 1)
-        resized = []
-        for picture in pictures:
-            pixels = torch.from_numpy(np.ascontiguousarray(picture)).to(self.device, non_blocking=True)
-            # The transform computes the output size from the scale factor; so must we, to agree to the pixel.
-            image, _ = transform.resize(pixels.permute(2, 0, 1).float().div_(255.0))
-            resized.append(image.sub_(mean).mul_(scale))
-        sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in resized]
-        return transform.batch_images(resized, size_divisible=transform.size_divisible), sizes
+        """Pictures as one padded, normalised batch (B, 3, H, W) on the device, and their sizes within it."""
+        return self.detector.prepare(pictures, self.device)
 
     def extract(self, images: torch.Tensor, sizes: list[tuple[int, int]]) -> Regions:
         """Regions of a batch that `prepare` made."""
-        import torch
-        from torchvision.models.detection.image_list import ImageList
+        return self._regions(self._find(images, sizes), sizes)
 
-        model = self.model
-        with (
-            torch.inference_mode(),
-            torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32),
-        ):
-            maps = model.backbone(images)
-            maps = maps if isinstance(maps, dict) else {"0": maps}
-            proposals, _ = model.rpn(ImageList(images, sizes), maps)
-            head = model.roi_heads
-            features = head.box_head(head.box_roi_pool(maps, proposals, sizes))
-            logits, deltas = head.box_predictor(features)
-        boxes = head.box_coder.decode(deltas.float(), proposals)
-        scores = logits.float().softmax(-1)
-        counts = [len(p) for p in proposals]
+    def detect(self, pictures: Sequence[np.ndarray]) -> Detections:
+        """Regions of pictures, with what the detector takes them for."""
+        images, sizes = self.prepare(pictures)
+        found = self._find(images, sizes)
+        regions = self._regions(found, sizes)
+        # The resized picture was rounded to whole pixels on each axis, so each has a scale of its own.
+        raw = np.array([[p.shape[1], p.shape[0]] * 2 for p in pictures], np.float32)[:, None]
+
+        def padded(name: str, empty: int) -> np.ndarray:
+            rows = [getattr(one, name).cpu().numpy() for one in found]
+            return np.stack([np.pad(row, (0, self.count - len(row)), constant_values=empty) for row in rows])
+
+        knows = bool(found) and found[0].attributes is not None
+        return Detections(
+            regions,
+            regions.boxes * raw,
+            padded("objects", -1),
+            padded("attributes", -1) if knows else None,
+            padded("attribute_scores", 0) if knows else None,
+        )
+
+    def _find(self, images: torch.Tensor, sizes: list[tuple[int, int]]) -> list[Found]:
+        import torch
+
+        with torch.inference_mode():
+            return self.detector.find(images, sizes, self.count, self.dtype)
+
+    def _regions(self, found: Sequence[Found], sizes: Sequence[tuple[int, int]]) -> Regions:
         batch = Regions.stack([None] * len(sizes), self.count, self.dim)
-        parts = zip(features.split(counts), boxes.split(counts), scores.split(counts), sizes, strict=True)
-        for i, (feature, box, score, size) in enumerate(parts):
-            keep, chosen, best = self._choose(box, score, size)
-            n = len(keep)
-            height, width = size
-            batch.features[i, :n] = feature[keep].float().cpu().numpy()
-            batch.boxes[i, :n] = chosen.cpu().numpy() / np.array([width, height, width, height], np.float32)
-            batch.scores[i, :n] = best.cpu().numpy()
+        for i, (one, (height, width)) in enumerate(zip(found, sizes, strict=True)):
+            n = len(one.scores)
+            batch.features[i, :n] = one.features.cpu().numpy()
+            batch.boxes[i, :n] = one.boxes.cpu().numpy() / np.array([width, height, width, height], np.float32)
+            batch.scores[i, :n] = one.scores.cpu().numpy()
             batch.mask[i, :n] = True
         return batch
 
-    def _choose(
-        self, boxes: torch.Tensor, scores: torch.Tensor, size: tuple[int, int]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Indices (n,) of the proposals kept, their boxes (n, 4) in pixels of the resized picture, and scores (n,)."""
-        import torch
-        from torchvision.ops import clip_boxes_to_image, nms
 
-        best, classes = scores[:, 1:].max(dim=1)  # class 0 is the background
-        own = boxes[torch.arange(len(boxes), device=boxes.device), classes + 1]
-        own = clip_boxes_to_image(own, size)
-        keep = nms(own, best, NMS_IOU)[: self.count]
-        return keep, own[keep], best[keep]
-
-
-def _build(name: str, weights: str) -> FasterRCNN:
-    import torch
-    from torchvision.models import detection
-
+def _build(name: str, weights: str) -> tuple[Detector, torch.nn.Module]:
     entry = architecture(name)
-    builder: Callable[..., FasterRCNN] = getattr(detection, entry.builder)
-    if weights == "default":
-        enum, _, member = entry.published.partition(".")
-        try:
-            return builder(weights=getattr(detection, enum)[member])
-        except OSError as error:
-            raise InputError(
-                f"the published weights of {name} could not be had ({error})",
-                remedy="Put the file into $TORCH_HOME/hub/checkpoints, or give its path as --weights.",
-            ) from error
-    if weights == "random" or weights.startswith("random:"):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_seed_of(weights))
-            model = builder(weights=None, weights_backbone=None)
-            _spread(model)
-            return model
-    state = read_state_dict(weights)
-    classes = state.get("roi_heads.box_predictor.cls_score.weight")
-    model = builder(weights=None, weights_backbone=None, num_classes=91 if classes is None else len(classes))
-    problems = _differences(model.state_dict(), state)
-    if problems:
-        raise InputError(f"does not hold weights of {name}: {problems}", path=weights)
-    model.load_state_dict(state)
-    return model
+    if entry.family == "visual-genome":
+        from raymotion.models import visual_genome
 
+        detector = visual_genome.build(weights, entry.dim, entry.published)
+        return detector, detector
+    from raymotion.models import torchvision_regions
 
-def _spread(model: FasterRCNN) -> None:
-    """Makes the features of untrained weights differ from picture to picture.
-
-    With the usual initialisation the signal fades layer by layer, until every picture has the same feature to nine
-    digits. He's initialisation, and batch norms that have seen pictures (smooth noise here), keep it: random
-    features then tell colours, contrasts and textures apart, which is enough for demos and tests.
-    """
-    import torch
-    from torch import nn
-
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for part in (model.backbone, model.roi_heads.box_head):
-        for module in part.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    for corrections in (model.rpn.head.bbox_pred, model.roi_heads.box_predictor.bbox_pred):
-        nn.init.normal_(corrections.weight, std=1e-4)  # untrained corrections would throw boxes out of the picture
-    for norm in norms:
-        norm.momentum = None  # plain averages over what is seen
-        norm.train()
-    with torch.no_grad():
-        coarse = torch.rand(8, 3, 6, 6) * 4 - 2
-        noise = nn.functional.interpolate(coarse, size=(192, 192), mode="bilinear") + 0.2 * torch.randn(8, 3, 192, 192)
-        maps = model.backbone(noise)
-        corner = torch.rand(8, 64, 2) * 128
-        boxes = [torch.cat([c, c + 16 + torch.rand(64, 2) * 48], dim=1) for c in corner]
-        model.roi_heads.box_head(model.roi_heads.box_roi_pool(maps, boxes, [(192, 192)] * 8))
-    for norm in norms:
-        norm.eval()
+    model = torchvision_regions.build(name, weights)
+    return torchvision_regions.TorchvisionDetector(model), model
 
 
 def read_state_dict(path: storage.PathLike) -> dict[str, torch.Tensor]:
@@ -353,7 +340,15 @@ def read_state_dict(path: storage.PathLike) -> dict[str, torch.Tensor]:
     return dict(state)
 
 
-def _differences(wanted: dict[str, torch.Tensor], given: dict[str, torch.Tensor]) -> str:
+def differences(wanted: dict[str, torch.Tensor], given: dict[str, torch.Tensor], listed: int = 3) -> str:
+    """What keeps a state dict from being loaded, in words; empty if nothing does.
+
+    Counters of batches are put into `given`, or taken out of it, as the model has them.
+
+    Args:
+        wanted, given: name -> tensor, of the model and of the file.
+        listed: how many names of each kind are written out.
+    """
     # FrozenBatchNorm keeps no counter of batches, BatchNorm does: files of both kinds are good.
     counters = {name for name in {*wanted, *given} if name.endswith("num_batches_tracked")}
     missing = sorted(set(wanted) - set(given) - counters)
@@ -362,7 +357,7 @@ def _differences(wanted: dict[str, torch.Tensor], given: dict[str, torch.Tensor]
     texts = []
     for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", shapes)):
         if names:
-            texts.append(f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")
+            texts.append(f"{len(names)} {what} ({', '.join(names[:listed])}{', ...' if len(names) > listed else ''})")
     for name in counters:
         given.pop(name, None) if name not in wanted else given.setdefault(name, wanted[name])
     return "; ".join(texts)

@@ -1,0 +1,302 @@
+"""Checkpoints of the Visual Genome detector as they are published: where they are, their config.yaml, their names.
+
+Nothing here imports torch, so that the identity of a detector can be told before any worker has started.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from raymotion import storage
+from raymotion.config import Settings, digest_of, read_yaml
+from raymotion.errors import InputError
+
+CONFIG = "config.yaml"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+SCHEME = "hf://"
+BLOCKS = {50: (3, 4, 6), 101: (3, 4, 23), 152: (3, 8, 36)}
+
+
+class VisualGenomeConfig(Settings):
+    """Everything that the published config.yaml decides; the values here are its usual ones.
+
+    Sizes are in pixels of the resized picture. `width` is the number of bottleneck channels of res2, from which the
+    others follow: res4 gives 16 * width channels, a region feature has 32 * width.
+    """
+
+    min_size: PositiveInt = 800
+    max_size: PositiveInt = 1333
+    pixel_mean: tuple[float, float, float] = (102.9801, 115.9465, 122.7717)  # blue, green, red
+    pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1.0, 1.0, 1.0)
+    pad_value: float = 0.0
+
+    blocks: tuple[PositiveInt, PositiveInt, PositiveInt] = BLOCKS[101]  # of res2, res3 and res4; res5 has three
+    stem_width: PositiveInt = 64
+    width: PositiveInt = 64
+    caffe_pool: bool = True
+    stride_in_1x1: bool = True
+    dilate_res5: bool = True
+
+    rpn_width: int = 512  # -1: as many as res4 gives
+    anchor_sizes: tuple[PositiveFloat, ...] = (32, 64, 128, 256, 512)
+    anchor_ratios: tuple[PositiveFloat, ...] = (0.5, 1.0, 2.0)
+    anchor_offset: float = Field(0.0, ge=0, lt=1)
+    rpn_box_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (1, 1, 1, 1)
+    proposals_before_nms: PositiveInt = 6000
+    proposals: PositiveInt = 300
+    proposal_iou: float = Field(0.7, gt=0, le=1)
+    proposal_min_side: float = Field(0.0, ge=0)
+
+    pooled: PositiveInt = 14
+    box_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (10, 10, 5, 5)
+    classes: PositiveInt = 1600  # without the background
+    attributes: PositiveInt = 400
+    nms_iou: tuple[float, ...] = (0.5, 0.6, 0.7)
+    min_detections: int = Field(36, ge=0)
+    max_detections: PositiveInt = 36
+
+    @model_validator(mode="after")
+    def _consistent(self) -> VisualGenomeConfig:
+        if not self.nms_iou or not all(0 < value <= 1 for value in self.nms_iou):
+            raise ValueError(f"NMS thresholds {self.nms_iou}, not shares of overlap")
+        if self.max_size < self.min_size:
+            raise ValueError(f"the longer side may have {self.max_size} pixels, the shorter one {self.min_size}")
+        return self
+
+    @property
+    def dim(self) -> int:
+        """Length of a region feature."""
+        return 32 * self.width
+
+    @property
+    def mark(self) -> str:
+        """What an identity says of these settings: nothing if they are the usual ones.
+
+        MAX_DETECTIONS is left out: the number of regions that was asked for takes its place.
+        """
+        own, usual = (c.model_dump(exclude={"max_detections"}) for c in (self, VisualGenomeConfig()))
+        return "" if own == usual else f"+config:{digest_of(own)[:12]}"
+
+
+# Field of VisualGenomeConfig <- key of config.yaml. The published code reads keys in any case.
+KEYS = {
+    "min_size": "input.min_size_test",
+    "max_size": "input.max_size_test",
+    "pixel_mean": "model.pixel_mean",
+    "pixel_std": "model.pixel_std",
+    "pad_value": "pad_value",
+    "stem_width": "resnets.stem_out_channels",
+    "width": "resnets.width_per_group",
+    "caffe_pool": "model.max_pool",
+    "stride_in_1x1": "resnets.stride_in_1x1",
+    "rpn_width": "proposal_generator.hidden_channels",
+    "proposal_min_side": "proposal_generator.min_size",
+    "anchor_sizes": "anchor_generator.sizes",
+    "anchor_ratios": "anchor_generator.aspect_ratios",
+    "anchor_offset": "anchor_generator.offset",
+    "rpn_box_weights": "rpn.bbox_reg_weights",
+    "proposals_before_nms": "rpn.pre_nms_topk_test",
+    "proposals": "rpn.post_nms_topk_test",
+    "proposal_iou": "rpn.nms_thresh",
+    "pooled": "roi_box_head.pooler_resolution",
+    "box_weights": "roi_box_head.bbox_reg_weights",
+    "attributes": "roi_box_head.num_attrs",
+    "classes": "roi_heads.num_classes",
+    "nms_iou": "roi_heads.nms_thresh_test",
+    "min_detections": "min_detections",
+    "max_detections": "max_detections",
+}
+
+# What the published code could also build, and raymotion does not. INPUT.FORMAT is not read: there, "RGB" turns the
+# channels of an RGB picture round, so that the network sees BGR, as the means say.
+FIXED: dict[str, Any] = {
+    "resnets.num_groups": 1,
+    "roi_box_head.attr": True,
+    "roi_box_head.cls_agnostic_bbox_reg": False,
+    "size_divisibility": 0,
+}
+
+
+def read_config(path: storage.PathLike) -> VisualGenomeConfig:
+    """The published config.yaml as settings; what it does not name keeps its usual value.
+
+    Raises:
+        InputError: not YAML, no setting of the detector in it, a value that can not be, or a variant that raymotion
+            does not build.
+    """
+    given = _flat(read_yaml(path))
+    values = {field: given[key] for field, key in KEYS.items() if key in given}
+    if not values:
+        raise InputError(
+            "names no setting of the Visual Genome detector", path=path, remedy="Give the published config.yaml."
+        )
+    for key, wanted in FIXED.items():
+        if key in given and given[key] != wanted:
+            raise InputError(f"{key.upper()} is {given[key]}; raymotion builds the detector with {wanted}", path=path)
+    for field in ("anchor_sizes", "anchor_ratios"):  # one list for each feature map, of which there is one
+        if (lists := values.get(field)) and isinstance(lists, list) and isinstance(lists[0], list):
+            if len(lists) != 1:
+                raise InputError(f"{KEYS[field].upper()} is for {len(lists)} feature maps, not for one", path=path)
+            values[field] = lists[0]
+    if isinstance(values.get("nms_iou"), int | float):
+        values["nms_iou"] = [values["nms_iou"]]
+    if "resnets.depth" in given:
+        if given["resnets.depth"] not in BLOCKS:
+            raise InputError(f"RESNETS.DEPTH is {given['resnets.depth']}, not one of {sorted(BLOCKS)}", path=path)
+        values["blocks"] = BLOCKS[given["resnets.depth"]]
+    if "roi_box_head.res5halve" in given:
+        values["dilate_res5"] = not given["roi_box_head.res5halve"]
+    try:
+        config = VisualGenomeConfig(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0]) if first["loc"] else ""
+        what = f"{KEYS[field].upper()} is {given[KEYS[field]]}: " if field in KEYS else ""
+        raise InputError(what + first["msg"].removeprefix("Value error, "), path=path) from error
+    if given.get("resnets.res2_out_channels", 4 * config.width) != 4 * config.width:
+        raise InputError("RESNETS.RES2_OUT_CHANNELS is not four times WIDTH_PER_GROUP", path=path)
+    return config
+
+
+def _flat(values: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}".lower()
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def published_name(own: str) -> str:
+    """The name that a parameter of `VisualGenomeDetector` has in the published checkpoint."""
+    name = own.replace(".downsample.0.", ".shortcut.").replace(".downsample.1.", ".shortcut.norm.")
+    name = re.sub(r"\.bn(\d)\.", r".conv\1.norm.", name)
+    return name.replace("generator.cell_anchors", "generator.anchor_generator.cell_anchors.0")
+
+
+CELL_ANCHORS = published_name("proposal_generator.cell_anchors")
+
+
+def cell_anchors(config: VisualGenomeConfig) -> np.ndarray:
+    """Anchors (A, 4), x1 y1 x2 y2 about the origin: for each size, for each ratio of height to width."""
+    corners = []
+    for size in config.anchor_sizes:
+        for ratio in config.anchor_ratios:
+            width = (size**2 / ratio) ** 0.5
+            height = ratio * width
+            corners.append([-width / 2, -height / 2, width / 2, height / 2])
+    return np.array(corners, np.float32)
+
+
+def weights_by_rule(shapes: Iterable[tuple[str, tuple[int, ...]]], anchors: np.ndarray, seed: int) -> dict[str, Any]:
+    """Untrained weights, float32, for published names and shapes, that keep the signal through all 101 layers.
+
+    The rule of the project's parity data (`reference/frcnn_vg.md`): each tensor depends on its own name and the seed,
+    so that any implementation can make the same ones.
+    """
+    state: dict[str, Any] = {}
+    for name, shape in shapes:
+        if name.endswith("num_batches_tracked"):
+            state[name] = np.zeros(shape, np.int64)
+            continue
+        if "cell_anchors" in name:
+            state[name] = anchors
+            continue
+        random = np.random.default_rng([zlib.crc32(name.encode()), seed])
+        if name.endswith("running_mean") or name.endswith("bias"):
+            value = 0.1 * random.standard_normal(shape)
+        elif name.endswith("running_var"):
+            value = random.uniform(0.5, 1.5, shape)
+        elif name.endswith("norm.weight"):
+            value = (0.2 if ".conv3." in name else 1.0) * random.uniform(0.8, 1.2, shape)
+        else:
+            gain = 2**0.5
+            if "cls_score" in name or "attr_score" in name:
+                gain = 3.0
+            elif "bbox_pred" in name or "anchor_deltas" in name:
+                gain = 0.2
+            value = gain / np.sqrt(np.prod(shape[1:])) * random.standard_normal(shape)
+            if name == "backbone.stem.conv1.weight":
+                value /= 64  # pixels are 0..255
+        state[name] = np.asarray(value, np.float32)
+    return state
+
+
+@dataclass(frozen=True)
+class PublishedFiles:
+    """A checkpoint that was found.
+
+    Attributes:
+        weights: path of pytorch_model.bin or model.safetensors.
+        config: what the config.yaml beside it says, or the usual values.
+    """
+
+    weights: str
+    config: VisualGenomeConfig
+
+    @property
+    def identity(self) -> str:
+        """`sha256:HEX` of the weights file, whichever way it came; settings that are not the usual ones are named."""
+        return f"sha256:{storage.sha256_file(self.weights)}{self.config.mark}"
+
+
+def find_files(weights: str) -> PublishedFiles:
+    """The files of a checkpoint.
+
+    Args:
+        weights: a folder with config.yaml and pytorch_model.bin or model.safetensors; a weights file (a config.yaml
+            beside it counts); or a repository of the hub, in its cache or fetched: `owner/name`,
+            `owner/name@revision`, or `hf://owner/name` where a folder has that name too.
+
+    Raises:
+        InputError: nothing there, the hub can not be reached, or the folder lacks a file.
+    """
+    if weights.startswith(SCHEME) or not storage.exists(weights):
+        if not is_hub_id(weights):
+            raise InputError(
+                "no such weights file or folder",
+                path=weights,
+                remedy="Give a folder (config.yaml, pytorch_model.bin), a weights file, a hub id or random:SEED.",
+            )
+        return _in_folder(_from_hub(weights), weights)
+    if storage.is_dir(weights):
+        return _in_folder(weights, weights)
+    beside = storage.join(storage.parent(storage.absolute(weights)), CONFIG)
+    return PublishedFiles(weights, read_config(beside) if storage.exists(beside) else VisualGenomeConfig())
+
+
+def _in_folder(folder: str, named: str) -> PublishedFiles:
+    names = storage.list_names(folder)
+    found = [name for name in WEIGHTS if name in names]
+    missing = ([] if CONFIG in names else [CONFIG]) + ([] if found else [" or ".join(reversed(WEIGHTS))])
+    if missing:
+        raise InputError(f"holds no {', and no '.join(missing)}", path=named, remedy="Both files are needed.")
+    return PublishedFiles(storage.join(folder, found[0]), read_config(storage.join(folder, CONFIG)))
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether `text` has the form `owner/name` or `owner/name@revision`, and not that of a weights file."""
+    form = re.fullmatch(r"(hf://)?[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?", text)
+    return form is not None and not text.endswith((".bin", ".pt", ".pth", ".safetensors"))
+
+
+def _from_hub(hub_id: str) -> str:
+    """The local folder of a hub repository's files, downloaded if the cache lacks them."""
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = hub_id.removeprefix(SCHEME).partition("@")
+    try:
+        return str(snapshot_download(repository, revision=revision or None, allow_patterns=[CONFIG, *WEIGHTS]))
+    except Exception as error:  # not found, refused, no network, offline and not cached: each has classes of its own
+        lines = str(error).strip().rstrip(".").splitlines()
+        raise InputError(
+            f"the weights could not be had from the hub ({lines[0] if lines else type(error).__name__})",
+            path=hub_id,
+            remedy="Put its pytorch_model.bin and config.yaml into a folder, and give that folder as --weights.",
+        ) from error
