@@ -1,0 +1,355 @@
+"""The label audit: joins by hand, figures beside scikit-learn, planted errors that confident learning has to find."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn import metrics as sk
+
+from raymotion import storage
+from raymotion.data.samples import table_from_rows, write_samples
+from raymotion.errors import InputError, VocabularyMismatch
+from raymotion.evaluation.audit import AuditSettings, audit_against_truth, audit_choices, audit_samples
+from raymotion.evaluation.confident import find_issues
+from raymotion.evaluation.mapping import choose_mapping, find_mapping, read_mapping
+from raymotion.evaluation.matching import image_key, match
+from raymotion.learning.selection import top_per_image
+from raymotion.vocabulary import EMOTIC_26, MIKELS_8, SOCRATIS_29, Vocabulary
+
+SHIPPED = "socratis-29-to-emotic-26"
+QUICK = {"bootstrap": 60, "examples": 4}
+
+
+def settings(**values: Any) -> AuditSettings:
+    return AuditSettings(**{**QUICK, **values})
+
+
+def samples(rows: list[dict[str, Any]], vocabulary: Vocabulary = EMOTIC_26) -> pa.Table:
+    return table_from_rows(
+        [{"sample_id": f"s:{i}", "group_id": f"g:{i}", "source": "x", **row} for i, row in enumerate(rows)], vocabulary
+    )
+
+
+def write_labels(
+    folder: Path, probabilities: np.ndarray, vocabulary: Vocabulary, *, mask: np.ndarray | None = None,
+    ids: list[str] | None = None, uris: list[str | None] | None = None, prior: np.ndarray | None = None,
+) -> Path:  # fmt: skip
+    """A folder as the labelling job writes it, in two parts; the last image is not selected."""
+    n = len(probabilities)
+    chosen = top_per_image(probabilities, 4) if mask is None else mask
+    table = pa.table(
+        {
+            "sample_id": pa.array(ids or [f"s:{i}" for i in range(n)], pa.string()),
+            "image_uri": pa.array(uris or [None] * n, pa.string()),
+            "captions": pa.array([[f"caption {i}"] for i in range(n)], pa.list_(pa.string())),
+            "probabilities": pa.FixedSizeListArray.from_arrays(
+                pa.array(probabilities.astype(np.float32).reshape(-1)), len(vocabulary)
+            ),
+            "labels": pa.array([vocabulary.decode(np.flatnonzero(r)) for r in chosen], pa.list_(pa.string())),
+            "selected": pa.array([i < n - 1 for i in range(n)]),
+        }
+    ).replace_schema_metadata(vocabulary.to_metadata())
+    storage.write_table(folder / "part-00000.parquet", table.slice(0, n // 2))
+    storage.write_table(folder / "part-00001.parquet", table.slice(n // 2))
+    teacher = {"fingerprint": "f" * 16, "modalities": ["text"], "prior": None if prior is None else prior.tolist()}
+    storage.write_json(
+        folder / "job.json",
+        {"job": "labels", "status": "complete", "vocabulary": vocabulary.to_dict(), "model": {"teacher": teacher},
+         "counts": {"good": n}, "digest": "d", "notices": []},
+    )  # fmt: skip
+    return folder
+
+
+class TestMapping:
+    def test_the_shipped_one_is_whole_and_says_what_it_leaves_out(self) -> None:
+        mapping = read_mapping(find_mapping(SHIPPED), SOCRATIS_29, EMOTIC_26)
+        said = {c: [SOCRATIS_29.labels[i] for i in own] for c, own in zip(mapping.categories, mapping.sources)}
+        assert said["Disquietment"] == ["concerned", "upset", "worried"] and said["Happiness"] == ["happy", "joy"]
+        assert set(mapping.unmapped) == {"good", "inspired", "neutral", "nostalgic"}
+        assert len(mapping.categories) == 17 and len(mapping.unsaid) == 9 and mapping.note
+        assert find_mapping(f"recipes/mappings/{SHIPPED}.yaml") == find_mapping(SHIPPED)
+
+    def test_several_words_give_the_highest_probability(self) -> None:
+        mapping = read_mapping(find_mapping(SHIPPED), SOCRATIS_29, EMOTIC_26)
+        p = np.zeros((1, 29))
+        for word, value in {"happy": 0.3, "joy": 0.7, "neutral": 0.9, "scared": 0.2}.items():
+            p[0, SOCRATIS_29.index(word)] = value
+        got = dict(zip(mapping.categories, mapping.probabilities(p)[0].tolist()))
+        assert got["Happiness"] == 0.7 and got["Fear"] == 0.2 and sum(got.values()) == pytest.approx(0.9)
+        assert mapping.chosen(p > 0.6)[0].sum() == 1
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda m: m["map"].pop("happy"), "does not list happy.*null says"),
+            (lambda m: m["map"].update(glad=["Fear"]), "maps glad, which socratis-29 does not have"),
+            (lambda m: m["map"].update(happy=["Bliss"]), "'Bliss', which emotic-26 does not have"),
+            (lambda m: m["map"].update(happy="Happiness"), "not to a list of labels or null"),
+            (lambda m: m["map"].update(happy=["Fear", "Fear"]), "one label twice"),
+            (lambda m: m.update(to="mikels-8"), "maps to 'mikels-8', the vocabulary of the human labels is emotic-26"),
+            (lambda m: m.update({"from": "x"}), "maps from 'x'"),
+            (lambda m: m.update(maps={}), "unknown entry 'maps'"),
+            (lambda m: m.pop("map"), "has no `map:`"),
+            (lambda m: m.update(map=dict.fromkeys(SOCRATIS_29.labels)), "maps no label to anything"),
+        ],
+    )
+    def test_mistakes_are_named(self, tmp_path: Path, change: Callable[[Any], Any], message: str) -> None:
+        import yaml
+
+        value = yaml.safe_load(Path(find_mapping(SHIPPED)).read_text())
+        change(value)
+        (tmp_path / "m.yaml").write_text(yaml.safe_dump(value))
+        with pytest.raises(InputError, match=message):
+            read_mapping(tmp_path / "m.yaml", SOCRATIS_29, EMOTIC_26)
+
+    def test_without_one_the_vocabularies_are_the_same(self) -> None:
+        assert choose_mapping(None, MIKELS_8, MIKELS_8, here="a", there="b").categories == MIKELS_8.labels
+        with pytest.raises(VocabularyMismatch, match=rf"a uses .* b uses .*--mapping FILE.*brings {SHIPPED}"):
+            choose_mapping(None, SOCRATIS_29, EMOTIC_26, here="a", there="b")
+        with pytest.raises(InputError, match=f"no such mapping.*{SHIPPED}"):
+            find_mapping("socratis-to-mikels")
+
+
+class TestMatch:
+    TRUTH = [
+        {"image_uri": "mscoco/COCO_val2014_000000000139.jpg", "labels": ["Happiness", "Peace"], "group_id": "g1"},
+        {"image_uri": "mscoco/COCO_val2014_000000000139.jpg", "labels": ["Happiness"], "group_id": "g1"},
+        {"image_uri": "mscoco/COCO_train2014_000000000285.jpg", "labels": [], "group_id": "g2"},
+        {"image_uri": "framesdb/frame_1.jpg", "labels": ["Fear"], "group_id": "g3"},
+        {"image_uri": "mscoco/COCO_val2014_000000000632.jpg", "labels": None, "group_id": "g4"},
+        {"image_uri": None, "labels": ["Fear"], "group_id": "g5"},
+        {"image_uri": "a/1.jpg", "labels": ["Fear"], "group_id": "g6"},
+        {"image_uri": "b/1.jpg", "labels": ["Fear"], "group_id": "g7"},
+    ]
+    IDS = ["coco:000000000285", "coco:000000000139", "coco:000000000632", "folder:1", "folder:x", "folder:y"]
+    URIS = [None, "s3://b/val2017/000000000139.jpg", "c/000000000632.jpg", "c/1.jpg", "c/twice.png", "d/twice.jpg"]
+
+    def test_by_image_name_with_several_persons_an_image(self) -> None:
+        found = match(self.IDS, self.URIS, samples(self.TRUTH))
+        assert found.key == "image-name" and found.rows.tolist() == [0, 1] and found.persons.tolist() == [1, 2]
+        happy, peace = EMOTIC_26.index("Happiness"), EMOTIC_26.index("Peace")
+        assert found.shares[1, [happy, peace]].tolist() == [1.0, 0.5] and found.shares[0].sum() == 0
+        assert found.targets("union")[1].sum() == 2 and found.targets("share")[1].sum() == 2
+        assert found.counts == {
+            "labelled": 6, "truth": 8, "matched": 2, "truth_matched": 3, "labelled_without_truth": 2, "ambiguous": 2,
+            "truth_without_labels": 1, "truth_without_name": 1, "truth_without_image": 1, "ambiguous_truth": 2,
+        }  # fmt: skip
+        assert found.explain()[0].startswith("2 of 6 labelled images were matched by the image's file name with 3 of 8")
+        assert len(found.explain()) == 7
+
+    def test_a_share_below_half_is_no_positive(self) -> None:
+        rows = [{"image_uri": "x.jpg", "group_id": "g", "labels": ["Fear"] if i == 0 else []} for i in range(3)]
+        found = match(["a"], ["x.jpg"], samples(rows))
+        fear = EMOTIC_26.index("Fear")
+        assert found.shares[0, fear] == pytest.approx(1 / 3)
+        assert found.targets("union")[0, fear] == 1 and found.targets("share")[0, fear] == 0
+
+    def test_by_sample_id_where_there_is_one(self) -> None:
+        truth = samples([{"labels": ["Fear"]}, {"labels": ["Anger"]}])
+        found = match(["s:1", "s:9"], [None, None], truth)
+        assert found.key == "sample" and found.rows.tolist() == [0] and found.truth_rows == [[1]]
+        with pytest.raises(InputError, match=r"none of the 2 labelled images.*compared by image name.*try the other"):
+            match(["s:1", "s:9"], [None, None], truth, on="image-name")
+        with pytest.raises(InputError, match="no labels to compare with"):
+            match(["s:1"], [None], samples([{"labels": None}]))
+
+    @given(st.integers(0, 10**12 - 1), st.sampled_from(["", "COCO_val2014_", "COCO_train2014_"]))
+    def test_coco_numbers_in_every_form(self, number: int, prefix: str) -> None:
+        key = f"coco:{number:012d}"
+        for uri, sample in ((f"a/{prefix}{number:012d}.jpg", "emotic:val:3"), (None, key), (f"http://h/{number:012d}.JPG", "x")):  # fmt: skip
+            assert image_key(uri, sample) == key
+        assert image_key(f"frame_{number}.jpg", "y") == f"frame_{number}" and image_key(None, "folder:1") is None
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, np.ndarray, np.ndarray, Path]:
+    """300 images whose pseudo-labels know EMOTIC's labels a little, in another order, half with a picture."""
+    base = tmp_path_factory.mktemp("audit")
+    rng = np.random.default_rng(0)
+    mapping = read_mapping(find_mapping(SHIPPED), SOCRATIS_29, EMOTIC_26)
+    n = 300
+    truth = rng.random((n, 26)) < rng.uniform(0.05, 0.4, 26)
+    logits = rng.normal(-1.5, 1, (n, 29))
+    for category, own in zip(mapping.categories, mapping.sources, strict=True):
+        for word in own:
+            logits[:, word] += 1.0 * truth[:, EMOTIC_26.index(category)]
+    probabilities = (1 / (1 + np.exp(-logits))).astype(np.float32)
+    for i in range(3):
+        pixels = rng.integers(0, 255, (8, 12, 3), np.uint8)
+        Image.fromarray(pixels).resize((320, 240)).save(base / f"{i:012d}.jpg")
+    ids = [f"coco:{i:012d}" for i in range(n)]
+    uris: list[str | None] = [str(base / f"{i:012d}.jpg") for i in range(n)]
+    prior = probabilities.mean(axis=0)
+    labels = write_labels(base / "labels", probabilities, SOCRATIS_29, ids=ids, uris=uris, prior=prior)
+    order = rng.permutation(n)
+    rows = [
+        {"sample_id": f"emotic:{i}", "group_id": f"e:{i}", "image_uri": f"mscoco/COCO_val2014_{i:012d}.jpg",
+         "labels": EMOTIC_26.decode(np.flatnonzero(truth[i]).tolist())}
+        for i in order.tolist()
+    ]  # fmt: skip
+    write_samples(base / "emotic.parquet", samples(rows))
+    done = audit_against_truth(labels, base / "emotic.parquet", base / "out", settings(mapping=SHIPPED))
+    return done, truth, probabilities, base
+
+
+def test_figures_are_scikit_learns(compared: Any) -> None:
+    done, truth, probabilities, base = compared
+    mapping = read_mapping(find_mapping(SHIPPED), SOCRATIS_29, EMOTIC_26)
+    mask = top_per_image(probabilities, 4)
+    rows = {row["label"]: row for row in csv.DictReader((base / "out" / "per_emotion.csv").open())}
+    assert list(rows) == list(mapping.categories)
+    pooled = []
+    for category, own in zip(mapping.categories, mapping.sources, strict=True):
+        y = truth[:, EMOTIC_26.index(category)]
+        p, given = probabilities[:, own].max(axis=1), mask[:, own].any(axis=1)
+        row = rows[category]
+        assert float(row["ap"]) == pytest.approx(sk.average_precision_score(y, p))
+        assert float(row["auc"]) == pytest.approx(sk.roc_auc_score(y, p))
+        assert float(row["auc_low"]) < float(row["auc"]) < float(row["auc_high"])
+        assert float(row["prevalence"]) == pytest.approx(y.mean()) and int(row["positives"]) == y.sum()
+        y, given = y[:-1], given[:-1]  # the last image is not selected
+        assert float(row["kappa"]) == pytest.approx(sk.cohen_kappa_score(y, given))
+        assert float(row["precision"]) == pytest.approx(sk.precision_score(y, given))
+        assert float(row["recall"]) == pytest.approx(sk.recall_score(y, given))
+        pooled.append((y, given))
+    y, given = (np.concatenate(part) for part in zip(*pooled, strict=True))
+    choice = done.record["results"]["choice"]
+    assert choice["precision"] == pytest.approx(sk.precision_score(y, given))
+    assert choice["f1"] == pytest.approx(sk.f1_score(y, given))
+    shuffled = [np.mean(a) * np.mean(b) * len(a) for a, b in pooled]
+    assert choice["precision_by_chance"] == pytest.approx(sum(shuffled) / given.sum())
+    assert choice["macro_kappa_low"] > 0
+    assert all(row["verdict"] == "better" for row in rows.values())
+
+
+def test_disagreements_are_the_pairs_that_differ(compared: Any) -> None:
+    done, truth, probabilities, base = compared
+    mapping = read_mapping(find_mapping(SHIPPED), SOCRATIS_29, EMOTIC_26)
+    table = storage.read_table(base / "out" / "disagreements.parquet").to_pylist()
+    mask = mapping.chosen(top_per_image(probabilities, 4))[:-1]
+    real = truth[:-1][:, mapping.positions]
+    expected = {
+        (f"coco:{i:012d}", mapping.categories[j], "miss" if real[i, j] else "false alarm")
+        for i, j in np.argwhere(mask != real).tolist()
+    }
+    assert {(row["sample_id"], row["emotion"], row["kind"]) for row in table} == expected and len(table) == len(
+        expected
+    )
+    assert [row["contradiction"] for row in table] == sorted((row["contradiction"] for row in table), reverse=True)
+    first = table[0]
+    p = mapping.probabilities(probabilities)[:, mapping.categories.index(first["emotion"])]
+    above = (p > first["probability"]).mean() if first["kind"] == "miss" else (p < first["probability"]).mean()
+    assert first["contradiction"] == pytest.approx(above, abs=1e-6)
+    assert done.record["results"]["disagreements"] == len(table)
+
+
+def test_the_page_is_self_contained_and_says_what_was_compared(compared: Any) -> None:
+    done, _, _, base = compared
+    page = (base / "out" / "audit.html").read_text()
+    assert not any(text in page for text in ("http://", "https://", "<script", 'src="/'))
+    assert page.count('<figure class="card">') == 4 and "data:image/png;base64," in page
+    assert "300 of 300 labelled images were matched by the image&#39;s file name" in page
+    assert "perfect agreement" in page and "No label says Affection" in page
+    record = json.loads((base / "out" / "audit.json").read_text())
+    assert record == done.record and record["match"]["matched"] == 300 and record["mode"] == "human-labels"
+    again = audit_against_truth(
+        base / "labels", base / "emotic.parquet", base / "again", settings(mapping=SHIPPED)
+    )  # fmt: skip
+    for name in ("per_emotion.csv", "disagreements.parquet"):
+        assert (base / "again" / name).read_bytes() == (base / "out" / name).read_bytes()
+    assert again.record == record
+
+
+def planted(rng: np.random.Generator, n: int = 600, skill: float = 2.5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Given labels with flips, the flips, and calibrated probabilities of the true labels; 8 labels, the last unknown."""
+    rates = np.array([0.4, 0.3, 0.3, 0.2, 0.5, 0.2, 0.3, 0.3])
+    true = rng.random((n, 8)) < rates
+    # Two normal distributions 2 x skill apart have this posterior: the probabilities are calibrated.
+    evidence = rng.normal(np.where(true, skill, -skill) / 2, 1.0)
+    evidence[:, 7] = 0
+    evidence[:, 7] += rng.normal(0, 0.2, n)
+    logits = np.log(rates / (1 - rates)) + skill * evidence
+    flips = rng.random((n, 8)) < 0.05
+    return true ^ flips, flips, 1 / (1 + np.exp(-logits))
+
+
+def test_confident_learning_finds_planted_errors_far_beyond_chance() -> None:
+    from cleanlab.multilabel_classification.filter import find_label_issues
+
+    labels, flips, p = planted(np.random.default_rng(1))
+    found = find_issues(labels, p, MIKELS_8.labels, bootstrap=200)
+    assert [emotion.judged for emotion in found.emotions] == [True] * 7 + [False]
+    assert (
+        found.emotions[7].reason == "the predictions do not rank it better than chance" and not found.flags[:, 7].any()
+    )
+    known, flags = flips[:, :7], found.flags[:, :7]
+    recall, precision = (known & flags).sum() / known.sum(), (known & flags).sum() / flags.sum()
+    assert recall > 0.5 and precision > 0.5, "chance would find 5 %, and be right in 5 %"
+    assert sk.roc_auc_score(known.ravel(), 1 - found.scores[:, :7].ravel()) > 0.9
+    # One emotion against the rest is what cleanlab's own multi-label function does.
+    theirs = find_label_issues([np.flatnonzero(row).tolist() for row in labels[:, :7]], p[:, :7], n_jobs=1)
+    np.testing.assert_array_equal(flags.any(axis=1), theirs)
+    assert found.quality[flips[:, :7].any(axis=1)].mean() < found.quality[~flips[:, :7].any(axis=1)].mean() - 0.1
+
+
+def test_what_can_not_be_judged_is_not(tmp_path: Path) -> None:
+    labels, _, p = planted(np.random.default_rng(2), n=40)
+    labels[:, 0], labels[:, 1] = True, False
+    labels[:3, 1] = True
+    found = find_issues(labels, p, MIKELS_8.labels, bootstrap=50, need_skill=False)
+    assert [e.reason for e in found.emotions[:2]] == [
+        "fewer than 5 images do without it",
+        "fewer than 5 images carry it",
+    ]
+    with pytest.raises(InputError, match="can not be audited"):
+        find_issues(labels[:0], p[:0], MIKELS_8.labels)
+
+
+def test_human_labels_against_predictions(tmp_path: Path) -> None:
+    labels, flips, p = planted(np.random.default_rng(3), n=300)
+    rows = [
+        {"labels": MIKELS_8.decode(np.flatnonzero(row).tolist()), "split": "train" if i < 7 else "test"}
+        for i, row in enumerate(labels)
+    ]
+    write_samples(tmp_path / "s.parquet", samples(rows, MIKELS_8))
+    write_labels(tmp_path / "p", p, MIKELS_8)
+    done = audit_samples(tmp_path / "s.parquet", tmp_path / "p", tmp_path / "out", settings())
+    assert any("7 of these samples are of the split train" in note for note in done.record["notes"])
+    assert "not trained on these labels" in done.record["notes"][0]
+    table = storage.read_table(tmp_path / "out" / "disagreements.parquet").to_pylist()
+    right = [flips[int(row["sample_id"][2:]), MIKELS_8.index(row["emotion"])] for row in table]
+    assert len(table) == done.record["results"]["labels_flagged"] > 20 and np.mean(right) > 0.5
+    for row in table:
+        assert row["kind"] == ("doubtful" if row["emotion"] in row["given"] else "missing")
+    write_labels(tmp_path / "other", np.full((3, 26), 0.5), EMOTIC_26)
+    with pytest.raises(VocabularyMismatch):
+        audit_samples(tmp_path / "s.parquet", tmp_path / "other", tmp_path / "out2", settings())
+
+
+def test_labels_alone_are_called_circular(tmp_path: Path) -> None:
+    _, _, p = planted(np.random.default_rng(4), n=200)
+    mask = p > 0.5
+    mask[5, :] = ~mask[5, :]  # a selection that the probabilities contradict
+    write_labels(tmp_path / "p", p, MIKELS_8, mask=mask)
+    done = audit_choices(tmp_path / "p", tmp_path / "out", settings())
+    assert done.record["notes"][0].startswith("The labels were chosen from these very probabilities")
+    table = storage.read_table(tmp_path / "out" / "disagreements.parquet").to_pylist()
+    assert {row["sample_id"] for row in table} == {"s:5"} and done.record["results"]["images"] == 199
+    page = (tmp_path / "out" / "audit.html").read_text()
+    assert "finds no error of the model" in page and ">AUC<" not in page
+
+
+def test_nothing_else_is_written_into(tmp_path: Path) -> None:
+    labels = write_labels(tmp_path / "p", np.full((3, 8), 0.5), MIKELS_8)
+    with pytest.raises(InputError, match=r"p: holds job\.json, and no audit"):
+        audit_choices(labels, labels, settings())

@@ -1,0 +1,246 @@
+"""`evaluate_checkpoint` with real (untrained, tiny) teachers on the shared Ray: what it scores, refuses and resumes."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import average_precision_score
+
+from raymotion import storage
+from raymotion.data.samples import SCHEMA, table_from_rows, write_samples
+from raymotion.errors import InputError, SettingsMismatch, VocabularyMismatch
+from raymotion.evaluation.evaluate import EvaluateSettings, EvaluationSummary, choose_samples, evaluate_checkpoint
+from raymotion.evaluation.terminal import summary_lines
+from raymotion.models.checkpoint import load_teacher, save_checkpoint
+from raymotion.models.regions import identify
+from raymotion.models.tokenizer import train_tokenizer
+from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher
+from raymotion.vocabulary import Vocabulary
+
+FOUR = Vocabulary("four", ("calm", "happy", "sad", "scared"))
+OTHER = Vocabulary("other", ("calm", "happy", "sad", "bored"))
+LABELS: list[list[str]] = [["calm"], ["happy", "calm"], ["sad"], ["happy"], []]
+
+
+def make_teacher(folder: Path, modalities: list[str], **training: Any) -> str:
+    tokenizer = train_tokenizer([f"caption {i} and another one" for i in range(50)], size=120)
+    torch.manual_seed(7)
+    config = TeacherConfig(size="tiny", vocab_size=len(tokenizer), visual_dim=1024, normalize_regions=True)  # type: ignore[call-arg]
+    model = VisualBertTeacher(config, len(FOUR))
+    torch.nn.init.normal_(model.head.weight, std=1.0)
+    extractor = identify("fasterrcnn_mobilenet_v3_large_320_fpn", "random:0", 4).to_dict()
+    save_checkpoint(
+        folder, model, tokenizer, FOUR, modalities=modalities,
+        extractor=extractor if "regions" in modalities else None, training=training,
+    )  # fmt: skip
+    return str(folder)
+
+
+def row(number: int, split: str | None, **more: Any) -> dict[str, Any]:
+    return {
+        "sample_id": f"x:{number}", "group_id": f"x:{number}", "captions": [f"caption {number % 7}", "another"],
+        "labels": LABELS[number % 5], "split": split, "source": "x", **more,
+    }  # fmt: skip
+
+
+def settings(teacher: str, samples: Path | str, out: Path | str, **more: Any) -> EvaluateSettings:
+    return EvaluateSettings(
+        checkpoint=teacher, samples=str(samples), out=str(out),
+        **{"workers": 1, "max_failed": 0.5, "bootstrap": 50, "shard_rows": 10, **more},
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Made:
+    teacher: str
+    samples: Path
+    out: Path
+    summary: EvaluationSummary
+
+
+@pytest.fixture(scope="module")
+def text_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("teacher") / "text"
+    return make_teacher(folder, ["text"], thresholds=[0.4, 0.5, 0.6, 2.0], prior=[0.4, 0.4, 0.2, 0.05])
+
+
+@pytest.fixture(scope="module")
+def scored(ray_local: Any, text_teacher: str, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """30 test samples in 3 shards, two of them without a caption, one without labels; train and val beside them."""
+    folder = tmp_path_factory.mktemp("scored")
+    rows = [row(i, "train") for i in range(100, 120)] + [row(i, "val") for i in range(200, 205)]
+    rows += [row(i, "test", captions=[] if i in (4, 11) else [f"caption {i % 7}"]) for i in range(30)]
+    rows.append(row(99, "test", labels=None))
+    write_samples(folder / "samples.parquet", table_from_rows(rows, FOUR))
+    job = settings(text_teacher, folder / "samples.parquet", folder / "out")
+    return Made(text_teacher, folder / "samples.parquet", folder / "out", evaluate_checkpoint(job))
+
+
+def test_it_scores_the_labelled_test_samples_and_counts_the_others(scored: Made) -> None:
+    counts = scored.summary.record["samples"]
+    assert counts["split"] == "test" and counts["without_labels"] == 1 and scored.summary.caution is None
+    assert (counts["in"], counts["good"], counts["quarantined"]) == (30, 28, 2)
+    assert counts["by_reason"] == {"no_input": 2}
+    assert scored.summary.measured.evaluation.samples == 28
+    text = "\n".join(summary_lines(scored.summary))
+    assert "30 in = 28 scored + 2 in quarantine; 1 without labels left out" in text and "2 no_input" in text
+
+
+def test_the_predictions_are_the_teachers_and_the_figures_are_theirs(scored: Made) -> None:
+    table = pq.read_table(scored.out / "predictions.parquet")
+    own = Vocabulary.from_metadata(table.schema.metadata)
+    assert own is not None and own.labels == FOUR.labels
+    assert table.column_names == ["sample_id", "image_uri", "split", "labels", "predicted", "probabilities"]
+    numbers = [int(sample_id.split(":")[1]) for sample_id in table.column("sample_id").to_pylist()]
+    assert sorted(numbers) == [i for i in range(30) if i not in (4, 11)]
+    p = np.array(table.column("probabilities").to_pylist())
+    expected = load_teacher(scored.teacher).predict([[f"caption {i % 7}"] for i in numbers])
+    np.testing.assert_allclose(p, expected, atol=1e-5)
+    assert table.column("labels").to_pylist() == [LABELS[i % 5] for i in numbers], "joined by id"
+    for chosen, line in zip(table.column("predicted").to_pylist(), p, strict=True):
+        assert chosen == [n for n, v, t in zip(FOUR.labels, line, (0.4, 0.5, 0.6, 2.0), strict=True) if v >= t]
+    truth = np.array([[name in LABELS[i % 5] for name in FOUR.labels] for i in numbers])
+    record = json.loads((scored.out / "evaluation.json").read_text())
+    macro = average_precision_score(truth[:, :3], p[:, :3], average="macro")
+    assert record["results"]["metrics"]["macro_ap"]["value"] == pytest.approx(macro)
+    assert record["results"]["classes_left_out"] == 1, "nobody is scared"
+    with open(scored.out / "per_class.csv", newline="") as file:
+        classes = list(csv.DictReader(file))
+    assert [line["label"] for line in classes] == list(FOUR.labels)
+    assert float(classes[2]["ap"]) == pytest.approx(average_precision_score(truth[:, 2], p[:, 2]))
+    assert classes[3]["ap"] == "" and float(classes[0]["prior"]) == pytest.approx(0.4)
+
+
+def test_the_page_stands_alone(scored: Made) -> None:
+    html = (scored.out / "evaluation.html").read_text()
+    assert html.count("data:image/png;base64,") == 5 and len(list((scored.out / "plots").glob("*.png"))) == 5
+    for foreign in ("http://", "https://", "<script", "file:"):
+        assert foreign not in html
+    for name in ("Micro F1", "Macro AUC", "Macro AP (mAP)", "ECE", "scared", "no_input"):
+        assert name in html
+
+
+def test_interrupted_it_goes_on_and_ends_in_the_same_files(scored: Made) -> None:
+    """The folder as a kill in the second shard leaves it: one commit less, the job running, no evaluation."""
+    names = [
+        "predictions.parquet",
+        "evaluation.json",
+        "evaluation.html",
+        "per_class.csv",
+        "predictions/part-00001.parquet",
+    ]
+    before = {name: (scored.out / name).read_bytes() for name in names}
+    kept = scored.out / "predictions/part-00000.parquet"
+    stamp = kept.stat().st_mtime_ns
+    (scored.out / "predictions/part-00001.parquet").unlink()
+    (scored.out / "predictions/_commits/part-00001.json").unlink()
+    job = json.loads((scored.out / "predictions/job.json").read_text())
+    (scored.out / "predictions/job.json").write_text(json.dumps({**job, "status": "running"}))
+    for name in names[:4]:
+        (scored.out / name).unlink()
+    again = evaluate_checkpoint(settings(scored.teacher, scored.samples, scored.out))
+    assert again.job.record["runs"][-1]["resumed_from_shards"] == 2 and not again.job.already_complete
+    assert {name: (scored.out / name).read_bytes() for name in names} == before
+    assert kept.stat().st_mtime_ns == stamp, "what was committed is not predicted again"
+
+
+def test_mended_labels_are_measured_without_predicting_again(scored: Made, tmp_path: Path) -> None:
+    table = pq.read_table(scored.samples)
+    labels = [None if own is None else ["sad"] for own in table.column("labels").to_pylist()]
+    position = SCHEMA.get_field_index("labels")
+    write_samples(tmp_path / "mended.parquet", table.set_column(position, SCHEMA.field("labels"), pa.array(labels)))
+    summary = evaluate_checkpoint(settings(scored.teacher, tmp_path / "mended.parquet", scored.out))
+    assert summary.job.already_complete
+    assert [line.positives for line in summary.measured.classes] == [0, 0, 28, 0]
+    with pytest.raises(SettingsMismatch, match=r"samples\.rows: 30 there, 5 here"):
+        evaluate_checkpoint(settings(scored.teacher, scored.samples, scored.out, split="val"))
+    evaluate_checkpoint(settings(scored.teacher, scored.samples, scored.out))  # as it was, for the other tests
+
+
+def test_images_that_are_missing_are_counted(ray_local: Any, tmp_path: Path) -> None:
+    """A checkpoint without class rates and thresholds, too: the table's train split stands in, and that is said."""
+    teacher = make_teacher(tmp_path / "both", ["text", "regions"])
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(0)
+    rows = [row(i, "train") for i in range(50, 60)]
+    for i in range(6):
+        path = tmp_path / f"images/{i}.jpg"
+        if i != 3:
+            Image.fromarray(rng.integers(0, 255, (60, 80, 3), np.uint8)).save(path)
+        rows.append(row(i, "test", image_uri=str(path), captions=[]))
+    write_samples(tmp_path / "samples.parquet", table_from_rows(rows, FOUR))
+    summary = evaluate_checkpoint(settings(teacher, tmp_path / "samples.parquet", tmp_path / "out"))
+    counts = summary.record["samples"]
+    assert (counts["in"], counts["good"], counts["quarantined"]) == (6, 5, 1)
+    assert sum(counts["by_reason"].values()) == 1 and "missing" in next(iter(counts["by_reason"]))
+    notices = " ".join(summary.record["notices"])
+    assert "RANDOM WEIGHTS" in notices and "no class rates" in notices and "F1 is at 0.5" in notices
+    assert [line.prior for line in summary.measured.classes] == pytest.approx([0.4, 0.4, 0.2, 0.0])
+
+
+def test_on_s3_with_soft_targets(s3: str, ray_local: Any, text_teacher: str) -> None:
+    rows = [row(i, "train" if i < 10 else "test", label_weights=[0.5] * len(LABELS[i % 5])) for i in range(30)]
+    write_samples(f"{s3}/samples.parquet", table_from_rows(rows, FOUR))
+    job = settings(text_teacher, f"{s3}/samples.parquet", f"{s3}/evaluation", soft=True, split="all")
+    summary = evaluate_checkpoint(job)
+    first = summary_lines(summary)[0]
+    assert first == "These samples were trained on, 10 of 30: the figures flatter the model."
+    bce = summary.measured.evaluation["bce"]
+    assert bce.prior == pytest.approx(bce.constant), "mean shares are the same in train and in all"
+    names = {"evaluation.json", "evaluation.html", "per_class.csv", "predictions.parquet", "samples.parquet"}
+    assert names <= set(storage.list_names(f"{s3}/evaluation"))
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        (None, ("test", 2, None)),
+        ("train", ("train", 4, "These samples were trained on: ")),
+        ("val", ("val", 3, "Epoch and thresholds were chosen on")),
+        ("all", ("all", 10, "These samples were trained on, 4 of 10")),
+    ],
+)
+def test_which_samples_are_scored(split: str | None, expected: tuple[str, int, str | None]) -> None:
+    splits = ["train"] * 4 + ["val"] * 3 + ["test"] * 2 + [None]
+    choice = choose_samples(table_from_rows([row(i, name) for i, name in enumerate(splits)], FOUR), split)
+    name, rows, caution = expected
+    assert (choice.split, choice.table.num_rows) == (name, rows)
+    assert (choice.caution is None) if caution is None else (choice.caution or "").startswith(caution)
+
+
+def test_a_table_without_splits_is_scored_whole_and_said_to_be_unknown() -> None:
+    choice = choose_samples(table_from_rows([row(i, None) for i in range(5)], FOUR), None)
+    assert choice.split == "all" and choice.table.num_rows == 5
+    assert choice.caution is not None and "is not known" in choice.caution
+
+
+def test_what_can_not_be_scored_is_refused_before_any_work(text_teacher: str, tmp_path: Path) -> None:
+    def attempt(rows: list[dict[str, Any]], vocabulary: Vocabulary = FOUR, **more: Any) -> None:
+        write_samples(tmp_path / "samples.parquet", table_from_rows(rows, vocabulary))
+        evaluate_checkpoint(settings(text_teacher, tmp_path / "samples.parquet", tmp_path / "out", **more))
+
+    with pytest.raises(InputError, match="has no labels to compare with"):
+        attempt([row(1, "test", labels=None)])
+    with pytest.raises(InputError, match=r"no labelled sample of the split test \(of 2 labelled: 2 train\)"):
+        attempt([row(1, "train"), row(2, "train"), row(3, "test", labels=None)])
+    with pytest.raises(InputError, match="split val"):
+        attempt([row(1, None)], split="val")
+    with pytest.raises(VocabularyMismatch, match=r"uses the vocabulary four .* uses other .*scared.*bored"):
+        attempt([row(1, "test")], OTHER)
+    with pytest.raises(InputError, match="has no label_weights"):
+        attempt([row(1, "test")], soft=True)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.doc").write_text("mine")
+    with pytest.raises(InputError, match=r"holds thesis.doc, and no evaluation"):
+        attempt([row(1, "test")])
