@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from raymotion.learning.auc import macro_auc
-from raymotion.learning.average_precision import bootstrap_ap
 from raymotion.learning.bootstrap import Metric, chunk, finite, interval, ratio, resample_counts, row_mean
 from raymotion.learning.calibration import CalibrationScores, calibrate, class_calibration_errors
 from raymotion.learning.metrics import Evaluation, evaluate
@@ -112,7 +111,6 @@ def compare(
     truth = np.asarray(targets, dtype=np.float64)
     p = np.asarray(probabilities, dtype=np.float64)
     evaluation = evaluate(truth, p, prior=prior, labels=labels, ks=(1, 3), bootstrap=bootstrap, seed=seed)
-    _, _, class_ap, ap_ends = bootstrap_ap(truth, p, prior, resamples=bootstrap, seed=seed)
     auc, class_auc, auc_ends = macro_auc(truth, p, bootstrap=bootstrap, seed=seed)
     soft = truth if shares is None else shares
     errors = class_calibration_errors(soft, p)
@@ -132,9 +130,9 @@ def compare(
                 positives=int(truth[:, j].sum()),
                 prevalence=float(truth[:, j].mean()),
                 mean_probability=float(p[:, j].mean()),
-                ap=finite(float(class_ap[j])),
-                ap_low=None if ap_ends[j] is None else ap_ends[j][0],  # type: ignore[index]
-                ap_high=None if ap_ends[j] is None else ap_ends[j][1],  # type: ignore[index]
+                ap=evaluation.per_class[j].average_precision,
+                ap_low=evaluation.per_class[j].low,
+                ap_high=evaluation.per_class[j].high,
                 auc=class_auc[j],
                 auc_low=low if class_auc[j] is not None else None,
                 auc_high=high if class_auc[j] is not None else None,

@@ -83,7 +83,7 @@ def identity(vocabulary: Vocabulary) -> LabelMapping:
 
 
 def find_mapping(name: str) -> str:
-    """A path as it is, or the file of a mapping that comes with raymotion: its name, or `recipes/mappings/NAME.yaml`."""
+    """A path as it is, or the file of a mapping that comes with raymotion: NAME or `recipes/mappings/NAME.yaml`."""
     from raymotion.train.recipe import recipes_folder
 
     if storage.is_remote(name) or storage.exists(name):

@@ -124,7 +124,8 @@ def match(
     place = {name: row for row, name in enumerate(own_keys) if name is not None and times[name] == 1}
     shared = _shared_names(other_keys, truth.column("group_id").to_pylist()) if key == "image-name" else set()
 
-    counts = Counter(dict.fromkeys(("truth_without_labels", "truth_without_name", "truth_without_image", "ambiguous_truth"), 0))  # fmt: skip
+    left_out = ("truth_without_labels", "truth_without_name", "truth_without_image", "ambiguous_truth")
+    counts = dict.fromkeys(left_out, 0)
     members: dict[int, list[int]] = {}
     labels = truth.column("labels").to_pylist()
     for row, name in enumerate(other_keys):

@@ -1,0 +1,74 @@
+"""`raymotion audit`: pseudo-labels against people, people against predictions, or pseudo-labels against themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.argument("labels")
+@click.option("--truth", metavar="SAMPLES", help="Sample table with human labels for the same images.")
+@click.option(
+    "--predictions",
+    metavar="DIR",
+    help="LABELS is a sample table with human labels: doubt them by this folder of `raymotion label` or `evaluate`.",
+)
+@click.option("--out", required=True, metavar="DIR", help="Folder or address of the audit.")
+@click.option(
+    "--mapping", metavar="FILE", help="What means what, where the vocabularies differ: a file or a shipped name."
+)
+@click.option(
+    "--on",
+    type=click.Choice(["auto", "sample", "image-name"]),
+    default="auto",
+    show_default=True,
+    help="Join by sample_id, or by the image's file name. auto: by sample_id if any is in both.",
+)
+@click.option(
+    "--persons",
+    type=click.Choice(["union", "share"]),
+    default="union",
+    show_default=True,
+    help="Where an image shows several labelled people: it carries what one of them does, or what half of them do "
+    "(and the calibration is measured against the share).",
+)
+@click.option(
+    "--examples", type=click.IntRange(0, 500), default=24, show_default=True, help="Disagreements on the page."
+)
+@click.option(
+    "--bootstrap", type=click.IntRange(0), default=1000, show_default=True, help="Resamples of the intervals."
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of the resamples.")
+def audit(labels: str, truth: str | None, predictions: str | None, out: str, **options: Any) -> None:
+    """Check pseudo-labels against human labels, or against themselves.
+
+    \b
+    raymotion audit LABELS --truth SAMPLES       are the pseudo-labels what people say?
+    raymotion audit SAMPLES --predictions DIR    which human labels are doubtful?
+    raymotion audit LABELS                       where do choices and probabilities part ways?
+
+    LABELS is the folder of `raymotion label`. The last question is about the selection alone: it can not find errors of
+    the model, whose probabilities would be judged by themselves.
+
+    \b
+    Example:
+      raymotion audit labels/ --truth emotic.parquet --mapping socratis-29-to-emotic-26 --out audit/
+      raymotion audit socratis.parquet --predictions evaluation/ --out audit/
+    """
+    if truth is not None and predictions is not None:
+        raise click.UsageError("--truth and --predictions answer different questions: give one of them.")
+    from raymotion.evaluation.audit import AuditSettings, audit_against_truth, audit_choices, audit_samples
+    from raymotion.evaluation.audit_page import lines
+
+    settings = AuditSettings(**options)
+    if truth is not None:
+        done = audit_against_truth(labels, truth, out, settings)
+    elif predictions is not None:
+        done = audit_samples(labels, predictions, out, settings)
+    else:
+        done = audit_choices(labels, out, settings)
+    for line in lines(done.record):
+        click.echo(line)
+    click.echo(f"audit: {', '.join(done.files)}")

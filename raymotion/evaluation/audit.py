@@ -1,0 +1,309 @@
+"""The label audit: three questions, and which of them a set of labels can answer.
+
+`audit_against_truth`: are the pseudo-labels what people say of the same images? Human labels decide.
+`audit_samples`: which human labels are doubtful? Confident learning, on predictions of a model that did not see them.
+`audit_choices`: where do the chosen pseudo-labels and their own probabilities part ways? Both come from one model, so
+this finds no error of that model, only of the selection.
+
+Each writes audit.json, per_emotion.csv, disagreements.parquet and audit.html. docs/audit.md says how to read them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from pydantic import Field
+
+from raymotion import storage
+from raymotion.config import Settings
+from raymotion.data.samples import read_samples, vocabulary_of
+from raymotion.errors import InputError
+from raymotion.evaluation.agreement import compare
+from raymotion.evaluation.confident import find_issues
+from raymotion.evaluation.disagreements import Disagreements, rank_disagreements
+from raymotion.evaluation.mapping import choose_mapping
+from raymotion.evaluation.matching import Key, Match, Persons, match
+from raymotion.report.labelled import LabelledSet, load_labels
+
+FILES = ("audit.json", "per_emotion.csv", "disagreements.parquet", "audit.html")
+FORMAT = 1
+CIRCULAR = (
+    "The labels were chosen from these very probabilities, by one model. So this says nothing about the model's own "
+    "errors: it shows where the selection and the probabilities part ways. For errors, give human labels: --truth, "
+    "or audit human labels with --predictions."
+)
+OUT_OF_SAMPLE = (
+    "Sound only if the model was not trained on these labels: a model that has seen a wrong label predicts it again."
+)
+
+
+class AuditSettings(Settings):
+    """What an audit does; `mapping`, `on` and `persons` are for human labels only."""
+
+    mapping: str | None = None
+    on: Key = "auto"
+    persons: Persons = "union"
+    examples: int = Field(24, ge=0, le=500)
+    bootstrap: int = Field(1000, ge=0)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class AuditSummary:
+    """How an audit ended: `record` is its audit.json, `files` what was written."""
+
+    out: str
+    record: Mapping[str, Any]
+    files: list[str]
+
+
+def audit_against_truth(
+    labels: storage.PathLike, truth: storage.PathLike, out: storage.PathLike, settings: AuditSettings
+) -> AuditSummary:
+    """Compares the pseudo-labels in the folder `labels` with the human labels of the sample table `truth`.
+
+    Raises:
+        InputError: nothing matches, the vocabularies differ and no mapping is given, or `out` holds something else.
+    """
+    _check_out(out)
+    labelled, table = _labels(labels), read_samples(truth)
+    vocabulary = vocabulary_of(table, where=truth)
+    if vocabulary is None:
+        raise InputError("has no labels to compare with", path=truth, remedy="Give samples that people labelled.")
+    mapping = choose_mapping(settings.mapping, labelled.vocabulary, vocabulary, here=str(labels), there=str(truth))
+    ids, uris = addresses(labelled)
+    found = match(ids, uris, table, on=settings.on, where=truth)
+    columns = mapping.positions
+    targets = found.targets(settings.persons)[:, columns]
+    shares = found.shares[:, columns] if settings.persons == "share" else None
+    probabilities = mapping.probabilities(labelled.probabilities[found.rows])
+    mask, selected = mapping.chosen(labelled.mask[found.rows]), labelled.selected[found.rows]
+    notes = [*found.explain(), *([mapping.note] if mapping.note else [])]
+    if mapping.unsaid:
+        notes.append(f"No label says {', '.join(mapping.unsaid)}: the audit is silent about these.")
+    if any(len(own) > 1 for own in mapping.sources):
+        notes.append(
+            "Where several labels say one category, it has the highest of their probabilities, which is no calibrated "
+            "probability of the category itself."
+        )
+    if found.persons.max() > 1:
+        how = "one of them" if settings.persons == "union" else "at least half of them"
+        notes.append(
+            f"{int((found.persons > 1).sum()):,} images show several people: an image carries what {how} "
+            f"{'carries' if settings.persons == 'union' else 'carry'}."
+        )
+    if labelled.prior is None:
+        notes.append("The job does not record the class rates of training: the prior is that of the matched images.")
+        prior = targets.mean(axis=0)
+    else:
+        prior = mapping.probabilities(labelled.prior[None])[0]
+    if not selected.all():
+        notes.append(f"Chosen labels are compared on the {int(selected.sum()):,} selected images of these.")
+    result = compare(
+        probabilities,
+        mask,
+        selected,
+        targets,
+        prior=prior,
+        labels=mapping.categories,
+        words=[[labelled.vocabulary.labels[i] for i in own] for own in mapping.sources],
+        shares=shares,
+        bootstrap=settings.bootstrap,
+        seed=settings.seed,
+    )
+    wrong = (mask != (targets > 0)) & selected[:, None]
+    listed = rank_disagreements(
+        labelled, found.rows, wrong, probabilities, given=targets > 0, predicted=mask,
+        names=mapping.categories, kinds=("miss", "false alarm"), persons=found.persons,
+    )  # fmt: skip
+    record = {
+        **_head("human-labels", settings, notes, _source(labelled)),
+        "truth": {"path": storage.absolute(truth), "rows": table.num_rows, "vocabulary": vocabulary.to_dict()},
+        "match": {"on": found.key, "persons": settings.persons, **found.counts},
+        "mapping": mapping.to_dict(),
+        "results": {**result.to_dict(), "disagreements": len(listed)},
+    }
+    return _write(out, record, [asdict(row) for row in result.emotions], listed, labelled, settings)
+
+
+def audit_samples(
+    samples: storage.PathLike, predictions: storage.PathLike, out: storage.PathLike, settings: AuditSettings
+) -> AuditSummary:
+    """Human labels against out-of-sample probabilities: which labels does confident learning doubt?
+
+    Args:
+        samples: a sample table with labels.
+        predictions: the folder of `raymotion label` or `raymotion evaluate` on the same samples, joined by sample_id.
+
+    Raises:
+        InputError: another vocabulary, no sample in both, or `out` holds something else.
+    """
+    _check_out(out)
+    if settings.mapping is not None:
+        raise InputError("--mapping is for --truth: with --predictions both have one vocabulary")
+    folder = str(predictions)
+    notes = [OUT_OF_SAMPLE]
+    if storage.exists(storage.join(folder, "evaluation.json")):
+        caution = storage.read_json(storage.join(folder, "evaluation.json")).get("caution")
+        notes += [str(caution)] if caution else []
+        folder = storage.join(folder, "predictions")
+    labelled, table = load_labels(folder), read_samples(samples)
+    vocabulary = vocabulary_of(table, where=samples)
+    if vocabulary is None:
+        raise InputError("has no labels to audit", path=samples, remedy="Give samples that people labelled.")
+    labelled.vocabulary.require_same(vocabulary, here=folder, there=str(samples))
+    ids, uris = addresses(labelled)
+    found = match(ids, uris, table, on="sample", where=samples)
+    notes += found.explain()
+    learned = _training_rows(table, found)
+    if learned:
+        notes.append(
+            f"{learned:,} of these samples are of the split train: if the model learned from them, what it says there "
+            "is no evidence."
+        )
+    given, probabilities = found.shares > 0, labelled.probabilities[found.rows]
+    issues = find_issues(
+        given, probabilities, vocabulary.labels, bootstrap=settings.bootstrap, seed=settings.seed
+    )  # fmt: skip
+    listed = rank_disagreements(
+        labelled, found.rows, issues.flags, probabilities, given=given, predicted=labelled.mask[found.rows],
+        names=vocabulary.labels, kinds=("missing", "doubtful"), quality=issues.quality, given_is_kind=True,
+    )  # fmt: skip
+    record = {
+        **_head("label-quality", settings, notes, _source(labelled)),
+        "truth": {"path": storage.absolute(samples), "rows": table.num_rows, "vocabulary": vocabulary.to_dict()},
+        "match": {"on": found.key, **found.counts},
+        "results": {**issues.to_dict(), "images": len(found)},
+    }
+    return _write(out, record, [asdict(row) for row in issues.emotions], listed, labelled, settings)
+
+
+def audit_choices(labels: storage.PathLike, out: storage.PathLike, settings: AuditSettings) -> AuditSummary:
+    """The chosen pseudo-labels against their own probabilities. Read `CIRCULAR` before the figures.
+
+    Raises:
+        InputError: no image was selected, or `out` holds something else.
+    """
+    _check_out(out)
+    if settings.mapping is not None:
+        raise InputError("--mapping is for --truth, which was not given")
+    labelled = _labels(labels)
+    rows = np.flatnonzero(labelled.selected)
+    if not len(rows):
+        raise InputError("no image was selected: there are no labels to audit", path=labels)
+    given, probabilities = labelled.mask[rows], labelled.probabilities[rows]
+    names = labelled.vocabulary.labels
+    issues = find_issues(
+        given, probabilities, names, need_skill=False, bootstrap=min(settings.bootstrap, 50), seed=settings.seed
+    )
+    listed = rank_disagreements(
+        labelled, rows, issues.flags, probabilities, given=given, predicted=given,
+        names=names, kinds=("missing", "doubtful"), quality=issues.quality, given_is_kind=True,
+    )  # fmt: skip
+    notes = [CIRCULAR]
+    headline = labelled.recorded("collapse", "headline")
+    if headline:
+        notes.append(f"The labelling job's own check: {headline}")
+    if len(rows) < len(labelled):
+        notes.append(f"{len(labelled) - len(rows):,} images that were not selected are left out.")
+    record = {
+        **_head("own-choices", settings, notes, _source(labelled)),
+        "results": {**issues.to_dict(), "images": len(rows)},
+    }
+    return _write(out, record, [asdict(row) for row in issues.emotions], listed, labelled, settings)
+
+
+def addresses(labelled: LabelledSet) -> tuple[list[str], list[str | None]]:
+    """sample_id and image_uri of every row, in order."""
+    ids: list[str] = []
+    uris: list[str | None] = []
+    for name, _ in labelled.parts:
+        table = storage.read_table(storage.join(labelled.folder, name), ["sample_id", "image_uri"])
+        ids.extend(table.column("sample_id").to_pylist())
+        uris.extend(table.column("image_uri").to_pylist())
+    return ids, uris
+
+
+def _labels(folder: storage.PathLike) -> LabelledSet:
+    if storage.exists(folder) and not storage.is_dir(folder):
+        raise InputError(
+            "is a file, not a folder of `raymotion label`",
+            path=folder,
+            remedy="A sample table with human labels is audited with --predictions DIR.",
+        )
+    return load_labels(folder)
+
+
+def _training_rows(table: Any, found: Match) -> int:
+    rows = [row for own in found.truth_rows for row in own]
+    return pc.sum(pc.equal(table.column("split").take(rows), "train")).as_py() or 0
+
+
+def _source(labelled: LabelledSet) -> dict[str, Any]:
+    return {
+        "path": storage.absolute(labelled.folder),
+        "images": len(labelled),
+        "selected": int(labelled.selected.sum()),
+        "digest": labelled.recorded("digest"),
+        "model": labelled.recorded("model", "teacher", "fingerprint"),
+        "modalities": labelled.recorded("model", "teacher", "modalities"),
+        "selection": labelled.recorded("settings", "selection"),
+        "vocabulary": labelled.vocabulary.to_dict(),
+        "notices": labelled.recorded("notices") or [],
+    }
+
+
+def _head(mode: str, settings: AuditSettings, notes: Sequence[str], labels: Mapping[str, Any]) -> dict[str, Any]:
+    """What every audit.json begins with. No times: the same audit is the same file."""
+    return {
+        "kind": "audit",
+        "format": FORMAT,
+        "mode": mode,
+        "notes": list(notes),
+        "settings": settings.model_dump(mode="json"),
+        "versions": {name: version(name) for name in ("raymotion", "cleanlab", "numpy")},
+        "labels": dict(labels),
+    }
+
+
+def _check_out(out: storage.PathLike) -> None:
+    strange = [name for name in storage.list_names(out) if name not in FILES and not name.startswith(".")]
+    if strange:
+        raise InputError(f"holds {strange[0]}, and no audit", path=out, remedy="Use a fresh output folder.")
+
+
+def _write(
+    out: storage.PathLike,
+    record: dict[str, Any],
+    emotions: list[dict[str, Any]],
+    listed: Disagreements,
+    labelled: LabelledSet,
+    settings: AuditSettings,
+) -> AuditSummary:
+    from raymotion.evaluation.audit_page import render
+
+    place = storage.absolute(out)
+    storage.make_dir(place)
+    record = json.loads(json.dumps(record, allow_nan=False))  # as a reader of audit.json will see it
+    storage.write_text(storage.join(place, "per_emotion.csv"), _csv(emotions))
+    storage.write_table(storage.join(place, "disagreements.parquet"), listed.table())
+    page = render(record, listed.gallery(settings.examples), labelled)
+    storage.write_bytes(storage.join(place, "audit.html"), page.encode("utf-8", errors="replace"))
+    storage.write_json(storage.join(place, "audit.json"), record)  # last: where it is, all is
+    return AuditSummary(place, record, [storage.join(place, name) for name in FILES])
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row, "words": " ".join(row["words"])} if "words" in row else row for row in rows)
+    return buffer.getvalue()

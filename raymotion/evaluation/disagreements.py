@@ -1,0 +1,177 @@
+"""Pairs of an image and an emotion on which two sources disagree, the strongest contradiction first.
+
+How strong is told within the emotion: the share of images that the predictions would sooner give (or deny) the label
+to. Probabilities themselves would put every rare emotion first, since those are always improbable.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from raymotion.report.labelled import LabelledRow, LabelledSet
+
+
+@dataclass(frozen=True)
+class Example:
+    """One disagreement for a person to look at.
+
+    Attributes:
+        row: id, address and captions of the image.
+        place: its position among the m images compared.
+        kind: see `rank_disagreements`.
+    """
+
+    row: LabelledRow
+    place: int
+    kind: str
+    emotion: str
+    probability: float
+    given: list[str]
+    predicted: list[str]
+    top: list[tuple[str, float, bool]]
+
+
+@dataclass(frozen=True)
+class Disagreements:
+    """k disagreements between m images' labels, the strongest contradiction first.
+
+    Attributes:
+        labelled: where ids, addresses and captions are read from.
+        rows: (m,) positions of the images in `labelled`.
+        places, emotions: (k,) position of the image among the m, and of the emotion among the names.
+        kinds: (k,) names of the kind.
+        contradiction: (k,) in [0, 1]: where the label is given, the share of the images with a higher probability of
+            this emotion; where it is not, the share with a lower one.
+        quality: (m,) cleanlab's score of the image's labels, or None.
+        persons: (m,) or None.
+    """
+
+    labelled: LabelledSet
+    rows: np.ndarray
+    names: Sequence[str]
+    places: np.ndarray
+    emotions: np.ndarray
+    kinds: list[str]
+    probabilities: np.ndarray
+    contradiction: np.ndarray
+    given: np.ndarray
+    predicted: np.ndarray
+    quality: np.ndarray | None
+    persons: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def table(self) -> pa.Table:
+        """One row for each disagreement; `given` and `predicted` are all labels of the image."""
+        shown = self.labelled.rows(self.rows[self.places].tolist())
+        places = self.places.tolist()
+        columns: dict[str, pa.Array] = {
+            "sample_id": pa.array([row.sample_id for row in shown], pa.string()),
+            "image_uri": pa.array([row.image_uri for row in shown], pa.string()),
+            "captions": pa.array([row.captions for row in shown], pa.list_(pa.string())),
+            "kind": pa.array(self.kinds, pa.string()),
+            "emotion": pa.array([self.names[j] for j in self.emotions.tolist()], pa.string()),
+            "probability": pa.array(self.probabilities[self.places, self.emotions], pa.float32()),
+            "contradiction": pa.array(self.contradiction, pa.float32()),
+            "given": pa.array([self._names(self.given[i]) for i in places], pa.list_(pa.string())),
+            "predicted": pa.array([self._names(self.predicted[i]) for i in places], pa.list_(pa.string())),
+        }
+        if self.quality is not None:
+            columns["label_quality"] = pa.array(self.quality[self.places], pa.float32())
+        if self.persons is not None:
+            columns["persons"] = pa.array(self.persons[self.places], pa.int32())
+        return pa.table(columns)
+
+    def gallery(self, shown: int) -> list[Example]:
+        """The `shown` strongest, half of each kind; each image once, and no emotion more than a quarter of them."""
+        per_emotion = max(1, -(-shown // 4))
+        halves = {kind: shown - shown // 2 if i else shown // 2 for i, kind in enumerate(sorted(set(self.kinds)))}
+        if len(halves) == 1:
+            halves = dict.fromkeys(halves, shown)
+        seen: set[int] = set()
+        often: Counter[tuple[str, int]] = Counter()
+        picked: list[int] = []
+        for k, (place, emotion, kind) in enumerate(
+            zip(self.places.tolist(), self.emotions.tolist(), self.kinds, strict=True)
+        ):
+            if halves[kind] == 0 or place in seen or often[kind, emotion] >= per_emotion:
+                continue
+            halves[kind] -= 1
+            seen.add(place)
+            often[kind, emotion] += 1
+            picked.append(k)
+        rows = self.labelled.rows(self.rows[self.places[picked]].tolist()) if picked else []
+        return [self._example(k, row) for k, row in zip(picked, rows, strict=True)]
+
+    def _example(self, k: int, row: LabelledRow) -> Example:
+        i, j = int(self.places[k]), int(self.emotions[k])
+        order = np.argsort(-self.probabilities[i], kind="stable")[:5].tolist()
+        return Example(
+            row=row,
+            place=i,
+            kind=self.kinds[k],
+            emotion=self.names[j],
+            probability=float(self.probabilities[i, j]),
+            given=self._names(self.given[i]),
+            predicted=self._names(self.predicted[i]),
+            top=[(self.names[n], float(self.probabilities[i, n]), bool(self.given[i, n])) for n in order],
+        )
+
+    def _names(self, mask: np.ndarray) -> list[str]:
+        return [self.names[j] for j in np.flatnonzero(mask).tolist()]
+
+
+def rank_disagreements(
+    labelled: LabelledSet,
+    rows: np.ndarray,
+    wrong: np.ndarray,
+    probabilities: np.ndarray,
+    *,
+    given: np.ndarray,
+    predicted: np.ndarray,
+    names: Sequence[str],
+    kinds: tuple[str, str],
+    quality: np.ndarray | None = None,
+    persons: np.ndarray | None = None,
+    given_is_kind: bool = False,
+) -> Disagreements:
+    """The pairs marked in `wrong`, the strongest contradiction of what `given` says first.
+
+    Args:
+        rows: (m,) positions in `labelled`.
+        wrong, given, predicted: (m, K) bool.
+        kinds: names of the two kinds. By default (given and not predicted, predicted and not given); with
+            `given_is_kind` (not given, given).
+    """
+    places, emotions = np.nonzero(wrong)
+    p = np.asarray(probabilities, dtype=np.float64)
+    own = given[places, emotions]
+    contradiction = np.empty(len(places))
+    for j in range(p.shape[1]):
+        here = emotions == j
+        ordered, said = np.sort(p[:, j]), p[places[here], j]
+        lower = np.searchsorted(ordered, said, side="left")
+        higher = len(p) - np.searchsorted(ordered, said, side="right")
+        contradiction[here] = np.where(own[here], higher, lower) / max(len(p), 1)
+    order = np.lexsort((emotions, places, -contradiction))
+    first = ~own if given_is_kind else own
+    return Disagreements(
+        labelled=labelled,
+        rows=rows,
+        names=names,
+        places=places[order],
+        emotions=emotions[order],
+        kinds=[kinds[0] if is_first else kinds[1] for is_first in first[order].tolist()],
+        probabilities=p,
+        contradiction=contradiction[order],
+        given=given,
+        predicted=predicted,
+        quality=quality,
+        persons=persons,
+    )
