@@ -124,7 +124,8 @@ def _weights(source: str, folder: str, config: BertConfig) -> dict[str, Tensor]:
     from transformers import BertModel
 
     try:
-        model, info = BertModel.from_pretrained(folder, config=config, output_loading_info=True, weights_only=True)
+        with _without_progress_bar():
+            model, info = BertModel.from_pretrained(folder, config=config, output_loading_info=True, weights_only=True)
     except Exception as error:
         raise InputError(f"could not be loaded ({_first_line(error)})", path=source, remedy=REMEDY) from error
     missing = [name for name in sorted(info["missing_keys"]) if "position_ids" not in name]
@@ -133,6 +134,20 @@ def _weights(source: str, folder: str, config: BertConfig) -> dict[str, Tensor]:
         raise InputError(f"lacks {len(lacking)} weights, such as {lacking[0]}", path=source)
     # Drawn at random by transformers: ours to draw, by the run's seed.
     return {name: value for name, value in model.state_dict().items() if name not in missing}
+
+
+@contextlib.contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """transformers draws one over a second's work, also into log files."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @contextlib.contextmanager

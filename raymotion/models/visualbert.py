@@ -48,12 +48,17 @@ class TeacherConfig(Settings):
     # The published model takes Visual Genome features as they are. Detectors differ in scale: LayerNorm takes that out.
     normalize_regions: bool = False
     freeze_backbone: bool = False
-    # The embeddings and this many of the lowest layers stay as they were loaded: less to forget, and faster.
-    frozen_layers: int = Field(0, ge=0)
+    # The word embeddings and this many of the lowest layers stay as they were loaded: less to forget, and faster. 0: the
+    # embeddings alone; None: nothing does.
+    frozen_layers: int | None = Field(None, ge=0)
     # cls: the published pooled [CLS]. mean-output: the mean of the last hidden states, for which sentence-transformers
     # models were trained. mean: the mean of the input embeddings, in place of the transformer's output, a bag of words
     # and regions. cls+mean: the first and the last, summed before the head. docs/teacher.md says what each is worth.
     pooling: Literal["cls", "mean-output", "mean", "cls+mean"] = "cls"
+    # mean-output: how many of the last layers are averaged over words and regions, each by itself, side by side.
+    pooled_layers: int = Field(1, ge=1)
+    # Regions of another size than a pretrained model's start their projection anew: that learns, frozen or not.
+    new_projection: bool = False
     # Of the transformer; filled in from a pretrained one.
     max_positions: int = Field(512, ge=2)
     layer_norm_eps: float = Field(1e-12, gt=0)
@@ -70,9 +75,11 @@ class TeacherConfig(Settings):
         return {**SIZES[value["size"]], **rest}
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> TeacherConfig:
+    def _fits_together(self) -> TeacherConfig:
         if self.hidden_size % self.heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
+        if self.pooled_layers > 1 and self.pooling != "mean-output":
+            raise ValueError(f"pooled_layers means something only with pooling: mean-output, not {self.pooling}")
         if self.max_text_length > self.max_positions:
             raise ValueError(f"max_text_length {self.max_text_length} is more than max_positions {self.max_positions}")
         return self
@@ -111,16 +118,21 @@ class VisualBertTeacher(nn.Module):
         from transformers import VisualBertModel
 
         super().__init__()
+        for name, most in (("frozen_layers", config.layers), ("pooled_layers", config.layers + 1)):
+            if (getattr(config, name) or 0) > most:
+                raise InputError(f"model.{name} is {getattr(config, name)}, the model has {config.layers} layers")
         self.config = config
         self.backbone = VisualBertModel(config.transformer())
         self.region_norm = nn.LayerNorm(config.visual_dim) if config.normalize_regions else None
         self.bag_norm = nn.LayerNorm(config.hidden_size) if config.pooling in ("mean", "cls+mean") else None
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(config.hidden_size, labels)
+        self.head = nn.Linear(config.hidden_size * config.pooled_layers, labels)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
         for part in self._frozen():
             part.requires_grad_(False)
+        if config.new_projection:
+            self.backbone.embeddings.visual_projection.requires_grad_(True)
         self.train(self.training)
 
     @classmethod
@@ -145,13 +157,14 @@ class VisualBertTeacher(nn.Module):
         if published.model_type != "visual_bert":
             raise InputError(f"is a {published.model_type}, not a visual_bert", path=source)
         _require_vocabulary(source, published.vocab_size, config.vocab_size)
-        sized = _resized(source, config, sizes_of(published))
+        other = published.visual_embedding_dim != config.visual_dim
+        sized = _resized(source, config, {**sizes_of(published), "new_projection": other})
         model = cls(sized, labels)
         try:
             loaded, info = VisualBertModel.from_pretrained(
                 source,
                 config=sized.transformer(),
-                ignore_mismatched_sizes=published.visual_embedding_dim != sized.visual_dim,
+                ignore_mismatched_sizes=other,
                 output_loading_info=True,
                 weights_only=True,
             )
@@ -179,7 +192,7 @@ class VisualBertTeacher(nn.Module):
         """
         tower = read_text_tower(source)
         _require_vocabulary(source, tower.config.vocab_size, config.vocab_size)
-        model = cls(_resized(source, config, tower.sizes()), labels)
+        model = cls(_resized(source, config, {**tower.sizes(), "new_projection": True}), labels)
         tower.start(model.backbone)
         return model
 
@@ -187,7 +200,7 @@ class VisualBertTeacher(nn.Module):
         """The parts of the backbone that training leaves alone."""
         if self.config.freeze_backbone:
             return [self.backbone]
-        if self.config.frozen_layers:
+        if self.config.frozen_layers is not None:
             # What is read; a projection of regions that starts anew has to learn.
             own, layers = self.backbone.embeddings, self.backbone.encoder.layer
             read = (own.word_embeddings, own.position_embeddings, own.token_type_embeddings, own.LayerNorm, own.dropout)
@@ -233,19 +246,23 @@ class VisualBertTeacher(nn.Module):
         if self.config.pooling != "mean":
             # Ones, as the authors set them.
             types = None if regions is None else torch.ones(regions.shape[:2], dtype=torch.long, device=regions.device)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_backbone):
+            learns = not self.config.freeze_backbone or (self.config.new_projection and regions is not None)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
                 output = self.backbone(
                     input_ids=input_ids,
                     attention_mask=attention_mask,
                     visual_embeds=regions,
                     visual_attention_mask=None if region_mask is None else region_mask.to(attention_mask.dtype),
                     visual_token_type_ids=types,
+                    output_hidden_states=self.config.pooled_layers > 1,
                 )
             pooled = output.pooler_output
             if self.config.pooling == "mean-output":
                 mask = attention_mask.bool()
                 mask = mask if region_mask is None else torch.cat((mask, region_mask.bool()), dim=1)
-                pooled = masked_mean(output.last_hidden_state, mask)
+                many = self.config.pooled_layers > 1
+                layers = output.hidden_states[-self.config.pooled_layers :] if many else (output.last_hidden_state,)
+                pooled = torch.cat([masked_mean(values, mask) for values in layers], dim=1)
         if self.bag_norm is not None:
             bag = self._bag(input_ids, attention_mask, regions, region_mask)
             pooled = bag if pooled is None else pooled + bag
@@ -292,8 +309,6 @@ def _resized(source: str, config: TeacherConfig, sizes: Mapping[str, Any]) -> Te
             path=source,
             remedy=f"--set model.max_text_length={sizes['max_positions']}",
         )
-    if config.frozen_layers > sizes["layers"]:
-        raise InputError(f"has {sizes['layers']} layers, model.frozen_layers is {config.frozen_layers}", path=source)
     return config.model_copy(update=dict(sizes))
 
 

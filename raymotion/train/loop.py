@@ -151,7 +151,7 @@ def train(task: Task, *, report: Report, resume_from: str | None = None, workers
             train_loss = _train_epoch(wrapped, model, optimiser, task, feed, state.epoch, workers)
             state.epoch += 1
             score = _validate(model, task, feed, workers)
-            if score["loss"] < state.best - 1e-7:
+            if score["loss"] < state.best - 1e-7 or recipe.select_by == "last":
                 state.best, state.best_epoch, best_weights = score["loss"], state.epoch, _weights(model)
             # The loss that is minimised, with class weights and smoothing: not to be compared with validation's BCE.
             measured = {"epoch": state.epoch, "train_loss": train_loss, **score["metrics"]}
@@ -172,14 +172,15 @@ def set_prior(head: nn.Linear, prior: np.ndarray) -> None:
         head.bias.copy_(torch.logit(rates))
 
 
-def _optimiser(model: nn.Module, task: Task) -> torch.optim.AdamW:
+def _optimiser(model: nn.Module, task: Task) -> torch.optim.Optimizer:
     """A group for each learning rate, and within it one for what decays: neither biases nor norms do."""
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups.setdefault((task.learning_rate(name), parameter.ndim > 1), []).append(parameter)
     settings = task.recipe.optimiser
-    return torch.optim.AdamW(
+    kind = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
+    return kind(
         [
             {"params": parameters, "base_lr": rate, "weight_decay": settings.weight_decay if decays else 0.0}
             for (rate, decays), parameters in groups.items()
@@ -198,11 +199,16 @@ def batch_rows(recipe: TrainRecipe, world: int) -> int:
     return max(1, recipe.optimiser.batch_size // world)
 
 
-def schedule(step: int, total: int, warmup: float) -> float:
-    """Factor on the learning rate: linear from 0 over the share `warmup` of the steps, then half a cosine down to 0."""
+def schedule(step: int, total: int, warmup: float, kind: str = "cosine") -> float:
+    """Factor on the learning rate: linear from 0 over the share `warmup` of the steps, then half a cosine down to 0.
+
+    `constant`: 1 in place of the cosine.
+    """
     rise = warmup * total
     if step < rise:
         return (step + 1) / (rise + 1)
+    if kind == "constant":
+        return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, total - rise)))
 
 
@@ -231,7 +237,7 @@ def _train_epoch(
     steps = steps_per_epoch(task.recipe, task.samples_per_epoch, workers.world)
     total, seen = 0.0, 0
     for number, batch in enumerate(feed.train(epoch)):
-        factor = schedule(epoch * steps + number, settings.epochs * steps, settings.warmup)
+        factor = schedule(epoch * steps + number, settings.epochs * steps, settings.warmup, settings.schedule)
         for group in optimiser.param_groups:
             group["lr"] = group["base_lr"] * factor
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=workers.device.startswith("cuda")):
@@ -239,7 +245,8 @@ def _train_epoch(
         loss = task.loss(logits, batch)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        if settings.clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         optimiser.step()
         total += float(loss.detach()) * len(batch.answers)
         seen += len(batch.answers)
@@ -258,7 +265,7 @@ def _validate(model: nn.Module, task: Task, feed: Feed, workers: Workers) -> dic
         np.mean([average_precision(hard[:, j], probabilities[:, j]) for j in np.flatnonzero(with_positives)])
     )
     return {
-        "loss": bce if recipe.select_by == "bce" else -macro_ap,
+        "loss": -macro_ap if recipe.select_by == "macro_ap" else bce,
         "metrics": {"val_bce": bce, "val_macro_ap": macro_ap},
     }
 

@@ -49,20 +49,24 @@ class TokenizerSettings(Settings):
 
 
 class OptimiserSettings(Settings):
-    """AdamW with linear warm-up and cosine decay.
+    """AdamW with linear warm-up and cosine decay, unless something else is asked for.
 
     Attributes:
+        kind: adamw, or adam: weight decay as a part of the gradient (Kingma and Ba 2015).
         lr: of the head. backbone_lr: of the transformer and its embeddings.
-        warmup: share of all steps. clip: largest gradient norm.
+        schedule: cosine: down to 0 after the warm-up; constant: none after it.
+        warmup: share of all steps. clip: largest gradient norm; None: as they come.
         word_dropout: share of the caption's word pieces hidden behind [UNK] in training.
         patience: epochs without a better validation score before it stops.
     """
 
+    kind: Literal["adamw", "adam"] = "adamw"
     lr: float = Field(1e-3, gt=0)
     backbone_lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
     warmup: float = Field(0.1, ge=0, le=1)
-    clip: float = Field(1.0, gt=0)
+    clip: float | None = Field(1.0, gt=0)
     batch_size: int = Field(32, ge=1)
     epochs: int = Field(15, ge=1)
     patience: int = Field(5, ge=1)
@@ -75,7 +79,7 @@ class TrainRecipe(Settings):
 
     Attributes:
         model: the shape, in fields of the kind's own config. Vocabulary and input sizes are filled in from the data.
-        select_by: what the best epoch is chosen by, on validation.
+        select_by: what the best epoch is chosen by, on validation; last: the last one is taken, whatever it scores.
         workers: Ray Train workers; 0 trains in this process, without Ray.
         use_gpu: None takes GPUs where the cluster has them.
         autoscale: the cluster starts nodes for workers that wait, so a plan that does not fit now is not refused.
@@ -88,7 +92,7 @@ class TrainRecipe(Settings):
     tokenizer: TokenizerSettings = TokenizerSettings()
     optimiser: OptimiserSettings = OptimiserSettings()
     class_weights: Literal["none", "inverse", "sqrt_inverse", "effective"] = "none"
-    select_by: Literal["bce", "macro_ap"] = "bce"
+    select_by: Literal["bce", "macro_ap", "last"] = "bce"
     seed: int = Field(0, ge=0)
     workers: int = Field(1, ge=0)
     use_gpu: bool | None = None
@@ -113,6 +117,19 @@ class TrainRecipe(Settings):
             )
 
 
+class TeacherOptimiserSettings(OptimiserSettings):
+    """What a teacher's optimiser has besides.
+
+    Attributes:
+        layer_decay: each layer of the transformer learns at this multiple of the rate of the one above it (Howard and
+            Ruder 2018); the embeddings lie below the first. The top one has backbone_lr.
+        group_by_length: captions of like length share a batch, so that less of it is padding: a third faster on a CPU.
+    """
+
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    group_by_length: bool = False
+
+
 class TeacherRecipe(TrainRecipe):
     """A VisualBERT with a multi-label head.
 
@@ -124,6 +141,7 @@ class TeacherRecipe(TrainRecipe):
 
     kind: Literal["teacher-visualbert"] = "teacher-visualbert"
     data: TeacherDataSettings = TeacherDataSettings()
+    optimiser: TeacherOptimiserSettings = TeacherOptimiserSettings()
     init: str | None = None
     text_init: str | None = None
     model: dict[str, Any] = Field(default_factory=lambda: {"size": "small"})

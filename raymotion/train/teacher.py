@@ -21,6 +21,8 @@ class TeacherTask:
 
     def __init__(self, recipe: TeacherRecipe, data: TrainingData) -> None:
         self.recipe, self.data = recipe, data
+        # Of the transformer, known once it is built.
+        self.layers, self.new_projection = 0, False
         self.loss_weights = losses.class_weights(
             data.prior(soft=recipe.data.soft_targets).tolist(), recipe.class_weights, samples=len(data.splits["train"])
         )
@@ -43,6 +45,7 @@ class TeacherTask:
             model = VisualBertTeacher.from_text(recipe.text_init, config, labels)
         else:
             model = VisualBertTeacher(config, labels)
+        self.layers, self.new_projection = model.config.layers, model.config.new_projection
         set_prior(model.head, data.prior(soft=recipe.data.soft_targets))
         return model
 
@@ -54,7 +57,15 @@ class TeacherTask:
 
     def learning_rate(self, name: str) -> float:
         settings = self.recipe.optimiser
-        return settings.backbone_lr if name.startswith("backbone.") else settings.lr
+        if not name.startswith("backbone.") or (self.new_projection and "visual_projection" in name):
+            return settings.lr  # what starts anew
+        return settings.backbone_lr * settings.layer_decay ** self._depth(name)
+
+    def _depth(self, name: str) -> int:
+        """Layers above the parameter of this name."""
+        if name.startswith("backbone.encoder.layer."):
+            return self.layers - 1 - int(name.split(".")[3])
+        return self.layers if name.startswith("backbone.embeddings.") else 0
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         return losses.multilabel_bce(
@@ -80,6 +91,9 @@ class TeacherFeed:
         rng = np.random.default_rng([recipe.seed, epoch, workers.rank])
         size = batch_rows(recipe, workers.world)
         answers = data.soft if recipe.data.soft_targets else data.hard
+        if recipe.optimiser.group_by_length:
+            lengths = np.array([len(data.tokens[first]) for first in data.first[rows]])
+            rows = rows[length_groups(lengths, size, np.random.default_rng([recipe.seed, epoch, workers.rank, 1]))]
         for start in range(0, len(rows), size):
             some = rows[start : start + size]
             inputs = training_inputs(data, some, recipe, rng, workers.device)
@@ -91,6 +105,22 @@ class TeacherFeed:
 
     def close(self) -> None:
         pass
+
+
+def length_groups(lengths: np.ndarray, size: int, rng: np.random.Generator, *, pool: int = 8) -> np.ndarray:
+    """An order of n shuffled rows in which those of like length share a batch of `size`: positions (n,).
+
+    Rows are sorted within pools of `pool` batches, and whole batches are shuffled, so that an epoch neither begins with
+    the short ones nor sees the same batches again. The last batch, which may be smaller, stays the last.
+    """
+    pools = [
+        start + np.argsort(lengths[start : start + pool * size], kind="stable")
+        for start in range(0, len(lengths), pool * size)
+    ]
+    order = np.concatenate(pools)
+    whole = len(order) // size
+    shuffled = rng.permutation(whole)
+    return np.concatenate((order[: whole * size].reshape(whole, size)[shuffled].ravel(), order[whole * size :]))
 
 
 def training_inputs(

@@ -188,7 +188,7 @@ def test_published_base_has_the_parameters_of_the_published_checkpoint() -> None
     assert backbone == 109_482_240 + (2 + 512) * 768 + 2048 * 768 + 768
 
 
-# --- a BERT as the start -----------------------------------------------------------------------------------------------
+# --- a BERT as the start ---------------------------------------------------------------------------------------------
 
 BERT: dict[str, Any] = {
     "vocab_size": len(TOKENIZER), "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3,
@@ -274,7 +274,7 @@ def test_text_tower_that_does_not_fit(tmp_path: Path) -> None:
         ("cut", {}, "could not be loaded"),
         ("fits", {"vocab_size": 77}, "tokenizer has 77"),
         ("fits", {"max_text_length": 31}, "reads 30 word pieces"),
-        ("fits", {"frozen_layers": 3}, "has 2 layers"),
+        ("fits", {"frozen_layers": 3}, "frozen_layers is 3, the model has 2 layers"),
     ):
         with pytest.raises(InputError, match=f"(?s){reason}"):
             VisualBertTeacher.from_text(str(tmp_path / source), ASKED.model_copy(update=change), LABELS)
