@@ -62,13 +62,15 @@ def test_features_and_boxes_are_those_of_torchvisions_forward_pass(extractor: Re
     finally:
         handle.remove()
         head.score_thresh, head.nms_thresh, head.detections_per_img = before
-    regions = extractor([image])
-    pixels = torch.from_numpy(regions.boxes[0] * np.array([320, 240, 320, 240], np.float32))
+    detected = extractor.detect([image])
+    regions, pixels = detected.regions, torch.from_numpy(detected.boxes[0])
     # Every region is one of torchvision's detections, with the same score ...
     overlap = box_iou(pixels, detections["boxes"])
     for i in range(int(regions.mask[0].sum())):
         same = (detections["scores"] - float(regions.scores[0, i])).abs() < 1e-4
-        assert (overlap[i][same] > 0.99).any()
+        same &= overlap[i] > 0.99
+        assert int(detected.objects[0, i]) in detections["labels"][same].tolist()
+    assert detected.attributes is None
     # ... and its feature one that the box head gave for this picture.
     distances = torch.cdist(torch.from_numpy(regions.features[0, : int(regions.mask[0].sum())]), caught[0])
     assert (distances.min(dim=1).values < 1e-2 * caught[0].norm(dim=1).mean()).all()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import zlib
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -239,6 +242,17 @@ def test_resized_sizes_by_hand() -> None:
     assert resized_size(2, 5000, 800, 1333) == (3, 1333)
 
 
+@given(st.integers(2, 6000), st.integers(2, 6000))
+def test_resized_sizes_reach_one_limit_and_keep_the_shape(height: int, width: int) -> None:
+    rows, columns = resized_size(height, width, 800, 1333)
+    assert min(rows, columns) == 800 or max(rows, columns) == 1333
+    assert min(rows, columns) <= 800 and max(rows, columns) <= 1333
+    assert (rows, columns) == resized_size(width, height, 800, 1333)[::-1]
+    # Each side is within half a pixel of what the other one asks for, but for the least of three.
+    scale = max(rows, columns) / max(height, width)
+    assert abs(min(rows, columns) - scale * min(height, width)) <= 1 or min(rows, columns) == 3
+
+
 def test_preprocessing_is_bgr_less_means_with_black_after_it(tiny: RegionExtractor) -> None:
     red = np.zeros((96, 96, 3), np.uint8)
     red[..., 0] = 200
@@ -415,8 +429,15 @@ def test_settings_other_than_the_usual_ones_are_part_of_the_identity(tiny_folder
     assert "+" not in identify("tiny", str(tmp_path / "pytorch_model.bin"), 8).weights
 
 
-def test_safetensors_give_the_same_regions(tiny: RegionExtractor, tiny_folder: Path, tmp_path: Path) -> None:
-    save_file(read_state(tiny_folder), tmp_path / "model.safetensors")
+@pytest.mark.parametrize("form", ["safetensors", "before torch 1.6"])
+def test_other_file_formats_give_the_same_regions(
+    tiny: RegionExtractor, tiny_folder: Path, tmp_path: Path, form: str
+) -> None:
+    state = read_state(tiny_folder)
+    if form == "safetensors":
+        save_file(state, tmp_path / "model.safetensors")
+    else:  # the published file is of 2020
+        torch.save(OrderedDict(state), tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     (tmp_path / "config.yaml").write_bytes((tiny_folder / "config.yaml").read_bytes())
     ours = RegionExtractor("tiny", str(tmp_path), 8)([picture(1)])
     np.testing.assert_array_equal(ours.features, tiny([picture(1)]).features)
