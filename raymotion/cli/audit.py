@@ -45,9 +45,9 @@ def audit(labels: str, truth: str | None, predictions: str | None, out: str, **o
     """Check pseudo-labels against human labels, or against themselves.
 
     \b
-    raymotion audit LABELS --truth SAMPLES       are the pseudo-labels what people say?
-    raymotion audit SAMPLES --predictions DIR    which human labels are doubtful?
-    raymotion audit LABELS                       where do choices and probabilities part ways?
+    LABELS --truth SAMPLES       are the pseudo-labels what people say?
+    SAMPLES --predictions DIR    which human labels are doubtful?
+    LABELS                       where do choices and probabilities part ways?
 
     LABELS is the folder of `raymotion label`. The last question is about the selection alone: it can not find errors of
     the model, whose probabilities would be judged by themselves.

@@ -89,6 +89,7 @@ def push(
     if repository is None:
         _only_on_the_hub(private=private, revision=revision)
         return copy_checkpoint(source, target, overwrite=overwrite)
+    _not_both(target, os.path.dirname(str(target)))
     info = read_checkpoint_info(source)
     with _hub(repository, "push"), _local(info.folder) as folder:
         from huggingface_hub import HfApi
@@ -132,12 +133,7 @@ def pull(
     if repository is None:
         _only_on_the_hub(revision=revision)
         return copy_checkpoint(source, out, overwrite=overwrite)
-    if not str(source).startswith(SCHEME) and storage.exists(storage.absolute(source)):
-        raise InputError(
-            "is a folder here, and could be a repository of the hub",
-            path=source,
-            remedy=f"Write ./{source} for the folder, {SCHEME}{source} for the hub.",
-        )
+    _not_both(source, str(source))
     address = _address(repository, revision)
     _check_free(out, None, overwrite)  # before anything is downloaded
     with tempfile.TemporaryDirectory(prefix="raymotion-") as folder:
@@ -228,6 +224,16 @@ def _check_free(target: storage.PathLike, info: CheckpointInfo | None, overwrite
                 path=target,
                 remedy="Name another folder, or give --overwrite.",
             )
+
+
+def _not_both(place: storage.PathLike, folder: str) -> None:
+    """Raises if `place` reads like a repository while `folder` is here: neither is guessed, least of all to publish."""
+    if not str(place).startswith(SCHEME) and storage.exists(storage.absolute(folder)):
+        raise InputError(
+            "could be a repository of the hub, and a folder here",
+            path=place,
+            remedy=f"Write {SCHEME}{place} for the hub, ./{place} for the folder.",
+        )
 
 
 def _only_on_the_hub(*, private: bool = False, revision: str | None = None) -> None:

@@ -105,8 +105,11 @@ def test_a_name_that_could_be_both_is_not_guessed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     hub.push(teacher, "./owner/name")
-    with pytest.raises(InputError, match=r"Write \./owner/name for the folder, hf://owner/name for the hub"):
+    told = r"Write hf://owner/name for the hub, \./owner/name for the folder"
+    with pytest.raises(InputError, match=told):
         hub.pull("owner/name", tmp_path / "out")
+    with pytest.raises(InputError, match=told):
+        hub.push(teacher, "owner/name")
     hub.pull("./owner/name", tmp_path / "out")
     with pytest.raises(InputError, match="hf://owner: is no repository"):
         hub.pull("hf://owner", tmp_path / "out2")
