@@ -167,36 +167,35 @@ def test_mended_labels_are_measured_without_predicting_again(scored: Made, tmp_p
     evaluate_checkpoint(settings(scored.teacher, scored.samples, scored.out))  # as it was, for the other tests
 
 
-def test_images_that_are_missing_are_counted(ray_local: Any, tmp_path: Path) -> None:
-    """A checkpoint without class rates and thresholds, too: the table's train split stands in, and that is said."""
+def test_images_that_are_missing_soft_targets_and_an_object_store(s3: str, ray_local: Any, tmp_path: Path) -> None:
+    """And a checkpoint without class rates and thresholds: the table's train split stands in, and that is said."""
     teacher = make_teacher(tmp_path / "both", ["text", "regions"])
-    (tmp_path / "images").mkdir()
     rng = np.random.default_rng(0)
-    rows = [row(i, "train") for i in range(50, 60)]
+    rows = [row(i, "train", label_weights=[0.4] * len(LABELS[i % 5])) for i in range(50, 60)]
     for i in range(6):
-        path = tmp_path / f"images/{i}.jpg"
+        path = tmp_path / f"{i}.jpg"
         if i != 3:
             Image.fromarray(rng.integers(0, 255, (60, 80, 3), np.uint8)).save(path)
-        rows.append(row(i, "test", image_uri=str(path), captions=[]))
-    write_samples(tmp_path / "samples.parquet", table_from_rows(rows, FOUR))
-    summary = evaluate_checkpoint(settings(teacher, tmp_path / "samples.parquet", tmp_path / "out"))
+        shares = [0.75] * len(LABELS[i % 5])
+        rows.append(row(i, "test", image_uri=str(path), captions=[], label_weights=shares))
+    write_samples(f"{s3}/samples.parquet", table_from_rows(rows, FOUR))
+    job = settings(teacher, f"{s3}/samples.parquet", f"{s3}/evaluation", soft=True, split="all")
+    summary = evaluate_checkpoint(job)
     counts = summary.record["samples"]
-    assert (counts["in"], counts["good"], counts["quarantined"]) == (6, 5, 1)
+    assert (counts["in"], counts["good"], counts["quarantined"]) == (16, 15, 1)
     assert sum(counts["by_reason"].values()) == 1 and "missing" in next(iter(counts["by_reason"]))
+    assert summary_lines(summary)[0] == "These samples were trained on, 10 of 16: the figures flatter the model."
     notices = " ".join(summary.record["notices"])
     assert "RANDOM WEIGHTS" in notices and "no class rates" in notices and "F1 is at 0.5" in notices
     assert [line.prior for line in summary.measured.classes] == pytest.approx([0.4, 0.4, 0.2, 0.0])
-
-
-def test_on_s3_with_soft_targets(s3: str, ray_local: Any, text_teacher: str) -> None:
-    rows = [row(i, "train" if i < 10 else "test", label_weights=[0.5] * len(LABELS[i % 5])) for i in range(30)]
-    write_samples(f"{s3}/samples.parquet", table_from_rows(rows, FOUR))
-    job = settings(text_teacher, f"{s3}/samples.parquet", f"{s3}/evaluation", soft=True, split="all")
-    summary = evaluate_checkpoint(job)
-    first = summary_lines(summary)[0]
-    assert first == "These samples were trained on, 10 of 30: the figures flatter the model."
-    bce = summary.measured.evaluation["bce"]
-    assert bce.prior == pytest.approx(bce.constant), "mean shares are the same in train and in all"
+    predicted = storage.read_table(f"{s3}/evaluation/predictions.parquet").to_pylist()
+    shares = np.array([[(0.4 if line["split"] == "train" else 0.75) * (name in line["labels"]) for name in FOUR.labels]
+                       for line in predicted])  # fmt: skip
+    for p, value in (
+        (np.array([line["probabilities"] for line in predicted]), summary.measured.evaluation["bce"].value),
+        (np.array([0.16, 0.16, 0.08, 1e-7]), summary.measured.evaluation["bce"].prior),
+    ):
+        assert value == pytest.approx(-(shares * np.log(p) + (1 - shares) * np.log(1 - p)).mean(), rel=1e-5)
     names = {"evaluation.json", "evaluation.html", "per_class.csv", "predictions.parquet", "samples.parquet"}
     assert names <= set(storage.list_names(f"{s3}/evaluation"))
 
