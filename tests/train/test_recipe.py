@@ -21,8 +21,11 @@ def test_recipes_that_come_along_are_valid(name: str) -> None:
     assert Path(find_recipe(f"recipes/{name}.yaml")).resolve() == Path(find_recipe(name)).resolve()
 
 
-def test_there_are_the_three_teachers() -> None:
-    assert SHIPPED == ["teacher-demo", "teacher-visualbert", "teacher-visualbert-small"]
+def test_the_teachers_that_come_along() -> None:
+    assert SHIPPED == [
+        "teacher-demo", "teacher-minilm", "teacher-visualbert", "teacher-visualbert-published",
+        "teacher-visualbert-small",
+    ]  # fmt: skip
     published = TeacherConfig.model_validate(
         load_recipe("teacher-visualbert", options={"data": {"samples": "s"}}).model
     )
