@@ -469,6 +469,12 @@ def test_the_checkpoints_anchors_decide(tiny_folder: Path, tmp_path: Path, caplo
         extractor = RegionExtractor("tiny", save_state(tmp_path, state), 8)
     assert "anchors of its own" in caplog.text
     torch.testing.assert_close(extractor.model.proposal_generator.cell_anchors, anchors)
+    # Fewer than config.yaml names: their number is the checkpoint's too.
+    state[visual_genome_checkpoint.CELL_ANCHORS] = anchors[:6]
+    for part, rows in (("objectness_logits", 6), ("anchor_deltas", 24)):
+        for name in (f"proposal_generator.rpn_head.{part}.{kind}" for kind in ("weight", "bias")):
+            state[name] = state[name][:rows].clone()
+    assert RegionExtractor("tiny", save_state(tmp_path, state), 8)([picture(1)]).mask.any()
     state[visual_genome_checkpoint.CELL_ANCHORS] = -anchors
     with pytest.raises(InputError, match="does not hold boxes"):
         RegionExtractor("tiny", save_state(tmp_path, state), 8)
