@@ -18,6 +18,8 @@ from raymotion.learning.bootstrap import Metric, chunk, finite, interval, ratio,
 from raymotion.learning.calibration import CalibrationScores, calibrate, class_calibration_errors
 from raymotion.learning.metrics import Evaluation, evaluate
 
+MIN_IMAGES = 5
+
 
 @dataclass(frozen=True)
 class EmotionAgreement:
@@ -30,7 +32,8 @@ class EmotionAgreement:
         chosen, given: selected images that got the label, and their share: the chance level of recall.
         precision, recall, kappa: of the chosen labels, over the selected images.
         calibration_error: ECE of this emotion alone.
-        verdict: `better`, `worse` or `unclear`: where the interval of the AUC lies, against 0.5.
+        verdict: `better`, `worse` or `unclear`: where the interval of the AUC lies, against 0.5. `unclear` with fewer
+            than `MIN_IMAGES` images on one side: resampling so few makes intervals that are too short.
     """
 
     label: str
@@ -121,7 +124,8 @@ def compare(
     for j, label in enumerate(labels):
         low, high = auc_ends[j] or (None, None)
         verdict = "unclear"
-        if low is not None and high is not None and class_auc[j] is not None:
+        enough = MIN_IMAGES <= truth[:, j].sum() <= len(truth) - MIN_IMAGES
+        if low is not None and high is not None and class_auc[j] is not None and enough:
             verdict = "better" if low > 0.5 else "worse" if high < 0.5 else "unclear"
         emotions.append(
             EmotionAgreement(

@@ -14,6 +14,8 @@ from raymotion.report.labelled import LabelledSet
 from raymotion.report.page import template, thumbnail
 
 CAPTIONS_SHOWN = 3
+# Columns of words among columns of figures.
+TEXTS = ("said by", "not judged because")
 QUESTIONS = {
     "human-labels": "Do the pseudo-labels say what people say of the same images?",
     "label-quality": "Which human labels do the predictions contradict?",
@@ -119,7 +121,7 @@ def lines(record: Mapping[str, Any]) -> list[str]:
     """The audit for a terminal: verdict, notes, key figures, the table of emotions."""
     heads, rows = emotion_table(record)
     # The last column of words is for the page: lines of a terminal are short.
-    width = len(heads) - 1 if heads[-1] in ("said by", "not judged because") else len(heads)
+    width = len(heads) - 1 if heads[-1] in TEXTS else len(heads)
     cells = [heads[:width], *(row[:width] for row in rows)]
     sizes = [max(len(row[i]) for row in cells) for i in range(width)]
     table = [
@@ -173,6 +175,7 @@ def render(record: Mapping[str, Any], examples: Sequence[Example], labelled: Lab
         metrics=metrics,
         heads=heads,
         rows=rows,
+        texts=[i for i, head in enumerate(heads) if head in TEXTS],
         figure=_figure(record) if against_people else None,
         calibration=results.get("calibration"),
         unmapped=(record.get("mapping") or {}).get("unmapped") or [],
