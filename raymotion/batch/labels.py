@@ -27,7 +27,7 @@ from raymotion.vocabulary import Vocabulary
 class LabelSettings(JobSettings):
     """Settings of `raymotion label`."""
 
-    teacher: str = Field(description="checkpoint folder")
+    teacher: str = Field(description="checkpoint folder, of a teacher or a student")
     features: str | None = Field(None, description="folder of a features job, instead of extracting in the stream")
     weights: str | None = Field(None, description="region extractor's weights, where the teacher names a file's digest")
     selection: SelectionPolicy = Field(default_factory=SelectionPolicy)
@@ -119,6 +119,47 @@ class PredictEmotions:
             items[i].regions = None
 
 
+class PredictWithStudent:
+    """Probabilities of each item from a student: picture and caption, no regions."""
+
+    name = "student"
+    whole_shard = False
+
+    def __init__(self, student: str, fingerprint: str) -> None:
+        self.folder, self.fingerprint = student, fingerprint
+
+    def setup(self, threads: int, device: str) -> None:
+        import torch
+
+        from raymotion.models.checkpoint import load_student
+
+        torch.set_num_threads(threads)
+        self.student = load_student(self.folder, device=device, expected_fingerprint=self.fingerprint)
+
+    def process(self, items: Sequence[Item]) -> None:
+        captions = [item.row["captions"] for item in items]
+        mask = np.array([item.pixels is not None for item in items])
+        usable = self.student.usable(captions, mask)
+        for item, good in zip(items, usable, strict=True):
+            if not good:
+                needs = " or ".join("a caption" if m == "text" else "an image" for m in self.student.info.modalities)
+                item.failure = Failure(
+                    self.name, "no_input", "NoInput", f"the student needs {needs}, and the sample has none"
+                )
+        chosen = [item for item, good in zip(items, usable, strict=True) if good]
+        if not chosen:
+            return
+        size = self.student.model.image_size
+        pixels = np.zeros((len(chosen), size, size, 3), np.uint8)
+        for i, item in enumerate(chosen):
+            if item.pixels is not None:
+                pixels[i] = self.student.prepare(item.pixels)
+                item.pixels = None
+        probabilities = self.student.predict([item.row["captions"] for item in chosen], pixels, mask[usable])
+        for item, row in zip(chosen, probabilities, strict=True):
+            item.output["probabilities"] = row
+
+
 class LabelSink:
     """Pseudo-labels as rows.
 
@@ -181,9 +222,14 @@ def label(settings: LabelSettings, *, address: str | None = None, progress: Prog
             path=settings.teacher,
             remedy="Train it with a validation split, or choose another --policy.",
         )
-    streams_images = extractor is not None and settings.features is None
+    is_student = info.architecture == "student"
+    reads_pixels = "image" in info.modalities
+    streams_images = reads_pixels or (extractor is not None and settings.features is None)
 
     def stages(device: str) -> tuple[Stage, ...]:
+        if is_student:
+            student = PredictWithStudent(storage.absolute(settings.teacher), info.fingerprint)
+            return (DecodeImages(info.config["image_size"]) if reads_pixels else NoEvidence(), student)
         count, dim = (extractor.count, extractor.dim) if extractor else (0, 0)
         predict = PredictEmotions(storage.absolute(settings.teacher), info.fingerprint, count, dim)
         if extractor is None:
@@ -197,12 +243,12 @@ def label(settings: LabelSettings, *, address: str | None = None, progress: Prog
         )
 
     notices: list[str] = []
-    if extractor is None:
+    if extractor is None and not reads_pixels:
         notices.append("The teacher was trained on captions alone: it labels from the captions, and no image was read.")
-    else:
+    elif extractor is not None:
         notices.extend(random_weights_notice(extractor))
     if "text" not in info.modalities:
-        notices.append("The teacher was trained on regions alone: it labels from the images, and no caption was read.")
+        notices.append("The teacher was trained on images alone: it labels from the images, and no caption was read.")
 
     def finish(folder: str) -> Mapping[str, Any]:
         more: dict[str, Any] = {}
@@ -234,7 +280,13 @@ def label(settings: LabelSettings, *, address: str | None = None, progress: Prog
 
 
 def _extractor(info: CheckpointInfo, settings: LabelSettings) -> tuple[ExtractorIdentity | None, str]:
-    """The extractor that the teacher was trained with, and where its weights are; None for a caption-only teacher."""
+    """The extractor that the model was trained with, and where its weights are; None for one that reads no regions."""
+    if info.architecture == "student" and (settings.features or settings.weights):
+        raise InputError(
+            "is a student, and reads pictures: it has no use for region features",
+            path=settings.teacher,
+            remedy="Leave --features and --weights out.",
+        )
     if "regions" not in info.modalities:
         if settings.features is not None:
             raise InputError(

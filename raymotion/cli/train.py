@@ -16,7 +16,12 @@ from raymotion.cli.options import cluster_option
 @click.option("--out", required=True, metavar="DIR", help="Folder of the checkpoint; may be an s3:// address.")
 @click.option("--samples", metavar="PARQUET", help="Sample table with labels and splits (data.samples).")
 @click.option(
-    "--features", metavar="DIR", help="Region features of the same samples (data.features). Default: captions alone."
+    "--labels", metavar="DIR", help="A student: pseudo-labels of `raymotion label`, instead of --samples (data.labels)."
+)
+@click.option(
+    "--features",
+    metavar="DIR",
+    help="A teacher: region features of the same samples (data.features). Default: captions alone.",
 )
 @click.option("--epochs", type=int, help="Most epochs (optimiser.epochs). Default: the recipe's.")
 @click.option("--seed", type=int, help="Seed of everything random. Default: the recipe's, 0 in those that come along.")
@@ -29,6 +34,7 @@ def train(
     recipe: str,
     out: str,
     samples: str | None,
+    labels: str | None,
     features: str | None,
     epochs: int | None,
     seed: int | None,
@@ -43,6 +49,7 @@ def train(
       raymotion train teacher-visualbert-small --samples socratis.parquet --out teacher/
       raymotion train recipes/teacher-visualbert.yaml --set data.samples=s.parquet \\
           --features features/ --set optimiser.epochs=30 --out s3://bucket/teacher
+      raymotion train student-gru-cnn --labels labels/ --workers 2 --out student/
 
     The best epoch is chosen on the validation split; the test split is scored once, at the end. The same command goes
     on where an interrupted run stopped, and does nothing where it is finished.
@@ -51,7 +58,8 @@ def train(
 
     options: dict[str, Any] = {"seed": seed, "workers": workers}
     for group, name, value in (
-        ("data", "samples", samples), ("data", "features", features), ("optimiser", "epochs", epochs)
+        ("data", "samples", samples), ("data", "labels", labels), ("data", "features", features),
+        ("optimiser", "epochs", epochs),
     ):  # fmt: skip
         if value is not None:
             options.setdefault(group, {})[name] = value

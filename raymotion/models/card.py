@@ -7,7 +7,7 @@ from typing import Any
 
 from raymotion.learning.metrics import Evaluation, metric_text, metric_title
 
-HEADER = ("metric", "teacher", "95 % interval", "class prior", "constant", "against both")
+HEADER = ("metric", "model", "95 % interval", "class prior", "constant", "against both")
 
 
 def metric_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -24,14 +24,23 @@ def model_card(config: Mapping[str, Any], training: Mapping[str, Any], *, parame
     """Markdown from the contents of config.json and training.json."""
     modalities = config["modalities"]
     vocabulary, extractor = config["vocabulary"], config["extractor"]
+    student = config["architecture"] == "student"
+    seen = "pictures" if student else "region features"
     read = {
         ("text",): "captions alone; it never saw an image, and labels from captions alone",
         ("regions",): "region features alone; it never saw a caption",
-    }.get(tuple(modalities), "captions and region features; either may be missing")
+        ("image",): "pictures alone; it never saw a caption",
+    }.get(tuple(modalities), f"captions and {seen}; either may be missing")
+    shape = config["model"]
+    what = (
+        f"A student ({shape['image']} on pictures of {shape['image_size']} pixels, {shape['text']} on captions)"
+        if student
+        else "A VisualBERT with a multi-label head"
+    )
     lines = [
-        "# Emotion teacher",
+        f"# Emotion {'student' if student else 'teacher'}",
         "",
-        f"A VisualBERT with a multi-label head, {parameters:,} parameters, made by raymotion {training['raymotion']}.",
+        f"{what}, {parameters:,} parameters, made by raymotion {training['raymotion']}.",
         "",
         f"- Emotions: {vocabulary['name']}, {len(vocabulary['labels'])} labels ({vocabulary['fingerprint']}).",
         f"- Reads {read}.",

@@ -82,9 +82,7 @@ class CnnEncoder(nn.Module):
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
         widths = (3, *channels)
-        self.layers = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(widths)
-        )
+        self.layers = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(widths))
         self.width = channels[-1]
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -223,6 +223,8 @@ def _max_text_length(recipe: TrainRecipe) -> int:
 
 
 def _tokenizer(recipe: TrainRecipe, captions: Sequence[str]) -> PreTrainedTokenizerFast:
+    if isinstance(recipe, StudentRecipe) and recipe.transfer is not None:
+        return load_tokenizer(storage.join(recipe.transfer.source, TOKENIZER))
     if recipe.tokenizer.source != "train":
         return load_tokenizer(recipe.tokenizer.source)
     pretrained = recipe.pretrained_text()

@@ -14,8 +14,8 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,12 +24,15 @@ from raymotion.config import require_same_settings
 from raymotion.errors import InputError, RaymotionError, RunFailed
 from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info, save_checkpoint
 from raymotion.train.data import META, TrainingData, prepare
-from raymotion.train.recipe import KINDS, TrainRecipe
+from raymotion.train.ingest import Ingest, plan_ingest
+from raymotion.train.pictures import PictureReader, Pictures, Portion
+from raymotion.train.recipe import KINDS, StudentRecipe, TrainRecipe
+from raymotion.train.source import source_of
 
 Progress = Callable[[Mapping[str, Any]], None]
 SETTINGS, PROGRESS = "settings.json", "progress.json"
 # Where the data lie is not what they are: their fingerprint, which says nothing of places, is compared instead.
-PLACES = ("data.samples", "data.features")
+PLACES = ("data.samples", "data.features", "data.labels", "transfer.source")
 REMEDY = "Use the same settings, another --out, or remove the folder."
 
 
@@ -69,6 +72,8 @@ def fit(
     recipe = _absolute(recipe)
     data = prepare(recipe)
     settings = {**recipe.result_settings(), "data_fingerprint": data.fingerprint}
+    if isinstance(recipe, StudentRecipe) and recipe.transfer is not None:
+        settings["transfer_fingerprint"] = source_of(recipe.transfer).fingerprint
     if is_checkpoint(target):
         info = read_checkpoint_info(target)
         made_with = info.training.get("settings") or {}
@@ -161,19 +166,32 @@ def _train_on_ray(
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     from raymotion.batch.cluster import available_cpus, connect, node_resources, plan_placement
 
-    with connect(address, cpus=max(available_cpus(), recipe.workers)):
+    decodes = any(uri is not None for uri in data.image_uris)
+    # On a Ray of our own, workers and the tasks that decode for them share the cores as the system sees fit.
+    cores = max(available_cpus(), recipe.workers)
+    with connect(address, cpus=cores + recipe.workers if decodes else cores):
         import ray.train
         from ray.train.torch import TorchTrainer
 
         nodes = node_resources()
         use_gpu = any(node.get("GPU", 0) >= 1 for node in nodes) if recipe.use_gpu is None else recipe.use_gpu
+        plan = plan_ingest(recipe, nodes, decodes=decodes)
         # Ray Train would wait for a place that never comes.
-        plan_placement(recipe.workers, 1.0, 1.0 if use_gpu else 0.0, nodes=nodes, autoscale=recipe.autoscale)
+        plan_placement(recipe.workers, plan.worker_cpus, float(use_gpu), nodes=nodes, autoscale=recipe.autoscale)
         filesystem, path = _arrow_filesystem(run)
         trainer = TorchTrainer(
             _worker,
-            train_loop_config={"recipe": recipe.model_dump(mode="json"), "run": run, "command": command},
-            scaling_config=ray.train.ScalingConfig(num_workers=recipe.workers, use_gpu=use_gpu),
+            train_loop_config={
+                "recipe": recipe.model_dump(mode="json"),
+                "run": run,
+                "command": command,
+                "ingest": asdict(plan),
+            },
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=recipe.workers,
+                use_gpu=use_gpu,
+                resources_per_worker={"CPU": plan.worker_cpus, **({"GPU": 1} if use_gpu else {})},
+            ),
             run_config=ray.train.RunConfig(
                 # Ray finds an earlier run by this name alone; that its settings are these, `fit` has seen to.
                 name="train",
@@ -202,6 +220,7 @@ def _worker(config: dict[str, Any]) -> None:
 
     from raymotion.batch.cluster import available_cpus
     from raymotion.train.loop import Workers, train
+    from raymotion.train.stream import read_with_ray
     from raymotion.train.task import task_of
 
     context = ray.train.get_context()
@@ -209,6 +228,11 @@ def _worker(config: dict[str, Any]) -> None:
     recipe = KINDS[config["recipe"]["kind"]].model_validate(config["recipe"])
     data = TrainingData.load(storage.join(config["run"], "data"))
     world = context.get_world_size()
+
+    ingest = Ingest(**config["ingest"])
+
+    def source(portions: Sequence[Portion], reader: PictureReader) -> Iterator[tuple[Portion, Pictures]]:
+        return read_with_ray(portions, data.image_uris, reader, tasks=ingest.tasks, cpus_per_task=ingest.task_cpus)
 
     def report(metrics: Mapping[str, Any], folder: str | None) -> None:
         checkpoint = None if folder is None else ray.train.Checkpoint.from_directory(folder)
@@ -226,7 +250,7 @@ def _worker(config: dict[str, Any]) -> None:
         earlier = ray.train.get_checkpoint()
         resume_from = None if earlier is None else stack.enter_context(earlier.as_directory())
         train(
-            task_of(recipe, data),
+            task_of(recipe, data, source=source),
             report=report,
             resume_from=resume_from,
             workers=Workers(
@@ -305,7 +329,11 @@ def _finish(
 def _absolute(recipe: TrainRecipe) -> TrainRecipe:
     """Paths that mean the same in the workers, which run in other folders."""
     named = {name: getattr(recipe, name, None) for name in ("init", "text_init", "image_init")}
-    local = {name: storage.absolute(path) for name, path in named.items() if path and os.path.exists(path)}
+    local: dict[str, Any] = {
+        name: storage.absolute(path) for name, path in named.items() if path and os.path.exists(path)
+    }
+    if isinstance(recipe, StudentRecipe) and recipe.transfer is not None:
+        local["transfer"] = recipe.transfer.model_copy(update={"source": storage.absolute(recipe.transfer.source)})
     return recipe.model_copy(update=local) if local else recipe
 
 

@@ -212,13 +212,22 @@ def schedule(step: int, total: int, warmup: float, kind: str = "cosine") -> floa
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, total - rise)))
 
 
-def epoch_rows(rows: np.ndarray, *, seed: int, epoch: int, rank: int, world: int) -> np.ndarray:
+def epoch_rows(
+    rows: np.ndarray, *, seed: int, epoch: int, rank: int, world: int, samples: int | None = None
+) -> np.ndarray:
     """This worker's rows in this epoch: one shuffle for all, dealt out in turn.
 
     All get equally many, since a worker that stops early would leave the others waiting; so up to `world - 1` rows are
     seen twice.
+
+    Args:
+        samples: of an epoch, if that is not all rows: then epochs are cut from one shuffle after the other.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(rows)
+    samples = len(rows) if samples is None else samples
+    first, last = epoch * samples // len(rows), ((epoch + 1) * samples - 1) // len(rows)
+    shuffles = [np.random.default_rng([seed, number]).permutation(rows) for number in range(first, last + 1)]
+    start = epoch * samples - first * len(rows)
+    order = np.concatenate(shuffles)[start : start + samples]
     share = math.ceil(len(order) / world)
     return np.resize(order, share * world)[rank::world]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raymotion import storage
 from raymotion.config import Settings, load_settings, read_yaml
@@ -161,6 +161,8 @@ class StudentDataSettings(DataSettings):
         augmentation: of training pictures. none: the whole picture. basic: a random crop, mirrored every second time.
             full: colours vary too.
         smallest_crop: of a random crop, as a share of the picture's area.
+        cache_images: decode every picture once, into a file of raw pixels that all runs on the same data share; for
+            small sets and many runs, with `workers: 0`.
         epoch_samples: samples between two validations (and checkpoints); None: all of them.
         decode_tasks: how many pictures are decoded at once for each worker; None: as the cores allow.
     """
@@ -170,6 +172,7 @@ class StudentDataSettings(DataSettings):
     image_dropout: float = Field(0.1, ge=0, le=0.5)
     augmentation: Literal["none", "basic", "full"] = "basic"
     smallest_crop: float = Field(0.5, gt=0, le=1)
+    cache_images: bool = False
     epoch_samples: int | None = Field(None, ge=1)
     decode_tasks: int | None = Field(None, ge=1)
 
@@ -186,6 +189,21 @@ class Distillation(Settings):
     weight: float = Field(1.0, ge=0, le=1)
 
 
+class Transfer(Settings):
+    """Layers from another student (Yosinski et al., "How transferable are features in deep neural networks?", 2014).
+
+    Attributes:
+        source: checkpoint of the student; shape and tokenizer come from there too.
+        depth: how many layers are copied, from the input on (`Student.blocks`); 0: none, training from scratch. The
+            others start anew, the head always.
+        freeze: whether the copied layers stay as they are (AnB), or are fine-tuned at `backbone_lr` (AnB+).
+    """
+
+    source: str
+    depth: int = Field(ge=0)
+    freeze: bool = False
+
+
 class StudentRecipe(TrainRecipe):
     """A student that reads picture and caption.
 
@@ -194,6 +212,7 @@ class StudentRecipe(TrainRecipe):
         image_init: weights file of the image encoder, or `timm` for those that timm publishes; None: random.
         text_init: hub id or folder of a BERT. A GRU takes its table of word embeddings, a BERT encoder all of it.
         distillation: learn the soft targets with a temperature; None: the plain loss on hard or soft targets.
+        transfer: start from layers of another student.
     """
 
     kind: Literal["student"] = "student"
@@ -201,11 +220,32 @@ class StudentRecipe(TrainRecipe):
     image_init: str | None = None
     text_init: str | None = None
     distillation: Distillation | None = None
+    transfer: Transfer | None = None
+
+    @model_validator(mode="after")
+    def _one_start(self) -> StudentRecipe:
+        if self.transfer is not None and (self.model or self.image_init or self.text_init):
+            raise ValueError("with transfer, shape and weights come from its source: leave model and *_init out")
+        return self
+
+    @model_validator(mode="after")
+    def _distils_something(self) -> StudentRecipe:
+        if self.distillation is not None and not self.data.soft_targets:
+            raise ValueError("distillation learns soft targets: set data.soft_targets too")
+        if self.distillation is not None and self.optimiser.label_smoothing and self.distillation.weight == 1:
+            raise ValueError("optimiser.label_smoothing smooths hard labels, and distillation.weight 1 learns none")
+        return self
 
     def result_settings(self) -> dict[str, Any]:
         settings = super().result_settings()
         del settings["data"]["decode_tasks"]
         return settings
+
+    @model_validator(mode="after")
+    def _caches_here(self) -> StudentRecipe:
+        if self.data.cache_images and self.workers:
+            raise ValueError("data.cache_images is for workers: 0; Ray Data decodes for the others")
+        return self
 
     def pretrained_text(self) -> str | None:
         return self.text_init

@@ -1,4 +1,4 @@
-"""Where training samples come from: a table that people labelled, or a folder that a teacher did."""
+"""Where training starts from: a table that people labelled, a folder that a teacher did, another student's layers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from raymotion import storage
 from raymotion.batch.choice import matrix_of, read_labels_record, read_parts
 from raymotion.data.samples import attach_vocabulary, read_samples, targets, validate, vocabulary_of
 from raymotion.errors import InputError
+from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info
+from raymotion.train.recipe import Transfer
 from raymotion.vocabulary import Vocabulary
 
 
@@ -64,6 +66,14 @@ def pseudo_labelled(folder: str, val_fraction: float, seed: int) -> tuple[pa.Tab
     table = table.append_column("source", pa.array(["pseudo-labels"] * table.num_rows, pa.string()))
     samples = validate(attach_vocabulary(table, vocabulary), where=folder)
     return samples, np.concatenate(probabilities).astype(np.float32), vocabulary
+
+
+def source_of(transfer: Transfer) -> CheckpointInfo:
+    """The student that layers are taken from."""
+    info = read_checkpoint_info(transfer.source)
+    if info.architecture != "student":
+        raise InputError(f"is a {info.architecture}; layers are taken from a student", path=transfer.source)
+    return info
 
 
 def _hashed_splits(groups: list[str], val_fraction: float, seed: int) -> list[str]:

@@ -1,0 +1,90 @@
+"""`raymotion finetune`: transfer from a student that saw pseudo-labels, beside its controls."""
+
+from __future__ import annotations
+
+import click
+
+from raymotion.cli.options import cluster_option
+
+
+@click.command()
+@click.argument("student", metavar="STUDENT")
+@click.option("--samples", required=True, metavar="PARQUET", help="Sample table with human labels and splits.")
+@click.option("--out", required=True, metavar="DIR", help="Folder for the table, its plot, and every checkpoint.")
+@click.option(
+    "--recipe",
+    default="finetune-student",
+    show_default=True,
+    help="Data and optimiser settings of the runs: a YAML file, or the name of one that comes with raymotion.",
+)
+@click.option(
+    "--depth",
+    "depths",
+    type=click.IntRange(1),
+    multiple=True,
+    metavar="N",
+    help="Layers that are copied, from the input on (repeatable).  [default: all but the head]",
+)
+@click.option(
+    "--seeds", default=3, show_default=True, type=click.IntRange(1), help="Runs of each kind: seeds 0, 1, ..."
+)
+@click.option(
+    "--condition",
+    "conditions",
+    multiple=True,
+    type=click.Choice(["AnB", "AnB+", "BnB", "BnB+"]),
+    help="Only these, and training from scratch (repeatable).  [default: all]",
+)
+@click.option(
+    "--no-ray",
+    is_flag=True,
+    help="One run after the other, in this process.  [default: one for each CPU at once]",
+)
+@click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Override one setting (repeatable).")
+@cluster_option
+def finetune(
+    student: str,
+    samples: str,
+    out: str,
+    recipe: str,
+    depths: tuple[int, ...],
+    seeds: int,
+    conditions: tuple[str, ...],
+    no_ray: bool,
+    assignments: tuple[str, ...],
+    address: str | None,
+) -> None:
+    """Fine-tune STUDENT on human labels in all ways, and compare them over seeds.
+
+    STUDENT (A) was trained on pseudo-labels; --samples (B) were labelled by people. AnB copies the first n layers from
+    A and freezes them, AnB+ fine-tunes them; BnB and BnB+ do the same with a network trained on B (Yosinski et al.
+    2014); scratch starts from nothing. The table shows mean and spread over seeds on the test split, beside the class
+    prior and the constant answer. The same command goes on where it was interrupted.
+
+    \b
+    Examples:
+      raymotion finetune student/ --samples socratis.parquet --out finetune/
+      raymotion finetune student/ --samples socratis.parquet --depth 1 --depth 3 --seeds 5 --out finetune/
+    """
+    from raymotion.train.recipe import StudentRecipe, load_recipe
+
+    settings = load_recipe(recipe, options={"data": {"samples": samples}}, assignments=assignments)
+    if not isinstance(settings, StudentRecipe):
+        raise click.UsageError(f"{recipe} is a recipe for a {settings.kind}, not for a student")
+
+    from raymotion.report.transfer import table_lines
+    from raymotion.train.finetune import CONDITIONS, compare
+
+    result = compare(
+        settings,
+        student,
+        out,
+        depths=depths,
+        seeds=range(seeds),
+        conditions=conditions or CONDITIONS,
+        address=address,
+        parallel=not no_ray,
+        say=lambda line: click.echo(line, err=True),
+    )
+    for line in table_lines(result):
+        click.echo(line)

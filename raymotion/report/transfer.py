@@ -1,0 +1,104 @@
+"""The table and the picture of a fine-tuning comparison."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from raymotion.train.finetune import Comparison, Row, Score
+
+# Name in the record -> heading. The BCE first: it is the one that a constant can not flatter.
+SHOWN = {
+    "bce": "BCE (lower)", "macro_ap": "mAP", "top_1": "top-1", "top_2": "top-2", "top_3": "top-3",
+    "recall_at_3": "recall@3",
+}  # fmt: skip
+LINES = {"AnB": "#b3423a", "AnB+": "#b3423a", "BnB": "#31688e", "BnB+": "#31688e"}
+
+
+def table_lines(result: Comparison) -> list[str]:
+    """One table for a terminal: mean and standard deviation over seeds, baselines first."""
+    names = [name for name in SHOWN if all(name in row.scores for row in result.rows)]
+    seeds = len(result.rows[0].scores[names[0]].values)
+    head = (
+        f"{result.split}, n = {result.samples}; mean (sd) of {seeds} seed{'s' if seeds > 1 else ''}",
+        *(SHOWN[name] for name in names), "mAP over scratch", "distinct top-3",
+    )  # fmt: skip
+    first = result.rows[0].scores
+    table = [
+        head,
+        ("class prior", *(f"{first[name].prior:.4f}" for name in names), "", "1"),
+        ("constant", *(f"{first[name].constant:.4f}" for name in names), "", "1"),
+        *(
+            (
+                title(row, len(result.layers)),
+                *(_cell(row.scores[name]) for name in names),
+                _gain(row),
+                _range(row.distinct_top3),
+            )
+            for row in result.rows
+        ),
+    ]
+    widths = [max(len(line[i]) for line in table) for i in range(len(head))]
+    return [
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths)))
+        for line in table
+    ]
+
+
+def title(row: Row, layers: int) -> str:
+    return "scratch" if row.depth is None else f"{row.condition}, n = {row.depth} of {layers}"
+
+
+def _cell(score: Score) -> str:
+    return f"{score.mean:.4f}" + ("" if np.isnan(score.spread) else f" ({score.spread:.4f})")
+
+
+def _gain(row: Row) -> str:
+    if row.depth is None or "macro_ap" not in row.scores:
+        return ""
+    gains = row.scores["macro_ap"].against_scratch
+    return f"{np.mean(gains):+.4f}, {sum(gain > 0 for gain in gains)} of {len(gains)} seeds"
+
+
+def _range(values: tuple[int, ...]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low}-{high}"
+
+
+def transfer_figure(result: Comparison, metric: str = "macro_ap") -> bytes:
+    """mAP against the depth of the transfer, a point for each seed, as PNG (Yosinski et al. 2014, figure 2)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    scratch = result.rows[0].scores[metric]
+    axes.axhline(scratch.mean, color="#555555", lw=1.2, label="scratch")
+    if not np.isnan(scratch.spread):
+        axes.axhspan(scratch.mean - scratch.spread, scratch.mean + scratch.spread, color="#555555", alpha=0.12, lw=0)
+    axes.axhline(scratch.constant, color="#555555", lw=1, ls=":", label="constant answer")
+    for number, (condition, colour) in enumerate(LINES.items()):
+        rows = [row for row in result.rows if row.condition == condition and metric in row.scores]
+        if not rows:
+            continue
+        x = np.array([float(row.depth or 0) for row in rows]) + 0.04 * (number - 1.5)
+        tuned = condition.endswith("+")
+        axes.plot(
+            x, [row.scores[metric].mean for row in rows], color=colour, ls="-" if tuned else "--",
+            marker="o" if tuned else "s", ms=5, label=condition,
+        )  # fmt: skip
+        for place, row in zip(x, rows, strict=True):
+            values = row.scores[metric].values
+            axes.plot([place] * len(values), values, color=colour, ls="", marker=".", ms=4, alpha=0.5)
+    depths = sorted({row.depth for row in result.rows if row.depth})
+    axes.set_xticks(depths)
+    axes.set_xlabel(f"layers copied, of {len(result.layers)}")
+    axes.set_ylabel(SHOWN.get(metric, metric))
+    axes.set_title(f"Transfer, {result.split} split, n = {result.samples}: seeds and their mean", fontsize=10)
+    axes.legend(fontsize=8, frameon=False, ncols=2)
+    axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()

@@ -1,0 +1,309 @@
+"""What pre-training on pseudo-labels is worth: transfer compared with its controls, over seeds and depths.
+
+Yosinski, Clune, Bengio and Lipson (2014), "How transferable are features in deep neural networks?". A is the student
+that was trained on pseudo-labels, B the set that people labelled. The first n layers are copied from A (`AnB`) or from
+a network trained on B itself (`BnB`, the control), and frozen; with a plus they are fine-tuned. `scratch` is the
+network trained on B from random weights, the base of BnB. What AnB loses against BnB is what A's layers do not know of
+B; what BnB loses against scratch is what cutting a network in two costs by itself.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import raymotion
+from raymotion import storage
+from raymotion.batch.cluster import connect
+from raymotion.config import require_same_settings
+from raymotion.errors import InputError, RaymotionError, RunFailed
+from raymotion.learning.metrics import Evaluation
+from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info
+from raymotion.train.fit import PLACES, REMEDY, fit
+from raymotion.train.recipe import StudentRecipe, Transfer
+
+CONDITIONS = ("scratch", "AnB", "AnB+", "BnB", "BnB+")
+RECORD, RUNS = "finetune.json", "runs"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of the comparison."""
+
+    condition: str
+    depth: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        if self.condition == "scratch":
+            return f"scratch-seed{self.seed}"
+        return f"{self.condition.replace('n', str(self.depth)).replace('+', 'plus')}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric of one condition.
+
+    Attributes:
+        values: of each seed.
+        against_scratch: for each seed the difference to training from scratch with that seed; positive is better.
+    """
+
+    values: tuple[float, ...]
+    prior: float
+    constant: float
+    against_scratch: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.values))
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over seeds (n - 1)."""
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else math.nan
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a condition at a depth."""
+
+    condition: str
+    depth: int | None
+    scores: Mapping[str, Score]
+    distinct_top3: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found; `folder` holds it as json, csv and picture, and every checkpoint."""
+
+    folder: str
+    split: str
+    samples: int
+    layers: list[list[str]]
+    rows: list[Row]
+
+
+def compare(
+    recipe: StudentRecipe,
+    source: storage.PathLike,
+    out: storage.PathLike,
+    *,
+    depths: Sequence[int] = (),
+    seeds: Sequence[int] = (0, 1, 2),
+    conditions: Sequence[str] = CONDITIONS,
+    address: str | None = None,
+    parallel: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+) -> Comparison:
+    """Runs every condition at every depth with every seed on the recipe's samples.
+
+    Each run is a checkpoint in `out`/runs; the same call after an interruption does those that are missing. Runs are
+    tasks of Ray, as many at once as there are CPUs (GPUs, where there are any).
+
+    Args:
+        recipe: data and optimiser of the runs; its seed, workers and transfer are set here.
+        source: checkpoint of student A.
+        depths: layers that are copied; default: all but the head.
+        parallel: False: one after the other in this process, without Ray.
+        say: told of each run that has ended.
+
+    Raises:
+        InputError: `source` is no student, a depth or condition that there is not.
+    """
+    a, target = storage.absolute(source), storage.absolute(out)
+    layers = _layers(read_checkpoint_info(a))
+    chosen = tuple(depths) or (len(layers) - 1,)
+    for depth in chosen:
+        if not 1 <= depth < len(layers):
+            raise InputError(
+                f"has {len(layers)} layers, the head among them; {depth} can not be transferred",
+                path=a,
+                remedy=f"Give depths from 1 to {len(layers) - 1}.",
+            )
+    unknown = [name for name in conditions if name not in CONDITIONS]
+    if unknown:
+        raise InputError(f"there is no condition {unknown[0]!r}", remedy=f"Choose from {', '.join(CONDITIONS)}.")
+    if len(set(seeds)) != len(seeds) or not seeds:
+        raise InputError(f"seeds {list(seeds)} are not different ones, at least one")
+    settings = {
+        **recipe.result_settings(),
+        "seed": None,
+        "source": read_checkpoint_info(a).fingerprint,
+        "depths": list(chosen),
+        "seeds": list(seeds),
+        "conditions": list(conditions),
+    }
+    record = storage.join(target, RECORD)
+    if storage.exists(record):
+        before = storage.read_json(record)["settings"]
+        require_same_settings(before, settings, where=target, remedy=REMEDY, ignore=PLACES)
+    # Scratch always: it is what the others are compared with, and what BnB starts from.
+    first = [Run("scratch", 0, seed) for seed in seeds]
+    then = [
+        Run(name, depth, seed) for depth in chosen for name in CONDITIONS[1:] if name in conditions for seed in seeds
+    ]
+    done = 0
+
+    def tell(run: Run, info: CheckpointInfo) -> None:
+        nonlocal done
+        done += 1
+        scored = info.test or info.validation
+        assert scored is not None
+        say(f"{done}/{len(first) + len(then)} {run.name}: mAP {scored['metrics']['macro_ap']['value']:.4f}")
+
+    infos: dict[Run, CheckpointInfo] = {}
+    for group in (first, then):
+        recipes = [(run, _recipe_of(run, recipe, a, target)) for run in group]
+        for run, info in _run_all(recipes, target, address, parallel):
+            infos[run] = info
+            tell(run, info)
+    split = "test" if infos[first[0]].test is not None else "validation"
+    rows = [_row("scratch", None, first, infos, split, first)]
+    for depth in chosen:
+        for name in CONDITIONS[1:]:
+            runs = [run for run in then if (run.condition, run.depth) == (name, depth)]
+            if runs:
+                rows.append(_row(name, depth, runs, infos, split, first))
+    scored = getattr(infos[first[0]], split)
+    result = Comparison(target, split, scored["samples"], layers, rows)
+    _write(result, settings)
+    return result
+
+
+def _layers(info: CheckpointInfo) -> list[list[str]]:
+    """Names of the modules of each layer, from the input to the output."""
+    if info.architecture != "student":
+        raise InputError(f"is a {info.architecture}; layers are taken from a student", path=info.folder)
+    from raymotion.models.student import Student, StudentConfig
+
+    model = Student(StudentConfig.model_validate(info.config), len(info.vocabulary))
+    return [sorted({name.rpartition(".")[0] or name for name in block}) for block in model.blocks()]
+
+
+def _recipe_of(run: Run, recipe: StudentRecipe, a: str, target: str) -> StudentRecipe:
+    base = storage.join(target, RUNS, Run("scratch", 0, run.seed).name)
+    transfer = Transfer(
+        source=base if run.condition.startswith("B") else a,
+        depth=run.depth,
+        freeze=run.condition in ("AnB", "BnB"),
+    )
+    cached = recipe.data.model_copy(update={"cache_images": True})
+    return recipe.model_copy(update={"transfer": transfer, "seed": run.seed, "workers": 0, "data": cached})
+
+
+def _run_all(
+    recipes: Sequence[tuple[Run, StudentRecipe]], target: str, address: str | None, parallel: bool
+) -> Iterator[tuple[Run, CheckpointInfo]]:
+    if not parallel:
+        for run, recipe in recipes:
+            yield run, fit(recipe, storage.join(target, RUNS, run.name)).info
+        return
+    with connect(address):
+        import ray
+        from ray.exceptions import RayError
+
+        gpu = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+        train = ray.remote(num_cpus=1, num_gpus=gpu, max_retries=2)(_train_one)
+        waiting = {
+            train.remote(recipe.model_dump(mode="json"), storage.join(target, RUNS, run.name)): run
+            for run, recipe in recipes
+        }
+        while waiting:
+            (ready,), _ = ray.wait(list(waiting), num_returns=1)
+            run = waiting.pop(ready)
+            try:
+                ray.get(ready)
+            except RayError as error:
+                cause = getattr(error, "cause", None)
+                if isinstance(cause, RaymotionError):
+                    raise cause from error
+                raise RunFailed(
+                    f"run {run.name} failed ({str(error).strip().splitlines()[-1]}); the same command goes on"
+                ) from error
+            yield run, read_checkpoint_info(storage.join(target, RUNS, run.name))
+
+
+def _train_one(recipe: dict[str, Any], out: str) -> None:
+    """One run in a task of Ray: one CPU, so one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+    fit(StudentRecipe.model_validate(recipe), out)
+
+
+def _row(
+    condition: str,
+    depth: int | None,
+    runs: Sequence[Run],
+    infos: Mapping[Run, CheckpointInfo],
+    split: str,
+    scratch: Sequence[Run],
+) -> Row:
+    scored = [Evaluation.from_dict(getattr(infos[run], split)) for run in runs]
+    base = {run.seed: Evaluation.from_dict(getattr(infos[run], split)) for run in scratch}
+    scores = {}
+    for name, metric in scored[0].metrics.items():
+        own = [one[name].value for one in scored]
+        others = [base[run.seed][name].value for run in runs]
+        known = [(a, b) for a, b in zip(own, others, strict=True) if a is not None and b is not None]
+        if len(known) < len(runs) or metric.prior is None or metric.constant is None:
+            continue
+        sign = 1 if metric.higher_is_better else -1
+        scores[name] = Score(
+            tuple(a for a, _ in known), metric.prior, metric.constant, tuple(sign * (a - b) for a, b in known)
+        )
+    return Row(condition, depth, scores, tuple(one.distinct_top3 for one in scored))
+
+
+def _write(result: Comparison, settings: Mapping[str, Any]) -> None:
+    rows = [
+        {
+            "condition": row.condition,
+            "depth": row.depth,
+            "distinct_top3": list(row.distinct_top3),
+            "metrics": {
+                name: {
+                    "values": list(score.values),
+                    "mean": score.mean,
+                    "spread": None if math.isnan(score.spread) else score.spread,
+                    "prior": score.prior,
+                    "constant": score.constant,
+                    "against_scratch": list(score.against_scratch),
+                }
+                for name, score in row.scores.items()
+            },
+        }
+        for row in result.rows
+    ]
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["condition", "depth", "seed", "metric", "value", "prior", "constant", "against_scratch"])
+    for row in result.rows:
+        for name, score in row.scores.items():
+            for seed, value, gain in zip(settings["seeds"], score.values, score.against_scratch, strict=True):
+                writer.writerow([row.condition, row.depth or 0, seed, name, value, score.prior, score.constant, gain])
+    storage.write_text(storage.join(result.folder, "finetune.csv"), text.getvalue())
+    from raymotion.report.transfer import transfer_figure
+
+    storage.write_bytes(storage.join(result.folder, "finetune.png"), transfer_figure(result))
+    # Last: where it stands, the comparison is complete.
+    storage.write_json(
+        storage.join(result.folder, RECORD),
+        {
+            "raymotion": raymotion.__version__,
+            "settings": dict(settings),
+            "split": result.split,
+            "samples": result.samples,
+            "layers": result.layers,
+            "rows": rows,
+        },
+    )

@@ -1,0 +1,32 @@
+"""Who gets which CPUs: the workers that train, and the tasks that decode pictures for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raymotion.train.recipe import StudentRecipe, TrainRecipe
+
+
+@dataclass(frozen=True)
+class Ingest:
+    """Logical CPUs: of a training worker, and of the tasks that decode pictures for it, `tasks` at once."""
+
+    worker_cpus: float = 1.0
+    tasks: int = 1
+    task_cpus: float = 1.0
+
+
+def plan_ingest(recipe: TrainRecipe, nodes: list[dict[str, float]], *, decodes: bool) -> Ingest:
+    """How the cluster's CPUs are shared out among training workers and their decoding.
+
+    A worker that took the last CPU would wait for pictures for ever: where there is no room for both, each
+    takes half a CPU.
+    """
+    if not decodes:
+        return Ingest()
+    total = sum(node.get("CPU", 0) for node in nodes)
+    spare = total - recipe.workers
+    wanted = recipe.data.decode_tasks if isinstance(recipe, StudentRecipe) else None
+    if spare >= recipe.workers:
+        return Ingest(1.0, wanted or max(1, int(spare // recipe.workers)), 1.0)
+    return Ingest(0.5, wanted or 1, 0.5)

@@ -1,0 +1,184 @@
+"""Pictures on their way into training: what is read when, and how one becomes pixels.
+
+A run is one sequence of portions, a portion being the rows of one batch. Its order is drawn from (seed, epoch), the
+view of each picture from (seed, epoch, row): so the pixels that a worker sees do not depend on who decodes them, in
+which process, or on how often the run was interrupted.
+
+Imports neither torch nor ray: the processes that decode need not wait for them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import uuid
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from raymotion import storage
+from raymotion.config import digest_of
+from raymotion.data.features import default_cache
+from raymotion.data.images import ImageError, decode_rgb, fetch
+from raymotion.learning.augment import WHOLE, AugmentationKind, draw_view, render
+
+READ, ABSENT, UNREADABLE = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Rows that are read together: a training batch of one epoch, or a part of a split to predict."""
+
+    split: str
+    epoch: int
+    rows: np.ndarray
+
+    @property
+    def training(self) -> bool:
+        return self.split == "train"
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of a portion.
+
+    Attributes:
+        pixels: (n, S, S, 3) uint8; 0 where there is none.
+        status: (n,) READ, ABSENT (the sample has no picture) or UNREADABLE.
+        reasons: row -> why its picture could not be read.
+    """
+
+    pixels: np.ndarray
+    status: np.ndarray
+    reasons: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PictureReader:
+    """Turns addresses into pixels. Small: it travels to the processes that decode.
+
+    Attributes:
+        size: side of the square that the model reads.
+        cache: file of `cache_pictures`, in place of the addresses.
+    """
+
+    size: int
+    augmentation: AugmentationKind = "none"
+    smallest_crop: float = 0.5
+    seed: int = 0
+    cache: str | None = None
+
+    def read(self, uri: str | None, row: int, epoch: int, training: bool) -> np.ndarray | None:
+        """The picture (S, S, 3) uint8 as it is shown in this epoch, or None where the sample has none.
+
+        Raises:
+            ImageError: it can not be read.
+        """
+        if uri is None:
+            return None
+        augmented = training and self.augmentation != "none"
+        if self.cache is not None:
+            picture: np.ndarray = np.load(self.cache, mmap_mode="r")[row]
+            if not picture.any():
+                raise ImageError("it could not be read when the cache was made")
+        else:
+            # Enough pixels for the smallest crop: a JPEG is decoded at a half or a quarter where that will do.
+            side = math.ceil(self.size / math.sqrt(self.smallest_crop)) if augmented else self.size
+            picture = decode_rgb(fetch(uri), min_side=side)
+        view = WHOLE
+        if augmented:
+            rng = np.random.default_rng([self.seed, epoch, row])
+            view = draw_view(
+                rng, picture.shape[1], picture.shape[0], self.augmentation, smallest_crop=self.smallest_crop
+            )
+        return render(picture, self.size, view)
+
+    def read_all(self, uris: Sequence[str | None], rows: Sequence[int], epoch: int, training: bool) -> Pictures:
+        """One portion, or a part of one."""
+        pixels = np.zeros((len(rows), self.size, self.size, 3), dtype=np.uint8)
+        status = np.full(len(rows), READ, dtype=np.int8)
+        reasons: dict[int, str] = {}
+        for i, (uri, row) in enumerate(zip(uris, rows, strict=True)):
+            try:
+                picture = self.read(uri, int(row), epoch, training)
+            except ImageError as error:
+                status[i] = UNREADABLE
+                reasons[int(row)] = f"{uri}: {error.reason}: {error}"
+                continue
+            if picture is None:
+                status[i] = ABSENT
+            else:
+                pixels[i] = picture
+        return Pictures(pixels, status, reasons)
+
+
+def read_here(
+    portions: Sequence[Portion], uris: Sequence[str | None], reader: PictureReader, *, threads: int
+) -> Iterator[tuple[Portion, Pictures]]:
+    """The portions in order, decoded by threads of this process a few portions ahead.
+
+    Pillow lets go of Python's lock while it decodes and resizes, so threads do run side by side.
+    """
+
+    def read(portion: Portion) -> Pictures:
+        return reader.read_all(
+            [uris[row] for row in portion.rows], portion.rows.tolist(), portion.epoch, portion.training
+        )
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    waiting: deque[tuple[Portion, Future[Pictures]]] = deque()
+    try:
+        for portion in portions:
+            waiting.append((portion, pool.submit(read, portion)))
+            if len(waiting) > threads + 1:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def cache_pictures(uris: Sequence[str | None], size: int, *, threads: int, folder: str | None = None) -> str:
+    """Decodes every picture once, as (n, size, size, 3) uint8 in a NumPy file that is read through a memory map.
+
+    For many runs on one small set. The file is named after what is in it - addresses, and for local pictures size and
+    time of the file - so runs on the same pictures share it. A picture that can not be read is all zeros there.
+
+    Args:
+        folder: of the cache; default: `pictures` beside that of the features (`data.features.default_cache`).
+    """
+    place = Path(folder or os.path.join(default_cache(), "pictures"))
+    place.mkdir(parents=True, exist_ok=True)
+    path = place / f"{digest_of([size, [_stamp(uri) for uri in uris]])}.npy"
+    if path.exists():
+        return str(path)
+    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    reader = PictureReader(size)
+    try:
+        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(len(uris), size, size, 3))
+        rows = np.arange(len(uris))
+        portions = [Portion("cache", 0, some) for some in np.array_split(rows, max(1, len(rows) // 32)) if len(some)]
+        for portion, pictures in read_here(portions, uris, reader, threads=threads):
+            # Zeros say "not read": a picture that is black all over must not.
+            black = (pictures.status == READ) & ~pictures.pixels.reshape(len(portion.rows), -1).any(axis=1)
+            pictures.pixels[black] = 1
+            array[portion.rows] = pictures.pixels
+        array.flush()
+        del array
+        os.replace(temporary, path)  # of two processes that make it at once, both make the same
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return str(path)
+
+
+def _stamp(uri: str | None) -> list[object]:
+    if uri is None or storage.is_remote(uri) or not os.path.exists(uri):
+        return [uri]
+    found = os.stat(uri)
+    return [uri, found.st_size, found.st_mtime_ns]

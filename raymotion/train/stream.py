@@ -1,0 +1,162 @@
+"""Pictures from Ray Data: decoded on whatever CPUs the cluster has, streamed to one training worker.
+
+Each worker runs a pipeline of its own over its own portions. Ray Train's usual way, one pipeline whose blocks go to
+whoever asks first, deals the rows out anew in each run and drops those that do not divide evenly
+(`streaming_split(equal=True)`); here every row is seen once in an epoch, and a run that goes on sees the same batches
+as one that was never interrupted. All epochs are one stream, so no epoch waits for a pipeline to start.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raymotion.errors import RunFailed
+from raymotion.train.pictures import UNREADABLE, PictureReader, Pictures, Portion
+
+# Rows of a task: some tenths of a second of decoding, so that Ray's milliseconds for each do not count.
+TASK_ROWS = 64
+# Tasks of one pipeline. A longer stream is several: their input would fill the object store before the first picture.
+PIPELINE_TASKS = 1000
+
+
+def read_with_ray(
+    portions: Sequence[Portion],
+    uris: Sequence[str | None],
+    reader: PictureReader,
+    *,
+    tasks: int,
+    cpus_per_task: float,
+) -> Iterator[tuple[Portion, Pictures]]:
+    """The portions in order, decoded by Ray Data's tasks.
+
+    Args:
+        tasks: how many run at once.
+        cpus_per_task: logical CPUs of each.
+    """
+    inputs: list[list[int]] = []
+    rows = TASK_ROWS
+    for number, portion in enumerate(portions):
+        if rows >= TASK_ROWS:
+            inputs.append([])
+            rows = 0
+        inputs[-1].append(number)
+        rows += len(portion.rows)
+    for start in range(0, len(inputs), PIPELINE_TASKS):
+        some = inputs[start : start + PIPELINE_TASKS]
+        blocks = [pa.concat_tables([_addresses(portions[i], i, uris) for i in numbers]) for numbers in some]
+        yield from _assembled(_stream(blocks, reader, tasks, cpus_per_task), portions, some[0][0])
+
+
+def _addresses(portion: Portion, number: int, uris: Sequence[str | None]) -> pa.Table:
+    n = len(portion.rows)
+    return pa.table(
+        {
+            "portion": pa.array(np.full(n, number, np.int32)),
+            "row": pa.array(portion.rows.astype(np.int32)),
+            "epoch": pa.array(np.full(n, portion.epoch, np.int32)),
+            "training": pa.array(np.full(n, portion.training)),
+            "uri": pa.array([uris[row] for row in portion.rows], pa.string()),
+        }
+    )
+
+
+class _Decode:
+    """The one step of the pipeline: addresses in, pixels out."""
+
+    def __init__(self, reader: PictureReader) -> None:
+        self.reader = reader
+
+    def __call__(self, batch: pa.Table) -> dict[str, np.ndarray]:
+        uris, rows = batch.column("uri").to_pylist(), batch.column("row").to_pylist()
+        parts = []
+        # A block may hold portions of two epochs.
+        numbers = batch.column("portion").to_numpy()
+        edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
+        for a, b in itertools.pairwise(edges):
+            epoch, training = batch.column("epoch")[a].as_py(), batch.column("training")[a].as_py()
+            parts.append(self.reader.read_all(uris[a:b], rows[a:b], epoch, training))
+        reasons = {row: reason for part in parts for row, reason in part.reasons.items()}
+        return {
+            "portion": numbers,
+            "row": np.array(rows, dtype=np.int32),
+            "pixels": np.concatenate([part.pixels for part in parts]) if len(parts) > 1 else parts[0].pixels,
+            "status": np.concatenate([part.status for part in parts]),
+            "reason": np.array([reasons.get(row, "") for row in rows]),
+        }
+
+
+def _stream(
+    blocks: Sequence[pa.Table], reader: PictureReader, tasks: int, cpus_per_task: float
+) -> Iterator[dict[str, np.ndarray]]:
+    import ray
+    from ray.data import DataContext, TaskPoolStrategy
+    from ray.exceptions import RayError
+
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+    with DataContext.current(context):
+        dataset = ray.data.from_arrow(list(blocks)).map_batches(
+            _Decode(reader),
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            num_cpus=cpus_per_task,
+            compute=TaskPoolStrategy(size=tasks),
+        )
+        try:
+            yield from dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
+        except RayError as error:
+            cause = _own_error(error)
+            if cause is not None:
+                raise cause from error
+            raise RunFailed(f"Ray ended the stream of pictures: {str(error).strip().splitlines()[-1]}") from error
+
+
+def _own_error(error: BaseException) -> Exception | None:
+    """What our own code raised in the task: a denied permission, say."""
+    from raymotion.errors import RaymotionError
+
+    seen: Any = error
+    while seen is not None:
+        if isinstance(seen, RaymotionError):
+            return seen
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return None
+
+
+def _assembled(
+    blocks: Iterator[dict[str, np.ndarray]], portions: Sequence[Portion], number: int
+) -> Iterator[tuple[Portion, Pictures]]:
+    """Portions again, from blocks that come in their order but may be cut anywhere."""
+    held: list[dict[str, np.ndarray]] = []
+    count = 0
+    for block in blocks:
+        start, length = 0, len(block["row"])
+        while start < length:
+            wanted = len(portions[number].rows) - count
+            piece = {name: values[start : start + wanted] for name, values in block.items()}
+            held.append(piece)
+            count += len(piece["row"])
+            start += len(piece["row"])
+            if count == len(portions[number].rows):
+                yield portions[number], _pictures(held, portions[number])
+                held, count, number = [], 0, number + 1
+
+
+def _pictures(pieces: list[dict[str, np.ndarray]], portion: Portion) -> Pictures:
+    joined = {
+        name: pieces[0][name] if len(pieces) == 1 else np.concatenate([piece[name] for piece in pieces])
+        for name in pieces[0]
+    }
+    if not np.array_equal(joined["row"], portion.rows):
+        raise RunFailed("Ray Data gave the pictures in another order than they were asked for")
+    bad = np.flatnonzero(joined["status"] == UNREADABLE)
+    reasons = {int(joined["row"][i]): str(joined["reason"][i]) for i in bad}
+    return Pictures(joined["pixels"], joined["status"], reasons)

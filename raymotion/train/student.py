@@ -1,0 +1,237 @@
+"""What the student brings to the training loop: captions as tokens, pictures as a stream."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raymotion.errors import InputError
+from raymotion.learning import losses
+from raymotion.learning.distillation import distillation_loss
+from raymotion.models.student import Student, StudentConfig, predict_tokens
+from raymotion.models.student_init import initialise, transferred
+from raymotion.models.visualbert import pad
+from raymotion.train.data import TrainingData
+from raymotion.train.loop import Batch, Workers, batch_rows, epoch_rows, set_prior
+from raymotion.train.pictures import READ, PictureReader, Pictures, Portion, cache_pictures, read_here
+from raymotion.train.recipe import StudentRecipe
+
+# Portions in order -> portions with their pictures: threads of this process, or Ray Data.
+Source = Callable[[Sequence[Portion], PictureReader], Iterator[tuple[Portion, Pictures]]]
+# As in a batch job: a few damaged files are to be expected, a wrong folder is not.
+MAY_FAIL, ALWAYS_MAY_FAIL = 0.05, 3
+
+
+class StudentTask:
+    """A `Task` of the training loop: picture and caption, human labels or a teacher's.
+
+    Args:
+        source: where pictures come from; None: decoded by `threads` threads of this process.
+    """
+
+    def __init__(
+        self, recipe: StudentRecipe, data: TrainingData, *, source: Source | None = None, threads: int = 1
+    ) -> None:
+        self.recipe, self.data = recipe, data
+        self.source = source or (lambda portions, reader: read_here(portions, data.image_uris, reader, threads=threads))
+        self.threads = threads
+        self.image_size = 0  # this and the next are known when the model is built
+        self.transferred: set[str] = set()
+        self.loss_weights = losses.class_weights(
+            data.prior(soft=recipe.data.soft_targets).tolist(), recipe.class_weights, samples=len(data.splits["train"])
+        )
+
+    @property
+    def samples_per_epoch(self) -> int:
+        own = len(self.data.splits["train"])
+        return own if self.recipe.data.epoch_samples is None else min(own, self.recipe.data.epoch_samples)
+
+    def build(self) -> Student:
+        """The untrained student. Its answer before the first step is the class prior."""
+        recipe, data = self.recipe, self.data
+        if recipe.transfer is None:
+            config = StudentConfig.model_validate({**recipe.model, "vocab_size": len(data.tokenizer)})
+            model = initialise(config, len(data.vocabulary), image_init=recipe.image_init, text_init=recipe.text_init)
+        else:
+            start = recipe.transfer
+            model = transferred(start.source, start.depth, len(data.vocabulary), freeze=start.freeze)
+            self.transferred = {name for block in model.blocks()[: start.depth] for name in block}
+        set_prior(model.head, data.prior(soft=recipe.data.soft_targets))
+        self.image_size = model.image_size
+        return model
+
+    def shape(self, model: nn.Module) -> dict[str, Any]:
+        return dict(cast(Student, model).config.model_dump(mode="json"))
+
+    def restore(self, shape: Mapping[str, Any]) -> Student:
+        return Student(StudentConfig.model_validate(shape), len(self.data.vocabulary))
+
+    def learning_rate(self, name: str) -> float:
+        """The rate of parts that were trained elsewhere is `backbone_lr`, of those that start from nothing `lr`."""
+        recipe, settings = self.recipe, self.recipe.optimiser
+        pretrained = {"image": recipe.image_init is not None, "text": recipe.text_init is not None}
+        trained = pretrained.get(name.split(".")[0], False) or name in self.transferred
+        return settings.backbone_lr if trained else settings.lr
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        distillation, smoothing = self.recipe.distillation, self.recipe.optimiser.label_smoothing
+        weights = self.loss_weights.to(logits.device)
+        if distillation is None:
+            return losses.multilabel_bce(logits, batch.answers, class_weights=weights, label_smoothing=smoothing)
+        soft = (distillation_loss(logits, batch.answers, temperature=distillation.temperature) * weights).mean()
+        if distillation.weight == 1.0:
+            return soft
+        assert batch.hard is not None
+        hard = losses.multilabel_bce(logits, batch.hard, class_weights=weights, label_smoothing=smoothing)
+        return distillation.weight * soft + (1 - distillation.weight) * hard
+
+    def cache(self) -> str | None:
+        """File of all pictures, decoded, where the recipe asks for one."""
+        settings = self.recipe.data
+        if not settings.cache_images:
+            return None
+        # As many pixels as the smallest crop needs.
+        crop = settings.smallest_crop if settings.augmentation != "none" else 1.0
+        return cache_pictures(self.data.image_uris, math.ceil(self.image_size / math.sqrt(crop)), threads=self.threads)
+
+    def feed(self, workers: Workers, *, first_epoch: int) -> StudentFeed:
+        return StudentFeed(self, workers, first_epoch)
+
+
+class StudentFeed:
+    """A `Feed` of the training loop, from one stream: training and validation of each epoch, one after the other."""
+
+    def __init__(self, task: StudentTask, workers: Workers, first_epoch: int) -> None:
+        self.task, self.workers = task, workers
+        recipe, data = task.recipe, task.data
+        self.recipe, self.data = recipe, data
+        # Otherwise every epoch of a set of captions alone would look for pictures.
+        self.reads_pictures = any(uri is not None for uri in data.image_uris)
+        self.epoch = first_epoch
+        self.validation_due = False
+        self.stream: Iterator[tuple[Portion, Pictures | None]] | None = None
+        self.size = batch_rows(recipe, workers.world)
+        self.unreadable: dict[int, str] = {}
+
+    def train(self, epoch: int) -> Iterator[Batch]:
+        recipe, data = self.recipe, self.data
+        rng = np.random.default_rng([recipe.seed, epoch, self.workers.rank])
+        answers = data.soft if recipe.data.soft_targets else data.hard
+        self.epoch = epoch
+        for portion in self._portions(epoch, "train"):
+            pictures = self._next(portion)
+            yield self._batch(portion.rows, pictures, answers, rng)
+        self.validation_due = True
+
+    def predict(self, model: nn.Module, split: str) -> np.ndarray:
+        portions = self._portions(self.epoch, split)
+        parts = [np.zeros((0, len(self.data.vocabulary)), dtype=np.float32)]
+        student = cast(Student, model)
+        own = None
+        if split == "val" and self.validation_due:
+            self.validation_due = False
+        else:  # after the last epoch: the stream has run out, or is ahead in an epoch that never comes
+            self.close()
+            own = self._read(portions)
+        for portion in portions:
+            pictures = self._next(portion) if own is None else next(own)[1]
+            tokens, owners = self.data.captions_of(portion.rows)
+            pixels, mask = self._present(pictures)
+            parts.append(
+                predict_tokens(
+                    student, cast(list[list[int]], tokens), owners, len(portion.rows), pixels, mask,
+                    pad_id=self.data.tokenizer.pad_token_id,
+                )
+            )  # fmt: skip
+        return np.concatenate(parts)
+
+    def close(self) -> None:
+        """Stops whatever decodes ahead."""
+        if self.stream is not None:
+            cast(Any, self.stream).close()
+            self.stream = None
+
+    def _portions(self, epoch: int, split: str) -> list[Portion]:
+        data, workers, recipe = self.data, self.workers, self.recipe
+        if split == "train":
+            rows = epoch_rows(
+                data.splits["train"], seed=recipe.seed, epoch=epoch, rank=workers.rank, world=workers.world,
+                samples=self.task.samples_per_epoch,
+            )  # fmt: skip
+        else:
+            rows = data.splits[split][workers.rank :: workers.world]
+        return [Portion(split, epoch, rows[a : a + self.size]) for a in range(0, len(rows), self.size)]
+
+    def _read(self, portions: Sequence[Portion]) -> Iterator[tuple[Portion, Pictures | None]]:
+        if not self.reads_pictures:
+            yield from ((portion, None) for portion in portions)
+            return
+        settings = self.recipe.data
+        reader = PictureReader(
+            self.task.image_size, settings.augmentation, settings.smallest_crop, self.recipe.seed, self.task.cache()
+        )
+        yield from self.task.source(portions, reader)
+
+    def _next(self, expected: Portion) -> Pictures | None:
+        if self.stream is None:
+            epochs = range(self.epoch, self.recipe.optimiser.epochs)
+            self.stream = self._read(
+                [p for epoch in epochs for split in ("train", "val") for p in self._portions(epoch, split)]
+            )
+        portion, pictures = next(self.stream)
+        assert (portion.split, portion.epoch) == (expected.split, expected.epoch), "the stream is out of step"
+        if pictures is not None:
+            self.unreadable.update(pictures.reasons)
+            self._check_pictures()
+        return pictures
+
+    def _present(self, pictures: Pictures | None) -> tuple[np.ndarray | None, np.ndarray | None]:
+        if pictures is None:
+            return None, None
+        return pictures.pixels, pictures.status == READ
+
+    def _batch(
+        self, rows: np.ndarray, pictures: Pictures | None, answers: np.ndarray, rng: np.random.Generator
+    ) -> Batch:
+        """One caption of each sample, drawn anew in every epoch, and its picture; now and then one is withheld."""
+        data, settings, device = self.data, self.recipe.data, self.workers.device
+        tokenizer = data.tokenizer
+        chosen = [data.tokens[rng.integers(data.first[row], data.first[row + 1])] for row in rows]
+        pixels, mask = self._present(pictures)
+        if mask is not None:
+            draw = rng.random(len(rows))
+            both = mask & data.has_caption[rows]
+            mask = mask & ~(both & (draw < settings.image_dropout))
+            blank = np.array([tokenizer.cls_token_id, tokenizer.sep_token_id], dtype=np.int32)
+            withheld = both & (draw >= 1 - settings.caption_dropout)
+            chosen = [blank if hide else tokens for tokens, hide in zip(chosen, withheld, strict=True)]
+        ids, attention = pad(cast(list[list[int]], chosen), pad_id=tokenizer.pad_token_id)
+        if self.recipe.optimiser.word_dropout:
+            word = (attention == 1) & (ids != tokenizer.cls_token_id) & (ids != tokenizer.sep_token_id)
+            ids[word & (rng.random(ids.shape) < self.recipe.optimiser.word_dropout)] = tokenizer.unk_token_id
+        return Batch(
+            (
+                torch.from_numpy(ids).to(device),
+                torch.from_numpy(attention).to(device),
+                # A copy: Ray's blocks are read-only, and torch warns of tensors on them.
+                None if pixels is None else torch.from_numpy(np.array(pixels)).to(device),
+                None if mask is None else torch.from_numpy(mask).to(device),
+            ),
+            torch.from_numpy(answers[rows]).to(device),
+            hard=torch.from_numpy(data.hard[rows]).to(device),
+        )
+
+    def _check_pictures(self) -> None:
+        with_picture = sum(uri is not None for uri in self.data.image_uris)
+        if len(self.unreadable) > max(ALWAYS_MAY_FAIL, MAY_FAIL * with_picture):
+            raise InputError(
+                f"{len(self.unreadable)} of {with_picture} pictures could not be read so far "
+                f"(such as {next(iter(self.unreadable.values()))})",
+                path=self.data.name,
+                remedy="Check the image folder.",
+            )
