@@ -293,3 +293,28 @@ def test_frozen_layers_stay_and_the_others_learn(tmp_path: Path) -> None:
     changed = {name for name, value in teacher.backbone.state_dict().items() if not torch.equal(value, before[name])}
     assert all(name.startswith(("encoder.layer.1.", "embeddings.visual_")) for name in changed)
     assert {"encoder.layer.1.output.dense.weight", "embeddings.visual_projection.weight"} <= changed
+
+
+def test_frozen_bert_still_learns_to_see(tmp_path: Path) -> None:
+    bert().save_pretrained(tmp_path)
+    teacher = VisualBertTeacher.from_text(str(tmp_path), ASKED.model_copy(update={"freeze_backbone": True}), LABELS)
+    ids, attention, regions, mask = inputs()
+    teacher.train()
+    teacher(ids, attention, regions, mask).square().sum().backward()
+    with_gradient = {name for name, parameter in teacher.named_parameters() if parameter.grad is not None}
+    projection = {f"backbone.embeddings.visual_projection.{kind}" for kind in ("weight", "bias")}
+    assert with_gradient == {"head.weight", "head.bias", *projection}
+
+
+def test_last_layers_side_by_side(tmp_path: Path) -> None:
+    source = bert()
+    source.save_pretrained(tmp_path)
+    teacher = VisualBertTeacher.from_text(str(tmp_path), ASKED.model_copy(update={"pooled_layers": 3}), LABELS).eval()
+    ids, attention, *_ = inputs()
+    with torch.inference_mode():
+        states = source(ids, attention, output_hidden_states=True).hidden_states
+        by_hand = teacher.head(torch.cat([state.mean(1) for state in states], dim=1))
+        torch.testing.assert_close(teacher(ids, attention), by_hand, atol=1e-5, rtol=0)
+    for bad in ({"pooled_layers": 4}, {"pooled_layers": 2, "pooling": "cls"}):
+        with pytest.raises((InputError, ValidationError), match="pooled_layers"):
+            VisualBertTeacher(TeacherConfig(**{**ASKED.model_dump(), **bad}), LABELS)
