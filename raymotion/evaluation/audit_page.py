@@ -76,17 +76,27 @@ def emotion_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
             for e in emotions
         ]  # fmt: skip
         return heads, rows
-    heads = ["emotion", "labelled", "mean p with it", "mean p without", "AUC", "95 % interval", "doubtful", "missing"]
+    heads = [
+        "emotion",
+        "labelled",
+        "mean p with it",
+        "mean p without",
+        "AUC",
+        "95 % interval",
+        "doubtful",
+        "missing",
+        "by luck",
+    ]
     rows = [
         [
             e["label"], f"{e['given']:,}", _text(e["mean_given"]), _text(e["mean_absent"]), _text(e["auc"]),
             _between(e["auc_low"], e["auc_high"]), f"{e['doubtful']:,}" if e["judged"] else "–",
-            f"{e['missing']:,}" if e["judged"] else "–",
+            f"{e['missing']:,}" if e["judged"] else "–", "–" if e["by_luck"] is None else f"{e['by_luck']:.1f}",
         ]
         for e in emotions
     ]  # fmt: skip
     if record["mode"] == "own-choices":  # the AUC of choices against what they were chosen by says nothing
-        keep = [i for i, head in enumerate(heads) if head not in ("AUC", "95 % interval")]
+        keep = [i for i, head in enumerate(heads) if head not in ("AUC", "95 % interval", "by luck")]
         return [heads[i] for i in keep], [[row[i] for i in keep] for row in rows]
     return [*heads, "not judged because"], [[*row, e["reason"]] for row, e in zip(rows, emotions, strict=True)]
 
@@ -112,6 +122,7 @@ def key_figures(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("images", f"{results['images']:,}"),
         ("images flagged", f"{results['images_flagged']:,}"),
         ("labels flagged", f"{results['labels_flagged']:,}"),
+        *([("by luck", f"{results['labels_flagged_by_luck']:,.0f}")] if record["mode"] == "label-quality" else []),
         ("emotions judged", f"{results['judged']} of {len(results['emotions'])}"),
         ("mean label quality", _text(results["mean_quality"])),
     ]

@@ -7,6 +7,9 @@ direction, and flags as many: those that the probabilities contradict most.
 It is sound if the probabilities are out of sample, from a model that was not trained on these labels, and if that model
 knows something of the emotion. The second is checked here: an emotion that the probabilities do not rank better than
 chance is not judged, since flags on it would be flags at random.
+
+A weak model contradicts many labels that are right. So the flags stand beside those "by luck": as many as are found in
+labels drawn from the probabilities themselves, of which none is wrong. No more flags than that are no evidence.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from raymotion.learning.auc import macro_auc
 
 # Below this, noise rates are estimated from a handful of images.
 MIN_IMAGES = 5
+# Draws of labels that are right by construction.
+LUCK_DRAWS = 10
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class EmotionIssues:
         judged: whether flags were looked for; `reason` says why not.
         doubtful: labels that are given, and that the probabilities contradict.
         missing: labels that are not given, and that the probabilities ask for.
+        by_luck: flags, on average, if the probabilities are calibrated and no label is wrong; None if not judged.
     """
 
     label: str
@@ -50,6 +56,7 @@ class EmotionIssues:
     reason: str
     doubtful: int
     missing: int
+    by_luck: float | None
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ class LabelIssues:
         return {
             "images_flagged": int(self.flags.any(axis=1).sum()),
             "labels_flagged": int(self.flags.sum()),
+            "labels_flagged_by_luck": sum(emotion.by_luck or 0.0 for emotion in self.emotions),
             "judged": sum(emotion.judged for emotion in self.emotions),
             "mean_quality": float(self.quality.mean()),
             "emotions": [asdict(emotion) for emotion in self.emotions],
@@ -123,6 +131,7 @@ def find_issues(
                 reason=reason,
                 doubtful=int((flags[:, j] & own).sum()),
                 missing=int((flags[:, j] & ~own).sum()),
+                by_luck=None if reason else _flags_by_luck(column, seed + j),
             )
         )
     scores = np.where(mask, p, 1.0 - p)
@@ -146,6 +155,15 @@ def _flag(own: np.ndarray, column: np.ndarray) -> np.ndarray:
         warnings.simplefilter("ignore")  # of classes with few examples: `_not_judged` has the say in that
         found = find_label_issues(own.astype(np.int64), np.stack([1.0 - column, column], axis=1), n_jobs=1)
     return np.asarray(found, dtype=bool)
+
+
+def _flags_by_luck(column: np.ndarray, seed: int) -> float:
+    rng = np.random.default_rng(seed)
+    counts = []
+    for _ in range(LUCK_DRAWS):
+        drawn = rng.random(len(column)) < column
+        counts.append(_flag(drawn, column).sum() if 0 < drawn.sum() < len(drawn) else 0)
+    return float(np.mean(counts))
 
 
 def _quality(mask: np.ndarray, p: np.ndarray) -> np.ndarray:

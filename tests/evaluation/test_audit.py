@@ -271,7 +271,9 @@ def test_the_page_is_self_contained_and_says_what_was_compared(compared: Any) ->
     assert again.record == record
 
 
-def planted(rng: np.random.Generator, n: int = 600, skill: float = 2.5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def planted(
+    rng: np.random.Generator, n: int = 600, skill: float = 2.5, flip: float = 0.05
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Given labels with flips, the flips, and calibrated probabilities of the true ones; the last of 8 is unknown."""
     rates = np.array([0.4, 0.3, 0.3, 0.2, 0.5, 0.2, 0.3, 0.3])
     true = rng.random((n, 8)) < rates
@@ -279,7 +281,7 @@ def planted(rng: np.random.Generator, n: int = 600, skill: float = 2.5) -> tuple
     evidence = rng.normal(np.where(true, skill, -skill) / 2, 1.0)
     evidence[:, 7] = rng.normal(0, 0.2, n)
     logits = np.log(rates / (1 - rates)) + skill * evidence
-    flips = rng.random((n, 8)) < 0.05
+    flips = rng.random((n, 8)) < flip
     return true ^ flips, flips, 1 / (1 + np.exp(-logits))
 
 
@@ -296,6 +298,12 @@ def test_confident_learning_finds_planted_errors_far_beyond_chance() -> None:
     recall, precision = (known & flags).sum() / known.sum(), (known & flags).sum() / flags.sum()
     assert recall > 0.5 and precision > 0.5, "chance would find 5 %, and be right in 5 %"
     assert sk.roc_auc_score(known.ravel(), 1 - found.scores[:, :7].ravel()) > 0.9
+    by_luck = sum(emotion.by_luck or 0 for emotion in found.emotions)
+    assert flags.sum() > 2 * by_luck
+    right, _, p_right = planted(np.random.default_rng(2), flip=0.0)
+    clean = find_issues(right, p_right, MIKELS_8.labels, bootstrap=50)
+    expected = sum(emotion.by_luck or 0 for emotion in clean.emotions)
+    assert clean.flags.sum() == pytest.approx(expected, rel=0.3), "where no label is wrong, luck explains the flags"
     # One emotion against the rest is what cleanlab's own multi-label function does.
     theirs = find_label_issues([np.flatnonzero(row).tolist() for row in labels[:, :7]], p[:, :7], n_jobs=1)
     np.testing.assert_array_equal(flags.any(axis=1), theirs)
