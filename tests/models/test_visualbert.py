@@ -11,7 +11,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from raymotion import storage
 from raymotion.errors import InputError
+from raymotion.models.text_init import read_text_tower
 from raymotion.models.tokenizer import train_tokenizer
 from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher, pad, predict, usable
 
@@ -318,3 +320,14 @@ def test_last_layers_side_by_side(tmp_path: Path) -> None:
     for bad in ({"pooled_layers": 4}, {"pooled_layers": 2, "pooling": "cls"}):
         with pytest.raises((InputError, ValidationError), match="pooled_layers"):
             VisualBertTeacher(TeacherConfig(**{**ASKED.model_dump(), **bad}), LABELS)
+
+
+def test_text_tower_from_an_object_store(tmp_path: Path, s3: str) -> None:
+    source = bert()
+    source.save_pretrained(tmp_path)
+    for file in ("config.json", "model.safetensors"):
+        storage.write_bytes(f"{s3}/bert/{file}", (tmp_path / file).read_bytes())
+    tower = read_text_tower(f"{s3}/bert")
+    assert all(torch.equal(tower.weights[name], value) for name, value in source.state_dict().items())
+    with pytest.raises(InputError, match=r"no config\.json"):
+        read_text_tower(f"{s3}/nothing")
