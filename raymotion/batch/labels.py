@@ -20,7 +20,8 @@ from raymotion.data.features import features_digest
 from raymotion.errors import InputError
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info
-from raymotion.models.regions import ExtractorIdentity, Regions, architecture, identify, locate
+from raymotion.models.predictor import find_extractor, trained_identity
+from raymotion.models.regions import ExtractorIdentity, Regions, architecture
 from raymotion.vocabulary import Vocabulary
 
 
@@ -243,12 +244,13 @@ def label(settings: LabelSettings, *, address: str | None = None, progress: Prog
         )
 
     notices: list[str] = []
+    kind = "student" if is_student else "teacher"
     if extractor is None and not reads_pixels:
-        notices.append("The teacher was trained on captions alone: it labels from the captions, and no image was read.")
+        notices.append(f"The {kind} was trained on captions alone: it labels from the captions, and no image was read.")
     elif extractor is not None:
         notices.extend(random_weights_notice(extractor))
     if "text" not in info.modalities:
-        notices.append("The teacher was trained on images alone: it labels from the images, and no caption was read.")
+        notices.append(f"The {kind} was trained on images alone: it labels from the images, and no caption was read.")
 
     def finish(folder: str) -> Mapping[str, Any]:
         more: dict[str, Any] = {}
@@ -295,36 +297,15 @@ def _extractor(info: CheckpointInfo, settings: LabelSettings) -> tuple[Extractor
                 remedy="Leave --features out, or train a teacher with data.features.",
             )
         return None, ""
-    if info.extractor is None:
-        raise InputError("was trained on regions, but does not say whose", path=settings.teacher)
-    trained = ExtractorIdentity(**info.extractor)
-    if settings.features is not None:
-        own = _features_extractor(settings.features)
-        if own != trained.to_dict():
-            raise InputError(
-                f"holds features of {own}, the teacher was trained on {trained.to_dict()}", path=settings.features
-            )
-        return trained, ""
-    source = trained.weights
-    if source.startswith("torchvision:"):
-        weights = settings.weights or "default"
-    elif source.startswith("random:"):
-        weights = settings.weights or source
-    elif settings.weights is None:
+    if settings.features is None:
+        return find_extractor(info, settings.weights, remedy="Name that file as --weights, or give --features.")
+    trained = trained_identity(info)
+    own = _features_extractor(settings.features)
+    if own != trained.to_dict():
         raise InputError(
-            f"was trained on regions of {trained.name} with weights from a file ({source[:19]}...)",
-            path=settings.teacher,
-            remedy="Name that file as --weights, or give --features.",
+            f"holds features of {own}, the teacher was trained on {trained.to_dict()}", path=settings.features
         )
-    else:
-        weights = settings.weights
-    offered = identify(trained.name, weights, trained.count)
-    if offered != trained:
-        raise InputError(
-            f"--weights {weights} are {offered.weights}, the teacher was trained with {trained.weights}",
-            remedy="Use the weights that its features came from.",
-        )
-    return trained, locate(weights)
+    return trained, ""
 
 
 def _features_record(folder: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ category, it gets the highest of their probabilities, and is chosen if one of th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ class LabelMapping:
     """A checked mapping.
 
     Attributes:
-        path: where it was read; None for two equal vocabularies, which need none.
+        path: the file as it was given, or the name of one that comes with raymotion; None for two equal vocabularies,
+            which need none.
         sources: for each category in `categories`, the positions in `source` that say it; never empty.
         categories: the labels of `target` that something says, in its order.
         unmapped: labels of `source` that say nothing of `target`.
@@ -108,7 +109,10 @@ def choose_mapping(path: str | None, source: Vocabulary, target: Vocabulary, *, 
         here, there: whose `source` and `target` are, for messages.
     """
     if path is not None:
-        return read_mapping(find_mapping(path), source, target)
+        found = find_mapping(path)
+        mapping = read_mapping(found, source, target)
+        # Where raymotion is installed is nothing to record.
+        return mapping if found == path else replace(mapping, path=Path(found).stem)
     try:
         source.require_same(target, here=here, there=there)
     except VocabularyMismatch as error:

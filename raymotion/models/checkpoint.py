@@ -312,7 +312,7 @@ def _read_config(where: str) -> dict[str, Any]:
         raise InputError(
             "is not a checkpoint: it has no config.json" if there else "no such checkpoint",
             path=where,
-            remedy="Train one with `raymotion train`.",
+            remedy="Train one with `raymotion train`; `raymotion pull owner/name --out DIR` fetches one from a hub.",
         )
     config = storage.read_json(path)
     if not isinstance(config, dict) or config.get("architecture") not in ARCHITECTURES:

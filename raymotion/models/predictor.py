@@ -22,7 +22,7 @@ from raymotion import storage
 from raymotion.data import images as pictures
 from raymotion.errors import InputError, RunFailed
 from raymotion.models import checkpoint
-from raymotion.models.checkpoint import CheckpointInfo, Teacher
+from raymotion.models.checkpoint import CheckpointInfo, LoadedStudent, Teacher
 from raymotion.models.regions import ExtractorIdentity, RegionExtractor, Regions, architecture, identify, locate
 from raymotion.vocabulary import Vocabulary
 
@@ -195,6 +195,33 @@ class TeacherPredictor(Predictor):
         return self.teacher.predict(captions, regions.features, regions.mask, batch_size=batch_size)
 
 
+class StudentPredictor(Predictor):
+    """A student: it reads pictures itself, at its own size."""
+
+    def __init__(self, student: LoadedStudent) -> None:
+        self.student, self.info = student, student.info
+        self.reads_images, self.reads_text = (name in student.info.modalities for name in ("image", "text"))
+        if self.reads_images:
+            self.min_side = student.model.image_size
+
+    def _predict(self, images: Pictures, captions: Captions, batch_size: int) -> np.ndarray:
+        size = self.student.model.image_size
+        parts = []
+        for start in range(0, len(images), batch_size):  # no more resized pictures in memory than a pass needs
+            some = images[start : start + batch_size]
+            mask = np.array([image is not None for image in some])
+            pixels = np.zeros((len(some), size, size, 3), np.uint8) if mask.any() else None
+            for i, image in enumerate(some):
+                if image is not None and pixels is not None:
+                    pixels[i] = self.student.prepare(image)
+            parts.append(
+                self.student.predict(
+                    captions[start : start + batch_size], pixels, mask if mask.any() else None, batch_size=batch_size
+                )
+            )
+        return np.concatenate(parts)
+
+
 def load(folder: storage.PathLike, *, device: str = "cpu", weights: str | None = None) -> Predictor:
     """The model in a checkpoint folder (local or an address), ready to predict on `device`.
 
@@ -235,10 +262,18 @@ def _load_teacher(folder: storage.PathLike, device: str, weights: str | None) ->
     return TeacherPredictor(checkpoint.load_teacher(folder, device=device), device, weights)
 
 
+def _load_student(folder: storage.PathLike, device: str, weights: str | None) -> Predictor:
+    if weights is not None:
+        raise InputError(
+            "is a student: it reads pictures itself, and would not use --weights", path=folder, remedy="Leave them out."
+        )
+    return StudentPredictor(checkpoint.load_student(folder, device=device))
+
+
 Opener = Callable[[storage.PathLike, str, "str | None"], Predictor]
 
 # architecture -> how it is opened. A new kind of checkpoint adds a line here.
-LOADERS: dict[str, Opener] = {"visualbert-teacher": _load_teacher}
+LOADERS: dict[str, Opener] = {"visualbert-teacher": _load_teacher, "student": _load_student}
 
 
 def trained_identity(info: CheckpointInfo) -> ExtractorIdentity:
@@ -248,12 +283,15 @@ def trained_identity(info: CheckpointInfo) -> ExtractorIdentity:
     return ExtractorIdentity(**info.extractor)
 
 
-def find_extractor(info: CheckpointInfo, weights: str | None) -> tuple[ExtractorIdentity, str]:
+def find_extractor(
+    info: CheckpointInfo, weights: str | None, *, remedy: str = "Name that file as --weights."
+) -> tuple[ExtractorIdentity, str]:
     """The region extractor that a checkpoint was trained with, and where its weights are.
 
     Args:
         weights: what the user named (see `regions.identify`); None: what the checkpoint itself says, which is enough
             for published and random weights, not for a file.
+        remedy: what to do where that is not enough.
 
     Raises:
         InputError: the weights come from a file and none is named, or `weights` are others.
@@ -261,15 +299,17 @@ def find_extractor(info: CheckpointInfo, weights: str | None) -> tuple[Extractor
     trained = trained_identity(info)
     source = trained.weights
     if weights is None:
-        if source.startswith("torchvision:"):
-            weights = "default"
-        elif source.startswith("random:"):
+        if source.startswith("random:"):
             weights = source
+        # Visual Genome's detector is named by the digest of its file wherever that came from: most likely it is the
+        # published one, and the comparison below tells if not.
+        elif source.startswith("torchvision:") or architecture(trained.name).family == "visual-genome":
+            weights = "default"
         else:
             raise InputError(
                 f"was trained on regions of {trained.name} with weights from a file ({source[:19]}...)",
                 path=info.folder,
-                remedy="Name that file as --weights.",
+                remedy=remedy,
             )
     offered = identify(trained.name, weights, trained.count)
     if offered != trained:

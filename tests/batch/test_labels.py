@@ -255,7 +255,7 @@ def test_export_as_coco_json(captioned: Made, tmp_path: Path) -> None:
     ("teacher", "more", "message"),
     [
         ("text", {"features": "anywhere"}, "was trained on captions alone, and would not look at --features"),
-        ("both", {"weights": "random:1"}, "--weights random:1 are random:1, the teacher was trained with random:0"),
+        ("both", {"weights": "random:1"}, "--weights random:1 are random:1, the model was trained with random:0"),
         ("both", {"features": "absent"}, "no such file"),
     ],
 )

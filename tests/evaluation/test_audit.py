@@ -116,6 +116,8 @@ class TestMapping:
         assert choose_mapping(None, MIKELS_8, MIKELS_8, here="a", there="b").categories == MIKELS_8.labels
         with pytest.raises(VocabularyMismatch, match=rf"a uses .* b uses .*--mapping FILE.*brings {SHIPPED}"):
             choose_mapping(None, SOCRATIS_29, EMOTIC_26, here="a", there="b")
+        # Where raymotion is installed is not recorded.
+        assert choose_mapping(SHIPPED, SOCRATIS_29, EMOTIC_26, here="a", there="b").path == SHIPPED
         with pytest.raises(InputError, match=f"no such mapping.*{SHIPPED}"):
             find_mapping("socratis-to-mikels")
 

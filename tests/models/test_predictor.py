@@ -15,8 +15,9 @@ from PIL import Image
 import raymotion
 from raymotion.errors import InputError
 from raymotion.models import predictor, visualbert
-from raymotion.models.checkpoint import load_teacher, save_checkpoint
-from raymotion.models.regions import RegionExtractor
+from raymotion.models.checkpoint import load_student, load_teacher, save_checkpoint
+from raymotion.models.regions import RegionExtractor, identify
+from raymotion.models.student import Student, StudentConfig
 from raymotion.models.tokenizer import train_tokenizer
 from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher
 from raymotion.vocabulary import MIKELS_8
@@ -37,13 +38,27 @@ def write(folder: Path, *modalities: str, weights: str = "random:3") -> Path:
     return folder
 
 
+def write_student(folder: Path, *modalities: str) -> Path:
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(CAPTIONS, size=120, min_frequency=1)
+    config = StudentConfig(
+        image_size=32, channels=(4, 8), embedding_size=8, text_size=8, hidden_size=16, vocab_size=len(tokenizer)
+    )
+    model = Student(config, len(MIKELS_8))
+    torch.nn.init.normal_(model.head.weight)  # else all answers lie close together
+    save_checkpoint(folder, model, tokenizer, MIKELS_8, modalities=modalities, extractor=None, training={})
+    return folder
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three teachers: `text`, `regions`, `both`."""
+    """Three teachers: `text`, `regions`, `both`; two students: `student`, and `reader`, of captions alone."""
     base = tmp_path_factory.mktemp("teachers")
     write(base / "text", "text")
     write(base / "regions", "regions")
     write(base / "both", "text", "regions")
+    write_student(base / "student", "text", "image")
+    write_student(base / "reader", "text")
     return base
 
 
@@ -96,6 +111,48 @@ def test_a_picture_goes_through_the_extractor_that_the_checkpoint_names(folder: 
         np.testing.assert_allclose(found[i], expected[0], atol=1e-5)
     assert np.abs(found[0] - found[3]).max() > 1e-4 < np.abs(found[2] - found[3]).max(), "both parts are read"
     assert both.predict([], []).shape == (0, 8)
+
+
+def test_a_student_reads_the_picture_itself(folder: Path, tmp_path: Path) -> None:
+    """The three lines of the README; and by hand: picture and caption through the student's own parts, one by one."""
+    Image.fromarray(pixels(0)).save(tmp_path / "photo.png")
+    model = raymotion.load(str(folder / "student"))
+    found = model.label(tmp_path / "photo.png", caption=CAPTIONS[0])
+    student = load_student(folder / "student")
+    seen = student.model.eval()
+
+    def by_hand(picture: np.ndarray | None, text: str | None) -> np.ndarray:
+        batch = student.tokenizer([text or ""], return_tensors="pt")
+        resized = None if picture is None else Image.fromarray(picture).resize((32, 32), Image.Resampling.BILINEAR)
+        shown = None if resized is None else torch.from_numpy(np.array(resized)[None])
+        with torch.no_grad():
+            return torch.sigmoid(seen(batch["input_ids"], batch["attention_mask"], shown))[0].numpy()
+
+    np.testing.assert_allclose([found[name] for name in MIKELS_8.labels], by_hand(pixels(0), CAPTIONS[0]), atol=1e-5)
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    images = [pixels(0), None, pixels(2, (90, 50)), pixels(1), None]
+    captions = [[CAPTIONS[0]], [CAPTIONS[1]], [], CAPTIONS, [CAPTIONS[0]]]
+    got = model.predict(images, captions, batch_size=2)  # the last pass has no picture at all
+    for i in (0, 1, 2, 4):
+        np.testing.assert_allclose(got[i], by_hand(images[i], captions[i][0] if captions[i] else None), atol=1e-5)
+    np.testing.assert_allclose(
+        got[3], (by_hand(images[3], CAPTIONS[0]) + by_hand(images[3], CAPTIONS[1])) / 2, atol=1e-5
+    )
+    assert np.abs(got[0] - got[4]).max() > 1e-3 and model.min_side == 32 and model.modalities == ("text", "image")
+    assert model.predict([], []).shape == (0, 8)
+
+
+def test_a_student_says_what_it_does_not_read(folder: Path) -> None:
+    both, reader = raymotion.load(folder / "student"), raymotion.load(folder / "reader")
+    assert both.not_read(image=True, caption=True) == [] == both.notes
+    assert reader.not_read(image=True, caption=True) == ["No image was read: this model was trained on captions alone."]
+    assert reader.label(pixels(), CAPTIONS[0]) == reader.label(caption=CAPTIONS[0])
+    assert both.usable([pixels(), None, None], [[], ["dog"], [" "]]).tolist() == [True, True, False]
+    assert reader.usable([pixels(), None, None], [[], ["dog"], [" "]]).tolist() == [False, True, False]
+    with pytest.raises(InputError, match="reads captions or images, and none was given"):
+        both.label(caption="  ")
+    with pytest.raises(InputError, match="is a student: it reads pictures itself, and would not use --weights"):
+        raymotion.load(folder / "student", weights="default")
 
 
 def test_every_form_of_a_picture_is_the_same_picture(tmp_path: Path) -> None:
@@ -166,6 +223,32 @@ def test_weights_are_the_trained_ones_or_an_error(folder: Path, tmp_path: Path) 
         other.label(pixels())
     with pytest.raises(InputError, match="captions alone, and would not use --weights"):
         raymotion.load(folder / "text", weights="random:3")
+
+
+def test_the_published_detector_is_looked_for_where_it_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its identity is a digest, also where it came from the hub: nobody should have to name it again."""
+    from raymotion.models import visual_genome_checkpoint as published
+
+    monkeypatch.setattr(published, "_from_hub", lambda hub_id: str(tmp_path / hub_id))
+    own = tmp_path / "unc-nlp" / "frcnn-vg-finetuned"
+    own.mkdir(parents=True)
+    (own / "config.yaml").write_text("RPN:\n  NMS_THRESH: 0.7\n")
+    (own / "pytorch_model.bin").write_bytes(b"weights")
+    trained = identify("frcnn-vg-r101-c4", str(own), 4)
+    assert trained.weights.startswith("sha256:")
+    folder = tmp_path / "t"
+    tokenizer = train_tokenizer(CAPTIONS, size=120, min_frequency=1)
+    config = TeacherConfig.model_validate({"size": "tiny", "vocab_size": len(tokenizer), "visual_dim": 2048})
+    info = save_checkpoint(
+        folder, VisualBertTeacher(config, len(MIKELS_8)), tokenizer, MIKELS_8, modalities=["regions"],
+        extractor=trained.to_dict(), training={},
+    )  # fmt: skip
+    assert predictor.find_extractor(info, None) == (trained, "default")
+    (own / "pytorch_model.bin").write_bytes(b"others")
+    with pytest.raises(InputError, match=r"--weights default are sha256:.*, the model was trained with sha256:"):
+        predictor.find_extractor(info, None)
 
 
 def test_what_is_no_checkpoint(folder: Path, tmp_path: Path) -> None:
