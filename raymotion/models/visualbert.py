@@ -48,8 +48,8 @@ class TeacherConfig(Settings):
     # The published model takes Visual Genome features as they are. Detectors differ in scale: LayerNorm takes that out.
     normalize_regions: bool = False
     freeze_backbone: bool = False
-    # The word embeddings and this many of the lowest layers stay as they were loaded: less to forget, and faster. 0: the
-    # embeddings alone; None: nothing does.
+    # The word embeddings and this many of the lowest layers stay as they were loaded: less to forget, and faster.
+    # 0: the embeddings alone; None: nothing does.
     frozen_layers: int | None = Field(None, ge=0)
     # cls: the published pooled [CLS]. mean-output: the mean of the last hidden states, for which sentence-transformers
     # models were trained. mean: the mean of the input embeddings, in place of the transformer's output, a bag of words
