@@ -95,9 +95,16 @@ class CnnEncoder(nn.Module):
 
 
 class TimmEncoder(nn.Module):
-    """A timm model without its classifier."""
+    """A timm model without its classifier.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        image_size: of the pictures that it will read; None: what it was made for.
+
+    Raises:
+        InputError: timm has no such model, or it reads no pictures of this size.
+    """
+
+    def __init__(self, name: str, image_size: int | None = None) -> None:
         super().__init__()
         import timm
 
@@ -108,12 +115,25 @@ class TimmEncoder(nn.Module):
                 f"timm has no image encoder {name!r} ({str(error).splitlines()[0]})",
                 remedy="`python -c 'import timm; print(timm.list_models())'` lists them.",
             ) from error
-        self.width = int(self.model.num_features)
-        with torch.no_grad():  # some models have a wider head than num_features says
-            size = self.model.default_cfg["input_size"]
-            training = self.model.training
-            self.width = int(self.model.eval()(torch.zeros(1, *size)).shape[-1])
-            self.model.train(training)
+        made_for = int(self.model.default_cfg["input_size"][-1])
+        size = image_size or made_for
+        # What create_model has to be told where weights are loaded into it, too.
+        self.options: dict[str, Any] = {}
+        try:
+            if size != made_for and self.model.default_cfg.get("fixed_input_size"):
+                self.options = {"img_size": size}
+                self.model = timm.create_model(name, pretrained=False, num_classes=0, **self.options)
+            with torch.no_grad():  # some models have a wider head than num_features says
+                training = self.model.training
+                self.width = int(self.model.eval()(torch.zeros(1, 3, size, size)).shape[-1])
+                self.model.train(training)
+        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            if size == made_for:
+                raise
+            raise InputError(
+                f"{name} reads no pictures of {size} pixels a side ({(str(error) or 'too small').splitlines()[0]})",
+                remedy=f"Set model.image_size to {made_for}, or choose another model.image.",
+            ) from error
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.model(pixels)
@@ -199,7 +219,7 @@ class Student(nn.Module):
                 "image_size": 224, "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD
             }  # fmt: skip
         else:
-            self.image = TimmEncoder(config.image)
+            self.image = TimmEncoder(config.image, config.image_size)
             own = self.image.model.default_cfg
             measured = {"image_size": own["input_size"][-1], "image_mean": own["mean"], "image_std": own["std"]}
         self.text: GruEncoder | BertEncoder
@@ -242,11 +262,17 @@ class Student(nn.Module):
         """(count, image width); the learned vector where there is no picture."""
         if images is None:
             return self.no_image.expand(count, -1)
-        pixels = (images.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
-        encoded = self.image(pixels)
-        if image_mask is None:
+        # Those that are there alone: black ones in their place would count in batch norm's statistics.
+        there = torch.arange(count, device=images.device) if image_mask is None else image_mask.nonzero()[:, 0]
+        if not len(there):
+            return self.no_image.expand(count, -1)
+        pixels = (images[there].permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
+        if self.training and len(pixels) == 1:  # batch norm has no variance of one
+            pixels = pixels.expand(2, -1, -1, -1)
+        encoded = self.image(pixels)[: len(there)]
+        if len(there) == count:
             return encoded
-        return torch.where(image_mask.unsqueeze(-1), encoded, self.no_image.to(encoded.dtype))
+        return self.no_image.to(encoded.dtype).expand(count, -1).index_copy(0, there, encoded)
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, text width); the learned vector where there is no caption."""

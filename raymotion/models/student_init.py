@@ -126,7 +126,9 @@ def _load_image(model: Student, source: str) -> None:
         import timm
 
         try:
-            weights = timm.create_model(model.config.image, pretrained=True, num_classes=0).state_dict()
+            weights = timm.create_model(
+                model.config.image, pretrained=True, num_classes=0, **model.image.options
+            ).state_dict()
         except Exception as error:  # whatever the hub's client raises
             raise InputError(
                 f"the weights of {model.config.image} could not be had ({str(error).splitlines()[0]})",
