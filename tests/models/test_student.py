@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,15 @@ SHAPES: dict[str, dict[str, Any]] = {
     "vit+bert": {"image": "test_vit", "text": "bert", "bert": BERT},  # tokens and positions outside of any module
     "efficientnet+gru": {"image": "test_efficientnet", "embedding_size": 8, "text_size": 8},
 }
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny layers: a second thread costs more than it computes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def config(name: str, **more: Any) -> StudentConfig:

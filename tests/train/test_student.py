@@ -1,0 +1,401 @@
+"""What a student learns from, and how: without Ray."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from raymotion import storage
+from raymotion.batch.labels import LabelSink
+from raymotion.batch.stages import Item
+from raymotion.data.images import decode_rgb
+from raymotion.errors import AccessDenied, InputError
+from raymotion.learning.augment import render
+from raymotion.learning.selection import SelectionPolicy
+from raymotion.models.checkpoint import load_student
+from raymotion.train.data import TrainingData, prepare
+from raymotion.train.fit import fit
+from raymotion.train.loop import BEST, CURRENT, Workers, train
+from raymotion.train.pictures import ABSENT, READ, UNREADABLE, PictureReader, Portion, cache_pictures, read_here
+from raymotion.train.recipe import StudentRecipe, load_recipe
+from raymotion.train.source import pseudo_labelled
+from raymotion.train.student import StudentTask
+from raymotion.vocabulary import VALENCE_3
+
+Write, Recipe = Callable[..., str], Callable[..., StudentRecipe]
+
+
+@pytest.fixture(scope="module")
+def samples(write_set: Write, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_set(tmp_path_factory.mktemp("set"))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny layers: a second thread costs more than it computes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def decoding_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+# Pseudo-labels
+
+
+def write_labels(folder: Path, uris: list[str | None], *, vocabulary: Any = VALENCE_3, parts: int = 3) -> np.ndarray:
+    """A finished `raymotion label` folder: two labels a row, every fourth row not selected. Returns probabilities."""
+    policy = SelectionPolicy(policy="top-per-image", count=2)
+    sink = LabelSink(vocabulary, policy, None, True)
+    probabilities = np.random.default_rng(1).random((len(uris), len(vocabulary))).astype(np.float32)
+    for number, rows in enumerate(np.array_split(np.arange(len(uris)), parts)):
+        items = [
+            Item(
+                {"sample_id": f"c{i}", "image_uri": uris[i], "captions": [f"caption {i}"]},
+                output={"probabilities": probabilities[i]},
+            )
+            for i in rows
+        ]
+        table = sink.encode(items)
+        place = table.schema.get_field_index("selected")
+        table = table.set_column(place, table.schema.field("selected"), [[bool(i % 4 != 3) for i in rows]])
+        storage.write_table(folder / f"part-{number:05d}.parquet", table)
+    storage.write_json(folder / "job.json", {"job": "labels", "status": "complete", "vocabulary": vocabulary.to_dict()})
+    return probabilities
+
+
+def test_pseudo_labels_are_the_selected_rows_their_choice_and_their_probabilities(tmp_path: Path) -> None:
+    uris: list[str | None] = [f"{i // 2}.jpg" for i in range(40)]  # two samples of each image
+    uris[38:] = [None, None]
+    probabilities = write_labels(tmp_path / "l", uris)
+    table, soft, vocabulary = pseudo_labelled(str(tmp_path / "l"), 0.2, 0)
+    kept = [i for i in range(40) if i % 4 != 3]
+    assert vocabulary == VALENCE_3 and table.column("sample_id").to_pylist() == [f"c{i}" for i in kept]
+    np.testing.assert_array_equal(soft, probabilities[kept])
+    for row, labels in zip(probabilities[kept], table.column("labels").to_pylist(), strict=True):
+        assert set(labels) == {VALENCE_3.labels[j] for j in np.argsort(-row)[:2]}
+    split = dict(zip(table.column("sample_id").to_pylist(), table.column("split").to_pylist(), strict=True))
+    for i in range(0, 38, 4):
+        assert split[f"c{i}"] == split[f"c{i + 1}"], "one image in two splits"
+    images = {uris[i] or f"c{i}" for i in kept}
+    held_out = {uris[i] or f"c{i}" for i in kept if split[f"c{i}"] == "val"}
+    assert len(held_out) == round(0.2 * len(images)) and set(split.values()) == {"train", "val"}
+    assert pseudo_labelled(str(tmp_path / "l"), 0.2, 0)[0].equals(table)
+    assert pseudo_labelled(str(tmp_path / "l"), 0.2, 1)[0].column("split") != table.column("split")
+    # A share that rounds to none, or to all, leaves one on each side.
+    for share in (0.001, 0.999):
+        splits = pseudo_labelled(str(tmp_path / "l"), share, 0)[0].column("split").to_pylist()
+        assert {"train", "val"} == set(splits)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_student_of_pseudo_labels_learns_one_or_the_other(tmp_path: Path, student_recipe: Recipe, soft: bool) -> None:
+    probabilities = write_labels(tmp_path / "l", [None] * 20)
+    recipe = student_recipe("", data={"labels": str(tmp_path / "l"), "soft_targets": soft, "val_fraction": 0.2})
+    data = prepare(recipe)
+    rows = [int(sample_id[1:]) for sample_id in data.sample_ids]
+    np.testing.assert_array_equal(data.soft, probabilities[rows])
+    assert (data.hard.sum(axis=1) == 2).all() and set(np.unique(data.hard)) == {0, 1}
+    (batch,) = (
+        StudentTask(
+            student_recipe("", **{"data": {"labels": "l", "soft_targets": soft}, "optimiser": {"batch_size": 99}}), data
+        )
+        .feed(Workers(), first_epoch=0)
+        .train(0)
+    )
+    fractions = ((batch.answers > 0) & (batch.answers < 1)).any()
+    assert bool(fractions) is soft
+    torch.testing.assert_close(batch.answers.mean(0), torch.from_numpy(data.prior(soft=soft)))
+    info = fit(recipe, tmp_path / "s").info
+    assert info.vocabulary == VALENCE_3 and info.test is None and info.validation is not None
+    np.testing.assert_allclose(info.prior, data.prior(soft=False), atol=1e-6)
+
+
+def test_labels_that_are_not_finished_and_both_or_neither_source(tmp_path: Path) -> None:
+    write_labels(tmp_path / "l", [None] * 8)
+    record = storage.read_json(tmp_path / "l/job.json")
+    storage.write_json(tmp_path / "l/job.json", {**record, "status": "running"})
+    with pytest.raises(InputError, match="the job is not complete"):
+        pseudo_labelled(str(tmp_path / "l"), 0.1, 0)
+    with pytest.raises(InputError, match="names both samples and labels"):
+        load_recipe("student-gru-cnn", options={"data": {"samples": "s", "labels": "l"}})
+    with pytest.raises(InputError, match=r"names no data\. Give either --samples"):
+        load_recipe("student-gru-cnn")
+    write_labels(tmp_path / "few", [None] * 1, parts=1)
+    with pytest.raises(InputError, match="has 1 selected image"):
+        pseudo_labelled(str(tmp_path / "few"), 0.1, 0)
+
+
+# Pictures
+
+
+def test_training_sees_views_and_validation_the_whole_picture(samples: str, student_recipe: Recipe) -> None:
+    data = prepare(student_recipe(samples))
+    reader = PictureReader(32, "full", 0.3, seed=4)
+    rows = np.arange(6)
+    portions = [
+        Portion("train", 0, rows),
+        Portion("val", 0, rows),
+        Portion("train", 1, rows),
+        Portion("train", 0, rows[::-1]),
+    ]
+    first, val, second, again = (p.pixels for _, p in read_here(portions, data.image_uris, reader, threads=3))
+    whole = [render(decode_rgb(Path(str(data.image_uris[row])).read_bytes()), 32) for row in rows]
+    np.testing.assert_array_equal(val, whole)
+    np.testing.assert_array_equal(again[::-1], first)  # the row decides, not its neighbours
+    for view in (first, second):
+        assert all(not np.array_equal(view[i], whole[i]) for i in range(6))
+    assert not np.array_equal(first, second)
+    other = PictureReader(32, "full", 0.3, seed=5).read_all(data.image_uris[:6], rows.tolist(), 0, True).pixels
+    assert not np.array_equal(first, other)
+    plain = PictureReader(32, "none").read_all(data.image_uris[:6], rows.tolist(), 0, True).pixels
+    np.testing.assert_array_equal(plain, whole)
+
+
+def test_a_picture_that_can_not_be_read_is_told_from_one_that_is_not_there(write_set: Write, tmp_path: Path) -> None:
+    write_set(tmp_path, 4, damaged=(1,))
+    uris = [str(tmp_path / "000.png"), str(tmp_path / "001.png"), None, str(tmp_path / "absent.png")]
+    for cached in (False, True):
+        cache = cache_pictures(uris, 32, threads=2, folder=str(tmp_path / "cache")) if cached else None
+        got = PictureReader(32, cache=cache).read_all(uris, [0, 1, 2, 3], 0, False)
+        assert got.status.tolist() == [READ, UNREADABLE, ABSENT, UNREADABLE]
+        assert set(got.reasons) == {1, 3} and "001.png" in got.reasons[1]
+        assert got.pixels[0].any() and not got.pixels[1:].any()
+    np.testing.assert_array_equal(got.pixels[0], render(decode_rgb((tmp_path / "000.png").read_bytes()), 32))
+    # The file that is mended is another picture: the cache does not go on saying that it can not be read.
+    shutil.copy(tmp_path / "000.png", tmp_path / "001.png")
+    cache = cache_pictures(uris, 32, threads=2, folder=str(tmp_path / "cache"))
+    assert PictureReader(32, cache=cache).read_all(uris, [0, 1, 2, 3], 0, False).status[1] == READ
+
+
+def test_few_damaged_pictures_are_masked_and_many_end_the_run(
+    write_set: Write, student_recipe: Recipe, tmp_path: Path
+) -> None:
+    few = write_set(tmp_path / "few", damaged=(0, 4, 8))
+    masked = fit(student_recipe(few), tmp_path / "a").info
+    assert masked.modalities == ("text", "image")
+    many = write_set(tmp_path / "many", damaged=(0, 4, 8, 12))  # all of them train
+    with pytest.raises(
+        InputError, match=r"4 of 48 pictures could not be read so far \(such as .*0\d\d\.png: image_"
+    ) as told:
+        fit(student_recipe(many), tmp_path / "b")
+    assert "\n" not in str(told.value) and not decoding_threads()
+
+
+def test_a_store_that_refuses_ends_the_run(refusing_store: None, samples: str, student_recipe: Recipe) -> None:
+    uris = ["s3://bucket/a.png"] * 3
+    with pytest.raises(AccessDenied):
+        list(read_here([Portion("val", 0, np.arange(3))], uris, PictureReader(32), threads=2))
+    assert not decoding_threads()
+
+
+# The stream of an epoch
+
+
+def batches(recipe: StudentRecipe, data: TrainingData, epochs: int, *, world: int = 1) -> list[list[list[Any]]]:
+    """[rank][epoch]: the batches, the stream of each worker read to its end as the loop does."""
+    result = []
+    for rank in range(world):
+        task = StudentTask(recipe, data, threads=2)
+        model = task.build()
+        feed = task.feed(Workers(rank, world), first_epoch=0)
+        own = []
+        for epoch in range(epochs):
+            own.append(list(feed.train(epoch)))
+            feed.predict(model, "val")
+        feed.close()
+        result.append(own)
+    return result
+
+
+def rows_of(some: list[Any]) -> list[int]:
+    """The rows of batches: each sample's soft target is a number of its own."""
+    return [round(float(answer.max()) * 1000) - 1 for batch in some for answer in batch.answers]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_every_training_row_is_seen_once_in_each_epoch(samples: str, student_recipe: Recipe, world: int) -> None:
+    recipe = student_recipe(samples, data={"soft_targets": True}, optimiser={"epochs": 2, "batch_size": 7})
+    data = prepare(recipe)
+    expected = sorted(data.splits["train"].tolist())
+    seen = batches(recipe, data, 2, world=world)
+    for epoch in range(2):
+        own = [rows_of(rank[epoch]) for rank in seen]
+        together = sorted(row for rows in own for row in rows)
+        assert sorted(set(together)) == expected and len(together) < len(expected) + world
+        assert len({len(rows) for rows in own}) == 1, "a worker with fewer batches leaves the others waiting"
+        assert len({len(rank[epoch]) for rank in seen}) == 1
+    assert rows_of(seen[0][0]) != rows_of(seen[0][1]), "shuffled anew"
+    assert not decoding_threads()
+
+
+def test_short_epochs_lose_no_row(samples: str, student_recipe: Recipe) -> None:
+    recipe = student_recipe(samples, data={"soft_targets": True, "epoch_samples": 10}, optimiser={"epochs": 12})
+    data = prepare(recipe)
+    (seen,) = batches(recipe, data, 12)
+    assert [len(rows_of(epoch)) for epoch in seen] == [10] * 12
+    rows = [row for epoch in seen for row in rows_of(epoch)]
+    n = len(data.splits["train"])
+    for start in range(0, 120 - n + 1, n):  # one whole shuffle after the other
+        assert sorted(rows[start : start + n]) == sorted(data.splits["train"].tolist())
+
+
+def test_a_caption_is_drawn_anew_and_now_and_then_one_side_is_withheld(
+    write_set: Write, student_recipe: Recipe, tmp_path: Path
+) -> None:
+    table = write_set(tmp_path, captions=3)
+    recipe = student_recipe(
+        table, data={"soft_targets": True, "image_dropout": 0.2, "caption_dropout": 0.3}, optimiser={"epochs": 40}
+    )
+    data = prepare(recipe)
+    (seen,) = batches(recipe, data, 40)
+    captions: dict[int, list[tuple[int, ...]]] = {}
+    hidden = []
+    for epoch in seen:
+        for batch in epoch:
+            ids, attention, _, mask = batch.inputs
+            for row, pieces, length, shown in zip(rows_of([batch]), ids, attention.sum(1), mask, strict=True):
+                captions.setdefault(row, []).append(tuple(pieces[: int(length)].tolist()))
+                hidden.append((not bool(shown), int(length) == 2))
+    image, text = np.array(hidden).T
+    assert abs(image.mean() - 0.2) < 0.04 and abs(text.mean() - 0.3) < 0.04 and not (image & text).any()
+    for row, drawn in captions.items():
+        own = {tuple(int(p) for p in data.tokens[i]) for i in range(data.first[row], data.first[row + 1])}
+        assert len(own) == 3 and own <= set(drawn) and set(drawn) - own <= {tuple(drawn[0][:1] + drawn[0][-1:])}
+
+
+def test_where_one_side_is_all_there_is_it_is_never_withheld(
+    write_set: Write, student_recipe: Recipe, tmp_path: Path
+) -> None:
+    half = {"image_dropout": 0.5, "caption_dropout": 0.5}
+    recipe = student_recipe(write_set(tmp_path / "i", captions=0), data=half)
+    (seen,) = batches(recipe, prepare(recipe), 3)
+    assert all(batch.inputs[3].all() for epoch in seen for batch in epoch)
+    recipe = student_recipe(write_set(tmp_path / "t", pictures=False), data=half)
+    (seen,) = batches(recipe, prepare(recipe), 3)
+    assert all(batch.inputs[1].sum(1).min() > 2 and batch.inputs[2] is None for epoch in seen for batch in epoch)
+
+
+# Training
+
+
+@pytest.mark.parametrize("kind", ["pictures", "captions"])
+def test_a_set_of_one_kind_is_learned(write_set: Write, student_recipe: Recipe, tmp_path: Path, kind: str) -> None:
+    table = write_set(tmp_path, 120, captions=0 if kind == "pictures" else 1, pictures=kind == "pictures")
+    info = fit(student_recipe(table, optimiser={"epochs": 12, "lr": 2e-2}), tmp_path / "s").info
+    assert info.modalities == (("image",) if kind == "pictures" else ("text",))
+    assert info.test is not None
+    # Colour, or word, gives the label away.
+    assert info.test["metrics"]["bce"]["value"] < info.test["metrics"]["bce"]["prior"] - 0.1
+    student = load_student(tmp_path / "s")
+    side = np.arange(2 * 40 * 36 * 3).reshape(2, 40, 36, 3).astype(np.uint8)
+    pictures = np.stack([student.prepare(picture) for picture in side])
+    usable = student.usable([["words"], []], np.array([False, True]))
+    assert usable.tolist() == ([False, True] if kind == "pictures" else [True, False])
+    # What it never saw has no say.
+    a = student.predict([["a sunny day"], ["a sunny day"]], pictures)
+    b = student.predict(
+        [["a gloomy day"], ["plain"]] if kind == "pictures" else [["a sunny day"]] * 2,
+        pictures if kind == "pictures" else None,
+    )
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_the_recorded_validation_is_that_of_the_checkpoint(
+    samples: str, student_recipe: Recipe, tmp_path: Path
+) -> None:
+    """From the pictures and captions again, by the definition, through nothing of the training code."""
+    info = fit(student_recipe(samples), tmp_path / "s").info
+    table = pq.read_table(samples).filter(np.array([i % 4 == 2 for i in range(48)]))
+    student = load_student(tmp_path / "s")
+    pictures = np.stack(
+        [student.prepare(decode_rgb(Path(uri).read_bytes())) for uri in table.column("image_uri").to_pylist()]
+    )
+    p = student.predict(table.column("captions").to_pylist(), pictures).astype(np.float64)
+    y = np.stack([VALENCE_3.encode(labels) for labels in table.column("labels").to_pylist()])
+    assert info.validation is not None
+    assert info.validation["metrics"]["bce"]["value"] == pytest.approx(
+        -np.mean(y * np.log(p) + (1 - y) * np.log(1 - p)), abs=1e-5
+    )
+    best = info.training["history"][info.training["best_epoch"] - 1]
+    assert best["val_bce"] == pytest.approx(info.validation["metrics"]["bce"]["value"], abs=1e-6)
+    assert best["val_bce"] == min(epoch["val_bce"] for epoch in info.training["history"])
+
+
+def test_after_a_crash_in_any_epoch_the_weights_are_those_of_an_undisturbed_run(
+    samples: str, student_recipe: Recipe, tmp_path: Path
+) -> None:
+    recipe = student_recipe(
+        samples,
+        data={"augmentation": "full", "soft_targets": True, "epoch_samples": 15},
+        optimiser={"epochs": 4, "word_dropout": 0.1, "patience": 9},
+        model={
+            "image_size": 32,
+            "image": "test_resnet",
+            "embedding_size": 8,
+            "text_size": 8,
+            "hidden_size": 8,
+            "dropout": 0.2,
+        },
+        distillation={"temperature": 2.0, "weight": 0.7},
+    )
+    data = prepare(recipe)
+
+    def run(folder: Path, *, crash_after: int | None = None, resume_from: str | None = None) -> None:
+        def report(metrics: Mapping[str, Any], kept: str | None) -> None:
+            assert kept is not None
+            shutil.copytree(kept, folder, dirs_exist_ok=True)
+            if metrics["epoch"] == crash_after:
+                raise RuntimeError("power cut")
+
+        train(StudentTask(recipe, data, threads=2), report=report, resume_from=resume_from)
+
+    run(tmp_path / "whole")
+    for epoch in (1, 2, 3, 4):
+        with pytest.raises(RuntimeError, match="power cut"):
+            run(tmp_path / "first", crash_after=epoch)
+        assert not decoding_threads()
+        run(tmp_path / "second", resume_from=str(tmp_path / "first"))
+        for name in (CURRENT, BEST, "probabilities.safetensors"):
+            expected, got = load_file(tmp_path / "whole" / name), load_file(tmp_path / "second" / name)
+            assert expected.keys() == got.keys() and all(torch.equal(expected[k], got[k]) for k in expected), (
+                epoch,
+                name,
+            )
+        ours, theirs = (json.loads((tmp_path / n / "state.json").read_text()) for n in ("second", "whole"))
+        assert ours == theirs
+
+
+def test_early_stopping_leaves_nothing_running(samples: str, student_recipe: Recipe, tmp_path: Path) -> None:
+    recipe = student_recipe(samples, optimiser={"epochs": 60, "patience": 2, "lr": 0.5})
+    info = fit(recipe, tmp_path / "s").info
+    history = info.training["history"]
+    assert len(history) < 60 and len(history) == info.training["best_epoch"] + 2
+    assert info.test is not None and not decoding_threads()
+
+
+def test_a_cache_of_pictures_gives_what_the_files_give(
+    samples: str, student_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    plain = {"augmentation": "none"}
+    infos = [
+        fit(student_recipe(samples, data={**plain, "cache_images": cached}), tmp_path / str(cached)).info
+        for cached in (False, True)
+    ]
+    a, b = (load_file(tmp_path / str(cached) / "model.safetensors") for cached in (False, True))
+    assert all(torch.equal(a[name], b[name]) for name in a) and infos[0].fingerprint == infos[1].fingerprint
+    assert len(list((tmp_path / "xdg").rglob("*.npy"))) == 1
