@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from raymotion.batch.job import JobSummary
     from raymotion.models.checkpoint import CheckpointInfo
     from raymotion.report.page import ReportSummary
+    from raymotion.train.finetune import Comparison
 
 EXTRACTOR = "fasterrcnn_mobilenet_v3_large_320_fpn"
 # No published weights can be assumed to be at hand. Random ones see colours and shapes, which carry the emotion here.
@@ -28,6 +29,8 @@ class DemoResult:
     labels: JobSummary
     report: ReportSummary
     report_file: str
+    student: CheckpointInfo
+    comparison: Comparison
     seconds: Mapping[str, float]
 
 
@@ -40,7 +43,7 @@ def run_demo(
     address: str | None = None,
     say: Callable[[str], None] = print,
 ) -> DemoResult:
-    """Makes data, trains a teacher on the one set, labels the other, and reports.
+    """Makes data, trains a teacher on the one set, labels the other, reports, and trains students on both.
 
     Every step prints the command that does the same. The same call after an interruption goes on where it stopped.
 
@@ -58,8 +61,9 @@ def run_demo(
     from raymotion.data.splits import split_samples
     from raymotion.data.synthetic import write_coco, write_socratis
     from raymotion.report.page import write_report
+    from raymotion.train.finetune import compare
     from raymotion.train.fit import fit
-    from raymotion.train.recipe import load_recipe
+    from raymotion.train.recipe import StudentRecipe, load_recipe
     from raymotion.vocabulary import SOCRATIS_29
 
     seconds: dict[str, float] = {}
@@ -119,6 +123,18 @@ def run_demo(
             teacher = fit(load_recipe("teacher-demo", options=options), at("teacher")).info
         with step("labels", f"label {at('coco.parquet')} --teacher {at('teacher')} --out {at('labels')}"):
             labels = label(LabelSettings(samples=at("coco.parquet"), teacher=at("teacher"), out=at("labels")))
-    with step("report", f"report {at('labels')} --out {at('report.html')}"):
-        report = write_report(at("labels"), at("report.html"))
-    return DemoResult(teacher, labels, report, at("report.html"), seconds)
+        with step("report", f"report {at('labels')} --out {at('report.html')}"):
+            report = write_report(at("labels"), at("report.html"))
+        with step("student", f"train student-demo --labels {at('labels')} --seed {seed} --out {at('student')}"):
+            student = fit(
+                load_recipe("student-demo", options={"data": {"labels": at("labels")}, "seed": seed}), at("student")
+            ).info
+        with step(
+            "fine-tuning",
+            f"finetune {at('student')} --samples {at('socratis.parquet')} --recipe finetune-demo "
+            f"--out {at('finetune')}",
+        ):
+            tuning = load_recipe("finetune-demo", options={"data": {"samples": at("socratis.parquet")}})
+            assert isinstance(tuning, StudentRecipe)
+            comparison = compare(tuning, at("student"), at("finetune"))
+    return DemoResult(teacher, labels, report, at("report.html"), student, comparison, seconds)

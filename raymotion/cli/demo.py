@@ -14,7 +14,7 @@ from raymotion.cli.options import cluster_option
 @click.option("--coco-images", default=300, show_default=True, type=click.IntRange(1), help="Images to label.")
 @cluster_option
 def demo(out: str, seed: int, socratis_images: int, coco_images: int, address: str | None) -> None:
-    """Run the whole pipeline on small synthetic data: make it, train a teacher, label, report.
+    """Run the whole pipeline on small synthetic data: make it, train a teacher, label, report, train students.
 
     Prints the command of every step. Some images are damaged on purpose, to show the quarantine.
 
@@ -24,6 +24,7 @@ def demo(out: str, seed: int, socratis_images: int, coco_images: int, address: s
     """
     from raymotion.demo import run_demo
     from raymotion.report.terminal import summary_lines
+    from raymotion.report.transfer import table_lines
 
     result = run_demo(
         out, seed=seed, socratis_images=socratis_images, coco_images=coco_images, address=address, say=click.echo
@@ -33,6 +34,9 @@ def demo(out: str, seed: int, socratis_images: int, coco_images: int, address: s
         click.echo(f"note: {notice}")
     click.secho(result.report.headline, bold=True)
     for line in summary_lines(result.report):
+        click.echo(line)
+    click.echo("")
+    for line in table_lines(result.comparison):
         click.echo(line)
     click.echo("")
     click.echo("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in result.seconds.items()))

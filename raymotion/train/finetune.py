@@ -73,12 +73,19 @@ class Score:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a condition at a depth."""
+    """One line of the table: a condition at a depth.
+
+    Attributes:
+        depth: None for training from scratch.
+        distinct_top3: for each seed, how many different sets of three highest labels were predicted.
+        validation_map: mean over seeds of the mAP on validation, to choose by.
+    """
 
     condition: str
     depth: int | None
     scores: Mapping[str, Score]
     distinct_top3: tuple[int, ...]
+    validation_map: float
 
 
 @dataclass(frozen=True)
@@ -117,11 +124,11 @@ def compare(
         say: told of each run that has ended.
 
     Raises:
-        InputError: `source` is no student, a depth or condition that there is not.
+        InputError: `source` is no student, a depth or condition that there is not, a recipe with a shape of its own.
     """
     a, target = storage.absolute(source), storage.absolute(out)
     layers = _layers(read_checkpoint_info(a))
-    chosen = tuple(depths) or (len(layers) - 1,)
+    chosen = tuple(sorted(set(depths))) or (len(layers) - 1,)
     for depth in chosen:
         if not 1 <= depth < len(layers):
             raise InputError(
@@ -129,6 +136,12 @@ def compare(
                 path=a,
                 remedy=f"Give depths from 1 to {len(layers) - 1}.",
             )
+    given = [name for name in ("model", "image_init", "text_init") if getattr(recipe, name)]
+    if given:
+        raise InputError(
+            f"the recipe sets {', '.join(given)}, but shape and weights of these runs come from {a}",
+            remedy="Take a recipe without, such as finetune-student.",
+        )
     unknown = [name for name in conditions if name not in CONDITIONS]
     if unknown:
         raise InputError(f"there is no condition {unknown[0]!r}", remedy=f"Choose from {', '.join(CONDITIONS)}.")
@@ -261,7 +274,8 @@ def _row(
         scores[name] = Score(
             tuple(a for a, _ in known), metric.prior, metric.constant, tuple(sign * (a - b) for a, b in known)
         )
-    return Row(condition, depth, scores, tuple(one.distinct_top3 for one in scored))
+    chosen_by = [(infos[run].validation or {})["metrics"]["macro_ap"]["value"] for run in runs]
+    return Row(condition, depth, scores, tuple(one.distinct_top3 for one in scored), float(np.mean(chosen_by)))
 
 
 def _write(result: Comparison, settings: Mapping[str, Any]) -> None:
@@ -270,6 +284,7 @@ def _write(result: Comparison, settings: Mapping[str, Any]) -> None:
             "condition": row.condition,
             "depth": row.depth,
             "distinct_top3": list(row.distinct_top3),
+            "validation_map": row.validation_map,
             "metrics": {
                 name: {
                     "values": list(score.values),
