@@ -1,0 +1,12 @@
+"""Entry point for a cluster: `ray job submit -- python jobs/finetune.py STUDENT --samples S --out DIR` is `raymotion finetune` there."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from raymotion.cli.main import raymotion
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAYMOTION_ADDRESS", "auto")
+    raymotion(["finetune", *sys.argv[1:]])
