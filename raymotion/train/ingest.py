@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from raymotion.errors import InputError
 from raymotion.train.recipe import StudentRecipe, TrainRecipe
 
 
@@ -21,6 +22,9 @@ def plan_ingest(recipe: TrainRecipe, nodes: list[dict[str, float]], *, decodes: 
 
     A worker that took the last CPU would wait for pictures for ever: where there is no room for both, each
     takes half a CPU.
+
+    Raises:
+        InputError: even then none is left for decoding.
     """
     if not decodes:
         return Ingest()
@@ -29,4 +33,9 @@ def plan_ingest(recipe: TrainRecipe, nodes: list[dict[str, float]], *, decodes: 
     wanted = recipe.data.decode_tasks if isinstance(recipe, StudentRecipe) else None
     if spare >= recipe.workers:
         return Ingest(1.0, wanted or max(1, int(spare // recipe.workers)), 1.0)
+    if total < 0.5 * recipe.workers + 0.5 and not recipe.autoscale:
+        raise InputError(
+            f"{recipe.workers} workers of half a CPU leave none of the cluster's {total:g} CPUs to decode pictures",
+            remedy="Lower --workers, or add nodes.",
+        )
     return Ingest(0.5, wanted or 1, 0.5)

@@ -101,6 +101,7 @@ def _stream(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
+    context.raise_original_map_exception = True  # a denied permission comes as itself, not as text
     with DataContext.current(context):
         dataset = ray.data.from_arrow(list(blocks)).map_batches(
             _Decode(reader),
@@ -121,11 +122,16 @@ def _stream(
 
 def _own_error(error: BaseException) -> Exception | None:
     """What our own code raised in the task: a denied permission, say."""
-    from raymotion.errors import RaymotionError
+    from ray.exceptions import RayError
+
+    from raymotion.errors import InputError, RaymotionError
 
     seen: Any = error
     while seen is not None:
-        if isinstance(seen, RaymotionError):
+        # Ray's is of both classes, with a traceback for a message; and it adds advice of its own to the inner one.
+        if isinstance(seen, RaymotionError) and not isinstance(seen, RayError):
+            if isinstance(seen, InputError):
+                return type(seen)(seen.reason, path=seen.path, row=seen.row, remedy=seen.remedy)
             return seen
         seen = getattr(seen, "cause", None) or seen.__cause__
     return None
