@@ -1,4 +1,4 @@
-"""Entry point for a cluster: `ray job submit -- python jobs/finetune.py STUDENT --samples S --out DIR` is `raymotion finetune` there."""
+"""Entry point for a cluster: `ray job submit -- python jobs/finetune.py STUDENT ...` is `raymotion finetune` there."""
 
 from __future__ import annotations
 
