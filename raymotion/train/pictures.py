@@ -23,7 +23,8 @@ import numpy as np
 from raymotion import storage
 from raymotion.config import digest_of
 from raymotion.data.features import default_cache
-from raymotion.data.images import ImageError, decode_rgb, fetch
+from raymotion.data.images import ImageError, ImageUnreachable, decode_rgb, fetch
+from raymotion.errors import RunFailed
 from raymotion.learning.augment import WHOLE, AugmentationKind, draw_view, render
 
 READ, ABSENT, UNREADABLE = 0, 1, 2
@@ -98,7 +99,11 @@ class PictureReader:
         return render(picture, self.size, view)
 
     def read_all(self, uris: Sequence[str | None], rows: Sequence[int], epoch: int, training: bool) -> Pictures:
-        """One portion, or a part of one."""
+        """One portion, or a part of one.
+
+        Raises:
+            AccessDenied, RunFailed: a permission is missing; a store does not answer. Neither is a picture's fault.
+        """
         pixels = np.zeros((len(rows), self.size, self.size, 3), dtype=np.uint8)
         status = np.full(len(rows), READ, dtype=np.int8)
         reasons: dict[int, str] = {}
@@ -106,6 +111,9 @@ class PictureReader:
             try:
                 picture = self.read(uri, int(row), epoch, training)
             except ImageError as error:
+                if isinstance(error, ImageUnreachable) and storage.is_remote(str(uri)):
+                    # The store is down, not this picture bad: masked, it would be learned without, or cached as bad.
+                    raise RunFailed(f"{error}. When the store answers again, the same command goes on") from error
                 status[i] = UNREADABLE
                 reasons[int(row)] = f"{uri}: {error.reason}: {error}"
                 continue

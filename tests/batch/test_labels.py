@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -26,8 +27,9 @@ from raymotion.data.images import decode_rgb
 from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.errors import InputError
 from raymotion.learning.selection import SelectionPolicy
-from raymotion.models.checkpoint import load_teacher, save_checkpoint
+from raymotion.models.checkpoint import load_student, load_teacher, save_checkpoint
 from raymotion.models.regions import RegionExtractor, identify
+from raymotion.models.student import Student, StudentConfig
 from raymotion.models.tokenizer import train_tokenizer
 from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher
 from raymotion.vocabulary import SOCRATIS_29, Vocabulary
@@ -276,3 +278,52 @@ def test_another_teacher_on_the_same_folder_shows_the_difference(captioned: Made
         label(settings(captioned.samples, teachers["both"], captioned.folder))
     with pytest.raises(InputError, match=r"selection.count: 4 there, 2 here"):
         label(settings(captioned.samples, teachers["text"], captioned.folder, selection={"count": 2}))
+
+
+def write_student(folder: Path, modalities: list[str]) -> str:
+    tokenizer = train_tokenizer([f"caption {i} and another one" for i in range(50)], size=120)
+    torch.manual_seed(7)
+    shape = {"image_size": 32, "channels": [4, 8], "embedding_size": 8, "text_size": 8, "hidden_size": 16}
+    model = Student(StudentConfig.model_validate({**shape, "vocab_size": len(tokenizer)}), 29)
+    torch.nn.init.normal_(model.head.weight, std=3.0)
+    torch.nn.init.normal_(model.no_image)  # or a picture that is masked would be one that is black
+    torch.nn.init.normal_(model.no_text)
+    save_checkpoint(folder, model, tokenizer, SOCRATIS_29, modalities=modalities, extractor=None, training={})
+    return str(folder)
+
+
+@pytest.mark.parametrize("modalities", [["text", "image"], ["image"]])
+def test_a_student_labels_from_pictures_and_captions(tmp_path: Path, modalities: list[str]) -> None:
+    """Row 2 has no caption, 3 a damaged picture, 5 no picture, 6 neither."""
+    table = pq.read_table(write_images(tmp_path / "images", 7, {3: b"\xff\xd8\xff cut"}))
+    rows = table.to_pylist()
+    rows[5]["image_uri"] = rows[6]["image_uri"] = None
+    rows[6]["captions"] = ["  "]
+    write_samples(tmp_path / "s.parquet", table_from_rows(rows))
+    student = write_student(tmp_path / "student", modalities)
+    summary = label(settings(tmp_path / "s.parquet", student, tmp_path / "out", shard_rows=4))
+    failed = {
+        "text+image": {"image_not_an_image": 1, "no_input": 1},
+        "image": {"image_not_an_image": 1, "no_input": 2},
+    }["+".join(modalities)]
+    bad = sum(failed.values())
+    assert summary.counts == {"in": 7, "good": 7 - bad, "quarantined": bad, "by_reason": failed}
+    got = table_of(tmp_path / "out")
+    # The same in plain Python: the picture decoded, made small, and masked where there is none.
+    loaded = load_student(student)
+    for row, probabilities in zip(got.to_pylist(), matrix_of(got), strict=True):
+        uri = row["image_uri"]
+        pixels = np.zeros((1, 32, 32, 3), np.uint8)
+        if uri is not None:
+            pixels = loaded.prepare(decode_rgb(Path(uri).read_bytes(), min_side=32))[None]
+        captions = rows[int(row["sample_id"][2:])]["captions"]
+        expected = loaded.predict([captions], pixels, np.array([uri is not None]))[0]
+        np.testing.assert_allclose(probabilities, expected, atol=1e-5, err_msg=row["sample_id"])
+        assert row["captions"] == (captions if "text" in modalities else [])
+    assert len({tuple(row.round(4)) for row in matrix_of(got)}) == 7 - bad, "an answer for each sample"
+
+
+def test_a_student_has_no_use_for_region_features(streamed: Made, tmp_path: Path) -> None:
+    student = write_student(tmp_path / "student", ["text", "image"])
+    with pytest.raises(InputError, match="is a student, and reads pictures: it has no use for region features"):
+        label(settings(streamed.samples, student, tmp_path / "out", features="anywhere"))

@@ -19,7 +19,7 @@ from raymotion import storage
 from raymotion.batch.labels import LabelSink
 from raymotion.batch.stages import Item
 from raymotion.data.images import decode_rgb
-from raymotion.errors import AccessDenied, InputError
+from raymotion.errors import AccessDenied, InputError, RunFailed
 from raymotion.learning.augment import render
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.models.checkpoint import load_student
@@ -200,6 +200,15 @@ def test_a_store_that_refuses_ends_the_run(refusing_store: None, samples: str, s
     with pytest.raises(AccessDenied):
         list(read_here([Portion("val", 0, np.arange(3))], uris, PictureReader(32), threads=2))
     assert not decoding_threads()
+
+
+def test_a_store_that_is_down_ends_the_run_and_is_cached_as_nothing(
+    dead_store: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raymotion.data.images.PAUSES", (0.0,))
+    with pytest.raises(RunFailed, match="When the store answers again, the same command goes on"):
+        cache_pictures(["s3://bucket/a.png"], 32, threads=1, folder=str(tmp_path))
+    assert not list(tmp_path.iterdir()) and not decoding_threads()
 
 
 # The stream of an epoch
