@@ -33,6 +33,8 @@ from raymotion.vocabulary import Vocabulary
 
 PREDICTIONS, SAMPLES = "predictions", "samples.parquet"
 FORMAT = 1
+# Class rates that differ by more than this are not those of the same training split.
+OTHER_RATES = 0.02
 
 
 class EvaluateSettings(JobSettings):
@@ -239,11 +241,20 @@ def _priors(
     training = samples.filter(
         pc.and_(pc.is_valid(samples.column("labels")), pc.fill_null(pc.equal(samples.column("split"), "train"), False))
     )
-    if info.prior is not None:
-        prior = np.asarray(info.prior, dtype=np.float64)
-    elif training.num_rows:
+    recorded = None if info.prior is None else np.asarray(info.prior, dtype=np.float64)
+    if training.num_rows:
+        # Rather than the checkpoint's own: a student's are those of pseudo-labels, which no human label follows, and a
+        # baseline that is easy to beat says nothing.
         prior = targets(training, info.vocabulary).mean(axis=0, dtype=np.float64)
-        notices.append("The checkpoint records no class rates: the prior is that of the table's train split.")
+        if recorded is None:
+            notices.append("The checkpoint records no class rates: the prior is that of the table's train split.")
+        elif np.abs(prior - recorded).max() > OTHER_RATES:
+            notices.append(
+                "The checkpoint was trained on labels with other class rates: the prior is that of the table's train "
+                "split."
+            )
+    elif recorded is not None:
+        prior = recorded
     else:
         prior = truth.mean(axis=0, dtype=np.float64)
         notices.append("The checkpoint records no class rates: the prior is that of the scored samples themselves.")
