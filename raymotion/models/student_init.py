@@ -12,8 +12,8 @@ from raymotion.errors import InputError
 from raymotion.models.checkpoint import load_student
 from raymotion.models.regions import read_state_dict
 from raymotion.models.student import BertEncoder, GruEncoder, Student, StudentConfig, TimmEncoder
+from raymotion.models.text_init import POOLER, read_text_tower
 
-BERT_REMEDY = "Name a hub id or a folder with config.json and model.safetensors."
 # Fields of a BertConfig that decide what the weights mean.
 BERT_SHAPE = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
@@ -75,35 +75,17 @@ def transferred(source: storage.PathLike, depth: int, labels: int, *, freeze: bo
 
 
 def _bert(source: str, vocab_size: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    from transformers import AutoConfig, BertModel
-
-    try:
-        published = AutoConfig.from_pretrained(source)
-    except Exception as error:
+    tower = read_text_tower(source)
+    if tower.config.vocab_size != vocab_size:
         raise InputError(
-            f"no pretrained model there ({str(error).splitlines()[0]})", path=source, remedy=BERT_REMEDY
-        ) from error
-    if published.model_type != "bert":
-        raise InputError(f"is a {published.model_type}, not a bert", path=source)
-    if published.vocab_size != vocab_size:
-        raise InputError(
-            f"was trained with {published.vocab_size} word pieces, the tokenizer has {vocab_size}",
+            f"was trained with {tower.config.vocab_size} word pieces, the tokenizer has {vocab_size}",
             path=source,
             remedy="Use the tokenizer that belongs to it: --set tokenizer.source=...",
         )
-    try:
-        model, info = BertModel.from_pretrained(
-            source, add_pooling_layer=False, output_loading_info=True, weights_only=True
-        )
-    except Exception as error:
-        raise InputError(
-            f"could not be loaded ({str(error).splitlines()[0]})", path=source, remedy=BERT_REMEDY
-        ) from error
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise InputError(f"lacks {len(missing)} weights, such as {missing[0]}", path=source)
-    shape = published.to_dict()
-    return {name: shape[name] for name in BERT_SHAPE if name in shape}, model.state_dict()
+    shape = tower.config.to_dict()
+    # A student takes the mean of the last states: it has no use for the pooler.
+    weights = {name: value for name, value in tower.weights.items() if not name.startswith(POOLER)}
+    return {name: shape[name] for name in BERT_SHAPE if name in shape}, weights
 
 
 def _load_text(model: Student, weights: dict[str, Tensor], source: str | None) -> None:
