@@ -79,6 +79,10 @@ class Batch:
 class Feed(Protocol):
     """One worker's samples, epoch after epoch."""
 
+    @property
+    def unreadable(self) -> Mapping[int, str]:
+        """Rows whose picture could not be read so far, which the model did not see, and why."""
+
     def train(self, epoch: int) -> Iterator[Batch]:
         """This worker's batches of the epoch: as many on every worker."""
 
@@ -155,6 +159,8 @@ def train(task: Task, *, report: Report, resume_from: str | None = None, workers
                 state.best, state.best_epoch, best_weights = score["loss"], state.epoch, _weights(model)
             # The loss that is minimised, with class weights and smoothing: not to be compared with validation's BCE.
             measured = {"epoch": state.epoch, "train_loss": train_loss, **score["metrics"]}
+            if unreadable := len(set().union(*workers.gather(set(feed.unreadable)))):
+                measured["unreadable_images"] = unreadable
             state.history.append({**measured, "attempt": workers.attempt})
             _save_and_report(report, state, model, optimiser, best_weights, workers)
 

@@ -116,7 +116,7 @@ class StudentFeed:
         self.validation_due = False
         self.stream: Iterator[tuple[Portion, Pictures | None]] | None = None
         self.size = batch_rows(recipe, workers.world)
-        self.unreadable: dict[int, str] = {}
+        self.unreadable: dict[int, str] = {}  # row -> why
 
     def train(self, epoch: int) -> Iterator[Batch]:
         recipe, data = self.recipe, self.data

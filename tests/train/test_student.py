@@ -187,6 +187,7 @@ def test_few_damaged_pictures_are_masked_and_many_end_the_run(
     few = write_set(tmp_path / "few", damaged=(0, 4, 8))
     masked = fit(student_recipe(few), tmp_path / "a").info
     assert masked.modalities == ("text", "image")
+    assert [epoch["unreadable_images"] for epoch in masked.training["history"]] == [3, 3, 3]
     many = write_set(tmp_path / "many", damaged=(0, 4, 8, 12))  # all of them train
     with pytest.raises(
         InputError, match=r"4 of 48 pictures could not be read so far \(such as .*0\d\d\.png: image_"
