@@ -236,7 +236,7 @@ def rows_of(some: list[Any]) -> list[int]:
     return [round(float(answer.max()) * 1000) - 1 for batch in some for answer in batch.answers]
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("world", [1, 2, 5])  # 24 rows are not 5 times anything
 def test_every_training_row_is_seen_once_in_each_epoch(samples: str, student_recipe: Recipe, world: int) -> None:
     recipe = student_recipe(samples, data={"soft_targets": True}, optimiser={"epochs": 2, "batch_size": 7})
     data = prepare(recipe)

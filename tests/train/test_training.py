@@ -23,7 +23,7 @@ from raymotion.models.checkpoint import load_teacher
 from raymotion.train.data import TrainingData, prepare
 from raymotion.train.fit import fit, run_folder
 from raymotion.train.loop import CURRENT, Workers, epoch_rows, schedule, train
-from raymotion.train.recipe import OptimiserSettings, TeacherDataSettings, TeacherRecipe
+from raymotion.train.recipe import TeacherDataSettings, TeacherOptimiserSettings, TeacherRecipe
 from raymotion.train.teacher import TeacherTask, predict_rows
 from raymotion.vocabulary import Vocabulary
 
@@ -398,4 +398,4 @@ def _ddp_worker(rank: int, settings: dict[str, Any], folder: str) -> None:
 
 
 def test_recipe_defaults_are_valid() -> None:
-    assert TeacherRecipe(data=TeacherDataSettings(samples="x"), optimiser=OptimiserSettings()).workers == 1
+    assert TeacherRecipe(data=TeacherDataSettings(samples="x"), optimiser=TeacherOptimiserSettings()).workers == 1
