@@ -219,14 +219,18 @@ def _worker(config: dict[str, Any]) -> None:
     import torch
 
     from raymotion.batch.cluster import available_cpus
+    from raymotion.batch.memory import keep_freed_memory
     from raymotion.train.loop import Workers, train
     from raymotion.train.stream import read_with_ray
     from raymotion.train.task import task_of
 
     context = ray.train.get_context()
-    torch.set_num_threads(max(1, available_cpus() // context.get_local_world_size()))
+    keep_freed_memory()
     recipe = KINDS[config["recipe"]["kind"]].model_validate(config["recipe"])
     data = TrainingData.load(storage.join(config["run"], "data"))
+    cores = available_cpus() // context.get_local_world_size()
+    # torch's threads wait for each other: one that shares its core with a decoder holds up all.
+    torch.set_num_threads(max(1, cores // 2 if any(uri is not None for uri in data.image_uris) else cores))
     world = context.get_world_size()
 
     ingest = Ingest(**config["ingest"])

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raymotion.batch.memory import keep_freed_memory
 from raymotion.errors import RunFailed
 from raymotion.train.pictures import UNREADABLE, PictureReader, Pictures, Portion
 
@@ -70,6 +71,11 @@ class _Decode:
 
     def __init__(self, reader: PictureReader) -> None:
         self.reader = reader
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In the process that decodes."""
+        self.__dict__.update(state)
+        keep_freed_memory()
 
     def __call__(self, batch: pa.Table) -> dict[str, np.ndarray]:
         uris, rows = batch.column("uri").to_pylist(), batch.column("row").to_pylist()
