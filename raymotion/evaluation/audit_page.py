@@ -11,7 +11,7 @@ from raymotion.learning.bootstrap import Metric
 from raymotion.learning.metrics import Evaluation
 from raymotion.report.figures import metric_rows
 from raymotion.report.labelled import LabelledSet
-from raymotion.report.page import template, thumbnail
+from raymotion.report.page import as_text, template, thumbnail
 
 CAPTIONS_SHOWN = 3
 # Columns of words among columns of figures.
@@ -170,7 +170,7 @@ def render(record: Mapping[str, Any], examples: Sequence[Example], labelled: Lab
             "Model",
             f"{source['model'] or 'not recorded'}, reads {', '.join(source['modalities'] or ['what is not recorded'])}",
         ),
-        ("Selection", str(source["selection"] or "not recorded")),
+        ("Selection", as_text(source["selection"])),
     ]
     if "truth" in record:
         facts.append(("Human labels", f"{record['truth']['path']}, {record['truth']['vocabulary']['name']}"))

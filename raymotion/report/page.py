@@ -142,12 +142,12 @@ def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
     """A recorded value as text; lists with commas, mappings as key: value."""
     if value is None or value in ("", [], {}):
         return NOT_RECORDED
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_text(item)}" for key, item in value.items())
+        return ", ".join(f"{key}: {as_text(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(str(item) for item in value)
     if isinstance(value, int) and not isinstance(value, bool):
@@ -171,9 +171,9 @@ def _rate(value: Any) -> str:
 
 def _key_figures(labelled: LabelledSet, quarantined: int | None, distinct: int) -> list[tuple[str, str]]:
     return [
-        ("images in", _text(_whole(labelled.recorded("counts", "in")))),
+        ("images in", as_text(_whole(labelled.recorded("counts", "in")))),
         ("labelled", f"{len(labelled):,}"),
-        ("quarantined", _text(quarantined)),
+        ("quarantined", as_text(quarantined)),
         ("selected", f"{int(labelled.selected.sum()):,}"),
         ("distinct label sets", f"{distinct:,}"),
         ("images/s", _rate(labelled.recorded("throughput", "images_per_second"))),
@@ -184,16 +184,16 @@ def _facts(labelled: LabelledSet) -> list[tuple[str, str]]:
     extractor = labelled.recorded("model", "extractor")
     if isinstance(extractor, Mapping):
         regions = f", {extractor['count']} regions an image" if extractor.get("count") else ""
-        extractor = f"{_text(extractor.get('name'))} (weights: {_text(extractor.get('weights'))}{regions})"
+        extractor = f"{as_text(extractor.get('name'))} (weights: {as_text(extractor.get('weights'))}{regions})"
     vocabulary = labelled.vocabulary
     selection = labelled.recorded("settings", "selection")
     return [
-        ("Teacher", _text(labelled.recorded("model", "teacher", "path"))),
-        ("Modalities used", _text(labelled.recorded("model", "teacher", "modalities"))),
-        ("Region extractor", "none" if extractor is None else _text(extractor)),
+        ("Teacher", as_text(labelled.recorded("model", "teacher", "path"))),
+        ("Modalities used", as_text(labelled.recorded("model", "teacher", "modalities"))),
+        ("Region extractor", "none" if extractor is None else as_text(extractor)),
         ("Vocabulary", f"{vocabulary.name}, {len(vocabulary)} labels"),
-        ("Selection", _text(selection)),
-        ("Input", _text(labelled.recorded("input", "path"))),
+        ("Selection", as_text(selection)),
+        ("Input", as_text(labelled.recorded("input", "path"))),
     ]
 
 
@@ -201,7 +201,7 @@ def _notices(labelled: LabelledSet, quarantined: int | None) -> list[str]:
     notices = labelled.recorded("notices")
     result = [str(notice) for notice in notices] if isinstance(notices, list) else []
     if labelled.recorded("status") != "complete":
-        status = _text(labelled.recorded("status"))
+        status = as_text(labelled.recorded("status"))
         result.insert(0, f"The job's status is {status}: this page shows what is there so far.")
         return result
     good, total = _whole(labelled.recorded("counts", "good")), _whole(labelled.recorded("counts", "in"))
@@ -233,11 +233,11 @@ def _throughput(labelled: LabelledSet) -> list[tuple[str, str]]:
 
 def _provenance(labelled: LabelledSet) -> list[tuple[str, str]]:
     rows = [
-        ("Job digest", _text(labelled.recorded("digest"))),
-        ("Teacher fingerprint", _text(labelled.recorded("model", "teacher", "fingerprint"))),
+        ("Job digest", as_text(labelled.recorded("digest"))),
+        ("Teacher fingerprint", as_text(labelled.recorded("model", "teacher", "fingerprint"))),
         ("Vocabulary fingerprint", labelled.vocabulary.fingerprint),
-        ("Input digest", _text(labelled.recorded("input", "digest") or labelled.recorded("input", "sha256"))),
-        ("Input rows", _text(labelled.recorded("input", "rows"))),
+        ("Input digest", as_text(labelled.recorded("input", "digest") or labelled.recorded("input", "sha256"))),
+        ("Input rows", as_text(labelled.recorded("input", "rows"))),
         ("Parts", f"{len(labelled.parts):,}"),
     ]
     versions = labelled.recorded("versions")
