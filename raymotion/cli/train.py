@@ -80,7 +80,7 @@ def train(
         f"samples: {data['counts']['rows']} ({splits}" + "".join(f", {n} {k}" for k, n in left_out.items()) + ")"
     )
     if unreadable := info.training["history"][-1].get("unreadable_images"):
-        click.echo(f"{unreadable} pictures could not be read: the model did without them")
+        click.echo(f"{unreadable} picture{'' if unreadable == 1 else 's'} could not be read: the model did without")
     click.echo(f"modalities: {', '.join(info.modalities)}; best epoch: {info.training['best_epoch']}")
     for name, evaluation in (("validation", info.validation), ("test", info.test)):
         if evaluation:

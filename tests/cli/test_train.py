@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.models.checkpoint import read_checkpoint_info
@@ -112,3 +114,23 @@ def test_epochs_are_told_on_a_terminal(
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     _print_epoch(told[0])
     assert capsys.readouterr().err.startswith("epoch 1: training loss 0.")
+
+
+def test_a_student_tells_of_pictures_that_it_did_without(
+    samples: str, tmp_path: Path, runner: Callable[..., Any]
+) -> None:
+    rows = pq.read_table(samples).to_pylist()
+    for i, row in enumerate(rows):
+        row["image_uri"] = str(tmp_path / f"{i}.png")
+        Image.fromarray(np.full((40, 40, 3), 40 + i, np.uint8)).save(row["image_uri"])
+    (tmp_path / "0.png").write_bytes(b"no picture")
+    write_samples(tmp_path / "p.parquet", table_from_rows(rows, VALENCE_3))
+    small = ("--set", "model.image_size=32", "--set", "model.hidden_size=16", "--epochs", "1", "--workers", "0")
+    done = runner("train", "student-gru-cnn", "--samples", tmp_path / "p.parquet", "--out", tmp_path / "s", *small)
+    assert done.code == 0, done.err
+    assert "1 picture could not be read: the model did without" in done.out
+    assert "modalities: text, image" in done.out and read_checkpoint_info(tmp_path / "s").architecture == "student"
+    for given in ((), ("--samples", samples, "--labels", tmp_path)):
+        refused = runner("train", "student-gru-cnn", *given, "--out", tmp_path / "o", *small)
+        assert refused.code == 2 and len(refused.err.strip().splitlines()) == 1
+        assert "Give either --samples samples.parquet or --labels FOLDER" in refused.err
