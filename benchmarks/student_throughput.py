@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,17 +128,15 @@ def by_hand(samples: str, kind: str, readers: int, threads: int) -> dict[str, fl
             for _, pictures in read_here(portions, data.image_uris, reader, threads=readers):
                 yield torch.from_numpy(pictures.pixels)
             return
-        loader = torch.utils.data.DataLoader(
-            Batches(portions, data.image_uris, reader), batch_size=None, num_workers=readers, prefetch_factor=4
-        )
-        yield from loader
+        own: Any = Batches(portions, data.image_uris, reader)
+        yield from torch.utils.data.DataLoader(own, batch_size=None, num_workers=readers, prefetch_factor=4)
 
     model.train()
     draw = np.random.default_rng(0)
     steps: list[tuple[float, int]] = []
     for number, (portion, pixels) in enumerate(zip(portions, batches(), strict=True)):
         chosen = [data.tokens[draw.integers(data.first[r], data.first[r + 1])] for r in portion.rows]
-        ids, mask = pad(chosen, pad_id=data.tokenizer.pad_token_id)  # type: ignore[arg-type]
+        ids, mask = pad(chosen, pad_id=data.tokenizer.pad_token_id)
         for group in optimiser.param_groups:
             group["lr"] = group["base_lr"] * schedule(number, len(portions), recipe.optimiser.warmup)
         logits = model(torch.from_numpy(ids), torch.from_numpy(mask), pixels, None)
@@ -223,7 +221,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.role:
         role, *rest = json.loads(arguments.role)
-        print(json.dumps({"ours": ours, "by_hand": by_hand}[role](*rest)))
+        roles: dict[str, Callable[..., dict[str, float]]] = {"ours": ours, "by_hand": by_hand}
+        print(json.dumps(roles[role](*rest)))
         return
     images = arguments.images or (640 if arguments.quick else 6400)
     repeats = 1 if arguments.quick else arguments.repeats
