@@ -165,6 +165,7 @@ def _train_on_ray(
 ) -> CheckpointInfo:
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     from raymotion.batch.cluster import available_cpus, connect, node_resources, plan_placement
+    from raymotion.batch.memory import MALLOC
 
     decodes = any(uri is not None for uri in data.image_uris)
     # On a Ray of our own, workers and the tasks that decode for them share the cores as the system sees fit.
@@ -200,6 +201,7 @@ def _train_on_ray(
                 failure_config=ray.train.FailureConfig(max_failures=recipe.failures),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+                worker_runtime_env={"env_vars": MALLOC},
             ),
         )
         try:
@@ -219,13 +221,11 @@ def _worker(config: dict[str, Any]) -> None:
     import torch
 
     from raymotion.batch.cluster import available_cpus
-    from raymotion.batch.memory import keep_freed_memory
     from raymotion.train.loop import Workers, train
     from raymotion.train.stream import read_with_ray
     from raymotion.train.task import task_of
 
     context = ray.train.get_context()
-    keep_freed_memory()
     recipe = KINDS[config["recipe"]["kind"]].model_validate(config["recipe"])
     data = TrainingData.load(storage.join(config["run"], "data"))
     cores = available_cpus() // context.get_local_world_size()
