@@ -8,8 +8,8 @@ import sys
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 
 
-# The same for a process that is yet to start. For those that compute in a thread: it may have an arena of its own by the
-# time it could call `keep_freed_memory`, and that one would not heed it.
+# The same for a process that is yet to start. For those that compute in a thread: by the time it could call
+# `keep_freed_memory` it may have an arena of its own, which would not heed it.
 MALLOC = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
