@@ -87,6 +87,12 @@ def audit_against_truth(
     probabilities = mapping.probabilities(labelled.probabilities[found.rows])
     mask, selected = mapping.chosen(labelled.mask[found.rows]), labelled.selected[found.rows]
     notes = [*found.explain(), *([mapping.note] if mapping.note else [])]
+    learned = _training_rows(table, found)
+    if learned:
+        notes.append(
+            f"{learned:,} of the matched rows are of the split train: if the model learned from them, these figures "
+            "flatter it."
+        )
     if mapping.unsaid:
         notes.append(f"No label says {', '.join(mapping.unsaid)}: the audit is silent about these.")
     if any(len(own) > 1 for own in mapping.sources):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +28,7 @@ from raymotion.data.samples import SPLITS, read_samples, targets, vocabulary_of
 from raymotion.errors import InputError
 from raymotion.evaluation.measure import ClassResult, Measured, measure
 from raymotion.learning.calibration import BINS
-from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info
+from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info, sample_mark
 from raymotion.vocabulary import Vocabulary
 
 PREDICTIONS, SAMPLES = "predictions", "samples.parquet"
@@ -99,6 +99,7 @@ def evaluate_checkpoint(
     if vocabulary is not None:
         info.vocabulary.require_same(vocabulary, here=str(settings.checkpoint), there=str(settings.samples))
     choice = choose_samples(samples, settings.split, where=settings.samples)
+    choice = replace(choice, caution=choice.caution or _seen_before(info, choice.table))
     if settings.soft and choice.table.column("label_weights").null_count == choice.table.num_rows:
         raise InputError("has no label_weights", path=settings.samples, remedy="Leave --soft out.")
     job = _predict(settings, info, choice, out, address, progress)
@@ -176,6 +177,18 @@ def _caution(split: str, there: Mapping[str, int], rows: int) -> str | None:
     if split == "all" and not any(there.values()):
         return "The table names no splits: whether the model was trained on these samples is not known."
     return None
+
+
+def _seen_before(info: CheckpointInfo, table: pa.Table) -> str | None:
+    """Tells samples that the model was trained on, or chosen by, under whatever split the table names them now."""
+    marks = set((info.training.get("data") or {}).get("seen") or ())
+    seen = sum(sample_mark(sample_id) in marks for sample_id in table.column("sample_id").to_pylist())
+    if not seen:
+        return None
+    return (
+        f"{seen:,} of these {table.num_rows:,} samples were trained on, or chosen by: the table was split otherwise "
+        "then. The figures flatter the model."
+    )
 
 
 def _predict(

@@ -204,6 +204,11 @@ def _read_info(where: str, copy: str) -> CheckpointInfo:
     )
 
 
+def sample_mark(sample_id: str) -> str:
+    """10 hex digits for a sample: what a checkpoint keeps of those that it was trained on."""
+    return hashlib.sha256(sample_id.encode()).hexdigest()[:10]
+
+
 def load_teacher(folder: storage.PathLike, device: str = "cpu", *, expected_fingerprint: str | None = None) -> Teacher:
     """The teacher in `folder` (local or an address), in evaluation mode on `device`.
 

@@ -10,12 +10,13 @@ What is missing is masked: a sample without a picture, or without a caption, has
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from raymotion.config import Settings
@@ -29,6 +30,30 @@ if TYPE_CHECKING:
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+class BertShape(Settings):
+    """The fields of transformers' `BertConfig` that decide what weights mean. No others: some name code to load."""
+
+    hidden_size: int = Field(768, ge=1)
+    num_hidden_layers: int = Field(12, ge=1)
+    num_attention_heads: int = Field(12, ge=1)
+    intermediate_size: int = Field(3072, ge=1)
+    hidden_act: Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh"] = "gelu"
+    max_position_embeddings: int = Field(512, ge=2)
+    type_vocab_size: int = Field(2, ge=1)
+    layer_norm_eps: float = Field(1e-12, gt=0)
+    hidden_dropout_prob: float = Field(0.1, ge=0, lt=1)
+    attention_probs_dropout_prob: float = Field(0.1, ge=0, lt=1)
+    pad_token_id: int | None = 0
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> BertShape:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        return self
+
+
 class StudentConfig(Settings):
     """Shape of a student.
 
@@ -38,7 +63,7 @@ class StudentConfig(Settings):
         channels: of the CNN's convolutions (3x3, stride 2).
         text: `gru`, or `bert`.
         embedding_size, text_size: word embeddings and state of the GRU.
-        bert: fields of transformers' `BertConfig`, for `text: bert`; those of the checkpoint, where one is loaded.
+        bert: shape for `text: bert`; that of the checkpoint, where one is loaded.
         hidden_size: of the layer that reads both.
         image_mean, image_std: of each colour, as shares of 255; filled in from the image encoder.
     """
@@ -49,7 +74,7 @@ class StudentConfig(Settings):
     text: Literal["gru", "bert"] = "gru"
     embedding_size: int = Field(128, ge=1)
     text_size: int = Field(256, ge=1)
-    bert: dict[str, Any] | None = None
+    bert: BertShape | None = None
     hidden_size: int = Field(512, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
     vocab_size: int = Field(30522, ge=5)
@@ -57,6 +82,23 @@ class StudentConfig(Settings):
     max_text_length: int = Field(64, ge=2, le=512)
     image_mean: tuple[float, float, float] | None = None
     image_std: tuple[float, float, float] | None = None
+
+    @field_validator("image")
+    @classmethod
+    def _names_a_model(cls, value: str) -> str:
+        # timm also takes addresses of models and of folders; a checkpoint that someone hands over must not.
+        if not re.fullmatch(r"[A-Za-z0-9_.]+", value):
+            raise ValueError(f"{value!r} is not the name of a timm model")
+        return value
+
+    @model_validator(mode="after")
+    def _positions_suffice(self) -> StudentConfig:
+        if self.bert is not None and self.max_text_length > self.bert.max_position_embeddings:
+            raise ValueError(
+                f"max_text_length {self.max_text_length} is more than the bert's "
+                f"{self.bert.max_position_embeddings} positions"
+            )
+        return self
 
     @model_validator(mode="after")
     def _only_what_is_used(self) -> StudentConfig:
@@ -175,11 +217,11 @@ class GruEncoder(nn.Module):
 class BertEncoder(nn.Module):
     """A BERT; the mean of its last states over the caption's pieces."""
 
-    def __init__(self, vocab_size: int, config: Mapping[str, Any]) -> None:
+    def __init__(self, vocab_size: int, config: BertShape) -> None:
         super().__init__()
         from transformers import BertConfig, BertModel
 
-        shape = BertConfig(**{**config, "vocab_size": vocab_size})
+        shape = BertConfig(**config.model_dump(), vocab_size=vocab_size)
         self.model = BertModel(shape, add_pooling_layer=False)
         self.width = int(shape.hidden_size)
 
@@ -226,7 +268,7 @@ class Student(nn.Module):
         if config.text == "gru":
             self.text = GruEncoder(config.vocab_size, config.embedding_size, config.text_size)
         else:
-            self.text = BertEncoder(config.vocab_size, config.bert or {})
+            self.text = BertEncoder(config.vocab_size, config.bert or BertShape())
         self.config = config.model_copy(
             update={name: value for name, value in measured.items() if getattr(config, name) is None}
         )
@@ -313,12 +355,11 @@ class Student(nn.Module):
     def train(self, mode: bool = True) -> Student:
         super().train(mode)
         if getattr(self, "frozen", 0):
-            owners = {name.rpartition(".")[0] for block in self.blocks()[: self.frozen] for name in block}
             # Dropout and norms have no weights, or statistics: whatever lies in a module that is frozen as a whole.
             fixed = {name for block in self.blocks()[: self.frozen] for name in block}
             for path, module in self.named_modules():
                 own = [f"{path}.{name}" for name in module.state_dict()]
-                if path and own and (path in owners or all(name in fixed for name in own)) and fixed.issuperset(own):
+                if path and own and fixed.issuperset(own):
                     module.eval()
         return self
 

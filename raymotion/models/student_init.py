@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from raymotion import storage
 from raymotion.errors import InputError
 from raymotion.models.checkpoint import load_student
 from raymotion.models.regions import read_state_dict
-from raymotion.models.student import BertEncoder, GruEncoder, Student, StudentConfig, TimmEncoder
+from raymotion.models.student import BertEncoder, BertShape, GruEncoder, Student, StudentConfig, TimmEncoder
 from raymotion.models.text_init import POOLER, read_text_tower
-
-# Fields of a BertConfig that decide what the weights mean.
-BERT_SHAPE = (
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
-    "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "hidden_dropout_prob",
-    "attention_probs_dropout_prob", "pad_token_id",
-)  # fmt: skip
 
 
 def initialise(
@@ -38,7 +30,13 @@ def initialise(
     source = None if text_init is None else _bert(text_init, config.vocab_size)
     if source is not None:
         shape, weights = source
-        size = {"embedding_size": shape["hidden_size"]} if config.text == "gru" else {"bert": shape}
+        if config.text == "bert" and config.max_text_length > shape.max_position_embeddings:
+            raise InputError(
+                f"has {shape.max_position_embeddings} positions, the student reads {config.max_text_length} pieces",
+                path=text_init,
+                remedy="Lower model.max_text_length.",
+            )
+        size = {"embedding_size": shape.hidden_size} if config.text == "gru" else {"bert": shape}
         config = config.model_copy(update=size)
     model = Student(config, labels)
     if source is not None:
@@ -74,7 +72,7 @@ def transferred(source: storage.PathLike, depth: int, labels: int, *, freeze: bo
     return model
 
 
-def _bert(source: str, vocab_size: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _bert(source: str, vocab_size: int) -> tuple[BertShape, dict[str, Tensor]]:
     tower = read_text_tower(source)
     if tower.config.vocab_size != vocab_size:
         raise InputError(
@@ -85,7 +83,11 @@ def _bert(source: str, vocab_size: int) -> tuple[dict[str, Any], dict[str, Tenso
     shape = tower.config.to_dict()
     # A student takes the mean of the last states: it has no use for the pooler.
     weights = {name: value for name, value in tower.weights.items() if not name.startswith(POOLER)}
-    return {name: shape[name] for name in BERT_SHAPE if name in shape}, weights
+    known = {name: shape[name] for name in BertShape.model_fields if shape.get(name) is not None}
+    try:
+        return BertShape.model_validate(known), weights
+    except ValidationError as error:
+        raise InputError(f"has a shape that is not known here ({error.errors()[0]['msg']})", path=source) from error
 
 
 def _load_text(model: Student, weights: dict[str, Tensor], source: str | None) -> None:

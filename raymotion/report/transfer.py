@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 # Name in the record -> heading, of the terminal's columns; json and csv hold the other metrics too. The BCE first: it
 # is the one that a constant can not flatter.
 SHOWN = {"bce": "BCE (lower)", "macro_ap": "mAP", "top_1": "top-1", "top_3": "top-3"}
+# Fewer say nothing of the spread between them.
+FEWEST_SEEDS = 3
 LINES = {"AnB": "#b3423a", "AnB+": "#b3423a", "BnB": "#31688e", "BnB+": "#31688e"}
 
 
@@ -55,7 +57,8 @@ def _reading(result: Comparison, seeds: int) -> list[str]:
         best = max(from_a, key=lambda row: row.validation_map)  # a choice like any other: not on the test split
         gains = best.scores["macro_ap"].against_scratch
         nats = best.scores["bce"].against_scratch
-        won, lost = all(g > 0 for g in (*gains, *nats)), all(g < 0 for g in gains)
+        enough = seeds >= FEWEST_SEEDS
+        won, lost = enough and all(g > 0 for g in (*gains, *nats)), enough and all(g < 0 for g in gains)
         word = "beats" if won else "is worse than" if lost else "is not clearly better than"
         lines.append(
             f"The student that saw pseudo-labels ({title(best, len(result.layers))}) {word} the one that did not: "

@@ -7,6 +7,7 @@ and are decoded as they are needed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from raymotion.data.samples import SPLITS, targets
 from raymotion.errors import InputError
 from raymotion.models.tokenizer import encode, load_tokenizer, tokenizer_json, train_tokenizer
 from raymotion.train.recipe import StudentRecipe, TeacherRecipe, TrainRecipe
-from raymotion.train.source import pseudo_labelled, sample_table
+from raymotion.train.source import pseudo_labelled, sample_table, source_of
 from raymotion.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -200,18 +201,28 @@ def prepare(recipe: TrainRecipe) -> TrainingData:
         image_uris=image_uris,
     )
     # Of what is learned, not of the file: the same samples, written by another version of Parquet, are the same data.
-    # Where pictures lie is not what they are, so their addresses stay out; whether there is one does not.
+    # Where pictures lie is not what they are, so of their addresses only the names count, and the files' sizes.
     data.fingerprint = digest_of(
         [sample_ids, captions, split_column.tolist(), np.round(soft, 6).tolist(), vocabulary.fingerprint,
          None if features is None else features.digest,
-         *([[uri is not None for uri in image_uris], digest_of(data.hard.astype(int).tolist())]
+         *([[_picture_mark(uri) for uri in image_uris], digest_of(data.hard.astype(int).tolist())]
            if reads_pictures else [])]
     )  # fmt: skip
     return data
 
 
+def _picture_mark(uri: str | None) -> list[str | int | None] | None:
+    """Name and, of a local file, size: other pictures under the same ids are other data."""
+    if uri is None:
+        return None
+    here = not storage.is_remote(uri) and os.path.isfile(uri)
+    return [uri.rstrip("/").rsplit("/", 1)[-1], os.path.getsize(uri) if here else None]
+
+
 def _max_text_length(recipe: TrainRecipe) -> int:
     """The recipe's model settings, checked before anything else is done; the most word pieces the model reads."""
+    if isinstance(recipe, StudentRecipe) and recipe.transfer is not None:
+        return int(source_of(recipe.transfer).config["max_text_length"])
     from raymotion.models.student import StudentConfig
     from raymotion.models.visualbert import TeacherConfig
 

@@ -20,12 +20,14 @@ import numpy as np
 
 import raymotion
 from raymotion import storage
-from raymotion.batch.cluster import connect
+from raymotion.batch.cluster import available_cpus, connect
 from raymotion.config import require_same_settings
 from raymotion.errors import InputError, RaymotionError, RunFailed
 from raymotion.learning.metrics import Evaluation
-from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info
+from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info
+from raymotion.train.data import prepare
 from raymotion.train.fit import PLACES, REMEDY, fit
+from raymotion.train.pictures import cached_pictures
 from raymotion.train.recipe import StudentRecipe, Transfer
 
 CONDITIONS = ("scratch", "AnB", "AnB+", "BnB", "BnB+")
@@ -136,19 +138,35 @@ def compare(
                 path=a,
                 remedy=f"Give depths from 1 to {len(layers) - 1}.",
             )
-    given = [name for name in ("model", "image_init", "text_init") if getattr(recipe, name)]
+    plain = StudentRecipe()
+    given = [
+        name
+        for name in ("model", "image_init", "text_init", "tokenizer", "transfer", "seed")
+        if getattr(recipe, name) != getattr(plain, name)
+    ]
     if given:
         raise InputError(
-            f"the recipe sets {', '.join(given)}, but shape and weights of these runs come from {a}",
+            f"the recipe sets {', '.join(given)}, but these runs take shape, tokenizer and weights from {a}, and "
+            "seeds from the command",
             remedy="Take a recipe without, such as finetune-student.",
         )
+    if recipe.workers > 1:
+        raise InputError(f"the recipe asks for {recipe.workers} workers", remedy="Each of these runs has one.")
+    # The tasks run in other folders.
+    samples = storage.absolute(recipe.data.samples)
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"samples": samples})})
     unknown = [name for name in conditions if name not in CONDITIONS]
     if unknown:
         raise InputError(f"there is no condition {unknown[0]!r}", remedy=f"Choose from {', '.join(CONDITIONS)}.")
     if len(set(seeds)) != len(seeds) or not seeds:
         raise InputError(f"seeds {list(seeds)} are not different ones, at least one")
+    # Once, and the pictures decoded once, before as many processes as there are cores would do both at the same time.
+    data = prepare(_recipe_of(Run("scratch", 0, seeds[0]), recipe, a, target))
+    size = int(read_checkpoint_info(a).config["image_size"])
+    cached_pictures(recipe, data.image_uris, size, threads=available_cpus())
     settings = {
         **recipe.result_settings(),
+        "data_fingerprint": data.fingerprint,
         "seed": None,
         "source": read_checkpoint_info(a).fingerprint,
         "depths": list(chosen),
@@ -224,7 +242,8 @@ def _run_all(
         import ray
         from ray.exceptions import RayError
 
-        gpu = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+        use_gpu = recipes[0][1].use_gpu if recipes else None
+        gpu = 1 if use_gpu is not False and ray.cluster_resources().get("GPU", 0) >= 1 else 0
         train = ray.remote(num_cpus=1, num_gpus=gpu, max_retries=2)(_train_one)
         waiting = {
             train.remote(recipe.model_dump(mode="json"), storage.join(target, RUNS, run.name)): run
@@ -242,7 +261,13 @@ def _run_all(
                 raise RunFailed(
                     f"run {run.name} failed ({str(error).strip().splitlines()[-1]}); the same command goes on"
                 ) from error
-            yield run, read_checkpoint_info(storage.join(target, RUNS, run.name))
+            where = storage.join(target, RUNS, run.name)
+            if not is_checkpoint(where):
+                raise RunFailed(
+                    f"run {run.name} ended on another machine, whose files are not seen here: let --out be an s3:// "
+                    "address, or a folder that all machines share"
+                )
+            yield run, read_checkpoint_info(where)
 
 
 def _train_one(recipe: dict[str, Any], out: str) -> None:

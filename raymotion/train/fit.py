@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import shutil
+import tempfile
 import threading
 import time
 import uuid
@@ -22,7 +22,13 @@ from typing import Any, cast
 from raymotion import storage
 from raymotion.config import require_same_settings
 from raymotion.errors import InputError, RaymotionError, RunFailed
-from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info, save_checkpoint
+from raymotion.models.checkpoint import (
+    CheckpointInfo,
+    is_checkpoint,
+    read_checkpoint_info,
+    sample_mark,
+    save_checkpoint,
+)
 from raymotion.train.data import META, TrainingData, prepare
 from raymotion.train.ingest import Ingest, plan_ingest
 from raymotion.train.pictures import PictureReader, Pictures, Portion
@@ -30,9 +36,10 @@ from raymotion.train.recipe import KINDS, StudentRecipe, TrainRecipe
 from raymotion.train.source import source_of
 
 Progress = Callable[[Mapping[str, Any]], None]
-SETTINGS, PROGRESS = "settings.json", "progress.json"
+SETTINGS, PROGRESS, LATEST = "settings.json", "progress.json", "latest.json"
 # Where the data lie is not what they are: their fingerprint, which says nothing of places, is compared instead.
 PLACES = ("data.samples", "data.features", "data.labels", "transfer.source")
+MOST_MARKS = 50_000
 REMEDY = "Use the same settings, another --out, or remove the folder."
 
 
@@ -97,8 +104,9 @@ def fit(
     command = uuid.uuid4().hex[:8]
     with _followed(run, progress, _epochs_done(run)):
         if recipe.workers == 0:
-            folder = _train_here(recipe, data, run, command)
-            info = _finish(recipe, data, settings, folder, target)
+            with tempfile.TemporaryDirectory(prefix="raymotion-") as folder:
+                _train_here(recipe, data, run, command, folder)
+                info = _finish(recipe, data, settings, folder, target)
         else:
             info = _train_on_ray(recipe, data, run, settings, target, address, command)
     # The checkpoint stands: what can not be removed now is no reason to fail.
@@ -114,44 +122,51 @@ def run_folder(out: storage.PathLike) -> str:
     return storage.join(storage.parent(target), f".{target.rstrip('/').rsplit('/', 1)[-1]}.run")
 
 
-def _train_here(recipe: TrainRecipe, data: TrainingData, run: str, command: str) -> str:
-    """The loop in this process. Two epochs' checkpoints are kept: the new one is complete before the old one goes."""
+def _train_here(recipe: TrainRecipe, data: TrainingData, run: str, command: str, into: str) -> None:
+    """The loop in this process. The last report's files end up in the local folder `into`.
+
+    In `run` a new epoch's files are complete before the old one's go: `latest.json` says which to read.
+    """
     import torch
 
-    from raymotion.train.loop import STATE, Workers, train
+    from raymotion.train.loop import Workers, train
     from raymotion.train.task import task_of
 
-    if storage.is_remote(run):
-        raise InputError("workers: 0 keeps its state on this machine", path=run, remedy="Use --workers 1.")
-    kept = Path(run, "epochs")
-    kept.mkdir(parents=True, exist_ok=True)
+    kept = storage.join(run, "epochs")
+    latest = storage.join(kept, LATEST)
 
     def report(metrics: Mapping[str, Any], folder: str | None) -> None:
         assert folder is not None
-        number = len(list(kept.glob("[0-9]*")))
-        name = f"{int(_latest(kept).name) + 1 if number else 0:06d}"
-        shutil.copytree(folder, kept / f".{name}.tmp")
-        os.replace(kept / f".{name}.tmp", kept / name)
+        before = storage.read_json(latest)["number"] if storage.exists(latest) else -1
+        place = storage.join(kept, f"{before + 1:06d}")
+        names = sorted(os.listdir(folder))
+        for name in names:
+            storage.write_bytes(storage.join(place, name), Path(folder, name).read_bytes())
+        storage.write_json(latest, {"number": before + 1, "files": names})
         storage.write_json(storage.join(run, PROGRESS), _plain(metrics))
-        for old in sorted(kept.glob("[0-9]*"))[:-2]:
-            shutil.rmtree(old)
+        if before >= 0:
+            storage.remove_tree(storage.join(kept, f"{before:06d}"))
 
-    for leftover in kept.glob(".*.tmp"):
-        shutil.rmtree(leftover)
-    latest = str(_latest(kept)) if any(kept.glob("[0-9]*/" + STATE)) else None
+    def fetch(folder: str) -> bool:
+        if not storage.exists(latest):
+            return False
+        found = storage.read_json(latest)
+        for name in found["files"]:
+            data = storage.require(storage.join(kept, f"{found['number']:06d}", name))
+            storage.write_bytes(storage.join(folder, name), data, durable=False)
+        return True
+
     device = "cuda" if recipe.use_gpu is not False and torch.cuda.is_available() else "cpu"
     workers = Workers(device=device, attempt=_attempt(command))
-    train(task_of(recipe, data), report=report, resume_from=latest, workers=workers)
-    return str(_latest(kept))
+    with tempfile.TemporaryDirectory(prefix="raymotion-") as earlier:
+        resume_from = earlier if fetch(earlier) else None
+        train(task_of(recipe, data), report=report, resume_from=resume_from, workers=workers)
+    fetch(into)
 
 
 def _attempt(command: str) -> str:
     """What the history says of an epoch's maker: the command, and the process that worked for it."""
     return f"{command}-{os.getpid()}"
-
-
-def _latest(folder: Path) -> Path:
-    return max(folder.glob("[0-9]*"))
 
 
 def _train_on_ray(
@@ -304,6 +319,8 @@ def _finish(
             "fingerprint": data.fingerprint,
             "splits": {name: len(rows) for name, rows in data.splits.items()},
             "counts": data.counts,
+            # So that an evaluation can tell samples that the model knows, however they were split since.
+            "seen": seen_marks(data),
         },
         "seed": recipe.seed,
         "settings": settings,
@@ -328,6 +345,14 @@ def _finish(
         extractor=None if data.features is None else data.features.extractor,
         training=training,
     )
+
+
+def seen_marks(data: TrainingData) -> list[str] | None:
+    """Marks of the samples that training or its choices saw; None where they are too many to be kept in a json."""
+    rows = [row for name in ("train", "val") for row in data.splits[name]]
+    if len(rows) > MOST_MARKS:
+        return None
+    return sorted(sample_mark(data.sample_ids[row]) for row in rows)
 
 
 def _absolute(recipe: TrainRecipe) -> TrainRecipe:

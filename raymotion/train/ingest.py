@@ -28,12 +28,14 @@ def plan_ingest(recipe: TrainRecipe, nodes: list[dict[str, float]], *, decodes: 
     """
     if not decodes:
         return Ingest()
+    if recipe.autoscale:  # what stands now says nothing of what will: tasks that wait are what makes nodes start
+        return Ingest(1.0, (recipe.data.decode_tasks if isinstance(recipe, StudentRecipe) else None) or 4, 1.0)
     total = sum(node.get("CPU", 0) for node in nodes)
     spare = total - recipe.workers
     wanted = recipe.data.decode_tasks if isinstance(recipe, StudentRecipe) else None
     if spare >= recipe.workers:
         return Ingest(1.0, wanted or max(1, int(spare // recipe.workers)), 1.0)
-    if total < 0.5 * recipe.workers + 0.5 and not recipe.autoscale:
+    if total < 0.5 * recipe.workers + 0.5:
         raise InputError(
             f"{recipe.workers} workers of half a CPU leave none of the cluster's {total:g} CPUs to decode pictures",
             remedy="Lower --workers, or add nodes.",

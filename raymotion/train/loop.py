@@ -45,6 +45,15 @@ class Workers:
     # ray.train.torch.prepare_model, or DistributedDataParallel.
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model
 
+    def share_buffers(self, model: nn.Module) -> None:
+        """Gives every rank the statistics of rank 0's norms, which are those that a checkpoint keeps.
+
+        DDP does this before each forward pass in training, after which each rank goes on with its own.
+        """
+        if self.world > 1:
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
     def gather(self, value: Any) -> list[Any]:
         """`value` of every rank, in order of rank."""
         if self.world == 1:
@@ -153,8 +162,10 @@ def train(task: Task, *, report: Report, resume_from: str | None = None, workers
             # DDP averages gradients, so the loss of each rank is all it needs; seeds differ by rank for dropout's sake.
             torch.manual_seed(_seed(recipe.seed, state.epoch, workers.rank))
             train_loss = _train_epoch(wrapped, model, optimiser, task, feed, state.epoch, workers)
+            workers.share_buffers(model)
             state.epoch += 1
-            score = _validate(model, task, feed, workers)
+            # Rank 0's judgement for all: a last digit must not let one stop where the others go on.
+            score = workers.gather(_validate(model, task, feed, workers))[0]
             if score["loss"] < state.best - 1e-7 or recipe.select_by == "last":
                 state.best, state.best_epoch, best_weights = score["loss"], state.epoch, _weights(model)
             # The loss that is minimised, with class weights and smoothing: not to be compared with validation's BCE.

@@ -26,6 +26,7 @@ from raymotion.data.features import default_cache
 from raymotion.data.images import ImageError, ImageUnreachable, decode_rgb, fetch
 from raymotion.errors import RunFailed
 from raymotion.learning.augment import WHOLE, AugmentationKind, draw_view, render
+from raymotion.train.recipe import StudentRecipe
 
 READ, ABSENT, UNREADABLE = 0, 1, 2
 
@@ -183,6 +184,13 @@ def cache_pictures(uris: Sequence[str | None], size: int, *, threads: int, folde
     finally:
         Path(temporary).unlink(missing_ok=True)
     return str(path)
+
+
+def cached_pictures(recipe: StudentRecipe, uris: Sequence[str | None], image_size: int, *, threads: int) -> str:
+    """`cache_pictures` with as many pixels as the recipe's smallest crop needs."""
+    settings = recipe.data
+    crop = settings.smallest_crop if settings.augmentation != "none" else 1.0
+    return cache_pictures(uris, math.ceil(image_size / math.sqrt(crop)), threads=threads)
 
 
 def _stamp(uri: str | None) -> list[object]:

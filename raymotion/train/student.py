@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -18,13 +17,14 @@ from raymotion.models.student_init import initialise, transferred
 from raymotion.models.visualbert import pad
 from raymotion.train.data import TrainingData
 from raymotion.train.loop import Batch, Workers, batch_rows, epoch_rows, set_prior
-from raymotion.train.pictures import READ, PictureReader, Pictures, Portion, cache_pictures, read_here
+from raymotion.train.pictures import ABSENT, READ, PictureReader, Pictures, Portion, cached_pictures, read_here
 from raymotion.train.recipe import StudentRecipe
 
 # Portions in order -> portions with their pictures: threads of this process, or Ray Data.
 Source = Callable[[Sequence[Portion], PictureReader], Iterator[tuple[Portion, Pictures]]]
 # As in a batch job: a few damaged files are to be expected, a wrong folder is not.
 MAY_FAIL, ALWAYS_MAY_FAIL = 0.05, 3
+JUDGED_FROM = 500
 
 
 class StudentTask:
@@ -74,8 +74,13 @@ class StudentTask:
     def learning_rate(self, name: str) -> float:
         """The rate of parts that were trained elsewhere is `backbone_lr`, of those that start from nothing `lr`."""
         recipe, settings = self.recipe, self.recipe.optimiser
-        pretrained = {"image": recipe.image_init is not None, "text": recipe.text_init is not None}
-        trained = pretrained.get(name.split(".")[0], False) or name in self.transferred
+        # Of a BERT a GRU takes the word embeddings alone.
+        text = "text.embedding." if recipe.model.get("text", "gru") == "gru" else "text."
+        trained = (
+            name in self.transferred
+            or (recipe.image_init is not None and name.startswith("image."))
+            or (recipe.text_init is not None and name.startswith(text))
+        )
         return settings.backbone_lr if trained else settings.lr
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
@@ -92,12 +97,9 @@ class StudentTask:
 
     def cache(self) -> str | None:
         """File of all pictures, decoded, where the recipe asks for one."""
-        settings = self.recipe.data
-        if not settings.cache_images:
+        if not self.recipe.data.cache_images:
             return None
-        # As many pixels as the smallest crop needs.
-        crop = settings.smallest_crop if settings.augmentation != "none" else 1.0
-        return cache_pictures(self.data.image_uris, math.ceil(self.image_size / math.sqrt(crop)), threads=self.threads)
+        return cached_pictures(self.recipe, self.data.image_uris, self.image_size, threads=self.threads)
 
     def feed(self, workers: Workers, *, first_epoch: int) -> StudentFeed:
         return StudentFeed(self, workers, first_epoch)
@@ -117,6 +119,9 @@ class StudentFeed:
         self.stream: Iterator[tuple[Portion, Pictures | None]] | None = None
         self.size = batch_rows(recipe, workers.world)
         self.unreadable: dict[int, str] = {}  # row -> why
+        self.asked = 0
+        shown = [row for split in ("train", "val") for row in data.splits[split] if self.reads_pictures]
+        self.own_pictures = sum(data.image_uris[row] is not None for row in shown) // workers.world
 
     def train(self, epoch: int) -> Iterator[Batch]:
         recipe, data = self.recipe, self.data
@@ -186,6 +191,7 @@ class StudentFeed:
         portion, pictures = next(self.stream)
         assert (portion.split, portion.epoch) == (expected.split, expected.epoch), "the stream is out of step"
         if pictures is not None:
+            self.asked += int((pictures.status != ABSENT).sum())
             self.unreadable.update(pictures.reasons)
             self._check_pictures()
         return pictures
@@ -227,10 +233,15 @@ class StudentFeed:
         )
 
     def _check_pictures(self) -> None:
-        with_picture = sum(uri is not None for uri in self.data.image_uris)
-        if len(self.unreadable) > max(ALWAYS_MAY_FAIL, MAY_FAIL * with_picture):
+        """Ends the run when too many of the pictures that this worker asked for could not be read.
+
+        Judged from half a thousand pictures on, or all of them where there are fewer: damaged files may lie together.
+        """
+        if self.asked < min(JUDGED_FROM, self.own_pictures):
+            return
+        if len(self.unreadable) > max(ALWAYS_MAY_FAIL, MAY_FAIL * min(self.asked, self.own_pictures)):
             raise InputError(
-                f"{len(self.unreadable)} of {with_picture} pictures could not be read so far "
+                f"{len(self.unreadable)} of the first {min(self.asked, self.own_pictures)} pictures could not be read "
                 f"(such as {next(iter(self.unreadable.values()))})",
                 path=self.data.name,
                 remedy="Check the image folder.",

@@ -148,7 +148,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         teacher = fit(teacher_recipe(people, optimiser={"epochs": 6}), base / "teacher").info.folder
         before, record = label_in_two_runs(base, unlabelled, teacher)
         a = fit(student_recipe(data={"labels": str(base / "labels")}, model=SHAPE), base / "a").info
-        tuning = student_recipe(data={"samples": str(people)})
+        # Shape and tokenizer come from A.
+        tuning = student_recipe(data={"samples": str(people)}, tokenizer={})
         compare(tuning, a.folder, base / "compared", depths=[DEPTH], seeds=SEEDS, parallel=False)
         yield World(
             people, unlabelled, teacher, base / "labels", before, record, a.folder, a.fingerprint, base / "compared"

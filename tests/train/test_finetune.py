@@ -62,7 +62,7 @@ def made(write_set: Write, student_recipe: Recipe, tmp_path_factory: pytest.Temp
     # B has another seed of pictures, and another size, than A.
     fit(student_recipe(write_set(folder / "set-a", 48), seed=5), folder / "a")
     tuning = {"epochs": 2, "backbone_lr": 3e-3}
-    recipe = student_recipe(write_set(folder / "set-b", 32), model={}, optimiser=tuning)
+    recipe = student_recipe(write_set(folder / "set-b", 32), model={}, tokenizer={}, optimiser=tuning)
     said: list[str] = []
     result = compare(recipe, folder / "a", folder / "out", depths=DEPTHS, seeds=SEEDS, parallel=False, say=said.append)
     return Made(folder / "a", folder / "out", recipe, result, said)
@@ -196,7 +196,9 @@ def test_what_can_not_be_compared_is_refused_before_any_run(
 def test_a_recipe_with_a_shape_of_its_own_is_refused(made: Made, student_recipe: Recipe, tmp_path: Path) -> None:
     """Found by hand: on Ray it was a failure of the run, without Ray its settings were silently another model's."""
     shaped = student_recipe(made.recipe.data.samples)
-    with pytest.raises(InputError, match="the recipe sets model, but shape and weights of these runs come from"):
+    with pytest.raises(
+        InputError, match="the recipe sets model, tokenizer, but these runs take shape, tokenizer and weights from"
+    ):
         compare(shaped, made.a, tmp_path / "o", parallel=False)
 
 
