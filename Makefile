@@ -43,8 +43,8 @@ $(STAMP): requirements.lock pyproject.toml
 demo: env ## run the whole pipeline on small synthetic data (OUT=demo)
 	$(BIN)/raymotion demo --out $(OUT) $(ARGS)
 
-test: env ## run the tests (ARGS="tests/data -k exif" for some of them)
-	$(BIN)/python -m pytest $(ARGS)
+test: env ## run the tests (ARGS="tests/data -k exif" for some; ARGS="-m slow" for those left out)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 lint: env ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

@@ -21,13 +21,13 @@ COMMANDS = {
     "finetune": ("raymotion.cli.finetune", "finetune", "Compare AnB, AnB+, BnB, BnB+ and training from scratch."),
     "evaluate": ("raymotion.cli.evaluate", "evaluate", "Score a checkpoint on labelled samples, beside its baselines."),
     "predict": ("raymotion.cli.predict", "predict", "Emotions of one image and its caption."),
-    "label": ("raymotion.cli.label", "label", "Label every image of a sample table with a teacher."),
+    "label": ("raymotion.cli.label", "label", "Label every image of a sample table with a teacher or student."),
     "select": ("raymotion.cli.label", "select", "Choose labels anew from stored probabilities."),
     "export": ("raymotion.cli.label", "export", "Write a labelled data set as csv or COCO-style json."),
     "report": ("raymotion.cli.report", "report", "Show a labelled data set as one HTML page."),
     "audit": ("raymotion.cli.audit", "audit", "Check pseudo-labels against human labels, or against themselves."),
-    "push": ("raymotion.cli.hub", "push", "Copy a checkpoint to the Hugging Face hub, or to another folder."),
-    "pull": ("raymotion.cli.hub", "pull", "Copy a checkpoint from the Hugging Face hub, or from another folder."),
+    "push": ("raymotion.cli.hub", "push", "Copy a checkpoint to the Hugging Face hub, or elsewhere."),
+    "pull": ("raymotion.cli.hub", "pull", "Copy a checkpoint from the Hugging Face hub, or from elsewhere."),
     "demo": ("raymotion.cli.demo", "demo", "Run the whole pipeline on small synthetic data."),
 }
 

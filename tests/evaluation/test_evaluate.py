@@ -21,7 +21,7 @@ from raymotion.data.samples import SCHEMA, table_from_rows, write_samples
 from raymotion.errors import InputError, SettingsMismatch, VocabularyMismatch
 from raymotion.evaluation.evaluate import EvaluateSettings, EvaluationSummary, choose_samples, evaluate_checkpoint
 from raymotion.evaluation.terminal import summary_lines
-from raymotion.models.checkpoint import load_teacher, save_checkpoint
+from raymotion.models.checkpoint import load_teacher, sample_mark, save_checkpoint
 from raymotion.models.regions import identify
 from raymotion.models.tokenizer import train_tokenizer
 from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher
@@ -243,3 +243,12 @@ def test_what_can_not_be_scored_is_refused_before_any_work(text_teacher: str, tm
     (tmp_path / "out/thesis.doc").write_text("mine")
     with pytest.raises(InputError, match=r"holds thesis.doc, and no evaluation"):
         attempt([row(1, "test")])
+
+
+def test_samples_that_were_split_otherwise_are_known_again(ray_local: Any, scored: Made, tmp_path: Path) -> None:
+    """Split anew, four fifths of a "test" split were trained on, and nothing in the table tells."""
+    seen = sorted(sample_mark(f"x:{number}") for number in (0, 1, 2, 99))
+    teacher = make_teacher(tmp_path / "teacher", ["text"], data={"seen": seen})
+    summary = evaluate_checkpoint(settings(teacher, scored.samples, tmp_path / "out"))
+    assert summary.caution is not None and summary.caution.startswith("3 of these 30 samples were trained on")
+    assert summary.caution in "\n".join(summary_lines(summary))

@@ -23,6 +23,7 @@ EXTRACTOR = "fasterrcnn_mobilenet_v3_large_320_fpn"
 
 @pytest.mark.timeout(240)
 @pytest.mark.usefixtures("ray_local")
+@pytest.mark.slow
 def test_killed_and_run_again(tmp_path: Path) -> None:
     """60 images, 3 of them damaged, in 30 shards; killed with some of them done, then the same command."""
     write_coco(str(tmp_path / "coco"), 60, 0, corrupt=0.05)

@@ -429,3 +429,30 @@ def test_layers_of_another_student_are_taken_from_the_input_on_and_the_head_neve
         assert {n for n, p in own.named_parameters() if not p.requires_grad} == copied
     with pytest.raises(InputError, match=r"has 5 layers, the head among them; 5 can not be transferred.*at most 4"):
         transferred(tmp_path / "a", 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        ({"image": "hf-hub:someone/model"}, "is not the name of a timm model"),
+        ({"image": "local-dir:/tmp/model"}, "is not the name of a timm model"),
+        ({"text": "bert", "bert": {"attn_implementation": "someone/kernel"}}, "attn_implementation"),
+        ({"text": "bert", "bert": {"hidden_size": 100, "num_attention_heads": 12}}, "is not a multiple of"),
+        ({"text": "bert", "bert": {"max_position_embeddings": 16}, "max_text_length": 64}, "16 positions"),
+    ],
+)
+def test_a_checkpoint_names_shapes_and_no_code(shape: dict[str, object], reason: str, tmp_path: Path) -> None:
+    """What someone hands over is opened without fetching, or running, anything that it names."""
+    model = Student(config("cnn+gru"), 3)
+    tokenizer = train_tokenizer(["a sunny day"], size=100, min_frequency=1)
+    model.config = model.config.model_copy(update={"vocab_size": len(tokenizer)})
+    save_checkpoint(
+        tmp_path / "s", model, tokenizer, VALENCE_3, modalities=["text", "image"], extractor=None, training={}
+    )
+    written = json.loads((tmp_path / "s" / "config.json").read_text())
+    written["model"] = {**written["model"], **shape}
+    for name in ("channels", "embedding_size", "text_size"):
+        written["model"].pop(name, None)
+    (tmp_path / "s" / "config.json").write_text(json.dumps(written))
+    with pytest.raises(InputError, match=reason):
+        load_student(tmp_path / "s")

@@ -18,6 +18,7 @@ from raymotion import storage
 from raymotion.errors import InputError, SettingsMismatch
 from raymotion.models.checkpoint import load_student, read_checkpoint_info
 from raymotion.report.transfer import table_lines
+from raymotion.train.data import prepare
 from raymotion.train.finetune import Comparison, compare
 from raymotion.train.fit import fit
 from raymotion.train.recipe import StudentRecipe
@@ -230,3 +231,36 @@ def test_the_command_prints_the_table(made: Made, runner: Callable[..., Any], tm
         "finetune", made.a, "--samples", made.recipe.data.samples, "--recipe", "teacher-demo", "--out", tmp_path / "p"
     )
     assert refused.code == 2 and "not for a student" in refused.err
+
+
+def test_captions_are_cut_where_the_source_cuts_them(write_set: Write, student_recipe: Recipe, tmp_path: Path) -> None:
+    """Else the recorded figures would be those of another input than the checkpoint reads afterwards."""
+    samples = write_set(tmp_path / "set", 24)
+    shape = {"image_size": 32, "channels": [4], "embedding_size": 8, "text_size": 8, "hidden_size": 8}
+    short = student_recipe(samples, model={**shape, "max_text_length": 4}, optimiser={"epochs": 1})
+    fit(short, tmp_path / "a")
+    transfer = {"source": str(tmp_path / "a"), "depth": 1}
+    tuned = student_recipe(samples, model={}, tokenizer={}, transfer=transfer, optimiser={"epochs": 1})
+    data = prepare(tuned)
+    assert max(len(pieces) for pieces in data.tokens) == 4
+
+
+def test_a_comparison_stands_in_an_object_store(
+    write_set: Write, student_recipe: Recipe, made: Made, s3: str, tmp_path: Path
+) -> None:
+    recipe = student_recipe(write_set(tmp_path / "set", 24), model={}, tokenizer={}, optimiser={"epochs": 1})
+    result = compare(recipe, made.a, f"{s3}/out", seeds=[0], conditions=["BnB"], parallel=False)
+    assert [row.condition for row in result.rows] == ["scratch", "BnB"]
+    assert storage.exists(f"{s3}/out/finetune.json") and storage.exists(f"{s3}/out/runs/scratch-seed0/config.json")
+    assert not storage.list_names(f"{s3}/out/runs/.scratch-seed0.run"), "the state of a finished run is removed"
+
+
+def test_settings_that_the_command_decides_are_not_dropped_silently(made: Made, tmp_path: Path) -> None:
+    for change, reason in (
+        ({"seed": 3}, "the recipe sets seed"),
+        ({"workers": 2}, "the recipe asks for 2 workers"),
+        ({"tokenizer": {"size": 500}}, "the recipe sets tokenizer"),
+    ):
+        recipe = StudentRecipe.model_validate({**made.recipe.model_dump(), **change})
+        with pytest.raises(InputError, match=reason):
+            compare(recipe, made.a, tmp_path / "out", parallel=False)

@@ -52,6 +52,7 @@ def recipe(samples: Path | str, *, epochs: int, workers: int) -> TeacherRecipe:
 
 
 @pytest.mark.timeout(400)  # a worker group is started twice; on a busy machine that takes minutes
+@pytest.mark.slow
 def test_a_killed_worker_costs_no_more_than_its_epoch(ray_local: Any, s3: str, tmp_path: Path) -> None:
     """From a table on S3 to a checkpoint on S3; the result is that of a run in one process, without Ray."""
     write_table(f"{s3}/s.parquet")

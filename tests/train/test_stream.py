@@ -180,6 +180,7 @@ def test_a_killed_worker_goes_on_to_the_weights_of_an_undisturbed_run_without_ra
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_two_workers_learn_as_one_within_the_noise_of_seeds(
     ray_local: Any, samples: str, student_recipe: Recipe, alone: list[CheckpointInfo], tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from raymotion import storage
 from raymotion.batch.labels import LabelSink
@@ -409,3 +409,52 @@ def test_a_cache_of_pictures_gives_what_the_files_give(
     a, b = (load_file(tmp_path / str(cached) / "model.safetensors") for cached in (False, True))
     assert all(torch.equal(a[name], b[name]) for name in a) and infos[0].fingerprint == infos[1].fingerprint
     assert len(list((tmp_path / "xdg").rglob("*.npy"))) == 1
+
+
+def test_two_workers_validate_the_norms_that_are_saved(samples: str, student_recipe: Recipe, tmp_path: Path) -> None:
+    """Each worker's batch norm sees its own batches: what validates, and what is kept, must be one model's."""
+    recipe = student_recipe(
+        samples, model={"image": "test_resnet", "image_size": 32, "embedding_size": 8, "text_size": 8},
+        data={"augmentation": "none"}, optimiser={"epochs": 2},
+    )  # fmt: skip
+    data = prepare(recipe)
+    data.save(str(tmp_path / "data"))
+    torch.multiprocessing.start_processes(
+        _ddp_worker, args=(recipe.model_dump(mode="json"), str(tmp_path)), nprocs=2, start_method="spawn"
+    )
+    zero, one = (load_file(tmp_path / f"rank{rank}.safetensors") for rank in (0, 1))
+    assert any(name.endswith("running_mean") for name in zero)
+    assert all(torch.equal(zero[name], one[name]) for name in zero)
+    history = json.loads((tmp_path / "state0.json").read_text())
+    model = StudentTask(recipe, data).restore(history["model"])
+    model.load_state_dict(zero)
+    task = StudentTask(recipe, data)
+    task.build()
+    rows = data.splits["val"]
+    p = task.feed(Workers(), first_epoch=0).predict(model, "val").astype(np.float64)
+    y = data.hard[rows]
+    bce = -np.mean(y * np.log(p) + (1 - y) * np.log(1 - p))
+    assert history["history"][-1]["val_bce"] == pytest.approx(bce, abs=1e-5)
+
+
+def _ddp_worker(rank: int, settings: dict[str, Any], folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    models: list[torch.nn.Module] = []
+
+    def wrap(model: torch.nn.Module) -> torch.nn.Module:
+        models.append(model)
+        return torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+
+    last: dict[str, Any] = {}
+
+    def report(metrics: Mapping[str, Any], kept: str | None) -> None:
+        if not last or metrics["epoch"] > last["epoch"]:  # after the last epoch, before the best is put back
+            last.update(metrics)
+            weights = {name: value.clone().contiguous() for name, value in models[0].state_dict().items()}
+            save_file(weights, f"{folder}/rank{rank}.safetensors")
+
+    task = StudentTask(StudentRecipe.model_validate(settings), TrainingData.load(f"{folder}/data"))
+    state = train(task, report=report, workers=Workers(rank, 2, wrap=wrap))
+    Path(folder, f"state{rank}.json").write_text(json.dumps({"history": state.history, "model": state.model}))
+    torch.distributed.destroy_process_group()
