@@ -179,6 +179,9 @@ def _train_on_ray(
     command: str,
 ) -> CheckpointInfo:
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    # How often Ray Train looks after its workers, and so how long a worker waits in each report: at Ray's 2 s a run of
+    # short epochs waits more than it trains.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     from raymotion.batch.cluster import available_cpus, connect, node_resources, plan_placement
     from raymotion.batch.memory import MALLOC
 
