@@ -251,8 +251,8 @@ def _worker(config: dict[str, Any]) -> None:
     cores = available_cpus() // context.get_local_world_size()
     # torch's threads wait for each other: one that shares its core with a decoder holds up all.
     torch.set_num_threads(max(1, cores // 2 if any(uri is not None for uri in data.image_uris) else cores))
-    # Ray Data's scheduler is a thread of this process. While it holds Python's lock the training step waits, for 5 ms by
-    # default, at each of its hundred operations: 15 % of the throughput.
+    # Ray Data's scheduler is a thread of this process. While it holds Python's lock the training step waits, by default
+    # for 5 ms, at each of its hundred operations: 15 % of the throughput.
     sys.setswitchinterval(SWITCH_SECONDS)
     world = context.get_world_size()
 
