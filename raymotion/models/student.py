@@ -9,7 +9,6 @@ What is missing is masked: a sample without a picture, or without a caption, has
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -20,7 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from raymotion.config import Settings
-from raymotion.errors import InputError
+from raymotion.models.student_encoders import BertEncoder, BertShape, CnnEncoder, GruEncoder, TimmEncoder
 from raymotion.models.tokenizer import encode
 from raymotion.models.visualbert import pad
 
@@ -28,30 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class BertShape(Settings):
-    """The fields of transformers' `BertConfig` that decide what weights mean. No others: some name code to load."""
-
-    hidden_size: int = Field(768, ge=1)
-    num_hidden_layers: int = Field(12, ge=1)
-    num_attention_heads: int = Field(12, ge=1)
-    intermediate_size: int = Field(3072, ge=1)
-    hidden_act: Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh"] = "gelu"
-    max_position_embeddings: int = Field(512, ge=2)
-    type_vocab_size: int = Field(2, ge=1)
-    layer_norm_eps: float = Field(1e-12, gt=0)
-    hidden_dropout_prob: float = Field(0.1, ge=0, lt=1)
-    attention_probs_dropout_prob: float = Field(0.1, ge=0, lt=1)
-    pad_token_id: int | None = 0
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> BertShape:
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
-            )
-        return self
 
 
 class StudentConfig(Settings):
@@ -116,128 +91,6 @@ class StudentConfig(Settings):
 
 def _default(name: str) -> Any:
     return StudentConfig.model_fields[name].default
-
-
-class CnnEncoder(nn.Module):
-    """Convolutions of 3x3 with stride 2, ReLU, and the mean over what remains of the picture."""
-
-    def __init__(self, channels: Sequence[int]) -> None:
-        super().__init__()
-        widths = (3, *channels)
-        self.layers = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(widths))
-        self.width = channels[-1]
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        for layer in self.layers:
-            pixels = torch.relu(layer(pixels))
-        return pixels.mean(dim=(2, 3))
-
-    def levels(self) -> list[list[str]]:
-        return [[f"layers.{i}.weight", f"layers.{i}.bias"] for i in range(len(self.layers))]
-
-
-class TimmEncoder(nn.Module):
-    """A timm model without its classifier.
-
-    Args:
-        image_size: of the pictures that it will read; None: what it was made for.
-
-    Raises:
-        InputError: timm has no such model, or it reads no pictures of this size.
-    """
-
-    def __init__(self, name: str, image_size: int | None = None) -> None:
-        super().__init__()
-        import timm
-
-        try:
-            self.model = timm.create_model(name, pretrained=False, num_classes=0)
-        except (RuntimeError, ValueError) as error:
-            raise InputError(
-                f"timm has no image encoder {name!r} ({str(error).splitlines()[0]})",
-                remedy="`python -c 'import timm; print(timm.list_models())'` lists them.",
-            ) from error
-        made_for = int(self.model.default_cfg["input_size"][-1])
-        size = image_size or made_for
-        # What create_model has to be told where weights are loaded into it, too.
-        self.options: dict[str, Any] = {}
-        try:
-            if size != made_for and self.model.default_cfg.get("fixed_input_size"):
-                self.options = {"img_size": size}
-                self.model = timm.create_model(name, pretrained=False, num_classes=0, **self.options)
-            with torch.no_grad():  # some models have a wider head than num_features says
-                training = self.model.training
-                self.width = int(self.model.eval()(torch.zeros(1, 3, size, size)).shape[-1])
-                self.model.train(training)
-        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-            if size == made_for:
-                raise
-            raise InputError(
-                f"{name} reads no pictures of {size} pixels a side ({(str(error) or 'too small').splitlines()[0]})",
-                remedy=f"Set model.image_size to {made_for}, or choose another model.image.",
-            ) from error
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.model(pixels)
-
-    def levels(self) -> list[list[str]]:
-        """Names of weights and statistics, stem first, in the stages that timm's own layer-wise decay uses."""
-        from timm.models import group_parameters
-
-        groups = group_parameters(self.model, self.model.group_matcher(coarse=True))
-        names = [[f"model.{name}" for name in groups[key]] for key in sorted(groups)]
-        owners = {name.rpartition(".")[0]: level for level, own in enumerate(names) for name in own}
-        known = {name for own in names for name in own}
-        for name in self.state_dict():
-            if name not in known:  # running statistics go with the weights of their module
-                names[owners.get(name.rpartition(".")[0], len(names) - 1)].append(name)
-        return [own for own in names if own]
-
-
-class GruEncoder(nn.Module):
-    """Word embeddings and a GRU; its state after the caption's last piece."""
-
-    def __init__(self, vocab_size: int, embedding_size: int, text_size: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(vocab_size, embedding_size)
-        self.gru = nn.GRU(embedding_size, text_size, batch_first=True)
-        self.width = text_size
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        lengths = attention_mask.sum(1).cpu()  # pack_padded_sequence wants them there
-        packed = nn.utils.rnn.pack_padded_sequence(
-            self.embedding(input_ids), lengths, batch_first=True, enforce_sorted=False
-        )
-        return self.gru(packed)[1][-1]
-
-    def levels(self) -> list[list[str]]:
-        return [["embedding.weight"], [f"gru.{name}" for name in self.gru.state_dict()]]
-
-
-class BertEncoder(nn.Module):
-    """A BERT; the mean of its last states over the caption's pieces."""
-
-    def __init__(self, vocab_size: int, config: BertShape) -> None:
-        super().__init__()
-        from transformers import BertConfig, BertModel
-
-        shape = BertConfig(**config.model_dump(), vocab_size=vocab_size)
-        self.model = BertModel(shape, add_pooling_layer=False)
-        self.width = int(shape.hidden_size)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        states = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        weight = attention_mask.unsqueeze(-1).to(states.dtype)
-        return (states * weight).sum(1) / weight.sum(1)
-
-    def levels(self) -> list[list[str]]:
-        names = [name for name in self.state_dict()]
-        count = len(self.model.encoder.layer)
-        levels = [[name for name in names if name.startswith("model.embeddings.")]]
-        levels += [[n for n in names if n.startswith(f"model.encoder.layer.{i}.")] for i in range(count)]
-        known = {name for own in levels for name in own}
-        levels[-1] += [name for name in names if name not in known]
-        return levels
 
 
 class Student(nn.Module):

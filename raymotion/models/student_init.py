@@ -10,7 +10,8 @@ from raymotion import storage
 from raymotion.errors import InputError
 from raymotion.models.checkpoint import load_student
 from raymotion.models.regions import read_state_dict
-from raymotion.models.student import BertEncoder, BertShape, GruEncoder, Student, StudentConfig, TimmEncoder
+from raymotion.models.student import Student, StudentConfig
+from raymotion.models.student_encoders import BertEncoder, BertShape, GruEncoder, TimmEncoder
 from raymotion.models.text_init import POOLER, read_text_tower
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import sys
 import tempfile
 import threading
@@ -18,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from raymotion import storage
 from raymotion.config import require_same_settings
@@ -27,10 +26,9 @@ from raymotion.models.checkpoint import (
     CheckpointInfo,
     is_checkpoint,
     read_checkpoint_info,
-    sample_mark,
-    save_checkpoint,
 )
 from raymotion.train.data import META, TrainingData, prepare
+from raymotion.train.finish import finish
 from raymotion.train.ingest import Ingest, plan_ingest
 from raymotion.train.pictures import PictureReader, Pictures, Portion
 from raymotion.train.recipe import KINDS, StudentRecipe, TrainRecipe
@@ -40,7 +38,6 @@ Progress = Callable[[Mapping[str, Any]], None]
 SETTINGS, PROGRESS, LATEST = "settings.json", "progress.json", "latest.json"
 # Where the data lie is not what they are: their fingerprint, which says nothing of places, is compared instead.
 PLACES = ("data.samples", "data.features", "data.labels", "transfer.source")
-MOST_MARKS = 50_000
 SWITCH_SECONDS = 0.0005
 REMEDY = "Use the same settings, another --out, or remove the folder."
 
@@ -108,7 +105,7 @@ def fit(
         if recipe.workers == 0:
             with tempfile.TemporaryDirectory(prefix="raymotion-") as folder:
                 _train_here(recipe, data, run, command, folder)
-                info = _finish(recipe, data, settings, folder, target)
+                info = finish(recipe, data, settings, folder, target)
         else:
             info = _train_on_ray(recipe, data, run, settings, target, address, command)
     # The checkpoint stands: what can not be removed now is no reason to fail.
@@ -231,7 +228,7 @@ def _train_on_ray(
         if result.checkpoint is None:
             raise RunFailed(f"{run}: the workers ended without a checkpoint")
         with result.checkpoint.as_directory() as folder:
-            return _finish(recipe, data, settings, folder, target)
+            return finish(recipe, data, settings, folder, target)
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -251,8 +248,8 @@ def _worker(config: dict[str, Any]) -> None:
     cores = available_cpus() // context.get_local_world_size()
     # torch's threads wait for each other: one that shares its core with a decoder holds up all.
     torch.set_num_threads(max(1, cores // 2 if any(uri is not None for uri in data.image_uris) else cores))
-    # Ray Data's scheduler is a thread of this process. While it holds Python's lock the training step waits, by default
-    # for 5 ms, at each of its hundred operations: 15 % of the throughput.
+    # Ray Data's readers are threads of this process. While one holds Python's lock the training step waits, by default
+    # for 5 ms, at each of its hundred operations.
     sys.setswitchinterval(SWITCH_SECONDS)
     world = context.get_world_size()
 
@@ -288,79 +285,6 @@ def _worker(config: dict[str, Any]) -> None:
                 wrap=wrap,
             ),
         )
-
-
-def _finish(
-    recipe: TrainRecipe, data: TrainingData, settings: dict[str, Any], folder: str, target: str
-) -> CheckpointInfo:
-    """Scores the best epoch and writes the checkpoint."""
-    import json
-
-    import torch
-    import transformers
-    from safetensors.torch import load_file
-
-    from raymotion.learning.metrics import evaluate
-    from raymotion.learning.selection import fit_class_thresholds
-    from raymotion.train.loop import BEST, PROBABILITIES, STATE
-    from raymotion.train.task import task_of
-
-    state = json.loads(Path(folder, STATE).read_text())
-    model = task_of(recipe, data).restore(state["model"])
-    model.load_state_dict(load_file(Path(folder, BEST)))
-    predicted = {name: tensor.numpy() for name, tensor in load_file(Path(folder, PROBABILITIES)).items()}
-    soft = recipe.data.soft_targets
-    prior = data.prior(soft=soft)
-
-    def score(split: str) -> dict[str, Any] | None:
-        rows = data.splits[split]
-        if not len(rows):
-            return None
-        return evaluate(
-            data.hard[rows], predicted[split], prior=prior, labels=data.vocabulary.labels, seed=recipe.seed,
-            soft_targets=data.soft[rows] if soft else None,
-        ).to_dict()  # fmt: skip
-
-    training = {
-        "data": {
-            "name": data.name,
-            "fingerprint": data.fingerprint,
-            "splits": {name: len(rows) for name, rows in data.splits.items()},
-            "counts": data.counts,
-            # So that an evaluation can tell samples that the model knows, however they were split since.
-            "seen": seen_marks(data),
-        },
-        "seed": recipe.seed,
-        "settings": settings,
-        "history": state["history"],
-        "best_epoch": state["best_epoch"],
-        # Of the hard labels: what the share of images with a label is compared with. The BCE's baseline has its own
-        # kind.
-        "prior": [float(rate) for rate in data.prior(soft=False)],
-        "thresholds": [float(t) for t in fit_class_thresholds(data.hard[data.splits["val"]], predicted["val"])],
-        "validation": score("val"),
-        "test": score("test"),
-        "versions": {
-            "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__
-        },
-    }  # fmt: skip
-    return save_checkpoint(
-        target,
-        cast(Any, model),  # a task restores a model of an architecture that checkpoints know
-        data.tokenizer,
-        data.vocabulary,
-        modalities=data.modalities,
-        extractor=None if data.features is None else data.features.extractor,
-        training=training,
-    )
-
-
-def seen_marks(data: TrainingData) -> list[str] | None:
-    """Marks of the samples that training or its choices saw; None where they are too many to be kept in a json."""
-    rows = [row for name in ("train", "val") for row in data.splits[name]]
-    if len(rows) > MOST_MARKS:
-        return None
-    return sorted(sample_mark(data.sample_ids[row]) for row in rows)
 
 
 def _absolute(recipe: TrainRecipe) -> TrainRecipe:

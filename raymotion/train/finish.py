@@ -1,0 +1,86 @@
+"""The end of a training run: the best epoch scored, and the checkpoint written."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any, cast
+
+from raymotion.models.checkpoint import CheckpointInfo, sample_mark, save_checkpoint
+from raymotion.train.data import TrainingData
+from raymotion.train.recipe import TrainRecipe
+
+MOST_MARKS = 50_000
+
+
+def finish(
+    recipe: TrainRecipe, data: TrainingData, settings: dict[str, Any], folder: str, target: str
+) -> CheckpointInfo:
+    """Scores the best epoch and writes the checkpoint."""
+    import json
+
+    import torch
+    import transformers
+    from safetensors.torch import load_file
+
+    from raymotion.learning.metrics import evaluate
+    from raymotion.learning.selection import fit_class_thresholds
+    from raymotion.train.loop import BEST, PROBABILITIES, STATE
+    from raymotion.train.task import task_of
+
+    state = json.loads(Path(folder, STATE).read_text())
+    model = task_of(recipe, data).restore(state["model"])
+    model.load_state_dict(load_file(Path(folder, BEST)))
+    predicted = {name: tensor.numpy() for name, tensor in load_file(Path(folder, PROBABILITIES)).items()}
+    soft = recipe.data.soft_targets
+    prior = data.prior(soft=soft)
+
+    def score(split: str) -> dict[str, Any] | None:
+        rows = data.splits[split]
+        if not len(rows):
+            return None
+        return evaluate(
+            data.hard[rows], predicted[split], prior=prior, labels=data.vocabulary.labels, seed=recipe.seed,
+            soft_targets=data.soft[rows] if soft else None,
+        ).to_dict()  # fmt: skip
+
+    training = {
+        "data": {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "splits": {name: len(rows) for name, rows in data.splits.items()},
+            "counts": data.counts,
+            # So that an evaluation can tell samples that the model knows, however they were split since.
+            "seen": seen_marks(data),
+        },
+        "seed": recipe.seed,
+        "settings": settings,
+        "history": state["history"],
+        "best_epoch": state["best_epoch"],
+        # Of the hard labels: what the share of images with a label is compared with. The BCE's baseline has its own
+        # kind.
+        "prior": [float(rate) for rate in data.prior(soft=False)],
+        "thresholds": [float(t) for t in fit_class_thresholds(data.hard[data.splits["val"]], predicted["val"])],
+        "validation": score("val"),
+        "test": score("test"),
+        "versions": {
+            "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__
+        },
+    }  # fmt: skip
+    return save_checkpoint(
+        target,
+        cast(Any, model),  # a task restores a model of an architecture that checkpoints know
+        data.tokenizer,
+        data.vocabulary,
+        modalities=data.modalities,
+        extractor=None if data.features is None else data.features.extractor,
+        training=training,
+    )
+
+
+def seen_marks(data: TrainingData) -> list[str] | None:
+    """Marks of the samples that training or its choices saw; None where they are too many to be kept in a json."""
+    rows = [row for name in ("train", "val") for row in data.splits[name]]
+    if len(rows) > MOST_MARKS:
+        return None
+    return sorted(sample_mark(data.sample_ids[row]) for row in rows)
