@@ -1,0 +1,120 @@
+"""Names and shapes of the fusion heads: what a recipe, a study and a checkpoint say of one. Needs no torch.
+
+Ten fusions by the names of the public EMOTIC study, each in a sound version, and the same ten as that study built them
+(`NAME_published`), to compare with. What differs, and why, stands with each network.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator, model_validator
+
+from raymotion.config import Settings
+from raymotion.data.streams import ABLATIONS, STREAMS
+from raymotion.errors import InputError
+
+FUSIONS = (
+    "simple", "weighted", "attention", "bilinear", "bottleneck", "cross_modal_transformer", "gated_residual",
+    "hierarchical", "layer_norm", "transformation",
+)  # fmt: skip
+# All ten differ: the public ones know no masks and end in a BatchNorm.
+PUBLISHED = tuple(f"{name}_published" for name in FUSIONS)
+
+_READ_TOKENS = ("attention", "bottleneck", "cross_modal_transformer")
+_NEED_TWO = {
+    "bilinear": "multiplies streams with each other",
+    "cross_modal_transformer": "lets one stream attend to the others",
+}
+
+
+class FusionConfig(Settings):
+    """Shape of a fusion head.
+
+    Attributes:
+        fusion: one of `FUSIONS` or `PUBLISHED`.
+        dims: stream -> size D of its pooled features; kept in the order of `STREAMS`.
+        tokens: stream -> number T of spatial tokens of its input; absent or 0: one pooled vector. Only for the fusions
+            that `wants_tokens` names.
+        token_dims: stream -> channels of its tokens; absent: as in `dims`.
+        ablation: a key of `ABLATIONS`: the streams that are left, in training and in evaluation alike.
+        hidden: width H of the fused vector.
+        dropout: before the last layer.
+        vad: whether three more outputs follow the labels: valence, arousal, dominance, on the scale 0..1 (raw / 10).
+
+    Raises:
+        InputError: of a shape that no head can have; of a fusion that needs more streams than there are.
+    """
+
+    fusion: str = "weighted"
+    dims: dict[str, int]
+    tokens: dict[str, int] = {}
+    token_dims: dict[str, int] = {}
+    ablation: str = "all"
+    hidden: int = Field(256, ge=8)
+    dropout: float = Field(0.5, ge=0, lt=1)
+    vad: bool = False
+
+    @field_validator("dims", "tokens", "token_dims")
+    @classmethod
+    def _in_order(cls, value: dict[str, int]) -> dict[str, int]:
+        unknown = [name for name in value if name not in STREAMS]
+        if unknown:
+            raise InputError(f"there is no stream {', '.join(unknown)} (there are: {', '.join(STREAMS)})")
+        return {name: value[name] for name in STREAMS if name in value}
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> FusionConfig:
+        if self.fusion not in FUSIONS + PUBLISHED:
+            raise InputError(
+                f"there is no fusion {self.fusion!r} (there are: {', '.join(FUSIONS)}; and each as NAME_published)"
+            )
+        if self.ablation not in ABLATIONS:
+            raise InputError(f"there is no ablation {self.ablation!r} (there are: {', '.join(ABLATIONS)})")
+        if not self.dims or any(size < 1 for size in self.dims.values()):
+            raise InputError("a fusion head needs a stream or more, each of size 1 or more")
+        if any(count < 0 for count in self.tokens.values()) or any(size < 1 for size in self.token_dims.values()):
+            raise InputError("tokens are 0 or more, and their size is 1 or more")
+        unread = [name for name in (*self.tokens, *self.token_dims) if name not in self.dims]
+        if unread:
+            raise InputError(f"tokens of {unread[0]} are given, but the head has no such stream")
+        self._has_the_streams_it_needs()
+        return self
+
+    def _has_the_streams_it_needs(self) -> None:
+        if not streams_of(self):
+            raise InputError(
+                f"ablation {self.ablation} leaves no stream of {', '.join(self.dims)}",
+                remedy="Take another ablation, or another backbone for the stream.",
+            )
+        if any(self.tokens.values()) and not wants_tokens(self.fusion):
+            raise InputError(
+                f"fusion {self.fusion} reads pooled features, not spatial tokens",
+                remedy=f"Spatial tokens are for {', '.join(_READ_TOKENS)}.",
+            )
+        if self.fusion in PUBLISHED and len(self.dims) < len(STREAMS):
+            raise InputError(
+                f"fusion {self.fusion} is the public study's network, of all three streams; here: "
+                f"{', '.join(self.dims)}",
+                remedy=f"Use {self.fusion.removesuffix('_published')}.",
+            )
+        if self.fusion in _NEED_TWO and len(self.dims) < 2:
+            raise InputError(
+                f"fusion {self.fusion} {_NEED_TWO[self.fusion]} and there is one stream only ({', '.join(self.dims)})",
+                remedy="Give a second stream, or use fusion simple.",
+            )
+
+
+def streams_of(config: FusionConfig) -> tuple[str, ...]:
+    """The streams that the ablation leaves, of those that the head has, in the order of `STREAMS`."""
+    return tuple(name for name in config.dims if name in ABLATIONS[config.ablation])
+
+
+def wants_tokens(fusion: str) -> bool:
+    """Whether a fusion uses spatial tokens where they are cached."""
+    return fusion in _READ_TOKENS
+
+
+def input_size(config: FusionConfig, stream: str) -> int:
+    """Length of the vectors that a stream comes in: of its tokens where the head reads those, else pooled."""
+    if config.tokens.get(stream):
+        return config.token_dims.get(stream, config.dims[stream])
+    return config.dims[stream]

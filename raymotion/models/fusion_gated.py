@@ -1,0 +1,69 @@
+"""Fusions that weigh the streams: one weight per stream, or a gate per feature.
+
+Each takes `features`, the streams that the ablation leaves (name -> (n, D), zeros where a sample lacks the stream), and
+`present` (n, streams) bool, and gives the fused vector (n, hidden). What a sample lacks gets no share of any mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raymotion.models.fusion_config import FusionConfig
+
+
+class Projections(nn.ModuleDict):
+    """One Linear(D -> size) and ReLU per stream."""
+
+    def __init__(self, config: FusionConfig, size: int) -> None:
+        super().__init__({name: nn.Linear(width, size) for name, width in config.dims.items()})
+
+    def each(self, features: Mapping[str, Tensor]) -> list[Tensor]:
+        """(n, size) of each stream. Not masked: a missing stream gives the ReLU of the bias."""
+        return [F.relu(self[name](values)) for name, values in features.items()]
+
+
+class Tail(nn.Sequential):
+    """LayerNorm, ReLU, Dropout.
+
+    The public study has a BatchNorm here: its statistics mix samples that have a stream with samples that lack it,
+    and it can not train on one row.
+    """
+
+    def __init__(self, config: FusionConfig) -> None:
+        super().__init__(nn.LayerNorm(config.hidden), nn.ReLU(), nn.Dropout(config.dropout))
+
+
+def shares(scores: Tensor, present: Tensor) -> Tensor:
+    """Softmax of (n, s) scores over what is present; 0 for the rest, and all 0 where nothing is."""
+    kept = scores.masked_fill(~present, float("-inf"))
+    # A row of -inf alone would be NaN: it is scored 0 and then set to 0.
+    kept = kept.masked_fill(~present.any(-1, keepdim=True), 0.0)
+    return torch.softmax(kept, dim=-1).masked_fill(~present, 0.0)
+
+
+class Weighted(nn.Module):
+    """A mean of the streams with one learned weight each: softmax over the streams that a sample has.
+
+    The public one divides by the sum of unconstrained weights, which may be negative or near zero.
+    """
+
+    def __init__(self, config: FusionConfig) -> None:
+        super().__init__()
+        self.project = Projections(config, config.hidden)
+        self.scores = nn.Parameter(torch.zeros(len(config.dims)))
+        self.order = list(config.dims)
+        self.tail = nn.Sequential(nn.LayerNorm(config.hidden), nn.Dropout(config.dropout))
+
+    def weights(self, streams: Sequence[str], present: Tensor) -> Tensor:
+        """(n, streams): the shares of each sample's streams; they sum to 1 where there is one."""
+        scores = torch.stack([self.scores[self.order.index(name)] for name in streams])
+        return shares(scores.expand(present.shape), present)
+
+    def forward(self, features: Mapping[str, Tensor], present: Tensor) -> Tensor:
+        weights = self.weights(list(features), present)
+        parts = zip(self.project.each(features), weights.unbind(1))
+        return self.tail(torch.stack([part * weight[:, None] for part, weight in parts]).sum(0))
