@@ -1,0 +1,197 @@
+"""What the parts of an embedding job look like: written by the job, checked and followed by the reader."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raymotion import storage
+from raymotion.data.features import _part_names
+from raymotion.errors import InputError
+
+METADATA_KEY = b"raymotion.embeddings"
+LAYOUT_VERSION = 1
+COMMAND = "raymotion features embeddings"
+# Augmented views are of training samples only: a validation score on augmented pictures is not one.
+AUGMENTED_SPLIT = "train"
+
+
+@dataclass(frozen=True)
+class FeatureKey:
+    """Names one block of features. `backbone` is as the user named it: an alias or a timm name."""
+
+    stream: str
+    backbone: str
+    level: str = "none"
+    tokens: bool = False
+
+    @property
+    def column(self) -> str:
+        """Name of the Parquet column: `context/swin/none`, `context/swin/none/tokens`."""
+        return "/".join((self.stream, self.backbone, self.level)) + ("/tokens" if self.tokens else "")
+
+
+@dataclass(frozen=True)
+class FeatureShape:
+    """Shape of one sample's features: (views, dim), or (views, count, dim) where count is not 0."""
+
+    views: int
+    dim: int
+    count: int = 0
+
+    @property
+    def of_sample(self) -> tuple[int, ...]:
+        return (self.views, self.count, self.dim) if self.count else (self.views, self.dim)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.of_sample)
+
+
+@dataclass(frozen=True)
+class EmbeddingLayout:
+    """What the parts of an embedding job hold; travels in their metadata.
+
+    Columns: sample_id; group_id; split; context_of, the sample_id of the row of the same part that holds the context
+    features of this row's image (they are written once for each image; null where there are none); and for each key one
+    nullable fixed-size list of float16, views first. A null is a stream that the sample lacks, or, for levels other
+    than none, a sample outside the training split.
+
+    Attributes:
+        shapes: by key.
+        backbones: identity of each backbone by the name that the keys use.
+        views: views of each level.
+        seed: of the augmentation.
+        token_grid: side of the grid of spatial tokens, 0 where there are none.
+        renderer: version of the augmentation.
+    """
+
+    shapes: Mapping[FeatureKey, FeatureShape]
+    backbones: Mapping[str, Mapping[str, Any]]
+    views: Mapping[str, int]
+    seed: int
+    token_grid: int = 0
+    renderer: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "version": LAYOUT_VERSION,
+            "keys": [{**asdict(key), **asdict(shape)} for key, shape in self.shapes.items()],
+            "backbones": {name: dict(identity) for name, identity in self.backbones.items()},
+            "views": dict(self.views),
+            "seed": self.seed,
+            "token_grid": self.token_grid,
+            "renderer": self.renderer,
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any], *, where: object = None) -> EmbeddingLayout:
+        if record.get("version") != LAYOUT_VERSION:
+            raise InputError(
+                f"has embeddings of layout {record.get('version')}, this version reads {LAYOUT_VERSION}",
+                path=where,
+                remedy=f"Make it again with `{COMMAND}`.",
+            )
+        try:
+            shapes = {
+                FeatureKey(str(key["stream"]), str(key["backbone"]), str(key["level"]), bool(key["tokens"])): (
+                    FeatureShape(int(key["views"]), int(key["dim"]), int(key["count"]))
+                )
+                for key in record["keys"]
+            }
+            return cls(
+                shapes,
+                dict(record["backbones"]),
+                {str(level): int(views) for level, views in record["views"].items()},
+                int(record["seed"]),
+                int(record["token_grid"]),
+                int(record["renderer"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"its description of the embeddings is damaged ({error!r})", path=where) from error
+
+    def schema(self) -> pa.Schema:
+        """Of the parts."""
+        return pa.schema(
+            [
+                pa.field("sample_id", pa.string(), nullable=False),
+                pa.field("group_id", pa.string(), nullable=False),
+                pa.field("split", pa.string()),
+                pa.field("context_of", pa.string()),
+                *(pa.field(key.column, pa.list_(pa.float16(), shape.size)) for key, shape in self.shapes.items()),
+            ],
+            metadata={METADATA_KEY: json.dumps(self.to_dict(), sort_keys=True).encode()},
+        )
+
+
+def require_complete(folder: storage.PathLike) -> dict[str, Any]:
+    """The job.json of a complete embedding job in `folder`, or an `InputError` that says what to run."""
+    path = storage.join(folder, "job.json")
+    if not storage.exists(path):
+        raise InputError("has no job.json", path=folder, remedy=f"Make it with `{COMMAND}`.")
+    job = storage.read_json(path)
+    status = job.get("status", "unknown") if isinstance(job, dict) else "unknown"
+    if status != "complete":
+        raise InputError(
+            f"the embedding job is not complete (status: {status})",
+            path=folder,
+            remedy=f"Run the same `{COMMAND}` command again: it goes on where it stopped.",
+        )
+    return dict(job)
+
+
+def schema_of(path: str) -> pa.Schema:
+    """The schema of a part."""
+    try:
+        with storage.open_input(path) as file:
+            return pq.ParquetFile(file).schema_arrow
+    except pa.ArrowInvalid as error:
+        raise InputError(f"is not a readable Parquet file ({str(error).splitlines()[0]})", path=path) from error
+
+
+def layout_of(schema: pa.Schema, path: object) -> EmbeddingLayout:
+    """The layout that a part's metadata tell, checked against its columns."""
+    raw = (schema.metadata or {}).get(METADATA_KEY)
+    if raw is None:
+        raise InputError("holds no embeddings", path=path, remedy=f"Make it with `{COMMAND}`.")
+    try:
+        record = json.loads(raw)
+    except ValueError as error:
+        raise InputError(f"its description of the embeddings is no JSON ({error})", path=path) from error
+    layout = EmbeddingLayout.from_dict(record if isinstance(record, dict) else {}, where=path)
+    for key, shape in layout.shapes.items():
+        if key.column not in schema.names:
+            raise InputError(f"has no column {key.column}", path=path)
+        kind = schema.field(key.column).type
+        if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float16() or kind.list_size != shape.size:
+            raise InputError(f"column {key.column} is {kind}, not a list of {shape.size} float16", path=path)
+    missing = {"sample_id", "split", "context_of"} - set(schema.names)
+    if missing:
+        raise InputError(f"lacks the columns {', '.join(sorted(missing))}", path=path)
+    return layout
+
+
+def stored_rows(folder: storage.PathLike) -> dict[FeatureKey, int]:
+    """How many rows of each key the parts hold (nulls not counted), read from the footers alone."""
+    counts: dict[FeatureKey, int] = {}
+    for name in _part_names(folder):
+        path = storage.join(folder, name)
+        with storage.open_input(path) as file:
+            parquet = pq.ParquetFile(file)
+            layout, metadata = layout_of(parquet.schema_arrow, path), parquet.metadata
+            # The path of a list's values is NAME.list.element, and names of backbones have dots of their own.
+            paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+            place = {path.rsplit(".", 2)[0]: i for i, path in enumerate(paths) if path.count(".") >= 2}
+            for key, shape in layout.shapes.items():
+                counts.setdefault(key, 0)
+                for group in range(metadata.num_row_groups):
+                    values = metadata.row_group(group).column(place[key.column]).num_values
+                    # Parquet counts a null list as one value, any other as its length.
+                    counts[key] += (values - metadata.row_group(group).num_rows) // max(1, shape.size - 1)
+    return counts

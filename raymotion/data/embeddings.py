@@ -1,0 +1,296 @@
+"""Reads the stream features that a `raymotion features embeddings` job wrote.
+
+The job's Parquet parts are copied once into memory-mapped arrays of float16, one for each stream, backbone and level of
+augmentation, so that a trial maps what it needs and nothing else. A copy goes by what the parts hold, not by where they
+lie. What the parts look like stands in embedding_layout.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from raymotion import storage
+from raymotion.config import digest_of
+from raymotion.data.embedding_layout import (
+    AUGMENTED_SPLIT,
+    COMMAND,
+    EmbeddingLayout,
+    FeatureKey,
+    FeatureShape,
+    layout_of,
+    require_complete,
+    schema_of,
+)
+from raymotion.data.features import _locked, _part_names, default_cache, features_digest
+from raymotion.data.streams import STREAMS
+from raymotion.errors import InputError
+
+__all__ = ["Embeddings", "FeatureBlock", "FeatureKey", "FeatureShape"]
+
+ROWS_AT_A_TIME = 64
+
+
+@dataclass(frozen=True)
+class FeatureBlock:
+    """Features of one key.
+
+    Attributes:
+        array: float16 (m, K, D) or (m, K, T, D), C-contiguous, memory-mapped, read-only. Rows are stored once: the
+            persons of one image share a row of context features.
+        row_of: int64 (n,), position in `array` of each sample of `Embeddings.sample_ids`, or -1.
+        views: K.
+        dim: D.
+    """
+
+    array: np.ndarray
+    row_of: np.ndarray
+    views: int
+    dim: int
+
+    @property
+    def tokens(self) -> int:
+        """T; 0 for pooled features."""
+        return int(self.array.shape[2]) if self.array.ndim == 4 else 0
+
+
+class Embeddings:
+    """Features of streams by sample id, from one folder of an embedding job or several of the same samples.
+
+    Args:
+        folders: output folders, local or addresses.
+        cache: local folder for the memory-mapped copies; default `default_cache()`.
+
+    Attributes:
+        sample_ids: of the rows, in the order of the first folder.
+        digest: 16 hex digits that change when any part does; the same wherever the folders lie.
+        keys: what there is.
+        backbones: identity of each backbone by its name in the keys.
+        levels: of augmentation.
+        views: views of each level.
+
+    Raises:
+        InputError: no embedding job wrote a folder, it is not complete, its files do not fit each other, or the folders
+            do not fit each other: other samples, other streams of them, or the same name for different features.
+    """
+
+    def __init__(self, folders: storage.PathLike | Sequence[storage.PathLike], *, cache: str | None = None) -> None:
+        several = [folders] if isinstance(folders, str | os.PathLike) else list(folders)
+        if not several:
+            raise InputError("no folder of embeddings was named", remedy=f"Make one with `{COMMAND}`.")
+        sources = [_Source(storage.absolute(folder), cache) for folder in several]
+        first = sources[0]
+        self.sample_ids: list[str] = first.ids
+        self.digest: str = first.digest if len(sources) == 1 else digest_of([source.digest for source in sources])
+        self.backbones: dict[str, dict[str, Any]] = {}
+        self.views: dict[str, int] = {}
+        self._position = {sample_id: row for row, sample_id in enumerate(self.sample_ids)}
+        self._blocks: dict[FeatureKey, FeatureBlock] = {}
+        for source in sources:
+            self._add(source, first)
+        self.folders = tuple(source.folder for source in sources)
+        self.keys: tuple[FeatureKey, ...] = tuple(self._blocks)
+        self.levels: tuple[str, ...] = tuple(self.views)
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    def __contains__(self, sample_id: object) -> bool:
+        return sample_id in self._position
+
+    def block(self, stream: str, backbone: str, level: str = "none", *, tokens: bool = False) -> FeatureBlock:
+        """Features of one key.
+
+        Raises:
+            InputError: they were not made; names what there is, and the command that makes them.
+        """
+        key = FeatureKey(stream, backbone, level, tokens)
+        if key not in self._blocks:
+            there = ", ".join(sorted(known.column for known in self.keys))
+            augment = f" --augment {level}" if level != "none" else ""
+            raise InputError(
+                f"holds no features {key.column}; there are {there}",
+                path=" and ".join(self.folders),
+                remedy=f"Make them: `{COMMAND} SAMPLES --out DIR --{stream} {backbone}{augment}"
+                + f"{' --tokens 2' if tokens else ''}`, and name both folders.",
+            )
+        return self._blocks[key]
+
+    def mask(self, stream: str) -> np.ndarray:
+        """Bool (n,): the sample has this stream. All False for a stream without any features here."""
+        for key, block in self._blocks.items():
+            if key.stream == stream and key.level == "none":
+                return np.asarray(block.row_of >= 0)
+        return np.zeros(len(self.sample_ids), dtype=bool)
+
+    def rows(self, sample_ids: Iterable[str]) -> np.ndarray:
+        """Positions of samples in `sample_ids`, int64; -1 for one without embeddings (its image failed)."""
+        return np.fromiter((self._position.get(sample_id, -1) for sample_id in sample_ids), dtype=np.int64)
+
+    def _add(self, source: _Source, first: _Source) -> None:
+        """Takes over the blocks of `source`, in the order of the first folder's samples."""
+        order = _order(source, first)
+        for what, own, new in (
+            ("backbone", self.backbones, source.layout.backbones),
+            ("number of views of level", self.views, source.layout.views),
+        ):
+            for name in sorted(set(own) & set(new)):
+                if own[name] != new[name]:
+                    raise InputError(
+                        f"its {what} {name} is {new[name]}, in {first.folder} it is {own[name]}",
+                        path=source.folder,
+                        remedy="Use one of the folders, or make this one again with the same settings.",
+                    )
+        self.backbones.update({name: dict(identity) for name, identity in source.layout.backbones.items()})
+        self.views.update(source.layout.views)
+        for number, (key, shape) in enumerate(source.layout.shapes.items()):
+            if key in self._blocks:
+                raise InputError(
+                    f"holds {key.column}, as {first.folder} does", path=source.folder, remedy="Name one of them."
+                )
+            row_of = source.row_of(number)
+            if source is not first:
+                row_of = row_of[order]
+            has = row_of >= 0
+            if key.level == "none" and (known := self.mask(key.stream)).any() and not np.array_equal(known, has):
+                raise InputError(
+                    f"{int(has.sum())} of its samples have a {key.stream}, in {first.folder} {int(known.sum())} others",
+                    path=source.folder,
+                    remedy="Make both from one sample table.",
+                )
+            self._blocks[key] = FeatureBlock(source.array(number), row_of, shape.views, shape.dim)
+
+
+class _Source:
+    """One folder: its layout, its ids, and its memory-mapped copy, which is made if there is none yet."""
+
+    def __init__(self, folder: str, cache: str | None) -> None:
+        self.folder = folder
+        require_complete(folder)
+        parts = _part_names(folder)
+        if not parts:
+            raise InputError("holds no part-*.parquet", path=folder)
+        self.layout = self._survey(parts)
+        self.digest = digest_of([self.layout.to_dict(), features_digest(folder)])
+        self._local = Path(cache or default_cache()) / "embeddings" / self.digest
+        if not self._is_built():
+            # All processes of a machine come here at once: one makes the copy, the others wait for it.
+            with _locked(self._local.with_name(f"{self.digest}.lock")):
+                if not self._is_built():
+                    self._build(parts)
+        index = json.loads((self._local / "index.json").read_text())
+        self.ids: list[str] = index["ids"]
+        self._counts: list[int] = index["counts"]
+
+    def row_of(self, number: int) -> np.ndarray:
+        """int64 (n,) of the key with this number."""
+        return np.asarray(np.load(self._local / f"rows-{number}.npy", allow_pickle=False))
+
+    def array(self, number: int) -> np.ndarray:
+        """The stored rows of the key with this number."""
+        shape = (self._counts[number], *list(self.layout.shapes.values())[number].of_sample)
+        if not shape[0]:  # an empty file can not be mapped
+            return np.zeros(shape, dtype=np.float16)
+        return np.memmap(self._local / f"features-{number}.bin", dtype=np.float16, mode="r", shape=shape)
+
+    def _survey(self, parts: list[str]) -> EmbeddingLayout:
+        """The layout that all parts share."""
+        layout: EmbeddingLayout | None = None
+        for name in parts:
+            path = storage.join(self.folder, name)
+            own = layout_of(schema_of(path), path)
+            if layout is not None and own != layout:
+                raise InputError(
+                    f"holds other features than {parts[0]}", path=path, remedy=f"Make the folder anew with `{COMMAND}`."
+                )
+            layout = own
+        assert layout is not None
+        return layout
+
+    def _is_built(self) -> bool:
+        return (self._local / "index.json").exists()
+
+    def _build(self, parts: list[str]) -> None:
+        """Copies all parts into a folder of its own, then renames it: a copy that a crash cut off is never read."""
+        temporary = self._local.with_name(f".{self._local.name}.{uuid.uuid4().hex[:8]}.tmp")
+        temporary.mkdir()
+        try:
+            keys = list(self.layout.shapes)
+            counts, rows = [0] * len(keys), [[np.zeros(0, np.int64)] for _ in keys]
+            ids: list[str] = []
+            for name in parts:
+                path = storage.join(self.folder, name)
+                with storage.open_input(path) as file:
+                    parquet = pq.ParquetFile(file)
+                    part = parquet.read(columns=["sample_id", "split", "context_of"]).to_pydict()
+                    for number, key in enumerate(keys):
+                        with open(temporary / f"features-{number}.bin", "ab") as out:
+                            has = _append(parquet, key.column, out, path)
+                        stored = np.where(has, counts[number] + np.cumsum(has) - 1, -1)
+                        counts[number] += int(has.sum())
+                        rows[number].append(_resolve(key, stored, part, path))
+                ids.extend(part["sample_id"])
+            if len(set(ids)) != len(ids):
+                raise InputError("a sample_id stands twice", path=self.folder)
+            for number in range(len(keys)):
+                np.save(temporary / f"rows-{number}.npy", np.concatenate(rows[number]).astype(np.int64))
+            (temporary / "index.json").write_text(json.dumps({"ids": ids, "counts": counts}))
+            try:
+                temporary.rename(self._local)
+            except OSError:
+                if not self._is_built():  # else another machine with the same cache was faster
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _order(source: _Source, first: _Source) -> np.ndarray:
+    """Where each sample of `first` stands in `source`, int64."""
+    if source is first:
+        return np.arange(len(first.ids))
+    own, new = set(first.ids), set(source.ids)
+    if own != new:
+        raise InputError(
+            f"holds {len(new)} samples, {first.folder} holds {len(own)}, and {len(own & new)} are in both",
+            path=source.folder,
+            remedy="Folders that are read together must be made from one sample table.",
+        )
+    position = {sample_id: row for row, sample_id in enumerate(source.ids)}
+    return np.fromiter((position[sample_id] for sample_id in first.ids), dtype=np.int64)
+
+
+def _append(parquet: pq.ParquetFile, column: str, out: Any, path: str) -> np.ndarray:
+    """Appends the rows of `column` that are not null to `out`; returns which those are, bool (rows,)."""
+    has = [np.zeros(0, bool)]
+    for batch in parquet.iter_batches(ROWS_AT_A_TIME, columns=[column]):
+        lists = batch.column(0)
+        has.append(lists.is_valid().to_numpy(zero_copy_only=False))
+        values = lists.flatten()  # leaves the null lists out
+        if values.null_count:
+            raise InputError(f"column {column} has a null within a feature", path=path)
+        out.write(np.ascontiguousarray(values.to_numpy(zero_copy_only=False), dtype=np.float16).tobytes())
+    return np.concatenate(has)
+
+
+def _resolve(key: FeatureKey, stored: np.ndarray, part: Mapping[str, list[Any]], path: str) -> np.ndarray:
+    """Where each row of a part finds its features: context features stand on one row for each image."""
+    rows = stored
+    if key.stream == STREAMS[0]:
+        place = {sample_id: row for row, sample_id in enumerate(part["sample_id"])}
+        holders = part["context_of"]
+        lost = next((holder for holder in holders if holder is not None and holder not in place), None)
+        if lost is not None:
+            raise InputError(f"context_of names {lost!r}, which is not in this part", path=path)
+        rows = np.array([-1 if holder is None else stored[place[holder]] for holder in holders], dtype=np.int64)
+    if key.level != "none":  # a person of validation may share an image with one of training
+        rows = np.where([split == AUGMENTED_SPLIT for split in part["split"]], rows, -1)
+    return rows
