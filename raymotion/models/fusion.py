@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from raymotion.errors import InputError
-from raymotion.models.fusion_concat import Simple
+from raymotion.models.fusion_attention import Attention, Bottleneck, CrossModalTransformer
+from raymotion.models.fusion_concat import Bilinear, Hierarchical, LayerNormed, Simple, Transformation
 from raymotion.models.fusion_config import (
     FUSIONS,
     PUBLISHED,
@@ -22,7 +23,8 @@ from raymotion.models.fusion_config import (
     streams_of,
     wants_tokens,
 )
-from raymotion.models.fusion_gated import Weighted
+from raymotion.models.fusion_gated import GatedResidual, Weighted
+from raymotion.models.fusion_published import PUBLISHED_NETWORKS
 
 __all__ = [
     "FUSIONS",
@@ -39,6 +41,15 @@ __all__ = [
 _NETWORKS: dict[str, Callable[[FusionConfig], nn.Module]] = {
     "simple": Simple,
     "weighted": Weighted,
+    "attention": Attention,
+    "bilinear": Bilinear,
+    "bottleneck": Bottleneck,
+    "cross_modal_transformer": CrossModalTransformer,
+    "gated_residual": GatedResidual,
+    "hierarchical": Hierarchical,
+    "layer_norm": LayerNormed,
+    "transformation": Transformation,
+    **PUBLISHED_NETWORKS,
 }
 
 

@@ -67,3 +67,25 @@ class Weighted(nn.Module):
         weights = self.weights(list(features), present)
         parts = zip(self.project.each(features), weights.unbind(1))
         return self.tail(torch.stack([part * weight[:, None] for part, weight in parts]).sum(0))
+
+
+class GatedResidual(nn.Module):
+    """The mean of the streams, and on top of it each stream through a gate that this mean sets, feature by feature.
+
+    As in the public study, with means over the streams that are there where it adds up all three.
+    """
+
+    def __init__(self, config: FusionConfig) -> None:
+        super().__init__()
+        self.project = Projections(config, config.hidden)
+        self.gates = nn.ModuleDict({name: nn.Linear(config.hidden, config.hidden) for name in config.dims})
+        self.join = nn.Linear(config.hidden, config.hidden)
+        self.tail = Tail(config)
+
+    def forward(self, features: Mapping[str, Tensor], present: Tensor) -> Tensor:
+        share = (present / present.sum(1, keepdim=True).clamp(min=1)).to(self.join.weight.dtype)
+        parts = [part * one[:, None] for part, one in zip(self.project.each(features), share.unbind(1))]
+        mean = torch.stack(parts).sum(0)
+        # A part is zero where its stream is missing, so an open gate lets nothing through.
+        gated = [torch.sigmoid(self.gates[name](mean)) * part for name, part in zip(features, parts)]
+        return self.tail(self.join(mean + torch.stack(gated).sum(0)))
