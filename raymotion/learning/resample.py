@@ -1,0 +1,310 @@
+"""Synthetic training rows of rare classes: ADASYN, SMOTE or random oversampling on cached features, within a budget.
+
+imbalanced-learn makes the rows; what stands here is what multi-label data of several streams need around it:
+
+* One class at a time against the rest, from the original rows only, each with its own budget.
+* Neighbours are looked for among standardised features, each stream divided by the root of its width, so that the
+  streams count alike however wide they are. A stream that a row lacks lies at the mean.
+* imbalanced-learn is given the *identity matrix* for the features, with a neighbour search that looks behind it. Each
+  synthetic row that comes back is then 1 - u at one original and u at another: its two parents. Features, labels and
+  masks are mixed by these same two numbers, on their raw scale, so that none of them can disagree.
+
+So labels are those of both parents, weighted by nearness (the public study copies all labels of one). A row has a
+stream only if both parents have it. Originals are never returned, let alone counted twice. Only what is handed in is
+used: give training rows, never validation or test.
+
+Both parents carry the class that a row is made for. Their other labels come along, so that frequent classes that go
+with a rare one gain rows too: compare `before` and `after`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from raymotion.config import Settings
+from raymotion.errors import InputError
+
+if TYPE_CHECKING:
+    from scipy import sparse
+
+# A target counts as present from here on: half of the annotators, or half of the way between two parents.
+PRESENT = 0.5
+
+# What a level means where the settings say nothing: growth of a class, and all synthetic rows, as shares.
+LEVEL_LIMITS: dict[str, tuple[float | None, float]] = {"mini": (1.0, 0.25), "full": (None, 1.0)}
+
+
+class ResamplingSettings(Settings):
+    """How many synthetic rows there are, and how they are made.
+
+    Attributes:
+        method: `random` returns copies of originals (by design); `smote` mixes a random positive with a near one of its
+            class; `adasyn` does so more often where few of the neighbours carry the class; `none` makes nothing.
+        level: `mini` at most doubles a class and adds at most 25 % of the rows; `full` fills each class up and adds at
+            most 100 %.
+        neighbours: k, of both searches.
+        quantile: a class is filled up to this quantile of the counts of all classes that have any; 0.5 is the median.
+            Classes above it get nothing.
+        growth: at most this many synthetic rows for each positive of a class; None: the level's.
+        total: at most this many synthetic rows for each row; None: the level's. If the budgets exceed it, all shrink.
+    """
+
+    method: Literal["none", "adasyn", "smote", "random"] = "none"
+    level: Literal["mini", "full"] = "mini"
+    neighbours: int = Field(default=5, ge=1)
+    quantile: float = Field(default=0.5, ge=0.0, le=1.0)
+    growth: float | None = Field(default=None, ge=0.0)
+    total: float | None = Field(default=None, ge=0.0)
+
+    def budgets(self, counts: np.ndarray, rows: int) -> np.ndarray:
+        """How many synthetic rows each class is to get, int64 (L,), from its count of positives among `rows`."""
+        budget = np.zeros(len(counts), dtype=np.int64)
+        known = counts > 0
+        if self.method == "none" or not known.any():
+            return budget
+        growth, total = LEVEL_LIMITS[self.level]
+        growth = growth if self.growth is None else self.growth
+        total = total if self.total is None else self.total
+        wanted = np.maximum(np.quantile(counts[known], self.quantile) - counts, 0.0) * known
+        if growth is not None:
+            wanted = np.minimum(wanted, growth * counts)
+        limit = total * rows
+        if wanted.sum() > limit:
+            wanted = wanted * (limit / wanted.sum())
+        budget[:] = np.floor(wanted + 1e-9)
+        return budget
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """Synthetic rows only.
+
+    Attributes:
+        features: one float32 (m, D_s) for each stream, on the scale of the input; 0 where the row lacks the stream.
+        mask: bool (m, S).
+        targets: float32 (m, L) in [0, 1].
+        before, after: int64 (L,), how many rows carry a class (target >= 0.5), without and with the synthetic ones.
+        per_class: int64 (L,), how many rows were made for a class; they add up to m.
+        parents: int64 (m, 2), rows of the input; the same twice for a copy.
+        notes: what could not be done as asked, one sentence each.
+    """
+
+    features: list[np.ndarray]
+    mask: np.ndarray
+    targets: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+    per_class: np.ndarray
+    parents: np.ndarray
+    notes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+def resample(
+    features: Sequence[np.ndarray],
+    mask: np.ndarray,
+    targets: np.ndarray,
+    settings: ResamplingSettings,
+    *,
+    seed: int,
+    labels: Sequence[str] | None = None,
+) -> Resampled:
+    """Synthetic rows for the rare classes of a training split.
+
+    Args:
+        features: for each stream (n, D_s), on its raw scale, float16 or float32; what stands in masked rows is ignored.
+        mask: bool (n, S), True where the row has the stream.
+        targets: (n, L) in [0, 1].
+        labels: L names, for the notes.
+
+    The same input and seed give the same rows, whatever the other classes get. The search of neighbours costs about
+    2 n D operations for each positive of a class below the quantile.
+
+    Raises:
+        InputError: shapes that do not fit, or features that are not finite.
+    """
+    has, truth = np.asarray(mask, dtype=bool), np.asarray(targets, dtype=np.float32)
+    _check(features, has, truth)
+    n, width = truth.shape
+    names = [f"class {j}" for j in range(width)] if labels is None else [str(label) for label in labels]
+    positive = truth >= PRESENT
+    before = positive.sum(axis=0).astype(np.int64)
+    budgets = settings.budgets(before, n)
+    points = _search_space(features, has) if budgets.any() and settings.method != "random" else None
+    made: list[sparse.csr_matrix] = []
+    per_class = np.zeros(width, dtype=np.int64)
+    notes: list[str] = []
+    for j in np.flatnonzero(budgets):
+        rows = _rows_of_class(
+            points, positive[:, j], int(budgets[j]), settings, _seed_of(seed, int(j)), names[j], notes
+        )
+        if rows is None:
+            continue
+        shared = _shared_streams(rows, has).any(axis=1)
+        if not shared.all():
+            notes.append(f"{names[j]}: {int((~shared).sum())} rows dropped, whose parents have no stream in common.")
+        kept = np.flatnonzero(shared)
+        if len(kept) > budgets[j]:
+            kept = np.sort(np.random.default_rng([seed, int(j)]).choice(kept, budgets[j], replace=False))
+        made.append(rows[kept])
+        per_class[j] = len(kept)
+    return _mixed(made, features, has, truth, before, per_class, tuple(notes))
+
+
+def _rows_of_class(
+    points: np.ndarray | None,
+    positive: np.ndarray,
+    budget: int,
+    settings: ResamplingSettings,
+    seed: int,
+    name: str,
+    notes: list[str],
+) -> sparse.csr_matrix | None:
+    """At least `budget` synthetic rows as weights on the originals, (m, n); None, and a note, where there are none."""
+    from imblearn.over_sampling import ADASYN, SMOTE, RandomOverSampler
+    from scipy import sparse
+
+    count = int(positive.sum())
+    if count == len(positive):
+        notes.append(f"{name}: every row carries it, so there is nothing to resample.")
+        return None
+    method = settings.method
+    if method != "random" and count < 2:
+        notes.append(f"{name}: left out, because its only positive has no neighbour of its class.")
+        return None
+    # ADASYN gives each positive its share rounded to whole rows: with less than one row per positive that is nothing.
+    # One row per positive more than wanted is never too few, and a random part of them keeps the shares.
+    asked = budget + count if method == "adasyn" else budget
+    common: dict[str, Any] = {"sampling_strategy": {1: count + asked}, "random_state": seed}
+    if method == "random" or points is None:
+        samplers = [RandomOverSampler(**common)]
+    else:
+        # k is that of the smaller search, the one among the positives, which itself is one of.
+        near = _row_neighbours(points, min(settings.neighbours, count - 1) + 1)
+        samplers = [SMOTE(k_neighbors=near, **common)]
+        if method == "adasyn":
+            samplers.insert(0, ADASYN(n_neighbors=near, **common))
+    identity = sparse.identity(len(positive), format="csr", dtype=np.float64)
+    for i, sampler in enumerate(samplers):
+        try:
+            with warnings.catch_warnings():  # "larger than the majority class": budgets see to that
+                warnings.simplefilter("ignore", UserWarning)
+                rows, _ = sampler.fit_resample(identity, positive.astype(np.int64))
+            return sparse.csr_matrix(rows)[len(positive) :]
+        except (RuntimeError, ValueError) as error:
+            # ADASYN: no positive has a neighbour without the class, or all shares round to nothing.
+            rest = "SMOTE instead" if i + 1 < len(samplers) else "left out"
+            notes.append(
+                f"{name}: {type(sampler).__name__} found no rows to make ({str(error).split('.')[0]}); {rest}."
+            )
+    return None
+
+
+def _row_neighbours(points: np.ndarray, neighbours: int) -> Any:
+    """A scikit-learn neighbour search whose rows are rows of the identity, which stand for those of `points`."""
+    from sklearn.neighbors import NearestNeighbors
+
+    class RowNeighbours(NearestNeighbors):
+        def __sklearn_clone__(self) -> RowNeighbours:
+            return RowNeighbours(n_neighbors=self.n_neighbors, algorithm="brute")  # shares `points`
+
+        def fit(self, X: Any, y: object = None) -> RowNeighbours:
+            self.rows_ = X.indices  # ascending
+            super().fit(points if len(self.rows_) == len(points) else points[self.rows_])
+            return self
+
+        def kneighbors(self, X: Any = None, n_neighbors: int | None = None, return_distance: bool = True) -> Any:
+            near = super().kneighbors(points[X.indices], n_neighbors, return_distance=False)
+            # The samplers drop the first column as the row itself. Among equal rows it may be another, and the row
+            # would become its own second parent: a copy of an original.
+            own = np.searchsorted(self.rows_, X.indices)
+            near = np.where(near == own[:, None], near[:, :1], near)
+            near[:, 0] = own
+            return near
+
+    return RowNeighbours(n_neighbors=neighbours, algorithm="brute")
+
+
+def _search_space(features: Sequence[np.ndarray], mask: np.ndarray) -> np.ndarray:
+    """float32 (n, sum of D_s): standardised over the rows that have the stream, over the root of the width; else 0."""
+    widths = [block.shape[1] for block in features]
+    space = np.zeros((len(mask), sum(widths)), dtype=np.float32)
+    start = 0
+    for s, block in enumerate(features):
+        rows, width = np.flatnonzero(mask[:, s]), widths[s]
+        if len(rows):
+            values = np.asarray(block[rows], dtype=np.float32)
+            values -= values.mean(axis=0, dtype=np.float64).astype(np.float32)
+            spread = np.sqrt(np.einsum("ij,ij->j", values, values) / np.float32(len(rows)))
+            # A constant column says nothing about nearness.
+            values /= np.where(spread > 1e-12, spread, np.inf) * np.sqrt(np.float32(width))
+            space[rows, start : start + width] = values
+        start += width
+    return space
+
+
+def _shared_streams(rows: sparse.csr_matrix, mask: np.ndarray) -> np.ndarray:
+    """Which streams both parents of each synthetic row have: bool (m, S)."""
+    parents = _parents(rows)
+    return np.asarray(mask[parents[:, 0]] & mask[parents[:, 1]])
+
+
+def _parents(rows: sparse.csr_matrix) -> np.ndarray:
+    """int64 (m, 2), in ascending order: where the weights of each row are not 0. A copy has the same parent twice."""
+    first, last = rows.indptr[:-1], rows.indptr[1:] - 1
+    return np.sort(np.stack([rows.indices[first], rows.indices[last]], axis=1).astype(np.int64), axis=1)
+
+
+def _mixed(
+    made: list[sparse.csr_matrix],
+    features: Sequence[np.ndarray],
+    mask: np.ndarray,
+    targets: np.ndarray,
+    before: np.ndarray,
+    per_class: np.ndarray,
+    notes: tuple[str, ...],
+) -> Resampled:
+    from scipy import sparse
+
+    if made:
+        rows = sparse.vstack(made, format="csr")
+    else:
+        rows = sparse.csr_matrix((0, len(mask)), dtype=np.float64)
+    shared = _shared_streams(rows, mask)
+    mixed = []
+    parents = np.unique(rows.indices)
+    for s, block in enumerate(features):
+        # Only the parents' features are read, and a masked one, which may hold anything, counts as 0.
+        values = np.where(mask[parents, s, None], np.asarray(block[parents], dtype=np.float32), np.float32(0))
+        mixed.append((rows[:, parents].astype(np.float32) @ values) * shared[:, s, None])
+    labels = np.clip(rows @ targets.astype(np.float64), 0.0, 1.0).astype(np.float32)
+    after = before + (labels >= PRESENT).sum(axis=0)
+    return Resampled(mixed, shared, labels, before, after.astype(np.int64), per_class, _parents(rows), notes)
+
+
+def _seed_of(seed: int, label: int) -> int:
+    """A seed of its own for each class: what one class gets does not depend on the others."""
+    return int(np.random.SeedSequence([seed, label]).generate_state(1)[0])
+
+
+def _check(features: Sequence[np.ndarray], mask: np.ndarray, targets: np.ndarray) -> None:
+    if targets.ndim != 2 or mask.ndim != 2 or len(mask) != len(targets) or mask.shape[1] != len(features):
+        raise InputError(
+            f"targets of shape {targets.shape} and a mask of shape {mask.shape} do not fit {len(features)} streams"
+        )
+    if not np.isfinite(targets).all() or (targets.size and (targets.min() < 0 or targets.max() > 1)):
+        raise InputError("targets to resample are not all between 0 and 1")
+    for s, block in enumerate(features):
+        if block.ndim != 2 or len(block) != len(targets):
+            raise InputError(f"features of shape {block.shape} of stream {s} do not fit {len(targets)} rows")
+        # A sum is finite only if all of it is (in float64: no overflow of its own).
+        if not np.isfinite(np.sum(block, where=mask[:, s, None], dtype=np.float64)):
+            raise InputError(f"features of stream {s} are not all finite")
