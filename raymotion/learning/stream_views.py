@@ -183,11 +183,12 @@ def apply(crop: np.ndarray, drawn: Drawn, *, longest: int = LONGEST) -> np.ndarr
     """The crop, uint8 (h, w, 3), after what was drawn; reduced first if a side is above `longest` pixels."""
     from torchvision.transforms.v2 import functional
 
+    height, width = crop.shape[:2]
+    if max(height, width) > longest:
+        ratio, cv2 = longest / max(height, width), _opencv()
+        size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
+        crop = cv2.resize(np.ascontiguousarray(crop), size, interpolation=cv2.INTER_AREA)
     picture = Image.fromarray(np.ascontiguousarray(crop))
-    if max(picture.size) > longest:
-        ratio = longest / max(picture.size)
-        size = (max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio)))
-        picture = picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
     if drawn.mirror:
         picture = functional.horizontal_flip(picture)
     for step in drawn.order:
@@ -229,8 +230,7 @@ def turn(pixels: np.ndarray, degrees: float, shift: tuple[float, float], scale: 
     # Pixel centres lie at whole numbers for OpenCV, so the centre is half a pixel before torchvision's.
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), -degrees, scale)
     matrix[:, 2] += (round(shift[0] * width), round(shift[1] * height))
-    fill = [float(value) for value in pixels.mean(axis=(0, 1))]
-    return cv2.warpAffine(pixels, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=fill)
+    return cv2.warpAffine(pixels, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=cv2.mean(pixels))
 
 
 def blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
@@ -241,11 +241,18 @@ def blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _noisy(pixels: np.ndarray, seed: int) -> np.ndarray:
-    rng = np.random.Generator(np.random.SFC64(seed))
-    noise = rng.standard_normal(pixels.shape, dtype=np.float32)
-    noise *= NOISE * 255
-    noise += pixels
-    return np.clip(np.rint(noise, out=noise), 0, 255).astype(np.uint8)
+    cv2, rng = _opencv(), np.random.Generator(np.random.SFC64(seed))
+    result = np.empty_like(pixels)
+    # A few rows at a time: fresh pages for all of the noise would take longer than drawing it.
+    rows = max(1, 16384 // pixels[0].size)
+    noise = np.empty((rows, *pixels.shape[1:]), np.float32)
+    for start in range(0, len(pixels), rows):
+        part = pixels[start : start + rows]
+        drawn = noise[: len(part)]
+        rng.standard_normal(dtype=np.float32, out=drawn)
+        drawn *= NOISE * 255
+        cv2.add(part, drawn, dst=result[start : start + rows], dtype=cv2.CV_8U)  # rounded, kept within 0..255
+    return result
 
 
 @functools.cache
