@@ -30,7 +30,7 @@ from raymotion.batch.preflight import (
     read_record,
 )
 from raymotion.batch.progress import Progress, ProgressKind
-from raymotion.batch.quiet import without_noise
+from raymotion.batch.quiet import quiet_ray_data, without_noise
 from raymotion.batch.stages import Stage
 from raymotion.batch.worker import ShardWorker, Sink, WorkerPlan
 from raymotion.config import Settings, digest_of, require_same_settings
@@ -78,6 +78,10 @@ class JobSpec:
         notices: what a user must know about the output.
         finish: called when all shards are committed, before the job is marked complete; returns more for job.json.
         images: whether images are read, and whether a table without any is an error.
+        columns: of the sample table that the stages read besides sample_id, image_uri and captions.
+        keep_images_together: rows of one image share a shard and a batch; the table is ordered by image.
+        check: raises where the job can not do what it is asked with this table.
+        default_batch: images of a batch on a CPU, and on a GPU.
     """
 
     kind: str
@@ -90,6 +94,10 @@ class JobSpec:
     notices: tuple[str, ...] = ()
     finish: Callable[[str], Mapping[str, Any]] | None = None
     images: Literal["none", "optional", "required"] = "required"
+    columns: tuple[str, ...] = ()
+    keep_images_together: bool = False
+    check: Callable[[pa.Table], None] | None = None
+    default_batch: tuple[int, int] = (2, 16)
 
 
 @dataclass(frozen=True)
@@ -118,12 +126,16 @@ def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind
     samples = read_samples(spec.settings.samples)
     if not samples.num_rows:
         raise InputError("holds no samples", path=spec.settings.samples)
+    if spec.check is not None:
+        spec.check(samples)
+    if spec.keep_images_together:
+        samples = ledger.by_image(samples)
     old = read_record(folder, spec.kind)
     shard_rows = spec.settings.shard_rows or ledger.default_shard_rows(samples.num_rows)
     identity = {
         "format": FORMAT,
         "kind": spec.kind,
-        "input": {"rows": samples.num_rows, "digest": input_digest(samples)},
+        "input": {"rows": samples.num_rows, "digest": input_digest(samples, spec.columns)},
         "shard_rows": shard_rows,
         **spec.identity,
     }
@@ -142,7 +154,7 @@ def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind
     record["runs"] = [*record["runs"], run]
     commits = {} if old is None else ledger.read_commits(folder, digest)
     if old is None or not storage.exists(storage.join(folder, "_manifest.parquet")):
-        ledger.write_manifest(folder, samples, shard_rows)
+        ledger.write_manifest(folder, samples, shard_rows, keep_images_together=spec.keep_images_together)
     sizes = ledger.Manifest(folder).shard_sizes()
     del samples
     todo = [shard for shard in range(len(sizes)) if shard not in commits]
@@ -199,11 +211,13 @@ def _run_shards(
         job_digest=digest,
         stages=spec.make_stages(device),
         sink=spec.sink,
-        batch_size=settings.batch_size or (16 if placement.gpus else 2),
+        batch_size=settings.batch_size or spec.default_batch[bool(placement.gpus)],
         # Beside a GPU decoding runs ahead in threads; on CPU cores alone it would only take the model's time.
         decode_threads=threads if threads is not None else (int(placement.cpus) if placement.gpus else 0),
         threads=max(1, int(placement.cpus)),
         device=device,
+        columns=spec.columns,
+        keep_images_together=spec.keep_images_together,
     )
     computed = computed_with(device, resolve_precision(settings, device), plan.batch_size)
     require_same_settings(record.setdefault("computed", computed), computed, where=folder, remedy=REMEDY)
@@ -276,7 +290,7 @@ def _stream(
     # ends the run (worker.py). The first actor that is ready begins: the preflight has found room for the others.
     context.wait_for_min_actors_s = -1
     _start_helpers()
-    with without_noise(), _quiet_ray_data(), _data_context(context):
+    with without_noise(), quiet_ray_data(), _data_context(context):
         # In memory: reading a file would cost a task, a CPU that the pool needs, and one block for all shards.
         dataset = ray.data.from_arrow([pa.table({"shard": [shard]}) for shard in shards])
         dataset = dataset.map_batches(
@@ -318,22 +332,6 @@ def _data_context(context: Any) -> Iterator[None]:
 
     with DataContext.current(context):
         yield
-
-
-@contextlib.contextmanager
-def _quiet_ray_data() -> Iterator[None]:
-    """Ray Data prints its plan and its log's place for each run; ours prints progress and a summary."""
-    import logging
-
-    loggers = [logging.getLogger(name) for name in ("ray.data", "ray")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)  # errors come back as exceptions, and are told once
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _raise_fatal(fatal: Mapping[str, Any]) -> None:

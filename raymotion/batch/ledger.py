@@ -7,7 +7,8 @@
     OUT/_commits/part-00012.json    written last: shard 12 is done
     OUT/_attempts/RUN/part-00012.json   shard 12 was begun in this run; which row was under way when its worker died
 
-A shard is a fixed range of rows, so the same input and settings give the same files, whatever happened on the way.
+A shard is a fixed range of rows (of whole images, where a job works on the rows of one image together), so the same
+input and settings give the same files, whatever happened on the way.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from __future__ import annotations
 import io
 import os
 import socket
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -47,21 +50,53 @@ def shard_name(index: int) -> str:
     return f"part-{index:05d}"
 
 
-def write_manifest(folder: str, samples: pa.Table, rows_per_shard: int) -> int:
+def by_image(samples: pa.Table) -> pa.Table:
+    """The rows ordered so that those of one image follow each other; images in the order in which they first appear."""
+    uris = samples.column("image_uri").to_pylist()
+    first: dict[str, int] = {}
+    places = [row if uri is None else first.setdefault(uri, row) for row, uri in enumerate(uris)]
+    return samples.take(pa.array(np.argsort(places, kind="stable")))
+
+
+def shard_starts(samples: pa.Table, rows_per_shard: int, *, keep_images_together: bool = False) -> list[int]:
+    """First rows of the shards: every `rows_per_shard` rows, or as many whole images as have no more rows than that.
+
+    Args:
+        keep_images_together: rows of one image, which follow each other (`by_image`), share a shard. One image of more
+            than `rows_per_shard` rows makes a larger shard.
+    """
+    if not keep_images_together:
+        return list(range(0, samples.num_rows, rows_per_shard))
+    uris = samples.column("image_uri").to_pylist()
+    images = [row for row, uri in enumerate(uris) if not row or uri is None or uri != uris[row - 1]]
+    starts: list[int] = []
+    for row, end in zip(images, [*images[1:], len(uris)], strict=True):
+        if not starts or end - starts[-1] > rows_per_shard:
+            starts.append(row)
+    return starts
+
+
+def write_manifest(folder: str, samples: pa.Table, rows_per_shard: int, *, keep_images_together: bool = False) -> int:
     """Writes the sample table with one row group for each shard; returns the number of shards."""
     buffer = io.BytesIO()
-    starts = range(0, samples.num_rows, rows_per_shard)
+    starts = shard_starts(samples, rows_per_shard, keep_images_together=keep_images_together)
     with pq.ParquetWriter(buffer, samples.schema, compression="zstd") as writer:
-        for start in starts:
-            writer.write_table(samples.slice(start, rows_per_shard), row_group_size=rows_per_shard)
+        for start, end in zip(starts, [*starts[1:], samples.num_rows], strict=True):
+            writer.write_table(samples.slice(start, end - start), row_group_size=end - start)
     storage.write_bytes(storage.join(folder, "_manifest.parquet"), buffer.getvalue())
     return len(starts)
 
 
 class Manifest:
-    """Rows of a shard, read from the manifest when they are needed."""
+    """Rows of a shard, read from the manifest when they are needed.
 
-    def __init__(self, folder: str) -> None:
+    Args:
+        folder: output folder of the job.
+        columns: what a row holds besides sample_id, image_uri and captions.
+    """
+
+    def __init__(self, folder: str, columns: Sequence[str] = ()) -> None:
+        self.columns = ["sample_id", "image_uri", "captions", *columns]
         self.path = storage.join(folder, "_manifest.parquet")
         if storage.is_remote(self.path):  # one small download instead of several range requests a shard
             self._file = pq.ParquetFile(pa.BufferReader(storage.read_bytes(self.path)))
@@ -73,13 +108,14 @@ class Manifest:
         return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
 
     def rows(self, shard: int) -> list[dict[str, Any]]:
-        columns = ["sample_id", "image_uri", "captions"]
-        return self._file.read_row_group(shard, columns=columns, use_threads=False).to_pylist()
+        return self._file.read_row_group(shard, columns=self.columns, use_threads=False).to_pylist()
 
 
 @dataclass(frozen=True)
 class Commit:
     """One finished shard: its counts, the digests of its files, and what it took.
+
+    `tally` is what its stages counted, by name.
 
     `good + quarantined == rows`, always.
     """
@@ -97,6 +133,7 @@ class Commit:
     stage_seconds: dict[str, float]
     worker: str
     attempt: int
+    tally: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.good + self.quarantined != self.rows or sum(self.by_reason.values()) != self.quarantined:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -49,10 +49,14 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def input_digest(samples: pa.Table) -> str:
-    """Digest of the rows' values, not of the file: the same table written twice is the same input."""
+def input_digest(samples: pa.Table, columns: Sequence[str] = ()) -> str:
+    """Digest of the rows' values, not of the file: the same table written twice is the same input.
+
+    Args:
+        columns: those that the job reads besides sample_id, image_uri and captions.
+    """
     digest = hashlib.sha256()
-    for batch in samples.select(["sample_id", "image_uri", "captions"]).to_batches(max_chunksize=4096):
+    for batch in samples.select(["sample_id", "image_uri", "captions", *columns]).to_batches(max_chunksize=4096):
         digest.update(json.dumps(batch.to_pylist(), ensure_ascii=False).encode())
     return digest.hexdigest()[:16]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import sys
 import threading
@@ -59,3 +60,17 @@ def _pump(reader: int, target: int) -> None:
         if rest:
             with contextlib.suppress(OSError):
                 out.write(rest)
+
+
+@contextlib.contextmanager
+def quiet_ray_data() -> Iterator[None]:
+    """Ray Data prints its plan and its log's place for each run; ours prints progress and a summary."""
+    loggers = [logging.getLogger(name) for name in ("ray.data", "ray")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)  # errors come back as exceptions, and are told once
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

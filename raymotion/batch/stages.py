@@ -55,8 +55,24 @@ class Item:
     output: dict[str, Any] = field(default_factory=dict)
 
 
+def image_units(items: Sequence[Item]) -> list[list[Item]]:
+    """Runs of items that follow each other and have one image_uri; an item without one is a unit of its own."""
+    units: list[list[Item]] = []
+    for item in items:
+        uri = item.row["image_uri"]
+        if units and uri is not None and units[-1][0].row["image_uri"] == uri:
+            units[-1].append(item)
+        else:
+            units.append([item])
+    return units
+
+
 class Stage(Protocol):
-    """What a worker runs; instances are sent to it by pickle before `setup`, so they hold settings only."""
+    """What a worker runs; instances are sent to it by pickle before `setup`, so they hold settings only.
+
+    A stage that counts something (forward passes) does so in an attribute `tally`, a Counter, which the worker empties
+    before each shard and writes into its commit.
+    """
 
     name: str
     whole_shard: bool  # process() gets all items of a shard at once, after the stages that take batches

@@ -20,7 +20,7 @@ import pyarrow as pa
 from raymotion import storage
 from raymotion.batch.ledger import QUARANTINE_SCHEMA, Attempt, Attempts, Commit, Manifest, shard_name, write_commit
 from raymotion.batch.memory import keep_freed_memory
-from raymotion.batch.stages import Failure, Item, Stage
+from raymotion.batch.stages import Failure, Item, Stage, image_units
 from raymotion.errors import InputError, RaymotionError, RunFailed
 
 # Deaths after which a shard whose rows all live when alone is given up.
@@ -46,10 +46,12 @@ class WorkerPlan:
         job_digest: written into each commit.
         stages: in order; the first one fetches and decodes.
         sink: encodes what the last stage left.
-        batch_size: items that go through a stage together.
+        batch_size: items that go through a stage together; images with all their items, if they are kept together.
         decode_threads: threads that run the first stage ahead of the others; 0 runs it in turn with them.
         threads: threads of torch.
         device: torch device.
+        columns: of the sample table that items hold besides sample_id, image_uri and captions.
+        keep_images_together: items of one image share a batch, and go to the first stage in one call.
     """
 
     folder: str
@@ -61,6 +63,8 @@ class WorkerPlan:
     decode_threads: int
     threads: int
     device: str
+    columns: tuple[str, ...] = ()
+    keep_images_together: bool = False
 
 
 class ShardWorker:
@@ -84,7 +88,7 @@ class ShardWorker:
         plan = self.plan
         # Read when a stage imports torch; what has no use for it does not wait for it.
         os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(plan.threads)
-        self.manifest = Manifest(plan.folder)
+        self.manifest = Manifest(plan.folder, plan.columns)
         self.attempts = Attempts(plan.folder, plan.run_id)
         deaths = self.attempts.begin_setup()
         if deaths > MOST_DEATHS_IN_SETUP:
@@ -117,6 +121,8 @@ class ShardWorker:
         started = time.monotonic()
         items = [Item(row) for row in self.manifest.rows(shard)]
         attempt = self.attempts.begin(shard)
+        for tally in self._tallies():
+            tally.clear()
         batch_size = self.plan.batch_size
         if attempt.count > 1:
             batch_size = self._find_culprit(shard, items, attempt)
@@ -173,24 +179,30 @@ class ShardWorker:
         self, stage: Stage, items: list[Item], batch_size: int, seconds: dict[str, float]
     ) -> Iterator[list[Item]]:
         """Batches that have been through the first stage; with decode threads the next batch is decoded meanwhile."""
-        batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
+        units = image_units(items) if self.plan.keep_images_together else [[item] for item in items]
+        groups = [units[i : i + batch_size] for i in range(0, len(units), batch_size)]
+        batches = [[item for unit in group for item in unit] for group in groups]
 
-        def begin(batch: list[Item]) -> list[Future[None]]:
+        def begin(group: list[list[Item]]) -> list[Future[None]]:
             assert self.pool is not None
-            return [self.pool.submit(_process, stage, [item]) for item in batch]
+            return [self.pool.submit(_process, stage, unit) for unit in group]
 
-        ahead = [begin(batch) for batch in batches[:2]] if self.pool else []
+        ahead = [begin(group) for group in groups[:2]] if self.pool else []
         for number, batch in enumerate(batches):
             clock = time.monotonic()
             if self.pool:
                 for future in ahead.pop(0):
                     future.result()
-                if number + 2 < len(batches):
-                    ahead.append(begin(batches[number + 2]))
+                if number + 2 < len(groups):
+                    ahead.append(begin(groups[number + 2]))
             else:
                 _process(stage, batch)
             seconds[stage.name] += time.monotonic() - clock
             yield batch
+
+    def _tallies(self) -> list[Counter[str]]:
+        """What the stages that count something have counted since the shard began."""
+        return [tally for stage in self.plan.stages if (tally := getattr(stage, "tally", None)) is not None]
 
     def _write(
         self, shard: int, items: list[Item], attempt: Attempt, seconds: dict[str, float], started: float
@@ -223,13 +235,14 @@ class ShardWorker:
             stage_seconds={name: round(value, 4) for name, value in seconds.items()},
             worker=self.worker,
             attempt=attempt.count,
+            tally=dict(sorted(sum(self._tallies(), Counter()).items())),
         )
         write_commit(folder, commit)
         return commit
 
 
 def _process(stage: Stage, batch: Sequence[Item]) -> None:
-    """One stage over the items of a batch that have not failed. A batch that fails is run again item by item."""
+    """One stage over the items of a batch that have not failed. One that fails is run again by image, then by item."""
     live = [item for item in batch if item.failure is None]
     if not live:
         return
@@ -244,9 +257,9 @@ def _process(stage: Stage, batch: Sequence[Item]) -> None:
         if len(live) == 1:
             live[0].failure = Failure.of(stage.name, error)
             return
-    for item in live:
-        if item.failure is None:
-            _process(stage, [item])
+    units = image_units(live)
+    for unit in units if len(units) > 1 else [[item] for item in live]:
+        _process(stage, unit)
 
 
 def _device_is_lost(error: Exception) -> bool:
