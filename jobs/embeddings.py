@@ -1,0 +1,13 @@
+"""`raymotion features embeddings` on the cluster that the job was submitted to.
+
+ray job submit -- python jobs/embeddings.py SAMPLES --out DIR ...
+"""
+
+import os
+import sys
+
+from raymotion.cli.main import raymotion
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAYMOTION_ADDRESS", "auto")
+    raymotion(["features", "embeddings", "--progress", "lines", *sys.argv[1:]])

@@ -1,0 +1,273 @@
+"""The embedding job: sample table -> features of the three streams in Parquet, by frozen backbones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, field_validator
+
+from raymotion import storage
+from raymotion.batch import ledger
+from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job
+from raymotion.batch.progress import ProgressKind
+from raymotion.batch.stages import Item, Stage, image_units
+from raymotion.batch.stream_stages import CONTEXT, RENDERER, DecodeOnce, EmbedStreams, StreamPlan
+from raymotion.data.embedding_layout import AUGMENTED_SPLIT, EmbeddingLayout, stored_rows
+from raymotion.data.streams import STREAMS
+from raymotion.errors import InputError
+from raymotion.models.backbones import BackboneIdentity, check_tokens, identify
+from raymotion.models.regions import locate
+
+# Side of the token grid that a study gets where it uses tokens and was not told how many.
+STUDY_TOKENS = 2
+COLUMNS = ("group_id", "body_box", "face_box", "split")
+
+
+class EmbeddingSettings(JobSettings):
+    """Settings of `raymotion features embeddings`.
+
+    `backbone_weights` and `size` hold what stands on the command line: `random:0` for all backbones, or
+    `swin=weights.safetensors` for one; a later one for the same backbone wins.
+    """
+
+    context: tuple[str, ...] = Field((), description="backbones of the whole picture")
+    body: tuple[str, ...] = Field((), description="backbones of the body's crop")
+    face: tuple[str, ...] = Field((), description="backbones of the face's crop")
+    augment: tuple[Literal["basic", "full"], ...] = Field((), description="levels, besides none, for the train split")
+    views: int = Field(4, ge=1, description="views of each level but none")
+    tokens: int = Field(0, ge=0, description="side of the grid of spatial tokens; 0: none")
+    backbone_weights: tuple[str, ...] = Field((), description="WHAT for all or NAME=WHAT for one; see `identify`")
+    size: tuple[str, ...] = Field((), description="pixels a side, for all or NAME=PIXELS for one")
+    seed: int = Field(0, description="of the views")
+
+    @field_validator("backbone_weights", "size", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        """One value, or a list of them; a YAML file may say `size: 96`."""
+        return [str(item) for item in (value if isinstance(value, list | tuple) else [value])]
+
+    def streams(self) -> dict[str, tuple[str, ...]]:
+        """Backbones of the streams that have any, each named once, in the order of `STREAMS`."""
+        chosen = {stream: tuple(dict.fromkeys(getattr(self, stream))) for stream in STREAMS}
+        return {stream: names for stream, names in chosen.items() if names}
+
+    def level_views(self) -> dict[str, int]:
+        """How many views each level has; there is one clean one."""
+        return {"none": 1, **{level: self.views for level in ("basic", "full") if level in self.augment}}
+
+
+def plan_streams(settings: EmbeddingSettings) -> tuple[StreamPlan, dict[str, str]]:
+    """What the settings ask for, and the weights of each backbone by name.
+
+    Raises:
+        InputError: no stream, an unknown backbone or size, or one that has no grid for the tokens asked for.
+    """
+    streams = settings.streams()
+    if not streams:
+        raise InputError("no stream has a backbone", remedy="Give --context, --body or --face at least once.")
+    names = tuple(dict.fromkeys(name for several in streams.values() for name in several))
+    chosen = _by_name(settings.backbone_weights, names, "default")
+    weights = {name: locate(what) for name, what in chosen.items()}  # a worker's folder may be another
+    sizes = _by_name(settings.size, names, "")
+    identities: dict[str, BackboneIdentity] = {}
+    for name in names:
+        if sizes[name] and not (sizes[name].isdecimal() and int(sizes[name])):
+            raise InputError(
+                f"--size {sizes[name]} is neither pixels nor NAME=PIXELS with a backbone of this job",
+                remedy=f"Write --size 96 or --size {name}=96; the backbones are {', '.join(names)}.",
+            )
+        identities[name] = identify(name, weights[name], size=int(sizes[name]) if sizes[name] else None)
+        check_tokens(identities[name], settings.tokens)
+    return StreamPlan(streams, identities, settings.level_views(), settings.tokens, settings.seed), weights
+
+
+def _by_name(values: Sequence[str], names: Sequence[str], default: str) -> dict[str, str]:
+    """`WHAT` and `NAME=WHAT` as one value for each name. Only a backbone of the job is a NAME: paths may hold a `=`."""
+    general, special = default, {}
+    for value in values:
+        name, equals, what = value.partition("=")
+        if equals and name in names:
+            special[name] = what
+        elif equals and not storage.exists(value):
+            raise InputError(
+                f"{value!r} is for a backbone that no stream of this job has",
+                remedy=f"Leave it out, or name one of {', '.join(names)}.",
+            )
+        else:
+            general = value
+    return {name: special.get(name, general) for name in names}
+
+
+def with_needs(options: Mapping[str, Any], needs: Mapping[str, Any]) -> dict[str, Any]:
+    """Options laid over what a study needs (`raymotion.study.space.embedding_needs`): both their backbones and levels.
+
+    Args:
+        options: by name; a list that is empty, and None, are not given.
+        needs: lists of backbones by stream, `levels`, and `tokens`, whether any head uses spatial tokens.
+    """
+    levels = [level for level in needs.get("levels", ()) if level != "none"]
+    wanted = {**{stream: needs.get(stream, ()) for stream in STREAMS}, "augment": levels}
+    merged = dict(options)
+    for name, values in wanted.items():
+        named = [value for value in values if value is not None]
+        merged[name] = tuple(dict.fromkeys([*named, *(options.get(name) or ())]))
+    if needs.get("tokens") and options.get("tokens") is None:
+        merged["tokens"] = STUDY_TOKENS
+    return merged
+
+
+class EmbeddingSink:
+    """Features as rows; see `EmbeddingLayout` for the columns."""
+
+    def __init__(self, layout: EmbeddingLayout) -> None:
+        self.layout = layout
+
+    def encode(self, items: Sequence[Item]) -> pa.Table:
+        holders: list[int | None] = []  # of each row, the row that has its image's context
+        for unit in image_units(items):
+            first = len(holders)
+            # A row of the training split, if there is one: only those have augmented views.
+            best = next((i for i, item in enumerate(unit) if item.row["split"] == AUGMENTED_SPLIT), 0)
+            has = any(key.stream == CONTEXT for key in self.layout.shapes)
+            holders += [first + best if has else None] * len(unit)
+        ids = [item.row["sample_id"] for item in items]
+        columns: list[pa.Array] = [
+            pa.array(ids, pa.string()),
+            pa.array([item.row["group_id"] for item in items], pa.string()),
+            pa.array([item.row["split"] for item in items], pa.string()),
+            pa.array([None if holder is None else ids[holder] for holder in holders], pa.string()),
+        ]
+        for key, shape in self.layout.shapes.items():
+            values = np.zeros((len(items), *shape.of_sample), np.float16)
+            has_none = np.ones(len(items), dtype=bool)
+            for row, item in enumerate(items):
+                features = item.output.get(key.column)
+                if features is not None and (key.stream != CONTEXT or holders[row] == row):
+                    values[row], has_none[row] = features, False
+            flat = pa.array(values.reshape(-1), pa.float16())
+            columns.append(
+                pa.FixedSizeListArray.from_arrays(
+                    flat, type=pa.list_(pa.float16(), shape.size), mask=pa.array(has_none)
+                )
+            )
+        return pa.table(columns, schema=self.layout.schema())
+
+
+def embed(settings: EmbeddingSettings, *, address: str | None = None, progress: ProgressKind = "auto") -> JobSummary:
+    """Runs the embedding job; see `run_job` for resume and errors.
+
+    Every image is fetched and decoded once and feeds all streams and backbones. Levels other than none are computed
+    for the split train alone. job.json gets `forward_passes` (rows through a backbone, by STREAM/BACKBONE/LEVEL),
+    `forward_passes_minimum` (one for each distinct picture or crop and view, counted from what the parts hold) and
+    `embeddings` (what there is).
+    """
+    plan, weights = plan_streams(settings)
+    layout = plan.layout()
+
+    def stages(device: str) -> tuple[Stage, ...]:
+        # The models are loaded where they are: what a resume is compared by is their identity.
+        return (DecodeOnce(), EmbedStreams(plan, weights, resolve_precision(settings, device)))
+
+    def check(samples: pa.Table) -> None:
+        _check_samples(settings, plan, samples)
+
+    described = layout.to_dict()
+    identity = {
+        "streams": {stream: list(names) for stream, names in plan.streams.items()},
+        "backbones": described["backbones"],
+        "views": dict(plan.views),
+        "tokens": plan.tokens,
+        "seed": plan.seed,
+        "renderer": RENDERER,
+    }
+    spec = JobSpec(
+        kind="embeddings",
+        settings=settings,
+        identity=identity,
+        make_stages=stages,
+        sink=EmbeddingSink(layout),
+        model={"backbones": described["backbones"]},
+        notices=_notices(plan.identities),
+        finish=lambda folder: _figures(folder, layout),
+        columns=COLUMNS,
+        keep_images_together=True,
+        check=check,
+        default_batch=(16, 64),
+    )
+    return run_job(spec, address=address, progress=progress)
+
+
+def _check_samples(settings: EmbeddingSettings, plan: StreamPlan, samples: pa.Table) -> None:
+    if settings.augment:
+        train = pc.sum(pc.equal(samples.column("split"), AUGMENTED_SPLIT)).as_py()
+        if not train:
+            raise InputError(
+                "no sample is of the split train, and --augment makes views of that split alone",
+                path=settings.samples,
+                remedy="Prepare the table with splits, or leave --augment out.",
+            )
+    for stream in plan.streams:
+        if stream != CONTEXT and samples.column(f"{stream}_box").null_count == samples.num_rows:
+            raise InputError(
+                f"no sample has a {stream}_box, so there is no {stream} to look at",
+                path=settings.samples,
+                remedy=f"Prepare a table that has them, or leave --{stream} out.",
+            )
+
+
+def _notices(identities: Mapping[str, BackboneIdentity]) -> tuple[str, ...]:
+    """What a user must hear about features of untrained backbones."""
+    random = [f"{name} ({identity.weights})" for name, identity in identities.items() if identity.is_random]
+    if not random:
+        return ()
+    return (
+        f"FEATURES COME FROM RANDOM WEIGHTS: {', '.join(random)} not trained. They tell colours and textures apart, "
+        "not people or moods: good for trying things out, not for results.",
+    )
+
+
+def _figures(folder: str, layout: EmbeddingLayout) -> dict[str, Any]:
+    """What job.json says about the finished parts."""
+    job = storage.read_json(storage.join(folder, "job.json"))
+    commits = ledger.read_commits(folder, job["digest"])
+    passes: dict[str, int] = {}
+    for commit in commits.values():
+        for name, count in commit.tally.items():
+            passes[name] = passes.get(name, 0) + count
+    stored = stored_rows(folder)
+    clean = {key.stream: rows for key, rows in stored.items() if key.level == "none"}
+    return {
+        "forward_passes": dict(sorted(passes.items())),
+        "forward_passes_minimum": {
+            key.column: rows * layout.shapes[key].views for key, rows in stored.items() if not key.tokens
+        },
+        "embeddings": {
+            "samples": sum(commit.good for commit in commits.values()),
+            "with": clean,
+            "bytes": sum(commit.bytes for commit in commits.values()),
+            "keys": [
+                {"name": key.column, "rows": stored[key], "shape": list(shape.of_sample)}
+                for key, shape in layout.shapes.items()
+            ],
+        },
+    }
+
+
+def describe(record: Mapping[str, Any]) -> list[str]:
+    """Closing lines of the command, from its job.json."""
+    found = record["embeddings"]
+    streams = {"context": "images", "body": "bodies", "face": "faces"}
+    counted = ", ".join(f"{found['with'][name]:,} {word}" for name, word in streams.items() if name in found["with"])
+    lines = [f"{found['samples']:,} persons: {counted}; {found['bytes'] / 1e6:.1f} MB"]
+    lines += [f"  {key['name']}: {key['rows']:,} x {' x '.join(map(str, key['shape']))}" for key in found["keys"]]
+    passes, least = (sum(record[name].values()) for name in ("forward_passes", "forward_passes_minimum"))
+    ratio = passes / least if least else 1.0
+    lines.append(
+        f"{passes:,} forward passes; {least:,} is the least that these features take "
+        f"(one for each image or crop, backbone and view): ratio {ratio:.3f}"
+    )
+    return lines
