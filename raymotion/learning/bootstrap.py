@@ -1,16 +1,19 @@
 """Bootstrap intervals of a metric, its baselines, and its gain over them, all on the same resamples.
 
-Samples (images) are resampled with replacement, never single labels of one image, which depend on each other. A
+Samples (images) are resampled with replacement, never single labels of one image, which depend on each other. Where
+samples are persons, those of one image depend on each other too: `units` of several samples are drawn as a whole. A
 resample is a weight for each sample: how often it was drawn. So a metric made of sums over samples is a matrix product.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from raymotion.errors import InputError
 
 # What is a ratio of sums over samples: numerators and denominators, (n,) each.
 Columns = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -61,13 +64,33 @@ def finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def resample_counts(n: int, resamples: int, seed: int, chunk: int) -> Iterator[np.ndarray]:
-    """How often each of n samples is drawn, in blocks (up to `chunk`, n): resampling as weights, without copies."""
+def resample_counts(
+    n: int, resamples: int, seed: int, chunk: int, *, units: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """How often each of n samples is drawn, in blocks (up to `chunk`, n): resampling as weights, without copies.
+
+    Args:
+        units: (n,) which unit each sample belongs to (`sampling_units`); as many units as there are are drawn, and each
+            gives its count to all of its samples. None: each sample is a unit.
+    """
     rng = np.random.default_rng(seed)
+    drawable = n if units is None else int(units.max()) + 1
     for start in range(0, resamples, chunk):
         rows = min(chunk, resamples - start)
-        drawn = rng.integers(0, n, size=(rows, n)) + np.arange(rows)[:, None] * n
-        yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
+        drawn = rng.integers(0, drawable, size=(rows, drawable)) + np.arange(rows)[:, None] * drawable
+        counts = np.bincount(drawn.ravel(), minlength=rows * drawable).reshape(rows, drawable).astype(np.float64)
+        yield counts if units is None else counts[:, units]
+
+
+def sampling_units(groups: Sequence[str] | np.ndarray | None, n: int) -> np.ndarray:
+    """(n,) numbers from 0 of the groups of n samples, in order of their first sample; None: each is its own."""
+    if groups is None:
+        return np.arange(n)
+    names = np.asarray(groups)
+    if names.shape != (n,):
+        raise InputError(f"groups of shape {names.shape} do not fit {n} samples")
+    _, first, number = np.unique(names, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[number]
 
 
 def interval(values: np.ndarray) -> tuple[float, float] | None:
@@ -130,11 +153,13 @@ def ratio_metrics(
     resamples: int,
     seed: int,
     lower_is_better: Collection[str] = (),
+    units: np.ndarray | None = None,
 ) -> dict[str, Metric]:
     """A `Metric` for each name: sum of numerators / sum of denominators, for the model and its two baselines.
 
     Args:
         own, of_prior, of_constant: the same names; a numerator and a denominator for each sample.
+        units: see `resample_counts`.
     """
     names = list(own)
     sources = (own, of_prior, of_constant)
@@ -143,7 +168,8 @@ def ratio_metrics(
     n = len(numerators)
     points = ratio(numerators.sum(axis=0), denominators.sum(axis=0))
     blocks = [
-        ratio(counts @ numerators, counts @ denominators) for counts in resample_counts(n, resamples, seed, chunk(n))
+        ratio(counts @ numerators, counts @ denominators)
+        for counts in resample_counts(n, resamples, seed, chunk(n), units=units)
     ]
     drawn = np.concatenate(blocks) if blocks else np.empty((0, numerators.shape[1]))
     result = {}

@@ -28,7 +28,7 @@ import numpy as np
 
 from raymotion.errors import InputError
 from raymotion.learning.average_precision import bootstrap_ap
-from raymotion.learning.bootstrap import Metric, finite, ratio_metrics
+from raymotion.learning.bootstrap import Metric, finite, ratio_metrics, sampling_units
 
 # Probabilities are clipped to [EPSILON, 1 - EPSILON] before a logarithm: one certain and wrong answer costs 16.1 nats.
 EPSILON = 1e-7
@@ -127,6 +127,7 @@ def evaluate(
     bootstrap: int = 1000,
     seed: int = 0,
     soft_targets: np.ndarray | None = None,
+    groups: Sequence[str] | np.ndarray | None = None,
 ) -> Evaluation:
     """All metrics of `probabilities` against `targets`, with intervals and baselines.
 
@@ -138,6 +139,8 @@ def evaluate(
         ks: for top-k accuracy, the share of images with at least one true label among the k highest.
         bootstrap: resamples of the intervals; average precision uses fewer on large splits (see `Metric.resamples`).
         soft_targets: (n, L) in [0, 1], shares of annotators; if given, the BCE is measured against these.
+        groups: n names of what the intervals draw as a whole: the image, where samples are persons, who are more alike
+            within one. None: each sample is its own.
 
     Metrics: `bce` (mean over samples and labels, nats), `micro_ap`, `macro_ap` (mAP), `top_{k}`, `recall_at_3` (true
     labels among the three highest / true labels, mean over samples that have any) and `recall_at_3_public` (all hits /
@@ -156,6 +159,8 @@ def evaluate(
         raise InputError(f"{len(labels)} labels, but the targets have {width} columns")
     rates = checked("prior", np.asarray(prior, dtype=np.float64).reshape(1, -1), shape=(1, width))[0]
 
+    units = None if groups is None else sampling_units(groups, n)
+
     own_rates = truth.mean(axis=0)
     columns = _per_sample(truth, soft, scores, ks)
     of_prior = _per_sample(truth, soft, np.broadcast_to(rates, truth.shape), ks)
@@ -164,9 +169,15 @@ def evaluate(
     of_constant["bce"] = (_row_bce(soft, np.broadcast_to(soft.mean(axis=0), soft.shape)), np.ones(n))
 
     metrics = ratio_metrics(
-        columns, of_prior, of_constant, resamples=bootstrap, seed=seed, lower_is_better=LOWER_IS_BETTER
+        columns,
+        of_prior,
+        of_constant,
+        resamples=bootstrap,
+        seed=seed,
+        lower_is_better=LOWER_IS_BETTER,
+        units=units,
     )
-    micro, macro, class_ap, intervals = bootstrap_ap(truth, scores, rates, resamples=bootstrap, seed=seed)
+    micro, macro, class_ap, intervals = bootstrap_ap(truth, scores, rates, resamples=bootstrap, seed=seed, units=units)
     metrics = {"bce": metrics.pop("bce"), "micro_ap": micro, "macro_ap": macro, **metrics}
     positives = truth.sum(axis=0).astype(int)
     return Evaluation(

@@ -245,3 +245,22 @@ def test_published_constants_of_socratis() -> None:
     assert result["recall_at_3_public"].constant == pytest.approx(0.442, abs=5e-4)
     assert result["bce"].prior == pytest.approx(0.3452, abs=5e-5)
     assert result["macro_ap"].constant == pytest.approx(0.137, abs=5e-4)
+
+
+def test_persons_of_one_image_are_drawn_together() -> None:
+    """Every row twice, in one group each: intervals are those of the single rows; drawn singly they are too narrow."""
+    targets, p = sample(80)
+    prior = np.full(7, 0.3)
+    once = evaluate(targets, p, prior=prior, labels=names(7), bootstrap=200)
+    twice, both = targets.repeat(2, axis=0), p.repeat(2, axis=0)
+    images = [f"emotic:{i}" for i in range(80) for _ in range(2)]
+    grouped = evaluate(twice, both, prior=prior, labels=names(7), bootstrap=200, groups=images)
+    narrow = evaluate(twice, both, prior=prior, labels=names(7), bootstrap=200)
+    for name in ("bce", "macro_ap", "micro_ap", "top_1", "recall_at_3"):
+        a, b, c = once[name], grouped[name], narrow[name]
+        assert (b.value, b.low, b.high) == pytest.approx((a.value, a.low, a.high))
+        assert c.high - c.low < 0.9 * (b.high - b.low)
+    for single, person in zip(once.per_class, grouped.per_class, strict=True):
+        assert (person.low, person.high) == pytest.approx((single.low, single.high))
+    with pytest.raises(InputError, match=r"groups of shape \(2,\) do not fit 160 samples"):
+        evaluate(twice, both, prior=prior, labels=names(7), groups=["a", "b"])

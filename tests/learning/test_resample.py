@@ -139,6 +139,19 @@ def test_a_wide_stream_or_a_large_scale_does_not_decide_who_is_near() -> None:
     assert np.array_equal(resample(wide, mask, targets, chosen, seed=0).parents, once.parents)
 
 
+def test_the_projected_search_finds_nearly_the_same_neighbours() -> None:
+    """Clusters of six in 600 dimensions: with 128 of them projected, both parents still come from one cluster."""
+    rng = np.random.default_rng(0)
+    cluster = np.repeat(np.arange(20), 6)
+    features = [(rng.normal(size=(20, d))[cluster] + 0.3 * rng.normal(size=(120, d))) for d in (400, 200)]
+    targets = np.stack([cluster < 18, cluster < 8], axis=1).astype(np.float32)
+    for width in (128, None):
+        chosen = ResamplingSettings(method="smote", level="full", quantile=1.0, search_width=width)
+        result = resample(features, np.ones((120, 2), dtype=bool), targets, chosen, seed=0)
+        assert len(result) == 60
+        assert np.array_equal(cluster[result.parents[:, 0]], cluster[result.parents[:, 1]])
+
+
 def test_seeds_and_random_copies() -> None:
     features, mask, targets = toy()
     chosen = ResamplingSettings(method="random", level="full")
