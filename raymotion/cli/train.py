@@ -23,6 +23,15 @@ from raymotion.cli.options import cluster_option
     metavar="DIR",
     help="A teacher: region features of the same samples (data.features). Default: captions alone.",
 )
+@click.option(
+    "--embeddings",
+    metavar="DIR",
+    multiple=True,
+    help="A fusion head: features of `raymotion features embeddings` of the same samples; repeatable (data.embeddings).",
+)
+@click.option("--context", metavar="NAME", help="A fusion head: backbone of the whole picture (backbones.context).")
+@click.option("--body", metavar="NAME", help="A fusion head: backbone of the body (backbones.body).")
+@click.option("--face", metavar="NAME", help="A fusion head: backbone of the face (backbones.face).")
 @click.option("--epochs", type=int, help="Most epochs (optimiser.epochs). Default: the recipe's.")
 @click.option("--seed", type=int, help="Seed of everything random. Default: the recipe's, 0 in those that come along.")
 @click.option(
@@ -36,6 +45,10 @@ def train(
     samples: str | None,
     labels: str | None,
     features: str | None,
+    embeddings: tuple[str, ...],
+    context: str | None,
+    body: str | None,
+    face: str | None,
     epochs: int | None,
     seed: int | None,
     workers: int | None,
@@ -50,6 +63,8 @@ def train(
       raymotion train recipes/teacher-visualbert.yaml --set data.samples=s.parquet \\
           --features features/ --set optimiser.epochs=30 --out s3://bucket/teacher
       raymotion train student-gru-cnn --labels labels/ --workers 2 --out student/
+      raymotion train fusion-emotic --samples emotic.parquet --embeddings embeddings/ \\
+          --context swin --body swin --face efficientnet_b7 --out fusion/
 
     The best epoch is chosen on the validation split; the test split is scored once, at the end. The same command goes
     on where an interrupted run stopped, and does nothing where it is finished.
@@ -59,7 +74,8 @@ def train(
     options: dict[str, Any] = {"seed": seed, "workers": workers}
     for group, name, value in (
         ("data", "samples", samples), ("data", "labels", labels), ("data", "features", features),
-        ("optimiser", "epochs", epochs),
+        ("data", "embeddings", list(embeddings) or None), ("backbones", "context", context), ("backbones", "body", body),
+        ("backbones", "face", face), ("optimiser", "epochs", epochs),
     ):  # fmt: skip
         if value is not None:
             options.setdefault(group, {})[name] = value

@@ -21,30 +21,42 @@ import struct
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import raymotion
 from raymotion import storage
+from raymotion.data.streams import STREAMS
 from raymotion.errors import InputError
 from raymotion.models.card import model_card
-from raymotion.models.loaded import LoadedStudent, Teacher
+from raymotion.models.loaded import LoadedFusion, LoadedStudent, Teacher
 from raymotion.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
     from transformers import PreTrainedTokenizerFast
 
+    from raymotion.models.fusion import FusionHead
     from raymotion.models.student import Student
     from raymotion.models.visualbert import VisualBertTeacher
 
 # What a model of each architecture can read.
-ARCHITECTURES = {"visualbert-teacher": ("text", "regions"), "student": ("text", "image")}
+ARCHITECTURES = {
+    "visualbert-teacher": ("text", "regions"),
+    "student": ("text", "image"),
+    "fusion": STREAMS,
+}
 FORMAT = 1
 WEIGHTS, CONFIG, VOCABULARY, TOKENIZER, TRAINING, CARD = (
     "model.safetensors", "config.json", "vocabulary.json", "tokenizer.json", "training.json", "README.md",
 )  # fmt: skip
 # What decides the predictions. The record of the training (times, versions) does not.
 FINGERPRINTED = (WEIGHTS, CONFIG, TOKENIZER)
+
+
+def _fingerprinted(architecture: str) -> tuple[str, ...]:
+    """A fusion head reads no text, and has no tokenizer."""
+    return FINGERPRINTED[:2] if architecture == "fusion" else FINGERPRINTED
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,8 @@ class CheckpointInfo:
         validation, test: `Evaluation.to_dict()`, or None.
         fingerprint: 16 hex digits over weights, config and tokenizer.
         training: the whole of training.json.
+        backbones: of a fusion head: stream -> identity of the frozen backbone whose features it reads.
+        fusion_loss: of a fusion head: the loss it was trained with, which says what its outputs mean.
     """
 
     folder: str
@@ -75,6 +89,8 @@ class CheckpointInfo:
     test: dict[str, Any] | None
     fingerprint: str
     training: dict[str, Any]
+    backbones: dict[str, dict[str, Any]] | None = None
+    fusion_loss: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """What a job's record says of its teacher."""
@@ -92,15 +108,21 @@ class CheckpointInfo:
 
 def save_checkpoint(
     folder: storage.PathLike,
-    model: VisualBertTeacher | Student,
-    tokenizer: PreTrainedTokenizerFast,
+    model: VisualBertTeacher | Student | FusionHead,
+    tokenizer: PreTrainedTokenizerFast | None,
     vocabulary: Vocabulary,
     *,
     modalities: Sequence[str],
     extractor: Mapping[str, Any] | None,
     training: Mapping[str, Any],
+    fusion: Mapping[str, Any] | None = None,
 ) -> CheckpointInfo:
     """Writes the checkpoint, whole or not at all, in place of one that is there.
+
+    Args:
+        tokenizer: None for a model that reads no text.
+        fusion: of a fusion head: `backbones`, stream -> identity and input, and `loss`, which says what its outputs
+            mean (`learning.multilabel_losses.make_loss`).
 
     Raises:
         InputError: the folder holds something else than a checkpoint.
@@ -119,13 +141,14 @@ def save_checkpoint(
         "vocabulary": vocabulary.to_dict(),
         "modalities": list(modalities),
         "extractor": None if extractor is None else dict(extractor),
+        **({} if fusion is None else {"fusion": dict(fusion)}),
     }
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     record = {**training, "raymotion": raymotion.__version__}
     files: dict[str, bytes] = {
         WEIGHTS: save(weights),
         VOCABULARY: _json(vocabulary.to_dict()),
-        TOKENIZER: tokenizer_json(tokenizer).encode(),
+        **({} if tokenizer is None else {TOKENIZER: tokenizer_json(tokenizer).encode()}),
         TRAINING: _json(record),
         CARD: model_card(config, record, parameters=sum(w.numel() for w in weights.values())).encode(),
         # Last: where there is a config.json, all the rest is there too.
@@ -199,8 +222,10 @@ def _read_info(where: str, copy: str) -> CheckpointInfo:
         thresholds=_per_label(training, "thresholds", vocabulary, where),
         validation=training.get("validation"),
         test=training.get("test"),
-        fingerprint=_fingerprint(where, copy),
+        fingerprint=_fingerprint(where, copy, config["architecture"]),
         training=training,
+        backbones=config.get("fusion", {}).get("backbones"),
+        fusion_loss=dict(config.get("fusion", {}).get("loss", {})),
     )
 
 
@@ -231,16 +256,26 @@ def load_student(
     return LoadedStudent(model, tokenizer, info.vocabulary, info)
 
 
+def load_fusion(
+    folder: storage.PathLike, device: str = "cpu", *, expected_fingerprint: str | None = None
+) -> LoadedFusion:
+    """The fusion head in `folder`; see `load_teacher`."""
+    model, _, info = _fetch_and_load(folder, device, "fusion", expected_fingerprint)
+    return LoadedFusion(model, info.vocabulary, info)
+
+
 def _fetch_and_load(
     folder: storage.PathLike, device: str, architecture: str, expected_fingerprint: str | None
-) -> tuple[Any, PreTrainedTokenizerFast, CheckpointInfo]:
+) -> tuple[Any, Any, CheckpointInfo]:
+    """Model, tokenizer (None of a model that reads no text), and what is known of the checkpoint."""
     where = storage.absolute(folder)
     with contextlib.ExitStack() as stack:
         copy = where
         if storage.is_remote(where):
-            _read_config(where)  # tells a folder that is no checkpoint from one that lacks its weights
+            # First of all: tells a folder that is no checkpoint from one that lacks its weights.
+            files = _fingerprinted(_read_config(where)["architecture"])
             copy = stack.enter_context(tempfile.TemporaryDirectory(prefix="raymotion-"))
-            for name in FINGERPRINTED:
+            for name in files:
                 data = storage.require(storage.join(where, name))
                 storage.write_bytes(storage.join(copy, name), data, durable=False)
         info = _read_info(where, copy)
@@ -257,11 +292,15 @@ def _fetch_and_load(
         return model.to(device).eval(), tokenizer, info
 
 
-def _model_of(info: CheckpointInfo) -> tuple[VisualBertTeacher | Student, int]:
+def _model_of(info: CheckpointInfo) -> tuple[VisualBertTeacher | Student | FusionHead, int | None]:
     """A model of the checkpoint's shape, with the weights it was drawn with, and the word pieces that it reads."""
     from pydantic import ValidationError
 
     try:
+        if info.architecture == "fusion":
+            from raymotion.models.fusion import FusionConfig, FusionHead
+
+            return FusionHead(FusionConfig.model_validate(info.config), len(info.vocabulary)), None
         if info.architecture == "student":
             from raymotion.models.student import Student, StudentConfig
 
@@ -279,35 +318,40 @@ def _model_of(info: CheckpointInfo) -> tuple[VisualBertTeacher | Student, int]:
         ) from error
 
 
-def _load(local: str, info: CheckpointInfo) -> tuple[VisualBertTeacher | Student, PreTrainedTokenizerFast]:
+def _load(local: str, info: CheckpointInfo) -> tuple[nn.Module, PreTrainedTokenizerFast | None]:
+    from raymotion.models.tokenizer import load_tokenizer
+
+    model, pieces = _model_of(info)
+    tokenizer = None
+    if pieces is not None:
+        tokenizer = load_tokenizer(storage.join(local, TOKENIZER))
+        if len(tokenizer) != pieces:
+            raise InputError(
+                f"has {len(tokenizer)} pieces, the model reads {pieces}",
+                path=storage.join(info.folder, TOKENIZER),
+            )
+    model.load_state_dict(_weights(local, model.state_dict(), storage.join(info.folder, WEIGHTS)))
+    return model, tokenizer
+
+
+def _weights(local: str, expected: Mapping[str, Tensor], shown: str) -> dict[str, Tensor]:
+    """The weights in the folder `local`, which have the names and shapes of `expected`. `shown`: the file's name."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from raymotion.models.tokenizer import load_tokenizer
-
-    weights_path = storage.join(info.folder, WEIGHTS)
-    model, pieces = _model_of(info)
-    tokenizer = load_tokenizer(storage.join(local, TOKENIZER))
-    if len(tokenizer) != pieces:
-        raise InputError(
-            f"has {len(tokenizer)} pieces, the model reads {pieces}",
-            path=storage.join(info.folder, TOKENIZER),
-        )
     try:
-        weights = load_file(storage.join(local, WEIGHTS))
+        weights: dict[str, Tensor] = load_file(storage.join(local, WEIGHTS))
     except (SafetensorError, OSError) as error:
-        raise InputError(f"is damaged ({str(error).splitlines()[0]})", path=weights_path) from error
-    expected = model.state_dict()
+        raise InputError(f"is damaged ({str(error).splitlines()[0]})", path=shown) from error
     for name in sorted(expected.keys() | weights.keys()):
         if name not in weights or name not in expected:
-            raise InputError(f"{'lacks' if name not in weights else 'has an unknown'} weight {name}", path=weights_path)
+            raise InputError(f"{'lacks' if name not in weights else 'has an unknown'} weight {name}", path=shown)
         if weights[name].shape != expected[name].shape:
             raise InputError(
                 f"weight {name} has shape {tuple(weights[name].shape)}, config.json says {tuple(expected[name].shape)}",
-                path=weights_path,
+                path=shown,
             )
-    model.load_state_dict(weights)
-    return model, tokenizer
+    return weights
 
 
 def _read_config(where: str) -> dict[str, Any]:
@@ -330,7 +374,9 @@ def _read_config(where: str) -> dict[str, Any]:
         )
     if config.get("format") != FORMAT:
         raise InputError(f"has format {config.get('format')}, this version reads {FORMAT}", path=path)
-    missing = [name for name in ("model", "vocabulary", "modalities", "extractor") if name not in config]
+    needed = ("model", "vocabulary", "modalities", "extractor")
+    needed += ("fusion",) if config["architecture"] == "fusion" else ()
+    missing = [name for name in needed if name not in config]
     if missing:
         raise InputError(f"lacks {', '.join(missing)}", path=path)
     return config
@@ -345,9 +391,9 @@ def _per_label(training: Mapping[str, Any], name: str, vocabulary: Vocabulary, w
     return tuple(float(value) for value in values)
 
 
-def _fingerprint(where: str, copy: str) -> str:
+def _fingerprint(where: str, copy: str, architecture: str) -> str:
     digest = hashlib.sha256()
-    for name in FINGERPRINTED:
+    for name in _fingerprinted(architecture):
         path = storage.join(copy, name)
         if name == WEIGHTS:
             _require_whole(path, storage.join(where, name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from raymotion.models.checkpoint import CheckpointInfo
+    from raymotion.models.fusion import FusionHead
     from raymotion.models.student import Student
     from raymotion.models.visualbert import VisualBertTeacher
 
@@ -133,3 +134,35 @@ class LoadedStudent:
         if "text" not in self.info.modalities:
             captions = [[] for _ in captions]
         return captions, image_mask if "image" in self.info.modalities else None
+
+
+@dataclass(frozen=True)
+class LoadedFusion:
+    """A fusion head with what says how its inputs are made and what its outputs mean."""
+
+    model: FusionHead
+    vocabulary: Vocabulary
+    info: CheckpointInfo
+
+    def predict(self, features: Mapping[str, np.ndarray], mask: np.ndarray, *, batch_size: int = 1024) -> np.ndarray:
+        """Probabilities (n, L) float32 in vocabulary order; a head with VAD has three more columns, 0..1.
+
+        Args:
+            features: of each stream of `info.modalities`: (n, D), or (n, T, D) where the head reads spatial tokens.
+            mask: bool (n, S), in the order of the modalities: what the sample has.
+        """
+        import torch
+
+        from raymotion.learning.multilabel_losses import make_loss
+
+        loss = make_loss(**self.info.fusion_loss)
+        labels = len(self.vocabulary)
+        parts = [torch.zeros(0, labels + 3 * self.model.config.vad)]
+        device = next(self.model.parameters()).device
+        with torch.no_grad():
+            for start in range(0, len(mask), batch_size):
+                here = slice(start, start + batch_size)
+                own = [torch.from_numpy(features[stream][here]).to(device) for stream in self.model.config.dims]
+                output = self.model(own, torch.from_numpy(mask[here]).to(device)).float()
+                parts.append(torch.cat([loss.probabilities(output[:, :labels]), output[:, labels:]], dim=1).cpu())
+        return torch.cat(parts).numpy()

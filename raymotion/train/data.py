@@ -23,7 +23,7 @@ from raymotion.data.features import RegionFeatures
 from raymotion.data.samples import SPLITS, targets
 from raymotion.errors import InputError
 from raymotion.models.tokenizer import encode, load_tokenizer, tokenizer_json, train_tokenizer
-from raymotion.train.recipe import StudentRecipe, TeacherRecipe, TrainRecipe
+from raymotion.train.recipe import CaptionRecipe, StudentRecipe, TeacherRecipe
 from raymotion.train.source import pseudo_labelled, sample_table, source_of
 from raymotion.vocabulary import Vocabulary
 
@@ -107,7 +107,7 @@ class TrainingData:
         storage.write_bytes(storage.join(folder, ARRAYS), save(arrays))
         storage.write_text(storage.join(folder, TOKENIZER), tokenizer_json(self.tokenizer))
         meta = {
-            "sample_ids": self.sample_ids, "vocabulary": self.vocabulary.to_dict(), "features": self.features_folder,
+            "kind": "captions", "sample_ids": self.sample_ids, "vocabulary": self.vocabulary.to_dict(), "features": self.features_folder,
             "counts": self.counts, "name": self.name, "fingerprint": self.fingerprint, "images": self.image_uris,
         }  # fmt: skip
         storage.write_json(storage.join(folder, META), meta)
@@ -130,7 +130,7 @@ class TrainingData:
         )
 
 
-def prepare(recipe: TrainRecipe) -> TrainingData:
+def prepare(recipe: CaptionRecipe) -> TrainingData:
     """Reads, checks and tokenises what the recipe trains on.
 
     Raises:
@@ -219,7 +219,7 @@ def _picture_mark(uri: str | None) -> list[str | int | None] | None:
     return [uri.rstrip("/").rsplit("/", 1)[-1], os.path.getsize(uri) if here else None]
 
 
-def _max_text_length(recipe: TrainRecipe) -> int:
+def _max_text_length(recipe: CaptionRecipe) -> int:
     """The recipe's model settings, checked before anything else is done; the most word pieces the model reads."""
     if isinstance(recipe, StudentRecipe) and recipe.transfer is not None:
         return int(source_of(recipe.transfer).config["max_text_length"])
@@ -233,7 +233,7 @@ def _max_text_length(recipe: TrainRecipe) -> int:
         raise InputError(error.reason.replace("setting ", "setting model.", 1)) from error
 
 
-def _tokenizer(recipe: TrainRecipe, captions: Sequence[str]) -> PreTrainedTokenizerFast:
+def _tokenizer(recipe: CaptionRecipe, captions: Sequence[str]) -> PreTrainedTokenizerFast:
     if isinstance(recipe, StudentRecipe) and recipe.transfer is not None:
         return load_tokenizer(storage.join(recipe.transfer.source, TOKENIZER))
     if recipe.tokenizer.source != "train":

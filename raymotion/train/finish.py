@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from raymotion.models.checkpoint import CheckpointInfo, sample_mark, save_checkpoint
-from raymotion.train.data import TrainingData
-from raymotion.train.recipe import TrainRecipe
+from raymotion.train.fusion_data import FusionData
+from raymotion.train.recipe import FusionRecipe, TrainRecipe
+from raymotion.train.task import Data, task_of
 
 MOST_MARKS = 50_000
 
 
-def finish(
-    recipe: TrainRecipe, data: TrainingData, settings: dict[str, Any], folder: str, target: str
-) -> CheckpointInfo:
+def finish(recipe: TrainRecipe, data: Data, settings: dict[str, Any], folder: str, target: str) -> CheckpointInfo:
     """Scores the best epoch and writes the checkpoint."""
     import json
 
@@ -26,12 +25,13 @@ def finish(
     from raymotion.learning.metrics import evaluate
     from raymotion.learning.selection import fit_class_thresholds
     from raymotion.train.loop import BEST, PROBABILITIES, STATE
-    from raymotion.train.task import task_of
 
     state = json.loads(Path(folder, STATE).read_text())
     model = task_of(recipe, data).restore(state["model"])
     model.load_state_dict(load_file(Path(folder, BEST)))
-    predicted = {name: tensor.numpy() for name, tensor in load_file(Path(folder, PROBABILITIES)).items()}
+    answered = {name: tensor.numpy() for name, tensor in load_file(Path(folder, PROBABILITIES)).items()}
+    # Behind the labels of a head with VAD stand valence, arousal and dominance.
+    predicted = {name: answers[:, : len(data.vocabulary)] for name, answers in answered.items()}
     soft = recipe.data.soft_targets
     prior = data.prior(soft=soft)
 
@@ -42,6 +42,7 @@ def finish(
         return evaluate(
             data.hard[rows], predicted[split], prior=prior, labels=data.vocabulary.labels, seed=recipe.seed,
             soft_targets=data.soft[rows] if soft else None,
+            **({"groups": [data.groups[row] for row in rows]} if isinstance(data, FusionData) else {}),
         ).to_dict()  # fmt: skip
 
     training = {
@@ -67,6 +68,12 @@ def finish(
             "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__
         },
     }  # fmt: skip
+    if isinstance(data, FusionData):
+        assert isinstance(recipe, FusionRecipe)
+        return save_checkpoint(
+            target, cast(Any, model), None, data.vocabulary, modalities=list(recipe.backbones.chosen()),
+            extractor=None, training=training, fusion=_origin(recipe, data),
+        )  # fmt: skip
     return save_checkpoint(
         target,
         cast(Any, model),  # a task restores a model of an architecture that checkpoints know
@@ -78,7 +85,19 @@ def finish(
     )
 
 
-def seen_marks(data: TrainingData) -> list[str] | None:
+def _origin(recipe: FusionRecipe, data: FusionData) -> dict[str, Any]:
+    """What a fusion head's checkpoint says of its inputs and outputs."""
+    embeddings = data.embeddings
+    return {
+        "backbones": {
+            stream: {"name": name, "identity": embeddings.backbones[name]}
+            for stream, name in recipe.backbones.chosen().items()
+        },
+        "loss": {"name": recipe.loss.name, "options": dict(recipe.loss.options)},
+    }
+
+
+def seen_marks(data: Data) -> list[str] | None:
     """Marks of the samples that training or its choices saw; None where they are too many to be kept in a json."""
     rows = [row for name in ("train", "val") for row in data.splits[name]]
     if len(rows) > MOST_MARKS:

@@ -27,17 +27,18 @@ from raymotion.models.checkpoint import (
     is_checkpoint,
     read_checkpoint_info,
 )
-from raymotion.train.data import META, TrainingData, prepare
+from raymotion.train.data import META
 from raymotion.train.finish import finish
 from raymotion.train.ingest import Ingest, plan_ingest
 from raymotion.train.pictures import PictureReader, Pictures, Portion
 from raymotion.train.recipe import KINDS, StudentRecipe, TrainRecipe
 from raymotion.train.source import source_of
+from raymotion.train.task import Data, load_data, prepare_data
 
 Progress = Callable[[Mapping[str, Any]], None]
 SETTINGS, PROGRESS, LATEST = "settings.json", "progress.json", "latest.json"
 # Where the data lie is not what they are: their fingerprint, which says nothing of places, is compared instead.
-PLACES = ("data.samples", "data.features", "data.labels", "transfer.source")
+PLACES = ("data.samples", "data.features", "data.labels", "data.embeddings", "transfer.source")
 SWITCH_SECONDS = 0.0005
 REMEDY = "Use the same settings, another --out, or remove the folder."
 
@@ -76,7 +77,7 @@ def fit(
     started = time.monotonic()
     target = storage.absolute(out)
     recipe = _absolute(recipe)
-    data = prepare(recipe)
+    data = prepare_data(recipe)
     settings = {**recipe.result_settings(), "data_fingerprint": data.fingerprint}
     if isinstance(recipe, StudentRecipe) and recipe.transfer is not None:
         settings["transfer_fingerprint"] = source_of(recipe.transfer).fingerprint
@@ -121,7 +122,7 @@ def run_folder(out: storage.PathLike) -> str:
     return storage.join(storage.parent(target), f".{target.rstrip('/').rsplit('/', 1)[-1]}.run")
 
 
-def _train_here(recipe: TrainRecipe, data: TrainingData, run: str, command: str, into: str) -> None:
+def _train_here(recipe: TrainRecipe, data: Data, run: str, command: str, into: str) -> None:
     """The loop in this process. The last report's files end up in the local folder `into`.
 
     In `run` a new epoch's files are complete before the old one's go: `latest.json` says which to read.
@@ -170,7 +171,7 @@ def _attempt(command: str) -> str:
 
 def _train_on_ray(
     recipe: TrainRecipe,
-    data: TrainingData,
+    data: Data,
     run: str,
     settings: dict[str, Any],
     target: str,
@@ -244,7 +245,7 @@ def _worker(config: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     recipe = KINDS[config["recipe"]["kind"]].model_validate(config["recipe"])
-    data = TrainingData.load(storage.join(config["run"], "data"))
+    data = load_data(storage.join(config["run"], "data"))
     cores = available_cpus() // context.get_local_world_size()
     # torch's threads wait for each other: one that shares its core with a decoder holds up all.
     torch.set_num_threads(max(1, cores // 2 if any(uri is not None for uri in data.image_uris) else cores))

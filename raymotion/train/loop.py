@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from raymotion.learning.average_precision import average_precision
 from raymotion.learning.metrics import bce as binary_cross_entropy
-from raymotion.train.data import TrainingData
 from raymotion.train.recipe import TrainRecipe
+from raymotion.train.schedule import schedule, steps_per_epoch
+from raymotion.vocabulary import Vocabulary
 
 # (metrics, folder): every rank calls it once per epoch; only rank 0 has a folder. The folder is gone when it returns.
 Report = Callable[[Mapping[str, Any], str | None], None]
@@ -77,12 +78,19 @@ class State:
 
 @dataclass(frozen=True)
 class Batch:
-    """Some samples on the device: what the model's forward takes, and what its logits (n, L) are compared with."""
+    """Some samples on the device: what the model's forward takes, and what its logits (n, L) are compared with.
 
-    inputs: tuple[Tensor | None, ...]
+    Attributes:
+        weights: (n,) of the samples. vad: (n, 3) valence, arousal, dominance in 0..1, NaN where not known.
+        epoch: counted from 0, for losses that change on the way.
+    """
+
+    inputs: tuple[Any, ...]
     answers: Tensor
     hard: Tensor | None = None
     weights: Tensor | None = None
+    vad: Tensor | None = None
+    epoch: int = 0
 
 
 class Feed(Protocol):
@@ -96,9 +104,28 @@ class Feed(Protocol):
         """This worker's batches of the epoch: as many on every worker."""
 
     def predict(self, model: nn.Module, split: str) -> np.ndarray:
-        """Probabilities (n, L) of this worker's rows of the split: every `world`-th one, from `rank` on."""
+        """Probabilities (n, L) of this worker's rows of the split: every `world`-th one, from `rank` on.
+
+        A model that answers more than labels has further columns behind them.
+        """
 
     def close(self) -> None: ...
+
+
+class Answers(Protocol):
+    """What the loop knows of the data: who is in which split, and what is right."""
+
+    @property
+    def splits(self) -> Mapping[str, np.ndarray]: ...
+
+    @property
+    def hard(self) -> np.ndarray: ...
+
+    @property
+    def soft(self) -> np.ndarray: ...
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
 
 
 class Task(Protocol):
@@ -108,7 +135,7 @@ class Task(Protocol):
     def recipe(self) -> TrainRecipe: ...
 
     @property
-    def data(self) -> TrainingData: ...
+    def data(self) -> Answers: ...
 
     @property
     def samples_per_epoch(self) -> int: ...
@@ -130,6 +157,91 @@ class Task(Protocol):
     def feed(self, workers: Workers, *, first_epoch: int) -> Feed: ...
 
 
+class Run:
+    """One training run, an epoch at a time: `train` runs one to its end, a search many beside each other.
+
+    Args:
+        resume_from: local folder of an earlier `save` of the same run.
+
+    Attributes:
+        state: where it stands.
+        best_weights: of the best epoch so far.
+        best_probabilities: (rows of val, L) of that epoch; None before the first, and after a resume.
+    """
+
+    def __init__(self, task: Task, *, workers: Workers = Workers(), resume_from: str | None = None) -> None:
+        self.task, self.workers = task, workers
+        torch.manual_seed(task.recipe.seed)
+        self.state = State()
+        self.model = task.build()
+        if resume_from:
+            self.state = State(**json.loads(Path(resume_from, STATE).read_text()))
+            self.model.load_state_dict(load_file(Path(resume_from, CURRENT)))
+        self.best_probabilities: np.ndarray | None = None
+        if self.state.finished:
+            return
+        self.state.model = task.shape(self.model)
+        self.model.to(workers.device)
+        self.optimiser = _optimiser(self.model, task)
+        self.best_weights = _weights(self.model)
+        if resume_from:
+            saved = torch.load(Path(resume_from, OPTIMISER), weights_only=True, map_location="cpu")
+            self.optimiser.load_state_dict(saved)
+            self.best_weights = load_file(Path(resume_from, BEST))
+        self.wrapped = workers.wrap(self.model)
+        self.feed = task.feed(workers, first_epoch=self.state.epoch)
+
+    @property
+    def done(self) -> bool:
+        """Whether the last epoch is over, or validation has not improved for `patience` epochs."""
+        settings = self.task.recipe.optimiser
+        late = self.state.epoch - self.state.best_epoch >= settings.patience
+        return self.state.finished or self.state.epoch >= settings.epochs or late
+
+    def step(self) -> dict[str, Any]:
+        """Trains for one epoch and validates; returns its line of the history."""
+        task, workers, state = self.task, self.workers, self.state
+        recipe = task.recipe
+        # DDP averages gradients, so the loss of each rank is all it needs; seeds differ by rank for dropout's sake.
+        torch.manual_seed(_seed(recipe.seed, state.epoch, workers.rank))
+        train_loss = _train_epoch(self.wrapped, self.model, self.optimiser, task, self.feed, state.epoch, workers)
+        workers.share_buffers(self.model)
+        state.epoch += 1
+        probabilities = _predict_split(self.model, task, self.feed, "val", workers)
+        # Rank 0's judgement for all: a last digit must not let one stop where the others go on.
+        score = workers.gather(_validate(probabilities, task))[0]
+        if score["loss"] < state.best - 1e-7 or recipe.select_by == "last":
+            state.best, state.best_epoch = score["loss"], state.epoch
+            self.best_weights, self.best_probabilities = _weights(self.model), probabilities
+        # The loss that is minimised, with class weights and smoothing: not to be compared with validation's BCE.
+        measured = {"epoch": state.epoch, "train_loss": train_loss, **score["metrics"]}
+        if unreadable := len(set().union(*workers.gather(set(self.feed.unreadable)))):
+            measured["unreadable_images"] = unreadable
+        state.history.append({**measured, "attempt": workers.attempt})
+        return measured
+
+    def predict(self, split: str) -> np.ndarray:
+        """Probabilities (rows of the split, L) with the weights of the best epoch, which the model has from now on."""
+        self.model.load_state_dict(self.best_weights)
+        return _predict_split(self.model, self.task, self.feed, split, self.workers)
+
+    def save(self, folder: str, predictions: Mapping[str, np.ndarray] | None = None) -> None:
+        """Writes what a resume needs; with `predictions`, the end of the run instead."""
+        save_file(self.best_weights, Path(folder, BEST))
+        if predictions is None:
+            save_file(_weights(self.model), Path(folder, CURRENT))
+            torch.save(self.optimiser.state_dict(), Path(folder, OPTIMISER))
+        else:
+            # The run is over: nothing goes on from here, so current weights and optimiser are not kept.
+            save_file(self.best_weights, Path(folder, CURRENT))
+            save_file({name: torch.from_numpy(p) for name, p in predictions.items()}, Path(folder, PROBABILITIES))
+        Path(folder, STATE).write_text(json.dumps(asdict(self.state)))
+
+    def close(self) -> None:
+        if not self.state.finished:
+            self.feed.close()
+
+
 def train(task: Task, *, report: Report, resume_from: str | None = None, workers: Workers = Workers()) -> State:
     """Trains until the last epoch, or until validation has not improved for `patience` epochs.
 
@@ -139,47 +251,17 @@ def train(task: Task, *, report: Report, resume_from: str | None = None, workers
     Args:
         resume_from: local folder of an earlier report of the same run.
     """
-    recipe = task.recipe
-    torch.manual_seed(recipe.seed)
-    state = State()
-    model = task.build()
-    if resume_from:
-        state = State(**json.loads(Path(resume_from, STATE).read_text()))
-        model.load_state_dict(load_file(Path(resume_from, CURRENT)))
-    if state.finished:
-        return state
-    state.model = task.shape(model)
-    model.to(workers.device)
-    optimiser = _optimiser(model, task)
-    best_weights = _weights(model)
-    if resume_from:
-        optimiser.load_state_dict(torch.load(Path(resume_from, OPTIMISER), weights_only=True, map_location="cpu"))
-        best_weights = load_file(Path(resume_from, BEST))
-    wrapped = workers.wrap(model)
-
-    with contextlib.closing(task.feed(workers, first_epoch=state.epoch)) as feed:
-        while state.epoch < recipe.optimiser.epochs and state.epoch - state.best_epoch < recipe.optimiser.patience:
-            # DDP averages gradients, so the loss of each rank is all it needs; seeds differ by rank for dropout's sake.
-            torch.manual_seed(_seed(recipe.seed, state.epoch, workers.rank))
-            train_loss = _train_epoch(wrapped, model, optimiser, task, feed, state.epoch, workers)
-            workers.share_buffers(model)
-            state.epoch += 1
-            # Rank 0's judgement for all: a last digit must not let one stop where the others go on.
-            score = workers.gather(_validate(model, task, feed, workers))[0]
-            if score["loss"] < state.best - 1e-7 or recipe.select_by == "last":
-                state.best, state.best_epoch, best_weights = score["loss"], state.epoch, _weights(model)
-            # The loss that is minimised, with class weights and smoothing: not to be compared with validation's BCE.
-            measured = {"epoch": state.epoch, "train_loss": train_loss, **score["metrics"]}
-            if unreadable := len(set().union(*workers.gather(set(feed.unreadable)))):
-                measured["unreadable_images"] = unreadable
-            state.history.append({**measured, "attempt": workers.attempt})
-            _save_and_report(report, state, model, optimiser, best_weights, workers)
-
-        model.load_state_dict(best_weights)
-        state.finished = True
-        predictions = {name: _predict_split(model, task, feed, name, workers) for name in ("val", "test")}
-    _save_and_report(report, state, model, optimiser, best_weights, workers, predictions=predictions)
-    return state
+    run = Run(task, workers=workers, resume_from=resume_from)
+    if run.state.finished:
+        return run.state
+    with contextlib.closing(run.feed):
+        while not run.done:
+            run.step()
+            _report(report, run)
+        predictions = {name: run.predict(name) for name in ("val", "test")}
+        run.state.finished = True
+    _report(report, run, predictions=predictions)
+    return run.state
 
 
 def set_prior(head: nn.Linear, prior: np.ndarray) -> None:
@@ -203,50 +285,8 @@ def _optimiser(model: nn.Module, task: Task) -> torch.optim.Optimizer:
             for (rate, decays), parameters in groups.items()
         ],
         lr=settings.lr,
+        fused=True,
     )
-
-
-def steps_per_epoch(recipe: TrainRecipe, samples: int, world: int) -> int:
-    """Batches that each of `world` workers sees in an epoch of `samples`."""
-    return math.ceil(math.ceil(samples / world) / batch_rows(recipe, world))
-
-
-def batch_rows(recipe: TrainRecipe, world: int) -> int:
-    """One worker's share of the recipe's batch."""
-    return max(1, recipe.optimiser.batch_size // world)
-
-
-def schedule(step: int, total: int, warmup: float, kind: str = "cosine") -> float:
-    """Factor on the learning rate: linear from 0 over the share `warmup` of the steps, then half a cosine down to 0.
-
-    `constant`: 1 in place of the cosine.
-    """
-    rise = warmup * total
-    if step < rise:
-        return (step + 1) / (rise + 1)
-    if kind == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, total - rise)))
-
-
-def epoch_rows(
-    rows: np.ndarray, *, seed: int, epoch: int, rank: int, world: int, samples: int | None = None
-) -> np.ndarray:
-    """This worker's rows in this epoch: one shuffle for all, dealt out in turn.
-
-    All get equally many, since a worker that stops early would leave the others waiting; so up to `world - 1` rows are
-    seen twice.
-
-    Args:
-        samples: of an epoch, if that is not all rows: then epochs are cut from one shuffle after the other.
-    """
-    samples = len(rows) if samples is None else samples
-    first, last = epoch * samples // len(rows), ((epoch + 1) * samples - 1) // len(rows)
-    shuffles = [np.random.default_rng([seed, number]).permutation(rows) for number in range(first, last + 1)]
-    start = epoch * samples - first * len(rows)
-    order = np.concatenate(shuffles)[start : start + samples]
-    share = math.ceil(len(order) / world)
-    return np.resize(order, share * world)[rank::world]
 
 
 def _train_epoch(
@@ -260,6 +300,7 @@ def _train_epoch(
 ) -> float:
     settings = task.recipe.optimiser
     wrapped.train()
+    optimiser.zero_grad(set_to_none=True)
     steps = steps_per_epoch(task.recipe, task.samples_per_epoch, workers.world)
     total, seen = 0.0, 0
     for number, batch in enumerate(feed.train(epoch)):
@@ -269,21 +310,24 @@ def _train_epoch(
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=workers.device.startswith("cuda")):
             logits = wrapped(*batch.inputs)
         loss = task.loss(logits, batch)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        if settings.clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-        optimiser.step()
+        # Of the batches that one step of the optimiser is made of, the last ones of an epoch may be fewer.
+        first = number - number % settings.accumulate
+        (loss / min(settings.accumulate, steps - first)).backward()
+        if number + 1 in (first + settings.accumulate, steps):
+            if settings.clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
         total += float(loss.detach()) * len(batch.answers)
         seen += len(batch.answers)
     return float(np.mean(workers.gather(total / max(1, seen))))
 
 
-def _validate(model: nn.Module, task: Task, feed: Feed, workers: Workers) -> dict[str, Any]:
-    """`loss`, lower is better, and the metrics for the record: over every validation sample, the same on every rank."""
+def _validate(probabilities: np.ndarray, task: Task) -> dict[str, Any]:
+    """`loss`, lower is better, and the metrics for the record, of the answers (n, L) to every validation sample."""
     recipe, data = task.recipe, task.data
-    probabilities = _predict_split(model, task, feed, "val", workers)
     hard = data.hard[data.splits["val"]]
+    probabilities = probabilities[:, : hard.shape[1]]
     answers = data.soft[data.splits["val"]] if recipe.data.soft_targets else hard
     bce = binary_cross_entropy(answers, probabilities)
     with_positives = hard.sum(axis=0) > 0
@@ -298,37 +342,23 @@ def _validate(model: nn.Module, task: Task, feed: Feed, workers: Workers) -> dic
 
 def _predict_split(model: nn.Module, task: Task, feed: Feed, split: str, workers: Workers) -> np.ndarray:
     """Probabilities (rows of the split, L), the rows shared out among the workers and put together again on each."""
-    result = np.zeros((len(task.data.splits[split]), len(task.data.vocabulary)), dtype=np.float32)
-    for rank, part in enumerate(workers.gather(feed.predict(model, split))):
+    parts = workers.gather(feed.predict(model, split))
+    width = max([len(task.data.vocabulary), *(part.shape[1] for part in parts if len(part))])
+    result = np.zeros((len(task.data.splits[split]), width), dtype=np.float32)
+    for rank, part in enumerate(parts):
         result[rank :: workers.world] = part
     return result
 
 
-def _save_and_report(
-    report: Report,
-    state: State,
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    best_weights: dict[str, Tensor],
-    workers: Workers,
-    *,
-    predictions: dict[str, np.ndarray] | None = None,
-) -> None:
+def _report(report: Report, run: Run, *, predictions: dict[str, np.ndarray] | None = None) -> None:
+    state = run.state
     measured = {name: value for name, value in state.history[-1].items() if name != "attempt"}
     latest = {"best": state.best, "best_epoch": state.best_epoch, **measured}
-    if workers.rank != 0:
+    if run.workers.rank != 0:
         report(latest, None)
         return
     with tempfile.TemporaryDirectory(prefix="raymotion-") as folder:
-        save_file(best_weights, Path(folder, BEST))
-        if predictions is None:
-            save_file(_weights(model), Path(folder, CURRENT))
-            torch.save(optimiser.state_dict(), Path(folder, OPTIMISER))
-        else:
-            # The run is over: nothing goes on from here, so current weights and optimiser are not kept.
-            save_file(best_weights, Path(folder, CURRENT))
-            save_file({name: torch.from_numpy(p) for name, p in predictions.items()}, Path(folder, PROBABILITIES))
-        Path(folder, STATE).write_text(json.dumps(asdict(state)))
+        run.save(folder, predictions)
         report(latest, folder)
 
 

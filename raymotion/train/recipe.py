@@ -10,26 +10,24 @@ from pydantic import Field, model_validator
 from raymotion import storage
 from raymotion.config import Settings, load_settings, read_yaml
 from raymotion.errors import InputError
+from raymotion.train.fusion_recipe import FusionRecipe
+from raymotion.train.recipe_base import DataSettings, OptimiserSettings, TrainRecipe
 
 # Imports nothing heavy: the command line reads recipes before torch is needed.
 
 
-class DataSettings(Settings):
-    """What to train on.
+class CaptionDataSettings(DataSettings):
+    """What a model that reads captions trains on.
 
     Attributes:
-        samples: sample table with labels and splits.
-        soft_targets: learn the share of annotators where the table has it, instead of 0 and 1.
         caption_dropout: how often a training sample that has a picture too is shown without its caption, so that the
             model knows what to do where it is missing.
     """
 
-    samples: str = ""
-    soft_targets: bool = False
     caption_dropout: float = Field(0.1, ge=0, le=0.5)
 
 
-class TeacherDataSettings(DataSettings):
+class TeacherDataSettings(CaptionDataSettings):
     """What a teacher trains on.
 
     Attributes:
@@ -48,76 +46,31 @@ class TokenizerSettings(Settings):
     size: int = Field(4000, ge=100)
 
 
-class OptimiserSettings(Settings):
-    """AdamW with linear warm-up and cosine decay, unless something else is asked for.
+class CaptionOptimiserSettings(OptimiserSettings):
+    """What the optimiser of a model that reads captions has besides.
 
     Attributes:
-        kind: adamw, or adam: weight decay as a part of the gradient (Kingma and Ba 2015).
-        lr: of the head. backbone_lr: of the transformer and its embeddings.
-        schedule: cosine: down to 0 after the warm-up; constant: none after it.
-        warmup: share of all steps. clip: largest gradient norm; None: as they come.
         word_dropout: share of the caption's word pieces hidden behind [UNK] in training.
-        patience: epochs without a better validation score before it stops.
     """
 
-    kind: Literal["adamw", "adam"] = "adamw"
-    lr: float = Field(1e-3, gt=0)
-    backbone_lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
-    warmup: float = Field(0.1, ge=0, le=1)
-    clip: float | None = Field(1.0, gt=0)
-    batch_size: int = Field(32, ge=1)
-    epochs: int = Field(15, ge=1)
-    patience: int = Field(5, ge=1)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     word_dropout: float = Field(0.0, ge=0, lt=1)
 
 
-class TrainRecipe(Settings):
-    """One training run: what every kind of model shares.
+class CaptionRecipe(TrainRecipe):
+    """What models that read captions share."""
 
-    Attributes:
-        model: the shape, in fields of the kind's own config. Vocabulary and input sizes are filled in from the data.
-        select_by: what the best epoch is chosen by, on validation; last: the last one is taken, whatever it scores.
-        workers: Ray Train workers; 0 trains in this process, without Ray.
-        use_gpu: None takes GPUs where the cluster has them.
-        autoscale: the cluster starts nodes for workers that wait, so a plan that does not fit now is not refused.
-        failures: how often a crashed worker group is started again.
-    """
-
-    kind: str
-    data: DataSettings = DataSettings()
-    model: dict[str, Any] = Field(default_factory=dict)
+    data: CaptionDataSettings = CaptionDataSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
-    optimiser: OptimiserSettings = OptimiserSettings()
+    optimiser: CaptionOptimiserSettings = CaptionOptimiserSettings()
     class_weights: Literal["none", "inverse", "sqrt_inverse", "effective"] = "none"
-    select_by: Literal["bce", "macro_ap", "last"] = "bce"
-    seed: int = Field(0, ge=0)
-    workers: int = Field(1, ge=0)
-    use_gpu: bool | None = None
-    autoscale: bool = False
-    failures: int = Field(2, ge=0)
-
-    def result_settings(self) -> dict[str, Any]:
-        """The settings that decide the result: all but where and how often it is tried."""
-        return self.model_dump(mode="json", exclude={"workers", "use_gpu", "autoscale", "failures"})
 
     def pretrained_text(self) -> str | None:
         """Hub id or folder of the text model that training starts from: its tokenizer is the one to use."""
         return None
 
-    def require_data(self, path: str) -> None:
-        """Raises an `InputError` unless the recipe at `path` says what to train on."""
-        if not self.data.samples:
-            raise InputError(
-                "names no sample table",
-                path=path,
-                remedy="Give one: --samples samples.parquet (see `raymotion data prepare`).",
-            )
 
-
-class TeacherOptimiserSettings(OptimiserSettings):
+class TeacherOptimiserSettings(CaptionOptimiserSettings):
     """What a teacher's optimiser has besides.
 
     Attributes:
@@ -130,7 +83,7 @@ class TeacherOptimiserSettings(OptimiserSettings):
     group_by_length: bool = False
 
 
-class TeacherRecipe(TrainRecipe):
+class TeacherRecipe(CaptionRecipe):
     """A VisualBERT with a multi-label head.
 
     Attributes:
@@ -150,7 +103,7 @@ class TeacherRecipe(TrainRecipe):
         return self.init or self.text_init
 
 
-class StudentDataSettings(DataSettings):
+class StudentDataSettings(CaptionDataSettings):
     """What a student trains on: samples that people labelled, or pseudo-labels.
 
     Attributes:
@@ -204,7 +157,7 @@ class Transfer(Settings):
     freeze: bool = False
 
 
-class StudentRecipe(TrainRecipe):
+class StudentRecipe(CaptionRecipe):
     """A student that reads picture and caption.
 
     Attributes:
@@ -259,7 +212,9 @@ class StudentRecipe(TrainRecipe):
             )
 
 
-KINDS: dict[str, type[TrainRecipe]] = {"teacher-visualbert": TeacherRecipe, "student": StudentRecipe}
+KINDS: dict[str, type[TrainRecipe]] = {
+    "teacher-visualbert": TeacherRecipe, "student": StudentRecipe, "fusion": FusionRecipe,
+}  # fmt: skip
 
 
 def recipes_folder() -> Path:

@@ -16,9 +16,10 @@ from raymotion.models.student import Student, StudentConfig, predict_tokens
 from raymotion.models.student_init import initialise, transferred
 from raymotion.models.visualbert import pad
 from raymotion.train.data import TrainingData
-from raymotion.train.loop import Batch, Workers, batch_rows, epoch_rows, set_prior
+from raymotion.train.loop import Batch, Workers, set_prior
 from raymotion.train.pictures import ABSENT, READ, PictureReader, Pictures, Portion, cached_pictures, read_here
 from raymotion.train.recipe import StudentRecipe
+from raymotion.train.schedule import batch_rows, epoch_rows
 
 # Portions in order -> portions with their pictures: threads of this process, or Ray Data.
 Source = Callable[[Sequence[Portion], PictureReader], Iterator[tuple[Portion, Pictures]]]

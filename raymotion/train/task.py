@@ -1,24 +1,47 @@
-"""From a recipe to the task that the training loop runs."""
+"""From a recipe to its data, and to the task that the training loop runs."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from raymotion import storage
 from raymotion.batch.cluster import available_cpus
-from raymotion.train.data import TrainingData
-from raymotion.train.recipe import StudentRecipe, TeacherRecipe, TrainRecipe
+from raymotion.train.data import META, TrainingData, prepare
+from raymotion.train.fusion_data import FusionData, prepare_fusion
+from raymotion.train.recipe import CaptionRecipe, FusionRecipe, StudentRecipe, TeacherRecipe, TrainRecipe
 
 if TYPE_CHECKING:
     from raymotion.train.loop import Task
     from raymotion.train.student import Source
 
+Data = TrainingData | FusionData
 
-def task_of(recipe: TrainRecipe, data: TrainingData, *, source: Source | None = None) -> Task:
+
+def prepare_data(recipe: TrainRecipe) -> Data:
+    """Reads and checks what the recipe trains on."""
+    if isinstance(recipe, FusionRecipe):
+        return prepare_fusion(recipe)
+    assert isinstance(recipe, CaptionRecipe)
+    return prepare(recipe)
+
+
+def load_data(folder: str) -> Data:
+    """The data that were saved to `folder`, of any kind."""
+    kind = storage.read_json(storage.join(folder, META))["kind"]
+    return FusionData.load(folder) if kind == "fusion" else TrainingData.load(folder)
+
+
+def task_of(recipe: TrainRecipe, data: Data, *, source: Source | None = None) -> Task:
     """The task of a recipe's kind.
 
     Args:
         source: where a student's pictures come from; None: decoded by threads of this process.
     """
+    if isinstance(data, FusionData):
+        from raymotion.train.fusion import FusionTask
+
+        assert isinstance(recipe, FusionRecipe)
+        return FusionTask(recipe, data)
     if isinstance(recipe, TeacherRecipe):
         from raymotion.train.teacher import TeacherTask
 

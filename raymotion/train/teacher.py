@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from raymotion.learning import losses
 from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher, pad, predict_tokens
 from raymotion.train.data import TrainingData
-from raymotion.train.loop import Batch, Workers, batch_rows, epoch_rows, set_prior
+from raymotion.train.loop import Batch, Workers, set_prior
 from raymotion.train.recipe import TeacherRecipe
+from raymotion.train.schedule import batch_rows, epoch_rows
 
 
 class TeacherTask:

@@ -1,0 +1,226 @@
+"""What a fusion head brings to the training loop: cached features of frozen backbones, gathered by row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raymotion.data.embeddings import FeatureBlock
+from raymotion.errors import InputError
+from raymotion.learning.multilabel_losses import make_loss
+from raymotion.learning.resample import Resampled, resample
+from raymotion.learning.vad import vad_loss
+from raymotion.models.fusion import FusionConfig, FusionHead, wants_tokens
+from raymotion.train.fusion_data import VAD_SCALE, FusionData
+from raymotion.train.fusion_recipe import FusionRecipe
+from raymotion.train.loop import Batch, Workers, set_prior
+from raymotion.train.schedule import batch_rows, epoch_rows
+
+CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class StreamFeatures:
+    """Where one stream's features are: `clean` of every sample, `views` of the training ones."""
+
+    stream: str
+    clean: FeatureBlock
+    views: FeatureBlock | None
+
+    def take(self, rows: np.ndarray, numbers: np.ndarray | None = None) -> np.ndarray:
+        """Features float16 (n, D) or (n, T, D) of rows of the embeddings; zeros where a sample lacks the stream.
+
+        Args:
+            numbers: which cached view of each row; None takes the clean one.
+        """
+        block = self.clean if self.views is None or numbers is None else self.views
+        positions = block.row_of[rows]
+        flat = block.array.reshape(-1, *block.array.shape[2:])
+        number = 0 if numbers is None or self.views is None else numbers % block.views
+        taken = np.take(flat, np.maximum(positions, 0) * block.views + number, axis=0)
+        taken[positions < 0] = 0
+        return taken
+
+
+class FusionTask:
+    """A `Task` of the training loop: a fusion head on the cached features of up to three streams."""
+
+    def __init__(self, recipe: FusionRecipe, data: FusionData) -> None:
+        self.recipe, self.data = recipe, data
+        self.backbones = recipe.backbones.chosen()
+        config = FusionConfig.model_validate({**recipe.model, "dims": {stream: 1 for stream in self.backbones}})
+        self.uses_tokens = wants_tokens(config.fusion)
+        self.streams = [self._features(stream, name) for stream, name in self.backbones.items()]
+        self.mask = data.mask(list(self.backbones))
+        self.criterion = make_loss(
+            recipe.loss.name,
+            rates=data.prior(soft=recipe.data.soft_targets),
+            samples=len(data.splits["train"]),
+            options=recipe.loss.options,
+        )
+        self.vad = config.vad
+        self.resampled = self._resample()
+
+    def _features(self, stream: str, backbone: str) -> StreamFeatures:
+        embeddings, level = self.data.embeddings, self.recipe.augmentation
+        tokens = self.uses_tokens and any(
+            key.stream == stream and key.backbone == backbone and key.tokens for key in embeddings.keys
+        )
+        return StreamFeatures(
+            stream,
+            embeddings.block(stream, backbone, tokens=tokens),
+            None if level == "none" else embeddings.block(stream, backbone, level, tokens=tokens),
+        )
+
+    def _resample(self) -> Resampled | None:
+        """Synthetic training rows, from the clean features of the training split alone; the same for every head."""
+        settings, data = self.recipe.resampling, self.data
+        if settings.method == "none":
+            return None
+        if any(own.clean.array.ndim > 3 for own in self.streams):
+            raise InputError(
+                "resampling makes pooled features, and this fusion reads spatial tokens",
+                remedy="Set resampling.method to none, or use embeddings without tokens.",
+            )
+        key = ("resampled", settings.model_dump_json(), tuple(self.backbones.items()), self.recipe.seed)
+        if key not in data.memory:
+            rows = data.splits["train"]
+            features = [own.take(data.rows[rows]) for own in self.streams]
+            data.memory[key] = resample(
+                [block.astype(np.float32) for block in features],
+                self.mask[rows],
+                (data.soft if self.recipe.data.soft_targets else data.hard)[rows],
+                settings,
+                seed=self.recipe.seed,
+            )
+        return cast(Resampled, data.memory[key])
+
+    @property
+    def samples_per_epoch(self) -> int:
+        return len(self.data.splits["train"]) + (len(self.resampled.targets) if self.resampled else 0)
+
+    def build(self) -> FusionHead:
+        """The untrained head. Where its answers are logits, the first one is the class prior."""
+        data, recipe = self.data, self.recipe
+        dims = {own.stream: own.clean.dim for own in self.streams}
+        tokens = {own.stream: own.clean.array.shape[2] for own in self.streams if own.clean.array.ndim == 4}
+        config = FusionConfig.model_validate(
+            {**recipe.model, "dims": dims, "tokens": tokens, "token_dims": {name: dims[name] for name in tokens}}
+        )
+        head = FusionHead(config, len(data.vocabulary))
+        if not config.fusion.endswith("_published"):
+            statistics = {own.stream: self._statistics(own) for own in self.streams}
+            head.set_statistics(
+                {name: mean for name, (mean, _) in statistics.items()},
+                {name: std for name, (_, std) in statistics.items()},
+            )
+            if float(self.criterion.probabilities(torch.zeros(1, 1))) == 0.5:  # logits, not probabilities themselves
+                set_prior(head.head, data.prior(soft=recipe.data.soft_targets))
+        return head
+
+    def _statistics(self, own: StreamFeatures) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each feature, (D,) float32, over the training samples that have the stream."""
+        data = self.data
+        key = ("statistics", own.stream, self.backbones[own.stream], own.clean.array.ndim)
+        if key not in data.memory:
+            rows = data.rows[data.splits["train"]]
+            rows = rows[own.clean.row_of[rows] >= 0]
+            total, squares, count = np.zeros(own.clean.dim), np.zeros(own.clean.dim), 0
+            for start in range(0, len(rows), CHUNK):
+                some = torch.from_numpy(own.take(rows[start : start + CHUNK])).float().reshape(-1, own.clean.dim)
+                total += some.sum(dim=0, dtype=torch.float64).numpy()
+                squares += (some * some).sum(dim=0, dtype=torch.float64).numpy()
+                count += len(some)
+            mean = total / max(1, count)
+            std = np.sqrt(np.maximum(squares / max(1, count) - mean**2, 0.0))
+            # A feature that never varies tells nothing, and would be divided by nothing.
+            std[std < 1e-6] = 1.0
+            data.memory[key] = (torch.from_numpy(mean).float(), torch.from_numpy(std).float())
+        return cast(tuple[Tensor, Tensor], data.memory[key])
+
+    def shape(self, model: nn.Module) -> dict[str, Any]:
+        return dict(cast(FusionHead, model).config.model_dump(mode="json"))
+
+    def restore(self, shape: Mapping[str, Any]) -> FusionHead:
+        return FusionHead(FusionConfig.model_validate(shape), len(self.data.vocabulary))
+
+    def learning_rate(self, name: str) -> float:
+        return self.recipe.optimiser.lr
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        labels = batch.answers.shape[1]
+        loss = self.criterion(logits[:, :labels].float(), batch.answers, epoch=batch.epoch, weights=batch.weights)
+        if self.vad and batch.vad is not None:
+            loss = loss + self.recipe.vad_weight * vad_loss(logits[:, labels:].float(), batch.vad)
+        return loss
+
+    def feed(self, workers: Workers, *, first_epoch: int) -> FusionFeed:
+        return FusionFeed(self, workers)
+
+
+class FusionFeed:
+    """A `Feed` of the training loop, from memory maps: every epoch can be asked for."""
+
+    def __init__(self, task: FusionTask, workers: Workers) -> None:
+        self.task, self.workers = task, workers
+        self.unreadable: dict[int, str] = {}
+
+    def train(self, epoch: int) -> Iterator[Batch]:
+        task, workers = self.task, self.workers
+        recipe, data = task.recipe, task.data
+        count = len(data.sample_ids)
+        made = len(task.resampled.targets) if task.resampled else 0
+        pool = np.concatenate([data.splits["train"], count + np.arange(made)])  # synthetic rows stand behind all others
+        rows = epoch_rows(pool, seed=recipe.seed, epoch=epoch, rank=workers.rank, world=workers.world)
+        # One number for all streams of a person: the streams of a view are mirrored together.
+        numbers = np.random.default_rng([recipe.seed, epoch, 1]).integers(0, 1 << 30, size=count)
+        size = batch_rows(recipe, workers.world)
+        answers = data.soft if recipe.data.soft_targets else data.hard
+        for start in range(0, len(rows), size):
+            some = rows[start : start + size]
+            own = some[some < count]
+            features = [stream.take(data.rows[own], numbers[own]) for stream in task.streams]
+            mask, targets, vad = task.mask[own], answers[own], data.vad[own] / VAD_SCALE
+            if task.resampled is not None and len(own) < len(some):
+                extra = some[some >= count] - count
+                features = [
+                    np.concatenate([a, b[extra].astype(a.dtype)])
+                    for a, b in zip(features, task.resampled.features, strict=True)
+                ]
+                mask = np.concatenate([mask, task.resampled.mask[extra]])
+                targets = np.concatenate([targets, task.resampled.targets[extra].astype(targets.dtype)])
+                vad = np.concatenate([vad, np.full((len(extra), 3), np.nan, dtype=vad.dtype)])
+            yield Batch(
+                self._inputs(features, mask),
+                torch.from_numpy(targets).to(workers.device),
+                vad=torch.from_numpy(vad).to(workers.device) if task.vad else None,
+                epoch=epoch,
+            )
+
+    def predict(self, model: nn.Module, split: str) -> np.ndarray:
+        task, data = self.task, self.task.data
+        rows = data.splits[split][self.workers.rank :: self.workers.world]
+        labels = len(data.vocabulary)
+        parts = [np.zeros((0, labels + 3 * task.vad), dtype=np.float32)]
+        was_training = model.training
+        model.eval()
+        with torch.no_grad():
+            for start in range(0, len(rows), CHUNK):
+                some = rows[start : start + CHUNK]
+                features = [stream.take(data.rows[some]) for stream in task.streams]
+                output = model(*self._inputs(features, task.mask[some])).float()
+                parts.append(torch.cat([task.criterion.probabilities(output[:, :labels]), output[:, labels:]], 1).cpu())
+        model.train(was_training)
+        return np.concatenate([np.asarray(part) for part in parts])
+
+    def close(self) -> None:
+        pass
+
+    def _inputs(self, features: list[np.ndarray], mask: np.ndarray) -> tuple[list[Tensor], Tensor]:
+        device = self.workers.device
+        return [torch.from_numpy(own).to(device) for own in features], torch.from_numpy(mask).to(device)
