@@ -9,6 +9,7 @@ import click
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from raymotion.data.emotic_report import EmoticReport
     from raymotion.data.synthetic import SyntheticReport
 
 OUT_TABLE = click.option(
@@ -81,6 +82,47 @@ def synth_socratis(images: int, out: str, seed: int, corrupt: float) -> None:
     from raymotion.data.synthetic import write_socratis
 
     _say_written(out, write_socratis(out, images, seed, corrupt=corrupt))
+
+
+@synth.command("emotic")
+@click.option("--persons", default=2000, show_default=True, help="How many persons to draw, one to four in an image.")
+@OUT_FOLDER
+@SEED
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["mat", "csv", "both"]),
+    default="both",
+    show_default=True,
+    help="Annotations as EMOTIC's .mat, as the csv files of the public conversion, or both.",
+)
+@click.option(
+    "--defects",
+    default=0.0,
+    show_default=True,
+    metavar="SHARE",
+    help="Share of the images to give one of EMOTIC's known defects, 0 to 1; defects.json lists them.",
+)
+def synth_emotic(persons: int, out: str, seed: int, kind: str, defects: float) -> None:
+    """Persons whose surroundings, bodies and faces each tell something else of their emotions, as in EMOTIC.
+
+    faces.csv holds the true face boxes, for `raymotion data prepare emotic --faces`: no detector knows a drawn face.
+
+    \b
+    Example:
+      raymotion data synth emotic --persons 2000 --out demo/emotic
+      raymotion data synth emotic --persons 300 --defects 0.1 --format mat --out broken/
+    """
+    from raymotion.data.synthetic_emotic import write_emotic
+
+    report = write_emotic(out, persons, seed, kind=kind, defects=defects)
+    _say("images", report.images)
+    _say("persons", f"{report.persons:,}, {report.faces:,} with a face that can be seen")
+    _say("split", ", ".join(f"{name} {count:,}" for name, count in report.splits.items()))
+    if report.defects:
+        _say("defects", ", ".join(f"{name} {count:,}" for name, count in report.defects.items()))
+    _say("files", ", ".join(report.files))
+    _say("wrote", out)
 
 
 @data.group()
@@ -221,6 +263,79 @@ def prepare_folder(folder: str, captions: str | None, out: str) -> None:
     _warn(report.other_files, "files that are no pictures left out")
     _warn(report.unreadable_names, "pictures left out, whose names are not UTF-8")
     _say_table(table, out)
+
+
+@prepare.command("emotic")
+@click.argument("root")
+@click.option(
+    "--annotations",
+    metavar="PATH",
+    help="Annotations.mat, one of train.csv, val.csv, test.csv, or a folder with either. Default: found in ROOT.",
+)
+@click.option(
+    "--faces",
+    metavar="FILE",
+    help="Csv of face boxes: split, index, x1, y1, x2, y2. Default: none, EMOTIC has no faces.",
+)
+@click.option("--keep-missing", is_flag=True, help="Keep persons whose image is not there, for counting labels.")
+@click.option(
+    "--keep-leaked",
+    is_flag=True,
+    help="Keep the train copies of images that are in val or test too. Training refuses such a table.",
+)
+@click.option(
+    "--keep-suspect-boxes", is_flag=True, help="Keep body boxes that a swapped image size has cut, instead of none."
+)
+@click.option("--report", "report_file", metavar="FILE", help="Write all counts and findings as JSON. Default: not.")
+@OUT_TABLE
+def prepare_emotic(
+    root: str,
+    annotations: str | None,
+    faces: str | None,
+    keep_missing: bool,
+    keep_leaked: bool,
+    keep_suspect_boxes: bool,
+    report_file: str | None,
+    out: str,
+) -> None:
+    """EMOTIC, one row for each person, its known defects found. ROOT holds Annotations/ and emotic/ as published.
+
+    Also read: the train.csv, val.csv and test.csv of the public conversion, in ROOT or ROOT/emotic_pre.
+
+    \b
+    Example:
+      raymotion data prepare emotic ROOT --out emotic.parquet
+      raymotion data prepare emotic demo/emotic --faces demo/emotic/faces.csv --report emotic.json --out e.parquet
+    """
+    from raymotion.data.emotic import read_emotic
+    from raymotion.data.samples import write_samples
+    from raymotion.storage import write_json
+
+    table, report = read_emotic(
+        root,
+        annotations=annotations,
+        faces=faces,
+        keep_missing=keep_missing,
+        keep_leaked=keep_leaked,
+        keep_suspect_boxes=keep_suspect_boxes,
+    )
+    write_samples(out, table)
+    if report_file:
+        write_json(report_file, report.to_dict())
+    _say_emotic(report)
+    _say_table(table, out)
+
+
+def _say_emotic(report: EmoticReport) -> None:
+    _say("rows", f"{report.rows:,} persons in {report.images:,} images, {report.bodies:,} with a body box")
+    _say("faces", f"{report.faces:,}" if report.faces else "none: EMOTIC has no face boxes")
+    for name, split in report.splits.items():
+        left = f"{split.persons:,} persons annotated ({split.annotated_by}), {split.rows:,} kept"
+        _say(name, left)
+    for line in report.notes():
+        click.echo(f"{'note':<11}{line}")
+    for line in report.prevalence_table():
+        click.echo(line)
 
 
 def _say(name: str, value: int | str, count: int = 0, what: str = "") -> None:

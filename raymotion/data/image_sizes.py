@@ -1,0 +1,114 @@
+"""Sizes of pictures from their headers alone, many at a time: on disk in microseconds, from a store in one request."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from PIL import Image
+
+from raymotion import storage
+from raymotion.data.images import FORMATS, ImageError, ImageMissing, ImageNotAnImage, fetch
+from raymotion.errors import AccessDenied, InputError
+
+# JPEG puts the size after its EXIF block, which can hold a preview of up to 64 KB.
+_HEAD = 1 << 17
+_THREADS = 32
+
+
+@dataclass(frozen=True)
+class PictureSize:
+    """Width and height of the upright picture in pixels, and its EXIF orientation (1: stored upright)."""
+
+    width: int
+    height: int
+    orientation: int = 1
+
+    @property
+    def stored(self) -> tuple[int, int]:
+        """Width and height of the pixels as stored; EXIF orientations 5 to 8 lay the picture on its side."""
+        return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
+
+    def upright(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+        """A box (x1, y1, x2, y2) of the stored pixels as a box of the upright picture.
+
+        EXIF 2.3, tag 0x0112: where the stored row 0 and column 0 lie.
+        """
+        width, height = self.stored
+        x1, y1, x2, y2 = box
+        if self.orientation in (2, 3):
+            x1, x2 = width - x2, width - x1
+        if self.orientation in (3, 4):
+            y1, y2 = height - y2, height - y1
+        if self.orientation in (6, 7):  # the stored bottom is the left side
+            y1, y2 = height - y2, height - y1
+        if self.orientation in (7, 8):  # the stored right is the top
+            x1, x2 = width - x2, width - x1
+        return (y1, x1, y2, x2) if self.orientation >= 5 else (x1, y1, x2, y2)
+
+
+def read_size(uri: str) -> PictureSize:
+    """The size of the picture at `uri`, from its header.
+
+    Raises:
+        ImageError: there is no file (`ImageMissing`), or it is not a picture that raymotion reads.
+        AccessDenied: the file may not be read.
+    """
+    if storage.is_remote(uri):
+        try:
+            return _measure(io.BytesIO(_head(uri)))
+        except ImageNotAnImage:
+            return _measure(io.BytesIO(fetch(uri)))  # a header longer than the head
+    try:
+        with storage.open_input(uri) as file:
+            return _measure(file)
+    except AccessDenied:
+        raise
+    except InputError as error:
+        raise ImageMissing(f"no file at {uri}") from error
+
+
+def read_sizes(uris: Iterable[str]) -> dict[str, PictureSize | ImageError]:
+    """Sizes of many pictures by address, or what is wrong with each; the addresses are read by threads."""
+    addresses = list(dict.fromkeys(uris))
+
+    def one(uri: str) -> PictureSize | ImageError:
+        try:
+            return read_size(uri)
+        except ImageError as error:
+            return error
+
+    # On a disk threads only fight over the interpreter; from a store they hide its latency.
+    threads = _THREADS if any(storage.is_remote(uri) for uri in addresses[:1]) else 4
+    with ThreadPoolExecutor(threads) as pool:
+        return dict(zip(addresses, pool.map(one, addresses), strict=True))
+
+
+def _head(uri: str) -> bytes:
+    with storage.explained(uri, "read it"):
+        fs, inner = storage.filesystem(uri)
+        try:
+            return bytes(fs.cat_file(inner, start=0, end=_HEAD))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ImageMissing(f"no file at {uri}") from error
+        except AccessDenied:
+            raise
+        except OSError:
+            return fetch(uri)  # which asks again, and says so if the store does not answer
+
+
+def _measure(file: BinaryIO) -> PictureSize:
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            width, height = image.size
+            try:
+                orientation = int(image.getexif().get(0x0112, 1))
+            except Exception:  # a damaged EXIF block does not make a picture unreadable
+                orientation = 1
+    except Exception as error:  # a damaged header fails in as many ways as there are plugins
+        raise ImageNotAnImage(str(error) or type(error).__name__) from error
+    orientation = orientation if 1 <= orientation <= 8 else 1
+    return PictureSize(*((height, width) if orientation >= 5 else (width, height)), orientation)
