@@ -16,7 +16,7 @@ from pydantic import Field
 
 from raymotion.config import Settings, load_settings
 from raymotion.errors import InputError
-from raymotion.learning.losses import WeightKind
+from raymotion.learning.losses import WeightKind, class_weights
 
 if TYPE_CHECKING:
     import torch
@@ -142,7 +142,8 @@ class NamedLoss:
         self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
     ) -> torch.Tensor:
         """The scalar, of float32 inputs that were checked."""
-        return sample_mean(self.terms(logits, targets, epoch, weights), weights).mean()
+        terms = self.terms(logits, targets, epoch, weights)
+        return terms.mean() if weights is None else sample_mean(terms, weights).mean()
 
     def terms(
         self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
@@ -179,22 +180,20 @@ class BinaryCrossEntropy(NamedLoss):
 
     def configure(self, options: Any) -> None:
         self.smoothing: float = options.label_smoothing
-        self.kind: WeightKind = options.class_weights
-        if self.kind != "none":
-            _need_rates(self, f"class_weights={self.kind}")
+        self.by_class: torch.Tensor | None = None
+        if options.class_weights != "none":
+            rates = _rates_for(self, f"class_weights={options.class_weights}")
+            self.by_class = class_weights(rates.tolist(), options.class_weights, samples=self.samples)
 
     def terms(
         self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
     ) -> torch.Tensor:
         import torch.nn.functional as F
 
-        from raymotion.learning.losses import class_weights
-
-        smoothed = targets * (1.0 - self.smoothing) + 0.5 * self.smoothing
-        by_class = None
-        if self.kind != "none" and self.rates is not None:
-            by_class = class_weights(self.rates.tolist(), self.kind, samples=self.samples).to(logits.device)
-        return F.binary_cross_entropy_with_logits(logits, smoothed, weight=by_class, reduction="none")
+        if self.smoothing:
+            targets = targets * (1.0 - self.smoothing) + 0.5 * self.smoothing
+        by_class = None if self.by_class is None else self.by_class.to(logits.device)
+        return F.binary_cross_entropy_with_logits(logits, targets, weight=by_class, reduction="none")
 
 
 class Discrete(NamedLoss):
@@ -216,7 +215,7 @@ class Discrete(NamedLoss):
     def configure(self, options: Any) -> None:
         self.weights: str = options.weights
         if self.weights == "static":
-            _need_rates(self, "weights=static")
+            _rates_for(self, "weights=static")
 
     def terms(
         self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
@@ -372,6 +371,7 @@ def _checked_rates(rates: np.ndarray | None) -> np.ndarray | None:
     return values
 
 
-def _need_rates(loss: NamedLoss, what: str) -> None:
+def _rates_for(loss: NamedLoss, what: str) -> np.ndarray:
     if loss.rates is None:
         raise InputError(f"loss {loss.name} with {what} needs the class rates of the training split")
+    return loss.rates

@@ -34,13 +34,13 @@ def test_against_plain_resampling_of_images() -> None:
     truth[:2, 3] = 1  # in some resamples this label has no positive, and is left out of both
     image = np.repeat(np.arange(45), 2)[np.random.default_rng(1).permutation(90)]
     names = [f"emotic:{i}" for i in image]
-    result = paired_map_gain(truth, first, second, groups=names, resamples=60, seed=5)
+    result = paired_map_gain(truth, first, second, groups=names, resamples=25, seed=5)
     expected = np.mean([plain_map(truth, a) - plain_map(truth, b) for a, b in zip(first, second, strict=True)])
     assert result.value == pytest.approx(expected)
     # The same draws, with the rows of each drawn image written out. Units are numbered as they first appear.
     order = list(dict.fromkeys(names))
     gains = []
-    for counts in resample_counts(45, 60, 5, 60):
+    for counts in resample_counts(45, 25, 5, 25):
         for drawn in counts:
             rows = [
                 i
@@ -56,7 +56,7 @@ def test_against_plain_resampling_of_images() -> None:
                 )
             )
     assert (result.low, result.high) == pytest.approx(tuple(np.percentile(gains, (2.5, 97.5))))
-    assert result.resamples == 60
+    assert result.resamples == 25
 
 
 def test_persons_of_one_image_are_not_independent() -> None:
