@@ -1,0 +1,12 @@
+"""Entry point for a cluster: `ray job submit -- python jobs/study.py SPACES --out DIR` runs `raymotion study run`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from raymotion.cli.main import raymotion
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAYMOTION_ADDRESS", "auto")
+    raymotion(["study", "run", *sys.argv[1:]])

@@ -1,0 +1,232 @@
+"""A whole study: stage after stage on validation, the joint search, and one look at the test split at the end.
+
+The folder's record is rewritten after every stage, and each finished trial has left its own, so the same command goes
+on after any crash: with the stage it was in, and without training anything again that had ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import Field
+
+from raymotion import storage
+from raymotion.batch.cluster import available_cpus, connect
+from raymotion.batch.progress import ProgressKind
+from raymotion.batch.quiet import without_noise
+from raymotion.config import Settings, require_same_settings
+from raymotion.data.embedding_layout import COMMAND, require_complete
+from raymotion.data.embeddings import Embeddings
+from raymotion.data.streams import STREAMS
+from raymotion.errors import InputError
+from raymotion.study.record import FORMAT, StudyFolder
+from raymotion.study.show import Say, end_lines, stage_lines
+from raymotion.study.space import Spaces, base_recipe, check_spaces, needs_of, read_spaces
+from raymotion.train.fusion_data import FusionData, prepare_fusion
+from raymotion.train.fusion_recipe import FusionRecipe
+
+REMEDY = "Use the same settings, or another --out."
+
+
+class StudySettings(Settings):
+    """One study.
+
+    Attributes:
+        spaces: folder of the stages' YAML files. samples: the table; None: the one that the embeddings were made of.
+        seeds: how many, from the recipe's on. epochs: None: the recipe's.
+        stages: names of those that run; None: all. joint: whether the joint search runs.
+        ties: what a tie carries on, see `study.carry`.
+        concurrent: configurations in training at a time; None: as many as fit. cpus_per_trial, gpus_per_trial: of each;
+            None: a quarter of a GPU where there are any.
+        retry_failed: train those again that failed before.
+        set: assignments over the recipe, `optimiser.lr=3e-4`.
+    """
+
+    spaces: str
+    out: str
+    embeddings: list[str] = Field(min_length=1)
+    samples: str | None = None
+    seeds: int = Field(3, ge=1)
+    epochs: int | None = Field(None, ge=1)
+    stages: list[str] | None = None
+    joint: bool = True
+    early_stopping: bool = True
+    ties: Literal["incumbent", "highest"] = "incumbent"
+    concurrent: int | None = Field(None, ge=1)
+    cpus_per_trial: float = Field(1.0, gt=0)
+    gpus_per_trial: float | None = Field(None, ge=0)
+    retry_failed: bool = False
+    set: list[str] = []
+
+
+def run_study(
+    settings: StudySettings, *, address: str | None = None, progress: ProgressKind = "auto", say: Say = print
+) -> dict[str, Any]:
+    """Runs the study of `settings`, or goes on with it, and returns its record.
+
+    Args:
+        address: a Ray cluster; None starts Ray on this machine.
+        say: takes the lines for the terminal.
+
+    Raises:
+        InputError: in spaces, samples or embeddings, before anything runs; features that are missing, all at once.
+        SettingsMismatch: the folder holds another study.
+        RunFailed: no configuration of a stage could be trained, or the search failed.
+    """
+    from raymotion.study.stages import Search, run_stages
+
+    spaces = read_spaces(settings.spaces).only(settings.stages, joint=settings.joint)
+    samples = storage.absolute(settings.samples or samples_of(settings.embeddings[0]))
+    embeddings = [storage.absolute(folder) for folder in settings.embeddings]
+    options: dict[str, Any] = {"data": {"samples": samples, "embeddings": embeddings}}
+    if settings.epochs is not None:
+        options["optimiser"] = {"epochs": settings.epochs}
+    base = base_recipe(spaces, settings.set, options)
+    check_spaces(spaces, base)
+    opened = Embeddings(embeddings)
+    require_features(opened, spaces, base, samples)
+    data = prepare_fusion(base, embeddings=opened)
+    folder = StudyFolder(settings.out)
+    seeds = [base.seed + number for number in range(settings.seeds)]
+    identity = _identity(settings, spaces, base, data, opened, seeds)
+    record = folder.read()
+    if record is not None:
+        require_same_settings(record["identity"], identity, where=folder.path, remedy=REMEDY)
+        if record["status"] == "complete":
+            say(f"{settings.out} is finished already, with these settings: nothing to do")
+            for line in end_lines(record):
+                say(line)
+            return record
+    else:
+        _require_free(folder)
+        record = _new_record(settings, identity, data, seeds)
+        folder.write(record)
+    for stage in record["stages"]:
+        for line in stage_lines(stage, _title(stage, len(spaces.stages))):
+            say(line)
+    search = Search(settings, spaces, base, data, opened, folder, seeds, record, say, progress)
+    with contextlib.ExitStack() as stack:
+
+        def ray() -> None:
+            """Connects when the first trial is to run: what is all known already needs no Ray."""
+            if not search.connected:
+                stack.enter_context(without_noise())
+                stack.enter_context(connect(address, cpus=max(available_cpus(), round(settings.cpus_per_trial))))
+                search.connected = True
+
+        search.connect = ray
+        run_stages(search)
+    from raymotion.study.finish import finish
+
+    finish(search)
+    for line in end_lines(record):
+        say(line)
+    return record
+
+
+def samples_of(embeddings: str) -> str:
+    """The sample table that embeddings were made of, as their job remembers it."""
+    job = require_complete(storage.absolute(embeddings))
+    found = (job.get("settings") or {}).get("samples")
+    if not found:
+        raise InputError("does not say which samples it was made of", path=embeddings, remedy="Give --samples.")
+    if not storage.exists(found):
+        raise InputError(f"was made of {found}, which is not there", path=embeddings, remedy="Give --samples.")
+    return str(found)
+
+
+def require_features(opened: Embeddings, spaces: Spaces, base: FusionRecipe, samples: str) -> None:
+    """Raises one `InputError` that lists every feature that any configuration needs and that is not there.
+
+    Its remedy is the command that makes them.
+    """
+    needs = needs_of(spaces, base)
+    there = {(key.stream, key.backbone, key.level) for key in opened.keys if not key.tokens}
+    levels = ["none", *needs["levels"]]
+    missing = [
+        (stream, name, level)
+        for stream in STREAMS
+        for name in needs[stream]
+        for level in levels
+        if (stream, name, level) not in there
+    ]
+    if not missing:
+        return
+    command = f"{COMMAND} {samples} --out MORE"
+    for stream in STREAMS:
+        for name in dict.fromkeys(name for own, name, _ in missing if own == stream):
+            command += f" --{stream} {name}"
+    for level in needs["levels"]:
+        command += f" --augment {level}"
+    shown = ", ".join("/".join(key) for key in missing[:6]) + (", ..." if len(missing) > 6 else "")
+    raise InputError(
+        f"lack {len(missing)} of the features that the study reads ({shown})",
+        path=" and ".join(opened.folders),
+        remedy=f"Make them: `{command}`, and give --embeddings MORE too.",
+    )
+
+
+def _identity(
+    settings: StudySettings, spaces: Spaces, base: FusionRecipe, data: FusionData, opened: Embeddings,
+    seeds: Sequence[int],
+) -> dict[str, Any]:  # fmt: skip
+    """What decides a study's result, and so what has to be the same when it goes on."""
+    recipe = base.result_settings()
+    recipe["data"] = {"soft_targets": base.data.soft_targets}
+    return {
+        "data": data.fingerprint,
+        "embeddings": opened.digest,
+        "recipe": recipe,
+        "spaces": {
+            space.name: space.model_dump(mode="json", exclude={"title", "published", "published_best"})
+            for space in spaces.all
+        },
+        "seeds": list(seeds),
+        "early_stopping": settings.early_stopping,
+        "ties": settings.ties,
+    }
+
+
+def _new_record(
+    settings: StudySettings, identity: dict[str, Any], data: FusionData, seeds: Sequence[int]
+) -> dict[str, Any]:
+    import platform
+
+    import ray
+    import torch
+
+    import raymotion
+    from raymotion.study.score import split_facts
+
+    return {
+        "format": FORMAT,
+        "status": "running",
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": settings.model_dump(mode="json"),
+        "identity": identity,
+        "seeds": list(seeds),
+        "data": {"samples": data.name, "counts": data.counts, **split_facts(data)},
+        "versions": {
+            "python": platform.python_version(), "torch": torch.__version__, "ray": ray.__version__,
+            "raymotion": getattr(raymotion, "__version__", ""),
+        },
+        "stages": [],
+        "joint": None,
+        "comparison": None,
+        "test": None,
+        "cost": None,
+    }  # fmt: skip
+
+
+def _require_free(folder: StudyFolder) -> None:
+    if not storage.is_remote(folder.path) and storage.exists(folder.path) and storage.list_names(folder.path):
+        raise InputError("is not empty, and no study", path=folder.path, remedy="Name another folder with --out.")
+    storage.make_dir(folder.path)
+    storage.probe_writable(folder.path)
+
+
+def _title(stage: dict[str, Any], of: int) -> str:
+    return f"stage {stage['stage']} of {of}, {stage['name']}"

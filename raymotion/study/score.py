@@ -1,0 +1,156 @@
+"""The one look at the test split, when everything has been chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load
+
+from raymotion import storage
+from raymotion.learning.average_precision import average_precision, interpolated_by_class, ranking, weighted_ap
+from raymotion.learning.bootstrap import (
+    centred,
+    chunk,
+    finite,
+    interval,
+    ranking_resamples,
+    resample_counts,
+    row_mean,
+    sampling_units,
+)
+from raymotion.learning.f1 import f1_scores
+from raymotion.learning.selection import class_thresholds, fit_class_thresholds
+from raymotion.study.record import StudyFolder
+from raymotion.train.fusion_data import FusionData
+from raymotion.train.fusion_recipe import FusionRecipe
+from raymotion.train.loop import Run, Workers
+from raymotion.train.task import task_of
+
+BOOTSTRAP = 1000
+
+
+def predict_test(
+    folder: StudyFolder, key: str, recipe: FusionRecipe, seeds: Sequence[int], data: FusionData
+) -> np.ndarray:
+    """Test probabilities (seeds, n, L) of a trial, with the weights of each seed's best epoch."""
+    answers = []
+    for seed in seeds:
+        run = Run(task_of(recipe.model_copy(update={"seed": seed}), data), workers=Workers())
+        run.best_weights = load(storage.require(folder.weights_path(key, seed)))
+        answers.append(run.predict("test")[:, : len(data.vocabulary)])
+        run.close()
+    return np.stack(answers)
+
+
+def score_test(test: np.ndarray, validation: np.ndarray, data: FusionData, *, seed: int = 0) -> dict[str, Any]:
+    """What study.json says of one configuration on test.
+
+    Args:
+        test, validation: probabilities (seeds, n, L). Thresholds are fitted on validation.
+
+    Returns:
+        `map` (over seeds, with a 95 % interval over images of their mean), `interpolated` (the original authors' AP),
+        `chance` (mean prevalence), `thresholded` F1 (means over seeds) and `per_class` (means over seeds).
+    """
+    rows, val_rows = data.splits["test"], data.splits["val"]
+    truth, prior = data.hard[rows], data.prior(soft=False)
+    groups = [data.groups[row] for row in rows]
+    ap = class_scores(truth, test)
+    interpolated = np.stack([interpolated_by_class(truth, own) for own in test])
+    maps = row_mean(ap)
+    low, high = map_interval(truth, test, groups, float(maps.mean()), seed=seed)
+    micro, macro = [], []
+    for own, val in zip(test, validation, strict=True):
+        thresholds = fit_class_thresholds(data.hard[val_rows], val)
+        found = f1_scores(truth, class_thresholds(own, thresholds), prior=prior, bootstrap=0)
+        micro.append(found.micro.value or 0.0)
+        macro.append(found.macro.value or 0.0)
+    ap_mean, interpolated_mean = row_mean(ap.T), row_mean(interpolated.T)
+    return {
+        "map": {**spread(maps), "low": low, "high": high},
+        "interpolated": {"mean": finite(float(row_mean(interpolated).mean())),
+                         "seeds": [finite(value) for value in row_mean(interpolated)]},
+        "chance": chance_map(truth),
+        "thresholded": {"micro_f1": float(np.mean(micro)), "macro_f1": float(np.mean(macro))},
+        "per_class": [
+            {"label": label, "ap": finite(ap_mean[j]), "interpolated": finite(interpolated_mean[j]),
+             "prevalence": float(truth[:, j].mean()), "positives": int(truth[:, j].sum())}
+            for j, label in enumerate(data.vocabulary.labels)
+        ],
+    }  # fmt: skip
+
+
+def class_scores(truth: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Average precision (seeds, L) of (seeds, n, L) probabilities; NaN for a label without a positive."""
+    return np.array(
+        [[average_precision(truth[:, j], own[:, j]) for j in range(truth.shape[1])] for own in probabilities]
+    )
+
+
+def map_interval(
+    truth: np.ndarray, probabilities: np.ndarray, groups: Sequence[str], value: float, *, seed: int
+) -> tuple[float | None, float | None]:
+    """95 % interval of the mean over seeds of mAP, over resamples of the groups; centred on the value."""
+    units = sampling_units(groups, len(truth))
+    wanted = ranking_resamples(BOOTSTRAP, len(truth), truth.shape[1] * len(probabilities))
+    rankings = [[ranking(own[:, j]) for j in range(truth.shape[1])] for own in probabilities]
+    drawn = []
+    for weights in resample_counts(len(truth), wanted, seed, chunk(len(truth)), units=units):
+        drawn.append(
+            np.mean(
+                [
+                    row_mean(
+                        np.stack(
+                            [
+                                weighted_ap(truth[order, j] > 0, ends, weights[:, order])
+                                for j, (order, ends) in enumerate(own)
+                            ],
+                            axis=1,
+                        )
+                    )
+                    for own in rankings
+                ],
+                axis=0,
+            )
+        )
+    ends = interval(np.clip(centred(np.concatenate(drawn), value), 0.0, 1.0))
+    return ends or (None, None)
+
+
+def chance_map(truth: np.ndarray) -> float:
+    """mAP of a random ranking of many samples: the mean prevalence of the labels that have a positive."""
+    rates = truth.mean(axis=0)
+    return float(rates[rates > 0].mean()) if (rates > 0).any() else 0.0
+
+
+def spread(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
+    """Mean, sample standard deviation (None of one), and the values."""
+    known = [float(value) for value in values]
+    return {
+        "mean": float(np.mean(known)),
+        "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+        "seeds": known,
+    }
+
+
+def interpolated_map(truth: np.ndarray, probabilities: np.ndarray) -> float | None:
+    """Mean over seeds of the original authors' mAP, of (seeds, n, L)."""
+    return finite(float(np.mean([row_mean(interpolated_by_class(truth, own)[None])[0] for own in probabilities])))
+
+
+def split_facts(data: FusionData) -> dict[str, Any]:
+    """Sizes and label prevalence of the splits: test's sizes and rates are facts of the data, no choice uses them."""
+    used: Mapping[str, np.ndarray] = data.splits
+    return {
+        "splits": {
+            name: {"persons": len(rows), "images": len({data.groups[row] for row in rows})}
+            for name, rows in used.items()
+        },
+        "labels": list(data.vocabulary.labels),
+        "prevalence": {
+            name: [float(rate) for rate in data.hard[rows].mean(axis=0)] for name, rows in used.items() if len(rows)
+        },
+        "chance_map": {name: chance_map(data.hard[used[name]]) for name in ("val", "test") if len(used[name])},
+    }

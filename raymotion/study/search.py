@@ -1,0 +1,212 @@
+"""One stage on Ray Tune: configurations in, their records out.
+
+A Tune trial is one configuration, whose seeds train side by side, so that early stopping judges a mean over seeds and
+Tune's own cost is paid once for all of them. What earlier runs, or earlier stages, have finished is not given to Tune:
+its results are told to the scheduler, whose rungs then are what they were. Nothing that Tune saves is ever read, so no
+pickle is opened and no snapshot has to be fresh.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+
+from raymotion import storage
+from raymotion.batch.cluster import node_resources, plan_placement
+from raymotion.errors import RunFailed
+from raymotion.study.record import FAILED, STOPPED, StudyFolder, TrialRecord
+from raymotion.study.space import Stopping
+
+METRIC = "val_macro_ap"
+# Tune's own logs, snapshots and notices: none of them is read, and each costs time or a line on the terminal.
+QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_MAX_PENDING_TRIALS_PG": "8", "TUNE_WARN_THRESHOLD_S": "60", "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "60", "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a trial takes, and how many run at a time (None: as many as fit)."""
+
+    cpus: float = 1.0
+    gpus: float | None = None
+    concurrent: int | None = None
+
+
+class ConfigurationTrainable(tune.Trainable):
+    """Tune's view of a `study.trial.Configuration`. The actor serves one after the other: torch is imported once."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.current.close()
+        self._begin(new_config)
+        return True
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        import torch
+
+        from raymotion.study.trial import Configuration, study_data
+
+        spec = config["trial"]
+        torch.set_num_threads(max(1, round(spec["cpus"])))
+        device = "cuda" if spec["gpus"] and torch.cuda.is_available() else "cpu"
+        folder = StudyFolder(spec["study"])
+        self.current = Configuration(spec, study_data(folder.data), device=device)
+
+    def step(self) -> dict[str, Any]:
+        result = self.current.step()
+        return {**result, "done": result["finished"]}
+
+    def cleanup(self) -> None:
+        self.current.close()
+
+    # Trials start anew after a crash: there is nothing to save.
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        return None
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        return None
+
+
+class Recorder(tune.Callback):
+    """Writes down how trials end that do not know it themselves: stopped by the scheduler, or killed."""
+
+    def __init__(self, folder: StudyFolder, ended: Callable[[TrialRecord], None]) -> None:
+        self.folder, self.ended = folder, ended
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "ended": print}  # Tune pickles a copy that it never uses
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        if not result.get("done"):
+            return
+        record = TrialRecord(**json.loads(result["record"]))
+        if not result["finished"]:
+            record.status, record.order = STOPPED, time.time()
+            self.folder.write_trial(record)
+        self.ended(record)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        spec = trial.config["trial"]
+        record = self.folder.read_trial(spec["key"])
+        if record is None:
+            record = TrialRecord(spec["key"], spec["config"], spec["seeds"], stage=spec["stage"], attempts=1)
+        if not record.finished:
+            record.status, record.order = FAILED, time.time()
+            record.error = "its process died twice, of too little memory perhaps"
+            self.folder.write_trial(record)
+        self.ended(record)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """Stands for a finished trial towards a scheduler, which asks for nothing but its id."""
+
+    trial_id: str
+
+
+def scheduler_of(stopping: Stopping | None, epochs: int, finished: Sequence[TrialRecord] = ()) -> TrialScheduler:
+    """ASHA over epochs (None: no early stopping), which has seen what the finished trials reported, in their order."""
+    if stopping is None or stopping.grace_epochs >= epochs:
+        return FIFOScheduler()
+    scheduler = ASHAScheduler(
+        time_attr="epoch", metric=METRIC, mode="max", max_t=epochs, grace_period=stopping.grace_epochs,
+        reduction_factor=stopping.reduction_factor,
+    )  # fmt: skip
+    replay(scheduler, finished)
+    return scheduler
+
+
+def replay(scheduler: ASHAScheduler, finished: Sequence[TrialRecord]) -> None:
+    """Tells a scheduler what trials reported that are over. What it would decide of them is decided already."""
+    for record in sorted(finished, key=lambda record: record.order):
+        results = record.results()
+        if not results:
+            continue
+        told: Any = _Told(record.key)
+        scheduler.on_trial_add(None, told)
+        for result in results[:-1]:
+            scheduler.on_trial_result(None, told, result)
+        scheduler.on_trial_complete(None, told, results[-1])
+
+
+def search(
+    specs: Sequence[dict[str, Any]],
+    folder: StudyFolder,
+    *,
+    scheduler: TrialScheduler,
+    resources: Resources,
+    ended: Callable[[TrialRecord], None],
+) -> None:
+    """Trains the configurations of `specs` (see `study.trial.Configuration`), on the Ray that is connected.
+
+    Each leaves its record in the study's folder. `ended` is called for each.
+
+    Raises:
+        InputError: a trial that can never be placed. RunFailed: Tune itself failed.
+    """
+    if not specs:
+        return
+    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+    nodes = node_resources()
+    gpus = resources.gpus
+    if gpus is None:
+        gpus = 0.25 if any(node.get("GPU", 0) for node in nodes) else 0.0
+    plan = plan_placement(resources.concurrent, resources.cpus, gpus, nodes=nodes)
+    filesystem, path = _arrow(folder.scratch)
+    given = [{**spec, "study": folder.path, "cpus": plan.cpus, "gpus": plan.gpus} for spec in specs]
+    tuner = tune.Tuner(
+        tune.with_resources(ConfigurationTrainable, {"CPU": plan.cpus, "GPU": plan.gpus}),
+        param_space={"trial": tune.grid_search(given)},
+        tune_config=tune.TuneConfig(
+            scheduler=scheduler,
+            max_concurrent_trials=min(plan.workers, len(given)),
+            reuse_actors=True,
+            trial_name_creator=_short,
+            trial_dirname_creator=_short,
+        ),
+        run_config=tune.RunConfig(
+            name=f"run-{int(time.time() * 1000):x}",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            verbose=0,
+            callbacks=[Recorder(folder, ended)],
+            failure_config=tune.FailureConfig(max_failures=1),
+        ),
+    )
+    try:
+        tuner.fit()
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RunFailed(
+            f"the search failed ({reason}); what is finished stays, and the same command goes on"
+        ) from error
+
+
+def _short(trial: Any) -> str:
+    return str(trial.config["trial"]["key"]) if "trial" in trial.config else str(trial.trial_id)
+
+
+def _arrow(path: str) -> tuple[Any, str]:
+    """File system and path for Tune; an object store through fsspec, for one set of AWS variables serves all."""
+    if not storage.is_remote(path):
+        return None, path
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    filesystem, inner = storage.filesystem(path)
+    return PyFileSystem(FSSpecHandler(filesystem)), inner

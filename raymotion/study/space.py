@@ -1,0 +1,364 @@
+"""What a study searches: one YAML file for each stage, and one for the joint search.
+
+A stage varies a few dotted fields of `FusionRecipe` over a grid; what it does not vary comes from the winner of the
+stage before. The joint search draws from the choices of all stages at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field, ValidationError, model_validator
+
+from raymotion import storage
+from raymotion.config import Settings, digest_of, load_settings, merge, parse_assignments, read_yaml
+from raymotion.data.streams import LEVELS, STREAMS
+from raymotion.errors import InputError
+from raymotion.train.fusion_recipe import FusionRecipe
+from raymotion.train.recipe import find_recipe
+
+# Needs neither torch nor Ray: the embedding job asks here what a study will read.
+Configuration = dict[str, Any]
+# A choice for each label: a list names its values by themselves, a mapping gives each a name.
+Choices = list[Any] | dict[str, Any]
+JOINT = "joint"
+# What is no choice of a study: where the data are, how long everything trains, and what training is done with.
+NOT_SEARCHED = ("kind", "data.samples", "data.embeddings", "seed", "workers", "use_gpu", "autoscale", "failures")
+
+
+class Stopping(Settings):
+    """Early stopping by asynchronous successive halving (ASHA, Li et al. 2020).
+
+    Attributes:
+        grace_epochs: that every configuration gets. reduction_factor: one in this many goes on from each rung.
+    """
+
+    grace_epochs: int = Field(5, ge=1)
+    reduction_factor: float = Field(3.0, gt=1)
+
+
+class Published(Settings):
+    """A result of the public study: test mAP (0..1) of one configuration, one seed, chosen on test."""
+
+    config: dict[str, Any]
+    test_map: float = Field(ge=0, le=1)
+
+
+class Space(Settings):
+    """What stages and the joint search share.
+
+    Attributes:
+        recipe: that the fields are laid over; in the first stage and the joint search.
+        fixed: dotted field -> value, for this space alone.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    title: str
+    recipe: str = "fusion-emotic"
+    fixed: dict[str, Any] = {}
+    stopping: Stopping = Stopping()
+    published: list[Published] = []
+    published_best: float | None = Field(None, ge=0, le=1)
+
+    @property
+    def options(self) -> dict[str, Choices]:
+        """Dotted field -> what it may be."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Space:
+        for name, choices in self.options.items():
+            if not choices:
+                raise ValueError(f"{name} has no choices")
+            labels = labels_of(choices)
+            if len({digest_of(label) for label in labels}) != len(labels):
+                raise ValueError(f"{name} names a choice twice")
+        for name in (*self.options, *self.fixed):
+            if name in NOT_SEARCHED or name.partition(".")[0] in NOT_SEARCHED:
+                raise ValueError(f"{name} is no field that a study can vary")
+        if not self.options:
+            raise ValueError("it varies nothing")
+        return self
+
+    def configurations(self) -> Iterator[Configuration]:
+        """All combinations of the choices, by label."""
+        for values in itertools.product(*(labels_of(choices) for choices in self.options.values())):
+            yield dict(zip(self.options, values, strict=True))
+
+
+class StageSpace(Space):
+    """One stage: the whole grid of a few fields.
+
+    Attributes:
+        stage: its place in the study, from 1.
+    """
+
+    stage: int = Field(ge=1)
+    grid: dict[str, Choices]
+
+    @property
+    def options(self) -> dict[str, Choices]:
+        return self.grid
+
+
+class JointSpace(Space):
+    """All fields at once.
+
+    Attributes:
+        samples: configurations that are drawn, without replacement; None: as many as the stages train.
+    """
+
+    choices: dict[str, Choices]
+    samples: int | None = Field(None, ge=1)
+
+    @property
+    def options(self) -> dict[str, Choices]:
+        return self.choices
+
+    def draw(self, count: int, *, seed: int, refused: Any = None) -> list[Configuration]:
+        """`count` different configurations, or all that there are; a longer draw begins with a shorter one.
+
+        Args:
+            refused: takes a configuration and says whether it can not be trained: another is drawn in its place.
+        """
+        sizes = [len(labels_of(choices)) for choices in self.choices.values()]
+        total, rng, seen = math.prod(sizes), np.random.default_rng([seed, 40]), set[int]()
+        drawn: list[Configuration] = []
+        while len(drawn) < count and len(seen) < total:
+            number = int(rng.integers(total))
+            if number in seen:
+                continue
+            seen.add(number)
+            places = np.unravel_index(number, sizes)
+            config = {
+                name: labels_of(choices)[int(place)]
+                for (name, choices), place in zip(self.choices.items(), places, strict=True)
+            }
+            if refused is None or not refused(config):
+                drawn.append(config)
+        return drawn
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """A folder of spaces: the stages in order, and the joint search where there is one."""
+
+    folder: str
+    stages: tuple[StageSpace, ...]
+    joint: JointSpace | None
+    files: Mapping[str, str]
+
+    @property
+    def all(self) -> tuple[Space, ...]:
+        return (*self.stages, *([self.joint] if self.joint else []))
+
+    @property
+    def fields(self) -> list[str]:
+        """Every field that any space varies, in order of first appearance."""
+        return list(dict.fromkeys(name for space in self.all for name in (*space.options, *space.fixed)))
+
+    def only(self, names: Sequence[str] | None, *, joint: bool = True) -> Spaces:
+        """The stages of these names (None: all), with the joint search or without."""
+        known = [stage.name for stage in self.stages]
+        unknown = [name for name in names or () if name not in known]
+        if unknown:
+            raise InputError(f"has no stage {unknown[0]!r} (there are: {', '.join(known)})", path=self.folder)
+        chosen = tuple(stage for stage in self.stages if names is None or stage.name in names)
+        return Spaces(self.folder, chosen, self.joint if joint else None, self.files)
+
+
+def labels_of(choices: Choices) -> list[Any]:
+    """What the choices of a field are called."""
+    return list(choices)
+
+
+def spaces_folder() -> Path:
+    """The spaces that come with raymotion: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "tune_spaces"
+    return inside if inside.is_dir() else package.parent / "tune_spaces"
+
+
+def read_spaces(folder: storage.PathLike) -> Spaces:
+    """The spaces in a folder: its `*.yaml`, `joint.yaml` the joint search.
+
+    Raises:
+        InputError: no spaces there; one that says what no study can do: names the file and the field.
+    """
+    path = str(folder)
+    if not storage.is_remote(path) and not Path(path).is_dir() and Path(path).parts[:1] == ("tune_spaces",):
+        path = str(spaces_folder().joinpath(*Path(path).parts[1:]))  # from any folder, not only from a checkout's root
+    names = [name for name in storage.list_names(path) if name.endswith(".yaml")]
+    stages: dict[int, StageSpace] = {}
+    joint: JointSpace | None = None
+    files: dict[str, str] = {}
+    for name in names:
+        file = storage.join(path, name)
+        space: Space
+        if name == f"{JOINT}.yaml":
+            space = joint = load_settings(JointSpace, file=file, options={"name": JOINT})
+        else:
+            space = stage = load_settings(StageSpace, file=file)
+            if stage.stage in stages:
+                raise InputError(f"is stage {stage.stage}, as {stages[stage.stage].name} is", path=file)
+            stages[stage.stage] = stage
+        if space.name in files or (space.name == JOINT and space is not joint):
+            raise InputError(f"a space is called {space.name} already", path=file, remedy="Give it another name.")
+        files[space.name] = file
+    if not stages:
+        raise InputError(
+            "holds no stage of a study", path=folder, remedy="Name a folder like tune_spaces/ or tune_spaces/small/."
+        )
+    found = Spaces(path, tuple(stages[number] for number in sorted(stages)), joint, files)
+    recipes = {space.recipe for space in found.all}
+    if len(recipes) > 1:
+        raise InputError(f"its spaces start from several recipes ({', '.join(sorted(recipes))})", path=folder)
+    return found
+
+
+def base_recipe(
+    spaces: Spaces, assignments: Sequence[str] = (), options: Mapping[str, Any] | None = None
+) -> FusionRecipe:
+    """The recipe that the spaces start from, with options and `--set` laid over it."""
+    path = find_recipe(spaces.all[0].recipe)
+    if read_yaml(path).get("kind") != "fusion":
+        raise InputError("is no recipe of a fusion head", path=path, remedy="A study searches those: kind: fusion.")
+    return load_settings(FusionRecipe, file=path, options=options, assignments=assignments)
+
+
+def build_recipe(base: FusionRecipe, spaces: Spaces, config: Configuration, *, where: object = None) -> FusionRecipe:
+    """`base` with the fields of `config` laid over it.
+
+    Args:
+        config: dotted field -> label of a choice, of any of the spaces; or a value.
+
+    Raises:
+        InputError: the recipe refuses a value; names the field.
+    """
+    layers: list[Mapping[str, Any]] = [base.model_dump(mode="json")]
+    for name, label in config.items():
+        value = _value(spaces, name, label)
+        # A choice of a whole group replaces it: what an earlier choice said of the group does not shine through.
+        if isinstance(value, Mapping):
+            layers = [_without(merge(*layers), name)]
+        layers.append(_nested(name, value))
+    try:
+        recipe = FusionRecipe.model_validate(merge(*layers))
+        _check_parts(recipe)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{_told(config, name)}: {first['msg']}", path=where) from error
+    except InputError as error:
+        raise InputError(f"{_told(config)}: {error.reason}", path=where, remedy=error.remedy) from error
+    return recipe
+
+
+def check_spaces(spaces: Spaces, base: FusionRecipe) -> None:
+    """Builds the recipe of every single choice, so that what no recipe takes is told before anything runs.
+
+    Raises:
+        InputError: with the file and the field.
+    """
+    for space in spaces.all:
+        for name, choices in space.options.items():
+            for label in labels_of(choices):
+                build_recipe(base, spaces, {**space.fixed, name: label}, where=spaces.files[space.name])
+
+
+def embedding_needs(folder: storage.PathLike) -> dict[str, Any]:
+    """What a study over the spaces of a folder reads of the embeddings.
+
+    Returns:
+        `context`, `body` and `face`: names of backbones; `levels`: of augmentation, besides none; `tokens`: whether a
+        fusion reads spatial tokens where there are any.
+    """
+    spaces = read_spaces(folder)
+    base = base_recipe(spaces)
+    check_spaces(spaces, base)
+    return needs_of(spaces, base)
+
+
+def needs_of(spaces: Spaces, base: FusionRecipe) -> dict[str, Any]:
+    """`embedding_needs` of spaces that have been read."""
+    from raymotion.models.fusion_config import wants_tokens
+
+    fields = [*(f"backbones.{stream}" for stream in STREAMS), "augmentation", "model.fusion"]
+    start = base.model_dump(mode="json")
+    needed: dict[str, list[Any]] = {name: [] for name in fields}
+    possible = {name: [_at(start, name)] for name in fields}
+
+    def use(space: Space, own: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        varied = {name: labels_of(choices) for name, choices in space.options.items()}
+        own = {**own, **{name: [value] for name, value in space.fixed.items() if name in own}}
+        own.update({name: values for name, values in varied.items() if name in own})
+        for name in fields:
+            needed[name] += [value for value in own[name] if value not in needed[name]]
+        return own
+
+    for stage in spaces.stages:
+        possible = use(stage, possible)
+    if spaces.joint:
+        use(spaces.joint, {name: [_at(start, name)] for name in fields})
+    return {
+        **{stream: [name for name in needed[f"backbones.{stream}"] if name] for stream in STREAMS},
+        "levels": [level for level in LEVELS if level != "none" and level in needed["augmentation"]],
+        "tokens": any(
+            wants_tokens(str(name or "weighted").removesuffix("_published")) for name in needed["model.fusion"]
+        ),
+    }
+
+
+def _check_parts(recipe: FusionRecipe) -> None:
+    """What the recipe leaves to the model and the loss to judge."""
+    from raymotion.learning.multilabel_losses import make_loss
+    from raymotion.models.fusion_config import FusionConfig
+
+    streams = recipe.backbones.chosen()
+    load_settings(FusionConfig, options={**recipe.model, "dims": {stream: 8 for stream in streams}})
+    make_loss(recipe.loss.name, rates=np.full(2, 0.1), samples=10, options=recipe.loss.options)
+
+
+def _value(spaces: Spaces, name: str, label: Any) -> Any:
+    """What a label of a field stands for."""
+    for space in spaces.all:
+        choices = space.options.get(name)
+        if isinstance(choices, dict) and isinstance(label, str) and label in choices:
+            return choices[label]
+    return label
+
+
+def _nested(name: str, value: Any) -> dict[str, Any]:
+    first, dot, rest = name.partition(".")
+    return {first: _nested(rest, value) if dot else value}
+
+
+def _without(value: Mapping[str, Any], name: str) -> dict[str, Any]:
+    first, dot, rest = name.partition(".")
+    left = {key: item for key, item in value.items() if key != first}
+    if dot and isinstance(value.get(first), Mapping):
+        left[first] = _without(value[first], rest)
+    return left
+
+
+def _at(value: Any, name: str) -> Any:
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _told(config: Configuration, name: str = "") -> str:
+    fields = {key: value for key, value in config.items() if name.startswith(key) or key.startswith(name)} or config
+    return ", ".join(f"{key} = {value!r}" for key, value in fields.items())
+
+
+__all__ = [
+    "JOINT", "Configuration", "JointSpace", "Published", "Space", "Spaces", "StageSpace", "Stopping", "base_recipe",
+    "build_recipe", "check_spaces", "embedding_needs", "needs_of", "parse_assignments", "read_spaces",
+]  # fmt: skip
