@@ -1,0 +1,222 @@
+"""What a study found, in sentences and numbers: each is computed from the record, and each says what it rests on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raymotion.report.study_folder import Stage, StudyFolder, Trial, number
+from raymotion.report.study_inputs import random_backbones
+from raymotion.report.study_published import FINAL_MAP, PERSONS
+
+# Fewer pairs say nothing of an order.
+FEWEST_PAIRS = 5
+# Readers drop a few dozen persons of EMOTIC; more than this share is another set.
+SAME_DATA = 0.05
+UNKNOWN = "–"
+
+
+def points(value: float | None, *, sign: bool = False, digits: int = 2) -> str:
+    """A share as mAP x 100, the unit of every published table; a dash where it is not known."""
+    if value is None or math.isnan(value):
+        return UNKNOWN
+    text = f"{100 * value:+.{digits}f}" if sign else f"{100 * value:.{digits}f}"
+    return text.replace("-", "−") if float(text) else f"{0:.{digits}f}"
+
+
+def interval(low: float | None, high: float | None, *, sign: bool = False) -> str:
+    """`29.00 to 31.20`, or a dash."""
+    return UNKNOWN if low is None or high is None else f"{points(low, sign=sign)} to {points(high, sign=sign)}"
+
+
+def field_name(field: str) -> str:
+    """A dotted field as a heading: `backbones.context` -> `context`, `loss.name` -> `loss`."""
+    parts = [part for part in field.split(".") if part != "name"] or [field]
+    return parts[-1]
+
+
+def value_text(value: Any) -> str:
+    """A field's value in a few characters."""
+    if value is None:
+        return "none"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {value_text(item)}" for key, item in value.items()) or "none"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def config_text(config: Mapping[str, Any], fields: Sequence[str] | None = None) -> str:
+    """The values of a configuration, as the published tables name theirs: `swin / swin / efficientnet_b7`."""
+    names = [name for name in (fields if fields is not None else config) if name in config]
+    return " / ".join(value_text(config[name]) for name in names) or "as it was"
+
+
+def listing(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "none"
+
+
+def pooled_sd(trials: Sequence[Trial]) -> float | None:
+    """Standard deviation of one seed's validation mAP about its configuration's mean, pooled over configurations."""
+    spreads = [trial.sd for trial in trials if trial.sd is not None and len(trial.seeds) > 1]
+    return math.sqrt(math.fsum(sd * sd for sd in spreads) / len(spreads)) if spreads else None
+
+
+def rank_correlation(stage: Stage) -> tuple[float, int] | None:
+    """Spearman's correlation of our validation mAP with the published test mAP over the cells that both have.
+
+    Returns:
+        the correlation and the number of cells; None for fewer than `FEWEST_PAIRS`, or where one side is constant.
+    """
+    pairs = [(trial.mean, trial.published) for trial in stage.trials if trial.complete and trial.published is not None]
+    if len(pairs) < FEWEST_PAIRS or any(len(set(side)) < 2 for side in zip(*pairs, strict=True)):
+        return None
+    from scipy.stats import spearmanr
+
+    ours, theirs = zip(*pairs, strict=True)
+    return float(spearmanr(ours, theirs).statistic), len(pairs)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The joint search's best against the stages' best: gain in validation mAP, joint - staged, as shares."""
+
+    gain: float
+    low: float | None
+    high: float | None
+    reason: str
+
+    @property
+    def verdict(self) -> str:
+        if self.low is not None and self.low > 0:
+            return "the joint search found a better configuration than the stages"
+        if self.high is not None and self.high < 0:
+            return "the joint search found nothing as good as the stages did"
+        return "the joint search found nothing that can be told from what the stages found"
+
+
+def comparison(study: StudyFolder) -> Comparison | None:
+    """Staged against joint; None until both are decided."""
+    entry = study.record.get("comparison") or {}
+    difference, low, high = (number(entry.get(name)) for name in ("difference", "low", "high"))
+    if difference is None:
+        return None
+    return Comparison(difference, low, high, str(entry.get("reason") or ""))
+
+
+def verdict(study: StudyFolder) -> tuple[str, str]:
+    """How page and terminal begin: "good", "unsure" or "bad", and one sentence."""
+    parts, state = [], "good"
+    decided = [stage for stage in study.stages if stage.winner is not None]
+    if not study.complete:
+        state = "unsure"
+        parts.append(f"Not complete: {len(decided)} stage{'' if len(decided) == 1 else 's'} decided so far")
+    parts += [_first_sentence(stage) for stage in decided if stage.incumbent is None and stage.decided is not None]
+    later = [stage for stage in decided if stage.incumbent is not None and stage.decided is not None]
+    gained = [stage.name for stage in later if stage.decided]
+    same = [stage.name for stage in later if not stage.decided]
+    if gained and same:
+        parts.append(f"of the later stages {listing(gained)} gained beyond noise and {listing(same)} did not")
+    elif later:
+        parts.append(f"{'every' if gained else 'no'} later stage gained beyond noise ({listing(gained or same)})")
+    joint = comparison(study)
+    if joint is not None:
+        parts.append(
+            f"{joint.verdict} ({points(joint.gain, sign=True)} points, {interval(joint.low, joint.high, sign=True)})"
+        )
+    final = study.final
+    if final is None:
+        parts.append("the test split was not scored yet")
+        state = "unsure"
+    else:
+        spread = "" if final.low is None else f" (95 % interval {interval(final.low, final.high)})"
+        parts.append(
+            f"test mAP x 100 is {points(final.mean)}{spread} where chance is {points(final.chance)} "
+            f"and the published study reports {points(FINAL_MAP)} on EMOTIC"
+        )
+        if final.chance is not None and (final.low if final.low is not None else final.mean) <= final.chance:
+            state = "bad"
+    if state == "good" and (cautions(study) or len(study.seeds) < 2):
+        state = "unsure"
+    text = "; ".join(parts)
+    return state, f"{text[0].upper()}{text[1:]}."
+
+
+def _first_sentence(stage: Stage) -> str:
+    """Of a stage that nothing was carried into."""
+    if stage.decided:
+        return f"the choice of {stage.name} matters beyond noise"
+    return f"no choice of {stage.name} stands out from the noise"
+
+
+def cautions(study: StudyFolder) -> list[str]:
+    """Why the numbers can not be set against published ones; a reader must not miss them."""
+    found = []
+    data = study.record.get("data") or {}
+    persons = {name: number((data.get("splits") or {}).get(name, {}).get("persons")) for name in PERSONS}
+    other = [
+        name for name, n in persons.items() if n is not None and abs(n - PERSONS[name]) > SAME_DATA * PERSONS[name]
+    ]
+    if data.get("synthetic") or other:
+        ours = " / ".join(UNKNOWN if n is None else f"{n:,.0f}" for n in persons.values())
+        theirs = " / ".join(f"{n:,}" for n in PERSONS.values())
+        kind = "SYNTHETIC DATA" if data.get("synthetic") else "NOT THE EMOTIC DATA SET (synthetic, or a part of it)"
+        found.append(
+            f"{kind}: {ours} persons in train / val / test, where EMOTIC has {theirs}. "
+            "Published figures stand beside ours to show the form of the table; the two can not be compared."
+        )
+    untrained = random_backbones(study)
+    if untrained:
+        found.append(
+            f"RANDOM BACKBONES: {listing(untrained)} {'was' if len(untrained) == 1 else 'were'} never trained. Such "
+            "features tell colours and textures apart, no more; the study shows that the machinery works, not how well "
+            "emotions can be told."
+        )
+    return found
+
+
+def notices(study: StudyFolder) -> list[str]:
+    """What is missing, each in a sentence."""
+    found = []
+    status = study.record.get("status")
+    if not study.complete:
+        found.append(f"The study's status is {status or 'not recorded'}: this page shows what is there so far.")
+    if len(study.seeds) < 2:
+        found.append("One seed: nothing is known of the spread between seeds, and no difference is beyond it.")
+    for stage in (*study.stages, *([study.joint] if study.joint else [])):
+        failed = [trial for trial in stage.trials if trial.status == "failed"]
+        if failed:
+            plural = "" if len(failed) == 1 else "s"
+            found.append(f"{stage.title}: {len(failed)} configuration{plural} failed and could not be compared.")
+    return found
+
+
+def noise_sentences(study: StudyFolder) -> list[str]:
+    """Seed spread against the differences that the stages turn on."""
+    sentences = []
+    sd = pooled_sd([trial for stage in study.stages for trial in stage.trials if trial.complete])
+    if sd is not None:
+        n = len(study.seeds)
+        sentences.append(
+            f"One seed's validation mAP scatters about its configuration's mean with a standard deviation of "
+            f"{points(sd)} points, the mean of {n} seeds with about {points(sd / math.sqrt(n))}."
+        )
+    gaps = []
+    for stage in study.stages:
+        best = [trial.mean for trial in stage.trials if trial.complete and trial.mean is not None]
+        if len(best) > 1:
+            gaps.append((stage.name, best[0] - best[1]))
+    if sd is not None and gaps:
+        small = [name for name, gap in gaps if gap < sd]
+        sentences.append(
+            f"The best configuration leads the second by less than that in {len(small)} of {len(gaps)} stages"
+            f"{f' ({listing(small)})' if small else ''}."
+        )
+    sentences.append(
+        "The published study has one seed for each configuration. A rerun of its first winner moved by 0.12 points, "
+        "and one network that it ran under two names differs by 0.42; its own steps from stage to stage are "
+        "+0.04, 0.00, +0.34 and +0.27."
+    )
+    return sentences

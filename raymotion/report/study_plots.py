@@ -1,0 +1,234 @@
+"""Figures of a study's report as PNG bytes. Everything is mAP x 100, the unit of the published tables."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raymotion.evaluation.plots import BAR, INK, LINE, MARK, SOFT, _figure, _plain, _png
+from raymotion.report.study_findings import config_text
+from raymotion.report.study_folder import Scored, Stage, StudyFolder, Trial, number, shown
+from raymotion.report.study_published import FINAL_AP, SAME_NETWORK_TWICE, STAGES, published_stage
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TIED, GOOD = "#e3ecf7", "#1f7a44"
+# Apart in hue and in lightness.
+SEED_COLOURS = ("#2f6db3", "#9a3c00", "#1f7a44", "#7a4bb0", "#57606a")
+NAMES_SHOWN = 60
+
+
+def stage_figure(stage: Stage) -> bytes | None:
+    """All configurations of a stage, best on top: a dot for each seed, their range, the mean; ties shaded.
+
+    None where no configuration has a score.
+    """
+    trials = [trial for trial in stage.trials if trial.mean is not None][::-1]
+    if not trials:
+        return None
+    figure = _figure(9.6, 1.25 + 0.3 * len(trials))
+    axes = figure.subplots()
+    for place, trial in enumerate(trials):
+        complete, chosen = trial.complete, trial.key == stage.winner
+        colour = MARK if chosen else BAR if complete else SOFT
+        if complete and (trial is stage.leader or (trial.against is not None and trial.against.tied)):
+            axes.axhspan(place - 0.5, place + 0.5, color=TIED, linewidth=0)
+        seeds = [100 * seed for seed in trial.seeds]
+        if seeds:
+            axes.plot([min(seeds), max(seeds)], [place, place], color=colour, linewidth=1.4, alpha=0.6)
+            face = colour if complete else "white"
+            axes.plot(seeds, [place] * len(seeds), "o", markerfacecolor=face, markeredgecolor=colour, markersize=5)
+        axes.plot(100 * (trial.mean or 0), place, "|", color=colour, markersize=15, markeredgewidth=2.4)
+    axes.set_yticks(range(len(trials)), [_name(trial, stage) for trial in trials])
+    axes.set(ylim=(-0.6, len(trials) - 0.4), xlabel="validation mAP x 100")
+    handles = [
+        ("o", BAR, BAR, "one seed"), ("|", BAR, BAR, "mean over seeds"), ("|", MARK, MARK, "carried on"),
+        ("s", TIED, TIED, "leader, and what is tied with it"),
+    ]  # fmt: skip
+    if any(not trial.complete for trial in trials):
+        handles.append(("o", "white", SOFT, "stopped early"))
+    for marker, face, edge, label in handles:
+        axes.plot(
+            [], [], marker, markerfacecolor=face, markeredgecolor=edge, label=label, linestyle="none",
+            markersize=12 if marker == "|" else 7, markeredgewidth=2.4 if marker == "|" else 1,
+        )  # fmt: skip
+    figure.legend(loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9, columnspacing=1.2)
+    _plain(axes)
+    axes.grid(axis="y", visible=False)
+    for tick, trial in zip(axes.get_yticklabels(), trials, strict=True):
+        tick.set_fontweight("bold" if trial.key == stage.winner else "normal")
+    return _png(figure)
+
+
+def _name(trial: Trial, stage: Stage) -> str:
+    text = config_text(shown(trial.config), stage.varied)
+    return text if len(text) <= NAMES_SHOWN else text[: NAMES_SHOWN - 1] + "…"
+
+
+def steps_figure(study: StudyFolder, seed_sd: float | None) -> bytes | None:
+    """What each stage's leader gains over what was carried in, beside noise and the published steps."""
+    rows = [(stage, stage.step) for stage in study.stages if stage.incumbent is not None and stage.winner is not None]
+    if not rows:
+        return None
+    figure = _figure(7.6, 1.5 + 0.5 * len(rows))
+    axes = figure.subplots()
+    theirs = {now.name: now.test_map - before.test_map for before, now in itertools.pairwise(STAGES)}
+    axes.axvline(0, color=SOFT, linewidth=1)
+    if seed_sd is not None:
+        axes.axvspan(-100 * seed_sd, 100 * seed_sd, color=TIED, linewidth=0, label="one seed’s standard deviation")
+    for end in (-1, 1):
+        axes.axvline(
+            end * 100 * SAME_NETWORK_TWICE, color=MARK, linewidth=1, linestyle=(0, (4, 3)),
+            label="published noise: one network, two runs" if end > 0 else None,
+        )  # fmt: skip
+    for place, (stage, step) in enumerate(reversed(rows)):
+        gain = 0.0 if step is None else 100 * step.difference
+        if step is not None and step.low is not None and step.high is not None:
+            axes.plot([100 * step.low, 100 * step.high], [place, place], color=BAR, alpha=0.5, linewidth=4)
+        axes.plot(gain, place, "o", color=BAR, markersize=7)
+        known = published_stage(stage.name)
+        if known is not None and known.name in theirs:
+            axes.plot(100 * theirs[known.name], place, "D", markerfacecolor="white", markeredgecolor=MARK, markersize=7)
+    axes.plot([], [], "o-", color=BAR, linewidth=4, alpha=0.8, label="ours, validation, 95 % interval")
+    axes.plot([], [], "D", markerfacecolor="white", markeredgecolor=MARK, label="published step, test")
+    axes.set_yticks(range(len(rows)), [stage.title for stage, _ in reversed(rows)])
+    axes.set(ylim=(-0.6, len(rows) - 0.4), xlabel="gain of the stage’s leader over its incumbent, mAP x 100")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    _plain(axes)
+    return _png(figure)
+
+
+def joint_figure(joint: Stage, staged: float | None) -> bytes | None:
+    """Every configuration of the joint search: validation mAP over the epochs it ran, and over its size."""
+    trials = [trial for trial in joint.trials if trial.mean is not None]
+    if not trials:
+        return None
+    figure = _figure(9.6, 4.4)
+    panels: Sequence[Axes] = figure.subplots(1, 2, sharey=True)
+    fields = (("epochs run", [trial.epochs for trial in trials]), ("parameters", [t.parameters for t in trials]))
+    for axes, (title, values) in zip(panels, fields, strict=True):
+        for trial, x in zip(trials, values, strict=True):
+            if x is None:
+                continue
+            chosen = trial.key == joint.winner
+            colour = MARK if chosen else BAR
+            face = colour if trial.complete else "none"
+            axes.plot(
+                x, 100 * (trial.mean or 0), "D" if chosen else "o", markerfacecolor=face, markeredgecolor=colour,
+                markersize=9 if chosen else 6, alpha=1 if chosen else 0.8, zorder=4 if chosen else 3,
+            )  # fmt: skip
+        if staged is not None:
+            axes.axhline(100 * staged, color=GOOD, linewidth=1.4, linestyle=(0, (5, 3)))
+        axes.set_xlabel(title)
+        _plain(axes)
+    known = [trial.parameters for trial in trials if trial.parameters]
+    if known and max(known) > 8 * min(known):
+        panels[1].set_xscale("log")
+    panels[0].set_ylabel("validation mAP x 100")
+    for marker, face, edge, label in (
+        ("o", BAR, BAR, "complete"), ("o", "none", BAR, "stopped early"), ("D", MARK, MARK, "joint winner"),
+    ):  # fmt: skip
+        panels[0].plot([], [], marker, markerfacecolor=face, markeredgecolor=edge, label=label)
+    if staged is not None:
+        panels[0].plot([], [], color=GOOD, linewidth=1.4, linestyle=(0, (5, 3)), label="stages’ winner")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return _png(figure)
+
+
+def curves_figure(curves: Sequence[tuple[str, Sequence[Mapping[str, Any]], Sequence[int]]]) -> bytes | None:
+    """Training loss and validation mAP of each epoch, a line for each seed; one row for each winner.
+
+    Args:
+        curves: (title, the epochs of trial.json, the best epoch of each seed).
+    """
+    curves = [curve for curve in curves if curve[1]]
+    if not curves:
+        return None
+    figure = _figure(9.6, 0.7 + 2.5 * len(curves))
+    grid = np.atleast_2d(figure.subplots(len(curves), 2, squeeze=False))
+    for (title, epochs, best), (left, right) in zip(curves, grid, strict=True):
+        at = [int(epoch["epoch"]) for epoch in epochs]
+        for axes, name, scale in ((left, "train_loss", 1.0), (right, "val_macro_ap", 100.0)):
+            lines = _by_seed(epochs, name)
+            for seed, values in enumerate(lines):
+                colour = SEED_COLOURS[seed % len(SEED_COLOURS)]
+                axes.plot(at, scale * values, color=colour, linewidth=1.5, marker=".", markersize=4)
+                if axes is right and seed < len(best) and best[seed] in at:
+                    place = at.index(best[seed])
+                    axes.plot(at[place], scale * values[place], "o", color=colour, markersize=7)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.set_xlabel("epoch")
+            _plain(axes)
+        left.set(ylabel="training loss")
+        right.set(ylabel="validation mAP x 100")
+        left.set_title(title if len(title) <= 110 else title[:109] + "…", loc="left", fontsize=10, color=INK)
+    return _png(figure)
+
+
+def _by_seed(epochs: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    """(seeds, epochs), NaN where a seed had stopped or nothing was noted."""
+    rows = [value if isinstance(value := epoch.get(name), list) else [value] for epoch in epochs]
+    lines = np.full((max(len(row) for row in rows), len(rows)), np.nan)
+    for column, row in enumerate(rows):
+        for line, value in enumerate(row):
+            known = number(value)
+            lines[line, column] = np.nan if known is None else known
+    return lines
+
+
+def class_figure(final: Scored, *, published: bool) -> bytes | None:
+    """Average precision of each emotion on test, the most frequent on top, beside chance and the published."""
+    rows = sorted(final.per_class, key=lambda entry: number(entry.get("prevalence")) or 0.0)
+    if not rows:
+        return None
+    figure = _figure(8.4, 1.3 + 0.26 * len(rows))
+    axes = figure.subplots()
+    for place, entry in enumerate(rows):
+        ap, chance = number(entry.get("ap")), number(entry.get("prevalence"))
+        if ap is not None and chance is not None:
+            axes.plot([100 * chance, 100 * ap], [place, place], color=BAR, alpha=0.35, linewidth=3)
+        if chance is not None:
+            axes.plot(100 * chance, place, "|", color=MARK, markersize=11, markeredgewidth=2.4)
+        if ap is not None:
+            axes.plot(100 * ap, place, "o", color=BAR, markersize=6)
+        theirs = FINAL_AP.get(str(entry["label"]))
+        if published and theirs is not None:
+            axes.plot(100 * theirs, place, "D", markerfacecolor="none", markeredgecolor=SOFT, markersize=5)
+    axes.plot([], [], "o", color=BAR, label="AP, mean over seeds")
+    axes.plot([], [], "|", color=MARK, markersize=11, markeredgewidth=2.4, label="chance: share of persons")
+    if published:
+        axes.plot([], [], "D", markerfacecolor="none", markeredgecolor=SOFT, label="published final (EMOTIC)")
+    axes.set_yticks(range(len(rows)), [str(entry["label"]) for entry in rows])
+    axes.set(xlim=(0, 100), ylim=(-0.7, len(rows) - 0.3), xlabel="average precision x 100, test")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    _plain(axes)
+    axes.spines[["left"]].set_visible(False)
+    return _png(figure)
+
+
+def heat_map(shares: np.ndarray, labels: Sequence[str], *, title: str, across: str) -> bytes:
+    """(L, L) shares in [0, 1] with the names of both sides; a row that is not known (NaN) stays white."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    side = 2.6 + 0.24 * len(labels)
+    figure = _figure(side + 0.5, side)
+    axes = figure.subplots()
+    colours = LinearSegmentedColormap.from_list("house", ["#ffffff", "#9dbfe3", BAR, "#12325a"])
+    picture = axes.imshow(np.ma.masked_invalid(shares), cmap=colours, vmin=0, vmax=1)
+    axes.set_xticks(range(len(labels)), labels, rotation=90)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set(xlabel=across, ylabel="of the persons who truly have")
+    axes.set_title(title, fontsize=11)
+    axes.set_xticks(np.arange(len(labels) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(labels) + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color=LINE, linewidth=0.4)
+    axes.tick_params(which="minor", length=0)
+    axes.tick_params(labelsize=8, colors=INK)
+    bar = figure.colorbar(picture, ax=axes, shrink=0.6, pad=0.02)
+    bar.ax.tick_params(labelsize=8)
+    bar.set_label("share", fontsize=9)
+    return _png(figure)
