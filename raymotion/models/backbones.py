@@ -143,6 +143,8 @@ def identify(name: str, weights: str = "default", *, size: int | None = None, fi
     """
     if fit not in FITS:
         raise InputError(f"no fit is called {fit!r}", remedy=f"Choose from {', '.join(FITS)}.")
+    if size is not None and size < 1:
+        raise InputError(f"a size of {size} pixels is too small", remedy="Give a multiple of 32.")
     found = _described(full_name(name), size)
     return replace(found, weights=_source(found, name, weights), fit=fit)
 

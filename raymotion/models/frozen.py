@@ -23,7 +23,7 @@ CALIBRATION_COUNT, CALIBRATION_SIDE = 8, 160
 
 
 class FrozenBackbone(nn.Module):
-    """A timm model in evaluation mode, whatever the module that holds it is put into."""
+    """A timm model in evaluation mode and without gradients, whatever is done to the module that holds it."""
 
     model: Any
 
@@ -36,10 +36,7 @@ class FrozenBackbone(nn.Module):
         """Does nothing: frozen means frozen."""
         return self
 
-    def requires_grad_(self, requires_grad: bool = True) -> FrozenBackbone:
-        """Does nothing, as `train`."""
-        return self
-
+    @torch.no_grad()
     def forward(self, pixels: Tensor, tokens: int = 0) -> tuple[Tensor, Tensor | None]:
         """Pooled features (n, dim) and, for `tokens` > 0, (n, tokens ** 2, token_dim), of pixels (n, 3, s, s)."""
         features = self.model.forward_features(pixels)
