@@ -159,8 +159,12 @@ class FusionHead(nn.Module):
             raise ValueError(f"features of {name}: shape {tuple(values.shape)}, not {shape}")
         values = values.float()
         if self.standardises:
-            values = (values - self._buffer("mean", name)) * self._buffer("scale", name)
-        return values.masked_fill(~there.view(-1, *[1] * (values.ndim - 1)), 0.0)
+            values = (values - self._buffer("mean", name)).mul_(self._buffer("scale", name))
+        if values.device.type != "cpu":
+            return values.masked_fill(~there.view(-1, *[1] * (values.ndim - 1)), 0.0)
+        # On the CPU five times as fast; elsewhere, counting the rows would wait for the device.
+        missing = (~there).nonzero().squeeze(1)
+        return values.index_fill(0, missing, 0.0) if len(missing) else values
 
 
 def _notice_statistics(head: nn.Module, _: Any) -> None:
