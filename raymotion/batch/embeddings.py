@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +25,8 @@ from raymotion.models.regions import locate
 
 # Side of the token grid that a study gets where it uses tokens and was not told how many.
 STUDY_TOKENS = 2
+# Features of one shard, at most, in the memory of a worker (twice, while they are written).
+SHARD_BYTES = 128 << 20
 COLUMNS = ("group_id", "body_box", "face_box", "split")
 
 
@@ -176,6 +179,7 @@ def embed(settings: EmbeddingSettings, *, address: str | None = None, progress: 
         _check_samples(settings, plan, samples)
 
     described = layout.to_dict()
+    row_bytes = sum(2 * shape.size for shape in layout.shapes.values())
     identity = {
         "streams": {stream: list(names) for stream, names in plan.streams.items()},
         "backbones": described["backbones"],
@@ -197,6 +201,7 @@ def embed(settings: EmbeddingSettings, *, address: str | None = None, progress: 
         keep_images_together=True,
         check=check,
         default_batch=(16, 64),
+        most_shard_rows=max(8, min(256, SHARD_BYTES // row_bytes)),
     )
     return run_job(spec, address=address, progress=progress)
 
@@ -249,10 +254,7 @@ def _figures(folder: str, layout: EmbeddingLayout) -> dict[str, Any]:
             "samples": sum(commit.good for commit in commits.values()),
             "with": clean,
             "bytes": sum(commit.bytes for commit in commits.values()),
-            "keys": [
-                {"name": key.column, "rows": stored[key], "shape": list(shape.of_sample)}
-                for key, shape in layout.shapes.items()
-            ],
+            "keys": [{**asdict(key), **asdict(shape), "rows": stored[key]} for key, shape in layout.shapes.items()],
         },
     }
 
@@ -263,7 +265,13 @@ def describe(record: Mapping[str, Any]) -> list[str]:
     streams = {"context": "images", "body": "bodies", "face": "faces"}
     counted = ", ".join(f"{found['with'][name]:,} {word}" for name, word in streams.items() if name in found["with"])
     lines = [f"{found['samples']:,} persons: {counted}; {found['bytes'] / 1e6:.1f} MB"]
-    lines += [f"  {key['name']}: {key['rows']:,} x {' x '.join(map(str, key['shape']))}" for key in found["keys"]]
+    features: dict[str, list[Mapping[str, Any]]] = {}
+    for key in found["keys"]:
+        features.setdefault(f"{key['stream']}/{key['backbone']}", []).append(key)
+    for name, keys in features.items():
+        levels = [f"{k['level']} {k['rows']:,} x {k['views']}" for k in keys if not k["tokens"]]
+        grid = next((f", and {k['count']} tokens of {k['dim']:,}" for k in keys if k["tokens"]), "")
+        lines.append(f"  {name}: {keys[0]['dim']:,} numbers{grid}; rows x views: {', '.join(levels)}")
     passes, least = (sum(record[name].values()) for name in ("forward_passes", "forward_passes_minimum"))
     ratio = passes / least if least else 1.0
     lines.append(

@@ -82,6 +82,7 @@ class JobSpec:
         keep_images_together: rows of one image share a shard and a batch; the table is ordered by image.
         check: raises where the job can not do what it is asked with this table.
         default_batch: images of a batch on a CPU, and on a GPU.
+        most_shard_rows: of a shard, where the user does not say; a worker holds the output of one.
     """
 
     kind: str
@@ -98,6 +99,7 @@ class JobSpec:
     keep_images_together: bool = False
     check: Callable[[pa.Table], None] | None = None
     default_batch: tuple[int, int] = (2, 16)
+    most_shard_rows: int = 256
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind
     if spec.keep_images_together:
         samples = ledger.by_image(samples)
     old = read_record(folder, spec.kind)
-    shard_rows = spec.settings.shard_rows or ledger.default_shard_rows(samples.num_rows)
+    shard_rows = spec.settings.shard_rows or ledger.default_shard_rows(samples.num_rows, spec.most_shard_rows)
     identity = {
         "format": FORMAT,
         "kind": spec.kind,
@@ -257,6 +259,7 @@ def _run_shards(
     busy = sum(stage_seconds.values())
     return {
         "images": rows,
+        "unit": "samples" if spec.keep_images_together else "images",  # several may share an image
         "images_per_second": round(rows / steady, 2),
         "startup_seconds": round(min(ready) - started, 2) if ready else None,
         "steady_seconds": round(steady, 2),

@@ -41,9 +41,9 @@ QUARANTINE_SCHEMA = pa.schema(
 )
 
 
-def default_shard_rows(rows: int) -> int:
-    """Rows of a shard: about 64 shards, so that the workers end together, between 8 and 256 rows each."""
-    return max(8, min(256, -(-rows // 64)))
+def default_shard_rows(rows: int, most: int = 256) -> int:
+    """Rows of a shard: about 64 shards, so that the workers end together, between 8 and `most` rows each."""
+    return max(8, min(most, -(-rows // 64)))
 
 
 def shard_name(index: int) -> str:

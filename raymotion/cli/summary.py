@@ -33,8 +33,9 @@ def print_job(summary: JobSummary, *, next_step: str) -> None:
     throughput = record.get("throughput")
     if throughput and not summary.already_complete:
         click.echo(
-            f"{throughput['images_per_second']:.1f} images/s with {throughput['workers']} worker(s); "
-            f"{throughput['startup_seconds']:.1f} s before the first image, "
+            f"{throughput['images_per_second']:.1f} {throughput.get('unit', 'images')}/s "
+            f"with {throughput['workers']} worker(s); "
+            f"{throughput['startup_seconds']:.1f} s before the first one, "
             f"{throughput['finish_seconds']:.1f} s after the last"
         )
     click.echo(f"next: {next_step}")

@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from raymotion import storage
-from raymotion.batch import job, stages, stream_stages
+from raymotion.batch import job, ledger, stages, stream_stages
 from raymotion.batch.embeddings import EmbeddingSettings, describe, embed, plan_streams, with_needs
 from raymotion.batch.job import JobSummary
-from raymotion.batch.stages import Item
+from raymotion.batch.stages import Item, image_units
 from raymotion.batch.stream_stages import DecodeOnce, EmbedStreams
 from raymotion.batch.worker import ShardWorker, WorkerPlan
 from raymotion.data.embeddings import Embeddings
@@ -180,7 +182,7 @@ def test_one_worker_and_a_resume_write_the_files_of_two_workers(
     monkeypatch.setattr(job, "connect", lambda address: nullcontext())
     monkeypatch.setattr(job, "node_resources", lambda: [{"CPU": 2.0}])
     monkeypatch.setattr(job, "_stream", in_this_process)
-    embed(settings(table, out, shard_rows=3, workers=1))
+    embed(settings(table, out, shard_rows=3, workers=1, decode_threads=2))
     assert digests(out) == digests(first)
     (out / "_commits" / "part-00001.json").unlink()
     record = json.loads((out / "job.json").read_text())
@@ -189,6 +191,30 @@ def test_one_worker_and_a_resume_write_the_files_of_two_workers(
     assert again.record["runs"][-1]["resumed_from_shards"] == len(again.record["shards"]) - 1
     assert digests(out) == digests(first)
     assert again.record["forward_passes"] == summary.record["forward_passes"]
+
+
+@given(st.lists(st.sampled_from([None, "a", "b", "c", "d"]), min_size=1, max_size=30), st.integers(1, 8))
+def test_shards_and_batches_are_whole_images(uris: list[str | None], rows_per_shard: int) -> None:
+    rows = [{"sample_id": str(i), "group_id": "g", "image_uri": uri, "source": "x"} for i, uri in enumerate(uris)]
+    ordered = ledger.by_image(table_from_rows(rows))
+    ids = ordered.column("sample_id").to_pylist()
+    assert sorted(ids) == sorted(row["sample_id"] for row in rows)
+    starts = ledger.shard_starts(ordered, rows_per_shard, keep_images_together=True)
+    assert starts[0] == 0 and starts == sorted(set(starts))
+    home: dict[str, int] = {}
+    seen: list[str | None] = []
+    for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(ids)], strict=True)):
+        units = image_units([Item(row) for row in ordered.slice(start, end - start).to_pylist()])
+        assert end - start <= rows_per_shard or len(units) == 1
+        for unit in units:
+            uri = unit[0].row["image_uri"]
+            seen.append(uri)
+            assert len(unit) == (1 if uri is None else uris.count(uri))  # all of an image, and nothing else
+            if uri is not None:
+                assert home.setdefault(uri, number) == number
+            assert [int(item.row["sample_id"]) for item in unit] == sorted(int(i.row["sample_id"]) for i in unit)
+    # Images in the order in which they first appear.
+    assert [uri for uri in seen if uri] == list(dict.fromkeys(uri for uri in uris if uri))
 
 
 def in_this_process(plan: WorkerPlan, workers: int, cpus: float, gpus: float, shards: list[int]) -> Iterator[Any]:

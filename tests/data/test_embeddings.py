@@ -132,6 +132,11 @@ def test_the_copy_is_made_once_wherever_the_folder_lies(tmp_path: Path) -> None:
     assert not list(cache.rglob("*.tmp"))
 
 
+def test_features_in_an_object_store(tmp_path: Path, s3: str) -> None:
+    truth = write_job(f"{s3}/e", [[0, 1, 2], [3, 4]])
+    check(Embeddings(f"{s3}/e", cache=str(tmp_path / "cache")), truth)
+
+
 def test_folders_of_the_same_samples_are_joined_by_id_not_by_position(tmp_path: Path) -> None:
     one = layout({CONTEXT: SHAPES[CONTEXT]})
     two = layout({FACE: SHAPES[FACE], BASIC: SHAPES[BASIC]})
