@@ -28,11 +28,14 @@ def finish(study: Search) -> None:
     if len(data.splits["test"]):
         _require_weights(study, winners)
         scores: dict[str, dict[str, Any]] = {}
+        answers: dict[str, np.ndarray] = {}
         for name, winner in winners:
             key = winner["key"]
             if key not in scores:
                 predicted = predict_test(study.folder, key, study.recipe(winner["config"]), study.seeds, data)
                 scores[key] = score_test(predicted, study.validation(key), data, seed=study.base.seed)
+                answers[key] = predicted
+            study.folder.write_test(name, study.seeds, answers[key])
             entries.append({"name": name, "key": key, "config": winner["config"], **scores[key]})
     record["test"] = {"scored_at": datetime.now(UTC).isoformat(timespec="seconds"), "entries": entries}
     record["cost"] = cost(study)

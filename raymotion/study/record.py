@@ -4,6 +4,7 @@
     STUDY/trials/KEY/trial.json          one configuration: its epochs, how it ended, how often it was started
     STUDY/trials/KEY/seed-S.safetensors  the best epoch's probabilities on validation
     STUDY/trials/KEY/seed-S.weights.safetensors   its weights, kept for those that are carried forward
+    STUDY/test/NAME-seed-S.safetensors   probabilities on test of the winner of stage NAME (or `joint`), written at the end
     STUDY/winner.yaml                    the recipe that the stages ended with
 
 A trial's key is a digest of everything that decides its result, so a configuration that two stages share is one trial.
@@ -152,6 +153,14 @@ class StudyFolder:
         """Whether the validation probabilities of all seeds are there."""
         names = {f"seed-{seed}.safetensors" for seed in seeds}
         return names <= set(storage.list_names(self.trial(key)))
+
+    def write_test(self, name: str, seeds: Sequence[int], probabilities: np.ndarray) -> None:
+        """Keeps a winner's answers on test, (seeds, n, L), for the report."""
+        from safetensors.numpy import save
+
+        for seed, own in zip(seeds, probabilities, strict=True):
+            path = storage.join(self.path, "test", f"{name}-seed-{seed}.safetensors")
+            storage.write_bytes(path, save({"test": np.ascontiguousarray(own, dtype=np.float32)}))
 
     def drop_weights(self, key: str, seeds: Sequence[int]) -> None:
         for seed in seeds:
