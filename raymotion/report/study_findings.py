@@ -17,6 +17,8 @@ FEWEST_PAIRS = 5
 # Readers drop a few dozen persons of EMOTIC; more than this share is another set.
 SAME_DATA = 0.05
 UNKNOWN = "–"
+UNSCORED = "the test split was not scored yet"
+UNSCORED_COMPLETE = "the samples have no test split, so nothing was scored on one"
 
 
 def points(value: float | None, *, sign: bool = False, digits: int = 2) -> str:
@@ -128,7 +130,7 @@ def verdict(study: StudyFolder) -> tuple[str, str]:
         )
     final = study.final
     if final is None:
-        parts.append("the test split was not scored yet")
+        parts.append(UNSCORED_COMPLETE if study.complete else UNSCORED)
         state = "unsure"
     else:
         spread = "" if final.low is None else f" (95 % interval {interval(final.low, final.high)})"
@@ -190,6 +192,9 @@ def notices(study: StudyFolder) -> list[str]:
         if failed:
             plural = "" if len(failed) == 1 else "s"
             found.append(f"{stage.title}: {len(failed)} configuration{plural} failed and could not be compared.")
+    left_out = [entry for part in (*study.record["stages"], study.record.get("joint") or {})
+                for entry in part.get("left_out") or []]  # fmt: skip
+    found += [f"Left out: {entry.get('reason')}." for entry in left_out]
     return found
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from raymotion.learning.cooccurrence import cooccurrence
 from raymotion.learning.published_metrics import PublishedMetrics, mean_over_seeds, published_metrics
 from raymotion.learning.selection import class_thresholds, fit_class_thresholds
+from raymotion.report.study_findings import UNSCORED, UNSCORED_COMPLETE
 from raymotion.report.study_folder import StudyFolder
 from raymotion.report.study_inputs import predictions, targets
 
@@ -44,7 +45,7 @@ def final_scores(study: StudyFolder) -> tuple[FinalScores | None, str]:
     """
     final = study.final
     if final is None:
-        return None, "The test split was not scored yet."
+        return None, f"{UNSCORED_COMPLETE if study.complete else UNSCORED}.".capitalize()
     answers = predictions(study, "test", final.name, final.key)
     if not answers:
         return None, "The study's folder keeps no predictions on test."
