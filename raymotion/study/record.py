@@ -4,7 +4,7 @@
     STUDY/trials/KEY/trial.json          one configuration: its epochs, how it ended, how often it was started
     STUDY/trials/KEY/seed-S.safetensors  the best epoch's probabilities on validation
     STUDY/trials/KEY/seed-S.weights.safetensors   its weights, kept for those that are carried forward
-    STUDY/test/NAME-seed-S.safetensors   probabilities on test of the winner of stage NAME (or `joint`), written at the end
+    STUDY/test/NAME-seed-S.safetensors   answers on test of the winner of stage NAME (or `joint`)
     STUDY/winner.yaml                    the recipe that the stages ended with
 
 A trial's key is a digest of everything that decides its result, so a configuration that two stages share is one trial.
