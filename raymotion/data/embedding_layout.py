@@ -59,10 +59,10 @@ class EmbeddingLayout:
     """What the parts of an embedding job hold; travels in their metadata.
 
     Columns: sample_id; group_id; split; context_of, the sample_id of the row of the same part that holds the context
-    features of this row's image (null where there are none: written once for each image, since repeated ones compress as
-    small, but took twice as long to write and to read); and for each key one
-    nullable fixed-size list of float16, views first. A null is a stream that the sample lacks, or, for levels other
-    than none, a sample outside the training split.
+    features of this row's image, or null where there are none (they are written once for each image: repeated ones
+    compress as small, but take twice as long to write and to read); and for each key one nullable fixed-size list of
+    float16, views first. A null is a stream that the sample lacks, or, for levels other than none, a sample outside
+    the training split.
 
     Attributes:
         shapes: by key.
