@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from raymotion.cli.faces import faces
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -36,6 +38,9 @@ def data() -> None:
       raymotion data synth coco --images 500 --out demo/coco
       raymotion data prepare coco demo/coco --split val2017 --out coco.parquet
     """
+
+
+data.add_command(faces)
 
 
 @data.group()

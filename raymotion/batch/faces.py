@@ -1,0 +1,219 @@
+"""The face job: sample table -> the same table with face boxes, found by a detector inside the body boxes.
+
+The state of an unfinished run stands beside the output (`.NAME.run`), and the same command goes on with it. What was
+found is joined to the table by sample_id, and the table is written in one step at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from raymotion import storage
+from raymotion.batch.job import JobSettings, JobSpec, run_job
+from raymotion.batch.progress import ProgressKind
+from raymotion.batch.stages import Item, Stage, image_units
+from raymotion.batch.stream_stages import DecodeOnce
+from raymotion.data.face_detectors import DetectorIdentity, FaceDetector, build, identify
+from raymotion.data.faces import MIN_SIDE, find_faces
+from raymotion.data.samples import BOX, read_samples, write_samples
+from raymotion.errors import InputError, RaymotionError, SettingsMismatch
+
+FOUND = pa.schema(
+    [pa.field("sample_id", pa.string(), nullable=False), pa.field("face_box", BOX), pa.field("score", pa.float32())]
+)
+
+
+class FaceSettings(JobSettings):
+    """Settings of `raymotion data faces`."""
+
+    out: str = Field(description="sample table to write")
+    detector: str = Field("cascade", description="name of the detector")
+    weights: str | None = Field(None, description="file of the detector's weights, if it needs one")
+    min_score: float | None = Field(None, ge=0, le=1, description="faces of less are left out")
+    min_side: float = Field(MIN_SIDE, ge=1, description="pixels; smaller faces are left out")
+    overwrite_boxes: bool = Field(False, description="search for all, and forget the boxes that are there")
+    # Detectors run on the CPU: a GPU would only be kept from others.
+    gpus_per_worker: float | None = Field(0, ge=0)
+
+
+@dataclass(frozen=True)
+class FaceReport:
+    """How the samples came out; the five counts add up to the rows of the table.
+
+    Attributes:
+        found: face boxes found now.
+        kept: face boxes that were there already.
+        none: searched, and no face found.
+        unreadable: the picture could not be read; what the row had is kept.
+        no_image: nothing to search in.
+        detector: what searched.
+    """
+
+    found: int
+    kept: int
+    none: int
+    unreadable: int
+    no_image: int
+    by_reason: Mapping[str, int]
+    detector: DetectorIdentity
+
+
+class DetectFaces:
+    """Faces of all persons of each picture at once, so that none is given to two; those who have one keep it."""
+
+    name = "detect"
+    whole_shard = False
+
+    def __init__(self, identity: DetectorIdentity, weights: str | None, min_side: float, overwrite: bool) -> None:
+        self.identity, self.weights, self.min_side, self.overwrite = identity, weights, min_side, overwrite
+        self.detector: FaceDetector | None = None
+
+    def setup(self, threads: int, device: str) -> None:
+        import cv2
+
+        cv2.setNumThreads(threads)
+        self.detector = build(self.identity, self.weights)
+
+    def process(self, items: Sequence[Item]) -> None:
+        assert self.detector is not None
+        for unit in image_units(items):
+            picture = unit[0].pixels
+            if picture is None:
+                continue
+            wanting = [item for item in unit if self.overwrite or item.row["face_box"] is None]
+            taken = [tuple(item.row["face_box"]) for item in unit if not any(item is other for other in wanting)]
+            bodies = [None if item.row["body_box"] is None else tuple(item.row["body_box"]) for item in wanting]
+            faces = find_faces(picture, bodies, self.detector, taken=taken, min_side=self.min_side)
+            for item, face in zip(wanting, faces, strict=True):
+                item.output["face"] = face
+
+
+class FaceSink:
+    """sample_id, face_box (null: none found) and score."""
+
+    def encode(self, items: Sequence[Item]) -> pa.Table:
+        rows = []
+        for item in items:
+            face = item.output.get("face")
+            box, score = (None, None) if face is None else (list(face.box), face.score)
+            rows.append({"sample_id": item.row["sample_id"], "face_box": box, "score": score})
+        return pa.Table.from_pylist(rows, FOUND)
+
+
+def detect_faces(settings: FaceSettings, *, address: str | None = None, progress: ProgressKind = "auto") -> FaceReport:
+    """Fills the face boxes of `settings.samples` that are missing, and writes the table to `settings.out`.
+
+    A picture that can not be read leaves its rows as they are. With `overwrite_boxes` every sample is searched, and
+    those in which nothing is found have a null.
+
+    Raises:
+        InputError: before any work: unreadable input, a detector without its weights, an output that is no table.
+        RunFailed: more rows failed than `max_failed` allows; the same command goes on.
+    """
+    identity = identify(settings.detector, settings.weights, settings.min_score)
+    samples = read_samples(settings.samples)
+    _require_free(settings.out)
+    searched = _to_search(samples, settings.overwrite_boxes)
+    boxes: dict[str, list[float] | None] = {}
+    by_reason: Mapping[str, int] = {}
+    run = run_folder(settings.out)
+    if searched.num_rows:
+        boxes, by_reason = _run(settings, identity, searched, run, address, progress)
+    table, counts = _joined(samples, boxes, set(searched.column("sample_id").to_pylist()), settings.overwrite_boxes)
+    write_samples(settings.out, table)
+    with contextlib.suppress(OSError, RaymotionError):  # the table stands: this is no reason to fail
+        storage.remove_tree(run)
+    return FaceReport(**counts, by_reason=by_reason, detector=identity)
+
+
+def run_folder(out: storage.PathLike) -> str:
+    """Where the state of the unfinished run of `out` stands: beside it, hidden."""
+    target = storage.absolute(out)
+    return storage.join(storage.parent(target), f".{target.rstrip('/').rsplit('/', 1)[-1]}.run")
+
+
+def _require_free(out: str) -> None:
+    """Told before the work: the output is a table of ours or absent, and can be written."""
+    if storage.exists(out) and (storage.is_dir(out) or storage.read_bytes(out)[:4] != b"PAR1"):
+        raise InputError("is there already, and no sample table", path=out, remedy="Name another --out.")
+    folder = storage.parent(storage.absolute(out))
+    storage.make_dir(folder)
+    storage.probe_writable(folder)
+
+
+def _to_search(samples: pa.Table, overwrite: bool) -> pa.Table:
+    """All rows of the pictures in which anyone lacks a face box: the boxes of the others are taken."""
+    with_image = pc.is_valid(samples.column("image_uri"))
+    if overwrite:
+        return samples.filter(with_image)
+    lacking = pc.and_(with_image, pc.is_null(samples.column("face_box")))
+    uris = pc.unique(samples.column("image_uri").filter(lacking))
+    return samples.filter(pc.and_(with_image, pc.is_in(samples.column("image_uri"), value_set=uris)))
+
+
+def _run(
+    settings: FaceSettings,
+    identity: DetectorIdentity,
+    searched: pa.Table,
+    run: str,
+    address: str | None,
+    progress: ProgressKind,
+) -> tuple[dict[str, list[float] | None], Mapping[str, int]]:
+    """The job itself: the face box, or None, of each sample whose picture was read; and why others were not."""
+    table, folder = storage.join(run, "samples.parquet"), storage.join(run, "faces")
+    stages: tuple[Stage, ...] = (
+        DecodeOnce(),
+        DetectFaces(identity, settings.weights, settings.min_side, settings.overwrite_boxes),
+    )
+    spec = JobSpec(
+        kind="faces",
+        settings=settings.model_copy(update={"samples": table, "out": folder}),
+        identity={
+            "detector": {"name": identity.name, "weights": identity.weights, "min_score": identity.min_score},
+            "min_side": settings.min_side,
+            "overwrite_boxes": settings.overwrite_boxes,
+        },
+        make_stages=lambda device: stages,
+        sink=FaceSink(),
+        columns=("body_box", "face_box"),
+        keep_images_together=True,
+        default_batch=(8, 8),
+    )
+    write_samples(table, searched)
+    try:
+        summary = run_job(spec, address=address, progress=progress)
+    except SettingsMismatch:  # left by a run with other settings or input: of no use to this one
+        storage.remove_tree(run)
+        write_samples(table, searched)
+        summary = run_job(spec, address=address, progress=progress)
+    boxes: dict[str, list[float] | None] = {}
+    for shard in summary.record["shards"]:
+        part = storage.read_table(storage.join(folder, f"{shard['name']}.parquet"), ["sample_id", "face_box"])
+        boxes.update(zip(part.column("sample_id").to_pylist(), part.column("face_box").to_pylist(), strict=True))
+    return boxes, summary.counts["by_reason"]
+
+
+def _joined(
+    samples: pa.Table, boxes: Mapping[str, list[float] | None], searched: set[str], overwrite: bool
+) -> tuple[pa.Table, dict[str, int]]:
+    """`samples` with the boxes found, by sample_id, and how many rows came out how."""
+    counts = dict.fromkeys(("found", "kept", "none", "unreadable", "no_image"), 0)
+    column: list[list[float] | None] = []
+    for row in samples.select(["sample_id", "image_uri", "face_box"]).to_pylist():
+        sample_id, box = row["sample_id"], row["face_box"]
+        if box is not None and not overwrite:
+            counts["kept"] += 1
+        elif sample_id in boxes:
+            box = boxes[sample_id]
+            counts["none" if box is None else "found"] += 1
+        else:
+            counts["unreadable" if sample_id in searched else "no_image"] += 1
+        column.append(box)
+    index = samples.schema.get_field_index("face_box")
+    return samples.set_column(index, samples.schema.field("face_box"), pa.array(column, BOX)), counts
