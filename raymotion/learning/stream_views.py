@@ -20,8 +20,9 @@ mirrored together. Everything else comes from (seed, stream, owner, level, numbe
 view in whatever batch, worker and thread, and no global generator is touched.
 
 Transforms are those of `torchvision.transforms.v2`. Brightness, contrast, saturation and the mirror are its own on
-Pillow images; hue, affine and blur follow its definitions in OpenCV, 5 to 20 times faster on one core (a test holds
-them to torchvision's). With all of them in torchvision a `full` view takes several times as long.
+Pillow images; hue, affine and blur follow its definitions in OpenCV, 10 times faster and more (tests hold them to
+torchvision's). On one core a view of a 320 x 240 context takes 1.3 ms (`basic`) or 4 ms (`full`, half of it noise), of
+a 100 x 150 body 0.5 or 1 ms.
 """
 
 from __future__ import annotations

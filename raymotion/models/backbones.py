@@ -6,9 +6,8 @@ EMOTIC study takes Swin-L and DeiT-B from timm and the convolutional ones from t
     swin             swin_large_patch4_window7_224.ms_in22k_ft_in1k, the study's own weights; 1,536 numbers
     deit             deit_base_patch16_224.fb_in1k, the study's own; 768
     efficientnet_b7  tf_efficientnet_b7.aa_in1k; 2,560. torchvision's IMAGENET1K_V1 is a port of the EfficientNet
-                     authors' AutoAugment weights, which is what this tag is: the same source, another port
-    mobilenet_v3     mobilenetv3_large_100.ra_in1k; 960. torchvision trained its own (75.3 % there, 74.0 % of ImageNet
-                     for the study's V1 ones), which timm does not have
+                     authors' weights, as this tag is: the nearest that timm has
+    mobilenet_v3     mobilenetv3_large_100.ra_in1k; 960. torchvision trained its own, which timm does not have
     vit, efficientnet_b3, resnet50, resnet101, vgg16, vgg19: of the study's list, but in none of its grids
 
 The pooled vector is what timm gives before the classifier. Where a head has layers of its own between pooling and

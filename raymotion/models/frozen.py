@@ -30,6 +30,10 @@ class FrozenBackbone(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model.requires_grad_(False).eval()
+        # Convolutions with BatchNorm run 1.3 to 1.8 times as fast with the channels last; others do not.
+        convnet = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+        self.memory_format = torch.channels_last if convnet else torch.contiguous_format
+        self.model.to(memory_format=self.memory_format)
         self.training = False
 
     def train(self, mode: bool = True) -> FrozenBackbone:
@@ -39,7 +43,7 @@ class FrozenBackbone(nn.Module):
     @torch.no_grad()
     def forward(self, pixels: Tensor, tokens: int = 0) -> tuple[Tensor, Tensor | None]:
         """Pooled features (n, dim) and, for `tokens` > 0, (n, tokens ** 2, token_dim), of pixels (n, 3, s, s)."""
-        features = self.model.forward_features(pixels)
+        features = self.model.forward_features(pixels.contiguous(memory_format=self.memory_format))
         pooled = pool(self.model, features)
         if not tokens:
             return pooled, None
