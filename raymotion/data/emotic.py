@@ -309,7 +309,7 @@ def _read_faces(path: storage.PathLike, known: set[tuple[str, int]]) -> dict[tup
         if missing:
             raise InputError(f"lacks the columns {', '.join(missing)}", path=path)
         for row in reader:
-            where = f"line {reader.line_num}"
+            where = str(reader.line_num)
             key = (
                 str(row["split"]),
                 int(row["index"]) if str(row["index"]).isascii() and str(row["index"]).isdigit() else -1,

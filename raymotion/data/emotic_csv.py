@@ -30,7 +30,7 @@ def read_csv(path: storage.PathLike, split: str) -> list[Person]:
 
     Raises:
         InputError: columns that are missing, a list that is none, or values that EMOTIC does not have there, with the
-            line of the file (the header is line 1).
+            row of the file (the header is row 1).
     """
     reader = csv.reader(io.StringIO(storage.read_text(path), newline=""), strict=True)
     persons: list[Person] = []
@@ -43,7 +43,7 @@ def read_csv(path: storage.PathLike, split: str) -> list[Person]:
                 f"lacks the columns {', '.join(missing)}", path=path, remedy=f"EMOTIC's are {', '.join(COLUMNS)}."
             )
         for cells in reader:
-            row = f"line {reader.line_num}"
+            row = str(reader.line_num)
             if not any(cell.strip() for cell in cells):
                 continue
             if len(cells) != len(header):
@@ -55,7 +55,7 @@ def read_csv(path: storage.PathLike, split: str) -> list[Person]:
             seen.add(index)
             persons.append(_person(values, split, index, path, row))
     except csv.Error as error:
-        raise InputError(f"is not a csv file ({error})", path=path, row=f"line {reader.line_num}") from error
+        raise InputError(f"is not a csv file ({error})", path=path, row=reader.line_num) from error
     return persons
 
 

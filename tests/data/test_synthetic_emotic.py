@@ -29,7 +29,7 @@ def flat(value):
 
 
 def read_by_position(path, split):
-    """As section 1 of the study says that the public mat2py reads: by position, labels and VAD of its split's layout."""
+    """By position, as mat2py reads (section 1 of the study): labels and VAD of its split's layout."""
     people = []
     for ex in scipy.io.loadmat(path)[split][0]:
         size = [flat(v)[0] for v in flat(ex[2])[0]]
