@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raymotion.models.fusion_config import FusionConfig, input_size, streams_of
-from raymotion.models.fusion_gated import Tail, shares
+from raymotion.models.fusion_gated import Dropout, Tail, shares
 
 # After Nagrani et al. 2021, who find 4 tokens enough.
 BOTTLENECK_TOKENS = 4
@@ -114,7 +114,7 @@ class Bottleneck(nn.Module):
         self.spread = Attend(hidden, narrow, narrow)
         self.norm = nn.LayerNorm(hidden)
         self.feed = FeedForward(hidden)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
 
     def streams(self, features: Mapping[str, Tensor], present: Tensor) -> Tensor:
         """(n, streams, H): each stream after the exchange. Not masked."""
@@ -153,7 +153,7 @@ class CrossModalTransformer(nn.Module):
             self.attend.requires_grad_(False)  # nobody answers, so it never runs
         self.norm = nn.LayerNorm(hidden)
         self.feed = FeedForward(hidden)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
 
     def forward(self, features: Mapping[str, Tensor], present: Tensor) -> Tensor:
         tokens = self.tokens(features)

@@ -26,6 +26,15 @@ class Projections(nn.ModuleDict):
         return [F.relu(self[name](values)) for name, values in features.items()]
 
 
+class Dropout(nn.Dropout):
+    """Dropout whose mask costs a third on the CPU, where torch's is a tenth of a weighted head's whole step."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        if not self.training or self.p == 0 or values.device.type != "cpu":
+            return super().forward(values)
+        return values * ((torch.rand(values.shape) >= self.p) * (1 / (1 - self.p)))
+
+
 class Tail(nn.Sequential):
     """LayerNorm, ReLU, Dropout.
 
@@ -34,7 +43,7 @@ class Tail(nn.Sequential):
     """
 
     def __init__(self, config: FusionConfig) -> None:
-        super().__init__(nn.LayerNorm(config.hidden), nn.ReLU(), nn.Dropout(config.dropout))
+        super().__init__(nn.LayerNorm(config.hidden), nn.ReLU(), Dropout(config.dropout))
 
 
 def shares(scores: Tensor, present: Tensor) -> Tensor:
@@ -56,7 +65,7 @@ class Weighted(nn.Module):
         self.project = Projections(config, config.hidden)
         self.scores = nn.Parameter(torch.zeros(len(config.dims)))
         self.order = list(config.dims)
-        self.tail = nn.Sequential(nn.LayerNorm(config.hidden), nn.Dropout(config.dropout))
+        self.tail = nn.Sequential(nn.LayerNorm(config.hidden), Dropout(config.dropout))
 
     def weights(self, streams: Sequence[str], present: Tensor) -> Tensor:
         """(n, streams): the shares of each sample's streams; they sum to 1 where there is one."""

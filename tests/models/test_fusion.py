@@ -21,6 +21,7 @@ from raymotion.models.fusion import (
     streams_of,
     wants_tokens,
 )
+from raymotion.models.fusion_gated import Dropout
 
 DIMS = {"context": 7, "body": 6, "face": 5}
 LABELS = 4
@@ -261,6 +262,16 @@ def test_each_head_learns_a_label_that_only_the_face_shows_and_bears_faces_missi
     guess = head.eval()(features, mask)[:, 0] > 0
     seen = mask[:, 2]
     assert (guess == targets[:, 0].bool())[seen].float().mean() > 0.9
+
+
+def test_dropout_keeps_its_share_and_the_mean_and_rests_in_evaluation():
+    torch.manual_seed(0)
+    drop = Dropout(0.25)
+    dropped = drop(torch.ones(200, 500))
+    torch.testing.assert_close(dropped.unique(), torch.tensor([0.0, 1 / 0.75]))
+    # Three standard deviations of 100,000 draws.
+    assert abs((dropped == 0).float().mean() - 0.25) < 3 * (0.25 * 0.75 / 1e5) ** 0.5
+    assert torch.equal(drop.eval()(torch.ones(5)), torch.ones(5))
 
 
 @pytest.mark.parametrize(
