@@ -116,6 +116,8 @@ def detect_faces(settings: FaceSettings, *, address: str | None = None, progress
         InputError: before any work: unreadable input, a detector without its weights, an output that is no table.
         RunFailed: more rows failed than `max_failed` allows; the same command goes on.
     """
+    if settings.weights is not None:  # a worker's folder may be another
+        settings = settings.model_copy(update={"weights": storage.absolute(settings.weights)})
     identity = identify(settings.detector, settings.weights, settings.min_score)
     samples = read_samples(settings.samples)
     _require_free(settings.out)
@@ -183,7 +185,6 @@ def _run(
         sink=FaceSink(),
         columns=("body_box", "face_box"),
         keep_images_together=True,
-        default_batch=(8, 8),
     )
     write_samples(table, searched)
     try:

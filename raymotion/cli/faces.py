@@ -8,8 +8,8 @@ import click
 
 from raymotion.cli.options import cluster_option, job_options, settings_options
 
-# A detector runs on the CPU, in one precision.
-NOT_OURS = ("precision", "gpus_per_worker")
+# A detector runs on the CPU, on one body after the other, in one precision.
+NOT_OURS = ("precision", "gpus_per_worker", "batch_size")
 
 
 @click.command()
