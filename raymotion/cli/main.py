@@ -19,6 +19,7 @@ COMMANDS = {
     "features": ("raymotion.cli.features", "features", "Extract features from images, once."),
     "train": ("raymotion.cli.train", "train", "Train a model from a recipe."),
     "finetune": ("raymotion.cli.finetune", "finetune", "Compare AnB, AnB+, BnB, BnB+ and training from scratch."),
+    "study": ("raymotion.cli.study", "study", "Search the fusion model's configurations, stage by stage."),
     "evaluate": ("raymotion.cli.evaluate", "evaluate", "Score a checkpoint on labelled samples, beside its baselines."),
     "predict": ("raymotion.cli.predict", "predict", "Emotions of one image and its caption."),
     "label": ("raymotion.cli.label", "label", "Label every image of a sample table with a teacher or student."),

@@ -109,7 +109,13 @@ def choose(
     else:
         chosen = kept or min(tied, key=lambda own: (own.parameters, -own.mean))
     lead = {other.key: result for other, result in zip(others, compared, strict=True)}
-    return Choice(chosen.key, leader.key, incumbent, _reason(chosen, leader, ranked, lead, incumbent), compared)
+    return Choice(
+        chosen.key,
+        leader.key,
+        incumbent,
+        _reason(chosen, leader, ranked, lead, None if ties == "highest" else incumbent, ties),
+        compared,
+    )
 
 
 def _compared(key: str, gain: PairedGain) -> Compared:
@@ -117,7 +123,12 @@ def _compared(key: str, gain: PairedGain) -> Compared:
 
 
 def _reason(
-    chosen: Candidate, leader: Candidate, ranked: Sequence[Candidate], lead: dict[str, Compared], incumbent: str | None
+    chosen: Candidate,
+    leader: Candidate,
+    ranked: Sequence[Candidate],
+    lead: dict[str, Compared],
+    incumbent: str | None,
+    rule: Ties,
 ) -> str:
     """One sentence, with the numbers it rests on."""
     if len(ranked) == 1:
@@ -132,9 +143,10 @@ def _reason(
         )
         if not ties:
             return text + ", which is a difference."
-        why = "it was carried in" if chosen.key == incumbent else "it is the smallest of the tied"
-        if chosen.key != incumbent and any(own.parameters < chosen.parameters for own in ties):
-            why = "ties go to the highest here"
+        if rule == "highest":
+            why = "a tie goes to the highest here"
+        else:
+            why = "it was carried in" if chosen.key == incumbent else "it is the smallest of the tied"
         return text + f"; {_count(ties)} tied with it, and {why}."
     gap = lead[chosen.key]
     if chosen.key == incumbent:

@@ -59,8 +59,9 @@ def write_features(
         "sample_id": [row["sample_id"] for row in rows], "group_id": [row["group_id"] for row in rows],
         "split": splits, "context_of": [f"p{2 * image}" for image in images],
     }  # fmt: skip
+    mixes = {(name, stream): rng.normal(size=(width, dim)) for name in backbones for stream in STREAMS}
     for key, shape in shapes.items():
-        mix = rng.normal(size=(width, dim))
+        mix = mixes[key.backbone, key.stream]
         strength = backbones[key.backbone][key.stream]
         values: list[list[float] | None] = []
         for i in range(persons):
@@ -113,7 +114,7 @@ def write_spaces(folder: Path, stages: dict[str, dict[str, Any]] = STAGES, recip
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     for name, space in stages.items():
         written = {**space, "recipe": str(folder / "recipe.yaml")} if space.get("recipe") == "RECIPE" else space
-        (folder / "spaces" / name).write_text(yaml.safe_dump(written))
+        (folder / "spaces" / name).write_text(yaml.safe_dump(written, sort_keys=False))
     return str(folder / "spaces")
 
 
