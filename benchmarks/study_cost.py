@@ -162,6 +162,7 @@ def head(samples: str, embeddings: str, epochs: int) -> dict[str, Any]:
     from raymotion.train.loop import Run
 
     torch.set_num_threads(cores())
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # the first one imports half of torch
     started = time.perf_counter()
     recipe = recipe_of(samples, embeddings)
     run = Run(FusionTask(recipe, prepare_fusion(recipe)))

@@ -27,7 +27,7 @@ from raymotion.cli.options import cluster_option
     "--embeddings",
     metavar="DIR",
     multiple=True,
-    help="A fusion head: features of `raymotion features embeddings` of the same samples; repeatable (data.embeddings).",
+    help="A fusion head: folder of `raymotion features embeddings` of the same samples; repeatable (data.embeddings).",
 )
 @click.option("--context", metavar="NAME", help="A fusion head: backbone of the whole picture (backbones.context).")
 @click.option("--body", metavar="NAME", help="A fusion head: backbone of the body (backbones.body).")
@@ -74,8 +74,8 @@ def train(
     options: dict[str, Any] = {"seed": seed, "workers": workers}
     for group, name, value in (
         ("data", "samples", samples), ("data", "labels", labels), ("data", "features", features),
-        ("data", "embeddings", list(embeddings) or None), ("backbones", "context", context), ("backbones", "body", body),
-        ("backbones", "face", face), ("optimiser", "epochs", epochs),
+        ("data", "embeddings", list(embeddings) or None), ("backbones", "context", context),
+        ("backbones", "body", body), ("backbones", "face", face), ("optimiser", "epochs", epochs),
     ):  # fmt: skip
         if value is not None:
             options.setdefault(group, {})[name] = value
@@ -101,6 +101,8 @@ def train(
     for name, evaluation in (("validation", info.validation), ("test", info.test)):
         if evaluation:
             _print_table(name, evaluation)
+    for split, figures in (info.training.get("emotic") or {}).items():
+        _print_emotic(split, figures)
     click.echo(f"wrote {info.folder} (fingerprint {info.fingerprint}, {result.seconds:.0f} s)")
 
 
@@ -124,3 +126,13 @@ def _print_table(split: str, evaluation: Mapping[str, Any]) -> None:
     for row in rows:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         click.echo("  ".join(cells))
+
+
+def _print_emotic(split: str, figures: Mapping[str, Any]) -> None:
+    click.echo(
+        f"{split}: mAP {figures['map']:.4f} (scikit-learn), {figures['interpolated_map']:.4f} (interpolated, as the "
+        f"authors of EMOTIC compute it), chance {figures['chance_map']:.4f}"
+    )
+    for error in figures.get("vad_mae", []):
+        if error["mae"] is not None:
+            click.echo(f"{split}: {error['name']} MAE {error['mae']:.3f}, of the training mean {error['constant']:.3f}")

@@ -207,10 +207,23 @@ def targets(table: pa.Table, vocabulary: Vocabulary, *, soft: bool = False) -> n
     own = vocabulary_of(table)
     if own is not None:
         vocabulary.require_same(own, here="the model", there="the sample table")
+    labels, weights = (table.column(name).combine_chunks() for name in ("labels", "label_weights"))
+    if labels.null_count:
+        row = pc.index(pc.is_null(labels), True).as_py()
+        raise InputError("has no labels", row=row, remedy="Keep only labelled samples for this.")
     matrix = np.zeros((table.num_rows, len(vocabulary)), dtype=np.float32)
-    names, weights = table.column("labels").to_pylist(), table.column("label_weights").to_pylist()
-    for row, labels in enumerate(names):
-        if labels is None:
-            raise InputError("has no labels", row=row, remedy="Keep only labelled samples for this.")
-        matrix[row] = vocabulary.encode(labels, weights[row] if soft else None)
+    rows = pc.list_parent_indices(labels).to_numpy(zero_copy_only=False)
+    names = pc.list_flatten(labels)
+    columns = pc.index_in(names, value_set=pa.array(vocabulary.labels, pa.string()))
+    if columns.null_count:
+        first = pc.index(pc.is_null(columns), True).as_py()
+        raise InputError(
+            f"{names[first].as_py()!r} is not an emotion of the vocabulary {vocabulary.name}", row=int(rows[first])
+        )
+    columns = columns.to_numpy(zero_copy_only=False)
+    matrix[rows, columns] = 1.0
+    if soft:
+        # Where a row has weights, it has one for each label, in the same order.
+        weighted = np.asarray(weights.is_valid())[rows]
+        matrix[rows[weighted], columns[weighted]] = pc.list_flatten(weights).to_numpy(zero_copy_only=False)
     return matrix

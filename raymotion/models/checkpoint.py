@@ -374,7 +374,7 @@ def _read_config(where: str) -> dict[str, Any]:
         )
     if config.get("format") != FORMAT:
         raise InputError(f"has format {config.get('format')}, this version reads {FORMAT}", path=path)
-    needed = ("model", "vocabulary", "modalities", "extractor")
+    needed: tuple[str, ...] = ("model", "vocabulary", "modalities", "extractor")
     needed += ("fusion",) if config["architecture"] == "fusion" else ()
     missing = [name for name in needed if name not in config]
     if missing:

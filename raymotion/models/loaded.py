@@ -155,7 +155,7 @@ class LoadedFusion:
 
         from raymotion.learning.multilabel_losses import make_loss
 
-        loss = make_loss(**self.info.fusion_loss)
+        loss = make_loss(**self.info.fusion_loss, rates=None if self.info.prior is None else np.array(self.info.prior))
         labels = len(self.vocabulary)
         parts = [torch.zeros(0, labels + 3 * self.model.config.vad)]
         device = next(self.model.parameters()).device

@@ -107,8 +107,9 @@ class TrainingData:
         storage.write_bytes(storage.join(folder, ARRAYS), save(arrays))
         storage.write_text(storage.join(folder, TOKENIZER), tokenizer_json(self.tokenizer))
         meta = {
-            "kind": "captions", "sample_ids": self.sample_ids, "vocabulary": self.vocabulary.to_dict(), "features": self.features_folder,
-            "counts": self.counts, "name": self.name, "fingerprint": self.fingerprint, "images": self.image_uris,
+            "kind": "captions", "sample_ids": self.sample_ids, "vocabulary": self.vocabulary.to_dict(),
+            "features": self.features_folder, "counts": self.counts,
+            "name": self.name, "fingerprint": self.fingerprint, "images": self.image_uris,
         }  # fmt: skip
         storage.write_json(storage.join(folder, META), meta)
 

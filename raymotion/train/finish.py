@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from raymotion.models.checkpoint import CheckpointInfo, sample_mark, save_checkpoint
 from raymotion.train.fusion_data import FusionData
+from raymotion.train.fusion_scores import emotic_scores
 from raymotion.train.recipe import FusionRecipe, TrainRecipe
 from raymotion.train.task import Data, task_of
 
@@ -42,7 +43,7 @@ def finish(recipe: TrainRecipe, data: Data, settings: dict[str, Any], folder: st
         return evaluate(
             data.hard[rows], predicted[split], prior=prior, labels=data.vocabulary.labels, seed=recipe.seed,
             soft_targets=data.soft[rows] if soft else None,
-            **({"groups": [data.groups[row] for row in rows]} if isinstance(data, FusionData) else {}),
+            groups=[data.groups[row] for row in rows] if isinstance(data, FusionData) else None,
         ).to_dict()  # fmt: skip
 
     training = {
@@ -69,6 +70,9 @@ def finish(recipe: TrainRecipe, data: Data, settings: dict[str, Any], folder: st
         },
     }  # fmt: skip
     if isinstance(data, FusionData):
+        training["emotic"] = {
+            name: emotic_scores(data, name, answers) for name, answers in answered.items() if len(answers)
+        }
         assert isinstance(recipe, FusionRecipe)
         return save_checkpoint(
             target, cast(Any, model), None, data.vocabulary, modalities=list(recipe.backbones.chosen()),

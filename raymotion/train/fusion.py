@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from raymotion.config import load_settings
 from raymotion.data.embeddings import FeatureBlock
 from raymotion.errors import InputError
 from raymotion.learning.multilabel_losses import make_loss
 from raymotion.learning.resample import Resampled, resample
 from raymotion.learning.vad import vad_loss
 from raymotion.models.fusion import FusionConfig, FusionHead, wants_tokens
-from raymotion.train.fusion_data import VAD_SCALE, FusionData
+from raymotion.train.fusion_data import FusionData
 from raymotion.train.fusion_recipe import FusionRecipe
 from raymotion.train.loop import Batch, Workers, set_prior
 from raymotion.train.schedule import batch_rows, epoch_rows
@@ -53,7 +54,10 @@ class FusionTask:
     def __init__(self, recipe: FusionRecipe, data: FusionData) -> None:
         self.recipe, self.data = recipe, data
         self.backbones = recipe.backbones.chosen()
-        config = FusionConfig.model_validate({**recipe.model, "dims": {stream: 1 for stream in self.backbones}})
+        try:
+            config = load_settings(FusionConfig, options={**recipe.model, "dims": dict.fromkeys(self.backbones, 1)})
+        except InputError as error:
+            raise InputError(error.reason.replace("setting ", "setting model.", 1), remedy=error.remedy) from error
         self.uses_tokens = wants_tokens(config.fusion)
         self.streams = [self._features(stream, name) for stream, name in self.backbones.items()]
         self.mask = data.mask(list(self.backbones))
@@ -92,11 +96,12 @@ class FusionTask:
             rows = data.splits["train"]
             features = [own.take(data.rows[rows]) for own in self.streams]
             data.memory[key] = resample(
-                [block.astype(np.float32) for block in features],
+                features,
                 self.mask[rows],
                 (data.soft if self.recipe.data.soft_targets else data.hard)[rows],
                 settings,
                 seed=self.recipe.seed,
+                labels=data.vocabulary.labels,
             )
         return cast(Resampled, data.memory[key])
 
@@ -185,7 +190,7 @@ class FusionFeed:
             some = rows[start : start + size]
             own = some[some < count]
             features = [stream.take(data.rows[own], numbers[own]) for stream in task.streams]
-            mask, targets, vad = task.mask[own], answers[own], data.vad[own] / VAD_SCALE
+            mask, targets, vad = task.mask[own], answers[own], data.vad[own]
             if task.resampled is not None and len(own) < len(some):
                 extra = some[some >= count] - count
                 features = [
@@ -206,7 +211,7 @@ class FusionFeed:
         task, data = self.task, self.task.data
         rows = data.splits[split][self.workers.rank :: self.workers.world]
         labels = len(data.vocabulary)
-        parts = [np.zeros((0, labels + 3 * task.vad), dtype=np.float32)]
+        parts = [torch.zeros(0, labels + 3 * task.vad)]
         was_training = model.training
         model.eval()
         with torch.no_grad():
@@ -216,7 +221,7 @@ class FusionFeed:
                 output = model(*self._inputs(features, task.mask[some])).float()
                 parts.append(torch.cat([task.criterion.probabilities(output[:, :labels]), output[:, labels:]], 1).cpu())
         model.train(was_training)
-        return np.concatenate([np.asarray(part) for part in parts])
+        return torch.cat(parts).numpy()
 
     def close(self) -> None:
         pass

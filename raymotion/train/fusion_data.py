@@ -24,7 +24,6 @@ from raymotion.vocabulary import Vocabulary
 # Imports no torch: Ray Train's controller, and the driver of a study, import this too.
 ARRAYS, META = "arrays.safetensors", "data.json"
 VAD = ("valence", "arousal", "dominance")
-VAD_SCALE = 10.0
 
 
 @dataclass
@@ -98,7 +97,10 @@ class FusionData:
             sample_ids=meta["sample_ids"],
             groups=meta["groups"],
             splits={name: arrays[f"split_{name}"] for name in SPLITS},
-            **{name: arrays[name] for name in ("hard", "soft", "vad", "rows")},
+            hard=arrays["hard"],
+            soft=arrays["soft"],
+            vad=arrays["vad"],
+            rows=arrays["rows"],
             vocabulary=Vocabulary.from_dict(meta["vocabulary"]),
             folders=meta["features"],
             counts=meta["counts"],

@@ -81,7 +81,8 @@ class Batch:
     """Some samples on the device: what the model's forward takes, and what its logits (n, L) are compared with.
 
     Attributes:
-        weights: (n,) of the samples. vad: (n, 3) valence, arousal, dominance in 0..1, NaN where not known.
+        weights: (n,) of the samples.
+        vad: (n, 3) valence, arousal, dominance as annotated, 1 to 10; NaN where not known.
         epoch: counted from 0, for losses that change on the way.
     """
 
