@@ -96,7 +96,7 @@ def _stage(stage: Stage) -> dict[str, Any]:
         "unmatched": tables.unmatched_table(stage),
         "correlation": None if found is None else (f"{found[0]:+.2f}".replace("-", "−"), found[1]),
         "published": len(stage.published),
-        "matched": sum(trial.published is not None for trial in stage.trials),
+        "matched": sum(trial.complete and trial.published is not None for trial in stage.trials),
         "fields": listing([field_name(name) for name in stage.varied]),
     }
 
