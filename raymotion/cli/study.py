@@ -43,7 +43,7 @@ def study() -> None:
     """
 
 
-@study.command()
+@study.command(short_help="Run the stages and the joint search; the same command goes on.")
 @click.argument("spaces")
 @click.option("--embeddings", multiple=True, required=True, metavar="DIR",
               help="Of `raymotion features embeddings`; repeat for several of the same samples.")  # fmt: skip

@@ -155,17 +155,12 @@ def require_features(opened: Embeddings, spaces: Spaces, base: FusionRecipe, sam
     ]
     if not missing:
         return
-    command = f"{COMMAND} {samples} --out MORE"
-    for stream in STREAMS:
-        for name in dict.fromkeys(name for own, name, _ in missing if own == stream):
-            command += f" --{stream} {name}"
-    for level in needs["levels"]:
-        command += f" --augment {level}"
     shown = ", ".join("/".join(key) for key in missing[:6]) + (", ..." if len(missing) > 6 else "")
     raise InputError(
         f"lack {len(missing)} of the features that the study reads ({shown})",
         path=" and ".join(opened.folders),
-        remedy=f"Make them: `{command}`, and give --embeddings MORE too.",
+        # All of them: two folders that are read together may not both hold a feature.
+        remedy=f"Make them in a folder of their own: `{COMMAND} {samples} --out DIR --study {spaces.folder}`.",
     )
 
 

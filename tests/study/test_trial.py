@@ -1,0 +1,145 @@
+"""One configuration in training, without Ray: its seeds, its best epochs, and what it never sees."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from sklearn.metrics import average_precision_score
+
+from raymotion.study.record import COMPLETE, FAILED, StudyFolder, TrialRecord, trial_key
+from raymotion.study.score import predict_test, score_test
+from raymotion.study.space import base_recipe, build_recipe, read_spaces
+from raymotion.study.trial import Configuration, study_data, without_test
+from raymotion.train.fusion_data import FusionData, prepare_fusion
+from raymotion.train.fusion_recipe import FusionRecipe
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("trial")
+
+
+@pytest.fixture
+def data(place: Path, write_features: Callable[..., tuple[str, str]], own_cache: None) -> FusionData:
+    if not (place / "samples.parquet").exists():
+        write_features(place, 160)
+    return prepare_fusion(recipe_of(place))
+
+
+def recipe_of(place: Path, **changes: Any) -> FusionRecipe:
+    settings: dict[str, Any] = {
+        "data": {"samples": str(place / "samples.parquet"), "embeddings": [str(place / "embeddings")]},
+        "backbones": {"context": "good", "body": "good", "face": "good"},
+        "model": {"fusion": "simple", "hidden": 16, "dropout": 0.0},
+        "optimiser": {"epochs": 8, "batch_size": 32, "lr": 0.05, "patience": 3},
+        **changes,
+    }
+    return FusionRecipe.model_validate(settings)
+
+
+def run(recipe: FusionRecipe, data: FusionData, out: Path, seeds: tuple[int, ...] = (0, 1)) -> TrialRecord:
+    key = trial_key(recipe, seeds, data.fingerprint)
+    spec = {"key": key, "config": {"a": 1}, "seeds": seeds, "stage": "s", "recipe": recipe.model_dump(mode="json")}
+    trial = Configuration({**spec, "study": str(out)}, data)
+    for _ in range(recipe.optimiser.epochs + 1):
+        if trial.finished:
+            break
+        result = trial.step()
+        json.dumps(result)
+    assert trial.finished
+    found = StudyFolder(out).read_trial(key)
+    assert found is not None
+    return found
+
+
+def test_the_best_epoch_is_kept_of_each_seed_and_not_the_last(data: FusionData, place: Path, tmp_path: Path) -> None:
+    """Defects 13.3 and 13.5: the public study keeps the last epoch of one seed."""
+    found = run(recipe_of(place), without_test(data), tmp_path)
+    assert found.status == COMPLETE and found.attempts == 1 and len(found.best) == 2
+    curves = [[line["val_macro_ap"][seed] for line in found.epochs] for seed in range(2)]
+    for seed, (curve, best) in enumerate(zip(curves, found.best, strict=True)):
+        known = [value for value in curve if value is not None]
+        assert best["val_macro_ap"] == max(known) and known[best["epoch"] - 1] == max(known)
+        assert len(known) == min(8, best["epoch"] + 3)  # its own patience ended it, not the other's
+        kept = load_file(tmp_path / "trials" / found.key / f"seed-{seed}.safetensors")["val"]
+        truth = data.hard[data.splits["val"]]
+        assert average_precision_score(truth, kept, average="macro") == pytest.approx(max(known), abs=1e-6)
+    assert any(best["epoch"] < len(found.epochs) for best in found.best), "no curve fell: nothing was tested"
+    assert curves[0] != curves[1], "the seeds are the same"
+    assert [told["val_macro_ap"] for told in found.results()] == sorted(
+        told["val_macro_ap"] for told in found.results()
+    )
+    assert found.results()[-1]["val_macro_ap"] == pytest.approx(found.mean)
+
+
+def test_a_trial_has_no_test_sample_to_look_at(data: FusionData, tmp_path: Path) -> None:
+    """Defect 13.2: selection on test. What trials load holds neither test samples nor their labels."""
+    test = {data.sample_ids[row] for row in data.splits["test"]}
+    without_test(data).save(str(tmp_path))
+    seen = study_data(str(tmp_path))
+    assert test and not test & set(seen.sample_ids)
+    assert len(seen.splits["test"]) == 0 and len(seen.hard) == len(seen.sample_ids) == len(data.sample_ids) - len(test)
+    for name in ("train", "val"):
+        ids = [data.sample_ids[row] for row in data.splits[name]]
+        assert [seen.sample_ids[row] for row in seen.splits[name]] == ids
+        assert np.array_equal(seen.hard[seen.splits[name]], data.hard[data.splits[name]])
+        assert [seen.groups[row] for row in seen.splits[name]] == [data.groups[row] for row in data.splits[name]]
+    assert not test & {seen.embeddings.sample_ids[row] for row in seen.rows}
+    assert seen.fingerprint == data.fingerprint
+
+
+def test_the_same_configuration_gives_the_same_result_and_scores_test_with_the_kept_weights(
+    data: FusionData, place: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_of(place)
+    first, again = (run(recipe, without_test(data), tmp_path / name) for name in "ab")
+    assert first.scores == again.scores and first.key == again.key
+    folder = StudyFolder(tmp_path / "a")
+    test = predict_test(folder, first.key, recipe, [0, 1], data)
+    validation = folder.validation(first.key, [0, 1])
+    score = score_test(test, validation, data)
+    truth = data.hard[data.splits["test"]]
+    by_seed = [average_precision_score(truth, own, average="macro") for own in test]
+    assert score["map"]["seeds"] == pytest.approx(by_seed, abs=1e-6)
+    assert score["map"]["sd"] == pytest.approx(np.std(by_seed, ddof=1), abs=1e-6)
+    assert score["map"]["low"] < score["map"]["mean"] < score["map"]["high"]
+    assert score["chance"] == pytest.approx(truth.mean())  # every label has a positive here
+    assert score["interpolated"]["mean"] >= score["map"]["mean"]
+    assert score["map"]["mean"] > score["chance"] + 0.1, "nothing was learned"
+    assert [own["positives"] for own in score["per_class"]] == truth.sum(axis=0).tolist()
+
+
+def test_what_fails_is_told_in_one_line_and_is_an_end(data: FusionData, place: Path, tmp_path: Path) -> None:
+    refused = run(recipe_of(place, backbones={"context": "absent"}), without_test(data), tmp_path)
+    assert refused.status == FAILED and "context/absent/none" in (refused.error or "")
+    broken = run(recipe_of(place, optimiser={"epochs": 3, "lr": 1e30, "batch_size": 32}), without_test(data), tmp_path)
+    assert broken.status == FAILED and broken.error and "\n" not in broken.error
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_key_tells_apart_what_decides_a_result_and_nothing_else(place: Path) -> None:
+    recipe = recipe_of(place)
+
+    def key(changes: dict[str, Any], seeds: tuple[int, ...] = (0, 1), data: str = "d") -> str:
+        return trial_key(recipe.model_copy(update=changes), seeds, data)
+
+    assert key({}) == key({"seed": 7}) == key({"workers": 3})
+    moved = recipe.data.model_copy(update={"samples": "elsewhere", "embeddings": ["there"]})
+    assert key({"data": moved}) == key({})
+    assert len({key({}), key({"augmentation": "basic"}), key({}, (0, 1, 2)), key({}, data="e")}) == 4
+
+
+def test_stages_share_what_is_the_same_configuration(write_spaces: Callable[..., str], tmp_path: Path) -> None:
+    """Stage 2's `simple` is stage 1's winner: one key, so it is trained once."""
+    spaces = read_spaces(write_spaces(tmp_path))
+    base = base_recipe(spaces)
+    winner = {"backbones.context": "good", "backbones.body": "good"}
+    first = build_recipe(base, spaces, winner)
+    second = build_recipe(base, spaces, {**winner, "model.fusion": "simple", "loss.name": "discrete"})
+    assert trial_key(first, [0], "d") == trial_key(second, [0], "d")
