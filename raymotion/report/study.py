@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from raymotion import storage
 from raymotion.learning.published_metrics import to_text
 from raymotion.report import study_tables as tables
-from raymotion.report.study_findings import cautions, interval, notices, points, verdict
-from raymotion.report.study_folder import StudyFolder, load_study
+from raymotion.report.study_findings import cautions, config_text, interval, notices, points, verdict
+from raymotion.report.study_folder import StudyFolder, load_study, shown
 from raymotion.report.study_page import render
 from raymotion.report.study_scores import final_scores
 
@@ -80,7 +80,8 @@ def _lines(study: StudyFolder) -> list[str]:
             "–" if joint is None else f"{tables.with_spread(joint.mean, joint.sd)} ({interval(joint.low, joint.high)})"
         )
         val = "–" if winner is None else tables.with_spread(winner.mean, winner.sd)
-        rows.append([study.joint.title, "its own", val, "", "", test, "", ""])
+        own = "–" if winner is None else config_text(shown(winner.config), study.joint.varied)
+        rows.append([study.joint.title, own, val, "", "", test, "", ""])
     keep = (0, 1, 2, 4, 5, 7)
     widths = [max(len(row[i]) for row in rows) for i in keep]
     lines = [

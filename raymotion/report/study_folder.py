@@ -99,19 +99,36 @@ class Stage:
         return sum(trial.against is not None and trial.against.tied for trial in self.trials)
 
     @property
+    def seed_error(self) -> float | None:
+        """Standard error of a difference of two configurations' means that seeds alone make; None with one seed.
+
+        From the spread between seeds pooled over the stage's configurations: three seeds of one tell little.
+        """
+        known = [(t.sd, len(t.seeds)) for t in self.trials if t.complete and t.sd is not None and len(t.seeds) > 1]
+        if not known:
+            return None
+        return math.sqrt(2 / known[0][1] * math.fsum(sd * sd for sd, _ in known) / len(known))
+
+    def stands_out(self, against: Against) -> bool | None:
+        """Whether a lead is beyond noise: that of the images (the bootstrap) and that of the seeds (two errors)."""
+        if against.tied:
+            return False
+        return None if self.seed_error is None else against.difference > 2 * self.seed_error
+
+    @property
     def decided(self) -> bool | None:
         """Whether the stage changed anything beyond noise; None where that can not be said.
 
-        The first stage has nothing to change: it decides if the winner beats some configuration beyond noise.
+        The first stage has nothing to change: it decides if the leader beats some configuration beyond noise.
         """
         if self.winner is None:
             return None
         if self.incumbent is None:
-            compared = [trial.against for trial in self.trials if trial.against is not None]
-            return any(not against.tied for against in compared) if compared else None
+            leads = [self.stands_out(trial.against) for trial in self.trials if trial.against is not None]
+            return True if True in leads else False if leads and None not in leads else None
         if self.winner == self.incumbent:
             return False
-        return None if self.step is None else not self.step.tied
+        return None if self.step is None else self.stands_out(self.step)
 
 
 @dataclass(frozen=True)

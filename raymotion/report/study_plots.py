@@ -107,6 +107,8 @@ def joint_figure(joint: Stage, staged: float | None) -> bytes | None:
     trials = [trial for trial in joint.trials if trial.mean is not None]
     if not trials:
         return None
+    from matplotlib.ticker import MaxNLocator
+
     figure = _figure(9.6, 4.4)
     panels: Sequence[Axes] = figure.subplots(1, 2, sharey=True)
     fields = (("epochs run", [trial.epochs for trial in trials]), ("parameters", [t.parameters for t in trials]))
@@ -125,6 +127,7 @@ def joint_figure(joint: Stage, staged: float | None) -> bytes | None:
             axes.axhline(100 * staged, color=GOOD, linewidth=1.4, linestyle=(0, (5, 3)))
         axes.set_xlabel(title)
         _plain(axes)
+    panels[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     known = [trial.parameters for trial in trials if trial.parameters]
     if known and max(known) > 8 * min(known):
         panels[1].set_xscale("log")
@@ -148,6 +151,8 @@ def curves_figure(curves: Sequence[tuple[str, Sequence[Mapping[str, Any]], Seque
     curves = [curve for curve in curves if curve[1]]
     if not curves:
         return None
+    from matplotlib.ticker import MaxNLocator
+
     figure = _figure(9.6, 0.7 + 2.5 * len(curves))
     grid = np.atleast_2d(figure.subplots(len(curves), 2, squeeze=False))
     for (title, epochs, best), (left, right) in zip(curves, grid, strict=True):
@@ -160,7 +165,7 @@ def curves_figure(curves: Sequence[tuple[str, Sequence[Mapping[str, Any]], Seque
                 if axes is right and seed < len(best) and best[seed] in at:
                     place = at.index(best[seed])
                     axes.plot(at[place], scale * values[place], "o", color=colour, markersize=7)
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_xlabel("epoch")
             _plain(axes)
         left.set(ylabel="training loss")

@@ -99,10 +99,12 @@ def _decision(stage: Stage) -> Cell:
     if stage.winner is None:
         return Cell("not yet" if stage.status != "complete" else "no winner", "unclear")
     if stage.decided is None:
-        return Cell("? not known", "unclear")
+        return Cell("? seeds unknown" if stage.seed_error is None else "? not known", "unclear")
     others = "" if not stage.tied else "; 1 other tied" if stage.tied == 1 else f"; {stage.tied} others tied"
     if stage.decided:
         return Cell(f"▲ beyond noise{others}", "better")
+    if stage.step is not None and not stage.step.tied:
+        return Cell("≈ gained less than seeds differ", "unclear")
     return Cell(f"≈ nothing gained{others}", "unclear")
 
 

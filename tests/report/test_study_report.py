@@ -520,6 +520,23 @@ def test_a_tie_keeps_the_incumbent_and_is_no_finding(changed):
     assert "no later stage gained beyond noise (augmentation)" in summary.headline
 
 
+def test_a_gain_that_another_seed_could_have_made_is_no_finding_defect_13_5(changed):
+    """The bootstrap resamples images and says 0.3 to 0.9; but one configuration's seeds differ by 2 points."""
+
+    def loud(record: dict[str, Any]) -> None:
+        stage = record["stages"][1]
+        for trial in stage["trials"]:
+            mean = trial["val_macro_ap"]["mean"]
+            trial["val_macro_ap"] = {"mean": mean, "sd": 0.01, "seeds": [mean - 0.01, mean, mean + 0.01]}
+        # Two errors of a difference: 2 x sqrt(2 / 3) x 0.01 = 0.0163.
+        gap = {"key": stage["winner"]["incumbent"], "difference": 0.006, "low": 0.003, "high": 0.009, "tied": False}
+        stage["winner"]["compared"] = [gap]
+
+    page, summary = changed(loud)
+    assert column(page.tables["overview"][0], "verdict")[1] == "≈ gained less than seeds differ"
+    assert "no later stage gained beyond noise (augmentation)" in summary.headline
+
+
 def drop(*names: str) -> Callable[[dict[str, Any]], None]:
     def change(record: dict[str, Any]) -> None:
         for name in names:
