@@ -103,7 +103,8 @@ def _decision(stage: Stage) -> Cell:
     others = "" if not stage.tied else "; 1 other tied" if stage.tied == 1 else f"; {stage.tied} others tied"
     if stage.decided:
         return Cell(f"▲ beyond noise{others}", "better")
-    if stage.step is not None and not stage.step.tied:
+    leads = [stage.step] if stage.incumbent is not None else [trial.against for trial in stage.trials]
+    if any(lead is not None and not lead.tied for lead in leads):
         return Cell("≈ gained less than seeds differ", "unclear")
     return Cell(f"≈ nothing gained{others}", "unclear")
 
