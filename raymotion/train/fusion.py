@@ -91,14 +91,15 @@ class FusionTask:
                 "resampling makes pooled features, and this fusion reads spatial tokens",
                 remedy="Set resampling.method to none, or use embeddings without tokens.",
             )
-        key = ("resampled", settings.model_dump_json(), tuple(self.backbones.items()), self.recipe.seed)
+        soft = self.recipe.data.soft_targets
+        key = ("resampled", settings.model_dump_json(), tuple(self.backbones.items()), self.recipe.seed, soft)
         if key not in data.memory:
             rows = data.splits["train"]
             features = [own.take(data.rows[rows]) for own in self.streams]
             data.memory[key] = resample(
                 features,
                 self.mask[rows],
-                (data.soft if self.recipe.data.soft_targets else data.hard)[rows],
+                (data.soft if soft else data.hard)[rows],
                 settings,
                 seed=self.recipe.seed,
                 labels=data.vocabulary.labels,

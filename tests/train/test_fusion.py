@@ -1,0 +1,406 @@
+"""Training of fusion heads on cached features: what is fed to them, what is kept of it, and that they learn."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+
+from raymotion import storage
+from raymotion.data.embedding_layout import EmbeddingLayout, FeatureKey, FeatureShape
+from raymotion.data.samples import table_from_rows, write_samples
+from raymotion.data.streams import STREAMS
+from raymotion.errors import InputError
+from raymotion.models.checkpoint import load_fusion, read_checkpoint_info
+from raymotion.train.fit import fit
+from raymotion.train.fusion import FusionTask
+from raymotion.train.fusion_data import FusionData, prepare_fusion
+from raymotion.train.loop import Run, Workers, train
+from raymotion.train.recipe import FusionRecipe
+from raymotion.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary("five", ("Anger", "Fear", "Joy", "Peace", "Sadness"))
+N, DIM, VIEWS, TOKENS = 300, 8, 3, 4
+# The features of `coded` say whose they are (0) and which view (1); people outside the training split start here.
+OUTSIDE = 1000
+
+
+@dataclass(frozen=True)
+class Made:
+    """A sample table of 300 persons, two to an image, its embeddings, and what was put into them."""
+
+    samples: str
+    embeddings: str
+    hard: np.ndarray
+    vad: np.ndarray
+    splits: np.ndarray
+    codes: np.ndarray
+    has_face: np.ndarray
+    data: FusionData
+
+    def rows(self, split: str) -> np.ndarray:
+        return np.flatnonzero(self.splits == split)
+
+    def recipe(self, **changes: Any) -> FusionRecipe:
+        base: dict[str, Any] = {
+            "data": {"samples": self.samples, "embeddings": [self.embeddings]},
+            "backbones": dict.fromkeys(STREAMS, "good"), "model": {"fusion": "simple", "hidden": 16, "dropout": 0.2},
+            "loss": {"name": "bce"}, "workers": 0,
+            "optimiser": {"epochs": 8, "batch_size": 32, "lr": 0.01, "patience": 20},
+        }  # fmt: skip
+        optimiser = {**base["optimiser"], **changes.pop("optimiser", {})}
+        return FusionRecipe.model_validate({**base, **changes, "optimiser": optimiser})
+
+    def features(self) -> dict[str, np.ndarray]:
+        """Clean features of all persons, read past the code that is tested."""
+        blocks = {stream: self.data.embeddings.block(stream, "good") for stream in STREAMS}
+        return {stream: block.array[np.maximum(block.row_of, 0), 0] for stream, block in blocks.items()}
+
+    def task(self, **changes: Any) -> FusionTask:
+        return FusionTask(self.recipe(**changes), self.data)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def made(own_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder, rng, width = tmp_path_factory.mktemp("fusion"), np.random.default_rng(7), len(VOCABULARY)
+    hard = (rng.random((N, width)) < np.linspace(0.12, 0.5, width)).astype(np.float32)
+    splits = np.array([("train", "train", "train", "val", "test")[i // 2 % 5] for i in range(N)])
+    has_face = rng.random(N) < 0.8
+    vad = np.stack([5 + 2 * hard[:, 2] - 2 * hard[:, 4], 4 + 3 * hard[:, 3], np.full(N, np.nan)], axis=1)
+    rows: list[dict[str, Any]] = [
+        {
+            "sample_id": f"p{i}", "group_id": f"g{i // 2}", "source": "t", "split": str(splits[i]),
+            "labels": [VOCABULARY.labels[j] for j in np.flatnonzero(hard[i])],
+            "valence": float(vad[i, 0]), "arousal": float(vad[i, 1]), "dominance": None,
+        }
+        for i in range(N)
+    ]  # fmt: skip
+    samples = str(folder / "samples.parquet")
+    write_samples(samples, table_from_rows(rows, VOCABULARY))
+    codes = np.where(splits == "train", np.arange(N), OUTSIDE + np.arange(N))
+    shapes = {
+        FeatureKey(stream, name, level): FeatureShape(views, DIM)
+        for name in ("good", "coded")
+        for stream in STREAMS
+        for level, views in (("none", 1), ("basic", VIEWS))
+    }
+    shapes[FeatureKey("body", "grid")] = FeatureShape(1, DIM)
+    shapes[FeatureKey("body", "grid", tokens=True)] = FeatureShape(1, DIM, TOKENS)
+    identities = {name: {"name": name, "weights": "random:0", "dim": DIM} for name in ("good", "coded", "grid")}
+    layout = EmbeddingLayout(shapes, identities, {"none": 1, "basic": VIEWS}, seed=0, token_grid=2)
+    columns: dict[str, Any] = {
+        "sample_id": [row["sample_id"] for row in rows], "group_id": [row["group_id"] for row in rows],
+        "split": splits.tolist(), "context_of": [f"p{i - i % 2}" for i in range(N)],
+    }  # fmt: skip
+    mixes = {stream: rng.normal(size=(width, DIM)) for stream in STREAMS}
+    for key, shape in shapes.items():
+        values: list[list[float] | None] = []
+        for i in range(N):
+            there = (key.stream != "face" or has_face[i]) and (key.stream != "context" or i % 2 == 0)
+            if not there or (key.level != "none" and splits[i] != "train"):
+                values.append(None)
+                continue
+            own = hard[i - i % 2 : i - i % 2 + 2].mean(axis=0) if key.stream == "context" else hard[i]
+            of_sample = 0.7 * (own @ mixes[key.stream]) + rng.normal(size=shape.of_sample)
+            if key.backbone == "coded":
+                of_sample[..., 0] = codes[i]
+                of_sample[..., 1] = 0 if key.level == "none" else 1 + np.arange(VIEWS)
+            values.append(of_sample.astype(np.float16).ravel().tolist())
+        columns[key.column] = values
+    embeddings = folder / "embeddings"
+    storage.write_table(embeddings / "part-00000.parquet", pa.Table.from_pydict(columns, schema=layout.schema()))
+    storage.write_json(embeddings / "job.json", {"job": "embeddings", "status": "complete"})
+    recipe = FusionRecipe.model_validate(
+        {"data": {"samples": samples, "embeddings": [str(embeddings)]}, "backbones": dict.fromkeys(STREAMS, "good")}
+    )
+    return Made(samples, str(embeddings), hard, vad, splits, codes, has_face, prepare_fusion(recipe))
+
+
+def trained(task: FusionTask) -> Run:
+    run = Run(task)
+    while not run.done:
+        run.step()
+    return run
+
+
+def sklearn_map(truth: np.ndarray, scores: np.ndarray) -> float:
+    return float(np.mean([average_precision_score(truth[:, j], scores[:, j]) for j in range(truth.shape[1])]))
+
+
+CODED = dict.fromkeys(STREAMS, "coded")
+
+
+class Recorder(torch.nn.Module):
+    """Stands where a head stands, and keeps what it is shown."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.columns = columns
+        self.seen: list[tuple[list[np.ndarray], np.ndarray]] = []
+        self.modes: set[bool] = set()
+
+    def forward(self, features: list[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+        self.seen.append(([own.numpy() for own in features], mask.numpy()))
+        self.modes.add(self.training)
+        return torch.zeros(len(mask), self.columns)
+
+
+# What is learned
+
+
+def test_training_finds_planted_evidence_and_all_streams_know_more_than_one(made: Made) -> None:
+    truth = made.hard[np.concatenate([made.rows("val"), made.rows("test")])]
+    scores = {}
+    for ablation in ("all", "context", "body", "face"):
+        run = trained(made.task(model={"fusion": "simple", "hidden": 16, "dropout": 0.2, "ablation": ablation}))
+        scores[ablation] = sklearn_map(truth, np.concatenate([run.predict("val"), run.predict("test")]))
+    chance = truth.mean(axis=0).mean()
+    assert scores["all"] > chance + 0.25
+    assert scores["all"] > max(scores[name] for name in ("context", "body", "face")) + 0.02
+    assert min(scores.values()) > chance + 0.03
+
+
+def test_the_class_prior_is_the_first_answer(made: Made) -> None:
+    rates = made.hard[made.rows("train")].mean(axis=0)
+    head = made.task().build()
+    assert torch.sigmoid(head.head.bias).detach().numpy() == pytest.approx(rates, abs=1e-5)
+    # Not so where outputs are scores in themselves: a logit would be an answer far off.
+    raw = made.task(loss={"name": "discrete_published"}).build()
+    assert raw.head.bias.detach().abs().max() < 1
+
+
+def test_inputs_are_standardised_by_the_training_rows_that_have_the_stream_alone(made: Made) -> None:
+    head = made.task(backbones=CODED).build()
+    train = made.rows("train")
+    for stream, rows in (("body", train), ("face", train[made.has_face[train]])):
+        codes = made.codes[rows].astype(np.float16).astype(np.float64)
+        assert float(head.get_buffer(f"mean_{stream}")[0]) == pytest.approx(codes.mean(), rel=1e-5)
+        assert float(head.get_buffer(f"scale_{stream}")[0]) == pytest.approx(1 / codes.std(), rel=1e-4)
+        assert float(head.get_buffer(f"scale_{stream}")[1]) == 1.0  # never varies: shifted alone
+    published = made.task(backbones=CODED, model={"fusion": "simple_published", "hidden": 16}).build()
+    assert not published.standardises
+
+
+# What is fed
+
+
+def test_defect_13_4_validation_sees_clean_features_in_evaluation_mode(made: Made) -> None:
+    feed = made.task(backbones=CODED, augmentation="basic").feed(Workers(), first_epoch=0)
+    model = Recorder(len(VOCABULARY)).train()
+    answers = feed.predict(model, "val")
+    features, mask = (np.concatenate(parts) for parts in zip(*((f[1], m) for f, m in model.seen), strict=True))
+    assert answers.shape == (len(made.rows("val")), len(VOCABULARY)) and model.modes == {False} and model.training
+    assert features[:, 0].tolist() == made.codes[made.rows("val")].tolist()  # every row, in the order of the split
+    assert set(features[:, 1]) == {0.0}
+    assert mask.tolist() == [[True, True, bool(face)] for face in made.has_face[made.rows("val")]]
+
+
+def test_augmented_training_draws_one_view_for_all_streams_and_another_in_other_epochs(made: Made) -> None:
+    feed = made.task(backbones=CODED, augmentation="basic").feed(Workers(), first_epoch=0)
+    drawn: list[dict[float, float]] = []
+    for epoch in range(3):
+        views: dict[float, float] = {}
+        for batch in feed.train(epoch):
+            (context, body, face), mask = batch.inputs[0], batch.inputs[1]
+            assert torch.equal(context[:, 1], body[:, 1]) and torch.equal(face[mask[:, 2], 1], body[mask[:, 2], 1])
+            assert (face[~mask[:, 2]] == 0).all()
+            views |= dict(zip(body[:, 0].tolist(), body[:, 1].tolist(), strict=True))
+        assert sorted(views) == made.codes[made.rows("train")].tolist()  # training rows, each once, and no others
+        drawn.append(views)
+    assert {view for views in drawn for view in views.values()} == {1.0, 2.0, 3.0}
+    assert all(sum(a[code] != b[code] for code in a) > 60 for a, b in pairwise(drawn))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_defect_13_6_each_original_is_seen_once_an_epoch_beside_the_synthetic_rows(made: Made, world: int) -> None:
+    task = made.task(backbones=CODED, resampling={"method": "smote", "level": "full"})
+    assert task.resampled is not None
+    synthetic = Counter(task.resampled.features[1].astype(np.float16)[:, 0].tolist())
+    assert sum(synthetic.values()) > 20 and max(synthetic) < OUTSIDE  # made of training rows alone
+    rare = np.argmin(made.hard[made.rows("train")].sum(axis=0))
+    assert task.resampled.per_class[rare] > 0  # the rarest class, which the public study left out
+    for epoch in (0, 1):
+        seen: Counter[float] = Counter()
+        for rank in range(world):
+            for batch in task.feed(Workers(rank, world), first_epoch=0).train(epoch):
+                body, answers = batch.inputs[0][1], batch.answers
+                assert body.dtype == torch.float16 and answers.dtype == torch.float32
+                seen.update(body[:, 0].tolist())
+        once = Counter(made.codes[made.rows("train")].astype(float).tolist())
+        assert not (once + synthetic) - seen
+        assert sum((seen - (once + synthetic)).values()) < world  # what is seen twice fills the last worker's share up
+
+
+def test_an_original_keeps_its_own_labels_in_a_batch_with_synthetic_rows(made: Made) -> None:
+    task = made.task(backbones=CODED, resampling={"method": "random", "level": "full"})
+    for batch in task.feed(Workers(), first_epoch=0).train(0):
+        codes = batch.inputs[0][1][:, 0].numpy().astype(int)
+        assert np.array_equal(batch.answers.numpy(), made.hard[codes])  # copies too: they are whole
+
+
+# What is kept
+
+
+def test_defect_13_3_the_best_epoch_is_kept_not_the_last(made: Made) -> None:
+    # A rate that climbs until nothing learned is left: the last epoch is none to keep.
+    run = trained(made.task(optimiser={"epochs": 8, "lr": 30.0, "warmup": 1.0, "clip": None}, model={"hidden": 16}))
+    history = [epoch["val_macro_ap"] for epoch in run.state.history]
+    best = int(np.argmax(history)) + 1
+    assert run.state.best_epoch == best < 8 and history[best - 1] > history[-1] + 0.02
+    last = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    score = sklearn_map(made.hard[made.rows("val")], run.predict("val"))
+    assert score == pytest.approx(history[best - 1], abs=1e-6)
+    assert not torch.equal(last["head.weight"], run.best_weights["head.weight"])
+
+
+def test_a_resumed_run_ends_with_the_same_weights_and_another_seed_with_others(made: Made, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {
+        "optimiser": {"epochs": 4}, "augmentation": "basic", "resampling": {"method": "adasyn"},
+        "model": {"fusion": "gated_residual", "hidden": 16, "dropout": 0.4},
+    }  # fmt: skip
+    whole = trained(made.task(**changes))
+    first = Run(made.task(**changes))
+    first.step()
+    first.step()
+    first.save(str(tmp_path))
+    again = Run(made.task(**changes), resume_from=str(tmp_path))
+    while not again.done:
+        again.step()
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, again.model.state_dict()[name]), name
+    assert [e["val_macro_ap"] for e in whole.state.history] == [e["val_macro_ap"] for e in again.state.history]
+    other = trained(made.task(**changes, seed=1))
+    assert not torch.equal(other.model.head.weight, whole.model.head.weight)
+
+
+@pytest.mark.parametrize("ablation,kept", [("body", {"body"}), ("face_context", {"face", "context"})])
+def test_an_ablated_stream_changes_nothing(made: Made, ablation: str, kept: set[str]) -> None:
+    task = made.task(model={"fusion": "attention", "hidden": 16, "ablation": ablation}, optimiser={"epochs": 2})
+    run = trained(task)
+    before, model = run.predict("test"), run.model.eval()
+    rows = made.data.rows[made.data.splits["test"]]
+    for number, stream in enumerate(STREAMS):
+        features = [torch.from_numpy(own.take(rows)) for own in task.streams]
+        features[number] = torch.randn(features[number].shape)
+        with torch.no_grad():
+            after = torch.sigmoid(model(features, torch.from_numpy(task.mask[made.data.splits["test"]]))).numpy()
+        assert np.allclose(after, before, atol=1e-6) == (stream not in kept)
+
+
+@pytest.mark.parametrize("fusion", ["weighted_published", "attention"])
+def test_a_last_batch_of_one_row_and_a_head_on_tokens_train(made: Made, fusion: str) -> None:
+    grid = {"backbones": {"context": "good", "body": "grid", "face": "good"}} if fusion == "attention" else {}
+    task = made.task(model={"fusion": fusion, "hidden": 16}, optimiser={"epochs": 1, "batch_size": 179}, **grid)
+    run = trained(task)
+    assert run.model.config.tokens == ({"body": TOKENS} if grid else {})
+    assert np.isfinite(run.predict("val")).all()
+
+
+# The end of a run
+
+
+def test_vad_head_reports_its_error_beside_the_training_means(made: Made, tmp_path: Path) -> None:
+    recipe = made.recipe(model={"fusion": "simple", "hidden": 16, "vad": True, "dropout": 0.0}, vad_weight=20.0)
+    info = fit(recipe, tmp_path / "vad").info
+    errors = {error["name"]: error for error in info.training["emotic"]["test"]["vad_mae"]}
+    rows = made.data.splits["test"]
+    loaded = load_fusion(tmp_path / "vad")
+    answers = loaded.predict(made.features(), made.data.mask(STREAMS))[rows]
+    train = made.rows("train")
+    for j, name in enumerate(("valence", "arousal")):
+        truth = made.vad[made.rows("test"), j]
+        assert errors[name]["mae"] == pytest.approx(np.abs(10 * answers[:, 5 + j] - truth).mean(), abs=1e-4)
+        assert errors[name]["constant"] == pytest.approx(np.abs(made.vad[train, j].mean() - truth).mean(), abs=1e-4)
+        assert errors[name]["mae"] < errors[name]["constant"] - 0.1
+    assert errors["dominance"]["mae"] is None  # nobody annotated it
+
+
+def test_train_command_writes_a_checkpoint_and_says_finished_when_it_stands(
+    made: Made, tmp_path: Path, runner: Callable[..., Any]
+) -> None:
+    command = [
+        "train", "fusion-emotic", "--samples", made.samples, "--embeddings", made.embeddings, "--context", "good",
+        "--body", "good", "--face", "good", "--epochs", 3, "--set", "model.hidden=16", "--set",
+        "optimiser.batch_size=64", "--set", "optimiser.lr=0.01", "--out", tmp_path / "head",
+    ]  # fmt: skip
+    first = runner(*command)
+    assert first.code == 0, first.err
+    info = read_checkpoint_info(tmp_path / "head")
+    assert info.architecture == "fusion" and info.modalities == STREAMS
+    assert info.backbones is not None and info.backbones["face"]["name"] == "good"
+    rows = made.rows("test")
+    scores = load_fusion(tmp_path / "head").predict(made.features(), made.data.mask(STREAMS))[rows]
+    figures = info.training["emotic"]["test"]
+    assert figures["map"] == pytest.approx(sklearn_map(made.hard[rows], scores), abs=1e-6)
+    assert figures["chance_map"] == pytest.approx(made.hard[rows].mean(axis=0).mean(), abs=1e-6)
+    assert f"mAP {figures['map']:.4f}" in first.out and f"{figures['interpolated_map']:.4f} (interpolated" in first.out
+    assert not list(tmp_path.glob(".head.run"))
+    again = runner(*command)
+    assert again.code == 0 and "finished already" in again.out
+    other = runner(*command, "--set", "model.hidden=24")
+    assert other.code == 2 and "model.hidden" in other.err and other.err.count("\n") <= 2
+
+
+@pytest.mark.parametrize(
+    "changes,named",
+    [
+        ({"backbones": {"body": "swin"}}, "body/swin/none"),
+        ({"augmentation": "full"}, "context/good/full"),
+        ({"loss": {"name": "hinge"}}, "hinge"),
+        ({"loss": {"name": "focal", "options": {"gama": 2}}}, "gama"),
+        ({"model": {"fusion": "blend"}}, "blend"),
+        ({"model": {"ablation": "head"}}, "head"),
+        ({"model": {"hiden": 4}}, "hiden"),
+        ({"backbones": {"body": "good"}, "model": {"fusion": "bilinear"}}, "body"),
+        (
+            {
+                "backbones": {"body": "grid"}, "model": {"fusion": "attention"}, "resampling": {"method": "smote"},
+            },
+            "spatial tokens",
+        ),
+    ],
+)  # fmt: skip
+def test_what_can_not_be_trained_is_refused_in_one_line(made: Made, changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(InputError) as caught:
+        made.task(**changes)
+    assert named in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_test_rows_are_predicted_only_when_all_is_chosen(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Defect 13.2: the public study carries forward what was best on test."""
+    from raymotion.train.fusion import FusionFeed
+
+    asked: list[tuple[int, str]] = []
+    real = FusionFeed.predict
+
+    def note(feed: FusionFeed, model: torch.nn.Module, split: str) -> np.ndarray:
+        asked.append((reported[0], split))
+        return real(feed, model, split)
+
+    reported = [0]
+
+    def report(metrics: Any, folder: str | None) -> None:
+        reported[0] += 1
+
+    monkeypatch.setattr(FusionFeed, "predict", note)
+    train(made.task(optimiser={"epochs": 3}), report=report)
+    assert asked == [(0, "val"), (1, "val"), (2, "val"), (3, "val"), (3, "test")]
