@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
@@ -23,6 +23,9 @@ from raymotion.batch.cluster import node_resources, plan_placement
 from raymotion.errors import RunFailed
 from raymotion.study.record import FAILED, STOPPED, StudyFolder, TrialRecord
 from raymotion.study.space import Stopping
+
+if TYPE_CHECKING:
+    from raymotion.study.trial import Configuration
 
 METRIC = "val_macro_ap"
 # Tune's own logs, snapshots and notices: none of them is read, and each costs time or a line on the terminal.
@@ -47,31 +50,36 @@ class Resources:
 class ConfigurationTrainable(tune.Trainable):
     """Tune's view of a `study.trial.Configuration`. The actor serves one after the other: torch is imported once."""
 
+    current: Configuration | None = None
+
     def setup(self, config: dict[str, Any]) -> None:
-        self._begin(config)
+        # Nothing is begun here: Tune sets up actors for trials that it then gives to another actor.
+        self.spec = config["trial"]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.current.close()
-        self._begin(new_config)
+        self.cleanup()
+        self.setup(new_config)
         return True
 
-    def _begin(self, config: dict[str, Any]) -> None:
+    def _begin(self) -> Configuration:
         import torch
 
         from raymotion.study.trial import Configuration, study_data
 
-        spec = config["trial"]
-        torch.set_num_threads(max(1, round(spec["cpus"])))
-        device = "cuda" if spec["gpus"] and torch.cuda.is_available() else "cpu"
-        folder = StudyFolder(spec["study"])
-        self.current = Configuration(spec, study_data(folder.data), device=device)
+        torch.set_num_threads(max(1, round(self.spec["cpus"])))
+        device = "cuda" if self.spec["gpus"] and torch.cuda.is_available() else "cpu"
+        return Configuration(self.spec, study_data(StudyFolder(self.spec["study"]).data), device=device)
 
     def step(self) -> dict[str, Any]:
+        if self.current is None:
+            self.current = self._begin()
         result = self.current.step()
         return {**result, "done": result["finished"]}
 
     def cleanup(self) -> None:
-        self.current.close()
+        if self.current is not None:
+            self.current.close()
+            self.current = None
 
     # Trials start anew after a crash: there is nothing to save.
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -175,7 +183,8 @@ def search(
         param_space={"trial": tune.grid_search(given)},
         tune_config=tune.TuneConfig(
             scheduler=scheduler,
-            max_concurrent_trials=min(plan.workers, len(given)),
+            # Where as many run as fit, Tune is better not told: it only keeps the actors for which trials wait.
+            max_concurrent_trials=resources.concurrent,
             reuse_actors=True,
             trial_name_creator=_short,
             trial_dirname_creator=_short,

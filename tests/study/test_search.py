@@ -1,0 +1,73 @@
+"""Early stopping goes on where it was: a scheduler told of finished trials decides as one that saw them live."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+from raymotion.study.record import COMPLETE, STOPPED, TrialRecord
+from raymotion.study.search import METRIC, scheduler_of
+from raymotion.study.space import Stopping
+
+EPOCHS = 9
+
+
+@dataclass(frozen=True)
+class Told:
+    trial_id: str
+
+
+def live(scheduler: Any, name: str, curve: list[float], order: int) -> TrialRecord:
+    """Runs a trial against a scheduler as Tune does; returns its record."""
+    trial = Told(name)
+    scheduler.on_trial_add(None, trial)
+    record = TrialRecord(name, {}, [0], order=order, status=COMPLETE)
+    best = 0.0
+    for epoch, value in enumerate(curve, 1):
+        best = max(best, value)
+        record.epochs.append({"epoch": epoch, "score": best, "val_macro_ap": [value]})
+        result = {"epoch": epoch, METRIC: best}
+        if epoch < len(curve) and scheduler.on_trial_result(None, trial, result) == "STOP":
+            record.status = STOPPED
+            break
+    scheduler.on_trial_complete(None, trial, result)
+    return record
+
+
+@given(
+    seed=st.integers(0, 1000),
+    trials=st.integers(2, 12),
+    before=st.integers(0, 12),
+    grace=st.integers(1, 4),
+    factor=st.sampled_from([2.0, 3.0, 4.0]),
+)
+def test_replayed_trials_count_as_if_they_had_just_run(
+    seed: int, trials: int, before: int, grace: int, factor: float
+) -> None:
+    curves = np.cumsum(np.random.default_rng(seed).normal(0.02, 0.05, (trials, EPOCHS)), axis=1).round(2).tolist()
+    stopping = Stopping(grace_epochs=grace, reduction_factor=factor)
+    one = scheduler_of(stopping, EPOCHS)
+    undisturbed = [live(one, f"t{i}", curve, i) for i, curve in enumerate(curves)]
+    # Cut off after some trials: those are read from their records, in whatever order the folder lists them.
+    other = scheduler_of(stopping, EPOCHS, list(reversed(undisturbed[:before])))
+    for i in range(min(before, trials), trials):
+        again = live(other, f"t{i}", curves[i], i)
+        assert (again.status, again.epochs) == (undisturbed[i].status, undisturbed[i].epochs)
+
+
+def test_a_bad_start_is_stopped_by_what_earlier_runs_did() -> None:
+    lines = [{"epoch": epoch, "score": 0.5} for epoch in range(1, EPOCHS + 1)]
+    good = [TrialRecord(f"g{i}", {}, [0], status=COMPLETE, order=i, epochs=lines) for i in range(4)]
+    assert live(scheduler_of(Stopping(grace_epochs=2), EPOCHS, good), "bad", [0.1] * EPOCHS, 9).status == STOPPED
+    assert live(scheduler_of(Stopping(grace_epochs=2), EPOCHS), "bad", [0.1] * EPOCHS, 9).status == COMPLETE
+
+
+def test_no_early_stopping_where_there_is_none_or_no_room_for_it() -> None:
+    assert type(scheduler_of(None, 20)) is FIFOScheduler
+    assert type(scheduler_of(Stopping(grace_epochs=5), 5)) is FIFOScheduler
+    assert isinstance(scheduler_of(Stopping(grace_epochs=5), 20), ASHAScheduler)

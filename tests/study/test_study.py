@@ -1,0 +1,241 @@
+"""A small study through real Ray Tune: its record, going on after a kill, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raymotion import storage
+from raymotion.data.samples import read_samples, vocabulary_of, write_samples
+from raymotion.errors import InputError, RunFailed, SettingsMismatch
+from raymotion.learning.paired import paired_map_gain
+from raymotion.study.record import StudyFolder
+from raymotion.study.run import StudySettings, run_study
+from raymotion.train.fusion_data import FusionData, prepare_fusion
+from raymotion.train.fusion_recipe import FusionRecipe
+
+
+@pytest.fixture(scope="module")
+def place(
+    tmp_path_factory: pytest.TempPathFactory,
+    write_features: Callable[..., tuple[str, str]],
+    write_spaces: Callable[..., str],
+) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    write_features(folder, 240)
+    write_spaces(folder)
+    return folder
+
+
+def settings(place: Path, out: Path, **changes: Any) -> StudySettings:
+    made: dict[str, Any] = {
+        "spaces": str(place / "spaces"), "embeddings": [str(place / "embeddings")], "out": str(out), "seeds": 2,
+        "cpus_per_trial": 2, **changes,
+    }  # fmt: skip
+    return StudySettings.model_validate(made)
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path, ray_local: Any) -> tuple[Path, dict[str, Any], list[str]]:
+    lines: list[str] = []
+    record = run_study(settings(place, place / "out"), say=lines.append)
+    return place / "out", record, lines
+
+
+def data_of(place: Path) -> FusionData:
+    return prepare_fusion(
+        FusionRecipe.model_validate(
+            {"data": {"samples": str(place / "samples.parquet"), "embeddings": [str(place / "embeddings")]}}
+        )
+    )
+
+
+def trials(out: Path) -> dict[str, tuple[int, int]]:
+    """Attempts, and when it was last written, of each finished trial."""
+    return {
+        path.parent.name: (json.loads(path.read_text())["attempts"], path.stat().st_mtime_ns)
+        for path in out.glob("trials/*/trial.json")
+        if json.loads(path.read_text())["status"] != "running"
+    }
+
+
+def test_a_study_leaves_its_whole_record(finished: tuple[Path, dict[str, Any], list[str]], place: Path) -> None:
+    out, record, lines = finished
+    assert storage.read_json(out / "study.json") == json.loads(json.dumps(record))
+    assert record["status"] == "complete" and record["seeds"] == [0, 1]
+    assert [stage["name"] for stage in record["stages"]] == ["backbones", "fusion", "loss"]
+    assert [len(stage["trials"]) for stage in record["stages"]] == [2, 2, 3] and len(record["joint"]["trials"]) == 4
+    winners = [stage["winner"] for stage in record["stages"]]
+    assert winners[0]["config"]["backbones.context"] == "good", "noise was carried on"
+    # The control of a stage is the winner of the one before, and is not trained again.
+    for before, stage in zip(record["stages"], record["stages"][1:], strict=False):
+        control = next(own for own in stage["trials"] if own["key"] == before["winner"]["key"])
+        assert control["reused_from"] in ("backbones", "fusion") and stage["winner"]["incumbent"] == control["key"]
+        assert stage["fixed"].items() <= before["winner"]["config"].items()
+    cost = record["cost"]
+    assert cost["trials"] == 11 and cost["trained"] + cost["reused"] == 11 and cost["trained"] == len(trials(out))
+    assert cost["epochs"] <= cost["epochs_without_stopping"] == cost["trained"] * 2 * 3
+    assert all(attempts == 1 for attempts, _ in trials(out).values())
+    # Weights are kept of what was carried on, and of nothing else; probabilities of every trial that was completed.
+    kept = {path.parent.name for path in out.glob("trials/*/*.weights.safetensors")}
+    assert kept == {winner["key"] for winner in [*winners, record["joint"]["winner"]]}
+    assert not (out / ".data").exists() and not (out / ".tune").exists()
+    assert any("carried on" in line for line in lines) and any(line.startswith("joint search") for line in lines)
+    assert not any("\n" in line for line in lines)
+
+
+def test_choices_and_comparison_follow_from_validation(
+    finished: tuple[Path, dict[str, Any], list[str]], place: Path
+) -> None:
+    """Each number of the record again, from the probabilities that the trials left."""
+    out, record, _ = finished
+    data, folder = data_of(place), StudyFolder(out)
+    rows = data.splits["val"]
+    truth, groups = data.hard[rows], [data.groups[row] for row in rows]
+    for stage in record["stages"]:
+        scores = {own["key"]: own["val_macro_ap"]["mean"] for own in stage["trials"] if own["status"] == "complete"}
+        leader = max(scores, key=lambda key: scores[key])
+        assert stage["winner"]["leader"] == leader
+        for other in stage["winner"]["compared"]:
+            gain = paired_map_gain(
+                truth, folder.validation(leader, [0, 1]), folder.validation(other["key"], [0, 1]), groups=groups
+            )
+            assert (other["difference"], other["low"]) == (pytest.approx(gain.value), pytest.approx(gain.low))
+            assert other["difference"] == pytest.approx(scores[leader] - scores[other["key"]], abs=1e-6)
+        assert stage["winner"]["key"] in {leader, stage["winner"]["incumbent"]} | {
+            other["key"] for other in stage["winner"]["compared"] if other["tied"]
+        }
+    compared = record["comparison"]
+    assert compared["staged_key"] == record["stages"][-1]["winner"]["key"]
+    assert compared["low"] <= compared["difference"] <= compared["high"] or compared["difference"] == 0
+
+
+def test_test_is_scored_once_at_the_end_for_every_winner(
+    finished: tuple[Path, dict[str, Any], list[str]], place: Path
+) -> None:
+    """Defect 13.2. Chance stands beside every score, and all that comes before the end knows nothing of test."""
+    _, record, _ = finished
+    data = data_of(place)
+    entries = record["test"]["entries"]
+    assert [own["name"] for own in entries] == ["backbones", "fusion", "loss", "joint"]
+    for own in entries:
+        assert own["chance"] == pytest.approx(data.hard[data.splits["test"]].mean(axis=0).mean())
+        assert own["map"]["low"] < own["map"]["mean"] < own["map"]["high"] and len(own["map"]["seeds"]) == 2
+        assert len(own["per_class"]) == 5
+    same = {own["key"]: own["map"] for own in entries}
+    assert all(own["map"] == same[own["key"]] for own in entries)
+    assert "test" not in json.dumps([record["stages"], record["joint"], record["comparison"]])
+
+
+def test_the_winner_is_a_recipe_that_can_be_trained(finished: tuple[Path, dict[str, Any], list[str]]) -> None:
+    from raymotion.train.recipe import load_recipe
+
+    out, record, _ = finished
+    recipe = load_recipe(str(out / "winner.yaml"))
+    assert isinstance(recipe, FusionRecipe)
+    assert recipe.loss.name == record["stages"][-1]["winner"]["config"]["loss.name"]
+
+
+def test_no_finished_trial_runs_again_after_a_kill_in_stage_3(
+    finished: tuple[Path, dict[str, Any], list[str]], place: Path, tmp_path: Path
+) -> None:
+    """What `kill -9` in stage 3 leaves: two stages in the record, one trial of stage 3 under way, one not begun."""
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    record = storage.read_json(out / "study.json")
+    third = [own["key"] for own in record["stages"][2]["trials"] if own["reused_from"] is None]
+    running, unknown = third[0], third[1]
+    storage.write_json(
+        out / "study.json",
+        {
+            **record,
+            "status": "running",
+            "stages": record["stages"][:2],
+            "joint": None,
+            "comparison": None,
+            "test": None,
+        },
+    )
+    path = out / "trials" / running / "trial.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "status": "running", "epochs": [], "best": []}))
+    shutil.rmtree(out / "trials" / unknown)
+    before = trials(out)
+    assert running not in before and unknown not in before and len(before) >= 3
+    lines: list[str] = []
+    again = run_study(settings(place, out), say=lines.append)
+    after = trials(out)
+    assert {key: after[key] for key in before} == before, "a finished trial ran again"
+    assert after[running][0] == 2 and after[unknown][0] == 1
+    assert [own["key"] for own in again["stages"][2]["trials"]] == [own["key"] for own in record["stages"][2]["trials"]]
+    assert again["stages"][2]["winner"]["key"] == record["stages"][2]["winner"]["key"]
+    maps = [own["map"]["mean"] for own in record["test"]["entries"]]
+    assert [own["map"]["mean"] for own in again["test"]["entries"]] == pytest.approx(maps)
+
+
+def test_a_finished_study_is_not_run_again_and_takes_no_other_settings(
+    finished: tuple[Path, dict[str, Any], list[str]], place: Path
+) -> None:
+    out, record, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    lines: list[str] = []
+    assert run_study(settings(place, out), say=lines.append) == json.loads(json.dumps(record))
+    assert "nothing to do" in lines[0] and {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    with pytest.raises(SettingsMismatch, match=r"seeds: \[0, 1\] there, \[0, 1, 2\] here"):
+        run_study(settings(place, out, seeds=3), say=lines.append)
+    with pytest.raises(SettingsMismatch, match=r"optimiser\.lr: 0\.01 there, 0\.5 here"):
+        run_study(settings(place, out, set=["optimiser.lr=0.5"]), say=lines.append)
+    with pytest.raises(InputError, match="is not empty, and no study"):
+        run_study(settings(place, place), say=lines.append)
+
+
+def test_choices_do_not_change_with_the_test_split(
+    finished: tuple[Path, dict[str, Any], list[str]], place: Path, ray_local: Any, tmp_path: Path
+) -> None:
+    """Defect 13.2: with every test label turned round, every score on validation and the choice stay what they were."""
+    table = read_samples(place / "samples.parquet")
+    vocabulary = vocabulary_of(table)
+    assert vocabulary is not None
+    turned = [
+        [name for name in vocabulary.labels if name not in labels] if split == "test" else labels
+        for labels, split in zip(table.column("labels").to_pylist(), table.column("split").to_pylist(), strict=True)
+    ]
+    index = table.schema.get_field_index("labels")
+    field = table.schema.field(index)
+    write_samples(tmp_path / "s.parquet", table.set_column(index, field, pa.array(turned, field.type)))
+    _, before, _ = finished
+    changed = settings(
+        place, tmp_path / "out", stages=["backbones"], joint=False, samples=str(tmp_path / "s.parquet")
+    )  # fmt: skip
+    after = run_study(changed, say=lambda line: None)
+    one, other = before["stages"][0], after["stages"][0]
+    assert [own["val_macro_ap"] for own in one["trials"]] == [own["val_macro_ap"] for own in other["trials"]]
+    assert one["winner"]["config"].items() >= other["winner"]["config"].items()
+    scores = [record["test"]["entries"][0]["map"]["mean"] for record in (before, after)]
+    assert not np.isclose(*scores), "the test labels were not read at the end either"
+
+
+def test_a_stage_in_which_everything_fails_ends_the_study_with_the_reasons(
+    place: Path, ray_local: Any, tmp_path: Path, write_spaces: Callable[..., str]
+) -> None:
+    stage = {"stage": 1, "name": "one", "title": "One", "recipe": "RECIPE", "grid": {"optimiser.lr": [1e30]}}
+    spaces = write_spaces(tmp_path, {"s.yaml": stage})
+    with pytest.raises(RunFailed, match=r"all 1 configurations of one failed: .*retry-failed"):
+        run_study(settings(place, tmp_path / "out", spaces=spaces, joint=False, seeds=1), say=lambda line: None)
+    (failed,) = (json.loads(path.read_text()) for path in (tmp_path / "out").glob("trials/*/trial.json"))
+    assert failed["status"] == "failed" and failed["error"] and failed["attempts"] == 1
+
+
+def test_missing_features_are_told_at_once_with_the_command(place: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    shipped = os.path.join(os.path.dirname(__file__), "..", "..", "tune_spaces", "small")
+    with pytest.raises(InputError, match=r"lack 24 of the features .*--study .*small") as error:
+        run_study(settings(place, tmp_path / "out", spaces=shipped), say=lines.append)
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists() and not lines
