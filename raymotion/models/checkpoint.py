@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from raymotion.models.fusion import FusionHead
     from raymotion.models.student import Student
+    from raymotion.models.tuned_streams import TunedStreams
     from raymotion.models.visualbert import VisualBertTeacher
 
 # What a model of each architecture can read.
@@ -45,7 +46,10 @@ ARCHITECTURES = {
     "visualbert-teacher": ("text", "regions"),
     "student": ("text", "image"),
     "fusion": STREAMS,
+    "fusion-tuned": STREAMS,
 }
+# Those that read no text, and have no tokenizer.
+FUSIONS = ("fusion", "fusion-tuned")
 FORMAT = 1
 WEIGHTS, CONFIG, VOCABULARY, TOKENIZER, TRAINING, CARD = (
     "model.safetensors", "config.json", "vocabulary.json", "tokenizer.json", "training.json", "README.md",
@@ -55,8 +59,7 @@ FINGERPRINTED = (WEIGHTS, CONFIG, TOKENIZER)
 
 
 def _fingerprinted(architecture: str) -> tuple[str, ...]:
-    """A fusion head reads no text, and has no tokenizer."""
-    return FINGERPRINTED[:2] if architecture == "fusion" else FINGERPRINTED
+    return FINGERPRINTED[:2] if architecture in FUSIONS else FINGERPRINTED
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class CheckpointInfo:
             "architecture": self.architecture,
             "modalities": list(self.modalities),
             "extractor": self.extractor,
+            **({} if self.backbones is None else {"backbones": self.backbones}),
             "prior": None if self.prior is None else list(self.prior),
             "thresholds": None if self.thresholds is None else list(self.thresholds),
             "validation": self.validation,
@@ -108,7 +112,7 @@ class CheckpointInfo:
 
 def save_checkpoint(
     folder: storage.PathLike,
-    model: VisualBertTeacher | Student | FusionHead,
+    model: VisualBertTeacher | Student | FusionHead | TunedStreams,
     tokenizer: PreTrainedTokenizerFast | None,
     vocabulary: Vocabulary,
     *,
@@ -264,6 +268,14 @@ def load_fusion(
     return LoadedFusion(model, info.vocabulary, info)
 
 
+def load_tuned(
+    folder: storage.PathLike, device: str = "cpu", *, expected_fingerprint: str | None = None
+) -> tuple[TunedStreams, CheckpointInfo]:
+    """Backbones and fusion head in `folder`; see `load_teacher`. Needs no hub: the backbones' weights are in there."""
+    model, _, info = _fetch_and_load(folder, device, "fusion-tuned", expected_fingerprint)
+    return model, info
+
+
 def _fetch_and_load(
     folder: storage.PathLike, device: str, architecture: str, expected_fingerprint: str | None
 ) -> tuple[Any, Any, CheckpointInfo]:
@@ -292,7 +304,7 @@ def _fetch_and_load(
         return model.to(device).eval(), tokenizer, info
 
 
-def _model_of(info: CheckpointInfo) -> tuple[VisualBertTeacher | Student | FusionHead, int | None]:
+def _model_of(info: CheckpointInfo) -> tuple[VisualBertTeacher | Student | FusionHead | TunedStreams, int | None]:
     """A model of the checkpoint's shape, with the weights it was drawn with, and the word pieces that it reads."""
     from pydantic import ValidationError
 
@@ -301,6 +313,10 @@ def _model_of(info: CheckpointInfo) -> tuple[VisualBertTeacher | Student | Fusio
             from raymotion.models.fusion import FusionConfig, FusionHead
 
             return FusionHead(FusionConfig.model_validate(info.config), len(info.vocabulary)), None
+        if info.architecture == "fusion-tuned":
+            from raymotion.models.tuned_streams import TunedConfig, TunedStreams
+
+            return TunedStreams(TunedConfig.model_validate(info.config), len(info.vocabulary)), None
         if info.architecture == "student":
             from raymotion.models.student import Student, StudentConfig
 
@@ -375,7 +391,7 @@ def _read_config(where: str) -> dict[str, Any]:
     if config.get("format") != FORMAT:
         raise InputError(f"has format {config.get('format')}, this version reads {FORMAT}", path=path)
     needed: tuple[str, ...] = ("model", "vocabulary", "modalities", "extractor")
-    needed += ("fusion",) if config["architecture"] == "fusion" else ()
+    needed += ("fusion",) if config["architecture"] in FUSIONS else ()
     missing = [name for name in needed if name not in config]
     if missing:
         raise InputError(f"lacks {', '.join(missing)}", path=path)

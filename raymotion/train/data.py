@@ -84,6 +84,11 @@ class TrainingData:
             *(["image"] if any(self.image_uris[row] for row in self.splits["train"] if self.image_uris) else []),
         ]
 
+    @property
+    def addresses(self) -> list[str | None]:
+        """What a picture of each row is read by."""
+        return self.image_uris
+
     def prior(self, *, soft: bool) -> np.ndarray:
         """Class rates of the training split, float32 (L,)."""
         return np.asarray((self.soft if soft else self.hard)[self.splits["train"]].mean(axis=0), dtype=np.float32)
@@ -206,13 +211,13 @@ def prepare(recipe: CaptionRecipe) -> TrainingData:
     data.fingerprint = digest_of(
         [sample_ids, captions, split_column.tolist(), np.round(soft, 6).tolist(), vocabulary.fingerprint,
          None if features is None else features.digest,
-         *([[_picture_mark(uri) for uri in image_uris], digest_of(data.hard.astype(int).tolist())]
+         *([[picture_mark(uri) for uri in image_uris], digest_of(data.hard.astype(int).tolist())]
            if reads_pictures else [])]
     )  # fmt: skip
     return data
 
 
-def _picture_mark(uri: str | None) -> list[str | int | None] | None:
+def picture_mark(uri: str | None) -> list[str | int | None] | None:
     """Name and, of a local file, size: other pictures under the same ids are other data."""
     if uri is None:
         return None

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from raymotion.models.checkpoint import CheckpointInfo, sample_mark, save_checkpoint
-from raymotion.train.fusion_data import FusionData
+from raymotion.train.fusion_data import FusionData, PersonData
 from raymotion.train.fusion_scores import emotic_scores
-from raymotion.train.recipe import FusionRecipe, TrainRecipe
+from raymotion.train.recipe import FusionRecipe, FusionTunedRecipe, TrainRecipe
 from raymotion.train.task import Data, task_of
+from raymotion.train.tuned_data import TunedData
 
 MOST_MARKS = 50_000
 
@@ -43,7 +44,7 @@ def finish(recipe: TrainRecipe, data: Data, settings: dict[str, Any], folder: st
         return evaluate(
             data.hard[rows], predicted[split], prior=prior, labels=data.vocabulary.labels, seed=recipe.seed,
             soft_targets=data.soft[rows] if soft else None,
-            groups=[data.groups[row] for row in rows] if isinstance(data, FusionData) else None,
+            groups=[data.groups[row] for row in rows] if isinstance(data, PersonData) else None,
         ).to_dict()  # fmt: skip
 
     training = {
@@ -69,11 +70,11 @@ def finish(recipe: TrainRecipe, data: Data, settings: dict[str, Any], folder: st
             "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__
         },
     }  # fmt: skip
-    if isinstance(data, FusionData):
+    if isinstance(data, PersonData):
         training["emotic"] = {
             name: emotic_scores(data, name, answers) for name, answers in answered.items() if len(answers)
         }
-        assert isinstance(recipe, FusionRecipe)
+        assert isinstance(recipe, FusionRecipe | FusionTunedRecipe)
         return save_checkpoint(
             target, cast(Any, model), None, data.vocabulary, modalities=list(recipe.backbones.chosen()),
             extractor=None, training=training, fusion=_origin(recipe, data),
@@ -89,14 +90,16 @@ def finish(recipe: TrainRecipe, data: Data, settings: dict[str, Any], folder: st
     )
 
 
-def _origin(recipe: FusionRecipe, data: FusionData) -> dict[str, Any]:
+def _origin(recipe: FusionRecipe | FusionTunedRecipe, data: PersonData) -> dict[str, Any]:
     """What a fusion head's checkpoint says of its inputs and outputs."""
-    embeddings = data.embeddings
+    chosen = recipe.backbones.chosen()
+    if isinstance(data, TunedData):
+        identities = data.identities
+    else:
+        assert isinstance(data, FusionData)
+        identities = {stream: data.embeddings.backbones[name] for stream, name in chosen.items()}
     return {
-        "backbones": {
-            stream: {"name": name, "identity": embeddings.backbones[name]}
-            for stream, name in recipe.backbones.chosen().items()
-        },
+        "backbones": {stream: {"name": name, "identity": identities[stream]} for stream, name in chosen.items()},
         "loss": {"name": recipe.loss.name, "options": dict(recipe.loss.options)},
     }
 

@@ -30,8 +30,8 @@ from raymotion.models.checkpoint import (
 from raymotion.train.data import META
 from raymotion.train.finish import finish
 from raymotion.train.ingest import Ingest, plan_ingest
-from raymotion.train.pictures import PictureReader, Pictures, Portion
-from raymotion.train.recipe import KINDS, StudentRecipe, TrainRecipe
+from raymotion.train.pictures import Pictures, Portion, Reader
+from raymotion.train.recipe import KINDS, FusionTunedRecipe, StudentRecipe, TrainRecipe
 from raymotion.train.source import source_of
 from raymotion.train.task import Data, load_data, prepare_data
 
@@ -256,8 +256,8 @@ def _worker(config: dict[str, Any]) -> None:
 
     ingest = Ingest(**config["ingest"])
 
-    def source(portions: Sequence[Portion], reader: PictureReader) -> Iterator[tuple[Portion, Pictures]]:
-        return read_with_ray(portions, data.image_uris, reader, tasks=ingest.tasks, cpus_per_task=ingest.task_cpus)
+    def source(portions: Sequence[Portion], reader: Reader) -> Iterator[tuple[Portion, Pictures]]:
+        return read_with_ray(portions, data.addresses, reader, tasks=ingest.tasks, cpus_per_task=ingest.task_cpus)
 
     def report(metrics: Mapping[str, Any], folder: str | None) -> None:
         checkpoint = None if folder is None else ray.train.Checkpoint.from_directory(folder)
@@ -296,6 +296,10 @@ def _absolute(recipe: TrainRecipe) -> TrainRecipe:
     }
     if isinstance(recipe, StudentRecipe) and recipe.transfer is not None:
         local["transfer"] = recipe.transfer.model_copy(update={"source": storage.absolute(recipe.transfer.source)})
+    if isinstance(recipe, FusionTunedRecipe):
+        files = {name: path for name, path in recipe.weights if os.path.exists(path)}
+        absolute = {name: storage.absolute(path) for name, path in files.items()}
+        local["weights"] = recipe.weights.model_copy(update=absolute)
     return recipe.model_copy(update=local) if local else recipe
 
 

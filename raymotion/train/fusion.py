@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from raymotion.config import load_settings
 from raymotion.data.embeddings import FeatureBlock
 from raymotion.errors import InputError
-from raymotion.learning.multilabel_losses import make_loss
+from raymotion.learning.multilabel_losses import MultiLabelLoss, make_loss
 from raymotion.learning.resample import Resampled, resample
 from raymotion.learning.vad import vad_loss
 from raymotion.models.fusion import FusionConfig, FusionHead, wants_tokens
@@ -159,14 +159,19 @@ class FusionTask:
         return self.recipe.optimiser.lr
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        labels = batch.answers.shape[1]
-        loss = self.criterion(logits[:, :labels].float(), batch.answers, epoch=batch.epoch, weights=batch.weights)
-        if self.vad and batch.vad is not None:
-            loss = loss + self.recipe.vad_weight * vad_loss(logits[:, labels:].float(), batch.vad)
-        return loss
+        return emotion_loss(self.criterion, logits, batch, vad_weight=self.recipe.vad_weight if self.vad else None)
 
     def feed(self, workers: Workers, *, first_epoch: int) -> FusionFeed:
         return FusionFeed(self, workers)
+
+
+def emotion_loss(criterion: MultiLabelLoss, logits: Tensor, batch: Batch, *, vad_weight: float | None) -> Tensor:
+    """The loss of labels, and with a weight that of the valence, arousal and dominance behind them."""
+    labels = batch.answers.shape[1]
+    loss = criterion(logits[:, :labels].float(), batch.answers, epoch=batch.epoch, weights=batch.weights)
+    if vad_weight is not None and batch.vad is not None:
+        loss = loss + vad_weight * vad_loss(logits[:, labels:].float(), batch.vad)
+    return loss
 
 
 class FusionFeed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -26,17 +26,15 @@ ARRAYS, META = "arrays.safetensors", "data.json"
 VAD = ("valence", "arousal", "dominance")
 
 
-@dataclass
-class FusionData:
-    """Persons that a fusion head can learn from.
+@dataclass(kw_only=True)
+class PersonData:
+    """Persons and what is right about them, whatever a model looks at.
 
     Attributes:
         sample_ids: n ids; groups: the image of each.
         splits: train, val and test -> positions of their samples.
         hard, soft: targets (n, L); `soft` are shares of annotators where the table has them.
         vad: valence, arousal, dominance on EMOTIC's scale of 1 to 10, float32 (n, 3); NaN where not known.
-        folders: of the embeddings.
-        rows: where each sample stands in the embeddings, int64 (n,).
         counts: rows of the table, and why some were left out.
     """
 
@@ -47,11 +45,61 @@ class FusionData:
     soft: np.ndarray
     vad: np.ndarray
     vocabulary: Vocabulary
-    folders: list[str]
-    rows: np.ndarray
     counts: dict[str, int]
     name: str = ""
     fingerprint: str = ""
+
+    def prior(self, *, soft: bool) -> np.ndarray:
+        """Class rates of the training split, float32 (L,)."""
+        return np.asarray((self.soft if soft else self.hard)[self.splits["train"]].mean(axis=0), dtype=np.float32)
+
+    def contents(self) -> list[Any]:
+        """What decides the answers, for a fingerprint."""
+        split_of = np.full(len(self.sample_ids), "", dtype=object)
+        for name, rows in self.splits.items():
+            split_of[rows] = name
+        return [
+            self.sample_ids, self.groups, split_of.tolist(), self.hard.astype(int).tolist(),
+            np.round(self.soft, 6).tolist(), np.round(np.nan_to_num(self.vad, nan=-1.0), 4).tolist(),
+            self.vocabulary.fingerprint,
+        ]  # fmt: skip
+
+    def write(self, folder: str, kind: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+        """Writes all this, and what a kind of data has besides, for `read_persons`."""
+        own = {"hard": self.hard, "soft": self.soft, "vad": self.vad}
+        own |= {f"split_{name}": rows for name, rows in self.splits.items()}
+        storage.write_bytes(storage.join(folder, ARRAYS), save({**own, **arrays}))
+        about = {
+            "kind": kind, "sample_ids": self.sample_ids, "groups": self.groups, "counts": self.counts,
+            "vocabulary": self.vocabulary.to_dict(), "name": self.name, "fingerprint": self.fingerprint,
+        }  # fmt: skip
+        storage.write_json(storage.join(folder, META), {**about, **meta})
+
+
+def read_persons(folder: str) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]:
+    """The fields of `PersonData` that `write` left in `folder`, and all arrays and other values there."""
+    meta = storage.read_json(storage.join(folder, META))
+    arrays: dict[str, np.ndarray] = load(storage.require(storage.join(folder, ARRAYS)))
+    fields = {name: meta[name] for name in ("sample_ids", "groups", "counts", "name", "fingerprint")}
+    fields |= {name: arrays[name] for name in ("hard", "soft", "vad")}
+    fields |= {
+        "splits": {name: arrays[f"split_{name}"] for name in SPLITS},
+        "vocabulary": Vocabulary.from_dict(meta["vocabulary"]),
+    }
+    return fields, arrays, meta
+
+
+@dataclass(kw_only=True)
+class FusionData(PersonData):
+    """Persons that a fusion head can learn from.
+
+    Attributes:
+        folders: of the embeddings.
+        rows: where each sample stands in the embeddings, int64 (n,).
+    """
+
+    folders: list[str]
+    rows: np.ndarray
     opened: Embeddings | None = field(default=None, repr=False)
     # What tasks have computed of these data, for the next task in the same process.
     memory: dict[Any, Any] = field(default_factory=dict, repr=False)
@@ -69,9 +117,9 @@ class FusionData:
     def image_uris(self) -> list[str | None]:
         return []  # it reads features, which another job has made of the pictures
 
-    def prior(self, *, soft: bool) -> np.ndarray:
-        """Class rates of the training split, float32 (L,)."""
-        return np.asarray((self.soft if soft else self.hard)[self.splits["train"]].mean(axis=0), dtype=np.float32)
+    @property
+    def addresses(self) -> list[Any]:
+        return []
 
     def mask(self, streams: Sequence[str]) -> np.ndarray:
         """Which of `streams` each sample has, bool (n, S)."""
@@ -79,34 +127,12 @@ class FusionData:
 
     def save(self, folder: str) -> None:
         """Writes what workers need; `load` reads it."""
-        arrays = {"hard": self.hard, "soft": self.soft, "vad": self.vad, "rows": self.rows}
-        arrays |= {f"split_{name}": rows for name, rows in self.splits.items()}
-        storage.write_bytes(storage.join(folder, ARRAYS), save(arrays))
-        meta = {
-            "kind": "fusion", "sample_ids": self.sample_ids, "groups": self.groups, "counts": self.counts,
-            "vocabulary": self.vocabulary.to_dict(), "features": self.folders, "name": self.name,
-            "fingerprint": self.fingerprint,
-        }  # fmt: skip
-        storage.write_json(storage.join(folder, META), meta)
+        self.write(folder, "fusion", {"rows": self.rows}, {"features": self.folders})
 
     @classmethod
     def load(cls, folder: str) -> FusionData:
-        meta = storage.read_json(storage.join(folder, META))
-        arrays: dict[str, np.ndarray] = load(storage.require(storage.join(folder, ARRAYS)))
-        return cls(
-            sample_ids=meta["sample_ids"],
-            groups=meta["groups"],
-            splits={name: arrays[f"split_{name}"] for name in SPLITS},
-            hard=arrays["hard"],
-            soft=arrays["soft"],
-            vad=arrays["vad"],
-            rows=arrays["rows"],
-            vocabulary=Vocabulary.from_dict(meta["vocabulary"]),
-            folders=meta["features"],
-            counts=meta["counts"],
-            name=meta["name"],
-            fingerprint=meta["fingerprint"],
-        )
+        fields, arrays, meta = read_persons(folder)
+        return cls(**fields, rows=arrays["rows"], folders=meta["features"])
 
 
 def prepare_fusion(recipe: FusionRecipe, *, embeddings: Embeddings | None = None) -> FusionData:
@@ -116,59 +142,74 @@ def prepare_fusion(recipe: FusionRecipe, *, embeddings: Embeddings | None = None
         InputError: no labels, no splits, an image in two splits, embeddings of other samples or without a backbone
             that the recipe names.
     """
-    path = storage.absolute(recipe.data.samples)
-    table, soft, vocabulary = sample_table(path)
     opened = embeddings or Embeddings(recipe.data.embeddings)
+    persons, _ = labelled_persons(
+        recipe.data.samples,
+        lambda table: opened.rows(table.column("sample_id").to_pylist()) >= 0,
+        "embeddings",
+        f"Make them from it: raymotion features embeddings {recipe.data.samples} ...",
+    )
+    data = FusionData(
+        **persons,
+        folders=[storage.absolute(folder) for folder in recipe.data.embeddings],
+        rows=opened.rows(persons["sample_ids"]),
+        opened=opened,
+    )
+    data.fingerprint = digest_of([*data.contents(), opened.digest])
+    return data
+
+
+def labelled_persons(
+    samples: str, has: Callable[[pa.Table], np.ndarray], what: str, remedy: str
+) -> tuple[dict[str, Any], pa.Table]:
+    """The fields of `PersonData` for the rows of a table that have labels, a split and what a model needs besides.
+
+    Args:
+        has: which rows of a table have that, bool; `what` it is called, and what to do where none has.
+
+    Returns:
+        The fields, and the rows that were kept.
+
+    Raises:
+        InputError: there are none, or none for training or validation; an image in two splits.
+    """
+    path = storage.absolute(samples)
+    table, soft, vocabulary = sample_table(path)
     counts = {"rows": table.num_rows}
-
-    def keep(known: np.ndarray, reason: str) -> None:
-        nonlocal table, soft
-        counts[reason] = int((~known).sum())
+    for reason, known_of in (
+        ("labels", lambda table: pc.is_valid(table.column("labels"))),
+        ("split", lambda table: pc.is_valid(table.column("split"))),
+        (what, has),
+    ):
+        known = np.asarray(known_of(table))
+        counts[f"without_{reason}"] = int((~known).sum())
         table, soft = table.filter(pa.array(known)), soft[known]
-
-    keep(np.asarray(pc.is_valid(table.column("labels"))), "without_labels")
-    keep(np.asarray(pc.is_valid(table.column("split"))), "without_split")
-    keep(opened.rows(table.column("sample_id").to_pylist()) >= 0, "without_embeddings")
     if not table.num_rows:
-        raise InputError(
-            "the embeddings are of none of the labelled samples",
-            path=path,
-            remedy=f"Make them from it: raymotion features embeddings {recipe.data.samples} ...",
-        )
-    sample_ids = table.column("sample_id").to_pylist()
+        raise InputError(f"none of the labelled samples has {what}", path=path, remedy=remedy)
     split_column = np.array(table.column("split").to_pylist())
     splits = {name: np.flatnonzero(split_column == name) for name in SPLITS}
     for name in ("train", "val"):
         if not len(splits[name]):
             raise InputError(
-                f"has no sample of the split {name} with labels and embeddings",
+                f"has no sample of the split {name} with labels and {what}",
                 path=path,
                 remedy="Prepare it with splits: `raymotion data prepare` does.",
             )
-    hard = targets(table, vocabulary)
-    vad = np.stack([np.asarray(table.column(name).to_numpy(), dtype=np.float32) for name in VAD], axis=1)
-    data = FusionData(
-        sample_ids=sample_ids,
-        groups=table.column("group_id").to_pylist(),
-        splits=splits,
-        hard=hard,
-        soft=soft,
-        vad=vad,
-        vocabulary=vocabulary,
-        folders=[storage.absolute(folder) for folder in recipe.data.embeddings],
-        rows=opened.rows(sample_ids),
-        counts=counts,
-        name=path.rstrip("/").rsplit("/", 1)[-1],
-        opened=opened,
-    )
-    data.fingerprint = digest_of(
-        [sample_ids, data.groups, split_column.tolist(), hard.astype(int).tolist(), np.round(soft, 6).tolist(),
-         np.round(np.nan_to_num(vad, nan=-1.0), 4).tolist(), vocabulary.fingerprint, opened.digest]
-    )  # fmt: skip
-    return data
+    fields = {
+        "sample_ids": table.column("sample_id").to_pylist(),
+        "groups": table.column("group_id").to_pylist(),
+        "splits": splits,
+        "hard": targets(table, vocabulary),
+        "soft": soft,
+        "vad": np.stack([np.asarray(table.column(name).to_numpy(), dtype=np.float32) for name in VAD], axis=1),
+        "vocabulary": vocabulary,
+        "counts": counts,
+        "name": path.rstrip("/").rsplit("/", 1)[-1],
+    }
+    return fields, table
 
 
-def class_counts(data: FusionData, split: str) -> Mapping[str, int]:
+def class_counts(data: PersonData, split: str) -> Mapping[str, int]:
     """How many samples of a split have each label."""
     totals = data.hard[data.splits[split]].sum(axis=0).astype(int)
     return dict(zip(data.vocabulary.labels, totals.tolist(), strict=True))

@@ -9,10 +9,10 @@ import numpy as np
 
 from raymotion.learning.average_precision import average_precision, interpolated_by_class
 from raymotion.learning.vad import SCALE, vad_errors, vad_mean
-from raymotion.train.fusion_data import FusionData
+from raymotion.train.fusion_data import PersonData
 
 
-def emotic_scores(data: FusionData, split: str, answers: np.ndarray) -> dict[str, Any]:
+def emotic_scores(data: PersonData, split: str, answers: np.ndarray) -> dict[str, Any]:
     """mAP of scikit-learn's kind and of the original authors', chance, and the error of VAD where a head predicts it.
 
     Args:

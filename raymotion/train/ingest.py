@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raymotion.errors import InputError
-from raymotion.train.recipe import StudentRecipe, TrainRecipe
+from raymotion.train.recipe import FusionTunedRecipe, StudentRecipe, TrainRecipe
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ def plan_ingest(recipe: TrainRecipe, nodes: list[dict[str, float]], *, decodes: 
     """
     if not decodes:
         return Ingest()
+    wanted = recipe.data.decode_tasks if isinstance(recipe, StudentRecipe | FusionTunedRecipe) else None
     if recipe.autoscale:  # what stands now says nothing of what will: tasks that wait are what makes nodes start
-        return Ingest(1.0, (recipe.data.decode_tasks if isinstance(recipe, StudentRecipe) else None) or 4, 1.0)
+        return Ingest(1.0, wanted or 4, 1.0)
     total = sum(node.get("CPU", 0) for node in nodes)
     spare = total - recipe.workers
-    wanted = recipe.data.decode_tasks if isinstance(recipe, StudentRecipe) else None
     if spare >= recipe.workers:
         return Ingest(1.0, wanted or max(1, int(spare // recipe.workers)), 1.0)
     if total < 0.5 * recipe.workers + 0.5:

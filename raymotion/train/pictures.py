@@ -17,8 +17,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from raymotion import storage
 from raymotion.config import digest_of
@@ -29,6 +31,7 @@ from raymotion.learning.augment import WHOLE, AugmentationKind, draw_view, rende
 from raymotion.train.recipe import StudentRecipe
 
 READ, ABSENT, UNREADABLE = 0, 1, 2
+PIXELS = "pixels"
 
 
 @dataclass(frozen=True)
@@ -49,19 +52,39 @@ class Pictures:
     """Pictures of a portion.
 
     Attributes:
-        pixels: (n, S, S, 3) uint8; 0 where there is none.
+        arrays: what was made of them, by name: each (n, ...); zeros where there is nothing.
         status: (n,) READ, ABSENT (the sample has no picture) or UNREADABLE.
         reasons: row -> why its picture could not be read.
     """
 
-    pixels: np.ndarray
+    arrays: dict[str, np.ndarray]
     status: np.ndarray
     reasons: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """(n, S, S, 3) uint8, where each row is one picture."""
+        return self.arrays[PIXELS]
+
+
+class Reader(Protocol):
+    """Turns addresses into pictures. Small: it travels to the processes that decode."""
+
+    @property
+    def address_type(self) -> pa.DataType:
+        """Of the addresses that it reads, in Arrow."""
+
+    def read_all(self, addresses: Sequence[Any], rows: Sequence[int], epoch: int, training: bool) -> Pictures:
+        """One portion, or a part of one.
+
+        Raises:
+            AccessDenied, RunFailed: a permission is missing; a store does not answer. Neither is a picture's fault.
+        """
 
 
 @dataclass(frozen=True)
 class PictureReader:
-    """Turns addresses into pixels. Small: it travels to the processes that decode.
+    """The `Reader` of whole pictures.
 
     Attributes:
         size: side of the square that the model reads.
@@ -73,6 +96,10 @@ class PictureReader:
     smallest_crop: float = 0.5
     seed: int = 0
     cache: str | None = None
+
+    @property
+    def address_type(self) -> pa.DataType:
+        return pa.string()
 
     def read(self, uri: str | None, row: int, epoch: int, training: bool) -> np.ndarray | None:
         """The picture (S, S, 3) uint8 as it is shown in this epoch, or None where the sample has none.
@@ -112,21 +139,29 @@ class PictureReader:
             try:
                 picture = self.read(uri, int(row), epoch, training)
             except ImageError as error:
-                if isinstance(error, ImageUnreachable) and storage.is_remote(str(uri)):
-                    # The store is down, not this picture bad: masked, it would be learned without, or cached as bad.
-                    raise RunFailed(f"{error}. When the store answers again, the same command goes on") from error
                 status[i] = UNREADABLE
-                reasons[int(row)] = f"{uri}: {error.reason}: {error}"
+                reasons[int(row)] = why_unreadable(uri, error)
                 continue
             if picture is None:
                 status[i] = ABSENT
             else:
                 pixels[i] = picture
-        return Pictures(pixels, status, reasons)
+        return Pictures({PIXELS: pixels}, status, reasons)
+
+
+def why_unreadable(uri: str | None, error: ImageError) -> str:
+    """The reason for the record.
+
+    Raises:
+        RunFailed: the store is down, not this picture bad: masked, it would be learned without, or cached as bad.
+    """
+    if isinstance(error, ImageUnreachable) and storage.is_remote(str(uri)):
+        raise RunFailed(f"{error}. When the store answers again, the same command goes on") from error
+    return f"{uri}: {error.reason}: {error}"
 
 
 def read_here(
-    portions: Sequence[Portion], uris: Sequence[str | None], reader: PictureReader, *, threads: int
+    portions: Sequence[Portion], addresses: Sequence[Any], reader: Reader, *, threads: int
 ) -> Iterator[tuple[Portion, Pictures]]:
     """The portions in order, decoded by threads of this process a few portions ahead.
 
@@ -135,7 +170,7 @@ def read_here(
 
     def read(portion: Portion) -> Pictures:
         return reader.read_all(
-            [uris[row] for row in portion.rows], portion.rows.tolist(), portion.epoch, portion.training
+            [addresses[row] for row in portion.rows], portion.rows.tolist(), portion.epoch, portion.training
         )
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")

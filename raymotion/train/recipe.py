@@ -12,6 +12,7 @@ from raymotion.config import Settings, load_settings, read_yaml
 from raymotion.errors import InputError
 from raymotion.train.fusion_recipe import FusionRecipe
 from raymotion.train.recipe_base import DataSettings, OptimiserSettings, TrainRecipe
+from raymotion.train.tuned_recipe import FusionTunedRecipe
 
 # Imports nothing heavy: the command line reads recipes before torch is needed.
 
@@ -214,6 +215,7 @@ class StudentRecipe(CaptionRecipe):
 
 KINDS: dict[str, type[TrainRecipe]] = {
     "teacher-visualbert": TeacherRecipe, "student": StudentRecipe, "fusion": FusionRecipe,
+    "fusion-tuned": FusionTunedRecipe,
 }  # fmt: skip
 
 

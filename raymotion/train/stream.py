@@ -17,18 +17,20 @@ import pyarrow as pa
 
 from raymotion.batch.memory import keep_freed_memory
 from raymotion.errors import RunFailed
-from raymotion.train.pictures import UNREADABLE, PictureReader, Pictures, Portion
+from raymotion.train.pictures import UNREADABLE, Pictures, Portion, Reader
 
 # Rows of a task: some tenths of a second of decoding, so that Ray's milliseconds for each do not count.
 TASK_ROWS = 64
 # Tasks of one pipeline. A longer stream is several: their input would fill the object store before the first picture.
 PIPELINE_TASKS = 1000
+# Of the blocks; all others are the reader's arrays.
+COLUMNS = ("portion", "row", "status", "reason")
 
 
 def read_with_ray(
     portions: Sequence[Portion],
-    uris: Sequence[str | None],
-    reader: PictureReader,
+    addresses: Sequence[Any],
+    reader: Reader,
     *,
     tasks: int,
     cpus_per_task: float,
@@ -49,11 +51,14 @@ def read_with_ray(
         rows += len(portion.rows)
     for start in range(0, len(inputs), PIPELINE_TASKS):
         some = inputs[start : start + PIPELINE_TASKS]
-        blocks = [pa.concat_tables([_addresses(portions[i], i, uris) for i in numbers]) for numbers in some]
+        blocks = [
+            pa.concat_tables([_table(portions[i], i, addresses, reader.address_type) for i in numbers])
+            for numbers in some
+        ]
         yield from _assembled(_stream(blocks, reader, tasks, cpus_per_task), portions, some[0][0])
 
 
-def _addresses(portion: Portion, number: int, uris: Sequence[str | None]) -> pa.Table:
+def _table(portion: Portion, number: int, addresses: Sequence[Any], kind: pa.DataType) -> pa.Table:
     n = len(portion.rows)
     return pa.table(
         {
@@ -61,7 +66,7 @@ def _addresses(portion: Portion, number: int, uris: Sequence[str | None]) -> pa.
             "row": pa.array(portion.rows.astype(np.int32)),
             "epoch": pa.array(np.full(n, portion.epoch, np.int32)),
             "training": pa.array(np.full(n, portion.training)),
-            "uri": pa.array([uris[row] for row in portion.rows], pa.string()),
+            "address": pa.array([addresses[row] for row in portion.rows], kind),
         }
     )
 
@@ -69,7 +74,7 @@ def _addresses(portion: Portion, number: int, uris: Sequence[str | None]) -> pa.
 class _Decode:
     """The one step of the pipeline: addresses in, pixels out."""
 
-    def __init__(self, reader: PictureReader) -> None:
+    def __init__(self, reader: Reader) -> None:
         self.reader = reader
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -78,26 +83,26 @@ class _Decode:
         keep_freed_memory()
 
     def __call__(self, batch: pa.Table) -> dict[str, np.ndarray]:
-        uris, rows = batch.column("uri").to_pylist(), batch.column("row").to_pylist()
+        addresses, rows = batch.column("address").to_pylist(), batch.column("row").to_pylist()
         parts = []
         # A block may hold portions of two epochs.
         numbers = batch.column("portion").to_numpy()
         edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
         for a, b in itertools.pairwise(edges):
             epoch, training = batch.column("epoch")[a].as_py(), batch.column("training")[a].as_py()
-            parts.append(self.reader.read_all(uris[a:b], rows[a:b], epoch, training))
+            parts.append(self.reader.read_all(addresses[a:b], rows[a:b], epoch, training))
         reasons = {row: reason for part in parts for row, reason in part.reasons.items()}
         return {
             "portion": numbers,
             "row": np.array(rows, dtype=np.int32),
-            "pixels": np.concatenate([part.pixels for part in parts]) if len(parts) > 1 else parts[0].pixels,
+            **{name: _joined([part.arrays[name] for part in parts]) for name in parts[0].arrays},
             "status": np.concatenate([part.status for part in parts]),
             "reason": np.array([reasons.get(row, "") for row in rows]),
         }
 
 
 def _stream(
-    blocks: Sequence[pa.Table], reader: PictureReader, tasks: int, cpus_per_task: float
+    blocks: Sequence[pa.Table], reader: Reader, tasks: int, cpus_per_task: float
 ) -> Iterator[dict[str, np.ndarray]]:
     import ray
     from ray.data import DataContext, TaskPoolStrategy
@@ -166,12 +171,14 @@ def _assembled(
 
 
 def _pictures(pieces: list[dict[str, np.ndarray]], portion: Portion) -> Pictures:
-    joined = {
-        name: pieces[0][name] if len(pieces) == 1 else np.concatenate([piece[name] for piece in pieces])
-        for name in pieces[0]
-    }
+    joined = {name: _joined([piece[name] for piece in pieces]) for name in pieces[0]}
     if not np.array_equal(joined["row"], portion.rows):
         raise RunFailed("Ray Data gave the pictures in another order than they were asked for")
     bad = np.flatnonzero(joined["status"] == UNREADABLE)
     reasons = {int(joined["row"][i]): str(joined["reason"][i]) for i in bad}
-    return Pictures(joined["pixels"], joined["status"], reasons)
+    arrays = {name: values for name, values in joined.items() if name not in COLUMNS}
+    return Pictures(arrays, joined["status"], reasons)
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

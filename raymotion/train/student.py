@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raymotion.errors import InputError
 from raymotion.learning import losses
 from raymotion.learning.distillation import distillation_loss
 from raymotion.models.student import Student, StudentConfig, predict_tokens
@@ -17,15 +16,9 @@ from raymotion.models.student_init import initialise, transferred
 from raymotion.models.visualbert import pad
 from raymotion.train.data import TrainingData
 from raymotion.train.loop import Batch, Workers, set_prior
-from raymotion.train.pictures import ABSENT, READ, PictureReader, Pictures, Portion, cached_pictures, read_here
+from raymotion.train.picture_feed import PictureFeed, Source
+from raymotion.train.pictures import READ, PictureReader, Pictures, Portion, cached_pictures, read_here
 from raymotion.train.recipe import StudentRecipe
-from raymotion.train.schedule import batch_rows, epoch_rows
-
-# Portions in order -> portions with their pictures: threads of this process, or Ray Data.
-Source = Callable[[Sequence[Portion], PictureReader], Iterator[tuple[Portion, Pictures]]]
-# As in a batch job: a few damaged files are to be expected, a wrong folder is not.
-MAY_FAIL, ALWAYS_MAY_FAIL = 0.05, 3
-JUDGED_FROM = 500
 
 
 class StudentTask:
@@ -106,46 +99,24 @@ class StudentTask:
         return StudentFeed(self, workers, first_epoch)
 
 
-class StudentFeed:
-    """A `Feed` of the training loop, from one stream: training and validation of each epoch, one after the other."""
+class StudentFeed(PictureFeed):
+    """A `Feed` of the training loop: captions from memory, pictures from the stream."""
 
     def __init__(self, task: StudentTask, workers: Workers, first_epoch: int) -> None:
-        self.task, self.workers = task, workers
-        recipe, data = task.recipe, task.data
-        self.recipe, self.data = recipe, data
-        # Otherwise every epoch of a set of captions alone would look for pictures.
-        self.reads_pictures = any(uri is not None for uri in data.image_uris)
-        self.epoch = first_epoch
-        self.validation_due = False
-        self.stream: Iterator[tuple[Portion, Pictures | None]] | None = None
-        self.size = batch_rows(recipe, workers.world)
-        self.unreadable: dict[int, str] = {}  # row -> why
-        self.asked = 0
-        shown = [row for split in ("train", "val") for row in data.splits[split] if self.reads_pictures]
-        self.own_pictures = sum(data.image_uris[row] is not None for row in shown) // workers.world
+        super().__init__(task.recipe, task.data, workers, first_epoch, task.samples_per_epoch)
+        self.task, self.recipe, self.data = task, task.recipe, task.data
 
     def train(self, epoch: int) -> Iterator[Batch]:
         recipe, data = self.recipe, self.data
         rng = np.random.default_rng([recipe.seed, epoch, self.workers.rank])
         answers = data.soft if recipe.data.soft_targets else data.hard
-        self.epoch = epoch
-        for portion in self._portions(epoch, "train"):
-            pictures = self._next(portion)
+        for portion, pictures in self.training(epoch):
             yield self._batch(portion.rows, pictures, answers, rng)
-        self.validation_due = True
 
     def predict(self, model: nn.Module, split: str) -> np.ndarray:
-        portions = self._portions(self.epoch, split)
         parts = [np.zeros((0, len(self.data.vocabulary)), dtype=np.float32)]
         student = cast(Student, model)
-        own = None
-        if split == "val" and self.validation_due:
-            self.validation_due = False
-        else:  # after the last epoch: the stream has run out, or is ahead in an epoch that never comes
-            self.close()
-            own = self._read(portions)
-        for portion in portions:
-            pictures = self._next(portion) if own is None else next(own)[1]
+        for portion, pictures in self.evaluated(split):
             tokens, owners = self.data.captions_of(portion.rows)
             pixels, mask = self._present(pictures)
             parts.append(
@@ -156,46 +127,12 @@ class StudentFeed:
             )  # fmt: skip
         return np.concatenate(parts)
 
-    def close(self) -> None:
-        """Stops whatever decodes ahead."""
-        if self.stream is not None:
-            cast(Any, self.stream).close()
-            self.stream = None
-
-    def _portions(self, epoch: int, split: str) -> list[Portion]:
-        data, workers, recipe = self.data, self.workers, self.recipe
-        if split == "train":
-            rows = epoch_rows(
-                data.splits["train"], seed=recipe.seed, epoch=epoch, rank=workers.rank, world=workers.world,
-                samples=self.task.samples_per_epoch,
-            )  # fmt: skip
-        else:
-            rows = data.splits[split][workers.rank :: workers.world]
-        return [Portion(split, epoch, rows[a : a + self.size]) for a in range(0, len(rows), self.size)]
-
-    def _read(self, portions: Sequence[Portion]) -> Iterator[tuple[Portion, Pictures | None]]:
-        if not self.reads_pictures:
-            yield from ((portion, None) for portion in portions)
-            return
+    def read(self, portions: Sequence[Portion]) -> Iterator[tuple[Portion, Pictures]]:
         settings = self.recipe.data
         reader = PictureReader(
             self.task.image_size, settings.augmentation, settings.smallest_crop, self.recipe.seed, self.task.cache()
         )
         yield from self.task.source(portions, reader)
-
-    def _next(self, expected: Portion) -> Pictures | None:
-        if self.stream is None:
-            epochs = range(self.epoch, self.recipe.optimiser.epochs)
-            self.stream = self._read(
-                [p for epoch in epochs for split in ("train", "val") for p in self._portions(epoch, split)]
-            )
-        portion, pictures = next(self.stream)
-        assert (portion.split, portion.epoch) == (expected.split, expected.epoch), "the stream is out of step"
-        if pictures is not None:
-            self.asked += int((pictures.status != ABSENT).sum())
-            self.unreadable.update(pictures.reasons)
-            self._check_pictures()
-        return pictures
 
     def _present(self, pictures: Pictures | None) -> tuple[np.ndarray | None, np.ndarray | None]:
         if pictures is None:
@@ -232,18 +169,3 @@ class StudentFeed:
             torch.from_numpy(answers[rows]).to(device),
             hard=torch.from_numpy(data.hard[rows]).to(device),
         )
-
-    def _check_pictures(self) -> None:
-        """Ends the run when too many of the pictures that this worker asked for could not be read.
-
-        Judged from half a thousand pictures on, or all of them where there are fewer: damaged files may lie together.
-        """
-        if self.asked < min(JUDGED_FROM, self.own_pictures):
-            return
-        if len(self.unreadable) > max(ALWAYS_MAY_FAIL, MAY_FAIL * min(self.asked, self.own_pictures)):
-            raise InputError(
-                f"{len(self.unreadable)} of the first {min(self.asked, self.own_pictures)} pictures could not be read "
-                f"(such as {next(iter(self.unreadable.values()))})",
-                path=self.data.name,
-                remedy="Check the image folder.",
-            )

@@ -8,19 +8,29 @@ from raymotion import storage
 from raymotion.batch.cluster import available_cpus
 from raymotion.train.data import META, TrainingData, prepare
 from raymotion.train.fusion_data import FusionData, prepare_fusion
-from raymotion.train.recipe import CaptionRecipe, FusionRecipe, StudentRecipe, TeacherRecipe, TrainRecipe
+from raymotion.train.recipe import (
+    CaptionRecipe,
+    FusionRecipe,
+    FusionTunedRecipe,
+    StudentRecipe,
+    TeacherRecipe,
+    TrainRecipe,
+)
+from raymotion.train.tuned_data import KIND, TunedData, prepare_tuned
 
 if TYPE_CHECKING:
     from raymotion.train.loop import Task
-    from raymotion.train.student import Source
+    from raymotion.train.picture_feed import Source
 
-Data = TrainingData | FusionData
+Data = TrainingData | FusionData | TunedData
 
 
 def prepare_data(recipe: TrainRecipe) -> Data:
     """Reads and checks what the recipe trains on."""
     if isinstance(recipe, FusionRecipe):
         return prepare_fusion(recipe)
+    if isinstance(recipe, FusionTunedRecipe):
+        return prepare_tuned(recipe)
     assert isinstance(recipe, CaptionRecipe)
     return prepare(recipe)
 
@@ -28,20 +38,26 @@ def prepare_data(recipe: TrainRecipe) -> Data:
 def load_data(folder: str) -> Data:
     """The data that were saved to `folder`, of any kind."""
     kind = storage.read_json(storage.join(folder, META))["kind"]
-    return FusionData.load(folder) if kind == "fusion" else TrainingData.load(folder)
+    known: dict[str, type[FusionData] | type[TunedData]] = {"fusion": FusionData, KIND: TunedData}
+    return known[kind].load(folder) if kind in known else TrainingData.load(folder)
 
 
 def task_of(recipe: TrainRecipe, data: Data, *, source: Source | None = None) -> Task:
     """The task of a recipe's kind.
 
     Args:
-        source: where a student's pictures come from; None: decoded by threads of this process.
+        source: where pictures come from, for models that read them; None: decoded by threads of this process.
     """
     if isinstance(data, FusionData):
         from raymotion.train.fusion import FusionTask
 
         assert isinstance(recipe, FusionRecipe)
         return FusionTask(recipe, data)
+    if isinstance(data, TunedData):
+        from raymotion.train.fusion_tuned import TunedTask
+
+        assert isinstance(recipe, FusionTunedRecipe)
+        return TunedTask(recipe, data, source=source, threads=recipe.data.decode_tasks or available_cpus())
     if isinstance(recipe, TeacherRecipe):
         from raymotion.train.teacher import TeacherTask
 

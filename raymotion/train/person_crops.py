@@ -1,0 +1,98 @@
+"""A person's crops on their way into training: the picture decoded once, cut, augmented, resized to each backbone.
+
+What leaves is uint8 at the size that each backbone reads: a quarter of what float32 would take on its way, and of a
+picture of 640 x 480 with three streams of 224 pixels half of the picture itself.
+
+Imports neither torch nor ray, as `pictures`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from raymotion.data.images import ImageError, decode_rgb, fetch
+from raymotion.data.streams import STREAMS
+from raymotion.learning.stream_views import LONGEST, View, crop, render_view
+from raymotion.models.backbones import BackboneIdentity, fitted
+from raymotion.train.pictures import ABSENT, READ, UNREADABLE, Pictures, why_unreadable
+
+CONTEXT = STREAMS[0]
+MASK = "mask"
+_BOX = pa.list_(pa.float32())
+ADDRESS = pa.struct(
+    [("uri", pa.string()), ("image", pa.string()), ("person", pa.string()), ("body", _BOX), ("face", _BOX)]
+)
+
+
+@dataclass(frozen=True)
+class PersonReader:
+    """The `Reader` of persons. Its arrays: of each stream (n, S, S, 3) uint8, and `mask` (n, streams) bool.
+
+    A stream that a person lacks (no box, or one of less than a pixel) is zeros there, and False in the mask.
+
+    Attributes:
+        identities: of the backbone of each stream that is looked at, in the order of the streams.
+        level: of augmentation in training; the number of a view is that of the epoch. Never of other splits: the
+            study augmented validation too.
+        seed: of the views.
+    """
+
+    identities: Mapping[str, BackboneIdentity]
+    level: str = "none"
+    seed: int = 0
+
+    @property
+    def address_type(self) -> pa.DataType:
+        return ADDRESS
+
+    def read_all(self, addresses: Sequence[Any], rows: Sequence[int], epoch: int, training: bool) -> Pictures:
+        """The crops of some persons.
+
+        Args:
+            addresses: {"uri", "image" (the group), "person" (the sample_id), "body", "face" (boxes or None)} of each.
+
+        Raises:
+            AccessDenied, RunFailed: a permission is missing; a store does not answer.
+        """
+        n, view = len(rows), View(self.level, epoch) if training else View("none")
+        arrays = {
+            stream: np.zeros((n, own.size, own.size, 3), dtype=np.uint8) for stream, own in self.identities.items()
+        }
+        mask = np.zeros((n, len(self.identities)), dtype=bool)
+        status = np.full(n, READ, dtype=np.int8)
+        reasons: dict[int, str] = {}
+        last: tuple[str, np.ndarray] | None = None  # outside training, persons of one image follow each other
+        for i, address in enumerate(addresses):
+            uri = address["uri"]
+            if uri is None:
+                status[i] = ABSENT
+                continue
+            try:
+                # At full size: boxes are its pixels, and a small face has none to spare.
+                picture = last[1] if last is not None and last[0] == uri else decode_rgb(fetch(uri))
+            except ImageError as error:
+                status[i] = UNREADABLE
+                reasons[int(rows[i])] = why_unreadable(uri, error)
+                continue
+            last = (uri, picture)
+            for number, (stream, identity) in enumerate(self.identities.items()):
+                part = picture if stream == CONTEXT else crop(picture, address[stream])
+                if part is not None:
+                    arrays[stream][i] = self._shown(part, stream, identity, view, address)
+                    mask[i, number] = True
+        return Pictures({**arrays, MASK: mask}, status, reasons)
+
+    def _shown(
+        self, part: np.ndarray, stream: str, identity: BackboneIdentity, view: View, address: Mapping[str, Any]
+    ) -> np.ndarray:
+        shown = render_view(
+            part, stream, view, seed=self.seed, image=address["image"],
+            owner=address["image"] if stream == CONTEXT else address["person"], longest=max(LONGEST, identity.size),
+        )  # fmt: skip
+        return np.asarray(fitted(Image.fromarray(np.ascontiguousarray(shown)), identity))
