@@ -96,6 +96,7 @@ class Resampled:
         before, after: int64 (L,), how many rows carry a class (target >= 0.5), without and with the synthetic ones.
         per_class: int64 (L,), how many rows were made for a class; they add up to m.
         parents: int64 (m, 2), rows of the input; the same twice for a copy.
+        shares: float32 (m,), what the first parent's part is: whatever else the rows have is mixed by it.
         notes: what could not be done as asked, one sentence each.
     """
 
@@ -106,6 +107,7 @@ class Resampled:
     after: np.ndarray
     per_class: np.ndarray
     parents: np.ndarray
+    shares: np.ndarray
     notes: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -299,7 +301,10 @@ def _mixed(
         mixed.append((rows[:, parents].astype(np.float32) @ values) * shared[:, s, None])
     labels = np.clip(rows @ targets.astype(np.float64), 0.0, 1.0).astype(np.float32)
     after = before + (labels >= PRESENT).sum(axis=0)
-    return Resampled(mixed, shared, labels, before, after.astype(np.int64), per_class, _parents(rows), notes)
+    parents = _parents(rows)
+    rows = rows.sorted_indices()  # the first entry of each row is the first parent's
+    shares = rows.data[rows.indptr[:-1]].astype(np.float32)
+    return Resampled(mixed, shared, labels, before, after.astype(np.int64), per_class, parents, shares, notes)
 
 
 def _seed_of(seed: int, label: int) -> int:

@@ -86,16 +86,13 @@ class FusionTask:
         settings, data = self.recipe.resampling, self.data
         if settings.method == "none":
             return None
-        if any(own.clean.array.ndim > 3 for own in self.streams):
-            raise InputError(
-                "resampling makes pooled features, and this fusion reads spatial tokens",
-                remedy="Set resampling.method to none, or use embeddings without tokens.",
-            )
         soft = self.recipe.data.soft_targets
         key = ("resampled", settings.model_dump_json(), tuple(self.backbones.items()), self.recipe.seed, soft)
         if key not in data.memory:
             rows = data.splits["train"]
-            features = [own.take(data.rows[rows]) for own in self.streams]
+            # Neighbours are looked for among pooled features, whatever the head reads.
+            pooled = [data.embeddings.block(stream, name) for stream, name in self.backbones.items()]
+            features = [StreamFeatures("", block, None).take(data.rows[rows]) for block in pooled]
             data.memory[key] = resample(
                 features,
                 self.mask[rows],
@@ -105,6 +102,19 @@ class FusionTask:
                 labels=data.vocabulary.labels,
             )
         return cast(Resampled, data.memory[key])
+
+    def synthetic(self, made: Resampled, chosen: np.ndarray) -> list[np.ndarray]:
+        """Features of each stream for some synthetic rows; spatial tokens are mixed as the pooled features were."""
+        rows = self.data.rows[self.data.splits["train"]]
+        first, second = (rows[made.parents[chosen, i]] for i in (0, 1))
+        result = []
+        for own, pooled in zip(self.streams, made.features, strict=True):
+            if own.clean.tokens:
+                share = made.shares[chosen, None, None]
+                result.append(share * own.take(first) + (1 - share) * own.take(second))
+            else:
+                result.append(pooled[chosen])
+        return result
 
     @property
     def samples_per_epoch(self) -> int:
@@ -200,8 +210,8 @@ class FusionFeed:
             if task.resampled is not None and len(own) < len(some):
                 extra = some[some >= count] - count
                 features = [
-                    np.concatenate([a, b[extra].astype(a.dtype)])
-                    for a, b in zip(features, task.resampled.features, strict=True)
+                    np.concatenate([a, b.astype(a.dtype)])
+                    for a, b in zip(features, task.synthetic(task.resampled, extra), strict=True)
                 ]
                 mask = np.concatenate([mask, task.resampled.mask[extra]])
                 targets = np.concatenate([targets, task.resampled.targets[extra].astype(targets.dtype)])

@@ -250,6 +250,23 @@ def test_defect_13_6_each_original_is_seen_once_an_epoch_beside_the_synthetic_ro
         assert sum((seen - (once + synthetic)).values()) < world  # what is seen twice fills the last worker's share up
 
 
+def test_spatial_tokens_of_a_synthetic_row_are_mixed_as_its_pooled_features_were(made: Made) -> None:
+    changes = {"backbones": {"body": "grid"}, "resampling": {"method": "smote", "level": "full"}}
+    task = made.task(**changes, model={"fusion": "attention"})
+    rows = task.resampled
+    assert rows is not None and len(rows) > 10 and task.streams[0].clean.tokens
+    pooled = made.task(**changes, model={"fusion": "weighted"})
+    assert pooled.resampled is not None and np.array_equal(pooled.resampled.parents, rows.parents)
+    chosen = np.arange(len(rows))
+    train = task.data.rows[task.data.splits["train"]]
+    for other, made_of in ((task, task.synthetic(rows, chosen)), (pooled, pooled.synthetic(pooled.resampled, chosen))):
+        both = other.streams[0].take(train).astype(np.float64)
+        for i in (0, len(rows) // 2, len(rows) - 1):
+            (a, b), share = rows.parents[i], float(rows.shares[i])
+            np.testing.assert_allclose(made_of[0][i], share * both[a] + (1 - share) * both[b], atol=2e-3)
+    assert ((rows.shares > 0) & (rows.shares < 1)).mean() > 0.9
+
+
 def test_an_original_keeps_its_own_labels_in_a_batch_with_synthetic_rows(made: Made) -> None:
     task = made.task(backbones=CODED, resampling={"method": "random", "level": "full"})
     for batch in task.feed(Workers(), first_epoch=0).train(0):
@@ -371,14 +388,8 @@ def test_train_command_writes_a_checkpoint_and_says_finished_when_it_stands(
         ({"model": {"ablation": "head"}}, "head"),
         ({"model": {"hiden": 4}}, "hiden"),
         ({"backbones": {"body": "good"}, "model": {"fusion": "bilinear"}}, "body"),
-        (
-            {
-                "backbones": {"body": "grid"}, "model": {"fusion": "attention"}, "resampling": {"method": "smote"},
-            },
-            "spatial tokens",
-        ),
     ],
-)  # fmt: skip
+)
 def test_what_can_not_be_trained_is_refused_in_one_line(made: Made, changes: dict[str, Any], named: str) -> None:
     with pytest.raises(InputError) as caught:
         made.task(**changes)
