@@ -146,7 +146,9 @@ def _reason(
         if rule == "highest":
             why = "a tie goes to the highest here"
         else:
-            why = "it was carried in" if chosen.key == incumbent else "it is the smallest of the tied"
+            smallest = all(own.parameters > chosen.parameters for own in ties)
+            small = "it is the smallest of the tied" if smallest else "none of the tied is smaller"
+            why = "it was carried in" if chosen.key == incumbent else small
         return text + f"; {_count(ties)} tied with it, and {why}."
     gap = lead[chosen.key]
     if chosen.key == incumbent:

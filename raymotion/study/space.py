@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from raymotion import storage
-from raymotion.config import Settings, digest_of, load_settings, merge, parse_assignments, read_yaml
+from raymotion.config import Settings, digest_of, load_settings, merge, read_yaml
 from raymotion.data.streams import LEVELS, STREAMS
 from raymotion.errors import InputError
 from raymotion.train.fusion_recipe import FusionRecipe
@@ -356,9 +356,3 @@ def _at(value: Any, name: str) -> Any:
 def _told(config: Configuration, name: str = "") -> str:
     fields = {key: value for key, value in config.items() if name.startswith(key) or key.startswith(name)} or config
     return ", ".join(f"{key} = {value!r}" for key, value in fields.items())
-
-
-__all__ = [
-    "JOINT", "Configuration", "JointSpace", "Published", "Space", "Spaces", "StageSpace", "Stopping", "base_recipe",
-    "build_recipe", "check_spaces", "embedding_needs", "needs_of", "parse_assignments", "read_spaces",
-]  # fmt: skip

@@ -232,7 +232,10 @@ def train(
             stopping = None
         settings = study.settings
         resources = Resources(settings.cpus_per_trial, settings.gpus_per_trial, settings.concurrent)
-        scheduler = scheduler_of(stopping, study.base.optimiser.epochs, list(known.values()))
+        # Of this stage alone: what an earlier one carried in has every rung to itself at first, and would end all that
+        # are a hair behind it at their fifth epoch.
+        own = [record for record in known.values() if record.stage == stage]
+        scheduler = scheduler_of(stopping, study.base.optimiser.epochs, own)
         with StageProgress(study.progress, title=title, total=len(cells), done=list(known.values())) as shown:
             search(specs, study.folder, scheduler=scheduler, resources=resources, ended=shown.ended)
     for key in [key for key, _, _ in cells if key not in known]:
