@@ -7,158 +7,44 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from raymotion import storage
 from raymotion.batch.choice import choose_globally, judge, with_choice
+from raymotion.batch.fusion_labels import COLUMNS, plan_fusion, with_vad
 from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job
+from raymotion.batch.label_stages import LoadRegions, NoEvidence, PredictEmotions, PredictWithStudent
 from raymotion.batch.progress import ProgressKind
 from raymotion.batch.regions import random_weights_notice
-from raymotion.batch.stages import DecodeImages, ExtractRegions, Failure, Item, Stage
+from raymotion.batch.stages import DecodeImages, ExtractRegions, Item, Stage
 from raymotion.config import digest_of
 from raymotion.data.features import features_digest
 from raymotion.errors import InputError
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info
 from raymotion.models.predictor import find_extractor, trained_identity
-from raymotion.models.regions import ExtractorIdentity, Regions, architecture
+from raymotion.models.regions import ExtractorIdentity, architecture
 from raymotion.vocabulary import Vocabulary
 
 
 class LabelSettings(JobSettings):
     """Settings of `raymotion label`."""
 
-    teacher: str = Field(description="checkpoint folder, of a teacher or a student")
-    features: str | None = Field(None, description="folder of a features job, instead of extracting in the stream")
-    weights: str | None = Field(None, description="region extractor's weights, where the teacher names a file's digest")
+    teacher: str = Field(description="checkpoint folder, of a teacher, a student or a fusion head")
+    features: str | None = Field(
+        None, description="folder of a features job (a fusion head: embeddings), instead of extracting in the stream"
+    )
+    weights: tuple[str, ...] = Field(
+        (), description="weights files, where the checkpoint names a file's digest; NAME=FILE for one backbone"
+    )
+    ablation: str | None = Field(None, description="a fusion head: the streams that it may look at")
     selection: SelectionPolicy = Field(default_factory=SelectionPolicy)
 
-
-class LoadRegions:
-    """Region features from a finished features job, in place of decoding and extracting."""
-
-    name = "decode"  # the stage that brings the evidence in
-    whole_shard = False
-
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-
-    def setup(self, threads: int, device: str) -> None:
-        from raymotion.data.features import RegionFeatures
-
-        self.features = RegionFeatures(self.folder)
-
-    def process(self, items: Sequence[Item]) -> None:
-        matrix, mask = self.features.get([item.row["sample_id"] for item in items])
-        for item, features, present in zip(items, matrix, mask, strict=True):
-            if item.row["sample_id"] in self.features:
-                n = len(present)
-                item.regions = Regions(features, np.zeros((n, 4), np.float32), np.zeros(n, np.float32), present)
-            elif item.row["image_uri"] is not None:
-                item.failure = Failure(
-                    self.name,
-                    "no_features",
-                    "NoFeatures",
-                    f"{self.folder} has no features of this sample: see its quarantine",
-                )
-
-
-class NoEvidence:
-    """First stage for a teacher that reads captions alone: images are left where they are."""
-
-    name = "decode"
-    whole_shard = False
-
-    def setup(self, threads: int, device: str) -> None:
-        pass
-
-    def process(self, items: Sequence[Item]) -> None:
-        pass
-
-
-class PredictEmotions:
-    """Probabilities of each item, from its captions and regions.
-
-    A whole shard at once: five captions of an image make five short texts, which fill the model's batches better
-    than one or two images at a time would.
-    """
-
-    name = "teacher"
-    whole_shard = True
-
-    def __init__(self, teacher: str, fingerprint: str, count: int, dim: int) -> None:
-        self.folder, self.fingerprint, self.count, self.dim = teacher, fingerprint, count, dim
-
-    def setup(self, threads: int, device: str) -> None:
-        import torch
-
-        from raymotion.models.checkpoint import load_teacher
-
-        torch.set_num_threads(threads)
-        self.teacher = load_teacher(self.folder, device=device, expected_fingerprint=self.fingerprint)
-
-    def process(self, items: Sequence[Item]) -> None:
-        captions = [item.row["captions"] for item in items]
-        batch = Regions.stack([item.regions for item in items], self.count, self.dim) if self.dim else None
-        usable = self.teacher.usable(captions, batch.mask if batch else None)
-        for item, good in zip(items, usable, strict=True):
-            if not good:
-                needs = " or ".join("a caption" if m == "text" else "an image" for m in self.teacher.info.modalities)
-                item.failure = Failure(
-                    self.name, "no_input", "NoInput", f"the teacher needs {needs}, and the sample has none"
-                )
-        chosen = np.flatnonzero(usable).tolist()
-        if not chosen:
-            return
-        probabilities = self.teacher.predict(
-            [captions[i] for i in chosen],
-            batch.features[chosen] if batch else None,
-            batch.mask[chosen] if batch else None,
-        )
-        for i, row in zip(chosen, probabilities, strict=True):
-            items[i].output["probabilities"] = row
-            items[i].regions = None
-
-
-class PredictWithStudent:
-    """Probabilities of each item from a student: picture and caption, no regions."""
-
-    name = "student"
-    whole_shard = False
-
-    def __init__(self, student: str, fingerprint: str) -> None:
-        self.folder, self.fingerprint = student, fingerprint
-
-    def setup(self, threads: int, device: str) -> None:
-        import torch
-
-        from raymotion.models.checkpoint import load_student
-
-        torch.set_num_threads(threads)
-        self.student = load_student(self.folder, device=device, expected_fingerprint=self.fingerprint)
-
-    def process(self, items: Sequence[Item]) -> None:
-        captions = [item.row["captions"] for item in items]
-        mask = np.array([item.pixels is not None for item in items])
-        usable = self.student.usable(captions, mask)
-        for item, good in zip(items, usable, strict=True):
-            if not good:
-                needs = " or ".join("a caption" if m == "text" else "an image" for m in self.student.info.modalities)
-                item.failure = Failure(
-                    self.name, "no_input", "NoInput", f"the student needs {needs}, and the sample has none"
-                )
-        chosen = [item for item, good in zip(items, usable, strict=True) if good]
-        if not chosen:
-            return
-        size = self.student.model.image_size
-        pixels = np.zeros((len(chosen), size, size, 3), np.uint8)
-        for i, item in enumerate(chosen):
-            if item.pixels is not None:
-                pixels[i] = self.student.prepare(item.pixels)
-                item.pixels = None
-        probabilities = self.student.predict([item.row["captions"] for item in chosen], pixels, mask[usable])
-        for item, row in zip(chosen, probabilities, strict=True):
-            item.output["probabilities"] = row
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        """One file, several, or none."""
+        return () if value is None else (value,) if isinstance(value, str) else value
 
 
 class LabelSink:
@@ -166,13 +52,19 @@ class LabelSink:
 
     Columns: sample_id, image_uri, captions (those that were read), probabilities (float32 (L), vocabulary order),
     labels (chosen ones, vocabulary order), selected (whether the policy takes the row at all). Labels of a policy that
-    needs the whole set are empty until `choose_globally` has run.
+    needs the whole set are empty until `choose_globally` has run. A fusion head with VAD adds valence, arousal and
+    dominance, float32 on EMOTIC's scale of 1 to 10.
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, policy: SelectionPolicy, thresholds: Sequence[float] | None, reads_text: bool
+        self,
+        vocabulary: Vocabulary,
+        policy: SelectionPolicy,
+        thresholds: Sequence[float] | None,
+        reads_text: bool,
+        vad: bool = False,
     ) -> None:
-        self.vocabulary, self.policy, self.reads_text = vocabulary, policy, reads_text
+        self.vocabulary, self.policy, self.reads_text, self.vad = vocabulary, policy, reads_text, vad
         self.thresholds = None if thresholds is None else np.asarray(thresholds)
 
     def schema(self) -> pa.Schema:
@@ -210,19 +102,66 @@ class LabelSink:
             ],
             names=self.schema().names,
         )
-        return with_choice(table, mask, selected, self.vocabulary).cast(self.schema())
+        table = with_choice(table, mask, selected, self.vocabulary).cast(self.schema())
+        return with_vad(table, [item.output["vad"] for item in items]) if self.vad else table
 
 
 def label(settings: LabelSettings, *, address: str | None = None, progress: ProgressKind = "auto") -> JobSummary:
     """Runs the labelling job; see `run_job` for resume and errors."""
     info = read_checkpoint_info(settings.teacher)
-    extractor, weights = _extractor(info, settings)
     if settings.selection.policy == "class-thresholds" and info.thresholds is None:
         raise InputError(
             "holds no thresholds fitted on validation",
             path=settings.teacher,
             remedy="Train it with a validation split, or choose another --policy.",
         )
+    spec = _fusion_spec(info, settings) if info.architecture == "fusion" else _caption_spec(info, settings)
+    return run_job(spec, address=address, progress=progress)
+
+
+def input_columns(info: CheckpointInfo, features: str | None) -> tuple[str, ...]:
+    """Columns of the sample table that labelling reads besides those that every job reads."""
+    return COLUMNS if info.architecture == "fusion" and features is None else ()
+
+
+def _fusion_spec(info: CheckpointInfo, settings: LabelSettings) -> JobSpec:
+    """The job of a fusion head: persons, and their places in pictures."""
+    plan = plan_fusion(info, settings)
+    columns = input_columns(info, settings.features)
+
+    def stages(device: str) -> tuple[Stage, ...]:
+        return plan.stages(resolve_precision(settings, device))
+
+    def finish(folder: str) -> Mapping[str, Any]:
+        digest = storage.read_json(storage.join(folder, "job.json"))["digest"]
+        return {**_finish(info, settings, folder), "with": plan.counts(folder, digest)}
+
+    return JobSpec(
+        kind="labels",
+        settings=settings,
+        identity={**_identity(info, settings), **plan.identity},
+        make_stages=stages,
+        sink=LabelSink(info.vocabulary, settings.selection, info.thresholds, False, plan.vad),
+        model={"teacher": info.to_dict(), "extractor": None},
+        vocabulary=info.vocabulary,
+        notices=plan.notices,
+        finish=finish,
+        images="none" if settings.features is not None else "required",
+        columns=columns,
+        keep_images_together=bool(columns),
+        default_batch=(16, 64),
+    )
+
+
+def _caption_spec(info: CheckpointInfo, settings: LabelSettings) -> JobSpec:
+    """The job of a teacher or a student: pictures and captions."""
+    if settings.ablation is not None:
+        raise InputError(
+            f"is a {info.architecture}, and ablations are of the streams of a fusion head",
+            path=settings.teacher,
+            remedy="Leave --ablation out.",
+        )
+    extractor, weights = _extractor(info, settings)
     is_student = info.architecture == "student"
     reads_pixels = "image" in info.modalities
     streams_images = reads_pixels or (extractor is not None and settings.features is None)
@@ -251,34 +190,41 @@ def label(settings: LabelSettings, *, address: str | None = None, progress: Prog
         notices.extend(random_weights_notice(extractor))
     if "text" not in info.modalities:
         notices.append(f"The {kind} was trained on images alone: it labels from the images, and no caption was read.")
-
-    def finish(folder: str) -> Mapping[str, Any]:
-        more: dict[str, Any] = {}
-        if settings.selection.is_global:
-            more["choice"] = choose_globally(folder, folder, settings.selection, info.vocabulary, info.thresholds)
-        more["collapse"] = judge(folder, info.vocabulary, info.prior, info.validation)
-        return more
-
-    spec = JobSpec(
+    return JobSpec(
         kind="labels",
         settings=settings,
         identity={
-            "teacher": {"fingerprint": info.fingerprint, "vocabulary": info.vocabulary.fingerprint},
+            **_identity(info, settings),
             "extractor": extractor.to_dict() if extractor else None,
             "features": features_digest(settings.features) if extractor and settings.features else None,
-            "selection": settings.selection.model_dump(mode="json"),
-            "thresholds": digest_of(info.thresholds) if settings.selection.policy == "class-thresholds" else None,
         },
         make_stages=stages,
         sink=LabelSink(info.vocabulary, settings.selection, info.thresholds, "text" in info.modalities),
         model={"teacher": info.to_dict(), "extractor": extractor.to_dict() if extractor else None},
         vocabulary=info.vocabulary,
         notices=tuple(notices),
-        finish=finish,
+        finish=lambda folder: _finish(info, settings, folder),
         # A teacher that reads captions too does without the images that are not there.
         images="none" if not streams_images else "optional" if "text" in info.modalities else "required",
     )
-    return run_job(spec, address=address, progress=progress)
+
+
+def _identity(info: CheckpointInfo, settings: LabelSettings) -> dict[str, Any]:
+    """What decides the labels, whatever the model is."""
+    return {
+        "teacher": {"fingerprint": info.fingerprint, "vocabulary": info.vocabulary.fingerprint},
+        "selection": settings.selection.model_dump(mode="json"),
+        "thresholds": digest_of(info.thresholds) if settings.selection.policy == "class-thresholds" else None,
+    }
+
+
+def _finish(info: CheckpointInfo, settings: LabelSettings, folder: str) -> dict[str, Any]:
+    """What job.json says of the finished labels."""
+    more: dict[str, Any] = {}
+    if settings.selection.is_global:
+        more["choice"] = choose_globally(folder, folder, settings.selection, info.vocabulary, info.thresholds)
+    more["collapse"] = judge(folder, info.vocabulary, info.prior, info.validation)
+    return more
 
 
 def _extractor(info: CheckpointInfo, settings: LabelSettings) -> tuple[ExtractorIdentity | None, str]:
@@ -298,7 +244,10 @@ def _extractor(info: CheckpointInfo, settings: LabelSettings) -> tuple[Extractor
             )
         return None, ""
     if settings.features is None:
-        return find_extractor(info, settings.weights, remedy="Name that file as --weights, or give --features.")
+        if len(settings.weights) > 1:
+            raise InputError("--weights is given twice, and a region extractor has one file", remedy="Name one.")
+        weights = settings.weights[0] if settings.weights else None
+        return find_extractor(info, weights, remedy="Name that file as --weights, or give --features.")
     trained = trained_identity(info)
     own = _features_extractor(settings.features)
     if own != trained.to_dict():

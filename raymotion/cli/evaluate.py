@@ -19,9 +19,23 @@ from raymotion.cli.options import cluster_option, job_options, settings_options
     help="Samples to score.  [default: test where the table names splits, else all]",
 )
 @click.option(
-    "--features", metavar="DIR", help="Region features made before, instead of extracting in the same stream."
+    "--features",
+    metavar="DIR",
+    help="Region features (a fusion head: embeddings) made before, instead of extracting in the same stream.",
 )
-@click.option("--weights", help="The region extractor's weights file, if the checkpoint was trained with one.")
+@click.option(
+    "--weights",
+    multiple=True,
+    metavar="FILE",
+    help="Weights file of the region extractor or the backbones, if the checkpoint was trained with one; NAME=FILE for "
+    "one of several backbones (repeatable).",
+)
+@click.option(
+    "--ablation",
+    metavar="NAME",
+    help="A fusion head: the streams it may look at: all, context, body, face, face_body, face_context, body_context.  "
+    "[default: those it was trained with]",
+)
 @click.option(
     "--soft", is_flag=True, default=None, help="Measure the BCE against the share of annotators (label_weights)."
 )
@@ -43,6 +57,8 @@ def evaluate(**options: Any) -> None:
       raymotion evaluate teacher/ socratis.parquet --out evaluation/
       raymotion evaluate s3://bucket/student s3://bucket/emotic.parquet --split val \\
           --out s3://bucket/evaluation --address auto
+      raymotion evaluate fusion/ emotic.parquet --features embeddings/ --ablation face_body \\
+          --out without-context/
     """
     from raymotion.config import load_settings
     from raymotion.evaluation.evaluate import EvaluateSettings, evaluate_checkpoint
@@ -51,6 +67,7 @@ def evaluate(**options: Any) -> None:
 
     file, assignments = options.pop("config_file"), options.pop("assignments")
     address, progress = options.pop("address"), options.pop("progress")
+    options["weights"] = options["weights"] or None
     settings = load_settings(EvaluateSettings, file=file, options=options, assignments=assignments)
     summary = evaluate_checkpoint(settings, address=address, progress=progress)
     first, *rest = summary_lines(summary)

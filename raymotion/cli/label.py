@@ -50,12 +50,22 @@ def _policy(options: dict[str, Any]) -> dict[str, Any]:
 
 @click.command()
 @click.argument("samples", required=False)
-@click.option("--teacher", help="Checkpoint of the teacher: a folder or an address.")
+@click.option(
+    "--teacher", metavar="CKPT", help="Checkpoint of a teacher, a student or a fusion head: a folder or an address."
+)
 @click.option("--out", metavar="DIR", help="Folder or address of the labelled data set.")
 @click.option(
-    "--features", metavar="DIR", help="Region features made before, instead of extracting in the same stream."
+    "--features",
+    metavar="DIR",
+    help="Region features (a fusion head: embeddings) made before, instead of extracting in the same stream.",
 )
-@click.option("--weights", help="The region extractor's weights file, if the teacher was trained with one.")
+@click.option(
+    "--weights",
+    multiple=True,
+    metavar="FILE",
+    help="Weights file of the region extractor or the backbones, if the checkpoint was trained with one; NAME=FILE for "
+    "one of several backbones (repeatable).",
+)
 @policy_options
 @job_options
 @cluster_option
@@ -64,13 +74,16 @@ def label(**options: Any) -> None:
     """Label every image of a sample table with a teacher.
 
     SAMPLES is a sample table from `raymotion data prepare`. Region features are computed in the same stream with the
-    extractor that the teacher was trained with. After any interruption the same command goes on where it stopped.
+    extractor that the teacher was trained with, those of a fusion head with its backbones: it labels persons by their
+    body_box and face_box, and a stream that a person lacks is masked. After any interruption the same command goes on
+    where it stopped.
 
     \b
     Example:
       raymotion label coco.parquet --teacher teacher/ --out labels/
       raymotion label s3://bucket/coco.parquet --teacher teacher/ --out s3://bucket/labels \\
           --policy top-per-class --count 2000 --address auto
+      raymotion label persons.parquet --teacher fusion/ --weights swin=swin.safetensors --out labels/
     """
     from raymotion.batch.labels import LabelSettings
     from raymotion.batch.labels import label as run
@@ -79,6 +92,7 @@ def label(**options: Any) -> None:
 
     file, assignments = options.pop("config_file"), options.pop("assignments")
     address, progress = options.pop("address"), options.pop("progress")
+    options["weights"] = options["weights"] or None
     selection = _policy(options)
     settings = load_settings(
         LabelSettings, file=file, options={**options, "selection": selection or None}, assignments=assignments

@@ -10,7 +10,17 @@ import click
 @click.option("--caption", "captions", multiple=True, metavar="TEXT", help="A caption of the image (repeatable).")
 @click.option("--model", required=True, metavar="CKPT", help="Checkpoint: a folder or an address.")
 @click.option(
-    "--weights", metavar="FILE", help="The region extractor's weights file, if the model was trained with one."
+    "--body-box", metavar="X1,Y1,X2,Y2", help="A fusion head: where the person is, in pixels. Default: context alone."
+)
+@click.option(
+    "--face-box", metavar="X1,Y1,X2,Y2", help="A fusion head: where the face is, in pixels. Default: it is masked."
+)
+@click.option(
+    "--weights",
+    multiple=True,
+    metavar="FILE",
+    help="Weights file of the region extractor or the backbones, if the model was trained with one; NAME=FILE for one "
+    "of several backbones (repeatable).",
 )
 @click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="How many emotions are shown.")
 @click.option("--all", "everything", is_flag=True, help="Show every emotion.")
@@ -20,7 +30,9 @@ def predict(
     image: str | None,
     captions: tuple[str, ...],
     model: str,
-    weights: str | None,
+    body_box: str | None,
+    face_box: str | None,
+    weights: tuple[str, ...],
     top: int,
     everything: bool,
     as_json: bool,
@@ -35,10 +47,13 @@ def predict(
     Example:
       raymotion predict photo.jpg --caption "A man laughs." --model teacher/
       raymotion predict --caption "A man laughs." --model teacher/ --all
+      raymotion predict photo.jpg --model fusion/ --body-box 40,10,220,400 --face-box 90,20,150,95
     """
-    from raymotion.models.prediction import explain
+    from raymotion.models.prediction import explain, parse_box
 
-    prediction = explain(model, image, captions, device=device, weights=weights)
+    given = (("body", body_box), ("face", face_box))
+    boxes = {name: parse_box(text, f"--{name}-box") for name, text in given if text is not None}
+    prediction = explain(model, image, captions, device=device, weights=weights, boxes=boxes)
     if as_json:
         click.echo(prediction.to_json())
         return

@@ -15,12 +15,13 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from raymotion import storage
 from raymotion.batch.choice import matrix_of, read_parts
 from raymotion.batch.job import REMEDY, JobSettings, JobSummary
-from raymotion.batch.labels import LabelSettings, label
+from raymotion.batch.labels import LabelSettings, input_columns, label
+from raymotion.batch.ledger import by_image
 from raymotion.batch.preflight import input_digest, read_record
 from raymotion.batch.progress import ProgressKind
 from raymotion.config import digest_of, require_same_settings
@@ -44,12 +45,21 @@ class EvaluateSettings(JobSettings):
     split: Literal["train", "val", "test", "all"] | None = Field(
         None, description="samples to score; default: test where the table names splits, else all"
     )
-    features: str | None = Field(None, description="folder of a features job, instead of extracting in the stream")
-    weights: str | None = Field(None, description="region extractor's weights, where the checkpoint names a digest")
+    features: str | None = Field(
+        None, description="folder of a features job (a fusion head: embeddings), instead of extracting in the stream"
+    )
+    weights: tuple[str, ...] = Field((), description="weights files, where the checkpoint names a file's digest")
+    ablation: str | None = Field(None, description="a fusion head: the streams that it may look at")
     soft: bool = Field(False, description="measure the BCE against the share of annotators")
     bootstrap: int = Field(1000, ge=0, description="resamples of the intervals")
     bins: int = Field(BINS, ge=1, le=1000, description="bins of the calibration")
     seed: int = 0
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        """One file, several, or none."""
+        return () if value is None else (value,) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,10 @@ def evaluate_checkpoint(
     prior, soft_prior = _priors(info, samples, truth, settings.soft, notices)
     if info.thresholds is None:
         notices.append("The checkpoint holds no thresholds fitted on validation: F1 is at 0.5 for each label.")
+    groups = rows.column("group_id").to_pylist()
+    images = len(set(groups))
+    if images < len(groups):
+        notices.append(f"The {len(groups):,} samples are of {images:,} images: intervals draw whole images.")
     measured = measure(
         truth,
         probabilities,
@@ -130,6 +144,7 @@ def evaluate_checkpoint(
         bootstrap=settings.bootstrap,
         bins=settings.bins,
         seed=settings.seed,
+        groups=groups if images < len(groups) else None,
     )
     record = _record(settings, info, choice, rows, job, measured, notices)
     figures = draw(measured, truth, probabilities)
@@ -212,7 +227,9 @@ def _predict(
             raise InputError(f"holds {strange[0]}, and no evaluation", path=out, remedy="Use a fresh output folder.")
         storage.write_table(path, choice.table)
     else:
-        now = {"rows": choice.table.num_rows, "digest": input_digest(choice.table)}
+        columns = input_columns(info, settings.features)  # with them, the job orders the table by image
+        ordered = by_image(choice.table) if columns else choice.table
+        now = {"rows": choice.table.num_rows, "digest": input_digest(ordered, columns)}
         require_same_settings({"samples": old["identity"]["input"]}, {"samples": now}, where=out, remedy=REMEDY)
         if not storage.exists(path) or _labels_differ(storage.read_table(path), choice.table):
             storage.write_table(path, choice.table)  # mended labels need no new predictions
@@ -226,6 +243,7 @@ def _predict(
             "teacher": settings.checkpoint,
             "features": settings.features,
             "weights": settings.weights,
+            "ablation": settings.ablation,
             "selection": policy,
         }
     )
@@ -346,7 +364,12 @@ def _record(
                 [rows.column(name).to_pylist() for name in ("sample_id", "captions", "labels", "label_weights")]
             ),
         },
-        "settings": {"soft": settings.soft, "bootstrap": settings.bootstrap, "bins": settings.bins},
+        "settings": {
+            **({} if settings.ablation is None else {"ablation": settings.ablation}),
+            "soft": settings.soft,
+            "bootstrap": settings.bootstrap,
+            "bins": settings.bins,
+        },
         "results": measured.to_dict(),
         "versions": job.record["versions"],
     }

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from raymotion.learning.auc import macro_auc
-from raymotion.learning.bootstrap import Metric, ratio_metrics
+from raymotion.learning.bootstrap import Metric, ratio_metrics, sampling_units
 from raymotion.learning.calibration import (
     BINS,
     BrierParts,
@@ -131,6 +131,7 @@ def measure(
     bootstrap: int = 1000,
     bins: int = BINS,
     seed: int = 0,
+    groups: Sequence[str] | None = None,
 ) -> Measured:
     """Measures predictions against labels, each number beside its baselines.
 
@@ -142,6 +143,7 @@ def measure(
         soft_targets: (n, L) shares of annotators, for the BCE.
         soft_prior: (L,) mean shares of the training split, the prior's BCE then; None takes `prior`.
         split: what the collapse check's sentences call these samples.
+        groups: n names of what the intervals draw as a whole: the image, where several samples share one.
 
     Raises:
         InputError: as `learning.metrics.evaluate`.
@@ -150,6 +152,7 @@ def measure(
     p = checked("probabilities", probabilities, shape=truth.shape)
     rates = np.asarray(prior, dtype=np.float64)
     n, width = truth.shape
+    units = None if groups is None else sampling_units(groups, n)
     evaluation = evaluate(
         truth,
         p,
@@ -158,11 +161,12 @@ def measure(
         bootstrap=bootstrap,
         seed=seed,
         soft_targets=soft_targets,
+        groups=groups,
     )
     limits = np.full(width, DEFAULT_THRESHOLD) if thresholds is None else np.asarray(thresholds, dtype=np.float64)
     chosen = class_thresholds(p, limits)
-    f1 = f1_scores(truth, chosen, prior=rates, bootstrap=bootstrap, seed=seed)
-    auc, class_auc, auc_ends = macro_auc(truth, p, bootstrap=bootstrap, seed=seed)
+    f1 = f1_scores(truth, chosen, prior=rates, bootstrap=bootstrap, seed=seed, units=units)
+    auc, class_auc, auc_ends = macro_auc(truth, p, bootstrap=bootstrap, seed=seed, units=units)
     own_rates = truth.mean(axis=0)
 
     def squared_error(of: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -175,6 +179,7 @@ def measure(
         resamples=bootstrap,
         seed=seed,
         lower_is_better=LOWER_IS_BETTER,
+        units=units,
     )
     metrics = {**evaluation.metrics, "macro_auc": auc, "micro_f1": f1.micro, "macro_f1": f1.macro, **brier}
     evaluation = replace(evaluation, metrics=metrics)
@@ -215,7 +220,7 @@ def measure(
         evaluation=evaluation,
         classes=classes,
         calibration=[
-            calibrate(truth, p, prior=rates, bins=bins, strategy=strategy, bootstrap=bootstrap, seed=seed)
+            calibrate(truth, p, prior=rates, bins=bins, strategy=strategy, bootstrap=bootstrap, seed=seed, units=units)
             for strategy in ("width", "mass")
         ],
         brier=decompose_brier(truth, p, bins=bins),

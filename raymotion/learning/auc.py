@@ -40,13 +40,14 @@ def weighted_auc(true: np.ndarray, ends: np.ndarray, weights: np.ndarray) -> np.
 
 
 def macro_auc(
-    targets: np.ndarray, scores: np.ndarray, *, bootstrap: int = 1000, seed: int = 0
+    targets: np.ndarray, scores: np.ndarray, *, bootstrap: int = 1000, seed: int = 0, units: np.ndarray | None = None
 ) -> tuple[Metric, list[float | None], list[tuple[float, float] | None]]:
     """Mean AUC of the classes that have both positives and negatives; the classes' own, (L,), and their intervals.
 
     Args:
         targets: (n, L) of 0 and 1.
         scores: (n, L).
+        units: what the intervals draw as a whole; see `resample_counts`.
     """
     truth, p = np.asarray(targets) > 0, np.asarray(scores, dtype=np.float64)
     n, width = p.shape
@@ -59,7 +60,7 @@ def macro_auc(
     point = measure(np.ones((1, n)))
     resamples = ranking_resamples(bootstrap, n, width)
     rows = max(1, 500_000 // (n * width))
-    blocks = [measure(weights) for weights in resample_counts(n, resamples, seed, rows)]
+    blocks = [measure(weights) for weights in resample_counts(n, resamples, seed, rows, units=units)]
     drawn = np.concatenate(blocks) if blocks else np.empty((0, width))
     own, chance = row_mean(drawn), np.full(len(drawn), CHANCE)
     value = float(row_mean(point)[0])

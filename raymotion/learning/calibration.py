@@ -63,6 +63,7 @@ def reliability(
     strategy: Strategy = "width",
     bootstrap: int = 0,
     seed: int = 0,
+    units: np.ndarray | None = None,
 ) -> list[CalibrationBin]:
     """The reliability diagram of all forecasts together: bins that hold any, from low to high.
 
@@ -71,6 +72,7 @@ def reliability(
         probabilities: of the same shape, in [0, 1].
         strategy: `width` or `mass`.
         bootstrap: resamples of the samples (rows) for the interval of each rate; 0 for none.
+        units: what the resamples draw as a whole; see `resample_counts`.
 
     Raises:
         InputError: shapes that do not fit, nothing to look at, values outside [0, 1], no bins.
@@ -83,7 +85,7 @@ def reliability(
     band = np.full((2, bins), np.nan)
     if bootstrap > 0:
         drawn = np.concatenate(
-            [ratio(w @ hits, w @ count) for w in resample_counts(len(p), bootstrap, seed, chunk(len(p)))]
+            [ratio(w @ hits, w @ count) for w in resample_counts(len(p), bootstrap, seed, chunk(len(p)), units=units)]
         )
         known = np.isfinite(drawn).any(axis=0)
         band[:, known] = np.nanpercentile(drawn[:, known], (2.5, 97.5), axis=0)
@@ -170,6 +172,7 @@ def calibrate(
     strategy: Strategy = "width",
     bootstrap: int = 1000,
     seed: int = 0,
+    units: np.ndarray | None = None,
 ) -> CalibrationScores:
     """Everything about the calibration of (n, L) forecasts; `prior` is (L,). Errors as `reliability`."""
     truth, p = _checked(targets, probabilities)
@@ -177,7 +180,8 @@ def calibrate(
     layout = _Layout(p, bins, strategy)
     error, class_error = (float(value[0]) for value in layout.errors(truth, np.ones((1, n))))
     resamples = ranking_resamples(bootstrap, n, width)
-    drawn = [layout.errors(truth, w) for w in resample_counts(n, resamples, seed, chunk(n))] if resamples else []
+    weights = resample_counts(n, resamples, seed, chunk(n), units=units)
+    drawn = [layout.errors(truth, w) for w in weights]
     ends: list[tuple[float, float] | None] = [None, None]
     if drawn:
         pooled, by_class = (np.concatenate(part) for part in zip(*drawn, strict=True))
@@ -203,7 +207,7 @@ def calibrate(
         prior=expected_calibration_error(truth, constant, bins=bins, strategy=strategy),
         class_prior=float(class_calibration_errors(truth, constant, bins=bins, strategy=strategy).mean()),
         resamples=resamples,
-        curve=reliability(truth, p, bins=bins, strategy=strategy, bootstrap=resamples, seed=seed),
+        curve=reliability(truth, p, bins=bins, strategy=strategy, bootstrap=resamples, seed=seed, units=units),
     )
 
 

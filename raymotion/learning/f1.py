@@ -78,6 +78,7 @@ def f1_scores(
     prior: np.ndarray | Sequence[float],
     bootstrap: int = 1000,
     seed: int = 0,
+    units: np.ndarray | None = None,
 ) -> F1Scores:
     """Micro, macro and per-class F1 of chosen labels.
 
@@ -85,6 +86,7 @@ def f1_scores(
         targets: (n, L) of 0 and 1.
         chosen: (n, L) bool.
         prior: (L,) class rates of the training split.
+        units: what the intervals draw as a whole; see `resample_counts`.
 
     Raises:
         InputError: shapes that do not fit.
@@ -126,7 +128,7 @@ def f1_scores(
         return np.stack(both, axis=1), classes
 
     point, classes = measure(np.ones((1, n)))
-    blocks = [measure(weights) for weights in resample_counts(n, bootstrap, seed, chunk(n))]
+    blocks = [measure(weights) for weights in resample_counts(n, bootstrap, seed, chunk(n), units=units)]
     drawn = np.concatenate([rows for rows, _ in blocks]) if blocks else np.empty((0, 6))
     class_drawn = np.concatenate([own for _, own in blocks]) if blocks else np.empty((0, width))
     micro, macro = (

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from raymotion.data.streams import ABLATIONS
 from raymotion.learning.metrics import Evaluation, metric_text, metric_title
 
+LOOKS_AT = {"context": "the whole picture", "body": "the body's box", "face": "the face's box"}
 HEADER = ("metric", "model", "95 % interval", "class prior", "constant", "against both")
 
 
@@ -22,6 +24,8 @@ def metric_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def model_card(config: Mapping[str, Any], training: Mapping[str, Any], *, parameters: int) -> str:
     """Markdown from the contents of config.json and training.json."""
+    if config["architecture"] == "fusion":
+        return _document(_fusion_head(config, training, parameters), config, training)
     modalities = config["modalities"]
     vocabulary, extractor = config["vocabulary"], config["extractor"]
     student = config["architecture"] == "student"
@@ -50,12 +54,20 @@ def model_card(config: Mapping[str, Any], training: Mapping[str, Any], *, parame
             f"- Region features: {extractor['name']}, weights {extractor['weights']}, {extractor['count']} regions of "
             f"{extractor['dim']} numbers. Features of another extractor mean something else."
         )
+    return _document(lines, config, training)
+
+
+def _document(lines: list[str], config: Mapping[str, Any], training: Mapping[str, Any]) -> str:
+    """The card that begins with `lines`: data, figures, and how to read them."""
+    lines = list(lines)
     data = training.get("data") or {}
     if data:
         splits = ", ".join(f"{count:,} {name}" for name, count in (data.get("splits") or {}).items())
         lines.append(f"- Data: {data.get('name', 'unnamed')} ({splits}), fingerprint {data.get('fingerprint')}.")
     if "seed" in training:
-        lines.append(f"- Seed {training['seed']}; best epoch {training.get('best_epoch')}, chosen on validation.")
+        last = (training.get("settings") or {}).get("select_by") == "last"
+        chosen = "the last one, whatever validation says" if last else "chosen on validation"
+        lines.append(f"- Seed {training['seed']}; epoch {training.get('best_epoch')}, {chosen}.")
     for name, explanation in (
         ("validation", "The epoch and the thresholds were chosen on these samples: the figures are optimistic."),
         ("test", "Scored once, after every choice was made."),
@@ -66,6 +78,7 @@ def model_card(config: Mapping[str, Any], training: Mapping[str, Any], *, parame
         lines += ["", f"## {name.capitalize()}: {evaluation['samples']:,} samples", "", explanation, ""]
         lines += [f"| {' | '.join(HEADER)} |", f"|{'---|' * len(HEADER)}"]
         lines += [f"| {' | '.join(row)} |" for row in metric_rows(evaluation)]
+        lines += _emotic_lines((training.get("emotic") or {}).get("val" if name == "validation" else name) or {})
     lines += [
         "",
         "`class prior` answers with the training split's class rates for every image, `constant` with the evaluated",
@@ -76,3 +89,63 @@ def model_card(config: Mapping[str, Any], training: Mapping[str, Any], *, parame
         "of the people shown, and should not be used to judge any person.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _fusion_head(config: Mapping[str, Any], training: Mapping[str, Any], parameters: int) -> list[str]:
+    """What a fusion head is: its streams with their backbones, its network, and how it was trained."""
+    shape, origin, vocabulary = config["model"], config.get("fusion") or {}, config["vocabulary"]
+    settings = training.get("settings") or {}
+    backbones: Mapping[str, Mapping[str, Any]] = origin.get("backbones") or {}
+    kept = [stream for stream in backbones if stream in ABLATIONS[shape["ablation"]]]
+    random = [stream for stream in kept if backbones[stream]["identity"].get("weights", "").startswith("random:")]
+    lines = ["# Emotions of a person in a picture: fusion head", ""]
+    if random:
+        lines += [
+            f"**Its backbones were never trained** ({', '.join(random)}: random weights). They tell colours and "
+            "textures apart, not people or moods: this head is for trials of the machinery, its labels mean nothing.",
+            "",
+        ]
+    lines += [
+        f"Fusion `{shape['fusion']}`, width {shape['hidden']}, {parameters:,} parameters and statistics, made by "
+        f"raymotion {training['raymotion']}. It reads features of frozen backbones, which are not part of it.",
+        "",
+        f"- Emotions: {vocabulary['name']}, {len(vocabulary['labels'])} labels ({vocabulary['fingerprint']}).",
+        "- Reads what there is of a person: a stream that is missing (no face found) is masked.",
+    ]
+    for stream in kept:
+        own, name = backbones[stream]["identity"], backbones[stream]["name"]
+        tokens = (shape.get("tokens") or {}).get(stream, 0)
+        lines.append(
+            f"- {stream.capitalize()} ({LOOKS_AT[stream]}): {name} = {own.get('name')}, weights {own.get('weights')}, "
+            f"{own.get('size')} pixels, "
+            + (f"{tokens} tokens of {own.get('token_dim')} numbers." if tokens else f"{own.get('dim')} numbers.")
+        )
+    if shape["ablation"] != "all":
+        lines.append(f"- Ablation `{shape['ablation']}`: it looks at {' and '.join(kept)} alone.")
+    loss = origin.get("loss") or {}
+    options = ", ".join(f"{name} {value}" for name, value in (loss.get("options") or {}).items())
+    resampling = settings.get("resampling") or {}
+    made = resampling.get("method", "none")
+    made = made if made == "none" else f"{made} {resampling.get('level')}"
+    lines.append(
+        f"- Loss `{loss.get('name')}`{f' ({options})' if options else ''}; augmentation "
+        f"{settings.get('augmentation', 'none')}; resampling {made}"
+        f"{'; valence, arousal and dominance besides' if shape.get('vad') else ''}."
+    )
+    return lines
+
+
+def _emotic_lines(figures: Mapping[str, Any]) -> list[str]:
+    """Both average precisions, and the error of valence, arousal and dominance beside that of their training means."""
+    if not figures:
+        return []
+    lines = [
+        "",
+        f"mAP {figures['map']:.4f} as scikit-learn computes it, {figures['interpolated_map']:.4f} interpolated as the "
+        f"authors of EMOTIC do; a random order has {figures['chance_map']:.4f}.",
+    ]
+    known = [error for error in figures.get("vad_mae") or [] if error["mae"] is not None]
+    if known:
+        lines += ["", "| mean absolute error, scale 1 to 10 | model | training mean | samples |", "|---|---|---|---|"]
+        lines += [f"| {e['name']} | {e['mae']:.3f} | {e['constant']:.3f} | {e['samples']:,} |" for e in known]
+    return lines

@@ -148,7 +148,8 @@ class LoadedFusion:
         """Probabilities (n, L) float32 in vocabulary order; a head with VAD has three more columns, 0..1.
 
         Args:
-            features: of each stream of `info.modalities`: (n, D), or (n, T, D) where the head reads spatial tokens.
+            features: of each stream of `info.modalities`: (n, D), or (n, T, D) where the head reads spatial tokens. One
+                that is left out is masked.
             mask: bool (n, S), in the order of the modalities: what the sample has.
         """
         import torch
@@ -162,7 +163,10 @@ class LoadedFusion:
         with torch.no_grad():
             for start in range(0, len(mask), batch_size):
                 here = slice(start, start + batch_size)
-                own = [torch.from_numpy(features[stream][here]).to(device) for stream in self.model.config.dims]
+                own = [
+                    torch.from_numpy(features[stream][here]).to(device) if stream in features else None
+                    for stream in self.model.config.dims
+                ]
                 output = self.model(own, torch.from_numpy(mask[here]).to(device)).float()
                 parts.append(torch.cat([loss.probabilities(output[:, :labels]), output[:, labels:]], dim=1).cpu())
         return torch.cat(parts).numpy()

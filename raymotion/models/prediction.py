@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from raymotion import storage
@@ -38,9 +39,13 @@ class Prediction:
     captions: list[str]
     emotions: list[Emotion]
     notes: list[str]
+    # Of a fusion head: the boxes that were given, and valence, arousal, dominance on EMOTIC's scale of 1 to 10.
+    boxes: dict[str, list[float]] | None = None
+    vad: dict[str, float] | None = None
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
+        values = {name: value for name, value in asdict(self).items() if name not in ("boxes", "vad") or value}
+        return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
 
     def lines(self, top: int | None = None) -> list[str]:
         """A table of the `top` emotions for a terminal, and what has to be known of it."""
@@ -65,7 +70,8 @@ class Prediction:
             ).rstrip()
             for row in [columns, *rows]
         ]
-        return [*table, *(f"note: {note}" for note in self.notes)]
+        vad = ", ".join(f"{name} {value:.1f}" for name, value in (self.vad or {}).items())
+        return [*table, *([f"{vad} (of 1 to 10)"] if vad else []), *(f"note: {note}" for note in self.notes)]
 
 
 def explain(
@@ -74,7 +80,8 @@ def explain(
     captions: Sequence[str],
     *,
     device: str = "cpu",
-    weights: str | None = None,
+    weights: str | Sequence[str] | None = None,
+    boxes: Mapping[str, Sequence[float]] | None = None,
 ) -> Prediction:
     """Opens the checkpoint and predicts one sample; see `predictor.load` and `Predictor.label` for the errors."""
     from raymotion.models.predictor import load
@@ -83,7 +90,7 @@ def explain(
     if image is None and not texts:
         raise InputError("neither an image nor a caption is given", remedy='Add IMAGE, or --caption "...".')
     model = load(folder, device=device, weights=weights)
-    probabilities = model.label(image, texts)
+    probabilities = model.label(image, texts, boxes=boxes)
     info = model.info
     emotions = []
     for label, probability in probabilities.items():
@@ -101,7 +108,25 @@ def explain(
             )
         )
     notes = [*model.not_read(image=image is not None, caption=bool(texts)), *model.notes]
-    return Prediction(str(folder), info.fingerprint, image, texts, emotions, notes)
+    given = {name: [float(value) for value in box] for name, box in (boxes or {}).items()}
+    return Prediction(str(folder), info.fingerprint, image, texts, emotions, notes, given or None, model.vad)
+
+
+def parse_box(text: str, what: str) -> list[float]:
+    """`x1,y1,x2,y2` as numbers.
+
+    Raises:
+        InputError: it is not that; `what` names where it stood.
+    """
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != 4 or not all(math.isfinite(value) for value in values):
+        raise InputError(f"{what} {text!r} is no box", remedy="Write four numbers of pixels: x1,y1,x2,y2.")
+    if values[2] <= values[0] or values[3] <= values[1]:
+        raise InputError(f"{what} {text!r} is empty", remedy="Left and top come first: x1 < x2 and y1 < y2.")
+    return values
 
 
 def _limit(threshold: float | None) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 Captions = Sequence[Sequence[str]]
 Pictures = Sequence[np.ndarray | None]
+# Of one picture: "body" and "face", each (x1, y1, x2, y2) in pixels of the whole, upright picture.
+Boxes = Mapping[str, Sequence[float]]
 
 
 class Predictor(ABC):
@@ -47,6 +49,8 @@ class Predictor(ABC):
     min_side: int | None = None
     reads_images: bool
     reads_text: bool
+    # Valence, arousal and dominance of what `label` saw last, for a model that predicts them.
+    vad: dict[str, float] | None = None
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -104,21 +108,29 @@ class Predictor(ABC):
         self,
         image: str | os.PathLike[str] | np.ndarray | Image | None = None,
         caption: str | Sequence[str] | None = None,
+        *,
+        boxes: Boxes | None = None,
     ) -> dict[str, float]:
         """Probability of each emotion, the highest first, for one picture, its caption or captions, or both.
 
         Args:
             image: path, address (s3://...), Pillow picture, or uint8 array (height, width, 3) in RGB.
+            boxes: for a fusion head, where the person's `body` and `face` are: (x1, y1, x2, y2) in pixels. A stream
+                without its box is masked.
 
         Raises:
             InputError: the picture can not be read (the reason is said), or nothing is given that the model reads.
         """
+        if boxes:
+            raise InputError("this model looks at no boxes", path=self.info.folder, remedy="Leave them out.")
         captions = [caption] if isinstance(caption, str) else list(caption or [])
         # A file that is named has to be a picture, also where the model would not look at it.
         pixels = None if image is None else read_picture(image, self.min_side)
         if not self.usable([pixels], [captions])[0]:
             raise InputError(f"this model reads {self._reads}, and none was given", path=self.info.folder)
-        probabilities = self.predict([pixels], [captions])[0]
+        return self._by_probability(self.predict([pixels], [captions])[0])
+
+    def _by_probability(self, probabilities: np.ndarray) -> dict[str, float]:
         order = np.argsort(-probabilities, kind="stable")
         return {self.vocabulary.labels[i]: float(probabilities[i]) for i in order.tolist()}
 
@@ -222,11 +234,12 @@ class StudentPredictor(Predictor):
         return np.concatenate(parts)
 
 
-def load(folder: storage.PathLike, *, device: str = "cpu", weights: str | None = None) -> Predictor:
+def load(folder: storage.PathLike, *, device: str = "cpu", weights: str | Sequence[str] | None = None) -> Predictor:
     """The model in a checkpoint folder (local or an address), ready to predict on `device`.
 
     Args:
-        weights: the region extractor's weights file, where the checkpoint names a file's digest.
+        weights: the weights file of the region extractor or the backbones, where the checkpoint names a file's digest;
+            `NAME=FILE` for one of several backbones.
 
     Raises:
         InputError: no checkpoint is there, a file of it is damaged, or it is of an architecture nobody knows.
@@ -239,11 +252,20 @@ def load(folder: storage.PathLike, *, device: str = "cpu", weights: str | None =
     path = storage.join(storage.absolute(folder), checkpoint.CONFIG)
     config = storage.read_json(path) if storage.exists(path) else None
     named = config.get("architecture") if isinstance(config, dict) else None
+    files = [weights] if isinstance(weights, str) else list(weights or ())
+    if named == "fusion":
+        from raymotion.models.fusion_predictor import FusionPredictor
+
+        return FusionPredictor(checkpoint.load_fusion(folder, device=device), device, files)
     if named in LOADERS:
-        return LOADERS[named](folder, device, weights)
+        if len(files) > 1:
+            raise InputError("has one weights file, and --weights is given twice", path=folder, remedy="Name one.")
+        return LOADERS[named](folder, device, files[0] if files else None)
     checkpoint.read_checkpoint_info(folder)  # says what is wrong with it, if anything is
     raise InputError(
-        f"is a {named}, which can not predict by itself", path=folder, remedy=f"Give one of {', '.join(LOADERS)}."
+        f"is a {named}, which can not predict by itself",
+        path=folder,
+        remedy=f"Give one of {', '.join([*LOADERS, 'fusion'])}.",
     )
 
 

@@ -1,0 +1,295 @@
+"""Labelling with a fusion head: sample table -> crops -> frozen backbones -> head -> pseudo-labels, in one pass.
+
+Each picture is decoded once for all its persons, and its context looked at once, as in the embedding job, whose stages
+these are. Or the features come from a finished embedding job.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from raymotion import storage
+from raymotion.batch import ledger
+from raymotion.batch.embeddings import COLUMNS
+from raymotion.batch.stages import Failure, Item, Stage
+from raymotion.batch.stream_stages import CONTEXT, DecodeOnce, EmbedStreams, StreamPlan
+from raymotion.data.embedding_layout import FeatureKey, layout_of, require_complete, schema_of
+from raymotion.data.features import features_digest
+from raymotion.data.samples import read_samples
+from raymotion.errors import InputError
+from raymotion.models.fusion_inputs import StreamInput, find_weights, needs, stream_inputs
+from raymotion.models.regions import locate
+
+if TYPE_CHECKING:
+    from raymotion.batch.labels import LabelSettings
+    from raymotion.models.checkpoint import CheckpointInfo
+
+VAD = ("valence", "arousal", "dominance")
+SCALE = 10.0  # a head answers raw / 10
+__all__ = ["COLUMNS", "FusionPlan", "plan_fusion", "with_vad"]
+
+
+@dataclass(frozen=True)
+class FusionPlan:
+    """What labelling with a fusion head needs besides what every labelling needs.
+
+    Attributes:
+        inputs: streams that the head looks at, without those that an ablation leaves out.
+        keys: with embeddings, where the features of each stream are.
+        identity: for the job's identity.
+        notices: what a user must know.
+    """
+
+    info: CheckpointInfo
+    inputs: tuple[StreamInput, ...]
+    weights: Mapping[str, str]
+    folder: str | None
+    keys: Mapping[str, FeatureKey]
+    identity: Mapping[str, Any]
+    notices: tuple[str, ...]
+
+    @property
+    def vad(self) -> bool:
+        return bool(self.info.config.get("vad"))
+
+    def stages(self, precision: str) -> tuple[Stage, ...]:
+        head = PredictWithFusion(self.info.folder, self.info.fingerprint, self.inputs)
+        if self.folder is not None:
+            return (LoadEmbeddings(self.folder, self.keys, self.inputs), head)
+        return (DecodeOnce(), EmbedForHead(self.inputs, self.weights, precision), head)
+
+    def counts(self, folder: str, digest: str) -> dict[str, int]:
+        """Samples that had each stream, of those that were labelled."""
+        total: Counter[str] = Counter({own.stream: 0 for own in self.inputs})
+        for commit in ledger.read_commits(folder, digest).values():
+            total.update({own.stream: commit.tally.get(own.stream, 0) for own in self.inputs})
+        return dict(total)
+
+
+def plan_fusion(info: CheckpointInfo, settings: LabelSettings) -> FusionPlan:
+    """Checks that the head's features can be made, or are in the embeddings that were named.
+
+    Raises:
+        InputError: weights of a backbone that are not named, or are others; embeddings of other backbones; samples
+            without anything that the head looks at.
+    """
+    inputs = stream_inputs(info, settings.ablation)
+    notices: list[str] = []
+    if settings.ablation is not None:
+        notices.append(f"Ablation {settings.ablation}: the head looked at {_list(inputs)} alone.")
+    random = sorted({own.name for own in inputs if own.identity.is_random})
+    if random:
+        notices.append(f"The backbones {', '.join(random)} have random weights: what the head says is for trials only.")
+    identity: dict[str, Any] = {}  # the backbones are in the checkpoint's fingerprint
+    if settings.ablation is not None:
+        identity["ablation"] = settings.ablation
+    if settings.features is not None:
+        if settings.weights:
+            raise InputError("--weights and --features are given, and only one can be used", remedy="Leave one out.")
+        folder = storage.absolute(settings.features)
+        keys = _keys_in(folder, inputs)
+        identity["features"] = features_digest(folder)
+        return FusionPlan(info, inputs, {}, folder, keys, identity, tuple(notices))
+    weights = {
+        name: locate(what) for name, what in find_weights(inputs, settings.weights, path=settings.teacher).items()
+    }
+    notices += _what_samples_lack(settings.samples, inputs)
+    return FusionPlan(info, inputs, weights, None, {}, identity, tuple(notices))
+
+
+def _list(inputs: Sequence[StreamInput]) -> str:
+    return " and ".join(own.stream for own in inputs)
+
+
+def _what_samples_lack(samples: str, inputs: Sequence[StreamInput]) -> list[str]:
+    table = read_samples(samples)
+    lacking = [
+        own.stream
+        for own in inputs
+        if own.stream != CONTEXT and table.column(f"{own.stream}_box").null_count == table.num_rows
+    ]
+    if len(lacking) == len(inputs):
+        boxes = " or a ".join(f"{stream}_box" for stream in lacking)
+        raise InputError(
+            f"no sample has a {boxes}, and the head looks at nothing else",
+            path=samples,
+            remedy="Prepare a table that has them (`raymotion data prepare emotic`, `raymotion data faces`).",
+        )
+    return [f"No sample has a {stream}_box: the head's {stream} stream was masked for all." for stream in lacking]
+
+
+def _keys_in(folder: str, inputs: Sequence[StreamInput]) -> dict[str, FeatureKey]:
+    """Where an embedding folder holds the features of each stream: by the backbone's identity, whatever its name."""
+    require_complete(folder)
+    part = next(
+        (name for name in sorted(storage.list_names(folder)) if name.startswith("part-") and name.endswith(".parquet")),
+        None,
+    )
+    if part is None:
+        raise InputError("holds no part-*.parquet", path=folder)
+    layout = layout_of(schema_of(storage.join(folder, part)), folder)
+    keys: dict[str, FeatureKey] = {}
+    for own in inputs:
+        for key, shape in layout.shapes.items():
+            same = dict(layout.backbones[key.backbone]) == own.identity.to_dict()
+            if same and (key.stream, key.level, shape.count) == (own.stream, "none", own.grid**2):
+                keys[own.stream] = key
+        if own.stream not in keys:
+            grid = f" with {own.grid} x {own.grid} tokens" if own.grid else ""
+            named = layout.backbones.get(own.name)
+            other = (
+                f"; its {own.name} has {_difference(own, named)}" if named and named != own.identity.to_dict() else ""
+            )
+            raise InputError(
+                f"holds no features of the {own.stream} by {own.identity.name} ({own.identity.weights}, "
+                f"{own.identity.size} pixels){grid}, which the head was trained on{other}",
+                path=folder,
+                remedy="Make the embeddings with that backbone, or leave --features out.",
+            )
+    return keys
+
+
+def _difference(own: StreamInput, named: Mapping[str, Any]) -> str:
+    trained = own.identity.to_dict()
+    return ", ".join(f"{field} {named.get(field)}" for field in trained if named.get(field) != trained[field])
+
+
+class EmbedForHead:
+    """`EmbedStreams` for streams that may differ in their grids of tokens; leaves the features by stream."""
+
+    name = "embed"
+    whole_shard = False
+
+    def __init__(self, inputs: Sequence[StreamInput], weights: Mapping[str, str], precision: str) -> None:
+        self.inputs = tuple(inputs)
+        self.parts: list[EmbedStreams] = []
+        for grid in sorted({own.grid for own in inputs}):
+            some = [own for own in inputs if own.grid == grid]
+            plan = StreamPlan(
+                {own.stream: (own.name,) for own in some},
+                {own.name: own.identity for own in some},
+                {"none": 1},
+                grid,
+                0,
+            )
+            self.parts.append(EmbedStreams(plan, weights, precision))
+
+    def setup(self, threads: int, device: str) -> None:
+        for part in self.parts:
+            part.setup(threads, device)
+
+    def process(self, items: Sequence[Item]) -> None:
+        pixels = [item.pixels for item in items]
+        for part in self.parts:
+            left = [item for item in items if item.failure is None]
+            for item, picture in zip(items, pixels, strict=True):
+                item.pixels = picture
+            part.process(left)
+        for item in items:
+            item.pixels = None
+            found = item.output
+            item.output = {}
+            for own in self.inputs:
+                features = found.get(FeatureKey(own.stream, own.name, tokens=own.grid > 0).column)
+                if features is not None:
+                    item.output[own.stream] = features[0]
+
+
+class LoadEmbeddings:
+    """Clean features from a finished embedding job, in place of decoding and embedding."""
+
+    name = "decode"  # the stage that brings the evidence in
+    whole_shard = False
+
+    def __init__(self, folder: str, keys: Mapping[str, FeatureKey], inputs: Sequence[StreamInput]) -> None:
+        self.folder, self.keys, self.inputs = folder, dict(keys), tuple(inputs)
+
+    def setup(self, threads: int, device: str) -> None:
+        from raymotion.data.embeddings import Embeddings
+
+        self.embeddings = Embeddings(self.folder)
+        self.blocks = {
+            stream: self.embeddings.block(stream, key.backbone, tokens=key.tokens) for stream, key in self.keys.items()
+        }
+
+    def process(self, items: Sequence[Item]) -> None:
+        rows = self.embeddings.rows(item.row["sample_id"] for item in items)
+        for item, row in zip(items, rows.tolist(), strict=True):
+            if row < 0:
+                item.failure = Failure(
+                    self.name,
+                    "no_features",
+                    "NoFeatures",
+                    f"{self.folder} has no features of this sample: see its quarantine",
+                )
+                continue
+            for stream, block in self.blocks.items():
+                if block.row_of[row] >= 0:
+                    item.output[stream] = block.array[block.row_of[row], 0]
+
+
+class PredictWithFusion:
+    """Probabilities of each item, from the features of its streams; those that it lacks are masked.
+
+    Attributes:
+        tally: how many of the labelled items had each stream.
+    """
+
+    name = "fusion"
+    whole_shard = False
+
+    def __init__(self, folder: str, fingerprint: str, inputs: Sequence[StreamInput]) -> None:
+        self.folder, self.fingerprint, self.inputs = folder, fingerprint, tuple(inputs)
+        self.tally: Counter[str] = Counter()
+
+    def setup(self, threads: int, device: str) -> None:
+        import torch
+
+        from raymotion.models.checkpoint import load_fusion
+
+        torch.set_num_threads(threads)
+        self.head = load_fusion(self.folder, device=device, expected_fingerprint=self.fingerprint)
+
+    def process(self, items: Sequence[Item]) -> None:
+        from raymotion.models.fusion_inputs import masks
+
+        chosen: list[Item] = []
+        for item in items:
+            if any(own.stream in item.output for own in self.inputs):
+                chosen.append(item)
+            else:
+                item.failure = Failure(
+                    self.name, "no_input", "NoInput", f"the head needs {needs(self.inputs)}, and the sample has none"
+                )
+        if not chosen:
+            return
+        features, there = {}, {}
+        for own in self.inputs:
+            stream = own.stream
+            shape = (own.grid**2, own.identity.token_dim) if own.grid else (own.identity.dim,)
+            values, present = np.zeros((len(chosen), *shape), np.float16), np.zeros(len(chosen), dtype=bool)
+            for i, item in enumerate(chosen):
+                if stream in item.output:
+                    values[i], present[i] = item.output.pop(stream), True
+            features[stream], there[stream] = values, present
+            self.tally[stream] += int(present.sum())
+        mask = masks(tuple(self.head.model.config.dims), there, len(chosen))
+        width = len(self.head.vocabulary)
+        for item, row in zip(chosen, self.head.predict(features, mask), strict=True):
+            item.output["probabilities"] = row[:width]
+            if len(row) > width:
+                item.output["vad"] = row[width:]
+
+
+def with_vad(table: pa.Table, outputs: Sequence[np.ndarray]) -> pa.Table:
+    """The table with three more columns, valence, arousal and dominance, float32 on EMOTIC's scale of 1 to 10."""
+    values = np.array(outputs, np.float32).reshape(len(outputs), 3) * SCALE
+    for j, name in enumerate(VAD):
+        table = table.append_column(pa.field(name, pa.float32(), nullable=False), pa.array(values[:, j], pa.float32()))
+    return table
