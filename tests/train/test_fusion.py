@@ -20,6 +20,7 @@ from raymotion.data.embedding_layout import EmbeddingLayout, FeatureKey, Feature
 from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.data.streams import STREAMS
 from raymotion.errors import InputError
+from raymotion.learning.selection import fit_class_thresholds
 from raymotion.models.checkpoint import load_fusion, read_checkpoint_info
 from raymotion.train.fit import fit
 from raymotion.train.fusion import FusionTask
@@ -415,3 +416,25 @@ def test_test_rows_are_predicted_only_when_all_is_chosen(made: Made, monkeypatch
     monkeypatch.setattr(FusionFeed, "predict", note)
     train(made.task(optimiser={"epochs": 3}), report=report)
     assert asked == [(0, "val"), (1, "val"), (2, "val"), (3, "val"), (3, "test")]
+
+
+def test_defects_13_9_12_13_thresholds_from_validation_a_head_alone_and_a_record(made: Made, tmp_path: Path) -> None:
+    """The public study tunes on no split and compares across splits, saves 1.8 GB of backbones, and seeds nothing."""
+    recipe = made.recipe(model={"fusion": "simple", "hidden": 16})
+    info = fit(recipe, tmp_path / "one").info
+    # 13.9: fitted on validation's labels and answers, which alone give these thresholds.
+    loaded = load_fusion(tmp_path / "one")
+    answers = loaded.predict(made.features(), made.data.mask(STREAMS))
+    rows = made.data.splits["val"]
+    assert info.thresholds == pytest.approx(fit_class_thresholds(made.data.hard[rows], answers[rows]), abs=1e-5)
+    # 13.12: what is stored is the head; its backbones are named.
+    weights = (tmp_path / "one" / "model.safetensors").stat().st_size
+    assert weights < 4 * sum(weight.numel() for weight in loaded.model.state_dict().values()) + 10_000
+    assert info.backbones is not None and set(info.backbones) == set(STREAMS)
+    # 13.13: the settings are kept, the same seed gives the same weights, another one others.
+    assert info.training["settings"]["optimiser"]["epochs"] == recipe.optimiser.epochs
+    again, other = (
+        fit(recipe, tmp_path / "two").info,
+        fit(made.recipe(model={"fusion": "simple", "hidden": 16}, seed=1), tmp_path / "three").info,
+    )
+    assert again.fingerprint == info.fingerprint != other.fingerprint
