@@ -1,0 +1,187 @@
+"""A fusion head's checkpoint by itself: opened, used on a picture with boxes, described, and sent away."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import raymotion
+from raymotion.data.images import decode_rgb
+from raymotion.errors import InputError
+from raymotion.learning.metrics import evaluate
+from raymotion.models import hub
+from raymotion.models.backbones import Backbone, identify
+from raymotion.models.checkpoint import load_fusion, load_teacher, read_checkpoint_info, save_checkpoint
+from raymotion.models.fusion import FusionConfig, FusionHead
+from raymotion.models.fusion_predictor import FusionPredictor
+from raymotion.vocabulary import VALENCE_3
+
+NET, SIZE = "test_resnet", 48
+BODY, FACE = (20.0, 5.0, 45.0, 47.0), (26.0, 6.0, 38.0, 18.0)
+
+
+def save_head(folder: Path, *, streams: tuple[str, ...] = ("context", "body", "face"), **config: Any) -> Path:
+    torch.manual_seed(3)
+    identity = identify(NET, "random:0", size=SIZE)
+    shape = {"fusion": "gated_residual", "hidden": 16, "vad": True, **config}
+    head = FusionHead(FusionConfig.model_validate({**shape, "dims": dict.fromkeys(streams, identity.dim)}), 3)
+    torch.nn.init.normal_(head.head.weight, std=1.0)
+    rng = np.random.default_rng(0)
+    truth, p = (rng.random((40, 3)) < 0.4).astype(float), rng.random((40, 3))
+    figures = {
+        "map": 0.4321, "interpolated_map": 0.4567, "chance_map": 0.3987,
+        "vad_mae": [
+            {"name": "valence", "mae": 1.125, "constant": 1.25, "samples": 40},
+            {"name": "dominance", "mae": None, "constant": None, "samples": 0},
+        ],
+    }  # fmt: skip
+    save_checkpoint(
+        folder, head, None, VALENCE_3, modalities=streams, extractor=None,
+        training={
+            "prior": [0.3, 0.3, 0.4], "thresholds": [0.5] * 3, "seed": 5, "best_epoch": 7,
+            "test": evaluate(truth, p, prior=[0.3, 0.3, 0.4], labels=VALENCE_3.labels, bootstrap=50).to_dict(),
+            "emotic": {"test": figures},
+            "settings": {
+                "augmentation": "basic", "resampling": {"method": "adasyn", "level": "mini"}, "select_by": "macro_ap",
+            },
+        },
+        fusion={
+            "backbones": {stream: {"name": "net", "identity": identity.to_dict()} for stream in streams},
+            "loss": {"name": "focal", "options": {"gamma": 1.5}},
+        },
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_head(tmp_path_factory.mktemp("fusion") / "head")
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photo") / "photo.png"
+    small = np.random.default_rng(1).integers(0, 255, (6, 8, 3), np.uint8)
+    Image.fromarray(small).resize((60, 48)).save(path)
+    return path
+
+
+def by_hand(head: Path, photo: Path, boxes: dict[str, tuple[float, ...]]) -> np.ndarray:
+    """What backbone and head say of the crops, past the predictor."""
+    picture, backbone = decode_rgb(photo.read_bytes()), Backbone(identify(NET, "random:0", size=SIZE))
+    crops: list[np.ndarray | None] = [picture]
+    for name in ("body", "face"):
+        left, top, right, bottom = (int(value) for value in boxes.get(name, (0, 0, 0, 0)))
+        crops.append(picture[top:bottom, left:right] if name in boxes else None)
+    features = [None if own is None else torch.from_numpy(backbone(backbone.prepare(own)[None])[0]) for own in crops]
+    with torch.no_grad():
+        output = load_fusion(head).model(features, torch.tensor([[own is not None for own in crops]]))[0]
+    return torch.cat([torch.sigmoid(output[:3]), 10 * output[3:]]).numpy()
+
+
+def test_label_reads_the_crops_and_masks_what_has_no_box(head: Path, photo: Path) -> None:
+    model = raymotion.load(head)
+    assert isinstance(model, FusionPredictor) and model.modalities == ("context", "body", "face")
+    for boxes, masked in (
+        ({"body": BODY, "face": FACE}, None),
+        ({"body": BODY}, "the face"),
+        ({}, "the body and the face"),
+    ):
+        expected = by_hand(head, photo, boxes)
+        found = model.label(photo, boxes=boxes)
+        assert [found[name] for name in VALENCE_3.labels] == pytest.approx(expected[:3], abs=2e-3)
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+        assert model.vad is not None and list(model.vad.values()) == pytest.approx(expected[3:], abs=2e-2)
+        said = [note for note in model.notes if "No box of" in note]
+        assert len(said) == (masked is not None) and all(f"No box of {masked} was given" in note for note in said)
+    assert "random weights" in model.notes[0]
+    both = model.answers([decode_rgb(photo.read_bytes())] * 2, [{"body": BODY, "face": FACE}, None], batch_size=1)
+    assert both[:, :3] == pytest.approx(np.stack([by_hand(head, photo, {"body": BODY, "face": FACE})[:3],
+                                                  by_hand(head, photo, {})[:3]]), abs=2e-3)  # fmt: skip
+
+
+def test_predict_command_takes_boxes_and_says_what_was_masked(
+    head: Path, photo: Path, runner: Callable[..., Any]
+) -> None:
+    command = ["predict", photo, "--model", head, "--body-box", "20,5,45,47", "--json"]
+    full = json.loads(runner(*command, "--face-box", "26,6,38,18").out)
+    expected = by_hand(head, photo, {"body": BODY, "face": FACE})
+    probabilities = {emotion["label"]: emotion["probability"] for emotion in full["emotions"]}
+    assert [probabilities[name] for name in VALENCE_3.labels] == pytest.approx(expected[:3], abs=2e-3)
+    assert full["boxes"] == {"body": list(BODY), "face": list(FACE)}
+    assert list(full["vad"]) == ["valence", "arousal", "dominance"]
+    lone = runner("predict", photo, "--model", head)
+    assert lone.code == 0 and "No box of the body and the face was given" in lone.out and "valence" in lone.out
+    assert "whole picture alone" in lone.out
+
+
+@pytest.mark.parametrize(
+    "arguments,named",
+    [
+        (("--body-box", "1,2,3"), "--body-box '1,2,3' is no box"),
+        (("--face-box", "30,2,20,9"), "x1 < x2"),
+        (("--face-box", "nan,2,20,9"), "is no box"),
+        (("--body-box", "70,5,90,40"), "60 x 48 pixels"),
+        (("--weights", "net.safetensors"), "would not use --weights"),
+        (("--weights", "net=random:1"), "with weights random:0, here it is random:1"),
+    ],
+)
+def test_mistakes_are_one_line(
+    head: Path, photo: Path, runner: Callable[..., Any], arguments: tuple[str, ...], named: str
+) -> None:
+    found = runner("predict", photo, "--model", head, *arguments)
+    assert found.code == 2 and named in found.err and found.err.count("\n") == 1
+
+
+def test_a_head_without_context_wants_a_box(photo: Path, tmp_path: Path) -> None:
+    model = raymotion.load(save_head(tmp_path / "body", streams=("body", "face"), ablation="body"))
+    with pytest.raises(InputError, match="needs a body box"):
+        model.label(photo)
+    with pytest.raises(InputError, match="needs a body box"):  # the ablation leaves the face out
+        model.label(photo, boxes={"face": FACE})
+    assert len(model.label(photo, boxes={"body": BODY})) == 3
+    assert not model.usable([decode_rgb(photo.read_bytes())], None).any()
+
+
+def test_a_backbone_that_timm_describes_otherwise_now_is_refused(head: Path, photo: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "changed"
+    hub.copy_checkpoint(head, changed)
+    config = json.loads((changed / "config.json").read_text())
+    config["fusion"]["backbones"]["face"]["identity"]["mean"][0] += 0.01
+    config["fusion"]["backbones"]["face"]["name"] = "other"
+    (changed / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="features of other with mean"):
+        raymotion.load(changed).label(photo)
+
+
+def test_card_says_what_the_head_is_and_warns_first_of_random_backbones(head: Path) -> None:
+    card = (head / "README.md").read_text()
+    assert "never trained" in "\n".join(card.splitlines()[:4])
+    for said in (
+        "Fusion `gated_residual`", f"Body (the body's box): net = {identify(NET, 'random:0').name}, weights random:0",
+        "48 pixels", "Loss `focal` (gamma 1.5); augmentation basic; resampling adasyn mini", "Seed 5; epoch 7",
+        "mAP 0.4321 as scikit-learn", "0.4567 interpolated", "0.3987", "| valence | 1.125 | 1.250 | 40 |",
+        "a stream that is missing (no face found) is masked",
+    ):  # fmt: skip
+        assert said in card, said
+    assert "dominance |" not in card and "caption" not in card
+
+
+def test_a_checkpoint_without_tokenizer_goes_there_and_back(head: Path, tmp_path: Path, s3: str) -> None:
+    assert not (head / "tokenizer.json").exists()
+    fingerprint = read_checkpoint_info(head).fingerprint
+    assert hub.push(head, f"{s3}/models/head").info.fingerprint == fingerprint
+    assert hub.pull(f"{s3}/models/head", tmp_path / "back").info.fingerprint == fingerprint
+    back, there = load_fusion(tmp_path / "back"), load_fusion(f"{s3}/models/head")
+    mask = np.ones((2, 3), dtype=bool)
+    features = {name: np.full((2, size), 0.5, np.float16) for name, size in back.model.config.dims.items()}
+    assert np.array_equal(back.predict(features, mask), there.predict(features, mask))
+    with pytest.raises(InputError, match="is a fusion, not a visualbert-teacher"):
+        load_teacher(tmp_path / "back")
