@@ -22,6 +22,8 @@ from raymotion.study.run import StudySettings, run_study
 from raymotion.train.fusion_data import FusionData, prepare_fusion
 from raymotion.train.fusion_recipe import FusionRecipe
 
+pytestmark = pytest.mark.timeout(400)  # on a busy machine Ray and its actors take a minute to start
+
 
 @pytest.fixture(scope="module")
 def place(
@@ -38,7 +40,8 @@ def place(
 def settings(place: Path, out: Path, **changes: Any) -> StudySettings:
     made: dict[str, Any] = {
         "spaces": str(place / "spaces"), "embeddings": [str(place / "embeddings")], "out": str(out), "seeds": 2,
-        "cpus_per_trial": 2, **changes,
+        "cpus_per_trial": 2,
+        "stages": ["backbones", "loss"], **changes,
     }  # fmt: skip
     return StudySettings.model_validate(made)
 
@@ -71,17 +74,17 @@ def test_a_study_leaves_its_whole_record(finished: tuple[Path, dict[str, Any], l
     out, record, lines = finished
     assert storage.read_json(out / "study.json") == json.loads(json.dumps(record))
     assert record["status"] == "complete" and record["seeds"] == [0, 1]
-    assert [stage["name"] for stage in record["stages"]] == ["backbones", "fusion", "loss"]
-    assert [len(stage["trials"]) for stage in record["stages"]] == [2, 2, 3] and len(record["joint"]["trials"]) == 4
+    assert [stage["name"] for stage in record["stages"]] == ["backbones", "loss"]
+    assert [len(stage["trials"]) for stage in record["stages"]] == [2, 3] and len(record["joint"]["trials"]) == 4
     winners = [stage["winner"] for stage in record["stages"]]
     assert winners[0]["config"]["backbones.context"] == "good", "noise was carried on"
     # The control of a stage is the winner of the one before, and is not trained again.
     for before, stage in zip(record["stages"], record["stages"][1:], strict=False):
         control = next(own for own in stage["trials"] if own["key"] == before["winner"]["key"])
-        assert control["reused_from"] in ("backbones", "fusion") and stage["winner"]["incumbent"] == control["key"]
+        assert control["reused_from"] == "backbones" and stage["winner"]["incumbent"] == control["key"]
         assert stage["fixed"].items() <= before["winner"]["config"].items()
     cost = record["cost"]
-    assert cost["trials"] == 11 and cost["trained"] + cost["reused"] == 11 and cost["trained"] == len(trials(out))
+    assert cost["trials"] == 9 and cost["trained"] + cost["reused"] == 9 and cost["trained"] == len(trials(out))
     assert cost["epochs"] <= cost["epochs_without_stopping"] == cost["trained"] * 2 * 3
     assert all(attempts == 1 for attempts, _ in trials(out).values())
     # Weights are kept of what was carried on, and of nothing else; probabilities of every trial that was completed.
@@ -125,7 +128,7 @@ def test_test_is_scored_once_at_the_end_for_every_winner(
     _, record, _ = finished
     data = data_of(place)
     entries = record["test"]["entries"]
-    assert [own["name"] for own in entries] == ["backbones", "fusion", "loss", "joint"]
+    assert [own["name"] for own in entries] == ["backbones", "loss", "joint"]
     for own in entries:
         assert own["chance"] == pytest.approx(data.hard[data.splits["test"]].mean(axis=0).mean())
         assert own["map"]["low"] < own["map"]["mean"] < own["map"]["high"] and len(own["map"]["seeds"]) == 2
@@ -144,21 +147,21 @@ def test_the_winner_is_a_recipe_that_can_be_trained(finished: tuple[Path, dict[s
     assert recipe.loss.name == record["stages"][-1]["winner"]["config"]["loss.name"]
 
 
-def test_no_finished_trial_runs_again_after_a_kill_in_stage_3(
+def test_no_finished_trial_runs_again_after_a_kill_in_the_last_stage(
     finished: tuple[Path, dict[str, Any], list[str]], place: Path, tmp_path: Path
 ) -> None:
-    """What `kill -9` in stage 3 leaves: two stages in the record, one trial of stage 3 under way, one not begun."""
+    """What `kill -9` leaves: a stage in the record, one trial of the next under way, one not begun."""
     out = tmp_path / "out"
     shutil.copytree(finished[0], out)
     record = storage.read_json(out / "study.json")
-    third = [own["key"] for own in record["stages"][2]["trials"] if own["reused_from"] is None]
-    running, unknown = third[0], third[1]
+    last = [own["key"] for own in record["stages"][1]["trials"] if own["reused_from"] is None]
+    running, unknown = last[0], last[1]
     storage.write_json(
         out / "study.json",
         {
             **record,
             "status": "running",
-            "stages": record["stages"][:2],
+            "stages": record["stages"][:1],
             "joint": None,
             "comparison": None,
             "test": None,
@@ -168,14 +171,14 @@ def test_no_finished_trial_runs_again_after_a_kill_in_stage_3(
     path.write_text(json.dumps({**json.loads(path.read_text()), "status": "running", "epochs": [], "best": []}))
     shutil.rmtree(out / "trials" / unknown)
     before = trials(out)
-    assert running not in before and unknown not in before and len(before) >= 3
+    assert running not in before and unknown not in before and len(before) >= 2
     lines: list[str] = []
     again = run_study(settings(place, out), say=lines.append)
     after = trials(out)
     assert {key: after[key] for key in before} == before, "a finished trial ran again"
     assert after[running][0] == 2 and after[unknown][0] == 1
-    assert [own["key"] for own in again["stages"][2]["trials"]] == [own["key"] for own in record["stages"][2]["trials"]]
-    assert again["stages"][2]["winner"]["key"] == record["stages"][2]["winner"]["key"]
+    assert [own["key"] for own in again["stages"][1]["trials"]] == [own["key"] for own in record["stages"][1]["trials"]]
+    assert again["stages"][1]["winner"]["key"] == record["stages"][1]["winner"]["key"]
     maps = [own["map"]["mean"] for own in record["test"]["entries"]]
     assert [own["map"]["mean"] for own in again["test"]["entries"]] == pytest.approx(maps)
 
@@ -228,7 +231,9 @@ def test_a_stage_in_which_everything_fails_ends_the_study_with_the_reasons(
     stage = {"stage": 1, "name": "one", "title": "One", "recipe": "RECIPE", "grid": {"optimiser.lr": [1e30]}}
     spaces = write_spaces(tmp_path, {"s.yaml": stage})
     with pytest.raises(RunFailed, match=r"all 1 configurations of one failed: .*retry-failed"):
-        run_study(settings(place, tmp_path / "out", spaces=spaces, joint=False, seeds=1), say=lambda line: None)
+        run_study(
+            settings(place, tmp_path / "out", spaces=spaces, stages=None, joint=False, seeds=1), say=lambda line: None
+        )
     (failed,) = (json.loads(path.read_text()) for path in (tmp_path / "out").glob("trials/*/trial.json"))
     assert failed["status"] == "failed" and failed["error"] and failed["attempts"] == 1
 
@@ -237,5 +242,5 @@ def test_missing_features_are_told_at_once_with_the_command(place: Path, tmp_pat
     lines: list[str] = []
     shipped = os.path.join(os.path.dirname(__file__), "..", "..", "tune_spaces", "small")
     with pytest.raises(InputError, match=r"lack 24 of the features .*--study .*small") as error:
-        run_study(settings(place, tmp_path / "out", spaces=shipped), say=lines.append)
+        run_study(settings(place, tmp_path / "out", spaces=shipped, stages=None), say=lines.append)
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists() and not lines
