@@ -98,7 +98,7 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
 def test_the_wheel_holds_every_module_template_and_recipe(wheel):
     built = set(wheel.namelist())
     expected = {name for name in tracked() if name.startswith("raymotion/")}
-    expected |= {f"raymotion/{name}" for name in tracked() if name.startswith("recipes/")}
+    expected |= {f"raymotion/{name}" for name in tracked() if name.startswith(("recipes/", "tune_spaces/"))}
     assert expected - built == set()
     assert not [name for name in built if name.startswith(("tests/", "docs/", "benchmarks/"))]
 

@@ -56,13 +56,14 @@ class Space(Settings):
     Attributes:
         recipe: that the fields are laid over; in the first stage and the joint search.
         fixed: dotted field -> value, for this space alone.
+        stopping: None trains every configuration to its end.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     title: str
     recipe: str = "fusion-emotic"
     fixed: dict[str, Any] = {}
-    stopping: Stopping = Stopping()
+    stopping: Stopping | None = Stopping()
     published: list[Published] = []
     published_best: float | None = Field(None, ge=0, le=1)
 

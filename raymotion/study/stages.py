@@ -12,9 +12,9 @@ import numpy as np
 
 from raymotion.batch.progress import ProgressKind
 from raymotion.data.embeddings import Embeddings
-from raymotion.errors import RunFailed
+from raymotion.errors import InputError, RunFailed
 from raymotion.learning.paired import paired_map_gain
-from raymotion.models.fusion_config import wants_tokens
+from raymotion.models.fusion_config import FusionConfig
 from raymotion.study.carry import Candidate, Choice, choose
 from raymotion.study.record import COMPLETE, FAILED, STOPPED, StudyFolder, TrialRecord, trial_key
 from raymotion.study.search import Resources, scheduler_of, search
@@ -161,12 +161,12 @@ def _draw(study: Search, start: Configuration) -> list[tuple[str, Configuration,
 
 
 def refusal(study: Search, config: Configuration) -> str | None:
-    """Why a configuration can not be trained on these embeddings, though each of its parts could; None if it can."""
+    """Why a configuration can not be trained, though each of its parts could; None if it can."""
     recipe = study.recipe(config)
-    fusion = recipe.model.get("fusion", "weighted")
-    tokens = {(key.stream, key.backbone) for key in study.embeddings.keys if key.tokens}
-    if recipe.resampling.method != "none" and wants_tokens(fusion) and tokens & set(recipe.backbones.chosen().items()):
-        return f"resampling makes pooled features, and {fusion} reads spatial tokens"
+    try:  # such as a fusion of two streams where the ablation or the backbones leave one
+        FusionConfig.model_validate({**recipe.model, "dims": dict.fromkeys(recipe.backbones.chosen(), 1)})
+    except InputError as error:
+        return error.reason
     return None
 
 
