@@ -51,6 +51,10 @@ class PersonReader:
     def address_type(self) -> pa.DataType:
         return ADDRESS
 
+    @property
+    def row_bytes(self) -> int:
+        return sum(3 * own.size**2 for own in self.identities.values())
+
     def read_all(self, addresses: Sequence[Any], rows: Sequence[int], epoch: int, training: bool) -> Pictures:
         """The crops of some persons.
 

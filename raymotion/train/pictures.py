@@ -74,6 +74,10 @@ class Reader(Protocol):
     def address_type(self) -> pa.DataType:
         """Of the addresses that it reads, in Arrow."""
 
+    @property
+    def row_bytes(self) -> int:
+        """Of what it makes of one row."""
+
     def read_all(self, addresses: Sequence[Any], rows: Sequence[int], epoch: int, training: bool) -> Pictures:
         """One portion, or a part of one.
 
@@ -100,6 +104,10 @@ class PictureReader:
     @property
     def address_type(self) -> pa.DataType:
         return pa.string()
+
+    @property
+    def row_bytes(self) -> int:
+        return 3 * self.size**2
 
     def read(self, uri: str | None, row: int, epoch: int, training: bool) -> np.ndarray | None:
         """The picture (S, S, 3) uint8 as it is shown in this epoch, or None where the sample has none.

@@ -21,6 +21,8 @@ from raymotion.train.pictures import UNREADABLE, Pictures, Portion, Reader
 
 # Rows of a task: some tenths of a second of decoding, so that Ray's milliseconds for each do not count.
 TASK_ROWS = 64
+# And no more than this: several such blocks wait in the object store at a time.
+TASK_BYTES = 32 * 1024**2
 # Tasks of one pipeline. A longer stream is several: their input would fill the object store before the first picture.
 PIPELINE_TASKS = 1000
 # Of the blocks; all others are the reader's arrays.
@@ -42,9 +44,10 @@ def read_with_ray(
         cpus_per_task: logical CPUs of each.
     """
     inputs: list[list[int]] = []
-    rows = TASK_ROWS
+    enough = max(1, min(TASK_ROWS, TASK_BYTES // reader.row_bytes))
+    rows = enough
     for number, portion in enumerate(portions):
-        if rows >= TASK_ROWS:
+        if rows >= enough:
             inputs.append([])
             rows = 0
         inputs[-1].append(number)

@@ -34,7 +34,7 @@ from raymotion.train.fit import fit
 from raymotion.train.fusion_tuned import TunedTask
 from raymotion.train.loop import Run, Workers, train
 from raymotion.train.person_crops import MASK, PersonReader
-from raymotion.train.pictures import Portion, read_here
+from raymotion.train.pictures import ABSENT, READ, UNREADABLE, Portion, read_here
 from raymotion.train.recipe import FusionTunedRecipe, load_recipe
 from raymotion.train.task import load_data
 from raymotion.train.tuned_data import TunedData, prepare_tuned
@@ -93,6 +93,7 @@ def test_crops_are_cut_by_the_boxes_and_missing_faces_are_masked(data: TunedData
     assert 0 < has_face.sum() < len(rows)
     assert found.arrays[MASK].tolist() == [[True, True, bool(face)] for face in has_face]
     assert all(found.arrays[name].dtype == np.uint8 for name in STREAMS), "float is four times as much on its way"
+    assert reader.row_bytes == sum(found.arrays[name][0].nbytes for name in STREAMS)
     for row in (0, int(np.flatnonzero(~has_face)[0])):
         picture = Image.fromarray(decode_rgb(fetch(str(data.image_uris[row]))))
         x1, y1, x2, y2 = (round(float(value)) for value in data.boxes["body"][row])
@@ -127,6 +128,17 @@ def test_views_are_those_of_the_epoch_whatever_the_batch_and_training_alone_is_a
             view, clean = (part.arrays[name][i].mean(axis=2) for part in (one[0][1], plain))
             view, clean = view - view.mean(), clean - clean.mean()
             assert ((view * clean[:, ::-1]).sum() > (view * clean).sum()) == expected, (name, row)
+
+
+def test_a_damaged_picture_is_masked_and_named(data: TunedData, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(fetch(str(data.image_uris[1]))[:400])
+    addresses = [data.addresses[0], {**data.addresses[1], "uri": str(cut)}, {**data.addresses[2], "uri": None}]
+    found = PersonReader(data.read_identities()).read_all(addresses, [7, 8, 9], 0, True)
+    assert found.status.tolist() == [READ, UNREADABLE, ABSENT]
+    assert found.arrays[MASK].any(axis=1).tolist() == [True, False, False]
+    assert list(found.reasons) == [8] and str(cut) in found.reasons[8]
+    assert not any(found.arrays[name][1:].any() for name in STREAMS)
 
 
 # --- what moves --------------------------------------------------------------------------------------------------
