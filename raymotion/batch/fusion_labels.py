@@ -23,7 +23,8 @@ from raymotion.data.embedding_layout import FeatureKey, layout_of, require_compl
 from raymotion.data.features import features_digest
 from raymotion.data.samples import read_samples
 from raymotion.errors import InputError
-from raymotion.models.fusion_inputs import StreamInput, find_weights, needs, stream_inputs
+from raymotion.learning.stream_views import crop
+from raymotion.models.fusion_inputs import StreamInput, find_weights, masks, needs, squares, stream_inputs
 from raymotion.models.regions import locate
 
 if TYPE_CHECKING:
@@ -56,9 +57,16 @@ class FusionPlan:
 
     @property
     def vad(self) -> bool:
-        return bool(self.info.config.get("vad"))
+        return bool((self.info.config["fusion"] if self.tuned else self.info.config).get("vad"))
+
+    @property
+    def tuned(self) -> bool:
+        """Whether the head has its own backbones, which were tuned with it."""
+        return self.info.architecture == "fusion-tuned"
 
     def stages(self, precision: str) -> tuple[Stage, ...]:
+        if self.tuned:
+            return (DecodeOnce(), PredictWithTuned(self.info.folder, self.info.fingerprint, self.inputs))
         head = PredictWithFusion(self.info.folder, self.info.fingerprint, self.inputs)
         if self.folder is not None:
             return (LoadEmbeddings(self.folder, self.keys, self.inputs), head)
@@ -84,7 +92,14 @@ def plan_fusion(info: CheckpointInfo, settings: LabelSettings) -> FusionPlan:
     if settings.ablation is not None:
         notices.append(f"Ablation {settings.ablation}: the head looked at {_list(inputs)} alone.")
     random = sorted({own.name for own in inputs if own.identity.is_random})
-    if random:
+    tuned = info.architecture == "fusion-tuned"
+    if tuned and (settings.weights or settings.features is not None):
+        raise InputError(
+            "holds its backbones itself: it has no use for features or weights of others",
+            path=settings.teacher,
+            remedy="Leave --features and --weights out.",
+        )
+    if random and not tuned:
         notices.append(f"The backbones {', '.join(random)} have random weights: what the head says is for trials only.")
     identity: dict[str, Any] = {}  # the backbones are in the checkpoint's fingerprint
     if settings.ablation is not None:
@@ -96,9 +111,8 @@ def plan_fusion(info: CheckpointInfo, settings: LabelSettings) -> FusionPlan:
         keys = _keys_in(folder, inputs)
         identity["features"] = features_digest(folder)
         return FusionPlan(info, inputs, {}, folder, keys, identity, tuple(notices))
-    weights = {
-        name: locate(what) for name, what in find_weights(inputs, settings.weights, path=settings.teacher).items()
-    }
+    named = {} if tuned else find_weights(inputs, settings.weights, path=settings.teacher)
+    weights = {name: locate(what) for name, what in named.items()}
     notices += _what_samples_lack(settings.samples, inputs)
     return FusionPlan(info, inputs, weights, None, {}, identity, tuple(notices))
 
@@ -251,22 +265,18 @@ class PredictWithFusion:
     def setup(self, threads: int, device: str) -> None:
         import torch
 
-        from raymotion.models.checkpoint import load_fusion
+        from raymotion.models.checkpoint import load_any_fusion
 
         torch.set_num_threads(threads)
-        self.head = load_fusion(self.folder, device=device, expected_fingerprint=self.fingerprint)
+        self.head = load_any_fusion(self.folder, device=device, expected_fingerprint=self.fingerprint)
 
     def process(self, items: Sequence[Item]) -> None:
-        from raymotion.models.fusion_inputs import masks
-
         chosen: list[Item] = []
         for item in items:
             if any(own.stream in item.output for own in self.inputs):
                 chosen.append(item)
             else:
-                item.failure = Failure(
-                    self.name, "no_input", "NoInput", f"the head needs {needs(self.inputs)}, and the sample has none"
-                )
+                item.failure = self._no_input()
         if not chosen:
             return
         features, there = {}, {}
@@ -279,12 +289,47 @@ class PredictWithFusion:
                     values[i], present[i] = item.output.pop(stream), True
             features[stream], there[stream] = values, present
             self.tally[stream] += int(present.sum())
-        mask = masks(tuple(self.head.model.config.dims), there, len(chosen))
+        self._answer(chosen, features, there)
+
+    def _no_input(self) -> Failure:
+        reason = f"the head needs {needs(self.inputs)}, and the sample has none"
+        return Failure(self.name, "no_input", "NoInput", reason)
+
+    def _answer(
+        self, items: Sequence[Item], features: Mapping[str, np.ndarray], there: Mapping[str, np.ndarray]
+    ) -> None:
+        mask = masks(tuple(self.head.config.dims), there, len(items))
         width = len(self.head.vocabulary)
-        for item, row in zip(chosen, self.head.predict(features, mask), strict=True):
+        for item, row in zip(items, self.head.predict(features, mask), strict=True):
             item.output["probabilities"] = row[:width]
             if len(row) > width:
                 item.output["vad"] = row[width:]
+
+
+class PredictWithTuned(PredictWithFusion):
+    """`PredictWithFusion` for a head with its own backbones: it reads the crops themselves."""
+
+    def process(self, items: Sequence[Item]) -> None:
+        chosen: list[Item] = []
+        crops: dict[str, list[np.ndarray | None]] = {own.stream: [] for own in self.inputs}
+        for item in items:
+            picture, item.pixels = item.pixels, None
+            assert picture is not None
+            found = {
+                stream: picture if stream == CONTEXT else crop(picture, item.row[f"{stream}_box"]) for stream in crops
+            }
+            if all(part is None for part in found.values()):
+                item.failure = self._no_input()
+                continue
+            chosen.append(item)
+            for stream, part in found.items():
+                crops[stream].append(part)
+        if not chosen:
+            return
+        pixels, there = squares(self.inputs, crops)
+        for stream, present in there.items():
+            self.tally[stream] += int(present.sum())
+        self._answer(chosen, pixels, there)
 
 
 def with_vad(table: pa.Table, outputs: Sequence[np.ndarray]) -> pa.Table:

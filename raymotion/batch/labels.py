@@ -22,6 +22,7 @@ from raymotion.data.features import features_digest
 from raymotion.errors import InputError
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info
+from raymotion.models.checkpoint_files import FUSIONS
 from raymotion.models.predictor import find_extractor, trained_identity
 from raymotion.models.regions import ExtractorIdentity, architecture
 from raymotion.vocabulary import Vocabulary
@@ -115,13 +116,13 @@ def label(settings: LabelSettings, *, address: str | None = None, progress: Prog
             path=settings.teacher,
             remedy="Train it with a validation split, or choose another --policy.",
         )
-    spec = _fusion_spec(info, settings) if info.architecture == "fusion" else _caption_spec(info, settings)
+    spec = _fusion_spec(info, settings) if info.architecture in FUSIONS else _caption_spec(info, settings)
     return run_job(spec, address=address, progress=progress)
 
 
 def input_columns(info: CheckpointInfo, features: str | None) -> tuple[str, ...]:
     """Columns of the sample table that labelling reads besides those that every job reads."""
-    return COLUMNS if info.architecture == "fusion" and features is None else ()
+    return COLUMNS if info.architecture in FUSIONS and features is None else ()
 
 
 def _fusion_spec(info: CheckpointInfo, settings: LabelSettings) -> JobSpec:

@@ -24,7 +24,7 @@ def metric_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def model_card(config: Mapping[str, Any], training: Mapping[str, Any], *, parameters: int) -> str:
     """Markdown from the contents of config.json and training.json."""
-    if config["architecture"] == "fusion":
+    if config["architecture"] in ("fusion", "fusion-tuned"):
         return _document(_fusion_head(config, training, parameters), config, training)
     modalities = config["modalities"]
     vocabulary, extractor = config["vocabulary"], config["extractor"]
@@ -93,13 +93,19 @@ def _document(lines: list[str], config: Mapping[str, Any], training: Mapping[str
 
 def _fusion_head(config: Mapping[str, Any], training: Mapping[str, Any], parameters: int) -> list[str]:
     """What a fusion head is: its streams with their backbones, its network, and how it was trained."""
-    shape, origin, vocabulary = config["model"], config.get("fusion") or {}, config["vocabulary"]
+    origin, vocabulary = config.get("fusion") or {}, config["vocabulary"]
+    tuned = config["architecture"] == "fusion-tuned"
+    shape = config["model"]["fusion"] if tuned else config["model"]
     settings = training.get("settings") or {}
     backbones: Mapping[str, Mapping[str, Any]] = origin.get("backbones") or {}
+    inside = "It reads features of frozen backbones, which are not part of it."
+    if tuned:
+        blocks = config["model"]["tuned_blocks"]
+        inside = f"Its backbones are part of it: the last {blocks} blocks of each learned with the head."
     kept = [stream for stream in backbones if stream in ABLATIONS[shape["ablation"]]]
     random = [stream for stream in kept if backbones[stream]["identity"].get("weights", "").startswith("random:")]
     lines = ["# Emotions of a person in a picture: fusion head", ""]
-    if random:
+    if random and not tuned:
         lines += [
             f"**Its backbones were never trained** ({', '.join(random)}: random weights). They tell colours and "
             "textures apart, not people or moods: this head is for trials of the machinery, its labels mean nothing.",
@@ -107,7 +113,7 @@ def _fusion_head(config: Mapping[str, Any], training: Mapping[str, Any], paramet
         ]
     lines += [
         f"Fusion `{shape['fusion']}`, width {shape['hidden']}, {parameters:,} parameters and statistics, made by "
-        f"raymotion {training['raymotion']}. It reads features of frozen backbones, which are not part of it.",
+        f"raymotion {training['raymotion']}. {inside}",
         "",
         f"- Emotions: {vocabulary['name']}, {len(vocabulary['labels'])} labels ({vocabulary['fingerprint']}).",
         "- Reads what there is of a person: a stream that is missing (no face found) is masked.",

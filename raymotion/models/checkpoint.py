@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
-import struct
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
@@ -26,9 +24,23 @@ from typing import TYPE_CHECKING, Any
 
 import raymotion
 from raymotion import storage
-from raymotion.data.streams import STREAMS
 from raymotion.errors import InputError
 from raymotion.models.card import model_card
+from raymotion.models.checkpoint_files import (
+    ARCHITECTURES,
+    CARD,
+    CONFIG,
+    FORMAT,
+    TOKENIZER,
+    TRAINING,
+    VOCABULARY,
+    WEIGHTS,
+    fingerprint,
+    fingerprinted,
+    per_label,
+    read_config,
+    to_json,
+)
 from raymotion.models.loaded import LoadedFusion, LoadedStudent, Teacher
 from raymotion.vocabulary import Vocabulary
 
@@ -40,26 +52,6 @@ if TYPE_CHECKING:
     from raymotion.models.student import Student
     from raymotion.models.tuned_streams import TunedStreams
     from raymotion.models.visualbert import VisualBertTeacher
-
-# What a model of each architecture can read.
-ARCHITECTURES = {
-    "visualbert-teacher": ("text", "regions"),
-    "student": ("text", "image"),
-    "fusion": STREAMS,
-    "fusion-tuned": STREAMS,
-}
-# Those that read no text, and have no tokenizer.
-FUSIONS = ("fusion", "fusion-tuned")
-FORMAT = 1
-WEIGHTS, CONFIG, VOCABULARY, TOKENIZER, TRAINING, CARD = (
-    "model.safetensors", "config.json", "vocabulary.json", "tokenizer.json", "training.json", "README.md",
-)  # fmt: skip
-# What decides the predictions. The record of the training (times, versions) does not.
-FINGERPRINTED = (WEIGHTS, CONFIG, TOKENIZER)
-
-
-def _fingerprinted(architecture: str) -> tuple[str, ...]:
-    return FINGERPRINTED[:2] if architecture in FUSIONS else FINGERPRINTED
 
 
 @dataclass(frozen=True)
@@ -151,12 +143,12 @@ def save_checkpoint(
     record = {**training, "raymotion": raymotion.__version__}
     files: dict[str, bytes] = {
         WEIGHTS: save(weights),
-        VOCABULARY: _json(vocabulary.to_dict()),
+        VOCABULARY: to_json(vocabulary.to_dict()),
         **({} if tokenizer is None else {TOKENIZER: tokenizer_json(tokenizer).encode()}),
-        TRAINING: _json(record),
+        TRAINING: to_json(record),
         CARD: model_card(config, record, parameters=sum(w.numel() for w in weights.values())).encode(),
         # Last: where there is a config.json, all the rest is there too.
-        CONFIG: _json(config),
+        CONFIG: to_json(config),
     }
     target = storage.absolute(folder)
     if storage.is_remote(target):
@@ -205,7 +197,7 @@ def read_checkpoint_info(folder: storage.PathLike) -> CheckpointInfo:
 
 def _read_info(where: str, copy: str) -> CheckpointInfo:
     """The checkpoint `where`, with the fingerprint of the files in `copy`: the same folder, or what was fetched."""
-    config = _read_config(where)
+    config = read_config(where)
     path = storage.join(where, CONFIG)
     vocabulary = Vocabulary.from_dict(config["vocabulary"], where=path)
     modalities = config["modalities"]
@@ -222,11 +214,11 @@ def _read_info(where: str, copy: str) -> CheckpointInfo:
         vocabulary=vocabulary,
         modalities=tuple(modalities),
         extractor=config["extractor"],
-        prior=_per_label(training, "prior", vocabulary, where),
-        thresholds=_per_label(training, "thresholds", vocabulary, where),
+        prior=per_label(training, "prior", vocabulary, where),
+        thresholds=per_label(training, "thresholds", vocabulary, where),
         validation=training.get("validation"),
         test=training.get("test"),
-        fingerprint=_fingerprint(where, copy, config["architecture"]),
+        fingerprint=fingerprint(where, copy, config["architecture"]),
         training=training,
         backbones=config.get("fusion", {}).get("backbones"),
         fusion_loss=dict(config.get("fusion", {}).get("loss", {})),
@@ -268,6 +260,16 @@ def load_fusion(
     return LoadedFusion(model, info.vocabulary, info)
 
 
+def load_any_fusion(
+    folder: storage.PathLike, device: str = "cpu", *, expected_fingerprint: str | None = None
+) -> LoadedFusion:
+    """The fusion head in `folder`, on cached features or with its own backbones; see `load_teacher`."""
+    if read_config(storage.absolute(folder))["architecture"] != "fusion-tuned":
+        return load_fusion(folder, device, expected_fingerprint=expected_fingerprint)
+    model, info = load_tuned(folder, device, expected_fingerprint=expected_fingerprint)
+    return LoadedFusion(model, info.vocabulary, info)
+
+
 def load_tuned(
     folder: storage.PathLike, device: str = "cpu", *, expected_fingerprint: str | None = None
 ) -> tuple[TunedStreams, CheckpointInfo]:
@@ -285,7 +287,7 @@ def _fetch_and_load(
         copy = where
         if storage.is_remote(where):
             # First of all: tells a folder that is no checkpoint from one that lacks its weights.
-            files = _fingerprinted(_read_config(where)["architecture"])
+            files = fingerprinted(read_config(where)["architecture"])
             copy = stack.enter_context(tempfile.TemporaryDirectory(prefix="raymotion-"))
             for name in files:
                 data = storage.require(storage.join(where, name))
@@ -368,70 +370,3 @@ def _weights(local: str, expected: Mapping[str, Tensor], shown: str) -> dict[str
                 path=shown,
             )
     return weights
-
-
-def _read_config(where: str) -> dict[str, Any]:
-    path = storage.join(where, CONFIG)
-    if not storage.exists(path):
-        there = storage.exists(where) or storage.list_names(where)
-        raise InputError(
-            "is not a checkpoint: it has no config.json" if there else "no such checkpoint",
-            path=where,
-            remedy="Train one with `raymotion train`; `raymotion pull owner/name --out DIR` fetches one from a hub.",
-        )
-    config = storage.read_json(path)
-    if not isinstance(config, dict) or config.get("architecture") not in ARCHITECTURES:
-        named = config.get("architecture") or config.get("architectures") if isinstance(config, dict) else None
-        raise InputError(
-            f"is a model of another kind ({named or 'it names no architecture'}), "
-            f"not one of {', '.join(ARCHITECTURES)}",
-            path=path,
-            remedy="Give a folder that `raymotion train` wrote; pretrained models go into the recipe as model.init.",
-        )
-    if config.get("format") != FORMAT:
-        raise InputError(f"has format {config.get('format')}, this version reads {FORMAT}", path=path)
-    needed: tuple[str, ...] = ("model", "vocabulary", "modalities", "extractor")
-    needed += ("fusion",) if config["architecture"] in FUSIONS else ()
-    missing = [name for name in needed if name not in config]
-    if missing:
-        raise InputError(f"lacks {', '.join(missing)}", path=path)
-    return config
-
-
-def _per_label(training: Mapping[str, Any], name: str, vocabulary: Vocabulary, where: str) -> tuple[float, ...] | None:
-    values = training.get(name)
-    if values is None:
-        return None
-    if not isinstance(values, list) or len(values) != len(vocabulary):
-        raise InputError(f"{name} is not a list of {len(vocabulary)} numbers", path=storage.join(where, TRAINING))
-    return tuple(float(value) for value in values)
-
-
-def _fingerprint(where: str, copy: str, architecture: str) -> str:
-    digest = hashlib.sha256()
-    for name in _fingerprinted(architecture):
-        path = storage.join(copy, name)
-        if name == WEIGHTS:
-            _require_whole(path, storage.join(where, name))
-        digest.update(f"{name}:{storage.sha256_file(path)}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def _require_whole(path: str, shown: str) -> None:
-    """A truncated weights file is told from its header, before a job starts on it. `shown`: its name in the message."""
-    with storage.open_input(path) as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        head = file.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
-        try:
-            entries = json.loads(file.read(length)) if 8 + length <= size else None
-            ends = [e["data_offsets"][1] for n, e in (entries or {}).items() if n != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            entries, ends = None, []
-    if entries is None or 8 + length + max(ends, default=0) != size:
-        raise InputError("is damaged or cut off", path=shown, remedy="Copy or train it again.")
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

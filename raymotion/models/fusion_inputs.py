@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from raymotion.data.streams import ABLATIONS
 from raymotion.errors import InputError
-from raymotion.models.backbones import BackboneIdentity, identify
+from raymotion.models.backbones import BackboneIdentity, fitted, identify
 from raymotion.models.fusion_config import FusionConfig, streams_of
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def stream_inputs(info: CheckpointInfo, ablation: str | None = None) -> tuple[St
     Raises:
         InputError: no fusion head, a damaged description of the backbones, or an ablation that leaves nothing.
     """
-    config = FusionConfig.model_validate(info.config)
+    tuned = info.architecture == "fusion-tuned"
+    config = FusionConfig.model_validate(info.config["fusion"] if tuned else info.config)
     if ablation is not None and ablation not in ABLATIONS:
         raise InputError(f"there is no ablation {ablation!r}", remedy=f"Choose from {', '.join(ABLATIONS)}.")
     own = streams_of(config)
@@ -148,6 +150,23 @@ def looks(
             values[some] = pooled if tokens is None else tokens
         features[own.stream], there[own.stream] = values, present
     return features, there
+
+
+def squares(
+    inputs: Sequence[StreamInput], crops: Mapping[str, Sequence[np.ndarray | None]]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What a head with its own backbones reads of n samples: `looks`, with crops (n, S, S, 3) uint8 for features."""
+    pixels: dict[str, np.ndarray] = {}
+    there: dict[str, np.ndarray] = {}
+    for own in inputs:
+        several = crops[own.stream]
+        values = np.zeros((len(several), own.identity.size, own.identity.size, 3), np.uint8)
+        for row, crop in enumerate(several):
+            if crop is not None:
+                values[row] = np.asarray(fitted(Image.fromarray(np.ascontiguousarray(crop)), own.identity))
+        pixels[own.stream] = values
+        there[own.stream] = np.array([crop is not None for crop in several], dtype=bool)
+    return pixels, there
 
 
 def masks(streams: Sequence[str], there: Mapping[str, np.ndarray], n: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from raymotion.errors import InputError
 from raymotion.learning.stream_views import crop
 from raymotion.models.backbones import Backbone
-from raymotion.models.fusion_inputs import find_weights, looks, masks, needs, stream_inputs
+from raymotion.models.fusion_inputs import find_weights, looks, masks, needs, squares, stream_inputs
 from raymotion.models.predictor import Boxes, Captions, Pictures, Predictor, read_picture
 
 if TYPE_CHECKING:
@@ -40,13 +40,19 @@ class FusionPredictor(Predictor):
         self.head, self.info, self.device = head, head.info, device
         self.inputs = stream_inputs(head.info)
         self._weights = list(weights)
+        if head.tuned and weights:
+            raise InputError(
+                "holds its backbones itself, and would not use --weights",
+                path=self.info.folder,
+                remedy="Leave them out.",
+            )
         self._seen: Boxes | None = None
 
     @property
     def notes(self) -> list[str]:
         random = sorted({own.name for own in self.inputs if own.identity.is_random})
         notes = []
-        if random:
+        if random and not self.head.tuned:
             notes.append(
                 f"The backbones {', '.join(random)} have random weights: what the model says is for trials only."
             )
@@ -119,8 +125,12 @@ class FusionPredictor(Predictor):
                 )
             if all(several[i] is None for several in crops.values()):
                 raise InputError(f"this model needs {needs(self.inputs)}, and none was given", path=self.info.folder)
-        features, there = looks(self.inputs, self.backbones, crops, batch_size=batch_size)
-        return self.head.predict(features, masks(tuple(self.head.model.config.dims), there, len(images)))
+        if self.head.tuned:
+            features, there = squares(self.inputs, crops)
+        else:
+            features, there = looks(self.inputs, self.backbones, crops, batch_size=batch_size)
+        mask = masks(tuple(self.head.config.dims), there, len(images))
+        return self.head.predict(features, mask, batch_size=batch_size)
 
     def usable(self, images: Pictures | None, captions: Captions | None) -> np.ndarray:
         """Which samples hold a picture, bool (n,); of a head without context none, since it needs boxes: `answers`."""

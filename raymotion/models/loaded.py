@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from raymotion.models.checkpoint import CheckpointInfo
-    from raymotion.models.fusion import FusionHead
+    from raymotion.models.fusion import FusionConfig, FusionHead
     from raymotion.models.student import Student
+    from raymotion.models.tuned_streams import TunedStreams
     from raymotion.models.visualbert import VisualBertTeacher
 
 
@@ -138,18 +139,30 @@ class LoadedStudent:
 
 @dataclass(frozen=True)
 class LoadedFusion:
-    """A fusion head with what says how its inputs are made and what its outputs mean."""
+    """A fusion head with what says how its inputs are made and what its outputs mean; or one with its own backbones."""
 
-    model: FusionHead
+    model: FusionHead | TunedStreams
     vocabulary: Vocabulary
     info: CheckpointInfo
+
+    @property
+    def tuned(self) -> bool:
+        """Whether its backbones were tuned with it: it reads crops, not features."""
+        return self.info.architecture == "fusion-tuned"
+
+    @property
+    def config(self) -> FusionConfig:
+        """The head's shape."""
+        from raymotion.models.tuned_streams import TunedStreams
+
+        return self.model.config.fusion if isinstance(self.model, TunedStreams) else self.model.config
 
     def predict(self, features: Mapping[str, np.ndarray], mask: np.ndarray, *, batch_size: int = 1024) -> np.ndarray:
         """Probabilities (n, L) float32 in vocabulary order; a head with VAD has three more columns, 0..1.
 
         Args:
-            features: of each stream of `info.modalities`: (n, D), or (n, T, D) where the head reads spatial tokens. One
-                that is left out is masked.
+            features: of each stream of `info.modalities`: (n, D), or (n, T, D) where the head reads spatial tokens; of
+                a head with its own backbones crops (n, S, S, 3) uint8. A stream that is left out is masked.
             mask: bool (n, S), in the order of the modalities: what the sample has.
         """
         import torch
@@ -158,14 +171,14 @@ class LoadedFusion:
 
         loss = make_loss(**self.info.fusion_loss, rates=None if self.info.prior is None else np.array(self.info.prior))
         labels = len(self.vocabulary)
-        parts = [torch.zeros(0, labels + 3 * self.model.config.vad)]
+        parts = [torch.zeros(0, labels + 3 * self.config.vad)]
         device = next(self.model.parameters()).device
         with torch.no_grad():
             for start in range(0, len(mask), batch_size):
                 here = slice(start, start + batch_size)
                 own = [
                     torch.from_numpy(features[stream][here]).to(device) if stream in features else None
-                    for stream in self.model.config.dims
+                    for stream in self.config.dims
                 ]
                 output = self.model(own, torch.from_numpy(mask[here]).to(device)).float()
                 parts.append(torch.cat([loss.probabilities(output[:, :labels]), output[:, labels:]], dim=1).cpu())

@@ -23,6 +23,7 @@ from raymotion.data import images as pictures
 from raymotion.errors import InputError, RunFailed
 from raymotion.models import checkpoint
 from raymotion.models.checkpoint import CheckpointInfo, LoadedStudent, Teacher
+from raymotion.models.checkpoint_files import FUSIONS
 from raymotion.models.regions import ExtractorIdentity, RegionExtractor, Regions, architecture, identify, locate
 from raymotion.vocabulary import Vocabulary
 
@@ -253,10 +254,10 @@ def load(folder: storage.PathLike, *, device: str = "cpu", weights: str | Sequen
     config = storage.read_json(path) if storage.exists(path) else None
     named = config.get("architecture") if isinstance(config, dict) else None
     files = [weights] if isinstance(weights, str) else list(weights or ())
-    if named == "fusion":
+    if named in FUSIONS:
         from raymotion.models.fusion_predictor import FusionPredictor
 
-        return FusionPredictor(checkpoint.load_fusion(folder, device=device), device, files)
+        return FusionPredictor(checkpoint.load_any_fusion(folder, device=device), device, files)
     if named in LOADERS:
         if len(files) > 1:
             raise InputError("has one weights file, and --weights is given twice", path=folder, remedy="Name one.")
@@ -265,7 +266,7 @@ def load(folder: storage.PathLike, *, device: str = "cpu", weights: str | Sequen
     raise InputError(
         f"is a {named}, which can not predict by itself",
         path=folder,
-        remedy=f"Give one of {', '.join([*LOADERS, 'fusion'])}.",
+        remedy=f"Give one of {', '.join([*LOADERS, *FUSIONS])}.",
     )
 
 

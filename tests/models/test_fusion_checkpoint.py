@@ -13,6 +13,9 @@ import torch
 from PIL import Image
 
 import raymotion
+from raymotion.batch.fusion_labels import PredictWithTuned
+from raymotion.batch.labels import LabelSettings, label
+from raymotion.batch.stages import Item
 from raymotion.data.images import decode_rgb
 from raymotion.errors import InputError
 from raymotion.learning.metrics import evaluate
@@ -20,7 +23,9 @@ from raymotion.models import hub
 from raymotion.models.backbones import Backbone, identify
 from raymotion.models.checkpoint import load_fusion, load_teacher, read_checkpoint_info, save_checkpoint
 from raymotion.models.fusion import FusionConfig, FusionHead
+from raymotion.models.fusion_inputs import stream_inputs
 from raymotion.models.fusion_predictor import FusionPredictor
+from raymotion.models.tuned_streams import TunedConfig, TunedStreams
 from raymotion.vocabulary import VALENCE_3
 
 NET, SIZE = "test_resnet", 48
@@ -185,3 +190,48 @@ def test_a_checkpoint_without_tokenizer_goes_there_and_back(head: Path, tmp_path
     assert np.array_equal(back.predict(features, mask), there.predict(features, mask))
     with pytest.raises(InputError, match="is a fusion, not a visualbert-teacher"):
         load_teacher(tmp_path / "back")
+
+
+def test_a_head_with_its_own_backbones_labels_the_crops_and_needs_no_other_weights(
+    photo: Path, tmp_path: Path, runner: Callable[..., Any]
+) -> None:
+    torch.manual_seed(4)
+    streams, identity = ("context", "body", "face"), identify(NET, "random:0", size=SIZE)
+    fusion = FusionConfig.model_validate(
+        {"fusion": "simple", "hidden": 16, "dims": dict.fromkeys(streams, identity.dim), "vad": True}
+    )
+    config = TunedConfig(fusion=fusion, identities=dict.fromkeys(streams, identity.to_dict()))
+    model = TunedStreams(config, 3)
+    torch.nn.init.normal_(model.head.head.weight, std=3.0)
+    origin = {stream: {"name": "net", "identity": identity.to_dict()} for stream in streams}
+    save_checkpoint(
+        tmp_path / "tuned", model, None, VALENCE_3, modalities=streams, extractor=None,
+        training={"prior": [0.3] * 3, "thresholds": [0.5] * 3},
+        fusion={"backbones": origin, "loss": {"name": "bce", "options": {}}},
+    )  # fmt: skip
+    card = (tmp_path / "tuned" / "README.md").read_text()
+    assert "Its backbones are part of it: the last 1 blocks of each learned" in card and "never trained" not in card
+    picture = Image.open(photo)
+    crops = [
+        torch.from_numpy(np.array(part.resize((SIZE, SIZE), Image.Resampling.BILINEAR, reducing_gap=3.0)))[None]
+        for part in (picture, picture.crop((20, 5, 45, 47)))
+    ]
+    with torch.no_grad():
+        output = model.eval()([*crops, None], torch.tensor([[True, True, False]]))[0]
+    found = raymotion.load(tmp_path / "tuned").label(photo, boxes={"body": BODY})
+    assert [found[name] for name in VALENCE_3.labels] == pytest.approx(torch.sigmoid(output[:3]).tolist(), abs=1e-4)
+    # The same in a labelling job's worker.
+    info = read_checkpoint_info(tmp_path / "tuned")
+    stage = PredictWithTuned(str(tmp_path / "tuned"), info.fingerprint, stream_inputs(info))
+    stage.setup(1, "cpu")
+    rows = [{"sample_id": name, "body_box": box, "face_box": None} for name, box in (("a", list(BODY)), ("b", None))]
+    items = [Item(row, pixels=np.array(picture)) for row in rows]
+    stage.process(items)
+    assert items[0].output["probabilities"].tolist() == pytest.approx(list(torch.sigmoid(output[:3])), abs=1e-4)
+    assert items[0].output["vad"].tolist() == pytest.approx(output[3:].tolist(), abs=1e-4)
+    assert stage.tally == {"context": 2, "body": 1, "face": 0} and items[1].failure is None
+    refused = runner("predict", photo, "--model", tmp_path / "tuned", "--weights", "net.safetensors")
+    assert refused.code == 2 and "holds its backbones itself" in refused.err
+    settings = LabelSettings(samples="s", teacher=str(tmp_path / "tuned"), out="o", features="embeddings")
+    with pytest.raises(InputError, match="holds its backbones itself"):
+        label(settings)
