@@ -227,7 +227,7 @@ def test_a_head_with_its_own_backbones_labels_the_crops_and_needs_no_other_weigh
     rows = [{"sample_id": name, "body_box": box, "face_box": None} for name, box in (("a", list(BODY)), ("b", None))]
     items = [Item(row, pixels=np.array(picture)) for row in rows]
     stage.process(items)
-    assert items[0].output["probabilities"].tolist() == pytest.approx(list(torch.sigmoid(output[:3])), abs=1e-4)
+    assert items[0].output["probabilities"].tolist() == pytest.approx(torch.sigmoid(output[:3]).tolist(), abs=1e-4)
     assert items[0].output["vad"].tolist() == pytest.approx(output[3:].tolist(), abs=1e-4)
     assert stage.tally == {"context": 2, "body": 1, "face": 0} and items[1].failure is None
     refused = runner("predict", photo, "--model", tmp_path / "tuned", "--weights", "net.safetensors")
