@@ -102,7 +102,7 @@ def fit(
     if not storage.exists(meta) or storage.read_json(meta)["features"] != data.features_folder:  # it may have moved
         data.save(prepared)
     command = uuid.uuid4().hex[:8]
-    with _followed(run, progress, _epochs_done(run)):
+    with _forgotten_if_refused(run), _followed(run, progress, _epochs_done(run)):
         if recipe.workers == 0:
             with tempfile.TemporaryDirectory(prefix="raymotion-") as folder:
                 _train_here(recipe, data, run, command, folder)
@@ -114,6 +114,18 @@ def fit(
         storage.remove_tree(run)
     earlier = [epoch for epoch in info.training["history"] if not epoch["attempt"].startswith(command)]
     return TrainResult(info, resumed_from=len(earlier), seconds=time.monotonic() - started)
+
+
+@contextlib.contextmanager
+def _forgotten_if_refused(run: str) -> Iterator[None]:
+    """Takes a run away that ends by the user's mistake before its first epoch, lest it refuse the mended command."""
+    try:
+        yield
+    except InputError:
+        with contextlib.suppress(OSError, RaymotionError):
+            if not _epochs_done(run):
+                storage.remove_tree(run)
+        raise
 
 
 def run_folder(out: storage.PathLike) -> str:

@@ -15,7 +15,7 @@ from raymotion.data.embeddings import FeatureBlock
 from raymotion.errors import InputError
 from raymotion.learning.multilabel_losses import MultiLabelLoss, make_loss
 from raymotion.learning.resample import Resampled, resample
-from raymotion.learning.vad import vad_loss
+from raymotion.learning.vad import SCALE, vad_loss, vad_mean
 from raymotion.models.fusion import FusionConfig, FusionHead, wants_tokens
 from raymotion.train.fusion_data import FusionData
 from raymotion.train.fusion_recipe import FusionRecipe
@@ -137,6 +137,7 @@ class FusionTask:
             )
             if float(self.criterion.probabilities(torch.zeros(1, 1))) == 0.5:  # logits, not probabilities themselves
                 set_prior(head.head, data.prior(soft=recipe.data.soft_targets))
+            set_vad_prior(head, data.vad[data.splits["train"]])
         return head
 
     def _statistics(self, own: StreamFeatures) -> tuple[Tensor, Tensor]:
@@ -182,6 +183,14 @@ def emotion_loss(criterion: MultiLabelLoss, logits: Tensor, batch: Batch, *, vad
     if vad_weight is not None and batch.vad is not None:
         loss = loss + vad_weight * vad_loss(logits[:, labels:].float(), batch.vad)
     return loss
+
+
+def set_vad_prior(head: FusionHead, training: np.ndarray) -> None:
+    """Makes the means of `training`, (n, 3) as annotated, the first answer: a few epochs do not climb there from 0."""
+    if head.vad_head is not None:
+        means = np.nan_to_num(vad_mean(training) / SCALE, nan=0.5)
+        with torch.no_grad():
+            head.vad_head.bias.copy_(torch.from_numpy(means))
 
 
 class FusionFeed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from raymotion.config import Settings
 from raymotion.data.streams import STREAMS
@@ -29,6 +29,12 @@ class Backbones(Settings):
     context: str | None = None
     body: str | None = None
     face: str | None = None
+
+    @field_validator("context", "body", "face", mode="before")
+    @classmethod
+    def _nothing_is_none(cls, value: Any) -> Any:
+        """`--set backbones.face=` means none, as it reads."""
+        return value or None
 
     def chosen(self) -> dict[str, str]:
         """Stream -> backbone, in the order of the streams."""

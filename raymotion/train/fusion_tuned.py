@@ -15,7 +15,7 @@ from raymotion.models.backbones import BackboneIdentity
 from raymotion.models.checkpoint import load_fusion
 from raymotion.models.fusion import FusionConfig, input_size
 from raymotion.models.tuned_streams import TunedConfig, TunedStreams
-from raymotion.train.fusion import emotion_loss
+from raymotion.train.fusion import emotion_loss, set_vad_prior
 from raymotion.train.loop import Batch, Workers, set_prior
 from raymotion.train.person_crops import MASK, PersonReader
 from raymotion.train.picture_feed import PictureFeed, Source
@@ -70,6 +70,7 @@ class TunedTask:
                 model.head.set_statistics(*self._statistics(model))
             if float(self.criterion.probabilities(torch.zeros(1, 1))) == 0.5:  # logits, not probabilities themselves
                 set_prior(model.head.head, data.prior(soft=recipe.data.soft_targets))
+            set_vad_prior(model.head, data.vad[data.splits["train"]])
         return model
 
     def _backbone(self, stream: str, identity: BackboneIdentity) -> Any:

@@ -184,6 +184,10 @@ def test_the_class_prior_is_the_first_answer(made: Made) -> None:
     rates = made.hard[made.rows("train")].mean(axis=0)
     head = made.task().build()
     assert torch.sigmoid(head.head.bias).detach().numpy() == pytest.approx(rates, abs=1e-5)
+    vad = made.task(model={"fusion": "simple", "hidden": 16, "vad": True}).build().vad_head
+    assert vad is not None
+    means = made.vad[made.rows("train")].mean(axis=0) / 10  # nobody annotated dominance: the middle
+    assert vad.bias.tolist() == pytest.approx([means[0], means[1], 0.5], abs=1e-6)
     # Not so where outputs are scores in themselves: a logit would be an answer far off.
     raw = made.task(loss={"name": "discrete_published"}).build()
     assert raw.head.bias.detach().abs().max() < 1
@@ -376,6 +380,19 @@ def test_train_command_writes_a_checkpoint_and_says_finished_when_it_stands(
     assert again.code == 0 and "finished already" in again.out
     other = runner(*command, "--set", "model.hidden=24")
     assert other.code == 2 and "model.hidden" in other.err and other.err.count("\n") <= 2
+
+
+def test_a_mended_command_is_not_held_up_by_the_one_that_was_refused(
+    made: Made, tmp_path: Path, runner: Callable[..., Any]
+) -> None:
+    command = [
+        "train", "fusion-emotic", "--samples", made.samples, "--embeddings", made.embeddings, "--context", "good",
+        "--body", "good", "--epochs", 1, "--set", "model.hidden=16", "--out", tmp_path / "head",
+    ]  # fmt: skip
+    wrong = runner(*command, "--set", "backbones.face=", "--set", "loss.name=hinge")
+    assert wrong.code == 2 and "hinge" in wrong.err and not list(tmp_path.iterdir())
+    right = runner(*command, "--set", "backbones.face=")  # the recipe's face is left out
+    assert right.code == 0 and read_checkpoint_info(tmp_path / "head").modalities == ("context", "body")
 
 
 @pytest.mark.parametrize(
