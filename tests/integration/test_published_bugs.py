@@ -48,9 +48,9 @@ from raymotion.train.data import prepare
 from raymotion.train.finetune import CONDITIONS, compare
 from raymotion.train.fit import fit
 from raymotion.train.loop import Workers, _optimiser, train
-from raymotion.train.schedule import schedule
 from raymotion.train.pictures import READ, PictureReader, Pictures, Portion, read_here
 from raymotion.train.recipe import KINDS, StudentRecipe, TeacherRecipe, recipes_folder
+from raymotion.train.schedule import schedule
 from raymotion.train.stream import _Decode
 from raymotion.train.student import StudentTask
 from raymotion.train.teacher import TeacherTask

@@ -18,8 +18,8 @@ from raymotion.models.checkpoint import load_teacher
 from raymotion.models.tokenizer import tokenizer_json, train_tokenizer
 from raymotion.train.data import prepare
 from raymotion.train.fit import fit
-from raymotion.train.schedule import schedule
 from raymotion.train.recipe import TeacherRecipe, load_recipe
+from raymotion.train.schedule import schedule
 from raymotion.train.teacher import TeacherTask, length_groups
 from raymotion.vocabulary import Vocabulary
 

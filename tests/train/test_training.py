@@ -23,8 +23,8 @@ from raymotion.models.checkpoint import load_teacher
 from raymotion.train.data import TrainingData, prepare
 from raymotion.train.fit import fit, run_folder
 from raymotion.train.loop import CURRENT, Workers, train
-from raymotion.train.schedule import epoch_rows, schedule
 from raymotion.train.recipe import TeacherDataSettings, TeacherOptimiserSettings, TeacherRecipe
+from raymotion.train.schedule import epoch_rows, schedule
 from raymotion.train.teacher import TeacherTask, predict_rows
 from raymotion.vocabulary import Vocabulary
 
