@@ -35,8 +35,8 @@ _BY_BODY = (
 )  # fmt: skip
 
 _MAIN, _OTHER = 3.4, 2.0  # log-odds that a trait of length 1 along its loading adds
-# Of scene, body and face. Clothes are the easiest to see, faces the smallest: with equal parts a body alone told as much
-# as picture and face together.
+# Of scene, body and face. Clothes are the easiest to see, faces the smallest: with equal parts a body alone told as
+# much as picture and face together.
 _PARTS = np.array([1.05, 0.8, 1.15])
 ANNOTATORS: dict[str, tuple[int, ...]] = {"train": (1,), "val": (4, 5, 5, 6), "test": (2, 3, 3, 4)}
 
