@@ -24,6 +24,7 @@ from raymotion.data.features import features_digest
 from raymotion.data.samples import read_samples
 from raymotion.errors import InputError
 from raymotion.learning.stream_views import crop
+from raymotion.learning.vad import DIMENSIONS, SCALE
 from raymotion.models.fusion_inputs import StreamInput, find_weights, masks, needs, squares, stream_inputs
 from raymotion.models.regions import locate
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from raymotion.batch.labels import LabelSettings
     from raymotion.models.checkpoint import CheckpointInfo
 
-VAD = ("valence", "arousal", "dominance")
-SCALE = 10.0  # a head answers raw / 10
 __all__ = ["COLUMNS", "FusionPlan", "plan_fusion", "with_vad"]
 
 
@@ -335,6 +334,6 @@ class PredictWithTuned(PredictWithFusion):
 def with_vad(table: pa.Table, outputs: Sequence[np.ndarray]) -> pa.Table:
     """The table with three more columns, valence, arousal and dominance, float32 on EMOTIC's scale of 1 to 10."""
     values = np.array(outputs, np.float32).reshape(len(outputs), 3) * SCALE
-    for j, name in enumerate(VAD):
+    for j, name in enumerate(DIMENSIONS):
         table = table.append_column(pa.field(name, pa.float32(), nullable=False), pa.array(values[:, j], pa.float32()))
     return table

@@ -10,6 +10,7 @@ import numpy as np
 
 from raymotion.errors import InputError
 from raymotion.learning.stream_views import crop
+from raymotion.learning.vad import DIMENSIONS, SCALE
 from raymotion.models.backbones import Backbone
 from raymotion.models.fusion_inputs import find_weights, looks, masks, needs, squares, stream_inputs
 from raymotion.models.predictor import Boxes, Captions, Pictures, Predictor, read_picture
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 CONTEXT = "context"
 BOXES = ("body", "face")
-VAD = ("valence", "arousal", "dominance")
-SCALE = 10.0  # a head answers raw / 10
 
 
 class FusionPredictor(Predictor):
@@ -84,7 +83,7 @@ class FusionPredictor(Predictor):
         answers = self.answers([pixels], [boxes])[0]
         self._seen = dict(boxes or {})
         width = len(self.vocabulary)
-        self.vad = {name: float(v) * SCALE for name, v in zip(VAD, answers[width:], strict=False)} or None
+        self.vad = {name: float(v) * SCALE for name, v in zip(DIMENSIONS, answers[width:], strict=False)} or None
         return self._by_probability(answers[:width])
 
     def answers(
