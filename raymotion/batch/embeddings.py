@@ -220,8 +220,16 @@ def _check_samples(settings: EmbeddingSettings, plan: StreamPlan, samples: pa.Ta
             raise InputError(
                 f"no sample has a {stream}_box, so there is no {stream} to look at",
                 path=settings.samples,
-                remedy=f"Prepare a table that has them, or leave --{stream} out.",
+                remedy=_how_to_get(stream, settings.samples),
             )
+
+
+def _how_to_get(stream: str, samples: str) -> str:
+    """What to do about a table without a box of a stream."""
+    without = f"or leave the stream {stream} out, of the options and of the recipe and spaces that --study names."
+    if stream == "face":
+        return f"Find them: `raymotion data faces {samples} --out faces.parquet`, and name that table; {without}"
+    return f"Prepare a table that has them, {without}"
 
 
 def _notices(identities: Mapping[str, BackboneIdentity]) -> tuple[str, ...]:

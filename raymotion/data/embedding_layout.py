@@ -80,6 +80,11 @@ class EmbeddingLayout:
     token_grid: int = 0
     renderer: int = 1
 
+    @property
+    def drawn_by(self) -> tuple[int, int] | None:
+        """Seed and renderer of the augmented views; None where there are none, so that neither matters."""
+        return (self.seed, self.renderer) if any(key.level != "none" for key in self.shapes) else None
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "version": LAYOUT_VERSION,

@@ -80,7 +80,8 @@ class Embeddings:
 
     Raises:
         InputError: no embedding job wrote a folder, it is not complete, its files do not fit each other, or the folders
-            do not fit each other: other samples, other streams of them, or the same name for different features.
+            do not fit each other: other samples, other streams of them, the same name for different features, or
+            augmented views that were drawn from other seeds.
     """
 
     def __init__(self, folders: storage.PathLike | Sequence[storage.PathLike], *, cache: str | None = None) -> None:
@@ -93,6 +94,7 @@ class Embeddings:
         self.digest: str = first.digest if len(sources) == 1 else digest_of([source.digest for source in sources])
         self.backbones: dict[str, dict[str, Any]] = {}
         self.views: dict[str, int] = {}
+        self._drawn: tuple[str, tuple[int, int]] | None = None
         self._position = {sample_id: row for row, sample_id in enumerate(self.sample_ids)}
         self._blocks: dict[FeatureKey, FeatureBlock] = {}
         for source in sources:
@@ -150,6 +152,19 @@ class Embeddings:
                         path=source.folder,
                         remedy="Use one of the folders, or make this one again with the same settings.",
                     )
+        if (drawn := source.layout.drawn_by) is not None:
+            where, known = self._drawn or (source.folder, drawn)
+            if drawn != known:
+                # A view is one number for all streams: context and body of it would not be mirrored together.
+                raise InputError(
+                    f"its augmented views are of seed {drawn[0]} (renderer {drawn[1]}), those of {where} of seed "
+                    f"{known[0]} (renderer {known[1]}), and a view must be the same in all streams",
+                    path=source.folder,
+                    remedy=f"Make this folder anew with --seed {known[0]}."
+                    if drawn[1] == known[1]
+                    else "Make both folders anew with this version of raymotion.",
+                )
+            self._drawn = (where, known)
         self.backbones.update({name: dict(identity) for name, identity in source.layout.backbones.items()})
         self.views.update(source.layout.views)
         for number, (key, shape) in enumerate(source.layout.shapes.items()):

@@ -93,7 +93,7 @@ def test_a_study_names_what_it_needs(table: Path, tmp_path: Path, runner: Callab
     ("options", "message"),
     [
         ((), "no stream has a backbone"),
-        (("--face", "test_resnet", "--backbone-weights", "random:0"), "no sample has a face_box"),
+        (("--face", "test_resnet", "--backbone-weights", "random:0"), "raymotion data faces"),
         (("--body", "no_such_net"), "no_such_net"),
         (("--body", "test_resnet", "--backbone-weights", "swim=random:0"), "is for a backbone that no stream"),
     ],

@@ -166,6 +166,29 @@ def test_folders_that_do_not_fit_are_told(
         Embeddings([tmp_path / "one", tmp_path / "two"], cache=str(tmp_path / "cache"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, r"views are of seed 1 .*those of .*one of seed 0 .*--seed 0"),
+        ({"renderer": 2}, r"\(renderer 2\).*\(renderer 1\).*both folders anew"),
+    ],
+)
+def test_augmented_views_of_two_folders_are_drawn_alike(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    """A view number picks one flip for all streams; from another seed, the body would be mirrored and not the context.
+
+    Clean features have no seed: folders without views of their own fit whatever theirs says.
+    """
+    face = FeatureKey("face", "a", "basic")
+    write_job(tmp_path / "one", [[0, 1, 2, 3, 4]], layout({CONTEXT: SHAPES[CONTEXT], BASIC: SHAPES[BASIC]}))
+    write_job(tmp_path / "clean", [[0, 1, 2, 3, 4]], layout({FACE: SHAPES[FACE]}, **changes))
+    write_job(tmp_path / "drawn", [[0, 1, 2, 3, 4]], layout({face: FeatureShape(2, 5)}, **changes))
+    cache = str(tmp_path / "cache")
+    for first, second in (("one", "clean"), ("clean", "one")):
+        assert BASIC in Embeddings([tmp_path / first, tmp_path / second], cache=cache).keys
+    with pytest.raises(InputError, match=message):
+        Embeddings([tmp_path / "clean", tmp_path / "one", tmp_path / "drawn"], cache=cache)
+
+
 def test_what_is_not_there_is_an_error_with_the_command_that_makes_it(tmp_path: Path) -> None:
     write_job(tmp_path / "e", [[0, 1]])
     found = Embeddings(tmp_path / "e", cache=str(tmp_path / "cache"))
