@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
+from raymotion.learning.average_precision import chance_map
 from raymotion.vocabulary import EMOTIC_26
 
 # Kinds of findings, about images (named FOLDER/FILENAME) or persons (named by sample_id), and what became of them.
@@ -64,8 +63,8 @@ class SplitReport:
 
     @property
     def chance_map(self) -> float:
-        """The mAP of scores that say nothing: the mean prevalence."""
-        return float(np.mean(self.prevalence))
+        """The mAP of scores that say nothing."""
+        return chance_map(self.prevalence)
 
     @property
     def annotated_by(self) -> str:

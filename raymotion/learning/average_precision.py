@@ -7,7 +7,7 @@ scores are one step (as in scikit-learn). The interpolated one of the EMOTIC aut
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -85,6 +85,18 @@ def random_order_ap(ends: np.ndarray, positives: float, n: int) -> float:
     last = ends + 1.0
     size = np.diff(last, prepend=0.0)
     return float((size / last * (1.0 + (last - 1.0) * (positives - 1.0) / max(n - 1.0, 1.0))).sum() / n)
+
+
+def chance_map(prevalence: np.ndarray | Sequence[float]) -> float:
+    """mAP of a random ranking of many samples: the mean prevalence of the labels that have a positive.
+
+    Labels without one have no average precision, so no share in a mAP either.
+
+    Args:
+        prevalence: (L,) shares of the samples that have each label. Of none at all chance is 0.
+    """
+    rates = np.asarray(prevalence, dtype=np.float64)
+    return float(rates[rates > 0].mean()) if (rates > 0).any() else 0.0
 
 
 def class_ranking_ap(rates: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:

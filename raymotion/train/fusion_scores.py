@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from raymotion.learning.average_precision import average_precision, interpolated_by_class
+from raymotion.learning.average_precision import average_precision, chance_map, interpolated_by_class
 from raymotion.learning.vad import SCALE, vad_errors, vad_mean
 from raymotion.train.fusion_data import PersonData
 
@@ -24,7 +24,7 @@ def emotic_scores(data: PersonData, split: str, answers: np.ndarray) -> dict[str
     figures = {
         "map": float(np.mean([average_precision(hard[:, j], scores[:, j]) for j in there])),
         "interpolated_map": float(np.mean(interpolated_by_class(hard, scores)[there])),
-        "chance_map": float(hard.mean(axis=0)[there].mean()),
+        "chance_map": chance_map(hard.mean(axis=0)),
     }
     if answers.shape[1] == width:
         return figures

@@ -1,4 +1,4 @@
-"""The EMOTIC authors' interpolated average precision, by hand and against a plain VOCap."""
+"""The EMOTIC authors' interpolated average precision, by hand and against a plain VOCap; chance."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from raymotion.learning.average_precision import interpolated_average_precision, interpolated_by_class
+from raymotion.data.emotic_report import SplitReport
+from raymotion.learning.average_precision import chance_map, interpolated_average_precision, interpolated_by_class
 
 
 def voc_ap(truth: np.ndarray, scores: np.ndarray) -> float:
@@ -57,3 +58,15 @@ def test_against_the_development_kit_and_never_below_scikit_learn(rows: list[tup
     assert value <= 1 + 1e-12
     if not ties:
         assert value == pytest.approx(voc_ap(truth, scores))
+
+
+def test_chance_is_the_map_of_one_score_for_all_and_the_same_wherever_it_is_told() -> None:
+    """A label without a positive has no AP, so it does not lower chance: a report on a small split once said less."""
+    truth = (np.random.default_rng(0).random((200, 26)) < np.linspace(0, 0.3, 26)) * 1
+    present = np.flatnonzero(truth.sum(axis=0))
+    assert 0 < len(present) < 26
+    expected = np.mean([average_precision_score(truth[:, j], np.ones(200)) for j in present])
+    assert chance_map(truth.mean(axis=0)) == pytest.approx(expected)
+    report = SplitReport(labelled=200, positives=truth.sum(axis=0).tolist())
+    assert report.chance_map == pytest.approx(expected)
+    assert chance_map([0.0, 0.0]) == SplitReport().chance_map == 0.0
