@@ -157,10 +157,12 @@ def head(samples: str, embeddings: str, epochs: int) -> dict[str, Any]:
     """Our training, an epoch at a time as a trial runs it: `loading` is everything before the first one."""
     import torch
 
+    from raymotion.batch.memory import keep_freed_memory
     from raymotion.train.fusion import FusionTask
     from raymotion.train.fusion_data import prepare_fusion
     from raymotion.train.loop import Run
 
+    keep_freed_memory()  # as every trial does
     torch.set_num_threads(cores())
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # the first one imports half of torch
     started = time.perf_counter()
@@ -179,6 +181,9 @@ def products(sizes: dict[str, int], epochs: int) -> dict[str, Any]:
     """The bare matrix products of those epochs, operands in memory: forward, and the gradients of the weights."""
     import torch
 
+    from raymotion.batch.memory import keep_freed_memory
+
+    keep_freed_memory()
     torch.set_num_threads(cores())
     torch.manual_seed(0)
     features = [torch.randn(sizes["train"], dim) for dim in DIMS.values()]

@@ -157,9 +157,11 @@ class FusionHead(nn.Module):
             return self.head.weight.new_zeros(shape)
         if tuple(values.shape) != shape:
             raise ValueError(f"features of {name}: shape {tuple(values.shape)}, not {shape}")
-        values = values.float()
-        if self.standardises:
-            values = (values - self._buffer("mean", name)).mul_(self._buffer("scale", name))
+        if self.standardises:  # in place, on a copy: these are the largest arrays of a step
+            values = values.to(torch.float32, copy=True)
+            values = values.sub_(self._buffer("mean", name)).mul_(self._buffer("scale", name))
+        else:
+            values = values.float()
         if values.device.type != "cpu":
             return values.masked_fill(~there.view(-1, *[1] * (values.ndim - 1)), 0.0)
         # On the CPU five times as fast; elsewhere, counting the rows would wait for the device.

@@ -141,9 +141,11 @@ def _train_here(recipe: TrainRecipe, data: Data, run: str, command: str, into: s
     """
     import torch
 
+    from raymotion.batch.memory import keep_freed_memory
     from raymotion.train.loop import Workers, train
     from raymotion.train.task import task_of
 
+    keep_freed_memory()
     kept = storage.join(run, "epochs")
     latest = storage.join(kept, LATEST)
 
