@@ -19,9 +19,10 @@ UV += --verbose
 endif
 
 OUT ?= demo
+STUDY ?= study-demo
 ARGS ?=
 
-.PHONY: help env demo test lint format bench lock clean
+.PHONY: help env demo study test lint format bench lock clean
 
 help: ## list the targets
 	@echo "raymotion: label image collections with emotions"
@@ -43,6 +44,14 @@ $(STAMP): requirements.lock pyproject.toml
 demo: env ## run the whole pipeline on small synthetic data (OUT=demo)
 	$(BIN)/raymotion demo --out $(OUT) $(ARGS)
 
+study: env ## the five-stage EMOTIC study on synthetic persons, from nothing to its page (STUDY=study-demo)
+	$(BIN)/raymotion data synth emotic --persons 2000 --out $(STUDY)/emotic
+	$(BIN)/raymotion data prepare emotic $(STUDY)/emotic --faces $(STUDY)/emotic/faces.csv --out $(STUDY)/emotic.parquet
+	$(BIN)/raymotion features embeddings $(STUDY)/emotic.parquet --study tune_spaces/small --backbone-weights random:0 \
+	    --size 64 --views 2 --out $(STUDY)/embeddings
+	$(BIN)/raymotion study run tune_spaces/small --embeddings $(STUDY)/embeddings --seeds 3 --out $(STUDY)/study $(ARGS)
+	$(BIN)/raymotion study report $(STUDY)/study --out $(STUDY)/report
+
 test: env ## run the tests (ARGS="tests/data -k exif" for some; ARGS="-m slow" for those left out)
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
@@ -63,6 +72,6 @@ lock: env ## resolve requirements.lock anew (UPGRADE=1: to the newest versions)
 	    --python-platform x86_64-manylinux_2_28 --no-header --no-annotate --no-emit-index-url \
 	    $(if $(UPGRADE),--upgrade) --output-file requirements.lock
 
-clean: ## remove the environment, caches and the demo
-	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove the environment, caches, the demo and the study
+	rm -rf $(VENV) demo study-demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
