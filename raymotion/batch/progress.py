@@ -16,8 +16,7 @@ class Progress:
 
     Args:
         kind: `bar` draws one, `lines` prints a line every 30 seconds, `none` is silent; `auto` is a bar on a
-            terminal and
-            silent elsewhere.
+            terminal and silent elsewhere.
         total: rows of the job.
         done: rows that earlier runs have committed.
         title: of the job.
@@ -63,6 +62,10 @@ class Progress:
         elif self.kind == "lines":
             print(f"{self.title}: {self.done}/{self.total} done before, {text}", file=sys.stderr, flush=True)
 
+    def note(self, rate: float) -> str:
+        """What stands beside the count, at `rate` rows a second."""
+        return f"{rate:.1f} images/s" + (f", {self.failed} in quarantine" if self.failed or self._bar is None else "")
+
     def advance(self, rows: int, failed: int) -> None:
         """Counts the rows of one committed shard."""
         self.done += rows
@@ -70,14 +73,12 @@ class Progress:
         now = time.monotonic()
         rate = (self.done - self.first_done) / max(1e-9, now - self.started)
         if self._bar is not None:
-            text = f"{rate:.1f} images/s" + (f", {self.failed} in quarantine" if self.failed else "")
-            self._bar.update(self._task, completed=self.done, rate=text)
+            self._bar.update(self._task, completed=self.done, rate=self.note(rate))
         elif self.kind == "lines" and (now - self.last_line >= LINE_EVERY_SECONDS or self.done == self.total):
             self.last_line = now
             left = (self.total - self.done) / max(rate, 1e-9)
             print(
-                f"{self.title}: {self.done}/{self.total}, {rate:.1f} images/s, {self.failed} in quarantine, "
-                f"about {left:.0f} s left",
+                f"{self.title}: {self.done}/{self.total}, {self.note(rate)}, about {left:.0f} s left",
                 file=sys.stderr,
                 flush=True,
             )

@@ -2,64 +2,30 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
-from raymotion.batch.progress import LINE_EVERY_SECONDS, ProgressKind
+from raymotion.batch.progress import Progress, ProgressKind
 from raymotion.study.record import COMPLETE, FAILED, STOPPED, TrialRecord
 
 MOST_TIES = 4
 
 
-class StageProgress:
-    """Counts the configurations of a stage on standard error: a bar on a terminal, lines in a log, or nothing."""
+class StageProgress(Progress):
+    """Counts the configurations of a stage on standard error, the best so far beside them."""
 
     def __init__(self, kind: ProgressKind, *, title: str, total: int, done: Sequence[TrialRecord]) -> None:
-        self.kind = ("bar" if sys.stderr.isatty() else "none") if kind == "auto" else kind
-        self.title, self.total, self.done, self.first = title, total, len(done), len(done)
+        super().__init__(kind, total=total, done=len(done), title=title)
         self.best = max((record.mean for record in done if record.status == COMPLETE), default=0.0)
-        self.started = self.last_line = time.monotonic()
-        self._bar: Any = None
-        self._task: Any = None
 
-    def __enter__(self) -> StageProgress:
-        if self.kind == "bar":
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[best]}"),
-                TimeRemainingColumn(), console=Console(stderr=True), transient=True,
-            )  # fmt: skip
-            self._bar.start()
-            self._task = self._bar.add_task(self.title, total=self.total, completed=self.done, best="")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+    def note(self, rate: float) -> str:
+        return f"best val mAP {self.best:.4f}"
 
     def ended(self, record: TrialRecord) -> None:
         """Counts one configuration."""
-        self.done += 1
         if record.status == COMPLETE:
             self.best = max(self.best, record.mean)
-        now = time.monotonic()
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, best=f"best val mAP {self.best:.4f}")
-        elif self.kind == "lines" and (now - self.last_line >= LINE_EVERY_SECONDS or self.done == self.total):
-            self.last_line = now
-            left = (self.total - self.done) * (now - self.started) / max(1, self.done - self.first)
-            print(
-                f"{self.title}: {self.done}/{self.total}, best val mAP {self.best:.4f}, about {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+        self.advance(1, 0)
 
 
 def named(config: Mapping[str, Any]) -> str:
