@@ -70,7 +70,7 @@ def paired_map_gain(
         raise InputError(f"targets of shape {truth.shape} can not be compared: samples x labels, at least one of each")
     runs = [_runs(scores, truth.shape) for scores in (first, second)]
     units = sampling_units(groups, len(truth))
-    rankings = [[_Ranking.of(truth, scores, units) for scores in each] for each in runs]
+    rankings = [[SparseRanking.of(truth, scores, units) for scores in each] for each in runs]
     work = truth.size * sum(len(each) for each in runs)
     used = min(resamples, max(50, PAIRED_BUDGET // work))
     count = int(units.max()) + 1
@@ -92,7 +92,7 @@ def paired_map_gain(
 
 
 @dataclass(frozen=True)
-class _Ranking:
+class SparseRanking:
     """One set of scores, as what is needed to weigh it many times: for each label two sparse matrices.
 
     `seen` (P, G) says how many rows of each of G groups lie between one step of the ranking with a positive and the
@@ -103,7 +103,7 @@ class _Ranking:
     labels: list[tuple[sparse.csr_matrix, sparse.csr_matrix]]
 
     @classmethod
-    def of(cls, truth: np.ndarray, scores: np.ndarray, units: np.ndarray) -> _Ranking:
+    def of(cls, truth: np.ndarray, scores: np.ndarray, units: np.ndarray) -> SparseRanking:
         from scipy import sparse
 
         labels = []

@@ -9,18 +9,11 @@ import numpy as np
 from safetensors.torch import load
 
 from raymotion import storage
-from raymotion.learning.average_precision import average_precision, interpolated_by_class, ranking, weighted_ap
-from raymotion.learning.bootstrap import (
-    centred,
-    chunk,
-    finite,
-    interval,
-    ranking_resamples,
-    resample_counts,
-    row_mean,
-    sampling_units,
-)
+from raymotion.config import digest_of
+from raymotion.learning.average_precision import average_precision, interpolated_by_class
+from raymotion.learning.bootstrap import centred, chunk, finite, interval, resample_counts, row_mean, sampling_units
 from raymotion.learning.f1 import f1_scores
+from raymotion.learning.paired import SparseRanking
 from raymotion.learning.selection import class_thresholds, fit_class_thresholds
 from raymotion.study.record import StudyFolder
 from raymotion.train.fusion_data import FusionData
@@ -51,8 +44,9 @@ def score_test(test: np.ndarray, validation: np.ndarray, data: FusionData, *, se
         test, validation: probabilities (seeds, n, L). Thresholds are fitted on validation.
 
     Returns:
-        `map` (over seeds, with a 95 % interval over images of their mean), `interpolated` (the original authors' AP),
-        `chance` (mean prevalence), `thresholded` F1 (means over seeds) and `per_class` (means over seeds).
+        `map` (over seeds, with a 95 % interval of their mean over `resamples` of the images), `interpolated` (the
+        original authors' AP), `chance` (mean prevalence), `thresholded` F1 (means over seeds) and `per_class` (means
+        over seeds).
     """
     rows, val_rows = data.splits["test"], data.splits["val"]
     truth, prior = data.hard[rows], data.prior(soft=False)
@@ -60,7 +54,7 @@ def score_test(test: np.ndarray, validation: np.ndarray, data: FusionData, *, se
     ap = class_scores(truth, test)
     interpolated = np.stack([interpolated_by_class(truth, own) for own in test])
     maps = row_mean(ap)
-    low, high = map_interval(truth, test, groups, float(maps.mean()), seed=seed)
+    low, high, resamples = map_interval(truth, test, groups, float(maps.mean()), seed=seed)
     micro, macro = [], []
     for own, val in zip(test, validation, strict=True):
         thresholds = fit_class_thresholds(data.hard[val_rows], val)
@@ -69,7 +63,7 @@ def score_test(test: np.ndarray, validation: np.ndarray, data: FusionData, *, se
         macro.append(found.macro.value or 0.0)
     ap_mean, interpolated_mean = row_mean(ap.T), row_mean(interpolated.T)
     return {
-        "map": {**spread(maps), "low": low, "high": high},
+        "map": {**spread(maps), "low": low, "high": high, "resamples": resamples},
         "interpolated": {"mean": finite(float(row_mean(interpolated).mean())),
                          "seeds": [finite(value) for value in row_mean(interpolated)]},
         "chance": chance_map(truth),
@@ -91,32 +85,22 @@ def class_scores(truth: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 def map_interval(
     truth: np.ndarray, probabilities: np.ndarray, groups: Sequence[str], value: float, *, seed: int
-) -> tuple[float | None, float | None]:
-    """95 % interval of the mean over seeds of mAP, over resamples of the groups; centred on the value."""
+) -> tuple[float | None, float | None, int]:
+    """95 % interval of the mean over seeds of mAP, over resamples of the groups; centred on the value.
+
+    Returns:
+        Its ends, None where nothing can be scored, and how many resamples it rests on.
+    """
     units = sampling_units(groups, len(truth))
-    wanted = ranking_resamples(BOOTSTRAP, len(truth), truth.shape[1] * len(probabilities))
-    rankings = [[ranking(own[:, j]) for j in range(truth.shape[1])] for own in probabilities]
+    count = int(units.max()) + 1
+    rankings = [SparseRanking.of(truth > 0, own, units) for own in probabilities]
     drawn = []
-    for weights in resample_counts(len(truth), wanted, seed, chunk(len(truth)), units=units):
-        drawn.append(
-            np.mean(
-                [
-                    row_mean(
-                        np.stack(
-                            [
-                                weighted_ap(truth[order, j] > 0, ends, weights[:, order])
-                                for j, (order, ends) in enumerate(own)
-                            ],
-                            axis=1,
-                        )
-                    )
-                    for own in rankings
-                ],
-                axis=0,
-            )
-        )
+    for counts in resample_counts(count, BOOTSTRAP, seed, min(BOOTSTRAP, chunk(count))):
+        columns = np.ascontiguousarray(counts.T)
+        drawn.append(np.mean([own.mean_ap(columns) for own in rankings], axis=0))
     ends = interval(np.clip(centred(np.concatenate(drawn), value), 0.0, 1.0))
-    return ends or (None, None)
+    low, high = ends or (None, None)
+    return low, high, BOOTSTRAP
 
 
 def chance_map(truth: np.ndarray) -> float:
@@ -148,6 +132,8 @@ def split_facts(data: FusionData) -> dict[str, Any]:
             name: {"persons": len(rows), "images": len({data.groups[row] for row in rows})}
             for name, rows in used.items()
         },
+        # Whose answers the files of predictions hold, in their order.
+        "sample_ids": {name: digest_of([data.sample_ids[row] for row in rows]) for name, rows in used.items()},
         "labels": list(data.vocabulary.labels),
         "prevalence": {
             name: [float(rate) for rate in data.hard[rows].mean(axis=0)] for name, rows in used.items() if len(rows)
