@@ -5,6 +5,7 @@
     STUDY/trials/KEY/seed-S.safetensors  the best epoch's probabilities on validation
     STUDY/trials/KEY/seed-S.weights.safetensors   its weights, kept for those that are carried forward
     STUDY/test/NAME-seed-S.safetensors   answers on test of the winner of stage NAME (or `joint`)
+    STUDY/.lock                          the process that works on it, while it does
     STUDY/winner.yaml                    the recipe that the stages ended with
 
 A trial's key is a digest of everything that decides its result, so a configuration that two stages share is one trial.
@@ -13,6 +14,7 @@ A trial's key is a digest of everything that decides its result, so a configurat
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,6 +24,7 @@ import numpy as np
 from raymotion import storage
 from raymotion.config import digest_of
 from raymotion.errors import InputError
+from raymotion.study.lock import LOCK, alone
 from raymotion.train.fusion_recipe import FusionRecipe
 
 FORMAT = 1
@@ -51,6 +54,7 @@ class TrialRecord:
         seconds: of training, all seeds.
         attempts: how often it was started.
         stage: that first ran it.
+        sample_ids: digest of the ids of the persons whose validation probabilities are kept, in their order.
         order: of the finished trials of a stage, so that a scheduler can be told of them in that order.
     """
 
@@ -64,6 +68,7 @@ class TrialRecord:
     parameters: int = 0
     seconds: float = 0.0
     attempts: int = 0
+    sample_ids: str = ""
     order: float = 0.0
     error: str | None = None
 
@@ -125,12 +130,16 @@ class StudyFolder:
         storage.write_json(self.record, record)
 
     def read_trial(self, key: str) -> TrialRecord | None:
-        """The record of a trial, or None if it never began."""
+        """The record of a trial; None if it never began: no file, or a torn one, as a power cut leaves it."""
         path = storage.join(self.trial(key), TRIAL)
         if not storage.exists(path):
             return None
         try:
-            return TrialRecord(**storage.read_json(path))
+            found = json.loads(storage.read_bytes(path))
+        except ValueError:  # the record of a trial that was running is not written durably
+            return None
+        try:
+            return TrialRecord(**found)
         except TypeError as error:
             raise InputError("is no record of a trial", path=path, remedy="Remove its folder.") from error
 
@@ -161,6 +170,10 @@ class StudyFolder:
         for seed, own in zip(seeds, probabilities, strict=True):
             path = storage.join(self.path, "test", f"{name}-seed-{seed}.safetensors")
             storage.write_bytes(path, save({"test": np.ascontiguousarray(own, dtype=np.float32)}))
+
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        """The folder for one process: see `study.lock.alone`."""
+        return alone(storage.join(self.path, LOCK))
 
     def drop_weights(self, key: str, seeds: Sequence[int]) -> None:
         for seed in seeds:

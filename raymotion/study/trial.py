@@ -13,6 +13,7 @@ from safetensors.numpy import save
 from safetensors.torch import save as save_tensors
 
 from raymotion import storage
+from raymotion.config import digest_of
 from raymotion.errors import RaymotionError
 from raymotion.study.record import COMPLETE, FAILED, StudyFolder, TrialRecord
 from raymotion.train.fusion_data import FusionData
@@ -79,6 +80,7 @@ class Configuration:
         self.record = TrialRecord(
             spec["key"], dict(spec["config"]), list(spec["seeds"]), stage=spec["stage"],
             attempts=(before.attempts if before else 0) + 1,
+            sample_ids=digest_of([data.sample_ids[row] for row in data.splits["val"]]),
         )  # fmt: skip
         self.folder.write_trial(self.record, durable=False)
         self.runs: list[Run] = []
@@ -128,8 +130,11 @@ class Configuration:
     def _epoch(self) -> None:
         lines = [None if run.done else run.step() for run in self.runs]
         for line in lines:
-            if line is not None and not np.isfinite(line["train_loss"]):
+            # Before anything of it enters the record, which is JSON and takes no NaN.
+            if line is not None and not all(np.isfinite(line[name]) for name in ("train_loss", "val_bce")):
                 raise ArithmeticError("the loss is no longer a number")
+            if line is not None and not np.isfinite(line["val_macro_ap"]):
+                raise ArithmeticError("validation gives no mAP")
 
         def column(name: str) -> list[float | None]:
             return [None if line is None else float(line[name]) for line in lines]
@@ -154,7 +159,8 @@ class Configuration:
             place = self.folder.trial(self.record.key)
             labels = run.best_probabilities[:, : len(run.task.data.vocabulary)]
             storage.write_bytes(
-                storage.join(place, f"seed-{seed}.safetensors"), save({"val": np.ascontiguousarray(labels)})
+                storage.join(place, f"seed-{seed}.safetensors"),
+                save({"val": np.ascontiguousarray(labels)}, metadata={"sample_ids": self.record.sample_ids}),
             )
             storage.write_bytes(self.folder.weights_path(self.record.key, seed), save_tensors(run.best_weights))
         self._end(COMPLETE)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 from sklearn.metrics import average_precision_score
 
+from raymotion.errors import InputError
+from raymotion.learning.bootstrap import resample_counts
 from raymotion.study.record import COMPLETE, FAILED, StudyFolder, TrialRecord, trial_key
-from raymotion.study.score import predict_test, score_test
+from raymotion.study.score import map_interval, predict_test, score_test, split_facts
 from raymotion.study.space import base_recipe, build_recipe, read_spaces
 from raymotion.study.trial import Configuration, study_data, without_test
 from raymotion.train.fusion_data import FusionData, prepare_fusion
@@ -108,7 +114,8 @@ def test_the_same_configuration_gives_the_same_result_and_scores_test_with_the_k
     by_seed = [average_precision_score(truth, own, average="macro") for own in test]
     assert score["map"]["seeds"] == pytest.approx(by_seed, abs=1e-6)
     assert score["map"]["sd"] == pytest.approx(np.std(by_seed, ddof=1), abs=1e-6)
-    assert score["map"]["low"] < score["map"]["mean"] < score["map"]["high"]
+    assert score["map"]["low"] < score["map"]["mean"] < score["map"]["high"] and score["map"]["resamples"] == 1000
+    assert first.sample_ids == split_facts(data)["sample_ids"]["val"] != split_facts(data)["sample_ids"]["test"]
     assert score["chance"] == pytest.approx(truth.mean())  # every label has a positive here
     assert score["interpolated"]["mean"] >= score["map"]["mean"]
     assert score["map"]["mean"] > score["chance"] + 0.1, "nothing was learned"
@@ -121,6 +128,93 @@ def test_what_fails_is_told_in_one_line_and_is_an_end(data: FusionData, place: P
     broken = run(recipe_of(place, optimiser={"epochs": 3, "lr": 1e30, "batch_size": 32}), without_test(data), tmp_path)
     assert broken.status == FAILED and broken.error and "\n" not in broken.error
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_weights_that_end_an_epoch_as_no_numbers_are_a_failure_that_is_written(
+    data: FusionData, place: Path, tmp_path: Path
+) -> None:
+    """A loss that was a number, and answers that are none: such a record is no JSON."""
+    recipe = recipe_of(place)
+    spec = {"key": "k", "config": {}, "seeds": [0], "stage": "s", "recipe": recipe.model_dump(mode="json")}
+    trial = Configuration({**spec, "study": str(tmp_path)}, without_test(data))
+    (own,) = trial.runs
+    left = [-(-len(data.splits["train"]) // 32)]
+
+    def spoil(optimiser: torch.optim.Optimizer, *_: Any) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            with torch.no_grad():
+                for group in optimiser.param_groups:
+                    for weights in group["params"]:
+                        weights.fill_(torch.nan)
+
+    own.optimiser.register_step_post_hook(spoil)
+    assert trial.step()["finished"] and left == [0]
+    found = StudyFolder(tmp_path).read_trial("k")
+    assert found is not None and found.status == FAILED and found.epochs == []
+    assert found.error == "ArithmeticError: the loss is no longer a number"
+
+
+def test_a_record_torn_by_a_power_cut_is_one_that_never_began(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    folder.write_trial(TrialRecord("k", {}, [0]))
+    path = tmp_path / "trials" / "k" / "trial.json"
+    whole = path.read_bytes()
+    assert folder.read_trial("k") is not None
+    for torn in (b"", whole[:40], bytes(len(whole)), b"\xff" + whole):
+        path.write_bytes(torn)
+        assert folder.read_trial("k") is None
+
+
+def test_a_study_has_one_process_at_a_time(tmp_path: Path) -> None:
+    """Whoever ends first clears away what the other still reads; a lock outlives no process."""
+    folder, path = StudyFolder(tmp_path), tmp_path / ".lock"
+    code = (
+        "import sys, time; from raymotion.study.record import StudyFolder\n"
+        "with StudyFolder(sys.argv[1]).alone(): print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        said = f"is being worked on by process {other.pid} of this machine"
+        with pytest.raises(InputError, match=said) as error, folder.alone():
+            pass
+        assert "\n" not in str(error.value) and json.loads(path.read_text())["pid"] == other.pid
+        held = json.loads(path.read_text())
+        other.kill()
+        other.wait()
+        with folder.alone():  # it is dead: taken over
+            assert json.loads(path.read_text())["pid"] == os.getpid()
+        assert not path.exists()
+        # The number of a dead process, given to another since; and a machine that can not be asked.
+        for left in ({**held, "pid": os.getpid()}, {**held, "host": "elsewhere"}):
+            path.write_text(json.dumps(left))
+            with folder.alone():
+                assert json.loads(path.read_text())["began"] != held["began"]
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_the_interval_of_test_map_is_that_of_1000_drawn_samples_at_the_size_of_emotic_too() -> None:
+    rng = np.random.default_rng(0)
+    truth = (rng.random((30, 2)) < 0.4).astype(np.float32)
+    scores = rng.random((2, 30, 2)).round(1)  # with ties
+    images = [f"g{i // 2}" for i in range(30)]
+    drawn = []
+    for counts in resample_counts(15, 1000, 0, 1000):
+        for own in counts.astype(int):
+            rows = np.repeat(np.arange(30), np.repeat(own, 2))
+            known = [j for j in range(2) if truth[rows, j].any()]
+            each = [[average_precision_score(truth[rows, j], one[rows, j]) for j in known] for one in scores]
+            drawn.append(np.mean(each))
+    expected = np.percentile(np.array(drawn) - np.mean(drawn) + 0.5, (2.5, 97.5))
+    low, high, resamples = map_interval(truth, scores, images, 0.5, seed=0)
+    assert (low, high) == (pytest.approx(expected[0]), pytest.approx(expected[1])) and resamples == 1000
+    # Three seeds of 26 labels: where dense resampling could pay for 250 of them.
+    truth = (rng.random((3000, 26)) < 0.1).astype(np.float32)
+    *_, resamples = map_interval(truth, rng.random((3, 3000, 26)), [f"g{i}" for i in range(3000)], 0.1, seed=0)
+    assert resamples == 1000
 
 
 def test_a_key_tells_apart_what_decides_a_result_and_nothing_else(place: Path) -> None:
