@@ -28,8 +28,12 @@ Configuration = dict[str, Any]
 # A choice for each label: a list names its values by themselves, a mapping gives each a name.
 Choices = list[Any] | dict[str, Any]
 JOINT = "joint"
-# What is no choice of a study: where the data are, how long everything trains, and what training is done with.
-NOT_SEARCHED = ("kind", "data.samples", "data.embeddings", "seed", "workers", "use_gpu", "autoscale", "failures")
+# What is no choice of a study: where the data are, how long everything trains (early stopping counts in the base's
+# epochs), by what the best epoch is told (trials are compared by its mAP), and what training is done with.
+NOT_SEARCHED = (
+    "kind", "data.samples", "data.embeddings", "seed", "workers", "use_gpu", "autoscale", "failures",
+    "optimiser.epochs", "select_by",
+)  # fmt: skip
 
 
 class Stopping(Settings):
@@ -81,7 +85,8 @@ class Space(Settings):
             if len({digest_of(label) for label in labels}) != len(labels):
                 raise ValueError(f"{name} names a choice twice")
         for name in (*self.options, *self.fixed):
-            if name in NOT_SEARCHED or name.partition(".")[0] in NOT_SEARCHED:
+            # A choice of a whole group replaces all of it, so a group with such a field in it is none either.
+            if any(f"{name}.".startswith(f"{own}.") or own.startswith(f"{name}.") for own in NOT_SEARCHED):
                 raise ValueError(f"{name} is no field that a study can vary")
         if not self.options:
             raise ValueError("it varies nothing")
