@@ -9,4 +9,4 @@ from raymotion.cli.main import raymotion
 
 if __name__ == "__main__":
     os.environ.setdefault("RAYMOTION_ADDRESS", "auto")
-    raymotion(["study", "run", *sys.argv[1:]])
+    raymotion(["study", "run", "--progress", "lines", *sys.argv[1:]])

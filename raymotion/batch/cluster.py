@@ -118,6 +118,7 @@ def plan_placement(
     *,
     nodes: list[dict[str, float]],
     autoscale: bool = False,
+    options: tuple[str, str, str] = ("--workers", "--cpus-per-worker", "--gpus-per-worker"),
 ) -> Placement:
     """How many actors of which size, from the settings and from what the nodes have.
 
@@ -129,6 +130,7 @@ def plan_placement(
         nodes: resources of each node, with the keys `CPU` and `GPU`.
         autoscale: the cluster starts nodes for actors that wait. Ray does not tell which it could start, so nothing is
             refused, and the number of workers has to be said.
+        options: what the command calls `workers`, `cpus` and `gpus`, for messages.
 
     Raises:
         InputError: the plan can never be placed; the message shows the arithmetic.
@@ -141,7 +143,7 @@ def plan_placement(
         cpus = max(1.0, min(8.0, *shares)) if shares else 1.0
     if autoscale:
         if workers is None:
-            raise InputError("an autoscaling cluster does not tell how many workers fit", remedy="Give --workers.")
+            raise InputError("an autoscaling cluster does not tell how many workers fit", remedy=f"Give {options[0]}.")
         return Placement(workers, cpus, gpus)
     fits = sum(_fitting(node, cpus, gpus) for node in nodes)
     plan = Placement(workers if workers is not None else max(1, fits), cpus, gpus)
@@ -150,8 +152,8 @@ def plan_placement(
         raise InputError(
             f"{plan.describe()} can not be placed: the cluster has {have}, room for {fits} such "
             f"worker{'' if fits == 1 else 's'}",
-            remedy="Lower --workers, --cpus-per-worker or --gpus-per-worker, add nodes, or say --autoscale where the "
-            "cluster starts them.",
+            remedy=f"Lower {options[0]}, {options[1]} or {options[2]}, add nodes, or say --autoscale where the cluster "
+            "starts them.",
         )
     return plan
 

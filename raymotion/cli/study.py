@@ -61,6 +61,9 @@ def study() -> None:
               help="CPUs of a configuration.")  # fmt: skip
 @click.option("--gpus-per-trial", type=click.FloatRange(0),
               help="GPUs of a configuration.  [default: 0.25 where there are any]")  # fmt: skip
+@click.option("--autoscale", is_flag=True,
+              help="The cluster starts nodes for configurations that wait: refuse nothing for want of room. Needs "
+              "--concurrent, and --gpus-per-trial where no GPU is up yet.  [default: what is there]")  # fmt: skip
 @click.option("--retry-failed", is_flag=True, help="Train those again that failed.  [default: they stay failed]")
 @click.option("--progress", type=click.Choice(["auto", "bar", "lines", "none"]), default="auto", show_default=True,
               help="auto: a bar on a terminal, nothing elsewhere. lines: one every 30 s, for logs.")  # fmt: skip

@@ -19,8 +19,8 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from raymotion import storage
-from raymotion.batch.cluster import node_resources, plan_placement
-from raymotion.errors import RunFailed
+from raymotion.batch.cluster import Placement, node_resources, plan_placement
+from raymotion.errors import InputError, RunFailed
 from raymotion.study.record import FAILED, STOPPED, StudyFolder, TrialRecord
 from raymotion.study.space import Stopping
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from raymotion.study.trial import Configuration
 
 METRIC = "val_macro_ap"
+# What `raymotion study run` calls a plan's workers, CPUs and GPUs.
+OPTIONS = ("--concurrent", "--cpus-per-trial", "--gpus-per-trial")
 # Tune's own logs, snapshots and notices: none of them is read, and each costs time or a line on the terminal.
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_GLOBAL_CHECKPOINT_S": "3600",
@@ -40,11 +42,29 @@ QUIET = {
 
 @dataclass(frozen=True)
 class Resources:
-    """What a trial takes, and how many run at a time (None: as many as fit)."""
+    """What a trial takes, how many run at a time (None: as many as fit), and whether the cluster starts nodes."""
 
     cpus: float = 1.0
     gpus: float | None = None
     concurrent: int | None = None
+    autoscale: bool = False
+
+    def placement(self, nodes: list[dict[str, float]]) -> Placement:
+        """What each trial gets, and room for it on `nodes`.
+
+        Raises:
+            InputError: there is no room, or an autoscaling cluster would have to be asked what it could start.
+        """
+        gpus = self.gpus
+        if gpus is None:
+            there = any(node.get("GPU", 0) for node in nodes)
+            if self.autoscale and not there:
+                raise InputError(
+                    "an autoscaling cluster does not tell whether it could start nodes with a GPU",
+                    remedy=f"Give {OPTIONS[2]} (0: train on CPUs).",
+                )
+            gpus = 0.25 if there else 0.0
+        return plan_placement(self.concurrent, self.cpus, gpus, nodes=nodes, autoscale=self.autoscale, options=OPTIONS)
 
 
 class ConfigurationTrainable(tune.Trainable):
@@ -171,11 +191,7 @@ def search(
     if not specs:
         return
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
-    nodes = node_resources()
-    gpus = resources.gpus
-    if gpus is None:
-        gpus = 0.25 if any(node.get("GPU", 0) for node in nodes) else 0.0
-    plan = plan_placement(resources.concurrent, resources.cpus, gpus, nodes=nodes)
+    plan = resources.placement(node_resources())
     filesystem, path = _arrow(folder.scratch)
     given = [{**spec, "study": folder.path, "cpus": plan.cpus, "gpus": plan.gpus} for spec in specs]
     tuner = tune.Tuner(

@@ -36,6 +36,16 @@ def test_an_autoscaling_cluster_is_asked_for_what_was_said() -> None:
         plan_placement(None, None, None, nodes=head, autoscale=True)
 
 
+def test_a_command_is_named_its_own_options() -> None:
+    """`study run` has no --workers: a remedy that it does not know is none."""
+    own = ("--concurrent", "--cpus-per-trial", "--gpus-per-trial")
+    with pytest.raises(InputError, match=r"Lower --concurrent, --cpus-per-trial or --gpus-per-trial, add") as error:
+        plan_placement(1, 1, 0.25, nodes=LAPTOP, options=own)
+    assert "-per-worker" not in str(error.value)
+    with pytest.raises(InputError, match=r"Give --concurrent"):
+        plan_placement(None, 1, 0.25, nodes=LAPTOP, autoscale=True, options=own)
+
+
 def test_fractional_gpus() -> None:
     plan = plan_placement(None, 2, 0.5, nodes=GPU_NODES)
     assert (plan.workers, plan.cpus, plan.gpus) == (8, 2, 0.5)

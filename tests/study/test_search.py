@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
+from raymotion.cli.study import run
+from raymotion.errors import InputError
 from raymotion.study.record import COMPLETE, STOPPED, TrialRecord
-from raymotion.study.search import METRIC, scheduler_of
+from raymotion.study.search import METRIC, Resources, scheduler_of
 from raymotion.study.space import Stopping
 
 EPOCHS = 9
@@ -65,6 +69,20 @@ def test_a_bad_start_is_stopped_by_what_earlier_runs_did() -> None:
     good = [TrialRecord(f"g{i}", {}, [0], status=COMPLETE, order=i, epochs=lines) for i in range(4)]
     assert live(scheduler_of(Stopping(grace_epochs=2), EPOCHS, good), "bad", [0.1] * EPOCHS, 9).status == STOPPED
     assert live(scheduler_of(Stopping(grace_epochs=2), EPOCHS), "bad", [0.1] * EPOCHS, 9).status == COMPLETE
+
+
+def test_a_study_on_an_autoscaling_cluster_says_what_it_wants_and_is_told_only_what_it_can_say() -> None:
+    """GPU workers that are started on demand: nothing may be trained on the head's CPUs without a word."""
+    head = [{"CPU": 2.0}]
+    known = {option for param in run.params for option in param.opts}
+    for refused in (Resources(gpus=0.25), Resources(autoscale=True, concurrent=4), Resources(gpus=1, autoscale=True)):
+        with pytest.raises(InputError) as error:
+            refused.placement(head)
+        named = set(re.findall(r"--[a-z-]+", str(error.value)))
+        assert named and named <= known, named
+    plan = Resources(gpus=0.25, concurrent=4, autoscale=True).placement(head)
+    assert (plan.workers, plan.gpus) == (4, 0.25)
+    assert Resources().placement(head).gpus == 0.0 and Resources().placement([{"CPU": 8.0, "GPU": 1.0}]).gpus == 0.25
 
 
 def test_no_early_stopping_where_there_is_none_or_no_room_for_it() -> None:
