@@ -14,25 +14,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymotion import storage
+from raymotion.config import digest_of
 from raymotion.errors import InputError
 from raymotion.report.study_folder import StudyFolder
 
+CHANGED = "The sample table has changed since the study was run"
 
-def targets(study: StudyFolder) -> Mapping[str, np.ndarray]:
+
+def targets(study: StudyFolder) -> tuple[Mapping[str, np.ndarray], str]:
     """What is true of the persons of val and test, split -> (n, L) of 0 and 1, in the order of the predictions.
 
-    Empty where the sample table is gone or has other labels.
+    Empty, and the reason why, where the sample table is gone, has other labels, or has other persons in a split than
+    were predicted (or the same in another order: predictions carry no ids, only the record has a digest of them).
     """
     from raymotion.data.samples import read_samples, vocabulary_of
     from raymotion.data.samples import targets as matrix
 
     path = _sample_table(study)
     if path is None:
-        return {}
+        return {}, "The sample table of the study was not found, so predictions can not be compared with it."
     table = read_samples(path)
     vocabulary = vocabulary_of(table)
     if vocabulary is None or vocabulary.labels != study.labels:
-        return {}
+        return {}, f"{CHANGED}: it has other emotions."
     # In the steps of train/fusion_data.py, so that the rows stand in the order of the predictions.
     table = table.filter(pc.and_(pc.is_valid(table.column("labels")), pc.is_valid(table.column("split"))))
     if (_part(study.record, "data", "counts") or {}).get("without_embeddings"):
@@ -41,7 +45,12 @@ def targets(study: StudyFolder) -> Mapping[str, np.ndarray]:
         rows = Embeddings(_folders(study)).rows(table.column("sample_id").to_pylist())
         table = table.filter(pa.array(rows >= 0))
     split, hard = np.array(table.column("split").to_pylist(), dtype=object), matrix(table, vocabulary)
-    return {name: hard[split == name] for name in ("val", "test")}
+    ids = np.array(table.column("sample_id").to_pylist(), dtype=object)
+    predicted = _part(study.record, "data", "sample_ids") or {}  # an older study has none
+    for name in ("val", "test"):
+        if name in predicted and predicted[name] != digest_of(ids[split == name].tolist()):
+            return {}, f"{CHANGED}: the split {name} has other persons, or the same in another order."
+    return {name: hard[split == name] for name in ("val", "test")}, ""
 
 
 def predictions(study: StudyFolder, split: str, name: str, key: str) -> list[np.ndarray]:

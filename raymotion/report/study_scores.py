@@ -12,7 +12,7 @@ from raymotion.learning.published_metrics import PublishedMetrics, mean_over_see
 from raymotion.learning.selection import class_thresholds, fit_class_thresholds
 from raymotion.report.study_findings import UNSCORED, UNSCORED_COMPLETE
 from raymotion.report.study_folder import StudyFolder
-from raymotion.report.study_inputs import predictions, targets
+from raymotion.report.study_inputs import CHANGED, predictions, targets
 
 # Predictions and targets belong together if they give the mAP that the study wrote down, to this many.
 SAME_MAP = 1e-3
@@ -49,16 +49,16 @@ def final_scores(study: StudyFolder) -> tuple[FinalScores | None, str]:
     answers = predictions(study, "test", final.name, final.key)
     if not answers:
         return None, "The study's folder keeps no predictions on test."
-    known = targets(study)
-    truth = known.get("test")
-    if truth is None:
-        return None, "The sample table of the study was not found, so predictions can not be compared with it."
+    known, reason = targets(study)
+    if reason:
+        return None, reason
+    truth = known["test"]
     if any(values.shape != truth.shape for values in answers):
-        return None, "The sample table has changed since the study was run."
+        return None, f"{CHANGED}."
     runs = [published_metrics(truth, values) for values in answers]
     mean = mean_over_seeds(runs)
     if len(runs) == len(study.seeds) and abs(mean.mean_ap - final.mean) > SAME_MAP:
-        return None, "The sample table has changed since the study was run: its labels give another mAP."
+        return None, f"{CHANGED}: its labels give another mAP."
     said = None
     validation = predictions(study, "val", final.name, final.key)
     if len(validation) == len(answers) and validation[0].shape == known["val"].shape:

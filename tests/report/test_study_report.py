@@ -20,6 +20,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, f1_score, p
 
 from raymotion import storage
 from raymotion.cli.study_report import report
+from raymotion.config import digest_of
 from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.errors import InputError
 from raymotion.learning.published_metrics import from_text
@@ -610,6 +611,29 @@ def test_predictions_are_not_measured_against_other_labels(study, tmp_path, dama
     assert "evaluation_metrics.txt" not in summary.files
     reason = "labels give another mAP" if damage == "labels" else "sample table of the study was not found"
     assert any(reason in warning for warning in summary.warnings)
+
+
+@pytest.mark.parametrize("damage", [None, "val", "test"])
+def test_predictions_are_of_the_persons_that_the_record_says_in_their_order(study, tmp_path, damage):
+    """A permuted split fits by shape, and validation's fits by every score of test too: thresholds would be wrong."""
+    record = storage.read_json(study / "study.json")
+    record["stages"] = [record["stages"][4] | {"trials": record["stages"][4]["trials"][:1]}]
+    record |= {"joint": None, "comparison": None}
+    rows = storage.read_table(study.parent / "emotic.parquet").to_pylist()
+    ids = {split: [row["sample_id"] for row in rows if row["split"] == split] for split in PERSONS}
+    record["data"]["sample_ids"] = {split: digest_of(own) for split, own in ids.items()}
+    places = [i for i, row in enumerate(rows) if row["split"] == damage][:2]
+    for one, other in itertools.pairwise(places):
+        rows[one], rows[other] = rows[other], rows[one]
+    write_samples(tmp_path / "other.parquet", table_from_rows(rows, EMOTIC_26))
+    record["settings"]["samples"] = str(tmp_path / "other.parquet")
+    shutil.copytree(study / "test", tmp_path / "study/test")
+    storage.write_json(tmp_path / "study/study.json", record)
+    summary = write_study_report(tmp_path / "study", tmp_path / "report")
+    assert ("evaluation_metrics.txt" in summary.files) == (damage is None)
+    reason = f"the split {damage} has other persons, or the same in another order"
+    assert any(reason in warning for warning in summary.warnings) == (damage is not None)
+    assert (reason in Page((tmp_path / "report/index.html").read_text()).text) == (damage is not None)
 
 
 def test_a_folder_that_is_no_study_is_one_line(tmp_path):
