@@ -83,18 +83,22 @@ def rank_correlation(stage: Stage) -> tuple[float, int] | None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The joint search's best against the stages' best: gain in validation mAP, joint - staged, as shares."""
+    """The joint search's best against the stages' best: gain in validation mAP, joint - staged, as shares.
+
+    `tied`: the study did not take it for a difference, whatever the interval over images says.
+    """
 
     gain: float
     low: float | None
     high: float | None
     reason: str
+    tied: bool = False
 
     @property
     def verdict(self) -> str:
-        if self.low is not None and self.low > 0:
+        if not self.tied and self.low is not None and self.low > 0:
             return "the joint search found a better configuration than the stages"
-        if self.high is not None and self.high < 0:
+        if not self.tied and self.high is not None and self.high < 0:
             return "the joint search found nothing as good as the stages did"
         return "the joint search found nothing that can be told from what the stages found"
 
@@ -105,7 +109,7 @@ def comparison(study: StudyFolder) -> Comparison | None:
     difference, low, high = (number(entry.get(name)) for name in ("difference", "low", "high"))
     if difference is None:
         return None
-    return Comparison(difference, low, high, str(entry.get("reason") or ""))
+    return Comparison(difference, low, high, str(entry.get("reason") or ""), bool(entry.get("tied")))
 
 
 def verdict(study: StudyFolder) -> tuple[str, str]:

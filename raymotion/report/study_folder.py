@@ -13,6 +13,7 @@ from typing import Any
 
 from raymotion import storage
 from raymotion.errors import InputError
+from raymotion.learning.evidence import seed_error, stands_out
 
 RECORD, FORMAT = "study.json", 1
 JOINT = "joint"
@@ -100,20 +101,12 @@ class Stage:
 
     @property
     def seed_error(self) -> float | None:
-        """Standard error of a difference of two configurations' means that seeds alone make; None with one seed.
-
-        From the spread between seeds pooled over the stage's configurations: three seeds of one tell little.
-        """
-        known = [(t.sd, len(t.seeds)) for t in self.trials if t.complete and t.sd is not None and len(t.seeds) > 1]
-        if not known:
-            return None
-        return math.sqrt(2 / known[0][1] * math.fsum(sd * sd for sd, _ in known) / len(known))
+        """Standard error of a difference that seeds alone make, as the study's choice uses it; None with one seed."""
+        return seed_error([trial.seeds for trial in self.trials if trial.complete])
 
     def stands_out(self, against: Against) -> bool | None:
-        """Whether a lead is beyond noise: that of the images (the bootstrap) and that of the seeds (two errors)."""
-        if against.tied:
-            return False
-        return None if self.seed_error is None else against.difference > 2 * self.seed_error
+        """Whether a lead is beyond noise, by the rule of the study's own choices."""
+        return stands_out(against.difference, self.seed_error, tied=against.tied)
 
     @property
     def decided(self) -> bool | None:

@@ -104,7 +104,7 @@ def _decision(stage: Stage) -> Cell:
     if stage.decided:
         return Cell(f"▲ beyond noise{others}", "better")
     leads = [stage.step] if stage.incumbent is not None else [trial.against for trial in stage.trials]
-    if any(lead is not None and not lead.tied for lead in leads):
+    if any(lead is not None and lead.low is not None and lead.low > 0 for lead in leads):
         return Cell("≈ gained less than seeds differ", "unclear")
     return Cell(f"≈ nothing gained{others}", "unclear")
 

@@ -2,7 +2,8 @@
 
 The public study carries on whatever scores highest, one seed each; its gaps are smaller than what a second run of the
 same configuration changes (31.23 against 31.35). Here a difference counts if it survives a paired bootstrap over the
-validation images. What does not differ is a tie, and a tie keeps what there was: a change needs evidence.
+validation images and is more than two of its standard errors between seeds. What does not differ is a tie, and a tie
+keeps what there was: a change needs evidence.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from raymotion.errors import RunFailed
+from raymotion.learning.evidence import seed_error, stands_out
 from raymotion.learning.paired import PairedGain, paired_map_gain
 
 Ties = Literal["incumbent", "highest"]
@@ -41,13 +43,25 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Compared:
-    """The leader's lead over another candidate, in mAP, with its 95 % interval."""
+    """The leader's lead over another candidate, in mAP.
+
+    Attributes:
+        low, high: its 95 % interval over images. seed_error: its standard error between seeds; None of one seed.
+        tied: whether images or seeds alone could have made it.
+    """
 
     key: str
     difference: float
     low: float
     high: float
     tied: bool
+    seed_error: float | None = None
+
+    @property
+    def noise(self) -> str:
+        """What the difference is held against, for sentences."""
+        seeds = "" if self.seed_error is None else f", seeds ±{2 * self.seed_error:.4f}"
+        return f"95 % over images {self.low:+.4f} to {self.high:+.4f}{seeds}"
 
 
 @dataclass(frozen=True)
@@ -81,7 +95,8 @@ def choose(
 ) -> Choice:
     """The configuration to carry on.
 
-    The leader has the highest mean over the seeds. Those whose lead interval holds 0 are tied with it. Among the tied:
+    The leader has the highest mean over the seeds. Those over which its lead does not stand out
+    (`learning.evidence.stands_out`) are tied with it; of one seed, what the images say is all there is. Among the tied:
     the incumbent, else the one with the fewest parameters, else the higher mean.
 
     Args:
@@ -97,11 +112,12 @@ def choose(
     ranked = sorted(candidates, key=lambda own: (-own.mean, own.parameters, own.key))
     leader, others = ranked[0], ranked[1:]
     compared = []
+    error = seed_error([own.maps for own in candidates])
     for other in others:
         gain = paired_map_gain(
             targets, leader.probabilities, other.probabilities, groups=groups, resamples=resamples, seed=seed
         )
-        compared.append(_compared(other.key, gain))
+        compared.append(judged(other.key, gain, error))
     tied = [leader, *(own for own, result in zip(others, compared, strict=True) if result.tied)]
     kept = next((own for own in tied if own.key == incumbent), None)
     if ties == "highest" or len(tied) == 1:
@@ -118,8 +134,11 @@ def choose(
     )
 
 
-def _compared(key: str, gain: PairedGain) -> Compared:
-    return Compared(key, gain.value or 0.0, gain.low or 0.0, gain.high or 0.0, gain.tied)
+def judged(key: str, gain: PairedGain, error: float | None) -> Compared:
+    """A gain over another candidate, and whether it is one."""
+    value = gain.value or 0.0
+    tied = stands_out(value, error, tied=gain.tied) is False
+    return Compared(key, value, gain.low or 0.0, gain.high or 0.0, tied, error)
 
 
 def _reason(
@@ -139,7 +158,7 @@ def _reason(
         gap = lead[second.key]
         text = (
             f"{_name(leader)} leads with mAP {leader.mean:.4f}; the next, {_name(second)}, is {gap.difference:.4f} "
-            f"behind (95 % {gap.low:+.4f} to {gap.high:+.4f})"
+            f"behind ({gap.noise})"
         )
         if not ties:
             return text + ", which is a difference."
@@ -156,10 +175,7 @@ def _reason(
     else:
         sizes = f"{chosen.parameters:,} weights, not {leader.parameters:,}"
         why = f"which is a tie, and it is the smallest of the tied ({sizes})"
-    return (
-        f"{_name(leader)} scores {gap.difference:.4f} more than {_name(chosen)}"
-        f" (95 % {gap.low:+.4f} to {gap.high:+.4f}), {why}."
-    )
+    return f"{_name(leader)} scores {gap.difference:.4f} more than {_name(chosen)} ({gap.noise}), {why}."
 
 
 def _count(ties: Sequence[Candidate]) -> str:

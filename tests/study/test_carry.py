@@ -7,6 +7,7 @@ import pytest
 
 from raymotion.errors import RunFailed
 from raymotion.learning.average_precision import average_precision
+from raymotion.learning.evidence import seed_error, stands_out
 from raymotion.study.carry import Candidate, choose
 
 LABELS, IMAGES = 6, 100
@@ -64,9 +65,31 @@ def test_an_incumbent_that_is_really_worse_goes() -> None:
 def test_the_mean_over_seeds_decides_not_the_luckiest_seed() -> None:
     steady = Candidate("steady", [0.5, 0.5, 0.5], np.stack([TRUTH * 0.5 + 0.1] * 3), 10)
     lucky_scores = np.stack([TRUTH * 0.8 + 0.1, np.full_like(TRUTH, 0.5), np.full_like(TRUTH, 0.5)])
-    lucky = Candidate("lucky", [0.9, 0.2, 0.2], lucky_scores, 5)
+    lucky = Candidate("lucky", [0.9, 0.2, 0.2], lucky_scores, 50)
     choice = choose([lucky, steady], TRUTH, groups=GROUPS)
-    assert choice.key == choice.leader == "steady" and not choice.tied
+    assert choice.key == choice.leader == "steady"
+
+
+def test_a_lead_that_one_lucky_seed_made_changes_nothing_defect_13_5() -> None:
+    """All images say that it leads, for they were drawn of the same three runs: another seed could have made it."""
+    steady = candidate("old", 0.5, seed=1)
+    runs = [candidate("new", skill, seed=2 + i, seeds=1) for i, skill in enumerate((4.0, 0.5, 0.5))]
+    lucky = Candidate("new", [own.maps[0] for own in runs], np.concatenate([own.probabilities for own in runs]), 10)
+    choice = choose([lucky, steady], TRUTH, groups=GROUPS, incumbent="old")
+    (gap,) = choice.compared
+    assert choice.leader == "new" and gap.low > 0 and gap.tied and choice.key == "old"
+    error = np.sqrt((np.var(lucky.maps, ddof=1) + np.var(steady.maps, ddof=1)) / 3)
+    assert gap.seed_error == pytest.approx(error) and 0 < gap.difference < 2 * error
+    assert f"seeds ±{2 * error:.4f}" in choice.reason and "no evidence for a change" in choice.reason
+    # Of one seed nothing but the images is known.
+    assert choose([runs[0], candidate("old", 0.5, seeds=1)], TRUTH, groups=GROUPS, incumbent="old").key == "new"
+
+
+def test_the_noise_of_seeds_by_hand() -> None:
+    assert seed_error([[0.30, 0.32], [0.40, 0.40], [0.5]]) == pytest.approx(0.01)  # sqrt(2 / 2 x mean(0.0002, 0))
+    assert seed_error([[0.5], []]) is None
+    assert [stands_out(gain, 0.01, tied=False) for gain in (0.021, 0.019, -0.021)] == [True, False, True]
+    assert stands_out(0.9, 0.01, tied=True) is False and stands_out(0.9, None, tied=False) is None
 
 
 def test_persons_of_one_image_are_drawn_together() -> None:
