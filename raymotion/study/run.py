@@ -18,7 +18,7 @@ from raymotion.batch.cluster import available_cpus, connect
 from raymotion.batch.progress import ProgressKind
 from raymotion.batch.quiet import without_noise
 from raymotion.config import Settings, require_same_settings
-from raymotion.data.embedding_layout import COMMAND, require_complete
+from raymotion.data.embedding_layout import COMMAND, FeatureKey, require_complete
 from raymotion.data.embeddings import Embeddings
 from raymotion.data.streams import STREAMS
 from raymotion.errors import InputError
@@ -41,6 +41,7 @@ class StudySettings(Settings):
         ties: what a tie carries on, see `study.carry`.
         concurrent: configurations in training at a time; None: as many as fit. cpus_per_trial, gpus_per_trial: of each;
             None: a quarter of a GPU where there are any.
+        autoscale: the cluster starts nodes for trials that wait.
         retry_failed: train those again that failed before.
         set: assignments over the recipe, `optimiser.lr=3e-4`.
     """
@@ -58,6 +59,7 @@ class StudySettings(Settings):
     concurrent: int | None = Field(None, ge=1)
     cpus_per_trial: float = Field(1.0, gt=0)
     gpus_per_trial: float | None = Field(None, ge=0)
+    autoscale: bool = False
     retry_failed: bool = False
     set: list[str] = []
 
@@ -76,6 +78,7 @@ def run_study(
         SettingsMismatch: the folder holds another study.
         RunFailed: no configuration of a stage could be trained, or the search failed.
     """
+    from raymotion.study.finish import finish
     from raymotion.study.stages import Search, run_stages
 
     spaces = read_spaces(settings.spaces).only(settings.stages, joint=settings.joint)
@@ -109,6 +112,7 @@ def run_study(
             say(line)
     search = Search(settings, spaces, base, data, opened, folder, seeds, record, say, progress)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(folder.alone())
 
         def ray() -> None:
             """Connects when the first trial is to run: what is all known already needs no Ray."""
@@ -119,9 +123,7 @@ def run_study(
 
         search.connect = ray
         run_stages(search)
-    from raymotion.study.finish import finish
-
-    finish(search)
+        finish(search)
     for line in end_lines(record):
         say(line)
     return record
@@ -144,24 +146,50 @@ def require_features(opened: Embeddings, spaces: Spaces, base: FusionRecipe, sam
     Its remedy is the command that makes them.
     """
     needs = needs_of(spaces, base)
-    there = {(key.stream, key.backbone, key.level) for key in opened.keys if not key.tokens}
-    levels = ["none", *needs["levels"]]
-    missing = [
-        (stream, name, level)
-        for stream in STREAMS
-        for name in needs[stream]
-        for level in levels
-        if (stream, name, level) not in there
-    ]
+    there = set(opened.keys)
+    pairs = [(stream, name) for stream in STREAMS for name in needs[stream]]
+    wanted = [FeatureKey(*pair, level) for pair in pairs for level in ("none", *needs["levels"])]
+    if needs["tokens"]:
+        # A head that is given a backbone's clean tokens wants those of its views as well.
+        wanted += [
+            FeatureKey(key.stream, key.backbone, key.level, True)
+            for key in wanted
+            if FeatureKey(key.stream, key.backbone, "none", True) in there
+        ]
+    missing = [key for key in wanted if key not in there]
     if not missing:
         return
-    shown = ", ".join("/".join(key) for key in missing[:6]) + (", ..." if len(missing) > 6 else "")
+    shown = ", ".join(key.column for key in missing[:6]) + (", ..." if len(missing) > 6 else "")
     raise InputError(
         f"lack {len(missing)} of the features that the study reads ({shown})",
         path=" and ".join(opened.folders),
-        # All of them: two folders that are read together may not both hold a feature.
-        remedy=f"Make them in a folder of their own: `{COMMAND} {samples} --out DIR --study {spaces.folder}`.",
+        remedy=_command(opened, samples, pairs, missing, needs),
     )
+
+
+def _command(
+    opened: Embeddings,
+    samples: str,
+    pairs: Sequence[tuple[str, str]],
+    missing: Sequence[FeatureKey],
+    needs: dict[str, Any],
+) -> str:
+    """How to make what is missing: beside what there is, or all of it anew.
+
+    An embedding job makes the clean features of every backbone that it is given, and two folders that are read together
+    may not hold the same ones: a level or tokens of a backbone that is there can not be made apart.
+    """
+    new = [pair for pair in pairs if FeatureKey(*pair) in missing]
+    beside = len(new) < len(pairs) and all((key.stream, key.backbone) in new for key in missing)
+    options = [f"--{stream} {name}" for stream, name in (new if beside else pairs)]
+    options += [f"--augment {level}" for level in needs["levels"]]
+    views = {opened.views[level] for level in needs["levels"] if level in opened.views}
+    if beside and len(views) == 1:
+        options.append(f"--views {views.pop()}")
+    if needs["tokens"] and (not beside or any(key.tokens for key in opened.keys)):
+        options.append("--tokens 2")
+    how = "Make them in a folder of their own, and name it too" if beside else "Make all in one folder, to name alone"
+    return f"{how}: `{COMMAND} {samples} --out DIR {' '.join(options)}`."
 
 
 def _identity(

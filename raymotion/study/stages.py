@@ -13,13 +13,13 @@ import numpy as np
 from raymotion.batch.progress import ProgressKind
 from raymotion.data.embeddings import Embeddings
 from raymotion.errors import InputError, RunFailed
-from raymotion.learning.paired import paired_map_gain
 from raymotion.models.fusion_config import FusionConfig
 from raymotion.study.carry import Candidate, Choice, choose
 from raymotion.study.record import COMPLETE, FAILED, STOPPED, StudyFolder, TrialRecord, trial_key
 from raymotion.study.search import Resources, scheduler_of, search
 from raymotion.study.show import Say, StageProgress, named, stage_lines
 from raymotion.study.space import JOINT, Configuration, Space, Spaces, StageSpace, Stopping, build_recipe, labels_of
+from raymotion.study.tally import busy_seconds, compare, cost, epochs_of
 from raymotion.train.fusion_data import FusionData
 from raymotion.train.fusion_recipe import FusionRecipe
 
@@ -91,7 +91,7 @@ def run_stages(study: Search) -> None:
         count = spaces.joint.samples or len({own["key"] for stage in record["stages"] for own in stage["trials"]})
         found = _run_joint(study, joint[:count])
         record["joint"] = found
-        record["comparison"] = _compare(study, incumbent or "", found["winner"]["key"])
+        record["comparison"] = compare(study)
         record["cost"] = cost(study)
         study.folder.write(record)
         for line in stage_lines(found, "joint search"):
@@ -179,7 +179,7 @@ def _run_space(
     ties: Any,
 ) -> dict[str, Any]:
     """Trains what is not known yet, chooses, and gives the stage's part of the record."""
-    started = time.monotonic()
+    started, began = time.monotonic(), time.time()
     left_out = [
         {"config": cell, "reason": f"{named(cell)}: {reason}"}
         for _, cell, full in cells
@@ -189,6 +189,9 @@ def _run_space(
     trials = train(study, usable, space.name, space.stopping, described["title"])
     choice = _choose(study, usable, trials, incumbent, ties)
     configs = {key: full for key, _, full in usable}
+    own = [trial for trial in trials.values() if trial.stage == space.name]
+    # Of this stage too: what was trained of it before a kill.
+    before = busy_seconds([trial for trial in own if trial.order < began])
     published = [own.model_dump(mode="json") for own in space.published]
     return {
         **described,
@@ -197,7 +200,8 @@ def _run_space(
         "trials": [_told(study, trials[key], cell, space.name) for key, cell, _ in usable],
         "left_out": left_out,
         "winner": {**choice.to_dict(), "config": configs[choice.key]},
-        "seconds": round(time.monotonic() - started, 2),
+        "epochs": epochs_of(own),
+        "seconds": round(before + time.monotonic() - started, 2),
         "status": "complete",
     }
 
@@ -214,10 +218,12 @@ def train(
     Raises:
         RunFailed: every one of them failed.
     """
+    if not study.settings.early_stopping:
+        stopping = None
     known: dict[str, TrialRecord] = {}
     for key, _, _ in cells:
         record = study.folder.read_trial(key)
-        if record is not None and _counts(study, record):
+        if record is not None and _counts(study, record, stage, stopping):
             known[key] = record
     specs = [
         {"key": key, "config": cell, "stage": stage, "seeds": study.seeds,
@@ -228,15 +234,14 @@ def train(
     if specs:
         _prepare(study)
         study.connect()
-        if not study.settings.early_stopping:
-            stopping = None
         settings = study.settings
-        resources = Resources(settings.cpus_per_trial, settings.gpus_per_trial, settings.concurrent)
+        resources = Resources(settings.cpus_per_trial, settings.gpus_per_trial, settings.concurrent, settings.autoscale)
         # Of this stage alone: what an earlier one carried in has every rung to itself at first, and would end all that
         # are a hair behind it at their fifth epoch.
         own = [record for record in known.values() if record.stage == stage]
         scheduler = scheduler_of(stopping, study.base.optimiser.epochs, own)
-        with StageProgress(study.progress, title=title, total=len(cells), done=list(known.values())) as shown:
+        shown = StageProgress(study.progress, title=title, total=len(cells), done=list(known.values()))
+        with shown:
             search(specs, study.folder, scheduler=scheduler, resources=resources, ended=shown.ended)
     for key in [key for key, _, _ in cells if key not in known]:
         record = study.folder.read_trial(key)
@@ -253,11 +258,14 @@ def train(
     return known
 
 
-def _counts(study: Search, record: TrialRecord) -> bool:
-    """Whether a record is an end: its trial is not run again."""
+def _counts(study: Search, record: TrialRecord, stage: str, stopping: Stopping | None) -> bool:
+    """Whether a record is an end for `stage`: its trial is not run again."""
     if record.status == FAILED:
         return not study.settings.retry_failed
-    return record.finished and (record.status != COMPLETE or study.folder.has_result(record.key, record.seeds))
+    if record.status == STOPPED:
+        # Another stage's scheduler held it against other configurations: here it is to have its chance.
+        return stopping is not None and record.stage == stage
+    return record.finished and study.folder.has_result(record.key, record.seeds)
 
 
 def _prepare(study: Search) -> None:
@@ -308,42 +316,3 @@ def _clear(study: Search, stage: dict[str, Any]) -> None:
     for own in stage["trials"]:
         if own["key"] not in study.keep:
             study.folder.drop_weights(own["key"], study.seeds)
-
-
-def _compare(study: Search, staged: str, joint: str) -> dict[str, Any]:
-    """The joint search's best beside the stages' last winner, on validation: joint minus staged."""
-    gain = paired_map_gain(
-        study.truth, study.validation(joint), study.validation(staged), groups=study.groups, seed=study.base.seed
-    )
-    value, low, high = gain.value or 0.0, gain.low or 0.0, gain.high or 0.0
-    numbers = f"{value:+.4f} validation mAP (95 % {low:+.4f} to {high:+.4f})"
-    if staged == joint:
-        reason = "The joint search found the stages' winner itself."
-    elif gain.tied:
-        reason = f"Joint search against stages: {numbers}: no difference that these data show."
-    elif value > 0:
-        reason = f"Joint search against stages: {numbers}: going stage by stage missed something."
-    else:
-        reason = f"Joint search against stages: {numbers}: under the same budget the stages found the better one."
-    return {
-        "staged_key": staged, "joint_key": joint, "difference": value, "low": low, "high": high, "tied": gain.tied,
-        "reason": reason,
-    }  # fmt: skip
-
-
-def cost(study: Search) -> dict[str, Any]:
-    """What the study took so far. `epochs` counts one seed's epoch as one."""
-    record = study.record
-    parts = [*record["stages"], *([record["joint"]] if record["joint"] else [])]
-    told = [own for part in parts for own in part["trials"]]
-    keys = list(dict.fromkeys(own["key"] for own in told))
-    trials = [trial for key in keys if (trial := study.folder.read_trial(key)) is not None]
-    return {
-        "trials": len(told),
-        "trained": len(keys),
-        "reused": len(told) - len(keys),
-        "stopped": sum(trial.status == STOPPED for trial in trials),
-        "epochs": sum(value is not None for trial in trials for line in trial.epochs for value in line["val_macro_ap"]),
-        "epochs_without_stopping": len(keys) * len(study.seeds) * study.base.optimiser.epochs,
-        "seconds": round(sum(part["seconds"] for part in parts), 2),
-    }

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,11 +18,16 @@ import pyarrow as pa
 import pytest
 
 from raymotion import storage
+from raymotion.batch.cluster import connect
+from raymotion.data.embedding_layout import FeatureKey
 from raymotion.data.samples import read_samples, vocabulary_of, write_samples
+from raymotion.data.streams import LEVELS, STREAMS
 from raymotion.errors import InputError, RunFailed, SettingsMismatch
 from raymotion.learning.paired import paired_map_gain
-from raymotion.study.record import StudyFolder
-from raymotion.study.run import StudySettings, run_study
+from raymotion.study.record import StudyFolder, TrialRecord
+from raymotion.study.run import StudySettings, require_features, run_study
+from raymotion.study.space import Stopping, base_recipe, needs_of, read_spaces
+from raymotion.study.stages import _counts
 from raymotion.train.fusion_data import FusionData, prepare_fusion
 from raymotion.train.fusion_recipe import FusionRecipe
 
@@ -113,11 +122,16 @@ def test_choices_and_comparison_follow_from_validation(
             )
             assert (other["difference"], other["low"]) == (pytest.approx(gain.value), pytest.approx(gain.low))
             assert other["difference"] == pytest.approx(scores[leader] - scores[other["key"]], abs=1e-6)
+            pooled = [np.var(own["val_macro_ap"]["seeds"], ddof=1) for own in stage["trials"] if own["key"] in scores]
+            noise = 2 * np.sqrt(np.mean(pooled))  # of two seeds: sqrt(2 / 2)
+            assert other["tied"] == (not other["low"] > 0 or other["difference"] <= noise)
         assert stage["winner"]["key"] in {leader, stage["winner"]["incumbent"]} | {
             other["key"] for other in stage["winner"]["compared"] if other["tied"]
         }
     compared = record["comparison"]
-    assert compared["staged_key"] == record["stages"][-1]["winner"]["key"]
+    assert compared["carried"]["key"] == record["stages"][-1]["winner"]["key"]
+    known = [own for stage in record["stages"] for own in stage["trials"] if own["status"] == "complete"]
+    assert compared["staged_key"] == max(known, key=lambda own: own["val_macro_ap"]["mean"])["key"]
     assert compared["low"] <= compared["difference"] <= compared["high"] or compared["difference"] == 0
 
 
@@ -238,9 +252,82 @@ def test_a_stage_in_which_everything_fails_ends_the_study_with_the_reasons(
     assert failed["status"] == "failed" and failed["error"] and failed["attempts"] == 1
 
 
+def test_a_winner_whose_weights_are_gone_is_trained_again_while_ray_is_there(
+    finished: tuple[Path, dict[str, Any], list[str]], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the end, with all stages known: Ray is entered for it, not before, and left again."""
+    out, events = tmp_path / "out", list[str]()
+    shutil.copytree(finished[0], out)
+    before = finished[1]
+    storage.write_json(out / "study.json", {**before, "status": "running", "test": None})
+    winner = before["joint"]["winner"]["key"]
+    (out / "trials" / winner / "seed-1.weights.safetensors").unlink()
+
+    @contextlib.contextmanager
+    def told(address: str | None, **options: Any) -> Iterator[None]:
+        events.append("in")
+        with connect(address, **options):
+            yield
+        events.append("out")
+
+    monkeypatch.setattr("raymotion.study.run.connect", told)
+    again = run_study(settings(place, out), say=lambda line: None)
+    assert events == ["in", "out"] and trials(out)[winner][0] == 2
+    maps = [own["map"]["mean"] for own in before["test"]["entries"]]
+    assert [own["map"]["mean"] for own in again["test"]["entries"]] == pytest.approx(maps)
+
+
+def test_what_an_earlier_stage_stopped_is_trained_again(tmp_path: Path) -> None:
+    """Else it silently could not win where `stopping: null` promises that each is trained to its end."""
+    study: Any = SimpleNamespace(settings=SimpleNamespace(retry_failed=False), folder=StudyFolder(tmp_path))
+    stopped = TrialRecord("k", {}, [0], stage="fusion", status="stopped")
+    assert _counts(study, stopped, "fusion", Stopping())
+    assert not _counts(study, stopped, "joint", Stopping()) and not _counts(study, stopped, "fusion", None)
+    assert _counts(study, TrialRecord("k", {}, [0], stage="fusion", status="failed"), "joint", None)
+
+
+def keys_of(command: str) -> set[FeatureKey]:
+    """What `raymotion features embeddings` makes, from its options as the remedy gives them."""
+    words = shlex.split(command)
+    given = list(pairwise(words))
+    pairs = [(stream, name) for stream in STREAMS for word, name in given if word == f"--{stream}"]
+    levels = ["none", *(name for word, name in given if word == "--augment")]
+    kinds = [False, True] if "--tokens" in words else [False]
+    return {FeatureKey(*pair, level, tokens) for pair in pairs for level in levels for tokens in kinds}
+
+
+@pytest.mark.parametrize(
+    ("lost", "beside"),
+    [
+        (lambda key: key.backbone == "test_vit", True),  # a backbone that --set named
+        (lambda key: key.stream == "face", True),
+        (lambda key: key.level == "full", False),
+        (lambda key: key.tokens and key.level != "none", False),  # each would fail in stage 4, where tokens won
+        (lambda key: True, False),
+    ],
+)
+def test_the_remedy_for_missing_features_makes_them(lost: Callable[[FeatureKey], bool], beside: bool) -> None:
+    """And where it is to be read beside the folder that there is, nothing that this one has: that is refused."""
+    spaces = read_spaces("tune_spaces/small")
+    base = base_recipe(spaces, ["backbones.face=test_vit"])  # stage 1 varies face: it is the choices that count
+    streams = {stream: list(needs_of(spaces, base)[stream]) for stream in STREAMS}
+    needed = {FeatureKey(stream, name, level, tokens) for stream, names in streams.items() for name in names
+              for level in LEVELS for tokens in (False, True)}  # fmt: skip
+    there = {key for key in needed if not lost(key)}
+    opened: Any = SimpleNamespace(keys=tuple(there), folders=("e",), views={"none": 1, "basic": 8, "full": 8})
+    with pytest.raises(InputError, match="lack") as error:
+        require_features(opened, spaces, base, "s.parquet")
+    made = keys_of(str(error.value.remedy).split("`")[1])
+    if beside:
+        assert made == needed - there and "--views 8" in str(error.value)
+    else:
+        assert made == needed and "alone" in str(error.value)
+    require_features(SimpleNamespace(keys=tuple(needed), folders=("e",), views={}), spaces, base, "s.parquet")  # type: ignore[arg-type]
+
+
 def test_missing_features_are_told_at_once_with_the_command(place: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     shipped = os.path.join(os.path.dirname(__file__), "..", "..", "tune_spaces", "small")
-    with pytest.raises(InputError, match=r"lack 24 of the features .*--study .*small") as error:
+    with pytest.raises(InputError, match=r"lack 24 of the features .*--body test_vit .*--augment full") as error:
         run_study(settings(place, tmp_path / "out", spaces=shipped, stages=None), say=lines.append)
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists() and not lines
