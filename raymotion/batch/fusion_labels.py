@@ -65,7 +65,8 @@ class FusionPlan:
 
     def stages(self, precision: str) -> tuple[Stage, ...]:
         if self.tuned:
-            return (DecodeOnce(), PredictWithTuned(self.info.folder, self.info.fingerprint, self.inputs))
+            tuned = PredictWithTuned(self.info.folder, self.info.fingerprint, self.inputs, precision=precision)
+            return (DecodeOnce(), tuned)
         head = PredictWithFusion(self.info.folder, self.info.fingerprint, self.inputs)
         if self.folder is not None:
             return (LoadEmbeddings(self.folder, self.keys, self.inputs), head)
@@ -250,6 +251,8 @@ class LoadEmbeddings:
 class PredictWithFusion:
     """Probabilities of each item, from the features of its streams; those that it lacks are masked.
 
+    A batch that fails is run again by item (`worker._process`): nothing of an item changes before it is answered.
+
     Attributes:
         tally: how many of the labelled items had each stream.
     """
@@ -257,8 +260,10 @@ class PredictWithFusion:
     name = "fusion"
     whole_shard = False
 
-    def __init__(self, folder: str, fingerprint: str, inputs: Sequence[StreamInput]) -> None:
-        self.folder, self.fingerprint, self.inputs = folder, fingerprint, tuple(inputs)
+    def __init__(
+        self, folder: str, fingerprint: str, inputs: Sequence[StreamInput], *, precision: str = "float32"
+    ) -> None:
+        self.folder, self.fingerprint, self.inputs, self.precision = folder, fingerprint, tuple(inputs), precision
         self.tally: Counter[str] = Counter()
 
     def setup(self, threads: int, device: str) -> None:
@@ -285,9 +290,8 @@ class PredictWithFusion:
             values, present = np.zeros((len(chosen), *shape), np.float16), np.zeros(len(chosen), dtype=bool)
             for i, item in enumerate(chosen):
                 if stream in item.output:
-                    values[i], present[i] = item.output.pop(stream), True
+                    values[i], present[i] = item.output[stream], True
             features[stream], there[stream] = values, present
-            self.tally[stream] += int(present.sum())
         self._answer(chosen, features, there)
 
     def _no_input(self) -> Failure:
@@ -298,8 +302,14 @@ class PredictWithFusion:
         self, items: Sequence[Item], features: Mapping[str, np.ndarray], there: Mapping[str, np.ndarray]
     ) -> None:
         mask = masks(tuple(self.head.config.dims), there, len(items))
+        answers = self.head.predict(features, mask, precision=self.precision)
         width = len(self.head.vocabulary)
-        for item, row in zip(items, self.head.predict(features, mask), strict=True):
+        for stream, present in there.items():
+            self.tally[stream] += int(present.sum())
+        for item, row in zip(items, answers, strict=True):
+            item.pixels = None
+            for own in self.inputs:
+                item.output.pop(own.stream, None)
             item.output["probabilities"] = row[:width]
             if len(row) > width:
                 item.output["vad"] = row[width:]
@@ -312,7 +322,7 @@ class PredictWithTuned(PredictWithFusion):
         chosen: list[Item] = []
         crops: dict[str, list[np.ndarray | None]] = {own.stream: [] for own in self.inputs}
         for item in items:
-            picture, item.pixels = item.pixels, None
+            picture = item.pixels
             assert picture is not None
             found = {
                 stream: picture if stream == CONTEXT else crop(picture, item.row[f"{stream}_box"]) for stream in crops
@@ -326,8 +336,6 @@ class PredictWithTuned(PredictWithFusion):
         if not chosen:
             return
         pixels, there = squares(self.inputs, crops)
-        for stream, present in there.items():
-            self.tally[stream] += int(present.sum())
         self._answer(chosen, pixels, there)
 
 

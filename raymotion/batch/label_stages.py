@@ -131,7 +131,7 @@ class PredictWithStudent:
         for i, item in enumerate(chosen):
             if item.pixels is not None:
                 pixels[i] = self.student.prepare(item.pixels)
-                item.pixels = None
         probabilities = self.student.predict([item.row["captions"] for item in chosen], pixels, mask[usable])
+        # Not before: a batch that fails is run again by item, and would find captions alone.
         for item, row in zip(chosen, probabilities, strict=True):
-            item.output["probabilities"] = row
+            item.pixels, item.output["probabilities"] = None, row

@@ -8,7 +8,7 @@ are mixed by the target. The public study's variants stand in `published_losses`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -88,19 +88,34 @@ def make_loss(
     Raises:
         InputError: an unknown name or option, with what there is; rates that are needed and missing.
     """
-    from raymotion.learning import published_losses
-
-    sound: tuple[type[NamedLoss], ...] = (BinaryCrossEntropy, Discrete, Focal, Asymmetric, Dice, LabelCorrection)
-    kinds = {kind.name: kind for kind in (*sound, *published_losses.ALL)}
-    if name not in kinds:
-        raise InputError(f"there is no loss {name!r}", remedy=f"Choose one of {', '.join(LOSSES)}.")
-    kind = kinds[name]
+    kind = _kind(name)
     try:
         chosen = load_settings(kind.Options, options=options)
     except InputError as error:
         known = ", ".join(kind.Options.model_fields) or "none"
         raise InputError(f"loss {name}: {error.reason}", remedy=f"Its options are: {known}.") from error
     return kind(chosen, rates=_checked_rates(rates), samples=samples)
+
+
+def probabilities_of(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What makes probabilities (n, L), float32, of the outputs of a model that was trained with this loss.
+
+    Unlike `make_loss` it needs nothing of the training split: whoever predicts may know neither its rates nor its size.
+
+    Raises:
+        InputError: an unknown name, with those that there are.
+    """
+    return _kind(name).probabilities
+
+
+def _kind(name: str) -> type[NamedLoss]:
+    from raymotion.learning import published_losses
+
+    sound: tuple[type[NamedLoss], ...] = (BinaryCrossEntropy, Discrete, Focal, Asymmetric, Dice, LabelCorrection)
+    kinds = {kind.name: kind for kind in (*sound, *published_losses.ALL)}
+    if name not in kinds:
+        raise InputError(f"there is no loss {name!r}", remedy=f"Choose one of {', '.join(LOSSES)}.")
+    return kinds[name]
 
 
 class NamedLoss:
@@ -135,7 +150,8 @@ class NamedLoss:
         rows = None if weights is None else weights.float()
         return self.reduce(logits.float(), targets.float(), epoch, rows)
 
-    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+    @staticmethod
+    def probabilities(logits: torch.Tensor) -> torch.Tensor:
         return logits.float().sigmoid()
 
     def reduce(

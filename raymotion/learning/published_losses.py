@@ -66,7 +66,8 @@ class DiscretePublished(NamedLoss):
         terms = (logits - targets).square() * self.class_weights(targets)
         return (terms if weights is None else terms * weights[:, None]).sum()
 
-    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+    @staticmethod
+    def probabilities(logits: torch.Tensor) -> torch.Tensor:
         """The outputs themselves, clamped: they were fitted to 0 and 1."""
         return logits.float().clamp(0.0, 1.0)
 

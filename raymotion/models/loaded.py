@@ -157,22 +157,35 @@ class LoadedFusion:
 
         return self.model.config.fusion if isinstance(self.model, TunedStreams) else self.model.config
 
-    def predict(self, features: Mapping[str, np.ndarray], mask: np.ndarray, *, batch_size: int = 1024) -> np.ndarray:
+    def predict(
+        self,
+        features: Mapping[str, np.ndarray],
+        mask: np.ndarray,
+        *,
+        batch_size: int | None = None,
+        precision: str = "float32",
+    ) -> np.ndarray:
         """Probabilities (n, L) float32 in vocabulary order; a head with VAD has three more columns, 0..1.
 
         Args:
             features: of each stream of `info.modalities`: (n, D), or (n, T, D) where the head reads spatial tokens; of
                 a head with its own backbones crops (n, S, S, 3) uint8. A stream that is left out is masked.
             mask: bool (n, S), in the order of the modalities: what the sample has.
+            batch_size: None: 16 persons for a head with its own backbones, whose activations are large, else 1024.
+            precision: `bfloat16` or `float16` (autocast) for a head with its own backbones, on CUDA alone. A head on
+                features computes in float32, as it was validated in.
         """
         import torch
 
-        from raymotion.learning.multilabel_losses import make_loss
+        from raymotion.learning.multilabel_losses import probabilities_of
 
-        loss = make_loss(**self.info.fusion_loss, rates=None if self.info.prior is None else np.array(self.info.prior))
+        probabilities = probabilities_of(self.info.fusion_loss["name"])
         labels = len(self.vocabulary)
+        batch_size = batch_size or (16 if self.tuned else 1024)
         parts = [torch.zeros(0, labels + 3 * self.config.vad)]
         device = next(self.model.parameters()).device
+        half = self.tuned and device.type == "cuda" and precision != "float32"
+        dtype = getattr(torch, precision)
         with torch.no_grad():
             for start in range(0, len(mask), batch_size):
                 here = slice(start, start + batch_size)
@@ -180,6 +193,7 @@ class LoadedFusion:
                     torch.from_numpy(features[stream][here]).to(device) if stream in features else None
                     for stream in self.config.dims
                 ]
-                output = self.model(own, torch.from_numpy(mask[here]).to(device)).float()
-                parts.append(torch.cat([loss.probabilities(output[:, :labels]), output[:, labels:]], dim=1).cpu())
+                with torch.autocast(device.type, dtype, enabled=half):
+                    output = self.model(own, torch.from_numpy(mask[here]).to(device)).float()
+                parts.append(torch.cat([probabilities(output[:, :labels]), output[:, labels:]], dim=1).cpu())
         return torch.cat(parts).numpy()

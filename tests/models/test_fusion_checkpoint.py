@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,12 +13,16 @@ import torch
 from PIL import Image
 
 import raymotion
-from raymotion.batch.fusion_labels import PredictWithTuned
+from raymotion.batch.fusion_labels import FusionPlan, PredictWithFusion, PredictWithTuned
+from raymotion.batch.label_stages import PredictWithStudent
 from raymotion.batch.labels import LabelSettings, label
 from raymotion.batch.stages import Item
+from raymotion.batch.worker import _process
 from raymotion.data.images import decode_rgb
 from raymotion.errors import InputError
+from raymotion.learning.losses import WeightKind
 from raymotion.learning.metrics import evaluate
+from raymotion.learning.multilabel_losses import LOSSES
 from raymotion.models import hub
 from raymotion.models.backbones import Backbone, identify
 from raymotion.models.checkpoint import load_fusion, load_teacher, read_checkpoint_info, save_checkpoint
@@ -192,6 +196,110 @@ def test_a_checkpoint_without_tokenizer_goes_there_and_back(head: Path, tmp_path
         load_teacher(tmp_path / "back")
 
 
+class OutOfMemoryOnce:
+    """A head whose first batch does not fit."""
+
+    def __init__(self, head: Any) -> None:
+        self.head, self.config, self.vocabulary = head, head.config, head.vocabulary
+        self.asked: list[tuple[str, int]] = []
+
+    def predict(self, features: Any, mask: np.ndarray, *, precision: str) -> np.ndarray:
+        self.asked.append((precision, len(mask)))
+        if len(self.asked) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return np.asarray(self.head.predict(features, mask, precision=precision))
+
+
+def test_a_batch_that_failed_once_is_answered_item_by_item_with_all_its_streams(head: Path) -> None:
+    """It was quarantined as `no_input`: the first attempt had taken the features away."""
+    info = read_checkpoint_info(head)
+    stage = PredictWithFusion(str(head), info.fingerprint, stream_inputs(info))
+    stage.setup(1, "cpu")
+    rng = np.random.default_rng(2)
+
+    def items() -> list[Item]:
+        return [
+            Item(
+                {"sample_id": name, "image_uri": uri},
+                output={own.stream: values[own.stream] for own in stage.inputs if own.stream not in left_out},
+            )
+            for name, uri, left_out in (("a", "1.jpg", ""), ("b", "1.jpg", "face"), ("c", None, "context"))
+        ]
+
+    values = {own.stream: rng.normal(size=own.identity.dim).astype(np.float16) for own in stage.inputs}
+    plain, again = items(), items()
+    stage.process(plain)
+    tally = dict(stage.tally)
+    stage.tally.clear()
+    stage.head = OutOfMemoryOnce(stage.head)  # type: ignore[assignment]
+    _process(stage, again)
+    assert dict(stage.tally) == tally == {"context": 2, "body": 3, "face": 2}
+    for one, two in zip(plain, again, strict=True):
+        assert two.failure is None and set(two.output) == {"probabilities", "vad"} == set(one.output)
+        assert two.output["probabilities"].tolist() == pytest.approx(one.output["probabilities"].tolist(), abs=1e-6)
+
+
+class ForgetfulStudent:
+    """Answers with the mean of the picture, not at the first time; -1 where it sees none."""
+
+    class model:
+        image_size = 2
+
+    class info:
+        modalities = ("text", "image")
+
+    failed = False
+
+    def usable(self, captions: Any, mask: np.ndarray) -> np.ndarray:
+        return np.ones(len(mask), dtype=bool)
+
+    def prepare(self, picture: np.ndarray) -> np.ndarray:
+        return picture
+
+    def predict(self, captions: Any, pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        if not self.failed:
+            self.failed = True
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return np.where(mask, pixels.mean(axis=(1, 2, 3)), -1)[:, None]
+
+
+def test_a_student_still_has_the_pictures_of_a_batch_that_failed_once() -> None:
+    stage = PredictWithStudent("student", "")
+    stage.student = ForgetfulStudent()  # type: ignore[assignment]
+    items = [Item({"captions": ["c"], "image_uri": f"{i}"}, pixels=np.full((2, 2, 3), i, np.uint8)) for i in (7, 9)]
+    _process(stage, items)
+    assert [float(item.output["probabilities"][0]) for item in items] == [7.0, 9.0]
+    assert all(item.pixels is None for item in items)
+
+
+TRAINED_WITH: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in LOSSES),
+    *(("bce", {"class_weights": kind, "label_smoothing": 0.1}) for kind in get_args(WeightKind)),
+    *((name, {"weights": kind}) for name in ("discrete", "discrete_published") for kind in ("mean", "static")),
+]
+
+
+@pytest.mark.parametrize("name,options", TRAINED_WITH, ids=str)
+def test_a_head_predicts_whatever_loss_it_was_trained_with(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """Weights of a loss need the training split, which whoever predicts does not have."""
+    torch.manual_seed(1)
+    identity = identify(NET, "random:0", size=SIZE)
+    model = FusionHead(FusionConfig.model_validate({"fusion": "simple", "hidden": 8, "dims": {"body": 6}}), 3).eval()
+    save_checkpoint(
+        tmp_path / "head", model, None, VALENCE_3, modalities=("body",), extractor=None,
+        training={"prior": [0.3, 0.3, 0.4], "thresholds": [0.5] * 3},
+        fusion={
+            "backbones": {"body": {"name": "net", "identity": identity.to_dict()}},
+            "loss": {"name": name, "options": options},
+        },
+    )  # fmt: skip
+    values, mask = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32), np.ones((5, 1), dtype=bool)
+    with torch.no_grad():
+        outputs = model([torch.from_numpy(values)], torch.from_numpy(mask)).numpy()
+    expected = np.clip(outputs, 0, 1) if name == "discrete_published" else 1 / (1 + np.exp(-outputs))
+    np.testing.assert_allclose(load_fusion(tmp_path / "head").predict({"body": values}, mask), expected, atol=1e-5)
+
+
 def test_a_head_with_its_own_backbones_labels_the_crops_and_needs_no_other_weights(
     photo: Path, tmp_path: Path, runner: Callable[..., Any]
 ) -> None:
@@ -222,11 +330,19 @@ def test_a_head_with_its_own_backbones_labels_the_crops_and_needs_no_other_weigh
     assert [found[name] for name in VALENCE_3.labels] == pytest.approx(torch.sigmoid(output[:3]).tolist(), abs=1e-4)
     # The same in a labelling job's worker.
     info = read_checkpoint_info(tmp_path / "tuned")
-    stage = PredictWithTuned(str(tmp_path / "tuned"), info.fingerprint, stream_inputs(info))
+    plan = FusionPlan(info, stream_inputs(info), {}, None, {}, {}, ())
+    stage = plan.stages("bfloat16")[-1]
+    assert isinstance(stage, PredictWithTuned)
     stage.setup(1, "cpu")
-    rows = [{"sample_id": name, "body_box": box, "face_box": None} for name, box in (("a", list(BODY)), ("b", None))]
+    stage.head = out_of_memory = OutOfMemoryOnce(stage.head)  # type: ignore[assignment]
+    rows = [
+        {"sample_id": name, "image_uri": None, "body_box": box, "face_box": None}
+        for name, box in (("a", list(BODY)), ("b", None))
+    ]
     items = [Item(row, pixels=np.array(picture)) for row in rows]
-    stage.process(items)
+    _process(stage, items)
+    assert out_of_memory.asked == [("bfloat16", 2), ("bfloat16", 1), ("bfloat16", 1)]
+    assert all(item.failure is None and item.pixels is None for item in items)
     assert items[0].output["probabilities"].tolist() == pytest.approx(torch.sigmoid(output[:3]).tolist(), abs=1e-4)
     assert items[0].output["vad"].tolist() == pytest.approx(output[3:].tolist(), abs=1e-4)
     assert stage.tally == {"context": 2, "body": 1, "face": 0} and items[1].failure is None
