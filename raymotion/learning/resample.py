@@ -91,6 +91,7 @@ class Resampled:
 
     Attributes:
         features: one float32 (m, D_s) for each stream, on the scale of the input; 0 where the row lacks the stream.
+            Empty if they were not to be mixed.
         mask: bool (m, S).
         targets: float32 (m, L) in [0, 1].
         before, after: int64 (L,), how many rows carry a class (target >= 0.5), without and with the synthetic ones.
@@ -122,6 +123,7 @@ def resample(
     *,
     seed: int,
     labels: Sequence[str] | None = None,
+    mix: bool = True,
 ) -> Resampled:
     """Synthetic rows for the rare classes of a training split.
 
@@ -130,6 +132,7 @@ def resample(
         mask: bool (n, S), True where the row has the stream.
         targets: (n, L) in [0, 1].
         labels: L names, for the notes.
+        mix: whether the features of the rows are made too; `parents` and `shares` say what they are.
 
     The same input and seed give the same rows, whatever the other classes get. The search of neighbours costs about
     2 n D operations for each positive of a class below the quantile, with D at most `search_width`.
@@ -164,7 +167,7 @@ def resample(
             kept = np.sort(np.random.default_rng([seed, int(j)]).choice(kept, budgets[j], replace=False))
         made.append(rows[kept])
         per_class[j] = len(kept)
-    return _mixed(made, features, has, truth, before, per_class, tuple(notes))
+    return _mixed(made, features if mix else [], has, truth, before, per_class, tuple(notes))
 
 
 def _rows_of_class(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from raymotion.config import load_settings
+from raymotion.data.embedding_layout import COMMAND
 from raymotion.data.embeddings import FeatureBlock
 from raymotion.errors import InputError
 from raymotion.learning.multilabel_losses import MultiLabelLoss, make_loss
@@ -68,21 +70,36 @@ class FusionTask:
             options=recipe.loss.options,
         )
         self.vad = config.vad
-        self.resampled = self._resample()
 
     def _features(self, stream: str, backbone: str) -> StreamFeatures:
         embeddings, level = self.data.embeddings, self.recipe.augmentation
         tokens = self.uses_tokens and any(
             key.stream == stream and key.backbone == backbone and key.tokens for key in embeddings.keys
         )
-        return StreamFeatures(
-            stream,
-            embeddings.block(stream, backbone, tokens=tokens),
-            None if level == "none" else embeddings.block(stream, backbone, level, tokens=tokens),
-        )
+        clean = embeddings.block(stream, backbone, tokens=tokens)
+        if level == "none":
+            return StreamFeatures(stream, clean, None)
+        views = embeddings.block(stream, backbone, level, tokens=tokens)
+        rows = self.data.rows[self.data.splits["train"]]
+        # A job makes views of what is in the split train when it runs; the table may have been split anew since.
+        without = int(((clean.row_of[rows] >= 0) & (views.row_of[rows] < 0)).sum())
+        if without:
+            raise InputError(
+                f"{without} of the {len(rows)} training samples have {stream} features of {backbone} and no "
+                f"{level} views of them: they were not in the split train when the embeddings were made",
+                path=" and ".join(self.data.folders),
+                remedy=f"Make them of this table: `{COMMAND} {self.recipe.data.samples or 'SAMPLES'} --out DIR "
+                f"--{stream} {backbone} --augment {level}`, or set augmentation to none.",
+            )
+        return StreamFeatures(stream, clean, views)
 
-    def _resample(self) -> Resampled | None:
-        """Synthetic training rows, from the clean features of the training split alone; the same for every head."""
+    @cached_property
+    def resampled(self) -> Resampled | None:
+        """Synthetic training rows, from the clean features of the training split alone; the same for every head.
+
+        Made when training asks for them: a head that only predicts does without. Their features are not kept, but mixed
+        batch by batch (`synthetic`): a search keeps what many settings and seeds gave, of the width of all streams.
+        """
         settings, data = self.recipe.resampling, self.data
         if settings.method == "none":
             return None
@@ -100,20 +117,19 @@ class FusionTask:
                 settings,
                 seed=self.recipe.seed,
                 labels=data.vocabulary.labels,
+                mix=False,
             )
         return cast(Resampled, data.memory[key])
 
     def synthetic(self, made: Resampled, chosen: np.ndarray) -> list[np.ndarray]:
-        """Features of each stream for some synthetic rows; spatial tokens are mixed as the pooled features were."""
+        """Features of each stream for some synthetic rows, float32; 0 where one of the two parents lacks the stream."""
         rows = self.data.rows[self.data.splits["train"]]
         first, second = (rows[made.parents[chosen, i]] for i in (0, 1))
         result = []
-        for own, pooled in zip(self.streams, made.features, strict=True):
-            if own.clean.tokens:
-                share = made.shares[chosen, None, None]
-                result.append(share * own.take(first) + (1 - share) * own.take(second))
-            else:
-                result.append(pooled[chosen])
+        for number, own in enumerate(self.streams):
+            shape = (-1, *[1] * (own.clean.array.ndim - 2))
+            share, has = made.shares[chosen].reshape(shape), made.mask[chosen, number].reshape(shape)
+            result.append(has * (share * own.take(first) + (1 - share) * own.take(second)))
         return result
 
     @property
@@ -205,10 +221,13 @@ class FusionFeed:
         recipe, data = task.recipe, task.data
         count = len(data.sample_ids)
         made = len(task.resampled.targets) if task.resampled else 0
-        pool = np.concatenate([data.splits["train"], count + np.arange(made)])  # synthetic rows stand behind all others
+        train = data.splits["train"]
+        pool = np.concatenate([train, count + np.arange(made)])  # synthetic rows stand behind all others
         rows = epoch_rows(pool, seed=recipe.seed, epoch=epoch, rank=workers.rank, world=workers.world)
-        # One number for all streams of a person: the streams of a view are mirrored together.
-        numbers = np.random.default_rng([recipe.seed, epoch, 1]).integers(0, 1 << 30, size=count)
+        # One number for all streams of a person: the streams of a view are mirrored together. Drawn by place in the
+        # training split: rows of other splits, which a search may leave out, change nothing.
+        numbers = np.zeros(count, dtype=np.int64)
+        numbers[train] = np.random.default_rng([recipe.seed, epoch, 1]).integers(0, 1 << 30, size=len(train))
         size = batch_rows(recipe, workers.world)
         answers = data.soft if recipe.data.soft_targets else data.hard
         for start in range(0, len(rows), size):

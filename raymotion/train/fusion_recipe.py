@@ -57,6 +57,18 @@ class FusionOptimiserSettings(OptimiserSettings):
     epochs: int = Field(20, ge=1)
 
 
+class HeadOptimiserSettings(FusionOptimiserSettings):
+    """Of a head on features of frozen backbones, which have no rate of their own."""
+
+    @field_validator("backbone_lr")
+    @classmethod
+    def _has_no_use(cls, value: float) -> float:
+        """Else a search over it would train one thing again and again, under other names."""
+        if value != OptimiserSettings.model_fields["backbone_lr"].default:
+            raise ValueError("the backbones are frozen and learn nothing, set optimiser.lr")
+        return value
+
+
 class FusionRecipe(TrainRecipe):
     """A fusion head on cached features of the three streams, after the public EMOTIC study.
 
@@ -74,7 +86,7 @@ class FusionRecipe(TrainRecipe):
     loss: LossSettings = LossSettings()
     augmentation: Literal["none", "basic", "full"] = "none"
     resampling: ResamplingSettings = ResamplingSettings()
-    optimiser: FusionOptimiserSettings = FusionOptimiserSettings()
+    optimiser: HeadOptimiserSettings = HeadOptimiserSettings()
     select_by: Literal["bce", "macro_ap", "last"] = "macro_ap"
     vad_weight: float = Field(0.5, ge=0)
 

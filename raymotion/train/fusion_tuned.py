@@ -19,7 +19,7 @@ from raymotion.train.fusion import emotion_loss, set_vad_prior
 from raymotion.train.loop import Batch, Workers, set_prior
 from raymotion.train.person_crops import MASK, PersonReader
 from raymotion.train.picture_feed import PictureFeed, Source
-from raymotion.train.pictures import Pictures, Portion, read_here
+from raymotion.train.pictures import READ, Pictures, Portion, read_here
 from raymotion.train.tuned_data import TunedData
 from raymotion.train.tuned_recipe import FusionTunedRecipe
 
@@ -151,10 +151,15 @@ class TunedFeed(PictureFeed):
         answers = data.soft if task.recipe.data.soft_targets else data.hard
         for portion, pictures in self.training(epoch):
             assert pictures is not None
+            # Of a person whose picture could not be read nothing is learned: not even that no evidence means the labels
+            # of whoever that was.
+            seen = pictures.status == READ
+            vad = np.where(seen[:, None], data.vad[portion.rows], np.float32(np.nan))
             yield Batch(
                 task.inputs(pictures, device),
                 torch.from_numpy(answers[portion.rows]).to(device),
-                vad=torch.from_numpy(data.vad[portion.rows]).to(device) if task.vad else None,
+                weights=None if seen.all() else torch.from_numpy(seen.astype(np.float32)).to(device),
+                vad=torch.from_numpy(vad).to(device) if task.vad else None,
                 epoch=epoch,
             )
 

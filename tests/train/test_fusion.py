@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -239,7 +239,10 @@ def test_augmented_training_draws_one_view_for_all_streams_and_another_in_other_
 def test_defect_13_6_each_original_is_seen_once_an_epoch_beside_the_synthetic_rows(made: Made, world: int) -> None:
     task = made.task(backbones=CODED, resampling={"method": "smote", "level": "full"})
     assert task.resampled is not None
-    synthetic = Counter(task.resampled.features[1].astype(np.float16)[:, 0].tolist())
+    (first, second), share = task.resampled.parents.T, task.resampled.shares
+    codes = made.codes[made.rows("train")].astype(np.float32)
+    mixed = share * codes[first] + (1 - share) * codes[second]
+    synthetic = Counter(mixed.astype(np.float16).tolist())
     assert sum(synthetic.values()) > 20 and max(synthetic) < OUTSIDE  # made of training rows alone
     rare = np.argmin(made.hard[made.rows("train")].sum(axis=0))
     assert task.resampled.per_class[rare] > 0  # the rarest class, which the public study left out
@@ -277,6 +280,61 @@ def test_an_original_keeps_its_own_labels_in_a_batch_with_synthetic_rows(made: M
     for batch in task.feed(Workers(), first_epoch=0).train(0):
         codes = batch.inputs[0][1][:, 0].numpy().astype(int)
         assert np.array_equal(batch.answers.numpy(), made.hard[codes])  # copies too: they are whole
+
+
+def test_a_stream_that_one_parent_lacks_is_zero_in_a_synthetic_row_whatever_the_other_has(made: Made) -> None:
+    task = made.task(backbones=CODED, resampling={"method": "smote", "level": "full"})
+    rows = task.resampled
+    assert rows is not None
+    face = task.synthetic(rows, np.arange(len(rows)))[STREAMS.index("face")]
+    both = made.has_face[made.rows("train")][rows.parents].sum(axis=1)
+    assert set(both) == {0, 1, 2} and not face[both < 2].any() and face[both == 2].any(axis=1).all()
+
+
+def test_a_search_keeps_no_synthetic_features_and_a_head_that_only_predicts_makes_no_rows(made: Made) -> None:
+    """Of EMOTIC they are some 80 MB for each setting and seed that a trial's process has met."""
+    data = replace(made.data, memory={})
+    task = FusionTask(made.recipe(resampling={"method": "adasyn", "level": "full"}), data)
+    head = task.restore(task.shape(task.build()))
+    assert np.isfinite(task.feed(Workers(), first_epoch=0).predict(head, "test")).all()
+    assert not any(key[0] == "resampled" for key in data.memory)
+    assert task.samples_per_epoch > len(data.splits["train"])
+    (kept,) = (value for key, value in data.memory.items() if key[0] == "resampled")
+    assert len(kept) > 10 and sum(own.nbytes for own in kept.features) == 0
+
+
+def test_rows_of_other_splits_do_not_change_the_views_that_training_draws(made: Made) -> None:
+    """A study's trials never see the test rows; training its winner from the whole table must show the same views."""
+    kept = np.flatnonzero(made.splits != "test")
+    whole, fields = made.data, ("hard", "soft", "vad", "rows")
+    part = replace(
+        whole,
+        sample_ids=[whole.sample_ids[i] for i in kept],
+        groups=[whole.groups[i] for i in kept],
+        splits={name: np.searchsorted(kept, np.intersect1d(rows, kept)) for name, rows in whole.splits.items()},
+        memory={},
+        **{name: getattr(whole, name)[kept] for name in fields},
+    )
+    assert kept[-1] != len(kept) - 1, "the splits do not interleave"
+    seen = []
+    for data in (whole, part):
+        task = FusionTask(made.recipe(backbones=CODED, augmentation="basic"), data)
+        seen.append([batch.inputs[0][1][:, :2] for batch in task.feed(Workers(), first_epoch=0).train(1)])
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+
+
+def test_training_samples_without_views_of_the_level_are_refused_not_learned_as_zeros(made: Made) -> None:
+    """The table was split anew after its embeddings had been made."""
+    splits = made.data.splits
+    moved = replace(
+        made.data, splits={**splits, "train": np.sort(np.concatenate([splits["train"], splits["val"][:7]]))}, memory={}
+    )
+    with pytest.raises(InputError) as caught:
+        FusionTask(made.recipe(backbones=CODED, augmentation="basic"), moved)
+    told = str(caught.value)
+    assert f"7 of the {len(splits['train']) + 7} training samples" in told and "\n" not in told
+    assert f"raymotion features embeddings {made.samples}" in told and "--augment basic" in told
+    assert FusionTask(made.recipe(backbones=CODED), moved).samples_per_epoch == len(splits["train"]) + 7
 
 
 # What is kept

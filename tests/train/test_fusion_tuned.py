@@ -141,6 +141,31 @@ def test_a_damaged_picture_is_masked_and_named(data: TunedData, tmp_path: Path) 
     assert not any(found.arrays[name][1:].any() for name in STREAMS)
 
 
+def test_of_a_person_whose_picture_can_not_be_read_nothing_is_learned(
+    data: TunedData, samples: str, tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(fetch(str(data.image_uris[0]))[:400])
+    train = data.splits["train"][:6]
+    lost = int(train[2])
+    uris = [str(cut) if row == lost else uri for row, uri in enumerate(data.image_uris)]
+    vad = np.full_like(data.vad, 4.0)
+    model = {"fusion": "weighted", "hidden": 16, "dropout": 0.0, "vad": True}
+    recipe = recipe_of(samples, model=model, vad_weight=1.0, optimiser={"batch_size": 6})
+    found = []
+    for rows in (train, train[train != lost]):
+        own = replace(prepare_tuned(recipe), image_uris=uris, vad=vad, splits={**data.splits, "train": rows})
+        task = TunedTask(recipe, own)
+        feed = task.feed(Workers(), first_epoch=0)
+        (batch,) = feed.train(0)
+        feed.close()
+        assert len(batch.answers) == len(rows) and (lost in feed.unreadable) == (lost in rows)
+        # Answers that tell the persons apart, whatever their order in the batch.
+        logits = torch.cat([batch.answers, batch.inputs[1].float()], dim=1)
+        found.append(float(task.loss(logits, batch)))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
 # --- what moves --------------------------------------------------------------------------------------------------
 
 

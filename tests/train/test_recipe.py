@@ -53,6 +53,7 @@ def test_options_over_the_file_and_set_over_options(tmp_path: Path) -> None:
         ("model: {size: tiny}", "names no sample table"),
         ("data: {sample: x}", r"there is no setting data.sample \(there are: samples, soft_targets"),
         ("optimiser: {lr: fast}", "setting optimiser.lr = 'fast'"),
+        ("{kind: fusion, optimiser: {backbone_lr: 0.01}}", "optimiser.backbone_lr = 0.01: .*frozen.* set optimiser.lr"),
         ("kind: painter", "no model is of the kind .painter."),
     ],
 )
