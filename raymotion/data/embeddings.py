@@ -175,7 +175,7 @@ class Embeddings:
             row_of = source.row_of(number)
             if source is not first:
                 row_of = row_of[order]
-            has = row_of >= 0
+            has = np.asarray(row_of >= 0)
             if key.level == "none" and (known := self.mask(key.stream)).any() and not np.array_equal(known, has):
                 raise InputError(
                     f"{int(has.sum())} of its samples have a {key.stream}, in {first.folder} {int(known.sum())} others",

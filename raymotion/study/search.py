@@ -84,8 +84,10 @@ class ConfigurationTrainable(tune.Trainable):
     def _begin(self) -> Configuration:
         import torch
 
+        from raymotion.batch.memory import keep_freed_memory
         from raymotion.study.trial import Configuration, study_data
 
+        keep_freed_memory()
         torch.set_num_threads(max(1, round(self.spec["cpus"])))
         device = "cuda" if self.spec["gpus"] and torch.cuda.is_available() else "cpu"
         return Configuration(self.spec, study_data(StudyFolder(self.spec["study"]).data), device=device)

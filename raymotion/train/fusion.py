@@ -166,8 +166,9 @@ class FusionTask:
             total, squares, count = np.zeros(own.clean.dim), np.zeros(own.clean.dim), 0
             for start in range(0, len(rows), CHUNK):
                 some = torch.from_numpy(own.take(rows[start : start + CHUNK])).float().reshape(-1, own.clean.dim)
-                total += some.sum(dim=0, dtype=torch.float64).numpy()
-                squares += (some * some).sum(dim=0, dtype=torch.float64).numpy()
+                # Sums of a chunk in float32, which the features are not exact enough to miss; of all in float64.
+                total += some.sum(dim=0).double().numpy()
+                squares += some.square_().sum(dim=0).double().numpy()
                 count += len(some)
             mean = total / max(1, count)
             std = np.sqrt(np.maximum(squares / max(1, count) - mean**2, 0.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -58,10 +59,11 @@ class PersonData:
         split_of = np.full(len(self.sample_ids), "", dtype=object)
         for name, rows in self.splits.items():
             split_of[rows] = name
+        # Rounded: another version of Parquet may give another last digit. By bytes: there are a million numbers.
+        arrays = (self.hard.astype(np.int8), np.round(self.soft, 6), np.round(np.nan_to_num(self.vad, nan=-1.0), 4))
         return [
-            self.sample_ids, self.groups, split_of.tolist(), self.hard.astype(int).tolist(),
-            np.round(self.soft, 6).tolist(), np.round(np.nan_to_num(self.vad, nan=-1.0), 4).tolist(),
-            self.vocabulary.fingerprint,
+            self.sample_ids, self.groups, split_of.tolist(), self.vocabulary.fingerprint,
+            *(hashlib.sha256(np.ascontiguousarray(own).tobytes()).hexdigest() for own in arrays),
         ]  # fmt: skip
 
     def write(self, folder: str, kind: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
