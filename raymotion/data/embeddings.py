@@ -175,10 +175,10 @@ class Embeddings:
             row_of = source.row_of(number)
             if source is not first:
                 row_of = row_of[order]
-            has = np.asarray(row_of >= 0)
-            if key.level == "none" and (known := self.mask(key.stream)).any() and not np.array_equal(known, has):
+            present: np.ndarray = row_of >= 0
+            if key.level == "none" and (known := self.mask(key.stream)).any() and not np.array_equal(known, present):
                 raise InputError(
-                    f"{int(has.sum())} of its samples have a {key.stream}, in {first.folder} {int(known.sum())} others",
+                    f"{int(present.sum())} of its samples have a {key.stream}, in {first.folder} {int(known.sum())} others",
                     path=source.folder,
                     remedy="Make both from one sample table.",
                 )
