@@ -153,18 +153,18 @@ class Embeddings:
                         remedy="Use one of the folders, or make this one again with the same settings.",
                     )
         if (drawn := source.layout.drawn_by) is not None:
-            where, known = self._drawn or (source.folder, drawn)
-            if drawn != known:
+            where, earlier = self._drawn or (source.folder, drawn)
+            if drawn != earlier:
                 # A view is one number for all streams: context and body of it would not be mirrored together.
                 raise InputError(
                     f"its augmented views are of seed {drawn[0]} (renderer {drawn[1]}), those of {where} of seed "
-                    f"{known[0]} (renderer {known[1]}), and a view must be the same in all streams",
+                    f"{earlier[0]} (renderer {earlier[1]}), and a view must be the same in all streams",
                     path=source.folder,
-                    remedy=f"Make this folder anew with --seed {known[0]}."
-                    if drawn[1] == known[1]
+                    remedy=f"Make this folder anew with --seed {earlier[0]}."
+                    if drawn[1] == earlier[1]
                     else "Make both folders anew with this version of raymotion.",
                 )
-            self._drawn = (where, known)
+            self._drawn = (where, earlier)
         self.backbones.update({name: dict(identity) for name, identity in source.layout.backbones.items()})
         self.views.update(source.layout.views)
         for number, (key, shape) in enumerate(source.layout.shapes.items()):
@@ -178,7 +178,8 @@ class Embeddings:
             present: np.ndarray = row_of >= 0
             if key.level == "none" and (known := self.mask(key.stream)).any() and not np.array_equal(known, present):
                 raise InputError(
-                    f"{int(present.sum())} of its samples have a {key.stream}, in {first.folder} {int(known.sum())} others",
+                    f"{int(present.sum())} of its samples have a {key.stream}, "
+                    f"in {first.folder} {int(known.sum())} others",
                     path=source.folder,
                     remedy="Make both from one sample table.",
                 )

@@ -10,7 +10,7 @@ from safetensors.torch import load
 
 from raymotion import storage
 from raymotion.config import digest_of
-from raymotion.learning.average_precision import average_precision, interpolated_by_class
+from raymotion.learning.average_precision import average_precision, chance_map, interpolated_by_class
 from raymotion.learning.bootstrap import centred, chunk, finite, interval, resample_counts, row_mean, sampling_units
 from raymotion.learning.f1 import f1_scores
 from raymotion.learning.paired import SparseRanking
@@ -66,7 +66,7 @@ def score_test(test: np.ndarray, validation: np.ndarray, data: FusionData, *, se
         "map": {**spread(maps), "low": low, "high": high, "resamples": resamples},
         "interpolated": {"mean": finite(float(row_mean(interpolated).mean())),
                          "seeds": [finite(value) for value in row_mean(interpolated)]},
-        "chance": chance_map(truth),
+        "chance": chance_map(truth.mean(axis=0)),
         "thresholded": {"micro_f1": float(np.mean(micro)), "macro_f1": float(np.mean(macro))},
         "per_class": [
             {"label": label, "ap": finite(ap_mean[j]), "interpolated": finite(interpolated_mean[j]),
@@ -103,12 +103,6 @@ def map_interval(
     return low, high, BOOTSTRAP
 
 
-def chance_map(truth: np.ndarray) -> float:
-    """mAP of a random ranking of many samples: the mean prevalence of the labels that have a positive."""
-    rates = truth.mean(axis=0)
-    return float(rates[rates > 0].mean()) if (rates > 0).any() else 0.0
-
-
 def spread(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
     """Mean, sample standard deviation (None of one), and the values."""
     known = [float(value) for value in values]
@@ -138,5 +132,7 @@ def split_facts(data: FusionData) -> dict[str, Any]:
         "prevalence": {
             name: [float(rate) for rate in data.hard[rows].mean(axis=0)] for name, rows in used.items() if len(rows)
         },
-        "chance_map": {name: chance_map(data.hard[used[name]]) for name in ("val", "test") if len(used[name])},
+        "chance_map": {
+            name: chance_map(data.hard[used[name]].mean(axis=0)) for name in ("val", "test") if len(used[name])
+        },
     }

@@ -183,4 +183,4 @@ def test_a_stream_that_tells_nothing_gets_the_lowest_weight(persons: Persons, le
     misled = persons.train(face=NOISE)
     assert (misled.weights.argmin(axis=1) == 2).all() and (misled.weights[:, 2] < 1 / 3 - 0.01).all()
     assert (misled.weights[:, 2] < learned.weights[:, 2] - 0.005).all()
-    assert misled.map < learned.map - 0.02
+    assert misled.map < learned.map - 0.05
