@@ -34,7 +34,7 @@ from typing import Any
 
 FULL = {"train": 23_266, "val": 3_315, "test": 7_203}
 DIMS = {"context": 1536, "body": 1536, "face": 2560}
-LABELS, HIDDEN, EPOCHS, BATCH = 26, 256, 20, 256
+LABELS, HIDDEN, EPOCHS, BATCH = 26, 256, 20, 512
 CONFIGURATIONS, SEEDS = 40, 3
 VIEWS = 2
 # The public study: runs, epochs of each, passes over training (once to learn, once to be scored) and validation.
@@ -153,7 +153,7 @@ def recipe_of(samples: str, embeddings: str) -> Any:
             "data": {"samples": samples, "embeddings": [embeddings]},
             "backbones": {stream: stream for stream in DIMS},
             "model": {"fusion": "weighted", "hidden": HIDDEN},
-            "optimiser": {"epochs": EPOCHS, "patience": EPOCHS, "batch_size": BATCH},
+            "optimiser": {"epochs": EPOCHS, "patience": EPOCHS, "batch_size": BATCH, "clip": None},
         }
     )
 

@@ -27,12 +27,18 @@ class Projections(nn.ModuleDict):
 
 
 class Dropout(nn.Dropout):
-    """Dropout whose mask costs a third on the CPU, where torch's is a tenth of a weighted head's whole step."""
+    """Dropout whose mask costs a tenth on the CPU, where torch's is a tenth of a weighted head's whole step.
+
+    A byte of torch's generator for each value: so p is rounded to a 256th part, and what is kept is scaled by that.
+    """
 
     def forward(self, values: Tensor) -> Tensor:
         if not self.training or self.p == 0 or values.device.type != "cpu":
             return super().forward(values)
-        return values * ((torch.rand(values.shape) >= self.p) * (1 / (1 - self.p)))
+        drop = min(255, round(self.p * 256))
+        words = torch.empty(-(-values.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+        kept = words.view(torch.uint8)[: values.numel()].view(values.shape) >= drop
+        return values * (kept * (256 / (256 - drop)))
 
 
 class Tail(nn.Sequential):
@@ -74,9 +80,11 @@ class Weighted(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor], present: Tensor) -> Tensor:
         weights = self.weights(list(features), present)
-        # One product per sample, and few passes beside it: the layers are as cheap as their matrix products.
-        parts = F.relu(torch.stack([self.project[name](values) for name, values in features.items()], 1))
-        return self.tail((weights[:, None] @ parts).squeeze(1))
+        # Stream by stream: stacked they would be copied, forth and back.
+        fused = torch.zeros((), device=weights.device)
+        for number, part in enumerate(self.project.each(features)):
+            fused = fused + part * weights[:, number : number + 1]
+        return self.tail(fused)
 
 
 class GatedResidual(nn.Module):
