@@ -172,6 +172,7 @@ def test_features_are_those_of_decode_crop_view_and_backbone_by_hand(
         assert np.ptp(pooled) > 0.01
 
 
+@pytest.mark.slow
 def test_one_worker_and_a_resume_write_the_files_of_two_workers(
     made: Any, table: Path, tmp_path: Path, digests: Callable[[Path], dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,6 +107,7 @@ def test_boxes_that_are_there_can_be_overwritten(persons: Path, ray_local: Any, 
     ]  # the run's state is gone from the bucket too
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_and_other_settings_begin_anew(
     persons: Path, ray_local: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

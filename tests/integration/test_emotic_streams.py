@@ -28,6 +28,7 @@ from raymotion.train.fusion_data import FusionData, prepare_fusion
 from raymotion.train.loop import Run
 from raymotion.train.recipe import FusionRecipe
 
+pytestmark = pytest.mark.slow
 PERSONS, SIZE = 1200, 64
 # One backbone for all, so that streams are compared and not backbones. `NOISE` is another person's face.
 BACKBONE, NOISE = "test_resnet", "noise"

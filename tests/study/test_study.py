@@ -161,6 +161,7 @@ def test_the_winner_is_a_recipe_that_can_be_trained(finished: tuple[Path, dict[s
     assert recipe.loss.name == record["stages"][-1]["winner"]["config"]["loss.name"]
 
 
+@pytest.mark.slow
 def test_no_finished_trial_runs_again_after_a_kill_in_the_last_stage(
     finished: tuple[Path, dict[str, Any], list[str]], place: Path, tmp_path: Path
 ) -> None:
@@ -213,6 +214,7 @@ def test_a_finished_study_is_not_run_again_and_takes_no_other_settings(
         run_study(settings(place, place), say=lines.append)
 
 
+@pytest.mark.slow
 def test_choices_do_not_change_with_the_test_split(
     finished: tuple[Path, dict[str, Any], list[str]], place: Path, ray_local: Any, tmp_path: Path
 ) -> None:
@@ -239,6 +241,7 @@ def test_choices_do_not_change_with_the_test_split(
     assert not np.isclose(*scores), "the test labels were not read at the end either"
 
 
+@pytest.mark.slow
 def test_a_stage_in_which_everything_fails_ends_the_study_with_the_reasons(
     place: Path, ray_local: Any, tmp_path: Path, write_spaces: Callable[..., str]
 ) -> None:
@@ -252,6 +255,7 @@ def test_a_stage_in_which_everything_fails_ends_the_study_with_the_reasons(
     assert failed["status"] == "failed" and failed["error"] and failed["attempts"] == 1
 
 
+@pytest.mark.slow
 def test_a_winner_whose_weights_are_gone_is_trained_again_while_ray_is_there(
     finished: tuple[Path, dict[str, Any], list[str]], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,6 +154,7 @@ def recipe_for(student_recipe: Recipe, samples: str, **more: Any) -> StudentReci
     return student_recipe(samples, optimiser={"epochs": 5, "lr": 1e-2}, **more)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)  # a worker group is started twice
 def test_a_killed_worker_goes_on_to_the_weights_of_an_undisturbed_run_without_ray(
     ray_local: Any, samples: str, student_recipe: Recipe, alone: list[CheckpointInfo], tmp_path: Path
