@@ -143,6 +143,7 @@ def test_regions_and_captions_in_one_stream(streamed: Made, teachers: dict[str, 
     assert got.column("captions").to_pylist()[:3] == [["caption 0", "another"], ["caption 1", "another"], []]
 
 
+@pytest.mark.slow
 def test_features_made_before_give_the_same_labels(
     streamed: Made, teachers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

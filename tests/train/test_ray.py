@@ -90,6 +90,7 @@ def test_a_plan_that_does_not_fit_is_refused_at_once(ray_local: Any, tmp_path: P
     assert time.monotonic() - started < 20
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_killed_driver_goes_on_with_the_same_command(tmp_path: Path) -> None:
     """In one process, for speed: that Ray finds the run again is what the test of the killed worker shows."""

@@ -194,6 +194,7 @@ def test_two_workers_learn_as_one_within_the_noise_of_seeds(
     assert curve(two)[-1] < curve(two)[0] - 0.02 and two.modalities == ("text", "image")
 
 
+@pytest.mark.slow
 def test_many_damaged_pictures_end_a_run_on_ray_with_one_line(
     ray_local: Any, write_set: Write, student_recipe: Recipe, tmp_path: Path
 ) -> None:

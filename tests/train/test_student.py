@@ -411,6 +411,7 @@ def test_a_cache_of_pictures_gives_what_the_files_give(
     assert len(list((tmp_path / "xdg").rglob("*.npy"))) == 1
 
 
+@pytest.mark.slow
 def test_two_workers_validate_the_norms_that_are_saved(samples: str, student_recipe: Recipe, tmp_path: Path) -> None:
     """Each worker's batch norm sees its own batches: what validates, and what is kept, must be one model's."""
     recipe = student_recipe(

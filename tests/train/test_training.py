@@ -348,6 +348,7 @@ def test_schedule_is_the_textbook_one() -> None:
     assert schedule(0, 10, 0.0) == 1.0
 
 
+@pytest.mark.slow
 def test_two_processes_learn_one_model_and_validate_every_row(samples: Path, tmp_path: Path) -> None:
     """Plain DDP over gloo, as Ray Train sets it up: both ranks end with the same weights, and no row is dropped."""
     settings = recipe(samples, optimiser={"epochs": 2}, model={"size": "tiny", "dropout": 0.0})
