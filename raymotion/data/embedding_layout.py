@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raymotion import storage
-from raymotion.data.features import _part_names
+from raymotion.data.features import part_names
 from raymotion.errors import InputError
 
 METADATA_KEY = b"raymotion.embeddings"
@@ -186,7 +186,7 @@ def layout_of(schema: pa.Schema, path: object) -> EmbeddingLayout:
 def stored_rows(folder: storage.PathLike) -> dict[FeatureKey, int]:
     """How many rows of each key the parts hold (nulls not counted), read from the footers alone."""
     counts: dict[FeatureKey, int] = {}
-    for name in _part_names(folder):
+    for name in part_names(folder):
         path = storage.join(folder, name)
         with storage.open_input(path) as file:
             parquet = pq.ParquetFile(file)

@@ -31,7 +31,7 @@ from raymotion.data.embedding_layout import (
     require_complete,
     schema_of,
 )
-from raymotion.data.features import _locked, _part_names, default_cache, features_digest
+from raymotion.data.features import default_cache, features_digest, locked, part_names
 from raymotion.data.streams import STREAMS
 from raymotion.errors import InputError
 
@@ -192,7 +192,7 @@ class _Source:
     def __init__(self, folder: str, cache: str | None) -> None:
         self.folder = folder
         require_complete(folder)
-        parts = _part_names(folder)
+        parts = part_names(folder)
         if not parts:
             raise InputError("holds no part-*.parquet", path=folder)
         self.layout = self._survey(parts)
@@ -200,7 +200,7 @@ class _Source:
         self._local = Path(cache or default_cache()) / "embeddings" / self.digest
         if not self._is_built():
             # All processes of a machine come here at once: one makes the copy, the others wait for it.
-            with _locked(self._local.with_name(f"{self.digest}.lock")):
+            with locked(self._local.with_name(f"{self.digest}.lock")):
                 if not self._is_built():
                     self._build(parts)
         index = json.loads((self._local / "index.json").read_text())

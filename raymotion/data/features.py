@@ -65,7 +65,7 @@ class RegionFeatures:
                 path=self.folder,
                 remedy="Run the same `raymotion features` command again: it goes on where it stopped.",
             )
-        parts = _part_names(self.folder)
+        parts = part_names(self.folder)
         if not parts:
             raise InputError("holds no part-*.parquet", path=self.folder)
         self.extractor, rows = self._survey(parts)
@@ -74,7 +74,7 @@ class RegionFeatures:
         self._local = Path(cache or default_cache()) / "regions" / self.digest
         if not self._is_built():
             # All workers of a machine come here at once: one makes the copy, the others wait for it.
-            with _locked(self._local.with_name(f"{self.digest}.lock")):
+            with locked(self._local.with_name(f"{self.digest}.lock")):
                 if not self._is_built():
                     self._build(rows)
         self._open()
@@ -158,7 +158,7 @@ class RegionFeatures:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Waits until no other process of this machine holds `path`. A process that dies lets go of it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -179,7 +179,7 @@ def features_digest(folder: storage.PathLike) -> str:
 
     Made of the SHA-256 of each part: as the job wrote it down, or of the file where there is no such record.
     """
-    parts = _part_names(folder)
+    parts = part_names(folder)
     commits = storage.join(folder, "_commits")
     recorded = set(storage.list_names(commits))
 
@@ -193,7 +193,7 @@ def features_digest(folder: storage.PathLike) -> str:
         return digest_of(list(pool.map(digest, parts)))
 
 
-def _part_names(folder: storage.PathLike) -> list[str]:
+def part_names(folder: storage.PathLike) -> list[str]:
     return [name for name in storage.list_names(folder) if name.startswith("part-")]
 
 
