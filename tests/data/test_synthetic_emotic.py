@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import random
@@ -58,8 +59,8 @@ def test_the_public_converter_reads_the_mat_file_by_position_and_finds_what_the_
     for (folder, name, box, labels, vad, gender), row in zip(people, rows, strict=True):
         assert (folder, name, gender) == (row["Folder"], row["Filename"], row["Gender"])
         assert str(box) == row["BBox"] and (root / "emotic" / folder / name).is_file()
-        assert labels == eval(row["Categorical_Labels"]) and labels
-        assert vad == pytest.approx(eval(row["Continuous_Labels"]))
+        assert labels == ast.literal_eval(row["Categorical_Labels"]) and labels
+        assert vad == pytest.approx(ast.literal_eval(row["Continuous_Labels"]))
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path):
