@@ -6,11 +6,14 @@ import csv
 import io
 import json
 import posixpath
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from raymotion import storage
 from raymotion.batch.choice import matrix_of, read_labels_record, read_parts
+from raymotion.data.coco import coco_url
 from raymotion.errors import InputError
 from raymotion.vocabulary import SOCRATIS_29, Vocabulary
 
@@ -23,51 +26,116 @@ PUBLISHED_ORDER = (
 )  # fmt: skip
 
 
-def export(labels: storage.PathLike, out: storage.PathLike, kind: str) -> int:
-    """Writes the selected rows of a labelled data set as `csv` or `coco-json`; returns how many."""
+# The id of a COCO sample, and what its picture and the folder of it are called in COCO's archives.
+_COCO_ID = re.compile(r"coco:(\d{12})(?::person:\d+)?")
+_COCO_FILE = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})\.jpg")
+_COCO_FOLDER = re.compile(r"(?:train|val|test)\d{4}")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """How an export ended: rows that were written, and those of them that have no public address."""
+
+    rows: int
+    without_address: int = 0
+
+
+def export(labels: storage.PathLike, out: storage.PathLike, kind: str, *, coco_split: str | None = None) -> Exported:
+    """Writes the selected rows of a labelled data set to one file.
+
+    Args:
+        kind: `full-csv` (all there is: id, address, captions and labels as JSON, a probability for each label), `csv`
+            (the public system's 31 columns) or `coco-json`.
+        coco_split: where COCO publishes the pictures (`val2017`), for rows whose own address does not tell.
+
+    Raises:
+        InputError: no row has a public address and the format has nothing else to name a picture by, or `out` holds
+            something else than such an export.
+    """
     folder = storage.absolute(labels)
     record = read_labels_record(folder)
     vocabulary = Vocabulary.from_dict(record["vocabulary"], where=folder)
-    writer: Callable[[str, Vocabulary], tuple[str, int]] = {"csv": _csv, "coco-json": _coco_json}[kind]
-    text, rows = writer(folder, vocabulary)
+    writer: Callable[[str, Vocabulary, str | None], tuple[str, Exported]] = {
+        "full-csv": _full_csv, "csv": _csv, "coco-json": _coco_json,
+    }[kind]  # fmt: skip
+    text, done = writer(folder, vocabulary, coco_split)
+    if kind == "csv" and done.rows and done.without_address == done.rows:
+        raise InputError(
+            "no image has a public address, and the column coco_url would be empty in every row",
+            path=folder,
+            remedy="Say --coco-split val2017 (or another split) for pictures of COCO, or use --format full-csv.",
+        )
     if storage.exists(out) and not storage.is_dir(out) and storage.read_bytes(out)[:9] != text.encode()[:9]:
         raise InputError(f"is there already, and no {kind} export", path=out, remedy="Name another --out.")
     storage.write_text(out, text)
-    return rows
+    return done
 
 
-def image_url(row: dict[str, Any]) -> str:
-    """The address that COCO publishes for its images, whose file's folder names the split; other images: their own."""
+def public_address(row: dict[str, Any], coco_split: str | None = None) -> str:
+    """The address at which anybody finds the picture of a row, or an empty string.
+
+    A picture of COCO, told by its id, has the address in COCO's archives: the folder of its file names the split,
+    or `coco_split` does. Other pictures have one if they were read from the web or from an object store.
+    """
     uri = row["image_uri"] or ""
-    if row["sample_id"].startswith("coco:") and uri:
-        folder, name = posixpath.split(uri.replace("\\", "/"))
-        return f"http://images.cocodataset.org/{posixpath.basename(folder)}/{name}"
-    return uri
+    folder, name = posixpath.split(uri.replace("\\", "/"))
+    number = _COCO_ID.fullmatch(row["sample_id"])
+    if number is not None:
+        file, place = _COCO_FILE.fullmatch(name), posixpath.basename(folder)
+        # A COCO-format data set of one's own has ids, too, but neither COCO's file names nor its splits.
+        if file is not None and file.group(1) == number.group(1) and _COCO_FOLDER.fullmatch(place):
+            return coco_url(row["sample_id"], place)
+        if coco_split is not None and (not uri or file is not None):
+            return coco_url(row["sample_id"], coco_split)
+    return uri if storage.is_remote(uri) else ""
 
 
-def _csv(folder: str, vocabulary: Vocabulary) -> tuple[str, int]:
+def _full_csv(folder: str, vocabulary: Vocabulary, coco_split: str | None) -> tuple[str, Exported]:
+    """Every column: sample_id, image_uri, public_url, captions and labels as JSON lists, `p_LABEL` for each label."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    head = ["sample_id", "image_uri", "public_url", "captions", "labels"]
+    writer.writerow([*head, *(f"p_{label}" for label in vocabulary.labels)])
+    rows = without = 0
+    for _, table in read_parts(folder):
+        matrix = matrix_of(table)
+        for row, probabilities in zip(table.drop_columns(["probabilities"]).to_pylist(), matrix, strict=True):
+            if row["selected"]:
+                url = public_address(row, coco_split)
+                texts = (json.dumps(row[name], ensure_ascii=False) for name in ("captions", "labels"))
+                numbers = (f"{value:.6g}" for value in probabilities)
+                writer.writerow([row["sample_id"], row["image_uri"] or "", url, *texts, *numbers])
+                rows += 1
+                without += not (row["image_uri"] or url)
+    return buffer.getvalue(), Exported(rows, without)
+
+
+def _csv(folder: str, vocabulary: Vocabulary, coco_split: str | None) -> tuple[str, Exported]:
     """The public system's table: coco_url, captions as a Python list in text, then 0.0 or 1.0 for each label."""
     columns = PUBLISHED_ORDER if vocabulary.labels == SOCRATIS_29.labels else vocabulary.labels
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["coco_url", "captions", *columns])
-    rows = 0
+    rows = without = 0
     for _, table in read_parts(folder):
         for row in table.drop_columns(["probabilities"]).to_pylist():
             if row["selected"]:
                 chosen = set(row["labels"])
                 marks = [1.0 if column in chosen else 0.0 for column in columns]
-                writer.writerow([image_url(row), str(row["captions"]), *marks])
+                url = public_address(row, coco_split)
+                writer.writerow([url, str(row["captions"]), *marks])
                 rows += 1
-    return buffer.getvalue(), rows
+                without += not url
+    return buffer.getvalue(), Exported(rows, without)
 
 
-def _coco_json(folder: str, vocabulary: Vocabulary) -> tuple[str, int]:
+def _coco_json(folder: str, vocabulary: Vocabulary, coco_split: str | None) -> tuple[str, Exported]:
     """COCO's layout: images, categories (the vocabulary, from 1), and one annotation with a score for each label."""
     images: list[dict[str, Any]] = []
     known = [_coco_number(sample_id) for sample_id in _ids(folder)]
     free = max((number for number in known if number is not None), default=0)
     annotations: list[dict[str, Any]] = []
+    without = 0
     for _, table in read_parts(folder):
         matrix = matrix_of(table)
         for row, probabilities in zip(table.drop_columns(["probabilities"]).to_pylist(), matrix, strict=True):
@@ -80,9 +148,9 @@ def _coco_json(folder: str, vocabulary: Vocabulary) -> tuple[str, int]:
             name = posixpath.basename((row["image_uri"] or "").replace("\\", "/"))
             if row["sample_id"].startswith("folder:"):  # the path below the folder, subfolders included
                 name = row["sample_id"].removeprefix("folder:")
-            images.append(
-                {"id": image_id, "file_name": name, "coco_url": image_url(row), "sample_id": row["sample_id"]}
-            )
+            url = public_address(row, coco_split)
+            without += not (name or url)
+            images.append({"id": image_id, "file_name": name, "coco_url": url, "sample_id": row["sample_id"]})
             for label in row["labels"]:
                 index = vocabulary.index(label)
                 annotations.append(
@@ -101,7 +169,7 @@ def _coco_json(folder: str, vocabulary: Vocabulary) -> tuple[str, int]:
             {"id": i + 1, "name": label, "supercategory": "emotion"} for i, label in enumerate(vocabulary.labels)
         ],
     }
-    return json.dumps(value, ensure_ascii=False) + "\n", len(images)
+    return json.dumps(value, ensure_ascii=False) + "\n", Exported(len(images), without)
 
 
 def _coco_number(sample_id: str) -> int | None:

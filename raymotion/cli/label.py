@@ -136,18 +136,30 @@ def select(labels: str, out: str, **options: Any) -> None:
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["csv", "coco-json"]),
-    default="csv",
+    type=click.Choice(["full-csv", "csv", "coco-json"]),
+    default="full-csv",
     show_default=True,
-    help="csv: coco_url, captions and one 0/1 column a label, as the public system wrote it. coco-json: COCO's layout.",
+    help="full-csv: id, address, captions and labels as JSON, and a column p_LABEL with each label's probability. csv: "
+    "coco_url, captions and one 0/1 column a label, as the public system wrote it. coco-json: COCO's layout.",
 )
-def export(labels: str, out: str, kind: str) -> None:
+@click.option(
+    "--coco-split",
+    metavar="NAME",
+    help="Where COCO publishes the pictures (val2017), for rows whose own address does not tell.",
+)
+def export(labels: str, out: str, kind: str, coco_split: str | None) -> None:
     """Write the selected rows of a labelled data set as csv or COCO-style json.
 
     \b
     Example:
-      raymotion export labels/ --format csv --out coco_predictions.csv
+      raymotion export labels/ --out labels.csv
+      raymotion export labels/ --format csv --coco-split val2017 --out coco_predictions.csv
     """
     from raymotion.batch.export import export as run
 
-    click.echo(f"{run(labels, out, kind)} images -> {out}")
+    done = run(labels, out, kind, coco_split=coco_split)
+    if done.without_address:
+        click.echo(
+            f"warning: {done.without_address:,} of {done.rows:,} rows have no address of their picture", err=True
+        )
+    click.echo(f"{done.rows} images -> {out}")

@@ -19,7 +19,7 @@ from PIL import Image
 
 from raymotion import storage
 from raymotion.batch.choice import choose_globally, matrix_of, read_parts, select
-from raymotion.batch.export import PUBLISHED_ORDER, export
+from raymotion.batch.export import PUBLISHED_ORDER, Exported, export
 from raymotion.batch.job import JobSummary
 from raymotion.batch.labels import LabelSettings, label
 from raymotion.batch.regions import RegionSettings, extract_regions
@@ -217,7 +217,7 @@ def test_select_chooses_anew_without_a_model(streamed: Made, tmp_path: Path) -> 
 
 
 def test_export_as_the_public_system_wrote_it(captioned: Made, tmp_path: Path) -> None:
-    assert export(captioned.folder, tmp_path / "labels.csv", "csv") == 3
+    assert export(captioned.folder, tmp_path / "labels.csv", "csv") == Exported(3, without_address=1)
     with open(tmp_path / "labels.csv", newline="") as file:
         rows = list(csv.reader(file))
     assert len(rows[0]) == 31 and rows[0][:2] == ["coco_url", "captions"] and tuple(rows[0][2:]) == PUBLISHED_ORDER
@@ -238,7 +238,7 @@ def test_everything_on_s3(s3: str, captioned: Made, teachers: dict[str, str]) ->
     assert table_of(f"{s3}/labels") == table_of(captioned.folder)
     assert label(job).already_complete
     select(f"{s3}/labels", f"{s3}/chosen", SelectionPolicy(policy="top-per-class", count=1))
-    assert export(f"{s3}/chosen", f"{s3}/labels.csv", "csv") >= 1
+    assert export(f"{s3}/chosen", f"{s3}/labels.csv", "csv").rows >= 1
     assert storage.read_text(f"{s3}/labels.csv").startswith("coco_url,captions,curious,")
 
 

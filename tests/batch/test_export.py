@@ -1,0 +1,98 @@
+"""Exports of a labelled data set: every row can be found again, and no address is made up."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raymotion import storage
+from raymotion.batch.export import Exported, export, public_address
+from raymotion.batch.labels import LabelSink
+from raymotion.batch.stages import Item
+from raymotion.errors import InputError
+from raymotion.learning.selection import SelectionPolicy
+from raymotion.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary("three", ("calm", "happy", "sad"))
+
+
+def labelled(folder: Path, rows: list[tuple[str, str | None]]) -> Path:
+    """A finished labels folder of (sample_id, image_uri) with known probabilities."""
+    items = []
+    for number, (sample_id, uri) in enumerate(rows):
+        captions = [f'caption {number}, "quoted"', "ünïcode"]
+        item = Item({"sample_id": sample_id, "image_uri": uri, "captions": captions})
+        item.output["probabilities"] = np.array([0.9, 0.25, 0.123456], np.float32)
+        items.append(item)
+    sink = LabelSink(VOCABULARY, SelectionPolicy(policy="threshold", threshold=0.5), None, True)
+    storage.write_table(folder / "part-00000.parquet", sink.encode(items))
+    record = {"job": "labels", "status": "complete", "vocabulary": VOCABULARY.to_dict()}
+    storage.write_json(folder / "job.json", record)
+    return folder
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("sample_id", "uri", "split", "address"),
+    [
+        ("coco:000000000139", "/data/val2017/000000000139.jpg", None, "val2017/000000000139.jpg"),
+        ("coco:000000000139:person:7", "/data/val2017/000000000139.jpg", None, "val2017/000000000139.jpg"),
+        ("coco:000000000139", "s3://b/val2014/COCO_val2014_000000000139.jpg", None,
+         "val2014/COCO_val2014_000000000139.jpg"),
+        ("coco:000000000139", None, "train2014", "train2014/COCO_train2014_000000000139.jpg"),
+        ("coco:000000000139", "/data/images/000000000139.jpg", "val2017", "val2017/000000000139.jpg"),
+        # A folder that is no split of COCO, and a data set of one's own in COCO's format.
+        ("coco:000000000139", "/data/images/000000000139.jpg", None, None),
+        ("coco:000000000139", None, None, None),
+        ("coco:000000000007", "/data/val2017/cat.png", "val2017", None),
+        ("coco:000000000007", "/data/val2017/000000000139.jpg", None, None),
+    ],
+)  # fmt: skip
+def test_cocos_address_is_cocos_or_none(
+    sample_id: str, uri: str | None, split: str | None, address: str | None
+) -> None:
+    wanted = "" if address is None else f"http://images.cocodataset.org/{address}"
+    assert public_address({"sample_id": sample_id, "image_uri": uri}, split) == wanted
+
+
+def test_other_pictures_have_the_address_that_they_were_read_from() -> None:
+    assert public_address({"sample_id": "folder:a.jpg", "image_uri": "s3://b/a.jpg"}) == "s3://b/a.jpg"
+    assert public_address({"sample_id": "folder:a.jpg", "image_uri": "/home/me/a.jpg"}) == ""
+
+
+def test_the_public_format_without_any_address_is_refused(tmp_path: Path) -> None:
+    folder = labelled(tmp_path / "labels", [("coco:000000000139", None), ("coco:000000000285", None)])
+    with pytest.raises(InputError, match=r"coco_url would be empty in every row. Say --coco-split val2017"):
+        export(folder, tmp_path / "a.csv", "csv")
+    assert not (tmp_path / "a.csv").exists()
+    assert export(folder, tmp_path / "a.csv", "csv", coco_split="val2017") == Exported(2)
+    urls = [row["coco_url"] for row in read(tmp_path / "a.csv")]
+    assert urls == [f"http://images.cocodataset.org/val2017/{n:012d}.jpg" for n in (139, 285)]
+
+
+def test_the_full_csv_holds_id_address_captions_labels_and_probabilities(tmp_path: Path) -> None:
+    folder = labelled(tmp_path / "labels", [("folder:a, b.jpg", "/home/me/a, b.jpg"), ("x:1", None)])
+    assert export(folder, tmp_path / "a.csv", "full-csv") == Exported(2, without_address=1)
+    first, second = read(tmp_path / "a.csv")
+    assert list(first) == ["sample_id", "image_uri", "public_url", "captions", "labels", "p_calm", "p_happy", "p_sad"]
+    assert (first["sample_id"], first["image_uri"], first["public_url"]) == ("folder:a, b.jpg", "/home/me/a, b.jpg", "")
+    assert json.loads(first["captions"]) == ['caption 0, "quoted"', "ünïcode"]
+    assert json.loads(first["labels"]) == ["calm"]
+    probabilities = [float(second[f"p_{name}"]) for name in VOCABULARY.labels]
+    assert probabilities == pytest.approx([0.9, 0.25, 0.123456], abs=1e-6)
+
+
+def test_the_command_counts_rows_without_an_address(tmp_path: Path, runner: Any) -> None:
+    folder = labelled(tmp_path / "labels", [("x:0", "https://host/a.jpg"), ("x:1", None)])
+    done = runner("export", folder, "--format", "csv", "--out", tmp_path / "a.csv")
+    assert (done.code, done.out) == (0, f"2 images -> {tmp_path / 'a.csv'}\n")
+    assert done.err == "warning: 1 of 2 rows have no address of their picture\n"
