@@ -64,6 +64,7 @@ def run_demo(
     from raymotion.train.finetune import compare
     from raymotion.train.fit import fit
     from raymotion.train.recipe import StudentRecipe, load_recipe
+    from raymotion.train.source import label_warnings
     from raymotion.vocabulary import SOCRATIS_29
 
     seconds: dict[str, float] = {}
@@ -126,9 +127,10 @@ def run_demo(
         with step("report", f"report {at('labels')} --out {at('report.html')}"):
             report = write_report(at("labels"), at("report.html"))
         with step("student", f"train student-demo --labels {at('labels')} --seed {seed} --out {at('student')}"):
-            student = fit(
-                load_recipe("student-demo", options={"data": {"labels": at("labels")}, "seed": seed}), at("student")
-            ).info
+            recipe = load_recipe("student-demo", options={"data": {"labels": at("labels")}, "seed": seed})
+            for warning in label_warnings(recipe):
+                say(f"warning: {warning}")
+            student = fit(recipe, at("student")).info
         with step(
             "fine-tuning",
             f"finetune {at('student')} --samples {at('socratis.parquet')} --recipe finetune-demo "

@@ -72,9 +72,13 @@ def finetune(
     if not isinstance(settings, StudentRecipe):
         raise click.UsageError(f"{recipe} is a recipe for a {settings.kind}, not for a student")
 
+    from raymotion.models.checkpoint import read_checkpoint_info
     from raymotion.report.transfer import table_lines
     from raymotion.train.finetune import CONDITIONS, compare
+    from raymotion.train.source import doubts_about
 
+    for warning in doubts_about(read_checkpoint_info(student).training.get("targets") or {}):
+        click.secho(f"warning: {student}: {warning}", fg="red", err=True)
     result = compare(
         settings,
         student,

@@ -82,7 +82,10 @@ def train(
     settings = load_recipe(recipe, options=options, assignments=assignments)
 
     from raymotion.train.fit import fit
+    from raymotion.train.source import label_warnings
 
+    for warning in label_warnings(settings):
+        click.secho(f"warning: {warning}", fg="red", err=True)
     result = fit(settings, out, address=address, progress=_print_epoch)
     info = result.info
     if result.already_done:
@@ -98,6 +101,9 @@ def train(
     if unreadable := info.training["history"][-1].get("unreadable_images"):
         click.echo(f"{unreadable} picture{'' if unreadable == 1 else 's'} could not be read: the model did without")
     click.echo(f"modalities: {', '.join(info.modalities)}; best epoch: {info.training['best_epoch']}")
+    imitates = (info.training.get("targets") or {}).get("kind") == "pseudo-labels"
+    if imitates:
+        click.echo("The figures measure agreement with the teacher's labels, not with people's.")
     for name, evaluation in (("validation", info.validation), ("test", info.test)):
         if evaluation:
             _print_table(name, evaluation)

@@ -9,6 +9,7 @@ from raymotion.data.streams import ABLATIONS
 from raymotion.learning.metrics import Evaluation, metric_text, metric_title
 
 LOOKS_AT = {"context": "the whole picture", "body": "the body's box", "face": "the face's box"}
+TAGS = ("emotion-recognition", "affective-computing", "multi-label-classification")
 HEADER = ("metric", "model", "95 % interval", "class prior", "constant", "against both")
 
 
@@ -23,7 +24,7 @@ def metric_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def model_card(config: Mapping[str, Any], training: Mapping[str, Any], *, parameters: int) -> str:
-    """Markdown from the contents of config.json and training.json."""
+    """Markdown with the Hugging Face hub's YAML header, from the contents of config.json and training.json."""
     if config["architecture"] in ("fusion", "fusion-tuned"):
         return _document(_fusion_head(config, training, parameters), config, training)
     modalities = config["modalities"]
@@ -58,8 +59,10 @@ def model_card(config: Mapping[str, Any], training: Mapping[str, Any], *, parame
 
 
 def _document(lines: list[str], config: Mapping[str, Any], training: Mapping[str, Any]) -> str:
-    """The card that begins with `lines`: data, figures, and how to read them."""
-    lines = list(lines)
+    """The card that begins with `lines`: data, targets, figures, and how to read them."""
+    targets = training.get("targets") or {}
+    imitates = targets.get("kind") == "pseudo-labels"
+    lines = [*_header(config, training), *lines, *_targets(targets)]
     data = training.get("data") or {}
     if data:
         splits = ", ".join(f"{count:,} {name}" for name, count in (data.get("splits") or {}).items())
@@ -68,8 +71,14 @@ def _document(lines: list[str], config: Mapping[str, Any], training: Mapping[str
         last = (training.get("settings") or {}).get("select_by") == "last"
         chosen = "the last one, whatever validation says" if last else "chosen on validation"
         lines.append(f"- Seed {training['seed']}; epoch {training.get('best_epoch')}, {chosen}.")
+    chosen_on = "The epoch and the thresholds were chosen on these samples: the figures are optimistic."
+    if imitates:
+        chosen_on = (
+            "Agreement with the teacher's labels of images that were held out from training: how well the student "
+            f"imitates its teacher, not how well it knows what people say. {chosen_on}"
+        )
     for name, explanation in (
-        ("validation", "The epoch and the thresholds were chosen on these samples: the figures are optimistic."),
+        ("validation", chosen_on),
         ("test", "Scored once, after every choice was made."),
     ):
         evaluation = training.get(name)
@@ -85,10 +94,62 @@ def _document(lines: list[str], config: Mapping[str, Any], training: Mapping[str
         "split's own; neither looks at anything. `against both` is `better` only if the whole interval of the paired",
         "difference is.",
         "",
+        *_meaning(imitates),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _header(config: Mapping[str, Any], training: Mapping[str, Any]) -> list[str]:
+    """The YAML block by which the hub lists a model: library, task, tags, labels."""
+    from huggingface_hub import ModelCardData
+
+    reads_pictures = set(config["modalities"]) != {"text"}
+    data = ModelCardData(
+        library_name="raymotion",
+        pipeline_tag="image-classification" if reads_pictures else "text-classification",
+        tags=[*TAGS, config["architecture"], config["vocabulary"]["name"]],
+    )
+    return ["---", data.to_yaml(line_break="\n").rstrip("\n"), "---", ""]
+
+
+def _targets(targets: Mapping[str, Any]) -> list[str]:
+    """What the model learned to say: people's annotations, or the labels of another model and what these are worth."""
+    if targets.get("kind") != "pseudo-labels":
+        copied = targets.get("copied_from")
+        if not copied or copied.get("targets") != "pseudo-labels":
+            return []
+        return [
+            f"- Its first layers come from the student {copied['fingerprint']}, which learned from pseudo-labels of a "
+            "teacher."
+        ]
+    teacher, collapse = targets.get("teacher") or {}, targets.get("collapse")
+    reads = " and ".join(teacher.get("modalities") or ()) or "what is not recorded"
+    lines = [
+        f"- Targets: pseudo-labels ({targets.get('folder')}, job {targets.get('digest')}), which the "
+        f"{teacher.get('architecture') or 'teacher'} {teacher.get('fingerprint')} made from {reads}. No person "
+        "labelled these images.",
+    ]
+    if collapse is None:
+        lines.append("- **Nobody checked the training labels for a collapse.**")
+    elif collapse.get("collapsed"):
+        lines.append(f"- **Training labels: {collapse.get('headline')}**")
+    else:
+        lines.append(f"- Training labels: {collapse.get('headline')}")
+    return [*lines, *(f"- {notice}" for notice in targets.get("notices") or ())]
+
+
+def _meaning(imitates: bool) -> list[str]:
+    """What the labels may be taken for."""
+    if imitates:
+        return [
+            "The labels repeat what another model guessed. Before you use them, measure them against people's:",
+            "`raymotion evaluate MODEL SAMPLES`. They say nothing about the feelings of the people shown, and should",
+            "not be used to judge any person.",
+        ]
+    return [
         "The labels say what emotions annotators reported for pictures like these. They say nothing about the feelings",
         "of the people shown, and should not be used to judge any person.",
     ]
-    return "\n".join(lines) + "\n"
 
 
 def _fusion_head(config: Mapping[str, Any], training: Mapping[str, Any], parameters: int) -> list[str]:

@@ -10,6 +10,7 @@ from raymotion.models.checkpoint import CheckpointInfo, sample_mark, save_checkp
 from raymotion.train.fusion_data import FusionData, PersonData
 from raymotion.train.fusion_scores import emotic_scores
 from raymotion.train.recipe import FusionRecipe, FusionTunedRecipe, TrainRecipe
+from raymotion.train.source import describe_targets
 from raymotion.train.task import Data, task_of
 from raymotion.train.tuned_data import TunedData
 
@@ -56,6 +57,7 @@ def finish(recipe: TrainRecipe, data: Data, settings: dict[str, Any], folder: st
             # So that an evaluation can tell samples that the model knows, however they were split since.
             "seen": seen_marks(data),
         },
+        "targets": describe_targets(recipe),
         "seed": recipe.seed,
         "settings": settings,
         "history": state["history"],

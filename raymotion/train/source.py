@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from raymotion.batch.choice import matrix_of, read_labels_record, read_parts
 from raymotion.data.samples import attach_vocabulary, read_samples, targets, validate, vocabulary_of
 from raymotion.errors import InputError
 from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info
-from raymotion.train.recipe import Transfer
+from raymotion.train.recipe import StudentRecipe, Transfer
+from raymotion.train.recipe_base import TrainRecipe
 from raymotion.vocabulary import Vocabulary
 
 
@@ -66,6 +68,54 @@ def pseudo_labelled(folder: str, val_fraction: float, seed: int) -> tuple[pa.Tab
     table = table.append_column("source", pa.array(["pseudo-labels"] * table.num_rows, pa.string()))
     samples = validate(attach_vocabulary(table, vocabulary), where=folder)
     return samples, np.concatenate(probabilities).astype(np.float32), vocabulary
+
+
+def describe_targets(recipe: TrainRecipe) -> dict[str, Any]:
+    """What a model of this recipe learns to say, for its record and its card.
+
+    Returns:
+        `kind`: `annotations` or `pseudo-labels`. Pseudo-labels have `folder`, `digest` (of their job), `selected` (how
+        many were chosen), `teacher` (fingerprint and modalities), `collapse` (the check of the labels) and `notices`.
+        Annotations of a student with copied layers have `copied_from`: what the source of the layers learned.
+    """
+    labels = recipe.data.labels if isinstance(recipe, StudentRecipe) else None
+    if labels:
+        record = read_labels_record(labels)
+        teacher = (record.get("model") or {}).get("teacher") or {}
+        return {
+            "kind": "pseudo-labels",
+            "folder": storage.absolute(labels).rsplit("/", 1)[-1],
+            "digest": record.get("digest"),
+            "selected": (record.get("choice") or {}).get("selected"),
+            "teacher": {name: teacher.get(name) for name in ("fingerprint", "architecture", "modalities")},
+            "collapse": record.get("collapse"),
+            "notices": list(record.get("notices") or ()),
+        }
+    targets: dict[str, Any] = {"kind": "annotations"}
+    if isinstance(recipe, StudentRecipe) and recipe.transfer is not None:
+        source = source_of(recipe.transfer)
+        earlier = source.training.get("targets") or {}
+        targets["copied_from"] = {"fingerprint": source.fingerprint, "targets": earlier.get("kind")}
+    return targets
+
+
+def label_warnings(recipe: TrainRecipe) -> list[str]:
+    """What a user must hear before a model learns from these labels; nothing where people made them."""
+    return doubts_about(describe_targets(recipe))
+
+
+def doubts_about(targets: Mapping[str, Any]) -> list[str]:
+    """Why the pseudo-labels of a `describe_targets` may teach a student nothing; empty for annotations."""
+    if targets.get("kind") != "pseudo-labels":
+        return []
+    collapse = targets.get("collapse")
+    if collapse is None:
+        found = ["these pseudo-labels were never checked for a collapse"]
+    elif collapse.get("collapsed"):
+        found = [f"a student of these pseudo-labels learns their few answers. {collapse.get('headline')}"]
+    else:
+        found = []
+    return [*found, *(notice for notice in targets.get("notices") or () if "RANDOM WEIGHTS" in notice)]
 
 
 def source_of(transfer: Transfer) -> CheckpointInfo:

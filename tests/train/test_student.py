@@ -28,7 +28,7 @@ from raymotion.train.fit import fit
 from raymotion.train.loop import BEST, CURRENT, Workers, train
 from raymotion.train.pictures import ABSENT, READ, UNREADABLE, PictureReader, Portion, cache_pictures, read_here
 from raymotion.train.recipe import StudentRecipe, load_recipe
-from raymotion.train.source import pseudo_labelled
+from raymotion.train.source import label_warnings, pseudo_labelled
 from raymotion.train.student import StudentTask
 from raymotion.vocabulary import VALENCE_3
 
@@ -122,6 +122,26 @@ def test_a_student_of_pseudo_labels_learns_one_or_the_other(tmp_path: Path, stud
     info = fit(recipe, tmp_path / "s").info
     assert info.vocabulary == VALENCE_3 and info.test is None and info.validation is not None
     np.testing.assert_allclose(info.prior, data.prior(soft=False), atol=1e-6)
+    assert info.training["targets"]["kind"] == "pseudo-labels"
+    card = (tmp_path / "s/README.md").read_text()
+    assert "annotators reported" not in card and "Agreement with the teacher's labels" in card
+
+
+def test_labels_whose_check_failed_are_named_before_training_begins(tmp_path: Path, runner: Any) -> None:
+    write_labels(tmp_path / "l", [None] * 8)
+    record = storage.read_json(tmp_path / "l/job.json")
+    headline = "Collapse check FAILED: 97 % of the images have the same label set: calm."
+    record["collapse"] = {"headline": headline, "collapsed": True}
+    storage.write_json(tmp_path / "l/job.json", record)
+    (tmp_path / "taken").write_text("a file where the checkpoint should go")
+    done = runner("train", "student-gru-cnn", "--labels", tmp_path / "l", "--out", tmp_path / "taken")
+    warning, error = done.err.splitlines()
+    assert warning == f"warning: a student of these pseudo-labels learns their few answers. {headline}"
+    assert error.startswith("error: ") and done.code == 2
+    for changed, doubts in (({"collapsed": False, "headline": "passed"}, 0), (None, 1)):
+        storage.write_json(tmp_path / "l/job.json", {**record, "collapse": changed})
+        recipe = load_recipe("student-gru-cnn", options={"data": {"labels": str(tmp_path / "l")}})
+        assert len(label_warnings(recipe)) == doubts
 
 
 def test_labels_that_are_not_finished_and_both_or_neither_source(tmp_path: Path) -> None:
