@@ -15,6 +15,7 @@ from raymotion.errors import InputError
 from raymotion.learning.collapse import check_collapse
 from raymotion.learning.metrics import Evaluation
 from raymotion.learning.selection import SelectionPolicy
+from raymotion.learning.significance import voids_results
 from raymotion.vocabulary import Vocabulary
 
 
@@ -80,11 +81,18 @@ def _update_commit(folder: str, name: str, sha256: str, length: int) -> None:
 
 
 def judge(
-    folder: str, vocabulary: Vocabulary, prior: Sequence[float] | None, validation: dict[str, Any] | None
+    folder: str,
+    vocabulary: Vocabulary,
+    prior: Sequence[float] | None,
+    validation: dict[str, Any] | None,
+    notices: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The collapse check over the labels in `folder`, as it stands in job.json: headline, collapsed, reasons, notes.
 
     Holds probabilities and marks of the whole set in memory (150 bytes a row for 29 labels).
+
+    Args:
+        notices: of the job; those that void its labels keep the check from passing without a word.
     """
     matrices, masks, selected = [], [], []
     for _, table in read_parts(folder, ["probabilities", "labels", "selected"]):
@@ -101,6 +109,7 @@ def judge(
         prior=prior,
         evaluation=None if validation is None else Evaluation.from_dict(validation),
         selected=np.concatenate(selected),
+        warnings=[notice for notice in notices if voids_results(notice)],
     )
     return {
         "headline": found.headline,
@@ -145,7 +154,7 @@ def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectionPol
             storage.join(target, "quarantine", name), storage.read_bytes(storage.join(source, "quarantine", name))
         )
     teacher = record["model"]["teacher"]
-    collapse = judge(target, vocabulary, teacher.get("prior"), teacher.get("validation"))
+    collapse = judge(target, vocabulary, teacher.get("prior"), teacher.get("validation"), record["notices"])
     settings = {**record["settings"], "selection": policy.model_dump(mode="json")}
     identity = {**record["identity"], "selection": policy.model_dump(mode="json")}
     chosen = {

@@ -135,7 +135,7 @@ def _fusion_spec(info: CheckpointInfo, settings: LabelSettings) -> JobSpec:
 
     def finish(folder: str) -> Mapping[str, Any]:
         digest = storage.read_json(storage.join(folder, "job.json"))["digest"]
-        return {**_finish(info, settings, folder), "with": plan.counts(folder, digest)}
+        return {**_finish(info, settings, folder, plan.notices), "with": plan.counts(folder, digest)}
 
     return JobSpec(
         kind="labels",
@@ -204,7 +204,7 @@ def _caption_spec(info: CheckpointInfo, settings: LabelSettings) -> JobSpec:
         model={"teacher": info.to_dict(), "extractor": extractor.to_dict() if extractor else None},
         vocabulary=info.vocabulary,
         notices=tuple(notices),
-        finish=lambda folder: _finish(info, settings, folder),
+        finish=lambda folder: _finish(info, settings, folder, notices),
         # A teacher that reads captions too does without the images that are not there.
         images="none" if not streams_images else "optional" if "text" in info.modalities else "required",
     )
@@ -219,12 +219,12 @@ def _identity(info: CheckpointInfo, settings: LabelSettings) -> dict[str, Any]:
     }
 
 
-def _finish(info: CheckpointInfo, settings: LabelSettings, folder: str) -> dict[str, Any]:
+def _finish(info: CheckpointInfo, settings: LabelSettings, folder: str, notices: Sequence[str]) -> dict[str, Any]:
     """What job.json says of the finished labels."""
     more: dict[str, Any] = {}
     if settings.selection.is_global:
         more["choice"] = choose_globally(folder, folder, settings.selection, info.vocabulary, info.thresholds)
-    more["collapse"] = judge(folder, info.vocabulary, info.prior, info.validation)
+    more["collapse"] = judge(folder, info.vocabulary, info.prior, info.validation, notices)
     return more
 
 

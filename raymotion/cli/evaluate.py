@@ -62,7 +62,7 @@ def evaluate(**options: Any) -> None:
     """
     from raymotion.config import load_settings
     from raymotion.evaluation.evaluate import EvaluateSettings, evaluate_checkpoint
-    from raymotion.evaluation.page import verdict
+    from raymotion.evaluation.page import verdict, warnings_of
     from raymotion.evaluation.terminal import summary_lines
 
     file, assignments = options.pop("config_file"), options.pop("assignments")
@@ -71,7 +71,7 @@ def evaluate(**options: Any) -> None:
     settings = load_settings(EvaluateSettings, file=file, options=options, assignments=assignments)
     summary = evaluate_checkpoint(settings, address=address, progress=progress)
     first, *rest = summary_lines(summary)
-    state, _ = verdict(summary.measured, summary.caution)
+    state = verdict(summary.measured, warnings_of(summary.record)).state
     click.secho(first, fg="red" if state == "bad" else None, bold=True)
     for line in rest:
         click.echo(line)

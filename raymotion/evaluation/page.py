@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raymotion.evaluation.measure import Measured
 from raymotion.learning.calibration import CalibrationScores
+from raymotion.learning.significance import Headline, headline, voids_results
 from raymotion.report.figures import metric_rows
 from raymotion.report.page import template
 
+NAMES = {"bce": "BCE", "macro_ap": "mAP"}
 KINDS = {"width": "equal width", "mass": "equal mass"}
 CAPTIONS = {
     "reliability_width": "On the dashed line, what is called 30 % happens in 30 % of the cases. All labels pooled.",
@@ -24,15 +26,15 @@ CAPTIONS = {
 def render(record: Mapping[str, Any], measured: Measured, figures: Mapping[str, bytes]) -> str:
     """The page from evaluation.json's record, what was measured, and PNG figures by name."""
     samples, checkpoint = record["samples"], record["checkpoint"]
-    state, headline = verdict(measured, record["caution"])
+    first = verdict(measured, warnings_of(record))
     distinct = measured.diversity
     return template("evaluation.html.j2", "raymotion.evaluation").render(
         record=record,
         samples=samples,
         checkpoint=checkpoint,
         results=measured,
-        state=state,
-        headline=headline,
+        state=first.state,
+        headline=first.text,
         reasons=[*measured.collapse.reasons, *measured.collapse.notes, *measured.notes],
         metrics=metric_rows(measured.evaluation),
         calibration=[calibration_row(scores) for scores in measured.calibration],
@@ -67,19 +69,39 @@ def render(record: Mapping[str, Any], measured: Measured, figures: Mapping[str, 
     )
 
 
-def verdict(measured: Measured, caution: str | None) -> tuple[str, str]:
-    """How the page and the terminal begin: "good", "unsure" or "bad", and a sentence."""
-    if measured.collapse.collapsed:
-        return "bad", "Collapsed: the predictions are nearly constant, or no better than the prior."
+def verdict(measured: Measured, warnings: Sequence[str]) -> Headline:
+    """How the page and the terminal begin.
+
+    Args:
+        warnings: the caution about the samples, if there is one, and notices that void the results.
+    """
     metrics = measured.evaluation.metrics
-    names = ("bce", "macro_ap")
-    doubtful = [name for name in names if metrics[name].verdict != "better"]
-    if doubtful:
-        listed = " and ".join({"bce": "BCE", "macro_ap": "mAP"}[name] for name in doubtful)
-        return "unsure", f"The predictions vary, but {listed} may be no better than the baselines."
-    if caution is not None or measured.collapse.notes or measured.notes:
-        return "unsure", "BCE and mAP beat the baselines, with a reservation."
-    return "good", "The predictions vary, and BCE and mAP beat the class prior and the constant."
+    verdicts = {name: metrics[name].verdict for name in ("bce", "macro_ap")}
+    doubtful = {
+        word: " and ".join(NAMES[name] for name, own in verdicts.items() if own == word)
+        for word in ("worse", "unclear")
+    }
+    if measured.collapse.collapsed:
+        bad = "Collapsed: the predictions are nearly constant, or no better than the prior."
+    else:
+        bad = f"{doubtful['worse']} {'are' if ' and ' in doubtful['worse'] else 'is'} worse than a baseline."
+    return headline(
+        verdicts,
+        {
+            "bad": bad,
+            "unsure": f"The predictions vary, but {doubtful['unclear']} may be no better than the baselines.",
+            "reserved": "BCE and mAP beat the baselines",
+            "good": "The predictions vary, and BCE and mAP beat the class prior and the constant.",
+        },
+        failures=measured.collapse.reasons,
+        warnings=[*warnings, *measured.collapse.notes, *measured.notes],
+    )
+
+
+def warnings_of(record: Mapping[str, Any]) -> list[str]:
+    """What takes from every figure of an evaluation.json: its caution, and notices that void the results."""
+    caution = record["caution"]
+    return [*([caution] if caution else []), *(notice for notice in record["notices"] if voids_results(notice))]
 
 
 def calibration_row(scores: CalibrationScores) -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from raymotion import storage
 from raymotion.evaluation.evaluate import EvaluationSummary
-from raymotion.evaluation.page import calibration_row, verdict
+from raymotion.evaluation.page import calibration_row, verdict, warnings_of
 from raymotion.report.figures import metric_rows
 
 METRICS = {
@@ -24,7 +24,7 @@ def summary_lines(summary: EvaluationSummary) -> list[str]:
     measured, samples = summary.measured, summary.record["samples"]
     distinct, evaluation = measured.diversity, measured.evaluation
     lines = [] if summary.caution is None else [summary.caution]
-    lines.append(verdict(measured, summary.caution)[1])
+    lines.append(verdict(measured, warnings_of(summary.record)).text)
     lines += [f"  - {text}" for text in (*measured.collapse.reasons, *measured.collapse.notes, *measured.notes)]
     lines += [f"note: {notice}" for notice in summary.record["notices"]]
     lines += ["", *table(METRICS, metric_rows(evaluation)), ""]

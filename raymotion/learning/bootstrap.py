@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raymotion.errors import InputError
+from raymotion.learning.significance import Verdict, verdict_of
 
 # What is a ratio of sums over samples: numerators and denominators, (n,) each.
 Columns = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -49,14 +50,12 @@ class Metric:
     resamples: int
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Verdict:
         """`better`: the whole interval lies above both baselines; `worse`: below one of them; `unclear`: neither."""
-        gains = [gain for gain in (self.prior_gain, self.constant_gain) if gain is not None]
-        if not gains:
+        found = {verdict_of(gain) for gain in (self.prior_gain, self.constant_gain) if gain is not None}
+        if not found:
             return "unclear"
-        if all(low > 0 for low, _ in gains):
-            return "better"
-        return "worse" if any(high < 0 for _, high in gains) else "unclear"
+        return "worse" if "worse" in found else "unclear" if "unclear" in found else "better"
 
 
 def finite(value: float) -> float | None:

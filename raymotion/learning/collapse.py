@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from raymotion.learning.metrics import Evaluation
+from raymotion.learning.significance import Headline, headline
 
 MIN_IMAGES = 20
 # From here on, few distinct label sets are no accident of a small collection.
@@ -22,6 +23,8 @@ MIN_IMAGES_FOR_SETS = 100
 
 CLASS_SHARE = 0.95
 SET_SHARE = 0.90
+# Two labels that share nearly all first places are two answers, however many sets the labels behind them make.
+FIRST_SHARE = 0.99
 # exp(entropy) of the label sets: 3 and fewer is "one of two or three answers".
 EFFECTIVE_SETS = 3.0
 # Standard deviation of a class's probability over images, relative to sqrt(mean (1 - mean)), the largest it can be. A
@@ -48,14 +51,24 @@ class Collapse:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def verdict(self) -> Headline:
+        """Colour and sentence, for a terminal's first line and a report's banner."""
+        more = f" (and {len(self.reasons) - 1} more)" if len(self.reasons) > 1 else ""
+        return headline(
+            {},
+            {
+                "bad": f"Collapse check FAILED: {self.reasons[0]}{more}" if self.reasons else "",
+                "reserved": "No collapse found",
+                "good": "Collapse check passed: the labels vary, and the teacher beats the class prior and the "
+                "constant ranking.",
+            },
+            failures=self.reasons,
+            warnings=self.notes,
+        )
+
+    @property
     def headline(self) -> str:
-        """The verdict in one line, for a terminal's first line and a report's banner."""
-        if self.collapsed:
-            more = f" (and {len(self.reasons) - 1} more)" if len(self.reasons) > 1 else ""
-            return f"Collapse check FAILED: {self.reasons[0]}{more}"
-        if self.notes:
-            return f"No collapse found, with a reservation: {self.notes[0]}"
-        return "Collapse check passed: the labels vary, and the teacher beats the class prior and the constant ranking."
+        return self.verdict.text
 
 
 def check_collapse(
@@ -68,6 +81,7 @@ def check_collapse(
     selected: np.ndarray | None = None,
     model: str = "teacher",
     split: str = "validation",
+    warnings: Sequence[str] = (),
 ) -> Collapse:
     """Looks for labels that are nearly constant, and for a teacher that is no better than its prior.
 
@@ -79,10 +93,11 @@ def check_collapse(
         evaluation: the teacher's, on validation.
         selected: (n,) bool; the label sets of other images are not looked at. Their probabilities are.
         model, split: what the sentences call the model, and the samples of its evaluation.
+        warnings: what voids the labels whatever they look like (`significance.voids_results`); the first notes.
     """
     rates = None if prior is None else np.asarray(prior, dtype=np.float64)
     reasons: list[str] = []
-    notes: list[str] = []
+    notes: list[str] = list(warnings)
     if len(probabilities) < MIN_IMAGES:
         notes.append(f"{len(probabilities)} images are too few to tell whether the labels vary.")
     else:
@@ -93,6 +108,7 @@ def check_collapse(
             reasons += _constant_labels(chosen, labels, rates, means)
         else:
             notes.append(f"{len(chosen)} selected images are too few to tell whether their label sets vary.")
+        notes += _few_first_labels(np.asarray(probabilities), labels)
     if evaluation is None:
         notes.append(f"The {model} has no {split} metrics: whether it beats the baselines is not known.")
     else:
@@ -110,6 +126,15 @@ def label_sets(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     _, first, counts = np.unique(packed, axis=0, return_index=True, return_counts=True)
     order = np.lexsort((first, -counts))
     return mask[first[order]], counts[order]
+
+
+def first_labels(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The labels that are any image's most probable one, most frequent first, and for how many: from (n, L)."""
+    if not len(probabilities):
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    counts = np.bincount(np.asarray(probabilities).argmax(axis=1), minlength=probabilities.shape[1])
+    order = np.argsort(-counts, kind="stable")
+    return order[counts[order] > 0], counts[order][counts[order] > 0]
 
 
 def binary_entropy(probabilities: np.ndarray) -> np.ndarray:
@@ -161,6 +186,17 @@ def _constant_labels(mask: np.ndarray, labels: Sequence[str], prior: np.ndarray 
             few = min(3, len(sets))
             reasons.append(f"{few} label sets cover {covered} of {n:,} images: the labels are one of a few answers.")
     return reasons
+
+
+def _few_first_labels(probabilities: np.ndarray, labels: Sequence[str]) -> list[str]:
+    """A note where two labels, or one, come first on nearly every image, though there are many to choose from."""
+    n, width = probabilities.shape
+    first, counts = first_labels(probabilities)
+    if n < MIN_IMAGES_FOR_SETS or width < 8 or counts[:2].sum() / n < FIRST_SHARE:
+        return []
+    named = " and ".join(f"{labels[j]!r} ({_percent(c / n)})" for j, c in zip(first[:2], counts[:2], strict=True))
+    return [f"On nearly every image the most probable label is {named.replace(' and ', ' or ')}: few answers, however "
+            "many label sets there are."]  # fmt: skip
 
 
 def _explained(mean_labels: float, prior: np.ndarray | None, means: np.ndarray) -> np.ndarray:

@@ -16,8 +16,9 @@ from PIL import Image
 from raymotion import storage
 from raymotion.data import images
 from raymotion.errors import AccessDenied, InputError
-from raymotion.learning.collapse import Collapse, binary_entropy, check_collapse
+from raymotion.learning.collapse import Collapse, binary_entropy, check_collapse, first_labels
 from raymotion.learning.metrics import Evaluation
+from raymotion.learning.significance import voids_results
 from raymotion.report import figures
 from raymotion.report.labelled import LabelledRow, LabelledSet, load_labels
 
@@ -35,6 +36,7 @@ class ReportSummary:
     Attributes:
         headline: the verdict of the collapse check, one line.
         images_in, labelled, quarantined: None where the job did not record it.
+        distinct_sets, distinct_first: different label sets of the selected images; different most probable labels.
         size: bytes of the page.
     """
 
@@ -47,6 +49,7 @@ class ReportSummary:
     selected: int
     quarantined: int | None
     distinct_sets: int
+    distinct_first: int
     size: int
 
 
@@ -73,9 +76,11 @@ def write_report(
         prior=labelled.prior,
         evaluation=labelled.evaluation,
         selected=labelled.selected,
+        warnings=[str(notice) for notice in labelled.recorded("notices") or () if voids_results(str(notice))],
     )
     entropy = binary_entropy(labelled.probabilities)
     distinct, common = figures.common_sets(labelled)
+    first = len(first_labels(labelled.probabilities)[0])
     reasons, failed = labelled.quarantine(QUARANTINE_SHOWN)
     quarantined = _whole(labelled.recorded("counts", "quarantined"))
     if quarantined is None and reasons:
@@ -87,8 +92,9 @@ def write_report(
     html = template("report.html.j2").render(
         labelled=labelled,
         collapse=collapse,
-        state="bad" if collapse.collapsed else "unsure" if collapse.notes else "good",
-        key_figures=_key_figures(labelled, quarantined, distinct),
+        state=collapse.verdict.state,
+        headline=collapse.headline,
+        key_figures=_key_figures(labelled, quarantined, distinct, first),
         facts=_facts(labelled),
         notices=_notices(labelled, quarantined),
         metrics=figures.metric_rows(labelled.evaluation) if labelled.evaluation else [],
@@ -116,6 +122,7 @@ def write_report(
         selected=int(labelled.selected.sum()),
         quarantined=quarantined,
         distinct_sets=distinct,
+        distinct_first=first,
         size=len(data),
     )
 
@@ -169,12 +176,13 @@ def _rate(value: Any) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def _key_figures(labelled: LabelledSet, quarantined: int | None, distinct: int) -> list[tuple[str, str]]:
+def _key_figures(labelled: LabelledSet, quarantined: int | None, distinct: int, first: int) -> list[tuple[str, str]]:
     return [
         ("images in", as_text(_whole(labelled.recorded("counts", "in")))),
         ("labelled", f"{len(labelled):,}"),
         ("quarantined", as_text(quarantined)),
         ("selected", f"{int(labelled.selected.sum()):,}"),
+        ("distinct first labels", f"{first:,}"),
         ("distinct label sets", f"{distinct:,}"),
         ("images/s", _rate(labelled.recorded("throughput", "images_per_second"))),
     ]

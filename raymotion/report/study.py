@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from raymotion import storage
 from raymotion.learning.published_metrics import to_text
 from raymotion.report import study_tables as tables
-from raymotion.report.study_findings import cautions, config_text, interval, notices, points, verdict
+from raymotion.report.study_findings import cautions, config_text, interval, notices, share_text, verdict
 from raymotion.report.study_folder import StudyFolder, load_study, shown
 from raymotion.report.study_page import render
 from raymotion.report.study_scores import final_scores
@@ -89,4 +89,4 @@ def _lines(study: StudyFolder) -> list[str]:
         for row in rows
     ]
     chance = study.final.chance if study.final else None
-    return [*lines, f"mAP x 100; chance on test {points(chance)}"]
+    return [*lines, f"mAP; chance on test {share_text(chance)}"]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raymotion.learning.significance import headline
 from raymotion.report.study_folder import Stage, StudyFolder, Trial, number
 from raymotion.report.study_inputs import random_backbones
 from raymotion.report.study_published import FINAL_MAP, PERSONS
@@ -21,17 +22,17 @@ UNSCORED = "the test split was not scored yet"
 UNSCORED_COMPLETE = "the samples have no test split, so nothing was scored on one"
 
 
-def points(value: float | None, *, sign: bool = False, digits: int = 2) -> str:
-    """A share as mAP x 100, the unit of every published table; a dash where it is not known."""
+def share_text(value: float | None, *, sign: bool = False, digits: int = 4) -> str:
+    """A share of 1, as every page and line gives its metrics; a dash where it is not known."""
     if value is None or math.isnan(value):
         return UNKNOWN
-    text = f"{100 * value:+.{digits}f}" if sign else f"{100 * value:.{digits}f}"
+    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
     return text.replace("-", "−") if float(text) else f"{0:.{digits}f}"
 
 
 def interval(low: float | None, high: float | None, *, sign: bool = False) -> str:
-    """`29.00 to 31.20`, or a dash."""
-    return UNKNOWN if low is None or high is None else f"{points(low, sign=sign)} to {points(high, sign=sign)}"
+    """`0.2900 to 0.3120`, or a dash."""
+    return UNKNOWN if low is None or high is None else f"{share_text(low, sign=sign)} to {share_text(high, sign=sign)}"
 
 
 def field_name(field: str) -> str:
@@ -114,10 +115,10 @@ def comparison(study: StudyFolder) -> Comparison | None:
 
 def verdict(study: StudyFolder) -> tuple[str, str]:
     """How page and terminal begin: "good", "unsure" or "bad", and one sentence."""
-    parts, state = [], "good"
+    parts, warnings, failures = [], cautions(study), []
     decided = [stage for stage in study.stages if stage.winner is not None]
     if not study.complete:
-        state = "unsure"
+        warnings.append("the study is not complete")
         parts.append(f"Not complete: {len(decided)} stage{'' if len(decided) == 1 else 's'} decided so far")
     parts += [_first_sentence(stage) for stage in decided if stage.incumbent is None and stage.decided is not None]
     later = [stage for stage in decided if stage.incumbent is not None and stage.decided is not None]
@@ -130,30 +131,37 @@ def verdict(study: StudyFolder) -> tuple[str, str]:
     joint = comparison(study)
     if joint is not None:
         parts.append(
-            f"{joint.verdict} ({points(joint.gain, sign=True)} points, {interval(joint.low, joint.high, sign=True)})"
+            f"{joint.verdict} ({share_text(joint.gain, sign=True)}, {interval(joint.low, joint.high, sign=True)})"
         )
     final = study.final
     if final is None:
+        warnings.append("nothing was scored on test")
         parts.append(UNSCORED_COMPLETE if study.complete else UNSCORED)
-        state = "unsure"
     else:
         spread = "" if final.low is None else f" (95 % interval {interval(final.low, final.high)})"
         parts.append(
-            f"test mAP x 100 is {points(final.mean)}{spread} where chance is {points(final.chance)} "
-            f"and the published study reports {points(FINAL_MAP)} on EMOTIC"
+            f"test mAP is {share_text(final.mean)}{spread} where chance is {share_text(final.chance)} "
+            f"and the published study reports {share_text(FINAL_MAP)} on EMOTIC"
         )
         if final.chance is not None and (final.low if final.low is not None else final.mean) <= final.chance:
-            state = "bad"
-    if state == "good" and (cautions(study) or len(study.seeds) < 2):
-        state = "unsure"
+            failures.append("no better than chance on test")
+    if len(study.seeds) < 2:
+        warnings.append("one seed says nothing of the spread between seeds")
     text = "; ".join(parts)
-    return state, f"{text[0].upper()}{text[1:]}."
+    text = f"{text[0].upper()}{text[1:]}."
+    return headline({}, dict.fromkeys(("good", "bad"), text), failures=failures, warnings=warnings).state, text
 
 
 def _first_sentence(stage: Stage) -> str:
     """Of a stage that nothing was carried into."""
+    beaten, others = len(stage.beaten), sum(trial.against is not None for trial in stage.trials)
     if stage.decided:
-        return f"the choice of {stage.name} matters beyond noise"
+        return f"in {stage.name} the leader beats every other choice beyond noise"
+    if beaten:
+        return (
+            f"in {stage.name} the leader beats {beaten} of {others} other choices beyond noise and can not be told from "
+            f"the other {others - beaten}"
+        )
     return f"no choice of {stage.name} stands out from the noise"
 
 
@@ -210,22 +218,20 @@ def noise_sentences(study: StudyFolder) -> list[str]:
         n = len(study.seeds)
         sentences.append(
             f"One seed's validation mAP scatters about its configuration's mean with a standard deviation of "
-            f"{points(sd)} points, the mean of {n} seeds with about {points(sd / math.sqrt(n))}."
+            f"{share_text(sd)}, the mean of {n} seeds with about {share_text(sd / math.sqrt(n))}."
         )
-    gaps = []
-    for stage in study.stages:
-        best = [trial.mean for trial in stage.trials if trial.complete and trial.mean is not None]
-        if len(best) > 1:
-            gaps.append((stage.name, best[0] - best[1]))
-    if sd is not None and gaps:
-        small = [name for name, gap in gaps if gap < sd]
+    leads = [(stage.name, stage.lead) for stage in study.stages if stage.lead is not None]
+    told = [(name, found) for name, lead in leads if (found := lead.significant) is not None]
+    if told:
+        tied = [name for name, significant in told if not significant]
         sentences.append(
-            f"The best configuration leads the second by less than that in {len(small)} of {len(gaps)} stages"
-            f"{f' ({listing(small)})' if small else ''}."
+            f"The best configuration's lead over the second is noise in {len(tied)} of {len(told)} stages"
+            f"{f' ({listing(tied)})' if tied else ''}, by the rule that the choices follow: the images, and twice the "
+            "standard error between seeds."
         )
     sentences.append(
-        "The published study has one seed for each configuration. A rerun of its first winner moved by 0.12 points, "
-        "and one network that it ran under two names differs by 0.42; its own steps from stage to stage are "
-        "+0.04, 0.00, +0.34 and +0.27."
+        "The published study has one seed for each configuration. A rerun of its first winner moved by 0.0012, "
+        "and one network that it ran under two names differs by 0.0042; its own steps from stage to stage are "
+        "+0.0004, 0.0000, +0.0034 and +0.0027."
     )
     return sentences

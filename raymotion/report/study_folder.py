@@ -13,7 +13,7 @@ from typing import Any
 
 from raymotion import storage
 from raymotion.errors import InputError
-from raymotion.learning.evidence import seed_error, stands_out
+from raymotion.learning.significance import is_significant, seed_error
 
 RECORD, FORMAT = "study.json", 1
 JOINT = "joint"
@@ -60,6 +60,14 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Lead:
+    """How far the best configuration is ahead of the second, in mAP, and whether that is beyond noise."""
+
+    difference: float
+    significant: bool | None
+
+
+@dataclass(frozen=True)
 class Stage:
     """A stage, or the joint search; trials best first, those without a score last.
 
@@ -100,28 +108,41 @@ class Stage:
         return sum(trial.against is not None and trial.against.tied for trial in self.trials)
 
     @property
+    def beaten(self) -> list[Trial]:
+        """The configurations that the leader beats beyond noise."""
+        return [t for t in self.trials if t.against is not None and self.is_significant(t.against)]
+
+    @property
+    def lead(self) -> Lead | None:
+        """The leader's lead over the second; None where the two were not compared."""
+        second = next((trial for trial in self.trials[1:] if trial.complete), None)
+        if second is None or second.against is None:
+            return None
+        return Lead(second.against.difference, self.is_significant(second.against))
+
+    @property
     def seed_error(self) -> float | None:
         """Standard error of a difference that seeds alone make, as the study's choice uses it; None with one seed."""
         return seed_error([trial.seeds for trial in self.trials if trial.complete])
 
-    def stands_out(self, against: Against) -> bool | None:
+    def is_significant(self, against: Against) -> bool | None:
         """Whether a lead is beyond noise, by the rule of the study's own choices."""
-        return stands_out(against.difference, self.seed_error, tied=against.tied)
+        return is_significant(against.difference, self.seed_error, tied=against.tied)
 
     @property
     def decided(self) -> bool | None:
         """Whether the stage changed anything beyond noise; None where that can not be said.
 
-        The first stage has nothing to change: it decides if the leader beats some configuration beyond noise.
+        The first stage has nothing to change: it decides if the leader beats every other configuration beyond noise.
         """
         if self.winner is None:
             return None
         if self.incumbent is None:
-            leads = [self.stands_out(trial.against) for trial in self.trials if trial.against is not None]
-            return True if True in leads else False if leads and None not in leads else None
+            leads = [self.is_significant(trial.against) for trial in self.trials if trial.against is not None]
+            return False if False in leads else True if leads and None not in leads else None
         if self.winner == self.incumbent:
             return False
-        return None if self.step is None else self.stands_out(self.step)
+        return None if self.step is None else self.is_significant(self.step)
 
 
 @dataclass(frozen=True)

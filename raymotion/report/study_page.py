@@ -20,9 +20,9 @@ from raymotion.report.study_findings import (
     listing,
     noise_sentences,
     notices,
-    points,
     pooled_sd,
     rank_correlation,
+    share_text,
     value_text,
     verdict,
 )
@@ -118,10 +118,10 @@ def _key_figures(study: StudyFolder) -> list[tuple[str, str]]:
     staged = _staged_winner(study)
     spread = "" if final is None or final.low is None else f" ({interval(final.low, final.high)})"
     return [
-        (f"test mAP x 100{spread}", points(final.mean if final else None)),
-        ("chance", points(final.chance if final else None)),
-        ("published (EMOTIC)", points(FINAL_MAP)),
-        ("validation mAP x 100", points(staged)),
+        (f"test mAP{spread}", share_text(final.mean if final else None)),
+        ("chance", share_text(final.chance if final else None)),
+        ("published (EMOTIC)", share_text(FINAL_MAP)),
+        ("validation mAP", share_text(staged)),
         ("configurations x seeds", f"{as_text(cost.get('trials'))} x {len(study.seeds)}"),
         ("epochs saved", _saved(cost)),
     ]
@@ -157,7 +157,7 @@ def _comparison(study: StudyFolder) -> list[str]:
     if joint is None:
         return []
     sentence = (
-        f"Joint − staged on validation: {points(joint.gain, sign=True)} points "
+        f"Joint − staged on validation: {share_text(joint.gain, sign=True)} mAP "
         f"(95 % interval {interval(joint.low, joint.high, sign=True)}): {joint.verdict}."
     )
     return [sentence, *([joint.reason] if joint.reason else [])]
@@ -193,9 +193,9 @@ def _final_rows(study: StudyFolder) -> list[tuple[str, list[str]]]:
             [
                 tables.with_spread(entry.mean, entry.sd),
                 interval(entry.low, entry.high),
-                points(entry.chance),
-                points(entry.interpolated),
-                *(points(number(entry.thresholded.get(name))) for name in ("micro_f1", "macro_f1")),
+                share_text(entry.chance),
+                share_text(entry.interpolated),
+                *(share_text(number(entry.thresholded.get(name))) for name in ("micro_f1", "macro_f1")),
             ],
         )
         for entry in study.scored

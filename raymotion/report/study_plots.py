@@ -1,4 +1,4 @@
-"""Figures of a study's report as PNG bytes. Everything is mAP x 100, the unit of the published tables."""
+"""Figures of a study's report as PNG bytes. Every score is a share of 1."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def stage_figure(stage: Stage) -> bytes | None:
         colour = MARK if chosen else BAR if complete else SOFT
         if complete and (trial is stage.leader or (trial.against is not None and trial.against.tied)):
             axes.axhspan(place - 0.5, place + 0.5, color=TIED, linewidth=0)
-        seeds = [100 * seed for seed in trial.seeds]
+        seeds = [seed for seed in trial.seeds]
         if seeds:
             axes.plot([min(seeds), max(seeds)], [place, place], color=colour, linewidth=1.4, alpha=0.6)
             face = colour if complete else "white"
             axes.plot(seeds, [place] * len(seeds), "o", markerfacecolor=face, markeredgecolor=colour, markersize=5)
-        axes.plot(100 * (trial.mean or 0), place, "|", color=colour, markersize=15, markeredgewidth=2.4)
+        axes.plot((trial.mean or 0), place, "|", color=colour, markersize=15, markeredgewidth=2.4)
     axes.set_yticks(range(len(trials)), [_name(trial, stage) for trial in trials])
-    axes.set(ylim=(-0.6, len(trials) - 0.4), xlabel="validation mAP x 100")
+    axes.set(ylim=(-0.6, len(trials) - 0.4), xlabel="validation mAP")
     handles = [
         ("o", BAR, BAR, "one seed"), ("|", BAR, BAR, "mean over seeds"), ("|", MARK, MARK, "carried on"),
         ("s", TIED, TIED, "leader, and what is tied with it"),
@@ -79,24 +79,24 @@ def steps_figure(study: StudyFolder, seed_sd: float | None) -> bytes | None:
     theirs = {now.name: now.test_map - before.test_map for before, now in itertools.pairwise(STAGES)}
     axes.axvline(0, color=SOFT, linewidth=1)
     if seed_sd is not None:
-        axes.axvspan(-100 * seed_sd, 100 * seed_sd, color=TIED, linewidth=0, label="one seed’s standard deviation")
+        axes.axvspan(-seed_sd, seed_sd, color=TIED, linewidth=0, label="one seed’s standard deviation")
     for end in (-1, 1):
         axes.axvline(
-            end * 100 * SAME_NETWORK_TWICE, color=MARK, linewidth=1, linestyle=(0, (4, 3)),
+            end * SAME_NETWORK_TWICE, color=MARK, linewidth=1, linestyle=(0, (4, 3)),
             label="published noise: one network, two runs" if end > 0 else None,
         )  # fmt: skip
     for place, (stage, step) in enumerate(reversed(rows)):
-        gain = 0.0 if step is None else 100 * step.difference
+        gain = 0.0 if step is None else step.difference
         if step is not None and step.low is not None and step.high is not None:
-            axes.plot([100 * step.low, 100 * step.high], [place, place], color=BAR, alpha=0.5, linewidth=4)
+            axes.plot([step.low, step.high], [place, place], color=BAR, alpha=0.5, linewidth=4)
         axes.plot(gain, place, "o", color=BAR, markersize=7)
         known = published_stage(stage.name)
         if known is not None and known.name in theirs:
-            axes.plot(100 * theirs[known.name], place, "D", markerfacecolor="white", markeredgecolor=MARK, markersize=7)
+            axes.plot(theirs[known.name], place, "D", markerfacecolor="white", markeredgecolor=MARK, markersize=7)
     axes.plot([], [], "o-", color=BAR, linewidth=4, alpha=0.8, label="ours, validation, 95 % interval")
     axes.plot([], [], "D", markerfacecolor="white", markeredgecolor=MARK, label="published step, test")
     axes.set_yticks(range(len(rows)), [stage.title for stage, _ in reversed(rows)])
-    axes.set(ylim=(-0.6, len(rows) - 0.4), xlabel="gain of the stage’s leader over its incumbent, mAP x 100")
+    axes.set(ylim=(-0.6, len(rows) - 0.4), xlabel="gain of the stage’s leader over its incumbent, mAP")
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     _plain(axes)
     return _png(figure)
@@ -120,18 +120,18 @@ def joint_figure(joint: Stage, staged: float | None) -> bytes | None:
             colour = MARK if chosen else BAR
             face = colour if trial.complete else "none"
             axes.plot(
-                x, 100 * (trial.mean or 0), "D" if chosen else "o", markerfacecolor=face, markeredgecolor=colour,
+                x, (trial.mean or 0), "D" if chosen else "o", markerfacecolor=face, markeredgecolor=colour,
                 markersize=9 if chosen else 6, alpha=1 if chosen else 0.8, zorder=4 if chosen else 3,
             )  # fmt: skip
         if staged is not None:
-            axes.axhline(100 * staged, color=GOOD, linewidth=1.4, linestyle=(0, (5, 3)))
+            axes.axhline(staged, color=GOOD, linewidth=1.4, linestyle=(0, (5, 3)))
         axes.set_xlabel(title)
         _plain(axes)
     panels[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     known = [trial.parameters for trial in trials if trial.parameters]
     if known and max(known) > 8 * min(known):
         panels[1].set_xscale("log")
-    panels[0].set_ylabel("validation mAP x 100")
+    panels[0].set_ylabel("validation mAP")
     for marker, face, edge, label in (
         ("o", BAR, BAR, "complete"), ("o", "none", BAR, "stopped early"), ("D", MARK, MARK, "joint winner"),
     ):  # fmt: skip
@@ -157,19 +157,19 @@ def curves_figure(curves: Sequence[tuple[str, Sequence[Mapping[str, Any]], Seque
     grid = np.atleast_2d(figure.subplots(len(curves), 2, squeeze=False))
     for (title, epochs, best), (left, right) in zip(curves, grid, strict=True):
         at = [int(epoch["epoch"]) for epoch in epochs]
-        for axes, name, scale in ((left, "train_loss", 1.0), (right, "val_macro_ap", 100.0)):
+        for axes, name in ((left, "train_loss"), (right, "val_macro_ap")):
             lines = _by_seed(epochs, name)
             for seed, values in enumerate(lines):
                 colour = SEED_COLOURS[seed % len(SEED_COLOURS)]
-                axes.plot(at, scale * values, color=colour, linewidth=1.5, marker=".", markersize=4)
+                axes.plot(at, values, color=colour, linewidth=1.5, marker=".", markersize=4)
                 if axes is right and seed < len(best) and best[seed] in at:
                     place = at.index(best[seed])
-                    axes.plot(at[place], scale * values[place], "o", color=colour, markersize=7)
+                    axes.plot(at[place], values[place], "o", color=colour, markersize=7)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_xlabel("epoch")
             _plain(axes)
         left.set(ylabel="training loss")
-        right.set(ylabel="validation mAP x 100")
+        right.set(ylabel="validation mAP")
         left.set_title(title if len(title) <= 110 else title[:109] + "…", loc="left", fontsize=10, color=INK)
     return _png(figure)
 
@@ -195,20 +195,20 @@ def class_figure(final: Scored, *, published: bool) -> bytes | None:
     for place, entry in enumerate(rows):
         ap, chance = number(entry.get("ap")), number(entry.get("prevalence"))
         if ap is not None and chance is not None:
-            axes.plot([100 * chance, 100 * ap], [place, place], color=BAR, alpha=0.35, linewidth=3)
+            axes.plot([chance, ap], [place, place], color=BAR, alpha=0.35, linewidth=3)
         if chance is not None:
-            axes.plot(100 * chance, place, "|", color=MARK, markersize=11, markeredgewidth=2.4)
+            axes.plot(chance, place, "|", color=MARK, markersize=11, markeredgewidth=2.4)
         if ap is not None:
-            axes.plot(100 * ap, place, "o", color=BAR, markersize=6)
+            axes.plot(ap, place, "o", color=BAR, markersize=6)
         theirs = FINAL_AP.get(str(entry["label"]))
         if published and theirs is not None:
-            axes.plot(100 * theirs, place, "D", markerfacecolor="none", markeredgecolor=SOFT, markersize=5)
+            axes.plot(theirs, place, "D", markerfacecolor="none", markeredgecolor=SOFT, markersize=5)
     axes.plot([], [], "o", color=BAR, label="AP, mean over seeds")
     axes.plot([], [], "|", color=MARK, markersize=11, markeredgewidth=2.4, label="chance: share of persons")
     if published:
         axes.plot([], [], "D", markerfacecolor="none", markeredgecolor=SOFT, label="published final (EMOTIC)")
     axes.set_yticks(range(len(rows)), [str(entry["label"]) for entry in rows])
-    axes.set(xlim=(0, 100), ylim=(-0.7, len(rows) - 0.3), xlabel="average precision x 100, test")
+    axes.set(xlim=(0, 1), ylim=(-0.7, len(rows) - 0.3), xlabel="average precision, test")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     _plain(axes)
     axes.spines[["left"]].set_visible(False)

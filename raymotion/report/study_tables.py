@@ -13,8 +13,8 @@ from raymotion.report.study_findings import (
     config_text,
     field_name,
     interval,
-    points,
     pooled_sd,
+    share_text,
     value_text,
 )
 from raymotion.report.study_folder import Scored, Stage, StudyFolder, number, shown
@@ -43,7 +43,7 @@ def _cells(*texts: str | Cell) -> list[Cell]:
 
 def with_spread(mean: float | None, sd: float | None) -> str:
     """`31.35 ± 0.20`."""
-    return points(mean) if sd is None or mean is None else f"{points(mean)} ± {points(sd)}"
+    return share_text(mean) if sd is None or mean is None else f"{share_text(mean)} ± {share_text(sd)}"
 
 
 def stage_overview(study: StudyFolder) -> Table:
@@ -64,7 +64,7 @@ def stage_overview(study: StudyFolder) -> Table:
                 if entry is None
                 else f"{with_spread(entry.mean, entry.sd)} ({interval(entry.low, entry.high)})",
                 Cell(theirs, "text"),
-                points(score),
+                share_text(score),
             )
         )
     head = (
@@ -88,7 +88,7 @@ def published_choice(stage: Stage) -> tuple[str, float | None]:
 def _step_text(stage: Stage) -> str:
     step = stage.step
     if step is not None:
-        return f"{points(step.difference, sign=True)} ({interval(step.low, step.high, sign=True)})"
+        return f"{share_text(step.difference, sign=True)} ({interval(step.low, step.high, sign=True)})"
     if stage.incumbent is None:
         return "no incumbent"
     leader = stage.leader
@@ -123,7 +123,7 @@ def stage_table(stage: Stage) -> Table:
         against = trial.against
         behind: str | Cell = UNKNOWN
         if against is not None:
-            text = f"{points(against.difference, sign=True)} ({interval(against.low, against.high, sign=True)})"
+            text = f"{share_text(against.difference, sign=True)} ({interval(against.low, against.high, sign=True)})"
             behind = Cell(f"≈ {text}", "unclear") if against.tied else text
         elif not trial.complete:
             behind = Cell(trial.status, "unclear")
@@ -134,8 +134,8 @@ def stage_table(stage: Stage) -> Table:
                 *names,
                 with_spread(trial.mean, trial.sd),
                 behind,
-                points(trial.published),
-                points(trial.interpolated),
+                share_text(trial.published),
+                share_text(trial.interpolated),
                 (UNKNOWN if trial.epochs is None else str(trial.epochs))
                 + (f" (from {trial.reused_from})" if trial.reused_from else ""),
                 UNKNOWN if trial.parameters is None else f"{trial.parameters:,}",
@@ -157,7 +157,7 @@ def unmatched_table(stage: Stage) -> Table | None:
     missing.sort(key=lambda cell: -cell[1])
     return Table(
         ("published configuration", "published test mAP"),
-        [_cells(config_text(config), points(score)) for config, score in missing],
+        [_cells(config_text(config), share_text(score)) for config, score in missing],
     )
 
 
@@ -171,9 +171,9 @@ def noise_table(study: StudyFolder) -> Table:
             _cells(
                 stage.title,
                 f"{len(complete)} of {len(stage.trials)}",
-                points(pooled_sd(complete)),
-                points(means[0] - means[1]) if len(means) > 1 else UNKNOWN,
-                points(means[0] - means[-1]) if len(means) > 1 else UNKNOWN,
+                share_text(pooled_sd(complete)),
+                share_text(means[0] - means[1]) if len(means) > 1 else UNKNOWN,
+                share_text(means[0] - means[-1]) if len(means) > 1 else UNKNOWN,
                 str(stage.tied) if any(trial.against for trial in complete) else UNKNOWN,
             )
         )
@@ -192,12 +192,12 @@ def class_table(final: Scored) -> Table:
         rows.append(
             _cells(
                 str(entry["label"]),
-                "undefined" if ap is None else points(ap),
-                points(number(entry.get("interpolated"))),
-                points(chance),
-                Cell(points(gain, sign=True), "worse" if gain is not None and gain <= 0 else ""),
+                "undefined" if ap is None else share_text(ap),
+                share_text(number(entry.get("interpolated"))),
+                share_text(chance),
+                Cell(share_text(gain, sign=True), "worse" if gain is not None and gain <= 0 else ""),
                 f"{int(entry.get('positives') or 0):,}",
-                points(FINAL_AP.get(str(entry["label"]))),
+                share_text(FINAL_AP.get(str(entry["label"]))),
             )
         )
     return Table(head, rows)

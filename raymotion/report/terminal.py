@@ -5,7 +5,13 @@ from __future__ import annotations
 from raymotion.report.figures import metric_rows
 from raymotion.report.page import ReportSummary
 
-HEADS = {"name": "validation", "value": "value", "interval": "95 % interval", "constant": "constant", "prior": "prior"}
+HEADS = {
+    "name": "validation",
+    "value": "value",
+    "interval": "95 % interval",
+    "prior": "class prior",
+    "constant": "constant",
+}
 
 
 def summary_lines(summary: ReportSummary) -> list[str]:
@@ -23,7 +29,7 @@ def summary_lines(summary: ReportSummary) -> list[str]:
     lines.append(
         f"images: {count(summary.images_in)} in, {summary.labelled:,} labelled, "
         f"{count(summary.quarantined)} quarantined, {summary.selected:,} selected; "
-        f"{summary.distinct_sets:,} distinct label sets"
+        f"{summary.distinct_first:,} distinct first labels, {summary.distinct_sets:,} distinct label sets"
     )
     lines.append(f"report: {summary.out} ({summary.size / 1e6:.1f} MB)")
     return lines

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 from raymotion.errors import RunFailed
-from raymotion.learning.evidence import seed_error, stands_out
 from raymotion.learning.paired import PairedGain, paired_map_gain
+from raymotion.learning.significance import is_significant, seed_error
 
 Ties = Literal["incumbent", "highest"]
 
@@ -95,9 +95,9 @@ def choose(
 ) -> Choice:
     """The configuration to carry on.
 
-    The leader has the highest mean over the seeds. Those over which its lead does not stand out
-    (`learning.evidence.stands_out`) are tied with it; of one seed, what the images say is all there is. Among the tied:
-    the incumbent, else the one with the fewest parameters, else the higher mean.
+    The leader has the highest mean over the seeds. Those over which its lead is not significant
+    (`learning.significance.is_significant`) are tied with it; of one seed, what the images say is all there is. Among
+    the tied: the incumbent, else the one with the fewest parameters, else the higher mean.
 
     Args:
         targets: validation's, (n, L) of 0 and 1. groups: the image of each person; resamples draw whole images.
@@ -137,7 +137,7 @@ def choose(
 def judged(key: str, gain: PairedGain, error: float | None) -> Compared:
     """A gain over another candidate, and whether it is one."""
     value = gain.value or 0.0
-    tied = stands_out(value, error, tied=gain.tied) is False
+    tied = is_significant(value, error, tied=gain.tied) is False
     return Compared(key, value, gain.low or 0.0, gain.high or 0.0, tied, error)
 
 

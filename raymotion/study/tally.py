@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from raymotion.learning.evidence import seed_error
 from raymotion.learning.paired import paired_map_gain
+from raymotion.learning.significance import seed_error
 from raymotion.study.carry import Compared, judged
 from raymotion.study.record import COMPLETE, STOPPED, TrialRecord
 from raymotion.study.space import JOINT

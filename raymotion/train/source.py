@@ -13,6 +13,7 @@ from raymotion import storage
 from raymotion.batch.choice import matrix_of, read_labels_record, read_parts
 from raymotion.data.samples import attach_vocabulary, read_samples, targets, validate, vocabulary_of
 from raymotion.errors import InputError
+from raymotion.learning.significance import voids_results
 from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info
 from raymotion.train.recipe import StudentRecipe, Transfer
 from raymotion.train.recipe_base import TrainRecipe
@@ -115,7 +116,7 @@ def doubts_about(targets: Mapping[str, Any]) -> list[str]:
         found = [f"a student of these pseudo-labels learns their few answers. {collapse.get('headline')}"]
     else:
         found = []
-    return [*found, *(notice for notice in targets.get("notices") or () if "RANDOM WEIGHTS" in notice)]
+    return [*found, *(notice for notice in targets.get("notices") or () if voids_results(notice))]
 
 
 def source_of(transfer: Transfer) -> CheckpointInfo:

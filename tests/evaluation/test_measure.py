@@ -58,15 +58,16 @@ def test_every_number_has_its_baselines_and_an_interval() -> None:
     np.testing.assert_allclose([row.brier for row in found.classes], columns, rtol=1e-5)
     assert found.diversity.top_1 == len(np.unique(p.argmax(axis=1)))
     assert found.diversity.chosen_sets == len(np.unique(p >= limits, axis=0))
-    assert verdict(found, None)[0] == "good" and not found.collapse.collapsed
-    assert verdict(found, "trained on")[0] == "unsure"
+    assert verdict(found, []).state == "good" and not found.collapse.collapsed
+    warned = verdict(found, ["these were trained on"])
+    assert warned.state == "unsure" and warned.text.endswith("with a reservation: these were trained on")
     json.dumps(found.to_dict(), allow_nan=False)
 
 
 def test_predictions_that_repeat_the_prior_are_said_to() -> None:
     truth, _ = sample()
     found = measured(truth, np.tile(RATES, (200, 1)))
-    assert found.collapse.collapsed and verdict(found, None)[0] == "bad"
+    assert found.collapse.collapsed and verdict(found, []).state == "bad"
     assert any("model is no better than its prior: test BCE" in reason for reason in found.collapse.reasons)
     distinct = found.diversity
     assert (distinct.top_1, distinct.top_2, distinct.top_3, distinct.chosen_sets) == (1, 1, 1, 1)

@@ -102,7 +102,7 @@ def test_user_text_is_escaped(labels_folder: Build) -> None:
 def test_a_good_set_says_so_first(labels_folder: Build) -> None:
     page, _ = render(labels_folder(60, teacher_skill=1.0))
     body = page.text.partition("images ")[2] or page.text
-    assert "✓ Labels vary and beat the baselines." in body
+    assert "✓ Collapse check passed: the labels vary" in body
     banner = next(attrs for tag, attrs in page.tags if "banner" in (attrs.get("class") or ""))
     assert banner["class"] == "banner good"
     for name in ("BCE, nats", "Micro AP", "Macro AP (mAP)", "Top-1 accuracy", "Recall@3", "▲ better"):
@@ -116,8 +116,8 @@ def test_a_collapsed_set_says_so_first(labels_folder: Build) -> None:
     page, _ = render(labels_folder(60, skill=0.0, teacher_skill=-0.5))
     banner = next(attrs for tag, attrs in page.tags if "banner" in (attrs.get("class") or ""))
     assert banner["class"] == "banner bad"
-    assert "✗ Collapsed" in page.text and "no better than its prior" in page.text and "▼ worse" in page.text
-    assert page.text.index("✗ Collapsed") < page.text.index("Key figures")
+    assert "✗ Collapse check FAILED" in page.text and "no better than its prior" in page.text and "▼ worse" in page.text
+    assert page.text.index("✗ Collapse check FAILED") < page.text.index("Key figures")
 
 
 def test_missing_records_are_shown_as_missing(labels_folder: Build) -> None:

@@ -25,7 +25,7 @@ from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.errors import InputError
 from raymotion.learning.published_metrics import from_text
 from raymotion.report.study import write_study_report
-from raymotion.report.study_findings import interval, points
+from raymotion.report.study_findings import interval, share_text
 from raymotion.report.study_folder import load_study, shown
 from raymotion.report.study_published import FINAL_AP, FINAL_MAP, STAGES
 from raymotion.vocabulary import EMOTIC_26
@@ -348,7 +348,7 @@ def column(table: list[list[str]], name: str) -> list[str]:
 
 
 def plus_minus(entry: dict[str, Any]) -> str:
-    return f"{100 * entry['mean']:.2f} ± {100 * entry['sd']:.2f}"
+    return f"{entry['mean']:.4f} ± {entry['sd']:.4f}"
 
 
 def test_the_overview_says_what_study_json_says_beside_the_published_stages(study, page):
@@ -357,9 +357,9 @@ def test_the_overview_says_what_study_json_says_beside_the_published_stages(stud
     winners = [next(t for t in s["trials"] if t["key"] == s["winner"]["key"]) for s in record["stages"]]
     assert column(table, "val mAP ± sd") == [plus_minus(trial["val_macro_ap"]) for trial in winners]
     assert column(table, "carried on") == [" / ".join(trial["config"].values()) for trial in winners]
-    assert column(table, "published test mAP") == ["31.35", "31.39", "31.39", "31.73", "32.00"]
+    assert column(table, "published test mAP") == ["0.3135", "0.3139", "0.3139", "0.3173", "0.3200"]
     tests = [entry["map"] for entry in record["test"]["entries"][:5]]
-    wanted = [f"{plus_minus(m)} ({100 * m['low']:.2f} to {100 * m['high']:.2f})" for m in tests]
+    wanted = [f"{plus_minus(m)} ({m['low']:.4f} to {m['high']:.4f})" for m in tests]
     assert column(table, "test mAP ± sd (95 % interval)") == wanted
     gains = column(table, "leader’s gain over the incumbent")
     for stage, gain, verdict in zip(record["stages"], gains, column(table, "verdict"), strict=True):
@@ -370,7 +370,7 @@ def test_the_overview_says_what_study_json_says_beside_the_published_stages(stud
         elif other is None:
             assert gain == "the incumbent leads" and "nothing gained" in verdict
         else:
-            assert gain.startswith(f"+{100 * other['difference']:.2f} (") and ("beyond" in verdict) != other["tied"]
+            assert gain.startswith(f"+{other['difference']:.4f} (") and ("beyond" in verdict) != other["tied"]
 
 
 def test_every_configuration_stands_in_its_stage_best_first_with_the_published_cell(study, page):
@@ -389,7 +389,7 @@ def test_every_configuration_stands_in_its_stage_best_first_with_the_published_c
         ):
             scores = ours[name]["val_macro_ap"]
             assert value == (plus_minus(scores) if scores else "–")
-            assert cell == (f"{100 * theirs[name]:.2f}" if name in theirs else "–")
+            assert cell == (f"{theirs[name]:.4f}" if name in theirs else "–")
         sizes.append(len(table) - 1)
         published.append(sum(cell != "–" for cell in column(table, "published test mAP")))
     assert sizes == [18, 10, 6, 3, 3]
@@ -410,8 +410,8 @@ def test_seed_spread_is_set_against_the_differences_defect_13_5(study, page):
     record = storage.read_json(study / "study.json")
     complete = [t["val_macro_ap"] for s in record["stages"] for t in s["trials"] if t["status"] == "complete"]
     pooled = np.sqrt(np.mean([np.var(scores["seeds"], ddof=1) for scores in complete]))
-    assert f"standard deviation of {100 * pooled:.2f} points, the mean of 3 seeds with about" in page.text
-    assert "moved by 0.12 points" in page.text and "differs by 0.42" in page.text
+    assert f"standard deviation of {pooled:.4f}, the mean of 3 seeds with about" in page.text
+    assert "moved by 0.0012" in page.text and "differs by 0.0042" in page.text
 
 
 def test_emotions_have_names_and_their_chance_defect_13_10(study, page):
@@ -423,9 +423,9 @@ def test_emotions_have_names_and_their_chance_defect_13_10(study, page):
     for entry in final["per_class"]:
         row = by_name[entry["label"]]
         gain = entry["ap"] - entry["prevalence"]
-        assert row[1:6] == [points(entry["ap"]), points(entry["interpolated"]), points(entry["prevalence"]),
-                            points(gain, sign=True), str(entry["positives"])]  # fmt: skip
-        assert row[6] == points(FINAL_AP[entry["label"]])
+        assert row[1:6] == [share_text(entry["ap"]), share_text(entry["interpolated"]), share_text(entry["prevalence"]),
+                            share_text(gain, sign=True), str(entry["positives"])]  # fmt: skip
+        assert row[6] == share_text(FINAL_AP[entry["label"]])
     assert np.mean(list(FINAL_AP.values())) == pytest.approx(FINAL_MAP, abs=1e-4)
     assert "another data set than this study’s" in page.text
 
@@ -516,13 +516,13 @@ def test_a_tie_keeps_the_incumbent_and_is_no_finding(changed):
         }  # fmt: skip
 
     page, summary = changed(tie)
-    assert column(page.tables["overview"][0], "leader’s gain over the incumbent")[1] == "+0.31 (−0.10 to +0.70)"
+    assert column(page.tables["overview"][0], "leader’s gain over the incumbent")[1] == "+0.0031 (−0.0010 to +0.0070)"
     assert column(page.tables["overview"][0], "verdict")[1] == "≈ nothing gained; 1 other tied"
     assert "no later stage gained beyond noise (augmentation)" in summary.headline
 
 
 def test_a_gain_that_another_seed_could_have_made_is_no_finding_defect_13_5(changed):
-    """The bootstrap resamples images and says 0.3 to 0.9; but one configuration's seeds differ by 2 points."""
+    """The bootstrap resamples images and says 0.003 to 0.009; but one configuration's seeds differ by 0.02."""
 
     def loud(record: dict[str, Any]) -> None:
         stage = record["stages"][1]
@@ -652,18 +652,19 @@ def test_the_command_prints_the_verdict_and_the_stages(study, tmp_path):
     storage.write_json(small / "study.json", record | {"stages": record["stages"][3:4], "joint": None})
     result = CliRunner().invoke(report, [str(small), "--out", str(tmp_path / "report")])
     assert result.exit_code == 0 and (tmp_path / "report/index.html").exists()
-    assert "test mAP x 100 is" in result.output.splitlines()[0]
+    assert "test mAP is" in result.output.splitlines()[0]
     assert "RANDOM BACKBONES" in result.output and "Augmentation  basic" in result.output
     assert "raymotion study report study/ --out report/" in CliRunner().invoke(report, ["--help"]).output
 
 
 @pytest.mark.parametrize(
     "value, text",
-    [(0.31354, "31.35"), (-0.00004, "0.00"), (-0.0042, "−0.42"), (None, "–"), (float("nan"), "–"), (0.0, "0.00")],
-)
-def test_points_are_map_times_100(value, text):
-    assert points(value) == text
-    assert points(0.0012, sign=True) == "+0.12" and interval(0.1, None) == "–"
+    [(0.31354, "0.3135"), (-0.00004, "0.0000"), (-0.0042, "−0.0042"), (None, "–"), (float("nan"), "–"),
+     (0.0, "0.0000")],
+)  # fmt: skip
+def test_scores_are_shares(value, text):
+    assert share_text(value) == text
+    assert share_text(0.0012, sign=True) == "+0.0012" and interval(0.1, None) == "–"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from raymotion.errors import RunFailed
 from raymotion.learning.average_precision import average_precision
-from raymotion.learning.evidence import seed_error, stands_out
+from raymotion.learning.significance import is_significant, seed_error
 from raymotion.study.carry import Candidate, choose
 
 LABELS, IMAGES = 6, 100
@@ -88,8 +88,8 @@ def test_a_lead_that_one_lucky_seed_made_changes_nothing_defect_13_5() -> None:
 def test_the_noise_of_seeds_by_hand() -> None:
     assert seed_error([[0.30, 0.32], [0.40, 0.40], [0.5]]) == pytest.approx(0.01)  # sqrt(2 / 2 x mean(0.0002, 0))
     assert seed_error([[0.5], []]) is None
-    assert [stands_out(gain, 0.01, tied=False) for gain in (0.021, 0.019, -0.021)] == [True, False, True]
-    assert stands_out(0.9, 0.01, tied=True) is False and stands_out(0.9, None, tied=False) is None
+    assert [is_significant(gain, 0.01, tied=False) for gain in (0.021, 0.019, -0.021)] == [True, False, True]
+    assert is_significant(0.9, 0.01, tied=True) is False and is_significant(0.9, None, tied=False) is None
 
 
 def test_persons_of_one_image_are_drawn_together() -> None:
