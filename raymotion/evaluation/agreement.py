@@ -17,8 +17,7 @@ from raymotion.learning.auc import macro_auc
 from raymotion.learning.bootstrap import Metric, chunk, finite, interval, ratio, resample_counts, row_mean
 from raymotion.learning.calibration import CalibrationScores, calibrate, class_calibration_errors
 from raymotion.learning.metrics import Evaluation, evaluate
-
-MIN_IMAGES = 5
+from raymotion.learning.significance import Verdict, verdict_of
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,8 @@ class EmotionAgreement:
         chosen, given: selected images that got the label, and their share: the chance level of recall.
         precision, recall, kappa: of the chosen labels, over the selected images.
         calibration_error: ECE of this emotion alone.
-        verdict: `better`, `worse` or `unclear`: where the interval of the AUC lies, against 0.5. `unclear` with fewer
-            than `MIN_IMAGES` images on one side: resampling so few makes intervals that are too short.
+        verdict: where the interval of the AUC lies, against 0.5 (`learning.significance.verdict_of`); `untested` with
+            fewer than five images that carry the emotion, or that do not.
     """
 
     label: str
@@ -47,7 +46,7 @@ class EmotionAgreement:
     auc: float | None
     auc_low: float | None
     auc_high: float | None
-    verdict: str
+    verdict: Verdict
     chosen: int
     given: float | None
     precision: float | None
@@ -123,15 +122,13 @@ def compare(
     emotions = []
     for j, label in enumerate(labels):
         low, high = auc_ends[j] or (None, None)
-        verdict = "unclear"
-        enough = MIN_IMAGES <= truth[:, j].sum() <= len(truth) - MIN_IMAGES
-        if low is not None and high is not None and class_auc[j] is not None and enough:
-            verdict = "better" if low > 0.5 else "worse" if high < 0.5 else "unclear"
+        positives = int(truth[:, j].sum())
+        verdict = verdict_of((low, high), level=0.5, fewest=min(positives, len(truth) - positives))
         emotions.append(
             EmotionAgreement(
                 label=label,
                 words=tuple(words[j]),
-                positives=int(truth[:, j].sum()),
+                positives=positives,
                 prevalence=float(truth[:, j].mean()),
                 mean_probability=float(p[:, j].mean()),
                 ap=evaluation.per_class[j].average_precision,

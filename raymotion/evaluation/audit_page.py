@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raymotion.evaluation.disagreements import Example
 from raymotion.learning.bootstrap import Metric
 from raymotion.learning.metrics import Evaluation
+from raymotion.learning.significance import FEWEST_IMAGES, Headline, Verdict, headline, verdict_of, voids_results
 from raymotion.report.figures import metric_rows
 from raymotion.report.labelled import LabelledSet
 from raymotion.report.page import as_text, template, thumbnail
@@ -29,34 +31,64 @@ KINDS = {
 }
 
 
-def verdict(record: Mapping[str, Any]) -> tuple[str, str]:
-    """How the page and the terminal begin: "good", "unsure" or "bad", and a sentence."""
+def verdict(record: Mapping[str, Any]) -> Headline:
+    """How the page and the terminal begin."""
     results = record["results"]
-    emotions = results["emotions"]
+    warnings = [notice for notice in record["labels"]["notices"] if voids_results(notice)]
     if record["mode"] == "human-labels":
-        counts = {name: sum(e["verdict"] == name for e in emotions) for name in ("better", "unclear", "worse")}
-        sentence = (
-            f"The probabilities rank images better than chance for {counts['better']} of {len(emotions)} emotions, "
-            f"worse for {counts['worse']}; for {counts['unclear']} it is not clear."
-        )
-        kappa_low = results["choice"]["macro_kappa_low"]
-        agrees = kappa_low is not None and kappa_low > 0
-        sentence += " The chosen labels agree with people" + (
-            " beyond chance." if agrees else " no more than by chance."
-        )
-        metric = Evaluation.from_dict(results["evaluation"])["macro_ap"]
-        if counts["better"] == 0 or metric.verdict == "worse":
-            return "bad", sentence
-        return ("good" if agrees and metric.verdict == "better" and not counts["worse"] else "unsure"), sentence
-    flagged, judged = results["images_flagged"], results["judged"]
-    found = f"{flagged:,} of {results['images']:,} images ({results['labels_flagged']:,} labels)"
+        return _against_people(results, warnings)
+    found = f"{results['labels_flagged']:,} labels of {results['images_flagged']:,} of {results['images']:,} images"
     if record["mode"] == "own-choices":
-        return "unsure", f"The selection and the probabilities part ways on {found}. This finds no error of the model."
-    if not judged:
-        return "unsure", "The predictions know too little of any emotion to doubt a label."
+        text = f"The selection and the probabilities part ways on {found}. This finds no error of the model."
+        return Headline("unsure", text)
+    return Headline("unsure", _doubts(results, found))
+
+
+def _against_people(results: Mapping[str, Any], warnings: Sequence[str]) -> Headline:
+    emotions = results["emotions"]
+    counts = Counter(emotion["verdict"] for emotion in emotions)
+    tested = len(emotions) - counts["untested"]
+    sentence = (
+        f"{counts['untested']} of {len(emotions)} emotions can not be judged: fewer than {FEWEST_IMAGES} images carry "
+        f"them, or do not. " if counts["untested"] else ""
+    )  # fmt: skip
+    sentence += (
+        f"The probabilities rank images better than chance for {counts['better']} of {tested} emotions, worse for "
+        f"{counts['worse']}; for {counts['unclear']} it is not clear."
+        if tested
+        else "No emotion is on enough images to say how well the probabilities rank them."
+    )
+    kappa = verdict_of((results["choice"]["macro_kappa_low"], results["choice"]["macro_kappa_high"]))
+    sentence += " The chosen labels agree with people" + (
+        " beyond chance." if kappa == "better" else " no more than by chance."
+    )
+    metric = Evaluation.from_dict(results["evaluation"])["macro_ap"]
+    useless = tested > 0 and not counts["better"] and metric.verdict != "better"
+    verdicts: dict[str, Verdict] = {"mAP": metric.verdict, "kappa": "unclear" if kappa == "worse" else kappa}
+    if counts["worse"]:
+        verdicts["emotions"] = "unclear"
+    return headline(
+        verdicts,
+        dict.fromkeys(("good", "unsure", "bad"), sentence),
+        failures=["no emotion is ranked better than chance"] if useless else [],
+        warnings=warnings,
+    )
+
+
+def _doubts(results: Mapping[str, Any], found: str) -> str:
+    """What confident learning found, beside what it finds in labels of which none is wrong."""
+    if not results["judged"]:
+        return "The predictions know too little of any emotion to doubt a label."
+    luck, flagged = results["labels_flagged_by_luck"], results["labels_flagged"]
+    known = f"for the {results['judged']} of {len(results['emotions'])} emotions that they know something of"
+    if flagged <= luck:
+        return (
+            f"No evidence of wrong labels: the predictions contradict {found}, {known}, and labels that are all right "
+            f"would get about {luck:,.0f} contradictions by luck alone."
+        )
     return (
-        "unsure",
-        f"The predictions contradict the labels of {found}, for {judged} emotions that they know something of.",
+        f"The predictions contradict {found}, {known}; labels that are all right would get about {luck:,.0f} "
+        "contradictions by luck alone."
     )
 
 
@@ -143,7 +175,7 @@ def lines(record: Mapping[str, Any]) -> list[str]:
     ]
     figures = "; ".join(f"{name} {value}" for name, value in key_figures(record))
     return [
-        verdict(record)[1],
+        verdict(record).text,
         *(f"note: {note}" for note in record["notes"]),
         figures,
         "",
@@ -153,7 +185,7 @@ def lines(record: Mapping[str, Any]) -> list[str]:
 
 def render(record: Mapping[str, Any], examples: Sequence[Example], labelled: LabelledSet) -> str:
     """The page from audit.json's record and the disagreements to show."""
-    state, headline = verdict(record)
+    first = verdict(record)
     heads, rows = emotion_table(record)
     results = record["results"]
     against_people = record["mode"] == "human-labels"
@@ -178,8 +210,8 @@ def render(record: Mapping[str, Any], examples: Sequence[Example], labelled: Lab
         facts.append(("Mapping", record["mapping"]["path"]))
     return template("audit.html.j2", "raymotion.evaluation").render(
         record=record,
-        state=state,
-        headline=headline,
+        state=first.state,
+        headline=first.text,
         question=QUESTIONS[record["mode"]],
         key_figures=key_figures(record),
         facts=facts,

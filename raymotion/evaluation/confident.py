@@ -23,11 +23,12 @@ import numpy as np
 
 from raymotion.errors import InputError
 from raymotion.learning.auc import macro_auc
+from raymotion.learning.significance import FEWEST_IMAGES, verdict_of
 
-# Below this, noise rates are estimated from a handful of images.
-MIN_IMAGES = 5
 # Draws of labels that are right by construction.
 LUCK_DRAWS = 10
+# Weight of the worst label in an image's quality, as cleanlab has it.
+QUALITY_ALPHA = 0.8
 
 
 @dataclass(frozen=True)
@@ -135,15 +136,16 @@ def find_issues(
             )
         )
     scores = np.where(mask, p, 1.0 - p)
-    return LabelIssues(flags, _quality(mask, p), scores, emotions)
+    return LabelIssues(flags, _quality(scores), scores, emotions)
 
 
 def _not_judged(own: np.ndarray, auc_low: float | None, need_skill: bool) -> str:
-    if own.sum() < MIN_IMAGES:
-        return f"fewer than {MIN_IMAGES} images carry it"
-    if (~own).sum() < MIN_IMAGES:
-        return f"fewer than {MIN_IMAGES} images do without it"
-    if need_skill and (auc_low is None or auc_low <= 0.5):
+    # Below this, noise rates are estimated from a handful of images.
+    if own.sum() < FEWEST_IMAGES:
+        return f"fewer than {FEWEST_IMAGES} images carry it"
+    if (~own).sum() < FEWEST_IMAGES:
+        return f"fewer than {FEWEST_IMAGES} images do without it"
+    if need_skill and verdict_of((auc_low, 1.0), level=0.5) != "better":
         return "the predictions do not rank it better than chance"
     return ""
 
@@ -166,8 +168,14 @@ def _flags_by_luck(column: np.ndarray, seed: int) -> float:
     return float(np.mean(counts))
 
 
-def _quality(mask: np.ndarray, p: np.ndarray) -> np.ndarray:
-    from cleanlab.multilabel_classification.rank import get_label_quality_scores
+def _quality(scores: np.ndarray) -> np.ndarray:
+    """cleanlab's multi-label quality of n images from (n, L) scores: their moving average, from the best to the worst.
 
-    scores = get_label_quality_scores([np.flatnonzero(row).tolist() for row in mask], p)
-    return np.asarray(scores, dtype=np.float64)
+    `cleanlab.multilabel_classification.get_label_quality_scores` gives the same numbers, but refuses what labels of
+    real data may be: one class alone, no label on any image, or every label on all.
+    """
+    ordered = -np.sort(-scores, axis=1)
+    quality = ordered[:, 0].copy()
+    for column in ordered.T[1:]:
+        quality = QUALITY_ALPHA * column + (1.0 - QUALITY_ALPHA) * quality
+    return quality

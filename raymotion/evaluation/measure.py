@@ -248,7 +248,8 @@ def _notes(classes: Sequence[ClassResult], n: int, micro_f1: Metric) -> list[str
     everywhere = [row for row in classes if n >= MIN_IMAGES and row.chosen > CLASS_SHARE * n and row.prevalence < 0.5]
     if everywhere:
         named = ", ".join(
-            f"{row.label} ({row.chosen / n:.0%} of the samples, {row.prevalence:.0%} carry it)" for row in everywhere
+            f"{row.label} ({100 * row.chosen / n:.0f} % of the samples, {100 * row.prevalence:.0f} % carry it)"
+            for row in everywhere
         )
         notes.append(f"At its thresholds the model gives nearly every sample {named}: it hardly recognises them.")
     if micro_f1.verdict == "worse":

@@ -6,6 +6,7 @@
     tokenizer.json      the whole tokenizer
     training.json       where it comes from: settings, seed, data, history, class rates, thresholds, metrics
     README.md           the model card, written from training.json
+    answers.parquet     what training ended with: probabilities of the validation and test samples, by sample_id
 
 `read_checkpoint_info` reads all but the weights and does not import torch; `load_teacher` gives the model.
 """
@@ -27,6 +28,7 @@ from raymotion import storage
 from raymotion.errors import InputError
 from raymotion.models.card import model_card
 from raymotion.models.checkpoint_files import (
+    ANSWERS,
     ARCHITECTURES,
     CARD,
     CONFIG,
@@ -45,6 +47,7 @@ from raymotion.models.loaded import LoadedFusion, LoadedStudent, Teacher
 from raymotion.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerFast
 
@@ -112,6 +115,7 @@ def save_checkpoint(
     extractor: Mapping[str, Any] | None,
     training: Mapping[str, Any],
     fusion: Mapping[str, Any] | None = None,
+    answers: pa.Table | None = None,
 ) -> CheckpointInfo:
     """Writes the checkpoint, whole or not at all, in place of one that is there.
 
@@ -119,6 +123,7 @@ def save_checkpoint(
         tokenizer: None for a model that reads no text.
         fusion: of a fusion head: `backbones`, stream -> identity and input, and `loss`, which says what its outputs
             mean (`learning.multilabel_losses.make_loss`).
+        answers: sample_id, split and probabilities of the samples that the model was measured on.
 
     Raises:
         InputError: the folder holds something else than a checkpoint.
@@ -146,6 +151,7 @@ def save_checkpoint(
         VOCABULARY: to_json(vocabulary.to_dict()),
         **({} if tokenizer is None else {TOKENIZER: tokenizer_json(tokenizer).encode()}),
         TRAINING: to_json(record),
+        **({} if answers is None else {ANSWERS: storage.parquet_bytes(answers)}),
         CARD: model_card(config, record, parameters=sum(w.numel() for w in weights.values())).encode(),
         # Last: where there is a config.json, all the rest is there too.
         CONFIG: to_json(config),

@@ -24,8 +24,9 @@ ARCHITECTURES = {
 # Those that read no text, and have no tokenizer.
 FUSIONS = ("fusion", "fusion-tuned")
 FORMAT = 1
-WEIGHTS, CONFIG, VOCABULARY, TOKENIZER, TRAINING, CARD = (
+WEIGHTS, CONFIG, VOCABULARY, TOKENIZER, TRAINING, CARD, ANSWERS = (
     "model.safetensors", "config.json", "vocabulary.json", "tokenizer.json", "training.json", "README.md",
+    "answers.parquet",
 )  # fmt: skip
 # What decides the predictions. The record of the training (times, versions) does not.
 FINGERPRINTED = (WEIGHTS, CONFIG, TOKENIZER)

@@ -159,8 +159,8 @@ def _first_sentence(stage: Stage) -> str:
         return f"in {stage.name} the leader beats every other choice beyond noise"
     if beaten:
         return (
-            f"in {stage.name} the leader beats {beaten} of {others} other choices beyond noise and can not be told from "
-            f"the other {others - beaten}"
+            f"in {stage.name} the leader beats {beaten} of {others} other choices beyond noise and can not be told "
+            f"from the other {others - beaten}"
         )
     return f"no choice of {stage.name} stands out from the noise"
 

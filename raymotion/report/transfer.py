@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from raymotion.learning.significance import Gain, Verdict, headline
+
 if TYPE_CHECKING:
     from raymotion.train.finetune import Comparison, Row, Score
 
 # Name in the record -> heading, of the terminal's columns; json and csv hold the other metrics too. The BCE first: it
 # is the one that a constant can not flatter.
 SHOWN = {"bce": "BCE (lower)", "macro_ap": "mAP", "top_1": "top-1", "top_3": "top-3"}
-# Fewer say nothing of the spread between them.
-FEWEST_SEEDS = 3
 LINES = {"AnB": "#b3423a", "AnB+": "#b3423a", "BnB": "#31688e", "BnB+": "#31688e"}
 
 
@@ -54,17 +54,39 @@ def _reading(result: Comparison, seeds: int) -> list[str]:
     ]
     from_a = [row for row in result.rows if row.condition in ("AnB", "AnB+")]
     if from_a:
-        best = max(from_a, key=lambda row: row.validation_map)  # a choice like any other: not on the test split
-        gains = best.scores["macro_ap"].against_scratch
-        nats = best.scores["bce"].against_scratch
-        enough = seeds >= FEWEST_SEEDS
-        won, lost = enough and all(g > 0 for g in (*gains, *nats)), enough and all(g < 0 for g in gains)
-        word = "beats" if won else "is worse than" if lost else "is not clearly better than"
-        lines.append(
-            f"The student that saw pseudo-labels ({title(best, len(result.layers))}) {word} the one that did not: "
-            f"mAP {np.mean(gains):+.4f}, BCE {-np.mean(nats):+.4f} nats (lower is better)."
-        )
+        # A choice like any other: not on the test split.
+        lines.append(_finding(result, max(from_a, key=lambda row: row.validation_map)))
     return lines
+
+
+def _finding(result: Comparison, best: Row) -> str:
+    """What the transfer from pseudo-labels is worth, beside training from scratch and beside its control."""
+    control = best.condition.replace("A", "B")
+    gains = {"training from scratch": best.gain, f"its control {control}": best.over_control}
+    verdicts: dict[str, Verdict] = {name: "untested" if gain is None else gain.verdict for name, gain in gains.items()}
+    numbers = "; ".join(
+        f"against {name} " + (_in_words(gain) if gain is not None else "nothing was run")
+        for name, gain in gains.items()
+    )
+    nats = np.mean(best.scores["bce"].against_scratch)
+    student = f"The student that saw pseudo-labels ({title(best, len(result.layers))})"
+    measured = f"{numbers}; BCE {-nats:+.4f} nats against scratch (lower is better); {result.samples} images"
+    doubtful = [name for name, verdict in verdicts.items() if verdict != "better"]
+    return headline(
+        verdicts,
+        {
+            "good": f"{student} beats training from scratch and its control {control}: {measured}.",
+            "unsure": f"{student} is not shown to be better than {' or '.join(doubtful)}: {measured}.",
+            "bad": f"{student} is worse than "
+            f"{' and '.join(name for name, verdict in verdicts.items() if verdict == 'worse')}: {measured}.",
+        },
+    ).text
+
+
+def _in_words(gain: Gain) -> str:
+    ends = "" if gain.low is None else f", 95 % interval over images {gain.low:+.4f} to {gain.high:+.4f}"
+    won = sum(value > 0 for value in gain.seeds)
+    return f"mAP {np.mean(gain.seeds):+.4f} (better in {won} of {len(gain.seeds)} seeds{ends})"
 
 
 def title(row: Row, layers: int) -> str:

@@ -13,19 +13,24 @@ import csv
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 import raymotion
 from raymotion import storage
+from raymotion.batch.choice import matrix_of
 from raymotion.batch.cluster import available_cpus, connect
 from raymotion.config import require_same_settings
 from raymotion.errors import InputError, RaymotionError, RunFailed
 from raymotion.learning.metrics import Evaluation
+from raymotion.learning.paired import paired_map_gain
+from raymotion.learning.significance import Gain
 from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info
-from raymotion.train.data import prepare
+from raymotion.models.checkpoint_files import ANSWERS
+from raymotion.train.data import TrainingData, prepare
 from raymotion.train.fit import PLACES, REMEDY, fit
 from raymotion.train.pictures import cached_pictures
 from raymotion.train.recipe import StudentRecipe, Transfer
@@ -80,6 +85,8 @@ class Row:
     Attributes:
         depth: None for training from scratch.
         distinct_top3: for each seed, how many different sets of three highest labels were predicted.
+        gain, over_control: in mAP, over training from scratch, and over the same transfer from a network that never saw
+            a pseudo-label (`AnB` over `BnB`, `AnB+` over `BnB+`); None where there is nothing to compare with.
         validation_map: mean over seeds of the mAP on validation, to choose by.
     """
 
@@ -88,6 +95,8 @@ class Row:
     scores: Mapping[str, Score]
     distinct_top3: tuple[int, ...]
     validation_map: float
+    gain: Gain | None = None
+    over_control: Gain | None = None
 
 
 @dataclass(frozen=True)
@@ -199,11 +208,22 @@ def compare(
             tell(run, info)
     split = "test" if infos[first[0]].test is not None else "validation"
     rows = [_row("scratch", None, first, infos, split, first)]
+    measured = _Answers(data, infos, "test" if split == "test" else "val")
     for depth in chosen:
-        for name in CONDITIONS[1:]:
-            runs = [run for run in then if (run.condition, run.depth) == (name, depth)]
-            if runs:
-                rows.append(_row(name, depth, runs, infos, split, first))
+        by_condition = {
+            name: [run for run in then if (run.condition, run.depth) == (name, depth)] for name in CONDITIONS[1:]
+        }
+        for name, runs in by_condition.items():
+            if not runs:
+                continue
+            control = by_condition[name.replace("A", "B")] if name.startswith("A") else []
+            rows.append(
+                replace(
+                    _row(name, depth, runs, infos, split, first),
+                    gain=measured.gain(runs, first),
+                    over_control=measured.gain(runs, control) if control else None,
+                )
+            )
     scored = getattr(infos[first[0]], split)
     result = Comparison(target, split, scored["samples"], layers, rows)
     _write(result, settings)
@@ -278,6 +298,43 @@ def _train_one(recipe: dict[str, Any], out: str) -> None:
     fit(StudentRecipe.model_validate(recipe), out)
 
 
+class _Answers:
+    """What the runs said of the evaluated split, from their checkpoints, in the order of the data."""
+
+    def __init__(self, data: TrainingData, infos: Mapping[Run, CheckpointInfo], split: str) -> None:
+        rows = data.splits[split]
+        self.infos, self.split = infos, split
+        self.ids = [data.sample_ids[row] for row in rows]
+        self.truth = data.hard[rows]
+        # Samples of one picture are drawn together: their answers are hardly two.
+        self.groups = [data.image_uris[row] or data.sample_ids[row] for row in rows]
+
+    def gain(self, runs: Sequence[Run], others: Sequence[Run]) -> Gain:
+        """The gain in mAP of `runs` over `others`, which have the same seeds in the same order."""
+        metric = "test" if self.split == "test" else "validation"
+        values = [
+            [Evaluation.from_dict(getattr(self.infos[run], metric))["macro_ap"].value or 0.0 for run in each]
+            for each in (runs, others)
+        ]
+        found = paired_map_gain(
+            self.truth, np.stack([self._of(run) for run in runs]), np.stack([self._of(run) for run in others]),
+            groups=self.groups,
+        )  # fmt: skip
+        return Gain(tuple(a - b for a, b in zip(*values, strict=True)), found.low, found.high)
+
+    def _of(self, run: Run) -> np.ndarray:
+        path = storage.join(self.infos[run].folder, ANSWERS)
+        table = storage.read_table(path)
+        table = table.filter(pc.equal(table.column("split"), self.split))
+        if table.column("sample_id").to_pylist() != self.ids:
+            raise InputError(
+                f"does not hold the answers to the {len(self.ids)} samples that are compared",
+                path=path,
+                remedy="Remove this run's folder; the same command trains it again.",
+            )
+        return matrix_of(table)
+
+
 def _row(
     condition: str,
     depth: int | None,
@@ -303,6 +360,10 @@ def _row(
     return Row(condition, depth, scores, tuple(one.distinct_top3 for one in scored), float(np.mean(chosen_by)))
 
 
+def _gain_record(gain: Gain | None) -> dict[str, Any] | None:
+    return None if gain is None else {**asdict(gain), "verdict": gain.verdict}
+
+
 def _write(result: Comparison, settings: Mapping[str, Any]) -> None:
     rows = [
         {
@@ -310,6 +371,8 @@ def _write(result: Comparison, settings: Mapping[str, Any]) -> None:
             "depth": row.depth,
             "distinct_top3": list(row.distinct_top3),
             "validation_map": row.validation_map,
+            "map_over_scratch": _gain_record(row.gain),
+            "map_over_control": _gain_record(row.over_control),
             "metrics": {
                 name: {
                     "values": list(score.values),

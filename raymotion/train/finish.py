@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
 
 from raymotion.models.checkpoint import CheckpointInfo, sample_mark, save_checkpoint
 from raymotion.train.fusion_data import FusionData, PersonData
@@ -79,7 +83,7 @@ def finish(recipe: TrainRecipe, data: Data, settings: dict[str, Any], folder: st
         assert isinstance(recipe, FusionRecipe | FusionTunedRecipe)
         return save_checkpoint(
             target, cast(Any, model), None, data.vocabulary, modalities=list(recipe.backbones.chosen()),
-            extractor=None, training=training, fusion=_origin(recipe, data),
+            extractor=None, training=training, fusion=_origin(recipe, data), answers=_answers(data, predicted),
         )  # fmt: skip
     return save_checkpoint(
         target,
@@ -89,7 +93,23 @@ def finish(recipe: TrainRecipe, data: Data, settings: dict[str, Any], folder: st
         modalities=data.modalities,
         extractor=None if data.features is None else data.features.extractor,
         training=training,
+        answers=_answers(data, predicted),
     )
+
+
+def _answers(data: Data, predicted: Mapping[str, np.ndarray]) -> pa.Table:
+    """Probabilities of the best epoch for every validation and test sample, beside its id."""
+    ids, splits, blocks = [], [], []
+    for name, matrix in predicted.items():
+        ids += [data.sample_ids[row] for row in data.splits[name]]
+        splits += [name] * len(data.splits[name])
+        blocks.append(matrix[: len(data.splits[name])])
+    width = len(data.vocabulary)
+    flat = np.concatenate(blocks).astype(np.float32).reshape(-1)
+    columns = [pa.array(ids, pa.string()), pa.array(splits, pa.string()),
+               pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), width)]  # fmt: skip
+    table = pa.table(columns, names=["sample_id", "split", "probabilities"])
+    return table.replace_schema_metadata(data.vocabulary.to_metadata())
 
 
 def _origin(recipe: FusionRecipe | FusionTunedRecipe, data: PersonData) -> dict[str, Any]:

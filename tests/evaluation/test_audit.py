@@ -19,7 +19,9 @@ from sklearn import metrics as sk
 from raymotion import storage
 from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.errors import InputError, VocabularyMismatch
+from raymotion.evaluation.agreement import compare
 from raymotion.evaluation.audit import AuditSettings, audit_against_truth, audit_choices, audit_samples
+from raymotion.evaluation.audit_page import verdict
 from raymotion.evaluation.confident import find_issues
 from raymotion.evaluation.mapping import choose_mapping, find_mapping, read_mapping
 from raymotion.evaluation.matching import image_key, match
@@ -380,3 +382,62 @@ def test_nothing_else_is_written_into(tmp_path: Path) -> None:
     labels = write_labels(tmp_path / "p", np.full((3, 8), 0.5), MIKELS_8)
     with pytest.raises(InputError, match=r"p: holds job\.json, and no audit"):
         audit_choices(labels, labels, settings())
+
+
+class TestFirstLine:
+    """The first line says nothing that its own page takes back."""
+
+    def test_flags_that_luck_alone_makes_are_no_evidence(self) -> None:
+        results = {
+            "emotions": [{}] * 29, "judged": 4, "images": 211, "images_flagged": 131, "labels_flagged": 160,
+            "labels_flagged_by_luck": 248.2,
+        }  # fmt: skip
+        record = {"mode": "label-quality", "results": results, "labels": {"notices": []}}
+        text = verdict(record).text
+        assert text.startswith("No evidence of wrong labels") and "about 248 contradictions by luck alone" in text
+        results["labels_flagged"] = 400
+        assert verdict(record).text.startswith("The predictions contradict 400 labels of 131 of 211 images")
+
+    def test_emotions_without_images_are_not_unclear(self) -> None:
+        rng = np.random.default_rng(0)
+        truth = (rng.random((60, 6)) < 0.4).astype(float)
+        truth[:, 3:] = 0.0
+        truth[:3, 3] = 1.0
+        found = compare(
+            rng.random((60, 6)), rng.random((60, 6)) > 0.5, np.ones(60, bool), truth, prior=truth.mean(axis=0),
+            labels=list("abcdef"), words=[[name] for name in "abcdef"], bootstrap=60,
+        )  # fmt: skip
+        assert [emotion.verdict == "untested" for emotion in found.emotions] == [False] * 3 + [True] * 3
+        record = {"mode": "human-labels", "results": found.to_dict(), "labels": {"notices": []}}
+        text = verdict(record).text
+        assert text.startswith("3 of 6 emotions can not be judged: fewer than 5 images carry them, or do not.")
+        assert "of 3 emotions" in text
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+@pytest.mark.parametrize("chosen", ["none", "all", "some"])
+def test_labels_of_one_class_or_of_none_are_audited(tmp_path: Path, labels: int, chosen: str) -> None:
+    """Found by trying: cleanlab refuses labels of one class, none on any image, and all on every image."""
+    rng = np.random.default_rng(0)
+    vocabulary = Vocabulary(f"v{labels}", tuple(f"e{i}" for i in range(labels)))
+    p = rng.random((12, labels))
+    mask = {"none": np.zeros(p.shape, bool), "all": np.ones(p.shape, bool), "some": p > 0.5}[chosen]
+    folder = write_labels(tmp_path / "l", p, vocabulary, mask=mask)
+    rows = [{"labels": vocabulary.decode(np.flatnonzero(row))} for row in mask]
+    write_samples(tmp_path / "t.parquet", samples(rows, vocabulary))
+    for number, done in enumerate((
+        audit_choices(folder, tmp_path / "a", settings()),
+        audit_against_truth(folder, tmp_path / "t.parquet", tmp_path / "b", settings()),
+        audit_samples(tmp_path / "t.parquet", folder, tmp_path / "c", settings()),
+    )):  # fmt: skip
+        assert (Path(done.out) / "audit.html").exists() and verdict(done.record).text, number
+
+
+def test_the_quality_of_an_image_is_cleanlabs() -> None:
+    from cleanlab.multilabel_classification import get_label_quality_scores
+
+    rng = np.random.default_rng(0)
+    p = rng.random((50, 7))
+    mask = rng.random((50, 7)) > 0.5
+    wanted = get_label_quality_scores([np.flatnonzero(row).tolist() for row in mask], p)
+    np.testing.assert_allclose(find_issues(mask, p, list("abcdefg"), bootstrap=20).quality, wanted)

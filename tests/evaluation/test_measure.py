@@ -81,7 +81,7 @@ def test_thresholds_that_give_everybody_a_rare_label_are_said() -> None:
     truth, p = sample(skill=0.3)
     limits = np.where(np.arange(8) == 3, 0.0, 0.5)
     notes = measured(truth, p, thresholds=limits).notes
-    assert any("nearly every sample awe (100% of the samples" in note for note in notes)
+    assert any("nearly every sample awe (100 % of the samples" in note for note in notes)
 
 
 def test_soft_targets_change_the_bce_alone() -> None:

@@ -521,6 +521,31 @@ def test_a_tie_keeps_the_incumbent_and_is_no_finding(changed):
     assert "no later stage gained beyond noise (augmentation)" in summary.headline
 
 
+@pytest.mark.parametrize("second_tied", [True, False])
+def test_the_first_line_and_the_noise_section_follow_one_rule(changed, second_tied):
+    """Found by a reader: "backbones matter beyond noise" above "the best leads by less than noise" (backbones)."""
+
+    def close(record: dict[str, Any]) -> None:
+        stage = record["stages"][0]
+        ranked = sorted(stage["trials"], key=lambda t: -t["val_macro_ap"]["mean"])
+        for place, trial in enumerate(ranked):
+            mean = 0.3 - 0.02 * place
+            trial["val_macro_ap"] = {"mean": mean, "sd": 0.001, "seeds": [mean - 0.001, mean, mean + 0.001]}
+        stage["winner"] |= {"key": ranked[0]["key"], "compared": [
+            {"key": trial["key"], "difference": 0.02 * place, "low": -0.001 if tied else 0.01, "high": 0.5, "tied": tied}
+            for place, trial in enumerate(ranked[1:], 1) for tied in [second_tied and place == 1]
+        ]}  # fmt: skip
+
+    page, summary = changed(close)
+    noise = page.text[page.text.index("best configuration's lead over the second") :][:200]
+    assert ("backbones" in noise) == second_tied
+    if second_tied:
+        assert "in backbones the leader beats 16 of 17 other choices beyond noise" in summary.headline.lower()
+        assert "can not be told from the other 1" in summary.headline
+    else:
+        assert "in backbones the leader beats every other choice beyond noise" in summary.headline.lower()
+
+
 def test_a_gain_that_another_seed_could_have_made_is_no_finding_defect_13_5(changed):
     """The bootstrap resamples images and says 0.003 to 0.009; but one configuration's seeds differ by 0.02."""
 
