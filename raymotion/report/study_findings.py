@@ -160,7 +160,7 @@ def _first_sentence(stage: Stage) -> str:
     if beaten:
         return (
             f"in {stage.name} the leader beats {beaten} of {others} other choices beyond noise and can not be told "
-            f"from the other {others - beaten}"
+            "from the rest"
         )
     return f"no choice of {stage.name} stands out from the noise"
 
