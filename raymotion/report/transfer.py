@@ -68,9 +68,11 @@ def _finding(result: Comparison, best: Row) -> str:
         f"against {name} " + (_in_words(gain) if gain is not None else "nothing was run")
         for name, gain in gains.items()
     )
-    nats = np.mean(best.scores["bce"].against_scratch)
+    nats = best.scores["bce"].against_scratch
+    # A better ranking with worse probabilities is no student that beats another.
+    verdicts["training from scratch in BCE"] = "better" if all(gain > 0 for gain in nats) else "unclear"
     student = f"The student that saw pseudo-labels ({title(best, len(result.layers))})"
-    measured = f"{numbers}; BCE {-nats:+.4f} nats against scratch (lower is better); {result.samples} images"
+    measured = f"{numbers}; BCE {-np.mean(nats):+.4f} nats against scratch (lower is better); {result.samples} images"
     doubtful = [name for name, verdict in verdicts.items() if verdict != "better"]
     return headline(
         verdicts,

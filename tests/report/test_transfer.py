@@ -11,9 +11,10 @@ from raymotion.train.finetune import Comparison, Row, Score
 CLEAR, NOISY = (0.004, 0.03), (-0.02, 0.05)
 
 
-def row(condition: str, gain: Gain | None = None, over_control: Gain | None = None) -> Row:
+def row(condition: str, gain: Gain | None = None, over_control: Gain | None = None, *, bce: float = 0.01) -> Row:
     score = Score((0.30, 0.31, 0.32), 0.2, 0.2, (0.01, 0.02, 0.03))
-    scores = {name: score for name in ("bce", "macro_ap", "top_1", "top_3")}
+    scores = {name: score for name in ("macro_ap", "top_1", "top_3")}
+    scores["bce"] = Score((0.30, 0.31, 0.32), 0.2, 0.2, (0.01, 0.02, bce))
     return Row(condition, 4 if gain else None, scores, (9, 10, 11), 0.3, gain, over_control)
 
 
@@ -45,6 +46,13 @@ def test_without_control_images_or_seeds_it_is_none(
 ) -> None:
     text = finding(scratch, control, seeds)
     assert " beats " not in text and f"is not shown to be {doubt}:" in text
+
+
+def test_a_better_ranking_with_worse_probabilities_is_none() -> None:
+    gain = Gain((0.01, 0.02, 0.03), *CLEAR)
+    rows = [row("scratch"), row("AnB+", gain, gain, bce=-0.02)]
+    text = table_lines(Comparison("out", "test", 11, [["a"]] * 5, rows))[-1]
+    assert "is not shown to be better than training from scratch in BCE:" in text
 
 
 def test_a_loss_is_told() -> None:
