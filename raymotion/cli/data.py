@@ -248,9 +248,13 @@ def prepare_socratis(
 def prepare_folder(folder: str, captions: str | None, out: str) -> None:
     """Any folder of pictures, searched to the bottom, with captions from a file.
 
+    Links to files and folders are followed. Every file that is left out, and every caption that finds no picture, is
+    counted under its reason.
+
     \b
     Lines of a .jsonl:    {"file": "trip/1.jpg", "caption": "A boat at sunset."}
     Columns of a .csv:    file,caption        (a file's second line is its second caption)
+    Columns of a .tsv:    the same, with tabs (no quotes: a quote is a character like any other)
 
     \b
     Example:
@@ -263,10 +267,7 @@ def prepare_folder(folder: str, captions: str | None, out: str) -> None:
     write_samples(out, table)
     _say("rows", report.rows)
     _say("captions", f"{report.captions:,}", report.without_caption, "images have none")
-    names = ", ".join(report.no_file_names[:3]) + (" ..." if report.no_file > 3 else "")
-    _warn(report.no_file, f"files that the captions name are not in the folder ({names})")
-    _warn(report.other_files, "files that are no pictures left out")
-    _warn(report.unreadable_names, "pictures left out, whose names are not UTF-8")
+    _note(report.notes())
     _say_table(table, out)
 
 
@@ -337,8 +338,7 @@ def _say_emotic(report: EmoticReport) -> None:
     for name, split in report.splits.items():
         left = f"{split.persons:,} persons annotated ({split.annotated_by}), {split.rows:,} kept"
         _say(name, left)
-    for line in report.notes():
-        click.echo(f"{'note':<11}{line}")
+    _note(report.notes())
     for line in report.prevalence_table():
         click.echo(line)
 
@@ -351,6 +351,11 @@ def _say(name: str, value: int | str, count: int = 0, what: str = "") -> None:
 def _warn(count: int, what: str) -> None:
     if count:
         click.echo(f"{'note':<11}{count:,} {what}")
+
+
+def _note(lines: list[str]) -> None:
+    for line in lines:
+        click.echo(f"{'note':<11}{line}")
 
 
 def _say_table(table: pa.Table, out: str) -> None:

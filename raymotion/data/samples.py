@@ -54,17 +54,32 @@ SCHEMA = pa.schema(
 SPLITS = ("train", "val", "test")
 
 
-def table_from_rows(rows: Iterable[Mapping[str, Any]], vocabulary: Vocabulary | None = None) -> pa.Table:
-    """Rows as a validated sample table; keys that a row lacks are null (captions: empty)."""
+def table_from_rows(
+    rows: Iterable[Mapping[str, Any]], vocabulary: Vocabulary | None = None, *, where: object = None
+) -> pa.Table:
+    """Rows as a validated sample table; keys that a row lacks are null (captions: empty).
+
+    Args:
+        where: file that the rows were read from. A fault is named with it and with the sample, as the position among
+            `rows` is none in that file.
+    """
     complete = [{"captions": [], **row} for row in rows]
     try:
         table = pa.Table.from_pylist(complete, schema=SCHEMA)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise InputError(f"the rows do not fit the sample table: {str(error).splitlines()[0]}") from error
+        reason = f"the rows do not fit the sample table: {str(error).splitlines()[0]}"
+        raise InputError(reason, path=where) from error
     except UnicodeEncodeError as error:  # JSON can say "\\ud800", which is no character
         text = ascii(error.object)[:60]
-        raise InputError(f"{text} holds half of a character", remedy="Mend this text.") from error
-    return validate(attach_vocabulary(table, vocabulary))
+        raise InputError(f"{text} holds half of a character", path=where, remedy="Mend this text.") from error
+    try:
+        return validate(attach_vocabulary(table, vocabulary))
+    except InputError as error:
+        if where is None or not isinstance(error.row, int):
+            raise
+        sample = complete[error.row]["sample_id"]
+        reason = error.reason if repr(sample) in error.reason else f"{sample}: {error.reason}"
+        raise InputError(reason, path=where, remedy=error.remedy) from error
 
 
 def attach_vocabulary(table: pa.Table, vocabulary: Vocabulary | None) -> pa.Table:
