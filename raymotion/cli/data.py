@@ -151,6 +151,9 @@ def prepare() -> None:
 def prepare_coco(root: str, split: str, persons: bool, min_side: float, out: str) -> None:
     """COCO images with their captions. ROOT holds annotations/ and the folder of the split.
 
+    Other data sets in COCO's format are read too: an annotation belongs to the picture that the entry of its image_id
+    names in file_name, a path below the folder of the split or below ROOT. Boxes are checked against the pictures.
+
     \b
     Example:
       raymotion data prepare coco ROOT --split val2017 --out coco.parquet
@@ -165,12 +168,10 @@ def prepare_coco(root: str, split: str, persons: bool, min_side: float, out: str
     _say("images", f"{report.images:,}", report.no_image - report.dropped_entries, "not on disk")
     _say("captions", f"{report.captions:,}", report.empty_captions, "empty ones left out")
     if persons:
-        _say("persons", f"{report.persons:,}, {report.faces:,} with a face box")
+        _say("persons", f"{report.persons:,}, {report.bodies:,} with a body box, {report.faces:,} with a face box")
         boxes = f"{report.small_boxes:,} small and {report.degenerate_boxes:,} degenerate boxes"
         _say("left out", f"{boxes}, {report.crowds:,} crowds")
-    _warn(report.no_entry, f"images on disk that no annotation names{'' if persons else ' (kept, without captions)'}")
-    _warn(report.dropped_entries, "entries with neither an image nor a caption left out")
-    _warn(report.other_files, f"files in {split}/ whose names are not COCO's left out")
+    _note(report.notes())
     _say_table(table, out)
 
 

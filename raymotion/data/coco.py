@@ -5,27 +5,35 @@ The layout is the one of the published archives, 2014 and 2017 names alike:
     ROOT/annotations/captions_val2017.json             ROOT/val2017/000000000139.jpg
     ROOT/annotations/person_keypoints_val2014.json     ROOT/val2014/COCO_val2014_000000000042.jpg
 
+Other data sets in COCO's format are read by the same rule, which is the format's own: an annotation's `image_id` is the
+`id` of an entry of `images`, and that entry's `file_name` is the picture's path below the folder of the split (or below
+ROOT). No id is taken from a file's name where an annotation file says another.
+
 Only what is asked for is parsed: the captions; for persons the keypoints too, or the instances where there are none.
-A picture is known by its number, which both names carry, and which is the same in 2014 and 2017.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import posixpath
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from raymotion import storage
+from raymotion.data.image_sizes import PictureSize, read_sizes
+from raymotion.data.picture_files import FileNames, FolderContent, list_pictures, loosened
 from raymotion.data.samples import SPLITS, table_from_rows
+from raymotion.data.text_rows import read_json
 from raymotion.errors import InputError
 
-_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})\.jpe?g", re.IGNORECASE)
-_SAMPLE_ID = re.compile(r"coco:(\d{12})(?::person:\d+)?")
+_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})\.(\w+)", re.IGNORECASE)
+_PUBLISHED = re.compile(r"(?:^|/)((?:train|val|test|unlabeled)(\d{4}))/((?:COCO_([a-z]+\d{4})_)?\d{12}\.jpg)$")
 _SPLIT = re.compile(r"([a-z]+)(\d{4})")
 
 # Keypoints of a person in COCO's order: the first five are of the face.
@@ -45,55 +53,111 @@ Box = tuple[float, float, float, float]
 
 @dataclass
 class CocoReport:
-    """Counts of what `read_coco` met.
+    """Counts of what `read_coco` met. All files, entries and annotations are in the table or counted here.
 
     Attributes:
         rows, images, captions: rows of the table, distinct images and captions in it.
-        no_entry: images on disk that no annotation file names (kept, without captions).
-        no_image: entries whose image is not on disk (kept without an address if they have captions).
+        no_entry: pictures on disk that no annotation file names (kept, without captions; they have no persons).
+        same_number: of `no_entry`, those that carry the number of another picture; their ids are their names.
+        no_image: entries whose picture is not on disk (kept without an address if they have captions).
         dropped_entries: of `no_image`, those that have no caption either; they are left out.
+        other_case: of `no_image`, those whose picture is there with other capitals in its name.
+        ambiguous_names: of `no_image`, those that could be several pictures.
+        by_number: entries whose picture goes by the other of COCO's two names for it.
+        shared_files: entries whose picture is also that of an entry before; all of one picture are one group.
+        repeated_entries: entries that stand twice, alike.
         empty_captions: captions without a word, left out.
-        other_files: files beside the images whose names carry no COCO number, left out.
-        persons, faces: rows that are persons, and those of them with a face box.
+        stray_captions, stray_persons: annotations of images that the file has no entry for, left out.
+        persons, bodies, faces: rows that are persons, and those of them with a body box and a face box.
         crowds, small_boxes, degenerate_boxes: person annotations left out, by reason.
+        no_image_persons: person annotations left out with their entry (`dropped_entries`).
+        turned_boxes: boxes that were turned or mirrored with their picture, as its EXIF block asks.
+        clipped_boxes: boxes that reach more than a pixel beyond the picture, and were clipped to it.
+        other_size_boxes: boxes of pictures that have another size than the annotated one; null.
+        outside_boxes: boxes more than half of which lies beyond the picture; null.
+        unchecked_boxes: boxes whose picture is not there or can not be read; kept as annotated.
         files: the annotation files that were read.
+        content: what is in the folder of the split, and which files were left out.
     """
 
     rows: int = 0
     images: int = 0
     captions: int = 0
     no_entry: int = 0
+    same_number: int = 0
     no_image: int = 0
     dropped_entries: int = 0
+    other_case: int = 0
+    ambiguous_names: int = 0
+    by_number: int = 0
+    shared_files: int = 0
+    repeated_entries: int = 0
     empty_captions: int = 0
-    other_files: int = 0
+    stray_captions: int = 0
+    stray_persons: int = 0
     persons: int = 0
+    bodies: int = 0
     faces: int = 0
     crowds: int = 0
     small_boxes: int = 0
     degenerate_boxes: int = 0
+    no_image_persons: int = 0
+    turned_boxes: int = 0
+    clipped_boxes: int = 0
+    other_size_boxes: int = 0
+    outside_boxes: int = 0
+    unchecked_boxes: int = 0
     files: list[str] = field(default_factory=list)
+    content: FolderContent = field(default_factory=lambda: FolderContent(""))
+
+    def notes(self) -> list[str]:
+        """One line for each thing that was left out, changed or can not be told."""
+        told = (
+            (self.no_entry, "images on disk that no annotation names (kept without captions in a table of images)"),
+            (self.same_number, "of them carry the number of another image, and are known by their names"),
+            (self.dropped_entries, "entries with neither an image nor a caption left out"),
+            (self.other_case, "entries have a file_name that differs from a file's in capital letters only"),
+            (self.ambiguous_names, "entries have a file_name that several files could be"),
+            (self.by_number, "images go by the other of COCO's two names than in the annotations"),
+            (self.shared_files, "entries name the picture of another entry; they are kept in one group"),
+            (self.repeated_entries, "entries stand twice, alike"),
+            (self.stray_captions, "captions of images that have no entry left out"),
+            (self.stray_persons, "persons of images that have no entry left out"),
+            (self.no_image_persons, "persons left out with their entries"),
+            (self.turned_boxes, "boxes of pictures that EXIF turns or mirrors, annotated as stored; turned with them"),
+            (self.clipped_boxes, "boxes reach beyond their picture; clipped"),
+            (self.other_size_boxes, "boxes of pictures that have another size than annotated; null"),
+            (self.outside_boxes, "boxes lie mostly beyond their picture; null"),
+            (self.unchecked_boxes, "boxes not checked, as their picture is not there or can not be read"),
+        )
+        return [f"{count:,} {what}" for count, what in told if count] + self.content.notes()
 
 
-def coco_url(sample_id: str, split: str) -> str:
-    """Public address of the picture of a COCO sample (or of a person in it).
+def coco_url(place: str) -> str | None:
+    """Public address of a picture of COCO's own, told by the names of its file and its folder; None for others.
 
-    >>> coco_url("coco:000000000009", "train2017")
+    >>> coco_url("/data/coco/train2017/000000000009.jpg")
     'http://images.cocodataset.org/train2017/000000000009.jpg'
     """
-    match, known = _SAMPLE_ID.fullmatch(sample_id), _SPLIT.fullmatch(split)
-    if match is None:
-        raise InputError(f"{sample_id!r} is not the id of a COCO sample", remedy="They look like coco:000000000139.")
-    if known is None:
-        raise InputError(f"{split!r} is not the name of a COCO split", remedy="They look like train2017.")
-    prefix = f"COCO_{split}_" if known.group(2) == "2014" else ""
-    return f"http://images.cocodataset.org/{split}/{prefix}{match.group(1)}.jpg"
+    found = _PUBLISHED.search(place.replace("\\", "/"))
+    if found is None or found.group(4) != (found.group(1) if found.group(2) in ("2014", "2015") else None):
+        return None
+    return f"http://images.cocodataset.org/{found.group(1)}/{found.group(3)}"
 
 
 def read_coco(
     root: storage.PathLike, split: str = "val2017", *, persons: bool = False, min_side: float = 32.0
 ) -> tuple[pa.Table, CocoReport]:
-    """The images of one COCO split as a sample table, in the order of their numbers.
+    """The images of one COCO split as a sample table, in the order of their ids.
+
+    `sample_id` is `coco:` with the id of the annotation files in twelve digits. A picture without an entry has the
+    number in its name, where that is how the annotation files number theirs and no other picture has it; else
+    `coco:file:` and its path.
+
+    Boxes are given in pixels of the upright picture. COCO's annotators and its tools see the pixels as stored; so where
+    EXIF turns or mirrors a picture whose stored size is the annotated one, its boxes are turned with it (also where both
+    sizes are the same). Where the upright size alone is the annotated one they are taken as they are. A picture of
+    another size is not the one that was annotated, and its boxes are null.
 
     Args:
         root: folder that holds `annotations/` and the split's image folder; each may be absent, but not both.
@@ -108,39 +172,48 @@ def read_coco(
         The table and the counts of what was met on the way.
 
     Raises:
-        InputError: a file that is no COCO annotation file (with the entry, where one is at fault), nothing to read, or
-            no person annotations.
+        InputError: a file that is no COCO annotation file (with the entry, where one is at fault), files that
+            contradict each other, nothing to read, or no person annotations.
     """
     if not storage.is_dir(root):
         raise InputError("no such folder", path=root, remedy="Give the folder that holds annotations/ and val2017/.")
     report = CocoReport()
     names = storage.list_names(storage.join(root, "annotations"))
-    places = _images_on_disk(root, split, report)
-    entries: dict[int, Mapping[str, Any]] = {}
+    pictures = _Pictures(root, split)
+    report.content = pictures.content
+    documents: list[_Document] = []
     captions: dict[int, list[str]] = {}
     if f"captions_{split}.json" in names:
-        document = _Document(root, f"captions_{split}.json", report)
-        entries.update(document.images())
-        captions = _captions(document, report)
-    people: list[tuple[int, int, Mapping[str, Any], _Document]] = []
+        documents.append(_Document(root, f"captions_{split}.json", report))
+        captions = _captions(documents[0], report)
+    people: list[tuple[int, int, Mapping[str, Any]]] = []
     if persons:
-        document = _person_file(root, split, names, report)
-        for number, entry in document.images().items():  # these have the sizes that boxes are clipped to
-            entries[number] = {**entries.get(number, {}), **entry}
-        people = list(_people(document, report))
-    elif not entries:
+        documents.append(_person_file(root, split, names, report))
+        people = list(_people(documents[-1], report))
+    elif not documents:
         for name in (f"instances_{split}.json", f"image_info_{split}.json", f"person_keypoints_{split}.json"):
             if name in names:
-                entries.update(_Document(root, name, report).images())
+                documents.append(_Document(root, name, report))
                 break
-    if not places and not entries and not captions:
+    if not pictures.content.pictures and not any(document.images for document in documents):
         raise InputError(
             f"has neither images in {split}/ nor annotations/captions_{split}.json",
             path=root,
             remedy=f"Check --split; annotations/ holds {', '.join(names[:6]) or 'nothing'}.",
         )
-    rows = _rows(split, entries, captions, places, people if persons else None, min_side, report)
-    return table_from_rows(rows), _closed(report, rows)
+    places = pictures.places(documents)
+    images = _joined(split, documents, captions, pictures, places, report)
+    rows = list(images.values())
+    if persons:
+        rows = _person_rows(people, images, documents[-1], min_side, report)
+    else:
+        rows = [row for row in rows if row["image_uri"] or row["captions"]]
+    shown = {row["sample_id"].split(":person:")[0]: row for row in rows}
+    report.rows, report.images = len(rows), len({row["group_id"] for row in rows})
+    report.captions = sum(len(row["captions"]) for row in shown.values())
+    report.bodies = sum(1 for row in rows if row.get("body_box"))
+    report.faces = sum(1 for row in rows if row.get("face_box"))
+    return table_from_rows(rows, where=root), report
 
 
 class _Document:
@@ -148,11 +221,12 @@ class _Document:
 
     def __init__(self, root: storage.PathLike, name: str, report: CocoReport) -> None:
         self.path = storage.join(root, "annotations", name)
-        value = storage.read_json(self.path)
+        value = read_json(self.path)
         if not isinstance(value, dict):
             kind = type(value).__name__
             raise InputError(f"is a JSON {kind}, not an object with images and annotations", path=self.path)
         self.value = value
+        self.images = self._images(report)
         report.files.append(name)
 
     def entries(self, key: str, required: Mapping[str, type]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -169,30 +243,190 @@ class _Document:
                     raise InputError(f"lacks {name!r}", path=self.path, row=where)
                 if not isinstance(entry[name], kind) or isinstance(entry[name], bool):
                     text = json.dumps(entry[name])[:40]
-                    raise InputError(f"{name} is {text}, which is not what COCO has there", path=self.path, row=where)
+                    raise InputError(
+                        f"{name} is {text}, which is not what COCO has there",
+                        path=self.path,
+                        row=where,
+                        remedy="COCO's ids are whole numbers: number them, in the annotations too."
+                        if kind is int
+                        else None,
+                    )
             yield position, entry
 
-    def images(self) -> dict[int, dict[str, Any]]:
-        return {entry["id"]: entry for _, entry in self.entries("images", {"id": int, "file_name": str})}
+    def _images(self, report: CocoReport) -> dict[int, dict[str, Any]]:
+        found: dict[int, dict[str, Any]] = {}
+        for position, entry in self.entries("images", {"id": int, "file_name": str}):
+            before = found.setdefault(entry["id"], entry)
+            if before is entry:
+                continue
+            if any(before.get(name) != entry.get(name) for name in ("file_name", "width", "height")):
+                told = " and as ".join(
+                    f"{e['file_name']!r} ({e.get('width')} x {e.get('height')})" for e in (before, entry)
+                )
+                raise InputError(
+                    f"id {entry['id']} stands twice: as {told}",
+                    path=self.path,
+                    row=f"images[{position}]",
+                    remedy="An id is unique: number the images anew, in the annotations too.",
+                )
+            report.repeated_entries += 1
+        return found
 
 
-def _images_on_disk(root: storage.PathLike, split: str, report: CocoReport) -> dict[int, str]:
-    places: dict[int, str] = {}
-    folder = storage.join(storage.absolute(root), split)
-    for name in storage.list_names(folder):
-        match = _NAME.fullmatch(name)
-        if match is None:
-            report.other_files += 1
-            continue
-        places[int(match.group(1))] = storage.join(folder, name)
-    return places
+class _Pictures:
+    """The pictures of the split, and which of them each file_name means."""
+
+    def __init__(self, root: storage.PathLike, split: str) -> None:
+        self.root, self.split = storage.absolute(root), split
+        self.content = list_pictures(storage.join(self.root, split))
+        self.names = FileNames(self.content.pictures, self.content.base, self.content.aliases)
+        self._others: dict[str, tuple[FolderContent, FileNames] | None] = {}
+        self.by_number: dict[tuple[str, int, str], list[str]] = {}
+        for name in self.content.pictures:
+            if (key := _coco_name(name)) is not None:
+                self.by_number.setdefault(key, []).append(name)
+
+    def find(self, file_name: str) -> tuple[str, str] | None:
+        """Address of the picture `file_name`, and how it was found (`name` or `number`); None if it is not there."""
+        below = file_name.removeprefix(f"{self.split}/")
+        found = self.names.find(file_name) or self.names.find(below)
+        if found is not None:
+            return self.content.address(found), "name"
+        top, slash, rest = file_name.partition("/")
+        if slash and top not in ("", ".", "..", self.split) and not storage.is_remote(file_name):
+            if top not in self._others:
+                content = list_pictures(storage.join(self.root, top))
+                self._others[top] = (content, FileNames(content.pictures, content.base)) if content.pictures else None
+            other = self._others[top]
+            if other is not None and (found := other[1].find(rest)) is not None:
+                return other[0].address(found), "name"
+        # 000000000139.jpg and COCO_val2014_000000000139.jpg are COCO's own two names of one picture.
+        key = _coco_name(below)
+        same = self.by_number.get(key, []) if key is not None else []
+        return (self.content.address(same[0]), "number") if len(same) == 1 else None
+
+    def places(self, documents: Sequence[_Document]) -> dict[str, tuple[str, str] | None]:
+        """What `find` gives for each file_name, by name."""
+        names = {entry["file_name"] for document in documents for entry in document.images.values()}
+        return {name: self.find(name) for name in sorted(names)}
+
+
+def _coco_name(name: str) -> tuple[str, int, str] | None:
+    """Folder, number and extension of a path whose file goes by a name of COCO's form."""
+    folder, file = posixpath.split(name.replace("\\", "/"))
+    match = _NAME.fullmatch(file)
+    if match is None:
+        return None
+    extension = match.group(2).lower()
+    return folder, int(match.group(1)), "jpg" if extension == "jpeg" else extension
+
+
+def _agreed(documents: Sequence[_Document], places: Mapping[str, tuple[str, str] | None]) -> dict[int, dict[str, Any]]:
+    """The entries of all files by id, if no two files contradict each other; of sizes the last file's count."""
+
+    def picture(entry: Mapping[str, Any]) -> str:
+        place = places[entry["file_name"]]
+        return place[0] if place else loosened(entry["file_name"])
+
+    entries: dict[int, dict[str, Any]] = {}
+    for number, document in enumerate(documents):
+        for other in documents[:number]:
+            ids: dict[str, set[int]] = {}
+            for image_id, entry in other.images.items():
+                ids.setdefault(picture(entry), set()).add(image_id)
+            own: dict[str, set[int]] = {}
+            for image_id, entry in document.images.items():
+                own.setdefault(picture(entry), set()).add(image_id)
+                before = other.images.get(image_id)
+                if before is not None and picture(before) != picture(entry):
+                    raise InputError(
+                        f"image {image_id} is {entry['file_name']!r} here and {before['file_name']!r} in {other.path}",
+                        path=document.path,
+                        remedy="The ids of the two files must mean the same pictures.",
+                    )
+            for name, numbers in own.items():
+                if name in ids and not numbers & ids[name]:
+                    raise InputError(
+                        f"{posixpath.basename(name)!r} is image {min(numbers)} here and {min(ids[name])} in {other.path}",
+                        path=document.path,
+                        remedy="The ids of the two files must mean the same pictures.",
+                    )
+        for image_id, entry in document.images.items():
+            entries[image_id] = {**entries.get(image_id, {}), **entry}
+    return entries
+
+
+def _joined(
+    split: str,
+    documents: Sequence[_Document],
+    captions: Mapping[int, list[str]],
+    pictures: _Pictures,
+    places: Mapping[str, tuple[str, str] | None],
+    report: CocoReport,
+) -> dict[int | str, dict[str, Any]]:
+    """A row for each entry, by its id and in the order of ids, then for each picture that has no entry, by its name."""
+    entries = _agreed(documents, places)
+    known = _SPLIT.fullmatch(split)
+    column = known.group(1) if known and known.group(1) in SPLITS else None
+    rows: dict[int | str, dict[str, Any]] = {}
+    groups: dict[str, str] = {}
+
+    def add(key: int | str, sample_id: str, place: tuple[str, str] | None, name: str, own: list[str]) -> None:
+        rows[key] = {
+            "sample_id": sample_id,
+            "group_id": groups.setdefault(place[0] if place else name, sample_id),
+            "image_uri": place[0] if place else None,
+            "captions": own,
+            "split": column,
+            "source": "coco",
+        }
+
+    for number in sorted(entries):
+        name = entries[number]["file_name"]
+        place = places[name]
+        if place is None:
+            report.no_image += 1
+            report.dropped_entries += not captions.get(number)
+            key = _coco_name(name.removeprefix(f"{split}/"))
+            several = name in pictures.names.ambiguous or (key is not None and len(pictures.by_number.get(key, ())) > 1)
+            report.ambiguous_names += several
+            report.other_case += not several and pictures.names.other_case(name) is not None
+        else:
+            report.by_number += place[1] == "number"
+        report.shared_files += (place[0] if place else name) in groups
+        add(number, f"coco:{number:012d}", place, name, captions.get(number, []))
+    free = [name for name in pictures.content.pictures if pictures.content.address(name) not in groups]
+    report.no_entry = len(free)
+    for name, number in _numbers_of(free, entries, report).items():
+        sample_id = f"coco:file:{name}" if number is None else f"coco:{number:012d}"
+        add(name if number is None else number, sample_id, (pictures.content.address(name), "name"), name, [])
+    return dict(sorted(rows.items(), key=lambda item: (isinstance(item[0], str), item[0])))
+
+
+def _numbers_of(
+    names: Iterable[str], entries: Mapping[int, Mapping[str, Any]], report: CocoReport
+) -> dict[str, int | None]:
+    """The COCO number of each picture that has no entry, where it can be told to be its id."""
+    keys = {number: _coco_name(entry["file_name"]) for number, entry in entries.items()}
+    are_ids = all(key is not None and key[1] == number for number, key in keys.items())
+    numbers = {name: key[1] if (key := _coco_name(name)) else None for name in names}
+    taken = Counter(number for number in numbers.values() if number is not None)
+    result: dict[str, int | None] = {}
+    for name, number in numbers.items():
+        if number is not None and (number in entries or taken[number] > 1):
+            report.same_number += are_ids
+            number = None
+        result[name] = number if are_ids else None
+    return result
 
 
 def _captions(document: _Document, report: CocoReport) -> dict[int, list[str]]:
     numbered: dict[int, list[tuple[int, str]]] = {}
     for _, entry in document.entries("annotations", {"id": int, "image_id": int, "caption": str}):
         text = " ".join(entry["caption"].split())
-        if text:
+        if entry["image_id"] not in document.images:
+            report.stray_captions += 1
+        elif text:
             numbered.setdefault(entry["image_id"], []).append((entry["id"], text))
         else:
             report.empty_captions += 1
@@ -210,13 +444,23 @@ def _person_file(root: storage.PathLike, split: str, names: Sequence[str], repor
     )
 
 
-def _people(document: _Document, report: CocoReport) -> Iterator[tuple[int, int, Mapping[str, Any], _Document]]:
+def _people(document: _Document, report: CocoReport) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
+    """Image id, annotation id and annotation of each person that is no crowd."""
     categories = document.entries("categories", {"id": int, "name": str})
     person = {entry["id"] for _, entry in categories if entry["name"] == "person"}
     required = {"id": int, "image_id": int, "category_id": int, "bbox": list}
+    seen: dict[int, int] = {}
     for position, entry in document.entries("annotations", required):
         if entry["category_id"] not in person:
             continue
+        where = f"annotations[{position}]"
+        if seen.setdefault(entry["id"], position) != position:
+            raise InputError(
+                f"id {entry['id']} stands twice, first in annotations[{seen[entry['id']]}]",
+                path=document.path,
+                row=where,
+                remedy="An annotation's id is unique.",
+            )
         if entry.get("iscrowd"):
             report.crowds += 1
             continue
@@ -225,65 +469,83 @@ def _people(document: _Document, report: CocoReport) -> Iterator[tuple[int, int,
             if values is None:
                 continue
             if not isinstance(values, list) or len(values) != size or not all(_is_number(v) for v in values):
-                raise InputError(f"{name} is not {size} numbers", path=document.path, row=f"annotations[{position}]")
-        yield entry["image_id"], entry["id"], entry, document
+                raise InputError(f"{name} is not {size} numbers", path=document.path, row=where)
+        if entry["image_id"] not in document.images:
+            report.stray_persons += 1
+            continue
+        yield entry["image_id"], entry["id"], entry
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether JSON's value is a number that a float holds."""
+    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63)
 
 
-def _rows(
-    split: str,
-    entries: Mapping[int, Mapping[str, Any]],
-    captions: Mapping[int, list[str]],
-    places: Mapping[int, str],
-    people: list[tuple[int, int, Mapping[str, Any], _Document]] | None,
+def _person_rows(
+    people: Sequence[tuple[int, int, Mapping[str, Any]]],
+    images: Mapping[int | str, Mapping[str, Any]],
+    document: _Document,
     min_side: float,
     report: CocoReport,
 ) -> list[dict[str, Any]]:
-    named = set(entries) | set(captions)
-    report.no_entry = len(set(places) - named)
-    report.no_image = len(named - set(places))
-    report.dropped_entries = sum(1 for number in named if number not in places and not captions.get(number))
-    known = _SPLIT.fullmatch(split)
-    column = known.group(1) if known and known.group(1) in SPLITS else None
-
-    def row(number: int) -> dict[str, Any]:
-        return {
-            "sample_id": f"coco:{number:012d}",
-            "group_id": f"coco:{number:012d}",
-            "image_uri": places.get(number),
-            "captions": captions.get(number, []),
-            "split": column,
-            "source": "coco",
-        }
-
-    if people is None:
-        return [row(number) for number in sorted(named | set(places)) if number in places or captions.get(number)]
+    """A row for each person, by image and annotation, its boxes in pixels of the upright picture."""
+    used = sorted({number for number, *_ in people})
+    sizes = read_sizes(uri for number in used if (uri := images[number]["image_uri"]))
     rows = []
-    for number, annotation, entry, document in sorted(people, key=lambda item: item[:2]):
-        if number not in places and not captions.get(number):
+    for number, annotation, entry in sorted(people, key=lambda item: item[:2]):
+        image = images[number]
+        if not image["image_uri"] and not image["captions"]:
+            report.no_image_persons += 1
             continue
-        size = entries.get(number, {})
-        width, height = size.get("width"), size.get("height")
-        if not isinstance(width, int) or not isinstance(height, int):
-            raise InputError(
-                f"image {number} has no width and height, to which boxes are clipped", path=document.path, row=number
-            )
+        read = sizes.get(image["image_uri"] or "")
+        size = read if isinstance(read, PictureSize) else None
+        width, height = _annotated_size(number, document, size)
         x, y, w, h = (float(v) for v in entry["bbox"])
         body = clip_box((x, y, x + w, y + h), width, height)
         if body is None:
             report.degenerate_boxes += 1
             continue
-        if min(body[2] - body[0], body[3] - body[1]) < min_side:
-            report.small_boxes += 1
-            continue
         points = entry.get("keypoints")
         face = face_from_keypoints(points, width, height) if points else None
+        frame = "upright" if size is None else size.frame_of((width, height))
+        if frame is None:
+            report.other_size_boxes += 1
+            body = face = None
+        elif (body[2] - body[0]) * (body[3] - body[1]) < w * h / 2:
+            report.outside_boxes += 1
+            body = face = None
+        elif min(body[2] - body[0], body[3] - body[1]) < min_side:
+            report.small_boxes += 1
+            continue
+        else:
+            report.unchecked_boxes += size is None
+            report.clipped_boxes += max(abs(a - b) for a, b in zip(body, (x, y, x + w, y + h), strict=True)) > 1.0
+            if size is not None and frame == "stored" and size.orientation != 1:
+                report.turned_boxes += 1
+                body = size.upright(body)
+                face = None if face is None else size.upright(face)
         sample_id = f"coco:{number:012d}:person:{annotation}"
-        rows.append({**row(number), "sample_id": sample_id, "body_box": body, "face_box": face})
+        rows.append({**image, "sample_id": sample_id, "body_box": body, "face_box": face})
+    report.persons = len(rows)
     return rows
+
+
+def _annotated_size(number: int, document: _Document, size: PictureSize | None) -> tuple[int, int]:
+    """Width and height of the image as annotated; without them, of a picture that no EXIF turns."""
+    entry = document.images[number]
+    width, height = (
+        int(value) if _is_number(value) and math.isfinite(value) and value == int(value) else None
+        for value in (entry.get("width"), entry.get("height"))
+    )
+    if width is None and height is None and size is not None and size.orientation == 1:
+        return size.stored
+    if width is None or height is None:
+        raise InputError(
+            f"image {number} has no width and height, to which boxes are clipped",
+            path=document.path,
+            row=f"images, id {number}",
+        )
+    return width, height
 
 
 def clip_box(box: Box, width: int, height: int) -> Box | None:
@@ -307,13 +569,3 @@ def face_from_keypoints(keypoints: Sequence[float], width: int, height: int) -> 
     across = [x for x, _ in points.values()]
     cx, cy = (min(across) + max(across)) / 2, sum(y for _, y in points.values()) / len(points)
     return clip_box((cx - side / 2, cy - side / 2, cx + side / 2, cy + side / 2), width, height)
-
-
-def _closed(report: CocoReport, rows: Sequence[Mapping[str, Any]]) -> CocoReport:
-    report.rows = len(rows)
-    by_image = {row["group_id"]: row["captions"] for row in rows}
-    report.images = len(by_image)
-    report.captions = sum(map(len, by_image.values()))
-    report.persons = sum(1 for row in rows if row.get("body_box"))
-    report.faces = sum(1 for row in rows if row.get("face_box"))
-    return report
