@@ -237,8 +237,7 @@ def prepare_socratis(
         _say("annotators", f"{report.annotators:,} entries; label_weights are their shares")
     top = sorted(report.labels.items(), key=lambda item: -item[1])[:5]
     _say("labels", f"{len(report.labels)}; most common: " + ", ".join(f"{name} {count:,}" for name, count in top))
-    _warn(report.dropped_images, "images without a label left out")
-    _warn(report.dropped_words, "words that are no labels left out")
+    _note(report.notes())
     _say_table(table, out)
 
 
