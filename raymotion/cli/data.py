@@ -218,14 +218,16 @@ def prepare_socratis(
     """
     from raymotion.data.samples import write_samples
     from raymotion.data.socratis import read_socratis
-    from raymotion.data.splits import split_samples
+    from raymotion.data.splits import empty_splits, split_samples
     from raymotion.vocabulary import get_vocabulary
 
     fractions = {"train": round(1.0 - val_fraction - test_fraction, 9), "val": val_fraction, "test": test_fraction}
     chosen = get_vocabulary(vocabulary) if vocabulary else None
     table, report = read_socratis(path, images, min_images=min_images, vocabulary=chosen)
+    few = None
     if not no_split:
         table = split_samples(table, fractions=fractions, seed=seed)
+        few = empty_splits(table, fractions)
     write_samples(out, table)
     _say("rows", report.rows)
     if images:
@@ -237,7 +239,7 @@ def prepare_socratis(
         _say("annotators", f"{report.annotators:,} entries; label_weights are their shares")
     top = sorted(report.labels.items(), key=lambda item: -item[1])[:5]
     _say("labels", f"{len(report.labels)}; most common: " + ", ".join(f"{name} {count:,}" for name, count in top))
-    _note(report.notes())
+    _note(report.notes() + ([few] if few else []))
     _say_table(table, out)
 
 

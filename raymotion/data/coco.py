@@ -511,7 +511,9 @@ def _person_rows(
         if frame is None:
             report.other_size_boxes += 1
             body = face = None
-        elif (body[2] - body[0]) * (body[3] - body[1]) < w * h / 2:
+        elif (body[2] - body[0]) * (body[3] - body[1]) < w * h / 2 or (
+            size is not None and size.contradicts((x, y, x + w, y + h), frame)
+        ):
             report.outside_boxes += 1
             body = face = None
         elif min(body[2] - body[0], body[3] - body[1]) < min_side:

@@ -43,6 +43,13 @@ class PictureSize:
             return "stored"
         return "upright" if annotated == (self.width, self.height) else None
 
+    def contradicts(self, box: tuple[float, float, float, float], frame: Literal["stored", "upright"]) -> bool:
+        """Whether `box` reaches beyond the pixels in which it was annotated, and would fit into the other ones."""
+        upright = (self.width, self.height)
+        own, other = (self.stored, upright) if frame == "stored" else (upright, self.stored)
+        beyond = box[2] > own[0] + 1 or box[3] > own[1] + 1
+        return self.orientation >= 5 and beyond and box[2] <= other[0] + 1 and box[3] <= other[1] + 1
+
     def upright(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
         """A box (x1, y1, x2, y2) of the stored pixels as a box of the upright picture.
 
