@@ -14,123 +14,24 @@ Only what is asked for is parsed: the captions; for persons the keypoints too, o
 
 from __future__ import annotations
 
-import json
-import math
-import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from raymotion import storage
-from raymotion.data.image_sizes import PictureSize, read_sizes
-from raymotion.data.picture_files import FileNames, FolderContent, list_pictures, loosened
+from raymotion.data.coco_files import Document, Pictures, agreed, coco_name
+from raymotion.data.coco_persons import Box, clip_box, face_from_keypoints, people_in, person_file, person_rows
+from raymotion.data.coco_report import CocoReport
 from raymotion.data.samples import SPLITS, table_from_rows
-from raymotion.data.text_rows import read_json
 from raymotion.errors import InputError
 
-_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})\.(\w+)", re.IGNORECASE)
+__all__ = ["Box", "CocoReport", "clip_box", "coco_url", "face_from_keypoints", "read_coco"]
+
 _PUBLISHED = re.compile(r"(?:^|/)((?:train|val|test|unlabeled)(\d{4}))/((?:COCO_([a-z]+\d{4})_)?\d{12}\.jpg)$")
 _SPLIT = re.compile(r"([a-z]+)(\d{4})")
-
-# Keypoints of a person in COCO's order: the first five are of the face.
-_NOSE, _LEFT_EYE, _RIGHT_EYE, _LEFT_EAR, _RIGHT_EAR = range(5)
-_VISIBLE = 2
-# From the distance of two points of a face to its height, forehead to chin (about 19 cm in an adult: ears are 14 cm
-# apart, eyes 6.3 cm, and in profile the nose is 12.5 cm from the ear).
-_FACE_HEIGHTS = (
-    (_LEFT_EAR, _RIGHT_EAR, 1.3),
-    (_LEFT_EYE, _RIGHT_EYE, 3.0),
-    (_NOSE, _LEFT_EAR, 1.5),
-    (_NOSE, _RIGHT_EAR, 1.5),
-)
-
-Box = tuple[float, float, float, float]
-
-
-@dataclass
-class CocoReport:
-    """Counts of what `read_coco` met. All files, entries and annotations are in the table or counted here.
-
-    Attributes:
-        rows, images, captions: rows of the table, distinct images and captions in it.
-        no_entry: pictures on disk that no annotation file names (kept, without captions; they have no persons).
-        same_number: of `no_entry`, those that carry the number of another picture; their ids are their names.
-        no_image: entries whose picture is not on disk (kept without an address if they have captions).
-        dropped_entries: of `no_image`, those that have no caption either; they are left out.
-        other_case: of `no_image`, those whose picture is there with other capitals in its name.
-        ambiguous_names: of `no_image`, those that could be several pictures.
-        by_number: entries whose picture goes by the other of COCO's two names for it.
-        shared_files: entries whose picture is also that of an entry before; all of one picture are one group.
-        repeated_entries: entries that stand twice, alike.
-        empty_captions: captions without a word, left out.
-        stray_captions, stray_persons: annotations of images that the file has no entry for, left out.
-        persons, bodies, faces: rows that are persons, and those of them with a body box and a face box.
-        crowds, small_boxes, degenerate_boxes: person annotations left out, by reason.
-        no_image_persons: person annotations left out with their entry (`dropped_entries`).
-        turned_boxes: boxes that were turned or mirrored with their picture, as its EXIF block asks.
-        clipped_boxes: boxes that reach more than a pixel beyond the picture, and were clipped to it.
-        other_size_boxes: boxes of pictures that have another size than the annotated one; null.
-        outside_boxes: boxes more than half of which lies beyond the picture; null.
-        unchecked_boxes: boxes whose picture is not there or can not be read; kept as annotated.
-        files: the annotation files that were read.
-        content: what is in the folder of the split, and which files were left out.
-    """
-
-    rows: int = 0
-    images: int = 0
-    captions: int = 0
-    no_entry: int = 0
-    same_number: int = 0
-    no_image: int = 0
-    dropped_entries: int = 0
-    other_case: int = 0
-    ambiguous_names: int = 0
-    by_number: int = 0
-    shared_files: int = 0
-    repeated_entries: int = 0
-    empty_captions: int = 0
-    stray_captions: int = 0
-    stray_persons: int = 0
-    persons: int = 0
-    bodies: int = 0
-    faces: int = 0
-    crowds: int = 0
-    small_boxes: int = 0
-    degenerate_boxes: int = 0
-    no_image_persons: int = 0
-    turned_boxes: int = 0
-    clipped_boxes: int = 0
-    other_size_boxes: int = 0
-    outside_boxes: int = 0
-    unchecked_boxes: int = 0
-    files: list[str] = field(default_factory=list)
-    content: FolderContent = field(default_factory=lambda: FolderContent(""))
-
-    def notes(self) -> list[str]:
-        """One line for each thing that was left out, changed or can not be told."""
-        told = (
-            (self.no_entry, "images on disk that no annotation names (kept without captions in a table of images)"),
-            (self.same_number, "of them carry the number of another image, and are known by their names"),
-            (self.dropped_entries, "entries with neither an image nor a caption left out"),
-            (self.other_case, "entries have a file_name that differs from a file's in capital letters only"),
-            (self.ambiguous_names, "entries have a file_name that several files could be"),
-            (self.by_number, "images go by the other of COCO's two names than in the annotations"),
-            (self.shared_files, "entries name the picture of another entry; they are kept in one group"),
-            (self.repeated_entries, "entries stand twice, alike"),
-            (self.stray_captions, "captions of images that have no entry left out"),
-            (self.stray_persons, "persons of images that have no entry left out"),
-            (self.no_image_persons, "persons left out with their entries"),
-            (self.turned_boxes, "boxes of pictures that EXIF turns or mirrors, annotated as stored; turned with them"),
-            (self.clipped_boxes, "boxes reach beyond their picture; clipped"),
-            (self.other_size_boxes, "boxes of pictures that have another size than annotated; null"),
-            (self.outside_boxes, "boxes lie mostly beyond their picture; null"),
-            (self.unchecked_boxes, "boxes not checked, as their picture is not there or can not be read"),
-        )
-        return [f"{count:,} {what}" for count, what in told if count] + self.content.notes()
 
 
 def coco_url(place: str) -> str | None:
@@ -155,9 +56,9 @@ def read_coco(
     `coco:file:` and its path.
 
     Boxes are given in pixels of the upright picture. COCO's annotators and its tools see the pixels as stored; so where
-    EXIF turns or mirrors a picture whose stored size is the annotated one, its boxes are turned with it (also where both
-    sizes are the same). Where the upright size alone is the annotated one they are taken as they are. A picture of
-    another size is not the one that was annotated, and its boxes are null.
+    EXIF turns or mirrors a picture whose stored size is the annotated one, its boxes are turned with it (also where
+    both sizes are the same). Where the upright size alone is the annotated one, they are taken as they are. A picture
+    of another size is not the one that was annotated, and its boxes are null.
 
     Args:
         root: folder that holds `annotations/` and the split's image folder; each may be absent, but not both.
@@ -179,21 +80,21 @@ def read_coco(
         raise InputError("no such folder", path=root, remedy="Give the folder that holds annotations/ and val2017/.")
     report = CocoReport()
     names = storage.list_names(storage.join(root, "annotations"))
-    pictures = _Pictures(root, split)
+    pictures = Pictures(root, split)
     report.content = pictures.content
-    documents: list[_Document] = []
+    documents: list[Document] = []
     captions: dict[int, list[str]] = {}
     if f"captions_{split}.json" in names:
-        documents.append(_Document(root, f"captions_{split}.json", report))
+        documents.append(Document(root, f"captions_{split}.json", report))
         captions = _captions(documents[0], report)
     people: list[tuple[int, int, Mapping[str, Any]]] = []
     if persons:
-        documents.append(_person_file(root, split, names, report))
-        people = list(_people(documents[-1], report))
+        documents.append(person_file(root, split, names, report))
+        people = list(people_in(documents[-1], report))
     elif not documents:
         for name in (f"instances_{split}.json", f"image_info_{split}.json", f"person_keypoints_{split}.json"):
             if name in names:
-                documents.append(_Document(root, name, report))
+                documents.append(Document(root, name, report))
                 break
     if not pictures.content.pictures and not any(document.images for document in documents):
         raise InputError(
@@ -205,7 +106,7 @@ def read_coco(
     images = _joined(split, documents, captions, pictures, places, report)
     rows = list(images.values())
     if persons:
-        rows = _person_rows(people, images, documents[-1], min_side, report)
+        rows = person_rows(people, images, documents[-1], min_side, report)
     else:
         rows = [row for row in rows if row["image_uri"] or row["captions"]]
     shown = {row["sample_id"].split(":person:")[0]: row for row in rows}
@@ -216,156 +117,16 @@ def read_coco(
     return table_from_rows(rows, where=root), report
 
 
-class _Document:
-    """One annotation file, checked as it is read: a fault is named with its file and entry."""
-
-    def __init__(self, root: storage.PathLike, name: str, report: CocoReport) -> None:
-        self.path = storage.join(root, "annotations", name)
-        value = read_json(self.path)
-        if not isinstance(value, dict):
-            kind = type(value).__name__
-            raise InputError(f"is a JSON {kind}, not an object with images and annotations", path=self.path)
-        self.value = value
-        self.images = self._images(report)
-        report.files.append(name)
-
-    def entries(self, key: str, required: Mapping[str, type]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The objects of the list `key` with their positions; each has the `required` fields in the right type."""
-        values = self.value.get(key)
-        if not isinstance(values, list):
-            raise InputError(f"has no list {key!r}", path=self.path, remedy="Is it a COCO annotation file?")
-        for position, entry in enumerate(values):
-            where = f"{key}[{position}]"
-            if not isinstance(entry, dict):
-                raise InputError("is not an object", path=self.path, row=where)
-            for name, kind in required.items():
-                if name not in entry:
-                    raise InputError(f"lacks {name!r}", path=self.path, row=where)
-                if not isinstance(entry[name], kind) or isinstance(entry[name], bool):
-                    text = json.dumps(entry[name])[:40]
-                    raise InputError(
-                        f"{name} is {text}, which is not what COCO has there",
-                        path=self.path,
-                        row=where,
-                        remedy="COCO's ids are whole numbers: number them, in the annotations too."
-                        if kind is int
-                        else None,
-                    )
-            yield position, entry
-
-    def _images(self, report: CocoReport) -> dict[int, dict[str, Any]]:
-        found: dict[int, dict[str, Any]] = {}
-        for position, entry in self.entries("images", {"id": int, "file_name": str}):
-            before = found.setdefault(entry["id"], entry)
-            if before is entry:
-                continue
-            if any(before.get(name) != entry.get(name) for name in ("file_name", "width", "height")):
-                told = " and as ".join(
-                    f"{e['file_name']!r} ({e.get('width')} x {e.get('height')})" for e in (before, entry)
-                )
-                raise InputError(
-                    f"id {entry['id']} stands twice: as {told}",
-                    path=self.path,
-                    row=f"images[{position}]",
-                    remedy="An id is unique: number the images anew, in the annotations too.",
-                )
-            report.repeated_entries += 1
-        return found
-
-
-class _Pictures:
-    """The pictures of the split, and which of them each file_name means."""
-
-    def __init__(self, root: storage.PathLike, split: str) -> None:
-        self.root, self.split = storage.absolute(root), split
-        self.content = list_pictures(storage.join(self.root, split))
-        self.names = FileNames(self.content.pictures, self.content.base, self.content.aliases)
-        self._others: dict[str, tuple[FolderContent, FileNames] | None] = {}
-        self.by_number: dict[tuple[str, int, str], list[str]] = {}
-        for name in self.content.pictures:
-            if (key := _coco_name(name)) is not None:
-                self.by_number.setdefault(key, []).append(name)
-
-    def find(self, file_name: str) -> tuple[str, str] | None:
-        """Address of the picture `file_name`, and how it was found (`name` or `number`); None if it is not there."""
-        below = file_name.removeprefix(f"{self.split}/")
-        found = self.names.find(file_name) or self.names.find(below)
-        if found is not None:
-            return self.content.address(found), "name"
-        top, slash, rest = file_name.partition("/")
-        if slash and top not in ("", ".", "..", self.split) and not storage.is_remote(file_name):
-            if top not in self._others:
-                content = list_pictures(storage.join(self.root, top))
-                self._others[top] = (content, FileNames(content.pictures, content.base)) if content.pictures else None
-            other = self._others[top]
-            if other is not None and (found := other[1].find(rest)) is not None:
-                return other[0].address(found), "name"
-        # 000000000139.jpg and COCO_val2014_000000000139.jpg are COCO's own two names of one picture.
-        key = _coco_name(below)
-        same = self.by_number.get(key, []) if key is not None else []
-        return (self.content.address(same[0]), "number") if len(same) == 1 else None
-
-    def places(self, documents: Sequence[_Document]) -> dict[str, tuple[str, str] | None]:
-        """What `find` gives for each file_name, by name."""
-        names = {entry["file_name"] for document in documents for entry in document.images.values()}
-        return {name: self.find(name) for name in sorted(names)}
-
-
-def _coco_name(name: str) -> tuple[str, int, str] | None:
-    """Folder, number and extension of a path whose file goes by a name of COCO's form."""
-    folder, file = posixpath.split(name.replace("\\", "/"))
-    match = _NAME.fullmatch(file)
-    if match is None:
-        return None
-    extension = match.group(2).lower()
-    return folder, int(match.group(1)), "jpg" if extension == "jpeg" else extension
-
-
-def _agreed(documents: Sequence[_Document], places: Mapping[str, tuple[str, str] | None]) -> dict[int, dict[str, Any]]:
-    """The entries of all files by id, if no two files contradict each other; of sizes the last file's count."""
-
-    def picture(entry: Mapping[str, Any]) -> str:
-        place = places[entry["file_name"]]
-        return place[0] if place else loosened(entry["file_name"])
-
-    entries: dict[int, dict[str, Any]] = {}
-    for number, document in enumerate(documents):
-        for other in documents[:number]:
-            ids: dict[str, set[int]] = {}
-            for image_id, entry in other.images.items():
-                ids.setdefault(picture(entry), set()).add(image_id)
-            own: dict[str, set[int]] = {}
-            for image_id, entry in document.images.items():
-                own.setdefault(picture(entry), set()).add(image_id)
-                before = other.images.get(image_id)
-                if before is not None and picture(before) != picture(entry):
-                    raise InputError(
-                        f"image {image_id} is {entry['file_name']!r} here and {before['file_name']!r} in {other.path}",
-                        path=document.path,
-                        remedy="The ids of the two files must mean the same pictures.",
-                    )
-            for name, numbers in own.items():
-                if name in ids and not numbers & ids[name]:
-                    raise InputError(
-                        f"{posixpath.basename(name)!r} is image {min(numbers)} here and {min(ids[name])} in {other.path}",
-                        path=document.path,
-                        remedy="The ids of the two files must mean the same pictures.",
-                    )
-        for image_id, entry in document.images.items():
-            entries[image_id] = {**entries.get(image_id, {}), **entry}
-    return entries
-
-
 def _joined(
     split: str,
-    documents: Sequence[_Document],
+    documents: Sequence[Document],
     captions: Mapping[int, list[str]],
-    pictures: _Pictures,
+    pictures: Pictures,
     places: Mapping[str, tuple[str, str] | None],
     report: CocoReport,
 ) -> dict[int | str, dict[str, Any]]:
     """A row for each entry, by its id and in the order of ids, then for each picture that has no entry, by its name."""
-    entries = _agreed(documents, places)
+    entries = agreed(documents, places)
     known = _SPLIT.fullmatch(split)
     column = known.group(1) if known and known.group(1) in SPLITS else None
     rows: dict[int | str, dict[str, Any]] = {}
@@ -387,7 +148,7 @@ def _joined(
         if place is None:
             report.no_image += 1
             report.dropped_entries += not captions.get(number)
-            key = _coco_name(name.removeprefix(f"{split}/"))
+            key = coco_name(name.removeprefix(f"{split}/"))
             several = name in pictures.names.ambiguous or (key is not None and len(pictures.by_number.get(key, ())) > 1)
             report.ambiguous_names += several
             report.other_case += not several and pictures.names.other_case(name) is not None
@@ -397,9 +158,9 @@ def _joined(
         add(number, f"coco:{number:012d}", place, name, captions.get(number, []))
     free = [name for name in pictures.content.pictures if pictures.content.address(name) not in groups]
     report.no_entry = len(free)
-    for name, number in _numbers_of(free, entries, report).items():
-        sample_id = f"coco:file:{name}" if number is None else f"coco:{number:012d}"
-        add(name if number is None else number, sample_id, (pictures.content.address(name), "name"), name, [])
+    for name, own in _numbers_of(free, entries, report).items():
+        sample_id = f"coco:file:{name}" if own is None else f"coco:{own:012d}"
+        add(name if own is None else own, sample_id, (pictures.content.address(name), "name"), name, [])
     return dict(sorted(rows.items(), key=lambda item: (isinstance(item[0], str), item[0])))
 
 
@@ -407,9 +168,9 @@ def _numbers_of(
     names: Iterable[str], entries: Mapping[int, Mapping[str, Any]], report: CocoReport
 ) -> dict[str, int | None]:
     """The COCO number of each picture that has no entry, where it can be told to be its id."""
-    keys = {number: _coco_name(entry["file_name"]) for number, entry in entries.items()}
+    keys = {number: coco_name(entry["file_name"]) for number, entry in entries.items()}
     are_ids = all(key is not None and key[1] == number for number, key in keys.items())
-    numbers = {name: key[1] if (key := _coco_name(name)) else None for name in names}
+    numbers = {name: key[1] if (key := coco_name(name)) else None for name in names}
     taken = Counter(number for number in numbers.values() if number is not None)
     result: dict[str, int | None] = {}
     for name, number in numbers.items():
@@ -420,7 +181,7 @@ def _numbers_of(
     return result
 
 
-def _captions(document: _Document, report: CocoReport) -> dict[int, list[str]]:
+def _captions(document: Document, report: CocoReport) -> dict[int, list[str]]:
     numbered: dict[int, list[tuple[int, str]]] = {}
     for _, entry in document.entries("annotations", {"id": int, "image_id": int, "caption": str}):
         text = " ".join(entry["caption"].split())
@@ -431,143 +192,3 @@ def _captions(document: _Document, report: CocoReport) -> dict[int, list[str]]:
         else:
             report.empty_captions += 1
     return {image: [text for _, text in sorted(pairs)] for image, pairs in numbered.items()}
-
-
-def _person_file(root: storage.PathLike, split: str, names: Sequence[str], report: CocoReport) -> _Document:
-    for name in (f"person_keypoints_{split}.json", f"instances_{split}.json"):
-        if name in names:
-            return _Document(root, name, report)
-    raise InputError(
-        f"has neither annotations/person_keypoints_{split}.json nor instances_{split}.json",
-        path=root,
-        remedy="Persons need one of them; without --persons the captions do.",
-    )
-
-
-def _people(document: _Document, report: CocoReport) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
-    """Image id, annotation id and annotation of each person that is no crowd."""
-    categories = document.entries("categories", {"id": int, "name": str})
-    person = {entry["id"] for _, entry in categories if entry["name"] == "person"}
-    required = {"id": int, "image_id": int, "category_id": int, "bbox": list}
-    seen: dict[int, int] = {}
-    for position, entry in document.entries("annotations", required):
-        if entry["category_id"] not in person:
-            continue
-        where = f"annotations[{position}]"
-        if seen.setdefault(entry["id"], position) != position:
-            raise InputError(
-                f"id {entry['id']} stands twice, first in annotations[{seen[entry['id']]}]",
-                path=document.path,
-                row=where,
-                remedy="An annotation's id is unique.",
-            )
-        if entry.get("iscrowd"):
-            report.crowds += 1
-            continue
-        for name, size in (("bbox", 4), ("keypoints", 51)):
-            values = entry.get(name)
-            if values is None:
-                continue
-            if not isinstance(values, list) or len(values) != size or not all(_is_number(v) for v in values):
-                raise InputError(f"{name} is not {size} numbers", path=document.path, row=where)
-        if entry["image_id"] not in document.images:
-            report.stray_persons += 1
-            continue
-        yield entry["image_id"], entry["id"], entry
-
-
-def _is_number(value: object) -> bool:
-    """Whether JSON's value is a number that a float holds."""
-    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63)
-
-
-def _person_rows(
-    people: Sequence[tuple[int, int, Mapping[str, Any]]],
-    images: Mapping[int | str, Mapping[str, Any]],
-    document: _Document,
-    min_side: float,
-    report: CocoReport,
-) -> list[dict[str, Any]]:
-    """A row for each person, by image and annotation, its boxes in pixels of the upright picture."""
-    used = sorted({number for number, *_ in people})
-    sizes = read_sizes(uri for number in used if (uri := images[number]["image_uri"]))
-    rows = []
-    for number, annotation, entry in sorted(people, key=lambda item: item[:2]):
-        image = images[number]
-        if not image["image_uri"] and not image["captions"]:
-            report.no_image_persons += 1
-            continue
-        read = sizes.get(image["image_uri"] or "")
-        size = read if isinstance(read, PictureSize) else None
-        width, height = _annotated_size(number, document, size)
-        x, y, w, h = (float(v) for v in entry["bbox"])
-        body = clip_box((x, y, x + w, y + h), width, height)
-        if body is None:
-            report.degenerate_boxes += 1
-            continue
-        points = entry.get("keypoints")
-        face = face_from_keypoints(points, width, height) if points else None
-        frame = "upright" if size is None else size.frame_of((width, height))
-        if frame is None:
-            report.other_size_boxes += 1
-            body = face = None
-        elif (body[2] - body[0]) * (body[3] - body[1]) < w * h / 2 or (
-            size is not None and size.contradicts((x, y, x + w, y + h), frame)
-        ):
-            report.outside_boxes += 1
-            body = face = None
-        elif min(body[2] - body[0], body[3] - body[1]) < min_side:
-            report.small_boxes += 1
-            continue
-        else:
-            report.unchecked_boxes += size is None
-            report.clipped_boxes += max(abs(a - b) for a, b in zip(body, (x, y, x + w, y + h), strict=True)) > 1.0
-            if size is not None and frame == "stored" and size.orientation != 1:
-                report.turned_boxes += 1
-                body = size.upright(body)
-                face = None if face is None else size.upright(face)
-        sample_id = f"coco:{number:012d}:person:{annotation}"
-        rows.append({**image, "sample_id": sample_id, "body_box": body, "face_box": face})
-    report.persons = len(rows)
-    return rows
-
-
-def _annotated_size(number: int, document: _Document, size: PictureSize | None) -> tuple[int, int]:
-    """Width and height of the image as annotated; without them, of a picture that no EXIF turns."""
-    entry = document.images[number]
-    width, height = (
-        int(value) if _is_number(value) and math.isfinite(value) and value == int(value) else None
-        for value in (entry.get("width"), entry.get("height"))
-    )
-    if width is None and height is None and size is not None and size.orientation == 1:
-        return size.stored
-    if width is None or height is None:
-        raise InputError(
-            f"image {number} has no width and height, to which boxes are clipped",
-            path=document.path,
-            row=f"images, id {number}",
-        )
-    return width, height
-
-
-def clip_box(box: Box, width: int, height: int) -> Box | None:
-    """`box` (x1, y1, x2, y2 in pixels) within an image of `width` x `height`; None if less than a pixel is left."""
-    if not all(math.isfinite(v) for v in box):
-        return None
-    x1, x2 = (min(max(v, 0.0), float(width)) for v in (box[0], box[2]))
-    y1, y2 = (min(max(v, 0.0), float(height)) for v in (box[1], box[3]))
-    return (x1, y1, x2, y2) if x2 - x1 >= 1.0 and y2 - y1 >= 1.0 else None
-
-
-def face_from_keypoints(keypoints: Sequence[float], width: int, height: int) -> Box | None:
-    """Face box from COCO keypoints (17 times x, y, visibility), by the rule in `read_coco`, or None."""
-    points = {
-        i: (float(keypoints[3 * i]), float(keypoints[3 * i + 1])) for i in range(5) if keypoints[3 * i + 2] == _VISIBLE
-    }
-    if len(points) < 3:
-        return None
-    # Any three of the five hold at least one of the pairs.
-    side = max(math.dist(points[a], points[b]) * k for a, b, k in _FACE_HEIGHTS if a in points and b in points)
-    across = [x for x, _ in points.values()]
-    cx, cy = (min(across) + max(across)) / 2, sum(y for _, y in points.values()) / len(points)
-    return clip_box((cx - side / 2, cy - side / 2, cx + side / 2, cy + side / 2), width, height)

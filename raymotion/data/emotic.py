@@ -7,10 +7,10 @@ Differences from the public conversion (mat2py, which keeps 23,266 / 3,315 / 7,2
 the labels; a box without an area is a null, not a lost person; boxes are clipped to the decoded picture, not to the
 annotated size, and keep their fractions; the train copies of images that are in val or test too are left out.
 
-Body boxes are pixels of the picture as stored: EMOTIC was annotated in browsers that took no notice of EXIF, and MATLAB's
-imread takes none. So they are turned or mirrored with each picture whose stored size is the annotated one; where the
-upright size alone is, they stay. A box is null where the picture has another size than the annotated one or its swap
-(a known defect of the annotations, whose boxes are right), and where less than half of it lies in the picture.
+Body boxes are pixels of the picture as stored: EMOTIC was annotated in browsers that took no notice of EXIF, and
+MATLAB's imread takes none. So they are turned or mirrored with each picture whose stored size is the annotated one;
+where the upright size alone is, they stay. A box is null where the picture has another size than the annotated one or
+its swap (a known defect of the annotations, whose boxes are right), and where less than half of it lies in the picture.
 """
 
 from __future__ import annotations

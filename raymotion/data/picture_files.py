@@ -106,7 +106,8 @@ def _walk(content: FolderContent) -> Iterator[str]:
     """Relative names of all files: those of real folders first, then those of folders behind links."""
     root = os.path.realpath(content.base)
     seen: dict[str, str] = {}
-    folders, links = [""], []
+    folders = [""]
+    links: list[str] = []
     while folders or links:
         if folders:
             inner = folders.pop()

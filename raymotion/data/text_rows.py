@@ -17,6 +17,7 @@ import csv
 import json
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -214,11 +215,8 @@ def parse_json(text: str, path: storage.PathLike, *, line: int | None = None) ->
     def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)
         if len(value) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise InputError(
-                f"an object has the key {ascii(twice)} twice", path=path, line=line, remedy="Keep one of them."
-            )
+            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+            raise InputError(f"an object has the key {twice!a} twice", path=path, line=line, remedy="Keep one of them.")
         return value
 
     try:

@@ -296,7 +296,7 @@ def test_two_entries_of_one_picture_are_one_group(tmp_path):
         ([entry(1, "a.jpg"), entry(1, "b.jpg")], None, r"captions_val2017.json, row images\[1\]: id 1 stands twice: as "
          r"'a.jpg' .100 x 80. and as 'b.jpg'"),
         ([entry(1, "a.jpg"), entry(1, "a.jpg", 80, 100)], None, "id 1 stands twice"),
-        ([entry(1, "a.jpg")], [entry(1, "b.jpg")], r"person_keypoints_val2017.json: image 1 is 'b.jpg' here and 'a.jpg' "
+        ([entry(1, "a.jpg")], [entry(1, "b.jpg")], r"keypoints_val2017.json: image 1 is 'b.jpg' here and 'a.jpg' "
          r"in .*captions_val2017.json"),
         ([entry(1, "a.jpg")], [entry(2, "a.jpg")], r"'a.jpg' is image 2 here and 1 in .*captions_val2017.json"),
         ([{"id": "a1", "file_name": "a.jpg"}], None, r'row images\[0\]: id is "a1".*COCO\'s ids are whole numbers'),

@@ -229,7 +229,7 @@ class TestTargets:
         assert found.tolist() == [[0, 0.25, 0, 0, 0, 0, 0, 0.75], [0] * 8, [0, 0, 1, 0, 0, 0, 0, 0]]
 
     def test_unlabelled_rows_are_an_error(self):
-        with pytest.raises(InputError, match="row 1 .counted from 0.: has no labels"):
+        with pytest.raises(InputError, match=r"row 1 .counted from 0.: has no labels"):
             targets(table_from_rows([self.TABLE[0], row(1)], MIKELS_8), MIKELS_8)
 
     def test_another_vocabulary_is_an_error(self):

@@ -265,5 +265,5 @@ def test_a_lone_quote_is_named_with_its_line(tmp_path):
 def test_an_image_id_that_stands_twice_is_refused(tmp_path):
     one = json.dumps([annotator("a.jpg", "sad")])
     (tmp_path / "raw.json").write_text(f'{{"7": {one}, "7": {one}}}')
-    with pytest.raises(InputError, match="raw.json: an object has the key '7' twice"):
+    with pytest.raises(InputError, match=r"raw.json: an object has the key '7' twice"):
         read_socratis(tmp_path / "raw.json")
