@@ -10,7 +10,7 @@ from typing import Any
 
 from raymotion import storage
 from raymotion.data.coco_report import CocoReport
-from raymotion.data.picture_files import FileNames, FolderContent, list_pictures, loosened
+from raymotion.data.picture_files import FileNames, FolderContent, is_unicode, list_pictures, loosened
 from raymotion.data.text_rows import read_json
 from raymotion.errors import InputError
 
@@ -52,6 +52,9 @@ class Document:
                         if kind is int
                         else None,
                     )
+                if kind is str and not is_unicode(entry[name]):
+                    text = ascii(entry[name])[:60]
+                    raise InputError(f"{text} holds half of a character", path=self.path, row=where)
             yield position, entry
 
     def _images(self, report: CocoReport) -> dict[int, dict[str, Any]]:

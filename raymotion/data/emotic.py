@@ -201,12 +201,11 @@ def _pictures(
         size = sizes.get(image)
         if size is None or annotated is None:
             continue
-        frame = size.frame_of(annotated)
-        if frame == "stored" and size.orientation != 1:
+        frame, swapped = size.frame_of(annotated), _is_swapped(annotated, size)
+        if (frame == "stored" or swapped) and size.orientation != 1:
             report.add("turned_image", image, folders[image])
-        elif frame is None:
-            kind = "transposed_size" if _is_swapped(annotated, size) else "other_size"
-            report.add(kind, image, folders[image])
+        if frame is None:
+            report.add("transposed_size" if swapped else "other_size", image, folders[image])
     return sizes, places
 
 
@@ -283,6 +282,8 @@ def _body_box(person: Person, size: PictureSize | None, keep_suspect: bool, repo
         report.add("suspect_box", person.sample_id, person.folder)
         if not keep_suspect:
             return None
+    if frame is None:  # a swapped size: what was seen are the stored pixels all the same
+        box = size.upright(box)
     clipped = _clipped(box, size)
     if not _has_area(clipped):
         report.add("degenerate_box", person.sample_id, person.folder)

@@ -11,7 +11,7 @@ import pyarrow as pa
 from raymotion import storage
 from raymotion.data.picture_files import EXTENSIONS, FileNames, FolderContent, is_unicode, list_pictures
 from raymotion.data.samples import table_from_rows
-from raymotion.data.text_rows import Cells, delimited_rows, json_lines, read_json
+from raymotion.data.text_rows import Cells, delimited_rows, json_lines, read_json, shown
 from raymotion.errors import InputError
 
 _KEYS = ("file", "caption", "captions")
@@ -46,7 +46,7 @@ class FolderReport:
         """One line for each reason for which something was left out."""
         names = ", ".join(self.no_file_names[:3]) + (" ..." if self.no_file > 3 else "")
         told = (
-            (self.no_file, f"files that the captions name are not in the folder ({names}), "
+            (self.no_file, f"files that the captions name are no pictures of the folder ({names}), "
              f"{self.no_file_captions:,} captions left out"),
             (self.other_case, "of them differ from a file's name in capital letters only"),
             (self.ambiguous_files, "of them could be several files, which differ in blanks or in the form of accents"),
@@ -115,7 +115,7 @@ def _captions_of(
             own.append(text)
     if stray and not texts:
         raise InputError(
-            f"names no picture of {folder}: {min(stray)!r} is not in it",
+            f"names no picture of {folder}: {min(stray)!r} is none of its pictures",
             path=captions,
             remedy="Paths are relative to the folder, subfolders included.",
         )
@@ -139,7 +139,7 @@ def _read_captions(path: storage.PathLike, names: FileNames) -> Iterator[tuple[s
         if not isinstance(value, dict):
             raise InputError("is not an object of file to caption", path=path, remedy="Lines of objects are a .jsonl.")
         for name, own in value.items():
-            yield from _pairs(name, own, path, row=name if is_unicode(name) else ascii(name))
+            yield from _pairs(name, own, path, row=shown(name))
     else:
         raise InputError(
             f"captions in a {kind or 'file without extension'} can not be read",

@@ -27,7 +27,7 @@ import pyarrow as pa
 from raymotion import storage
 from raymotion.data.picture_files import EXTENSIONS, FileNames, FolderContent, is_unicode, list_pictures
 from raymotion.data.samples import table_from_rows
-from raymotion.data.text_rows import Cells, delimited_rows, parse_json
+from raymotion.data.text_rows import Cells, delimited_rows, parse_json, shown
 from raymotion.errors import InputError
 from raymotion.vocabulary import SOCRATIS_29, Vocabulary
 
@@ -231,7 +231,7 @@ def clean_words(raw: Iterable[str]) -> list[str]:
 
 
 def _source(name: str) -> str:
-    prefix = name.split("_", 1)[0]
+    prefix = name.strip().split("_", 1)[0]
     return f"socratis/{prefix}" if prefix in SOURCES else "socratis"
 
 
@@ -258,9 +258,9 @@ def _read_raw(text: str, path: storage.PathLike, pictures: _Images, report: Socr
     by_image: dict[str, list[tuple[str, list[str]]]] = {}
     for key, annotators in document.items():
         if not isinstance(annotators, list) or not annotators:
-            raise InputError("is not a list of annotators", path=path, row=key)
+            raise InputError("is not a list of annotators", path=path, row=shown(key))
         for number, entry in enumerate(annotators):
-            name, caption, emotions = _checked_entry(entry, path, f"{key}[{number}]")
+            name, caption, emotions = _checked_entry(entry, path, f"{shown(key)}[{number}]")
             image = pictures.image_of(name)
             names.setdefault(image, name)
             by_image.setdefault(image, []).append((caption, clean_words(emotions)))
@@ -315,7 +315,7 @@ def _read_csv(text: str, path: storage.PathLike, pictures: _Images, known: Vocab
         if not name.strip():
             bad.append((line, "image_name is empty"))
         elif first != line:
-            bad.append((line, f"image_name {name} stands twice with the same caption, first in line {first}"))
+            bad.append((line, f"image_name {shown(name)} stands twice with the same caption, first in line {first}"))
         elif words is None:
             bad.append((line, f"emotions {cells['emotions'][:40]!r} are not a list of words such as ['happy', 'calm']"))
         elif foreign:

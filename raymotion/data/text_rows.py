@@ -32,6 +32,11 @@ _NAMES = {",": "comma", ";": "semicolon", "\t": "tab"}
 Cells = dict[str, str]
 
 
+def shown(text: str) -> str:
+    """`text` for a message of one line: as it is, or escaped where it has line breaks or the like."""
+    return text if text.isprintable() else ascii(text)
+
+
 def lines_of(text: str) -> list[str]:
     """The lines of `text` with their ends (LF, CR LF or CR). `str.splitlines` also breaks where no editor does."""
     return _LINE.findall(text)

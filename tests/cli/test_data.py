@@ -90,7 +90,7 @@ def test_what_is_left_out_is_told(runner, tmp_path):
     for line in (
         "rows       2",
         "captions   1 (1 images have none)",
-        "note       2 files that the captions name are not in the folder (A.jfif, z.jpg), 2 captions left out",
+        "note       2 files that the captions name are no pictures of the folder (A.jfif, z.jpg), 2 captions left out",
         "note       1 of them differ from a file's name in capital letters only",
         "note       1 entries of the captions file have no caption",
         "note       1 files that are no pictures by their names left out (.gif 1)",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -132,6 +132,7 @@ def test_names_of_2014(tmp_path):
         ('{"images": [3]}', r"row images\[0\]: is not an object"),
         ('{"images": [{"id": "1", "file_name": "a.jpg"}]}', r"images\[0\]: id is \"1\""),
         ('{"images": []}', "has no list 'annotations'"),
+        ('{"images": [{"id": 1, "file_name": "\\ud800.jpg"}]}', r"images\[0\]: '\\ud800.jpg' holds half of a"),
         ('{"images": [], "annotations": [{"id": 1, "image_id": 2, "caption": null}]}', r"annotations\[0\]: caption is"),
         ('{"images": [], "annotations": [{"id": true, "image_id": 2, "caption": ""}]}', "id is true"),
     ],
@@ -430,3 +431,28 @@ def test_the_real_sample():
         if face is not None:
             cx, cy = (face[0] + face[2]) / 2, (face[1] + face[3]) / 2
             assert body[0] <= cx <= body[2] and body[1] <= cy <= body[3]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.just(10**400),
+    lambda own: st.lists(own, max_size=3) | st.dictionaries(st.text(max_size=4), own, max_size=2),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(kind=st.sampled_from(["images", "annotations", "categories"]), at=st.integers(0, 9), value=JSON)
+def test_any_value_in_a_file_is_one_line_or_a_table(root, kind, at, value):
+    path = root / "annotations" / "person_keypoints_val2017.json"
+    whole = path.read_text()
+    document = json.loads(whole)
+    entry = document[kind][at % len(document[kind])]
+    entry[sorted(entry)[at % len(entry)]] = value
+    path.write_text(json.dumps(document))
+    try:
+        table, report = read_coco(root, persons=True)
+        assert table.num_rows == report.persons
+    except InputError as error:
+        assert "\n" not in str(error)
+    finally:
+        path.write_text(whole)

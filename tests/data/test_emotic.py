@@ -264,6 +264,12 @@ class TestBoxes:
         assert row["body_box"] is None and row["labels"] == ["Peace"]
         assert report.found["other_size_box"] == ["emotic:val:0"] and report.count("other_size") == 1
 
+    def test_a_swapped_size_does_not_hide_that_exif_mirrors_the_picture(self, tmp_path):
+        root = write_mat(tmp_path, self.person((150, 10, 190, 90)), size=(100, 200), picture=(200, 100), exif=2)
+        row, report = one(root)
+        assert row["body_box"] == [10, 10, 50, 90]
+        assert report.count("transposed_size") == report.count("turned_image") == 1
+
     def test_boxes_of_the_upright_pixels_stay(self, tmp_path):
         root = write_mat(tmp_path, self.person((10, 10, 50, 150)), size=(96, 160), picture=(160, 96), exif=6)
         row, report = one(root)
