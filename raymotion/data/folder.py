@@ -44,7 +44,7 @@ class FolderReport:
 
     def notes(self) -> list[str]:
         """One line for each reason for which something was left out."""
-        names = ", ".join(self.no_file_names[:3]) + (" ..." if self.no_file > 3 else "")
+        names = ", ".join(map(shown, self.no_file_names[:3])) + (" ..." if self.no_file > 3 else "")
         told = (
             (self.no_file, f"files that the captions name are no pictures of the folder ({names}), "
              f"{self.no_file_captions:,} captions left out"),

@@ -97,7 +97,11 @@ def _keys(folder: storage.PathLike) -> Iterator[str]:
     fs, inner = storage.filesystem(folder)
     fs.invalidate_cache()
     start = inner.rstrip("/") + "/"
-    for path in fs.find(inner):
+    try:
+        found = fs.find(inner)
+    except FileNotFoundError:
+        return
+    for path in found:
         if path.startswith(start):
             yield path[len(start) :]
 
