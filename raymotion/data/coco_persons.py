@@ -40,12 +40,20 @@ def person_file(root: storage.PathLike, split: str, names: Sequence[str], report
 
 def people_in(document: Document, report: CocoReport) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
     """Image id, annotation id and annotation of each person that is no crowd."""
-    categories = document.entries("categories", {"id": int, "name": str})
-    person = {entry["id"] for _, entry in categories if entry["name"] == "person"}
+    categories = {entry["id"]: entry["name"] for _, entry in document.entries("categories", {"id": int, "name": str})}
+    person = {number for number, name in categories.items() if name == "person"}
+    if not person:
+        others = ", ".join(repr(name) for name in list(categories.values())[:5]) or "none"
+        raise InputError(
+            f"has no category 'person' (its categories: {others})",
+            path=document.path,
+            remedy="Call the category of persons so.",
+        )
     required = {"id": int, "image_id": int, "category_id": int, "bbox": list}
     seen: dict[int, int] = {}
     for position, entry in document.entries("annotations", required):
         if entry["category_id"] not in person:
+            report.other_objects += 1
             continue
         where = f"annotations[{position}]"
         if seen.setdefault(entry["id"], position) != position:

@@ -25,6 +25,7 @@ class CocoReport:
         empty_captions: captions without a word, left out.
         stray_captions, stray_persons: annotations of images that the file has no entry for, left out.
         persons, bodies, faces: rows that are persons, and those of them with a body box and a face box.
+        other_objects: annotations of other categories than person, left out.
         crowds, small_boxes, degenerate_boxes: person annotations left out, by reason.
         no_image_persons: person annotations left out with their entry (`dropped_entries`).
         turned_boxes: boxes that were turned or mirrored with their picture, as its EXIF block asks.
@@ -54,6 +55,7 @@ class CocoReport:
     persons: int = 0
     bodies: int = 0
     faces: int = 0
+    other_objects: int = 0
     crowds: int = 0
     small_boxes: int = 0
     degenerate_boxes: int = 0
@@ -80,6 +82,7 @@ class CocoReport:
             (self.stray_captions, "captions of images that have no entry left out"),
             (self.stray_persons, "persons of images that have no entry left out"),
             (self.no_image_persons, "persons left out with their entries"),
+            (self.other_objects, "annotations of other things than persons left out"),
             (self.turned_boxes, "boxes of pictures that EXIF turns or mirrors, annotated as stored; turned with them"),
             (self.clipped_boxes, "boxes reach beyond their picture; clipped"),
             (self.other_size_boxes, "boxes of pictures that have another size than annotated; null"),

@@ -96,10 +96,19 @@ def test_persons(root):
 
 def test_persons_from_the_instances_where_there_are_no_keypoints(root):
     (root / "annotations" / "person_keypoints_val2017.json").unlink()
-    table, _ = read_coco(root, persons=True)  # the dog is none
+    table, report = read_coco(root, persons=True)  # the dog is none
+    assert report.other_objects == 1
     assert table["sample_id"].to_pylist() == ["coco:000000000001:person:11"]
     (root / "annotations" / "instances_val2017.json").unlink()
     with pytest.raises(InputError, match="neither annotations/person_keypoints_val2017"):
+        read_coco(root, persons=True)
+
+
+def test_a_file_without_a_category_of_persons_is_refused(root):
+    path = root / "annotations" / "person_keypoints_val2017.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "categories": [{"id": 1, "name": "People"}]}))
+    with pytest.raises(InputError, match=r"val2017.json: has no category 'person' .its categories: 'People'."):
         read_coco(root, persons=True)
 
 
@@ -357,6 +366,15 @@ def test_boxes_of_stored_pixels_are_turned_with_the_picture(tmp_path, orientatio
     upright = decode_rgb((tmp_path / "val2017" / "a.jpg").read_bytes())
     assert (x2 - x1) * (y2 - y1) == 800 and upright[y1:y2, x1:x2].mean() > 240
     assert report.turned_boxes == (orientation != 1)
+
+
+def test_faces_are_turned_with_the_picture(root):
+    turned_picture(root / "val2017" / "000000000001.jpg", 3, (100, 80))
+    table, report = read_coco(root, persons=True)
+    assert table["body_box"].to_pylist() == [[50.0, 20.0, 100.0, 70.0]] and report.turned_boxes == 1
+    # Stored (see test_persons) 35 to 65 and 160/3 - 15 to 160/3 + 15, turned by half a turn in 100 x 80.
+    face = table["face_box"].to_pylist()[0]
+    assert face == pytest.approx([35, 80 - 160 / 3 - 15, 65, 80 - 160 / 3 + 15], abs=1e-4)
 
 
 def test_boxes_of_the_upright_picture_stay(tmp_path):
