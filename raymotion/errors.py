@@ -18,13 +18,27 @@ class InputError(RaymotionError):
 
     The message names, where they are known, the file, the row, the reason and the remedy:
     `coco.parquet, row 17: caption is not text. Give a list of strings.`
+
+    `row` counts the rows of a table from 0, or names an entry. `line` counts the lines of a text file from 1, as an
+    editor does; of a record that runs over several lines it is the first.
     """
 
     def __init__(
-        self, reason: str, *, path: object = None, row: int | str | None = None, remedy: str | None = None
+        self,
+        reason: str,
+        *,
+        path: object = None,
+        row: int | str | None = None,
+        line: int | None = None,
+        remedy: str | None = None,
     ) -> None:
-        self.reason, self.path, self.row, self.remedy = reason, path, row, remedy
-        where = ", ".join(part for part in (str(path) if path else "", f"row {row}" if row is not None else "") if part)
+        self.reason, self.path, self.row, self.line, self.remedy = reason, path, row, line, remedy
+        parts = (
+            str(path) if path else "",
+            f"line {line}" if line is not None else "",
+            f"row {row}" if row is not None else "",
+        )
+        where = ", ".join(part for part in parts if part)
         text = f"{where}: {reason}" if where else reason
         if remedy:
             text = f"{text.rstrip('.')}. {remedy}"

@@ -7,6 +7,7 @@ credentials of S3 come from the usual AWS variables (`AWS_ENDPOINT_URL`, `AWS_AC
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import hashlib
@@ -165,12 +166,19 @@ def read_bytes(path: PathLike) -> bytes:
 
 
 def read_text(path: PathLike) -> str:
-    """The file as UTF-8 text; anything else is an `InputError` that says at which byte."""
+    """The file as text: UTF-8, or UTF-16 if it begins with that byte order mark.
+
+    Raises:
+        InputError: it is neither; the message names the first bad byte.
+    """
     data = require(path)
+    encoding, name = (
+        ("utf-16", "UTF-16") if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else ("utf-8-sig", "UTF-8")
+    )
     try:
-        return data.decode("utf-8-sig")
+        return data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise InputError(f"is not UTF-8 text (byte {error.start})", path=path, remedy="Save it as UTF-8.") from error
+        raise InputError(f"is not {name} text (byte {error.start})", path=path, remedy="Save it as UTF-8.") from error
 
 
 def require(path: PathLike) -> bytes:

@@ -151,6 +151,9 @@ def prepare() -> None:
 def prepare_coco(root: str, split: str, persons: bool, min_side: float, out: str) -> None:
     """COCO images with their captions. ROOT holds annotations/ and the folder of the split.
 
+    Other data sets in COCO's format are read too: an annotation belongs to the picture that the entry of its image_id
+    names in file_name, a path below the folder of the split or below ROOT. Boxes are checked against the pictures.
+
     \b
     Example:
       raymotion data prepare coco ROOT --split val2017 --out coco.parquet
@@ -165,12 +168,10 @@ def prepare_coco(root: str, split: str, persons: bool, min_side: float, out: str
     _say("images", f"{report.images:,}", report.no_image - report.dropped_entries, "not on disk")
     _say("captions", f"{report.captions:,}", report.empty_captions, "empty ones left out")
     if persons:
-        _say("persons", f"{report.persons:,}, {report.faces:,} with a face box")
+        _say("persons", f"{report.persons:,}, {report.bodies:,} with a body box, {report.faces:,} with a face box")
         boxes = f"{report.small_boxes:,} small and {report.degenerate_boxes:,} degenerate boxes"
         _say("left out", f"{boxes}, {report.crowds:,} crowds")
-    _warn(report.no_entry, f"images on disk that no annotation names{'' if persons else ' (kept, without captions)'}")
-    _warn(report.dropped_entries, "entries with neither an image nor a caption left out")
-    _warn(report.other_files, f"files in {split}/ whose names are not COCO's left out")
+    _note(report.notes())
     _say_table(table, out)
 
 
@@ -217,14 +218,16 @@ def prepare_socratis(
     """
     from raymotion.data.samples import write_samples
     from raymotion.data.socratis import read_socratis
-    from raymotion.data.splits import split_samples
+    from raymotion.data.splits import empty_splits, split_samples
     from raymotion.vocabulary import get_vocabulary
 
     fractions = {"train": round(1.0 - val_fraction - test_fraction, 9), "val": val_fraction, "test": test_fraction}
     chosen = get_vocabulary(vocabulary) if vocabulary else None
     table, report = read_socratis(path, images, min_images=min_images, vocabulary=chosen)
+    few = None
     if not no_split:
         table = split_samples(table, fractions=fractions, seed=seed)
+        few = empty_splits(table, fractions)
     write_samples(out, table)
     _say("rows", report.rows)
     if images:
@@ -236,8 +239,7 @@ def prepare_socratis(
         _say("annotators", f"{report.annotators:,} entries; label_weights are their shares")
     top = sorted(report.labels.items(), key=lambda item: -item[1])[:5]
     _say("labels", f"{len(report.labels)}; most common: " + ", ".join(f"{name} {count:,}" for name, count in top))
-    _warn(report.dropped_images, "images without a label left out")
-    _warn(report.dropped_words, "words that are no labels left out")
+    _note(report.notes() + ([few] if few else []))
     _say_table(table, out)
 
 
@@ -248,9 +250,13 @@ def prepare_socratis(
 def prepare_folder(folder: str, captions: str | None, out: str) -> None:
     """Any folder of pictures, searched to the bottom, with captions from a file.
 
+    Links to files and folders are followed. Every file that is left out, and every caption that finds no picture, is
+    counted under its reason.
+
     \b
     Lines of a .jsonl:    {"file": "trip/1.jpg", "caption": "A boat at sunset."}
     Columns of a .csv:    file,caption        (a file's second line is its second caption)
+    Columns of a .tsv:    the same, with tabs (no quotes: a quote is a character like any other)
 
     \b
     Example:
@@ -263,10 +269,7 @@ def prepare_folder(folder: str, captions: str | None, out: str) -> None:
     write_samples(out, table)
     _say("rows", report.rows)
     _say("captions", f"{report.captions:,}", report.without_caption, "images have none")
-    names = ", ".join(report.no_file_names[:3]) + (" ..." if report.no_file > 3 else "")
-    _warn(report.no_file, f"files that the captions name are not in the folder ({names})")
-    _warn(report.other_files, "files that are no pictures left out")
-    _warn(report.unreadable_names, "pictures left out, whose names are not UTF-8")
+    _note(report.notes())
     _say_table(table, out)
 
 
@@ -337,8 +340,7 @@ def _say_emotic(report: EmoticReport) -> None:
     for name, split in report.splits.items():
         left = f"{split.persons:,} persons annotated ({split.annotated_by}), {split.rows:,} kept"
         _say(name, left)
-    for line in report.notes():
-        click.echo(f"{'note':<11}{line}")
+    _note(report.notes())
     for line in report.prevalence_table():
         click.echo(line)
 
@@ -351,6 +353,11 @@ def _say(name: str, value: int | str, count: int = 0, what: str = "") -> None:
 def _warn(count: int, what: str) -> None:
     if count:
         click.echo(f"{'note':<11}{count:,} {what}")
+
+
+def _note(lines: list[str]) -> None:
+    for line in lines:
+        click.echo(f"{'note':<11}{line}")
 
 
 def _say_table(table: pa.Table, out: str) -> None:

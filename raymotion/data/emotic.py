@@ -6,12 +6,15 @@
 Differences from the public conversion (mat2py, which keeps 23,266 / 3,315 / 7,203 persons): a person without VAD keeps
 the labels; a box without an area is a null, not a lost person; boxes are clipped to the decoded picture, not to the
 annotated size, and keep their fractions; the train copies of images that are in val or test too are left out.
+
+Body boxes are pixels of the picture as stored: EMOTIC was annotated in browsers that took no notice of EXIF, and
+MATLAB's imread takes none. So they are turned or mirrored with each picture whose stored size is the annotated one;
+where the upright size alone is, they stay. A box is null where the picture has another size than the annotated one or
+its swap (a known defect of the annotations, whose boxes are right), and where less than half of it lies in the picture.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -26,7 +29,9 @@ from raymotion.data.emotic_persons import Box, Person
 from raymotion.data.emotic_report import EmoticReport, SplitReport
 from raymotion.data.image_sizes import PictureSize, read_sizes
 from raymotion.data.images import ImageMissing
+from raymotion.data.picture_files import FileNames, FolderContent, list_pictures
 from raymotion.data.samples import SPLITS, table_from_rows
+from raymotion.data.text_rows import delimited_rows
 from raymotion.errors import InputError
 from raymotion.vocabulary import EMOTIC_26
 
@@ -53,8 +58,8 @@ def read_emotic(
     Args:
         root: holds the images, in `emotic/FOLDER/` or `FOLDER/`, and, unless `annotations` is given, the annotations.
         annotations: `Annotations.mat`, one of `train.csv`, `val.csv`, `test.csv`, or a folder with either.
-        faces: csv with the columns split, index, x1, y1, x2, y2 (empty where no face is visible), for `face_box`;
-            EMOTIC itself has no faces, so that without it all are null.
+        faces: csv with the columns split, index, x1, y1, x2, y2 (empty where no face is visible), for `face_box`, in
+            pixels of the upright picture; EMOTIC itself has no faces, so that without it all are null.
         keep_missing: keep the persons whose image is not there, without an address.
         keep_leaked: keep the train copies of images that are in val or test too. Training refuses such a table.
         keep_suspect_boxes: keep boxes that are cut off at the limit of a swapped size, instead of a null.
@@ -99,7 +104,7 @@ def read_emotic(
     _count_rows(rows, report)
     if not rows:
         raise InputError("no person is left", path=root, remedy="Check the annotations, or use --keep-missing.")
-    return table_from_rows(rows, EMOTIC_26), report
+    return table_from_rows(rows, EMOTIC_26, where=annotations or root), report
 
 
 def _read_annotations(
@@ -117,13 +122,13 @@ def _read_annotations(
             report.files.append(path)
             return read_csv(path, split)
         report.files.append(path)
-        return read_mat(path)
+        return _mat(path, report)
     base = root if annotations is None else annotations
     for place in _MAT_PLACES:
         path = storage.join(base, place)
         if storage.exists(path):
             report.files.append(path)
-            return read_mat(path)
+            return _mat(path, report)
     for place in _CSV_PLACES:
         folder = storage.join(base, place) if place else str(base)
         found = [split for split in SPLITS if storage.exists(storage.join(folder, f"{split}.csv"))]
@@ -135,6 +140,14 @@ def _read_annotations(
         path=base,
         remedy="Say where they are with --annotations.",
     )
+
+
+def _mat(path: storage.PathLike, report: EmoticReport) -> list[Person]:
+    empty: list[tuple[str, str]] = []
+    persons = read_mat(path, empty)
+    for folder, name in empty:
+        report.add("no_persons", f"{folder}/{name}" if folder else name, folder)
+    return persons
 
 
 def _count_annotated(persons: Sequence[Person], report: EmoticReport) -> None:
@@ -168,7 +181,7 @@ def _pictures(
     tops = sorted({folder.split("/")[0] for folder in folders.values()})
     inner = storage.join(storage.absolute(root), "emotic")
     base = inner if any(storage.is_dir(storage.join(inner, top)) for top in tops) else storage.absolute(root)
-    places = {image: storage.join(base, image) for image in folders}
+    places = _places(base, folders, report)
     read = read_sizes(places.values())
     sizes: dict[str, PictureSize] = {}
     for image, place in places.items():
@@ -186,19 +199,45 @@ def _pictures(
         )
     for image, annotated in {person.image: person.size for person in persons}.items():
         size = sizes.get(image)
-        if size is None or annotated is None or annotated == (size.width, size.height):
+        if size is None or annotated is None:
             continue
-        if _lying(annotated, size):
-            kind = "turned_image"
-        else:
-            kind = "transposed_size" if annotated == (size.height, size.width) else "other_size"
-        report.add(kind, image, folders[image])
+        frame, swapped = size.frame_of(annotated), _is_swapped(annotated, size)
+        if (frame == "stored" or swapped) and size.orientation != 1:
+            report.add("turned_image", image, folders[image])
+        if frame is None:
+            report.add("transposed_size" if swapped else "other_size", image, folders[image])
     return sizes, places
 
 
-def _lying(annotated: tuple[float, float] | None, size: PictureSize) -> bool:
-    """Whether the annotators saw the pixels as stored, and EXIF turns the picture: old browsers, MATLAB's imread."""
-    return size.orientation >= 5 and annotated == size.stored and annotated != (size.width, size.height)
+def _places(base: str, folders: Mapping[str, str], report: EmoticReport) -> dict[str, str]:
+    """The address of each image, as FOLDER/FILENAME; pictures in the same folders that no image is are counted."""
+    contents: dict[str, tuple[FolderContent, FileNames]] = {}
+    for folder in sorted(set(folders.values())):
+        content = list_pictures(storage.join(base, folder) if folder else base)
+        contents[folder] = content, FileNames(content.pictures, content.base, content.aliases)
+    places: dict[str, str] = {}
+    used: dict[str, set[str]] = defaultdict(set)
+    for image, folder in folders.items():
+        content, names = contents[folder]
+        name = image.removeprefix(f"{folder}/") if folder else image
+        found = names.find(name)
+        places[image] = content.address(name if found is None else found)
+        used[folder].add(name if found is None else found)
+    if any(used[folder] & names.files for folder, (_, names) in contents.items()):
+        for folder, (content, _) in contents.items():
+            start = f"{folder}/" if folder else ""
+            below = tuple(
+                f"{other.removeprefix(start)}/" for other in contents if other != folder and other.startswith(start)
+            )
+            for name in content.pictures:
+                if name not in used[folder] and not name.startswith(below):
+                    report.add("unused_image", f"{start}{name}", folder)
+    return places
+
+
+def _is_swapped(annotated: tuple[float, float], size: PictureSize) -> bool:
+    """Whether width and height of a picture that stands upright were annotated the wrong way round."""
+    return size.orientation <= 4 and annotated == (size.height, size.width)
 
 
 def _leaks(persons: Sequence[Person], report: EmoticReport) -> set[tuple[str, str]]:
@@ -226,16 +265,31 @@ def _body_box(person: Person, size: PictureSize | None, keep_suspect: bool, repo
         report.add("degenerate_box", person.sample_id, person.folder)
         return None
     if size is None:
+        report.add("unchecked_box", person.sample_id, person.folder)
         return box
-    if _lying(person.size, size) and box[2] <= size.stored[0] and box[3] <= size.stored[1]:
+    # Without an annotated size, nothing tells what was seen of a picture that EXIF turns.
+    annotated = person.size or (size.stored if size.orientation == 1 else None)
+    frame = size.frame_of(annotated) if annotated else None
+    if frame is not None and size.contradicts(box, frame):
+        report.add("outside_box", person.sample_id, person.folder)
+        return None
+    if frame == "stored":
         box = size.upright(box)
+    elif frame is None and not (annotated and _is_swapped(annotated, size)):
+        report.add("other_size_box", person.sample_id, person.folder)
+        return None
     elif _is_cut(box, person.size, size):
         report.add("suspect_box", person.sample_id, person.folder)
         if not keep_suspect:
             return None
+    if frame is None:  # a swapped size: what was seen are the stored pixels all the same
+        box = size.upright(box)
     clipped = _clipped(box, size)
     if not _has_area(clipped):
         report.add("degenerate_box", person.sample_id, person.folder)
+        return None
+    if _area(clipped) < _area(box) / 2:
+        report.add("outside_box", person.sample_id, person.folder)
         return None
     if clipped != box:
         report.add("clipped_box", person.sample_id, person.folder)
@@ -244,7 +298,7 @@ def _body_box(person: Person, size: PictureSize | None, keep_suspect: bool, repo
 
 def _is_cut(box: Box, annotated: tuple[float, float] | None, size: PictureSize) -> bool:
     """Whether an edge lies exactly on the limit of a swapped size, where the picture goes on."""
-    if annotated is None or annotated != (size.height, size.width) or size.width == size.height:
+    if annotated is None or not _is_swapped(annotated, size) or size.width == size.height:
         return False
     return (annotated[0] < size.width and box[2] == annotated[0]) or (
         annotated[1] < size.height and box[3] == annotated[1]
@@ -253,6 +307,10 @@ def _is_cut(box: Box, annotated: tuple[float, float] | None, size: PictureSize) 
 
 def _has_area(box: Box) -> bool:
     return all(math.isfinite(v) for v in box) and box[2] - box[0] >= 1 and box[3] - box[1] >= 1
+
+
+def _area(box: Box) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def _clipped(box: Box, size: PictureSize) -> Box:
@@ -267,9 +325,14 @@ def _face_box(person: Person, box: Box | None, size: PictureSize | None, report:
     if box is None or size is None:
         return box
     clipped = _clipped(box, size)
+    if _area(clipped) < _area(box) / 2 or not _has_area(clipped):
+        report.add("outside_face", person.sample_id, person.folder)
+        return None
     if clipped != box:
         report.add("clipped_face", person.sample_id, person.folder)
-    return clipped if _has_area(clipped) else None
+    if size.orientation != 1:
+        report.add("turned_face", person.sample_id, person.folder)
+    return clipped
 
 
 def _vad(person: Person, report: EmoticReport) -> dict[str, float | None]:
@@ -303,34 +366,32 @@ def _count_rows(rows: Sequence[Mapping[str, Any]], report: EmoticReport) -> None
 def _read_faces(path: storage.PathLike, known: set[tuple[str, int]]) -> dict[tuple[str, int], Box]:
     """Boxes of a csv of faces, by split and index of the person; persons whose cells are empty have none."""
     result: dict[tuple[str, int], Box] = {}
-    reader = csv.DictReader(io.StringIO(storage.read_text(path), newline=""))
-    try:
-        missing = [name for name in FACE_COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise InputError(f"lacks the columns {', '.join(missing)}", path=path)
-        for row in reader:
-            where = str(reader.line_num)
-            key = (
-                str(row["split"]),
-                int(row["index"]) if str(row["index"]).isascii() and str(row["index"]).isdigit() else -1,
+    lines: dict[tuple[str, int], int] = {}
+    for line, row in delimited_rows(storage.read_text(path), path, FACE_COLUMNS):
+        split, index = row["split"].strip(), row["index"].strip()
+        key = split, int(index) if index.isascii() and index.isdigit() and len(index) < 10 else -1
+        if key not in known:
+            raise InputError(
+                f"the annotations have no person {index[:20]} in the split {split[:20]!r}",
+                path=path,
+                line=line,
+                remedy="Give the faces of these annotations.",
             )
-            if key not in known:
-                raise InputError(
-                    f"the annotations have no person {row['index']} in the split {row['split']!r}",
-                    path=path,
-                    row=where,
-                    remedy="Give the faces of these annotations.",
-                )
-            cells = [(row[name] or "").strip() for name in FACE_COLUMNS[2:]]
-            if not any(cells):
-                continue
-            try:
-                x1, y1, x2, y2 = (float(cell) for cell in cells)
-            except ValueError as error:
-                raise InputError(f"{','.join(cells)!r} is not a box of four numbers", path=path, row=where) from error
-            if not _has_area((x1, y1, x2, y2)):
-                raise InputError(f"the box {','.join(cells)} has no area", path=path, row=where)
-            result[key] = (x1, y1, x2, y2)
-    except csv.Error as error:
-        raise InputError(f"is not a csv file ({error})", path=path) from error
+        if lines.setdefault(key, line) != line:
+            raise InputError(
+                f"the person {index} of {split} stands twice, first in line {lines[key]}",
+                path=path,
+                line=line,
+                remedy="Give one face for each person.",
+            )
+        cells = [row[name].strip() for name in FACE_COLUMNS[2:]]
+        if not any(cells):
+            continue
+        try:
+            x1, y1, x2, y2 = (float(cell) for cell in cells)
+        except ValueError as error:
+            raise InputError(f"{','.join(cells)!r} is not a box of four numbers", path=path, line=line) from error
+        if not _has_area((x1, y1, x2, y2)):
+            raise InputError(f"the box {','.join(cells)} has no area", path=path, line=line)
+        result[key] = (x1, y1, x2, y2)
     return result

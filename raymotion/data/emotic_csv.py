@@ -7,12 +7,12 @@ Python literals. The annotators are not told apart: train has one, val and test 
 from __future__ import annotations
 
 import ast
-import csv
-import io
 import re
 
 from raymotion import storage
 from raymotion.data.emotic_persons import Box, Person, checked_labels, checked_place, vad_of
+from raymotion.data.picture_files import EXTENSIONS
+from raymotion.data.text_rows import Cells, delimited_rows
 from raymotion.errors import InputError
 
 COLUMNS = (
@@ -30,45 +30,37 @@ def read_csv(path: storage.PathLike, split: str) -> list[Person]:
 
     Raises:
         InputError: columns that are missing, a list that is none, or values that EMOTIC does not have there, with the
-            row of the file (the header is row 1).
+            line of the file.
     """
-    reader = csv.reader(io.StringIO(storage.read_text(path), newline=""), strict=True)
     persons: list[Person] = []
     seen: set[int] = set()
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        missing = [name for name in _NEEDED if name not in header]
-        if missing:
-            raise InputError(
-                f"lacks the columns {', '.join(missing)}", path=path, remedy=f"EMOTIC's are {', '.join(COLUMNS)}."
-            )
-        for cells in reader:
-            row = str(reader.line_num)
-            if not any(cell.strip() for cell in cells):
-                continue
-            if len(cells) != len(header):
-                raise InputError(f"has {len(cells)} cells, the header has {len(header)}", path=path, row=row)
-            values = dict(zip(header, cells, strict=True))
-            index = _index(values.get("Index"), len(persons), path, row)
-            if index in seen:
-                raise InputError(f"Index {index} stands twice", path=path, row=row, remedy="An Index is unique.")
-            seen.add(index)
-            persons.append(_person(values, split, index, path, row))
-    except csv.Error as error:
-        raise InputError(f"is not a csv file ({error})", path=path, row=reader.line_num) from error
+    optional = [name for name in COLUMNS if name not in _NEEDED]
+    rows = delimited_rows(
+        storage.read_text(path), path, _NEEDED, optional=optional, verbatim=("Folder", "Filename"), is_start=_is_start
+    )
+    for line, values in rows:
+        index = _index(values.get("Index"), len(persons), path, line)
+        if index in seen:
+            raise InputError(f"Index {index} stands twice", path=path, line=line, remedy="An Index is unique.")
+        seen.add(index)
+        persons.append(_person(values, split, index, path, line))
     return persons
 
 
-def _person(values: dict[str, str], split: str, index: int, path: storage.PathLike, row: str) -> Person:
-    folder, filename = checked_place(values["Folder"].strip(), values["Filename"].strip(), path=path, row=row)
-    labels = checked_labels(_list(values["Categorical_Labels"], "Categorical_Labels", path, row), path=path, row=row)
-    size = _numbers(values["Image Size"], "Image Size", (0, 2), path, row)
-    box = _numbers(values["BBox"], "BBox", (0, 4), path, row)
-    vad = _numbers(values["Continuous_Labels"], "Continuous_Labels", (0, 3), path, row)
+def _is_start(cells: Cells) -> bool:
+    return cells["Filename"].lower().endswith(EXTENSIONS)
+
+
+def _person(values: dict[str, str], split: str, index: int, path: storage.PathLike, line: int) -> Person:
+    folder, filename = checked_place(values["Folder"].strip(), values["Filename"].strip(), path=path, line=line)
+    labels = checked_labels(_list(values["Categorical_Labels"], "Categorical_Labels", path, line), path=path, line=line)
+    size = _numbers(values["Image Size"], "Image Size", (0, 2), path, line)
+    box = _numbers(values["BBox"], "BBox", (0, 4), path, line)
+    vad = _numbers(values["Continuous_Labels"], "Continuous_Labels", (0, 3), path, line)
     return Person(
         split=split,
         index=index,
-        where=row,
+        where=f"line {line}",
         folder=folder,
         filename=filename,
         size=(size[0], size[1]) if size else None,
@@ -86,36 +78,36 @@ def _box(values: list[float]) -> Box | None:
     return (values[0], values[1], values[2], values[3]) if values else None
 
 
-def _index(text: str | None, position: int, path: storage.PathLike, row: str) -> int:
+def _index(text: str | None, position: int, path: storage.PathLike, line: int) -> int:
     if text is None:
         return position
     if not re.fullmatch(r"\s*\d{1,9}(\.0)?\s*", text, re.ASCII):
-        raise InputError(f"Index {text[:40]!r} is not a whole number", path=path, row=row)
+        raise InputError(f"Index {text[:40]!r} is not a whole number", path=path, line=line)
     return int(float(text))
 
 
-def _list(text: str, column: str, path: storage.PathLike, row: str) -> list[object]:
+def _list(text: str, column: str, path: storage.PathLike, line: int) -> list[object]:
     """A Python literal of a list, and nothing that would run."""
     if len(text) > _LONGEST:
-        raise InputError(f"{column} has {len(text):,} characters", path=path, row=row)
+        raise InputError(f"{column} has {len(text):,} characters", path=path, line=line)
     if not text.strip():
         return []
     try:
         value = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-        raise InputError(f"{column} is {text[:40]!r}, not a list as Python writes it", path=path, row=row) from error
+        raise InputError(f"{column} is {text[:40]!r}, not a list as Python writes it", path=path, line=line) from error
     if not isinstance(value, list | tuple):
-        raise InputError(f"{column} is {text[:40]!r}, not a list", path=path, row=row)
+        raise InputError(f"{column} is {text[:40]!r}, not a list", path=path, line=line)
     return list(value)
 
 
-def _numbers(text: str, column: str, sizes: tuple[int, ...], path: storage.PathLike, row: str) -> list[float]:
+def _numbers(text: str, column: str, sizes: tuple[int, ...], path: storage.PathLike, line: int) -> list[float]:
     """Numbers of such a list, NaN for `nan` and None, which Python's literals do not have."""
-    values = _list(_MISSING.sub("None", text), column, path, row)
+    values = _list(_MISSING.sub("None", text), column, path, line)
     numbers = [float("nan") if value is None else value for value in values]
     if len(numbers) not in sizes or any(isinstance(v, bool) or not isinstance(v, int | float) for v in numbers):
-        raise InputError(f"{column} is {text[:40]!r}, not a list of {sizes[-1]} numbers", path=path, row=row)
+        raise InputError(f"{column} is {text[:40]!r}, not a list of {sizes[-1]} numbers", path=path, line=line)
     try:
         return [float(v) for v in numbers]  # type: ignore[arg-type]
     except OverflowError as error:
-        raise InputError(f"{column} holds a number beyond all measure", path=path, row=row) from error
+        raise InputError(f"{column} holds a number beyond all measure", path=path, line=line) from error

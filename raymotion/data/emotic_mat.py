@@ -32,8 +32,11 @@ _SEVERAL = (
 _VAD = ("valence", "arousal", "dominance")
 
 
-def read_mat(path: storage.PathLike) -> list[Person]:
+def read_mat(path: storage.PathLike, empty: list[tuple[str, str]] | None = None) -> list[Person]:
     """All persons of an `Annotations.mat`, split by split, in the file's order.
+
+    Args:
+        empty: takes folder and file name of the images that have no person.
 
     Raises:
         InputError: a file that is damaged or of another kind, lacks all splits, or holds something else where EMOTIC
@@ -54,10 +57,10 @@ def read_mat(path: storage.PathLike) -> list[Person]:
     found = [split for split in SPLITS if split in content]
     if not found:
         raise InputError("holds none of train, val and test", path=path, remedy="Give EMOTIC's Annotations.mat.")
-    return [person for split in found for person in _persons(content[split], split, path)]
+    return [person for split in found for person in _persons(content[split], split, path, empty)]
 
 
-def _persons(images: Any, split: str, path: storage.PathLike) -> Iterator[Person]:
+def _persons(images: Any, split: str, path: storage.PathLike, empty: list[tuple[str, str]] | None) -> Iterator[Person]:
     index = 0
     for number, image in enumerate(_records(images, path, split)):
         row = f"{split} image {number}"
@@ -67,7 +70,10 @@ def _persons(images: Any, split: str, path: storage.PathLike) -> Iterator[Person
             raise InputError("filename and folder are not text", path=path, row=row)
         place = checked_place(_text(folder) or "", name, path=path, row=row)
         annotated = _size(size, path, row)
-        for k, record in enumerate(_records(persons, path, row)):
+        records = _records(persons, path, row)
+        if not records and empty is not None:
+            empty.append(place)
+        for k, record in enumerate(records):
             yield _person(record, split, index, f"{row}, person {k}", place, annotated, path)
             index += 1
 

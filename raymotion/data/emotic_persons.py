@@ -68,7 +68,9 @@ class Person:
         return tuple(max(sum(label in own for own in self.choices), 1) / count for label in self.labels())
 
 
-def checked_labels(labels: Iterable[object], *, path: storage.PathLike, row: str) -> tuple[str, ...]:
+def checked_labels(
+    labels: Iterable[object], *, path: storage.PathLike, row: str | None = None, line: int | None = None
+) -> tuple[str, ...]:
     """Distinct labels of EMOTIC's 26, or an `InputError` that names the first other one."""
     result = dict.fromkeys(str(label).strip() if isinstance(label, str) else label for label in labels)
     for label in result:
@@ -77,16 +79,24 @@ def checked_labels(labels: Iterable[object], *, path: storage.PathLike, row: str
                 f"{label!r} is not one of EMOTIC's 26 categories",
                 path=path,
                 row=row,
+                line=line,
                 remedy="Correct it there; the categories are written as in `Doubt/Confusion`.",
             )
     return tuple(str(label) for label in result)
 
 
-def checked_place(folder: str, filename: str, *, path: storage.PathLike, row: str) -> tuple[str, str]:
+def checked_place(
+    folder: str, filename: str, *, path: storage.PathLike, row: str | None = None, line: int | None = None
+) -> tuple[str, str]:
     """`folder` and `filename` without slashes at their ends, unless they lead out of the image root."""
     parts = [*folder.split("/"), *filename.split("/")]
     if not filename.strip("/") or ".." in parts or "://" in f"{folder}/{filename}" or "\0" in f"{folder}{filename}":
-        raise InputError(f"{folder!r} and {filename!r} do not name a file below the image folder", path=path, row=row)
+        raise InputError(
+            f"{folder!r} and {filename!r} do not name a file below the image folder",
+            path=path,
+            row=row,
+            line=line,
+        )
     return folder.strip("/"), filename.strip("/")
 
 

@@ -13,10 +13,12 @@ from raymotion.vocabulary import EMOTIC_26
 # Kinds of findings, about images (named FOLDER/FILENAME) or persons (named by sample_id), and what became of them.
 FINDINGS: dict[str, str] = {
     "transposed_size": "images whose annotated width and height are swapped; the picture's own size is used",
-    "other_size": "images whose annotated size is neither the picture's nor its swap",
-    "turned_image": "images that EXIF lays on their side, annotated lying; their boxes were turned with the picture",
+    "other_size": "images whose annotated size is neither the picture's nor its swap; their boxes are null",
+    "turned_image": "images that EXIF turns or mirrors, annotated as stored; their boxes were turned with the picture",
     "missing_image": "images that are not there",
     "unreadable_image": "images that can not be read",
+    "unused_image": "pictures in the image folders that no person is annotated in",
+    "no_persons": "images of the annotations that have no person",
     "leaked_image": "images in more than one split",
     "leak_with_other_labels": "of those, images whose persons are labelled otherwise in each split",
     "missing_person": "persons left out: their image is missing or can not be read",
@@ -24,12 +26,17 @@ FINDINGS: dict[str, str] = {
     "leaked_person": "persons left out: their image is in a later split too",
     "degenerate_box": "body boxes without an area in the picture; null",
     "suspect_box": "body boxes cut off at the swapped size's limit; null",
+    "other_size_box": "body boxes in pictures of another size than annotated; null",
+    "outside_box": "body boxes that lie mostly beyond the picture; null",
+    "unchecked_box": "body boxes not checked, as their picture is not there",
     "clipped_box": "body boxes clipped to the picture",
     "no_vad": "persons without valence, arousal and dominance; null, the labels are kept",
     "vad_beyond_scale": "persons whose valence, arousal or dominance is not between 1 and 10; null",
     "duplicate_person": "persons that stand twice: same split, image and box",
     "odd_union": "persons whose combined labels are not the union of their annotators'; the union of both is taken",
     "clipped_face": "face boxes clipped to the picture",
+    "outside_face": "face boxes that lie mostly beyond the picture; null",
+    "turned_face": "face boxes in pictures that EXIF turns or mirrors, read as pixels of the upright picture",
 }
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import os
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,21 +9,26 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from raymotion import storage
+from raymotion.data.picture_files import EXTENSIONS, FileNames, FolderContent, is_unicode, list_pictures
 from raymotion.data.samples import table_from_rows
+from raymotion.data.text_rows import Cells, delimited_rows, json_lines, read_json, shown
 from raymotion.errors import InputError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_KEYS = ("file", "caption", "captions")
 
 
 @dataclass
 class FolderReport:
-    """Counts of what `read_folder` met.
+    """Counts of what `read_folder` met. All files and all captions are in the table or counted here.
 
     Attributes:
         rows: images. captions: captions in all. without_caption: images that have none.
         no_file: files that the captions name and the folder lacks (`no_file_names`: the first few of them).
-        other_files: files in the folder that are no pictures by their names.
-        unreadable_names: pictures left out because their names are not UTF-8.
+        no_file_captions: the captions of those, left out.
+        ambiguous_files: of `no_file`, those that several files could be.
+        other_case: of `no_file`, those that the folder has with other capitals.
+        empty_captions: entries of the captions file without a word.
+        content: what is in the folder, and which files were left out.
     """
 
     rows: int = 0
@@ -35,121 +36,110 @@ class FolderReport:
     without_caption: int = 0
     no_file: int = 0
     no_file_names: list[str] = field(default_factory=list)
-    other_files: int = 0
-    unreadable_names: int = 0
+    no_file_captions: int = 0
+    ambiguous_files: int = 0
+    other_case: int = 0
+    empty_captions: int = 0
+    content: FolderContent = field(default_factory=lambda: FolderContent(""))
+
+    def notes(self) -> list[str]:
+        """One line for each reason for which something was left out."""
+        names = ", ".join(map(shown, self.no_file_names[:3])) + (" ..." if self.no_file > 3 else "")
+        told = (
+            (self.no_file, f"files that the captions name are no pictures of the folder ({names}), "
+             f"{self.no_file_captions:,} captions left out"),
+            (self.other_case, "of them differ from a file's name in capital letters only"),
+            (self.ambiguous_files, "of them could be several files, which differ in blanks or in the form of accents"),
+            (self.empty_captions, "entries of the captions file have no caption"),
+        )  # fmt: skip
+        return [f"{count:,} {what}" for count, what in told if count] + self.content.notes()
 
 
 def read_folder(folder: storage.PathLike, captions: storage.PathLike | None = None) -> tuple[pa.Table, FolderReport]:
     """Every picture below `folder`, sorted by path, as a sample table without labels.
 
-    Files are taken by their extension (jpg, jpeg, png, webp, bmp, in any case); hidden files and folders are not.
+    Files are taken by their extension (`picture_files.EXTENSIONS`, in any case); hidden files and folders are not.
+    Links are followed.
 
     Args:
         folder: local folder or s3:// address.
         captions: by its extension, `.jsonl` with `{"file": "a/b.jpg", "caption": "..."}` or `"captions": [...]` per
-            line; `.csv` or `.tsv` with the columns file and caption; `.json` with an object of file to caption or
-            captions. Files are relative to `folder`; those that come repeatedly have several captions.
+            line; `.csv` or `.tsv` with the columns file and caption (see `text_rows`); `.json` with an object of file
+            to caption or captions. Files are relative to `folder` (see `FileNames`); those that come repeatedly have
+            several captions.
 
     Raises:
         InputError: names the captions file, its line and the reason; or says that the folder holds no pictures.
     """
     if not storage.is_dir(folder):
         raise InputError("no such folder", path=folder, remedy="Check the path.")
-    report = FolderReport()
-    base = storage.absolute(folder)
-    files: list[str] = []
-    for name in _relative_names(folder):
-        if any(part.startswith(".") for part in name.split("/")):
-            continue
-        if posixpath.splitext(name)[1].lower() not in EXTENSIONS:
-            report.other_files += 1
-        elif not name.isprintable() and not _is_utf8(name):
-            report.unreadable_names += 1
-        else:
-            files.append(name)
-    if not files:
+    content = list_pictures(folder)
+    report = FolderReport(content=content)
+    if not content.pictures:
         raise InputError(f"holds no pictures ({', '.join(EXTENSIONS)})", path=folder, remedy="Check the path.")
     texts: dict[str, list[str]] = {}
     if captions is not None:
-        for name, text in _read_captions(captions):
-            own = texts.setdefault(_normal(name, base), [])
-            if text:
-                own.append(text)
-    stray = sorted(set(texts) - set(files))
-    if texts and len(stray) == len(texts):
-        raise InputError(
-            f"names no picture of {folder}: {stray[0]!r} is not in it",
-            path=captions,
-            remedy="Paths are relative to the folder, subfolders included.",
-        )
-    report.no_file, report.no_file_names = len(stray), stray[:5]
+        texts = _captions_of(captions, folder, content, report)
     rows = [
         {
             "sample_id": f"folder:{name}",
             "group_id": f"folder:{name}",
-            "image_uri": storage.join(base, name),
+            "image_uri": content.address(name),
             "captions": texts.get(name, []),
             "source": "folder",
         }
-        for name in sorted(files)
+        for name in content.pictures
     ]
     report.rows = len(rows)
-    report.captions = sum(len(texts.get(name, [])) for name in files)
-    report.without_caption = sum(1 for name in files if not texts.get(name))
-    return table_from_rows(rows), report
+    report.captions = sum(map(len, texts.values()))
+    report.without_caption = sum(1 for name in content.pictures if not texts.get(name))
+    return table_from_rows(rows, where=folder), report
 
 
-def _relative_names(folder: storage.PathLike) -> Iterator[str]:
-    """Paths of all files below `folder`, relative to it and with '/'."""
-    base = storage.absolute(folder)
-    if storage.is_remote(folder):
-        with storage.explained(folder, "list it"):
-            fs, inner = storage.filesystem(folder)
-            fs.invalidate_cache()
-            for path in fs.find(inner):
-                yield posixpath.relpath(path, inner)
-        return
-
-    def refuse(error: OSError) -> None:
-        raise error  # os.walk would skip a folder that it may not list
-
-    with storage.explained(folder, "list it"):
-        for place, _, names in os.walk(base, onerror=refuse):
-            for name in names:
-                yield os.path.relpath(os.path.join(place, name), base).replace(os.sep, "/")
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _normal(name: str, base: str) -> str:
-    """A file of the captions as a path relative to the folder: `./a.jpg` and the full path mean `a.jpg` too."""
-    text = name.strip()
-    if text.startswith(base.rstrip("/") + "/"):
-        text = text[len(base.rstrip("/")) + 1 :]
-    return posixpath.normpath(text) if text else text
+def _captions_of(
+    captions: storage.PathLike, folder: storage.PathLike, content: FolderContent, report: FolderReport
+) -> dict[str, list[str]]:
+    """Captions by picture; what names no picture is counted."""
+    names = FileNames(content.pictures, content.base, content.aliases)
+    texts: dict[str, list[str]] = {}
+    stray: dict[str, int] = {}
+    for name, text in _read_captions(captions, names):
+        found = names.find(name)
+        if not text:
+            report.empty_captions += 1
+        if found is None:
+            stray[name] = stray.get(name, 0) + bool(text)
+            continue
+        own = texts.setdefault(found, [])
+        if text:
+            own.append(text)
+    if stray and not texts:
+        raise InputError(
+            f"names no picture of {folder}: {min(stray)!r} is none of its pictures",
+            path=captions,
+            remedy="Paths are relative to the folder, subfolders included.",
+        )
+    report.no_file, report.no_file_captions = len(stray), sum(stray.values())
+    report.no_file_names = sorted(stray)[:5]
+    report.ambiguous_files = len(names.ambiguous & set(stray))
+    report.other_case = sum(1 for name in stray if name not in names.ambiguous and names.other_case(name))
+    return texts
 
 
-def _read_captions(path: storage.PathLike) -> Iterator[tuple[str, str]]:
+def _read_captions(path: storage.PathLike, names: FileNames) -> Iterator[tuple[str, str]]:
     """Pairs of file and caption, the caption's whitespace made single spaces ('' where there is none)."""
     kind = posixpath.splitext(str(path))[1].lower()
     if kind in (".jsonl", ".ndjson"):
-        for number, line in enumerate(storage.read_text(path).split("\n"), start=1):
-            if line.strip():
-                yield from _jsonl_line(line, path, f"{number}")
+        for line, value in json_lines(storage.read_text(path), path):
+            yield from _json_line(value, path, line)
     elif kind in (".csv", ".tsv"):
-        yield from _delimited(storage.read_text(path), path, "\t" if kind == ".tsv" else ",")
+        yield from _delimited(path, names)
     elif kind == ".json":
-        value = storage.read_json(path)
+        value = read_json(path)
         if not isinstance(value, dict):
             raise InputError("is not an object of file to caption", path=path, remedy="Lines of objects are a .jsonl.")
         for name, own in value.items():
-            yield from _pairs(name, own, path, name)
+            yield from _pairs(name, own, path, row=shown(name))
     else:
         raise InputError(
             f"captions in a {kind or 'file without extension'} can not be read",
@@ -158,41 +148,56 @@ def _read_captions(path: storage.PathLike) -> Iterator[tuple[str, str]]:
         )
 
 
-def _jsonl_line(line: str, path: storage.PathLike, row: str) -> Iterator[tuple[str, str]]:
-    try:
-        value = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"is not JSON ({getattr(error, 'msg', error)})", path=path, row=row) from error
-    if not isinstance(value, dict) or not isinstance(value.get("file"), str) or not value["file"].strip():
-        raise InputError('has no "file"', path=path, row=row, remedy='Write {"file": "a.jpg", "caption": "..."}.')
-    own = value["captions"] if "captions" in value else value.get("caption")
-    yield from _pairs(value["file"], own, path, row)
+def _json_line(value: object, path: storage.PathLike, line: int) -> Iterator[tuple[str, str]]:
+    found: dict[str, object] = {}
+    for key, own in value.items() if isinstance(value, dict) else ():
+        name = key.strip().casefold()
+        if name in _KEYS and name in found:
+            raise InputError(f'has "{name}" twice', path=path, line=line, remedy="Keep one of them.")
+        found[name] = own
+    name = found.get("file")
+    if not isinstance(name, str) or not name.strip():
+        raise InputError('has no "file"', path=path, line=line, remedy='Write {"file": "a.jpg", "caption": "..."}.')
+    if "caption" in found and "captions" in found:
+        raise InputError(
+            'has both "caption" and "captions"', path=path, line=line, remedy='Put all into "captions": ["...", "..."].'
+        )
+    yield from _pairs(name, found.get("captions", found.get("caption")), path, line=line)
 
 
-def _pairs(name: str, captions: object, path: storage.PathLike, row: str) -> Iterator[tuple[str, str]]:
+def _pairs(
+    name: str, captions: object, path: storage.PathLike, *, line: int | None = None, row: str | None = None
+) -> Iterator[tuple[str, str]]:
     values = captions if isinstance(captions, list) else [captions]
-    if not values:
-        yield name, ""
-    for value in values:
+    for value in values or [None]:
         if value is not None and not isinstance(value, str):
-            raise InputError("a caption is not text", path=path, row=row, remedy="Give text or a list of texts.")
+            raise InputError(
+                "a caption is not text", path=path, line=line, row=row, remedy="Give text or a list of texts."
+            )
+        for text in (name, value or ""):
+            if not is_unicode(text):
+                raise InputError(
+                    f"{ascii(text)[:60]} holds half of a character", path=path, line=line, row=row,
+                    remedy="Mend this text.",
+                )  # fmt: skip
         yield name, " ".join((value or "").split())
 
 
-def _delimited(text: str, path: storage.PathLike, delimiter: str) -> Iterator[tuple[str, str]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        missing = [name for name in ("file", "caption") if name not in (reader.fieldnames or ())]
-        if missing:
-            raise InputError(f"lacks the column {', '.join(missing)}", path=path, remedy="It needs file and caption.")
-        for values in reader:
-            row = f"{reader.line_num}"
-            if None in values or values["caption"] is None:
-                raise InputError(
-                    "has more or fewer fields than the header", path=path, row=row, remedy="Quote text with delimiters."
-                )
-            if not values["file"].strip():
-                raise InputError("file is empty", path=path, row=row)
-            yield values["file"], " ".join(values["caption"].split())
-    except csv.Error as error:
-        raise InputError(f"can not be read ({error})", path=path, row=f"{reader.line_num}") from error
+def _delimited(path: storage.PathLike, names: FileNames) -> Iterator[tuple[str, str]]:
+    def is_start(cells: Cells) -> bool:
+        return names.find(cells["file"]) is not None
+
+    rows = delimited_rows(
+        storage.read_text(path),
+        path,
+        ("file", "caption"),
+        optional=("captions",),
+        verbatim=("file",),
+        is_start=is_start,
+    )
+    for line, cells in rows:
+        if "captions" in cells:
+            raise InputError("has both caption and captions", path=path, line=1, remedy="Keep one column.")
+        if not cells["file"].strip():
+            raise InputError("file is empty", path=path, line=line)
+        yield from _pairs(cells["file"], cells["caption"], path, line=line)

@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from PIL import Image
 
@@ -31,6 +31,24 @@ class PictureSize:
     def stored(self) -> tuple[int, int]:
         """Width and height of the pixels as stored; EXIF orientations 5 to 8 lay the picture on its side."""
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
+
+    def frame_of(self, annotated: tuple[float, float]) -> Literal["stored", "upright"] | None:
+        """In which pixels a picture of the size `annotated` (width, height) was annotated; None: another picture.
+
+        Where both sizes are the same, these are the stored pixels: orientations 2 to 4 leave the size alone, and the
+        tools with which COCO and EMOTIC were made and are read (browsers of their time, MATLAB's imread, pycocotools)
+        take no notice of EXIF.
+        """
+        if annotated == self.stored:
+            return "stored"
+        return "upright" if annotated == (self.width, self.height) else None
+
+    def contradicts(self, box: tuple[float, float, float, float], frame: Literal["stored", "upright"]) -> bool:
+        """Whether `box` reaches beyond the pixels in which it was annotated, and would fit into the other ones."""
+        upright = (self.width, self.height)
+        own, other = (self.stored, upright) if frame == "stored" else (upright, self.stored)
+        beyond = box[2] > own[0] + 1 or box[3] > own[1] + 1
+        return self.orientation >= 5 and beyond and box[2] <= other[0] + 1 and box[3] <= other[1] + 1
 
     def upright(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
         """A box (x1, y1, x2, y2) of the stored pixels as a box of the upright picture.

@@ -54,17 +54,32 @@ SCHEMA = pa.schema(
 SPLITS = ("train", "val", "test")
 
 
-def table_from_rows(rows: Iterable[Mapping[str, Any]], vocabulary: Vocabulary | None = None) -> pa.Table:
-    """Rows as a validated sample table; keys that a row lacks are null (captions: empty)."""
+def table_from_rows(
+    rows: Iterable[Mapping[str, Any]], vocabulary: Vocabulary | None = None, *, where: object = None
+) -> pa.Table:
+    """Rows as a validated sample table; keys that a row lacks are null (captions: empty).
+
+    Args:
+        where: file that the rows were read from. A fault is named with it and with the sample, as the position among
+            `rows` is none in that file.
+    """
     complete = [{"captions": [], **row} for row in rows]
     try:
         table = pa.Table.from_pylist(complete, schema=SCHEMA)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise InputError(f"the rows do not fit the sample table: {str(error).splitlines()[0]}") from error
+        reason = f"the rows do not fit the sample table: {str(error).splitlines()[0]}"
+        raise InputError(reason, path=where) from error
     except UnicodeEncodeError as error:  # JSON can say "\\ud800", which is no character
         text = ascii(error.object)[:60]
-        raise InputError(f"{text} holds half of a character", remedy="Mend this text.") from error
-    return validate(attach_vocabulary(table, vocabulary))
+        raise InputError(f"{text} holds half of a character", path=where, remedy="Mend this text.") from error
+    try:
+        return _validated(attach_vocabulary(table, vocabulary), where)
+    except InputError as error:
+        if not isinstance(error.row, int):
+            raise
+        sample = complete[error.row]["sample_id"]
+        reason = error.reason if repr(sample) in error.reason else f"{sample}: {error.reason}"
+        raise InputError(reason, path=where, remedy=error.remedy) from error
 
 
 def attach_vocabulary(table: pa.Table, vocabulary: Vocabulary | None) -> pa.Table:
@@ -91,10 +106,23 @@ def read_samples(path: storage.PathLike) -> pa.Table:
 
 
 def validate(table: pa.Table, *, where: object = None) -> pa.Table:
-    """`table` cast to `SCHEMA`, or an `InputError` that names the first bad row.
+    """`table` cast to `SCHEMA`, or an `InputError` that names the first bad row (counted from 0, as it says).
 
     Columns may be missing if they are nullable; columns that the schema does not know are an error.
     """
+    try:
+        return _validated(table, where)
+    except InputError as error:
+        if not isinstance(error.row, int):
+            raise
+        raise InputError(error.reason, path=error.path, row=_row(error.row), remedy=error.remedy) from error
+
+
+def _row(number: int) -> str:
+    return f"{number} (counted from 0)"
+
+
+def _validated(table: pa.Table, where: object) -> pa.Table:
     unknown = [name for name in table.column_names if name not in SCHEMA.names]
     missing = [f.name for f in SCHEMA if not f.nullable and f.name not in table.column_names]
     if unknown or missing:
@@ -236,7 +264,7 @@ def targets(table: pa.Table, vocabulary: Vocabulary, *, soft: bool = False) -> n
     labels, weights = (table.column(name).combine_chunks() for name in ("labels", "label_weights"))
     if labels.null_count:
         row = pc.index(pc.is_null(labels), True).as_py()
-        raise InputError("has no labels", row=row, remedy="Keep only labelled samples for this.")
+        raise InputError("has no labels", row=_row(row), remedy="Keep only labelled samples for this.")
     matrix = np.zeros((table.num_rows, len(vocabulary)), dtype=np.float32)
     rows = pc.list_parent_indices(labels).to_numpy(zero_copy_only=False)
     names = pc.list_flatten(labels)
@@ -244,7 +272,8 @@ def targets(table: pa.Table, vocabulary: Vocabulary, *, soft: bool = False) -> n
     if columns.null_count:
         first = pc.index(pc.is_null(columns), True).as_py()
         raise InputError(
-            f"{names[first].as_py()!r} is not an emotion of the vocabulary {vocabulary.name}", row=int(rows[first])
+            f"{names[first].as_py()!r} is not an emotion of the vocabulary {vocabulary.name}",
+            row=_row(int(rows[first])),
         )
     columns = columns.to_numpy(zero_copy_only=False)
     matrix[rows, columns] = 1.0

@@ -5,10 +5,11 @@ ECML PKDD 2011): the label with the fewest samples left is dealt out first, each
 most of this label. A random split gives a label of 20 images anything between 0 and 5 of them for validation; this one
 gives 2.
 
-Three things are added. A group (an image with its persons) is dealt out as one, with the union of its labels. The data
+Four things are added. A group (an image with its persons) is dealt out as one, with the union of its labels. The data
 set a group is from, and whether it is labelled at all, count as labels too: Socratis calls 40 % of its news pictures
 sad and 20 % of the others. And groups are taken in the order of a seeded hash of their ids, so the same samples in
-another row order are split the same way.
+another row order are split the same way. Last, no split stays empty as long as there is a group for each: of a few
+groups, train would get them all.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def split_samples(table: pa.Table, *, fractions: Mapping[str, float] = DEFAULT_F
 
     Args:
         table: a sample table; rows without labels are split at random (by the seed) within their source.
-        fractions: share of the groups per split, of `train`, `val` and `test`; positive or 0, and 1 in sum.
+        fractions: share of the groups per split, of `train`, `val` and `test`; positive or 0, and 1 in sum. A split
+            with a share has at least one group, unless there are fewer groups than such splits.
         seed: another seed gives another split of the same quality.
 
     Raises:
@@ -46,7 +48,7 @@ def split_samples(table: pa.Table, *, fractions: Mapping[str, float] = DEFAULT_F
         marks.add(("source", source, "bare" if labels is None else "labelled"))
         marks.update(("label", label) for label in labels or [])
     order = sorted(groups, key=lambda group: hashlib.sha256(f"{seed}\0{group}".encode()).digest())
-    assigned = _deal([(group, sorted(groups[group])) for group in order], shares)
+    assigned = _filled(_deal([(group, sorted(groups[group])) for group in order], shares), order, len(names))
     column = pa.array([names[assigned[group]] for group in group_ids], pa.string())
     index = SCHEMA.get_field_index("split")
     return validate(table).set_column(index, SCHEMA.field("split"), column)
@@ -63,6 +65,31 @@ def _checked(fractions: Mapping[str, float]) -> tuple[list[str], list[float]]:
         raise InputError(f"the shares of the splits are {told}", remedy="They must sum to 1.")
     names = [name for name in SPLITS if fractions.get(name, 0.0) > 0]
     return names, [fractions[name] for name in names]
+
+
+def _filled(assigned: dict[str, int], order: list[str], splits: int) -> dict[str, int]:
+    """`assigned` with a group in each split, taken from the largest; the last in `order` goes first."""
+    counts = [sum(1 for own in assigned.values() if own == split) for split in range(splits)]
+    while 0 in counts and max(counts) > 1:
+        largest, empty = counts.index(max(counts)), counts.index(0)
+        moved = next(group for group in reversed(order) if assigned[group] == largest)
+        assigned = {**assigned, moved: empty}
+        counts[largest] -= 1
+        counts[empty] += 1
+    return assigned
+
+
+def empty_splits(table: pa.Table, fractions: Mapping[str, float] = DEFAULT_FRACTIONS) -> str | None:
+    """What to say of splits that `split_samples` had to leave empty, or None: every split with a share has rows."""
+    there = set(table.column("split").to_pylist())
+    empty = [name for name in _checked(fractions)[0] if name not in there]
+    if not empty:
+        return None
+    groups = len(set(table.column("group_id").to_pylist()))
+    return (
+        f"{' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty: {groups:,} images are too few for "
+        f"{len(_checked(fractions)[0])} splits; training needs train and val, evaluation test. Add labelled images"
+    )
 
 
 def _deal(groups: list[tuple[str, list[tuple[str, ...]]]], shares: list[float]) -> dict[str, int]:

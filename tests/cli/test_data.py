@@ -77,6 +77,41 @@ def test_folder_prepared(runner, tmp_path):
     assert read_samples(out)["captions"].to_pylist() == [["one", "two"], []]
 
 
+def test_what_is_left_out_is_told(runner, tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "m.parquet"
+    (photos / "deep").mkdir(parents=True)
+    for name in ("a.jfif", "deep/b.JPE", "c.gif", ".hidden.jpg"):
+        (photos / name).write_bytes(b"x")
+    (photos / "gone.jpg").symlink_to("nowhere")
+    (photos / "again").symlink_to("deep")
+    (tmp_path / "c.csv").write_text("file;caption\na.jfif;one\nA.jfif;two\nz.jpg;three\na.jfif;\n")
+    done = runner("data", "prepare", "folder", photos, "--captions", tmp_path / "c.csv", "--out", out)
+    assert done.code == 0, done.err
+    for line in (
+        "rows       2",
+        "captions   1 (1 images have none)",
+        "note       2 files that the captions name are no pictures of the folder (A.jfif, z.jpg), 2 captions left out",
+        "note       1 of them differ from a file's name in capital letters only",
+        "note       1 entries of the captions file have no caption",
+        "note       1 files that are no pictures by their names left out (.gif 1)",
+        "note       1 hidden files left out",
+        "note       1 links that lead nowhere left out",
+        "note       1 links to folders that are read already left out",
+    ):
+        assert line in done.out.splitlines()
+
+
+def test_three_rows_of_socratis_fill_the_splits_and_two_are_told(runner, tmp_path):
+    rows = ["image_name,caption,emotions", "a.jpg,x,['sad']", "b.jpg,y,['sad']", "c.jpg,z,['sad']"]
+    path, out = tmp_path / "c.csv", tmp_path / "s.parquet"
+    path.write_text("\n".join(rows))
+    done = runner("data", "prepare", "socratis", path, "--out", out)
+    assert done.code == 0 and "split      train 1, val 1, test 1" in done.out and "note" not in done.out
+    path.write_text("\n".join(rows[:3]))
+    done = runner("data", "prepare", "socratis", path, "--out", out)
+    assert done.code == 0 and "note       test is empty: 2 images are too few for 3 splits" in done.out
+
+
 @pytest.mark.parametrize(
     "arguments, reason",
     [

@@ -240,7 +240,7 @@ class TestBoxes:
         row, report = one(write_mat(tmp_path, self.person(box)))
         assert row["body_box"] is None and row["labels"] == ["Peace"] and report.count("degenerate_box") == 1
 
-    @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+    @pytest.mark.parametrize("orientation", range(2, 9))
     def test_defect_14_boxes_of_a_picture_that_exif_turns_are_turned_with_it(self, tmp_path, orientation):
         stored = np.zeros((96, 160, 3), np.uint8)
         stored[16:48, 96:144] = 255  # the body
@@ -249,7 +249,7 @@ class TestBoxes:
         block = Image.Exif()
         block[0x0112] = orientation
         Image.fromarray(stored).save(path, exif=block, quality=95)
-        assert read_size(str(path)) == PictureSize(96, 160, orientation)
+        assert read_size(str(path)) == PictureSize(*((96, 160) if orientation >= 5 else (160, 96)), orientation)
         row, report = one(tmp_path)
         assert report.count("turned_image") == 1 and report.count("transposed_size") == 0
         upright = decode_rgb(path.read_bytes())
@@ -257,21 +257,125 @@ class TestBoxes:
         assert (x2 - x1) * (y2 - y1) == 48 * 32
         assert upright[y1:y2, x1:x2].mean() > 240 and upright.sum() < 1.05 * upright[y1:y2, x1:x2].sum()
 
+    @pytest.mark.parametrize("size, exif", [((200, 200), 1), ((50, 50), 1), ((100, 101), 1), ((90, 160), 6), ((), 6)])
+    def test_boxes_of_a_picture_of_another_size_are_null(self, tmp_path, size, exif):
+        root = write_mat(tmp_path, self.person((10, 10, 50, 50)), size=size or (0, 0), picture=(100, 100), exif=exif)
+        row, report = one(root)
+        assert row["body_box"] is None and row["labels"] == ["Peace"]
+        assert report.found["other_size_box"] == ["emotic:val:0"] and report.count("other_size") == 1
+
+    def test_a_swapped_size_does_not_hide_that_exif_mirrors_the_picture(self, tmp_path):
+        root = write_mat(tmp_path, self.person((150, 10, 190, 90)), size=(100, 200), picture=(200, 100), exif=2)
+        row, report = one(root)
+        assert row["body_box"] == [10, 10, 50, 90]
+        assert report.count("transposed_size") == report.count("turned_image") == 1
+
+    def test_boxes_of_the_upright_pixels_stay(self, tmp_path):
+        root = write_mat(tmp_path, self.person((10, 10, 50, 150)), size=(96, 160), picture=(160, 96), exif=6)
+        row, report = one(root)
+        assert row["body_box"] == [10, 10, 50, 150] and not report.notes()
+
+    @pytest.mark.parametrize("box, size", [((10, 10, 50, 150), (160, 96)), ((10, 10, 150, 50), (96, 160))])
+    def test_a_box_that_fits_the_other_way_round_alone_is_null(self, tmp_path, box, size):
+        row, report = one(write_mat(tmp_path, self.person(box), size=size, picture=(160, 96), exif=6))
+        assert row["body_box"] is None and report.count("outside_box") == 1
+
+    @pytest.mark.parametrize("box", [(60, 10, 150, 90), (-90, 10, 40, 90), (10, 95, 60, 120)])
+    def test_a_box_mostly_beyond_the_picture_is_null(self, tmp_path, box):
+        row, report = one(write_mat(tmp_path, self.person(box)))
+        assert row["body_box"] is None and report.found["outside_box"] == ["emotic:val:0"]
+        assert "1 body boxes that lie mostly beyond the picture; null (mscoco/images 1)" in report.notes()
+
+    def test_boxes_without_a_picture_are_counted_as_unchecked(self, tmp_path):
+        write_csv(tmp_path, {})
+        row, report = one(tmp_path, keep_missing=True)
+        assert row["body_box"] == [1, 2, 50, 60] and report.count("unchecked_box") == 1
+
+    @pytest.mark.parametrize(
+        "face, exif, kept, kind",
+        [
+            ("20,20,40,40", 1, [20, 20, 40, 40], None),
+            ("80,20,110,40", 1, [80, 20, 100, 40], "clipped_face"),
+            ("90,20,110.5,40", 1, None, "outside_face"),
+            ("120,20,140,40", 1, None, "outside_face"),
+            ("20,20,40,40", 3, [20, 20, 40, 40], "turned_face"),
+        ],
+    )
+    def test_faces_are_boxes_of_the_upright_picture(self, tmp_path, face, exif, kept, kind):
+        write_mat(tmp_path, self.person((10, 10, 60, 90)), exif=exif)
+        (tmp_path / "faces.csv").write_text(f"split,index,x1,y1,x2,y2\nval,0,{face}\n")
+        row, report = one(tmp_path, faces=tmp_path / "faces.csv")
+        assert row["face_box"] == kept
+        assert [name for name in report.found if name.endswith("_face") and report.count(name)] == [kind][: bool(kind)]
+
+
+class TestEveryFileCounts:
+    def test_pictures_that_nobody_is_annotated_in(self, tmp_path):
+        write_csv(tmp_path, {}, {"Filename": "b.jpg", "Folder": "mscoco"})
+        for name in ("images/a.jpg", "images/c.jpg", "b.jpg", "d.png", "notes.txt"):
+            path = tmp_path / "mscoco" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (100, 100)).save(path, format="JPEG")
+        _, report = read_emotic(tmp_path)
+        assert report.found["unused_image"] == ["mscoco/d.png", "mscoco/images/c.jpg"]
+
+    def test_names_with_blanks_and_other_accents(self, tmp_path):
+        nfc, nfd = "caf\u00e9.jpg", "cafe\u0301.jpg"
+        write_csv(tmp_path, {"Filename": nfc}, {"Filename": "b.jpg"})
+        (tmp_path / "mscoco" / "images").mkdir(parents=True)
+        for name in (nfd, " b.jpg"):
+            Image.new("RGB", (100, 100)).save(tmp_path / "mscoco" / "images" / name)
+        table, report = read_emotic(tmp_path)
+        assert [uri.rsplit("/", 1)[1] for uri in table["image_uri"].to_pylist()] == [nfd, " b.jpg"]
+        assert not report.count("missing_image")
+
+    def test_images_without_a_person(self, tmp_path):
+        root = write_mat(tmp_path, several([["Peace"]], ["Peace"], [(5,) * 3], [(5,) * 3]))
+        content = scipy.io.loadmat(root / "Annotations" / "Annotations.mat")["val"]
+        fields = ("filename", "folder", "image_size", "original_database", "person")
+        empty = ("b.jpg", "mscoco/images", *list(content.ravel()[0])[2:4], np.zeros((1, 0)))
+        both = structs(fields, [tuple(content.ravel()[0]), empty])
+        scipy.io.savemat(root / "Annotations" / "Annotations.mat", {"val": both})
+        row, report = one(root)
+        assert row["sample_id"] == "emotic:val:0" and report.found["no_persons"] == ["mscoco/images/b.jpg"]
+
+    @pytest.mark.parametrize(
+        "text, message",
+        [
+            ("val,0,1,1,5,5\nval,0,,,,\n", "line 3: the person 0 of val stands twice, first in line 2"),
+            ("val,0,1,1,5,5,9\n", "line 2: has 7 cells, the header has 6"),
+            ('val,0,1,1,5,"5\n', "line 2: a quote opens a cell"),
+        ],
+    )
+    def test_no_face_wins_silently_over_another(self, tmp_path, text, message):
+        write_mat(tmp_path, several([["Peace"]], ["Peace"], [(5,) * 3], [(5,) * 3]))
+        (tmp_path / "faces.csv").write_text(f"split,index,x1,y1,x2,y2\n{text}")
+        with pytest.raises(InputError, match=message):
+            read_emotic(tmp_path, faces=tmp_path / "faces.csv")
+
+    def test_a_lone_quote_in_the_csv_is_named_with_its_line(self, tmp_path):
+        path = write_csv(tmp_path, {}, {"Age": "Kid"}, {"Age": "Kid"})
+        lines = path.read_text().splitlines()
+        lines[2] = lines[2][: -len("Kid")] + '"Kid'
+        path.write_text("\n".join(lines))
+        with pytest.raises(InputError, match=r"train.csv, line 3: a closing quote is not followed by a comma"):
+            read_emotic(tmp_path)
+
 
 class TestBadInput:
     @pytest.mark.parametrize(
         "change, message",
         [
-            ({"Categorical_Labels": ["Peace", "Joy"]}, r"row 3: 'Joy' is not one of EMOTIC's 26"),
-            ({"Categorical_Labels": "__import__('os')"}, "row 3: Categorical_Labels is .* not a list"),
-            ({"Categorical_Labels": "(" * 3000}, "row 3: Categorical_Labels is"),
-            ({"BBox": "[" + "1," * 9999 + "]"}, "row 3: BBox has 20,000 characters"),
-            ({"BBox": [1, 2, 3]}, "row 3: BBox is .* not a list of 4 numbers"),
-            ({"Continuous_Labels": ["5", 1, 2]}, "row 3: Continuous_Labels"),
-            ({"Image Size": [True, 5]}, "row 3: Image Size"),
-            ({"Index": 0}, "row 3: Index 0 stands twice"),
-            ({"Index": "x"}, "row 3: Index 'x' is not a whole number"),
-            ({"Filename": "../../etc/passwd"}, "row 3: .* do not name a file below the image folder"),
+            ({"Categorical_Labels": ["Peace", "Joy"]}, r"line 3: 'Joy' is not one of EMOTIC's 26"),
+            ({"Categorical_Labels": "__import__('os')"}, "line 3: Categorical_Labels is .* not a list"),
+            ({"Categorical_Labels": "(" * 3000}, "line 3: Categorical_Labels is"),
+            ({"BBox": "[" + "1," * 9999 + "]"}, "line 3: BBox has 20,000 characters"),
+            ({"BBox": [1, 2, 3]}, "line 3: BBox is .* not a list of 4 numbers"),
+            ({"Continuous_Labels": ["5", 1, 2]}, "line 3: Continuous_Labels"),
+            ({"Image Size": [True, 5]}, "line 3: Image Size"),
+            ({"Index": 0}, "line 3: Index 0 stands twice"),
+            ({"Index": "x"}, "line 3: Index 'x' is not a whole number"),
+            ({"Filename": "../../etc/passwd"}, "line 3: .* do not name a file below the image folder"),
         ],
     )
     def test_a_fault_in_a_csv_is_named_with_its_line(self, tmp_path, change, message):
@@ -280,7 +384,7 @@ class TestBadInput:
 
     def test_a_csv_with_other_columns_is_refused(self, tmp_path):
         (tmp_path / "train.csv").write_text("file,label\na.jpg,Peace\n")
-        with pytest.raises(InputError, match="lacks the columns Folder, Filename"):
+        with pytest.raises(InputError, match="lacks the column Folder, Filename"):
             read_emotic(tmp_path)
 
     def test_nan_is_read_where_python_has_no_literal_for_it(self, tmp_path):
@@ -328,9 +432,9 @@ class TestBadInput:
     @pytest.mark.parametrize(
         "text, message",
         [
-            ("split,index,x1\n", "lacks the columns y1"),
-            ("split,index,x1,y1,x2,y2\nval,99,1,1,5,5\n", "row 2: the annotations have no person 99"),
-            ("split,index,x1,y1,x2,y2\nval,0,1,a,5,5\n", "row 2: '1,a,5,5' is not a box"),
+            ("split,index,x1\n", "lacks the column y1"),
+            ("split,index,x1,y1,x2,y2\nval,99,1,1,5,5\n", "line 2: the annotations have no person 99"),
+            ("split,index,x1,y1,x2,y2\nval,0,1,a,5,5\n", "line 2: '1,a,5,5' is not a box"),
             ("split,index,x1,y1,x2,y2\nval,0,5,1,5,5\n", "has no area"),
         ],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -97,16 +98,16 @@ def test_pictures_that_are_there(tmp_path):
 @pytest.mark.parametrize(
     "lines, reason",
     [
-        (["a.jpg,one,['sad']", "b.jpg,two,['sad'"], r"row 2: emotions \"\['sad'\" are not a list of words"),
-        (["a.jpg,one,['sad', 3]"], "row 1: has more fields than the header"),
-        (["a.jpg,one,\"['sad', 3]\""], "row 1: emotions .* are not a list of words"),
+        (["a.jpg,one,['sad']", "b.jpg,two,['sad'"], r"line 3: emotions \"\['sad'\" are not a list of words"),
+        (["a.jpg,one,['sad', 3]"], "line 2: has 4 cells, the header has 3"),
+        (["a.jpg,one,\"['sad', 3]\""], "line 2: emotions .* are not a list of words"),
         (["a.jpg,one,__import__('os').getcwd()"], "are not a list of words"),
-        (["a.jpg,one"], "row 1: has fewer fields"),
-        ([",one,['sad']"], "row 1: image_name is empty"),
-        (["a.jpg,one,['sad']", "a.jpg,two,['sad']"], "row 2: image_name a.jpg stands twice, first in row 1"),
-        (["a.jpg,one,['agry']"], "row 1: 'agry' is not an emotion of socratis-29"),
-        (["a.jpg,one,x", "b.jpg,one,['sad']", "c.jpg,one,y"], "row 1: .*1 more bad rows: 3"),
-        (['a.jpg,"one,[]'], "is not a csv that can be read"),
+        (["a.jpg,one"], "line 2: has 2 cells"),
+        ([",one,['sad']"], "line 2: image_name is empty"),
+        (["a.jpg,one,['sad']", "a.jpg, one ,['calm']"], "line 3: image_name a.jpg stands twice .*, first in line 2"),
+        (["a.jpg,one,['agry']"], "line 2: 'agry' is not an emotion of socratis-29"),
+        (["a.jpg,one,x", "b.jpg,one,['sad']", "c.jpg,one,y"], "line 2: .*1 more bad lines: 4"),
+        (['a.jpg,"one,[]'], "line 2: a quote opens a cell and is never closed"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, lines, reason):
@@ -128,7 +129,7 @@ def test_files_that_are_something_else(tmp_path):
     with pytest.raises(InputError, match="lacks the column image_name, emotions"):
         read_socratis(tmp_path / "c.csv")
     (tmp_path / "c.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="is not UTF-8"):
+    with pytest.raises(InputError, match="is not UTF-16 text"):
         read_socratis(tmp_path / "c.csv")
     with pytest.raises(InputError, match="no such file"):
         read_socratis(tmp_path / "nope.csv")
@@ -172,3 +173,97 @@ def test_the_real_csv():
         assert sum(1 for own in labels if best & set(own)) / 2065 == pytest.approx(accuracy, abs=0.0005)
     sources = table["source"].to_pylist()
     assert (sources.count("socratis/visualnews"), sources.count("socratis/conceptualcaptions")) == (1616, 449)
+
+
+def test_each_caption_of_a_picture_keeps_its_own_emotions(tmp_path):
+    raw = {
+        "7": [annotator("a.jpg", "sad", caption="one"), annotator("a.jpg", "sad", "angry", caption="one"),
+              annotator(" a.jpg", "happy", caption="two"), annotator("a.jpg", "calm", caption="")],
+        "8": [annotator("b.jpg", "sad", caption="three"), annotator("b.jpg", "happy", caption="")],
+        "9": [annotator("a.jpg", "agry", caption="four"), annotator("a.jpg", "happy", caption="two")],
+    }  # fmt: skip
+    table, report = read_socratis(write_raw(tmp_path / "raw.json", raw), vocabulary=SOCRATIS_29)
+    rows = {row["sample_id"]: row for row in table.to_pylist()}
+    assert {name: (row["captions"], row["labels"], row["label_weights"]) for name, row in rows.items()} == {
+        "socratis:a": (["one"], ["angry", "sad"], [0.5, 1.0]),
+        "socratis:a#2": (["two"], ["happy"], [1.0]),
+        "socratis:a#3": ([], ["calm"], [1.0]),
+        "socratis:b": (["three"], ["happy", "sad"], [0.5, 0.5]),  # b has one caption: who has none saw the same
+    }
+    assert {row["group_id"] for row in rows.values()} == {"socratis:a", "socratis:b"}
+    assert (report.annotators, report.several_captions, report.dropped_images) == (8, 2, 1)
+    assert report.labels["sad"] == 2 and report.labels["happy"] == 2  # images, not captions
+    path = write_csv(tmp_path / "c.csv", "a.jpg,one,['sad']", "a.jpg,two,['happy']")
+    table, report = read_socratis(path)
+    assert table.select(["sample_id", "group_id", "captions", "labels"]).to_pylist() == [
+        {"sample_id": "socratis:a", "group_id": "socratis:a", "captions": ["one"], "labels": ["sad"]},
+        {"sample_id": "socratis:a#2", "group_id": "socratis:a", "captions": ["two"], "labels": ["happy"]},
+    ]
+
+
+def test_words_are_counted_by_images_not_by_captions(tmp_path):
+    raw = {"1": [annotator("a.jpg", "sad", caption=f"{i}") for i in range(5)], "2": [annotator("b.jpg", "happy")]}
+    with pytest.raises(InputError, match="no emotion is on 2 images or more; the commonest, 'happy', is on 1"):
+        read_socratis(write_raw(tmp_path / "raw.json", raw), min_images=2)
+
+
+@pytest.mark.parametrize(
+    ("names", "ids"),
+    [
+        (["a.jpg", "b.jpg"], ["a", "b"]),
+        (["a.jpg", "a.png", "b.jpg"], ["a.jpg", "a.png", "b"]),
+        (["a.jpg", "a.jpg.png", "a.png"], ["a.jpg", "a.jpg.png", "a.png"]),
+        (["x/a.jpg", "y/a.jpg", "x/a.webp"], ["x/a.jpg", "y/a", "x/a.webp"]),
+        ([" a.jpg", "b.jpg "], ["a", "b"]),
+    ],
+)
+def test_no_two_pictures_share_an_id(tmp_path, names, ids):
+    table, _ = read_socratis(write_csv(tmp_path / "c.csv", *(f"{name},of {name},['sad']" for name in names)))
+    assert table["sample_id"].to_pylist() == [f"socratis:{name}" for name in ids]
+    assert table["group_id"].to_pylist() == table["sample_id"].to_pylist()
+
+
+def test_an_id_that_is_taken_all_the_same_is_named_with_the_file(tmp_path):
+    path = write_csv(tmp_path / "c.csv", "a,one,['sad']", "a,two,['sad']", "a#2,three,['sad']")
+    with pytest.raises(InputError, match=r"c.csv: sample_id 'socratis:a#2' stands twice"):
+        read_socratis(path)
+
+
+def test_names_with_blanks_and_accents_find_their_pictures(tmp_path):
+    nfc, nfd = unicodedata.normalize("NFC", "é.jpg"), unicodedata.normalize("NFD", "é.jpg")
+    images = tmp_path / "images"
+    (images / "sub").mkdir(parents=True)
+    for name in (" a.jpg", "a.jpg", "b.jpg", nfd, "sub/c.jpg", "D.jpg", "unused.png", "notes.txt"):
+        (images / name).write_bytes(b"")
+    names = [" a.jpg", "a.jpg", "b.jpg ", nfc, "sub/c.jpg", "d.jpg", "gone.jpg"]
+    path = write_csv(tmp_path / "c.csv", *(f"{name},of {name},['sad']" for name in names))
+    table, report = read_socratis(path, images)
+    found = [" a.jpg", "a.jpg", "b.jpg", nfd, "sub/c.jpg", None, None]
+    assert table["image_uri"].to_pylist() == [name and str(images / name) for name in found]
+    assert len(set(table["sample_id"].to_pylist())) == 7
+    assert (report.images_found, report.images_missing, report.other_case, report.unused_pictures) == (5, 2, 1, 2)
+    assert any(note.startswith("1 files that are no pictures") for note in report.notes())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("text", [
+    "IMAGE_NAME;caption ;emotions\r\na.jpg;one, two;['sad']\r\n",
+    "image_name\tcaption\temotions\ra.jpg\tone, two\t['sad']\r",
+])  # fmt: skip
+def test_dialects(tmp_path, encoding, text):
+    (tmp_path / "c.csv").write_bytes(text.encode(encoding))
+    table, _ = read_socratis(tmp_path / "c.csv")
+    assert table.select(["captions", "labels"]).to_pylist() == [{"captions": ["one, two"], "labels": ["sad"]}]
+
+
+def test_a_lone_quote_is_named_with_its_line(tmp_path):
+    path = write_csv(tmp_path / "c.csv", "a.jpg,one,['sad']", "b.jpg,\"two,['sad']", "c.jpg,three\",['sad']")
+    with pytest.raises(InputError, match=r"c.csv, line 3: a quoted cell runs on to line 4, and line 4 in it looks"):
+        read_socratis(path)
+
+
+def test_an_image_id_that_stands_twice_is_refused(tmp_path):
+    one = json.dumps([annotator("a.jpg", "sad")])
+    (tmp_path / "raw.json").write_text(f'{{"7": {one}, "7": {one}}}')
+    with pytest.raises(InputError, match=r"raw.json: an object has the key '7' twice"):
+        read_socratis(tmp_path / "raw.json")

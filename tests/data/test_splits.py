@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raymotion.data.samples import table_from_rows
-from raymotion.data.splits import split_samples
+from raymotion.data.splits import DEFAULT_FRACTIONS, empty_splits, split_samples
 from raymotion.errors import InputError
 from raymotion.vocabulary import SOCRATIS_29, Vocabulary
 
@@ -104,6 +104,31 @@ def test_properties(rows, seed, fractions, order):
     shuffled = list(range(samples.num_rows))
     order.shuffle(shuffled)
     assert split_of(split_samples(samples.take(shuffled), seed=seed, fractions=fractions)) == split_of(result)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("labels", [["a"], None, ["a", "b", "c"]])
+def test_a_few_images_are_enough_for_every_split(labels, seed):
+    for count in range(3, 9):
+        result = split_samples(table([labels] * count), seed=seed)
+        counts = Counter(result["split"].to_pylist())
+        assert counts == {"train": count - 2, "val": 1, "test": 1}
+        assert empty_splits(result) is None
+    # Three groups, of many rows each.
+    grouped = split_samples(table([labels] * 30, [f"g{i % 3}" for i in range(30)]), seed=seed)
+    assert Counter(grouped["split"].to_pylist()) == {"train": 10, "val": 10, "test": 10}
+
+
+def test_fewer_images_than_splits_are_told():
+    result = split_samples(table([["a"], ["b"]]))
+    assert set(result["split"].to_pylist()) == {"train", "val"}
+    assert empty_splits(result) == (
+        "test is empty: 2 images are too few for 3 splits; training needs train and val, evaluation test. "
+        "Add labelled images"
+    )
+    one = split_samples(table([["a"]]))
+    assert (empty_splits(one) or "").startswith("val and test are empty: 1 images")
+    assert empty_splits(one, {**DEFAULT_FRACTIONS, "train": 1.0, "val": 0.0, "test": 0.0}) is None
 
 
 def test_the_vocabulary_and_old_splits():

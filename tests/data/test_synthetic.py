@@ -40,7 +40,7 @@ def socratis(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_coco_reads_back(coco):
     table, report = read_coco(coco)
-    assert (report.rows, report.no_entry, report.no_image, report.other_files) == (80, 0, 0, 0)
+    assert (report.rows, report.no_entry, report.no_image, report.notes()) == (80, 0, 0, [])
     assert set(map(len, table["captions"].to_pylist())) == {5, 6, 7}
     assert Counter(map(len, table["captions"].to_pylist()))[5] > 50
     modes = Counter()

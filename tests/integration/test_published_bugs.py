@@ -590,7 +590,7 @@ def test_13_lists_in_a_csv_are_parsed_and_never_run(tmp_path: Path) -> None:
         return read_socratis(tmp_path / "s.csv", min_images=1)[0]
 
     for code in (f"open({str(trap)!r}, 'w')", f"[open({str(trap)!r}, 'w').name]", "[str(1)]", "['a' for _ in 'b']"):
-        with pytest.raises(InputError, match=r"row 2.*not a list of words"):
+        with pytest.raises(InputError, match=r"line 3.*not a list of words"):
             read("['happy']", code)
     assert not trap.exists()
     table = read("['happy', 'sad']", "['calm']", "['sad', 'calm', 'happy']", "['awe']")

@@ -1,0 +1,209 @@
+"""The picture files below a folder, each of the other files counted under a reason, and the file that a name means."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from raymotion import storage
+from raymotion.errors import InputError
+
+# All names that files of the formats in `images.FORMATS` go by.
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".apng", ".webp", ".bmp", ".dib")
+
+
+@dataclass
+class FolderContent:
+    """What is below a folder.
+
+    Attributes:
+        base: the folder, absolute.
+        pictures: paths of the pictures relative to `base`, with '/', sorted.
+        others: files that are no pictures by their extension: how many of each extension ('' for none).
+        hidden: files whose names, or whose folders' names, begin with a dot.
+        unreadable_names: pictures whose names are not UTF-8.
+        dangling: links that lead nowhere.
+        repeated: links to folders that are read elsewhere already, or that hold the folder itself; not entered.
+        special: pipes, sockets and devices.
+        aliases: names of the `repeated` links -> the names under which their folders are read.
+    """
+
+    base: str
+    pictures: list[str] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+    hidden: int = 0
+    unreadable_names: int = 0
+    dangling: int = 0
+    repeated: int = 0
+    special: int = 0
+    aliases: dict[str, str] = field(default_factory=dict)
+
+    def address(self, name: str) -> str:
+        """The place of the file `name`; keys of a store are taken letter for letter."""
+        return f"{self.base}/{name}" if storage.is_remote(self.base) else os.path.join(self.base, name)
+
+    def notes(self) -> list[str]:
+        """One line for each reason for which files were left out."""
+        kinds = ", ".join(f"{kind or 'no extension'} {count:,}" for kind, count in self.others.most_common(4))
+        kinds += " ..." if len(self.others) > 4 else ""
+        told = (
+            (self.others.total(), f"files that are no pictures by their names left out ({kinds})"),
+            (self.hidden, "hidden files left out"),
+            (self.unreadable_names, "pictures left out, whose names are not UTF-8"),
+            (self.dangling, "links that lead nowhere left out"),
+            (self.repeated, "links to folders that are read already left out"),
+            (self.special, "pipes, sockets and devices left out"),
+        )
+        return [f"{count:,} {what}" for count, what in told if count]
+
+
+def list_pictures(folder: storage.PathLike) -> FolderContent:
+    """The pictures below `folder`, searched to the bottom; an absent folder is empty.
+
+    Links are followed. A folder that several links lead to is read once, under its own name if it has one below
+    `folder`, and no link leads in a circle.
+
+    Raises:
+        AccessDenied: one of the folders may not be listed.
+    """
+    content = FolderContent(storage.absolute(folder))
+    with storage.explained(folder, "list it"):
+        try:
+            for name in _keys(folder) if storage.is_remote(folder) else _walk(content):
+                _sort_in(name, content)
+        except NotADirectoryError as error:
+            raise InputError("is a file, not a folder", path=folder, remedy="Name another folder.") from error
+    content.pictures.sort()
+    return content
+
+
+def _sort_in(name: str, content: FolderContent) -> None:
+    extension = posixpath.splitext(name)[1].lower()
+    if any(part.startswith(".") for part in name.split("/")):
+        content.hidden += 1
+    elif extension not in EXTENSIONS:
+        content.others[extension if is_unicode(extension) else ""] += 1
+    elif not is_unicode(name):
+        content.unreadable_names += 1
+    else:
+        content.pictures.append(name)
+
+
+def _keys(folder: storage.PathLike) -> Iterator[str]:
+    fs, inner = storage.filesystem(folder)
+    fs.invalidate_cache()
+    start = inner.rstrip("/") + "/"
+    try:
+        found = fs.find(inner)
+    except FileNotFoundError:
+        return
+    for path in found:
+        if path.startswith(start):
+            yield path[len(start) :]
+
+
+def _walk(content: FolderContent) -> Iterator[str]:
+    """Relative names of all files: those of real folders first, then those of folders behind links."""
+    root = os.path.realpath(content.base)
+    seen: dict[str, str] = {}
+    folders = [""]
+    links: list[str] = []
+    while folders or links:
+        if folders:
+            inner = folders.pop()
+        else:
+            links.sort(reverse=True)
+            inner = links.pop()
+        place = os.path.join(content.base, inner)
+        real = os.path.realpath(place)
+        # The root lies below a folder that holds it: to enter that would be to walk in a circle.
+        if real in seen or (inner and (root + os.sep).startswith(real.rstrip(os.sep) + os.sep)):
+            content.repeated += 1
+            if real in seen:
+                content.aliases[inner] = seen[real]
+            continue
+        seen[real] = inner
+        try:
+            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+        except FileNotFoundError:
+            if inner:
+                raise
+            return
+        for entry in entries:
+            name = f"{inner}/{entry.name}" if inner else entry.name
+            if entry.is_symlink() and not os.path.exists(entry.path):
+                content.dangling += 1
+            elif entry.is_dir():
+                (links if entry.is_symlink() else folders).append(name)
+            elif entry.is_file():
+                yield name
+            else:
+                content.special += 1
+
+
+def is_unicode(text: str) -> bool:
+    """Whether `text` is all characters: a file's name may be any bytes, and JSON can say half of a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class FileNames:
+    """Finds the file that a name in an annotation file means.
+
+    A name that is a file's, letter for letter, means that file. Else the path is tidied (`./a.jpg`, `//`, the full
+    path); else outer blanks, the form of accents (NFC, NFD) and the direction of slashes are disregarded, as long as
+    one file alone comes into question.
+    """
+
+    def __init__(self, files: Iterable[str], base: str = "", aliases: Mapping[str, str] | None = None) -> None:
+        self.files = set(files)
+        self.base = base.rstrip("/") + "/"
+        self.aliases = dict(aliases or {})
+        self._loose: dict[str, list[str]] | None = None
+        self._folded: dict[str, list[str]] = {}
+        self.ambiguous: set[str] = set()
+
+    def find(self, name: str) -> str | None:
+        """The file that `name` means, or None: there is none, or it could be several (then it is in `ambiguous`)."""
+        if name in self.files:
+            return name
+        tidy = self._tidy(name)
+        if tidy in self.files:
+            return tidy
+        for link, own in self.aliases.items():
+            if tidy.startswith(link + "/") and (aliased := (own + tidy[len(link) :]).lstrip("/")) in self.files:
+                return aliased
+        if self._loose is None:
+            self._loose, self._folded = self._by(loosened), self._by(lambda text: loosened(text).casefold())
+        found = self._loose.get(loosened(tidy), [])
+        if len(found) > 1:
+            self.ambiguous.add(name)
+        return found[0] if len(found) == 1 else None
+
+    def other_case(self, name: str) -> str | None:
+        """The file whose name differs from `name` in the case of letters alone; None after `find` found one."""
+        return next(iter(self._folded.get(loosened(self._tidy(name)).casefold(), [])), None)
+
+    def _tidy(self, name: str) -> str:
+        text = name.strip() if name.strip().startswith(self.base) else name
+        text = text.removeprefix(self.base) if len(self.base) > 1 else text
+        return posixpath.normpath(text) if text else text
+
+    def _by(self, key: Callable[[str], str]) -> dict[str, list[str]]:
+        table: dict[str, list[str]] = {}
+        for name in sorted(self.files):
+            table.setdefault(key(name), []).append(name)
+        return table
+
+
+def loosened(name: str) -> str:
+    """`name` without what is easily lost or changed on its way through other programs."""
+    text = unicodedata.normalize("NFC", name.strip().replace("\\", "/"))
+    return posixpath.normpath(text) if text else text

@@ -1,0 +1,246 @@
+"""Rows of text files: csv, tsv, JSON Lines and JSON, read strictly.
+
+Whatever a file says is either read or refused with its line: a quote that swallows rows, a column or a key that stands
+twice, a cell too many. Lines are counted as an editor counts them, from 1; a record that runs over several lines is
+named by its first.
+
+**csv** is RFC 4180: cells with the delimiter, a quote or a line break are quoted, a quote inside is doubled. The
+delimiter is the comma, or the semicolon or tab where only that gives the columns asked for. **tsv** has no quoting: a
+quote is a character like any other, and `\\t`, `\\n`, `\\r` and `\\\\` stand for the characters that a cell can not
+hold. Two habits of other programs are understood: a file whose header is quoted is a csv with tabs, and a cell in
+quotes whose inner quotes are all doubled was quoted by a csv writer. Lines may end in LF, CR LF or CR.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from raymotion import storage
+from raymotion.errors import InputError
+
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+_ESCAPED = re.compile(r"\\([tnr\\])")
+_ESCAPES = {"t": "\t", "n": "\n", "r": "\r", "\\": "\\"}
+_NAMES = {",": "comma", ";": "semicolon", "\t": "tab"}
+
+Cells = dict[str, str]
+
+
+def shown(text: str) -> str:
+    """`text` for a message of one line: as it is, or escaped where it has line breaks or the like."""
+    return text if text.isprintable() else ascii(text)
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of `text` with their ends (LF, CR LF or CR). `str.splitlines` also breaks where no editor does."""
+    return _LINE.findall(text)
+
+
+def delimited_rows(
+    text: str,
+    path: storage.PathLike,
+    needed: Sequence[str],
+    *,
+    optional: Sequence[str] = (),
+    verbatim: Sequence[str] = (),
+    is_start: Callable[[Cells], bool] | None = None,
+) -> Iterator[tuple[int, Cells]]:
+    """Line and cells of each record, by the names of `needed` and `optional`; empty records are passed over.
+
+    Args:
+        text: content of the file `path`, whose extension (.tsv, .tab or another) says which of the two formats it is.
+        needed: columns that the header has to name; case and outer blanks of the header do not matter.
+        optional: columns that are given too, where the header names them; all others are left.
+        verbatim: columns of a tsv that hold paths, in which a backslash is no escape.
+        is_start: whether the cells of one line look like a record of this file. A quoted cell of a csv that holds such
+            a line is refused: its quote is most likely a lone one, which swallowed rows.
+
+    Raises:
+        InputError: no such columns, one of them twice, or a record that is no record of this file, with its line.
+    """
+    if "\0" in text:
+        raise InputError("holds NUL characters", path=path, remedy="Is it UTF-16, or no text? Save it as UTF-8.")
+    wanted = {name.casefold(): name for name in (*needed, *optional)}
+    lines = lines_of(text)
+    read, places, width = _opened(lines, path, needed, wanted)
+    records = (record for record in read if any(cell.strip() for cell in record[2]))
+    next(records)  # the header
+    for number, last, cells in records:
+        if len(cells) != width:
+            raise InputError(
+                f"has {len(cells)} cells, the header has {width}" + _runs_to(number, last),
+                path=path,
+                line=number,
+                remedy="Put cells that hold a delimiter in quotes." if read.quoted else "",
+            )
+        if is_start is not None and last > number:
+            _refuse_swallowed(lines, number, last, read.delimiter, places, width, is_start, path)
+        yield number, {name: read.cell(cells[at], name in verbatim) for name, at in places.items()}
+
+
+class _Csv:
+    """Records of a csv: first line, last line and cells."""
+
+    quoted = True
+
+    def __init__(self, lines: Sequence[str], delimiter: str, path: storage.PathLike) -> None:
+        self.lines, self.delimiter, self.path = lines, delimiter, path
+
+    def __iter__(self) -> Iterator[tuple[int, int, list[str]]]:
+        reader = csv.reader(iter(self.lines), delimiter=self.delimiter, strict=True)
+        while True:
+            start = reader.line_num + 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise InputError(
+                    _reason(str(error), start, reader.line_num, self.delimiter),
+                    path=self.path,
+                    line=start,
+                    remedy='A cell that holds a quote is put in quotes, and the quote in it doubled: "say ""cheese""".',
+                ) from error
+            yield start, reader.line_num, cells
+
+    def cell(self, text: str, verbatim: bool) -> str:
+        return text
+
+
+class _Tsv:
+    """Records of a tsv: a line each."""
+
+    quoted = False
+    delimiter = "\t"
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        self.lines = lines
+
+    def __iter__(self) -> Iterator[tuple[int, int, list[str]]]:
+        for number, line in enumerate(self.lines, start=1):
+            yield number, number, line.rstrip("\r\n").split("\t")
+
+    def cell(self, text: str, verbatim: bool) -> str:
+        if (
+            len(text) > 3
+            and text[0] == text[-1] == '"'
+            and '"' in text[1:-1]
+            and '"' not in text[1:-1].replace('""', "")
+        ):
+            text = text[1:-1].replace('""', '"')
+        return text if verbatim else _ESCAPED.sub(lambda found: _ESCAPES[found.group(1)], text)
+
+
+def _opened(
+    lines: Sequence[str], path: storage.PathLike, needed: Sequence[str], wanted: dict[str, str]
+) -> tuple[_Csv | _Tsv, dict[str, int], int]:
+    """The reader whose header has the needed columns, after that header; their places in it, and its width."""
+    tab = posixpath.splitext(str(path))[1].lower() in (".tsv", ".tab")
+    readers: list[_Csv | _Tsv] = [_Csv(lines, delimiter, path) for delimiter in ",;\t"]
+    if tab:
+        readers = [_Tsv(lines), *reversed(readers)]
+    missing: list[str] | None = None
+    unreadable: InputError | None = None
+    for reader in readers:
+        try:
+            line, _, first = next((record for record in reader if any(cell.strip() for cell in record[2])), (1, 1, []))
+        except InputError as error:
+            unreadable = unreadable or error
+            continue
+        header = [cell.strip().casefold() for cell in first]
+        lacking = [name for name in needed if name.casefold() not in header]
+        if missing is None:
+            missing = lacking
+        if lacking:
+            continue
+        for name in wanted:
+            if header.count(name) > 1:
+                raise InputError(
+                    f"has the column {wanted[name]} twice", path=path, line=line, remedy="Keep one of them."
+                )
+        return reader, {wanted[cell]: at for at, cell in enumerate(header) if cell in wanted}, len(header)
+    if missing is None and unreadable is not None:
+        raise unreadable
+    raise InputError(
+        f"lacks the column {', '.join(missing or needed)}", path=path, remedy=f"It needs {', '.join(needed)}."
+    )
+
+
+def _reason(error: str, start: int, last: int, delimiter: str) -> str:
+    if "unexpected end" in error:
+        return "a quote opens a cell and is never closed: the rest of the file would be one cell"
+    if "expected after" in error:
+        return f"a closing quote is not followed by a {_NAMES[delimiter]}" + _runs_to(start, last)
+    if "field larger" in error:
+        return f"a cell has more than {csv.field_size_limit():,} characters" + _runs_to(start, last)
+    return f"can not be read as csv ({error})"
+
+
+def _runs_to(start: int, last: int) -> str:
+    return f" (a quoted cell runs on to line {last}; is a quote not closed?)" if last > start else ""
+
+
+def _refuse_swallowed(
+    lines: Sequence[str],
+    number: int,
+    last: int,
+    delimiter: str,
+    places: dict[str, int],
+    width: int,
+    is_start: Callable[[Cells], bool],
+    path: storage.PathLike,
+) -> None:
+    for inner in range(number + 1, last + 1):
+        cells = [cell.strip().strip('"') for cell in lines[inner - 1].rstrip("\r\n").split(delimiter)]
+        if len(cells) >= width and is_start({name: cells[at] for name, at in places.items()}):
+            raise InputError(
+                f"a quoted cell runs on to line {last}, and line {inner} in it looks like a row of its own",
+                path=path,
+                line=number,
+                remedy='Close the quote; a quote inside a quoted cell is doubled: "say ""cheese""".',
+            )
+
+
+def parse_json(text: str, path: storage.PathLike, *, line: int | None = None) -> Any:
+    """`text` as JSON, in which no object names a key twice (Python would keep the last, and drop the others).
+
+    Args:
+        line: of the file, where `text` is one line of it.
+
+    Raises:
+        InputError: it is no JSON, with the line; or a key stands twice.
+    """
+
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(pairs)
+        if len(value) != len(pairs):
+            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+            raise InputError(f"an object has the key {twice!a} twice", path=path, line=line, remedy="Keep one of them.")
+        return value
+
+    try:
+        return json.loads(text, object_pairs_hook=distinct)
+    except json.JSONDecodeError as error:
+        at = error.lineno if line is None else line
+        raise InputError(f"is not JSON (line {at}: {error.msg})" if line is None else f"is not JSON ({error.msg})",
+                         path=path, line=line) from error  # fmt: skip
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; lists in lists in lists
+        raise InputError(f"can not be read as JSON ({str(error).splitlines()[0]})", path=path, line=line) from error
+
+
+def read_json(path: storage.PathLike) -> Any:
+    """A file as JSON; see `parse_json`."""
+    return parse_json(storage.read_text(path), path)
+
+
+def json_lines(text: str, path: storage.PathLike) -> Iterator[tuple[int, Any]]:
+    """Line and value of each line that is not blank."""
+    for number, line in enumerate(lines_of(text), start=1):
+        if line.strip():
+            yield number, parse_json(line, path, line=number)
