@@ -26,10 +26,8 @@ PUBLISHED_ORDER = (
 )  # fmt: skip
 
 
-# The id of a COCO sample, and what its picture and the folder of it are called in COCO's archives.
+# The id of a COCO sample, or of a person in its picture.
 _COCO_ID = re.compile(r"coco:(\d{12})(?::person:\d+)?")
-_COCO_FILE = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})\.jpg")
-_COCO_FOLDER = re.compile(r"(?:train|val|test)\d{4}")
 
 
 @dataclass(frozen=True)
@@ -74,19 +72,18 @@ def export(labels: storage.PathLike, out: storage.PathLike, kind: str, *, coco_s
 def public_address(row: dict[str, Any], coco_split: str | None = None) -> str:
     """The address at which anybody finds the picture of a row, or an empty string.
 
-    A picture of COCO, told by its id, has the address in COCO's archives: the folder of its file names the split,
-    or `coco_split` does. Other pictures have one if they were read from the web or from an object store.
+    A picture of COCO has the one in COCO's archives: its file and folder name it there, or `coco_split` stands in for
+    the folder, and the sample's id for a file that is not at hand. Other pictures have one if they were read from the
+    web or from an object store.
     """
     uri = row["image_uri"] or ""
-    folder, name = posixpath.split(uri.replace("\\", "/"))
     number = _COCO_ID.fullmatch(row["sample_id"])
     if number is not None:
-        file, place = _COCO_FILE.fullmatch(name), posixpath.basename(folder)
-        # A COCO-format data set of one's own has ids, too, but neither COCO's file names nor its splits.
-        if file is not None and file.group(1) == number.group(1) and _COCO_FOLDER.fullmatch(place):
-            return coco_url(row["sample_id"], place)
-        if coco_split is not None and (not uri or file is not None):
-            return coco_url(row["sample_id"], coco_split)
+        name = posixpath.basename(uri.replace("\\", "/"))
+        if coco_split is not None and not uri:
+            year = coco_split[-4:]
+            name = f"COCO_{coco_split}_{number.group(1)}.jpg" if year in ("2014", "2015") else f"{number.group(1)}.jpg"
+        return coco_url(uri) or coco_url(f"{coco_split}/{name}") or (uri if storage.is_remote(uri) else "")
     return uri if storage.is_remote(uri) else ""
 
 
@@ -146,8 +143,9 @@ def _coco_json(folder: str, vocabulary: Vocabulary, coco_split: str | None) -> t
                 free += 1
                 image_id = free
             name = posixpath.basename((row["image_uri"] or "").replace("\\", "/"))
-            if row["sample_id"].startswith("folder:"):  # the path below the folder, subfolders included
-                name = row["sample_id"].removeprefix("folder:")
+            for reader in ("folder:", "coco:file:"):  # the path below the folder, subfolders included
+                if row["sample_id"].startswith(reader):
+                    name = row["sample_id"].removeprefix(reader)
             url = public_address(row, coco_split)
             without += not (name or url)
             images.append({"id": image_id, "file_name": name, "coco_url": url, "sample_id": row["sample_id"]})

@@ -54,7 +54,8 @@ def read(path: Path) -> list[dict[str, str]]:
         ("coco:000000000139", "/data/images/000000000139.jpg", None, None),
         ("coco:000000000139", None, None, None),
         ("coco:000000000007", "/data/val2017/cat.png", "val2017", None),
-        ("coco:000000000007", "/data/val2017/000000000139.jpg", None, None),
+        # Renumbered ids: the file is the picture.
+        ("coco:000000000007", "/data/val2017/000000000139.jpg", None, "val2017/000000000139.jpg"),
     ],
 )  # fmt: skip
 def test_cocos_address_is_cocos_or_none(
