@@ -8,7 +8,6 @@ import re
 import time
 import warnings
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import simplejpeg
@@ -17,6 +16,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from raymotion import storage
 from raymotion.data.file_kinds import describe_file, is_text
 from raymotion.data.picture_damage import (
+    DamagedPolicy,
     Fault,
     PngParts,
     bare_jpeg,
@@ -34,9 +34,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 # 100 million pixels are 300 MB of RGB: larger than any photograph of COCO or EMOTIC by a factor of 20.
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 2
-
-# What becomes of a picture that decodes, but not to what was stored.
-DamagedPolicy = Literal["quarantine", "keep"]
 
 # Seconds before a file is asked for again.
 PAUSES = (0.2, 1.0, 4.0)
@@ -312,13 +309,15 @@ def _decode_jpeg(
     if pixels is None and not jpeg_ends(data):
         # Where the end marker alone is lost, the picture is whole.
         pixels, _ = _decode_strictly(data + _END, image, scale)
+    if pixels is None and (kind := jpeg_kind(data)) is not None:
+        raise ImageNotAnImage(f"{kind}, which is not read")
     if pixels is not None:
         fault = jpeg_fault(data)
     elif damaged == "keep":
         pixels = _decode_leniently(data, image, scale)
     if pixels is None:
         return None, fault
-    turn = _TURNS.get(_orientation(image))
+    turn = _TURNS.get(orientation(image))
     return pixels if turn is None else np.array(Image.fromarray(pixels).transpose(turn)), fault
 
 
@@ -358,7 +357,10 @@ def _decode_strictly(data: bytes, image: Image.Image, scale: int) -> tuple[np.nd
         extraneous = _EXTRANEOUS.search(message)
         if not (_HARMLESS.search(message) or (extraneous and int(extraneous[1]) <= _MOST_EXTRANEOUS)):
             return None, Fault(message, truncated=not jpeg_ends(data))
-        pixels = decode(strict=False)
+        try:
+            pixels = decode(strict=False)
+        except ValueError:  # a warning about the header, which is given either way
+            return None, Fault(message)
     # The inks were decoded to hear of damage; how they are stored (inverted or not) is Pillow's to know.
     return (_decode_leniently(data, image, scale) if inks else pixels), None
 
@@ -383,7 +385,7 @@ def upright_rgb(image: Image.Image, clear: np.ndarray | None = None) -> np.ndarr
     Args:
         clear: bool (height, width) of the stored pixels: those that are transparent besides.
     """
-    turn = _TURNS.get(_orientation(image))
+    turn = _TURNS.get(orientation(image))
     rgb = _to_rgb(image)
     if clear is not None:
         rgb = rgb.copy()
@@ -392,7 +394,7 @@ def upright_rgb(image: Image.Image, clear: np.ndarray | None = None) -> np.ndarr
     return np.array(rgb if turn is None else rgb.transpose(turn))
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8. A damaged EXIF block does not make a picture unreadable: 1."""
     try:
         return int(image.getexif().get(0x0112, 1))

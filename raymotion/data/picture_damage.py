@@ -17,6 +17,10 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
+
+# What becomes of a picture that decodes, but not to what was stored.
+DamagedPolicy = Literal["quarantine", "keep"]
 
 # What a text chunk may unpack to. Orientation is all that is read from one.
 _MOST_TEXT = 1 << 18
@@ -134,8 +138,8 @@ _SOS, _EOI, _DHT, _APP0, _APP1, _APP14 = 0xDA, 0xD9, 0xC4, 0xE0, 0xE1, 0xEE
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = (0xC2, 0xCA)
 _KINDS = {
-    0xC3: "lossless", 0xC5: "hierarchical", 0xC6: "hierarchical", 0xC7: "hierarchical", 0xC9: "arithmetic-coded",
-    0xCA: "arithmetic-coded", 0xCB: "lossless", 0xCD: "hierarchical", 0xCE: "hierarchical", 0xCF: "hierarchical",
+    0xC3: "lossless", 0xC5: "hierarchical", 0xC6: "hierarchical", 0xC7: "hierarchical", 0xCB: "lossless",
+    0xCD: "hierarchical", 0xCE: "hierarchical", 0xCF: "hierarchical",
 }  # fmt: skip
 # So many zeros in a row are no picture, see `_zeros_in_scan`.
 _ZEROS = bytes(64)
@@ -210,7 +214,11 @@ def jpeg_fault(data: bytes) -> Fault | None:
         content = data[segment.start : segment.end]
         if segment.marker in _FRAMES:
             progressive = segment.marker in _PROGRESSIVE
-            components = [content[6 + 3 * i] for i in range(content[5])] if len(content) > 5 and len(content) >= 6 + 3 * content[5] else []
+            components = (
+                [content[6 + 3 * i] for i in range(content[5])]
+                if len(content) > 5 and len(content) >= 6 + 3 * content[5]
+                else []
+            )
             known = {component: [16] * 64 for component in components}
         elif segment.marker == _DHT:
             tables.update(_first_symbols(content))
