@@ -27,6 +27,7 @@ def jpeg(seed: int, size: tuple[int, int] = (48, 32)) -> bytes:
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "image_truncated": lambda data: data[: len(data) // 2],
+    "image_damaged": lambda data: data[: len(data) // 2] + b"\xff\xd9",
     "image_not_an_image": lambda data: b"this is a text file named .jpg",
     "image_empty": lambda data: b"",
 }

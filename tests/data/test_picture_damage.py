@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from raymotion.data.images import ImageDamaged, ImageError, ImageNotAnImage, ImageTruncated, decode_rgb
+from raymotion.data.image_sizes import PictureSize, read_size
+from raymotion.data.images import ImageDamaged, ImageEmpty, ImageError, ImageNotAnImage, ImageTruncated, decode_rgb
 
 WHITE = 255
 Damaged = (ImageDamaged, ImageTruncated)
@@ -379,9 +380,7 @@ def png(rows: np.ndarray, depth: int, colour: int, *extra: bytes, interlaced: bo
         lines = [np.packbits(row.reshape(-1)).tobytes() for row in bits]
     body = zlib.compress(b"".join(b"\0" + line for line in lines))
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, int(interlaced))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        [chunk(b"IHDR", header), *extra, chunk(b"IDAT", body), chunk(b"IEND", b"")]
-    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join([chunk(b"IHDR", header), *extra, chunk(b"IDAT", body), chunk(b"IEND", b"")])
 
 
 class TestTransparency:
@@ -562,3 +561,26 @@ def test_only_text_is_called_text(data):
 
     if describe_file(data) == "a text file":
         assert b"\0" not in data or data.startswith((b"\xff\xfe", b"\xfe\xff"))
+
+
+class TestSizes:
+    @pytest.mark.parametrize("text", [1000, 3_000_000])
+    def test_a_png_with_a_long_text(self, tmp_path, text):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        data = with_chunks(saved(photo(24, 32), "PNG", exif=exif), chunk(b"tEXt", b"Comment\0" + b"a" * text))
+        (tmp_path / "a.png").write_bytes(data)
+        assert read_size(str(tmp_path / "a.png")) == PictureSize(24, 32, 6)
+
+    def test_a_jpeg_with_a_damaged_profile(self, tmp_path):
+        data = saved(photo(24, 32), "JPEG")
+        (tmp_path / "a.jpg").write_bytes(data[:2] + b"\xff\xe2\0\x0eICC_PROFILE\0" + data[2:])
+        assert read_size(str(tmp_path / "a.jpg")) == PictureSize(32, 24)
+
+    def test_what_is_none_is_named(self, tmp_path):
+        (tmp_path / "a.jpg").write_bytes(b"GIF89a" + bytes(60))
+        with pytest.raises(ImageNotAnImage, match="a GIF file"):
+            read_size(str(tmp_path / "a.jpg"))
+        (tmp_path / "b.jpg").write_bytes(b"")
+        with pytest.raises(ImageEmpty):
+            read_size(str(tmp_path / "b.jpg"))
