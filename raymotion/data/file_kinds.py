@@ -155,11 +155,8 @@ def _describe_text(text: str) -> str:
 
 def _as_text(head: bytes, *, whole: bool) -> str | None:
     """The head as text, or None. A character that the head's end cuts in two is no objection."""
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        encodings = ("utf-16",)
-    else:
-        encodings = ("utf-8", "cp1252")
-    for encoding in encodings:
+    marked = head.startswith((b"\xff\xfe", b"\xfe\xff"))
+    for encoding in ["utf-16"] if marked else ["utf-8", "cp1252"]:
         for cut in range(1 if whole else 4):
             try:
                 text = head[: len(head) - cut].decode(encoding)

@@ -26,6 +26,7 @@ from raymotion.data.picture_damage import (
     jpeg_kind,
     read_png,
     webp_fault,
+    webp_probe,
 )
 from raymotion.errors import AccessDenied
 
@@ -229,7 +230,7 @@ def _decode_other(data: bytes, max_pixels: int) -> tuple[np.ndarray | None, Faul
     if png is not None:
         fault = png.fault
     elif image.format == "WEBP":
-        fault = webp_fault(data, image.size)
+        fault = webp_fault(data) or _webp_leaves_bytes(data)
     else:
         fault = bmp_fault(data)
     try:
@@ -241,6 +242,19 @@ def _decode_other(data: bytes, max_pixels: int) -> tuple[np.ndarray | None, Faul
     except Exception as error:  # OSError, SyntaxError, struct.error, zlib.error, by plugin
         message = str(error) or type(error).__name__
         return None, fault or Fault(message, truncated="truncated" in message)
+
+
+def _webp_leaves_bytes(data: bytes) -> Fault | None:
+    probe = webp_probe(data)
+    if probe is None:
+        return None
+    try:
+        Image.open(io.BytesIO(probe), formats=("WEBP",)).load()
+    except MemoryError:
+        raise
+    except Exception:
+        return None
+    return Fault("the picture takes fewer bytes than were stored for it: some of them are wrong")
 
 
 def _open_png(data: bytes) -> tuple[Image.Image, PngParts]:
@@ -274,7 +288,7 @@ def _transparent_pixels(image: Image.Image, png: PngParts) -> np.ndarray | None:
     import cv2
 
     # The full 16 bits, which Pillow does not keep of RGB.
-    deep = cv2.imdecode(np.frombuffer(png.data, np.uint8), cv2.IMREAD_UNCHANGED)
+    deep: np.ndarray = np.asarray(cv2.imdecode(np.frombuffer(png.data, np.uint8), cv2.IMREAD_UNCHANGED))
     return np.asarray((deep[..., 2::-1] == colour).all(axis=-1))
 
 

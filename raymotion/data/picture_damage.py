@@ -6,7 +6,7 @@ format gives to notice that:
     PNG   a checksum of every chunk, the length of each, the end chunk
     JPEG  an end marker; a Huffman code that loses step where bytes are wrong, which libjpeg warns of; the list of
           scans that a progressive picture is made of
-    WebP  the lengths of the file and its chunks; no checksum, so only long runs of one byte are seen inside
+    WebP  the lengths of the file and its chunks; no checksum, but a picture that takes more or fewer bytes than it has
     BMP   the size of the pixel array; nothing inside it
 """
 
@@ -270,35 +270,47 @@ def _zeros_in_scan(data: bytes, start: int) -> int | None:
     return None if at < 0 else at
 
 
-def webp_fault(data: bytes, size: tuple[int, int] | None = None) -> Fault | None:
-    """Damage of a WebP that libwebp decodes; of an animation, as far as its first picture.
-
-    Args:
-        size: width and height in pixels; None: the lengths alone are checked.
-    """
+def webp_fault(data: bytes) -> Fault | None:
+    """What is wrong with the lengths that a WebP declares; of an animation, as far as its first picture."""
     declared = 8 + int.from_bytes(data[4:8], "little")
     if declared > len(data) + 1:  # some programs count a padding byte that they do not write
         return Fault(f"the file declares {declared:,} bytes, and has {len(data):,}", truncated=True)
-    at, limit = 12, min(declared, len(data))
-    while at + 8 <= limit:
-        name, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
-        end = at + 8 + length
-        if end > limit:
+    for at, name, length in _webp_chunks(data):
+        if at + 8 + length > min(declared, len(data)):
             return Fault(f"chunk {name!r} at byte {at:,} reaches beyond the file's declared end", truncated=True)
-        if name == b"ANMF":
-            at += 8 + 16  # the frame's own chunks
-            continue
-        if name in (b"VP8 ", b"VP8L") and size is not None:
-            # Flat areas give runs of one byte too, of at most 5.7 bits for a block of 16 x 16 pixels in VP8 and 1.3
-            # for a pixel in VP8L (measured on flat pictures at libwebp's worst settings).
-            longest = max(64, size[0] * size[1] // (256 if name == b"VP8 " else 4))
-            for value in (b"\0", b"\xff"):
-                run = data.find(value * longest, at + 8, end)
-                if run >= 0:
-                    return Fault(f"the picture's data hold a run of {value.hex()} bytes at byte {run:,}")
-            return None
-        at = end + (length & 1)
+        if name in _WEBP_PICTURES:
+            break
     return None
+
+
+def webp_probe(data: bytes) -> bytes | None:
+    """A WebP of the (first) picture in `data` whose last bytes are cut off, or None where there is no picture.
+
+    An encoder writes what a decoder needs and no more, so the decoder of a whole picture runs out of bytes in it. Where
+    bytes are wrong, the decoder loses step, and comes to the picture's end too early or too late: too late is an error
+    of libwebp's, too early is where this probe decodes.
+    """
+    for at, name, length in _webp_chunks(data):
+        if name in _WEBP_PICTURES:
+            picture = data[at + 8 : at + 8 + length][:-_SLACK]
+            padding = b"\0" * (len(picture) & 1)
+            body = b"WEBP" + name + len(picture).to_bytes(4, "little") + picture + padding
+            return b"RIFF" + len(body).to_bytes(4, "little") + body
+    return None
+
+
+_WEBP_PICTURES = (b"VP8 ", b"VP8L")
+# An encoder ends with a few bits that nobody needs (libwebp with 2 bytes, libvpx with 4), and may fill up a little.
+_SLACK = 24
+
+
+def _webp_chunks(data: bytes) -> Iterator[tuple[int, bytes, int]]:
+    """Where each chunk begins, its name and the length of its content; a frame's chunks follow the frame."""
+    at = 12
+    while at + 8 <= len(data):
+        name, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        yield at, name, length
+        at += 8 + (16 if name == b"ANMF" else length + (length & 1))
 
 
 def bmp_fault(data: bytes) -> Fault | None:

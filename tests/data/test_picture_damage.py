@@ -86,7 +86,7 @@ class TestDamage:
                 decode_rgb(spoilt)
 
     @pytest.mark.parametrize("filler", [b"\xff", b"\x00", b"\x55", None])
-    @pytest.mark.parametrize("name", ["jpeg plain", "jpeg progressive", "png"])
+    @pytest.mark.parametrize("name", ["jpeg plain", "jpeg progressive", "png", "webp", "webp lossless"])
     def test_a_block_overwritten(self, name, filler):
         kind, options = FILES[name]
         data = saved(photo(), kind, **options)
@@ -108,6 +108,20 @@ class TestDamage:
         for at in np.linspace(start, len(data) - 400, 40).astype(int):
             with pytest.raises(Damaged):
                 decode_rgb(data[:at] + bytes(300) + data[at + 300 :])
+
+    @pytest.mark.parametrize("block", [bytes(64), b"\xff" * 64, bytes(range(64))])
+    @pytest.mark.parametrize("options", [{}, {"quality": 30}, {"method": 0}, {"method": 6}])
+    def test_a_few_bytes_of_a_webp(self, block, options):
+        unnoticed = 0
+        for seed in range(5):
+            data = saved(photo(seed=seed), "WEBP", **options)
+            at = len(data) // 3
+            try:
+                decode_rgb(data[:at] + block + data[at + 64 :])
+            except Damaged:
+                continue
+            unnoticed += 1
+        assert unnoticed <= 1  # by chance a decoder comes out where it should
 
     def test_scans_of_a_progressive_jpeg_that_are_missing(self):
         data = saved(photo(), "JPEG", progressive=True)
