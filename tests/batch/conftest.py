@@ -116,7 +116,7 @@ def mean_job() -> Callable[..., JobSpec]:
                 **{"workers": 2, **{k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}}
             ),
             identity={"model": {"version": version}},
-            make_stages=lambda device: (DecodeImages(), mean),
+            make_stages=lambda device: (DecodeImages(damaged=settings.get("damaged", "quarantine")), mean),
             sink=MeanSink(),
         )
 
