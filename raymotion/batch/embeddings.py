@@ -173,7 +173,7 @@ def embed(settings: EmbeddingSettings, *, address: str | None = None, progress: 
 
     def stages(device: str) -> tuple[Stage, ...]:
         # The models are loaded where they are: what a resume is compared by is their identity.
-        return (DecodeOnce(), EmbedStreams(plan, weights, resolve_precision(settings, device)))
+        return (DecodeOnce(settings.damaged), EmbedStreams(plan, weights, resolve_precision(settings, device)))
 
     def check(samples: pa.Table) -> None:
         _check_samples(settings, plan, samples)
@@ -250,6 +250,8 @@ def _figures(folder: str, layout: EmbeddingLayout) -> dict[str, Any]:
     passes: dict[str, int] = {}
     for commit in commits.values():
         for name, count in commit.tally.items():
+            if name == ledger.DAMAGED_KEPT:
+                continue
             passes[name] = passes.get(name, 0) + count
     stored = stored_rows(folder)
     clean = {key.stream: rows for key, rows in stored.items() if key.level == "none"}

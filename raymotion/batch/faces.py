@@ -170,7 +170,7 @@ def _run(
     """The job itself: the face box, or None, of each sample whose picture was read; and why others were not."""
     table, folder = storage.join(run, "samples.parquet"), storage.join(run, "faces")
     stages: tuple[Stage, ...] = (
-        DecodeOnce(),
+        DecodeOnce(settings.damaged),
         DetectFaces(identity, settings.weights, settings.min_side, settings.overwrite_boxes),
     )
     spec = JobSpec(

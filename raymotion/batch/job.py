@@ -34,6 +34,7 @@ from raymotion.batch.quiet import quiet_ray_data, without_noise
 from raymotion.batch.stages import Stage
 from raymotion.batch.worker import ShardWorker, Sink, WorkerPlan
 from raymotion.config import Settings, digest_of, require_same_settings
+from raymotion.data.picture_damage import DamagedPolicy
 from raymotion.data.samples import read_samples
 from raymotion.errors import InputError, RunFailed
 from raymotion.vocabulary import Vocabulary
@@ -50,6 +51,9 @@ class JobSettings(Settings):
     batch_size: int | None = Field(None, ge=1, description="images that go through the model together")
     shard_rows: int | None = Field(None, ge=1, description="rows of a shard, the unit of commit")
     precision: Literal["float32", "bfloat16", "float16"] | None = None
+    damaged: DamagedPolicy = Field(
+        "quarantine", description="a picture that decodes, but not to what was stored: quarantine or keep"
+    )
     # placement
     workers: int | None = Field(None, ge=1)
     cpus_per_worker: float | None = Field(None, gt=0)
@@ -141,6 +145,8 @@ def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind
         "shard_rows": shard_rows,
         **spec.identity,
     }
+    if spec.images != "none":
+        identity["damaged"] = spec.settings.damaged
     if old is not None:
         require_same_settings(old["identity"], identity, where=folder, remedy=REMEDY)
         if old["status"] == "complete":
@@ -368,6 +374,8 @@ def _close(
         "quarantined": sum(commit.quarantined for commit in commits.values()),
         "by_reason": dict(sorted(reasons.items())),
     }
+    if spec.settings.damaged == "keep":
+        record["counts"][ledger.DAMAGED_KEPT] = sum(c.tally.get(ledger.DAMAGED_KEPT, 0) for c in commits.values())
     shards = [commits[shard] for shard in range(len(sizes))]
     record["shards"] = [
         {

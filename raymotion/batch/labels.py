@@ -170,7 +170,10 @@ def _caption_spec(info: CheckpointInfo, settings: LabelSettings) -> JobSpec:
     def stages(device: str) -> tuple[Stage, ...]:
         if is_student:
             student = PredictWithStudent(storage.absolute(settings.teacher), info.fingerprint)
-            return (DecodeImages(info.config["image_size"]) if reads_pixels else NoEvidence(), student)
+            return (
+                DecodeImages(info.config["image_size"], damaged=settings.damaged) if reads_pixels else NoEvidence(),
+                student,
+            )
         count, dim = (extractor.count, extractor.dim) if extractor else (0, 0)
         predict = PredictEmotions(storage.absolute(settings.teacher), info.fingerprint, count, dim)
         if extractor is None:
@@ -178,7 +181,7 @@ def _caption_spec(info: CheckpointInfo, settings: LabelSettings) -> JobSpec:
         if settings.features is not None:
             return (LoadRegions(storage.absolute(settings.features)), predict)
         return (
-            DecodeImages(architecture(extractor.name).min_side),
+            DecodeImages(architecture(extractor.name).min_side, damaged=settings.damaged),
             ExtractRegions(extractor, weights, resolve_precision(settings, device)),
             predict,
         )

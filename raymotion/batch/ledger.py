@@ -29,6 +29,8 @@ import pyarrow.parquet as pq
 from raymotion import storage
 from raymotion.errors import InputError
 
+# In a commit's tally and in job.json's counts: good rows whose picture is damaged (`--damaged keep`).
+DAMAGED_KEPT = "damaged_kept"
 QUARANTINE_SCHEMA = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),

@@ -43,7 +43,7 @@ def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"raymotion": __version__, "python": platform.python_version()}
-    for package in ("ray", "torch", "torchvision", "transformers", "pyarrow", "pillow", "numpy"):
+    for package in ("ray", "torch", "torchvision", "transformers", "pyarrow", "pillow", "simplejpeg", "numpy"):
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
@@ -117,5 +117,7 @@ def check_image_folders(samples: pa.Table, *, required: bool) -> None:
 
 def computed_with(device: str, precision: str, batch_size: int) -> dict[str, Any]:
     """What changes results in their last digits: a data set is made with one of each."""
-    libraries = {name: number for name, number in _versions().items() if name in ("torch", "torchvision", "pillow")}
+    libraries = {
+        name: number for name, number in _versions().items() if name in ("torch", "torchvision", "pillow", "simplejpeg")
+    }
     return {"device": device, "precision": precision, "batch_size": batch_size, **libraries}

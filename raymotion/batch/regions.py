@@ -81,7 +81,7 @@ def extract_regions(
 
     def stages(device: str) -> tuple[Stage, ...]:
         return (
-            DecodeImages(architecture(settings.extractor).min_side, required=True),
+            DecodeImages(architecture(settings.extractor).min_side, required=True, damaged=settings.damaged),
             ExtractRegions(identity, locate(settings.weights), resolve_precision(settings, device)),
         )
 

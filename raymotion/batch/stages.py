@@ -14,6 +14,7 @@ import numpy as np
 
 from raymotion import storage
 from raymotion.data.images import ImageError, ImageUnreachable, decode_rgb, fetch
+from raymotion.data.picture_damage import DamagedPolicy
 from raymotion.errors import InputError, RunFailed
 from raymotion.models.regions import ExtractorIdentity, Regions
 
@@ -43,6 +44,7 @@ class Item:
     Attributes:
         row: its row of the sample table.
         failure: set once by the stage where it failed; later stages leave it alone.
+        damage: what is wrong with its picture, where the picture is used nonetheless (`--damaged keep`).
         pixels: uint8 (height, width, 3) between decoding and the last stage that looks.
         regions: regions of this one picture.
         output: values for the job's output columns.
@@ -50,6 +52,7 @@ class Item:
 
     row: dict[str, Any]
     failure: Failure | None = None
+    damage: str | None = None
     pixels: np.ndarray | None = None
     regions: Regions | None = None
     output: dict[str, Any] = field(default_factory=dict)
@@ -90,13 +93,16 @@ class DecodeImages:
     Args:
         min_side: the model's own resolution; larger JPEGs may be decoded at a fraction of their size.
         required: whether an item without an address fails (else it passes without pixels, and the model masks it).
+        damaged: what becomes of a picture that decodes, but not to what was stored; see `decode_rgb`.
     """
 
     name = "decode"
     whole_shard = False
 
-    def __init__(self, min_side: int | None = None, *, required: bool = False) -> None:
-        self.min_side, self.required = min_side, required
+    def __init__(
+        self, min_side: int | None = None, *, required: bool = False, damaged: DamagedPolicy = "quarantine"
+    ) -> None:
+        self.min_side, self.required, self.damaged = min_side, required, damaged
 
     def setup(self, threads: int, device: str) -> None:
         pass
@@ -108,8 +114,10 @@ class DecodeImages:
                 if self.required:
                     item.failure = Failure(self.name, "no_image", "NoImage", "the sample has no image_uri")
                 continue
+            kept: list[ImageError] = []
             try:
-                item.pixels = decode_rgb(fetch(uri), min_side=self.min_side)
+                item.pixels = decode_rgb(fetch(uri), min_side=self.min_side, damaged=self.damaged, on_kept=kept.append)
+                item.damage = f"{kept[0].reason}: {kept[0]}"[:MESSAGE_LIMIT] if kept else None
             except ImageUnreachable as error:
                 if storage.is_remote(uri):  # the store is down, not this picture bad: nothing is to be booked
                     raise RunFailed(f"{error}. When the store answers again, the same command goes on") from error

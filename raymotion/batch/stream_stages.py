@@ -11,6 +11,7 @@ import numpy as np
 
 from raymotion.batch.stages import DecodeImages, Failure, Item, image_units
 from raymotion.data.embedding_layout import AUGMENTED_SPLIT, EmbeddingLayout, FeatureKey, FeatureShape
+from raymotion.data.picture_damage import DamagedPolicy
 from raymotion.data.streams import STREAMS
 from raymotion.learning import stream_views
 from raymotion.learning.stream_views import View, crop, render_view
@@ -65,14 +66,14 @@ class DecodeOnce(DecodeImages):
     Boxes are pixels of the full picture; and decoding less of it would cost small faces what little they have.
     """
 
-    def __init__(self) -> None:
-        super().__init__(None, required=True)
+    def __init__(self, damaged: DamagedPolicy = "quarantine") -> None:
+        super().__init__(None, required=True, damaged=damaged)
 
     def process(self, items: Sequence[Item]) -> None:
         for first, *others in image_units(items):
             super().process([first])
             for item in others:
-                item.pixels, item.failure = first.pixels, first.failure
+                item.pixels, item.failure, item.damage = first.pixels, first.failure, first.damage
 
 
 @dataclass

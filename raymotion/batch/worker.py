@@ -18,7 +18,16 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from raymotion import storage
-from raymotion.batch.ledger import QUARANTINE_SCHEMA, Attempt, Attempts, Commit, Manifest, shard_name, write_commit
+from raymotion.batch.ledger import (
+    DAMAGED_KEPT,
+    QUARANTINE_SCHEMA,
+    Attempt,
+    Attempts,
+    Commit,
+    Manifest,
+    shard_name,
+    write_commit,
+)
 from raymotion.batch.memory import keep_freed_memory
 from raymotion.batch.stages import Failure, Item, Stage, image_units
 from raymotion.errors import InputError, RaymotionError, RunFailed
@@ -210,6 +219,7 @@ class ShardWorker:
         name, folder = f"{shard_name(shard)}.parquet", self.plan.folder
         good = [item for item in items if item.failure is None]
         bad = [(item.row, item.failure) for item in items if item.failure is not None]
+        damaged = Counter({DAMAGED_KEPT: kept} if (kept := sum(item.damage is not None for item in good)) else {})
         sha256, size = storage.write_table(storage.join(folder, name), self.plan.sink.encode(good))
         quarantine = storage.join(folder, "quarantine", name)
         quarantine_sha256 = None
@@ -235,7 +245,7 @@ class ShardWorker:
             stage_seconds={name: round(value, 4) for name, value in seconds.items()},
             worker=self.worker,
             attempt=attempt.count,
-            tally=dict(sorted(sum(self._tallies(), Counter()).items())),
+            tally=dict(sorted(sum(self._tallies(), damaged).items())),
         )
         write_commit(folder, commit)
         return commit

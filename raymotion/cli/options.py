@@ -74,6 +74,12 @@ def job_options(command: F) -> F:
                 help="Share of rows that may fail; 3 always may, unless it is 0.  [default: 0.05]",
             ),
             click.option(
+                "--damaged",
+                type=click.Choice(["quarantine", "keep"]),
+                help="A picture that decodes, but not to what was stored (bytes lost or overwritten): put its row in "
+                "quarantine, or keep what the decoder makes of it, and count it.  [default: quarantine]",
+            ),
+            click.option(
                 "--progress",
                 type=click.Choice(["auto", "bar", "lines", "none"]),
                 default="auto",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import click
 
 
@@ -22,6 +24,13 @@ import click
     help="Weights file of the region extractor or the backbones, if the model was trained with one; NAME=FILE for one "
     "of several backbones (repeatable).",
 )
+@click.option(
+    "--damaged",
+    type=click.Choice(["quarantine", "keep"]),
+    default="quarantine",
+    show_default=True,
+    help="A picture that decodes, but not to what was stored: refuse it, or read it as it decodes, with a note.",
+)
 @click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="How many emotions are shown.")
 @click.option("--all", "everything", is_flag=True, help="Show every emotion.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with every emotion, for programs.")
@@ -33,6 +42,7 @@ def predict(
     body_box: str | None,
     face_box: str | None,
     weights: tuple[str, ...],
+    damaged: Literal["quarantine", "keep"],
     top: int,
     everything: bool,
     as_json: bool,
@@ -53,7 +63,7 @@ def predict(
 
     given = (("body", body_box), ("face", face_box))
     boxes = {name: parse_box(text, f"--{name}-box") for name, text in given if text is not None}
-    prediction = explain(model, image, captions, device=device, weights=weights, boxes=boxes)
+    prediction = explain(model, image, captions, device=device, weights=weights, boxes=boxes, damaged=damaged)
     if as_json:
         click.echo(prediction.to_json())
         return

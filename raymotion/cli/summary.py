@@ -30,6 +30,8 @@ def print_job(summary: JobSummary, *, next_step: str) -> None:
     click.echo(f"{counts['in']} in = {counts['good']} good + {counts['quarantined']} in quarantine -> {summary.folder}")
     for reason, number in counts["by_reason"].items():
         click.echo(f"  quarantine: {number} {reason}")
+    if kept := counts.get("damaged_kept"):
+        click.echo(f"  kept: {kept} with a damaged picture, as it decodes (--damaged keep)")
     throughput = record.get("throughput")
     if throughput and not summary.already_complete:
         click.echo(

@@ -11,7 +11,7 @@ from typing import BinaryIO, Literal
 from PIL import Image
 
 from raymotion import storage
-from raymotion.data.images import FORMATS, ImageError, ImageMissing, ImageNotAnImage, fetch
+from raymotion.data.images import FORMATS, ImageEmpty, ImageError, ImageMissing, fetch, open_picture, orientation
 from raymotion.errors import AccessDenied, InputError
 
 # JPEG puts the size after its EXIF block, which can hold a preview of up to 64 KB.
@@ -76,13 +76,15 @@ def read_size(uri: str) -> PictureSize:
         AccessDenied: the file may not be read.
     """
     if storage.is_remote(uri):
-        try:
-            return _measure(io.BytesIO(_head(uri)))
-        except ImageNotAnImage:
-            return _measure(io.BytesIO(fetch(uri)))  # a header longer than the head
+        head = _head(uri)
+        return _measure(io.BytesIO(head)) or _measure_whole(fetch(uri) if len(head) >= _HEAD else head)
     try:
         with storage.open_input(uri) as file:
-            return _measure(file)
+            size = _measure(file)
+            if size is None:
+                file.seek(0)
+                size = _measure_whole(file.read())
+            return size
     except AccessDenied:
         raise
     except InputError as error:
@@ -118,15 +120,22 @@ def _head(uri: str) -> bytes:
             return fetch(uri)  # which asks again, and says so if the store does not answer
 
 
-def _measure(file: BinaryIO) -> PictureSize:
+def _measure(file: BinaryIO) -> PictureSize | None:
+    """From a plain header at the file's begin, or None: it is long, damaged, or no picture's."""
     try:
         with Image.open(file, formats=FORMATS) as image:
-            width, height = image.size
-            try:
-                orientation = int(image.getexif().get(0x0112, 1))
-            except Exception:  # a damaged EXIF block does not make a picture unreadable
-                orientation = 1
-    except Exception as error:  # a damaged header fails in as many ways as there are plugins
-        raise ImageNotAnImage(str(error) or type(error).__name__) from error
-    orientation = orientation if 1 <= orientation <= 8 else 1
-    return PictureSize(*((height, width) if orientation >= 5 else (width, height)), orientation)
+            return _size_of(image)
+    except Exception:  # a damaged header fails in as many ways as there are plugins
+        return None
+
+
+def _measure_whole(data: bytes) -> PictureSize:
+    if not data:
+        raise ImageEmpty("the file is empty")
+    return _size_of(open_picture(data))
+
+
+def _size_of(image: Image.Image) -> PictureSize:
+    (width, height), turned = image.size, orientation(image)
+    turned = turned if 1 <= turned <= 8 else 1
+    return PictureSize(*((height, width) if turned >= 5 else (width, height)), turned)

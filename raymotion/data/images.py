@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import time
 import warnings
+from collections.abc import Callable
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from raymotion import storage
+from raymotion.data.file_kinds import describe_file, is_text
+from raymotion.data.picture_damage import (
+    DamagedPolicy,
+    Fault,
+    PngParts,
+    bare_jpeg,
+    bmp_fault,
+    jpeg_ends,
+    jpeg_fault,
+    jpeg_kind,
+    read_png,
+    webp_fault,
+    webp_probe,
+)
 from raymotion.errors import AccessDenied
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
@@ -56,9 +73,15 @@ class ImageNotAnImage(ImageError):
 
 
 class ImageTruncated(ImageError):
-    """The file starts as a picture, but ends early or is damaged."""
+    """The file starts as a picture, and ends before the picture does."""
 
     reason = "image_truncated"
+
+
+class ImageDamaged(ImageError):
+    """Bytes within the file are not what was stored: a checksum, a length or the decoder says so."""
+
+    reason = "image_damaged"
 
 
 class ImageTooLarge(ImageError):
@@ -102,74 +125,290 @@ def fetch(uri: str, *, attempts: int = 3) -> bytes:
     raise AssertionError("unreachable")
 
 
-def decode_rgb(data: bytes, *, min_side: int | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_rgb(
+    data: bytes,
+    *,
+    min_side: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    damaged: DamagedPolicy = "quarantine",
+    on_kept: Callable[[ImageError], None] | None = None,
+) -> np.ndarray:
     """Pixels of a picture, uint8 of shape (height, width, 3), upright and in RGB.
 
-    Grey, palette, CMYK, 16-bit and alpha (over white) pictures are converted; the EXIF orientation is applied.
+    Grey, palette, CMYK, 16-bit and transparent (over white) pictures are converted; the EXIF orientation is applied.
 
     Args:
         min_side: if given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as its shorter side stays at
             least this long. The DCT does the scaling, so this is faster, and as sharp as a resize.
         max_pixels: larger pictures are refused from their header.
+        damaged: what to do with a picture that decodes, but not to what was stored. "quarantine" raises; "keep"
+            returns what the decoder makes of it, and calls `on_kept`. A picture of which no decoder makes anything
+            raises either way.
+        on_kept: called with the error that "quarantine" would have raised.
 
     Raises:
         ImageError: one of its subclasses says what is wrong.
     """
     if not data:
         raise ImageEmpty("the file is empty")
+    if data.startswith(_JPEG):
+        pixels, fault = _decode_jpeg(data, min_side, max_pixels, damaged)
+    else:
+        pixels, fault = _decode_other(data, max_pixels)
+    if fault is not None:
+        error = _error_of(fault)
+        if damaged == "quarantine" or pixels is None:
+            raise error
+        if on_kept is not None:
+            on_kept(error)
+    assert pixels is not None
+    return pixels
+
+
+_JPEG = b"\xff\xd8\xff"
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """The picture with its header read, not yet its pixels; what is damaged beside the pixels is left out.
+
+    Raises:
+        ImageError: it is no picture (`ImageNotAnImage`), too large, or its header is damaged.
+    """
+    if data.startswith(_JPEG):
+        return _open_jpeg(data)
+    if data.startswith(_PNG):
+        return _open_png(data)[0]
+    return _open(data)
+
+
+def _open(data: bytes) -> Image.Image:
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageTooLarge(str(error)) from error
     except UnidentifiedImageError as error:
-        raise ImageNotAnImage(_describe_unknown(data)) from error
+        if data.startswith((_JPEG, _PNG)) or _is_webp(data):
+            raise ImageDamaged("the header is damaged") from error
+        raise ImageNotAnImage(describe_file(data)) from error
     except Exception as error:  # a damaged header fails in as many ways as there are plugins
-        raise ImageTruncated(f"damaged header: {error}") from error
-    width, height = image.size
+        if data.startswith(b"BM") and is_text(data):
+            raise ImageNotAnImage(describe_file(data)) from error
+        if str(error).startswith("Unsupported BMP"):
+            raise ImageNotAnImage(f"a BMP of a kind that is not read: {error}") from error
+        if _is_webp(data) and (fault := webp_fault(data)) is not None:
+            raise _error_of(fault) from error
+        raise _error_of(
+            Fault(f"the header is damaged: {error}", truncated="truncated" in str(error).lower())
+        ) from error
+
+
+def _is_webp(data: bytes) -> bool:
+    return data.startswith(b"RIFF") and data[8:12] == b"WEBP"
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
     if width * height > max_pixels:
         raise ImageTooLarge(f"{width}x{height} pixels are more than {max_pixels:,}")
     if min(width, height) < MIN_SIDE:
         raise ImageTooSmall(f"{width}x{height} pixels")
+
+
+def _error_of(fault: Fault) -> ImageError:
+    return (ImageTruncated if fault.truncated else ImageDamaged)(fault.message)
+
+
+def _decode_other(data: bytes, max_pixels: int) -> tuple[np.ndarray | None, Fault | None]:
+    """Pixels of a PNG, WebP or BMP, and what is wrong with them; no pixels where the decoder gives up."""
+    png = None
+    if data.startswith(_PNG):
+        image, png = _open_png(data)
+    else:
+        image = _open(data)
+    _check_size(image.size, max_pixels)
+    if png is not None:
+        fault = png.fault
+    elif image.format == "WEBP":
+        fault = webp_fault(data) or _webp_leaves_bytes(data)
+    else:
+        fault = bmp_fault(data)
     try:
-        if min_side and image.format == "JPEG" and min(width, height) >= 2 * min_side:
-            short = min(width, height)
-            image.draft("RGB", (width * min_side // short, height * min_side // short))
         image.load()
-        # A download that stopped in a file of reserved length leaves zeros, which libjpeg decodes to grey, silently.
-        if data.startswith(b"\xff\xd8") and data.endswith(b"\0") and not _jpeg_ends(data):
-            raise ImageTruncated("the JPEG data stop before the picture's end")
-        return upright_rgb(image)
-    except (MemoryError, ImageError):
+        clear = None if png is None or png.transparent is None else _transparent_pixels(image, png)
+        return upright_rgb(image, clear), fault
+    except MemoryError:
         raise
-    except Exception as error:  # truncated data: OSError, SyntaxError, struct.error, zlib.error, by plugin
-        raise ImageTruncated(str(error) or type(error).__name__) from error
+    except Exception as error:  # OSError, SyntaxError, struct.error, zlib.error, by plugin
+        message = str(error) or type(error).__name__
+        return None, fault or Fault(message, truncated="truncated" in message)
 
 
-def upright_rgb(image: Image.Image) -> np.ndarray:
-    """Pixels of a Pillow picture of any mode as uint8 (height, width, 3), its EXIF orientation applied."""
-    turn = _TURNS.get(_orientation(image))
+def _webp_leaves_bytes(data: bytes) -> Fault | None:
+    probe = webp_probe(data)
+    if probe is None:
+        return None
+    try:
+        Image.open(io.BytesIO(probe), formats=("WEBP",)).load()
+    except MemoryError:
+        raise
+    except Exception:
+        return None
+    return Fault("the picture takes fewer bytes than were stored for it: some of them are wrong")
+
+
+def _open_png(data: bytes) -> tuple[Image.Image, PngParts]:
+    png = read_png(data)
+    if data[12:16] == b"CgBI":
+        raise ImageNotAnImage("a PNG in Apple's own variant (CgBI), which only iOS reads")
+    try:
+        return _open(png.data), png
+    except ImageDamaged as error:
+        raise (_error_of(png.fault) if png.fault else error) from error
+
+
+def _transparent_pixels(image: Image.Image, png: PngParts) -> np.ndarray | None:
+    """Where a grey or RGB picture has the one colour that its tRNS chunk declares transparent: bool (height, width).
+
+    Pillow compares it with samples that are scaled to 8 bits, and finds it nowhere at other depths.
+    """
+    values = png.transparent or b""
+    grey, rgb = png.colour == 0 and len(values) >= 2, png.colour == 2 and len(values) >= 6
+    if not (grey or rgb):
+        return None  # a palette: Pillow has applied it
+    image.info.pop("transparency", None)
+    colour = np.frombuffer(values, ">u2", count=3 if rgb else 1)
+    if grey:
+        pixels = np.asarray(image)
+        if png.depth < 16:
+            return np.asarray(pixels.astype(np.uint8) == colour[0] * (255 // (2**png.depth - 1)))
+        return np.asarray(pixels == colour[0])
+    if png.depth == 8:
+        return np.asarray((np.asarray(image) == colour).all(axis=-1))
+    import cv2
+
+    # The full 16 bits, which Pillow does not keep of RGB.
+    deep: np.ndarray = np.asarray(cv2.imdecode(np.frombuffer(png.data, np.uint8), cv2.IMREAD_UNCHANGED))
+    return np.asarray((deep[..., 2::-1] == colour).all(axis=-1))
+
+
+def _open_jpeg(data: bytes) -> Image.Image:
+    try:
+        return _open(data)
+    except ImageDamaged as first:
+        error: ImageError = first
+    if (bare := bare_jpeg(data)) != data:
+        with contextlib.suppress(ImageDamaged):
+            return _open(bare)
+    if (kind := jpeg_kind(data)) is not None:
+        error = ImageNotAnImage(f"{kind}, which is not read")
+    elif not jpeg_ends(data):
+        error = ImageTruncated("the file ends within its header")
+    raise error
+
+
+def _decode_jpeg(
+    data: bytes, min_side: int | None, max_pixels: int, damaged: DamagedPolicy
+) -> tuple[np.ndarray | None, Fault | None]:
+    """Pixels of a JPEG, and what is wrong with them.
+
+    The decoder is libjpeg-turbo, as in Pillow, and gives the same pixels; here its warnings are heard.
+    """
+    image = _open_jpeg(data)
+    _check_size(image.size, max_pixels)
+    scale = _jpeg_scale(image.size, min_side)
+    pixels, fault = _decode_strictly(data, image, scale)
+    if pixels is None and (bare := bare_jpeg(data)) != data:
+        pixels, _ = _decode_strictly(bare, image, scale)
+    if pixels is None and not jpeg_ends(data):
+        # Where the end marker alone is lost, the picture is whole.
+        pixels, _ = _decode_strictly(data + _END, image, scale)
+    if pixels is None and (kind := jpeg_kind(data)) is not None:
+        raise ImageNotAnImage(f"{kind}, which is not read")
+    if pixels is not None:
+        fault = jpeg_fault(data)
+    elif damaged == "keep":
+        pixels = _decode_leniently(data, image, scale)
+    if pixels is None:
+        return None, fault
+    turn = _TURNS.get(orientation(image))
+    return pixels if turn is None else np.array(Image.fromarray(pixels).transpose(turn)), fault
+
+
+_END = b"\xff\xd9"
+
+# Warnings of libjpeg that say nothing about the pixels. Some cameras write the SOS parameters of another kind of JPEG,
+# or fill up to an even address before the end marker.
+_HARMLESS = re.compile(r"Invalid SOS parameters|unknown JFIF revision|Unknown Adobe color transform|bad ICC marker")
+_EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+_MOST_EXTRANEOUS = 16
+
+
+def _jpeg_scale(size: tuple[int, int], min_side: int | None) -> int:
+    """1, 2, 4 or 8: the largest by which a JPEG can be scaled down (as `Image.draft` chooses it)."""
+    short = min(size)
+    if not min_side or short < 2 * min_side:
+        return 1
+    room = min(side // max(1, side * min_side // short) for side in size)
+    return next(scale for scale in (8, 4, 2, 1) if room >= scale)
+
+
+def _decode_strictly(data: bytes, image: Image.Image, scale: int) -> tuple[np.ndarray | None, Fault | None]:
+    """Pixels as stored, or what libjpeg has to say about them."""
+    inks = image.mode == "CMYK"
+    least = {} if scale == 1 else {"min_width": -(-image.width // scale), "min_height": -(-image.height // scale)}
+
+    def decode(strict: bool) -> np.ndarray:
+        return simplejpeg.decode_jpeg(data, "CMYK" if inks else "RGB", strict=strict, **least)
+
+    try:
+        pixels = decode(strict=True)
+    except ValueError as error:
+        message = str(error)
+        if "subsampling" in message:  # a rare pattern, which TurboJPEG's interface has no name for
+            lenient = _decode_leniently(data, image, scale)
+            return lenient, None if lenient is not None else Fault(message)
+        extraneous = _EXTRANEOUS.search(message)
+        if not (_HARMLESS.search(message) or (extraneous and int(extraneous[1]) <= _MOST_EXTRANEOUS)):
+            return None, Fault(message, truncated=not jpeg_ends(data))
+        try:
+            pixels = decode(strict=False)
+        except ValueError:  # a warning about the header, which is given either way
+            return None, Fault(message)
+    # The inks were decoded to hear of damage; how they are stored (inverted or not) is Pillow's to know.
+    return (_decode_leniently(data, image, scale) if inks else pixels), None
+
+
+def _decode_leniently(data: bytes, header: Image.Image, scale: int) -> np.ndarray | None:
+    """What Pillow makes of a JPEG, which fills with grey what is missing, or None where it gives up."""
+    try:
+        image = _open_jpeg(data if jpeg_ends(data) else data + _END)
+        if scale > 1:
+            image.draft("RGB", (header.width // scale, header.height // scale))
+        image.load()
+        return np.array(_to_rgb(image))
+    except MemoryError:
+        raise
+    except Exception:
+        return None
+
+
+def upright_rgb(image: Image.Image, clear: np.ndarray | None = None) -> np.ndarray:
+    """Pixels of a Pillow picture of any mode as uint8 (height, width, 3), its EXIF orientation applied.
+
+    Args:
+        clear: bool (height, width) of the stored pixels: those that are transparent besides.
+    """
+    turn = _TURNS.get(orientation(image))
     rgb = _to_rgb(image)
+    if clear is not None:
+        rgb = rgb.copy()
+        rgb.paste((255, 255, 255), mask=Image.fromarray(clear))
     # A copy, because Pillow's own buffer is read-only.
     return np.array(rgb if turn is None else rgb.transpose(turn))
 
 
-def _jpeg_ends(data: bytes) -> bool:
-    """Whether a JPEG's segments lead to an end marker."""
-    at = 2
-    while (found := _MARKER.search(data, at)) is not None:
-        marker, at = found.group()[1], found.end()
-        if marker == 0xD9:
-            return True
-        if marker != 0x01:  # all others carry their length
-            at += int.from_bytes(data[at : at + 2], "big")
-    return False
-
-
-# 0xFF and anything that is not stuffing, a restart marker or a fill byte: within a scan's data, its end.
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
-
-
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8. A damaged EXIF block does not make a picture unreadable: 1."""
     try:
         return int(image.getexif().get(0x0112, 1))
@@ -197,24 +436,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         # Pillow would clip 16-bit values at 255, which turns most of the picture white.
         values = np.asarray(image).astype(np.float32)  # in float64 a large picture takes gigabytes
         top = 65535.0 if image.mode != "F" or values.max(initial=0) > 255 else 255.0
+        if isinstance(clear := image.info.get("transparency"), int):
+            values[values == clear] = top
         return Image.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "RGBA" and image.format == "BMP" and not image.getchannel("A").getbbox():
+        return image.convert("RGB")  # the fourth byte of a BMP is unused by most programs that write it
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
-
-
-def _describe_unknown(data: bytes) -> str:
-    if data[:4] == b"GIF8":
-        return "a GIF file; JPEG, PNG, WebP and BMP are read"
-    if data[:2] in (b"II", b"MM"):
-        return "a TIFF file; JPEG, PNG, WebP and BMP are read"
-    head = data[:256].lstrip().lower()
-    if head.startswith((b"<!doctype", b"<html")):
-        return "an HTML page, perhaps an error page saved by a downloader"
-    try:
-        data[:256].decode("utf-8")
-    except UnicodeDecodeError:
-        return f"starts with the bytes {data[:8].hex(' ')}, which no JPEG, PNG, WebP or BMP does"
-    return "a text file"

@@ -13,7 +13,7 @@ from raymotion.learning.stream_views import crop
 from raymotion.learning.vad import DIMENSIONS, SCALE
 from raymotion.models.backbones import Backbone
 from raymotion.models.fusion_inputs import find_weights, looks, masks, needs, squares, stream_inputs
-from raymotion.models.predictor import Boxes, Captions, Pictures, Predictor, read_picture
+from raymotion.models.predictor import Boxes, Captions, Pictures, Predictor
 
 if TYPE_CHECKING:
     import os
@@ -79,7 +79,7 @@ class FusionPredictor(Predictor):
     ) -> dict[str, float]:
         if image is None:
             raise InputError(f"this model reads {self._reads}, and none was given", path=self.info.folder)
-        pixels = read_picture(image, self.min_side)
+        pixels = self._read(image)
         answers = self.answers([pixels], [boxes])[0]
         self._seen = dict(boxes or {})
         width = len(self.vocabulary)

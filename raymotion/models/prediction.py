@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from raymotion import storage
+from raymotion.data.picture_damage import DamagedPolicy
 from raymotion.errors import InputError
 
 
@@ -82,6 +83,7 @@ def explain(
     device: str = "cpu",
     weights: str | Sequence[str] | None = None,
     boxes: Mapping[str, Sequence[float]] | None = None,
+    damaged: DamagedPolicy = "quarantine",
 ) -> Prediction:
     """Opens the checkpoint and predicts one sample; see `predictor.load` and `Predictor.label` for the errors."""
     from raymotion.models.predictor import load
@@ -90,6 +92,7 @@ def explain(
     if image is None and not texts:
         raise InputError("neither an image nor a caption is given", remedy='Add IMAGE, or --caption "...".')
     model = load(folder, device=device, weights=weights)
+    model.damaged = damaged
     probabilities = model.label(image, texts, boxes=boxes)
     info = model.info
     emotions = []
@@ -108,6 +111,8 @@ def explain(
             )
         )
     notes = [*model.not_read(image=image is not None, caption=bool(texts)), *model.notes]
+    if model.damage is not None:
+        notes.insert(0, f"The picture is damaged, and was read as it decodes: {model.damage}.")
     given = {name: [float(value) for value in box] for name, box in (boxes or {}).items()}
     return Prediction(str(folder), info.fingerprint, image, texts, emotions, notes, given or None, model.vad)
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from raymotion import storage
 from raymotion.data import images as pictures
+from raymotion.data.picture_damage import DamagedPolicy
 from raymotion.errors import InputError, RunFailed
 from raymotion.models import checkpoint
 from raymotion.models.checkpoint import CheckpointInfo, LoadedStudent, Teacher
@@ -44,12 +45,16 @@ class Predictor(ABC):
         min_side: the shorter side in pixels that it resizes pictures to; larger JPEGs may be decoded at a fraction.
         reads_images: whether it was trained on pictures, or on features of them.
         reads_text: whether it was trained on captions.
+        damaged: what `label` does with a picture that decodes, but not to what was stored; see `images.decode_rgb`.
+        damage: what is damaged in the picture that `label` saw last, where it was kept.
     """
 
     info: CheckpointInfo
     min_side: int | None = None
     reads_images: bool
     reads_text: bool
+    damaged: DamagedPolicy = "quarantine"
+    damage: str | None = None
     # Valence, arousal and dominance of what `label` saw last, for a model that predicts them.
     vad: dict[str, float] | None = None
 
@@ -126,10 +131,17 @@ class Predictor(ABC):
             raise InputError("this model looks at no boxes", path=self.info.folder, remedy="Leave them out.")
         captions = [caption] if isinstance(caption, str) else list(caption or [])
         # A file that is named has to be a picture, also where the model would not look at it.
-        pixels = None if image is None else read_picture(image, self.min_side)
+        pixels = None if image is None else self._read(image)
         if not self.usable([pixels], [captions])[0]:
             raise InputError(f"this model reads {self._reads}, and none was given", path=self.info.folder)
         return self._by_probability(self.predict([pixels], [captions])[0])
+
+    def _read(self, image: str | os.PathLike[str] | np.ndarray | Image) -> np.ndarray:
+        def keep(error: Exception) -> None:
+            self.damage = str(error)
+
+        self.damage = None
+        return read_picture(image, self.min_side, on_kept=keep if self.damaged == "keep" else None)
 
     def _by_probability(self, probabilities: np.ndarray) -> dict[str, float]:
         order = np.argsort(-probabilities, kind="stable")
@@ -343,15 +355,23 @@ def find_extractor(
     return trained, locate(weights)
 
 
-def read_picture(image: str | os.PathLike[str] | np.ndarray | Image, min_side: int | None = None) -> np.ndarray:
+def read_picture(
+    image: str | os.PathLike[str] | np.ndarray | Image,
+    min_side: int | None = None,
+    *,
+    on_kept: Callable[[Exception], None] | None = None,
+) -> np.ndarray:
     """Upright RGB pixels, uint8 (height, width, 3), of a file, an address, a Pillow picture or an array.
+
+    Args:
+        on_kept: if given, a damaged file that decodes is read as it decodes, and this is called with what is wrong.
 
     Raises:
         InputError: it is missing, damaged, or no picture.
         RunFailed: the store that it is in does not answer.
     """
     if isinstance(image, str | os.PathLike):
-        return _read_file(os.fspath(image), min_side)
+        return _read_file(os.fspath(image), min_side, on_kept)
     value: Any = image
     if not isinstance(value, np.ndarray):
         try:
@@ -370,12 +390,15 @@ def read_picture(image: str | os.PathLike[str] | np.ndarray | Image, min_side: i
     return np.array(value)  # a copy: PyTorch warns of arrays that may not be written to
 
 
-def _read_file(path: str, min_side: int | None) -> np.ndarray:
+def _read_file(path: str, min_side: int | None, on_kept: Callable[[Exception], None] | None) -> np.ndarray:
     try:
-        return pictures.decode_rgb(pictures.fetch(path), min_side=min_side)
+        policy: DamagedPolicy = "quarantine" if on_kept is None else "keep"
+        return pictures.decode_rgb(pictures.fetch(path), min_side=min_side, damaged=policy, on_kept=on_kept)
     except pictures.ImageUnreachable as error:
         raise RunFailed(str(error)) from error
     except pictures.ImageMissing as error:
         raise InputError(str(error), remedy="Check the path.") from error
     except pictures.ImageError as error:
-        raise InputError(f"is no readable picture ({error})", path=path) from error
+        spoilt = isinstance(error, pictures.ImageDamaged | pictures.ImageTruncated)
+        remedy = "Fetch it again; --damaged keep reads what can be decoded." if spoilt and on_kept is None else None
+        raise InputError(f"is no readable picture ({error})", path=path, remedy=remedy) from error

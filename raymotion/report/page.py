@@ -280,7 +280,7 @@ def thumbnail(uri: str | None) -> tuple[str | None, str]:
     if not uri:
         return None, "no image"
     try:
-        pixels = images.decode_rgb(images.fetch(uri), min_side=THUMBNAIL[1])
+        pixels = images.decode_rgb(images.fetch(uri), min_side=THUMBNAIL[1], damaged="keep")
     except images.ImageError as error:
         return None, f"no image: {error.reason}"
     except AccessDenied:

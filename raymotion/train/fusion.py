@@ -216,6 +216,7 @@ class FusionFeed:
     def __init__(self, task: FusionTask, workers: Workers) -> None:
         self.task, self.workers = task, workers
         self.unreadable: dict[int, str] = {}
+        self.kept: dict[int, str] = {}
 
     def train(self, epoch: int) -> Iterator[Batch]:
         task, workers = self.task, self.workers

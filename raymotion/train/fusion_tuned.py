@@ -88,7 +88,7 @@ class TunedTask:
         counts = dict.fromkeys(fusion.dims, 0)
         model.to(device).eval()
         with torch.no_grad():
-            for _, pictures in self._read_here(portions, PersonReader(self.identities)):
+            for _, pictures in self._read_here(portions, PersonReader(self.identities, damaged=recipe.data.damaged)):
                 crops, mask = self.inputs(pictures, device)
                 for number, (name, values) in enumerate(zip(fusion.dims, model.features(crops, mask), strict=True)):
                     if values is not None:
@@ -143,8 +143,9 @@ class TunedFeed(PictureFeed):
         self.task = task
 
     def read(self, portions: Sequence[Portion]) -> Iterator[tuple[Portion, Pictures]]:
-        task = self.task
-        yield from task.source(portions, PersonReader(task.identities, task.recipe.augmentation, task.recipe.seed))
+        task, recipe = self.task, self.task.recipe
+        reader = PersonReader(task.identities, recipe.augmentation, recipe.seed, recipe.data.damaged)
+        yield from task.source(portions, reader)
 
     def train(self, epoch: int) -> Iterator[Batch]:
         task, data, device = self.task, self.task.data, self.workers.device

@@ -101,6 +101,10 @@ class Feed(Protocol):
     def unreadable(self) -> Mapping[int, str]:
         """Rows whose picture could not be read so far, which the model did not see, and why."""
 
+    @property
+    def kept(self) -> Mapping[int, str]:
+        """Rows whose picture is damaged and was shown as it decodes, and what is damaged in it."""
+
     def train(self, epoch: int) -> Iterator[Batch]:
         """This worker's batches of the epoch: as many on every worker."""
 
@@ -218,6 +222,8 @@ class Run:
         measured = {"epoch": state.epoch, "train_loss": train_loss, **score["metrics"]}
         if unreadable := len(set().union(*workers.gather(set(self.feed.unreadable)))):
             measured["unreadable_images"] = unreadable
+        if kept := len(set().union(*workers.gather(set(self.feed.kept)))):
+            measured["damaged_images_kept"] = kept
         state.history.append({**measured, "attempt": workers.attempt})
         return measured
 

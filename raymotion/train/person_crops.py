@@ -17,6 +17,7 @@ import pyarrow as pa
 from PIL import Image
 
 from raymotion.data.images import ImageError, decode_rgb, fetch
+from raymotion.data.picture_damage import DamagedPolicy
 from raymotion.data.streams import STREAMS
 from raymotion.learning.stream_views import LONGEST, View, crop, render_view
 from raymotion.models.backbones import BackboneIdentity, fitted
@@ -41,11 +42,13 @@ class PersonReader:
         level: of augmentation in training; the number of a view is that of the epoch. Never of other splits: the
             study augmented validation too.
         seed: of the views.
+        damaged: what becomes of a picture that decodes, but not to what was stored; see `decode_rgb`.
     """
 
     identities: Mapping[str, BackboneIdentity]
     level: str = "none"
     seed: int = 0
+    damaged: DamagedPolicy = "quarantine"
 
     @property
     def address_type(self) -> pa.DataType:
@@ -71,6 +74,7 @@ class PersonReader:
         mask = np.zeros((n, len(self.identities)), dtype=bool)
         status = np.full(n, READ, dtype=np.int8)
         reasons: dict[int, str] = {}
+        kept: list[ImageError] = []
         last: tuple[str, np.ndarray] | None = None  # outside training, persons of one image follow each other
         for i, address in enumerate(addresses):
             uri = address["uri"]
@@ -79,12 +83,18 @@ class PersonReader:
                 continue
             try:
                 # At full size: boxes are its pixels, and a small face has none to spare.
-                picture = last[1] if last is not None and last[0] == uri else decode_rgb(fetch(uri))
+                if last is not None and last[0] == uri:
+                    picture = last[1]
+                else:
+                    kept.clear()
+                    picture = decode_rgb(fetch(uri), damaged=self.damaged, on_kept=kept.append)
             except ImageError as error:
                 status[i] = UNREADABLE
                 reasons[int(rows[i])] = why_unreadable(uri, error)
                 continue
             last = (uri, picture)
+            if kept:
+                reasons[int(rows[i])] = why_unreadable(uri, kept[0])
             for number, (stream, identity) in enumerate(self.identities.items()):
                 part = picture if stream == CONTEXT else crop(picture, address[stream])
                 if part is not None:

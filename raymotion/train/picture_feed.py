@@ -9,7 +9,7 @@ import numpy as np
 
 from raymotion.errors import InputError
 from raymotion.train.loop import Workers
-from raymotion.train.pictures import ABSENT, Pictures, Portion, Reader
+from raymotion.train.pictures import ABSENT, UNREADABLE, Pictures, Portion, Reader
 from raymotion.train.recipe import TrainRecipe
 from raymotion.train.schedule import batch_rows, epoch_rows
 
@@ -32,6 +32,7 @@ class PictureFeed:
 
     Attributes:
         unreadable: row -> why its picture could not be read.
+        kept: row -> what is damaged in its picture, which was shown as it decodes (`data.damaged: keep`).
         reads_pictures: False: no row has one, and portions come without.
     """
 
@@ -46,6 +47,7 @@ class PictureFeed:
         self.stream: Iterator[tuple[Portion, Pictures | None]] | None = None
         self.size = batch_rows(recipe, workers.world)
         self.unreadable: dict[int, str] = {}
+        self.kept: dict[int, str] = {}
         self.asked = 0
         shown = [row for split in ("train", "val") for row in data.splits[split] if self.reads_pictures]
         self.own_pictures = sum(data.image_uris[row] is not None for row in shown) // workers.world
@@ -107,7 +109,9 @@ class PictureFeed:
         assert np.array_equal(portion.rows, expected.rows), "the stream is out of step"
         if pictures is not None:
             self.asked += int((pictures.status != ABSENT).sum())
-            self.unreadable.update(pictures.reasons)
+            bad = set(portion.rows[pictures.status == UNREADABLE].tolist())
+            for row, reason in pictures.reasons.items():
+                (self.unreadable if row in bad else self.kept)[row] = reason
             self._check_pictures()
         return pictures
 

@@ -13,7 +13,7 @@ import math
 import os
 import uuid
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from raymotion import storage
 from raymotion.config import digest_of
 from raymotion.data.features import default_cache
 from raymotion.data.images import ImageError, ImageUnreachable, decode_rgb, fetch
+from raymotion.data.picture_damage import DamagedPolicy
 from raymotion.errors import RunFailed
 from raymotion.learning.augment import WHOLE, AugmentationKind, draw_view, render
 from raymotion.train.recipe import StudentRecipe
@@ -54,7 +55,7 @@ class Pictures:
     Attributes:
         arrays: what was made of them, by name: each (n, ...); zeros where there is nothing.
         status: (n,) READ, ABSENT (the sample has no picture) or UNREADABLE.
-        reasons: row -> why its picture could not be read.
+        reasons: row -> why its picture could not be read; or, of one that was READ, what is damaged in it.
     """
 
     arrays: dict[str, np.ndarray]
@@ -93,6 +94,7 @@ class PictureReader:
     Attributes:
         size: side of the square that the model reads.
         cache: file of `cache_pictures`, in place of the addresses.
+        damaged: what becomes of a picture that decodes, but not to what was stored; see `decode_rgb`.
     """
 
     size: int
@@ -100,6 +102,7 @@ class PictureReader:
     smallest_crop: float = 0.5
     seed: int = 0
     cache: str | None = None
+    damaged: DamagedPolicy = "quarantine"
 
     @property
     def address_type(self) -> pa.DataType:
@@ -109,8 +112,18 @@ class PictureReader:
     def row_bytes(self) -> int:
         return 3 * self.size**2
 
-    def read(self, uri: str | None, row: int, epoch: int, training: bool) -> np.ndarray | None:
+    def read(
+        self,
+        uri: str | None,
+        row: int,
+        epoch: int,
+        training: bool,
+        on_kept: Callable[[ImageError], None] | None = None,
+    ) -> np.ndarray | None:
         """The picture (S, S, 3) uint8 as it is shown in this epoch, or None where the sample has none.
+
+        Args:
+            on_kept: called with what is wrong with a picture that is damaged and kept.
 
         Raises:
             ImageError: it can not be read.
@@ -125,7 +138,7 @@ class PictureReader:
         else:
             # Enough pixels for the smallest crop: a JPEG is decoded at a half or a quarter where that will do.
             side = math.ceil(self.size / math.sqrt(self.smallest_crop)) if augmented else self.size
-            picture = decode_rgb(fetch(uri), min_side=side)
+            picture = decode_rgb(fetch(uri), min_side=side, damaged=self.damaged, on_kept=on_kept)
         view = WHOLE
         if augmented:
             rng = np.random.default_rng([self.seed, epoch, row])
@@ -144,8 +157,9 @@ class PictureReader:
         status = np.full(len(rows), READ, dtype=np.int8)
         reasons: dict[int, str] = {}
         for i, (uri, row) in enumerate(zip(uris, rows, strict=True)):
+            kept: list[ImageError] = []
             try:
-                picture = self.read(uri, int(row), epoch, training)
+                picture = self.read(uri, int(row), epoch, training, kept.append)
             except ImageError as error:
                 status[i] = UNREADABLE
                 reasons[int(row)] = why_unreadable(uri, error)
@@ -154,6 +168,8 @@ class PictureReader:
                 status[i] = ABSENT
             else:
                 pixels[i] = picture
+            if kept:
+                reasons[int(row)] = why_unreadable(uri, kept[0])
         return Pictures({PIXELS: pixels}, status, reasons)
 
 
@@ -196,7 +212,14 @@ def read_here(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def cache_pictures(uris: Sequence[str | None], size: int, *, threads: int, folder: str | None = None) -> str:
+def cache_pictures(
+    uris: Sequence[str | None],
+    size: int,
+    *,
+    threads: int,
+    folder: str | None = None,
+    damaged: DamagedPolicy = "quarantine",
+) -> str:
     """Decodes every picture once, as (n, size, size, 3) uint8 in a NumPy file that is read through a memory map.
 
     For many runs on one small set. The file is named after what is in it - addresses, and for local pictures size and
@@ -207,11 +230,11 @@ def cache_pictures(uris: Sequence[str | None], size: int, *, threads: int, folde
     """
     place = Path(folder or os.path.join(default_cache(), "pictures"))
     place.mkdir(parents=True, exist_ok=True)
-    path = place / f"{digest_of([size, [_stamp(uri) for uri in uris]])}.npy"
+    path = place / f"{digest_of([size, damaged, [_stamp(uri) for uri in uris]])}.npy"
     if path.exists():
         return str(path)
     temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-    reader = PictureReader(size)
+    reader = PictureReader(size, damaged=damaged)
     try:
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(len(uris), size, size, 3))
         rows = np.arange(len(uris))
@@ -233,7 +256,7 @@ def cached_pictures(recipe: StudentRecipe, uris: Sequence[str | None], image_siz
     """`cache_pictures` with as many pixels as the recipe's smallest crop needs."""
     settings = recipe.data
     crop = settings.smallest_crop if settings.augmentation != "none" else 1.0
-    return cache_pictures(uris, math.ceil(image_size / math.sqrt(crop)), threads=threads)
+    return cache_pictures(uris, math.ceil(image_size / math.sqrt(crop)), threads=threads, damaged=settings.damaged)
 
 
 def _stamp(uri: str | None) -> list[object]:

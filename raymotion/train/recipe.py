@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from raymotion import storage
 from raymotion.config import Settings, load_settings, read_yaml
+from raymotion.data.picture_damage import DamagedPolicy
 from raymotion.errors import InputError
 from raymotion.train.fusion_recipe import FusionRecipe
 from raymotion.train.recipe_base import DataSettings, OptimiserSettings, TrainRecipe
@@ -117,6 +118,8 @@ class StudentDataSettings(CaptionDataSettings):
         smallest_crop: of a random crop, as a share of the picture's area.
         cache_images: decode every picture once, into a file of raw pixels that all runs on the same data share; for
             small sets and many runs, with `workers: 0`.
+        damaged: a picture that decodes, but not to what was stored. quarantine: left out, as one that can not be read.
+            keep: shown as it decodes.
         epoch_samples: samples between two validations (and checkpoints); None: all of them.
         decode_tasks: how many pictures are decoded at once for each worker; None: as the cores allow.
     """
@@ -127,6 +130,7 @@ class StudentDataSettings(CaptionDataSettings):
     augmentation: Literal["none", "basic", "full"] = "basic"
     smallest_crop: float = Field(0.5, gt=0, le=1)
     cache_images: bool = False
+    damaged: DamagedPolicy = "quarantine"
     epoch_samples: int | None = Field(None, ge=1)
     decode_tasks: int | None = Field(None, ge=1)
 

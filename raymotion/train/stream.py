@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from raymotion.batch.memory import keep_freed_memory
 from raymotion.errors import RunFailed
-from raymotion.train.pictures import UNREADABLE, Pictures, Portion, Reader
+from raymotion.train.pictures import Pictures, Portion, Reader
 
 # Rows of a task: some tenths of a second of decoding, so that Ray's milliseconds for each do not count.
 TASK_ROWS = 64
@@ -177,8 +177,7 @@ def _pictures(pieces: list[dict[str, np.ndarray]], portion: Portion) -> Pictures
     joined = {name: _joined([piece[name] for piece in pieces]) for name in pieces[0]}
     if not np.array_equal(joined["row"], portion.rows):
         raise RunFailed("Ray Data gave the pictures in another order than they were asked for")
-    bad = np.flatnonzero(joined["status"] == UNREADABLE)
-    reasons = {int(joined["row"][i]): str(joined["reason"][i]) for i in bad}
+    reasons = {int(joined["row"][i]): str(joined["reason"][i]) for i in np.flatnonzero(joined["reason"] != "")}
     arrays = {name: values for name, values in joined.items() if name not in COLUMNS}
     return Pictures(arrays, joined["status"], reasons)
 

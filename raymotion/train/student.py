@@ -130,8 +130,9 @@ class StudentFeed(PictureFeed):
     def read(self, portions: Sequence[Portion]) -> Iterator[tuple[Portion, Pictures]]:
         settings = self.recipe.data
         reader = PictureReader(
-            self.task.image_size, settings.augmentation, settings.smallest_crop, self.recipe.seed, self.task.cache()
-        )
+            self.task.image_size, settings.augmentation, settings.smallest_crop, self.recipe.seed, self.task.cache(),
+            settings.damaged,
+        )  # fmt: skip
         yield from self.task.source(portions, reader)
 
     def _present(self, pictures: Pictures | None) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -86,6 +86,7 @@ class TeacherFeed:
     def __init__(self, recipe: TeacherRecipe, data: TrainingData, workers: Workers) -> None:
         self.recipe, self.data, self.workers = recipe, data, workers
         self.unreadable: dict[int, str] = {}  # it reads features, which another job has made of the pictures
+        self.kept: dict[int, str] = {}
 
     def train(self, epoch: int) -> Iterator[Batch]:
         recipe, data, workers = self.recipe, self.data, self.workers

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from raymotion.config import Settings
+from raymotion.data.picture_damage import DamagedPolicy
 from raymotion.errors import InputError
 from raymotion.train.fusion_recipe import Backbones, FusionOptimiserSettings, LossSettings
 from raymotion.train.recipe_base import DataSettings, TrainRecipe
@@ -16,9 +17,12 @@ class TunedDataSettings(DataSettings):
     """What is looked at.
 
     Attributes:
+        damaged: a picture that decodes, but not to what was stored. quarantine: left out, as one that can not be read.
+            keep: shown as it decodes.
         decode_tasks: how many batches are decoded at once for each worker; None: as the cores allow.
     """
 
+    damaged: DamagedPolicy = "quarantine"
     decode_tasks: int | None = Field(None, ge=1)
 
 

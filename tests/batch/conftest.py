@@ -27,6 +27,7 @@ def jpeg(seed: int, size: tuple[int, int] = (48, 32)) -> bytes:
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "image_truncated": lambda data: data[: len(data) // 2],
+    "image_damaged": lambda data: data[: len(data) // 2] + b"\xff\xd9",
     "image_not_an_image": lambda data: b"this is a text file named .jpg",
     "image_empty": lambda data: b"",
 }
@@ -115,7 +116,7 @@ def mean_job() -> Callable[..., JobSpec]:
                 **{"workers": 2, **{k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}}
             ),
             identity={"model": {"version": version}},
-            make_stages=lambda device: (DecodeImages(), mean),
+            make_stages=lambda device: (DecodeImages(damaged=settings.get("damaged", "quarantine")), mean),
             sink=MeanSink(),
         )
 

@@ -27,19 +27,20 @@ def rows_of(folder: Path | str) -> list[str]:
 
 
 def test_a_job_from_start_to_end_and_again(write_table: Callable[..., Path], mean_job: Job, tmp_path: Path) -> None:
-    table, out = write_table(30, damaged={4: "image_truncated", 20: "image_not_an_image"}), tmp_path / "out"
-    spec = mean_job(samples=table, out=out, shard_rows=4, max_failed=0.1)
+    damaged = {4: "image_truncated", 9: "image_damaged", 20: "image_not_an_image"}
+    table, out = write_table(30, damaged=damaged), tmp_path / "out"
+    spec = mean_job(samples=table, out=out, shard_rows=4, max_failed=0.1, damaged="keep")
     summary = run_job(spec)
     assert not summary.already_complete
     record = json.loads((out / "job.json").read_text())
     assert record["status"] == "complete"
     assert record["counts"] == {
-        "in": 30, "good": 28, "quarantined": 2, "by_reason": {"image_not_an_image": 1, "image_truncated": 1},
+        "in": 30, "good": 29, "quarantined": 1, "by_reason": {"image_not_an_image": 1}, "damaged_kept": 2,
     }  # fmt: skip
     assert sum(s["in"] for s in record["shards"]) == 30
     assert all(s["in"] == s["good"] + s["quarantined"] for s in record["shards"])
-    assert rows_of(out) == [f"x:{i}" for i in range(30) if i not in (4, 20)]
-    assert sorted(rows_of(out / "quarantine")) == ["x:20", "x:4"]
+    assert rows_of(out) == [f"x:{i}" for i in range(30) if i != 20]
+    assert rows_of(out / "quarantine") == ["x:20"]
     assert record["throughput"]["images"] == 30 and record["throughput"]["images_per_second"] > 0
     assert not (out / "_attempts").exists()
 
@@ -47,6 +48,8 @@ def test_a_job_from_start_to_end_and_again(write_table: Callable[..., Path], mea
     again = run_job(spec)
     assert again.already_complete
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
+    with pytest.raises(SettingsMismatch, match="damaged"):
+        run_job(mean_job(samples=table, out=out, shard_rows=4, max_failed=0.1))
 
 
 def test_resume_does_only_what_is_not_committed(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from raymotion.batch.stages import DecodeImages, ExtractRegions, Failure, Item
+from raymotion.batch.stream_stages import DecodeOnce
 from raymotion.data.images import ImageTruncated
 from raymotion.data.samples import read_samples
 from raymotion.errors import AccessDenied, InputError, RunFailed
@@ -31,6 +32,32 @@ def test_decode_gives_each_picture_pixels_or_a_reason(write_table: Callable[...,
     assert items[0].pixels is not None and items[0].pixels.shape == (32, 48, 3)
     assert items[1].failure is not None and items[1].failure.error == "ImageTruncated"
     assert items[1].failure.stage == "decode" and items[1].failure.message
+
+
+def test_a_damaged_picture_is_kept_where_that_was_asked_for(write_table: Callable[..., Path]) -> None:
+    damaged = {1: "image_truncated", 2: "image_damaged", 3: "image_empty"}
+    strict, keeping = items_of(write_table(5, damaged=damaged)), items_of(write_table(5, damaged=damaged, name="t"))
+    DecodeImages().process(strict)
+    assert [item.failure.reason if item.failure else None for item in strict] == [None, *damaged.values(), None]
+    DecodeImages(damaged="keep").process(keeping)
+    assert [item.failure.reason if item.failure else None for item in keeping] == [
+        None,
+        None,
+        None,
+        "image_empty",
+        None,
+    ]
+    assert [item.pixels is not None for item in keeping] == [True, True, True, False, True]
+    assert [(item.damage or "").partition(":")[0] for item in keeping] == [
+        "", "image_truncated", "image_damaged", "", "",
+    ]  # fmt: skip
+
+
+def test_a_damaged_picture_of_several_persons_is_noted_with_each(write_table: Callable[..., Path]) -> None:
+    first, second = items_of(write_table(2, damaged={0: "image_damaged"}))
+    second.row["image_uri"] = first.row["image_uri"]
+    DecodeOnce("keep").process([first, second])
+    assert first.damage and first.damage == second.damage and second.pixels is first.pixels
 
 
 def test_a_sample_without_an_address_passes_unless_images_are_required() -> None:

@@ -58,6 +58,18 @@ def test_good_and_bad_rows_part_and_the_books_close(
     assert bad[0]["message"] and bad[0]["image_uri"].endswith("00001.jpg")
 
 
+@pytest.mark.parametrize("threads", [0, 3])
+def test_rows_with_a_damaged_picture_that_is_kept_are_counted(
+    write_table: Callable[..., Path], plan: Callable[..., WorkerPlan], mean_stage: Any, threads: int
+) -> None:
+    """The rows that fail later are not, and a batch that is run again counts once."""
+    table = write_table(7, damaged={1: "image_truncated", 2: "image_damaged", 3: "image_damaged", 6: "image_empty"})
+    stages = (DecodeImages(damaged="keep"), mean_stage(fail_at=["x:3"]))
+    first, second = run_all(plan(table, stages=stages, batch_size=5, decode_threads=threads), 2)
+    assert (first.good, first.by_reason, first.tally) == (4, {"stage_error": 1}, {"damaged_kept": 2})
+    assert (second.good, second.by_reason, second.tally) == (1, {"image_empty": 1}, {})
+
+
 def test_a_shard_of_bad_rows_only_still_commits(
     write_table: Callable[..., Path], plan: Callable[..., WorkerPlan], mean_stage: Any
 ) -> None:

@@ -171,6 +171,17 @@ def test_every_form_of_a_picture_is_the_same_picture(tmp_path: Path) -> None:
     assert predictor.read_picture(picture.convert("CMYK")).shape == array.shape
 
 
+def test_a_damaged_picture_is_refused_or_read_with_a_note(tmp_path: Path) -> None:
+    Image.fromarray(pixels()).save(tmp_path / "half.jpg")
+    data = (tmp_path / "half.jpg").read_bytes()
+    (tmp_path / "half.jpg").write_bytes(data[: len(data) * 3 // 4] + b"\xff\xd9")
+    with pytest.raises(InputError, match=r"half\.jpg: is no readable picture .*--damaged keep"):
+        predictor.read_picture(tmp_path / "half.jpg")
+    notes: list[Exception] = []
+    assert predictor.read_picture(tmp_path / "half.jpg", on_kept=notes.append).shape == pixels().shape
+    assert len(notes) == 1
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from raymotion import storage
@@ -199,6 +200,23 @@ def test_a_picture_that_can_not_be_read_is_told_from_one_that_is_not_there(write
     shutil.copy(tmp_path / "000.png", tmp_path / "001.png")
     cache = cache_pictures(uris, 32, threads=2, folder=str(tmp_path / "cache"))
     assert PictureReader(32, cache=cache).read_all(uris, [0, 1, 2, 3], 0, False).status[1] == READ
+
+
+def test_a_damaged_picture_is_shown_where_the_recipe_keeps_it(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "whole.jpg")
+    data = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "half.jpg").write_bytes(data[: len(data) // 2] + b"\xff\xd9")
+    uris, folder = [str(tmp_path / "whole.jpg"), str(tmp_path / "half.jpg")], str(tmp_path / "cache")
+    strict, keeping = PictureReader(32), PictureReader(32, damaged="keep")
+    assert strict.read_all(uris, [0, 1], 0, False).status.tolist() == [READ, UNREADABLE]
+    kept = keeping.read_all(uris, [0, 1], 0, False)
+    assert kept.status.tolist() == [READ, READ] and kept.pixels[1].any()
+    assert set(kept.reasons) == {1} and "half.jpg: image_damaged" in kept.reasons[1]
+    # One cache would give the pictures of the other policy.
+    caches = [cache_pictures(uris, 32, threads=1, folder=folder, damaged=own) for own in ("quarantine", "keep")]
+    status = [PictureReader(32, cache=cache).read_all(uris, [0, 1], 0, False).status.tolist() for cache in caches]
+    assert status == [[READ, UNREADABLE], [READ, READ]]
 
 
 def test_few_damaged_pictures_are_masked_and_many_end_the_run(
