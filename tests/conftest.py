@@ -189,12 +189,7 @@ def refusing_store(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 def _store_at(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    import s3fs
-
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore's and s3fs's own waiting is not what is tested
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
-    s3fs.S3FileSystem.clear_instance_cache()
+    monkeypatch.setenv("RAYMOTION_STORE_PATIENCE", "0")
     yield
     monkeypatch.undo()
-    s3fs.S3FileSystem.clear_instance_cache()

@@ -70,9 +70,10 @@ def read_folder(folder: storage.PathLike, captions: storage.PathLike | None = No
     if not files:
         raise InputError(f"holds no pictures ({', '.join(EXTENSIONS)})", path=folder, remedy="Check the path.")
     texts: dict[str, list[str]] = {}
+    known = set(files)  # a key of a store may be spelled `a//b.jpg` or `./a.jpg`
     if captions is not None:
         for name, text in _read_captions(captions):
-            own = texts.setdefault(_normal(name, base), [])
+            own = texts.setdefault(name if name in known else _normal(name, base), [])
             if text:
                 own.append(text)
     stray = sorted(set(texts) - set(files))
@@ -87,7 +88,7 @@ def read_folder(folder: storage.PathLike, captions: storage.PathLike | None = No
         {
             "sample_id": f"folder:{name}",
             "group_id": f"folder:{name}",
-            "image_uri": storage.join(base, name),
+            "image_uri": storage.child(base, name),
             "captions": texts.get(name, []),
             "source": "folder",
         }
@@ -103,11 +104,7 @@ def _relative_names(folder: storage.PathLike) -> Iterator[str]:
     """Paths of all files below `folder`, relative to it and with '/'."""
     base = storage.absolute(folder)
     if storage.is_remote(folder):
-        with storage.explained(folder, "list it"):
-            fs, inner = storage.filesystem(folder)
-            fs.invalidate_cache()
-            for path in fs.find(inner):
-                yield posixpath.relpath(path, inner)
+        yield from storage.list_tree(folder)
         return
 
     def refuse(error: OSError) -> None:
@@ -137,7 +134,7 @@ def _normal(name: str, base: str) -> str:
 
 def _read_captions(path: storage.PathLike) -> Iterator[tuple[str, str]]:
     """Pairs of file and caption, the caption's whitespace made single spaces ('' where there is none)."""
-    kind = posixpath.splitext(str(path))[1].lower()
+    kind = storage.suffix(path)
     if kind in (".jsonl", ".ndjson"):
         for number, line in enumerate(storage.read_text(path).split("\n"), start=1):
             if line.strip():

@@ -372,7 +372,7 @@ def read_picture(image: str | os.PathLike[str] | np.ndarray | Image, min_side: i
 
 def _read_file(path: str, min_side: int | None) -> np.ndarray:
     try:
-        return pictures.decode_rgb(pictures.fetch(path), min_side=min_side)
+        return pictures.read_picture(storage.absolute(path), min_side=min_side)[1]
     except pictures.ImageUnreachable as error:
         raise RunFailed(str(error)) from error
     except pictures.ImageMissing as error:

@@ -9,14 +9,17 @@ Imports neither torch nor ray, as `pictures`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from raymotion.data.images import ImageError, decode_rgb, fetch
+from raymotion.access import Access, current
+from raymotion.data import fetch_ahead
+from raymotion.data.images import ImageError, read_picture
 from raymotion.data.streams import STREAMS
 from raymotion.learning.stream_views import LONGEST, View, crop, render_view
 from raymotion.models.backbones import BackboneIdentity, fitted
@@ -41,11 +44,13 @@ class PersonReader:
         level: of augmentation in training; the number of a view is that of the epoch. Never of other splits: the
             study augmented validation too.
         seed: of the views.
+        access: of the process that made the reader; the processes that read take it over.
     """
 
     identities: Mapping[str, BackboneIdentity]
     level: str = "none"
     seed: int = 0
+    access: Access = field(default_factory=current)
 
     @property
     def address_type(self) -> pa.DataType:
@@ -64,6 +69,12 @@ class PersonReader:
         Raises:
             AccessDenied, RunFailed: a permission is missing; a store does not answer.
         """
+        self.access.apply()
+        # Persons of one image that follow each other share its pixels: it is read once for them.
+        with fetch_ahead.shared().ahead(uri for uri, _ in groupby(address["uri"] for address in addresses)):
+            return self._read_all(addresses, rows, epoch, training)
+
+    def _read_all(self, addresses: Sequence[Any], rows: Sequence[int], epoch: int, training: bool) -> Pictures:
         n, view = len(rows), View(self.level, epoch) if training else View("none")
         arrays = {
             stream: np.zeros((n, own.size, own.size, 3), dtype=np.uint8) for stream, own in self.identities.items()
@@ -79,7 +90,10 @@ class PersonReader:
                 continue
             try:
                 # At full size: boxes are its pixels, and a small face has none to spare.
-                picture = last[1] if last is not None and last[0] == uri else decode_rgb(fetch(uri))
+                if last is not None and last[0] == uri:
+                    picture = last[1]
+                else:
+                    picture = read_picture(uri, fetch=fetch_ahead.shared().fetch)[1]
             except ImageError as error:
                 status[i] = UNREADABLE
                 reasons[int(rows[i])] = why_unreadable(uri, error)

@@ -23,10 +23,11 @@ import numpy as np
 import pyarrow as pa
 
 from raymotion import storage
+from raymotion.access import Access, current
 from raymotion.config import digest_of
+from raymotion.data import fetch_ahead
 from raymotion.data.features import default_cache
-from raymotion.data.images import ImageError, ImageUnreachable, decode_rgb, fetch
-from raymotion.errors import RunFailed
+from raymotion.data.images import ImageError, read_picture
 from raymotion.learning.augment import WHOLE, AugmentationKind, draw_view, render
 from raymotion.train.recipe import StudentRecipe
 
@@ -93,6 +94,7 @@ class PictureReader:
     Attributes:
         size: side of the square that the model reads.
         cache: file of `cache_pictures`, in place of the addresses.
+        access: of the process that made the reader; the processes that read take it over.
     """
 
     size: int
@@ -100,6 +102,7 @@ class PictureReader:
     smallest_crop: float = 0.5
     seed: int = 0
     cache: str | None = None
+    access: Access = field(default_factory=current)
 
     @property
     def address_type(self) -> pa.DataType:
@@ -125,7 +128,7 @@ class PictureReader:
         else:
             # Enough pixels for the smallest crop: a JPEG is decoded at a half or a quarter where that will do.
             side = math.ceil(self.size / math.sqrt(self.smallest_crop)) if augmented else self.size
-            picture = decode_rgb(fetch(uri), min_side=side)
+            _, picture = read_picture(uri, fetch=fetch_ahead.shared().fetch, min_side=side)
         view = WHOLE
         if augmented:
             rng = np.random.default_rng([self.seed, epoch, row])
@@ -143,28 +146,24 @@ class PictureReader:
         pixels = np.zeros((len(rows), self.size, self.size, 3), dtype=np.uint8)
         status = np.full(len(rows), READ, dtype=np.int8)
         reasons: dict[int, str] = {}
-        for i, (uri, row) in enumerate(zip(uris, rows, strict=True)):
-            try:
-                picture = self.read(uri, int(row), epoch, training)
-            except ImageError as error:
-                status[i] = UNREADABLE
-                reasons[int(row)] = why_unreadable(uri, error)
-                continue
-            if picture is None:
-                status[i] = ABSENT
-            else:
-                pixels[i] = picture
+        self.access.apply()
+        with fetch_ahead.shared().ahead(() if self.cache is not None else uris):
+            for i, (uri, row) in enumerate(zip(uris, rows, strict=True)):
+                try:
+                    picture = self.read(uri, int(row), epoch, training)
+                except ImageError as error:
+                    status[i] = UNREADABLE
+                    reasons[int(row)] = why_unreadable(uri, error)
+                    continue
+                if picture is None:
+                    status[i] = ABSENT
+                else:
+                    pixels[i] = picture
         return Pictures({PIXELS: pixels}, status, reasons)
 
 
 def why_unreadable(uri: str | None, error: ImageError) -> str:
-    """The reason for the record.
-
-    Raises:
-        RunFailed: the store is down, not this picture bad: masked, it would be learned without, or cached as bad.
-    """
-    if isinstance(error, ImageUnreachable) and storage.is_remote(str(uri)):
-        raise RunFailed(f"{error}. When the store answers again, the same command goes on") from error
+    """The reason for the record. (A store that is down is no `ImageError`: it ends the run, and masks no picture.)"""
     return f"{uri}: {error.reason}: {error}"
 
 

@@ -90,7 +90,6 @@ def test_weights_that_changed_since_the_job_began_are_refused() -> None:
 
 
 def test_a_store_that_is_down_ends_the_run_and_books_nothing(dead_store: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raymotion.data.images.PAUSES", (0.0,))
     item = Item({"sample_id": "a", "image_uri": "s3://bucket/a.jpg", "captions": []})
     with pytest.raises(RunFailed, match=r"When the store answers again, the same command goes on"):
         DecodeImages().process([item])
