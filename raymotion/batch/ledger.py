@@ -198,17 +198,23 @@ class Attempt:
 class Attempts:
     """Attempt notes of one run. They are of use only while that run lives: a killed driver blames no row.
 
-    In an object store each request costs a round trip. So the notes are listed once, when a worker gets ready, and
-    those of finished shards stay until the run ends (`remove_attempts`). Ray gives the shard of a worker that died to
-    the process that takes its place, which lists them after that death; a note beside a commit says nothing.
+    In an object store each request costs a round trip. There only the process that takes the place of one that died
+    keeps notes: Ray gives it the shard under which the other died, so a row that kills is found one death later than
+    on a disk. It lists the notes once, when it gets ready; those of finished shards stay until the run ends
+    (`remove_attempts`), and a note beside a commit says nothing.
+
+    Args:
+        replaces: whether this process takes the place of one that died.
     """
 
-    def __init__(self, folder: str, run_id: str) -> None:
-        self._out = folder
+    def __init__(self, folder: str, run_id: str, *, replaces: bool = True) -> None:
+        self._out, self._keeps = folder, replaces or not storage.is_remote(folder)
         self.folder = storage.join(folder, "_attempts", run_id)
         self._listed: set[str] | None = None
 
     def begin(self, shard: int) -> Attempt:
+        if not self._keeps:
+            return Attempt(count=1)
         path = self._path(shard)
         attempt = Attempt(**storage.read_json(path)) if self._has_note(shard) else Attempt()
         attempt.count += 1

@@ -94,7 +94,7 @@ class ShardWorker:
         # Read when a stage imports torch; what has no use for it does not wait for it.
         os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(plan.threads)
         self.manifest = Manifest(plan.folder, plan.columns)
-        self.attempts = Attempts(plan.folder, plan.run_id)
+        self.attempts = Attempts(plan.folder, plan.run_id, replaces=_replaces_another())
         # Looked up once: an attempt that died did so before this process began, or its note says so.
         self.left_in_quarantine = set(storage.list_names(storage.join(plan.folder, "quarantine")))
         deaths = self.attempts.begin_setup()
@@ -249,6 +249,15 @@ class ShardWorker:
         )
         write_commit(folder, commit)
         return commit
+
+
+def _replaces_another() -> bool:
+    """Whether Ray started this process in place of an actor's that died."""
+    import ray
+
+    if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
+        return False
+    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
 
 def _ahead(stage: Stage, items: Sequence[Item]) -> AbstractContextManager[None]:
