@@ -156,7 +156,7 @@ def parent(path: PathLike) -> str:
     folder, slash, _ = (rest[: version.start()] if version else rest).rpartition("/")
     if not slash:
         return text
-    return f"{scheme}://{folder}//" if folder.endswith("/") else f"{scheme}://{folder}"
+    return f"{scheme}://{folder}/" if folder.endswith("/") else f"{scheme}://{folder}"
 
 
 def suffix(path: PathLike) -> str:
