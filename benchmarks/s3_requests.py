@@ -103,6 +103,12 @@ class Proxy:
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
+    def reset(self) -> None:
+        """As new: no delay, no faults, nothing counted."""
+        self.latency, self.fault = 0.0, None
+        self.requests.clear()
+        self._seen.clear()
+
     def close(self) -> None:
         self.server.shutdown()
         self.server.server_close()

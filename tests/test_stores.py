@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import boto3
@@ -21,32 +19,6 @@ from hypothesis import strategies as st
 from raymotion import access, addresses, s3, storage, web
 from raymotion.errors import AccessDenied, AddressRefused, InputError, RunFailed, StoreUnavailable
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-
-
-def _benchmark() -> ModuleType:
-    """The proxy that counts, delays and spoils is the benchmark's."""
-    import sys
-
-    name = "s3_requests"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, REPOSITORY / "benchmarks" / "s3_requests.py")
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-@pytest.fixture
-def proxy(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A proxy in front of the S3 server, to which s3:// addresses lead; its `fault` can be set."""
-    made = _benchmark().Proxy(s3_server)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", made.endpoint)
-    monkeypatch.setenv(access.PATIENCE, "5")
-    monkeypatch.setattr(access, "FIRST_PAUSE", 0.01)
-    yield made
-    made.close()
-
 
 def first(times: int, wrong: tuple[Any, ...], method: str = "") -> Callable[[Any, int], tuple[Any, ...] | None]:
     """The first so many requests of each kind go wrong."""
@@ -58,15 +30,15 @@ FAULTS = [("status", 500), ("status", 503), ("reset",), ("cut", 3), ("cut", 0), 
 
 class TestAStoreThatFails:
     @pytest.mark.parametrize("wrong", FAULTS, ids=lambda w: "-".join(map(str, w)))
-    def test_reads_are_repeated(self, s3, proxy, wrong):
+    def test_reads_are_repeated(self, s3, store_proxy, wrong):
         storage.write_bytes(f"{s3}/a", b"whole content")
-        proxy.fault = first(3, wrong, "GET")
+        store_proxy.fault = first(3, wrong, "GET")
         assert storage.read_bytes(f"{s3}/a") == b"whole content"
         assert storage.read_head(f"{s3}/a", 5) == b"whole"
 
     @pytest.mark.parametrize("wrong", FAULTS[:3], ids=lambda w: "-".join(map(str, w)))
-    def test_everything_else_is_repeated_too(self, s3, proxy, wrong):
-        proxy.fault = first(2, wrong)
+    def test_everything_else_is_repeated_too(self, s3, store_proxy, wrong):
+        store_proxy.fault = first(2, wrong)
         table = pa.table({"x": list(range(500_000))})
         storage.write_bytes(f"{s3}/d/a", b"1")
         storage.write_table(f"{s3}/d/t.parquet", table)
@@ -79,60 +51,60 @@ class TestAStoreThatFails:
         storage.remove_tree(f"{s3}/d")
         assert storage.list_tree(s3) == []
 
-    def test_what_ray_is_given_is_patient_too(self, s3, proxy):
+    def test_what_ray_is_given_is_patient_too(self, s3, store_proxy):
         fs, inner = storage.filesystem(f"{s3}/a")
-        proxy.fault = first(2, ("status", 500))
+        store_proxy.fault = first(2, ("status", 500))
         with fs.open(inner, "wb") as file:
             file.write(b"from a library")
         with fs.open(inner, "rb") as file:
             assert file.read() == b"from a library"
-        proxy.fault = first(10**6, ("cut", 2), "GET")
+        store_proxy.fault = first(10**6, ("cut", 2), "GET")
         with access.using(patience=0.05), fs.open(inner, "rb") as file, pytest.raises(StoreUnavailable):
             file.read()
 
-    def test_giving_up_names_everything(self, s3, proxy):
-        proxy.fault = first(10**6, ("status", 500))
+    def test_giving_up_names_everything(self, s3, store_proxy):
+        store_proxy.fault = first(10**6, ("status", 500))
         with access.using(patience=0.3), pytest.raises(RunFailed) as caught:
             storage.read_bytes(f"{s3}/deep/a b.jpg")
         text = str(caught.value)
-        assert f"{s3}/deep/a b.jpg" in text and proxy.endpoint in text and "injected" in text
+        assert f"{s3}/deep/a b.jpg" in text and store_proxy.endpoint in text and "injected" in text
         assert "times in" in text and "to read it" in text and "the same command goes on" in text and "\n" not in text
 
-    def test_patience_is_a_time(self, s3, proxy):
-        proxy.fault = first(10**6, ("reset",))
+    def test_patience_is_a_time(self, s3, store_proxy):
+        store_proxy.fault = first(10**6, ("reset",))
         began = time.monotonic()
         with access.using(patience=1.0), pytest.raises(StoreUnavailable):
             storage.write_bytes(f"{s3}/a", b"")
         assert 1.0 <= time.monotonic() - began < 5
-        assert len(proxy.requests) >= 5
+        assert len(store_proxy.requests) >= 5
 
     @pytest.mark.parametrize("status, error", [(403, AccessDenied), (400, InputError), (501, InputError)])
-    def test_a_refusal_is_not_repeated(self, s3, proxy, status, error):
-        proxy.fault = first(10**6, ("status", status))
+    def test_a_refusal_is_not_repeated(self, s3, store_proxy, status, error):
+        store_proxy.fault = first(10**6, ("status", status))
         with pytest.raises(error):
             storage.read_bytes(f"{s3}/a")
-        assert len(proxy.requests) == 1
+        assert len(store_proxy.requests) == 1
 
-    def test_what_is_missing_is_asked_for_once(self, s3, proxy):
+    def test_what_is_missing_is_asked_for_once(self, s3, store_proxy):
         with pytest.raises(FileNotFoundError):
             storage.read_bytes(f"{s3}/none")
-        assert len(proxy.requests) == 1
+        assert len(store_proxy.requests) == 1
 
-    def test_an_object_that_is_empty_is_empty(self, s3, proxy):
+    def test_an_object_that_is_empty_is_empty(self, s3, store_proxy):
         storage.write_bytes(f"{s3}/a", b"")
         assert storage.read_bytes(f"{s3}/a") == b"" and storage.read_head(f"{s3}/a", 5) == b""
         with storage.open_input(f"{s3}/a") as file:
             assert file.read() == b""
 
-    def test_a_file_is_one_request(self, s3, proxy):
+    def test_a_file_is_one_request(self, s3, store_proxy):
         data = storage.parquet_bytes(pa.table({"x": [1.5] * 10, "y": ["a"] * 10}))
         storage.write_bytes(f"{s3}/a", data)
-        proxy.requests.clear()
+        store_proxy.requests.clear()
         assert storage.read_bytes(f"{s3}/a") == data
-        assert len(proxy.requests) == 1
+        assert len(store_proxy.requests) == 1
         storage.read_table(f"{s3}/a")
         storage.read_table(f"{s3}/a", ["y"])
-        assert len(proxy.requests) == 3
+        assert len(store_proxy.requests) == 3
 
     @pytest.mark.parametrize("text", ["soon", "-1", "nan", "inf"])
     def test_a_patience_that_is_none(self, monkeypatch, text):
