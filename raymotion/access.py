@@ -7,6 +7,7 @@ a worker of a cluster that ran before gets them with its plan (`Access.apply`).
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
 import time
@@ -41,8 +42,9 @@ class Access:
 
     def apply(self) -> None:
         """Makes this the access of the process, and of those that it starts."""
-        os.environ[PATIENCE] = f"{self.patience:g}"
-        os.environ[ALLOW_HTTP] = "1" if self.allow_http else "0"
+        if current() != self:  # readers call this from many threads: the environment is written only where it differs
+            os.environ[PATIENCE] = f"{self.patience:g}"
+            os.environ[ALLOW_HTTP] = "1" if self.allow_http else "0"
 
 
 def current() -> Access:
@@ -95,7 +97,7 @@ class Retries:
         self.address, self.action, self.store = address, action, store
         self.patience = current().patience
         self.tries = 0
-        self.began = time.monotonic()
+        self.first_failure = 0.0
 
     def pause(self, error: BaseException) -> float:
         """Seconds to wait before the next try.
@@ -103,8 +105,10 @@ class Retries:
         Raises:
             StoreUnavailable: the patience is used up.
         """
+        now = time.monotonic()
+        self.first_failure = self.first_failure or now
         self.tries += 1
-        spent = time.monotonic() - self.began
+        spent = now - self.first_failure
         longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self.tries - 1, 10))
         if spent >= self.patience:
             reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
@@ -113,7 +117,26 @@ class Retries:
                 f"{self.address}: the store ({self.store}) failed; tried {times} to {self.action} "
                 f"(the last time: {reason[:300]}). When the store answers again, the same command goes on"
             ) from error
+        _say_that_it_waits(self, error, spent)
         return min(longest * random.uniform(0.5, 1.0), max(0.05, self.patience - spent))
+
+
+# A command that waits says so: after so many seconds, and not more often than that.
+SILENT_SECONDS, SAY_EVERY = 5.0, 30.0
+_said_at = float("-inf")
+
+
+def _say_that_it_waits(retries: Retries, error: BaseException, spent: float) -> None:
+    global _said_at
+    now = time.monotonic()
+    if spent < SILENT_SECONDS or now - _said_at < SAY_EVERY:
+        return
+    _said_at = now
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    logging.getLogger("raymotion").warning(
+        f"{retries.address}: the store ({retries.store}) fails since {spent:.0f} s ({reason}); "
+        f"asked again for up to {retries.patience:g} s"
+    )
 
 
 def retried(retries: Retries, act: Callable[[], T], is_passing: Callable[[Exception], bool]) -> T:

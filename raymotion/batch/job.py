@@ -178,7 +178,8 @@ def _run_job(spec: JobSpec, address: str | None, progress: ProgressKind) -> JobS
         _close(spec, folder, record, commits, sizes)
     except BaseException as error:
         run.update(status="failed" if isinstance(error, Exception) else "interrupted", reason=str(error)[:500])
-        with contextlib.suppress(Exception):  # the reason why it ended is the one to tell
+        # The reason why it ended is the one to tell, and not to be kept back by a store that fails.
+        with contextlib.suppress(Exception), access.using(patience=0):
             storage.write_json(storage.join(folder, "job.json"), record)
         raise
     ended = time.time()
