@@ -65,7 +65,7 @@ class Generic:
         return self._try(address, "read it", lambda: bytes(self.fs.cat_file(self.inner, start=start, end=end)))
 
     def open_file(self, address: str) -> BinaryIO:
-        return self._try(address, "read it", lambda: self.fs.open(self.inner, "rb"))  # type: ignore[no-any-return]
+        return self._try(address, "read it", lambda: self.fs.open(self.inner, "rb"))
 
     def exists(self, address: str) -> bool:
         return self._try(address, "look at it", lambda: bool(self.fs.exists(self.inner)))

@@ -288,7 +288,7 @@ def _get(address: str, start: int | None = None, end: int | None = None) -> tupl
 
     fs = filesystem()
     try:
-        return sync(fs.loop, get, fs)  # type: ignore[no-any-return]
+        return sync(fs.loop, get, fs)
     except OSError as error:
         # An empty object has no ranges.
         cause = error.__cause__

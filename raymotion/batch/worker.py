@@ -263,7 +263,7 @@ def _replaces_another() -> bool:
 def _ahead(stage: Stage, items: Sequence[Item]) -> AbstractContextManager[None]:
     """Has a stage that reads files begin with those of the items, if it can."""
     begin = getattr(stage, "ahead", None)
-    return nullcontext() if begin is None else begin(items)  # type: ignore[no-any-return]
+    return nullcontext() if begin is None else begin(items)
 
 
 def _process(stage: Stage, batch: Sequence[Item]) -> None:
