@@ -49,6 +49,10 @@ class AccessDenied(InputError):
     """A file, folder or bucket may not be read or written. Never a fault of one row: the run stops."""
 
 
+class AddressRefused(InputError):
+    """An address of a kind that raymotion does not open, or not unless it is asked to. Nothing was requested."""
+
+
 class VocabularyMismatch(InputError):
     """Two vocabularies that have to be the same are not."""
 
@@ -61,3 +65,7 @@ class RunFailed(RaymotionError):
     """A run that started could not be finished; what it had committed stays."""
 
     exit_code = 1
+
+
+class StoreUnavailable(RunFailed, ConnectionError):
+    """A store failed for longer than its user wants to wait. Never a fault of one row: the run stops."""

@@ -1,8 +1,10 @@
 """Files on disk and in object stores, behind one set of functions.
 
-A path is a local path or any fsspec address (`s3://bucket/key`). Writes are atomic: a local file is written under a
-temporary name beside its place, flushed to disk and renamed; an object store's PUT is atomic by itself. Endpoint and
-credentials of S3 come from the usual AWS variables (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_PROFILE` ...).
+A path is a local path or an address (`s3://bucket/key`; `_remote` knows the stores). Names are taken as they are
+spelled: `a//b`, `a::b`, `a#b` and `a%20b` are four keys. Writes are atomic: a local file is written under a temporary
+name beside its place, flushed to disk and renamed; an object store's PUT is atomic by itself. A store that fails is
+asked again (`access.Retries`). Endpoint and credentials of S3 come from the usual AWS variables (`AWS_ENDPOINT_URL`,
+`AWS_ACCESS_KEY_ID`, `AWS_PROFILE` ...).
 """
 
 from __future__ import annotations
@@ -14,71 +16,132 @@ import hashlib
 import io
 import json
 import os
-import posixpath
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 
-from raymotion.errors import AccessDenied, InputError
+from raymotion.addresses import (
+    HTTP_SCHEMES,
+    S3_SCHEMES,
+    PathLike,
+    absolute,
+    child,
+    is_http,
+    is_remote,
+    join,
+    parent,
+    require_allowed,
+    require_allowed_in_table,
+    scheme_of,
+    suffix,
+)
+from raymotion.errors import AccessDenied, InputError, RaymotionError
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from fsspec import AbstractFileSystem
 
-PathLike = str | os.PathLike[str]
+__all__ = [
+    "PathLike",
+    "absolute",
+    "child",
+    "exists",
+    "explained",
+    "filesystem",
+    "is_dir",
+    "is_http",
+    "is_remote",
+    "join",
+    "list_names",
+    "list_tree",
+    "make_dir",
+    "open_input",
+    "parent",
+    "parquet_bytes",
+    "probe_writable",
+    "read_bytes",
+    "read_head",
+    "read_json",
+    "read_table",
+    "read_text",
+    "remove",
+    "remove_tree",
+    "require",
+    "require_allowed",
+    "require_allowed_in_table",
+    "require_folder",
+    "scheme_of",
+    "sha256_file",
+    "size_of",
+    "store_of",
+    "suffix",
+    "write_bytes",
+    "write_json",
+    "write_table",
+    "write_text",
+]
 
 
-def is_remote(path: PathLike) -> bool:
-    """Whether `path` is the address of an object store (or of anything else that fsspec opens), not of a local file."""
-    return "://" in str(path) and not str(path).startswith("file://")
+class _Store(Protocol):
+    """What is asked of a store; addresses are complete. A missing file is a FileNotFoundError."""
 
-
-def absolute(path: PathLike) -> str:
-    """`path` in a form that means the same in every process: local paths made absolute, addresses as they are."""
-    text = str(path)
-    if is_remote(text):
-        return text.rstrip("/")
-    return os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
-
-
-def join(base: PathLike, *parts: str) -> str:
-    """`base` and `parts` as one path; an absolute last part or an address wins, as with `os.path.join`."""
-    result = str(base)
-    for part in parts:
-        if is_remote(part):
-            result = part
-        elif is_remote(result):
-            result = posixpath.join(result, part)
-        else:
-            result = os.path.join(result, part)
-    return result
-
-
-def parent(path: PathLike) -> str:
-    """The folder that holds `path`."""
-    return posixpath.dirname(str(path)) if is_remote(path) else os.path.dirname(str(path))
+    def read(self, address: str, start: int | None = None, end: int | None = None) -> bytes: ...
+    def size(self, address: str) -> int: ...
+    def write(self, address: str, data: bytes) -> None: ...
+    def remove(self, address: str) -> None: ...
+    def remove_tree(self, address: str) -> None: ...
+    def exists(self, address: str) -> bool: ...
+    def is_dir(self, address: str) -> bool: ...
+    def names(self, address: str) -> list[str]: ...
+    def tree(self, address: str) -> list[str]: ...
+    def open_file(self, address: str) -> BinaryIO: ...
 
 
 def filesystem(path: PathLike) -> tuple[AbstractFileSystem, str]:
-    """The fsspec file system of `path`, and the path within it."""
+    """The fsspec file system of `path`, and the path within it: for libraries that want one."""
     import fsspec
 
+    require_allowed(path)
+    text = absolute(path)
+    scheme = scheme_of(text)
+    if scheme is None:
+        return fsspec.filesystem("file"), text
+    if scheme in S3_SCHEMES:
+        from raymotion import s3
+
+        return s3.filesystem(), text.split("://", 1)[1]
+    # By its scheme, never `url_to_fs`, which takes `::` in a name for a chain of file systems.
     try:
-        return fsspec.core.url_to_fs(absolute(path))
+        return fsspec.filesystem(scheme), text.split("://", 1)[1]
     except (ValueError, ImportError) as error:
         raise InputError(str(error), path=path, remedy="Use a local path or an s3:// address.") from error
 
 
+def _remote(path: PathLike) -> _Store:
+    """The store that an address belongs to."""
+    require_allowed(path)
+    scheme = scheme_of(path)
+    if scheme in S3_SCHEMES:
+        from raymotion import s3
+
+        return cast(_Store, s3)
+    from raymotion import other_stores
+
+    return other_stores.Web() if scheme in HTTP_SCHEMES else other_stores.Generic(*filesystem(path))
+
+
 @contextlib.contextmanager
 def explained(path: PathLike, action: str) -> Iterator[None]:
-    """Turns refusals into `AccessDenied` and a store that does not answer into a ConnectionError.
+    """Turns refusals into `AccessDenied`, and what else a store says against a request into an `InputError`.
 
-    A missing file stays a FileNotFoundError.
+    A missing file stays a FileNotFoundError; a store that fails is a `StoreUnavailable` by itself.
     """
     try:
         yield
+    except RaymotionError:
+        raise
     except Exception as error:
         if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
             raise AccessDenied(
@@ -94,8 +157,15 @@ def explained(path: PathLike, action: str) -> Iterator[None]:
                     path=path,
                     remedy="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE.",
                 ) from error
-            raise ConnectionError(f"{path}: {error}") from error
+            raise InputError(f"may not {action} ({str(error).rstrip('.')})", path=path) from error
+        if is_remote(path) and isinstance(error, OSError) and not isinstance(error, _ABOUT_THE_FILE):
+            reason = (error.strerror or str(error)).rstrip(".")
+            raise InputError(f"the store does not {action} ({reason})", path=path) from error
         raise
+
+
+# What says that a file is not there, or not a file; the callers know what that means.
+_ABOUT_THE_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
 
 
 def exists(path: PathLike) -> bool:
@@ -106,14 +176,12 @@ def exists(path: PathLike) -> bool:
             except (FileNotFoundError, NotADirectoryError):
                 return False
             return True
-        fs, inner = filesystem(path)
-        return bool(fs.exists(inner))
+        return _remote(path).exists(absolute(path))
 
 
 def is_dir(path: PathLike) -> bool:
     with explained(path, "look at it"):
-        fs, inner = filesystem(path)
-        return bool(fs.isdir(inner))
+        return _remote(path).is_dir(absolute(path)) if is_remote(path) else os.path.isdir(absolute(path))
 
 
 def require_folder(path: PathLike) -> None:
@@ -142,12 +210,13 @@ def list_names(folder: PathLike) -> list[str]:
                 return []
             except NotADirectoryError as error:
                 raise InputError("is a file, not a folder", path=folder, remedy="Name another folder.") from error
-        fs, inner = filesystem(folder)
-        try:
-            entries = fs.ls(inner, detail=True, refresh=True)
-        except FileNotFoundError:
-            return []
-        return sorted(posixpath.basename(entry["name"]) for entry in entries if entry["type"] == "file")
+        return sorted(_remote(folder).names(absolute(folder)))
+
+
+def list_tree(folder: PathLike) -> list[str]:
+    """Names of all files below the address of a folder, relative to it; `child(folder, name)` is their address."""
+    with explained(folder, "list it"):
+        return _remote(folder).tree(absolute(folder))
 
 
 def make_dir(folder: PathLike) -> None:
@@ -161,8 +230,31 @@ def read_bytes(path: PathLike) -> bytes:
     with explained(path, "read it"):
         if not is_remote(path):
             return Path(absolute(path)).read_bytes()
-        fs, inner = filesystem(path)
-        return bytes(fs.cat_file(inner))
+        return _remote(path).read(str(path))
+
+
+def read_head(path: PathLike, length: int) -> bytes:
+    """The first `length` bytes of a file, or all that it has."""
+    with explained(path, "read it"):
+        if is_remote(path):
+            return _remote(path).read(str(path), 0, length)
+        with open(absolute(path), "rb") as file:
+            return file.read(length)
+
+
+def store_of(path: PathLike) -> str:
+    """What the store of an address is called in messages."""
+    if scheme_of(path) in S3_SCHEMES:
+        from raymotion import s3
+
+        return s3.store_name()
+    return scheme_of(path) or "this machine"
+
+
+def size_of(path: PathLike) -> int:
+    """Bytes of a file, as its store says."""
+    with explained(path, "look at it"):
+        return _remote(path).size(str(path)) if is_remote(path) else os.path.getsize(absolute(path))
 
 
 def read_text(path: PathLike) -> str:
@@ -213,8 +305,7 @@ def write_bytes(path: PathLike, data: bytes, *, durable: bool = True) -> None:
     """Writes the whole file or nothing. `durable`: it survives a power cut too, not only the end of the process."""
     with explained(path, "write it"), _placed(path):
         if is_remote(path):
-            fs, inner = filesystem(path)
-            fs.pipe_file(inner, data)
+            _remote(path).write(str(path), data)
             return
         target = Path(absolute(path))
         if target.is_dir():
@@ -271,9 +362,11 @@ def read_table(path: PathLike, columns: list[str] | None = None) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
+        if columns is None and is_remote(path):  # all of it: one request, not one for each column of each row group
+            return pq.ParquetFile(pa.BufferReader(require(path))).read()
         with open_input(path) as file:
             return pq.ParquetFile(file).read(columns=columns)
-    except (ConnectionError, TimeoutError):
+    except RaymotionError:
         raise
     except (pa.ArrowException, OSError) as error:  # Arrow reports damaged pages as OSError
         raise InputError(
@@ -285,9 +378,11 @@ def read_table(path: PathLike, columns: list[str] | None = None) -> pa.Table:
 def open_input(path: PathLike) -> Iterator[BinaryIO]:
     """An open, seekable file for reading."""
     with explained(path, "read it"):
-        fs, inner = filesystem(path)
         try:
-            file = fs.open(inner, "rb")
+            if is_remote(path):
+                file = _remote(path).open_file(str(path))
+            else:
+                file = open(absolute(path), "rb")  # noqa: SIM115 - closed below
         except (FileNotFoundError, NotADirectoryError) as error:
             raise InputError("no such file", path=path, remedy="Check the path.") from error
         except IsADirectoryError as error:
@@ -300,8 +395,7 @@ def remove(path: PathLike) -> None:
     """Removes a file if it is there."""
     with explained(path, "remove it"), contextlib.suppress(FileNotFoundError):
         if is_remote(path):
-            fs, inner = filesystem(path)
-            fs.rm_file(inner)
+            _remote(path).remove(str(path))
         else:
             os.unlink(absolute(path))
 
@@ -310,8 +404,7 @@ def remove_tree(folder: PathLike) -> None:
     """Removes a folder and all that is in it, if it is there."""
     with explained(folder, "remove it"), contextlib.suppress(FileNotFoundError):
         if is_remote(folder):
-            fs, inner = filesystem(folder)
-            fs.rm(inner, recursive=True)
+            _remote(folder).remove_tree(absolute(folder))
         else:
             shutil.rmtree(absolute(folder))
 

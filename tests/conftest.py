@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import shutil
@@ -71,11 +72,10 @@ def s3_server() -> Iterator[str]:
 @pytest.fixture
 def s3(s3_server: str) -> str:
     """Address of a fresh, empty bucket: `s3://test-...`."""
-    import s3fs
+    from raymotion.s3 import filesystem
 
-    s3fs.S3FileSystem.clear_instance_cache()
     bucket = f"test-{uuid.uuid4().hex[:12]}"
-    s3fs.S3FileSystem(skip_instance_cache=True).mkdir(bucket)
+    filesystem().mkdir(bucket)
     return f"s3://{bucket}"
 
 
@@ -156,6 +156,32 @@ def run_command() -> Callable[..., Outcome]:
     return run
 
 
+@pytest.fixture(scope="session")
+def _proxy(s3_server: str) -> Iterator[Any]:
+    name = "s3_requests"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, REPOSITORY / "benchmarks" / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    made = sys.modules[name].Proxy(s3_server)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def store_proxy(_proxy: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A proxy in front of the S3 server, to which s3:// addresses lead: it counts, delays and spoils requests.
+
+    It is `Proxy` of benchmarks/s3_requests.py. Stores are waited for 5 s, with short pauses.
+    """
+    monkeypatch.setenv("AWS_ENDPOINT_URL", _proxy.endpoint)
+    monkeypatch.setenv("RAYMOTION_STORE_PATIENCE", "5")
+    monkeypatch.setattr("raymotion.access.FIRST_PAUSE", 0.01)
+    _proxy.reset()
+    return _proxy
+
+
 @pytest.fixture
 def dead_store(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """`s3://` addresses lead to a port where nobody listens."""
@@ -189,12 +215,7 @@ def refusing_store(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 def _store_at(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    import s3fs
-
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore's and s3fs's own waiting is not what is tested
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
-    s3fs.S3FileSystem.clear_instance_cache()
+    monkeypatch.setenv("RAYMOTION_STORE_PATIENCE", "0")
     yield
     monkeypatch.undo()
-    s3fs.S3FileSystem.clear_instance_cache()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,9 @@ from raymotion.learning.metrics import Evaluation
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.learning.significance import voids_results
 from raymotion.vocabulary import Vocabulary
+
+# Parts of an object store that are read at once, in order.
+PARTS_AHEAD = 8
 
 
 def with_choice(table: pa.Table, mask: np.ndarray, selected: np.ndarray, vocabulary: Vocabulary) -> pa.Table:
@@ -33,9 +38,17 @@ def with_choice(table: pa.Table, mask: np.ndarray, selected: np.ndarray, vocabul
 
 def read_parts(folder: storage.PathLike, columns: list[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
     """Names and tables of the parts of a data set, in order."""
-    for name in storage.list_names(folder):
-        if name.startswith("part-") and name.endswith(".parquet"):
-            yield name, storage.read_table(storage.join(folder, name), columns)
+    names = [name for name in storage.list_names(folder) if name.startswith("part-") and name.endswith(".parquet")]
+    ahead = PARTS_AHEAD if storage.is_remote(folder) else 0
+    with ThreadPoolExecutor(ahead or 1) as pool:  # each part of a store costs a round trip at least
+        waiting: deque[tuple[str, Future[pa.Table]]] = deque()
+        for name in names:
+            waiting.append((name, pool.submit(storage.read_table, storage.join(folder, name), columns)))
+            if len(waiting) > ahead:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for first, future in waiting:
+            yield first, future.result()
 
 
 def matrix_of(table: pa.Table) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import pyarrow as pa
 from pydantic import Field
 
-from raymotion import storage
+from raymotion import access, storage
 from raymotion.batch import ledger
 from raymotion.batch.cluster import connect, node_resources, plan_placement
 from raymotion.batch.preflight import (
@@ -60,6 +60,8 @@ class JobSettings(Settings):
     gpus_per_worker: float | None = Field(None, ge=0)
     decode_threads: int | None = Field(None, ge=0)
     autoscale: bool = Field(False, description="the cluster starts nodes for actors that wait")
+    allow_http: bool | None = Field(None, description="read pictures at http:// and https:// addresses")
+    store_patience: float | None = Field(None, ge=0, description="seconds for which a failing store is asked again")
     max_failed: float = Field(0.05, ge=0, le=1, description="share of rows that may fail before the run stops")
 
     def rows_that_may_fail(self, rows: int) -> int:
@@ -128,6 +130,11 @@ def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind
         AccessDenied: a file or folder may not be read or written; also in the middle of a run.
         RunFailed: more rows failed than `max_failed` allows, or the workers died; what was committed stays.
     """
+    with access.using(patience=spec.settings.store_patience, allow_http=spec.settings.allow_http):
+        return _run_job(spec, address, progress)
+
+
+def _run_job(spec: JobSpec, address: str | None, progress: ProgressKind) -> JobSummary:
     folder = storage.absolute(spec.settings.out)
     samples = read_samples(spec.settings.samples)
     if not samples.num_rows:
@@ -177,7 +184,8 @@ def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind
         _close(spec, folder, record, commits, sizes)
     except BaseException as error:
         run.update(status="failed" if isinstance(error, Exception) else "interrupted", reason=str(error)[:500])
-        with contextlib.suppress(Exception):  # the reason why it ended is the one to tell
+        # The reason why it ended is the one to tell, and not to be kept back by a store that fails.
+        with contextlib.suppress(Exception), access.using(patience=0):
             storage.write_json(storage.join(folder, "job.json"), record)
         raise
     ended = time.time()

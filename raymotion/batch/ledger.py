@@ -143,7 +143,11 @@ class Commit:
 
 
 def write_commit(folder: str, commit: Commit) -> None:
-    storage.write_json(storage.join(folder, "_commits", f"{shard_name(commit.shard)}.json"), asdict(commit))
+    storage.write_json(_commit_path(folder, commit.shard), asdict(commit))
+
+
+def _commit_path(folder: str, shard: int) -> str:
+    return storage.join(folder, "_commits", f"{shard_name(shard)}.json")
 
 
 def read_commits(folder: str, job_digest: str) -> dict[int, Commit]:
@@ -194,14 +198,27 @@ class Attempt:
 
 
 class Attempts:
-    """Attempt notes of one run. They are of use only while that run lives: a killed driver blames no row."""
+    """Attempt notes of one run. They are of use only while that run lives: a killed driver blames no row.
 
-    def __init__(self, folder: str, run_id: str) -> None:
+    In an object store each request costs a round trip. There only the process that takes the place of one that died
+    keeps notes: Ray gives it the shard under which the other died, so a row that kills is found one death later than
+    on a disk. It lists the notes once, when it gets ready; those of finished shards stay until the run ends
+    (`remove_attempts`), and a note beside a commit says nothing.
+
+    Args:
+        replaces: whether this process takes the place of one that died.
+    """
+
+    def __init__(self, folder: str, run_id: str, *, replaces: bool = True) -> None:
+        self._out, self._keeps = folder, replaces or not storage.is_remote(folder)
         self.folder = storage.join(folder, "_attempts", run_id)
+        self._listed: set[str] | None = None
 
     def begin(self, shard: int) -> Attempt:
+        if not self._keeps:
+            return Attempt(count=1)
         path = self._path(shard)
-        attempt = Attempt(**storage.read_json(path)) if storage.exists(path) else Attempt()
+        attempt = Attempt(**storage.read_json(path)) if self._has_note(shard) else Attempt()
         attempt.count += 1
         if attempt.suspect is not None:
             row = str(attempt.suspect)
@@ -212,13 +229,21 @@ class Attempts:
         self.note(shard, attempt)
         return attempt
 
+    def _has_note(self, shard: int) -> bool:
+        if not storage.is_remote(self.folder):
+            return storage.exists(self._path(shard))
+        if self._listed is None:
+            self._listed = set(storage.list_names(self.folder))
+        return f"{shard_name(shard)}.json" in self._listed and not storage.exists(_commit_path(self._out, shard))
+
     def note(self, shard: int, attempt: Attempt) -> None:
         # A note has to outlive its process, not the machine: no fsync, which would cost more than the note.
         storage.write_json(self._path(shard), asdict(attempt), durable=False)
 
     def begin_setup(self) -> int:
         """Notes that a worker loads its models; returns how many died at that on this machine."""
-        begun = [name for name in storage.list_names(self.folder) if name.startswith("setup-")]
+        self._listed = set(storage.list_names(self.folder))
+        begun = [name for name in self._listed if name.startswith("setup-")]
         # A note whose process is gone was left by a death; a process can be looked up on its own machine only.
         own = [name for name in begun if name.startswith(f"setup-{socket.gethostname()}-")]
         dead = [name for name in own if not Path("/proc", name.rsplit("-", 1)[1].removesuffix(".json")).exists()]
@@ -232,7 +257,8 @@ class Attempts:
         return storage.join(self.folder, f"setup-{socket.gethostname()}-{os.getpid()}.json")
 
     def end(self, shard: int) -> None:
-        storage.remove(self._path(shard))
+        if not storage.is_remote(self.folder) or f"{shard_name(shard)}.json" in (self._listed or ()):
+            storage.remove(self._path(shard))
 
     def _path(self, shard: int) -> str:
         return storage.join(self.folder, f"{shard_name(shard)}.json")

@@ -6,19 +6,25 @@ import contextlib
 import hashlib
 import json
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymotion import __version__, storage
+from raymotion.data.samples import require_allowed_images
 from raymotion.errors import InputError, SettingsMismatch
 
 if TYPE_CHECKING:
     from raymotion.batch.job import JobSpec
 
 FORMAT = 1
+# Of an object store's folders so many are tried. A set may have one for each picture.
+MOST_REMOTE_FOLDERS = 32
+ONLY_FEW = 3
 
 
 def new_record(spec: JobSpec, identity: Mapping[str, Any], digest: str, samples: pa.Table) -> dict[str, Any]:
@@ -95,24 +101,46 @@ def check_folder(folder: str) -> None:
 def check_image_folders(samples: pa.Table, *, required: bool) -> None:
     """Every folder that images are in can be looked into, and a file of it read: else all rows would end in quarantine.
 
+    An object store has no folders: a file of some of them is read there. Web addresses are not tried.
+
     Args:
         required: whether a table without any image is an error.
     """
     uris = pc.drop_null(samples.column("image_uri")).to_pylist()
     if not uris and required:
         raise InputError("no sample has an image_uri", remedy="Prepare the table with --images.")
+    require_allowed_images(samples)
     first: dict[str, str] = {}
+    rows: Counter[str] = Counter()
     for uri in uris:
-        first.setdefault(storage.parent(uri), uri)
-    for folder in sorted(first):
+        if not storage.is_http(uri):
+            folder = storage.parent(uri)
+            first.setdefault(folder, uri)
+            rows[folder] += 1
+    remote = sorted(folder for folder in first if storage.is_remote(folder))
+    some = remote[:: max(1, -(-len(remote) // MOST_REMOTE_FOLDERS))]
+    with ThreadPoolExecutor(16) as pool:  # a store answers slowly, but many at once
+        found = list(pool.map(_is_there, [first[folder] for folder in some]))
+    for folder, there in zip(some, found, strict=True):
+        # One file may be missing, and the only one of its folder too; a folder of many without any is a mistake.
+        if not there and (rows[folder] > ONLY_FEW or not any(found)):
+            storage.require_folder(folder)
+    for folder in sorted(folder for folder in first if not storage.is_remote(folder)):
         storage.require_folder(folder)
         # A folder may be entered and its files still be closed to us.
         with (
             contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError),
             storage.explained(first[folder], "read it"),
         ):
-            fs, inner = storage.filesystem(first[folder])
-            fs.open(inner, "rb").close()
+            open(storage.absolute(first[folder]), "rb").close()
+
+
+def _is_there(file: str) -> bool:
+    try:
+        storage.read_head(file, 1)
+    except (FileNotFoundError, IsADirectoryError):
+        return False
+    return True
 
 
 def computed_with(device: str, precision: str, batch_size: int) -> dict[str, Any]:

@@ -7,15 +7,16 @@ tested, without Ray. It notes on an item why that item failed, and raises only w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from raymotion import storage
-from raymotion.data.images import ImageError, ImageUnreachable, decode_rgb, fetch
+from raymotion.data import fetch_ahead
+from raymotion.data.images import ImageError, read_picture
 from raymotion.data.picture_damage import DamagedPolicy
-from raymotion.errors import InputError, RunFailed
+from raymotion.errors import InputError
 from raymotion.models.regions import ExtractorIdentity, Regions
 
 MESSAGE_LIMIT = 500  # characters; messages go into files row by row
@@ -74,7 +75,8 @@ class Stage(Protocol):
     """What a worker runs; instances are sent to it by pickle before `setup`, so they hold settings only.
 
     A stage that counts something (forward passes) does so in an attribute `tally`, a Counter, which the worker empties
-    before each shard and writes into its commit.
+    before each shard and writes into its commit. One that reads files may have a method `ahead(items)`, a context in
+    which it fetches what these items need.
     """
 
     name: str
@@ -107,6 +109,10 @@ class DecodeImages:
     def setup(self, threads: int, device: str) -> None:
         pass
 
+    def ahead(self, items: Sequence[Item]) -> AbstractContextManager[None]:
+        """Fetches the pictures of these items, each once for its unit, while the block lasts."""
+        return fetch_ahead.shared().ahead(item.row["image_uri"] for item in items)
+
     def process(self, items: Sequence[Item]) -> None:
         for item in items:
             uri = item.row["image_uri"]
@@ -116,12 +122,11 @@ class DecodeImages:
                 continue
             kept: list[ImageError] = []
             try:
-                item.pixels = decode_rgb(fetch(uri), min_side=self.min_side, damaged=self.damaged, on_kept=kept.append)
+                _, item.pixels = read_picture(
+                    uri, fetch=fetch_ahead.shared().fetch, min_side=self.min_side, damaged=self.damaged,
+                    on_kept=kept.append,
+                )  # fmt: skip
                 item.damage = f"{kept[0].reason}: {kept[0]}"[:MESSAGE_LIMIT] if kept else None
-            except ImageUnreachable as error:
-                if storage.is_remote(uri):  # the store is down, not this picture bad: nothing is to be booked
-                    raise RunFailed(f"{error}. When the store answers again, the same command goes on") from error
-                item.failure = Failure.of(self.name, error)
             except ImageError as error:
                 item.failure = Failure.of(self.name, error)
 

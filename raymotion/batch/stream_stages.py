@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,9 @@ class DecodeOnce(DecodeImages):
 
     def __init__(self, damaged: DamagedPolicy = "quarantine") -> None:
         super().__init__(None, required=True, damaged=damaged)
+
+    def ahead(self, items: Sequence[Item]) -> AbstractContextManager[None]:
+        return super().ahead([unit[0] for unit in image_units(items)])
 
     def process(self, items: Sequence[Item]) -> None:
         for first, *others in image_units(items):

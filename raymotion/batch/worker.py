@@ -12,12 +12,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import pyarrow as pa
 
 from raymotion import storage
+from raymotion.access import Access, current
 from raymotion.batch.ledger import (
     DAMAGED_KEPT,
     QUARANTINE_SCHEMA,
@@ -61,6 +63,7 @@ class WorkerPlan:
         device: torch device.
         columns: of the sample table that items hold besides sample_id, image_uri and captions.
         keep_images_together: items of one image share a batch, and go to the first stage in one call.
+        access: how stores and web addresses are dealt with.
     """
 
     folder: str
@@ -74,6 +77,7 @@ class WorkerPlan:
     device: str
     columns: tuple[str, ...] = ()
     keep_images_together: bool = False
+    access: Access = field(default_factory=current)
 
 
 class ShardWorker:
@@ -95,10 +99,13 @@ class ShardWorker:
 
     def _set_up(self) -> None:
         plan = self.plan
+        plan.access.apply()
         # Read when a stage imports torch; what has no use for it does not wait for it.
         os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(plan.threads)
         self.manifest = Manifest(plan.folder, plan.columns)
-        self.attempts = Attempts(plan.folder, plan.run_id)
+        self.attempts = Attempts(plan.folder, plan.run_id, replaces=_replaces_another())
+        # Looked up once: an attempt that died did so before this process began, or its note says so.
+        self.left_in_quarantine = set(storage.list_names(storage.join(plan.folder, "quarantine")))
         deaths = self.attempts.begin_setup()
         if deaths > MOST_DEATHS_IN_SETUP:
             raise RunFailed(
@@ -129,13 +136,15 @@ class ShardWorker:
         """Runs and commits one shard; a row that kills the process is found out, and blamed, over the next attempts."""
         started = time.monotonic()
         items = [Item(row) for row in self.manifest.rows(shard)]
-        attempt = self.attempts.begin(shard)
         for tally in self._tallies():
             tally.clear()
-        batch_size = self.plan.batch_size
-        if attempt.count > 1:
-            batch_size = self._find_culprit(shard, items, attempt)
-        seconds = self._run(items, batch_size)
+        # Begun first: while the store takes the note, it sends the pictures.
+        with _ahead(self.plan.stages[0], items):
+            attempt = self.attempts.begin(shard)
+            batch_size = self.plan.batch_size
+            if attempt.count > 1:
+                batch_size = self._find_culprit(shard, items, attempt)
+            seconds = self._run(items, batch_size)
         commit = self._write(shard, items, attempt, seconds, started)
         self.attempts.end(shard)
         return commit
@@ -229,7 +238,8 @@ class ShardWorker:
                 for row, failure in bad
             ]
             quarantine_sha256, _ = storage.write_table(quarantine, pa.Table.from_pylist(rows, QUARANTINE_SCHEMA))
-        else:  # an attempt that died before its commit may have left rows here that are good now
+        elif name in self.left_in_quarantine or attempt.count > 1 or not storage.is_remote(folder):
+            # An attempt that died before its commit may have left rows here that are good now.
             storage.remove(quarantine)
         commit = Commit(
             shard=shard,
@@ -249,6 +259,21 @@ class ShardWorker:
         )
         write_commit(folder, commit)
         return commit
+
+
+def _replaces_another() -> bool:
+    """Whether Ray started this process in place of an actor's that died."""
+    import ray
+
+    if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
+        return False
+    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
+
+
+def _ahead(stage: Stage, items: Sequence[Item]) -> AbstractContextManager[None]:
+    """Has a stage that reads files begin with those of the items, if it can."""
+    begin = getattr(stage, "ahead", None)
+    return nullcontext() if begin is None else begin(items)
 
 
 def _process(stage: Stage, batch: Sequence[Item]) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from raymotion.cli.options import access_options
+
 
 @click.command()
 @click.argument("labels")
@@ -41,6 +43,7 @@ import click
     "--bootstrap", type=click.IntRange(0), default=1000, show_default=True, help="Resamples of the intervals."
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of the resamples.")
+@access_options
 def audit(labels: str, truth: str | None, predictions: str | None, out: str, **options: Any) -> None:
     """Check pseudo-labels against human labels, or against themselves.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from raymotion.cli.faces import faces
+from raymotion.cli.options import access_options
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -375,3 +376,7 @@ def _say_written(out: str, report: SyntheticReport) -> None:
     _say("captions", report.captions)
     _say("files", ", ".join(report.files))
     _say("wrote", out)
+
+
+for _command in prepare.commands.values():
+    access_options(_command)

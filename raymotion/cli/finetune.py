@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from raymotion.cli.options import cluster_option
+from raymotion.cli.options import access_options, cluster_option
 
 
 @click.command()
@@ -41,6 +41,7 @@ from raymotion.cli.options import cluster_option
     help="One run after the other, in this process.  [default: one for each CPU at once]",
 )
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Override one setting (repeatable).")
+@access_options
 @cluster_option
 def finetune(
     student: str,

@@ -6,6 +6,8 @@ from typing import Literal
 
 import click
 
+from raymotion.cli.options import access_options
+
 
 @click.command()
 @click.argument("image", required=False)
@@ -35,6 +37,7 @@ import click
 @click.option("--all", "everything", is_flag=True, help="Show every emotion.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with every emotion, for programs.")
 @click.option("--device", default="cpu", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1 ...")
+@access_options
 def predict(
     image: str | None,
     captions: tuple[str, ...],

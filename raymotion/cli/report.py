@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from raymotion.cli.options import access_options
+
 
 @click.command(
     epilog="""
@@ -19,6 +21,7 @@ Example:
     "--samples", default=24, show_default=True, type=click.IntRange(0, 500), help="Images shown, with their emotions."
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of the images that are picked at random.")
+@access_options
 def report(labels: str, out: str, samples: int, seed: int) -> None:
     """Show a labelled data set as one HTML page that opens offline.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from raymotion.cli.options import cluster_option
+from raymotion.cli.options import access_options, cluster_option
 
 
 @click.command()
@@ -38,6 +38,7 @@ from raymotion.cli.options import cluster_option
     "--workers", type=int, help="Workers that train together; 0: this process, without Ray. Default: the recipe's, 1."
 )
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Override one setting (repeatable).")
+@access_options
 @cluster_option
 def train(
     recipe: str,

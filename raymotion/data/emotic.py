@@ -115,7 +115,7 @@ def _read_annotations(
     if annotations is not None and not storage.is_dir(annotations):
         path = str(annotations)
         stem = path.replace("\\", "/").rsplit("/", 1)[-1].lower()
-        if stem.endswith(".csv"):
+        if storage.suffix(path) == ".csv":
             split = next((name for name in SPLITS if name in stem), None)
             if split is None:
                 raise InputError("names no split", path=path, remedy="Call it train.csv, val.csv or test.csv.")

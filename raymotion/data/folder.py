@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -128,7 +127,7 @@ def _captions_of(
 
 def _read_captions(path: storage.PathLike, names: FileNames) -> Iterator[tuple[str, str]]:
     """Pairs of file and caption, the caption's whitespace made single spaces ('' where there is none)."""
-    kind = posixpath.splitext(str(path))[1].lower()
+    kind = storage.suffix(path)
     if kind in (".jsonl", ".ndjson"):
         for line, value in json_lines(storage.read_text(path), path):
             yield from _json_line(value, path, line)

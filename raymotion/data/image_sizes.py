@@ -75,6 +75,7 @@ def read_size(uri: str) -> PictureSize:
         ImageError: there is no file (`ImageMissing`), or it is not a picture that raymotion reads.
         AccessDenied: the file may not be read.
     """
+    storage.require_allowed_in_table(uri)
     if storage.is_remote(uri):
         head = _head(uri)
         return _measure(io.BytesIO(head)) or _measure_whole(fetch(uri) if len(head) >= _HEAD else head)
@@ -108,16 +109,12 @@ def read_sizes(uris: Iterable[str]) -> dict[str, PictureSize | ImageError]:
 
 
 def _head(uri: str) -> bytes:
-    with storage.explained(uri, "read it"):
-        fs, inner = storage.filesystem(uri)
-        try:
-            return bytes(fs.cat_file(inner, start=0, end=_HEAD))
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise ImageMissing(f"no file at {uri}") from error
-        except AccessDenied:
-            raise
-        except OSError:
-            return fetch(uri)  # which asks again, and says so if the store does not answer
+    if storage.is_http(uri):  # few servers read ranges, and all of them are held to the limits of `fetch`
+        return fetch(uri)
+    try:
+        return storage.read_head(uri, _HEAD)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise ImageMissing(f"no file at {uri}") from error
 
 
 def _measure(file: BinaryIO) -> PictureSize | None:

@@ -8,12 +8,14 @@ import re
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from raymotion import storage
+from raymotion import storage, web
+from raymotion.access import Retries
 from raymotion.data.file_kinds import describe_file, is_text
 from raymotion.data.picture_damage import (
     DamagedPolicy,
@@ -28,7 +30,7 @@ from raymotion.data.picture_damage import (
     webp_fault,
     webp_probe,
 )
-from raymotion.errors import AccessDenied
+from raymotion.errors import RaymotionError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
@@ -36,7 +38,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 2
 
-# Seconds before a file is asked for again.
+# Seconds before a file of a disk is asked for again.
 PAUSES = (0.2, 1.0, 4.0)
 
 # A truncated file is an error here, never a picture whose lower half is grey.
@@ -97,22 +99,27 @@ class ImageTooSmall(ImageError):
 
 
 class ImageUnreachable(ImageError):
-    """The store did not give the file, also when asked again."""
+    """The disk or the web server did not give the file, also when asked again."""
 
     reason = "image_unreachable"
 
 
 def fetch(uri: str, *, attempts: int = 3) -> bytes:
-    """The bytes at `uri`.
+    """The bytes at `uri`, an address of a sample table.
 
     Raises:
-        ImageMissing, ImageUnreachable: the file is not there; the store failed `attempts` times.
-        AccessDenied: never the fault of one row, so it is not an `ImageError`.
+        ImageMissing, ImageUnreachable, ImageTooLarge: the file is not there; a disk failed `attempts` times; a web
+            server refused, failed or broke a limit (`raymotion.web`). Each is the fault of that address.
+        AddressRefused: an address of a kind that is not read.
+        AccessDenied, StoreUnavailable: never the fault of one row, so they are no `ImageError`.
     """
+    storage.require_allowed_in_table(uri)
+    if storage.is_http(uri):
+        return _from_the_web(uri)
     for attempt in range(1, attempts + 1):
         try:
             return storage.read_bytes(uri)
-        except AccessDenied:
+        except RaymotionError:  # a store was asked again already, for as long as its user wants
             raise
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ImageMissing(f"no file at {uri}") from error
@@ -123,6 +130,62 @@ def fetch(uri: str, *, attempts: int = 3) -> bytes:
                 raise ImageUnreachable(f"{uri}: {error}") from error
             time.sleep(PAUSES[min(attempt, len(PAUSES)) - 1])
     raise AssertionError("unreachable")
+
+
+def _from_the_web(uri: str) -> bytes:
+    try:
+        return web.read(uri)
+    except FileNotFoundError as error:
+        raise ImageMissing(f"no file at {uri} ({error.strerror})") from error
+    except web.TooManyBytes as error:
+        raise ImageTooLarge(str(error)) from error
+    except OSError as error:
+        raise ImageUnreachable(str(error)) from error
+
+
+def read_picture(
+    uri: str,
+    *,
+    fetch: Callable[[str], bytes] = fetch,
+    on_kept: Callable[[ImageError], None] | None = None,
+    **how: Any,
+) -> tuple[bytes, np.ndarray]:
+    """The bytes at `uri` and the pixels in them. Before a picture of a store is called bad, its length is checked.
+
+    Args:
+        fetch: gives the bytes.
+        on_kept, how: keywords of `decode_rgb`.
+
+    Raises:
+        ImageError, AddressRefused, AccessDenied, StoreUnavailable: as `fetch` and `decode_rgb`.
+    """
+    data = fetch(uri)
+    kept: list[ImageError] = []
+    try:
+        pixels = decode_rgb(data, on_kept=kept.append, **how)
+    except ImageError:
+        whole = _fetched_whole(uri, data)
+        if whole is None:
+            raise
+    else:
+        whole = _fetched_whole(uri, data) if kept else None
+        if whole is None:
+            for error in kept if on_kept is not None else ():
+                on_kept(error)  # type: ignore[misc]
+            return data, pixels
+    return whole, decode_rgb(whole, on_kept=on_kept, **how)
+
+
+def _fetched_whole(uri: str, data: bytes) -> bytes | None:
+    """The object's bytes, if it has more or fewer than came; None: the store sent what it has."""
+    if not storage.is_remote(uri) or storage.is_http(uri):
+        return None
+    retries = None
+    while (size := storage.size_of(uri)) != len(data):
+        retries = retries or Retries(uri, "read it", storage.store_of(uri))
+        time.sleep(retries.pause(OSError(f"{len(data)} bytes came, and the object has {size}")))
+        data = fetch(uri)
+    return data if retries else None
 
 
 def decode_rgb(

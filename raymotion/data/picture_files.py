@@ -44,7 +44,7 @@ class FolderContent:
 
     def address(self, name: str) -> str:
         """The place of the file `name`; keys of a store are taken letter for letter."""
-        return f"{self.base}/{name}" if storage.is_remote(self.base) else os.path.join(self.base, name)
+        return storage.child(self.base, name)
 
     def notes(self) -> list[str]:
         """One line for each reason for which files were left out."""
@@ -73,7 +73,7 @@ def list_pictures(folder: storage.PathLike) -> FolderContent:
     content = FolderContent(storage.absolute(folder))
     with storage.explained(folder, "list it"):
         try:
-            for name in _keys(folder) if storage.is_remote(folder) else _walk(content):
+            for name in storage.list_tree(folder) if storage.is_remote(folder) else _walk(content):
                 _sort_in(name, content)
         except NotADirectoryError as error:
             raise InputError("is a file, not a folder", path=folder, remedy="Name another folder.") from error
@@ -91,19 +91,6 @@ def _sort_in(name: str, content: FolderContent) -> None:
         content.unreadable_names += 1
     else:
         content.pictures.append(name)
-
-
-def _keys(folder: storage.PathLike) -> Iterator[str]:
-    fs, inner = storage.filesystem(folder)
-    fs.invalidate_cache()
-    start = inner.rstrip("/") + "/"
-    try:
-        found = fs.find(inner)
-    except FileNotFoundError:
-        return
-    for path in found:
-        if path.startswith(start):
-            yield path[len(start) :]
 
 
 def _walk(content: FolderContent) -> Iterator[str]:

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymotion import storage
-from raymotion.errors import InputError
+from raymotion.errors import AddressRefused, InputError
 from raymotion.vocabulary import Vocabulary
 
 BOX = pa.list_(pa.float32(), 4)
@@ -103,6 +103,21 @@ def write_samples(path: storage.PathLike, table: pa.Table) -> None:
 def read_samples(path: storage.PathLike) -> pa.Table:
     """Reads and validates a sample table; `InputError` names the file, the row and the reason."""
     return validate(storage.read_table(path), where=path)
+
+
+def require_allowed_images(table: pa.Table) -> None:
+    """Refuses a table with pictures at addresses that are not read, before anything is.
+
+    Raises:
+        AddressRefused: names the first such row: `file:` and other schemes, or http(s) that was not asked for.
+    """
+    for row, uri in enumerate(table.column("image_uri").to_pylist()):
+        if uri is None:
+            continue
+        try:
+            storage.require_allowed_in_table(uri)
+        except AddressRefused as error:
+            raise AddressRefused(error.reason, path=error.path, row=row, remedy=error.remedy) from error
 
 
 def validate(table: pa.Table, *, where: object = None) -> pa.Table:

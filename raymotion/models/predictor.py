@@ -393,7 +393,8 @@ def read_picture(
 def _read_file(path: str, min_side: int | None, on_kept: Callable[[Exception], None] | None) -> np.ndarray:
     try:
         policy: DamagedPolicy = "quarantine" if on_kept is None else "keep"
-        return pictures.decode_rgb(pictures.fetch(path), min_side=min_side, damaged=policy, on_kept=on_kept)
+        where = storage.absolute(path)
+        return pictures.read_picture(where, min_side=min_side, damaged=policy, on_kept=on_kept)[1]
     except pictures.ImageUnreachable as error:
         raise RunFailed(str(error)) from error
     except pictures.ImageMissing as error:

@@ -323,7 +323,7 @@ def read_state_dict(path: storage.PathLike) -> dict[str, torch.Tensor]:
 
     data = storage.require(path)
     try:
-        if str(path).endswith(".safetensors"):
+        if storage.suffix(path) == ".safetensors":
             return load(data)
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:

@@ -59,9 +59,9 @@ def load_tokenizer(source: storage.PathLike) -> PreTrainedTokenizerFast:
         InputError: nothing is there, or it is not WordPiece with BERT's special tokens.
     """
     text = str(source)
-    if text.endswith(".txt"):
+    if storage.suffix(text) == ".txt":
         return _from_vocabulary_file(text)
-    if text.endswith(".json"):
+    if storage.suffix(text) == ".json":
         return _from_json(text)
     for name, read in ((FILE, _from_json), ("vocab.txt", _from_vocabulary_file)):
         if storage.exists(storage.join(text, name)):

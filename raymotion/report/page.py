@@ -15,7 +15,7 @@ from PIL import Image
 
 from raymotion import storage
 from raymotion.data import images
-from raymotion.errors import AccessDenied, InputError
+from raymotion.errors import AccessDenied, AddressRefused, InputError
 from raymotion.learning.collapse import Collapse, binary_entropy, check_collapse, first_labels
 from raymotion.learning.metrics import Evaluation
 from raymotion.learning.significance import voids_results
@@ -280,11 +280,13 @@ def thumbnail(uri: str | None) -> tuple[str | None, str]:
     if not uri:
         return None, "no image"
     try:
-        pixels = images.decode_rgb(images.fetch(uri), min_side=THUMBNAIL[1], damaged="keep")
+        _, pixels = images.read_picture(uri, min_side=THUMBNAIL[1], damaged="keep")
     except images.ImageError as error:
         return None, f"no image: {error.reason}"
     except AccessDenied:
         return None, "no image: access denied"
+    except AddressRefused:
+        return None, "no image: this kind of address is not read"
     image = Image.fromarray(pixels)
     image.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

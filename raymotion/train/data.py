@@ -20,7 +20,7 @@ from safetensors.numpy import load, save
 from raymotion import storage
 from raymotion.config import digest_of, load_settings
 from raymotion.data.features import RegionFeatures
-from raymotion.data.samples import SPLITS, targets
+from raymotion.data.samples import SPLITS, require_allowed_images, targets
 from raymotion.errors import InputError
 from raymotion.models.tokenizer import encode, load_tokenizer, tokenizer_json, train_tokenizer
 from raymotion.train.recipe import CaptionRecipe, StudentRecipe, TeacherRecipe
@@ -161,6 +161,8 @@ def prepare(recipe: CaptionRecipe) -> TrainingData:
 
     captions = [[text for text in own if text.strip()] for own in table.column("captions").to_pylist()]
     has_caption = np.array([bool(own) for own in captions])
+    if reads_pictures:
+        require_allowed_images(table)
     image_uris = table.column("image_uri").to_pylist() if reads_pictures else []
     other = np.zeros(len(captions), dtype=bool)  # what there is besides a caption
     if features is not None:

@@ -9,14 +9,17 @@ Imports neither torch nor ray, as `pictures`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from raymotion.data.images import ImageError, decode_rgb, fetch
+from raymotion.access import Access, current
+from raymotion.data import fetch_ahead
+from raymotion.data.images import ImageError, read_picture
 from raymotion.data.picture_damage import DamagedPolicy
 from raymotion.data.streams import STREAMS
 from raymotion.learning.stream_views import LONGEST, View, crop, render_view
@@ -43,12 +46,14 @@ class PersonReader:
             study augmented validation too.
         seed: of the views.
         damaged: what becomes of a picture that decodes, but not to what was stored; see `decode_rgb`.
+        access: of the process that made the reader; the processes that read take it over.
     """
 
     identities: Mapping[str, BackboneIdentity]
     level: str = "none"
     seed: int = 0
     damaged: DamagedPolicy = "quarantine"
+    access: Access = field(default_factory=current)
 
     @property
     def address_type(self) -> pa.DataType:
@@ -67,6 +72,12 @@ class PersonReader:
         Raises:
             AccessDenied, RunFailed: a permission is missing; a store does not answer.
         """
+        self.access.apply()
+        # Persons of one image that follow each other share its pixels: it is read once for them.
+        with fetch_ahead.shared().ahead(uri for uri, _ in groupby(address["uri"] for address in addresses)):
+            return self._read_all(addresses, rows, epoch, training)
+
+    def _read_all(self, addresses: Sequence[Any], rows: Sequence[int], epoch: int, training: bool) -> Pictures:
         n, view = len(rows), View(self.level, epoch) if training else View("none")
         arrays = {
             stream: np.zeros((n, own.size, own.size, 3), dtype=np.uint8) for stream, own in self.identities.items()
@@ -87,7 +98,9 @@ class PersonReader:
                     picture = last[1]
                 else:
                     kept.clear()
-                    picture = decode_rgb(fetch(uri), damaged=self.damaged, on_kept=kept.append)
+                    _, picture = read_picture(
+                        uri, fetch=fetch_ahead.shared().fetch, damaged=self.damaged, on_kept=kept.append
+                    )
             except ImageError as error:
                 status[i] = UNREADABLE
                 reasons[int(rows[i])] = why_unreadable(uri, error)

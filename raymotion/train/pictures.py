@@ -23,11 +23,12 @@ import numpy as np
 import pyarrow as pa
 
 from raymotion import storage
+from raymotion.access import Access, current
 from raymotion.config import digest_of
+from raymotion.data import fetch_ahead
 from raymotion.data.features import default_cache
-from raymotion.data.images import ImageError, ImageUnreachable, decode_rgb, fetch
+from raymotion.data.images import ImageError, read_picture
 from raymotion.data.picture_damage import DamagedPolicy
-from raymotion.errors import RunFailed
 from raymotion.learning.augment import WHOLE, AugmentationKind, draw_view, render
 from raymotion.train.recipe import StudentRecipe
 
@@ -95,6 +96,7 @@ class PictureReader:
         size: side of the square that the model reads.
         cache: file of `cache_pictures`, in place of the addresses.
         damaged: what becomes of a picture that decodes, but not to what was stored; see `decode_rgb`.
+        access: of the process that made the reader; the processes that read take it over.
     """
 
     size: int
@@ -103,6 +105,7 @@ class PictureReader:
     seed: int = 0
     cache: str | None = None
     damaged: DamagedPolicy = "quarantine"
+    access: Access = field(default_factory=current)
 
     @property
     def address_type(self) -> pa.DataType:
@@ -138,7 +141,9 @@ class PictureReader:
         else:
             # Enough pixels for the smallest crop: a JPEG is decoded at a half or a quarter where that will do.
             side = math.ceil(self.size / math.sqrt(self.smallest_crop)) if augmented else self.size
-            picture = decode_rgb(fetch(uri), min_side=side, damaged=self.damaged, on_kept=on_kept)
+            _, picture = read_picture(
+                uri, fetch=fetch_ahead.shared().fetch, min_side=side, damaged=self.damaged, on_kept=on_kept
+            )
         view = WHOLE
         if augmented:
             rng = np.random.default_rng([self.seed, epoch, row])
@@ -156,31 +161,27 @@ class PictureReader:
         pixels = np.zeros((len(rows), self.size, self.size, 3), dtype=np.uint8)
         status = np.full(len(rows), READ, dtype=np.int8)
         reasons: dict[int, str] = {}
-        for i, (uri, row) in enumerate(zip(uris, rows, strict=True)):
-            kept: list[ImageError] = []
-            try:
-                picture = self.read(uri, int(row), epoch, training, kept.append)
-            except ImageError as error:
-                status[i] = UNREADABLE
-                reasons[int(row)] = why_unreadable(uri, error)
-                continue
-            if picture is None:
-                status[i] = ABSENT
-            else:
-                pixels[i] = picture
-            if kept:
-                reasons[int(row)] = why_unreadable(uri, kept[0])
+        self.access.apply()
+        with fetch_ahead.shared().ahead(() if self.cache is not None else uris):
+            for i, (uri, row) in enumerate(zip(uris, rows, strict=True)):
+                kept: list[ImageError] = []
+                try:
+                    picture = self.read(uri, int(row), epoch, training, kept.append)
+                except ImageError as error:
+                    status[i] = UNREADABLE
+                    reasons[int(row)] = why_unreadable(uri, error)
+                    continue
+                if picture is None:
+                    status[i] = ABSENT
+                else:
+                    pixels[i] = picture
+                if kept:
+                    reasons[int(row)] = why_unreadable(uri, kept[0])
         return Pictures({PIXELS: pixels}, status, reasons)
 
 
 def why_unreadable(uri: str | None, error: ImageError) -> str:
-    """The reason for the record.
-
-    Raises:
-        RunFailed: the store is down, not this picture bad: masked, it would be learned without, or cached as bad.
-    """
-    if isinstance(error, ImageUnreachable) and storage.is_remote(str(uri)):
-        raise RunFailed(f"{error}. When the store answers again, the same command goes on") from error
+    """The reason for the record. (A store that is down is no `ImageError`: it ends the run, and masks no picture.)"""
     return f"{uri}: {error.reason}: {error}"
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymotion.config import digest_of, load_settings
+from raymotion.data.samples import require_allowed_images
 from raymotion.data.streams import STREAMS
 from raymotion.errors import InputError
 from raymotion.models.backbones import BackboneIdentity, identify
@@ -91,6 +92,7 @@ def prepare_tuned(recipe: FusionTunedRecipe) -> TunedData:
         "picture",
         "Prepare the samples with their images.",
     )
+    require_allowed_images(table)
     chosen = recipe.backbones.chosen()
     boxes = {name: _boxes(table.column(f"{name}_box")) for name in BOXED}
     for stream in BOXED:

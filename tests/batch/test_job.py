@@ -182,3 +182,68 @@ def test_everything_on_s3(s3: str, write_table: Callable[..., Path], mean_job: J
     assert summary.counts == {"in": 9, "good": 8, "quarantined": 1, "by_reason": {"image_empty": 1}}
     assert rows_of(f"{s3}/out") == [f"x:{i}" for i in range(9) if i != 2]
     assert run_job(spec).already_complete
+
+
+def remote_table(s3: str, table: pa.Table) -> str:
+    """The sample table and its pictures, copied into the bucket."""
+    uris = table.column("image_uri").to_pylist()
+    for uri in uris:
+        storage.write_bytes(f"{s3}/images/{Path(uri).name}", Path(uri).read_bytes())
+    position = table.schema.get_field_index("image_uri")
+    moved = pa.array([f"{s3}/images/{Path(uri).name}" for uri in uris])
+    write_samples(f"{s3}/samples.parquet", table.set_column(position, "image_uri", moved))
+    return f"{s3}/samples.parquet"
+
+
+@pytest.mark.slow
+def test_a_row_that_kills_its_worker_is_blamed_on_s3_too(
+    s3: str, ray_jobs: Any, write_table: Callable[..., Path], mean_job: Job, mean_stage: Any
+) -> None:
+    samples = remote_table(s3, read_samples(write_table(12)))
+    stage = mean_stage(die_at=["x:5"])
+    summary = run_job(mean_job(samples=samples, out=f"{s3}/out", shard_rows=4, stage=stage))
+    assert summary.counts == {"in": 12, "good": 11, "quarantined": 1, "by_reason": {"worker_crash": 1}}
+    assert rows_of(f"{s3}/out") == [f"x:{i}" for i in range(12) if i != 5]
+    assert not storage.list_tree(f"{s3}/out/_attempts")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_store_that_fails_for_a_while_costs_no_row_and_for_good_ends_the_run(
+    s3: str, store_proxy: Any, run_command: Callable[..., Any], write_table: Callable[..., Path]
+) -> None:
+    """A command of its own, because the workers of the shared Ray know another endpoint."""
+    samples = remote_table(s3, read_samples(write_table(12)))
+    down = False
+
+    def fault(request: Any, before: int) -> tuple[Any, ...] | None:
+        if down and request.kind == "GET picture":
+            return ("status", 500)
+        if before == 0:
+            return {"GET": ("short", 0), "PUT": ("status", 503)}.get(request.method, ("reset",))
+        return ("cut", 100) if before == 1 and request.kind == "GET picture" else None
+
+    def features(out: str, *options: str) -> Any:
+        return run_command(
+            "features", "regions", samples, "--extractor", "fasterrcnn_mobilenet_v3_large_320_fpn", "--weights",
+            "random:0", "--count", "4", "--workers", "1", "--shard-rows", "4", "--out", f"{s3}/{out}", *options,
+            timeout=280,
+        )  # fmt: skip
+
+    store_proxy.fault = fault
+    done = features("out")
+    assert done.code == 0, done.err
+    assert storage.read_json(f"{s3}/out/job.json")["counts"] == {
+        "in": 12,
+        "good": 12,
+        "quarantined": 0,
+        "by_reason": {},
+    }
+    down = True
+    ended = features("again", "--store-patience", "1")
+    assert ended.code == 1
+    (line,) = [line for line in ended.err.splitlines() if line.startswith("error")]
+    assert f"{s3}/images/" in line and store_proxy.endpoint in line and "the same command goes on" in line
+    down = False
+    assert features("again").code == 0
+    assert storage.read_json(f"{s3}/again/job.json")["counts"]["good"] == 12

@@ -244,7 +244,6 @@ def test_a_store_that_refuses_ends_the_run(refusing_store: None, samples: str, s
 def test_a_store_that_is_down_ends_the_run_and_is_cached_as_nothing(
     dead_store: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raymotion.data.images.PAUSES", (0.0,))
     with pytest.raises(RunFailed, match="When the store answers again, the same command goes on"):
         cache_pictures(["s3://bucket/a.png"], 32, threads=1, folder=str(tmp_path))
     assert not list(tmp_path.iterdir()) and not decoding_threads()
