@@ -16,9 +16,10 @@ from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precis
 from raymotion.batch.label_stages import LoadRegions, NoEvidence, PredictEmotions, PredictWithStudent
 from raymotion.batch.progress import ProgressKind
 from raymotion.batch.regions import random_weights_notice
-from raymotion.batch.stages import DecodeImages, ExtractRegions, Item, Stage
+from raymotion.batch.stages import DecodeImages, ExtractRegions, Item, Stage, made_from
 from raymotion.config import digest_of
 from raymotion.data.features import features_digest
+from raymotion.data.provenance import MADE_FROM
 from raymotion.errors import InputError
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info
@@ -51,7 +52,8 @@ class LabelSettings(JobSettings):
 class LabelSink:
     """Pseudo-labels as rows.
 
-    Columns: sample_id, image_uri, captions (those that were read), probabilities (float32 (L), vocabulary order),
+    Columns: sample_id, image_uri, image_bytes and image_digest (of the picture that was read, null where none was; with
+    cached features the one that they were made from), captions (those that were read), probabilities (float32 (L), vocabulary order),
     labels (chosen ones, vocabulary order), selected (whether the policy takes the row at all). Labels of a policy that
     needs the whole set are empty until `choose_globally` has run. A fusion head with VAD adds valence, arousal and
     dominance, float32 on EMOTIC's scale of 1 to 10.
@@ -72,7 +74,7 @@ class LabelSink:
         return pa.schema(
             [
                 pa.field("sample_id", pa.string(), nullable=False),
-                pa.field("image_uri", pa.string()),
+                *MADE_FROM,
                 pa.field("captions", pa.list_(pa.string()), nullable=False),
                 pa.field("probabilities", pa.list_(pa.float32(), len(self.vocabulary)), nullable=False),
                 pa.field("labels", pa.list_(pa.string()), nullable=False),
@@ -95,7 +97,7 @@ class LabelSink:
         table = pa.table(
             [
                 pa.array(ids, pa.string()),
-                pa.array([item.row["image_uri"] for item in items], pa.string()),
+                *made_from(items),
                 pa.array(captions, pa.list_(pa.string())),
                 pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1), pa.float32()), size),
                 pa.nulls(len(items), pa.list_(pa.string())),

@@ -18,7 +18,7 @@ from raymotion.errors import InputError, SettingsMismatch
 if TYPE_CHECKING:
     from raymotion.batch.job import JobSpec
 
-FORMAT = 1
+FORMAT = 2
 
 
 def new_record(spec: JobSpec, identity: Mapping[str, Any], digest: str, samples: pa.Table) -> dict[str, Any]:

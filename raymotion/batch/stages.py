@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from raymotion import storage
 from raymotion.data.images import ImageError, ImageUnreachable, decode_rgb, fetch
+from raymotion.data.picture_marks import PictureMark, mark_of
+from raymotion.data.provenance import MADE_FROM
 from raymotion.errors import InputError, RunFailed
 from raymotion.models.regions import ExtractorIdentity, Regions
 
@@ -43,6 +46,7 @@ class Item:
     Attributes:
         row: its row of the sample table.
         failure: set once by the stage where it failed; later stages leave it alone.
+        mark: size and digest of the bytes that the picture was read from; None where none was read.
         pixels: uint8 (height, width, 3) between decoding and the last stage that looks.
         regions: regions of this one picture.
         output: values for the job's output columns.
@@ -50,6 +54,7 @@ class Item:
 
     row: dict[str, Any]
     failure: Failure | None = None
+    mark: PictureMark | None = None
     pixels: np.ndarray | None = None
     regions: Regions | None = None
     output: dict[str, Any] = field(default_factory=dict)
@@ -65,6 +70,16 @@ def image_units(items: Sequence[Item]) -> list[list[Item]]:
         else:
             units.append([item])
     return units
+
+
+def made_from(items: Sequence[Item]) -> list[pa.Array]:
+    """The columns `MADE_FROM` of some items: which pictures they were made from."""
+    values = (
+        [item.row["image_uri"] for item in items],
+        [None if item.mark is None else item.mark.size for item in items],
+        [None if item.mark is None else item.mark.digest for item in items],
+    )
+    return [pa.array(column, own.type) for column, own in zip(values, MADE_FROM, strict=True)]
 
 
 class Stage(Protocol):
@@ -109,7 +124,9 @@ class DecodeImages:
                     item.failure = Failure(self.name, "no_image", "NoImage", "the sample has no image_uri")
                 continue
             try:
-                item.pixels = decode_rgb(fetch(uri), min_side=self.min_side)
+                data = fetch(uri)
+                item.mark = mark_of(data)
+                item.pixels = decode_rgb(data, min_side=self.min_side)
             except ImageUnreachable as error:
                 if storage.is_remote(uri):  # the store is down, not this picture bad: nothing is to be booked
                     raise RunFailed(f"{error}. When the store answers again, the same command goes on") from error

@@ -72,7 +72,7 @@ class DecodeOnce(DecodeImages):
         for first, *others in image_units(items):
             super().process([first])
             for item in others:
-                item.pixels, item.failure = first.pixels, first.failure
+                item.pixels, item.failure, item.mark = first.pixels, first.failure, first.mark
 
 
 @dataclass
