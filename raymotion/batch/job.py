@@ -28,6 +28,7 @@ from raymotion.batch.preflight import (
     input_digest,
     new_record,
     read_record,
+    require_same_pictures_as_before,
 )
 from raymotion.batch.progress import Progress, ProgressKind
 from raymotion.batch.quiet import quiet_ray_data, without_noise
@@ -120,7 +121,8 @@ def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind
 
     Raises:
         InputError: before any work: unreadable input, a missing image folder, an output folder of other settings, a
-            plan that does not fit on the cluster.
+            plan that does not fit on the cluster, pictures that are not those of the features.
+        SettingsMismatch: the folder is of other settings or other input, or pictures of its rows have changed since.
         AccessDenied: a file or folder may not be read or written; also in the middle of a run.
         RunFailed: more rows failed than `max_failed` allows, or the workers died; what was committed stays.
     """
@@ -143,6 +145,7 @@ def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind
     }
     if old is not None:
         require_same_settings(old["identity"], identity, where=folder, remedy=REMEDY)
+        require_same_pictures_as_before(spec, folder, samples, old)
         if old["status"] == "complete":
             return JobSummary(folder, old, True)
     else:

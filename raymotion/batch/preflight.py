@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymotion import __version__, storage
+from raymotion.data.features import part_names
+from raymotion.data.provenance import begun_at, read_made_from, require_same_pictures
 from raymotion.errors import InputError, SettingsMismatch
 
 if TYPE_CHECKING:
@@ -74,6 +76,31 @@ def read_record(folder: str, kind: str) -> dict[str, Any] | None:
             f"the folder holds a {record.get('job')} job, not a {kind} job", path=folder, remedy="Use a fresh folder."
         )
     return record
+
+
+def require_same_pictures_as_before(
+    spec: JobSpec, folder: str, samples: pa.Table, record: Mapping[str, Any]
+) -> None:  # fmt: skip
+    """Raises `SettingsMismatch` where a picture has changed since a finished shard was made from it.
+
+    Else the rest would be made from other pictures than those that a reader finds at the addresses of the whole.
+    """
+    if spec.images == "none":
+        return
+    made = []
+    for name in part_names(folder):
+        with contextlib.suppress(InputError):  # a damaged part is made again, or told by whoever reads it
+            made.append(read_made_from(folder, [name]))
+    if made:
+        require_same_pictures(
+            samples,
+            pa.concat_tables(made),
+            what="rows",
+            where=folder,
+            remedy="Put the old pictures back, or use a fresh output folder.",
+            since=begun_at(record),
+            error=SettingsMismatch,
+        )
 
 
 def check_folder(folder: str) -> None:

@@ -27,9 +27,9 @@ class RegionSettings(JobSettings):
 class RegionSink:
     """Region features as rows.
 
-    Columns: sample_id; image_uri, image_bytes, image_digest, the picture that was read; features, float16 (N * D); boxes, float32 (N * 4), shares of width and height; scores,
-    float32 (N); mask, bool (N). Flat fixed-size lists: every Parquet reader gives them back, and the schema's
-    metadata says N and D.
+    Columns: sample_id; image_uri, image_bytes, image_digest: the picture that was read; features, float16 (N * D);
+    boxes, float32 (N * 4), shares of width and height; scores, float32 (N); mask, bool (N). Flat fixed-size lists:
+    every Parquet reader gives them back, and the schema's metadata says N and D.
     """
 
     def __init__(self, identity: ExtractorIdentity) -> None:

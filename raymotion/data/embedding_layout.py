@@ -62,9 +62,9 @@ class EmbeddingLayout:
     Columns: sample_id; group_id; split; context_of, the sample_id of the row of the same part that holds the context
     features of this row's image, or null where there are none (they are written once for each image: repeated ones
     compress as small, but take twice as long to write and to read); image_uri, image_bytes and image_digest of the
-    picture that was read, and body_box and face_box as they were (see provenance.py); and for each key one nullable fixed-size list of
-    float16, views first. A null is a stream that the sample lacks, or, for levels other than none, a sample outside
-    the training split.
+    picture that was read, and body_box and face_box as they were (see provenance.py); and for each key one nullable
+    fixed-size list of float16, views first. A null is a stream that the sample lacks, or, for levels other than none, a
+    sample outside the training split.
 
     Attributes:
         shapes: by key.

@@ -103,11 +103,6 @@ def read_mark(uri: str) -> PictureMark | None:
         return None
 
 
-def changed(uri: str, data: bytes, mark: PictureMark | None) -> bool:
-    """Whether the bytes at an address are no longer those that were recorded."""
-    return mark is not None and mark_of(data) != mark
-
-
 class Files:
     """Files at addresses: their sizes, and the marks of those that were read.
 

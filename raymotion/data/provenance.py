@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
@@ -56,13 +56,17 @@ class Pair:
 
 @dataclass(frozen=True)
 class Difference:
-    """Two pictures that are not the same: `row` of the pairs, and what each side has."""
+    """Two pictures that are not the same: `row` of the pairs, and what each side has.
+
+    `unreadable`: nothing says that they differ, but they stand at two addresses and can not be compared.
+    """
 
     row: int
     sample_id: str
     what: str
     now: str
     then: str
+    unreadable: bool = False
 
 
 @dataclass
@@ -160,12 +164,6 @@ def compare_pictures(
     return result
 
 
-def made_of(samples: pa.Table) -> pa.Table:
-    """sample_id, image_uri and boxes of a sample table, without marks: nothing of it was read."""
-    names = [name for name in ("sample_id", "image_uri", "body_box", "face_box") if name in samples.column_names]
-    return samples.select(names)
-
-
 def require_same_pictures(
     samples: pa.Table,
     made: pa.Table,
@@ -191,31 +189,43 @@ def require_same_pictures(
     Raises:
         InputError (or `error`): names the first sample that differs, what it has now, and what was recorded.
     """
+    require_same_boxes(samples, made, boxes, what=what, where=where, remedy=remedy, error=error)
     rows, places = _joined(samples, made)
-    if not len(rows):
-        return Comparison()
-    ids = samples.column("sample_id")
+    now, then = pictures_of(samples.take(rows)), pictures_of(made.take(places))
+    ids = samples.column("sample_id").take(pa.array(rows)).to_pylist()
+    pairs = [Pair(*triple) for triple in zip(ids, now, then, strict=True)]
+    result = compare_pictures(pairs, since=since, need_address=need_address, first=True)
+    for found in result.differences[:1]:
+        raise error(_refusal(what, found), path=where, remedy=remedy)
+    return result
 
-    def refuse(sample_id: str, thing: str, now: str, then: str) -> None:
-        raise error(
-            f"its {what} of {sample_id} were made from another {thing}: {then} then, {now} now",
-            path=where,
-            remedy=remedy,
-        )
 
+def require_same_boxes(
+    samples: pa.Table,
+    made: pa.Table,
+    boxes: Sequence[str],
+    *,
+    what: str,
+    where: object,
+    remedy: str,
+    error: type[InputError] = InputError,
+) -> None:
+    """`require_same_pictures` for the boxes alone."""
+    if not boxes:
+        return
+    rows, places = _joined(samples, made)
     for name in boxes:
         own, other = _boxes(samples, name)[rows], _boxes(made, name)[places]
         differs = ~((own == other) | (np.isnan(own) & np.isnan(other))).all(axis=1)
         if differs.any():
             at = int(np.flatnonzero(differs)[0])
-            refuse(ids[int(rows[at])].as_py(), name, _box_text(own[at]), _box_text(other[at]))
-    now, then = pictures_of(samples.take(rows)), pictures_of(made.take(places))
-    known = ids.take(pa.array(rows)).to_pylist()
-    pairs = [Pair(*triple) for triple in zip(known, now, then, strict=True)]
-    result = compare_pictures(pairs, since=since, need_address=need_address, first=True)
-    for found in result.differences[:1]:
-        refuse(found.sample_id, found.what, found.now, found.then)
-    return result
+            sample_id = samples.column("sample_id")[int(rows[at])].as_py()
+            found = Difference(int(rows[at]), sample_id, name, _box_text(own[at]), _box_text(other[at]))
+            raise error(_refusal(what, found), path=where, remedy=remedy)
+
+
+def _refusal(what: str, found: Difference) -> str:
+    return f"its {what} of {found.sample_id} were made from another {found.what}: {found.then} then, {found.now} now"
 
 
 def pictures_of(table: pa.Table) -> list[Picture]:
@@ -303,7 +313,8 @@ def _difference(row: int, pair: Pair, what: str, now: str, then: str) -> Differe
 
 def _unreadable(row: int, pair: Pair, sizes: Sequence[int | None]) -> Difference:
     texts = ["can not be read" if size is None else f"{size:,} bytes" for size in sizes]
-    return _difference(row, pair, "address, and can not be compared with it", texts[0], texts[1])
+    found = _difference(row, pair, "address, and the pictures can not be compared", texts[0], texts[1])
+    return replace(found, unreadable=True)
 
 
 def _joined(samples: pa.Table, made: pa.Table) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from raymotion import storage
 from raymotion.data import images
+from raymotion.data.picture_marks import PictureMark, mark_of
 from raymotion.errors import AccessDenied, InputError
 from raymotion.learning.collapse import Collapse, binary_entropy, check_collapse
 from raymotion.learning.metrics import Evaluation
@@ -249,7 +250,7 @@ def _provenance(labelled: LabelledSet) -> list[tuple[str, str]]:
 def _card(labelled: LabelledSet, index: int, why: str, row: LabelledRow) -> dict[str, Any]:
     p, chosen = labelled.probabilities[index], labelled.mask[index]
     labels = labelled.vocabulary.labels
-    picture, problem = thumbnail(row.image_uri)
+    picture, problem = thumbnail(row.image_uri, row.mark)
     return {
         "sample_id": row.sample_id,
         "why": why,
@@ -267,12 +268,19 @@ def _card(labelled: LabelledSet, index: int, why: str, row: LabelledRow) -> dict
     }
 
 
-def thumbnail(uri: str | None) -> tuple[str | None, str]:
-    """The picture as a data address, or None and the reason."""
+def thumbnail(uri: str | None, mark: PictureMark | None = None) -> tuple[str | None, str]:
+    """The picture as a data address, or None and the reason.
+
+    Args:
+        mark: of the picture that was labelled. Another one that stands at its address now is not shown.
+    """
     if not uri:
         return None, "no image"
     try:
-        pixels = images.decode_rgb(images.fetch(uri), min_side=THUMBNAIL[1])
+        data = images.fetch(uri)
+        if mark is not None and mark_of(data) != mark:
+            return None, "not shown: another picture stands at this address now"
+        pixels = images.decode_rgb(data, min_side=THUMBNAIL[1])
     except images.ImageError as error:
         return None, f"no image: {error.reason}"
     except AccessDenied:
