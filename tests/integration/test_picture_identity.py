@@ -188,9 +188,7 @@ CONSUMERS = [
 @pytest.mark.parametrize(("make", "use"), CONSUMERS)
 def test_the_other_folders_pictures_are_refused(tmp_path: Path, make: Make, use: Use) -> None:
     a, b = write_folder(tmp_path / "a", 1), write_folder(tmp_path / "b", 2)
-    with pytest.raises(
-        InputError, match=r"folder:frame_0000 .*of another|folder:frame_0000 .*another picture"
-    ) as found:
+    with pytest.raises(InputError, match=r"folder:frame_0000 .*another picture") as found:
         use(make(tmp_path / "made", a), b)
     first = "frame_0000.bmp"
     assert f"{tmp_path}/a/{first}" in str(found.value) and f"{tmp_path}/b/{first}" in str(found.value)
