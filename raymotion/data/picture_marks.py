@@ -107,13 +107,16 @@ class Files:
     """Files at addresses: their sizes, and the marks of those that were read.
 
     Attributes:
-        sizes: by address as given; an address whose file can not be looked at is not in it.
+        sizes: by address as given; an address whose file can not be looked at is not in it, one of a store's folder
+            that was not listed has None.
         marks: by normal address, of the files that `read` has read.
+        failed: normal addresses of the files that could not be read.
     """
 
     def __init__(self, uris: Iterable[str]) -> None:
-        self.sizes: dict[str, int] = {}
+        self.sizes: dict[str, int | None] = {}
         self.marks: dict[str, PictureMark] = {}
+        self.failed: set[str] = set()
         self._changed: dict[str, float] = {}
         distinct = list(dict.fromkeys(uris))
         local = [uri for uri in distinct if not storage.is_remote(uri)]
@@ -125,8 +128,13 @@ class Files:
             self._read_now(remote)
             self.sizes |= {uri: self.marks[address(uri)].size for uri in remote if address(uri) in self.marks}
         else:
-            listed = _listings(remote)
-            self.sizes |= {uri: int(listed[address(uri)]["size"]) for uri in remote if address(uri) in listed}
+            folders = list(dict.fromkeys(storage.parent(address(uri)) for uri in remote))[:REMOTE_FOLDERS]
+            listed = _listings([uri for uri in remote if storage.parent(address(uri)) in folders])
+            for uri in remote:
+                if address(uri) in listed:
+                    self.sizes[uri] = int(listed[address(uri)]["size"])
+                elif storage.parent(address(uri)) not in folders:
+                    self.sizes[uri] = None
 
     def read(self, uris: set[str], since: float | None) -> None:
         """Reads the marks of `uris`, or of as many as one comparison may read."""
@@ -142,6 +150,8 @@ class Files:
         for uri, mark in zip(uris, _in_threads(read_mark, uris), strict=True):
             if mark is not None:
                 self.marks[address(uri)] = mark
+            else:
+                self.failed.add(address(uri))
 
 
 def evenly(values: Sequence[str], most: int) -> list[str]:
@@ -179,7 +189,7 @@ def _listings(uris: Sequence[str]) -> dict[str, dict[str, Any]]:
         place = address(uri)
         folders.setdefault(storage.parent(place), {})[posixpath.basename(place)] = place
     found: dict[str, dict[str, Any]] = {}
-    for folder, names in list(folders.items())[:REMOTE_FOLDERS]:
+    for folder, names in folders.items():
         try:
             fs, inner = storage.filesystem(folder)
             entries = fs.ls(inner, detail=True, refresh=True)

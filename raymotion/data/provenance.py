@@ -131,14 +131,9 @@ def compare_pictures(
         sides = [side.mark.size if side.mark else files.sizes.get(side.uri or "") for side in (now, then)]
         if now.mark is None and then.mark is None and not moved:
             continue
-        if sides[0] is None or sides[1] is None:
-            if not moved:
-                result.gone += 1
-            elif _same_name(pair):
-                result.by_name += 1
-            else:
-                result.differences.append(_unreadable(row, pair, sides))
-        elif sides[0] != sides[1]:
+        if any(side.mark is None and side.uri not in files.sizes for side in (now, then)):
+            _not_compared(result, row, pair, moved, sides)
+        elif None not in sides and sides[0] != sides[1]:
             what = f"{sides[0]:,} bytes", f"{sides[1]:,} bytes"
             result.differences.append(_difference(row, pair, "picture", *what))
         elif now.mark and then.mark:
@@ -155,11 +150,17 @@ def compare_pictures(
     for row, _ in to_read:
         pair = pairs[row]
         marks = [side.mark or files.marks.get(address(side.uri or "")) for side in (pair.now, pair.then)]
-        if marks[0] is not None and marks[1] is not None and marks[0] != marks[1]:
+        if any(
+            mark is None and address(side.uri or "") in files.failed
+            for mark, side in zip(marks, (pair.now, pair.then), strict=True)
+        ):
+            moved = address(pair.now.uri or "") != address(pair.then.uri or "")
+            _not_compared(result, row, pair, moved, [mark and mark.size for mark in marks])
+        elif marks[0] is not None and marks[1] is not None and marks[0] != marks[1]:
             what = f"digest {marks[0].digest}", f"digest {marks[1].digest}"
             result.differences.append(_difference(row, pair, "picture", *what))
-            if first:
-                break
+        if first and result.differences:
+            break
     result.differences.sort(key=lambda found: found.row)
     return result
 
@@ -295,6 +296,16 @@ def _to_look_at(pair: Pair) -> list[str]:
     if now.mark is None and then.mark is None and address(now.uri) == address(then.uri):
         return []
     return [side.uri for side in (now, then) if side.mark is None and side.uri is not None]
+
+
+def _not_compared(result: Comparison, row: int, pair: Pair, moved: bool, sizes: Sequence[int | None]) -> None:
+    """Books a pair of which a picture can not be read."""
+    if not moved:
+        result.gone += 1
+    elif _same_name(pair):
+        result.by_name += 1
+    else:
+        result.differences.append(_unreadable(row, pair, sizes))
 
 
 def _same_name(pair: Pair) -> bool:

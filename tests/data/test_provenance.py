@@ -20,7 +20,7 @@ from raymotion.data import picture_marks
 from raymotion.data.picture_marks import Picture, fingerprints, mark_of, stamps
 from raymotion.data.provenance import MADE_FROM, Comparison, read_made_from, require_same_pictures
 from raymotion.data.samples import BOX
-from raymotion.errors import InputError
+from raymotion.errors import AccessDenied, InputError
 
 
 def folder_of(folder: Path, count: int, *, seed: int, kind: str = "bmp") -> list[str]:
@@ -135,6 +135,20 @@ def test_another_address_that_can_not_be_read(tmp_path: Path, prefix: str, name:
             check(there, rows)
 
 
+def test_a_file_that_may_not_be_read_is_not_taken_for_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = (folder_of(tmp_path / name, 1, seed=seed) for seed, name in enumerate("ab"))
+    rows, read = made(a), storage.read_bytes
+
+    def refused(path: Any) -> bytes:
+        if str(path) == b[0]:
+            raise AccessDenied("may not read it", path=path)
+        return read(path)
+
+    monkeypatch.setattr(storage, "read_bytes", refused)  # the same size, as `stat` says
+    with pytest.raises(InputError, match="another address, and the pictures can not be compared"):
+        check(samples_of(b), rows)
+
+
 def test_an_address_on_one_side_only(tmp_path: Path) -> None:
     a = folder_of(tmp_path / "a", 1, seed=0)
     with pytest.raises(InputError, match=r"another picture: .*frame_0000.bmp.* then, none now"):
@@ -195,7 +209,7 @@ def test_of_many_pictures_those_that_changed_since_are_read_first(
         check(samples_of(a), rows)
 
 
-def test_pictures_of_an_object_store(s3: str, tmp_path: Path) -> None:
+def test_pictures_of_an_object_store(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a = folder_of(tmp_path / "a", 20, seed=0)
     for uri in a:
         storage.write_bytes(f"{s3}/a/{Path(uri).name}", Path(uri).read_bytes())
@@ -212,6 +226,11 @@ def test_pictures_of_an_object_store(s3: str, tmp_path: Path) -> None:
     storage.write_bytes(there[5], b"BM other size")
     with pytest.raises(InputError, match=r"frame_0005 .*13 bytes"):
         check(samples_of(there[1:]).set_column(0, "sample_id", samples_of(there)["sample_id"][1:]), rows)
+    moved = [f"{s3}/{number}/{Path(uri).name}" for number, uri in enumerate(a)]  # more folders than are listed
+    for uri, other in zip(a, moved, strict=True):
+        storage.write_bytes(other, Path(uri).read_bytes())
+    monkeypatch.setattr(picture_marks, "REMOTE_FOLDERS", 4)
+    assert check(samples_of(moved), rows).read == picture_marks.REMOTE_DIGESTS
     gone = [f"{s3}/gone/{Path(uri).name}" for uri in a]
     with pytest.raises(InputError, match="can not be compared"):
         check(samples_of(gone), rows)
