@@ -196,7 +196,7 @@ def _listings(uris: Sequence[str]) -> dict[str, dict[str, Any]]:
         except Exception:
             continue
         for entry in entries:
-            place = names.get(posixpath.basename(str(entry["name"])))
-            if place is not None and entry.get("size") is not None:
-                found[place] = dict(entry)
+            name = posixpath.basename(str(entry["name"]))
+            if name in names and entry.get("size") is not None:
+                found[names[name]] = dict(entry)
     return found

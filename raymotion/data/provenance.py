@@ -155,7 +155,7 @@ def compare_pictures(
             for mark, side in zip(marks, (pair.now, pair.then), strict=True)
         ):
             moved = address(pair.now.uri or "") != address(pair.then.uri or "")
-            _not_compared(result, row, pair, moved, [mark and mark.size for mark in marks])
+            _not_compared(result, row, pair, moved, [None if mark is None else mark.size for mark in marks])
         elif marks[0] is not None and marks[1] is not None and marks[0] != marks[1]:
             what = f"digest {marks[0].digest}", f"digest {marks[1].digest}"
             result.differences.append(_difference(row, pair, "picture", *what))
