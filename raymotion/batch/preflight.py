@@ -7,6 +7,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -87,10 +88,14 @@ def require_same_pictures_as_before(
     """
     if spec.images == "none":
         return
-    made = []
-    for name in part_names(folder):
+
+    def read(name: str) -> list[pa.Table]:
         with contextlib.suppress(InputError):  # a damaged part is made again, or told by whoever reads it
-            made.append(read_made_from(folder, [name]))
+            return [read_made_from(folder, [name])]
+        return []
+
+    with ThreadPoolExecutor(16) as pool:  # object stores answer slowly, but many at once
+        made = [table for tables in pool.map(read, part_names(folder)) for table in tables]
     if made:
         require_same_pictures(
             samples,
