@@ -94,8 +94,10 @@ def require_same_pictures_as_before(
             return [read_made_from(folder, [name])]
         return []
 
+    committed = {name.removesuffix(".json") for name in storage.list_names(storage.join(folder, "_commits"))}
+    names = [name for name in part_names(folder) if name.removesuffix(".parquet") in committed]
     with ThreadPoolExecutor(16) as pool:  # object stores answer slowly, but many at once
-        made = [table for tables in pool.map(read, part_names(folder)) for table in tables]
+        made = [table for tables in pool.map(read, names) for table in tables]
     if made:
         require_same_pictures(
             samples,

@@ -341,6 +341,8 @@ def test_a_job_that_goes_on_after_a_picture_changed_is_refused(tmp_path: Path) -
     record = storage.read_json(made / "job.json")
     require_same_pictures_as_before(Spec(), str(made), samples, record)  # type: ignore[arg-type]
     shutil.copy(tmp_path / "a" / "frame_0003.bmp", tmp_path / "a" / "frame_0004.bmp")
+    require_same_pictures_as_before(Spec(), str(made), samples, record)  # type: ignore[arg-type]
+    storage.write_json(made / "_commits" / "part-00000.json", {})  # what is not committed is made anew
     with pytest.raises(SettingsMismatch, match=r"rows of folder:frame_0004 .*fresh output folder"):
         require_same_pictures_as_before(Spec(), str(made), samples, record)  # type: ignore[arg-type]
 
