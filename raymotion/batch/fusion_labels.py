@@ -55,7 +55,7 @@ class FusionPlan:
     keys: Mapping[str, FeatureKey]
     identity: Mapping[str, Any]
     notices: tuple[str, ...]
-    check: Callable[[pa.Table], None] | None = None
+    check: Callable[[pa.Table], list[str]] | None = None
 
     @property
     def vad(self) -> bool:
@@ -120,17 +120,17 @@ def plan_fusion(info: CheckpointInfo, settings: LabelSettings) -> FusionPlan:
     return FusionPlan(info, inputs, weights, None, {}, identity, tuple(notices))
 
 
-def _made_from_check(folder: str, inputs: Sequence[StreamInput]) -> Callable[[pa.Table], None]:
+def _made_from_check(folder: str, inputs: Sequence[StreamInput]) -> Callable[[pa.Table], list[str]]:
     """What raises where a folder's features are of other pictures, or of other boxes of the streams that are used."""
 
-    def check(samples: pa.Table) -> None:
+    def check(samples: pa.Table) -> list[str]:
         boxes = [box.name for box in BOXES if box.name in {f"{own.stream}_box" for own in inputs}]
         remedy = "Make the embeddings of these samples, or leave --features out."
         made = read_made_from(folder, part_names(folder), boxes=boxes, remedy=remedy)
         begun = begun_at(require_complete(folder))
-        require_same_pictures(
+        return require_same_pictures(
             samples, made, what="features", where=folder, remedy=remedy, boxes=boxes, since=begun
-        )  # fmt: skip
+        ).notes()
 
     return check
 

@@ -10,7 +10,7 @@ import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -81,7 +81,7 @@ class JobSpec:
         images: whether images are read, and whether a table without any is an error.
         columns: of the sample table that the stages read besides sample_id, image_uri and captions.
         keep_images_together: rows of one image share a shard and a batch; the table is ordered by image.
-        check: raises where the job can not do what it is asked with this table.
+        check: raises where the job can not do what it is asked with this table; may return more notices.
         default_batch: images of a batch on a CPU, and on a GPU.
         most_shard_rows: of a shard, where the user does not say; a worker holds the output of one.
     """
@@ -98,7 +98,7 @@ class JobSpec:
     images: Literal["none", "optional", "required"] = "required"
     columns: tuple[str, ...] = ()
     keep_images_together: bool = False
-    check: Callable[[pa.Table], None] | None = None
+    check: Callable[[pa.Table], Sequence[str] | None] | None = None
     default_batch: tuple[int, int] = (2, 16)
     most_shard_rows: int = 256
 
@@ -130,8 +130,7 @@ def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind
     samples = read_samples(spec.settings.samples)
     if not samples.num_rows:
         raise InputError("holds no samples", path=spec.settings.samples)
-    if spec.check is not None:
-        spec.check(samples)
+    more_notices = (spec.check(samples) if spec.check is not None else None) or ()
     if spec.keep_images_together:
         samples = ledger.by_image(samples)
     old = read_record(folder, spec.kind)
@@ -154,6 +153,8 @@ def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind
         check_image_folders(samples, required=spec.images == "required")
     digest = digest_of(identity)
     record = old or new_record(spec, identity, digest, samples)
+    notices = record.setdefault("notices", [])
+    notices += [notice for notice in more_notices if notice not in notices]
     started = time.time()
     run: dict[str, Any] = {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)), "status": "running"}
     record["runs"] = [*record["runs"], run]

@@ -274,14 +274,16 @@ def _features_record(folder: str) -> dict[str, Any]:
     return record
 
 
-def _features_check(folder: str) -> Callable[[pa.Table], None]:
+def _features_check(folder: str) -> Callable[[pa.Table], list[str]]:
     """What raises where the region features are of other pictures than the samples that are to be labelled."""
 
-    def check(samples: pa.Table) -> None:
+    def check(samples: pa.Table) -> list[str]:
         remedy = "Extract the features of these samples, or leave --features out."
         made = read_made_from(folder, part_names(folder), remedy=remedy)
         begun = begun_at(_features_record(folder))
-        require_same_pictures(samples, made, what="features", where=folder, remedy=remedy, since=begun)
+        return require_same_pictures(
+            samples, made, what="features", where=folder, remedy=remedy, since=begun
+        ).notes()  # fmt: skip
 
     return check
 

@@ -153,10 +153,10 @@ def prepare(recipe: CaptionRecipe) -> TrainingData:
         table, soft, vocabulary = sample_table(path)
     folder = recipe.data.features if isinstance(recipe, TeacherRecipe) else None
     features = RegionFeatures(folder) if folder else None
-    if features is not None:
-        features.require_made_from(table)
 
     counts = {"rows": table.num_rows}
+    if features is not None and (by_name := features.require_made_from(table).by_name):
+        counts["compared_by_name_alone"] = by_name
     for column, reason in (("labels", "without_labels"), ("split", "without_split")):
         known = pc.is_valid(table.column(column))
         counts[reason] = table.num_rows - pc.sum(known).as_py()

@@ -151,7 +151,8 @@ def prepare_fusion(recipe: FusionRecipe, *, embeddings: Embeddings | None = None
         "embeddings",
         f"Make them from it: raymotion features embeddings {recipe.data.samples} ...",
     )
-    opened.require_made_from(table)
+    if by_name := opened.require_made_from(table).by_name:
+        persons["counts"]["compared_by_name_alone"] = by_name
     data = FusionData(
         **persons,
         folders=[storage.absolute(folder) for folder in recipe.data.embeddings],

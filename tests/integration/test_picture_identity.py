@@ -280,6 +280,18 @@ def test_embeddings_that_are_read_together_are_of_the_same_pictures_and_boxes(tm
         Embeddings([one, embeddings(tmp_path / "three", b, ("face",))])
 
 
+def test_features_whose_pictures_can_only_be_told_by_name_are_counted(tmp_path: Path) -> None:
+    made = region_features(tmp_path / "made", write_folder(tmp_path / "a", 1, prefix="coco:"))
+    now = write_table(tmp_path / "elsewhere", prefix="coco:")
+    data = {"samples": str(now), "features": str(made)}
+    recipe = {"data": data, "model": {"size": "tiny"}, "tokenizer": {"size": 100}}
+    assert prepare(TeacherRecipe.model_validate(recipe)).counts["compared_by_name_alone"] == ROWS
+    with pytest.raises(InputError, match=r"folder:frame_0000 .*another address.*can not be read"):
+        learn_from_regions(
+            region_features(tmp_path / "b-made", write_folder(tmp_path / "b", 1)), write_table(tmp_path / "elsewhere")
+        )
+
+
 def test_labels_of_cached_features_carry_the_pictures_that_those_were_made_from(tmp_path: Path) -> None:
     from raymotion.batch.label_stages import LoadRegions
 
