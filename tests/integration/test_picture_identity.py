@@ -26,6 +26,8 @@ from raymotion.data.samples import read_samples, table_from_rows, write_samples
 from raymotion.errors import InputError, SettingsMismatch
 from raymotion.evaluation.audit import AuditSettings, audit_against_truth, audit_samples
 from raymotion.evaluation.evaluate import EvaluateSettings, evaluate_checkpoint
+from raymotion.evaluation.matched_pictures import check_matched
+from raymotion.evaluation.matching import match
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.models.checkpoint import save_checkpoint
 from raymotion.models.regions import ExtractorIdentity, Regions
@@ -168,6 +170,14 @@ def audit_humans(folder: Path, samples: Path) -> None:
     audit_samples(samples, folder, folder.with_name("audit"), AuditSettings(bootstrap=0, examples=0))
 
 
+def matched(folder: Path, samples: Path, on: Any) -> list[str]:
+    """What an audit does before it measures; returns its notes."""
+    labelled, truth = load_labels(folder), read_samples(samples)
+    ids, pictures = labelled.pictures()
+    found = match(ids, [own.uri for own in pictures], truth, on=on)
+    return check_matched(found, pictures, truth, where=samples, since=labelled.begun)
+
+
 def learn_from_labels(folder: Path) -> Any:
     data = {"labels": str(folder), "val_fraction": 0.3}
     return prepare(StudentRecipe.model_validate({"data": data, "tokenizer": {"size": 100}}))
@@ -197,7 +207,12 @@ def test_the_other_folders_pictures_are_refused(tmp_path: Path, make: Make, use:
     assert not out, "something was written"
 
 
-QUICK = [own for own in CONSUMERS if own.id not in ("label-with-regions", "evaluate-with-regions")]
+QUICK = [
+    pytest.param(region_features, learn_from_regions, id="regions"),
+    pytest.param(embeddings, learn_from_embeddings, id="embeddings"),
+    pytest.param(labels, lambda folder, samples: matched(folder, samples, "sample"), id="by-id"),
+    pytest.param(labels, lambda folder, samples: matched(folder, samples, "image-name"), id="by-name"),
+]
 
 
 @pytest.mark.parametrize(("make", "use"), QUICK)
@@ -226,9 +241,9 @@ def test_rows_without_a_mark_are_compared_by_the_files(tmp_path: Path) -> None:
     """Labels of a teacher of captions alone: no picture was read, but the addresses say which are meant."""
     a, b = write_folder(tmp_path / "a", 1), write_folder(tmp_path / "b", 2)
     made = labels(tmp_path / "made", a, read=False)
-    audit(made, a)
+    assert matched(made, a, "sample") == []
     with pytest.raises(InputError, match=r"folder:frame_0000 is of another picture"):
-        audit(made, b)
+        matched(made, b, "sample")
 
 
 def test_names_that_two_data_sets_share_are_of_one_picture_if_it_shows_the_same(tmp_path: Path) -> None:
@@ -239,11 +254,11 @@ def test_names_that_two_data_sets_share_are_of_one_picture_if_it_shows_the_same(
         Image.open(path).resize((120, 96), Image.Resampling.BICUBIC).save(copy, quality=90)
     copies = write_table(tmp_path / "copies", kind="jpg", prefix="other:")
     made = labels(tmp_path / "made", a)
-    notes = audit(made, copies, on="image-name")["notes"]
+    notes = audit(made, copies)["notes"]
     assert any("12 matched pairs are pictures of other bytes" in note and "12 of them" in note for note in notes)
     paint(tmp_path / "copies" / "frame_0005.jpg", 77)
     with pytest.raises(InputError, match="other:frame_0005 is of another picture"):
-        audit(made, copies, on="image-name")
+        matched(made, copies, "image-name")
 
 
 @pytest.mark.parametrize(
