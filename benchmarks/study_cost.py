@@ -110,6 +110,7 @@ def write_full_size(folder: Path, share: float) -> tuple[str, str]:
 
     from raymotion import storage
     from raymotion.data.embedding_layout import EmbeddingLayout, FeatureKey, FeatureShape
+    from raymotion.data.provenance import BOXES, MADE_FROM
     from raymotion.data.samples import table_from_rows, write_samples
     from raymotion.vocabulary import get_vocabulary
 
@@ -133,6 +134,7 @@ def write_full_size(folder: Path, share: float) -> tuple[str, str]:
         some = rows[start : start + 1024]
         ids = pa.array([row["sample_id"] for row in some])
         columns = [ids, ids, pa.array([row["split"] for row in some]), ids]
+        columns += [pa.nulls(len(some), own.type) for own in (*MADE_FROM, *BOXES)]
         for dim in DIMS.values():
             features = rng.standard_normal((len(some), dim), dtype=np.float32).astype(np.float16)
             columns.append(pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), dim))

@@ -15,9 +15,10 @@ from raymotion import storage
 from raymotion.batch import ledger
 from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job
 from raymotion.batch.progress import ProgressKind
-from raymotion.batch.stages import Item, Stage, image_units
+from raymotion.batch.stages import Item, Stage, image_units, made_from
 from raymotion.batch.stream_stages import CONTEXT, RENDERER, DecodeOnce, EmbedStreams, StreamPlan
 from raymotion.data.embedding_layout import AUGMENTED_SPLIT, EmbeddingLayout, stored_rows
+from raymotion.data.provenance import BOXES
 from raymotion.data.streams import STREAMS
 from raymotion.errors import InputError
 from raymotion.models.backbones import BackboneIdentity, check_tokens, identify
@@ -143,6 +144,8 @@ class EmbeddingSink:
             pa.array([item.row["group_id"] for item in items], pa.string()),
             pa.array([item.row["split"] for item in items], pa.string()),
             pa.array([None if holder is None else ids[holder] for holder in holders], pa.string()),
+            *made_from(items),
+            *(pa.array([item.row[box.name] for item in items], box.type) for box in BOXES),
         ]
         for key, shape in self.layout.shapes.items():
             values = np.zeros((len(items), *shape.of_sample), np.float16)

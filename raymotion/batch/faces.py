@@ -17,15 +17,21 @@ from pydantic import Field
 from raymotion import storage
 from raymotion.batch.job import JobSettings, JobSpec, run_job
 from raymotion.batch.progress import ProgressKind
-from raymotion.batch.stages import Item, Stage, image_units
+from raymotion.batch.stages import Item, Stage, image_units, made_from
 from raymotion.batch.stream_stages import DecodeOnce
 from raymotion.data.face_detectors import DetectorIdentity, FaceDetector, build, identify
 from raymotion.data.faces import MIN_SIDE, find_faces
+from raymotion.data.provenance import MADE_FROM
 from raymotion.data.samples import BOX, read_samples, write_samples
 from raymotion.errors import InputError, RaymotionError, SettingsMismatch
 
 FOUND = pa.schema(
-    [pa.field("sample_id", pa.string(), nullable=False), pa.field("face_box", BOX), pa.field("score", pa.float32())]
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        *MADE_FROM,
+        pa.field("face_box", BOX),
+        pa.field("score", pa.float32()),
+    ]
 )
 
 
@@ -95,15 +101,17 @@ class DetectFaces:
 
 
 class FaceSink:
-    """sample_id, face_box (null: none found) and score."""
+    """sample_id, the picture that was searched, face_box (null: none found) and score."""
 
     def encode(self, items: Sequence[Item]) -> pa.Table:
-        rows = []
-        for item in items:
-            face = item.output.get("face")
-            box, score = (None, None) if face is None else (list(face.box), face.score)
-            rows.append({"sample_id": item.row["sample_id"], "face_box": box, "score": score})
-        return pa.Table.from_pylist(rows, FOUND)
+        faces = [item.output.get("face") for item in items]
+        columns = [
+            pa.array([item.row["sample_id"] for item in items], pa.string()),
+            *made_from(items),
+            pa.array([None if face is None else list(face.box) for face in faces], BOX),
+            pa.array([None if face is None else face.score for face in faces], pa.float32()),
+        ]
+        return pa.table(columns, schema=FOUND)
 
 
 def detect_faces(settings: FaceSettings, *, address: str | None = None, progress: ProgressKind = "auto") -> FaceReport:

@@ -7,7 +7,7 @@ these are. Or the features come from a finished embedding job.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,8 @@ from raymotion.batch.embeddings import COLUMNS
 from raymotion.batch.stages import Failure, Item, Stage
 from raymotion.batch.stream_stages import CONTEXT, DecodeOnce, EmbedStreams, StreamPlan
 from raymotion.data.embedding_layout import FeatureKey, layout_of, require_complete, schema_of
-from raymotion.data.features import features_digest
+from raymotion.data.features import features_digest, part_names
+from raymotion.data.provenance import BOXES, begun_at, read_made_from, require_same_pictures
 from raymotion.data.samples import read_samples
 from raymotion.errors import InputError
 from raymotion.learning.stream_views import crop
@@ -44,6 +45,7 @@ class FusionPlan:
         keys: with embeddings, where the features of each stream are.
         identity: for the job's identity.
         notices: what a user must know.
+        check: raises where the embeddings are not of the samples that are to be labelled.
     """
 
     info: CheckpointInfo
@@ -53,6 +55,7 @@ class FusionPlan:
     keys: Mapping[str, FeatureKey]
     identity: Mapping[str, Any]
     notices: tuple[str, ...]
+    check: Callable[[pa.Table], list[str]] | None = None
 
     @property
     def vad(self) -> bool:
@@ -110,11 +113,26 @@ def plan_fusion(info: CheckpointInfo, settings: LabelSettings) -> FusionPlan:
         folder = storage.absolute(settings.features)
         keys = _keys_in(folder, inputs)
         identity["features"] = features_digest(folder)
-        return FusionPlan(info, inputs, {}, folder, keys, identity, tuple(notices))
+        return FusionPlan(info, inputs, {}, folder, keys, identity, tuple(notices), _made_from_check(folder, inputs))
     named = {} if tuned else find_weights(inputs, settings.weights, path=settings.teacher)
     weights = {name: locate(what) for name, what in named.items()}
     notices += _what_samples_lack(settings.samples, inputs)
     return FusionPlan(info, inputs, weights, None, {}, identity, tuple(notices))
+
+
+def _made_from_check(folder: str, inputs: Sequence[StreamInput]) -> Callable[[pa.Table], list[str]]:
+    """What raises where a folder's features are of other pictures, or of other boxes of the streams that are used."""
+
+    def check(samples: pa.Table) -> list[str]:
+        boxes = [box.name for box in BOXES if box.name in {f"{own.stream}_box" for own in inputs}]
+        remedy = "Make the embeddings of these samples, or leave --features out."
+        made = read_made_from(folder, part_names(folder), boxes=boxes, remedy=remedy)
+        begun = begun_at(require_complete(folder))
+        return require_same_pictures(
+            samples, made, what="features", where=folder, remedy=remedy, boxes=boxes, since=begun
+        ).notes()
+
+    return check
 
 
 def _list(inputs: Sequence[StreamInput]) -> str:
@@ -243,6 +261,7 @@ class LoadEmbeddings:
                     f"{self.folder} has no features of this sample: see its quarantine",
                 )
                 continue
+            item.mark = self.embeddings.mark(row)
             for stream, block in self.blocks.items():
                 if block.row_of[row] >= 0:
                     item.output[stream] = block.array[block.row_of[row], 0]

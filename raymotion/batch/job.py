@@ -10,7 +10,7 @@ import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from raymotion.batch.preflight import (
     input_digest,
     new_record,
     read_record,
+    require_same_pictures_as_before,
 )
 from raymotion.batch.progress import Progress, ProgressKind
 from raymotion.batch.quiet import quiet_ray_data, without_noise
@@ -86,7 +87,7 @@ class JobSpec:
         images: whether images are read, and whether a table without any is an error.
         columns: of the sample table that the stages read besides sample_id, image_uri and captions.
         keep_images_together: rows of one image share a shard and a batch; the table is ordered by image.
-        check: raises where the job can not do what it is asked with this table.
+        check: raises where the job can not do what it is asked with this table; may return more notices.
         default_batch: images of a batch on a CPU, and on a GPU.
         most_shard_rows: of a shard, where the user does not say; a worker holds the output of one.
     """
@@ -103,7 +104,7 @@ class JobSpec:
     images: Literal["none", "optional", "required"] = "required"
     columns: tuple[str, ...] = ()
     keep_images_together: bool = False
-    check: Callable[[pa.Table], None] | None = None
+    check: Callable[[pa.Table], Sequence[str] | None] | None = None
     default_batch: tuple[int, int] = (2, 16)
     most_shard_rows: int = 256
 
@@ -126,7 +127,8 @@ def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind
 
     Raises:
         InputError: before any work: unreadable input, a missing image folder, an output folder of other settings, a
-            plan that does not fit on the cluster.
+            plan that does not fit on the cluster, pictures that are not those of the features.
+        SettingsMismatch: the folder is of other settings or other input, or pictures of its rows have changed since.
         AccessDenied: a file or folder may not be read or written; also in the middle of a run.
         RunFailed: more rows failed than `max_failed` allows, or the workers died; what was committed stays.
     """
@@ -139,8 +141,7 @@ def _run_job(spec: JobSpec, address: str | None, progress: ProgressKind) -> JobS
     samples = read_samples(spec.settings.samples)
     if not samples.num_rows:
         raise InputError("holds no samples", path=spec.settings.samples)
-    if spec.check is not None:
-        spec.check(samples)
+    more_notices = (spec.check(samples) if spec.check is not None else None) or ()
     if spec.keep_images_together:
         samples = ledger.by_image(samples)
     old = read_record(folder, spec.kind)
@@ -156,6 +157,7 @@ def _run_job(spec: JobSpec, address: str | None, progress: ProgressKind) -> JobS
         identity["damaged"] = spec.settings.damaged
     if old is not None:
         require_same_settings(old["identity"], identity, where=folder, remedy=REMEDY)
+        require_same_pictures_as_before(spec, folder, samples, old)
         if old["status"] == "complete":
             return JobSummary(folder, old, True)
     else:
@@ -164,6 +166,8 @@ def _run_job(spec: JobSpec, address: str | None, progress: ProgressKind) -> JobS
         check_image_folders(samples, required=spec.images == "required")
     digest = digest_of(identity)
     record = old or new_record(spec, identity, digest, samples)
+    notices = record.setdefault("notices", [])
+    notices += [notice for notice in more_notices if notice not in notices]
     started = time.time()
     run: dict[str, Any] = {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)), "status": "running"}
     record["runs"] = [*record["runs"], run]

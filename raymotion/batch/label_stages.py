@@ -29,6 +29,7 @@ class LoadRegions:
         for item, features, present in zip(items, matrix, mask, strict=True):
             if item.row["sample_id"] in self.features:
                 n = len(present)
+                item.mark = self.features.mark(item.row["sample_id"])
                 item.regions = Regions(features, np.zeros((n, 4), np.float32), np.zeros(n, np.float32), present)
             elif item.row["image_uri"] is not None:
                 item.failure = Failure(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,10 @@ from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precis
 from raymotion.batch.label_stages import LoadRegions, NoEvidence, PredictEmotions, PredictWithStudent
 from raymotion.batch.progress import ProgressKind
 from raymotion.batch.regions import random_weights_notice
-from raymotion.batch.stages import DecodeImages, ExtractRegions, Item, Stage
+from raymotion.batch.stages import DecodeImages, ExtractRegions, Item, Stage, made_from
 from raymotion.config import digest_of
-from raymotion.data.features import features_digest
+from raymotion.data.features import features_digest, part_names
+from raymotion.data.provenance import MADE_FROM, begun_at, read_made_from, require_same_pictures
 from raymotion.errors import InputError
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info
@@ -51,10 +52,11 @@ class LabelSettings(JobSettings):
 class LabelSink:
     """Pseudo-labels as rows.
 
-    Columns: sample_id, image_uri, captions (those that were read), probabilities (float32 (L), vocabulary order),
-    labels (chosen ones, vocabulary order), selected (whether the policy takes the row at all). Labels of a policy that
-    needs the whole set are empty until `choose_globally` has run. A fusion head with VAD adds valence, arousal and
-    dominance, float32 on EMOTIC's scale of 1 to 10.
+    Columns: sample_id, image_uri, image_bytes and image_digest (of the picture that was read, null where none was; with
+    cached features the one that they were made from), captions (those that were read), probabilities (float32 (L),
+    vocabulary order), labels (chosen ones, vocabulary order), selected (whether the policy takes the row at all).
+    Labels of a policy that needs the whole set are empty until `choose_globally` has run. A fusion head with VAD adds
+    valence, arousal and dominance, float32 on EMOTIC's scale of 1 to 10.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class LabelSink:
         return pa.schema(
             [
                 pa.field("sample_id", pa.string(), nullable=False),
-                pa.field("image_uri", pa.string()),
+                *MADE_FROM,
                 pa.field("captions", pa.list_(pa.string()), nullable=False),
                 pa.field("probabilities", pa.list_(pa.float32(), len(self.vocabulary)), nullable=False),
                 pa.field("labels", pa.list_(pa.string()), nullable=False),
@@ -95,7 +97,7 @@ class LabelSink:
         table = pa.table(
             [
                 pa.array(ids, pa.string()),
-                pa.array([item.row["image_uri"] for item in items], pa.string()),
+                *made_from(items),
                 pa.array(captions, pa.list_(pa.string())),
                 pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1), pa.float32()), size),
                 pa.nulls(len(items), pa.list_(pa.string())),
@@ -150,6 +152,7 @@ def _fusion_spec(info: CheckpointInfo, settings: LabelSettings) -> JobSpec:
         images="none" if settings.features is not None else "required",
         columns=columns,
         keep_images_together=bool(columns),
+        check=plan.check,
         default_batch=(16, 64),
     )
 
@@ -208,6 +211,7 @@ def _caption_spec(info: CheckpointInfo, settings: LabelSettings) -> JobSpec:
         vocabulary=info.vocabulary,
         notices=tuple(notices),
         finish=lambda folder: _finish(info, settings, folder, notices),
+        check=_features_check(settings.features) if extractor and settings.features else None,
         # A teacher that reads captions too does without the images that are not there.
         images="none" if not streams_images else "optional" if "text" in info.modalities else "required",
     )
@@ -271,6 +275,20 @@ def _features_record(folder: str) -> dict[str, Any]:
             "the features job is not complete", path=folder, remedy="Run the same `raymotion features` command again."
         )
     return record
+
+
+def _features_check(folder: str) -> Callable[[pa.Table], list[str]]:
+    """What raises where the region features are of other pictures than the samples that are to be labelled."""
+
+    def check(samples: pa.Table) -> list[str]:
+        remedy = "Extract the features of these samples, or leave --features out."
+        made = read_made_from(folder, part_names(folder), remedy=remedy)
+        begun = begun_at(_features_record(folder))
+        return require_same_pictures(
+            samples, made, what="features", where=folder, remedy=remedy, since=begun
+        ).notes()  # fmt: skip
+
+    return check
 
 
 def _features_extractor(folder: str) -> dict[str, Any]:

@@ -15,13 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymotion import __version__, storage
+from raymotion.data.features import part_names
+from raymotion.data.provenance import begun_at, read_made_from, require_same_pictures
 from raymotion.data.samples import require_allowed_images
 from raymotion.errors import InputError, SettingsMismatch
 
 if TYPE_CHECKING:
     from raymotion.batch.job import JobSpec
 
-FORMAT = 1
+FORMAT = 2
 # Of an object store's folders so many are tried. A set may have one for each picture.
 MOST_REMOTE_FOLDERS = 32
 ONLY_FEW = 3
@@ -80,6 +82,37 @@ def read_record(folder: str, kind: str) -> dict[str, Any] | None:
             f"the folder holds a {record.get('job')} job, not a {kind} job", path=folder, remedy="Use a fresh folder."
         )
     return record
+
+
+def require_same_pictures_as_before(
+    spec: JobSpec, folder: str, samples: pa.Table, record: Mapping[str, Any]
+) -> None:  # fmt: skip
+    """Raises `SettingsMismatch` where a picture has changed since a finished shard was made from it.
+
+    Else the rest would be made from other pictures than those that a reader finds at the addresses of the whole.
+    """
+    if spec.images == "none":
+        return
+
+    def read(name: str) -> list[pa.Table]:
+        with contextlib.suppress(InputError):  # a damaged part is made again, or told by whoever reads it
+            return [read_made_from(folder, [name])]
+        return []
+
+    committed = {name.removesuffix(".json") for name in storage.list_names(storage.join(folder, "_commits"))}
+    names = [name for name in part_names(folder) if name.removesuffix(".parquet") in committed]
+    with ThreadPoolExecutor(16) as pool:  # object stores answer slowly, but many at once
+        made = [table for tables in pool.map(read, names) for table in tables]
+    if made:
+        require_same_pictures(
+            samples,
+            pa.concat_tables(made),
+            what="rows",
+            where=folder,
+            remedy="Put the old pictures back, or use a fresh output folder.",
+            since=begun_at(record),
+            error=SettingsMismatch,
+        )
 
 
 def check_folder(folder: str) -> None:

@@ -11,7 +11,8 @@ from pydantic import Field
 
 from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job
 from raymotion.batch.progress import ProgressKind
-from raymotion.batch.stages import DecodeImages, ExtractRegions, Item, Stage
+from raymotion.batch.stages import DecodeImages, ExtractRegions, Item, Stage, made_from
+from raymotion.data.provenance import MADE_FROM
 from raymotion.models.regions import ExtractorIdentity, Regions, architecture, identify, locate
 
 
@@ -26,9 +27,9 @@ class RegionSettings(JobSettings):
 class RegionSink:
     """Region features as rows.
 
-    Columns: sample_id; features, float16 (N * D); boxes, float32 (N * 4), shares of width and height; scores,
-    float32 (N); mask, bool (N). Flat fixed-size lists: every Parquet reader gives them back, and the schema's
-    metadata says N and D.
+    Columns: sample_id; image_uri, image_bytes, image_digest: the picture that was read; features, float16 (N * D);
+    boxes, float32 (N * 4), shares of width and height; scores, float32 (N); mask, bool (N). Flat fixed-size lists:
+    every Parquet reader gives them back, and the schema's metadata says N and D.
     """
 
     def __init__(self, identity: ExtractorIdentity) -> None:
@@ -39,6 +40,7 @@ class RegionSink:
         return pa.schema(
             [
                 pa.field("sample_id", pa.string(), nullable=False),
+                *MADE_FROM,
                 pa.field("features", pa.list_(pa.float16(), n * d), nullable=False),
                 pa.field("boxes", pa.list_(pa.float32(), n * 4), nullable=False),
                 pa.field("scores", pa.list_(pa.float32(), n), nullable=False),
@@ -50,7 +52,7 @@ class RegionSink:
     def encode(self, items: Sequence[Item]) -> pa.Table:
         schema, identity = self.schema(), self.identity
         batch = Regions.stack([item.regions for item in items], identity.count, identity.dim)
-        columns: list[pa.Array] = [pa.array([item.row["sample_id"] for item in items], pa.string())]
+        columns: list[pa.Array] = [pa.array([item.row["sample_id"] for item in items], pa.string()), *made_from(items)]
         for name in ("features", "boxes", "scores", "mask"):
             field = schema.field(name)
             flat = np.ascontiguousarray(getattr(batch, name)).reshape(-1)

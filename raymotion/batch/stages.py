@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from raymotion.data import fetch_ahead
 from raymotion.data.images import ImageError, read_picture
 from raymotion.data.picture_damage import DamagedPolicy
+from raymotion.data.picture_marks import PictureMark, mark_of
+from raymotion.data.provenance import MADE_FROM
 from raymotion.errors import InputError
 from raymotion.models.regions import ExtractorIdentity, Regions
 
@@ -46,6 +49,7 @@ class Item:
         row: its row of the sample table.
         failure: set once by the stage where it failed; later stages leave it alone.
         damage: what is wrong with its picture, where the picture is used nonetheless (`--damaged keep`).
+        mark: size and digest of the bytes that the picture was read from; None where none was read.
         pixels: uint8 (height, width, 3) between decoding and the last stage that looks.
         regions: regions of this one picture.
         output: values for the job's output columns.
@@ -54,6 +58,7 @@ class Item:
     row: dict[str, Any]
     failure: Failure | None = None
     damage: str | None = None
+    mark: PictureMark | None = None
     pixels: np.ndarray | None = None
     regions: Regions | None = None
     output: dict[str, Any] = field(default_factory=dict)
@@ -69,6 +74,16 @@ def image_units(items: Sequence[Item]) -> list[list[Item]]:
         else:
             units.append([item])
     return units
+
+
+def made_from(items: Sequence[Item]) -> list[pa.Array]:
+    """The columns `MADE_FROM` of some items: which pictures they were made from."""
+    values = (
+        [item.row["image_uri"] for item in items],
+        [None if item.mark is None else item.mark.size for item in items],
+        [None if item.mark is None else item.mark.digest for item in items],
+    )
+    return [pa.array(column, own.type) for column, own in zip(values, MADE_FROM, strict=True)]
 
 
 class Stage(Protocol):
@@ -122,10 +137,11 @@ class DecodeImages:
                 continue
             kept: list[ImageError] = []
             try:
-                _, item.pixels = read_picture(
+                data, item.pixels = read_picture(
                     uri, fetch=fetch_ahead.shared().fetch, min_side=self.min_side, damaged=self.damaged,
                     on_kept=kept.append,
                 )  # fmt: skip
+                item.mark = mark_of(data)
                 item.damage = f"{kept[0].reason}: {kept[0]}"[:MESSAGE_LIMIT] if kept else None
             except ImageError as error:
                 item.failure = Failure.of(self.name, error)

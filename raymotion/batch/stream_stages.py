@@ -77,7 +77,8 @@ class DecodeOnce(DecodeImages):
         for first, *others in image_units(items):
             super().process([first])
             for item in others:
-                item.pixels, item.failure, item.damage = first.pixels, first.failure, first.damage
+                item.pixels, item.failure = first.pixels, first.failure
+                item.mark, item.damage = first.mark, first.damage
 
 
 @dataclass

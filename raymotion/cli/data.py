@@ -284,7 +284,8 @@ def prepare_folder(folder: str, captions: str | None, out: str) -> None:
 @click.option(
     "--faces",
     metavar="FILE",
-    help="Csv of face boxes: split, index, x1, y1, x2, y2. Default: none, EMOTIC has no faces.",
+    help="Csv of face boxes: split, index, x1, y1, x2, y2 and, if it is there, filename, which has to fit. "
+    "Default: none, EMOTIC has no faces.",
 )
 @click.option("--keep-missing", is_flag=True, help="Keep persons whose image is not there, for counting labels.")
 @click.option(

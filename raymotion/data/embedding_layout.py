@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 
 from raymotion import storage
 from raymotion.data.features import part_names
+from raymotion.data.provenance import BOXES, MADE_FROM, require_columns
 from raymotion.errors import InputError
 
 METADATA_KEY = b"raymotion.embeddings"
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 COMMAND = "raymotion features embeddings"
 # Augmented views are of training samples only: a validation score on augmented pictures is not one.
 AUGMENTED_SPLIT = "train"
@@ -60,9 +61,10 @@ class EmbeddingLayout:
 
     Columns: sample_id; group_id; split; context_of, the sample_id of the row of the same part that holds the context
     features of this row's image, or null where there are none (they are written once for each image: repeated ones
-    compress as small, but take twice as long to write and to read); and for each key one nullable fixed-size list of
-    float16, views first. A null is a stream that the sample lacks, or, for levels other than none, a sample outside
-    the training split.
+    compress as small, but take twice as long to write and to read); image_uri, image_bytes and image_digest of the
+    picture that was read, and body_box and face_box as they were (see provenance.py); and for each key one nullable
+    fixed-size list of float16, views first. A null is a stream that the sample lacks, or, for levels other than none, a
+    sample outside the training split.
 
     Attributes:
         shapes: by key.
@@ -79,6 +81,12 @@ class EmbeddingLayout:
     seed: int
     token_grid: int = 0
     renderer: int = 1
+
+    @property
+    def boxes(self) -> tuple[str, ...]:
+        """The box columns that the features depend on: those of the streams that there are, but the whole picture."""
+        streams = {key.stream for key in self.shapes}
+        return tuple(box.name for box in BOXES if box.name.removesuffix("_box") in streams)
 
     @property
     def drawn_by(self) -> tuple[int, int] | None:
@@ -130,6 +138,8 @@ class EmbeddingLayout:
                 pa.field("group_id", pa.string(), nullable=False),
                 pa.field("split", pa.string()),
                 pa.field("context_of", pa.string()),
+                *MADE_FROM,
+                *BOXES,
                 *(pa.field(key.column, pa.list_(pa.float16(), shape.size)) for key, shape in self.shapes.items()),
             ],
             metadata={METADATA_KEY: json.dumps(self.to_dict(), sort_keys=True).encode()},
@@ -180,6 +190,7 @@ def layout_of(schema: pa.Schema, path: object) -> EmbeddingLayout:
     missing = {"sample_id", "split", "context_of"} - set(schema.names)
     if missing:
         raise InputError(f"lacks the columns {', '.join(sorted(missing))}", path=path)
+    require_columns(schema, path, boxes=[box.name for box in BOXES], remedy=f"Make it again with `{COMMAND}`.")
     return layout
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raymotion import storage
@@ -32,12 +34,26 @@ from raymotion.data.embedding_layout import (
     schema_of,
 )
 from raymotion.data.features import default_cache, features_digest, locked, part_names
+from raymotion.data.picture_marks import PictureMark
+from raymotion.data.provenance import (
+    BOXES,
+    MADE_FROM,
+    MADE_FROM_COLUMNS,
+    Comparison,
+    begun_at,
+    require_same_boxes,
+    require_same_pictures,
+)
 from raymotion.data.streams import STREAMS
 from raymotion.errors import InputError
 
 __all__ = ["Embeddings", "FeatureBlock", "FeatureKey", "FeatureShape"]
 
 ROWS_AT_A_TIME = 64
+# What the rows of a copy were made from.
+ROWS = "rows.parquet"
+COPIED = ["sample_id", *MADE_FROM_COLUMNS, *(box.name for box in BOXES)]
+COPIED_SCHEMA = pa.schema([pa.field("sample_id", pa.string()), *MADE_FROM, *BOXES])
 
 
 @dataclass(frozen=True)
@@ -80,8 +96,8 @@ class Embeddings:
 
     Raises:
         InputError: no embedding job wrote a folder, it is not complete, its files do not fit each other, or the folders
-            do not fit each other: other samples, other streams of them, the same name for different features, or
-            augmented views that were drawn from other seeds.
+            do not fit each other: other samples, pictures or boxes, other streams of them, the same name for different
+            features, or augmented views that were drawn from other seeds.
     """
 
     def __init__(self, folders: storage.PathLike | Sequence[storage.PathLike], *, cache: str | None = None) -> None:
@@ -97,6 +113,7 @@ class Embeddings:
         self._drawn: tuple[str, tuple[int, int]] | None = None
         self._position = {sample_id: row for row, sample_id in enumerate(self.sample_ids)}
         self._blocks: dict[FeatureKey, FeatureBlock] = {}
+        self._sources = sources
         for source in sources:
             self._add(source, first)
         self.folders = tuple(source.folder for source in sources)
@@ -138,9 +155,45 @@ class Embeddings:
         """Positions of samples in `sample_ids`, int64; -1 for one without embeddings (its image failed)."""
         return np.fromiter((self._position.get(sample_id, -1) for sample_id in sample_ids), dtype=np.int64)
 
+    def mark(self, row: int) -> PictureMark | None:
+        """What the bytes of the picture are known by that the features at a position were made from."""
+        made = self._sources[0].made_from
+        size, digest = made.column("image_bytes")[row].as_py(), made.column("image_digest")[row].as_py()
+        return None if size is None or digest is None else PictureMark(size, digest)
+
+    def require_made_from(self, samples: pa.Table) -> Comparison:
+        """Raises an `InputError` unless the features were made from the pictures and boxes of these samples.
+
+        See `provenance`. Of boxes those count whose streams a folder holds.
+        """
+        first, *others = self._sources
+        remedy = f"Use the samples that they were made of, or embed these: `{COMMAND} SAMPLES ...`."
+        for source in others:  # of the same pictures as the first: the constructor has compared them
+            require_same_boxes(
+                samples, source.made_from, source.layout.boxes, what="features", where=source.folder, remedy=remedy
+            )
+        return require_same_pictures(
+            samples,
+            first.made_from,
+            what="features",
+            where=first.folder,
+            remedy=remedy,
+            boxes=first.layout.boxes,
+            since=first.begun,
+        )
+
     def _add(self, source: _Source, first: _Source) -> None:
         """Takes over the blocks of `source`, in the order of the first folder's samples."""
         order = _order(source, first)
+        if source is not first:
+            require_same_pictures(
+                first.made_from,
+                source.made_from,
+                what="features",
+                where=source.folder,
+                remedy=f"Folders that are read together must be made from one sample table, unlike {first.folder}.",
+                boxes=[name for name in source.layout.boxes if name in first.layout.boxes],
+            )
         for what, own, new in (
             ("backbone", self.backbones, source.layout.backbones),
             ("number of views of level", self.views, source.layout.views),
@@ -191,7 +244,7 @@ class _Source:
 
     def __init__(self, folder: str, cache: str | None) -> None:
         self.folder = folder
-        require_complete(folder)
+        self.begun = begun_at(require_complete(folder))
         parts = part_names(folder)
         if not parts:
             raise InputError("holds no part-*.parquet", path=folder)
@@ -204,7 +257,8 @@ class _Source:
                 if not self._is_built():
                     self._build(parts)
         index = json.loads((self._local / "index.json").read_text())
-        self.ids: list[str] = index["ids"]
+        self.made_from = pq.read_table(self._local / ROWS)
+        self.ids: list[str] = self.made_from.column("sample_id").to_pylist()
         self._counts: list[int] = index["counts"]
 
     def row_of(self, number: int) -> np.ndarray:
@@ -242,24 +296,26 @@ class _Source:
         try:
             keys = list(self.layout.shapes)
             counts, rows = [0] * len(keys), [[np.zeros(0, np.int64)] for _ in keys]
-            ids: list[str] = []
+            made_from: list[pa.Table] = []
             for name in parts:
                 path = storage.join(self.folder, name)
                 with storage.open_input(path) as file:
                     parquet = pq.ParquetFile(file)
                     part = parquet.read(columns=["sample_id", "split", "context_of"]).to_pydict()
+                    made_from.append(parquet.read(columns=COPIED).select(COPIED).cast(COPIED_SCHEMA))
                     for number, key in enumerate(keys):
                         with open(temporary / f"features-{number}.bin", "ab") as out:
                             has = _append(parquet, key.column, out, path)
                         stored = np.where(has, counts[number] + np.cumsum(has) - 1, -1)
                         counts[number] += int(has.sum())
                         rows[number].append(_resolve(key, stored, part, path))
-                ids.extend(part["sample_id"])
-            if len(set(ids)) != len(ids):
+            table = pa.concat_tables([COPIED_SCHEMA.empty_table(), *made_from])
+            if pc.count_distinct(table.column("sample_id")).as_py() != table.num_rows:
                 raise InputError("a sample_id stands twice", path=self.folder)
             for number in range(len(keys)):
                 np.save(temporary / f"rows-{number}.npy", np.concatenate(rows[number]).astype(np.int64))
-            (temporary / "index.json").write_text(json.dumps({"ids": ids, "counts": counts}))
+            pq.write_table(table, temporary / ROWS)
+            (temporary / "index.json").write_text(json.dumps({"counts": counts}))
             try:
                 temporary.rename(self._local)
             except OSError:

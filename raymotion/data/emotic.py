@@ -36,6 +36,7 @@ from raymotion.errors import InputError
 from raymotion.vocabulary import EMOTIC_26
 
 FACE_COLUMNS = ("split", "index", "x1", "y1", "x2", "y2")
+FACE_FILE = "filename"  # an optional column: of the person's picture
 _MAT_PLACES = ("Annotations/Annotations.mat", "Annotations.mat", "annotations/Annotations.mat")
 _CSV_PLACES = ("emotic_pre", "", "Annotations", "annotations")
 
@@ -59,7 +60,8 @@ def read_emotic(
         root: holds the images, in `emotic/FOLDER/` or `FOLDER/`, and, unless `annotations` is given, the annotations.
         annotations: `Annotations.mat`, one of `train.csv`, `val.csv`, `test.csv`, or a folder with either.
         faces: csv with the columns split, index, x1, y1, x2, y2 (empty where no face is visible), for `face_box`, in
-            pixels of the upright picture; EMOTIC itself has no faces, so that without it all are null.
+            pixels of the upright picture; a column filename, if there is one, has to name each person's picture.
+            EMOTIC itself has no faces, so that without it all are null.
         keep_missing: keep the persons whose image is not there, without an address.
         keep_leaked: keep the train copies of images that are in val or test too. Training refuses such a table.
         keep_suspect_boxes: keep boxes that are cut off at the limit of a swapped size, instead of a null.
@@ -71,7 +73,7 @@ def read_emotic(
         raise InputError("no such folder", path=root, remedy="Give the folder that holds Annotations/ and emotic/.")
     report = EmoticReport()
     persons = _read_annotations(root, annotations, report)
-    boxes = _read_faces(faces, {(p.split, p.index) for p in persons}) if faces else {}
+    boxes = _read_faces(faces, {(p.split, p.index): p for p in persons}) if faces else {}
     _count_annotated(persons, report)
     sizes, places = _pictures(root, persons, keep_missing, report)
     leaked = _leaks(persons, report)
@@ -363,16 +365,24 @@ def _count_rows(rows: Sequence[Mapping[str, Any]], report: EmoticReport) -> None
     report.faces = sum(row["face_box"] is not None for row in rows)
 
 
-def _read_faces(path: storage.PathLike, known: set[tuple[str, int]]) -> dict[tuple[str, int], Box]:
+def _read_faces(path: storage.PathLike, known: Mapping[tuple[str, int], Person]) -> dict[tuple[str, int], Box]:
     """Boxes of a csv of faces, by split and index of the person; persons whose cells are empty have none."""
     result: dict[tuple[str, int], Box] = {}
     lines: dict[tuple[str, int], int] = {}
-    for line, row in delimited_rows(storage.read_text(path), path, FACE_COLUMNS):
+    for line, row in delimited_rows(storage.read_text(path), path, FACE_COLUMNS, optional=(FACE_FILE,)):
         split, index = row["split"].strip(), row["index"].strip()
         key = split, int(index) if index.isascii() and index.isdigit() and len(index) < 10 else -1
         if key not in known:
             raise InputError(
                 f"the annotations have no person {index[:20]} in the split {split[:20]!r}",
+                path=path,
+                line=line,
+                remedy="Give the faces of these annotations.",
+            )
+        # An index says nothing of the picture: annotations that were made anew number their persons anew.
+        if (name := (row.get(FACE_FILE) or "").strip()) and name != known[key].filename:
+            raise InputError(
+                f"is of {name}, person {index} of the split {split!r} is in {known[key].filename}",
                 path=path,
                 line=line,
                 remedy="Give the faces of these annotations.",

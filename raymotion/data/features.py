@@ -20,14 +20,29 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raymotion import storage
 from raymotion.config import digest_of
+from raymotion.data.picture_marks import PictureMark
+from raymotion.data.provenance import (
+    MADE_FROM,
+    MADE_FROM_COLUMNS,
+    Comparison,
+    begun_at,
+    require_columns,
+    require_same_pictures,
+)
 from raymotion.errors import AccessDenied, InputError
 
 METADATA_KEY = b"raymotion.regions"
 ROWS_AT_A_TIME = 256
+# The file of a copy that stands last: which sample each row is, and what it was made from.
+ROWS = "rows.parquet"
+COPIED = ["sample_id", *MADE_FROM_COLUMNS]
+COPIED_SCHEMA = pa.schema([pa.field("sample_id", pa.string()), *MADE_FROM])
+AGAIN = "Make it again with `raymotion features regions`."
 
 
 def default_cache() -> str:
@@ -47,6 +62,7 @@ class RegionFeatures:
         extractor: {"name", "weights", "count", "dim"} of what made the features.
         count, dim: regions per image N, and their size D.
         digest: 16 hex digits that change when any part does; the same wherever the folder lies.
+        made_from: sample_id, image_uri, image_bytes and image_digest of each row: the picture that it was made from.
 
     Raises:
         InputError: no features job wrote the folder, the job is not complete, or its files do not fit each other.
@@ -68,6 +84,7 @@ class RegionFeatures:
         parts = part_names(self.folder)
         if not parts:
             raise InputError("holds no part-*.parquet", path=self.folder)
+        self._begun = begun_at(job)
         self.extractor, rows = self._survey(parts)
         self.count, self.dim = int(self.extractor["count"]), int(self.extractor["dim"])
         self.digest = digest_of([self.extractor, rows, features_digest(self.folder)])
@@ -96,6 +113,25 @@ class RegionFeatures:
                 mask[position] = self._mask[row]
         return features, mask
 
+    def mark(self, sample_id: str) -> PictureMark | None:
+        """What the bytes of the picture are known by that the features were made from."""
+        row = self._rows.get(sample_id)
+        if row is None:
+            return None
+        size, digest = (self.made_from.column(name)[row].as_py() for name in ("image_bytes", "image_digest"))
+        return None if size is None or digest is None else PictureMark(size, digest)
+
+    def require_made_from(self, samples: pa.Table) -> Comparison:
+        """Raises an `InputError` unless the features were made from the pictures of these samples (`provenance`)."""
+        return require_same_pictures(
+            samples,
+            self.made_from,
+            what="features",
+            where=self.folder,
+            remedy="Use the samples that they were made of, or extract these: `raymotion features regions SAMPLES`.",
+            since=self._begun,
+        )
+
     def _survey(self, parts: list[str]) -> tuple[dict[str, Any], list[tuple[str, int]]]:
         extractor: dict[str, Any] | None = None
         rows = []
@@ -116,7 +152,7 @@ class RegionFeatures:
         return extractor, rows
 
     def _is_built(self) -> bool:
-        return (self._local / "ids.json").exists()
+        return (self._local / ROWS).exists()
 
     def _build(self, parts: list[tuple[str, int]]) -> None:
         """Copies all parts into a folder of its own, then renames it: a copy that a crash cut off is never read."""
@@ -127,20 +163,23 @@ class RegionFeatures:
             shape = (total, self.count, self.dim)
             features = np.lib.format.open_memmap(temporary / "features.npy", mode="w+", dtype=np.float16, shape=shape)
             mask = np.zeros((total, self.count), dtype=bool)
-            ids: list[str] = []
+            made_from = [COPIED_SCHEMA.empty_table()]
+            count = 0
             for name, _ in parts:
                 with storage.open_input(storage.join(self.folder, name)) as file:
                     parquet = pq.ParquetFile(file)
-                    for batch in parquet.iter_batches(ROWS_AT_A_TIME, columns=["sample_id", "features", "mask"]):
-                        here = slice(len(ids), len(ids) + batch.num_rows)
+                    for batch in parquet.iter_batches(ROWS_AT_A_TIME, columns=[*COPIED, "features", "mask"]):
+                        here = slice(count, count + batch.num_rows)
+                        count += batch.num_rows
                         features[here] = _matrix(batch.column("features")).reshape(-1, self.count, self.dim)
                         mask[here] = _matrix(batch.column("mask"))
-                        ids.extend(batch.column("sample_id").to_pylist())
-            if len(set(ids)) != len(ids):
+                        made_from.append(pa.Table.from_batches([batch.select(COPIED)]).cast(COPIED_SCHEMA))
+            table = pa.concat_tables(made_from)
+            if pc.count_distinct(table.column("sample_id")).as_py() != table.num_rows:
                 raise InputError("a sample_id stands twice", path=self.folder)
             features.flush()
             np.save(temporary / "mask.npy", mask)
-            (temporary / "ids.json").write_text(json.dumps(ids))
+            pq.write_table(table, temporary / ROWS)
             try:
                 temporary.rename(self._local)
             except OSError:
@@ -150,9 +189,8 @@ class RegionFeatures:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def _open(self) -> None:
-        self._rows = {
-            sample_id: row for row, sample_id in enumerate(json.loads((self._local / "ids.json").read_text()))
-        }
+        self.made_from = pq.read_table(self._local / ROWS)
+        self._rows = {sample_id: row for row, sample_id in enumerate(self.made_from.column("sample_id").to_pylist())}
         self._mask = np.load(self._local / "mask.npy", allow_pickle=False)
         self._features = np.load(self._local / "features.npy", mmap_mode="r", allow_pickle=False)
 
@@ -201,6 +239,7 @@ def _extractor(schema: pa.Schema, path: str) -> dict[str, Any]:
     raw = (schema.metadata or {}).get(METADATA_KEY)
     if raw is None:
         raise InputError("does not say which extractor made it", path=path, remedy="Make it with `raymotion features`.")
+    require_columns(schema, path, remedy=AGAIN)
     extractor = json.loads(raw)
     size = int(extractor["count"]) * int(extractor["dim"])
     for name, wanted in (("features", size), ("mask", int(extractor["count"]))):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from raymotion import storage
-from raymotion.data.emotic import FACE_COLUMNS
+from raymotion.data.emotic import FACE_COLUMNS, FACE_FILE
 from raymotion.data.emotic_csv import COLUMNS
 from raymotion.data.samples import SPLITS
 from raymotion.data.synthetic_emotic_labels import ANNOTATORS, Vad, annotate
@@ -358,13 +358,13 @@ def _csv(images: Sequence[_Image], split: str) -> str:
 def _write_faces(out: storage.PathLike, ordered: dict[str, list[_Image]], report: SyntheticEmotic) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(FACE_COLUMNS)
+    writer.writerow([*FACE_COLUMNS, FACE_FILE])
     for split, images in ordered.items():
-        people = [person for image in images for person in image.persons]
-        for index, person in enumerate(people):
-            writer.writerow([split, index, *(person.face or ("", "", "", ""))])
+        people = [(person, image.name) for image in images for person in image.persons]
+        for index, (person, name) in enumerate(people):
+            writer.writerow([split, index, *(person.face or ("", "", "", "")), name])
         report.splits[split] = len(people)
-        report.faces += sum(person.face is not None for person in people)
+        report.faces += sum(person.face is not None for person, _ in people)
     report.persons = sum(report.splits.values())
     storage.write_text(storage.join(out, FACES_NAME), text.getvalue())
     report.files.append(FACES_NAME)

@@ -30,6 +30,7 @@ from raymotion.evaluation.agreement import compare
 from raymotion.evaluation.confident import find_issues
 from raymotion.evaluation.disagreements import Disagreements, rank_disagreements
 from raymotion.evaluation.mapping import choose_mapping
+from raymotion.evaluation.matched_pictures import check_matched
 from raymotion.evaluation.matching import Key, Match, Persons, match
 from raymotion.report.labelled import LabelledSet, load_labels
 
@@ -71,7 +72,8 @@ def audit_against_truth(
     """Compares the pseudo-labels in the folder `labels` with the human labels of the sample table `truth`.
 
     Raises:
-        InputError: nothing matches, the vocabularies differ and no mapping is given, or `out` holds something else.
+        InputError: nothing matches, the matched rows are of other pictures, the vocabularies differ and no mapping is
+            given, or `out` holds something else.
     """
     _check_out(out)
     labelled, table = _labels(labels), read_samples(truth)
@@ -79,14 +81,15 @@ def audit_against_truth(
     if vocabulary is None:
         raise InputError("has no labels to compare with", path=truth, remedy="Give samples that people labelled.")
     mapping = choose_mapping(settings.mapping, labelled.vocabulary, vocabulary, here=str(labels), there=str(truth))
-    ids, uris = addresses(labelled)
-    found = match(ids, uris, table, on=settings.on, where=truth)
+    ids, pictures = labelled.pictures()
+    found = match(ids, [own.uri for own in pictures], table, on=settings.on, where=truth)
+    unsure = check_matched(found, pictures, table, where=truth, since=labelled.begun)
     columns = mapping.positions
     targets = found.targets(settings.persons)[:, columns]
     shares = found.shares[:, columns] if settings.persons == "share" else None
     probabilities = mapping.probabilities(labelled.probabilities[found.rows])
     mask, selected = mapping.chosen(labelled.mask[found.rows]), labelled.selected[found.rows]
-    notes = [*found.explain(), *([mapping.note] if mapping.note else [])]
+    notes = [*found.explain(), *unsure, *([mapping.note] if mapping.note else [])]
     learned = _training_rows(table, found)
     if learned:
         notes.append(
@@ -150,7 +153,7 @@ def audit_samples(
         predictions: the folder of `raymotion label` or `raymotion evaluate` on the same samples, joined by sample_id.
 
     Raises:
-        InputError: another vocabulary, no sample in both, or `out` holds something else.
+        InputError: another vocabulary, no sample in both, one of another picture, or `out` holds something else.
     """
     _check_out(out)
     if settings.mapping is not None:
@@ -166,9 +169,12 @@ def audit_samples(
     if vocabulary is None:
         raise InputError("has no labels to audit", path=samples, remedy="Give samples that people labelled.")
     labelled.vocabulary.require_same(vocabulary, here=folder, there=str(samples))
-    ids, uris = addresses(labelled)
-    found = match(ids, uris, table, on="sample", where=samples)
-    notes += found.explain()
+    ids, pictures = labelled.pictures()
+    found = match(ids, [own.uri for own in pictures], table, on="sample", where=samples)
+    unsure = check_matched(
+        found, pictures, table, where=samples, since=labelled.begun, remedy="Give predictions of these samples."
+    )
+    notes += [*found.explain(), *unsure]
     learned = _training_rows(table, found)
     if learned:
         notes.append(
@@ -225,17 +231,6 @@ def audit_choices(labels: storage.PathLike, out: storage.PathLike, settings: Aud
         "results": {**issues.to_dict(), "images": len(rows)},
     }
     return _write(out, record, [asdict(row) for row in issues.emotions], listed, labelled, settings)
-
-
-def addresses(labelled: LabelledSet) -> tuple[list[str], list[str | None]]:
-    """sample_id and image_uri of every row, in order."""
-    ids: list[str] = []
-    uris: list[str | None] = []
-    for name, _ in labelled.parts:
-        table = storage.read_table(storage.join(labelled.folder, name), ["sample_id", "image_uri"])
-        ids.extend(table.column("sample_id").to_pylist())
-        uris.extend(table.column("image_uri").to_pylist())
-    return ids, uris
 
 
 def _labels(folder: storage.PathLike) -> LabelledSet:

@@ -246,7 +246,7 @@ def _figure(record: Mapping[str, Any]) -> str:
 
 
 def _card(example: Example) -> dict[str, Any]:
-    picture, problem = thumbnail(example.row.image_uri)
+    picture, problem = thumbnail(example.row.image_uri, example.row.mark)
     captions = example.row.captions
     return {
         "sample_id": example.row.sample_id,

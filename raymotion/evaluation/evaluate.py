@@ -201,8 +201,8 @@ def _seen_before(info: CheckpointInfo, table: pa.Table) -> str | None:
     if not seen:
         return None
     return (
-        f"{seen:,} of these {table.num_rows:,} samples were trained on, or chosen by: the table was split otherwise "
-        "then. The figures flatter the model."
+        f"{seen:,} of these {table.num_rows:,} samples, by their sample_id, were trained on, or chosen by: the table "
+        "was split otherwise then. The figures flatter the model."
     )
 
 

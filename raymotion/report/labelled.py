@@ -14,12 +14,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raymotion import storage
+from raymotion.data.picture_marks import Picture, PictureMark
+from raymotion.data.provenance import MADE_FROM_COLUMNS, begun_at, pictures_of
 from raymotion.errors import InputError
 from raymotion.learning.metrics import Evaluation
 from raymotion.vocabulary import Vocabulary
 
 PART = re.compile(r"part-.*\.parquet")
-REQUIRED = {"sample_id", "image_uri", "captions", "probabilities", "labels", "selected"}
+REQUIRED = {"sample_id", *MADE_FROM_COLUMNS, "captions", "probabilities", "labels", "selected"}
 BATCH_ROWS = 65_536
 
 
@@ -36,11 +38,12 @@ class QuarantineRow:
 
 @dataclass(frozen=True)
 class LabelledRow:
-    """What a person looks at in one labelled sample."""
+    """What a person looks at in one labelled sample; `mark` is of the picture that was labelled, if one was read."""
 
     sample_id: str
     image_uri: str | None
     captions: list[str]
+    mark: PictureMark | None = None
 
 
 @dataclass(frozen=True)
@@ -84,12 +87,28 @@ class LabelledSet:
         for name, count in self.parts:
             inside = [i for i in wanted if start <= i < start + count]
             if inside:
-                table = storage.read_table(storage.join(self.folder, name), ["sample_id", "image_uri", "captions"])
-                for i, row in zip(inside, table.take([i - start for i in inside]).to_pylist(), strict=True):
+                columns = ["sample_id", *MADE_FROM_COLUMNS, "captions"]
+                table = storage.read_table(storage.join(self.folder, name), columns).take([i - start for i in inside])
+                for i, row, picture in zip(inside, table.to_pylist(), pictures_of(table), strict=True):
                     captions = [caption for caption in row["captions"] or [] if caption]
-                    found[i] = LabelledRow(row["sample_id"], row["image_uri"], captions)
+                    found[i] = LabelledRow(row["sample_id"], row["image_uri"], captions, picture.mark)
             start += count
         return [found[i] for i in indices]
+
+    def pictures(self) -> tuple[list[str], list[Picture]]:
+        """sample_id of every row, in order, and the picture that it was labelled by."""
+        ids: list[str] = []
+        pictures: list[Picture] = []
+        for name, _ in self.parts:
+            table = storage.read_table(storage.join(self.folder, name), ["sample_id", *MADE_FROM_COLUMNS])
+            ids.extend(table.column("sample_id").to_pylist())
+            pictures.extend(pictures_of(table))
+        return ids, pictures
+
+    @property
+    def begun(self) -> float | None:
+        """When labelling began, in seconds since the epoch, where recorded."""
+        return begun_at(self.job)
 
     def quarantine(self, limit: int) -> tuple[dict[str, int], list[QuarantineRow]]:
         """How many rows failed for each reason, most frequent first, and the first `limit` of them."""

@@ -15,6 +15,7 @@ from PIL import Image
 
 from raymotion import storage
 from raymotion.data import images
+from raymotion.data.picture_marks import PictureMark, mark_of
 from raymotion.errors import AccessDenied, AddressRefused, InputError
 from raymotion.learning.collapse import Collapse, binary_entropy, check_collapse, first_labels
 from raymotion.learning.metrics import Evaluation
@@ -257,7 +258,7 @@ def _provenance(labelled: LabelledSet) -> list[tuple[str, str]]:
 def _card(labelled: LabelledSet, index: int, why: str, row: LabelledRow) -> dict[str, Any]:
     p, chosen = labelled.probabilities[index], labelled.mask[index]
     labels = labelled.vocabulary.labels
-    picture, problem = thumbnail(row.image_uri)
+    picture, problem = thumbnail(row.image_uri, row.mark)
     return {
         "sample_id": row.sample_id,
         "why": why,
@@ -275,12 +276,18 @@ def _card(labelled: LabelledSet, index: int, why: str, row: LabelledRow) -> dict
     }
 
 
-def thumbnail(uri: str | None) -> tuple[str | None, str]:
-    """The picture as a data address, or None and the reason."""
+def thumbnail(uri: str | None, mark: PictureMark | None = None) -> tuple[str | None, str]:
+    """The picture as a data address, or None and the reason.
+
+    Args:
+        mark: of the picture that was labelled. Another one that stands at its address now is not shown.
+    """
     if not uri:
         return None, "no image"
     try:
-        _, pixels = images.read_picture(uri, min_side=THUMBNAIL[1], damaged="keep")
+        data, pixels = images.read_picture(uri, min_side=THUMBNAIL[1], damaged="keep")
+        if mark is not None and mark_of(data) != mark:
+            return None, "not shown: another picture stands at this address now"
     except images.ImageError as error:
         return None, f"no image: {error.reason}"
     except AccessDenied:

@@ -50,6 +50,10 @@ def targets(study: StudyFolder) -> tuple[Mapping[str, np.ndarray], str]:
     for name in ("val", "test"):
         if name in predicted and predicted[name] != digest_of(ids[split == name].tolist()):
             return {}, f"{CHANGED}: the split {name} has other persons, or the same in another order."
+    true = _part(study.record, "data", "targets") or {}
+    for name in ("val", "test"):
+        if name in true and true[name] != digest_of(hard[split == name].astype(int).tolist()):
+            return {}, f"{CHANGED}: the split {name} has other labels."
     return {name: hard[split == name] for name in ("val", "test")}, ""
 
 

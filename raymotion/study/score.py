@@ -128,6 +128,8 @@ def split_facts(data: FusionData) -> dict[str, Any]:
         },
         # Whose answers the files of predictions hold, in their order.
         "sample_ids": {name: digest_of([data.sample_ids[row] for row in rows]) for name, rows in used.items()},
+        # And what is true of them, so that a table of other labels is not taken for it; a digest tells nobody what.
+        "targets": {name: digest_of(data.hard[rows].astype(int).tolist()) for name, rows in used.items()},
         "labels": list(data.vocabulary.labels),
         "prevalence": {
             name: [float(rate) for rate in data.hard[rows].mean(axis=0)] for name, rows in used.items() if len(rows)

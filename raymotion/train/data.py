@@ -7,7 +7,6 @@ and are decoded as they are needed.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from safetensors.numpy import load, save
 from raymotion import storage
 from raymotion.config import digest_of, load_settings
 from raymotion.data.features import RegionFeatures
+from raymotion.data.picture_marks import Picture, fingerprints
 from raymotion.data.samples import SPLITS, require_allowed_images, targets
 from raymotion.errors import InputError
 from raymotion.models.tokenizer import encode, load_tokenizer, tokenizer_json, train_tokenizer
@@ -140,7 +140,8 @@ def prepare(recipe: CaptionRecipe) -> TrainingData:
     """Reads, checks and tokenises what the recipe trains on.
 
     Raises:
-        InputError: no labels, no splits, a group in two splits, features of other samples.
+        InputError: no labels, no splits, a group in two splits, features of other samples or pictures, pictures that
+            are not those that were labelled.
     """
     longest = _max_text_length(recipe)
     reads_pictures = isinstance(recipe, StudentRecipe)
@@ -154,6 +155,8 @@ def prepare(recipe: CaptionRecipe) -> TrainingData:
     features = RegionFeatures(folder) if folder else None
 
     counts = {"rows": table.num_rows}
+    if features is not None and (by_name := features.require_made_from(table).by_name):
+        counts["compared_by_name_alone"] = by_name
     for column, reason in (("labels", "without_labels"), ("split", "without_split")):
         known = pc.is_valid(table.column(column))
         counts[reason] = table.num_rows - pc.sum(known).as_py()
@@ -209,22 +212,14 @@ def prepare(recipe: CaptionRecipe) -> TrainingData:
         image_uris=image_uris,
     )
     # Of what is learned, not of the file: the same samples, written by another version of Parquet, are the same data.
-    # Where pictures lie is not what they are, so of their addresses only the names count, and the files' sizes.
+    # Where pictures lie is not what they are: names, sizes and digests count.
     data.fingerprint = digest_of(
         [sample_ids, captions, split_column.tolist(), np.round(soft, 6).tolist(), vocabulary.fingerprint,
          None if features is None else features.digest,
-         *([[picture_mark(uri) for uri in image_uris], digest_of(data.hard.astype(int).tolist())]
+         *([fingerprints([Picture(uri) for uri in image_uris]), digest_of(data.hard.astype(int).tolist())]
            if reads_pictures else [])]
     )  # fmt: skip
     return data
-
-
-def picture_mark(uri: str | None) -> list[str | int | None] | None:
-    """Name and, of a local file, size: other pictures under the same ids are other data."""
-    if uri is None:
-        return None
-    here = not storage.is_remote(uri) and os.path.isfile(uri)
-    return [uri.rstrip("/").rsplit("/", 1)[-1], os.path.getsize(uri) if here else None]
 
 
 def _max_text_length(recipe: CaptionRecipe) -> int:

@@ -99,7 +99,7 @@ def fit(
         storage.write_json(storage.join(run, SETTINGS), begun)
     prepared = storage.join(run, "data")
     meta = storage.join(prepared, META)
-    if not storage.exists(meta) or storage.read_json(meta)["features"] != data.features_folder:  # it may have moved
+    if not storage.exists(meta) or _moved(storage.read_json(meta), data):
         data.save(prepared)
     command = uuid.uuid4().hex[:8]
     with _forgotten_if_refused(run), _followed(run, progress, _epochs_done(run)):
@@ -114,6 +114,11 @@ def fit(
         storage.remove_tree(run)
     earlier = [epoch for epoch in info.training["history"] if not epoch["attempt"].startswith(command)]
     return TrainResult(info, resumed_from=len(earlier), seconds=time.monotonic() - started)
+
+
+def _moved(prepared: Mapping[str, Any], data: Data) -> bool:
+    """Whether features or pictures lie elsewhere than when the run began: the same data, but not where to read them."""
+    return prepared["features"] != data.features_folder or prepared.get("images", []) != list(data.image_uris)
 
 
 @contextlib.contextmanager

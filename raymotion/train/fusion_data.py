@@ -141,16 +141,18 @@ def prepare_fusion(recipe: FusionRecipe, *, embeddings: Embeddings | None = None
     """Reads and checks what the recipe trains on.
 
     Raises:
-        InputError: no labels, no splits, an image in two splits, embeddings of other samples or without a backbone
-            that the recipe names.
+        InputError: no labels, no splits, an image in two splits, embeddings of other samples, pictures or boxes, or
+            without a backbone that the recipe names.
     """
     opened = embeddings or Embeddings(recipe.data.embeddings)
-    persons, _ = labelled_persons(
+    persons, table = labelled_persons(
         recipe.data.samples,
         lambda table: opened.rows(table.column("sample_id").to_pylist()) >= 0,
         "embeddings",
         f"Make them from it: raymotion features embeddings {recipe.data.samples} ...",
     )
+    if by_name := opened.require_made_from(table).by_name:
+        persons["counts"]["compared_by_name_alone"] = by_name
     data = FusionData(
         **persons,
         folders=[storage.absolute(folder) for folder in recipe.data.embeddings],

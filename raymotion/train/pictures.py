@@ -22,13 +22,13 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from raymotion import storage
 from raymotion.access import Access, current
 from raymotion.config import digest_of
 from raymotion.data import fetch_ahead
 from raymotion.data.features import default_cache
 from raymotion.data.images import ImageError, read_picture
 from raymotion.data.picture_damage import DamagedPolicy
+from raymotion.data.picture_marks import stamps
 from raymotion.learning.augment import WHOLE, AugmentationKind, draw_view, render
 from raymotion.train.recipe import StudentRecipe
 
@@ -223,15 +223,16 @@ def cache_pictures(
 ) -> str:
     """Decodes every picture once, as (n, size, size, 3) uint8 in a NumPy file that is read through a memory map.
 
-    For many runs on one small set. The file is named after what is in it - addresses, and for local pictures size and
-    time of the file - so runs on the same pictures share it. A picture that can not be read is all zeros there.
+    For many runs on one small set. The file is named after what is in it (addresses, sizes and times of the files, or
+    an object store's entity tags), so runs on the same pictures share it. A picture that can not be read is all zeros
+    there.
 
     Args:
         folder: of the cache; default: `pictures` beside that of the features (`data.features.default_cache`).
     """
     place = Path(folder or os.path.join(default_cache(), "pictures"))
     place.mkdir(parents=True, exist_ok=True)
-    path = place / f"{digest_of([size, damaged, [_stamp(uri) for uri in uris]])}.npy"
+    path = place / f"{digest_of([size, damaged, stamps(uris)])}.npy"
     if path.exists():
         return str(path)
     temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
@@ -258,10 +259,3 @@ def cached_pictures(recipe: StudentRecipe, uris: Sequence[str | None], image_siz
     settings = recipe.data
     crop = settings.smallest_crop if settings.augmentation != "none" else 1.0
     return cache_pictures(uris, math.ceil(image_size / math.sqrt(crop)), threads=threads, damaged=settings.damaged)
-
-
-def _stamp(uri: str | None) -> list[object]:
-    if uri is None or storage.is_remote(uri) or not os.path.exists(uri):
-        return [uri]
-    found = os.stat(uri)
-    return [uri, found.st_size, found.st_mtime_ns]

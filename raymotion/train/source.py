@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from raymotion import storage
 from raymotion.batch.choice import matrix_of, read_labels_record, read_parts
+from raymotion.data.provenance import MADE_FROM_COLUMNS, begun_at, require_columns, require_same_pictures
 from raymotion.data.samples import attach_vocabulary, read_samples, targets, validate, vocabulary_of
 from raymotion.errors import InputError
 from raymotion.learning.significance import voids_results
@@ -43,11 +44,16 @@ def pseudo_labelled(folder: str, val_fraction: float, seed: int) -> tuple[pa.Tab
     The split is drawn by image, from a hash of its address: a share `val_fraction` is validation (of how well the
     student agrees with its teacher), the rest is training. There is no test: what the student is worth, human labels
     tell.
+
+    Raises:
+        InputError: fewer than two are selected, or pictures are no longer those that were labelled.
     """
     record = read_labels_record(folder)
     vocabulary = Vocabulary.from_dict(record["vocabulary"], where=storage.join(folder, "job.json"))
     tables, probabilities = [], []
-    for _, part in read_parts(folder, ["sample_id", "image_uri", "captions", "probabilities", "labels", "selected"]):
+    columns = ["sample_id", *MADE_FROM_COLUMNS, "captions", "probabilities", "labels", "selected"]
+    for _, part in read_parts(folder, columns):
+        require_columns(part.schema, folder, remedy="Label again.")
         chosen = part.filter(part.column("selected"))
         probabilities.append(matrix_of(chosen).reshape(chosen.num_rows, len(vocabulary)))
         tables.append(chosen.drop_columns(["probabilities", "selected"]))
@@ -58,6 +64,15 @@ def pseudo_labelled(folder: str, val_fraction: float, seed: int) -> tuple[pa.Tab
             path=folder,
             remedy="Label more, or choose anew with `raymotion select`.",
         )
+    require_same_pictures(
+        table.select(["sample_id", "image_uri"]),
+        table,
+        what="labels",
+        where=folder,
+        remedy="Put those pictures back, or label again: a student would learn the old labels from new pictures.",
+        since=begun_at(record),
+    )
+    table = table.drop_columns(["image_bytes", "image_digest"])
     groups = [
         uri or sample_id
         for uri, sample_id in zip(

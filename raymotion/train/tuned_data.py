@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymotion.config import digest_of, load_settings
+from raymotion.data.picture_marks import Picture, fingerprints
 from raymotion.data.samples import require_allowed_images
 from raymotion.data.streams import STREAMS
 from raymotion.errors import InputError
 from raymotion.models.backbones import BackboneIdentity, identify
 from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info
 from raymotion.models.fusion_config import FusionConfig, streams_of, wants_tokens
-from raymotion.train.data import picture_mark
 from raymotion.train.fusion_data import PersonData, labelled_persons, read_persons
 from raymotion.train.tuned_recipe import FusionTunedRecipe
 from raymotion.vocabulary import Vocabulary
@@ -122,7 +122,7 @@ def prepare_tuned(recipe: FusionTunedRecipe) -> TunedData:
     )
     data.fingerprint = digest_of(
         [*data.contents(), [np.round(np.nan_to_num(own, nan=-1.0), 2).tolist() for own in boxes.values()],
-         [picture_mark(uri) for uri in data.image_uris], data.identities, start]
+         fingerprints([Picture(uri) for uri in data.image_uris]), data.identities, start]
     )  # fmt: skip
     return data
 

@@ -285,6 +285,7 @@ def test_what_a_head_can_not_label_is_refused_before_any_work(world: World, tmp_
     for changes, named in (
         ({"features": str(tmp_path / "other")}, "weights random:1"),
         ({"features": world.folder.as_posix()}, "job.json"),
+        ({"features": world.embeddings, "samples": str(tmp_path / "boxless.parquet")}, "another body_box"),
         ({"weights": "net.safetensors"}, "would not use --weights"),
         ({"ablation": "head"}, "head"),
         (

@@ -25,7 +25,7 @@ from raymotion.batch.labels import LabelSettings, label
 from raymotion.batch.regions import RegionSettings, extract_regions
 from raymotion.data.images import decode_rgb
 from raymotion.data.samples import table_from_rows, write_samples
-from raymotion.errors import InputError
+from raymotion.errors import InputError, SettingsMismatch
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.models.checkpoint import load_student, load_teacher, save_checkpoint
 from raymotion.models.regions import RegionExtractor, identify
@@ -143,6 +143,24 @@ def test_regions_and_captions_in_one_stream(streamed: Made, teachers: dict[str, 
     assert got.column("captions").to_pylist()[:3] == [["caption 0", "another"], ["caption 1", "another"], []]
 
 
+def test_the_same_command_after_a_picture_changed_is_refused(
+    streamed: Made, teachers: dict[str, str], tmp_path: Path
+) -> None:
+    """Finished as the job is: who reads its rows finds other pictures at their addresses."""
+    path = streamed.samples.with_name("00005.jpg")
+    table, kept = table_of(streamed.folder), path.read_bytes()
+    place = table.column("sample_id").to_pylist().index("x:5")
+    assert table.column("image_bytes")[place].as_py() == len(kept)
+    same = settings(streamed.samples, teachers["both"], streamed.folder, shard_rows=4)
+    assert label(same).already_complete
+    path.write_bytes(streamed.samples.with_name("00006.jpg").read_bytes())
+    try:
+        with pytest.raises(SettingsMismatch, match=r"rows of x:5 were made from another picture.*fresh output folder"):
+            label(same)
+    finally:
+        path.write_bytes(kept)
+
+
 @pytest.mark.slow
 def test_features_made_before_give_the_same_labels(
     streamed: Made, teachers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -161,6 +179,8 @@ def test_features_made_before_give_the_same_labels(
     assert a.column("sample_id") == b.column("sample_id") and len(a) == 9
     np.testing.assert_allclose(matrix_of(a), matrix_of(b), atol=2e-3)  # features were stored as float16
     assert cached.counts["by_reason"] == {"no_features": 1}
+    for name in ("image_uri", "image_bytes", "image_digest"):  # of the pictures that the features were made from
+        assert a.column(name) == b.column(name) and not a.column(name).null_count
 
 
 def test_a_teacher_of_captions_alone_reads_no_image_and_says_so(captioned: Made, teachers: dict[str, str]) -> None:

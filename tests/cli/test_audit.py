@@ -27,6 +27,8 @@ def folder(tmp_path: Path) -> Path:
         {
             "sample_id": [f"s:{i}" for i in range(N)],
             "image_uri": pa.nulls(N, pa.string()),
+            "image_bytes": pa.nulls(N, pa.int64()),
+            "image_digest": pa.nulls(N, pa.string()),
             "captions": pa.array([["a dog"]] * N),
             "probabilities": pa.FixedSizeListArray.from_arrays(pa.array(p.reshape(-1)), 8),
             "labels": [MIKELS_8.decode(np.flatnonzero(row > 0.5)) for row in p],

@@ -14,6 +14,7 @@ import pytest
 from raymotion import storage
 from raymotion.data.embedding_layout import EmbeddingLayout, FeatureKey, FeatureShape, stored_rows
 from raymotion.data.embeddings import Embeddings
+from raymotion.data.provenance import BOXES, MADE_FROM
 from raymotion.errors import InputError
 
 DOTTED = "tiny.random_in1k"  # timm's names have dots
@@ -61,6 +62,7 @@ def write_job(
             "group_id": [p[1] for p in people],
             "split": [p[2] for p in people],
             "context_of": [HOLDER[p[1]] for p in people],
+            **{own.name: [None] * len(people) for own in (*MADE_FROM, *BOXES)},
         }
         for key, shape in plan.shapes.items():
             values: list[list[float] | None] = []

@@ -436,6 +436,7 @@ class TestBadInput:
             ("split,index,x1,y1,x2,y2\nval,99,1,1,5,5\n", "line 2: the annotations have no person 99"),
             ("split,index,x1,y1,x2,y2\nval,0,1,a,5,5\n", "line 2: '1,a,5,5' is not a box"),
             ("split,index,x1,y1,x2,y2\nval,0,5,1,5,5\n", "has no area"),
+            ("split,index,x1,y1,x2,y2,filename\nval,0,1,1,5,5,b.jpg\n", "line 2: is of b.jpg, person 0 .*is in a.jpg"),
         ],
     )
     def test_a_fault_in_the_faces_is_named_with_its_line(self, tmp_path, text, message):

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from raymotion import storage
 from raymotion.data.features import RegionFeatures, features_digest
+from raymotion.data.provenance import MADE_FROM
 from raymotion.errors import InputError
 
 COUNT, DIM = 3, 4
@@ -48,6 +49,7 @@ def write_job(
         table = pa.table(
             {
                 "sample_id": pa.array(ids, pa.string()),
+                **{own.name: pa.nulls(len(ids), own.type) for own in MADE_FROM},
                 "features": fixed(
                     features.astype(np.float16 if half else np.float32), pa.float16() if half else pa.float32()
                 ),
@@ -124,7 +126,7 @@ def test_a_moved_folder_is_the_same_features(tmp_path: Path, commits: bool) -> N
     shutil.move(tmp_path / "f", tmp_path / "g")
     assert RegionFeatures(tmp_path / "g", cache=str(cache)).digest == before
     assert features_digest(tmp_path / "g") == digest
-    assert len(list((cache / "regions").glob("*/ids.json"))) == 1
+    assert len(list((cache / "regions").glob("*/rows.parquet"))) == 1
 
 
 def test_what_the_job_wrote_down_is_not_hashed_again(tmp_path: Path) -> None:

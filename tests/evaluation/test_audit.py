@@ -53,6 +53,8 @@ def write_labels(
         {
             "sample_id": pa.array(ids or [f"s:{i}" for i in range(n)], pa.string()),
             "image_uri": pa.array(uris or [None] * n, pa.string()),
+            "image_bytes": pa.nulls(n, pa.int64()),
+            "image_digest": pa.nulls(n, pa.string()),
             "captions": pa.array([[f"caption {i}"] for i in range(n)], pa.list_(pa.string())),
             "probabilities": pa.FixedSizeListArray.from_arrays(
                 pa.array(probabilities.astype(np.float32).reshape(-1)), len(vocabulary)

@@ -250,5 +250,5 @@ def test_samples_that_were_split_otherwise_are_known_again(ray_local: Any, score
     seen = sorted(sample_mark(f"x:{number}") for number in (0, 1, 2, 99))
     teacher = make_teacher(tmp_path / "teacher", ["text"], data={"seen": seen})
     summary = evaluate_checkpoint(settings(teacher, scored.samples, tmp_path / "out"))
-    assert summary.caution is not None and summary.caution.startswith("3 of these 30 samples were trained on")
+    assert summary.caution is not None and summary.caution.startswith("3 of these 30 samples, by their sample_id, were")
     assert summary.caution in "\n".join(summary_lines(summary))

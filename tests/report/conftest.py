@@ -46,6 +46,8 @@ def write_parts(folder: Path, columns: dict[str, Any], vocabulary: Any = SOCRATI
         [
             ("sample_id", pa.string()),
             ("image_uri", pa.string()),
+            ("image_bytes", pa.int64()),
+            ("image_digest", pa.string()),
             ("captions", pa.list_(pa.string())),
             ("probabilities", pa.list_(pa.float32(), len(vocabulary))),
             ("labels", pa.list_(pa.string())),
@@ -87,6 +89,8 @@ def labels_folder(tmp_path: Path) -> Callable[..., Path]:
         columns = {
             "sample_id": [f"coco:{i:012d}" for i in range(n)],
             "image_uri": uris,
+            "image_bytes": [None] * n,
+            "image_digest": [None] * n,
             "captions": captions,
             "probabilities": p.tolist(),
             "labels": [SOCRATIS_29.decode(np.flatnonzero(row).tolist()) for row in mask],

@@ -13,6 +13,7 @@ import yaml
 
 from raymotion import storage
 from raymotion.data.embedding_layout import EmbeddingLayout, FeatureKey, FeatureShape
+from raymotion.data.provenance import BOXES, MADE_FROM
 from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.data.streams import STREAMS
 from raymotion.vocabulary import Vocabulary
@@ -58,6 +59,7 @@ def write_features(
     columns: dict[str, Any] = {
         "sample_id": [row["sample_id"] for row in rows], "group_id": [row["group_id"] for row in rows],
         "split": splits, "context_of": [f"p{2 * image}" for image in images],
+        **{own.name: [None] * persons for own in (*MADE_FROM, *BOXES)},
     }  # fmt: skip
     mixes = {(name, stream): rng.normal(size=(width, dim)) for name in backbones for stream in STREAMS}
     for key, shape in shapes.items():

@@ -17,6 +17,7 @@ from sklearn.metrics import average_precision_score
 
 from raymotion import storage
 from raymotion.data.embedding_layout import EmbeddingLayout, FeatureKey, FeatureShape
+from raymotion.data.provenance import BOXES, MADE_FROM
 from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.data.streams import STREAMS
 from raymotion.errors import InputError
@@ -111,6 +112,7 @@ def made(own_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Made:
     columns: dict[str, Any] = {
         "sample_id": [row["sample_id"] for row in rows], "group_id": [row["group_id"] for row in rows],
         "split": splits.tolist(), "context_of": [f"p{i - i % 2}" for i in range(N)],
+        **{own.name: [None] * N for own in (*MADE_FROM, *BOXES)},
     }  # fmt: skip
     mixes = {stream: rng.normal(size=(width, DIM)) for stream in STREAMS}
     for key, shape in shapes.items():

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raymotion import storage
+from raymotion.data.provenance import MADE_FROM
 from raymotion.data.samples import attach_vocabulary, table_from_rows, write_samples
 from raymotion.errors import InputError, SettingsMismatch
 from raymotion.models.checkpoint import load_teacher
@@ -67,6 +68,7 @@ def write_features(folder: Path, samples: list[dict[str, Any]], *, missing: froz
     table = pa.table(
         {
             "sample_id": ids,
+            **{own.name: pa.nulls(len(ids), own.type) for own in MADE_FROM},
             "features": fixed(values.astype(np.float16), pa.float16()),
             "mask": fixed(np.ones((len(ids), COUNT), bool), pa.bool_()),
         }

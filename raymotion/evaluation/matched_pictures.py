@@ -1,0 +1,133 @@
+"""Whether the rows that were matched are of the same pictures: an id or a file's name alone can be of two.
+
+By `sample_id`: the bytes decide (`data.provenance`); a pair that differs is refused. By the image's name: data sets
+that share pictures may hold them in another encoding or size, so where the bytes differ, what they show decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from raymotion import storage
+from raymotion.data.images import ImageError, decode_rgb
+from raymotion.data.picture_marks import Picture, PictureMark, address, evenly, mark_of
+from raymotion.data.provenance import Difference, Pair, compare_pictures
+from raymotion.errors import InputError, RaymotionError
+from raymotion.evaluation.matching import Match, image_key
+
+# Pictures of other bytes that are decoded and looked at.
+MOST_SEEN = 64
+# Side of the grey thumbnails that are compared, and how far two of the same picture may differ: in mean level (of 255),
+# and in the ratio of width to height.
+SIDE, LEVELS, RATIO = 32, 4.0, 0.05
+SAMPLES = "Give samples of the pictures that were labelled."
+REMEDY = f"{SAMPLES} Copies of them in another encoding are compared with --on image-name."
+
+
+def check_matched(
+    found: Match,
+    pictures: Sequence[Picture],
+    truth: pa.Table,
+    *,
+    where: object,
+    since: float | None,
+    remedy: str = REMEDY,
+) -> list[str]:
+    """Raises unless the matched rows are of the same pictures; returns notes on what could not be compared.
+
+    Args:
+        found: of the labelled rows with `truth`.
+        pictures: that the labelled rows were labelled by.
+        where: of `truth`, for messages.
+        since: when labelling began, in seconds since the epoch.
+        remedy: for pictures of one sample_id that differ.
+
+    Raises:
+        InputError: names the first row whose pictures differ, and both.
+    """
+    uris, truth_ids = truth.column("image_uri").to_pylist(), truth.column("sample_id").to_pylist()
+    pairs = [
+        Pair(truth_ids[other], Picture(uris[other]), pictures[row])
+        for row, own in zip(found.rows.tolist(), found.truth_rows, strict=True)
+        for other in own
+    ]
+    by_id = found.key == "sample"
+    result = compare_pictures(pairs, since=since, need_address=False, first=by_id)
+    if by_id:
+        for difference in result.differences[:1]:
+            raise _refusal(
+                difference, where, "or, if they are copies in another encoding, compare with --on image-name"
+            )
+        return result.notes()
+    notes = result.notes()
+    unreadable = sum(difference.unreadable for difference in result.differences)
+    if unreadable:
+        notes.append(f"{unreadable:,} pairs were matched by name alone: their pictures could not be read to compare.")
+    return notes + _look(pairs, [own for own in result.differences if not own.unreadable], where)
+
+
+def looks_alike(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two pictures, uint8 (h, w, 3), are one in two encodings or sizes."""
+    ratios = [pixels.shape[1] / pixels.shape[0] for pixels in (a, b)]
+    if abs(np.log(ratios[0] / ratios[1])) > RATIO:
+        return False
+    small = [_thumbnail(pixels) for pixels in (a, b)]
+    if np.abs(small[0] - small[1]).mean() > LEVELS:
+        return False
+    spread = [float(values.std()) for values in small]
+    if max(spread) < 2.0:  # nothing but one tone
+        return True
+    return min(spread) > 0 and float(np.corrcoef(small[0].ravel(), small[1].ravel())[0, 1]) >= 0.95
+
+
+def _thumbnail(pixels: np.ndarray) -> np.ndarray:
+    from PIL import Image
+
+    grey = Image.fromarray(pixels).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
+    return np.asarray(grey, dtype=np.float32)
+
+
+def _look(pairs: Sequence[Pair], differences: Sequence[Difference], where: object) -> list[str]:
+    """Notes on pairs of other bytes that show the same; raises for one that does not."""
+    if not differences:
+        return []
+    seen = 0
+    for place in evenly([str(number) for number in range(len(differences))], MOST_SEEN):
+        difference = differences[int(place)]
+        pair = pairs[difference.row]
+        shown = [_decoded(side) for side in (pair.now, pair.then)]
+        if shown[0] is not None and shown[1] is not None:
+            if not looks_alike(shown[0], shown[1]):
+                raise _refusal(difference, where, SAMPLES)
+            seen += 1
+        elif not str(image_key(pair.now.uri, pair.sample_id)).startswith("coco:"):
+            raise _refusal(difference, where, f"{SAMPLES} Or put the pictures back, to compare them.")
+    return [
+        f"{len(differences):,} matched pairs are pictures of other bytes: copies in another encoding or size. "
+        f"{seen:,} of them were looked at, and show the same."
+    ]
+
+
+def _decoded(side: Picture) -> np.ndarray | None:
+    """Pixels of the picture, or None where it can not be read, or is no longer the one that was recorded."""
+    assert side.uri is not None
+    try:
+        data = storage.read_bytes(address(side.uri))
+        expected: PictureMark | None = side.mark
+        if expected is not None and mark_of(data) != expected:
+            return None
+        return decode_rgb(data, min_side=4 * SIDE)
+    except (OSError, ValueError, ImageError, RaymotionError):
+        return None
+
+
+def _refusal(difference: Difference, where: object, remedy: str) -> InputError:
+    return InputError(
+        f"{difference.sample_id} is of another {difference.what}: the labels are of {difference.then}, "
+        f"this sample is of {difference.now}",
+        path=where,
+        remedy=remedy,
+    )
