@@ -29,8 +29,8 @@ from raymotion import storage
 from raymotion.errors import AccessDenied, InputError, RunFailed
 from raymotion.lease import BEAT, STALE, Lease, await_silence, cell_at, refusal
 from raymotion.owner import Owner
+from raymotion.storage import LOCK
 
-LOCK = ".raymotion.lock"
 # What a file system answers that has no locks.
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 
@@ -105,11 +105,6 @@ def one_writer(folder: storage.PathLike, *, beside: bool = False, patience: floa
         for place in made:
             with contextlib.suppress(OSError):  # not empty: it holds output now
                 os.rmdir(place)
-
-
-def is_lock(name: str) -> bool:
-    """Whether a file of this name is what a lock leaves behind."""
-    return name == LOCK
 
 
 _held_here: dict[str, int] = {}

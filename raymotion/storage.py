@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 PathLike = str | os.PathLike[str]
+# Hidden files of raymotion's own: a folder in which one process writes (`folder_lock`), and one of working files.
+LOCK, MARK = ".raymotion.lock", ".raymotion.json"
 
 
 def is_remote(path: PathLike) -> bool:
@@ -147,6 +149,53 @@ def list_names(folder: PathLike) -> list[str]:
         except FileNotFoundError:
             return []
         return sorted(posixpath.basename(entry["name"]) for entry in entries if entry["type"] == "file")
+
+
+def list_entries(folder: PathLike) -> list[str]:
+    """Sorted names of the files and folders directly in `folder`, without what raymotion's own writing leaves there
+    for a while: its lock, and files that were being written. An absent folder is empty."""
+    with explained(folder, "list it"):
+        try:
+            if not is_remote(folder):
+                names = os.listdir(absolute(folder))
+            else:
+                fs, inner = filesystem(folder)
+                found = [entry["name"].rstrip("/") for entry in fs.ls(inner, detail=True, refresh=True)]
+                names = [posixpath.basename(name) for name in found if name != inner.rstrip("/")]
+        except FileNotFoundError:
+            return []
+        except NotADirectoryError as error:
+            raise InputError("is a file, not a folder", path=folder, remedy="Name another folder.") from error
+    return sorted(name for name in names if name and not _is_passing(name))
+
+
+def _is_passing(name: str) -> bool:
+    return name in (LOCK, MARK) or (name.startswith(".") and name.endswith(".tmp"))
+
+
+def claim(folder: PathLike) -> None:
+    """Makes a folder for working files, with a mark that it is raymotion's: only such a folder may be removed.
+
+    Raises:
+        InputError: it holds something, and no mark.
+    """
+    mark = join(folder, MARK)
+    if exists(mark):
+        return
+    there = list_entries(folder)
+    if there:
+        raise InputError(
+            f"holds {there[0]}, and was not made by raymotion, which keeps an unfinished run there",
+            path=folder,
+            remedy="Move it, or choose another --out.",
+        )
+    write_json(mark, {"made_by": "raymotion"})
+
+
+def remove_claimed(folder: PathLike) -> None:
+    """Removes a folder that `claim` marked, with all that is in it; leaves any other alone."""
+    if exists(join(folder, MARK)):
+        remove_tree(folder)
 
 
 def make_dir(folder: PathLike) -> None:

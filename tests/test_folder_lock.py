@@ -10,8 +10,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -269,3 +271,65 @@ def test_the_decorator_finds_the_folder_among_the_arguments(tmp_path: Path) -> N
     assert by_settings(Settings()) == [LOCK]
     assert by_name(1, tmp_path / "n") == [".n.lock"] and by_name(first=1, out=tmp_path / "m") == [".m.lock"]
     assert by_name(1) == [".d.lock"]
+
+
+def _commands(out: str) -> dict[str, Callable[[], object]]:
+    """Every function that writes a folder, with input that is not there: what is refused first is the folder."""
+    from raymotion.batch.choice import select
+    from raymotion.batch.faces import FaceSettings, detect_faces
+    from raymotion.batch.job import JobSettings, JobSpec, run_job
+    from raymotion.data.synthetic import write_coco, write_socratis
+    from raymotion.data.synthetic_emotic import write_emotic
+    from raymotion.demo import run_demo
+    from raymotion.evaluation.audit import AuditSettings, audit_against_truth, audit_choices, audit_samples
+    from raymotion.evaluation.evaluate import EvaluateSettings, evaluate_checkpoint
+    from raymotion.learning.selection import SelectionPolicy
+    from raymotion.models.hub import pull, push
+    from raymotion.report.study import write_study_report
+    from raymotion.study.run import StudySettings, run_study
+    from raymotion.train.finetune import compare
+    from raymotion.train.fit import fit
+    from raymotion.train.recipe import StudentRecipe
+
+    def job() -> object:
+        sink: Any = None
+        settings = JobSettings(samples="no.parquet", out=out)
+        return run_job(JobSpec("labels", settings, {}, lambda _: (), sink))
+
+    return {
+        "label, features": job,
+        "data faces": lambda: detect_faces(FaceSettings(samples="no.parquet", out=out)),
+        "select": lambda: select("no", out, SelectionPolicy()),
+        "evaluate": lambda: evaluate_checkpoint(EvaluateSettings(checkpoint="no", samples="no.parquet", out=out)),
+        "audit --truth": lambda: audit_against_truth("no", "no.parquet", out, AuditSettings()),
+        "audit --predictions": lambda: audit_samples("no.parquet", "no", out, AuditSettings()),
+        "audit": lambda: audit_choices("no", out, AuditSettings()),
+        "train": lambda: fit(StudentRecipe(), out),
+        "finetune": lambda: compare(StudentRecipe(), "no", out),
+        "study run": lambda: run_study(StudySettings(spaces="no", embeddings=["no"], out=out)),
+        "study report": lambda: write_study_report("no", out),
+        "pull": lambda: pull("./no", out),
+        "push": lambda: push("./no", out),
+        "data synth coco": lambda: write_coco(out, 1),
+        "data synth socratis": lambda: write_socratis(out, 1),
+        "data synth emotic": lambda: write_emotic(out, 1),
+        "demo": lambda: run_demo(out),
+    }
+
+
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory) -> Iterator[tuple[str, int]]:
+    out = tmp_path_factory.mktemp("busy") / "out"
+    out.mkdir()
+    other = held(str(out))
+    yield str(out), other.pid
+    other.kill()
+    other.wait()
+
+
+@pytest.mark.parametrize("command", list(_commands("out")))
+def test_every_command_that_writes_a_folder_is_refused_while_another_does(busy, command: str) -> None:
+    out, pid = busy
+    with pytest.raises(InputError, match=f"is being written by process {pid}"):
+        _commands(out)[command]()
+    assert os.listdir(out) == [LOCK]

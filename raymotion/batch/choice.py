@@ -12,6 +12,7 @@ from raymotion import storage
 from raymotion.batch.preflight import check_folder
 from raymotion.config import digest_of
 from raymotion.errors import InputError
+from raymotion.folder_lock import one_writer_of
 from raymotion.learning.collapse import check_collapse
 from raymotion.learning.metrics import Evaluation
 from raymotion.learning.selection import SelectionPolicy
@@ -127,6 +128,7 @@ def read_labels_record(folder: storage.PathLike) -> dict[str, Any]:
     return record
 
 
+@one_writer_of("out")
 def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectionPolicy) -> dict[str, Any]:
     """Writes a labelled data set with the choice of another policy to `out`; returns its job.json.
 

@@ -23,6 +23,7 @@ from raymotion.data.face_detectors import DetectorIdentity, FaceDetector, build,
 from raymotion.data.faces import MIN_SIDE, find_faces
 from raymotion.data.samples import BOX, read_samples, write_samples
 from raymotion.errors import InputError, RaymotionError, SettingsMismatch
+from raymotion.folder_lock import one_writer_of
 
 FOUND = pa.schema(
     [pa.field("sample_id", pa.string(), nullable=False), pa.field("face_box", BOX), pa.field("score", pa.float32())]
@@ -106,6 +107,7 @@ class FaceSink:
         return pa.Table.from_pylist(rows, FOUND)
 
 
+@one_writer_of("settings.out", beside=True)
 def detect_faces(settings: FaceSettings, *, address: str | None = None, progress: ProgressKind = "auto") -> FaceReport:
     """Fills the face boxes of `settings.samples` that are missing, and writes the table to `settings.out`.
 
@@ -130,7 +132,7 @@ def detect_faces(settings: FaceSettings, *, address: str | None = None, progress
     table, counts = _joined(samples, boxes, set(searched.column("sample_id").to_pylist()), settings.overwrite_boxes)
     write_samples(settings.out, table)
     with contextlib.suppress(OSError, RaymotionError):  # the table stands: this is no reason to fail
-        storage.remove_tree(run)
+        storage.remove_claimed(run)
     return FaceReport(**counts, by_reason=by_reason, detector=identity)
 
 
@@ -186,11 +188,13 @@ def _run(
         columns=("body_box", "face_box"),
         keep_images_together=True,
     )
+    storage.claim(run)
     write_samples(table, searched)
     try:
         summary = run_job(spec, address=address, progress=progress)
     except SettingsMismatch:  # left by a run with other settings or input: of no use to this one
-        storage.remove_tree(run)
+        storage.remove_claimed(run)
+        storage.claim(run)
         write_samples(table, searched)
         summary = run_job(spec, address=address, progress=progress)
     boxes: dict[str, list[float] | None] = {}

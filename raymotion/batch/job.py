@@ -36,6 +36,7 @@ from raymotion.batch.worker import ShardWorker, Sink, WorkerPlan
 from raymotion.config import Settings, digest_of, require_same_settings
 from raymotion.data.samples import read_samples
 from raymotion.errors import InputError, RunFailed
+from raymotion.folder_lock import one_writer_of
 from raymotion.vocabulary import Vocabulary
 
 ALWAYS_MAY_FAIL = 3
@@ -115,6 +116,7 @@ class JobSummary:
         return dict(self.record["counts"])
 
 
+@one_writer_of("spec.settings.out")
 def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind = "auto") -> JobSummary:
     """Runs the job, or goes on with it, or finds it done.
 

@@ -80,8 +80,9 @@ def check_folder(folder: str) -> None:
     """The output folder can be written to, and holds nothing that is not ours."""
     # A manifest of ours, and temporary files, may be left by a run that was killed before its job.json.
     names = [name for name in storage.list_names(folder) if not name.startswith(("_", "."))]
-    for inner in ("quarantine", "_commits"):
-        names += [f"{inner}/{name}" for name in storage.list_names(storage.join(folder, inner))]
+    # Nor in the folders that a job makes, and removes.
+    for inner in ("quarantine", "_commits", "_attempts"):
+        names += [f"{inner}/{name}" for name in storage.list_entries(storage.join(folder, inner))]
     if names:
         raise InputError(
             f"holds {names[0]}, but no job.json",

@@ -31,6 +31,7 @@ from raymotion.evaluation.confident import find_issues
 from raymotion.evaluation.disagreements import Disagreements, rank_disagreements
 from raymotion.evaluation.mapping import choose_mapping
 from raymotion.evaluation.matching import Key, Match, Persons, match
+from raymotion.folder_lock import one_writer_of
 from raymotion.report.labelled import LabelledSet, load_labels
 
 FILES = ("audit.json", "per_emotion.csv", "disagreements.parquet", "audit.html")
@@ -65,6 +66,7 @@ class AuditSummary:
     files: list[str]
 
 
+@one_writer_of("out")
 def audit_against_truth(
     labels: storage.PathLike, truth: storage.PathLike, out: storage.PathLike, settings: AuditSettings
 ) -> AuditSummary:
@@ -140,6 +142,7 @@ def audit_against_truth(
     return _write(out, record, [asdict(row) for row in result.emotions], listed, labelled, settings)
 
 
+@one_writer_of("out")
 def audit_samples(
     samples: storage.PathLike, predictions: storage.PathLike, out: storage.PathLike, settings: AuditSettings
 ) -> AuditSummary:
@@ -192,6 +195,7 @@ def audit_samples(
     return _write(out, record, [asdict(row) for row in issues.emotions], listed, labelled, settings)
 
 
+@one_writer_of("out")
 def audit_choices(labels: storage.PathLike, out: storage.PathLike, settings: AuditSettings) -> AuditSummary:
     """The chosen pseudo-labels against their own probabilities. Read `CIRCULAR` before the figures.
 

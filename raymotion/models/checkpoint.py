@@ -161,7 +161,7 @@ def save_checkpoint(
 
 
 def _write_local(target: str, files: Mapping[str, bytes]) -> None:
-    if os.path.isdir(target) and os.listdir(target) and not os.path.exists(os.path.join(target, CONFIG)):
+    if storage.list_entries(target) and not os.path.exists(os.path.join(target, CONFIG)):
         raise InputError("is not empty, and no checkpoint", path=target, remedy="Name another folder.")
     temporary = f"{storage.parent(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex[:8]}.tmp"
     old = f"{temporary}.old"

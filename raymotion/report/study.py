@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raymotion import storage
+from raymotion.folder_lock import one_writer_of
 from raymotion.learning.published_metrics import to_text
 from raymotion.report import study_tables as tables
 from raymotion.report.study_findings import cautions, config_text, interval, notices, points, verdict
@@ -34,6 +35,7 @@ class StudySummary:
     files: list[str]
 
 
+@one_writer_of("out")
 def write_study_report(folder: storage.PathLike, out: storage.PathLike) -> StudySummary:
     """Writes the report of a study, complete or not, to the folder `out`.
 

@@ -5,7 +5,6 @@
     STUDY/trials/KEY/seed-S.safetensors  the best epoch's probabilities on validation
     STUDY/trials/KEY/seed-S.weights.safetensors   its weights, kept for those that are carried forward
     STUDY/test/NAME-seed-S.safetensors   answers on test of the winner of stage NAME (or `joint`)
-    STUDY/.lock                          the process that works on it, while it does
     STUDY/winner.yaml                    the recipe that the stages ended with
 
 A trial's key is a digest of everything that decides its result, so a configuration that two stages share is one trial.
@@ -24,7 +23,6 @@ import numpy as np
 from raymotion import storage
 from raymotion.config import digest_of
 from raymotion.errors import InputError
-from raymotion.study.lock import LOCK, alone
 from raymotion.train.fusion_recipe import FusionRecipe
 
 FORMAT = 1
@@ -170,10 +168,6 @@ class StudyFolder:
         for seed, own in zip(seeds, probabilities, strict=True):
             path = storage.join(self.path, "test", f"{name}-seed-{seed}.safetensors")
             storage.write_bytes(path, save({"test": np.ascontiguousarray(own, dtype=np.float32)}))
-
-    def alone(self) -> contextlib.AbstractContextManager[None]:
-        """The folder for one process: see `study.lock.alone`."""
-        return alone(storage.join(self.path, LOCK))
 
     def drop_weights(self, key: str, seeds: Sequence[int]) -> None:
         for seed in seeds:

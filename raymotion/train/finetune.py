@@ -23,6 +23,7 @@ from raymotion import storage
 from raymotion.batch.cluster import available_cpus, connect
 from raymotion.config import require_same_settings
 from raymotion.errors import InputError, RaymotionError, RunFailed
+from raymotion.folder_lock import one_writer, one_writer_of
 from raymotion.learning.metrics import Evaluation
 from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info
 from raymotion.train.data import prepare
@@ -101,6 +102,7 @@ class Comparison:
     rows: list[Row]
 
 
+@one_writer_of("out")
 def compare(
     recipe: StudentRecipe,
     source: storage.PathLike,
@@ -275,7 +277,9 @@ def _train_one(recipe: dict[str, Any], out: str) -> None:
     import torch
 
     torch.set_num_threads(1)
-    fit(StudentRecipe.model_validate(recipe), out)
+    # A task of a driver that was killed just now may still be at it.
+    with one_writer(out, beside=True, patience=30):
+        fit(StudentRecipe.model_validate(recipe), out)
 
 
 def _row(

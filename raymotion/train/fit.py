@@ -22,6 +22,7 @@ from typing import Any
 from raymotion import storage
 from raymotion.config import require_same_settings
 from raymotion.errors import InputError, RaymotionError, RunFailed
+from raymotion.folder_lock import one_writer_of
 from raymotion.models.checkpoint import (
     CheckpointInfo,
     is_checkpoint,
@@ -60,6 +61,7 @@ class TrainResult:
     seconds: float = 0.0
 
 
+@one_writer_of("out", beside=True)
 def fit(
     recipe: TrainRecipe, out: storage.PathLike, *, address: str | None = None, progress: Progress | None = None
 ) -> TrainResult:
@@ -89,6 +91,7 @@ def fit(
     _require_free(target)
     run = run_folder(target)
     storage.probe_writable(storage.parent(target))
+    storage.claim(run)
     # Workers share out the rows and draw their own randomness, and Ray keeps its state where this process keeps none:
     # only as many workers, of the same kind, go on with a run.
     begun = {**settings, "workers": recipe.workers}
@@ -111,7 +114,7 @@ def fit(
             info = _train_on_ray(recipe, data, run, settings, target, address, command)
     # The checkpoint stands: what can not be removed now is no reason to fail.
     with contextlib.suppress(OSError, RaymotionError):
-        storage.remove_tree(run)
+        storage.remove_claimed(run)
     earlier = [epoch for epoch in info.training["history"] if not epoch["attempt"].startswith(command)]
     return TrainResult(info, resumed_from=len(earlier), seconds=time.monotonic() - started)
 
@@ -124,7 +127,7 @@ def _forgotten_if_refused(run: str) -> Iterator[None]:
     except InputError:
         with contextlib.suppress(OSError, RaymotionError):
             if not _epochs_done(run):
-                storage.remove_tree(run)
+                storage.remove_claimed(run)
         raise
 
 
@@ -318,10 +321,10 @@ def _absolute(recipe: TrainRecipe) -> TrainRecipe:
 
 
 def _require_free(target: str) -> None:
-    if not storage.is_remote(target) and os.path.isdir(target) and os.listdir(target):
-        raise InputError("is not empty, and no checkpoint", path=target, remedy="Name another folder with --out.")
     if not storage.is_remote(target) and os.path.isfile(target):
         raise InputError("is a file", path=target, remedy="Name a folder with --out.")
+    if storage.list_entries(target):
+        raise InputError("is not empty, and no checkpoint", path=target, remedy="Name another folder with --out.")
 
 
 def _epochs_done(run: str) -> int:

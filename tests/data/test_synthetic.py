@@ -113,7 +113,7 @@ def test_pictures_of_others_are_never_touched(tmp_path):
     (tmp_path / "val2017").mkdir()
     mine = tmp_path / "val2017" / "000000000139.jpg"
     mine.write_bytes(b"mine")
-    with pytest.raises(InputError, match="holds 1 files that are not synthetic"):
+    with pytest.raises(InputError, match="val2017: is there already, and not synthetic"):
         write_coco(tmp_path, 2)
     assert mine.read_bytes() == b"mine" and [p.name for p in tmp_path.iterdir()] == ["val2017"]
 
