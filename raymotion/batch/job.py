@@ -25,6 +25,7 @@ from raymotion.batch.preflight import (
     check_folder,
     check_image_folders,
     computed_with,
+    free_if_nothing_committed,
     input_digest,
     new_record,
     read_record,
@@ -134,6 +135,7 @@ def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind
         spec.check(samples)
     if spec.keep_images_together:
         samples = ledger.by_image(samples)
+    free_if_nothing_committed(folder)
     old = read_record(folder, spec.kind)
     shard_rows = spec.settings.shard_rows or ledger.default_shard_rows(samples.num_rows, spec.most_shard_rows)
     identity = {
@@ -175,6 +177,7 @@ def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind
         run.update(status="failed" if isinstance(error, Exception) else "interrupted", reason=str(error)[:500])
         with contextlib.suppress(Exception):  # the reason why it ended is the one to tell
             storage.write_json(storage.join(folder, "job.json"), record)
+            free_if_nothing_committed(folder)
         raise
     ended = time.time()
     run.update(status="complete", seconds=round(ended - started, 2), shards=len(todo))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from raymotion.batch.job import JobSpec
 
 FORMAT = 1
+PART = re.compile(r"part-\d{5,}\.parquet")
 
 
 def new_record(spec: JobSpec, identity: Mapping[str, Any], digest: str, samples: pa.Table) -> dict[str, Any]:
@@ -74,6 +77,32 @@ def read_record(folder: str, kind: str) -> dict[str, Any] | None:
             f"the folder holds a {record.get('job')} job, not a {kind} job", path=folder, remedy="Use a fresh folder."
         )
     return record
+
+
+def free_if_nothing_committed(folder: str) -> None:
+    """Removes what a job that committed nothing has left: it computed nothing, and must not bind the folder to its
+    settings. Only where its job.json proves that the folder is a job's."""
+    path = storage.join(folder, "job.json")
+    try:
+        record = storage.read_json(path) if storage.exists(path) else None
+    except InputError:
+        return
+    if not isinstance(record, dict) or "identity" not in record or record.get("status") == "complete":
+        return
+    if storage.list_entries(storage.join(folder, "_commits")):
+        return
+    # Parts of shards that were never committed.
+    for place in (folder, storage.join(folder, "quarantine")):
+        for name in storage.list_names(place):
+            if PART.fullmatch(name):
+                storage.remove(storage.join(place, name))
+    storage.remove_tree(storage.join(folder, "_attempts"))
+    storage.remove(storage.join(folder, "_manifest.parquet"))
+    storage.remove(path)  # last: it is the proof
+    if not storage.is_remote(folder):
+        for inner in ("quarantine", "_commits", ""):
+            with contextlib.suppress(OSError):
+                os.rmdir(storage.join(folder, inner))
 
 
 def check_folder(folder: str) -> None:

@@ -124,6 +124,18 @@ class StudyFolder:
             raise InputError("is no record of a study", path=self.record, remedy="Name another folder with --out.")
         return found
 
+    def free_if_nothing_computed(self) -> None:
+        """Removes a study none of whose trials came to an end, so that it does not bind the folder to its settings."""
+        record = self.read()
+        if record is None or record["status"] == "complete":
+            return
+        keys = storage.list_entries(storage.join(self.path, "trials"))
+        if any((trial := self.read_trial(key)) and trial.status in (COMPLETE, STOPPED) for key in keys):
+            return
+        for place in (self.scratch, self.data, storage.join(self.path, "trials")):
+            storage.remove_tree(place)
+        storage.remove(self.record)
+
     def write(self, record: Mapping[str, Any]) -> None:
         storage.write_json(self.record, record)
 

@@ -7,6 +7,7 @@ on after any crash: with the stage it was in, and without training anything agai
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -98,6 +99,9 @@ def run_study(
     seeds = [base.seed + number for number in range(settings.seeds)]
     identity = _identity(settings, spaces, base, data, opened, seeds)
     record = folder.read()
+    if record is not None and record["identity"] != json.loads(json.dumps(identity)):
+        folder.free_if_nothing_computed()
+        record = folder.read()
     if record is not None:
         require_same_settings(record["identity"], identity, where=folder.path, remedy=REMEDY)
         if record["status"] == "complete":

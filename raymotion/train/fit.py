@@ -91,6 +91,8 @@ def fit(
     _require_free(target)
     run = run_folder(target)
     storage.probe_writable(storage.parent(target))
+    if not _has_epoch(run):  # left by a run that was killed before its first epoch
+        storage.remove_claimed(run)
     storage.claim(run)
     # Workers share out the rows and draw their own randomness, and Ray keeps its state where this process keeps none:
     # only as many workers, of the same kind, go on with a run.
@@ -105,7 +107,7 @@ def fit(
     if not storage.exists(meta) or storage.read_json(meta)["features"] != data.features_folder:  # it may have moved
         data.save(prepared)
     command = uuid.uuid4().hex[:8]
-    with _forgotten_if_refused(run), _followed(run, progress, _epochs_done(run)):
+    with _freed_without_an_epoch(run), _followed(run, progress, _epochs_done(run)):
         if recipe.workers == 0:
             with tempfile.TemporaryDirectory(prefix="raymotion-") as folder:
                 _train_here(recipe, data, run, command, folder)
@@ -120,13 +122,14 @@ def fit(
 
 
 @contextlib.contextmanager
-def _forgotten_if_refused(run: str) -> Iterator[None]:
-    """Takes a run away that ends by the user's mistake before its first epoch, lest it refuse the mended command."""
+def _freed_without_an_epoch(run: str) -> Iterator[None]:
+    """Removes the state of a run that ended before its first epoch: it computed nothing, and must not refuse the
+    corrected command."""
     try:
         yield
-    except InputError:
+    except BaseException:
         with contextlib.suppress(OSError, RaymotionError):
-            if not _epochs_done(run):
+            if not _has_epoch(run):
                 storage.remove_claimed(run)
         raise
 
@@ -330,6 +333,13 @@ def _require_free(target: str) -> None:
 def _epochs_done(run: str) -> int:
     path = storage.join(run, PROGRESS)
     return int(storage.read_json(path)["epoch"]) if storage.exists(path) else 0
+
+
+def _has_epoch(run: str) -> bool:
+    """Whether an epoch was kept, by this process or by Ray; its mark in the progress file may be missing."""
+    if any(storage.exists(storage.join(run, *names)) for names in ((PROGRESS,), ("epochs", LATEST))):
+        return True
+    return any(name.startswith("checkpoint_") for name in storage.list_entries(storage.join(run, "train")))
 
 
 @contextlib.contextmanager
