@@ -16,9 +16,10 @@ from raymotion.errors import InputError, RunFailed, SettingsMismatch
 Job = Callable[..., JobSpec]
 
 
-@pytest.fixture(
-    autouse=True, params=[RunFailed("Ray did not start"), KeyboardInterrupt(), OSError(28, "full")], ids=repr
-)
+ENDS = [RunFailed("Ray did not start"), KeyboardInterrupt(), OSError(28, "full")]
+
+
+@pytest.fixture(autouse=True, params=ENDS[:1], ids=["no ray"])
 def no_ray(request, monkeypatch) -> BaseException:
     @contextlib.contextmanager
     def connect(address: str | None) -> Iterator[None]:
