@@ -47,3 +47,7 @@ class RunFailed(RaymotionError):
     """A run that started could not be finished; what it had committed stays."""
 
     exit_code = 1
+
+
+class DiskFull(RunFailed):
+    """A place has no room left, or the user's quota there is used up. Never a fault of one row or one trial."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from raymotion.errors import AccessDenied, InputError
+from raymotion.local_files import disk_full, file_to_write, is_full
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -74,13 +75,16 @@ def filesystem(path: PathLike) -> tuple[AbstractFileSystem, str]:
 
 @contextlib.contextmanager
 def explained(path: PathLike, action: str) -> Iterator[None]:
-    """Turns refusals into `AccessDenied` and a store that does not answer into a ConnectionError.
+    """Turns refusals into `AccessDenied`, a full disk into `DiskFull` and a store that does not answer into a
+    ConnectionError.
 
     A missing file stays a FileNotFoundError.
     """
     try:
         yield
     except Exception as error:
+        if is_full(error):
+            raise disk_full(path, error) from error
         if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
             raise AccessDenied(
                 f"may not {action} ({getattr(error, 'strerror', None) or error or 'permission denied'})",
@@ -173,36 +177,12 @@ def _is_passing(name: str) -> bool:
     return name in (LOCK, MARK) or (name.startswith(".") and name.endswith(".tmp"))
 
 
-def claim(folder: PathLike) -> None:
-    """Makes a folder for working files, with a mark that it is raymotion's: only such a folder may be removed.
-
-    Raises:
-        InputError: it holds something, and no mark.
-    """
-    mark = join(folder, MARK)
-    if exists(mark):
-        return
-    there = list_entries(folder)
-    if there:
-        raise InputError(
-            f"holds {there[0]}, and was not made by raymotion, which keeps an unfinished run there",
-            path=folder,
-            remedy="Move it, or choose another --out.",
-        )
-    write_json(mark, {"made_by": "raymotion"})
-
-
-def remove_claimed(folder: PathLike) -> None:
-    """Removes a folder that `claim` marked, with all that is in it; leaves any other alone."""
-    if exists(join(folder, MARK)):
-        remove_tree(folder)
-
-
 def make_dir(folder: PathLike) -> None:
     """Makes a local folder with its parents; object stores need none."""
     if not is_remote(folder):
         with explained(folder, "make the folder"), _placed(folder):
-            os.makedirs(absolute(folder), exist_ok=True)
+            # A link to a folder that is not there yet leads to where it is made.
+            os.makedirs(os.path.realpath(absolute(folder)), exist_ok=True)
 
 
 def read_bytes(path: PathLike) -> bytes:
@@ -257,9 +237,7 @@ def write_bytes(path: PathLike, data: bytes, *, durable: bool = True) -> None:
             fs, inner = filesystem(path)
             fs.pipe_file(inner, data)
             return
-        target = Path(absolute(path))
-        if target.is_dir():
-            raise InputError("is a folder, not a file", path=path, remedy="Name a file.")
+        target = Path(file_to_write(path, absolute(path)))
         target.parent.mkdir(parents=True, exist_ok=True)
         # Hidden, so that no listing of data files ever shows one that a crash left behind.
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")

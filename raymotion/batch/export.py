@@ -9,9 +9,8 @@ import posixpath
 from collections.abc import Callable
 from typing import Any
 
-from raymotion import storage
+from raymotion import outputs, storage
 from raymotion.batch.choice import matrix_of, read_labels_record, read_parts
-from raymotion.errors import InputError
 from raymotion.vocabulary import SOCRATIS_29, Vocabulary
 
 # Column order of the public system's coco_predictions.csv (its position of each label in the later notebooks).
@@ -30,8 +29,7 @@ def export(labels: storage.PathLike, out: storage.PathLike, kind: str) -> int:
     vocabulary = Vocabulary.from_dict(record["vocabulary"], where=folder)
     writer: Callable[[str, Vocabulary], tuple[str, int]] = {"csv": _csv, "coco-json": _coco_json}[kind]
     text, rows = writer(folder, vocabulary)
-    if storage.exists(out) and not storage.is_dir(out) and storage.read_bytes(out)[:9] != text.encode()[:9]:
-        raise InputError(f"is there already, and no {kind} export", path=out, remedy="Name another --out.")
+    outputs.require_replaceable(out, f"{kind} export", lambda head: head[:9] == text.encode()[:9])
     storage.write_text(out, text)
     return rows
 

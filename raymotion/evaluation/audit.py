@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow.compute as pc
 from pydantic import Field
 
-from raymotion import storage
+from raymotion import outputs, storage
 from raymotion.config import Settings
 from raymotion.data.samples import read_samples, vocabulary_of
 from raymotion.errors import InputError
@@ -288,6 +288,8 @@ def _check_out(out: storage.PathLike) -> None:
     strange = [name for name in storage.list_names(out) if name not in FILES and not name.startswith(".")]
     if strange:
         raise InputError(f"holds {strange[0]}, and no audit", path=out, remedy="Use a fresh output folder.")
+    outputs.require_replaceable(storage.join(out, "audit.json"), "audit", lambda head: b'"kind": "audit"' in head)
+    outputs.require_replaceable(storage.join(out, "audit.html"), "audit", outputs.is_page)
 
 
 def _write(

@@ -156,7 +156,7 @@ def save_checkpoint(
         for name, data in files.items():
             storage.write_bytes(storage.join(target, name), data)
     else:
-        _write_local(target, files)
+        _write_local(os.path.realpath(target), files)  # where a link leads: the link stays
     return read_checkpoint_info(target)
 
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from raymotion import storage
 from raymotion.errors import AccessDenied, InputError, RunFailed
 from raymotion.folder_lock import one_writer_of
+from raymotion.local_files import disk_full, is_full
 from raymotion.models import checkpoint
 from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info
 
@@ -171,7 +172,7 @@ def copy_checkpoint(source: storage.PathLike, target: storage.PathLike, *, overw
         storage.remove(storage.join(place, checkpoint.CONFIG))
         _copy(info.folder, place, names)
     else:
-        with _placed(place) as temporary:
+        with _placed(os.path.realpath(place)) as temporary:  # where a link leads: the link stays
             _copy(info.folder, temporary, names)
     arrived = read_checkpoint_info(place)
     if arrived.fingerprint != info.fingerprint:
@@ -290,6 +291,8 @@ def _hub(repository: str, action: str) -> Iterator[None]:
     except errors.LocalEntryNotFoundError as error:
         raise RunFailed(f"{address}: the hub could not be reached ({_first_line(error.__cause__ or error)})") from error
     except Exception as error:
+        if is_full(error):
+            raise disk_full(tempfile.gettempdir(), error) from error
         # Told by name: which HTTP library huggingface_hub speaks with is its own affair.
         if isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "requests", "httpcore"):
             raise RunFailed(f"{address}: the hub could not be reached ({_first_line(error)})") from error

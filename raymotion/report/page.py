@@ -13,7 +13,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from raymotion import storage
+from raymotion import outputs, storage
 from raymotion.data import images
 from raymotion.errors import AccessDenied, InputError
 from raymotion.learning.collapse import Collapse, binary_entropy, check_collapse
@@ -65,6 +65,7 @@ def write_report(
     """
     if samples_shown < 0:
         raise InputError(f"samples_shown {samples_shown} is negative")
+    outputs.require_replaceable(out, "report", outputs.is_page)
     labelled = load_labels(labels_dir)
     collapse = check_collapse(
         labelled.probabilities,

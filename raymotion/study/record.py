@@ -22,7 +22,8 @@ import numpy as np
 
 from raymotion import storage
 from raymotion.config import digest_of
-from raymotion.errors import InputError
+from raymotion.errors import AccessDenied, InputError
+from raymotion.local_files import disk_full, is_full
 from raymotion.train.fusion_recipe import FusionRecipe
 
 FORMAT = 1
@@ -38,6 +39,19 @@ def trial_key(recipe: FusionRecipe, seeds: Sequence[int], data_fingerprint: str)
     del settings["seed"]
     settings["data"] = {name: value for name, value in settings["data"].items() if name not in _PLACES}
     return digest_of({"recipe": settings, "seeds": list(seeds), "data": data_fingerprint})
+
+
+def machine_fault(error: Exception, where: str) -> str | None:
+    """What to tell the user of an error that no configuration is to blame for, None if one may be.
+
+    Args:
+        where: the study's folder, for a full disk that does not say its path.
+    """
+    if is_full(error):
+        return str(disk_full(where, error))
+    if isinstance(error, AccessDenied | ConnectionError | TimeoutError):
+        return str(error)
+    return None
 
 
 @dataclass

@@ -179,6 +179,10 @@ def compare(
     if storage.exists(record):
         before = storage.read_json(record)["settings"]
         require_same_settings(before, settings, where=target, remedy=REMEDY, ignore=PLACES)
+    elif strange := sorted(set(storage.list_entries(target)) - {RUNS, "finetune.csv", "finetune.png"}):
+        raise InputError(
+            f"holds {strange[0]}, and no comparison", path=target, remedy="Name another folder with --out."
+        )
     # Scratch always: it is what the others are compared with, and what BnB starts from.
     first = [Run("scratch", 0, seed) for seed in seeds]
     then = [

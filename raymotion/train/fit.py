@@ -19,10 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from raymotion import storage
+from raymotion import outputs, storage
 from raymotion.config import require_same_settings
-from raymotion.errors import InputError, RaymotionError, RunFailed
+from raymotion.errors import DiskFull, InputError, RaymotionError, RunFailed
 from raymotion.folder_lock import one_writer_of
+from raymotion.local_files import disk_full, is_full
 from raymotion.models.checkpoint import (
     CheckpointInfo,
     is_checkpoint,
@@ -92,8 +93,8 @@ def fit(
     run = run_folder(target)
     storage.probe_writable(storage.parent(target))
     if not _has_epoch(run):  # left by a run that was killed before its first epoch
-        storage.remove_claimed(run)
-    storage.claim(run)
+        outputs.remove_claimed(run)
+    outputs.claim(run)
     # Workers share out the rows and draw their own randomness, and Ray keeps its state where this process keeps none:
     # only as many workers, of the same kind, go on with a run.
     begun = {**settings, "workers": recipe.workers}
@@ -116,7 +117,7 @@ def fit(
             info = _train_on_ray(recipe, data, run, settings, target, address, command)
     # The checkpoint stands: what can not be removed now is no reason to fail.
     with contextlib.suppress(OSError, RaymotionError):
-        storage.remove_claimed(run)
+        outputs.remove_claimed(run)
     earlier = [epoch for epoch in info.training["history"] if not epoch["attempt"].startswith(command)]
     return TrainResult(info, resumed_from=len(earlier), seconds=time.monotonic() - started)
 
@@ -130,7 +131,7 @@ def _freed_without_an_epoch(run: str) -> Iterator[None]:
     except BaseException:
         with contextlib.suppress(OSError, RaymotionError):
             if not _has_epoch(run):
-                storage.remove_claimed(run)
+                outputs.remove_claimed(run)
         raise
 
 
@@ -384,6 +385,8 @@ def _arrow_filesystem(run: str) -> tuple[Any, str]:
 
 def _explained(error: Exception, run: str) -> RaymotionError:
     """The workers' own error where it is the user's to mend, else a `RunFailed` with its cause."""
+    if (full := _full_disk(error, run)) is not None:
+        return full
     causes = list(getattr(error, "worker_failures", {}).values()) or [error]
     cause: BaseException = causes[0]
     while True:
@@ -399,6 +402,19 @@ def _explained(error: Exception, run: str) -> RaymotionError:
         f"training failed ({type(cause).__name__}: {reason}); {_epochs_done(run)} epochs are kept, "
         "and the same command goes on from there"
     )
+
+
+def _full_disk(error: Exception, run: str) -> RaymotionError | None:
+    """A disk that is full, wherever Ray or a worker met it; it names the path if the worker did."""
+    for failure in [error, *getattr(error, "worker_failures", {}).values()]:
+        cause: BaseException | None = failure
+        while cause is not None:
+            inner = getattr(cause, "_base_exc", None) or getattr(cause, "cause", None) or cause.__cause__
+            if is_full(cause):
+                told = next((one for one in (cause, inner) if isinstance(one, DiskFull)), None)
+                return told or disk_full(run, cause)
+            cause = inner if inner is not cause else None
+    return None
 
 
 def _plain(metrics: Mapping[str, Any]) -> dict[str, float]:

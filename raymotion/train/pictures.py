@@ -28,6 +28,7 @@ from raymotion.data.features import default_cache
 from raymotion.data.images import ImageError, ImageUnreachable, decode_rgb, fetch
 from raymotion.errors import RunFailed
 from raymotion.learning.augment import WHOLE, AugmentationKind, draw_view, render
+from raymotion.local_files import reserve
 from raymotion.train.recipe import StudentRecipe
 
 READ, ABSENT, UNREADABLE = 0, 1, 2
@@ -206,6 +207,11 @@ def cache_pictures(uris: Sequence[str | None], size: int, *, threads: int, folde
         folder: of the cache; default: `pictures` beside that of the features (`data.features.default_cache`).
     """
     place = Path(folder or os.path.join(default_cache(), "pictures"))
+    with storage.explained(place, "write the cache"):
+        return _cached(place, uris, size, threads)
+
+
+def _cached(place: Path, uris: Sequence[str | None], size: int, threads: int) -> str:
     place.mkdir(parents=True, exist_ok=True)
     path = place / f"{digest_of([size, [_stamp(uri) for uri in uris]])}.npy"
     if path.exists():
@@ -214,6 +220,7 @@ def cache_pictures(uris: Sequence[str | None], size: int, *, threads: int, folde
     reader = PictureReader(size)
     try:
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(len(uris), size, size, 3))
+        reserve(temporary)
         rows = np.arange(len(uris))
         portions = [Portion("cache", 0, some) for some in np.array_split(rows, max(1, len(rows) // 32)) if len(some)]
         for portion, pictures in read_here(portions, uris, reader, threads=threads):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from raymotion import storage
+from raymotion import outputs, storage
 from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.errors import InputError, RunFailed, SettingsMismatch
 from raymotion.train import fit as module
@@ -59,7 +59,7 @@ def test_a_run_that_was_killed_binds_only_with_an_epoch(
     samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: str | None
 ) -> None:
     run = run_folder(tmp_path / "out")
-    storage.claim(run)
+    outputs.claim(run)
     storage.write_json(storage.join(run, "settings.json"), {"seed": 7})
     if epoch:
         storage.write_json(storage.join(run, epoch), {"epoch": 1})
