@@ -140,7 +140,7 @@ def _locked_by_other_user(path: str) -> bool:
     return not storage.is_remote(path) and os.path.exists(path) and os.access(os.path.dirname(path), os.W_OK)
 
 
-def _refuse_if_locked(path: str, folder: object) -> None:
+def _refuse_if_locked(path: str, folder: storage.PathLike) -> None:
     """Raises if the other place where a local lock of this folder may stand is held."""
     if storage.is_remote(path) or not os.path.isfile(path) or _held_here.get(path) == threading.get_ident():
         return
@@ -171,7 +171,7 @@ class _Hold(Protocol):
     def release(self) -> None: ...
 
 
-def _acquire(path: str, folder: object, patience: float) -> _Hold | None:
+def _acquire(path: str, folder: storage.PathLike, patience: float) -> _Hold | None:
     """The lock at `path`, None where nothing may be written, or an `InputError` that names its owner."""
     give_up = time.monotonic() + patience
     while True:
@@ -192,7 +192,7 @@ def _acquire(path: str, folder: object, patience: float) -> _Hold | None:
         time.sleep(0.5)
 
 
-def _take(path: str, folder: object) -> _Hold:
+def _take(path: str, folder: storage.PathLike) -> _Hold:
     if storage.is_remote(path):
         return Lease(cell_at(path)).take(folder)
     for _ in range(10):
@@ -208,7 +208,7 @@ def _take(path: str, folder: object) -> _Hold:
 
 
 @contextlib.contextmanager
-def _renewed(hold: _Hold, folder: object) -> Iterator[None]:
+def _renewed(hold: _Hold, folder: storage.PathLike) -> Iterator[None]:
     """Renews `hold` from a thread until the block ends; ends the block if the lock is lost."""
     over, lost = threading.Event(), threading.Event()
     in_main = threading.current_thread() is threading.main_thread()
@@ -243,7 +243,7 @@ def _renewed(hold: _Hold, folder: object) -> Iterator[None]:
         raise _lost(folder)
 
 
-def _lost(folder: object) -> RunFailed:
+def _lost(folder: storage.PathLike) -> RunFailed:
     return RunFailed(
         f"{folder}: another process took this folder over, because this one had shown no sign of life for {STALE:g} s. "
         "What was committed stays; the same command goes on once the other has ended"
@@ -259,7 +259,7 @@ class _Flock:
         self.path, self.owner = path, Owner.here()
         self.lock = FileLock(path, mode=0o666, thread_local=False, fallback_to_soft=False)
 
-    def take(self, folder: object) -> _Flock:
+    def take(self, folder: storage.PathLike) -> _Flock:
         from filelock import Timeout
 
         try:

@@ -22,7 +22,7 @@ from raymotion.owner import Owner
 BEAT, STALE = 5.0, 60.0
 
 
-def refusal(owner: Owner | None, folder: object) -> InputError:
+def refusal(owner: Owner | None, folder: storage.PathLike) -> InputError:
     who = owner.describe() if owner is not None else "another process"
     return InputError(
         f"is being written by {who}",
@@ -31,7 +31,7 @@ def refusal(owner: Owner | None, folder: object) -> InputError:
     )
 
 
-def await_silence(owner: Owner, folder: object, stamp: Callable[[], str | None], age: float) -> None:
+def await_silence(owner: Owner, folder: storage.PathLike, stamp: Callable[[], str | None], age: float) -> None:
     """Returns once `owner` is proved gone; raises as soon as it shows a sign of life.
 
     Args:
@@ -73,7 +73,7 @@ class Lease:
         # Each renewal differs: a store's stamp may be a digest of the content.
         return json.dumps({**asdict(self.owner), "beats": self.beats}).encode()
 
-    def take(self, folder: object) -> Lease:
+    def take(self, folder: storage.PathLike) -> Lease:
         while True:
             stamp = self.cell.create(self._data())
             if stamp is None:
