@@ -280,7 +280,13 @@ class _Flock:
         return self
 
     def _age(self) -> float:
-        return max(0.0, time.time() - os.stat(self.path).st_mtime)
+        """Seconds since the last renewal, by the clock of the disk: those of two machines may differ."""
+        probe = f"{self.path}.{self.owner.token}.tmp"
+        with open(probe, "wb"):
+            pass
+        now = os.stat(probe).st_mtime
+        os.unlink(probe)
+        return max(0.0, now - os.stat(self.path).st_mtime)
 
     def renew(self) -> bool:
         held = _read_owner(self.path)

@@ -333,3 +333,11 @@ def test_every_command_that_writes_a_folder_is_refused_while_another_does(busy, 
     with pytest.raises(InputError, match=f"is being written by process {pid}"):
         _commands(out)[command]()
     assert os.listdir(out) == [LOCK]
+
+
+def test_a_wrong_clock_takes_no_lock_from_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours is an hour ahead; how old the record is, the disk tells."""
+    hold = folder_lock._Flock(str(tmp_path / LOCK))
+    (tmp_path / LOCK).touch()
+    monkeypatch.setattr(time, "time", lambda: os.stat(tmp_path).st_mtime + 3600)
+    assert hold._age() < 30 and os.listdir(tmp_path) == [LOCK]
