@@ -145,6 +145,15 @@ class TestWhatIsOverwritten:
         assert "is there already, and no report" in runner("report", tmp_path / "labels", "--out", path).err
         assert outputs.is_page(b"<!doctype html>\n<html><head><title>raymotion report: x</title>")
 
+    def test_a_folder_that_is_replaced_holds_nothing_else(self, tmp_path: Path) -> None:
+        from raymotion.models.hub import _check_free
+
+        storage.write_bytes(tmp_path / ".cache" / "huggingface" / "x", b"x")  # a download leaves it
+        _check_free(tmp_path, None, overwrite=True)
+        storage.write_bytes(tmp_path / ".cache" / "mine", b"x")
+        with pytest.raises(InputError, match=r"holds \.cache/mine, which is no part of a checkpoint"):
+            _check_free(tmp_path, None, overwrite=True)
+
 
 class TestAClaimedFolder:
     def test_only_what_was_claimed_is_removed(self, tmp_path: Path) -> None:
