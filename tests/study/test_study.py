@@ -360,10 +360,10 @@ def test_a_study_binds_its_folder_once_a_trial_has_come_to_an_end(
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_a_disk_that_is_full_fails_no_trial(place: Path, tmp_path: Path) -> None:
-    """One of 400 KB; then it is made larger, and the same command goes on."""
+    """One of 100 KB; then it is made larger, and the same command goes on."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], check=False).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", disk], check=False).returncode:
         pytest.skip("may not mount a disk")
     try:
         with pytest.raises(RunFailed, match="no space left on the device"):
