@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raymotion import storage
+from raymotion.folder_lock import one_writer_of
 
 if TYPE_CHECKING:
     from raymotion.batch.job import JobSummary
@@ -34,6 +35,7 @@ class DemoResult:
     seconds: Mapping[str, float]
 
 
+@one_writer_of("out")
 def run_demo(
     out: str,
     *,

@@ -69,3 +69,7 @@ class RunFailed(RaymotionError):
 
 class StoreUnavailable(RunFailed, ConnectionError):
     """A store failed for longer than its user wants to wait. Never a fault of one row: the run stops."""
+
+
+class DiskFull(RunFailed):
+    """A place has no room left, or the user's quota there is used up. Never a fault of one row or one trial."""

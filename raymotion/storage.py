@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import os
+import posixpath
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -38,12 +39,15 @@ from raymotion.addresses import (
     suffix,
 )
 from raymotion.errors import AccessDenied, InputError, RaymotionError
+from raymotion.local_files import disk_full, file_to_write, is_full
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from fsspec import AbstractFileSystem
 
 __all__ = [
+    "LOCK",
+    "MARK",
     "PathLike",
     "absolute",
     "child",
@@ -54,6 +58,7 @@ __all__ = [
     "is_http",
     "is_remote",
     "join",
+    "list_entries",
     "list_names",
     "list_tree",
     "make_dir",
@@ -82,6 +87,9 @@ __all__ = [
     "write_table",
     "write_text",
 ]
+
+# Hidden files of raymotion's own: a folder in which one process writes (`folder_lock`), and one of working files.
+LOCK, MARK = ".raymotion.lock", ".raymotion.json"
 
 
 class _Store(Protocol):
@@ -134,7 +142,8 @@ def _remote(path: PathLike) -> _Store:
 
 @contextlib.contextmanager
 def explained(path: PathLike, action: str) -> Iterator[None]:
-    """Turns refusals into `AccessDenied`, and what else a store says against a request into an `InputError`.
+    """Turns refusals into `AccessDenied`, a full disk into `DiskFull`, and what else a store says against a request
+    into an `InputError`.
 
     A missing file stays a FileNotFoundError; a store that fails is a `StoreUnavailable` by itself.
     """
@@ -143,6 +152,8 @@ def explained(path: PathLike, action: str) -> Iterator[None]:
     except RaymotionError:
         raise
     except Exception as error:
+        if is_full(error):
+            raise disk_full(path, error) from error
         if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
             raise AccessDenied(
                 f"may not {action} ({getattr(error, 'strerror', None) or error or 'permission denied'})",
@@ -219,11 +230,34 @@ def list_tree(folder: PathLike) -> list[str]:
         return _remote(folder).tree(absolute(folder))
 
 
+def list_entries(folder: PathLike) -> list[str]:
+    """Sorted names of the files and folders directly in `folder`, without what raymotion's own writing leaves there
+    for a while: its lock, and files that were being written. An absent folder is empty."""
+    with explained(folder, "list it"):
+        try:
+            if not is_remote(folder):
+                names = os.listdir(absolute(folder))
+            else:
+                fs, inner = filesystem(folder)
+                found = [entry["name"].rstrip("/") for entry in fs.ls(inner, detail=True, refresh=True)]
+                names = [posixpath.basename(name) for name in found if name != inner.rstrip("/")]
+        except FileNotFoundError:
+            return []
+        except NotADirectoryError as error:
+            raise InputError("is a file, not a folder", path=folder, remedy="Name another folder.") from error
+    return sorted(name for name in names if name and not _is_passing(name))
+
+
+def _is_passing(name: str) -> bool:
+    return name in (LOCK, MARK) or (name.startswith(".") and name.endswith(".tmp"))
+
+
 def make_dir(folder: PathLike) -> None:
     """Makes a local folder with its parents; object stores need none."""
     if not is_remote(folder):
         with explained(folder, "make the folder"), _placed(folder):
-            os.makedirs(absolute(folder), exist_ok=True)
+            # A link to a folder that is not there yet leads to where it is made.
+            os.makedirs(os.path.realpath(absolute(folder)), exist_ok=True)
 
 
 def read_bytes(path: PathLike) -> bytes:
@@ -307,9 +341,7 @@ def write_bytes(path: PathLike, data: bytes, *, durable: bool = True) -> None:
         if is_remote(path):
             _remote(path).write(str(path), data)
             return
-        target = Path(absolute(path))
-        if target.is_dir():
-            raise InputError("is a folder, not a file", path=path, remedy="Name a file.")
+        target = Path(file_to_write(path, absolute(path)))
         target.parent.mkdir(parents=True, exist_ok=True)
         # Hidden, so that no listing of data files ever shows one that a crash left behind.
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")

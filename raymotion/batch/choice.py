@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from raymotion import storage
-from raymotion.batch.preflight import check_folder
+from raymotion.batch.preflight import check_folder, free_if_nothing_committed
 from raymotion.config import digest_of
 from raymotion.errors import InputError
+from raymotion.folder_lock import one_writer_of
 from raymotion.learning.collapse import check_collapse
 from raymotion.learning.metrics import Evaluation
 from raymotion.learning.selection import SelectionPolicy
@@ -149,6 +150,7 @@ def read_labels_record(folder: storage.PathLike) -> dict[str, Any]:
     return record
 
 
+@one_writer_of("out")
 def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectionPolicy) -> dict[str, Any]:
     """Writes a labelled data set with the choice of another policy to `out`; returns its job.json.
 
@@ -156,11 +158,15 @@ def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectionPol
     """
     source, target = storage.absolute(labels), storage.absolute(out)
     record = read_labels_record(source)
+    if source != target:
+        free_if_nothing_committed(target)  # left by a `select` that was interrupted
     if source == target or storage.exists(storage.join(target, "job.json")):
         raise InputError("holds a data set", path=target, remedy="Name a fresh --out.")
     check_folder(target)
     vocabulary = Vocabulary.from_dict(record["vocabulary"], where=storage.join(source, "job.json"))
     thresholds = record["model"]["teacher"].get("thresholds")
+    # Until all parts are there the folder is known for what it is by its record, and for unfinished.
+    storage.write_json(storage.join(target, "job.json"), {**record, "status": "running", "selected_from": source})
     choice = choose_globally(source, target, policy, vocabulary, thresholds)
     for name in storage.list_names(storage.join(source, "quarantine")):
         storage.write_bytes(

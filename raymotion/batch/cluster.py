@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raymotion.batch.ray_folder import ray_folder
 from raymotion.errors import InputError, RunFailed
 
 # The object store carries shard numbers and one-row records, and weights during training: never pixels.
@@ -54,38 +54,31 @@ def connect(address: str | None, *, cpus: int | None = None) -> Iterator[None]:
     # Read when the node starts: at Ray's default of 15 the workers would give way to anything else on the machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # an actor of its own, and an address outside
-    folder = _temporary_folder()
-    try:
+    with ray_folder(_temporary_base()) as folder:
         try:
-            ray.init(
-                address="local",
-                num_cpus=cpus or available_cpus(),
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=folder,
-                **quiet,
-            )
-        except Exception as error:  # Ray raises a bare Exception where its processes do not answer in time
-            raise RunFailed(
-                f"Ray did not start on this machine ({str(error).strip().splitlines()[0]}). "
-                "It may be overloaded: try again, or name a cluster with --address"
-            ) from error
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=cpus or available_cpus(),
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    _temp_dir=folder,
+                    **quiet,
+                )
+            except Exception as error:  # Ray raises a bare Exception where its processes do not answer in time
+                raise RunFailed(
+                    f"Ray did not start on this machine ({str(error).strip().splitlines()[0]}). "
+                    "It may be overloaded: try again, or name a cluster with --address"
+                ) from error
+            yield
+        finally:
+            ray.shutdown()
 
 
-def _temporary_folder() -> str:
-    """A folder for a Ray of our own, named after this process; those of processes that were killed are swept out."""
-    base = Path(tempfile.gettempdir())
-    if len(str(base)) > LONGEST_TEMPORARY_FOLDER:
-        base = Path("/tmp")
-    for old in base.glob("raymotion-*-*"):
-        owner = old.name.split("-")[1]
-        if owner.isdecimal() and not Path("/proc", owner).exists() and Path("/proc/self").exists():
-            shutil.rmtree(old, ignore_errors=True)
-    return tempfile.mkdtemp(prefix=f"raymotion-{os.getpid()}-", dir=base)
+def _temporary_base() -> str:
+    """Where the folder of a Ray of our own is made: the system's place, if its path is short enough."""
+    base = tempfile.gettempdir()
+    return base if len(base) <= LONGEST_TEMPORARY_FOLDER else "/tmp"
 
 
 def available_cpus() -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from raymotion import storage
+from raymotion import outputs, storage
 from raymotion.batch.choice import matrix_of, read_labels_record, read_parts
 from raymotion.data.coco import coco_url
 from raymotion.errors import InputError
@@ -63,8 +63,7 @@ def export(labels: storage.PathLike, out: storage.PathLike, kind: str, *, coco_s
             path=folder,
             remedy="Say --coco-split val2017 (or another split) for pictures of COCO, or use --format full-csv.",
         )
-    if storage.exists(out) and not storage.is_dir(out) and storage.read_bytes(out)[:9] != text.encode()[:9]:
-        raise InputError(f"is there already, and no {kind} export", path=out, remedy="Name another --out.")
+    outputs.require_replaceable(out, f"{kind} export", lambda head: head[:9] == text.encode()[:9])
     storage.write_text(out, text)
     return done
 

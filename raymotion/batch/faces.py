@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from raymotion import storage
+from raymotion import outputs, storage
 from raymotion.batch.job import JobSettings, JobSpec, run_job
 from raymotion.batch.progress import ProgressKind
 from raymotion.batch.stages import Item, Stage, image_units, made_from
@@ -22,8 +22,9 @@ from raymotion.batch.stream_stages import DecodeOnce
 from raymotion.data.face_detectors import DetectorIdentity, FaceDetector, build, identify
 from raymotion.data.faces import MIN_SIDE, find_faces
 from raymotion.data.provenance import MADE_FROM
-from raymotion.data.samples import BOX, read_samples, write_samples
-from raymotion.errors import InputError, RaymotionError, SettingsMismatch
+from raymotion.data.samples import BOX, read_samples, require_table_or_nothing, write_samples
+from raymotion.errors import RaymotionError, SettingsMismatch
+from raymotion.folder_lock import one_writer_of
 
 FOUND = pa.schema(
     [
@@ -114,6 +115,7 @@ class FaceSink:
         return pa.table(columns, schema=FOUND)
 
 
+@one_writer_of("settings.out", beside=True)
 def detect_faces(settings: FaceSettings, *, address: str | None = None, progress: ProgressKind = "auto") -> FaceReport:
     """Fills the face boxes of `settings.samples` that are missing, and writes the table to `settings.out`.
 
@@ -138,7 +140,7 @@ def detect_faces(settings: FaceSettings, *, address: str | None = None, progress
     table, counts = _joined(samples, boxes, set(searched.column("sample_id").to_pylist()), settings.overwrite_boxes)
     write_samples(settings.out, table)
     with contextlib.suppress(OSError, RaymotionError):  # the table stands: this is no reason to fail
-        storage.remove_tree(run)
+        outputs.remove_claimed(run)
     return FaceReport(**counts, by_reason=by_reason, detector=identity)
 
 
@@ -150,8 +152,7 @@ def run_folder(out: storage.PathLike) -> str:
 
 def _require_free(out: str) -> None:
     """Told before the work: the output is a table of ours or absent, and can be written."""
-    if storage.exists(out) and (storage.is_dir(out) or storage.read_bytes(out)[:4] != b"PAR1"):
-        raise InputError("is there already, and no sample table", path=out, remedy="Name another --out.")
+    require_table_or_nothing(out)
     folder = storage.parent(storage.absolute(out))
     storage.make_dir(folder)
     storage.probe_writable(folder)
@@ -194,11 +195,13 @@ def _run(
         columns=("body_box", "face_box"),
         keep_images_together=True,
     )
+    outputs.claim(run)
     write_samples(table, searched)
     try:
         summary = run_job(spec, address=address, progress=progress)
     except SettingsMismatch:  # left by a run with other settings or input: of no use to this one
-        storage.remove_tree(run)
+        outputs.remove_claimed(run)
+        outputs.claim(run)
         write_samples(table, searched)
         summary = run_job(spec, address=address, progress=progress)
     boxes: dict[str, list[float] | None] = {}

@@ -25,6 +25,7 @@ from raymotion.batch.preflight import (
     check_folder,
     check_image_folders,
     computed_with,
+    free_if_nothing_committed,
     input_digest,
     new_record,
     read_record,
@@ -38,6 +39,7 @@ from raymotion.config import Settings, digest_of, require_same_settings
 from raymotion.data.picture_damage import DamagedPolicy
 from raymotion.data.samples import read_samples
 from raymotion.errors import InputError, RunFailed
+from raymotion.folder_lock import one_writer_of
 from raymotion.vocabulary import Vocabulary
 
 ALWAYS_MAY_FAIL = 3
@@ -122,6 +124,7 @@ class JobSummary:
         return dict(self.record["counts"])
 
 
+@one_writer_of("spec.settings.out")
 def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind = "auto") -> JobSummary:
     """Runs the job, or goes on with it, or finds it done.
 
@@ -144,6 +147,7 @@ def _run_job(spec: JobSpec, address: str | None, progress: ProgressKind) -> JobS
     more_notices = (spec.check(samples) if spec.check is not None else None) or ()
     if spec.keep_images_together:
         samples = ledger.by_image(samples)
+    free_if_nothing_committed(folder)
     old = read_record(folder, spec.kind)
     shard_rows = spec.settings.shard_rows or ledger.default_shard_rows(samples.num_rows, spec.most_shard_rows)
     identity = {
@@ -191,6 +195,7 @@ def _run_job(spec: JobSpec, address: str | None, progress: ProgressKind) -> JobS
         # The reason why it ended is the one to tell, and not to be kept back by a store that fails.
         with contextlib.suppress(Exception), access.using(patience=0):
             storage.write_json(storage.join(folder, "job.json"), record)
+            free_if_nothing_committed(folder)
         raise
     ended = time.time()
     run.update(status="complete", seconds=round(ended - started, 2), shards=len(todo))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import platform
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from raymotion.batch.job import JobSpec
 
 FORMAT = 2
+PART = re.compile(r"part-\d{5,}\.parquet")
 # Of an object store's folders so many are tried. A set may have one for each picture.
 MOST_REMOTE_FOLDERS = 32
 ONLY_FEW = 3
@@ -115,12 +118,39 @@ def require_same_pictures_as_before(
         )
 
 
+def free_if_nothing_committed(folder: str) -> None:
+    """Removes what a job that committed nothing has left: it computed nothing, and must not bind the folder to its
+    settings. Only where its job.json proves that the folder is a job's."""
+    path = storage.join(folder, "job.json")
+    try:
+        record = storage.read_json(path) if storage.exists(path) else None
+    except InputError:
+        return
+    if not isinstance(record, dict) or "identity" not in record or record.get("status") == "complete":
+        return
+    if storage.list_entries(storage.join(folder, "_commits")):
+        return
+    # Parts of shards that were never committed.
+    for place in (folder, storage.join(folder, "quarantine")):
+        for name in storage.list_names(place):
+            if PART.fullmatch(name):
+                storage.remove(storage.join(place, name))
+    storage.remove_tree(storage.join(folder, "_attempts"))
+    storage.remove(storage.join(folder, "_manifest.parquet"))
+    storage.remove(path)  # last: it is the proof
+    if not storage.is_remote(folder):
+        for inner in ("quarantine", "_commits", ""):
+            with contextlib.suppress(OSError):
+                os.rmdir(storage.join(folder, inner))
+
+
 def check_folder(folder: str) -> None:
     """The output folder can be written to, and holds nothing that is not ours."""
     # A manifest of ours, and temporary files, may be left by a run that was killed before its job.json.
     names = [name for name in storage.list_names(folder) if not name.startswith(("_", "."))]
-    for inner in ("quarantine", "_commits"):
-        names += [f"{inner}/{name}" for name in storage.list_names(storage.join(folder, inner))]
+    # Nor in the folders that a job makes, and removes.
+    for inner in ("quarantine", "_commits", "_attempts"):
+        names += [f"{inner}/{name}" for name in storage.list_entries(storage.join(folder, inner))]
     if names:
         raise InputError(
             f"holds {names[0]}, but no job.json",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,7 @@ from raymotion.batch.ledger import (
 from raymotion.batch.memory import keep_freed_memory
 from raymotion.batch.stages import Failure, Item, Stage, image_units
 from raymotion.errors import InputError, RaymotionError, RunFailed
+from raymotion.local_files import disk_full, is_full
 
 # Deaths after which a shard whose rows all live when alone is given up.
 MOST_DEATHS_WITHOUT_CULPRIT = 3
@@ -287,6 +289,8 @@ def _process(stage: Stage, batch: Sequence[Item]) -> None:
     except RaymotionError:
         raise  # not one row's fault: the run stops, and says why
     except Exception as error:
+        if is_full(error):
+            raise disk_full(tempfile.gettempdir(), error) from error
         if _device_is_lost(error):
             raise RunFailed(f"the GPU failed in the stage {stage.name}: {error}. The same command goes on") from error
         if len(live) == 1:

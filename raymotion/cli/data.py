@@ -319,8 +319,11 @@ def prepare_emotic(
     """
     from raymotion.data.emotic import read_emotic
     from raymotion.data.samples import write_samples
+    from raymotion.outputs import require_replaceable
     from raymotion.storage import write_json
 
+    if report_file:
+        require_replaceable(report_file, "report of EMOTIC", lambda head: head[:1] == b"{")
     table, report = read_emotic(
         root,
         annotations=annotations,

@@ -291,6 +291,10 @@ class _Source:
 
     def _build(self, parts: list[str]) -> None:
         """Copies all parts into a folder of its own, then renames it: a copy that a crash cut off is never read."""
+        with storage.explained(self._local, "write the cache"):
+            self._copy(parts)
+
+    def _copy(self, parts: list[str]) -> None:
         temporary = self._local.with_name(f".{self._local.name}.{uuid.uuid4().hex[:8]}.tmp")
         temporary.mkdir()
         try:

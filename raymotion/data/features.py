@@ -35,6 +35,7 @@ from raymotion.data.provenance import (
     require_same_pictures,
 )
 from raymotion.errors import AccessDenied, InputError
+from raymotion.local_files import reserve
 
 METADATA_KEY = b"raymotion.regions"
 ROWS_AT_A_TIME = 256
@@ -156,12 +157,17 @@ class RegionFeatures:
 
     def _build(self, parts: list[tuple[str, int]]) -> None:
         """Copies all parts into a folder of its own, then renames it: a copy that a crash cut off is never read."""
+        with storage.explained(self._local, "write the cache"):
+            self._copy(parts)
+
+    def _copy(self, parts: list[tuple[str, int]]) -> None:
         total = sum(rows for _, rows in parts)
         temporary = self._local.with_name(f".{self._local.name}.{uuid.uuid4().hex[:8]}.tmp")
         temporary.mkdir()
         try:
             shape = (total, self.count, self.dim)
             features = np.lib.format.open_memmap(temporary / "features.npy", mode="w+", dtype=np.float16, shape=shape)
+            reserve(temporary / "features.npy")
             mask = np.zeros((total, self.count), dtype=bool)
             made_from = [COPIED_SCHEMA.empty_table()]
             count = 0

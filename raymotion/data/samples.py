@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raymotion import storage
+from raymotion import outputs, storage
 from raymotion.errors import AddressRefused, InputError
 from raymotion.vocabulary import Vocabulary
 
@@ -94,10 +94,26 @@ def vocabulary_of(table: pa.Table, *, where: object = None) -> Vocabulary | None
 
 
 def write_samples(path: storage.PathLike, table: pa.Table) -> None:
-    """Validates and writes, atomically. A file that is no Parquet is not overwritten: it may be an input."""
-    if storage.exists(path) and not storage.is_dir(path) and storage.read_bytes(path)[:4] != b"PAR1":
-        raise InputError("is there already, and no sample table", path=path, remedy="Name another --out.")
+    """Validates and writes, atomically. Only another sample table is overwritten: anything else may be an input."""
+    require_table_or_nothing(path)
     storage.write_table(path, validate(table, where=path))
+
+
+def require_table_or_nothing(path: storage.PathLike) -> None:
+    """Raises unless a sample table may be written to `path`: it is free, or holds one already."""
+    outputs.require_replaceable(path, "sample table", lambda head: head[:4] == b"PAR1" and _is_sample_table(path))
+
+
+def _is_sample_table(path: storage.PathLike) -> bool:
+    """Whether the Parquet at `path` has the columns of one: features, labels and predictions have others."""
+    import pyarrow.parquet as pq
+
+    try:
+        with storage.open_input(path) as file:
+            names = set(pq.read_schema(file).names)
+    except (pa.ArrowException, OSError):
+        return False
+    return names <= set(SCHEMA.names) and all(field.nullable or field.name in names for field in SCHEMA)
 
 
 def read_samples(path: storage.PathLike) -> pa.Table:

@@ -24,6 +24,7 @@ from raymotion.data.synthetic_captions import write_caption
 from raymotion.data.synthetic_pictures import Figure, draw_picture
 from raymotion.data.synthetic_scenes import Scene, draw_annotators, draw_answer, draw_scene, emotion_scores
 from raymotion.errors import InputError
+from raymotion.folder_lock import one_writer_of
 from raymotion.vocabulary import SOCRATIS_29
 
 RAW_NAME = "imCaptionEmotionExplanation_formatted.json"
@@ -69,6 +70,7 @@ class SyntheticReport:
     files: list[str]
 
 
+@one_writer_of("out")
 def write_coco(
     out: storage.PathLike, images: int, seed: int = 0, *, split: str = "val2017", corrupt: float = 0.0
 ) -> SyntheticReport:
@@ -86,7 +88,13 @@ def write_coco(
         InputError: a number out of range, or pictures in the folder that are not from here.
     """
     _check(images, corrupt, most=500_000)
-    _claim(out, split, f"synthetic-{split}.json", {"images": images, "seed": seed, "split": split, "corrupt": corrupt})
+    claim_dataset(
+        out,
+        f"coco-{split}",
+        {"images": images, "seed": seed, "split": split, "corrupt": corrupt},
+        folders=[split],
+        files=[f"annotations/{name}_{split}.json" for name in ("instances", "person_keypoints", "captions")],
+    )
     # Numbered by a seeded walk through COCO's range, so that more images keep the numbers of fewer.
     walk = random.Random(f"{seed}/numbers").choices(range(1, 600_000), k=4 * images + 10)
     numbers = list(dict.fromkeys(walk))[:images]
@@ -123,6 +131,7 @@ def write_coco(
     return SyntheticReport(images, len(captions), len(broken), sorted(contents))
 
 
+@one_writer_of("out")
 def write_socratis(out: storage.PathLike, images: int, seed: int = 0, *, corrupt: float = 0.0) -> SyntheticReport:
     """Writes `images` pictures to `out/images/`, Socratis' raw json with its annotators, and the cleaned csv.
 
@@ -138,7 +147,13 @@ def write_socratis(out: storage.PathLike, images: int, seed: int = 0, *, corrupt
         InputError: as in `write_coco`.
     """
     _check(images, corrupt, most=100_000)
-    _claim(out, "images", "synthetic.json", {"images": images, "seed": seed, "corrupt": corrupt})
+    claim_dataset(
+        out,
+        "socratis",
+        {"images": images, "seed": seed, "corrupt": corrupt},
+        folders=["images"],
+        files=[RAW_NAME, CSV_NAME],
+    )
     annotators = draw_annotators(random.Random(f"{seed}/annotators"))
     damaged = _damaged(images, seed, corrupt)
     raw: dict[str, list[Any]] = {}
@@ -193,17 +208,34 @@ def _check(images: int, corrupt: float, *, most: int) -> None:
         raise InputError(f"the share of corrupt images is {corrupt}", remedy="Choose from 0 to 1.")
 
 
-def _claim(out: storage.PathLike, folder: str, marker: str, settings: Mapping[str, Any]) -> None:
-    """Takes `out/folder` for new pictures. Those that an earlier call wrote are removed; others are never touched."""
-    mark, place = storage.join(out, marker), storage.join(out, folder)
-    there = storage.list_names(place)
-    if there and not storage.exists(mark):
-        raise InputError(
-            f"holds {len(there)} files that are not synthetic", path=place, remedy="Choose another --out folder."
-        )
-    storage.write_json(mark, {"made_by": "raymotion data synth", **settings})
+def claim_dataset(
+    out: storage.PathLike, kind: str, settings: Mapping[str, Any], *, folders: Sequence[str], files: Sequence[str]
+) -> None:
+    """Takes `out` for new synthetic data, and removes the pictures of an earlier call of the same kind.
+
+    A mark tells that they are from here: without it nothing is removed and nothing overwritten.
+
+    Args:
+        folders, files: of `out`, that the data set is made of.
+
+    Raises:
+        InputError: one of them is there already, and not from here.
+    """
+    mark = storage.join(out, f"synthetic-{kind}.json")
+    made_by = f"raymotion data synth {kind}"
+    found = storage.read_json(mark) if storage.exists(mark) else None
+    there = [name for name in folders if storage.list_entries(storage.join(out, name))]
+    if not (isinstance(found, dict) and found.get("made_by") == made_by):
+        strange = there + [name for name in files if storage.exists(storage.join(out, name))]
+        if strange or found is not None:
+            raise InputError(
+                "is there already, and not synthetic",
+                path=storage.join(out, strange[0]) if strange else mark,
+                remedy="Choose another --out folder.",
+            )
+    storage.write_json(mark, {"made_by": made_by, **settings})
     for name in there:
-        storage.remove(storage.join(place, name))
+        storage.remove_tree(storage.join(out, name))
 
 
 def _damaged(images: int, seed: int, share: float) -> dict[int, str]:

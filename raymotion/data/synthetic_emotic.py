@@ -20,9 +20,11 @@ from raymotion import storage
 from raymotion.data.emotic import FACE_COLUMNS, FACE_FILE
 from raymotion.data.emotic_csv import COLUMNS
 from raymotion.data.samples import SPLITS
+from raymotion.data.synthetic import claim_dataset
 from raymotion.data.synthetic_emotic_labels import ANNOTATORS, Vad, annotate
 from raymotion.data.synthetic_emotic_pictures import HEIGHT, WIDTH, Box, draw_picture, draw_traits
 from raymotion.errors import InputError
+from raymotion.folder_lock import one_writer_of
 from raymotion.vocabulary import EMOTIC_26
 
 MAT_NAME = "Annotations/Annotations.mat"
@@ -85,6 +87,7 @@ class SyntheticEmotic:
     files: list[str] = field(default_factory=list)
 
 
+@one_writer_of("out")
 def write_emotic(
     out: storage.PathLike, persons: int, seed: int = 0, *, kind: str = "both", defects: float = 0.0
 ) -> SyntheticEmotic:
@@ -111,7 +114,11 @@ def write_emotic(
     if kind not in ("mat", "csv", "both"):
         raise InputError(f"there is no format {kind!r}", remedy="Choose mat, csv or both.")
     settings = {"persons": persons, "seed": seed, "kind": kind, "defects": defects}
-    _claim(out, settings)
+    claim_dataset(
+        out, "emotic", settings, folders=["emotic", "Annotations", "emotic_pre"], files=[FACES_NAME, DEFECTS_NAME]
+    )
+    for name in (FACES_NAME, DEFECTS_NAME):
+        storage.remove(storage.join(out, name))
     images: list[_Image] = []
     while (made := sum(len(image.persons) for image in images)) < persons:
         images.append(_draw(out, len(images), seed, persons - made))
@@ -133,20 +140,6 @@ def write_emotic(
     if defects:
         _write_defects(out, ordered, report)
     return report
-
-
-def _claim(out: storage.PathLike, settings: dict[str, Any]) -> None:
-    """Takes `out` for a new data set. What an earlier call wrote is removed; anything else is never touched."""
-    mark = storage.join(out, "synthetic.json")
-    ours = [storage.join(out, name) for name in ("emotic", "Annotations", "emotic_pre")]
-    there = [path for path in ours if storage.exists(path)]
-    if there and not storage.exists(mark):
-        raise InputError("is there already, and not synthetic", path=there[0], remedy="Choose another --out folder.")
-    storage.write_json(mark, {"made_by": "raymotion data synth emotic", **settings})
-    for path in there:
-        storage.remove_tree(path)
-    for name in (FACES_NAME, DEFECTS_NAME):
-        storage.remove(storage.join(out, name))
 
 
 def _draw(out: storage.PathLike, number: int, seed: int, most: int) -> _Image:

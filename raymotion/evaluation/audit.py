@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow.compute as pc
 from pydantic import Field
 
-from raymotion import storage
+from raymotion import outputs, storage
 from raymotion.config import Settings
 from raymotion.data.samples import read_samples, vocabulary_of
 from raymotion.errors import InputError
@@ -32,6 +32,7 @@ from raymotion.evaluation.disagreements import Disagreements, rank_disagreements
 from raymotion.evaluation.mapping import choose_mapping
 from raymotion.evaluation.matched_pictures import check_matched
 from raymotion.evaluation.matching import Key, Match, Persons, match
+from raymotion.folder_lock import one_writer_of
 from raymotion.report.labelled import LabelledSet, load_labels
 
 FILES = ("audit.json", "per_emotion.csv", "disagreements.parquet", "audit.html")
@@ -66,6 +67,7 @@ class AuditSummary:
     files: list[str]
 
 
+@one_writer_of("out")
 def audit_against_truth(
     labels: storage.PathLike, truth: storage.PathLike, out: storage.PathLike, settings: AuditSettings
 ) -> AuditSummary:
@@ -143,6 +145,7 @@ def audit_against_truth(
     return _write(out, record, [asdict(row) for row in result.emotions], listed, labelled, settings)
 
 
+@one_writer_of("out")
 def audit_samples(
     samples: storage.PathLike, predictions: storage.PathLike, out: storage.PathLike, settings: AuditSettings
 ) -> AuditSummary:
@@ -198,6 +201,7 @@ def audit_samples(
     return _write(out, record, [asdict(row) for row in issues.emotions], listed, labelled, settings)
 
 
+@one_writer_of("out")
 def audit_choices(labels: storage.PathLike, out: storage.PathLike, settings: AuditSettings) -> AuditSummary:
     """The chosen pseudo-labels against their own probabilities. Read `CIRCULAR` before the figures.
 
@@ -279,6 +283,8 @@ def _check_out(out: storage.PathLike) -> None:
     strange = [name for name in storage.list_names(out) if name not in FILES and not name.startswith(".")]
     if strange:
         raise InputError(f"holds {strange[0]}, and no audit", path=out, remedy="Use a fresh output folder.")
+    outputs.require_replaceable(storage.join(out, "audit.json"), "audit", lambda head: b'"kind": "audit"' in head)
+    outputs.require_replaceable(storage.join(out, "audit.html"), "audit", outputs.is_page)
 
 
 def _write(

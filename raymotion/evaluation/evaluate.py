@@ -28,6 +28,7 @@ from raymotion.config import digest_of, require_same_settings
 from raymotion.data.samples import SPLITS, read_samples, targets, vocabulary_of
 from raymotion.errors import InputError
 from raymotion.evaluation.measure import ClassResult, Measured, measure
+from raymotion.folder_lock import one_writer_of
 from raymotion.learning.calibration import BINS
 from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info, sample_mark
 from raymotion.vocabulary import Vocabulary
@@ -90,6 +91,7 @@ class EvaluationSummary:
     job: JobSummary
 
 
+@one_writer_of("settings.out")
 def evaluate_checkpoint(
     settings: EvaluateSettings, *, address: str | None = None, progress: ProgressKind = "auto"
 ) -> EvaluationSummary:

@@ -162,12 +162,12 @@ def save_checkpoint(
         for name, data in files.items():
             storage.write_bytes(storage.join(target, name), data)
     else:
-        _write_local(target, files)
+        _write_local(os.path.realpath(target), files)  # where a link leads: the link stays
     return read_checkpoint_info(target)
 
 
 def _write_local(target: str, files: Mapping[str, bytes]) -> None:
-    if os.path.isdir(target) and os.listdir(target) and not os.path.exists(os.path.join(target, CONFIG)):
+    if storage.list_entries(target) and not os.path.exists(os.path.join(target, CONFIG)):
         raise InputError("is not empty, and no checkpoint", path=target, remedy="Name another folder.")
     temporary = f"{storage.parent(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex[:8]}.tmp"
     old = f"{temporary}.old"

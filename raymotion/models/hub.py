@@ -21,6 +21,8 @@ from dataclasses import dataclass
 
 from raymotion import storage
 from raymotion.errors import AccessDenied, InputError, RunFailed
+from raymotion.folder_lock import one_writer_of
+from raymotion.local_files import disk_full, is_full
 from raymotion.models import checkpoint
 from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info
 
@@ -151,6 +153,7 @@ def pull(
             raise InputError(error.reason, path=where, remedy="Pull one that `raymotion push` wrote.") from error
 
 
+@one_writer_of("target", beside=True)
 def copy_checkpoint(source: storage.PathLike, target: storage.PathLike, *, overwrite: bool = False) -> Transfer:
     """Copies a checkpoint between folders and addresses, whole or not at all, and compares the fingerprints.
 
@@ -169,7 +172,7 @@ def copy_checkpoint(source: storage.PathLike, target: storage.PathLike, *, overw
         storage.remove(storage.join(place, checkpoint.CONFIG))
         _copy(info.folder, place, names)
     else:
-        with _placed(place) as temporary:
+        with _placed(os.path.realpath(place)) as temporary:  # where a link leads: the link stays
             _copy(info.folder, temporary, names)
     arrived = read_checkpoint_info(place)
     if arrived.fingerprint != info.fingerprint:
@@ -207,13 +210,10 @@ def _placed(target: str) -> Iterator[str]:
 
 def _check_free(target: storage.PathLike, info: CheckpointInfo | None, overwrite: bool) -> None:
     """Raises unless a checkpoint may be written to `target`: it is empty, or holds one that may be replaced."""
-    if not storage.is_remote(target) and os.path.exists(storage.absolute(target)):
-        if not os.path.isdir(storage.absolute(target)):
-            raise InputError("is a file, not a folder", path=target, remedy="Name another folder.")
-        names = os.listdir(storage.absolute(target))
-    else:
-        names = storage.list_names(target)
-    foreign = sorted(set(names) - set(FILES) - {".cache"})
+    # A download leaves `.cache/huggingface`; the folder is replaced as a whole, so nothing else may be lost with it.
+    names = [name for name in storage.list_entries(target) if name != ".cache"]
+    names += [f".cache/{name}" for name in storage.list_entries(storage.join(target, ".cache"))]
+    foreign = sorted(set(names) - set(FILES) - {".cache/huggingface"})
     if foreign:
         raise InputError(f"holds {foreign[0]}, which is no part of a checkpoint", path=target, remedy="Name another.")
     if not overwrite and is_checkpoint(target):
@@ -291,6 +291,8 @@ def _hub(repository: str, action: str) -> Iterator[None]:
     except errors.LocalEntryNotFoundError as error:
         raise RunFailed(f"{address}: the hub could not be reached ({_first_line(error.__cause__ or error)})") from error
     except Exception as error:
+        if is_full(error):
+            raise disk_full(tempfile.gettempdir(), error) from error
         # Told by name: which HTTP library huggingface_hub speaks with is its own affair.
         if isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "requests", "httpcore"):
             raise RunFailed(f"{address}: the hub could not be reached ({_first_line(error)})") from error

@@ -13,7 +13,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from raymotion import storage
+from raymotion import outputs, storage
 from raymotion.data import images
 from raymotion.data.picture_marks import PictureMark, mark_of
 from raymotion.errors import AccessDenied, AddressRefused, InputError
@@ -69,6 +69,7 @@ def write_report(
     """
     if samples_shown < 0:
         raise InputError(f"samples_shown {samples_shown} is negative")
+    outputs.require_replaceable(out, "report", outputs.is_page)
     labelled = load_labels(labels_dir)
     collapse = check_collapse(
         labelled.probabilities,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raymotion import storage
+from raymotion import outputs, storage
+from raymotion.errors import InputError
+from raymotion.folder_lock import one_writer_of
 from raymotion.learning.published_metrics import to_text
 from raymotion.report import study_tables as tables
 from raymotion.report.study_findings import cautions, config_text, interval, notices, share_text, verdict
@@ -34,6 +36,7 @@ class StudySummary:
     files: list[str]
 
 
+@one_writer_of("out")
 def write_study_report(folder: storage.PathLike, out: storage.PathLike) -> StudySummary:
     """Writes the report of a study, complete or not, to the folder `out`.
 
@@ -56,6 +59,11 @@ def write_study_report(folder: storage.PathLike, out: storage.PathLike) -> Study
     if scores is not None:
         files[METRICS] = to_text(scores.mean)
         files |= {f"evaluation_metrics-seed-{seed}.txt": to_text(run) for seed, run in scores.runs.items()}
+    outputs.require_replaceable(storage.join(out, PAGE), "report", outputs.is_page)
+    there = set(storage.list_names(out))
+    strange = [] if PAGE in there else sorted(there & set(files))
+    if strange:
+        raise InputError(f"holds {strange[0]}, and no report", path=out, remedy="Use a fresh --out.")
     for name, text in files.items():
         storage.write_text(storage.join(out, name), text)
     state, headline = verdict(study)

@@ -5,7 +5,6 @@
     STUDY/trials/KEY/seed-S.safetensors  the best epoch's probabilities on validation
     STUDY/trials/KEY/seed-S.weights.safetensors   its weights, kept for those that are carried forward
     STUDY/test/NAME-seed-S.safetensors   answers on test of the winner of stage NAME (or `joint`)
-    STUDY/.lock                          the process that works on it, while it does
     STUDY/winner.yaml                    the recipe that the stages ended with
 
 A trial's key is a digest of everything that decides its result, so a configuration that two stages share is one trial.
@@ -23,8 +22,8 @@ import numpy as np
 
 from raymotion import storage
 from raymotion.config import digest_of
-from raymotion.errors import InputError
-from raymotion.study.lock import LOCK, alone
+from raymotion.errors import AccessDenied, InputError
+from raymotion.local_files import disk_full, is_full
 from raymotion.train.fusion_recipe import FusionRecipe
 
 FORMAT = 1
@@ -40,6 +39,19 @@ def trial_key(recipe: FusionRecipe, seeds: Sequence[int], data_fingerprint: str)
     del settings["seed"]
     settings["data"] = {name: value for name, value in settings["data"].items() if name not in _PLACES}
     return digest_of({"recipe": settings, "seeds": list(seeds), "data": data_fingerprint})
+
+
+def machine_fault(error: Exception, where: str) -> str | None:
+    """What to tell the user of an error that no configuration is to blame for, None if one may be.
+
+    Args:
+        where: the study's folder, for a full disk that does not say its path.
+    """
+    if is_full(error):
+        return str(disk_full(where, error))
+    if isinstance(error, AccessDenied | ConnectionError | TimeoutError):
+        return str(error)
+    return None
 
 
 @dataclass
@@ -126,6 +138,18 @@ class StudyFolder:
             raise InputError("is no record of a study", path=self.record, remedy="Name another folder with --out.")
         return found
 
+    def free_if_nothing_computed(self) -> None:
+        """Removes a study none of whose trials came to an end, so that it does not bind the folder to its settings."""
+        record = self.read()
+        if record is None or record["status"] == "complete":
+            return
+        keys = storage.list_entries(storage.join(self.path, "trials"))
+        if any((trial := self.read_trial(key)) and trial.status in (COMPLETE, STOPPED) for key in keys):
+            return
+        for place in (self.scratch, self.data, storage.join(self.path, "trials")):
+            storage.remove_tree(place)
+        storage.remove(self.record)
+
     def write(self, record: Mapping[str, Any]) -> None:
         storage.write_json(self.record, record)
 
@@ -170,10 +194,6 @@ class StudyFolder:
         for seed, own in zip(seeds, probabilities, strict=True):
             path = storage.join(self.path, "test", f"{name}-seed-{seed}.safetensors")
             storage.write_bytes(path, save({"test": np.ascontiguousarray(own, dtype=np.float32)}))
-
-    def alone(self) -> contextlib.AbstractContextManager[None]:
-        """The folder for one process: see `study.lock.alone`."""
-        return alone(storage.join(self.path, LOCK))
 
     def drop_weights(self, key: str, seeds: Sequence[int]) -> None:
         for seed in seeds:

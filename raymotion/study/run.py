@@ -7,6 +7,7 @@ on after any crash: with the stage it was in, and without training anything agai
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from raymotion.data.embedding_layout import COMMAND, FeatureKey, require_complet
 from raymotion.data.embeddings import Embeddings
 from raymotion.data.streams import STREAMS
 from raymotion.errors import InputError
+from raymotion.folder_lock import one_writer_of
 from raymotion.study.record import FORMAT, StudyFolder
 from raymotion.study.show import Say, end_lines, stage_lines
 from raymotion.study.space import Spaces, base_recipe, check_spaces, needs_of, read_spaces
@@ -64,6 +66,7 @@ class StudySettings(Settings):
     set: list[str] = []
 
 
+@one_writer_of("settings.out")
 def run_study(
     settings: StudySettings, *, address: str | None = None, progress: ProgressKind = "auto", say: Say = print
 ) -> dict[str, Any]:
@@ -96,6 +99,9 @@ def run_study(
     seeds = [base.seed + number for number in range(settings.seeds)]
     identity = _identity(settings, spaces, base, data, opened, seeds)
     record = folder.read()
+    if record is not None and record["identity"] != json.loads(json.dumps(identity)):
+        folder.free_if_nothing_computed()
+        record = folder.read()
     if record is not None:
         require_same_settings(record["identity"], identity, where=folder.path, remedy=REMEDY)
         if record["status"] == "complete":
@@ -112,7 +118,6 @@ def run_study(
             say(line)
     search = Search(settings, spaces, base, data, opened, folder, seeds, record, say, progress)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(folder.alone())
 
         def ray() -> None:
             """Connects when the first trial is to run: what is all known already needs no Ray."""
@@ -245,7 +250,8 @@ def _new_record(
 
 
 def _require_free(folder: StudyFolder) -> None:
-    if not storage.is_remote(folder.path) and storage.exists(folder.path) and storage.list_names(folder.path):
+    # All of them: what stands in the study's own subfolders is removed when it ends.
+    if storage.list_entries(folder.path):
         raise InputError("is not empty, and no study", path=folder.path, remedy="Name another folder with --out.")
     storage.make_dir(folder.path)
     storage.probe_writable(folder.path)

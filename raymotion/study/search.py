@@ -21,7 +21,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from raymotion import storage
 from raymotion.batch.cluster import Placement, node_resources, plan_placement
 from raymotion.errors import InputError, RunFailed
-from raymotion.study.record import FAILED, STOPPED, StudyFolder, TrialRecord
+from raymotion.study.record import FAILED, STOPPED, StudyFolder, TrialRecord, machine_fault
 from raymotion.study.space import Stopping
 
 if TYPE_CHECKING:
@@ -93,9 +93,15 @@ class ConfigurationTrainable(tune.Trainable):
         return Configuration(self.spec, study_data(StudyFolder(self.spec["study"]).data), device=device)
 
     def step(self) -> dict[str, Any]:
-        if self.current is None:
-            self.current = self._begin()
-        result = self.current.step()
+        try:
+            if self.current is None:
+                self.current = self._begin()
+            result = self.current.step()
+        except Exception as error:
+            # A full disk or a store that is down fails no trial: the search ends, and the trial starts anew.
+            if (fault := machine_fault(error, self.spec["study"])) is None:
+                raise
+            return {"epoch": 0, METRIC: 0.0, "fault": fault, "done": True}
         return {**result, "done": result["finished"]}
 
     def cleanup(self) -> None:
@@ -123,7 +129,7 @@ class Recorder(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if not result.get("done"):
+        if not result.get("done") or "fault" in result:
             return
         record = TrialRecord(**json.loads(result["record"]))
         if not result["finished"]:
@@ -141,6 +147,20 @@ class Recorder(tune.Callback):
             record.error = "its process died twice, of too little memory perhaps"
             self.folder.write_trial(record)
         self.ended(record)
+
+
+class EndOnFault(tune.Stopper):
+    """Ends the search when a trial meets a fault of the machine."""
+
+    def __init__(self) -> None:
+        self.fault: str | None = None
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        self.fault = self.fault or result.get("fault")
+        return "fault" in result
+
+    def stop_all(self) -> bool:
+        return self.fault is not None
 
 
 @dataclass(frozen=True)
@@ -196,6 +216,7 @@ def search(
     plan = resources.placement(node_resources())
     filesystem, path = _arrow(folder.scratch)
     given = [{**spec, "study": folder.path, "cpus": plan.cpus, "gpus": plan.gpus} for spec in specs]
+    faults = EndOnFault()
     tuner = tune.Tuner(
         tune.with_resources(ConfigurationTrainable, {"CPU": plan.cpus, "GPU": plan.gpus}),
         param_space={"trial": tune.grid_search(given)},
@@ -213,16 +234,21 @@ def search(
             storage_filesystem=filesystem,
             verbose=0,
             callbacks=[Recorder(folder, ended)],
+            stop=faults,
             failure_config=tune.FailureConfig(max_failures=1),
         ),
     )
     try:
         tuner.fit()
     except Exception as error:
+        if (fault := machine_fault(error, folder.path)) is not None:
+            raise RunFailed(fault) from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunFailed(
             f"the search failed ({reason}); what is finished stays, and the same command goes on"
         ) from error
+    if faults.fault is not None:
+        raise RunFailed(faults.fault)
 
 
 def _short(trial: Any) -> str:

@@ -15,7 +15,7 @@ from safetensors.torch import save as save_tensors
 from raymotion import storage
 from raymotion.config import digest_of
 from raymotion.errors import RaymotionError
-from raymotion.study.record import COMPLETE, FAILED, StudyFolder, TrialRecord
+from raymotion.study.record import COMPLETE, FAILED, StudyFolder, TrialRecord, machine_fault
 from raymotion.train.fusion_data import FusionData
 from raymotion.train.fusion_recipe import FusionRecipe
 from raymotion.train.loop import Run, Workers
@@ -166,6 +166,8 @@ class Configuration:
         self._end(COMPLETE)
 
     def _fail(self, error: Exception) -> None:
+        if machine_fault(error, self.folder.path) is not None:
+            raise error
         text = (str(error).strip().splitlines() or [""])[0]
         self._end(FAILED, text if isinstance(error, RaymotionError) else f"{type(error).__name__}: {text}")
 

@@ -25,6 +25,7 @@ from raymotion.batch.choice import matrix_of
 from raymotion.batch.cluster import available_cpus, connect
 from raymotion.config import require_same_settings
 from raymotion.errors import InputError, RaymotionError, RunFailed
+from raymotion.folder_lock import one_writer, one_writer_of
 from raymotion.learning.metrics import Evaluation
 from raymotion.learning.paired import paired_map_gain
 from raymotion.learning.significance import Gain
@@ -110,6 +111,7 @@ class Comparison:
     rows: list[Row]
 
 
+@one_writer_of("out")
 def compare(
     recipe: StudentRecipe,
     source: storage.PathLike,
@@ -186,6 +188,10 @@ def compare(
     if storage.exists(record):
         before = storage.read_json(record)["settings"]
         require_same_settings(before, settings, where=target, remedy=REMEDY, ignore=PLACES)
+    elif strange := sorted(set(storage.list_entries(target)) - {RUNS, "finetune.csv", "finetune.png"}):
+        raise InputError(
+            f"holds {strange[0]}, and no comparison", path=target, remedy="Name another folder with --out."
+        )
     # Scratch always: it is what the others are compared with, and what BnB starts from.
     first = [Run("scratch", 0, seed) for seed in seeds]
     then = [
@@ -295,7 +301,9 @@ def _train_one(recipe: dict[str, Any], out: str) -> None:
     import torch
 
     torch.set_num_threads(1)
-    fit(StudentRecipe.model_validate(recipe), out)
+    # A task of a driver that was killed just now may still be at it.
+    with one_writer(out, beside=True, patience=30):
+        fit(StudentRecipe.model_validate(recipe), out)
 
 
 class _Answers:

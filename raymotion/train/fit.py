@@ -19,9 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from raymotion import storage
+from raymotion import outputs, storage
 from raymotion.config import require_same_settings
-from raymotion.errors import InputError, RaymotionError, RunFailed
+from raymotion.errors import DiskFull, InputError, RaymotionError, RunFailed
+from raymotion.folder_lock import one_writer_of
+from raymotion.local_files import disk_full, is_full
 from raymotion.models.checkpoint import (
     CheckpointInfo,
     is_checkpoint,
@@ -60,6 +62,7 @@ class TrainResult:
     seconds: float = 0.0
 
 
+@one_writer_of("out", beside=True)
 def fit(
     recipe: TrainRecipe, out: storage.PathLike, *, address: str | None = None, progress: Progress | None = None
 ) -> TrainResult:
@@ -89,6 +92,9 @@ def fit(
     _require_free(target)
     run = run_folder(target)
     storage.probe_writable(storage.parent(target))
+    if not _has_epoch(run):  # left by a run that was killed before its first epoch
+        outputs.remove_claimed(run)
+    outputs.claim(run)
     # Workers share out the rows and draw their own randomness, and Ray keeps its state where this process keeps none:
     # only as many workers, of the same kind, go on with a run.
     begun = {**settings, "workers": recipe.workers}
@@ -102,7 +108,7 @@ def fit(
     if not storage.exists(meta) or _moved(storage.read_json(meta), data):
         data.save(prepared)
     command = uuid.uuid4().hex[:8]
-    with _forgotten_if_refused(run), _followed(run, progress, _epochs_done(run)):
+    with _freed_without_an_epoch(run), _followed(run, progress, _epochs_done(run)):
         if recipe.workers == 0:
             with tempfile.TemporaryDirectory(prefix="raymotion-") as folder:
                 _train_here(recipe, data, run, command, folder)
@@ -111,7 +117,7 @@ def fit(
             info = _train_on_ray(recipe, data, run, settings, target, address, command)
     # The checkpoint stands: what can not be removed now is no reason to fail.
     with contextlib.suppress(OSError, RaymotionError):
-        storage.remove_tree(run)
+        outputs.remove_claimed(run)
     earlier = [epoch for epoch in info.training["history"] if not epoch["attempt"].startswith(command)]
     return TrainResult(info, resumed_from=len(earlier), seconds=time.monotonic() - started)
 
@@ -122,14 +128,15 @@ def _moved(prepared: Mapping[str, Any], data: Data) -> bool:
 
 
 @contextlib.contextmanager
-def _forgotten_if_refused(run: str) -> Iterator[None]:
-    """Takes a run away that ends by the user's mistake before its first epoch, lest it refuse the mended command."""
+def _freed_without_an_epoch(run: str) -> Iterator[None]:
+    """Removes the state of a run that ended before its first epoch: it computed nothing, and must not refuse the
+    corrected command."""
     try:
         yield
-    except InputError:
+    except BaseException:
         with contextlib.suppress(OSError, RaymotionError):
-            if not _epochs_done(run):
-                storage.remove_tree(run)
+            if not _has_epoch(run):
+                outputs.remove_claimed(run)
         raise
 
 
@@ -323,15 +330,22 @@ def _absolute(recipe: TrainRecipe) -> TrainRecipe:
 
 
 def _require_free(target: str) -> None:
-    if not storage.is_remote(target) and os.path.isdir(target) and os.listdir(target):
-        raise InputError("is not empty, and no checkpoint", path=target, remedy="Name another folder with --out.")
     if not storage.is_remote(target) and os.path.isfile(target):
         raise InputError("is a file", path=target, remedy="Name a folder with --out.")
+    if storage.list_entries(target):
+        raise InputError("is not empty, and no checkpoint", path=target, remedy="Name another folder with --out.")
 
 
 def _epochs_done(run: str) -> int:
     path = storage.join(run, PROGRESS)
     return int(storage.read_json(path)["epoch"]) if storage.exists(path) else 0
+
+
+def _has_epoch(run: str) -> bool:
+    """Whether an epoch was kept, by this process or by Ray; its mark in the progress file may be missing."""
+    if any(storage.exists(storage.join(run, *names)) for names in ((PROGRESS,), ("epochs", LATEST))):
+        return True
+    return any(name.startswith("checkpoint_") for name in storage.list_entries(storage.join(run, "train")))
 
 
 @contextlib.contextmanager
@@ -376,6 +390,8 @@ def _arrow_filesystem(run: str) -> tuple[Any, str]:
 
 def _explained(error: Exception, run: str) -> RaymotionError:
     """The workers' own error where it is the user's to mend, else a `RunFailed` with its cause."""
+    if (full := _full_disk(error, run)) is not None:
+        return full
     causes = list(getattr(error, "worker_failures", {}).values()) or [error]
     cause: BaseException = causes[0]
     while True:
@@ -391,6 +407,19 @@ def _explained(error: Exception, run: str) -> RaymotionError:
         f"training failed ({type(cause).__name__}: {reason}); {_epochs_done(run)} epochs are kept, "
         "and the same command goes on from there"
     )
+
+
+def _full_disk(error: Exception, run: str) -> RaymotionError | None:
+    """A disk that is full, wherever Ray or a worker met it; it names the path if the worker did."""
+    for failure in [error, *getattr(error, "worker_failures", {}).values()]:
+        cause: BaseException | None = failure
+        while cause is not None:
+            inner = getattr(cause, "_base_exc", None) or getattr(cause, "cause", None) or cause.__cause__
+            if is_full(cause):
+                told = next((one for one in (cause, inner) if isinstance(one, DiskFull)), None)
+                return told or disk_full(run, cause)
+            cause = inner if inner is not cause else None
+    return None
 
 
 def _plain(metrics: Mapping[str, Any]) -> dict[str, float]:

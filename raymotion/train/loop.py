@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from raymotion import storage
 from raymotion.learning.average_precision import average_precision
 from raymotion.learning.metrics import bce as binary_cross_entropy
 from raymotion.train.recipe import TrainRecipe
@@ -365,7 +366,8 @@ def _report(report: Report, run: Run, *, predictions: dict[str, np.ndarray] | No
         report(latest, None)
         return
     with tempfile.TemporaryDirectory(prefix="raymotion-") as folder:
-        run.save(folder, predictions)
+        with storage.explained(folder, "write it"):
+            run.save(folder, predictions)
         report(latest, folder)
 
 

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from raymotion import storage
 from raymotion.access import Access, current
 from raymotion.config import digest_of
 from raymotion.data import fetch_ahead
@@ -30,6 +31,7 @@ from raymotion.data.images import ImageError, read_picture
 from raymotion.data.picture_damage import DamagedPolicy
 from raymotion.data.picture_marks import stamps
 from raymotion.learning.augment import WHOLE, AugmentationKind, draw_view, render
+from raymotion.local_files import reserve
 from raymotion.train.recipe import StudentRecipe
 
 READ, ABSENT, UNREADABLE = 0, 1, 2
@@ -231,6 +233,11 @@ def cache_pictures(
         folder: of the cache; default: `pictures` beside that of the features (`data.features.default_cache`).
     """
     place = Path(folder or os.path.join(default_cache(), "pictures"))
+    with storage.explained(place, "write the cache"):
+        return _cached(place, uris, size, threads, damaged)
+
+
+def _cached(place: Path, uris: Sequence[str | None], size: int, threads: int, damaged: DamagedPolicy) -> str:
     place.mkdir(parents=True, exist_ok=True)
     path = place / f"{digest_of([size, damaged, stamps(uris)])}.npy"
     if path.exists():
@@ -239,6 +246,7 @@ def cache_pictures(
     reader = PictureReader(size, damaged=damaged)
     try:
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(len(uris), size, size, 3))
+        reserve(temporary)
         rows = np.arange(len(uris))
         portions = [Portion("cache", 0, some) for some in np.array_split(rows, max(1, len(rows) // 32)) if len(some)]
         for portion, pictures in read_here(portions, uris, reader, threads=threads):

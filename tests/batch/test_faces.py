@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raymotion import storage
+from raymotion import outputs, storage
 from raymotion.batch import faces as job
 from raymotion.batch.faces import FaceSettings, detect_faces, run_folder
 from raymotion.data.faces import overlap
@@ -143,6 +143,7 @@ def test_the_same_command_goes_on_and_other_settings_begin_anew(
     assert [name for name in before if seen[name] != before[name]] == ["part-00001.parquet"]
     monkeypatch.undo()
 
+    outputs.claim(run_folder(str(out)))
     folder.mkdir(parents=True)
     (folder / "job.json").write_text(json.dumps({**record, "status": "complete"}))  # of other settings
     report = detect_faces(settings(min_side=50.0))

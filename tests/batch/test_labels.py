@@ -230,6 +230,9 @@ def test_select_chooses_anew_without_a_model(streamed: Made, tmp_path: Path) -> 
     assert (tmp_path / "b/quarantine/part-00000.parquet").exists()
     with pytest.raises(InputError, match="holds a data set"):
         select(streamed.folder, tmp_path / "b", SelectionPolicy())
+    # One that was interrupted: its record says that it is not done, so the same command begins anew.
+    storage.write_json(tmp_path / "b/job.json", {**record, "status": "running"})
+    assert select(streamed.folder, tmp_path / "b", SelectionPolicy())["status"] == "complete"
     sampled = select(streamed.folder, tmp_path / "c", SelectionPolicy(sample_fraction=0.5, seed=1))
     assert 0 < sampled["choice"]["selected"] < 9
     fitted = select(streamed.folder, tmp_path / "d", SelectionPolicy(policy="class-thresholds"))

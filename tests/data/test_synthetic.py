@@ -19,6 +19,7 @@ from raymotion.data.images import ImageError, decode_rgb
 from raymotion.data.samples import targets, vocabulary_of
 from raymotion.data.socratis import read_socratis
 from raymotion.data.synthetic import CSV_NAME, DAMAGES, RAW_NAME, damage, write_coco, write_socratis
+from raymotion.data.synthetic_emotic import write_emotic
 from raymotion.errors import AccessDenied, InputError
 from raymotion.vocabulary import SOCRATIS_29
 
@@ -113,9 +114,36 @@ def test_pictures_of_others_are_never_touched(tmp_path):
     (tmp_path / "val2017").mkdir()
     mine = tmp_path / "val2017" / "000000000139.jpg"
     mine.write_bytes(b"mine")
-    with pytest.raises(InputError, match="holds 1 files that are not synthetic"):
+    with pytest.raises(InputError, match="val2017: is there already, and not synthetic"):
         write_coco(tmp_path, 2)
     assert mine.read_bytes() == b"mine" and [p.name for p in tmp_path.iterdir()] == ["val2017"]
+
+
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [
+        (write_coco, "annotations/captions_val2017.json"),
+        (write_socratis, CSV_NAME),
+        (write_socratis, "images/mine/1.jpg"),
+        (write_emotic, "faces.csv"),
+        (write_emotic, "defects.json"),
+        (write_emotic, "emotic/framesdb/images/1.jpg"),
+        (write_emotic, "synthetic-emotic.json"),
+    ],
+)
+def test_nor_are_their_other_files_even_beside_synthetic_data_of_another_kind(tmp_path, write, name):
+    """Socratis' mark was taken for EMOTIC's, and the other way round; faces.csv was removed without any."""
+    for kind in ("coco-val2017", "socratis", "emotic", "coco-train2017"):
+        if kind.split("-")[0] not in write.__name__:
+            made_by = {"made_by": f"raymotion data synth {kind}"}
+            (tmp_path / f"synthetic-{kind}.json").write_text(json.dumps(made_by))
+    (tmp_path / "synthetic.json").write_text('{"made_by": "raymotion data synth"}')
+    mine = tmp_path / name
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_bytes(b"[1]")
+    with pytest.raises(InputError, match="is there already, and not synthetic"):
+        write(tmp_path, 1)
+    assert mine.read_bytes() == b"[1]"
 
 
 def test_an_earlier_run_is_replaced(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from raymotion.cli.study import run
 from raymotion.errors import InputError
 from raymotion.study.record import COMPLETE, STOPPED, TrialRecord
-from raymotion.study.search import METRIC, Resources, scheduler_of
+from raymotion.study.search import METRIC, ConfigurationTrainable, EndOnFault, Resources, scheduler_of
 from raymotion.study.space import Stopping
 
 EPOCHS = 9
@@ -89,3 +90,16 @@ def test_no_early_stopping_where_there_is_none_or_no_room_for_it() -> None:
     assert type(scheduler_of(None, 20)) is FIFOScheduler
     assert type(scheduler_of(Stopping(grace_epochs=5), 5)) is FIFOScheduler
     assert isinstance(scheduler_of(Stopping(grace_epochs=5), 20), ASHAScheduler)
+
+
+def test_a_fault_of_the_machine_ends_the_search_and_no_trial() -> None:
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    trainable = object.__new__(ConfigurationTrainable)
+    trainable.spec, trainable.current = {"study": "/study"}, SimpleNamespace(step=full)
+    result = trainable.step()
+    assert result["done"] and result["fault"].startswith("/study: no space left on the device")
+    stopper = EndOnFault()
+    assert not stopper("a", {METRIC: 0.5}) and not stopper.stop_all()
+    assert stopper("a", result) and stopper.stop_all() and stopper.fault == result["fault"]

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -335,3 +336,41 @@ def test_missing_features_are_told_at_once_with_the_command(place: Path, tmp_pat
     with pytest.raises(InputError, match=r"lack 24 of the features .*--body test_vit .*--augment full") as error:
         run_study(settings(place, tmp_path / "out", spaces=shipped, stages=None), say=lines.append)
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists() and not lines
+
+
+@pytest.mark.parametrize("ended", [None, "failed", "running", "complete", "stopped"])
+def test_a_study_binds_its_folder_once_a_trial_has_come_to_an_end(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: str | None
+) -> None:
+    out = StudyFolder(tmp_path / "out")
+
+    def no_ray(*_: object, **__: object) -> None:
+        raise RunFailed("Ray did not start")
+
+    monkeypatch.setattr("raymotion.study.run.connect", no_ray)
+    with pytest.raises(RunFailed, match="Ray did not start"):
+        run_study(settings(place, tmp_path / "out"), say=lambda line: None)
+    if ended:
+        out.write_trial(TrialRecord("k", {}, [0, 1], status=ended))
+    with pytest.raises(SettingsMismatch if ended in ("complete", "stopped") else RunFailed):
+        run_study(settings(place, tmp_path / "out", seeds=1), say=lambda line: None)
+    assert (out.read_trial("k") is not None) is (ended in ("complete", "stopped"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_a_disk_that_is_full_fails_no_trial(place: Path, tmp_path: Path) -> None:
+    """One of 100 KB; then it is made larger, and the same command goes on."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", disk], check=False).returncode:
+        pytest.skip("may not mount a disk")
+    try:
+        with pytest.raises(RunFailed, match="no space left on the device"):
+            run_study(settings(place, disk / "out", stages=["backbones"], joint=False), say=lambda line: None)
+        assert not [path for path in disk.glob("out/trials/*/trial.json") if b'"failed"' in path.read_bytes()]
+        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+        record = run_study(settings(place, disk / "out", stages=["backbones"], joint=False), say=lambda line: None)
+        assert record["status"] == "complete"
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)

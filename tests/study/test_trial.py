@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,6 @@ import torch
 from safetensors.numpy import load_file
 from sklearn.metrics import average_precision_score
 
-from raymotion.errors import InputError
 from raymotion.learning.bootstrap import resample_counts
 from raymotion.study.record import COMPLETE, FAILED, StudyFolder, TrialRecord, trial_key
 from raymotion.study.score import map_interval, predict_test, score_test, split_facts
@@ -164,36 +160,6 @@ def test_a_record_torn_by_a_power_cut_is_one_that_never_began(tmp_path: Path) ->
     for torn in (b"", whole[:40], bytes(len(whole)), b"\xff" + whole):
         path.write_bytes(torn)
         assert folder.read_trial("k") is None
-
-
-def test_a_study_has_one_process_at_a_time(tmp_path: Path) -> None:
-    """Whoever ends first clears away what the other still reads; a lock outlives no process."""
-    folder, path = StudyFolder(tmp_path), tmp_path / ".lock"
-    code = (
-        "import sys, time; from raymotion.study.record import StudyFolder\n"
-        "with StudyFolder(sys.argv[1]).alone(): print('held', flush=True); time.sleep(60)"
-    )
-    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert other.stdout is not None and other.stdout.readline() == "held\n"
-        said = f"is being worked on by process {other.pid} of this machine"
-        with pytest.raises(InputError, match=said) as error, folder.alone():
-            pass
-        assert "\n" not in str(error.value) and json.loads(path.read_text())["pid"] == other.pid
-        held = json.loads(path.read_text())
-        other.kill()
-        other.wait()
-        with folder.alone():  # it is dead: taken over
-            assert json.loads(path.read_text())["pid"] == os.getpid()
-        assert not path.exists()
-        # The number of a dead process, given to another since; and a machine that can not be asked.
-        for left in ({**held, "pid": os.getpid()}, {**held, "host": "elsewhere"}):
-            path.write_text(json.dumps(left))
-            with folder.alone():
-                assert json.loads(path.read_text())["began"] != held["began"]
-    finally:
-        other.kill()
-        other.wait()
 
 
 def test_the_interval_of_test_map_is_that_of_1000_drawn_samples_at_the_size_of_emotic_too() -> None:
