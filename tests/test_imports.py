@@ -41,7 +41,7 @@ HEAVY = {"torch", "torchvision", "ray", "transformers", "timm", "pandas", "matpl
 
 # What a reader of such a name can not know: what is in it.
 NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc"}
-LINES = 450
+LINES = 600
 
 
 def floor(room: str) -> int:
@@ -114,7 +114,7 @@ def test_jobs_are_thin(path):
 def test_files_say_what_they_are_about_and_fit_in_a_head(path):
     assert path.stem not in NAMELESS
     text = path.read_text()
-    assert len(text.splitlines()) <= 600LINES, "about 400 lines are a room; this is two"
+    assert len(text.splitlines()) <= LINES, "so long a file is two things"
     if text:
         assert ast.get_docstring(ast.parse(text)), "the first line says what the file is about"
     if "def " in text:
