@@ -47,3 +47,15 @@ class RunFailed(RaymotionError):
     """A run that started could not be finished; what it had committed stays."""
 
     exit_code = 1
+
+
+class NotFinite(RunFailed):
+    """A number that is NaN or infinite where a result should be. It is never written to a file."""
+
+
+class Diverged(NotFinite):
+    """A training run whose loss or weights are no longer finite.
+
+    The same command would diverge at the same step, so the run's state is of no use: it is removed, and the command
+    with a lower learning rate starts fresh.
+    """

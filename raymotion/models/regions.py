@@ -8,7 +8,7 @@ fewer remain, a mask says so; padding is never shown to a model as evidence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,6 +19,10 @@ from raymotion.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+
+
+# Of one picture, and the length of one of them. A file that says more is damaged: these are allocated.
+MOST_REGIONS, LONGEST_FEATURE = 10_000, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,24 @@ class ExtractorIdentity:
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "weights": self.weights, "count": self.count, "dim": self.dim}
+
+    @classmethod
+    def from_dict(cls, values: Any, *, where: object = None) -> ExtractorIdentity:
+        """What `to_dict` gave.
+
+        Raises:
+            InputError: it is not that; `where` is the file that says so.
+        """
+        fields = {"name": str, "weights": str, "count": int, "dim": int}
+        if (
+            not isinstance(values, Mapping)
+            or {*values} != {*fields}
+            or any(type(values[name]) is not kind for name, kind in fields.items())
+            or not 1 <= values["count"] <= MOST_REGIONS
+            or not 1 <= values["dim"] <= LONGEST_FEATURE
+        ):
+            raise InputError("holds no identity of a region extractor", path=where)
+        return cls(**values)
 
     @property
     def is_random(self) -> bool:

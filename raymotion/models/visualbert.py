@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from raymotion.config import Settings
+from raymotion.data.captions import is_readable, readable
 from raymotion.errors import InputError
 from raymotion.models.text_init import read_text_tower, sizes_of
 from raymotion.models.tokenizer import encode
@@ -335,7 +336,7 @@ def predict(
     """Probabilities (n, L) float32: those of each caption of a sample, averaged.
 
     Args:
-        captions: for each of the n samples its captions; none, or only blank ones: the caption is masked.
+        captions: for each of the n samples its captions; none, or none that is readable: the caption is masked.
         regions, region_mask: (n, N, D) and (n, N), or None.
 
     Samples with neither caption nor region are the caller's to leave out (`usable` tells them): a ValueError here,
@@ -344,7 +345,7 @@ def predict(
     absent = np.flatnonzero(~usable(captions, region_mask if regions is not None else None))
     if len(absent):
         raise ValueError(f"samples {absent[:5].tolist()} have neither a caption nor a region: leave them out")
-    texts = [[text for text in own if text.strip()] or [""] for own in captions]
+    texts = [readable(own) or [""] for own in captions]
     tokens = encode(tokenizer, [text for own in texts for text in own], model.config.max_text_length)
     owners = np.repeat(np.arange(len(texts)), [len(own) for own in texts])
     return predict_tokens(
@@ -354,7 +355,7 @@ def predict(
 
 def usable(captions: Sequence[Sequence[str]], region_mask: np.ndarray | None) -> np.ndarray:
     """Which samples have a caption or at least one region, bool (n,)."""
-    text = np.fromiter((any(text.strip() for text in own) for own in captions), dtype=bool, count=len(captions))
+    text = np.fromiter((any(map(is_readable, own)) for own in captions), dtype=bool, count=len(captions))
     return text if region_mask is None else text | region_mask.any(axis=1)
 
 
