@@ -17,7 +17,8 @@ import pyarrow as pa
 from raymotion import storage
 from raymotion.batch import ledger
 from raymotion.batch.embeddings import COLUMNS
-from raymotion.batch.stages import Failure, Item, Stage
+from raymotion.batch.label_stages import FiniteAnswers
+from raymotion.batch.stages import Failure, Item, Stage, not_finite
 from raymotion.batch.stream_stages import CONTEXT, DecodeOnce, EmbedStreams, StreamPlan
 from raymotion.data.embedding_layout import FeatureKey, layout_of, require_complete, schema_of
 from raymotion.data.features import features_digest
@@ -246,6 +247,8 @@ class LoadEmbeddings:
             for stream, block in self.blocks.items():
                 if block.row_of[row] >= 0:
                     item.output[stream] = block.array[block.row_of[row], 0]
+                    if not np.isfinite(item.output[stream]).all():
+                        item.failure = not_finite(self.name, f"{self.folder} holds NaN or infinity for this sample")
 
 
 class PredictWithFusion:
@@ -273,6 +276,7 @@ class PredictWithFusion:
 
         torch.set_num_threads(threads)
         self.head = load_any_fusion(self.folder, device=device, expected_fingerprint=self.fingerprint)
+        self.answers = FiniteAnswers(self.name, self.folder)
 
     def process(self, items: Sequence[Item]) -> None:
         chosen: list[Item] = []
@@ -304,9 +308,11 @@ class PredictWithFusion:
         mask = masks(tuple(self.head.config.dims), there, len(items))
         answers = self.head.predict(features, mask, precision=self.precision)
         width = len(self.head.vocabulary)
+        kept = self.answers.keep(items, answers)
+        good = np.array([item.failure is None for item in items], dtype=bool)
         for stream, present in there.items():
-            self.tally[stream] += int(present.sum())
-        for item, row in zip(items, answers, strict=True):
+            self.tally[stream] += int((present & good).sum())
+        for item, row in kept:
             item.pixels = None
             for own in self.inputs:
                 item.output.pop(own.stream, None)

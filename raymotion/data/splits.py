@@ -5,10 +5,10 @@ ECML PKDD 2011): the label with the fewest samples left is dealt out first, each
 most of this label. A random split gives a label of 20 images anything between 0 and 5 of them for validation; this one
 gives 2.
 
-Three things are added. A group (an image with its persons) is dealt out as one, with the union of its labels. The data
+Four things are added. A group (an image with its persons) is dealt out as one, with the union of its labels. The data
 set a group is from, and whether it is labelled at all, count as labels too: Socratis calls 40 % of its news pictures
 sad and 20 % of the others. And groups are taken in the order of a seeded hash of their ids, so the same samples in
-another row order are split the same way.
+another row order are split the same way. And no split stays empty where there are groups enough, however few they are.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def split_samples(table: pa.Table, *, fractions: Mapping[str, float] = DEFAULT_F
         marks.update(("label", label) for label in labels or [])
     order = sorted(groups, key=lambda group: hashlib.sha256(f"{seed}\0{group}".encode()).digest())
     assigned = _deal([(group, sorted(groups[group])) for group in order], shares)
+    _fill_empty_splits(assigned, {group: _worth(groups[group]) for group in order}, len(names))
     column = pa.array([names[assigned[group]] for group in group_ids], pa.string())
     index = SCHEMA.get_field_index("split")
     return validate(table).set_column(index, SCHEMA.field("split"), column)
@@ -91,3 +92,28 @@ def _deal(groups: list[tuple[str, list[tuple[str, ...]]]], shares: list[float]) 
                     left[own] -= 1
         del left[mark]
     return assigned
+
+
+def _worth(marks: set[tuple[str, ...]]) -> int:
+    """2 for a group with a label, 1 for one that is annotated and has none, 0 for one that is not annotated."""
+    kinds = {mark[0] for mark in marks}
+    annotated = any(mark[0] == "source" and mark[2] == "labelled" for mark in marks)
+    return 2 if "label" in kinds else int(annotated)
+
+
+def _fill_empty_splits(assigned: dict[str, int], worth: Mapping[str, int], splits: int) -> None:
+    """Gives each split a group of the best kind there is, as long as the split that gives one keeps another.
+
+    Shares of a handful of groups round to nothing: all of three samples would be for training, and none to validate on.
+    """
+    best = max(worth.values(), default=0)
+    for split in range(splits):
+        holders: dict[int, list[str]] = {}
+        for group, own in assigned.items():
+            if worth[group] == best:
+                holders.setdefault(own, []).append(group)
+        if split in holders or not holders:
+            continue
+        giver = max(holders, key=lambda own: (len(holders[own]), -own))
+        if len(holders[giver]) > 1:
+            assigned[holders[giver][-1]] = split

@@ -335,37 +335,44 @@ def _build(name: str, weights: str) -> tuple[Detector, torch.nn.Module]:
 
 
 def read_state_dict(path: storage.PathLike) -> dict[str, torch.Tensor]:
-    """Tensors of a .safetensors file, or of a PyTorch file of tensors alone: nothing in it is executed."""
+    """Tensors of a .safetensors file, or of a PyTorch file of tensors alone: nothing in it is executed.
+
+    Raises:
+        InputError: no such file; it is damaged, holds something else than tensors, or a weight that is not finite.
+    """
     import io
-    import pickle
 
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
+    from raymotion.models.finite import require_finite
+
+    remedy = "Save the state dict alone, best as .safetensors."
     data = storage.require(path)
     try:
         if str(path).endswith(".safetensors"):
-            return load(data)
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise InputError(
-            f"is not a readable weights file ({str(error).splitlines()[0]})",
-            path=path,
-            remedy="Save the state dict alone, best as .safetensors.",
-        ) from error
+            state = load(data)
+        else:
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's reader raises nearly anything on a damaged file
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"is not a readable weights file ({text})", path=path, remedy=remedy) from error
     for key in ("state_dict", "model"):  # training scripts wrap it, torchvision's reference one among them
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    ):
         raise InputError("holds no state dict", path=path, remedy="Save model.state_dict().")
+    require_finite(state, path)
     return dict(state)
 
 
 def differences(wanted: dict[str, torch.Tensor], given: dict[str, torch.Tensor], listed: int = 3) -> str:
     """What keeps a state dict from being loaded, in words; empty if nothing does.
 
-    Counters of batches are put into `given`, or taken out of it, as the model has them.
+    Counters of batches are put into `given`, or taken out of it, as the model has them; an evaluated model never reads
+    them, and files hold them as a number or as a list of one.
 
     Args:
         wanted, given: name -> tensor, of the model and of the file.
@@ -375,11 +382,17 @@ def differences(wanted: dict[str, torch.Tensor], given: dict[str, torch.Tensor],
     counters = {name for name in {*wanted, *given} if name.endswith("num_batches_tracked")}
     missing = sorted(set(wanted) - set(given) - counters)
     unknown = sorted(set(given) - set(wanted) - counters)
-    shapes = sorted(name for name in set(wanted) & set(given) if wanted[name].shape != given[name].shape)
+    common = (set(wanted) & set(given)) - counters
+    shapes = sorted(name for name in common if wanted[name].shape != given[name].shape)
     texts = []
     for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", shapes)):
         if names:
             texts.append(f"{len(names)} {what} ({', '.join(names[:listed])}{', ...' if len(names) > listed else ''})")
     for name in counters:
-        given.pop(name, None) if name not in wanted else given.setdefault(name, wanted[name])
+        if name not in wanted:
+            del given[name]
+        elif name not in given or given[name].numel() != 1:
+            given[name] = wanted[name]
+        else:
+            given[name] = given[name].reshape(wanted[name].shape)
     return "; ".join(texts)

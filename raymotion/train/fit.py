@@ -21,7 +21,7 @@ from typing import Any
 
 from raymotion import storage
 from raymotion.config import require_same_settings
-from raymotion.errors import InputError, RaymotionError, RunFailed
+from raymotion.errors import Diverged, InputError, RaymotionError, RunFailed
 from raymotion.models.checkpoint import (
     CheckpointInfo,
     is_checkpoint,
@@ -73,6 +73,7 @@ def fit(
         InputError: something in recipe, samples or features can not be used.
         SettingsMismatch: `out` belongs to a run with other settings or other data, or is half done by other workers.
         RunFailed: the workers failed more often than `failures` allows; the same command goes on.
+        Diverged: the loss or the weights are no longer finite; the run is removed.
     """
     started = time.monotonic()
     target = storage.absolute(out)
@@ -118,12 +119,16 @@ def fit(
 
 @contextlib.contextmanager
 def _forgotten_if_refused(run: str) -> Iterator[None]:
-    """Takes a run away that ends by the user's mistake before its first epoch, lest it refuse the mended command."""
+    """Removes a run that failed on a user error before its first epoch, or that diverged.
+
+    The corrected command has other settings, and starts fresh. The epochs before a divergence are of no use to it, and
+    the same command would diverge at the same step.
+    """
     try:
         yield
-    except InputError:
+    except (InputError, Diverged) as error:
         with contextlib.suppress(OSError, RaymotionError):
-            if not _epochs_done(run):
+            if isinstance(error, Diverged) or not _epochs_done(run):
                 storage.remove_tree(run)
         raise
 
@@ -375,7 +380,7 @@ def _explained(error: Exception, run: str) -> RaymotionError:
     cause: BaseException = causes[0]
     while True:
         for candidate in (cause, getattr(cause, "_base_exc", None), getattr(cause, "cause", None)):
-            if isinstance(candidate, InputError):
+            if isinstance(candidate, InputError | Diverged):
                 return candidate
         inner = getattr(cause, "_base_exc", None) or cause.__cause__
         if inner is None or inner is cause:

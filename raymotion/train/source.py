@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,12 @@ from raymotion.errors import InputError
 from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info
 from raymotion.train.recipe import Transfer
 from raymotion.vocabulary import Vocabulary
+
+
+# What helps where a split has nothing to train or to validate on.
+SPLIT_AGAIN = (
+    "Training and validation both need labelled samples, of two images or more: add some, and prepare the table again."
+)
 
 
 def sample_table(path: str) -> tuple[pa.Table, np.ndarray, Vocabulary]:
@@ -74,6 +81,24 @@ def source_of(transfer: Transfer) -> CheckpointInfo:
     if info.architecture != "student":
         raise InputError(f"is a {info.architecture}; layers are taken from a student", path=transfer.source)
     return info
+
+
+def require_positives(hard: np.ndarray, splits: Mapping[str, np.ndarray], path: str) -> None:
+    """Raises unless some label occurs in training and in validation.
+
+    Without one there is nothing to learn, and no average precision to choose an epoch by.
+
+    Args:
+        hard: targets (n, L); splits: name -> positions of its samples.
+    """
+    for name in ("train", "val"):
+        if not hard[splits[name]].any():
+            count = len(splits[name])
+            raise InputError(
+                f"not one of the {count} sample{'s' if count != 1 else ''} of the split {name} has a label",
+                path=path,
+                remedy="Label more samples, or split them otherwise (another --seed of `raymotion data prepare`).",
+            )
 
 
 def _hashed_splits(groups: list[str], val_fraction: float, seed: int) -> list[str]:

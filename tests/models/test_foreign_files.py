@@ -193,7 +193,7 @@ HUGE = 10**12
         ("student", {"text_size": HUGE}),
         ("student", {"embedding_size": HUGE}),
         ("student", {"text": "bert", "bert": {"num_hidden_layers": HUGE}, "embedding_size": 128, "text_size": 256}),
-        ("student", {"image": "vit_giant_patch14_224", "channels": [16, 32, 64]}),
+        ("student", {"image": "vit_base_patch16_224", "channels": [16, 32, 64]}),
         ("fusion", {"hidden": HUGE}),
         ("fusion", {"dims": {"context": HUGE, "face": 8}}),
     ],
