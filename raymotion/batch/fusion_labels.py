@@ -18,7 +18,7 @@ from raymotion import storage
 from raymotion.batch import ledger
 from raymotion.batch.embeddings import COLUMNS
 from raymotion.batch.label_stages import FiniteAnswers
-from raymotion.batch.stages import Failure, Item, Stage, not_finite
+from raymotion.batch.stages import Failure, Item, Stage
 from raymotion.batch.stream_stages import CONTEXT, DecodeOnce, EmbedStreams, StreamPlan
 from raymotion.data.embedding_layout import FeatureKey, layout_of, require_complete, schema_of
 from raymotion.data.features import features_digest
@@ -247,8 +247,6 @@ class LoadEmbeddings:
             for stream, block in self.blocks.items():
                 if block.row_of[row] >= 0:
                     item.output[stream] = block.array[block.row_of[row], 0]
-                    if not np.isfinite(item.output[stream]).all():
-                        item.failure = not_finite(self.name, f"{self.folder} holds NaN or infinity for this sample")
 
 
 class PredictWithFusion:

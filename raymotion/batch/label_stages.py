@@ -72,9 +72,6 @@ class LoadRegions:
         for item, features, present in zip(items, matrix, mask, strict=True):
             if item.row["sample_id"] in self.features:
                 n = len(present)
-                if not np.isfinite(features[present]).all():
-                    item.failure = not_finite(self.name, f"{self.folder} holds NaN or infinity for this sample")
-                    continue
                 item.regions = Regions(features, np.zeros((n, 4), np.float32), np.zeros(n, np.float32), present)
             elif item.row["image_uri"] is not None:
                 item.failure = Failure(

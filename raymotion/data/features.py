@@ -135,6 +135,13 @@ class RegionFeatures:
                         here = slice(len(ids), len(ids) + batch.num_rows)
                         features[here] = _matrix(batch.column("features")).reshape(-1, self.count, self.dim)
                         mask[here] = _matrix(batch.column("mask"))
+                        bad = storage.first_not_finite(pa.chunked_array([batch.column("features")]))
+                        if bad is not None:
+                            raise InputError(
+                                f"features hold NaN or infinity (sample {batch.column('sample_id')[bad]})",
+                                path=storage.join(self.folder, name),
+                                remedy="Extract them again: such a picture goes to quarantine.",
+                            )
                         ids.extend(batch.column("sample_id").to_pylist())
             if len(set(ids)) != len(ids):
                 raise InputError("a sample_id stands twice", path=self.folder)
