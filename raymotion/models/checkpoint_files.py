@@ -16,7 +16,6 @@ from raymotion.config import digest_of
 from raymotion.data.streams import STREAMS
 from raymotion.errors import InputError
 from raymotion.learning.metrics import Evaluation
-from raymotion.models.backbones import BackboneIdentity
 from raymotion.models.fusion_config import FusionConfig
 from raymotion.models.regions import ExtractorIdentity
 from raymotion.models.weights_file import Header, read_header
@@ -160,9 +159,9 @@ def _check_fusion(config: Mapping[str, Any], path: str) -> None:
     if not isinstance(backbones, dict) or not isinstance(loss, dict) or not isinstance(loss.get("name"), str):
         raise InputError("fusion does not say which backbones it reads and which loss it was trained with", path=path)
     for stream, own in backbones.items():
-        if not isinstance(own, dict) or not isinstance(own.get("name"), str) or stream not in STREAMS:
-            raise InputError(f"fusion.backbones.{stream} is not a stream with the name of a backbone", path=path)
-        BackboneIdentity.from_dict(own.get("identity"), where=path)
+        named = isinstance(own, dict) and isinstance(own.get("name"), str) and isinstance(own.get("identity"), dict)
+        if not named or stream not in STREAMS:
+            raise InputError(f"fusion.backbones.{stream} does not name a backbone and its identity", path=path)
 
 
 def _invalid(prefix: str, error: ValidationError, path: str) -> InputError:

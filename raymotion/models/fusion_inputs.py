@@ -65,7 +65,7 @@ def stream_inputs(info: CheckpointInfo, ablation: str | None = None) -> tuple[St
         grid = math.isqrt(tokens)
         if "name" not in described or "identity" not in described or grid * grid != tokens:
             raise InputError(f"does not say where its features of the {stream} come from", path=info.folder)
-        identity = BackboneIdentity.from_dict(described["identity"])
+        identity = BackboneIdentity.from_dict(described["identity"], where=info.folder)
         inputs.append(StreamInput(stream, str(described["name"]), identity, grid))
     return tuple(inputs)
 

@@ -23,6 +23,7 @@ from raymotion.models import checkpoint
 from raymotion.models.backbones import identify
 from raymotion.models.checkpoint import read_checkpoint_info, save_checkpoint
 from raymotion.models.fusion import FusionConfig, FusionHead
+from raymotion.models.fusion_inputs import stream_inputs
 from raymotion.models.regions import read_state_dict
 from raymotion.models.student import Student, StudentConfig
 from raymotion.models.tokenizer import train_tokenizer
@@ -86,6 +87,7 @@ def load(folder: Path) -> None:
     elif info.architecture == "student":
         checkpoint.load_student(folder).predict([["a happy dog"]])
     else:
+        stream_inputs(info)
         checkpoint.load_any_fusion(folder)
 
 
