@@ -11,6 +11,7 @@ import pyarrow as pa
 from raymotion import storage
 from raymotion.batch.preflight import check_folder
 from raymotion.config import digest_of
+from raymotion.data.kinds import wrong_kind
 from raymotion.errors import InputError
 from raymotion.learning.collapse import check_collapse
 from raymotion.learning.metrics import Evaluation
@@ -113,6 +114,9 @@ def judge(
 def read_labels_record(folder: storage.PathLike) -> dict[str, Any]:
     """job.json of a finished labelling job, or an `InputError`."""
     path = storage.join(storage.absolute(folder), "job.json")
+    other = wrong_kind(folder, "labels")
+    if other is not None:
+        raise other
     if not storage.exists(path):
         raise InputError(
             "is no labelled data set: it has no job.json", path=folder, remedy="Name the --out of `raymotion label`."

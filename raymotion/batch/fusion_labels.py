@@ -266,6 +266,7 @@ class PredictWithFusion:
     ) -> None:
         self.folder, self.fingerprint, self.inputs, self.precision = folder, fingerprint, tuple(inputs), precision
         self.tally: Counter[str] = Counter()
+        self.answers = FiniteAnswers(self.name, folder)
 
     def setup(self, threads: int, device: str) -> None:
         import torch
@@ -274,7 +275,6 @@ class PredictWithFusion:
 
         torch.set_num_threads(threads)
         self.head = load_any_fusion(self.folder, device=device, expected_fingerprint=self.fingerprint)
-        self.answers = FiniteAnswers(self.name, self.folder)
 
     def process(self, items: Sequence[Item]) -> None:
         chosen: list[Item] = []

@@ -107,6 +107,7 @@ class PredictEmotions:
 
     def __init__(self, teacher: str, fingerprint: str, count: int, dim: int) -> None:
         self.folder, self.fingerprint, self.count, self.dim = teacher, fingerprint, count, dim
+        self.answers = FiniteAnswers(self.name, teacher)
 
     def setup(self, threads: int, device: str) -> None:
         import torch
@@ -115,7 +116,6 @@ class PredictEmotions:
 
         torch.set_num_threads(threads)
         self.teacher = load_teacher(self.folder, device=device, expected_fingerprint=self.fingerprint)
-        self.answers = FiniteAnswers(self.name, self.folder)
 
     def process(self, items: Sequence[Item]) -> None:
         captions = [item.row["captions"] for item in items]
@@ -149,6 +149,7 @@ class PredictWithStudent:
 
     def __init__(self, student: str, fingerprint: str) -> None:
         self.folder, self.fingerprint = student, fingerprint
+        self.answers = FiniteAnswers(self.name, student)
 
     def setup(self, threads: int, device: str) -> None:
         import torch
@@ -157,7 +158,6 @@ class PredictWithStudent:
 
         torch.set_num_threads(threads)
         self.student = load_student(self.folder, device=device, expected_fingerprint=self.fingerprint)
-        self.answers = FiniteAnswers(self.name, self.folder)
 
     def process(self, items: Sequence[Item]) -> None:
         captions = [item.row["captions"] for item in items]

@@ -20,6 +20,7 @@ from raymotion.batch.stages import DecodeImages, ExtractRegions, Item, Stage
 from raymotion.config import digest_of
 from raymotion.data.captions import readable
 from raymotion.data.features import features_digest
+from raymotion.data.kinds import wrong_kind
 from raymotion.errors import InputError
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info
@@ -290,6 +291,9 @@ def _extractor(info: CheckpointInfo, settings: LabelSettings) -> tuple[Extractor
 
 def _features_record(folder: str) -> dict[str, Any]:
     path = storage.join(folder, "job.json")
+    other = wrong_kind(folder, "regions")
+    if other is not None:
+        raise other
     record = storage.read_json(path)
     if not isinstance(record, dict) or record.get("job") != "region-features":
         raise InputError("is not the record of a features job", path=path)

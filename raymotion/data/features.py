@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from raymotion import storage
 from raymotion.config import digest_of
+from raymotion.data.kinds import wrong_kind
 from raymotion.errors import AccessDenied, InputError
 
 METADATA_KEY = b"raymotion.regions"
@@ -55,6 +56,9 @@ class RegionFeatures:
     def __init__(self, folder: storage.PathLike, *, cache: str | None = None) -> None:
         self.folder = storage.absolute(folder)
         job_path = storage.join(self.folder, "job.json")
+        other = wrong_kind(self.folder, "regions")
+        if other is not None:
+            raise other
         if not storage.exists(job_path):
             raise InputError("has no job.json", path=self.folder, remedy="Make it with `raymotion features regions`.")
         job = storage.read_json(job_path)

@@ -28,7 +28,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymotion import storage
-from raymotion.errors import InputError
+from raymotion.data.kinds import wrong_kind
+from raymotion.errors import AccessDenied, InputError
 from raymotion.vocabulary import Vocabulary
 
 BOX = pa.list_(pa.float32(), 4)
@@ -86,8 +87,16 @@ def write_samples(path: storage.PathLike, table: pa.Table) -> None:
 
 
 def read_samples(path: storage.PathLike) -> pa.Table:
-    """Reads and validates a sample table; `InputError` names the file, the row and the reason."""
-    return validate(storage.read_table(path), where=path)
+    """Reads and validates a sample table; `InputError` names the file, the row and the reason.
+
+    Something else there, such as a csv file or a folder of pictures, is named with the command that takes it.
+    """
+    try:
+        return validate(storage.read_table(path), where=path)
+    except AccessDenied:
+        raise
+    except InputError as error:
+        raise wrong_kind(path, "table") or error from error
 
 
 def validate(table: pa.Table, *, where: object = None) -> pa.Table:

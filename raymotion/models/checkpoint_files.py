@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from raymotion import storage
 from raymotion.config import digest_of
+from raymotion.data.kinds import wrong_kind
 from raymotion.data.streams import STREAMS
 from raymotion.errors import InputError
 from raymotion.learning.metrics import Evaluation
@@ -51,6 +52,9 @@ def read_config(where: str) -> dict[str, Any]:
     """config.json of the folder `where`, or an `InputError` that says what is wrong with it."""
     path = storage.join(where, CONFIG)
     if not storage.exists(path):
+        other = wrong_kind(where, "checkpoint")
+        if other is not None:
+            raise other
         there = storage.exists(where) or storage.list_names(where)
         raise InputError(
             "is not a checkpoint: it has no config.json" if there else "no such checkpoint",

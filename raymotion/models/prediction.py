@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from raymotion import storage
+from raymotion.data.captions import readable
 from raymotion.errors import InputError
 
 
@@ -84,13 +85,17 @@ def explain(
     boxes: Mapping[str, Sequence[float]] | None = None,
 ) -> Prediction:
     """Opens the checkpoint and predicts one sample; see `predictor.load` and `Predictor.label` for the errors."""
-    from raymotion.models.predictor import load
+    from raymotion.models.predictor import load, read_picture
 
-    texts = [text for text in captions if text.strip()]
+    texts = readable(captions)
     if image is None and not texts:
+        if captions:
+            raise InputError("no caption holds a readable character", remedy="Write one, or add IMAGE.")
         raise InputError("neither an image nor a caption is given", remedy='Add IMAGE, or --caption "...".')
+    # Before the model, which takes seconds to load, and a hub's weights minutes: a misspelt name is told at once.
+    pixels = None if image is None else read_picture(image)
     model = load(folder, device=device, weights=weights)
-    probabilities = model.label(image, texts, boxes=boxes)
+    probabilities = model.label(pixels if model.min_side is None else image, texts, boxes=boxes)
     info = model.info
     emotions = []
     for label, probability in probabilities.items():

@@ -256,6 +256,12 @@ class ForgetfulStudent:
     def usable(self, captions: Any, mask: np.ndarray) -> np.ndarray:
         return np.ones(len(mask), dtype=bool)
 
+    def known_captions(self, captions: Any) -> Any:
+        return captions
+
+    def unknown_share(self, captions: Any) -> Any:
+        return [0.0 for _ in captions]
+
     def prepare(self, picture: np.ndarray) -> np.ndarray:
         return picture
 
