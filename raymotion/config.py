@@ -41,7 +41,11 @@ def read_yaml(path: storage.PathLike) -> dict[str, Any]:
     """A YAML file that holds a mapping (an empty file: an empty one)."""
     try:
         value = yaml.safe_load(storage.read_text(path))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # `when: 2024-13-45` is a ValueError: it looks like a date
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # `when: 2024-13-45` is a ValueError: it looks like a date
         mark = getattr(error, "problem_mark", None)
         line = None if mark is None else mark.line + 1
         raise InputError(

@@ -276,7 +276,9 @@ def json_text(value: Any, path: object) -> str:
         found = _not_finite(value, "")
         if found is None:
             raise
-        raise NotFinite(f"{path}: {found[0] or 'the value'} is {found[1]}, and nothing but finite numbers is written") from error
+        raise NotFinite(
+            f"{path}: {found[0] or 'the value'} is {found[1]}, and nothing but finite numbers is written"
+        ) from error
 
 
 def _not_finite(value: Any, where: str) -> tuple[str, float] | None:
@@ -331,7 +333,9 @@ def write_table(path: PathLike, table: pa.Table) -> tuple[str, int]:
     for name, column in zip(table.column_names, table.columns, strict=True):
         row = first_not_finite(column)
         if row is not None:
-            raise NotFinite(f"{path}, row {row}: {name} holds NaN or infinity, and nothing but finite numbers is written")
+            raise NotFinite(
+                f"{path}, row {row}: {name} holds NaN or infinity, and nothing but finite numbers is written"
+            )
     data = parquet_bytes(table)
     write_bytes(path, data)
     return hashlib.sha256(data).hexdigest(), len(data)

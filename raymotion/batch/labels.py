@@ -29,7 +29,6 @@ from raymotion.models.predictor import find_extractor, trained_identity
 from raymotion.models.regions import ExtractorIdentity, architecture
 from raymotion.vocabulary import Vocabulary
 
-
 # Share of unknown words in the captions from which on it is told.
 MANY_UNKNOWN = 0.2
 
@@ -240,10 +239,7 @@ def _finish(info: CheckpointInfo, settings: LabelSettings, folder: str) -> dict[
 def _words(folder: str, kind: str, notices: Sequence[str]) -> dict[str, Any]:
     """What job.json says of the words that the model does not know, and its notices with one where they are many."""
     shares = np.concatenate(
-        [
-            part.column("unknown_words").drop_null().to_numpy()
-            for _, part in read_parts(folder, ["unknown_words"])
-        ]
+        [part.column("unknown_words").drop_null().to_numpy() for _, part in read_parts(folder, ["unknown_words"])]
         or [np.zeros(0)]
     )
     if not len(shares):
@@ -252,8 +248,8 @@ def _words(folder: str, kind: str, notices: Sequence[str]) -> dict[str, Any]:
     told = list(notices)
     if mean > MANY_UNKNOWN:
         told.append(
-            f"The {kind} does not know {mean:.0%} of the words in the captions, and labels from the others: are they in "
-            "the language that it was trained on?"
+            f"The {kind} does not know {mean:.0%} of the words in the captions, and labels from the others: are the "
+            "captions in the language that it was trained on?"
         )
     words = {"mean_share": round(mean, 4), "rows": len(shares), "rows_with_many": many, "many": MANY_UNKNOWN}
     return {"unknown_words": words, "notices": told}

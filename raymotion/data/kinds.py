@@ -103,7 +103,6 @@ def _told(kind: str, path: str, wanted: Wanted) -> tuple[str, str]:
         ),
         "recipe": ("a file of settings", f"A recipe goes to `raymotion train {path} --samples SAMPLES --out DIR`."),
         "archive": ("an archive", "Unpack it first."),
-        "other parquet": ("a Parquet file of another program", "Make a sample table with `raymotion data prepare`."),
     }
     return known[kind]
 
@@ -151,7 +150,7 @@ def _parquet_kind(path: str) -> str | None:
         return "labels"
     if b"raymotion.regions" in (schema.metadata or {}):
         return "regions"
-    return "embeddings" if "context_of" in names else "other parquet"
+    return "embeddings" if "context_of" in names else None
 
 
 def _folder_kind(path: str) -> str | None:

@@ -19,7 +19,7 @@ from raymotion.errors import InputError
 from raymotion.learning.metrics import Evaluation
 from raymotion.models.fusion_config import FusionConfig
 from raymotion.models.regions import ExtractorIdentity
-from raymotion.models.weights_file import Header, read_header
+from raymotion.models.weights_file import Header
 from raymotion.vocabulary import Vocabulary
 
 # What a model of each architecture can read.

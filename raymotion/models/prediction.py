@@ -89,7 +89,7 @@ def explain(
 
     texts = readable(captions)
     if image is None and not texts:
-        if captions:
+        if any(text.strip() for text in captions):
             raise InputError("no caption holds a readable character", remedy="Write one, or add IMAGE.")
         raise InputError("neither an image nor a caption is given", remedy='Add IMAGE, or --caption "...".')
     # Before the model, which takes seconds to load, and a hub's weights minutes: a misspelt name is told at once.

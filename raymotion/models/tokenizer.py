@@ -262,9 +262,9 @@ def _cased_as_told(core: Tokenizer, path: str) -> Tokenizer:
     """
     rules = _rules_beside(path)
     normalizer = json.loads(core.to_str()).get("normalizer") or {}
-    if "do_lower_case" in rules and normalizer.get("type") == "BertNormalizer":
-        if normalizer.get("lowercase") != rules["do_lower_case"]:
-            _like_bert(core, lower=rules["do_lower_case"], rules=rules)
+    lower = rules.get("do_lower_case", normalizer.get("lowercase"))
+    if normalizer.get("type") == "BertNormalizer" and lower != normalizer.get("lowercase"):
+        _like_bert(core, lower=lower, rules=rules)
     return core
 
 

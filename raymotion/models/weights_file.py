@@ -1,4 +1,4 @@
-"""The header of a safetensors file: names, types and shapes of its tensors, read without torch and before anything else.
+"""The header of a safetensors file: names, types and shapes of its tensors, read without torch, before anything else.
 
 A file from somebody else is trusted in nothing: its header is checked against the file's size, so that a tensor which
 is not there is noticed before memory for it is asked for.

@@ -13,7 +13,9 @@ from raymotion.train.fusion_data import PersonData
 
 
 def emotic_scores(data: PersonData, split: str, answers: np.ndarray) -> dict[str, Any]:
-    """mAP of scikit-learn's kind and of the original authors', chance, and the error of VAD where a head predicts it. Without a label in the split there is no mAP: None.
+    """mAP of scikit-learn's kind and of the original authors', chance, and the error of VAD where a head predicts it.
+
+    Both are None for a split without a label.
 
     Args:
         answers: (rows of the split, L), or (rows, L + 3) with VAD on the scale 0..1 behind the labels.

@@ -17,7 +17,6 @@ from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info
 from raymotion.train.recipe import Transfer
 from raymotion.vocabulary import Vocabulary
 
-
 # What helps where a split has nothing to train or to validate on.
 SPLIT_AGAIN = (
     "Training and validation both need labelled samples, of two images or more: add some, and prepare the table again."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import shutil
@@ -120,7 +121,9 @@ def test_weights_that_are_no_numbers(made: dict[str, Path], tmp_path: Path, kind
     weights, mark = load_file(folder / "model.safetensors"), metadata(folder / "model.safetensors")
     weights["head.weight" if kind != "fusion_tuned" else "head.head.weight"].view(-1)[3] = value
     save_file(weights, folder / "model.safetensors", mark)
-    refused(folder, "model.safetensors", r"weight head\.(head\.)?weight holds 1 of \d+ numbers that are NaN or infinite")
+    refused(
+        folder, "model.safetensors", r"weight head\.(head\.)?weight holds 1 of \d+ numbers that are NaN or infinite"
+    )
     model = checkpoint._load(str(made["student"]), read_checkpoint_info(made["student"]))[0]
     torch.nn.init.constant_(model.get_parameter("head.bias"), value)
     with pytest.raises(InputError, match=r"head\.bias holds 3 of 3"):
@@ -341,10 +344,8 @@ def test_every_text_of_a_checkpoint_is_fuzzed(
             how = data.draw(st.sampled_from(["set", "drop", "add"]))
             changed = put(value, where, data.draw(ODD), how)
             (folder / name).write_text(json.dumps(changed))
-            try:
+            with contextlib.suppress(TypeError, AttributeError, ValueError):
                 rebind(folder)  # as if it had been written so
-            except (TypeError, AttributeError, ValueError):
-                pass
         else:
             start = data.draw(st.integers(0, len(before)))
             end = data.draw(st.integers(start, min(len(before), start + 40)))

@@ -71,7 +71,8 @@ def test_a_run_that_diverges_late_is_told_with_its_best_epoch(
 
     usual, steps = StudentTask.loss, iter(range(99))
     monkeypatch.setattr(StudentTask, "loss", lambda self, *given: usual(self, *given) / (next(steps) < 4))
-    with pytest.raises(Diverged, match=r"in epoch 3, step 1 of 2, .* The best epoch before was [12] \(mAP [01]\.\d{4}\)"):
+    told = r"in epoch 3, step 1 of 2, .* The best epoch before was [12] \(mAP [01]\.\d{4}\)"
+    with pytest.raises(Diverged, match=told):
         fit(student_recipe(samples), tmp_path / "s")
     assert not Path(run_folder(tmp_path / "s")).exists()
 
@@ -84,9 +85,7 @@ def test_settings_are_finite(samples: str, student_recipe: Recipe, name: str, va
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_split_without_a_label_is_refused_before_training(
-    student_recipe: Recipe, tmp_path: Path, split: str
-) -> None:
+def test_a_split_without_a_label_is_refused_before_training(student_recipe: Recipe, tmp_path: Path, split: str) -> None:
     rows = [
         {
             "sample_id": f"s{i}", "group_id": f"s{i}", "captions": ["a day"], "source": "t",
