@@ -159,7 +159,7 @@ def _folder_kind(path: str) -> str | None:
         return "checkpoint"
     if "job.json" in names:
         job: Any = storage.read_json(storage.join(path, "job.json"))
-        return JOBS.get(job.get("job")) if isinstance(job, dict) else None
+        return JOBS.get(str(job.get("job"))) if isinstance(job, dict) else None
     if "study.json" in names:
         return "study"
     if "evaluation.json" in names:

@@ -218,10 +218,10 @@ def _check_values(table: pa.Table, where: object) -> None:
             if any(v is None or not math.isfinite(v) for v in box) or box[2] <= box[0] or box[3] <= box[1]:
                 raise InputError(f"{name} {box} is not x1, y1, x2, y2 with x1 < x2 and y1 < y2", path=where, row=row)
     for name in ("valence", "arousal", "dominance"):
-        row = storage.first_not_finite(table.column(name))
-        if row is not None:
-            value = table.column(name)[row].as_py()
-            raise InputError(f"{name} is {value}", path=where, row=row, remedy="Leave what is not known null.")
+        bad = storage.first_not_finite(table.column(name))
+        if bad is not None:
+            value = table.column(name)[bad].as_py()
+            raise InputError(f"{name} is {value}", path=where, row=bad, remedy="Leave what is not known null.")
     splits = table.column("split")
     foreign = set(pc.unique(splits).to_pylist()) - {None, *SPLITS}
     if foreign:

@@ -349,6 +349,7 @@ def read_state_dict(path: storage.PathLike) -> dict[str, torch.Tensor]:
 
     remedy = "Save the state dict alone, best as .safetensors."
     data = storage.require(path)
+    state: Any
     try:
         if str(path).endswith(".safetensors"):
             state = load(data)
