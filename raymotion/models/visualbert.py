@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from raymotion.config import Settings
 from raymotion.data.captions import is_readable, readable
 from raymotion.errors import InputError
-from raymotion.models.text_init import read_text_tower, sizes_of
+from raymotion.models.finite import require_finite
+from raymotion.models.text_init import read_text_tower, require_sizes, sizes_of
 from raymotion.models.tokenizer import encode
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ class VisualBertTeacher(nn.Module):
             ) from error
         if published.model_type != "visual_bert":
             raise InputError(f"is a {published.model_type}, not a visual_bert", path=source)
+        require_sizes(source, source, published)
         _require_vocabulary(source, published.vocab_size, config.vocab_size)
         other = published.visual_embedding_dim != config.visual_dim
         sized = _resized(source, config, {**sizes_of(published), "new_projection": other})
@@ -176,6 +178,7 @@ class VisualBertTeacher(nn.Module):
         missing = [key for key in info["missing_keys"] if "position_ids" not in key]
         if missing:
             raise InputError(f"lacks {len(missing)} weights, such as {missing[0]}", path=source)
+        require_finite(loaded.state_dict(), source)
         model.backbone.load_state_dict(loaded.state_dict())
         return model
 

@@ -413,3 +413,33 @@ def test_a_checkpoint_in_a_store_is_checked_alike(made: dict[str, Path], s3: str
     storage.write_text(f"{s3}/t/tokenizer.json", edited)
     with pytest.raises(InputError, match=rf"{s3}/t/tokenizer\.json: is not the file that was written with these"):
         checkpoint.load_student(f"{s3}/t")
+
+
+@pytest.mark.parametrize("kind", ["bert", "visual_bert"])
+def test_pretrained_folders_are_measured_before_they_are_built(tmp_path: Path, kind: str) -> None:
+    from transformers import BertConfig, BertModel, VisualBertConfig, VisualBertModel
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+             "vocab_size": 30, "max_position_embeddings": 20}  # fmt: skip
+    config = TeacherConfig.model_validate(
+        {"size": "tiny", "vocab_size": 30, "visual_dim": 6, "max_text_length": 8, "max_positions": 20}
+    )
+    model = (
+        BertModel(BertConfig(**sizes)) if kind == "bert"
+        else VisualBertModel(VisualBertConfig(**sizes, visual_embedding_dim=6))
+    )  # fmt: skip
+    model.save_pretrained(tmp_path)
+    start = VisualBertTeacher.from_text if kind == "bert" else VisualBertTeacher.from_pretrained
+    assert start(str(tmp_path), config, 3).config.hidden_size == 8
+    before = (tmp_path / "config.json").read_text()
+    for name in ("hidden_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings"):
+        for value in (HUGE, -1, "many"):
+            edit(tmp_path / "config.json", lambda c, name=name, value=value: c.update({name: value}))
+            with pytest.raises(InputError, match=str(tmp_path)):
+                start(str(tmp_path), config, 3)
+            (tmp_path / "config.json").write_text(before)
+    weights = load_file(tmp_path / "model.safetensors")
+    next(own for name, own in weights.items() if name.endswith("word_embeddings.weight"))[3, 3] = float("nan")
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"word_embeddings\.weight holds 1 of 240 numbers that are NaN"):
+        start(str(tmp_path), config, 3)
