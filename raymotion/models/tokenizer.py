@@ -264,7 +264,7 @@ def _cased_as_told(core: Tokenizer, path: str) -> Tokenizer:
     normalizer = json.loads(core.to_str()).get("normalizer") or {}
     lower = rules.get("do_lower_case", normalizer.get("lowercase"))
     if normalizer.get("type") == "BertNormalizer" and lower != normalizer.get("lowercase"):
-        _like_bert(core, lower=lower, rules=rules)
+        _like_bert(core, lower=bool(lower), rules=rules)
     return core
 
 
