@@ -19,9 +19,9 @@ from raymotion.errors import InputError, SettingsMismatch
 
 
 class Settings(BaseModel):
-    """Base of all settings: unknown names are errors, values do not change after validation."""
+    """Base of all settings: unknown names are errors, numbers are finite, values do not change after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     def digest(self, *, without: Iterable[str] = ()) -> str:
         """16 hex digits that change when any setting changes, those named in `without` excepted."""
@@ -41,7 +41,11 @@ def read_yaml(path: storage.PathLike) -> dict[str, Any]:
     """A YAML file that holds a mapping (an empty file: an empty one)."""
     try:
         value = yaml.safe_load(storage.read_text(path))
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError: `when: 2024-13-45` looks like a date
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # `when: 2024-13-45` is a ValueError: it looks like a date
         mark = getattr(error, "problem_mark", None)
         line = None if mark is None else mark.line + 1
         raise InputError(

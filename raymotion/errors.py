@@ -73,3 +73,15 @@ class StoreUnavailable(RunFailed, ConnectionError):
 
 class DiskFull(RunFailed):
     """A place has no room left, or the user's quota there is used up. Never a fault of one row or one trial."""
+
+
+class NotFinite(RunFailed):
+    """A number that is NaN or infinite where a result should be. It is never written to a file."""
+
+
+class Diverged(NotFinite):
+    """A training run whose loss or weights are no longer finite.
+
+    The same command would diverge at the same step, so the run's state is of no use: it is removed, and the command
+    with a lower learning rate starts fresh.
+    """

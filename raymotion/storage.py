@@ -15,11 +15,13 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import posixpath
+import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 
@@ -38,7 +40,7 @@ from raymotion.addresses import (
     scheme_of,
     suffix,
 )
-from raymotion.errors import AccessDenied, InputError, RaymotionError
+from raymotion.errors import AccessDenied, InputError, NotFinite, RaymotionError
 from raymotion.local_files import disk_full, file_to_write, is_full
 
 if TYPE_CHECKING:
@@ -54,10 +56,12 @@ __all__ = [
     "exists",
     "explained",
     "filesystem",
+    "first_not_finite",
     "is_dir",
     "is_http",
     "is_remote",
     "join",
+    "json_text",
     "list_entries",
     "list_names",
     "list_tree",
@@ -90,6 +94,8 @@ __all__ = [
 
 # Hidden files of raymotion's own: a folder in which one process writes (`folder_lock`), and one of working files.
 LOCK, MARK = ".raymotion.lock", ".raymotion.json"
+# Of a number in JSON that may be more than a float holds.
+_LARGE_EXPONENT = re.compile(r"\d[eE]\+?\d{3}")
 
 
 class _Store(Protocol):
@@ -362,14 +368,61 @@ def write_text(path: PathLike, text: str, *, durable: bool = True) -> None:
 
 
 def read_json(path: PathLike) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        InputError: it is not JSON. NaN and Infinity are not, although Python would read them.
+    """
+
+    def refuse(name: str) -> None:
+        raise InputError(f"is not JSON (it holds {name})", path=path)
+
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
+        value = json.loads(text, parse_constant=refuse)
     except json.JSONDecodeError as error:
         raise InputError(f"is not JSON (line {error.lineno}: {error.msg})", path=path) from error
+    except ValueError as error:  # an integer of more than 4300 digits
+        raise InputError(f"is not JSON ({str(error).splitlines()[0]})", path=path) from error
+    except RecursionError as error:
+        raise InputError("is not JSON that can be read (it is nested too deeply)", path=path) from error
+    if _LARGE_EXPONENT.search(text) and (found := _not_finite(value, "")):  # Python reads 1e999 as infinity
+        raise InputError(f"is not JSON ({found[0]} is more than a number can hold)", path=path)
+    return value
 
 
 def write_json(path: PathLike, value: Any, *, durable: bool = True) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", durable=durable)
+    """Writes `value` as JSON.
+
+    Raises:
+        NotFinite: a number in it is NaN or infinite. The message names its key; nothing is written.
+    """
+    write_text(path, json_text(value, path), durable=durable)
+
+
+def json_text(value: Any, path: object) -> str:
+    """`value` as the text of a JSON file; `path` is for the message of `NotFinite`, see `write_json`."""
+    try:
+        return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    except ValueError as error:
+        found = _not_finite(value, "")
+        if found is None:
+            raise
+        raise NotFinite(
+            f"{path}: {found[0] or 'the value'} is {found[1]}, and nothing but finite numbers is written"
+        ) from error
+
+
+def _not_finite(value: Any, where: str) -> tuple[str, float] | None:
+    """Key and value of the first number in a nest of lists and mappings that is NaN or infinite."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else (where, value)
+    inner: Iterable[tuple[str, Any]] = ()
+    if isinstance(value, Mapping):
+        inner = ((f"{where}.{key}" if where else str(key), one) for key, one in value.items())
+    elif isinstance(value, list | tuple):
+        inner = ((f"{where}[{i}]", one) for i, one in enumerate(value))
+    return next((found for key, one in inner if (found := _not_finite(one, key))), None)
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
@@ -381,8 +434,40 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
+def first_not_finite(column: pa.ChunkedArray) -> int | None:
+    """The first row of a column, of numbers or of lists of numbers, that holds NaN or infinity. Null is neither."""
+    start = 0
+    for chunk in column.chunks:
+        if not _all_finite(chunk):
+            return start + next(i for i in range(len(chunk)) if not _all_finite(chunk.slice(i, 1)))
+        start += len(chunk)
+    return None
+
+
+def _all_finite(values: pa.Array) -> bool:
+    import numpy as np
+    import pyarrow as pa
+
+    while isinstance(values, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
+        values = values.flatten()  # leaves out what stands behind a null
+    if not pa.types.is_floating(values.type):
+        return True
+    present = values.drop_null() if values.null_count else values
+    return bool(np.isfinite(present.to_numpy(zero_copy_only=False)).all())
+
+
 def write_table(path: PathLike, table: pa.Table) -> tuple[str, int]:
-    """Writes `table` as Parquet, atomically; returns the sha256 of the file and its size in bytes."""
+    """Writes `table` as Parquet, atomically; returns the sha256 of the file and its size in bytes.
+
+    Raises:
+        NotFinite: a number in it is NaN or infinite. The message names its column and row; nothing is written.
+    """
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        row = first_not_finite(column)
+        if row is not None:
+            raise NotFinite(
+                f"{path}, row {row}: {name} holds NaN or infinity, and nothing but finite numbers is written"
+            )
     data = parquet_bytes(table)
     write_bytes(path, data)
     return hashlib.sha256(data).hexdigest(), len(data)

@@ -38,6 +38,8 @@ class Vocabulary:
         object.__setattr__(self, "labels", tuple(self.labels))
         if not self.labels or any(not isinstance(label, str) or not label.strip() for label in self.labels):
             raise InputError(f"vocabulary {self.name!r} needs at least one label, and no empty one")
+        if any("\ud800" <= letter <= "\udfff" for text in (self.name, *self.labels) for letter in text):
+            raise InputError(f"vocabulary {self.name!a} has a label with half of a character")
         object.__setattr__(self, "_index", {label: i for i, label in enumerate(self.labels)})
         if len(self._index) != len(self.labels):
             twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
@@ -101,11 +103,14 @@ class Vocabulary:
         """Reads `to_dict`'s form; a fingerprint that does not fit its labels is an error."""
         try:
             name, labels = str(value["name"]), value["labels"]
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, IndexError) as error:
             raise InputError("holds no vocabulary with name and labels", path=where) from error
         if not isinstance(labels, list | tuple):
             raise InputError("holds a vocabulary whose labels are not a list", path=where)
-        vocabulary = cls(name, tuple(labels))
+        try:
+            vocabulary = cls(name, tuple(labels))
+        except InputError as error:
+            raise InputError(error.reason, path=where) from error
         stated = value.get("fingerprint", vocabulary.fingerprint)
         if stated != vocabulary.fingerprint:
             raise VocabularyMismatch(

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from raymotion import storage
-from raymotion.errors import AccessDenied, InputError
+from raymotion.errors import AccessDenied, InputError, NotFinite
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -103,9 +105,29 @@ class TestRoundTrips:
         assert storage.read_text(path) == text.removeprefix("\ufeff")
 
     def test_json_refuses_what_json_has_not(self, tmp_path):
-        with pytest.raises(ValueError):
-            storage.write_json(tmp_path / "a.json", {"x": float("nan")})
+        told = rf"{tmp_path}/a\.json: x\.y\[1\] is (nan|inf|-inf), and nothing but finite numbers is written"
+        for value in (math.nan, math.inf, -math.inf):
+            with pytest.raises(NotFinite, match=told):
+                storage.write_json(tmp_path / "a.json", {"x": {"y": [1.0, value]}})
         assert list(tmp_path.iterdir()) == []
+        for text in ('{"x": NaN}', "[-Infinity]", '{"x": 1e999}', "[" * 100_000, "[" + "9" * 5000 + "]"):
+            (tmp_path / "a.json").write_text(text)
+            with pytest.raises(InputError, match=r"a\.json: is not JSON"):
+                storage.read_json(tmp_path / "a.json")
+
+    def test_tables_refuse_what_is_no_number(self, tmp_path):
+        good = pa.array([[0.5, None], None, []], pa.list_(pa.float32()))
+        flat = pa.array(np.array([1, 2, 3, np.inf], np.float16))
+        columns = {
+            "a": (pa.array([1.0, None, math.nan]), 2),
+            "b": (pa.array([[0.5], None, [1.0, -math.inf]], pa.list_(pa.float32())), 2),
+            "c": (pa.FixedSizeListArray.from_arrays(flat, 2), 1),
+        }
+        for name, (column, row) in columns.items():
+            with pytest.raises(NotFinite, match=rf"t\.parquet, row {row}: {name} holds NaN or infinity"):
+                storage.write_table(tmp_path / "t.parquet", pa.table({name: column}))
+        storage.write_table(tmp_path / "t.parquet", pa.table({"good": good, "n": pa.array([1, None, 3])}))
+        assert [path.name for path in tmp_path.iterdir()] == ["t.parquet"]
 
     def test_tables(self, folder):
         table = pa.table({"id": ["a", "b"], "x": [1, None]}).replace_schema_metadata({b"k": b"v"})
@@ -308,7 +330,7 @@ class TestDeterminism:
 CLOSED = """
 import os, sys
 from raymotion import storage
-from raymotion.errors import AccessDenied
+from raymotion.errors import AccessDenied, NotFinite
 import fsspec.implementations.local, pyarrow.parquet  # while the library may still be read
 if os.getuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)

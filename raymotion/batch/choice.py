@@ -13,6 +13,7 @@ import pyarrow as pa
 from raymotion import storage
 from raymotion.batch.preflight import check_folder, free_if_nothing_committed
 from raymotion.config import digest_of
+from raymotion.data.kinds import wrong_kind
 from raymotion.errors import InputError
 from raymotion.folder_lock import one_writer_of
 from raymotion.learning.collapse import check_collapse
@@ -136,6 +137,9 @@ def judge(
 def read_labels_record(folder: storage.PathLike) -> dict[str, Any]:
     """job.json of a finished labelling job, or an `InputError`."""
     path = storage.join(storage.absolute(folder), "job.json")
+    other = wrong_kind(folder, "labels")
+    if other is not None:
+        raise other
     if not storage.exists(path):
         raise InputError(
             "is no labelled data set: it has no job.json", path=folder, remedy="Name the --out of `raymotion label`."

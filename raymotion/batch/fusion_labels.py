@@ -17,6 +17,7 @@ import pyarrow as pa
 from raymotion import storage
 from raymotion.batch import ledger
 from raymotion.batch.embeddings import COLUMNS
+from raymotion.batch.label_stages import FiniteAnswers
 from raymotion.batch.stages import Failure, Item, Stage
 from raymotion.batch.stream_stages import CONTEXT, DecodeOnce, EmbedStreams, StreamPlan
 from raymotion.data.embedding_layout import FeatureKey, layout_of, require_complete, schema_of
@@ -284,6 +285,7 @@ class PredictWithFusion:
     ) -> None:
         self.folder, self.fingerprint, self.inputs, self.precision = folder, fingerprint, tuple(inputs), precision
         self.tally: Counter[str] = Counter()
+        self.answers = FiniteAnswers(self.name, folder)
 
     def setup(self, threads: int, device: str) -> None:
         import torch
@@ -323,9 +325,11 @@ class PredictWithFusion:
         mask = masks(tuple(self.head.config.dims), there, len(items))
         answers = self.head.predict(features, mask, precision=self.precision)
         width = len(self.head.vocabulary)
+        kept = self.answers.keep(items, answers)
+        good = np.array([item.failure is None for item in items], dtype=bool)
         for stream, present in there.items():
-            self.tally[stream] += int(present.sum())
-        for item, row in zip(items, answers, strict=True):
+            self.tally[stream] += int((present & good).sum())
+        for item, row in kept:
             item.pixels = None
             for own in self.inputs:
                 item.output.pop(own.stream, None)

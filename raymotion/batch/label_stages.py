@@ -3,11 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raymotion.batch.stages import Failure, Item
+from raymotion.batch.stages import Failure, Item, not_finite
+from raymotion.errors import NotFinite
+from raymotion.models.finite import finite_rows
 from raymotion.models.regions import Regions
+
+if TYPE_CHECKING:
+    from raymotion.models.loaded import LoadedStudent, Teacher
+
+# Answers of NaN after which a model that has given no other is called useless, instead of row after row.
+MOST_WITHOUT_ANSWER = 4
+CAPTION = "a caption with a word that it knows"
+
+
+class FiniteAnswers:
+    """Sorts out what a model answers with NaN or infinity, in one worker.
+
+    Args:
+        stage: name of the stage, for the failures.
+        folder: of the model, for the error.
+    """
+
+    def __init__(self, stage: str, folder: str) -> None:
+        self.stage, self.folder = stage, folder
+        self.good = self.bad = 0
+
+    def keep(self, items: Sequence[Item], answers: np.ndarray) -> list[tuple[Item, np.ndarray]]:
+        """The items with a finite answer, and the answer (its row of `answers`); the others fail.
+
+        Raises:
+            NotFinite: the model has not given one finite answer yet.
+        """
+        kept = []
+        for item, row, good in zip(items, answers, finite_rows(answers), strict=True):
+            if good:
+                kept.append((item, row))
+            else:
+                item.failure = not_finite(self.stage, "the model answers with NaN or infinity")
+        self.good, self.bad = self.good + len(kept), self.bad + len(items) - len(kept)
+        if not self.good and self.bad >= MOST_WITHOUT_ANSWER:
+            raise NotFinite(
+                f"{self.folder}: the model answers with NaN or infinity to all of the first {self.bad} samples. It can "
+                "label nothing: train it again, with a lower learning rate"
+            )
+        return kept
 
 
 class LoadRegions:
@@ -65,6 +108,7 @@ class PredictEmotions:
 
     def __init__(self, teacher: str, fingerprint: str, count: int, dim: int) -> None:
         self.folder, self.fingerprint, self.count, self.dim = teacher, fingerprint, count, dim
+        self.answers = FiniteAnswers(self.name, teacher)
 
     def setup(self, threads: int, device: str) -> None:
         import torch
@@ -80,7 +124,7 @@ class PredictEmotions:
         usable = self.teacher.usable(captions, batch.mask if batch else None)
         for item, good in zip(items, usable, strict=True):
             if not good:
-                needs = " or ".join("a caption" if m == "text" else "an image" for m in self.teacher.info.modalities)
+                needs = " or ".join(CAPTION if m == "text" else "an image" for m in self.teacher.info.modalities)
                 item.failure = Failure(
                     self.name, "no_input", "NoInput", f"the teacher needs {needs}, and the sample has none"
                 )
@@ -92,9 +136,10 @@ class PredictEmotions:
             batch.features[chosen] if batch else None,
             batch.mask[chosen] if batch else None,
         )
-        for i, row in zip(chosen, probabilities, strict=True):
-            items[i].output["probabilities"] = row
-            items[i].regions = None
+        note_captions(self.teacher, items)
+        for item, row in self.answers.keep([items[i] for i in chosen], probabilities):
+            item.output["probabilities"] = row
+            item.regions = None
 
 
 class PredictWithStudent:
@@ -105,6 +150,7 @@ class PredictWithStudent:
 
     def __init__(self, student: str, fingerprint: str) -> None:
         self.folder, self.fingerprint = student, fingerprint
+        self.answers = FiniteAnswers(self.name, student)
 
     def setup(self, threads: int, device: str) -> None:
         import torch
@@ -120,7 +166,7 @@ class PredictWithStudent:
         usable = self.student.usable(captions, mask)
         for item, good in zip(items, usable, strict=True):
             if not good:
-                needs = " or ".join("a caption" if m == "text" else "an image" for m in self.student.info.modalities)
+                needs = " or ".join(CAPTION if m == "text" else "an image" for m in self.student.info.modalities)
                 item.failure = Failure(
                     self.name, "no_input", "NoInput", f"the student needs {needs}, and the sample has none"
                 )
@@ -134,5 +180,14 @@ class PredictWithStudent:
                 pixels[i] = self.student.prepare(item.pixels)
         probabilities = self.student.predict([item.row["captions"] for item in chosen], pixels, mask[usable])
         # Not before: a batch that fails is run again by item, and would find captions alone.
-        for item, row in zip(chosen, probabilities, strict=True):
+        note_captions(self.student, chosen)
+        for item, row in self.answers.keep(chosen, probabilities):
             item.pixels, item.output["probabilities"] = None, row
+
+
+def note_captions(model: Teacher | LoadedStudent, items: Sequence[Item]) -> None:
+    """Notes on each item which of its captions the model read, and what share of all their words it does not know."""
+    captions = [item.row["captions"] for item in items]
+    known, shares = model.known_captions(captions), model.unknown_share(captions)
+    for item, own, share in zip(items, known, shares, strict=True):
+        item.output["captions"], item.output["unknown_words"] = own, share

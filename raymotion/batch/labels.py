@@ -10,7 +10,7 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from raymotion import storage
-from raymotion.batch.choice import choose_globally, judge, with_choice
+from raymotion.batch.choice import choose_globally, judge, read_parts, with_choice
 from raymotion.batch.fusion_labels import COLUMNS, plan_fusion, with_vad
 from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job
 from raymotion.batch.label_stages import LoadRegions, NoEvidence, PredictEmotions, PredictWithStudent
@@ -18,7 +18,9 @@ from raymotion.batch.progress import ProgressKind
 from raymotion.batch.regions import random_weights_notice
 from raymotion.batch.stages import DecodeImages, ExtractRegions, Item, Stage, made_from
 from raymotion.config import digest_of
+from raymotion.data.captions import readable
 from raymotion.data.features import features_digest, part_names
+from raymotion.data.kinds import wrong_kind
 from raymotion.data.provenance import MADE_FROM, begun_at, read_made_from, require_same_pictures
 from raymotion.errors import InputError
 from raymotion.learning.selection import SelectionPolicy
@@ -27,6 +29,9 @@ from raymotion.models.checkpoint_files import FUSIONS
 from raymotion.models.predictor import find_extractor, trained_identity
 from raymotion.models.regions import ExtractorIdentity, architecture
 from raymotion.vocabulary import Vocabulary
+
+# Share of unknown words in the captions from which on it is told.
+MANY_UNKNOWN = 0.2
 
 
 class LabelSettings(JobSettings):
@@ -53,8 +58,9 @@ class LabelSink:
     """Pseudo-labels as rows.
 
     Columns: sample_id, image_uri, image_bytes and image_digest (of the picture that was read, null where none was; with
-    cached features the one that they were made from), captions (those that were read), probabilities (float32 (L),
-    vocabulary order), labels (chosen ones, vocabulary order), selected (whether the policy takes the row at all).
+    cached features the one that they were made from), captions (those that were read), unknown_words (share of the
+    words in all captions of the sample that the model does not know; null where it read none), probabilities (float32
+    (L), vocabulary order), labels (chosen ones, vocabulary order), selected (whether the policy takes the row at all).
     Labels of a policy that needs the whole set are empty until `choose_globally` has run. A fusion head with VAD adds
     valence, arousal and dominance, float32 on EMOTIC's scale of 1 to 10.
     """
@@ -76,6 +82,7 @@ class LabelSink:
                 pa.field("sample_id", pa.string(), nullable=False),
                 *MADE_FROM,
                 pa.field("captions", pa.list_(pa.string()), nullable=False),
+                pa.field("unknown_words", pa.float32()),
                 pa.field("probabilities", pa.list_(pa.float32(), len(self.vocabulary)), nullable=False),
                 pa.field("labels", pa.list_(pa.string()), nullable=False),
                 pa.field("selected", pa.bool_(), nullable=False),
@@ -92,13 +99,14 @@ class LabelSink:
         else:
             mask, selected = self.policy.choose(matrix, ids, self.thresholds)
         captions = [
-            [text for text in item.row["captions"] if text.strip()] if self.reads_text else [] for item in items
+            item.output.get("captions", readable(item.row["captions"])) if self.reads_text else [] for item in items
         ]
         table = pa.table(
             [
                 pa.array(ids, pa.string()),
                 *made_from(items),
                 pa.array(captions, pa.list_(pa.string())),
+                pa.array([item.output.get("unknown_words") for item in items], pa.float32()),
                 pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1), pa.float32()), size),
                 pa.nulls(len(items), pa.list_(pa.string())),
                 pa.nulls(len(items), pa.bool_()),
@@ -210,7 +218,7 @@ def _caption_spec(info: CheckpointInfo, settings: LabelSettings) -> JobSpec:
         model={"teacher": info.to_dict(), "extractor": extractor.to_dict() if extractor else None},
         vocabulary=info.vocabulary,
         notices=tuple(notices),
-        finish=lambda folder: _finish(info, settings, folder, notices),
+        finish=lambda folder: {**_finish(info, settings, folder, notices), **_words(folder, kind, notices)},
         check=_features_check(settings.features) if extractor and settings.features else None,
         # A teacher that reads captions too does without the images that are not there.
         images="none" if not streams_images else "optional" if "text" in info.modalities else "required",
@@ -233,6 +241,25 @@ def _finish(info: CheckpointInfo, settings: LabelSettings, folder: str, notices:
         more["choice"] = choose_globally(folder, folder, settings.selection, info.vocabulary, info.thresholds)
     more["collapse"] = judge(folder, info.vocabulary, info.prior, info.validation, notices)
     return more
+
+
+def _words(folder: str, kind: str, notices: Sequence[str]) -> dict[str, Any]:
+    """What job.json says of the words that the model does not know, and its notices with one where they are many."""
+    shares = np.concatenate(
+        [part.column("unknown_words").drop_null().to_numpy() for _, part in read_parts(folder, ["unknown_words"])]
+        or [np.zeros(0)]
+    )
+    if not len(shares):
+        return {}
+    mean, many = float(shares.mean()), int((shares > MANY_UNKNOWN).sum())
+    told = list(notices)
+    if mean > MANY_UNKNOWN:
+        told.append(
+            f"The {kind} does not know {mean:.0%} of the words in the captions, and labels from the others: are the "
+            "captions in the language that it was trained on?"
+        )
+    words = {"mean_share": round(mean, 4), "rows": len(shares), "rows_with_many": many, "many": MANY_UNKNOWN}
+    return {"unknown_words": words, "notices": told}
 
 
 def _extractor(info: CheckpointInfo, settings: LabelSettings) -> tuple[ExtractorIdentity | None, str]:
@@ -267,6 +294,9 @@ def _extractor(info: CheckpointInfo, settings: LabelSettings) -> tuple[Extractor
 
 def _features_record(folder: str) -> dict[str, Any]:
     path = storage.join(folder, "job.json")
+    other = wrong_kind(folder, "regions")
+    if other is not None:
+        raise other
     record = storage.read_json(path)
     if not isinstance(record, dict) or record.get("job") != "region-features":
         raise InputError("is not the record of a features job", path=path)

@@ -41,6 +41,11 @@ class Failure:
         return cls(stage, reason, type(error).__name__, text[:MESSAGE_LIMIT])
 
 
+def not_finite(stage: str, message: str) -> Failure:
+    """Of a row for which a model gave NaN or infinity."""
+    return Failure(stage, "not_finite", "NotFinite", message)
+
+
 @dataclass
 class Item:
     """One sample on its way through the stages.
@@ -178,4 +183,18 @@ class ExtractRegions:
             return
         pictures = [item.pixels for item in seen if item.pixels is not None]
         for item, regions in zip(seen, self.extractor(pictures), strict=True):
-            item.regions, item.pixels = regions, None
+            wrong = _beyond_float16(regions)
+            if wrong is None:
+                item.regions, item.pixels = regions, None
+            else:
+                item.failure = not_finite(self.name, wrong)
+
+
+def _beyond_float16(regions: Regions) -> str | None:
+    """What float16, in which features are stored, can not hold of one picture's regions; None if it holds all."""
+    peak = float(np.abs(regions.features).max(initial=0.0))
+    if not peak <= np.finfo(np.float16).max:  # NaN is not either
+        return f"the features reach {peak:g}, more than float16 holds"
+    if not (np.isfinite(regions.boxes).all() and np.isfinite(regions.scores).all()):
+        return "boxes or scores are NaN or infinite"
+    return None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raymotion.batch.stages import DecodeImages, Failure, Item, image_units
+from raymotion.batch.stages import DecodeImages, Item, image_units, not_finite
 from raymotion.data.embedding_layout import AUGMENTED_SPLIT, EmbeddingLayout, FeatureKey, FeatureShape
 from raymotion.data.picture_damage import DamagedPolicy
 from raymotion.data.streams import STREAMS
@@ -179,9 +179,7 @@ class EmbedStreams:
                 item.output[key.column] = half
             else:
                 peak = float(np.abs(features).max())
-                item.failure = Failure(
-                    self.name, "not_finite", "NotFinite", f"{key.column} reaches {peak:g}, more than float16 holds"
-                )
+                item.failure = not_finite(self.name, f"{key.column} reaches {peak:g}, more than float16 holds")
 
 
 def _subjects(units: Sequence[Sequence[Item]], stream: str) -> Iterator[_Subject]:

@@ -136,8 +136,11 @@ def _print_table(split: str, evaluation: Mapping[str, Any]) -> None:
 
 
 def _print_emotic(split: str, figures: Mapping[str, Any]) -> None:
+    from raymotion.learning.metrics import metric_text
+
     click.echo(
-        f"{split}: mAP {figures['map']:.4f} (scikit-learn), {figures['interpolated_map']:.4f} (interpolated, as the "
+        f"{split}: mAP {metric_text(figures['map'])} (scikit-learn), "
+        f"{metric_text(figures['interpolated_map'])} (interpolated, as the "
         f"authors of EMOTIC compute it), chance {figures['chance_map']:.4f}"
     )
     for error in figures.get("vad_mae", []):

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from raymotion import storage
 from raymotion.data.features import part_names
+from raymotion.data.kinds import wrong_kind
 from raymotion.data.provenance import BOXES, MADE_FROM, require_columns
 from raymotion.errors import InputError
 
@@ -149,6 +150,9 @@ class EmbeddingLayout:
 def require_complete(folder: storage.PathLike) -> dict[str, Any]:
     """The job.json of a complete embedding job in `folder`, or an `InputError` that says what to run."""
     path = storage.join(folder, "job.json")
+    other = wrong_kind(folder, "embeddings")
+    if other is not None:
+        raise other
     if not storage.exists(path):
         raise InputError("has no job.json", path=folder, remedy=f"Make it with `{COMMAND}`.")
     job = storage.read_json(path)

@@ -353,6 +353,8 @@ def _append(parquet: pq.ParquetFile, column: str, out: Any, path: str) -> np.nda
         values = lists.flatten()  # leaves the null lists out
         if values.null_count:
             raise InputError(f"column {column} has a null within a feature", path=path)
+        if storage.first_not_finite(pa.chunked_array([values])) is not None:
+            raise InputError(f"column {column} holds NaN or infinity", path=path, remedy="Make the embeddings again.")
         out.write(np.ascontiguousarray(values.to_numpy(zero_copy_only=False), dtype=np.float16).tobytes())
     return np.concatenate(has)
 

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from raymotion import storage
 from raymotion.config import digest_of
+from raymotion.data.kinds import wrong_kind
 from raymotion.data.picture_marks import PictureMark
 from raymotion.data.provenance import (
     MADE_FROM,
@@ -72,6 +73,9 @@ class RegionFeatures:
     def __init__(self, folder: storage.PathLike, *, cache: str | None = None) -> None:
         self.folder = storage.absolute(folder)
         job_path = storage.join(self.folder, "job.json")
+        other = wrong_kind(self.folder, "regions")
+        if other is not None:
+            raise other
         if not storage.exists(job_path):
             raise InputError("has no job.json", path=self.folder, remedy="Make it with `raymotion features regions`.")
         job = storage.read_json(job_path)
@@ -179,6 +183,13 @@ class RegionFeatures:
                         count += batch.num_rows
                         features[here] = _matrix(batch.column("features")).reshape(-1, self.count, self.dim)
                         mask[here] = _matrix(batch.column("mask"))
+                        bad = storage.first_not_finite(pa.chunked_array([batch.column("features")]))
+                        if bad is not None:
+                            raise InputError(
+                                f"features hold NaN or infinity (sample {batch.column('sample_id')[bad]})",
+                                path=storage.join(self.folder, name),
+                                remedy="Extract them again: such a picture goes to quarantine.",
+                            )
                         made_from.append(pa.Table.from_batches([batch.select(COPIED)]).cast(COPIED_SCHEMA))
             table = pa.concat_tables(made_from)
             if pc.count_distinct(table.column("sample_id")).as_py() != table.num_rows:

@@ -28,7 +28,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymotion import outputs, storage
-from raymotion.errors import AddressRefused, InputError
+from raymotion.data.kinds import wrong_kind
+from raymotion.errors import AccessDenied, AddressRefused, InputError
 from raymotion.vocabulary import Vocabulary
 
 BOX = pa.list_(pa.float32(), 4)
@@ -117,8 +118,16 @@ def _is_sample_table(path: storage.PathLike) -> bool:
 
 
 def read_samples(path: storage.PathLike) -> pa.Table:
-    """Reads and validates a sample table; `InputError` names the file, the row and the reason."""
-    return validate(storage.read_table(path), where=path)
+    """Reads and validates a sample table; `InputError` names the file, the row and the reason.
+
+    Something else there, such as a csv file or a folder of pictures, is named with the command that takes it.
+    """
+    try:
+        return validate(storage.read_table(path), where=path)
+    except AccessDenied:
+        raise
+    except InputError as error:
+        raise wrong_kind(path, "table") or error from error
 
 
 def require_allowed_images(table: pa.Table) -> None:
@@ -267,6 +276,11 @@ def _check_values(table: pa.Table, where: object) -> None:
                 continue
             if any(v is None or not math.isfinite(v) for v in box) or box[2] <= box[0] or box[3] <= box[1]:
                 raise InputError(f"{name} {box} is not x1, y1, x2, y2 with x1 < x2 and y1 < y2", path=where, row=row)
+    for name in ("valence", "arousal", "dominance"):
+        bad = storage.first_not_finite(table.column(name))
+        if bad is not None:
+            value = table.column(name)[bad].as_py()
+            raise InputError(f"{name} is {value}", path=where, row=bad, remedy="Leave what is not known null.")
     splits = table.column("split")
     foreign = set(pc.unique(splits).to_pylist()) - {None, *SPLITS}
     if foreign:

@@ -8,8 +8,7 @@ gives 2.
 Four things are added. A group (an image with its persons) is dealt out as one, with the union of its labels. The data
 set a group is from, and whether it is labelled at all, count as labels too: Socratis calls 40 % of its news pictures
 sad and 20 % of the others. And groups are taken in the order of a seeded hash of their ids, so the same samples in
-another row order are split the same way. Last, no split stays empty as long as there is a group for each: of a few
-groups, train would get them all.
+another row order are split the same way. And no split stays empty where there are groups enough, however few they are.
 """
 
 from __future__ import annotations
@@ -48,7 +47,8 @@ def split_samples(table: pa.Table, *, fractions: Mapping[str, float] = DEFAULT_F
         marks.add(("source", source, "bare" if labels is None else "labelled"))
         marks.update(("label", label) for label in labels or [])
     order = sorted(groups, key=lambda group: hashlib.sha256(f"{seed}\0{group}".encode()).digest())
-    assigned = _filled(_deal([(group, sorted(groups[group])) for group in order], shares), order, len(names))
+    assigned = _deal([(group, sorted(groups[group])) for group in order], shares)
+    _fill_empty_splits(assigned, {group: _worth(groups[group]) for group in order}, len(names))
     column = pa.array([names[assigned[group]] for group in group_ids], pa.string())
     index = SCHEMA.get_field_index("split")
     return validate(table).set_column(index, SCHEMA.field("split"), column)
@@ -65,18 +65,6 @@ def _checked(fractions: Mapping[str, float]) -> tuple[list[str], list[float]]:
         raise InputError(f"the shares of the splits are {told}", remedy="They must sum to 1.")
     names = [name for name in SPLITS if fractions.get(name, 0.0) > 0]
     return names, [fractions[name] for name in names]
-
-
-def _filled(assigned: dict[str, int], order: list[str], splits: int) -> dict[str, int]:
-    """`assigned` with a group in each split, taken from the largest; the last in `order` goes first."""
-    counts = [sum(1 for own in assigned.values() if own == split) for split in range(splits)]
-    while 0 in counts and max(counts) > 1:
-        largest, empty = counts.index(max(counts)), counts.index(0)
-        moved = next(group for group in reversed(order) if assigned[group] == largest)
-        assigned = {**assigned, moved: empty}
-        counts[largest] -= 1
-        counts[empty] += 1
-    return assigned
 
 
 def empty_splits(table: pa.Table, fractions: Mapping[str, float] = DEFAULT_FRACTIONS) -> str | None:
@@ -118,3 +106,28 @@ def _deal(groups: list[tuple[str, list[tuple[str, ...]]]], shares: list[float]) 
                     left[own] -= 1
         del left[mark]
     return assigned
+
+
+def _worth(marks: set[tuple[str, ...]]) -> int:
+    """2 for a group with a label, 1 for one that is annotated and has none, 0 for one that is not annotated."""
+    kinds = {mark[0] for mark in marks}
+    annotated = any(mark[0] == "source" and mark[2] == "labelled" for mark in marks)
+    return 2 if "label" in kinds else int(annotated)
+
+
+def _fill_empty_splits(assigned: dict[str, int], worth: Mapping[str, int], splits: int) -> None:
+    """Gives each split a group of the best kind there is, as long as the split that gives one keeps another.
+
+    Shares of a handful of groups round to nothing: all of three samples would be for training, and none to validate on.
+    """
+    best = max(worth.values(), default=0)
+    for split in range(splits):
+        holders: dict[int, list[str]] = {}
+        for group, own in assigned.items():
+            if worth[group] == best:
+                holders.setdefault(own, []).append(group)
+        if split in holders or not holders:
+            continue
+        giver = max(holders, key=lambda own: (len(holders[own]), -own))
+        if len(holders[giver]) > 1:
+            assigned[holders[giver][-1]] = split

@@ -32,6 +32,8 @@ This module imports neither torch nor timm until a backbone is asked for.
 from __future__ import annotations
 
 import functools
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -57,6 +59,10 @@ ALIASES: Mapping[str, str] = {
     "vgg16": "vgg16.tv_in1k",
     "vgg19": "vgg19.tv_in1k",
 }
+# timm also takes addresses of models and of folders; a file that someone hands over must not name one.
+NAME = re.compile(r"[A-Za-z0-9_.-]+")
+# Pixels a side of a backbone's input; a file that says more is damaged.
+LARGEST_SIDE = 4096
 FITS = ("whole", "center")
 PRECISIONS = ("float32", "bfloat16", "float16")
 _FILTERS = {
@@ -101,24 +107,57 @@ class BackboneIdentity:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> BackboneIdentity:
+    def from_dict(cls, values: Any, *, where: object = None) -> BackboneIdentity:
         """What `to_dict` gave.
 
         Raises:
-            InputError: it is not that.
+            InputError: it is not that; `where` is the file that says so.
         """
         try:
             fields: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
             }
-            return cls(**fields)
-        except TypeError as error:
-            raise InputError(f"is no identity of a backbone ({error})") from error
+            found = cls(**fields)
+        except (TypeError, AttributeError) as error:
+            raise InputError(f"is no identity of a backbone ({error})", path=where) from error
+        wrong = found._wrong()
+        if wrong:
+            raise InputError(f"is no identity of a backbone ({wrong} is {getattr(found, wrong)!r})", path=where)
+        return found
+
+    def _wrong(self) -> str | None:
+        """Name of the first field with a value that it can not have."""
+        three = all(
+            isinstance(own, tuple) and len(own) == 3 and all(_is_number(value) for value in own)
+            for own in (self.mean, self.std)
+        )
+        checks = {
+            "name": isinstance(self.name, str) and NAME.fullmatch(self.name) is not None,
+            "weights": isinstance(self.weights, str),
+            "dim": _is_count(self.dim, 1),
+            "size": _is_count(self.size, 1) and self.size <= LARGEST_SIDE,
+            "crop_pct": _is_number(self.crop_pct) and 0 < self.crop_pct <= 10,
+            "interpolation": self.interpolation in [*_FILTERS],
+            "mean": three,
+            "std": three and all(value > 0 for value in self.std),
+            "fit": self.fit in FITS,
+            "token_dim": _is_count(self.token_dim, 0),
+            "grid": _is_count(self.grid, 0),
+        }
+        return next((name for name, good in checks.items() if not good), None)
 
     @property
     def is_random(self) -> bool:
         """Whether the weights were never trained."""
         return self.weights.startswith("random:")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: object, least: int) -> bool:
+    return type(value) is int and least <= value <= 1_000_000
 
 
 def full_name(name: str) -> str:

@@ -208,7 +208,8 @@ def _emotic_lines(figures: Mapping[str, Any]) -> list[str]:
         return []
     lines = [
         "",
-        f"mAP {figures['map']:.4f} as scikit-learn computes it, {figures['interpolated_map']:.4f} interpolated as the "
+        f"mAP {metric_text(figures['map'])} as scikit-learn computes it, "
+        f"{metric_text(figures['interpolated_map'])} interpolated as the "
         f"authors of EMOTIC do; a random order has {figures['chance_map']:.4f}.",
     ]
     known = [error for error in figures.get("vad_mae") or [] if error["mae"] is not None]

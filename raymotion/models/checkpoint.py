@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -33,22 +34,29 @@ from raymotion.models.checkpoint_files import (
     CARD,
     CONFIG,
     FORMAT,
+    FUSIONS,
+    MARK,
     TOKENIZER,
     TRAINING,
     VOCABULARY,
     WEIGHTS,
+    binding,
+    check_binding,
+    check_weights,
     fingerprint,
     fingerprinted,
-    per_label,
     read_config,
+    read_contents,
     to_json,
 )
+from raymotion.models.finite import require_finite
 from raymotion.models.loaded import LoadedFusion, LoadedStudent, Teacher
+from raymotion.models.weights_file import Header, read_header
 from raymotion.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from torch import Tensor, nn
+    from torch import nn
     from transformers import PreTrainedTokenizerFast
 
     from raymotion.models.fusion import FusionHead
@@ -145,16 +153,20 @@ def save_checkpoint(
         **({} if fusion is None else {"fusion": dict(fusion)}),
     }
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    require_finite(weights, WEIGHTS)
     record = {**training, "raymotion": raymotion.__version__}
+    pieces = None if tokenizer is None else tokenizer_json(tokenizer)
+    # One entry: safetensors writes several in the order of a hash map, and the same model would give other bytes.
+    mark = {MARK: json.dumps(binding(config, vocabulary.to_dict(), pieces, record))}
     files: dict[str, bytes] = {
-        WEIGHTS: save(weights),
-        VOCABULARY: to_json(vocabulary.to_dict()),
-        **({} if tokenizer is None else {TOKENIZER: tokenizer_json(tokenizer).encode()}),
-        TRAINING: to_json(record),
+        WEIGHTS: save(weights, mark),
+        VOCABULARY: to_json(vocabulary.to_dict(), VOCABULARY),
+        **({} if pieces is None else {TOKENIZER: pieces.encode()}),
+        TRAINING: to_json(record, TRAINING),
         **({} if answers is None else {ANSWERS: storage.parquet_bytes(answers)}),
         CARD: model_card(config, record, parameters=sum(w.numel() for w in weights.values())).encode(),
         # Last: where there is a config.json, all the rest is there too.
-        CONFIG: to_json(config),
+        CONFIG: to_json(config, CONFIG),
     }
     target = storage.absolute(folder)
     if storage.is_remote(target):
@@ -203,25 +215,19 @@ def read_checkpoint_info(folder: storage.PathLike) -> CheckpointInfo:
 
 def _read_info(where: str, copy: str) -> CheckpointInfo:
     """The checkpoint `where`, with the fingerprint of the files in `copy`: the same folder, or what was fetched."""
-    config = read_config(where)
-    path = storage.join(where, CONFIG)
-    vocabulary = Vocabulary.from_dict(config["vocabulary"], where=path)
-    modalities = config["modalities"]
-    known = ARCHITECTURES[config["architecture"]]
-    if not isinstance(modalities, list) or not modalities or set(modalities) - set(known):
-        raise InputError(f"modalities {modalities} are not of {list(known)}", path=path)
-    training = storage.read_json(storage.join(where, TRAINING))
-    if not isinstance(training, dict):
-        raise InputError("holds no mapping", path=storage.join(where, TRAINING))
+    contents = read_contents(where)
+    config, training = contents.config, contents.training
+    header = read_header(storage.join(copy, WEIGHTS), shown=storage.join(where, WEIGHTS))
+    check_binding(header, contents, where, copy)
     return CheckpointInfo(
         folder=where,
         architecture=config["architecture"],
         config=dict(config["model"]),
-        vocabulary=vocabulary,
-        modalities=tuple(modalities),
+        vocabulary=contents.vocabulary,
+        modalities=contents.modalities,
         extractor=config["extractor"],
-        prior=per_label(training, "prior", vocabulary, where),
-        thresholds=per_label(training, "thresholds", vocabulary, where),
+        prior=contents.prior,
+        thresholds=contents.thresholds,
         validation=training.get("validation"),
         test=training.get("test"),
         fingerprint=fingerprint(where, copy, config["architecture"]),
@@ -342,37 +348,76 @@ def _model_of(info: CheckpointInfo) -> tuple[VisualBertTeacher | Student | Fusio
         ) from error
 
 
+def _check_size(info: CheckpointInfo, header: Header) -> None:
+    """Raises unless a model of config.json has the tensors of the weights file. No memory is asked for before that.
+
+    The model is built on PyTorch's meta device, where tensors have shapes and nothing else.
+    """
+    import torch
+
+    path = storage.join(info.folder, CONFIG)
+    layers = _layers_of(info.config)
+    if layers > len(header.tensors):
+        raise InputError(f"names {layers} layers, and {WEIGHTS} holds {len(header.tensors)} tensors", path=path)
+    try:
+        with torch.device("meta"):
+            model, _ = _model_of(info)
+    except InputError as error:
+        raise error if error.path else InputError(error.reason, path=path) from error
+    except NotImplementedError:  # a few models of timm compute sizes from values, of which meta has none
+        return
+    except Exception as error:  # whatever PyTorch says of sizes that no tensor can have
+        if "meta tensor" in str(error):
+            return
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"describes no model ({text})", path=path) from error
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    check_weights(header, expected, storage.join(info.folder, WEIGHTS))
+
+
+def _layers_of(value: object) -> int:
+    """The largest number of layers that config.json names anywhere: each of them is built, whatever its size."""
+    if not isinstance(value, Mapping):
+        return 0
+    own = [value[name] for name in ("layers", "num_hidden_layers") if isinstance(value.get(name), int)]
+    return max([*own, *(_layers_of(inner) for inner in value.values())], default=0)
+
+
 def _load(local: str, info: CheckpointInfo) -> tuple[nn.Module, PreTrainedTokenizerFast | None]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     from raymotion.models.tokenizer import load_tokenizer
 
+    path = storage.join(info.folder, WEIGHTS)
+    _check_loss(info)
+    header = read_header(storage.join(local, WEIGHTS), shown=path)
+    _check_size(info, header)
     model, pieces = _model_of(info)
     tokenizer = None
     if pieces is not None:
-        tokenizer = load_tokenizer(storage.join(local, TOKENIZER))
+        tokenizer = load_tokenizer(storage.join(local, TOKENIZER), shown=storage.join(info.folder, TOKENIZER))
         if len(tokenizer) != pieces:
             raise InputError(
                 f"has {len(tokenizer)} pieces, the model reads {pieces}",
                 path=storage.join(info.folder, TOKENIZER),
             )
-    model.load_state_dict(_weights(local, model.state_dict(), storage.join(info.folder, WEIGHTS)))
+    try:
+        weights = load_file(storage.join(local, WEIGHTS))
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"is damaged ({str(error).splitlines()[0]})", path=path) from error
+    check_weights(header, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, path)
+    require_finite(weights, path)
+    model.load_state_dict(weights)
     return model, tokenizer
 
 
-def _weights(local: str, expected: Mapping[str, Tensor], shown: str) -> dict[str, Tensor]:
-    """The weights in the folder `local`, which have the names and shapes of `expected`. `shown`: the file's name."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _check_loss(info: CheckpointInfo) -> None:
+    if info.architecture not in FUSIONS:
+        return
+    from raymotion.learning.multilabel_losses import probabilities_of
 
     try:
-        weights: dict[str, Tensor] = load_file(storage.join(local, WEIGHTS))
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"is damaged ({str(error).splitlines()[0]})", path=shown) from error
-    for name in sorted(expected.keys() | weights.keys()):
-        if name not in weights or name not in expected:
-            raise InputError(f"{'lacks' if name not in weights else 'has an unknown'} weight {name}", path=shown)
-        if weights[name].shape != expected[name].shape:
-            raise InputError(
-                f"weight {name} has shape {tuple(weights[name].shape)}, config.json says {tuple(expected[name].shape)}",
-                path=shown,
-            )
-    return weights
+        probabilities_of(info.fusion_loss["name"])
+    except InputError as error:
+        raise InputError(f"fusion.loss: {error.reason}", path=storage.join(info.folder, CONFIG)) from error

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from raymotion import storage
 from raymotion.data.streams import ABLATIONS
 from raymotion.errors import InputError
 from raymotion.models.backbones import BackboneIdentity, fitted, identify
+from raymotion.models.checkpoint_files import CONFIG
 from raymotion.models.fusion_config import FusionConfig, streams_of
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ def stream_inputs(info: CheckpointInfo, ablation: str | None = None) -> tuple[St
     Raises:
         InputError: no fusion head, a damaged description of the backbones, or an ablation that leaves nothing.
     """
-    tuned = info.architecture == "fusion-tuned"
+    tuned, path = info.architecture == "fusion-tuned", storage.join(info.folder, CONFIG)
     config = FusionConfig.model_validate(info.config["fusion"] if tuned else info.config)
     if ablation is not None and ablation not in ABLATIONS:
         raise InputError(f"there is no ablation {ablation!r}", remedy=f"Choose from {', '.join(ABLATIONS)}.")
@@ -64,8 +66,8 @@ def stream_inputs(info: CheckpointInfo, ablation: str | None = None) -> tuple[St
         tokens = config.tokens.get(stream, 0)
         grid = math.isqrt(tokens)
         if "name" not in described or "identity" not in described or grid * grid != tokens:
-            raise InputError(f"does not say where its features of the {stream} come from", path=info.folder)
-        identity = BackboneIdentity.from_dict(described["identity"])
+            raise InputError(f"does not say where its features of the {stream} come from", path=path)
+        identity = BackboneIdentity.from_dict(described["identity"], where=path)
         inputs.append(StreamInput(stream, str(described["name"]), identity, grid))
     return tuple(inputs)
 

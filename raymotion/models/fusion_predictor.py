@@ -12,6 +12,7 @@ from raymotion.errors import InputError
 from raymotion.learning.stream_views import crop
 from raymotion.learning.vad import DIMENSIONS, SCALE
 from raymotion.models.backbones import Backbone
+from raymotion.models.finite import require_finite_rows
 from raymotion.models.fusion_inputs import find_weights, looks, masks, needs, squares, stream_inputs
 from raymotion.models.predictor import Boxes, Captions, Pictures, Predictor
 
@@ -100,6 +101,7 @@ class FusionPredictor(Predictor):
 
         Raises:
             InputError: a sample has nothing that the head looks at; an unknown name of a box.
+            NotFinite: the head answers with NaN or infinity.
         """
         places = [dict(own or {}) for own in boxes] if boxes is not None else [{} for _ in images]
         if len(places) != len(images):
@@ -129,7 +131,7 @@ class FusionPredictor(Predictor):
         else:
             features, there = looks(self.inputs, self.backbones, crops, batch_size=batch_size)
         mask = masks(tuple(self.head.config.dims), there, len(images))
-        return self.head.predict(features, mask, batch_size=batch_size)
+        return require_finite_rows(self.head.predict(features, mask, batch_size=batch_size), self.info.folder)
 
     def usable(self, images: Pictures | None, captions: Captions | None) -> np.ndarray:
         """Which samples hold a picture, bool (n,); of a head without context none, since it needs boxes: `answers`."""

@@ -76,9 +76,15 @@ class Teacher:
     def _own(
         self, captions: Sequence[Sequence[str]], region_mask: np.ndarray | None
     ) -> tuple[Sequence[Sequence[str]], np.ndarray | None]:
-        if "text" not in self.info.modalities:
-            captions = [[] for _ in captions]
-        return captions, region_mask if self.uses_regions else None
+        return self.known_captions(captions), region_mask if self.uses_regions else None
+
+    def known_captions(self, captions: Sequence[Sequence[str]]) -> list[list[str]]:
+        """For each sample those of its captions that say something to this teacher; see `_known_captions`."""
+        return _known_captions(self, captions)
+
+    def unknown_share(self, captions: Sequence[Sequence[str]]) -> list[float | None]:
+        """For each sample the share of words that this teacher does not know; see `_unknown_share`."""
+        return _unknown_share(self, captions)
 
 
 @dataclass(frozen=True)
@@ -132,9 +138,36 @@ class LoadedStudent:
     def _own(
         self, captions: Sequence[Sequence[str]], image_mask: np.ndarray | None
     ) -> tuple[Sequence[Sequence[str]], np.ndarray | None]:
-        if "text" not in self.info.modalities:
-            captions = [[] for _ in captions]
-        return captions, image_mask if "image" in self.info.modalities else None
+        return self.known_captions(captions), image_mask if "image" in self.info.modalities else None
+
+    def known_captions(self, captions: Sequence[Sequence[str]]) -> list[list[str]]:
+        """For each sample those of its captions that say something to this student; see `_known_captions`."""
+        return _known_captions(self, captions)
+
+    def unknown_share(self, captions: Sequence[Sequence[str]]) -> list[float | None]:
+        """For each sample the share of words that this student does not know; see `_unknown_share`."""
+        return _unknown_share(self, captions)
+
+
+def _known_captions(loaded: Teacher | LoadedStudent, captions: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Captions with a word that the model knows: any two without one would get the same answer.
+
+    None at all for a model that was not trained on captions.
+    """
+    from raymotion.models.tokenizer import known_captions
+
+    if "text" not in loaded.info.modalities:
+        return [[] for _ in captions]
+    return known_captions(loaded.tokenizer, captions, loaded.model.config.max_text_length)
+
+
+def _unknown_share(loaded: Teacher | LoadedStudent, captions: Sequence[Sequence[str]]) -> list[float | None]:
+    """Share of the words in the captions of each sample that the model reads as unknown; None without a word."""
+    from raymotion.models.tokenizer import unknown_share
+
+    if "text" not in loaded.info.modalities:
+        return [None for _ in captions]
+    return unknown_share(loaded.tokenizer, captions, loaded.model.config.max_text_length)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from raymotion import storage
+from raymotion.data.captions import readable
 from raymotion.data.picture_damage import DamagedPolicy
 from raymotion.errors import InputError
 
@@ -86,14 +87,19 @@ def explain(
     damaged: DamagedPolicy = "quarantine",
 ) -> Prediction:
     """Opens the checkpoint and predicts one sample; see `predictor.load` and `Predictor.label` for the errors."""
-    from raymotion.models.predictor import load
+    from raymotion.models.predictor import load, read_picture
 
-    texts = [text for text in captions if text.strip()]
+    texts = readable(captions)
     if image is None and not texts:
+        if any(text.strip() for text in captions):
+            raise InputError("no caption holds a readable character", remedy="Write one, or add IMAGE.")
         raise InputError("neither an image nor a caption is given", remedy='Add IMAGE, or --caption "...".')
+    # Before the model, which takes seconds to load, and a hub's weights minutes: a misspelt name is told at once.
+    kept: list[Exception] = []
+    pixels = None if image is None else read_picture(image, on_kept=kept.append if damaged == "keep" else None)
     model = load(folder, device=device, weights=weights)
     model.damaged = damaged
-    probabilities = model.label(image, texts, boxes=boxes)
+    probabilities = model.label(pixels if model.min_side is None else image, texts, boxes=boxes)
     info = model.info
     emotions = []
     for label, probability in probabilities.items():
@@ -111,8 +117,8 @@ def explain(
             )
         )
     notes = [*model.not_read(image=image is not None, caption=bool(texts)), *model.notes]
-    if model.damage is not None:
-        notes.insert(0, f"The picture is damaged, and was read as it decodes: {model.damage}.")
+    if damage := model.damage or (str(kept[0]) if kept else None):
+        notes.insert(0, f"The picture is damaged, and was read as it decodes: {damage}.")
     given = {name: [float(value) for value in box] for name, box in (boxes or {}).items()}
     return Prediction(str(folder), info.fingerprint, image, texts, emotions, notes, given or None, model.vad)
 

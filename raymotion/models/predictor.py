@@ -20,11 +20,13 @@ import numpy as np
 
 from raymotion import storage
 from raymotion.data import images as pictures
+from raymotion.data.captions import readable
 from raymotion.data.picture_damage import DamagedPolicy
 from raymotion.errors import InputError, RunFailed
 from raymotion.models import checkpoint
 from raymotion.models.checkpoint import CheckpointInfo, LoadedStudent, Teacher
 from raymotion.models.checkpoint_files import FUSIONS
+from raymotion.models.finite import require_finite_rows
 from raymotion.models.regions import ExtractorIdentity, RegionExtractor, Regions, architecture, identify, locate
 from raymotion.vocabulary import Vocabulary
 
@@ -80,11 +82,15 @@ class Predictor(ABC):
         own_images, own_captions = self._own(images, captions)
         return np.array(
             [
-                image is not None or any(text.strip() for text in texts)
-                for image, texts in zip(own_images, own_captions, strict=True)
+                image is not None or bool(texts)
+                for image, texts in zip(own_images, self._known(own_captions), strict=True)
             ],
             dtype=bool,
         )
+
+    def _known(self, captions: Captions) -> Captions:
+        """For each sample those of its captions that say something to the model."""
+        return [readable(own) for own in captions]
 
     def predict(self, images: Pictures | None, captions: Captions | None, *, batch_size: int = 16) -> np.ndarray:
         """Probabilities (n, L) float32 in vocabulary order.
@@ -97,6 +103,7 @@ class Predictor(ABC):
 
         Raises:
             InputError: a sample has nothing that the model reads (`usable` tells which).
+            NotFinite: the model answers with NaN or infinity.
         """
         own_images, own_captions = self._own(images, captions)
         if not own_images:
@@ -108,7 +115,7 @@ class Predictor(ABC):
                 + (f" (nor have {len(absent) - 1} more)" if len(absent) > 1 else ""),
                 path=self.info.folder,
             )
-        return self._predict(own_images, own_captions, batch_size)
+        return require_finite_rows(self._predict(own_images, own_captions, batch_size), self.info.folder)
 
     def label(
         self,
@@ -133,7 +140,13 @@ class Predictor(ABC):
         # A file that is named has to be a picture, also where the model would not look at it.
         pixels = None if image is None else self._read(image)
         if not self.usable([pixels], [captions])[0]:
-            raise InputError(f"this model reads {self._reads}, and none was given", path=self.info.folder)
+            unknown = self.reads_text and bool(readable(captions))
+            raise InputError(
+                "no caption has a word that this model knows"
+                if unknown
+                else f"this model reads {self._reads}, and none was given",
+                path=self.info.folder,
+            )
         return self._by_probability(self.predict([pixels], [captions])[0])
 
     def _read(self, image: str | os.PathLike[str] | np.ndarray | Image) -> np.ndarray:
@@ -203,6 +216,9 @@ class TeacherPredictor(Predictor):
         identity, weights = find_extractor(self.info, self._weights)
         return RegionExtractor(identity.name, weights, identity.count, device=self.device)
 
+    def _known(self, captions: Captions) -> Captions:
+        return self.teacher.known_captions(captions)
+
     def _predict(self, images: Pictures, captions: Captions, batch_size: int) -> np.ndarray:
         seen = [i for i, image in enumerate(images) if image is not None]
         if not seen:
@@ -228,6 +244,9 @@ class StudentPredictor(Predictor):
         self.reads_images, self.reads_text = (name in student.info.modalities for name in ("image", "text"))
         if self.reads_images:
             self.min_side = student.model.image_size
+
+    def _known(self, captions: Captions) -> Captions:
+        return self.student.known_captions(captions)
 
     def _predict(self, images: Pictures, captions: Captions, batch_size: int) -> np.ndarray:
         size = self.student.model.image_size
@@ -315,7 +334,7 @@ def trained_identity(info: CheckpointInfo) -> ExtractorIdentity:
     """The region extractor that a checkpoint was trained with."""
     if info.extractor is None:
         raise InputError("was trained on regions, but does not say whose", path=info.folder)
-    return ExtractorIdentity(**info.extractor)
+    return ExtractorIdentity.from_dict(info.extractor, where=info.folder)
 
 
 def find_extractor(

@@ -8,7 +8,7 @@ fewer remain, a mask says so; padding is never shown to a model as evidence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,6 +19,10 @@ from raymotion.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+
+
+# Of one picture, and the length of one of them. A file that says more is damaged: these are allocated.
+MOST_REGIONS, LONGEST_FEATURE = 10_000, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,24 @@ class ExtractorIdentity:
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "weights": self.weights, "count": self.count, "dim": self.dim}
+
+    @classmethod
+    def from_dict(cls, values: Any, *, where: object = None) -> ExtractorIdentity:
+        """What `to_dict` gave.
+
+        Raises:
+            InputError: it is not that; `where` is the file that says so.
+        """
+        fields = {"name": str, "weights": str, "count": int, "dim": int}
+        if (
+            not isinstance(values, Mapping)
+            or {*values} != {*fields}
+            or any(type(values[name]) is not kind for name, kind in fields.items())
+            or not 1 <= values["count"] <= MOST_REGIONS
+            or not 1 <= values["dim"] <= LONGEST_FEATURE
+        ):
+            raise InputError("holds no identity of a region extractor", path=where)
+        return cls(**values)
 
     @property
     def is_random(self) -> bool:
@@ -313,37 +335,45 @@ def _build(name: str, weights: str) -> tuple[Detector, torch.nn.Module]:
 
 
 def read_state_dict(path: storage.PathLike) -> dict[str, torch.Tensor]:
-    """Tensors of a .safetensors file, or of a PyTorch file of tensors alone: nothing in it is executed."""
+    """Tensors of a .safetensors file, or of a PyTorch file of tensors alone: nothing in it is executed.
+
+    Raises:
+        InputError: no such file; it is damaged, holds something else than tensors, or a weight that is not finite.
+    """
     import io
-    import pickle
 
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
+    from raymotion.models.finite import require_finite
+
+    remedy = "Save the state dict alone, best as .safetensors."
     data = storage.require(path)
+    state: Any
     try:
         if storage.suffix(path) == ".safetensors":
-            return load(data)
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise InputError(
-            f"is not a readable weights file ({str(error).splitlines()[0]})",
-            path=path,
-            remedy="Save the state dict alone, best as .safetensors.",
-        ) from error
+            state = load(data)
+        else:
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's reader raises nearly anything on a damaged file
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"is not a readable weights file ({text})", path=path, remedy=remedy) from error
     for key in ("state_dict", "model"):  # training scripts wrap it, torchvision's reference one among them
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    ):
         raise InputError("holds no state dict", path=path, remedy="Save model.state_dict().")
+    require_finite(state, path)
     return dict(state)
 
 
 def differences(wanted: dict[str, torch.Tensor], given: dict[str, torch.Tensor], listed: int = 3) -> str:
     """What keeps a state dict from being loaded, in words; empty if nothing does.
 
-    Counters of batches are put into `given`, or taken out of it, as the model has them.
+    Counters of batches are put into `given`, or taken out of it, as the model has them; an evaluated model never reads
+    them, and files hold them as a number or as a list of one.
 
     Args:
         wanted, given: name -> tensor, of the model and of the file.
@@ -353,11 +383,17 @@ def differences(wanted: dict[str, torch.Tensor], given: dict[str, torch.Tensor],
     counters = {name for name in {*wanted, *given} if name.endswith("num_batches_tracked")}
     missing = sorted(set(wanted) - set(given) - counters)
     unknown = sorted(set(given) - set(wanted) - counters)
-    shapes = sorted(name for name in set(wanted) & set(given) if wanted[name].shape != given[name].shape)
+    common = (set(wanted) & set(given)) - counters
+    shapes = sorted(name for name in common if wanted[name].shape != given[name].shape)
     texts = []
     for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", shapes)):
         if names:
             texts.append(f"{len(names)} {what} ({', '.join(names[:listed])}{', ...' if len(names) > listed else ''})")
     for name in counters:
-        given.pop(name, None) if name not in wanted else given.setdefault(name, wanted[name])
+        if name not in wanted:
+            del given[name]
+        elif name not in given or given[name].numel() != 1:
+            given[name] = wanted[name]
+        else:
+            given[name] = given[name].reshape(wanted[name].shape)
     return "; ".join(texts)

@@ -19,6 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from raymotion.config import Settings
+from raymotion.data.captions import readable
 from raymotion.models.student_encoders import BertEncoder, BertShape, CnnEncoder, GruEncoder, TimmEncoder
 from raymotion.models.tokenizer import encode
 from raymotion.models.visualbert import pad
@@ -44,7 +45,7 @@ class StudentConfig(Settings):
     """
 
     image: str = "cnn"
-    image_size: int | None = Field(None, ge=16)
+    image_size: int | None = Field(None, ge=16, le=4096)
     channels: tuple[int, ...] = Field((16, 32, 64), min_length=1)
     text: Literal["gru", "bert"] = "gru"
     embedding_size: int = Field(128, ge=1)
@@ -230,10 +231,10 @@ def predict(
     """Probabilities (n, L) float32: those of each caption of a sample, averaged.
 
     Args:
-        captions: for each of the n samples its captions; none, or only blank ones: the caption is masked.
+        captions: for each of the n samples its captions; none, or none that is readable: the caption is masked.
         images, image_mask: (n, S, S, 3) uint8, as `learning.augment.render` gives them, and (n,) bool; or None.
     """
-    texts = [[text for text in own if text.strip()] or [""] for own in captions]
+    texts = [readable(own) or [""] for own in captions]
     tokens = encode(tokenizer, [text for own in texts for text in own], model.config.max_text_length)
     owners = np.repeat(np.arange(len(texts)), [len(own) for own in texts])
     return predict_tokens(

@@ -9,7 +9,7 @@ from torch import Tensor
 from raymotion import storage
 from raymotion.errors import InputError
 from raymotion.models.checkpoint import load_student
-from raymotion.models.regions import read_state_dict
+from raymotion.models.regions import differences, read_state_dict
 from raymotion.models.student import Student, StudentConfig
 from raymotion.models.student_encoders import BertEncoder, BertShape, GruEncoder, TimmEncoder
 from raymotion.models.text_init import POOLER, read_text_tower
@@ -126,13 +126,7 @@ def _load_image(model: Student, source: str) -> None:
     head = own.default_cfg.get("classifier")
     heads = tuple(f"{name}." for name in ([head] if isinstance(head, str) else head or []))
     weights = {name: value for name, value in weights.items() if name in expected or not name.startswith(heads or "\0")}
-    missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
-    wrong = [name for name in expected if name in weights and expected[name].shape != weights[name].shape]
-    if missing or unknown or wrong:
-        told = [
-            f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-            for kind, names in (("missing", missing), ("unknown", unknown), ("of another shape", wrong))
-            if names
-        ]
-        raise InputError(f"does not hold weights of {model.config.image}: {'; '.join(told)}", path=source)
+    wrong = differences(expected, weights)
+    if wrong:
+        raise InputError(f"does not hold weights of {model.config.image}: {wrong}", path=source)
     own.load_state_dict(weights)

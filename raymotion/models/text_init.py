@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from raymotion import storage
 from raymotion.errors import InputError
+from raymotion.models.finite import require_finite
+from raymotion.models.weights_file import read_header
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -88,6 +90,31 @@ def sizes_of(config: BertConfig | VisualBertConfig) -> dict[str, Any]:
     }
 
 
+def require_sizes(source: str, folder: str, config: Any) -> None:
+    """Raises unless the sizes in a transformers config are sizes of the tensors beside it.
+
+    transformers builds the model before it reads a weight: a damaged number would be an allocation of terabytes.
+
+    Args:
+        folder: local, or anything else (a hub id), which is not looked into.
+    """
+    path = storage.join(folder, FILES[1])
+    if not storage.is_dir(folder) or not storage.exists(path):
+        return
+    tensors = read_header(path, shown=storage.join(source, FILES[1])).tensors
+    longest = max((side for tensor in tensors.values() for side in tensor.shape), default=0)
+    limits = {"num_hidden_layers": len(tensors)} | dict.fromkeys(
+        ("hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings", "type_vocab_size",
+         "visual_embedding_dim"), longest
+    )  # fmt: skip
+    for name, most in limits.items():
+        value = getattr(config, name, 1)
+        if type(value) is not int or not 1 <= value <= most:
+            raise InputError(
+                f"{name} is {value!r}, which no tensor of {FILES[1]} has", path=storage.join(source, FILES[0])
+            )
+
+
 def read_text_tower(source: str) -> TextTower:
     """The BERT in `source`: a hub id, or a folder (local or an address) that `save_pretrained` or sentence-transformers
     wrote, of a `BertModel` or of one with a head, such as `BertForMaskedLM`; the head is left behind.
@@ -97,6 +124,7 @@ def read_text_tower(source: str) -> TextTower:
     """
     with _local(source) as folder:
         config = _config(source, folder)
+        require_sizes(source, folder, config)
         return TextTower(source, config, _weights(source, folder, config))
 
 
@@ -117,7 +145,10 @@ def _config(source: str, folder: str) -> BertConfig:
         )  # fmt: skip
     if values.get("position_embedding_type", "absolute") != "absolute":
         raise InputError(f"has {values['position_embedding_type']} positions; VisualBERT's are absolute", path=source)
-    return BertConfig(**values)
+    try:
+        return BertConfig(**values)
+    except Exception as error:  # transformers checks types by classes of its own
+        raise InputError(f"config.json describes no BERT ({_first_line(error)})", path=source) from error
 
 
 def _weights(source: str, folder: str, config: BertConfig) -> dict[str, Tensor]:
@@ -133,7 +164,9 @@ def _weights(source: str, folder: str, config: BertConfig) -> dict[str, Tensor]:
     if lacking:
         raise InputError(f"lacks {len(lacking)} weights, such as {lacking[0]}", path=source)
     # Drawn at random by transformers: ours to draw, by the run's seed.
-    return {name: value for name, value in model.state_dict().items() if name not in missing}
+    weights = {name: value for name, value in model.state_dict().items() if name not in missing}
+    require_finite(weights, source)
+    return weights
 
 
 @contextlib.contextmanager

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from raymotion import storage
+from raymotion.data.captions import is_readable
 from raymotion.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
 FILE = "tokenizer.json"
 PAD, UNKNOWN, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL = (PAD, UNKNOWN, CLS, SEP, MASK)
+CONFIG = "tokenizer_config.json"
+# Share of a vocabulary's pieces with a capital letter from which on it is taken for a cased one.
+CASED_SHARE = 0.01
 
 
 def train_tokenizer(captions: Iterable[str], *, size: int = 4000, min_frequency: int = 2) -> PreTrainedTokenizerFast:
@@ -28,7 +34,7 @@ def train_tokenizer(captions: Iterable[str], *, size: int = 4000, min_frequency:
     """
     from tokenizers import Tokenizer, models, trainers
 
-    texts = [text for text in captions if text.strip()]
+    texts = [text for text in captions if is_readable(text)]
     if not texts:
         raise InputError(
             "there are no captions to train a tokenizer from", remedy="Name a tokenizer: --set tokenizer.source=FOLDER."
@@ -52,8 +58,11 @@ def train_tokenizer(captions: Iterable[str], *, size: int = 4000, min_frequency:
     return _from_pieces(core.get_vocab())
 
 
-def load_tokenizer(source: storage.PathLike) -> PreTrainedTokenizerFast:
+def load_tokenizer(source: storage.PathLike, *, shown: str | None = None) -> PreTrainedTokenizerFast:
     """A WordPiece tokenizer from a `vocab.txt`, a `tokenizer.json`, a folder that holds one of them, or a hub id.
+
+    Args:
+        shown: how messages call the file; default: by its path.
 
     Raises:
         InputError: nothing is there, or it is not WordPiece with BERT's special tokens.
@@ -62,7 +71,7 @@ def load_tokenizer(source: storage.PathLike) -> PreTrainedTokenizerFast:
     if storage.suffix(text) == ".txt":
         return _from_vocabulary_file(text)
     if storage.suffix(text) == ".json":
-        return _from_json(text)
+        return _from_json(text, shown)
     for name, read in ((FILE, _from_json), ("vocab.txt", _from_vocabulary_file)):
         if storage.exists(storage.join(text, name)):
             return read(storage.join(text, name))
@@ -81,21 +90,82 @@ def tokenizer_json(tokenizer: PreTrainedTokenizerFast) -> str:
     return core.to_str(pretty=False)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a tokenizer makes of one caption.
+
+    Attributes:
+        ids: of its pieces, [CLS] first and [SEP] last.
+        words, unknown: how many words were read, and how many of them as [UNK].
+    """
+
+    ids: list[int]
+    words: int
+    unknown: int
+
+    @property
+    def says_something(self) -> bool:
+        """Whether it has a word that the model knows. Any two captions without one get the same answer."""
+        return self.words > self.unknown
+
+
 def encode(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str], max_length: int) -> list[list[int]]:
     """Token ids of each caption, [CLS] first and [SEP] last, cut to `max_length`. Not padded: see `visualbert.pad`.
 
-    An empty caption is [CLS] [SEP]: nothing to attend to but the two markers.
+    An empty caption is [CLS] [SEP]: nothing to attend to but the two markers. A marker such as [PAD] or [MASK] that is
+    written in a caption is read as text.
     """
+    return [reading.ids for reading in read(tokenizer, captions, max_length)]
+
+
+def read(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str], max_length: int) -> list[Reading]:
+    """`encode`, and how many words of each caption the tokenizer knows."""
     if not captions:
         return []
-    encoded = tokenizer(list(captions), truncation=True, max_length=max_length, padding=False, add_special_tokens=True)
-    return [list(ids) for ids in encoded["input_ids"]]
+    encoded = tokenizer(
+        list(captions), truncation=True, max_length=max_length, padding=False, add_special_tokens=True,
+        split_special_tokens=True,
+    )  # fmt: skip
+    unknown = tokenizer.unk_token_id
+    readings = []
+    for one in encoded.encodings or []:
+        ids = list(one.ids)
+        words = {word for word in one.word_ids if word is not None}
+        readings.append(Reading(ids, len(words), sum(piece == unknown for piece in ids)))
+    return readings
 
 
-def _like_bert(core: Tokenizer) -> None:
+def known_captions(
+    tokenizer: PreTrainedTokenizerFast, captions: Sequence[Sequence[str]], max_length: int
+) -> list[list[str]]:
+    """For each sample those of its captions that `Reading.says_something`, in their order."""
+    readable = [[text for text in own if is_readable(text)] for own in captions]
+    readings = iter(read(tokenizer, [text for own in readable for text in own], max_length))
+    return [[text for text in own if next(readings).says_something] for own in readable]
+
+
+def unknown_share(
+    tokenizer: PreTrainedTokenizerFast, captions: Sequence[Sequence[str]], max_length: int
+) -> list[float | None]:
+    """For each sample the share of the words in its captions that are read as [UNK]; None where there is no word."""
+    readings = iter(read(tokenizer, [text for own in captions for text in own], max_length))
+    shares: list[float | None] = []
+    for own in captions:
+        some = [next(readings) for _ in own]
+        words = sum(reading.words for reading in some)
+        shares.append(sum(reading.unknown for reading in some) / words if words else None)
+    return shares
+
+
+def _like_bert(core: Tokenizer, *, lower: bool = True, rules: Mapping[str, Any] | None = None) -> None:
     from tokenizers import decoders, normalizers, pre_tokenizers
 
-    core.normalizer = normalizers.BertNormalizer(lowercase=True)
+    rules = rules or {}
+    core.normalizer = normalizers.BertNormalizer(
+        lowercase=lower,
+        strip_accents=rules.get("strip_accents"),  # None: as `lowercase`
+        handle_chinese_chars=rules.get("tokenize_chinese_chars", True),
+    )
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     core.decoder = decoders.WordPiece()
 
@@ -110,17 +180,21 @@ def _finished(core: Tokenizer, *, where: object = None) -> PreTrainedTokenizerFa
             f"has no {', '.join(missing)}", path=where, remedy="Give a WordPiece vocabulary with BERT's special tokens."
         )
     ids = core.get_vocab()
+    if sorted(ids.values()) != [*range(len(ids))]:
+        raise InputError(f"does not number its {len(ids)} pieces from 0 to {len(ids) - 1}", path=where)
     core.post_processor = processors.BertProcessing((SEP, ids[SEP]), (CLS, ids[CLS]))
     return PreTrainedTokenizerFast(
         tokenizer_object=core, unk_token=UNKNOWN, pad_token=PAD, cls_token=CLS, sep_token=SEP, mask_token=MASK
     )
 
 
-def _from_pieces(ids: dict[str, int], *, where: object = None) -> PreTrainedTokenizerFast:
+def _from_pieces(
+    ids: dict[str, int], *, where: object = None, lower: bool = True, rules: Mapping[str, Any] | None = None
+) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, models
 
     core = Tokenizer(models.WordPiece(ids, unk_token=UNKNOWN))
-    _like_bert(core)
+    _like_bert(core, lower=lower, rules=rules)
     core.add_special_tokens([token for token in SPECIAL if token in ids])
     return _finished(core, where=where)
 
@@ -131,23 +205,81 @@ def _from_vocabulary_file(path: str) -> PreTrainedTokenizerFast:
     if len(ids) != len(words):
         twice = next(word for i, word in enumerate(words) if ids[word] != i)
         raise InputError(f"names the piece {twice!r} twice", path=path)
-    return _from_pieces(ids, where=path)
+    rules = _rules_beside(path)
+    lower = rules.get("do_lower_case")
+    return _from_pieces(ids, where=path, lower=not _is_cased(words) if lower is None else lower, rules=rules)
 
 
-def _from_json(path: str) -> PreTrainedTokenizerFast:
+def _is_cased(pieces: Sequence[str]) -> bool:
+    """Whether a vocabulary tells capital letters apart; its markers ([CLS], [unused7]) do not count."""
+    words = [piece for piece in pieces if not (piece.startswith("[") and piece.endswith("]"))]
+    return sum(word != word.lower() for word in words) > CASED_SHARE * len(words)
+
+
+def _rules_beside(path: str) -> dict[str, Any]:
+    """What tokenizer_config.json beside a vocabulary says of letters; empty where there is none.
+
+    Raises:
+        InputError: it says something that is not yes or no.
+    """
+    place = storage.join(storage.parent(storage.absolute(path)), CONFIG)
+    if not storage.exists(place):
+        return {}
+    found = storage.read_json(place)
+    if not isinstance(found, dict):
+        raise InputError("holds no mapping", path=place)
+    rules = {}
+    for name in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
+        if found.get(name) is not None:
+            if not isinstance(found[name], bool):
+                raise InputError(f"{name} is {found[name]!r}, not true or false", path=place)
+            rules[name] = found[name]
+    return rules
+
+
+def _from_json(path: str, shown: str | None = None) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer
 
-    text = storage.read_text(path)
-    try:
-        kind = json.loads(text)["model"]["type"]
-        core = Tokenizer.from_str(text)
-    except Exception as error:  # json, KeyError, and whatever the Rust side raises
-        raise InputError(f"is not a tokenizer ({str(error).splitlines()[0]})", path=path) from error
+    where = shown or path
+    value = storage.read_json(path)
+    with _explained(where):
+        kind = value["model"]["type"]
+        core = Tokenizer.from_str(json.dumps(value))
     if kind != "WordPiece":
-        raise InputError(f"is a {kind} tokenizer; VisualBERT reads WordPiece", path=path)
-    core.no_padding()
-    core.no_truncation()
-    return _finished(core, where=path)
+        raise InputError(f"is a {kind} tokenizer; VisualBERT reads WordPiece", path=where)
+    with _explained(where):
+        core.no_padding()
+        core.no_truncation()
+        tokenizer = _finished(_cased_as_told(core, path), where=where)
+        encode(tokenizer, ["One word, [PAD] 2."], 8)  # a normaliser may be no good only when it is used
+    return tokenizer
+
+
+def _cased_as_told(core: Tokenizer, path: str) -> Tokenizer:
+    """The tokenizer with the letter rules of tokenizer_config.json, where that names others than tokenizer.json.
+
+    transformers goes by it too: an old tokenizer.json may have been made without asking.
+    """
+    rules = _rules_beside(path)
+    normalizer = json.loads(core.to_str()).get("normalizer") or {}
+    lower = rules.get("do_lower_case", normalizer.get("lowercase"))
+    if normalizer.get("type") == "BertNormalizer" and lower != normalizer.get("lowercase"):
+        _like_bert(core, lower=bool(lower), rules=rules)
+    return core
+
+
+@contextlib.contextmanager
+def _explained(path: object) -> Iterator[None]:
+    """One line for whatever a damaged tokenizer makes the Rust side raise, its panics among it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        text = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"is not a tokenizer ({text})", path=path) from error
 
 
 def _from_hub(name: str) -> PreTrainedTokenizerFast:

@@ -19,8 +19,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from raymotion.config import Settings
+from raymotion.data.captions import is_readable, readable
 from raymotion.errors import InputError
-from raymotion.models.text_init import read_text_tower, sizes_of
+from raymotion.models.finite import require_finite
+from raymotion.models.text_init import read_text_tower, require_sizes, sizes_of
 from raymotion.models.tokenizer import encode
 
 if TYPE_CHECKING:
@@ -156,6 +158,7 @@ class VisualBertTeacher(nn.Module):
             ) from error
         if published.model_type != "visual_bert":
             raise InputError(f"is a {published.model_type}, not a visual_bert", path=source)
+        require_sizes(source, source, published)
         _require_vocabulary(source, published.vocab_size, config.vocab_size)
         other = published.visual_embedding_dim != config.visual_dim
         sized = _resized(source, config, {**sizes_of(published), "new_projection": other})
@@ -175,6 +178,7 @@ class VisualBertTeacher(nn.Module):
         missing = [key for key in info["missing_keys"] if "position_ids" not in key]
         if missing:
             raise InputError(f"lacks {len(missing)} weights, such as {missing[0]}", path=source)
+        require_finite(loaded.state_dict(), source)
         model.backbone.load_state_dict(loaded.state_dict())
         return model
 
@@ -335,7 +339,7 @@ def predict(
     """Probabilities (n, L) float32: those of each caption of a sample, averaged.
 
     Args:
-        captions: for each of the n samples its captions; none, or only blank ones: the caption is masked.
+        captions: for each of the n samples its captions; none, or none that is readable: the caption is masked.
         regions, region_mask: (n, N, D) and (n, N), or None.
 
     Samples with neither caption nor region are the caller's to leave out (`usable` tells them): a ValueError here,
@@ -344,7 +348,7 @@ def predict(
     absent = np.flatnonzero(~usable(captions, region_mask if regions is not None else None))
     if len(absent):
         raise ValueError(f"samples {absent[:5].tolist()} have neither a caption nor a region: leave them out")
-    texts = [[text for text in own if text.strip()] or [""] for own in captions]
+    texts = [readable(own) or [""] for own in captions]
     tokens = encode(tokenizer, [text for own in texts for text in own], model.config.max_text_length)
     owners = np.repeat(np.arange(len(texts)), [len(own) for own in texts])
     return predict_tokens(
@@ -354,7 +358,7 @@ def predict(
 
 def usable(captions: Sequence[Sequence[str]], region_mask: np.ndarray | None) -> np.ndarray:
     """Which samples have a caption or at least one region, bool (n,)."""
-    text = np.fromiter((any(text.strip() for text in own) for own in captions), dtype=bool, count=len(captions))
+    text = np.fromiter((any(map(is_readable, own)) for own in captions), dtype=bool, count=len(captions))
     return text if region_mask is None else text | region_mask.any(axis=1)
 
 

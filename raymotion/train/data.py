@@ -18,13 +18,14 @@ from safetensors.numpy import load, save
 
 from raymotion import storage
 from raymotion.config import digest_of, load_settings
+from raymotion.data.captions import is_readable, readable
 from raymotion.data.features import RegionFeatures
 from raymotion.data.picture_marks import Picture, fingerprints
 from raymotion.data.samples import SPLITS, require_allowed_images, targets
 from raymotion.errors import InputError
-from raymotion.models.tokenizer import encode, load_tokenizer, tokenizer_json, train_tokenizer
+from raymotion.models.tokenizer import encode, known_captions, load_tokenizer, tokenizer_json, train_tokenizer
 from raymotion.train.recipe import CaptionRecipe, StudentRecipe, TeacherRecipe
-from raymotion.train.source import pseudo_labelled, sample_table, source_of
+from raymotion.train.source import SPLIT_AGAIN, pseudo_labelled, require_positives, sample_table, source_of
 from raymotion.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -162,8 +163,15 @@ def prepare(recipe: CaptionRecipe) -> TrainingData:
         counts[reason] = table.num_rows - pc.sum(known).as_py()
         table, soft = table.filter(known), soft[np.asarray(known)]
 
-    captions = [[text for text in own if text.strip()] for own in table.column("captions").to_pylist()]
-    has_caption = np.array([bool(own) for own in captions])
+    captions = [readable(own) for own in table.column("captions").to_pylist()]
+    split_column = np.array(table.column("split").to_pylist())
+    # The training split alone: a word that only test captions have is unknown, as it will be to the labelling job.
+    tokenizer = _tokenizer(recipe, [text for row in np.flatnonzero(split_column == "train") for text in captions[row]])
+    # A caption without a known word is none: any two of them are the same to the model.
+    known = known_captions(tokenizer, captions, longest)
+    counts["captions_of_unknown_words"] = sum(map(len, captions)) - sum(map(len, known))
+    captions = known
+    has_caption = np.array([bool(own) for own in captions], dtype=bool)
     if reads_pictures:
         require_allowed_images(table)
     image_uris = table.column("image_uri").to_pylist() if reads_pictures else []
@@ -181,7 +189,7 @@ def prepare(recipe: CaptionRecipe) -> TrainingData:
     table, has_caption, soft = table.filter(pa.array(keep)), has_caption[keep], soft[keep]
     captions = [own or [""] for own, kept in zip(captions, keep, strict=True) if kept]
     image_uris = [uri for uri, kept in zip(image_uris, keep, strict=True) if kept] if reads_pictures else []
-    split_column = np.array(table.column("split").to_pylist())
+    split_column = split_column[keep]
     splits = {name: np.flatnonzero(split_column == name) for name in SPLITS}
     for name in ("train", "val"):
         if not len(splits[name]):
@@ -189,9 +197,10 @@ def prepare(recipe: CaptionRecipe) -> TrainingData:
                 f"has no sample of the split {name} with labels and a caption"
                 + (" or features" if features else " or an image" if reads_pictures else ""),
                 path=path,
-                remedy="Split it again: `raymotion data prepare` does.",
+                remedy=SPLIT_AGAIN,
             )
-    tokenizer = _tokenizer(recipe, [text for row in splits["train"] for text in captions[row]])
+    hard = targets(table, vocabulary)
+    require_positives(hard, splits, path)
     tokens = encode(tokenizer, [text for own in captions for text in own], longest)
     sample_ids = table.column("sample_id").to_pylist()
     data = TrainingData(
@@ -201,7 +210,7 @@ def prepare(recipe: CaptionRecipe) -> TrainingData:
         ends=np.cumsum([len(sequence) for sequence in tokens]),
         owners=np.repeat(np.arange(len(captions)), [len(own) for own in captions]),
         has_caption=has_caption,
-        hard=targets(table, vocabulary),
+        hard=hard,
         soft=soft,
         vocabulary=vocabulary,
         tokenizer=tokenizer,
@@ -249,7 +258,6 @@ def _tokenizer(recipe: CaptionRecipe, captions: Sequence[str]) -> PreTrainedToke
             "a tokenizer trained here does not fit a pretrained model",
             remedy="Set tokenizer.source to the one that belongs to it, such as google-bert/bert-base-uncased.",
         )
-    # The training split alone: a word that only test captions have is unknown, as it will be to the labelling job.
-    if not any(text.strip() for text in captions):
+    if not any(map(is_readable, captions)):
         captions = ["no caption"]  # regions alone: [CLS] [SEP] is all the text there is
     return train_tokenizer(captions, size=recipe.tokenizer.size)

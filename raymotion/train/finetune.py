@@ -26,7 +26,7 @@ from raymotion.batch.cluster import available_cpus, connect
 from raymotion.config import require_same_settings
 from raymotion.errors import InputError, RaymotionError, RunFailed
 from raymotion.folder_lock import one_writer, one_writer_of
-from raymotion.learning.metrics import Evaluation
+from raymotion.learning.metrics import Evaluation, metric_text
 from raymotion.learning.paired import paired_map_gain
 from raymotion.learning.significance import Gain
 from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info
@@ -202,9 +202,8 @@ def compare(
     def tell(run: Run, info: CheckpointInfo) -> None:
         nonlocal done
         done += 1
-        scored = info.test or info.validation
-        assert scored is not None
-        say(f"{done}/{len(first) + len(then)} {run.name}: mAP {scored['metrics']['macro_ap']['value']:.4f}")
+        scored = getattr(info, _scored_split(info))
+        say(f"{done}/{len(first) + len(then)} {run.name}: mAP {metric_text(scored['metrics']['macro_ap']['value'])}")
 
     infos: dict[Run, CheckpointInfo] = {}
     for group in (first, then):
@@ -212,7 +211,7 @@ def compare(
         for run, info in _run_all(recipes, target, address, parallel):
             infos[run] = info
             tell(run, info)
-    split = "test" if infos[first[0]].test is not None else "validation"
+    split = _scored_split(infos[first[0]])
     rows = [_row("scratch", None, first, infos, split, first)]
     measured = _Answers(data, infos, "test" if split == "test" else "val")
     for depth in chosen:
@@ -234,6 +233,12 @@ def compare(
     result = Comparison(target, split, scored["samples"], layers, rows)
     _write(result, settings)
     return result
+
+
+def _scored_split(info: CheckpointInfo) -> str:
+    """`test`, or `validation` where there is no test, or none of its samples has a label."""
+    test = info.test
+    return "test" if test is not None and test["metrics"]["macro_ap"]["value"] is not None else "validation"
 
 
 def _layers(info: CheckpointInfo) -> list[list[str]]:

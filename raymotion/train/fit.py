@@ -21,7 +21,7 @@ from typing import Any
 
 from raymotion import outputs, storage
 from raymotion.config import require_same_settings
-from raymotion.errors import DiskFull, InputError, RaymotionError, RunFailed
+from raymotion.errors import DiskFull, Diverged, InputError, RaymotionError, RunFailed
 from raymotion.folder_lock import one_writer_of
 from raymotion.local_files import disk_full, is_full
 from raymotion.models.checkpoint import (
@@ -76,6 +76,7 @@ def fit(
         InputError: something in recipe, samples or features can not be used.
         SettingsMismatch: `out` belongs to a run with other settings or other data, or is half done by other workers.
         RunFailed: the workers failed more often than `failures` allows; the same command goes on.
+        Diverged: the loss or the weights are no longer finite; the run is removed.
     """
     started = time.monotonic()
     target = storage.absolute(out)
@@ -129,13 +130,16 @@ def _moved(prepared: Mapping[str, Any], data: Data) -> bool:
 
 @contextlib.contextmanager
 def _freed_without_an_epoch(run: str) -> Iterator[None]:
-    """Removes the state of a run that ended before its first epoch: it computed nothing, and must not refuse the
-    corrected command."""
+    """Removes the state of a run that ended before its first epoch, or that diverged.
+
+    It computed nothing, and must not refuse the corrected command. The epochs before a divergence are of no use to that
+    either, and the same command would diverge at the same step.
+    """
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError, RaymotionError):
-            if not _has_epoch(run):
+            if isinstance(error, Diverged) or not _has_epoch(run):
                 outputs.remove_claimed(run)
         raise
 
@@ -396,7 +400,7 @@ def _explained(error: Exception, run: str) -> RaymotionError:
     cause: BaseException = causes[0]
     while True:
         for candidate in (cause, getattr(cause, "_base_exc", None), getattr(cause, "cause", None)):
-            if isinstance(candidate, InputError):
+            if isinstance(candidate, InputError | Diverged):
                 return candidate
         inner = getattr(cause, "_base_exc", None) or cause.__cause__
         if inner is None or inner is cause:

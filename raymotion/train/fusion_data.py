@@ -19,7 +19,7 @@ from raymotion.data.embeddings import Embeddings
 from raymotion.data.samples import SPLITS, targets
 from raymotion.errors import InputError
 from raymotion.train.fusion_recipe import FusionRecipe
-from raymotion.train.source import sample_table
+from raymotion.train.source import SPLIT_AGAIN, require_positives, sample_table
 from raymotion.vocabulary import Vocabulary
 
 # Imports no torch: Ray Train's controller, and the driver of a study, import this too.
@@ -197,13 +197,15 @@ def labelled_persons(
             raise InputError(
                 f"has no sample of the split {name} with labels and {what}",
                 path=path,
-                remedy="Prepare it with splits: `raymotion data prepare` does.",
+                remedy=SPLIT_AGAIN,
             )
+    hard = targets(table, vocabulary)
+    require_positives(hard, splits, path)
     fields = {
         "sample_ids": table.column("sample_id").to_pylist(),
         "groups": table.column("group_id").to_pylist(),
         "splits": splits,
-        "hard": targets(table, vocabulary),
+        "hard": hard,
         "soft": soft,
         "vad": np.stack([np.asarray(table.column(name).to_numpy(), dtype=np.float32) for name in VAD], axis=1),
         "vocabulary": vocabulary,

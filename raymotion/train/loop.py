@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from raymotion import storage
+from raymotion.errors import Diverged
 from raymotion.learning.average_precision import average_precision
 from raymotion.learning.metrics import bce as binary_cross_entropy
 from raymotion.train.recipe import TrainRecipe
@@ -205,15 +206,24 @@ class Run:
         return self.state.finished or self.state.epoch >= settings.epochs or late
 
     def step(self) -> dict[str, Any]:
-        """Trains for one epoch and validates; returns its line of the history."""
+        """Trains for one epoch and validates; returns its line of the history.
+
+        Raises:
+            Diverged: the loss, a gradient, a weight or an answer to a validation sample is no longer finite.
+        """
         task, workers, state = self.task, self.workers, self.state
         recipe = task.recipe
         # DDP averages gradients, so the loss of each rank is all it needs; seeds differ by rank for dropout's sake.
         torch.manual_seed(_seed(recipe.seed, state.epoch, workers.rank))
-        train_loss = _train_epoch(self.wrapped, self.model, self.optimiser, task, self.feed, state.epoch, workers)
+        train_loss = _train_epoch(self.wrapped, self.model, self.optimiser, task, self.feed, state, workers)
         workers.share_buffers(self.model)
         state.epoch += 1
+        wrong = _not_finite(self.model)
+        if wrong:
+            raise _diverged(f"weight {wrong} holds NaN or infinity at the end of epoch {state.epoch}", task, state)
         probabilities = _predict_split(self.model, task, self.feed, "val", workers)
+        if not np.isfinite(probabilities).all():
+            raise _diverged(f"the model answers validation with NaN or infinity after epoch {state.epoch}", task, state)
         # Rank 0's judgement for all: a last digit must not let one stop where the others go on.
         score = workers.gather(_validate(probabilities, task))[0]
         if score["loss"] < state.best - 1e-7 or recipe.select_by == "last":
@@ -303,10 +313,10 @@ def _train_epoch(
     optimiser: torch.optim.Optimizer,
     task: Task,
     feed: Feed,
-    epoch: int,
+    state: State,
     workers: Workers,
 ) -> float:
-    settings = task.recipe.optimiser
+    settings, epoch = task.recipe.optimiser, state.epoch
     wrapped.train()
     optimiser.zero_grad(set_to_none=True)
     steps = steps_per_epoch(task.recipe, task.samples_per_epoch, workers.world)
@@ -318,17 +328,49 @@ def _train_epoch(
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=workers.device.startswith("cuda")):
             logits = wrapped(*batch.inputs)
         loss = task.loss(logits, batch)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise _diverged(_step(f"the loss is {value}", epoch, number, steps, settings.lr * factor), task, state)
         # Of the batches that one step of the optimiser is made of, the last ones of an epoch may be fewer.
         first = number - number % settings.accumulate
         (loss / min(settings.accumulate, steps - first)).backward()
         if number + 1 in (first + settings.accumulate, steps):
             if settings.clip is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+                norm = float(nn.utils.clip_grad_norm_(model.parameters(), settings.clip))
+                if not math.isfinite(norm):
+                    told = _step(f"the norm of the gradients is {norm}", epoch, number, steps, settings.lr * factor)
+                    raise _diverged(told, task, state)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-        total += float(loss.detach()) * len(batch.answers)
+        total += value * len(batch.answers)
         seen += len(batch.answers)
     return float(np.mean(workers.gather(total / max(1, seen))))
+
+
+def _step(what: str, epoch: int, number: int, steps: int, rate: float) -> str:
+    return f"{what} in epoch {epoch + 1}, step {number + 1} of {steps}, at a learning rate of {rate:.3g}"
+
+
+def _diverged(what: str, task: Task, state: State) -> Diverged:
+    """The error, with what helps: the rate that was set, and the last epoch that was still good."""
+    settings = task.recipe.optimiser
+    rates = f"optimiser.lr={settings.lr / 10:g}"
+    if settings.backbone_lr != settings.lr:
+        rates += f" --set optimiser.backbone_lr={settings.backbone_lr / 10:g}"
+    best = state.history[state.best_epoch - 1] if state.best_epoch else None
+    told = "" if best is None else f" The best epoch before was {state.best_epoch} (mAP {best['val_macro_ap']:.4f})."
+    clip = "" if settings.clip is not None else " --set optimiser.clip=1"
+    return Diverged(
+        f"training diverged: {what}.{told} Lower the learning rate: --set {rates}{clip}. Nothing of this run is kept"
+    )
+
+
+def _not_finite(model: nn.Module) -> str | None:
+    """Name of the first weight or statistic of the model that holds NaN or infinity."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            return name
+    return None
 
 
 def _validate(probabilities: np.ndarray, task: Task) -> dict[str, Any]:

@@ -20,6 +20,11 @@ from raymotion.train.recipe import StudentRecipe, Transfer
 from raymotion.train.recipe_base import TrainRecipe
 from raymotion.vocabulary import Vocabulary
 
+# What helps where a split has nothing to train or to validate on.
+SPLIT_AGAIN = (
+    "Training and validation both need labelled samples, of two images or more: add some, and prepare the table again."
+)
+
 
 def sample_table(path: str) -> tuple[pa.Table, np.ndarray, Vocabulary]:
     """A sample table with labels and splits, the shares of annotators (rows, L), and its vocabulary.
@@ -140,6 +145,24 @@ def source_of(transfer: Transfer) -> CheckpointInfo:
     if info.architecture != "student":
         raise InputError(f"is a {info.architecture}; layers are taken from a student", path=transfer.source)
     return info
+
+
+def require_positives(hard: np.ndarray, splits: Mapping[str, np.ndarray], path: str) -> None:
+    """Raises unless some label occurs in training and in validation.
+
+    Without one there is nothing to learn, and no average precision to choose an epoch by.
+
+    Args:
+        hard: targets (n, L); splits: name -> positions of its samples.
+    """
+    for name in ("train", "val"):
+        if not hard[splits[name]].any():
+            count = len(splits[name])
+            raise InputError(
+                f"not one of the {count} sample{'s' if count != 1 else ''} of the split {name} has a label",
+                path=path,
+                remedy="Label more samples, or split them otherwise (another --seed of `raymotion data prepare`).",
+            )
 
 
 def _hashed_splits(groups: list[str], val_fraction: float, seed: int) -> list[str]:

@@ -153,7 +153,7 @@ class TestWhatIsRefused:
         rows = [{"captions": [], **r} for r in (row(0), row(1), row(2, **bad), row(3))]
         schema = pa.schema([f.with_nullable(True) for f in SCHEMA], metadata=MIKELS_8.to_metadata())
         path = tmp_path / "bad.parquet"
-        storage.write_table(path, pa.Table.from_pylist(rows, schema=schema))
+        storage.write_bytes(path, storage.parquet_bytes(pa.Table.from_pylist(rows, schema=schema)))
         with pytest.raises(InputError, match=told) as caught:
             read_samples(path)
         assert str(caught.value).startswith(f"{path}, row 2 (counted from 0): ")

@@ -159,13 +159,16 @@ def test_a_head_without_context_wants_a_box(photo: Path, tmp_path: Path) -> None
     assert not model.usable([decode_rgb(photo.read_bytes())], None).any()
 
 
-def test_a_backbone_that_timm_describes_otherwise_now_is_refused(head: Path, photo: Path, tmp_path: Path) -> None:
+def test_a_backbone_that_timm_describes_otherwise_now_is_refused(
+    head: Path, photo: Path, tmp_path: Path, rebind: Callable[[Path], None]
+) -> None:
     changed = tmp_path / "changed"
     hub.copy_checkpoint(head, changed)
     config = json.loads((changed / "config.json").read_text())
     config["fusion"]["backbones"]["face"]["identity"]["mean"][0] += 0.01
     config["fusion"]["backbones"]["face"]["name"] = "other"
     (changed / "config.json").write_text(json.dumps(config))
+    rebind(changed)
     with pytest.raises(InputError, match="features of other with mean"):
         raymotion.load(changed).label(photo)
 
@@ -252,6 +255,12 @@ class ForgetfulStudent:
 
     def usable(self, captions: Any, mask: np.ndarray) -> np.ndarray:
         return np.ones(len(mask), dtype=bool)
+
+    def known_captions(self, captions: Any) -> Any:
+        return captions
+
+    def unknown_share(self, captions: Any) -> Any:
+        return [0.0 for _ in captions]
 
     def prepare(self, picture: np.ndarray) -> np.ndarray:
         return picture

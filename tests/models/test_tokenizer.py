@@ -81,7 +81,7 @@ def test_folder_json_and_s3_forms(tmp_path: Path, s3: str, vocabulary_file: Path
     [
         ("vocab.txt", "[PAD]\n[UNK]\ndog\n", "has no \\[CLS\\], \\[SEP\\]"),
         ("vocab.txt", "[PAD]\n[UNK]\n[CLS]\n[SEP]\ndog\ndog\n", "'dog' twice"),
-        ("tokenizer.json", "{", "is not a tokenizer"),
+        ("tokenizer.json", "{", "is not JSON"),
         ("tokenizer.json", '{"model": {"type": "Nonsense"}}', "is not a tokenizer"),
     ],
 )

@@ -443,6 +443,26 @@ def test_other_file_formats_give_the_same_regions(
     np.testing.assert_array_equal(ours.features, tiny([picture(1)]).features)
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (3,), None])
+def test_counters_of_batches_fit_in_any_shape(
+    tiny_folder: Path, tiny: RegionExtractor, tmp_path: Path, shape: tuple[int, ...] | None
+) -> None:
+    """The published helper makes them of shape (1,); FrozenBatchNorm, which the network has, keeps none."""
+    state = read_state(tiny_folder)
+    counters = [name for name in state if name.endswith("num_batches_tracked")]
+    assert counters
+    for name in counters:
+        if shape is None:
+            del state[name]
+        else:
+            state[name] = torch.full(shape, 7)
+    (tmp_path / "config.yaml").write_text((tiny_folder / "config.yaml").read_text())
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    picture = np.random.default_rng(0).integers(0, 255, (96, 120, 3), np.uint8)
+    own, usual = RegionExtractor("tiny", str(tmp_path), 8)([picture]), tiny([picture])
+    np.testing.assert_array_equal(own.features, usual.features)
+
+
 def test_names_that_do_not_fit_are_listed_together(tiny_folder: Path, tmp_path: Path) -> None:
     state = read_state(tiny_folder)
     for name in [name for name in state if name.startswith("roi_heads.res5")]:

@@ -350,7 +350,7 @@ def test_a_set_of_one_kind_is_learned(write_set: Write, student_recipe: Recipe, 
     student = load_student(tmp_path / "s")
     side = np.arange(2 * 40 * 36 * 3).reshape(2, 40, 36, 3).astype(np.uint8)
     pictures = np.stack([student.prepare(picture) for picture in side])
-    usable = student.usable([["words"], []], np.array([False, True]))
+    usable = student.usable([["a sunny day"], []], np.array([False, True]))
     assert usable.tolist() == ([False, True] if kind == "pictures" else [True, False])
     # What it never saw has no say.
     a = student.predict([["a sunny day"], ["a sunny day"]], pictures)

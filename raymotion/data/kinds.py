@@ -1,0 +1,191 @@
+"""What lies at a path that was given where something else is wanted, and the command that takes it.
+
+A newcomer hands over what is at hand: a csv file, a folder of pictures, the labels in place of the model. "No such
+file" or a word of Parquet's helps nobody; the command that would have been right does.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any, Literal
+
+from raymotion import storage
+from raymotion.errors import InputError, RaymotionError
+
+Wanted = Literal["table", "checkpoint", "labels", "regions", "embeddings"]
+
+WANTED = {
+    "table": "a sample table",
+    "checkpoint": "a checkpoint",
+    "labels": "a labelled data set",
+    "regions": "region features",
+    "embeddings": "embeddings",
+}
+# A job's kind in its job.json -> what its folder is.
+JOBS = {"labels": "labels", "region-features": "regions", "embeddings": "embeddings", "evaluation": "evaluation"}
+PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic")
+# How deep pictures are looked for, and in how many folders: a guess must not read a whole disk.
+DEPTH, MOST_FOLDERS = 3, 50
+
+
+def wrong_kind(path: storage.PathLike, wanted: Wanted) -> InputError | None:
+    """The error for something at `path` that is not what is `wanted`, with the command that takes it.
+
+    None where nothing is there, or nothing that raymotion knows, or what is wanted.
+    """
+    text = str(path)
+    try:
+        kind = _folder_kind(text) if storage.is_dir(text) else _file_kind(text)
+    except (RaymotionError, OSError):  # it is only a hint: the error that led here stands
+        return None
+    if kind is None or kind == wanted:
+        return None
+    what, remedy = _told(kind, shlex.quote(text), wanted)
+    return InputError(f"is {what}, not {WANTED[wanted]}", path=path, remedy=remedy)
+
+
+def _told(kind: str, path: str, wanted: Wanted) -> tuple[str, str]:
+    """What a kind is called, and what to do with it where another is wanted."""
+    prepare = f"Make a sample table of it first: raymotion data prepare {{}} {path}{{}} --out samples.parquet"
+    recipes = "recipes/teacher-visualbert-small.yaml"
+    label = f"raymotion label SAMPLES --teacher {path if kind == 'checkpoint' else 'CHECKPOINT'} --out labels/"
+    features = {"regions": "raymotion features regions", "embeddings": "raymotion features embeddings"}
+    known: dict[str, tuple[str, str]] = {
+        "pictures": ("a folder of pictures", prepare.format("folder", "")),
+        "coco": ("a folder of COCO", prepare.format("coco", "")),
+        "emotic": ("a folder of EMOTIC", prepare.format("emotic", "")),
+        "socratis": ("a file of Socratis", prepare.format("socratis", " --images PICTURES")),
+        "coco file": (
+            "a file of COCO's annotations",
+            "Make a sample table of the folder that holds it in annotations/: "
+            "raymotion data prepare coco ROOT --out samples.parquet",
+        ),
+        "captions": (
+            "a list of captions",
+            "Make a sample table of it and its pictures first: "
+            f"raymotion data prepare folder PICTURES --captions {path} --out samples.parquet",
+        ),
+        "picture": (
+            "a picture",
+            f"For one picture: raymotion predict {path} --model CHECKPOINT. For many: "
+            "raymotion data prepare folder PICTURES --out samples.parquet",
+        ),
+        "table": (
+            "a sample table",
+            f"Train a model on it first: raymotion train {recipes} --samples {path} --out teacher/"
+            if wanted == "checkpoint"
+            else f"Label it first: raymotion label {path} --teacher CHECKPOINT --out labels/"
+            if wanted == "labels"
+            else f"Make them from it: {features.get(wanted, '')} {path} --out features/",
+        ),
+        "checkpoint": (
+            "a checkpoint",
+            f"It goes where a model is asked for: {label}",
+        ),
+        "labels": (
+            "a labelled data set",
+            f"A student is trained on it: raymotion train recipes/student-gru-cnn.yaml --labels {path} --out student/"
+            if wanted in ("table", "checkpoint")
+            else "Name the folder that `raymotion features` wrote.",
+        ),
+        "regions": ("a folder of region features", f"Name it as --features {path}, beside what is asked for here."),
+        "embeddings": (
+            "a folder of embeddings",
+            f"Name it as --features {path} of `raymotion label`, or --embeddings {path} of `raymotion train`.",
+        ),
+        "evaluation": ("an evaluation", "Name the checkpoint or the labels that it is of."),
+        "study": ("a study", "Name the checkpoint in its folder `final`, or run `raymotion study` on it."),
+        "weights": (
+            "a file of weights",
+            "Name the checkpoint's folder, which holds config.json beside it."
+            if wanted == "checkpoint"
+            else "Weights of an extractor or a backbone are named as --weights.",
+        ),
+        "recipe": ("a file of settings", f"A recipe goes to `raymotion train {path} --samples SAMPLES --out DIR`."),
+        "archive": ("an archive", "Unpack it first."),
+    }
+    return known[kind]
+
+
+def _file_kind(path: str) -> str | None:
+    if not storage.exists(path):
+        return None
+    name = path.lower()
+    if name.endswith(PICTURES):
+        return "picture"
+    if name.endswith((".safetensors", ".pt", ".pth", ".bin", ".ckpt")):
+        return "weights"
+    if name.endswith((".yaml", ".yml")):
+        return "recipe"
+    if name.endswith((".zip", ".tar", ".gz", ".tgz", ".7z", ".bz2", ".xz")):
+        return "archive"
+    if name.endswith(".mat"):
+        return "emotic"
+    with storage.open_input(path) as file:
+        head = file.read(4096)
+    if head[:4] == b"PAR1":
+        return _parquet_kind(path)
+    start = head.decode("utf-8-sig", errors="replace").lstrip()
+    if name.endswith((".csv", ".tsv", ".txt")):
+        columns = start.splitlines()[0].lower() if start else ""
+        if "image_name" in columns:
+            return "socratis"
+        return "emotic" if "folder" in columns and "filename" in columns else "captions"
+    if name.endswith((".json", ".jsonl", ".ndjson")):
+        if '"image_name"' in start or '"captions_and_emotions"' in start:
+            return "socratis"
+        return "coco file" if start.startswith("{") and ('"licenses"' in start or '"images"' in start) else "captions"
+    return None
+
+
+def _parquet_kind(path: str) -> str | None:
+    import pyarrow.parquet as pq
+
+    with storage.open_input(path) as file:
+        schema = pq.ParquetFile(file).schema_arrow
+    names = set(schema.names)
+    if {"sample_id", "group_id", "captions", "source"} <= names:
+        return "table"
+    if {"probabilities", "selected"} <= names:
+        return "labels"
+    if b"raymotion.regions" in (schema.metadata or {}):
+        return "regions"
+    return "embeddings" if "context_of" in names else None
+
+
+def _folder_kind(path: str) -> str | None:
+    names = set(storage.list_names(path))
+    if "config.json" in names and "model.safetensors" in names:
+        return "checkpoint"
+    if "job.json" in names:
+        job: Any = storage.read_json(storage.join(path, "job.json"))
+        return JOBS.get(str(job.get("job"))) if isinstance(job, dict) else None
+    if "study.json" in names:
+        return "study"
+    if "evaluation.json" in names:
+        return "evaluation"
+    inner = _folders(path)
+    if "annotations" in inner and any(
+        name.startswith(("captions_", "instances_", "person_keypoints_"))
+        for name in storage.list_names(storage.join(path, "annotations"))
+    ):
+        return "coco"
+    if {"Annotations", "annots_arrs", "cvpr_emotic", "emotic"} & set(inner) or "Annotations.mat" in names:
+        return "emotic"
+    return "pictures" if _has_picture(path) else None
+
+
+def _folders(path: str) -> list[str]:
+    filesystem, inner = storage.filesystem(path)
+    entries = filesystem.ls(inner, detail=True)
+    return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")
+
+
+def _has_picture(path: str) -> bool:
+    level = [path]
+    for _ in range(DEPTH):
+        for folder in level:
+            if any(name.lower().endswith(PICTURES) for name in storage.list_names(folder)):
+                return True
+        level = [storage.join(folder, name) for folder in level for name in _folders(folder)][:MOST_FOLDERS]
+    return False

@@ -1,0 +1,445 @@
+"""Checkpoints and weights that somebody else handed over: opened, or refused in one line that names the file."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from raymotion import storage
+from raymotion.errors import InputError, RaymotionError
+from raymotion.models import checkpoint
+from raymotion.models.backbones import identify
+from raymotion.models.checkpoint import read_checkpoint_info, save_checkpoint
+from raymotion.models.fusion import FusionConfig, FusionHead
+from raymotion.models.fusion_inputs import stream_inputs
+from raymotion.models.regions import read_state_dict
+from raymotion.models.student import Student, StudentConfig
+from raymotion.models.tokenizer import train_tokenizer
+from raymotion.models.tuned_streams import TunedConfig, TunedStreams
+from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher
+from raymotion.vocabulary import VALENCE_3
+
+NET, SIZE = "test_resnet", 48
+TRAINING = {
+    "data": {"name": "s.parquet", "fingerprint": "abc", "splits": {"train": 8, "val": 4}, "seen": ["ab", "cd"]},
+    "seed": 0, "best_epoch": 2, "history": [{"epoch": 1, "attempt": "a"}], "settings": {"select_by": "bce"},
+    "prior": [0.3, 0.3, 0.4], "thresholds": [0.5, 0.5, 2.0],
+}  # fmt: skip
+SHAPE = {"fusion": "weighted", "hidden": 8}
+
+
+def make(kind: str, folder: Path) -> Path:
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(["a happy dog", "a sad man"], size=60, min_frequency=1)
+    if kind == "teacher":
+        shape = {"size": "tiny", "vocab_size": len(tokenizer), "visual_dim": 6}
+        teacher = VisualBertTeacher(TeacherConfig.model_validate(shape), 3)
+        extractor = {"name": "fasterrcnn_resnet50_fpn", "weights": "random:0", "count": 3, "dim": 6}
+        save_checkpoint(folder, teacher, tokenizer, VALENCE_3, modalities=["text", "regions"], extractor=extractor,
+                        training=TRAINING)  # fmt: skip
+    elif kind == "student":
+        config = StudentConfig(image_size=16, channels=(2, 3), embedding_size=4, text_size=4, hidden_size=8,
+                               vocab_size=len(tokenizer))  # fmt: skip
+        save_checkpoint(folder, Student(config, 3), tokenizer, VALENCE_3, modalities=["text", "image"], extractor=None,
+                        training=TRAINING)  # fmt: skip
+    else:
+        identity = identify(NET, "random:0", size=SIZE)
+        head = FusionConfig.model_validate({**SHAPE, "dims": dict.fromkeys(("context", "face"), identity.dim)})
+        model: Any = FusionHead(head, 3)
+        if kind == "fusion_tuned":
+            identities = {stream: identity.to_dict() for stream in ("context", "face")}
+            model = TunedStreams(TunedConfig(fusion=head, identities=identities, tuned_blocks=1), 3)
+        own = {"name": "net", "identity": identity.to_dict()}
+        save_checkpoint(
+            folder, model, None, VALENCE_3, modalities=["context", "face"], extractor=None, training=TRAINING,
+            fusion={"backbones": {"context": own, "face": own}, "loss": {"name": "focal", "options": {}}},
+        )  # fmt: skip
+    return folder
+
+
+KINDS = ("teacher", "student", "fusion", "fusion_tuned")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    base = tmp_path_factory.mktemp("made")
+    return {kind: make(kind, base / kind) for kind in KINDS}
+
+
+def load(folder: Path) -> None:
+    """What a job does with a checkpoint: reads about it, then opens it."""
+    info = read_checkpoint_info(folder)
+    info.to_dict()
+    if info.architecture == "visualbert-teacher":
+        checkpoint.load_teacher(folder).predict([["a happy dog"]])
+    elif info.architecture == "student":
+        checkpoint.load_student(folder).predict([["a happy dog"]])
+    else:
+        stream_inputs(info)
+        checkpoint.load_any_fusion(folder)
+
+
+def copied(source: Path, target: Path) -> Path:
+    shutil.rmtree(target, ignore_errors=True)
+    return Path(shutil.copytree(source, target))
+
+
+def refused(folder: Path, name: str, reason: str) -> None:
+    with pytest.raises(RaymotionError, match=reason) as caught:
+        load(folder)
+    assert str(folder / name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def edit(path: Path, change: Callable[[Any], Any]) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_as_it_was_saved_it_opens(made: dict[str, Path], kind: str) -> None:
+    load(made[kind])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers(made: dict[str, Path], tmp_path: Path, kind: str, value: float) -> None:
+    folder = copied(made[kind], tmp_path / "t")
+    weights, mark = load_file(folder / "model.safetensors"), metadata(folder / "model.safetensors")
+    weights["head.weight" if kind != "fusion_tuned" else "head.head.weight"].view(-1)[3] = value
+    save_file(weights, folder / "model.safetensors", mark)
+    refused(
+        folder, "model.safetensors", r"weight head\.(head\.)?weight holds 1 of \d+ numbers that are NaN or infinite"
+    )
+    model = checkpoint._load(str(made["student"]), read_checkpoint_info(made["student"]))[0]
+    torch.nn.init.constant_(model.get_parameter("head.bias"), value)
+    with pytest.raises(InputError, match=r"head\.bias holds 3 of 3"):
+        save_checkpoint(tmp_path / "s", model, train_tokenizer(["a"]), VALENCE_3, modalities=["text"], extractor=None,
+                        training=TRAINING)  # fmt: skip
+    assert not (tmp_path / "s").exists()
+
+
+def metadata(path: Path) -> dict[str, str]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata())
+
+
+def test_files_of_another_checkpoint_are_noticed(made: dict[str, Path], tmp_path: Path) -> None:
+    """Same sizes, other meaning: nothing but the digests tells."""
+
+    def after(name: str, change: Callable[[Any], Any]) -> None:
+        folder = copied(made["teacher"], tmp_path / "t")
+        edit(folder / name, change)
+        refused(folder, name, "is not the file that was written with these weights .* restore it")
+
+    def exchange(value: dict[str, Any]) -> None:
+        vocab = value["model"]["vocab"]
+        dog, man = vocab["a"], vocab["d"]
+        vocab["a"], vocab["d"] = man, dog
+
+    def reverse(labels: list[str]) -> dict[str, Any]:
+        from raymotion.vocabulary import Vocabulary
+
+        return Vocabulary("valence-3", tuple(reversed(labels))).to_dict()
+
+    after("tokenizer.json", exchange)
+    after("tokenizer.json", lambda c: c["normalizer"].update(lowercase=False))
+    after("training.json", lambda c: c["thresholds"].reverse())
+    after("training.json", lambda c: c.update(prior=[0.1, 0.1, 0.1]))
+    after("training.json", lambda c: c.pop("prior"))
+    after("config.json", lambda c: c.update(modalities=["text"]))
+    after("config.json", lambda c: c["model"].update(heads=1))
+    folder = copied(made["teacher"], tmp_path / "t")
+    edit(folder / "vocabulary.json", lambda c: c.update(reverse(c["labels"])))
+    refused(folder, "vocabulary.json", "the same labels in another order")
+    edit(folder / "config.json", lambda c: c.update(vocabulary=reverse(c["vocabulary"]["labels"])))
+    refused(folder, "config.json", "is not the file that was written with these weights")
+    folder = copied(made["teacher"], tmp_path / "t")
+    save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors")  # by a program that drops the mark
+    refused(folder, "model.safetensors", r"does not say which config\.json it belongs to")
+    (tmp_path / "crlf").mkdir()
+    for path in made["teacher"].iterdir():  # as a checkout on Windows may make it: the same values
+        text = path.suffix == ".json"
+        (tmp_path / "crlf" / path.name).write_bytes(
+            path.read_bytes().replace(b"\n", b"\r\n") if text else path.read_bytes()
+        )
+    load(tmp_path / "crlf")
+
+
+HUGE = 10**12
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("teacher", {"hidden_size": HUGE}),
+        ("teacher", {"intermediate_size": HUGE}),
+        ("teacher", {"visual_dim": HUGE}),
+        ("teacher", {"vocab_size": HUGE}),
+        ("teacher", {"layers": HUGE}),
+        ("teacher", {"max_positions": HUGE}),
+        ("student", {"image_size": HUGE}),
+        ("student", {"channels": [2, HUGE]}),
+        ("student", {"text_size": HUGE}),
+        ("student", {"embedding_size": HUGE}),
+        ("student", {"text": "bert", "bert": {"num_hidden_layers": HUGE}, "embedding_size": 128, "text_size": 256}),
+        ("student", {"image": "vit_base_patch16_224", "channels": [16, 32, 64]}),
+        ("fusion", {"hidden": HUGE}),
+        ("fusion", {"dims": {"context": HUGE, "face": 8}}),
+    ],
+)
+def test_sizes_are_compared_before_anything_is_built(
+    made: dict[str, Path], tmp_path: Path, kind: str, change: dict[str, Any], rebind: Callable[[Path], None]
+) -> None:
+    folder = copied(made[kind], tmp_path / "t")
+    edit(folder / "config.json", lambda c: c["model"].update(change))
+    rebind(folder)
+    with pytest.raises(InputError) as caught:
+        load(folder)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def header(path: Path, change: Callable[[dict[str, Any]], Any] | bytes, *, length: int | None = None) -> None:
+    """Writes another header over that of a safetensors file; the tensors' bytes stay."""
+    data = path.read_bytes()
+    (size,) = struct.unpack("<Q", data[:8])
+    text = change if isinstance(change, bytes) else b""
+    if not isinstance(change, bytes):
+        value = json.loads(data[8 : 8 + size])
+        change(value)
+        text = json.dumps(value).encode()
+    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data[8 + size :])
+
+
+def test_headers_that_lie(made: dict[str, Path], tmp_path: Path) -> None:
+    def entry(c: dict[str, Any]) -> Any:
+        return c["head.bias"]
+
+    def after(change: Callable[[dict[str, Any]], Any] | bytes, **more: Any) -> None:
+        folder = copied(made["student"], tmp_path / "t")
+        header(folder / "model.safetensors", change, **more)
+        refused(folder, "model.safetensors", "is damaged or cut off")
+
+    after(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+    after(b"{}", length=2**63)
+    after(b"{}", length=10**11)
+    after(b"[]")
+    after(b"\xff\xfe")
+    after(lambda c: entry(c).update(shape=[HUGE]))
+    after(lambda c: entry(c).update(shape=[-3]))
+    after(lambda c: entry(c).update(shape="3"))
+    after(lambda c: entry(c).update(dtype="F128"))
+    after(lambda c: entry(c).update(data_offsets=["0", "12"]))
+    after(lambda c: entry(c).update(data_offsets=[0]))
+    after(lambda c: entry(c).update(data_offsets=[12, 0]))
+    after(lambda c: c.update(more={"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}))  # lies over another
+    after(lambda c: c.update(__metadata__={"a": 1}))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("training.json", lambda c: c.update(prior=["0.3", "0.3", "0.4"]), "prior is not a list of 3 numbers"),
+        ("training.json", lambda c: c.update(prior="often"), "prior is not a list of 3 numbers"),
+        ("training.json", lambda c: c.update(prior=[0.3, 0.3, 1.5]), "prior of positive is 1.5"),
+        ("training.json", lambda c: c.update(thresholds=[True, 0.1, 0.1]), "thresholds is not a list of 3 numbers"),
+        ("training.json", lambda c: c.update(thresholds=[0.5, -1, 0.5]), "thresholds of neutral is -1"),
+        ("training.json", lambda c: c.update(thresholds=[10**400, 0.5, 0.5]), "thresholds of negative is 1000"),
+        ("training.json", lambda c: c.update(validation="good"), "holds no readable evaluation"),
+        ("training.json", lambda c: c.update(history="long"), "history is not a list"),
+        ("training.json", lambda c: c["data"].update(seen=[1]), "data.seen is not a list of texts"),
+        ("config.json", lambda c: c.update(architecture=["student"]), "is a model of another kind"),
+        ("config.json", lambda c: c.update(modalities=[["text"]]), "modalities .* are not of"),
+        ("config.json", lambda c: c.update(modalities=["text", "text"]), "modalities .* are not of"),
+        ("config.json", lambda c: c.update(model=[]), "model is not a mapping"),
+        ("config.json", lambda c: c.update(extractor="rcnn"), "no identity of a region extractor"),
+        ("config.json", lambda c: c.update(extractor={"name": "x", "weights": "y", "count": HUGE, "dim": 1}),
+         "no identity of a region extractor"),
+    ],
+)  # fmt: skip
+def test_values_that_can_not_be(
+    made: dict[str, Path], tmp_path: Path, name: str, change: Any, reason: str, rebind: Callable[[Path], None]
+) -> None:
+    folder = copied(made["student"], tmp_path / "t")
+    edit(folder / name, change)
+    rebind(folder)
+    refused(folder, name, reason)
+    (folder / name).write_text((made["student"] / name).read_text().replace("0.5", "Infinity"))
+    if name == "training.json":
+        refused(folder, name, "is not JSON")
+
+
+ODD: st.SearchStrategy[Any] = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 3), st.sampled_from([HUGE, -HUGE, 10**30, 1e300, 0.5, -0.5]),
+    st.sampled_from(["", "x", "../..", "\ud800", "random:0", "nan", "bert", "gru", "vit_tiny_patch16_224"]),
+    st.just([]), st.just({}), st.just([1, "a", None]), st.just({"a": [1]}),
+)  # fmt: skip
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in list(items)[:40]:
+        yield from places(inner, (*path, key))
+
+
+def put(value: Any, path: tuple[Any, ...], change: Any, how: str) -> Any:
+    """A copy of `value` with another value at `path`, or without it, or with it twice."""
+    if not path:
+        return change
+    value = copy.deepcopy(value)
+    inner = value
+    for key in path[:-1]:
+        inner = inner[key]
+    if how == "drop":
+        del inner[path[-1]]
+    elif how == "add" and isinstance(inner, dict):
+        inner["another"] = change
+    else:
+        inner[path[-1]] = change
+    return value
+
+
+def opens_or_says_why(folder: Path, name: str) -> None:
+    try:
+        load(folder)
+    except RaymotionError as error:
+        text = str(error)
+        assert "\n" not in text.strip() and str(folder) in text, text
+        assert name in text or "model.safetensors" in text or "config.json" in text, text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(data=st.data())
+def test_every_text_of_a_checkpoint_is_fuzzed(
+    made: dict[str, Path], tmp_path: Path, rebind: Callable[[Path], None], kind: str, data: st.DataObject
+) -> None:
+    folder = tmp_path / "t"
+    if not folder.exists():
+        copied(made[kind], folder)
+    names = [path.name for path in sorted(made[kind].iterdir()) if path.suffix == ".json"]
+    name = data.draw(st.sampled_from(names))
+    before = (made[kind] / name).read_bytes()
+    weights = (made[kind] / "model.safetensors").read_bytes()
+    try:
+        if data.draw(st.booleans()):
+            value = json.loads(before)
+            where = data.draw(st.sampled_from([*places(value)]))
+            how = data.draw(st.sampled_from(["set", "drop", "add"]))
+            changed = put(value, where, data.draw(ODD), how)
+            (folder / name).write_text(json.dumps(changed))
+            with contextlib.suppress(TypeError, AttributeError, ValueError):
+                rebind(folder)  # as if it had been written so
+        else:
+            start = data.draw(st.integers(0, len(before)))
+            end = data.draw(st.integers(start, min(len(before), start + 40)))
+            (folder / name).write_bytes(before[:start] + data.draw(st.binary(max_size=8)) + before[end:])
+        opens_or_says_why(folder, name)
+    finally:
+        (folder / name).write_bytes(before)
+        (folder / "model.safetensors").write_bytes(weights)
+
+
+@pytest.mark.parametrize("kind", ["student", "fusion"])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(data=st.data())
+def test_the_weights_of_a_checkpoint_are_fuzzed(
+    made: dict[str, Path], tmp_path: Path, kind: str, data: st.DataObject
+) -> None:
+    folder = tmp_path / "t"
+    if not folder.exists():
+        copied(made[kind], folder)
+    path = folder / "model.safetensors"
+    before = (made[kind] / path.name).read_bytes()
+    (size,) = struct.unpack("<Q", before[:8])
+    if data.draw(st.booleans()):
+        value = json.loads(before[8 : 8 + size])
+        where = data.draw(st.sampled_from([*places(value)]))
+        text = json.dumps(put(value, where, data.draw(ODD), data.draw(st.sampled_from(["set", "drop"])))).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + before[8 + size :])
+    else:
+        start = data.draw(st.integers(0, len(before)))
+        path.write_bytes(before[:start] + data.draw(st.binary(max_size=16)) + before[start:][16:])
+    opens_or_says_why(folder, path.name)
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (print, ("executed",))
+
+
+def test_weights_of_other_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "w.pth"
+    whole = tmp_path / "whole.pth"
+    torch.save({"a": torch.ones(3)}, whole)
+    for value in (Evil(), {"a": Evil()}, [1, 2], {"a": 1}, {1: torch.ones(2)}, {"state_dict": {"a": "b"}}, None):
+        torch.save(value, path)
+        with pytest.raises(InputError, match=r"w\.pth: (is not a readable weights file|holds no state dict)"):
+            read_state_dict(path)
+    for data in (b"", b"PK\x03\x04", b"\x80\x02.", b"\x80\x05" + b"\x94" * 50, whole.read_bytes()[:200], b"x" * 300):
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=r"w\.pth: (is not a readable weights file|holds no state dict)"):
+            read_state_dict(path)
+    for value in (float("nan"), float("-inf")):
+        torch.save({"a": torch.ones(2), "model.b": torch.tensor([1.0, value])}, path)
+        with pytest.raises(InputError, match=r"w\.pth: weight model\.b holds 1 of 2 numbers that are NaN or infinite"):
+            read_state_dict(path)
+    torch.save({"state_dict": {"a": torch.ones(2)}}, path)
+    assert read_state_dict(path)["a"].tolist() == [1, 1]
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_a_checkpoint_in_a_store_is_checked_alike(made: dict[str, Path], s3: str) -> None:
+    for path in made["student"].iterdir():
+        storage.write_bytes(f"{s3}/t/{path.name}", path.read_bytes())
+    assert np.isfinite(checkpoint.load_student(f"{s3}/t").predict([["a dog"]])).all()
+    edited = (made["student"] / "tokenizer.json").read_text().replace('"lowercase":true', '"lowercase":false')
+    storage.write_text(f"{s3}/t/tokenizer.json", edited)
+    with pytest.raises(InputError, match=rf"{s3}/t/tokenizer\.json: is not the file that was written with these"):
+        checkpoint.load_student(f"{s3}/t")
+
+
+@pytest.mark.parametrize("kind", ["bert", "visual_bert"])
+def test_pretrained_folders_are_measured_before_they_are_built(tmp_path: Path, kind: str) -> None:
+    from transformers import BertConfig, BertModel, VisualBertConfig, VisualBertModel
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+             "vocab_size": 30, "max_position_embeddings": 20}  # fmt: skip
+    config = TeacherConfig.model_validate(
+        {"size": "tiny", "vocab_size": 30, "visual_dim": 6, "max_text_length": 8, "max_positions": 20}
+    )
+    model = (
+        BertModel(BertConfig(**sizes)) if kind == "bert"
+        else VisualBertModel(VisualBertConfig(**sizes, visual_embedding_dim=6))
+    )  # fmt: skip
+    model.save_pretrained(tmp_path)
+    start = VisualBertTeacher.from_text if kind == "bert" else VisualBertTeacher.from_pretrained
+    assert start(str(tmp_path), config, 3).config.hidden_size == 8
+    before = (tmp_path / "config.json").read_text()
+    for name in ("hidden_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings"):
+        for value in (HUGE, -1, "many"):
+            edit(tmp_path / "config.json", lambda c, name=name, value=value: c.update({name: value}))
+            with pytest.raises(InputError, match=str(tmp_path)):
+                start(str(tmp_path), config, 3)
+            (tmp_path / "config.json").write_text(before)
+    weights = load_file(tmp_path / "model.safetensors")
+    next(own for name, own in weights.items() if name.endswith("word_embeddings.weight"))[3, 3] = float("nan")
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"word_embeddings\.weight holds 1 of 240 numbers that are NaN"):
+        start(str(tmp_path), config, 3)
