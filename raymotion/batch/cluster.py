@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raymotion import interrupts
+from raymotion.batch.ray_processes import RayProcesses, starting_ray
 from raymotion.errors import InputError, RunFailed
 
 # The object store carries shard numbers and one-row records, and weights during training: never pixels.
@@ -37,43 +39,71 @@ def connect(address: str | None, *, cpus: int | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address:
-        try:
-            ray.init(address=address, **quiet)
-        except (ConnectionError, TimeoutError, ValueError) as error:
-            raise InputError(
-                f"no Ray cluster answers at {address} ({str(error).splitlines()[0]})",
-                remedy="Check the address, and RAY_AUTH_MODE=token if the cluster asks for a token.",
-            ) from error
-        try:
-            yield
-        finally:
-            ray.shutdown()
-        return
+    with _connected(address) if address else _started(cpus or available_cpus()):
+        yield
+
+
+QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[None]:
+    """A Ray that somebody else has started."""
+    import ray
+
+    try:
+        with starting_ray():
+            ray.init(address=address, **QUIET)
+    except (ConnectionError, TimeoutError, ValueError) as error:
+        raise InputError(
+            f"no Ray cluster answers at {address} ({str(error).splitlines()[0]})",
+            remedy="Check the address, and RAY_AUTH_MODE=token if the cluster asks for a token.",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _started(cpus: int) -> Iterator[None]:
+    """A Ray of our own, whose processes have all ended when the block has."""
+    import ray
+
     # Read when the node starts: at Ray's default of 15 the workers would give way to anything else on the machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # an actor of its own, and an address outside
     folder = _temporary_folder()
-    try:
-        try:
-            ray.init(
-                address="local",
-                num_cpus=cpus or available_cpus(),
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=folder,
-                **quiet,
-            )
-        except Exception as error:  # Ray raises a bare Exception where its processes do not answer in time
-            raise RunFailed(
-                f"Ray did not start on this machine ({str(error).strip().splitlines()[0]}). "
-                "It may be overloaded: try again, or name a cluster with --address"
-            ) from error
-        yield
-    finally:
-        ray.shutdown()
+    processes = RayProcesses()
+
+    def end() -> None:
+        processes.kill()
         shutil.rmtree(folder, ignore_errors=True)
+
+    with interrupts.on_signal(processes.freeze), interrupts.before_exit(end):
+        try:
+            try:
+                with starting_ray():
+                    ray.init(
+                        address="local",
+                        num_cpus=cpus,
+                        include_dashboard=False,
+                        object_store_memory=OBJECT_STORE_BYTES,
+                        _temp_dir=folder,
+                        **QUIET,
+                    )
+            except Exception as error:  # Ray raises a bare Exception where its processes do not answer in time
+                raise RunFailed(
+                    f"Ray did not start on this machine ({str(error).strip().splitlines()[0]}). "
+                    "It may be overloaded: try again, or name a cluster with --address"
+                ) from error
+            yield
+        finally:
+            if not interrupts.stopping():  # then they are frozen, and `end` is the last thing to happen
+                processes.look()
+                ray.shutdown()
+                processes.kill_seen()  # Ray's agents may live on for half a minute
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _temporary_folder() -> str:

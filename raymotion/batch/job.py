@@ -17,7 +17,7 @@ from typing import Any, Literal
 import pyarrow as pa
 from pydantic import Field
 
-from raymotion import storage
+from raymotion import interrupts, storage
 from raymotion.batch import ledger
 from raymotion.batch.cluster import connect, node_resources, plan_placement
 from raymotion.batch.preflight import (
@@ -153,7 +153,7 @@ def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind
     record = old or new_record(spec, identity, digest, samples)
     started = time.time()
     run: dict[str, Any] = {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)), "status": "running"}
-    record["runs"] = [*record["runs"], run]
+    record["runs"], record["status"] = [*record["runs"], run], "running"
     commits = {} if old is None else ledger.read_commits(folder, digest)
     if old is None or not storage.exists(storage.join(folder, "_manifest.parquet")):
         ledger.write_manifest(folder, samples, shard_rows, keep_images_together=spec.keep_images_together)
@@ -162,17 +162,23 @@ def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind
     todo = [shard for shard in range(len(sizes)) if shard not in commits]
     run["resumed_from_shards"] = len(commits)
     storage.write_json(storage.join(folder, "job.json"), record)
+
+    def ended_early(status: str, reason: str) -> None:
+        run.update(status=status, reason=reason[:500])
+        record["status"] = status
+        with contextlib.suppress(Exception):  # the reason why it ended is the one to tell
+            storage.write_json(storage.join(folder, "job.json"), record)
+
     try:
         if todo:
-            with connect(address):
+            with interrupts.on_forced_end(lambda: ended_early("interrupted", "")), connect(address):
                 record["throughput"] = _run_shards(
                     spec, folder, digest, sizes, todo, commits, progress, started, record
                 )
         _close(spec, folder, record, commits, sizes)
     except BaseException as error:
-        run.update(status="failed" if isinstance(error, Exception) else "interrupted", reason=str(error)[:500])
-        with contextlib.suppress(Exception):  # the reason why it ended is the one to tell
-            storage.write_json(storage.join(folder, "job.json"), record)
+        interrupted = interrupts.stopping() or not isinstance(error, Exception)
+        ended_early("interrupted" if interrupted else "failed", str(error))
         raise
     ended = time.time()
     run.update(status="complete", seconds=round(ended - started, 2), shards=len(todo))

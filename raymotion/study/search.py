@@ -33,7 +33,7 @@ OPTIONS = ("--concurrent", "--cpus-per-trial", "--gpus-per-trial")
 # Tune's own logs, snapshots and notices: none of them is read, and each costs time or a line on the terminal.
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_MAX_PENDING_TRIALS_PG": "8", "TUNE_WARN_THRESHOLD_S": "60", "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "60", "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",

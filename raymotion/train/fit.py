@@ -212,7 +212,12 @@ def _train_on_ray(
         # Ray Train would wait for a place that never comes.
         plan_placement(recipe.workers, plan.worker_cpus, float(use_gpu), nodes=nodes, autoscale=recipe.autoscale)
         filesystem, path = _arrow_filesystem(run)
-        trainer = TorchTrainer(
+
+        class Trainer(TorchTrainer):
+            def _register_sigint_handler(self, controller: Any) -> None:
+                """Leaves Ctrl-C to the command: Ray Train's own way takes it to end well, with the code 0."""
+
+        trainer = Trainer(
             _worker,
             train_loop_config={
                 "recipe": recipe.model_dump(mode="json"),
