@@ -143,10 +143,10 @@ def handled(*, debug: bool = False) -> Iterator[None]:
         return
     watch = _watch = _Watch(debug)
     wakeup = signal.set_wakeup_fd(watch.writer.fileno(), warn_on_full_buffer=False)
-    watch.install()
     thread = threading.Thread(target=watch.run, name="signals", daemon=True)
     thread.start()
     try:
+        watch.install()
         yield
     finally:
         if watch.signum is not None:
