@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from raymotion import interrupts
+from raymotion.batch.address import ADDRESS_VARIABLE, CLIENT, PRIVATE_LABEL, resolve
 from raymotion.batch.ray_processes import RayProcesses, starting_ray
 from raymotion.errors import InputError, RunFailed
 
 # The object store carries shard numbers and one-row records, and weights during training: never pixels.
 OBJECT_STORE_BYTES = 256 * 1024**2
-# Ray's sockets lie below its folder, and a Unix socket's path has at most 107 characters.
-LONGEST_TEMPORARY_FOLDER = 30
+LONGEST_SOCKET = 107 if sys.platform == "linux" else 103  # bytes of the path of a Unix socket
+COMPLAINT = re.compile(r"\[\S+ \S+ [EFC] ")  # a line of Ray's logs: [date time level process thread] file:line: text
 
 
 @contextlib.contextmanager
@@ -39,7 +42,8 @@ def connect(address: str | None, *, cpus: int | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    with _connected(address) if address else _started(cpus or available_cpus()):
+    found = resolve(address) if address else None
+    with _connected(found) if found else _started(cpus or available_cpus()):
         yield
 
 
@@ -54,15 +58,16 @@ def _connected(address: str) -> Iterator[None]:
     try:
         with starting_ray():
             ray.init(address=address, **QUIET)
-    except (ConnectionError, TimeoutError, ValueError) as error:
+    except Exception as error:
         raise InputError(
-            f"no Ray cluster answers at {address} ({str(error).splitlines()[0]})",
+            f"the Ray cluster at {address} can not be used ({_first_line(error)})",
             remedy="Check the address, and RAY_AUTH_MODE=token if the cluster asks for a token.",
         ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with contextlib.nullcontext() if address.startswith(CLIENT) else _environment(address):
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 @contextlib.contextmanager
@@ -80,7 +85,7 @@ def _started(cpus: int) -> Iterator[None]:
         processes.kill()
         shutil.rmtree(folder, ignore_errors=True)
 
-    with interrupts.on_signal(processes.freeze), interrupts.before_exit(end):
+    with _environment(None), interrupts.on_signal(processes.freeze), interrupts.before_exit(end):
         try:
             try:
                 with starting_ray():
@@ -89,15 +94,14 @@ def _started(cpus: int) -> Iterator[None]:
                         num_cpus=cpus,
                         include_dashboard=False,
                         object_store_memory=OBJECT_STORE_BYTES,
+                        labels=PRIVATE_LABEL,
                         _temp_dir=folder,
                         **QUIET,
                     )
             except Exception as error:  # Ray raises a bare Exception where its processes do not answer in time
-                raise RunFailed(
-                    f"Ray did not start on this machine ({str(error).strip().splitlines()[0]}). "
-                    "It may be overloaded: try again, or name a cluster with --address"
-                ) from error
-            yield
+                raise RunFailed(_why_not_started(error, folder)) from error
+            with _environment(ray.get_runtime_context().gcs_address):
+                yield
         finally:
             if not interrupts.stopping():  # then they are frozen, and `end` is the last thing to happen
                 processes.look()
@@ -106,16 +110,68 @@ def _started(cpus: int) -> Iterator[None]:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _environment(address: str | None) -> Iterator[None]:
+    """RAY_ADDRESS set to `address`: parts of Ray prefer what it says, a dead cluster perhaps, to the Ray they are in."""
+    before = os.environ.pop(ADDRESS_VARIABLE, None)
+    if address is not None:
+        os.environ[ADDRESS_VARIABLE] = address
+    try:
+        yield
+    finally:
+        os.environ.pop(ADDRESS_VARIABLE, None)
+        if before is not None:
+            os.environ[ADDRESS_VARIABLE] = before
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _why_not_started(error: Exception, folder: str) -> str:
+    """What Ray said, and the last thing that its processes complained of; only where neither is known, a guess."""
+    complaint = ""
+    for name in ("gcs_server", "raylet"):
+        for path in Path(folder).glob(f"session_*/logs/{name}.*"):
+            with contextlib.suppress(OSError):
+                lines = path.read_text(errors="replace").splitlines()
+                complaint = next((line for line in reversed(lines) if COMPLAINT.match(line)), complaint)
+    text = f"Ray did not start on this machine: {_first_line(error)}"
+    if complaint:
+        return f"{text}. Its log says: {complaint.partition('] ')[2] or complaint}"
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
+        return text
+    return f"{text}. The machine may be overloaded: try again, or name a cluster with --address"
+
+
 def _temporary_folder() -> str:
     """A folder for a Ray of our own, named after this process; those of processes that were killed are swept out."""
-    base = Path(tempfile.gettempdir())
-    if len(str(base)) > LONGEST_TEMPORARY_FOLDER:
-        base = Path("/tmp")
+    base = base_folder()
     for old in base.glob("raymotion-*-*"):
         owner = old.name.split("-")[1]
         if owner.isdecimal() and not Path("/proc", owner).exists() and Path("/proc/self").exists():
             shutil.rmtree(old, ignore_errors=True)
     return tempfile.mkdtemp(prefix=f"raymotion-{os.getpid()}-", dir=base)
+
+
+def base_folder() -> Path:
+    """Where the temporary folder of a Ray goes: the system's place for such, or another if its path is too long.
+
+    Ray's sockets lie below the folder, and the path of a Unix socket has at most 107 bytes; the process number is in
+    it twice.
+
+    Raises:
+        RunFailed: none of the places that there are can be written to, or all have longer paths.
+    """
+    below = f"/raymotion-{os.getpid()}-{'x' * 8}/session_{'x' * 26}_{os.getpid()}/sockets/plasma_store"
+    places = [tempfile.gettempdir(), "/tmp", "/var/tmp", os.path.expanduser("~/.cache"), os.path.expanduser("~")]
+    for place in places:
+        if len(os.fsencode(place + below)) <= LONGEST_SOCKET and os.access(place, os.W_OK | os.X_OK):
+            return Path(place)
+    raise RunFailed(
+        f"Ray needs a temporary folder whose path has at most {LONGEST_SOCKET - len(below)} bytes, and none of "
+        f"{', '.join(dict.fromkeys(places))} is short enough and can be written to. Set TMPDIR to one that is"
+    )
 
 
 def available_cpus() -> int:
