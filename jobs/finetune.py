@@ -9,4 +9,4 @@ from raymotion.cli.main import main
 
 if __name__ == "__main__":
     os.environ.setdefault("RAYMOTION_ADDRESS", "auto")
-    main(["finetune", *sys.argv[1:]])
+    main(["finetune", "--progress", "lines", *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: noticed at any moment, also while the main thread is inside a C++ call that hears nothing.
+"""Ctrl-C, SIGTERM and SIGHUP: noticed at any moment, also while the main thread is inside a C++ call.
 
 `handled` is entered once, by the command line. The first signal raises `Stopped` in the main thread, which unwinds as
 for any error. A thread of its own learns of the signal too (Python's C handler writes to its pipe, whatever the main
@@ -37,7 +37,23 @@ class Stopped(KeyboardInterrupt):
     """Raised in the main thread by the first signal."""
 
 
-class _Watch:
+class _Line:
+    """The one line that is told, by whoever comes first."""
+
+    told = False
+
+    def tell(self) -> None:
+        if self.told:
+            return
+        self.told = True
+        with contextlib.suppress(Exception):
+            if sys.stderr.isatty():
+                sys.stderr.write("\r\x1b[K\x1b[?25h")  # a progress bar hides the cursor
+            sys.stderr.write(f"{LINE}\n")
+            sys.stderr.flush()
+
+
+class _Watch(_Line):
     """What one `handled` block has installed."""
 
     def __init__(self, debug: bool) -> None:
@@ -46,7 +62,7 @@ class _Watch:
         self.first: list[Hook] = []  # run at once, beside the main thread
         self.forced: list[Hook] = []  # run where the main thread does not unwind
         self.last: list[Hook] = []  # run before the process ends, either way
-        self.raised = self.told = False
+        self.raised = False
         self.ending = threading.Lock()
         self.before: dict[int, Any] = {}
         self.ignored: list[int] = []
@@ -54,7 +70,7 @@ class _Watch:
         self.writer.setblocking(False)
 
     def install(self) -> None:
-        """Takes the signals that the process does not ignore: `nohup` and a shell's background jobs keep what they set."""
+        """Takes the signals that the process does not ignore: what `nohup`, or a shell in the background, set stays."""
         for number in SIGNALS:
             if number not in self.before:
                 self.before[number] = signal.getsignal(number)
@@ -114,16 +130,6 @@ class _Watch:
                 stream.flush()
         os._exit(128 + (self.signum or signal.SIGINT))
 
-    def tell(self) -> None:
-        if self.told:
-            return
-        self.told = True
-        with contextlib.suppress(Exception):
-            if sys.stderr.isatty():
-                sys.stderr.write("\r\x1b[K\x1b[?25h")  # a progress bar hides the cursor
-            sys.stderr.write(f"{LINE}\n")
-            sys.stderr.flush()
-
 
 _watch: _Watch | None = None
 
@@ -168,6 +174,11 @@ def active() -> bool:
 def stopping() -> bool:
     """Whether a signal has come and the process is about to end."""
     return _watch is not None and _watch.signum is not None
+
+
+def tell() -> None:
+    """Says in one line that the command was stopped, once."""
+    (_watch or _Line()).tell()
 
 
 def reinstall() -> None:

@@ -112,7 +112,7 @@ def _started(cpus: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _environment(address: str | None) -> Iterator[None]:
-    """RAY_ADDRESS set to `address`: parts of Ray prefer what it says, a dead cluster perhaps, to the Ray they are in."""
+    """RAY_ADDRESS set to `address`: parts of Ray prefer what it says to the Ray that they are part of."""
     before = os.environ.pop(ADDRESS_VARIABLE, None)
     if address is not None:
         os.environ[ADDRESS_VARIABLE] = address

@@ -233,12 +233,10 @@ def _run_shards(
     total = sum(sizes)
     allowed = settings.rows_that_may_fail(total)
     quarantined = sum(commit.quarantined for commit in commits.values())
-    ready: list[float] = []
-    rows = 0
-    last = time.time()
+    unit = "samples" if spec.keep_images_together else "images"  # several may share an image
     done = sum(commit.rows for commit in commits.values())
     with (
-        Progress(progress, total=total, done=done, title=spec.kind) as bar,
+        Progress(progress, total=total, done=done, title=spec.kind, unit=unit) as bar,
         # Closed at once when the loop is left by an error: the actors end, and the terminal is as it was.
         contextlib.closing(_stream(plan, workers, placement.cpus, placement.gpus, todo)) as answers,
     ):
@@ -248,28 +246,25 @@ def _run_shards(
                 _raise_fatal(answer["fatal"])
             commit = ledger.Commit(**answer["commit"])
             commits[commit.shard] = commit
-            ready.append(answer["ready_at"])
-            last = max(last, answer["done_at"])
-            rows += commit.rows
             quarantined += commit.quarantined
-            bar.advance(commit.rows, commit.quarantined)
+            bar.advance(commit.rows, commit.quarantined, ready_at=answer["ready_at"], done_at=answer["done_at"])
             if quarantined > allowed and quarantined:
                 _stop_for_failures(spec, commits, quarantined, total)
     missing = [shard for shard in todo if shard not in commits]
     if missing:
         raise RunFailed(f"Ray ended without {len(missing)} of {len(sizes)} shards. The same command goes on")
-    steady = max(1e-9, last - min(ready)) if ready else 1e-9
+    rate = bar.rate
     stage_seconds: Counter[str] = Counter()
     for shard in todo:
         stage_seconds.update(commits[shard].stage_seconds)
     busy = sum(stage_seconds.values())
     return {
-        "images": rows,
-        "unit": "samples" if spec.keep_images_together else "images",  # several may share an image
-        "images_per_second": round(rows / steady, 2),
-        "startup_seconds": round(min(ready) - started, 2) if ready else None,
-        "steady_seconds": round(steady, 2),
-        "last_done_at": last,
+        "images": rate.rows,
+        "unit": unit,
+        "images_per_second": round(rate.per_second or 0.0, 2),
+        "startup_seconds": round(rate.ready_at - started, 2),
+        "steady_seconds": round(rate.seconds, 2),
+        "last_done_at": rate.done_at,
         "workers": workers,
         "cpus_per_worker": placement.cpus,
         "gpus_per_worker": placement.gpus,

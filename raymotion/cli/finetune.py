@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from raymotion.cli.options import cluster_option
+from raymotion.cli.options import cluster_option, progress_option
 
 
 @click.command()
@@ -41,6 +43,7 @@ from raymotion.cli.options import cluster_option
     help="One run after the other, in this process.  [default: one for each CPU at once]",
 )
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Override one setting (repeatable).")
+@progress_option
 @cluster_option
 def finetune(
     student: str,
@@ -52,6 +55,7 @@ def finetune(
     conditions: tuple[str, ...],
     no_ray: bool,
     assignments: tuple[str, ...],
+    progress: Any,
     address: str | None,
 ) -> None:
     """Fine-tune STUDENT on human labels in all ways, and compare them over seeds.
@@ -85,6 +89,7 @@ def finetune(
         address=address,
         parallel=not no_ray,
         say=lambda line: click.echo(line, err=True),
+        progress=progress,
     )
     for line in table_lines(result):
         click.echo(line)

@@ -72,8 +72,7 @@ class LazyGroup(click.Group):
         except (KeyboardInterrupt, _Interrupted):
             if debug:
                 traceback.print_exc()
-            if not interrupts.stopping():  # else it is told when the process ends
-                click.echo(interrupts.LINE, err=True)
+            interrupts.tell()
             sys.exit(130)
         except RaymotionError as error:
             if debug:

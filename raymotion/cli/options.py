@@ -28,6 +28,15 @@ def cluster_option(command: F) -> F:
     )(command)
 
 
+progress_option = click.option(
+    "--progress",
+    type=click.Choice(["auto", "bar", "lines", "none"]),
+    default="auto",
+    show_default=True,
+    help="auto: a bar on a terminal, nothing elsewhere. lines: one every 30 s, for logs.",
+)
+
+
 def job_options(command: F) -> F:
     """Options of every batch job; None stands for "not given", so that a settings file can say it."""
     for option in reversed(
@@ -73,13 +82,7 @@ def job_options(command: F) -> F:
                 type=click.FloatRange(0, 1),
                 help="Share of rows that may fail; 3 always may, unless it is 0.  [default: 0.05]",
             ),
-            click.option(
-                "--progress",
-                type=click.Choice(["auto", "bar", "lines", "none"]),
-                default="auto",
-                show_default=True,
-                help="auto: a bar on a terminal, nothing elsewhere. lines: one every 30 s, for logs.",
-            ),
+            progress_option,
         )
     ):
         command = option(command)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import click
 
-from raymotion.cli.options import cluster_option
+from raymotion.cli.options import cluster_option, progress_option
 
 
 @click.command()
@@ -38,6 +37,7 @@ from raymotion.cli.options import cluster_option
     "--workers", type=int, help="Workers that train together; 0: this process, without Ray. Default: the recipe's, 1."
 )
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Override one setting (repeatable).")
+@progress_option
 @cluster_option
 def train(
     recipe: str,
@@ -53,6 +53,7 @@ def train(
     seed: int | None,
     workers: int | None,
     assignments: tuple[str, ...],
+    progress: Any,
     address: str | None,
 ) -> None:
     """Train a model from RECIPE, a YAML file or the name of one that comes with raymotion.
@@ -82,8 +83,11 @@ def train(
     settings = load_recipe(recipe, options=options, assignments=assignments)
 
     from raymotion.train.fit import fit
+    from raymotion.train.progress import TrainingProgress
 
-    result = fit(settings, out, address=address, progress=_print_epoch)
+    with TrainingProgress(progress) as shown:
+        shown.waiting("starting")
+        result = fit(settings, out, address=address, progress=shown.epoch_ended, stepped=shown.stepped)
     info = result.info
     if result.already_done:
         click.echo(f"{out} is finished already, with these settings: nothing to do")
@@ -104,17 +108,6 @@ def train(
     for split, figures in (info.training.get("emotic") or {}).items():
         _print_emotic(split, figures)
     click.echo(f"wrote {info.folder} (fingerprint {info.fingerprint}, {result.seconds:.0f} s)")
-
-
-def _print_epoch(metrics: Mapping[str, Any]) -> None:
-    # A terminal sees the run live; a log file gets the result alone.
-    if sys.stderr.isatty():
-        click.echo(
-            f"epoch {metrics['epoch']:.0f}: training loss {metrics['train_loss']:.4f}, "
-            f"validation BCE {metrics['val_bce']:.4f}, mAP {metrics['val_macro_ap']:.4f} "
-            f"(best: epoch {metrics['best_epoch']:.0f})",
-            err=True,
-        )
 
 
 def _print_table(split: str, evaluation: Mapping[str, Any]) -> None:

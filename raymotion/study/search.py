@@ -114,16 +114,22 @@ class ConfigurationTrainable(tune.Trainable):
 class Recorder(tune.Callback):
     """Writes down how trials end that do not know it themselves: stopped by the scheduler, or killed."""
 
-    def __init__(self, folder: StudyFolder, ended: Callable[[TrialRecord], None]) -> None:
-        self.folder, self.ended = folder, ended
+    def __init__(
+        self,
+        folder: StudyFolder,
+        ended: Callable[[TrialRecord], None],
+        epoch_ended: Callable[[str, int], None] = lambda key, epoch: None,
+    ) -> None:
+        self.folder, self.ended, self.epoch_ended = folder, ended, epoch_ended
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "ended": print}  # Tune pickles a copy that it never uses
+        return {"folder": self.folder, "ended": print, "epoch_ended": print}  # Tune pickles a copy that it never uses
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         if not result.get("done"):
+            self.epoch_ended(trial.config["trial"]["key"], int(result["epoch"]))
             return
         record = TrialRecord(**json.loads(result["record"]))
         if not result["finished"]:
@@ -182,10 +188,12 @@ def search(
     scheduler: TrialScheduler,
     resources: Resources,
     ended: Callable[[TrialRecord], None],
+    epoch_ended: Callable[[str, int], None] = lambda key, epoch: None,
 ) -> None:
     """Trains the configurations of `specs` (see `study.trial.Configuration`), on the Ray that is connected.
 
-    Each leaves its record in the study's folder. `ended` is called for each.
+    Each leaves its record in the study's folder. `ended` is called for each, and `epoch_ended` with key and
+    number of each epoch before the last.
 
     Raises:
         InputError: a trial that can never be placed. RunFailed: Tune itself failed.
@@ -212,7 +220,7 @@ def search(
             storage_path=path,
             storage_filesystem=filesystem,
             verbose=0,
-            callbacks=[Recorder(folder, ended)],
+            callbacks=[Recorder(folder, ended, epoch_ended)],
             failure_config=tune.FailureConfig(max_failures=1),
         ),
     )
