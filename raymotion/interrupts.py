@@ -11,10 +11,9 @@ Outside `handled` (raymotion used as a library) all this does nothing, and signa
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
+import select
 import signal
-import socket
 import sys
 import threading
 import time
@@ -63,11 +62,11 @@ class _Watch(_Line):
         self.forced: list[Hook] = []  # run where the main thread does not unwind
         self.last: list[Hook] = []  # run before the process ends, either way
         self.raised = False
-        self.ending = threading.Lock()
+        self.ending, self.muting = threading.Lock(), threading.Lock()
         self.before: dict[int, Any] = {}
         self.ignored: list[int] = []
-        self.reader, self.writer = socket.socketpair()
-        self.writer.setblocking(False)
+        self.reader, self.writer = os.pipe()
+        os.set_blocking(self.writer, False)
 
     def install(self) -> None:
         """Takes the signals that the process does not ignore: what `nohup`, or a shell in the background, set stays."""
@@ -82,7 +81,12 @@ class _Watch(_Line):
         self.signum = self.signum or number
         if not self.raised:
             self.raised = True
+            self._mute()
             raise Stopped
+
+    def _mute(self) -> None:
+        if not self.debug and self.muting.acquire(blocking=False):
+            mute()
 
     def run(self) -> None:
         """The thread: waits for signals, and ends the process if the main thread does not."""
@@ -92,8 +96,7 @@ class _Watch(_Line):
             return
         self.signum = self.signum or number
         began = time.monotonic()
-        if not self.debug:
-            mute()
+        self._mute()
         _run_within(list(self.first), CALLBACK_SECONDS)
         allowed = CALLBACK_SECONDS
         while (left := began + GRACE_SECONDS - time.monotonic()) > 0:
@@ -105,13 +108,9 @@ class _Watch(_Line):
 
     def _next(self, timeout: float | None) -> int | None:
         """The next signal of ours; None for another one or after `timeout`; -1 if the pipe is closed."""
-        self.reader.settimeout(timeout)
-        try:
-            data = self.reader.recv(1)
-        except TimeoutError:
+        if not select.select([self.reader], [], [], timeout)[0]:
             return None
-        except OSError:
-            return -1
+        data = os.read(self.reader, 1)
         return -1 if not data else data[0] if data[0] in SIGNALS and data[0] not in self.ignored else None
 
     def end(self, forced: float | None = None) -> None:
@@ -120,7 +119,7 @@ class _Watch(_Line):
         Args:
             forced: the main thread has not unwound; how long the hooks for that may take, in seconds.
         """
-        self.ending.acquire()  # for ever: whoever comes second waits for the end
+        self.ending.acquire(timeout=2 * CALLBACK_SECONDS)  # whoever comes second waits for the first one's end
         if forced is not None:
             _run_within(list(self.forced), forced)
         self.tell()
@@ -148,7 +147,7 @@ def handled(*, debug: bool = False) -> Iterator[None]:
         yield
         return
     watch = _watch = _Watch(debug)
-    wakeup = signal.set_wakeup_fd(watch.writer.fileno(), warn_on_full_buffer=False)
+    wakeup = signal.set_wakeup_fd(watch.writer, warn_on_full_buffer=False)
     thread = threading.Thread(target=watch.run, name="signals", daemon=True)
     thread.start()
     try:
@@ -160,9 +159,9 @@ def handled(*, debug: bool = False) -> Iterator[None]:
         signal.set_wakeup_fd(wakeup)
         for number, before in watch.before.items():
             signal.signal(number, before if before is not None else signal.SIG_DFL)
-        watch.writer.close()
-        thread.join(timeout=1)
-        watch.reader.close()
+        os.close(watch.writer)
+        thread.join()
+        os.close(watch.reader)
         _watch = None
 
 
@@ -240,7 +239,8 @@ def mute() -> None:
     Ray's C++ core, dying threads and destructors would explain at length that they were interrupted.
     """
     with contextlib.suppress(Exception):
-        logging.disable(logging.CRITICAL)
+        if (logging := sys.modules.get("logging")) is not None:
+            logging.disable(logging.CRITICAL)
         threading.excepthook = sys.unraisablehook = lambda *_: None
         if sys.stderr.fileno() == 2:
             sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")

@@ -166,12 +166,20 @@ def base_folder() -> Path:
     below = f"/raymotion-{os.getpid()}-{'x' * 8}/session_{'x' * 26}_{os.getpid()}/sockets/plasma_store"
     places = [tempfile.gettempdir(), "/tmp", "/var/tmp", os.path.expanduser("~/.cache"), os.path.expanduser("~")]
     for place in places:
-        if len(os.fsencode(place + below)) <= LONGEST_SOCKET and os.access(place, os.W_OK | os.X_OK):
+        if len(os.fsencode(place + below)) <= LONGEST_SOCKET and _takes_files(place):
             return Path(place)
     raise RunFailed(
         f"Ray needs a temporary folder whose path has at most {LONGEST_SOCKET - len(below)} bytes, and none of "
         f"{', '.join(dict.fromkeys(places))} is short enough and can be written to. Set TMPDIR to one that is"
     )
+
+
+def _takes_files(place: str) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return True
+    except OSError:
+        return False
 
 
 def available_cpus() -> int:

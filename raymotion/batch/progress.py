@@ -72,12 +72,14 @@ class Progress:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
             from rich.progress import Progress as RichProgress
+            from rich.table import Column
 
+            # On a narrow terminal the note is cut, not the count.
             self._bar = RichProgress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=len(self.title))),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=2 * len(str(self.total or 10_000)) + 1)),
+                TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
                 console=Console(stderr=True),
             )
             self._bar.start()
@@ -120,7 +122,7 @@ class Progress:
         return max(0.0, (self.total - self.done) / rate - (time.time() - self.rate.done_at))
 
     def advance(self, rows: int, failed: int, *, ready_at: float | None = None, done_at: float | None = None) -> None:
-        """Counts the rows of one committed shard; without times (see `Rate.add`), from this object's making until now."""
+        """Counts the rows of one committed shard; without times (see `Rate.add`), from when this was made to now."""
         self.done += rows
         self.failed += failed
         self._waiting = ""
