@@ -138,7 +138,7 @@ def test_auto_does_not_choose_among_several(machine):
 
 
 def test_auto_without_any_cluster(machine):
-    with pytest.raises(InputError, match="no Ray cluster runs on this machine. Start one with `ray start --head`"):
+    with pytest.raises(InputError, match=r"no Ray cluster runs on this machine\. Start one with `ray start --head`"):
         resolve("auto")
 
 
