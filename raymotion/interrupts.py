@@ -233,6 +233,10 @@ def _run_within(hooks: list[Hook], seconds: float) -> None:
         thread.join(seconds)
 
 
+def _say_nothing(*_: object) -> None:
+    pass
+
+
 def mute() -> None:
     """From here on only `sys.stderr` reaches the terminal.
 
@@ -241,7 +245,8 @@ def mute() -> None:
     with contextlib.suppress(Exception):
         if (logging := sys.modules.get("logging")) is not None:
             logging.disable(logging.CRITICAL)
-        threading.excepthook = sys.unraisablehook = lambda *_: None
+        threading.excepthook = _say_nothing
+        sys.unraisablehook = _say_nothing
         if sys.stderr.fileno() == 2:
             sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
         nowhere = os.open(os.devnull, os.O_WRONLY)

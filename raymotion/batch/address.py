@@ -166,7 +166,8 @@ def _running() -> tuple[set[str], set[str]]:
     """Addresses of the clusters whose raylets run on this machine: raymotion's private ones, and all others."""
     import psutil
 
-    private, others = set(), set()
+    private: set[str] = set()
+    others: set[str] = set()
     for process in psutil.process_iter(["cmdline"]):
         command = process.info["cmdline"] or []
         if not command or os.path.basename(command[0]) != "raylet":
