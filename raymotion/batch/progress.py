@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 ProgressKind = Literal["auto", "bar", "lines", "none"]
 LINE_EVERY_SECONDS = 30.0
@@ -67,7 +67,7 @@ class Progress:
         self._task: Any = None
         self._ended = threading.Event()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         if self.kind == "bar":
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
