@@ -1,8 +1,9 @@
 """Kills one labelling job again and again, and checks that nothing is lost, doubled or different.
 
 Makes `--images` synthetic COCO pictures of which 1 % are damaged, and a small teacher of captions and regions;
-labels them once undisturbed, and once with `--kills` times `kill -9` of the driver at random moments, each followed
-by the same command.
+labels them once undisturbed, and once with `--kills` times a `kill -9` of the driver, a Ctrl-C, a SIGTERM or a SIGHUP,
+in turn and at random moments, each followed by the same command. A signal must end the job within ten seconds, with its
+code and one line.
 Then: every sample is in the parts or in quarantine, exactly once; every damaged file is in quarantine with its
 reason; the files are those of the undisturbed run, byte for byte; and how many samples were worked on more than once.
 
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import random
 import signal
 import subprocess
@@ -28,10 +28,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from label_throughput import make_teacher
 
+SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 def command(samples: str, teacher: str, out: Path) -> list[str]:
     script = Path(sys.executable).with_name("raymotion")
     return [str(script), "label", samples, "--teacher", teacher, "--out", str(out), "--progress", "none"]
+
+
+def heed_signals() -> None:
+    """A shell's background job ignores Ctrl-C, and so would what it starts."""
+    for number in SIGNALS[1:]:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def stop(driver: subprocess.Popen[str], number: signal.Signals) -> float:
+    """Sends the signal and looks how the job ends; seconds until then."""
+    started = time.monotonic()
+    driver.send_signal(number)
+    _, err = driver.communicate()
+    took = time.monotonic() - started
+    if number != signal.SIGKILL and (driver.returncode != 128 + number or len(err.splitlines()) != 1 or took > 10):
+        raise SystemExit(f"{number.name} ended the job with {driver.returncode} after {took:.1f} s: {err}")
+    return took
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -75,21 +94,24 @@ def run(work: Path, images: int, kills: int, longest: float, rng: random.Random)
     subprocess.run(command(samples, teacher, whole), check=True, stdout=subprocess.DEVNULL)
     undisturbed = time.monotonic() - started
 
-    done_kills, landed = 0, []
+    done_kills, landed, ended_in = 0, [], [0.0]
     while done_kills < kills:
-        driver = subprocess.Popen(command(samples, teacher, broken), stdout=subprocess.DEVNULL)
-        delay = rng.uniform(0.2, longest)
+        driver = subprocess.Popen(
+            command(samples, teacher, broken), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            preexec_fn=heed_signals,
+        )  # fmt: skip
+        delay = rng.uniform(0.5, longest)
         try:
             code = driver.wait(timeout=delay)
             if code:
                 raise SystemExit(f"the job failed with {code} before it was killed")
             raise SystemExit(f"the job ended after {done_kills} kills: raise --images or lower --longest")
         except subprocess.TimeoutExpired:
-            os.kill(driver.pid, signal.SIGKILL)
-            driver.wait()
+            number = SIGNALS[done_kills % len(SIGNALS)]
+            ended_in.append(stop(driver, number))
         done_kills += 1
         landed.append(len(list((broken / "_commits").glob("*.json"))))
-        print(f"kill {done_kills} after {delay:4.1f} s: {landed[-1]} shards committed", flush=True)
+        print(f"{number.name} {done_kills} after {delay:4.1f} s: {landed[-1]} shards committed", flush=True)
     subprocess.run(command(samples, teacher, broken), check=True)
 
     wanted = table.column("sample_id").to_pylist()
@@ -103,6 +125,7 @@ def run(work: Path, images: int, kills: int, longest: float, rng: random.Random)
     result = {
         "images": images,
         "kills": done_kills,
+        "longest_end_s": round(max(ended_in), 1),
         "lost": len(set(wanted) - set(good) - set(bad)),
         "doubled": len(good) + len(bad) - len({*good, *bad}),
         "damaged": len(damaged),

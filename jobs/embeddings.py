@@ -6,8 +6,8 @@ ray job submit -- python jobs/embeddings.py SAMPLES --out DIR ...
 import os
 import sys
 
-from raymotion.cli.main import raymotion
+from raymotion.cli.main import main
 
 if __name__ == "__main__":
     os.environ.setdefault("RAYMOTION_ADDRESS", "auto")
-    raymotion(["features", "embeddings", "--progress", "lines", *sys.argv[1:]])
+    main(["features", "embeddings", "--progress", "lines", *sys.argv[1:]])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from raymotion.cli.main import raymotion
+from raymotion.cli.main import main
 
 if __name__ == "__main__":
     os.environ.setdefault("RAYMOTION_ADDRESS", "auto")
-    raymotion(["finetune", *sys.argv[1:]])
+    main(["finetune", "--progress", "lines", *sys.argv[1:]])

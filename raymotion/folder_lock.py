@@ -222,10 +222,11 @@ def _renewed(hold: _Hold, folder: storage.PathLike) -> Iterator[None]:
             if not mine and not over.is_set():
                 lost.set()
                 if in_main:  # a signal, for only that ends a wait in the kernel
-                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
                 return
 
     thread = threading.Thread(target=beat, name="folder-lock", daemon=True)
+    before = signal.signal(signal.SIGUSR1, _interrupt) if in_main else None
     thread.start()
     try:
         yield
@@ -236,11 +237,21 @@ def _renewed(hold: _Hold, folder: storage.PathLike) -> Iterator[None]:
     finally:
         over.set()
         thread.join(timeout=BEAT)
+        if in_main:
+            signal.signal(signal.SIGUSR1, before if before is not None else signal.SIG_DFL)
         if not lost.is_set():
             with contextlib.suppress(Exception):  # a lock that can not be removed goes stale
                 hold.release()
     if lost.is_set():
         raise _lost(folder)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise _Lost
+
+
+class _Lost(KeyboardInterrupt):
+    """Raised in the main thread whose lock was lost; like Ctrl-C, no `except Exception` holds it up."""
 
 
 def _lost(folder: storage.PathLike) -> RunFailed:

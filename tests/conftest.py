@@ -6,13 +6,15 @@ import importlib.util
 import io
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -180,6 +182,46 @@ def store_proxy(_proxy: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr("raymotion.access.FIRST_PAUSE", 0.01)
     _proxy.reset()
     return _proxy
+
+
+@pytest.fixture
+def stop_command() -> Callable[..., None]:
+    """`stop_command(arguments, when, number, group=True)`: sends the command a signal as soon as `when()`.
+
+    Asserts that it and its Ray end within ten seconds, with one line and the code of the signal.
+    """
+    import psutil
+
+    from raymotion.interrupts import LINE, SIGNALS
+
+    def defaults() -> None:  # a shell's background job ignores SIGINT, and so would its children
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+
+    def stop(arguments: Sequence[object], when: Callable[[], bool], number: int, *, group: bool) -> None:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "raymotion.cli.main", *map(str, arguments)],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=defaults,
+        )  # fmt: skip
+        try:
+            give_up = time.monotonic() + 240
+            while not when():
+                assert process.poll() is None, process.communicate()[1]
+                assert time.monotonic() < give_up
+                time.sleep(0.02)
+            children = psutil.Process(process.pid).children(recursive=True)
+            started = time.monotonic()
+            (os.killpg if group else os.kill)(process.pid, number)  # a terminal signals the whole group
+            _, err = process.communicate(timeout=60)
+            assert time.monotonic() - started < 10
+            _, alive = psutil.wait_procs(children, timeout=10)
+            assert not alive, "Ray's processes live on"
+            assert (process.returncode, err.splitlines()) == (128 + number, [LINE])
+        finally:
+            process.kill()
+            process.wait()
+
+    return stop
 
 
 @pytest.fixture

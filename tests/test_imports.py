@@ -18,6 +18,7 @@ BENCHMARKS = sorted((REPOSITORY / "benchmarks").glob("*.py"))
 FLOORS = [
     {
         "errors",
+        "interrupts",
         "access",
         "addresses",
         "s3",

@@ -5,19 +5,25 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
+import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raymotion.batch.ray_folder import ray_folder
+from raymotion import interrupts
+from raymotion.batch.address import ADDRESS_VARIABLE, CLIENT, PRIVATE_LABEL, resolve
+from raymotion.batch.ray_folder import PREFIX, ray_folder
+from raymotion.batch.ray_processes import RayProcesses, starting_ray
 from raymotion.errors import InputError, RunFailed
 
 # The object store carries shard numbers and one-row records, and weights during training: never pixels.
 OBJECT_STORE_BYTES = 256 * 1024**2
-# Ray's sockets lie below its folder, and a Unix socket's path has at most 107 characters.
-LONGEST_TEMPORARY_FOLDER = 30
+LONGEST_SOCKET = 107 if sys.platform == "linux" else 103  # bytes of the path of a Unix socket
+COMPLAINT = re.compile(r"\[\S+ \S+ [EFC] ")  # a line of Ray's logs: [date time level process thread] file:line: text
 
 
 @contextlib.contextmanager
@@ -37,48 +43,137 @@ def connect(address: str | None, *, cpus: int | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address:
-        try:
-            ray.init(address=address, **quiet)
-        except (ConnectionError, TimeoutError, ValueError) as error:
-            raise InputError(
-                f"no Ray cluster answers at {address} ({str(error).splitlines()[0]})",
-                remedy="Check the address, and RAY_AUTH_MODE=token if the cluster asks for a token.",
-            ) from error
+    found = resolve(address) if address else None
+    with _connected(found) if found else _started(cpus or available_cpus()):
+        yield
+
+
+QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[None]:
+    """A Ray that somebody else has started."""
+    import ray
+
+    try:
+        with starting_ray():
+            ray.init(address=address, **QUIET)
+    except Exception as error:
+        raise InputError(
+            f"the Ray cluster at {address} can not be used ({_first_line(error)})",
+            remedy="Check the address, and RAY_AUTH_MODE=token if the cluster asks for a token.",
+        ) from error
+    with contextlib.nullcontext() if address.startswith(CLIENT) else _environment(address):
         try:
             yield
         finally:
             ray.shutdown()
-        return
+
+
+@contextlib.contextmanager
+def _started(cpus: int) -> Iterator[None]:
+    """A Ray of our own, whose processes have all ended when the block has."""
+    import ray
+
     # Read when the node starts: at Ray's default of 15 the workers would give way to anything else on the machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # an actor of its own, and an address outside
-    with ray_folder(_temporary_base()) as folder:
+    processes = RayProcesses()
+    with (
+        ray_folder(base_folder()) as folder,
+        _environment(None),
+        interrupts.on_signal(processes.freeze),
+        # Runs where a signal ends the process: the folder's own `finally` may never do.
+        interrupts.before_exit(lambda: _end(processes, folder)),
+    ):
         try:
             try:
-                ray.init(
-                    address="local",
-                    num_cpus=cpus or available_cpus(),
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    _temp_dir=folder,
-                    **quiet,
-                )
+                with starting_ray():
+                    ray.init(
+                        address="local",
+                        num_cpus=cpus,
+                        include_dashboard=False,
+                        object_store_memory=OBJECT_STORE_BYTES,
+                        labels=PRIVATE_LABEL,
+                        _temp_dir=folder,
+                        **QUIET,
+                    )
             except Exception as error:  # Ray raises a bare Exception where its processes do not answer in time
-                raise RunFailed(
-                    f"Ray did not start on this machine ({str(error).strip().splitlines()[0]}). "
-                    "It may be overloaded: try again, or name a cluster with --address"
-                ) from error
-            yield
+                raise RunFailed(_why_not_started(error, folder)) from error
+            with _environment(ray.get_runtime_context().gcs_address):
+                yield
         finally:
-            ray.shutdown()
+            if not interrupts.stopping():  # then they are frozen, and `_end` is the last thing to happen
+                processes.look()
+                ray.shutdown()
+                processes.kill_seen()  # Ray's agents may live on for half a minute
 
 
-def _temporary_base() -> str:
-    """Where the folder of a Ray of our own is made: the system's place, if its path is short enough."""
-    base = tempfile.gettempdir()
-    return base if len(base) <= LONGEST_TEMPORARY_FOLDER else "/tmp"
+def _end(processes: RayProcesses, folder: str) -> None:
+    processes.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _environment(address: str | None) -> Iterator[None]:
+    """RAY_ADDRESS set to `address`: parts of Ray prefer what it says to the Ray that they are part of."""
+    before = os.environ.pop(ADDRESS_VARIABLE, None)
+    if address is not None:
+        os.environ[ADDRESS_VARIABLE] = address
+    try:
+        yield
+    finally:
+        os.environ.pop(ADDRESS_VARIABLE, None)
+        if before is not None:
+            os.environ[ADDRESS_VARIABLE] = before
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _why_not_started(error: Exception, folder: str) -> str:
+    """What Ray said, and the last thing that its processes complained of; only where neither is known, a guess."""
+    complaint = ""
+    for name in ("gcs_server", "raylet"):
+        for path in Path(folder).glob(f"session_*/logs/{name}.*"):
+            with contextlib.suppress(OSError):
+                lines = path.read_text(errors="replace").splitlines()
+                complaint = next((line for line in reversed(lines) if COMPLAINT.match(line)), complaint)
+    text = f"Ray did not start on this machine: {_first_line(error)}"
+    if complaint:
+        return f"{text}. Its log says: {complaint.partition('] ')[2] or complaint}"
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
+        return text
+    return f"{text}. The machine may be overloaded: try again, or name a cluster with --address"
+
+
+def base_folder() -> Path:
+    """Where the temporary folder of a Ray goes: the system's place for such, or another if its path is too long.
+
+    Ray's sockets lie below the folder, and the path of a Unix socket has at most 107 bytes.
+
+    Raises:
+        RunFailed: none of the places that there are can be written to, or all have longer paths.
+    """
+    below = f"/{PREFIX}{'x' * 8}/session_{'x' * 26}_{os.getpid()}/sockets/plasma_store"
+    places = [tempfile.gettempdir(), "/tmp", "/var/tmp", os.path.expanduser("~/.cache"), os.path.expanduser("~")]
+    for place in places:
+        if len(os.fsencode(place + below)) <= LONGEST_SOCKET and _takes_files(place):
+            return Path(place)
+    raise RunFailed(
+        f"Ray needs a temporary folder whose path has at most {LONGEST_SOCKET - len(below)} bytes, and none of "
+        f"{', '.join(dict.fromkeys(places))} is short enough and can be written to. Set TMPDIR to one that is"
+    )
+
+
+def _takes_files(place: str) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return True
+    except OSError:
+        return False
 
 
 def available_cpus() -> int:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import pyarrow as pa
 from pydantic import Field
 
-from raymotion import access, storage
+from raymotion import access, interrupts, storage
 from raymotion.batch import ledger
 from raymotion.batch.cluster import connect, node_resources, plan_placement
 from raymotion.batch.preflight import (
@@ -174,7 +174,7 @@ def _run_job(spec: JobSpec, address: str | None, progress: ProgressKind) -> JobS
     notices += [notice for notice in more_notices if notice not in notices]
     started = time.time()
     run: dict[str, Any] = {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)), "status": "running"}
-    record["runs"] = [*record["runs"], run]
+    record["runs"], record["status"] = [*record["runs"], run], "running"
     commits = {} if old is None else ledger.read_commits(folder, digest)
     if old is None or not storage.exists(storage.join(folder, "_manifest.parquet")):
         ledger.write_manifest(folder, samples, shard_rows, keep_images_together=spec.keep_images_together)
@@ -183,18 +183,25 @@ def _run_job(spec: JobSpec, address: str | None, progress: ProgressKind) -> JobS
     todo = [shard for shard in range(len(sizes)) if shard not in commits]
     run["resumed_from_shards"] = len(commits)
     storage.write_json(storage.join(folder, "job.json"), record)
+
+    def ended_early(status: str, reason: str) -> None:
+        run.update(status=status, reason=reason[:500])
+        record["status"] = status
+        # The reason why it ended is the one to tell, and not to be kept back by a store that fails.
+        with contextlib.suppress(Exception), access.using(patience=0):
+            storage.write_json(storage.join(folder, "job.json"), record)
+
     try:
         if todo:
-            with connect(address):
+            with interrupts.on_forced_end(lambda: ended_early("interrupted", "")), connect(address):
                 record["throughput"] = _run_shards(
                     spec, folder, digest, sizes, todo, commits, progress, started, record
                 )
         _close(spec, folder, record, commits, sizes)
     except BaseException as error:
-        run.update(status="failed" if isinstance(error, Exception) else "interrupted", reason=str(error)[:500])
-        # The reason why it ended is the one to tell, and not to be kept back by a store that fails.
+        interrupted = interrupts.stopping() or not isinstance(error, Exception)
+        ended_early("interrupted" if interrupted else "failed", str(error))
         with contextlib.suppress(Exception), access.using(patience=0):
-            storage.write_json(storage.join(folder, "job.json"), record)
             free_if_nothing_committed(folder)
         raise
     ended = time.time()
@@ -250,12 +257,10 @@ def _run_shards(
     total = sum(sizes)
     allowed = settings.rows_that_may_fail(total)
     quarantined = sum(commit.quarantined for commit in commits.values())
-    ready: list[float] = []
-    rows = 0
-    last = time.time()
+    unit = "samples" if spec.keep_images_together else "images"  # several may share an image
     done = sum(commit.rows for commit in commits.values())
     with (
-        Progress(progress, total=total, done=done, title=spec.kind) as bar,
+        Progress(progress, total=total, done=done, title=spec.kind, unit=unit) as bar,
         # Closed at once when the loop is left by an error: the actors end, and the terminal is as it was.
         contextlib.closing(_stream(plan, workers, placement.cpus, placement.gpus, todo)) as answers,
     ):
@@ -265,28 +270,25 @@ def _run_shards(
                 _raise_fatal(answer["fatal"])
             commit = ledger.Commit(**answer["commit"])
             commits[commit.shard] = commit
-            ready.append(answer["ready_at"])
-            last = max(last, answer["done_at"])
-            rows += commit.rows
             quarantined += commit.quarantined
-            bar.advance(commit.rows, commit.quarantined)
+            bar.advance(commit.rows, commit.quarantined, ready_at=answer["ready_at"], done_at=answer["done_at"])
             if quarantined > allowed and quarantined:
                 _stop_for_failures(spec, commits, quarantined, total)
     missing = [shard for shard in todo if shard not in commits]
     if missing:
         raise RunFailed(f"Ray ended without {len(missing)} of {len(sizes)} shards. The same command goes on")
-    steady = max(1e-9, last - min(ready)) if ready else 1e-9
+    rate = bar.rate
     stage_seconds: Counter[str] = Counter()
     for shard in todo:
         stage_seconds.update(commits[shard].stage_seconds)
     busy = sum(stage_seconds.values())
     return {
-        "images": rows,
-        "unit": "samples" if spec.keep_images_together else "images",  # several may share an image
-        "images_per_second": round(rows / steady, 2),
-        "startup_seconds": round(min(ready) - started, 2) if ready else None,
-        "steady_seconds": round(steady, 2),
-        "last_done_at": last,
+        "images": rate.rows,
+        "unit": unit,
+        "images_per_second": round(rate.per_second or 0.0, 2),
+        "startup_seconds": round(rate.ready_at - started, 2),
+        "steady_seconds": round(rate.seconds, 2),
+        "last_done_at": rate.done_at,
         "workers": workers,
         "cpus_per_worker": placement.cpus,
         "gpus_per_worker": placement.gpus,

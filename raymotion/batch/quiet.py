@@ -10,6 +10,8 @@ import sys
 import threading
 from collections.abc import Iterator
 
+from raymotion import interrupts
+
 # Printed by the driver's core worker, straight to file descriptor 2, with every actor pool of Ray Data, whose
 # actors always may restart; lost arguments would fail the shard, which is done again.
 NOISE = (b"has constructor arguments in the object store and max_restarts > 0",)
@@ -41,11 +43,12 @@ def without_noise() -> Iterator[None]:
     try:
         yield
     finally:
-        python_stderr.flush()
-        os.dup2(original, 2)  # closes the last writing end of ours, so that the thread ends
-        thread.join(timeout=1)  # a process that we started may still hold another
-        sys.stderr.flush()
-        sys.stderr = python_stderr
+        if not interrupts.stopping():  # then standard error is muted, but for `sys.stderr`
+            python_stderr.flush()
+            os.dup2(original, 2)  # closes the last writing end of ours, so that the thread ends
+            thread.join(timeout=1)  # a process that we started may still hold another
+            sys.stderr.flush()
+            sys.stderr = python_stderr
 
 
 def _pump(reader: int, target: int) -> None:

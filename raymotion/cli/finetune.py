@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from raymotion.cli.options import access_options, cluster_option
+from raymotion.cli.options import access_options, cluster_option, progress_option
 
 
 @click.command()
@@ -42,6 +44,7 @@ from raymotion.cli.options import access_options, cluster_option
 )
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Override one setting (repeatable).")
 @access_options
+@progress_option
 @cluster_option
 def finetune(
     student: str,
@@ -53,6 +56,7 @@ def finetune(
     conditions: tuple[str, ...],
     no_ray: bool,
     assignments: tuple[str, ...],
+    progress: Any,
     address: str | None,
 ) -> None:
     """Fine-tune STUDENT on human labels in all ways, and compare them over seeds.
@@ -90,6 +94,7 @@ def finetune(
         address=address,
         parallel=not no_ray,
         say=lambda line: click.echo(line, err=True),
+        progress=progress,
     )
     for line in table_lines(result):
         click.echo(line)

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from raymotion import interrupts
 from raymotion.errors import RaymotionError
 
 # name -> (module, attribute, help line): the line stands here so that --help imports none of them.
@@ -33,6 +34,10 @@ COMMANDS = {
 }
 
 
+class _Interrupted(BaseException):
+    """Ctrl-C on its way through click, which would print an empty line for a `KeyboardInterrupt`."""
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported only when they run, and whose errors end in one line."""
 
@@ -51,24 +56,35 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _Interrupted from error
+
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         arguments = list(sys.argv[1:] if args is None else args)
         # Taken out here, so that it works before and after the command's name alike.
-        debug = bool(os.environ.get("RAYMOTION_DEBUG")) or "--debug" in arguments
+        debug = wants_debug(arguments)
         arguments = [argument for argument in arguments if argument != "--debug"]
         try:
             return _run(super().main, arguments, *rest, **extra)
+        except (KeyboardInterrupt, _Interrupted):
+            if debug:
+                traceback.print_exc()
+            interrupts.tell()
+            sys.exit(130)
         except RaymotionError as error:
             if debug:
                 traceback.print_exc()
-            click.echo(f"error: {error}", err=True)
+            if not interrupts.stopping():
+                click.echo(f"error: {error}", err=True)
             sys.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("stopped; the same command goes on from here", err=True)
-            sys.exit(130)
         except Exception as error:
             if debug:
                 traceback.print_exc()
+            if interrupts.stopping():  # whatever an interrupted library made of it
+                sys.exit(130)
             text = str(error).strip().splitlines()
             summary = f"{type(error).__name__}: {text[0] if text else ''}"
             # A full disk or a lost network is the machine's; anything else that comes this far is ours.
@@ -102,9 +118,15 @@ def raymotion() -> None:
     """Label image collections with emotions: on a laptop, or on a Ray cluster."""
 
 
-def main() -> None:
-    """Entry point of the console script."""
-    raymotion()
+def wants_debug(arguments: Sequence[str]) -> bool:
+    return bool(os.environ.get("RAYMOTION_DEBUG")) or "--debug" in arguments
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console script and of `jobs/`: the command line, for a process that does nothing else."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with interrupts.handled(debug=wants_debug(arguments)):
+        raymotion(arguments)
 
 
 if __name__ == "__main__":

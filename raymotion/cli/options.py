@@ -57,6 +57,15 @@ def access_options(command: F) -> F:
     )(command)
 
 
+progress_option = click.option(
+    "--progress",
+    type=click.Choice(["auto", "bar", "lines", "none"]),
+    default="auto",
+    show_default=True,
+    help="auto: a bar on a terminal, nothing elsewhere. lines: one every 30 s, for logs.",
+)
+
+
 def job_options(command: F) -> F:
     """Options of every batch job; None stands for "not given", so that a settings file can say it."""
     command = access_options(command)
@@ -109,13 +118,7 @@ def job_options(command: F) -> F:
                 help="A picture that decodes, but not to what was stored (bytes lost or overwritten): put its row in "
                 "quarantine, or keep what the decoder makes of it, and count it.  [default: quarantine]",
             ),
-            click.option(
-                "--progress",
-                type=click.Choice(["auto", "bar", "lines", "none"]),
-                default="auto",
-                show_default=True,
-                help="auto: a bar on a terminal, nothing elsewhere. lines: one every 30 s, for logs.",
-            ),
+            progress_option,
         )
     ):
         command = option(command)

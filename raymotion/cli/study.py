@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from raymotion.cli.options import cluster_option
+from raymotion.cli.options import cluster_option, progress_option
 
 # Elsewhere, and imported only when asked for.
 ELSEWHERE = {"report": ("raymotion.cli.study_report", "report", "Show a study as one HTML page.")}
@@ -65,8 +65,7 @@ def study() -> None:
               help="The cluster starts nodes for configurations that wait: refuse nothing for want of room. Needs "
               "--concurrent, and --gpus-per-trial where no GPU is up yet.  [default: what is there]")  # fmt: skip
 @click.option("--retry-failed", is_flag=True, help="Train those again that failed.  [default: they stay failed]")
-@click.option("--progress", type=click.Choice(["auto", "bar", "lines", "none"]), default="auto", show_default=True,
-              help="auto: a bar on a terminal, nothing elsewhere. lines: one every 30 s, for logs.")  # fmt: skip
+@progress_option
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE",
               help="Override one setting of the recipe (repeatable).  [default: as the recipe says]")  # fmt: skip
 @cluster_option

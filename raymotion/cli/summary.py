@@ -34,10 +34,10 @@ def print_job(summary: JobSummary, *, next_step: str) -> None:
         click.echo(f"  kept: {kept} with a damaged picture, as it decodes (--damaged keep)")
     throughput = record.get("throughput")
     if throughput and not summary.already_complete:
+        unit = throughput.get("unit", "images")
         click.echo(
-            f"{throughput['images_per_second']:.1f} {throughput.get('unit', 'images')}/s "
-            f"with {throughput['workers']} worker(s); "
-            f"{throughput['startup_seconds']:.1f} s before the first one, "
-            f"{throughput['finish_seconds']:.1f} s after the last"
+            f"{throughput['images_per_second']:.1f} {unit}/s with {throughput['workers']} worker(s), from the first "
+            f"worker ready to the last shard ({throughput['steady_seconds']:.1f} s); "
+            f"{throughput['startup_seconds']:.1f} s to start, {throughput['finish_seconds']:.1f} s to finish"
         )
     click.echo(f"next: {next_step}")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import click
 
-from raymotion.cli.options import access_options, cluster_option
+from raymotion.cli.options import access_options, cluster_option, progress_option
 
 
 @click.command()
@@ -39,6 +38,7 @@ from raymotion.cli.options import access_options, cluster_option
 )
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Override one setting (repeatable).")
 @access_options
+@progress_option
 @cluster_option
 def train(
     recipe: str,
@@ -54,6 +54,7 @@ def train(
     seed: int | None,
     workers: int | None,
     assignments: tuple[str, ...],
+    progress: Any,
     address: str | None,
 ) -> None:
     """Train a model from RECIPE, a YAML file or the name of one that comes with raymotion.
@@ -83,11 +84,14 @@ def train(
     settings = load_recipe(recipe, options=options, assignments=assignments)
 
     from raymotion.train.fit import fit
+    from raymotion.train.progress import TrainingProgress
     from raymotion.train.source import label_warnings
 
     for warning in label_warnings(settings):
         click.secho(f"warning: {warning}", fg="red", err=True)
-    result = fit(settings, out, address=address, progress=_print_epoch)
+    with TrainingProgress(progress) as shown:
+        shown.waiting("starting")
+        result = fit(settings, out, address=address, progress=shown.epoch_ended, stepped=shown.stepped)
     info = result.info
     if result.already_done:
         click.echo(f"{out} is finished already, with these settings: nothing to do")
@@ -111,17 +115,6 @@ def train(
     for split, figures in (info.training.get("emotic") or {}).items():
         _print_emotic(split, figures)
     click.echo(f"wrote {info.folder} (fingerprint {info.fingerprint}, {result.seconds:.0f} s)")
-
-
-def _print_epoch(metrics: Mapping[str, Any]) -> None:
-    # A terminal sees the run live; a log file gets the result alone.
-    if sys.stderr.isatty():
-        click.echo(
-            f"epoch {metrics['epoch']:.0f}: training loss {metrics['train_loss']:.4f}, "
-            f"validation BCE {metrics['val_bce']:.4f}, mAP {metrics['val_macro_ap']:.4f} "
-            f"(best: epoch {metrics['best_epoch']:.0f})",
-            err=True,
-        )
 
 
 def _print_table(split: str, evaluation: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from raymotion import storage
+from raymotion import interrupts, storage
 from raymotion.batch.cluster import available_cpus, connect
 from raymotion.batch.progress import ProgressKind
 from raymotion.batch.quiet import without_noise
@@ -117,7 +117,18 @@ def run_study(
         for line in stage_lines(stage, _title(stage, len(spaces.stages))):
             say(line)
     search = Search(settings, spaces, base, data, opened, folder, seeds, record, say, progress)
+
+    def ended_early(status: str) -> None:
+        record["status"] = status
+        with contextlib.suppress(Exception):  # the reason why it ended is the one to tell
+            folder.write(record)
+
     with contextlib.ExitStack() as stack:
+        stack.enter_context(interrupts.on_forced_end(lambda: ended_early("interrupted")))
+        stack.push(lambda kind, error, trace: ended_early(_how(error)) if error is not None else None)
+        if record["status"] != "running":
+            record["status"] = "running"
+            folder.write(record)
 
         def ray() -> None:
             """Connects when the first trial is to run: what is all known already needs no Ray."""
@@ -132,6 +143,10 @@ def run_study(
     for line in end_lines(record):
         say(line)
     return record
+
+
+def _how(error: BaseException) -> str:
+    return "interrupted" if interrupts.stopping() or not isinstance(error, Exception) else "failed"
 
 
 def samples_of(embeddings: str) -> str:

@@ -33,7 +33,7 @@ OPTIONS = ("--concurrent", "--cpus-per-trial", "--gpus-per-trial")
 # Tune's own logs, snapshots and notices: none of them is read, and each costs time or a line on the terminal.
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_MAX_PENDING_TRIALS_PG": "8", "TUNE_WARN_THRESHOLD_S": "60", "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "60", "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -120,16 +120,24 @@ class ConfigurationTrainable(tune.Trainable):
 class Recorder(tune.Callback):
     """Writes down how trials end that do not know it themselves: stopped by the scheduler, or killed."""
 
-    def __init__(self, folder: StudyFolder, ended: Callable[[TrialRecord], None]) -> None:
-        self.folder, self.ended = folder, ended
+    def __init__(
+        self,
+        folder: StudyFolder,
+        ended: Callable[[TrialRecord], None],
+        epoch_ended: Callable[[str, int], None] = lambda key, epoch: None,
+    ) -> None:
+        self.folder, self.ended, self.epoch_ended = folder, ended, epoch_ended
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "ended": print}  # Tune pickles a copy that it never uses
+        return {"folder": self.folder, "ended": print, "epoch_ended": print}  # Tune pickles a copy that it never uses
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if not result.get("done") or "fault" in result:
+        if "fault" in result:
+            return
+        if not result.get("done"):
+            self.epoch_ended(trial.config["trial"]["key"], int(result["epoch"]))
             return
         record = TrialRecord(**json.loads(result["record"]))
         if not result["finished"]:
@@ -202,10 +210,12 @@ def search(
     scheduler: TrialScheduler,
     resources: Resources,
     ended: Callable[[TrialRecord], None],
+    epoch_ended: Callable[[str, int], None] = lambda key, epoch: None,
 ) -> None:
     """Trains the configurations of `specs` (see `study.trial.Configuration`), on the Ray that is connected.
 
-    Each leaves its record in the study's folder. `ended` is called for each.
+    Each leaves its record in the study's folder. `ended` is called for each, and `epoch_ended` with key and
+    number of each epoch before the last.
 
     Raises:
         InputError: a trial that can never be placed. RunFailed: Tune itself failed.
@@ -233,7 +243,7 @@ def search(
             storage_path=path,
             storage_filesystem=filesystem,
             verbose=0,
-            callbacks=[Recorder(folder, ended)],
+            callbacks=[Recorder(folder, ended, epoch_ended)],
             stop=faults,
             failure_config=tune.FailureConfig(max_failures=1),
         ),

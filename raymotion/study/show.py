@@ -12,19 +12,31 @@ MOST_TIES = 4
 
 
 class StageProgress(Progress):
-    """Counts the configurations of a stage on standard error, the best so far beside them."""
+    """Counts the configurations of a stage on standard error; beside them those in training, and the best so far."""
 
-    def __init__(self, kind: ProgressKind, *, title: str, total: int, done: Sequence[TrialRecord]) -> None:
-        super().__init__(kind, total=total, done=len(done), title=title)
+    def __init__(self, kind: ProgressKind, *, title: str, total: int, done: Sequence[TrialRecord], epochs: int) -> None:
+        super().__init__(kind, total=total, done=len(done), title=title, unit="configurations")
+        self.epochs = epochs
+        self.training: dict[str, int] = {}
         self.best = max((record.mean for record in done if record.status == COMPLETE), default=0.0)
 
-    def note(self, rate: float) -> str:
-        return f"best val mAP {self.best:.4f}"
+    def note(self) -> str:
+        epochs = list(self.training.values())
+        span = "" if not epochs else f"{min(epochs)}" if min(epochs) == max(epochs) else f"{min(epochs)}-{max(epochs)}"
+        under_way = f"{len(epochs)} in training (epoch {span} of {self.epochs}), " if epochs else ""
+        return f"{under_way}best val mAP {self.best:.4f}"
+
+    def epoch_ended(self, key: str, epoch: int) -> None:
+        """A configuration's epoch has ended, and another begins."""
+        self.training[key] = epoch + 1
+        self._waiting = ""
+        self._show()
 
     def ended(self, record: TrialRecord) -> None:
         """Counts one configuration."""
         if record.status == COMPLETE:
             self.best = max(self.best, record.mean)
+        self.training.pop(record.key, None)
         self.advance(1, 0)
 
 

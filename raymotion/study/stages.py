@@ -240,9 +240,15 @@ def train(
         # are a hair behind it at their fifth epoch.
         own = [record for record in known.values() if record.stage == stage]
         scheduler = scheduler_of(stopping, study.base.optimiser.epochs, own)
-        shown = StageProgress(study.progress, title=title, total=len(cells), done=list(known.values()))
+        shown = StageProgress(
+            study.progress, title=title, total=len(cells), done=list(known.values()), epochs=study.base.optimiser.epochs
+        )
         with shown:
-            search(specs, study.folder, scheduler=scheduler, resources=resources, ended=shown.ended)
+            shown.waiting("starting")
+            search(
+                specs, study.folder, scheduler=scheduler, resources=resources, ended=shown.ended,
+                epoch_ended=shown.epoch_ended,
+            )  # fmt: skip
     for key in [key for key, _, _ in cells if key not in known]:
         record = study.folder.read_trial(key)
         if record is None or not record.finished:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -23,6 +24,7 @@ import raymotion
 from raymotion import storage
 from raymotion.batch.choice import matrix_of
 from raymotion.batch.cluster import available_cpus, connect
+from raymotion.batch.progress import Progress, ProgressKind
 from raymotion.config import require_same_settings
 from raymotion.errors import InputError, RaymotionError, RunFailed
 from raymotion.folder_lock import one_writer, one_writer_of
@@ -32,12 +34,14 @@ from raymotion.learning.significance import Gain
 from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info
 from raymotion.models.checkpoint_files import ANSWERS
 from raymotion.train.data import TrainingData, prepare
-from raymotion.train.fit import PLACES, REMEDY, fit
+from raymotion.train.fit import PLACES, REMEDY, fit, run_folder
 from raymotion.train.pictures import cached_pictures
+from raymotion.train.progress import at_epoch, interval, read_pace
 from raymotion.train.recipe import StudentRecipe, Transfer
 
 CONDITIONS = ("scratch", "AnB", "AnB+", "BnB", "BnB+")
 RECORD, RUNS = "finetune.json", "runs"
+MOST_SHOWN = 3  # runs in training at a time whose epoch is told
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,40 @@ class Run:
         if self.condition == "scratch":
             return f"scratch-seed{self.seed}"
         return f"{self.condition.replace('n', str(self.depth)).replace('+', 'plus')}-seed{self.seed}"
+
+
+class ComparisonProgress(Progress):
+    """Counts the runs of a comparison on standard error; beside them where those in training stand.
+
+    Args:
+        folder: of all runs. names: of each.
+    """
+
+    def __init__(self, kind: ProgressKind, folder: str, names: Sequence[str]) -> None:
+        super().__init__(kind, total=len(names), done=0, title="fine-tuning", unit="runs")
+        self._folder, self._open = folder, list(names)
+        self._seen: dict[str, Mapping[str, Any]] = {}
+        self._looked = -math.inf
+
+    def ended(self, name: str) -> None:
+        self._open.remove(name)
+        self._seen.pop(name, None)
+        self.advance(1, 0)
+
+    def refresh(self) -> None:
+        if time.monotonic() - self._looked < interval(self._folder):
+            return
+        self._looked = time.monotonic()
+        for name in list(self._open):
+            news = read_pace(run_folder(storage.join(self._folder, name)))
+            if news is not None and name in self._open:
+                self._seen[name] = news
+                self._waiting = ""
+
+    def note(self) -> str:
+        seen = sorted(self._seen.items(), key=lambda item: -float(item[1]["at"]))
+        shown = ", ".join(f"{name} {at_epoch(news)}" for name, news in seen[:MOST_SHOWN])
+        return f"runs, in training: {shown}" if shown else "runs"
 
 
 @dataclass(frozen=True)
@@ -123,6 +161,7 @@ def compare(
     address: str | None = None,
     parallel: bool = True,
     say: Callable[[str], None] = lambda line: None,
+    progress: ProgressKind = "none",
 ) -> Comparison:
     """Runs every condition at every depth with every seed on the recipe's samples.
 
@@ -135,6 +174,7 @@ def compare(
         depths: layers that are copied; default: all but the head.
         parallel: False: one after the other in this process, without Ray.
         say: told of each run that has ended.
+        progress: how the runs are counted on standard error.
 
     Raises:
         InputError: `source` is no student, a depth or condition that there is not, a recipe with a shape of its own.
@@ -202,15 +242,19 @@ def compare(
     def tell(run: Run, info: CheckpointInfo) -> None:
         nonlocal done
         done += 1
-        scored = getattr(info, _scored_split(info))
-        say(f"{done}/{len(first) + len(then)} {run.name}: mAP {metric_text(scored['metrics']['macro_ap']['value'])}")
+        value = getattr(info, _scored_split(info))["metrics"]["macro_ap"]["value"]
+        line = f"{done}/{len(first) + len(then)} {run.name}: mAP {metric_text(value)}"
+        (shown.say if shown.kind == "bar" else say)(line)
+        shown.ended(run.name)
 
     infos: dict[Run, CheckpointInfo] = {}
-    for group in (first, then):
-        recipes = [(run, _recipe_of(run, recipe, a, target)) for run in group]
-        for run, info in _run_all(recipes, target, address, parallel):
-            infos[run] = info
-            tell(run, info)
+    with ComparisonProgress(progress, storage.join(target, RUNS), [run.name for run in [*first, *then]]) as shown:
+        shown.waiting("starting")
+        for group in (first, then):
+            recipes = [(run, _recipe_of(run, recipe, a, target)) for run in group]
+            for run, info in _run_all(recipes, target, address, parallel):
+                infos[run] = info
+                tell(run, info)
     split = _scored_split(infos[first[0]])
     rows = [_row("scratch", None, first, infos, split, first)]
     measured = _Answers(data, infos, "test" if split == "test" else "val")

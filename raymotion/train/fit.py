@@ -33,6 +33,7 @@ from raymotion.train.data import META
 from raymotion.train.finish import finish
 from raymotion.train.ingest import Ingest, plan_ingest
 from raymotion.train.pictures import Pictures, Portion, Reader
+from raymotion.train.progress import interval, pace_file, read_pace
 from raymotion.train.recipe import KINDS, FusionTunedRecipe, StudentRecipe, TrainRecipe
 from raymotion.train.source import source_of
 from raymotion.train.task import Data, load_data, prepare_data
@@ -64,13 +65,19 @@ class TrainResult:
 
 @one_writer_of("out", beside=True)
 def fit(
-    recipe: TrainRecipe, out: storage.PathLike, *, address: str | None = None, progress: Progress | None = None
+    recipe: TrainRecipe,
+    out: storage.PathLike,
+    *,
+    address: str | None = None,
+    progress: Progress | None = None,
+    stepped: Progress | None = None,
 ) -> TrainResult:
     """Trains `recipe` and writes the checkpoint to `out`, or goes on with a run that was interrupted.
 
     Args:
         address: a Ray cluster; None starts Ray on this machine. With `workers: 0` Ray is not used at all.
         progress: called after each epoch with its metrics.
+        stepped: called about every second with what `train.progress.Pace` tells.
 
     Raises:
         InputError: something in recipe, samples or features can not be used.
@@ -109,7 +116,7 @@ def fit(
     if not storage.exists(meta) or _moved(storage.read_json(meta), data):
         data.save(prepared)
     command = uuid.uuid4().hex[:8]
-    with _freed_without_an_epoch(run), _followed(run, progress, _epochs_done(run)):
+    with _freed_without_an_epoch(run), _followed(run, progress, stepped, _epochs_done(run)):
         if recipe.workers == 0:
             with tempfile.TemporaryDirectory(prefix="raymotion-") as folder:
                 _train_here(recipe, data, run, command, folder)
@@ -187,7 +194,7 @@ def _train_here(recipe: TrainRecipe, data: Data, run: str, command: str, into: s
         return True
 
     device = "cuda" if recipe.use_gpu is not False and torch.cuda.is_available() else "cpu"
-    workers = Workers(device=device, attempt=_attempt(command))
+    workers = Workers(device=device, attempt=_attempt(command), pace=pace_file(run))
     with tempfile.TemporaryDirectory(prefix="raymotion-") as earlier:
         resume_from = earlier if fetch(earlier) else None
         train(task_of(recipe, data), report=report, resume_from=resume_from, workers=workers)
@@ -228,7 +235,12 @@ def _train_on_ray(
         # Ray Train would wait for a place that never comes.
         plan_placement(recipe.workers, plan.worker_cpus, float(use_gpu), nodes=nodes, autoscale=recipe.autoscale)
         filesystem, path = _arrow_filesystem(run)
-        trainer = TorchTrainer(
+
+        class Trainer(TorchTrainer):
+            def _register_sigint_handler(self, controller: Any) -> None:
+                """Leaves Ctrl-C to the command: Ray Train's own way takes it to end well, with the code 0."""
+
+        trainer = Trainer(
             _worker,
             train_loop_config={
                 "recipe": recipe.model_dump(mode="json"),
@@ -314,6 +326,7 @@ def _worker(config: dict[str, Any]) -> None:
                 str(ray.train.torch.get_device()),
                 attempt=_attempt(config["command"]),
                 wrap=wrap,
+                pace=pace_file(config["run"]) if context.get_world_rank() == 0 else None,
             ),
         )
 
@@ -353,23 +366,31 @@ def _has_epoch(run: str) -> bool:
 
 
 @contextlib.contextmanager
-def _followed(run: str, progress: Progress | None, done: int) -> Iterator[None]:
-    """Calls `progress` for each epoch that rank 0 writes down: in a file, since workers may be on other machines."""
-    if progress is None:
+def _followed(run: str, progress: Progress | None, stepped: Progress | None, done: int) -> Iterator[None]:
+    """Calls `progress` for each epoch that rank 0 writes down, and `stepped` for what it writes between.
+
+    Through files, since workers may be on other machines.
+    """
+    if progress is None and stepped is None:
         yield
         return
     path, stop, seen = storage.join(run, PROGRESS), threading.Event(), [done]
+    told = [read_pace(run)]  # an earlier run's
 
     def look() -> None:
+        news = None if stepped is None else read_pace(run)
+        if stepped is not None and news is not None and news != told[0]:
+            told[0] = news
+            stepped(news)
         with contextlib.suppress(OSError, RaymotionError):
-            if storage.exists(path):
+            if progress is not None and storage.exists(path):
                 latest = storage.read_json(path)
                 if latest["epoch"] > seen[0]:
                     seen[0] = latest["epoch"]
                     progress(latest)
 
     def follow() -> None:
-        while not stop.wait(0.3):
+        while not stop.wait(0.3 * interval(run)):
             look()
 
     thread = threading.Thread(target=follow, daemon=True)

@@ -25,6 +25,7 @@ from raymotion import storage
 from raymotion.errors import Diverged
 from raymotion.learning.average_precision import average_precision
 from raymotion.learning.metrics import bce as binary_cross_entropy
+from raymotion.train.progress import Pace
 from raymotion.train.recipe import TrainRecipe
 from raymotion.train.schedule import schedule, steps_per_epoch
 from raymotion.vocabulary import Vocabulary
@@ -47,6 +48,8 @@ class Workers:
     attempt: str = ""
     # ray.train.torch.prepare_model, or DistributedDataParallel.
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model
+    # Told of every step; on rank 0 alone.
+    pace: Pace | None = None
 
     def share_buffers(self, model: nn.Module) -> None:
         """Gives every rank the statistics of rank 0's norms, which are those that a checkpoint keeps.
@@ -321,6 +324,8 @@ def _train_epoch(
     optimiser.zero_grad(set_to_none=True)
     steps = steps_per_epoch(task.recipe, task.samples_per_epoch, workers.world)
     total, seen = 0.0, 0
+    if workers.pace is not None:
+        workers.pace.begin(epoch, settings.epochs, steps)
     for number, batch in enumerate(feed.train(epoch)):
         factor = schedule(epoch * steps + number, settings.epochs * steps, settings.warmup, settings.schedule)
         for group in optimiser.param_groups:
@@ -344,6 +349,8 @@ def _train_epoch(
             optimiser.zero_grad(set_to_none=True)
         total += value * len(batch.answers)
         seen += len(batch.answers)
+        if workers.pace is not None:
+            workers.pace.step(number + 1, len(batch.answers) * workers.world, total / max(1, seen))
     return float(np.mean(workers.gather(total / max(1, seen))))
 
 

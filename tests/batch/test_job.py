@@ -104,7 +104,7 @@ def test_too_many_failures_stop_the_run_and_keep_what_is_done(
     ):
         run_job(mean_job(samples=table, out=out, shard_rows=5))
     done = {path.name for path in (out / "_commits").iterdir()}
-    assert done and json.loads((out / "job.json").read_text())["status"] == "running"
+    assert done and json.loads((out / "job.json").read_text())["status"] == "failed"
     summary = run_job(mean_job(samples=table, out=out, shard_rows=5, max_failed=0.5))
     assert summary.counts["quarantined"] == 10 and summary.record["runs"][-1]["resumed_from_shards"] == len(done)
 

@@ -100,20 +100,14 @@ def test_job_entry_is_the_same_command(samples: str, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "t" / "config.json").read_text())["modalities"] == ["text"]
 
 
-def test_epochs_are_told_on_a_terminal(
-    samples: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With the metrics that a real run reports."""
-    from raymotion.cli.train import _print_epoch
-    from raymotion.train.fit import fit
-    from raymotion.train.recipe import load_recipe
-
-    told: list[Any] = []
-    options = {"data": {"samples": samples}, "workers": 0, "optimiser": {"epochs": 1}}
-    fit(load_recipe("teacher-demo", options=options), tmp_path / "t", progress=told.append)
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    _print_epoch(told[0])
-    assert capsys.readouterr().err.startswith("epoch 1: training loss 0.")
+def test_epochs_and_steps_are_told(samples: str, tmp_path: Path, runner: Callable[..., Any]) -> None:
+    """And what lies between them."""
+    arguments = ("teacher-demo", "--samples", samples, "--workers", "0", "--epochs", "1", "--progress", "lines")
+    done = runner("train", *arguments, "--out", tmp_path / "t")
+    lines = done.err.splitlines()
+    assert done.code == 0 and lines[0] == "training: starting", done.err
+    assert any(line.startswith("epoch 1: training loss 0.") for line in lines)
+    assert any(line.startswith("training: ") and "steps, epoch 1/1" in line and "loss 0." in line for line in lines)
 
 
 def test_a_student_tells_of_pictures_that_it_did_without(

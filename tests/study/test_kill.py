@@ -69,3 +69,27 @@ def test_killed_in_stage_3_and_run_again(
     assert {own["name"]: own for own in record["stages"][:2]} == stages_before
     assert len(after) == record["cost"]["trained"] and all(attempts <= 2 for attempts, _ in after.values())
     assert "Traceback" not in again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_study_and_no_trial_is_blamed(
+    tmp_path: Path,
+    stop_command: Callable[..., None],
+    write_features: Callable[..., tuple[str, str]],
+    write_spaces: Callable[..., str],
+    number: int,
+) -> None:
+    """Tune takes Ctrl-C to end its search well, and the next stage would begin."""
+    _, embeddings = write_features(tmp_path)
+    out = tmp_path / "out"
+    command = [
+        "study", "run", write_spaces(tmp_path), "--embeddings", embeddings, "--out", out, "--seeds", "2",
+        "--concurrent", "1",
+    ]  # fmt: skip
+    stop_command(command, lambda: len(list(out.glob("trials/*/trial.json"))) >= 2, number, group=True)
+    record = json.loads((out / "study.json").read_text())
+    assert record["status"] == "interrupted" and record["joint"] is None
+    trials: list[dict[str, Any]] = [json.loads(path.read_text()) for path in out.glob("trials/*/trial.json")]
+    assert not [own for own in trials if own["status"] == "failed"]
