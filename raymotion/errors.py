@@ -35,6 +35,10 @@ class AccessDenied(InputError):
     """A file, folder or bucket may not be read or written. Never a fault of one row: the run stops."""
 
 
+class Damaged(InputError):
+    """A file that raymotion wrote is no longer what it wrote: cut, overwritten, exchanged or gone."""
+
+
 class VocabularyMismatch(InputError):
     """Two vocabularies that have to be the same are not."""
 

@@ -20,10 +20,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from raymotion.errors import AccessDenied, InputError
+from raymotion.errors import AccessDenied, Damaged, InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
     from fsspec import AbstractFileSystem
 
 PathLike = str | os.PathLike[str]
@@ -149,6 +150,26 @@ def list_names(folder: PathLike) -> list[str]:
         return sorted(posixpath.basename(entry["name"]) for entry in entries if entry["type"] == "file")
 
 
+def list_sizes(folder: PathLike) -> dict[str, int]:
+    """Bytes of the files directly in `folder` by name, fresh from the store; an absent folder is empty."""
+    with explained(folder, "list it"):
+        if not is_remote(folder):
+            try:
+                return {entry.name: entry.stat().st_size for entry in os.scandir(absolute(folder)) if entry.is_file()}
+            except FileNotFoundError:
+                return {}
+            except NotADirectoryError as error:
+                raise InputError("is a file, not a folder", path=folder, remedy="Name another folder.") from error
+        fs, inner = filesystem(folder)
+        try:
+            entries = fs.ls(inner, detail=True, refresh=True)
+        except FileNotFoundError:
+            return {}
+        return {
+            posixpath.basename(entry["name"]): int(entry["size"] or 0) for entry in entries if entry["type"] == "file"
+        }
+
+
 def make_dir(folder: PathLike) -> None:
     """Makes a local folder with its parents; object stores need none."""
     if not is_remote(folder):
@@ -231,10 +252,21 @@ def write_text(path: PathLike, text: str, *, durable: bool = True) -> None:
 
 
 def read_json(path: PathLike) -> Any:
+    """The file as JSON.
+
+    Raises:
+        InputError: no such file, no UTF-8 text, no JSON, nested too deeply, or a number of thousands of digits.
+    """
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(f"is not JSON (line {error.lineno}: {error.msg})", path=path) from error
+        what = f"line {error.lineno}: {error.msg}" if text.strip() else "it is empty"
+        raise InputError(f"is not JSON ({what})", path=path) from error
+    except RecursionError as error:
+        raise InputError("is not JSON that can be read (nested too deeply)", path=path) from error
+    except ValueError as error:  # Python's limit on the digits of an integer
+        raise InputError("is not JSON that can be read (a number has too many digits)", path=path) from error
 
 
 def write_json(path: PathLike, value: Any, *, durable: bool = True) -> None:
@@ -246,7 +278,8 @@ def parquet_bytes(table: pa.Table) -> bytes:
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", store_schema=True)
+    # With a checksum in each page, which `open_parquet` compares: zstd itself decodes many a flipped bit.
+    pq.write_table(table, buffer, compression="zstd", store_schema=True, write_page_checksum=True)
     return buffer.getvalue()
 
 
@@ -259,18 +292,34 @@ def write_table(path: PathLike, table: pa.Table) -> tuple[str, int]:
 
 def read_table(path: PathLike, columns: list[str] | None = None) -> pa.Table:
     """A Parquet file as a table; anything else there is an `InputError`."""
+    with open_parquet(path) as file:
+        return file.read(columns=columns)
+
+
+@contextlib.contextmanager
+def open_parquet(
+    path: PathLike, data: bytes | None = None, *, remedy: str = "Prepare it again."
+) -> Iterator[pq.ParquetFile]:
+    """A Parquet file for reading within the block; checksums of its pages, where it has them, are compared.
+
+    Args:
+        data: what is in the file, where it has been read already.
+
+    Raises:
+        InputError: there is no such file. Damaged: it is no Parquet file, or what is read of it is damaged.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with open_input(path) as file:
-            return pq.ParquetFile(file).read(columns=columns)
-    except (ConnectionError, TimeoutError):
-        raise
-    except (pa.ArrowException, OSError) as error:  # Arrow reports damaged pages as OSError
-        raise InputError(
-            f"is not a readable Parquet file ({str(error).splitlines()[0]})", path=path, remedy="Prepare it again."
-        ) from error
+    with open_input(path) if data is None else io.BytesIO(data) as file:
+        try:
+            yield pq.ParquetFile(file, page_checksum_verification=True)
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            # Arrow reports damaged pages as an OSError without a number; those of disks and stores have one.
+            if isinstance(error, ConnectionError | TimeoutError) or getattr(error, "errno", None) is not None:
+                raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise Damaged(f"is not a readable Parquet file ({reason})", path=path, remedy=remedy) from error
 
 
 @contextlib.contextmanager
@@ -313,6 +362,17 @@ def probe_writable(folder: PathLike) -> None:
     probe = join(folder, f".probe-{uuid.uuid4().hex[:8]}")
     write_bytes(probe, b"")
     remove(probe)
+
+
+def read_from(path: PathLike, start: int) -> bytes:
+    """The bytes of a file from `start` to its end."""
+    with explained(path, "read it"):
+        if not is_remote(path):
+            with open(absolute(path), "rb") as file:
+                file.seek(start)
+                return file.read()
+        fs, inner = filesystem(path)
+        return bytes(fs.cat_file(inner, start=start))
 
 
 def sha256_file(path: PathLike) -> str:

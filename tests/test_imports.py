@@ -16,7 +16,7 @@ BENCHMARKS = sorted((REPOSITORY / "benchmarks").glob("*.py"))
 
 # Higher rooms import lower ones, and rooms of one floor each other; never the other way.
 FLOORS = [
-    {"errors", "storage", "vocabulary", "config"},
+    {"errors", "storage", "records", "vocabulary", "config"},
     {"models", "learning", "data"},
     {"batch", "train", "study", "robustness", "evaluation", "report"},
     {"demo"},  # the whole pipeline in one function

@@ -19,6 +19,7 @@ from raymotion.batch.regions import random_weights_notice
 from raymotion.batch.stages import DecodeImages, ExtractRegions, Item, Stage
 from raymotion.config import digest_of
 from raymotion.data.features import features_digest
+from raymotion.data.parts import complete_job, running_job
 from raymotion.errors import InputError
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info
@@ -134,7 +135,7 @@ def _fusion_spec(info: CheckpointInfo, settings: LabelSettings) -> JobSpec:
         return plan.stages(resolve_precision(settings, device))
 
     def finish(folder: str) -> Mapping[str, Any]:
-        digest = storage.read_json(storage.join(folder, "job.json"))["digest"]
+        digest = running_job(folder)["digest"]
         return {**_finish(info, settings, folder), "with": plan.counts(folder, digest)}
 
     return JobSpec(
@@ -259,15 +260,7 @@ def _extractor(info: CheckpointInfo, settings: LabelSettings) -> tuple[Extractor
 
 
 def _features_record(folder: str) -> dict[str, Any]:
-    path = storage.join(folder, "job.json")
-    record = storage.read_json(path)
-    if not isinstance(record, dict) or record.get("job") != "region-features":
-        raise InputError("is not the record of a features job", path=path)
-    if record.get("status") != "complete":
-        raise InputError(
-            "the features job is not complete", path=folder, remedy="Run the same `raymotion features` command again."
-        )
-    return record
+    return complete_job(folder, "region-features", what="features job", command="raymotion features regions")
 
 
 def _features_extractor(folder: str) -> dict[str, Any]:

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymotion import __version__, storage
+from raymotion.batch.verify import warn
+from raymotion.data.parts import JOB, read_job, write_job
 from raymotion.errors import InputError, SettingsMismatch
 
 if TYPE_CHECKING:
@@ -62,17 +64,26 @@ def input_digest(samples: pa.Table, columns: Sequence[str] = ()) -> str:
 
 
 def read_record(folder: str, kind: str) -> dict[str, Any] | None:
-    """job.json of an output folder, or None where there is none; one of another kind of job is an error."""
-    path = storage.join(folder, "job.json")
-    if not storage.exists(path):
+    """job.json of an output folder, or None where there is none; one of another kind of job is an error.
+
+    A damaged job.json is written again from its copy, and told.
+
+    Raises:
+        Damaged: both are damaged.
+    """
+    record, reason = read_job(folder)
+    if record is None:
         return None
-    record = storage.read_json(path)
-    if not isinstance(record, dict) or "identity" not in record or "status" not in record:
+    path = storage.join(folder, JOB)
+    if not isinstance(record.get("identity"), dict) or "status" not in record or "digest" not in record:
         raise InputError("is not the record of a raymotion job", path=path, remedy="Use a fresh output folder.")
     if record.get("job") != kind:
         raise SettingsMismatch(
             f"the folder holds a {record.get('job')} job, not a {kind} job", path=folder, remedy="Use a fresh folder."
         )
+    if reason is not None:
+        warn(f"{path} {reason}: it is written again from its copy")
+        write_job(folder, record)
     return record
 
 

@@ -10,9 +10,9 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -21,6 +21,7 @@ from raymotion import storage
 from raymotion.batch.ledger import QUARANTINE_SCHEMA, Attempt, Attempts, Commit, Manifest, shard_name, write_commit
 from raymotion.batch.memory import keep_freed_memory
 from raymotion.batch.stages import Failure, Item, Stage, image_units
+from raymotion.data.parts import FileMark
 from raymotion.errors import InputError, RaymotionError, RunFailed
 
 # Deaths after which a shard whose rows all live when alone is given up.
@@ -52,6 +53,7 @@ class WorkerPlan:
         device: torch device.
         columns: of the sample table that items hold besides sample_id, image_uri and captions.
         keep_images_together: items of one image share a batch, and go to the first stage in one call.
+        computed: written into each commit.
     """
 
     folder: str
@@ -65,6 +67,7 @@ class WorkerPlan:
     device: str
     columns: tuple[str, ...] = ()
     keep_images_together: bool = False
+    computed: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ShardWorker:
@@ -210,15 +213,15 @@ class ShardWorker:
         name, folder = f"{shard_name(shard)}.parquet", self.plan.folder
         good = [item for item in items if item.failure is None]
         bad = [(item.row, item.failure) for item in items if item.failure is not None]
-        sha256, size = storage.write_table(storage.join(folder, name), self.plan.sink.encode(good))
+        part = _write_table(storage.join(folder, name), self.plan.sink.encode(good))
         quarantine = storage.join(folder, "quarantine", name)
-        quarantine_sha256 = None
+        failed = None
         if bad:
             rows = [
                 {"sample_id": row["sample_id"], "image_uri": row["image_uri"], **asdict(failure)}
                 for row, failure in bad
             ]
-            quarantine_sha256, _ = storage.write_table(quarantine, pa.Table.from_pylist(rows, QUARANTINE_SCHEMA))
+            failed = _write_table(quarantine, pa.Table.from_pylist(rows, QUARANTINE_SCHEMA))
         else:  # an attempt that died before its commit may have left rows here that are good now
             storage.remove(quarantine)
         commit = Commit(
@@ -228,17 +231,27 @@ class ShardWorker:
             good=len(good),
             quarantined=len(bad),
             by_reason=dict(sorted(Counter(failure.reason for _, failure in bad).items())),
-            sha256=sha256,
-            bytes=size,
-            quarantine_sha256=quarantine_sha256,
+            sha256=part.sha256,
+            bytes=part.bytes or 0,
+            tail=part.tail,
+            quarantine_sha256=failed and failed.sha256,
+            quarantine_bytes=failed and failed.bytes,
+            quarantine_tail=failed and failed.tail,
             seconds=round(time.monotonic() - started, 4),
             stage_seconds={name: round(value, 4) for name, value in seconds.items()},
             worker=self.worker,
             attempt=attempt.count,
             tally=dict(sorted(sum(self._tallies(), Counter()).items())),
+            computed=dict(self.plan.computed),
         )
         write_commit(folder, commit)
         return commit
+
+
+def _write_table(path: str, table: pa.Table) -> FileMark:
+    data = storage.parquet_bytes(table)
+    storage.write_bytes(path, data)
+    return FileMark.of(data)
 
 
 def _process(stage: Stage, batch: Sequence[Item]) -> None:

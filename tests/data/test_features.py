@@ -124,7 +124,7 @@ def test_a_moved_folder_is_the_same_features(tmp_path: Path, commits: bool) -> N
     shutil.move(tmp_path / "f", tmp_path / "g")
     assert RegionFeatures(tmp_path / "g", cache=str(cache)).digest == before
     assert features_digest(tmp_path / "g") == digest
-    assert len(list((cache / "regions").glob("*/ids.json"))) == 1
+    assert len(list((cache / "regions").glob("*/index.json"))) == 1
 
 
 def test_what_the_job_wrote_down_is_not_hashed_again(tmp_path: Path) -> None:

@@ -1,0 +1,81 @@
+"""Small JSON files that raymotion writes and reads back: sealed, so that damage is noticed and never acted on.
+
+A sealed record carries a digest of its own content under "seal". One that was cut, emptied, overwritten or edited since
+it was written raises `Damaged`, and the caller decides what that means: work that is not done, a second copy, or the
+end of the command with one line. A record without a seal was written by something else; it is taken as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from raymotion import storage
+from raymotion.errors import Damaged, InputError
+
+SEAL = "seal"
+
+
+def seal_of(value: Mapping[str, Any]) -> str:
+    """16 hex digits of a record's content, as JSON holds it."""
+    plain = json.loads(json.dumps(value, allow_nan=False))
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """`value` with its seal."""
+    plain = {name: own for name, own in value.items() if name != SEAL}
+    return {**plain, SEAL: seal_of(plain)}
+
+
+def write_record(path: storage.PathLike, value: Mapping[str, Any], *, durable: bool = True) -> None:
+    """Writes a sealed record, atomically."""
+    storage.write_json(path, sealed(value), durable=durable)
+
+
+def read_record(path: storage.PathLike, *, remedy: str | None = None, needs_seal: bool = False) -> dict[str, Any]:
+    """A record without its seal.
+
+    Args:
+        remedy: what the user can do about a damaged one.
+        needs_seal: nothing but raymotion writes this file, so one without a seal is damaged too.
+
+    Raises:
+        Damaged: it is empty, cut off, no JSON, no mapping, or not what was written.
+        InputError: there is no such file.
+    """
+    try:
+        found = storage.read_json(path)
+    except Damaged:
+        raise
+    except InputError as error:
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            raise
+        raise Damaged(f"is damaged: it {error.reason}", path=path, remedy=remedy) from error
+    if not isinstance(found, dict):
+        raise Damaged("is damaged: it holds no mapping", path=path, remedy=remedy)
+    seal = found.pop(SEAL, None)
+    if seal is None:
+        if needs_seal:
+            raise Damaged("is damaged: it has no seal", path=path, remedy=remedy)
+    elif seal != seal_of(found):
+        raise Damaged("is damaged: it is not what was written", path=path, remedy=remedy)
+    return found
+
+
+def read_bytes(path: storage.PathLike, sha256: str | None, *, remedy: str | None = None) -> bytes:
+    """A file whose SHA-256 (hex) stands in a record; None: it was not recorded.
+
+    Raises:
+        Damaged: the file is not the one that was recorded, or there is none.
+    """
+    try:
+        data = storage.read_bytes(path)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise Damaged("is missing", path=path, remedy=remedy) from error
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise Damaged("is damaged: it is not what was written", path=path, remedy=remedy)
+    return data
