@@ -22,7 +22,7 @@ from raymotion.batch.stream_stages import DecodeOnce
 from raymotion.data.face_detectors import DetectorIdentity, FaceDetector, build, identify
 from raymotion.data.faces import MIN_SIDE, find_faces
 from raymotion.data.samples import BOX, read_samples, write_samples
-from raymotion.errors import InputError, RaymotionError, SettingsMismatch
+from raymotion.errors import Damaged, InputError, RaymotionError, SettingsMismatch
 
 FOUND = pa.schema(
     [pa.field("sample_id", pa.string(), nullable=False), pa.field("face_box", BOX), pa.field("score", pa.float32())]
@@ -189,7 +189,7 @@ def _run(
     write_samples(table, searched)
     try:
         summary = run_job(spec, address=address, progress=progress)
-    except SettingsMismatch:  # left by a run with other settings or input: of no use to this one
+    except (SettingsMismatch, Damaged):  # left by a run with other settings or input, or of no use to anyone
         storage.remove_tree(run)
         write_samples(table, searched)
         summary = run_job(spec, address=address, progress=progress)
