@@ -10,10 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raymotion import storage
 from raymotion.errors import Damaged, InputError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SEAL = "seal"
 
@@ -66,6 +69,41 @@ def read_record(path: storage.PathLike, *, remedy: str | None = None, needs_seal
     return found
 
 
+def copy_of(path: storage.PathLike) -> str:
+    """Where the second copy of a record stands: beside it, hidden from readers of data."""
+    text = str(path)
+    return storage.join(storage.parent(text), f"_{text.rsplit('/', 1)[-1]}")
+
+
+def write_twice(path: storage.PathLike, value: Mapping[str, Any]) -> None:
+    """Writes a sealed record and, before it, a second copy: whatever happens, one of them is whole."""
+    write_record(copy_of(path), value)
+    write_record(path, value)
+
+
+def read_twice(path: storage.PathLike, *, remedy: str | None = None) -> tuple[dict[str, Any] | None, str | None]:
+    """What `write_twice` wrote: the record, or its copy where that is damaged or gone; None where there is neither.
+
+    Returns:
+        the record, and why it had to be taken from the copy, if it had.
+
+    Raises:
+        Damaged: there is a record, and neither it nor the copy can be read.
+    """
+    reason = "is missing"
+    try:
+        return read_record(path), None
+    except Damaged as error:
+        reason = error.reason
+    except InputError:
+        if not storage.exists(copy_of(path)):
+            return None, None
+    try:
+        return read_record(copy_of(path), needs_seal=True), reason
+    except InputError as error:
+        raise Damaged(f"{reason}, and there is no good copy of it", path=path, remedy=remedy) from error
+
+
 def read_bytes(path: storage.PathLike, sha256: str | None, *, remedy: str | None = None) -> bytes:
     """A file whose SHA-256 (hex) stands in a record; None: it was not recorded.
 
@@ -79,3 +117,19 @@ def read_bytes(path: storage.PathLike, sha256: str | None, *, remedy: str | None
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise Damaged("is damaged: it is not what was written", path=path, remedy=remedy)
     return data
+
+
+def read_arrays(path: storage.PathLike, sha256: str | None, *, remedy: str | None = None) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file whose SHA-256 stands in a record; None: it was not recorded.
+
+    Raises:
+        Damaged: the file is not the one that was recorded, or can not be read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    data = read_bytes(path, sha256, remedy=remedy)
+    try:
+        return dict(load(data))
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Damaged(f"is damaged ({error})", path=path, remedy=remedy) from error

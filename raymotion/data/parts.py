@@ -20,7 +20,7 @@ from raymotion.errors import Damaged, InputError
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
-JOB, JOB_COPY = "job.json", "_job.json"
+JOB = "job.json"
 PART, COMMIT = re.compile(r"part-.*\.parquet"), re.compile(r"part-.*\.json")
 TAIL_BYTES = 1 << 16
 VERIFY = "Run the command that made the folder again, with --verify: it makes damaged parts again."
@@ -46,41 +46,22 @@ class FileMark:
 
 
 def write_job(folder: storage.PathLike, record: Mapping[str, Any]) -> None:
-    """Writes job.json, and before it a second copy, so that one of them is whole whatever happens."""
-    for name in (JOB_COPY, JOB):
-        records.write_record(storage.join(folder, name), record)
+    """Writes job.json and its copy."""
+    records.write_twice(storage.join(folder, JOB), record)
 
 
 def remove_job(folder: storage.PathLike) -> None:
     """Removes job.json and its copy."""
-    for name in (JOB, JOB_COPY):
-        storage.remove(storage.join(folder, name))
+    for path in (storage.join(folder, JOB), records.copy_of(storage.join(folder, JOB))):
+        storage.remove(path)
 
 
 def read_job(folder: storage.PathLike) -> tuple[dict[str, Any] | None, str | None]:
-    """The record of a job: job.json, or its copy where that is damaged or gone. None where there is neither.
-
-    Returns:
-        the record, and why it had to be taken from the copy, if it had.
-
-    Raises:
-        Damaged: job.json is damaged, and so is the copy.
-    """
-    names = set(storage.list_names(folder)) & {JOB, JOB_COPY}
-    if not names:
-        return None, None
-    path = storage.join(folder, JOB)
-    reason = "is missing"
-    if JOB in names:
-        try:
-            return records.read_record(path), None
-        except Damaged as error:
-            reason = error.reason
-    try:
-        return records.read_record(storage.join(folder, JOB_COPY), needs_seal=True), reason
-    except InputError as error:
-        remedy = "Run the command that made the folder again: it writes the record anew from its commits."
-        raise Damaged(f"{reason}, and there is no good copy of it", path=path, remedy=remedy) from error
+    """The record of a job, and why it had to be taken from the copy, if it had; see `records.read_twice`."""
+    return records.read_twice(
+        storage.join(folder, JOB),
+        remedy="Run the command that made the folder again: it writes the record anew from its commits.",
+    )
 
 
 def running_job(folder: storage.PathLike) -> dict[str, Any]:

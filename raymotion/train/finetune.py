@@ -9,6 +9,7 @@ B; what BnB loses against scratch is what cutting a network in two costs by itse
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
@@ -19,10 +20,10 @@ from typing import Any
 import numpy as np
 
 import raymotion
-from raymotion import storage
+from raymotion import records, storage
 from raymotion.batch.cluster import available_cpus, connect
 from raymotion.config import require_same_settings
-from raymotion.errors import InputError, RaymotionError, RunFailed
+from raymotion.errors import Damaged, InputError, RaymotionError, RunFailed
 from raymotion.learning.metrics import Evaluation
 from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info
 from raymotion.train.data import prepare
@@ -174,9 +175,10 @@ def compare(
         "conditions": list(conditions),
     }
     record = storage.join(target, RECORD)
-    if storage.exists(record):
-        before = storage.read_json(record)["settings"]
-        require_same_settings(before, settings, where=target, remedy=REMEDY, ignore=PLACES)
+    with contextlib.suppress(Damaged):  # it is written anew at the end, and each run knows its own settings
+        if storage.exists(record):
+            before = records.read_record(record)["settings"]
+            require_same_settings(before, settings, where=target, remedy=REMEDY, ignore=PLACES)
     # Scratch always: it is what the others are compared with, and what BnB starts from.
     first = [Run("scratch", 0, seed) for seed in seeds]
     then = [
@@ -336,7 +338,7 @@ def _write(result: Comparison, settings: Mapping[str, Any]) -> None:
 
     storage.write_bytes(storage.join(result.folder, "finetune.png"), transfer_figure(result))
     # Last: where it stands, the comparison is complete.
-    storage.write_json(
+    records.write_record(
         storage.join(result.folder, RECORD),
         {
             "raymotion": raymotion.__version__,

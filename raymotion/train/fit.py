@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from raymotion import storage
+from raymotion import records, storage
 from raymotion.config import require_same_settings
 from raymotion.errors import InputError, RaymotionError, RunFailed
 from raymotion.models.checkpoint import (
@@ -27,7 +27,6 @@ from raymotion.models.checkpoint import (
     is_checkpoint,
     read_checkpoint_info,
 )
-from raymotion.train.data import META
 from raymotion.train.finish import finish
 from raymotion.train.ingest import Ingest, plan_ingest
 from raymotion.train.pictures import Pictures, Portion, Reader
@@ -93,14 +92,11 @@ def fit(
     # only as many workers, of the same kind, go on with a run.
     begun = {**settings, "workers": recipe.workers}
     if storage.exists(storage.join(run, SETTINGS)):
-        before = storage.read_json(storage.join(run, SETTINGS))
+        before = records.read_record(storage.join(run, SETTINGS), remedy=_start_anew(run))
         require_same_settings(before, begun, where=run, remedy=REMEDY, ignore=PLACES)
     else:
-        storage.write_json(storage.join(run, SETTINGS), begun)
-    prepared = storage.join(run, "data")
-    meta = storage.join(prepared, META)
-    if not storage.exists(meta) or storage.read_json(meta)["features"] != data.features_folder:  # it may have moved
-        data.save(prepared)
+        records.write_record(storage.join(run, SETTINGS), begun)
+    data.save(storage.join(run, "data"))  # anew in each run: features may have moved, and files may be damaged
     command = uuid.uuid4().hex[:8]
     with _forgotten_if_refused(run), _followed(run, progress, _epochs_done(run)):
         if recipe.workers == 0:
@@ -123,7 +119,7 @@ def _forgotten_if_refused(run: str) -> Iterator[None]:
         yield
     except InputError:
         with contextlib.suppress(OSError, RaymotionError):
-            if not _epochs_done(run):
+            if not storage.exists(storage.join(run, PROGRESS)):
                 storage.remove_tree(run)
         raise
 
@@ -151,22 +147,22 @@ def _train_here(recipe: TrainRecipe, data: Data, run: str, command: str, into: s
 
     def report(metrics: Mapping[str, Any], folder: str | None) -> None:
         assert folder is not None
-        before = storage.read_json(latest)["number"] if storage.exists(latest) else -1
+        before = _latest(run)["number"] if storage.exists(latest) else -1
         place = storage.join(kept, f"{before + 1:06d}")
         names = sorted(os.listdir(folder))
         for name in names:
             storage.write_bytes(storage.join(place, name), Path(folder, name).read_bytes())
-        storage.write_json(latest, {"number": before + 1, "files": names})
-        storage.write_json(storage.join(run, PROGRESS), _plain(metrics))
+        records.write_record(latest, {"number": before + 1, "files": names})
+        records.write_record(storage.join(run, PROGRESS), _plain(metrics))
         if before >= 0:
             storage.remove_tree(storage.join(kept, f"{before:06d}"))
 
     def fetch(folder: str) -> bool:
         if not storage.exists(latest):
             return False
-        found = storage.read_json(latest)
+        found = _latest(run)
         for name in found["files"]:
-            data = storage.require(storage.join(kept, f"{found['number']:06d}", name))
+            data = records.read_bytes(storage.join(kept, f"{found['number']:06d}", name), None, remedy=_start_anew(run))
             storage.write_bytes(storage.join(folder, name), data, durable=False)
         return True
 
@@ -277,7 +273,7 @@ def _worker(config: dict[str, Any]) -> None:
         checkpoint = None if folder is None else ray.train.Checkpoint.from_directory(folder)
         ray.train.report(dict(metrics), checkpoint=checkpoint)
         if folder is not None:
-            storage.write_json(storage.join(config["run"], PROGRESS), _plain(metrics))
+            records.write_record(storage.join(config["run"], PROGRESS), _plain(metrics))
 
     def wrap(model: torch.nn.Module) -> torch.nn.Module:
         if world == 1:
@@ -325,8 +321,20 @@ def _require_free(target: str) -> None:
 
 
 def _epochs_done(run: str) -> int:
-    path = storage.join(run, PROGRESS)
-    return int(storage.read_json(path)["epoch"]) if storage.exists(path) else 0
+    """Epochs that the progress of a run tells of; nothing but what is shown hangs on it."""
+    try:
+        return int(records.read_record(storage.join(run, PROGRESS), needs_seal=True)["epoch"])
+    except InputError:
+        return 0
+
+
+def _latest(run: str) -> dict[str, Any]:
+    """Which epoch's files a run goes on from."""
+    return records.read_record(storage.join(run, "epochs", LATEST), needs_seal=True, remedy=_start_anew(run))
+
+
+def _start_anew(run: str) -> str:
+    return f"Remove {run}, and run the same command again: it begins with the first epoch."
 
 
 @contextlib.contextmanager
@@ -340,7 +348,7 @@ def _followed(run: str, progress: Progress | None, done: int) -> Iterator[None]:
     def look() -> None:
         with contextlib.suppress(OSError, RaymotionError):
             if storage.exists(path):
-                latest = storage.read_json(path)
+                latest = records.read_record(path)
                 if latest["epoch"] > seen[0]:
                     seen[0] = latest["epoch"]
                     progress(latest)

@@ -415,9 +415,7 @@ FINISHED: dict[str, Damage] = {
 @pytest.mark.parametrize("reader", list(READERS))
 def test_readers_of_a_finished_folder_name_the_damaged_part(reader: str, damage: str, tmp_path: Path) -> None:
     labelled(tmp_path / "labels")
-    choose_globally(
-        str(tmp_path / "labels"), str(tmp_path / "labels"), SelectionPolicy(), MIKELS_8, None
-    )
+    choose_globally(str(tmp_path / "labels"), str(tmp_path / "labels"), SelectionPolicy(), MIKELS_8, None)
     FINISHED[damage](tmp_path / "labels")
     with pytest.raises(Damaged, match=r"part-0000\d\.(parquet|json): .*--verify"):
         READERS[reader](tmp_path / "labels", tmp_path / "out")
