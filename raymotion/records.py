@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from raymotion import storage
-from raymotion.errors import Damaged, InputError
+from raymotion.errors import AccessDenied, Damaged, InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,9 +50,17 @@ def read_record(path: storage.PathLike, *, remedy: str | None = None, needs_seal
         Damaged: it is empty, cut off, no JSON, no mapping, or not what was written.
         InputError: there is no such file.
     """
+    record, has_seal = _read(path, remedy)
+    if needs_seal and not has_seal:
+        raise Damaged("is damaged: it has no seal", path=path, remedy=remedy)
+    return record
+
+
+def _read(path: storage.PathLike, remedy: str | None) -> tuple[dict[str, Any], bool]:
+    """A record without its seal, and whether it had one, which fits then."""
     try:
         found = storage.read_json(path)
-    except Damaged:
+    except AccessDenied:
         raise
     except InputError as error:
         if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
@@ -60,13 +68,15 @@ def read_record(path: storage.PathLike, *, remedy: str | None = None, needs_seal
         raise Damaged(f"is damaged: it {error.reason}", path=path, remedy=remedy) from error
     if not isinstance(found, dict):
         raise Damaged("is damaged: it holds no mapping", path=path, remedy=remedy)
+    has_seal = SEAL in found
     seal = found.pop(SEAL, None)
-    if seal is None:
-        if needs_seal:
-            raise Damaged("is damaged: it has no seal", path=path, remedy=remedy)
-    elif seal != seal_of(found):
+    try:
+        fits = not has_seal or seal == seal_of(found)
+    except (ValueError, RecursionError):  # no JSON of ours: numbers that are none, or nested without end
+        fits = False
+    if not fits:
         raise Damaged("is damaged: it is not what was written", path=path, remedy=remedy)
-    return found
+    return found, has_seal
 
 
 def copy_of(path: storage.PathLike) -> str:
@@ -92,14 +102,21 @@ def read_twice(path: storage.PathLike, *, remedy: str | None = None) -> tuple[di
     """
     reason = "is missing"
     try:
-        return read_record(path), None
+        record, has_seal = _read(path, remedy)
+        if has_seal or not storage.exists(copy_of(path)):
+            return record, None
+        reason = "is damaged: it has no seal"
     except Damaged as error:
         reason = error.reason
+    except AccessDenied:
+        raise
     except InputError:
         if not storage.exists(copy_of(path)):
             return None, None
     try:
         return read_record(copy_of(path), needs_seal=True), reason
+    except AccessDenied:
+        raise
     except InputError as error:
         raise Damaged(f"{reason}, and there is no good copy of it", path=path, remedy=remedy) from error
 

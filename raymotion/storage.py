@@ -308,18 +308,25 @@ def open_parquet(
     Raises:
         InputError: there is no such file. Damaged: it is no Parquet file, or what is read of it is damaged.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with open_input(path) if data is None else io.BytesIO(data) as file:
-        try:
-            yield pq.ParquetFile(file, page_checksum_verification=True)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            # Arrow reports damaged pages as an OSError without a number; those of disks and stores have one.
-            if isinstance(error, ConnectionError | TimeoutError) or getattr(error, "errno", None) is not None:
-                raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise Damaged(f"is not a readable Parquet file ({reason})", path=path, remedy=remedy) from error
+    with open_input(path) if data is None else io.BytesIO(data) as file, parquet_explained(path, remedy=remedy):
+        yield pq.ParquetFile(file, page_checksum_verification=True)
+
+
+@contextlib.contextmanager
+def parquet_explained(path: PathLike, *, remedy: str) -> Iterator[None]:
+    """Turns what Arrow raises over a damaged file into `Damaged`; what disks and stores raise passes."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        # Arrow reports damaged pages as an OSError without a number; those of disks and stores have one.
+        if isinstance(error, ConnectionError | TimeoutError) or getattr(error, "errno", None) is not None:
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise Damaged(f"is not a readable Parquet file ({reason})", path=path, remedy=remedy) from error
 
 
 @contextlib.contextmanager

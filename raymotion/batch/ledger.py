@@ -123,25 +123,24 @@ class Manifest:
     def __init__(self, folder: str, columns: Sequence[str] = ()) -> None:
         self.columns = ["sample_id", "image_uri", "captions", *columns]
         self.path = storage.join(folder, MANIFEST)
-        try:
+        with storage.parquet_explained(self.path, remedy=AGAIN):
+            source: Any = storage.absolute(self.path)
             if storage.is_remote(self.path):  # one small download instead of several range requests a shard
-                source: Any = pa.BufferReader(storage.read_bytes(self.path))
-                self._file = pq.ParquetFile(source, page_checksum_verification=True)
-            else:
-                local = storage.absolute(self.path)
-                self._file = pq.ParquetFile(local, memory_map=True, page_checksum_verification=True)
-        except (pa.ArrowException, FileNotFoundError) as error:
-            raise Damaged("is damaged or missing", path=self.path, remedy=AGAIN) from error
+                source = pa.BufferReader(storage.read_bytes(self.path))
+            try:
+                self._file = pq.ParquetFile(source, memory_map=True, page_checksum_verification=True)
+            except FileNotFoundError as error:
+                raise Damaged("is missing", path=self.path, remedy=AGAIN) from error
 
     def shard_sizes(self) -> list[int]:
         metadata = self._file.metadata
         return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
 
     def rows(self, shard: int) -> list[dict[str, Any]]:
-        try:
+        if shard >= self._file.metadata.num_row_groups:
+            raise Damaged(f"has no rows of {shard_name(shard)}", path=self.path, remedy=AGAIN)
+        with storage.parquet_explained(self.path, remedy=AGAIN):
             return self._file.read_row_group(shard, columns=self.columns, use_threads=False).to_pylist()
-        except (pa.ArrowException, OSError, IndexError, UnicodeDecodeError) as error:
-            raise Damaged(f"is damaged ({error})", path=self.path, remedy=AGAIN) from error
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ Imports neither torch nor ray: the processes that decode need not wait for them.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,9 +24,9 @@ import pyarrow as pa
 
 from raymotion import storage
 from raymotion.config import digest_of
-from raymotion.data.features import default_cache
+from raymotion.data.features import default_cache, new_copy, read_index, write_index
 from raymotion.data.images import ImageError, ImageUnreachable, decode_rgb, fetch
-from raymotion.errors import RunFailed
+from raymotion.errors import Damaged, RunFailed
 from raymotion.learning.augment import WHOLE, AugmentationKind, draw_view, render
 from raymotion.train.recipe import StudentRecipe
 
@@ -207,13 +207,16 @@ def cache_pictures(uris: Sequence[str | None], size: int, *, threads: int, folde
     """
     place = Path(folder or os.path.join(default_cache(), "pictures"))
     place.mkdir(parents=True, exist_ok=True)
-    path = place / f"{digest_of([size, [_stamp(uri) for uri in uris]])}.npy"
-    if path.exists():
-        return str(path)
-    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    copy = place / digest_of([size, [_stamp(uri) for uri in uris]])
+    path = str(copy / "pictures.npy")
+    with contextlib.suppress(Damaged):
+        read_index(copy)
+        return path
     reader = PictureReader(size)
-    try:
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(len(uris), size, size, 3))
+    with new_copy(copy) as temporary:  # of two processes that make it at once, both make the same
+        array = np.lib.format.open_memmap(
+            temporary / "pictures.npy", mode="w+", dtype=np.uint8, shape=(len(uris), size, size, 3)
+        )
         rows = np.arange(len(uris))
         portions = [Portion("cache", 0, some) for some in np.array_split(rows, max(1, len(rows) // 32)) if len(some)]
         for portion, pictures in read_here(portions, uris, reader, threads=threads):
@@ -223,10 +226,8 @@ def cache_pictures(uris: Sequence[str | None], size: int, *, threads: int, folde
             array[portion.rows] = pictures.pixels
         array.flush()
         del array
-        os.replace(temporary, path)  # of two processes that make it at once, both make the same
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    return str(path)
+        write_index(temporary, {})
+    return path
 
 
 def cached_pictures(recipe: StudentRecipe, uris: Sequence[str | None], image_size: int, *, threads: int) -> str:

@@ -247,7 +247,7 @@ def test_rows_of_a_manifest_that_was_damaged_meanwhile_are_not_worked_on(world: 
         data[at] ^= 0x55
     with open(world.out / "_manifest.parquet", "r+b") as file:  # in place: the worker has the file open
         file.write(data)
-    with pytest.raises(Damaged, match=r"_manifest.parquet: is damaged"):
+    with pytest.raises(Damaged, match=r"_manifest.parquet: is not a readable Parquet file"):
         for shard in range(4):
             manifest.rows(shard)
 
