@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -213,6 +215,52 @@ def test_a_job_does_not_close_over_a_part_that_was_damaged_while_it_ran(
     with pytest.raises(RunFailed, match=r"part-00001: the part is not what was committed, though it was made 3 times"):
         run_job(mean_job(samples=table, out=tmp_path / "b", shard_rows=3))
     assert json.loads((tmp_path / "b/job.json").read_text())["status"] == "running"
+
+
+def test_twenty_kills_each_with_damage_end_in_the_files_of_an_undisturbed_run(
+    without_ray: None,
+    write_table: Callable[..., Path],
+    mean_job: Job,
+    tmp_path: Path,
+    digests: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng, table = random.Random(0), write_table(40, damaged={4: "image_empty", 30: "image_truncated"})
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    run_job(mean_job(samples=table, out=whole, shard_rows=2, max_failed=0.5))
+
+    def killed(plan: WorkerPlan, workers: int, cpus: float, gpus: float, shards: list[int]) -> Iterator[Any]:
+        for number, answer in enumerate(in_this_process(plan, workers, cpus, gpus, shards)):
+            yield answer
+            if number == stop:
+                raise KeyboardInterrupt
+
+    spec = mean_job(samples=table, out=out, shard_rows=2, max_failed=0.5)
+    for _ in range(20):
+        stop = rng.randrange(4)
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(job, "_stream", killed)
+            run_job(spec)
+        commits = sorted((out / "_commits").glob("*.json"))
+        parts = [out / commit.with_suffix(".parquet").name for commit in commits]
+        harm = rng.choice(
+            [
+                lambda parts=parts: flip(rng.choice(parts), at=rng.randrange(400)),
+                lambda parts=parts: exchange(*rng.sample(parts, 2)) if len(parts) > 1 else None,
+                lambda parts=parts: rng.choice(parts).unlink(),
+                lambda commits=commits: os.truncate(rng.choice(commits), 30),
+                lambda commits=commits: flip(rng.choice(commits), at=rng.randrange(200)),
+                lambda: os.truncate(out / "_manifest.parquet", 0),
+                lambda: os.truncate(out / "job.json", 100),
+                lambda: (out / "_job.json").unlink(),
+            ]
+        )
+        harm()
+    summary = run_job(spec)
+    assert digests(out) == digests(whole)
+    assert summary.counts == {
+        "in": 40, "good": 38, "quarantined": 2, "by_reason": {"image_empty": 1, "image_truncated": 1}
+    }  # fmt: skip
 
 
 def test_a_part_of_nobody_is_not_taken_for_rows(world: World) -> None:
