@@ -38,7 +38,7 @@ from raymotion.vocabulary import MIKELS_8
 
 # What stands in place of a value somewhere in a JSON file.
 VALUES: list[Any] = [None, True, -1, 0.5, "", "x", [], {}, [[1]], {"a": 1}, 10**30, 1e308, "\ud800"]
-ROUNDS = 8
+ROUNDS = 6
 
 
 def json_places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -100,9 +100,9 @@ def _replace_part(source: str, target: str, name: str, data: bytes, job_digest: 
         storage.write_bytes(path, data)
         return
     commit = ledger.read_commit(source, shard)
-    new = {"sha256": mark.sha256, "bytes": mark.bytes, "tail": mark.tail}
+    new: dict[str, Any] = {"sha256": mark.sha256, "bytes": mark.size, "tail": mark.tail}
     if source == target:
-        ledger.write_commit(target, replace(commit, pending=new))
+        ledger.write_commit(target, replace(commit, pending=asdict(mark)))
         storage.write_bytes(path, data)
         ledger.write_commit(target, replace(commit, **new, pending=None))
     else:

@@ -84,15 +84,15 @@ def _fault(path: str, size: int | None, marks: Sequence[FileMark], digests: bool
         return f"{kind} is missing" if marks else None
     if not marks:
         return f"{kind} was not committed"
-    fitting = [mark for mark in marks if mark.bytes in (size, None)]
+    fitting = [mark for mark in marks if mark.size in (size, None)]
     if not fitting:
-        return f"{kind} has {size:,} bytes, {marks[0].bytes:,} were committed"
+        return f"{kind} has {size:,} bytes, {marks[0].size:,} were committed"
     try:
         if digests:
-            found, known = storage.sha256_file(path), {mark.sha256 for mark in fitting}
+            found = storage.sha256_file(path)
         else:
             tail = storage.read_from(path, max(0, size - TAIL_BYTES))
-            found, known = hashlib.sha256(tail).hexdigest(), {mark.tail for mark in fitting}
+            found = hashlib.sha256(tail).hexdigest()
     except AccessDenied:
         raise
     except (FileNotFoundError, InputError):
@@ -101,6 +101,7 @@ def _fault(path: str, size: int | None, marks: Sequence[FileMark], digests: bool
         if storage.is_remote(path):  # the store's fault, not the part's
             raise
         return f"{kind} can not be read ({error.strerror})"
+    known = [mark.sha256 if digests else mark.tail for mark in fitting]
     return None if found in known else f"{kind} is not what was committed"
 
 

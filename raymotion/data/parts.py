@@ -31,13 +31,13 @@ class FileMark:
     """How a file is known again.
 
     Attributes:
-        sha256: hex digest of all its bytes; bytes: how many they are.
+        sha256: hex digest of all its bytes; size: how many they are.
         tail: hex digest of the last `TAIL_BYTES`. The footer is among them, with the statistics of every column, so
             parts that were exchanged differ here, at the price of one short read.
     """
 
     sha256: str
-    bytes: int | None = None
+    size: int | None = None
     tail: str | None = None
 
     @classmethod
@@ -155,16 +155,18 @@ def part_marks(
     place = storage.join(folder, "quarantine") if quarantine else folder
     sizes = {name: size for name, size in storage.list_sizes(place).items() if PART.fullmatch(name)}
     marks = read_marks(folder, quarantine=quarantine)
-    for name in sorted({*sizes, *marks}) if marks is not None else ():
+    if marks is None:
+        return {name: [] for name in sorted(sizes)}
+    for name in sorted({*sizes, *marks}):
         path = storage.join(place, name)
         if name not in sizes:
             raise Damaged("is missing, and was committed", path=path, remedy=VERIFY)
         if name not in marks and complete:
             raise Damaged("is no part that the job committed", path=path, remedy=f"Remove it. Or: {VERIFY}")
-        known = [mark.bytes for mark in marks.get(name, ()) if mark.bytes is not None]
+        known = [mark.size for mark in marks.get(name, ()) if mark.size is not None]
         if known and sizes[name] not in known:
             raise Damaged(f"has {sizes[name]:,} bytes, {known[0]:,} were committed", path=path, remedy=VERIFY)
-    return {name: (marks or {}).get(name, []) for name in sorted(sizes)}
+    return {name: marks.get(name, []) for name in sorted(sizes)}
 
 
 @contextlib.contextmanager

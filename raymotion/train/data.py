@@ -124,7 +124,8 @@ class TrainingData:
 
     @classmethod
     def load(cls, folder: str) -> TrainingData:
-        meta, arrays = read_saved(folder)
+        meta, found = read_saved(folder)
+        arrays: dict[str, Any] = found
         records.read_bytes(storage.join(folder, TOKENIZER), meta["files"][TOKENIZER], remedy=AGAIN)
         return cls(
             sample_ids=meta["sample_ids"],

@@ -141,8 +141,10 @@ DAMAGE: dict[str, tuple[Damage, set[int]]] = {
 }
 
 
-@pytest.mark.parametrize("status", ["complete", "running"])
-@pytest.mark.parametrize("name", list(DAMAGE))
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [*((name, "complete") for name in DAMAGE), ("a flipped bit", "running"), ("an empty commit", "running")],
+)
 def test_a_shard_that_is_not_what_was_committed_is_done_again_and_told(
     name: str, status: str, world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,8 +166,8 @@ def test_a_shard_that_is_not_what_was_committed_is_done_again_and_told(
     assert world.run(verify=True).already_complete and not capsys.readouterr().err
 
 
-def commit_of(shard: int, rows: int, sha256: str, bytes: int, tail: str) -> ledger.Commit:
-    return ledger.Commit(shard, "d", rows, rows, 0, {}, sha256, bytes, None, 0.0, {}, "w", 1, tail=tail)
+def commit_of(shard: int, rows: int, sha256: str, size: int, tail: str) -> ledger.Commit:
+    return ledger.Commit(shard, "d", rows, rows, 0, {}, sha256, size, None, 0.0, {}, "w", 1, tail=tail)
 
 
 def large(folder: Path, shard: int) -> ledger.Commit:
@@ -459,8 +461,10 @@ FINISHED: dict[str, Damage] = {
 }
 
 
-@pytest.mark.parametrize("damage", list(FINISHED))
-@pytest.mark.parametrize("reader", list(READERS))
+@pytest.mark.parametrize(
+    ("reader", "damage"),
+    [*((reader, "a flipped bit") for reader in READERS), *(("load_labels", damage) for damage in FINISHED)],
+)
 def test_readers_of_a_finished_folder_name_the_damaged_part(reader: str, damage: str, tmp_path: Path) -> None:
     labelled(tmp_path / "labels")
     choose_globally(str(tmp_path / "labels"), str(tmp_path / "labels"), SelectionPolicy(), MIKELS_8, None)
