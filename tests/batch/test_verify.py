@@ -176,7 +176,7 @@ def large(folder: Path, shard: int) -> ledger.Commit:
     storage.write_bytes(folder / f"{ledger.shard_name(shard)}.parquet", data)
     mark = asdict(FileMark.of(data))
     return ledger.Commit(
-        shard, "d", 1, 1, 0, {}, mark["sha256"], mark["bytes"], None, 0.0, {}, "w", 1, tail=mark["tail"]
+        shard, "d", 1, 1, 0, {}, mark["sha256"], mark["size"], None, 0.0, {}, "w", 1, tail=mark["tail"]
     )
 
 
