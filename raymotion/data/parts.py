@@ -85,7 +85,8 @@ def complete_job(folder: storage.PathLike, kind: str | None, *, what: str, comma
     """
     record, _ = read_job(folder)
     if record is None:
-        raise InputError(f"has no {JOB}", path=folder, remedy=f"Make it with `{command}`.")
+        what = f"has no {JOB}" if storage.is_dir(folder) else "no such folder"
+        raise InputError(what, path=folder, remedy=f"Make it with `{command}`.")
     if kind is not None and record.get("job", kind) != kind:
         raise InputError(
             f"is the record of a job {record.get('job')!r}, not of a {what}",
