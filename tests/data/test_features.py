@@ -168,7 +168,7 @@ def test_from_s3(tmp_path: Path, s3: str) -> None:
 
 def test_what_can_not_be_used_is_named(tmp_path: Path) -> None:
     cache = str(tmp_path / "cache")
-    with pytest.raises(InputError, match=r"has no job\.json"):
+    with pytest.raises(InputError, match=r"no such folder"):
         RegionFeatures(tmp_path / "none", cache=cache)
     write_job(tmp_path / "r", [["a"]], status="running")
     with pytest.raises(InputError, match=r"not complete \(status: running\).*command again"):
