@@ -1,9 +1,10 @@
-"""Kills one labelling job again and again, and checks that nothing is lost, doubled or different.
+"""Kills one labelling job again and again, damages its folder, and checks that nothing is lost, doubled or different.
 
 Makes `--images` synthetic COCO pictures of which 1 % are damaged, and a small teacher of captions and regions;
 labels them once undisturbed, and once with `--kills` times a `kill -9` of the driver, a Ctrl-C, a SIGTERM or a SIGHUP,
 in turn and at random moments, each followed by the same command. A signal must end the job within ten seconds, with its
-code and one line.
+code and one line. After each of them something in the folder is damaged, in turn (`DAMAGE`); damage that a quick look
+does not find (a bit flipped far from the end of a part) has to be found before the job is called complete.
 Then: every sample is in the parts or in quarantine, exactly once; every damaged file is in quarantine with its
 reason; the files are those of the undisturbed run, byte for byte; and how many samples were worked on more than once.
 
@@ -15,12 +16,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +66,42 @@ def ids(folder: Path) -> list[str]:
     return list(pa.concat_tables(tables).column("sample_id").to_pylist())
 
 
+def flip(path: Path, rng: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+
+
+def exchange(a: Path, b: Path) -> None:
+    other = b.read_bytes()
+    b.write_bytes(a.read_bytes())
+    a.write_bytes(other)
+
+
+def damage(out: Path, turn: int, rng: random.Random) -> str:
+    """Damages one thing in a folder, another one each turn; returns what."""
+    commits = sorted((out / "_commits").glob("part-*.json"))
+    parts = [out / commit.with_suffix(".parquet").name for commit in commits]
+    kinds: dict[str, Callable[[], object]] = {
+        "flip a bit in a part": lambda: flip(rng.choice(parts), rng),
+        "cut a commit": lambda: os.truncate(rng.choice(commits), 40),
+        "exchange two parts": lambda: exchange(*rng.sample(parts, 2)),
+        "empty the manifest": lambda: os.truncate(out / "_manifest.parquet", 0),
+        "cut job.json": lambda: os.truncate(out / "job.json", 300),
+        "flip a bit in a commit": lambda: flip(rng.choice(commits), rng),
+        "empty a part": lambda: os.truncate(rng.choice(parts), 0),
+        "remove a part": lambda: rng.choice(parts).unlink(),
+        "flip a bit in the manifest": lambda: flip(out / "_manifest.parquet", rng),
+        "remove job.json": lambda: (out / "job.json").unlink(),
+    }
+    name = list(kinds)[turn % len(kinds)]
+    needs = 2 if "parts" in name else 1 if "part" in name or "commit" in name else 0
+    if len(commits) < needs or (not needs and not (out / "job.json").exists()):
+        return "nothing: there is too little yet"
+    kinds[name]()
+    return name
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2000)
@@ -94,7 +133,7 @@ def run(work: Path, images: int, kills: int, longest: float, rng: random.Random)
     subprocess.run(command(samples, teacher, whole), check=True, stdout=subprocess.DEVNULL)
     undisturbed = time.monotonic() - started
 
-    done_kills, landed, ended_in = 0, [], [0.0]
+    done_kills, landed, ended_in, harm = 0, [], [0.0], list[str]()
     while done_kills < kills:
         driver = subprocess.Popen(
             command(samples, teacher, broken), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -111,7 +150,9 @@ def run(work: Path, images: int, kills: int, longest: float, rng: random.Random)
             ended_in.append(stop(driver, number))
         done_kills += 1
         landed.append(len(list((broken / "_commits").glob("*.json"))))
-        print(f"{number.name} {done_kills} after {delay:4.1f} s: {landed[-1]} shards committed", flush=True)
+        harm.append(damage(broken, done_kills - 1, rng))
+        told = f"{landed[-1]} shards committed; {harm[-1]}"
+        print(f"{number.name} {done_kills} after {delay:4.1f} s: {told}", flush=True)
     subprocess.run(command(samples, teacher, broken), check=True)
 
     wanted = table.column("sample_id").to_pylist()
@@ -126,6 +167,8 @@ def run(work: Path, images: int, kills: int, longest: float, rng: random.Random)
         "images": images,
         "kills": done_kills,
         "longest_end_s": round(max(ended_in), 1),
+        "damages": sum(not name.startswith("nothing") for name in harm),
+        "done_again": sum(len(entry.get("done_again", [])) for entry in record["runs"]),
         "lost": len(set(wanted) - set(good) - set(bad)),
         "doubled": len(good) + len(bad) - len({*good, *bad}),
         "damaged": len(damaged),

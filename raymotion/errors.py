@@ -53,6 +53,10 @@ class AddressRefused(InputError):
     """An address of a kind that raymotion does not open, or not unless it is asked to. Nothing was requested."""
 
 
+class Damaged(InputError):
+    """A file that raymotion wrote is no longer what it wrote: cut, overwritten, exchanged or gone."""
+
+
 class VocabularyMismatch(InputError):
     """Two vocabularies that have to be the same are not."""
 

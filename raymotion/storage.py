@@ -40,11 +40,12 @@ from raymotion.addresses import (
     scheme_of,
     suffix,
 )
-from raymotion.errors import AccessDenied, InputError, NotFinite, RaymotionError
+from raymotion.errors import AccessDenied, Damaged, InputError, NotFinite, RaymotionError
 from raymotion.local_files import disk_full, file_to_write, is_full
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
     from fsspec import AbstractFileSystem
 
 __all__ = [
@@ -258,6 +259,26 @@ def _is_passing(name: str) -> bool:
     return name in (LOCK, MARK) or (name.startswith(".") and name.endswith(".tmp"))
 
 
+def list_sizes(folder: PathLike) -> dict[str, int]:
+    """Bytes of the files directly in `folder` by name, fresh from the store; an absent folder is empty."""
+    with explained(folder, "list it"):
+        if not is_remote(folder):
+            try:
+                return {entry.name: entry.stat().st_size for entry in os.scandir(absolute(folder)) if entry.is_file()}
+            except FileNotFoundError:
+                return {}
+            except NotADirectoryError as error:
+                raise InputError("is a file, not a folder", path=folder, remedy="Name another folder.") from error
+        fs, inner = filesystem(folder)
+        try:
+            entries = fs.ls(inner, detail=True, refresh=True)
+        except FileNotFoundError:
+            return {}
+        return {
+            posixpath.basename(entry["name"]): int(entry["size"] or 0) for entry in entries if entry["type"] == "file"
+        }
+
+
 def make_dir(folder: PathLike) -> None:
     """Makes a local folder with its parents; object stores need none."""
     if not is_remote(folder):
@@ -381,7 +402,8 @@ def read_json(path: PathLike) -> Any:
     try:
         value = json.loads(text, parse_constant=refuse)
     except json.JSONDecodeError as error:
-        raise InputError(f"is not JSON (line {error.lineno}: {error.msg})", path=path) from error
+        what = f"line {error.lineno}: {error.msg}" if text.strip() else "it is empty"
+        raise InputError(f"is not JSON ({what})", path=path) from error
     except ValueError as error:  # an integer of more than 4300 digits
         raise InputError(f"is not JSON ({str(error).splitlines()[0]})", path=path) from error
     except RecursionError as error:
@@ -430,7 +452,8 @@ def parquet_bytes(table: pa.Table) -> bytes:
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", store_schema=True)
+    # With a checksum in each page, which `open_parquet` compares: zstd itself decodes many a flipped bit.
+    pq.write_table(table, buffer, compression="zstd", store_schema=True, write_page_checksum=True)
     return buffer.getvalue()
 
 
@@ -462,33 +485,61 @@ def write_table(path: PathLike, table: pa.Table) -> tuple[str, int]:
     Raises:
         NotFinite: a number in it is NaN or infinite. The message names its column and row; nothing is written.
     """
+    data = finite_parquet(path, table)
+    write_bytes(path, data)
+    return hashlib.sha256(data).hexdigest(), len(data)
+
+
+def finite_parquet(path: PathLike, table: pa.Table) -> bytes:
+    """`parquet_bytes` of a table for `path`; raises `NotFinite` as `write_table` does."""
     for name, column in zip(table.column_names, table.columns, strict=True):
         row = first_not_finite(column)
         if row is not None:
             raise NotFinite(
                 f"{path}, row {row}: {name} holds NaN or infinity, and nothing but finite numbers is written"
             )
-    data = parquet_bytes(table)
-    write_bytes(path, data)
-    return hashlib.sha256(data).hexdigest(), len(data)
+    return parquet_bytes(table)
 
 
 def read_table(path: PathLike, columns: list[str] | None = None) -> pa.Table:
     """A Parquet file as a table; anything else there is an `InputError`."""
-    import pyarrow as pa
+    # All of it: one request to a store, not one for each column of each row group.
+    data = require(path) if columns is None and is_remote(path) else None
+    with open_parquet(path, data) as file:
+        return file.read(columns=columns)
+
+
+@contextlib.contextmanager
+def open_parquet(
+    path: PathLike, data: bytes | None = None, *, remedy: str = "Prepare it again."
+) -> Iterator[pq.ParquetFile]:
+    """A Parquet file for reading within the block; checksums of its pages, where it has them, are compared.
+
+    Args:
+        data: what is in the file, where it has been read already.
+
+    Raises:
+        InputError: there is no such file. Damaged: it is no Parquet file, or what is read of it is damaged.
+    """
     import pyarrow.parquet as pq
 
+    with open_input(path) if data is None else io.BytesIO(data) as file, parquet_explained(path, remedy=remedy):
+        yield pq.ParquetFile(file, page_checksum_verification=True)
+
+
+@contextlib.contextmanager
+def parquet_explained(path: PathLike, *, remedy: str) -> Iterator[None]:
+    """Turns what Arrow raises over a damaged file into `Damaged`; what disks and stores raise passes."""
+    import pyarrow as pa
+
     try:
-        if columns is None and is_remote(path):  # all of it: one request, not one for each column of each row group
-            return pq.ParquetFile(pa.BufferReader(require(path))).read()
-        with open_input(path) as file:
-            return pq.ParquetFile(file).read(columns=columns)
-    except RaymotionError:
-        raise
-    except (pa.ArrowException, OSError) as error:  # Arrow reports damaged pages as OSError
-        raise InputError(
-            f"is not a readable Parquet file ({str(error).splitlines()[0]})", path=path, remedy="Prepare it again."
-        ) from error
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        # Arrow reports damaged pages as an OSError without a number; those of disks and stores have one.
+        if isinstance(error, ConnectionError | TimeoutError) or getattr(error, "errno", None) is not None:
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise Damaged(f"is not a readable Parquet file ({reason})", path=path, remedy=remedy) from error
 
 
 @contextlib.contextmanager
@@ -531,6 +582,17 @@ def probe_writable(folder: PathLike) -> None:
     probe = join(folder, f".probe-{uuid.uuid4().hex[:8]}")
     write_bytes(probe, b"")
     remove(probe)
+
+
+def read_from(path: PathLike, start: int) -> bytes:
+    """The bytes of a file from `start` to its end."""
+    with explained(path, "read it"):
+        if not is_remote(path):
+            with open(absolute(path), "rb") as file:
+                file.seek(start)
+                return file.read()
+        fs, inner = filesystem(path)
+        return bytes(fs.cat_file(inner, start=start))
 
 
 def sha256_file(path: PathLike) -> str:

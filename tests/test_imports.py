@@ -26,6 +26,7 @@ FLOORS = [
         "other_stores",
         "local_files",
         "storage",
+        "records",
         "outputs",
         "owner",
         "lease",

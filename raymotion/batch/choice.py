@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from raymotion import storage
+from raymotion.batch import ledger
 from raymotion.batch.preflight import check_folder, free_if_nothing_committed
 from raymotion.config import digest_of
 from raymotion.data.kinds import wrong_kind
+from raymotion.data.parts import FileMark, complete_job, open_part, part_marks, write_job
 from raymotion.errors import InputError
 from raymotion.folder_lock import one_writer_of
 from raymotion.learning.collapse import check_collapse
@@ -39,13 +42,21 @@ def with_choice(table: pa.Table, mask: np.ndarray, selected: np.ndarray, vocabul
 
 
 def read_parts(folder: storage.PathLike, columns: list[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
-    """Names and tables of the parts of a data set, in order."""
-    names = [name for name in storage.list_names(folder) if name.startswith("part-") and name.endswith(".parquet")]
+    """Names and tables of the parts of a data set, in order.
+
+    Raises:
+        Damaged: a part is not what was committed.
+    """
+
+    def read(name: str, marks: Sequence[FileMark]) -> pa.Table:
+        with open_part(folder, name, marks) as part:
+            return part.read(columns=columns)
+
     ahead = PARTS_AHEAD if storage.is_remote(folder) else 0
     with ThreadPoolExecutor(ahead or 1) as pool:  # each part of a store costs a round trip at least
         waiting: deque[tuple[str, Future[pa.Table]]] = deque()
-        for name in names:
-            waiting.append((name, pool.submit(storage.read_table, storage.join(folder, name), columns)))
+        for name, marks in part_marks(folder).items():
+            waiting.append((name, pool.submit(read, name, marks)))
             if len(waiting) > ahead:
                 first, future = waiting.popleft()
                 yield first, future.result()
@@ -62,12 +73,22 @@ def matrix_of(table: pa.Table) -> np.ndarray:
 
 
 def choose_globally(
-    source: str, target: str, policy: SelectionPolicy, vocabulary: Vocabulary, thresholds: Sequence[float] | None
+    source: str,
+    target: str,
+    policy: SelectionPolicy,
+    vocabulary: Vocabulary,
+    thresholds: Sequence[float] | None,
+    *,
+    job_digest: str | None = None,
 ) -> dict[str, Any]:
     """Applies a policy to the probabilities of all parts in `source`; writes the parts, with its choice, to `target`.
 
     Holds probabilities and ids of the whole set in memory (130 bytes a row for 29 labels), nothing else. Writing in
-    place (`source == target`) is safe to interrupt and repeat: the choice depends on the probabilities alone.
+    place (`source == target`) is safe to interrupt and repeat: the choice depends on the probabilities alone, and the
+    commit names the new part before it takes the place of the old one.
+
+    Args:
+        job_digest: of the commits in another `target`; None: those in `source` are followed alone.
     """
     ids: list[str] = []
     matrices: list[np.ndarray] = []
@@ -83,16 +104,29 @@ def choose_globally(
     for (name, table), size in zip(read_parts(source), sizes, strict=True):
         rows = slice(start, start + size)
         chosen = with_choice(table, mask[rows], selected[rows], vocabulary)
-        sha256, length = storage.write_table(storage.join(target, name), chosen)
-        _update_commit(target, name, sha256, length)
+        data = storage.parquet_bytes(chosen)
+        _replace_part(source, target, name, data, job_digest)
         start += size
     return {"selection": policy.model_dump(mode="json"), "selected": int(selected.sum()), "labels": int(mask.sum())}
 
 
-def _update_commit(folder: str, name: str, sha256: str, length: int) -> None:
-    path = storage.join(folder, "_commits", name.replace(".parquet", ".json"))
-    if storage.exists(path):
-        storage.write_json(path, {**storage.read_json(path), "sha256": sha256, "bytes": length})
+def _replace_part(source: str, target: str, name: str, data: bytes, job_digest: str | None) -> None:
+    """Writes a part and its commit, if there is one, so that at any moment the commit fits the part that is there."""
+    path, mark = storage.join(target, name), FileMark.of(data)
+    digits = name.removeprefix("part-").removesuffix(".parquet")
+    shard = int(digits) if digits.isdecimal() else -1
+    if not storage.exists(ledger.commit_path(source, shard)):
+        storage.write_bytes(path, data)
+        return
+    commit = ledger.read_commit(source, shard)
+    new: dict[str, Any] = {"sha256": mark.sha256, "bytes": mark.size, "tail": mark.tail}
+    if source == target:
+        ledger.write_commit(target, replace(commit, pending=asdict(mark)))
+        storage.write_bytes(path, data)
+        ledger.write_commit(target, replace(commit, **new, pending=None))
+    else:
+        storage.write_bytes(path, data)
+        ledger.write_commit(target, replace(commit, **new, pending=None, job_digest=job_digest or commit.job_digest))
 
 
 def judge(
@@ -136,22 +170,10 @@ def judge(
 
 def read_labels_record(folder: storage.PathLike) -> dict[str, Any]:
     """job.json of a finished labelling job, or an `InputError`."""
-    path = storage.join(storage.absolute(folder), "job.json")
     other = wrong_kind(folder, "labels")
     if other is not None:
         raise other
-    if not storage.exists(path):
-        raise InputError(
-            "is no labelled data set: it has no job.json", path=folder, remedy="Name the --out of `raymotion label`."
-        )
-    record = storage.read_json(path)
-    if not isinstance(record, dict) or record.get("job") != "labels":
-        raise InputError(
-            "is not the record of a labelling job", path=path, remedy="Name the --out of `raymotion label`."
-        )
-    if record.get("status") != "complete":
-        raise InputError("the job is not complete", path=folder, remedy="Run the same `raymotion label` command again.")
-    return record
+    return complete_job(storage.absolute(folder), "labels", what="labelling job", command="raymotion label")
 
 
 @one_writer_of("out")
@@ -169,25 +191,26 @@ def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectionPol
     check_folder(target)
     vocabulary = Vocabulary.from_dict(record["vocabulary"], where=storage.join(source, "job.json"))
     thresholds = record["model"]["teacher"].get("thresholds")
+    settings = {**record["settings"], "selection": policy.model_dump(mode="json")}
+    identity = {**record["identity"], "selection": policy.model_dump(mode="json")}
+    digest = digest_of(identity)
     # Until all parts are there the folder is known for what it is by its record, and for unfinished.
-    storage.write_json(storage.join(target, "job.json"), {**record, "status": "running", "selected_from": source})
-    choice = choose_globally(source, target, policy, vocabulary, thresholds)
+    write_job(target, {**record, "digest": digest, "status": "running", "selected_from": source})
+    choice = choose_globally(source, target, policy, vocabulary, thresholds, job_digest=digest)
     for name in storage.list_names(storage.join(source, "quarantine")):
         storage.write_bytes(
             storage.join(target, "quarantine", name), storage.read_bytes(storage.join(source, "quarantine", name))
         )
     teacher = record["model"]["teacher"]
     collapse = judge(target, vocabulary, teacher.get("prior"), teacher.get("validation"), record["notices"])
-    settings = {**record["settings"], "selection": policy.model_dump(mode="json")}
-    identity = {**record["identity"], "selection": policy.model_dump(mode="json")}
     chosen = {
         **record,
-        "digest": digest_of(identity),
+        "digest": digest,
         "settings": settings,
         "identity": identity,
         "choice": choice,
         "collapse": collapse,
         "selected_from": source,
     }
-    storage.write_json(storage.join(target, "job.json"), chosen)
+    write_job(target, chosen)
     return chosen

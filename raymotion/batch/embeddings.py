@@ -18,6 +18,7 @@ from raymotion.batch.progress import ProgressKind
 from raymotion.batch.stages import Item, Stage, image_units, made_from
 from raymotion.batch.stream_stages import CONTEXT, RENDERER, DecodeOnce, EmbedStreams, StreamPlan
 from raymotion.data.embedding_layout import AUGMENTED_SPLIT, EmbeddingLayout, stored_rows
+from raymotion.data.parts import running_job
 from raymotion.data.provenance import BOXES
 from raymotion.data.streams import STREAMS
 from raymotion.errors import InputError
@@ -248,8 +249,7 @@ def _notices(identities: Mapping[str, BackboneIdentity]) -> tuple[str, ...]:
 
 def _figures(folder: str, layout: EmbeddingLayout) -> dict[str, Any]:
     """What job.json says about the finished parts."""
-    job = storage.read_json(storage.join(folder, "job.json"))
-    commits = ledger.read_commits(folder, job["digest"])
+    commits = ledger.read_commits(folder, running_job(folder)["digest"])
     passes: dict[str, int] = {}
     for commit in commits.values():
         for name, count in commit.tally.items():

@@ -23,7 +23,7 @@ from raymotion.data.face_detectors import DetectorIdentity, FaceDetector, build,
 from raymotion.data.faces import MIN_SIDE, find_faces
 from raymotion.data.provenance import MADE_FROM
 from raymotion.data.samples import BOX, read_samples, require_table_or_nothing, write_samples
-from raymotion.errors import RaymotionError, SettingsMismatch
+from raymotion.errors import Damaged, RaymotionError, SettingsMismatch
 from raymotion.folder_lock import one_writer_of
 
 FOUND = pa.schema(
@@ -199,7 +199,7 @@ def _run(
     write_samples(table, searched)
     try:
         summary = run_job(spec, address=address, progress=progress)
-    except SettingsMismatch:  # left by a run with other settings or input: of no use to this one
+    except (SettingsMismatch, Damaged):  # left by a run with other settings or input, or of no use to anyone
         outputs.remove_claimed(run)
         outputs.claim(run)
         write_samples(table, searched)

@@ -21,7 +21,8 @@ from raymotion.batch.label_stages import FiniteAnswers
 from raymotion.batch.stages import Failure, Item, Stage
 from raymotion.batch.stream_stages import CONTEXT, DecodeOnce, EmbedStreams, StreamPlan
 from raymotion.data.embedding_layout import FeatureKey, layout_of, require_complete, schema_of
-from raymotion.data.features import features_digest, part_names
+from raymotion.data.features import features_digest
+from raymotion.data.parts import part_names
 from raymotion.data.provenance import BOXES, begun_at, read_made_from, require_same_pictures
 from raymotion.data.samples import read_samples
 from raymotion.errors import InputError

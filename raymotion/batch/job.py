@@ -18,7 +18,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from raymotion import access, interrupts, storage
-from raymotion.batch import ledger
+from raymotion.batch import ledger, verify
 from raymotion.batch.cluster import connect, node_resources, plan_placement
 from raymotion.batch.preflight import (
     FORMAT,
@@ -36,13 +36,16 @@ from raymotion.batch.quiet import quiet_ray_data, without_noise
 from raymotion.batch.stages import Stage
 from raymotion.batch.worker import ShardWorker, Sink, WorkerPlan
 from raymotion.config import Settings, digest_of, require_same_settings
+from raymotion.data.parts import write_job
 from raymotion.data.picture_damage import DamagedPolicy
 from raymotion.data.samples import read_samples
-from raymotion.errors import InputError, RunFailed
+from raymotion.errors import Damaged, InputError, RunFailed
 from raymotion.folder_lock import one_writer_of
 from raymotion.vocabulary import Vocabulary
 
 ALWAYS_MAY_FAIL = 3
+# Times that damaged shards are done again before a job is called complete. Once is a flipped bit, more is the disk.
+MOST_REPAIRS = 2
 REMEDY = "Use the same settings to go on, or a fresh output folder."
 
 
@@ -62,6 +65,7 @@ class JobSettings(Settings):
     cpus_per_worker: float | None = Field(None, gt=0)
     gpus_per_worker: float | None = Field(None, ge=0)
     decode_threads: int | None = Field(None, ge=0)
+    verify: bool = Field(False, description="compare the digests of all committed files, not their sizes and footers")
     autoscale: bool = Field(False, description="the cluster starts nodes for actors that wait")
     allow_http: bool | None = Field(None, description="read pictures at http:// and https:// addresses")
     store_patience: float | None = Field(None, ge=0, description="seconds for which a failing store is asked again")
@@ -148,7 +152,11 @@ def _run_job(spec: JobSpec, address: str | None, progress: ProgressKind) -> JobS
     if spec.keep_images_together:
         samples = ledger.by_image(samples)
     free_if_nothing_committed(folder)
-    old = read_record(folder, spec.kind)
+    lost: Damaged | None = None
+    try:
+        old = read_record(folder, spec.kind)
+    except Damaged as error:
+        old, lost = None, error
     shard_rows = spec.settings.shard_rows or ledger.default_shard_rows(samples.num_rows, spec.most_shard_rows)
     identity = {
         "format": FORMAT,
@@ -159,44 +167,63 @@ def _run_job(spec: JobSpec, address: str | None, progress: ProgressKind) -> JobS
     }
     if spec.images != "none":
         identity["damaged"] = spec.settings.damaged
+    digest = digest_of(identity)
     if old is not None:
         require_same_settings(old["identity"], identity, where=folder, remedy=REMEDY)
         require_same_pictures_as_before(spec, folder, samples, old)
-        if old["status"] == "complete":
-            return JobSummary(folder, old, True)
-    else:
+    sizes = ledger.shard_sizes(samples, shard_rows, keep_images_together=spec.keep_images_together)
+    commits, faults = verify.survey(folder, digest, sizes, digests=spec.settings.verify)
+    if old is None and not commits:
+        if lost is not None:
+            raise lost
         check_folder(folder)
+    verify.require_own_parts(folder, len(sizes))
+    if old is not None and old["status"] == "complete" and len(commits) == len(sizes):
+        return JobSummary(folder, old, True)
     if spec.images != "none":
         check_image_folders(samples, required=spec.images == "required")
-    digest = digest_of(identity)
     record = old or new_record(spec, identity, digest, samples)
     notices = record.setdefault("notices", [])
     notices += [notice for notice in more_notices if notice not in notices]
+    if old is None and commits:
+        verify.warn(f"{folder}: job.json is lost; it is written again from {len(commits)} commits of this very job")
+        record["computed"] = next(iter(commits.values())).computed
     started = time.time()
     run: dict[str, Any] = {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)), "status": "running"}
     record["runs"], record["status"] = [*record["runs"], run], "running"
-    commits = {} if old is None else ledger.read_commits(folder, digest)
-    if old is None or not storage.exists(storage.join(folder, "_manifest.parquet")):
-        ledger.write_manifest(folder, samples, shard_rows, keep_images_together=spec.keep_images_together)
-    sizes = ledger.Manifest(folder).shard_sizes()
+    if ledger.write_manifest(folder, samples, sizes):
+        verify.warn(f"{storage.join(folder, ledger.MANIFEST)} was damaged: it is written again from the input")
     del samples
-    todo = [shard for shard in range(len(sizes)) if shard not in commits]
     run["resumed_from_shards"] = len(commits)
-    storage.write_json(storage.join(folder, "job.json"), record)
 
     def ended_early(status: str, reason: str) -> None:
         run.update(status=status, reason=reason[:500])
         record["status"] = status
         # The reason why it ended is the one to tell, and not to be kept back by a store that fails.
         with contextlib.suppress(Exception), access.using(patience=0):
-            storage.write_json(storage.join(folder, "job.json"), record)
+            write_job(folder, record)
 
+    done, throughput = 0, None
     try:
-        if todo:
-            with interrupts.on_forced_end(lambda: ended_early("interrupted", "")), connect(address):
-                record["throughput"] = _run_shards(
-                    spec, folder, digest, sizes, todo, commits, progress, started, record
-                )
+        write_job(folder, record)  # before anything is removed: a folder that is being mended is not complete
+        if faults:
+            run["done_again"] = verify.redo(folder, faults)
+        for repair in range(MOST_REPAIRS + 1):
+            todo = verify.left(len(sizes), commits)
+            done += len(todo)
+            if todo:
+                with interrupts.on_forced_end(lambda: ended_early("interrupted", "")), connect(address):
+                    now = _run_shards(spec, folder, digest, sizes, todo, commits, progress, started, record)
+                throughput = {**(throughput or now), "last_done_at": now["last_done_at"]}
+            # Everything is read once more before it is called complete; with nothing to do `survey` has just done so.
+            faults = verify.faulty_files(folder, commits, digests=True) if todo or not spec.settings.verify else {}
+            if not faults:
+                break
+            if repair == MOST_REPAIRS:
+                _stop_for_damage(folder, faults)
+            run["done_again"] = [*run.get("done_again", []), *verify.redo(folder, faults)]
+            for shard in faults:
+                del commits[shard]
         _close(spec, folder, record, commits, sizes)
     except BaseException as error:
         interrupted = interrupts.stopping() or not isinstance(error, Exception)
@@ -205,12 +232,13 @@ def _run_job(spec: JobSpec, address: str | None, progress: ProgressKind) -> JobS
             free_if_nothing_committed(folder)
         raise
     ended = time.time()
-    run.update(status="complete", seconds=round(ended - started, 2), shards=len(todo))
-    if todo:
-        record["throughput"]["seconds"] = round(ended - started, 2)
-        record["throughput"]["finish_seconds"] = round(ended - record["throughput"].pop("last_done_at"), 2)
+    run.update(status="complete", seconds=round(ended - started, 2), shards=done)
+    if throughput is not None:
+        throughput["seconds"] = round(ended - started, 2)
+        throughput["finish_seconds"] = round(ended - throughput.pop("last_done_at"), 2)
+        record["throughput"] = throughput
     ledger.remove_attempts(folder)
-    storage.write_json(storage.join(folder, "job.json"), record)
+    write_job(folder, record)
     return JobSummary(folder, record, False)
 
 
@@ -237,23 +265,25 @@ def _run_shards(
     workers = min(placement.workers, len(todo))
     device = "cuda" if placement.gpus else "cpu"
     threads = settings.decode_threads
+    batch_size = settings.batch_size or spec.default_batch[bool(placement.gpus)]
+    computed = computed_with(device, resolve_precision(settings, device), batch_size)
+    require_same_settings(record.setdefault("computed", computed), computed, where=folder, remedy=REMEDY)
+    write_job(folder, record)
     plan = WorkerPlan(
         folder=folder,
         run_id=uuid.uuid4().hex[:12],
         job_digest=digest,
         stages=spec.make_stages(device),
         sink=spec.sink,
-        batch_size=settings.batch_size or spec.default_batch[bool(placement.gpus)],
+        batch_size=batch_size,
         # Beside a GPU decoding runs ahead in threads; on CPU cores alone it would only take the model's time.
         decode_threads=threads if threads is not None else (int(placement.cpus) if placement.gpus else 0),
         threads=max(1, int(placement.cpus)),
         device=device,
         columns=spec.columns,
         keep_images_together=spec.keep_images_together,
+        computed=computed,
     )
-    computed = computed_with(device, resolve_precision(settings, device), plan.batch_size)
-    require_same_settings(record.setdefault("computed", computed), computed, where=folder, remedy=REMEDY)
-    storage.write_json(storage.join(folder, "job.json"), record)
     total = sum(sizes)
     allowed = settings.rows_that_may_fail(total)
     quarantined = sum(commit.quarantined for commit in commits.values())
@@ -377,6 +407,15 @@ def _stop_for_failures(spec: JobSpec, commits: Mapping[int, ledger.Commit], quar
         f"{quarantined} of {total} samples failed ({listed}), more than --max-failed {spec.settings.max_failed:g} "
         f"allows. See {storage.join(spec.settings.out, 'quarantine')}; what was committed stays, "
         "and a larger --max-failed goes on"
+    )
+
+
+def _stop_for_damage(folder: str, faults: Mapping[int, str]) -> None:
+    shard, reason = next(iter(faults.items()))
+    raise RunFailed(
+        f"{storage.join(folder, ledger.shard_name(shard))}: {reason}, though it was made {MOST_REPAIRS + 1} times"
+        f"{f' (and {len(faults) - 1} more shards)' if len(faults) > 1 else ''}. Something changes the files while the "
+        "job runs, or the disk is failing: see to that, and the same command goes on"
     )
 
 

@@ -19,8 +19,9 @@ from raymotion.batch.regions import random_weights_notice
 from raymotion.batch.stages import DecodeImages, ExtractRegions, Item, Stage, made_from
 from raymotion.config import digest_of
 from raymotion.data.captions import readable
-from raymotion.data.features import features_digest, part_names
+from raymotion.data.features import features_digest
 from raymotion.data.kinds import wrong_kind
+from raymotion.data.parts import complete_job, part_names, running_job
 from raymotion.data.provenance import MADE_FROM, begun_at, read_made_from, require_same_pictures
 from raymotion.errors import InputError
 from raymotion.learning.selection import SelectionPolicy
@@ -144,7 +145,7 @@ def _fusion_spec(info: CheckpointInfo, settings: LabelSettings) -> JobSpec:
         return plan.stages(resolve_precision(settings, device))
 
     def finish(folder: str) -> Mapping[str, Any]:
-        digest = storage.read_json(storage.join(folder, "job.json"))["digest"]
+        digest = running_job(folder)["digest"]
         return {**_finish(info, settings, folder, plan.notices), "with": plan.counts(folder, digest)}
 
     return JobSpec(
@@ -293,18 +294,10 @@ def _extractor(info: CheckpointInfo, settings: LabelSettings) -> tuple[Extractor
 
 
 def _features_record(folder: str) -> dict[str, Any]:
-    path = storage.join(folder, "job.json")
     other = wrong_kind(folder, "regions")
     if other is not None:
         raise other
-    record = storage.read_json(path)
-    if not isinstance(record, dict) or record.get("job") != "region-features":
-        raise InputError("is not the record of a features job", path=path)
-    if record.get("status") != "complete":
-        raise InputError(
-            "the features job is not complete", path=folder, remedy="Run the same `raymotion features` command again."
-        )
-    return record
+    return complete_job(folder, "region-features", what="features job", command="raymotion features regions")
 
 
 def _features_check(folder: str) -> Callable[[pa.Table], list[str]]:

@@ -1,6 +1,6 @@
 """The books of one output folder: what is planned, what is committed, which rows kill their worker.
 
-    OUT/job.json                    settings, input, counts, throughput
+    OUT/job.json                    settings, input, counts, throughput; OUT/_job.json is a second copy
     OUT/part-00012.parquet          good rows of shard 12
     OUT/quarantine/part-00012.parquet   rows of shard 12 that failed, if any
     OUT/_manifest.parquet           the sample table of the job, one row group for each shard
@@ -13,8 +13,10 @@ input and settings give the same files, whatever happened on the way.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import re
 import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,11 +28,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raymotion import storage
-from raymotion.errors import InputError
+from raymotion import records, storage
+from raymotion.data.parts import FileMark
+from raymotion.errors import Damaged, InputError, SettingsMismatch
 
 # In a commit's tally and in job.json's counts: good rows whose picture is damaged (`--damaged keep`).
 DAMAGED_KEPT = "damaged_kept"
+MANIFEST = "_manifest.parquet"
+COMMIT_NAME = re.compile(r"part-(\d{5,9})\.json")
+AGAIN = "Run the same command again: it writes the file anew."
 QUARANTINE_SCHEMA = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),
@@ -78,15 +84,34 @@ def shard_starts(samples: pa.Table, rows_per_shard: int, *, keep_images_together
     return starts
 
 
-def write_manifest(folder: str, samples: pa.Table, rows_per_shard: int, *, keep_images_together: bool = False) -> int:
-    """Writes the sample table with one row group for each shard; returns the number of shards."""
-    buffer = io.BytesIO()
+def shard_sizes(samples: pa.Table, rows_per_shard: int, *, keep_images_together: bool = False) -> list[int]:
+    """Rows of each shard."""
     starts = shard_starts(samples, rows_per_shard, keep_images_together=keep_images_together)
-    with pq.ParquetWriter(buffer, samples.schema, compression="zstd") as writer:
-        for start, end in zip(starts, [*starts[1:], samples.num_rows], strict=True):
-            writer.write_table(samples.slice(start, end - start), row_group_size=end - start)
-    storage.write_bytes(storage.join(folder, "_manifest.parquet"), buffer.getvalue())
-    return len(starts)
+    return [end - start for start, end in zip(starts, [*starts[1:], samples.num_rows], strict=True)]
+
+
+def write_manifest(folder: str, samples: pa.Table, sizes: Sequence[int]) -> bool:
+    """Writes the sample table with one row group for each shard, unless that is what is there.
+
+    Args:
+        sizes: rows of each shard.
+
+    Returns:
+        whether another file, a damaged one perhaps, was there.
+    """
+    buffer = io.BytesIO()
+    start = 0
+    with pq.ParquetWriter(buffer, samples.schema, compression="zstd", write_page_checksum=True) as writer:
+        for size in sizes:
+            writer.write_table(samples.slice(start, size), row_group_size=size)
+            start += size
+    data, path = buffer.getvalue(), storage.join(folder, MANIFEST)
+    there = None
+    with contextlib.suppress(FileNotFoundError):
+        there = storage.read_bytes(path)
+    if there != data:
+        storage.write_bytes(path, data)
+    return there is not None and there != data
 
 
 class Manifest:
@@ -99,27 +124,39 @@ class Manifest:
 
     def __init__(self, folder: str, columns: Sequence[str] = ()) -> None:
         self.columns = ["sample_id", "image_uri", "captions", *columns]
-        self.path = storage.join(folder, "_manifest.parquet")
-        if storage.is_remote(self.path):  # one small download instead of several range requests a shard
-            self._file = pq.ParquetFile(pa.BufferReader(storage.read_bytes(self.path)))
-        else:
-            self._file = pq.ParquetFile(storage.absolute(self.path), memory_map=True)
+        self.path = storage.join(folder, MANIFEST)
+        with storage.parquet_explained(self.path, remedy=AGAIN):
+            source: Any = storage.absolute(self.path)
+            if storage.is_remote(self.path):  # one small download instead of several range requests a shard
+                source = pa.BufferReader(storage.read_bytes(self.path))
+            try:
+                self._file = pq.ParquetFile(source, memory_map=True, page_checksum_verification=True)
+            except FileNotFoundError as error:
+                raise Damaged("is missing", path=self.path, remedy=AGAIN) from error
 
     def shard_sizes(self) -> list[int]:
         metadata = self._file.metadata
         return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
 
     def rows(self, shard: int) -> list[dict[str, Any]]:
-        return self._file.read_row_group(shard, columns=self.columns, use_threads=False).to_pylist()
+        if shard >= self._file.metadata.num_row_groups:
+            raise Damaged(f"has no rows of {shard_name(shard)}", path=self.path, remedy=AGAIN)
+        with storage.parquet_explained(self.path, remedy=AGAIN):
+            return self._file.read_row_group(shard, columns=self.columns, use_threads=False).to_pylist()
 
 
 @dataclass(frozen=True)
 class Commit:
     """One finished shard: its counts, the digests of its files, and what it took.
 
-    `tally` is what its stages counted, by name.
-
     `good + quarantined == rows`, always.
+
+    Attributes:
+        sha256, bytes, tail: of the part (see `FileMark`); the same of the quarantine part, None where no row failed.
+        tally: what its stages counted, by name.
+        computed: device, precision and the like, as in job.json.
+        pending: mark of a part that is about to take the place of this one, with other labels chosen. Until that is
+            done either is the right one.
     """
 
     shard: int
@@ -136,42 +173,89 @@ class Commit:
     worker: str
     attempt: int
     tally: dict[str, int] = field(default_factory=dict)
+    tail: str | None = None
+    quarantine_bytes: int | None = None
+    quarantine_tail: str | None = None
+    computed: dict[str, Any] = field(default_factory=dict)
+    pending: dict[str, Any] | None = None
+
+    @property
+    def marks(self) -> list[FileMark]:
+        """What the part may be."""
+        mark = FileMark(self.sha256, self.bytes, self.tail)
+        return [mark, FileMark(**self.pending)] if self.pending else [mark]
+
+    @property
+    def quarantine_marks(self) -> list[FileMark]:
+        """What the quarantine part may be; empty where there is none."""
+        if self.quarantine_sha256 is None:
+            return []
+        return [FileMark(self.quarantine_sha256, self.quarantine_bytes, self.quarantine_tail)]
 
     def __post_init__(self) -> None:
         if self.good + self.quarantined != self.rows or sum(self.by_reason.values()) != self.quarantined:
             raise ValueError(f"the books of {shard_name(self.shard)} do not close: {self}")
 
 
-def write_commit(folder: str, commit: Commit) -> None:
-    storage.write_json(_commit_path(folder, commit.shard), asdict(commit))
-
-
-def _commit_path(folder: str, shard: int) -> str:
+def commit_path(folder: str, shard: int) -> str:
     return storage.join(folder, "_commits", f"{shard_name(shard)}.json")
 
 
-def read_commits(folder: str, job_digest: str) -> dict[int, Commit]:
-    """All commits of the folder whose data file is there. A commit of another job is an error, not a finished shard."""
+def write_commit(folder: str, commit: Commit) -> None:
+    records.write_record(commit_path(folder, commit.shard), asdict(commit))
+
+
+def read_commit(folder: str, shard: int) -> Commit:
+    """The commit of a shard.
+
+    Raises:
+        Damaged: it can not be read, or is that of another shard.
+        InputError: there is none.
+    """
+    path = commit_path(folder, shard)
+    record = records.read_record(path, needs_seal=True)
+    try:
+        commit = Commit(**record)
+    except (TypeError, ValueError) as error:
+        raise Damaged(f"is damaged: it is no commit ({error})", path=path) from error
+    if commit.shard != shard:
+        raise Damaged(f"is damaged: it is the commit of {shard_name(commit.shard)}", path=path)
+    return commit
+
+
+def committed_shards(folder: str) -> list[int]:
+    """Numbers of the shards for which there is a commit, whatever it holds."""
     names = storage.list_names(storage.join(folder, "_commits"))
-    present = set(storage.list_names(folder))
-    paths = [storage.join(folder, "_commits", name) for name in names if name.endswith(".json")]
+    return [int(found[1]) for name in names if (found := COMMIT_NAME.fullmatch(name))]
+
+
+def read_commits(folder: str, job_digest: str) -> dict[int, Commit]:
+    """All commits of a folder whose shards are done (`verify.survey` finds out which are not).
+
+    Raises:
+        Damaged: a commit can not be read. SettingsMismatch: it is of another job.
+    """
     with ThreadPoolExecutor(16) as pool:  # object stores answer slowly, but many at once
-        records = list(pool.map(storage.read_json, paths))
-    commits = {}
-    for path, record in zip(paths, records, strict=True):
-        try:
-            commit = Commit(**record)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"is not a commit record ({error})", path=path, remedy="Remove it.") from error
-        if commit.job_digest != job_digest:
-            raise InputError(
-                f"belongs to another job ({commit.job_digest}, not {job_digest})",
-                path=path,
-                remedy="Use a fresh output folder.",
-            )
-        if f"{shard_name(commit.shard)}.parquet" in present:
-            commits[commit.shard] = commit
-    return commits
+        commits = list(pool.map(lambda shard: read_commit(folder, shard), committed_shards(folder)))
+    for commit in commits:
+        require_same_job(folder, commit, job_digest)
+    return {commit.shard: commit for commit in commits}
+
+
+def require_same_job(folder: str, commit: Commit, job_digest: str) -> None:
+    if commit.job_digest != job_digest:
+        raise SettingsMismatch(
+            f"belongs to another job ({commit.job_digest}, not {job_digest})",
+            path=commit_path(folder, commit.shard),
+            remedy="Use a fresh output folder.",
+        )
+
+
+def forget(folder: str, shard: int) -> None:
+    """Makes a shard one that is not done: removes its commit, and then its files."""
+    storage.remove(commit_path(folder, shard))
+    for place in (folder, storage.join(folder, "quarantine")):
+        storage.remove(storage.join(place, f"{shard_name(shard)}.parquet"))
 
 
 @dataclass
@@ -218,7 +302,7 @@ class Attempts:
         if not self._keeps:
             return Attempt(count=1)
         path = self._path(shard)
-        attempt = Attempt(**storage.read_json(path)) if self._has_note(shard) else Attempt()
+        attempt = self._read(path) if self._has_note(shard) else Attempt()
         attempt.count += 1
         if attempt.suspect is not None:
             row = str(attempt.suspect)
@@ -234,11 +318,19 @@ class Attempts:
             return storage.exists(self._path(shard))
         if self._listed is None:
             self._listed = set(storage.list_names(self.folder))
-        return f"{shard_name(shard)}.json" in self._listed and not storage.exists(_commit_path(self._out, shard))
+        return f"{shard_name(shard)}.json" in self._listed and not storage.exists(commit_path(self._out, shard))
 
     def note(self, shard: int, attempt: Attempt) -> None:
         # A note has to outlive its process, not the machine: no fsync, which would cost more than the note.
-        storage.write_json(self._path(shard), asdict(attempt), durable=False)
+        records.write_record(self._path(shard), asdict(attempt), durable=False)
+
+    @staticmethod
+    def _read(path: str) -> Attempt:
+        """A note that can not be read says only that the shard was begun."""
+        try:
+            return Attempt(**records.read_record(path, needs_seal=True))
+        except (InputError, TypeError):
+            return Attempt(count=1)
 
     def begin_setup(self) -> int:
         """Notes that a worker loads its models; returns how many died at that on this machine."""

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymotion import __version__, storage
-from raymotion.data.features import part_names
+from raymotion.batch.verify import warn
+from raymotion.data.parts import JOB, read_job, remove_job, write_job
 from raymotion.data.provenance import begun_at, read_made_from, require_same_pictures
 from raymotion.data.samples import require_allowed_images
 from raymotion.errors import InputError, SettingsMismatch
@@ -73,17 +74,26 @@ def input_digest(samples: pa.Table, columns: Sequence[str] = ()) -> str:
 
 
 def read_record(folder: str, kind: str) -> dict[str, Any] | None:
-    """job.json of an output folder, or None where there is none; one of another kind of job is an error."""
-    path = storage.join(folder, "job.json")
-    if not storage.exists(path):
+    """job.json of an output folder, or None where there is none; one of another kind of job is an error.
+
+    A damaged job.json is written again from its copy, and told.
+
+    Raises:
+        Damaged: both are damaged.
+    """
+    record, reason = read_job(folder)
+    if record is None:
         return None
-    record = storage.read_json(path)
-    if not isinstance(record, dict) or "identity" not in record or "status" not in record:
+    path = storage.join(folder, JOB)
+    if not isinstance(record.get("identity"), dict) or "status" not in record or "digest" not in record:
         raise InputError("is not the record of a raymotion job", path=path, remedy="Use a fresh output folder.")
     if record.get("job") != kind:
         raise SettingsMismatch(
             f"the folder holds a {record.get('job')} job, not a {kind} job", path=folder, remedy="Use a fresh folder."
         )
+    if reason is not None:
+        warn(f"{path} {reason}: it is written again from its copy")
+        write_job(folder, record)
     return record
 
 
@@ -103,7 +113,7 @@ def require_same_pictures_as_before(
         return []
 
     committed = {name.removesuffix(".json") for name in storage.list_names(storage.join(folder, "_commits"))}
-    names = [name for name in part_names(folder) if name.removesuffix(".parquet") in committed]
+    names = [name for name in storage.list_names(folder) if name.removesuffix(".parquet") in committed]
     with ThreadPoolExecutor(16) as pool:  # object stores answer slowly, but many at once
         made = [table for tables in pool.map(read, names) for table in tables]
     if made:
@@ -121,9 +131,8 @@ def require_same_pictures_as_before(
 def free_if_nothing_committed(folder: str) -> None:
     """Removes what a job that committed nothing has left: it computed nothing, and must not bind the folder to its
     settings. Only where its job.json proves that the folder is a job's."""
-    path = storage.join(folder, "job.json")
     try:
-        record = storage.read_json(path) if storage.exists(path) else None
+        record, _ = read_job(folder)
     except InputError:
         return
     if not isinstance(record, dict) or "identity" not in record or record.get("status") == "complete":
@@ -137,7 +146,7 @@ def free_if_nothing_committed(folder: str) -> None:
                 storage.remove(storage.join(place, name))
     storage.remove_tree(storage.join(folder, "_attempts"))
     storage.remove(storage.join(folder, "_manifest.parquet"))
-    storage.remove(path)  # last: it is the proof
+    remove_job(folder)  # last: it is the proof
     if not storage.is_remote(folder):
         for inner in ("quarantine", "_commits", ""):
             with contextlib.suppress(OSError):

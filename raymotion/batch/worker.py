@@ -11,7 +11,7 @@ import socket
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -33,6 +33,7 @@ from raymotion.batch.ledger import (
 )
 from raymotion.batch.memory import keep_freed_memory
 from raymotion.batch.stages import Failure, Item, Stage, image_units
+from raymotion.data.parts import FileMark
 from raymotion.errors import InputError, RaymotionError, RunFailed
 from raymotion.local_files import disk_full, is_full
 
@@ -66,6 +67,7 @@ class WorkerPlan:
         columns: of the sample table that items hold besides sample_id, image_uri and captions.
         keep_images_together: items of one image share a batch, and go to the first stage in one call.
         access: how stores and web addresses are dealt with.
+        computed: written into each commit.
     """
 
     folder: str
@@ -80,6 +82,7 @@ class WorkerPlan:
     columns: tuple[str, ...] = ()
     keep_images_together: bool = False
     access: Access = field(default_factory=current)
+    computed: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ShardWorker:
@@ -231,15 +234,15 @@ class ShardWorker:
         good = [item for item in items if item.failure is None]
         bad = [(item.row, item.failure) for item in items if item.failure is not None]
         damaged = Counter({DAMAGED_KEPT: kept} if (kept := sum(item.damage is not None for item in good)) else {})
-        sha256, size = storage.write_table(storage.join(folder, name), self.plan.sink.encode(good))
+        part = _write_table(storage.join(folder, name), self.plan.sink.encode(good))
         quarantine = storage.join(folder, "quarantine", name)
-        quarantine_sha256 = None
+        failed = None
         if bad:
             rows = [
                 {"sample_id": row["sample_id"], "image_uri": row["image_uri"], **asdict(failure)}
                 for row, failure in bad
             ]
-            quarantine_sha256, _ = storage.write_table(quarantine, pa.Table.from_pylist(rows, QUARANTINE_SCHEMA))
+            failed = _write_table(quarantine, pa.Table.from_pylist(rows, QUARANTINE_SCHEMA))
         elif name in self.left_in_quarantine or attempt.count > 1 or not storage.is_remote(folder):
             # An attempt that died before its commit may have left rows here that are good now.
             storage.remove(quarantine)
@@ -250,17 +253,27 @@ class ShardWorker:
             good=len(good),
             quarantined=len(bad),
             by_reason=dict(sorted(Counter(failure.reason for _, failure in bad).items())),
-            sha256=sha256,
-            bytes=size,
-            quarantine_sha256=quarantine_sha256,
+            sha256=part.sha256,
+            bytes=part.size or 0,
+            tail=part.tail,
+            quarantine_sha256=failed.sha256 if failed else None,
+            quarantine_bytes=failed.size if failed else None,
+            quarantine_tail=failed.tail if failed else None,
             seconds=round(time.monotonic() - started, 4),
             stage_seconds={name: round(value, 4) for name, value in seconds.items()},
             worker=self.worker,
             attempt=attempt.count,
             tally=dict(sorted(sum(self._tallies(), damaged).items())),
+            computed=dict(self.plan.computed),
         )
         write_commit(folder, commit)
         return commit
+
+
+def _write_table(path: str, table: pa.Table) -> FileMark:
+    data = storage.finite_parquet(path, table)
+    storage.write_bytes(path, data)
+    return FileMark.of(data)
 
 
 def _replaces_another() -> bool:

@@ -108,6 +108,13 @@ def job_options(command: F) -> F:
                 help="The cluster starts nodes for actors that wait: refuse no plan for want of room. Needs --workers.",
             ),
             click.option(
+                "--verify",
+                is_flag=True,
+                default=None,
+                help="Read all files that were committed and compare their digests; shards that are damaged are done "
+                "again. Without it: sizes and footers, and the digests before the job is called complete.",
+            ),
+            click.option(
                 "--max-failed",
                 type=click.FloatRange(0, 1),
                 help="Share of rows that may fail; 3 always may, unless it is 0.  [default: 0.05]",

@@ -9,11 +9,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raymotion import storage
-from raymotion.data.features import part_names
 from raymotion.data.kinds import wrong_kind
+from raymotion.data.parts import VERIFY, complete_job, part_names
 from raymotion.data.provenance import BOXES, MADE_FROM, require_columns
 from raymotion.errors import InputError
 
@@ -149,30 +148,16 @@ class EmbeddingLayout:
 
 def require_complete(folder: storage.PathLike) -> dict[str, Any]:
     """The job.json of a complete embedding job in `folder`, or an `InputError` that says what to run."""
-    path = storage.join(folder, "job.json")
     other = wrong_kind(folder, "embeddings")
     if other is not None:
         raise other
-    if not storage.exists(path):
-        raise InputError("has no job.json", path=folder, remedy=f"Make it with `{COMMAND}`.")
-    job = storage.read_json(path)
-    status = job.get("status", "unknown") if isinstance(job, dict) else "unknown"
-    if status != "complete":
-        raise InputError(
-            f"the embedding job is not complete (status: {status})",
-            path=folder,
-            remedy=f"Run the same `{COMMAND}` command again: it goes on where it stopped.",
-        )
-    return dict(job)
+    return complete_job(folder, None, what="embedding job", command=COMMAND)
 
 
 def schema_of(path: str) -> pa.Schema:
     """The schema of a part."""
-    try:
-        with storage.open_input(path) as file:
-            return pq.ParquetFile(file).schema_arrow
-    except pa.ArrowInvalid as error:
-        raise InputError(f"is not a readable Parquet file ({str(error).splitlines()[0]})", path=path) from error
+    with storage.open_parquet(path, remedy=VERIFY) as parquet:
+        return parquet.schema_arrow
 
 
 def layout_of(schema: pa.Schema, path: object) -> EmbeddingLayout:
@@ -182,7 +167,7 @@ def layout_of(schema: pa.Schema, path: object) -> EmbeddingLayout:
         raise InputError("holds no embeddings", path=path, remedy=f"Make it with `{COMMAND}`.")
     try:
         record = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"its description of the embeddings is no JSON ({error})", path=path) from error
     layout = EmbeddingLayout.from_dict(record if isinstance(record, dict) else {}, where=path)
     for key, shape in layout.shapes.items():
@@ -203,8 +188,7 @@ def stored_rows(folder: storage.PathLike) -> dict[FeatureKey, int]:
     counts: dict[FeatureKey, int] = {}
     for name in part_names(folder):
         path = storage.join(folder, name)
-        with storage.open_input(path) as file:
-            parquet = pq.ParquetFile(file)
+        with storage.open_parquet(path, remedy=VERIFY) as parquet:
             layout, metadata = layout_of(parquet.schema_arrow, path), parquet.metadata
             # The path of a list's values is NAME.list.element, and names of backbones have dots of their own.
             paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]

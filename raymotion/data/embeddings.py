@@ -7,10 +7,7 @@ lie. What the parts look like stands in embedding_layout.py.
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +30,8 @@ from raymotion.data.embedding_layout import (
     require_complete,
     schema_of,
 )
-from raymotion.data.features import default_cache, features_digest, locked, part_names
+from raymotion.data.features import default_cache, locked, new_copy, parts_digest, read_index, write_index
+from raymotion.data.parts import FileMark, open_part, part_marks
 from raymotion.data.picture_marks import PictureMark
 from raymotion.data.provenance import (
     BOXES,
@@ -45,7 +43,7 @@ from raymotion.data.provenance import (
     require_same_pictures,
 )
 from raymotion.data.streams import STREAMS
-from raymotion.errors import InputError
+from raymotion.errors import Damaged, InputError
 
 __all__ = ["Embeddings", "FeatureBlock", "FeatureKey", "FeatureShape"]
 
@@ -245,18 +243,22 @@ class _Source:
     def __init__(self, folder: str, cache: str | None) -> None:
         self.folder = folder
         self.begun = begun_at(require_complete(folder))
-        parts = part_names(folder)
+        parts = part_marks(folder)
         if not parts:
             raise InputError("holds no part-*.parquet", path=folder)
         self.layout = self._survey(parts)
-        self.digest = digest_of([self.layout.to_dict(), features_digest(folder)])
+        self.digest = digest_of([self.layout.to_dict(), parts_digest(folder, parts)])
         self._local = Path(cache or default_cache()) / "embeddings" / self.digest
-        if not self._is_built():
+        try:
+            index = read_index(self._local)
+        except Damaged:
             # All processes of a machine come here at once: one makes the copy, the others wait for it.
             with locked(self._local.with_name(f"{self.digest}.lock")):
-                if not self._is_built():
+                try:
+                    index = read_index(self._local)
+                except Damaged:
                     self._build(parts)
-        index = json.loads((self._local / "index.json").read_text())
+                    index = read_index(self._local)
         self.made_from = pq.read_table(self._local / ROWS)
         self.ids: list[str] = self.made_from.column("sample_id").to_pylist()
         self._counts: list[int] = index["counts"]
@@ -272,7 +274,7 @@ class _Source:
             return np.zeros(shape, dtype=np.float16)
         return np.memmap(self._local / f"features-{number}.bin", dtype=np.float16, mode="r", shape=shape)
 
-    def _survey(self, parts: list[str]) -> EmbeddingLayout:
+    def _survey(self, parts: Iterable[str]) -> EmbeddingLayout:
         """The layout that all parts share."""
         layout: EmbeddingLayout | None = None
         for name in parts:
@@ -280,31 +282,23 @@ class _Source:
             own = layout_of(schema_of(path), path)
             if layout is not None and own != layout:
                 raise InputError(
-                    f"holds other features than {parts[0]}", path=path, remedy=f"Make the folder anew with `{COMMAND}`."
+                    f"holds other features than {next(iter(parts))}",
+                    path=path,
+                    remedy=f"Make the folder anew with `{COMMAND}`.",
                 )
             layout = own
         assert layout is not None
         return layout
 
-    def _is_built(self) -> bool:
-        return (self._local / "index.json").exists()
-
-    def _build(self, parts: list[str]) -> None:
+    def _build(self, parts: Mapping[str, list[FileMark]]) -> None:
         """Copies all parts into a folder of its own, then renames it: a copy that a crash cut off is never read."""
-        with storage.explained(self._local, "write the cache"):
-            self._copy(parts)
-
-    def _copy(self, parts: list[str]) -> None:
-        temporary = self._local.with_name(f".{self._local.name}.{uuid.uuid4().hex[:8]}.tmp")
-        temporary.mkdir()
-        try:
+        with storage.explained(self._local, "write the cache"), new_copy(self._local) as temporary:
             keys = list(self.layout.shapes)
             counts, rows = [0] * len(keys), [[np.zeros(0, np.int64)] for _ in keys]
             made_from: list[pa.Table] = []
-            for name in parts:
+            for name, marks in parts.items():
                 path = storage.join(self.folder, name)
-                with storage.open_input(path) as file:
-                    parquet = pq.ParquetFile(file)
+                with open_part(self.folder, name, marks) as parquet:
                     part = parquet.read(columns=["sample_id", "split", "context_of"]).to_pydict()
                     made_from.append(parquet.read(columns=COPIED).select(COPIED).cast(COPIED_SCHEMA))
                     for number, key in enumerate(keys):
@@ -319,14 +313,7 @@ class _Source:
             for number in range(len(keys)):
                 np.save(temporary / f"rows-{number}.npy", np.concatenate(rows[number]).astype(np.int64))
             pq.write_table(table, temporary / ROWS)
-            (temporary / "index.json").write_text(json.dumps({"counts": counts}))
-            try:
-                temporary.rename(self._local)
-            except OSError:
-                if not self._is_built():  # else another machine with the same cache was faster
-                    raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            write_index(temporary, {"counts": counts})
 
 
 def _order(source: _Source, first: _Source) -> np.ndarray:

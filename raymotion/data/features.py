@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raymotion import storage
+from raymotion import records, storage
 from raymotion.config import digest_of
 from raymotion.data.kinds import wrong_kind
+from raymotion.data.parts import VERIFY, FileMark, complete_job, open_part, part_marks
 from raymotion.data.picture_marks import PictureMark
 from raymotion.data.provenance import (
     MADE_FROM,
@@ -35,12 +37,14 @@ from raymotion.data.provenance import (
     require_columns,
     require_same_pictures,
 )
-from raymotion.errors import AccessDenied, InputError
+from raymotion.errors import AccessDenied, Damaged, InputError
 from raymotion.local_files import reserve
 
 METADATA_KEY = b"raymotion.regions"
 ROWS_AT_A_TIME = 256
-# The file of a copy that stands last: which sample each row is, and what it was made from.
+INDEX = "index.json"
+EDGE_BYTES = 1 << 16
+# Which sample each row of a copy is, and what it was made from.
 ROWS = "rows.parquet"
 COPIED = ["sample_id", *MADE_FROM_COLUMNS]
 COPIED_SCHEMA = pa.schema([pa.field("sample_id", pa.string()), *MADE_FROM])
@@ -72,34 +76,28 @@ class RegionFeatures:
 
     def __init__(self, folder: storage.PathLike, *, cache: str | None = None) -> None:
         self.folder = storage.absolute(folder)
-        job_path = storage.join(self.folder, "job.json")
         other = wrong_kind(self.folder, "regions")
         if other is not None:
             raise other
-        if not storage.exists(job_path):
-            raise InputError("has no job.json", path=self.folder, remedy="Make it with `raymotion features regions`.")
-        job = storage.read_json(job_path)
-        if not isinstance(job, dict) or job.get("status") != "complete":
-            status = job.get("status", "unknown") if isinstance(job, dict) else "unknown"
-            raise InputError(
-                f"the features job is not complete (status: {status})",
-                path=self.folder,
-                remedy="Run the same `raymotion features` command again: it goes on where it stopped.",
-            )
-        parts = part_names(self.folder)
+        job = complete_job(self.folder, None, what="features job", command="raymotion features regions")
+        parts = part_marks(self.folder)
         if not parts:
             raise InputError("holds no part-*.parquet", path=self.folder)
         self._begun = begun_at(job)
         self.extractor, rows = self._survey(parts)
         self.count, self.dim = int(self.extractor["count"]), int(self.extractor["dim"])
-        self.digest = digest_of([self.extractor, rows, features_digest(self.folder)])
+        self.digest = digest_of([self.extractor, rows, parts_digest(self.folder, parts)])
         self._local = Path(cache or default_cache()) / "regions" / self.digest
-        if not self._is_built():
+        try:
+            self._open()
+        except Damaged:
             # All workers of a machine come here at once: one makes the copy, the others wait for it.
             with locked(self._local.with_name(f"{self.digest}.lock")):
-                if not self._is_built():
-                    self._build(rows)
-        self._open()
+                try:
+                    self._open()
+                except Damaged:
+                    self._build(rows, parts)
+                    self._open()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -137,17 +135,13 @@ class RegionFeatures:
             since=self._begun,
         )
 
-    def _survey(self, parts: list[str]) -> tuple[dict[str, Any], list[tuple[str, int]]]:
+    def _survey(self, parts: Iterable[str]) -> tuple[dict[str, Any], list[tuple[str, int]]]:
         extractor: dict[str, Any] | None = None
         rows = []
         for name in parts:
             path = storage.join(self.folder, name)
-            try:
-                with storage.open_input(path) as file:
-                    parquet = pq.ParquetFile(file)
-                    schema, count = parquet.schema_arrow, parquet.metadata.num_rows
-            except pa.ArrowInvalid as error:
-                raise InputError(f"is not a readable Parquet file ({str(error).splitlines()[0]})", path=path) from error
+            with storage.open_parquet(path, remedy=VERIFY) as parquet:
+                schema, count = parquet.schema_arrow, parquet.metadata.num_rows
             own = _extractor(schema, path)
             if extractor is not None and own != extractor:
                 raise InputError(f"was made by {own}, the other parts by {extractor}", path=path)
@@ -156,28 +150,18 @@ class RegionFeatures:
         assert extractor is not None
         return extractor, rows
 
-    def _is_built(self) -> bool:
-        return (self._local / ROWS).exists()
-
-    def _build(self, parts: list[tuple[str, int]]) -> None:
+    def _build(self, rows: list[tuple[str, int]], parts: Mapping[str, list[FileMark]]) -> None:
         """Copies all parts into a folder of its own, then renames it: a copy that a crash cut off is never read."""
-        with storage.explained(self._local, "write the cache"):
-            self._copy(parts)
-
-    def _copy(self, parts: list[tuple[str, int]]) -> None:
-        total = sum(rows for _, rows in parts)
-        temporary = self._local.with_name(f".{self._local.name}.{uuid.uuid4().hex[:8]}.tmp")
-        temporary.mkdir()
-        try:
+        total = sum(count for _, count in rows)
+        with storage.explained(self._local, "write the cache"), new_copy(self._local) as temporary:
             shape = (total, self.count, self.dim)
             features = np.lib.format.open_memmap(temporary / "features.npy", mode="w+", dtype=np.float16, shape=shape)
             reserve(temporary / "features.npy")
             mask = np.zeros((total, self.count), dtype=bool)
             made_from = [COPIED_SCHEMA.empty_table()]
             count = 0
-            for name, _ in parts:
-                with storage.open_input(storage.join(self.folder, name)) as file:
-                    parquet = pq.ParquetFile(file)
+            for name, marks in parts.items():
+                with open_part(self.folder, name, marks) as parquet:
                     for batch in parquet.iter_batches(ROWS_AT_A_TIME, columns=[*COPIED, "features", "mask"]):
                         here = slice(count, count + batch.num_rows)
                         count += batch.num_rows
@@ -197,19 +181,68 @@ class RegionFeatures:
             features.flush()
             np.save(temporary / "mask.npy", mask)
             pq.write_table(table, temporary / ROWS)
-            try:
-                temporary.rename(self._local)
-            except OSError:
-                if not self._is_built():  # else another machine with the same cache was faster
-                    raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            write_index(temporary, {})
 
     def _open(self) -> None:
+        """Raises Damaged where there is no copy, or its files are not those that were made."""
+        read_index(self._local)
         self.made_from = pq.read_table(self._local / ROWS)
         self._rows = {sample_id: row for row, sample_id in enumerate(self.made_from.column("sample_id").to_pylist())}
         self._mask = np.load(self._local / "mask.npy", allow_pickle=False)
         self._features = np.load(self._local / "features.npy", mmap_mode="r", allow_pickle=False)
+
+
+@contextlib.contextmanager
+def new_copy(place: Path) -> Iterator[Path]:
+    """A folder to build a local copy in; it becomes `place` at the end of the block, and nothing where that fails."""
+    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        try:
+            temporary.rename(place)
+        except OSError:  # something is there: what another machine with the same cache made meanwhile, or a damaged one
+            try:
+                read_index(place)
+            except Damaged:
+                shutil.rmtree(place, ignore_errors=True)
+                temporary.rename(place)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_index(folder: Path, index: Mapping[str, Any]) -> None:
+    """Writes index.json of a copy that is complete otherwise: last, and sealed, with size and edges of each file."""
+    files = {path.name: _file_mark(path) for path in sorted(folder.iterdir())}
+    records.write_record(folder / INDEX, {**index, "files": files})
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """What `write_index` wrote.
+
+    Raises:
+        Damaged: there is no copy, or its files have other sizes or other edges.
+    """
+    if not (folder / INDEX).exists():
+        raise Damaged("is not there", path=folder)
+    index = records.read_record(folder / INDEX, needs_seal=True)
+    for name, mark in index["files"].items():
+        try:
+            found = _file_mark(folder / name)
+        except OSError as error:
+            raise Damaged("is missing", path=folder / name) from error
+        if found != mark:
+            raise Damaged("is not what was written", path=folder / name)
+    return index
+
+
+def _file_mark(path: Path) -> list[Any]:
+    """Size of a file, and a digest of its first and last bytes: cheap for files that are mapped, not read."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(EDGE_BYTES)
+        file.seek(max(0, size - EDGE_BYTES))
+        return [size, hashlib.sha256(head + file.read()).hexdigest()]
 
 
 @contextlib.contextmanager
@@ -233,23 +266,22 @@ def features_digest(folder: storage.PathLike) -> str:
     """16 hex digits of what the parts of a features job hold, wherever the folder lies.
 
     Made of the SHA-256 of each part: as the job wrote it down, or of the file where there is no such record.
+
+    Raises:
+        Damaged: a part is missing, or has another size than was committed.
     """
-    parts = part_names(folder)
-    commits = storage.join(folder, "_commits")
-    recorded = set(storage.list_names(commits))
+    return parts_digest(folder, part_marks(folder))
+
+
+def parts_digest(folder: storage.PathLike, parts: Mapping[str, list[FileMark]]) -> str:
+    """`features_digest` of parts whose marks are known."""
 
     def digest(part: str) -> str:
-        name = f"{part.rsplit('.', 1)[0]}.json"
-        record = storage.read_json(storage.join(commits, name)) if name in recorded else None
-        known = record.get("sha256") if isinstance(record, dict) else None
-        return str(known) if known else storage.sha256_file(storage.join(folder, part))
+        marks = parts[part]
+        return marks[0].sha256 if marks else storage.sha256_file(storage.join(folder, part))
 
     with ThreadPoolExecutor(16) as pool:  # object stores answer slowly, but many at once
         return digest_of(list(pool.map(digest, parts)))
-
-
-def part_names(folder: storage.PathLike) -> list[str]:
-    return [name for name in storage.list_names(folder) if name.startswith("part-")]
 
 
 def _extractor(schema: pa.Schema, path: str) -> dict[str, Any]:
@@ -257,8 +289,11 @@ def _extractor(schema: pa.Schema, path: str) -> dict[str, Any]:
     if raw is None:
         raise InputError("does not say which extractor made it", path=path, remedy="Make it with `raymotion features`.")
     require_columns(schema, path, remedy=AGAIN)
-    extractor = json.loads(raw)
-    size = int(extractor["count"]) * int(extractor["dim"])
+    try:
+        extractor = dict(json.loads(raw))
+        size = int(extractor["count"]) * int(extractor["dim"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Damaged(f"its description of the features is damaged ({error!r})", path=path, remedy=VERIFY) from error
     for name, wanted in (("features", size), ("mask", int(extractor["count"]))):
         if name not in schema.names:
             raise InputError(f"has no column {name}", path=path)

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow.compute as pc
 from pydantic import Field
 
-from raymotion import outputs, storage
+from raymotion import outputs, records, storage
 from raymotion.config import Settings
 from raymotion.data.samples import read_samples, vocabulary_of
 from raymotion.errors import InputError
@@ -164,7 +164,8 @@ def audit_samples(
     folder = str(predictions)
     notes = [OUT_OF_SAMPLE]
     if storage.exists(storage.join(folder, "evaluation.json")):
-        caution = storage.read_json(storage.join(folder, "evaluation.json")).get("caution")
+        remedy = "Run the same `raymotion evaluate` command again: it writes it anew."
+        caution = records.read_record(storage.join(folder, "evaluation.json"), remedy=remedy).get("caution")
         notes += [str(caution)] if caution else []
         folder = storage.join(folder, "predictions")
     labelled, table = load_labels(folder), read_samples(samples)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, field_validator
 
-from raymotion import storage
+from raymotion import records, storage
 from raymotion.batch.choice import matrix_of, read_parts
 from raymotion.batch.job import REMEDY, JobSettings, JobSummary
 from raymotion.batch.labels import LabelSettings, input_columns, label
@@ -157,7 +157,7 @@ def evaluate_checkpoint(
     )
     storage.write_text(storage.join(out, "per_class.csv"), _csv(measured.classes))
     storage.write_text(storage.join(out, "evaluation.html"), render(record, measured, figures))
-    storage.write_json(storage.join(out, "evaluation.json"), record)  # last: where it is, all is
+    records.write_record(storage.join(out, "evaluation.json"), record)  # last: where it is, all is
     return EvaluationSummary(out, record, measured, choice.caution, job)
 
 
@@ -233,7 +233,7 @@ def _predict(
         ordered = by_image(choice.table) if columns else choice.table
         now = {"rows": choice.table.num_rows, "digest": input_digest(ordered, columns)}
         require_same_settings({"samples": old["identity"]["input"]}, {"samples": now}, where=out, remedy=REMEDY)
-        if not storage.exists(path) or _labels_differ(storage.read_table(path), choice.table):
+        if _labels_differ(path, choice.table):
             storage.write_table(path, choice.table)  # mended labels need no new predictions
     shared = {name: getattr(settings, name) for name in JobSettings.model_fields if name not in ("samples", "out")}
     policy = {"policy": "threshold"} if info.thresholds is None else {"policy": "class-thresholds"}
@@ -252,9 +252,13 @@ def _predict(
     return label(job, address=address, progress=progress)
 
 
-def _labels_differ(a: pa.Table, b: pa.Table) -> bool:
+def _labels_differ(path: str, table: pa.Table) -> bool:
+    """Whether the table at `path` has other labels than `table`, or can not be read."""
     columns = ["sample_id", "split", "labels", "label_weights"]
-    return not a.select(columns).equals(b.select(columns))
+    try:
+        return not storage.read_table(path).select(columns).equals(table.select(columns))
+    except (InputError, KeyError):
+        return True
 
 
 def _predictions(folder: str) -> tuple[list[str], np.ndarray]:

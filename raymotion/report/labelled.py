@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +10,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from raymotion import storage
+from raymotion.data.parts import FileMark, open_part, part_marks, read_job
 from raymotion.data.picture_marks import Picture, PictureMark
 from raymotion.data.provenance import MADE_FROM_COLUMNS, begun_at, pictures_of
 from raymotion.errors import InputError
 from raymotion.learning.metrics import Evaluation
 from raymotion.vocabulary import Vocabulary
 
-PART = re.compile(r"part-.*\.parquet")
 REQUIRED = {"sample_id", *MADE_FROM_COLUMNS, "captions", "probabilities", "labels", "selected"}
 BATCH_ROWS = 65_536
 
@@ -114,10 +112,9 @@ class LabelledSet:
         """How many rows failed for each reason, most frequent first, and the first `limit` of them."""
         counts: Counter[str] = Counter()
         rows: list[QuarantineRow] = []
-        folder = storage.join(self.folder, "quarantine")
-        for name in _part_names(folder):
-            path = storage.join(folder, name)
-            for batch in _batches(path, {"sample_id", "image_uri", "stage", "reason", "message"}):
+        folder, complete = storage.join(self.folder, "quarantine"), self.job.get("status") == "complete"
+        for name, marks in part_marks(self.folder, quarantine=True, complete=complete).items():
+            for batch in _batches(folder, name, marks, {"sample_id", "image_uri", "stage", "reason", "message"}):
                 counts.update(str(reason) for reason in batch.column("reason").to_pylist())
                 for row in batch.slice(0, max(0, limit - len(rows))).to_pylist():
                     row["reason"] = str(row["reason"])
@@ -134,27 +131,26 @@ def load_labels(folder: storage.PathLike) -> LabelledSet:
         InputError: no such folder, no `job.json` in it, another job's folder, or parts that do not fit it.
     """
     job_path = storage.join(folder, "job.json")
-    if not storage.exists(job_path):
+    job, _ = read_job(folder)
+    if job is None:
         what = "has no job.json" if storage.is_dir(folder) else "no such folder"
         raise InputError(what, path=folder, remedy="Give the folder that `raymotion label` wrote.")
-    job = storage.read_json(job_path)
-    if not isinstance(job, dict) or job.get("job") != "labels":
-        kind = job.get("job") if isinstance(job, dict) else None
+    if job.get("job") != "labels":
         raise InputError(
-            f"is the record of a job {kind!r}, not of labels", path=job_path, remedy="Give a labels folder."
+            f"is the record of a job {job.get('job')!r}, not of labels", path=job_path, remedy="Give a labels folder."
         )
     stated = job.get("vocabulary")
     vocabulary = Vocabulary.from_dict(stated, where=job_path) if isinstance(stated, Mapping) else None
-    names = _part_names(folder)
+    names = part_marks(folder, complete=job.get("status") == "complete")
     if not names and _good(job) != 0:
         raise InputError("has no part-*.parquet", path=folder, remedy="Run `raymotion label` to its end.")
 
     parts: list[tuple[str, int]] = []
     blocks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for name in names:
+    for name, marks in names.items():
         path = storage.join(folder, name)
         before = sum(len(block[2]) for block in blocks)
-        for batch in _batches(path, REQUIRED, ["probabilities", "labels", "selected"]):
+        for batch in _batches(folder, name, marks, REQUIRED, ["probabilities", "labels", "selected"]):
             own = Vocabulary.from_metadata(batch.schema.metadata, where=path)
             if own is not None and vocabulary is not None:
                 vocabulary.require_same(own, here=str(job_path), there=path)
@@ -187,25 +183,21 @@ def _good(job: Mapping[str, Any]) -> Any:
     return counts.get("good") if isinstance(counts, Mapping) else None
 
 
-def _part_names(folder: storage.PathLike) -> list[str]:
-    return [name for name in storage.list_names(folder) if PART.fullmatch(name)]
-
-
-def _batches(path: str, required: set[str], columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    with storage.open_input(path) as file:
-        try:
-            parquet = pq.ParquetFile(file)
-            missing = sorted(required - set(parquet.schema_arrow.names))
-            if missing:
-                raise InputError(f"has no column {', '.join(missing)}", path=path, remedy="Label again.")
-            batches = parquet.iter_batches(BATCH_ROWS, columns=columns or sorted(required))
-            metadata = parquet.schema_arrow.metadata
-            for batch in batches:
-                yield batch.replace_schema_metadata(metadata)
-        except pa.ArrowInvalid as error:
-            raise InputError(
-                f"is not a readable Parquet file ({str(error).splitlines()[0]})", path=path, remedy="Label again."
-            ) from error
+def _batches(
+    folder: storage.PathLike,
+    name: str,
+    marks: Sequence[FileMark],
+    required: set[str],
+    columns: list[str] | None = None,
+) -> Iterator[pa.RecordBatch]:
+    with open_part(folder, name, marks) as parquet:
+        missing = sorted(required - set(parquet.schema_arrow.names))
+        if missing:
+            path = storage.join(folder, name)
+            raise InputError(f"has no column {', '.join(missing)}", path=path, remedy="Label again.")
+        metadata = parquet.schema_arrow.metadata
+        for batch in parquet.iter_batches(BATCH_ROWS, columns=columns or sorted(required)):
+            yield batch.replace_schema_metadata(metadata)
 
 
 def _arrays(batch: pa.RecordBatch, vocabulary: Vocabulary, path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

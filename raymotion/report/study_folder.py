@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from raymotion import storage
-from raymotion.errors import InputError
+from raymotion import records, storage
+from raymotion.errors import Damaged, InputError
 from raymotion.learning.significance import is_significant, seed_error
 
 RECORD, FORMAT = "study.json", 1
@@ -196,8 +196,16 @@ class StudyFolder:
         """The trial's record of each epoch; empty where it is not kept."""
         path = storage.join(self.path, "trials", key, "trial.json")
         if key not in self._trials:
-            self._trials[key] = storage.read_json(path) if storage.exists(path) else {}
+            try:
+                self._trials[key] = records.read_record(path) if storage.exists(path) else {}
+            except Damaged:  # as if it were not kept: the study's own record has the scores
+                self._trials[key] = {}
         return list(self._trials[key].get("epochs") or [])
+
+    def files(self, key: str) -> Mapping[str, str]:
+        """SHA-256 of the trial's files by name; empty where it is not kept."""
+        self.epochs(key)
+        return dict(self._trials[key].get("files") or {})
 
     def best_epochs(self, key: str) -> list[int]:
         """The best epoch of each seed."""
@@ -212,12 +220,12 @@ def load_study(folder: storage.PathLike) -> StudyFolder:
         InputError: the folder is no study, or its record is damaged.
     """
     path = storage.join(folder, RECORD)
-    if not storage.exists(path):
+    record, _ = records.read_twice(path, remedy="Run the same `raymotion study run` command again.")
+    if record is None:
         raise InputError(
             f"is no study: it has no {RECORD}", path=folder, remedy="Give the folder of `raymotion study run --out`."
         )
-    record = storage.read_json(path)
-    if not isinstance(record, dict) or record.get("format") != FORMAT or "stages" not in record:
+    if record.get("format") != FORMAT or "stages" not in record:
         raise InputError(f"is not the record of a study (format {FORMAT})", path=path)
     try:
         joint = record.get("joint")

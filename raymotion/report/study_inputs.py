@@ -6,6 +6,7 @@ the sample table, and checks them against the scores in the record (`study_score
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raymotion import storage
+from raymotion import records, storage
 from raymotion.config import digest_of
-from raymotion.errors import InputError
+from raymotion.data.parts import read_job
+from raymotion.errors import Damaged, InputError
 from raymotion.report.study_folder import StudyFolder
 
 CHANGED = "The sample table has changed since the study was run"
@@ -63,23 +65,29 @@ def predictions(study: StudyFolder, split: str, name: str, key: str) -> list[np.
     Raises:
         InputError: a file is damaged, or has another shape than the other seeds'.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     found: list[np.ndarray] = []
     for seed in study.seeds:
         parts = ("trials", key, f"seed-{seed}") if split == "val" else ("test", f"{name}-seed-{seed}")
         path = storage.join(study.path, *parts) + ".safetensors"
         if not storage.exists(path):
             continue
-        try:
-            values = load(storage.read_bytes(path))[split]
-        except (SafetensorError, KeyError) as error:
-            raise InputError(f"holds no predictions ({error})", path=path, remedy="Remove it.") from error
-        if values.ndim != 2 or values.shape[1] != len(study.labels) or any(values.shape != v.shape for v in found):
-            raise InputError(f"has predictions of shape {values.shape}, unlike the other seeds", path=path)
-        found.append(values)
+        values = records.read_arrays(path, _recorded(study, split, name, key, path), remedy="Remove it.")
+        if split not in values:
+            raise InputError(f"holds no predictions {split!r}", path=path, remedy="Remove it.")
+        own = values[split]
+        if own.ndim != 2 or own.shape[1] != len(study.labels) or any(own.shape != known.shape for known in found):
+            raise InputError(f"has predictions of shape {own.shape}, unlike the other seeds", path=path)
+        found.append(own)
     return found
+
+
+def _recorded(study: StudyFolder, split: str, name: str, key: str, path: str) -> str | None:
+    """SHA-256 of a file of predictions, as the record of its trial, or of the study, says."""
+    files: Mapping[str, Any] = study.files(key)
+    if split == "test":
+        entries = _part(study.record, "test", "entries") or []
+        files = next((entry.get("files") or {} for entry in entries if entry.get("name") == name), {})
+    return files.get(path.rsplit("/", 1)[-1])
 
 
 def random_backbones(study: StudyFolder) -> list[str]:
@@ -104,9 +112,11 @@ def _folders(study: StudyFolder) -> list[str]:
 
 def _jobs(study: StudyFolder) -> list[Mapping[str, Any]]:
     """job.json of the embeddings that are still there."""
-    paths = [storage.join(folder, "job.json") for folder in _folders(study)]
-    jobs = [storage.read_json(path) for path in paths if storage.exists(path)]
-    return [job for job in jobs if isinstance(job, Mapping)]
+    found = []
+    for folder in _folders(study):
+        with contextlib.suppress(Damaged):  # what is known of a job is told, and no report hangs on it
+            found.append(read_job(folder)[0])
+    return [job for job in found if job is not None]
 
 
 def _part(value: Any, *keys: str) -> Any:

@@ -39,8 +39,8 @@ def finish(study: Search) -> None:
                 predicted = predict_test(study.folder, key, study.recipe(winner["config"]), study.seeds, data)
                 scores[key] = score_test(predicted, study.validation(key), data, seed=study.base.seed)
                 answers[key] = predicted
-            study.folder.write_test(name, study.seeds, answers[key])
-            entries.append({"name": name, "key": key, "config": winner["config"], **scores[key]})
+            files = study.folder.write_test(name, study.seeds, answers[key])
+            entries.append({"name": name, "key": key, "config": winner["config"], **scores[key], "files": files})
     record["test"] = {"scored_at": datetime.now(UTC).isoformat(timespec="seconds"), "entries": entries}
     record["cost"] = cost(study)
     record["status"] = "complete"
@@ -59,9 +59,12 @@ def write_winner(folder: StudyFolder, recipe: FusionRecipe) -> None:
 
 
 def _require_weights(study: Search, winners: list[tuple[str, dict[str, Any]]]) -> None:
-    """Trains a winner again whose weights are gone: an earlier stage ran it, lost it, and a later one found it anew."""
+    """Trains a winner again whose weights are gone or damaged.
+
+    Gone: an earlier stage ran it, lost it, and a later one found it anew.
+    """
     for name, winner in winners:
-        if all(storage.exists(study.folder.weights_path(winner["key"], seed)) for seed in study.seeds):
+        if study.folder.has_weights(winner["key"], study.seeds):
             continue
         known = study.folder.read_trial(winner["key"])
         assert known is not None

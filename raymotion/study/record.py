@@ -1,6 +1,6 @@
 """What a study leaves in its folder, and how it is found again.
 
-    STUDY/study.json                     the record, rewritten after every stage
+    STUDY/study.json                     the record, rewritten after every stage; _study.json is a second copy
     STUDY/trials/KEY/trial.json          one configuration: its epochs, how it ended, how often it was started
     STUDY/trials/KEY/seed-S.safetensors  the best epoch's probabilities on validation
     STUDY/trials/KEY/seed-S.weights.safetensors   its weights, kept for those that are carried forward
@@ -13,20 +13,21 @@ A trial's key is a digest of everything that decides its result, so a configurat
 from __future__ import annotations
 
 import contextlib
-import json
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from raymotion import storage
+from raymotion import records, storage
 from raymotion.config import digest_of
-from raymotion.errors import AccessDenied, InputError
+from raymotion.errors import AccessDenied, Damaged, InputError
 from raymotion.local_files import disk_full, is_full
 from raymotion.train.fusion_recipe import FusionRecipe
 
 FORMAT = 1
+AGAIN = "Run the same command again: it trains that configuration again."
 STUDY, TRIAL, WINNER = "study.json", "trial.json", "winner.yaml"
 COMPLETE, STOPPED, FAILED, RUNNING = "complete", "stopped", "failed", "running"
 # Nothing of these decides a trial's result: where things are, and the seed, which stands beside the recipe.
@@ -68,6 +69,7 @@ class TrialRecord:
         stage: that first ran it.
         sample_ids: digest of the ids of the persons whose validation probabilities are kept, in their order.
         order: of the finished trials of a stage, so that a scheduler can be told of them in that order.
+        files: SHA-256 of what it left, by name.
     """
 
     key: str
@@ -83,6 +85,7 @@ class TrialRecord:
     sample_ids: str = ""
     order: float = 0.0
     error: str | None = None
+    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -130,11 +133,13 @@ class StudyFolder:
         return storage.join(self.path, "trials", key)
 
     def read(self) -> dict[str, Any] | None:
-        """study.json, or None where no study was begun."""
-        if not storage.exists(self.record):
-            return None
-        found = storage.read_json(self.record)
-        if not isinstance(found, dict) or found.get("format") != FORMAT:
+        """study.json, or None where no study was begun.
+
+        Raises:
+            Damaged: it can not be read, and neither can its copy.
+        """
+        found, _ = records.read_twice(self.record)
+        if found is not None and (found.get("format") != FORMAT or not isinstance(found.get("identity"), dict)):
             raise InputError("is no record of a study", path=self.record, remedy="Name another folder with --out.")
         return found
 
@@ -148,19 +153,20 @@ class StudyFolder:
             return
         for place in (self.scratch, self.data, storage.join(self.path, "trials")):
             storage.remove_tree(place)
-        storage.remove(self.record)
+        for path in (self.record, records.copy_of(self.record)):
+            storage.remove(path)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        storage.write_json(self.record, record)
+        records.write_twice(self.record, record)
 
     def read_trial(self, key: str) -> TrialRecord | None:
-        """The record of a trial; None if it never began: no file, or a torn one, as a power cut leaves it."""
+        """The record of a trial; None if it never began: no file, or a damaged one, as a power cut leaves it."""
         path = storage.join(self.trial(key), TRIAL)
         if not storage.exists(path):
             return None
         try:
-            found = json.loads(storage.read_bytes(path))
-        except ValueError:  # the record of a trial that was running is not written durably
+            found = records.read_record(path)
+        except Damaged:  # the record of a trial that was running is not written durably
             return None
         try:
             return TrialRecord(**found)
@@ -168,32 +174,60 @@ class StudyFolder:
             raise InputError("is no record of a trial", path=path, remedy="Remove its folder.") from error
 
     def write_trial(self, record: TrialRecord, *, durable: bool = True) -> None:
-        storage.write_json(storage.join(self.trial(record.key), TRIAL), asdict(record), durable=durable)
+        records.write_record(storage.join(self.trial(record.key), TRIAL), asdict(record), durable=durable)
 
     def validation(self, key: str, seeds: Sequence[int]) -> np.ndarray:
         """Validation probabilities of a complete trial's best epochs, float32 (seeds, n, L)."""
         return np.stack([self._arrays(key, f"seed-{seed}.safetensors")["val"] for seed in seeds])
 
-    def _arrays(self, key: str, name: str) -> dict[str, np.ndarray]:
-        from safetensors.numpy import load
+    def weights(self, key: str, seed: int) -> bytes:
+        """The weights of a seed's best epoch, as safetensors.
 
-        return dict(load(storage.require(storage.join(self.trial(key), name))))
+        Raises:
+            Damaged: they are not those that were written.
+        """
+        path = self.weights_path(key, seed)
+        return records.read_bytes(path, self._sha256(key, path.rsplit("/", 1)[-1]), remedy=AGAIN)
+
+    def write_file(self, record: TrialRecord, name: str, data: bytes) -> None:
+        """Writes a file of a trial, and its digest into the record."""
+        storage.write_bytes(storage.join(self.trial(record.key), name), data)
+        record.files[name] = hashlib.sha256(data).hexdigest()
+
+    def _arrays(self, key: str, name: str) -> dict[str, np.ndarray]:
+        return records.read_arrays(storage.join(self.trial(key), name), self._sha256(key, name), remedy=AGAIN)
+
+    def _sha256(self, key: str, name: str) -> str | None:
+        record = self.read_trial(key)
+        return None if record is None else record.files.get(name)
 
     def weights_path(self, key: str, seed: int) -> str:
         return storage.join(self.trial(key), f"seed-{seed}.weights.safetensors")
 
     def has_result(self, key: str, seeds: Sequence[int]) -> bool:
-        """Whether the validation probabilities of all seeds are there."""
-        names = {f"seed-{seed}.safetensors" for seed in seeds}
-        return names <= set(storage.list_names(self.trial(key)))
+        """Whether the validation probabilities of all seeds are there, as they were written."""
+        try:
+            return self.read_trial(key) is not None and self.validation(key, seeds).ndim == 3
+        except (Damaged, KeyError, ValueError):
+            return False
 
-    def write_test(self, name: str, seeds: Sequence[int], probabilities: np.ndarray) -> None:
-        """Keeps a winner's answers on test, (seeds, n, L), for the report."""
+    def has_weights(self, key: str, seeds: Sequence[int]) -> bool:
+        """Whether the weights of all seeds are there, as they were written."""
+        try:
+            return self.read_trial(key) is not None and all(self.weights(key, seed) for seed in seeds)
+        except Damaged:
+            return False
+
+    def write_test(self, name: str, seeds: Sequence[int], probabilities: np.ndarray) -> dict[str, str]:
+        """Keeps a winner's answers on test, (seeds, n, L), for the report; returns the SHA-256 of each file."""
         from safetensors.numpy import save
 
+        files = {}
         for seed, own in zip(seeds, probabilities, strict=True):
-            path = storage.join(self.path, "test", f"{name}-seed-{seed}.safetensors")
-            storage.write_bytes(path, save({"test": np.ascontiguousarray(own, dtype=np.float32)}))
+            file, data = f"{name}-seed-{seed}.safetensors", save({"test": np.ascontiguousarray(own, dtype=np.float32)})
+            storage.write_bytes(storage.join(self.path, "test", file), data)
+            files[file] = hashlib.sha256(data).hexdigest()
+        return files
 
     def drop_weights(self, key: str, seeds: Sequence[int]) -> None:
         for seed in seeds:

@@ -22,7 +22,7 @@ from raymotion.config import Settings, require_same_settings
 from raymotion.data.embedding_layout import COMMAND, FeatureKey, require_complete
 from raymotion.data.embeddings import Embeddings
 from raymotion.data.streams import STREAMS
-from raymotion.errors import InputError
+from raymotion.errors import Damaged, InputError
 from raymotion.folder_lock import one_writer_of
 from raymotion.study.record import FORMAT, StudyFolder
 from raymotion.study.show import Say, end_lines, stage_lines
@@ -98,10 +98,15 @@ def run_study(
     folder = StudyFolder(settings.out)
     seeds = [base.seed + number for number in range(settings.seeds)]
     identity = _identity(settings, spaces, base, data, opened, seeds)
-    record = folder.read()
-    if record is not None and record["identity"] != json.loads(json.dumps(identity)):
-        folder.free_if_nothing_computed()
+    damaged: Damaged | None = None
+    try:
         record = folder.read()
+        if record is not None and record["identity"] != json.loads(json.dumps(identity)):
+            folder.free_if_nothing_computed()
+            record = folder.read()
+    except Damaged as error:
+        record, damaged = None, error
+        say(f"{error.path}: {error.reason}; it is written anew, and trials that are finished are kept")
     if record is not None:
         require_same_settings(record["identity"], identity, where=folder.path, remedy=REMEDY)
         if record["status"] == "complete":
@@ -110,7 +115,8 @@ def run_study(
                 say(line)
             return record
     else:
-        _require_free(folder)
+        if damaged is None:
+            _require_free(folder)
         record = _new_record(settings, identity, data, seeds)
         folder.write(record)
     for stage in record["stages"]:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load
 
-from raymotion import storage
 from raymotion.config import digest_of
 from raymotion.learning.average_precision import average_precision, chance_map, interpolated_by_class
 from raymotion.learning.bootstrap import centred, chunk, finite, interval, resample_counts, row_mean, sampling_units
@@ -31,7 +30,7 @@ def predict_test(
     answers = []
     for seed in seeds:
         run = Run(task_of(recipe.model_copy(update={"seed": seed}), data), workers=Workers())
-        run.best_weights = load(storage.require(folder.weights_path(key, seed)))
+        run.best_weights = load(folder.weights(key, seed))
         answers.append(run.predict("test")[:, : len(data.vocabulary)])
         run.close()
     return np.stack(answers)

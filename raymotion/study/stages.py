@@ -73,6 +73,10 @@ def run_stages(study: Search) -> None:
     config, incumbent = dict(start), None
     for stage in spaces.stages:
         done = [own for own in record["stages"] if own["name"] == stage.name]
+        if done and not study.folder.has_result(done[0]["winner"]["key"], study.seeds):
+            study.say(f"files of {stage.name}'s winner are damaged or gone: the stages are decided again from there")
+            record["stages"] = record["stages"][: record["stages"].index(done[0])]
+            record["joint"], done = None, []
         if done:
             known = done[0]
         else:
@@ -87,6 +91,9 @@ def run_stages(study: Search) -> None:
         _clear(study, known)
     if spaces.joint is None:
         return
+    if record["joint"] and not study.folder.has_result(record["joint"]["winner"]["key"], study.seeds):
+        study.say("files of the joint search's winner are damaged or gone: it is decided again")
+        record["joint"] = None
     if record["joint"] is None:
         count = spaces.joint.samples or len({own["key"] for stage in record["stages"] for own in stage["trials"]})
         found = _run_joint(study, joint[:count])

@@ -12,7 +12,6 @@ import numpy as np
 from safetensors.numpy import save
 from safetensors.torch import save as save_tensors
 
-from raymotion import storage
 from raymotion.config import digest_of
 from raymotion.errors import RaymotionError
 from raymotion.study.record import COMPLETE, FAILED, StudyFolder, TrialRecord, machine_fault
@@ -150,13 +149,10 @@ class Configuration:
         """Files first, then the record that says they are there; only then does Tune hear of the end."""
         for seed, run in zip(self.record.seeds, self.runs, strict=True):
             assert run.best_probabilities is not None
-            place = self.folder.trial(self.record.key)
             labels = run.best_probabilities[:, : len(run.task.data.vocabulary)]
-            storage.write_bytes(
-                storage.join(place, f"seed-{seed}.safetensors"),
-                save({"val": np.ascontiguousarray(labels)}, metadata={"sample_ids": self.record.sample_ids}),
-            )
-            storage.write_bytes(self.folder.weights_path(self.record.key, seed), save_tensors(run.best_weights))
+            answers = save({"val": np.ascontiguousarray(labels)}, metadata={"sample_ids": self.record.sample_ids})
+            self.folder.write_file(self.record, f"seed-{seed}.safetensors", answers)
+            self.folder.write_file(self.record, f"seed-{seed}.weights.safetensors", save_tensors(run.best_weights))
         self._end(COMPLETE)
 
     def _fail(self, error: Exception) -> None:

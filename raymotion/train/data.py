@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
-from raymotion import storage
+from raymotion import records, storage
 from raymotion.config import digest_of, load_settings
 from raymotion.data.captions import is_readable, readable
 from raymotion.data.features import RegionFeatures
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 # Imports neither torch nor transformers: Ray Train's controller imports this too, and need not wait for them.
 ARRAYS, META, TOKENIZER = "arrays.safetensors", "data.json", "tokenizer.json"
+AGAIN = "Run the same command again: it writes the prepared data anew."
 COLUMNS = ("pieces", "ends", "owners", "has_caption", "hard", "soft")
 
 
@@ -110,19 +112,22 @@ class TrainingData:
         """Writes what workers need; `load` reads it."""
         arrays = {name: getattr(self, name) for name in COLUMNS}
         arrays |= {f"split_{name}": rows for name, rows in self.splits.items()}
-        storage.write_bytes(storage.join(folder, ARRAYS), save(arrays))
-        storage.write_text(storage.join(folder, TOKENIZER), tokenizer_json(self.tokenizer))
+        data, tokenizer = save(arrays), tokenizer_json(self.tokenizer)
+        storage.write_bytes(storage.join(folder, ARRAYS), data)
+        storage.write_text(storage.join(folder, TOKENIZER), tokenizer)
         meta = {
             "kind": "captions", "sample_ids": self.sample_ids, "vocabulary": self.vocabulary.to_dict(),
             "features": self.features_folder, "counts": self.counts,
             "name": self.name, "fingerprint": self.fingerprint, "images": self.image_uris,
+            "files": {ARRAYS: sha256(data).hexdigest(), TOKENIZER: sha256(tokenizer.encode()).hexdigest()},
         }  # fmt: skip
-        storage.write_json(storage.join(folder, META), meta)
+        records.write_record(storage.join(folder, META), meta)
 
     @classmethod
     def load(cls, folder: str) -> TrainingData:
-        meta = storage.read_json(storage.join(folder, META))
-        arrays: dict[str, Any] = load(storage.require(storage.join(folder, ARRAYS)))
+        meta, found = read_saved(folder)
+        arrays: dict[str, Any] = found
+        records.read_bytes(storage.join(folder, TOKENIZER), meta["files"][TOKENIZER], remedy=AGAIN)
         return cls(
             sample_ids=meta["sample_ids"],
             splits={name: arrays[f"split_{name}"] for name in SPLITS},
@@ -135,6 +140,16 @@ class TrainingData:
             fingerprint=meta["fingerprint"],
             image_uris=meta["images"],
         )
+
+
+def read_saved(folder: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """data.json and the arrays that a kind of data has left in `folder`.
+
+    Raises:
+        Damaged: they are not what was written.
+    """
+    meta = records.read_record(storage.join(folder, META), needs_seal=True, remedy=AGAIN)
+    return meta, records.read_arrays(storage.join(folder, ARRAYS), meta["files"][ARRAYS], remedy=AGAIN)
 
 
 def prepare(recipe: CaptionRecipe) -> TrainingData:

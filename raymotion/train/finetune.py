@@ -9,6 +9,7 @@ B; what BnB loses against scratch is what cutting a network in two costs by itse
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
@@ -21,12 +22,12 @@ import numpy as np
 import pyarrow.compute as pc
 
 import raymotion
-from raymotion import storage
+from raymotion import records, storage
 from raymotion.batch.choice import matrix_of
 from raymotion.batch.cluster import available_cpus, connect
 from raymotion.batch.progress import Progress, ProgressKind
 from raymotion.config import require_same_settings
-from raymotion.errors import InputError, RaymotionError, RunFailed
+from raymotion.errors import Damaged, InputError, RaymotionError, RunFailed
 from raymotion.folder_lock import one_writer, one_writer_of
 from raymotion.learning.metrics import Evaluation, metric_text
 from raymotion.learning.paired import paired_map_gain
@@ -226,8 +227,9 @@ def compare(
     }
     record = storage.join(target, RECORD)
     if storage.exists(record):
-        before = storage.read_json(record)["settings"]
-        require_same_settings(before, settings, where=target, remedy=REMEDY, ignore=PLACES)
+        with contextlib.suppress(Damaged):  # it is written anew at the end, and each run knows its own settings
+            before = records.read_record(record)["settings"]
+            require_same_settings(before, settings, where=target, remedy=REMEDY, ignore=PLACES)
     elif strange := sorted(set(storage.list_entries(target)) - {RUNS, "finetune.csv", "finetune.png"}):
         raise InputError(
             f"holds {strange[0]}, and no comparison", path=target, remedy="Name another folder with --out."
@@ -456,7 +458,7 @@ def _write(result: Comparison, settings: Mapping[str, Any]) -> None:
 
     storage.write_bytes(storage.join(result.folder, "finetune.png"), transfer_figure(result))
     # Last: where it stands, the comparison is complete.
-    storage.write_json(
+    records.write_record(
         storage.join(result.folder, RECORD),
         {
             "raymotion": raymotion.__version__,

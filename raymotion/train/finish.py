@@ -23,17 +23,15 @@ MOST_MARKS = 50_000
 
 def finish(recipe: TrainRecipe, data: Data, settings: dict[str, Any], folder: str, target: str) -> CheckpointInfo:
     """Scores the best epoch and writes the checkpoint."""
-    import json
-
     import torch
     import transformers
     from safetensors.torch import load_file
 
     from raymotion.learning.metrics import evaluate
     from raymotion.learning.selection import fit_class_thresholds
-    from raymotion.train.loop import BEST, PROBABILITIES, STATE
+    from raymotion.train.loop import BEST, PROBABILITIES, read_state
 
-    state = json.loads(Path(folder, STATE).read_text())
+    state = read_state(folder)
     model = task_of(recipe, data).restore(state["model"])
     model.load_state_dict(load_file(Path(folder, BEST)))
     answered = {name: tensor.numpy() for name, tensor in load_file(Path(folder, PROBABILITIES)).items()}

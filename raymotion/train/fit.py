@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from raymotion import outputs, storage
+from raymotion import outputs, records, storage
 from raymotion.config import require_same_settings
 from raymotion.errors import DiskFull, Diverged, InputError, RaymotionError, RunFailed
 from raymotion.folder_lock import one_writer_of
@@ -29,7 +29,6 @@ from raymotion.models.checkpoint import (
     is_checkpoint,
     read_checkpoint_info,
 )
-from raymotion.train.data import META
 from raymotion.train.finish import finish
 from raymotion.train.ingest import Ingest, plan_ingest
 from raymotion.train.pictures import Pictures, Portion, Reader
@@ -107,14 +106,12 @@ def fit(
     # only as many workers, of the same kind, go on with a run.
     begun = {**settings, "workers": recipe.workers}
     if storage.exists(storage.join(run, SETTINGS)):
-        before = storage.read_json(storage.join(run, SETTINGS))
+        before = records.read_record(storage.join(run, SETTINGS), remedy=_start_anew(run))
         require_same_settings(before, begun, where=run, remedy=REMEDY, ignore=PLACES)
     else:
-        storage.write_json(storage.join(run, SETTINGS), begun)
-    prepared = storage.join(run, "data")
-    meta = storage.join(prepared, META)
-    if not storage.exists(meta) or _moved(storage.read_json(meta), data):
-        data.save(prepared)
+        records.write_record(storage.join(run, SETTINGS), begun)
+    # Anew in each run: features and pictures may have moved, and files may be damaged.
+    data.save(storage.join(run, "data"))
     command = uuid.uuid4().hex[:8]
     with _freed_without_an_epoch(run), _followed(run, progress, stepped, _epochs_done(run)):
         if recipe.workers == 0:
@@ -128,11 +125,6 @@ def fit(
         outputs.remove_claimed(run)
     earlier = [epoch for epoch in info.training["history"] if not epoch["attempt"].startswith(command)]
     return TrainResult(info, resumed_from=len(earlier), seconds=time.monotonic() - started)
-
-
-def _moved(prepared: Mapping[str, Any], data: Data) -> bool:
-    """Whether features or pictures lie elsewhere than when the run began: the same data, but not where to read them."""
-    return prepared["features"] != data.features_folder or prepared.get("images", []) != list(data.image_uris)
 
 
 @contextlib.contextmanager
@@ -174,22 +166,22 @@ def _train_here(recipe: TrainRecipe, data: Data, run: str, command: str, into: s
 
     def report(metrics: Mapping[str, Any], folder: str | None) -> None:
         assert folder is not None
-        before = storage.read_json(latest)["number"] if storage.exists(latest) else -1
+        before = _latest(run)["number"] if storage.exists(latest) else -1
         place = storage.join(kept, f"{before + 1:06d}")
         names = sorted(os.listdir(folder))
         for name in names:
             storage.write_bytes(storage.join(place, name), Path(folder, name).read_bytes())
-        storage.write_json(latest, {"number": before + 1, "files": names})
-        storage.write_json(storage.join(run, PROGRESS), _plain(metrics))
+        records.write_record(latest, {"number": before + 1, "files": names})
+        records.write_record(storage.join(run, PROGRESS), _plain(metrics))
         if before >= 0:
             storage.remove_tree(storage.join(kept, f"{before:06d}"))
 
     def fetch(folder: str) -> bool:
         if not storage.exists(latest):
             return False
-        found = storage.read_json(latest)
+        found = _latest(run)
         for name in found["files"]:
-            data = storage.require(storage.join(kept, f"{found['number']:06d}", name))
+            data = records.read_bytes(storage.join(kept, f"{found['number']:06d}", name), None, remedy=_start_anew(run))
             storage.write_bytes(storage.join(folder, name), data, durable=False)
         return True
 
@@ -305,7 +297,7 @@ def _worker(config: dict[str, Any]) -> None:
         checkpoint = None if folder is None else ray.train.Checkpoint.from_directory(folder)
         ray.train.report(dict(metrics), checkpoint=checkpoint)
         if folder is not None:
-            storage.write_json(storage.join(config["run"], PROGRESS), _plain(metrics))
+            records.write_record(storage.join(config["run"], PROGRESS), _plain(metrics))
 
     def wrap(model: torch.nn.Module) -> torch.nn.Module:
         if world == 1:
@@ -354,8 +346,20 @@ def _require_free(target: str) -> None:
 
 
 def _epochs_done(run: str) -> int:
-    path = storage.join(run, PROGRESS)
-    return int(storage.read_json(path)["epoch"]) if storage.exists(path) else 0
+    """Epochs that the progress of a run tells of; nothing but what is shown hangs on it."""
+    try:
+        return int(records.read_record(storage.join(run, PROGRESS), needs_seal=True)["epoch"])
+    except InputError:
+        return 0
+
+
+def _latest(run: str) -> dict[str, Any]:
+    """Which epoch's files a run goes on from."""
+    return records.read_record(storage.join(run, "epochs", LATEST), needs_seal=True, remedy=_start_anew(run))
+
+
+def _start_anew(run: str) -> str:
+    return f"Remove {run}, and run the same command again: it begins with the first epoch."
 
 
 def _has_epoch(run: str) -> bool:
@@ -384,7 +388,7 @@ def _followed(run: str, progress: Progress | None, stepped: Progress | None, don
             stepped(news)
         with contextlib.suppress(OSError, RaymotionError):
             if progress is not None and storage.exists(path):
-                latest = storage.read_json(path)
+                latest = records.read_record(path)
                 if latest["epoch"] > seen[0]:
                     seen[0] = latest["epoch"]
                     progress(latest)

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
-from raymotion import storage
+from raymotion import records, storage
 from raymotion.config import digest_of
 from raymotion.data.embeddings import Embeddings
 from raymotion.data.samples import SPLITS, targets
 from raymotion.errors import InputError
+from raymotion.train.data import read_saved
 from raymotion.train.fusion_recipe import FusionRecipe
 from raymotion.train.source import SPLIT_AGAIN, require_positives, sample_table
 from raymotion.vocabulary import Vocabulary
@@ -70,18 +71,19 @@ class PersonData:
         """Writes all this, and what a kind of data has besides, for `read_persons`."""
         own = {"hard": self.hard, "soft": self.soft, "vad": self.vad}
         own |= {f"split_{name}": rows for name, rows in self.splits.items()}
-        storage.write_bytes(storage.join(folder, ARRAYS), save({**own, **arrays}))
+        data = save({**own, **arrays})
+        storage.write_bytes(storage.join(folder, ARRAYS), data)
         about = {
             "kind": kind, "sample_ids": self.sample_ids, "groups": self.groups, "counts": self.counts,
             "vocabulary": self.vocabulary.to_dict(), "name": self.name, "fingerprint": self.fingerprint,
+            "files": {ARRAYS: hashlib.sha256(data).hexdigest()},
         }  # fmt: skip
-        storage.write_json(storage.join(folder, META), {**about, **meta})
+        records.write_record(storage.join(folder, META), {**about, **meta})
 
 
 def read_persons(folder: str) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]:
     """The fields of `PersonData` that `write` left in `folder`, and all arrays and other values there."""
-    meta = storage.read_json(storage.join(folder, META))
-    arrays: dict[str, np.ndarray] = load(storage.require(storage.join(folder, ARRAYS)))
+    meta, arrays = read_saved(folder)
     fields = {name: meta[name] for name in ("sample_ids", "groups", "counts", "name", "fingerprint")}
     fields |= {name: arrays[name] for name in ("hard", "soft", "vad")}
     fields |= {

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from raymotion import storage
+from raymotion import records, storage
 from raymotion.errors import Diverged
 from raymotion.learning.average_precision import average_precision
 from raymotion.learning.metrics import bce as binary_cross_entropy
@@ -185,7 +185,7 @@ class Run:
         self.state = State()
         self.model = task.build()
         if resume_from:
-            self.state = State(**json.loads(Path(resume_from, STATE).read_text()))
+            self.state = State(**read_state(resume_from))
             self.model.load_state_dict(load_file(Path(resume_from, CURRENT)))
         self.best_probabilities: np.ndarray | None = None
         if self.state.finished:
@@ -256,11 +256,26 @@ class Run:
             # The run is over: nothing goes on from here, so current weights and optimiser are not kept.
             save_file(self.best_weights, Path(folder, CURRENT))
             save_file({name: torch.from_numpy(p) for name, p in predictions.items()}, Path(folder, PROBABILITIES))
-        Path(folder, STATE).write_text(json.dumps(asdict(self.state)))
+        # Last, with the digests of the others: a resume reads nothing that was damaged since.
+        files = {path.name: storage.sha256_file(path) for path in sorted(Path(folder).iterdir())}
+        records.write_record(Path(folder, STATE), {"state": json.dumps(asdict(self.state)), "files": files})
 
     def close(self) -> None:
         if not self.state.finished:
             self.feed.close()
+
+
+def read_state(folder: str) -> dict[str, Any]:
+    """The `State` of a saved run as a mapping, after its other files were compared with what was written.
+
+    Raises:
+        Damaged: one of them is not.
+    """
+    remedy = "The run can not go on from here: remove its folder, and run the same command again."
+    record = records.read_record(Path(folder, STATE), needs_seal=True, remedy=remedy)
+    for name, sha256 in record["files"].items():
+        records.read_bytes(Path(folder, name), sha256, remedy=remedy)
+    return dict(json.loads(record["state"]))
 
 
 def train(task: Task, *, report: Report, resume_from: str | None = None, workers: Workers = Workers()) -> State:

@@ -9,9 +9,9 @@ Imports neither torch nor ray: the processes that decode need not wait for them.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,10 +26,11 @@ from raymotion import storage
 from raymotion.access import Access, current
 from raymotion.config import digest_of
 from raymotion.data import fetch_ahead
-from raymotion.data.features import default_cache
+from raymotion.data.features import default_cache, new_copy, read_index, write_index
 from raymotion.data.images import ImageError, read_picture
 from raymotion.data.picture_damage import DamagedPolicy
 from raymotion.data.picture_marks import stamps
+from raymotion.errors import Damaged
 from raymotion.learning.augment import WHOLE, AugmentationKind, draw_view, render
 from raymotion.local_files import reserve
 from raymotion.train.recipe import StudentRecipe
@@ -239,14 +240,17 @@ def cache_pictures(
 
 def _cached(place: Path, uris: Sequence[str | None], size: int, threads: int, damaged: DamagedPolicy) -> str:
     place.mkdir(parents=True, exist_ok=True)
-    path = place / f"{digest_of([size, damaged, stamps(uris)])}.npy"
-    if path.exists():
-        return str(path)
-    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    copy = place / digest_of([size, damaged, stamps(uris)])
+    path = str(copy / "pictures.npy")
+    with contextlib.suppress(Damaged):
+        read_index(copy)
+        return path
     reader = PictureReader(size, damaged=damaged)
-    try:
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(len(uris), size, size, 3))
-        reserve(temporary)
+    with new_copy(copy) as temporary:  # of two processes that make it at once, both make the same
+        array = np.lib.format.open_memmap(
+            temporary / "pictures.npy", mode="w+", dtype=np.uint8, shape=(len(uris), size, size, 3)
+        )
+        reserve(temporary / "pictures.npy")
         rows = np.arange(len(uris))
         portions = [Portion("cache", 0, some) for some in np.array_split(rows, max(1, len(rows) // 32)) if len(some)]
         for portion, pictures in read_here(portions, uris, reader, threads=threads):
@@ -256,10 +260,8 @@ def _cached(place: Path, uris: Sequence[str | None], size: int, threads: int, da
             array[portion.rows] = pictures.pixels
         array.flush()
         del array
-        os.replace(temporary, path)  # of two processes that make it at once, both make the same
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    return str(path)
+        write_index(temporary, {})
+    return path
 
 
 def cached_pictures(recipe: StudentRecipe, uris: Sequence[str | None], image_size: int, *, threads: int) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raymotion import storage
+from raymotion import records, storage
 from raymotion.batch.cluster import available_cpus
-from raymotion.train.data import META, TrainingData, prepare
+from raymotion.train.data import AGAIN, META, TrainingData, prepare
 from raymotion.train.fusion_data import FusionData, prepare_fusion
 from raymotion.train.recipe import (
     CaptionRecipe,
@@ -37,7 +37,7 @@ def prepare_data(recipe: TrainRecipe) -> Data:
 
 def load_data(folder: str) -> Data:
     """The data that were saved to `folder`, of any kind."""
-    kind = storage.read_json(storage.join(folder, META))["kind"]
+    kind = records.read_record(storage.join(folder, META), needs_seal=True, remedy=AGAIN)["kind"]
     known: dict[str, type[FusionData] | type[TunedData]] = {"fusion": FusionData, KIND: TunedData}
     return known[kind].load(folder) if kind in known else TrainingData.load(folder)
 

@@ -169,9 +169,7 @@ def test_the_longest_socket_below_the_temporary_folder_fits(tmp_path, monkeypatc
         monkeypatch.setattr(tempfile, "tempdir", str(place))
         chosen = cluster.base_folder()
         session = f"session_2026-01-01_00-00-00_000000_{cluster.os.getpid()}"
-        validate_socket_filepath(
-            f"{chosen}/raymotion-abcdefgh/{session}/sockets/plasma_store"
-        )  # Ray's own check
+        validate_socket_filepath(f"{chosen}/raymotion-abcdefgh/{session}/sockets/plasma_store")  # Ray's own check
         assert chosen == place or length > 18  # the user's own choice, wherever it can be kept
 
 

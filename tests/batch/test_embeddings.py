@@ -23,6 +23,7 @@ from raymotion.batch.stream_stages import DecodeOnce, EmbedStreams
 from raymotion.batch.worker import ShardWorker, WorkerPlan
 from raymotion.data.embeddings import Embeddings
 from raymotion.data.images import decode_rgb
+from raymotion.data.parts import write_job
 from raymotion.data.samples import read_samples, table_from_rows, write_samples
 from raymotion.errors import InputError, SettingsMismatch
 from raymotion.learning.stream_views import View, crop, render_view
@@ -187,7 +188,7 @@ def test_one_worker_and_a_resume_write_the_files_of_two_workers(
     assert digests(out) == digests(first)
     (out / "_commits" / "part-00001.json").unlink()
     record = json.loads((out / "job.json").read_text())
-    (out / "job.json").write_text(json.dumps({**record, "status": "running"}))
+    write_job(out, {**record, "status": "running"})
     again = embed(settings(table, out, shard_rows=3, workers=1))
     assert again.record["runs"][-1]["resumed_from_shards"] == len(again.record["shards"]) - 1
     assert digests(out) == digests(first)

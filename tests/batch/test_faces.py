@@ -15,6 +15,7 @@ from raymotion import outputs, storage
 from raymotion.batch import faces as job
 from raymotion.batch.faces import FaceSettings, detect_faces, run_folder
 from raymotion.data.faces import overlap
+from raymotion.data.parts import write_job
 from raymotion.data.samples import read_samples, table_from_rows, write_samples
 from raymotion.errors import InputError
 from raymotion.vocabulary import get_vocabulary
@@ -128,7 +129,7 @@ def test_the_same_command_goes_on_and_other_settings_begin_anew(
     folder = Path(run_folder(str(out))) / "faces"
     # A shard that was not committed is done again; the others are not touched.
     record = json.loads((folder / "job.json").read_text())
-    (folder / "job.json").write_text(json.dumps({**record, "status": "running"}))
+    write_job(folder, {**record, "status": "running"})
     (folder / "_commits/part-00001.json").unlink()
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("part-*.parquet")}
     seen: dict[str, int] = {}
@@ -145,7 +146,7 @@ def test_the_same_command_goes_on_and_other_settings_begin_anew(
 
     outputs.claim(run_folder(str(out)))
     folder.mkdir(parents=True)
-    (folder / "job.json").write_text(json.dumps({**record, "status": "complete"}))  # of other settings
+    write_job(folder, {**record, "status": "complete"})  # of other settings
     report = detect_faces(settings(min_side=50.0))
     assert (report.found, report.none) == (1, 3)
     assert not Path(run_folder(str(out))).exists()

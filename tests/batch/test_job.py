@@ -14,6 +14,7 @@ import pytest
 
 from raymotion import storage
 from raymotion.batch.job import JobSettings, JobSpec, run_job
+from raymotion.data.parts import write_job
 from raymotion.data.samples import read_samples, write_samples
 from raymotion.errors import AccessDenied, InputError, RunFailed, SettingsMismatch
 
@@ -64,7 +65,7 @@ def test_resume_does_only_what_is_not_committed(
         if not with_file:
             (out / f"part-{shard:05d}.parquet").unlink()
     record = json.loads((out / "job.json").read_text())
-    (out / "job.json").write_text(json.dumps({**record, "status": "running"}))
+    write_job(out, {**record, "status": "running"})
     run_job(mean_job(samples=table, out=out, shard_rows=4, stage=mean_stage(log=str(log))))
     assert sorted(log.read_text().split()) == sorted(f"x:{i}" for i in [*range(4, 8), *range(16, 20)])
     assert digests(out) == whole

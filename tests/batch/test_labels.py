@@ -282,7 +282,7 @@ def test_export_as_coco_json(captioned: Made, tmp_path: Path) -> None:
     [
         ("text", {"features": "anywhere"}, "was trained on captions alone, and would not look at --features"),
         ("both", {"weights": "random:1"}, "--weights random:1 are random:1, the model was trained with random:0"),
-        ("both", {"features": "absent"}, "no such file"),
+        ("both", {"features": "absent"}, "no such folder"),
     ],
 )
 def test_what_does_not_fit_the_teacher_is_refused(

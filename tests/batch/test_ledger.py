@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raymotion import storage
-from raymotion.batch import ledger
+from raymotion.batch import ledger, verify
 from raymotion.batch.ledger import Attempts, Commit, Manifest
 from raymotion.data.samples import read_samples
 from raymotion.errors import InputError
@@ -43,7 +43,9 @@ def test_manifest_holds_every_row_once_in_order(
 
     folder = str(tmp_path_factory.mktemp("m"))
     samples = table_from_rows({"sample_id": f"s{i}", "group_id": "g", "source": "x"} for i in range(rows))
-    count = ledger.write_manifest(folder, samples, per_shard)
+    sizes = ledger.shard_sizes(samples, per_shard)
+    count = len(sizes)
+    assert ledger.write_manifest(folder, samples, sizes) is False
     manifest = Manifest(folder)
     assert manifest.shard_sizes() == [min(per_shard, rows - start) for start in range(0, rows, per_shard)]
     ids = [row["sample_id"] for shard in range(count) for row in manifest.rows(shard)]
@@ -58,24 +60,12 @@ def test_books_that_do_not_close_are_never_written(changes: dict[str, object]) -
         commit(0, **changes)
 
 
-def test_commits_count_only_with_their_file(tmp_path: Path) -> None:
-    folder = str(tmp_path)
-    for shard in (0, 1):
-        ledger.write_commit(folder, commit(shard))
-    storage.write_bytes(f"{folder}/part-00001.parquet", b"x")
-    assert list(ledger.read_commits(folder, "d")) == [1]
-
-
 def test_a_commit_of_another_job_is_an_error(tmp_path: Path) -> None:
     ledger.write_commit(str(tmp_path), commit(0, "other"))
     with pytest.raises(InputError, match=r"part-00000.json: belongs to another job \(other, not d\)"):
         ledger.read_commits(str(tmp_path), "d")
-
-
-def test_a_foreign_commit_record_is_an_error(tmp_path: Path) -> None:
-    storage.write_json(f"{tmp_path}/_commits/part-00000.json", {"rows": 1})
-    with pytest.raises(InputError, match="is not a commit record"):
-        ledger.read_commits(str(tmp_path), "d")
+    with pytest.raises(InputError, match=r"part-00000.json: belongs to another job \(other, not d\)"):
+        verify.survey(str(tmp_path), "d", [3], digests=False)
 
 
 def test_the_row_under_way_alone_is_blamed_at_the_next_attempt(tmp_path: Path) -> None:
@@ -111,5 +101,5 @@ def test_deaths_while_loading_are_counted(tmp_path: Path) -> None:
 
 def test_manifest_on_s3(s3: str, write_table: Callable[..., Path]) -> None:
     samples = read_samples(write_table(5))
-    assert ledger.write_manifest(s3, samples, 2) == 3
+    ledger.write_manifest(s3, samples, ledger.shard_sizes(samples, 2))
     assert [row["sample_id"] for row in Manifest(s3).rows(2)] == ["x:4"]

@@ -22,7 +22,8 @@ def plan(tmp_path: Path, mean_sink: Any) -> Callable[..., WorkerPlan]:
     def make(table: Path, *stages: Stage, out: str = "out", shard_rows: int = 5, **changes: Any) -> WorkerPlan:
         folder = tmp_path / out
         if not (folder / "_manifest.parquet").exists():
-            ledger.write_manifest(str(folder), read_samples(table), shard_rows)
+            samples = read_samples(table)
+            ledger.write_manifest(str(folder), samples, ledger.shard_sizes(samples, shard_rows))
         fields = {
             "folder": str(folder), "run_id": "run", "job_digest": "d", "stages": (DecodeImages(), *stages),
             "sink": mean_sink(), "batch_size": 2, "decode_threads": 0, "threads": 1, "device": "cpu",

@@ -126,7 +126,7 @@ def test_a_moved_folder_is_the_same_features(tmp_path: Path, commits: bool) -> N
     shutil.move(tmp_path / "f", tmp_path / "g")
     assert RegionFeatures(tmp_path / "g", cache=str(cache)).digest == before
     assert features_digest(tmp_path / "g") == digest
-    assert len(list((cache / "regions").glob("*/rows.parquet"))) == 1
+    assert len(list((cache / "regions").glob("*/index.json"))) == 1
 
 
 def test_what_the_job_wrote_down_is_not_hashed_again(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_from_s3(tmp_path: Path, s3: str) -> None:
 
 def test_what_can_not_be_used_is_named(tmp_path: Path) -> None:
     cache = str(tmp_path / "cache")
-    with pytest.raises(InputError, match=r"has no job\.json"):
+    with pytest.raises(InputError, match=r"no such folder"):
         RegionFeatures(tmp_path / "none", cache=cache)
     write_job(tmp_path / "r", [["a"]], status="running")
     with pytest.raises(InputError, match=r"not complete \(status: running\).*command again"):

@@ -17,6 +17,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from raymotion import storage
+from raymotion.data.parts import write_job
 from raymotion.data.samples import SCHEMA, table_from_rows, write_samples
 from raymotion.errors import InputError, SettingsMismatch, VocabularyMismatch
 from raymotion.evaluation.evaluate import EvaluateSettings, EvaluationSummary, choose_samples, evaluate_checkpoint
@@ -145,7 +146,7 @@ def test_interrupted_it_goes_on_and_ends_in_the_same_files(scored: Made) -> None
     (scored.out / "predictions/part-00001.parquet").unlink()
     (scored.out / "predictions/_commits/part-00001.json").unlink()
     job = json.loads((scored.out / "predictions/job.json").read_text())
-    (scored.out / "predictions/job.json").write_text(json.dumps({**job, "status": "running"}))
+    write_job(scored.out / "predictions", {**job, "status": "running"})
     for name in names[:4]:
         (scored.out / name).unlink()
     again = evaluate_checkpoint(settings(scored.teacher, scored.samples, scored.out))

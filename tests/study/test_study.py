@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raymotion import storage
+from raymotion import records, storage
 from raymotion.batch.cluster import connect
 from raymotion.data.embedding_layout import FeatureKey
 from raymotion.data.samples import read_samples, vocabulary_of, write_samples
@@ -82,7 +82,7 @@ def trials(out: Path) -> dict[str, tuple[int, int]]:
 
 def test_a_study_leaves_its_whole_record(finished: tuple[Path, dict[str, Any], list[str]], place: Path) -> None:
     out, record, lines = finished
-    assert storage.read_json(out / "study.json") == json.loads(json.dumps(record))
+    assert records.read_record(out / "study.json") == json.loads(json.dumps(record))
     assert record["status"] == "complete" and record["seeds"] == [0, 1]
     assert [stage["name"] for stage in record["stages"]] == ["backbones", "loss"]
     assert [len(stage["trials"]) for stage in record["stages"]] == [2, 3] and len(record["joint"]["trials"]) == 4

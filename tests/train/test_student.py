@@ -149,7 +149,7 @@ def test_labels_that_are_not_finished_and_both_or_neither_source(tmp_path: Path)
     write_labels(tmp_path / "l", [None] * 8)
     record = storage.read_json(tmp_path / "l/job.json")
     storage.write_json(tmp_path / "l/job.json", {**record, "status": "running"})
-    with pytest.raises(InputError, match="the job is not complete"):
+    with pytest.raises(InputError, match="the labelling job is not complete"):
         pseudo_labelled(str(tmp_path / "l"), 0.1, 0)
     with pytest.raises(InputError, match="names both samples and labels"):
         load_recipe("student-gru-cnn", options={"data": {"samples": "s", "labels": "l"}})

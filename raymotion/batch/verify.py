@@ -1,0 +1,138 @@
+"""Whether the files of an output folder are still those that were committed.
+
+Sizes and footers are looked at whenever a job goes on or is found complete; all bytes with `--verify`, and always
+before a job is called complete. A shard whose files are not those that were committed is done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from raymotion import storage
+from raymotion.batch import ledger
+from raymotion.batch.ledger import Commit, shard_name
+from raymotion.data.parts import PART, TAIL_BYTES, FileMark
+from raymotion.errors import AccessDenied, Damaged, InputError
+
+THREADS = 16
+
+
+def survey(
+    folder: str, job_digest: str, sizes: Sequence[int], *, digests: bool
+) -> tuple[dict[int, Commit], dict[int, str]]:
+    """The commits that stand, and the shards that were committed and have to be done again, with the reason.
+
+    Args:
+        sizes: rows of each shard of the job.
+        digests: compare the digests of all files, not their sizes and footers alone.
+
+    Raises:
+        SettingsMismatch: a commit is of another job.
+    """
+    commits: dict[int, Commit] = {}
+    faults: dict[int, str] = {}
+
+    def read(shard: int) -> Commit | str:
+        try:
+            commit = ledger.read_commit(folder, shard)
+        except Damaged as error:
+            return f"its commit {error.reason}"
+        ledger.require_same_job(folder, commit, job_digest)
+        if shard >= len(sizes):
+            return f"the job has {len(sizes)} shards"
+        if commit.rows != sizes[shard]:
+            return f"{commit.rows} rows were committed, and it has {sizes[shard]}"
+        return commit
+
+    numbers = ledger.committed_shards(folder)
+    with ThreadPoolExecutor(THREADS) as pool:
+        for shard, found in zip(numbers, pool.map(read, numbers), strict=True):
+            if isinstance(found, str):
+                faults[shard] = found
+            else:
+                commits[shard] = found
+    faults.update(faulty_files(folder, commits, digests=digests))
+    return {shard: commit for shard, commit in commits.items() if shard not in faults}, dict(sorted(faults.items()))
+
+
+def faulty_files(folder: str, commits: Mapping[int, Commit], *, digests: bool) -> dict[int, str]:
+    """The shards whose files are not those that were committed, with the reason."""
+    quarantine = storage.join(folder, "quarantine")
+    good, bad = storage.list_sizes(folder), storage.list_sizes(quarantine)
+
+    def check(commit: Commit) -> str | None:
+        name = f"{shard_name(commit.shard)}.parquet"
+        return _fault(storage.join(folder, name), good.get(name), commit.marks, digests) or _fault(
+            storage.join(quarantine, name), bad.get(name), commit.quarantine_marks, digests
+        )
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return {
+            commit.shard: fault
+            for commit, fault in zip(commits.values(), pool.map(check, commits.values()), strict=True)
+            if fault is not None
+        }
+
+
+def _fault(path: str, size: int | None, marks: Sequence[FileMark], digests: bool) -> str | None:
+    """What is wrong with one file; `marks`: what it may be, none where there must be no file."""
+    kind = "the quarantine part" if "quarantine" in path.split("/")[-2:] else "the part"
+    if size is None:
+        return f"{kind} is missing" if marks else None
+    if not marks:
+        return f"{kind} was not committed"
+    fitting = [mark for mark in marks if mark.size in (size, None)]
+    if not fitting:
+        return f"{kind} has {size:,} bytes, {marks[0].size:,} were committed"
+    try:
+        if digests:
+            found = storage.sha256_file(path)
+        else:
+            tail = storage.read_from(path, max(0, size - TAIL_BYTES))
+            found = hashlib.sha256(tail).hexdigest()
+    except AccessDenied:
+        raise
+    except (FileNotFoundError, InputError):
+        return f"{kind} is missing"
+    except OSError as error:
+        if storage.is_remote(path):  # the store's fault, not the part's
+            raise
+        return f"{kind} can not be read ({error.strerror})"
+    known = [mark.sha256 if digests else mark.tail for mark in fitting]
+    return None if found in known else f"{kind} is not what was committed"
+
+
+def require_own_parts(folder: str, shards: int) -> None:
+    """Raises unless every part in the folder is one of the job's: readers would take others for its rows."""
+    own = {f"{shard_name(shard)}.parquet" for shard in range(shards)}
+    for place in (folder, storage.join(folder, "quarantine")):
+        for name in storage.list_names(place):
+            if PART.fullmatch(name) and name not in own:
+                raise InputError(
+                    f"is no part of this job, which has {shards} shards",
+                    path=storage.join(place, name),
+                    remedy="Remove it, or take it to another folder.",
+                )
+
+
+def redo(folder: str, faults: Mapping[int, str], say: Callable[[str], None] | None = None) -> list[dict[str, str]]:
+    """Makes shards ones that are not done, and tells so; returns what job.json says of them."""
+    tell = say or warn
+    for shard, reason in faults.items():
+        tell(f"{storage.join(folder, shard_name(shard))}: {reason}; it is done again")
+        ledger.forget(folder, shard)
+    return [{"shard": shard_name(shard), "reason": reason} for shard, reason in faults.items()]
+
+
+def warn(text: str) -> None:
+    """One line on standard error."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def left(shards: int, commits: Iterable[int]) -> list[int]:
+    """The shards that are not done."""
+    done = set(commits)
+    return [shard for shard in range(shards) if shard not in done]

@@ -1,0 +1,374 @@
+"""Every file that raymotion reads back, damaged in many ways: the right result or one line, never another exception.
+
+A reader gives the same answer as over the whole file, or raises a `RaymotionError`. What it may answer besides, where
+damage means "not done" or "never begun", stands beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raymotion import records, storage
+from raymotion.batch import ledger
+from raymotion.batch.preflight import read_record
+from raymotion.data.embedding_layout import EmbeddingLayout
+from raymotion.data.embeddings import Embeddings, FeatureKey, FeatureShape
+from raymotion.data.features import RegionFeatures
+from raymotion.data.parts import FileMark, write_job
+from raymotion.data.samples import table_from_rows
+from raymotion.errors import RaymotionError
+from raymotion.report.study_folder import load_study
+from raymotion.report.study_inputs import predictions
+from raymotion.study.record import COMPLETE, StudyFolder, TrialRecord
+from raymotion.train import fit
+from raymotion.train.fusion_data import FusionData
+from raymotion.train.pictures import cache_pictures
+from raymotion.train.task import load_data
+from raymotion.vocabulary import MIKELS_8
+
+# What stands in place of a value somewhere in a JSON file.
+VALUES: list[Any] = [None, True, -1, 0.5, "", "x", [], {}, [[1]], {"a": 1}, 10**30, 1e308, "\ud800"]
+ROUNDS = 6
+
+
+def json_places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where in a document values stand."""
+    if path:
+        yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from json_places(inner, (*path, key))
+
+
+def with_other_value(rng: random.Random, data: bytes) -> bytes:
+    """A JSON file with something else in one place, or without it."""
+    document = json.loads(data)
+    *inner, last = rng.choice(list(json_places(document)))
+    holder = document
+    for key in inner:
+        holder = holder[key]
+    if rng.random() < 0.3:
+        del holder[last]
+    else:
+        holder[last] = rng.choice(VALUES)
+    return json.dumps(document).encode()
+
+
+def damaged(rng: random.Random, data: bytes, *, is_json: bool) -> Iterator[bytes]:
+    """The file, damaged in a dozen ways that are the same in each run."""
+    yield from (b"", b"\x00" * len(data), data[: len(data) // 2], data[:-1], data[1:], data + data, b"\xff\xfe" + data)
+    for _ in range(ROUNDS // 2):
+        place = rng.randrange(len(data))
+        yield data[:place] + bytes([data[place] ^ (1 << rng.randrange(8))]) + data[place + 1 :]
+    yield rng.randbytes(len(data))
+    if is_json:
+        yield from (b"[]", b"{}", b"null", b"3", b'"x"', b"NaN", b'{"format": 1e999}', b"[" * 100_000, b"1" * 5000)
+        yield data.decode().encode("utf-16")
+        yield from (with_other_value(rng, data) for _ in range(ROUNDS))
+
+
+@dataclass
+class Case:
+    """One reader.
+
+    Attributes:
+        write: makes a folder as raymotion does.
+        read: reads it; the answers are compared.
+        files: those that are damaged, relative to the folder.
+        also: what `read` may answer for a damaged file besides the right answer.
+        gone: whether a file that is not there is damage, and no other state of the folder.
+    """
+
+    write: Callable[[Path], None]
+    read: Callable[[Path], Any]
+    files: tuple[str, ...]
+    also: tuple[Any, ...] = ()
+    gone: bool = True
+
+
+def as_plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: as_plain(own) for key, own in value.items()}
+    return [as_plain(own) for own in value] if isinstance(value, list | tuple) else value
+
+
+# ---- what is written
+
+IDENTITY = {"format": 1, "kind": "labels", "input": {"rows": 3, "digest": "d"}, "shard_rows": 8}
+
+
+def write_a_job(folder: Path) -> None:
+    record = {"job": "labels", "format": 1, "status": "complete", "digest": "e", "identity": IDENTITY, "settings": {}}
+    write_job(folder, {**record, "runs": [{"seconds": 1.5}], "counts": {"in": 3, "by_reason": {}}, "notices": ["ä"]})
+
+
+def write_a_job_alone(folder: Path) -> None:
+    write_a_job(folder)
+    (folder / "_job.json").unlink()
+
+
+def write_a_commit(folder: Path) -> None:
+    ledger.write_commit(
+        str(folder), ledger.Commit(0, "d", 3, 2, 1, {"a": 1}, "s", 9, "q", 0.5, {"decode": 0.1}, "w", 1, tail="t")
+    )
+
+
+def write_a_manifest(folder: Path) -> None:
+    rows = [{"sample_id": f"s{i}", "group_id": "g", "source": "x", "captions": ["a", "b"]} for i in range(20)]
+    samples = table_from_rows(iter(rows))
+    ledger.write_manifest(str(folder), samples, ledger.shard_sizes(samples, 8))
+
+
+def read_a_manifest(folder: Path) -> Any:
+    manifest = ledger.Manifest(str(folder))
+    return [manifest.rows(shard) for shard in range(3)]
+
+
+def write_an_attempt(folder: Path) -> None:
+    ledger.Attempts(str(folder), "run").note(3, ledger.Attempt(2, 1, {"1": 1}))
+
+
+def read_an_attempt(folder: Path) -> Any:
+    return ledger.Attempts(str(folder), "run").begin(3).blamed
+
+
+def write_regions(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    extractor = {"name": "det", "weights": "random", "count": 2, "dim": 3}
+    values = pa.array(rng.normal(size=24).astype(np.float16))
+    table = pa.table(
+        {
+            "sample_id": list("abcd"),
+            "features": pa.FixedSizeListArray.from_arrays(values, 6),
+            "mask": pa.FixedSizeListArray.from_arrays(pa.array([True, False] * 4), 2),
+        }
+    ).replace_schema_metadata({b"raymotion.regions": json.dumps(extractor).encode()})
+    write_part(folder, table, "region-features")
+
+
+def write_part(folder: Path, table: pa.Table, kind: str) -> None:
+    data = storage.parquet_bytes(table)
+    storage.write_bytes(folder / "part-00000.parquet", data)
+    mark = FileMark.of(data)
+    ledger.write_commit(
+        str(folder), ledger.Commit(0, "d", 4, 4, 0, {}, mark.sha256, len(data), None, 0.0, {}, "w", 1, tail=mark.tail)
+    )
+    write_job(folder, {"job": kind, "status": "complete", "identity": {}, "digest": "d"})
+
+
+def read_regions(folder: Path) -> Any:
+    return as_plain(RegionFeatures(folder, cache=str(folder / "cache")).get(["a", "c", "x"]))
+
+
+def write_embeddings(folder: Path) -> None:
+    key = FeatureKey("body", "net", "none", False)
+    layout = EmbeddingLayout({key: FeatureShape(1, 3, 0)}, {"net": {"name": "net"}}, {"none": 1}, 0)
+    columns = {
+        "sample_id": list("abcd"),
+        "group_id": list("abcd"),
+        "split": ["train"] * 4,
+        "context_of": [None] * 4,
+        key.column: [[1.0, 2.0, 3.0], None, [4.0, 5.0, 6.0], [0.0, 0.5, 0.25]],
+    }
+    write_part(folder, pa.Table.from_pydict(columns, schema=layout.schema()), "embeddings")
+
+
+def read_embeddings(folder: Path) -> Any:
+    found = Embeddings(folder, cache=str(folder / "cache"))
+    block = found.block("body", "net")
+    return [found.sample_ids, as_plain(block.row_of), as_plain(np.asarray(block.array))]
+
+
+def write_training_data(folder: Path) -> None:
+    FusionData(
+        sample_ids=list("abc"), groups=list("abc"), counts={"rows": 3}, name="n", fingerprint="f", folders=["e"],
+        splits={"train": np.array([0]), "val": np.array([1]), "test": np.array([2])}, vocabulary=MIKELS_8,
+        hard=np.zeros((3, 8), np.float32), soft=np.ones((3, 8), np.float32), vad=np.zeros((3, 3), np.float32),
+        rows=np.arange(3),
+    ).save(str(folder))  # fmt: skip
+
+
+def read_training_data(folder: Path) -> Any:
+    found = load_data(str(folder))
+    assert isinstance(found, FusionData)
+    return [found.sample_ids, as_plain(found.hard), as_plain(found.rows), found.counts, as_plain(dict(found.splits))]
+
+
+def write_a_run(folder: Path) -> None:
+    records.write_record(folder / "epochs" / fit.LATEST, {"number": 3, "files": ["state.json"]})
+    records.write_record(folder / fit.PROGRESS, {"epoch": 3.0, "val_bce": 0.5})
+
+
+def write_a_state(folder: Path) -> None:
+    import torch
+
+    from raymotion.train.loop import Run, State
+
+    torch.manual_seed(0)
+    run: Any = object.__new__(Run)
+    run.model = torch.nn.Linear(2, 1)
+    run.optimiser = torch.optim.Adam(run.model.parameters())
+    run.best_weights, run.state = run.model.state_dict(), State(epoch=1, history=[{"val_bce": float("nan")}])
+    run.save(str(folder))
+
+
+def read_a_state(folder: Path) -> Any:
+    from raymotion.train.loop import read_state
+
+    return str(read_state(str(folder)))
+
+
+KEY = "k" * 16
+
+
+def write_a_study(folder: Path) -> None:
+    study = StudyFolder(folder)
+    trial = TrialRecord(KEY, {"a": "b"}, [0], status=COMPLETE, epochs=[{"epoch": 1, "score": 0.5}], best=[{"epoch": 1}])
+    from safetensors.numpy import save
+
+    study.write_file(trial, "seed-0.safetensors", save({"val": np.full((3, 8), 0.5, np.float32)}))
+    study.write_file(trial, "seed-0.weights.safetensors", save({"w": np.ones(4, np.float32)}))
+    study.write_trial(trial)
+    files = study.write_test("s", [0], np.full((1, 2, 8), 0.25, np.float32))
+    stage = {"name": "s", "title": "S", "status": "complete", "trials": [], "winner": {"key": KEY, "config": {}}}
+    entry = {"name": "s", "key": KEY, "map": {"mean": 0.5, "seeds": [0.5]}, "files": files}
+    study.write(
+        {
+            "format": 1,
+            "status": "complete",
+            "identity": {"a": 1},
+            "seeds": [0],
+            "stages": [stage],
+            "joint": None,
+            "data": {"labels": list(MIKELS_8.labels)},
+            "test": {"entries": [entry]},
+        }
+    )
+
+
+def read_a_trial(folder: Path) -> Any:
+    study = StudyFolder(folder)
+    record = study.read_trial(KEY)
+    whole = study.has_result(KEY, [0]), study.has_weights(KEY, [0])
+    return None if record is None or not all(whole) else [asdict(record), as_plain(study.validation(KEY, [0]))]
+
+
+def read_for_the_report(folder: Path) -> Any:
+    study = load_study(folder)
+    found = [as_plain(predictions(study, split, "s", KEY)) for split in ("val", "test")]
+    return [study.complete, study.labels, [stage.name for stage in study.stages], found]
+
+
+def read_epochs(folder: Path) -> Any:
+    study = load_study(folder)
+    return [study.epochs(KEY), study.best_epochs(KEY)]
+
+
+def write_a_lock(folder: Path) -> None:
+    storage.write_json(folder / ".lock", {"host": "elsewhere", "pid": 1, "began": 5})
+
+
+def take_the_lock(folder: Path) -> Any:
+    with StudyFolder(folder).alone():
+        return sorted(path.name for path in folder.iterdir())
+
+
+def write_pictures(folder: Path) -> None:
+    from PIL import Image
+
+    for number in range(2):
+        Image.new("RGB", (8, 8), (40 * number + 9, 5, 5)).save(folder / f"{number}.png")
+
+
+def read_pictures(folder: Path) -> Any:
+    uris = [str(folder / f"{number}.png") for number in range(2)]
+    return as_plain(np.load(cache_pictures(uris, 8, threads=1, folder=str(folder / "cache"))))
+
+
+CASES: dict[str, Case] = {
+    "job.json": Case(write_a_job, lambda f: read_record(str(f), "labels"), ("job.json", "_job.json")),
+    "job.json without a copy": Case(
+        write_a_job_alone, lambda f: read_record(str(f), "labels"), ("job.json",), gone=False
+    ),
+    "commit": Case(write_a_commit, lambda f: asdict(ledger.read_commit(str(f), 0)), ("_commits/part-00000.json",)),
+    "manifest": Case(write_a_manifest, read_a_manifest, ("_manifest.parquet",)),
+    "attempt": Case(write_an_attempt, read_an_attempt, ("_attempts/run/part-00003.json",), ([],)),
+    "regions": Case(
+        write_regions, read_regions, ("part-00000.parquet", "_commits/part-00000.json", "job.json"),
+    ),
+    "cache of regions": Case(write_regions, read_regions, ("cache/index.json", "cache/features.npy", "cache/mask.npy")),
+    "embeddings": Case(
+        write_embeddings, read_embeddings, ("part-00000.parquet", "_commits/part-00000.json", "job.json"),
+    ),
+    "cache of embeddings": Case(
+        write_embeddings, read_embeddings, ("cache/index.json", "cache/rows-0.npy", "cache/features-0.bin")
+    ),
+    "cache of pictures": Case(write_pictures, read_pictures, ("cache/index.json", "cache/pictures.npy")),
+    "prepared data": Case(write_training_data, read_training_data, ("data.json", "arrays.safetensors")),
+    "latest epoch": Case(write_a_run, lambda f: fit._latest(str(f)), (f"epochs/{fit.LATEST}",)),
+    "progress": Case(write_a_run, lambda f: fit._epochs_done(str(f)), (fit.PROGRESS,), (0,)),
+    "state": Case(
+        write_a_state, read_a_state, ("state.json", "best.safetensors", "current.safetensors", "optimiser.pt")
+    ),
+    "study.json": Case(write_a_study, lambda f: StudyFolder(f).read(), ("study.json", "_study.json")),
+    "trial": Case(
+        write_a_study, read_a_trial,
+        tuple(f"trials/{KEY}/{name}" for name in ("trial.json", "seed-0.safetensors", "seed-0.weights.safetensors")),
+        (None,),
+    ),
+    "study for the report": Case(
+        write_a_study, read_for_the_report,
+        ("study.json", f"trials/{KEY}/seed-0.safetensors", "test/s-seed-0.safetensors"), gone=False,
+    ),
+    "epochs for the report": Case(write_a_study, read_epochs, (f"trials/{KEY}/trial.json",), ([[], []],)),
+    "lock": Case(write_a_lock, take_the_lock, (".lock",)),
+}  # fmt: skip
+
+
+def found_in(folder: Path, name: str) -> Path:
+    """The file `name`; in a cache, wherever its digest put it."""
+    if not name.startswith("cache/"):
+        return folder / name
+    (path,) = (folder / "cache").rglob(name.removeprefix("cache/"))
+    return path
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_a_damaged_file_gives_the_right_result_or_one_line(name: str, tmp_path: Path) -> None:
+    case, rng, whole, read = CASES[name], random.Random(name), tmp_path / "whole", tmp_path / "read"
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    case.write(folder)
+    shutil.copytree(folder, whole)
+    right = case.read(folder)
+    shutil.copytree(folder, read)  # with what a reader keeps
+    for file in case.files:
+        before = read if file.startswith("cache/") else whole
+        data = found_in(before, file).read_bytes()
+        mutations = [*damaged(rng, data, is_json=file.endswith((".json", ".lock"))), *([None] if case.gone else [])]
+        for mutation in mutations:
+            shutil.rmtree(folder)
+            shutil.copytree(before, folder)
+            path = found_in(folder, file)
+            if mutation is None:
+                path.unlink()
+            else:
+                path.write_bytes(mutation)
+            try:
+                answer = case.read(folder)
+            except RaymotionError as error:
+                assert len(str(error).splitlines()) == 1, str(error)
+                continue
+            assert answer == right or answer in case.also, (file, mutation and mutation[:200], answer)
