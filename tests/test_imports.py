@@ -43,7 +43,6 @@ HEAVY = {"torch", "torchvision", "ray", "transformers", "timm", "pandas", "matpl
 
 # What a reader of such a name can not know: what is in it.
 NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc"}
-LINES = 600
 
 
 def floor(room: str) -> int:
@@ -113,10 +112,9 @@ def test_jobs_are_thin(path):
 
 
 @pytest.mark.parametrize("path", MODULES + JOBS + BENCHMARKS, ids=ids)
-def test_files_say_what_they_are_about_and_fit_in_a_head(path):
+def test_files_say_what_they_are_about(path):
     assert path.stem not in NAMELESS
     text = path.read_text()
-    assert len(text.splitlines()) <= LINES, "so long a file is two things"
     if text:
         assert ast.get_docstring(ast.parse(text)), "the first line says what the file is about"
     if "def " in text:

@@ -161,8 +161,9 @@ def prepare_coco(root: str, split: str, persons: bool, min_side: float, out: str
       raymotion data prepare coco ROOT --split train2017 --persons --out persons.parquet
     """
     from raymotion.data.coco import read_coco
-    from raymotion.data.samples import write_samples
+    from raymotion.data.samples import require_table_or_nothing, write_samples
 
+    require_table_or_nothing(out)
     table, report = read_coco(root, split, persons=persons, min_side=min_side)
     write_samples(out, table)
     _say("rows", report.rows)
@@ -217,11 +218,12 @@ def prepare_socratis(
       raymotion data prepare socratis cleaned_data.csv --images DIR --out socratis.parquet
       raymotion data prepare socratis raw.json --vocabulary socratis-29 --seed 3 --out socratis.parquet
     """
-    from raymotion.data.samples import write_samples
+    from raymotion.data.samples import require_table_or_nothing, write_samples
     from raymotion.data.socratis import read_socratis
     from raymotion.data.splits import empty_splits, split_samples
     from raymotion.vocabulary import get_vocabulary
 
+    require_table_or_nothing(out)
     fractions = {"train": round(1.0 - val_fraction - test_fraction, 9), "val": val_fraction, "test": test_fraction}
     chosen = get_vocabulary(vocabulary) if vocabulary else None
     table, report = read_socratis(path, images, min_images=min_images, vocabulary=chosen)
@@ -264,8 +266,9 @@ def prepare_folder(folder: str, captions: str | None, out: str) -> None:
       raymotion data prepare folder PHOTOS --captions captions.jsonl --out mine.parquet
     """
     from raymotion.data.folder import read_folder
-    from raymotion.data.samples import write_samples
+    from raymotion.data.samples import require_table_or_nothing, write_samples
 
+    require_table_or_nothing(out)
     table, report = read_folder(folder, captions)
     write_samples(out, table)
     _say("rows", report.rows)
@@ -318,12 +321,13 @@ def prepare_emotic(
       raymotion data prepare emotic demo/emotic --faces demo/emotic/faces.csv --report emotic.json --out e.parquet
     """
     from raymotion.data.emotic import read_emotic
-    from raymotion.data.samples import write_samples
+    from raymotion.data.samples import require_table_or_nothing, write_samples
     from raymotion.outputs import require_replaceable
     from raymotion.storage import write_json
 
     if report_file:
         require_replaceable(report_file, "report of EMOTIC", lambda head: head[:1] == b"{")
+    require_table_or_nothing(out)
     table, report = read_emotic(
         root,
         annotations=annotations,

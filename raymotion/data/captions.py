@@ -21,6 +21,12 @@ def is_readable(caption: str) -> bool:
     return any(unicodedata.category(c)[0] in "LNPS" and c not in _BLANK for c in _MARKS.sub("", caption))
 
 
+def one_line(caption: str | None) -> str:
+    """A caption as readers keep it: each run of white space a single space, and nothing where nobody could read it."""
+    text = " ".join((caption or "").split())
+    return text if is_readable(text) else ""
+
+
 def readable(captions: Iterable[str]) -> list[str]:
     """The captions of one sample that `is_readable`, in their order."""
     return [caption for caption in captions if is_readable(caption)]

@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from raymotion import storage
+from raymotion.data.captions import one_line
 from raymotion.data.coco_files import Document, Pictures, agreed, coco_name
 from raymotion.data.coco_persons import Box, clip_box, face_from_keypoints, people_in, person_file, person_rows
 from raymotion.data.coco_report import CocoReport
@@ -184,7 +185,7 @@ def _numbers_of(
 def _captions(document: Document, report: CocoReport) -> dict[int, list[str]]:
     numbered: dict[int, list[tuple[int, str]]] = {}
     for _, entry in document.entries("annotations", {"id": int, "image_id": int, "caption": str}):
-        text = " ".join(entry["caption"].split())
+        text = one_line(entry["caption"])
         if entry["image_id"] not in document.images:
             report.stray_captions += 1
         elif text:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from raymotion import storage
+from raymotion.data.captions import one_line
 from raymotion.data.picture_files import EXTENSIONS, FileNames, FolderContent, is_unicode, list_pictures
 from raymotion.data.samples import table_from_rows
 from raymotion.data.text_rows import Cells, delimited_rows, json_lines, read_json, shown
@@ -179,7 +180,7 @@ def _pairs(
                     f"{ascii(text)[:60]} holds half of a character", path=path, line=line, row=row,
                     remedy="Mend this text.",
                 )  # fmt: skip
-        yield name, " ".join((value or "").split())
+        yield name, one_line(value)
 
 
 def _delimited(path: storage.PathLike, names: FileNames) -> Iterator[tuple[str, str]]:

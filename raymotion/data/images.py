@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
+import stat
 import time
 import warnings
 from collections.abc import Callable
@@ -118,6 +120,9 @@ def fetch(uri: str, *, attempts: int = 3) -> bytes:
         return _from_the_web(uri)
     for attempt in range(1, attempts + 1):
         try:
+            if not storage.is_remote(uri) and not stat.S_ISREG(os.stat(storage.absolute(uri)).st_mode):
+                # A pipe would be waited for without end.
+                raise ImageMissing(f"{uri} is a folder, a pipe or a device, and no file")
             return storage.read_bytes(uri)
         except RaymotionError:  # a store was asked again already, for as long as its user wants
             raise

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from raymotion import storage
+from raymotion.data.captions import one_line
 from raymotion.data.picture_files import EXTENSIONS, FileNames, FolderContent, is_unicode, list_pictures
 from raymotion.data.samples import table_from_rows
 from raymotion.data.text_rows import Cells, delimited_rows, parse_json, shown
@@ -292,7 +293,7 @@ def _checked_entry(entry: object, path: storage.PathLike, where: str) -> tuple[s
             raise InputError(f"{ascii(text)[:60]} holds half of a character", path=path, row=where)
     if not isinstance(emotions, list) or not all(e is None or isinstance(e, str) for e in emotions):
         raise InputError("the emotions are not a list of words", path=path, row=where)
-    return name, " ".join((caption or "").split()), [e for e in emotions if e]
+    return name, one_line(caption), [e for e in emotions if e]
 
 
 def _read_csv(text: str, path: storage.PathLike, pictures: _Images, known: Vocabulary | None) -> list[_Item]:
@@ -307,7 +308,7 @@ def _read_csv(text: str, path: storage.PathLike, pictures: _Images, known: Vocab
     bad: list[tuple[int, str]] = []
     seen: dict[tuple[str, str], int] = {}
     for line, cells in delimited_rows(text, path, COLUMNS, verbatim=("image_name",), is_start=is_start):
-        name, caption = cells["image_name"], " ".join(cells["caption"].split())
+        name, caption = cells["image_name"], one_line(cells["caption"])
         image = pictures.image_of(name)
         first = seen.setdefault((image, caption), line)
         words = _words(cells["emotions"])

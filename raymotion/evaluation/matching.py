@@ -19,6 +19,7 @@ from urllib.parse import unquote
 import numpy as np
 import pyarrow as pa
 
+from raymotion.data.picture_files import EXTENSIONS
 from raymotion.data.samples import vocabulary_of
 from raymotion.errors import InputError
 
@@ -26,7 +27,7 @@ Key = Literal["auto", "sample", "image-name"]
 Persons = Literal["union", "share"]
 
 COCO_NUMBER = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_|coco:)?(\d{12})")
-EXTENSION = re.compile(r"\.(jpe?g|png|webp|bmp)$", re.IGNORECASE)
+EXTENSION = re.compile(rf"({'|'.join(map(re.escape, EXTENSIONS))})$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,14 @@ class Match:
 
 
 def image_key(uri: str | None, sample_id: str) -> str | None:
-    """What two data sets call the same picture, or None where neither address nor id tells."""
+    """What two data sets call the same picture, or None where neither address nor id tells.
+
+    The file's name, where there is one: the id of a COCO-format set with names of its own is no number of COCO's.
+    """
     name = unquote(posixpath.basename((uri or "").replace("\\", "/")))
     stem = EXTENSION.sub("", name)
-    for text in (stem, sample_id):
-        found = COCO_NUMBER.fullmatch(text)
-        if found:
-            return f"coco:{found.group(1)}"
-    return stem or None
+    found = COCO_NUMBER.fullmatch(stem or sample_id)
+    return f"coco:{found.group(1)}" if found else stem or None
 
 
 def match(

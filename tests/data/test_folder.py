@@ -262,3 +262,12 @@ def test_keys_of_a_store_are_taken_letter_for_letter(s3, tmp_path):
     table, _ = read_folder(f"{s3}/photos", captions_file(tmp_path / "c.jsonl", {"file": "x//c.jpg", "caption": "c"}))
     assert table["image_uri"].to_pylist() == [f"{s3}/photos//b.jpg", f"{s3}/photos/a.jpg", f"{s3}/photos/x//c.jpg"]
     assert table["captions"].to_pylist() == [[], [], ["c"]]
+
+
+@pytest.mark.parametrize("nothing", ["\u200b", "\ufeff \u200d", "\u00ad", "[PAD] [PAD]"])
+def test_a_caption_that_nobody_can_read_is_none(tmp_path: Path, nothing: str) -> None:
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/a.jpg").write_bytes(b"x")
+    (tmp_path / "c.jsonl").write_text(json.dumps({"file": "a.jpg", "captions": [nothing, "a dog"]}) + "\n")
+    table, report = read_folder(tmp_path / "p", tmp_path / "c.jsonl")
+    assert table.column("captions").to_pylist() == [["a dog"]] and report.empty_captions == 1
