@@ -151,11 +151,19 @@ def write_regions(folder: Path) -> None:
     table = pa.table(
         {
             "sample_id": list("abcd"),
+            **MADE_FROM_NOTHING,
             "features": pa.FixedSizeListArray.from_arrays(values, 6),
             "mask": pa.FixedSizeListArray.from_arrays(pa.array([True, False] * 4), 2),
         }
     ).replace_schema_metadata({b"raymotion.regions": json.dumps(extractor).encode()})
     write_part(folder, table, "region-features")
+
+
+MADE_FROM_NOTHING = {
+    "image_uri": pa.nulls(4, pa.string()),
+    "image_bytes": pa.nulls(4, pa.int64()),
+    "image_digest": pa.nulls(4, pa.string()),
+}
 
 
 def write_part(folder: Path, table: pa.Table, kind: str) -> None:
@@ -177,6 +185,9 @@ def write_embeddings(folder: Path) -> None:
     layout = EmbeddingLayout({key: FeatureShape(1, 3, 0)}, {"net": {"name": "net"}}, {"none": 1}, 0)
     columns = {
         "sample_id": list("abcd"),
+        **{name: column.to_pylist() for name, column in MADE_FROM_NOTHING.items()},
+        "body_box": [None] * 4,
+        "face_box": [None] * 4,
         "group_id": list("abcd"),
         "split": ["train"] * 4,
         "context_of": [None] * 4,
@@ -276,15 +287,6 @@ def read_epochs(folder: Path) -> Any:
     return [study.epochs(KEY), study.best_epochs(KEY)]
 
 
-def write_a_lock(folder: Path) -> None:
-    storage.write_json(folder / ".lock", {"host": "elsewhere", "pid": 1, "began": 5})
-
-
-def take_the_lock(folder: Path) -> Any:
-    with StudyFolder(folder).alone():
-        return sorted(path.name for path in folder.iterdir())
-
-
 def write_pictures(folder: Path) -> None:
     from PIL import Image
 
@@ -333,7 +335,6 @@ CASES: dict[str, Case] = {
         ("study.json", f"trials/{KEY}/seed-0.safetensors", "test/s-seed-0.safetensors"), gone=False,
     ),
     "epochs for the report": Case(write_a_study, read_epochs, (f"trials/{KEY}/trial.json",), ([[], []],)),
-    "lock": Case(write_a_lock, take_the_lock, (".lock",)),
 }  # fmt: skip
 
 

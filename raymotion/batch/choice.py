@@ -202,7 +202,7 @@ def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectionPol
             storage.join(target, "quarantine", name), storage.read_bytes(storage.join(source, "quarantine", name))
         )
     teacher = record["model"]["teacher"]
-    collapse = judge(target, vocabulary, teacher.get("prior"), teacher.get("validation"), record["notices"])
+    collapse = judge(target, vocabulary, teacher.get("prior"), teacher.get("validation"), record.get("notices") or ())
     chosen = {
         **record,
         "digest": digest,

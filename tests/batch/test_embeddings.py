@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from raymotion import storage
-from raymotion.batch import job, ledger, stages, stream_stages
+from raymotion.batch import job, ledger, stream_stages
 from raymotion.batch.embeddings import EmbeddingSettings, describe, embed, plan_streams, with_needs
 from raymotion.batch.job import JobSummary
 from raymotion.batch.stages import Item, image_units
 from raymotion.batch.stream_stages import DecodeOnce, EmbedStreams
 from raymotion.batch.worker import ShardWorker, WorkerPlan
+from raymotion.data import fetch_ahead
 from raymotion.data.embeddings import Embeddings
 from raymotion.data.images import decode_rgb
 from raymotion.data.parts import write_job
@@ -281,7 +282,7 @@ def test_every_picture_is_decoded_once_and_shared_weights_loaded_once(
         fetched.append(uri)
         return Path(uri).read_bytes()
 
-    monkeypatch.setattr(stages, "fetch", fetch)
+    monkeypatch.setattr(fetch_ahead, "shared", lambda: fetch_ahead.FetchAhead(fetch))
     rows = [row for row in read_samples(table).to_pylist() if row["group_id"] in ("emotic:f/0.jpg", "emotic:f/4.jpg")]
     items = [Item(row) for row in sorted(rows, key=lambda row: str(row["group_id"]))]
     DecodeOnce().process(items)

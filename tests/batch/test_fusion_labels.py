@@ -175,7 +175,11 @@ def test_embeddings_in_place_of_pictures_give_the_same_labels(
 
 
 def test_evaluation_under_an_ablation_is_that_of_a_head_which_has_it_built_in(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runner: Callable[..., Any]
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    runner: Callable[..., Any],
+    rebind: Callable[[Path], None],
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(world.folder / "cache"))
     command = ["evaluate", world.head, world.samples, "--features", world.embeddings, "--bootstrap", 50]
@@ -195,6 +199,7 @@ def test_evaluation_under_an_ablation_is_that_of_a_head_which_has_it_built_in(
     config = json.loads((built_in / "config.json").read_text())
     config["model"]["ablation"] = "face_body"
     (built_in / "config.json").write_text(json.dumps(config))
+    rebind(built_in)
     label(world.settings(tmp_path / "labels", teacher=str(built_in), features=world.embeddings))
     expected = {name: row["probabilities"] for name, row in by_id(tmp_path / "labels").items()}
     scored = pq.read_table(tmp_path / "ablated" / "predictions.parquet").to_pylist()
@@ -284,7 +289,7 @@ def test_what_a_head_can_not_label_is_refused_before_any_work(world: World, tmp_
     captions = save_teacher(tmp_path / "teacher")
     for changes, named in (
         ({"features": str(tmp_path / "other")}, "weights random:1"),
-        ({"features": world.folder.as_posix()}, "job.json"),
+        ({"features": world.folder.as_posix()}, "not embeddings"),
         ({"features": world.embeddings, "samples": str(tmp_path / "boxless.parquet")}, "another body_box"),
         ({"weights": "net.safetensors"}, "would not use --weights"),
         ({"ablation": "head"}, "head"),

@@ -216,7 +216,7 @@ def test_a_job_does_not_close_over_a_part_that_was_damaged_while_it_ran(
     times = 99
     with pytest.raises(RunFailed, match=r"part-00001: the part is not what was committed, though it was made 3 times"):
         run_job(mean_job(samples=table, out=tmp_path / "b", shard_rows=3))
-    assert json.loads((tmp_path / "b/job.json").read_text())["status"] == "running"
+    assert json.loads((tmp_path / "b/job.json").read_text())["status"] == "failed"
 
 
 def test_twenty_kills_each_with_damage_end_in_the_files_of_an_undisturbed_run(
@@ -385,6 +385,8 @@ def labelled(folder: Path) -> None:
             {
                 "sample_id": [f"{shard}-{row}" for row in range(4)],
                 "image_uri": pa.nulls(4, pa.string()),
+                "image_bytes": pa.nulls(4, pa.int64()),
+                "image_digest": pa.nulls(4, pa.string()),
                 "captions": [["a"]] * 4,
                 "probabilities": pa.FixedSizeListArray.from_arrays(pa.array(probabilities.reshape(-1)), len(MIKELS_8)),
                 "labels": pa.nulls(4, pa.list_(pa.string())),
@@ -401,6 +403,7 @@ def labelled(folder: Path) -> None:
             "status": "complete",
             "identity": {},
             "settings": {},
+            "notices": [],
             "vocabulary": MIKELS_8.to_dict(),
             "counts": {"in": 12, "good": 12, "quarantined": 0, "by_reason": {}},
             "model": {"teacher": {}},

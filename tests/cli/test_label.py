@@ -79,7 +79,7 @@ def test_the_first_line_is_the_verdict_and_a_second_run_does_nothing(
         (["--teacher", "TEACHER", "--out", "OUT", "--set", "shard_rows=many"], "setting shard_rows = 'many': "),
         (["--teacher", "TEACHER", "--out", "OUT", "--config", "absent.yaml"], "absent.yaml: no such file"),
         (["--teacher", "TEACHER", "--out", "OUT", "--policy", "class-thresholds"], "holds no thresholds fitted"),
-        (["--teacher", "TEACHER", "--out", "IMAGES/0.png"], "0.png: is a file, not a folder"),
+        (["--teacher", "TEACHER", "--out", "IMAGES/0.png"], "0.png is a file, not a folder"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -146,4 +146,4 @@ def test_an_input_is_not_overwritten(runner: Callable[..., Any], samples: Path) 
     assert captions.read_text().startswith("{")
     captions.write_text('{"file": "elsewhere/0.png", "caption": "black"}\n')
     outcome = runner(*prepare, "--out", samples.parent / "mine.parquet")
-    assert outcome.code == 2 and "'elsewhere/0.png' is not in it" in outcome.err
+    assert outcome.code == 2 and "'elsewhere/0.png' is none of its pictures" in outcome.err

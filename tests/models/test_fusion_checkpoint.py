@@ -174,7 +174,7 @@ def test_a_backbone_that_timm_describes_otherwise_now_is_refused(
 
 
 def test_card_says_what_the_head_is_and_warns_first_of_random_backbones(head: Path) -> None:
-    card = (head / "README.md").read_text()
+    card = (head / "README.md").read_text().split("---\n", 2)[2].lstrip()  # below the hub's header
     assert "never trained" in "\n".join(card.splitlines()[:4])
     for said in (
         "Fusion `gated_residual`", f"Body (the body's box): net = {identify(NET, 'random:0').name}, weights random:0",

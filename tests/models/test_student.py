@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -287,7 +287,7 @@ def test_a_checkpoint_predicts_as_the_model_did(name: str, tmp_path: Path) -> No
     assert loaded.usable(CAPTIONS, mask).tolist() == [True, True, True, False]
 
 
-def test_what_is_no_whole_student_is_one_line(tmp_path: Path) -> None:
+def test_what_is_no_whole_student_is_one_line(tmp_path: Path, rebind: Callable[[Path], None]) -> None:
     made(tmp_path / "s")
     with pytest.raises(InputError, match="is a student, not a visualbert-teacher"):
         load_teacher(tmp_path / "s")
@@ -295,14 +295,17 @@ def test_what_is_no_whole_student_is_one_line(tmp_path: Path) -> None:
         load_student(tmp_path / "s", expected_fingerprint="0" * 16)
     weights = load_file(tmp_path / "s/model.safetensors")
     save_file({k: v for k, v in weights.items() if k != "no_text"}, tmp_path / "s/model.safetensors")
+    rebind(tmp_path / "s")
     with pytest.raises(InputError, match=r"model\.safetensors: lacks weight no_text"):
         load_student(tmp_path / "s")
     save_file({**weights, "head.bias": torch.zeros(4)}, tmp_path / "s/model.safetensors")
+    rebind(tmp_path / "s")
     with pytest.raises(InputError, match=r"weight head\.bias has shape \(4,\), config\.json says \(3,\)"):
         load_student(tmp_path / "s")
     shape = json.loads((tmp_path / "s/config.json").read_text())
     shape["model"]["text_size"] = -1
     (tmp_path / "s/config.json").write_text(json.dumps(shape))
+    rebind(tmp_path / "s")
     with pytest.raises(InputError, match=r"config\.json: model\.text_size"):
         load_student(tmp_path / "s")
 
@@ -441,7 +444,9 @@ def test_layers_of_another_student_are_taken_from_the_input_on_and_the_head_neve
         ({"text": "bert", "bert": {"max_position_embeddings": 16}, "max_text_length": 64}, "16 positions"),
     ],
 )
-def test_a_checkpoint_names_shapes_and_no_code(shape: dict[str, object], reason: str, tmp_path: Path) -> None:
+def test_a_checkpoint_names_shapes_and_no_code(
+    shape: dict[str, object], reason: str, tmp_path: Path, rebind: Callable[[Path], None]
+) -> None:
     """What someone hands over is opened without fetching, or running, anything that it names."""
     model = Student(config("cnn+gru"), 3)
     tokenizer = train_tokenizer(["a sunny day"], size=100, min_frequency=1)
@@ -454,5 +459,6 @@ def test_a_checkpoint_names_shapes_and_no_code(shape: dict[str, object], reason:
     for name in ("channels", "embedding_size", "text_size"):
         written["model"].pop(name, None)
     (tmp_path / "s" / "config.json").write_text(json.dumps(written))
+    rebind(tmp_path / "s")
     with pytest.raises(InputError, match=reason):
         load_student(tmp_path / "s")

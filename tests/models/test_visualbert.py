@@ -133,7 +133,7 @@ def test_pretrained_that_does_not_fit(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=reason):
             VisualBertTeacher.from_pretrained(str(tmp_path / source), config, LABELS)
     (tmp_path / "small" / "model.safetensors").write_bytes(b"cut off")
-    with pytest.raises(InputError, match="could not be loaded"):
+    with pytest.raises(InputError, match="is damaged or cut off"):
         VisualBertTeacher.from_pretrained(str(tmp_path / "small"), fits, LABELS)
 
 
@@ -273,7 +273,7 @@ def test_text_tower_that_does_not_fit(tmp_path: Path) -> None:
         ("relative", {}, "relative_key"),
         ("lacking", {}, r"lacks 1 weights, such as encoder\.layer\.1\.output\.dense\.weight"),
         ("visual", {}, "visual_bert, not a bert.*init"),
-        ("cut", {}, "could not be loaded"),
+        ("cut", {}, "is damaged or cut off"),
         ("fits", {"vocab_size": 77}, "tokenizer has 77"),
         ("fits", {"max_text_length": 31}, "reads 30 word pieces"),
         ("fits", {"frozen_layers": 3}, "frozen_layers is 3, the model has 2 layers"),

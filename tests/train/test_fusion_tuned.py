@@ -29,6 +29,7 @@ from raymotion.models.backbones import BackboneIdentity
 from raymotion.models.checkpoint import load_tuned, read_checkpoint_info, save_checkpoint
 from raymotion.models.fusion import FusionConfig, FusionHead
 from raymotion.models.tuned_streams import TunedStreams, tuned_parameters
+from raymotion.records import read_record
 from raymotion.train import loop
 from raymotion.train.fit import fit
 from raymotion.train.fusion_tuned import TunedTask
@@ -259,7 +260,7 @@ def test_four_batches_of_four_give_the_gradient_of_one_of_sixteen(data: TunedDat
         model = task.build()
         optimiser = Recorded(model)
         feed = task.feed(Workers(), first_epoch=0)
-        loop._train_epoch(model, model, optimiser, task, feed, 0, Workers())
+        loop._train_epoch(model, model, optimiser, task, feed, loop.State(), Workers())
         feed.close()
         found.append(optimiser.steps)
     (whole,), (parts,) = found
@@ -305,7 +306,7 @@ def test_after_a_stop_the_weights_are_those_of_an_undisturbed_run(
     train(TunedTask(recipe, data, threads=2), report=keep("whole"))
     with pytest.raises(Stop):
         train(TunedTask(recipe, data), report=keep("stopped", stop=True))
-    assert json.loads((tmp_path / "stopped" / "state.json").read_text())["epoch"] == 1
+    assert json.loads(read_record(tmp_path / "stopped" / "state.json")["state"])["epoch"] == 1
     train(TunedTask(recipe, loaded), report=keep("resumed"), resume_from=str(tmp_path / "stopped"))
     for name in ("best.safetensors", "probabilities.safetensors"):
         first, second = load_file(tmp_path / "whole" / name), load_file(tmp_path / "resumed" / name)

@@ -185,6 +185,9 @@ def test_features_of_others_are_looked_at(tmp_path: Path) -> None:
     table = pa.table(
         {
             "sample_id": ["a", "b", "c"],
+            "image_uri": pa.nulls(3, pa.string()),
+            "image_bytes": pa.nulls(3, pa.int64()),
+            "image_digest": pa.nulls(3, pa.string()),
             "features": pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), 4),
             "mask": pa.FixedSizeListArray.from_arrays(pa.array([True] * 6), 2),
         }
@@ -204,6 +207,6 @@ def test_sample_tables_hold_numbers(name: str, value: float) -> None:
         "body_box": [0.0, 0.0, 9.0, 9.0], "label_weights": [0.5],
     }  # fmt: skip
     bad = {**good, name: {"body_box": [0.0, 0.0, value, 9.0], "label_weights": [value]}.get(name, value)}
-    with pytest.raises(InputError, match=rf"row 1: {name}") as caught:
+    with pytest.raises(InputError, match=rf"b: {name}") as caught:
         table_from_rows([{**good, "sample_id": "a"}, {**bad, "sample_id": "b"}], VALENCE_3)
     assert str(value) in str(caught.value)

@@ -52,7 +52,7 @@ class Logged(PictureReader):
 
     log: str = field(kw_only=True)
 
-    def read(self, uri: str | None, row: int, epoch: int, training: bool) -> np.ndarray | None:
+    def read(self, uri: str | None, row: int, epoch: int, training: bool, on_kept: Any = None) -> np.ndarray | None:
         if uri == "s3://locked":
             raise AccessDenied("may not be read", path=uri)
         with open(self.log, "a") as file:
@@ -110,9 +110,10 @@ def test_a_long_stream_waits_for_its_consumer_and_ends_with_it(
     assert ahead < 25, f"{ahead} portions of {portions[0].rows.size * 192 // 1024} MiB wait for a consumer that sleeps"
     reading.close()
     assert cpus_are_free(ray_local)
+    # A task that was under way may end; no other begins.
     after = reader.count()
-    time.sleep(0.5)
-    assert reader.count() == after < 50 * 64
+    time.sleep(1.0)
+    assert reader.count() <= after + 64 < 50 * 64
 
 
 def test_a_denied_permission_in_a_task_ends_the_stream_as_itself(
