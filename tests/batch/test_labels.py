@@ -24,6 +24,7 @@ from raymotion.batch.job import JobSummary
 from raymotion.batch.labels import LabelSettings, label
 from raymotion.batch.regions import RegionSettings, extract_regions
 from raymotion.data.images import decode_rgb
+from raymotion.data.parts import write_job
 from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.errors import InputError, SettingsMismatch
 from raymotion.learning.selection import SelectionPolicy
@@ -231,7 +232,7 @@ def test_select_chooses_anew_without_a_model(streamed: Made, tmp_path: Path) -> 
     with pytest.raises(InputError, match="holds a data set"):
         select(streamed.folder, tmp_path / "b", SelectionPolicy())
     # One that was interrupted: its record says that it is not done, so the same command begins anew.
-    storage.write_json(tmp_path / "b/job.json", {**record, "status": "running"})
+    write_job(tmp_path / "b", {**record, "status": "running"})
     assert select(streamed.folder, tmp_path / "b", SelectionPolicy())["status"] == "complete"
     sampled = select(streamed.folder, tmp_path / "c", SelectionPolicy(sample_fraction=0.5, seed=1))
     assert 0 < sampled["choice"]["selected"] < 9
