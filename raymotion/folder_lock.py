@@ -20,6 +20,7 @@ import os
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -96,18 +97,35 @@ def one_writer(folder: storage.PathLike, *, beside: bool = False, patience: floa
             yield
             return
         _held_here[path] = me
+        _lost_here.pop(path, None)
         try:
-            with _renewed(hold, folder):
+            with _renewed(hold, path, folder):
                 yield
         finally:
             del _held_here[path]
+            if path in _lost_here:
+                _lost_here[path] = None
     finally:
         for place in made:
             with contextlib.suppress(OSError):  # not empty: it holds output now
                 os.rmdir(place)
 
 
+# By path of the lock, the thread that holds it; and those that were lost, until this process has them again: the thread
+# that still works in the folder, or None once it has left.
 _held_here: dict[str, int] = {}
+_lost_here: dict[str, int | None] = {}
+
+
+def is_lost(folder: storage.PathLike) -> bool:
+    """Whether another process has taken over `folder`, or a folder around it in whose block this one was locked.
+
+    Whoever cleans up after an error asks first: what is there may be the new owner's.
+    """
+    target = _canonical(folder)
+    places = (storage.join(target, LOCK), _beside(target))
+    holders = {_held_here[place] for place in places if place in _held_here}
+    return any(place in _lost_here for place in places) or not holders.isdisjoint(_lost_here.values())
 
 
 def _canonical(folder: storage.PathLike) -> str:
@@ -151,8 +169,10 @@ def _refuse_if_locked(path: str, folder: storage.PathLike) -> None:
             pass
     except Timeout:
         raise refusal(_read_owner(path), folder) from None
-    except OSError:
-        pass
+    except OSError as error:
+        owner = _read_owner(path) if error.errno in _NO_LOCKS else None
+        if owner is not None and owner.lives():
+            raise refusal(owner, folder) from error
 
 
 def _read_owner(path: str) -> Owner | None:
@@ -197,6 +217,9 @@ def _take(path: str, folder: storage.PathLike) -> _Hold:
         return Lease(cell_at(path)).take(folder)
     for _ in range(10):
         try:
+            # filelock would leave an empty file there, which is nobody's lock and looks like a torn one.
+            if not os.path.exists(path) and not _has_locks(path):
+                return Lease(cell_at(path)).take(folder)
             return _Flock(path).take(folder)
         except FileNotFoundError:  # removed by another process that had made the folder, and has just ended
             storage.make_dir(os.path.dirname(path))
@@ -207,10 +230,28 @@ def _take(path: str, folder: storage.PathLike) -> _Hold:
     raise refusal(None, folder)
 
 
+def _has_locks(path: str) -> bool:
+    """Whether the file system has `flock`, tried on a file of its own beside `path`."""
+    from filelock import FileLock
+
+    probe = f"{path}.{uuid.uuid4().hex}.tmp"
+    try:
+        with FileLock(probe, fallback_to_soft=False):
+            return True
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(probe)
+
+
 @contextlib.contextmanager
-def _renewed(hold: _Hold, folder: storage.PathLike) -> Iterator[None]:
+def _renewed(hold: _Hold, path: str, folder: storage.PathLike) -> Iterator[None]:
     """Renews `hold` from a thread until the block ends; ends the block if the lock is lost."""
     over, lost = threading.Event(), threading.Event()
+    holder = threading.get_ident()
     in_main = threading.current_thread() is threading.main_thread()
 
     def beat() -> None:
@@ -221,6 +262,7 @@ def _renewed(hold: _Hold, folder: storage.PathLike) -> Iterator[None]:
                 continue
             if not mine and not over.is_set():
                 lost.set()
+                _lost_here[path] = holder
                 if in_main:  # a signal, for only that ends a wait in the kernel
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
                 return

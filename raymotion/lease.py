@@ -68,6 +68,7 @@ class Lease:
 
     def __init__(self, cell: Cell) -> None:
         self.cell, self.owner, self.beats, self.stamp = cell, Owner.here(), 0, ""
+        self.released = False
 
     def _data(self) -> bytes:
         # Each renewal differs: a store's stamp may be a digest of the content.
@@ -107,23 +108,30 @@ class Lease:
         stamp = self.cell.replace(self._data(), self.stamp)
         if stamp is None:
             found = self.cell.read()
-            if found is None:  # removed by hand: made anew, unless somebody was faster
+            if found is None and not self.released:  # removed by hand: made anew, unless somebody was faster
                 stamp = self.cell.create(self._data())
-            elif (owner := Owner.read(found[0])) is not None and owner.token == self.owner.token:
+            elif found and (owner := Owner.read(found[0])) is not None and owner.token == self.owner.token:
                 stamp = found[1]  # the answer to an earlier renewal was lost
         if stamp is None:
             return False
         self.stamp = stamp
+        if self.released:  # meanwhile: this renewal may have come after the removal
+            self._remove()
         return True
 
     def release(self) -> None:
+        """Removes the record, also where another thread is about to renew it."""
+        self.released = True
+        self._remove()
+
+    def _remove(self) -> None:
         if self._is_mine():
             self.cell.remove()
 
 
 def cell_at(path: str) -> Cell:
     fs, inner = storage.filesystem(path)
-    return _S3Cell(fs, path) if hasattr(fs, "call_s3") else _PlainCell(fs, inner)
+    return _S3Cell(fs, path) if hasattr(fs, "call_s3") else _PlainCell(fs, inner, remote=storage.is_remote(path))
 
 
 class _S3Cell:
@@ -194,8 +202,8 @@ def _code(error: BaseException) -> str:
 class _PlainCell:
     """A file of any other store, or of a disk without locks: created exclusively where the store can do that."""
 
-    def __init__(self, fs: Any, path: str) -> None:
-        self.fs, self.path = fs, path
+    def __init__(self, fs: Any, path: str, *, remote: bool) -> None:
+        self.fs, self.path, self.remote = fs, path, remote
 
     def create(self, data: bytes) -> str | None:
         if self.fs.exists(self.path):
@@ -213,7 +221,10 @@ class _PlainCell:
         found = self.read()
         if found is None or found[1] != stamp:
             return None
-        self.fs.pipe_file(self.path, data)
+        if self.remote:
+            self.fs.pipe_file(self.path, data)
+        else:  # never half written: it is read while it is renewed
+            storage.write_bytes(self.path, data, durable=False)
         return data.decode()
 
     def read(self) -> tuple[bytes, str, float] | None:

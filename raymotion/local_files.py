@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
 import stat
+import uuid
+from collections.abc import Iterator
 
 from raymotion.errors import DiskFull, InputError
 
@@ -44,6 +48,28 @@ def file_to_write(path: PathLike, named: str) -> str:
     }  # fmt: skip
     kind = kinds.get(stat.S_IFMT(mode), "something else")
     raise InputError(f"is {kind}, not a file", path=path, remedy="Name a file.")
+
+
+@contextlib.contextmanager
+def replaced(folder: str) -> Iterator[str]:
+    """A fresh folder beside the local `folder`, which takes its place if the block ends well.
+
+    The block makes it, by writing into it. Where anything fails, what was there before is there still.
+    """
+    temporary = f"{os.path.dirname(folder)}/.{os.path.basename(folder)}.{uuid.uuid4().hex[:8]}.tmp"
+    old = f"{temporary}.old"
+    try:
+        yield temporary
+        if os.path.isdir(folder) and os.listdir(folder):
+            os.rename(folder, old)
+        os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if os.path.isdir(old):
+            if os.path.exists(folder):
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.rename(old, folder)
 
 
 def is_full(error: BaseException | None) -> bool:

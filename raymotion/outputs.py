@@ -35,6 +35,12 @@ def is_page(head: bytes) -> bool:
     return head.lstrip()[:14].lower() == b"<!doctype html" and b"<title>raymotion" in head
 
 
+def run_folder(out: PathLike) -> str:
+    """Where the state of the unfinished run of `out` stands: beside it, hidden."""
+    target = storage.absolute(out).rstrip("/")
+    return storage.join(storage.parent(target), f".{target.rsplit('/', 1)[-1]}.run")
+
+
 def claim(folder: PathLike) -> None:
     """Makes a folder for working files, with a mark that it is raymotion's: only such a folder may be removed.
 

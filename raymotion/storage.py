@@ -53,6 +53,7 @@ __all__ = [
     "MARK",
     "PathLike",
     "absolute",
+    "arrow_filesystem",
     "child",
     "exists",
     "explained",
@@ -132,6 +133,16 @@ def filesystem(path: PathLike) -> tuple[AbstractFileSystem, str]:
         return fsspec.filesystem(scheme), text.split("://", 1)[1]
     except (ValueError, ImportError) as error:
         raise InputError(str(error), path=path, remedy="Use a local path or an s3:// address.") from error
+
+
+def arrow_filesystem(path: PathLike) -> tuple[Any, str]:
+    """`filesystem` for Ray, None for a local path: a store through fsspec, for one set of AWS variables serves all."""
+    if not is_remote(path):
+        return None, str(path)
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    fs, inner = filesystem(path)
+    return PyFileSystem(FSSpecHandler(fs)), inner
 
 
 def _remote(path: PathLike) -> _Store:

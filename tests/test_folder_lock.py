@@ -42,14 +42,14 @@ def quick(monkeypatch):
         monkeypatch.setattr(module, "STALE", 1.2)
 
 
-@pytest.fixture
-def without_flock(monkeypatch):
+@pytest.fixture(params=[errno.ENOSYS, errno.ENOLCK])
+def without_flock(request, monkeypatch):
     """A disk whose file system has no locks."""
 
     def refuse(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
+        raise OSError(request.param, os.strerror(request.param))
 
-    monkeypatch.setattr("filelock._unix.lock_fd_nonblocking", refuse)
+    monkeypatch.setattr("fcntl.flock", refuse)
 
 
 def held(folder: str, *, beside: bool = False) -> subprocess.Popen[str]:
@@ -208,6 +208,58 @@ def test_a_lock_that_was_lost_ends_the_run(folder: str) -> None:
 
 
 @pytest.mark.usefixtures("quick")
+def test_whoever_lost_a_lock_is_told_so_before_it_cleans_up(folder: str) -> None:
+    inner, told = storage.join(folder, "inner"), []
+    with pytest.raises(RunFailed), one_writer(folder), one_writer(inner):
+        told.append(folder_lock.is_lost(folder))
+        elsewhere(folder)
+        try:
+            time.sleep(20)
+        finally:
+            told += [folder_lock.is_lost(place) for place in (folder, inner, folder + "2")]
+    assert told == [False, True, True, False]
+    assert folder_lock.is_lost(folder) and not folder_lock.is_lost(inner)  # a hook that runs late is told too
+    storage.remove(storage.join(folder, LOCK))
+    with one_writer(folder):
+        assert not folder_lock.is_lost(folder)
+
+
+class Slow:
+    """A cell whose next `replace` takes until it is let go, as a store's may."""
+
+    def __init__(self, cell: lease.Cell, *, after: bool) -> None:
+        self.cell, self.after, self.begun, self.let_go = cell, after, threading.Event(), threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.cell, name)
+
+    def replace(self, data: bytes, stamp: str) -> str | None:
+        answer = None if self.after else self.cell.replace(data, stamp)
+        self.begun.set()
+        self.let_go.wait(5)
+        if self.after:  # the store does not compare: it is written, whatever is there
+            storage.write_bytes(self.cell.path, data)  # type: ignore[attr-defined]
+            answer = data.decode()
+        return answer
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_renewal_under_way_does_not_bring_a_released_lease_back(tmp_path: Path, after: bool) -> None:
+    hold = Lease(cell_at(str(tmp_path / LOCK))).take("out")
+    if not after:
+        hold.stamp = "of an earlier renewal"
+    slow = Slow(hold.cell, after=after)
+    hold.cell = slow  # type: ignore[assignment]
+    thread = threading.Thread(target=hold.renew)
+    thread.start()
+    assert slow.begun.wait(5)
+    hold.release()
+    slow.let_go.set()
+    thread.join()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_lease_lives_through_a_lost_answer_and_a_record_that_was_removed(s3: str) -> None:
     path = f"{s3}/out/{LOCK}"
     hold = Lease(cell_at(path)).take("out")
@@ -223,20 +275,24 @@ def test_a_lease_lives_through_a_lost_answer_and_a_record_that_was_removed(s3: s
 def test_a_disk_without_locks_gets_a_lease(tmp_path: Path) -> None:
     refused = []
 
-    def second() -> None:
+    def second(beside: bool) -> None:
         try:
-            with one_writer(tmp_path):
+            with one_writer(tmp_path, beside=beside):
                 pass
         except InputError as error:
             refused.append(str(error))
 
+    started = time.monotonic()
     with one_writer(tmp_path):
-        thread = threading.Thread(target=second)
-        thread.start()
-        thread.join()
+        # No file that filelock left was taken for a torn record, and waited for.
+        assert time.monotonic() - started < lease.STALE / 2 and os.listdir(tmp_path) == [LOCK]
+        for beside in (False, True):
+            thread = threading.Thread(target=second, args=[beside])
+            thread.start()
+            thread.join()
         time.sleep(0.3)  # renewed meanwhile
         assert json.loads((tmp_path / LOCK).read_bytes())["beats"] > 0
-    assert len(refused) == 1 and not (tmp_path / LOCK).exists()
+    assert len(refused) == 2 and not (tmp_path / LOCK).exists()
     storage.write_json(tmp_path / LOCK, asdict(replace(Owner.here(), pid=2**22 + 1)))
     with one_writer(tmp_path):
         pass

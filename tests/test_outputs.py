@@ -91,11 +91,11 @@ class TestWhereAFileIsWritten:
             storage.write_bytes(tmp_path / "loop", b"x")
 
     def test_a_checkpoint_is_put_where_a_link_leads(self, tmp_path: Path) -> None:
-        from raymotion.models.hub import _placed
+        from raymotion.local_files import replaced
 
         (tmp_path / "real").mkdir()
         (tmp_path / "link").symlink_to("real")
-        with _placed(os.path.realpath(tmp_path / "link")) as temporary:
+        with replaced(os.path.realpath(tmp_path / "link")) as temporary:
             storage.write_bytes(f"{temporary}/config.json", b"{}")
         assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "config.json").exists()
 

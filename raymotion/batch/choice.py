@@ -16,8 +16,17 @@ from raymotion.batch import ledger
 from raymotion.batch.preflight import check_folder, free_if_nothing_committed
 from raymotion.config import digest_of
 from raymotion.data.kinds import wrong_kind
-from raymotion.data.parts import FileMark, complete_job, open_part, part_marks, write_job
-from raymotion.errors import InputError
+from raymotion.data.parts import (
+    PART,
+    VERIFY,
+    FileMark,
+    complete_job,
+    open_part,
+    part_marks,
+    read_job,
+    write_job,
+)
+from raymotion.errors import Damaged, InputError
 from raymotion.folder_lock import one_writer_of
 from raymotion.learning.collapse import check_collapse
 from raymotion.learning.metrics import Evaluation
@@ -104,7 +113,7 @@ def choose_globally(
     for (name, table), size in zip(read_parts(source), sizes, strict=True):
         rows = slice(start, start + size)
         chosen = with_choice(table, mask[rows], selected[rows], vocabulary)
-        data = storage.parquet_bytes(chosen)
+        data = storage.finite_parquet(storage.join(target, name), chosen)
         _replace_part(source, target, name, data, job_digest)
         start += size
     return {"selection": policy.model_dump(mode="json"), "selected": int(selected.sum()), "labels": int(mask.sum())}
@@ -185,7 +194,7 @@ def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectionPol
     source, target = storage.absolute(labels), storage.absolute(out)
     record = read_labels_record(source)
     if source != target:
-        free_if_nothing_committed(target)  # left by a `select` that was interrupted
+        _discard_unfinished(target)
     if source == target or storage.exists(storage.join(target, "job.json")):
         raise InputError("holds a data set", path=target, remedy="Name a fresh --out.")
     check_folder(target)
@@ -194,23 +203,34 @@ def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectionPol
     settings = {**record["settings"], "selection": policy.model_dump(mode="json")}
     identity = {**record["identity"], "selection": policy.model_dump(mode="json")}
     digest = digest_of(identity)
+    chosen = {**record, "digest": digest, "settings": settings, "identity": identity, "selected_from": source}
     # Until all parts are there the folder is known for what it is by its record, and for unfinished.
-    write_job(target, {**record, "digest": digest, "status": "running", "selected_from": source})
+    write_job(target, {**chosen, "status": "running"})
     choice = choose_globally(source, target, policy, vocabulary, thresholds, job_digest=digest)
-    for name in storage.list_names(storage.join(source, "quarantine")):
-        storage.write_bytes(
-            storage.join(target, "quarantine", name), storage.read_bytes(storage.join(source, "quarantine", name))
-        )
+    for name, marks in part_marks(source, quarantine=True).items():
+        path = storage.join(source, "quarantine", name)
+        data = storage.require(path)
+        if marks and FileMark.of(data).sha256 not in {mark.sha256 for mark in marks}:
+            raise Damaged("is not what was committed", path=path, remedy=VERIFY)
+        storage.write_bytes(storage.join(target, "quarantine", name), data)
     teacher = record["model"]["teacher"]
     collapse = judge(target, vocabulary, teacher.get("prior"), teacher.get("validation"), record.get("notices") or ())
-    chosen = {
-        **record,
-        "digest": digest,
-        "settings": settings,
-        "identity": identity,
-        "choice": choice,
-        "collapse": collapse,
-        "selected_from": source,
-    }
+    chosen |= {"choice": choice, "collapse": collapse}
     write_job(target, chosen)
     return chosen
+
+
+def _discard_unfinished(target: str) -> None:
+    """Removes what a `select` that was interrupted has left: all of it is made anew within seconds."""
+    try:
+        record, _ = read_job(target)
+    except InputError:
+        return
+    if record is not None and "selected_from" in record and record.get("status") != "complete":
+        for shard in ledger.committed_shards(target):
+            storage.remove(ledger.commit_path(target, shard))
+        for place in (target, storage.join(target, "quarantine")):
+            for name in storage.list_names(place):
+                if PART.fullmatch(name):
+                    storage.remove(storage.join(place, name))
+    free_if_nothing_committed(target)

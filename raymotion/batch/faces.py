@@ -134,7 +134,7 @@ def detect_faces(settings: FaceSettings, *, address: str | None = None, progress
     searched = _to_search(samples, settings.overwrite_boxes)
     boxes: dict[str, list[float] | None] = {}
     by_reason: Mapping[str, int] = {}
-    run = run_folder(settings.out)
+    run = outputs.run_folder(settings.out)
     if searched.num_rows:
         boxes, by_reason = _run(settings, identity, searched, run, address, progress)
     table, counts = _joined(samples, boxes, set(searched.column("sample_id").to_pylist()), settings.overwrite_boxes)
@@ -142,12 +142,6 @@ def detect_faces(settings: FaceSettings, *, address: str | None = None, progress
     with contextlib.suppress(OSError, RaymotionError):  # the table stands: this is no reason to fail
         outputs.remove_claimed(run)
     return FaceReport(**counts, by_reason=by_reason, detector=identity)
-
-
-def run_folder(out: storage.PathLike) -> str:
-    """Where the state of the unfinished run of `out` stands: beside it, hidden."""
-    target = storage.absolute(out)
-    return storage.join(storage.parent(target), f".{target.rstrip('/').rsplit('/', 1)[-1]}.run")
 
 
 def _require_free(out: str) -> None:

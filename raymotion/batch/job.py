@@ -17,7 +17,7 @@ from typing import Any, Literal
 import pyarrow as pa
 from pydantic import Field
 
-from raymotion import access, interrupts, storage
+from raymotion import access, folder_lock, interrupts, storage
 from raymotion.batch import ledger, verify
 from raymotion.batch.cluster import connect, node_resources, plan_placement
 from raymotion.batch.preflight import (
@@ -197,6 +197,8 @@ def _run_job(spec: JobSpec, address: str | None, progress: ProgressKind) -> JobS
     run["resumed_from_shards"] = len(commits)
 
     def ended_early(status: str, reason: str) -> None:
+        if folder_lock.is_lost(folder):
+            return
         run.update(status=status, reason=reason[:500])
         record["status"] = status
         # The reason why it ended is the one to tell, and not to be kept back by a store that fails.
@@ -229,7 +231,8 @@ def _run_job(spec: JobSpec, address: str | None, progress: ProgressKind) -> JobS
         interrupted = interrupts.stopping() or not isinstance(error, Exception)
         ended_early("interrupted" if interrupted else "failed", str(error))
         with contextlib.suppress(Exception), access.using(patience=0):
-            free_if_nothing_committed(folder)
+            if not folder_lock.is_lost(folder):
+                free_if_nothing_committed(folder)
         raise
     ended = time.time()
     run.update(status="complete", seconds=round(ended - started, 2), shards=done)

@@ -17,9 +17,7 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import tempfile
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -27,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import raymotion
 from raymotion import storage
 from raymotion.errors import InputError
+from raymotion.local_files import replaced
 from raymotion.models.card import model_card
 from raymotion.models.checkpoint_files import (
     ANSWERS,
@@ -181,21 +180,9 @@ def save_checkpoint(
 def _write_local(target: str, files: Mapping[str, bytes]) -> None:
     if storage.list_entries(target) and not os.path.exists(os.path.join(target, CONFIG)):
         raise InputError("is not empty, and no checkpoint", path=target, remedy="Name another folder.")
-    temporary = f"{storage.parent(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex[:8]}.tmp"
-    old = f"{temporary}.old"
-    try:
+    with replaced(target) as temporary:
         for name, data in files.items():
             storage.write_bytes(storage.join(temporary, name), data)
-        if os.path.isdir(target) and os.listdir(target):
-            os.rename(target, old)
-        os.rename(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if os.path.isdir(old):
-            if os.path.exists(target):
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                os.rename(old, target)
 
 
 def is_checkpoint(folder: storage.PathLike) -> bool:

@@ -13,16 +13,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from raymotion import storage
 from raymotion.errors import AccessDenied, InputError, RunFailed
 from raymotion.folder_lock import one_writer_of
-from raymotion.local_files import disk_full, is_full
+from raymotion.local_files import disk_full, is_full, replaced
 from raymotion.models import checkpoint
 from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info
 
@@ -172,7 +170,7 @@ def copy_checkpoint(source: storage.PathLike, target: storage.PathLike, *, overw
         storage.remove(storage.join(place, checkpoint.CONFIG))
         _copy(info.folder, place, names)
     else:
-        with _placed(os.path.realpath(place)) as temporary:  # where a link leads: the link stays
+        with replaced(os.path.realpath(place)) as temporary:  # where a link leads: the link stays
             _copy(info.folder, temporary, names)
     arrived = read_checkpoint_info(place)
     if arrived.fingerprint != info.fingerprint:
@@ -187,25 +185,6 @@ def copy_checkpoint(source: storage.PathLike, target: storage.PathLike, *, overw
 def _copy(source: str, target: str, names: list[str]) -> None:
     for name in names:
         storage.write_bytes(storage.join(target, name), storage.require(storage.join(source, name)))
-
-
-@contextlib.contextmanager
-def _placed(target: str) -> Iterator[str]:
-    """A fresh folder beside `target`, which takes its place if the block ends well."""
-    temporary = f"{storage.parent(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex[:8]}.tmp"
-    old = f"{temporary}.old"
-    try:
-        yield temporary
-        if os.path.isdir(target):
-            os.rename(target, old)
-        os.rename(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if os.path.isdir(old):
-            if os.path.exists(target):
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                os.rename(old, target)
 
 
 def _check_free(target: storage.PathLike, info: CheckpointInfo | None, overwrite: bool) -> None:

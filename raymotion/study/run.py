@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from raymotion import interrupts, storage
+from raymotion import folder_lock, interrupts, storage
 from raymotion.batch.cluster import available_cpus, connect
 from raymotion.batch.progress import ProgressKind
 from raymotion.batch.quiet import without_noise
@@ -125,6 +125,8 @@ def run_study(
     search = Search(settings, spaces, base, data, opened, folder, seeds, record, say, progress)
 
     def ended_early(status: str) -> None:
+        if folder_lock.is_lost(folder.path):
+            return
         record["status"] = status
         with contextlib.suppress(Exception):  # the reason why it ended is the one to tell
             folder.write(record)

@@ -224,7 +224,7 @@ def search(
         return
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     plan = resources.placement(node_resources())
-    filesystem, path = _arrow(folder.scratch)
+    filesystem, path = storage.arrow_filesystem(folder.scratch)
     given = [{**spec, "study": folder.path, "cpus": plan.cpus, "gpus": plan.gpus} for spec in specs]
     faults = EndOnFault()
     tuner = tune.Tuner(
@@ -263,13 +263,3 @@ def search(
 
 def _short(trial: Any) -> str:
     return str(trial.config["trial"]["key"]) if "trial" in trial.config else str(trial.trial_id)
-
-
-def _arrow(path: str) -> tuple[Any, str]:
-    """File system and path for Tune; an object store through fsspec, for one set of AWS variables serves all."""
-    if not storage.is_remote(path):
-        return None, path
-    from pyarrow.fs import FSSpecHandler, PyFileSystem
-
-    filesystem, inner = storage.filesystem(path)
-    return PyFileSystem(FSSpecHandler(filesystem)), inner

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 import raymotion
-from raymotion import records, storage
+from raymotion import outputs, records, storage
 from raymotion.batch.choice import matrix_of
 from raymotion.batch.cluster import available_cpus, connect
 from raymotion.batch.progress import Progress, ProgressKind
@@ -35,7 +35,7 @@ from raymotion.learning.significance import Gain
 from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info
 from raymotion.models.checkpoint_files import ANSWERS
 from raymotion.train.data import TrainingData, prepare
-from raymotion.train.fit import PLACES, REMEDY, fit, run_folder
+from raymotion.train.fit import PLACES, REMEDY, fit
 from raymotion.train.pictures import cached_pictures
 from raymotion.train.progress import at_epoch, interval, read_pace
 from raymotion.train.recipe import StudentRecipe, Transfer
@@ -83,7 +83,7 @@ class ComparisonProgress(Progress):
             return
         self._looked = time.monotonic()
         for name in list(self._open):
-            news = read_pace(run_folder(storage.join(self._folder, name)))
+            news = read_pace(outputs.run_folder(storage.join(self._folder, name)))
             if news is not None and name in self._open:
                 self._seen[name] = news
                 self._waiting = ""

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from raymotion import outputs, records, storage
+from raymotion import folder_lock, outputs, records, storage
 from raymotion.config import require_same_settings
 from raymotion.errors import DiskFull, Diverged, InputError, RaymotionError, RunFailed
 from raymotion.folder_lock import one_writer_of
@@ -97,7 +97,7 @@ def fit(
         require_same_settings(made_with, settings, where=target, remedy=REMEDY, ignore=PLACES)
         return TrainResult(info, already_done=True)
     _require_free(target)
-    run = run_folder(target)
+    run = outputs.run_folder(target)
     storage.probe_writable(storage.parent(target))
     if not _has_epoch(run):  # left by a run that was killed before its first epoch
         outputs.remove_claimed(run)
@@ -113,7 +113,7 @@ def fit(
     # Anew in each run: features and pictures may have moved, and files may be damaged.
     data.save(storage.join(run, "data"))
     command = uuid.uuid4().hex[:8]
-    with _freed_without_an_epoch(run), _followed(run, progress, stepped, _epochs_done(run)):
+    with _freed_without_an_epoch(run, target), _followed(run, progress, stepped, _epochs_done(run)):
         if recipe.workers == 0:
             with tempfile.TemporaryDirectory(prefix="raymotion-") as folder:
                 _train_here(recipe, data, run, command, folder)
@@ -128,25 +128,20 @@ def fit(
 
 
 @contextlib.contextmanager
-def _freed_without_an_epoch(run: str) -> Iterator[None]:
+def _freed_without_an_epoch(run: str, target: str) -> Iterator[None]:
     """Removes the state of a run that ended before its first epoch, or that diverged.
 
     It computed nothing, and must not refuse the corrected command. The epochs before a divergence are of no use to that
-    either, and the same command would diverge at the same step.
+    either, and the same command would diverge at the same step. Where another process has taken `target` over, the
+    state is that one's, and stays.
     """
     try:
         yield
     except BaseException as error:
         with contextlib.suppress(OSError, RaymotionError):
-            if isinstance(error, Diverged) or not _has_epoch(run):
+            if not folder_lock.is_lost(target) and (isinstance(error, Diverged) or not _has_epoch(run)):
                 outputs.remove_claimed(run)
         raise
-
-
-def run_folder(out: storage.PathLike) -> str:
-    """Where the state of the unfinished run of `out` stands: beside it, hidden."""
-    target = storage.absolute(out)
-    return storage.join(storage.parent(target), f".{target.rstrip('/').rsplit('/', 1)[-1]}.run")
 
 
 def _train_here(recipe: TrainRecipe, data: Data, run: str, command: str, into: str) -> None:
@@ -226,7 +221,7 @@ def _train_on_ray(
         plan = plan_ingest(recipe, nodes, decodes=decodes)
         # Ray Train would wait for a place that never comes.
         plan_placement(recipe.workers, plan.worker_cpus, float(use_gpu), nodes=nodes, autoscale=recipe.autoscale)
-        filesystem, path = _arrow_filesystem(run)
+        filesystem, path = storage.arrow_filesystem(run)
 
         class Trainer(TorchTrainer):
             def _register_sigint_handler(self, controller: Any) -> None:
@@ -405,16 +400,6 @@ def _followed(run: str, progress: Progress | None, stepped: Progress | None, don
         stop.set()
         thread.join()
         look()
-
-
-def _arrow_filesystem(run: str) -> tuple[Any, str]:
-    """File system and path for Ray Train; an object store through fsspec, for one set of AWS variables serves all."""
-    if not storage.is_remote(run):
-        return None, run
-    from pyarrow.fs import FSSpecHandler, PyFileSystem
-
-    filesystem, inner = storage.filesystem(run)
-    return PyFileSystem(FSSpecHandler(filesystem)), inner
 
 
 def _explained(error: Exception, run: str) -> RaymotionError:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from raymotion import storage
+from raymotion import folder_lock, storage
 from raymotion.batch.job import JobSpec, run_job
 from raymotion.errors import InputError, RunFailed, SettingsMismatch
+from raymotion.owner import Owner
 
 Job = Callable[..., JobSpec]
 
@@ -85,3 +88,19 @@ def test_a_folder_of_a_name_that_jobs_use_is_not_taken_for_theirs(
     with pytest.raises(InputError, match=f"holds {inner}/notes, but no job.json"):
         run_job(mean_job(samples=write_table(3), out=tmp_path / "out"))
     assert mine.read_text() == "mine"
+
+
+def test_a_job_that_lost_its_folder_leaves_it_to_the_new_owner(
+    write_table: Callable[..., Path], mean_job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_lock, "BEAT", 0.05)
+    table, out = write_table(6), tmp_path / "out"
+
+    def taken_over(address: str | None) -> None:
+        storage.write_json(out / folder_lock.LOCK, asdict(replace(Owner.here(), token="theirs")))
+        time.sleep(20)
+
+    monkeypatch.setattr("raymotion.batch.job.connect", taken_over)
+    with pytest.raises(RunFailed, match="another process took this folder over"):
+        run_job(mean_job(samples=table, out=out))
+    assert json.loads((out / "job.json").read_text())["status"] == "running" and (out / "_manifest.parquet").exists()

@@ -24,7 +24,8 @@ from raymotion.batch.export import export
 from raymotion.batch.job import JobSpec, run_job
 from raymotion.batch.worker import ShardWorker, WorkerPlan
 from raymotion.data.parts import FileMark
-from raymotion.errors import Damaged, InputError, RunFailed, SettingsMismatch
+from raymotion.data.provenance import MADE_FROM
+from raymotion.errors import Damaged, InputError, NotFinite, RunFailed, SettingsMismatch
 from raymotion.evaluation.audit import AuditSettings, audit_choices
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.report.labelled import load_labels
@@ -384,9 +385,7 @@ def labelled(folder: Path) -> None:
         table = pa.table(
             {
                 "sample_id": [f"{shard}-{row}" for row in range(4)],
-                "image_uri": pa.nulls(4, pa.string()),
-                "image_bytes": pa.nulls(4, pa.int64()),
-                "image_digest": pa.nulls(4, pa.string()),
+                **{field.name: pa.nulls(4, field.type) for field in MADE_FROM},
                 "captions": [["a"]] * 4,
                 "probabilities": pa.FixedSizeListArray.from_arrays(pa.array(probabilities.reshape(-1)), len(MIKELS_8)),
                 "labels": pa.nulls(4, pa.list_(pa.string())),
@@ -407,6 +406,7 @@ def labelled(folder: Path) -> None:
             "vocabulary": MIKELS_8.to_dict(),
             "counts": {"in": 12, "good": 12, "quarantined": 0, "by_reason": {}},
             "model": {"teacher": {}},
+            "notices": [],
         },
     )
 
@@ -482,3 +482,75 @@ def test_what_select_writes_is_a_data_set_with_books(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "out/job.json").read_text())
     commits, faults = verify.survey(str(tmp_path / "out"), record["digest"], [4, 4, 4], digests=True)
     assert set(commits) == {0, 1, 2} and not faults
+
+
+def failed_rows(folder: Path) -> Path:
+    """Gives the first shard a row that failed."""
+    path = folder / "quarantine" / PART
+    storage.write_table(path, pa.Table.from_pylist([], ledger.QUARANTINE_SCHEMA))
+    mark = FileMark.of(path.read_bytes())
+    commit = replace(
+        ledger.read_commit(str(folder), 1), rows=5, quarantined=1, by_reason={"x": 1},
+        quarantine_sha256=mark.sha256, quarantine_bytes=mark.size, quarantine_tail=mark.tail,
+    )  # fmt: skip
+    ledger.write_commit(str(folder), commit)
+    return path
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("write", range(11))
+def test_a_select_that_was_cut_off_binds_its_folder_to_nothing(
+    write: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labelled(tmp_path / "labels")
+    failed_rows(tmp_path / "labels")
+    policy, out, count = SelectionPolicy(policy="threshold", threshold=0.5), tmp_path / "out", iter(range(100))
+    write_bytes = storage.write_bytes
+
+    def cut(path: Any, data: bytes, **options: Any) -> None:
+        if ".probe" not in str(path) and next(count) == write:
+            raise KeyboardInterrupt
+        write_bytes(path, data, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_bytes", cut)
+        with contextlib.suppress(KeyboardInterrupt):
+            select(tmp_path / "labels", out, SelectionPolicy(policy="top-per-class", count=2))
+    assert next(count) > write
+    record = select(tmp_path / "labels", out, policy)  # another policy: what is there is not taken for its own
+    assert record["identity"]["selection"]["policy"] == "threshold"
+    select(tmp_path / "labels", tmp_path / "whole", policy)
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_a_select_that_is_under_way_says_what_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labelled(tmp_path / "labels")
+    policy, out = SelectionPolicy(policy="threshold", threshold=0.5), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("raymotion.batch.choice.judge", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            select(tmp_path / "labels", out, policy)
+    begun = json.loads((out / "job.json").read_text())
+    assert begun["status"] == "running"
+    done = select(tmp_path / "labels", out, policy)
+    assert all(begun[name] == done[name] for name in ("digest", "identity", "settings", "selected_from"))
+
+
+def test_select_copies_no_damaged_quarantine_and_writes_no_number_that_is_none(tmp_path: Path) -> None:
+    labelled(tmp_path / "a")
+    flip(failed_rows(tmp_path / "a"))
+    with pytest.raises(Damaged, match=r"quarantine/part-00001\.parquet: is not what was committed.*--verify"):
+        select(tmp_path / "a", tmp_path / "out", SelectionPolicy())
+    labelled(tmp_path / "b")
+    table = storage.read_table(tmp_path / "b" / PART)
+    values = pa.array([float("nan")] * (4 * len(MIKELS_8)), pa.float32())
+    column = pa.FixedSizeListArray.from_arrays(values, len(MIKELS_8))
+    index = table.schema.get_field_index("probabilities")
+    data = storage.parquet_bytes(table.set_column(index, "probabilities", column))
+    storage.write_bytes(tmp_path / "b" / PART, data)
+    ledger.write_commit(str(tmp_path / "b"), commit_of(1, 4, **asdict(FileMark.of(data))))
+    with pytest.raises(NotFinite, match="row 0: probabilities holds NaN"):
+        select(tmp_path / "b", tmp_path / "out", SelectionPolicy(policy="threshold", threshold=0.5))

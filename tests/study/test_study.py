@@ -8,7 +8,9 @@ import os
 import shlex
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,13 +20,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raymotion import records, storage
+from raymotion import folder_lock, records, storage
 from raymotion.batch.cluster import connect
 from raymotion.data.embedding_layout import FeatureKey
 from raymotion.data.samples import read_samples, vocabulary_of, write_samples
 from raymotion.data.streams import LEVELS, STREAMS
 from raymotion.errors import InputError, RunFailed, SettingsMismatch
 from raymotion.learning.paired import paired_map_gain
+from raymotion.owner import Owner
 from raymotion.study.record import StudyFolder, TrialRecord
 from raymotion.study.run import StudySettings, require_features, run_study
 from raymotion.study.space import Stopping, base_recipe, needs_of, read_spaces
@@ -355,6 +358,22 @@ def test_a_study_binds_its_folder_once_a_trial_has_come_to_an_end(
     with pytest.raises(SettingsMismatch if ended in ("complete", "stopped") else RunFailed):
         run_study(settings(place, tmp_path / "out", seeds=1), say=lambda line: None)
     assert (out.read_trial("k") is not None) is (ended in ("complete", "stopped"))
+
+
+def test_a_study_that_lost_its_folder_leaves_it_to_the_new_owner(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_lock, "BEAT", 0.05)
+
+    def taken_over(*_: object, **__: object) -> None:
+        storage.write_json(tmp_path / "out" / folder_lock.LOCK, asdict(replace(Owner.here(), token="theirs")))
+        time.sleep(20)
+
+    monkeypatch.setattr("raymotion.study.run.connect", taken_over)
+    with pytest.raises(RunFailed, match="another process took this folder over"):
+        run_study(settings(place, tmp_path / "out"), say=lambda line: None)
+    record = StudyFolder(tmp_path / "out").read()
+    assert record is not None and record["status"] == "running"
 
 
 @pytest.mark.slow

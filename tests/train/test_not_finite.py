@@ -19,8 +19,9 @@ from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.errors import Diverged, InputError, NotFinite
 from raymotion.models.checkpoint import is_checkpoint, load_student, save_checkpoint
 from raymotion.models.regions import Regions, identify
+from raymotion.outputs import run_folder
 from raymotion.train.data import prepare
-from raymotion.train.fit import fit, run_folder
+from raymotion.train.fit import fit
 from raymotion.train.recipe import StudentRecipe
 from raymotion.vocabulary import VALENCE_3
 

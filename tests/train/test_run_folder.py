@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from raymotion import outputs, storage
+from raymotion import folder_lock, outputs, storage
 from raymotion.data.samples import table_from_rows, write_samples
-from raymotion.errors import InputError, RunFailed, SettingsMismatch
+from raymotion.errors import Diverged, InputError, RunFailed, SettingsMismatch
+from raymotion.outputs import run_folder
+from raymotion.owner import Owner
 from raymotion.train import fit as module
-from raymotion.train.fit import fit, run_folder
+from raymotion.train.fit import fit
 from raymotion.train.recipe import TeacherRecipe
 from raymotion.vocabulary import Vocabulary
 
@@ -79,3 +83,23 @@ def test_a_folder_of_somebody_elses_by_that_name_stays(samples: Path, tmp_path: 
     with pytest.raises(InputError, match=r"holds settings\.json, and was not made by raymotion"):
         fit(recipe(samples), tmp_path / "out")
     assert mine.read_text() == "{}" and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("error", [None, Diverged("at once")])
+def test_a_run_that_lost_its_folder_leaves_it_to_the_new_owner(
+    samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    monkeypatch.setattr(folder_lock, "BEAT", 0.05)
+
+    def taken_over(*_: object) -> None:
+        storage.write_json(tmp_path / ".out.lock", asdict(replace(Owner.here(), token="theirs")))
+        try:
+            time.sleep(20)
+        finally:
+            if error is not None:
+                raise error
+
+    monkeypatch.setattr(module, "_train_here", taken_over)
+    with pytest.raises(RunFailed, match="another process took this folder over"):
+        fit(recipe(samples), tmp_path / "out")
+    assert Path(run_folder(tmp_path / "out"), "settings.json").exists()

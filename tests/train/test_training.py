@@ -21,8 +21,9 @@ from raymotion.data.provenance import MADE_FROM
 from raymotion.data.samples import attach_vocabulary, table_from_rows, write_samples
 from raymotion.errors import InputError, SettingsMismatch
 from raymotion.models.checkpoint import load_teacher
+from raymotion.outputs import run_folder
 from raymotion.train.data import TrainingData, prepare
-from raymotion.train.fit import fit, run_folder
+from raymotion.train.fit import fit
 from raymotion.train.loop import CURRENT, Workers, train
 from raymotion.train.recipe import TeacherDataSettings, TeacherOptimiserSettings, TeacherRecipe
 from raymotion.train.schedule import epoch_rows, schedule
