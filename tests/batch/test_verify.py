@@ -406,7 +406,6 @@ def labelled(folder: Path) -> None:
             "vocabulary": MIKELS_8.to_dict(),
             "counts": {"in": 12, "good": 12, "quarantined": 0, "by_reason": {}},
             "model": {"teacher": {}},
-            "notices": [],
         },
     )
 
