@@ -26,7 +26,6 @@ from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raymotion import storage
 from raymotion.data.picture_marks import THREADS, Files, Picture, PictureMark, address, file_name
@@ -247,20 +246,15 @@ def read_made_from(
     """sample_id, image_uri, image_bytes, image_digest and boxes of all rows of the parts of a folder.
 
     Raises:
-        InputError: a part does not say what it was made from.
+        InputError: a part does not say what it was made from. Damaged: it can not be read.
     """
     columns = ["sample_id", *MADE_FROM_COLUMNS, *boxes]
 
     def read(name: str) -> pa.Table:
         path = storage.join(folder, name)
-        try:
-            with storage.open_input(path) as file:
-                parquet = pq.ParquetFile(file)
-                require_columns(parquet.schema_arrow, path, boxes=boxes, remedy=remedy)
-                return parquet.read(columns=columns).replace_schema_metadata(None)
-        except pa.ArrowException as error:
-            reason = f"is not a readable Parquet file ({str(error).splitlines()[0]})"
-            raise InputError(reason, path=path, remedy=remedy) from error
+        with storage.open_parquet(path, remedy=remedy) as parquet:
+            require_columns(parquet.schema_arrow, path, boxes=boxes, remedy=remedy)
+            return parquet.read(columns=columns).replace_schema_metadata(None)
 
     with ThreadPoolExecutor(THREADS) as pool:  # object stores answer slowly, but many at once
         tables = list(pool.map(read, parts))

@@ -20,7 +20,7 @@ from raymotion.data import picture_marks
 from raymotion.data.picture_marks import Picture, fingerprints, mark_of, stamps
 from raymotion.data.provenance import MADE_FROM, Comparison, read_made_from, require_same_pictures
 from raymotion.data.samples import BOX
-from raymotion.errors import AccessDenied, InputError
+from raymotion.errors import AccessDenied, Damaged, InputError
 
 
 def folder_of(folder: Path, count: int, *, seed: int, kind: str = "bmp") -> list[str]:
@@ -260,6 +260,20 @@ def test_a_fingerprint_says_what_pictures_are_and_not_where(tmp_path: Path, monk
     some = fingerprints([Picture(uri) for uri in a])
     assert [row[2] is not None for row in some] == [True, False, True, False, True, False]
     assert fingerprints([Picture(None), Picture("/none/x.jpg")]) == [None, ["x.jpg", None, None]]
+
+
+@pytest.mark.parametrize("damage", ["pages", "footer"])
+def test_a_damaged_part_is_told(tmp_path: Path, damage: str) -> None:
+    part = tmp_path / "part-00000.parquet"
+    storage.write_table(part, made(folder_of(tmp_path / "a", 3, seed=0)))
+    data = bytearray(part.read_bytes())
+    if damage == "pages":
+        data[4:84] = bytes(80)
+    else:
+        del data[-20:]
+    part.write_bytes(data)
+    with pytest.raises(Damaged, match=r"part-00000.parquet: is not a readable Parquet file .*Make it again"):
+        read_made_from(tmp_path, [part.name])
 
 
 def test_parts_that_do_not_say_what_they_were_made_from_are_refused(tmp_path: Path) -> None:
