@@ -6,6 +6,7 @@ file" or a word of Parquet's helps nobody; the command that would have been righ
 
 from __future__ import annotations
 
+import os
 import shlex
 from typing import Any, Literal
 
@@ -176,9 +177,9 @@ def _folder_kind(path: str) -> str | None:
 
 
 def _folders(path: str) -> list[str]:
-    filesystem, inner = storage.filesystem(path)
-    entries = filesystem.ls(inner, detail=True)
-    return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")
+    if storage.is_remote(path):
+        return sorted(name.removesuffix("/") or name for name in storage.list_remote(path) if name.endswith("/"))
+    return sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
 
 
 def _has_picture(path: str) -> bool:
