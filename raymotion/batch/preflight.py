@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymotion import __version__, storage
-from raymotion.batch.ledger import shard_name
+from raymotion.batch.ledger import MANIFEST, shard_name
 from raymotion.batch.verify import warn
-from raymotion.data.parts import JOB, read_job, remove_job, write_job
+from raymotion.data.parts import JOB, PART, read_job, remove_job, write_job
 from raymotion.data.provenance import begun_at, read_made_from, require_same_pictures
 from raymotion.data.samples import require_allowed_images
 from raymotion.errors import InputError, SettingsMismatch
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from raymotion.batch.job import JobSpec
 
 FORMAT = 2
-PART = re.compile(r"part-\d{5,}\.parquet")
 # Of an object store's folders so many are tried. A set may have one for each picture.
 MOST_REMOTE_FOLDERS = 32
 ONLY_FEW = 3
@@ -146,7 +144,7 @@ def free_if_nothing_committed(folder: str) -> None:
             if PART.fullmatch(name):
                 storage.remove(storage.join(place, name))
     storage.remove_tree(storage.join(folder, "_attempts"))
-    storage.remove(storage.join(folder, "_manifest.parquet"))
+    storage.remove(storage.join(folder, MANIFEST))
     remove_job(folder)  # last: it is the proof
     if not storage.is_remote(folder):
         for inner in ("quarantine", "_commits", ""):
