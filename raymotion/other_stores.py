@@ -43,6 +43,9 @@ class Web:
 
     tree = names
 
+    def entries(self, address: str) -> dict[str, dict[str, Any]]:
+        raise PermissionError(1, "An http(s) address can not be listed")
+
     def write(self, address: str, data: bytes) -> None:
         raise PermissionError(1, "An http(s) address can be read only")
 
@@ -77,12 +80,23 @@ class Generic:
         return self._try(address, "look at it", lambda: int(self.fs.size(self.inner)))
 
     def names(self, address: str) -> list[str]:
-        def look() -> list[str]:
+        return [name for name in self.entries(address) if not name.endswith("/")]
+
+    def entries(self, address: str) -> dict[str, dict[str, Any]]:
+        own = self.inner.rstrip("/")
+
+        def look() -> dict[str, dict[str, Any]]:
             try:
-                entries: list[dict[str, Any]] = self.fs.ls(self.inner, detail=True, refresh=True)
+                found: list[dict[str, Any]] = self.fs.ls(self.inner, detail=True, refresh=True)
             except FileNotFoundError:
-                return []
-            return [posixpath.basename(entry["name"]) for entry in entries if entry["type"] == "file"]
+                return {}
+            entries = {}
+            for entry in found:
+                name = entry["name"].rstrip("/")
+                if name != own:  # a file is listed as itself
+                    end = "/" if entry["type"] == "directory" else ""
+                    entries[posixpath.basename(name) + end] = dict(entry)
+            return entries
 
         return self._try(address, "list it", look)
 

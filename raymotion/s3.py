@@ -351,15 +351,24 @@ def is_dir(address: str) -> bool:
 
 def names(address: str) -> list[str]:
     """Names of the objects directly below the address; none where there is no such bucket."""
-    return [name for name in _listed(address, delimiter="/") if name]
+    return [name for name in entries(address) if not name.endswith("/")]
+
+
+def entries(address: str) -> dict[str, dict[str, Any]]:
+    """What the store says of the objects directly below the address, by name: `size` and `ETag`; and the folders there.
+
+    A folder's name ends in a slash: `b/`, and `/` where a key has two, as `a//c.jpg` below `a`.
+    """
+    return {name: info for name, info in _listed(address, delimiter="/") if name}
 
 
 def tree(address: str) -> list[str]:
     """Keys of all objects below the address, relative to it: `b/c.jpg`, and `/c.jpg` for a key `a//c.jpg` below `a`."""
-    return [name for name in _listed(address) if not name.endswith("/") and name]
+    return [name for name, _ in _listed(address) if not name.endswith("/") and name]
 
 
-def _listed(address: str, delimiter: str | None = None) -> Iterator[str]:
+def _listed(address: str, delimiter: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Keys below the address, relative to it, with their size and ETag; with a delimiter, folders, which end in it."""
     place = Place.of(address)
     keywords: dict[str, Any] = {"Bucket": place.bucket, "Prefix": place.prefix}
     if delimiter:
@@ -370,7 +379,9 @@ def _listed(address: str, delimiter: str | None = None) -> Iterator[str]:
         except FileNotFoundError:
             return
         for entry in answer.get("Contents", ()):
-            yield entry["Key"][len(place.prefix) :]
+            yield entry["Key"][len(place.prefix) :], {"size": entry["Size"], "ETag": entry["ETag"]}
+        for entry in answer.get("CommonPrefixes", ()):
+            yield entry["Prefix"][len(place.prefix) :], {}
         if not answer.get("IsTruncated"):
             return
         keywords["ContinuationToken"] = answer["NextContinuationToken"]
@@ -379,7 +390,7 @@ def _listed(address: str, delimiter: str | None = None) -> Iterator[str]:
 def remove_tree(address: str) -> None:
     """Removes all objects below the address."""
     place = Place.of(address)
-    found = [f"{place.prefix}{name}" for name in _listed(address)]
+    found = [f"{place.prefix}{name}" for name, _ in _listed(address)]
     for at in range(0, len(found), 1000):
         some = [{"Key": key} for key in found[at : at + 1000]]
         answer = _call("delete_objects", Bucket=place.bucket, Delete={"Objects": some, "Quiet": True})

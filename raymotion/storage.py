@@ -17,7 +17,6 @@ import io
 import json
 import math
 import os
-import posixpath
 import re
 import shutil
 import uuid
@@ -66,6 +65,8 @@ __all__ = [
     "json_text",
     "list_entries",
     "list_names",
+    "list_remote",
+    "list_sizes",
     "list_tree",
     "make_dir",
     "open_input",
@@ -73,6 +74,7 @@ __all__ = [
     "parquet_bytes",
     "probe_writable",
     "read_bytes",
+    "read_from",
     "read_head",
     "read_json",
     "read_table",
@@ -111,6 +113,7 @@ class _Store(Protocol):
     def exists(self, address: str) -> bool: ...
     def is_dir(self, address: str) -> bool: ...
     def names(self, address: str) -> list[str]: ...
+    def entries(self, address: str) -> dict[str, dict[str, Any]]: ...
     def tree(self, address: str) -> list[str]: ...
     def open_file(self, address: str) -> BinaryIO: ...
 
@@ -248,6 +251,13 @@ def list_tree(folder: PathLike) -> list[str]:
         return _remote(folder).tree(absolute(folder))
 
 
+def list_remote(folder: PathLike) -> dict[str, dict[str, Any]]:
+    """What a store says of the files directly below the address of a folder, by name: `size`, and what changes with a
+    file's content (in S3 `ETag`); and the folders there, whose names end in a slash. Fresh from the store."""
+    with explained(folder, "list it"):
+        return _remote(folder).entries(absolute(folder))
+
+
 def list_entries(folder: PathLike) -> list[str]:
     """Sorted names of the files and folders directly in `folder`, without what raymotion's own writing leaves there
     for a while: its lock, and files that were being written. An absent folder is empty."""
@@ -256,9 +266,7 @@ def list_entries(folder: PathLike) -> list[str]:
             if not is_remote(folder):
                 names = os.listdir(absolute(folder))
             else:
-                fs, inner = filesystem(folder)
-                found = [entry["name"].rstrip("/") for entry in fs.ls(inner, detail=True, refresh=True)]
-                names = [posixpath.basename(name) for name in found if name != inner.rstrip("/")]
+                names = list({name.removesuffix("/") or name for name in list_remote(folder)})
         except FileNotFoundError:
             return []
         except NotADirectoryError as error:
@@ -280,14 +288,8 @@ def list_sizes(folder: PathLike) -> dict[str, int]:
                 return {}
             except NotADirectoryError as error:
                 raise InputError("is a file, not a folder", path=folder, remedy="Name another folder.") from error
-        fs, inner = filesystem(folder)
-        try:
-            entries = fs.ls(inner, detail=True, refresh=True)
-        except FileNotFoundError:
-            return {}
-        return {
-            posixpath.basename(entry["name"]): int(entry["size"] or 0) for entry in entries if entry["type"] == "file"
-        }
+        found = list_remote(folder)
+        return {name: int(info["size"] or 0) for name, info in found.items() if not name.endswith("/")}
 
 
 def make_dir(folder: PathLike) -> None:
@@ -598,12 +600,11 @@ def probe_writable(folder: PathLike) -> None:
 def read_from(path: PathLike, start: int) -> bytes:
     """The bytes of a file from `start` to its end."""
     with explained(path, "read it"):
-        if not is_remote(path):
-            with open(absolute(path), "rb") as file:
-                file.seek(start)
-                return file.read()
-        fs, inner = filesystem(path)
-        return bytes(fs.cat_file(inner, start=start))
+        if is_remote(path):
+            return _remote(path).read(str(path), start)
+        with open(absolute(path), "rb") as file:
+            file.seek(start)
+            return file.read()
 
 
 def sha256_file(path: PathLike) -> str:

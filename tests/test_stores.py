@@ -19,7 +19,10 @@ from hypothesis import strategies as st
 from raymotion import access, addresses, s3, storage, web
 from raymotion.data.folder import read_folder
 from raymotion.data.images import fetch
+from raymotion.data.kinds import _folders
+from raymotion.data.picture_marks import stamps
 from raymotion.errors import AccessDenied, AddressRefused, InputError, RunFailed, StoreUnavailable
+from raymotion.other_stores import Generic
 
 
 def first(times: int, wrong: tuple[Any, ...], method: str = "") -> Callable[[Any, int], tuple[Any, ...] | None]:
@@ -167,6 +170,32 @@ class TestNamesInAStore:
         assert storage.list_names(f"{s3}/a") == ["y.jpg"] and storage.list_names(f"{s3}/a//") == ["x.jpg"]
         assert storage.parent(f"{s3}/a//x.jpg") == f"{s3}/a//"
         storage.require_folder(f"{s3}/a//")
+        assert storage.list_sizes(f"{s3}/a") == {"y.jpg": 1} and storage.list_sizes(f"{s3}/a//") == {"x.jpg": 1}
+        assert storage.list_entries(f"{s3}/a//") == ["x.jpg"] and storage.list_entries(f"{s3}/a") == ["/", "y.jpg"]
+        assert _folders(f"{s3}/a") == ["/"] and _folders(f"{s3}/a//") == []
+        storage.write_bytes(f"{s3}/a//y.jpg", b"333")
+        between, plain = stamps([f"{s3}/a//y.jpg", f"{s3}/a/y.jpg"])
+        assert (between[1], plain[1]) == (3, 1) and between[2] != plain[2]
+
+    def test_a_file_and_a_folder_of_one_name(self, s3):
+        for key in ("a/b", "a/b/c", "a/d/e"):
+            storage.write_bytes(f"{s3}/{key}", key.encode())
+        assert storage.list_names(f"{s3}/a") == ["b"] and storage.list_sizes(f"{s3}/a") == {"b": 3}
+        assert storage.list_entries(f"{s3}/a") == ["b", "d"] and _folders(f"{s3}/a") == ["b", "d"]
+
+    def test_another_store_lists_the_same_way(self):
+        from fsspec.implementations.memory import MemoryFileSystem
+
+        fs = MemoryFileSystem()
+        try:
+            for path in ("/a/b", "/a/c/d"):
+                fs.pipe_file(path, b"123")
+            store = Generic(fs, "/a")
+            assert set(store.entries("gs://a")) == {"b", "c/"} and store.names("gs://a") == ["b"]
+            assert store.entries("gs://a")["b"]["size"] == 3
+            assert Generic(fs, "/a/b").entries("gs://a/b") == {} == Generic(fs, "/none").entries("gs://none")
+        finally:
+            fs.rm("/a", recursive=True)
 
     def test_a_version_is_that_version(self, s3):
         bucket = s3.removeprefix("s3://")
@@ -177,6 +206,7 @@ class TestNamesInAStore:
         ]
         old = f"{s3}/a.json?versionId={versions[0]}"
         assert storage.read_json(f"{s3}/a.json") == "new" and storage.read_json(old) == "old"
+        assert storage.read_from(old, 1) == b'old"' and storage.read_from(f"{s3}/a.json", 1) == b'new"'
         with storage.open_input(old) as file:
             assert file.read() == b'"old"'
         assert storage.exists(old) and storage.suffix(old) == ".json" and storage.parent(old) == s3

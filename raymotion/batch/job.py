@@ -170,9 +170,10 @@ def _run_job(spec: JobSpec, address: str | None, progress: ProgressKind) -> JobS
     digest = digest_of(identity)
     if old is not None:
         require_same_settings(old["identity"], identity, where=folder, remedy=REMEDY)
-        require_same_pictures_as_before(spec, folder, samples, old)
     sizes = ledger.shard_sizes(samples, shard_rows, keep_images_together=spec.keep_images_together)
     commits, faults = verify.survey(folder, digest, sizes, digests=spec.settings.verify)
+    if old is not None and spec.images != "none":
+        require_same_pictures_as_before(folder, commits, samples, old)
     if old is None and not commits:
         if lost is not None:
             raise lost

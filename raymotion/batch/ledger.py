@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import re
 import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,13 +28,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raymotion import records, storage
-from raymotion.data.parts import FileMark
+from raymotion.data.parts import COMMIT, FileMark
 from raymotion.errors import Damaged, InputError, SettingsMismatch
 
 # In a commit's tally and in job.json's counts: good rows whose picture is damaged (`--damaged keep`).
 DAMAGED_KEPT = "damaged_kept"
 MANIFEST = "_manifest.parquet"
-COMMIT_NAME = re.compile(r"part-(\d{5,9})\.json")
 AGAIN = "Run the same command again: it writes the file anew."
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -226,7 +224,7 @@ def read_commit(folder: str, shard: int) -> Commit:
 def committed_shards(folder: str) -> list[int]:
     """Numbers of the shards for which there is a commit, whatever it holds."""
     names = storage.list_names(storage.join(folder, "_commits"))
-    return [int(found[1]) for name in names if (found := COMMIT_NAME.fullmatch(name))]
+    return [int(found[1]) for name in names if (found := COMMIT.fullmatch(name))]
 
 
 def read_commits(folder: str, job_digest: str) -> dict[int, Commit]:

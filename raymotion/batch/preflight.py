@@ -7,9 +7,8 @@ import hashlib
 import json
 import os
 import platform
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymotion import __version__, storage
+from raymotion.batch.ledger import MANIFEST, shard_name
 from raymotion.batch.verify import warn
-from raymotion.data.parts import JOB, read_job, remove_job, write_job
+from raymotion.data.parts import JOB, PART, read_job, remove_job, write_job
 from raymotion.data.provenance import begun_at, read_made_from, require_same_pictures
 from raymotion.data.samples import require_allowed_images
 from raymotion.errors import InputError, SettingsMismatch
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from raymotion.batch.job import JobSpec
 
 FORMAT = 2
-PART = re.compile(r"part-\d{5,}\.parquet")
 # Of an object store's folders so many are tried. A set may have one for each picture.
 MOST_REMOTE_FOLDERS = 32
 ONLY_FEW = 3
@@ -98,22 +97,22 @@ def read_record(folder: str, kind: str) -> dict[str, Any] | None:
 
 
 def require_same_pictures_as_before(
-    spec: JobSpec, folder: str, samples: pa.Table, record: Mapping[str, Any]
-) -> None:  # fmt: skip
+    folder: str, shards: Iterable[int], samples: pa.Table, record: Mapping[str, Any]
+) -> None:
     """Raises `SettingsMismatch` where a picture has changed since a finished shard was made from it.
 
     Else the rest would be made from other pictures than those that a reader finds at the addresses of the whole.
+
+    Args:
+        shards: those whose commits stand.
     """
-    if spec.images == "none":
-        return
 
     def read(name: str) -> list[pa.Table]:
-        with contextlib.suppress(InputError):  # a damaged part is made again, or told by whoever reads it
+        with contextlib.suppress(InputError):  # damage that only digests find is told by whoever compares them
             return [read_made_from(folder, [name])]
         return []
 
-    committed = {name.removesuffix(".json") for name in storage.list_names(storage.join(folder, "_commits"))}
-    names = [name for name in storage.list_names(folder) if name.removesuffix(".parquet") in committed]
+    names = [f"{shard_name(shard)}.parquet" for shard in shards]
     with ThreadPoolExecutor(16) as pool:  # object stores answer slowly, but many at once
         made = [table for tables in pool.map(read, names) for table in tables]
     if made:
@@ -145,7 +144,7 @@ def free_if_nothing_committed(folder: str) -> None:
             if PART.fullmatch(name):
                 storage.remove(storage.join(place, name))
     storage.remove_tree(storage.join(folder, "_attempts"))
-    storage.remove(storage.join(folder, "_manifest.parquet"))
+    storage.remove(storage.join(folder, MANIFEST))
     remove_job(folder)  # last: it is the proof
     if not storage.is_remote(folder):
         for inner in ("quarantine", "_commits", ""):

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from raymotion import storage
 from raymotion.batch import ledger
 from raymotion.batch.ledger import Commit, shard_name
-from raymotion.data.parts import PART, TAIL_BYTES, FileMark
+from raymotion.data.parts import ANY_PART, TAIL_BYTES, FileMark
 from raymotion.errors import AccessDenied, Damaged, InputError
 
 THREADS = 16
@@ -110,7 +110,7 @@ def require_own_parts(folder: str, shards: int) -> None:
     own = {f"{shard_name(shard)}.parquet" for shard in range(shards)}
     for place in (folder, storage.join(folder, "quarantine")):
         for name in storage.list_names(place):
-            if PART.fullmatch(name) and name not in own:
+            if ANY_PART.fullmatch(name) and name not in own:
                 raise InputError(
                     f"is no part of this job, which has {shards} shards",
                     path=storage.join(place, name),

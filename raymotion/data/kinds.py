@@ -6,10 +6,12 @@ file" or a word of Parquet's helps nobody; the command that would have been righ
 
 from __future__ import annotations
 
+import os
 import shlex
-from typing import Any, Literal
+from typing import Literal
 
-from raymotion import storage
+from raymotion import records, storage
+from raymotion.data.parts import JOB, read_job
 from raymotion.errors import InputError, RaymotionError
 
 Wanted = Literal["table", "checkpoint", "labels", "regions", "embeddings"]
@@ -36,7 +38,7 @@ def wrong_kind(path: storage.PathLike, wanted: Wanted) -> InputError | None:
     text = str(path)
     try:
         kind = _folder_kind(text) if storage.is_dir(text) else _file_kind(text)
-    except (RaymotionError, OSError):  # it is only a hint: the error that led here stands
+    except (RaymotionError, OSError, ValueError):  # it is only a hint: the error that led here stands
         return None
     if kind is None or kind == wanted:
         return None
@@ -139,10 +141,8 @@ def _file_kind(path: str) -> str | None:
 
 
 def _parquet_kind(path: str) -> str | None:
-    import pyarrow.parquet as pq
-
-    with storage.open_input(path) as file:
-        schema = pq.ParquetFile(file).schema_arrow
+    with storage.open_parquet(path) as file:
+        schema = file.schema_arrow
     names = set(schema.names)
     if {"sample_id", "group_id", "captions", "source"} <= names:
         return "table"
@@ -157,9 +157,9 @@ def _folder_kind(path: str) -> str | None:
     names = set(storage.list_names(path))
     if "config.json" in names and "model.safetensors" in names:
         return "checkpoint"
-    if "job.json" in names:
-        job: Any = storage.read_json(storage.join(path, "job.json"))
-        return JOBS.get(str(job.get("job"))) if isinstance(job, dict) else None
+    if JOB in names or records.copy_of(JOB) in names:
+        job, _ = read_job(path)
+        return JOBS.get(str(job.get("job"))) if job is not None else None
     if "study.json" in names:
         return "study"
     if "evaluation.json" in names:
@@ -176,9 +176,9 @@ def _folder_kind(path: str) -> str | None:
 
 
 def _folders(path: str) -> list[str]:
-    filesystem, inner = storage.filesystem(path)
-    entries = filesystem.ls(inner, detail=True)
-    return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")
+    if storage.is_remote(path):
+        return sorted(name.removesuffix("/") or name for name in storage.list_remote(path) if name.endswith("/"))
+    return sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
 
 
 def _has_picture(path: str) -> bool:

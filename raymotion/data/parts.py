@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 JOB = "job.json"
-PART, COMMIT = re.compile(r"part-.*\.parquet"), re.compile(r"part-.*\.json")
+# The names that a job writes.
+PART, COMMIT = re.compile(r"part-\d{5,9}\.parquet"), re.compile(r"part-(\d{5,9})\.json")
+# What readers take for a part: in a folder that somebody copied, names are theirs; in a job's, others are refused.
+ANY_PART = re.compile(r"part-.*\.parquet")
 TAIL_BYTES = 1 << 16
 VERIFY = "Run the command that made the folder again, with --verify: it makes damaged parts again."
 
@@ -154,7 +157,7 @@ def part_marks(
         Damaged: a part is missing, has another size than was committed, or is not of the job.
     """
     place = storage.join(folder, "quarantine") if quarantine else folder
-    sizes = {name: size for name, size in storage.list_sizes(place).items() if PART.fullmatch(name)}
+    sizes = {name: size for name, size in storage.list_sizes(place).items() if ANY_PART.fullmatch(name)}
     marks = read_marks(folder, quarantine=quarantine)
     if marks is None:
         return {name: [] for name in sorted(sizes)}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raymotion import storage
-from raymotion.errors import RaymotionError
+from raymotion.errors import RaymotionError, StoreUnavailable
 
 # Pictures whose bytes are read for one comparison: 2,000 photographs are some 300 MB.
 LOCAL_DIGESTS, REMOTE_DIGESTS = 2_000, 16
@@ -96,9 +96,15 @@ def file_name(uri: str) -> str:
 
 
 def read_mark(uri: str) -> PictureMark | None:
-    """The mark of the file at `uri`; None if it can not be read."""
+    """The mark of the file at `uri`; None if it can not be read.
+
+    Raises:
+        StoreUnavailable: its store does not answer, which says nothing of the file.
+    """
     try:
         return mark_of(storage.read_bytes(address(uri)))
+    except StoreUnavailable:
+        raise
     except (OSError, RaymotionError, ValueError):
         return None
 
@@ -179,11 +185,20 @@ def _stat(uri: str) -> tuple[int, float] | None:
 
 def is_store(uri: str) -> bool:
     """Whether an address is of an object store. Of a web server nothing is fetched that nobody asked for."""
-    return storage.is_remote(uri) and not uri.lower().startswith(("http://", "https://", "ftp://"))
+    return storage.is_remote(uri) and not is_web(uri)
+
+
+def is_web(uri: str) -> bool:
+    """Whether an address is of a web server."""
+    return uri.lower().startswith(("http://", "https://", "ftp://"))
 
 
 def _listings(uris: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What an object store's listings say of files, by normal address; one listing for each folder."""
+    """What an object store's listings say of files, by normal address; one listing for each folder.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+    """
     folders: dict[str, dict[str, str]] = {}
     for uri in uris:
         place = address(uri)
@@ -191,12 +206,12 @@ def _listings(uris: Sequence[str]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for folder, names in folders.items():
         try:
-            fs, inner = storage.filesystem(folder)
-            entries = fs.ls(inner, detail=True, refresh=True)
-        except Exception:
+            entries = storage.list_remote(folder)
+        except StoreUnavailable:
+            raise
+        except Exception:  # whatever a library for another store raises
             continue
-        for entry in entries:
-            name = posixpath.basename(str(entry["name"]))
+        for name, entry in entries.items():
             if name in names and entry.get("size") is not None:
-                found[names[name]] = dict(entry)
+                found[names[name]] = entry
     return found

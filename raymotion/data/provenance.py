@@ -26,10 +26,9 @@ from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raymotion import storage
-from raymotion.data.picture_marks import THREADS, Files, Picture, PictureMark, address, file_name
+from raymotion.data.picture_marks import THREADS, Files, Picture, PictureMark, address, file_name, is_web
 from raymotion.data.samples import BOX
 from raymotion.errors import InputError
 
@@ -76,7 +75,8 @@ class Comparison:
     Attributes:
         differences: one for each row whose pictures differ, in order.
         read: pictures whose bytes were read.
-        gone: rows whose picture is no longer where it was, so that nothing could be compared.
+        gone: rows whose picture is no longer where it was, or may not be read, so that nothing could be compared.
+        web: rows whose picture is at a web address, from which nothing is fetched to compare it.
         by_name: rows whose picture could be read at neither address; id and file name are the same.
         nameless: rows where one side names no picture at all.
     """
@@ -84,12 +84,18 @@ class Comparison:
     differences: list[Difference] = field(default_factory=list)
     read: int = 0
     gone: int = 0
+    web: int = 0
     by_name: int = 0
     nameless: int = 0
 
     def notes(self) -> list[str]:
         """What a reader has to know of rows that were joined without their pictures."""
         lines = []
+        if self.gone:
+            why = "their pictures are no longer where they were, or may not be read"
+            lines.append(f"{self.gone:,} rows could not be compared: {why}.")
+        if self.web:
+            lines.append(f"{self.web:,} rows were not compared: nothing is fetched from web addresses for that.")
         if self.by_name:
             lines.append(
                 f"{self.by_name:,} rows were joined by id and file name alone: their pictures stand at another address "
@@ -247,20 +253,15 @@ def read_made_from(
     """sample_id, image_uri, image_bytes, image_digest and boxes of all rows of the parts of a folder.
 
     Raises:
-        InputError: a part does not say what it was made from.
+        InputError: a part does not say what it was made from. Damaged: it can not be read.
     """
     columns = ["sample_id", *MADE_FROM_COLUMNS, *boxes]
 
     def read(name: str) -> pa.Table:
         path = storage.join(folder, name)
-        try:
-            with storage.open_input(path) as file:
-                parquet = pq.ParquetFile(file)
-                require_columns(parquet.schema_arrow, path, boxes=boxes, remedy=remedy)
-                return parquet.read(columns=columns).replace_schema_metadata(None)
-        except pa.ArrowException as error:
-            reason = f"is not a readable Parquet file ({str(error).splitlines()[0]})"
-            raise InputError(reason, path=path, remedy=remedy) from error
+        with storage.open_parquet(path, remedy=remedy) as parquet:
+            require_columns(parquet.schema_arrow, path, boxes=boxes, remedy=remedy)
+            return parquet.read(columns=columns).replace_schema_metadata(None)
 
     with ThreadPoolExecutor(THREADS) as pool:  # object stores answer slowly, but many at once
         tables = list(pool.map(read, parts))
@@ -300,7 +301,9 @@ def _to_look_at(pair: Pair) -> list[str]:
 
 def _not_compared(result: Comparison, row: int, pair: Pair, moved: bool, sizes: Sequence[int | None]) -> None:
     """Books a pair of which a picture can not be read."""
-    if not moved:
+    if not moved and is_web(pair.now.uri or ""):
+        result.web += 1
+    elif not moved:
         result.gone += 1
     elif _same_name(pair):
         result.by_name += 1

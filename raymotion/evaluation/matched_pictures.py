@@ -15,7 +15,7 @@ from raymotion import storage
 from raymotion.data.images import ImageError, decode_rgb
 from raymotion.data.picture_marks import Picture, PictureMark, address, evenly, mark_of
 from raymotion.data.provenance import Difference, Pair, compare_pictures
-from raymotion.errors import InputError, RaymotionError
+from raymotion.errors import InputError, RaymotionError, StoreUnavailable
 from raymotion.evaluation.matching import Match, image_key
 
 # Pictures of other bytes that are decoded and looked at.
@@ -112,7 +112,11 @@ def _look(pairs: Sequence[Pair], differences: Sequence[Difference], where: objec
 
 
 def _decoded(side: Picture) -> np.ndarray | None:
-    """Pixels of the picture, or None where it can not be read, or is no longer the one that was recorded."""
+    """Pixels of the picture, or None where it can not be read, or is no longer the one that was recorded.
+
+    Raises:
+        StoreUnavailable: its store does not answer.
+    """
     assert side.uri is not None
     try:
         data = storage.read_bytes(address(side.uri))
@@ -120,6 +124,8 @@ def _decoded(side: Picture) -> np.ndarray | None:
         if expected is not None and mark_of(data) != expected:
             return None
         return decode_rgb(data, min_side=4 * SIDE)
+    except StoreUnavailable:
+        raise
     except (OSError, ValueError, ImageError, RaymotionError):
         return None
 

@@ -87,10 +87,15 @@ class PersonReader:
         reasons: dict[int, str] = {}
         kept: list[ImageError] = []
         last: tuple[str, np.ndarray] | None = None  # outside training, persons of one image follow each other
+        failed: dict[str, str] = {}  # why, by address: it is not asked for again
         for i, address in enumerate(addresses):
             uri = address["uri"]
             if uri is None:
                 status[i] = ABSENT
+                continue
+            if uri in failed:
+                status[i] = UNREADABLE
+                reasons[int(rows[i])] = failed[uri]
                 continue
             try:
                 # At full size: boxes are its pixels, and a small face has none to spare.
@@ -103,7 +108,7 @@ class PersonReader:
                     )
             except ImageError as error:
                 status[i] = UNREADABLE
-                reasons[int(rows[i])] = why_unreadable(uri, error)
+                reasons[int(rows[i])] = failed[uri] = why_unreadable(uri, error)
                 continue
             last = (uri, picture)
             if kept:

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from raymotion.batch.job import JobSettings, JobSpec
-from raymotion.batch.stages import DecodeImages, Item, Stage
+from raymotion.batch.stages import DecodeImages, Item, Stage, made_from
+from raymotion.data.provenance import MADE_FROM_COLUMNS
 from raymotion.data.samples import table_from_rows, write_samples
 
 
@@ -96,12 +97,11 @@ class MeanColour:
 
 class MeanSink:
     def encode(self, items: Sequence[Item]) -> pa.Table:
-        return pa.table(
-            {
-                "sample_id": pa.array([item.row["sample_id"] for item in items], pa.string()),
-                "mean": pa.array([item.output["mean"] for item in items], pa.float64()),
-            }
-        )
+        columns = {
+            "sample_id": pa.array([item.row["sample_id"] for item in items], pa.string()),
+            "mean": pa.array([item.output["mean"] for item in items], pa.float64()),
+        }
+        return pa.table(columns | dict(zip(MADE_FROM_COLUMNS, made_from(items), strict=True)))
 
 
 @pytest.fixture

@@ -94,6 +94,13 @@ def flip(path: Path, at: int = 40) -> None:
     path.write_bytes(data)
 
 
+def blank(path: Path) -> None:
+    """Zeros in place of the first pages, the footer as it was."""
+    data = bytearray(path.read_bytes())
+    data[4:84] = bytes(80)
+    path.write_bytes(data)
+
+
 def exchange(a: Path, b: Path) -> None:
     other = b.read_bytes()
     b.write_bytes(a.read_bytes())
@@ -104,6 +111,7 @@ PART = "part-00001.parquet"
 # What happens to a finished folder, and the shards that have to be done again.
 DAMAGE: dict[str, tuple[Damage, set[int]]] = {
     "a flipped bit": (lambda out: flip(out / PART), {1}),
+    "zeros in a part": (lambda out: blank(out / PART), {1}),
     "a cut part": (lambda out: os.truncate(out / PART, 200), {1}),
     "an empty part": (lambda out: os.truncate(out / PART, 0), {1}),
     "a part is gone": (lambda out: (out / PART).unlink(), {1}),
@@ -165,6 +173,18 @@ def test_a_shard_that_is_not_what_was_committed_is_done_again_and_told(
         ]
     assert summary.record["status"] == "complete" and summary.counts["good"] == 11
     assert world.run(verify=True).already_complete and not capsys.readouterr().err
+
+
+def test_a_changed_picture_is_told_whether_the_job_is_finished_or_a_part_is_damaged(
+    world: World, tmp_path: Path
+) -> None:
+    first, second = sorted((tmp_path / "s-images").iterdir())[:2]
+    first.write_bytes(second.read_bytes())
+    for damage in (lambda: None, lambda: blank(world.out / PART)):
+        damage()
+        with pytest.raises(SettingsMismatch, match=r"rows of x:0 were made from another picture"):
+            world.run()
+    assert (world.out / "_commits/part-00001.json").exists()
 
 
 def commit_of(shard: int, rows: int, sha256: str, size: int, tail: str) -> ledger.Commit:

@@ -15,8 +15,9 @@ from raymotion.batch.choice import read_labels_record
 from raymotion.data.embedding_layout import require_complete
 from raymotion.data.features import RegionFeatures
 from raymotion.data.kinds import wrong_kind
+from raymotion.data.parts import write_job
 from raymotion.data.samples import read_samples, table_from_rows, write_samples
-from raymotion.errors import InputError
+from raymotion.errors import Damaged, InputError
 from raymotion.models.checkpoint import read_checkpoint_info
 
 
@@ -118,6 +119,27 @@ def test_what_is_right_is_no_wrong_kind_wherever_it_lies(things: Path, s3: str) 
         assert wrong_kind(f"{place}/absent", "table") is None
         assert "is a folder of pictures" in str(wrong_kind(f"{place}/photos", "table"))
     assert wrong_kind(things / "labels", "labels") is None and wrong_kind(things / "teacher", "checkpoint") is None
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-30], lambda data: data[:4] + bytes(len(data) - 4)])
+def test_a_damaged_table_is_told_as_such(things: Path, tmp_path: Path, damage: Any) -> None:
+    table = tmp_path / "samples.parquet"
+    table.write_bytes(damage((things / "samples.parquet").read_bytes()))
+    with pytest.raises(Damaged, match=r"samples.parquet: is not a readable Parquet file"):
+        read_samples(table)
+    assert wrong_kind(table, "checkpoint") is None
+
+
+def test_a_folder_is_known_by_the_copy_of_its_record(tmp_path: Path) -> None:
+    write_job(tmp_path, {"job": "labels", "status": "complete"})
+    for damage in ("cut", "gone"):
+        if damage == "cut":
+            (tmp_path / "job.json").write_text('{"job": "la')
+        else:
+            (tmp_path / "job.json").unlink()
+        assert "is a labelled data set" in str(wrong_kind(tmp_path, "table")), damage
+    (tmp_path / "_job.json").write_text("{")
+    assert wrong_kind(tmp_path, "table") is None
 
 
 def test_predict_looks_at_the_picture_before_the_model(

@@ -20,7 +20,7 @@ from raymotion.data import picture_marks
 from raymotion.data.picture_marks import Picture, fingerprints, mark_of, stamps
 from raymotion.data.provenance import MADE_FROM, Comparison, read_made_from, require_same_pictures
 from raymotion.data.samples import BOX
-from raymotion.errors import AccessDenied, InputError
+from raymotion.errors import AccessDenied, Damaged, InputError, StoreUnavailable
 
 
 def folder_of(folder: Path, count: int, *, seed: int, kind: str = "bmp") -> list[str]:
@@ -111,7 +111,9 @@ def test_features_outlive_their_pictures(tmp_path: Path) -> None:
     for uri in a[1:]:
         os.unlink(uri)
     found = check(samples_of(a), rows)
-    assert (found.gone, found.read, found.notes()) == (2, 1, [])
+    (note,) = found.notes()
+    assert (found.gone, found.read) == (2, 1)
+    assert note.startswith("2 rows could not be compared: their pictures are no longer where they were")
 
 
 @pytest.mark.parametrize(
@@ -236,6 +238,17 @@ def test_pictures_of_an_object_store(s3: str, tmp_path: Path, monkeypatch: pytes
         check(samples_of(gone), rows)
 
 
+@pytest.mark.parametrize("count", [2, picture_marks.REMOTE_DIGESTS + 1])  # they are read, or their folder is listed
+def test_a_store_that_is_down_is_no_picture_that_is_gone(tmp_path: Path, dead_store: None, count: int) -> None:
+    a = folder_of(tmp_path / "a", count, seed=0)
+    there = [f"s3://bucket/a/{Path(uri).name}" for uri in a]
+    rows = made(a).set_column(1, "image_uri", [there])
+    with pytest.raises(StoreUnavailable, match="s3://bucket/a"):
+        check(samples_of(there), rows)
+    with pytest.raises(StoreUnavailable):
+        stamps(there)
+
+
 def test_nothing_is_fetched_from_a_web_server(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any) -> Any:
         raise AssertionError("fetched")
@@ -243,7 +256,8 @@ def test_nothing_is_fetched_from_a_web_server(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(storage, "filesystem", never)
     uri = "http://127.0.0.1:9/frame_0000.jpg"
     row = samples_of([uri]).append_column("image_bytes", [[5]]).append_column("image_digest", [["0" * 16]])
-    assert check(samples_of([uri]), row).gone == 1
+    found = check(samples_of([uri]), row)
+    assert (found.web, found.gone) == (1, 0) and "nothing is fetched from web addresses" in found.notes()[0]
     assert stamps([uri]) == [[uri]]
 
 
@@ -260,6 +274,20 @@ def test_a_fingerprint_says_what_pictures_are_and_not_where(tmp_path: Path, monk
     some = fingerprints([Picture(uri) for uri in a])
     assert [row[2] is not None for row in some] == [True, False, True, False, True, False]
     assert fingerprints([Picture(None), Picture("/none/x.jpg")]) == [None, ["x.jpg", None, None]]
+
+
+@pytest.mark.parametrize("damage", ["pages", "footer"])
+def test_a_damaged_part_is_told(tmp_path: Path, damage: str) -> None:
+    part = tmp_path / "part-00000.parquet"
+    storage.write_table(part, made(folder_of(tmp_path / "a", 3, seed=0)))
+    data = bytearray(part.read_bytes())
+    if damage == "pages":
+        data[4:84] = bytes(80)
+    else:
+        del data[-20:]
+    part.write_bytes(data)
+    with pytest.raises(Damaged, match=r"part-00000.parquet: is not a readable Parquet file .*Make it again"):
+        read_made_from(tmp_path, [part.name])
 
 
 def test_parts_that_do_not_say_what_they_were_made_from_are_refused(tmp_path: Path) -> None:

@@ -142,6 +142,16 @@ def test_a_damaged_picture_is_masked_and_named(data: TunedData, tmp_path: Path) 
     assert not any(found.arrays[name][1:].any() for name in STREAMS)
 
 
+def test_a_picture_that_can_not_be_read_is_asked_for_once(data: TunedData, s3: str, store_proxy: Any) -> None:
+    lost, last = f"{s3}/lost.jpg", data.addresses[0]
+    found = PersonReader(data.read_identities()).read_all(
+        [*({**own, "uri": lost} for own in data.addresses[:5]), last], range(6), 0, False
+    )
+    assert found.status.tolist() == [UNREADABLE] * 5 + [READ]
+    assert list(found.reasons) == [0, 1, 2, 3, 4] and all(lost in why for why in found.reasons.values())
+    assert len([request for request in store_proxy.requests if request.path.endswith("lost.jpg")]) == 1
+
+
 def test_of_a_person_whose_picture_can_not_be_read_nothing_is_learned(
     data: TunedData, samples: str, tmp_path: Path
 ) -> None:
