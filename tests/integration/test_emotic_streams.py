@@ -18,6 +18,7 @@ from raymotion import storage
 from raymotion.data.embedding_layout import EmbeddingLayout, FeatureKey, FeatureShape
 from raymotion.data.emotic import read_emotic
 from raymotion.data.images import decode_rgb
+from raymotion.data.provenance import BOXES, MADE_FROM
 from raymotion.data.samples import write_samples
 from raymotion.data.streams import ABLATIONS, STREAMS
 from raymotion.data.synthetic_emotic import write_emotic
@@ -117,7 +118,8 @@ def write_features(folder: Path, table: pa.Table) -> None:
     for row in rows:
         holders.setdefault(row["group_id"], row["sample_id"])
     pictures = {row["image_uri"]: decode_rgb(storage.read_bytes(row["image_uri"])) for row in rows}
-    columns: dict[str, Any] = {name: [row[name] for row in rows] for name in ("sample_id", "group_id", "split")}
+    written = {"sample_id", "group_id", "split", *(own.name for own in (*MADE_FROM, *BOXES))}
+    columns: dict[str, Any] = {name: [row.get(name) for row in rows] for name in written}
     columns["context_of"] = [holders[row["group_id"]] for row in rows]
     for stream in STREAMS:
         squares: dict[int, np.ndarray] = {}
