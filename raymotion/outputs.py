@@ -30,6 +30,11 @@ def require_replaceable(path: PathLike, kind: str, is_kind: Callable[[bytes], bo
         raise InputError(f"is there already, and no {kind}", path=path, remedy="Name another --out.")
 
 
+def first_line(head: bytes) -> bytes:
+    """The first line of a file that begins with `head`, as far as it is known, without its end."""
+    return head.split(b"\n", 1)[0].rstrip(b"\r")
+
+
 def is_page(head: bytes) -> bool:
     """Whether a file that begins with these bytes is an HTML page of raymotion's."""
     return head.lstrip()[:14].lower() == b"<!doctype html" and b"<title>raymotion" in head

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import socket
 import subprocess
@@ -283,9 +282,29 @@ def test_no_trial_and_no_row_is_to_blame_for_a_full_disk(tmp_path: Path) -> None
 
 def test_a_report_file_is_looked_at_before_the_work(tmp_path: Path, runner: Callable[..., Any]) -> None:
     """`--report FILE` of EMOTIC is looked at before the work."""
-    (tmp_path / "notes.txt").write_text("mine")
-    done = runner(
-        "data", "prepare", "emotic", tmp_path, "--report", tmp_path / "notes.txt", "--out", tmp_path / "e.parquet"
-    )
-    assert done.code == 2 and "notes.txt: is there already" in done.err
-    assert json.dumps((tmp_path / "notes.txt").read_text()) == '"mine"'
+    for text in ("mine", '{"mine": 1}', '{"name": "x", "kind": "emotic-report"}'):
+        (tmp_path / "notes.txt").write_text(text)
+        done = runner(
+            "data", "prepare", "emotic", tmp_path, "--report", tmp_path / "notes.txt", "--out", tmp_path / "e.parquet"
+        )
+        assert done.code == 2 and "notes.txt: is there already" in done.err
+        assert (tmp_path / "notes.txt").read_text() == text
+
+
+def test_an_earlier_report_is_replaced(tmp_path: Path) -> None:
+    from raymotion.data.emotic_report import EmoticReport, is_report
+
+    storage.write_json(tmp_path / "r.json", EmoticReport().to_dict())
+    outputs.require_replaceable(tmp_path / "r.json", "report of EMOTIC", is_report)
+
+
+def test_tables_that_only_bear_the_name_of_ours(tmp_path: Path) -> None:
+    from raymotion.evaluation.audit import _check_out
+    from raymotion.train.finetune import RUNS, _strange
+
+    storage.write_text(tmp_path / "per_emotion.csv", "mine")
+    with pytest.raises(InputError, match="holds per_emotion.csv"):
+        _check_out(tmp_path)
+    storage.write_text(tmp_path / "audit.html", "<!doctype html><title>raymotion audit</title>")  # cut off after it
+    _check_out(tmp_path)
+    assert _strange({"finetune.csv"}) == ["finetune.csv"] and _strange({"finetune.csv", RUNS}) == []

@@ -25,6 +25,8 @@ PUBLISHED_ORDER = (
     "hopeful", "anger", "joy", "interested", "calm", "bored", "scared",
 )  # fmt: skip
 
+# By this a coco-json export is told from COCO's own annotation files, which begin alike.
+DESCRIPTION = "Emotion pseudo-labels made with raymotion"
 
 # The id of a COCO sample, or of a person in its picture.
 _COCO_ID = re.compile(r"coco:(\d{12})(?::person:\d+)?")
@@ -63,9 +65,17 @@ def export(labels: storage.PathLike, out: storage.PathLike, kind: str, *, coco_s
             path=folder,
             remedy="Say --coco-split val2017 (or another split) for pictures of COCO, or use --format full-csv.",
         )
-    outputs.require_replaceable(out, f"{kind} export", lambda head: head[:9] == text.encode()[:9])
+    outputs.require_replaceable(out, f"{kind} export", lambda head: _is_export(head, kind, text))
     storage.write_text(out, text)
     return done
+
+
+def _is_export(head: bytes, kind: str, text: str) -> bool:
+    """Whether the file that begins with `head` is an earlier export: its first line, or its description, is ours."""
+    if kind == "coco-json":
+        return head.startswith(f'{{"info": {{"description": "{DESCRIPTION}"'.encode())
+    ours = text[: len(head) + 1].encode()[: len(head)]  # a first line may be longer than what is looked at
+    return outputs.first_line(head) == outputs.first_line(ours)
 
 
 def public_address(row: dict[str, Any], coco_split: str | None = None) -> str:
@@ -159,7 +169,7 @@ def _coco_json(folder: str, vocabulary: Vocabulary, coco_split: str | None) -> t
                     }
                 )
     value = {
-        "info": {"description": "Emotion pseudo-labels made with raymotion", "vocabulary": vocabulary.to_dict()},
+        "info": {"description": DESCRIPTION, "vocabulary": vocabulary.to_dict()},
         "images": images,
         "annotations": annotations,
         "categories": [

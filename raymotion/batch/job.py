@@ -72,7 +72,10 @@ class JobSettings(Settings):
     max_failed: float = Field(0.05, ge=0, le=1, description="share of rows that may fail before the run stops")
 
     def rows_that_may_fail(self, rows: int) -> int:
-        """Of so many rows; a few always may, lest one bad file stop a small set, unless `max_failed` is 0."""
+        """How many of `rows` may fail.
+
+        At least three may, so that one bad file does not stop a small run; none may if `max_failed` is 0.
+        """
         return max(ALWAYS_MAY_FAIL, int(self.max_failed * rows)) if self.max_failed else 0
 
 

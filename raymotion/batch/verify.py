@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from raymotion import storage
@@ -118,11 +118,10 @@ def require_own_parts(folder: str, shards: int) -> None:
                 )
 
 
-def redo(folder: str, faults: Mapping[int, str], say: Callable[[str], None] | None = None) -> list[dict[str, str]]:
+def redo(folder: str, faults: Mapping[int, str]) -> list[dict[str, str]]:
     """Makes shards ones that are not done, and tells so; returns what job.json says of them."""
-    tell = say or warn
     for shard, reason in faults.items():
-        tell(f"{storage.join(folder, shard_name(shard))}: {reason}; it is done again")
+        warn(f"{storage.join(folder, shard_name(shard))}: {reason}; it is done again")
         ledger.forget(folder, shard)
     return [{"shard": shard_name(shard), "reason": reason} for shard, reason in faults.items()]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,14 @@ FINDINGS: dict[str, str] = {
     "outside_face": "face boxes that lie mostly beyond the picture; null",
     "turned_face": "face boxes in pictures that EXIF turns or mirrors, read as pixels of the upright picture",
 }
+
+
+KIND = "emotic-report"
+
+
+def is_report(head: bytes) -> bool:
+    """Whether a file that begins with these bytes is a report of EMOTIC in JSON."""
+    return re.match(rb'\{\s*"kind": "emotic-report"', head) is not None
 
 
 @dataclass
@@ -129,6 +138,7 @@ class EmoticReport:
     def to_dict(self) -> dict[str, Any]:
         """All of it for JSON: counts, names by kind, counts by folder, and the splits."""
         return {
+            "kind": KIND,  # first: `is_report` looks at the beginning
             "files": self.files,
             "rows": self.rows,
             "images": self.images,

@@ -230,7 +230,7 @@ def compare(
         with contextlib.suppress(Damaged):  # it is written anew at the end, and each run knows its own settings
             before = records.read_record(record)["settings"]
             require_same_settings(before, settings, where=target, remedy=REMEDY, ignore=PLACES)
-    elif strange := sorted(set(storage.list_entries(target)) - {RUNS, "finetune.csv", "finetune.png"}):
+    elif strange := _strange(set(storage.list_entries(target))):
         raise InputError(
             f"holds {strange[0]}, and no comparison", path=target, remedy="Name another folder with --out."
         )
@@ -279,6 +279,11 @@ def compare(
     result = Comparison(target, split, scored["samples"], layers, rows)
     _write(result, settings)
     return result
+
+
+def _strange(there: set[str]) -> list[str]:
+    """Entries of a folder that are not from an unfinished comparison: it has runs before it has tables."""
+    return sorted(there - ({RUNS, "finetune.csv", "finetune.png"} if RUNS in there else set()))
 
 
 def _scored_split(info: CheckpointInfo) -> str:

@@ -272,3 +272,19 @@ def test_a_bucket_that_may_not_be_read(refusing_store):
     for read in (read_folder, read_coco):
         with pytest.raises(AccessDenied):
             read("s3://secret/photos")
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"a": 1}', '[{"file": 3}, {"kind": "empty"}, {"file": "val2014/x.jpg"}]', "3"])
+def test_a_list_of_damage_of_another_shape(tmp_path, text):
+    write_coco(tmp_path, 2, 0)
+    (tmp_path / "corrupt.json").write_text(text)
+    write_coco(tmp_path, 2, 0, corrupt=0.5)
+    listed = [entry["file"] for entry in json.loads((tmp_path / "corrupt.json").read_text())]
+    assert [name[:8] for name in listed] == (["val2014/"] if "val2014" in text else []) + ["val2017/"]
+
+
+def test_somebody_elses_corrupt_json(tmp_path):
+    (tmp_path / "corrupt.json").write_text("[]")
+    with pytest.raises(InputError, match="corrupt.json"):
+        write_coco(tmp_path, 2, 0)
+    assert (tmp_path / "corrupt.json").read_text() == "[]"
