@@ -303,7 +303,7 @@ def test_tables_that_only_bear_the_name_of_ours(tmp_path: Path) -> None:
     from raymotion.train.finetune import RUNS, _strange
 
     storage.write_text(tmp_path / "per_emotion.csv", "mine")
-    with pytest.raises(InputError, match="holds per_emotion.csv"):
+    with pytest.raises(InputError, match=r"holds per_emotion\.csv"):
         _check_out(tmp_path)
     storage.write_text(tmp_path / "audit.html", "<!doctype html><title>raymotion audit</title>")  # cut off after it
     _check_out(tmp_path)

@@ -20,7 +20,7 @@ from pydantic import Field, field_validator
 
 from raymotion import outputs, records, storage
 from raymotion.batch.choice import matrix_of, read_parts
-from raymotion.batch.job import REMEDY, JobSettings, JobSummary
+from raymotion.batch.job import REMEDY, JobSettings, JobSummary, with_its_access
 from raymotion.batch.labels import LabelSettings, input_columns, label
 from raymotion.batch.ledger import by_image
 from raymotion.batch.preflight import input_digest, read_record
@@ -94,6 +94,7 @@ class EvaluationSummary:
     job: JobSummary
 
 
+@with_its_access
 @one_writer_of("settings.out")
 def evaluate_checkpoint(
     settings: EvaluateSettings, *, address: str | None = None, progress: ProgressKind = "auto"

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 
 import raymotion
 from raymotion import records, storage
+from raymotion.access import Access, current
 from raymotion.batch.choice import matrix_of
 from raymotion.batch.cluster import available_cpus, connect
 from raymotion.batch.progress import Progress, ProgressKind
@@ -328,7 +329,7 @@ def _run_all(
         gpu = 1 if use_gpu is not False and ray.cluster_resources().get("GPU", 0) >= 1 else 0
         train = ray.remote(num_cpus=1, num_gpus=gpu, max_retries=2)(_train_one)
         waiting = {
-            train.remote(recipe.model_dump(mode="json"), storage.join(target, RUNS, run.name)): run
+            train.remote(recipe.model_dump(mode="json"), storage.join(target, RUNS, run.name), current()): run
             for run, recipe in recipes
         }
         while waiting:
@@ -352,10 +353,11 @@ def _run_all(
             yield run, read_checkpoint_info(where)
 
 
-def _train_one(recipe: dict[str, Any], out: str) -> None:
-    """One run in a task of Ray: one CPU, so one thread."""
+def _train_one(recipe: dict[str, Any], out: str, access: Access) -> None:
+    """One run in a task of Ray, with the driver's access: one CPU, so one thread."""
     import torch
 
+    access.apply()
     torch.set_num_threads(1)
     # A task of a driver that was killed just now may still be at it.
     with one_writer(out, beside=True, patience=30):

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from raymotion import outputs, records, storage
+from raymotion import access, outputs, records, storage
 from raymotion.config import require_same_settings
 from raymotion.errors import DiskFull, Diverged, InputError, RaymotionError, RunFailed
 from raymotion.folder_lock import one_writer_of
@@ -239,6 +239,7 @@ def _train_on_ray(
                 "run": run,
                 "command": command,
                 "ingest": asdict(plan),
+                "access": asdict(access.current()),
             },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=recipe.workers,
@@ -277,6 +278,8 @@ def _worker(config: dict[str, Any]) -> None:
     from raymotion.train.stream import read_with_ray
     from raymotion.train.task import task_of
 
+    # On a cluster that ran before, this process has not inherited it. Readers of pictures take it on from here.
+    access.Access(**config["access"]).apply()
     context = ray.train.get_context()
     recipe = KINDS[config["recipe"]["kind"]].model_validate(config["recipe"])
     data = load_data(storage.join(config["run"], "data"))

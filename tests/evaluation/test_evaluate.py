@@ -169,7 +169,7 @@ def test_a_lost_record_is_written_again_from_the_commits(scored: Made, text: str
 
 def test_a_table_of_the_users_is_not_replaced(scored: Made, tmp_path: Path) -> None:
     (tmp_path / "samples.parquet").write_bytes(before := scored.samples.read_bytes())
-    with pytest.raises(InputError, match="samples.parquet: "):
+    with pytest.raises(InputError, match=r"samples\.parquet: "):
         evaluate_checkpoint(settings(scored.teacher, tmp_path / "samples.parquet", tmp_path))
     assert (tmp_path / "samples.parquet").read_bytes() == before
 
