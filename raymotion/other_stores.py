@@ -39,7 +39,7 @@ class Web:
         return len(web.read(address))
 
     def names(self, address: str) -> list[str]:
-        raise PermissionError(1, "An http(s) address can not be listed")
+        raise PermissionError(1, "An http(s) address cannot be listed")
 
     tree = names
 

@@ -46,7 +46,7 @@ def export(labels: storage.PathLike, out: storage.PathLike, kind: str, *, coco_s
     Args:
         kind: `full-csv` (all there is: id, address, captions and labels as JSON, a probability for each label), `csv`
             (the public system's 31 columns) or `coco-json`.
-        coco_split: where COCO publishes the pictures (`val2017`), for rows whose own address does not tell.
+        coco_split: where COCO publishes the pictures (`val2017`), for rows whose own address does not say.
 
     Raises:
         InputError: no row has a public address and the format has nothing else to name a picture by, or `out` holds
@@ -63,9 +63,9 @@ def export(labels: storage.PathLike, out: storage.PathLike, kind: str, *, coco_s
         raise InputError(
             "no image has a public address, and the column coco_url would be empty in every row",
             path=folder,
-            remedy="Say --coco-split val2017 (or another split) for pictures of COCO, or use --format full-csv.",
+            remedy="Pass --coco-split val2017 (or another split) for pictures of COCO, or use --format full-csv.",
         )
-    outputs.require_replaceable(out, f"{kind} export", lambda head: _is_export(head, kind, text))
+    outputs.require_replaceable(out, f"a {kind} export", lambda head: _is_export(head, kind, text))
     storage.write_text(out, text)
     return done
 

@@ -120,7 +120,7 @@ class FaceSink:
 def detect_faces(settings: FaceSettings, *, address: str | None = None, progress: ProgressKind = "auto") -> FaceReport:
     """Fills the face boxes of `settings.samples` that are missing, and writes the table to `settings.out`.
 
-    A picture that can not be read leaves its rows as they are. With `overwrite_boxes` every sample is searched, and
+    A picture that cannot be read leaves its rows as they are. With `overwrite_boxes` every sample is searched, and
     those in which nothing is found have a null.
 
     Raises:

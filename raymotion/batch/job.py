@@ -99,7 +99,7 @@ class JobSpec:
         images: whether images are read, and whether a table without any is an error.
         columns: of the sample table that the stages read besides sample_id, image_uri and captions.
         keep_images_together: rows of one image share a shard and a batch; the table is ordered by image.
-        check: raises where the job can not do what it is asked with this table; may return more notices.
+        check: raises where the job cannot do what it is asked with this table; may return more notices.
         default_batch: images of a batch on a CPU, and on a GPU.
         most_shard_rows: of a shard, where the user does not say; a worker holds the output of one.
     """
@@ -211,13 +211,13 @@ def _run_job(settings: JobSettings, spec: JobSpec, address: str | None, progress
     notices = record.setdefault("notices", [])
     notices += [notice for notice in more_notices if notice not in notices]
     if old is None and commits:
-        verify.warn(f"{folder}: job.json is lost; it is written again from {len(commits)} commits of this very job")
+        verify.warn(f"{folder}: job.json is lost; rewriting it from {len(commits)} commits of this job")
         record["computed"] = next(iter(commits.values())).computed
     started = time.time()
     run: dict[str, Any] = {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)), "status": "running"}
     record["runs"], record["status"] = [*record["runs"], run], "running"
     if ledger.write_manifest(folder, samples, sizes):
-        verify.warn(f"{storage.join(folder, ledger.MANIFEST)} was damaged: it is written again from the input")
+        verify.warn(f"{storage.join(folder, ledger.MANIFEST)} was damaged; rewriting it from the input")
     del samples
     run["resumed_from_shards"] = len(commits)
 

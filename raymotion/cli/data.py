@@ -287,8 +287,8 @@ def prepare_folder(folder: str, captions: str | None, out: str) -> None:
 @click.option(
     "--faces",
     metavar="FILE",
-    help="Csv of face boxes: split, index, x1, y1, x2, y2 and, if it is there, filename, which has to fit. "
-    "Default: none, EMOTIC has no faces.",
+    help="Csv of face boxes: split, index, x1, y1, x2, y2 and optionally filename, which must match. "
+    "Default: none; EMOTIC has no face boxes.",
 )
 @click.option("--keep-missing", is_flag=True, help="Keep persons whose image is not there, for counting labels.")
 @click.option(
@@ -327,7 +327,7 @@ def prepare_emotic(
     from raymotion.storage import write_json
 
     if report_file:
-        require_replaceable(report_file, "report of EMOTIC", is_report)
+        require_replaceable(report_file, "a report on EMOTIC", is_report)
     require_table_or_nothing(out)
     table, report = read_emotic(
         root,

@@ -45,7 +45,7 @@ def _access_options(command: F, *, expose_value: bool) -> F:
         metavar="SECONDS",
         expose_value=expose_value,
         callback=_set_access,
-        help="How long a request is repeated while an object store fails.  [default: 120]",
+        help="How long requests are retried while an object store fails.  [default: 120]",
     )(command)
     return click.option(
         "--allow-http",
@@ -116,8 +116,8 @@ def job_options(command: F) -> F:
                 "--verify",
                 is_flag=True,
                 default=None,
-                help="Read all files that were committed and compare their digests; shards that are damaged are done "
-                "again. Without it: sizes and footers, and the digests before the job is called complete.",
+                help="Read all files that were committed and compare their digests; damaged shards are "
+                "redone. Without it: sizes and footers now, digests once before the job counts as complete.",
             ),
             click.option(
                 "--max-failed",

@@ -204,7 +204,7 @@ def damage(kind: str, data: bytes) -> bytes:
 
 def _check(images: int, corrupt: float, *, most: int) -> None:
     if not 1 <= images <= most:
-        raise InputError(f"{images} images can not be made", remedy=f"Choose from 1 to {most:,}.")
+        raise InputError(f"{images} images cannot be made", remedy=f"Choose from 1 to {most:,}.")
     if not 0.0 <= corrupt <= 1.0:
         raise InputError(f"the share of corrupt images is {corrupt}", remedy="Choose from 0 to 1.")
 
@@ -233,7 +233,7 @@ def claim_dataset(
         strange = there + [name for name in [*files, *shared] if storage.exists(storage.join(out, name))]
         if strange or found is not None:
             raise InputError(
-                "is there already, and not synthetic",
+                "exists already and is not synthetic data",
                 path=storage.join(out, strange[0]) if strange else mark,
                 remedy="Choose another --out folder.",
             )

@@ -286,9 +286,11 @@ def _check_out(out: storage.PathLike) -> None:
     ours = FILES if "audit.html" in there else ("audit.json",)
     strange = [name for name in there if name not in ours]
     if strange:
-        raise InputError(f"holds {strange[0]}, and no audit", path=out, remedy="Use a fresh output folder.")
-    outputs.require_replaceable(storage.join(out, "audit.json"), "audit", lambda head: b'"kind": "audit"' in head)
-    outputs.require_replaceable(storage.join(out, "audit.html"), "audit", outputs.is_page)
+        raise InputError(
+            f"holds {strange[0]}, which is not part of an audit", path=out, remedy="Use a fresh output folder."
+        )
+    outputs.require_replaceable(storage.join(out, "audit.json"), "an audit", lambda head: b'"kind": "audit"' in head)
+    outputs.require_replaceable(storage.join(out, "audit.html"), "an audit", outputs.is_page)
 
 
 def _write(

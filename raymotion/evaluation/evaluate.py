@@ -235,9 +235,11 @@ def _predict(
             if not name.startswith((".", "_")) and name not in (SAMPLES, PREDICTIONS)
         ]
         if strange and not lost:
-            raise InputError(f"holds {strange[0]}, and no evaluation", path=out, remedy="Use a fresh output folder.")
+            raise InputError(
+                f"holds {strange[0]}, which is not part of an evaluation", path=out, remedy="Use a fresh output folder."
+            )
         if not lost:
-            outputs.require_replaceable(path, "table of an evaluation", lambda head: _is_ours(path))
+            outputs.require_replaceable(path, "the table of an evaluation", lambda head: _is_ours(path))
         storage.write_table(path, table)
     else:
         columns = input_columns(info, settings.features)  # with them, the job orders the table by image
@@ -274,7 +276,7 @@ def _is_ours(path: str) -> bool:
 
 
 def _labels_differ(path: str, table: pa.Table) -> bool:
-    """Whether the table at `path` has other labels than `table`, or can not be read."""
+    """Whether the table at `path` has other labels than `table`, or cannot be read."""
     columns = ["sample_id", "split", "labels", "label_weights"]
     try:
         return not storage.read_table(path).select(columns).equals(table.select(columns))

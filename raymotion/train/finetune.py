@@ -187,7 +187,7 @@ def compare(
     for depth in chosen:
         if not 1 <= depth < len(layers):
             raise InputError(
-                f"has {len(layers)} layers, the head among them; {depth} can not be transferred",
+                f"has {len(layers)} layers, the head among them; {depth} cannot be transferred",
                 path=a,
                 remedy=f"Give depths from 1 to {len(layers) - 1}.",
             )
@@ -233,7 +233,9 @@ def compare(
             require_same_settings(before, settings, where=target, remedy=REMEDY, ignore=PLACES)
     elif strange := _strange(set(storage.list_entries(target))):
         raise InputError(
-            f"holds {strange[0]}, and no comparison", path=target, remedy="Name another folder with --out."
+            f"holds {strange[0]}, which is not part of a comparison",
+            path=target,
+            remedy="Name another folder with --out.",
         )
     # Scratch always: it is what the others are compared with, and what BnB starts from.
     first = [Run("scratch", 0, seed) for seed in seeds]

@@ -261,7 +261,7 @@ def test_what_can_not_be_scored_is_refused_before_any_work(text_teacher: str, tm
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.doc").write_text("mine")
-    with pytest.raises(InputError, match=r"holds thesis.doc, and no evaluation"):
+    with pytest.raises(InputError, match=r"holds thesis.doc, which is not part of an evaluation"):
         attempt([row(1, "test")])
 
 
