@@ -134,8 +134,8 @@ def _say_that_it_waits(retries: Retries, error: BaseException, spent: float) -> 
     _said_at = now
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     logging.getLogger("raymotion").warning(
-        f"{retries.address}: the store ({retries.store}) fails since {spent:.0f} s ({reason}); "
-        f"asked again for up to {retries.patience:g} s"
+        f"{retries.address}: the store ({retries.store}) has been failing for {spent:.0f} s ({reason}); "
+        f"retrying for up to {retries.patience:g} s"
     )
 
 

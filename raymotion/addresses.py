@@ -55,15 +55,15 @@ def require_allowed(path: PathLike) -> None:
         return
     if scheme not in HTTP_SCHEMES:
         raise AddressRefused(
-            f"{scheme}: is not a kind of address that is read",
+            f"addresses that begin with {scheme}: are not supported",
             path=_shown(path),
             remedy="Use a local path or an s3:// address.",
         )
     if not access.current().allow_http:
         raise AddressRefused(
-            "http(s) addresses are read only where that is asked for",
+            "http(s) addresses are read only with --allow-http",
             path=_shown(path),
-            remedy=f"Say --allow-http (or set {access.ALLOW_HTTP}=1), or copy the files to a folder or a bucket.",
+            remedy=f"Pass --allow-http (or set {access.ALLOW_HTTP}=1), or copy the files to a folder or a bucket.",
         )
 
 
@@ -78,7 +78,9 @@ def require_allowed_in_table(uri: str) -> None:
     if scheme == "file" or (bare and bare.group(1).lower() in _known_schemes() and not os.path.lexists(uri)):
         name = scheme or bare.group(1).lower()  # type: ignore[union-attr]
         raise AddressRefused(
-            f"{name}: is not read from a table", path=_shown(uri), remedy="Use a local path or an s3:// address."
+            f"addresses that begin with {name}: are not allowed in a table",
+            path=_shown(uri),
+            remedy="Use a local path or an s3:// address.",
         )
 
 

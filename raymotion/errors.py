@@ -14,7 +14,7 @@ class RaymotionError(Exception):
 
 
 class InputError(RaymotionError):
-    """Something that the user handed in can not be used.
+    """Something that the user handed in cannot be used.
 
     The message names, where they are known, the file, the row, the reason and the remedy:
     `coco.parquet, row 17: caption is not text. Give a list of strings.`

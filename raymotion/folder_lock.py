@@ -203,7 +203,7 @@ def _acquire(path: str, folder: storage.PathLike, patience: float) -> _Hold | No
                 raise AccessDenied(
                     "was locked by another user",
                     path=path,
-                    remedy="Remove that file once no raymotion of theirs writes there.",
+                    remedy="Remove that file once no raymotion command of theirs is writing there.",
                 ) from error
             return None
         except InputError:
@@ -282,7 +282,7 @@ def _renewed(hold: _Hold, path: str, folder: storage.PathLike) -> Iterator[None]
         if in_main:
             signal.signal(signal.SIGUSR1, before if before is not None else signal.SIG_DFL)
         if not lost.is_set():
-            with contextlib.suppress(Exception):  # a lock that can not be removed goes stale
+            with contextlib.suppress(Exception):  # a lock that cannot be removed goes stale
                 hold.release()
     if lost.is_set():
         raise _lost(folder)

@@ -213,7 +213,7 @@ class _PlainCell:
                 file.write(data)
         except FileExistsError:
             return None
-        except (ValueError, NotImplementedError):  # a store that can not create exclusively
+        except (ValueError, NotImplementedError):  # a store that cannot create exclusively
             self.fs.pipe_file(self.path, data)
         return data.decode()
 

@@ -100,6 +100,6 @@ def reserve(path: PathLike) -> None:
     with open(path, "r+b") as file:
         try:
             os.posix_fallocate(file.fileno(), 0, max(1, os.fstat(file.fileno()).st_size))
-        except (AttributeError, OSError) as error:  # a system, or a file system, that can not
+        except (AttributeError, OSError) as error:  # a system, or a file system, that cannot
             if is_full(error):
                 raise

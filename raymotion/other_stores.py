@@ -39,12 +39,12 @@ class Web:
         return len(web.read(address))
 
     def names(self, address: str) -> list[str]:
-        raise PermissionError(1, "An http(s) address can not be listed")
+        raise PermissionError(1, "An http(s) address cannot be listed")
 
     tree = names
 
     def entries(self, address: str) -> dict[str, dict[str, Any]]:
-        raise PermissionError(1, "An http(s) address can not be listed")
+        raise PermissionError(1, "An http(s) address cannot be listed")
 
     def write(self, address: str, data: bytes) -> None:
         raise PermissionError(1, "An http(s) address can be read only")

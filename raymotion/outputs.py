@@ -14,7 +14,7 @@ def require_replaceable(path: PathLike, kind: str, is_kind: Callable[[bytes], bo
     """Raises unless `path` may be written: nothing is there, or an empty file, or what an earlier command wrote.
 
     Args:
-        kind: of file that is to be written, for the message.
+        kind: of file that is to be written, with its article, for the message: `a report`.
         is_kind: whether the file that begins with these bytes (up to 4096) is one.
     """
     with storage.explained(path, "write it"):
@@ -27,7 +27,12 @@ def require_replaceable(path: PathLike, kind: str, is_kind: Callable[[bytes], bo
         with storage.open_input(path) as file:
             head = file.read(4096)
     if head and not is_kind(head):
-        raise InputError(f"is there already, and no {kind}", path=path, remedy="Name another --out.")
+        raise InputError(f"exists already and is not {kind}", path=path, remedy="Name another --out.")
+
+
+def first_line(head: bytes) -> bytes:
+    """The first line of a file that begins with `head`, as far as it is known, without its end."""
+    return head.split(b"\n", 1)[0].rstrip(b"\r")
 
 
 def is_page(head: bytes) -> bool:

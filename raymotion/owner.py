@@ -60,7 +60,7 @@ class Owner:
         return bool(self.boot) and self.boot == _boot()
 
     def lives(self) -> bool | None:
-        """Whether the process runs; None if that can not be seen from here."""
+        """Whether the process runs; None if that cannot be seen from here."""
         if not self.same_kernel or self.namespace != _namespace():
             return None
         if not Path("/proc/self").exists():

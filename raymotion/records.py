@@ -140,7 +140,7 @@ def read_arrays(path: storage.PathLike, sha256: str | None, *, remedy: str | Non
     """The arrays of a safetensors file whose SHA-256 stands in a record; None: it was not recorded.
 
     Raises:
-        Damaged: the file is not the one that was recorded, or can not be read.
+        Damaged: the file is not the one that was recorded, or cannot be read.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load

@@ -152,14 +152,14 @@ class PatientS3FileSystem(s3fs.S3FileSystem):
         finally:
             stream.close()
         if announced is not None and len(data) != announced:
-            raise ShortAnswer(f"{len(data)} bytes came, and {announced} were announced")
+            raise ShortAnswer(f"{len(data)} bytes came, but {announced} were announced")
         wanted = keywords.get("Range")
         if not data and wanted is None:
             # An object may be empty. So may the answer of a store that fails: it is asked in another way.
             names = {name: keywords[name] for name in ("Bucket", "Key", "VersionId") if name in keywords}
             size = (await asyncio.wait_for(client.head_object(**names), SECONDS))["ContentLength"]
             if size:
-                raise ShortAnswer(f"no bytes came, and the object has {size}")
+                raise ShortAnswer(f"no bytes came, but the object has {size}")
         if wanted is not None:
             data = _cut(data, wanted, answer.get("ContentRange"))
         return data

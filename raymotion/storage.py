@@ -192,7 +192,7 @@ def explained(path: PathLike, action: str) -> Iterator[None]:
             raise InputError(f"may not {action} ({str(error).rstrip('.')})", path=path) from error
         if is_remote(path) and isinstance(error, OSError) and not isinstance(error, _ABOUT_THE_FILE):
             reason = (error.strerror or str(error)).rstrip(".")
-            raise InputError(f"the store does not {action} ({reason})", path=path) from error
+            raise InputError(f"the store refuses to {action} ({reason})", path=path) from error
         raise
 
 
@@ -364,7 +364,7 @@ def _placed(path: PathLike) -> Iterator[None]:
         yield
     except (NotADirectoryError, FileExistsError, IsADirectoryError) as error:
         raise InputError(
-            f"can not be written: {error.filename or 'a part of the path'} is "
+            f"cannot be written: {error.filename or 'a part of the path'} is "
             + ("a folder" if isinstance(error, IsADirectoryError) else "a file, not a folder"),
             path=path,
             remedy="Choose another path.",
@@ -444,7 +444,7 @@ def json_text(value: Any, path: object) -> str:
         if found is None:
             raise
         raise NotFinite(
-            f"{path}: {found[0] or 'the value'} is {found[1]}, and nothing but finite numbers is written"
+            f"{path}: {found[0] or 'the value'} is {found[1]}, and only finite numbers are written"
         ) from error
 
 
@@ -508,9 +508,7 @@ def finite_parquet(path: PathLike, table: pa.Table) -> bytes:
     for name, column in zip(table.column_names, table.columns, strict=True):
         row = first_not_finite(column)
         if row is not None:
-            raise NotFinite(
-                f"{path}, row {row}: {name} holds NaN or infinity, and nothing but finite numbers is written"
-            )
+            raise NotFinite(f"{path}, row {row}: {name} holds NaN or infinity, and only finite numbers are written")
     return parquet_bytes(table)
 
 

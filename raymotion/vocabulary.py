@@ -39,7 +39,7 @@ class Vocabulary:
         if not self.labels or any(not isinstance(label, str) or not label.strip() for label in self.labels):
             raise InputError(f"vocabulary {self.name!r} needs at least one label, and no empty one")
         if any("\ud800" <= letter <= "\udfff" for text in (self.name, *self.labels) for letter in text):
-            raise InputError(f"vocabulary {self.name!a} has a label with half of a character")
+            raise InputError(f"vocabulary {self.name!a} has a label with half a character (a lone surrogate)")
         object.__setattr__(self, "_index", {label: i for i, label in enumerate(self.labels)})
         if len(self._index) != len(self.labels):
             twice = sorted({label for label in self.labels if self.labels.count(label) > 1})

@@ -21,7 +21,7 @@ _REDIRECTS = {301, 302, 303, 307, 308}
 
 
 class WebError(OSError):
-    """The file at an address can not be had: the server refuses, fails, or breaks a limit. A fault of that address."""
+    """The file at an address cannot be had: the server refuses, fails, or breaks a limit. A fault of that address."""
 
 
 class TooManyBytes(WebError):
@@ -81,7 +81,7 @@ async def _follow(url: str, most_bytes: int) -> bytes:
                         continue
                     return await _body(answer, url, most_bytes)
     except (aiohttp.InvalidURL, ValueError) as error:
-        raise WebError(f"{url}: is no address ({error})") from error
+        raise WebError(f"{url}: is not a valid address ({error})") from error
     except aiohttp.ClientError as error:
         raise _Passing(str(error) or type(error).__name__) from error
     except (ConnectionError, TimeoutError) as error:
@@ -103,14 +103,14 @@ async def _body(answer: object, url: str, most_bytes: int) -> bytes:
         raise WebError(f"{url}: the server answers {answer.status} {answer.reason}")
     announced = answer.content_length
     if announced is not None and announced > most_bytes:
-        raise TooManyBytes(f"{url}: {announced:,} bytes, and {most_bytes:,} are read at most")
+        raise TooManyBytes(f"{url}: {announced:,} bytes, and at most {most_bytes:,} are read")
     data = bytearray()
     async for chunk in answer.content.iter_chunked(1 << 16):
         data += chunk
         if len(data) > most_bytes:
             raise TooManyBytes(f"{url}: more than {most_bytes:,} bytes")
     if announced is not None and len(data) != announced:
-        raise _Passing(f"{len(data)} bytes came, and {announced} were announced")
+        raise _Passing(f"{len(data)} bytes came, but {announced} were announced")
     return bytes(data)
 
 
@@ -118,7 +118,7 @@ async def _require_public(at: str, url: str) -> None:
     """Refuses a redirect into a private network, and addresses that only a machine's own services have.
 
     The address that the table names may be private: pictures lie on internal servers. A redirect of a public server
-    to one of those is an attempt to have this machine fetch what the server itself can not reach.
+    to one of those is an attempt to have this machine fetch what the server itself cannot reach.
     """
     own, first = urlsplit(at).hostname, urlsplit(url).hostname
     if not own or not first:
@@ -129,7 +129,7 @@ async def _require_public(at: str, url: str) -> None:
         raise WebError(f"{url}: {own} is a link-local address, which is not read")
     elsewhere = own != first and any(not ip.is_global for ip in found)
     if elsewhere and all(ip.is_global for ip in await _addresses(first)):
-        raise WebError(f"{url}: redirects to {own}, which is in a private network")
+        raise WebError(f"{url}: redirects to {own}, which is on a private network")
 
 
 async def _addresses(host: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:

@@ -41,7 +41,7 @@ FLOORS = [
 ]
 HEAVY = {"torch", "torchvision", "ray", "transformers", "timm", "pandas", "matplotlib", "sklearn", "imblearn"}
 
-# What a reader of such a name can not know: what is in it.
+# What a reader of such a name cannot know: what is in it.
 NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc"}
 
 
@@ -146,7 +146,7 @@ def test_nothing_unpickles_what_users_hand_in():
 
 
 class TestTheTestItself:
-    """A rule that can not be broken is not held: each is tried on a breach."""
+    """A rule that cannot be broken is not held: each is tried on a breach."""
 
     @pytest.mark.parametrize(
         "source, names",

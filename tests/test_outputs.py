@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import socket
 import subprocess
@@ -52,7 +51,7 @@ class TestWhereAFileIsWritten:
         for write in (
             lambda: storage.write_bytes(path, b"x"),
             lambda: write_samples(path, samples()),
-            lambda: outputs.require_replaceable(path, "report", outputs.is_page),
+            lambda: outputs.require_replaceable(path, "a report", outputs.is_page),
         ):
             with pytest.raises(InputError, match=f"out: is {kind}, not a file. Name a file."):
                 write()
@@ -118,14 +117,14 @@ class TestWhatIsOverwritten:
     def test_another_kind_of_parquet_is_not(self, path: str, columns: dict[str, Any]) -> None:
         storage.write_table(path, pa.table(columns))
         before = storage.read_bytes(path)
-        with pytest.raises(InputError, match=r"t.parquet: is there already, and no sample table. Name another --out."):
+        with pytest.raises(InputError, match=r"t\.parquet: exists already and is not a sample table\. Name another"):
             write_samples(path, samples())
         assert storage.read_bytes(path) == before
 
     @pytest.mark.parametrize("data", [b"PAR1", b"PAR1 and then text", b"id,caption\n", b"\0" * 100])
     def test_nor_what_is_no_parquet(self, path: str, data: bytes) -> None:
         storage.write_bytes(path, data)
-        with pytest.raises(InputError, match="is there already, and no sample table"):
+        with pytest.raises(InputError, match="exists already and is not a sample table"):
             write_samples(path, samples())
         assert storage.read_bytes(path) == data
 
@@ -142,7 +141,7 @@ class TestWhatIsOverwritten:
             (tmp_path / "labels").mkdir(exist_ok=True)
             done = runner(*command, "--out", path if command[0] == "report" else tmp_path)
             assert done.code == 2 and path.read_text().endswith("My home page</title>")
-        assert "is there already, and no report" in runner("report", tmp_path / "labels", "--out", path).err
+        assert "exists already and is not a report" in runner("report", tmp_path / "labels", "--out", path).err
         assert outputs.is_page(b"<!doctype html>\n<html><head><title>raymotion report: x</title>")
 
     def test_a_folder_that_is_replaced_holds_nothing_else(self, tmp_path: Path) -> None:
@@ -283,9 +282,29 @@ def test_no_trial_and_no_row_is_to_blame_for_a_full_disk(tmp_path: Path) -> None
 
 def test_a_report_file_is_looked_at_before_the_work(tmp_path: Path, runner: Callable[..., Any]) -> None:
     """`--report FILE` of EMOTIC is looked at before the work."""
-    (tmp_path / "notes.txt").write_text("mine")
-    done = runner(
-        "data", "prepare", "emotic", tmp_path, "--report", tmp_path / "notes.txt", "--out", tmp_path / "e.parquet"
-    )
-    assert done.code == 2 and "notes.txt: is there already" in done.err
-    assert json.dumps((tmp_path / "notes.txt").read_text()) == '"mine"'
+    for text in ("mine", '{"mine": 1}', '{"name": "x", "kind": "emotic-report"}'):
+        (tmp_path / "notes.txt").write_text(text)
+        done = runner(
+            "data", "prepare", "emotic", tmp_path, "--report", tmp_path / "notes.txt", "--out", tmp_path / "e.parquet"
+        )
+        assert done.code == 2 and "notes.txt: exists already" in done.err
+        assert (tmp_path / "notes.txt").read_text() == text
+
+
+def test_an_earlier_report_is_replaced(tmp_path: Path) -> None:
+    from raymotion.data.emotic_report import EmoticReport, is_report
+
+    storage.write_json(tmp_path / "r.json", EmoticReport().to_dict())
+    outputs.require_replaceable(tmp_path / "r.json", "a report on EMOTIC", is_report)
+
+
+def test_tables_that_only_bear_the_name_of_ours(tmp_path: Path) -> None:
+    from raymotion.evaluation.audit import _check_out
+    from raymotion.train.finetune import RUNS, _strange
+
+    storage.write_text(tmp_path / "per_emotion.csv", "mine")
+    with pytest.raises(InputError, match=r"holds per_emotion\.csv"):
+        _check_out(tmp_path)
+    storage.write_text(tmp_path / "audit.html", "<!doctype html><title>raymotion audit</title>")  # cut off after it
+    _check_out(tmp_path)
+    assert _strange({"finetune.csv"}) == ["finetune.csv"] and _strange({"finetune.csv", RUNS}) == []

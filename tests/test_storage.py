@@ -105,7 +105,7 @@ class TestRoundTrips:
         assert storage.read_text(path) == text.removeprefix("\ufeff")
 
     def test_json_refuses_what_json_has_not(self, tmp_path):
-        told = rf"{tmp_path}/a\.json: x\.y\[1\] is (nan|inf|-inf), and nothing but finite numbers is written"
+        told = rf"{tmp_path}/a\.json: x\.y\[1\] is (nan|inf|-inf), and only finite numbers are written"
         for value in (math.nan, math.inf, -math.inf):
             with pytest.raises(NotFinite, match=told):
                 storage.write_json(tmp_path / "a.json", {"x": {"y": [1.0, value]}})
@@ -229,7 +229,7 @@ class TestMistakes:
     @pytest.mark.parametrize("path", ["file/a", "file/deep/a"])
     def test_a_file_in_the_way(self, tmp_path, path):
         (tmp_path / "file").write_bytes(b"")
-        with pytest.raises(InputError, match=r"can not be written: .*file.* is a file, not a folder"):
+        with pytest.raises(InputError, match=r"cannot be written: .*file.* is a file, not a folder"):
             storage.write_bytes(tmp_path / path, b"")
         with pytest.raises(InputError, match="is a file, not a folder"):
             storage.make_dir(tmp_path / path)

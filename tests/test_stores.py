@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -126,6 +128,63 @@ class TestAStoreThatFails:
         runner("predict", "--caption", "x", "--model", tmp_path, "--store-patience", "7", "--allow-http")
         assert seen == [access.Access(7.0, True)]
         assert access.current() == access.Access(120.0, False)
+
+    def test_the_command_line_beats_the_settings_file(self, monkeypatch, runner, tmp_path):
+        seen = []
+        monkeypatch.setattr(
+            "raymotion.batch.regions.extract_regions", lambda settings, **_: seen.append(settings) or 1 / 0
+        )
+        (tmp_path / "job.yaml").write_text("store_patience: 300\nallow_http: false\n")
+        command = ("features", "regions", "s.parquet", "--out", tmp_path, "--config", tmp_path / "job.yaml")
+        runner(*command, "--store-patience", "7", "--allow-http")
+        runner(*command)
+        assert [(own.store_patience, own.allow_http) for own in seen] == [(7.0, True), (300.0, False)]
+
+    def test_the_settings_hold_for_the_lock_of_the_folder_too(self, monkeypatch, tmp_path):
+        from raymotion.batch.faces import FaceSettings, detect_faces
+        from raymotion.batch.job import JobSettings, run_job
+        from raymotion.evaluation.evaluate import EvaluateSettings, evaluate_checkpoint
+
+        seen, before = [], access.current()
+        monkeypatch.setattr("raymotion.folder_lock.one_writer", lambda *_, **__: seen.append(access.current()) or 1 / 0)
+        own = {"samples": "s.parquet", "out": str(tmp_path), "store_patience": 7, "allow_http": True}
+        for run in (
+            lambda: run_job(SimpleNamespace(settings=JobSettings(**own))),
+            lambda: detect_faces(FaceSettings(**own)),
+            lambda: evaluate_checkpoint(EvaluateSettings(**own, checkpoint="c")),
+        ):
+            with pytest.raises(ZeroDivisionError):
+                run()
+        assert seen == [access.Access(7.0, True)] * 3 and access.current() == before
+
+    def test_workers_of_a_cluster_that_ran_before_take_it_from_the_driver(self, monkeypatch):
+        import ray.train
+
+        from raymotion.study.search import ConfigurationTrainable
+        from raymotion.train import finetune, fit
+
+        seen = []
+
+        def note(*_, **__):
+            seen.append(access.current())
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(ray.train, "get_context", note)
+        monkeypatch.setattr(finetune, "one_writer", note)
+        monkeypatch.setattr("raymotion.batch.memory.keep_freed_memory", note)
+        trial = object.__new__(ConfigurationTrainable)
+        trial.spec = {"access": asdict(access.Access(3.0, True))}
+        for patience, work in enumerate(
+            (
+                lambda: fit._worker({"access": asdict(access.Access(1.0, True))}),
+                lambda: finetune._train_one({}, "out", access.Access(2.0, True)),
+                lambda: trial._begin(),
+            ),
+            1,
+        ):
+            with access.using(), pytest.raises(ZeroDivisionError):
+                work()
+            assert seen[-1] == access.Access(float(patience), True)
 
 
 ODD = [
@@ -420,7 +479,7 @@ class TestTheWeb:
 
     @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/a", "s3://bucket/a", "data:,x"])
     def test_a_redirect_to_another_scheme(self, website, target):
-        with pytest.raises(web.WebError, match=r"redirects to .*not http|is no address"):
+        with pytest.raises(web.WebError, match=r"redirects to .*not http|is not a valid address"):
             web.read(f"{website[0]}/to/{target}")
 
     def test_redirects_that_go_round(self, website):
@@ -441,7 +500,7 @@ class TestTheWeb:
             return [ipaddress.ip_address("93.184.215.14" if host == "localhost" else host)]
 
         monkeypatch.setattr(web, "_addresses", resolved)
-        with pytest.raises(web.WebError, match="in a private network"):
+        with pytest.raises(web.WebError, match="on a private network"):
             web.read(f"http://localhost:{port}/to/http://127.0.0.1:{port}/ok/a")
         assert not any("/ok/" in path and not path.startswith("/to") for path in website[1])
 

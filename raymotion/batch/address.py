@@ -51,13 +51,14 @@ def require_answer(address: str, *, origin: str = "--address", seconds: float = 
     """Raises an `InputError` unless a Ray answers at `address` within `seconds`."""
     if address.startswith(DASHBOARD):
         raise InputError(
-            f"{address} ({origin}) is the address of a dashboard, to which jobs are submitted",
+            f"{address} ({origin}) is the address of a dashboard, which only takes submitted jobs",
             remedy="Use `ray job submit`, or give host:port or ray://host:port.",
         )
     host, _, port = address.removeprefix(CLIENT).partition("?")[0].rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise InputError(
-            f"{address!r} ({origin}) is no address of a Ray cluster", remedy="Give host:port, ray://host:port or auto."
+            f"{address!r} ({origin}) is not the address of a Ray cluster",
+            remedy="Give host:port, ray://host:port or auto.",
         )
     until = time.monotonic() + seconds
     reason = _within(seconds, lambda: _refused(host.strip("[]"), int(port), seconds))
@@ -125,7 +126,7 @@ def _why_not(call: Callable[[], object], what: str) -> str | None:
     except grpc.RpcError as error:
         code = error.code()
         if code is grpc.StatusCode.UNIMPLEMENTED:
-            return f"what listens there is no {what}"
+            return f"what listens there is not a {what}"
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
             return "something listens there, but does not answer as Ray does"
         # It answers as Ray: what else it has against us, such as a token, `ray.init` tells best.
@@ -157,7 +158,7 @@ def _cluster_of_this_machine() -> str:
         )
     raise InputError(
         "no Ray cluster runs on this machine"
-        + (" but the private ones of other raymotion commands, which end with them" if private else ""),
+        + (" apart from the private ones of other raymotion commands, which end when those do" if private else ""),
         remedy="Start one with `ray start --head`, or leave --address out.",
     )
 

@@ -61,7 +61,7 @@ def _connected(address: str) -> Iterator[None]:
             ray.init(address=address, **QUIET)
     except Exception as error:
         raise InputError(
-            f"the Ray cluster at {address} can not be used ({_first_line(error)})",
+            f"the Ray cluster at {address} cannot be used ({_first_line(error)})",
             remedy="Check the address, and RAY_AUTH_MODE=token if the cluster asks for a token.",
         ) from error
     with contextlib.nullcontext() if address.startswith(CLIENT) else _environment(address):
@@ -238,7 +238,7 @@ def plan_placement(
     if plan.workers > fits:
         have = " + ".join(f"({n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU)" for n in nodes) or "no node"
         raise InputError(
-            f"{plan.describe()} can not be placed: the cluster has {have}, room for {fits} such "
+            f"{plan.describe()} cannot be placed: the cluster has {have}, room for {fits} such "
             f"worker{'' if fits == 1 else 's'}",
             remedy=f"Lower {options[0]}, {options[1]} or {options[2]}, add nodes, or say --autoscale where the cluster "
             "starts them.",

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from raymotion import storage
 from raymotion.batch import ledger
-from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job
+from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job, with_its_access
 from raymotion.batch.progress import ProgressKind
 from raymotion.batch.stages import Item, Stage, image_units, made_from
 from raymotion.batch.stream_stages import CONTEXT, RENDERER, DecodeOnce, EmbedStreams, StreamPlan
@@ -164,6 +164,7 @@ class EmbeddingSink:
         return pa.table(columns, schema=self.layout.schema())
 
 
+@with_its_access
 def embed(settings: EmbeddingSettings, *, address: str | None = None, progress: ProgressKind = "auto") -> JobSummary:
     """Runs the embedding job; see `run_job` for resume and errors.
 

@@ -25,6 +25,8 @@ PUBLISHED_ORDER = (
     "hopeful", "anger", "joy", "interested", "calm", "bored", "scared",
 )  # fmt: skip
 
+# By this a coco-json export is told from COCO's own annotation files, which begin alike.
+DESCRIPTION = "Emotion pseudo-labels made with raymotion"
 
 # The id of a COCO sample, or of a person in its picture.
 _COCO_ID = re.compile(r"coco:(\d{12})(?::person:\d+)?")
@@ -44,7 +46,7 @@ def export(labels: storage.PathLike, out: storage.PathLike, kind: str, *, coco_s
     Args:
         kind: `full-csv` (all there is: id, address, captions and labels as JSON, a probability for each label), `csv`
             (the public system's 31 columns) or `coco-json`.
-        coco_split: where COCO publishes the pictures (`val2017`), for rows whose own address does not tell.
+        coco_split: where COCO publishes the pictures (`val2017`), for rows whose own address does not say.
 
     Raises:
         InputError: no row has a public address and the format has nothing else to name a picture by, or `out` holds
@@ -61,11 +63,19 @@ def export(labels: storage.PathLike, out: storage.PathLike, kind: str, *, coco_s
         raise InputError(
             "no image has a public address, and the column coco_url would be empty in every row",
             path=folder,
-            remedy="Say --coco-split val2017 (or another split) for pictures of COCO, or use --format full-csv.",
+            remedy="Pass --coco-split val2017 (or another split) for pictures of COCO, or use --format full-csv.",
         )
-    outputs.require_replaceable(out, f"{kind} export", lambda head: head[:9] == text.encode()[:9])
+    outputs.require_replaceable(out, f"a {kind} export", lambda head: _is_export(head, kind, text))
     storage.write_text(out, text)
     return done
+
+
+def _is_export(head: bytes, kind: str, text: str) -> bool:
+    """Whether the file that begins with `head` is an earlier export: its first line, or its description, is ours."""
+    if kind == "coco-json":
+        return head.startswith(f'{{"info": {{"description": "{DESCRIPTION}"'.encode())
+    ours = text[: len(head) + 1].encode()[: len(head)]  # a first line may be longer than what is looked at
+    return outputs.first_line(head) == outputs.first_line(ours)
 
 
 def public_address(row: dict[str, Any], coco_split: str | None = None) -> str:
@@ -159,7 +169,7 @@ def _coco_json(folder: str, vocabulary: Vocabulary, coco_split: str | None) -> t
                     }
                 )
     value = {
-        "info": {"description": "Emotion pseudo-labels made with raymotion", "vocabulary": vocabulary.to_dict()},
+        "info": {"description": DESCRIPTION, "vocabulary": vocabulary.to_dict()},
         "images": images,
         "annotations": annotations,
         "categories": [

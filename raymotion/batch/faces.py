@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from raymotion import outputs, storage
-from raymotion.batch.job import JobSettings, JobSpec, run_job
+from raymotion.batch.job import JobSettings, JobSpec, run_job, with_its_access
 from raymotion.batch.progress import ProgressKind
 from raymotion.batch.stages import Item, Stage, image_units, made_from
 from raymotion.batch.stream_stages import DecodeOnce
@@ -115,11 +115,12 @@ class FaceSink:
         return pa.table(columns, schema=FOUND)
 
 
+@with_its_access
 @one_writer_of("settings.out", beside=True)
 def detect_faces(settings: FaceSettings, *, address: str | None = None, progress: ProgressKind = "auto") -> FaceReport:
     """Fills the face boxes of `settings.samples` that are missing, and writes the table to `settings.out`.
 
-    A picture that can not be read leaves its rows as they are. With `overwrite_boxes` every sample is searched, and
+    A picture that cannot be read leaves its rows as they are. With `overwrite_boxes` every sample is searched, and
     those in which nothing is found have a null.
 
     Raises:

@@ -6,13 +6,14 @@ The same command after any crash goes on where the commits end, and the finished
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import pyarrow as pa
 from pydantic import Field
@@ -68,11 +69,16 @@ class JobSettings(Settings):
     verify: bool = Field(False, description="compare the digests of all committed files, not their sizes and footers")
     autoscale: bool = Field(False, description="the cluster starts nodes for actors that wait")
     allow_http: bool | None = Field(None, description="read pictures at http:// and https:// addresses")
-    store_patience: float | None = Field(None, ge=0, description="seconds for which a failing store is asked again")
+    store_patience: float | None = Field(
+        None, ge=0, le=1e6, description="seconds for which a failing store is asked again"
+    )
     max_failed: float = Field(0.05, ge=0, le=1, description="share of rows that may fail before the run stops")
 
     def rows_that_may_fail(self, rows: int) -> int:
-        """Of so many rows; a few always may, lest one bad file stop a small set, unless `max_failed` is 0."""
+        """How many of `rows` may fail.
+
+        At least three may, so that one bad file does not stop a small run; none may if `max_failed` is 0.
+        """
         return max(ALWAYS_MAY_FAIL, int(self.max_failed * rows)) if self.max_failed else 0
 
 
@@ -93,7 +99,7 @@ class JobSpec:
         images: whether images are read, and whether a table without any is an error.
         columns: of the sample table that the stages read besides sample_id, image_uri and captions.
         keep_images_together: rows of one image share a shard and a batch; the table is ordered by image.
-        check: raises where the job can not do what it is asked with this table; may return more notices.
+        check: raises where the job cannot do what it is asked with this table; may return more notices.
         default_batch: images of a batch on a CPU, and on a GPU.
         most_shard_rows: of a shard, where the user does not say; a worker holds the output of one.
     """
@@ -128,7 +134,25 @@ class JobSummary:
         return dict(self.record["counts"])
 
 
-@one_writer_of("spec.settings.out")
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S", bound=JobSettings)
+
+
+def with_its_access(command: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Decorates a function of a job's settings: all that it reads and writes is under the access that they name.
+
+    It comes before the lock of the output folder, which may lie in a store too.
+    """
+
+    @functools.wraps(command)
+    def inside(settings: S, *args: P.args, **kwargs: P.kwargs) -> R:
+        with access.using(patience=settings.store_patience, allow_http=settings.allow_http):
+            return command(settings, *args, **kwargs)
+
+    return inside
+
+
 def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind = "auto") -> JobSummary:
     """Runs the job, or goes on with it, or finds it done.
 
@@ -139,11 +163,12 @@ def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind
         AccessDenied: a file or folder may not be read or written; also in the middle of a run.
         RunFailed: more rows failed than `max_failed` allows, or the workers died; what was committed stays.
     """
-    with access.using(patience=spec.settings.store_patience, allow_http=spec.settings.allow_http):
-        return _run_job(spec, address, progress)
+    return _run_job(spec.settings, spec, address, progress)
 
 
-def _run_job(spec: JobSpec, address: str | None, progress: ProgressKind) -> JobSummary:
+@with_its_access
+@one_writer_of("settings.out")
+def _run_job(settings: JobSettings, spec: JobSpec, address: str | None, progress: ProgressKind) -> JobSummary:
     folder = storage.absolute(spec.settings.out)
     samples = read_samples(spec.settings.samples)
     if not samples.num_rows:
@@ -187,13 +212,13 @@ def _run_job(spec: JobSpec, address: str | None, progress: ProgressKind) -> JobS
     notices = record.setdefault("notices", [])
     notices += [notice for notice in more_notices if notice not in notices]
     if old is None and commits:
-        verify.warn(f"{folder}: job.json is lost; it is written again from {len(commits)} commits of this very job")
+        verify.warn(f"{folder}: job.json is lost; rewriting it from {len(commits)} commits of this job")
         record["computed"] = next(iter(commits.values())).computed
     started = time.time()
     run: dict[str, Any] = {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)), "status": "running"}
     record["runs"], record["status"] = [*record["runs"], run], "running"
     if ledger.write_manifest(folder, samples, sizes):
-        verify.warn(f"{storage.join(folder, ledger.MANIFEST)} was damaged: it is written again from the input")
+        verify.warn(f"{storage.join(folder, ledger.MANIFEST)} was damaged; rewriting it from the input")
     del samples
     run["resumed_from_shards"] = len(commits)
 

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from raymotion import storage
 from raymotion.batch.choice import choose_globally, judge, read_parts, with_choice
 from raymotion.batch.fusion_labels import COLUMNS, plan_fusion, with_vad
-from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job
+from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job, with_its_access
 from raymotion.batch.label_stages import LoadRegions, NoEvidence, PredictEmotions, PredictWithStudent
 from raymotion.batch.progress import ProgressKind
 from raymotion.batch.regions import random_weights_notice
@@ -118,6 +118,7 @@ class LabelSink:
         return with_vad(table, [item.output["vad"] for item in items]) if self.vad else table
 
 
+@with_its_access
 def label(settings: LabelSettings, *, address: str | None = None, progress: ProgressKind = "auto") -> JobSummary:
     """Runs the labelling job; see `run_job` for resume and errors."""
     info = read_checkpoint_info(settings.teacher)

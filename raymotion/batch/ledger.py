@@ -34,7 +34,7 @@ from raymotion.errors import Damaged, InputError, SettingsMismatch
 # In a commit's tally and in job.json's counts: good rows whose picture is damaged (`--damaged keep`).
 DAMAGED_KEPT = "damaged_kept"
 MANIFEST = "_manifest.parquet"
-AGAIN = "Run the same command again: it writes the file anew."
+AGAIN = "Run the same command again: it rewrites the file."
 QUARANTINE_SCHEMA = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),
@@ -207,7 +207,7 @@ def read_commit(folder: str, shard: int) -> Commit:
     """The commit of a shard.
 
     Raises:
-        Damaged: it can not be read, or is that of another shard.
+        Damaged: it cannot be read, or is that of another shard.
         InputError: there is none.
     """
     path = commit_path(folder, shard)
@@ -215,7 +215,7 @@ def read_commit(folder: str, shard: int) -> Commit:
     try:
         commit = Commit(**record)
     except (TypeError, ValueError) as error:
-        raise Damaged(f"is damaged: it is no commit ({error})", path=path) from error
+        raise Damaged(f"is damaged: it is not a commit ({error})", path=path) from error
     if commit.shard != shard:
         raise Damaged(f"is damaged: it is the commit of {shard_name(commit.shard)}", path=path)
     return commit
@@ -231,7 +231,7 @@ def read_commits(folder: str, job_digest: str) -> dict[int, Commit]:
     """All commits of a folder whose shards are done (`verify.survey` finds out which are not).
 
     Raises:
-        Damaged: a commit can not be read. SettingsMismatch: it is of another job.
+        Damaged: a commit cannot be read. SettingsMismatch: it is of another job.
     """
     with ThreadPoolExecutor(16) as pool:  # object stores answer slowly, but many at once
         commits = list(pool.map(lambda shard: read_commit(folder, shard), committed_shards(folder)))
@@ -324,7 +324,7 @@ class Attempts:
 
     @staticmethod
     def _read(path: str) -> Attempt:
-        """A note that can not be read says only that the shard was begun."""
+        """A note that cannot be read says only that the shard was begun."""
         try:
             return Attempt(**records.read_record(path, needs_seal=True))
         except (InputError, TypeError):

@@ -91,7 +91,7 @@ def read_record(folder: str, kind: str) -> dict[str, Any] | None:
             f"the folder holds a {record.get('job')} job, not a {kind} job", path=folder, remedy="Use a fresh folder."
         )
     if reason is not None:
-        warn(f"{path} {reason}: it is written again from its copy")
+        warn(f"{path} {reason}; restoring it from its copy")
         write_job(folder, record)
     return record
 

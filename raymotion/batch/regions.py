@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job
+from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job, with_its_access
 from raymotion.batch.progress import ProgressKind
 from raymotion.batch.stages import DecodeImages, ExtractRegions, Item, Stage, made_from
 from raymotion.data.provenance import MADE_FROM
@@ -75,6 +75,7 @@ def random_weights_notice(identity: ExtractorIdentity) -> tuple[str, ...]:
     )
 
 
+@with_its_access
 def extract_regions(
     settings: RegionSettings, *, address: str | None = None, progress: ProgressKind = "auto"
 ) -> JobSummary:

@@ -191,7 +191,7 @@ class ExtractRegions:
 
 
 def _beyond_float16(regions: Regions) -> str | None:
-    """What float16, in which features are stored, can not hold of one picture's regions; None if it holds all."""
+    """What float16, in which features are stored, cannot hold of one picture's regions; None if it holds all."""
     peak = float(np.abs(regions.features).max(initial=0.0))
     if not peak <= np.finfo(np.float16).max:  # NaN is not either
         return f"the features reach {peak:g}, more than float16 holds"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from raymotion import storage
@@ -100,7 +100,7 @@ def _fault(path: str, size: int | None, marks: Sequence[FileMark], digests: bool
     except OSError as error:
         if storage.is_remote(path):  # the store's fault, not the part's
             raise
-        return f"{kind} can not be read ({error.strerror})"
+        return f"{kind} cannot be read ({error.strerror})"
     known = [mark.sha256 if digests else mark.tail for mark in fitting]
     return None if found in known else f"{kind} is not what was committed"
 
@@ -112,17 +112,16 @@ def require_own_parts(folder: str, shards: int) -> None:
         for name in storage.list_names(place):
             if ANY_PART.fullmatch(name) and name not in own:
                 raise InputError(
-                    f"is no part of this job, which has {shards} shards",
+                    f"is not part of this job, which has {shards} shards",
                     path=storage.join(place, name),
-                    remedy="Remove it, or take it to another folder.",
+                    remedy="Remove it, or move it to another folder.",
                 )
 
 
-def redo(folder: str, faults: Mapping[int, str], say: Callable[[str], None] | None = None) -> list[dict[str, str]]:
+def redo(folder: str, faults: Mapping[int, str]) -> list[dict[str, str]]:
     """Makes shards ones that are not done, and tells so; returns what job.json says of them."""
-    tell = say or warn
     for shard, reason in faults.items():
-        tell(f"{storage.join(folder, shard_name(shard))}: {reason}; it is done again")
+        warn(f"{storage.join(folder, shard_name(shard))}: {reason}; redoing it")
         ledger.forget(folder, shard)
     return [{"shard": shard_name(shard), "reason": reason} for shard, reason in faults.items()]
 

@@ -52,7 +52,7 @@ def audit(labels: str, truth: str | None, predictions: str | None, out: str, **o
     SAMPLES --predictions DIR    which human labels are doubtful?
     LABELS                       where do choices and probabilities part ways?
 
-    LABELS is the folder of `raymotion label`. The last question is about the selection alone: it can not find errors of
+    LABELS is the folder of `raymotion label`. The last question is about the selection alone: it cannot find errors of
     the model, whose probabilities would be judged by themselves.
 
     \b

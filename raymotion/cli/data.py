@@ -287,8 +287,8 @@ def prepare_folder(folder: str, captions: str | None, out: str) -> None:
 @click.option(
     "--faces",
     metavar="FILE",
-    help="Csv of face boxes: split, index, x1, y1, x2, y2 and, if it is there, filename, which has to fit. "
-    "Default: none, EMOTIC has no faces.",
+    help="Csv of face boxes: split, index, x1, y1, x2, y2 and optionally filename, which must match. "
+    "Default: none; EMOTIC has no face boxes.",
 )
 @click.option("--keep-missing", is_flag=True, help="Keep persons whose image is not there, for counting labels.")
 @click.option(
@@ -321,12 +321,13 @@ def prepare_emotic(
       raymotion data prepare emotic demo/emotic --faces demo/emotic/faces.csv --report emotic.json --out e.parquet
     """
     from raymotion.data.emotic import read_emotic
+    from raymotion.data.emotic_report import is_report
     from raymotion.data.samples import require_table_or_nothing, write_samples
     from raymotion.outputs import require_replaceable
     from raymotion.storage import write_json
 
     if report_file:
-        require_replaceable(report_file, "report of EMOTIC", lambda head: head[:1] == b"{")
+        require_replaceable(report_file, "a report on EMOTIC", is_report)
     require_table_or_nothing(out)
     table, report = read_emotic(
         root,
@@ -357,11 +358,6 @@ def _say_emotic(report: EmoticReport) -> None:
 def _say(name: str, value: int | str, count: int = 0, what: str = "") -> None:
     text = f"{value:,}" if isinstance(value, int) else value
     click.echo(f"{name:<11}{text}" + (f" ({count:,} {what})" if count else ""))
-
-
-def _warn(count: int, what: str) -> None:
-    if count:
-        click.echo(f"{'note':<11}{count:,} {what}")
 
 
 def _note(lines: list[str]) -> None:

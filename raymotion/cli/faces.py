@@ -38,7 +38,7 @@ def faces(**options: Any) -> None:
     """Find the faces of samples that have no face box, and write the sample table anew.
 
     Faces are searched inside the body boxes; no face is given to two persons of a picture. A face that is not found
-    stays null, and the models mask it. Rows whose picture can not be read stay as they are, and are counted. After any
+    stays null, and the models mask it. Rows whose picture cannot be read stay as they are, and are counted. After any
     interruption the same command goes on.
 
     \b

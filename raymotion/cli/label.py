@@ -145,7 +145,7 @@ def select(labels: str, out: str, **options: Any) -> None:
 @click.option(
     "--coco-split",
     metavar="NAME",
-    help="Where COCO publishes the pictures (val2017), for rows whose own address does not tell.",
+    help="Where COCO publishes the pictures (val2017), for rows whose own address does not say.",
 )
 def export(labels: str, out: str, kind: str, coco_split: str | None) -> None:
     """Write the selected rows of a labelled data set as csv or COCO-style json.
@@ -160,6 +160,6 @@ def export(labels: str, out: str, kind: str, coco_split: str | None) -> None:
     done = run(labels, out, kind, coco_split=coco_split)
     if done.without_address:
         click.echo(
-            f"warning: {done.without_address:,} of {done.rows:,} rows have no address of their picture", err=True
+            f"warning: {done.without_address:,} of {done.rows:,} rows have no address for their picture", err=True
         )
     click.echo(f"{done.rows} images -> {out}")

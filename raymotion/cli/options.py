@@ -28,33 +28,38 @@ def cluster_option(command: F) -> F:
     )(command)
 
 
-def _set_access(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+def _set_access(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
     """Keeps the answer in the environment, where this process and those that it starts find it, for this command."""
     from raymotion import access
 
-    if value is None or value is False:
-        return
-    chosen: dict[str, Any] = {"allow_http": True} if parameter.name == "allow_http" else {"patience": value}
-    context.with_resource(access.using(**chosen))
+    if value is not None:
+        chosen: dict[str, Any] = {"allow_http": value} if parameter.name == "allow_http" else {"patience": value}
+        context.with_resource(access.using(**chosen))
+    return value
 
 
-def access_options(command: F) -> F:
-    """What may be read from outside, and how long a store is waited for: of every command that reads pictures."""
+def _access_options(command: F, *, expose_value: bool) -> F:
     command = click.option(
         "--store-patience",
         type=click.FloatRange(0, max=1e6),
         metavar="SECONDS",
-        expose_value=False,
+        expose_value=expose_value,
         callback=_set_access,
-        help="How long a request is repeated while an object store fails.  [default: 120]",
+        help="How long requests are retried while an object store fails.  [default: 120]",
     )(command)
     return click.option(
         "--allow-http",
         is_flag=True,
-        expose_value=False,
+        default=None,
+        expose_value=expose_value,
         callback=_set_access,
         help="Read http:// and https:// addresses, within limits of time, bytes and redirects.",
     )(command)
+
+
+def access_options(command: F) -> F:
+    """What may be read from outside, and how long a store is waited for: of every command that reads pictures."""
+    return _access_options(command, expose_value=False)
 
 
 progress_option = click.option(
@@ -68,7 +73,7 @@ progress_option = click.option(
 
 def job_options(command: F) -> F:
     """Options of every batch job; None stands for "not given", so that a settings file can say it."""
-    command = access_options(command)
+    command = _access_options(command, expose_value=True)  # settings too: what is given here beats the file
     for option in reversed(
         (
             click.option(
@@ -111,8 +116,8 @@ def job_options(command: F) -> F:
                 "--verify",
                 is_flag=True,
                 default=None,
-                help="Read all files that were committed and compare their digests; shards that are damaged are done "
-                "again. Without it: sizes and footers, and the digests before the job is called complete.",
+                help="Read all files that were committed and compare their digests; damaged shards are "
+                "redone. Without it: sizes and footers now, digests once before the job counts as complete.",
             ),
             click.option(
                 "--max-failed",

@@ -45,16 +45,16 @@ class Document:
                 if not isinstance(entry[name], kind) or isinstance(entry[name], bool):
                     text = json.dumps(entry[name])[:40]
                     raise InputError(
-                        f"{name} is {text}, which is not what COCO has there",
+                        f"{name} is {text}, which is not what COCO allows there",
                         path=self.path,
                         row=where,
-                        remedy="COCO's ids are whole numbers: number them, in the annotations too."
+                        remedy="COCO's ids are whole numbers: renumber the images, and the annotations with them."
                         if kind is int
                         else None,
                     )
                 if kind is str and not is_unicode(entry[name]):
                     text = ascii(entry[name])[:60]
-                    raise InputError(f"{text} holds half of a character", path=self.path, row=where)
+                    raise InputError(f"{text} contains half a character (a lone surrogate)", path=self.path, row=where)
             yield position, entry
 
     def _images(self, report: CocoReport) -> dict[int, dict[str, Any]]:
@@ -68,10 +68,10 @@ class Document:
                     f"{e['file_name']!r} ({e.get('width')} x {e.get('height')})" for e in (before, entry)
                 )
                 raise InputError(
-                    f"id {entry['id']} stands twice: as {told}",
+                    f"id {entry['id']} appears twice: as {told}",
                     path=self.path,
                     row=f"images[{position}]",
-                    remedy="An id is unique: number the images anew, in the annotations too.",
+                    remedy="An id is unique: renumber the images, and the annotations with them.",
                 )
             report.repeated_entries += 1
         return found

@@ -47,7 +47,7 @@ def people_in(document: Document, report: CocoReport) -> Iterator[tuple[int, int
         raise InputError(
             f"has no category 'person' (its categories: {others})",
             path=document.path,
-            remedy="Call the category of persons so.",
+            remedy="Name the category of persons 'person'.",
         )
     required = {"id": int, "image_id": int, "category_id": int, "bbox": list}
     seen: dict[int, int] = {}
@@ -58,7 +58,7 @@ def people_in(document: Document, report: CocoReport) -> Iterator[tuple[int, int
         where = f"annotations[{position}]"
         if seen.setdefault(entry["id"], position) != position:
             raise InputError(
-                f"id {entry['id']} stands twice, first in annotations[{seen[entry['id']]}]",
+                f"id {entry['id']} appears twice, first in annotations[{seen[entry['id']]}]",
                 path=document.path,
                 row=where,
                 remedy="An annotation's id is unique.",
@@ -145,7 +145,7 @@ def _annotated_size(number: int, document: Document, size: PictureSize | None) -
         return size.stored
     if width is None or height is None:
         raise InputError(
-            f"image {number} has no width and height, to which boxes are clipped",
+            f"image {number} has no width and height to clip boxes to",
             path=document.path,
             row=f"images, id {number}",
         )

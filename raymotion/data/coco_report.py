@@ -21,7 +21,7 @@ class CocoReport:
         ambiguous_names: of `no_image`, those that could be several pictures.
         by_number: entries whose picture goes by the other of COCO's two names for it.
         shared_files: entries whose picture is also that of an entry before; all of one picture are one group.
-        repeated_entries: entries that stand twice, alike.
+        repeated_entries: entries that appear twice, identically.
         empty_captions: captions without a word, left out.
         stray_captions, stray_persons: annotations of images that the file has no entry for, left out.
         persons, bodies, faces: rows that are persons, and those of them with a body box and a face box.
@@ -32,7 +32,7 @@ class CocoReport:
         clipped_boxes: boxes that reach more than a pixel beyond the picture, and were clipped to it.
         other_size_boxes: boxes of pictures that have another size than the annotated one; null.
         outside_boxes: boxes more than half of which lies beyond the picture; null.
-        unchecked_boxes: boxes whose picture is not there or can not be read; kept as annotated.
+        unchecked_boxes: boxes whose picture is not there or cannot be read; kept as annotated.
         files: the annotation files that were read.
         content: what is in the folder of the split, and which files were left out.
     """
@@ -69,16 +69,16 @@ class CocoReport:
     content: FolderContent = field(default_factory=lambda: FolderContent(""))
 
     def notes(self) -> list[str]:
-        """One line for each thing that was left out, changed or can not be told."""
+        """One line for each thing that was left out, changed or cannot be told."""
         told = (
             (self.no_entry, "images on disk that no annotation names (kept without captions in a table of images)"),
-            (self.same_number, "of them carry the number of another image, and are known by their names"),
+            (self.same_number, "of them have another image's number and were matched by name"),
             (self.dropped_entries, "entries with neither an image nor a caption left out"),
             (self.other_case, "entries have a file_name that differs from a file's in capital letters only"),
             (self.ambiguous_names, "entries have a file_name that several files could be"),
             (self.by_number, "images go by the other of COCO's two names than in the annotations"),
             (self.shared_files, "entries name the picture of another entry; they are kept in one group"),
-            (self.repeated_entries, "entries stand twice, alike"),
+            (self.repeated_entries, "entries appear twice, identically"),
             (self.stray_captions, "captions of images that have no entry left out"),
             (self.stray_persons, "persons of images that have no entry left out"),
             (self.no_image_persons, "persons left out with their entries"),
@@ -87,6 +87,6 @@ class CocoReport:
             (self.clipped_boxes, "boxes reach beyond their picture; clipped"),
             (self.other_size_boxes, "boxes of pictures that have another size than annotated; null"),
             (self.outside_boxes, "boxes lie mostly beyond their picture; null"),
-            (self.unchecked_boxes, "boxes not checked, as their picture is not there or can not be read"),
+            (self.unchecked_boxes, "boxes not checked, as their picture is not there or cannot be read"),
         )
         return [f"{count:,} {what}" for count, what in told if count] + self.content.notes()

@@ -165,7 +165,7 @@ class Embeddings:
         See `provenance`. Of boxes those count whose streams a folder holds.
         """
         first, *others = self._sources
-        remedy = f"Use the samples that they were made of, or embed these: `{COMMAND} SAMPLES ...`."
+        remedy = f"Use the samples that they were made from, or embed these: `{COMMAND} SAMPLES ...`."
         for source in others:  # of the same pictures as the first: the constructor has compared them
             require_same_boxes(
                 samples, source.made_from, source.layout.boxes, what="features", where=source.folder, remedy=remedy
@@ -189,7 +189,7 @@ class Embeddings:
                 source.made_from,
                 what="features",
                 where=source.folder,
-                remedy=f"Folders that are read together must be made from one sample table, unlike {first.folder}.",
+                remedy=f"Folders that are read together must come from one sample table, unlike {first.folder}.",
                 boxes=[name for name in source.layout.boxes if name in first.layout.boxes],
             )
         for what, own, new in (
@@ -270,7 +270,7 @@ class _Source:
     def array(self, number: int) -> np.ndarray:
         """The stored rows of the key with this number."""
         shape = (self._counts[number], *list(self.layout.shapes.values())[number].of_sample)
-        if not shape[0]:  # an empty file can not be mapped
+        if not shape[0]:  # an empty file cannot be mapped
             return np.zeros(shape, dtype=np.float16)
         return np.memmap(self._local / f"features-{number}.bin", dtype=np.float16, mode="r", shape=shape)
 
@@ -284,7 +284,7 @@ class _Source:
                 raise InputError(
                     f"holds other features than {next(iter(parts))}",
                     path=path,
-                    remedy=f"Make the folder anew with `{COMMAND}`.",
+                    remedy=f"Make the folder again with `{COMMAND}`.",
                 )
             layout = own
         assert layout is not None
@@ -309,7 +309,7 @@ class _Source:
                         rows[number].append(_resolve(key, stored, part, path))
             table = pa.concat_tables([COPIED_SCHEMA.empty_table(), *made_from])
             if pc.count_distinct(table.column("sample_id")).as_py() != table.num_rows:
-                raise InputError("a sample_id stands twice", path=self.folder)
+                raise InputError("a sample_id appears twice", path=self.folder)
             for number in range(len(keys)):
                 np.save(temporary / f"rows-{number}.npy", np.concatenate(rows[number]).astype(np.int64))
             pq.write_table(table, temporary / ROWS)

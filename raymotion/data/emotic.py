@@ -389,7 +389,7 @@ def _read_faces(path: storage.PathLike, known: Mapping[tuple[str, int], Person])
             )
         if lines.setdefault(key, line) != line:
             raise InputError(
-                f"the person {index} of {split} stands twice, first in line {lines[key]}",
+                f"the person {index} of {split} appears twice, first in line {lines[key]}",
                 path=path,
                 line=line,
                 remedy="Give one face for each person.",

@@ -41,7 +41,7 @@ def read_csv(path: storage.PathLike, split: str) -> list[Person]:
     for line, values in rows:
         index = _index(values.get("Index"), len(persons), path, line)
         if index in seen:
-            raise InputError(f"Index {index} stands twice", path=path, line=line, remedy="An Index is unique.")
+            raise InputError(f"Index {index} appears twice", path=path, line=line, remedy="An Index is unique.")
         seen.add(index)
         persons.append(_person(values, split, index, path, line))
     return persons
@@ -110,4 +110,4 @@ def _numbers(text: str, column: str, sizes: tuple[int, ...], path: storage.PathL
     try:
         return [float(v) for v in numbers]  # type: ignore[arg-type]
     except OverflowError as error:
-        raise InputError(f"{column} holds a number beyond all measure", path=path, line=line) from error
+        raise InputError(f"{column} holds a number that is out of range", path=path, line=line) from error

@@ -6,7 +6,7 @@
             val, test: body_bbox, annotations_categories, combined_categories, annotations_continuous,
                        combined_continuous, gender, age
 
-Fields are found by name; by position only where a file has other names, because the order of `image_size` can not be
+Fields are found by name; by position only where a file has other names, because the order of `image_size` cannot be
 told from its position (the public conversion takes its first value for the width).
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,12 +17,12 @@ FINDINGS: dict[str, str] = {
     "other_size": "images whose annotated size is neither the picture's nor its swap; their boxes are null",
     "turned_image": "images that EXIF turns or mirrors, annotated as stored; their boxes were turned with the picture",
     "missing_image": "images that are not there",
-    "unreadable_image": "images that can not be read",
+    "unreadable_image": "images that cannot be read",
     "unused_image": "pictures in the image folders that no person is annotated in",
     "no_persons": "images of the annotations that have no person",
     "leaked_image": "images in more than one split",
     "leak_with_other_labels": "of those, images whose persons are labelled otherwise in each split",
-    "missing_person": "persons left out: their image is missing or can not be read",
+    "missing_person": "persons left out: their image is missing or cannot be read",
     "unlabelled_person": "persons left out: no annotator chose a category",
     "leaked_person": "persons left out: their image is in a later split too",
     "degenerate_box": "body boxes without an area in the picture; null",
@@ -32,12 +33,20 @@ FINDINGS: dict[str, str] = {
     "clipped_box": "body boxes clipped to the picture",
     "no_vad": "persons without valence, arousal and dominance; null, the labels are kept",
     "vad_beyond_scale": "persons whose valence, arousal or dominance is not between 1 and 10; null",
-    "duplicate_person": "persons that stand twice: same split, image and box",
+    "duplicate_person": "persons that appear twice: same split, image and box",
     "odd_union": "persons whose combined labels are not the union of their annotators'; the union of both is taken",
     "clipped_face": "face boxes clipped to the picture",
     "outside_face": "face boxes that lie mostly beyond the picture; null",
     "turned_face": "face boxes in pictures that EXIF turns or mirrors, read as pixels of the upright picture",
 }
+
+
+KIND = "emotic-report"
+
+
+def is_report(head: bytes) -> bool:
+    """Whether a file that begins with these bytes is a report of EMOTIC in JSON."""
+    return re.match(rb'\{\s*"kind": "emotic-report"', head) is not None
 
 
 @dataclass
@@ -129,6 +138,7 @@ class EmoticReport:
     def to_dict(self) -> dict[str, Any]:
         """All of it for JSON: counts, names by kind, counts by folder, and the splits."""
         return {
+            "kind": KIND,  # first: `is_report` looks at the beginning
             "files": self.files,
             "rows": self.rows,
             "images": self.images,
@@ -161,7 +171,7 @@ class EmoticReport:
         if len(names) > 1:
             lines.append(
                 "More annotators name more labels: where a split has their union, its labels are more frequent, and "
-                "figures of different splits can not be compared. Compare each with its own chance."
+                "figures of different splits cannot be compared. Compare each with its own chance."
             )
         return lines
 

@@ -131,7 +131,7 @@ class RegionFeatures:
             self.made_from,
             what="features",
             where=self.folder,
-            remedy="Use the samples that they were made of, or extract these: `raymotion features regions SAMPLES`.",
+            remedy="Use the samples that they were made from, or extract these: `raymotion features regions SAMPLES`.",
             since=self._begun,
         )
 
@@ -177,7 +177,7 @@ class RegionFeatures:
                         made_from.append(pa.Table.from_batches([batch.select(COPIED)]).cast(COPIED_SCHEMA))
             table = pa.concat_tables(made_from)
             if pc.count_distinct(table.column("sample_id")).as_py() != table.num_rows:
-                raise InputError("a sample_id stands twice", path=self.folder)
+                raise InputError("a sample_id appears twice", path=self.folder)
             features.flush()
             np.save(temporary / "mask.npy", mask)
             pq.write_table(table, temporary / ROWS)

@@ -46,10 +46,10 @@ class FolderReport:
         """One line for each reason for which something was left out."""
         names = ", ".join(map(shown, self.no_file_names[:3])) + (" ..." if self.no_file > 3 else "")
         told = (
-            (self.no_file, f"files that the captions name are no pictures of the folder ({names}), "
+            (self.no_file, f"files that the captions name are not pictures in the folder ({names}), "
              f"{self.no_file_captions:,} captions left out"),
             (self.other_case, "of them differ from a file's name in capital letters only"),
-            (self.ambiguous_files, "of them could be several files, which differ in blanks or in the form of accents"),
+            (self.ambiguous_files, "of them could be several files, which differ in spaces or encoded accents"),
             (self.empty_captions, "entries of the captions file have no caption"),
         )  # fmt: skip
         return [f"{count:,} {what}" for count, what in told if count] + self.content.notes()
@@ -115,7 +115,7 @@ def _captions_of(
             own.append(text)
     if stray and not texts:
         raise InputError(
-            f"names no picture of {folder}: {min(stray)!r} is none of its pictures",
+            f"names no picture in {folder}: {min(stray)!r}, for example, is not there",
             path=captions,
             remedy="Paths are relative to the folder, subfolders included.",
         )
@@ -142,7 +142,7 @@ def _read_captions(path: storage.PathLike, names: FileNames) -> Iterator[tuple[s
             yield from _pairs(name, own, path, row=shown(name))
     else:
         raise InputError(
-            f"captions in a {kind or 'file without extension'} can not be read",
+            f"captions in a {kind or 'file without extension'} cannot be read",
             path=path,
             remedy="Give a .jsonl, .csv, .tsv or .json file.",
         )
@@ -177,8 +177,8 @@ def _pairs(
         for text in (name, value or ""):
             if not is_unicode(text):
                 raise InputError(
-                    f"{ascii(text)[:60]} holds half of a character", path=path, line=line, row=row,
-                    remedy="Mend this text.",
+                    f"{ascii(text)[:60]} contains half a character (a lone surrogate)", path=path, line=line, row=row,
+                    remedy="Fix this text.",
                 )  # fmt: skip
         yield name, one_line(value)
 

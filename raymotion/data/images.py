@@ -53,7 +53,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class ImageError(Exception):
-    """One image can not be used. `reason` is a short code that counts and quarantine files carry."""
+    """One image cannot be used. `reason` is a short code that counts and quarantine files carry."""
 
     reason = "image_error"
 
@@ -122,7 +122,7 @@ def fetch(uri: str, *, attempts: int = 3) -> bytes:
         try:
             if not storage.is_remote(uri) and not stat.S_ISREG(os.stat(storage.absolute(uri)).st_mode):
                 # A pipe would be waited for without end.
-                raise ImageMissing(f"{uri} is a folder, a pipe or a device, and no file")
+                raise ImageMissing(f"{uri} is a folder, a pipe or a device, not a file")
             return storage.read_bytes(uri)
         except RaymotionError:  # a store was asked again already, for as long as its user wants
             raise
@@ -188,7 +188,7 @@ def _fetched_whole(uri: str, data: bytes) -> bytes | None:
     retries = None
     while (size := storage.size_of(uri)) != len(data):
         retries = retries or Retries(uri, "read it", storage.store_of(uri))
-        time.sleep(retries.pause(OSError(f"{len(data)} bytes came, and the object has {size}")))
+        time.sleep(retries.pause(OSError(f"{len(data)} bytes came, but the object has {size}")))
         data = fetch(uri)
     return data if retries else None
 
@@ -322,7 +322,7 @@ def _webp_leaves_bytes(data: bytes) -> Fault | None:
         raise
     except Exception:
         return None
-    return Fault("the picture takes fewer bytes than were stored for it: some of them are wrong")
+    return Fault("the picture uses fewer bytes than are stored for it: some of them are wrong")
 
 
 def _open_png(data: bytes) -> tuple[Image.Image, PngParts]:

@@ -90,18 +90,18 @@ def _told(kind: str, path: str, wanted: Wanted) -> tuple[str, str]:
             if wanted in ("table", "checkpoint")
             else "Name the folder that `raymotion features` wrote.",
         ),
-        "regions": ("a folder of region features", f"Name it as --features {path}, beside what is asked for here."),
+        "regions": ("a folder of region features", f"Pass it as --features {path}, besides what is asked for here."),
         "embeddings": (
             "a folder of embeddings",
             f"Name it as --features {path} of `raymotion label`, or --embeddings {path} of `raymotion train`.",
         ),
-        "evaluation": ("an evaluation", "Name the checkpoint or the labels that it is of."),
+        "evaluation": ("an evaluation", "Name the checkpoint or the labels that it belongs to."),
         "study": ("a study", "Name the checkpoint in its folder `final`, or run `raymotion study` on it."),
         "weights": (
             "a file of weights",
             "Name the checkpoint's folder, which holds config.json beside it."
             if wanted == "checkpoint"
-            else "Weights of an extractor or a backbone are named as --weights.",
+            else "Weights of an extractor or a backbone are passed as --weights.",
         ),
         "recipe": ("a file of settings", f"A recipe goes to `raymotion train {path} --samples SAMPLES --out DIR`."),
         "archive": ("an archive", "Unpack it first."),

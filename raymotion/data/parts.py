@@ -63,7 +63,7 @@ def read_job(folder: storage.PathLike) -> tuple[dict[str, Any] | None, str | Non
     """The record of a job, and why it had to be taken from the copy, if it had; see `records.read_twice`."""
     return records.read_twice(
         storage.join(folder, JOB),
-        remedy="Run the command that made the folder again: it writes the record anew from its commits.",
+        remedy="Run the command that made the folder again: it rebuilds the record from its commits.",
     )
 
 
@@ -92,7 +92,7 @@ def complete_job(folder: storage.PathLike, kind: str | None, *, what: str, comma
         raise InputError(what, path=folder, remedy=f"Make it with `{command}`.")
     if kind is not None and record.get("job", kind) != kind:
         raise InputError(
-            f"is the record of a job {record.get('job')!r}, not of a {what}",
+            f"is the record of a {record.get('job')} job, not of a {what}",
             path=storage.join(folder, JOB),
             remedy=f"Name a folder that `{command}` made.",
         )
@@ -115,7 +115,7 @@ def read_marks(folder: storage.PathLike, *, quarantine: bool = False) -> dict[st
         None for a folder without commits, which holds what somebody copied.
 
     Raises:
-        Damaged: a commit can not be read.
+        Damaged: a commit cannot be read.
     """
     commits = storage.join(folder, "_commits")
     names = [name for name in storage.list_names(commits) if COMMIT.fullmatch(name)]
@@ -132,7 +132,7 @@ def read_marks(folder: storage.PathLike, *, quarantine: bool = False) -> dict[st
             found = [FileMark(str(sha256), commit.get(f"{prefix}bytes"), commit.get(f"{prefix}tail"))]
             return [*found, FileMark(**pending)] if pending else found
         except (KeyError, TypeError) as error:
-            raise Damaged("is damaged: it is no commit", path=path, remedy=VERIFY) from error
+            raise Damaged("is damaged: it is not a commit", path=path, remedy=VERIFY) from error
 
     with ThreadPoolExecutor(16) as pool:  # object stores answer slowly, but many at once
         found = zip([f"{name.removesuffix('.json')}.parquet" for name in names], pool.map(marks, names), strict=True)
@@ -164,9 +164,9 @@ def part_marks(
     for name in sorted({*sizes, *marks}):
         path = storage.join(place, name)
         if name not in sizes:
-            raise Damaged("is missing, and was committed", path=path, remedy=VERIFY)
+            raise Damaged("is missing, although it was committed", path=path, remedy=VERIFY)
         if name not in marks and complete:
-            raise Damaged("is no part that the job committed", path=path, remedy=f"Remove it. Or: {VERIFY}")
+            raise Damaged("is not a part that the job committed", path=path, remedy=f"Remove it. Or: {VERIFY}")
         known = [mark.size for mark in marks.get(name, ()) if mark.size is not None]
         if known and sizes[name] not in known:
             raise Damaged(f"has {sizes[name]:,} bytes, {known[0]:,} were committed", path=path, remedy=VERIFY)

@@ -235,7 +235,7 @@ def jpeg_fault(data: bytes) -> Fault | None:
             if data.find(_ZEROS, segment.end) >= 0 and bits >> 4 == 0 and high:
                 never = [number for _, number in own if not _ends_block(tables.get(0x10 | number & 15))]
                 if never and (at := _zeros_in_scan(data, segment.end)) is not None:
-                    return Fault(f"the picture's data hold a run of zeros at byte {at:,}, which no picture gives")
+                    return Fault(f"the picture's data hold a run of zeros at byte {at:,}, which no picture contains")
             if not progressive and count == len(components):
                 return None  # the one scan of a baseline picture; its end marker is libjpeg's to look for
     if components and any(bit for bits_left in known.values() for bit in bits_left):

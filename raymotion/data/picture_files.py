@@ -51,7 +51,7 @@ class FolderContent:
         kinds = ", ".join(f"{kind or 'no extension'} {count:,}" for kind, count in self.others.most_common(4))
         kinds += " ..." if len(self.others) > 4 else ""
         told = (
-            (self.others.total(), f"files that are no pictures by their names left out ({kinds})"),
+            (self.others.total(), f"files without a picture's extension left out ({kinds})"),
             (self.hidden, "hidden files left out"),
             (self.unreadable_names, "pictures left out, whose names are not UTF-8"),
             (self.dangling, "links that lead nowhere left out"),

@@ -51,7 +51,7 @@ def address(uri: str) -> str:
 def stamps(uris: Sequence[str | None]) -> list[list[object]]:
     """What changes when the file at an address does, without reading it: size and times, or a store's entity tag.
 
-    For names of caches. An address whose file can not be looked at stands for itself.
+    For names of caches. An address whose file cannot be looked at stands for itself.
     """
     listed = _listings([uri for uri in uris if uri is not None and is_store(uri)])
     found: list[list[object]] = []
@@ -96,7 +96,7 @@ def file_name(uri: str) -> str:
 
 
 def read_mark(uri: str) -> PictureMark | None:
-    """The mark of the file at `uri`; None if it can not be read.
+    """The mark of the file at `uri`; None if it cannot be read.
 
     Raises:
         StoreUnavailable: its store does not answer, which says nothing of the file.
@@ -113,7 +113,7 @@ class Files:
     """Files at addresses: their sizes, and the marks of those that were read.
 
     Attributes:
-        sizes: by address as given; an address whose file can not be looked at is not in it, one of a store's folder
+        sizes: by address as given; an address whose file cannot be looked at is not in it, one of a store's folder
             that was not listed has None.
         marks: by normal address, of the files that `read` has read.
         failed: normal addresses of the files that could not be read.

@@ -10,8 +10,8 @@ What is compared:
 - Pictures at the recorded address: sizes of all files; the digests of all files up to `LOCAL_DIGESTS` (of an object
   store, `REMOTE_DIGESTS`), else of as many: files that changed since the rows were made first, then evenly spread.
 - Pictures at another address: the same. A folder that was moved is the same pictures, whatever it is called.
-- A picture that is no longer at its recorded address can not be compared: features outlive pictures on purpose.
-- A picture that can not be read at another address is accepted only if its file has the recorded name and its id means
+- A picture that is no longer at its recorded address cannot be compared: features outlive pictures on purpose.
+- A picture that cannot be read at another address is accepted only if its file has the recorded name and its id means
   the same everywhere (`GLOBAL_IDS`).
 """
 
@@ -57,7 +57,7 @@ class Pair:
 class Difference:
     """Two pictures that are not the same: `row` of the pairs, and what each side has.
 
-    `unreadable`: nothing says that they differ, but they stand at two addresses and can not be compared.
+    `unreadable`: nothing says that they differ, but they stand at two addresses and cannot be compared.
     """
 
     row: int
@@ -253,7 +253,7 @@ def read_made_from(
     """sample_id, image_uri, image_bytes, image_digest and boxes of all rows of the parts of a folder.
 
     Raises:
-        InputError: a part does not say what it was made from. Damaged: it can not be read.
+        InputError: a part does not say what it was made from. Damaged: it cannot be read.
     """
     columns = ["sample_id", *MADE_FROM_COLUMNS, *boxes]
 
@@ -300,7 +300,7 @@ def _to_look_at(pair: Pair) -> list[str]:
 
 
 def _not_compared(result: Comparison, row: int, pair: Pair, moved: bool, sizes: Sequence[int | None]) -> None:
-    """Books a pair of which a picture can not be read."""
+    """Books a pair of which a picture cannot be read."""
     if not moved and is_web(pair.now.uri or ""):
         result.web += 1
     elif not moved:
@@ -312,7 +312,7 @@ def _not_compared(result: Comparison, row: int, pair: Pair, moved: bool, sizes: 
 
 
 def _same_name(pair: Pair) -> bool:
-    """Whether id and file name tell the picture, where its bytes can not be read."""
+    """Whether id and file name tell the picture, where its bytes cannot be read."""
     assert pair.now.uri is not None and pair.then.uri is not None
     names = {unquote(file_name(pair.now.uri)), unquote(file_name(pair.then.uri))}
     return len(names) == 1 and pair.sample_id.startswith(GLOBAL_IDS)
@@ -326,8 +326,8 @@ def _difference(row: int, pair: Pair, what: str, now: str, then: str) -> Differe
 
 
 def _unreadable(row: int, pair: Pair, sizes: Sequence[int | None]) -> Difference:
-    texts = ["can not be read" if size is None else f"{size:,} bytes" for size in sizes]
-    found = _difference(row, pair, "address, and the pictures can not be compared", texts[0], texts[1])
+    texts = ["cannot be read" if size is None else f"{size:,} bytes" for size in sizes]
+    found = _difference(row, pair, "address, and the pictures cannot be compared", texts[0], texts[1])
     return replace(found, unreadable=True)
 
 

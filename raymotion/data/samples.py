@@ -72,7 +72,9 @@ def table_from_rows(
         raise InputError(reason, path=where) from error
     except UnicodeEncodeError as error:  # JSON can say "\\ud800", which is no character
         text = ascii(error.object)[:60]
-        raise InputError(f"{text} holds half of a character", path=where, remedy="Mend this text.") from error
+        raise InputError(
+            f"{text} contains half a character (a lone surrogate)", path=where, remedy="Fix this text."
+        ) from error
     try:
         return _validated(attach_vocabulary(table, vocabulary), where)
     except InputError as error:
@@ -102,7 +104,7 @@ def write_samples(path: storage.PathLike, table: pa.Table) -> None:
 
 def require_table_or_nothing(path: storage.PathLike) -> None:
     """Raises unless a sample table may be written to `path`: it is free, or holds one already."""
-    outputs.require_replaceable(path, "sample table", lambda head: head[:4] == b"PAR1" and _is_sample_table(path))
+    outputs.require_replaceable(path, "a sample table", lambda head: head[:4] == b"PAR1" and _is_sample_table(path))
 
 
 def _is_sample_table(path: storage.PathLike) -> bool:
@@ -215,7 +217,7 @@ def _check_ids(table: pa.Table, where: object) -> None:
     seen: set[str] = set()
     for row, sample_id in enumerate(ids.to_pylist()):
         if sample_id in seen:
-            raise InputError(f"sample_id {sample_id!r} stands twice", path=where, row=row, remedy="Ids are unique.")
+            raise InputError(f"sample_id {sample_id!r} appears twice", path=where, row=row, remedy="Ids are unique.")
         seen.add(sample_id)
 
 

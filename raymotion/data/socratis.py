@@ -76,10 +76,13 @@ class SocratisReport:
         told = (
             (self.several_captions, "rows are of images with several captions, each with its own emotions; one group"),
             (self.other_case, "pictures are in the folder with other capitals in their names"),
-            (self.ambiguous_names, "pictures could be several files, which differ in blanks or in the form of accents"),
+            (
+                self.ambiguous_names,
+                "pictures could be several files, which differ in spaces or encoded accents",
+            ),
             (self.unused_pictures, "pictures in the folder that no row names"),
             (self.dropped_images, "images without a label left out"),
-            (self.dropped_words, "words that are no labels left out"),
+            (self.dropped_words, "words that are not labels left out"),
         )
         return [f"{count:,} {what}" for count, what in told if count] + self.content.notes()
 
@@ -290,7 +293,7 @@ def _checked_entry(entry: object, path: storage.PathLike, where: str) -> tuple[s
         raise InputError("the caption is not text", path=path, row=where)
     for text in (name, caption or ""):
         if not is_unicode(text):
-            raise InputError(f"{ascii(text)[:60]} holds half of a character", path=path, row=where)
+            raise InputError(f"{ascii(text)[:60]} contains half a character (a lone surrogate)", path=path, row=where)
     if not isinstance(emotions, list) or not all(e is None or isinstance(e, str) for e in emotions):
         raise InputError("the emotions are not a list of words", path=path, row=where)
     return name, one_line(caption), [e for e in emotions if e]
@@ -316,7 +319,7 @@ def _read_csv(text: str, path: storage.PathLike, pictures: _Images, known: Vocab
         if not name.strip():
             bad.append((line, "image_name is empty"))
         elif first != line:
-            bad.append((line, f"image_name {shown(name)} stands twice with the same caption, first in line {first}"))
+            bad.append((line, f"image_name {shown(name)} appears twice with the same caption, first in line {first}"))
         elif words is None:
             bad.append((line, f"emotions {cells['emotions'][:40]!r} are not a list of words such as ['happy', 'calm']"))
         elif foreign:

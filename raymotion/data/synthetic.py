@@ -29,6 +29,7 @@ from raymotion.vocabulary import SOCRATIS_29
 
 RAW_NAME = "imCaptionEmotionExplanation_formatted.json"
 CSV_NAME = "cleaned_data.csv"
+CORRUPT_NAME = "corrupt.json"
 GREY_SHARE = 0.03
 QUALITY = 85
 
@@ -203,7 +204,7 @@ def damage(kind: str, data: bytes) -> bytes:
 
 def _check(images: int, corrupt: float, *, most: int) -> None:
     if not 1 <= images <= most:
-        raise InputError(f"{images} images can not be made", remedy=f"Choose from 1 to {most:,}.")
+        raise InputError(f"{images} images cannot be made", remedy=f"Choose from 1 to {most:,}.")
     if not 0.0 <= corrupt <= 1.0:
         raise InputError(f"the share of corrupt images is {corrupt}", remedy="Choose from 0 to 1.")
 
@@ -226,10 +227,13 @@ def claim_dataset(
     found = storage.read_json(mark) if storage.exists(mark) else None
     there = [name for name in folders if storage.list_entries(storage.join(out, name))]
     if not (isinstance(found, dict) and found.get("made_by") == made_by):
-        strange = there + [name for name in files if storage.exists(storage.join(out, name))]
+        entries = storage.list_names(out)
+        # All synthetic sets in a folder share the list of damaged files.
+        shared = [] if any(name.startswith("synthetic-") for name in entries) else [CORRUPT_NAME]
+        strange = there + [name for name in [*files, *shared] if storage.exists(storage.join(out, name))]
         if strange or found is not None:
             raise InputError(
-                "is there already, and not synthetic",
+                "exists already and is not synthetic data",
                 path=storage.join(out, strange[0]) if strange else mark,
                 remedy="Choose another --out folder.",
             )
@@ -263,8 +267,13 @@ def _write_picture(
 
 def _write_damage_list(out: storage.PathLike, folder: str, broken: Sequence[Mapping[str, str]]) -> None:
     """`corrupt.json`: the damaged files of all splits in `out`; those of `folder` are replaced."""
-    path = storage.join(out, "corrupt.json")
-    others = storage.read_json(path) if storage.exists(path) else []
+    path = storage.join(out, CORRUPT_NAME)
+    found = storage.read_json(path) if storage.exists(path) else []
+    others = [
+        entry
+        for entry in (found if isinstance(found, list) else [])
+        if isinstance(entry, dict) and isinstance(entry.get("file"), str)
+    ]
     entries = [entry for entry in others if not entry["file"].startswith(f"{folder}/")] + list(broken)
     if entries:
         storage.write_json(path, sorted(entries, key=lambda entry: str(entry["file"])))

@@ -93,7 +93,7 @@ def write_emotic(
 ) -> SyntheticEmotic:
     """Writes pictures of `persons` persons to `out/emotic/FOLDER/`, and their annotations as EMOTIC has them.
 
-    Beside them lies `faces.csv` with the true face boxes (empty for the 15 % whose face can not be seen), because no
+    Beside them lies `faces.csv` with the true face boxes (empty for the 15 % whose face cannot be seen), because no
     detector knows a drawn face.
 
     Args:
@@ -108,7 +108,7 @@ def write_emotic(
         InputError: a number or kind that makes no sense, or a folder that holds something else.
     """
     if not 1 <= persons <= 1_000_000:
-        raise InputError(f"{persons} persons can not be made", remedy="Choose from 1 to 1,000,000.")
+        raise InputError(f"{persons} persons cannot be made", remedy="Choose from 1 to 1,000,000.")
     if not 0.0 <= defects <= 1.0:
         raise InputError(f"the share of defects is {defects}", remedy="Choose from 0 to 1.")
     if kind not in ("mat", "csv", "both"):
@@ -268,7 +268,7 @@ def _leaked(image: _Image, rng: random.Random) -> _Image | None:
     return copy
 
 
-# Under the names of `emotic_report.FINDINGS`. Each damages an image and returns it, or None if it can not; `_leaked`
+# Under the names of `emotic_report.FINDINGS`. Each damages an image and returns it, or None if it cannot; `_leaked`
 # returns the second copy.
 PLANTED: dict[str, Callable[[_Image, random.Random], _Image | None]] = {
     "suspect_box": _suspect,

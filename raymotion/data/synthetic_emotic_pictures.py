@@ -28,7 +28,7 @@ _SHOES: Colour = (44, 44, 52)
 
 @dataclass(frozen=True)
 class DrawnPerson:
-    """Where a person is in the picture: the body box, and the face box or None for a face that can not be seen."""
+    """Where a person is in the picture: the body box, and the face box or None for a face that cannot be seen."""
 
     body: Box
     face: Box | None

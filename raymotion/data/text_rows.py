@@ -6,7 +6,7 @@ named by its first.
 
 **csv** is RFC 4180: cells with the delimiter, a quote or a line break are quoted, a quote inside is doubled. The
 delimiter is the comma, or the semicolon or tab where only that gives the columns asked for. **tsv** has no quoting: a
-quote is a character like any other, and `\\t`, `\\n`, `\\r` and `\\\\` stand for the characters that a cell can not
+quote is a character like any other, and `\\t`, `\\n`, `\\r` and `\\\\` stand for the characters that a cell cannot
 hold. Two habits of other programs are understood: a file whose header is quoted is a csv with tabs, and a cell in
 quotes whose inner quotes are all doubled was quoted by a csv writer. Lines may end in LF, CR LF or CR.
 """
@@ -65,7 +65,7 @@ def delimited_rows(
         InputError: no such columns, one of them twice, or a record that is no record of this file, with its line.
     """
     if "\0" in text:
-        raise InputError("holds NUL characters", path=path, remedy="Is it UTF-16, or no text? Save it as UTF-8.")
+        raise InputError("holds NUL characters", path=path, remedy="Is it UTF-16, or not text? Save it as UTF-8.")
     wanted = {name.casefold(): name for name in (*needed, *optional)}
     lines = lines_of(text)
     read, places, width = _opened(lines, path, needed, wanted)
@@ -179,7 +179,7 @@ def _reason(error: str, start: int, last: int, delimiter: str) -> str:
         return f"a closing quote is not followed by a {_NAMES[delimiter]}" + _runs_to(start, last)
     if "field larger" in error:
         return f"a cell has more than {csv.field_size_limit():,} characters" + _runs_to(start, last)
-    return f"can not be read as csv ({error})"
+    return f"cannot be read as csv ({error})"
 
 
 def _runs_to(start: int, last: int) -> str:
@@ -214,7 +214,7 @@ def parse_json(text: str, path: storage.PathLike, *, line: int | None = None) ->
         line: of the file, where `text` is one line of it.
 
     Raises:
-        InputError: it is no JSON, with the line; or a key stands twice.
+        InputError: it is no JSON, with the line; or a key appears twice.
     """
 
     def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -231,7 +231,7 @@ def parse_json(text: str, path: storage.PathLike, *, line: int | None = None) ->
         raise InputError(f"is not JSON (line {at}: {error.msg})" if line is None else f"is not JSON ({error.msg})",
                          path=path, line=line) from error  # fmt: skip
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; lists in lists in lists
-        raise InputError(f"can not be read as JSON ({str(error).splitlines()[0]})", path=path, line=line) from error
+        raise InputError(f"cannot be read as JSON ({str(error).splitlines()[0]})", path=path, line=line) from error
 
 
 def read_json(path: storage.PathLike) -> Any:

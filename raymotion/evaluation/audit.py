@@ -281,11 +281,16 @@ def _head(mode: str, settings: AuditSettings, notes: Sequence[str], labels: Mapp
 
 
 def _check_out(out: storage.PathLike) -> None:
-    strange = [name for name in storage.list_names(out) if name not in FILES and not name.startswith(".")]
+    there = [name for name in storage.list_names(out) if not name.startswith(".")]
+    # The page is written first: where it is, the other files are an audit's too.
+    ours = FILES if "audit.html" in there else ("audit.json",)
+    strange = [name for name in there if name not in ours]
     if strange:
-        raise InputError(f"holds {strange[0]}, and no audit", path=out, remedy="Use a fresh output folder.")
-    outputs.require_replaceable(storage.join(out, "audit.json"), "audit", lambda head: b'"kind": "audit"' in head)
-    outputs.require_replaceable(storage.join(out, "audit.html"), "audit", outputs.is_page)
+        raise InputError(
+            f"holds {strange[0]}, which is not part of an audit", path=out, remedy="Use a fresh output folder."
+        )
+    outputs.require_replaceable(storage.join(out, "audit.json"), "an audit", lambda head: b'"kind": "audit"' in head)
+    outputs.require_replaceable(storage.join(out, "audit.html"), "an audit", outputs.is_page)
 
 
 def _write(
@@ -301,10 +306,10 @@ def _write(
     place = storage.absolute(out)
     storage.make_dir(place)
     record = json.loads(json.dumps(record, allow_nan=False))  # as a reader of audit.json will see it
+    page = render(record, listed.gallery(settings.examples), labelled)
+    storage.write_bytes(storage.join(place, "audit.html"), page.encode("utf-8", errors="replace"))  # see _check_out
     storage.write_text(storage.join(place, "per_emotion.csv"), _csv(emotions))
     storage.write_table(storage.join(place, "disagreements.parquet"), listed.table())
-    page = render(record, listed.gallery(settings.examples), labelled)
-    storage.write_bytes(storage.join(place, "audit.html"), page.encode("utf-8", errors="replace"))
     storage.write_json(storage.join(place, "audit.json"), record)  # last: where it is, all is
     return AuditSummary(place, record, [storage.join(place, name) for name in FILES])
 

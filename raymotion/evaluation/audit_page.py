@@ -49,7 +49,7 @@ def _against_people(results: Mapping[str, Any], warnings: Sequence[str]) -> Head
     counts = Counter(emotion["verdict"] for emotion in emotions)
     tested = len(emotions) - counts["untested"]
     sentence = (
-        f"{counts['untested']} of {len(emotions)} emotions can not be judged: fewer than {FEWEST_IMAGES} images carry "
+        f"{counts['untested']} of {len(emotions)} emotions cannot be judged: fewer than {FEWEST_IMAGES} images carry "
         f"them, or do not. " if counts["untested"] else ""
     )  # fmt: skip
     sentence += (

@@ -108,7 +108,7 @@ def find_issues(
     """
     mask, p = np.asarray(given, dtype=bool), np.asarray(probabilities, dtype=np.float64)
     if mask.shape != p.shape or mask.ndim != 2 or mask.shape[1] != len(labels) or not len(mask):
-        raise InputError(f"labels of shape {mask.shape} and probabilities of shape {p.shape} can not be audited")
+        raise InputError(f"labels of shape {mask.shape} and probabilities of shape {p.shape} cannot be audited")
     _, aucs, ends = macro_auc(mask, p, bootstrap=bootstrap, seed=seed)
     flags = np.zeros(mask.shape, dtype=bool)
     emotions = []

@@ -15,18 +15,19 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
-from raymotion import records, storage
+from raymotion import outputs, records, storage
 from raymotion.batch.choice import matrix_of, read_parts
-from raymotion.batch.job import REMEDY, JobSettings, JobSummary
+from raymotion.batch.job import REMEDY, JobSettings, JobSummary, with_its_access
 from raymotion.batch.labels import LabelSettings, input_columns, label
 from raymotion.batch.ledger import by_image
 from raymotion.batch.preflight import input_digest, read_record
 from raymotion.batch.progress import ProgressKind
 from raymotion.config import digest_of, require_same_settings
 from raymotion.data.samples import SPLITS, read_samples, targets, vocabulary_of
-from raymotion.errors import InputError
+from raymotion.errors import Damaged, InputError
 from raymotion.evaluation.measure import ClassResult, Measured, measure
 from raymotion.folder_lock import one_writer_of
 from raymotion.learning.calibration import BINS
@@ -34,6 +35,8 @@ from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info, sa
 from raymotion.vocabulary import Vocabulary
 
 PREDICTIONS, SAMPLES = "predictions", "samples.parquet"
+# In the metadata of the table of chosen samples: only a table with this is replaced.
+MADE_BY = {b"made_by": b"raymotion evaluate"}
 FORMAT = 1
 # Class rates that differ by more than this are not those of the same training split.
 OTHER_RATES = 0.02
@@ -91,6 +94,7 @@ class EvaluationSummary:
     job: JobSummary
 
 
+@with_its_access
 @one_writer_of("settings.out")
 def evaluate_checkpoint(
     settings: EvaluateSettings, *, address: str | None = None, progress: ProgressKind = "auto"
@@ -218,23 +222,32 @@ def _predict(
 ) -> JobSummary:
     """Runs the labelling job on the chosen rows, which stand in a table of their own beside it."""
     folder, path = storage.join(out, PREDICTIONS), storage.join(out, SAMPLES)
-    old = read_record(folder, "labels")
+    try:
+        old = read_record(folder, "labels")
+        lost = old is None and bool(storage.list_names(storage.join(folder, "_commits")))
+    except Damaged:  # the job writes it again from its commits, or raises this itself
+        old, lost = None, True
+    table = choice.table.replace_schema_metadata({**(choice.table.schema.metadata or {}), **MADE_BY})
     if old is None:
         strange = [
             name
             for name in storage.list_names(out)
             if not name.startswith((".", "_")) and name not in (SAMPLES, PREDICTIONS)
         ]
-        if strange:
-            raise InputError(f"holds {strange[0]}, and no evaluation", path=out, remedy="Use a fresh output folder.")
-        storage.write_table(path, choice.table)
+        if strange and not lost:
+            raise InputError(
+                f"holds {strange[0]}, which is not part of an evaluation", path=out, remedy="Use a fresh output folder."
+            )
+        if not lost:
+            outputs.require_replaceable(path, "the table of an evaluation", lambda head: _is_ours(path))
+        storage.write_table(path, table)
     else:
         columns = input_columns(info, settings.features)  # with them, the job orders the table by image
         ordered = by_image(choice.table) if columns else choice.table
         now = {"rows": choice.table.num_rows, "digest": input_digest(ordered, columns)}
         require_same_settings({"samples": old["identity"]["input"]}, {"samples": now}, where=out, remedy=REMEDY)
         if _labels_differ(path, choice.table):
-            storage.write_table(path, choice.table)  # mended labels need no new predictions
+            storage.write_table(path, table)  # mended labels need no new predictions
     shared = {name: getattr(settings, name) for name in JobSettings.model_fields if name not in ("samples", "out")}
     policy = {"policy": "threshold"} if info.thresholds is None else {"policy": "class-thresholds"}
     job = LabelSettings.model_validate(
@@ -252,8 +265,18 @@ def _predict(
     return label(job, address=address, progress=progress)
 
 
+def _is_ours(path: str) -> bool:
+    """Whether the Parquet at `path` was written by an evaluation: a user's own table may have the same name."""
+    try:
+        with storage.open_input(path) as file:
+            found = pq.read_schema(file).metadata or {}
+    except (pa.ArrowException, OSError):
+        return False
+    return MADE_BY.items() <= found.items()
+
+
 def _labels_differ(path: str, table: pa.Table) -> bool:
-    """Whether the table at `path` has other labels than `table`, or can not be read."""
+    """Whether the table at `path` has other labels than `table`, or cannot be read."""
     columns = ["sample_id", "split", "labels", "label_weights"]
     try:
         return not storage.read_table(path).select(columns).equals(table.select(columns))

@@ -58,9 +58,7 @@ def check_matched(
     result = compare_pictures(pairs, since=since, need_address=False, first=by_id)
     if by_id:
         for difference in result.differences[:1]:
-            raise _refusal(
-                difference, where, "or, if they are copies in another encoding, compare with --on image-name"
-            )
+            raise _refusal(difference, where, remedy)
         return result.notes()
     notes = result.notes()
     unreadable = sum(difference.unreadable for difference in result.differences)
@@ -112,7 +110,7 @@ def _look(pairs: Sequence[Pair], differences: Sequence[Difference], where: objec
 
 
 def _decoded(side: Picture) -> np.ndarray | None:
-    """Pixels of the picture, or None where it can not be read, or is no longer the one that was recorded.
+    """Pixels of the picture, or None where it cannot be read, or is no longer the one that was recorded.
 
     Raises:
         StoreUnavailable: its store does not answer.

@@ -35,7 +35,7 @@ def interpolated_average_precision(targets: np.ndarray, scores: np.ndarray) -> f
     """The area under the running maximum of precision, as in the EMOTIC authors' evaluation; NaN without a positive.
 
     At each recall the precision is the highest that any recall from there on has (PASCAL VOC 2010 and later, all
-    points). So it is never below `average_precision`, and figures made with the two can not be compared. The authors
+    points). So it is never below `average_precision`, and figures made with the two cannot be compared. The authors
     add noise of 1e-10 to the scores, which breaks ties by luck; here equal scores are one step, which no threshold
     divides, so that the same scores always have the same value.
 

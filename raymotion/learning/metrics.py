@@ -241,7 +241,7 @@ def checked(name: str, value: np.ndarray, shape: tuple[int, ...] | None = None) 
     """`value` as a float64 matrix of samples x labels with entries in [0, 1], or an `InputError`."""
     array = np.asarray(value, dtype=np.float64)
     if array.ndim != 2 or 0 in array.shape:
-        raise InputError(f"{name} of shape {array.shape} can not be evaluated: samples x labels, at least one of each")
+        raise InputError(f"{name} of shape {array.shape} cannot be evaluated: samples x labels, at least one of each")
     if shape is not None and array.shape != shape:
         raise InputError(f"{name} of shape {array.shape} do not fit {shape}")
     if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:

@@ -67,7 +67,7 @@ def paired_map_gain(
     """
     truth = np.asarray(targets) > 0
     if truth.ndim != 2 or 0 in truth.shape:
-        raise InputError(f"targets of shape {truth.shape} can not be compared: samples x labels, at least one of each")
+        raise InputError(f"targets of shape {truth.shape} cannot be compared: samples x labels, at least one of each")
     runs = [_runs(scores, truth.shape) for scores in (first, second)]
     units = sampling_units(groups, len(truth))
     rankings = [[SparseRanking.of(truth, scores, units) for scores in each] for each in runs]

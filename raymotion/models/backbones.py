@@ -119,14 +119,14 @@ class BackboneIdentity:
             }
             found = cls(**fields)
         except (TypeError, AttributeError) as error:
-            raise InputError(f"is no identity of a backbone ({error})", path=where) from error
+            raise InputError(f"is not the identity of a backbone ({error})", path=where) from error
         wrong = found._wrong()
         if wrong:
-            raise InputError(f"is no identity of a backbone ({wrong} is {getattr(found, wrong)!r})", path=where)
+            raise InputError(f"is not the identity of a backbone ({wrong} is {getattr(found, wrong)!r})", path=where)
         return found
 
     def _wrong(self) -> str | None:
-        """Name of the first field with a value that it can not have."""
+        """Name of the first field with a value that it cannot have."""
         three = all(
             isinstance(own, tuple) and len(own) == 3 and all(_is_number(value) for value in own)
             for own in (self.mean, self.std)
@@ -177,7 +177,7 @@ def identify(name: str, weights: str = "default", *, size: int | None = None, fi
         fit: `whole` or `center`, see the module.
 
     Raises:
-        InputError: timm has no such model or no weights for it; it can not read this size; no such file.
+        InputError: timm has no such model or no weights for it; it cannot read this size; no such file.
     """
     if fit not in FITS:
         raise InputError(f"no fit is called {fit!r}", remedy=f"Choose from {', '.join(FITS)}.")
@@ -275,7 +275,7 @@ def first_line(error: BaseException) -> str:
 class Backbone:
     """A frozen backbone, ready to look at crops.
 
-    It is no torch module: what trains with it can not put it into training mode, nor find its weights.
+    It is no torch module: what trains with it cannot put it into training mode, nor find its weights.
 
     Args:
         identity: of `identify`.
@@ -289,7 +289,7 @@ class Backbone:
         token_dim: channels of the spatial tokens, 0 if there are none.
 
     Raises:
-        InputError: the weights can not be had, are not those of the identity, or do not fit the model.
+        InputError: the weights cannot be had, are not those of the identity, or do not fit the model.
     """
 
     def __init__(

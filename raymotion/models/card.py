@@ -62,7 +62,7 @@ def _document(lines: list[str], config: Mapping[str, Any], training: Mapping[str
     """The card that begins with `lines`: data, targets, figures, and how to read them."""
     targets = training.get("targets") or {}
     imitates = targets.get("kind") == "pseudo-labels"
-    lines = [*_header(config, training), *lines, *_targets(targets)]
+    lines = [*_header(config), *lines, *_targets(targets)]
     data = training.get("data") or {}
     if data:
         splits = ", ".join(f"{count:,} {name}" for name, count in (data.get("splits") or {}).items())
@@ -99,7 +99,7 @@ def _document(lines: list[str], config: Mapping[str, Any], training: Mapping[str
     return "\n".join(lines) + "\n"
 
 
-def _header(config: Mapping[str, Any], training: Mapping[str, Any]) -> list[str]:
+def _header(config: Mapping[str, Any]) -> list[str]:
     """The YAML block by which the hub lists a model: library, task, tags, labels."""
     from huggingface_hub import ModelCardData
 

@@ -179,7 +179,7 @@ def save_checkpoint(
 
 def _write_local(target: str, files: Mapping[str, bytes]) -> None:
     if storage.list_entries(target) and not os.path.exists(os.path.join(target, CONFIG)):
-        raise InputError("is not empty, and no checkpoint", path=target, remedy="Name another folder.")
+        raise InputError("is not empty and is not a checkpoint", path=target, remedy="Name another folder.")
     with replaced(target) as temporary:
         for name, data in files.items():
             storage.write_bytes(storage.join(temporary, name), data)

@@ -97,7 +97,7 @@ def read_contents(where: str) -> Contents:
     """The small files of the checkpoint `where`.
 
     Raises:
-        InputError: one of them is missing, is damaged, or holds a value that it can not have. The file is named.
+        InputError: one of them is missing, is damaged, or holds a value that it cannot have. The file is named.
     """
     config = read_config(where)
     path = storage.join(where, CONFIG)

@@ -57,6 +57,6 @@ def require_finite_rows(values: np.ndarray, model: object) -> np.ndarray:
         raise NotFinite(
             f"{model}: the model answers sample {bad[0]} with NaN or infinity"
             + (f" (and {len(bad) - 1} more of {len(values)})" if len(bad) > 1 else "")
-            + ". It can not label these: train it again, or give it other inputs"
+            + ". It cannot label these: train it again, or give it other inputs"
         )
     return values

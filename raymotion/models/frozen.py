@@ -147,7 +147,7 @@ def build(identity: BackboneIdentity, weights: str) -> FrozenBackbone:
     """The frozen model of `identity` with these weights.
 
     Raises:
-        InputError: the weights are not what the identity says, can not be had, or do not fit.
+        InputError: the weights are not what the identity says, cannot be had, or do not fit.
     """
     if identity.is_random:
         if weights not in ("random", identity.weights):

@@ -45,7 +45,7 @@ class Tail(nn.Sequential):
     """LayerNorm, ReLU, Dropout.
 
     The public study has a BatchNorm here: its statistics mix samples that have a stream with samples that lack it,
-    and it can not train on one row.
+    and it cannot train on one row.
     """
 
     def __init__(self, config: FusionConfig) -> None:

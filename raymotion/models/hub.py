@@ -82,7 +82,7 @@ def push(
 
     Raises:
         InputError: `source` is no checkpoint, `target` holds something else, or the hub refuses.
-        RunFailed: the hub can not be reached.
+        RunFailed: the hub cannot be reached.
     """
     refuse_hub_id(source)
     repository = hub_id(target)
@@ -125,7 +125,7 @@ def pull(
 
     Raises:
         InputError: `source` holds no checkpoint, or a damaged one, or the hub refuses; `out` holds something else.
-        RunFailed: the hub can not be reached.
+        RunFailed: the hub cannot be reached.
     """
     repository = hub_id(source)
     if hub_id(out) is not None and str(out).startswith(SCHEME):

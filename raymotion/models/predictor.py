@@ -132,7 +132,7 @@ class Predictor(ABC):
                 without its box is masked.
 
         Raises:
-            InputError: the picture can not be read (the reason is said), or nothing is given that the model reads.
+            InputError: the picture cannot be read (the reason is said), or nothing is given that the model reads.
         """
         if boxes:
             raise InputError("this model looks at no boxes", path=self.info.folder, remedy="Leave them out.")
@@ -295,7 +295,7 @@ def load(folder: storage.PathLike, *, device: str = "cpu", weights: str | Sequen
         return LOADERS[named](folder, device, files[0] if files else None)
     checkpoint.read_checkpoint_info(folder)  # says what is wrong with it, if anything is
     raise InputError(
-        f"is a {named}, which can not predict by itself",
+        f"is a {named}, which cannot predict by itself",
         path=folder,
         remedy=f"Give one of {', '.join([*LOADERS, *FUSIONS])}.",
     )
@@ -421,4 +421,4 @@ def _read_file(path: str, min_side: int | None, on_kept: Callable[[Exception], N
     except pictures.ImageError as error:
         spoilt = isinstance(error, pictures.ImageDamaged | pictures.ImageTruncated)
         remedy = "Fetch it again; --damaged keep reads what can be decoded." if spoilt and on_kept is None else None
-        raise InputError(f"is no readable picture ({error})", path=path, remedy=remedy) from error
+        raise InputError(f"is not a readable picture ({error})", path=path, remedy=remedy) from error

@@ -57,7 +57,7 @@ def transferred(source: storage.PathLike, depth: int, labels: int, *, freeze: bo
     blocks = donor.blocks()
     if depth >= len(blocks):
         raise InputError(
-            f"has {len(blocks)} layers, the head among them; {depth} can not be transferred",
+            f"has {len(blocks)} layers, the head among them; {depth} cannot be transferred",
             path=source,
             remedy=f"Give a depth of at most {len(blocks) - 1}.",
         )

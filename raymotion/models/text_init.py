@@ -148,7 +148,7 @@ def _config(source: str, folder: str) -> BertConfig:
     try:
         return BertConfig(**values)
     except Exception as error:  # transformers checks types by classes of its own
-        raise InputError(f"config.json describes no BERT ({_first_line(error)})", path=source) from error
+        raise InputError(f"config.json does not describe a BERT ({_first_line(error)})", path=source) from error
 
 
 def _weights(source: str, folder: str, config: BertConfig) -> dict[str, Tensor]:

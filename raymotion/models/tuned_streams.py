@@ -229,5 +229,5 @@ def _set_checkpointing(model: Any, name: str) -> None:
         model.set_grad_checkpointing(True)
     except (AttributeError, AssertionError) as error:
         raise InputError(
-            f"{name} can not compute its activations again", remedy="Set gradient_checkpointing to false."
+            f"{name} cannot compute its activations again", remedy="Set gradient_checkpointing to false."
         ) from error

@@ -128,7 +128,7 @@ def read_config(path: storage.PathLike) -> VisualGenomeConfig:
     """The published config.yaml as settings; what it does not name keeps its usual value.
 
     Raises:
-        InputError: not YAML, no setting of the detector in it, a value that can not be, or a variant that raymotion
+        InputError: not YAML, no setting of the detector in it, a value that cannot be, or a variant that raymotion
             does not build.
     """
     given = _flat(read_yaml(path))
@@ -255,7 +255,7 @@ def find_files(weights: str) -> PublishedFiles:
             `owner/name@revision`, or `hf://owner/name` where a folder has that name too.
 
     Raises:
-        InputError: nothing there, the hub can not be reached, or the folder lacks a file.
+        InputError: nothing there, the hub cannot be reached, or the folder lacks a file.
     """
     if weights.startswith(SCHEME) or not storage.exists(weights):
         if not is_hub_id(weights):

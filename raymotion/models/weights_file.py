@@ -49,7 +49,7 @@ def read_header(path: storage.PathLike, *, shown: object = None) -> Header:
         shown: how messages call the file; default `path`.
 
     Raises:
-        InputError: no such file; it is cut off, or no safetensors; a tensor has other bytes than its shape needs.
+        InputError: no such file; it is cut off, or no safetensors; a tensor's size does not fit its shape.
     """
     with storage.open_input(path) as file:
         size = file.seek(0, os.SEEK_END)
@@ -79,9 +79,9 @@ def read_header(path: storage.PathLike, *, shown: object = None) -> Header:
 def _tensor(entry: Mapping[str, Any]) -> TensorHeader:
     dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     if any(type(number) is not int or number < 0 for number in (*shape, start, end)):
-        raise ValueError("a shape or a place is no number")
+        raise ValueError("a shape or an offset is not a number")
     if end - start != math.prod(shape) * SIZES[dtype]:
-        raise ValueError("a tensor has other bytes than its shape needs")
+        raise ValueError("a tensor's size does not fit its shape")
     return TensorHeader(dtype, tuple(shape))
 
 

@@ -69,7 +69,7 @@ def write_report(
     """
     if samples_shown < 0:
         raise InputError(f"samples_shown {samples_shown} is negative")
-    outputs.require_replaceable(out, "report", outputs.is_page)
+    outputs.require_replaceable(out, "a report", outputs.is_page)
     labelled = load_labels(labels_dir)
     collapse = check_collapse(
         labelled.probabilities,

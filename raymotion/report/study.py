@@ -23,7 +23,7 @@ class StudySummary:
 
     Attributes:
         state: "good", "unsure" or "bad"; headline: the verdict, one sentence.
-        warnings: why the numbers can not be compared with published ones, and what is missing.
+        warnings: why the numbers cannot be compared with published ones, and what is missing.
         lines: the table of the stages.
         files: what was written, by name.
     """
@@ -59,11 +59,11 @@ def write_study_report(folder: storage.PathLike, out: storage.PathLike) -> Study
     if scores is not None:
         files[METRICS] = to_text(scores.mean)
         files |= {f"evaluation_metrics-seed-{seed}.txt": to_text(run) for seed, run in scores.runs.items()}
-    outputs.require_replaceable(storage.join(out, PAGE), "report", outputs.is_page)
+    outputs.require_replaceable(storage.join(out, PAGE), "a report", outputs.is_page)
     there = set(storage.list_names(out))
     strange = [] if PAGE in there else sorted(there & set(files))
     if strange:
-        raise InputError(f"holds {strange[0]}, and no report", path=out, remedy="Use a fresh --out.")
+        raise InputError(f"holds {strange[0]}, which is not part of a report", path=out, remedy="Use a fresh --out.")
     for name, text in files.items():
         storage.write_text(storage.join(out, name), text)
     state, headline = verdict(study)

@@ -159,14 +159,14 @@ def _first_sentence(stage: Stage) -> str:
         return f"in {stage.name} the leader beats every other choice beyond noise"
     if beaten:
         return (
-            f"in {stage.name} the leader beats {beaten} of {others} other choices beyond noise and can not be told "
+            f"in {stage.name} the leader beats {beaten} of {others} other choices beyond noise and cannot be told "
             "from the rest"
         )
     return f"no choice of {stage.name} stands out from the noise"
 
 
 def cautions(study: StudyFolder) -> list[str]:
-    """Why the numbers can not be set against published ones; a reader must not miss them."""
+    """Why the numbers cannot be set against published ones; a reader must not miss them."""
     found = []
     data = study.record.get("data") or {}
     persons = {name: number((data.get("splits") or {}).get(name, {}).get("persons")) for name in PERSONS}
@@ -179,7 +179,7 @@ def cautions(study: StudyFolder) -> list[str]:
         kind = "SYNTHETIC DATA" if data.get("synthetic") else "NOT THE EMOTIC DATA SET (synthetic, or a part of it)"
         found.append(
             f"{kind}: {ours} persons in train / val / test, where EMOTIC has {theirs}. "
-            "Published figures stand beside ours to show the form of the table; the two can not be compared."
+            "Published figures stand beside ours to show the form of the table; the two cannot be compared."
         )
     untrained = random_backbones(study)
     if untrained:

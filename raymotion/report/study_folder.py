@@ -104,7 +104,7 @@ class Stage:
 
     @property
     def tied(self) -> int:
-        """How many configurations can not be told from the leader."""
+        """How many configurations cannot be told from the leader."""
         return sum(trial.against is not None and trial.against.tied for trial in self.trials)
 
     @property
@@ -131,7 +131,7 @@ class Stage:
 
     @property
     def decided(self) -> bool | None:
-        """Whether the stage changed anything beyond noise; None where that can not be said.
+        """Whether the stage changed anything beyond noise; None where that cannot be said.
 
         The first stage has nothing to change: it decides if the leader beats every other configuration beyond noise.
         """

@@ -34,7 +34,7 @@ def targets(study: StudyFolder) -> tuple[Mapping[str, np.ndarray], str]:
 
     path = _sample_table(study)
     if path is None:
-        return {}, "The sample table of the study was not found, so predictions can not be compared with it."
+        return {}, "The sample table of the study was not found, so predictions cannot be compared with it."
     table = read_samples(path)
     vocabulary = vocabulary_of(table)
     if vocabulary is None or vocabulary.labels != study.labels:
@@ -73,7 +73,7 @@ def predictions(study: StudyFolder, split: str, name: str, key: str) -> list[np.
             continue
         values = records.read_arrays(path, _recorded(study, split, name, key, path), remedy="Remove it.")
         if split not in values:
-            raise InputError(f"holds no predictions {split!r}", path=path, remedy="Remove it.")
+            raise InputError(f"holds no predictions for {split!r}", path=path, remedy="Remove it.")
         own = values[split]
         if own.ndim != 2 or own.shape[1] != len(study.labels) or any(own.shape != known.shape for known in found):
             raise InputError(f"has predictions of shape {own.shape}, unlike the other seeds", path=path)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from raymotion.train.finetune import Comparison, Row, Score
 
 # Name in the record -> heading, of the terminal's columns; json and csv hold the other metrics too. The BCE first: it
-# is the one that a constant can not flatter.
+# is the one that a constant cannot flatter.
 SHOWN = {"bce": "BCE (lower)", "macro_ap": "mAP", "top_1": "top-1", "top_3": "top-3"}
 LINES = {"AnB": "#b3423a", "AnB+": "#b3423a", "BnB": "#31688e", "BnB+": "#31688e"}
 

@@ -46,7 +46,7 @@ def finish(study: Search) -> None:
     record["status"] = "complete"
     write_winner(study.folder, study.recipe(record["stages"][-1]["winner"]["config"]))
     study.folder.write(record)
-    # The record stands: what can not be removed now is no reason to fail.
+    # The record stands: what cannot be removed now is no reason to fail.
     for place in (study.folder.scratch, study.folder.data):
         with contextlib.suppress(OSError, RaymotionError):
             storage.remove_tree(place)

@@ -136,7 +136,7 @@ class StudyFolder:
         """study.json, or None where no study was begun.
 
         Raises:
-            Damaged: it can not be read, and neither can its copy.
+            Damaged: it cannot be read, and neither can its copy.
         """
         found, _ = records.read_twice(self.record)
         if found is not None and (found.get("format") != FORMAT or not isinstance(found.get("identity"), dict)):

@@ -106,7 +106,7 @@ def run_study(
             record = folder.read()
     except Damaged as error:
         record, damaged = None, error
-        say(f"{error.path}: {error.reason}; it is written anew, and trials that are finished are kept")
+        say(f"{error.path}: {error.reason}; it is rewritten; finished trials are kept")
     if record is not None:
         require_same_settings(record["identity"], identity, where=folder.path, remedy=REMEDY)
         if record["status"] == "complete":
@@ -205,7 +205,7 @@ def _command(
     """How to make what is missing: beside what there is, or all of it anew.
 
     An embedding job makes the clean features of every backbone that it is given, and two folders that are read together
-    may not hold the same ones: a level or tokens of a backbone that is there can not be made apart.
+    may not hold the same ones: a level or tokens of a backbone that is there cannot be made apart.
     """
     new = [pair for pair in pairs if FeatureKey(*pair) in missing]
     beside = len(new) < len(pairs) and all((key.stream, key.backbone) in new for key in missing)

@@ -12,13 +12,14 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from raymotion import storage
+from raymotion.access import Access, current
 from raymotion.batch.cluster import Placement, node_resources, plan_placement
 from raymotion.errors import InputError, RunFailed
 from raymotion.study.record import FAILED, STOPPED, StudyFolder, TrialRecord, machine_fault
@@ -87,6 +88,7 @@ class ConfigurationTrainable(tune.Trainable):
         from raymotion.batch.memory import keep_freed_memory
         from raymotion.study.trial import Configuration, study_data
 
+        Access(**self.spec["access"]).apply()  # on a cluster that ran before, this process has not inherited it
         keep_freed_memory()
         torch.set_num_threads(max(1, round(self.spec["cpus"])))
         device = "cuda" if self.spec["gpus"] and torch.cuda.is_available() else "cpu"
@@ -225,7 +227,8 @@ def search(
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     plan = resources.placement(node_resources())
     filesystem, path = storage.arrow_filesystem(folder.scratch)
-    given = [{**spec, "study": folder.path, "cpus": plan.cpus, "gpus": plan.gpus} for spec in specs]
+    more = {"study": folder.path, "cpus": plan.cpus, "gpus": plan.gpus, "access": asdict(current())}
+    given = [{**spec, **more} for spec in specs]
     faults = EndOnFault()
     tuner = tune.Tuner(
         tune.with_resources(ConfigurationTrainable, {"CPU": plan.cpus, "GPU": plan.gpus}),

@@ -131,7 +131,7 @@ class JointSpace(Space):
         """`count` different configurations, or all that there are; a longer draw begins with a shorter one.
 
         Args:
-            refused: takes a configuration and says whether it can not be trained: another is drawn in its place.
+            refused: takes a configuration and says whether it cannot be trained: another is drawn in its place.
         """
         sizes = [len(labels_of(choices)) for choices in self.choices.values()]
         total, rng, seen = math.prod(sizes), np.random.default_rng([seed, 40]), set[int]()

@@ -74,7 +74,7 @@ def run_stages(study: Search) -> None:
     for stage in spaces.stages:
         done = [own for own in record["stages"] if own["name"] == stage.name]
         if done and not study.folder.has_result(done[0]["winner"]["key"], study.seeds):
-            study.say(f"files of {stage.name}'s winner are damaged or gone: the stages are decided again from there")
+            study.say(f"files of {stage.name}'s winner are damaged or gone: deciding the stages again from there")
             record["stages"] = record["stages"][: record["stages"].index(done[0])]
             record["joint"], done = None, []
         if done:
@@ -92,7 +92,7 @@ def run_stages(study: Search) -> None:
     if spaces.joint is None:
         return
     if record["joint"] and not study.folder.has_result(record["joint"]["winner"]["key"], study.seeds):
-        study.say("files of the joint search's winner are damaged or gone: it is decided again")
+        study.say("files of the joint search's winner are damaged or gone: deciding it again")
         record["joint"] = None
     if record["joint"] is None:
         count = spaces.joint.samples or len({own["key"] for stage in record["stages"] for own in stage["trials"]})
@@ -168,7 +168,7 @@ def _draw(study: Search, start: Configuration) -> list[tuple[str, Configuration,
 
 
 def refusal(study: Search, config: Configuration) -> str | None:
-    """Why a configuration can not be trained, though each of its parts could; None if it can."""
+    """Why a configuration cannot be trained, though each of its parts could; None if it can."""
     recipe = study.recipe(config)
     try:  # such as a fusion of two streams where the ablation or the backbones leave one
         FusionConfig.model_validate({**recipe.model, "dims": dict.fromkeys(recipe.backbones.chosen(), 1)})

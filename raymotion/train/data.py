@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 # Imports neither torch nor transformers: Ray Train's controller imports this too, and need not wait for them.
 ARRAYS, META, TOKENIZER = "arrays.safetensors", "data.json", "tokenizer.json"
-AGAIN = "Run the same command again: it writes the prepared data anew."
+AGAIN = "Run the same command again: it prepares the data again."
 COLUMNS = ("pieces", "ends", "owners", "has_caption", "hard", "soft")
 
 

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 
 import raymotion
 from raymotion import outputs, records, storage
+from raymotion.access import Access, current
 from raymotion.batch.choice import matrix_of
 from raymotion.batch.cluster import available_cpus, connect
 from raymotion.batch.progress import Progress, ProgressKind
@@ -186,7 +187,7 @@ def compare(
     for depth in chosen:
         if not 1 <= depth < len(layers):
             raise InputError(
-                f"has {len(layers)} layers, the head among them; {depth} can not be transferred",
+                f"has {len(layers)} layers, the head among them; {depth} cannot be transferred",
                 path=a,
                 remedy=f"Give depths from 1 to {len(layers) - 1}.",
             )
@@ -230,9 +231,11 @@ def compare(
         with contextlib.suppress(Damaged):  # it is written anew at the end, and each run knows its own settings
             before = records.read_record(record)["settings"]
             require_same_settings(before, settings, where=target, remedy=REMEDY, ignore=PLACES)
-    elif strange := sorted(set(storage.list_entries(target)) - {RUNS, "finetune.csv", "finetune.png"}):
+    elif strange := _strange(set(storage.list_entries(target))):
         raise InputError(
-            f"holds {strange[0]}, and no comparison", path=target, remedy="Name another folder with --out."
+            f"holds {strange[0]}, which is not part of a comparison",
+            path=target,
+            remedy="Name another folder with --out.",
         )
     # Scratch always: it is what the others are compared with, and what BnB starts from.
     first = [Run("scratch", 0, seed) for seed in seeds]
@@ -281,6 +284,11 @@ def compare(
     return result
 
 
+def _strange(there: set[str]) -> list[str]:
+    """Entries of a folder that are not from an unfinished comparison: it has runs before it has tables."""
+    return sorted(there - ({RUNS, "finetune.csv", "finetune.png"} if RUNS in there else set()))
+
+
 def _scored_split(info: CheckpointInfo) -> str:
     """`test`, or `validation` where there is no test, or none of its samples has a label."""
     test = info.test
@@ -323,7 +331,7 @@ def _run_all(
         gpu = 1 if use_gpu is not False and ray.cluster_resources().get("GPU", 0) >= 1 else 0
         train = ray.remote(num_cpus=1, num_gpus=gpu, max_retries=2)(_train_one)
         waiting = {
-            train.remote(recipe.model_dump(mode="json"), storage.join(target, RUNS, run.name)): run
+            train.remote(recipe.model_dump(mode="json"), storage.join(target, RUNS, run.name), current()): run
             for run, recipe in recipes
         }
         while waiting:
@@ -347,10 +355,11 @@ def _run_all(
             yield run, read_checkpoint_info(where)
 
 
-def _train_one(recipe: dict[str, Any], out: str) -> None:
-    """One run in a task of Ray: one CPU, so one thread."""
+def _train_one(recipe: dict[str, Any], out: str, access: Access) -> None:
+    """One run in a task of Ray, with the driver's access: one CPU, so one thread."""
     import torch
 
+    access.apply()
     torch.set_num_threads(1)
     # A task of a driver that was killed just now may still be at it.
     with one_writer(out, beside=True, patience=30):

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from raymotion import folder_lock, outputs, records, storage
+from raymotion import access, folder_lock, outputs, records, storage
 from raymotion.config import require_same_settings
 from raymotion.errors import DiskFull, Diverged, InputError, RaymotionError, RunFailed
 from raymotion.folder_lock import one_writer_of
@@ -79,7 +79,7 @@ def fit(
         stepped: called about every second with what `train.progress.Pace` tells.
 
     Raises:
-        InputError: something in recipe, samples or features can not be used.
+        InputError: something in recipe, samples or features cannot be used.
         SettingsMismatch: `out` belongs to a run with other settings or other data, or is half done by other workers.
         RunFailed: the workers failed more often than `failures` allows; the same command goes on.
         Diverged: the loss or the weights are no longer finite; the run is removed.
@@ -120,7 +120,7 @@ def fit(
                 info = finish(recipe, data, settings, folder, target)
         else:
             info = _train_on_ray(recipe, data, run, settings, target, address, command)
-    # The checkpoint stands: what can not be removed now is no reason to fail.
+    # The checkpoint stands: what cannot be removed now is no reason to fail.
     with contextlib.suppress(OSError, RaymotionError):
         outputs.remove_claimed(run)
     earlier = [epoch for epoch in info.training["history"] if not epoch["attempt"].startswith(command)]
@@ -234,6 +234,7 @@ def _train_on_ray(
                 "run": run,
                 "command": command,
                 "ingest": asdict(plan),
+                "access": asdict(access.current()),
             },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=recipe.workers,
@@ -272,6 +273,8 @@ def _worker(config: dict[str, Any]) -> None:
     from raymotion.train.stream import read_with_ray
     from raymotion.train.task import task_of
 
+    # On a cluster that ran before, this process has not inherited it. Readers of pictures take it on from here.
+    access.Access(**config["access"]).apply()
     context = ray.train.get_context()
     recipe = KINDS[config["recipe"]["kind"]].model_validate(config["recipe"])
     data = load_data(storage.join(config["run"], "data"))
@@ -337,7 +340,7 @@ def _require_free(target: str) -> None:
     if not storage.is_remote(target) and os.path.isfile(target):
         raise InputError("is a file", path=target, remedy="Name a folder with --out.")
     if storage.list_entries(target):
-        raise InputError("is not empty, and no checkpoint", path=target, remedy="Name another folder with --out.")
+        raise InputError("is not empty and is not a checkpoint", path=target, remedy="Name another folder with --out.")
 
 
 def _epochs_done(run: str) -> int:
@@ -354,7 +357,7 @@ def _latest(run: str) -> dict[str, Any]:
 
 
 def _start_anew(run: str) -> str:
-    return f"Remove {run}, and run the same command again: it begins with the first epoch."
+    return f"Remove {run}, and run the same command again: it starts from the first epoch."
 
 
 def _has_epoch(run: str) -> bool:

@@ -226,7 +226,7 @@ class Run:
             raise _diverged(f"weight {wrong} holds NaN or infinity at the end of epoch {state.epoch}", task, state)
         probabilities = _predict_split(self.model, task, self.feed, "val", workers)
         if not np.isfinite(probabilities).all():
-            raise _diverged(f"the model answers validation with NaN or infinity after epoch {state.epoch}", task, state)
+            raise _diverged(f"the model's validation output is NaN or infinite after epoch {state.epoch}", task, state)
         # Rank 0's judgement for all: a last digit must not let one stop where the others go on.
         score = workers.gather(_validate(probabilities, task))[0]
         if score["loss"] < state.best - 1e-7 or recipe.select_by == "last":
@@ -271,7 +271,7 @@ def read_state(folder: str) -> dict[str, Any]:
     Raises:
         Damaged: one of them is not.
     """
-    remedy = "The run can not go on from here: remove its folder, and run the same command again."
+    remedy = "The run cannot continue from here: remove its folder and run the same command again."
     record = records.read_record(Path(folder, STATE), needs_seal=True, remedy=remedy)
     for name, sha256 in record["files"].items():
         records.read_bytes(Path(folder, name), sha256, remedy=remedy)

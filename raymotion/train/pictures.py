@@ -132,7 +132,7 @@ class PictureReader:
             on_kept: called with what is wrong with a picture that is damaged and kept.
 
         Raises:
-            ImageError: it can not be read.
+            ImageError: it cannot be read.
         """
         if uri is None:
             return None
@@ -227,7 +227,7 @@ def cache_pictures(
     """Decodes every picture once, as (n, size, size, 3) uint8 in a NumPy file that is read through a memory map.
 
     For many runs on one small set. The file is named after what is in it (addresses, sizes and times of the files, or
-    an object store's entity tags), so runs on the same pictures share it. A picture that can not be read is all zeros
+    an object store's entity tags), so runs on the same pictures share it. A picture that cannot be read is all zeros
     there.
 
     Args:

@@ -71,7 +71,7 @@ class Pace:
 
 
 def pace_file(run: str) -> Pace:
-    """A pace that is written to the run's folder; what can not be written is left out."""
+    """A pace that is written to the run's folder; what cannot be written is left out."""
     path = storage.join(run, STEPS)
 
     def tell(news: Mapping[str, Any]) -> None:

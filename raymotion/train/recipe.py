@@ -118,7 +118,7 @@ class StudentDataSettings(CaptionDataSettings):
         smallest_crop: of a random crop, as a share of the picture's area.
         cache_images: decode every picture once, into a file of raw pixels that all runs on the same data share; for
             small sets and many runs, with `workers: 0`.
-        damaged: a picture that decodes, but not to what was stored. quarantine: left out, as one that can not be read.
+        damaged: a picture that decodes, but not to what was stored. quarantine: left out, as one that cannot be read.
             keep: shown as it decodes.
         epoch_samples: samples between two validations (and checkpoints); None: all of them.
         decode_tasks: how many pictures are decoded at once for each worker; None: as the cores allow.

@@ -17,7 +17,7 @@ class TunedDataSettings(DataSettings):
     """What is looked at.
 
     Attributes:
-        damaged: a picture that decodes, but not to what was stored. quarantine: left out, as one that can not be read.
+        damaged: a picture that decodes, but not to what was stored. quarantine: left out, as one that cannot be read.
             keep: shown as it decodes.
         decode_tasks: how many batches are decoded at once for each worker; None: as the cores allow.
     """

@@ -135,7 +135,7 @@ def mean_sink() -> type[MeanSink]:
 
 @pytest.fixture(scope="session")
 def ray_jobs(ray_local: Any) -> Any:
-    """`ray_local`, whose workers get this file's classes by value: they can not import a conftest."""
+    """`ray_local`, whose workers get this file's classes by value: they cannot import a conftest."""
     import sys
 
     from ray import cloudpickle

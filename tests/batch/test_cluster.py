@@ -59,10 +59,10 @@ def test_fractional_gpus() -> None:
             1,
             0,
             LAPTOP,
-            r"3 x \(1 CPU\) can not be placed: the cluster has \(2 CPU, 0 GPU\), room for 2 such workers",
+            r"3 x \(1 CPU\) cannot be placed: the cluster has \(2 CPU, 0 GPU\), room for 2 such workers",
         ),
-        (1, 4, 0, LAPTOP, r"1 x \(4 CPU\) can not be placed: .* room for 0 such workers"),
-        (1, 1, 1, LAPTOP, r"1 x \(1 CPU and 1 GPU\) can not be placed"),
+        (1, 4, 0, LAPTOP, r"1 x \(4 CPU\) cannot be placed: .* room for 0 such workers"),
+        (1, 1, 1, LAPTOP, r"1 x \(1 CPU and 1 GPU\) cannot be placed"),
         # 8 CPUs in all, and yet no node has 6: sums do not place actors.
         (1, 6, 0, [{"CPU": 4.0}, {"CPU": 4.0}], r"the cluster has \(4 CPU, 0 GPU\) \+ \(4 CPU, 0 GPU\), room for 0"),
         (None, None, None, [], "the cluster has no node"),

@@ -72,7 +72,7 @@ def test_other_pictures_have_the_address_that_they_were_read_from() -> None:
 
 def test_the_public_format_without_any_address_is_refused(tmp_path: Path) -> None:
     folder = labelled(tmp_path / "labels", [("coco:000000000139", None), ("coco:000000000285", None)])
-    with pytest.raises(InputError, match=r"coco_url would be empty in every row. Say --coco-split val2017"):
+    with pytest.raises(InputError, match=r"coco_url would be empty in every row. Pass --coco-split val2017"):
         export(folder, tmp_path / "a.csv", "csv")
     assert not (tmp_path / "a.csv").exists()
     assert export(folder, tmp_path / "a.csv", "csv", coco_split="val2017") == Exported(2)
@@ -96,4 +96,32 @@ def test_the_command_counts_rows_without_an_address(tmp_path: Path, runner: Any)
     folder = labelled(tmp_path / "labels", [("x:0", "https://host/a.jpg"), ("x:1", None)])
     done = runner("export", folder, "--format", "csv", "--out", tmp_path / "a.csv")
     assert (done.code, done.out) == (0, f"2 images -> {tmp_path / 'a.csv'}\n")
-    assert done.err == "warning: 1 of 2 rows have no address of their picture\n"
+    assert done.err == "warning: 1 of 2 rows have no address for their picture\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("coco-json", '{"info": {"description": "COCO 2017 Dataset","url": "http://cocodataset.org"}, "images": []}'),
+        ("full-csv", "sample_id,price\na,1\n"),
+        ("full-csv", "sample_id,image_uri,public_url,captions,labels,p_calm\n"),
+        ("csv", "coco_url,captions\n"),
+    ],
+)
+def test_a_file_that_only_begins_like_an_export_is_kept(tmp_path: Path, kind: str, text: str) -> None:
+    folder = labelled(tmp_path / "labels", [("coco:000000000139", "/val2017/000000000139.jpg")])
+    (tmp_path / "mine").write_text(text)
+    with pytest.raises(InputError, match="mine: "):
+        export(folder, tmp_path / "mine", kind)
+    assert (tmp_path / "mine").read_text() == text
+    for _ in range(2):
+        export(folder, tmp_path / "ours", kind)
+
+
+def test_an_export_whose_first_line_is_longer_than_what_is_looked_at_is_replaced(tmp_path: Path) -> None:
+    folder = labelled(tmp_path / "labels", [("a", "/a.jpg")])
+    names = [f"{name}{'é' * 2000}" for name in VOCABULARY.labels]
+    record = {"job": "labels", "status": "complete", "vocabulary": Vocabulary("three", tuple(names)).to_dict()}
+    storage.write_json(folder / "job.json", record)
+    for _ in range(2):
+        export(folder, tmp_path / "ours", "full-csv")

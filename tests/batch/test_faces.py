@@ -1,4 +1,4 @@
-"""The face job on real Ray, with the cascade on drawn faces; and what it does with pictures that can not be read."""
+"""The face job on real Ray, with the cascade on drawn faces; and what it does with pictures that cannot be read."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_a_table_without_a_gap_needs_no_run(tmp_path: Path, persons: Path) -> No
     assert (report.kept, report.found) == (1, 0)
     assert read_samples(tmp_path / "out.parquet").equals(full)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"notes\.txt: is there already, and no sample table"):
+    with pytest.raises(InputError, match=r"notes\.txt: exists already and is not a sample table"):
         detect_faces(FaceSettings(samples=str(persons), out=str(tmp_path / "notes.txt")))
 
 

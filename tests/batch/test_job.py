@@ -148,7 +148,7 @@ def test_a_plan_that_does_not_fit_is_refused_in_seconds(
 ) -> None:
     started = time.monotonic()
     with pytest.raises(
-        InputError, match=r"9 x \(1 CPU\) can not be placed: the cluster has \(4 CPU, 0 GPU\), room for 4"
+        InputError, match=r"9 x \(1 CPU\) cannot be placed: the cluster has \(4 CPU, 0 GPU\), room for 4"
     ):
         run_job(mean_job(samples=write_table(3), out=tmp_path / "out", workers=9))
     assert time.monotonic() - started < 5

@@ -106,7 +106,7 @@ def test_a_denied_file_is_an_error_of_the_run(tmp_path: Path, write_table: Calla
             folder.chmod(folder.stat().st_mode | 0o011)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if "Permission" in done.stderr and "denied" not in done.stdout:
-        pytest.skip("this checkout can not be read without privileges")
+        pytest.skip("this checkout cannot be read without privileges")
     assert done.stdout.startswith("denied"), done.stdout + done.stderr
 
 

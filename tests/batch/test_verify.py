@@ -167,7 +167,7 @@ def test_a_shard_that_is_not_what_was_committed_is_done_again_and_told(
     assert world.digests(world.out) == whole
     assert world.worked() == shards
     if shards:
-        assert len(told) == len(shards) and all("it is done again" in line for line in told)
+        assert len(told) == len(shards) and all("redoing it" in line for line in told)
         assert [entry["shard"] for entry in summary.record["runs"][-1]["done_again"]] == [
             ledger.shard_name(shard) for shard in sorted(shards)
         ]
@@ -231,7 +231,7 @@ def test_a_job_does_not_close_over_a_part_that_was_damaged_while_it_ran(
     monkeypatch.setattr(job, "_stream", stream)
     times = 1
     summary = run_job(mean_job(samples=table, out=tmp_path / "a", shard_rows=3))
-    assert "part-00001: the part is not what was committed; it is done again" in capsys.readouterr().err
+    assert "part-00001: the part is not what was committed; redoing it" in capsys.readouterr().err
     assert summary.counts["good"] == 9 and summary.record["throughput"]["images"] == 9
     assert storage.read_table(tmp_path / "a" / PART).num_rows == 3
     times = 99
@@ -288,7 +288,7 @@ def test_twenty_kills_each_with_damage_end_in_the_files_of_an_undisturbed_run(
 
 def test_a_part_of_nobody_is_not_taken_for_rows(world: World) -> None:
     shutil.copy(world.out / PART, world.out / "part-00001 (copy).parquet")
-    with pytest.raises(InputError, match=r"part-00001 \(copy\).parquet: is no part of this job, which has 4 shards"):
+    with pytest.raises(InputError, match=r"part-00001 \(copy\).parquet: is not part of this job, which has 4 shards"):
         world.run()
 
 
@@ -337,7 +337,7 @@ def test_job_json_comes_back_from_its_copy(
     assert world.run().already_complete
     assert (world.out / "job.json").read_bytes() == before
     (line,) = capsys.readouterr().err.splitlines()
-    assert "job.json is " in line and line.endswith("it is written again from its copy")
+    assert "job.json is " in line and line.endswith("restoring it from its copy")
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", None])
@@ -353,7 +353,7 @@ def test_job_json_is_made_again_from_commits_of_the_very_job(
     if content == b"{}":
         (world.out / "job.json").write_bytes(b"{")
     summary = world.run()
-    assert "it is written again from 4 commits of this very job" in capsys.readouterr().err
+    assert "rewriting it from 4 commits of this job" in capsys.readouterr().err
     assert not world.worked() and world.digests(world.out) == whole
     assert summary.counts == record["counts"] and summary.record["computed"] == record["computed"]
     # With other settings the commits are another job's, and stay.

@@ -77,7 +77,7 @@ def test_three_questions(runner: Callable[..., Any], folder: Path) -> None:
         (["labels", "--truth", "none.parquet", "--out", "o"], "none.parquet: has no labels to compare with"),
         (["labels", "--truth", "truth.parquet", "--mapping", "x", "--out", "o"], "x: no such mapping"),
         (["labels", "--mapping", "x", "--out", "o"], "--mapping is for --truth"),
-        (["labels", "--out", "labels"], "holds job.json, and no audit"),
+        (["labels", "--out", "labels"], "holds job.json, which is not part of an audit"),
         (["truth.parquet", "--out", "o"], "is audited with --predictions DIR"),
     ],
 )

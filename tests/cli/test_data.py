@@ -90,10 +90,10 @@ def test_what_is_left_out_is_told(runner, tmp_path):
     for line in (
         "rows       2",
         "captions   1 (1 images have none)",
-        "note       2 files that the captions name are no pictures of the folder (A.jfif, z.jpg), 2 captions left out",
+        "note       2 files that the captions name are not pictures in the folder (A.jfif, z.jpg), 2 captions left out",
         "note       1 of them differ from a file's name in capital letters only",
         "note       1 entries of the captions file have no caption",
-        "note       1 files that are no pictures by their names left out (.gif 1)",
+        "note       1 files without a picture's extension left out (.gif 1)",
         "note       1 hidden files left out",
         "note       1 links that lead nowhere left out",
         "note       1 links to folders that are read already left out",
@@ -115,7 +115,7 @@ def test_three_rows_of_socratis_fill_the_splits_and_two_are_told(runner, tmp_pat
 @pytest.mark.parametrize(
     "arguments, reason",
     [
-        (("synth", "coco", "--images", 0), "0 images can not be made"),
+        (("synth", "coco", "--images", 0), "0 images cannot be made"),
         (("synth", "socratis", "--corrupt", 2), "the share of corrupt images is 2"),
         (("prepare", "coco", "nowhere"), "nowhere: no such folder"),
         (("prepare", "folder", "nowhere"), "nowhere: no such folder"),

@@ -142,8 +142,8 @@ def test_an_input_is_not_overwritten(runner: Callable[..., Any], samples: Path) 
     captions.write_text('{"file": "0.png", "caption": "black"}\n')
     prepare = ["data", "prepare", "folder", samples.parent / "images", "--captions", captions]
     outcome = runner(*prepare, "--out", captions)
-    assert outcome.code == 2 and "is there already, and no sample table" in outcome.err
+    assert outcome.code == 2 and "exists already and is not a sample table" in outcome.err
     assert captions.read_text().startswith("{")
     captions.write_text('{"file": "elsewhere/0.png", "caption": "black"}\n')
     outcome = runner(*prepare, "--out", samples.parent / "mine.parquet")
-    assert outcome.code == 2 and "'elsewhere/0.png' is none of its pictures" in outcome.err
+    assert outcome.code == 2 and "'elsewhere/0.png', for example, is not there" in outcome.err

@@ -71,7 +71,7 @@ def test_the_table_shows_the_highest_and_says_what_was_not_read(
     ("arguments", "message"),
     [
         (["absent.jpg", "--caption", "a", "--model", "TEACHER"], "/absent.jpg. Check the path"),
-        (["cut.jpg", "--caption", "a", "--model", "TEACHER"], "cut.jpg: is no readable picture"),
+        (["cut.jpg", "--caption", "a", "--model", "TEACHER"], "cut.jpg: is not a readable picture"),
         (["photo.jpg", "--model", "TEACHER"], "this model reads captions, and none was given"),
         (["--model", "TEACHER"], "neither an image nor a caption is given"),
         (["--caption", " ", "--model", "TEACHER"], "neither an image nor a caption is given"),

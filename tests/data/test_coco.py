@@ -141,7 +141,7 @@ def test_names_of_2014(tmp_path):
         ('{"images": [3]}', r"row images\[0\]: is not an object"),
         ('{"images": [{"id": "1", "file_name": "a.jpg"}]}', r"images\[0\]: id is \"1\""),
         ('{"images": []}', "has no list 'annotations'"),
-        ('{"images": [{"id": 1, "file_name": "\\ud800.jpg"}]}', r"images\[0\]: '\\ud800.jpg' holds half of a"),
+        ('{"images": [{"id": 1, "file_name": "\\ud800.jpg"}]}', r"images\[0\]: '\\ud800.jpg' contains half a"),
         ('{"images": [], "annotations": [{"id": 1, "image_id": 2, "caption": null}]}', r"annotations\[0\]: caption is"),
         ('{"images": [], "annotations": [{"id": true, "image_id": 2, "caption": ""}]}', "id is true"),
     ],
@@ -160,7 +160,7 @@ def test_malformed_files_are_named_with_the_entry(root, content, reason):
         ({"bbox": [1, 2, "3", 4]}, "bbox is not 4 numbers"),
         ({"keypoints": [1, 2]}, "keypoints is not 51 numbers"),
         ({"bbox": [1, 2, 3, 10**400]}, "bbox is not 4 numbers"),
-        ({"id": 13}, r"row annotations\[2\]: id 13 stands twice, first in annotations\[0\]"),
+        ({"id": 13}, r"row annotations\[2\]: id 13 appears twice, first in annotations\[0\]"),
     ],
 )
 def test_malformed_persons(root, change, reason):
@@ -274,7 +274,7 @@ def test_several_files_of_one_number_are_several_pictures(tmp_path):
         **{f"coco:file:{name}": (name, []) for name in sorted(names[1:5])},
     }
     assert (report.no_entry, report.same_number) == (5, 4)
-    assert any(note.startswith("4 of them carry the number of another image") for note in report.notes())
+    assert any(note.startswith("4 of them have another image's number") for note in report.notes())
 
 
 def test_cocos_two_names_of_a_picture(tmp_path):
@@ -303,9 +303,9 @@ def test_two_entries_of_one_picture_are_one_group(tmp_path):
 @pytest.mark.parametrize(
     ("images", "others", "reason"),
     [
-        ([entry(1, "a.jpg"), entry(1, "b.jpg")], None, r"captions_val2017.json, row images\[1\]: id 1 stands twice: as "
-         r"'a.jpg' .100 x 80. and as 'b.jpg'"),
-        ([entry(1, "a.jpg"), entry(1, "a.jpg", 80, 100)], None, "id 1 stands twice"),
+        ([entry(1, "a.jpg"), entry(1, "b.jpg")], None, r"captions_val2017.json, row images\[1\]: id 1 appears twice: "
+         r"as 'a.jpg' .100 x 80. and as 'b.jpg'"),
+        ([entry(1, "a.jpg"), entry(1, "a.jpg", 80, 100)], None, "id 1 appears twice"),
         ([entry(1, "a.jpg")], [entry(1, "b.jpg")], r"keypoints_val2017.json: image 1 is 'b.jpg' here and 'a.jpg' "
          r"in .*captions_val2017.json"),
         ([entry(1, "a.jpg")], [entry(2, "a.jpg")], r"'a.jpg' is image 2 here and 1 in .*captions_val2017.json"),

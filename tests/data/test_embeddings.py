@@ -219,7 +219,7 @@ def test_unfinished_and_foreign_folders(tmp_path: Path) -> None:
 
 def test_an_id_that_stands_twice_and_a_lost_holder_are_refused_and_leave_no_copy(tmp_path: Path) -> None:
     write_job(tmp_path / "e", [[0, 1], [0]])
-    with pytest.raises(InputError, match="stands twice"):
+    with pytest.raises(InputError, match="appears twice"):
         Embeddings(tmp_path / "e", cache=str(tmp_path / "cache"))
     write_job(tmp_path / "f", [[1]])  # p1's context stands on p0's row
     with pytest.raises(InputError, match="context_of names 'p0'"):

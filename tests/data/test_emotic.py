@@ -342,7 +342,7 @@ class TestEveryFileCounts:
     @pytest.mark.parametrize(
         "text, message",
         [
-            ("val,0,1,1,5,5\nval,0,,,,\n", "line 3: the person 0 of val stands twice, first in line 2"),
+            ("val,0,1,1,5,5\nval,0,,,,\n", "line 3: the person 0 of val appears twice, first in line 2"),
             ("val,0,1,1,5,5,9\n", "line 2: has 7 cells, the header has 6"),
             ('val,0,1,1,5,"5\n', "line 2: a quote opens a cell"),
         ],
@@ -373,7 +373,7 @@ class TestBadInput:
             ({"BBox": [1, 2, 3]}, "line 3: BBox is .* not a list of 4 numbers"),
             ({"Continuous_Labels": ["5", 1, 2]}, "line 3: Continuous_Labels"),
             ({"Image Size": [True, 5]}, "line 3: Image Size"),
-            ({"Index": 0}, "line 3: Index 0 stands twice"),
+            ({"Index": 0}, "line 3: Index 0 appears twice"),
             ({"Index": "x"}, "line 3: Index 'x' is not a whole number"),
             ({"Filename": "../../etc/passwd"}, "line 3: .* do not name a file below the image folder"),
         ],

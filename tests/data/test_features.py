@@ -182,7 +182,7 @@ def test_what_can_not_be_used_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a list of 16"):
         RegionFeatures(tmp_path / "w", cache=cache)
     write_job(tmp_path / "t", [["a"], ["a"]])
-    with pytest.raises(InputError, match="sample_id stands twice"):
+    with pytest.raises(InputError, match="sample_id appears twice"):
         RegionFeatures(tmp_path / "t", cache=cache)
     write_job(tmp_path / "d", [["a"]])
     (tmp_path / "d" / "part-00000.parquet").write_bytes(b"PAR1 not really")

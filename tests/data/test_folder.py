@@ -85,7 +85,7 @@ def test_a_full_path_names_the_file_too(photos, tmp_path):
         ("c.csv", 'file,caption\nb.JPG,"x\n', "line 2: a quote opens a cell and is never closed"),
         ("c.json", "[1]", "is not an object of file to caption"),
         ("c.json", '{"a": {"b": 1}}', "row a: a caption is not text"),
-        ("c.xml", "<x/>", "captions in a .xml can not be read"),
+        ("c.xml", "<x/>", "captions in a .xml cannot be read"),
     ],
 )
 def test_bad_captions_are_named_with_their_line(photos, tmp_path, name, content, reason):
@@ -97,7 +97,7 @@ def test_bad_captions_are_named_with_their_line(photos, tmp_path, name, content,
 
 def test_half_a_character_in_a_caption(photos, tmp_path):
     (tmp_path / "c.jsonl").write_text('{"file": "b.JPG", "caption": "bad \\ud800"}')
-    with pytest.raises(InputError, match=r"'bad \\ud800' holds half of a character"):
+    with pytest.raises(InputError, match=r"'bad \\ud800' contains half a character \(a lone surrogate\)"):
         read_folder(photos, tmp_path / "c.jsonl")
 
 
@@ -160,7 +160,7 @@ def test_every_name_that_the_formats_go_by_is_a_picture(tmp_path):
     table, report = read_folder(tmp_path)
     assert {"folder:x.JFIF", "folder:x.JPE", "folder:x.JPG"} < set(table["sample_id"].to_pylist())
     assert report.content.others == {".gif": 1, ".tif": 1, "": 1, ".txt": 2}
-    assert report.notes()[0].startswith("5 files that are no pictures by their names left out (.txt 2, ")
+    assert report.notes()[0].startswith("5 files without a picture's extension left out (.txt 2, ")
 
 
 def test_links_are_followed_each_folder_once_and_never_in_a_circle(tmp_path):

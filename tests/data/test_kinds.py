@@ -148,7 +148,7 @@ def test_predict_looks_at_the_picture_before_the_model(
     from raymotion.models import predictor
 
     monkeypatch.setattr(predictor, "load", lambda *_, **__: pytest.fail("the model was loaded first"))
-    for name, told in ((tmp_path / "nofile.jpg", "nofile.jpg"), (things / "a.jpg", "is no readable picture")):
+    for name, told in ((tmp_path / "nofile.jpg", "nofile.jpg"), (things / "a.jpg", "is not a readable picture")):
         outcome = runner("predict", name, "--model", things / "teacher")
         assert outcome.code == 2 and told in outcome.err and outcome.out == ""
     outcome = runner("predict", "--caption", "\u200b\ufeff [PAD]", "--model", things / "teacher")

@@ -1,4 +1,4 @@
-"""Rows and the pictures that they were made from: what is the same, what is not, and what can not be told."""
+"""Rows and the pictures that they were made from: what is the same, what is not, and what cannot be told."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_another_address_that_can_not_be_read(tmp_path: Path, prefix: str, name:
         (note,) = check(there, rows).notes()
         assert "1 rows were joined by id and file name alone" in note
     else:
-        with pytest.raises(InputError, match=r"another address.*can not be read"):
+        with pytest.raises(InputError, match=r"another address.*cannot be read"):
             check(there, rows)
 
 
@@ -147,7 +147,7 @@ def test_a_file_that_may_not_be_read_is_not_taken_for_the_same(tmp_path: Path, m
         return read(path)
 
     monkeypatch.setattr(storage, "read_bytes", refused)  # the same size, as `stat` says
-    with pytest.raises(InputError, match="another address, and the pictures can not be compared"):
+    with pytest.raises(InputError, match="another address, and the pictures cannot be compared"):
         check(samples_of(b), rows)
 
 
@@ -234,7 +234,7 @@ def test_pictures_of_an_object_store(s3: str, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(picture_marks, "REMOTE_FOLDERS", 4)
     assert check(samples_of(moved), rows).read == picture_marks.REMOTE_DIGESTS
     gone = [f"{s3}/gone/{Path(uri).name}" for uri in a]
-    with pytest.raises(InputError, match="can not be compared"):
+    with pytest.raises(InputError, match="cannot be compared"):
         check(samples_of(gone), rows)
 
 

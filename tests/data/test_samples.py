@@ -80,7 +80,7 @@ class TestWhatIsTaken:
     def test_chunks_do_not_matter(self):
         tables = [table_from_rows([row(i, labels=["awe"], captions=["c"])], MIKELS_8) for i in range(5)]
         assert validate(pa.concat_tables(tables)).num_rows == 5
-        with pytest.raises(InputError, match=r"row 5 .counted from 0.: sample_id 'x:2' stands twice"):
+        with pytest.raises(InputError, match=r"row 5 .counted from 0.: sample_id 'x:2' appears twice"):
             validate(pa.concat_tables([*tables, tables[2]]))
 
     @pytest.mark.parametrize("kind", ["disk", "s3"])
@@ -126,7 +126,7 @@ class TestWhatIsRefused:
     @pytest.mark.parametrize(
         "bad, told",
         [
-            ({"sample_id": "x:0"}, r"sample_id 'x:0' stands twice\. Ids are unique"),
+            ({"sample_id": "x:0"}, r"sample_id 'x:0' appears twice\. Ids are unique"),
             ({"sample_id": None}, "sample_id is null"),
             ({"sample_id": ""}, "sample_id is empty"),
             ({"group_id": None}, "group_id is null"),

@@ -104,7 +104,7 @@ def test_pictures_that_are_there(tmp_path):
         (["a.jpg,one,__import__('os').getcwd()"], "are not a list of words"),
         (["a.jpg,one"], "line 2: has 2 cells"),
         ([",one,['sad']"], "line 2: image_name is empty"),
-        (["a.jpg,one,['sad']", "a.jpg, one ,['calm']"], "line 3: image_name a.jpg stands twice .*, first in line 2"),
+        (["a.jpg,one,['sad']", "a.jpg, one ,['calm']"], "line 3: image_name a.jpg appears twice .*, first in line 2"),
         (["a.jpg,one,['agry']"], "line 2: 'agry' is not an emotion of socratis-29"),
         (["a.jpg,one,x", "b.jpg,one,['sad']", "c.jpg,one,y"], "line 2: .*1 more bad lines: 4"),
         (['a.jpg,"one,[]'], "line 2: a quote opens a cell and is never closed"),
@@ -225,7 +225,7 @@ def test_no_two_pictures_share_an_id(tmp_path, names, ids):
 
 def test_an_id_that_is_taken_all_the_same_is_named_with_the_file(tmp_path):
     path = write_csv(tmp_path / "c.csv", "a,one,['sad']", "a,two,['sad']", "a#2,three,['sad']")
-    with pytest.raises(InputError, match=r"c.csv: sample_id 'socratis:a#2' stands twice"):
+    with pytest.raises(InputError, match=r"c.csv: sample_id 'socratis:a#2' appears twice"):
         read_socratis(path)
 
 
@@ -242,7 +242,7 @@ def test_names_with_blanks_and_accents_find_their_pictures(tmp_path):
     assert table["image_uri"].to_pylist() == [name and str(images / name) for name in found]
     assert len(set(table["sample_id"].to_pylist())) == 7
     assert (report.images_found, report.images_missing, report.other_case, report.unused_pictures) == (5, 2, 1, 2)
-    assert any(note.startswith("1 files that are no pictures") for note in report.notes())
+    assert any(note.startswith("1 files without a picture's extension") for note in report.notes())
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])

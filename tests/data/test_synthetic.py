@@ -114,7 +114,7 @@ def test_pictures_of_others_are_never_touched(tmp_path):
     (tmp_path / "val2017").mkdir()
     mine = tmp_path / "val2017" / "000000000139.jpg"
     mine.write_bytes(b"mine")
-    with pytest.raises(InputError, match="val2017: is there already, and not synthetic"):
+    with pytest.raises(InputError, match="val2017: exists already and is not synthetic data"):
         write_coco(tmp_path, 2)
     assert mine.read_bytes() == b"mine" and [p.name for p in tmp_path.iterdir()] == ["val2017"]
 
@@ -141,7 +141,7 @@ def test_nor_are_their_other_files_even_beside_synthetic_data_of_another_kind(tm
     mine = tmp_path / name
     mine.parent.mkdir(parents=True, exist_ok=True)
     mine.write_bytes(b"[1]")
-    with pytest.raises(InputError, match="is there already, and not synthetic"):
+    with pytest.raises(InputError, match="exists already and is not synthetic data"):
         write(tmp_path, 1)
     assert mine.read_bytes() == b"[1]"
 
@@ -272,3 +272,21 @@ def test_a_bucket_that_may_not_be_read(refusing_store):
     for read in (read_folder, read_coco):
         with pytest.raises(AccessDenied):
             read("s3://secret/photos")
+
+
+@pytest.mark.parametrize(
+    "text", ["[1]", '{"a": 1}', '[{"file": 3}, {"kind": "empty"}, {"file": "val2014/x.jpg"}]', "3"]
+)
+def test_a_list_of_damage_of_another_shape(tmp_path, text):
+    write_coco(tmp_path, 2, 0)
+    (tmp_path / "corrupt.json").write_text(text)
+    write_coco(tmp_path, 2, 0, corrupt=0.5)
+    listed = [entry["file"] for entry in json.loads((tmp_path / "corrupt.json").read_text())]
+    assert [name[:8] for name in listed] == (["val2014/"] if "val2014" in text else []) + ["val2017/"]
+
+
+def test_somebody_elses_corrupt_json(tmp_path):
+    (tmp_path / "corrupt.json").write_text("[]")
+    with pytest.raises(InputError, match=r"corrupt\.json"):
+        write_coco(tmp_path, 2, 0)
+    assert (tmp_path / "corrupt.json").read_text() == "[]"

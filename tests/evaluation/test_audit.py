@@ -325,7 +325,7 @@ def test_what_can_not_be_judged_is_not(tmp_path: Path) -> None:
         "fewer than 5 images do without it",
         "fewer than 5 images carry it",
     ]
-    with pytest.raises(InputError, match="can not be audited"):
+    with pytest.raises(InputError, match="cannot be audited"):
         find_issues(labels[:0], p[:0], MIKELS_8.labels)
 
 
@@ -382,7 +382,7 @@ def test_one_image_and_no_positive_is_no_crash(tmp_path: Path, persons: str) -> 
 
 def test_nothing_else_is_written_into(tmp_path: Path) -> None:
     labels = write_labels(tmp_path / "p", np.full((3, 8), 0.5), MIKELS_8)
-    with pytest.raises(InputError, match=r"p: holds job\.json, and no audit"):
+    with pytest.raises(InputError, match=r"p: holds job\.json, which is not part of an audit"):
         audit_choices(labels, labels, settings())
 
 
@@ -412,7 +412,7 @@ class TestFirstLine:
         assert [emotion.verdict == "untested" for emotion in found.emotions] == [False] * 3 + [True] * 3
         record = {"mode": "human-labels", "results": found.to_dict(), "labels": {"notices": []}}
         text = verdict(record).text
-        assert text.startswith("3 of 6 emotions can not be judged: fewer than 5 images carry them, or do not.")
+        assert text.startswith("3 of 6 emotions cannot be judged: fewer than 5 images carry them, or do not.")
         assert "of 3 emotions" in text
 
 

@@ -155,6 +155,25 @@ def test_interrupted_it_goes_on_and_ends_in_the_same_files(scored: Made) -> None
     assert kept.stat().st_mtime_ns == stamp, "what was committed is not predicted again"
 
 
+@pytest.mark.parametrize("text", ["{", None])
+def test_a_lost_record_is_written_again_from_the_commits(scored: Made, text: str | None) -> None:
+    """All shards are there and neither copy of job.json is: nothing is predicted again."""
+    before = (scored.out / "evaluation.json").read_bytes()
+    for name in ("job.json", "_job.json"):
+        path = scored.out / "predictions" / name
+        path.unlink() if text is None else path.write_text(text)
+    again = evaluate_checkpoint(settings(scored.teacher, scored.samples, scored.out))
+    assert again.job.record["runs"][-1]["resumed_from_shards"] == 3
+    assert (scored.out / "evaluation.json").read_bytes() == before
+
+
+def test_a_table_of_the_users_is_not_replaced(scored: Made, tmp_path: Path) -> None:
+    (tmp_path / "samples.parquet").write_bytes(before := scored.samples.read_bytes())
+    with pytest.raises(InputError, match=r"samples\.parquet: "):
+        evaluate_checkpoint(settings(scored.teacher, tmp_path / "samples.parquet", tmp_path))
+    assert (tmp_path / "samples.parquet").read_bytes() == before
+
+
 def test_mended_labels_are_measured_without_predicting_again(scored: Made, tmp_path: Path) -> None:
     table = pq.read_table(scored.samples)
     labels = [None if own is None else ["sad"] for own in table.column("labels").to_pylist()]
@@ -242,7 +261,7 @@ def test_what_can_not_be_scored_is_refused_before_any_work(text_teacher: str, tm
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.doc").write_text("mine")
-    with pytest.raises(InputError, match=r"holds thesis.doc, and no evaluation"):
+    with pytest.raises(InputError, match=r"holds thesis.doc, which is not part of an evaluation"):
         attempt([row(1, "test")])
 
 

@@ -300,7 +300,7 @@ def test_features_whose_pictures_can_only_be_told_by_name_are_counted(tmp_path: 
     data = {"samples": str(now), "features": str(made)}
     recipe = {"data": data, "model": {"size": "tiny"}, "tokenizer": {"size": 100}}
     assert prepare(TeacherRecipe.model_validate(recipe)).counts["compared_by_name_alone"] == ROWS
-    with pytest.raises(InputError, match=r"folder:frame_0000 .*another address.*can not be read"):
+    with pytest.raises(InputError, match=r"folder:frame_0000 .*another address.*cannot be read"):
         learn_from_regions(
             region_features(tmp_path / "b-made", write_folder(tmp_path / "b", 1)), write_table(tmp_path / "elsewhere")
         )

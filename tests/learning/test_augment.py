@@ -97,7 +97,7 @@ def test_the_whole_picture_is_pillows_resize(picture: np.ndarray) -> None:
 def test_a_view_is_a_crop_then_a_mirror_then_colours(picture: np.ndarray) -> None:
     cut = render(picture[10:40, 20:80], 24).astype(int)
     boxed = render(picture, 24, View(box=(20, 10, 80, 40))).astype(int)
-    assert np.abs(cut - boxed)[1:-1, 1:-1].max() <= 1  # a box may borrow from beyond its border, a cut can not
+    assert np.abs(cut - boxed)[1:-1, 1:-1].max() <= 1  # a box may borrow from beyond its border, a cut cannot
     mirrored = render(picture, 24, View(box=(20, 10, 80, 40), mirror=True))
     np.testing.assert_array_equal(mirrored[:, ::-1], boxed)
     darker = render(picture, 24, View(colour=(0.8, 1.0, 1.0))).astype(float)

@@ -211,6 +211,6 @@ def test_damage_and_foreign_models_are_named(tmp_path: Path, rebind: Callable[[P
 def test_never_written_over_something_else(tmp_path: Path) -> None:
     (tmp_path / "t").mkdir()
     (tmp_path / "t" / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="not empty, and no checkpoint"):
+    with pytest.raises(InputError, match="is not empty and is not a checkpoint"):
         write(tmp_path / "t")
     assert [p.name for p in tmp_path.rglob("*.*")] == ["thesis.txt"]

@@ -175,7 +175,7 @@ def test_a_damaged_picture_is_refused_or_read_with_a_note(tmp_path: Path) -> Non
     Image.fromarray(pixels()).save(tmp_path / "half.jpg")
     data = (tmp_path / "half.jpg").read_bytes()
     (tmp_path / "half.jpg").write_bytes(data[: len(data) * 3 // 4] + b"\xff\xd9")
-    with pytest.raises(InputError, match=r"half\.jpg: is no readable picture .*--damaged keep"):
+    with pytest.raises(InputError, match=r"half\.jpg: is not a readable picture .*--damaged keep"):
         predictor.read_picture(tmp_path / "half.jpg")
     notes: list[Exception] = []
     assert predictor.read_picture(tmp_path / "half.jpg", on_kept=notes.append).shape == pixels().shape
@@ -186,8 +186,8 @@ def test_a_damaged_picture_is_refused_or_read_with_a_note(tmp_path: Path) -> Non
     ("image", "message"),
     [
         ("absent.jpg", "no file at"),
-        ("text.jpg", "is no readable picture"),
-        ("cut.png", "is no readable picture"),
+        ("text.jpg", "is not a readable picture"),
+        ("cut.png", "is not a readable picture"),
         ("", "is a folder"),
         (np.zeros((5, 5, 4), np.uint8), r"shape \(5, 5, 4\)"),
         (np.zeros((5, 5, 3)), "float64"),

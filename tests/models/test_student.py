@@ -430,7 +430,7 @@ def test_layers_of_another_student_are_taken_from_the_input_on_and_the_head_neve
             if depth and name not in copied and drawn:
                 assert not torch.equal(value, scratch[name])
         assert {n for n, p in own.named_parameters() if not p.requires_grad} == copied
-    with pytest.raises(InputError, match=r"has 5 layers, the head among them; 5 can not be transferred.*at most 4"):
+    with pytest.raises(InputError, match=r"has 5 layers, the head among them; 5 cannot be transferred.*at most 4"):
         transferred(tmp_path / "a", 5, 3)
 
 

@@ -541,7 +541,7 @@ def test_the_first_line_and_the_noise_section_follow_one_rule(changed, second_ti
     assert ("backbones" in noise) == second_tied
     if second_tied:
         assert "in backbones the leader beats 1 of 2 other choices beyond noise" in summary.headline.lower()
-        assert "can not be told from the rest" in summary.headline
+        assert "cannot be told from the rest" in summary.headline
     else:
         assert "in backbones the leader beats every other choice beyond noise" in summary.headline.lower()
 
@@ -583,7 +583,7 @@ def one_seed(record: dict[str, Any]) -> None:
 
 def gaps(record: dict[str, Any]) -> None:
     record["stages"][0] |= {"published": [], "title": "<script>x</script>"}
-    record["joint"]["left_out"] = [{"reason": "a / b: can not"}]
+    record["joint"]["left_out"] = [{"reason": "a / b: cannot"}]
     record["data"]["prevalence"] = {}
     for entry in record["test"]["entries"]:
         entry["per_class"][10] |= {"ap": None, "interpolated": None, "prevalence": 0.0, "positives": 0}
@@ -605,7 +605,7 @@ def gaps(record: dict[str, Any]) -> None:
         (one_seed, ["One seed: nothing is known of the spread between seeds"]),
         (
             gaps,
-            ["The space names no published figures.", "Stage 1: <script>x</script>", "Left out: a / b: can not.",
+            ["The space names no published figures.", "Stage 1: <script>x</script>", "Left out: a / b: cannot.",
              "Embarrassment undefined", "Not recorded.",
              "Not written: The study's folder keeps no predictions on test."],
         ),

@@ -178,8 +178,8 @@ def test_other_settings_in_the_same_folder_are_told(made: Made, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"depths": (4,)}, r"has 4 layers, the head among them; 4 can not be transferred.*from 1 to 3"),
-        ({"depths": (0,)}, r"0 can not be transferred"),
+        ({"depths": (4,)}, r"has 4 layers, the head among them; 4 cannot be transferred.*from 1 to 3"),
+        ({"depths": (0,)}, r"0 cannot be transferred"),
         ({"conditions": ("AnC",)}, r"no condition 'AnC'"),
         ({"seeds": (1, 1)}, r"seeds \[1, 1\] are not different"),
         ({"seeds": ()}, r"at least one"),

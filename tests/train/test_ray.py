@@ -86,7 +86,7 @@ def test_a_killed_worker_costs_no_more_than_its_epoch(ray_local: Any, s3: str, t
 def test_a_plan_that_does_not_fit_is_refused_at_once(ray_local: Any, tmp_path: Path) -> None:
     write_table(tmp_path / "s.parquet")
     started = time.monotonic()
-    with pytest.raises(InputError, match=r"999 x \(1 CPU\) can not be placed"):
+    with pytest.raises(InputError, match=r"999 x \(1 CPU\) cannot be placed"):
         fit(recipe(tmp_path / "s.parquet", epochs=1, workers=999), tmp_path / "o")
     assert time.monotonic() - started < 20
 

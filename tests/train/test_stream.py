@@ -38,7 +38,7 @@ def cpus_are_free(ray: Any, seconds: float = 20) -> bool:
 
 
 def by_value(reader: type) -> None:
-    """Workers can not import a test file: its classes travel with their code."""
+    """Workers cannot import a test file: its classes travel with their code."""
     import sys
 
     from ray import cloudpickle

@@ -196,7 +196,7 @@ def test_a_picture_that_can_not_be_read_is_told_from_one_that_is_not_there(write
         assert set(got.reasons) == {1, 3} and "001.png" in got.reasons[1]
         assert got.pixels[0].any() and not got.pixels[1:].any()
     np.testing.assert_array_equal(got.pixels[0], render(decode_rgb((tmp_path / "000.png").read_bytes()), 32))
-    # The file that is mended is another picture: the cache does not go on saying that it can not be read.
+    # The file that is mended is another picture: the cache does not go on saying that it cannot be read.
     shutil.copy(tmp_path / "000.png", tmp_path / "001.png")
     cache = cache_pictures(uris, 32, threads=2, folder=str(tmp_path / "cache"))
     assert PictureReader(32, cache=cache).read_all(uris, [0, 1, 2, 3], 0, False).status[1] == READ

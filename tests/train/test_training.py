@@ -314,7 +314,7 @@ def test_what_can_not_be_trained_on(tmp_path: Path) -> None:
 def test_never_over_something_else(samples: Path, tmp_path: Path) -> None:
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="not empty, and no checkpoint"):
+    with pytest.raises(InputError, match="is not empty and is not a checkpoint"):
         fit(recipe(samples), tmp_path / "o")
 
 
