@@ -230,6 +230,7 @@ def _run_job(settings: JobSettings, spec: JobSpec, address: str | None, progress
         # The reason why it ended is the one to tell, and not to be kept back by a store that fails.
         with contextlib.suppress(Exception), access.using(patience=0):
             write_job(folder, record)
+            free_if_nothing_committed(folder)
 
     done, throughput = 0, None
     try:
@@ -256,9 +257,6 @@ def _run_job(settings: JobSettings, spec: JobSpec, address: str | None, progress
     except BaseException as error:
         interrupted = interrupts.stopping() or not isinstance(error, Exception)
         ended_early("interrupted" if interrupted else "failed", str(error))
-        with contextlib.suppress(Exception), access.using(patience=0):
-            if not folder_lock.is_lost(folder):
-                free_if_nothing_committed(folder)
         raise
     ended = time.time()
     run.update(status="complete", seconds=round(ended - started, 2), shards=done)

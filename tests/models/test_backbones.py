@@ -100,7 +100,7 @@ def test_an_identity_travels_as_json_and_needs_no_torch() -> None:
     assert BackboneIdentity.from_dict(json.loads(json.dumps(identity.to_dict()))) == identity
     assert identity.is_random and identity.weights == "random:7" and identity.name == "test_vit.r160_in1k"
     assert not identify("test_vit").is_random
-    with pytest.raises(InputError, match="no identity"):
+    with pytest.raises(InputError, match="is not the identity of a backbone"):
         BackboneIdentity.from_dict({"name": "x"})
     code = "import sys, raymotion.models.backbones; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

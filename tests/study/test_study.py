@@ -172,10 +172,10 @@ def test_no_finished_trial_runs_again_after_a_kill_in_the_last_stage(
     """What `kill -9` leaves: a stage in the record, one trial of the next under way, one not begun."""
     out = tmp_path / "out"
     shutil.copytree(finished[0], out)
-    record = storage.read_json(out / "study.json")
+    record = records.read_record(out / "study.json")
     last = [own["key"] for own in record["stages"][1]["trials"] if own["reused_from"] is None]
     running, unknown = last[0], last[1]
-    storage.write_json(
+    records.write_twice(
         out / "study.json",
         {
             **record,
@@ -187,7 +187,7 @@ def test_no_finished_trial_runs_again_after_a_kill_in_the_last_stage(
         },
     )
     path = out / "trials" / running / "trial.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "status": "running", "epochs": [], "best": []}))
+    records.write_record(path, {**records.read_record(path), "status": "running", "epochs": [], "best": []})
     shutil.rmtree(out / "trials" / unknown)
     before = trials(out)
     assert running not in before and unknown not in before and len(before) >= 2
@@ -267,7 +267,7 @@ def test_a_winner_whose_weights_are_gone_is_trained_again_while_ray_is_there(
     out, events = tmp_path / "out", list[str]()
     shutil.copytree(finished[0], out)
     before = finished[1]
-    storage.write_json(out / "study.json", {**before, "status": "running", "test": None})
+    records.write_twice(out / "study.json", {**before, "status": "running", "test": None})
     winner = before["joint"]["winner"]["key"]
     (out / "trials" / winner / "seed-1.weights.safetensors").unlink()
 
