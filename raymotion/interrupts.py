@@ -61,7 +61,7 @@ class _Watch(_Line):
         self.first: list[Hook] = []  # run at once, beside the main thread
         self.forced: list[Hook] = []  # run where the main thread does not unwind
         self.last: list[Hook] = []  # run before the process ends, either way
-        self.raised = False
+        self.raised, self.muted = False, False
         self.ending, self.muting = threading.Lock(), threading.Lock()
         self.before: dict[int, Any] = {}
         self.ignored: list[int] = []
@@ -85,8 +85,13 @@ class _Watch(_Line):
             raise Stopped
 
     def _mute(self) -> None:
-        if not self.debug and self.muting.acquire(blocking=False):
-            mute()
+        if self.debug:
+            return
+        # Whoever comes second waits for the first, or it would go on before standard error is silent.
+        with self.muting:
+            if not self.muted:
+                mute()
+            self.muted = True
 
     def run(self) -> None:
         """The thread: waits for signals, and ends the process if the main thread does not."""
