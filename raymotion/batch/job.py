@@ -182,7 +182,9 @@ def _run_job(settings: JobSettings, spec: JobSpec, address: str | None, progress
         old = read_record(folder, spec.kind)
     except Damaged as error:
         old, lost = None, error
-    shard_rows = spec.settings.shard_rows or ledger.default_shard_rows(samples.num_rows, spec.most_shard_rows)
+    shard_rows = spec.settings.shard_rows or ledger.default_shard_rows(
+        samples.num_rows, spec.most_shard_rows, remote=storage.is_remote(folder)
+    )
     identity = {
         "format": FORMAT,
         "kind": spec.kind,

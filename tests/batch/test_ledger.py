@@ -28,11 +28,11 @@ def commit(shard: int, digest: str = "d", **changes: object) -> Commit:
     return Commit(**{**values, **changes})  # type: ignore[arg-type]
 
 
-@given(st.integers(1, 10_000_000))
-def test_default_shards_are_neither_tiny_nor_many_rows_long(rows: int) -> None:
-    size = ledger.default_shard_rows(rows)
+@given(st.integers(1, 10_000_000), st.booleans())
+def test_default_shards_are_neither_tiny_nor_many_rows_long(rows: int, remote: bool) -> None:
+    size, shards = ledger.default_shard_rows(rows, remote=remote), 32 if remote else 64
     assert 8 <= size <= 256
-    assert size in (8, 256) or rows / 65 <= size <= rows / 64 + 1
+    assert size in (8, 256) or rows / (shards + 1) <= size <= rows / shards + 1
 
 
 @given(rows=st.integers(1, 40), per_shard=st.integers(1, 50))
