@@ -70,9 +70,9 @@ class SmallModel:
 
 def stages_of(model: str, teacher: str) -> tuple[Any, ...]:
     from raymotion.batch.labels import PredictEmotions
-    from raymotion.batch.stages import DecodeImages, ExtractRegions
     from raymotion.models.checkpoint import read_checkpoint_info
-    from raymotion.models.regions import identify
+    from raymotion.models.vision.regions import identify
+    from raymotion.pipeline.stages import DecodeImages, ExtractRegions
 
     if model == "small":
         return (DecodeImages(224), SmallModel())
@@ -201,8 +201,8 @@ def model_alone(model: str, samples: str, teacher: str, out: str, part: int, par
 
 def _load(model: str, samples: str, teacher: str, threads: int) -> tuple[list[Any], list[Any]]:
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    from raymotion.batch.stages import Item
     from raymotion.data.samples import read_samples
+    from raymotion.pipeline.stages import Item
 
     items = [Item(row) for row in read_samples(samples).select(["sample_id", "image_uri", "captions"]).to_pylist()]
     stages = list(stages_of(model, teacher))
@@ -310,7 +310,7 @@ def measure(model: str, samples: str, teacher: str, work: Path, repeats: int) ->
 def make_samples(work: Path, pictures: str | None, rows: int) -> str:
     """A sample table of `rows` rows over the pictures there are, in turn."""
     from raymotion.data.samples import table_from_rows, write_samples
-    from raymotion.data.synthetic import write_coco
+    from raymotion.data.synthetic.collections import write_coco
 
     folder = Path(pictures) if pictures else work / "pictures" / "val2017"
     if not pictures and not folder.exists():
@@ -336,9 +336,9 @@ def make_teacher(work: Path) -> str:
     import torch
 
     from raymotion.models.checkpoint import save_checkpoint
-    from raymotion.models.regions import identify
-    from raymotion.models.tokenizer import train_tokenizer
-    from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher
+    from raymotion.models.text.tokenizer import train_tokenizer
+    from raymotion.models.vision.regions import identify
+    from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher
     from raymotion.vocabulary import SOCRATIS_29
 
     torch.manual_seed(0)

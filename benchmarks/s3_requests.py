@@ -184,9 +184,9 @@ def run(work: Path, images: int, latency: float, workers: int) -> dict[str, Any]
     from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 
     from raymotion import storage
-    from raymotion.data.folder import read_folder
+    from raymotion.data.readers.folder import read_folder
     from raymotion.data.samples import write_samples
-    from raymotion.data.synthetic import write_coco
+    from raymotion.data.synthetic.collections import write_coco
 
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     moto.start()
@@ -196,7 +196,7 @@ def run(work: Path, images: int, latency: float, workers: int) -> dict[str, Any]
         AWS_ENDPOINT_URL=upstream, AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY="testing",
         AWS_DEFAULT_REGION="us-east-1", AWS_EC2_METADATA_DISABLED="true", NO_PROXY="127.0.0.1", no_proxy="127.0.0.1",
     )  # fmt: skip
-    from raymotion import s3
+    from raymotion.stores import s3
 
     s3.filesystem().mkdir("bucket")
     write_coco(str(work / "coco"), images, 0)

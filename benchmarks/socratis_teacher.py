@@ -89,8 +89,8 @@ def embeddings(text_init: str, captions: list[str]) -> np.ndarray:
     """Sentence embeddings as the checkpoint's authors make them: the mean over the pieces, of length 1. (n, D)"""
     import torch
 
-    from raymotion.models.tokenizer import encode, load_tokenizer
-    from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher, masked_mean, pad
+    from raymotion.models.text.tokenizer import encode, load_tokenizer
+    from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher, masked_mean, pad
 
     tokenizer = load_tokenizer(text_init)
     model = VisualBertTeacher.from_text(text_init, TeacherConfig(vocab_size=len(tokenizer), visual_dim=1), 1).eval()
@@ -118,8 +118,8 @@ def regression(features: Any, truth: np.ndarray, learn: np.ndarray, test: np.nda
 
 def scores(truth: np.ndarray, probabilities: np.ndarray, prior: np.ndarray) -> dict[str, float]:
     """mAP, how far the BCE lies below the prior's (nats), and the gains in top-1 and top-3 over the constant answer."""
-    from raymotion.learning.average_precision import average_precision
-    from raymotion.learning.metrics import bce, top_k_hits
+    from raymotion.learning.metrics.average_precision import average_precision
+    from raymotion.learning.metrics.multilabel import bce, top_k_hits
 
     always = np.tile(prior, (len(truth), 1))
 
@@ -147,8 +147,8 @@ def main() -> None:
     import torch
     from sklearn.feature_extraction.text import TfidfVectorizer
 
+    from raymotion.data.readers.socratis import read_socratis
     from raymotion.data.samples import targets, vocabulary_of
-    from raymotion.data.socratis import read_socratis
 
     torch.set_num_threads(arguments.threads)
     started = time.monotonic()

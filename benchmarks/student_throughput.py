@@ -106,7 +106,7 @@ def by_hand(samples: str, kind: str, readers: int, threads: int) -> dict[str, fl
     import torch
     from torch import nn
 
-    from raymotion.models.visualbert import pad
+    from raymotion.models.visualbert.network import pad
     from raymotion.train.data import prepare
     from raymotion.train.loop import _optimiser, schedule
     from raymotion.train.pictures import PictureReader, Portion, read_here
@@ -188,7 +188,7 @@ def cores() -> int:
 def make_samples(work: Path, pictures: str | None, images: int) -> str:
     """A sample table of `images` training rows, and a few for validation, over the pictures there are, in turn."""
     from raymotion.data.samples import table_from_rows, write_samples
-    from raymotion.data.synthetic import write_coco
+    from raymotion.data.synthetic.collections import write_coco
     from raymotion.vocabulary import SOCRATIS_29
 
     folder = Path(pictures) if pictures else work / "pictures" / "val2017"

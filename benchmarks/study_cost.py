@@ -148,7 +148,7 @@ def write_full_size(folder: Path, share: float) -> tuple[str, str]:
 
 
 def recipe_of(samples: str, embeddings: str) -> Any:
-    from raymotion.train.fusion_recipe import FusionRecipe
+    from raymotion.models.fusion.recipe import FusionRecipe
 
     return FusionRecipe.model_validate(
         {

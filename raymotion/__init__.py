@@ -11,13 +11,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raymotion.models.predictor import Predictor, load
+    from raymotion.pipeline.predictor import Predictor, load
 
 __version__ = "0.1.0"
 __all__ = ["Predictor", "__version__", "load"]
 
 # Where the public names live. Imported on first use: `import raymotion` stays free of numpy, torch and the rest.
-_HOMES = {"Predictor": "raymotion.models.predictor", "load": "raymotion.models.predictor"}
+_HOMES = {"Predictor": "raymotion.pipeline.predictor", "load": "raymotion.pipeline.predictor"}
 
 
 def __getattr__(name: str) -> Any:

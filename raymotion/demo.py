@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raymotion import storage
-from raymotion.folder_lock import one_writer_of
+from raymotion.folders.lock import one_writer_of
 
 if TYPE_CHECKING:
     from raymotion.batch.job import JobSummary
     from raymotion.models.checkpoint import CheckpointInfo
     from raymotion.report.page import ReportSummary
-    from raymotion.train.finetune import Comparison
+    from raymotion.train.transfer import Comparison
 
 EXTRACTOR = "fasterrcnn_mobilenet_v3_large_320_fpn"
 # No published weights can be assumed to be at hand. Random ones see colours and shapes, which carry the emotion here.
@@ -57,16 +57,16 @@ def run_demo(
     from raymotion.batch.cluster import connect
     from raymotion.batch.labels import LabelSettings, label
     from raymotion.batch.regions import RegionSettings, extract_regions
-    from raymotion.data.coco import read_coco
+    from raymotion.data.readers.coco import read_coco
+    from raymotion.data.readers.socratis import read_socratis
     from raymotion.data.samples import write_samples
-    from raymotion.data.socratis import read_socratis
     from raymotion.data.splits import split_samples
-    from raymotion.data.synthetic import write_coco, write_socratis
+    from raymotion.data.synthetic.collections import write_coco, write_socratis
     from raymotion.report.page import write_report
-    from raymotion.train.finetune import compare
     from raymotion.train.fit import fit
     from raymotion.train.recipe import StudentRecipe, load_recipe
     from raymotion.train.source import label_warnings
+    from raymotion.train.transfer import compare
     from raymotion.vocabulary import SOCRATIS_29
 
     seconds: dict[str, float] = {}

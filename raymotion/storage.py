@@ -24,7 +24,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 
-from raymotion.addresses import (
+from raymotion.errors import AccessDenied, Damaged, InputError, NotFinite, RaymotionError
+from raymotion.stores.addresses import (
     HTTP_SCHEMES,
     S3_SCHEMES,
     PathLike,
@@ -39,8 +40,7 @@ from raymotion.addresses import (
     scheme_of,
     suffix,
 )
-from raymotion.errors import AccessDenied, Damaged, InputError, NotFinite, RaymotionError
-from raymotion.local_files import disk_full, file_to_write, is_full
+from raymotion.stores.local_files import disk_full, file_to_write, is_full
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -128,7 +128,7 @@ def filesystem(path: PathLike) -> tuple[AbstractFileSystem, str]:
     if scheme is None:
         return fsspec.filesystem("file"), text
     if scheme in S3_SCHEMES:
-        from raymotion import s3
+        from raymotion.stores import s3
 
         return s3.filesystem(), text.split("://", 1)[1]
     # By its scheme, never `url_to_fs`, which takes `::` in a name for a chain of file systems.
@@ -153,10 +153,10 @@ def _remote(path: PathLike) -> _Store:
     require_allowed(path)
     scheme = scheme_of(path)
     if scheme in S3_SCHEMES:
-        from raymotion import s3
+        from raymotion.stores import s3
 
         return cast(_Store, s3)
-    from raymotion import other_stores
+    from raymotion.stores import fsspec_stores as other_stores
 
     return other_stores.Web() if scheme in HTTP_SCHEMES else other_stores.Generic(*filesystem(path))
 
@@ -319,7 +319,7 @@ def read_head(path: PathLike, length: int) -> bytes:
 def store_of(path: PathLike) -> str:
     """What the store of an address is called in messages."""
     if scheme_of(path) in S3_SCHEMES:
-        from raymotion import s3
+        from raymotion.stores import s3
 
         return s3.store_name()
     return scheme_of(path) or "this machine"

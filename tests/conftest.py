@@ -75,7 +75,7 @@ def s3_server() -> Iterator[str]:
 @pytest.fixture
 def s3(s3_server: str) -> str:
     """Address of a fresh, empty bucket: `s3://test-...`."""
-    from raymotion.s3 import filesystem
+    from raymotion.stores.s3 import filesystem
 
     bucket = f"test-{uuid.uuid4().hex[:12]}"
     filesystem().mkdir(bucket)
@@ -180,7 +180,7 @@ def store_proxy(_proxy: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """
     monkeypatch.setenv("AWS_ENDPOINT_URL", _proxy.endpoint)
     monkeypatch.setenv("RAYMOTION_STORE_PATIENCE", "5")
-    monkeypatch.setattr("raymotion.access.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("raymotion.stores.access.FIRST_PAUSE", 0.01)
     _proxy.reset()
     return _proxy
 

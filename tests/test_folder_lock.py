@@ -17,14 +17,16 @@ from typing import Any
 
 import pytest
 
-from raymotion import folder_lock, lease, storage
+from raymotion import storage
 from raymotion.errors import InputError, RunFailed
-from raymotion.folder_lock import LOCK, one_writer, one_writer_of
-from raymotion.lease import Lease, cell_at
-from raymotion.owner import Owner
+from raymotion.folders import lease
+from raymotion.folders import lock as folder_lock
+from raymotion.folders.lease import Lease, cell_at
+from raymotion.folders.lock import LOCK, one_writer, one_writer_of
+from raymotion.folders.owner import Owner
 
 HOLD = (
-    "import sys, time; from raymotion.folder_lock import one_writer\n"
+    "import sys, time; from raymotion.folders.lock import one_writer\n"
     "with one_writer(sys.argv[1], beside=sys.argv[2] == '1'): print('held', flush=True); time.sleep(60)"
 )
 
@@ -334,8 +336,8 @@ def _commands(out: str) -> dict[str, Callable[[], object]]:
     from raymotion.batch.choice import select
     from raymotion.batch.faces import FaceSettings, detect_faces
     from raymotion.batch.job import JobSettings, JobSpec, run_job
-    from raymotion.data.synthetic import write_coco, write_socratis
-    from raymotion.data.synthetic_emotic import write_emotic
+    from raymotion.data.synthetic.collections import write_coco, write_socratis
+    from raymotion.data.synthetic.emotic import write_emotic
     from raymotion.demo import run_demo
     from raymotion.evaluation.audit import AuditSettings, audit_against_truth, audit_choices, audit_samples
     from raymotion.evaluation.evaluate import EvaluateSettings, evaluate_checkpoint
@@ -343,9 +345,9 @@ def _commands(out: str) -> dict[str, Callable[[], object]]:
     from raymotion.models.hub import pull, push
     from raymotion.report.study import write_study_report
     from raymotion.study.run import StudySettings, run_study
-    from raymotion.train.finetune import compare
     from raymotion.train.fit import fit
     from raymotion.train.recipe import StudentRecipe
+    from raymotion.train.transfer import compare
 
     def job() -> object:
         sink: Any = None

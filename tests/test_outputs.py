@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raymotion import outputs, storage
+from raymotion import storage
 from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.errors import DiskFull, InputError
-from raymotion.local_files import is_full, reserve
+from raymotion.folders import outputs
+from raymotion.stores.local_files import is_full, reserve
 
 
 def samples() -> pa.Table:
@@ -90,7 +91,7 @@ class TestWhereAFileIsWritten:
             storage.write_bytes(tmp_path / "loop", b"x")
 
     def test_a_checkpoint_is_put_where_a_link_leads(self, tmp_path: Path) -> None:
-        from raymotion.local_files import replaced
+        from raymotion.stores.local_files import replaced
 
         (tmp_path / "real").mkdir()
         (tmp_path / "link").symlink_to("real")
@@ -259,8 +260,8 @@ def test_ray_trains_full_disk_names_a_path() -> None:
 
 
 def test_no_trial_and_no_row_is_to_blame_for_a_full_disk(tmp_path: Path) -> None:
-    from raymotion.batch.stages import Item
     from raymotion.batch.worker import _process
+    from raymotion.pipeline.stages import Item
     from raymotion.study.record import machine_fault
 
     class Full:
@@ -292,7 +293,7 @@ def test_a_report_file_is_looked_at_before_the_work(tmp_path: Path, runner: Call
 
 
 def test_an_earlier_report_is_replaced(tmp_path: Path) -> None:
-    from raymotion.data.emotic_report import EmoticReport, is_report
+    from raymotion.data.readers.emotic_report import EmoticReport, is_report
 
     storage.write_json(tmp_path / "r.json", EmoticReport().to_dict())
     outputs.require_replaceable(tmp_path / "r.json", "a report on EMOTIC", is_report)
@@ -300,7 +301,7 @@ def test_an_earlier_report_is_replaced(tmp_path: Path) -> None:
 
 def test_tables_that_only_bear_the_name_of_ours(tmp_path: Path) -> None:
     from raymotion.evaluation.audit import _check_out
-    from raymotion.train.finetune import RUNS, _strange
+    from raymotion.train.transfer import RUNS, _strange
 
     storage.write_text(tmp_path / "per_emotion.csv", "mine")
     with pytest.raises(InputError, match=r"holds per_emotion\.csv"):

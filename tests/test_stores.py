@@ -18,13 +18,14 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from raymotion import access, addresses, s3, storage, web
-from raymotion.data.folder import read_folder
-from raymotion.data.images import fetch
-from raymotion.data.kinds import _folders
-from raymotion.data.picture_marks import stamps
+from raymotion import storage
+from raymotion.data.images.decode import fetch
+from raymotion.data.images.marks import stamps
+from raymotion.data.path_kinds import _folders
+from raymotion.data.readers.folder import read_folder
 from raymotion.errors import AccessDenied, AddressRefused, InputError, RunFailed, StoreUnavailable
-from raymotion.other_stores import Generic
+from raymotion.stores import access, addresses, s3, web
+from raymotion.stores.fsspec_stores import Generic
 
 
 def first(times: int, wrong: tuple[Any, ...], method: str = "") -> Callable[[Any, int], tuple[Any, ...] | None]:
@@ -122,7 +123,7 @@ class TestAStoreThatFails:
     def test_the_command_sets_it_for_itself(self, monkeypatch, runner, tmp_path):
         seen = []
         monkeypatch.setattr(
-            "raymotion.models.prediction.explain", lambda *_, **__: seen.append(access.current()) or 1 / 0
+            "raymotion.pipeline.prediction.explain", lambda *_, **__: seen.append(access.current()) or 1 / 0
         )
         monkeypatch.delenv(access.PATIENCE, raising=False)
         runner("predict", "--caption", "x", "--model", tmp_path, "--store-patience", "7", "--allow-http")
@@ -146,7 +147,9 @@ class TestAStoreThatFails:
         from raymotion.evaluation.evaluate import EvaluateSettings, evaluate_checkpoint
 
         seen, before = [], access.current()
-        monkeypatch.setattr("raymotion.folder_lock.one_writer", lambda *_, **__: seen.append(access.current()) or 1 / 0)
+        monkeypatch.setattr(
+            "raymotion.folders.lock.one_writer", lambda *_, **__: seen.append(access.current()) or 1 / 0
+        )
         own = {"samples": "s.parquet", "out": str(tmp_path), "store_patience": 7, "allow_http": True}
         for run in (
             lambda: run_job(SimpleNamespace(settings=JobSettings(**own))),
@@ -161,7 +164,8 @@ class TestAStoreThatFails:
         import ray.train
 
         from raymotion.study.search import ConfigurationTrainable
-        from raymotion.train import finetune, fit
+        from raymotion.train import fit
+        from raymotion.train import transfer as finetune
 
         seen = []
 
@@ -297,7 +301,7 @@ class TestNamesInAStore:
     def test_a_listing_of_many_pages(self, s3, monkeypatch):
         for number in range(7):
             storage.write_bytes(f"{s3}/{number}", b"")
-        from raymotion import s3 as store
+        from raymotion.stores import s3 as store
 
         call = store._call
         monkeypatch.setattr(

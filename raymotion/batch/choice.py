@@ -15,7 +15,6 @@ from raymotion import storage
 from raymotion.batch import ledger
 from raymotion.batch.preflight import check_folder, free_if_nothing_committed
 from raymotion.config import digest_of
-from raymotion.data.kinds import wrong_kind
 from raymotion.data.parts import (
     PART,
     VERIFY,
@@ -26,10 +25,11 @@ from raymotion.data.parts import (
     read_job,
     write_job,
 )
+from raymotion.data.path_kinds import wrong_kind
 from raymotion.errors import Damaged, InputError
-from raymotion.folder_lock import one_writer_of
+from raymotion.folders.lock import one_writer_of
 from raymotion.learning.collapse import check_collapse
-from raymotion.learning.metrics import Evaluation
+from raymotion.learning.metrics.multilabel import Evaluation
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.learning.significance import voids_results
 from raymotion.vocabulary import Vocabulary

@@ -15,15 +15,15 @@ from raymotion import storage
 from raymotion.batch import ledger
 from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job, with_its_access
 from raymotion.batch.progress import ProgressKind
-from raymotion.batch.stages import Item, Stage, image_units, made_from
-from raymotion.batch.stream_stages import CONTEXT, RENDERER, DecodeOnce, EmbedStreams, StreamPlan
 from raymotion.data.embedding_layout import AUGMENTED_SPLIT, EmbeddingLayout, stored_rows
 from raymotion.data.parts import running_job
 from raymotion.data.provenance import BOXES
 from raymotion.data.streams import STREAMS
 from raymotion.errors import InputError
-from raymotion.models.backbones import BackboneIdentity, check_tokens, identify
-from raymotion.models.regions import locate
+from raymotion.models.vision.backbones import BackboneIdentity, check_tokens, identify
+from raymotion.models.vision.regions import locate
+from raymotion.pipeline.embed import CONTEXT, RENDERER, DecodeOnce, EmbedStreams, StreamPlan
+from raymotion.pipeline.stages import Item, Stage, image_units, made_from
 
 # Side of the token grid that a study gets where it uses tokens and was not told how many.
 STUDY_TOKENS = 2

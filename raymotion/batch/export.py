@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from raymotion import outputs, storage
+from raymotion import storage
 from raymotion.batch.choice import matrix_of, read_labels_record, read_parts
-from raymotion.data.coco import coco_url
+from raymotion.data.readers.coco import coco_url
 from raymotion.errors import InputError
+from raymotion.folders import outputs
 from raymotion.vocabulary import SOCRATIS_29, Vocabulary
 
 # Column order of the public system's coco_predictions.csv (its position of each label in the later notebooks).

@@ -14,17 +14,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from raymotion import outputs, storage
+from raymotion import storage
 from raymotion.batch.job import JobSettings, JobSpec, run_job, with_its_access
 from raymotion.batch.progress import ProgressKind
-from raymotion.batch.stages import Item, Stage, image_units, made_from
-from raymotion.batch.stream_stages import DecodeOnce
-from raymotion.data.face_detectors import DetectorIdentity, FaceDetector, build, identify
-from raymotion.data.faces import MIN_SIDE, find_faces
+from raymotion.data.faces.assign import MIN_SIDE, find_faces
+from raymotion.data.faces.detectors import DetectorIdentity, FaceDetector, build, identify
 from raymotion.data.provenance import MADE_FROM
 from raymotion.data.samples import BOX, read_samples, require_table_or_nothing, write_samples
 from raymotion.errors import Damaged, RaymotionError, SettingsMismatch
-from raymotion.folder_lock import one_writer_of
+from raymotion.folders import outputs
+from raymotion.folders.lock import one_writer_of
+from raymotion.pipeline.embed import DecodeOnce
+from raymotion.pipeline.stages import Item, Stage, image_units, made_from
 
 FOUND = pa.schema(
     [

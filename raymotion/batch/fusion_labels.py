@@ -17,19 +17,19 @@ import pyarrow as pa
 from raymotion import storage
 from raymotion.batch import ledger
 from raymotion.batch.embeddings import COLUMNS
-from raymotion.batch.label_stages import FiniteAnswers
-from raymotion.batch.stages import Failure, Item, Stage
-from raymotion.batch.stream_stages import CONTEXT, DecodeOnce, EmbedStreams, StreamPlan
 from raymotion.data.embedding_layout import FeatureKey, layout_of, require_complete, schema_of
 from raymotion.data.features import features_digest
 from raymotion.data.parts import part_names
 from raymotion.data.provenance import BOXES, begun_at, read_made_from, require_same_pictures
 from raymotion.data.samples import read_samples
+from raymotion.data.views.streams import crop
 from raymotion.errors import InputError
-from raymotion.learning.stream_views import crop
 from raymotion.learning.vad import DIMENSIONS, SCALE
-from raymotion.models.fusion_inputs import StreamInput, find_weights, masks, needs, squares, stream_inputs
-from raymotion.models.regions import locate
+from raymotion.models.inputs.streams import StreamInput, find_weights, masks, needs, squares, stream_inputs
+from raymotion.models.vision.regions import locate
+from raymotion.pipeline.embed import CONTEXT, DecodeOnce, EmbedStreams, StreamPlan
+from raymotion.pipeline.label_stages import FiniteAnswers
+from raymotion.pipeline.stages import Failure, Item, Stage
 
 if TYPE_CHECKING:
     from raymotion.batch.labels import LabelSettings

@@ -18,7 +18,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 import pyarrow as pa
 from pydantic import Field
 
-from raymotion import access, folder_lock, interrupts, storage
+from raymotion import interrupts, storage
 from raymotion.batch import ledger, verify
 from raymotion.batch.cluster import connect, node_resources, plan_placement
 from raymotion.batch.preflight import (
@@ -34,14 +34,16 @@ from raymotion.batch.preflight import (
 )
 from raymotion.batch.progress import Progress, ProgressKind
 from raymotion.batch.quiet import quiet_ray_data, without_noise
-from raymotion.batch.stages import Stage
 from raymotion.batch.worker import ShardWorker, Sink, WorkerPlan
 from raymotion.config import Settings, digest_of, require_same_settings
+from raymotion.data.images.damage import DamagedPolicy
 from raymotion.data.parts import write_job
-from raymotion.data.picture_damage import DamagedPolicy
 from raymotion.data.samples import read_samples
 from raymotion.errors import Damaged, InputError, RunFailed
-from raymotion.folder_lock import one_writer_of
+from raymotion.folders import lock as folder_lock
+from raymotion.folders.lock import one_writer_of
+from raymotion.pipeline.stages import Stage
+from raymotion.stores import access
 from raymotion.vocabulary import Vocabulary
 
 ALWAYS_MAY_FAIL = 3

@@ -13,22 +13,22 @@ from raymotion import storage
 from raymotion.batch.choice import choose_globally, judge, read_parts, with_choice
 from raymotion.batch.fusion_labels import COLUMNS, plan_fusion, with_vad
 from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job, with_its_access
-from raymotion.batch.label_stages import LoadRegions, NoEvidence, PredictEmotions, PredictWithStudent
 from raymotion.batch.progress import ProgressKind
 from raymotion.batch.regions import random_weights_notice
-from raymotion.batch.stages import DecodeImages, ExtractRegions, Item, Stage, made_from
 from raymotion.config import digest_of
 from raymotion.data.captions import readable
 from raymotion.data.features import features_digest
-from raymotion.data.kinds import wrong_kind
 from raymotion.data.parts import complete_job, part_names, running_job
+from raymotion.data.path_kinds import wrong_kind
 from raymotion.data.provenance import MADE_FROM, begun_at, read_made_from, require_same_pictures
 from raymotion.errors import InputError
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info
 from raymotion.models.checkpoint_files import FUSIONS
-from raymotion.models.predictor import find_extractor, trained_identity
-from raymotion.models.regions import ExtractorIdentity, architecture
+from raymotion.models.vision.regions import ExtractorIdentity, architecture
+from raymotion.pipeline.label_stages import LoadRegions, NoEvidence, PredictEmotions, PredictWithStudent
+from raymotion.pipeline.predictor import find_extractor, trained_identity
+from raymotion.pipeline.stages import DecodeImages, ExtractRegions, Item, Stage, made_from
 from raymotion.vocabulary import Vocabulary
 
 # Share of unknown words in the captions from which on it is told.

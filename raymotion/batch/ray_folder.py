@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from raymotion.owner import Owner
+from raymotion.folders.owner import Owner
 
 PREFIX = "raymotion-"
 MARK = ".raymotion-ray.json"

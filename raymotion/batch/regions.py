@@ -11,9 +11,9 @@ from pydantic import Field
 
 from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job, with_its_access
 from raymotion.batch.progress import ProgressKind
-from raymotion.batch.stages import DecodeImages, ExtractRegions, Item, Stage, made_from
 from raymotion.data.provenance import MADE_FROM
-from raymotion.models.regions import ExtractorIdentity, Regions, architecture, identify, locate
+from raymotion.models.vision.regions import ExtractorIdentity, Regions, architecture, identify, locate
+from raymotion.pipeline.stages import DecodeImages, ExtractRegions, Item, Stage, made_from
 
 
 class RegionSettings(JobSettings):

@@ -20,7 +20,6 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from raymotion import storage
-from raymotion.access import Access, current
 from raymotion.batch.ledger import (
     DAMAGED_KEPT,
     QUARANTINE_SCHEMA,
@@ -32,10 +31,11 @@ from raymotion.batch.ledger import (
     write_commit,
 )
 from raymotion.batch.memory import keep_freed_memory
-from raymotion.batch.stages import Failure, Item, Stage, image_units
 from raymotion.data.parts import FileMark
 from raymotion.errors import InputError, RaymotionError, RunFailed
-from raymotion.local_files import disk_full, is_full
+from raymotion.pipeline.stages import Failure, Item, Stage, image_units
+from raymotion.stores.access import Access, current
+from raymotion.stores.local_files import disk_full, is_full
 
 # Deaths after which a shard whose rows all live when alone is given up.
 MOST_DEATHS_WITHOUT_CULPRIT = 3

@@ -12,8 +12,8 @@ from raymotion.cli.options import access_options
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from raymotion.data.emotic_report import EmoticReport
-    from raymotion.data.synthetic import SyntheticReport
+    from raymotion.data.readers.emotic_report import EmoticReport
+    from raymotion.data.synthetic.collections import SyntheticReport
 
 OUT_TABLE = click.option(
     "--out", required=True, metavar="FILE", help="Sample table to write (Parquet; local path or s3://)."
@@ -68,7 +68,7 @@ def synth_coco(images: int, out: str, seed: int, split: str, corrupt: float) -> 
       raymotion data synth coco --images 500 --out demo/coco
       raymotion data synth coco --images 2000 --corrupt 0.01 --seed 7 --out broken/
     """
-    from raymotion.data.synthetic import write_coco
+    from raymotion.data.synthetic.collections import write_coco
 
     _say_written(out, write_coco(out, images, seed, split=split, corrupt=corrupt))
 
@@ -85,7 +85,7 @@ def synth_socratis(images: int, out: str, seed: int, corrupt: float) -> None:
     Example:
       raymotion data synth socratis --images 400 --out demo/socratis
     """
-    from raymotion.data.synthetic import write_socratis
+    from raymotion.data.synthetic.collections import write_socratis
 
     _say_written(out, write_socratis(out, images, seed, corrupt=corrupt))
 
@@ -119,7 +119,7 @@ def synth_emotic(persons: int, out: str, seed: int, kind: str, defects: float) -
       raymotion data synth emotic --persons 2000 --out demo/emotic
       raymotion data synth emotic --persons 300 --defects 0.1 --format mat --out broken/
     """
-    from raymotion.data.synthetic_emotic import write_emotic
+    from raymotion.data.synthetic.emotic import write_emotic
 
     report = write_emotic(out, persons, seed, kind=kind, defects=defects)
     _say("images", report.images)
@@ -160,7 +160,7 @@ def prepare_coco(root: str, split: str, persons: bool, min_side: float, out: str
       raymotion data prepare coco ROOT --split val2017 --out coco.parquet
       raymotion data prepare coco ROOT --split train2017 --persons --out persons.parquet
     """
-    from raymotion.data.coco import read_coco
+    from raymotion.data.readers.coco import read_coco
     from raymotion.data.samples import require_table_or_nothing, write_samples
 
     require_table_or_nothing(out)
@@ -218,8 +218,8 @@ def prepare_socratis(
       raymotion data prepare socratis cleaned_data.csv --images DIR --out socratis.parquet
       raymotion data prepare socratis raw.json --vocabulary socratis-29 --seed 3 --out socratis.parquet
     """
+    from raymotion.data.readers.socratis import read_socratis
     from raymotion.data.samples import require_table_or_nothing, write_samples
-    from raymotion.data.socratis import read_socratis
     from raymotion.data.splits import empty_splits, split_samples
     from raymotion.vocabulary import get_vocabulary
 
@@ -265,7 +265,7 @@ def prepare_folder(folder: str, captions: str | None, out: str) -> None:
     Example:
       raymotion data prepare folder PHOTOS --captions captions.jsonl --out mine.parquet
     """
-    from raymotion.data.folder import read_folder
+    from raymotion.data.readers.folder import read_folder
     from raymotion.data.samples import require_table_or_nothing, write_samples
 
     require_table_or_nothing(out)
@@ -320,10 +320,10 @@ def prepare_emotic(
       raymotion data prepare emotic ROOT --out emotic.parquet
       raymotion data prepare emotic demo/emotic --faces demo/emotic/faces.csv --report emotic.json --out e.parquet
     """
-    from raymotion.data.emotic import read_emotic
-    from raymotion.data.emotic_report import is_report
+    from raymotion.data.readers.emotic import read_emotic
+    from raymotion.data.readers.emotic_report import is_report
     from raymotion.data.samples import require_table_or_nothing, write_samples
-    from raymotion.outputs import require_replaceable
+    from raymotion.folders.outputs import require_replaceable
     from raymotion.storage import write_json
 
     if report_file:

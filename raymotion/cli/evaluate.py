@@ -62,8 +62,8 @@ def evaluate(**options: Any) -> None:
     """
     from raymotion.config import load_settings
     from raymotion.evaluation.evaluate import EvaluateSettings, evaluate_checkpoint
-    from raymotion.evaluation.page import verdict, warnings_of
-    from raymotion.evaluation.terminal import summary_lines
+    from raymotion.report.evaluation_page import verdict, warnings_of
+    from raymotion.report.evaluation_terminal import summary_lines
 
     file, assignments = options.pop("config_file"), options.pop("assignments")
     address, progress = options.pop("address"), options.pop("progress")

@@ -79,8 +79,8 @@ def finetune(
 
     from raymotion.models.checkpoint import read_checkpoint_info
     from raymotion.report.transfer import table_lines
-    from raymotion.train.finetune import CONDITIONS, compare
     from raymotion.train.source import doubts_about
+    from raymotion.train.transfer import CONDITIONS, compare
 
     for warning in doubts_about(read_checkpoint_info(student).training.get("targets") or {}):
         click.secho(f"warning: {student}: {warning}", fg="red", err=True)

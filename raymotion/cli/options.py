@@ -30,7 +30,7 @@ def cluster_option(command: F) -> F:
 
 def _set_access(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
     """Keeps the answer in the environment, where this process and those that it starts find it, for this command."""
-    from raymotion import access
+    from raymotion.stores import access
 
     if value is not None:
         chosen: dict[str, Any] = {"allow_http": value} if parameter.name == "allow_http" else {"patience": value}

@@ -62,7 +62,7 @@ def predict(
       raymotion predict --caption "A man laughs." --model teacher/ --all
       raymotion predict photo.jpg --model fusion/ --body-box 40,10,220,400 --face-box 90,20,150,95
     """
-    from raymotion.models.prediction import explain, parse_box
+    from raymotion.pipeline.prediction import explain, parse_box
 
     given = (("body", body_box), ("face", face_box))
     boxes = {name: parse_box(text, f"--{name}-box") for name, text in given if text is not None}

@@ -129,7 +129,7 @@ def _print_table(split: str, evaluation: Mapping[str, Any]) -> None:
 
 
 def _print_emotic(split: str, figures: Mapping[str, Any]) -> None:
-    from raymotion.learning.metrics import metric_text
+    from raymotion.learning.metrics.multilabel import metric_text
 
     click.echo(
         f"{split}: mAP {metric_text(figures['map'])} (scikit-learn), "

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from raymotion import storage
-from raymotion.data.kinds import wrong_kind
 from raymotion.data.parts import VERIFY, complete_job, part_names
+from raymotion.data.path_kinds import wrong_kind
 from raymotion.data.provenance import BOXES, MADE_FROM, require_columns
 from raymotion.errors import InputError
 

@@ -31,8 +31,8 @@ from raymotion.data.embedding_layout import (
     schema_of,
 )
 from raymotion.data.features import default_cache, locked, new_copy, parts_digest, read_index, write_index
+from raymotion.data.images.marks import PictureMark
 from raymotion.data.parts import FileMark, open_part, part_marks
-from raymotion.data.picture_marks import PictureMark
 from raymotion.data.provenance import (
     BOXES,
     MADE_FROM,

@@ -26,9 +26,9 @@ import pyarrow.parquet as pq
 
 from raymotion import records, storage
 from raymotion.config import digest_of
-from raymotion.data.kinds import wrong_kind
+from raymotion.data.images.marks import PictureMark
 from raymotion.data.parts import VERIFY, FileMark, complete_job, open_part, part_marks
-from raymotion.data.picture_marks import PictureMark
+from raymotion.data.path_kinds import wrong_kind
 from raymotion.data.provenance import (
     MADE_FROM,
     MADE_FROM_COLUMNS,
@@ -38,7 +38,7 @@ from raymotion.data.provenance import (
     require_same_pictures,
 )
 from raymotion.errors import AccessDenied, Damaged, InputError
-from raymotion.local_files import reserve
+from raymotion.stores.local_files import reserve
 
 METADATA_KEY = b"raymotion.regions"
 ROWS_AT_A_TIME = 256

@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 
 from raymotion import storage
-from raymotion.data.picture_marks import THREADS, Files, Picture, PictureMark, address, file_name, is_web
+from raymotion.data.images.marks import THREADS, Files, Picture, PictureMark, address, file_name, is_web
 from raymotion.data.samples import BOX
 from raymotion.errors import InputError
 

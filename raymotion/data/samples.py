@@ -27,9 +27,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raymotion import outputs, storage
-from raymotion.data.kinds import wrong_kind
+from raymotion import storage
+from raymotion.data.path_kinds import wrong_kind
 from raymotion.errors import AccessDenied, AddressRefused, InputError
+from raymotion.folders import outputs
 from raymotion.vocabulary import Vocabulary
 
 BOX = pa.list_(pa.float32(), 4)

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from raymotion.learning.auc import macro_auc
 from raymotion.learning.bootstrap import Metric, chunk, finite, interval, ratio, resample_counts, row_mean
-from raymotion.learning.calibration import CalibrationScores, calibrate, class_calibration_errors
-from raymotion.learning.metrics import Evaluation, evaluate
+from raymotion.learning.metrics.auc import macro_auc
+from raymotion.learning.metrics.calibration import CalibrationScores, calibrate, class_calibration_errors
+from raymotion.learning.metrics.multilabel import Evaluation, evaluate
 from raymotion.learning.significance import Verdict, verdict_of
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow.compute as pc
 from pydantic import Field
 
-from raymotion import outputs, records, storage
+from raymotion import records, storage
 from raymotion.config import Settings
 from raymotion.data.samples import read_samples, vocabulary_of
 from raymotion.errors import InputError
@@ -32,7 +32,8 @@ from raymotion.evaluation.disagreements import Disagreements, rank_disagreements
 from raymotion.evaluation.mapping import choose_mapping
 from raymotion.evaluation.matched_pictures import check_matched
 from raymotion.evaluation.matching import Key, Match, Persons, match
-from raymotion.folder_lock import one_writer_of
+from raymotion.folders import outputs
+from raymotion.folders.lock import one_writer_of
 from raymotion.report.labelled import LabelledSet, load_labels
 
 FILES = ("audit.json", "per_emotion.csv", "disagreements.parquet", "audit.html")
@@ -301,7 +302,7 @@ def _write(
     labelled: LabelledSet,
     settings: AuditSettings,
 ) -> AuditSummary:
-    from raymotion.evaluation.audit_page import render
+    from raymotion.report.audit_page import render
 
     place = storage.absolute(out)
     storage.make_dir(place)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from raymotion.errors import InputError
-from raymotion.learning.auc import macro_auc
+from raymotion.learning.metrics.auc import macro_auc
 from raymotion.learning.significance import FEWEST_IMAGES, verdict_of
 
 # Draws of labels that are right by construction.

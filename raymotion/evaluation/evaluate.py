@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
-from raymotion import outputs, records, storage
+from raymotion import records, storage
 from raymotion.batch.choice import matrix_of, read_parts
 from raymotion.batch.job import REMEDY, JobSettings, JobSummary, with_its_access
 from raymotion.batch.labels import LabelSettings, input_columns, label
@@ -29,8 +29,9 @@ from raymotion.config import digest_of, require_same_settings
 from raymotion.data.samples import SPLITS, read_samples, targets, vocabulary_of
 from raymotion.errors import Damaged, InputError
 from raymotion.evaluation.measure import ClassResult, Measured, measure
-from raymotion.folder_lock import one_writer_of
-from raymotion.learning.calibration import BINS
+from raymotion.folders import outputs
+from raymotion.folders.lock import one_writer_of
+from raymotion.learning.metrics.calibration import BINS
 from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info, sample_mark
 from raymotion.vocabulary import Vocabulary
 
@@ -105,8 +106,8 @@ def evaluate_checkpoint(
         InputError: no labels, no such split, another vocabulary than the checkpoint's, or what `label` refuses.
         SettingsMismatch: the folder holds an evaluation of another checkpoint, or of other samples.
     """
-    from raymotion.evaluation.page import render
-    from raymotion.evaluation.plots import draw
+    from raymotion.report.evaluation_page import render
+    from raymotion.report.evaluation_plots import draw
 
     out = storage.absolute(settings.out)
     info = read_checkpoint_info(settings.checkpoint)

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from raymotion import storage
-from raymotion.data.images import ImageError, decode_rgb
-from raymotion.data.picture_marks import Picture, PictureMark, address, evenly, mark_of
+from raymotion.data.images.decode import ImageError, decode_rgb
+from raymotion.data.images.marks import Picture, PictureMark, address, evenly, mark_of
 from raymotion.data.provenance import Difference, Pair, compare_pictures
 from raymotion.errors import InputError, RaymotionError, StoreUnavailable
 from raymotion.evaluation.matching import Match, image_key

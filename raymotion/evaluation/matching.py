@@ -19,7 +19,7 @@ from urllib.parse import unquote
 import numpy as np
 import pyarrow as pa
 
-from raymotion.data.picture_files import EXTENSIONS
+from raymotion.data.images.files import EXTENSIONS
 from raymotion.data.samples import vocabulary_of
 from raymotion.errors import InputError
 

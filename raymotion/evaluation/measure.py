@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from raymotion.learning.auc import macro_auc
 from raymotion.learning.bootstrap import Metric, ratio_metrics, sampling_units
-from raymotion.learning.calibration import (
+from raymotion.learning.collapse import CLASS_SHARE, MIN_IMAGES, Collapse, check_collapse, label_sets
+from raymotion.learning.metrics.auc import macro_auc
+from raymotion.learning.metrics.calibration import (
     BINS,
     BrierParts,
     CalibrationScores,
@@ -18,9 +19,15 @@ from raymotion.learning.calibration import (
     class_calibration_errors,
     decompose_brier,
 )
-from raymotion.learning.collapse import CLASS_SHARE, MIN_IMAGES, Collapse, check_collapse, label_sets
-from raymotion.learning.f1 import f1_scores
-from raymotion.learning.metrics import LOWER_IS_BETTER, Evaluation, checked, count_distinct_top, evaluate, metric_text
+from raymotion.learning.metrics.f1 import f1_scores
+from raymotion.learning.metrics.multilabel import (
+    LOWER_IS_BETTER,
+    Evaluation,
+    checked,
+    count_distinct_top,
+    evaluate,
+    metric_text,
+)
 from raymotion.learning.selection import class_thresholds, top_per_image
 
 # Where a checkpoint brings no thresholds. Most emotions never reach it: that F1 is low says so.

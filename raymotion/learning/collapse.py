@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from raymotion.learning.metrics import Evaluation
+from raymotion.learning.metrics.multilabel import Evaluation
 from raymotion.learning.significance import Headline, headline
 
 MIN_IMAGES = 20

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raymotion.errors import InputError
-from raymotion.learning.average_precision import ranking
 from raymotion.learning.bootstrap import chunk, interval, ratio, resample_counts, row_mean, sampling_units
+from raymotion.learning.metrics.average_precision import ranking
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raymotion.data.streams import ABLATIONS
-from raymotion.learning.metrics import Evaluation, metric_text, metric_title
+from raymotion.learning.metrics.multilabel import Evaluation, metric_text, metric_title
 
 LOOKS_AT = {"context": "the whole picture", "body": "the body's box", "face": "the face's box"}
 TAGS = ("emotion-recognition", "affective-computing", "multi-label-classification")

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 import raymotion
 from raymotion import storage
 from raymotion.errors import InputError
-from raymotion.local_files import replaced
 from raymotion.models.card import model_card
 from raymotion.models.checkpoint_files import (
     ANSWERS,
@@ -51,6 +50,7 @@ from raymotion.models.checkpoint_files import (
 from raymotion.models.finite import require_finite
 from raymotion.models.loaded import LoadedFusion, LoadedStudent, Teacher
 from raymotion.models.weights_file import Header, read_header
+from raymotion.stores.local_files import replaced
 from raymotion.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -58,10 +58,10 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerFast
 
-    from raymotion.models.fusion import FusionHead
-    from raymotion.models.student import Student
-    from raymotion.models.tuned_streams import TunedStreams
-    from raymotion.models.visualbert import VisualBertTeacher
+    from raymotion.models.fusion.network import FusionHead
+    from raymotion.models.fusion_tuned.network import TunedStreams
+    from raymotion.models.student.network import Student
+    from raymotion.models.visualbert.network import VisualBertTeacher
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def save_checkpoint(
     """
     from safetensors.torch import save
 
-    from raymotion.models.tokenizer import tokenizer_json
+    from raymotion.models.text.tokenizer import tokenizer_json
 
     known = ARCHITECTURES[model.architecture]
     if not modalities or set(modalities) - set(known):
@@ -311,19 +311,19 @@ def _model_of(info: CheckpointInfo) -> tuple[VisualBertTeacher | Student | Fusio
 
     try:
         if info.architecture == "fusion":
-            from raymotion.models.fusion import FusionConfig, FusionHead
+            from raymotion.models.fusion.network import FusionConfig, FusionHead
 
             return FusionHead(FusionConfig.model_validate(info.config), len(info.vocabulary)), None
         if info.architecture == "fusion-tuned":
-            from raymotion.models.tuned_streams import TunedConfig, TunedStreams
+            from raymotion.models.fusion_tuned.network import TunedConfig, TunedStreams
 
             return TunedStreams(TunedConfig.model_validate(info.config), len(info.vocabulary)), None
         if info.architecture == "student":
-            from raymotion.models.student import Student, StudentConfig
+            from raymotion.models.student.network import Student, StudentConfig
 
             student = StudentConfig.model_validate(info.config)
             return Student(student, len(info.vocabulary)), student.vocab_size
-        from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher
+        from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher
 
         teacher = TeacherConfig.model_validate(info.config)
         return VisualBertTeacher(teacher, len(info.vocabulary)), teacher.vocab_size
@@ -374,7 +374,7 @@ def _load(local: str, info: CheckpointInfo) -> tuple[nn.Module, PreTrainedTokeni
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from raymotion.models.tokenizer import load_tokenizer
+    from raymotion.models.text.tokenizer import load_tokenizer
 
     path = storage.join(info.folder, WEIGHTS)
     _check_loss(info)
@@ -402,7 +402,7 @@ def _load(local: str, info: CheckpointInfo) -> tuple[nn.Module, PreTrainedTokeni
 def _check_loss(info: CheckpointInfo) -> None:
     if info.architecture not in FUSIONS:
         return
-    from raymotion.learning.multilabel_losses import probabilities_of
+    from raymotion.learning.losses.multilabel import probabilities_of
 
     try:
         probabilities_of(info.fusion_loss["name"])

@@ -13,12 +13,12 @@ from pydantic import ValidationError
 
 from raymotion import storage
 from raymotion.config import digest_of
-from raymotion.data.kinds import wrong_kind
+from raymotion.data.path_kinds import wrong_kind
 from raymotion.data.streams import STREAMS
 from raymotion.errors import InputError
-from raymotion.learning.metrics import Evaluation
-from raymotion.models.fusion_config import FusionConfig
-from raymotion.models.regions import ExtractorIdentity
+from raymotion.learning.metrics.multilabel import Evaluation
+from raymotion.models.fusion.config import FusionConfig
+from raymotion.models.vision.regions import ExtractorIdentity
 from raymotion.models.weights_file import Header
 from raymotion.vocabulary import Vocabulary
 

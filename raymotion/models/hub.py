@@ -19,10 +19,10 @@ from dataclasses import dataclass
 
 from raymotion import storage
 from raymotion.errors import AccessDenied, InputError, RunFailed
-from raymotion.folder_lock import one_writer_of
-from raymotion.local_files import disk_full, is_full, replaced
+from raymotion.folders.lock import one_writer_of
 from raymotion.models import checkpoint
 from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info
+from raymotion.stores.local_files import disk_full, is_full, replaced
 
 # In the order of writing: where there is a config.json, all the rest is there too.
 FILES = (

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from raymotion.models.checkpoint import CheckpointInfo
-    from raymotion.models.fusion import FusionConfig, FusionHead
-    from raymotion.models.student import Student
-    from raymotion.models.tuned_streams import TunedStreams
-    from raymotion.models.visualbert import VisualBertTeacher
+    from raymotion.models.fusion.network import FusionConfig, FusionHead
+    from raymotion.models.fusion_tuned.network import TunedStreams
+    from raymotion.models.student.network import Student
+    from raymotion.models.visualbert.network import VisualBertTeacher
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Teacher:
 
     def usable(self, captions: Sequence[Sequence[str]], region_mask: np.ndarray | None = None) -> np.ndarray:
         """Which samples hold anything that this teacher was trained to read, bool (n,)."""
-        from raymotion.models import visualbert
+        from raymotion.models.visualbert import network as visualbert
 
         own_captions, own_mask = self._own(captions, region_mask)
         return visualbert.usable(own_captions, own_mask)
@@ -53,7 +53,7 @@ class Teacher:
 
         A modality that the teacher was not trained on is masked: its weights for it are as they were drawn.
         """
-        from raymotion.models import visualbert
+        from raymotion.models.visualbert import network as visualbert
 
         if regions is not None and self.uses_regions and regions.shape[-1] != self.model.config.visual_dim:
             raise InputError(
@@ -98,7 +98,7 @@ class LoadedStudent:
 
     def usable(self, captions: Sequence[Sequence[str]], image_mask: np.ndarray | None = None) -> np.ndarray:
         """Which samples hold anything that this student was trained to read, bool (n,)."""
-        from raymotion.models import visualbert
+        from raymotion.models.visualbert import network as visualbert
 
         own_captions, own_mask = self._own(captions, image_mask)
         return visualbert.usable(own_captions, None if own_mask is None else own_mask[:, None])
@@ -115,7 +115,7 @@ class LoadedStudent:
 
         A modality that the student was not trained on is masked: its weights for it are as they were drawn.
         """
-        from raymotion.models import student
+        from raymotion.models.student import network as student
 
         if image_mask is None and images is not None:
             image_mask = np.ones(len(images), dtype=bool)
@@ -131,7 +131,7 @@ class LoadedStudent:
 
     def prepare(self, picture: np.ndarray) -> np.ndarray:
         """A decoded picture (height, width, 3) uint8 as the student reads it, (S, S, 3) uint8."""
-        from raymotion.learning.augment import render
+        from raymotion.data.views.pictures import render
 
         return render(picture, self.model.image_size)
 
@@ -154,7 +154,7 @@ def _known_captions(loaded: Teacher | LoadedStudent, captions: Sequence[Sequence
 
     None at all for a model that was not trained on captions.
     """
-    from raymotion.models.tokenizer import known_captions
+    from raymotion.models.text.tokenizer import known_captions
 
     if "text" not in loaded.info.modalities:
         return [[] for _ in captions]
@@ -163,7 +163,7 @@ def _known_captions(loaded: Teacher | LoadedStudent, captions: Sequence[Sequence
 
 def _unknown_share(loaded: Teacher | LoadedStudent, captions: Sequence[Sequence[str]]) -> list[float | None]:
     """Share of the words in the captions of each sample that the model reads as unknown; None without a word."""
-    from raymotion.models.tokenizer import unknown_share
+    from raymotion.models.text.tokenizer import unknown_share
 
     if "text" not in loaded.info.modalities:
         return [None for _ in captions]
@@ -186,7 +186,7 @@ class LoadedFusion:
     @property
     def config(self) -> FusionConfig:
         """The head's shape."""
-        from raymotion.models.tuned_streams import TunedStreams
+        from raymotion.models.fusion_tuned.network import TunedStreams
 
         return self.model.config.fusion if isinstance(self.model, TunedStreams) else self.model.config
 
@@ -210,7 +210,7 @@ class LoadedFusion:
         """
         import torch
 
-        from raymotion.learning.multilabel_losses import probabilities_of
+        from raymotion.learning.losses.multilabel import probabilities_of
 
         probabilities = probabilities_of(self.info.fusion_loss["name"])
         labels = len(self.vocabulary)

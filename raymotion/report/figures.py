@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from raymotion.learning.collapse import binary_entropy, label_sets
-from raymotion.learning.metrics import Evaluation, metric_text, metric_title
+from raymotion.learning.metrics.multilabel import Evaluation, metric_text, metric_title
 from raymotion.report.labelled import LabelledSet
 
 

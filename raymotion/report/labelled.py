@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymotion import storage
+from raymotion.data.images.marks import Picture, PictureMark
 from raymotion.data.parts import FileMark, open_part, part_marks, read_job
-from raymotion.data.picture_marks import Picture, PictureMark
 from raymotion.data.provenance import MADE_FROM_COLUMNS, begun_at, pictures_of
 from raymotion.errors import InputError
-from raymotion.learning.metrics import Evaluation
+from raymotion.learning.metrics.multilabel import Evaluation
 from raymotion.vocabulary import Vocabulary
 
 REQUIRED = {"sample_id", *MADE_FROM_COLUMNS, "captions", "probabilities", "labels", "selected"}

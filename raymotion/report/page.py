@@ -13,12 +13,13 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from raymotion import outputs, storage
-from raymotion.data import images
-from raymotion.data.picture_marks import PictureMark, mark_of
+from raymotion import storage
+from raymotion.data.images import decode as images
+from raymotion.data.images.marks import PictureMark, mark_of
 from raymotion.errors import AccessDenied, AddressRefused, InputError
+from raymotion.folders import outputs
 from raymotion.learning.collapse import Collapse, binary_entropy, check_collapse, first_labels
-from raymotion.learning.metrics import Evaluation
+from raymotion.learning.metrics.multilabel import Evaluation
 from raymotion.learning.significance import voids_results
 from raymotion.report import figures
 from raymotion.report.labelled import LabelledRow, LabelledSet, load_labels
@@ -129,10 +130,10 @@ def write_report(
     )
 
 
-def template(name: str, room: str = "raymotion.report") -> jinja2.Template:
-    """A template of a room's page, with what all pages share: `style.css`, `metrics.html.j2`, `percent`."""
+def template(name: str) -> jinja2.Template:
+    """A page's template, with what all pages share: `style.css`, `metrics.html.j2`, `percent`."""
     environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(own) for own in (room, "raymotion.report")]),
+        loader=jinja2.PackageLoader("raymotion.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

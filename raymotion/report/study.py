@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raymotion import outputs, storage
+from raymotion import storage
 from raymotion.errors import InputError
-from raymotion.folder_lock import one_writer_of
-from raymotion.learning.published_metrics import to_text
+from raymotion.folders import outputs
+from raymotion.folders.lock import one_writer_of
+from raymotion.published.metrics import to_text
 from raymotion.report import study_tables as tables
 from raymotion.report.study_findings import cautions, config_text, interval, notices, share_text, verdict
 from raymotion.report.study_folder import StudyFolder, load_study, shown

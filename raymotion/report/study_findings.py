@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from raymotion.learning.significance import headline
+from raymotion.published.emotic_study import FINAL_MAP, PERSONS
 from raymotion.report.study_folder import Stage, StudyFolder, Trial, number
 from raymotion.report.study_inputs import random_backbones
-from raymotion.report.study_published import FINAL_MAP, PERSONS
 
 # Fewer pairs say nothing of an order.
 FEWEST_PAIRS = 5

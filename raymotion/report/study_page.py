@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from raymotion.published.emotic_study import FINAL_ARGMAX, FINAL_MAP
 from raymotion.report import study_plots as plots
 from raymotion.report import study_tables as tables
 from raymotion.report.page import as_text, template
@@ -27,7 +28,6 @@ from raymotion.report.study_findings import (
     verdict,
 )
 from raymotion.report.study_folder import JOINT, Stage, StudyFolder, number, shown
-from raymotion.report.study_published import FINAL_ARGMAX, FINAL_MAP
 from raymotion.report.study_scores import FinalScores
 
 

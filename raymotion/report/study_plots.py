@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raymotion.evaluation.plots import BAR, INK, LINE, MARK, SOFT, _figure, _plain, _png
+from raymotion.published.emotic_study import FINAL_AP, SAME_NETWORK_TWICE, STAGES, published_stage
+from raymotion.report.evaluation_plots import BAR, INK, LINE, MARK, SOFT, _figure, _plain, _png
 from raymotion.report.study_findings import config_text
 from raymotion.report.study_folder import Scored, Stage, StudyFolder, Trial, number, shown
-from raymotion.report.study_published import FINAL_AP, SAME_NETWORK_TWICE, STAGES, published_stage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raymotion.learning.cooccurrence import cooccurrence
-from raymotion.learning.published_metrics import PublishedMetrics, mean_over_seeds, published_metrics
+from raymotion.learning.metrics.cooccurrence import cooccurrence
 from raymotion.learning.selection import class_thresholds, fit_class_thresholds
+from raymotion.published.metrics import PublishedMetrics, mean_over_seeds, published_metrics
 from raymotion.report.study_findings import UNSCORED, UNSCORED_COMPLETE
 from raymotion.report.study_folder import StudyFolder
 from raymotion.report.study_inputs import CHANGED, predictions, targets

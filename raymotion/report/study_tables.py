@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raymotion.published.emotic_study import FINAL_AP, published_stage
 from raymotion.report.study_findings import (
     UNKNOWN,
     config_text,
@@ -18,7 +19,6 @@ from raymotion.report.study_findings import (
     value_text,
 )
 from raymotion.report.study_folder import Scored, Stage, StudyFolder, number, shown
-from raymotion.report.study_published import FINAL_AP, published_stage
 
 
 @dataclass(frozen=True)

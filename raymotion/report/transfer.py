@@ -10,7 +10,7 @@ import numpy as np
 from raymotion.learning.significance import Gain, Verdict, headline
 
 if TYPE_CHECKING:
-    from raymotion.train.finetune import Comparison, Row, Score
+    from raymotion.train.transfer import Comparison, Row, Score
 
 # Name in the record -> heading, of the terminal's columns; json and csv hold the other metrics too. The BCE first: it
 # is the one that a constant cannot flatter.

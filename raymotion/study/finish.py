@@ -11,12 +11,12 @@ import yaml
 
 from raymotion import storage
 from raymotion.errors import RaymotionError
+from raymotion.models.fusion.recipe import FusionRecipe
 from raymotion.study.record import StudyFolder
 from raymotion.study.score import predict_test, score_test
 from raymotion.study.space import JOINT, Configuration
 from raymotion.study.stages import Search, train
 from raymotion.study.tally import cost
-from raymotion.train.fusion_recipe import FusionRecipe
 
 
 def finish(study: Search) -> None:

@@ -23,8 +23,8 @@ import numpy as np
 from raymotion import records, storage
 from raymotion.config import digest_of
 from raymotion.errors import AccessDenied, Damaged, InputError
-from raymotion.local_files import disk_full, is_full
-from raymotion.train.fusion_recipe import FusionRecipe
+from raymotion.models.fusion.recipe import FusionRecipe
+from raymotion.stores.local_files import disk_full, is_full
 
 FORMAT = 1
 AGAIN = "Run the same command again: it trains that configuration again."

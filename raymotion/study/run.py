@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from raymotion import folder_lock, interrupts, storage
+from raymotion import interrupts, storage
 from raymotion.batch.cluster import available_cpus, connect
 from raymotion.batch.progress import ProgressKind
 from raymotion.batch.quiet import without_noise
@@ -23,12 +23,13 @@ from raymotion.data.embedding_layout import COMMAND, FeatureKey, require_complet
 from raymotion.data.embeddings import Embeddings
 from raymotion.data.streams import STREAMS
 from raymotion.errors import Damaged, InputError
-from raymotion.folder_lock import one_writer_of
+from raymotion.folders import lock as folder_lock
+from raymotion.folders.lock import one_writer_of
+from raymotion.models.fusion.recipe import FusionRecipe
 from raymotion.study.record import FORMAT, StudyFolder
 from raymotion.study.show import Say, end_lines, stage_lines
 from raymotion.study.space import Spaces, base_recipe, check_spaces, needs_of, read_spaces
 from raymotion.train.fusion_data import FusionData, prepare_fusion
-from raymotion.train.fusion_recipe import FusionRecipe
 
 REMEDY = "Use the same settings, or another --out."
 

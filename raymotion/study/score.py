@@ -9,14 +9,14 @@ import numpy as np
 from safetensors.torch import load
 
 from raymotion.config import digest_of
-from raymotion.learning.average_precision import average_precision, chance_map, interpolated_by_class
 from raymotion.learning.bootstrap import centred, chunk, finite, interval, resample_counts, row_mean, sampling_units
-from raymotion.learning.f1 import f1_scores
+from raymotion.learning.metrics.average_precision import average_precision, chance_map, interpolated_by_class
+from raymotion.learning.metrics.f1 import f1_scores
 from raymotion.learning.paired import SparseRanking
 from raymotion.learning.selection import class_thresholds, fit_class_thresholds
+from raymotion.models.fusion.recipe import FusionRecipe
 from raymotion.study.record import StudyFolder
 from raymotion.train.fusion_data import FusionData
-from raymotion.train.fusion_recipe import FusionRecipe
 from raymotion.train.loop import Run, Workers
 from raymotion.train.task import task_of
 

@@ -19,9 +19,9 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from raymotion import storage
-from raymotion.access import Access, current
 from raymotion.batch.cluster import Placement, node_resources, plan_placement
 from raymotion.errors import InputError, RunFailed
+from raymotion.stores.access import Access, current
 from raymotion.study.record import FAILED, STOPPED, StudyFolder, TrialRecord, machine_fault
 from raymotion.study.space import Stopping
 

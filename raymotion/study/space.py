@@ -20,7 +20,7 @@ from raymotion import storage
 from raymotion.config import Settings, digest_of, load_settings, merge, read_yaml
 from raymotion.data.streams import LEVELS, STREAMS
 from raymotion.errors import InputError
-from raymotion.train.fusion_recipe import FusionRecipe
+from raymotion.models.fusion.recipe import FusionRecipe
 from raymotion.train.recipe import find_recipe
 
 # Needs neither torch nor Ray: the embedding job asks here what a study will read.
@@ -293,7 +293,7 @@ def embedding_needs(folder: storage.PathLike) -> dict[str, Any]:
 
 def needs_of(spaces: Spaces, base: FusionRecipe) -> dict[str, Any]:
     """`embedding_needs` of spaces that have been read."""
-    from raymotion.models.fusion_config import wants_tokens
+    from raymotion.models.fusion.config import wants_tokens
 
     fields = [*(f"backbones.{stream}" for stream in STREAMS), "augmentation", "model.fusion"]
     start = base.model_dump(mode="json")
@@ -323,8 +323,8 @@ def needs_of(spaces: Spaces, base: FusionRecipe) -> dict[str, Any]:
 
 def _check_parts(recipe: FusionRecipe) -> None:
     """What the recipe leaves to the model and the loss to judge."""
-    from raymotion.learning.multilabel_losses import make_loss
-    from raymotion.models.fusion_config import FusionConfig
+    from raymotion.learning.losses.multilabel import make_loss
+    from raymotion.models.fusion.config import FusionConfig
 
     streams = recipe.backbones.chosen()
     load_settings(FusionConfig, options={**recipe.model, "dims": {stream: 8 for stream in streams}})

@@ -14,9 +14,9 @@ from safetensors.torch import save as save_tensors
 
 from raymotion.config import digest_of
 from raymotion.errors import RaymotionError
+from raymotion.models.fusion.recipe import FusionRecipe
 from raymotion.study.record import COMPLETE, FAILED, StudyFolder, TrialRecord, machine_fault
 from raymotion.train.fusion_data import FusionData
-from raymotion.train.fusion_recipe import FusionRecipe
 from raymotion.train.loop import Run, Workers
 from raymotion.train.task import task_of
 

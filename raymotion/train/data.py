@@ -21,10 +21,10 @@ from raymotion import records, storage
 from raymotion.config import digest_of, load_settings
 from raymotion.data.captions import is_readable, readable
 from raymotion.data.features import RegionFeatures
-from raymotion.data.picture_marks import Picture, fingerprints
+from raymotion.data.images.marks import Picture, fingerprints
 from raymotion.data.samples import SPLITS, require_allowed_images, targets
 from raymotion.errors import InputError
-from raymotion.models.tokenizer import encode, known_captions, load_tokenizer, tokenizer_json, train_tokenizer
+from raymotion.models.text.tokenizer import encode, known_captions, load_tokenizer, tokenizer_json, train_tokenizer
 from raymotion.train.recipe import CaptionRecipe, StudentRecipe, TeacherRecipe
 from raymotion.train.source import SPLIT_AGAIN, pseudo_labelled, require_positives, sample_table, source_of
 from raymotion.vocabulary import Vocabulary
@@ -32,7 +32,7 @@ from raymotion.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from raymotion.models.visualbert import TeacherConfig
+    from raymotion.models.visualbert.network import TeacherConfig
 
 # Imports neither torch nor transformers: Ray Train's controller imports this too, and need not wait for them.
 ARRAYS, META, TOKENIZER = "arrays.safetensors", "data.json", "tokenizer.json"
@@ -250,8 +250,8 @@ def _max_text_length(recipe: CaptionRecipe) -> int:
     """The recipe's model settings, checked before anything else is done; the most word pieces the model reads."""
     if isinstance(recipe, StudentRecipe) and recipe.transfer is not None:
         return int(source_of(recipe.transfer).config["max_text_length"])
-    from raymotion.models.student import StudentConfig
-    from raymotion.models.visualbert import TeacherConfig
+    from raymotion.models.student.network import StudentConfig
+    from raymotion.models.visualbert.network import TeacherConfig
 
     config: type[StudentConfig | TeacherConfig] = StudentConfig if isinstance(recipe, StudentRecipe) else TeacherConfig
     try:

@@ -27,7 +27,7 @@ def finish(recipe: TrainRecipe, data: Data, settings: dict[str, Any], folder: st
     import transformers
     from safetensors.torch import load_file
 
-    from raymotion.learning.metrics import evaluate
+    from raymotion.learning.metrics.multilabel import evaluate
     from raymotion.learning.selection import fit_class_thresholds
     from raymotion.train.loop import BEST, PROBABILITIES, read_state
 

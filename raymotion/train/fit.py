@@ -19,16 +19,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from raymotion import access, folder_lock, outputs, records, storage
+from raymotion import records, storage
 from raymotion.config import require_same_settings
 from raymotion.errors import DiskFull, Diverged, InputError, RaymotionError, RunFailed
-from raymotion.folder_lock import one_writer_of
-from raymotion.local_files import disk_full, is_full
+from raymotion.folders import lock as folder_lock
+from raymotion.folders import outputs
+from raymotion.folders.lock import one_writer_of
 from raymotion.models.checkpoint import (
     CheckpointInfo,
     is_checkpoint,
     read_checkpoint_info,
 )
+from raymotion.stores import access
+from raymotion.stores.local_files import disk_full, is_full
 from raymotion.train.finish import finish
 from raymotion.train.ingest import Ingest, plan_ingest
 from raymotion.train.pictures import Pictures, Portion, Reader

@@ -15,12 +15,12 @@ from raymotion.config import load_settings
 from raymotion.data.embedding_layout import COMMAND
 from raymotion.data.embeddings import FeatureBlock
 from raymotion.errors import InputError
-from raymotion.learning.multilabel_losses import MultiLabelLoss, make_loss
+from raymotion.learning.losses.multilabel import MultiLabelLoss, make_loss
 from raymotion.learning.resample import Resampled, resample
 from raymotion.learning.vad import SCALE, vad_loss, vad_mean
-from raymotion.models.fusion import FusionConfig, FusionHead, wants_tokens
+from raymotion.models.fusion.network import FusionConfig, FusionHead, wants_tokens
+from raymotion.models.fusion.recipe import FusionRecipe
 from raymotion.train.fusion_data import FusionData
-from raymotion.train.fusion_recipe import FusionRecipe
 from raymotion.train.loop import Batch, Workers, set_prior
 from raymotion.train.schedule import batch_rows, epoch_rows
 

@@ -18,8 +18,8 @@ from raymotion.config import digest_of
 from raymotion.data.embeddings import Embeddings
 from raymotion.data.samples import SPLITS, targets
 from raymotion.errors import InputError
+from raymotion.models.fusion.recipe import FusionRecipe
 from raymotion.train.data import read_saved
-from raymotion.train.fusion_recipe import FusionRecipe
 from raymotion.train.source import SPLIT_AGAIN, require_positives, sample_table
 from raymotion.vocabulary import Vocabulary
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from raymotion.learning.average_precision import average_precision, chance_map, interpolated_by_class
+from raymotion.learning.metrics.average_precision import average_precision, chance_map, interpolated_by_class
 from raymotion.learning.vad import SCALE, vad_errors, vad_mean
 from raymotion.train.fusion_data import PersonData
 

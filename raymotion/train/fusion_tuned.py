@@ -9,19 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raymotion.learning.multilabel_losses import make_loss
-from raymotion.models import frozen
-from raymotion.models.backbones import BackboneIdentity
+from raymotion.learning.losses.multilabel import make_loss
 from raymotion.models.checkpoint import load_fusion
-from raymotion.models.fusion import FusionConfig, input_size
-from raymotion.models.tuned_streams import TunedConfig, TunedStreams
+from raymotion.models.fusion.network import FusionConfig, input_size
+from raymotion.models.fusion_tuned.network import TunedConfig, TunedStreams
+from raymotion.models.fusion_tuned.recipe import FusionTunedRecipe
+from raymotion.models.vision import frozen
+from raymotion.models.vision.backbones import BackboneIdentity
 from raymotion.train.fusion import emotion_loss, set_vad_prior
 from raymotion.train.loop import Batch, Workers, set_prior
 from raymotion.train.person_crops import MASK, PersonReader
 from raymotion.train.picture_feed import PictureFeed, Source
 from raymotion.train.pictures import READ, Pictures, Portion, read_here
 from raymotion.train.tuned_data import TunedData
-from raymotion.train.tuned_recipe import FusionTunedRecipe
 
 
 class TunedTask:

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from raymotion import records, storage
 from raymotion.errors import Diverged
-from raymotion.learning.average_precision import average_precision
-from raymotion.learning.metrics import bce as binary_cross_entropy
+from raymotion.learning.metrics.average_precision import average_precision
+from raymotion.learning.metrics.multilabel import bce as binary_cross_entropy
 from raymotion.train.progress import Pace
 from raymotion.train.recipe import TrainRecipe
 from raymotion.train.schedule import schedule, steps_per_epoch

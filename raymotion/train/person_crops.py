@@ -17,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from raymotion.access import Access, current
-from raymotion.data import fetch_ahead
-from raymotion.data.images import ImageError, read_picture
-from raymotion.data.picture_damage import DamagedPolicy
+from raymotion.data.images import fetch_ahead
+from raymotion.data.images.damage import DamagedPolicy
+from raymotion.data.images.decode import ImageError, read_picture
 from raymotion.data.streams import STREAMS
-from raymotion.learning.stream_views import LONGEST, View, crop, render_view
-from raymotion.models.backbones import BackboneIdentity, fitted
+from raymotion.data.views.streams import LONGEST, View, crop, render_view
+from raymotion.models.vision.backbones import BackboneIdentity, fitted
+from raymotion.stores.access import Access, current
 from raymotion.train.pictures import ABSENT, READ, UNREADABLE, Pictures, why_unreadable
 
 CONTEXT = STREAMS[0]

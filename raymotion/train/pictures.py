@@ -23,16 +23,16 @@ import numpy as np
 import pyarrow as pa
 
 from raymotion import storage
-from raymotion.access import Access, current
 from raymotion.config import digest_of
-from raymotion.data import fetch_ahead
 from raymotion.data.features import default_cache, new_copy, read_index, write_index
-from raymotion.data.images import ImageError, read_picture
-from raymotion.data.picture_damage import DamagedPolicy
-from raymotion.data.picture_marks import stamps
+from raymotion.data.images import fetch_ahead
+from raymotion.data.images.damage import DamagedPolicy
+from raymotion.data.images.decode import ImageError, read_picture
+from raymotion.data.images.marks import stamps
+from raymotion.data.views.pictures import WHOLE, AugmentationKind, draw_view, render
 from raymotion.errors import Damaged
-from raymotion.learning.augment import WHOLE, AugmentationKind, draw_view, render
-from raymotion.local_files import reserve
+from raymotion.stores.access import Access, current
+from raymotion.stores.local_files import reserve
 from raymotion.train.recipe import StudentRecipe
 
 READ, ABSENT, UNREADABLE = 0, 1, 2

@@ -9,11 +9,11 @@ from pydantic import Field, model_validator
 
 from raymotion import storage
 from raymotion.config import Settings, load_settings, read_yaml
-from raymotion.data.picture_damage import DamagedPolicy
+from raymotion.data.images.damage import DamagedPolicy
 from raymotion.errors import InputError
-from raymotion.train.fusion_recipe import FusionRecipe
-from raymotion.train.recipe_base import DataSettings, OptimiserSettings, TrainRecipe
-from raymotion.train.tuned_recipe import FusionTunedRecipe
+from raymotion.models.fusion.recipe import FusionRecipe
+from raymotion.models.fusion_tuned.recipe import FusionTunedRecipe
+from raymotion.models.recipe import DataSettings, OptimiserSettings, TrainRecipe
 
 # Imports nothing heavy: the command line reads recipes before torch is needed.
 

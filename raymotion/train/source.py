@@ -16,8 +16,8 @@ from raymotion.data.samples import attach_vocabulary, read_samples, targets, val
 from raymotion.errors import InputError
 from raymotion.learning.significance import voids_results
 from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info
+from raymotion.models.recipe import TrainRecipe
 from raymotion.train.recipe import StudentRecipe, Transfer
-from raymotion.train.recipe_base import TrainRecipe
 from raymotion.vocabulary import Vocabulary
 
 # What helps where a split has nothing to train or to validate on.

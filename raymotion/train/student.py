@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raymotion.learning import losses
-from raymotion.learning.distillation import distillation_loss
-from raymotion.models.student import Student, StudentConfig, predict_tokens
-from raymotion.models.student_init import initialise, transferred
-from raymotion.models.visualbert import pad
+from raymotion.learning.losses import bce as losses
+from raymotion.learning.losses.distillation import distillation_loss
+from raymotion.models.student.network import Student, StudentConfig, predict_tokens
+from raymotion.models.student.start import initialise, transferred
+from raymotion.models.visualbert.network import pad
 from raymotion.train.data import TrainingData
 from raymotion.train.loop import Batch, Workers, set_prior
 from raymotion.train.picture_feed import PictureFeed, Source

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raymotion.learning import losses
-from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher, pad, predict_tokens
+from raymotion.learning.losses import bce as losses
+from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher, pad, predict_tokens
 from raymotion.train.data import TrainingData
 from raymotion.train.loop import Batch, Workers, set_prior
 from raymotion.train.recipe import TeacherRecipe

@@ -12,15 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymotion.config import digest_of, load_settings
-from raymotion.data.picture_marks import Picture, fingerprints
+from raymotion.data.images.marks import Picture, fingerprints
 from raymotion.data.samples import require_allowed_images
 from raymotion.data.streams import STREAMS
 from raymotion.errors import InputError
-from raymotion.models.backbones import BackboneIdentity, identify
 from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info
-from raymotion.models.fusion_config import FusionConfig, streams_of, wants_tokens
+from raymotion.models.fusion.config import FusionConfig, streams_of, wants_tokens
+from raymotion.models.fusion_tuned.recipe import FusionTunedRecipe
+from raymotion.models.vision.backbones import BackboneIdentity, identify
 from raymotion.train.fusion_data import PersonData, labelled_persons, read_persons
-from raymotion.train.tuned_recipe import FusionTunedRecipe
 from raymotion.vocabulary import Vocabulary
 
 KIND = "fusion-tuned"

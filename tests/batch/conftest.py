@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from raymotion.batch.job import JobSettings, JobSpec
-from raymotion.batch.stages import DecodeImages, Item, Stage, made_from
 from raymotion.data.provenance import MADE_FROM_COLUMNS
 from raymotion.data.samples import table_from_rows, write_samples
+from raymotion.pipeline.stages import DecodeImages, Item, Stage, made_from
 
 
 def jpeg(seed: int, size: tuple[int, int] = (48, 32)) -> bytes:

@@ -15,20 +15,21 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from raymotion import storage
-from raymotion.batch import job, ledger, stream_stages
+from raymotion.batch import job, ledger
 from raymotion.batch.embeddings import EmbeddingSettings, describe, embed, plan_streams, with_needs
 from raymotion.batch.job import JobSummary
-from raymotion.batch.stages import Item, image_units
-from raymotion.batch.stream_stages import DecodeOnce, EmbedStreams
 from raymotion.batch.worker import ShardWorker, WorkerPlan
-from raymotion.data import fetch_ahead
 from raymotion.data.embeddings import Embeddings
-from raymotion.data.images import decode_rgb
+from raymotion.data.images import fetch_ahead
+from raymotion.data.images.decode import decode_rgb
 from raymotion.data.parts import write_job
 from raymotion.data.samples import read_samples, table_from_rows, write_samples
+from raymotion.data.views.streams import View, crop, render_view
 from raymotion.errors import InputError, SettingsMismatch
-from raymotion.learning.stream_views import View, crop, render_view
-from raymotion.models.backbones import Backbone, identify
+from raymotion.models.vision.backbones import Backbone, identify
+from raymotion.pipeline import embed as stream_stages
+from raymotion.pipeline.embed import DecodeOnce, EmbedStreams
+from raymotion.pipeline.stages import Item, image_units
 
 NET, VIT, FULL = "test_resnet", "test_vit", "test_resnet.r160_in1k"
 CHOICE: dict[str, Any] = {

@@ -13,9 +13,9 @@ import pytest
 from raymotion import storage
 from raymotion.batch.export import Exported, export, public_address
 from raymotion.batch.labels import LabelSink
-from raymotion.batch.stages import Item
 from raymotion.errors import InputError
 from raymotion.learning.selection import SelectionPolicy
+from raymotion.pipeline.stages import Item
 from raymotion.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary("three", ("calm", "happy", "sad"))

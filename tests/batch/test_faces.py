@@ -11,14 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raymotion import outputs, storage
+from raymotion import storage
 from raymotion.batch import faces as job
 from raymotion.batch.faces import FaceSettings, detect_faces
-from raymotion.data.faces import overlap
+from raymotion.data.faces.assign import overlap
 from raymotion.data.parts import write_job
 from raymotion.data.samples import read_samples, table_from_rows, write_samples
 from raymotion.errors import InputError
-from raymotion.outputs import run_folder
+from raymotion.folders import outputs
+from raymotion.folders.outputs import run_folder
 from raymotion.vocabulary import get_vocabulary
 
 PLACES = {"two": [(60, 40, 40), (220, 40, 40)], "one": [(100, 30, 60)], "none": []}

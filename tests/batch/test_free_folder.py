@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from raymotion import folder_lock, storage
+from raymotion import storage
 from raymotion.batch.job import JobSpec, run_job
 from raymotion.errors import InputError, RunFailed, SettingsMismatch
-from raymotion.owner import Owner
+from raymotion.folders import lock as folder_lock
+from raymotion.folders.owner import Owner
 
 Job = Callable[..., JobSpec]
 

@@ -19,19 +19,19 @@ from raymotion import storage
 from raymotion.batch.embeddings import EmbeddingSettings, embed
 from raymotion.batch.fusion_labels import EmbedForHead, PredictWithFusion
 from raymotion.batch.labels import LabelSettings, label
-from raymotion.batch.stages import Item
 from raymotion.data.embedding_layout import EmbeddingLayout, FeatureKey, FeatureShape
-from raymotion.data.images import decode_rgb
+from raymotion.data.images.decode import decode_rgb
 from raymotion.data.samples import read_samples, table_from_rows, write_samples
 from raymotion.errors import InputError
 from raymotion.evaluation.measure import measure
-from raymotion.learning.metrics import bce
-from raymotion.models.backbones import Backbone, identify
+from raymotion.learning.metrics.multilabel import bce
 from raymotion.models.checkpoint import load_fusion, read_checkpoint_info, save_checkpoint
-from raymotion.models.fusion import FusionConfig, FusionHead
-from raymotion.models.fusion_inputs import StreamInput, find_weights, stream_inputs
-from raymotion.models.tokenizer import train_tokenizer
-from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher
+from raymotion.models.fusion.network import FusionConfig, FusionHead
+from raymotion.models.inputs.streams import StreamInput, find_weights, stream_inputs
+from raymotion.models.text.tokenizer import train_tokenizer
+from raymotion.models.vision.backbones import Backbone, identify
+from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher
+from raymotion.pipeline.stages import Item
 from raymotion.vocabulary import VALENCE_3
 
 NET, SIZE = "test_resnet", 48

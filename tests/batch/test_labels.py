@@ -23,16 +23,16 @@ from raymotion.batch.export import PUBLISHED_ORDER, Exported, export
 from raymotion.batch.job import JobSummary
 from raymotion.batch.labels import LabelSettings, label
 from raymotion.batch.regions import RegionSettings, extract_regions
-from raymotion.data.images import decode_rgb
+from raymotion.data.images.decode import decode_rgb
 from raymotion.data.parts import write_job
 from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.errors import InputError, SettingsMismatch
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.models.checkpoint import load_student, load_teacher, save_checkpoint
-from raymotion.models.regions import RegionExtractor, identify
-from raymotion.models.student import Student, StudentConfig
-from raymotion.models.tokenizer import train_tokenizer
-from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher
+from raymotion.models.student.network import Student, StudentConfig
+from raymotion.models.text.tokenizer import train_tokenizer
+from raymotion.models.vision.regions import RegionExtractor, identify
+from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher
 from raymotion.vocabulary import SOCRATIS_29, Vocabulary
 
 EXTRACTOR, WEIGHTS, COUNT = "fasterrcnn_mobilenet_v3_large_320_fpn", "random:0", 4

@@ -18,14 +18,15 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from raymotion import access, storage
+from raymotion import storage
 from raymotion.batch.preflight import check_image_folders
-from raymotion.batch.stages import DecodeImages, ExtractRegions, Failure, Item
-from raymotion.batch.stream_stages import DecodeOnce
-from raymotion.data.images import ImageTruncated
+from raymotion.data.images.decode import ImageTruncated
 from raymotion.data.samples import read_samples, table_from_rows
 from raymotion.errors import AccessDenied, AddressRefused, InputError, RunFailed, StoreUnavailable
-from raymotion.models.regions import identify
+from raymotion.models.vision.regions import identify
+from raymotion.pipeline.embed import DecodeOnce
+from raymotion.pipeline.stages import DecodeImages, ExtractRegions, Failure, Item
+from raymotion.stores import access
 
 
 def jpeg(seed: int, size: tuple[int, int] = (48, 32)) -> bytes:
@@ -93,7 +94,7 @@ def test_a_denied_file_is_an_error_of_the_run(tmp_path: Path, write_table: Calla
     image.chmod(0)
     code = (
         "import os, sys\n"
-        "from raymotion.batch.stages import DecodeImages, Item\n"
+        "from raymotion.pipeline.stages import DecodeImages, Item\n"
         "from raymotion.errors import AccessDenied\n"
         f"if os.getuid() == 0: os.setuid(65534)\n"
         f"item = Item({{'sample_id': 'a', 'image_uri': {str(image)!r}, 'captions': []}})\n"
@@ -243,7 +244,7 @@ def test_web_addresses_are_read_where_that_is_asked_for_and_fail_by_row() -> Non
         check_image_folders(table_of(*uris), required=True)
         items = [Item({"sample_id": uri, "image_uri": uri, "captions": []}) for uri in uris]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("raymotion.web.MOST_BYTES", 2000)
+            patch.setattr("raymotion.stores.web.MOST_BYTES", 2000)
             with DecodeImages().ahead(items):
                 DecodeImages().process(items)
         server.shutdown()

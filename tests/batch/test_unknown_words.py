@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from raymotion import storage
-from raymotion.batch.label_stages import PredictWithStudent
 from raymotion.batch.labels import LabelSink, _words
-from raymotion.batch.stages import Item
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.models.checkpoint import save_checkpoint
-from raymotion.models.student import Student, StudentConfig
-from raymotion.models.tokenizer import train_tokenizer
+from raymotion.models.student.network import Student, StudentConfig
+from raymotion.models.text.tokenizer import train_tokenizer
+from raymotion.pipeline.label_stages import PredictWithStudent
+from raymotion.pipeline.stages import Item
 from raymotion.vocabulary import VALENCE_3
 
 CAPTIONS = [["a happy dog", "犬が笑う happy"], ["\u200b", "a sad man"], ["犬 猫"], ["[PAD]", "\ufeff"], []]

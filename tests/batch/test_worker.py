@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from raymotion.batch import ledger
-from raymotion.batch.stages import DecodeImages, Item, Stage
 from raymotion.batch.worker import ShardWorker, WorkerPlan
 from raymotion.data.samples import read_samples
 from raymotion.errors import RunFailed
+from raymotion.pipeline.stages import DecodeImages, Item, Stage
 
 
 @pytest.fixture

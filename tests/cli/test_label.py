@@ -13,8 +13,8 @@ from PIL import Image
 
 from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.models.checkpoint import save_checkpoint
-from raymotion.models.tokenizer import train_tokenizer
-from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher
+from raymotion.models.text.tokenizer import train_tokenizer
+from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher
 from raymotion.vocabulary import SOCRATIS_29
 
 

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from raymotion.models.checkpoint import load_teacher, save_checkpoint
-from raymotion.models.tokenizer import train_tokenizer
-from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher
+from raymotion.models.text.tokenizer import train_tokenizer
+from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher
 from raymotion.vocabulary import MIKELS_8
 
 PRIOR = [0.4, 0.05, 0.2, 0.5, 0.0, 0.3, 0.1, 0.25]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from raymotion.data.captions import is_readable, readable
 from raymotion.errors import InputError
-from raymotion.models.tokenizer import (
+from raymotion.models.text.tokenizer import (
     encode,
     known_captions,
     load_tokenizer,

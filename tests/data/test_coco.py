@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from raymotion.data.coco import clip_box, coco_url, face_from_keypoints, read_coco
-from raymotion.data.images import decode_rgb
+from raymotion.data.images.decode import decode_rgb
+from raymotion.data.readers.coco import clip_box, coco_url, face_from_keypoints, read_coco
 from raymotion.errors import InputError
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "coco"

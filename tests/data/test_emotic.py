@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from raymotion.data.emotic import read_emotic
-from raymotion.data.emotic_csv import COLUMNS, read_csv
-from raymotion.data.emotic_mat import read_mat
-from raymotion.data.image_sizes import PictureSize, read_size
-from raymotion.data.images import decode_rgb
-from raymotion.data.synthetic_emotic import PLANTED, write_emotic
+from raymotion.data.images.decode import decode_rgb
+from raymotion.data.images.sizes import PictureSize, read_size
+from raymotion.data.readers.emotic import read_emotic
+from raymotion.data.readers.emotic_csv import COLUMNS, read_csv
+from raymotion.data.readers.emotic_mat import read_mat
+from raymotion.data.synthetic.emotic import PLANTED, write_emotic
 from raymotion.errors import InputError
 from raymotion.vocabulary import EMOTIC_26
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymotion.data.coco import read_coco
-from raymotion.data.face_detectors import CascadeDetector, Face, YuNetDetector, build, faces_of_rows, identify
-from raymotion.data.faces import assign, find_faces, fit, overlap, same_face
-from raymotion.data.images import decode_rgb, fetch
+from raymotion.data.faces.assign import assign, find_faces, fit, overlap, same_face
+from raymotion.data.faces.detectors import CascadeDetector, Face, YuNetDetector, build, faces_of_rows, identify
+from raymotion.data.images.decode import decode_rgb, fetch
+from raymotion.data.readers.coco import read_coco
 from raymotion.errors import InputError
 
 BODY = (100.0, 100.0, 200.0, 350.0)  # standing: its face is about 30 pixels, at the top, in the middle
@@ -224,7 +224,10 @@ def test_other_weights_than_at_the_beginning_are_refused() -> None:
 
 
 def test_readers_do_not_pay_for_opencv() -> None:
-    code = "import sys, raymotion.data.faces; print([m for m in ('cv2', 'scipy', 'ray', 'torch') if m in sys.modules])"
+    code = (
+        "import sys, raymotion.data.faces.assign; "
+        "print([m for m in ('cv2', 'scipy', 'ray', 'torch') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 

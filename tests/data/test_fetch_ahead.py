@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from raymotion.data.fetch_ahead import FetchAhead
+from raymotion.data.images.fetch_ahead import FetchAhead
 
 URIS = [f"s3://bucket/{number}.jpg" for number in range(40)]
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from raymotion import storage
-from raymotion.data.folder import read_folder
-from raymotion.data.images import FORMATS
+from raymotion.data.images.decode import FORMATS
+from raymotion.data.readers.folder import read_folder
 from raymotion.errors import AccessDenied, InputError
 
 

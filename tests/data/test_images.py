@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from raymotion.data.images import (
+from raymotion.data.images.decode import (
     ImageEmpty,
     ImageError,
     ImageMissing,
@@ -285,7 +285,7 @@ class TestDamage:
         # In a process of its own, because pytest sets the warning filters anew for each test.
         (tmp_path / "large.png").write_bytes(saved(Image.new("1", (9500, 9500)), "PNG"))
         code = (
-            "import sys; from raymotion.data.images import *\n"
+            "import sys; from raymotion.data.images.decode import *\n"
             "try: decode_rgb(open(sys.argv[1], 'rb').read(), max_pixels=1000)\n"
             "except ImageTooLarge: print('too large')"
         )

@@ -14,8 +14,8 @@ from raymotion import storage
 from raymotion.batch.choice import read_labels_record
 from raymotion.data.embedding_layout import require_complete
 from raymotion.data.features import RegionFeatures
-from raymotion.data.kinds import wrong_kind
 from raymotion.data.parts import write_job
+from raymotion.data.path_kinds import wrong_kind
 from raymotion.data.samples import read_samples, table_from_rows, write_samples
 from raymotion.errors import Damaged, InputError
 from raymotion.models.checkpoint import read_checkpoint_info
@@ -145,7 +145,7 @@ def test_a_folder_is_known_by_the_copy_of_its_record(tmp_path: Path) -> None:
 def test_predict_looks_at_the_picture_before_the_model(
     things: Path, tmp_path: Path, runner: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from raymotion.models import predictor
+    from raymotion.pipeline import predictor
 
     monkeypatch.setattr(predictor, "load", lambda *_, **__: pytest.fail("the model was loaded first"))
     for name, told in ((tmp_path / "nofile.jpg", "nofile.jpg"), (things / "a.jpg", "is not a readable picture")):

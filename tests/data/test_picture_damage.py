@@ -13,8 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from raymotion.data.image_sizes import PictureSize, read_size
-from raymotion.data.images import ImageDamaged, ImageEmpty, ImageError, ImageNotAnImage, ImageTruncated, decode_rgb
+from raymotion.data.images.decode import (
+    ImageDamaged,
+    ImageEmpty,
+    ImageError,
+    ImageNotAnImage,
+    ImageTruncated,
+    decode_rgb,
+)
+from raymotion.data.images.sizes import PictureSize, read_size
 
 WHITE = 255
 Damaged = (ImageDamaged, ImageTruncated)
@@ -452,7 +459,7 @@ class TestTransparency:
 
     @pytest.mark.parametrize("mode", ["I;16", "L"])
     def test_a_picture_that_the_caller_opened(self, mode):
-        from raymotion.data.images import upright_rgb
+        from raymotion.data.images.decode import upright_rgb
 
         values = np.random.default_rng(0).integers(0, 256, (9, 13, 1))
         data = png(values, 16 if mode == "I;16" else 8, 0, chunk(b"tRNS", struct.pack(">H", int(values[0, 0, 0]))))
@@ -571,7 +578,7 @@ def test_rare_kinds_of_jpeg_are_named(marker, depth, told):
 @given(st.binary(min_size=4, max_size=300))
 @settings(max_examples=100)
 def test_only_text_is_called_text(data):
-    from raymotion.data.file_kinds import describe_file
+    from raymotion.data.images.file_kinds import describe_file
 
     if describe_file(data) == "a text file":
         assert b"\0" not in data or data.startswith((b"\xff\xfe", b"\xfe\xff"))

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 from raymotion import storage
-from raymotion.batch.stages import DecodeImages, Item, made_from
-from raymotion.batch.stream_stages import DecodeOnce
-from raymotion.data import picture_marks
-from raymotion.data.picture_marks import Picture, fingerprints, mark_of, stamps
+from raymotion.data.images import marks as picture_marks
+from raymotion.data.images.marks import Picture, fingerprints, mark_of, stamps
 from raymotion.data.provenance import MADE_FROM, Comparison, read_made_from, require_same_pictures
 from raymotion.data.samples import BOX
 from raymotion.errors import AccessDenied, Damaged, InputError, StoreUnavailable
+from raymotion.pipeline.embed import DecodeOnce
+from raymotion.pipeline.stages import DecodeImages, Item, made_from
 
 
 def folder_of(folder: Path, count: int, *, seed: int, kind: str = "bmp") -> list[str]:

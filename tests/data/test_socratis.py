@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raymotion.data.readers.socratis import clean_words, read_socratis
 from raymotion.data.samples import vocabulary_of
-from raymotion.data.socratis import clean_words, read_socratis
 from raymotion.errors import InputError
 from raymotion.vocabulary import SOCRATIS_29
 

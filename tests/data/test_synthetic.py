@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 
 from raymotion import storage
-from raymotion.data.coco import read_coco
-from raymotion.data.folder import read_folder
-from raymotion.data.images import ImageError, decode_rgb
+from raymotion.data.images.decode import ImageError, decode_rgb
+from raymotion.data.readers.coco import read_coco
+from raymotion.data.readers.folder import read_folder
+from raymotion.data.readers.socratis import read_socratis
 from raymotion.data.samples import targets, vocabulary_of
-from raymotion.data.socratis import read_socratis
-from raymotion.data.synthetic import CSV_NAME, DAMAGES, RAW_NAME, damage, write_coco, write_socratis
-from raymotion.data.synthetic_emotic import write_emotic
+from raymotion.data.synthetic.collections import CSV_NAME, DAMAGES, RAW_NAME, damage, write_coco, write_socratis
+from raymotion.data.synthetic.emotic import write_emotic
 from raymotion.errors import AccessDenied, InputError
 from raymotion.vocabulary import SOCRATIS_29
 

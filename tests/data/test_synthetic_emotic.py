@@ -12,9 +12,9 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from raymotion.data.synthetic_emotic import write_emotic
-from raymotion.data.synthetic_emotic_labels import annotate, odds_of
-from raymotion.data.synthetic_emotic_pictures import draw_picture, draw_traits
+from raymotion.data.synthetic.emotic import write_emotic
+from raymotion.data.synthetic.emotic_labels import annotate, odds_of
+from raymotion.data.synthetic.emotic_pictures import draw_picture, draw_traits
 from raymotion.errors import InputError
 from raymotion.vocabulary import EMOTIC_26
 

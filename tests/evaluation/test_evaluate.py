@@ -21,11 +21,11 @@ from raymotion.data.parts import write_job
 from raymotion.data.samples import SCHEMA, table_from_rows, write_samples
 from raymotion.errors import InputError, SettingsMismatch, VocabularyMismatch
 from raymotion.evaluation.evaluate import EvaluateSettings, EvaluationSummary, choose_samples, evaluate_checkpoint
-from raymotion.evaluation.terminal import summary_lines
 from raymotion.models.checkpoint import load_teacher, sample_mark, save_checkpoint
-from raymotion.models.regions import identify
-from raymotion.models.tokenizer import train_tokenizer
-from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher
+from raymotion.models.text.tokenizer import train_tokenizer
+from raymotion.models.vision.regions import identify
+from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher
+from raymotion.report.evaluation_terminal import summary_lines
 from raymotion.vocabulary import Vocabulary
 
 FOUR = Vocabulary("four", ("calm", "happy", "sad", "scared"))

@@ -11,9 +11,9 @@ from PIL import Image
 from sklearn.metrics import brier_score_loss, f1_score, roc_auc_score
 
 from raymotion.evaluation.measure import Measured, measure
-from raymotion.evaluation.page import verdict
-from raymotion.evaluation.plots import draw
 from raymotion.learning.selection import fit_class_thresholds
+from raymotion.report.evaluation_page import verdict
+from raymotion.report.evaluation_plots import draw
 
 LABELS = ["calm", "happy", "sad", "awe", "fear", "bored", "proud", "good"]
 RATES = np.array([0.2, 0.6, 0.35, 0.1, 0.1, 0.15, 0.05, 0.3])

@@ -16,14 +16,14 @@ from sklearn.metrics import average_precision_score
 
 from raymotion import storage
 from raymotion.data.embedding_layout import EmbeddingLayout, FeatureKey, FeatureShape
-from raymotion.data.emotic import read_emotic
-from raymotion.data.images import decode_rgb
+from raymotion.data.images.decode import decode_rgb
 from raymotion.data.provenance import BOXES, MADE_FROM
+from raymotion.data.readers.emotic import read_emotic
 from raymotion.data.samples import write_samples
 from raymotion.data.streams import ABLATIONS, STREAMS
-from raymotion.data.synthetic_emotic import write_emotic
-from raymotion.learning.stream_views import crop
-from raymotion.models.backbones import Backbone, identify
+from raymotion.data.synthetic.emotic import write_emotic
+from raymotion.data.views.streams import crop
+from raymotion.models.vision.backbones import Backbone, identify
 from raymotion.train.fusion import FusionTask
 from raymotion.train.fusion_data import FusionData, prepare_fusion
 from raymotion.train.loop import Run

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from raymotion.batch.regions import RegionSettings, extract_regions
-from raymotion.data.coco import read_coco
+from raymotion.data.readers.coco import read_coco
 from raymotion.data.samples import write_samples
-from raymotion.data.synthetic import write_coco
+from raymotion.data.synthetic.collections import write_coco
 
 EXTRACTOR = "fasterrcnn_mobilenet_v3_large_320_fpn"
 

@@ -18,8 +18,6 @@ from raymotion.batch.embeddings import EmbeddingSink
 from raymotion.batch.labels import LabelSettings, LabelSink, label
 from raymotion.batch.preflight import require_same_pictures_as_before
 from raymotion.batch.regions import RegionSink
-from raymotion.batch.stages import DecodeImages, Item
-from raymotion.batch.stream_stages import DecodeOnce
 from raymotion.data.embedding_layout import EmbeddingLayout, FeatureKey, FeatureShape
 from raymotion.data.embeddings import Embeddings
 from raymotion.data.samples import read_samples, table_from_rows, write_samples
@@ -30,14 +28,16 @@ from raymotion.evaluation.matched_pictures import check_matched
 from raymotion.evaluation.matching import match
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.models.checkpoint import save_checkpoint
-from raymotion.models.regions import ExtractorIdentity, Regions
-from raymotion.models.tokenizer import train_tokenizer
-from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher
+from raymotion.models.fusion.recipe import FusionRecipe
+from raymotion.models.text.tokenizer import train_tokenizer
+from raymotion.models.vision.regions import ExtractorIdentity, Regions
+from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher
+from raymotion.pipeline.embed import DecodeOnce
+from raymotion.pipeline.stages import DecodeImages, Item
 from raymotion.report.labelled import load_labels
 from raymotion.report.page import thumbnail
 from raymotion.train.data import prepare
 from raymotion.train.fusion_data import prepare_fusion
-from raymotion.train.fusion_recipe import FusionRecipe
 from raymotion.train.pictures import cache_pictures
 from raymotion.train.recipe import StudentRecipe, TeacherRecipe
 from raymotion.vocabulary import VALENCE_3
@@ -307,7 +307,7 @@ def test_features_whose_pictures_can_only_be_told_by_name_are_counted(tmp_path: 
 
 
 def test_labels_of_cached_features_carry_the_pictures_that_those_were_made_from(tmp_path: Path) -> None:
-    from raymotion.batch.label_stages import LoadRegions
+    from raymotion.pipeline.label_stages import LoadRegions
 
     a = write_folder(tmp_path / "a", 1)
     stage, items = LoadRegions(str(region_features(tmp_path / "made", a))), items_of(a)

@@ -28,24 +28,23 @@ import raymotion
 from raymotion.batch import job
 from raymotion.batch.choice import matrix_of, read_parts, select
 from raymotion.batch.labels import LabelSettings, PredictEmotions, PredictWithStudent, label
-from raymotion.batch.stages import DecodeImages, ExtractRegions, Item
 from raymotion.batch.worker import ShardWorker, WorkerPlan
 from raymotion.config import load_settings, read_yaml
+from raymotion.data.readers.socratis import read_socratis
 from raymotion.data.samples import read_samples, table_from_rows, targets, vocabulary_of, write_samples
-from raymotion.data.socratis import read_socratis
 from raymotion.data.splits import split_samples
 from raymotion.errors import InputError
 from raymotion.evaluation.evaluate import EvaluateSettings, evaluate_checkpoint
 from raymotion.learning.collapse import check_collapse
-from raymotion.learning.metrics import Evaluation, evaluate
+from raymotion.learning.metrics.multilabel import Evaluation, evaluate
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.models.checkpoint import load_student, load_teacher, read_checkpoint_info, save_checkpoint
-from raymotion.models.regions import architecture, identify
-from raymotion.models.student import Student, StudentConfig
-from raymotion.models.tokenizer import encode, train_tokenizer
-from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher
+from raymotion.models.student.network import Student, StudentConfig
+from raymotion.models.text.tokenizer import encode, train_tokenizer
+from raymotion.models.vision.regions import architecture, identify
+from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher
+from raymotion.pipeline.stages import DecodeImages, ExtractRegions, Item
 from raymotion.train.data import prepare
-from raymotion.train.finetune import CONDITIONS, compare
 from raymotion.train.fit import fit
 from raymotion.train.loop import Workers, _optimiser, train
 from raymotion.train.pictures import READ, PictureReader, Pictures, Portion, read_here
@@ -54,6 +53,7 @@ from raymotion.train.schedule import schedule
 from raymotion.train.stream import _Decode
 from raymotion.train.student import StudentTask
 from raymotion.train.teacher import TeacherTask
+from raymotion.train.transfer import CONDITIONS, compare
 from raymotion.vocabulary import SOCRATIS_29, Vocabulary
 
 LABELS = Vocabulary("weather-3", ("calm", "happy", "sad"))
@@ -281,7 +281,7 @@ def test_03_the_order_of_labels_is_the_same_in_every_interpreter(tmp_path: Path,
     (tmp_path / "s.json").write_text(json.dumps(raw))
     code = (
         "import json; from raymotion.data.samples import targets, vocabulary_of;"
-        "from raymotion.data.socratis import read_socratis;"
+        "from raymotion.data.readers.socratis import read_socratis;"
         f"table, _ = read_socratis({str(tmp_path / 's.json')!r}, min_images=1); own = vocabulary_of(table);"
         "print(json.dumps([own.labels, own.fingerprint, targets(table, own).tolist(), list({'a', 'b', 'c', 'd'})]))"
     )

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from raymotion.data.coco import read_coco
+from raymotion.data.readers.coco import read_coco
 from raymotion.data.samples import write_samples
-from raymotion.data.synthetic import write_coco, write_socratis
+from raymotion.data.synthetic.collections import write_coco, write_socratis
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -65,7 +65,7 @@ def test_a_job_while_ray_starts(stop_command, pictures, tmp_path, number, monkey
 
 @pytest.mark.parametrize("workers, number", [(0, signal.SIGTERM), (1, signal.SIGINT), (1, signal.SIGTERM)])
 def test_a_training(stop_command, tmp_path, workers, number, monkeypatch):
-    from raymotion.data.socratis import read_socratis
+    from raymotion.data.readers.socratis import read_socratis
     from raymotion.data.splits import split_samples
     from raymotion.vocabulary import SOCRATIS_29
 

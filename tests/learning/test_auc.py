@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from raymotion.learning.auc import macro_auc, roc_auc
+from raymotion.learning.metrics.auc import macro_auc, roc_auc
 
 RATES = np.array([0.6, 0.4, 0.3, 0.15, 0.1, 0.05])
 

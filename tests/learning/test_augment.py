@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import ks_2samp
 
-from raymotion.learning.augment import COLOUR, WHOLE, View, draw_view, render
+from raymotion.data.views.pictures import COLOUR, WHOLE, View, draw_view, render
 
 
 @pytest.mark.parametrize(("width", "height", "smallest"), [(320, 240, 0.5), (100, 400, 0.08)])

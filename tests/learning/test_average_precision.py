@@ -8,8 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from raymotion.data.emotic_report import SplitReport
-from raymotion.learning.average_precision import chance_map, interpolated_average_precision, interpolated_by_class
+from raymotion.data.readers.emotic_report import SplitReport
+from raymotion.learning.metrics.average_precision import (
+    chance_map,
+    interpolated_average_precision,
+    interpolated_by_class,
+)
 
 
 def voc_ap(truth: np.ndarray, scores: np.ndarray) -> float:

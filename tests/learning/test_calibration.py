@@ -10,7 +10,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
 from raymotion.errors import InputError
-from raymotion.learning.calibration import (
+from raymotion.learning.metrics.calibration import (
     calibrate,
     class_calibration_errors,
     decompose_brier,

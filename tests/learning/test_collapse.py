@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from raymotion.learning.collapse import binary_entropy, check_collapse, label_sets
-from raymotion.learning.metrics import evaluate
+from raymotion.learning.metrics.multilabel import evaluate
 from raymotion.learning.selection import top_per_class, top_per_image
 from raymotion.vocabulary import SOCRATIS_29
 

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import confusion_matrix, multilabel_confusion_matrix
 
 from raymotion.errors import InputError
-from raymotion.learning.cooccurrence import cooccurrence
+from raymotion.learning.metrics.cooccurrence import cooccurrence
 from raymotion.vocabulary import EMOTIC_26
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from raymotion.errors import InputError
-from raymotion.learning.distillation import distillation_loss
+from raymotion.learning.losses.distillation import distillation_loss
 
 LOGITS = arrays(np.float32, (3, 4), elements=st.floats(-6, 6, width=32))
 

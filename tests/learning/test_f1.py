@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import f1_score, precision_score, recall_score
 
 from raymotion.errors import InputError
-from raymotion.learning.f1 import best_constant_set, f1_scores
+from raymotion.learning.metrics.f1 import best_constant_set, f1_scores
 
 RATES = np.array([0.6, 0.4, 0.3, 0.15, 0.1, 0.05])
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from raymotion.errors import InputError
-from raymotion.learning.losses import class_weights, multilabel_bce
+from raymotion.learning.losses.bce import class_weights, multilabel_bce
 
 LOG3 = math.log(3)
 

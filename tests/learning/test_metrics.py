@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, log_loss
 
 from raymotion.errors import InputError
-from raymotion.learning.average_precision import average_precision, random_order_ap, ranking
-from raymotion.learning.metrics import Evaluation, evaluate, top_k_hits
+from raymotion.learning.metrics.average_precision import average_precision, random_order_ap, ranking
+from raymotion.learning.metrics.multilabel import Evaluation, evaluate, top_k_hits
 from raymotion.vocabulary import SOCRATIS_29
 
 CSV = Path(__file__).resolve().parents[3] / "shared/data/socratis/cleaned_data.csv"

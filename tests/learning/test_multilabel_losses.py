@@ -10,8 +10,8 @@ import torch
 from torchvision.ops import sigmoid_focal_loss
 
 from raymotion.errors import InputError
-from raymotion.learning.losses import class_weights, multilabel_bce
-from raymotion.learning.multilabel_losses import LOSSES, LabelCorrection, make_loss
+from raymotion.learning.losses.bce import class_weights, multilabel_bce
+from raymotion.learning.losses.multilabel import LOSSES, LabelCorrection, make_loss
 
 LOG3 = math.log(3)  # sigmoid(log 3) = 3/4
 LN2, LN4 = math.log(2), math.log(4)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from raymotion.data.streams import STREAMS
-from raymotion.learning import stream_views
-from raymotion.learning.stream_views import Drawn, View, apply, crop, draw, mirrored, render_view
+from raymotion.data.views import streams as stream_views
+from raymotion.data.views.streams import Drawn, View, apply, crop, draw, mirrored, render_view
 
 PLAIN = Drawn(mirror=False, brightness=1.0, contrast=1.0, saturation=1.0, order=(0, 1, 2, 3))
 MANY = range(400)

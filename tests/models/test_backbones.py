@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from timm.data import create_transform, resolve_model_data_config
 
 from raymotion.errors import InputError
-from raymotion.models import frozen
-from raymotion.models.backbones import ALIASES, Backbone, BackboneIdentity, check_tokens, identify
+from raymotion.models.vision import frozen
+from raymotion.models.vision.backbones import ALIASES, Backbone, BackboneIdentity, check_tokens, identify
 
 # One of each kind: a convnet with BatchNorm, one with LayerNorm, a transformer with a class token.
 SMALL = ("test_resnet", "test_convnext", "test_vit")
@@ -102,7 +102,7 @@ def test_an_identity_travels_as_json_and_needs_no_torch() -> None:
     assert not identify("test_vit").is_random
     with pytest.raises(InputError, match="is not the identity of a backbone"):
         BackboneIdentity.from_dict({"name": "x"})
-    code = "import sys, raymotion.models.backbones; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
+    code = "import sys, raymotion.models.vision.backbones; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

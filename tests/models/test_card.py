@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from raymotion.learning.metrics import evaluate
+from raymotion.learning.metrics.multilabel import evaluate
 from raymotion.models.card import model_card
 
 LABELS = ["calm", "happy", "sad"]

@@ -15,10 +15,10 @@ import torch
 
 from raymotion import storage
 from raymotion.errors import InputError, VocabularyMismatch
-from raymotion.learning.metrics import evaluate
+from raymotion.learning.metrics.multilabel import evaluate
 from raymotion.models.checkpoint import load_teacher, read_checkpoint_info, save_checkpoint
-from raymotion.models.tokenizer import train_tokenizer
-from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher, predict
+from raymotion.models.text.tokenizer import train_tokenizer
+from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher, predict
 from raymotion.vocabulary import MIKELS_8
 
 CAPTIONS = ["a happy dog on the beach", "a sad man in the rain"]

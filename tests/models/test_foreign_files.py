@@ -21,15 +21,15 @@ from safetensors.torch import load_file, save_file
 from raymotion import storage
 from raymotion.errors import InputError, RaymotionError
 from raymotion.models import checkpoint
-from raymotion.models.backbones import identify
 from raymotion.models.checkpoint import read_checkpoint_info, save_checkpoint
-from raymotion.models.fusion import FusionConfig, FusionHead
-from raymotion.models.fusion_inputs import stream_inputs
-from raymotion.models.regions import read_state_dict
-from raymotion.models.student import Student, StudentConfig
-from raymotion.models.tokenizer import train_tokenizer
-from raymotion.models.tuned_streams import TunedConfig, TunedStreams
-from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher
+from raymotion.models.fusion.network import FusionConfig, FusionHead
+from raymotion.models.fusion_tuned.network import TunedConfig, TunedStreams
+from raymotion.models.inputs.streams import stream_inputs
+from raymotion.models.student.network import Student, StudentConfig
+from raymotion.models.text.tokenizer import train_tokenizer
+from raymotion.models.vision.backbones import identify
+from raymotion.models.vision.regions import read_state_dict
+from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher
 from raymotion.vocabulary import VALENCE_3
 
 NET, SIZE = "test_resnet", 48

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from raymotion.data.streams import ABLATIONS, STREAMS
 from raymotion.errors import InputError
-from raymotion.models.fusion import (
+from raymotion.models.fusion.gated import Dropout
+from raymotion.models.fusion.network import (
     FUSIONS,
     PUBLISHED,
     FusionConfig,
@@ -21,7 +22,6 @@ from raymotion.models.fusion import (
     streams_of,
     wants_tokens,
 )
-from raymotion.models.fusion_gated import Dropout
 
 DIMS = {"context": 7, "body": 6, "face": 5}
 LABELS = 4
@@ -316,7 +316,7 @@ def test_counting_parameters_makes_none_and_leaves_the_random_numbers_alone():
 
 def test_a_config_is_made_without_torch():
     code = (
-        "import sys; from raymotion.models.fusion_config import FusionConfig; FusionConfig(dims={'face': 3});"
+        "import sys; from raymotion.models.fusion.config import FusionConfig; FusionConfig(dims={'face': 3});"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -14,22 +14,22 @@ from PIL import Image
 
 import raymotion
 from raymotion.batch.fusion_labels import FusionPlan, PredictWithFusion, PredictWithTuned
-from raymotion.batch.label_stages import PredictWithStudent
 from raymotion.batch.labels import LabelSettings, label
-from raymotion.batch.stages import Item
 from raymotion.batch.worker import _process
-from raymotion.data.images import decode_rgb
+from raymotion.data.images.decode import decode_rgb
 from raymotion.errors import InputError
-from raymotion.learning.losses import WeightKind
-from raymotion.learning.metrics import evaluate
-from raymotion.learning.multilabel_losses import LOSSES
+from raymotion.learning.losses.bce import WeightKind
+from raymotion.learning.losses.multilabel import LOSSES
+from raymotion.learning.metrics.multilabel import evaluate
 from raymotion.models import hub
-from raymotion.models.backbones import Backbone, identify
 from raymotion.models.checkpoint import load_fusion, load_teacher, read_checkpoint_info, save_checkpoint
-from raymotion.models.fusion import FusionConfig, FusionHead
-from raymotion.models.fusion_inputs import stream_inputs
-from raymotion.models.fusion_predictor import FusionPredictor
-from raymotion.models.tuned_streams import TunedConfig, TunedStreams
+from raymotion.models.fusion.network import FusionConfig, FusionHead
+from raymotion.models.fusion_tuned.network import TunedConfig, TunedStreams
+from raymotion.models.inputs.streams import stream_inputs
+from raymotion.models.vision.backbones import Backbone, identify
+from raymotion.pipeline.fusion_predictor import FusionPredictor
+from raymotion.pipeline.label_stages import PredictWithStudent
+from raymotion.pipeline.stages import Item
 from raymotion.vocabulary import VALENCE_3
 
 NET, SIZE = "test_resnet", 48

@@ -19,8 +19,8 @@ from raymotion import storage
 from raymotion.errors import InputError, RunFailed
 from raymotion.models import hub
 from raymotion.models.checkpoint import load_teacher, read_checkpoint_info, save_checkpoint
-from raymotion.models.tokenizer import train_tokenizer
-from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher
+from raymotion.models.text.tokenizer import train_tokenizer
+from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher
 from raymotion.vocabulary import MIKELS_8
 
 FILES = sorted(hub.FILES)

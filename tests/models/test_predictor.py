@@ -14,12 +14,13 @@ from PIL import Image
 
 import raymotion
 from raymotion.errors import InputError
-from raymotion.models import predictor, visualbert
 from raymotion.models.checkpoint import load_student, load_teacher, save_checkpoint
-from raymotion.models.regions import RegionExtractor, identify
-from raymotion.models.student import Student, StudentConfig
-from raymotion.models.tokenizer import train_tokenizer
-from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher
+from raymotion.models.student.network import Student, StudentConfig
+from raymotion.models.text.tokenizer import train_tokenizer
+from raymotion.models.vision.regions import RegionExtractor, identify
+from raymotion.models.visualbert import network as visualbert
+from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher
+from raymotion.pipeline import predictor
 from raymotion.vocabulary import MIKELS_8
 
 CAPTIONS = ["a happy dog on the beach", "a sad man in the rain"]
@@ -240,7 +241,7 @@ def test_the_published_detector_is_looked_for_where_it_is_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its identity is a digest, also where it came from the hub: nobody should have to name it again."""
-    from raymotion.models import visual_genome_checkpoint as published
+    from raymotion.models.vision import visual_genome_checkpoint as published
 
     monkeypatch.setattr(published, "_from_hub", lambda hub_id: str(tmp_path / hub_id))
     own = tmp_path / "unc-nlp" / "frcnn-vg-finetuned"

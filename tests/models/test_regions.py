@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torchvision.ops import box_iou
 
 from raymotion.errors import InputError
-from raymotion.models.regions import ARCHITECTURES, RegionExtractor, Regions, identify
+from raymotion.models.vision.regions import ARCHITECTURES, RegionExtractor, Regions, identify
 
 SMALL = "fasterrcnn_mobilenet_v3_large_320_fpn"
 

@@ -15,9 +15,9 @@ from torch import nn
 
 from raymotion.errors import InputError
 from raymotion.models.checkpoint import load_student, load_teacher, save_checkpoint
-from raymotion.models.student import IMAGENET_MEAN, IMAGENET_STD, Student, StudentConfig, predict
-from raymotion.models.student_init import initialise, transferred
-from raymotion.models.tokenizer import train_tokenizer
+from raymotion.models.student.network import IMAGENET_MEAN, IMAGENET_STD, Student, StudentConfig, predict
+from raymotion.models.student.start import initialise, transferred
+from raymotion.models.text.tokenizer import train_tokenizer
 from raymotion.vocabulary import VALENCE_3
 
 SIZE, PIECES = 32, 60

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raymotion.errors import InputError
-from raymotion.models.tokenizer import encode, load_tokenizer, tokenizer_json, train_tokenizer
+from raymotion.models.text.tokenizer import encode, load_tokenizer, tokenizer_json, train_tokenizer
 
 CAPTIONS = [
     "A happy dog runs on the beach",
@@ -51,7 +51,7 @@ def test_same_pieces_as_transformers_own_bert_tokenizer(shared_data: Path) -> No
 def test_trained_tokenizer_is_the_same_in_every_process_and_order() -> None:
     here = tokenizer_json(train_tokenizer(CAPTIONS, size=120))
     code = (
-        "import sys; from raymotion.models.tokenizer import *;"
+        "import sys; from raymotion.models.text.tokenizer import *;"
         f"sys.stdout.write(tokenizer_json(train_tokenizer({CAPTIONS[::-1]!r}, size=120)))"
     )
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from raymotion.errors import InputError
-from raymotion.models import frozen
-from raymotion.models.backbones import Backbone, identify
-from raymotion.models.fusion import FusionConfig
-from raymotion.models.tuned_streams import TunedBackbone, TunedConfig, TunedStreams, blocks_of, tuned_parameters
+from raymotion.models.fusion.network import FusionConfig
+from raymotion.models.fusion_tuned.network import TunedBackbone, TunedConfig, TunedStreams, blocks_of, tuned_parameters
+from raymotion.models.vision import frozen
+from raymotion.models.vision.backbones import Backbone, identify
 
 L = 4
 

@@ -16,12 +16,17 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from raymotion.data.images import decode_rgb
+from raymotion.data.images.decode import decode_rgb
 from raymotion.errors import InputError
-from raymotion.models import visual_genome, visual_genome_checkpoint
-from raymotion.models.regions import ARCHITECTURES, Architecture, Detections, RegionExtractor, identify, locate
-from raymotion.models.visual_genome import VisualGenomeDetector, resized_size
-from raymotion.models.visual_genome_checkpoint import VisualGenomeConfig, cell_anchors, published_name, read_config
+from raymotion.models.vision import visual_genome, visual_genome_checkpoint
+from raymotion.models.vision.regions import ARCHITECTURES, Architecture, Detections, RegionExtractor, identify, locate
+from raymotion.models.vision.visual_genome import VisualGenomeDetector, resized_size
+from raymotion.models.vision.visual_genome_checkpoint import (
+    VisualGenomeConfig,
+    cell_anchors,
+    published_name,
+    read_config,
+)
 
 NAME = "frcnn-vg-r101-c4"
 IDS = ("000000000285", "000000000785")

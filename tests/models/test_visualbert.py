@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from raymotion import storage
 from raymotion.errors import InputError
-from raymotion.models.text_init import read_text_tower
-from raymotion.models.tokenizer import train_tokenizer
-from raymotion.models.visualbert import TeacherConfig, VisualBertTeacher, pad, predict, usable
+from raymotion.models.text.tokenizer import train_tokenizer
+from raymotion.models.text.tower import read_text_tower
+from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher, pad, predict, usable
 
 LABELS, REGIONS, DIM = 5, 4, 12
 POOLINGS = ("cls", "mean-output", "mean", "cls+mean")

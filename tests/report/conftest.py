@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from raymotion import storage
-from raymotion.learning.metrics import evaluate
+from raymotion.learning.metrics.multilabel import evaluate
 from raymotion.learning.selection import top_per_image
 from raymotion.vocabulary import SOCRATIS_29
 

@@ -23,11 +23,11 @@ from raymotion.cli.study_report import report
 from raymotion.config import digest_of
 from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.errors import InputError
-from raymotion.learning.published_metrics import from_text
+from raymotion.published.emotic_study import FINAL_AP, FINAL_MAP, STAGES
+from raymotion.published.metrics import from_text
 from raymotion.report.study import write_study_report
 from raymotion.report.study_findings import interval, share_text
 from raymotion.report.study_folder import load_study, shown
-from raymotion.report.study_published import FINAL_AP, FINAL_MAP, STAGES
 from raymotion.vocabulary import EMOTIC_26
 
 LABELS = EMOTIC_26.labels

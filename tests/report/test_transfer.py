@@ -6,7 +6,7 @@ import pytest
 
 from raymotion.learning.significance import Gain
 from raymotion.report.transfer import table_lines
-from raymotion.train.finetune import Comparison, Row, Score
+from raymotion.train.transfer import Comparison, Row, Score
 
 CLEAR, NOISY = (0.004, 0.03), (-0.02, 0.05)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from raymotion.errors import RunFailed
-from raymotion.learning.average_precision import average_precision
+from raymotion.learning.metrics.average_precision import average_precision
 from raymotion.learning.significance import is_significant, seed_error
 from raymotion.study.carry import Candidate, choose
 

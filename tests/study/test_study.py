@@ -20,20 +20,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raymotion import folder_lock, records, storage
+from raymotion import records, storage
 from raymotion.batch.cluster import connect
 from raymotion.data.embedding_layout import FeatureKey
 from raymotion.data.samples import read_samples, vocabulary_of, write_samples
 from raymotion.data.streams import LEVELS, STREAMS
 from raymotion.errors import InputError, RunFailed, SettingsMismatch
+from raymotion.folders import lock as folder_lock
+from raymotion.folders.owner import Owner
 from raymotion.learning.paired import paired_map_gain
-from raymotion.owner import Owner
+from raymotion.models.fusion.recipe import FusionRecipe
 from raymotion.study.record import StudyFolder, TrialRecord
 from raymotion.study.run import StudySettings, require_features, run_study
 from raymotion.study.space import Stopping, base_recipe, needs_of, read_spaces
 from raymotion.study.stages import _counts
 from raymotion.train.fusion_data import FusionData, prepare_fusion
-from raymotion.train.fusion_recipe import FusionRecipe
 
 pytestmark = pytest.mark.timeout(400)  # on a busy machine Ray and its actors take a minute to start
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raymotion.learning.average_precision import average_precision
+from raymotion.learning.metrics.average_precision import average_precision
 from raymotion.study.record import StudyFolder, TrialRecord
 from raymotion.study.tally import busy_seconds, compare, epochs_of
 

@@ -14,12 +14,12 @@ from safetensors.numpy import load_file
 from sklearn.metrics import average_precision_score
 
 from raymotion.learning.bootstrap import resample_counts
+from raymotion.models.fusion.recipe import FusionRecipe
 from raymotion.study.record import COMPLETE, FAILED, StudyFolder, TrialRecord, trial_key
 from raymotion.study.score import map_interval, predict_test, score_test, split_facts
 from raymotion.study.space import base_recipe, build_recipe, read_spaces
 from raymotion.study.trial import Configuration, study_data, without_test
 from raymotion.train.fusion_data import FusionData, prepare_fusion
-from raymotion.train.fusion_recipe import FusionRecipe
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,9 @@ from raymotion.errors import InputError, SettingsMismatch
 from raymotion.models.checkpoint import load_student, read_checkpoint_info
 from raymotion.report.transfer import table_lines
 from raymotion.train.data import prepare
-from raymotion.train.finetune import Comparison, compare
 from raymotion.train.fit import fit
 from raymotion.train.recipe import StudentRecipe
+from raymotion.train.transfer import Comparison, compare
 
 Write, Recipe = Callable[..., str], Callable[..., StudentRecipe]
 DEPTHS, SEEDS = (1, 3), (0, 1)

@@ -17,18 +17,18 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 
-from raymotion.data.emotic import read_emotic
-from raymotion.data.images import decode_rgb, fetch
+from raymotion.data.images.decode import decode_rgb, fetch
+from raymotion.data.readers.emotic import read_emotic
 from raymotion.data.samples import read_samples, write_samples
 from raymotion.data.streams import STREAMS
-from raymotion.data.synthetic_emotic import write_emotic
+from raymotion.data.synthetic.emotic import write_emotic
+from raymotion.data.views.streams import View, mirrored
 from raymotion.errors import InputError
-from raymotion.learning.stream_views import View, mirrored
-from raymotion.models import frozen
-from raymotion.models.backbones import BackboneIdentity
 from raymotion.models.checkpoint import load_tuned, read_checkpoint_info, save_checkpoint
-from raymotion.models.fusion import FusionConfig, FusionHead
-from raymotion.models.tuned_streams import TunedStreams, tuned_parameters
+from raymotion.models.fusion.network import FusionConfig, FusionHead
+from raymotion.models.fusion_tuned.network import TunedStreams, tuned_parameters
+from raymotion.models.vision import frozen
+from raymotion.models.vision.backbones import BackboneIdentity
 from raymotion.records import read_record
 from raymotion.train import loop
 from raymotion.train.fit import fit

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from raymotion.batch.label_stages import FiniteAnswers, PredictWithStudent
-from raymotion.batch.stages import ExtractRegions, Item
 from raymotion.data.features import RegionFeatures
 from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.errors import Diverged, InputError, NotFinite
+from raymotion.folders.outputs import run_folder
 from raymotion.models.checkpoint import is_checkpoint, load_student, save_checkpoint
-from raymotion.models.regions import Regions, identify
-from raymotion.outputs import run_folder
+from raymotion.models.vision.regions import Regions, identify
+from raymotion.pipeline.label_stages import FiniteAnswers, PredictWithStudent
+from raymotion.pipeline.stages import ExtractRegions, Item
 from raymotion.train.data import prepare
 from raymotion.train.fit import fit
 from raymotion.train.recipe import StudentRecipe

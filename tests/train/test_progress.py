@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from raymotion.outputs import run_folder
+from raymotion.folders.outputs import run_folder
 from raymotion.train import progress as room
-from raymotion.train.finetune import ComparisonProgress
 from raymotion.train.progress import STEPS, Pace, TrainingProgress, pace_file, read_pace
+from raymotion.train.transfer import ComparisonProgress
 
 
 class Clock:

@@ -18,8 +18,8 @@ import pytest
 from raymotion import storage
 from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.errors import InputError
+from raymotion.folders.outputs import run_folder
 from raymotion.models.checkpoint import read_checkpoint_info
-from raymotion.outputs import run_folder
 from raymotion.train.fit import fit
 from raymotion.train.recipe import TeacherRecipe
 from raymotion.vocabulary import VALENCE_3

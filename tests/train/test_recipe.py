@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raymotion.errors import InputError
-from raymotion.models.visualbert import TeacherConfig
+from raymotion.models.visualbert.network import TeacherConfig
 from raymotion.train.recipe import find_recipe, load_recipe, recipes_folder
 
 SHIPPED = sorted(path.stem for path in recipes_folder().glob("teacher-*.yaml"))

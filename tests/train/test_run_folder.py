@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from raymotion import folder_lock, outputs, storage
+from raymotion import storage
 from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.errors import Diverged, InputError, RunFailed, SettingsMismatch
-from raymotion.outputs import run_folder
-from raymotion.owner import Owner
+from raymotion.folders import lock as folder_lock
+from raymotion.folders import outputs
+from raymotion.folders.outputs import run_folder
+from raymotion.folders.owner import Owner
 from raymotion.train import fit as module
 from raymotion.train.fit import fit
 from raymotion.train.recipe import TeacherRecipe

@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 
 from raymotion import storage
 from raymotion.batch.labels import LabelSink
-from raymotion.batch.stages import Item
-from raymotion.data.images import decode_rgb
+from raymotion.data.images.decode import decode_rgb
+from raymotion.data.views.pictures import render
 from raymotion.errors import AccessDenied, InputError, RunFailed
-from raymotion.learning.augment import render
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.models.checkpoint import load_student
+from raymotion.pipeline.stages import Item
 from raymotion.train.data import TrainingData, prepare
 from raymotion.train.fit import fit
 from raymotion.train.loop import BEST, CURRENT, Workers, train

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.errors import InputError
 from raymotion.models.checkpoint import load_teacher
-from raymotion.models.tokenizer import tokenizer_json, train_tokenizer
+from raymotion.models.text.tokenizer import tokenizer_json, train_tokenizer
 from raymotion.train.data import prepare
 from raymotion.train.fit import fit
 from raymotion.train.recipe import TeacherRecipe, load_recipe

@@ -20,8 +20,8 @@ from raymotion import storage
 from raymotion.data.provenance import MADE_FROM
 from raymotion.data.samples import attach_vocabulary, table_from_rows, write_samples
 from raymotion.errors import InputError, SettingsMismatch
+from raymotion.folders.outputs import run_folder
 from raymotion.models.checkpoint import load_teacher
-from raymotion.outputs import run_folder
 from raymotion.train.data import TrainingData, prepare
 from raymotion.train.fit import fit
 from raymotion.train.loop import CURRENT, Workers, train

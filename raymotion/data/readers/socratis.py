@@ -1,0 +1,342 @@
+"""Socratis (Deng et al. 2023): pictures from news and the web, a caption each, and the emotions that people felt.
+
+Two files are read, told apart by what is in them:
+
+- the raw `imCaptionEmotionExplanation_formatted.json`: per image id a list of annotators, each a list of image name,
+  caption, three emotions in free text ('' where fewer), three explanations and a description of the annotator;
+- the cleaned csv with the columns `image_name`, `caption` and `emotions` (a Python list), where who said what is lost.
+
+A sample is an image with one caption. The published set has one caption an image (the first, with the emotions of all
+annotators); where annotators of an image were shown different captions, each caption keeps its own emotions, and the
+samples are of one group: `socratis:NAME`, `socratis:NAME#2` and so on, NAME being the image's without its extension
+(with it, where two images differ in that alone).
+"""
+
+from __future__ import annotations
+
+import ast
+import posixpath
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from raymotion import storage
+from raymotion.data.captions import one_line
+from raymotion.data.images.files import EXTENSIONS, FileNames, FolderContent, is_unicode, list_pictures
+from raymotion.data.readers.text_rows import Cells, delimited_rows, parse_json, shown
+from raymotion.data.samples import table_from_rows
+from raymotion.errors import InputError
+from raymotion.vocabulary import SOCRATIS_29, Vocabulary
+
+MIN_IMAGES = 100
+COLUMNS = ("image_name", "caption", "emotions")
+SOURCES = ("visualnews", "conceptualcaptions")
+_NOTHING = ("none", "not entered")
+
+
+@dataclass
+class SocratisReport:
+    """Counts of what `read_socratis` met.
+
+    Attributes:
+        rows: images kept, with one caption each. captions: those that have one.
+        several_captions: rows beyond the first of their image: it has several captions.
+        images_found, images_missing: rows whose picture is in the images folder, and rows whose picture is not.
+        other_case: of `images_missing`, those whose picture is there with other capitals in its name.
+        ambiguous_names: of `images_missing`, those whose name several pictures could have.
+        unused_pictures: pictures in the images folder that no row has.
+        annotators: entries of annotators (raw json only). weighted: whether rows have annotator shares.
+        dropped_images: images (with one caption each) left without a label and so left out.
+        dropped_words: distinct words left out because too few images carry them, or the vocabulary lacks them.
+        labels: number of images per label, all labels of the vocabulary.
+        content: what is in the images folder, and which files were left out.
+    """
+
+    rows: int = 0
+    captions: int = 0
+    several_captions: int = 0
+    images_found: int = 0
+    images_missing: int = 0
+    other_case: int = 0
+    ambiguous_names: int = 0
+    unused_pictures: int = 0
+    annotators: int = 0
+    weighted: bool = False
+    dropped_images: int = 0
+    dropped_words: int = 0
+    labels: dict[str, int] = field(default_factory=dict)
+    content: FolderContent = field(default_factory=lambda: FolderContent(""))
+
+    def notes(self) -> list[str]:
+        """One line for each thing that was left out, or that is not as in the published set."""
+        told = (
+            (self.several_captions, "rows are of images with several captions, each with its own emotions; one group"),
+            (self.other_case, "pictures are in the folder with other capitals in their names"),
+            (
+                self.ambiguous_names,
+                "pictures could be several files, which differ in spaces or encoded accents",
+            ),
+            (self.unused_pictures, "pictures in the folder that no row names"),
+            (self.dropped_images, "images without a label left out"),
+            (self.dropped_words, "words that are not labels left out"),
+        )
+        return [f"{count:,} {what}" for count, what in told if count] + self.content.notes()
+
+
+@dataclass
+class _Item:
+    """One image with a caption, and its words in the order in which they came, with the share of annotators or None.
+
+    Attributes:
+        name: as the file writes it.
+        image: what tells the images apart; see `_Images.image_of`.
+    """
+
+    name: str
+    image: str
+    caption: str
+    words: dict[str, float | None]
+
+
+def read_socratis(
+    path: storage.PathLike,
+    images: storage.PathLike | None = None,
+    *,
+    min_images: int = MIN_IMAGES,
+    vocabulary: Vocabulary | None = None,
+) -> tuple[pa.Table, SocratisReport]:
+    """The raw json or the cleaned csv as a sample table, in the order of the file (of the images in it).
+
+    Args:
+        path: either file; which one it is, its first character tells.
+        images: folder with the pictures, or folders with them; `image_uri` is null for those that are not in it.
+        min_images: of the raw json, words that fewer images carry are no labels. The published set has 100 and comes to
+            29 words; another result is a vocabulary `socratis-<n>`, sorted. A csv is clean already, so it is not used.
+        vocabulary: take these words as labels and drop all others, instead.
+
+    Returns:
+        The table, with the vocabulary attached, and the counts. `label_weights` is the share of an image's annotators
+        who named the label, null for the csv.
+
+    Raises:
+        InputError: names the file, the line (of the json, the image's id) and the reason.
+    """
+    text = storage.read_text(path)
+    report = SocratisReport()
+    pictures = _Images(images)
+    report.content = pictures.content
+    if text.lstrip()[:1] in ("{", "["):
+        items = _read_raw(text, path, pictures, report)
+        chosen = vocabulary or _frequent(items, min_images, path)
+    else:
+        items = _read_csv(text, path, pictures, None if vocabulary else SOCRATIS_29)
+        chosen = vocabulary or SOCRATIS_29
+    rows = []
+    used: set[str] = set()
+    for item, (sample_id, group_id) in zip(items, _ids(items), strict=True):
+        words = {word: share for word, share in item.words.items() if word in chosen}
+        if not words:
+            report.dropped_images += 1
+            continue
+        labels = sorted(words, key=chosen.index)
+        weights = [words[label] for label in labels] if report.weighted else None
+        file = pictures.names.find(item.name)
+        if file is not None:
+            used.add(file)
+        else:
+            report.ambiguous_names += item.name in pictures.names.ambiguous
+            report.other_case += pictures.names.other_case(item.name) is not None
+        rows.append(
+            {
+                "sample_id": sample_id,
+                "group_id": group_id,
+                "image_uri": None if file is None else pictures.content.address(file),
+                "captions": [item.caption] if item.caption else [],
+                "labels": labels,
+                "label_weights": weights,
+                "source": _source(item.name),
+            }
+        )
+    report.rows = len(rows)
+    report.captions = sum(1 for row in rows if row["captions"])
+    report.several_captions = len(rows) - len({row["group_id"] for row in rows})
+    report.images_found = sum(1 for row in rows if row["image_uri"])
+    report.images_missing = report.rows - report.images_found
+    report.unused_pictures = len(pictures.content.pictures) - len(used)
+    report.dropped_words = len({word for item in items for word in item.words if word not in chosen})
+    counts = _images_with(items)
+    report.labels = {label: counts[label] for label in chosen.labels}
+    return table_from_rows(rows, chosen, where=path), report
+
+
+class _Images:
+    """The folder of the pictures, if there is one, and which names in the annotations are one image."""
+
+    def __init__(self, folder: storage.PathLike | None) -> None:
+        if folder is not None and not storage.is_dir(folder):
+            raise InputError("no such folder", path=folder, remedy="Give the folder of the pictures, or leave it out.")
+        self.content = FolderContent("") if folder is None else list_pictures(folder)
+        self.names = FileNames(self.content.pictures, self.content.base, self.content.aliases)
+
+    def image_of(self, name: str) -> str:
+        """The same for names that mean one image: one file, or the same but for outer blanks and forms of accents."""
+        return name if name in self.names.files else unicodedata.normalize("NFC", name.strip())
+
+
+def _ids(items: Sequence[_Item]) -> list[tuple[str, str]]:
+    """sample_id and group_id of each item, unique: of images that would share one, all go by a fuller name."""
+    forms: dict[str, tuple[str, str, str]] = {}
+    for item in items:
+        plain = item.name.strip()
+        forms.setdefault(item.image, (posixpath.splitext(plain)[0], plain, item.name))
+    level = dict.fromkeys(forms, 0)
+    while True:
+        seen: Counter[str] = Counter()
+        ids = []
+        for item in items:
+            group = f"socratis:{forms[item.image][level[item.image]]}"
+            seen[item.image] += 1
+            ids.append((group if seen[item.image] == 1 else f"{group}#{seen[item.image]}", group))
+        owners: dict[str, set[str]] = defaultdict(set)
+        for item, (sample_id, _) in zip(items, ids, strict=True):
+            owners[sample_id].add(item.image)
+        shared = {image for images in owners.values() if len(images) > 1 for image in images if level[image] < 2}
+        if not shared:
+            return ids
+        for image in shared:
+            level[image] += 1
+
+
+def _images_with(items: Iterable[_Item]) -> Counter[str]:
+    """How many images carry each word, whatever their captions."""
+    pairs = {(item.image, word) for item in items for word in item.words}
+    return Counter(word for _, word in pairs)
+
+
+def clean_words(raw: Iterable[str]) -> list[str]:
+    """Free-text emotions as words: the published cleaning, in its order, without repeats.
+
+    Lower case; nothing for 'none' and 'not entered'; words of one character and words with a space fall away; quotes
+    are stripped; what follows a '(' is cut. Spelling is left as it is, and so are 'angry' beside 'anger'.
+    """
+    words: dict[str, None] = {}
+    for text in raw:
+        word = text.lower()
+        if word in _NOTHING or len(word) < 2 or " " in word:
+            continue
+        word = word.replace('"', "").split("(")[0]
+        if word:
+            words[word] = None
+    return list(words)
+
+
+def _source(name: str) -> str:
+    prefix = name.strip().split("_", 1)[0]
+    return f"socratis/{prefix}" if prefix in SOURCES else "socratis"
+
+
+def _frequent(items: list[_Item], min_images: int, path: storage.PathLike) -> Vocabulary:
+    counts = _images_with(items)
+    words = sorted(word for word, count in counts.items() if count >= min_images)
+    if not words:
+        commonest = min(counts, key=lambda word: (-counts[word], word), default="")
+        top = f"; the commonest, {commonest!r}, is on {counts[commonest]}" if counts else ""
+        raise InputError(
+            f"no emotion is on {min_images} images or more{top}",
+            path=path,
+            remedy="Lower --min-images, or name the labels with --vocabulary socratis-29.",
+        )
+    return SOCRATIS_29 if set(words) == set(SOCRATIS_29.labels) else Vocabulary(f"socratis-{len(words)}", tuple(words))
+
+
+def _read_raw(text: str, path: storage.PathLike, pictures: _Images, report: SocratisReport) -> list[_Item]:
+    document = parse_json(text, path)
+    if not isinstance(document, dict):
+        raise InputError("is a JSON list, not an object of image ids", path=path, remedy="Give the raw json.")
+    report.weighted = True
+    names: dict[str, str] = {}
+    by_image: dict[str, list[tuple[str, list[str]]]] = {}
+    for key, annotators in document.items():
+        if not isinstance(annotators, list) or not annotators:
+            raise InputError("is not a list of annotators", path=path, row=shown(key))
+        for number, entry in enumerate(annotators):
+            name, caption, emotions = _checked_entry(entry, path, f"{shown(key)}[{number}]")
+            image = pictures.image_of(name)
+            names.setdefault(image, name)
+            by_image.setdefault(image, []).append((caption, clean_words(emotions)))
+    items = []
+    for image, answers in by_image.items():
+        report.annotators += len(answers)
+        captions = list(dict.fromkeys(caption for caption, _ in answers if caption))
+        if len(captions) <= 1:  # who has none was shown the same
+            answers = [(captions[0] if captions else "", words) for _, words in answers]
+        for caption in dict.fromkeys(caption for caption, _ in answers):
+            own = [words for shown, words in answers if shown == caption]
+            votes = Counter(word for words in own for word in words)
+            items.append(_Item(names[image], image, caption, {word: n / len(own) for word, n in votes.items()}))
+    return items
+
+
+def _checked_entry(entry: object, path: storage.PathLike, where: str) -> tuple[str, str, list[str]]:
+    if not isinstance(entry, list) or len(entry) < 3:
+        raise InputError(
+            "is not a list of image name, caption, emotions, explanations and annotator", path=path, row=where
+        )
+    name, caption, emotions = entry[0], entry[1], entry[2]
+    if not isinstance(name, str) or not name.strip():
+        raise InputError("has no image name", path=path, row=where)
+    if caption is not None and not isinstance(caption, str):
+        raise InputError("the caption is not text", path=path, row=where)
+    for text in (name, caption or ""):
+        if not is_unicode(text):
+            raise InputError(f"{ascii(text)[:60]} contains half a character (a lone surrogate)", path=path, row=where)
+    if not isinstance(emotions, list) or not all(e is None or isinstance(e, str) for e in emotions):
+        raise InputError("the emotions are not a list of words", path=path, row=where)
+    return name, one_line(caption), [e for e in emotions if e]
+
+
+def _read_csv(text: str, path: storage.PathLike, pictures: _Images, known: Vocabulary | None) -> list[_Item]:
+    """Rows of the cleaned csv; with `known`, a word outside it is an error. All bad rows are counted in the message."""
+
+    def is_start(cells: Cells) -> bool:
+        return re.fullmatch(r"\S+", cells["image_name"]) is not None and cells["image_name"].lower().endswith(
+            EXTENSIONS
+        )
+
+    items: list[_Item] = []
+    bad: list[tuple[int, str]] = []
+    seen: dict[tuple[str, str], int] = {}
+    for line, cells in delimited_rows(text, path, COLUMNS, verbatim=("image_name",), is_start=is_start):
+        name, caption = cells["image_name"], one_line(cells["caption"])
+        image = pictures.image_of(name)
+        first = seen.setdefault((image, caption), line)
+        words = _words(cells["emotions"])
+        foreign = [word for word in words or () if known is not None and word not in known]
+        if not name.strip():
+            bad.append((line, "image_name is empty"))
+        elif first != line:
+            bad.append((line, f"image_name {shown(name)} appears twice with the same caption, first in line {first}"))
+        elif words is None:
+            bad.append((line, f"emotions {cells['emotions'][:40]!r} are not a list of words such as ['happy', 'calm']"))
+        elif foreign:
+            drop = " (--vocabulary with that name drops such words)"
+            bad.append((line, f"{foreign[0]!r} is not an emotion of {known.name if known else ''}{drop}"))
+        else:
+            items.append(_Item(name, image, caption, dict.fromkeys(words, None)))
+    if bad:
+        others = f"; {len(bad) - 1} more bad lines: {', '.join(str(r) for r, _ in bad[1:9])}" if len(bad) > 1 else ""
+        raise InputError(f"{bad[0][1]}{others}", path=path, line=bad[0][0])
+    return items
+
+
+def _words(cell: str) -> list[str] | None:
+    """A Python list of words, or None."""
+    try:
+        words = ast.literal_eval(cell.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return words if isinstance(words, list) and all(isinstance(word, str) for word in words) else None

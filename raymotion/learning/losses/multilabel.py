@@ -1,0 +1,393 @@
+"""Losses of a multi-label head on logits, by name, and what each makes of its logits.
+
+All of the sound ones are means: over the samples of a batch and over the labels. So neither the number of rows (which
+resampling changes) nor the number of labels is a hidden learning rate. They compute in float32 whatever the logits are,
+have finite gradients at any finite logit, and take targets between 0 and 1: the terms of a present and an absent label
+are mixed by the target. The public study's variants stand in `published_losses` under `*_published`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import numpy as np
+from pydantic import Field
+
+from raymotion.config import Settings, load_settings
+from raymotion.errors import InputError
+from raymotion.learning.losses.bce import WeightKind, class_weights
+
+if TYPE_CHECKING:
+    import torch
+
+LOSSES: tuple[str, ...] = (
+    "bce",
+    "discrete",
+    "focal",
+    "asymmetric",
+    "dice",
+    "mllsc",
+    "discrete_published",
+    "asymmetric_published",
+    "dice_published",
+    "mllsc_published",
+)
+
+# c of the EMOTIC paper's class weights 1 / ln(c + p).
+RATE_OFFSET = 1.2
+
+
+class MultiLabelLoss(Protocol):
+    """What `make_loss` gives."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(
+        self,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        *,
+        epoch: int = 0,
+        weights: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The loss of a batch, a float32 scalar.
+
+        Args:
+            logits: (n, L), before any squashing.
+            targets: (n, L) in [0, 1].
+            epoch: how many epochs of training are over; for losses with a warm-up.
+            weights: (n,) of the samples, not negative; None: all 1. The sound losses divide by their sum.
+
+        Raises:
+            InputError: shapes that do not fit.
+        """
+        ...
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """(n, L) in [0, 1], float32: what outputs trained with this loss say."""
+        ...
+
+
+def make_loss(
+    name: str,
+    *,
+    rates: np.ndarray | None = None,
+    samples: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> MultiLabelLoss:
+    """A loss by name, see `LOSSES`.
+
+    Args:
+        rates: (L,) class rates of the training split; `discrete` with static weights and `bce` with class weights need
+            them, `mllsc` uses them.
+        samples: rows of the training split; for class weights of kind `effective`.
+        options: the fields of the loss's `Options`.
+
+    Raises:
+        InputError: an unknown name or option, with what there is; rates that are needed and missing.
+    """
+    kind = _kind(name)
+    try:
+        chosen = load_settings(kind.Options, options=options)
+    except InputError as error:
+        known = ", ".join(kind.Options.model_fields) or "none"
+        raise InputError(f"loss {name}: {error.reason}", remedy=f"Its options are: {known}.") from error
+    return kind(chosen, rates=_checked_rates(rates), samples=samples)
+
+
+def probabilities_of(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What makes probabilities (n, L), float32, of the outputs of a model that was trained with this loss.
+
+    Unlike `make_loss` it needs nothing of the training split: whoever predicts may know neither its rates nor its size.
+
+    Raises:
+        InputError: an unknown name, with those that there are.
+    """
+    return _kind(name).probabilities
+
+
+def _kind(name: str) -> type[NamedLoss]:
+    from raymotion.published import losses as published_losses
+
+    sound: tuple[type[NamedLoss], ...] = (BinaryCrossEntropy, Discrete, Focal, Asymmetric, Dice, LabelCorrection)
+    kinds = {kind.name: kind for kind in (*sound, *published_losses.ALL)}
+    if name not in kinds:
+        raise InputError(f"there is no loss {name!r}", remedy=f"Choose one of {', '.join(LOSSES)}.")
+    return kinds[name]
+
+
+class NamedLoss:
+    """Base of all losses: checks the batch and averages over samples and labels what `terms` gives."""
+
+    name: ClassVar[str]
+
+    class Options(Settings):
+        """None."""
+
+    def __init__(self, options: Settings, *, rates: np.ndarray | None = None, samples: int | None = None) -> None:
+        self.rates, self.samples = rates, samples
+        self.configure(options)
+
+    def configure(self, options: Any) -> None:
+        """Takes what it needs of its `Options`."""
+
+    def __call__(
+        self,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        *,
+        epoch: int = 0,
+        weights: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if logits.ndim != 2 or logits.shape != targets.shape or 0 in logits.shape:
+            raise InputError(f"logits of shape {tuple(logits.shape)} do not fit targets of {tuple(targets.shape)}")
+        if weights is not None and weights.shape != logits.shape[:1]:
+            raise InputError(f"sample weights of shape {tuple(weights.shape)} do not fit {len(logits)} samples")
+        if self.rates is not None and len(self.rates) != logits.shape[1]:
+            raise InputError(f"{len(self.rates)} class rates do not fit {logits.shape[1]} labels")
+        rows = None if weights is None else weights.float()
+        return self.reduce(logits.float(), targets.float(), epoch, rows)
+
+    @staticmethod
+    def probabilities(logits: torch.Tensor) -> torch.Tensor:
+        return logits.float().sigmoid()
+
+    def reduce(
+        self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The scalar, of float32 inputs that were checked."""
+        terms = self.terms(logits, targets, epoch, weights)
+        return terms.mean() if weights is None else sample_mean(terms, weights).mean()
+
+    def terms(
+        self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The loss of each sample and label, (n, L)."""
+        raise NotImplementedError
+
+
+def sample_mean(values: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """Weighted mean over the samples of (n, L): (L,). Weights that are all 0 give 0."""
+    if weights is None:
+        return values.mean(dim=0)
+    return weights @ values / weights.sum().clamp(min=1e-12)
+
+
+def rate_weights(rates: torch.Tensor) -> torch.Tensor:
+    """Class weights 1 / ln(1.2 + p) of the EMOTIC paper (Kosti et al. 2017, 2019), over their mean; p (L,) in [0, 1].
+
+    Between 1.27 (p = 1) and 5.48 (p = 0) before the division: a class that a batch lacks has the highest weight, so
+    that its negatives count.
+    """
+    weights = 1.0 / (rates + RATE_OFFSET).log()
+    return weights / weights.mean()
+
+
+class BinaryCrossEntropy(NamedLoss):
+    """Binary cross-entropy in nats; optionally smoothed and weighted by class as `losses.multilabel_bce`."""
+
+    name = "bce"
+
+    class Options(Settings):
+        label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
+        class_weights: WeightKind = "none"
+
+    def configure(self, options: Any) -> None:
+        self.smoothing: float = options.label_smoothing
+        self.by_class: torch.Tensor | None = None
+        if options.class_weights != "none":
+            rates = _rates_for(self, f"class_weights={options.class_weights}")
+            self.by_class = class_weights(rates.tolist(), options.class_weights, samples=self.samples)
+
+    def terms(
+        self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        import torch.nn.functional as F
+
+        if self.smoothing:
+            targets = targets * (1.0 - self.smoothing) + 0.5 * self.smoothing
+        by_class = None if self.by_class is None else self.by_class.to(logits.device)
+        return F.binary_cross_entropy_with_logits(logits, targets, weight=by_class, reduction="none")
+
+
+class Discrete(NamedLoss):
+    """Class-weighted squared error of probabilities, after the discrete loss of EMOTIC (Kosti et al. 2017).
+
+    w_c (sigmoid(x) - y)^2, with `weights`:
+
+    * `mean`: all 1.
+    * `static`: `rate_weights` of the training rates.
+    * `dynamic`: `rate_weights` of the batch's own rates (weighted by sample). They are shares, not counts as in the
+      public study, so that they do not depend on the size of the batch.
+    """
+
+    name = "discrete"
+
+    class Options(Settings):
+        weights: Literal["mean", "static", "dynamic"] = "dynamic"
+
+    def configure(self, options: Any) -> None:
+        self.weights: str = options.weights
+        if self.weights == "static":
+            _rates_for(self, "weights=static")
+
+    def terms(
+        self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        squared = (logits.sigmoid() - targets).square()
+        if self.weights == "mean":
+            return squared
+        if self.weights == "dynamic":
+            return squared * rate_weights(sample_mean(targets, weights))
+        return squared * rate_weights(targets.new_tensor(self.rates))
+
+
+class Focal(NamedLoss):
+    """Focal loss, -a_t (1 - p_t)^gamma ln p_t (Lin et al. 2017), for every label.
+
+    Without `alpha` there is no class balance; with it a present label weighs alpha and an absent one 1 - alpha. For
+    targets of 0 and 1 and without alpha this is the public study's focal loss too.
+    """
+
+    name = "focal"
+
+    class Options(Settings):
+        gamma: float = Field(default=2.0, ge=0.0)
+        alpha: float | None = Field(default=None, ge=0.0, le=1.0)
+
+    def configure(self, options: Any) -> None:
+        self.gamma: float = options.gamma
+        self.alpha: float | None = options.alpha
+
+    def terms(
+        self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        import torch.nn.functional as F
+
+        log_p, log_q = F.logsigmoid(logits), F.logsigmoid(-logits)
+        # Powers as exponents of logarithms: their gradient stays finite where the probability underflows.
+        present = -(self.gamma * log_q).exp() * log_p
+        absent = -(self.gamma * log_p).exp() * log_q
+        if self.alpha is not None:
+            present, absent = self.alpha * present, (1.0 - self.alpha) * absent
+        return targets * present + (1.0 - targets) * absent
+
+
+class Asymmetric(NamedLoss):
+    """Asymmetric loss (Ridnik et al. 2021).
+
+    -(1 - p)^g+ ln p for a present label, -p_m^g- ln(1 - p_m) for an absent one; p_m = max(p - clip, 0) shifts the
+    probability of absent labels only: those below `clip` cost nothing.
+    """
+
+    name = "asymmetric"
+
+    class Options(Settings):
+        gamma_negative: float = Field(default=4.0, ge=0.0)
+        gamma_positive: float = Field(default=0.0, ge=0.0)
+        clip: float = Field(default=0.05, ge=0.0, lt=1.0)
+
+    def configure(self, options: Any) -> None:
+        self.negative: float = options.gamma_negative
+        self.positive: float = options.gamma_positive
+        self.clip: float = options.clip
+
+    def terms(
+        self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        import torch
+        import torch.nn.functional as F
+
+        log_p, log_q = F.logsigmoid(logits), F.logsigmoid(-logits)
+        present = -(self.positive * log_q).exp() * log_p
+        shifted = logits.sigmoid() - self.clip
+        if self.clip > 0:  # 1 - p_m = (1 - p) + clip
+            log_q = torch.logaddexp(log_q, torch.full_like(log_q, self.clip).log())
+        # The floor keeps the gradient of a power below 1 finite; what lies under it counts as 0 anyway.
+        absent = torch.where(shifted > 0, -(shifted.clamp(min=1e-8) ** self.negative) * log_q, torch.zeros_like(log_q))
+        return targets * present + (1.0 - targets) * absent
+
+
+class Dice(NamedLoss):
+    """Soft Dice loss (Milletari et al. 2016) of each class over the batch, then the mean over classes.
+
+    1 - (2 m(p y) + smooth) / (m(p) + m(y) + smooth) with m the mean over the samples. By class, because over all labels
+    at once the frequent ones decide alone; of means, so that `smooth` is a share and the batch size no hidden knob. A
+    class that the batch lacks is still asked for low probabilities.
+    """
+
+    name = "dice"
+
+    class Options(Settings):
+        smooth: float = Field(default=0.02, gt=0.0)
+
+    def configure(self, options: Any) -> None:
+        self.smooth: float = options.smooth
+
+    def reduce(
+        self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        p = logits.sigmoid()
+        both = 2.0 * sample_mean(p * targets, weights) + self.smooth
+        either = sample_mean(p, weights) + sample_mean(targets, weights) + self.smooth
+        return (1.0 - both / either).mean()
+
+
+class LabelCorrection(NamedLoss):
+    """Cross-entropy with labels that the model corrects (after MLLSC, Ghiassi et al. 2022), once it knows something.
+
+    The first `warmup` epochs are plain cross-entropy. After them a present label with a probability below the class
+    rate x `drop_below` counts as absent, and an absent one above `raise_above` as present. The rate matters: 0.7 % of
+    the EMOTIC persons are embarrassed, so a limit such as the public 0.55 would take all of their labels away. Without
+    rates `drop_below` is a probability. The decision is made on detached logits: no gradient flows through it.
+    """
+
+    name = "mllsc"
+
+    class Options(Settings):
+        warmup: int = Field(default=5, ge=0)
+        drop_below: float = Field(default=0.1, ge=0.0, lt=1.0)
+        raise_above: float = Field(default=0.9, gt=0.0, le=1.0)
+
+    def configure(self, options: Any) -> None:
+        self.warmup: int = options.warmup
+        self.drop_below: float = options.drop_below
+        self.raise_above: float = options.raise_above
+
+    def corrected(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """(n, L) targets after the correction. A share of annotators counts as present from 0.5 on."""
+        import torch
+
+        p = logits.detach().float().sigmoid()
+        floor = p.new_tensor(self.drop_below)
+        if self.rates is not None:
+            floor = floor * p.new_tensor(self.rates)
+        present = targets >= 0.5
+        dropped = torch.where(present & (p < floor), torch.zeros_like(targets), targets)
+        return torch.where(~present & (p > self.raise_above), torch.ones_like(targets), dropped)
+
+    def terms(
+        self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        import torch.nn.functional as F
+
+        if epoch >= self.warmup:
+            targets = self.corrected(logits, targets)
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+
+
+def _checked_rates(rates: np.ndarray | None) -> np.ndarray | None:
+    if rates is None:
+        return None
+    values = np.asarray(rates, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0 or not ((values >= 0) & (values <= 1)).all():
+        raise InputError("class rates are one number in [0, 1] for each label")
+    return values
+
+
+def _rates_for(loss: NamedLoss, what: str) -> np.ndarray:
+    if loss.rates is None:
+        raise InputError(f"loss {loss.name} with {what} needs the class rates of the training split")
+    return loss.rates

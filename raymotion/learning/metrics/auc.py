@@ -1,0 +1,69 @@
+"""Area under the ROC curve: the chance that a random positive is ranked above a random negative, ties counting half.
+
+0.5 is a random order, and any constant. Unlike average precision it does not depend on how frequent a class is, so it
+can be compared between classes and data sets.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from raymotion.learning.bootstrap import (
+    Metric,
+    finite,
+    interval,
+    make_metric,
+    ranking_resamples,
+    ratio,
+    resample_counts,
+    row_mean,
+)
+from raymotion.learning.metrics.average_precision import ranking
+
+CHANCE = 0.5
+
+
+def roc_auc(targets: np.ndarray, scores: np.ndarray) -> float:
+    """AUC of one ranking, both (n,); NaN without a positive or without a negative."""
+    order, ends = ranking(np.asarray(scores, dtype=np.float64))
+    return float(weighted_auc(np.asarray(targets)[order] > 0, ends, np.ones((1, len(order))))[0])
+
+
+def weighted_auc(true: np.ndarray, ends: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """AUC for each row of `weights` (B, n), all in ranking order (see `ranking`); NaN where one side has no weight."""
+    hits = np.cumsum(weights * true, axis=1)[:, ends]
+    misses = np.cumsum(weights * ~true, axis=1)[:, ends]
+    gained, lost = np.diff(hits, axis=1, prepend=0.0), np.diff(misses, axis=1, prepend=0.0)
+    # A negative loses to the positives of earlier steps, and to half of those of its own.
+    won = (lost * (hits - gained / 2)).sum(axis=1)
+    return ratio(won, hits[:, -1] * misses[:, -1])
+
+
+def macro_auc(
+    targets: np.ndarray, scores: np.ndarray, *, bootstrap: int = 1000, seed: int = 0, units: np.ndarray | None = None
+) -> tuple[Metric, list[float | None], list[tuple[float, float] | None]]:
+    """Mean AUC of the classes that have both positives and negatives; the classes' own, (L,), and their intervals.
+
+    Args:
+        targets: (n, L) of 0 and 1.
+        scores: (n, L).
+        units: what the intervals draw as a whole; see `resample_counts`.
+    """
+    truth, p = np.asarray(targets) > 0, np.asarray(scores, dtype=np.float64)
+    n, width = p.shape
+    rankings = [ranking(p[:, j]) for j in range(width)]
+
+    def measure(weights: np.ndarray) -> np.ndarray:
+        columns = [weighted_auc(truth[order, j], ends, weights[:, order]) for j, (order, ends) in enumerate(rankings)]
+        return np.stack(columns, axis=1)
+
+    point = measure(np.ones((1, n)))
+    resamples = ranking_resamples(bootstrap, n, width)
+    rows = max(1, 500_000 // (n * width))
+    blocks = [measure(weights) for weights in resample_counts(n, resamples, seed, rows, units=units)]
+    drawn = np.concatenate(blocks) if blocks else np.empty((0, width))
+    own, chance = row_mean(drawn), np.full(len(drawn), CHANCE)
+    value = float(row_mean(point)[0])
+    base = CHANCE if np.isfinite(value) else np.nan
+    metric = make_metric("macro_auc", (value, base, base), (own, chance, chance), higher_is_better=True, samples=n)
+    return metric, [finite(float(x)) for x in point[0]], [interval(drawn[:, j]) for j in range(width)]

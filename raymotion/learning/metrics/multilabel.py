@@ -1,0 +1,270 @@
+"""Multi-label metrics, each beside the baselines that it has to beat.
+
+A number alone says little: on Socratis, answering "happy" for every image is right 67 % of the time. So `evaluate`
+gives every metric with its 95 % bootstrap interval, with the same metric of two predictors that never look at an image,
+and with the interval of the paired difference to each of them.
+
+* `prior`: the class rates of the *training* split, predicted for every image.
+* `constant`: a predictor of this kind that knows the evaluated split. For the BCE it predicts that split's own class
+  rates: no constant has a lower one. For top-k and recall it ranks the classes by that split's own rates, as the
+  published Socratis constants do: no constant has a higher top-1 or public recall. For average precision it ranks
+  nothing: chance, which is the prevalence. (Micro AP has the harder baseline in `prior`, which ranks the classes.)
+
+Ties never pay. Where labels of one image have the same probability across the k-th place, top-k and recall take the
+expected value over a random order of them; average precision treats equal scores as one step, as scikit-learn does.
+
+Nor does the luck of small samples. A random order of few positives has an average precision above the prevalence: 0.047
+for 5 positives among 207, which is 0.024. So the gain of average precision is counted from the exact expectation of a
+random order, and its intervals are centred on the value, because resampling repeats positives and so inflates it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from raymotion.errors import InputError
+from raymotion.learning.bootstrap import Metric, finite, ratio_metrics, sampling_units
+from raymotion.learning.metrics.average_precision import bootstrap_ap
+
+# Probabilities are clipped to [EPSILON, 1 - EPSILON] before a logarithm: one certain and wrong answer costs 16.1 nats.
+EPSILON = 1e-7
+
+RECALL_K = 3
+LOWER_IS_BETTER = ("bce", "brier")
+
+METRIC_TITLES = {
+    "bce": "BCE, nats (lower is better)",
+    "micro_ap": "Micro AP",
+    "macro_ap": "Macro AP (mAP)",
+    "recall_at_3": "Recall@3",
+    "recall_at_3_public": "Recall@3, hits / 3n",
+    "macro_auc": "Macro AUC",
+    "micro_f1": "Micro F1",
+    "macro_f1": "Macro F1",
+    "brier": "Brier score (lower is better)",
+}
+
+
+def metric_title(name: str) -> str:
+    """A metric's name for people; `top_2` is "Top-2 accuracy"."""
+    top_k = f"Top-{name.removeprefix('top_')} accuracy" if name.startswith("top_") else name
+    return METRIC_TITLES.get(name, top_k)
+
+
+def metric_text(value: float | None) -> str:
+    """A metric's value for people."""
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """Average precision of one class, with its 95 % interval; None where no sample of the split carries it."""
+
+    label: str
+    average_precision: float | None
+    prevalence: float
+    positives: int
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found. `to_dict` is JSON without NaN.
+
+    Attributes:
+        classes_left_out: classes without a positive, which `macro_ap` leaves out.
+        distinct_top3: how many different sets of three highest labels were predicted; 1 is a constant answer.
+    """
+
+    samples: int
+    metrics: dict[str, Metric]
+    per_class: list[ClassScore]
+    classes_left_out: int
+    distinct_top3: int
+    seed: int = 0
+
+    def __getitem__(self, name: str) -> Metric:
+        return self.metrics[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        result = asdict(self)
+        for metric in result["metrics"].values():
+            for gain in ("prior_gain", "constant_gain"):
+                metric[gain] = None if metric[gain] is None else list(metric[gain])
+        return result
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], *, where: object = None) -> Evaluation:
+        """Reads `to_dict`'s form; anything else is an `InputError`."""
+        try:
+            metrics = {name: _metric_from(entry) for name, entry in value["metrics"].items()}
+            return cls(
+                samples=int(value["samples"]),
+                metrics=metrics,
+                per_class=[ClassScore(**entry) for entry in value["per_class"]],
+                classes_left_out=int(value["classes_left_out"]),
+                distinct_top3=int(value["distinct_top3"]),
+                seed=int(value.get("seed", 0)),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"holds no readable evaluation ({error!r})", path=where, remedy="Evaluate again."
+            ) from error
+
+
+def evaluate(
+    targets: np.ndarray,
+    probabilities: np.ndarray,
+    *,
+    prior: np.ndarray | Sequence[float],
+    labels: Sequence[str],
+    ks: Sequence[int] = (1, 2, 3),
+    bootstrap: int = 1000,
+    seed: int = 0,
+    soft_targets: np.ndarray | None = None,
+    groups: Sequence[str] | np.ndarray | None = None,
+) -> Evaluation:
+    """All metrics of `probabilities` against `targets`, with intervals and baselines.
+
+    Args:
+        targets: (n, L) of 0 and 1, for everything that ranks.
+        probabilities: (n, L) in [0, 1].
+        prior: (L,) class rates of the training split, of the kind of target that the BCE is measured with.
+        labels: the L names, in order.
+        ks: for top-k accuracy, the share of images with at least one true label among the k highest.
+        bootstrap: resamples of the intervals; average precision uses fewer on large splits (see `Metric.resamples`).
+        soft_targets: (n, L) in [0, 1], shares of annotators; if given, the BCE is measured against these.
+        groups: n names of what the intervals draw as a whole: the image, where samples are persons, who are more alike
+            within one. None: each sample is its own.
+
+    Metrics: `bce` (mean over samples and labels, nats), `micro_ap`, `macro_ap` (mAP), `top_{k}`, `recall_at_3` (true
+    labels among the three highest / true labels, mean over samples that have any) and `recall_at_3_public` (all hits /
+    3n, as the public Socratis system counts it: its ceiling is below 1).
+
+    Raises:
+        InputError: shapes that do not fit, no samples, values that are not finite or outside [0, 1].
+    """
+    truth = checked("targets", targets)
+    scores = checked("probabilities", probabilities, shape=truth.shape)
+    soft = truth if soft_targets is None else checked("soft targets", soft_targets, shape=truth.shape)
+    if not np.isin(truth, (0.0, 1.0)).all():
+        raise InputError("targets for ranking metrics are 0 or 1", remedy="Give shares of annotators as soft_targets.")
+    n, width = truth.shape
+    if len(labels) != width:
+        raise InputError(f"{len(labels)} labels, but the targets have {width} columns")
+    rates = checked("prior", np.asarray(prior, dtype=np.float64).reshape(1, -1), shape=(1, width))[0]
+
+    units = None if groups is None else sampling_units(groups, n)
+
+    own_rates = truth.mean(axis=0)
+    columns = _per_sample(truth, soft, scores, ks)
+    of_prior = _per_sample(truth, soft, np.broadcast_to(rates, truth.shape), ks)
+    of_constant = _per_sample(truth, soft, np.broadcast_to(own_rates, truth.shape), ks)
+    # The lowest BCE of any constant is that of the rates of the very targets it is measured with.
+    of_constant["bce"] = (_row_bce(soft, np.broadcast_to(soft.mean(axis=0), soft.shape)), np.ones(n))
+
+    metrics = ratio_metrics(
+        columns,
+        of_prior,
+        of_constant,
+        resamples=bootstrap,
+        seed=seed,
+        lower_is_better=LOWER_IS_BETTER,
+        units=units,
+    )
+    micro, macro, class_ap, intervals = bootstrap_ap(truth, scores, rates, resamples=bootstrap, seed=seed, units=units)
+    metrics = {"bce": metrics.pop("bce"), "micro_ap": micro, "macro_ap": macro, **metrics}
+    positives = truth.sum(axis=0).astype(int)
+    return Evaluation(
+        samples=n,
+        metrics=metrics,
+        per_class=[
+            ClassScore(
+                str(labels[j]),
+                finite(class_ap[j]),
+                float(own_rates[j]),
+                int(positives[j]),
+                *(intervals[j] or (None, None)),
+            )
+            for j in range(width)
+        ],
+        classes_left_out=int((positives == 0).sum()),
+        distinct_top3=count_distinct_top(scores, RECALL_K),
+        seed=seed,
+    )
+
+
+def bce(targets: np.ndarray, probabilities: np.ndarray) -> float:
+    """Binary cross-entropy in nats, mean over the samples and labels of two (n, L) arrays."""
+    return float(_row_bce(np.asarray(targets, dtype=np.float64), np.asarray(probabilities, dtype=np.float64)).mean())
+
+
+def top_k_hits(targets: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each sample the chance that a true label is among its k highest, and the expected number of them: both (n,).
+
+    Without ties at the k-th place these are 0 or 1 and a whole number. With ties it is the expectation over a random
+    order of the tied labels (hypergeometric), so that a constant score gains nothing from the order of the columns.
+    """
+    width = scores.shape[1]
+    k = min(k, width)
+    kth = np.partition(scores, width - k, axis=1)[:, width - k, None]
+    above, tied = scores > kth, scores == kth
+    true = targets > 0
+    slots = k - above.sum(axis=1)
+    tied_count, tied_true = tied.sum(axis=1), (tied & true).sum(axis=1)
+    sure = (above & true).sum(axis=1)
+    miss = np.where(sure > 0, 0.0, 1.0)
+    for i in range(k):
+        step = np.clip((tied_count - tied_true - i) / np.maximum(tied_count - i, 1), 0.0, 1.0)
+        miss = np.where(i < slots, miss * step, miss)
+    return 1.0 - miss, sure + slots * tied_true / tied_count
+
+
+def count_distinct_top(scores: np.ndarray, k: int) -> int:
+    """How many different sets of k highest labels an (n, L) matrix has; ties go to the earlier label."""
+    k = min(k, scores.shape[1])
+    top = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :k], axis=1)
+    return len(np.unique(top, axis=0))
+
+
+def _metric_from(entry: Mapping[str, Any]) -> Metric:
+    gains = {name: tuple(entry[name]) if entry[name] else None for name in ("prior_gain", "constant_gain")}
+    return Metric(**{**entry, **gains})
+
+
+def checked(name: str, value: np.ndarray, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """`value` as a float64 matrix of samples x labels with entries in [0, 1], or an `InputError`."""
+    array = np.asarray(value, dtype=np.float64)
+    if array.ndim != 2 or 0 in array.shape:
+        raise InputError(f"{name} of shape {array.shape} cannot be evaluated: samples x labels, at least one of each")
+    if shape is not None and array.shape != shape:
+        raise InputError(f"{name} of shape {array.shape} do not fit {shape}")
+    if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+        raise InputError(f"{name} are not all between 0 and 1")
+    return array
+
+
+def _row_bce(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    p = np.clip(probabilities, EPSILON, 1 - EPSILON)
+    return np.asarray(-(targets * np.log(p) + (1 - targets) * np.log1p(-p)).mean(axis=1))
+
+
+def _per_sample(
+    truth: np.ndarray, soft: np.ndarray, scores: np.ndarray, ks: Sequence[int]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Every metric that is a ratio of sums over samples, as numerators and denominators of shape (n,)."""
+    ones = np.ones(len(truth))
+    result = {"bce": (_row_bce(soft, scores), ones)}
+    for k in ks:
+        result[f"top_{k}"] = (top_k_hits(truth, scores, k)[0], ones)
+    hits = top_k_hits(truth, scores, RECALL_K)[1]
+    relevant = truth.sum(axis=1)
+    has_any = (relevant > 0).astype(np.float64)
+    result[f"recall_at_{RECALL_K}"] = (hits / np.maximum(relevant, 1), has_any)
+    result[f"recall_at_{RECALL_K}_public"] = (hits, RECALL_K * ones)
+    return result

@@ -1,0 +1,184 @@
+"""The fusion head: the features of a person's streams -> emotions.
+
+Backbones are frozen and their features cached; this is what is trained. A stream that a sample lacks (a person without
+a visible face) is masked, as are the streams that an ablation leaves out: neither adds anything, nor gets a share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from raymotion.errors import InputError
+from raymotion.models.fusion.attention import Attention, Bottleneck, CrossModalTransformer
+from raymotion.models.fusion.concat import Bilinear, Hierarchical, LayerNormed, Simple, Transformation
+from raymotion.models.fusion.config import (
+    FUSIONS,
+    PUBLISHED,
+    FusionConfig,
+    input_size,
+    streams_of,
+    wants_tokens,
+)
+from raymotion.models.fusion.gated import GatedResidual, Weighted
+from raymotion.published.fusion import PUBLISHED_NETWORKS
+
+__all__ = [
+    "FUSIONS",
+    "PUBLISHED",
+    "FusionConfig",
+    "FusionHead",
+    "input_size",
+    "parameter_count",
+    "streams_of",
+    "wants_tokens",
+]
+
+# Each: config -> module; (features, present) -> (n, hidden).
+_NETWORKS: dict[str, Callable[[FusionConfig], nn.Module]] = {
+    "simple": Simple,
+    "weighted": Weighted,
+    "attention": Attention,
+    "bilinear": Bilinear,
+    "bottleneck": Bottleneck,
+    "cross_modal_transformer": CrossModalTransformer,
+    "gated_residual": GatedResidual,
+    "hierarchical": Hierarchical,
+    "layer_norm": LayerNormed,
+    "transformation": Transformation,
+    **PUBLISHED_NETWORKS,
+}
+
+
+class FusionHead(nn.Module):
+    """Features of the streams -> logits.
+
+    Args:
+        config: the shape.
+        labels: number of emotions L.
+    """
+
+    architecture: ClassVar[str] = "fusion"
+
+    def __init__(self, config: FusionConfig, labels: int) -> None:
+        super().__init__()
+        self.config = config
+        self.streams = tuple(config.dims)
+        self.kept = streams_of(config)
+        self.published = config.fusion in PUBLISHED
+        self.fuse = _NETWORKS[config.fusion](config)
+        self.head = nn.Linear(config.hidden, labels)
+        self.vad_head = nn.Linear(config.hidden, 3) if config.vad else None
+        for name in self.streams:
+            self.register_buffer(f"mean_{name}", torch.zeros(input_size(config, name)))
+            self.register_buffer(f"scale_{name}", torch.ones(input_size(config, name)))
+        self.standardises = False
+        self.register_load_state_dict_post_hook(_notice_statistics)
+        if not self.published:
+            self._freeze_what_the_ablation_leaves_out()
+
+    def _freeze_what_the_ablation_leaves_out(self) -> None:
+        """Layers of left-out streams never run; a distributed run waits for the gradient of whatever asks for one."""
+        left_out = set(self.streams) - set(self.kept)
+        for name, parameter in self.fuse.named_parameters():
+            if left_out & {word for part in name.split(".") for word in part.split("_x_")}:
+                parameter.requires_grad_(False)
+
+    def set_statistics(self, means: Mapping[str, Tensor], stds: Mapping[str, Tensor]) -> None:
+        """Standardise the inputs from now on; the statistics are saved with the weights.
+
+        A feature that never varied (std 0) is only shifted. The published fusions read raw features and ignore this.
+
+        Args:
+            means, stds: stream -> (D,), of the training samples that have the stream.
+
+        Raises:
+            InputError: of a stream that is missing, a wrong size, or a number that is not finite.
+        """
+        if self.published:
+            return
+        for name in self.streams:
+            size = input_size(self.config, name)
+            for what, values in (("means", means), ("stds", stds)):
+                if name not in values or tuple(values[name].shape) != (size,) or not values[name].isfinite().all():
+                    raise InputError(f"the {what} of stream {name} are not {size} finite numbers")
+            std = stds[name].float()
+            self._buffer("mean", name).copy_(means[name])
+            self._buffer("scale", name).copy_(torch.where(std > 1e-6, 1 / std.clamp(min=1e-6), 1.0))
+        self.standardises = True
+
+    def _buffer(self, what: str, stream: str) -> Tensor:
+        return self.get_buffer(f"{what}_{stream}")
+
+    def forward(self, features: Sequence[Tensor | None], mask: Tensor) -> Tensor:
+        """Logits of a batch.
+
+        Args:
+            features: one per stream of `config.dims`, in order: (n, D) float16 or float32, or (n, T, D_token) where
+                the config has tokens of it. None: no sample of the batch has the stream.
+            mask: (n, streams) bool, True where the sample has the stream. What stands in `features` elsewhere is not
+                read, NaN included.
+
+        Returns:
+            (n, L) logits; with `vad` (n, L + 3), the last three valence, arousal, dominance on the scale 0..1. A sample
+            without any stream gets the logits of no evidence: finite, and the same for all such.
+
+        Raises:
+            ValueError: of shapes that are not these.
+        """
+        if mask.ndim != 2 or mask.shape[1] != len(self.streams) or len(features) != len(self.streams):
+            raise ValueError(
+                f"{len(features)} features and a mask of shape {tuple(mask.shape)} for the streams "
+                f"{', '.join(self.streams)}"
+            )
+        inputs: dict[str, Tensor] = {}
+        present: list[Tensor] = []
+        for number, (name, values) in enumerate(zip(self.streams, features)):
+            if name not in self.kept and not self.published:
+                continue
+            # The public study zeroes a left-out stream's features and runs on: so do its variants.
+            there = mask[:, number] & (values is not None and name in self.kept)
+            inputs[name] = self._clean(name, values, there)
+            present.append(there)
+        fused = self.fuse(inputs, torch.stack(present, dim=1))
+        if self.vad_head is None:
+            return self.head(fused)
+        return torch.cat([self.head(fused), self.vad_head(fused)], dim=1)
+
+    def _clean(self, name: str, values: Tensor | None, there: Tensor) -> Tensor:
+        """A stream's features as float32, standardised, zero where it is masked."""
+        size = input_size(self.config, name)
+        tokens = self.config.tokens.get(name, 0)
+        shape = (len(there), tokens, size) if tokens else (len(there), size)
+        if values is None:
+            return self.head.weight.new_zeros(shape)
+        if tuple(values.shape) != shape:
+            raise ValueError(f"features of {name}: shape {tuple(values.shape)}, not {shape}")
+        if self.standardises:  # in place, on a copy: these are the largest arrays of a step
+            values = values.to(torch.float32, copy=True)
+            values = values.sub_(self._buffer("mean", name)).mul_(self._buffer("scale", name))
+        else:
+            values = values.float()
+        if values.device.type != "cpu":
+            return values.masked_fill(~there.view(-1, *[1] * (values.ndim - 1)), 0.0)
+        # On the CPU five times as fast; elsewhere, counting the rows would wait for the device.
+        missing = (~there).nonzero().squeeze(1)
+        return values.index_fill(0, missing, 0.0) if len(missing) else values
+
+
+def _notice_statistics(head: nn.Module, _: Any) -> None:
+    # Read from the statistics once: asking the device in every batch would wait for it.
+    assert isinstance(head, FusionHead)
+    head.standardises = not head.published and any(
+        bool((head._buffer("mean", name) != 0).any() or (head._buffer("scale", name) != 1).any())
+        for name in head.streams
+    )
+
+
+def parameter_count(config: FusionConfig, labels: int) -> int:
+    """Number of weights of a head, without making them; buffers (statistics) are none."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in FusionHead(config, labels).parameters())

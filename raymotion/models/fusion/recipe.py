@@ -1,0 +1,102 @@
+"""What a fusion head's recipe may say."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from raymotion.config import Settings
+from raymotion.data.streams import STREAMS
+from raymotion.errors import InputError
+from raymotion.learning.resample import ResamplingSettings
+from raymotion.models.recipe import DataSettings, OptimiserSettings, TrainRecipe
+
+
+class FusionDataSettings(DataSettings):
+    """What a fusion head trains on.
+
+    Attributes:
+        embeddings: folders of `raymotion features embeddings` of these samples.
+    """
+
+    embeddings: list[str] = Field(default_factory=list)
+
+
+class Backbones(Settings):
+    """The backbone of each stream, as it was named to `features embeddings`; None: the head does without the stream."""
+
+    context: str | None = None
+    body: str | None = None
+    face: str | None = None
+
+    @field_validator("context", "body", "face", mode="before")
+    @classmethod
+    def _nothing_is_none(cls, value: Any) -> Any:
+        """`--set backbones.face=` means none, as it reads."""
+        return value or None
+
+    def chosen(self) -> dict[str, str]:
+        """Stream -> backbone, in the order of the streams."""
+        return {stream: name for stream in STREAMS if (name := getattr(self, stream)) is not None}
+
+
+class LossSettings(Settings):
+    """`name`: one of `learning.multilabel_losses.LOSSES`; `options`: its own."""
+
+    name: str = "discrete"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class FusionOptimiserSettings(OptimiserSettings):
+    """As the public study trains (Adam, 20 epochs), in larger batches."""
+
+    kind: Literal["adamw", "adam"] = "adamw"
+    weight_decay: float = Field(5e-4, ge=0)
+    batch_size: int = Field(256, ge=1)
+    epochs: int = Field(20, ge=1)
+
+
+class HeadOptimiserSettings(FusionOptimiserSettings):
+    """Of a head on features of frozen backbones, which have no rate of their own."""
+
+    @field_validator("backbone_lr")
+    @classmethod
+    def _has_no_use(cls, value: float) -> float:
+        """Else a search over it would train one thing again and again, under other names."""
+        if value != OptimiserSettings.model_fields["backbone_lr"].default:
+            raise ValueError("the backbones are frozen and learn nothing, set optimiser.lr")
+        return value
+
+
+class FusionRecipe(TrainRecipe):
+    """A fusion head on cached features of the three streams, after the public EMOTIC study.
+
+    Attributes:
+        backbones: whose features are read.
+        model: fields of `models.fusion.FusionConfig`; sizes and tokens are filled in from the features.
+        augmentation: which cached views of the training persons are learned from, one drawn in each epoch.
+        resampling: synthetic training persons for rare emotions, made of the clean features once.
+        vad_weight: of the loss of valence, arousal and dominance, with `model.vad`.
+    """
+
+    kind: Literal["fusion"] = "fusion"
+    data: FusionDataSettings = FusionDataSettings()
+    backbones: Backbones = Backbones()
+    loss: LossSettings = LossSettings()
+    augmentation: Literal["none", "basic", "full"] = "none"
+    resampling: ResamplingSettings = ResamplingSettings()
+    optimiser: HeadOptimiserSettings = HeadOptimiserSettings()
+    select_by: Literal["bce", "macro_ap", "last"] = "macro_ap"
+    vad_weight: float = Field(0.5, ge=0)
+
+    def require_data(self, path: str) -> None:
+        super().require_data(path)
+        if not self.data.embeddings:
+            raise InputError(
+                "names no embeddings",
+                path=path,
+                remedy="Give them: --embeddings DIR (see `raymotion features embeddings`).",
+            )
+        if not self.backbones.chosen():
+            raise InputError("names no backbone", path=path, remedy="Set backbones.context, .body or .face.")

@@ -1,0 +1,233 @@
+"""Backbones and fusion head as one model: the three crops of a person -> emotions, learned end to end.
+
+Of each backbone the last blocks learn, the rest stays as it is. Tuning the last layers only scored better on EMOTIC
+than tuning all (the authors of the "TA" system, its issues 1 and 8), and costs a fraction of the memory: below the
+first block that learns no activation is kept.
+
+Frozen means frozen: what does not learn is in evaluation mode whatever the training loop does. And **no BatchNorm of a
+backbone, tuned or not, ever measures statistics**: they are those of the published weights. Batches of crops are small
+(the study's 32, often fewer faces), and the public study's running statistics drifted on them, differently on train
+and validation. Weights and biases of the norms in tuned blocks do learn.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from raymotion.config import Settings
+from raymotion.errors import InputError
+from raymotion.models.fusion.network import FusionConfig, FusionHead
+from raymotion.models.vision import frozen
+from raymotion.models.vision.backbones import BackboneIdentity, check_tokens
+
+
+class TunedConfig(Settings):
+    """Shape of the whole model.
+
+    Attributes:
+        fusion: of the head.
+        identities: stream -> `BackboneIdentity.to_dict()` of the weights that training began with.
+        tuned_blocks: how many of each backbone's last blocks learn; 0: none; more than there are: all.
+    """
+
+    fusion: FusionConfig
+    identities: dict[str, dict[str, Any]]
+    tuned_blocks: int = Field(1, ge=0)
+
+
+class TunedBackbone(nn.Module):
+    """A timm model whose last blocks learn.
+
+    Args:
+        model: of `frozen.create`.
+        tuned: names of the parameters that learn.
+        tokens: side of the grid of spatial tokens that is given in place of the pooled feature; 0: the pooled one.
+    """
+
+    def __init__(self, identity: BackboneIdentity, model: Any, tuned: Sequence[str], *, tokens: int = 0) -> None:
+        super().__init__()
+        check_tokens(identity, tokens)
+        self.identity, self.tokens = identity, tokens
+        self.model = model
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in tuned)
+        self.learns = bool(tuned)
+        # A tuple: modules in it are not registered a second time.
+        self.in_training = tuple(_learning_modules(model))
+        convnet = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+        self.memory_format = torch.channels_last if convnet else torch.contiguous_format
+        self.model.to(memory_format=self.memory_format)
+        # Not of the weights: the identity says them.
+        shape = (1, 3, 1, 1)
+        self.register_buffer("mean", torch.tensor(identity.mean).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(identity.std).view(shape), persistent=False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> TunedBackbone:
+        """Training mode for the blocks that learn, their BatchNorms excepted; evaluation mode for all else."""
+        super().train(False)
+        for module in self.in_training:
+            module.training = mode
+        self.training = mode
+        return self
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Features (n, dim), or (n, tokens ** 2, token_dim), of crops (n, size, size, 3) uint8 in RGB."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.learns):
+            values = (pixels.permute(0, 3, 1, 2).float() / 255 - self.get_buffer("mean")) / self.get_buffer("std")
+            features = self.model.forward_features(values.contiguous(memory_format=self.memory_format))
+            if not self.tokens:
+                return frozen.pool(self.model, features)
+            grid = nn.functional.adaptive_avg_pool2d(frozen.feature_map(self.model, features).float(), self.tokens)
+            return grid.flatten(2).transpose(1, 2)
+
+
+class TunedStreams(nn.Module):
+    """Crops of the streams -> logits.
+
+    Args:
+        config: the shape.
+        labels: number of emotions L.
+        build: gives the timm model of a stream's identity; None: untrained ones, for weights that are loaded after.
+        checkpointing: compute activations of the backbones again in the backward pass in place of keeping them.
+    """
+
+    architecture: ClassVar[str] = "fusion-tuned"
+
+    def __init__(
+        self,
+        config: TunedConfig,
+        labels: int,
+        *,
+        build: Callable[[str, BackboneIdentity], Any] | None = None,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.head = FusionHead(config.fusion, labels)
+        backbones: dict[str, nn.Module] = {}
+        for stream in self.head.streams:
+            if stream not in self.head.kept:  # an ablation leaves it out: nothing of it is computed
+                continue
+            identity = BackboneIdentity.from_dict(config.identities[stream])
+            model = frozen.create(identity.name, identity.size) if build is None else build(stream, identity)
+            if checkpointing:
+                _set_checkpointing(model, identity.name)
+            tuned = tuned_parameters(identity, config.tuned_blocks)
+            tokens = round(config.fusion.tokens.get(stream, 0) ** 0.5)
+            backbones[stream] = TunedBackbone(identity, model, tuned, tokens=tokens)
+        self.backbones = nn.ModuleDict(backbones)
+
+    def features(self, crops: Sequence[Tensor | None], mask: Tensor) -> list[Tensor | None]:
+        """Features of each stream, float32 (n, ...); zeros where a sample lacks it, None where all do.
+
+        Crops that are not there are not looked at: the study feeds its backbones black squares for missing faces.
+        """
+        found: list[Tensor | None] = []
+        for number, (stream, pixels) in enumerate(zip(self.head.streams, crops, strict=True)):
+            if stream not in self.backbones or pixels is None:
+                found.append(None)
+                continue
+            rows = mask[:, number].nonzero().squeeze(1)
+            if not len(rows):
+                found.append(None)
+                continue
+            own = self.backbones[stream](pixels if len(rows) == len(mask) else pixels[rows]).float()
+            found.append(
+                own if len(rows) == len(mask) else own.new_zeros(len(mask), *own.shape[1:]).index_copy(0, rows, own)
+            )
+        return found
+
+    def forward(self, crops: Sequence[Tensor | None], mask: Tensor) -> Tensor:
+        """Logits of a batch.
+
+        Args:
+            crops: of each stream of `config.fusion.dims`, in order: (n, size, size, 3) uint8, or None.
+            mask: (n, streams) bool: True where the sample has the stream.
+
+        Returns:
+            (n, L), or (n, L + 3) with VAD, as `FusionHead` gives them.
+        """
+        return self.head(self.features(crops, mask), mask)
+
+
+def tuned_parameters(identity: BackboneIdentity, blocks: int) -> tuple[str, ...]:
+    """Names of the parameters in the last `blocks` blocks of a backbone.
+
+    Raises:
+        InputError: timm does not say what its blocks are.
+    """
+    if not blocks:
+        return ()
+    return tuple(name for block in blocks_of(identity.name, identity.size)[-blocks:] for name in block)
+
+
+@functools.lru_cache(maxsize=64)
+def blocks_of(name: str, size: int) -> tuple[tuple[str, ...], ...]:
+    """The blocks of a backbone from its input on, each as the names of its parameters.
+
+    They are the groups by which timm decays learning rates, the coarse ones: stem and stages of a convnet or a Swin,
+    patch embedding and layers of a ViT. A last norm of its own belongs to the block before it, or "the last block"
+    of a Swin would be 3,072 numbers. What the feature does not depend on (layers of the old classifier) is in none.
+    """
+    from timm.models._manipulate import group_with_matcher
+
+    try:
+        with torch.device("meta"):
+            model = frozen.create(name, size)
+        used = _used(model, size)
+    except (RuntimeError, NotImplementedError):  # a few models compute sizes from values, which meta has none of
+        model = frozen.create(name, size)
+        used = _used(model, size)
+    if not hasattr(model, "group_matcher"):
+        raise InputError(
+            f"timm does not say what the blocks of {name} are",
+            remedy="Set tuned_blocks to 0, or take another backbone.",
+        )
+    numbers: Mapping[str, int] = group_with_matcher(
+        model.named_parameters(), model.group_matcher(coarse=True), reverse=True
+    )
+    sizes = {own: parameter.ndim for own, parameter in model.named_parameters()}
+    blocks: list[list[str]] = []
+    for number in sorted(set(numbers.values())):
+        names = [own for own in numbers if numbers[own] == number and own in used]
+        if blocks and all(sizes[own] < 2 for own in names):
+            blocks[-1] += names
+        elif names:
+            blocks.append(names)
+    return tuple(tuple(block) for block in blocks)
+
+
+def _used(model: Any, size: int) -> set[str]:
+    """Names of the parameters that the feature of a picture depends on."""
+    parameters = dict(model.eval().named_parameters())
+    device = next(iter(parameters.values())).device
+    with torch.enable_grad():
+        pooled = frozen.pool(model, model.forward_features(torch.zeros(1, 3, size, size, device=device)))
+        gradients = torch.autograd.grad(pooled.sum(), list(parameters.values()), allow_unused=True)
+    return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+
+
+def _learning_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules all of whose parameters learn, with what lies in them (dropouts too), but for BatchNorms."""
+    found: dict[int, nn.Module] = {}
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and all(parameter.requires_grad for parameter in parameters):
+            found |= {id(inner): inner for inner in module.modules()}
+    return [module for module in found.values() if not isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+def _set_checkpointing(model: Any, name: str) -> None:
+    try:
+        model.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError) as error:
+        raise InputError(
+            f"{name} cannot compute its activations again", remedy="Set gradient_checkpointing to false."
+        ) from error

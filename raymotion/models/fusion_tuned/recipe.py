@@ -1,0 +1,93 @@
+"""What the recipe of a fusion model that is learned end to end may say."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from raymotion.config import Settings
+from raymotion.data.images.damage import DamagedPolicy
+from raymotion.errors import InputError
+from raymotion.models.fusion.recipe import Backbones, FusionOptimiserSettings, LossSettings
+from raymotion.models.recipe import DataSettings, TrainRecipe
+
+
+class TunedDataSettings(DataSettings):
+    """What is looked at.
+
+    Attributes:
+        damaged: a picture that decodes, but not to what was stored. quarantine: left out, as one that cannot be read.
+            keep: shown as it decodes.
+        decode_tasks: how many batches are decoded at once for each worker; None: as the cores allow.
+    """
+
+    damaged: DamagedPolicy = "quarantine"
+    decode_tasks: int | None = Field(None, ge=1)
+
+
+class StreamWeights(Settings):
+    """Weights of each stream's backbone: `default` (timm's), `random:SEED`, a file, an address or a hub id."""
+
+    context: str = "default"
+    body: str = "default"
+    face: str = "default"
+
+
+class StreamSizes(Settings):
+    """Side in pixels of the square that each backbone reads; None: what it was trained on."""
+
+    context: int | None = Field(None, ge=1)
+    body: int | None = Field(None, ge=1)
+    face: int | None = Field(None, ge=1)
+
+
+class TunedOptimiserSettings(FusionOptimiserSettings):
+    """Small batches, as the GPU holds them: 26 scored better than 52 (the "TA" system's issues)."""
+
+    backbone_lr: float = Field(1e-5, gt=0)
+    batch_size: int = Field(26, ge=1)
+
+
+class FusionTunedRecipe(TrainRecipe):
+    """Backbones and fusion head learned end to end, from pictures.
+
+    Attributes:
+        backbones: of each stream, by timm name or alias.
+        weights, sizes: of each stream's backbone.
+        tuned_blocks: how many of each backbone's last blocks learn, at `optimiser.backbone_lr`; 0: none.
+        tokens: side of the grid of spatial tokens that the head reads in place of pooled features; 0: none.
+        init: checkpoint of a fusion head on cached features of the same backbones, to go on from; None: a new head.
+        model: fields of `models.fusion.FusionConfig`. With `init` the shape comes from there; dropout may differ.
+        augmentation: of the training persons: another view in each epoch.
+        statistics_samples: training persons that are looked at before the first step for the mean and deviation of
+            each feature, by which a new head's inputs are standardised; 0: they stay as they are.
+        gradient_checkpointing: backbones compute activations again in the backward pass: slower, less memory.
+        vad_weight: of the loss of valence, arousal and dominance, with `model.vad`.
+    """
+
+    kind: Literal["fusion-tuned"] = "fusion-tuned"
+    data: TunedDataSettings = TunedDataSettings()
+    backbones: Backbones = Backbones()
+    weights: StreamWeights = StreamWeights()
+    sizes: StreamSizes = StreamSizes()
+    tuned_blocks: int = Field(1, ge=0)
+    tokens: int = Field(0, ge=0)
+    init: str | None = None
+    loss: LossSettings = LossSettings()
+    augmentation: Literal["none", "basic", "full"] = "basic"
+    statistics_samples: int = Field(512, ge=0)
+    gradient_checkpointing: bool = False
+    optimiser: TunedOptimiserSettings = TunedOptimiserSettings()
+    select_by: Literal["bce", "macro_ap", "last"] = "macro_ap"
+    vad_weight: float = Field(0.5, ge=0)
+
+    def require_data(self, path: str) -> None:
+        super().require_data(path)
+        if not self.backbones.chosen():
+            raise InputError("names no backbone", path=path, remedy="Set backbones.context, .body or .face.")
+
+    def result_settings(self) -> dict[str, Any]:
+        settings = super().result_settings()
+        del settings["data"]["decode_tasks"], settings["gradient_checkpointing"]
+        return settings

@@ -1,0 +1,132 @@
+"""A student before training: random, or with encoders that were trained elsewhere."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from raymotion import storage
+from raymotion.errors import InputError
+from raymotion.models.checkpoint import load_student
+from raymotion.models.student.encoders import BertEncoder, BertShape, GruEncoder, TimmEncoder
+from raymotion.models.student.network import Student, StudentConfig
+from raymotion.models.text.tower import POOLER, read_text_tower
+from raymotion.models.vision.regions import differences, read_state_dict
+
+
+def initialise(
+    config: StudentConfig, labels: int, *, image_init: str | None = None, text_init: str | None = None
+) -> Student:
+    """A student to train.
+
+    Args:
+        image_init: `timm` for the weights that timm publishes under the encoder's name, or a file of its state dict.
+        text_init: hub id or folder of a BERT. A GRU takes its word embeddings (their size comes from there), a BERT
+            encoder all of it.
+
+    Raises:
+        InputError: nothing is there, or it does not fit the recipe or the tokenizer.
+    """
+    source = None if text_init is None else _bert(text_init, config.vocab_size)
+    if source is not None:
+        shape, weights = source
+        if config.text == "bert" and config.max_text_length > shape.max_position_embeddings:
+            raise InputError(
+                f"has {shape.max_position_embeddings} positions, the student reads {config.max_text_length} pieces",
+                path=text_init,
+                remedy="Lower model.max_text_length.",
+            )
+        size = {"embedding_size": shape.hidden_size} if config.text == "gru" else {"bert": shape}
+        config = config.model_copy(update=size)
+    model = Student(config, labels)
+    if source is not None:
+        _load_text(model, weights, text_init)
+    if image_init is not None:
+        _load_image(model, image_init)
+    return model
+
+
+def transferred(source: storage.PathLike, depth: int, labels: int, *, freeze: bool = False) -> Student:
+    """A student whose first `depth` layers are those of the checkpoint `source`, the others as they were drawn.
+
+    Raises:
+        InputError: `source` is no student, or has no such depth.
+    """
+    donor = load_student(source).model
+    blocks = donor.blocks()
+    if depth >= len(blocks):
+        raise InputError(
+            f"has {len(blocks)} layers, the head among them; {depth} cannot be transferred",
+            path=source,
+            remedy=f"Give a depth of at most {len(blocks) - 1}.",
+        )
+    if depth:
+        # Not the values that the donor may have begun with: its upper layers would find their old partners again, and
+        # the cost of cutting a network in two (Yosinski et al. 2014, 4.2) would not be seen.
+        torch.manual_seed((torch.initial_seed() + 7919 * depth) % 2**63)
+    model = Student(donor.config, labels)
+    own, theirs = model.state_dict(), donor.state_dict()
+    model.load_state_dict({**own, **{name: theirs[name] for block in blocks[:depth] for name in block}})
+    if freeze:
+        model.freeze(depth)
+    return model
+
+
+def _bert(source: str, vocab_size: int) -> tuple[BertShape, dict[str, Tensor]]:
+    tower = read_text_tower(source)
+    if tower.config.vocab_size != vocab_size:
+        raise InputError(
+            f"was trained with {tower.config.vocab_size} word pieces, the tokenizer has {vocab_size}",
+            path=source,
+            remedy="Use the tokenizer that belongs to it: --set tokenizer.source=...",
+        )
+    shape = tower.config.to_dict()
+    # A student takes the mean of the last states: it has no use for the pooler.
+    weights = {name: value for name, value in tower.weights.items() if not name.startswith(POOLER)}
+    known = {name: shape[name] for name in BertShape.model_fields if shape.get(name) is not None}
+    try:
+        return BertShape.model_validate(known), weights
+    except ValidationError as error:
+        raise InputError(f"has a shape that is not known here ({error.errors()[0]['msg']})", path=source) from error
+
+
+def _load_text(model: Student, weights: dict[str, Tensor], source: str | None) -> None:
+    if isinstance(model.text, BertEncoder):
+        model.text.model.load_state_dict(weights)
+        return
+    assert isinstance(model.text, GruEncoder)
+    with torch.no_grad():
+        model.text.embedding.weight.copy_(weights["embeddings.word_embeddings.weight"])
+
+
+def _load_image(model: Student, source: str) -> None:
+    if not isinstance(model.image, TimmEncoder):
+        raise InputError(
+            "image_init gives weights of a timm model, and the student's image encoder is its own cnn",
+            remedy="Set model.image to the model's name.",
+        )
+    own = model.image.model
+    if source == "timm":
+        import timm
+
+        try:
+            weights = timm.create_model(
+                model.config.image, pretrained=True, num_classes=0, **model.image.options
+            ).state_dict()
+        except Exception as error:  # whatever the hub's client raises
+            raise InputError(
+                f"the weights of {model.config.image} could not be had ({str(error).splitlines()[0]})",
+                remedy="Download them, and name the file: --set image_init=FILE.",
+            ) from error
+    else:
+        weights = read_state_dict(source)
+    expected = own.state_dict()
+    # A classifier that comes along has no place here.
+    head = own.default_cfg.get("classifier")
+    heads = tuple(f"{name}." for name in ([head] if isinstance(head, str) else head or []))
+    weights = {name: value for name, value in weights.items() if name in expected or not name.startswith(heads or "\0")}
+    wrong = differences(expected, weights)
+    if wrong:
+        raise InputError(f"does not hold weights of {model.config.image}: {wrong}", path=source)
+    own.load_state_dict(weights)

@@ -1,0 +1,386 @@
+"""Frozen image encoders: a picture or a crop becomes one pooled vector and, where asked for, a grid of vectors.
+
+Every model that timm can make is a backbone by its name; the study's have short ones, too (`ALIASES`). The public
+EMOTIC study takes Swin-L and DeiT-B from timm and the convolutional ones from torchvision. The aliases stand for:
+
+    swin             swin_large_patch4_window7_224.ms_in22k_ft_in1k, the study's own weights; 1,536 numbers
+    deit             deit_base_patch16_224.fb_in1k, the study's own; 768
+    efficientnet_b7  tf_efficientnet_b7.aa_in1k; 2,560. torchvision's IMAGENET1K_V1 is a port of the EfficientNet
+                     authors' weights, as this tag is: the nearest that timm has
+    mobilenet_v3     mobilenetv3_large_100.ra_in1k; 960. torchvision trained its own, which timm does not have
+    vit, efficientnet_b3, resnet50, resnet101, vgg16, vgg19: of the study's list, but in none of its grids
+
+The pooled vector is what timm gives before the classifier. Where a head has layers of its own between pooling and
+classifier (MobileNetV3: 960 -> 1,280, VGG: 512 -> 4,096) they are left out, as the study does it: its MobileNetV3-L
+feature has 960 numbers, the mean over the last feature map. (Its VGG feature is that map laid flat, 25,088 numbers,
+which breaks its own fusion heads; here it is the mean, 512.)
+
+**One rule for all streams**: the whole crop is resized to the square that the backbone reads, each side on its own,
+as in the study. timm's evaluation crops the centre instead: that cuts the head and the feet off a standing person, and
+a person at the border out of the context. `identify(..., fit="center")` does it timm's way. Mean, deviation, size and
+interpolation are always the backbone's own, so that every backbone reads every stream; the study's transformers
+failed on its faces of 48 pixels.
+
+Without trained weights: `random:SEED` builds the model as timm initialises it, from that seed, and then measures the
+statistics of its BatchNorms once on seeded pictures of noise (with the untouched ones, signals of deep convnets fade
+or grow by orders of magnitude). Features of untrained networks tell colours and textures apart, no more; they are for
+trials of the machinery.
+
+This module imports neither torch nor timm until a backbone is asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from raymotion import storage
+from raymotion.errors import InputError
+
+if TYPE_CHECKING:
+    from raymotion.models.vision.frozen import FrozenBackbone
+
+ALIASES: Mapping[str, str] = {
+    "swin": "swin_large_patch4_window7_224.ms_in22k_ft_in1k",
+    "deit": "deit_base_patch16_224.fb_in1k",
+    "efficientnet_b7": "tf_efficientnet_b7.aa_in1k",
+    "mobilenet_v3": "mobilenetv3_large_100.ra_in1k",
+    "vit": "vit_base_patch16_224.augreg2_in21k_ft_in1k",
+    "efficientnet_b3": "tf_efficientnet_b3.aa_in1k",
+    "resnet50": "resnet50.tv_in1k",
+    "resnet101": "resnet101.tv2_in1k",
+    "vgg16": "vgg16.tv_in1k",
+    "vgg19": "vgg19.tv_in1k",
+}
+# timm also takes addresses of models and of folders; a file that someone hands over must not name one.
+NAME = re.compile(r"[A-Za-z0-9_.-]+")
+# Pixels a side of a backbone's input; a file that says more is damaged.
+LARGEST_SIDE = 4096
+FITS = ("whole", "center")
+PRECISIONS = ("float32", "bfloat16", "float16")
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class BackboneIdentity:
+    """What decides the features of a picture: features of equal identities may be mixed.
+
+    Attributes:
+        name: timm's name, with the tag that names weights and data config where there is one.
+        weights: `timm:TAG`, `random:SEED`, or `sha256:` and 16 hex digits of a weights file, however it was named.
+        dim: length of the pooled feature.
+        size: side of the square that the model reads, pixels.
+        crop_pct: with fit `center`, the share of the resized picture's side that is kept. Not used by `whole`.
+        interpolation: `nearest`, `bilinear`, `bicubic` or `lanczos`.
+        mean, std: of the pixels in [0, 1], per channel.
+        fit: `whole` (resized to the square, nothing cut off) or `center` (timm's evaluation).
+        token_dim: channels of the spatial tokens; 0: the model has no grid of features.
+        grid: side of its square grid at this size, in tokens; 0 as above.
+    """
+
+    name: str
+    weights: str
+    dim: int
+    size: int
+    crop_pct: float
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    fit: str = "whole"
+    token_dim: int = 0
+    grid: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Any, *, where: object = None) -> BackboneIdentity:
+        """What `to_dict` gave.
+
+        Raises:
+            InputError: it is not that; `where` is the file that says so.
+        """
+        try:
+            fields: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+            }
+            found = cls(**fields)
+        except (TypeError, AttributeError) as error:
+            raise InputError(f"is not the identity of a backbone ({error})", path=where) from error
+        wrong = found._wrong()
+        if wrong:
+            raise InputError(f"is not the identity of a backbone ({wrong} is {getattr(found, wrong)!r})", path=where)
+        return found
+
+    def _wrong(self) -> str | None:
+        """Name of the first field with a value that it cannot have."""
+        three = all(
+            isinstance(own, tuple) and len(own) == 3 and all(_is_number(value) for value in own)
+            for own in (self.mean, self.std)
+        )
+        checks = {
+            "name": isinstance(self.name, str) and NAME.fullmatch(self.name) is not None,
+            "weights": isinstance(self.weights, str),
+            "dim": _is_count(self.dim, 1),
+            "size": _is_count(self.size, 1) and self.size <= LARGEST_SIDE,
+            "crop_pct": _is_number(self.crop_pct) and 0 < self.crop_pct <= 10,
+            "interpolation": self.interpolation in [*_FILTERS],
+            "mean": three,
+            "std": three and all(value > 0 for value in self.std),
+            "fit": self.fit in FITS,
+            "token_dim": _is_count(self.token_dim, 0),
+            "grid": _is_count(self.grid, 0),
+        }
+        return next((name for name, good in checks.items() if not good), None)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the weights were never trained."""
+        return self.weights.startswith("random:")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: object, least: int) -> bool:
+    return type(value) is int and least <= value <= 1_000_000
+
+
+def full_name(name: str) -> str:
+    """timm's name of what the user called `name`: aliases resolved, timm's own names as they are."""
+    return ALIASES.get(name, name)
+
+
+def identify(name: str, weights: str = "default", *, size: int | None = None, fit: str = "whole") -> BackboneIdentity:
+    """The identity of a backbone, told without its weights: the model is laid out on torch's `meta` device.
+
+    Args:
+        name: an alias, or any name of timm's, with or without a tag.
+        weights: `default` (those that timm publishes under the tag), `random` or `random:SEED`, the path or address of
+            a state dict (.safetensors, or .pth that holds tensors alone), or a hub id `owner/name`. A file is
+            read for its digest; a hub's is downloaded for that.
+        size: side of the square that it shall read, pixels; None: what it was trained on.
+        fit: `whole` or `center`, see the module.
+
+    Raises:
+        InputError: timm has no such model or no weights for it; it cannot read this size; no such file.
+    """
+    if fit not in FITS:
+        raise InputError(f"no fit is called {fit!r}", remedy=f"Choose from {', '.join(FITS)}.")
+    if size is not None and size < 1:
+        raise InputError(f"a size of {size} pixels is too small", remedy="Give a multiple of 32.")
+    found = _described(full_name(name), size)
+    return replace(found, weights=_source(found, name, weights), fit=fit)
+
+
+@functools.lru_cache(maxsize=64)
+def _described(name: str, size: int | None) -> BackboneIdentity:
+    """The identity without its weights; the tag of the published ones, or nothing, stands in their place."""
+    import torch
+    from timm.data import resolve_model_data_config
+
+    from raymotion.models.vision import frozen
+
+    with torch.device("meta"):
+        model = frozen.create(name, size)
+    config = resolve_model_data_config(model)
+    side = size or int(config["input_size"][-1])
+    dim, token_dim, grid = frozen.shapes(model, name, side)
+    published: dict[str, Any] = model.pretrained_cfg
+    tag = str(published.get("tag") or "")
+    has_weights = any(published.get(key) for key in ("hf_hub_id", "url", "file"))
+    return BackboneIdentity(
+        name=f"{name.partition('.')[0]}.{tag}" if tag and tag != "untrained" else name,
+        weights=f"timm:{tag or 'default'}" if has_weights else "",
+        dim=dim,
+        size=side,
+        crop_pct=float(config["crop_pct"]),
+        interpolation=config["interpolation"] if config["interpolation"] in _FILTERS else "bicubic",
+        mean=_three(config["mean"]),
+        std=_three(config["std"]),
+        token_dim=token_dim,
+        grid=grid,
+    )
+
+
+def _three(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def _source(found: BackboneIdentity, name: str, weights: str) -> str:
+    from raymotion.models.vision.regions import seed_of
+
+    if weights == "random" or weights.startswith("random:"):
+        return f"random:{seed_of(weights)}"
+    if weights == "default":
+        if not found.weights:
+            raise InputError(
+                f"timm publishes no weights for {name}",
+                remedy="Name a state dict, a hub id or random:SEED, or another backbone.",
+            )
+        return found.weights
+    return f"sha256:{storage.sha256_file(weights_file(weights))[:16]}"
+
+
+def weights_file(weights: str) -> str:
+    """The path of the file that `weights` names, fetched if it is a hub id.
+
+    Raises:
+        InputError: no such file, or the hub does not give it.
+    """
+    from raymotion.models.vision.visual_genome_checkpoint import is_hub_id
+
+    if storage.exists(weights):
+        return weights
+    if not is_hub_id(weights):
+        raise InputError(
+            "no such weights file",
+            path=weights,
+            remedy="Give the path of a state dict, a hub id, 'default' or 'random:SEED'.",
+        )
+    from huggingface_hub import hf_hub_download
+
+    repository, _, revision = weights.removeprefix("hf://").partition("@")
+    try:
+        return str(hf_hub_download(repository, "model.safetensors", revision=revision or None))
+    except Exception as error:  # not found, refused, no network, offline and not cached: each has classes of its own
+        raise InputError(
+            f"the weights could not be had from the hub ({first_line(error)})",
+            path=weights,
+            remedy="Download its model.safetensors, and give the path of that file.",
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What the error says, in one line without its full stop."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+class Backbone:
+    """A frozen backbone, ready to look at crops.
+
+    It is no torch module: what trains with it cannot put it into training mode, nor find its weights.
+
+    Args:
+        identity: of `identify`.
+        weights: as given to `identify`; they must be what the identity says. `default` stands for the random ones of
+            an identity that is random.
+        device: torch device.
+        precision: `float32`, or `bfloat16` or `float16` (autocast, on CUDA alone; features are float32 all the same).
+
+    Attributes:
+        dim: length of the pooled feature.
+        token_dim: channels of the spatial tokens, 0 if there are none.
+
+    Raises:
+        InputError: the weights cannot be had, are not those of the identity, or do not fit the model.
+    """
+
+    def __init__(
+        self, identity: BackboneIdentity, weights: str = "default", *, device: str = "cpu", precision: str = "float32"
+    ) -> None:
+        import torch
+
+        from raymotion.models.vision import frozen
+
+        self.identity, self.dim, self.token_dim = identity, identity.dim, identity.token_dim
+        self.device = torch.device(device)
+        if precision not in PRECISIONS:
+            raise InputError(f"no precision is called {precision!r}", remedy=f"Choose from {', '.join(PRECISIONS)}.")
+        # Autocast on a CPU is slower than float32, and features of one data set should not depend on it.
+        self.dtype: torch.dtype = getattr(torch, precision) if self.device.type == "cuda" else torch.float32
+        if weights == "default" and identity.is_random:
+            weights = identity.weights
+        self.network: FrozenBackbone = frozen.build(identity, weights).to(self.device)
+        scale = np.arange(256, dtype=np.float32) / np.float32(255)
+        self._levels = np.stack(
+            [(scale - np.float32(m)) / np.float32(s) for m, s in zip(identity.mean, identity.std, strict=True)]
+        )
+
+    def prepare(self, crop: np.ndarray) -> np.ndarray:
+        """A crop (height, width, 3) uint8 RGB as the pixels that the model reads: float32 (3, size, size)."""
+        image = fitted(Image.fromarray(np.ascontiguousarray(crop)), self.identity)
+        pixels = np.asarray(image)
+        result = np.empty((3, *pixels.shape[:2]), np.float32)
+        for channel in range(3):
+            np.take(self._levels[channel], pixels[..., channel], out=result[channel])
+        return result
+
+    def __call__(self, pixels: np.ndarray, *, tokens: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
+        """Features out of one forward pass.
+
+        Args:
+            pixels: float32 (n, 3, size, size), of `prepare`; n may be 0.
+            tokens: side g of the grid that the last feature map is averaged to (`adaptive_avg_pool2d`); 0: no tokens.
+
+        Returns:
+            The pooled features, float32 (n, dim), and the tokens row by row, float32 (n, g * g, token_dim), or None.
+
+        Raises:
+            InputError: the model has no grid, or a coarser one than g x g.
+        """
+        import torch
+
+        check_tokens(self.identity, tokens)
+        if not len(pixels):
+            empty = np.zeros((0, tokens * tokens, self.token_dim), np.float32) if tokens else None
+            return np.zeros((0, self.dim), np.float32), empty
+        autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        with torch.inference_mode(), autocast:
+            batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device, non_blocking=True)
+            pooled, grid = self.network(batch, tokens)
+        return pooled.float().cpu().numpy(), None if grid is None else grid.float().cpu().numpy()
+
+
+def check_tokens(identity: BackboneIdentity, tokens: int) -> None:
+    """Raises an `InputError` unless the backbone has `tokens` x `tokens` places to tell apart.
+
+    More than that would be copies: the study's cross-modal transformer attends over 49 copies of one vector.
+    """
+    if tokens < 0:
+        raise InputError(f"{tokens} spatial tokens a side are too few", remedy="Give 0 for none.")
+    if tokens and not identity.grid:
+        raise InputError(
+            f"{identity.name} has no square grid of features, so no spatial tokens",
+            remedy="Choose another backbone, or pooled features.",
+        )
+    if tokens > identity.grid:
+        raise InputError(
+            f"{identity.name} at {identity.size} pixels sees {identity.grid} x {identity.grid} places, "
+            f"not {tokens} x {tokens}",
+            remedy=f"Ask for at most {identity.grid} tokens a side, or for a larger size.",
+        )
+
+
+def fitted(image: Image.Image, identity: BackboneIdentity) -> Image.Image:
+    """The RGB image as the square of `identity.size` pixels that the backbone reads, by the rule of `identity.fit`."""
+    size, resample = identity.size, _FILTERS[identity.interpolation]
+    if identity.fit == "center":
+        # timm.data.transforms_factory: the short side to floor(size / crop_pct), then the centre.
+        short = int(size / identity.crop_pct)
+        width, height = image.size
+        if width <= height:
+            scaled = (short, int(short * height / width))
+        else:
+            scaled = (int(short * width / height), short)
+        image = image.resize(scaled, resample)
+        left, top = round((scaled[0] - size) / 2), round((scaled[1] - size) / 2)
+        return image.crop((left, top, left + size, top + size))
+    # Large pictures are first reduced by whole factors to 3 times the size at least: no visible difference, less time.
+    return image.resize((size, size), resample, reducing_gap=3.0)

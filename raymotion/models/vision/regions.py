@@ -1,0 +1,399 @@
+"""Region features: what a Faster R-CNN's box head sees in the most salient boxes of a picture.
+
+Each picture gives a fixed number N of regions: the box head's feature of a proposal (taken before box regression), its
+refined box and its score. Boxes are chosen as in bottom-up attention (Anderson et al. 2018): every proposal keeps
+its best foreground class, one class-agnostic NMS runs over the refined boxes, and the N highest scores stay. Where
+fewer remain, a mask says so; padding is never shown to a model as evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from raymotion import storage
+from raymotion.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+# Of one picture, and the length of one of them. A file that says more is damaged: these are allocated.
+MOST_REGIONS, LONGEST_FEATURE = 10_000, 1_000_000
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One detector that features can come from.
+
+    Attributes:
+        family: `torchvision` (`models/torchvision_regions.py`) or `visual-genome` (`models/visual_genome.py`).
+        published: what `default` weights are: a name of torchvision's, or a hub id.
+        dim: length of a region feature.
+        min_side: the shorter side, in pixels, that the detector resizes a picture to (the longer one permitting).
+    """
+
+    family: str
+    published: str
+    dim: int
+    min_side: int
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "fasterrcnn_resnet50_fpn_v2": Architecture("torchvision", "FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1", 1024, 800),
+    "fasterrcnn_resnet50_fpn": Architecture("torchvision", "FasterRCNN_ResNet50_FPN_Weights.COCO_V1", 1024, 800),
+    "fasterrcnn_mobilenet_v3_large_fpn": Architecture(
+        "torchvision", "FasterRCNN_MobileNet_V3_Large_FPN_Weights.COCO_V1", 1024, 800
+    ),
+    "fasterrcnn_mobilenet_v3_large_320_fpn": Architecture(
+        "torchvision", "FasterRCNN_MobileNet_V3_Large_320_FPN_Weights.COCO_V1", 1024, 320
+    ),
+    "frcnn-vg-r101-c4": Architecture("visual-genome", "unc-nlp/frcnn-vg-finetuned", 2048, 800),
+}
+
+
+def architecture(name: str) -> Architecture:
+    """The entry of `ARCHITECTURES`; an `InputError` lists the names there are."""
+    try:
+        return ARCHITECTURES[name]
+    except KeyError:
+        raise InputError(
+            f"no region extractor is called {name!r}", remedy=f"Choose from {', '.join(ARCHITECTURES)}."
+        ) from None
+
+
+@dataclass(frozen=True)
+class ExtractorIdentity:
+    """What decides the features of a picture: two data sets with equal identities can be mixed.
+
+    Attributes:
+        name: key of `ARCHITECTURES`.
+        weights: `random:SEED`, `torchvision:ENUM`, or `sha256:HEX` of a weights file, however it was named; followed
+            by `+config:HEX` where a Visual Genome detector has settings other than the usual ones.
+        count: regions per picture.
+        dim: length of a feature.
+    """
+
+    name: str
+    weights: str
+    count: int
+    dim: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "weights": self.weights, "count": self.count, "dim": self.dim}
+
+    @classmethod
+    def from_dict(cls, values: Any, *, where: object = None) -> ExtractorIdentity:
+        """What `to_dict` gave.
+
+        Raises:
+            InputError: it is not that; `where` is the file that says so.
+        """
+        fields = {"name": str, "weights": str, "count": int, "dim": int}
+        if (
+            not isinstance(values, Mapping)
+            or {*values} != {*fields}
+            or any(type(values[name]) is not kind for name, kind in fields.items())
+            or not 1 <= values["count"] <= MOST_REGIONS
+            or not 1 <= values["dim"] <= LONGEST_FEATURE
+        ):
+            raise InputError("holds no identity of a region extractor", path=where)
+        return cls(**values)
+
+    @property
+    def is_random(self) -> bool:
+        return self.weights.startswith("random:")
+
+
+def identify(name: str, weights: str, count: int) -> ExtractorIdentity:
+    """The identity of an extractor, told without loading it (and without importing torch).
+
+    Args:
+        name: key of `ARCHITECTURES`.
+        weights: `default` (the published ones), `random` or `random:SEED`, or the path of a state dict
+            (.safetensors, or .pt/.pth that holds tensors only). For frcnn-vg-r101-c4 also a folder with config.yaml
+            and pytorch_model.bin, or a hub id `owner/name`; a hub's files are downloaded, since their digest is told.
+        count: regions per picture, at least 1.
+    """
+    entry = architecture(name)
+    if count < 1:
+        raise InputError(f"{count} regions per image are too few", remedy="Give at least 1.")
+    if weights == "random" or weights.startswith("random:"):
+        source = f"random:{seed_of(weights)}"
+    elif entry.family == "visual-genome":
+        from raymotion.models.vision.visual_genome_checkpoint import find_files
+
+        source = find_files(entry.published if weights == "default" else weights).identity
+    elif weights == "default":
+        source = f"torchvision:{entry.published}"
+    elif storage.exists(weights):
+        source = f"sha256:{storage.sha256_file(weights)}"
+    else:
+        raise InputError(
+            "no such weights file", path=weights, remedy="Give the path of a state dict, 'default' or 'random:SEED'."
+        )
+    return ExtractorIdentity(name, source, count, entry.dim)
+
+
+def locate(weights: str) -> str:
+    """`weights` in a form that means the same in every process: a path is made absolute, a name or hub id stays."""
+    from raymotion.models.vision.visual_genome_checkpoint import is_hub_id
+
+    named = weights in ("default", "random") or weights.startswith(("random:", "hf://"))
+    return weights if named or (is_hub_id(weights) and not storage.exists(weights)) else storage.absolute(weights)
+
+
+def seed_of(weights: str) -> int:
+    """SEED of `random:SEED`; 0 for `random`."""
+    seed = weights.partition(":")[2] or "0"
+    if not seed.isdecimal():
+        raise InputError(f"weights {weights!r}: the seed is not a number", remedy="Write random:0.")
+    return int(seed)
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Regions of B pictures.
+
+    Attributes:
+        features: float32 (B, N, D).
+        boxes: float32 (B, N, 4), x1, y1, x2, y2 as shares of width and height, in [0, 1].
+        scores: float32 (B, N), probability of the best foreground class, falling.
+        mask: bool (B, N), False for padding, whose other values are 0.
+    """
+
+    features: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+    mask: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    def __iter__(self) -> Iterator[Regions]:
+        for i in range(len(self)):
+            yield Regions(self.features[i], self.boxes[i], self.scores[i], self.mask[i])
+
+    @classmethod
+    def stack(cls, singles: Sequence[Regions | None], count: int, dim: int) -> Regions:
+        """Pictures one by one as a batch again; None (no picture) becomes regions that are all masked."""
+        batch = cls(
+            np.zeros((len(singles), count, dim), np.float32),
+            np.zeros((len(singles), count, 4), np.float32),
+            np.zeros((len(singles), count), np.float32),
+            np.zeros((len(singles), count), bool),
+        )
+        for i, one in enumerate(singles):
+            if one is not None:
+                batch.features[i], batch.boxes[i] = one.features, one.boxes
+                batch.scores[i], batch.mask[i] = one.scores, one.mask
+        return batch
+
+
+@dataclass(frozen=True)
+class Found:
+    """Regions of one picture as a detector gives them, best first. Tensors of n rows, in float32, on its device.
+
+    Attributes:
+        features: (n, D).
+        boxes: (n, 4), x1, y1, x2, y2 in pixels of the resized picture.
+        scores: (n,), probability of the best foreground class.
+        objects: (n,), that class, by the detector's own numbers.
+        attributes, attribute_scores: (n,), the best attribute and its probability; None if the detector has none.
+    """
+
+    features: torch.Tensor
+    boxes: torch.Tensor
+    scores: torch.Tensor
+    objects: torch.Tensor
+    attributes: torch.Tensor | None = None
+    attribute_scores: torch.Tensor | None = None
+
+
+class Detector(Protocol):
+    """What `RegionExtractor` asks of a family of detectors."""
+
+    def prepare(
+        self, pictures: Sequence[np.ndarray], device: torch.device
+    ) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+        """Pictures as one padded, normalised batch on the device, and their sizes within it."""
+
+    def find(
+        self, images: torch.Tensor, sizes: Sequence[tuple[int, int]], count: int, dtype: torch.dtype
+    ) -> list[Found]:
+        """At most `count` regions of each picture."""
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a detector says of B pictures beside the features. Padding: -1 in ids, 0 elsewhere.
+
+    Attributes:
+        regions: features, boxes as shares, scores of the objects, mask.
+        boxes: float32 (B, N, 4), in pixels of the pictures as they were given.
+        objects: int64 (B, N), ids of the objects; for torchvision's detectors COCO's category ids.
+        attributes, attribute_scores: int64 and float32 (B, N), or None if the detector knows no attributes.
+    """
+
+    regions: Regions
+    boxes: np.ndarray
+    objects: np.ndarray
+    attributes: np.ndarray | None
+    attribute_scores: np.ndarray | None
+
+
+class RegionExtractor:
+    """A detector as a region feature extractor, frozen: `eval()` and `inference_mode`, always.
+
+    Args:
+        name: key of `ARCHITECTURES`.
+        weights: as for `identify`.
+        count: regions per picture, N.
+        device: torch device.
+        precision: `float32`, `bfloat16` or `float16` (autocast; boxes and scores stay in float32).
+    """
+
+    def __init__(self, name: str, weights: str, count: int, *, device: str = "cpu", precision: str = "float32") -> None:
+        import torch
+
+        self.identity = identify(name, weights, count)
+        self.min_side = architecture(name).min_side
+        self.count, self.dim = count, self.identity.dim
+        self.device = torch.device(device)
+        self.dtype: torch.dtype = getattr(torch, precision)
+        self.detector, self.model = _build(name, weights)
+        self.model.eval().requires_grad_(False).to(self.device)
+
+    def __call__(self, pictures: Sequence[np.ndarray]) -> Regions:
+        """Regions of pictures, each uint8 of shape (height, width, 3), RGB."""
+        import torch
+
+        with torch.inference_mode():
+            images, sizes = self.prepare(pictures)
+            return self.extract(images, sizes)
+
+    def prepare(self, pictures: Sequence[np.ndarray]) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+        """Pictures as one padded, normalised batch (B, 3, H, W) on the device, and their sizes within it."""
+        return self.detector.prepare(pictures, self.device)
+
+    def extract(self, images: torch.Tensor, sizes: list[tuple[int, int]]) -> Regions:
+        """Regions of a batch that `prepare` made."""
+        return self._regions(self._find(images, sizes), sizes)
+
+    def detect(self, pictures: Sequence[np.ndarray]) -> Detections:
+        """Regions of pictures, with what the detector takes them for."""
+        images, sizes = self.prepare(pictures)
+        found = self._find(images, sizes)
+        regions = self._regions(found, sizes)
+        # The resized picture was rounded to whole pixels on each axis, so each has a scale of its own.
+        raw = np.array([[p.shape[1], p.shape[0]] * 2 for p in pictures], np.float32)[:, None]
+
+        def padded(name: str, empty: int) -> np.ndarray:
+            rows = [getattr(one, name).cpu().numpy() for one in found]
+            return np.stack([np.pad(row, (0, self.count - len(row)), constant_values=empty) for row in rows])
+
+        knows = bool(found) and found[0].attributes is not None
+        return Detections(
+            regions,
+            regions.boxes * raw,
+            padded("objects", -1),
+            padded("attributes", -1) if knows else None,
+            padded("attribute_scores", 0) if knows else None,
+        )
+
+    def _find(self, images: torch.Tensor, sizes: list[tuple[int, int]]) -> list[Found]:
+        import torch
+
+        with torch.inference_mode():
+            return self.detector.find(images, sizes, self.count, self.dtype)
+
+    def _regions(self, found: Sequence[Found], sizes: Sequence[tuple[int, int]]) -> Regions:
+        batch = Regions.stack([None] * len(sizes), self.count, self.dim)
+        for i, (one, (height, width)) in enumerate(zip(found, sizes, strict=True)):
+            n = len(one.scores)
+            batch.features[i, :n] = one.features.cpu().numpy()
+            batch.boxes[i, :n] = one.boxes.cpu().numpy() / np.array([width, height, width, height], np.float32)
+            batch.scores[i, :n] = one.scores.cpu().numpy()
+            batch.mask[i, :n] = True
+        return batch
+
+
+def _build(name: str, weights: str) -> tuple[Detector, torch.nn.Module]:
+    entry = architecture(name)
+    if entry.family == "visual-genome":
+        from raymotion.models.vision import visual_genome
+
+        detector = visual_genome.build(weights, entry.dim, entry.published)
+        return detector, detector
+    from raymotion.models.vision import torchvision_regions
+
+    model = torchvision_regions.build(name, weights)
+    return torchvision_regions.TorchvisionDetector(model), model
+
+
+def read_state_dict(path: storage.PathLike) -> dict[str, torch.Tensor]:
+    """Tensors of a .safetensors file, or of a PyTorch file of tensors alone: nothing in it is executed.
+
+    Raises:
+        InputError: no such file; it is damaged, holds something else than tensors, or a weight that is not finite.
+    """
+    import io
+
+    import torch
+    from safetensors.torch import load
+
+    from raymotion.models.finite import require_finite
+
+    remedy = "Save the state dict alone, best as .safetensors."
+    data = storage.require(path)
+    state: Any
+    try:
+        if storage.suffix(path) == ".safetensors":
+            state = load(data)
+        else:
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's reader raises nearly anything on a damaged file
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"is not a readable weights file ({text})", path=path, remedy=remedy) from error
+    for key in ("state_dict", "model"):  # training scripts wrap it, torchvision's reference one among them
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    ):
+        raise InputError("holds no state dict", path=path, remedy="Save model.state_dict().")
+    require_finite(state, path)
+    return dict(state)
+
+
+def differences(wanted: dict[str, torch.Tensor], given: dict[str, torch.Tensor], listed: int = 3) -> str:
+    """What keeps a state dict from being loaded, in words; empty if nothing does.
+
+    Counters of batches are put into `given`, or taken out of it, as the model has them; an evaluated model never reads
+    them, and files hold them as a number or as a list of one.
+
+    Args:
+        wanted, given: name -> tensor, of the model and of the file.
+        listed: how many names of each kind are written out.
+    """
+    # FrozenBatchNorm keeps no counter of batches, BatchNorm does: files of both kinds are good.
+    counters = {name for name in {*wanted, *given} if name.endswith("num_batches_tracked")}
+    missing = sorted(set(wanted) - set(given) - counters)
+    unknown = sorted(set(given) - set(wanted) - counters)
+    common = (set(wanted) & set(given)) - counters
+    shapes = sorted(name for name in common if wanted[name].shape != given[name].shape)
+    texts = []
+    for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", shapes)):
+        if names:
+            texts.append(f"{len(names)} {what} ({', '.join(names[:listed])}{', ...' if len(names) > listed else ''})")
+    for name in counters:
+        if name not in wanted:
+            del given[name]
+        elif name not in given or given[name].numel() != 1:
+            given[name] = wanted[name]
+        else:
+            given[name] = given[name].reshape(wanted[name].shape)
+    return "; ".join(texts)

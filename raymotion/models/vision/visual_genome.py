@@ -1,0 +1,323 @@
+"""The Visual Genome detector behind VisualBERT's 36 x 2,048 region features.
+
+Bottom-up attention (Anderson et al. 2018): a Faster R-CNN with a ResNet-101 C4 backbone, 1,600 object classes and 400
+attributes. What it computes is that of the checkpoint `unc-nlp/frcnn-vg-finetuned`, to 1e-3. Bottlenecks, RoIPool, box
+coder and NMS are torchvision's. Written out is what torchvision does in another way: the stem's pooling, strides in
+the first 1x1 convolution, anchors that are not rounded, the proposals, a dilated res5 on every proposal, the
+attributes, and the choice of boxes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.resnet import Bottleneck
+from torchvision.ops import clip_boxes_to_image, nms, roi_pool
+
+from raymotion.errors import InputError
+from raymotion.models.vision import visual_genome_checkpoint as published
+from raymotion.models.vision.regions import Found, differences, read_state_dict, seed_of
+from raymotion.models.vision.visual_genome_checkpoint import VisualGenomeConfig
+
+STRIDE = 16  # of res4, in pixels of the resized picture
+
+# Proposals that go through res5 at a time: 100 MB of activations each 64, instead of a GB for 300.
+CHUNK = {"cpu": 64, "cuda": 300}
+
+
+class Backbone(nn.Module):
+    """Pictures (B, 3, H, W) -> res4 (B, 16 * width, about H / 16, about W / 16)."""
+
+    def __init__(self, config: VisualGenomeConfig) -> None:
+        super().__init__()
+        self.caffe_pool = config.caffe_pool
+        self.stem = nn.ModuleDict(
+            {"conv1": nn.Conv2d(3, config.stem_width, 7, 2, 3, bias=False), "bn1": nn.BatchNorm2d(config.stem_width)}
+        )
+        inputs, width = config.stem_width, config.width
+        first, second, third = config.blocks
+        self.res2 = _stage(first, inputs, width, 1, config)
+        self.res3 = _stage(second, 4 * width, 2 * width, 2, config)
+        self.res4 = _stage(third, 8 * width, 4 * width, 2, config)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.stem["bn1"](self.stem["conv1"](images)))
+        # Caffe's pooling: nothing is padded, and a last window that is not full counts.
+        x = F.max_pool2d(x, 3, 2, ceil_mode=True) if self.caffe_pool else F.max_pool2d(x, 3, 2, padding=1)
+        return cast(Tensor, self.res4(self.res3(self.res2(x))))
+
+
+def _stage(
+    blocks: int, inputs: int, width: int, stride: int, config: VisualGenomeConfig, dilation: int = 1
+) -> nn.Sequential:
+    """Bottlenecks with `width` channels inside and 4 * width outside."""
+    outputs = Bottleneck.expansion * width
+    layers: list[nn.Module] = []
+    for i in range(blocks):
+        shortcut = None
+        if inputs != outputs:
+            shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        block = Bottleneck(inputs, width, downsample=shortcut, dilation=dilation)
+        if i == 0:
+            (block.conv1 if config.stride_in_1x1 else block.conv2).stride = (stride, stride)
+        layers.append(block)
+        inputs = outputs
+    return nn.Sequential(*layers)
+
+
+class ProposalNetwork(nn.Module):
+    """res4 -> boxes that may hold something."""
+
+    cell_anchors: Tensor
+
+    def __init__(self, config: VisualGenomeConfig, anchors: Tensor) -> None:
+        super().__init__()
+        self.config = config
+        inputs = 16 * config.width
+        hidden = inputs if config.rpn_width == -1 else config.rpn_width
+        self.rpn_head = nn.ModuleDict(
+            {
+                "conv": nn.Conv2d(inputs, hidden, 3, padding=1),
+                "objectness_logits": nn.Conv2d(hidden, len(anchors), 1),
+                "anchor_deltas": nn.Conv2d(hidden, 4 * len(anchors), 1),
+            }
+        )
+        self.register_buffer("cell_anchors", anchors)
+        self.coder = BoxCoder(config.rpn_box_weights)
+
+    def forward(self, maps: Tensor, size: tuple[int, int]) -> list[Tensor]:
+        """For each of B pictures of one size, up to 300 boxes (P, 4) in its pixels, the most likely first."""
+        count, _, height, width = maps.shape
+        hidden = F.relu(self.rpn_head["conv"](maps))
+        logits = self.rpn_head["objectness_logits"](hidden).float().permute(0, 2, 3, 1).reshape(count, -1)
+        deltas = self.rpn_head["anchor_deltas"](hidden).float().permute(0, 2, 3, 1).reshape(count, -1, 4)
+        anchors = self.grid(height, width)
+        results = []
+        for logit, delta in zip(logits, deltas, strict=True):
+            logit, order = logit.sort(descending=True, stable=True)
+            logit, order = (part[: self.config.proposals_before_nms] for part in (logit, order))
+            boxes = clip_boxes_to_image(self.coder.decode_single(delta[order], anchors[order]), size)
+            sides = boxes[:, 2:] - boxes[:, :2]
+            good = (sides > self.config.proposal_min_side).all(dim=1)
+            boxes, logit = boxes[good], logit[good]
+            results.append(boxes[nms(boxes, logit, self.config.proposal_iou)[: self.config.proposals]])
+        return results
+
+    def grid(self, height: int, width: int) -> Tensor:
+        """Anchors (height * width * A, 4) of a feature map, in this order: row, column, anchor."""
+        device, offset = self.cell_anchors.device, self.config.anchor_offset
+        y, x = torch.meshgrid(
+            (torch.arange(height, device=device) + offset) * STRIDE,
+            (torch.arange(width, device=device) + offset) * STRIDE,
+            indexing="ij",
+        )
+        shifts = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
+        return (shifts + self.cell_anchors).reshape(-1, 4)
+
+
+class BoxHead(nn.Module):
+    """res4 and boxes -> features, classes, boxes, attributes."""
+
+    def __init__(self, config: VisualGenomeConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim, embedding = config.dim, config.dim // 8
+        dilation, stride = (2, 1) if config.dilate_res5 else (1, 2)
+        self.res5 = _stage(3, dim // 2, 8 * config.width, stride, config, dilation)
+        self.box_predictor = nn.ModuleDict(
+            {
+                "cls_score": nn.Linear(dim, config.classes + 1),  # the background comes last
+                "bbox_pred": nn.Linear(dim, config.classes * 4),
+                "cls_embedding": nn.Embedding(config.classes + 1, embedding),
+                "fc_attr": nn.Linear(dim + embedding, dim // 4),
+                "attr_score": nn.Linear(dim // 4, config.attributes + 1),
+            }
+        )
+        self.coder = BoxCoder(config.box_weights)
+
+    def features(self, maps: Tensor, proposals: Sequence[Tensor]) -> Tensor:
+        """Features (sum of P, dim), float32, of all pictures' proposals, one picture after the other."""
+        index = torch.cat([torch.full((len(p), 1), float(i), device=p.device) for i, p in enumerate(proposals)])
+        boxes = torch.cat([index, torch.cat(list(proposals))], dim=1)
+        maps = maps.float().contiguous()  # RoIPool knows neither half precision nor other memory layouts
+        parts = []
+        for chunk in boxes.split(CHUNK.get(maps.device.type, 64)):
+            pooled = roi_pool(maps, chunk, self.config.pooled, 1 / STRIDE)
+            pooled = pooled.contiguous(memory_format=torch.channels_last)
+            parts.append(self.res5(pooled).float().mean(dim=(2, 3)))
+        return torch.cat(parts)
+
+    def choose(self, features: Tensor, proposals: Tensor, size: tuple[int, int], count: int) -> Found:
+        """At most `count` of one picture's proposals, by one NMS over the boxes of their best classes.
+
+        The thresholds are tried in order, until one leaves MIN_DETECTIONS boxes (or `count`, if that is less). Where
+        none does, the last one's boxes are what there is; the published code hands out those of the picture before.
+        """
+        logits = self.box_predictor["cls_score"](features)
+        scores, classes = logits.softmax(dim=-1)[:, :-1].max(dim=1)
+        deltas = self.box_predictor["bbox_pred"](features).view(len(features), self.config.classes, 4)
+        own = deltas[torch.arange(len(deltas), device=deltas.device), classes]
+        boxes = clip_boxes_to_image(self.coder.decode_single(own, proposals), size)
+        for threshold in self.config.nms_iou:
+            keep = nms(boxes, scores, threshold)[:count]
+            if len(keep) >= min(self.config.min_detections, count):
+                break
+        attributes = self._attributes(features[keep], logits[keep])
+        return Found(features[keep], boxes[keep], scores[keep], classes[keep], *attributes)
+
+    def _attributes(self, features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The best attribute of each region, and its probability."""
+        layers = self.box_predictor
+        # The background may be the class that is embedded: so it was trained.
+        joined = torch.cat([features, layers["cls_embedding"](logits.argmax(dim=-1))], dim=1)
+        scores = layers["attr_score"](F.relu(layers["fc_attr"](joined)))
+        best, attributes = scores[:, :-1].softmax(dim=-1).max(dim=1)  # the last one stands for "none"
+        return attributes, best
+
+
+class VisualGenomeDetector(nn.Module):
+    """The published detector.
+
+    Args:
+        config: what config.yaml says.
+        anchors: (A, 4), those of the checkpoint; None: those that the config names.
+    """
+
+    def __init__(self, config: VisualGenomeConfig, anchors: Tensor | None = None) -> None:
+        super().__init__()
+        self.config = config
+        own = torch.from_numpy(published.cell_anchors(config)) if anchors is None else anchors.float()
+        self.backbone = Backbone(config)
+        self.proposal_generator = ProposalNetwork(config, own)
+        self.roi_heads = BoxHead(config)
+
+    def prepare(self, pictures: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Pictures (uint8 RGB) as one padded batch (B, 3, H, W), BGR less the means, and their sizes in it."""
+        config = self.config
+        mean = torch.tensor(config.pixel_mean, device=device).view(3, 1, 1)
+        std = torch.tensor(config.pixel_std, device=device).view(3, 1, 1)
+        resized = []
+        for picture in pictures:
+            pixels = torch.from_numpy(np.ascontiguousarray(picture)).to(device, non_blocking=True)
+            bgr = pixels.permute(2, 0, 1).flip(0).float()
+            size = resized_size(picture.shape[0], picture.shape[1], config.min_size, config.max_size)
+            resized.append((F.interpolate(bgr[None], size, mode="bilinear", align_corners=False)[0] - mean) / std)
+        sizes = [(int(image.shape[1]), int(image.shape[2])) for image in resized]
+        height, width = (max(sides) for sides in zip(*sizes, strict=True))
+        batch = torch.full((len(resized), 3, height, width), config.pad_value, device=device)
+        for i, image in enumerate(resized):
+            batch[i, :, : image.shape[1], : image.shape[2]] = image
+        return batch, sizes
+
+    def find(self, images: Tensor, sizes: Sequence[tuple[int, int]], count: int, dtype: torch.dtype) -> list[Found]:
+        """Regions of each picture of a batch that `prepare` made; convolutions compute in `dtype`.
+
+        Pictures of one size go through together, those of another one on their own: padding is black only before the
+        first convolution, and what grows from it would change the borders, and the proposals, of the smaller picture.
+        """
+        together: dict[tuple[int, int], list[int]] = {}
+        for i, size in enumerate(sizes):
+            together.setdefault(size, []).append(i)
+        found: dict[int, Found] = {}
+        for size, members in together.items():
+            batch = images[members, :, : size[0], : size[1]].contiguous(memory_format=torch.channels_last)
+            with torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
+                maps = self.backbone(batch)
+                proposals = self.proposal_generator(maps, size)
+                features = self.roi_heads.features(maps, proposals)
+            # The layers on top are cheap, and decide: always in float32.
+            for i, feature, boxes in zip(members, features.split([len(p) for p in proposals]), proposals, strict=True):
+                found[i] = self.roi_heads.choose(feature, boxes, size, count)
+        return [found[i] for i in range(len(sizes))]
+
+    def load_published(self, state: dict[str, Tensor], path: object = None) -> None:
+        """Takes in a checkpoint under its published names.
+
+        Raises:
+            InputError: names that are missing, unknown or of another shape; it lists them.
+        """
+        own = {published.published_name(name): (name, tensor) for name, tensor in self.state_dict().items()}
+        problems = differences({name: tensor for name, (_, tensor) in own.items()}, state, listed=12)
+        if problems:
+            raise InputError(f"does not hold weights of frcnn-vg-r101-c4: {problems}", path=path)
+        self.load_state_dict({name: state[key] for key, (name, _) in own.items()})
+
+    def fold_norms(self) -> None:
+        """Puts each batch norm, which only scales and shifts in a frozen network, into the convolution before it."""
+        for block in self.modules():
+            if isinstance(block, Bottleneck):
+                for number in "123":
+                    conv, norm = getattr(block, f"conv{number}"), getattr(block, f"bn{number}")
+                    setattr(block, f"conv{number}", fuse_conv_bn_eval(conv, norm))
+                    setattr(block, f"bn{number}", nn.Identity())
+                if block.downsample is not None:
+                    conv, norm = block.downsample
+                    block.downsample = nn.Sequential(fuse_conv_bn_eval(conv, norm))
+        stem: Any = self.backbone.stem
+        stem["conv1"], stem["bn1"] = fuse_conv_bn_eval(stem["conv1"], stem["bn1"]), nn.Identity()
+
+
+def resized_size(height: int, width: int, shorter: int, longer: int) -> tuple[int, int]:
+    """Height and width that bring the shorter side to `shorter` pixels, or the longer one to `longer` if it is less."""
+    scale = shorter / min(height, width)
+    rows, columns = (shorter, scale * width) if height < width else (scale * height, shorter)
+    if max(rows, columns) > longer:
+        shrink = longer / max(rows, columns)
+        rows, columns = rows * shrink, columns * shrink
+    # A picture like a thread would have no pixel left after the stem: three are the least.
+    return max(int(rows + 0.5), 3), max(int(columns + 0.5), 3)
+
+
+def build(weights: str, dim: int, default: str, config: VisualGenomeConfig | None = None) -> VisualGenomeDetector:
+    """The detector with its weights, ready to run.
+
+    Args:
+        weights: `default`, `random`, `random:SEED`, or what `find_files` takes.
+        dim: length of a feature that the caller expects.
+        default: hub id that `default` stands for.
+        config: settings of random weights; None: the usual ones.
+
+    Raises:
+        InputError: no such weights, or they do not fit.
+    """
+    if weights == "random" or weights.startswith("random:"):
+        config = config or VisualGenomeConfig()
+        model = VisualGenomeDetector(config)
+        shapes = [(published.published_name(name), tuple(t.shape)) for name, t in model.state_dict().items()]
+        made = published.weights_by_rule(shapes, published.cell_anchors(config), seed_of(weights))
+        model.load_published({name: torch.from_numpy(np.asarray(value)) for name, value in made.items()})
+    else:
+        files = published.find_files(default if weights == "default" else weights)
+        state = read_state_dict(files.weights)
+        anchors = _anchors_of(state, files)
+        if files.config.dim != dim:
+            raise InputError(f"its features have {files.config.dim} numbers, not {dim}", path=files.weights)
+        model = VisualGenomeDetector(files.config, anchors)
+        model.load_published(state, files.weights)
+    model.eval().fold_norms()
+    return model.to(memory_format=torch.channels_last)
+
+
+def _anchors_of(state: dict[str, Tensor], files: published.PublishedFiles) -> Tensor | None:
+    """The checkpoint's anchors, with which it was trained. They decide; that the config names others is said."""
+    anchors = state.get(published.CELL_ANCHORS)
+    if anchors is None:
+        return None
+    anchors = anchors.float()
+    if anchors.ndim != 2 or anchors.shape[1] != 4 or not bool((anchors[:, 2:] > anchors[:, :2]).all()):
+        raise InputError(f"{published.CELL_ANCHORS} does not hold boxes, one in a row", path=files.weights)
+    named = torch.from_numpy(published.cell_anchors(files.config))
+    if anchors.shape != named.shape or not torch.allclose(anchors, named, rtol=0, atol=0.01):
+        logging.getLogger(__name__).warning(
+            "%s has %d anchors of its own, other than the %d that config.yaml names: the checkpoint's are used",
+            files.weights, len(anchors), len(named),
+        )  # fmt: skip
+    return anchors

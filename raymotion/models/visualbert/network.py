@@ -1,0 +1,396 @@
+"""The teacher: VisualBERT with a multi-label head.
+
+Li et al. (2019), *VisualBERT: a simple and performant baseline for vision and language*. One transformer reads the
+caption's word pieces and the image's region features together; a linear head on its pooled output gives one logit for
+each emotion. The public system that raymotion follows trained only that head on `uclanlp/visualbert-vqa-coco-pre`.
+
+What is missing is masked. An image without features is a region mask of all False, a missing caption is [CLS] [SEP];
+neither is ever a row of zeros that the model could take for evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from raymotion.config import Settings
+from raymotion.data.captions import is_readable, readable
+from raymotion.errors import InputError
+from raymotion.models.finite import require_finite
+from raymotion.models.text.tokenizer import encode
+from raymotion.models.text.tower import read_text_tower, require_sizes, sizes_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, VisualBertConfig
+
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"hidden_size": 64, "layers": 1, "heads": 2, "intermediate_size": 128},
+    "small": {"hidden_size": 128, "layers": 2, "heads": 4, "intermediate_size": 256},
+    "base": {"hidden_size": 768, "layers": 12, "heads": 12, "intermediate_size": 3072},
+}
+
+
+class TeacherConfig(Settings):
+    """Shape of a teacher. `size: tiny | small | base` fills the four numbers of the transformer that are not given."""
+
+    hidden_size: int = Field(128, ge=1)
+    layers: int = Field(2, ge=1)
+    heads: int = Field(4, ge=1)
+    intermediate_size: int = Field(256, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    vocab_size: int = Field(30522, ge=5)
+    # Published: 32. One Socratis caption in ten has more than 30 words.
+    max_text_length: int = Field(64, ge=2, le=512)
+    visual_dim: int = Field(2048, ge=1)
+    # The published model takes Visual Genome features as they are. Detectors differ in scale: LayerNorm takes that out.
+    normalize_regions: bool = False
+    freeze_backbone: bool = False
+    # The word embeddings and this many of the lowest layers stay as they were loaded: less to forget, and faster.
+    # 0: the embeddings alone; None: nothing does.
+    frozen_layers: int | None = Field(None, ge=0)
+    # cls: the published pooled [CLS]. mean-output: the mean of the last hidden states, for which sentence-transformers
+    # models were trained. mean: the mean of the input embeddings, in place of the transformer's output, a bag of words
+    # and regions. cls+mean: the first and the last, summed before the head. docs/teacher.md says what each is worth.
+    pooling: Literal["cls", "mean-output", "mean", "cls+mean"] = "cls"
+    # mean-output: how many of the last layers are averaged over words and regions, each by itself, side by side.
+    pooled_layers: int = Field(1, ge=1)
+    # Regions of another size than a pretrained model's start their projection anew: that learns, frozen or not.
+    new_projection: bool = False
+    # Of the transformer; filled in from a pretrained one.
+    max_positions: int = Field(512, ge=2)
+    layer_norm_eps: float = Field(1e-12, gt=0)
+    activation: str = "gelu"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_size(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or "size" not in value:
+            return value
+        rest = {key: item for key, item in value.items() if key != "size"}
+        if value["size"] not in SIZES:
+            raise ValueError(f"size {value['size']!r} is not one of {', '.join(SIZES)}")
+        return {**SIZES[value["size"]], **rest}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TeacherConfig:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
+        if self.pooled_layers > 1 and self.pooling != "mean-output":
+            raise ValueError(f"pooled_layers means something only with pooling: mean-output, not {self.pooling}")
+        if self.max_text_length > self.max_positions:
+            raise ValueError(f"max_text_length {self.max_text_length} is more than max_positions {self.max_positions}")
+        return self
+
+    def transformer(self) -> VisualBertConfig:
+        """The same as transformers' configuration."""
+        from transformers import VisualBertConfig
+
+        return VisualBertConfig(
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            visual_embedding_dim=self.visual_dim,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            intermediate_size=self.intermediate_size,
+            hidden_dropout_prob=self.dropout,
+            attention_probs_dropout_prob=self.dropout,
+            max_position_embeddings=self.max_positions,
+            layer_norm_eps=self.layer_norm_eps,
+            hidden_act=self.activation,
+            pad_token_id=0,
+        )
+
+
+class VisualBertTeacher(nn.Module):
+    """VisualBERT -> dropout -> linear head.
+
+    Args:
+        config: the shape.
+        labels: number of emotions L.
+    """
+
+    architecture: ClassVar[str] = "visualbert-teacher"
+
+    def __init__(self, config: TeacherConfig, labels: int) -> None:
+        from transformers import VisualBertModel
+
+        super().__init__()
+        for name, most in (("frozen_layers", config.layers), ("pooled_layers", config.layers + 1)):
+            if (getattr(config, name) or 0) > most:
+                raise InputError(f"model.{name} is {getattr(config, name)}, the model has {config.layers} layers")
+        self.config = config
+        self.backbone = VisualBertModel(config.transformer())
+        self.region_norm = nn.LayerNorm(config.visual_dim) if config.normalize_regions else None
+        self.bag_norm = nn.LayerNorm(config.hidden_size) if config.pooling in ("mean", "cls+mean") else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(config.hidden_size * config.pooled_layers, labels)
+        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+        for part in self._frozen():
+            part.requires_grad_(False)
+        if config.new_projection:
+            self.backbone.embeddings.visual_projection.requires_grad_(True)
+        self.train(self.training)
+
+    @classmethod
+    def from_pretrained(cls, source: str, config: TeacherConfig, labels: int) -> VisualBertTeacher:
+        """A teacher whose backbone starts from `source`, a hub id or a folder that `save_pretrained` wrote.
+
+        Sizes come from `source`; `config` gives the rest. A `visual_dim` other than the source's starts its
+        projection anew.
+
+        Raises:
+            InputError: nothing is there, it is no VisualBERT, or it has another vocabulary than the tokenizer.
+        """
+        from transformers import VisualBertConfig, VisualBertModel
+
+        remedy = "Name a hub id or a folder with config.json and model.safetensors."
+        try:
+            published = VisualBertConfig.from_pretrained(source)
+        except Exception as error:
+            raise InputError(
+                f"no pretrained model there ({str(error).splitlines()[0]})", path=source, remedy=remedy
+            ) from error
+        if published.model_type != "visual_bert":
+            raise InputError(f"is a {published.model_type}, not a visual_bert", path=source)
+        require_sizes(source, source, published)
+        _require_vocabulary(source, published.vocab_size, config.vocab_size)
+        other = published.visual_embedding_dim != config.visual_dim
+        sized = _resized(source, config, {**sizes_of(published), "new_projection": other})
+        model = cls(sized, labels)
+        try:
+            loaded, info = VisualBertModel.from_pretrained(
+                source,
+                config=sized.transformer(),
+                ignore_mismatched_sizes=other,
+                output_loading_info=True,
+                weights_only=True,
+            )
+        except Exception as error:
+            raise InputError(
+                f"could not be loaded ({str(error).splitlines()[0]})", path=source, remedy=remedy
+            ) from error
+        missing = [key for key in info["missing_keys"] if "position_ids" not in key]
+        if missing:
+            raise InputError(f"lacks {len(missing)} weights, such as {missing[0]}", path=source)
+        require_finite(loaded.state_dict(), source)
+        model.backbone.load_state_dict(loaded.state_dict())
+        return model
+
+    @classmethod
+    def from_text(cls, source: str, config: TeacherConfig, labels: int) -> VisualBertTeacher:
+        """A teacher whose text tower starts from `source`, a BERT: a hub id, or a folder that `save_pretrained` or
+        sentence-transformers wrote.
+
+        Sizes, positions, activation and norms come from `source`; `config` gives the rest. What is seen starts as what
+        is read; only the projection of the regions (and a pooler, if `source` has none) starts anew.
+
+        Raises:
+            InputError: nothing is there, it is no BERT, it lacks weights, it has another vocabulary than the tokenizer,
+                or fewer positions than captions may have pieces.
+        """
+        tower = read_text_tower(source)
+        _require_vocabulary(source, tower.config.vocab_size, config.vocab_size)
+        model = cls(_resized(source, config, {**tower.sizes(), "new_projection": True}), labels)
+        tower.start(model.backbone)
+        return model
+
+    def _frozen(self) -> list[nn.Module]:
+        """The parts of the backbone that training leaves alone."""
+        if self.config.freeze_backbone:
+            return [self.backbone]
+        if self.config.frozen_layers is not None:
+            # What is read; a projection of regions that starts anew has to learn.
+            own, layers = self.backbone.embeddings, self.backbone.encoder.layer
+            read = (own.word_embeddings, own.position_embeddings, own.token_type_embeddings, own.LayerNorm, own.dropout)
+            return [*read, *layers[: self.config.frozen_layers]]
+        return []
+
+    def train(self, mode: bool = True) -> VisualBertTeacher:
+        """As always, but what is frozen stays in evaluation mode: its dropout would be noise on fixed features."""
+        super().train(mode)
+        for part in self._frozen():
+            part.eval()
+        return self
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        regions: Tensor | None = None,
+        region_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (B, L).
+
+        Args:
+            input_ids, attention_mask: (B, T) int64; padding has mask 0.
+            regions: (B, N, visual_dim) float, or None where no sample has an image.
+            region_mask: (B, N) bool, False where there is no region. None: all are there.
+        """
+        if regions is None:
+            region_mask = None
+        else:
+            if region_mask is None:
+                region_mask = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)
+            # Masked attention has weight 0, but 0 * inf is nan: what stands behind a False must not matter at all.
+            regions = regions.masked_fill(~region_mask.unsqueeze(-1).bool(), 0.0)
+            if self.region_norm is not None:
+                regions = self.region_norm(regions)
+        return self.head(self.dropout(self._pooled(input_ids, attention_mask, regions, region_mask)))
+
+    def _pooled(
+        self, input_ids: Tensor, attention_mask: Tensor, regions: Tensor | None, region_mask: Tensor | None
+    ) -> Tensor:
+        pooled: Tensor | None = None
+        if self.config.pooling != "mean":
+            # Ones, as the authors set them.
+            types = None if regions is None else torch.ones(regions.shape[:2], dtype=torch.long, device=regions.device)
+            learns = not self.config.freeze_backbone or (self.config.new_projection and regions is not None)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+                output = self.backbone(
+                    input_ids=input_ids,
+                    attention_mask=attention_mask,
+                    visual_embeds=regions,
+                    visual_attention_mask=None if region_mask is None else region_mask.to(attention_mask.dtype),
+                    visual_token_type_ids=types,
+                    output_hidden_states=self.config.pooled_layers > 1,
+                )
+            pooled = output.pooler_output
+            if self.config.pooling == "mean-output":
+                mask = attention_mask.bool()
+                mask = mask if region_mask is None else torch.cat((mask, region_mask.bool()), dim=1)
+                many = self.config.pooled_layers > 1
+                layers = output.hidden_states[-self.config.pooled_layers :] if many else (output.last_hidden_state,)
+                pooled = torch.cat([masked_mean(values, mask) for values in layers], dim=1)
+        if self.bag_norm is not None:
+            bag = self._bag(input_ids, attention_mask, regions, region_mask)
+            pooled = bag if pooled is None else pooled + bag
+        assert pooled is not None
+        return pooled
+
+    def _bag(
+        self, input_ids: Tensor, attention_mask: Tensor, regions: Tensor | None, region_mask: Tensor | None
+    ) -> Tensor:
+        """Mean of the embeddings of all words and regions that are there, (B, hidden_size).
+
+        Two thousand captions are too few for a transformer that starts from nothing to learn which words matter:
+        through this short way each word piece has a direct gradient.
+        """
+        assert self.bag_norm is not None
+        embeddings = self.backbone.embeddings
+        values, mask = embeddings.word_embeddings(input_ids), attention_mask.bool()
+        if regions is not None and region_mask is not None:
+            values = torch.cat((values, embeddings.visual_projection(regions)), dim=1)
+            mask = torch.cat((mask, region_mask.bool()), dim=1)
+        return self.bag_norm(masked_mean(values, mask))
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over T of `values` (B, T, D) where `mask` (B, T) is True: (B, D); zeros where it nowhere is."""
+    weight = mask.unsqueeze(-1).to(values.dtype)
+    return (values * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+def _require_vocabulary(source: str, pieces: int, own: int) -> None:
+    if pieces != own:
+        raise InputError(
+            f"was trained with {pieces} word pieces, the tokenizer has {own}",
+            path=source,
+            remedy="Use the tokenizer that belongs to it (google-bert/bert-base-uncased for the published ones).",
+        )
+
+
+def _resized(source: str, config: TeacherConfig, sizes: Mapping[str, Any]) -> TeacherConfig:
+    """`config` with the sizes of a pretrained model."""
+    if config.max_text_length > sizes["max_positions"]:
+        raise InputError(
+            f"reads {sizes['max_positions']} word pieces, model.max_text_length is {config.max_text_length}",
+            path=source,
+            remedy=f"--set model.max_text_length={sizes['max_positions']}",
+        )
+    return config.model_copy(update=dict(sizes))
+
+
+def pad(sequences: Sequence[Sequence[int]], *, pad_id: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids padded to the longest: `input_ids` and `attention_mask`, int64 of shape (n, longest)."""
+    longest = max(len(sequence) for sequence in sequences)
+    ids = np.full((len(sequences), longest), pad_id, dtype=np.int64)
+    mask = np.zeros((len(sequences), longest), dtype=np.int64)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = sequence
+        mask[row, : len(sequence)] = 1
+    return ids, mask
+
+
+def predict(
+    model: VisualBertTeacher,
+    tokenizer: PreTrainedTokenizerFast,
+    captions: Sequence[Sequence[str]],
+    regions: np.ndarray | None = None,
+    region_mask: np.ndarray | None = None,
+    *,
+    batch_size: int = 32,
+) -> np.ndarray:
+    """Probabilities (n, L) float32: those of each caption of a sample, averaged.
+
+    Args:
+        captions: for each of the n samples its captions; none, or none that is readable: the caption is masked.
+        regions, region_mask: (n, N, D) and (n, N), or None.
+
+    Samples with neither caption nor region are the caller's to leave out (`usable` tells them): a ValueError here,
+    because what the model says about nothing at all is no label.
+    """
+    absent = np.flatnonzero(~usable(captions, region_mask if regions is not None else None))
+    if len(absent):
+        raise ValueError(f"samples {absent[:5].tolist()} have neither a caption nor a region: leave them out")
+    texts = [readable(own) or [""] for own in captions]
+    tokens = encode(tokenizer, [text for own in texts for text in own], model.config.max_text_length)
+    owners = np.repeat(np.arange(len(texts)), [len(own) for own in texts])
+    return predict_tokens(
+        model, tokens, owners, len(texts), regions, region_mask, pad_id=tokenizer.pad_token_id, batch_size=batch_size
+    )
+
+
+def usable(captions: Sequence[Sequence[str]], region_mask: np.ndarray | None) -> np.ndarray:
+    """Which samples have a caption or at least one region, bool (n,)."""
+    text = np.fromiter((any(map(is_readable, own)) for own in captions), dtype=bool, count=len(captions))
+    return text if region_mask is None else text | region_mask.any(axis=1)
+
+
+@torch.inference_mode()
+def predict_tokens(
+    model: VisualBertTeacher,
+    tokens: Sequence[Sequence[int]],
+    owners: np.ndarray,
+    samples: int,
+    regions: np.ndarray | None = None,
+    region_mask: np.ndarray | None = None,
+    *,
+    pad_id: int = 0,
+    batch_size: int = 32,
+) -> np.ndarray:
+    """`predict` for captions that are tokens already: `owners[i]` is the sample of `tokens[i]`; each has one."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    total = np.zeros((samples, model.head.out_features), dtype=np.float64)
+    # Captions of like length together, so that little of a batch is padding. Results go back by owner: order is kept.
+    order = np.argsort([len(sequence) for sequence in tokens], kind="stable")
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        ids, mask = pad([tokens[i] for i in chosen], pad_id=pad_id)
+        rows = owners[chosen]
+        logits = model(
+            torch.from_numpy(ids).to(device),
+            torch.from_numpy(mask).to(device),
+            None if regions is None else torch.from_numpy(np.asarray(regions[rows], dtype=np.float32)).to(device),
+            None if regions is None or region_mask is None else torch.from_numpy(region_mask[rows]).to(device),
+        )
+        np.add.at(total, rows, torch.sigmoid(logits.float()).cpu().numpy().astype(np.float64))
+    model.train(was_training)
+    return (total / np.bincount(owners, minlength=samples)[:, None]).astype(np.float32)

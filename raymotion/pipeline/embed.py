@@ -1,0 +1,196 @@
+"""The stages of the embedding job: a picture is decoded once, and feeds every stream and every backbone asked for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from raymotion.data.embedding_layout import AUGMENTED_SPLIT, EmbeddingLayout, FeatureKey, FeatureShape
+from raymotion.data.images.damage import DamagedPolicy
+from raymotion.data.streams import STREAMS
+from raymotion.data.views import streams as stream_views
+from raymotion.data.views.streams import View, crop, render_view
+from raymotion.models.vision.backbones import BackboneIdentity
+from raymotion.pipeline.stages import DecodeImages, Item, image_units, not_finite
+
+if TYPE_CHECKING:
+    from raymotion.models.vision.backbones import Backbone
+
+CONTEXT = STREAMS[0]
+# Views of another version are other features.
+RENDERER = int(getattr(stream_views, "VERSION", 1))
+# Crops that go through a backbone together. On a CPU more than these gain nothing, and take memory.
+CHUNK_CPU, CHUNK_GPU = 32, 256
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """What the job computes.
+
+    Attributes:
+        streams: names of the backbones of each stream, in the order of `STREAMS`.
+        identities: of each backbone by name.
+        views: of each level; "none" comes first, and has one.
+        tokens: side of the grid of spatial tokens, 0: none.
+        seed: of the views.
+    """
+
+    streams: Mapping[str, tuple[str, ...]]
+    identities: Mapping[str, BackboneIdentity]
+    views: Mapping[str, int]
+    tokens: int
+    seed: int
+
+    def layout(self) -> EmbeddingLayout:
+        """Of the parts that the job writes."""
+        shapes: dict[FeatureKey, FeatureShape] = {}
+        for stream, names in self.streams.items():
+            for name in names:
+                for level, views in self.views.items():
+                    own = self.identities[name]
+                    shapes[FeatureKey(stream, name, level)] = FeatureShape(views, own.dim)
+                    if self.tokens:
+                        shape = FeatureShape(views, own.token_dim, self.tokens**2)
+                        shapes[FeatureKey(stream, name, level, tokens=True)] = shape
+        backbones = {name: identity.to_dict() for name, identity in self.identities.items()}
+        return EmbeddingLayout(shapes, backbones, self.views, self.seed, self.tokens, RENDERER)
+
+
+class DecodeOnce(DecodeImages):
+    """`DecodeImages` at full size, once for all the items of an image that follow each other.
+
+    Boxes are pixels of the full picture; and decoding less of it would cost small faces what little they have.
+    """
+
+    def __init__(self, damaged: DamagedPolicy = "quarantine") -> None:
+        super().__init__(None, required=True, damaged=damaged)
+
+    def ahead(self, items: Sequence[Item]) -> AbstractContextManager[None]:
+        return super().ahead([unit[0] for unit in image_units(items)])
+
+    def process(self, items: Sequence[Item]) -> None:
+        for first, *others in image_units(items):
+            super().process([first])
+            for item in others:
+                item.pixels, item.failure = first.pixels, first.failure
+                item.mark, item.damage = first.mark, first.damage
+
+
+@dataclass
+class _Subject:
+    """One picture or crop on its way through the backbones of its stream.
+
+    Attributes:
+        pixels: uint8 (h, w, 3).
+        image: what all that is in one picture shares a mirror by.
+        owner: what its other draws go by.
+        items: those that get its features.
+    """
+
+    pixels: np.ndarray
+    image: str
+    owner: str
+    items: list[Item]
+
+    def at(self, level: str) -> list[Item]:
+        """The items that get features of this level: augmented ones are of the training split alone."""
+        return [item for item in self.items if level == "none" or item.row["split"] == AUGMENTED_SPLIT]
+
+
+class EmbedStreams:
+    """Features of each item in every stream that it has, left in `item.output` under the names of the columns.
+
+    The whole picture is looked at once for all its items, and a view is rendered once for all backbones of its stream.
+
+    Attributes:
+        tally: forward passes (rows through a backbone) by `STREAM/BACKBONE/LEVEL`.
+    """
+
+    name = "embed"
+    whole_shard = False
+
+    def __init__(self, plan: StreamPlan, weights: Mapping[str, str], precision: str) -> None:
+        self.plan, self.weights, self.precision = plan, weights, precision
+        self.tally: Counter[str] = Counter()
+
+    def setup(self, threads: int, device: str) -> None:
+        import torch
+
+        from raymotion.models.vision.backbones import Backbone
+
+        torch.set_num_threads(threads)
+        self.chunk = CHUNK_CPU if device == "cpu" else CHUNK_GPU
+        loaded: dict[BackboneIdentity, Backbone] = {}  # one backbone may serve several streams, under several names
+        self.backbones: dict[str, Backbone] = {}
+        for name, identity in self.plan.identities.items():
+            if identity not in loaded:
+                loaded[identity] = Backbone(identity, self.weights[name], device=device, precision=self.precision)
+                # The first call is slow: part of getting ready.
+                loaded[identity](np.zeros((1, 3, identity.size, identity.size), np.float32), tokens=self.plan.tokens)
+            self.backbones[name] = loaded[identity]
+
+    def process(self, items: Sequence[Item]) -> None:
+        units = image_units([item for item in items if item.pixels is not None])
+        for stream, names in self.plan.streams.items():
+            subjects = list(_subjects(units, stream))
+            for level, views in self.plan.views.items():
+                wanted = [subject for subject in subjects if subject.at(level)]
+                for start, block in self._features(stream, names, level, views, wanted):
+                    for key, values in block.items():
+                        for subject, features in zip(wanted[start : start + len(values)], values, strict=True):
+                            self._store(subject, key, features)
+        for item in items:
+            item.pixels = None
+
+    def _features(
+        self, stream: str, names: Sequence[str], level: str, views: int, subjects: Sequence[_Subject]
+    ) -> Iterator[tuple[int, dict[FeatureKey, np.ndarray]]]:
+        """Features (m, views, ...) of m subjects at a time, with the place of the first of them."""
+        step = max(1, self.chunk // views)
+        for start in range(0, len(subjects), step):
+            some = subjects[start : start + step]
+            rendered = [
+                render_view(s.pixels, stream, View(level, number), seed=self.plan.seed, image=s.image, owner=s.owner)
+                for s in some
+                for number in range(views)
+            ]
+            block: dict[FeatureKey, np.ndarray] = {}
+            for name in names:
+                backbone = self.backbones[name]
+                pixels = np.stack([backbone.prepare(view) for view in rendered])
+                pooled, tokens = backbone(pixels, tokens=self.plan.tokens)
+                self.tally[f"{stream}/{name}/{level}"] += len(pixels)
+                block[FeatureKey(stream, name, level)] = pooled.reshape(len(some), views, -1)
+                if tokens is not None:
+                    shape = (len(some), views, *tokens.shape[1:])
+                    block[FeatureKey(stream, name, level, tokens=True)] = tokens.reshape(shape)
+            yield start, block
+
+    def _store(self, subject: _Subject, key: FeatureKey, features: np.ndarray) -> None:
+        with np.errstate(over="ignore"):
+            half = features.astype(np.float16)
+        for item in subject.at(key.level):
+            if np.isfinite(half).all():
+                item.output[key.column] = half
+            else:
+                peak = float(np.abs(features).max())
+                item.failure = not_finite(self.name, f"{key.column} reaches {peak:g}, more than float16 holds")
+
+
+def _subjects(units: Sequence[Sequence[Item]], stream: str) -> Iterator[_Subject]:
+    """What a stream looks at: each picture once, or each person's crop. A person without a box has none."""
+    for unit in units:
+        pixels, image = unit[0].pixels, str(unit[0].row["group_id"])
+        assert pixels is not None
+        if stream == CONTEXT:
+            yield _Subject(pixels, image, image, list(unit))
+            continue
+        for item in unit:
+            part = crop(pixels, item.row[f"{stream}_box"])
+            if part is not None:
+                yield _Subject(part, image, str(item.row["sample_id"]), [item])

@@ -1,0 +1,145 @@
+"""One prediction beside what makes it readable: the training prior, the lift over it, the threshold's decision."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from raymotion import storage
+from raymotion.data.captions import readable
+from raymotion.data.images.damage import DamagedPolicy
+from raymotion.errors import InputError
+
+
+@dataclass(frozen=True)
+class Emotion:
+    """One emotion of one prediction.
+
+    Attributes:
+        prior: its share in the training split; None where the checkpoint does not say.
+        lift: probability / prior; None without a prior, or for a prior of 0.
+        chosen: whether the probability reaches `threshold`; None for a checkpoint without thresholds.
+    """
+
+    label: str
+    probability: float
+    prior: float | None
+    lift: float | None
+    threshold: float | None
+    chosen: bool | None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one model says of one image and its captions; `emotions` fall by probability."""
+
+    model: str
+    fingerprint: str
+    image: str | None
+    captions: list[str]
+    emotions: list[Emotion]
+    notes: list[str]
+    # Of a fusion head: the boxes that were given, and valence, arousal, dominance on EMOTIC's scale of 1 to 10.
+    boxes: dict[str, list[float]] | None = None
+    vad: dict[str, float] | None = None
+
+    def to_json(self) -> str:
+        values = {name: value for name, value in asdict(self).items() if name not in ("boxes", "vad") or value}
+        return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
+
+    def lines(self, top: int | None = None) -> list[str]:
+        """A table of the `top` emotions for a terminal, and what has to be known of it."""
+        shown = self.emotions[:top]
+        heads = ("emotion", "probability", "in training", "lift", "chosen")
+        rows = [
+            (
+                emotion.label,
+                f"{emotion.probability:.3f}",
+                "not known" if emotion.prior is None else f"{emotion.prior:.3f}",
+                "" if emotion.lift is None else f"x {emotion.lift:.2f}",
+                "" if emotion.chosen is None else f"{'yes' if emotion.chosen else 'no'} ({_limit(emotion.threshold)})",
+            )
+            for emotion in shown
+        ]
+        columns = heads if any(emotion.chosen is not None for emotion in shown) else heads[:-1]
+        widths = [max(len(head), *(len(row[i]) for row in rows)) for i, head in enumerate(columns)]
+        table = [
+            "  ".join(
+                cell.ljust(width) if i in (0, 4) else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=False))
+            ).rstrip()
+            for row in [columns, *rows]
+        ]
+        vad = ", ".join(f"{name} {value:.1f}" for name, value in (self.vad or {}).items())
+        return [*table, *([f"{vad} (of 1 to 10)"] if vad else []), *(f"note: {note}" for note in self.notes)]
+
+
+def explain(
+    folder: storage.PathLike,
+    image: str | None,
+    captions: Sequence[str],
+    *,
+    device: str = "cpu",
+    weights: str | Sequence[str] | None = None,
+    boxes: Mapping[str, Sequence[float]] | None = None,
+    damaged: DamagedPolicy = "quarantine",
+) -> Prediction:
+    """Opens the checkpoint and predicts one sample; see `predictor.load` and `Predictor.label` for the errors."""
+    from raymotion.pipeline.predictor import load, read_picture
+
+    texts = readable(captions)
+    if image is None and not texts:
+        if any(text.strip() for text in captions):
+            raise InputError("no caption holds a readable character", remedy="Write one, or add IMAGE.")
+        raise InputError("neither an image nor a caption is given", remedy='Add IMAGE, or --caption "...".')
+    # Before the model, which takes seconds to load, and a hub's weights minutes: a misspelt name is told at once.
+    kept: list[Exception] = []
+    pixels = None if image is None else read_picture(image, on_kept=kept.append if damaged == "keep" else None)
+    model = load(folder, device=device, weights=weights)
+    model.damaged = damaged
+    probabilities = model.label(pixels if model.min_side is None else image, texts, boxes=boxes)
+    info = model.info
+    emotions = []
+    for label, probability in probabilities.items():
+        i = info.vocabulary.index(label)
+        prior = None if info.prior is None else info.prior[i]
+        threshold = None if info.thresholds is None else info.thresholds[i]
+        emotions.append(
+            Emotion(
+                label,
+                probability,
+                prior,
+                probability / prior if prior else None,
+                threshold,
+                None if threshold is None else probability >= threshold,
+            )
+        )
+    notes = [*model.not_read(image=image is not None, caption=bool(texts)), *model.notes]
+    if damage := model.damage or (str(kept[0]) if kept else None):
+        notes.insert(0, f"The picture is damaged, and was read as it decodes: {damage}.")
+    given = {name: [float(value) for value in box] for name, box in (boxes or {}).items()}
+    return Prediction(str(folder), info.fingerprint, image, texts, emotions, notes, given or None, model.vad)
+
+
+def parse_box(text: str, what: str) -> list[float]:
+    """`x1,y1,x2,y2` as numbers.
+
+    Raises:
+        InputError: it is not that; `what` names where it stood.
+    """
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != 4 or not all(math.isfinite(value) for value in values):
+        raise InputError(f"{what} {text!r} is no box", remedy="Write four numbers of pixels: x1,y1,x2,y2.")
+    if values[2] <= values[0] or values[3] <= values[1]:
+        raise InputError(f"{what} {text!r} is empty", remedy="Left and top come first: x1 < x2 and y1 < y2.")
+    return values
+
+
+def _limit(threshold: float | None) -> str:
+    # Above 1: validation had no positive of this class, so nothing is known of it.
+    return "no threshold: too rare in validation" if threshold is None or threshold > 1 else f"from {threshold:.2f}"

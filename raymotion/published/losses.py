@@ -1,0 +1,163 @@
+"""The losses of the public EMOTIC study as it has them, under `*_published`, to compare with and to learn from.
+
+`bce` and `focal` are missing: there the public code is right. What is wrong with the others stands in each class. None
+of them divides by the weights of samples, and where the public code sums, the number of rows scales the step.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from raymotion.config import Settings
+from raymotion.errors import InputError
+from raymotion.learning.losses.multilabel import NamedLoss
+
+if TYPE_CHECKING:
+    import torch
+
+# The public study's fixed weights of the 26 EMOTIC classes: 1 / ln(n_c + 1.2) of their training counts.
+STATIC_WEIGHTS = (
+    0.1435, 0.1870, 0.1692, 0.1165, 0.1949, 0.1204, 0.1728, 0.1372, 0.1620, 0.1540, 0.1987, 0.1057, 0.1482,
+    0.1192, 0.1590, 0.1929, 0.1158, 0.1907, 0.1345, 0.1307, 0.1665, 0.1698, 0.1797, 0.1657, 0.1520, 0.1537,
+)  # fmt: skip
+ABSENT_WEIGHT = 1e-4
+EPSILON = 1e-8
+
+
+class DiscretePublished(NamedLoss):
+    """Sum over samples and labels of w_c (x - y)^2 on the raw outputs x, without a sigmoid.
+
+    Its flaws: a sum, so that every row more makes a longer step; `dynamic` weights 1 / ln(n_c + 1.2) of the *counts* in
+    the batch, so that they depend on its size, and 0.0001 for a class that the batch lacks, so that its negatives do
+    not count. `mean` is 1 / L, `static` the fixed vector of the 26 EMOTIC classes.
+    """
+
+    name = "discrete_published"
+
+    class Options(Settings):
+        weights: Literal["mean", "static", "dynamic"] = "dynamic"
+
+    def configure(self, options: Any) -> None:
+        self.weights: str = options.weights
+
+    def class_weights(self, targets: torch.Tensor) -> torch.Tensor:
+        """(L,) of a batch of targets (n, L)."""
+        import torch
+
+        width = targets.shape[1]
+        if self.weights == "mean":
+            return targets.new_full((width,), 1.0 / width)
+        if self.weights == "static":
+            if width != len(STATIC_WEIGHTS):
+                raise InputError(
+                    f"loss {self.name} with weights=static is for the 26 EMOTIC labels, not for {width}",
+                    remedy="Choose weights=dynamic or mean, or the loss discrete.",
+                )
+            return targets.new_tensor(STATIC_WEIGHTS)
+        counts = targets.sum(dim=0)
+        present = 1.0 / (counts + 1.2).log()
+        return torch.where(counts > 0, present, torch.full_like(present, ABSENT_WEIGHT))
+
+    def reduce(
+        self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        terms = (logits - targets).square() * self.class_weights(targets)
+        return (terms if weights is None else terms * weights[:, None]).sum()
+
+    @staticmethod
+    def probabilities(logits: torch.Tensor) -> torch.Tensor:
+        """The outputs themselves, clamped: they were fitted to 0 and 1."""
+        return logits.float().clamp(0.0, 1.0)
+
+
+class _MeanPublished(NamedLoss):
+    def reduce(
+        self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        terms = self.terms(logits, targets, epoch, weights)
+        return (terms if weights is None else terms * weights[:, None]).mean()
+
+
+class AsymmetricPublished(_MeanPublished):
+    """The study's `asl`: p' = clamp(p, clip, 1 - clip) for present and absent labels alike.
+
+    Its flaw: nothing is learnt from a present label with p < clip, the worst mistake there is; the loss that it is
+    named after shifts p, and only for absent labels.
+    """
+
+    name = "asymmetric_published"
+
+    class Options(Settings):
+        gamma_negative: float = Field(default=4.0, ge=0.0)
+        gamma_positive: float = Field(default=0.0, ge=0.0)
+        clip: float = Field(default=0.05, ge=0.0, lt=0.5)
+
+    def configure(self, options: Any) -> None:
+        self.negative: float = options.gamma_negative
+        self.positive: float = options.gamma_positive
+        self.clip: float = options.clip
+
+    def terms(
+        self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        p = logits.sigmoid().clamp(self.clip, 1.0 - self.clip)
+        present = targets * (p + EPSILON).log() * (1.0 - p) ** self.positive
+        absent = (1.0 - targets) * (1.0 - p + EPSILON).log() * p**self.negative
+        return -(present + absent)
+
+
+class LabelCorrectionPublished(_MeanPublished):
+    """The study's `mllsc`: a present label counts as absent unless p > tau, an absent one as present unless p < tau'.
+
+    Its flaw: without a warm-up every p is about 0.5 < tau at the start, so that every present label is taken away and
+    the model learns to answer nothing (17.48 mAP in the study).
+    """
+
+    name = "mllsc_published"
+
+    class Options(Settings):
+        tau_present: float = Field(default=0.55, ge=0.0, le=1.0)
+        tau_absent: float = Field(default=0.6, ge=0.0, le=1.0)
+
+    def configure(self, options: Any) -> None:
+        self.tau_present: float = options.tau_present
+        self.tau_absent: float = options.tau_absent
+
+    def terms(
+        self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        import torch
+
+        p = logits.sigmoid()
+        log_p, log_q = (p + EPSILON).log(), (1.0 - p + EPSILON).log()
+        present = torch.where(p > self.tau_present, log_p, log_q)
+        absent = torch.where(p < self.tau_absent, log_q, log_p)
+        return -torch.where(targets >= 0.5, present, absent)
+
+
+class DicePublished(_MeanPublished):
+    """1 - (2 sum(p y) + smooth) / (sum p + sum y + smooth) over all samples and labels at once.
+
+    Its flaw: the frequent labels decide it alone (22.60 mAP in the study).
+    """
+
+    name = "dice_published"
+
+    class Options(Settings):
+        smooth: float = Field(default=1.0, gt=0.0)
+
+    def configure(self, options: Any) -> None:
+        self.smooth: float = options.smooth
+
+    def reduce(
+        self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        p = logits.sigmoid()
+        rows = 1.0 if weights is None else weights[:, None]
+        both, either = (rows * p * targets).sum(), (rows * (p + targets)).sum()
+        return 1.0 - (2.0 * both + self.smooth) / (either + self.smooth)
+
+
+ALL: tuple[type[NamedLoss], ...] = (DiscretePublished, AsymmetricPublished, DicePublished, LabelCorrectionPublished)

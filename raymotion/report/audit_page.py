@@ -1,0 +1,274 @@
+"""The page of an audit: one HTML file that opens offline and runs no script; and the same in lines for a terminal."""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raymotion.evaluation.disagreements import Example
+from raymotion.learning.bootstrap import Metric
+from raymotion.learning.metrics.multilabel import Evaluation
+from raymotion.learning.significance import FEWEST_IMAGES, Headline, Verdict, headline, verdict_of, voids_results
+from raymotion.report.figures import metric_rows
+from raymotion.report.labelled import LabelledSet
+from raymotion.report.page import as_text, template, thumbnail
+
+CAPTIONS_SHOWN = 3
+# Columns of words among columns of figures.
+TEXTS = ("said by", "not judged because")
+QUESTIONS = {
+    "human-labels": "Do the pseudo-labels say what people say of the same images?",
+    "label-quality": "Which human labels do the predictions contradict?",
+    "own-choices": "Where do the chosen labels and their own probabilities part ways?",
+}
+KINDS = {
+    "miss": "people say {emotion}, the pseudo-labels do not",
+    "false alarm": "the pseudo-labels say {emotion}, people do not",
+    "doubtful": "labelled {emotion}, which the predictions contradict",
+    "missing": "not labelled {emotion}, which the predictions ask for",
+}
+
+
+def verdict(record: Mapping[str, Any]) -> Headline:
+    """How the page and the terminal begin."""
+    results = record["results"]
+    warnings = [notice for notice in record["labels"]["notices"] if voids_results(notice)]
+    if record["mode"] == "human-labels":
+        return _against_people(results, warnings)
+    found = f"{results['labels_flagged']:,} labels of {results['images_flagged']:,} of {results['images']:,} images"
+    if record["mode"] == "own-choices":
+        text = f"The selection and the probabilities part ways on {found}. This finds no error of the model."
+        return Headline("unsure", text)
+    return Headline("unsure", _doubts(results, found))
+
+
+def _against_people(results: Mapping[str, Any], warnings: Sequence[str]) -> Headline:
+    emotions = results["emotions"]
+    counts = Counter(emotion["verdict"] for emotion in emotions)
+    tested = len(emotions) - counts["untested"]
+    sentence = (
+        f"{counts['untested']} of {len(emotions)} emotions cannot be judged: fewer than {FEWEST_IMAGES} images carry "
+        f"them, or do not. " if counts["untested"] else ""
+    )  # fmt: skip
+    sentence += (
+        f"The probabilities rank images better than chance for {counts['better']} of {tested} emotions, worse for "
+        f"{counts['worse']}; for {counts['unclear']} it is not clear."
+        if tested
+        else "No emotion is on enough images to say how well the probabilities rank them."
+    )
+    kappa = verdict_of((results["choice"]["macro_kappa_low"], results["choice"]["macro_kappa_high"]))
+    sentence += " The chosen labels agree with people" + (
+        " beyond chance." if kappa == "better" else " no more than by chance."
+    )
+    metric = Evaluation.from_dict(results["evaluation"])["macro_ap"]
+    useless = tested > 0 and not counts["better"] and metric.verdict != "better"
+    verdicts: dict[str, Verdict] = {"mAP": metric.verdict, "kappa": "unclear" if kappa == "worse" else kappa}
+    if counts["worse"]:
+        verdicts["emotions"] = "unclear"
+    return headline(
+        verdicts,
+        dict.fromkeys(("good", "unsure", "bad"), sentence),
+        failures=["no emotion is ranked better than chance"] if useless else [],
+        warnings=warnings,
+    )
+
+
+def _doubts(results: Mapping[str, Any], found: str) -> str:
+    """What confident learning found, beside what it finds in labels of which none is wrong."""
+    if not results["judged"]:
+        return "The predictions know too little of any emotion to doubt a label."
+    luck, flagged = results["labels_flagged_by_luck"], results["labels_flagged"]
+    known = f"for the {results['judged']} of {len(results['emotions'])} emotions that they know something of"
+    if flagged <= luck:
+        return (
+            f"No evidence of wrong labels: the predictions contradict {found}, {known}, and labels that are all right "
+            f"would get about {luck:,.0f} contradictions by luck alone."
+        )
+    return (
+        f"The predictions contradict {found}, {known}; labels that are all right would get about {luck:,.0f} "
+        "contradictions by luck alone."
+    )
+
+
+def emotion_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the table of emotions, as texts."""
+    emotions = record["results"]["emotions"]
+    if record["mode"] == "human-labels":
+        heads = ["emotion", "images", "AP", "chance", "AUC", "95 % interval", "precision", "chance", "recall", "chance"]
+        heads += ["kappa", "ECE", "said by"]
+        rows = [
+            [
+                e["label"], f"{e['positives']:,}", _text(e["ap"]), _text(e["prevalence"]), _text(e["auc"]),
+                _between(e["auc_low"], e["auc_high"]), _text(e["precision"]), _text(e["prevalence"]),
+                _text(e["recall"]), _text(e["given"]), _text(e["kappa"]), _text(e["calibration_error"]),
+                ", ".join(e["words"]),
+            ]
+            for e in emotions
+        ]  # fmt: skip
+        return heads, rows
+    heads = [
+        "emotion",
+        "labelled",
+        "mean p with it",
+        "mean p without",
+        "AUC",
+        "95 % interval",
+        "doubtful",
+        "missing",
+        "by luck",
+    ]
+    rows = [
+        [
+            e["label"], f"{e['given']:,}", _text(e["mean_given"]), _text(e["mean_absent"]), _text(e["auc"]),
+            _between(e["auc_low"], e["auc_high"]), f"{e['doubtful']:,}" if e["judged"] else "–",
+            f"{e['missing']:,}" if e["judged"] else "–", "–" if e["by_luck"] is None else f"{e['by_luck']:.1f}",
+        ]
+        for e in emotions
+    ]  # fmt: skip
+    if record["mode"] == "own-choices":  # the AUC of choices against what they were chosen by says nothing
+        keep = [i for i, head in enumerate(heads) if head not in ("AUC", "95 % interval", "by luck")]
+        return [heads[i] for i in keep], [[row[i] for i in keep] for row in rows]
+    return [*heads, "not judged because"], [[*row, e["reason"]] for row, e in zip(rows, emotions, strict=True)]
+
+
+def key_figures(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and texts of the figures that sum an audit up, each with its chance level."""
+    results = record["results"]
+    if record["mode"] == "human-labels":
+        choice, metric = results["choice"], Evaluation.from_dict(results["evaluation"])["macro_ap"]
+        return [
+            ("images compared", f"{record['match']['matched']:,}"),
+            ("mAP", _text(metric.value)),
+            ("mAP by chance", _text(metric.constant)),
+            ("precision", _text(choice["precision"])),
+            ("precision by chance", _text(choice["precision_by_chance"])),
+            ("recall", _text(choice["recall"])),
+            ("recall by chance", _text(choice["recall_by_chance"])),
+            ("mean kappa", _text(choice["macro_kappa"])),
+            ("ECE", _text(results["calibration"]["error"])),
+            ("ECE by luck", _text(results["calibration"]["by_luck"])),
+        ]
+    return [
+        ("images", f"{results['images']:,}"),
+        ("images flagged", f"{results['images_flagged']:,}"),
+        ("labels flagged", f"{results['labels_flagged']:,}"),
+        *([("by luck", f"{results['labels_flagged_by_luck']:,.0f}")] if record["mode"] == "label-quality" else []),
+        ("emotions judged", f"{results['judged']} of {len(results['emotions'])}"),
+        ("mean label quality", _text(results["mean_quality"])),
+    ]
+
+
+def lines(record: Mapping[str, Any]) -> list[str]:
+    """The audit for a terminal: verdict, notes, key figures, the table of emotions."""
+    heads, rows = emotion_table(record)
+    # The last column of words is for the page: lines of a terminal are short.
+    width = len(heads) - 1 if heads[-1] in TEXTS else len(heads)
+    cells = [heads[:width], *(row[:width] for row in rows)]
+    sizes = [max(len(row[i]) for row in cells) for i in range(width)]
+    table = [
+        "  ".join(
+            cell.ljust(n) if i == 0 else cell.rjust(n) for i, (cell, n) in enumerate(zip(row, sizes, strict=True))
+        )
+        for row in cells
+    ]
+    figures = "; ".join(f"{name} {value}" for name, value in key_figures(record))
+    return [
+        verdict(record).text,
+        *(f"note: {note}" for note in record["notes"]),
+        figures,
+        "",
+        *(line.rstrip() for line in table),
+    ]
+
+
+def render(record: Mapping[str, Any], examples: Sequence[Example], labelled: LabelledSet) -> str:
+    """The page from audit.json's record and the disagreements to show."""
+    first = verdict(record)
+    heads, rows = emotion_table(record)
+    results = record["results"]
+    against_people = record["mode"] == "human-labels"
+    metrics = []
+    if against_people:
+        evaluation = Evaluation.from_dict(results["evaluation"])
+        evaluation.metrics["macro_auc"] = _metric(results["macro_auc"])
+        metrics = metric_rows(evaluation)
+    source = record["labels"]
+    facts = [
+        ("Question", QUESTIONS[record["mode"]]),
+        ("Labels", f"{source['path']}, {source['images']:,} images, {source['vocabulary']['name']}"),
+        (
+            "Model",
+            f"{source['model'] or 'not recorded'}, reads {', '.join(source['modalities'] or ['what is not recorded'])}",
+        ),
+        ("Selection", as_text(source["selection"])),
+    ]
+    if "truth" in record:
+        facts.append(("Human labels", f"{record['truth']['path']}, {record['truth']['vocabulary']['name']}"))
+    if record.get("mapping") and record["mapping"]["path"]:
+        facts.append(("Mapping", record["mapping"]["path"]))
+    return template("audit.html.j2").render(
+        record=record,
+        state=first.state,
+        headline=first.text,
+        question=QUESTIONS[record["mode"]],
+        key_figures=key_figures(record),
+        facts=facts,
+        metrics=metrics,
+        heads=heads,
+        rows=rows,
+        texts=[i for i, head in enumerate(heads) if head in TEXTS],
+        figure=_figure(record) if against_people else None,
+        calibration=results.get("calibration"),
+        unmapped=(record.get("mapping") or {}).get("unmapped") or [],
+        cards=[_card(example) for example in examples],
+        provenance=[
+            ("Job digest", str(source["digest"] or "not recorded")),
+            ("Vocabulary fingerprint", source["vocabulary"]["fingerprint"]),
+            *((f"Version of {name}", number) for name, number in record["versions"].items()),
+        ],
+    )
+
+
+def _figure(record: Mapping[str, Any]) -> str:
+    from raymotion.learning.metrics.calibration import CalibrationBin
+    from raymotion.report.evaluation_plots import reliability_figure
+
+    scores = record["results"]["calibration"]
+    data = reliability_figure(
+        [CalibrationBin(**item) for item in scores["curve"]],
+        title="Reliability, bins of equal mass",
+        what="people say the emotion",
+        note=f"ECE {scores['error']:.3f}, by luck {scores['by_luck']:.3f}",
+    )
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def _card(example: Example) -> dict[str, Any]:
+    picture, problem = thumbnail(example.row.image_uri, example.row.mark)
+    captions = example.row.captions
+    return {
+        "sample_id": example.row.sample_id,
+        "why": KINDS[example.kind].format(emotion=example.emotion) + f" (p = {example.probability:.2f})",
+        "picture": picture,
+        "problem": problem,
+        "alt": captions[0] if captions else f"image {example.row.sample_id}",
+        "captions": captions[:CAPTIONS_SHOWN],
+        "top": example.top,
+        "given": example.given,
+        "predicted": example.predicted,
+    }
+
+
+def _metric(value: Mapping[str, Any]) -> Metric:
+    gains = {name: tuple(value[name]) if value[name] else None for name in ("prior_gain", "constant_gain")}
+    return Metric(**{**value, **gains})
+
+
+def _text(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _between(low: float | None, high: float | None) -> str:
+    return "–" if low is None or high is None else f"{low:.3f} to {high:.3f}"

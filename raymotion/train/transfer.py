@@ -1,0 +1,481 @@
+"""What pre-training on pseudo-labels is worth: transfer compared with its controls, over seeds and depths.
+
+Yosinski, Clune, Bengio and Lipson (2014), "How transferable are features in deep neural networks?". A is the student
+that was trained on pseudo-labels, B the set that people labelled. The first n layers are copied from A (`AnB`) or from
+a network trained on B itself (`BnB`, the control), and frozen; with a plus they are fine-tuned. `scratch` is the
+network trained on B from random weights, the base of BnB. What AnB loses against BnB is what A's layers do not know of
+B; what BnB loses against scratch is what cutting a network in two costs by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+import raymotion
+from raymotion import records, storage
+from raymotion.batch.choice import matrix_of
+from raymotion.batch.cluster import available_cpus, connect
+from raymotion.batch.progress import Progress, ProgressKind
+from raymotion.config import require_same_settings
+from raymotion.errors import Damaged, InputError, RaymotionError, RunFailed
+from raymotion.folders import outputs
+from raymotion.folders.lock import one_writer, one_writer_of
+from raymotion.learning.metrics.multilabel import Evaluation, metric_text
+from raymotion.learning.paired import paired_map_gain
+from raymotion.learning.significance import Gain
+from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info
+from raymotion.models.checkpoint_files import ANSWERS
+from raymotion.stores.access import Access, current
+from raymotion.train.data import TrainingData, prepare
+from raymotion.train.fit import PLACES, REMEDY, fit
+from raymotion.train.pictures import cached_pictures
+from raymotion.train.progress import at_epoch, interval, read_pace
+from raymotion.train.recipe import StudentRecipe, Transfer
+
+CONDITIONS = ("scratch", "AnB", "AnB+", "BnB", "BnB+")
+RECORD, RUNS = "finetune.json", "runs"
+MOST_SHOWN = 3  # runs in training at a time whose epoch is told
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of the comparison."""
+
+    condition: str
+    depth: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        if self.condition == "scratch":
+            return f"scratch-seed{self.seed}"
+        return f"{self.condition.replace('n', str(self.depth)).replace('+', 'plus')}-seed{self.seed}"
+
+
+class ComparisonProgress(Progress):
+    """Counts the runs of a comparison on standard error; beside them where those in training stand.
+
+    Args:
+        folder: of all runs. names: of each.
+    """
+
+    def __init__(self, kind: ProgressKind, folder: str, names: Sequence[str]) -> None:
+        super().__init__(kind, total=len(names), done=0, title="fine-tuning", unit="runs")
+        self._folder, self._open = folder, list(names)
+        self._seen: dict[str, Mapping[str, Any]] = {}
+        self._looked = -math.inf
+
+    def ended(self, name: str) -> None:
+        self._open.remove(name)
+        self._seen.pop(name, None)
+        self.advance(1, 0)
+
+    def refresh(self) -> None:
+        if time.monotonic() - self._looked < interval(self._folder):
+            return
+        self._looked = time.monotonic()
+        for name in list(self._open):
+            news = read_pace(outputs.run_folder(storage.join(self._folder, name)))
+            if news is not None and name in self._open:
+                self._seen[name] = news
+                self._waiting = ""
+
+    def note(self) -> str:
+        seen = sorted(self._seen.items(), key=lambda item: -float(item[1]["at"]))
+        shown = ", ".join(f"{name} {at_epoch(news)}" for name, news in seen[:MOST_SHOWN])
+        return f"runs, in training: {shown}" if shown else "runs"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric of one condition.
+
+    Attributes:
+        values: of each seed.
+        against_scratch: for each seed the difference to training from scratch with that seed; positive is better.
+    """
+
+    values: tuple[float, ...]
+    prior: float
+    constant: float
+    against_scratch: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.values))
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over seeds (n - 1)."""
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else math.nan
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a condition at a depth.
+
+    Attributes:
+        depth: None for training from scratch.
+        distinct_top3: for each seed, how many different sets of three highest labels were predicted.
+        gain, over_control: in mAP, over training from scratch, and over the same transfer from a network that never saw
+            a pseudo-label (`AnB` over `BnB`, `AnB+` over `BnB+`); None where there is nothing to compare with.
+        validation_map: mean over seeds of the mAP on validation, to choose by.
+    """
+
+    condition: str
+    depth: int | None
+    scores: Mapping[str, Score]
+    distinct_top3: tuple[int, ...]
+    validation_map: float
+    gain: Gain | None = None
+    over_control: Gain | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found; `folder` holds it as json, csv and picture, and every checkpoint."""
+
+    folder: str
+    split: str
+    samples: int
+    layers: list[list[str]]
+    rows: list[Row]
+
+
+@one_writer_of("out")
+def compare(
+    recipe: StudentRecipe,
+    source: storage.PathLike,
+    out: storage.PathLike,
+    *,
+    depths: Sequence[int] = (),
+    seeds: Sequence[int] = (0, 1, 2),
+    conditions: Sequence[str] = CONDITIONS,
+    address: str | None = None,
+    parallel: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+    progress: ProgressKind = "none",
+) -> Comparison:
+    """Runs every condition at every depth with every seed on the recipe's samples.
+
+    Each run is a checkpoint in `out`/runs; the same call after an interruption does those that are missing. Runs are
+    tasks of Ray, as many at once as there are CPUs (GPUs, where there are any).
+
+    Args:
+        recipe: data and optimiser of the runs; its seed, workers and transfer are set here.
+        source: checkpoint of student A.
+        depths: layers that are copied; default: all but the head.
+        parallel: False: one after the other in this process, without Ray.
+        say: told of each run that has ended.
+        progress: how the runs are counted on standard error.
+
+    Raises:
+        InputError: `source` is no student, a depth or condition that there is not, a recipe with a shape of its own.
+    """
+    a, target = storage.absolute(source), storage.absolute(out)
+    layers = _layers(read_checkpoint_info(a))
+    chosen = tuple(sorted(set(depths))) or (len(layers) - 1,)
+    for depth in chosen:
+        if not 1 <= depth < len(layers):
+            raise InputError(
+                f"has {len(layers)} layers, the head among them; {depth} cannot be transferred",
+                path=a,
+                remedy=f"Give depths from 1 to {len(layers) - 1}.",
+            )
+    plain = StudentRecipe()
+    given = [
+        name
+        for name in ("model", "image_init", "text_init", "tokenizer", "transfer", "seed")
+        if getattr(recipe, name) != getattr(plain, name)
+    ]
+    if given:
+        raise InputError(
+            f"the recipe sets {', '.join(given)}, but these runs take shape, tokenizer and weights from {a}, and "
+            "seeds from the command",
+            remedy="Take a recipe without, such as finetune-student.",
+        )
+    if recipe.workers > 1:
+        raise InputError(f"the recipe asks for {recipe.workers} workers", remedy="Each of these runs has one.")
+    # The tasks run in other folders.
+    samples = storage.absolute(recipe.data.samples)
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"samples": samples})})
+    unknown = [name for name in conditions if name not in CONDITIONS]
+    if unknown:
+        raise InputError(f"there is no condition {unknown[0]!r}", remedy=f"Choose from {', '.join(CONDITIONS)}.")
+    if len(set(seeds)) != len(seeds) or not seeds:
+        raise InputError(f"seeds {list(seeds)} are not different ones, at least one")
+    # Once, and the pictures decoded once, before as many processes as there are cores would do both at the same time.
+    data = prepare(_recipe_of(Run("scratch", 0, seeds[0]), recipe, a, target))
+    size = int(read_checkpoint_info(a).config["image_size"])
+    cached_pictures(recipe, data.image_uris, size, threads=available_cpus())
+    settings = {
+        **recipe.result_settings(),
+        "data_fingerprint": data.fingerprint,
+        "seed": None,
+        "source": read_checkpoint_info(a).fingerprint,
+        "depths": list(chosen),
+        "seeds": list(seeds),
+        "conditions": list(conditions),
+    }
+    record = storage.join(target, RECORD)
+    if storage.exists(record):
+        with contextlib.suppress(Damaged):  # it is written anew at the end, and each run knows its own settings
+            before = records.read_record(record)["settings"]
+            require_same_settings(before, settings, where=target, remedy=REMEDY, ignore=PLACES)
+    elif strange := _strange(set(storage.list_entries(target))):
+        raise InputError(
+            f"holds {strange[0]}, which is not part of a comparison",
+            path=target,
+            remedy="Name another folder with --out.",
+        )
+    # Scratch always: it is what the others are compared with, and what BnB starts from.
+    first = [Run("scratch", 0, seed) for seed in seeds]
+    then = [
+        Run(name, depth, seed) for depth in chosen for name in CONDITIONS[1:] if name in conditions for seed in seeds
+    ]
+    done = 0
+
+    def tell(run: Run, info: CheckpointInfo) -> None:
+        nonlocal done
+        done += 1
+        value = getattr(info, _scored_split(info))["metrics"]["macro_ap"]["value"]
+        line = f"{done}/{len(first) + len(then)} {run.name}: mAP {metric_text(value)}"
+        (shown.say if shown.kind == "bar" else say)(line)
+        shown.ended(run.name)
+
+    infos: dict[Run, CheckpointInfo] = {}
+    with ComparisonProgress(progress, storage.join(target, RUNS), [run.name for run in [*first, *then]]) as shown:
+        shown.waiting("starting")
+        for group in (first, then):
+            recipes = [(run, _recipe_of(run, recipe, a, target)) for run in group]
+            for run, info in _run_all(recipes, target, address, parallel):
+                infos[run] = info
+                tell(run, info)
+    split = _scored_split(infos[first[0]])
+    rows = [_row("scratch", None, first, infos, split, first)]
+    measured = _Answers(data, infos, "test" if split == "test" else "val")
+    for depth in chosen:
+        by_condition = {
+            name: [run for run in then if (run.condition, run.depth) == (name, depth)] for name in CONDITIONS[1:]
+        }
+        for name, runs in by_condition.items():
+            if not runs:
+                continue
+            control = by_condition[name.replace("A", "B")] if name.startswith("A") else []
+            rows.append(
+                replace(
+                    _row(name, depth, runs, infos, split, first),
+                    gain=measured.gain(runs, first),
+                    over_control=measured.gain(runs, control) if control else None,
+                )
+            )
+    scored = getattr(infos[first[0]], split)
+    result = Comparison(target, split, scored["samples"], layers, rows)
+    _write(result, settings)
+    return result
+
+
+def _strange(there: set[str]) -> list[str]:
+    """Entries of a folder that are not from an unfinished comparison: it has runs before it has tables."""
+    return sorted(there - ({RUNS, "finetune.csv", "finetune.png"} if RUNS in there else set()))
+
+
+def _scored_split(info: CheckpointInfo) -> str:
+    """`test`, or `validation` where there is no test, or none of its samples has a label."""
+    test = info.test
+    return "test" if test is not None and test["metrics"]["macro_ap"]["value"] is not None else "validation"
+
+
+def _layers(info: CheckpointInfo) -> list[list[str]]:
+    """Names of the modules of each layer, from the input to the output."""
+    if info.architecture != "student":
+        raise InputError(f"is a {info.architecture}; layers are taken from a student", path=info.folder)
+    from raymotion.models.student.network import Student, StudentConfig
+
+    model = Student(StudentConfig.model_validate(info.config), len(info.vocabulary))
+    return [sorted({name.rpartition(".")[0] or name for name in block}) for block in model.blocks()]
+
+
+def _recipe_of(run: Run, recipe: StudentRecipe, a: str, target: str) -> StudentRecipe:
+    base = storage.join(target, RUNS, Run("scratch", 0, run.seed).name)
+    transfer = Transfer(
+        source=base if run.condition.startswith("B") else a,
+        depth=run.depth,
+        freeze=run.condition in ("AnB", "BnB"),
+    )
+    cached = recipe.data.model_copy(update={"cache_images": True})
+    return recipe.model_copy(update={"transfer": transfer, "seed": run.seed, "workers": 0, "data": cached})
+
+
+def _run_all(
+    recipes: Sequence[tuple[Run, StudentRecipe]], target: str, address: str | None, parallel: bool
+) -> Iterator[tuple[Run, CheckpointInfo]]:
+    if not parallel:
+        for run, recipe in recipes:
+            yield run, fit(recipe, storage.join(target, RUNS, run.name)).info
+        return
+    with connect(address):
+        import ray
+        from ray.exceptions import RayError
+
+        use_gpu = recipes[0][1].use_gpu if recipes else None
+        gpu = 1 if use_gpu is not False and ray.cluster_resources().get("GPU", 0) >= 1 else 0
+        train = ray.remote(num_cpus=1, num_gpus=gpu, max_retries=2)(_train_one)
+        waiting = {
+            train.remote(recipe.model_dump(mode="json"), storage.join(target, RUNS, run.name), current()): run
+            for run, recipe in recipes
+        }
+        while waiting:
+            (ready,), _ = ray.wait(list(waiting), num_returns=1)
+            run = waiting.pop(ready)
+            try:
+                ray.get(ready)
+            except RayError as error:
+                cause = getattr(error, "cause", None)
+                if isinstance(cause, RaymotionError):
+                    raise cause from error
+                raise RunFailed(
+                    f"run {run.name} failed ({str(error).strip().splitlines()[-1]}); the same command goes on"
+                ) from error
+            where = storage.join(target, RUNS, run.name)
+            if not is_checkpoint(where):
+                raise RunFailed(
+                    f"run {run.name} ended on another machine, whose files are not seen here: let --out be an s3:// "
+                    "address, or a folder that all machines share"
+                )
+            yield run, read_checkpoint_info(where)
+
+
+def _train_one(recipe: dict[str, Any], out: str, access: Access) -> None:
+    """One run in a task of Ray, with the driver's access: one CPU, so one thread."""
+    import torch
+
+    access.apply()
+    torch.set_num_threads(1)
+    # A task of a driver that was killed just now may still be at it.
+    with one_writer(out, beside=True, patience=30):
+        fit(StudentRecipe.model_validate(recipe), out)
+
+
+class _Answers:
+    """What the runs said of the evaluated split, from their checkpoints, in the order of the data."""
+
+    def __init__(self, data: TrainingData, infos: Mapping[Run, CheckpointInfo], split: str) -> None:
+        rows = data.splits[split]
+        self.infos, self.split = infos, split
+        self.ids = [data.sample_ids[row] for row in rows]
+        self.truth = data.hard[rows]
+        # Samples of one picture are drawn together: their answers are hardly two.
+        self.groups = [data.image_uris[row] or data.sample_ids[row] for row in rows]
+
+    def gain(self, runs: Sequence[Run], others: Sequence[Run]) -> Gain:
+        """The gain in mAP of `runs` over `others`, which have the same seeds in the same order."""
+        metric = "test" if self.split == "test" else "validation"
+        values = [
+            [Evaluation.from_dict(getattr(self.infos[run], metric))["macro_ap"].value or 0.0 for run in each]
+            for each in (runs, others)
+        ]
+        found = paired_map_gain(
+            self.truth, np.stack([self._of(run) for run in runs]), np.stack([self._of(run) for run in others]),
+            groups=self.groups,
+        )  # fmt: skip
+        return Gain(tuple(a - b for a, b in zip(*values, strict=True)), found.low, found.high)
+
+    def _of(self, run: Run) -> np.ndarray:
+        path = storage.join(self.infos[run].folder, ANSWERS)
+        table = storage.read_table(path)
+        table = table.filter(pc.equal(table.column("split"), self.split))
+        if table.column("sample_id").to_pylist() != self.ids:
+            raise InputError(
+                f"does not hold the answers to the {len(self.ids)} samples that are compared",
+                path=path,
+                remedy="Remove this run's folder; the same command trains it again.",
+            )
+        return matrix_of(table)
+
+
+def _row(
+    condition: str,
+    depth: int | None,
+    runs: Sequence[Run],
+    infos: Mapping[Run, CheckpointInfo],
+    split: str,
+    scratch: Sequence[Run],
+) -> Row:
+    scored = [Evaluation.from_dict(getattr(infos[run], split)) for run in runs]
+    base = {run.seed: Evaluation.from_dict(getattr(infos[run], split)) for run in scratch}
+    scores = {}
+    for name, metric in scored[0].metrics.items():
+        own = [one[name].value for one in scored]
+        others = [base[run.seed][name].value for run in runs]
+        known = [(a, b) for a, b in zip(own, others, strict=True) if a is not None and b is not None]
+        if len(known) < len(runs) or metric.prior is None or metric.constant is None:
+            continue
+        sign = 1 if metric.higher_is_better else -1
+        scores[name] = Score(
+            tuple(a for a, _ in known), metric.prior, metric.constant, tuple(sign * (a - b) for a, b in known)
+        )
+    chosen_by = [(infos[run].validation or {})["metrics"]["macro_ap"]["value"] for run in runs]
+    return Row(condition, depth, scores, tuple(one.distinct_top3 for one in scored), float(np.mean(chosen_by)))
+
+
+def _gain_record(gain: Gain | None) -> dict[str, Any] | None:
+    return None if gain is None else {**asdict(gain), "verdict": gain.verdict}
+
+
+def _write(result: Comparison, settings: Mapping[str, Any]) -> None:
+    rows = [
+        {
+            "condition": row.condition,
+            "depth": row.depth,
+            "distinct_top3": list(row.distinct_top3),
+            "validation_map": row.validation_map,
+            "map_over_scratch": _gain_record(row.gain),
+            "map_over_control": _gain_record(row.over_control),
+            "metrics": {
+                name: {
+                    "values": list(score.values),
+                    "mean": score.mean,
+                    "spread": None if math.isnan(score.spread) else score.spread,
+                    "prior": score.prior,
+                    "constant": score.constant,
+                    "against_scratch": list(score.against_scratch),
+                }
+                for name, score in row.scores.items()
+            },
+        }
+        for row in result.rows
+    ]
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["condition", "depth", "seed", "metric", "value", "prior", "constant", "against_scratch"])
+    for row in result.rows:
+        for name, score in row.scores.items():
+            for seed, value, gain in zip(settings["seeds"], score.values, score.against_scratch, strict=True):
+                writer.writerow([row.condition, row.depth or 0, seed, name, value, score.prior, score.constant, gain])
+    storage.write_text(storage.join(result.folder, "finetune.csv"), text.getvalue())
+    from raymotion.report.transfer import transfer_figure
+
+    storage.write_bytes(storage.join(result.folder, "finetune.png"), transfer_figure(result))
+    # Last: where it stands, the comparison is complete.
+    records.write_record(
+        storage.join(result.folder, RECORD),
+        {
+            "raymotion": raymotion.__version__,
+            "settings": dict(settings),
+            "split": result.split,
+            "samples": result.samples,
+            "layers": result.layers,
+            "rows": rows,
+        },
+    )
