@@ -12,13 +12,15 @@ What is missing is null (or an empty list of captions), and the models mask it.
 | body_box, face_box | 4 x float32, nullable | x1, y1, x2, y2 in pixels of the upright image |
 | labels | list<string>, nullable | null: not annotated; empty: annotated, and nothing applies |
 | label_weights | list<float32>, nullable | share of annotators in (0, 1], one for each label |
-| valence, arousal, dominance | float32, nullable | on the source's own scale |
+| valence, arousal, dominance | float32, nullable | on the scale that the metadata state (`scale_of`) |
+| valence_sd, arousal_sd, dominance_sd | float32, nullable, optional | spread of the ratings, on that scale |
 | split | string, nullable | train, val or test |
 | source | string | the data set |
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -53,21 +55,33 @@ SCHEMA = pa.schema(
     ]
 )
 
+# Columns that a table may have besides.
+OPTIONAL = pa.schema([pa.field(f"{name}_sd", pa.float32()) for name in ("valence", "arousal", "dominance")])
+DIMENSIONS = ("valence", "arousal", "dominance")
+NUMBERS = (*DIMENSIONS, *OPTIONAL.names)
+SCALE_KEY = b"raymotion.scale"
+
 SPLITS = ("train", "val", "test")
 
 
 def table_from_rows(
-    rows: Iterable[Mapping[str, Any]], vocabulary: Vocabulary | None = None, *, where: object = None
+    rows: Iterable[Mapping[str, Any]],
+    vocabulary: Vocabulary | None = None,
+    *,
+    scale: tuple[float, float] | None = None,
+    where: object = None,
 ) -> pa.Table:
     """Rows as a validated sample table; keys that a row lacks are null (captions: empty).
 
     Args:
+        scale: lowest and highest value of valence, arousal and dominance, where the source says it.
         where: file that the rows were read from. A fault is named with it and with the sample, as the position among
             `rows` is none in that file.
     """
     complete = [{"captions": [], **row} for row in rows]
     try:
-        table = pa.Table.from_pylist(complete, schema=SCHEMA)
+        optional = [own for own in OPTIONAL if any(own.name in row for row in complete)]
+        table = pa.Table.from_pylist(complete, schema=pa.schema([*SCHEMA, *optional]))
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         reason = f"the rows do not fit the sample table: {str(error).splitlines()[0]}"
         raise InputError(reason, path=where) from error
@@ -77,7 +91,7 @@ def table_from_rows(
             f"{text} contains half a character (a lone surrogate)", path=where, remedy="Fix this text."
         ) from error
     try:
-        return _validated(attach_vocabulary(table, vocabulary), where)
+        return _validated(attach_scale(attach_vocabulary(table, vocabulary), scale), where)
     except InputError as error:
         if not isinstance(error.row, int):
             raise
@@ -88,8 +102,34 @@ def table_from_rows(
 
 def attach_vocabulary(table: pa.Table, vocabulary: Vocabulary | None) -> pa.Table:
     """`table` with `vocabulary` in its schema's metadata (and without one for None)."""
-    metadata = {} if vocabulary is None else vocabulary.to_metadata()
-    return table.replace_schema_metadata(metadata)
+    kept = {key: value for key, value in (table.schema.metadata or {}).items() if key == SCALE_KEY}
+    return table.replace_schema_metadata({**kept, **({} if vocabulary is None else vocabulary.to_metadata())})
+
+
+def attach_scale(table: pa.Table, scale: tuple[float, float] | None) -> pa.Table:
+    """`table` with the scale of valence, arousal and dominance in its schema's metadata (None: as it is)."""
+    if scale is None:
+        return table
+    text = json.dumps([float(value) for value in scale]).encode()
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), SCALE_KEY: text})
+
+
+def scale_of(table: pa.Table, *, where: object = None) -> tuple[float, float] | None:
+    """Lowest and highest value of valence, arousal and dominance in `table`; None where it does not say.
+
+    Raises:
+        InputError: the metadata hold something else.
+    """
+    text = (table.schema.metadata or {}).get(SCALE_KEY)
+    if text is None:
+        return None
+    try:
+        low, high = (float(value) for value in json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"states a scale of {text!r}, not [low, high]", path=where) from error
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise InputError(f"states a scale of {text!r}, not [low, high]", path=where)
+    return low, high
 
 
 def vocabulary_of(table: pa.Table, *, where: object = None) -> Vocabulary | None:
@@ -117,7 +157,7 @@ def _is_sample_table(path: storage.PathLike) -> bool:
             names = set(pq.read_schema(file).names)
     except (pa.ArrowException, OSError):
         return False
-    return names <= set(SCHEMA.names) and all(field.nullable or field.name in names for field in SCHEMA)
+    return names <= {*SCHEMA.names, *OPTIONAL.names} and all(field.nullable or field.name in names for field in SCHEMA)
 
 
 def read_samples(path: storage.PathLike) -> pa.Table:
@@ -166,7 +206,8 @@ def _row(number: int) -> str:
 
 
 def _validated(table: pa.Table, where: object) -> pa.Table:
-    unknown = [name for name in table.column_names if name not in SCHEMA.names]
+    known = pa.schema([*SCHEMA, *(own for own in OPTIONAL if own.name in table.column_names)])
+    unknown = [name for name in table.column_names if name not in known.names]
     missing = [f.name for f in SCHEMA if not f.nullable and f.name not in table.column_names]
     if unknown or missing:
         raise InputError(
@@ -186,7 +227,7 @@ def _validated(table: pa.Table, where: object) -> pa.Table:
     if twice:
         raise InputError(f"has the columns {', '.join(twice)} twice", path=where)
     columns = []
-    for field in SCHEMA:
+    for field in known:
         if field.name not in table.column_names:
             columns.append(pa.nulls(table.num_rows, field.type))
             continue
@@ -201,7 +242,8 @@ def _validated(table: pa.Table, where: object) -> pa.Table:
             row = pc.index(pc.is_null(column), True).as_py()
             raise InputError(f"{field.name} is null", path=where, row=row)
         columns.append(column)
-    checked = pa.table(columns, schema=SCHEMA.with_metadata(table.schema.metadata))
+    checked = pa.table(columns, schema=known.with_metadata(table.schema.metadata))
+    scale_of(checked, where=where)
     _check_ids(checked, where)
     _check_labels(checked, where)
     _check_values(checked, where)
@@ -279,7 +321,9 @@ def _check_values(table: pa.Table, where: object) -> None:
                 continue
             if any(v is None or not math.isfinite(v) for v in box) or box[2] <= box[0] or box[3] <= box[1]:
                 raise InputError(f"{name} {box} is not x1, y1, x2, y2 with x1 < x2 and y1 < y2", path=where, row=row)
-    for name in ("valence", "arousal", "dominance"):
+    for name in NUMBERS:
+        if name not in table.column_names:
+            continue
         bad = storage.first_not_finite(table.column(name))
         if bad is not None:
             value = table.column(name)[bad].as_py()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 STREAMS = ("context", "body", "face")
+CONTEXT = STREAMS[0]
+CONTEXT = STREAMS[0]
 
 # What each ablation leaves of them (the seven values of the public study's --ablation).
 ABLATIONS: dict[str, tuple[str, ...]] = {

@@ -1,4 +1,4 @@
-"""What a fusion head's checkpoint reads: for each stream the frozen backbone that its features came from.
+"""The streams of a person in a picture: features of frozen backbones, or the crops themselves.
 
 Features of other weights mean something else, so a backbone is compared with what the checkpoint names before it is
 used: its identity is told again here, and must be the same in every field.
@@ -6,73 +6,528 @@ used: its identity is told again here, and must be the same in every field.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from raymotion import storage
-from raymotion.data.streams import ABLATIONS
+from raymotion.data.embedding_layout import COMMAND
+from raymotion.data.embeddings import Embeddings, FeatureBlock
+from raymotion.data.images.marks import Picture, fingerprints
+from raymotion.data.samples import require_allowed_images
+from raymotion.data.streams import ABLATIONS, CONTEXT, STREAMS
+from raymotion.data.views.streams import crop
 from raymotion.errors import InputError
-from raymotion.models.checkpoint_files import CONFIG
-from raymotion.models.fusion.config import FusionConfig, streams_of
+from raymotion.models.inputs.base import Draft, Evidence, Input, Prepared
+from raymotion.models.inputs.person_crops import MASK, PersonReader
 from raymotion.models.vision.backbones import BackboneIdentity, fitted, identify
 
 if TYPE_CHECKING:
-    from raymotion.models.checkpoint import CheckpointInfo
-    from raymotion.models.vision.backbones import Backbone
+    from raymotion.models.recipe import TrainRecipe
+
+BOXED = STREAMS[1:]
+LOOKS_AT = {"context": "the whole picture", "body": "the body's box", "face": "the face's box"}
+NEEDS = {"context": "a picture", "body": "a body box", "face": "a face box"}
 
 
 @dataclass(frozen=True)
-class StreamInput:
-    """One stream that a head looks at.
+class Stream:
+    """One stream that a model looks at.
 
     Attributes:
+        stream: context, body or face.
         name: of the backbone, as the user named it.
-        grid: side of the grid of spatial tokens that the head reads; 0: the pooled vector.
+        grid: side of the grid of spatial tokens that the model reads; 0: the pooled vector.
     """
 
     stream: str
     name: str
     identity: BackboneIdentity
-    grid: int
+    grid: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the features of one person."""
+        return (self.grid**2, self.identity.token_dim) if self.grid else (self.identity.dim,)
 
 
-def stream_inputs(info: CheckpointInfo, ablation: str | None = None) -> tuple[StreamInput, ...]:
-    """The streams that the head in a checkpoint looks at, in the order of `STREAMS`.
+@dataclass
+class StreamEvidence:
+    """`Evidence` of persons, and `Draft`: arrays (n, ...) of the streams that are looked at, and who has them.
+
+    Attributes:
+        argument: what the network calls the list of arrays.
+        order: all streams of the network, in its order; None stands for one that is left out.
+    """
+
+    argument: str
+    order: tuple[str, ...]
+    values: dict[str, np.ndarray]
+    there: dict[str, np.ndarray]
+    n: int
+
+    @property
+    def mask(self) -> np.ndarray:
+        """Bool (n, streams of the network): False for a stream that nobody looked at."""
+        none = np.zeros(self.n, dtype=bool)
+        return np.stack([self.there.get(stream, none) for stream in self.order], axis=1)
+
+    @property
+    def present(self) -> np.ndarray:
+        """See `Evidence`."""
+        return np.asarray(self.mask.any(axis=1))
+
+    def take(self, rows: np.ndarray) -> StreamEvidence:
+        """See `Evidence`."""
+        values = {name: own[rows] for name, own in self.values.items()}
+        there = {name: own[rows] for name, own in self.there.items()}
+        return StreamEvidence(self.argument, self.order, values, there, len(np.arange(self.n)[rows]))
+
+    def hide(self, rows: np.ndarray) -> None:
+        """See `Draft`."""
+        self.there = {name: own & ~rows for name, own in self.there.items()}
+
+    def tensors(self, device: str) -> dict[str, Any]:
+        """See `Evidence`."""
+        import torch
+
+        # A copy where it has to be: Ray's blocks are read-only, and torch warns of tensors on them.
+        arrays = [
+            torch.from_numpy(own if own.flags.writeable else np.array(own)).to(device)
+            if (own := self.values.get(stream)) is not None
+            else None
+            for stream in self.order
+        ]
+        return {self.argument: arrays, "mask": torch.from_numpy(self.mask).to(device)}
+
+    def parts(self) -> Mapping[str, np.ndarray]:
+        """See `Evidence`."""
+        return self.there
+
+
+class PersonInput(Input):
+    """What streams of features and of crops share.
 
     Args:
-        ablation: leaves some of them out, besides the head's own; a key of `ABLATIONS`.
-
-    Raises:
-        InputError: no fusion head, a damaged description of the backbones, or an ablation that leaves nothing.
+        streams: of the network, in the order of `STREAMS`.
+        ablation: a key of `ABLATIONS`: the streams that it was trained to look at.
     """
-    tuned, path = info.architecture == "fusion-tuned", storage.join(info.folder, CONFIG)
-    config = FusionConfig.model_validate(info.config["fusion"] if tuned else info.config)
-    if ablation is not None and ablation not in ABLATIONS:
-        raise InputError(f"there is no ablation {ablation!r}", remedy=f"Choose from {', '.join(ABLATIONS)}.")
-    own = streams_of(config)
-    kept = [stream for stream in own if stream in ABLATIONS[ablation or "all"]]
-    if not kept:
-        raise InputError(
-            f"looks at {' and '.join(own)} alone, and ablation {ablation} leaves nothing of that", path=info.folder
+
+    looks_at: ClassVar[str] = "all"
+    columns = ("group_id", "body_box", "face_box", "split")
+    plural = "images"
+
+    def __init__(self, streams: Sequence[Stream], *, ablation: str = "all") -> None:
+        self.streams, self.ablation = tuple(streams), ablation
+        self.kept = tuple(own for own in self.streams if own.stream in ABLATIONS[ablation])
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """All streams of the network."""
+        return tuple(own.stream for own in self.streams)
+
+    @property
+    def noun(self) -> str:  # type: ignore[override]
+        """One of these is enough."""
+        return " or ".join(NEEDS[own.stream] for own in self.kept)
+
+    def to_dict(self) -> dict[str, Any]:
+        streams = {
+            own.stream: {"name": own.name, "identity": own.identity.to_dict(), "grid": own.grid} for own in self.streams
+        }
+        return {"type": self.name, "streams": streams, "ablation": self.ablation}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], *, where: str, folder: str) -> Self:
+        described, ablation = value.get("streams"), value.get("ablation", "all")
+        if not isinstance(described, dict) or not described or ablation not in [*ABLATIONS]:
+            raise InputError(f"{cls.name}: does not say where the features of its streams come from", path=where)
+        streams = []
+        for stream, own in described.items():
+            named = isinstance(own, dict) and isinstance(own.get("name"), str) and isinstance(own.get("identity"), dict)
+            if not named or stream not in STREAMS or type(own.get("grid", 0)) is not int or own.get("grid", 0) < 0:
+                raise InputError(f"{cls.name}.{stream} does not name a backbone and its identity", path=where)
+            identity = BackboneIdentity.from_dict(own["identity"], where=where)
+            streams.append(Stream(stream, own["name"], identity, own.get("grid", 0)))
+        return cls(streams, ablation=ablation)
+
+    def without(self, ablation: str, *, where: object = None) -> Self:
+        """The same, looking at the streams of an ablation alone.
+
+        Raises:
+            InputError: an unknown ablation, or one that leaves nothing.
+        """
+        if ablation not in ABLATIONS:
+            raise InputError(f"no ablation is called {ablation!r}", remedy=f"Choose from {', '.join(ABLATIONS)}.")
+        fewer = type(self)(self.streams, ablation=self.ablation)
+        fewer.kept = tuple(own for own in self.kept if own.stream in ABLATIONS[ablation])
+        if not fewer.kept:
+            kept = " and ".join(own.stream for own in self.kept)
+            raise InputError(f"looks at {kept} alone, and ablation {ablation} leaves nothing of that", path=where)
+        return fewer
+
+    def describe(self) -> list[str]:
+        lines = ["Reads what there is of a person: a stream that is missing (no face found) is masked."]
+        for own in self.kept:
+            identity = own.identity
+            lines.append(
+                f"{own.stream.capitalize()} ({LOOKS_AT[own.stream]}): {own.name} = {identity.name}, weights "
+                f"{identity.weights}, {identity.size} pixels, "
+                + (f"{own.grid**2} tokens of {identity.token_dim} numbers." if own.grid else f"{identity.dim} numbers.")
+            )
+        if self.ablation != "all":
+            names = " and ".join(own.stream for own in self.kept)
+            lines.append(f"Ablation `{self.ablation}`: it looks at {names} alone.")
+        return lines
+
+
+class StreamInput(PersonInput):
+    """Features of the streams by frozen backbones, float16 as the embedding job stores them.
+
+    Args:
+        folders: of embedding jobs, to train on.
+        level: which cached views of the training persons are learned from, one drawn in each epoch.
+    """
+
+    name: ClassVar[str] = "streams"
+
+    def __init__(
+        self,
+        streams: Sequence[Stream] = (),
+        *,
+        ablation: str = "all",
+        folders: Sequence[str] = (),
+        chosen: Mapping[str, str] | None = None,
+        tokens: bool = False,
+        level: str = "none",
+        samples: str = "",
+    ) -> None:
+        super().__init__(streams, ablation=ablation)
+        self.folders, self.chosen, self.tokens = list(folders), dict(chosen or {}), tokens
+        self.level, self.samples = level, samples
+
+    def prepare(self, table: pa.Table, recipe: TrainRecipe, *, where: str) -> PreparedStreams:
+        embeddings = Embeddings(self.folders)
+        rows = embeddings.rows(table.column("sample_id").to_pylist())
+        if not (rows >= 0).any():
+            raise InputError(
+                "none of the labelled samples has embeddings",
+                path=where,
+                remedy=f"Make them from it: raymotion features embeddings {self.samples or where} ...",
+            )
+        compared = embeddings.require_made_from(table).by_name
+        counts = {"compared_by_name_alone": compared} if compared else {}
+        return PreparedStreams([storage.absolute(folder) for folder in self.folders], rows, embeddings, counts)
+
+    def bind(self, prepared: Prepared, training: np.ndarray) -> BoundStreams:
+        assert isinstance(prepared, PreparedStreams)
+        return BoundStreams(self, prepared, training)
+
+    def load(self, folder: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> PreparedStreams:
+        return PreparedStreams(meta["features"], arrays["rows"])
+
+    def collect(self, items: Sequence[Any]) -> StreamEvidence:
+        values, there = {}, {}
+        for own in self.kept:
+            features, present = np.zeros((len(items), *own.shape), np.float16), np.zeros(len(items), dtype=bool)
+            for row, item in enumerate(items):
+                if own.stream in item.features:
+                    features[row], present[row] = item.features[own.stream], True
+            values[own.stream], there[own.stream] = features, present
+        return StreamEvidence("features", self.order, values, there, len(items))
+
+    def release(self, item: Any) -> None:
+        item.features = {}
+
+    def notices(self) -> list[str]:
+        random = sorted({own.name for own in self.kept if own.identity.is_random})
+        if not random:
+            return []
+        return [f"The backbones {', '.join(random)} have random weights: what the model says is for trials only."]
+
+
+class PreparedStreams(Prepared):
+    """Where each sample stands in the embeddings, int64 (n,); -1 for one without. Features stay on disk."""
+
+    def __init__(
+        self, folders: list[str], rows: np.ndarray, opened: Embeddings | None = None,
+        counts: Mapping[str, int] | None = None,
+    ) -> None:  # fmt: skip
+        self.folders, self.rows, self._opened, self.counts = folders, rows, opened, counts or {}
+        self.present = np.asarray(rows >= 0)
+        # What runs have computed of these features, for the next run in the same process.
+        self.memory: dict[Any, Any] = {}
+
+    @property
+    def embeddings(self) -> Embeddings:
+        """The folders, opened."""
+        if self._opened is None:
+            self._opened = Embeddings(self.folders)
+        return self._opened
+
+    def take(self, rows: np.ndarray) -> PreparedStreams:
+        return PreparedStreams(self.folders, self.rows[rows], self._opened, self.counts)
+
+    def described(self, training: np.ndarray) -> StreamInput:
+        raise NotImplementedError("a recipe chooses what it reads: `StreamInput.bind`")
+
+    def contents(self) -> list[Any]:
+        return [self.embeddings.digest]
+
+    def evidence(self, rows: np.ndarray, read: Any = None) -> Evidence:
+        raise NotImplementedError("features are read through `StreamInput.bind`")
+
+    def draft(self, rows: np.ndarray, rng: np.random.Generator, read: Any = None) -> Draft:
+        raise NotImplementedError("features are read through `StreamInput.bind`")
+
+    def save(self, folder: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        return {"features": self.folders}, {"rows": self.rows}
+
+
+@dataclass(frozen=True)
+class StreamFeatures:
+    """Where one stream's features are: `clean` of every sample, `views` of the training ones."""
+
+    stream: str
+    clean: FeatureBlock
+    views: FeatureBlock | None
+
+    def take(self, rows: np.ndarray, numbers: np.ndarray | None = None) -> np.ndarray:
+        """Features float16 (n, D) or (n, T, D) of rows of the embeddings; zeros where a sample lacks the stream.
+
+        Args:
+            numbers: which cached view of each row; None takes the clean one.
+        """
+        block = self.clean if self.views is None or numbers is None else self.views
+        positions = block.row_of[rows]
+        flat = block.array.reshape(-1, *block.array.shape[2:])
+        number = 0 if numbers is None or self.views is None else numbers % block.views
+        taken = np.take(flat, np.maximum(positions, 0) * block.views + number, axis=0)
+        taken[positions < 0] = 0
+        return taken
+
+
+class BoundStreams(Prepared):
+    """The features that one recipe reads.
+
+    Attributes:
+        streams: of the network, in order.
+        mask: bool (n, S).
+        memory: shared by all recipes that read the same features in this process.
+    """
+
+    def __init__(self, source: StreamInput, prepared: PreparedStreams, training: np.ndarray) -> None:
+        self.source, self.prepared, self.memory = source, prepared, prepared.memory
+        self.present, self.counts = prepared.present, prepared.counts
+        self.streams = [self._features(stream, name, training) for stream, name in source.chosen.items()]
+        self.mask = np.stack([prepared.embeddings.mask(own.stream)[prepared.rows] for own in self.streams], axis=1)
+        self.numbers = np.zeros(len(prepared.rows), dtype=np.int64)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Of each sample in the embeddings."""
+        return self.prepared.rows
+
+    def _features(self, stream: str, backbone: str, training: np.ndarray) -> StreamFeatures:
+        embeddings, level = self.prepared.embeddings, self.source.level
+        tokens = self.source.tokens and any(
+            key.stream == stream and key.backbone == backbone and key.tokens for key in embeddings.keys
         )
-    inputs = []
-    for stream in kept:
-        described = (info.backbones or {}).get(stream) or {}
-        tokens = config.tokens.get(stream, 0)
-        grid = math.isqrt(tokens)
-        if "name" not in described or "identity" not in described or grid * grid != tokens:
-            raise InputError(f"does not say where its features of the {stream} come from", path=path)
-        identity = BackboneIdentity.from_dict(described["identity"], where=path)
-        inputs.append(StreamInput(stream, str(described["name"]), identity, grid))
-    return tuple(inputs)
+        clean = embeddings.block(stream, backbone, tokens=tokens)
+        if level == "none":
+            return StreamFeatures(stream, clean, None)
+        views = embeddings.block(stream, backbone, level, tokens=tokens)
+        rows = self.prepared.rows[training]
+        # A job makes views of what is in the split train when it runs; the table may have been split anew since.
+        without = int(((clean.row_of[rows] >= 0) & (views.row_of[rows] < 0)).sum())
+        if without:
+            raise InputError(
+                f"{without} of the {len(rows)} training samples have {stream} features of {backbone} and no "
+                f"{level} views of them: they were not in the split train when the embeddings were made",
+                path=" and ".join(self.prepared.folders),
+                remedy=f"Make them of this table: `{COMMAND} {self.source.samples or 'SAMPLES'} --out DIR "
+                f"--{stream} {backbone} --augment {level}`, or set augmentation to none.",
+            )
+        return StreamFeatures(stream, clean, views)
+
+    def described(self, training: np.ndarray) -> StreamInput:
+        backbones, streams = self.prepared.embeddings.backbones, []
+        for own, (stream, name) in zip(self.streams, self.source.chosen.items(), strict=True):
+            grid = round(own.clean.tokens**0.5)
+            streams.append(Stream(stream, name, BackboneIdentity.from_dict(backbones[name]), grid))
+        return StreamInput(streams, ablation=self.source.ablation)
+
+    def take(self, rows: np.ndarray) -> Prepared:
+        raise NotImplementedError("rows are chosen before features are bound to a recipe")
+
+    def contents(self) -> list[Any]:
+        return self.prepared.contents()
+
+    def begin_epoch(self, recipe: TrainRecipe, epoch: int, data: Any) -> None:
+        # One number for all streams of a person: the streams of a view are mirrored together. Drawn by place in the
+        # training split: rows of other splits, which a search may leave out, change nothing.
+        training = data.splits["train"]
+        drawn = np.random.default_rng([recipe.seed, epoch, 1]).integers(0, 1 << 30, size=len(training))
+        self.numbers[training] = drawn
+
+    def evidence(self, rows: np.ndarray, read: Any = None) -> StreamEvidence:
+        return self._of([own.take(self.rows[rows]) for own in self.streams], self.mask[rows])
+
+    def draft(self, rows: np.ndarray, rng: np.random.Generator, read: Any = None) -> StreamEvidence:
+        features = [own.take(self.rows[rows], self.numbers[rows]) for own in self.streams]
+        return self._of(features, self.mask[rows])
+
+    def _of(self, features: Sequence[np.ndarray], mask: np.ndarray) -> StreamEvidence:
+        names = [own.stream for own in self.streams]
+        values = dict(zip(names, features, strict=True))
+        there = {name: mask[:, number] for number, name in enumerate(names)}
+        return StreamEvidence("features", tuple(names), values, there, len(mask))
+
+    def with_mixed(
+        self, drawn: StreamEvidence, parents: np.ndarray, shares: np.ndarray, has: np.ndarray
+    ) -> StreamEvidence:
+        """`drawn` with synthetic persons behind it, each between two others.
+
+        Args:
+            parents: (m, 2) rows of the embeddings. shares: (m,) of the first one. has: bool (m, S), where both have
+                the stream.
+        """
+        values, there = {}, {}
+        for number, own in enumerate(self.streams):
+            shape = (-1, *[1] * (own.clean.array.ndim - 2))
+            share, both = shares.reshape(shape), has[:, number].reshape(shape)
+            made = both * (share * own.take(parents[:, 0]) + (1 - share) * own.take(parents[:, 1]))
+            before = drawn.values[own.stream]
+            values[own.stream] = np.concatenate([before, made.astype(before.dtype)])
+            there[own.stream] = np.concatenate([drawn.there[own.stream], has[:, number]])
+        return StreamEvidence(drawn.argument, drawn.order, values, there, drawn.n + len(parents))
+
+    def save(self, folder: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        return self.prepared.save(folder)
 
 
-def find_weights(inputs: Sequence[StreamInput], weights: Sequence[str] = (), *, path: object = None) -> dict[str, str]:
+class CropInput(PersonInput):
+    """The crops of the streams, uint8 (n, size, size, 3) each, for a model that has its own backbones."""
+
+    name: ClassVar[str] = "crops"
+
+    def prepare(self, table: pa.Table, recipe: TrainRecipe, *, where: str) -> PreparedCrops:
+        require_allowed_images(table)
+        boxes = {name: _boxes(table.column(f"{name}_box")) for name in BOXED}
+        if not np.asarray(pc.is_valid(table.column("image_uri"))).any():
+            raise InputError(
+                "none of the labelled samples has picture", path=where, remedy="Prepare the samples with their images."
+            )
+        for stream in self.order:
+            if stream in BOXED and np.isnan(boxes[stream]).any(axis=1).all():
+                raise InputError(
+                    f"has no {stream} box",
+                    path=where,
+                    remedy="Find faces with `raymotion data faces`, or set backbones.face to null."
+                    if stream == "face"
+                    else "Use samples with boxes (`raymotion data prepare emotic`), or set backbones.body to null.",
+                )
+        columns = (table.column(name).to_pylist() for name in ("image_uri", "group_id", "sample_id"))
+        return PreparedCrops(self, *columns, boxes)
+
+    def load(self, folder: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> PreparedCrops:
+        boxes = {name: arrays[f"box_{name}"] for name in BOXED}
+        return PreparedCrops(self, meta["images"], meta["groups"], meta["sample_ids"], boxes)
+
+    def collect(self, items: Sequence[Any]) -> StreamEvidence:
+        values, there = {}, {}
+        for own in self.kept:
+            size = own.identity.size
+            pixels, present = np.zeros((len(items), size, size, 3), np.uint8), np.zeros(len(items), dtype=bool)
+            for row, item in enumerate(items):
+                picture = item.pixels
+                if picture is not None and own.stream != CONTEXT:
+                    picture = crop(picture, item.row[f"{own.stream}_box"])
+                if picture is not None:
+                    pixels[row] = np.asarray(fitted(Image.fromarray(np.ascontiguousarray(picture)), own.identity))
+                    present[row] = True
+            values[own.stream], there[own.stream] = pixels, present
+        return StreamEvidence("crops", self.order, values, there, len(items))
+
+    def release(self, item: Any) -> None:
+        item.pixels = None
+
+
+class PreparedCrops(Prepared):
+    """Persons in pictures: addresses and boxes; crops are cut batch by batch.
+
+    Attributes:
+        boxes: `body` and `face` -> x1, y1, x2, y2 in pixels of the full picture, float32 (n, 4); NaN: there is none.
+    """
+
+    streamed: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        source: CropInput,
+        image_uris: list[str | None],
+        groups: list[str],
+        sample_ids: list[str],
+        boxes: dict[str, np.ndarray],
+    ) -> None:
+        self.source, self.image_uris, self.groups, self.sample_ids = source, image_uris, groups, sample_ids
+        self.boxes = boxes
+        self.present = np.array([uri is not None for uri in image_uris], dtype=bool)
+        known = {
+            name: [None if np.isnan(box).any() else box.tolist() for box in own] for name, own in boxes.items()
+        }
+        fields = (image_uris, groups, sample_ids, known["body"], known["face"])
+        # Of each person, for `PersonReader`.
+        self.addresses = [
+            dict(zip(("uri", "image", "person", *BOXED), own, strict=True)) for own in zip(*fields, strict=True)
+        ]
+
+    def take(self, rows: np.ndarray) -> PreparedCrops:
+        def some(values: list[Any]) -> list[Any]:
+            return [values[row] for row in rows]
+
+        boxes = {name: own[rows] for name, own in self.boxes.items()}
+        return PreparedCrops(self.source, some(self.image_uris), some(self.groups), some(self.sample_ids), boxes)
+
+    def described(self, training: np.ndarray) -> CropInput:
+        return self.source
+
+    def contents(self) -> list[Any]:
+        boxes = [np.round(np.nan_to_num(own, nan=-1.0), 2).tolist() for own in self.boxes.values()]
+        pictures = fingerprints([Picture(uri) for uri in self.image_uris])
+        return [boxes, pictures, self.source.to_dict()]
+
+    def reader(self, recipe: Any) -> PersonReader:
+        """What reads the crops of a recipe's streams, as its augmentation shows them."""
+        identities = {own.stream: own.identity for own in self.source.kept}
+        return PersonReader(identities, recipe.augmentation, recipe.seed, recipe.data.damaged)
+
+    def evidence(self, rows: np.ndarray, read: Any = None) -> StreamEvidence:
+        names = [own.stream for own in self.source.kept]
+        values = {name: read.arrays[name] for name in names}
+        there = {name: read.arrays[MASK][:, number] for number, name in enumerate(names)}
+        return StreamEvidence("crops", self.source.order, values, there, len(rows))
+
+    def draft(self, rows: np.ndarray, rng: np.random.Generator, read: Any = None) -> StreamEvidence:
+        return self.evidence(rows, read)
+
+    def save(self, folder: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        arrays = {f"box_{name}": own for name, own in self.boxes.items()}
+        return {"images": self.image_uris, "groups": self.groups, "sample_ids": self.sample_ids}, arrays
+
+
+def _boxes(column: pa.ChunkedArray) -> np.ndarray:
+    """(n, 4) float32; NaN where there is none."""
+    nothing = [np.nan] * 4
+    return np.array([nothing if box is None else box for box in column.to_pylist()], np.float32).reshape(-1, 4)
+
+
+def find_weights(streams: Sequence[Stream], weights: Sequence[str] = (), *, path: object = None) -> dict[str, str]:
     """Where the weights of each backbone are, by its name: what `Backbone` takes.
 
     Published and random weights are found by what the checkpoint says; a file it knows by its digest alone.
@@ -84,7 +539,7 @@ def find_weights(inputs: Sequence[StreamInput], weights: Sequence[str] = (), *, 
     Raises:
         InputError: a file is not named, or is another one; timm describes the backbone otherwise than it did.
     """
-    identities = {own.name: own.identity for own in inputs}
+    identities = {own.name: own.identity for own in streams}
     general, special = None, {}
     for value in weights:
         name, equals, what = value.partition("=")
@@ -120,64 +575,3 @@ def find_weights(inputs: Sequence[StreamInput], weights: Sequence[str] = (), *, 
             )
         found[name] = given
     return found
-
-
-def looks(
-    inputs: Sequence[StreamInput],
-    backbones: Mapping[str, Backbone],
-    crops: Mapping[str, Sequence[np.ndarray | None]],
-    *,
-    batch_size: int = 16,
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Features of n samples out of their crops, rounded to float16 as the embedding job stores them.
-
-    Args:
-        crops: of each stream, n pictures uint8 (h, w, 3), or None where a sample lacks the stream.
-
-    Returns:
-        For each stream the features (n, D) or (n, T, D), 0 where it lacks, and bool (n,), where it is there.
-    """
-    features: dict[str, np.ndarray] = {}
-    there: dict[str, np.ndarray] = {}
-    for own in inputs:
-        backbone, several = backbones[own.name], crops[own.stream]
-        shape = (own.grid**2, own.identity.token_dim) if own.grid else (own.identity.dim,)
-        values = np.zeros((len(several), *shape), np.float16)
-        present = np.array([crop is not None for crop in several], dtype=bool)
-        rows = np.flatnonzero(present)
-        for start in range(0, len(rows), batch_size):
-            some = rows[start : start + batch_size]
-            pixels = np.stack([backbone.prepare(crop) for i in some if (crop := several[i]) is not None])
-            pooled, tokens = backbone(pixels, tokens=own.grid)
-            values[some] = pooled if tokens is None else tokens
-        features[own.stream], there[own.stream] = values, present
-    return features, there
-
-
-def squares(
-    inputs: Sequence[StreamInput], crops: Mapping[str, Sequence[np.ndarray | None]]
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """What a head with its own backbones reads of n samples: `looks`, with crops (n, S, S, 3) uint8 for features."""
-    pixels: dict[str, np.ndarray] = {}
-    there: dict[str, np.ndarray] = {}
-    for own in inputs:
-        several = crops[own.stream]
-        values = np.zeros((len(several), own.identity.size, own.identity.size, 3), np.uint8)
-        for row, crop in enumerate(several):
-            if crop is not None:
-                values[row] = np.asarray(fitted(Image.fromarray(np.ascontiguousarray(crop)), own.identity))
-        pixels[own.stream] = values
-        there[own.stream] = np.array([crop is not None for crop in several], dtype=bool)
-    return pixels, there
-
-
-def masks(streams: Sequence[str], there: Mapping[str, np.ndarray], n: int) -> np.ndarray:
-    """Bool (n, S) of a head with these streams; False for one that nobody looked at."""
-    none = np.zeros(n, dtype=bool)
-    return np.stack([there.get(stream, none) for stream in streams], axis=1)
-
-
-def needs(inputs: Sequence[StreamInput]) -> str:
-    """What a sample has to have, in words: one of these is enough."""
-    words = {"context": "a picture", "body": "a body box", "face": "a face box"}
-    return " or ".join(words[own.stream] for own in inputs)

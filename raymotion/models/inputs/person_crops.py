@@ -3,7 +3,7 @@
 What leaves is uint8 at the size that each backbone reads: a quarter of what float32 would take on its way, and of a
 picture of 640 x 480 with three streams of 224 pixels half of the picture itself.
 
-Imports neither torch nor ray, as `pictures`.
+Imports neither torch nor ray, as `reading`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from raymotion.data.streams import STREAMS
 from raymotion.data.views.streams import LONGEST, View, crop, render_view
 from raymotion.models.vision.backbones import BackboneIdentity, fitted
 from raymotion.stores.access import Access, current
-from raymotion.train.pictures import ABSENT, READ, UNREADABLE, Pictures, why_unreadable
+from raymotion.models.inputs.reading import ABSENT, READ, UNREADABLE, Pictures, why_unreadable
 
 CONTEXT = STREAMS[0]
 MASK = "mask"

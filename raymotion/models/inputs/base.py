@@ -1,0 +1,212 @@
+"""What a model reads: an input knows which columns it is made from, and how rows become what a network takes.
+
+The same input serves the labelling job, plain Python and evaluation (`collect`, from items that the pipeline's stages
+have filled), and training (`prepare`, from a sample table). Both give `Evidence`: what some samples hold of the input.
+A missing input is masked, never a row of zeros that a network could take for evidence.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from raymotion.models.recipe import TrainRecipe
+    from raymotion.models.training_set import TrainingSet
+
+
+class Evidence(Protocol):
+    """What n samples hold of one input.
+
+    Attributes:
+        present: bool (n,), which of them hold anything of it.
+    """
+
+    present: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Evidence:
+        """Of some of the samples, by position."""
+
+    def tensors(self, device: str) -> dict[str, Any]:
+        """What the network is called with, by the names of its arguments."""
+
+    def parts(self) -> Mapping[str, np.ndarray]:
+        """Bool (n,) of each part of the input by name, for counts: of a person the streams; mostly the input itself."""
+
+
+@dataclass
+class Arrays:
+    """`Evidence` that is arrays (n, ...), which the network takes by their names. Most inputs need no more."""
+
+    name: str
+    present: np.ndarray
+    values: dict[str, np.ndarray]
+
+    def take(self, rows: np.ndarray) -> Arrays:
+        """See `Evidence`."""
+        return Arrays(self.name, self.present[rows], {name: own[rows] for name, own in self.values.items()})
+
+    def tensors(self, device: str) -> dict[str, Any]:
+        """See `Evidence`."""
+        import torch
+
+        return {name: torch.from_numpy(np.ascontiguousarray(own)).to(device) for name, own in self.values.items()}
+
+    def parts(self) -> Mapping[str, np.ndarray]:
+        """See `Evidence`."""
+        return {self.name: self.present}
+
+
+class Draft(Protocol):
+    """A training batch's view of one input: drawn anew in every epoch, and perhaps withheld from some samples."""
+
+    @property
+    def present(self) -> np.ndarray:
+        """Bool (n,): which samples hold the input."""
+
+    def hide(self, rows: np.ndarray) -> None:
+        """Withholds the input from the samples where `rows` (n,) is True."""
+
+    def tensors(self, device: str) -> dict[str, Any]:
+        """As `Evidence.tensors`."""
+
+
+class Prepared(ABC):
+    """One input of a training set: the rows of a sample table, as far as training needs them in memory.
+
+    Attributes:
+        present: bool (n,).
+        counts: what was left out or changed while it was made, for the record.
+    """
+
+    present: np.ndarray
+    counts: Mapping[str, int] = {}
+    # Streamed inputs are read a batch at a time by threads or by Ray Data; `train.pictures.Reader` says how.
+    streamed: ClassVar[bool] = False
+
+    @abstractmethod
+    def take(self, rows: np.ndarray) -> Prepared:
+        """Of some of the rows."""
+
+    @abstractmethod
+    def described(self, training: np.ndarray) -> Input:
+        """The input as a checkpoint keeps it, of a model that was trained on the rows `training`."""
+
+    @abstractmethod
+    def contents(self) -> list[Any]:
+        """What decides what a model learns from it, as JSON values, for the fingerprint of the data."""
+
+    @abstractmethod
+    def evidence(self, rows: np.ndarray, read: Any = None) -> Evidence:
+        """Everything that some rows hold, unchanged: for validation and test.
+
+        Args:
+            read: of a streamed input, what was read for these rows (`train.pictures.Pictures`).
+        """
+
+    @abstractmethod
+    def draft(self, rows: np.ndarray, rng: np.random.Generator, read: Any = None) -> Draft:
+        """What a training batch shows of some rows."""
+
+    @abstractmethod
+    def save(self, folder: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """JSON values and arrays by name, from which `Input.load` makes it again; files of its own go into `folder`."""
+
+    def begin_epoch(self, recipe: TrainRecipe, epoch: int, data: TrainingSet) -> None:
+        """Called before the drafts of an epoch, for what is drawn once for all of its rows."""
+
+    def arrange(self, rows: np.ndarray, size: int, recipe: TrainRecipe, epoch: int, rank: int) -> np.ndarray:
+        """The rows of an epoch in the order in which batches of `size` are cut from them."""
+        return rows
+
+
+class Input(ABC):
+    """One thing that a model reads.
+
+    Attributes:
+        name: its key in evidence and in batches.
+        used: False: the network has a place for it, but was trained without: it is masked.
+        columns: of the sample table that it reads, besides sample_id, image_uri and captions.
+        looks_at: which pixels of a picture its stages need: none, some (decoding at a fraction of the size may do), or
+            all, where boxes are pixels of the full picture.
+        min_side: of `some`: the shorter side in pixels that the model resizes pictures to.
+        noun: what a sample has to have, in words.
+    """
+
+    name: ClassVar[str]
+    used: bool = True
+    columns: tuple[str, ...] = ()
+    looks_at: ClassVar[str] = "none"
+    min_side: int | None = None
+    noun: str = "something"
+    plural: str = "samples"
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """As config.json keeps it, `type` among the values."""
+
+    @classmethod
+    @abstractmethod
+    def from_dict(cls, value: Mapping[str, Any], *, where: str, folder: str) -> Input:
+        """What `to_dict` gave.
+
+        Args:
+            where: the file, for messages.
+            folder: of the checkpoint, where other files of the input lie.
+
+        Raises:
+            InputError: a value that it cannot have.
+        """
+
+    @abstractmethod
+    def prepare(self, table: pa.Table, recipe: TrainRecipe, *, where: str) -> Prepared:
+        """The rows of a labelled sample table with splits, for training.
+
+        Raises:
+            InputError: what the input needs is missing, or is of other samples.
+        """
+
+    def bind(self, prepared: Prepared, training: np.ndarray) -> Prepared:
+        """What one recipe reads of data that were prepared for several; mostly all of it.
+
+        Args:
+            training: rows of the training split.
+
+        Raises:
+            InputError: the recipe asks for what was not prepared.
+        """
+        return prepared
+
+    @abstractmethod
+    def load(self, folder: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Prepared:
+        """What `Prepared.save` left."""
+
+    @abstractmethod
+    def collect(self, items: Sequence[Any]) -> Evidence:
+        """What the stages before prediction left on some `pipeline.item.Item`s."""
+
+    def note(self, items: Sequence[Any]) -> None:
+        """Leaves on items that were predicted what the output says of this input."""
+
+    def release(self, item: Any) -> None:
+        """Drops what an item no longer needs once it is predicted."""
+
+    def describe(self) -> list[str]:
+        """Lines for the model card."""
+        return []
+
+    def notices(self) -> list[str]:
+        """What a user of the predictions must know: weights that were never trained, say."""
+        return []
+
+
+def batches(n: int, size: int) -> Iterator[np.ndarray]:
+    """Positions of n samples, `size` at a time."""
+    for start in range(0, n, size):
+        yield np.arange(start, min(start + size, n))

@@ -1,0 +1,305 @@
+"""Captions, as the word pieces of a tokenizer. A sample may have several: predictions of them are averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from raymotion import records, storage
+from raymotion.data.captions import is_readable, readable
+from raymotion.errors import InputError
+from raymotion.models.inputs.base import Draft, Evidence, Input, Prepared
+from raymotion.models.text.tokenizer import (
+    encode,
+    known_captions,
+    load_tokenizer,
+    tokenizer_json,
+    train_tokenizer,
+    unknown_share,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from transformers import PreTrainedTokenizerFast
+
+    from raymotion.models.recipe import TrainRecipe
+
+TOKENIZER = "tokenizer.json"
+LONGEST = 512
+AGAIN = "Run the same command again: it prepares the data again."
+
+
+def pad(sequences: Sequence[Sequence[int] | np.ndarray], *, pad_id: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids padded to the longest: `input_ids` and `attention_mask`, int64 of shape (n, longest)."""
+    longest = max(len(sequence) for sequence in sequences)
+    ids = np.full((len(sequences), longest), pad_id, dtype=np.int64)
+    mask = np.zeros((len(sequences), longest), dtype=np.int64)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = sequence
+        mask[row, : len(sequence)] = 1
+    return ids, mask
+
+
+@dataclass
+class Tokens:
+    """`Evidence` of captions: every caption of every sample, [CLS] and [SEP] around it; at least one each.
+
+    Attributes:
+        tokens: word pieces of all captions. owners: the sample of each; ascending.
+    """
+
+    present: np.ndarray
+    tokens: Sequence[Sequence[int] | np.ndarray]
+    owners: np.ndarray
+    pad_id: int = 0
+
+    def take(self, rows: np.ndarray) -> Tokens:
+        """See `Evidence`."""
+        first = np.searchsorted(self.owners, np.arange(len(self.present) + 1))
+        chosen = [(place, i) for place, row in enumerate(rows) for i in range(first[row], first[row + 1])]
+        owners = np.array([place for place, _ in chosen], dtype=np.int64)
+        return Tokens(self.present[rows], [self.tokens[i] for _, i in chosen], owners, self.pad_id)
+
+    def tensors(self, device: str) -> dict[str, Any]:
+        """`input_ids`, `attention_mask` (captions, T) int64, and `owners` (captions,): the sample of each."""
+        import torch
+
+        ids, mask = pad(self.tokens, pad_id=self.pad_id)
+        arrays = {"input_ids": ids, "attention_mask": mask, "owners": self.owners}
+        return {name: torch.from_numpy(own).to(device) for name, own in arrays.items()}
+
+    def parts(self) -> Mapping[str, np.ndarray]:
+        """See `Evidence`."""
+        return {"captions": self.present}
+
+
+class _OneEach:
+    """`Draft`: one caption of each sample; words of it may be hidden behind [UNK]."""
+
+    def __init__(
+        self, source: PreparedCaptions, rows: np.ndarray, rng: np.random.Generator, word_dropout: float
+    ) -> None:
+        self.tokenizer, self.rng, self.word_dropout = source.tokenizer, rng, word_dropout
+        self.present = source.present[rows]
+        self.chosen = [source.tokens[rng.integers(source.first[row], source.first[row + 1])] for row in rows]
+
+    def hide(self, rows: np.ndarray) -> None:
+        blank = np.array([self.tokenizer.cls_token_id, self.tokenizer.sep_token_id], dtype=np.int32)
+        self.chosen = [blank if hide else tokens for tokens, hide in zip(self.chosen, rows, strict=True)]
+
+    def tensors(self, device: str) -> dict[str, Any]:
+        import torch
+
+        tokenizer = self.tokenizer
+        ids, attention = pad(self.chosen, pad_id=tokenizer.pad_token_id)
+        if self.word_dropout:
+            word = (attention == 1) & (ids != tokenizer.cls_token_id) & (ids != tokenizer.sep_token_id)
+            ids[word & (self.rng.random(ids.shape) < self.word_dropout)] = tokenizer.unk_token_id
+        return {"input_ids": torch.from_numpy(ids).to(device), "attention_mask": torch.from_numpy(attention).to(device)}
+
+
+class PreparedCaptions(Prepared):
+    """Captions of a training set.
+
+    Attributes:
+        pieces, ends: token ids of all captions in a row, and where each caption ends.
+        owners: the sample of each caption; ascending. A sample without one has the empty caption.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        pieces: np.ndarray,
+        ends: np.ndarray,
+        owners: np.ndarray,
+        present: np.ndarray,
+        counts: Mapping[str, int] | None = None,
+        *,
+        max_length: int,
+    ) -> None:
+        self.tokenizer, self.pieces, self.ends, self.owners = tokenizer, pieces, ends, owners
+        self.max_length = max_length
+        self.present, self.counts = present, counts or {}
+        starts = np.concatenate(([0], ends[:-1])) if len(ends) else ends
+        self.tokens: list[np.ndarray] = [pieces[a:b] for a, b in zip(starts, ends, strict=True)]
+        self.first = np.searchsorted(owners, np.arange(len(present) + 1))
+
+    def take(self, rows: np.ndarray) -> PreparedCaptions:
+        chosen = [(place, i) for place, row in enumerate(rows) for i in range(self.first[row], self.first[row + 1])]
+        tokens = [self.tokens[i] for _, i in chosen]
+        return PreparedCaptions(
+            self.tokenizer,
+            np.concatenate([np.zeros(0, np.int32), *tokens]).astype(np.int32),
+            np.cumsum([len(own) for own in tokens]),
+            np.array([place for place, _ in chosen], dtype=np.int64),
+            self.present[rows],
+            self.counts,
+            max_length=self.max_length,
+        )
+
+    def described(self, training: np.ndarray) -> Captions:
+        return Captions(self.max_length, tokenizer=self.tokenizer, used=bool(self.present[training].any()))
+
+    def contents(self) -> list[Any]:
+        # Of what is read: the text itself would differ by characters that the tokenizer does not tell apart.
+        return [sha256(own.tobytes()).hexdigest() for own in (self.pieces, self.owners.astype(np.int64))] + [
+            sha256(tokenizer_json(self.tokenizer).encode()).hexdigest()
+        ]
+
+    def evidence(self, rows: np.ndarray, read: Any = None) -> Evidence:
+        chosen = [(place, i) for place, row in enumerate(rows) for i in range(self.first[row], self.first[row + 1])]
+        owners = np.array([place for place, _ in chosen], dtype=np.int64)
+        return Tokens(self.present[rows], [self.tokens[i] for _, i in chosen], owners, self.tokenizer.pad_token_id)
+
+    def draft(self, rows: np.ndarray, rng: np.random.Generator, read: Any = None) -> Draft:
+        return _OneEach(self, rows, rng, self.word_dropout)
+
+    word_dropout = 0.0
+
+    def begin_epoch(self, recipe: TrainRecipe, epoch: int, data: Any) -> None:
+        self.word_dropout = float(getattr(recipe.optimiser, "word_dropout", 0.0))
+
+    def arrange(self, rows: np.ndarray, size: int, recipe: TrainRecipe, epoch: int, rank: int) -> np.ndarray:
+        if not getattr(recipe.optimiser, "group_by_length", False):
+            return rows
+        lengths = np.array([len(self.tokens[first]) for first in self.first[rows]])
+        return rows[length_groups(lengths, size, np.random.default_rng([recipe.seed, epoch, rank, 1]))]
+
+    def save(self, folder: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        text = tokenizer_json(self.tokenizer)
+        storage.write_text(storage.join(folder, TOKENIZER), text)
+        arrays = {"pieces": self.pieces, "ends": self.ends, "owners": self.owners, "present": self.present}
+        return {"tokenizer": sha256(text.encode()).hexdigest()}, arrays
+
+
+class Captions(Input):
+    """Captions.
+
+    Args:
+        max_length: word pieces of a caption that are read, [CLS] and [SEP] among them.
+        tokenizer: None: it is read from `folder`, a checkpoint, when it is needed, or made from the training captions.
+        source: of the tokenizer for training: hub id, file or folder; `train`: learned from the training captions.
+        size: pieces of a tokenizer that is learned, at most.
+    """
+
+    name: ClassVar[str] = "captions"
+    noun = "a caption with a word that it knows"
+    plural = "captions"
+
+    def __init__(
+        self,
+        max_length: int,
+        *,
+        tokenizer: PreTrainedTokenizerFast | None = None,
+        folder: str | None = None,
+        source: str = "train",
+        size: int = 4000,
+        used: bool = True,
+    ) -> None:
+        self.max_length, self.folder, self.source, self.size, self.used = max_length, folder, source, size, used
+        self._tokenizer = tokenizer
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Of the checkpoint."""
+        if self._tokenizer is not None:
+            return self._tokenizer
+        assert self.folder is not None, "captions that are prepared for training have their tokenizer there"
+        return load_tokenizer(storage.join(self.folder, TOKENIZER))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"type": self.name, "max_length": self.max_length, "used": self.used}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], *, where: str, folder: str) -> Captions:
+        longest = value.get("max_length")
+        if isinstance(longest, bool) or not isinstance(longest, int) or not 1 <= longest <= LONGEST:
+            raise InputError(f"captions: max_length is {longest!r}, not a number from 1 to {LONGEST}", path=where)
+        return cls(longest, folder=folder, used=bool(value.get("used", True)))
+
+    def prepare(self, table: pa.Table, recipe: TrainRecipe, *, where: str) -> PreparedCaptions:
+        captions = [readable(own) for own in table.column("captions").to_pylist()]
+        # Of the training split alone: a word that only test captions have is unknown, as it will be to the labelling
+        # job.
+        splits = table.column("split").to_pylist()
+        tokenizer = self._made([text for own, split in zip(captions, splits, strict=True) if split == "train"
+                                for text in own])  # fmt: skip
+        # A caption without a known word is none: any two of them are the same to the model.
+        known = known_captions(tokenizer, captions, self.max_length)
+        counts = {"captions_of_unknown_words": sum(map(len, captions)) - sum(map(len, known))}
+        present = np.array([bool(own) for own in known], dtype=bool)
+        texts = [own or [""] for own in known]
+        tokens = encode(tokenizer, [text for own in texts for text in own], self.max_length)
+        return PreparedCaptions(
+            tokenizer,
+            np.array([piece for sequence in tokens for piece in sequence], dtype=np.int32),
+            np.cumsum([len(sequence) for sequence in tokens]),
+            np.repeat(np.arange(len(texts)), [len(own) for own in texts]),
+            present,
+            counts,
+            max_length=self.max_length,
+        )
+
+    def _made(self, captions: Sequence[str]) -> PreTrainedTokenizerFast:
+        if self.source != "train":
+            return load_tokenizer(self.source)
+        if not any(map(is_readable, captions)):
+            captions = ["no caption"]  # other inputs alone: [CLS] [SEP] is all the text there is
+        return train_tokenizer(captions, size=self.size)
+
+    def load(self, folder: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> PreparedCaptions:
+        records.read_bytes(storage.join(folder, TOKENIZER), meta["tokenizer"], remedy=AGAIN)
+        return PreparedCaptions(
+            load_tokenizer(storage.join(folder, TOKENIZER)), **arrays, max_length=self.max_length
+        )
+
+    def known(self, captions: Sequence[Sequence[str]]) -> list[list[str]]:
+        """For each sample those of its captions that hold a word that the model knows; none if it reads no captions.
+
+        Any two captions without such a word would get the same prediction.
+        """
+        if not self.used:
+            return [[] for _ in captions]
+        return known_captions(self.tokenizer, captions, self.max_length)
+
+    def collect(self, items: Sequence[Any]) -> Tokens:
+        return self.tokens([item.row["captions"] for item in items])
+
+    def tokens(self, captions: Sequence[Sequence[str]]) -> Tokens:
+        """The evidence of n samples, each with its captions, possibly none."""
+        known = self.known(captions)
+        texts = [own or [""] for own in known]
+        tokens = encode(self.tokenizer, [text for own in texts for text in own], self.max_length)
+        owners = np.repeat(np.arange(len(texts)), [len(own) for own in texts])
+        present = np.array([bool(own) for own in known], dtype=bool)
+        return Tokens(present, tokens, owners, self.tokenizer.pad_token_id)
+
+    def note(self, items: Sequence[Any]) -> None:
+        """Leaves `captions` (those that were read) and `unknown_words` (share of their words that it does not know)."""
+        captions = [item.row["captions"] for item in items]
+        shares: Sequence[float | None] = [None] * len(items)
+        if self.used:
+            shares = unknown_share(self.tokenizer, captions, self.max_length)
+        for item, own, share in zip(items, self.known(captions), shares, strict=True):
+            item.output["captions"], item.output["unknown_words"] = own, share
+
+
+def length_groups(lengths: np.ndarray, size: int, rng: np.random.Generator, *, pool: int = 8) -> np.ndarray:
+    """An order of n shuffled rows in which those of like length share a batch of `size`: positions (n,).
+
+    Rows are sorted within pools of `pool` batches, and whole batches are shuffled, so that an epoch neither begins with
+    the short ones nor sees the same batches again. The last batch, which may be smaller, stays the last.
+    """
+    pools = [
+        start + np.argsort(lengths[start : start + pool * size], kind="stable")
+        for start in range(0, len(lengths), pool * size)
+    ]
+    order = np.concatenate(pools)
+    whole = len(order) // size
+    shuffled = rng.permutation(whole)
+    return np.concatenate((order[: whole * size].reshape(whole, size)[shuffled].ravel(), order[whole * size :]))

@@ -1,0 +1,128 @@
+"""The whole picture, as a square of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from raymotion.data.images.marks import Picture as MarkedPicture
+from raymotion.data.images.marks import fingerprints
+from raymotion.data.samples import require_allowed_images
+from raymotion.data.views.pictures import render
+from raymotion.errors import InputError
+from raymotion.models.inputs.base import Arrays, Draft, Evidence, Input, Prepared
+from raymotion.models.inputs.picture_reader import PictureReader
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from raymotion.models.recipe import TrainRecipe
+
+# Pixels a side that a model may read: more is a damaged number, and would be allocated before anything notices.
+LARGEST = 4096
+
+
+class _Shown(Arrays):
+    """`Draft` of pictures. Empty where no row of the set has a picture: the network is called without."""
+
+    def hide(self, rows: np.ndarray) -> None:
+        self.values["image_mask"] = self.values["image_mask"] & ~rows
+
+    def tensors(self, device: str) -> dict[str, Any]:
+        import torch
+
+        # A copy: Ray's blocks are read-only, and torch warns of tensors on them.
+        return {name: torch.from_numpy(np.array(own)).to(device) for name, own in self.values.items()}
+
+
+class PreparedPictures(Prepared):
+    """Pictures of a training set, by address: they are decoded batch by batch."""
+
+    streamed: ClassVar[bool] = True
+
+    def __init__(self, uris: Sequence[str | None], size: int) -> None:
+        self.addresses, self.size = list(uris), size
+        self.present = np.array([uri is not None for uri in uris], dtype=bool)
+
+    @property
+    def image_uris(self) -> list[str | None]:
+        """Of each row."""
+        return self.addresses
+
+    def take(self, rows: np.ndarray) -> PreparedPictures:
+        return PreparedPictures([self.addresses[row] for row in rows], self.size)
+
+    def described(self, training: np.ndarray) -> PictureInput:
+        return PictureInput(self.size, used=bool(self.present[training].any()))
+
+    def reader(self, recipe: Any) -> PictureReader:
+        """What reads the pictures as the recipe's augmentation shows them."""
+        own = recipe.data
+        return PictureReader(self.size, own.augmentation, own.smallest_crop, recipe.seed, damaged=own.damaged)
+
+    def contents(self) -> list[Any]:
+        # Where pictures lie is not what they are: names, sizes and digests count.
+        return [fingerprints([MarkedPicture(uri) for uri in self.addresses])]
+
+    def evidence(self, rows: np.ndarray, read: Any = None) -> Evidence:
+        return self._of(rows, read)
+
+    def draft(self, rows: np.ndarray, rng: np.random.Generator, read: Any = None) -> Draft:
+        return self._of(rows, read)
+
+    def _of(self, rows: np.ndarray, read: Any) -> _Shown:
+        if read is None:
+            return _Shown("picture", np.zeros(len(rows), dtype=bool), {})
+        there = read.readable
+        return _Shown("picture", there, {"images": read.pixels, "image_mask": there})
+
+    def save(self, folder: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        return {"images": self.addresses}, {}
+
+
+class PictureInput(Input):
+    """Pictures of `size` x `size` pixels."""
+
+    name: ClassVar[str] = "picture"
+    looks_at: ClassVar[str] = "some"
+    noun = "an image"
+    plural = "images"
+
+    def __init__(self, size: int, *, used: bool = True) -> None:
+        self.size, self.used = size, used
+
+    @property
+    def min_side(self) -> int | None:  # type: ignore[override]
+        """The size itself."""
+        return self.size
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"type": self.name, "size": self.size, "used": self.used}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], *, where: str, folder: str) -> PictureInput:
+        size = value.get("size")
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST:
+            raise InputError(f"picture: size is {size!r}, not a number from 1 to {LARGEST}", path=where)
+        return cls(size, used=bool(value.get("used", True)))
+
+    def prepare(self, table: pa.Table, recipe: TrainRecipe, *, where: str) -> PreparedPictures:
+        require_allowed_images(table)
+        return PreparedPictures(table.column("image_uri").to_pylist(), self.size)
+
+    def load(self, folder: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> PreparedPictures:
+        return PreparedPictures(meta["images"], self.size)
+
+    def collect(self, items: Sequence[Any]) -> Arrays:
+        there = np.array([self.used and item.pixels is not None for item in items], dtype=bool)
+        pixels = np.zeros((len(items), self.size, self.size, 3), np.uint8)
+        for row in np.flatnonzero(there):
+            pixels[row] = render(items[row].pixels, self.size)
+        if not self.used:
+            return Arrays("picture", there, {})
+        return Arrays("picture", there, {"images": pixels, "image_mask": there})
+
+    def release(self, item: Any) -> None:
+        item.pixels = None

@@ -1,0 +1,132 @@
+"""Number columns of the sample table, such as a valence that another model predicted; standardised by training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from raymotion.data.samples import NUMBERS
+from raymotion.errors import InputError
+from raymotion.models.inputs.base import Arrays, Draft, Evidence, Input, Prepared
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from raymotion.models.recipe import TrainRecipe
+
+
+class _Shown(Arrays):
+    """`Draft` of numbers."""
+
+    def hide(self, rows: np.ndarray) -> None:
+        self.values["value_mask"] = self.values["value_mask"] & ~rows[:, None]
+        self.values["values"] = np.where(rows[:, None], np.float32(0), self.values["values"])
+
+
+class PreparedValues(Prepared):
+    """Numbers (n, C) float32, standardised; NaN where not known."""
+
+    def __init__(self, values: np.ndarray, source: ValuesInput) -> None:
+        self.values, self.source = values, source
+        self.present = np.asarray(np.isfinite(values).any(axis=1))
+
+    def take(self, rows: np.ndarray) -> PreparedValues:
+        return PreparedValues(self.values[rows], self.source)
+
+    def described(self, training: np.ndarray) -> ValuesInput:
+        return self.source
+
+    def contents(self) -> list[Any]:
+        return [np.round(np.nan_to_num(self.values, nan=-1e9), 5).tolist()]
+
+    def evidence(self, rows: np.ndarray, read: Any = None) -> Evidence:
+        return _shown(self.values[rows])
+
+    def draft(self, rows: np.ndarray, rng: np.random.Generator, read: Any = None) -> Draft:
+        return _shown(self.values[rows])
+
+    def save(self, folder: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        return self.source.to_dict(), {"values": self.values}
+
+
+def _shown(values: np.ndarray) -> _Shown:
+    known = np.isfinite(values)
+    filled = np.where(known, values, np.float32(0)).astype(np.float32)
+    return _Shown("values", known.any(axis=1), {"values": filled, "value_mask": known})
+
+
+class ValuesInput(Input):
+    """Number columns. The network is called with `values` (n, C) float32 and `value_mask` (n, C) bool.
+
+    Args:
+        names: columns of the sample table: valence, arousal, dominance, or `*_sd` of one.
+        mean, std: of each column in the training split, by which it is standardised; None before training.
+    """
+
+    name: ClassVar[str] = "values"
+    plural = "numbers"
+
+    def __init__(
+        self, names: Sequence[str], mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> None:
+        unknown = [name for name in names if name not in NUMBERS]
+        if unknown or not names:
+            raise InputError(f"{unknown or names} are not number columns", remedy=f"Choose from {', '.join(NUMBERS)}.")
+        self.columns = tuple(names)
+        self.mean = None if mean is None else np.asarray(mean, dtype=np.float64)
+        self.std = None if std is None else np.asarray(std, dtype=np.float64)
+        self.noun = f"a number for {' or '.join(names)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        assert self.mean is not None and self.std is not None
+        return {
+            "type": self.name, "columns": list(self.columns), "mean": self.mean.tolist(), "std": self.std.tolist()
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], *, where: str, folder: str) -> ValuesInput:
+        names, numbers = value.get("columns"), [value.get("mean"), value.get("std")]
+        if not isinstance(names, list) or not all(
+            isinstance(own, list)
+            and len(own) == len(names)
+            and all(isinstance(v, int | float) and math.isfinite(v) for v in own)
+            for own in numbers
+        ):
+            raise InputError("values: columns, mean and std are not lists of one length", path=where)
+        return cls(names, *numbers)
+
+    def _standardised(self, raw: np.ndarray) -> np.ndarray:
+        assert self.mean is not None and self.std is not None
+        return np.asarray((raw - self.mean) / self.std, dtype=np.float32)
+
+    def prepare(self, table: pa.Table, recipe: TrainRecipe, *, where: str) -> PreparedValues:
+        raw = np.stack([_column(table, name) for name in self.columns], axis=1)
+        training = raw[np.array([split == "train" for split in table.column("split").to_pylist()], dtype=bool)]
+        if self.mean is None:
+            known = np.isfinite(training)
+            count = np.maximum(known.sum(axis=0), 1)
+            mean = np.where(known, training, 0.0).sum(axis=0) / count
+            std = np.sqrt((np.where(known, training - mean, 0.0) ** 2).sum(axis=0) / count)
+            # A column that never varies tells nothing, and would be divided by nothing.
+            self.mean, self.std = mean, np.where(std < 1e-9, 1.0, std)
+        return PreparedValues(self._standardised(raw), self)
+
+    def load(self, folder: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> PreparedValues:
+        return PreparedValues(arrays["values"], ValuesInput.from_dict(meta, where=folder, folder=folder))
+
+    def collect(self, items: Sequence[Any]) -> Arrays:
+        rows = [[item.row.get(name) for name in self.columns] for item in items]
+        raw = np.array([[np.nan if v is None else v for v in row] for row in rows], dtype=np.float64)
+        return _shown(self._standardised(raw.reshape(len(items), len(self.columns))))
+
+    def describe(self) -> list[str]:
+        return [f"Numbers: {', '.join(self.columns)}, standardised by the training split."]
+
+
+def _column(table: pa.Table, name: str) -> np.ndarray:
+    if name not in table.column_names:
+        return np.full(table.num_rows, np.nan)
+    return np.asarray(table.column(name).to_numpy(), dtype=np.float64)

@@ -1,0 +1,279 @@
+"""Probabilities of the labels of a vocabulary, each by itself: a picture may evoke several emotions, or none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raymotion.config import digest_of
+from raymotion.data.samples import targets as label_targets
+from raymotion.data.samples import vocabulary_of
+from raymotion.errors import InputError
+from raymotion.learning.losses.distillation import distillation_loss
+from raymotion.learning.losses.multilabel import MultiLabelLoss, make_loss, probabilities_of
+from raymotion.learning.metrics.average_precision import average_precision, chance_map, interpolated_by_class
+from raymotion.learning.metrics.multilabel import LOWER_IS_BETTER
+from raymotion.learning.metrics.multilabel import bce as binary_cross_entropy
+from raymotion.learning.metrics.multilabel import evaluate as evaluate_labels
+from raymotion.learning.selection import fit_class_thresholds
+from raymotion.models.outputs.base import Output, Targets
+from raymotion.models.recipe import Distillation, LossSettings, MultiLabelRecipe
+from raymotion.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+HARD, SOFT = "hard", "soft"
+METRICS = ("bce", "macro_ap")
+
+
+def set_prior(head: nn.Linear, prior: np.ndarray) -> None:
+    """Makes the class prior a model's answer before the first step: else epochs go into learning that most are rare."""
+    import torch
+
+    rates = torch.from_numpy(prior).clamp(1e-3, 1 - 1e-3)
+    with torch.no_grad():
+        head.bias.copy_(torch.logit(rates))
+
+
+class MultiLabel(Output):
+    """Probabilities (n, L) over a vocabulary.
+
+    Its targets: `hard`, 0 or 1, and `soft`, the share of annotators (of pseudo-labels the teacher's probabilities).
+
+    Args:
+        loss: one of `learning.losses.multilabel.LOSSES`. It says what the network's numbers mean.
+        distillation: learn `soft` with a temperature.
+        soft: learn, and validate by, the soft targets.
+    """
+
+    kind_of_output: ClassVar[str] = "multilabel"
+    selects: ClassVar[str] = "bce"
+    lower_is_better = frozenset(LOWER_IS_BETTER)
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        *,
+        name: str = "emotions",
+        loss: LossSettings | None = None,
+        distillation: Distillation | None = None,
+        soft: bool = False,
+        weight: float = 1.0,
+    ) -> None:
+        self.name, self.loss, self.weight = name, loss or LossSettings(), weight
+        self._vocabulary, self.distillation, self.soft = vocabulary, distillation, soft
+
+    @classmethod
+    def of_recipe(cls, recipe: MultiLabelRecipe, table: pa.Table, *, where: str) -> MultiLabel:
+        """The output of a recipe for the vocabulary of a sample table.
+
+        Raises:
+            InputError: the table has no vocabulary, or not one label.
+        """
+        vocabulary = vocabulary_of(table, where=where)
+        if vocabulary is None or table.column("labels").null_count == table.num_rows:
+            raise InputError("has no labels to learn from", path=where)
+        return cls(
+            vocabulary, loss=recipe.loss, distillation=recipe.distillation, soft=recipe.data.soft_targets
+        )
+
+    @property
+    def width(self) -> int:
+        return len(self._vocabulary)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self._vocabulary
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "type": self.kind_of_output, "name": self.name, "vocabulary": self.vocabulary.to_dict(),
+            "loss": self.loss.model_dump(mode="json"),
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], *, where: str) -> MultiLabel:
+        vocabulary = Vocabulary.from_dict(value.get("vocabulary"), where=where)
+        loss = value.get("loss")
+        if not isinstance(loss, dict) or not isinstance(loss.get("name"), str):
+            raise InputError(f"the output {value.get('name')} does not say which loss it was trained with", path=where)
+        try:
+            probabilities_of(loss["name"])
+        except InputError as error:
+            raise InputError(f"the output {value.get('name')}: {error.reason}", path=where) from error
+        settings = LossSettings(name=loss["name"], options=dict(loss.get("options") or {}))
+        return cls(vocabulary, name=str(value["name"]), loss=settings)
+
+    def read(self, table: pa.Table, *, where: object, given: np.ndarray | None = None) -> Targets:
+        known = np.asarray(pc.is_valid(table.column("labels")))
+        rows = table.filter(pa.array(known))
+        shape = (table.num_rows, self.width)
+        hard, soft = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
+        hard[known] = label_targets(rows, self.vocabulary)
+        soft[known] = label_targets(rows, self.vocabulary, soft=True) if given is None else given[known]
+        return Targets({HARD: hard, SOFT: soft}, known)
+
+    def require(self, targets: Targets, splits: Mapping[str, np.ndarray], *, where: str) -> None:
+        """Without a label there is nothing to learn, and no average precision to choose an epoch by."""
+        for name in ("train", "val"):
+            if not targets.arrays[HARD][splits[name]].any():
+                count = len(splits[name])
+                raise InputError(
+                    f"not one of the {count} sample{'s' if count != 1 else ''} of the split {name} has a label",
+                    path=where,
+                    remedy="Label more samples, or split them otherwise (another --seed of `raymotion data prepare`).",
+                )
+
+    def contents(self, targets: Targets) -> list[Any]:
+        # Rounded: another version of Parquet may give another last digit.
+        arrays = (targets.arrays[HARD].astype(np.int8), np.round(targets.arrays[SOFT], 6))
+        return [self.vocabulary.fingerprint, *(digest_of(own.tolist()) for own in arrays)]
+
+    def learned(self, targets: Targets) -> np.ndarray:
+        """(n, L): the targets that it learns and is validated by."""
+        return targets.arrays[SOFT if self.soft else HARD]
+
+    def rates(self, targets: Targets, training: np.ndarray, *, soft: bool | None = None) -> np.ndarray:
+        """Class rates of the training rows, float32 (L,), of the targets that are learned; `soft` decides otherwise."""
+        own = self.learned(targets) if soft is None else targets.arrays[SOFT if soft else HARD]
+        return np.asarray(own[training].mean(axis=0), dtype=np.float32)
+
+    def batch(self, targets: Targets, rows: np.ndarray, device: str) -> dict[str, Tensor]:
+        import torch
+
+        return {
+            "learned": torch.from_numpy(self.learned(targets)[rows]).to(device),
+            HARD: torch.from_numpy(targets.arrays[HARD][rows]).to(device),
+        }
+
+    def criterion(self, targets: Targets, training: np.ndarray) -> LabelCriterion:
+        loss = make_loss(
+            self.loss.name,
+            rates=self.rates(targets, training),
+            samples=len(training),
+            options=self.loss.options,
+        )
+        return LabelCriterion(loss, self.distillation)
+
+    @property
+    def gives_logits(self) -> bool:
+        """Whether the network's numbers are logits: some published losses have probabilities themselves."""
+        import torch
+
+        return float(self._probabilities(torch.zeros(1, 1))) == 0.5
+
+    @cached_property
+    def _probabilities(self) -> Callable[[Tensor], Tensor]:
+        return probabilities_of(self.loss.name)
+
+    def decode(self, raw: Tensor) -> Tensor:
+        return self._probabilities(raw)
+
+    def metrics(self, targets: Targets, rows: np.ndarray, values: np.ndarray) -> dict[str, float]:
+        hard = targets.arrays[HARD][rows]
+        columns = np.flatnonzero(hard.sum(axis=0) > 0)
+        return {
+            "bce": binary_cross_entropy(self.learned(targets)[rows], values),
+            "macro_ap": float(np.mean([average_precision(hard[:, j], values[:, j]) for j in columns])),
+        }
+
+    def evaluate(
+        self,
+        targets: Targets,
+        rows: np.ndarray,
+        values: np.ndarray,
+        *,
+        training: np.ndarray,
+        seed: int,
+        groups: Sequence[str] | None = None,
+    ) -> dict[str, Any]:
+        hard = targets.arrays[HARD][rows]
+        found = evaluate_labels(
+            hard,
+            values,
+            prior=self.rates(targets, training),
+            labels=self.vocabulary.labels,
+            seed=seed,
+            soft_targets=targets.arrays[SOFT][rows] if self.soft else None,
+            groups=groups,
+        ).to_dict()
+        there = np.flatnonzero(hard.sum(axis=0) > 0)
+        interpolated = float(np.mean(interpolated_by_class(hard, values)[there])) if len(there) else None
+        return {**found, "interpolated_map": interpolated, "chance_map": chance_map(hard.mean(axis=0))}
+
+    def facts(
+        self, targets: Targets, splits: Mapping[str, np.ndarray], predicted: Mapping[str, np.ndarray]
+    ) -> dict[str, Any]:
+        """`prior`: rates of the hard labels, with which the share of images with a label is compared; `thresholds`."""
+        hard = targets.arrays[HARD]
+        return {
+            "prior": [float(rate) for rate in self.rates(targets, splits["train"], soft=False)],
+            "thresholds": [float(own) for own in fit_class_thresholds(hard[splits["val"]], predicted["val"])],
+        }
+
+    def check_facts(self, facts: Mapping[str, Any], *, where: str) -> None:
+        for name, highest in (("prior", 1.0), ("thresholds", math.inf)):
+            values = facts.get(name)
+            if values is None:
+                continue
+            good = (
+                isinstance(values, list)
+                and len(values) == self.width
+                and all(
+                    isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) and 0 <= v <= highest
+                    for v in values
+                )
+            )
+            if not good:
+                raise InputError(
+                    f"{name} is not a number of at least 0 for each of the {self.width} labels", path=where
+                )
+
+    def columns(self, values: np.ndarray) -> dict[str, pa.Array]:
+        flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).reshape(-1), pa.float32())
+        name = "probabilities" if self.name == "emotions" else f"{self.name}_probabilities"
+        return {name: pa.FixedSizeListArray.from_arrays(flat, self.width)}
+
+    def metadata(self) -> dict[bytes, bytes]:
+        return self.vocabulary.to_metadata()
+
+    def named(self, values: np.ndarray) -> dict[str, float]:
+        """The highest first."""
+        order = np.argsort(-values, kind="stable")
+        return {self.vocabulary.labels[i]: float(values[i]) for i in order.tolist()}
+
+    def describe(self) -> list[str]:
+        own, loss = self.vocabulary, self.loss
+        options = ", ".join(f"{name} {value}" for name, value in loss.options.items())
+        return [
+            f"Emotions: {own.name}, {len(own.labels)} labels ({own.fingerprint}).",
+            f"Loss `{loss.name}`{f' ({options})' if options else ''}.",
+        ]
+
+
+class LabelCriterion:
+    """A named loss on logits (n, L), or its mixture with distillation (Hinton et al. 2015)."""
+
+    def __init__(self, loss: MultiLabelLoss, distillation: Distillation | None) -> None:
+        self.loss, self.distillation = loss, distillation
+
+    def __call__(self, raw: Tensor, targets: Mapping[str, Tensor], *, epoch: int, weights: Tensor | None) -> Tensor:
+        own = self.distillation
+        if own is None:
+            return self.loss(raw.float(), targets["learned"], epoch=epoch, weights=weights)
+        terms = distillation_loss(raw, targets["learned"], temperature=own.temperature)
+        by_class = getattr(self.loss, "by_class", None)
+        if by_class is not None:
+            terms = terms * by_class.to(terms.device)
+        soft = terms.mean() if weights is None else (weights @ terms / weights.sum().clamp(min=1e-12)).mean()
+        if own.weight == 1.0:
+            return soft
+        hard = self.loss(raw.float(), targets[HARD], epoch=epoch, weights=weights)
+        return own.weight * soft + (1 - own.weight) * hard
