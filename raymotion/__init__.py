@@ -10,10 +10,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from raymotion.version import __version__
+
 if TYPE_CHECKING:
     from raymotion.pipeline.predictor import Predictor, load
 
-__version__ = "0.1.0"
 __all__ = ["Predictor", "__version__", "load"]
 
 # Where the public names live. Imported on first use: `import raymotion` stays free of numpy, torch and the rest.

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raymotion.data.streams import ABLATIONS
 from raymotion.learning.metrics.multilabel import Evaluation, metric_text, metric_title
+from raymotion.models.inputs.base import Input
+from raymotion.models.kind import Kind
+from raymotion.models.outputs.base import Output
 
-LOOKS_AT = {"context": "the whole picture", "body": "the body's box", "face": "the face's box"}
-TAGS = ("emotion-recognition", "affective-computing", "multi-label-classification")
-HEADER = ("metric", "model", "95 % interval", "class prior", "constant", "against both")
+TAGS = ("emotion-recognition", "affective-computing")
+HEADER = ("metric", "model", "95 % interval", "prior", "constant", "against both")
+BASELINES = (
+    "`prior` answers with the training split's class rates for every image, `constant` with the evaluated",
+    "split's own; neither looks at anything. `against both` is `better` only if the whole interval of the paired",
+    "difference is.",
+)
+MEANS = (
+    "`prior` answers with the training split's mean for every sample, `constant` with the evaluated split's own;",
+    "neither looks at anything. `against both` is `better` only if the whole interval of the paired difference is.",
+)
 
 
 def metric_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -23,46 +33,27 @@ def metric_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-def model_card(config: Mapping[str, Any], training: Mapping[str, Any], *, parameters: int) -> str:
+def model_card(
+    kind: Kind,
+    inputs: Sequence[Input],
+    outputs: Sequence[Output],
+    config: Mapping[str, Any],
+    training: Mapping[str, Any],
+    *,
+    parameters: int,
+) -> str:
     """Markdown with the Hugging Face hub's YAML header, from the contents of config.json and training.json."""
-    if config["architecture"] in ("fusion", "fusion-tuned"):
-        return _document(_fusion_head(config, training, parameters), config, training)
-    modalities = config["modalities"]
-    vocabulary, extractor = config["vocabulary"], config["extractor"]
-    student = config["architecture"] == "student"
-    seen = "pictures" if student else "region features"
-    read = {
-        ("text",): "captions alone; it never saw an image, and labels from captions alone",
-        ("regions",): "region features alone; it never saw a caption",
-        ("image",): "pictures alone; it never saw a caption",
-    }.get(tuple(modalities), f"captions and {seen}; either may be missing")
-    shape = config["model"]
-    what = (
-        f"A student ({shape['image']} on pictures of {shape['image_size']} pixels, {shape['text']} on captions)"
-        if student
-        else "A VisualBERT with a multi-label head"
-    )
-    lines = [
-        f"# Emotion {'student' if student else 'teacher'}",
-        "",
-        f"{what}, {parameters:,} parameters, made by raymotion {training['raymotion']}.",
-        "",
-        f"- Emotions: {vocabulary['name']}, {len(vocabulary['labels'])} labels ({vocabulary['fingerprint']}).",
-        f"- Reads {read}.",
-    ]
-    if extractor:
-        lines.append(
-            f"- Region features: {extractor['name']}, weights {extractor['weights']}, {extractor['count']} regions of "
-            f"{extractor['dim']} numbers. Features of another extractor mean something else."
-        )
-    return _document(lines, config, training)
-
-
-def _document(lines: list[str], config: Mapping[str, Any], training: Mapping[str, Any]) -> str:
-    """The card that begins with `lines`: data, targets, figures, and how to read them."""
     targets = training.get("targets") or {}
     imitates = targets.get("kind") == "pseudo-labels"
-    lines = [*_header(config), *lines, *_targets(targets)]
+    lines = [*_header(kind, inputs, outputs), f"# {kind.title()}", ""]
+    random = [notice for own in inputs for notice in own.notices()]
+    lines += [f"**{' '.join(random)}**", ""] if random else []
+    first, *others = kind.describe(config["model"], training, inputs, parameters)
+    lines += [f"{first} Made by raymotion {training['raymotion']}.", ""]
+    lines.append(f"- Reads {kind.reads(inputs)}.")
+    described = [line for own in (*outputs, *(own for own in inputs if own.used)) for line in own.describe()]
+    lines += [f"- {line}" for line in (*others, *described)]
+    lines += _targets(targets)
     data = training.get("data") or {}
     if data:
         splits = ", ".join(f"{count:,} {name}" for name, count in (data.get("splits") or {}).items())
@@ -77,37 +68,32 @@ def _document(lines: list[str], config: Mapping[str, Any], training: Mapping[str
             "Agreement with the teacher's labels of images that were held out from training: how well the student "
             f"imitates its teacher, not how well it knows what people say. {chosen_on}"
         )
-    for name, explanation in (
-        ("validation", chosen_on),
-        ("test", "Scored once, after every choice was made."),
-    ):
-        evaluation = training.get(name)
-        if not evaluation:
-            continue
-        lines += ["", f"## {name.capitalize()}: {evaluation['samples']:,} samples", "", explanation, ""]
-        lines += [f"| {' | '.join(HEADER)} |", f"|{'---|' * len(HEADER)}"]
-        lines += [f"| {' | '.join(row)} |" for row in metric_rows(evaluation)]
-        lines += _emotic_lines((training.get("emotic") or {}).get("val" if name == "validation" else name) or {})
-    lines += [
-        "",
-        "`class prior` answers with the training split's class rates for every image, `constant` with the evaluated",
-        "split's own; neither looks at anything. `against both` is `better` only if the whole interval of the paired",
-        "difference is.",
-        "",
-        *_meaning(imitates),
-    ]
+    for name, explanation in (("validation", chosen_on), ("test", "Scored once, after every choice was made.")):
+        for own in outputs:
+            evaluation = ((training.get("outputs") or {}).get(own.name) or {}).get(name)
+            if not evaluation:
+                continue
+            of = f", {own.name}" if len(outputs) > 1 else ""
+            lines += ["", f"## {name.capitalize()}{of}: {evaluation['samples']:,} samples", "", explanation, ""]
+            lines += [f"| {' | '.join(HEADER)} |", f"|{'---|' * len(HEADER)}"]
+            lines += [f"| {' | '.join(row)} |" for row in metric_rows(evaluation)]
+            lines += _interpolated(evaluation)
+    says_labels = any(own.vocabulary is not None for own in outputs)
+    lines += ["", *(BASELINES if says_labels else MEANS), "", *_meaning(imitates)]
     return "\n".join(lines) + "\n"
 
 
-def _header(config: Mapping[str, Any]) -> list[str]:
+def _header(kind: Kind, inputs: Sequence[Input], outputs: Sequence[Output]) -> list[str]:
     """The YAML block by which the hub lists a model: library, task, tags, labels."""
     from huggingface_hub import ModelCardData
 
-    reads_pictures = set(config["modalities"]) != {"text"}
+    reads_pictures = any(own.used and own.looks_at != "none" for own in inputs)
+    vocabularies = [own.vocabulary.name for own in outputs if own.vocabulary is not None]
+    tags = [*TAGS, *(["multi-label-classification"] if vocabularies else []), kind.name, *vocabularies]
     data = ModelCardData(
         library_name="raymotion",
         pipeline_tag="image-classification" if reads_pictures else "text-classification",
-        tags=[*TAGS, config["architecture"], config["vocabulary"]["name"]],
+        tags=tags,
     )
     return ["---", data.to_yaml(line_break="\n").rstrip("\n"), "---", ""]
 
@@ -123,10 +109,10 @@ def _targets(targets: Mapping[str, Any]) -> list[str]:
             "teacher."
         ]
     teacher, collapse = targets.get("teacher") or {}, targets.get("collapse")
-    reads = " and ".join(teacher.get("modalities") or ()) or "what is not recorded"
+    reads = " and ".join(teacher.get("reads") or ()) or "what is not recorded"
     lines = [
         f"- Targets: pseudo-labels ({targets.get('folder')}, job {targets.get('digest')}), which the "
-        f"{teacher.get('architecture') or 'teacher'} {teacher.get('fingerprint')} made from {reads}. No person "
+        f"{teacher.get('kind') or 'teacher'} {teacher.get('fingerprint')} made from {reads}. No person "
         "labelled these images.",
     ]
     if collapse is None:
@@ -152,68 +138,13 @@ def _meaning(imitates: bool) -> list[str]:
     ]
 
 
-def _fusion_head(config: Mapping[str, Any], training: Mapping[str, Any], parameters: int) -> list[str]:
-    """What a fusion head is: its streams with their backbones, its network, and how it was trained."""
-    origin, vocabulary = config.get("fusion") or {}, config["vocabulary"]
-    tuned = config["architecture"] == "fusion-tuned"
-    shape = config["model"]["fusion"] if tuned else config["model"]
-    settings = training.get("settings") or {}
-    backbones: Mapping[str, Mapping[str, Any]] = origin.get("backbones") or {}
-    inside = "It reads features of frozen backbones, which are not part of it."
-    if tuned:
-        blocks = config["model"]["tuned_blocks"]
-        inside = f"Its backbones are part of it: the last {blocks} blocks of each learned with the head."
-    kept = [stream for stream in backbones if stream in ABLATIONS[shape["ablation"]]]
-    random = [stream for stream in kept if backbones[stream]["identity"].get("weights", "").startswith("random:")]
-    lines = ["# Emotions of a person in a picture: fusion head", ""]
-    if random and not tuned:
-        lines += [
-            f"**Its backbones were never trained** ({', '.join(random)}: random weights). They tell colours and "
-            "textures apart, not people or moods: this head is for trials of the machinery, its labels mean nothing.",
-            "",
-        ]
-    lines += [
-        f"Fusion `{shape['fusion']}`, width {shape['hidden']}, {parameters:,} parameters and statistics, made by "
-        f"raymotion {training['raymotion']}. {inside}",
-        "",
-        f"- Emotions: {vocabulary['name']}, {len(vocabulary['labels'])} labels ({vocabulary['fingerprint']}).",
-        "- Reads what there is of a person: a stream that is missing (no face found) is masked.",
-    ]
-    for stream in kept:
-        own, name = backbones[stream]["identity"], backbones[stream]["name"]
-        tokens = (shape.get("tokens") or {}).get(stream, 0)
-        lines.append(
-            f"- {stream.capitalize()} ({LOOKS_AT[stream]}): {name} = {own.get('name')}, weights {own.get('weights')}, "
-            f"{own.get('size')} pixels, "
-            + (f"{tokens} tokens of {own.get('token_dim')} numbers." if tokens else f"{own.get('dim')} numbers.")
-        )
-    if shape["ablation"] != "all":
-        lines.append(f"- Ablation `{shape['ablation']}`: it looks at {' and '.join(kept)} alone.")
-    loss = origin.get("loss") or {}
-    options = ", ".join(f"{name} {value}" for name, value in (loss.get("options") or {}).items())
-    resampling = settings.get("resampling") or {}
-    made = resampling.get("method", "none")
-    made = made if made == "none" else f"{made} {resampling.get('level')}"
-    lines.append(
-        f"- Loss `{loss.get('name')}`{f' ({options})' if options else ''}; augmentation "
-        f"{settings.get('augmentation', 'none')}; resampling {made}"
-        f"{'; valence, arousal and dominance besides' if shape.get('vad') else ''}."
-    )
-    return lines
-
-
-def _emotic_lines(figures: Mapping[str, Any]) -> list[str]:
-    """Both average precisions, and the error of valence, arousal and dominance beside that of their training means."""
-    if not figures:
+def _interpolated(evaluation: Mapping[str, Any]) -> list[str]:
+    """Both average precisions and chance, as the literature reports them."""
+    if evaluation.get("interpolated_map") is None:
         return []
-    lines = [
+    macro = evaluation["metrics"]["macro_ap"]["value"]
+    return [
         "",
-        f"mAP {metric_text(figures['map'])} as scikit-learn computes it, "
-        f"{metric_text(figures['interpolated_map'])} interpolated as the "
-        f"authors of EMOTIC do; a random order has {figures['chance_map']:.4f}.",
+        f"mAP {metric_text(macro)} as scikit-learn computes it, {metric_text(evaluation['interpolated_map'])} "
+        f"interpolated as the authors of EMOTIC do; a random order has {evaluation['chance_map']:.4f}.",
     ]
-    known = [error for error in figures.get("vad_mae") or [] if error["mae"] is not None]
-    if known:
-        lines += ["", "| mean absolute error, scale 1 to 10 | model | training mean | samples |", "|---|---|---|---|"]
-        lines += [f"| {e['name']} | {e['mae']:.3f} | {e['constant']:.3f} | {e['samples']:,} |" for e in known]
-    return lines

@@ -10,7 +10,7 @@ Each takes `features` (name -> (n, D), all three streams) and `present`, which i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -187,17 +187,3 @@ class Hierarchical(nn.Module):
     def forward(self, features: Mapping[str, Tensor], present: Tensor) -> Tensor:
         person = self.person(torch.cat([features["body"], features["face"]], 1))
         return self.tail(torch.cat([person, features["context"]], 1))
-
-
-PUBLISHED_NETWORKS: dict[str, Callable[[FusionConfig], nn.Module]] = {
-    "simple_published": Simple,
-    "weighted_published": Weighted,
-    "attention_published": Attention,
-    "bilinear_published": Bilinear,
-    "bottleneck_published": Transformation,
-    "cross_modal_transformer_published": CrossModalTransformer,
-    "gated_residual_published": GatedResidual,
-    "hierarchical_published": Hierarchical,
-    "layer_norm_published": LayerNormed,
-    "transformation_published": Transformation,
-}

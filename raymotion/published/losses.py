@@ -158,6 +158,3 @@ class DicePublished(_MeanPublished):
         rows = 1.0 if weights is None else weights[:, None]
         both, either = (rows * p * targets).sum(), (rows * (p + targets)).sum()
         return 1.0 - (2.0 * both + self.smooth) / (either + self.smooth)
-
-
-ALL: tuple[type[NamedLoss], ...] = (DiscretePublished, AsymmetricPublished, DicePublished, LabelCorrectionPublished)

@@ -5,51 +5,38 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from raymotion.models.checkpoint import CheckpointInfo, sample_mark, save_checkpoint
-from raymotion.train.fusion_data import FusionData, PersonData
-from raymotion.train.fusion_scores import emotic_scores
-from raymotion.train.recipe import FusionRecipe, FusionTunedRecipe, TrainRecipe
+from raymotion.models.outputs.base import Output
+from raymotion.models.recipe import TrainRecipe
+from raymotion.models.training_set import TrainingSet
 from raymotion.train.source import describe_targets
-from raymotion.train.task import Data, task_of
-from raymotion.train.tuned_data import TunedData
+from raymotion.train.task import Task
 
 MOST_MARKS = 50_000
 
 
-def finish(recipe: TrainRecipe, data: Data, settings: dict[str, Any], folder: str, target: str) -> CheckpointInfo:
-    """Scores the best epoch and writes the checkpoint."""
+def finish(recipe: TrainRecipe, data: TrainingSet, settings: dict[str, Any], folder: str, target: str) -> CheckpointInfo:
+    """Scores the best epoch and writes the checkpoint.
+
+    Args:
+        folder: what the run saved last (`train.loop.Run.save`).
+    """
     import torch
     import transformers
     from safetensors.torch import load_file
 
-    from raymotion.learning.metrics.multilabel import evaluate
-    from raymotion.learning.selection import fit_class_thresholds
-    from raymotion.train.loop import BEST, PROBABILITIES, read_state
+    from raymotion.train.loop import BEST, read_predictions, read_state
 
     state = read_state(folder)
-    model = task_of(recipe, data).restore(state["model"])
-    model.load_state_dict(load_file(Path(folder, BEST)))
-    answered = {name: tensor.numpy() for name, tensor in load_file(Path(folder, PROBABILITIES)).items()}
-    # Behind the labels of a head with VAD stand valence, arousal and dominance.
-    predicted = {name: answers[:, : len(data.vocabulary)] for name, answers in answered.items()}
-    soft = recipe.data.soft_targets
-    prior = data.prior(soft=soft)
-
-    def score(split: str) -> dict[str, Any] | None:
-        rows = data.splits[split]
-        if not len(rows):
-            return None
-        return evaluate(
-            data.hard[rows], predicted[split], prior=prior, labels=data.vocabulary.labels, seed=recipe.seed,
-            soft_targets=data.soft[rows] if soft else None,
-            groups=[data.groups[row] for row in rows] if isinstance(data, PersonData) else None,
-        ).to_dict()  # fmt: skip
-
+    task = Task(recipe, data)
+    network = task.restore(state["model"])
+    network.load_state_dict(load_file(Path(folder, BEST)))
+    predicted = read_predictions(folder)
     training = {
         "data": {
             "name": data.name,
@@ -62,69 +49,53 @@ def finish(recipe: TrainRecipe, data: Data, settings: dict[str, Any], folder: st
         "targets": describe_targets(recipe),
         "seed": recipe.seed,
         "settings": settings,
+        "selected_by": task.selected_column,
         "history": state["history"],
         "best_epoch": state["best_epoch"],
-        # Of the hard labels: what the share of images with a label is compared with. The BCE's baseline has its own
-        # kind.
-        "prior": [float(rate) for rate in data.prior(soft=False)],
-        "thresholds": [float(t) for t in fit_class_thresholds(data.hard[data.splits["val"]], predicted["val"])],
-        "validation": score("val"),
-        "test": score("test"),
+        "outputs": {own.name: _facts(own, task, predicted) for own in task.outputs},
         "versions": {
             "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__
         },
     }  # fmt: skip
-    if isinstance(data, PersonData):
-        training["emotic"] = {
-            name: emotic_scores(data, name, answers) for name, answers in answered.items() if len(answers)
-        }
-        assert isinstance(recipe, FusionRecipe | FusionTunedRecipe)
-        return save_checkpoint(
-            target, cast(Any, model), None, data.vocabulary, modalities=list(recipe.backbones.chosen()),
-            extractor=None, training=training, fusion=_origin(recipe, data), answers=_answers(data, predicted),
+    answers = _answers(task, predicted)
+    return save_checkpoint(target, task.kind, network, task.described(), task.outputs, training=training, answers=answers)
+
+
+def _facts(output: Output, task: Task, predicted: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    """What the checkpoint keeps of an output, and its figures on validation and test."""
+    data, targets = task.data, task.data.targets_of(output)
+    own = {split: values[output.name] for split, values in predicted.items()}
+    facts = output.facts(targets, data.splits, own)
+    for split, title in (("val", "validation"), ("test", "test")):
+        rows = data.splits[split]
+        rows_known = rows[targets.known[rows]]
+        if not len(rows_known):
+            facts[title] = None
+            continue
+        groups = [data.groups[row] for row in rows_known]
+        facts[title] = output.evaluate(
+            targets, rows_known, own[split][targets.known[rows]], training=data.splits["train"],
+            seed=task.recipe.seed, groups=groups if len(set(groups)) < len(groups) else None,
         )  # fmt: skip
-    return save_checkpoint(
-        target,
-        cast(Any, model),  # a task restores a model of an architecture that checkpoints know
-        data.tokenizer,
-        data.vocabulary,
-        modalities=data.modalities,
-        extractor=None if data.features is None else data.features.extractor,
-        training=training,
-        answers=_answers(data, predicted),
-    )
+    return facts
 
 
-def _answers(data: Data, predicted: Mapping[str, np.ndarray]) -> pa.Table:
-    """Probabilities of the best epoch for every validation and test sample, beside its id."""
-    ids, splits, blocks = [], [], []
-    for name, matrix in predicted.items():
+def _answers(task: Task, predicted: Mapping[str, Mapping[str, np.ndarray]]) -> pa.Table:
+    """Predictions of the best epoch for every validation and test sample, beside its id."""
+    data = task.data
+    ids, splits = [], []
+    for name in predicted:
         ids += [data.sample_ids[row] for row in data.splits[name]]
         splits += [name] * len(data.splits[name])
-        blocks.append(matrix[: len(data.splits[name])])
-    width = len(data.vocabulary)
-    flat = np.concatenate(blocks).astype(np.float32).reshape(-1)
-    columns = [pa.array(ids, pa.string()), pa.array(splits, pa.string()),
-               pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), width)]  # fmt: skip
-    table = pa.table(columns, names=["sample_id", "split", "probabilities"])
-    return table.replace_schema_metadata(data.vocabulary.to_metadata())
+    columns: dict[str, pa.Array] = {"sample_id": pa.array(ids, pa.string()), "split": pa.array(splits, pa.string())}
+    metadata: dict[bytes, bytes] = {}
+    for own in task.outputs:
+        columns |= own.columns(np.concatenate([values[own.name] for values in predicted.values()]))
+        metadata |= own.metadata()
+    return pa.table(columns).replace_schema_metadata(metadata)
 
 
-def _origin(recipe: FusionRecipe | FusionTunedRecipe, data: PersonData) -> dict[str, Any]:
-    """What a fusion head's checkpoint says of its inputs and outputs."""
-    chosen = recipe.backbones.chosen()
-    if isinstance(data, TunedData):
-        identities = data.identities
-    else:
-        assert isinstance(data, FusionData)
-        identities = {stream: data.embeddings.backbones[name] for stream, name in chosen.items()}
-    return {
-        "backbones": {stream: {"name": name, "identity": identities[stream]} for stream, name in chosen.items()},
-        "loss": {"name": recipe.loss.name, "options": dict(recipe.loss.options)},
-    }
-
-
-def seen_marks(data: Data) -> list[str] | None:
+def seen_marks(data: TrainingSet) -> list[str] | None:
     """Marks of the samples that training or its choices saw; None where they are too many to be kept in a json."""
     rows = [row for name in ("train", "val") for row in data.splits[name]]
     if len(rows) > MOST_MARKS:

@@ -34,16 +34,18 @@ from raymotion.stores import access
 from raymotion.stores.local_files import disk_full, is_full
 from raymotion.train.finish import finish
 from raymotion.train.ingest import Ingest, plan_ingest
-from raymotion.train.pictures import Pictures, Portion, Reader
+from raymotion.models.inputs.reading import Pictures, Reader
+from raymotion.models.kind import Kind
+from raymotion.models.recipe import TrainRecipe
+from raymotion.models.registry import of_class
+from raymotion.models.training_set import TrainingSet
+from raymotion.train.pictures import Portion
+from raymotion.train.prepare import prepare_data
 from raymotion.train.progress import interval, pace_file, read_pace
-from raymotion.train.recipe import KINDS, FusionTunedRecipe, StudentRecipe, TrainRecipe
-from raymotion.train.source import source_of
-from raymotion.train.task import Data, load_data, prepare_data
+from raymotion.train.recipe import kind_of
 
 Progress = Callable[[Mapping[str, Any]], None]
 SETTINGS, PROGRESS, LATEST = "settings.json", "progress.json", "latest.json"
-# Where the data lie is not what they are: their fingerprint, which says nothing of places, is compared instead.
-PLACES = ("data.samples", "data.features", "data.labels", "data.embeddings", "transfer.source")
 SWITCH_SECONDS = 0.0005
 REMEDY = "Use the same settings, another --out, or remove the folder."
 
@@ -89,15 +91,15 @@ def fit(
     """
     started = time.monotonic()
     target = storage.absolute(out)
-    recipe = _absolute(recipe)
+    recipe = recipe.with_absolute_paths()
     data = prepare_data(recipe)
     settings = {**recipe.result_settings(), "data_fingerprint": data.fingerprint}
-    if isinstance(recipe, StudentRecipe) and recipe.transfer is not None:
-        settings["transfer_fingerprint"] = source_of(recipe.transfer).fingerprint
+    for name, source in recipe.sources().items():
+        settings[f"{name}_fingerprint"] = read_checkpoint_info(source).fingerprint
     if is_checkpoint(target):
         info = read_checkpoint_info(target)
         made_with = info.training.get("settings") or {}
-        require_same_settings(made_with, settings, where=target, remedy=REMEDY, ignore=PLACES)
+        require_same_settings(made_with, settings, where=target, remedy=REMEDY, ignore=recipe.places)
         return TrainResult(info, already_done=True)
     _require_free(target)
     run = outputs.run_folder(target)
@@ -110,7 +112,7 @@ def fit(
     begun = {**settings, "workers": recipe.workers}
     if storage.exists(storage.join(run, SETTINGS)):
         before = records.read_record(storage.join(run, SETTINGS), remedy=_start_anew(run))
-        require_same_settings(before, begun, where=run, remedy=REMEDY, ignore=PLACES)
+        require_same_settings(before, begun, where=run, remedy=REMEDY, ignore=recipe.places)
     else:
         records.write_record(storage.join(run, SETTINGS), begun)
     # Anew in each run: features and pictures may have moved, and files may be damaged.
@@ -147,16 +149,17 @@ def _freed_without_an_epoch(run: str, target: str) -> Iterator[None]:
         raise
 
 
-def _train_here(recipe: TrainRecipe, data: Data, run: str, command: str, into: str) -> None:
+def _train_here(recipe: TrainRecipe, data: TrainingSet, run: str, command: str, into: str) -> None:
     """The loop in this process. The last report's files end up in the local folder `into`.
 
     In `run` a new epoch's files are complete before the old one's go: `latest.json` says which to read.
     """
     import torch
 
+    from raymotion.batch.cluster import available_cpus
     from raymotion.batch.memory import keep_freed_memory
     from raymotion.train.loop import Workers, train
-    from raymotion.train.task import task_of
+    from raymotion.train.task import Task
 
     keep_freed_memory()
     kept = storage.join(run, "epochs")
@@ -185,9 +188,10 @@ def _train_here(recipe: TrainRecipe, data: Data, run: str, command: str, into: s
 
     device = "cuda" if recipe.use_gpu is not False and torch.cuda.is_available() else "cpu"
     workers = Workers(device=device, attempt=_attempt(command), pace=pace_file(run))
+    threads = getattr(recipe.data, "decode_tasks", None) or available_cpus()
     with tempfile.TemporaryDirectory(prefix="raymotion-") as earlier:
         resume_from = earlier if fetch(earlier) else None
-        train(task_of(recipe, data), report=report, resume_from=resume_from, workers=workers)
+        train(Task(recipe, data, threads=threads), report=report, resume_from=resume_from, workers=workers)
     fetch(into)
 
 
@@ -198,7 +202,7 @@ def _attempt(command: str) -> str:
 
 def _train_on_ray(
     recipe: TrainRecipe,
-    data: Data,
+    data: TrainingSet,
     run: str,
     settings: dict[str, Any],
     target: str,
@@ -212,7 +216,7 @@ def _train_on_ray(
     from raymotion.batch.cluster import available_cpus, connect, node_resources, plan_placement
     from raymotion.batch.memory import MALLOC
 
-    decodes = any(uri is not None for uri in data.image_uris)
+    decodes = data.streamed is not None
     # On a Ray of our own, workers and the tasks that decode for them share the cores as the system sees fit.
     cores = max(available_cpus(), recipe.workers)
     with connect(address, cpus=cores + recipe.workers if decodes else cores):
@@ -234,6 +238,8 @@ def _train_on_ray(
             _worker,
             train_loop_config={
                 "recipe": recipe.model_dump(mode="json"),
+                # The class: a kind that was registered here is not known to the workers.
+                "kind": type(kind_of(recipe)),
                 "run": run,
                 "command": command,
                 "ingest": asdict(plan),
@@ -274,16 +280,18 @@ def _worker(config: dict[str, Any]) -> None:
     from raymotion.batch.cluster import available_cpus
     from raymotion.train.loop import Workers, train
     from raymotion.train.stream import read_with_ray
-    from raymotion.train.task import task_of
+    from raymotion.train.task import Task
 
     # On a cluster that ran before, this process has not inherited it. Readers of pictures take it on from here.
     access.Access(**config["access"]).apply()
     context = ray.train.get_context()
-    recipe = KINDS[config["recipe"]["kind"]].model_validate(config["recipe"])
-    data = load_data(storage.join(config["run"], "data"))
+    kind: type[Kind] = config["kind"]
+    known = of_class(kind)
+    recipe = kind.recipe.model_validate(config["recipe"])
+    data = TrainingSet.load(storage.join(config["run"], "data"), known, recipe)
     cores = available_cpus() // context.get_local_world_size()
     # torch's threads wait for each other: one that shares its core with a decoder holds up all.
-    torch.set_num_threads(max(1, cores // 2 if any(uri is not None for uri in data.image_uris) else cores))
+    torch.set_num_threads(max(1, cores // 2 if data.streamed is not None else cores))
     # Ray Data's readers are threads of this process. While one holds Python's lock the training step waits, by default
     # for 5 ms, at each of its hundred operations.
     sys.setswitchinterval(SWITCH_SECONDS)
@@ -292,7 +300,7 @@ def _worker(config: dict[str, Any]) -> None:
     ingest = Ingest(**config["ingest"])
 
     def source(portions: Sequence[Portion], reader: Reader) -> Iterator[tuple[Portion, Pictures]]:
-        return read_with_ray(portions, data.addresses, reader, tasks=ingest.tasks, cpus_per_task=ingest.task_cpus)
+        return read_with_ray(portions, data.streamed.addresses, reader, tasks=ingest.tasks, cpus_per_task=ingest.task_cpus)
 
     def report(metrics: Mapping[str, Any], folder: str | None) -> None:
         checkpoint = None if folder is None else ray.train.Checkpoint.from_directory(folder)
@@ -310,7 +318,7 @@ def _worker(config: dict[str, Any]) -> None:
         earlier = ray.train.get_checkpoint()
         resume_from = None if earlier is None else stack.enter_context(earlier.as_directory())
         train(
-            task_of(recipe, data, source=source),
+            Task(recipe, data, source=source, threads=available_cpus()),
             report=report,
             resume_from=resume_from,
             workers=Workers(
@@ -322,21 +330,6 @@ def _worker(config: dict[str, Any]) -> None:
                 pace=pace_file(config["run"]) if context.get_world_rank() == 0 else None,
             ),
         )
-
-
-def _absolute(recipe: TrainRecipe) -> TrainRecipe:
-    """Paths that mean the same in the workers, which run in other folders."""
-    named = {name: getattr(recipe, name, None) for name in ("init", "text_init", "image_init")}
-    local: dict[str, Any] = {
-        name: storage.absolute(path) for name, path in named.items() if path and os.path.exists(path)
-    }
-    if isinstance(recipe, StudentRecipe) and recipe.transfer is not None:
-        local["transfer"] = recipe.transfer.model_copy(update={"source": storage.absolute(recipe.transfer.source)})
-    if isinstance(recipe, FusionTunedRecipe):
-        files = {name: path for name, path in recipe.weights if os.path.exists(path)}
-        absolute = {name: storage.absolute(path) for name, path in files.items()}
-        local["weights"] = recipe.weights.model_copy(update=absolute)
-    return recipe.model_copy(update=local) if local else recipe
 
 
 def _require_free(target: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raymotion.errors import InputError
-from raymotion.train.recipe import FusionTunedRecipe, StudentRecipe, TrainRecipe
+from raymotion.models.recipe import PictureDataSettings, TrainRecipe
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def plan_ingest(recipe: TrainRecipe, nodes: list[dict[str, float]], *, decodes: 
     """
     if not decodes:
         return Ingest()
-    wanted = recipe.data.decode_tasks if isinstance(recipe, StudentRecipe | FusionTunedRecipe) else None
+    wanted = recipe.data.decode_tasks if isinstance(recipe.data, PictureDataSettings) else None
     if recipe.autoscale:  # what stands now says nothing of what will: tasks that wait are what makes nodes start
         return Ingest(1.0, wanted or 4, 1.0)
     total = sum(node.get("CPU", 0) for node in nodes)

@@ -11,10 +11,10 @@ import contextlib
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,17 +23,16 @@ from torch import Tensor, nn
 
 from raymotion import records, storage
 from raymotion.errors import Diverged
-from raymotion.learning.metrics.average_precision import average_precision
-from raymotion.learning.metrics.multilabel import bce as binary_cross_entropy
+from raymotion.models.outputs.base import as_outputs
+from raymotion.train.batches import BatchLoader
 from raymotion.train.progress import Pace
-from raymotion.train.recipe import TrainRecipe
 from raymotion.train.schedule import schedule, steps_per_epoch
-from raymotion.vocabulary import Vocabulary
+from raymotion.train.task import LAST, Task
 
 # (metrics, folder): every rank calls it once per epoch; only rank 0 has a folder. The folder is gone when it returns.
 Report = Callable[[Mapping[str, Any], str | None], None]
-CURRENT, BEST, STATE, OPTIMISER, PROBABILITIES = (
-    "current.safetensors", "best.safetensors", "state.json", "optimiser.pt", "probabilities.safetensors",
+CURRENT, BEST, STATE, OPTIMISER, PREDICTIONS = (
+    "current.safetensors", "best.safetensors", "state.json", "optimiser.pt", "predictions.safetensors",
 )  # fmt: skip
 
 
@@ -81,92 +80,6 @@ class State:
     model: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Some samples on the device: what the model's forward takes, and what its logits (n, L) are compared with.
-
-    Attributes:
-        weights: (n,) of the samples.
-        vad: (n, 3) valence, arousal, dominance as annotated, 1 to 10; NaN where not known.
-        epoch: counted from 0, for losses that change on the way.
-    """
-
-    inputs: tuple[Any, ...]
-    answers: Tensor
-    hard: Tensor | None = None
-    weights: Tensor | None = None
-    vad: Tensor | None = None
-    epoch: int = 0
-
-
-class Feed(Protocol):
-    """One worker's samples, epoch after epoch."""
-
-    @property
-    def unreadable(self) -> Mapping[int, str]:
-        """Rows whose picture could not be read so far, which the model did not see, and why."""
-
-    @property
-    def kept(self) -> Mapping[int, str]:
-        """Rows whose picture is damaged and was shown as it decodes, and what is damaged in it."""
-
-    def train(self, epoch: int) -> Iterator[Batch]:
-        """This worker's batches of the epoch: as many on every worker."""
-
-    def predict(self, model: nn.Module, split: str) -> np.ndarray:
-        """Probabilities (n, L) of this worker's rows of the split: every `world`-th one, from `rank` on.
-
-        A model that answers more than labels has further columns behind them.
-        """
-
-    def close(self) -> None: ...
-
-
-class Answers(Protocol):
-    """What the loop knows of the data: who is in which split, and what is right."""
-
-    @property
-    def splits(self) -> Mapping[str, np.ndarray]: ...
-
-    @property
-    def hard(self) -> np.ndarray: ...
-
-    @property
-    def soft(self) -> np.ndarray: ...
-
-    @property
-    def vocabulary(self) -> Vocabulary: ...
-
-
-class Task(Protocol):
-    """What a kind of model brings to the loop."""
-
-    @property
-    def recipe(self) -> TrainRecipe: ...
-
-    @property
-    def data(self) -> Answers: ...
-
-    @property
-    def samples_per_epoch(self) -> int: ...
-
-    def build(self) -> nn.Module:
-        """The untrained model."""
-
-    def shape(self, model: nn.Module) -> dict[str, Any]:
-        """What a checkpoint's config.json says of it."""
-
-    def restore(self, shape: Mapping[str, Any]) -> nn.Module:
-        """A model of this shape, its weights yet to be loaded."""
-
-    def learning_rate(self, name: str) -> float:
-        """Of the parameter of this name."""
-
-    def loss(self, logits: Tensor, batch: Batch) -> Tensor: ...
-
-    def feed(self, workers: Workers, *, first_epoch: int) -> Feed: ...
-
-
 class Run:
     """One training run, an epoch at a time: `train` runs one to its end, a search many beside each other.
 
@@ -176,7 +89,7 @@ class Run:
     Attributes:
         state: where it stands.
         best_weights: of the best epoch so far.
-        best_probabilities: (rows of val, L) of that epoch; None before the first, and after a resume.
+        best_predictions: by output, (rows of val, width) of that epoch; None before the first, and after a resume.
     """
 
     def __init__(self, task: Task, *, workers: Workers = Workers(), resume_from: str | None = None) -> None:
@@ -187,10 +100,10 @@ class Run:
         if resume_from:
             self.state = State(**read_state(resume_from))
             self.model.load_state_dict(load_file(Path(resume_from, CURRENT)))
-        self.best_probabilities: np.ndarray | None = None
+        self.best_predictions: dict[str, np.ndarray] | None = None
         if self.state.finished:
             return
-        self.state.model = task.shape(self.model)
+        self.state.model = task.kind.shape(self.model)
         self.model.to(workers.device)
         self.optimiser = _optimiser(self.model, task)
         self.best_weights = _weights(self.model)
@@ -199,7 +112,7 @@ class Run:
             self.optimiser.load_state_dict(saved)
             self.best_weights = load_file(Path(resume_from, BEST))
         self.wrapped = workers.wrap(self.model)
-        self.feed = task.feed(workers, first_epoch=self.state.epoch)
+        self.loader = BatchLoader(task, workers, first_epoch=self.state.epoch)
 
     @property
     def done(self) -> bool:
@@ -218,35 +131,35 @@ class Run:
         recipe = task.recipe
         # DDP averages gradients, so the loss of each rank is all it needs; seeds differ by rank for dropout's sake.
         torch.manual_seed(_seed(recipe.seed, state.epoch, workers.rank))
-        train_loss = _train_epoch(self.wrapped, self.model, self.optimiser, task, self.feed, state, workers)
+        train_loss = _train_epoch(self.wrapped, self.model, self.optimiser, task, self.loader, state, workers)
         workers.share_buffers(self.model)
         state.epoch += 1
         wrong = _not_finite(self.model)
         if wrong:
             raise _diverged(f"weight {wrong} holds NaN or infinity at the end of epoch {state.epoch}", task, state)
-        probabilities = _predict_split(self.model, task, self.feed, "val", workers)
-        if not np.isfinite(probabilities).all():
+        predicted = _predict_split(self.model, task, self.loader, "val", workers)
+        if not all(np.isfinite(values).all() for values in predicted.values()):
             raise _diverged(f"the model's validation output is NaN or infinite after epoch {state.epoch}", task, state)
         # Rank 0's judgement for all: a last digit must not let one stop where the others go on.
-        score = workers.gather(_validate(probabilities, task))[0]
-        if score["loss"] < state.best - 1e-7 or recipe.select_by == "last":
-            state.best, state.best_epoch = score["loss"], state.epoch
-            self.best_weights, self.best_probabilities = _weights(self.model), probabilities
+        score, figures = workers.gather(task.measure(predicted))[0]
+        if score < state.best - 1e-7 or recipe.select_by == LAST:
+            state.best, state.best_epoch = score, state.epoch
+            self.best_weights, self.best_predictions = _weights(self.model), predicted
         # The loss that is minimised, with class weights and smoothing: not to be compared with validation's BCE.
-        measured = {"epoch": state.epoch, "train_loss": train_loss, **score["metrics"]}
-        if unreadable := len(set().union(*workers.gather(set(self.feed.unreadable)))):
+        measured = {"epoch": state.epoch, "train_loss": train_loss, **figures}
+        if unreadable := len(set().union(*workers.gather(set(self.loader.unreadable)))):
             measured["unreadable_images"] = unreadable
-        if kept := len(set().union(*workers.gather(set(self.feed.kept)))):
+        if kept := len(set().union(*workers.gather(set(self.loader.kept)))):
             measured["damaged_images_kept"] = kept
         state.history.append({**measured, "attempt": workers.attempt})
         return measured
 
-    def predict(self, split: str) -> np.ndarray:
-        """Probabilities (rows of the split, L) with the weights of the best epoch, which the model has from now on."""
+    def predict(self, split: str) -> dict[str, np.ndarray]:
+        """Decoded values (rows of the split, width) by output, with the weights of the best epoch, which the model has from now on."""
         self.model.load_state_dict(self.best_weights)
-        return _predict_split(self.model, self.task, self.feed, split, self.workers)
+        return _predict_split(self.model, self.task, self.loader, split, self.workers)
 
-    def save(self, folder: str, predictions: Mapping[str, np.ndarray] | None = None) -> None:
+    def save(self, folder: str, predictions: Mapping[str, Mapping[str, np.ndarray]] | None = None) -> None:
         """Writes what a resume needs; with `predictions`, the end of the run instead."""
         save_file(self.best_weights, Path(folder, BEST))
         if predictions is None:
@@ -255,14 +168,16 @@ class Run:
         else:
             # The run is over: nothing goes on from here, so current weights and optimiser are not kept.
             save_file(self.best_weights, Path(folder, CURRENT))
-            save_file({name: torch.from_numpy(p) for name, p in predictions.items()}, Path(folder, PROBABILITIES))
+            flat = {f"{split} {name}": torch.from_numpy(values) for split, own in predictions.items()
+                    for name, values in own.items()}  # fmt: skip
+            save_file(flat, Path(folder, PREDICTIONS))
         # Last, with the digests of the others: a resume reads nothing that was damaged since.
         files = {path.name: storage.sha256_file(path) for path in sorted(Path(folder).iterdir())}
         records.write_record(Path(folder, STATE), {"state": json.dumps(asdict(self.state)), "files": files})
 
     def close(self) -> None:
         if not self.state.finished:
-            self.feed.close()
+            self.loader.close()
 
 
 def read_state(folder: str) -> dict[str, Any]:
@@ -281,7 +196,7 @@ def read_state(folder: str) -> dict[str, Any]:
 def train(task: Task, *, report: Report, resume_from: str | None = None, workers: Workers = Workers()) -> State:
     """Trains until the last epoch, or until validation has not improved for `patience` epochs.
 
-    After the last epoch it reports once more, with the probabilities of the best epoch for validation and test. The
+    After the last epoch it reports once more, with the predictions of the best epoch for validation and test. The
     test split is predicted then and never before.
 
     Args:
@@ -290,7 +205,7 @@ def train(task: Task, *, report: Report, resume_from: str | None = None, workers
     run = Run(task, workers=workers, resume_from=resume_from)
     if run.state.finished:
         return run.state
-    with contextlib.closing(run.feed):
+    with contextlib.closing(run.loader):
         while not run.done:
             run.step()
             _report(report, run)
@@ -300,11 +215,13 @@ def train(task: Task, *, report: Report, resume_from: str | None = None, workers
     return run.state
 
 
-def set_prior(head: nn.Linear, prior: np.ndarray) -> None:
-    """Makes the class prior a model's answer before the first step: else epochs go into learning that most are rare."""
-    rates = torch.from_numpy(prior).clamp(1e-3, 1 - 1e-3)
-    with torch.no_grad():
-        head.bias.copy_(torch.logit(rates))
+def read_predictions(folder: str) -> dict[str, dict[str, np.ndarray]]:
+    """What a finished run left in `folder`: split -> output -> decoded values (rows of the split, width)."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name, tensor in load_file(Path(folder, PREDICTIONS)).items():
+        split, _, output = name.partition(" ")
+        found.setdefault(split, {})[output] = tensor.numpy()
+    return found
 
 
 def _optimiser(model: nn.Module, task: Task) -> torch.optim.Optimizer:
@@ -312,7 +229,7 @@ def _optimiser(model: nn.Module, task: Task) -> torch.optim.Optimizer:
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((task.learning_rate(name), parameter.ndim > 1), []).append(parameter)
+            groups.setdefault((task.learning_rate(model, name), parameter.ndim > 1), []).append(parameter)
     settings = task.recipe.optimiser
     kind = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
     return kind(
@@ -330,7 +247,7 @@ def _train_epoch(
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
     task: Task,
-    feed: Feed,
+    loader: BatchLoader,
     state: State,
     workers: Workers,
 ) -> float:
@@ -341,13 +258,13 @@ def _train_epoch(
     total, seen = 0.0, 0
     if workers.pace is not None:
         workers.pace.begin(epoch, settings.epochs, steps)
-    for number, batch in enumerate(feed.train(epoch)):
+    for number, batch in enumerate(loader.train(epoch)):
         factor = schedule(epoch * steps + number, settings.epochs * steps, settings.warmup, settings.schedule)
         for group in optimiser.param_groups:
             group["lr"] = group["base_lr"] * factor
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=workers.device.startswith("cuda")):
-            logits = wrapped(*batch.inputs)
-        loss = task.loss(logits, batch)
+            raw = as_outputs(wrapped(**batch.inputs), task.outputs)
+        loss = task.loss(raw, batch)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise _diverged(_step(f"the loss is {value}", epoch, number, steps, settings.lr * factor), task, state)
@@ -362,10 +279,10 @@ def _train_epoch(
                     raise _diverged(told, task, state)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-        total += value * len(batch.answers)
-        seen += len(batch.answers)
+        total += value * batch.rows
+        seen += batch.rows
         if workers.pace is not None:
-            workers.pace.step(number + 1, len(batch.answers) * workers.world, total / max(1, seen))
+            workers.pace.step(number + 1, batch.rows * workers.world, total / max(1, seen))
     return float(np.mean(workers.gather(total / max(1, seen))))
 
 
@@ -380,7 +297,7 @@ def _diverged(what: str, task: Task, state: State) -> Diverged:
     if settings.backbone_lr != settings.lr:
         rates += f" --set optimiser.backbone_lr={settings.backbone_lr / 10:g}"
     best = state.history[state.best_epoch - 1] if state.best_epoch else None
-    told = "" if best is None else f" The best epoch before was {state.best_epoch} (mAP {best['val_macro_ap']:.4f})."
+    told = "" if best is None else f" The best epoch before was {state.best_epoch} ({task.judged(best)})."
     clip = "" if settings.clip is not None else " --set optimiser.clip=1"
     return Diverged(
         f"training diverged: {what}.{told} Lower the learning rate: --set {rates}{clip}. Nothing of this run is kept"
@@ -395,34 +312,21 @@ def _not_finite(model: nn.Module) -> str | None:
     return None
 
 
-def _validate(probabilities: np.ndarray, task: Task) -> dict[str, Any]:
-    """`loss`, lower is better, and the metrics for the record, of the answers (n, L) to every validation sample."""
-    recipe, data = task.recipe, task.data
-    hard = data.hard[data.splits["val"]]
-    probabilities = probabilities[:, : hard.shape[1]]
-    answers = data.soft[data.splits["val"]] if recipe.data.soft_targets else hard
-    bce = binary_cross_entropy(answers, probabilities)
-    with_positives = hard.sum(axis=0) > 0
-    macro_ap = float(
-        np.mean([average_precision(hard[:, j], probabilities[:, j]) for j in np.flatnonzero(with_positives)])
-    )
-    return {
-        "loss": -macro_ap if recipe.select_by == "macro_ap" else bce,
-        "metrics": {"val_bce": bce, "val_macro_ap": macro_ap},
-    }
-
-
-def _predict_split(model: nn.Module, task: Task, feed: Feed, split: str, workers: Workers) -> np.ndarray:
-    """Probabilities (rows of the split, L), the rows shared out among the workers and put together again on each."""
-    parts = workers.gather(feed.predict(model, split))
-    width = max([len(task.data.vocabulary), *(part.shape[1] for part in parts if len(part))])
-    result = np.zeros((len(task.data.splits[split]), width), dtype=np.float32)
-    for rank, part in enumerate(parts):
-        result[rank :: workers.world] = part
+def _predict_split(
+    model: nn.Module, task: Task, loader: BatchLoader, split: str, workers: Workers
+) -> dict[str, np.ndarray]:
+    """Decoded values (rows of the split, width) by output; rows are shared out among the workers, and put together."""
+    parts = workers.gather(loader.predict(model, split))
+    result = {}
+    for own in task.outputs:
+        values = np.zeros((len(task.data.splits[split]), own.width), dtype=np.float32)
+        for rank, part in enumerate(parts):
+            values[rank :: workers.world] = part[own.name]
+        result[own.name] = values
     return result
 
 
-def _report(report: Report, run: Run, *, predictions: dict[str, np.ndarray] | None = None) -> None:
+def _report(report: Report, run: Run, *, predictions: dict[str, dict[str, np.ndarray]] | None = None) -> None:
     state = run.state
     measured = {name: value for name, value in state.history[-1].items() if name != "attempt"}
     latest = {"best": state.best, "best_epoch": state.best_epoch, **measured}

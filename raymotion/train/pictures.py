@@ -13,27 +13,24 @@ import contextlib
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from raymotion import storage
 from raymotion.config import digest_of
 from raymotion.data.features import default_cache, new_copy, read_index, write_index
-from raymotion.data.images import fetch_ahead
 from raymotion.data.images.damage import DamagedPolicy
-from raymotion.data.images.decode import ImageError, read_picture
 from raymotion.data.images.marks import stamps
-from raymotion.data.views.pictures import WHOLE, AugmentationKind, draw_view, render
 from raymotion.errors import Damaged
-from raymotion.stores.access import Access, current
+from raymotion.models.inputs.picture_reader import PictureReader
+from raymotion.models.inputs.reading import READ, Pictures, Reader
 from raymotion.stores.local_files import reserve
-from raymotion.train.recipe import StudentRecipe
+
 
 @dataclass(frozen=True)
 class Portion:
@@ -124,8 +121,7 @@ def _cached(place: Path, uris: Sequence[str | None], size: int, threads: int, da
     return path
 
 
-def cached_pictures(recipe: StudentRecipe, uris: Sequence[str | None], image_size: int, *, threads: int) -> str:
-    """`cache_pictures` with as many pixels as the recipe's smallest crop needs."""
-    settings = recipe.data
+def cached_pictures(settings: Any, uris: Sequence[str | None], image_size: int, *, threads: int) -> str:
+    """`cache_pictures` with as many pixels as the smallest crop of a recipe's data settings needs."""
     crop = settings.smallest_crop if settings.augmentation != "none" else 1.0
     return cache_pictures(uris, math.ceil(image_size / math.sqrt(crop)), threads=threads, damaged=settings.damaged)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from raymotion.train.recipe import TrainRecipe
+from raymotion.models.recipe import TrainRecipe
 
 
 def steps_per_epoch(recipe: TrainRecipe, samples: int, world: int) -> int:

@@ -12,12 +12,11 @@ import pyarrow as pa
 from raymotion import storage
 from raymotion.batch.choice import matrix_of, read_labels_record, read_parts
 from raymotion.data.provenance import MADE_FROM_COLUMNS, begun_at, require_columns, require_same_pictures
-from raymotion.data.samples import attach_vocabulary, read_samples, targets, validate, vocabulary_of
+from raymotion.data.samples import attach_vocabulary, read_samples, validate
 from raymotion.errors import InputError
 from raymotion.learning.significance import voids_results
-from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info
+from raymotion.models.checkpoint import read_checkpoint_info
 from raymotion.models.recipe import TrainRecipe
-from raymotion.train.recipe import StudentRecipe, Transfer
 from raymotion.vocabulary import Vocabulary
 
 # What helps where a split has nothing to train or to validate on.
@@ -26,25 +25,19 @@ SPLIT_AGAIN = (
 )
 
 
-def sample_table(path: str) -> tuple[pa.Table, np.ndarray, Vocabulary]:
-    """A sample table with labels and splits, the shares of annotators (rows, L), and its vocabulary.
+def labelled_table(path: str) -> pa.Table:
+    """A sample table with splits, no group of which is divided.
 
-    Rows without labels have shares of 0; they are the caller's to leave out.
+    Raises:
+        InputError: it names no split, or an image in two.
     """
     table = read_samples(path)
-    vocabulary = vocabulary_of(table, where=path)
-    labels = table.column("labels")
-    if vocabulary is None or labels.null_count == table.num_rows:
-        raise InputError("has no labels to learn from", path=path)
     _check_splits(table, path)
-    soft = np.zeros((table.num_rows, len(vocabulary)), dtype=np.float32)
-    known = np.asarray(labels.is_valid())
-    soft[known] = targets(table.filter(pa.array(known)), vocabulary, soft=True)
-    return table, soft, vocabulary
+    return table
 
 
-def pseudo_labelled(folder: str, val_fraction: float, seed: int) -> tuple[pa.Table, np.ndarray, Vocabulary]:
-    """The selected rows of a `raymotion label` folder as a sample table, the teacher's probabilities, the vocabulary.
+def pseudo_labelled(folder: str, val_fraction: float, seed: int) -> tuple[pa.Table, np.ndarray]:
+    """The selected rows of a `raymotion label` folder as a sample table, and the teacher's probabilities (rows, L).
 
     The split is drawn by image, from a hash of its address: a share `val_fraction` is validation (of how well the
     student agrees with its teacher), the rest is training. There is no test: what the student is worth, human labels
@@ -88,7 +81,7 @@ def pseudo_labelled(folder: str, val_fraction: float, seed: int) -> tuple[pa.Tab
     table = table.append_column("split", pa.array(_hashed_splits(groups, val_fraction, seed), pa.string()))
     table = table.append_column("source", pa.array(["pseudo-labels"] * table.num_rows, pa.string()))
     samples = validate(attach_vocabulary(table, vocabulary), where=folder)
-    return samples, np.concatenate(probabilities).astype(np.float32), vocabulary
+    return samples, np.concatenate(probabilities).astype(np.float32)
 
 
 def describe_targets(recipe: TrainRecipe) -> dict[str, Any]:
@@ -99,7 +92,7 @@ def describe_targets(recipe: TrainRecipe) -> dict[str, Any]:
         many were chosen), `teacher` (fingerprint and modalities), `collapse` (the check of the labels) and `notices`.
         Annotations of a student with copied layers have `copied_from`: what the source of the layers learned.
     """
-    labels = recipe.data.labels if isinstance(recipe, StudentRecipe) else None
+    labels = getattr(recipe.data, "labels", None)
     if labels:
         record = read_labels_record(labels)
         teacher = (record.get("model") or {}).get("teacher") or {}
@@ -108,13 +101,13 @@ def describe_targets(recipe: TrainRecipe) -> dict[str, Any]:
             "folder": storage.absolute(labels).rsplit("/", 1)[-1],
             "digest": record.get("digest"),
             "selected": (record.get("choice") or {}).get("selected"),
-            "teacher": {name: teacher.get(name) for name in ("fingerprint", "architecture", "modalities")},
+            "teacher": {name: teacher.get(name) for name in ("fingerprint", "kind", "reads")},
             "collapse": record.get("collapse"),
             "notices": list(record.get("notices") or ()),
         }
     targets: dict[str, Any] = {"kind": "annotations"}
-    if isinstance(recipe, StudentRecipe) and recipe.transfer is not None:
-        source = source_of(recipe.transfer)
+    for path in recipe.sources().values():
+        source = read_checkpoint_info(path)
         earlier = source.training.get("targets") or {}
         targets["copied_from"] = {"fingerprint": source.fingerprint, "targets": earlier.get("kind")}
     return targets
@@ -137,32 +130,6 @@ def doubts_about(targets: Mapping[str, Any]) -> list[str]:
     else:
         found = []
     return [*found, *(notice for notice in targets.get("notices") or () if voids_results(notice))]
-
-
-def source_of(transfer: Transfer) -> CheckpointInfo:
-    """The student that layers are taken from."""
-    info = read_checkpoint_info(transfer.source)
-    if info.architecture != "student":
-        raise InputError(f"is a {info.architecture}; layers are taken from a student", path=transfer.source)
-    return info
-
-
-def require_positives(hard: np.ndarray, splits: Mapping[str, np.ndarray], path: str) -> None:
-    """Raises unless some label occurs in training and in validation.
-
-    Without one there is nothing to learn, and no average precision to choose an epoch by.
-
-    Args:
-        hard: targets (n, L); splits: name -> positions of its samples.
-    """
-    for name in ("train", "val"):
-        if not hard[splits[name]].any():
-            count = len(splits[name])
-            raise InputError(
-                f"not one of the {count} sample{'s' if count != 1 else ''} of the split {name} has a label",
-                path=path,
-                remedy="Label more samples, or split them otherwise (another --seed of `raymotion data prepare`).",
-            )
 
 
 def _hashed_splits(groups: list[str], val_fraction: float, seed: int) -> list[str]:

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from raymotion.batch.memory import keep_freed_memory
 from raymotion.errors import RunFailed
-from raymotion.train.pictures import Pictures, Portion, Reader
+from raymotion.models.inputs.reading import Pictures, Reader
+from raymotion.train.pictures import Portion
 
 # Rows of a task: some tenths of a second of decoding, so that Ray's milliseconds for each do not count.
 TASK_ROWS = 64

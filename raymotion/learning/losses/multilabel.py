@@ -3,12 +3,13 @@
 All of the sound ones are means: over the samples of a batch and over the labels. So neither the number of rows (which
 resampling changes) nor the number of labels is a hidden learning rate. They compute in float32 whatever the logits are,
 have finite gradients at any finite logit, and take targets between 0 and 1: the terms of a present and an absent label
-are mixed by the target. The public study's variants stand in `published_losses` under `*_published`.
+are mixed by the target. The public study's variants stand in `published.losses` under `*_published`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -21,18 +22,19 @@ from raymotion.learning.losses.bce import WeightKind, class_weights
 if TYPE_CHECKING:
     import torch
 
-LOSSES: tuple[str, ...] = (
-    "bce",
-    "discrete",
-    "focal",
-    "asymmetric",
-    "dice",
-    "mllsc",
-    "discrete_published",
-    "asymmetric_published",
-    "dice_published",
-    "mllsc_published",
-)
+_HERE, _THERE = "raymotion.learning.losses.multilabel", "raymotion.published.losses"
+LOSSES: dict[str, str] = {
+    "bce": f"{_HERE}:BinaryCrossEntropy",
+    "discrete": f"{_HERE}:Discrete",
+    "focal": f"{_HERE}:Focal",
+    "asymmetric": f"{_HERE}:Asymmetric",
+    "dice": f"{_HERE}:Dice",
+    "mllsc": f"{_HERE}:LabelCorrection",
+    "discrete_published": f"{_THERE}:DiscretePublished",
+    "asymmetric_published": f"{_THERE}:AsymmetricPublished",
+    "dice_published": f"{_THERE}:DicePublished",
+    "mllsc_published": f"{_THERE}:LabelCorrectionPublished",
+}
 
 # c of the EMOTIC paper's class weights 1 / ln(c + p).
 RATE_OFFSET = 1.2
@@ -109,13 +111,11 @@ def probabilities_of(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def _kind(name: str) -> type[NamedLoss]:
-    from raymotion.published import losses as published_losses
-
-    sound: tuple[type[NamedLoss], ...] = (BinaryCrossEntropy, Discrete, Focal, Asymmetric, Dice, LabelCorrection)
-    kinds = {kind.name: kind for kind in (*sound, *published_losses.ALL)}
-    if name not in kinds:
+    if name not in LOSSES:
         raise InputError(f"there is no loss {name!r}", remedy=f"Choose one of {', '.join(LOSSES)}.")
-    return kinds[name]
+    module, _, attribute = LOSSES[name].partition(":")
+    kind: type[NamedLoss] = getattr(import_module(module), attribute)
+    return kind
 
 
 class NamedLoss:

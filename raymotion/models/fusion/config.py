@@ -6,31 +6,67 @@ Ten fusions by the names of the public EMOTIC study, each in a sound version, an
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pydantic import Field, field_validator, model_validator
 
 from raymotion.config import Settings
 from raymotion.data.streams import ABLATIONS, STREAMS
 from raymotion.errors import InputError
 
-FUSIONS = (
-    "simple", "weighted", "attention", "bilinear", "bottleneck", "cross_modal_transformer", "gated_residual",
-    "hierarchical", "layer_norm", "transformation",
-)  # fmt: skip
-# All ten differ: the public ones know no masks and end in a BatchNorm.
-PUBLISHED = tuple(f"{name}_published" for name in FUSIONS)
 
-_READ_TOKENS = ("attention", "bottleneck", "cross_modal_transformer")
-_NEED_TWO = {
-    "bilinear": "multiplies streams with each other",
-    "cross_modal_transformer": "lets one stream attend to the others",
+
+@dataclass(frozen=True)
+class Fusion:
+    """One network that fuses streams.
+
+    Attributes:
+        network: `module:Class`; config -> module; (features, present) -> (n, hidden).
+        reads_tokens: it uses spatial tokens where they are cached.
+        needs_two: why it needs a second stream; "" where one is enough.
+        published: it is the public study's, which knows no masks and ends in a BatchNorm.
+    """
+
+    network: str
+    reads_tokens: bool = False
+    needs_two: str = ""
+    published: bool = False
+
+
+_HERE, _THERE = "raymotion.models.fusion", "raymotion.published.fusion"
+FUSIONS: dict[str, Fusion] = {
+    "simple": Fusion(f"{_HERE}.concat:Simple"),
+    "weighted": Fusion(f"{_HERE}.gated:Weighted"),
+    "attention": Fusion(f"{_HERE}.attention:Attention", reads_tokens=True),
+    "bilinear": Fusion(f"{_HERE}.concat:Bilinear", needs_two="multiplies streams with each other"),
+    "bottleneck": Fusion(f"{_HERE}.attention:Bottleneck", reads_tokens=True),
+    "cross_modal_transformer": Fusion(
+        f"{_HERE}.attention:CrossModalTransformer", reads_tokens=True, needs_two="lets one stream attend to the others"
+    ),
+    "gated_residual": Fusion(f"{_HERE}.gated:GatedResidual"),
+    "hierarchical": Fusion(f"{_HERE}.concat:Hierarchical"),
+    "layer_norm": Fusion(f"{_HERE}.concat:LayerNormed"),
+    "transformation": Fusion(f"{_HERE}.concat:Transformation"),
+    "simple_published": Fusion(f"{_THERE}:Simple", published=True),
+    "weighted_published": Fusion(f"{_THERE}:Weighted", published=True),
+    "attention_published": Fusion(f"{_THERE}:Attention", published=True),
+    "bilinear_published": Fusion(f"{_THERE}:Bilinear", published=True),
+    "bottleneck_published": Fusion(f"{_THERE}:Transformation", published=True),
+    "cross_modal_transformer_published": Fusion(f"{_THERE}:CrossModalTransformer", published=True),
+    "gated_residual_published": Fusion(f"{_THERE}:GatedResidual", published=True),
+    "hierarchical_published": Fusion(f"{_THERE}:Hierarchical", published=True),
+    "layer_norm_published": Fusion(f"{_THERE}:LayerNormed", published=True),
+    "transformation_published": Fusion(f"{_THERE}:Transformation", published=True),
 }
+SOUND = tuple(name for name, own in FUSIONS.items() if not own.published)
+PUBLISHED = tuple(name for name, own in FUSIONS.items() if own.published)
 
 
 class FusionConfig(Settings):
     """Shape of a fusion head.
 
     Attributes:
-        fusion: one of `FUSIONS` or `PUBLISHED`.
+        fusion: one of `FUSIONS`.
         dims: stream -> size D of its pooled features; kept in the order of `STREAMS`.
         tokens: stream -> number T of spatial tokens of its input; absent or 0: one pooled vector. Only for the fusions
             that `wants_tokens` names.
@@ -63,9 +99,9 @@ class FusionConfig(Settings):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> FusionConfig:
-        if self.fusion not in FUSIONS + PUBLISHED:
+        if self.fusion not in FUSIONS:
             raise InputError(
-                f"there is no fusion {self.fusion!r} (there are: {', '.join(FUSIONS)}; and each as NAME_published)"
+                f"there is no fusion {self.fusion!r} (there are: {', '.join(SOUND)}; and each as NAME_published)"
             )
         if self.ablation not in ABLATIONS:
             raise InputError(f"there is no ablation {self.ablation!r} (there are: {', '.join(ABLATIONS)})")
@@ -88,7 +124,7 @@ class FusionConfig(Settings):
         if any(self.tokens.values()) and not wants_tokens(self.fusion):
             raise InputError(
                 f"fusion {self.fusion} reads pooled features, not spatial tokens",
-                remedy=f"Spatial tokens are for {', '.join(_READ_TOKENS)}.",
+                remedy=f"Spatial tokens are for {', '.join(name for name, own in FUSIONS.items() if own.reads_tokens)}.",
             )
         if self.fusion in PUBLISHED and len(self.dims) < len(STREAMS):
             raise InputError(
@@ -96,9 +132,9 @@ class FusionConfig(Settings):
                 f"{', '.join(self.dims)}",
                 remedy=f"Use {self.fusion.removesuffix('_published')}.",
             )
-        if self.fusion in _NEED_TWO and len(self.dims) < 2:
+        if FUSIONS[self.fusion].needs_two and len(self.dims) < 2:
             raise InputError(
-                f"fusion {self.fusion} {_NEED_TWO[self.fusion]} and there is one stream only ({', '.join(self.dims)})",
+                f"fusion {self.fusion} {FUSIONS[self.fusion].needs_two} and there is one stream only ({', '.join(self.dims)})",
                 remedy="Give a second stream, or use fusion simple.",
             )
 
@@ -110,7 +146,7 @@ def streams_of(config: FusionConfig) -> tuple[str, ...]:
 
 def wants_tokens(fusion: str) -> bool:
     """Whether a fusion uses spatial tokens where they are cached."""
-    return fusion in _READ_TOKENS
+    return fusion in FUSIONS and FUSIONS[fusion].reads_tokens
 
 
 def input_size(config: FusionConfig, stream: str) -> int:

@@ -6,51 +6,22 @@ a visible face) is masked, as are the streams that an ablation leaves out: neith
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from raymotion.errors import InputError
-from raymotion.models.fusion.attention import Attention, Bottleneck, CrossModalTransformer
-from raymotion.models.fusion.concat import Bilinear, Hierarchical, LayerNormed, Simple, Transformation
-from raymotion.models.fusion.config import (
-    FUSIONS,
-    PUBLISHED,
-    FusionConfig,
-    input_size,
-    streams_of,
-    wants_tokens,
-)
-from raymotion.models.fusion.gated import GatedResidual, Weighted
-from raymotion.published.fusion import PUBLISHED_NETWORKS
+from raymotion.models.fusion.config import FUSIONS, PUBLISHED, FusionConfig, input_size, streams_of
 
-__all__ = [
-    "FUSIONS",
-    "PUBLISHED",
-    "FusionConfig",
-    "FusionHead",
-    "input_size",
-    "parameter_count",
-    "streams_of",
-    "wants_tokens",
-]
 
-# Each: config -> module; (features, present) -> (n, hidden).
-_NETWORKS: dict[str, Callable[[FusionConfig], nn.Module]] = {
-    "simple": Simple,
-    "weighted": Weighted,
-    "attention": Attention,
-    "bilinear": Bilinear,
-    "bottleneck": Bottleneck,
-    "cross_modal_transformer": CrossModalTransformer,
-    "gated_residual": GatedResidual,
-    "hierarchical": Hierarchical,
-    "layer_norm": LayerNormed,
-    "transformation": Transformation,
-    **PUBLISHED_NETWORKS,
-}
+def _make(config: FusionConfig) -> nn.Module:
+    """The network that a config names."""
+    module, _, attribute = FUSIONS[config.fusion].network.partition(":")
+    made: nn.Module = getattr(import_module(module), attribute)(config)
+    return made
 
 
 class FusionHead(nn.Module):
@@ -61,15 +32,13 @@ class FusionHead(nn.Module):
         labels: number of emotions L.
     """
 
-    architecture: ClassVar[str] = "fusion"
-
     def __init__(self, config: FusionConfig, labels: int) -> None:
         super().__init__()
         self.config = config
         self.streams = tuple(config.dims)
         self.kept = streams_of(config)
         self.published = config.fusion in PUBLISHED
-        self.fuse = _NETWORKS[config.fusion](config)
+        self.fuse = _make(config)
         self.head = nn.Linear(config.hidden, labels)
         self.vad_head = nn.Linear(config.hidden, 3) if config.vad else None
         for name in self.streams:

@@ -10,7 +10,7 @@ from raymotion.config import Settings
 from raymotion.data.streams import STREAMS
 from raymotion.errors import InputError
 from raymotion.learning.resample import ResamplingSettings
-from raymotion.models.recipe import DataSettings, OptimiserSettings, TrainRecipe
+from raymotion.models.recipe import DataSettings, LossSettings, MultiLabelRecipe, OptimiserSettings
 
 
 class FusionDataSettings(DataSettings):
@@ -41,13 +41,6 @@ class Backbones(Settings):
         return {stream: name for stream in STREAMS if (name := getattr(self, stream)) is not None}
 
 
-class LossSettings(Settings):
-    """`name`: one of `learning.multilabel_losses.LOSSES`; `options`: its own."""
-
-    name: str = "discrete"
-    options: dict[str, Any] = Field(default_factory=dict)
-
-
 class FusionOptimiserSettings(OptimiserSettings):
     """As the public study trains (Adam, 20 epochs), in larger batches."""
 
@@ -69,12 +62,12 @@ class HeadOptimiserSettings(FusionOptimiserSettings):
         return value
 
 
-class FusionRecipe(TrainRecipe):
+class FusionRecipe(MultiLabelRecipe):
     """A fusion head on cached features of the three streams, after the public EMOTIC study.
 
     Attributes:
         backbones: whose features are read.
-        model: fields of `models.fusion.FusionConfig`; sizes and tokens are filled in from the features.
+        model: fields of `models.fusion.config.FusionConfig`; sizes and tokens are filled in from the features.
         augmentation: which cached views of the training persons are learned from, one drawn in each epoch.
         resampling: synthetic training persons for rare emotions, made of the clean features once.
         vad_weight: of the loss of valence, arousal and dominance, with `model.vad`.
@@ -83,11 +76,11 @@ class FusionRecipe(TrainRecipe):
     kind: Literal["fusion"] = "fusion"
     data: FusionDataSettings = FusionDataSettings()
     backbones: Backbones = Backbones()
-    loss: LossSettings = LossSettings()
+    loss: LossSettings = LossSettings(name="discrete")
     augmentation: Literal["none", "basic", "full"] = "none"
     resampling: ResamplingSettings = ResamplingSettings()
     optimiser: HeadOptimiserSettings = HeadOptimiserSettings()
-    select_by: Literal["bce", "macro_ap", "last"] = "macro_ap"
+    select_by: str | None = "macro_ap"
     vad_weight: float = Field(0.5, ge=0)
 
     def require_data(self, path: str) -> None:

@@ -14,31 +14,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from raymotion.config import Settings
 from raymotion.errors import InputError
-from raymotion.models.fusion.network import FusionConfig, FusionHead
+from raymotion.models.fusion.network import FusionHead
+from raymotion.models.fusion_tuned.config import TunedConfig
 from raymotion.models.vision import frozen
 from raymotion.models.vision.backbones import BackboneIdentity, check_tokens
-
-
-class TunedConfig(Settings):
-    """Shape of the whole model.
-
-    Attributes:
-        fusion: of the head.
-        identities: stream -> `BackboneIdentity.to_dict()` of the weights that training began with.
-        tuned_blocks: how many of each backbone's last blocks learn; 0: none; more than there are: all.
-    """
-
-    fusion: FusionConfig
-    identities: dict[str, dict[str, Any]]
-    tuned_blocks: int = Field(1, ge=0)
 
 
 class TunedBackbone(nn.Module):
@@ -97,8 +82,6 @@ class TunedStreams(nn.Module):
         build: gives the timm model of a stream's identity; None: untrained ones, for weights that are loaded after.
         checkpointing: compute activations of the backbones again in the backward pass in place of keeping them.
     """
-
-    architecture: ClassVar[str] = "fusion-tuned"
 
     def __init__(
         self,

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from raymotion.config import Settings
-from raymotion.data.images.damage import DamagedPolicy
 from raymotion.errors import InputError
-from raymotion.models.fusion.recipe import Backbones, FusionOptimiserSettings, LossSettings
-from raymotion.models.recipe import DataSettings, TrainRecipe
-
-
-class TunedDataSettings(DataSettings):
-    """What is looked at.
-
-    Attributes:
-        damaged: a picture that decodes, but not to what was stored. quarantine: left out, as one that cannot be read.
-            keep: shown as it decodes.
-        decode_tasks: how many batches are decoded at once for each worker; None: as the cores allow.
-    """
-
-    damaged: DamagedPolicy = "quarantine"
-    decode_tasks: int | None = Field(None, ge=1)
+from raymotion.models.fusion.recipe import Backbones, FusionOptimiserSettings
+from raymotion.models.recipe import LossSettings, MultiLabelRecipe, PictureDataSettings
 
 
 class StreamWeights(Settings):
@@ -49,7 +35,7 @@ class TunedOptimiserSettings(FusionOptimiserSettings):
     batch_size: int = Field(26, ge=1)
 
 
-class FusionTunedRecipe(TrainRecipe):
+class FusionTunedRecipe(MultiLabelRecipe):
     """Backbones and fusion head learned end to end, from pictures.
 
     Attributes:
@@ -58,7 +44,7 @@ class FusionTunedRecipe(TrainRecipe):
         tuned_blocks: how many of each backbone's last blocks learn, at `optimiser.backbone_lr`; 0: none.
         tokens: side of the grid of spatial tokens that the head reads in place of pooled features; 0: none.
         init: checkpoint of a fusion head on cached features of the same backbones, to go on from; None: a new head.
-        model: fields of `models.fusion.FusionConfig`. With `init` the shape comes from there; dropout may differ.
+        model: fields of `models.fusion.config.FusionConfig`. With `init` the shape comes from there; dropout may differ.
         augmentation: of the training persons: another view in each epoch.
         statistics_samples: training persons that are looked at before the first step for the mean and deviation of
             each feature, by which a new head's inputs are standardised; 0: they stay as they are.
@@ -66,20 +52,22 @@ class FusionTunedRecipe(TrainRecipe):
         vad_weight: of the loss of valence, arousal and dominance, with `model.vad`.
     """
 
+    paths: ClassVar[tuple[str, ...]] = ("init", "weights")
+
     kind: Literal["fusion-tuned"] = "fusion-tuned"
-    data: TunedDataSettings = TunedDataSettings()
+    data: PictureDataSettings = PictureDataSettings()
     backbones: Backbones = Backbones()
     weights: StreamWeights = StreamWeights()
     sizes: StreamSizes = StreamSizes()
     tuned_blocks: int = Field(1, ge=0)
     tokens: int = Field(0, ge=0)
     init: str | None = None
-    loss: LossSettings = LossSettings()
+    loss: LossSettings = LossSettings(name="discrete")
     augmentation: Literal["none", "basic", "full"] = "basic"
     statistics_samples: int = Field(512, ge=0)
     gradient_checkpointing: bool = False
     optimiser: TunedOptimiserSettings = TunedOptimiserSettings()
-    select_by: Literal["bce", "macro_ap", "last"] = "macro_ap"
+    select_by: str | None = "macro_ap"
     vad_weight: float = Field(0.5, ge=0)
 
     def require_data(self, path: str) -> None:
@@ -89,5 +77,8 @@ class FusionTunedRecipe(TrainRecipe):
 
     def result_settings(self) -> dict[str, Any]:
         settings = super().result_settings()
-        del settings["data"]["decode_tasks"], settings["gradient_checkpointing"]
+        del settings["gradient_checkpointing"]
         return settings
+
+    def sources(self) -> dict[str, str]:
+        return {} if self.init is None else {"init": self.init}

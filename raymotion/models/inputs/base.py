@@ -48,6 +48,16 @@ class Arrays:
     present: np.ndarray
     values: dict[str, np.ndarray]
 
+    @property
+    def shown(self) -> bool:
+        """See `Draft`."""
+        return bool(self.values)
+
+    @property
+    def weights(self) -> np.ndarray | None:
+        """See `Draft`."""
+        return None
+
     def take(self, rows: np.ndarray) -> Arrays:
         """See `Evidence`."""
         return Arrays(self.name, self.present[rows], {name: own[rows] for name, own in self.values.items()})
@@ -69,6 +79,14 @@ class Draft(Protocol):
     @property
     def present(self) -> np.ndarray:
         """Bool (n,): which samples hold the input."""
+
+    @property
+    def shown(self) -> bool:
+        """Whether the network is given the input at all in this batch."""
+
+    @property
+    def weights(self) -> np.ndarray | None:
+        """Float32 (n,) of the samples, where some of them are to teach nothing; None: all count."""
 
     def hide(self, rows: np.ndarray) -> None:
         """Withholds the input from the samples where `rows` (n,) is True."""
@@ -146,6 +164,25 @@ class Input(ABC):
     min_side: int | None = None
     noun: str = "something"
     plural: str = "samples"
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """What it consists of, by the names that `Evidence.parts` uses."""
+        return (self.name,)
+
+    def files(self) -> dict[str, bytes]:
+        """Other files that a checkpoint needs for it, by name."""
+        return {}
+
+    def open(self, folder: str, *, shown: str) -> None:
+        """Reads its files in `folder`, a checkpoint or a copy of one.
+
+        Args:
+            shown: how messages call the folder.
+
+        Raises:
+            InputError: one is damaged.
+        """
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:

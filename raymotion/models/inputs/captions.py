@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -80,6 +79,8 @@ class Tokens:
 
 class _OneEach:
     """`Draft`: one caption of each sample; words of it may be hidden behind [UNK]."""
+
+    shown, weights = True, None
 
     def __init__(
         self, source: PreparedCaptions, rows: np.ndarray, rng: np.random.Generator, word_dropout: float
@@ -182,7 +183,7 @@ class Captions(Input):
 
     Args:
         max_length: word pieces of a caption that are read, [CLS] and [SEP] among them.
-        tokenizer: None: it is read from `folder`, a checkpoint, when it is needed, or made from the training captions.
+        tokenizer: of a trained model; None: of one that is still to be opened or trained.
         source: of the tokenizer for training: hub id, file or folder; `train`: learned from the training captions.
         size: pieces of a tokenizer that is learned, at most.
     """
@@ -196,21 +197,30 @@ class Captions(Input):
         max_length: int,
         *,
         tokenizer: PreTrainedTokenizerFast | None = None,
-        folder: str | None = None,
         source: str = "train",
         size: int = 4000,
         used: bool = True,
     ) -> None:
-        self.max_length, self.folder, self.source, self.size, self.used = max_length, folder, source, size, used
+        self.max_length, self.source, self.size, self.used = max_length, source, size, used
         self._tokenizer = tokenizer
 
-    @cached_property
+    @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """Of the checkpoint."""
-        if self._tokenizer is not None:
-            return self._tokenizer
-        assert self.folder is not None, "captions that are prepared for training have their tokenizer there"
-        return load_tokenizer(storage.join(self.folder, TOKENIZER))
+        assert self._tokenizer is not None, "the input of a checkpoint that was not opened"
+        return self._tokenizer
+
+    def files(self) -> dict[str, bytes]:
+        return {TOKENIZER: tokenizer_json(self.tokenizer).encode()}
+
+    def open(self, folder: str, *, shown: str) -> None:
+        path = storage.join(folder, TOKENIZER)
+        self._tokenizer = load_tokenizer(path, shown=storage.join(shown, TOKENIZER))
+
+    def require_pieces(self, pieces: int) -> None:
+        """Raises an `InputError` unless the tokenizer, where it was opened, has as many pieces as a network reads."""
+        if self._tokenizer is not None and len(self._tokenizer) != pieces:
+            raise InputError(f"{TOKENIZER} has {len(self._tokenizer)} pieces, the model reads {pieces}")
 
     def to_dict(self) -> dict[str, Any]:
         return {"type": self.name, "max_length": self.max_length, "used": self.used}
@@ -220,7 +230,7 @@ class Captions(Input):
         longest = value.get("max_length")
         if isinstance(longest, bool) or not isinstance(longest, int) or not 1 <= longest <= LONGEST:
             raise InputError(f"captions: max_length is {longest!r}, not a number from 1 to {LONGEST}", path=where)
-        return cls(longest, folder=folder, used=bool(value.get("used", True)))
+        return cls(longest, used=bool(value.get("used", True)))
 
     def prepare(self, table: pa.Table, recipe: TrainRecipe, *, where: str) -> PreparedCaptions:
         captions = [readable(own) for own in table.column("captions").to_pylist()]

@@ -70,6 +70,12 @@ class StreamEvidence:
     values: dict[str, np.ndarray]
     there: dict[str, np.ndarray]
     n: int
+    weights: np.ndarray | None = None
+
+    @property
+    def shown(self) -> bool:
+        """See `Draft`."""
+        return True
 
     @property
     def mask(self) -> np.ndarray:
@@ -130,6 +136,10 @@ class PersonInput(Input):
     def order(self) -> tuple[str, ...]:
         """All streams of the network."""
         return tuple(own.stream for own in self.streams)
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        return tuple(own.stream for own in self.kept)
 
     @property
     def noun(self) -> str:  # type: ignore[override]
@@ -437,7 +447,8 @@ class CropInput(PersonInput):
 
     def load(self, folder: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> PreparedCrops:
         boxes = {name: arrays[f"box_{name}"] for name in BOXED}
-        return PreparedCrops(self, meta["images"], meta["groups"], meta["sample_ids"], boxes)
+        source = CropInput.from_dict(meta["input"], where=folder, folder=folder)
+        return PreparedCrops(source, meta["images"], meta["groups"], meta["sample_ids"], boxes)
 
     def collect(self, items: Sequence[Any]) -> StreamEvidence:
         values, there = {}, {}
@@ -514,11 +525,17 @@ class PreparedCrops(Prepared):
         return StreamEvidence("crops", self.source.order, values, there, len(rows))
 
     def draft(self, rows: np.ndarray, rng: np.random.Generator, read: Any = None) -> StreamEvidence:
-        return self.evidence(rows, read)
+        drawn = self.evidence(rows, read)
+        # Of a person whose picture could not be read nothing is learned: not even that no evidence means the labels of
+        # whoever that was.
+        if not read.readable.all():
+            drawn.weights = read.readable.astype(np.float32)
+        return drawn
 
     def save(self, folder: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         arrays = {f"box_{name}": own for name, own in self.boxes.items()}
-        return {"images": self.image_uris, "groups": self.groups, "sample_ids": self.sample_ids}, arrays
+        meta = {"images": self.image_uris, "groups": self.groups, "sample_ids": self.sample_ids}
+        return {**meta, "input": self.source.to_dict()}, arrays
 
 
 def _boxes(column: pa.ChunkedArray) -> np.ndarray:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
+from raymotion.data.samples import scale_of, vocabulary_of
 from raymotion.errors import InputError
+from raymotion.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
-
-    from raymotion.vocabulary import Vocabulary
 
 
 @dataclass
@@ -36,6 +36,45 @@ class Targets:
     def take(self, rows: np.ndarray) -> Targets:
         """Of some of the samples."""
         return Targets({name: own[rows] for name, own in self.arrays.items()}, self.known[rows])
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a sample table says of its targets.
+
+    Attributes:
+        vocabulary: of its labels; None: it has none.
+        scale: lowest and highest value of valence, arousal and dominance; None: not stated.
+        labelled: whether any row has labels.
+        where: the table, for messages.
+    """
+
+    vocabulary: Vocabulary | None = None
+    scale: tuple[float, float] | None = None
+    labelled: bool = False
+    where: str = ""
+
+    @classmethod
+    def of(cls, table: pa.Table, where: str) -> DataFacts:
+        """Of a sample table."""
+        labelled = table.column("labels").null_count < table.num_rows
+        return cls(vocabulary_of(table, where=where), scale_of(table, where=where), labelled, where)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return {
+            "vocabulary": None if self.vocabulary is None else self.vocabulary.to_dict(),
+            "scale": self.scale,
+            "labelled": self.labelled,
+            "where": self.where,
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> DataFacts:
+        """What `to_dict` gave."""
+        vocabulary = None if value["vocabulary"] is None else Vocabulary.from_dict(value["vocabulary"])
+        scale = None if value["scale"] is None else (float(value["scale"][0]), float(value["scale"][1]))
+        return cls(vocabulary, scale, value["labelled"], value["where"])
 
 
 class Criterion(Protocol):
@@ -61,12 +100,14 @@ class Output(ABC):
         name: its key in batches, in the checkpoint and among a network's results.
         kind_of_output: `multilabel`, `dimensions`; the `type` in config.json.
         weight: of its loss in the sum.
+        metric_names: of `metrics`: what an epoch or a trial may be chosen by.
         selects: the metric by which an epoch or a trial is chosen, unless the recipe says otherwise.
         lower_is_better: of its metrics, those of which less is better.
     """
 
     kind_of_output: ClassVar[str]
     selects: ClassVar[str]
+    metric_names: ClassVar[tuple[str, ...]]
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
     name: str
     weight: float = 1.0
@@ -210,17 +251,17 @@ def choose_metric(selected: str | None, outputs: Sequence[Output]) -> tuple[Outp
     """The output and its metric that `METRIC` or `OUTPUT.METRIC` means; None: the first output's own.
 
     Raises:
-        InputError: there is no such output.
+        InputError: there is no such output or metric, with those that there are.
     """
     first = outputs[0]
     if selected is None:
         return first, first.selects
-    name, dot, metric = selected.partition(".")
-    if not dot:
-        return first, selected
-    for own in outputs:
-        if own.name == name:
-            return own, metric
-    raise InputError(
-        f"select_by names the output {name!r}, and the model has {', '.join(own.name for own in outputs)}"
-    )
+    name, dot, metric = selected.rpartition(".")
+    found = next((own for own in outputs if own.name == name), None) if dot else first
+    if found is not None and metric in found.metric_names:
+        return found, metric
+    known = [
+        *first.metric_names,
+        *(f"{own.name}.{metric}" for own in outputs if own is not first for metric in own.metric_names),
+    ]
+    raise InputError(f"setting select_by = {selected!r}: there is no such metric", remedy=f"Choose {', '.join(known)}.")

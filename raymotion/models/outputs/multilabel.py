@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 
 from raymotion.config import digest_of
 from raymotion.data.samples import targets as label_targets
-from raymotion.data.samples import vocabulary_of
 from raymotion.errors import InputError
 from raymotion.learning.losses.distillation import distillation_loss
 from raymotion.learning.losses.multilabel import MultiLabelLoss, make_loss, probabilities_of
@@ -22,7 +21,7 @@ from raymotion.learning.metrics.multilabel import LOWER_IS_BETTER
 from raymotion.learning.metrics.multilabel import bce as binary_cross_entropy
 from raymotion.learning.metrics.multilabel import evaluate as evaluate_labels
 from raymotion.learning.selection import fit_class_thresholds
-from raymotion.models.outputs.base import Output, Targets
+from raymotion.models.outputs.base import DataFacts, Output, Targets
 from raymotion.models.recipe import Distillation, LossSettings, MultiLabelRecipe
 from raymotion.vocabulary import Vocabulary
 
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 HARD, SOFT = "hard", "soft"
-METRICS = ("bce", "macro_ap")
-
 
 def set_prior(head: nn.Linear, prior: np.ndarray) -> None:
     """Makes the class prior a model's answer before the first step: else epochs go into learning that most are rare."""
@@ -55,6 +52,7 @@ class MultiLabel(Output):
 
     kind_of_output: ClassVar[str] = "multilabel"
     selects: ClassVar[str] = "bce"
+    metric_names: ClassVar[tuple[str, ...]] = ("bce", "macro_ap")
     lower_is_better = frozenset(LOWER_IS_BETTER)
 
     def __init__(
@@ -71,17 +69,16 @@ class MultiLabel(Output):
         self._vocabulary, self.distillation, self.soft = vocabulary, distillation, soft
 
     @classmethod
-    def of_recipe(cls, recipe: MultiLabelRecipe, table: pa.Table, *, where: str) -> MultiLabel:
+    def of_recipe(cls, recipe: MultiLabelRecipe, facts: DataFacts) -> MultiLabel:
         """The output of a recipe for the vocabulary of a sample table.
 
         Raises:
             InputError: the table has no vocabulary, or not one label.
         """
-        vocabulary = vocabulary_of(table, where=where)
-        if vocabulary is None or table.column("labels").null_count == table.num_rows:
-            raise InputError("has no labels to learn from", path=where)
+        if facts.vocabulary is None or not facts.labelled:
+            raise InputError("has no labels to learn from", path=facts.where)
         return cls(
-            vocabulary, loss=recipe.loss, distillation=recipe.distillation, soft=recipe.data.soft_targets
+            facts.vocabulary, loss=recipe.loss, distillation=recipe.distillation, soft=recipe.data.soft_targets
         )
 
     @property

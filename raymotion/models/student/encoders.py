@@ -13,32 +13,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from raymotion.config import Settings
+from raymotion.models.student.config import BertShape
 from raymotion.errors import InputError
-
-
-class BertShape(Settings):
-    """The fields of transformers' `BertConfig` that decide what weights mean. No others: some name code to load."""
-
-    hidden_size: int = Field(768, ge=1)
-    num_hidden_layers: int = Field(12, ge=1)
-    num_attention_heads: int = Field(12, ge=1)
-    intermediate_size: int = Field(3072, ge=1)
-    hidden_act: Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh"] = "gelu"
-    max_position_embeddings: int = Field(512, ge=2)
-    type_vocab_size: int = Field(2, ge=1)
-    layer_norm_eps: float = Field(1e-12, gt=0)
-    hidden_dropout_prob: float = Field(0.1, ge=0, lt=1)
-    attention_probs_dropout_prob: float = Field(0.1, ge=0, lt=1)
-    pad_token_id: int | None = 0
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> BertShape:
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
-            )
-        return self
 
 
 class CnnEncoder(nn.Module):
@@ -115,6 +91,19 @@ class TimmEncoder(nn.Module):
             if name not in known:  # running statistics go with the weights of their module
                 names[owners.get(name.rpartition(".")[0], len(names) - 1)].append(name)
         return [own for own in names if own]
+
+
+def usual_size(name: str) -> int:
+    """Side in pixels of the pictures that a timm model was made for.
+
+    Raises:
+        InputError: timm has no such model.
+    """
+    import timm
+
+    known = timm.get_pretrained_cfg(name)
+    own = known.input_size if known is not None else TimmEncoder(name).model.default_cfg["input_size"]
+    return int(own[-1])
 
 
 class GruEncoder(nn.Module):

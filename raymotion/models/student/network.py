@@ -9,89 +9,18 @@ What is missing is masked: a sample without a picture, or without a caption, has
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from raymotion.config import Settings
-from raymotion.data.captions import readable
-from raymotion.models.student.encoders import BertEncoder, BertShape, CnnEncoder, GruEncoder, TimmEncoder
-from raymotion.models.text.tokenizer import encode
-from raymotion.models.visualbert.network import pad
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+from raymotion.models.inputs.captions import pad
+from raymotion.models.student.config import USUAL_SIZE, BertShape, StudentConfig
+from raymotion.models.student.encoders import BertEncoder, CnnEncoder, GruEncoder, TimmEncoder
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class StudentConfig(Settings):
-    """Shape of a student.
-
-    Attributes:
-        image: `cnn`, or the name of a timm model.
-        image_size: pictures are resized to this many pixels a side; None: what the timm model was made for, else 224.
-        channels: of the CNN's convolutions (3x3, stride 2).
-        text: `gru`, or `bert`.
-        embedding_size, text_size: word embeddings and state of the GRU.
-        bert: shape for `text: bert`; that of the checkpoint, where one is loaded.
-        hidden_size: of the layer that reads both.
-        image_mean, image_std: of each colour, as shares of 255; filled in from the image encoder.
-    """
-
-    image: str = "cnn"
-    image_size: int | None = Field(None, ge=16, le=4096)
-    channels: tuple[int, ...] = Field((16, 32, 64), min_length=1)
-    text: Literal["gru", "bert"] = "gru"
-    embedding_size: int = Field(128, ge=1)
-    text_size: int = Field(256, ge=1)
-    bert: BertShape | None = None
-    hidden_size: int = Field(512, ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    vocab_size: int = Field(30522, ge=5)
-    # The public student padded all captions to 512.
-    max_text_length: int = Field(64, ge=2, le=512)
-    image_mean: tuple[float, float, float] | None = None
-    image_std: tuple[float, float, float] | None = None
-
-    @field_validator("image")
-    @classmethod
-    def _names_a_model(cls, value: str) -> str:
-        # timm also takes addresses of models and of folders; a checkpoint that someone hands over must not.
-        if not re.fullmatch(r"[A-Za-z0-9_.]+", value):
-            raise ValueError(f"{value!r} is not the name of a timm model")
-        return value
-
-    @model_validator(mode="after")
-    def _positions_suffice(self) -> StudentConfig:
-        if self.bert is not None and self.max_text_length > self.bert.max_position_embeddings:
-            raise ValueError(
-                f"max_text_length {self.max_text_length} is more than the bert's "
-                f"{self.bert.max_position_embeddings} positions"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _only_what_is_used(self) -> StudentConfig:
-        given = self.model_fields_set
-        for names, used, reason in (
-            (("channels",), self.image == "cnn", "image: cnn"),
-            (("embedding_size", "text_size"), self.text == "gru", "text: gru"),
-            (("bert",), self.text == "bert" or self.bert is None, "text: bert"),
-        ):
-            unused = [name for name in names if name in given and getattr(self, name) != _default(name)]
-            if unused and not used:
-                raise ValueError(f"{', '.join(unused)} mean something only with {reason}")
-        return self
-
-
-def _default(name: str) -> Any:
-    return StudentConfig.model_fields[name].default
 
 
 class Student(nn.Module):
@@ -102,7 +31,6 @@ class Student(nn.Module):
         labels: number of emotions L.
     """
 
-    architecture: ClassVar[str] = "student"
     mean: Tensor
     std: Tensor
 
@@ -112,7 +40,7 @@ class Student(nn.Module):
         if config.image == "cnn":
             self.image = CnnEncoder(config.channels)
             measured: dict[str, Any] = {
-                "image_size": 224, "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD
+                "image_size": USUAL_SIZE, "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD
             }  # fmt: skip
         else:
             self.image = TimmEncoder(config.image, config.image_size)
@@ -219,30 +147,6 @@ class Student(nn.Module):
 
 
 @torch.inference_mode()
-def predict(
-    model: Student,
-    tokenizer: PreTrainedTokenizerFast,
-    captions: Sequence[Sequence[str]],
-    images: np.ndarray | None = None,
-    image_mask: np.ndarray | None = None,
-    *,
-    batch_size: int = 32,
-) -> np.ndarray:
-    """Probabilities (n, L) float32: those of each caption of a sample, averaged.
-
-    Args:
-        captions: for each of the n samples its captions; none, or none that is readable: the caption is masked.
-        images, image_mask: (n, S, S, 3) uint8, as `learning.augment.render` gives them, and (n,) bool; or None.
-    """
-    texts = [readable(own) or [""] for own in captions]
-    tokens = encode(tokenizer, [text for own in texts for text in own], model.config.max_text_length)
-    owners = np.repeat(np.arange(len(texts)), [len(own) for own in texts])
-    return predict_tokens(
-        model, tokens, owners, len(texts), images, image_mask, pad_id=tokenizer.pad_token_id, batch_size=batch_size
-    )
-
-
-@torch.inference_mode()
 def predict_tokens(
     model: Student,
     tokens: Sequence[Sequence[int]],
@@ -251,10 +155,17 @@ def predict_tokens(
     images: np.ndarray | None,
     image_mask: np.ndarray | None,
     *,
+    decode: Callable[[Tensor], Tensor],
     pad_id: int = 0,
     batch_size: int = 32,
 ) -> np.ndarray:
-    """`predict` for captions that are tokens already: `owners[i]` is the sample of `tokens[i]`; each has one."""
+    """Predictions (samples, L) float32: those of each caption of a sample, averaged.
+
+    Args:
+        tokens, owners: word pieces of each caption, and its sample; each sample has one at least.
+        images, image_mask: (samples, S, S, 3) uint8, as `data.views.pictures.render` gives them, and (samples,) bool; or None.
+        decode: what makes a prediction of logits.
+    """
     was_training = model.training
     model.eval()
     device = model.head.weight.device
@@ -272,6 +183,6 @@ def predict_tokens(
         ids, attention = pad([tokens[i] for i in chosen], pad_id=pad_id)
         texts = model.encode_texts(torch.from_numpy(ids).to(device), torch.from_numpy(attention).to(device))
         logits = model.fuse(encoded[torch.from_numpy(owners[chosen]).to(device)], texts)
-        np.add.at(total, owners[chosen], torch.sigmoid(logits.float()).cpu().numpy().astype(np.float64))
+        np.add.at(total, owners[chosen], decode(logits.float()).cpu().numpy().astype(np.float64))
     model.train(was_training)
     return (total / np.bincount(owners, minlength=samples)[:, None]).astype(np.float32)

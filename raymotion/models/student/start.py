@@ -8,9 +8,9 @@ from torch import Tensor
 
 from raymotion import storage
 from raymotion.errors import InputError
-from raymotion.models.checkpoint import load_student
-from raymotion.models.student.encoders import BertEncoder, BertShape, GruEncoder, TimmEncoder
-from raymotion.models.student.network import Student, StudentConfig
+from raymotion.models.student.config import BertShape, StudentConfig
+from raymotion.models.student.encoders import BertEncoder, GruEncoder, TimmEncoder
+from raymotion.models.student.network import Student
 from raymotion.models.text.tower import POOLER, read_text_tower
 from raymotion.models.vision.regions import differences, read_state_dict
 
@@ -47,13 +47,17 @@ def initialise(
     return model
 
 
-def transferred(source: storage.PathLike, depth: int, labels: int, *, freeze: bool = False) -> Student:
-    """A student whose first `depth` layers are those of the checkpoint `source`, the others as they were drawn.
+def transferred(
+    donor: Student, depth: int, labels: int, *, freeze: bool = False, source: storage.PathLike = ""
+) -> Student:
+    """A student whose first `depth` layers are those of `donor`, the others as they were drawn.
+
+    Args:
+        source: the donor's checkpoint, for the message.
 
     Raises:
-        InputError: `source` is no student, or has no such depth.
+        InputError: the donor has no such depth.
     """
-    donor = load_student(source).model
     blocks = donor.blocks()
     if depth >= len(blocks):
         raise InputError(

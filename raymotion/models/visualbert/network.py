@@ -10,101 +10,18 @@ neither is ever a row of zeros that the model could take for evidence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from raymotion.config import Settings
-from raymotion.data.captions import is_readable, readable
 from raymotion.errors import InputError
 from raymotion.models.finite import require_finite
-from raymotion.models.text.tokenizer import encode
+from raymotion.models.inputs.captions import pad
 from raymotion.models.text.tower import read_text_tower, require_sizes, sizes_of
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast, VisualBertConfig
-
-SIZES: dict[str, dict[str, int]] = {
-    "tiny": {"hidden_size": 64, "layers": 1, "heads": 2, "intermediate_size": 128},
-    "small": {"hidden_size": 128, "layers": 2, "heads": 4, "intermediate_size": 256},
-    "base": {"hidden_size": 768, "layers": 12, "heads": 12, "intermediate_size": 3072},
-}
-
-
-class TeacherConfig(Settings):
-    """Shape of a teacher. `size: tiny | small | base` fills the four numbers of the transformer that are not given."""
-
-    hidden_size: int = Field(128, ge=1)
-    layers: int = Field(2, ge=1)
-    heads: int = Field(4, ge=1)
-    intermediate_size: int = Field(256, ge=1)
-    dropout: float = Field(0.1, ge=0, lt=1)
-    vocab_size: int = Field(30522, ge=5)
-    # Published: 32. One Socratis caption in ten has more than 30 words.
-    max_text_length: int = Field(64, ge=2, le=512)
-    visual_dim: int = Field(2048, ge=1)
-    # The published model takes Visual Genome features as they are. Detectors differ in scale: LayerNorm takes that out.
-    normalize_regions: bool = False
-    freeze_backbone: bool = False
-    # The word embeddings and this many of the lowest layers stay as they were loaded: less to forget, and faster.
-    # 0: the embeddings alone; None: nothing does.
-    frozen_layers: int | None = Field(None, ge=0)
-    # cls: the published pooled [CLS]. mean-output: the mean of the last hidden states, for which sentence-transformers
-    # models were trained. mean: the mean of the input embeddings, in place of the transformer's output, a bag of words
-    # and regions. cls+mean: the first and the last, summed before the head. docs/teacher.md says what each is worth.
-    pooling: Literal["cls", "mean-output", "mean", "cls+mean"] = "cls"
-    # mean-output: how many of the last layers are averaged over words and regions, each by itself, side by side.
-    pooled_layers: int = Field(1, ge=1)
-    # Regions of another size than a pretrained model's start their projection anew: that learns, frozen or not.
-    new_projection: bool = False
-    # Of the transformer; filled in from a pretrained one.
-    max_positions: int = Field(512, ge=2)
-    layer_norm_eps: float = Field(1e-12, gt=0)
-    activation: str = "gelu"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_size(cls, value: Any) -> Any:
-        if not isinstance(value, Mapping) or "size" not in value:
-            return value
-        rest = {key: item for key, item in value.items() if key != "size"}
-        if value["size"] not in SIZES:
-            raise ValueError(f"size {value['size']!r} is not one of {', '.join(SIZES)}")
-        return {**SIZES[value["size"]], **rest}
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> TeacherConfig:
-        if self.hidden_size % self.heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
-        if self.pooled_layers > 1 and self.pooling != "mean-output":
-            raise ValueError(f"pooled_layers means something only with pooling: mean-output, not {self.pooling}")
-        if self.max_text_length > self.max_positions:
-            raise ValueError(f"max_text_length {self.max_text_length} is more than max_positions {self.max_positions}")
-        return self
-
-    def transformer(self) -> VisualBertConfig:
-        """The same as transformers' configuration."""
-        from transformers import VisualBertConfig
-
-        return VisualBertConfig(
-            vocab_size=self.vocab_size,
-            hidden_size=self.hidden_size,
-            visual_embedding_dim=self.visual_dim,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            intermediate_size=self.intermediate_size,
-            hidden_dropout_prob=self.dropout,
-            attention_probs_dropout_prob=self.dropout,
-            max_position_embeddings=self.max_positions,
-            layer_norm_eps=self.layer_norm_eps,
-            hidden_act=self.activation,
-            pad_token_id=0,
-        )
-
+from raymotion.models.visualbert.config import TeacherConfig
 
 class VisualBertTeacher(nn.Module):
     """VisualBERT -> dropout -> linear head.
@@ -113,8 +30,6 @@ class VisualBertTeacher(nn.Module):
         config: the shape.
         labels: number of emotions L.
     """
-
-    architecture: ClassVar[str] = "visualbert-teacher"
 
     def __init__(self, config: TeacherConfig, labels: int) -> None:
         from transformers import VisualBertModel
@@ -316,52 +231,6 @@ def _resized(source: str, config: TeacherConfig, sizes: Mapping[str, Any]) -> Te
     return config.model_copy(update=dict(sizes))
 
 
-def pad(sequences: Sequence[Sequence[int]], *, pad_id: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids padded to the longest: `input_ids` and `attention_mask`, int64 of shape (n, longest)."""
-    longest = max(len(sequence) for sequence in sequences)
-    ids = np.full((len(sequences), longest), pad_id, dtype=np.int64)
-    mask = np.zeros((len(sequences), longest), dtype=np.int64)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = sequence
-        mask[row, : len(sequence)] = 1
-    return ids, mask
-
-
-def predict(
-    model: VisualBertTeacher,
-    tokenizer: PreTrainedTokenizerFast,
-    captions: Sequence[Sequence[str]],
-    regions: np.ndarray | None = None,
-    region_mask: np.ndarray | None = None,
-    *,
-    batch_size: int = 32,
-) -> np.ndarray:
-    """Probabilities (n, L) float32: those of each caption of a sample, averaged.
-
-    Args:
-        captions: for each of the n samples its captions; none, or none that is readable: the caption is masked.
-        regions, region_mask: (n, N, D) and (n, N), or None.
-
-    Samples with neither caption nor region are the caller's to leave out (`usable` tells them): a ValueError here,
-    because what the model says about nothing at all is no label.
-    """
-    absent = np.flatnonzero(~usable(captions, region_mask if regions is not None else None))
-    if len(absent):
-        raise ValueError(f"samples {absent[:5].tolist()} have neither a caption nor a region: leave them out")
-    texts = [readable(own) or [""] for own in captions]
-    tokens = encode(tokenizer, [text for own in texts for text in own], model.config.max_text_length)
-    owners = np.repeat(np.arange(len(texts)), [len(own) for own in texts])
-    return predict_tokens(
-        model, tokens, owners, len(texts), regions, region_mask, pad_id=tokenizer.pad_token_id, batch_size=batch_size
-    )
-
-
-def usable(captions: Sequence[Sequence[str]], region_mask: np.ndarray | None) -> np.ndarray:
-    """Which samples have a caption or at least one region, bool (n,)."""
-    text = np.fromiter((any(map(is_readable, own)) for own in captions), dtype=bool, count=len(captions))
-    return text if region_mask is None else text | region_mask.any(axis=1)
-
-
 @torch.inference_mode()
 def predict_tokens(
     model: VisualBertTeacher,
@@ -371,10 +240,17 @@ def predict_tokens(
     regions: np.ndarray | None = None,
     region_mask: np.ndarray | None = None,
     *,
+    decode: Callable[[Tensor], Tensor],
     pad_id: int = 0,
     batch_size: int = 32,
 ) -> np.ndarray:
-    """`predict` for captions that are tokens already: `owners[i]` is the sample of `tokens[i]`; each has one."""
+    """Predictions (samples, L) float32: those of each caption of a sample, averaged.
+
+    Args:
+        tokens, owners: word pieces of each caption, and its sample; each sample has one at least.
+        regions, region_mask: (samples, N, D) and (samples, N), or None.
+        decode: what makes a prediction of logits.
+    """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -391,6 +267,6 @@ def predict_tokens(
             None if regions is None else torch.from_numpy(np.asarray(regions[rows], dtype=np.float32)).to(device),
             None if regions is None or region_mask is None else torch.from_numpy(region_mask[rows]).to(device),
         )
-        np.add.at(total, rows, torch.sigmoid(logits.float()).cpu().numpy().astype(np.float64))
+        np.add.at(total, rows, decode(logits.float()).cpu().numpy().astype(np.float64))
     model.train(was_training)
     return (total / np.bincount(owners, minlength=samples)[:, None]).astype(np.float32)

@@ -1,0 +1,85 @@
+"""Losses of predicted numbers, by name: valence, arousal, dominance on whatever scale, brought to -1 .. 1 or 0 .. 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from raymotion.config import Settings, load_settings
+from raymotion.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class SmoothL1(Settings):
+    """d^2 / (2 b) up to b, |d| - b / 2 beyond (Girshick 2015).
+
+    Attributes:
+        beta: b, where it turns from a square to a line; 0.1 is 1 on EMOTIC's scale of 1 to 10 (Tandon-A/emotic).
+    """
+
+    beta: float = Field(0.1, gt=0)
+
+    def terms(self, values: Tensor, targets: Tensor) -> Tensor:
+        """Of each number."""
+        import torch.nn.functional as F
+
+        return F.smooth_l1_loss(values, targets, beta=self.beta, reduction="none")
+
+
+class SquaredError(Settings):
+    """d^2."""
+
+    def terms(self, values: Tensor, targets: Tensor) -> Tensor:
+        """Of each number."""
+        return (values - targets).square()
+
+
+class AbsoluteError(Settings):
+    """|d|."""
+
+    def terms(self, values: Tensor, targets: Tensor) -> Tensor:
+        """Of each number."""
+        return (values - targets).abs()
+
+
+LOSSES: dict[str, type[SmoothL1 | SquaredError | AbsoluteError]] = {
+    "smooth_l1": SmoothL1,
+    "mse": SquaredError,
+    "mae": AbsoluteError,
+}
+
+
+def make_dimension_loss(name: str, options: Mapping[str, Any] | None = None) -> Callable[..., Tensor]:
+    """A loss by name, see `LOSSES`: (values, targets, weights) -> scalar.
+
+    Values and targets are (n, D) on one scale; a target of NaN is not known, and counts for nothing. The loss is the
+    mean over what is known, 0 where nothing is; weights (n,) are of the samples, None: all 1.
+
+    Raises:
+        InputError: an unknown name or option, with what there is; when called, shapes that do not fit.
+    """
+    if name not in LOSSES:
+        raise InputError(f"no loss of numbers is called {name!r}", remedy=f"Choose one of {', '.join(LOSSES)}.")
+    kind = LOSSES[name]
+    try:
+        chosen = load_settings(kind, options=options)
+    except InputError as error:
+        known = ", ".join(kind.model_fields) or "none"
+        raise InputError(f"loss {name}: {error.reason}", remedy=f"Its options are: {known}.") from error
+
+    def loss(values: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        import torch
+
+        if values.shape != targets.shape or values.ndim != 2:
+            raise InputError(f"values of shape {tuple(values.shape)} do not fit targets of {tuple(targets.shape)}")
+        known = ~targets.isnan()
+        filled = torch.where(known, targets.float(), torch.zeros_like(targets, dtype=torch.float32))
+        terms = chosen.terms(values.float(), filled)
+        share = known.float() if weights is None else known.float() * weights.float()[:, None]
+        return (terms * share).sum() / share.sum().clamp(min=1e-12)
+
+    return loss

@@ -1,0 +1,283 @@
+"""Numbers on a stated scale: valence, arousal, dominance.
+
+A network works on value / h, with h the largest absolute value of the scale: 0 .. 1 for a scale of 1 to 10, -1 .. 1 for
+one of -3 to 3. What a user reads is on the scale itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from raymotion.config import digest_of
+from raymotion.data.samples import DIMENSIONS, attach_scale, scale_of
+from raymotion.errors import InputError
+from raymotion.learning.losses.dimensions import make_dimension_loss
+from raymotion.learning.metrics.dimensions import evaluate_dimensions
+from raymotion.models.outputs.base import DataFacts, Output, Targets
+from raymotion.models.recipe import LossSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+VALUES = "values"
+# Predictions that vary less than this share of the training split's values say one number for every picture.
+LEAST_SPREAD = 0.1
+
+
+def column_mean(values: np.ndarray) -> np.ndarray:
+    """(D,) means of (n, D) over what is known; NaN where nothing is."""
+    known = ~np.isnan(values)
+    count = known.sum(axis=0)
+    total = np.where(known, values.astype(np.float64), 0.0).sum(axis=0)
+    return np.asarray(np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0))
+
+
+class Dimensions(Output):
+    """Numbers (n, D) on a scale.
+
+    Args:
+        names: columns of the sample table: valence, arousal, dominance.
+        scale: lowest and highest value.
+        loss: one of `learning.losses.dimensions.LOSSES`.
+    """
+
+    kind_of_output: ClassVar[str] = "dimensions"
+    selects: ClassVar[str] = "ccc"
+    metric_names: ClassVar[tuple[str, ...]] = ("mae", "rmse", "r2", "pearson", "ccc")
+    lower_is_better = frozenset({"mae", "rmse"})
+
+    def __init__(
+        self,
+        names: Sequence[str] = DIMENSIONS,
+        *,
+        scale: tuple[float, float],
+        name: str = "vad",
+        loss: LossSettings | None = None,
+        weight: float = 1.0,
+    ) -> None:
+        unknown = [own for own in names if own not in DIMENSIONS]
+        if unknown or not names:
+            raise InputError(f"{unknown or names} are not dimensions", remedy=f"Choose from {', '.join(DIMENSIONS)}.")
+        self.names, self.scale, self.name, self.weight = tuple(names), scale, name, weight
+        self.loss = loss or LossSettings(name="smooth_l1")
+
+    @classmethod
+    def of_facts(cls, facts: DataFacts, names: Sequence[str] = DIMENSIONS, **options: Any) -> Dimensions:
+        """The output for the scale that a sample table states.
+
+        Raises:
+            InputError: it states none.
+        """
+        if facts.scale is None:
+            raise InputError(
+                f"does not state the scale of {', '.join(names)}",
+                path=facts.where,
+                remedy="Prepare it again: `raymotion data prepare` writes the scale of the data set.",
+            )
+        return cls(names, scale=facts.scale, **options)
+
+    @property
+    def unit(self) -> float:
+        """h: what the network's numbers are multiplied by."""
+        return max(abs(own) for own in self.scale)
+
+    @property
+    def width(self) -> int:
+        return len(self.names)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "type": self.kind_of_output, "name": self.name, "names": list(self.names), "scale": list(self.scale),
+            "loss": self.loss.model_dump(mode="json"),
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], *, where: str) -> Dimensions:
+        names, scale, loss = value.get("names"), value.get("scale"), value.get("loss") or {}
+        good = (
+            isinstance(scale, list)
+            and len(scale) == 2
+            and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in scale)
+            and scale[0] < scale[1]
+        )
+        if not good or not isinstance(names, list) or not isinstance(loss, dict):
+            raise InputError(f"the output {value.get('name')} does not state its dimensions and their scale", path=where)
+        assert isinstance(scale, list)
+        settings = LossSettings(name=str(loss.get("name", "smooth_l1")), options=dict(loss.get("options") or {}))
+        try:
+            return cls(names, scale=(float(scale[0]), float(scale[1])), name=str(value["name"]), loss=settings)
+        except InputError as error:
+            raise InputError(error.reason, path=where, remedy=error.remedy) from error
+
+    def read(self, table: pa.Table, *, where: object, given: np.ndarray | None = None) -> Targets:
+        values = np.stack(
+            [np.asarray(table.column(name).to_numpy(), dtype=np.float32) for name in self.names], axis=1
+        )
+        there = scale_of(table, where=where)
+        if not np.isnan(values).all() and there != self.scale:
+            low, high = self.scale
+            if there is None:
+                raise InputError(
+                    f"does not state the scale of {', '.join(self.names)}, and the model's is {low:g} to {high:g}",
+                    path=where,
+                    remedy="Prepare it again: `raymotion data prepare` writes the scale of the data set.",
+                )
+            share = (values - there[0]) / (there[1] - there[0])
+            values = np.asarray(low + share * (high - low), dtype=np.float32)
+        return Targets({VALUES: values}, ~np.isnan(values).all(axis=1))
+
+    def conversion(self, table: pa.Table, *, where: object = None) -> str | None:
+        """A sentence where the values of a table are converted to this scale."""
+        there = scale_of(table, where=where)
+        if there is None or there == self.scale:
+            return None
+        return (
+            f"{', '.join(self.names)} are on a scale of {there[0]:g} to {there[1]:g} in the table, and are converted to "
+            f"the model's, {self.scale[0]:g} to {self.scale[1]:g}."
+        )
+
+    def require(self, targets: Targets, splits: Mapping[str, np.ndarray], *, where: str) -> None:
+        for split in ("train", "val"):
+            if not targets.known[splits[split]].any():
+                raise InputError(
+                    f"no sample of the split {split} has {' or '.join(self.names)}",
+                    path=where,
+                    remedy="Use a table that has them, or split it otherwise.",
+                )
+
+    def contents(self, targets: Targets) -> list[Any]:
+        rounded = np.round(np.nan_to_num(targets.arrays[VALUES], nan=-1e9), 4)
+        return [list(self.names), list(self.scale), digest_of(rounded.tolist())]
+
+    def mean(self, targets: Targets, training: np.ndarray) -> np.ndarray:
+        """(D,) means of the training split, on the scale; NaN where nothing is known."""
+        return column_mean(targets.arrays[VALUES][training])
+
+    def start(self, head: nn.Linear, targets: Targets, training: np.ndarray) -> None:
+        """Makes the training means a head's first answer: a few epochs do not climb there from 0."""
+        import torch
+
+        means = np.nan_to_num(self.mean(targets, training) / self.unit, nan=sum(self.scale) / 2 / self.unit)
+        with torch.no_grad():
+            head.bias.copy_(torch.from_numpy(means))
+
+    def batch(self, targets: Targets, rows: np.ndarray, device: str) -> dict[str, Tensor]:
+        import torch
+
+        return {VALUES: torch.from_numpy(targets.arrays[VALUES][rows]).to(device)}
+
+    def criterion(self, targets: Targets, training: np.ndarray) -> DimensionCriterion:
+        return DimensionCriterion(self)
+
+    def decode(self, raw: Tensor) -> Tensor:
+        return raw.float() * self.unit
+
+    def metrics(self, targets: Targets, rows: np.ndarray, values: np.ndarray) -> dict[str, float]:
+        """Means over the dimensions, of those that are known; constant answers have a correlation of 0."""
+        truth = targets.arrays[VALUES][rows].astype(np.float64)
+        found: dict[str, list[float]] = {"mae": [], "rmse": [], "r2": [], "pearson": [], "ccc": []}
+        for j in range(self.width):
+            known = ~np.isnan(truth[:, j])
+            if not known.any():
+                continue
+            y, p = truth[known, j], values[known, j].astype(np.float64)
+            error, spread = y - p, float(y.var())
+            both = float(((y - y.mean()) * (p - p.mean())).mean())
+            deviations = math.sqrt(spread * float(p.var()))
+            found["mae"].append(float(np.abs(error).mean()))
+            found["rmse"].append(math.sqrt(float((error**2).mean())))
+            found["r2"].append(1 - float((error**2).mean()) / spread if spread else 0.0)
+            found["pearson"].append(both / deviations if deviations else 0.0)
+            bottom = spread + float(p.var()) + float(y.mean() - p.mean()) ** 2
+            found["ccc"].append(2 * both / bottom if bottom else 0.0)
+        return {name: float(np.mean(own)) if own else 0.0 for name, own in found.items()}
+
+    def evaluate(
+        self,
+        targets: Targets,
+        rows: np.ndarray,
+        values: np.ndarray,
+        *,
+        training: np.ndarray,
+        seed: int,
+        groups: Sequence[str] | None = None,
+    ) -> dict[str, Any]:
+        truth = targets.arrays[VALUES][rows]
+        return {
+            **evaluate_dimensions(
+                truth, values, training_mean=self.mean(targets, training), names=self.names, groups=groups, seed=seed
+            ).to_dict(),
+            "scale": list(self.scale),
+        }
+
+    def facts(
+        self, targets: Targets, splits: Mapping[str, np.ndarray], predicted: Mapping[str, np.ndarray]
+    ) -> dict[str, Any]:
+        """`mean` and `sd` of each dimension in the training split; None where nothing is known."""
+        own = targets.arrays[VALUES][splits["train"]].astype(np.float64)
+        mean = column_mean(own)
+        sd = np.sqrt(column_mean((own - mean) ** 2))
+        return {
+            name: [float(v) if math.isfinite(v) else None for v in values] for name, values in
+            (("mean", mean), ("sd", sd))
+        }  # fmt: skip
+
+    def check_facts(self, facts: Mapping[str, Any], *, where: str) -> None:
+        for name in ("mean", "sd"):
+            values = facts.get(name)
+            if values is not None and not (
+                isinstance(values, list)
+                and len(values) == self.width
+                and all(v is None or (isinstance(v, int | float) and math.isfinite(v)) for v in values)
+            ):
+                raise InputError(f"{name} is not a number for each of {', '.join(self.names)}", path=where)
+
+    def spread_notice(self, values: np.ndarray, facts: Mapping[str, Any]) -> str | None:
+        """A sentence where the predictions (n, D) hardly differ from sample to sample; None otherwise."""
+        told = facts.get("sd") or [None] * self.width
+        flat = [
+            name
+            for name, sd, own in zip(self.names, told, values.astype(np.float64).std(axis=0), strict=True)
+            if sd and own < LEAST_SPREAD * sd
+        ]
+        if not flat:
+            return None
+        return (
+            f"The model says nearly the same {' and '.join(flat)} for every sample: the predictions vary less than a "
+            "tenth as much as the values that it was trained on."
+        )
+
+    def columns(self, values: np.ndarray) -> dict[str, pa.Array]:
+        return {
+            name: pa.array(np.ascontiguousarray(values[:, j], dtype=np.float32), pa.float32())
+            for j, name in enumerate(self.names)
+        }
+
+    def metadata(self) -> dict[bytes, bytes]:
+        empty = attach_scale(pa.table({}), self.scale)
+        return dict(empty.schema.metadata)
+
+    def named(self, values: np.ndarray) -> dict[str, float]:
+        return {name: float(value) for name, value in zip(self.names, values, strict=True)}
+
+    def describe(self) -> list[str]:
+        return [
+            f"{', '.join(self.names).capitalize()} on a scale of {self.scale[0]:g} to {self.scale[1]:g}; loss "
+            f"`{self.loss.name}`."
+        ]
+
+
+class DimensionCriterion:
+    """A named loss on values divided by the unit, mean over what is known."""
+
+    def __init__(self, output: Dimensions) -> None:
+        self.unit = output.unit
+        self.loss = make_dimension_loss(output.loss.name, output.loss.options)
+
+    def __call__(self, raw: Tensor, targets: Mapping[str, Tensor], *, epoch: int, weights: Tensor | None) -> Tensor:
+        return self.loss(raw, targets[VALUES].float() / self.unit, weights)

@@ -1,0 +1,83 @@
+"""From a recipe to the data that it trains on: which samples, what they hold, what is right of them.
+
+Imports no torch: Ray Train's controller imports this too, and need not wait for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raymotion import storage
+from raymotion.config import digest_of
+from raymotion.data.samples import SPLITS
+from raymotion.errors import InputError
+from raymotion.models.inputs.base import Prepared
+from raymotion.models.outputs.base import DataFacts
+from raymotion.models.recipe import TrainRecipe
+from raymotion.models.training_set import TrainingSet
+from raymotion.train.recipe import kind_of
+from raymotion.train.source import SPLIT_AGAIN, labelled_table, pseudo_labelled
+
+
+def prepare_data(recipe: TrainRecipe) -> TrainingSet:
+    """Reads and checks what the recipe trains on.
+
+    Raises:
+        InputError: no targets, no splits, a group in two splits, features of other samples or pictures, pictures that
+            are not those that were labelled; an input that no sample has.
+    """
+    kind = kind_of(recipe)
+    inputs = kind.inputs(recipe)
+    given: np.ndarray | None = None
+    labels = getattr(recipe.data, "labels", None)
+    if labels:
+        path = storage.absolute(labels)
+        table, given = pseudo_labelled(path, recipe.data.val_fraction, recipe.seed)  # type: ignore[attr-defined]
+    else:
+        path = storage.absolute(recipe.data.samples)
+        table = labelled_table(path)
+    facts = DataFacts.of(table, path)
+    outputs = kind.prepared_outputs(recipe, facts)
+    targets = {own.name: own.read(table, where=path, given=given if own.vocabulary else None) for own in outputs}
+    # What a model is there to say has to be known of a sample; of what it says besides, what is known counts.
+    known = targets[outputs[0].name].known
+    counts: dict[str, int] = {"rows": table.num_rows, "without_labels": int((~known).sum())}
+    in_split = np.asarray(pc.is_valid(table.column("split")))
+    counts["without_split"] = int((known & ~in_split).sum())
+    rows = np.flatnonzero(known & in_split)
+    table, targets = table.take(pa.array(rows)), {name: own.take(rows) for name, own in targets.items()}
+
+    prepared: dict[str, Prepared] = {own.name: own.prepare(table, recipe, where=path) for own in inputs}
+    for of in prepared.values():
+        counts |= of.counts
+    keep = np.flatnonzero(np.stack([of.present for of in prepared.values()]).any(axis=0))
+    counts["without_input"] = table.num_rows - len(keep)
+    table, targets = table.take(pa.array(keep)), {name: own.take(keep) for name, own in targets.items()}
+    splits_of = np.array(table.column("split").to_pylist())
+    data = TrainingSet(
+        sample_ids=table.column("sample_id").to_pylist(),
+        groups=table.column("group_id").to_pylist(),
+        splits={name: np.flatnonzero(splits_of == name) for name in SPLITS},
+        inputs={name: of.take(keep) for name, of in prepared.items()},
+        targets=targets,
+        facts=facts,
+        counts=counts,
+        name=path.rstrip("/").rsplit("/", 1)[-1],
+    )
+    for name in ("train", "val"):
+        if not len(data.splits[name]):
+            needed = " or ".join(own.noun for own in inputs)
+            raise InputError(
+                f"has no sample of the split {name} with labels and {needed}", path=path, remedy=SPLIT_AGAIN
+            )
+    outputs[0].require(targets[outputs[0].name], data.splits, where=path)
+    # Of what is learned, not of the files: the same samples, written by another version of Parquet, are the same data.
+    contents: list[Any] = [data.sample_ids, data.groups, splits_of.tolist()]
+    contents += [own.contents(targets[own.name]) for own in outputs]
+    contents += [of.contents() for of in data.inputs.values()]
+    data.fingerprint = digest_of(contents)
+    return data
