@@ -12,6 +12,7 @@ from pydantic import Field
 from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job, with_its_access
 from raymotion.batch.progress import ProgressKind
 from raymotion.data.provenance import MADE_FROM
+from raymotion.models.inputs.regions import random_weights_notice
 from raymotion.models.vision.regions import ExtractorIdentity, Regions, architecture, identify, locate
 from raymotion.pipeline.stages import DecodeImages, ExtractRegions, Item, Stage, made_from
 
@@ -63,16 +64,6 @@ class RegionSink:
                 )
             )
         return pa.table(columns, schema=schema)
-
-
-def random_weights_notice(identity: ExtractorIdentity) -> tuple[str, ...]:
-    """What a user must hear about features of an untrained detector."""
-    if not identity.is_random:
-        return ()
-    return (
-        f"REGION FEATURES COME FROM RANDOM WEIGHTS ({identity.weights}): {identity.name} was not trained. "
-        "They tell colours and textures apart, not objects: good for trying things out, not for results.",
-    )
 
 
 @with_its_access

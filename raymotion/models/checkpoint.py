@@ -168,9 +168,7 @@ class Model:
         self, evidence: Mapping[str, Evidence], *, batch_size: int | None = None, precision: str = "float32"
     ) -> dict[str, np.ndarray]:
         """Decoded values (n, width) float32 by output, of what n samples hold of each input; see `Kind.predict`."""
-        return self.info.kind.predict(
-            self.network, evidence, self.outputs, batch_size=batch_size, precision=precision
-        )
+        return self.info.kind.predict(self.network, evidence, self.outputs, batch_size=batch_size, precision=precision)
 
 
 def save_checkpoint(
@@ -377,4 +375,3 @@ def _load(local: str, info: CheckpointInfo) -> nn.Module:
     require_finite(weights, path)
     network.load_state_dict(weights)
     return network
-

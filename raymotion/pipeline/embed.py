@@ -12,16 +12,16 @@ import numpy as np
 
 from raymotion.data.embedding_layout import AUGMENTED_SPLIT, EmbeddingLayout, FeatureKey, FeatureShape
 from raymotion.data.images.damage import DamagedPolicy
-from raymotion.data.streams import STREAMS
+from raymotion.data.streams import CONTEXT
 from raymotion.data.views import streams as stream_views
 from raymotion.data.views.streams import View, crop, render_view
 from raymotion.models.vision.backbones import BackboneIdentity
-from raymotion.pipeline.stages import DecodeImages, Item, image_units, not_finite
+from raymotion.models.inputs.streams import Stream
+from raymotion.pipeline.stages import DecodeImages, Failure, Item, image_units, not_finite
 
 if TYPE_CHECKING:
     from raymotion.models.vision.backbones import Backbone
 
-CONTEXT = STREAMS[0]
 # Views of another version are other features.
 RENDERER = int(getattr(stream_views, "VERSION", 1))
 # Crops that go through a backbone together. On a CPU more than these gain nothing, and take memory.
@@ -194,3 +194,78 @@ def _subjects(units: Sequence[Sequence[Item]], stream: str) -> Iterator[_Subject
             part = crop(pixels, item.row[f"{stream}_box"])
             if part is not None:
                 yield _Subject(part, image, str(item.row["sample_id"]), [item])
+
+
+class EmbedForHead:
+    """`EmbedStreams` for streams that may differ in their grids of tokens; leaves the features by stream."""
+
+    name = "embed"
+    whole_shard = False
+
+    def __init__(self, inputs: Sequence[Stream], weights: Mapping[str, str], precision: str) -> None:
+        self.inputs = tuple(inputs)
+        self.parts: list[EmbedStreams] = []
+        for grid in sorted({own.grid for own in inputs}):
+            some = [own for own in inputs if own.grid == grid]
+            plan = StreamPlan(
+                {own.stream: (own.name,) for own in some},
+                {own.name: own.identity for own in some},
+                {"none": 1},
+                grid,
+                0,
+            )
+            self.parts.append(EmbedStreams(plan, weights, precision))
+
+    def setup(self, threads: int, device: str) -> None:
+        for part in self.parts:
+            part.setup(threads, device)
+
+    def process(self, items: Sequence[Item]) -> None:
+        pixels = [item.pixels for item in items]
+        for part in self.parts:
+            left = [item for item in items if item.failure is None]
+            for item, picture in zip(items, pixels, strict=True):
+                item.pixels = picture
+            part.process(left)
+        for item in items:
+            item.pixels = None
+            found = item.output
+            item.output = {}
+            for own in self.inputs:
+                features = found.get(FeatureKey(own.stream, own.name, tokens=own.grid > 0).column)
+                if features is not None:
+                    item.features[own.stream] = features[0]
+
+
+class LoadEmbeddings:
+    """Clean features from a finished embedding job, in place of decoding and embedding."""
+
+    name = "decode"  # the stage that brings the evidence in
+    whole_shard = False
+
+    def __init__(self, folder: str, keys: Mapping[str, FeatureKey], inputs: Sequence[Stream]) -> None:
+        self.folder, self.keys, self.inputs = folder, dict(keys), tuple(inputs)
+
+    def setup(self, threads: int, device: str) -> None:
+        from raymotion.data.embeddings import Embeddings
+
+        self.embeddings = Embeddings(self.folder)
+        self.blocks = {
+            stream: self.embeddings.block(stream, key.backbone, tokens=key.tokens) for stream, key in self.keys.items()
+        }
+
+    def process(self, items: Sequence[Item]) -> None:
+        rows = self.embeddings.rows(item.row["sample_id"] for item in items)
+        for item, row in zip(items, rows.tolist(), strict=True):
+            if row < 0:
+                item.failure = Failure(
+                    self.name,
+                    "no_features",
+                    "NoFeatures",
+                    f"{self.folder} has no features of this sample: see its quarantine",
+                )
+                continue
+            item.mark = self.embeddings.mark(row)
+            for stream, block in self.blocks.items():
+                if block.row_of[row] >= 0:
+                    item.features[stream] = block.array[block.row_of[row], 0]

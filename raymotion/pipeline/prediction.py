@@ -11,6 +11,11 @@ from raymotion import storage
 from raymotion.data.captions import readable
 from raymotion.data.images.damage import DamagedPolicy
 from raymotion.errors import InputError
+from raymotion.models.checkpoint import CheckpointInfo
+from raymotion.models.outputs.dimensions import Dimensions
+
+
+OPTIONAL = ("boxes", "numbers", "scales")
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,13 @@ class Prediction:
     captions: list[str]
     emotions: list[Emotion]
     notes: list[str]
-    # Of a fusion head: the boxes that were given, and valence, arousal, dominance on EMOTIC's scale of 1 to 10.
+    # The boxes that were given, and numbers such as valence, each on the scale that `scales` states.
     boxes: dict[str, list[float]] | None = None
-    vad: dict[str, float] | None = None
+    numbers: dict[str, float] | None = None
+    scales: dict[str, list[float]] | None = None
 
     def to_json(self) -> str:
-        values = {name: value for name, value in asdict(self).items() if name not in ("boxes", "vad") or value}
+        values = {name: value for name, value in asdict(self).items() if value or name not in OPTIONAL}
         return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
 
     def lines(self, top: int | None = None) -> list[str]:
@@ -72,8 +78,11 @@ class Prediction:
             ).rstrip()
             for row in [columns, *rows]
         ]
-        vad = ", ".join(f"{name} {value:.1f}" for name, value in (self.vad or {}).items())
-        return [*table, *([f"{vad} (of 1 to 10)"] if vad else []), *(f"note: {note}" for note in self.notes)]
+        numbers = []
+        for name, value in (self.numbers or {}).items():
+            low, high = (self.scales or {})[name]
+            numbers.append(f"{name} {value:.2f} (of {low:g} to {high:g})")
+        return [*(table if self.emotions else []), *numbers, *(f"note: {note}" for note in self.notes)]
 
 
 def explain(
@@ -99,28 +108,30 @@ def explain(
     pixels = None if image is None else read_picture(image, on_kept=kept.append if damaged == "keep" else None)
     model = load(folder, device=device, weights=weights)
     model.damaged = damaged
-    probabilities = model.label(pixels if model.min_side is None else image, texts, boxes=boxes)
+    said = model.label(pixels if model.min_side is None else image, texts, boxes=boxes)
     info = model.info
-    emotions = []
-    for label, probability in probabilities.items():
-        i = info.vocabulary.index(label)
-        prior = None if info.prior is None else info.prior[i]
-        threshold = None if info.thresholds is None else info.thresholds[i]
-        emotions.append(
-            Emotion(
-                label,
-                probability,
-                prior,
-                probability / prior if prior else None,
-                threshold,
-                None if threshold is None else probability >= threshold,
-            )
-        )
+    emotions = [] if info.labels is None else _emotions(info, said)
+    numbers = (said if info.labels is None else model.numbers) or {}
+    scales = {
+        name: list(own.scale) for own in info.outputs if isinstance(own, Dimensions) for name in own.names
+    }
     notes = [*model.not_read(image=image is not None, caption=bool(texts)), *model.notes]
     if damage := model.damage or (str(kept[0]) if kept else None):
         notes.insert(0, f"The picture is damaged, and was read as it decodes: {damage}.")
     given = {name: [float(value) for value in box] for name, box in (boxes or {}).items()}
-    return Prediction(str(folder), info.fingerprint, image, texts, emotions, notes, given or None, model.vad)
+    return Prediction(str(folder), info.fingerprint, image, texts, emotions, notes, given or None, numbers or None, scales or None)
+
+
+def _emotions(info: CheckpointInfo, said: Mapping[str, float]) -> list[Emotion]:
+    emotions = []
+    for label, probability in said.items():
+        i = info.vocabulary.index(label)
+        prior = None if info.prior is None else info.prior[i]
+        threshold = None if info.thresholds is None else info.thresholds[i]
+        lift = probability / prior if prior else None
+        chosen = None if threshold is None else probability >= threshold
+        emotions.append(Emotion(label, probability, prior, lift, threshold, chosen))
+    return emotions
 
 
 def parse_box(text: str, what: str) -> list[float]:

@@ -2,19 +2,19 @@
 
     import raymotion
     model = raymotion.load("teacher/")
-    model.label("photo.jpg", caption="A man laughs.")  # {"happy": 0.71, "joy": 0.42, ...}
+    model.label("photo.jpg", caption="A man laughs.")   # {"happy": 0.71, "joy": 0.42, ...}
+    model.predict("photos/")                            # a DataFrame, one row for each picture of the folder
+    model.predict(frame)                                # the same, of a DataFrame with image_uri, captions, ...
 
-One interface for every kind of checkpoint; `LOADERS` says which architecture is opened how. What a model was not
+One class for every kind of checkpoint: it runs the stages of the labelling job in this process. What a model was not
 trained to read is not shown to it, and `Predictor.not_read` says so.
 """
 
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -22,100 +22,159 @@ from raymotion import storage
 from raymotion.data.captions import readable
 from raymotion.data.images import decode as pictures
 from raymotion.data.images.damage import DamagedPolicy
-from raymotion.errors import InputError, RunFailed
-from raymotion.models import checkpoint
-from raymotion.models.checkpoint import CheckpointInfo, LoadedStudent, Teacher
-from raymotion.models.checkpoint_files import FUSIONS
-from raymotion.models.finite import require_finite_rows
-from raymotion.models.vision.regions import ExtractorIdentity, RegionExtractor, Regions, architecture, identify, locate
+from raymotion.data.images.files import list_pictures
+from raymotion.errors import InputError, NotFinite, RunFailed
+from raymotion.models.checkpoint import CheckpointInfo, Model, load_model
+from raymotion.models.inputs.base import Input
+from raymotion.models.inputs.captions import Captions
+from raymotion.models.inputs.streams import BOXED, PersonInput
+from raymotion.models.outputs.base import Output
+from raymotion.pipeline.plan import Options, make_plan
+from raymotion.pipeline.predict import Predict
+from raymotion.pipeline.stages import DecodeImages, Item, Stage
 from raymotion.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
     from PIL.Image import Image
 
-Captions = Sequence[Sequence[str]]
-Pictures = Sequence[np.ndarray | None]
+CaptionLists: TypeAlias = Sequence[Sequence[str]]
+Pictures: TypeAlias = Sequence["np.ndarray | None"]
 # Of one picture: "body" and "face", each (x1, y1, x2, y2) in pixels of the whole, upright picture.
-Boxes = Mapping[str, Sequence[float]]
+Boxes: TypeAlias = Mapping[str, Sequence[float]]
 
 
-class Predictor(ABC):
-    """A trained model, whatever its architecture.
+class Predictor:
+    """A trained model, whatever its kind.
 
     Attributes:
         info: all that its checkpoint says.
         min_side: the shorter side in pixels that it resizes pictures to; larger JPEGs may be decoded at a fraction.
+            None: it looks at the full picture, or at none.
         reads_images: whether it was trained on pictures, or on features of them.
         reads_text: whether it was trained on captions.
-        damaged: what `label` does with a picture that decodes, but not to what was stored; see `images.decode_rgb`.
+        damaged: what `label` does with a picture that decodes, but not to what was stored; see `decode.decode_rgb`.
         damage: what is damaged in the picture that `label` saw last, where it was kept.
+        numbers: valence, arousal, dominance of what `label` saw last, of a model that predicts them besides labels.
     """
 
-    info: CheckpointInfo
-    min_side: int | None = None
-    reads_images: bool
-    reads_text: bool
-    damaged: DamagedPolicy = "quarantine"
-    damage: str | None = None
-    # Valence, arousal and dominance of what `label` saw last, for a model that predicts them.
-    vad: dict[str, float] | None = None
+    def __init__(self, model: Model, *, device: str = "cpu", weights: Sequence[str] = ()) -> None:
+        self.model, self.device = model, device
+        self.damaged: DamagedPolicy = "quarantine"
+        self.damage: str | None = None
+        self.numbers: dict[str, float] | None = None
+        self._used: list[Input] = [own for own in model.inputs if own.used]
+        self._plan = make_plan(model.info, Options(weights=tuple(weights)))
+        self._built: list[Stage] | None = None
+        self._boxes_seen: Boxes | None = None
+
+    @property
+    def info(self) -> CheckpointInfo:
+        """All that its checkpoint says."""
+        return self.model.info
 
     @property
     def vocabulary(self) -> Vocabulary:
+        """Of its labels; an `InputError` for a model without."""
         return self.info.vocabulary
 
     @property
-    def modalities(self) -> tuple[str, ...]:
-        return self.info.modalities
+    def reads(self) -> tuple[str, ...]:
+        """What it was trained to read: captions, regions, picture, or the streams of a person."""
+        return self.info.reads
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether it was trained on pictures, or on features of them."""
+        return any(own.looks_at != "none" for own in self._used)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it was trained on captions."""
+        return any(isinstance(own, Captions) for own in self._used)
+
+    @property
+    def min_side(self) -> int | None:
+        """See the class."""
+        looking = [own for own in self._used if own.looks_at != "none"]
+        sides = [own.min_side for own in looking if own.looks_at == "some" and own.min_side is not None]
+        return max(sides) if sides and len(sides) == len(looking) else None
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the probabilities has to know of this model."""
-        return []
+        """What a reader of the predictions has to know of this model, and of what `label` saw last."""
+        notes = [notice for own in self._used for notice in own.notices()]
+        if self._boxes_seen is not None:
+            for person in (own for own in self._used if isinstance(own, PersonInput)):
+                streams = [own.stream for own in person.kept]
+                masked = [name for name in streams if name in BOXED and name not in self._boxes_seen]
+                left = ["whole picture" if name not in BOXED else name for name in streams if name not in masked]
+                if masked:
+                    notes.append(
+                        f"No box of the {' and the '.join(masked)} was given: the model looked at the "
+                        f"{' and the '.join(left)} alone."
+                    )
+        return notes
 
-    @abstractmethod
-    def _predict(self, images: Pictures, captions: Captions, batch_size: int) -> np.ndarray:
-        """`predict`, for samples that are all usable and of which nothing is given that the model does not read."""
-
-    def usable(self, images: Pictures | None, captions: Captions | None) -> np.ndarray:
+    def usable(self, images: Pictures | None, captions: CaptionLists | None) -> np.ndarray:
         """Which samples hold anything that the model reads, bool (n,)."""
         own_images, own_captions = self._own(images, captions)
-        return np.array(
-            [
-                image is not None or bool(texts)
-                for image, texts in zip(own_images, self._known(own_captions), strict=True)
-            ],
-            dtype=bool,
-        )
+        looking = [own for own in self._used if own.looks_at != "none"]
+        by_itself = any(not isinstance(own, PersonInput) or "context" in own.part_names for own in looking)
+        there = np.array([image is not None and by_itself for image in own_images], dtype=bool)
+        for own in self._used:
+            if isinstance(own, Captions):
+                there |= np.array([bool(texts) for texts in own.known(own_captions)], dtype=bool)
+        return there
 
-    def _known(self, captions: Captions) -> Captions:
-        """For each sample those of its captions that say something to the model."""
-        return [readable(own) for own in captions]
-
-    def predict(self, images: Pictures | None, captions: Captions | None, *, batch_size: int = 16) -> np.ndarray:
-        """Probabilities (n, L) float32 in vocabulary order.
+    def predict(
+        self,
+        samples: Pictures | str | os.PathLike[str] | pd.DataFrame | pa.Table | None,
+        captions: CaptionLists | None = None,
+        *,
+        boxes: Sequence[Boxes | None] | None = None,
+        batch_size: int = 16,
+    ) -> Any:
+        """Predictions for many samples.
 
         Args:
-            images: n pictures, each uint8 (height, width, 3) upright RGB, or None where there is none. None: no sample
-                has one.
-            captions: the captions of each of the n samples, possibly none. Probabilities of several are averaged.
-            batch_size: pictures a forward pass.
+            samples: n pictures, each uint8 (height, width, 3) upright RGB, or None where there is none (None: no sample
+                has one); or a folder of pictures; or a pandas DataFrame or Arrow table with the columns of a sample
+                table, as far as the model reads them (image_uri, captions, body_box, face_box, valence ...).
+            captions: with pictures, the captions of each, possibly none. Probabilities of several are averaged.
+            boxes: with pictures, the boxes of each person, or None.
+            batch_size: pictures that are looked at together.
+
+        Returns:
+            Of pictures float32 (n, L) probabilities in vocabulary order, or the values of the first output of a
+            model without a vocabulary. Of a folder or a table a pandas DataFrame, in the same order: sample_id,
+            image_uri, a column for each label and each number, and `failure`, why a row has no prediction.
 
         Raises:
-            InputError: a sample has nothing that the model reads (`usable` tells which).
+            InputError: a sample has nothing that the model reads (`usable` tells which), or cannot be read.
             NotFinite: the model answers with NaN or infinity.
         """
-        own_images, own_captions = self._own(images, captions)
-        if not own_images:
-            return np.zeros((0, len(self.vocabulary)), np.float32)
-        absent = np.flatnonzero(~self.usable(images, captions))
-        if len(absent):
-            raise InputError(
-                f"this model reads {self._reads}, and sample {absent[0]} has none"
-                + (f" (nor have {len(absent) - 1} more)" if len(absent) > 1 else ""),
-                path=self.info.folder,
-            )
-        return require_finite_rows(self._predict(own_images, own_captions, batch_size), self.info.folder)
+        if isinstance(samples, str | os.PathLike):
+            listed = list_pictures(storage.absolute(samples)).pictures
+            return self._framed([self._row(i, uri=path) for i, path in enumerate(listed)], batch_size)
+        if hasattr(samples, "to_pylist") or hasattr(samples, "to_dict"):
+            return self._framed(self._rows_of(samples), batch_size)
+        own_images, own_captions = self._own(samples, captions)
+        if boxes is not None and len(boxes) != len(own_images):
+            raise InputError(f"{len(own_images)} images have boxes for {len(boxes)}")
+        items = [
+            Item(self._row(i, texts, (boxes or {})[i] if boxes is not None else None), pixels=image)
+            for i, (image, texts) in enumerate(zip(own_images, own_captions, strict=True))
+        ]
+        first = self._main
+        if not items:
+            return np.zeros((0, first.width), np.float32)
+        for i, item in enumerate(items):
+            self._check_boxes(i, item)
+        self._run(items, batch_size)
+        self._raise_first_failure(items)
+        return np.stack([item.output[first.name] for item in items])
 
     def label(
         self,
@@ -123,42 +182,47 @@ class Predictor(ABC):
         caption: str | Sequence[str] | None = None,
         *,
         boxes: Boxes | None = None,
+        values: Mapping[str, float] | None = None,
     ) -> dict[str, float]:
         """Probability of each emotion, the highest first, for one picture, its caption or captions, or both.
 
         Args:
             image: path, address (s3://...), Pillow picture, or uint8 array (height, width, 3) in RGB.
-            boxes: for a fusion head, where the person's `body` and `face` are: (x1, y1, x2, y2) in pixels. A stream
-                without its box is masked.
+            boxes: where the person's `body` and `face` are, for a model that looks at persons: (x1, y1, x2, y2) in
+                pixels. A stream without its box is masked.
+            values: numbers of the sample table that the model reads, by column.
+
+        Returns:
+            Of a model without a vocabulary its numbers by name.
 
         Raises:
             InputError: the picture cannot be read (the reason is said), or nothing is given that the model reads.
         """
-        if boxes:
+        persons = any(isinstance(own, PersonInput) for own in self._used)
+        if boxes and not persons:
             raise InputError("this model looks at no boxes", path=self.info.folder, remedy="Leave them out.")
         captions = [caption] if isinstance(caption, str) else list(caption or [])
         # A file that is named has to be a picture, also where the model would not look at it.
         pixels = None if image is None else self._read(image)
-        if not self.usable([pixels], [captions])[0]:
-            unknown = self.reads_text and bool(readable(captions))
-            raise InputError(
-                "no caption has a word that this model knows"
-                if unknown
-                else f"this model reads {self._reads}, and none was given",
-                path=self.info.folder,
-            )
-        return self._by_probability(self.predict([pixels], [captions])[0])
-
-    def _read(self, image: str | os.PathLike[str] | np.ndarray | Image) -> np.ndarray:
-        def keep(error: Exception) -> None:
-            self.damage = str(error)
-
-        self.damage = None
-        return read_picture(image, self.min_side, on_kept=keep if self.damaged == "keep" else None)
-
-    def _by_probability(self, probabilities: np.ndarray) -> dict[str, float]:
-        order = np.argsort(-probabilities, kind="stable")
-        return {self.vocabulary.labels[i]: float(probabilities[i]) for i in order.tolist()}
+        item = Item(
+            self._row(0, captions if self.reads_text else [], boxes, values),
+            pixels=pixels if self.reads_images else None,
+        )
+        self._check_boxes(0, item)
+        self._boxes_seen = dict(boxes or {}) if persons else None
+        self._run([item], 1)
+        if item.failure is not None and item.failure.reason == "no_input":
+            if self.reads_text and readable(captions):
+                raise InputError("no caption has a word that this model knows", path=self.info.folder)
+            if image is not None and self.reads_images and not persons:
+                raise InputError("the region extractor found nothing in the image", path=self.info.folder)
+            raise InputError(f"this model reads {self._needs}, and none was given", path=self.info.folder)
+        self._raise_first_failure([item])
+        main = self._main
+        others = [own for own in self.model.outputs if own is not main]
+        found = {name: value for own in others for name, value in own.named(item.output[own.name]).items()}
+        self.numbers = found or None
+        return main.named(item.output[main.name])
 
     def not_read(self, *, image: bool, caption: bool) -> list[str]:
         """Sentences on what was given and not looked at, because the model was not trained on it."""
@@ -170,11 +234,14 @@ class Predictor(ABC):
         return result
 
     @property
-    def _reads(self) -> str:
-        kinds = ["captions"] * self.reads_text + ["images"] * self.reads_images
-        return " or ".join(kinds)
+    def _main(self) -> Output:
+        return self.info.labels or self.model.outputs[0]
 
-    def _own(self, images: Pictures | None, captions: Captions | None) -> tuple[Pictures, Captions]:
+    @property
+    def _needs(self) -> str:
+        return " or ".join(own.noun if isinstance(own, PersonInput) else own.plural for own in self._used)
+
+    def _own(self, images: Any, captions: CaptionLists | None) -> tuple[Pictures, CaptionLists]:
         """Both for n samples, without what the model does not read."""
         if images is None and captions is None:
             raise InputError("neither images nor captions were given")
@@ -188,82 +255,138 @@ class Predictor(ABC):
             captions if captions is not None and self.reads_text else [[]] * n,
         )
 
+    @staticmethod
+    def _row(
+        number: int,
+        captions: Sequence[str] = (),
+        boxes: Boxes | None = None,
+        values: Mapping[str, float] | None = None,
+        *,
+        uri: str | None = None,
+    ) -> dict[str, Any]:
+        unknown = sorted(set(boxes or {}) - set(BOXED))
+        if unknown:
+            raise InputError(f"there is no box called {unknown[0]!r}", remedy=f"Give {' and '.join(BOXED)}.")
+        return {
+            "sample_id": str(number), "group_id": str(number), "image_uri": uri, "captions": list(captions),
+            "split": None, **{f"{name}_box": (boxes or {}).get(name) for name in BOXED}, **(values or {}),
+        }  # fmt: skip
 
-class TeacherPredictor(Predictor):
-    """A VisualBERT teacher, with the region extractor that it was trained with, built when the first picture comes."""
+    def _rows_of(self, table: Any) -> list[dict[str, Any]]:
+        rows = table.to_pylist() if hasattr(table, "to_pylist") else table.to_dict("records")
+        found = []
+        for number, row in enumerate(rows):
+            own = {name: value for name, value in row.items() if not _is_missing(value)}
+            captions = own.get("captions", own.get("caption", []))
+            own["captions"] = [captions] if isinstance(captions, str) else list(captions)
+            found.append({**self._row(number), "sample_id": str(own.get("sample_id", number)), **own})
+        return found
 
-    def __init__(self, teacher: Teacher, device: str, weights: str | None) -> None:
-        self.teacher, self.info, self.device = teacher, teacher.info, device
-        self.reads_images, self.reads_text = teacher.uses_regions, "text" in teacher.info.modalities
-        self._weights = weights
-        if self.reads_images:
-            self.min_side = architecture(trained_identity(self.info).name).min_side
-        elif weights is not None:
+    def _check_boxes(self, number: int, item: Item) -> None:
+        from raymotion.data.views.streams import crop
+
+        if item.pixels is None:
+            return
+        for own in (one for one in self._used if isinstance(one, PersonInput)):
+            for stream in own.kept:
+                box = item.row.get(f"{stream.stream}_box")
+                if box is not None and crop(item.pixels, box) is None:
+                    raise InputError(
+                        f"the {stream.stream} box of sample {number} lies outside of the picture of "
+                        f"{item.pixels.shape[1]} x {item.pixels.shape[0]} pixels",
+                        remedy="Give x1, y1, x2, y2 in its pixels.",
+                    )
+
+    def _stages(self) -> list[Stage]:
+        """The labelling job's stages, set up once: the model is there already."""
+        if self._built is None:
+            import torch
+
+            built = list(self._plan.make_stages("float32"))
+            for stage in built:
+                if isinstance(stage, Predict):
+                    stage.use(self.model)
+                else:
+                    stage.setup(torch.get_num_threads(), self.device)
+            self._built = built
+        return self._built
+
+    def _run(self, items: Sequence[Item], batch_size: int) -> None:
+        *before, last = self._stages()
+        assert isinstance(last, Predict)
+        last.batch_size = batch_size
+        for group in _grouped(items, batch_size):
+            for stage in before:
+                if isinstance(stage, DecodeImages):
+                    live = [item for item in group if item.pixels is None and item.row["image_uri"] is not None]
+                else:
+                    live = [item for item in group if item.failure is None]
+                if live:
+                    stage.process(live)
+            # Where captions are averaged, all samples together fill the batches better.
+            if not last.whole_shard:
+                _predict(last, group)
+        if last.whole_shard:
+            _predict(last, items)
+
+    def _framed(self, rows: list[dict[str, Any]], batch_size: int) -> pd.DataFrame:
+        import pandas as pd
+
+        items = [Item(row) for row in rows]
+        self._run(items, batch_size)
+        columns: dict[str, list[Any]] = {
+            "sample_id": [item.row["sample_id"] for item in items], "image_uri": [item.row["image_uri"] for item in items]
+        }  # fmt: skip
+        for own in self.model.outputs:
+            names = list(own.vocabulary.labels) if own.vocabulary is not None else list(own.named(np.zeros(own.width)))
+            for j, name in enumerate(names):
+                columns[name] = [
+                    float(item.output[own.name][j]) if item.failure is None else float("nan") for item in items
+                ]
+        columns["failure"] = [None if item.failure is None else item.failure.message for item in items]
+        return pd.DataFrame(columns)
+
+    def _raise_first_failure(self, items: Sequence[Item]) -> None:
+        failed = [(i, item.failure) for i, item in enumerate(items) if item.failure is not None]
+        if not failed:
+            return
+        place, failure = failed[0]
+        assert failure is not None
+        if failure.error == "NotFinite":
+            raise NotFinite(
+                f"{self.info.folder}: the model answers sample {place} with NaN or infinity"
+                + (f" (and {len(failed) - 1} more of {len(items)})" if len(failed) > 1 else "")
+                + ". It cannot label these: train it again, or give it other inputs"
+            )
+        if failure.reason == "no_input":
             raise InputError(
-                "was trained on captions alone, and would not use --weights",
+                f"this model reads {self._needs}, and sample {place} has none"
+                + (f" (nor have {len(failed) - 1} more)" if len(failed) > 1 else ""),
                 path=self.info.folder,
-                remedy="Leave them out.",
             )
+        raise InputError(f"sample {place}: {failure.message}", path=self.info.folder)
 
-    @property
-    def notes(self) -> list[str]:
-        if self.reads_images and trained_identity(self.info).is_random:
-            return ["The region extractor has random weights: what the model says of an image is for trials only."]
-        return []
+    def _read(self, image: str | os.PathLike[str] | np.ndarray | Image) -> np.ndarray:
+        def keep(error: Exception) -> None:
+            self.damage = str(error)
 
-    @cached_property
-    def extractor(self) -> RegionExtractor:
-        identity, weights = find_extractor(self.info, self._weights)
-        return RegionExtractor(identity.name, weights, identity.count, device=self.device)
-
-    def _known(self, captions: Captions) -> Captions:
-        return self.teacher.known_captions(captions)
-
-    def _predict(self, images: Pictures, captions: Captions, batch_size: int) -> np.ndarray:
-        seen = [i for i, image in enumerate(images) if image is not None]
-        if not seen:
-            return self.teacher.predict(captions, batch_size=batch_size)
-        singles: list[Regions | None] = [None] * len(images)
-        for start in range(0, len(seen), batch_size):
-            chosen = seen[start : start + batch_size]
-            batch = self.extractor([image for i in chosen if (image := images[i]) is not None])
-            for i, regions in zip(chosen, batch, strict=True):
-                singles[i] = regions
-        regions = Regions.stack(singles, self.extractor.count, self.extractor.dim)
-        empty = np.flatnonzero(~self.teacher.usable(captions, regions.mask))
-        if len(empty):
-            raise InputError(f"the region extractor found nothing in image {empty[0]}, and it has no caption")
-        return self.teacher.predict(captions, regions.features, regions.mask, batch_size=batch_size)
+        self.damage = None
+        return read_picture(image, self.min_side, on_kept=keep if self.damaged == "keep" else None)
 
 
-class StudentPredictor(Predictor):
-    """A student: it reads pictures itself, at its own size."""
+def _grouped(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
-    def __init__(self, student: LoadedStudent) -> None:
-        self.student, self.info = student, student.info
-        self.reads_images, self.reads_text = (name in student.info.modalities for name in ("image", "text"))
-        if self.reads_images:
-            self.min_side = student.model.image_size
 
-    def _known(self, captions: Captions) -> Captions:
-        return self.student.known_captions(captions)
+def _predict(stage: Predict, items: Sequence[Item]) -> None:
+    live = [item for item in items if item.failure is None]
+    if live:
+        stage.process(live)
 
-    def _predict(self, images: Pictures, captions: Captions, batch_size: int) -> np.ndarray:
-        size = self.student.model.image_size
-        parts = []
-        for start in range(0, len(images), batch_size):  # no more resized pictures in memory than a pass needs
-            some = images[start : start + batch_size]
-            mask = np.array([image is not None for image in some])
-            pixels = np.zeros((len(some), size, size, 3), np.uint8) if mask.any() else None
-            for i, image in enumerate(some):
-                if image is not None and pixels is not None:
-                    pixels[i] = self.student.prepare(image)
-            parts.append(
-                self.student.predict(
-                    captions[start : start + batch_size], pixels, mask if mask.any() else None, batch_size=batch_size
-                )
-            )
-        return np.concatenate(parts)
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value != value)
 
 
 def load(folder: storage.PathLike, *, device: str = "cpu", weights: str | Sequence[str] | None = None) -> Predictor:
@@ -274,31 +397,14 @@ def load(folder: storage.PathLike, *, device: str = "cpu", weights: str | Sequen
             `NAME=FILE` for one of several backbones.
 
     Raises:
-        InputError: no checkpoint is there, a file of it is damaged, or it is of an architecture nobody knows.
+        InputError: no checkpoint is there, a file of it is damaged, or it is of a kind that nobody here knows.
     """
     from raymotion.models.hub import refuse_hub_id
 
     refuse_hub_id(folder)
     _check_device(device)
-    # Only this one value, not the whole of `read_checkpoint_info`: that hashes the weights, and the opener does too.
-    path = storage.join(storage.absolute(folder), checkpoint.CONFIG)
-    config = storage.read_json(path) if storage.exists(path) else None
-    named = config.get("architecture") if isinstance(config, dict) else None
     files = [weights] if isinstance(weights, str) else list(weights or ())
-    if named in FUSIONS:
-        from raymotion.pipeline.fusion_predictor import FusionPredictor
-
-        return FusionPredictor(checkpoint.load_any_fusion(folder, device=device), device, files)
-    if named in LOADERS:
-        if len(files) > 1:
-            raise InputError("has one weights file, and --weights is given twice", path=folder, remedy="Name one.")
-        return LOADERS[named](folder, device, files[0] if files else None)
-    checkpoint.read_checkpoint_info(folder)  # says what is wrong with it, if anything is
-    raise InputError(
-        f"is a {named}, which cannot predict by itself",
-        path=folder,
-        remedy=f"Give one of {', '.join([*LOADERS, *FUSIONS])}.",
-    )
+    return Predictor(load_model(folder, device=device), device=device, weights=files)
 
 
 def _check_device(device: str) -> None:
@@ -310,68 +416,6 @@ def _check_device(device: str) -> None:
         raise InputError(f"there is no device {device!r}", remedy="Give cpu or cuda.") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise InputError("no GPU is in reach of PyTorch", remedy="Leave --device out, or give cpu.")
-
-
-def _load_teacher(folder: storage.PathLike, device: str, weights: str | None) -> Predictor:
-    return TeacherPredictor(checkpoint.load_teacher(folder, device=device), device, weights)
-
-
-def _load_student(folder: storage.PathLike, device: str, weights: str | None) -> Predictor:
-    if weights is not None:
-        raise InputError(
-            "is a student: it reads pictures itself, and would not use --weights", path=folder, remedy="Leave them out."
-        )
-    return StudentPredictor(checkpoint.load_student(folder, device=device))
-
-
-Opener = Callable[[storage.PathLike, str, "str | None"], Predictor]
-
-# architecture -> how it is opened. A new kind of checkpoint adds a line here.
-LOADERS: dict[str, Opener] = {"visualbert-teacher": _load_teacher, "student": _load_student}
-
-
-def trained_identity(info: CheckpointInfo) -> ExtractorIdentity:
-    """The region extractor that a checkpoint was trained with."""
-    if info.extractor is None:
-        raise InputError("was trained on regions, but does not say whose", path=info.folder)
-    return ExtractorIdentity.from_dict(info.extractor, where=info.folder)
-
-
-def find_extractor(
-    info: CheckpointInfo, weights: str | None, *, remedy: str = "Name that file as --weights."
-) -> tuple[ExtractorIdentity, str]:
-    """The region extractor that a checkpoint was trained with, and where its weights are.
-
-    Args:
-        weights: what the user named (see `regions.identify`); None: what the checkpoint itself says, which is enough
-            for published and random weights, not for a file.
-        remedy: what to do where that is not enough.
-
-    Raises:
-        InputError: the weights come from a file and none is named, or `weights` are others.
-    """
-    trained = trained_identity(info)
-    source = trained.weights
-    if weights is None:
-        if source.startswith("random:"):
-            weights = source
-        # Visual Genome's detector is named by the digest of its file wherever that came from: most likely it is the
-        # published one, and the comparison below tells if not.
-        elif source.startswith("torchvision:") or architecture(trained.name).family == "visual-genome":
-            weights = "default"
-        else:
-            raise InputError(
-                f"was trained on regions of {trained.name} with weights from a file ({source[:19]}...)",
-                path=info.folder,
-                remedy=remedy,
-            )
-    offered = identify(trained.name, weights, trained.count)
-    if offered != trained:
-        raise InputError(
-            f"--weights {weights} are {offered.weights}, the model was trained with {trained.weights}",
-            remedy="Use the weights that its features came from.",
-        )
-    return trained, locate(weights)
 
 
 def read_picture(

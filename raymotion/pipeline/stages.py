@@ -57,6 +57,7 @@ class Item:
         mark: size and digest of the bytes that the picture was read from; None where none was read.
         pixels: uint8 (height, width, 3) between decoding and the last stage that looks.
         regions: regions of this one picture.
+        features: features of its streams, by stream.
         output: values for the job's output columns.
     """
 
@@ -66,6 +67,7 @@ class Item:
     mark: PictureMark | None = None
     pixels: np.ndarray | None = None
     regions: Regions | None = None
+    features: dict[str, np.ndarray] = field(default_factory=dict)
     output: dict[str, Any] = field(default_factory=dict)
 
 
@@ -198,3 +200,46 @@ def _beyond_float16(regions: Regions) -> str | None:
     if not (np.isfinite(regions.boxes).all() and np.isfinite(regions.scores).all()):
         return "boxes or scores are NaN or infinite"
     return None
+
+
+class LoadRegions:
+    """Region features from a finished features job, in place of decoding and extracting."""
+
+    name = "decode"  # the stage that brings the evidence in
+    whole_shard = False
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def setup(self, threads: int, device: str) -> None:
+        from raymotion.data.features import RegionFeatures
+
+        self.features = RegionFeatures(self.folder)
+
+    def process(self, items: Sequence[Item]) -> None:
+        matrix, mask = self.features.get([item.row["sample_id"] for item in items])
+        for item, features, present in zip(items, matrix, mask, strict=True):
+            if item.row["sample_id"] in self.features:
+                n = len(present)
+                item.mark = self.features.mark(item.row["sample_id"])
+                item.regions = Regions(features, np.zeros((n, 4), np.float32), np.zeros(n, np.float32), present)
+            elif item.row["image_uri"] is not None:
+                item.failure = Failure(
+                    self.name,
+                    "no_features",
+                    "NoFeatures",
+                    f"{self.folder} has no features of this sample: see its quarantine",
+                )
+
+
+class NoEvidence:
+    """First stage of a model that reads no pictures: they are left where they are."""
+
+    name = "decode"
+    whole_shard = False
+
+    def setup(self, threads: int, device: str) -> None:
+        pass
+
+    def process(self, items: Sequence[Item]) -> None:
+        pass

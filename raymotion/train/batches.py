@@ -72,9 +72,7 @@ class BatchLoader:
         half = task.kind.half and self.workers.device.startswith("cuda")
         for portion, pictures in self._evaluated(split):
             evidence = {name: own.evidence(portion.rows, pictures) for name, own in task.inputs.items()}
-            found = task.kind.predict(
-                network, evidence, task.outputs, precision="bfloat16" if half else "float32"
-            )
+            found = task.kind.predict(network, evidence, task.outputs, precision="bfloat16" if half else "float32")
             for name, values in found.items():
                 parts[name].append(values)
         return {name: np.concatenate(own) for name, own in parts.items()}

@@ -20,7 +20,9 @@ from raymotion.train.task import Task
 MOST_MARKS = 50_000
 
 
-def finish(recipe: TrainRecipe, data: TrainingSet, settings: dict[str, Any], folder: str, target: str) -> CheckpointInfo:
+def finish(
+    recipe: TrainRecipe, data: TrainingSet, settings: dict[str, Any], folder: str, target: str
+) -> CheckpointInfo:
     """Scores the best epoch and writes the checkpoint.
 
     Args:
@@ -58,7 +60,9 @@ def finish(recipe: TrainRecipe, data: TrainingSet, settings: dict[str, Any], fol
         },
     }  # fmt: skip
     answers = _answers(task, predicted)
-    return save_checkpoint(target, task.kind, network, task.described(), task.outputs, training=training, answers=answers)
+    return save_checkpoint(
+        target, task.kind, network, task.described(), task.outputs, training=training, answers=answers
+    )
 
 
 def _facts(output: Output, task: Task, predicted: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:

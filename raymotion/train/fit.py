@@ -30,15 +30,15 @@ from raymotion.models.checkpoint import (
     is_checkpoint,
     read_checkpoint_info,
 )
-from raymotion.stores import access
-from raymotion.stores.local_files import disk_full, is_full
-from raymotion.train.finish import finish
-from raymotion.train.ingest import Ingest, plan_ingest
 from raymotion.models.inputs.reading import Pictures, Reader
 from raymotion.models.kind import Kind
 from raymotion.models.recipe import TrainRecipe
 from raymotion.models.registry import of_class
 from raymotion.models.training_set import TrainingSet
+from raymotion.stores import access
+from raymotion.stores.local_files import disk_full, is_full
+from raymotion.train.finish import finish
+from raymotion.train.ingest import Ingest, plan_ingest
 from raymotion.train.pictures import Portion
 from raymotion.train.prepare import prepare_data
 from raymotion.train.progress import interval, pace_file, read_pace
@@ -300,7 +300,9 @@ def _worker(config: dict[str, Any]) -> None:
     ingest = Ingest(**config["ingest"])
 
     def source(portions: Sequence[Portion], reader: Reader) -> Iterator[tuple[Portion, Pictures]]:
-        return read_with_ray(portions, data.streamed.addresses, reader, tasks=ingest.tasks, cpus_per_task=ingest.task_cpus)
+        return read_with_ray(
+            portions, data.streamed.addresses, reader, tasks=ingest.tasks, cpus_per_task=ingest.task_cpus
+        )
 
     def report(metrics: Mapping[str, Any], folder: str | None) -> None:
         checkpoint = None if folder is None else ray.train.Checkpoint.from_directory(folder)

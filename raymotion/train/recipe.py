@@ -62,4 +62,6 @@ def read_recipe(path: str, *, options: dict[str, Any] | None = None, assignments
             "names no kind of model", path=path, remedy=f"Write one of kind: {', kind: '.join(kind_names())}."
         )
     kind = get_kind(named, path=path, may_import=True)
-    return load_settings(kind.recipe, file=path, options={**(options or {}), "kind": kind.name}, assignments=assignments)
+    return load_settings(
+        kind.recipe, file=path, options={**(options or {}), "kind": kind.name}, assignments=assignments
+    )

@@ -36,11 +36,13 @@ from raymotion.learning.significance import Gain
 from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info
 from raymotion.models.checkpoint_files import ANSWERS
 from raymotion.stores.access import Access, current
-from raymotion.train.data import TrainingData, prepare
-from raymotion.train.fit import PLACES, REMEDY, fit
+from raymotion.models.recipe import TrainRecipe
+from raymotion.models.training_set import TrainingSet
+from raymotion.train.fit import REMEDY, fit
 from raymotion.train.pictures import cached_pictures
 from raymotion.train.progress import at_epoch, interval, read_pace
-from raymotion.train.recipe import StudentRecipe, Transfer
+from raymotion.train.prepare import prepare_data
+from raymotion.train.recipe import kind_of
 
 CONDITIONS = ("scratch", "AnB", "AnB+", "BnB", "BnB+")
 RECORD, RUNS = "finetune.json", "runs"
@@ -231,7 +233,7 @@ def compare(
     if storage.exists(record):
         with contextlib.suppress(Damaged):  # it is written anew at the end, and each run knows its own settings
             before = records.read_record(record)["settings"]
-            require_same_settings(before, settings, where=target, remedy=REMEDY, ignore=PLACES)
+            require_same_settings(before, settings, where=target, remedy=REMEDY, ignore=recipe.places)
     elif strange := _strange(set(storage.list_entries(target))):
         raise InputError(
             f"holds {strange[0]}, which is not part of a comparison",

@@ -15,7 +15,6 @@ from raymotion.data.streams import ABLATIONS, STREAMS
 from raymotion.errors import InputError
 
 
-
 @dataclass(frozen=True)
 class Fusion:
     """One network that fuses streams.

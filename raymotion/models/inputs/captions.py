@@ -264,9 +264,7 @@ class Captions(Input):
 
     def load(self, folder: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> PreparedCaptions:
         records.read_bytes(storage.join(folder, TOKENIZER), meta["tokenizer"], remedy=AGAIN)
-        return PreparedCaptions(
-            load_tokenizer(storage.join(folder, TOKENIZER)), **arrays, max_length=self.max_length
-        )
+        return PreparedCaptions(load_tokenizer(storage.join(folder, TOKENIZER)), **arrays, max_length=self.max_length)
 
     def known(self, captions: Sequence[Sequence[str]]) -> list[list[str]]:
         """For each sample those of its captions that hold a word that the model knows; none if it reads no captions.

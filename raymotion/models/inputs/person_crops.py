@@ -22,9 +22,9 @@ from raymotion.data.images.damage import DamagedPolicy
 from raymotion.data.images.decode import ImageError, read_picture
 from raymotion.data.streams import STREAMS
 from raymotion.data.views.streams import LONGEST, View, crop, render_view
+from raymotion.models.inputs.reading import ABSENT, READ, UNREADABLE, Pictures, why_unreadable
 from raymotion.models.vision.backbones import BackboneIdentity, fitted
 from raymotion.stores.access import Access, current
-from raymotion.models.inputs.reading import ABSENT, READ, UNREADABLE, Pictures, why_unreadable
 
 CONTEXT = STREAMS[0]
 MASK = "mask"

@@ -131,3 +131,13 @@ class RegionInput(Input):
         if self.identity.is_random:
             return ["The region extractor has random weights: what the model says of an image is for trials only."]
         return []
+
+
+def random_weights_notice(identity: ExtractorIdentity) -> tuple[str, ...]:
+    """What a user must hear about features of an untrained detector."""
+    if not identity.is_random:
+        return ()
+    return (
+        f"REGION FEATURES COME FROM RANDOM WEIGHTS ({identity.weights}): {identity.name} was not trained. "
+        "They tell colours and textures apart, not objects: good for trying things out, not for results.",
+    )

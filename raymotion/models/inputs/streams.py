@@ -489,9 +489,7 @@ class PreparedCrops(Prepared):
         self.source, self.image_uris, self.groups, self.sample_ids = source, image_uris, groups, sample_ids
         self.boxes = boxes
         self.present = np.array([uri is not None for uri in image_uris], dtype=bool)
-        known = {
-            name: [None if np.isnan(box).any() else box.tolist() for box in own] for name, own in boxes.items()
-        }
+        known = {name: [None if np.isnan(box).any() else box.tolist() for box in own] for name, own in boxes.items()}
         fields = (image_uris, groups, sample_ids, known["body"], known["face"])
         # Of each person, for `PersonReader`.
         self.addresses = [

@@ -80,9 +80,7 @@ class DataFacts:
 class Criterion(Protocol):
     """The loss of one output, with what it needs of the training split."""
 
-    def __call__(
-        self, raw: Tensor, targets: Mapping[str, Tensor], *, epoch: int, weights: Tensor | None
-    ) -> Tensor:
+    def __call__(self, raw: Tensor, targets: Mapping[str, Tensor], *, epoch: int, weights: Tensor | None) -> Tensor:
         """A float32 scalar.
 
         Args:

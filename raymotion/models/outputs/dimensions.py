@@ -106,7 +106,9 @@ class Dimensions(Output):
             and scale[0] < scale[1]
         )
         if not good or not isinstance(names, list) or not isinstance(loss, dict):
-            raise InputError(f"the output {value.get('name')} does not state its dimensions and their scale", path=where)
+            raise InputError(
+                f"the output {value.get('name')} does not state its dimensions and their scale", path=where
+            )
         assert isinstance(scale, list)
         settings = LossSettings(name=str(loss.get("name", "smooth_l1")), options=dict(loss.get("options") or {}))
         try:
@@ -115,9 +117,7 @@ class Dimensions(Output):
             raise InputError(error.reason, path=where, remedy=error.remedy) from error
 
     def read(self, table: pa.Table, *, where: object, given: np.ndarray | None = None) -> Targets:
-        values = np.stack(
-            [np.asarray(table.column(name).to_numpy(), dtype=np.float32) for name in self.names], axis=1
-        )
+        values = np.stack([np.asarray(table.column(name).to_numpy(), dtype=np.float32) for name in self.names], axis=1)
         there = scale_of(table, where=where)
         if not np.isnan(values).all() and there != self.scale:
             low, high = self.scale

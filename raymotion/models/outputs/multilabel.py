@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 HARD, SOFT = "hard", "soft"
 
+
 def set_prior(head: nn.Linear, prior: np.ndarray) -> None:
     """Makes the class prior a model's answer before the first step: else epochs go into learning that most are rare."""
     import torch
@@ -77,9 +78,7 @@ class MultiLabel(Output):
         """
         if facts.vocabulary is None or not facts.labelled:
             raise InputError("has no labels to learn from", path=facts.where)
-        return cls(
-            facts.vocabulary, loss=recipe.loss, distillation=recipe.distillation, soft=recipe.data.soft_targets
-        )
+        return cls(facts.vocabulary, loss=recipe.loss, distillation=recipe.distillation, soft=recipe.data.soft_targets)
 
     @property
     def width(self) -> int:

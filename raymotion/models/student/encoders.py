@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from raymotion.models.student.config import BertShape
 from raymotion.errors import InputError
+from raymotion.models.student.config import BertShape
 
 
 class CnnEncoder(nn.Module):

@@ -23,6 +23,7 @@ from raymotion.models.inputs.captions import pad
 from raymotion.models.text.tower import read_text_tower, require_sizes, sizes_of
 from raymotion.models.visualbert.config import TeacherConfig
 
+
 class VisualBertTeacher(nn.Module):
     """VisualBERT -> dropout -> linear head.
 

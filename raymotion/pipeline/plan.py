@@ -1,0 +1,351 @@
+"""From a checkpoint to the stages that a sample runs through: what brings its evidence in, and the model at the end.
+
+Each input says what it needs, and this module which stages make it. The labelling job puts the stages into actors,
+`Predictor` runs them in this process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from raymotion import storage
+from raymotion.data.embedding_layout import FeatureKey, layout_of, require_complete, schema_of
+from raymotion.data.features import features_digest
+from raymotion.data.images.damage import DamagedPolicy
+from raymotion.data.parts import complete_job, part_names
+from raymotion.data.path_kinds import wrong_kind
+from raymotion.data.provenance import BOXES, begun_at, read_made_from, require_same_pictures
+from raymotion.data.samples import read_samples
+from raymotion.data.streams import CONTEXT
+from raymotion.errors import InputError
+from raymotion.models.checkpoint import CheckpointInfo
+from raymotion.models.inputs.base import Input
+from raymotion.models.inputs.regions import RegionInput, random_weights_notice
+from raymotion.models.inputs.streams import PersonInput, Stream, StreamInput, find_weights
+from raymotion.models.vision.regions import ExtractorIdentity, architecture, identify, locate
+from raymotion.pipeline.embed import DecodeOnce, EmbedForHead, LoadEmbeddings
+from raymotion.pipeline.predict import Predict
+from raymotion.pipeline.stages import DecodeImages, ExtractRegions, LoadRegions, NoEvidence, Stage
+
+Check = Callable[[pa.Table], list[str]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may say of where evidence comes from.
+
+    Attributes:
+        features: folder of a finished job whose features are read in place of pictures.
+        weights: weights files, where the checkpoint knows a file by its digest; `NAME=FILE` for one backbone.
+        ablation: the streams of a person that the model may look at.
+        damaged: what becomes of a picture that decodes, but not to what was stored.
+    """
+
+    features: str | None = None
+    weights: tuple[str, ...] = ()
+    ablation: str | None = None
+    damaged: DamagedPolicy = "quarantine"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of a model, and what a job has to know of them.
+
+    Attributes:
+        make_stages: precision -> stages; the first one brings the evidence in.
+        identity: what decides the values besides the checkpoint.
+        notices: what a user must know.
+        check: raises where features are not of the samples that are to be labelled; may return more notices.
+        images: whether pictures are read, and whether a table without any is an error.
+        columns: of the sample table that the stages read besides those that every job reads.
+        keep_images_together: rows of one image share a batch.
+        described: what the evidence comes from, for the record.
+    """
+
+    make_stages: Callable[[str], tuple[Stage, ...]]
+    identity: Mapping[str, Any]
+    notices: tuple[str, ...]
+    check: Check | None
+    images: Literal["none", "optional", "required"]
+    columns: tuple[str, ...]
+    keep_images_together: bool
+    described: Mapping[str, Any]
+
+
+@dataclass
+class _Part:
+    """What one input adds to a plan: stages after decoding, or a stage that brings its features in itself."""
+
+    stages: Callable[[str], list[Stage]] = lambda precision: []
+    loader: Stage | None = None
+    identity: dict[str, Any] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+    check: Check | None = None
+    described: dict[str, Any] = field(default_factory=dict)
+
+
+def make_plan(info: CheckpointInfo, options: Options, *, samples: str | None = None) -> Plan:
+    """The plan of a model.
+
+    Args:
+        samples: the table that is to be labelled, which must hold what the model looks at; None: it is not known yet.
+
+    Raises:
+        InputError: an option that the model has no use for; weights that are not named, or are others; features of
+            another extractor or backbone; samples without anything that the model looks at.
+    """
+    inputs = [own for own in info.inputs if own.used]
+    if options.ablation is not None:
+        if not any(isinstance(own, PersonInput) for own in inputs):
+            raise InputError(
+                f"is a {info.kind.name}, and ablations are of the streams of a person",
+                path=info.folder,
+                remedy="Leave --ablation out.",
+            )
+        inputs = [
+            own.without(options.ablation, where=info.folder) if isinstance(own, PersonInput) else own for own in inputs
+        ]
+    _refuse_what_is_not_used(info, inputs, options)
+    parts = [_part_of(own, info, options, samples) for own in inputs]
+    loaders = [part.loader for part in parts if part.loader is not None]
+    looking = [own for own, part in zip(inputs, parts, strict=True) if own.looks_at != "none" and part.loader is None]
+
+    def stages(precision: str) -> tuple[Stage, ...]:
+        first: list[Stage] = list(loaders)
+        if any(own.looks_at == "all" for own in looking):
+            first.append(DecodeOnce(options.damaged))
+        elif looking:
+            sides = [own.min_side for own in looking if own.min_side is not None]
+            first.append(DecodeImages(max(sides) if sides else None, damaged=options.damaged))
+        last = Predict(
+            info.folder, info.fingerprint, type(info.kind), ablation=options.ablation, precision=precision
+        )
+        return (*(first or [NoEvidence()]), *(stage for part in parts for stage in part.stages(precision)), last)
+
+    notices = [notice for part in parts for notice in part.notices]
+    if not any(own.looks_at != "none" for own in inputs):
+        notices.append(f"The model was trained on {_plural(inputs)} alone: it labels from those, and no image was read.")
+    elif info.input("captions") is not None and not any(own.name == "captions" for own in inputs):
+        notices.append("The model was trained on images alone: it labels from the images, and no caption was read.")
+    if options.ablation is not None:
+        kept = [own.stream for person in inputs if isinstance(person, PersonInput) for own in person.kept]
+        notices.insert(0, f"Ablation {options.ablation}: the model looked at {' and '.join(kept)} alone.")
+    checks = [part.check for part in parts if part.check is not None]
+    persons = any(isinstance(own, PersonInput) and own in looking for own in inputs)
+    return Plan(
+        stages,
+        {
+            **{name: value for part in parts for name, value in part.identity.items()},
+            **({} if options.ablation is None else {"ablation": options.ablation}),
+        },
+        tuple(notices),
+        None if not checks else lambda table: [told for check in checks for told in check(table)],
+        # A model that has something else to go by does without the images that are not there.
+        "none" if not looking else "optional" if len(inputs) > len(looking) else "required",
+        input_columns(inputs, options.features),
+        persons,
+        {name: value for part in parts for name, value in part.described.items()},
+    )
+
+
+def input_columns(inputs: Sequence[Input], features: str | None) -> tuple[str, ...]:
+    """Columns of the sample table that are read besides those that every job reads."""
+    read = [own for own in inputs if own.used and not (features is not None and own.looks_at != "none")]
+    return tuple(dict.fromkeys(name for own in read for name in own.columns))
+
+
+def _plural(inputs: Sequence[Input]) -> str:
+    return " and ".join(own.plural for own in inputs)
+
+
+def _refuse_what_is_not_used(info: CheckpointInfo, inputs: Sequence[Input], options: Options) -> None:
+    takes_features = any(own.name in ("regions", "streams") for own in inputs)
+    if not takes_features:
+        for name, value in (("--features", options.features), ("--weights", options.weights)):
+            if value:
+                raise InputError(
+                    f"reads {_plural(inputs)} itself, and would not use {name}",
+                    path=info.folder,
+                    remedy=f"Leave {name} out.",
+                )
+    if options.features is not None and options.weights:
+        raise InputError("--weights and --features are given, and only one can be used", remedy="Leave one out.")
+
+
+def _part_of(own: Input, info: CheckpointInfo, options: Options, samples: str | None) -> _Part:
+    if isinstance(own, RegionInput):
+        return _regions(own, info, options)
+    if isinstance(own, StreamInput):
+        return _streams(own, info, options, samples)
+    if isinstance(own, PersonInput):
+        return _Part(notices=_what_samples_lack(samples, own))
+    more = getattr(own, "stages", None)  # an input of somebody else's may bring stages of its own
+    return _Part(stages=more) if more is not None else _Part()
+
+
+def _regions(own: RegionInput, info: CheckpointInfo, options: Options) -> _Part:
+    folder = options.features
+    if folder is None:
+        if len(options.weights) > 1:
+            raise InputError("--weights is given twice, and a region extractor has one file", remedy="Name one.")
+        identity, weights = find_extractor(
+            info, own, options.weights[0] if options.weights else None,
+            remedy="Name that file as --weights, or give --features.",
+        )  # fmt: skip
+        return _Part(
+            stages=lambda precision: [ExtractRegions(identity, weights, precision)],
+            identity={"extractor": identity.to_dict()},
+            notices=list(random_weights_notice(identity)),
+            described={"extractor": identity.to_dict()},
+        )
+    theirs, trained = dict(_features_record(folder)["identity"]["extractor"]), own.identity.to_dict()
+    if theirs != trained:
+        raise InputError(f"holds features of {theirs}, the model was trained on {trained}", path=folder)
+    where = storage.absolute(folder)
+
+    def check(table: pa.Table) -> list[str]:
+        remedy = "Extract the features of these samples, or leave --features out."
+        made = read_made_from(where, part_names(where), remedy=remedy)
+        begun = begun_at(_features_record(where))
+        return require_same_pictures(table, made, what="features", where=where, remedy=remedy, since=begun).notes()
+
+    return _Part(
+        loader=LoadRegions(where),
+        identity={"extractor": trained, "features": features_digest(where)},
+        notices=list(random_weights_notice(own.identity)),
+        check=check,
+        described={"extractor": trained},
+    )
+
+
+def _features_record(folder: str) -> dict[str, Any]:
+    other = wrong_kind(folder, "regions")
+    if other is not None:
+        raise other
+    return complete_job(folder, "region-features", what="features job", command="raymotion features regions")
+
+
+def find_extractor(
+    info: CheckpointInfo, own: RegionInput, weights: str | None, *, remedy: str = "Name that file as --weights."
+) -> tuple[ExtractorIdentity, str]:
+    """The region extractor that a model was trained with, and where its weights are.
+
+    Args:
+        weights: what the user named (see `regions.identify`); None: what the checkpoint itself says, which is enough
+            for published and random weights, not for a file.
+        remedy: what to do where that is not enough.
+
+    Raises:
+        InputError: the weights come from a file and none is named, or `weights` are others.
+    """
+    trained = own.identity
+    source = trained.weights
+    if weights is None:
+        if source.startswith("random:"):
+            weights = source
+        # Visual Genome's detector is named by the digest of its file wherever that came from: most likely it is the
+        # published one, and the comparison below tells if not.
+        elif source.startswith("torchvision:") or architecture(trained.name).family == "visual-genome":
+            weights = "default"
+        else:
+            raise InputError(
+                f"was trained on regions of {trained.name} with weights from a file ({source[:19]}...)",
+                path=info.folder,
+                remedy=remedy,
+            )
+    offered = identify(trained.name, weights, trained.count)
+    if offered != trained:
+        raise InputError(
+            f"--weights {weights} are {offered.weights}, the model was trained with {trained.weights}",
+            remedy="Use the weights that its features came from.",
+        )
+    return trained, locate(weights)
+
+
+def _streams(own: StreamInput, info: CheckpointInfo, options: Options, samples: str | None) -> _Part:
+    notices = own.notices()
+    if options.features is not None:
+        folder = storage.absolute(options.features)
+        return _Part(
+            loader=LoadEmbeddings(folder, _keys_in(folder, own.kept), own.kept),
+            identity={"features": features_digest(folder)},
+            notices=notices,
+            check=_made_from_check(folder, own.kept),
+        )
+    named = find_weights(own.kept, options.weights, path=info.folder)
+    weights = {name: locate(what) for name, what in named.items()}
+    return _Part(
+        stages=lambda precision: [EmbedForHead(own.kept, weights, precision)],
+        notices=[*notices, *_what_samples_lack(samples, own)],
+    )
+
+
+def _made_from_check(folder: str, streams: Sequence[Stream]) -> Check:
+    """What raises where a folder's features are of other pictures, or of other boxes of the streams that are used."""
+
+    def check(table: pa.Table) -> list[str]:
+        boxes = [box.name for box in BOXES if box.name in {f"{own.stream}_box" for own in streams}]
+        remedy = "Make the embeddings of these samples, or leave --features out."
+        made = read_made_from(folder, part_names(folder), boxes=boxes, remedy=remedy)
+        begun = begun_at(require_complete(folder))
+        return require_same_pictures(
+            table, made, what="features", where=folder, remedy=remedy, boxes=boxes, since=begun
+        ).notes()
+
+    return check
+
+
+def _what_samples_lack(samples: str | None, own: PersonInput) -> list[str]:
+    if samples is None:
+        return []
+    table = read_samples(samples)
+    lacking = [
+        stream.stream
+        for stream in own.kept
+        if stream.stream != CONTEXT and table.column(f"{stream.stream}_box").null_count == table.num_rows
+    ]
+    if len(lacking) == len(own.kept):
+        boxes = " or a ".join(f"{stream}_box" for stream in lacking)
+        raise InputError(
+            f"no sample has a {boxes}, and the model looks at nothing else",
+            path=samples,
+            remedy="Prepare a table that has them (`raymotion data prepare emotic`, `raymotion data faces`).",
+        )
+    return [f"No sample has a {stream}_box: the model's {stream} stream was masked for all." for stream in lacking]
+
+
+def _keys_in(folder: str, streams: Sequence[Stream]) -> dict[str, FeatureKey]:
+    """Where an embedding folder holds the features of each stream: by the backbone's identity, whatever its name."""
+    require_complete(folder)
+    part = next(iter(sorted(part_names(folder))), None)
+    if part is None:
+        raise InputError("holds no part-*.parquet", path=folder)
+    layout = layout_of(schema_of(storage.join(folder, part)), folder)
+    keys: dict[str, FeatureKey] = {}
+    for own in streams:
+        for key, shape in layout.shapes.items():
+            same = dict(layout.backbones[key.backbone]) == own.identity.to_dict()
+            if same and (key.stream, key.level, shape.count) == (own.stream, "none", own.grid**2):
+                keys[own.stream] = key
+        if own.stream not in keys:
+            grid = f" with {own.grid} x {own.grid} tokens" if own.grid else ""
+            named = layout.backbones.get(own.name)
+            other = (
+                f"; its {own.name} has {_difference(own, named)}" if named and named != own.identity.to_dict() else ""
+            )
+            raise InputError(
+                f"holds no features of the {own.stream} by {own.identity.name} ({own.identity.weights}, "
+                f"{own.identity.size} pixels){grid}, which the model was trained on{other}",
+                path=folder,
+                remedy="Make the embeddings with that backbone, or leave --features out.",
+            )
+    return keys
+
+
+def _difference(own: Stream, named: Mapping[str, Any]) -> str:
+    trained = own.identity.to_dict()
+    return ", ".join(f"{field} {named.get(field)}" for field in trained if named.get(field) != trained[field])

@@ -1,0 +1,130 @@
+"""The last stage of every labelling: what the model says of each item, from what the stages before have left."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from raymotion.errors import NotFinite
+from raymotion.models.checkpoint import Model, load_model
+from raymotion.models.finite import finite_rows
+from raymotion.models.inputs.base import Input
+from raymotion.models.inputs.streams import PersonInput
+from raymotion.models.kind import Kind
+from raymotion.models.registry import of_class
+from raymotion.pipeline.stages import Failure, Item, not_finite
+
+# Answers of NaN after which a model that has given no other is called useless, instead of row after row.
+MOST_WITHOUT_ANSWER = 4
+
+
+class FiniteAnswers:
+    """Sorts out what a model answers with NaN or infinity, in one worker.
+
+    Args:
+        stage: name of the stage, for the failures.
+        folder: of the model, for the error.
+    """
+
+    def __init__(self, stage: str, folder: str) -> None:
+        self.stage, self.folder = stage, folder
+        self.good = self.bad = 0
+
+    def check(self, items: Sequence[Item], predicted: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Which items have finite values in every output, bool (n,); the others fail.
+
+        Raises:
+            NotFinite: the model has not given one finite answer yet.
+        """
+        good = np.ones(len(items), dtype=bool)
+        for values in predicted.values():
+            good &= finite_rows(values)
+        for item, fine in zip(items, good, strict=True):
+            if not fine:
+                item.failure = not_finite(self.stage, "the model answers with NaN or infinity")
+        self.good, self.bad = self.good + int(good.sum()), self.bad + int((~good).sum())
+        if not self.good and self.bad >= MOST_WITHOUT_ANSWER:
+            raise NotFinite(
+                f"{self.folder}: the model answers with NaN or infinity to all of the first {self.bad} samples. It can "
+                "label nothing: train it again, with a lower learning rate"
+            )
+        return good
+
+
+class Predict:
+    """Values of each output for each item, in `item.output` by the output's name.
+
+    A batch that fails is run again by item (`batch.worker._process`): nothing of an item changes before it is answered.
+
+    Args:
+        folder, fingerprint: of the checkpoint, and what it was when the job began.
+        kind: of the model; a worker may not know one that was registered elsewhere.
+        ablation: leaves out streams of a person.
+
+    Attributes:
+        tally: how many of the predicted items had each part of the input.
+    """
+
+    name = "predict"
+
+    def __init__(
+        self, folder: str, fingerprint: str, kind: type[Kind], *, ablation: str | None = None,
+        precision: str = "float32",
+    ) -> None:  # fmt: skip
+        self.folder, self.fingerprint, self.kind = folder, fingerprint, kind
+        self.ablation, self.precision = ablation, precision
+        self.whole_shard = kind.whole_shard
+        self.tally: Counter[str] = Counter()
+        self.answers = FiniteAnswers(self.name, folder)
+
+    def setup(self, threads: int, device: str) -> None:
+        """Loads the model."""
+        import torch
+
+        torch.set_num_threads(threads)
+        of_class(self.kind)
+        self.use(load_model(self.folder, device=device, expected_fingerprint=self.fingerprint))
+
+    def use(self, model: Model, *, batch_size: int | None = None) -> None:
+        """Takes a model that is loaded already."""
+        self.model, self.batch_size = model, batch_size
+        self.inputs: list[Input] = [
+            own.without(self.ablation) if self.ablation is not None and isinstance(own, PersonInput) else own
+            for own in model.inputs
+        ]
+
+    def process(self, items: Sequence[Item]) -> None:
+        """Predicts, or fails items that hold nothing that the model reads."""
+        evidence = {own.name: own.collect(items) for own in self.inputs}
+        usable = np.zeros(len(items), dtype=bool)
+        for own in self.inputs:
+            if own.used:
+                usable |= evidence[own.name].present
+        for item, good in zip(items, usable, strict=True):
+            if not good:
+                needs = " or ".join(own.noun for own in self.inputs if own.used)
+                item.failure = Failure(
+                    self.name, "no_input", "NoInput", f"the model needs {needs}, and the sample has none"
+                )
+        rows = np.flatnonzero(usable)
+        if not len(rows):
+            return
+        chosen = [items[row] for row in rows]
+        if len(rows) < len(items):
+            evidence = {name: own.take(rows) for name, own in evidence.items()}
+        predicted = self.model.predict(evidence, batch_size=self.batch_size, precision=self.precision)
+        for own in self.inputs:
+            own.note(chosen)
+        good = self.answers.check(chosen, predicted)
+        for own in self.inputs:
+            for part, there in evidence[own.name].parts().items():
+                self.tally[part] += int((there & good).sum())
+        for place in np.flatnonzero(good):
+            item = chosen[place]
+            for name, values in predicted.items():
+                item.output[name] = values[place]
+            for own in self.inputs:
+                own.release(item)
+            item.pixels = None
