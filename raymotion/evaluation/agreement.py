@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from raymotion.learning.bootstrap import Metric, chunk, finite, interval, ratio, resample_counts, row_mean
+from raymotion.learning.bootstrap import Metric, finite, interval, ratio, resampled, row_mean
 from raymotion.learning.metrics.auc import macro_auc
 from raymotion.learning.metrics.calibration import CalibrationScores, calibrate, class_calibration_errors
 from raymotion.learning.metrics.multilabel import Evaluation, evaluate
@@ -140,9 +140,9 @@ def compare(
                 verdict=verdict,
                 chosen=int(given[:, j].sum()),
                 given=float(given[:, j].mean()) if len(given) else None,
-                precision=finite(float(precision[j])),
-                recall=finite(float(recall[j])),
-                kappa=finite(float(kappa[j])),
+                precision=finite(precision[j]),
+                recall=finite(recall[j]),
+                kappa=finite(kappa[j]),
                 kappa_low=kappa_ends[j][0],
                 kappa_high=kappa_ends[j][1],
                 calibration_error=float(errors[j]),
@@ -165,27 +165,24 @@ def _choice(
     n, width = given.shape
     both, first, second = ((given & true).astype(float), given.astype(float), true.astype(float))
     hits, said, real = both.sum(axis=0), first.sum(axis=0), second.sum(axis=0)
-    kappa = cohen_kappa(hits, said, real, np.full(width, float(n)))
+
+    def kappas(w: np.ndarray) -> np.ndarray:
+        return cohen_kappa(w @ both, w @ first, w @ second, w.sum(axis=1, keepdims=True))
+
     names = ("macro_kappa", "macro_kappa_low", "macro_kappa_high")
-    ends: list[tuple[float | None, float | None]] = [(None, None)] * width
-    macro = [finite(float(row_mean(kappa[None])[0])), None, None]
-    if n and bootstrap:
-        drawn = np.concatenate(
-            [
-                cohen_kappa(w @ both, w @ first, w @ second, w.sum(axis=1, keepdims=True))
-                for w in resample_counts(n, bootstrap, seed, chunk(n))
-            ]
-        )
-        ends = [interval(drawn[:, j]) or (None, None) for j in range(width)]
-        macro[1:] = interval(row_mean(drawn)) or (None, None)
+    kappa, drawn = np.full(width, np.nan), np.empty((0, width))
+    if n:
+        kappa, drawn = resampled(kappas, n, resamples=bootstrap, seed=seed)
+    ends: list[tuple[float | None, float | None]] = [interval(drawn[:, j]) or (None, None) for j in range(width)]
+    macro = [finite(row_mean(kappa[None])[0]), *(interval(row_mean(drawn)) or (None, None))]
     precision, recall = ratio(hits, said), ratio(hits, real)
     choice: dict[str, float | None] = {
-        "precision": finite(float(ratio(hits.sum(), said.sum()))),
-        "recall": finite(float(ratio(hits.sum(), real.sum()))),
-        "f1": finite(float(ratio(2 * hits.sum(), said.sum() + real.sum()))),
+        "precision": finite(ratio(hits.sum(), said.sum())),
+        "recall": finite(ratio(hits.sum(), real.sum())),
+        "f1": finite(ratio(2 * hits.sum(), said.sum() + real.sum())),
         # What the same number of labels, of the same emotions, would get on shuffled images.
-        "precision_by_chance": finite(float(ratio((said * real).sum(), said.sum() * n))),
-        "recall_by_chance": finite(float(ratio((said * real).sum(), real.sum() * n))),
+        "precision_by_chance": finite(ratio((said * real).sum(), said.sum() * n)),
+        "recall_by_chance": finite(ratio((said * real).sum(), real.sum() * n)),
         **dict(zip(names, macro, strict=True)),
     }
     return precision, recall, kappa, ends, choice

@@ -3,13 +3,15 @@
 Samples (images) are resampled with replacement, never single labels of one image, which depend on each other. Where
 samples are persons, those of one image depend on each other too: `units` of several samples are drawn as a whole. A
 resample is a weight for each sample: how often it was drawn. So a metric made of sums over samples is a matrix product.
+`resampled` is the one loop: a metric is a function from weights (B, n) to its values on each resample.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import SupportsFloat
 
 import numpy as np
 
@@ -21,6 +23,8 @@ Columns = Mapping[str, tuple[np.ndarray, np.ndarray]]
 # Rankings (average precision, AUC) are sums over samples x labels x resamples: about two seconds for this many of them.
 RANKING_BUDGET = 60_000_000
 MIN_RESAMPLES = 50
+# Numbers that are held for one block of resamples: 16 MB.
+BLOCK = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -58,15 +62,40 @@ class Metric:
         return "worse" if "worse" in found else "unclear" if "unclear" in found else "better"
 
 
-def finite(value: float) -> float | None:
+def finite(value: SupportsFloat) -> float | None:
     """`value` for JSON: None instead of NaN or infinity."""
-    return float(value) if math.isfinite(value) else None
+    return float(value) if math.isfinite(float(value)) else None
+
+
+def resampled(
+    metric: Callable[[np.ndarray], np.ndarray],
+    n: int,
+    *,
+    resamples: int,
+    seed: int,
+    units: np.ndarray | None = None,
+    numbers: int = 1,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A metric of n samples, and of bootstrap resamples of them.
+
+    Args:
+        metric: from weights (B, n), how often each sample counts, to values (B, K); NaN where one is not defined.
+        units: see `resample_counts`.
+        numbers: how many numbers `metric` holds for each sample and resample, which sets the size of a block.
+
+    Returns:
+        The K values of the samples as they are, and (resamples, K).
+    """
+    point = metric(np.ones((1, n)))[0]
+    rows = max(1, BLOCK // (n * numbers))
+    blocks = [metric(weights) for weights in resample_counts(n, resamples, seed, rows, units=units)]
+    return point, np.concatenate(blocks) if blocks else np.empty((0, len(point)))
 
 
 def resample_counts(
-    n: int, resamples: int, seed: int, chunk: int, *, units: np.ndarray | None = None
+    n: int, resamples: int, seed: int, rows: int, *, units: np.ndarray | None = None
 ) -> Iterator[np.ndarray]:
-    """How often each of n samples is drawn, in blocks (up to `chunk`, n): resampling as weights, without copies.
+    """How often each of n samples is drawn, in blocks (up to `rows`, n): resampling as weights, without copies.
 
     Args:
         units: (n,) which unit each sample belongs to (`sampling_units`); as many units as there are are drawn, and each
@@ -74,10 +103,10 @@ def resample_counts(
     """
     rng = np.random.default_rng(seed)
     drawable = n if units is None else int(units.max()) + 1
-    for start in range(0, resamples, chunk):
-        rows = min(chunk, resamples - start)
-        drawn = rng.integers(0, drawable, size=(rows, drawable)) + np.arange(rows)[:, None] * drawable
-        counts = np.bincount(drawn.ravel(), minlength=rows * drawable).reshape(rows, drawable).astype(np.float64)
+    for start in range(0, resamples, rows):
+        size = min(rows, resamples - start)
+        drawn = rng.integers(0, drawable, size=(size, drawable)) + np.arange(size)[:, None] * drawable
+        counts = np.bincount(drawn.ravel(), minlength=size * drawable).reshape(size, drawable).astype(np.float64)
         yield counts if units is None else counts[:, units]
 
 
@@ -92,8 +121,15 @@ def sampling_units(groups: Sequence[str] | np.ndarray | None, n: int) -> np.ndar
     return np.argsort(np.argsort(first))[number]
 
 
-def interval(values: np.ndarray) -> tuple[float, float] | None:
-    """The middle 95 % of what is finite; None if nothing is."""
+def interval(values: np.ndarray, around: float | None = None) -> tuple[float, float] | None:
+    """The middle 95 % of the finite `values`; None if there are none.
+
+    Args:
+        around: moves the values so that this is their mean, and clips them to [0, 1]: for metrics that resampling
+            itself inflates.
+    """
+    if around is not None:
+        values = np.clip(centred(values, around), 0.0, 1.0)
     values = values[np.isfinite(values)]
     if values.size == 0:
         return None
@@ -102,45 +138,45 @@ def interval(values: np.ndarray) -> tuple[float, float] | None:
 
 
 def centred(values: np.ndarray, point: float) -> np.ndarray:
-    """`values` moved so that their mean is `point`: for metrics that resampling itself inflates."""
+    """`values` moved so that their mean is `point`."""
     known = values[np.isfinite(values)]
     return values if known.size == 0 else values - known.mean() + point
 
 
 def make_metric(
     name: str,
-    values: tuple[float, float, float],
-    resampled: tuple[np.ndarray, np.ndarray, np.ndarray],
+    point: Sequence[float] | np.ndarray,
+    drawn: np.ndarray,
     *,
     higher_is_better: bool,
     samples: int,
     chance: tuple[float, float] | None = None,
 ) -> Metric:
-    """A `Metric` from (own, prior, constant) values and their values on the same resamples.
+    """A `Metric` from its value and those of its baselines, of all samples and of each resample.
 
     Args:
+        point: (3,) the model's, the prior's and the constant's.
+        drawn: (B, 3) the same of each resample.
         chance: what the gains over both baselines are counted from, if not from the baselines themselves; the intervals
             are then centred on the values.
     """
-    own, of_prior, of_constant = resampled
     sign = 1.0 if higher_is_better else -1.0
-    gains = [sign * (own - of_prior), sign * (own - of_constant)]
+    gains = [sign * (drawn[:, 0] - drawn[:, i]) for i in (1, 2)]
     if chance is not None:
-        own = np.clip(centred(own, values[0]), 0.0, 1.0)
-        gains = [centred(gain, values[0] - base) for gain, base in zip(gains, chance, strict=True)]
-    ends = interval(own)
+        gains = [centred(gain, point[0] - base) for gain, base in zip(gains, chance, strict=True)]
+    low, high = interval(drawn[:, 0], None if chance is None else point[0]) or (None, None)
     return Metric(
         name=name,
-        value=finite(values[0]),
-        low=ends[0] if ends else None,
-        high=ends[1] if ends else None,
-        prior=finite(values[1]),
-        constant=finite(values[2]),
+        value=finite(point[0]),
+        low=low,
+        high=high,
+        prior=finite(point[1]),
+        constant=finite(point[2]),
         prior_gain=interval(gains[0]),
         constant_gain=interval(gains[1]),
         higher_is_better=higher_is_better,
         samples=samples,
-        resamples=len(own),
+        resamples=len(drawn),
     )
 
 
@@ -164,29 +200,21 @@ def ratio_metrics(
     sources = (own, of_prior, of_constant)
     numerators = np.stack([source[name][0] for name in names for source in sources], axis=1)
     denominators = np.stack([source[name][1] for name in names for source in sources], axis=1)
-    n = len(numerators)
-    points = ratio(numerators.sum(axis=0), denominators.sum(axis=0))
-    blocks = [
-        ratio(counts @ numerators, counts @ denominators)
-        for counts in resample_counts(n, resamples, seed, chunk(n), units=units)
-    ]
-    drawn = np.concatenate(blocks) if blocks else np.empty((0, numerators.shape[1]))
-    result = {}
-    for i, name in enumerate(names):
-        a, b, c = 3 * i, 3 * i + 1, 3 * i + 2
-        result[name] = make_metric(
+
+    def ratios(weights: np.ndarray) -> np.ndarray:
+        return ratio(weights @ numerators, weights @ denominators)
+
+    point, drawn = resampled(ratios, len(numerators), resamples=resamples, seed=seed, units=units)
+    return {
+        name: make_metric(
             name,
-            (points[a], points[b], points[c]),
-            (drawn[:, a], drawn[:, b], drawn[:, c]),
+            point[3 * i : 3 * i + 3],
+            drawn[:, 3 * i : 3 * i + 3],
             higher_is_better=name not in lower_is_better,
             samples=int((own[name][1] > 0).sum()),
         )
-    return result
-
-
-def chunk(n: int) -> int:
-    """How many resamples of n samples are worked on at a time: 16 MB of weights."""
-    return max(1, 2_000_000 // n)
+        for i, name in enumerate(names)
+    }
 
 
 def ranking_resamples(wanted: int, n: int, width: int) -> int:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raymotion.errors import InputError
-from raymotion.learning.bootstrap import chunk, interval, ratio, resample_counts, row_mean, sampling_units
+from raymotion.learning.bootstrap import interval, ratio, resampled, row_mean, sampling_units
 from raymotion.learning.metrics.average_precision import ranking
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from scipy import sparse
 
@@ -72,23 +72,16 @@ def paired_map_gain(
     units = sampling_units(groups, len(truth))
     rankings = [[SparseRanking.of(truth, scores, units) for scores in each] for each in runs]
     work = truth.size * sum(len(each) for each in runs)
+
+    def gain(counts: np.ndarray) -> np.ndarray:
+        return mean_over_seeds(rankings[0], counts) - mean_over_seeds(rankings[1], counts)
+
     used = min(resamples, max(50, PAIRED_BUDGET // work))
-    count = int(units.max()) + 1
-
-    def gains(draws: Iterable[np.ndarray]) -> np.ndarray:
-        blocks = []
-        for counts in draws:
-            columns = np.ascontiguousarray(counts.T)
-            means = [np.mean([r.mean_ap(columns) for r in each], axis=0) for each in rankings]
-            blocks.append(means[0] - means[1])
-        return np.concatenate(blocks) if blocks else np.empty(0)
-
-    value = float(gains([np.ones((1, count))])[0])
-    if not np.isfinite(value):
+    point, drawn = resampled(gain, int(units.max()) + 1, resamples=used, seed=seed)
+    if not np.isfinite(point[0]):
         return PairedGain(None, None, None, 0)
-    ends = interval(gains(resample_counts(count, used, seed, min(used, chunk(count))))) if used else None
-    low, high = ends or (None, None)
-    return PairedGain(value, low, high, used)
+    low, high = interval(drawn[:, 0]) or (None, None)
+    return PairedGain(float(point[0]), low, high, used)
 
 
 @dataclass(frozen=True)
@@ -135,6 +128,12 @@ class SparseRanking:
             summed = np.where(gained > 0, precision * gained, 0.0).sum(axis=0)
             by_label.append(ratio(summed, so_far[-1]))
         return row_mean(np.stack(by_label, axis=1))
+
+
+def mean_over_seeds(rankings: Sequence[SparseRanking], counts: np.ndarray) -> np.ndarray:
+    """mAP, mean over the seeds, of each resample: (B, 1), from how often each of G groups was drawn, (B, G)."""
+    columns = np.ascontiguousarray(counts.T)
+    return np.asarray(np.mean([own.mean_ap(columns) for own in rankings], axis=0))[:, None]
 
 
 def _runs(scores: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

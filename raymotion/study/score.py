@@ -9,10 +9,10 @@ import numpy as np
 from safetensors.torch import load
 
 from raymotion.config import digest_of
-from raymotion.learning.bootstrap import centred, chunk, finite, interval, resample_counts, row_mean, sampling_units
+from raymotion.learning.bootstrap import finite, interval, resampled, row_mean, sampling_units
 from raymotion.learning.metrics.average_precision import average_precision, chance_map, interpolated_by_class
 from raymotion.learning.metrics.f1 import f1_scores
-from raymotion.learning.paired import SparseRanking
+from raymotion.learning.paired import SparseRanking, mean_over_seeds
 from raymotion.learning.selection import class_thresholds, fit_class_thresholds
 from raymotion.models.fusion.recipe import FusionRecipe
 from raymotion.study.record import StudyFolder
@@ -91,14 +91,11 @@ def map_interval(
         Its ends, None where nothing can be scored, and how many resamples it rests on.
     """
     units = sampling_units(groups, len(truth))
-    count = int(units.max()) + 1
     rankings = [SparseRanking.of(truth > 0, own, units) for own in probabilities]
-    drawn = []
-    for counts in resample_counts(count, BOOTSTRAP, seed, min(BOOTSTRAP, chunk(count))):
-        columns = np.ascontiguousarray(counts.T)
-        drawn.append(np.mean([own.mean_ap(columns) for own in rankings], axis=0))
-    ends = interval(np.clip(centred(np.concatenate(drawn), value), 0.0, 1.0))
-    low, high = ends or (None, None)
+    _, drawn = resampled(
+        lambda counts: mean_over_seeds(rankings, counts), int(units.max()) + 1, resamples=BOOTSTRAP, seed=seed
+    )
+    low, high = interval(drawn[:, 0], value) or (None, None)
     return low, high, BOOTSTRAP
 
 

@@ -15,7 +15,7 @@ from raymotion.learning.bootstrap import (
     make_metric,
     ranking_resamples,
     ratio,
-    resample_counts,
+    resampled,
     row_mean,
 )
 from raymotion.learning.metrics.average_precision import ranking
@@ -57,13 +57,10 @@ def macro_auc(
         columns = [weighted_auc(truth[order, j], ends, weights[:, order]) for j, (order, ends) in enumerate(rankings)]
         return np.stack(columns, axis=1)
 
-    point = measure(np.ones((1, n)))
     resamples = ranking_resamples(bootstrap, n, width)
-    rows = max(1, 500_000 // (n * width))
-    blocks = [measure(weights) for weights in resample_counts(n, resamples, seed, rows, units=units)]
-    drawn = np.concatenate(blocks) if blocks else np.empty((0, width))
-    own, chance = row_mean(drawn), np.full(len(drawn), CHANCE)
-    value = float(row_mean(point)[0])
+    point, drawn = resampled(measure, n, resamples=resamples, seed=seed, units=units, numbers=4 * width)
+    value = row_mean(point[None])[0]
     base = CHANCE if np.isfinite(value) else np.nan
-    metric = make_metric("macro_auc", (value, base, base), (own, chance, chance), higher_is_better=True, samples=n)
-    return metric, [finite(float(x)) for x in point[0]], [interval(drawn[:, j]) for j in range(width)]
+    rows = np.stack([row_mean(drawn), *np.full((2, len(drawn)), CHANCE)], axis=1)
+    metric = make_metric("macro_auc", (value, base, base), rows, higher_is_better=True, samples=n)
+    return metric, [finite(x) for x in point], [interval(drawn[:, j]) for j in range(width)]

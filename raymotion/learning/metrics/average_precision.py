@@ -11,15 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from raymotion.learning.bootstrap import (
-    Metric,
-    centred,
-    interval,
-    make_metric,
-    ranking_resamples,
-    resample_counts,
-    row_mean,
-)
+from raymotion.learning.bootstrap import Metric, interval, make_metric, ranking_resamples, resampled, row_mean
 
 
 def average_precision(targets: np.ndarray, scores: np.ndarray) -> float:
@@ -131,15 +123,14 @@ def bootstrap_ap(
         units: see `resample_counts`.
     """
     n, width = truth.shape
-    resamples = ranking_resamples(resamples, n, width)
     class_rankings = [ranking(scores[:, j]) for j in range(width)]
     class_true = [truth[order, j] > 0 for j, (order, _) in enumerate(class_rankings)]
     flat_order, flat_ends = ranking(scores.ravel())
     flat_true, flat_rows = truth.ravel()[flat_order] > 0, flat_order // width
     prior_ap = class_ranking_ap(prior)
 
-    def measure(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of (micro, its prior, chance, macro, its two baselines), and class AP (B, L)."""
+    def measure(weights: np.ndarray) -> np.ndarray:
+        """(B, 6 + L): micro, its prior, chance, macro, its two baselines, and the AP of each class."""
         positives, totals = weights @ truth, weights.sum(axis=1)
         by_class = np.stack(
             [
@@ -154,30 +145,26 @@ def bootstrap_ap(
         chance = row_mean(prevalence)
         overall = positives.sum(axis=1) / (totals * width)
         both = (micro, prior_ap(positives, totals), overall, row_mean(by_class), chance, chance)
-        return np.stack(both, axis=1), by_class
+        return np.concatenate([np.stack(both, axis=1), by_class], axis=1)
 
-    point, class_ap = measure(np.ones((1, n)))
-    rows = max(1, 500_000 // (n * width))
-    blocks = [measure(counts) for counts in resample_counts(n, resamples, seed, rows, units=units)]
-    drawn = np.concatenate([both for both, _ in blocks]) if blocks else np.empty((0, 6))
-    class_drawn = np.concatenate([by_class for _, by_class in blocks]) if blocks else np.empty((0, width))
-    intervals = [interval(np.clip(centred(class_drawn[:, j], class_ap[0, j]), 0.0, 1.0)) for j in range(width)]
+    point, drawn = resampled(
+        measure,
+        n,
+        resamples=ranking_resamples(resamples, n, width),
+        seed=seed,
+        units=units,
+        numbers=4 * width,
+    )
+    class_ap = point[6:]
     positives = truth.sum(axis=0)
     by_luck = np.array([random_order_ap(ends, m, n) for (_, ends), m in zip(class_rankings, positives, strict=True)])
     macro_luck = float(row_mean(by_luck[None])[0])
     micro_luck = random_order_ap(flat_ends, float(positives.sum()), n * width)
     micro, macro = (
-        make_metric(
-            name,
-            (point[0, i], point[0, i + 1], point[0, i + 2]),
-            (drawn[:, i], drawn[:, i + 1], drawn[:, i + 2]),
-            higher_is_better=True,
-            samples=n,
-            chance=chance,
-        )
+        make_metric(name, point[i : i + 3], drawn[:, i : i + 3], higher_is_better=True, samples=n, chance=chance)
         for name, i, chance in (
-            ("micro_ap", 0, (point[0, 1], micro_luck)),
+            ("micro_ap", 0, (point[1], micro_luck)),
             ("macro_ap", 3, (macro_luck, macro_luck)),
         )
     )
-    return micro, macro, class_ap[0], intervals
+    return micro, macro, class_ap, [interval(drawn[:, 6 + j], class_ap[j]) for j in range(width)]

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from raymotion.errors import InputError
-from raymotion.learning.bootstrap import centred, chunk, interval, ranking_resamples, ratio, resample_counts
+from raymotion.learning.bootstrap import interval, ranking_resamples, ratio, resampled
 
 Strategy = Literal["width", "mass"]
 BINS = 10
@@ -80,15 +80,12 @@ def reliability(
     truth, p = _checked(targets, probabilities)
     edges = bin_edges(p, bins, strategy)
     count, hits, said = _binned(truth, p, edges)
-    totals, rates = count.sum(axis=0), ratio(hits.sum(axis=0), count.sum(axis=0))
+    totals = count.sum(axis=0)
     means = ratio(said.sum(axis=0), totals)
-    band = np.full((2, bins), np.nan)
-    if bootstrap > 0:
-        drawn = np.concatenate(
-            [ratio(w @ hits, w @ count) for w in resample_counts(len(p), bootstrap, seed, chunk(len(p)), units=units)]
-        )
-        known = np.isfinite(drawn).any(axis=0)
-        band[:, known] = np.nanpercentile(drawn[:, known], (2.5, 97.5), axis=0)
+    rates, drawn = resampled(
+        lambda weights: ratio(weights @ hits, weights @ count), len(p), resamples=bootstrap, seed=seed, units=units
+    )
+    band = [interval(drawn[:, i]) or (None, None) for i in range(bins)]
     return [
         CalibrationBin(
             low=float(edges[i]),
@@ -96,8 +93,8 @@ def reliability(
             mean_probability=float(means[i]),
             rate=float(rates[i]),
             count=int(totals[i]),
-            rate_low=float(band[0, i]) if bootstrap > 0 else None,
-            rate_high=float(band[1, i]) if bootstrap > 0 else None,
+            rate_low=band[i][0],
+            rate_high=band[i][1],
         )
         for i in range(bins)
         if totals[i] > 0
@@ -178,18 +175,12 @@ def calibrate(
     truth, p = _checked(targets, probabilities)
     n, width = p.shape
     layout = _Layout(p, bins, strategy)
-    error, class_error = (float(value[0]) for value in layout.errors(truth, np.ones((1, n))))
     resamples = ranking_resamples(bootstrap, n, width)
-    weights = resample_counts(n, resamples, seed, chunk(n), units=units)
-    drawn = [layout.errors(truth, w) for w in weights]
-    ends: list[tuple[float, float] | None] = [None, None]
-    if drawn:
-        pooled, by_class = (np.concatenate(part) for part in zip(*drawn, strict=True))
-        ends = [
-            interval(np.maximum(centred(pooled, error), 0.0)),
-            interval(np.maximum(centred(by_class, class_error), 0.0)),
-        ]
-    (low, high), (class_low, class_high) = ((None, None) if pair is None else pair for pair in ends)
+    point, drawn = resampled(
+        lambda weights: layout.errors(truth, weights), n, resamples=resamples, seed=seed, units=units
+    )
+    error, class_error = point.tolist()
+    (low, high), (class_low, class_high) = (interval(drawn[:, i], point[i]) or (None, None) for i in (0, 1))
     by_luck, class_by_luck = layout.by_luck(p, seed)
     constant = np.broadcast_to(np.asarray(prior, dtype=np.float64), p.shape)
     return CalibrationScores(
@@ -224,22 +215,22 @@ class _Layout:
         self.own = own + np.arange(width) * bins
         self.rows = np.arange(n)[:, None]
 
-    def errors(self, truth: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Pooled and class-wise ECE for each row of `weights` (B, n): |hits - forecasts| of the bins, over all."""
+    def errors(self, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Pooled and class-wise ECE (B, 2) for weights (B, n): |hits - forecasts| of the bins, over all."""
         width = self.p.shape[1]
         gap = truth - self.p
         pooled = self._sums(self.pooled, gap, self.bins)
         by_class = self._sums(self.own, gap, self.bins * width)
         total = weights.sum(axis=1) * width
-        return np.abs(weights @ pooled).sum(axis=1) / total, np.abs(weights @ by_class).sum(axis=1) / total
+        return np.stack([np.abs(weights @ sums).sum(axis=1) / total for sums in (pooled, by_class)], axis=1)
 
     def by_luck(self, p: np.ndarray, seed: int) -> tuple[float, float]:
         """Both errors if each label is true with exactly its probability, and independent of the others: the mean."""
         rng = np.random.default_rng(seed)
         all_once = np.ones((1, len(p)))
         draws = max(20, min(200, LUCK_BUDGET // p.size))
-        found = [self.errors((rng.random(p.shape) < p).astype(np.float64), all_once) for _ in range(draws)]
-        pooled, by_class = (float(np.mean(part)) for part in zip(*found, strict=True))
+        found = [self.errors((rng.random(p.shape) < p).astype(np.float64), all_once)[0] for _ in range(draws)]
+        pooled, by_class = np.mean(found, axis=0).tolist()
         return pooled, by_class
 
     def _sums(self, place: np.ndarray, values: np.ndarray, bins: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raymotion.errors import InputError
-from raymotion.learning.bootstrap import Metric, chunk, finite, interval, make_metric, ratio, resample_counts, row_mean
+from raymotion.learning.bootstrap import Metric, finite, interval, make_metric, ratio, resampled, row_mean
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ def f1_scores(
     of_prior, of_constant = best_constant_set(rates), best_constant_set(truth.mean(axis=0))
     sums = np.concatenate([truth & mask, mask, truth], axis=1).astype(np.float64)
 
-    def measure(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of (micro, its prior, constant, macro, its prior, constant), and class F1 (B, L)."""
+    def measure(weights: np.ndarray) -> np.ndarray:
+        """(B, 6 + L): micro, its prior, constant, macro, its prior, constant, and the F1 of each class."""
         hits, picked, positives = np.split(weights @ sums, 3, axis=1)
         total = weights.sum(axis=1, keepdims=True)
 
@@ -125,20 +125,11 @@ def f1_scores(
             row_mean(by_class(*always(of_prior))),
             row_mean(by_class(*always(every))),
         )
-        return np.stack(both, axis=1), classes
+        return np.concatenate([np.stack(both, axis=1), classes], axis=1)
 
-    point, classes = measure(np.ones((1, n)))
-    blocks = [measure(weights) for weights in resample_counts(n, bootstrap, seed, chunk(n), units=units)]
-    drawn = np.concatenate([rows for rows, _ in blocks]) if blocks else np.empty((0, 6))
-    class_drawn = np.concatenate([own for _, own in blocks]) if blocks else np.empty((0, width))
+    point, drawn = resampled(measure, n, resamples=bootstrap, seed=seed, units=units)
     micro, macro = (
-        make_metric(
-            name,
-            (point[0, i], point[0, i + 1], point[0, i + 2]),
-            (drawn[:, i], drawn[:, i + 1], drawn[:, i + 2]),
-            higher_is_better=True,
-            samples=n,
-        )
+        make_metric(name, point[i : i + 3], drawn[:, i : i + 3], higher_is_better=True, samples=n)
         for name, i in (("micro_f1", 0), ("macro_f1", 3))
     )
     hits, picked, positives = (block.sum(axis=0) for block in np.split(sums, 3, axis=1))
@@ -146,15 +137,15 @@ def f1_scores(
     precision, recall = ratio(hits, picked), ratio(hits, positives)
     rows = []
     for j in range(width):
-        low, high = interval(class_drawn[:, j]) or (None, None)
+        low, high = interval(drawn[:, 6 + j]) or (None, None)
         rows.append(
             ClassF1(
-                f1=finite(float(classes[0, j])),
+                f1=finite(point[6 + j]),
                 low=low,
                 high=high,
                 constant=float(every[j]) if positives[j] else None,
-                precision=finite(float(precision[j])),
-                recall=finite(float(recall[j])),
+                precision=finite(precision[j]),
+                recall=finite(recall[j]),
                 chosen=int(picked[j]),
             )
         )
