@@ -21,7 +21,7 @@ random order, and its intervals are centred on the value, because resampling rep
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,8 @@ from raymotion.learning.metrics.average_precision import bootstrap_ap
 EPSILON = 1e-7
 
 RECALL_K = 3
-LOWER_IS_BETTER = ("bce", "brier")
+DIMENSION_METRICS = ("r2", "mae", "rmse", "pearson", "spearman", "ccc")
+LOWER_IS_BETTER = ("bce", "brier", "mae", "rmse")
 
 METRIC_TITLES = {
     "bce": "BCE, nats (lower is better)",
@@ -46,13 +47,23 @@ METRIC_TITLES = {
     "micro_f1": "Micro F1",
     "macro_f1": "Macro F1",
     "brier": "Brier score (lower is better)",
+    "r2": "R²",
+    "mae": "MAE (lower is better)",
+    "rmse": "RMSE (lower is better)",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "ccc": "CCC",
 }
 
 
 def metric_title(name: str) -> str:
-    """A metric's name for people; `top_2` is "Top-2 accuracy"."""
-    top_k = f"Top-{name.removeprefix('top_')} accuracy" if name.startswith("top_") else name
-    return METRIC_TITLES.get(name, top_k)
+    """A metric's name for people: `top_2` is "Top-2 accuracy", `valence_ccc` is "valence: CCC"."""
+    if name in METRIC_TITLES:
+        return METRIC_TITLES[name]
+    first, _, last = name.rpartition("_")
+    if first and last in DIMENSION_METRICS:
+        return f"{first}: {METRIC_TITLES[last]}"
+    return f"Top-{last} accuracy" if first == "top" else name
 
 
 def metric_text(value: float | None) -> str:
@@ -74,18 +85,20 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found. `to_dict` is JSON without NaN.
+    """What `evaluate`, or `evaluate_dimensions`, found. `to_dict` is JSON without NaN.
 
     Attributes:
+        per_class: of predicted labels, each of them; of numbers, empty.
         classes_left_out: classes without a positive, which `macro_ap` leaves out.
-        distinct_top3: how many different sets of three highest labels were predicted; 1 is a constant answer.
+        distinct_top3: how many different sets of three highest labels were predicted; 1 is a constant answer, 0 means
+            that no labels were.
     """
 
     samples: int
     metrics: dict[str, Metric]
-    per_class: list[ClassScore]
-    classes_left_out: int
-    distinct_top3: int
+    per_class: list[ClassScore] = field(default_factory=list)
+    classes_left_out: int = 0
+    distinct_top3: int = 0
     seed: int = 0
 
     def __getitem__(self, name: str) -> Metric:

@@ -1,0 +1,156 @@
+"""Metrics of predicted numbers (valence, arousal, a score), each beside constants that never look at a sample.
+
+With y the true and p the predicted values of a dimension, over the samples where y is known:
+
+* `r2`: 1 - sum (y - p)^2 / sum (y - mean y)^2.
+* `mae`, `rmse`: mean of |y - p|, and root of the mean of (y - p)^2, both in the unit of the values.
+* `pearson`, `spearman`: correlation of the values, and of their ranks (equal values share their mean rank).
+* `ccc`: 2 cov(y, p) / (var y + var p + (mean y - mean p)^2), which a wrong scale or offset lowers (Lin 1989).
+
+Variances divide by n, not n - 1. The two baselines are `prior`, the mean of the *training* split for every sample, and
+`constant`, the mean of the evaluated split itself: no constant has a lower RMSE or a higher R2. A constant has no
+correlation, which counts as 0 here, and its CCC is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from raymotion.errors import InputError
+from raymotion.learning.bootstrap import make_metric, ranking_resamples, ratio, resampled, row_mean, sampling_units
+from raymotion.learning.metrics.average_precision import ranking
+from raymotion.learning.metrics.multilabel import DIMENSION_METRICS, LOWER_IS_BETTER, Evaluation
+
+
+def evaluate_dimensions(
+    truth: np.ndarray,
+    values: np.ndarray,
+    *,
+    training_mean: np.ndarray | Sequence[float],
+    names: Sequence[str],
+    groups: Sequence[str] | np.ndarray | None = None,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
+    """All metrics of predicted numbers, with 95 % intervals and baselines.
+
+    Args:
+        truth: (n, D) true values; NaN where one is not known, which is left out.
+        values: (n, D) predictions, in the same unit.
+        training_mean: (D,) means of the training split; NaN where it has none.
+        names: the D dimensions.
+        groups: n names of what the intervals draw as a whole, such as the image of a person. None: each sample.
+        bootstrap: resamples of the intervals; fewer are used where n x D is large.
+
+    Returns:
+        An evaluation whose metrics are `r2`, `mae`, `rmse`, `pearson`, `spearman` and `ccc`: the mean over the
+        dimensions where they are defined. With several dimensions, those of each follow, as in `valence_ccc`. A metric
+        is None where it is not defined: without a known value, or for R2 and correlations of constant true values.
+
+    Raises:
+        InputError: shapes that do not fit, no samples, or predictions that are not finite.
+    """
+    y, p = np.asarray(truth, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    prior = np.asarray(training_mean, dtype=np.float64)
+    if y.ndim != 2 or 0 in y.shape:
+        raise InputError(f"true values of shape {y.shape} cannot be evaluated: samples x dimensions, one at least")
+    n, width = y.shape
+    if p.shape != y.shape or prior.shape != (width,) or len(names) != width:
+        raise InputError(
+            f"predictions of shape {p.shape}, a training mean of {prior.shape} and {len(names)} names do not fit true "
+            f"values of shape {y.shape}"
+        )
+    if not np.isfinite(p).all() or np.isinf(y).any():
+        raise InputError("predictions or true values are not all finite")
+    known = ~np.isnan(y)
+    columns = [_Column(y[known[:, j], j], p[known[:, j], j], float(prior[j])) for j in range(width)]
+
+    def measure(weights: np.ndarray) -> np.ndarray:
+        """(B, (1 + D) x 6 x 3): of the mean over the dimensions and of each, every metric and its two baselines."""
+        each = [column.measure(weights[:, known[:, j]]) for j, column in enumerate(columns)]
+        of_all = np.stack(each, axis=2)
+        mean = row_mean(of_all.reshape(-1, width)).reshape(len(weights), -1, 3)
+        # A baseline that is missing for one dimension has no mean that could be compared.
+        known_of = np.isfinite(of_all).reshape(len(weights), -1, 3, width)
+        mean[(known_of[:, :, :1] & ~known_of).any(axis=3)] = np.nan
+        return np.concatenate([mean.reshape(len(weights), -1), *each], axis=1)
+
+    point, drawn = resampled(
+        measure,
+        n,
+        resamples=ranking_resamples(bootstrap, n, width),
+        seed=seed,
+        units=None if groups is None else sampling_units(groups, n),
+        numbers=4 * width,
+    )
+    prefixes = ["", *(f"{name}_" for name in names)] if width > 1 else [""]
+    counts = [int(known.any(axis=1).sum()), *known.sum(axis=0).tolist()]
+    metrics = {}
+    for place, (prefix, count) in enumerate(zip(prefixes, counts, strict=False)):
+        for i, name in enumerate(DIMENSION_METRICS):
+            at = 3 * (place * len(DIMENSION_METRICS) + i)
+            metrics[prefix + name] = make_metric(
+                prefix + name,
+                point[at : at + 3],
+                drawn[:, at : at + 3],
+                higher_is_better=name not in LOWER_IS_BETTER,
+                samples=count,
+            )
+    return Evaluation(samples=n, metrics=metrics, seed=seed)
+
+
+class _Column:
+    """The known values of one dimension, prepared to be weighed many times."""
+
+    def __init__(self, y: np.ndarray, p: np.ndarray, prior: float) -> None:
+        mean, p_mean = (float(y.mean()), float(p.mean())) if len(y) else (np.nan, np.nan)
+        self.offset, self.has_prior = p_mean - mean, np.isfinite(prior)
+        self.rankings = [ranking(of) for of in (y, p)] if len(y) else []
+        # About the means, so that sums of squares lose no digits to a large offset.
+        a, b = y - mean, p - p_mean
+        errors = [y - p, y - prior, y - mean]
+        self.moments = np.stack([a, b, a * a, b * b, a * b], axis=1)
+        self.errors = np.stack([*map(np.abs, errors), *map(np.square, errors)], axis=1)
+
+    def measure(self, weights: np.ndarray) -> np.ndarray:
+        """(B, 18) from weights (B, known): of each of `DIMENSION_METRICS` the model's, the prior's, the constant's."""
+        total = weights.sum(axis=1, keepdims=True)
+        mean_y, mean_p, yy, pp, yp = ratio(weights @ self.moments, np.broadcast_to(total, (len(total), 5))).T
+        of_y, of_p, both = _variance(yy, mean_y), _variance(pp, mean_p), yp - mean_y * mean_p
+        errors = ratio(weights @ self.errors, np.broadcast_to(total, (len(total), 6)))
+        absolute, squared = errors[:, :3], errors[:, 3:]
+        r2 = 1.0 - ratio(squared, np.broadcast_to(of_y[:, None], squared.shape))
+        ccc = ratio(2 * both, of_y + of_p + (mean_p - mean_y + self.offset) ** 2)
+        found = [r2, absolute, np.sqrt(squared)]
+        for own in (_correlation(both, of_y, of_p), self._spearman(weights, total), ccc):
+            base = np.where(np.isfinite(own), 0.0, np.nan)
+            found.append(np.stack([own, base if self.has_prior else base * np.nan, base], axis=1))
+        return np.concatenate(found, axis=1)
+
+    def _spearman(self, weights: np.ndarray, total: np.ndarray) -> np.ndarray:
+        """(B,) the correlation of ranks, where a sample of weight w stands w times in the ranking."""
+        if not self.rankings:
+            return np.full(len(weights), np.nan)
+        ranks = []
+        for order, ends in self.rankings:
+            after = np.cumsum(weights[:, order], axis=1)[:, ends]
+            middle = (after + np.concatenate([np.zeros((len(after), 1)), after[:, :-1]], axis=1) - total) / 2
+            step = np.empty(len(order), dtype=np.int64)
+            step[order] = np.searchsorted(ends, np.arange(len(order)))
+            ranks.append(middle[:, step])  # up to the sign of the order and 1/2: about the mean rank, which is 0
+        a, b = ranks
+        means = [(weights * product).sum(axis=1) for product in (a * b, a * a, b * b)]
+        return _correlation(*means)
+
+
+def _variance(square: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Of a mean square and a mean; rounding leaves a little of a constant, which has none."""
+    found = square - mean**2
+    return np.where(found > 1e-12 * square, found, np.where(np.isnan(square), np.nan, 0.0))
+
+
+def _correlation(both: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Covariance over the root of the product of variances, in [-1, 1]; NaN where one of them is 0."""
+    return np.asarray(np.clip(ratio(both, np.sqrt(first * second)), -1.0, 1.0))
