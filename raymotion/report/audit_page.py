@@ -14,6 +14,7 @@ from raymotion.learning.significance import FEWEST_IMAGES, Headline, Verdict, he
 from raymotion.report.figures import metric_rows
 from raymotion.report.labelled import LabelledSet
 from raymotion.report.page import as_text, template, thumbnail
+from raymotion.text_table import table_lines
 
 CAPTIONS_SHOWN = 3
 # Columns of words among columns of figures.
@@ -165,21 +166,14 @@ def lines(record: Mapping[str, Any]) -> list[str]:
     heads, rows = emotion_table(record)
     # The last column of words is for the page: lines of a terminal are short.
     width = len(heads) - 1 if heads[-1] in TEXTS else len(heads)
-    cells = [heads[:width], *(row[:width] for row in rows)]
-    sizes = [max(len(row[i]) for row in cells) for i in range(width)]
-    table = [
-        "  ".join(
-            cell.ljust(n) if i == 0 else cell.rjust(n) for i, (cell, n) in enumerate(zip(row, sizes, strict=True))
-        )
-        for row in cells
-    ]
+    table = table_lines(heads[:width], [row[:width] for row in rows])
     figures = "; ".join(f"{name} {value}" for name, value in key_figures(record))
     return [
         verdict(record).text,
         *(f"note: {note}" for note in record["notes"]),
         figures,
         "",
-        *(line.rstrip() for line in table),
+        *table,
     ]
 
 
