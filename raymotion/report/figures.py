@@ -10,6 +10,7 @@ import numpy as np
 from raymotion.learning.collapse import binary_entropy, label_sets
 from raymotion.learning.metrics.multilabel import Evaluation, metric_text, metric_title
 from raymotion.report.labelled import LabelledSet
+from raymotion.text_table import table_lines
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,14 @@ def metric_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def metric_lines(evaluation: Evaluation, title: str = "metric") -> list[str]:
+    """Every metric beside its baselines, as a table for a terminal."""
+    heads = (title, "value", "95 % interval", "class prior", "constant", "samples", "against both")
+    names = ("name", "value", "interval", "prior", "constant", "samples", "verdict")
+    rows = [[row[name] for name in names] for row in metric_rows(evaluation)]
+    return table_lines(heads, rows, left=(0, len(heads) - 1))
 
 
 def class_rates(labelled: LabelledSet) -> list[ClassRate]:
