@@ -186,7 +186,7 @@ def render(record: Mapping[str, Any], examples: Sequence[Example], labelled: Lab
     metrics = []
     if against_people:
         evaluation = Evaluation.from_dict(results["evaluation"])
-        evaluation.metrics["macro_auc"] = _metric(results["macro_auc"])
+        evaluation.metrics["macro_auc"] = Metric.from_dict(results["macro_auc"])
         metrics = metric_rows(evaluation)
     source = record["labels"]
     facts = [
@@ -253,11 +253,6 @@ def _card(example: Example) -> dict[str, Any]:
         "given": example.given,
         "predicted": example.predicted,
     }
-
-
-def _metric(value: Mapping[str, Any]) -> Metric:
-    gains = {name: tuple(value[name]) if value[name] else None for name in ("prior_gain", "constant_gain")}
-    return Metric(**{**value, **gains})
 
 
 def _text(value: float | None) -> str:

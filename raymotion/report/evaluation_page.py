@@ -11,6 +11,7 @@ import numpy as np
 from raymotion import storage
 from raymotion.evaluation.measure import Measured
 from raymotion.learning.metrics.calibration import CalibrationScores
+from raymotion.learning.metrics.multilabel import interval_text, metric_text
 from raymotion.learning.significance import Headline, headline, voids_results
 from raymotion.report.evaluation_plots import draw
 from raymotion.report.figures import metric_lines, metric_rows
@@ -60,8 +61,8 @@ def render(record: Mapping[str, Any], measured: Measured, figures: Mapping[str, 
             ("samples scored", f"{samples['good']:,}"),
             ("quarantined", f"{samples['quarantined']:,}"),
             ("without labels", f"{samples['without_labels']:,}"),
-            ("mAP", _text(measured.evaluation["macro_ap"].value)),
-            ("chance", _text(measured.evaluation["macro_ap"].constant)),
+            ("mAP", metric_text(measured.evaluation["macro_ap"].value)),
+            ("chance", metric_text(measured.evaluation["macro_ap"].constant)),
             ("distinct label sets", f"{distinct.chosen_sets:,}"),
         ],
         facts=[
@@ -126,15 +127,15 @@ def calibration_row(scores: CalibrationScores) -> dict[str, str]:
     """Texts of one kind of bins, for a table on a page or a terminal."""
     return {
         "name": f"{KINDS[scores.strategy]}, {scores.bins} bins",
-        "error": _text(scores.error),
-        "interval": _between(scores.low, scores.high),
-        "by_luck": _text(scores.by_luck),
-        "prior": _text(scores.prior),
-        "class_error": _text(scores.class_error),
-        "class_interval": _between(scores.class_low, scores.class_high),
-        "class_by_luck": _text(scores.class_by_luck),
-        "class_prior": _text(scores.class_prior),
-        "maximum": _text(scores.maximum),
+        "error": metric_text(scores.error),
+        "interval": interval_text(scores.low, scores.high),
+        "by_luck": metric_text(scores.by_luck),
+        "prior": metric_text(scores.prior),
+        "class_error": metric_text(scores.class_error),
+        "class_interval": interval_text(scores.class_low, scores.class_high),
+        "class_by_luck": metric_text(scores.class_by_luck),
+        "class_prior": metric_text(scores.class_prior),
+        "maximum": metric_text(scores.maximum),
     }
 
 
@@ -170,11 +171,3 @@ def _calibration_lines(calibration: Sequence[CalibrationScores]) -> list[str]:
             values = (row[start + name] for name in ("error", "interval", "prior", "by_luck"))
             rows.append((f"{what}, {row['name']}", *values))
     return table_lines(("calibration error", "value", "95 % interval", "class prior", "by luck"), rows)
-
-
-def _between(low: float | None, high: float | None) -> str:
-    return "not known" if low is None or high is None else f"{low:.4f} to {high:.4f}"
-
-
-def _text(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4f}"

@@ -88,6 +88,7 @@ def _in_words(gain: Gain) -> str:
 
 
 def title(row: Row, layers: int) -> str:
+    """What a row of the table is called, such as `AnB, n = 3 of 5`."""
     return "scratch" if row.depth is None else f"{row.condition}, n = {row.depth} of {layers}"
 
 
