@@ -206,6 +206,8 @@ def render(record: Mapping[str, Any], examples: Sequence[Example], labelled: Lab
         record=record,
         state=first.state,
         headline=first.text,
+        remarks=record["notes"],
+        notices=record["labels"]["notices"],
         question=QUESTIONS[record["mode"]],
         key_figures=key_figures(record),
         facts=facts,

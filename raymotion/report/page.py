@@ -97,6 +97,7 @@ def write_report(
         collapse=collapse,
         state=collapse.verdict.state,
         headline=collapse.headline,
+        remarks=(collapse.reasons + collapse.notes)[1:],
         key_figures=_key_figures(labelled, quarantined, distinct, first),
         facts=_facts(labelled),
         notices=_notices(labelled, quarantined),
