@@ -63,6 +63,7 @@ def run_demo(
     from raymotion.data.splits import split_samples
     from raymotion.data.synthetic.collections import write_coco, write_socratis
     from raymotion.report.page import write_report
+    from raymotion.report.transfer import write_figure
     from raymotion.train.fit import fit
     from raymotion.train.recipe import StudentRecipe, load_recipe
     from raymotion.train.source import label_warnings
@@ -141,4 +142,5 @@ def run_demo(
             tuning = load_recipe("finetune-demo", options={"data": {"samples": at("socratis.parquet")}})
             assert isinstance(tuning, StudentRecipe)
             comparison = compare(tuning, at("student"), at("finetune"))
+            write_figure(comparison)
     return DemoResult(teacher, labels, report, at("report.html"), student, comparison, seconds)

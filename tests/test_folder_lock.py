@@ -339,10 +339,10 @@ def _commands(out: str) -> dict[str, Callable[[], object]]:
     from raymotion.data.synthetic.collections import write_coco, write_socratis
     from raymotion.data.synthetic.emotic import write_emotic
     from raymotion.demo import run_demo
-    from raymotion.evaluation.audit import AuditSettings, audit_against_truth, audit_choices, audit_samples
     from raymotion.evaluation.evaluate import EvaluateSettings, evaluate_checkpoint
     from raymotion.learning.selection import SelectionPolicy
     from raymotion.models.hub import pull, push
+    from raymotion.report.audit import AuditSettings, audit_against_truth, audit_choices, audit_samples
     from raymotion.report.study import write_study_report
     from raymotion.study.run import StudySettings, run_study
     from raymotion.train.fit import fit

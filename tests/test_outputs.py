@@ -300,7 +300,7 @@ def test_an_earlier_report_is_replaced(tmp_path: Path) -> None:
 
 
 def test_tables_that_only_bear_the_name_of_ours(tmp_path: Path) -> None:
-    from raymotion.evaluation.audit import _check_out
+    from raymotion.report.audit import _check_out
     from raymotion.train.transfer import RUNS, _strange
 
     storage.write_text(tmp_path / "per_emotion.csv", "mine")

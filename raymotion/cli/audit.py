@@ -62,7 +62,7 @@ def audit(labels: str, truth: str | None, predictions: str | None, out: str, **o
     """
     if truth is not None and predictions is not None:
         raise click.UsageError("--truth and --predictions answer different questions: give one of them.")
-    from raymotion.evaluation.audit import AuditSettings, audit_against_truth, audit_choices, audit_samples
+    from raymotion.report.audit import AuditSettings, audit_against_truth, audit_choices, audit_samples
     from raymotion.report.audit_page import lines
 
     settings = AuditSettings(**options)

@@ -23,8 +23,8 @@ def demo(out: str, seed: int, socratis_images: int, coco_images: int, address: s
       raymotion demo --out demo
     """
     from raymotion.demo import run_demo
-    from raymotion.report.terminal import summary_lines
-    from raymotion.report.transfer import table_lines
+    from raymotion.report.page import summary_lines
+    from raymotion.report.transfer import comparison_lines
 
     result = run_demo(
         out, seed=seed, socratis_images=socratis_images, coco_images=coco_images, address=address, say=click.echo
@@ -36,7 +36,7 @@ def demo(out: str, seed: int, socratis_images: int, coco_images: int, address: s
     for line in summary_lines(result.report):
         click.echo(line)
     click.echo("")
-    for line in table_lines(result.comparison):
+    for line in comparison_lines(result.comparison):
         click.echo(line)
     click.echo("")
     click.echo("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in result.seconds.items()))

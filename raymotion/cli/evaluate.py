@@ -62,14 +62,13 @@ def evaluate(**options: Any) -> None:
     """
     from raymotion.config import load_settings
     from raymotion.evaluation.evaluate import EvaluateSettings, evaluate_checkpoint
-    from raymotion.report.evaluation_page import verdict, warnings_of
-    from raymotion.report.evaluation_terminal import summary_lines
+    from raymotion.report.evaluation_page import summary_lines, verdict, warnings_of, write
 
     file, assignments = options.pop("config_file"), options.pop("assignments")
     address, progress = options.pop("address"), options.pop("progress")
     options["weights"] = options["weights"] or None
     settings = load_settings(EvaluateSettings, file=file, options=options, assignments=assignments)
-    summary = evaluate_checkpoint(settings, address=address, progress=progress)
+    summary = evaluate_checkpoint(settings, address=address, progress=progress, write_page=write)
     first, *rest = summary_lines(summary)
     state = verdict(summary.measured, warnings_of(summary.record)).state
     click.secho(first, fg="red" if state == "bad" else None, bold=True)

@@ -78,7 +78,7 @@ def finetune(
         raise click.UsageError(f"{recipe} is a recipe for a {settings.kind}, not for a student")
 
     from raymotion.models.checkpoint import read_checkpoint_info
-    from raymotion.report.transfer import table_lines
+    from raymotion.report.transfer import comparison_lines, write_figure
     from raymotion.train.source import doubts_about
     from raymotion.train.transfer import CONDITIONS, compare
 
@@ -96,5 +96,6 @@ def finetune(
         say=lambda line: click.echo(line, err=True),
         progress=progress,
     )
-    for line in table_lines(result):
+    write_figure(result)
+    for line in comparison_lines(result):
         click.echo(line)

@@ -28,8 +28,7 @@ def report(labels: str, out: str, samples: int, seed: int) -> None:
     LABELS is the folder that `raymotion label` wrote. The first line printed is the verdict of the collapse check:
     whether the labels vary from image to image, and whether the teacher beats a constant answer.
     """
-    from raymotion.report.page import write_report
-    from raymotion.report.terminal import summary_lines
+    from raymotion.report.page import summary_lines, write_report
 
     summary = write_report(labels, out, samples_shown=samples, seed=seed)
     click.secho(summary.headline, fg="red" if summary.collapse.collapsed else None, bold=True)

@@ -76,6 +76,7 @@ class Agreement:
     calibration: CalibrationScores
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
         return {
             "evaluation": self.evaluation.to_dict(),
             "macro_auc": asdict(self.auc),

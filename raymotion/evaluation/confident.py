@@ -76,6 +76,7 @@ class LabelIssues:
     emotions: list[EmotionIssues]
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON: the counts, and each emotion."""
         return {
             "images_flagged": int(self.flags.any(axis=1).sum()),
             "labels_flagged": int(self.flags.sum()),

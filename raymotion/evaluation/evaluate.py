@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -67,6 +67,10 @@ class EvaluateSettings(JobSettings):
         return () if value is None else (value,) if isinstance(value, str) else value
 
 
+# From the output folder, evaluation.json's record, what was measured, targets and probabilities, (n, L) each.
+PageWriter = Callable[[str, Mapping[str, Any], Measured, np.ndarray, np.ndarray], None]
+
+
 @dataclass(frozen=True)
 class Choice:
     """The samples that are scored, and what has to be said about them.
@@ -98,17 +102,21 @@ class EvaluationSummary:
 @with_its_access
 @one_writer_of("settings.out")
 def evaluate_checkpoint(
-    settings: EvaluateSettings, *, address: str | None = None, progress: ProgressKind = "auto"
+    settings: EvaluateSettings,
+    *,
+    address: str | None = None,
+    progress: ProgressKind = "auto",
+    write_page: PageWriter | None = None,
 ) -> EvaluationSummary:
     """Predicts, measures and writes; the same settings again go on, or measure again.
+
+    Args:
+        write_page: `report.evaluation_page.write`; None: no page and no plots.
 
     Raises:
         InputError: no labels, no such split, another vocabulary than the checkpoint's, or what `label` refuses.
         SettingsMismatch: the folder holds an evaluation of another checkpoint, or of other samples.
     """
-    from raymotion.report.evaluation_page import render
-    from raymotion.report.evaluation_plots import draw
-
     out = storage.absolute(settings.out)
     info = read_checkpoint_info(settings.checkpoint)
     samples = read_samples(settings.samples)
@@ -154,14 +162,12 @@ def evaluate_checkpoint(
         groups=groups if images < len(groups) else None,
     )
     record = _record(settings, info, choice, rows, job, measured, notices)
-    figures = draw(measured, truth, probabilities)
-    for name, data in figures.items():
-        storage.write_bytes(storage.join(out, "plots", f"{name}.png"), data)
     storage.write_table(
         storage.join(out, "predictions.parquet"), _table(rows, probabilities, measured, info.vocabulary)
     )
     storage.write_text(storage.join(out, "per_class.csv"), _csv(measured.classes))
-    storage.write_text(storage.join(out, "evaluation.html"), render(record, measured, figures))
+    if write_page is not None:
+        write_page(out, record, measured, truth, probabilities)
     records.write_record(storage.join(out, "evaluation.json"), record)  # last: where it is, all is
     return EvaluationSummary(out, record, measured, choice.caution, job)
 

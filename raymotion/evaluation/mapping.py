@@ -63,6 +63,7 @@ class LabelMapping:
         return np.stack([mask[:, list(own)].any(axis=1) for own in self.sources], axis=1)
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON: the file, and which labels say each category."""
         return {
             "path": self.path,
             "from": self.source.name,

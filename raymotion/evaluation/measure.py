@@ -111,6 +111,7 @@ class Measured:
     always_constant: list[str]
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON: everything but `chosen`."""
         evaluation = self.evaluation.to_dict()
         del evaluation["per_class"]  # `classes` says more
         return {

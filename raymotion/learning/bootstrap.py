@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 import numpy as np
 
@@ -52,6 +52,12 @@ class Metric:
     higher_is_better: bool
     samples: int
     resamples: int
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Metric:
+        """Reads what `dataclasses.asdict` wrote as JSON."""
+        gains = {name: tuple(value[name]) if value[name] else None for name in ("prior_gain", "constant_gain")}
+        return cls(**{**value, **gains})
 
     @property
     def verdict(self) -> Verdict:

@@ -68,6 +68,7 @@ class Collapse:
 
     @property
     def headline(self) -> str:
+        """The verdict's sentence."""
         return self.verdict.text
 
 

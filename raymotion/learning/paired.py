@@ -97,6 +97,7 @@ class SparseRanking:
 
     @classmethod
     def of(cls, truth: np.ndarray, scores: np.ndarray, units: np.ndarray) -> SparseRanking:
+        """From targets, bool, and scores, (n, L) each, and the group of each row, (n,) numbers from 0."""
         from scipy import sparse
 
         labels = []

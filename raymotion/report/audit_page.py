@@ -14,6 +14,7 @@ from raymotion.learning.significance import FEWEST_IMAGES, Headline, Verdict, he
 from raymotion.report.figures import metric_rows
 from raymotion.report.labelled import LabelledSet
 from raymotion.report.page import as_text, template, thumbnail
+from raymotion.text_table import table_lines
 
 CAPTIONS_SHOWN = 3
 # Columns of words among columns of figures.
@@ -165,21 +166,14 @@ def lines(record: Mapping[str, Any]) -> list[str]:
     heads, rows = emotion_table(record)
     # The last column of words is for the page: lines of a terminal are short.
     width = len(heads) - 1 if heads[-1] in TEXTS else len(heads)
-    cells = [heads[:width], *(row[:width] for row in rows)]
-    sizes = [max(len(row[i]) for row in cells) for i in range(width)]
-    table = [
-        "  ".join(
-            cell.ljust(n) if i == 0 else cell.rjust(n) for i, (cell, n) in enumerate(zip(row, sizes, strict=True))
-        )
-        for row in cells
-    ]
+    table = table_lines(heads[:width], [row[:width] for row in rows])
     figures = "; ".join(f"{name} {value}" for name, value in key_figures(record))
     return [
         verdict(record).text,
         *(f"note: {note}" for note in record["notes"]),
         figures,
         "",
-        *(line.rstrip() for line in table),
+        *table,
     ]
 
 
@@ -192,7 +186,7 @@ def render(record: Mapping[str, Any], examples: Sequence[Example], labelled: Lab
     metrics = []
     if against_people:
         evaluation = Evaluation.from_dict(results["evaluation"])
-        evaluation.metrics["macro_auc"] = _metric(results["macro_auc"])
+        evaluation.metrics["macro_auc"] = Metric.from_dict(results["macro_auc"])
         metrics = metric_rows(evaluation)
     source = record["labels"]
     facts = [
@@ -212,6 +206,8 @@ def render(record: Mapping[str, Any], examples: Sequence[Example], labelled: Lab
         record=record,
         state=first.state,
         headline=first.text,
+        remarks=record["notes"],
+        notices=record["labels"]["notices"],
         question=QUESTIONS[record["mode"]],
         key_figures=key_figures(record),
         facts=facts,
@@ -259,11 +255,6 @@ def _card(example: Example) -> dict[str, Any]:
         "given": example.given,
         "predicted": example.predicted,
     }
-
-
-def _metric(value: Mapping[str, Any]) -> Metric:
-    gains = {name: tuple(value[name]) if value[name] else None for name in ("prior_gain", "constant_gain")}
-    return Metric(**{**value, **gains})
 
 
 def _text(value: float | None) -> str:

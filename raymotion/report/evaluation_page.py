@@ -1,16 +1,25 @@
-"""The page of an evaluation: one HTML file that opens offline and runs no script."""
+"""An evaluation as a page that opens offline and runs no script, as plots, and as lines for a terminal."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from raymotion import storage
 from raymotion.evaluation.measure import Measured
 from raymotion.learning.metrics.calibration import CalibrationScores
+from raymotion.learning.metrics.multilabel import interval_text, metric_text
 from raymotion.learning.significance import Headline, headline, voids_results
-from raymotion.report.figures import metric_rows
+from raymotion.report.evaluation_plots import draw
+from raymotion.report.figures import metric_lines, metric_rows
 from raymotion.report.page import template
+from raymotion.text_table import table_lines
+
+if TYPE_CHECKING:
+    from raymotion.evaluation.evaluate import EvaluationSummary
 
 NAMES = {"bce": "BCE", "macro_ap": "mAP"}
 KINDS = {"width": "equal width", "mass": "equal mass"}
@@ -21,6 +30,16 @@ CAPTIONS = {
     "f1": "A label whose dot is left of its mark would do better if it were given to every sample.",
     "probabilities": "The further apart the two, the better the model tells true labels from others.",
 }
+
+
+def write(
+    out: str, record: Mapping[str, Any], measured: Measured, targets: np.ndarray, probabilities: np.ndarray
+) -> None:
+    """Writes evaluation.html and plots/*.png into the folder `out`; targets and probabilities are (n, L)."""
+    figures = draw(measured, targets, probabilities)
+    for name, data in figures.items():
+        storage.write_bytes(storage.join(out, "plots", f"{name}.png"), data)
+    storage.write_text(storage.join(out, "evaluation.html"), render(record, measured, figures))
 
 
 def render(record: Mapping[str, Any], measured: Measured, figures: Mapping[str, bytes]) -> str:
@@ -35,15 +54,21 @@ def render(record: Mapping[str, Any], measured: Measured, figures: Mapping[str, 
         results=measured,
         state=first.state,
         headline=first.text,
-        reasons=[*measured.collapse.reasons, *measured.collapse.notes, *measured.notes],
+        notices=record["notices"],
+        remarks=[
+            *([record["caution"]] if record["caution"] else []),
+            *measured.collapse.reasons,
+            *measured.collapse.notes,
+            *measured.notes,
+        ],
         metrics=metric_rows(measured.evaluation),
         calibration=[calibration_row(scores) for scores in measured.calibration],
         key_figures=[
             ("samples scored", f"{samples['good']:,}"),
             ("quarantined", f"{samples['quarantined']:,}"),
             ("without labels", f"{samples['without_labels']:,}"),
-            ("mAP", _text(measured.evaluation["macro_ap"].value)),
-            ("chance", _text(measured.evaluation["macro_ap"].constant)),
+            ("mAP", metric_text(measured.evaluation["macro_ap"].value)),
+            ("chance", metric_text(measured.evaluation["macro_ap"].constant)),
             ("distinct label sets", f"{distinct.chosen_sets:,}"),
         ],
         facts=[
@@ -108,21 +133,47 @@ def calibration_row(scores: CalibrationScores) -> dict[str, str]:
     """Texts of one kind of bins, for a table on a page or a terminal."""
     return {
         "name": f"{KINDS[scores.strategy]}, {scores.bins} bins",
-        "error": _text(scores.error),
-        "interval": _between(scores.low, scores.high),
-        "by_luck": _text(scores.by_luck),
-        "prior": _text(scores.prior),
-        "class_error": _text(scores.class_error),
-        "class_interval": _between(scores.class_low, scores.class_high),
-        "class_by_luck": _text(scores.class_by_luck),
-        "class_prior": _text(scores.class_prior),
-        "maximum": _text(scores.maximum),
+        "error": metric_text(scores.error),
+        "interval": interval_text(scores.low, scores.high),
+        "by_luck": metric_text(scores.by_luck),
+        "prior": metric_text(scores.prior),
+        "class_error": metric_text(scores.class_error),
+        "class_interval": interval_text(scores.class_low, scores.class_high),
+        "class_by_luck": metric_text(scores.class_by_luck),
+        "class_prior": metric_text(scores.class_prior),
+        "maximum": metric_text(scores.maximum),
     }
 
 
-def _between(low: float | None, high: float | None) -> str:
-    return "not known" if low is None or high is None else f"{low:.4f} to {high:.4f}"
+def summary_lines(summary: EvaluationSummary) -> list[str]:
+    """Caution first, then the verdict, metrics beside their baselines, calibration, counts, where the files are."""
+    measured, samples = summary.measured, summary.record["samples"]
+    distinct, evaluation = measured.diversity, measured.evaluation
+    lines = [] if summary.caution is None else [summary.caution]
+    lines.append(verdict(measured, warnings_of(summary.record)).text)
+    lines += [f"  - {text}" for text in (*measured.collapse.reasons, *measured.collapse.notes, *measured.notes)]
+    lines += [f"note: {notice}" for notice in summary.record["notices"]]
+    lines += ["", *metric_lines(evaluation), "", *_calibration_lines(measured.calibration), ""]
+    if evaluation.classes_left_out:
+        lines.append(f"{evaluation.classes_left_out} labels without a positive are left out of the macro means")
+    lines.append(
+        f"distinct answers: {distinct.top_1:,} first labels, {distinct.top_3:,} sets of three highest, "
+        f"{distinct.chosen_sets:,} sets above the thresholds (the commonest for {100 * distinct.commonest_share:.0f} %)"
+    )
+    left_out = f"; {samples['without_labels']:,} without labels left out" if samples["without_labels"] else ""
+    lines.append(
+        f"samples, split {samples['split']}: {samples['in']:,} in = {samples['good']:,} scored + "
+        f"{samples['quarantined']:,} in quarantine{left_out}"
+    )
+    lines += [f"  quarantine: {count} {reason}" for reason, count in samples["by_reason"].items()]
+    lines.append(f"page: {storage.join(summary.out, 'evaluation.html')}")
+    return lines
 
 
-def _text(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4f}"
+def _calibration_lines(calibration: Sequence[CalibrationScores]) -> list[str]:
+    rows = []
+    for row in map(calibration_row, calibration):
+        for what, start in (("pooled", ""), ("mean over labels", "class_")):
+            values = (row[start + name] for name in ("error", "interval", "prior", "by_luck"))
+            rows.append((f"{what}, {row['name']}", *values))
+    return table_lines(("calibration error", "value", "95 % interval", "class prior", "by luck"), rows)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from raymotion.learning.collapse import binary_entropy, label_sets
-from raymotion.learning.metrics.multilabel import Evaluation, metric_text, metric_title
+from raymotion.learning.metrics.multilabel import Evaluation, interval_text, metric_text, metric_title
 from raymotion.report.labelled import LabelledSet
+from raymotion.text_table import table_lines
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,11 @@ def metric_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     """One row of texts for each metric, for a table on a page or a terminal."""
     rows = []
     for name, metric in evaluation.metrics.items():
-        known = metric.low is not None and metric.high is not None
         rows.append(
             {
                 "name": metric_title(name),
                 "value": metric_text(metric.value),
-                "interval": f"{metric_text(metric.low)} to {metric_text(metric.high)}" if known else "not known",
+                "interval": interval_text(metric.low, metric.high),
                 "constant": metric_text(metric.constant),
                 "prior": metric_text(metric.prior),
                 "samples": f"{metric.samples:,}",
@@ -50,6 +50,14 @@ def metric_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def metric_lines(evaluation: Evaluation, title: str = "metric") -> list[str]:
+    """Every metric beside its baselines, as a table for a terminal."""
+    heads = (title, "value", "95 % interval", "class prior", "constant", "samples", "against both")
+    names = ("name", "value", "interval", "prior", "constant", "samples", "verdict")
+    rows = [[row[name] for name in names] for row in metric_rows(evaluation)]
+    return table_lines(heads, rows, left=(0, len(heads) - 1))
 
 
 def class_rates(labelled: LabelledSet) -> list[ClassRate]:

@@ -97,6 +97,7 @@ def write_report(
         collapse=collapse,
         state=collapse.verdict.state,
         headline=collapse.headline,
+        remarks=(collapse.reasons + collapse.notes)[1:],
         key_figures=_key_figures(labelled, quarantined, distinct, first),
         facts=_facts(labelled),
         notices=_notices(labelled, quarantined),
@@ -128,6 +129,27 @@ def write_report(
         distinct_first=first,
         size=len(data),
     )
+
+
+def summary_lines(summary: ReportSummary) -> list[str]:
+    """Everything below the verdict: further reasons, metrics beside their baselines, counts, where the page is."""
+    collapse = summary.collapse
+    lines = [f"  - {reason}" for reason in collapse.reasons[1:]]
+    shown = collapse.notes if collapse.collapsed else collapse.notes[1:]
+    lines += [f"  - {note}" for note in shown]
+    if summary.evaluation is not None:
+        lines += ["", *figures.metric_lines(summary.evaluation, "validation"), ""]
+
+    def count(value: int | None) -> str:
+        return "not recorded" if value is None else f"{value:,}"
+
+    lines.append(
+        f"images: {count(summary.images_in)} in, {summary.labelled:,} labelled, "
+        f"{count(summary.quarantined)} quarantined, {summary.selected:,} selected; "
+        f"{summary.distinct_first:,} distinct first labels, {summary.distinct_sets:,} distinct label sets"
+    )
+    lines.append(f"report: {summary.out} ({summary.size / 1e6:.1f} MB)")
+    return lines
 
 
 def template(name: str) -> jinja2.Template:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from raymotion import storage
 from raymotion.learning.significance import Gain, Verdict, headline
+from raymotion.text_table import table_lines
 
 if TYPE_CHECKING:
     from raymotion.train.transfer import Comparison, Row, Score
@@ -18,14 +20,13 @@ SHOWN = {"bce": "BCE (lower)", "macro_ap": "mAP", "top_1": "top-1", "top_3": "to
 LINES = {"AnB": "#b3423a", "AnB+": "#b3423a", "BnB": "#31688e", "BnB+": "#31688e"}
 
 
-def table_lines(result: Comparison) -> list[str]:
+def comparison_lines(result: Comparison) -> list[str]:
     """One table for a terminal: mean and standard deviation over seeds, baselines first; below it, how to read it."""
     names = [name for name in SHOWN if all(name in row.scores for row in result.rows)]
     seeds = len(result.rows[0].scores[names[0]].values)
     head = (f"{result.split}, n = {result.samples}", *(SHOWN[name] for name in names), "mAP over scratch", "distinct")
     first = result.rows[0].scores
     table = [
-        head,
         ("class prior", *(f"{first[name].prior:.4f}" for name in names), "", "1"),
         ("constant", *(f"{first[name].constant:.4f}" for name in names), "", "1"),
         *(
@@ -38,12 +39,7 @@ def table_lines(result: Comparison) -> list[str]:
             for row in result.rows
         ),
     ]
-    widths = [max(len(line[i]) for line in table) for i in range(len(head))]
-    lines = [
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
-        for line in table
-    ]
-    return [*lines, *_reading(result, seeds)]
+    return [*table_lines(head, table), *_reading(result, seeds)]
 
 
 def _reading(result: Comparison, seeds: int) -> list[str]:
@@ -92,6 +88,7 @@ def _in_words(gain: Gain) -> str:
 
 
 def title(row: Row, layers: int) -> str:
+    """What a row of the table is called, such as `AnB, n = 3 of 5`."""
     return "scratch" if row.depth is None else f"{row.condition}, n = {row.depth} of {layers}"
 
 
@@ -109,6 +106,11 @@ def _gain(row: Row) -> str:
 def _range(values: tuple[int, ...]) -> str:
     low, high = min(values), max(values)
     return str(low) if low == high else f"{low}-{high}"
+
+
+def write_figure(result: Comparison) -> None:
+    """Writes finetune.png into the comparison's folder."""
+    storage.write_bytes(storage.join(result.folder, "finetune.png"), transfer_figure(result))
 
 
 def transfer_figure(result: Comparison, metric: str = "macro_ap") -> bytes:

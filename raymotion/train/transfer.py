@@ -145,7 +145,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found; `folder` holds it as json, csv and picture, and every checkpoint."""
+    """What `compare` found; `folder` holds it as json and csv, and every checkpoint."""
 
     folder: str
     split: str
@@ -466,9 +466,6 @@ def _write(result: Comparison, settings: Mapping[str, Any]) -> None:
             for seed, value, gain in zip(settings["seeds"], score.values, score.against_scratch, strict=True):
                 writer.writerow([row.condition, row.depth or 0, seed, name, value, score.prior, score.constant, gain])
     storage.write_text(storage.join(result.folder, "finetune.csv"), text.getvalue())
-    from raymotion.report.transfer import transfer_figure
-
-    storage.write_bytes(storage.join(result.folder, "finetune.png"), transfer_figure(result))
     # Last: where it stands, the comparison is complete.
     records.write_record(
         storage.join(result.folder, RECORD),

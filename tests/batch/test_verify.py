@@ -26,8 +26,8 @@ from raymotion.batch.worker import ShardWorker, WorkerPlan
 from raymotion.data.parts import FileMark
 from raymotion.data.provenance import MADE_FROM
 from raymotion.errors import Damaged, InputError, NotFinite, RunFailed, SettingsMismatch
-from raymotion.evaluation.audit import AuditSettings, audit_choices
 from raymotion.learning.selection import SelectionPolicy
+from raymotion.report.audit import AuditSettings, audit_choices
 from raymotion.report.labelled import load_labels
 from raymotion.report.page import write_report
 from raymotion.train.source import pseudo_labelled

@@ -24,7 +24,7 @@ def test_mistakes_are_one_line(runner: Any, tmp_path: Path) -> None:
 def test_options_reach_the_settings(runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
-    def stop(settings: room.EvaluateSettings, *, address: str | None, progress: str) -> None:
+    def stop(settings: room.EvaluateSettings, *, address: str | None, progress: str, **_: Any) -> None:
         seen.append((settings, address, progress))
         raise room.InputError("far enough")
 

@@ -25,7 +25,7 @@ from raymotion.models.checkpoint import load_teacher, sample_mark, save_checkpoi
 from raymotion.models.text.tokenizer import train_tokenizer
 from raymotion.models.vision.regions import identify
 from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher
-from raymotion.report.evaluation_terminal import summary_lines
+from raymotion.report.evaluation_page import summary_lines, write
 from raymotion.vocabulary import Vocabulary
 
 FOUR = Vocabulary("four", ("calm", "happy", "sad", "scared"))
@@ -84,7 +84,7 @@ def scored(ray_local: Any, text_teacher: str, tmp_path_factory: pytest.TempPathF
     rows.append(row(99, "test", labels=None))
     write_samples(folder / "samples.parquet", table_from_rows(rows, FOUR))
     job = settings(text_teacher, folder / "samples.parquet", folder / "out")
-    return Made(text_teacher, folder / "samples.parquet", folder / "out", evaluate_checkpoint(job))
+    return Made(text_teacher, folder / "samples.parquet", folder / "out", evaluate_checkpoint(job, write_page=write))
 
 
 def test_it_scores_the_labelled_test_samples_and_counts_the_others(scored: Made) -> None:
@@ -149,7 +149,7 @@ def test_interrupted_it_goes_on_and_ends_in_the_same_files(scored: Made) -> None
     write_job(scored.out / "predictions", {**job, "status": "running"})
     for name in names[:4]:
         (scored.out / name).unlink()
-    again = evaluate_checkpoint(settings(scored.teacher, scored.samples, scored.out))
+    again = evaluate_checkpoint(settings(scored.teacher, scored.samples, scored.out), write_page=write)
     assert again.job.record["runs"][-1]["resumed_from_shards"] == 2 and not again.job.already_complete
     assert {name: (scored.out / name).read_bytes() for name in names} == before
     assert kept.stat().st_mtime_ns == stamp, "what was committed is not predicted again"
@@ -162,7 +162,7 @@ def test_a_lost_record_is_written_again_from_the_commits(scored: Made, text: str
     for name in ("job.json", "_job.json"):
         path = scored.out / "predictions" / name
         path.unlink() if text is None else path.write_text(text)
-    again = evaluate_checkpoint(settings(scored.teacher, scored.samples, scored.out))
+    again = evaluate_checkpoint(settings(scored.teacher, scored.samples, scored.out), write_page=write)
     assert again.job.record["runs"][-1]["resumed_from_shards"] == 3
     assert (scored.out / "evaluation.json").read_bytes() == before
 
@@ -184,7 +184,9 @@ def test_mended_labels_are_measured_without_predicting_again(scored: Made, tmp_p
     assert [line.positives for line in summary.measured.classes] == [0, 0, 28, 0]
     with pytest.raises(SettingsMismatch, match=r"samples\.rows: 30 there, 5 here"):
         evaluate_checkpoint(settings(scored.teacher, scored.samples, scored.out, split="val"))
-    evaluate_checkpoint(settings(scored.teacher, scored.samples, scored.out))  # as it was, for the other tests
+    evaluate_checkpoint(
+        settings(scored.teacher, scored.samples, scored.out), write_page=write
+    )  # as it was, for the other tests
 
 
 def test_images_that_are_missing_soft_targets_and_an_object_store(s3: str, ray_local: Any, tmp_path: Path) -> None:
@@ -200,7 +202,7 @@ def test_images_that_are_missing_soft_targets_and_an_object_store(s3: str, ray_l
         rows.append(row(i, "test", image_uri=str(path), captions=[], label_weights=shares))
     write_samples(f"{s3}/samples.parquet", table_from_rows(rows, FOUR))
     job = settings(teacher, f"{s3}/samples.parquet", f"{s3}/evaluation", soft=True, split="all")
-    summary = evaluate_checkpoint(job)
+    summary = evaluate_checkpoint(job, write_page=write)
     counts = summary.record["samples"]
     assert (counts["in"], counts["good"], counts["quarantined"]) == (16, 15, 1)
     assert sum(counts["by_reason"].values()) == 1 and "missing" in next(iter(counts["by_reason"]))

@@ -22,7 +22,6 @@ from raymotion.data.embedding_layout import EmbeddingLayout, FeatureKey, Feature
 from raymotion.data.embeddings import Embeddings
 from raymotion.data.samples import read_samples, table_from_rows, write_samples
 from raymotion.errors import InputError, SettingsMismatch
-from raymotion.evaluation.audit import AuditSettings, audit_against_truth, audit_samples
 from raymotion.evaluation.evaluate import EvaluateSettings, evaluate_checkpoint
 from raymotion.evaluation.matched_pictures import check_matched
 from raymotion.evaluation.matching import match
@@ -34,6 +33,7 @@ from raymotion.models.vision.regions import ExtractorIdentity, Regions
 from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher
 from raymotion.pipeline.embed import DecodeOnce
 from raymotion.pipeline.stages import DecodeImages, Item
+from raymotion.report.audit import AuditSettings, audit_against_truth, audit_samples
 from raymotion.report.labelled import load_labels
 from raymotion.report.page import thumbnail
 from raymotion.train.data import prepare

@@ -213,7 +213,7 @@ def test_command(labels_folder: Build, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
     assert lines[0].startswith("Collapse check passed")
-    row = r"BCE.*\d\.\d{4} +\d\.\d{4} to \d\.\d{4} +\d\.\d{4} +\d\.\d{4} +better"
+    row = r"BCE.*\d\.\d{4} +\d\.\d{4} to \d\.\d{4} +\d\.\d{4} +\d\.\d{4} +\d+ +better"
     assert any(re.match(row, line) for line in lines)
     assert "63 in, 60 labelled, 3 quarantined, 60 selected" in result.output
     assert out.exists() and str(out) in lines[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raymotion.learning.significance import Gain
-from raymotion.report.transfer import table_lines
+from raymotion.report.transfer import comparison_lines
 from raymotion.train.transfer import Comparison, Row, Score
 
 CLEAR, NOISY = (0.004, 0.03), (-0.02, 0.05)
@@ -22,7 +22,7 @@ def finding(over_scratch: tuple[float, float], over_control: tuple[float, float]
     gains = tuple([0.01, 0.02, 0.03][:seeds])
     control = None if over_control is None else Gain(gains, *over_control)
     rows = [row("scratch"), row("AnB+", Gain(gains, *over_scratch), control)]
-    return table_lines(Comparison("out", "test", 11, [["a"]] * 5, rows))[-1]
+    return comparison_lines(Comparison("out", "test", 11, [["a"]] * 5, rows))[-1]
 
 
 def test_beating_scratch_and_the_control_is_a_finding() -> None:
@@ -51,12 +51,12 @@ def test_without_control_images_or_seeds_it_is_none(
 def test_a_better_ranking_with_worse_probabilities_is_none() -> None:
     gain = Gain((0.01, 0.02, 0.03), *CLEAR)
     rows = [row("scratch"), row("AnB+", gain, gain, bce=-0.02)]
-    text = table_lines(Comparison("out", "test", 11, [["a"]] * 5, rows))[-1]
+    text = comparison_lines(Comparison("out", "test", 11, [["a"]] * 5, rows))[-1]
     assert "is not shown to be better than training from scratch in BCE:" in text
 
 
 def test_a_loss_is_told() -> None:
     gains = (-0.01, -0.02, -0.03)
     rows = [row("scratch"), row("AnB", Gain(gains, -0.03, -0.004), Gain(gains, -0.03, 0.01))]
-    text = table_lines(Comparison("out", "test", 200, [["a"]] * 5, rows))[-1]
+    text = comparison_lines(Comparison("out", "test", 200, [["a"]] * 5, rows))[-1]
     assert "(AnB, n = 4 of 5) is worse than training from scratch:" in text

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from raymotion import storage
 from raymotion.errors import InputError, SettingsMismatch
 from raymotion.models.checkpoint import load_student, read_checkpoint_info
-from raymotion.report.transfer import table_lines
+from raymotion.report.transfer import comparison_lines, write_figure
 from raymotion.train.data import prepare
 from raymotion.train.fit import fit
 from raymotion.train.recipe import StudentRecipe
@@ -113,7 +113,7 @@ def test_the_table_and_the_file_are_what_the_runs_recorded(made: Made) -> None:
     assert made.result.split == "test" and made.result.samples == 8 and len(made.said) == 18
     with open(made.out / "finetune.csv", newline="") as file:
         table = list(csv.DictReader(file))
-    lines = "\n".join(table_lines(made.result))
+    lines = "\n".join(comparison_lines(made.result))
     for row in made.result.rows:
         label = row.condition.replace("n", str(row.depth)).replace("+", "plus") if row.depth else "scratch"
         for metric in ("bce", "macro_ap", "top_1"):
@@ -144,6 +144,7 @@ def test_the_table_and_the_file_are_what_the_runs_recorded(made: Made) -> None:
                 zip(SEEDS, values, strict=True)
             )
     record = storage.read_json(made.out / "finetune.json")
+    write_figure(made.result)
     assert record["settings"]["source"] == read_checkpoint_info(made.a).fingerprint
     assert (made.out / "finetune.png").read_bytes().startswith(b"\x89PNG")
     assert "AnB, n = 1 of 4" in lines and "class prior" in lines and "constant" in lines

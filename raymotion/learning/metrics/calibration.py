@@ -157,6 +157,7 @@ class CalibrationScores:
     curve: list[CalibrationBin]
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
         return asdict(self)
 
 

@@ -71,6 +71,11 @@ def metric_text(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4f}"
 
 
+def interval_text(low: float | None, high: float | None) -> str:
+    """A metric's interval for people."""
+    return "not known" if low is None or high is None else f"{metric_text(low)} to {metric_text(high)}"
+
+
 @dataclass(frozen=True)
 class ClassScore:
     """Average precision of one class, with its 95 % interval; None where no sample of the split carries it."""
@@ -105,6 +110,7 @@ class Evaluation:
         return self.metrics[name]
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON; `from_dict` reads it."""
         result = asdict(self)
         for metric in result["metrics"].values():
             for gain in ("prior_gain", "constant_gain"):
@@ -115,7 +121,7 @@ class Evaluation:
     def from_dict(cls, value: Mapping[str, Any], *, where: object = None) -> Evaluation:
         """Reads `to_dict`'s form; anything else is an `InputError`."""
         try:
-            metrics = {name: _metric_from(entry) for name, entry in value["metrics"].items()}
+            metrics = {name: Metric.from_dict(entry) for name, entry in value["metrics"].items()}
             return cls(
                 samples=int(value["samples"]),
                 metrics=metrics,
@@ -243,11 +249,6 @@ def count_distinct_top(scores: np.ndarray, k: int) -> int:
     k = min(k, scores.shape[1])
     top = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :k], axis=1)
     return len(np.unique(top, axis=0))
-
-
-def _metric_from(entry: Mapping[str, Any]) -> Metric:
-    gains = {name: tuple(entry[name]) if entry[name] else None for name in ("prior_gain", "constant_gain")}
-    return Metric(**{**entry, **gains})
 
 
 def checked(name: str, value: np.ndarray, shape: tuple[int, ...] | None = None) -> np.ndarray:
