@@ -70,7 +70,7 @@ def evaluate(**options: Any) -> None:
     settings = load_settings(EvaluateSettings, file=file, options=options, assignments=assignments)
     summary = evaluate_checkpoint(settings, address=address, progress=progress, write_page=write)
     first, *rest = summary_lines(summary)
-    state = verdict(summary.measured, warnings_of(summary.record)).state
+    state = verdict(summary.labels, summary.numbers, warnings_of(summary.record)).state
     click.secho(first, fg="red" if state == "bad" else None, bold=True)
     for line in rest:
         click.echo(line)

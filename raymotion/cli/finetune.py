@@ -71,11 +71,11 @@ def finetune(
       raymotion finetune student/ --samples socratis.parquet --out finetune/
       raymotion finetune student/ --samples socratis.parquet --depth 1 --depth 3 --seeds 5 --out finetune/
     """
-    from raymotion.train.recipe import StudentRecipe, load_recipe
+    from raymotion.train.recipe import load_recipe
 
     settings = load_recipe(recipe, options={"data": {"samples": samples}}, assignments=assignments)
-    if not isinstance(settings, StudentRecipe):
-        raise click.UsageError(f"{recipe} is a recipe for a {settings.kind}, not for a student")
+    if "transfer" not in type(settings).model_fields:
+        raise click.UsageError(f"{recipe} is a recipe for a {settings.kind}, whose layers cannot be copied")
 
     from raymotion.models.checkpoint import read_checkpoint_info
     from raymotion.report.transfer import comparison_lines, write_figure

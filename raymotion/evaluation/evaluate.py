@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
 from raymotion import records, storage
-from raymotion.batch.choice import matrix_of, read_parts
+from raymotion.batch.choice import read_parts
 from raymotion.batch.job import REMEDY, JobSettings, JobSummary, with_its_access
-from raymotion.batch.labels import LabelSettings, input_columns, label
+from raymotion.batch.labels import LabelSettings, label
 from raymotion.batch.ledger import by_image
 from raymotion.batch.preflight import input_digest, read_record
 from raymotion.batch.progress import ProgressKind
@@ -32,8 +32,12 @@ from raymotion.evaluation.measure import ClassResult, Measured, measure
 from raymotion.folders import outputs
 from raymotion.folders.lock import one_writer_of
 from raymotion.learning.metrics.calibration import BINS
+from raymotion.learning.metrics.dimensions import evaluate_dimensions
+from raymotion.learning.metrics.multilabel import Evaluation
 from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info, sample_mark
-from raymotion.vocabulary import Vocabulary
+from raymotion.models.outputs.base import Output
+from raymotion.models.outputs.dimensions import VALUES, Dimensions, column_mean
+from raymotion.pipeline.plan import input_columns
 
 PREDICTIONS, SAMPLES = "predictions", "samples.parquet"
 # In the metadata of the table of chosen samples: only a table with this is replaced.
@@ -67,8 +71,34 @@ class EvaluateSettings(JobSettings):
         return () if value is None else (value,) if isinstance(value, str) else value
 
 
-# From the output folder, evaluation.json's record, what was measured, targets and probabilities, (n, L) each.
-PageWriter = Callable[[str, Mapping[str, Any], Measured, np.ndarray, np.ndarray], None]
+@dataclass(frozen=True)
+class Labels:
+    """What was measured of an output with a vocabulary: targets and probabilities are (n, L)."""
+
+    measured: Measured
+    targets: np.ndarray
+    probabilities: np.ndarray
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What was measured of an output of numbers, on its scale.
+
+    Attributes:
+        names: the D dimensions.
+        truth, values: (n, D); NaN in `truth` where it is not known.
+    """
+
+    output: str
+    names: tuple[str, ...]
+    scale: tuple[float, float]
+    truth: np.ndarray
+    values: np.ndarray
+    evaluation: Evaluation
+
+
+# From the output folder, evaluation.json's record, and what was measured of labels and of numbers.
+PageWriter = Callable[[str, Mapping[str, Any], "Labels | None", Sequence[Numbers]], None]
 
 
 @dataclass(frozen=True)
@@ -94,7 +124,8 @@ class EvaluationSummary:
 
     out: str
     record: Mapping[str, Any]
-    measured: Measured
+    labels: Labels | None
+    numbers: tuple[Numbers, ...]
     caution: str | None
     job: JobSummary
 
@@ -121,15 +152,15 @@ def evaluate_checkpoint(
     info = read_checkpoint_info(settings.checkpoint)
     samples = read_samples(settings.samples)
     vocabulary = vocabulary_of(samples, where=settings.samples)
-    if vocabulary is not None:
+    if vocabulary is not None and info.labels is not None:
         info.vocabulary.require_same(vocabulary, here=str(settings.checkpoint), there=str(settings.samples))
-    choice = choose_samples(samples, settings.split, where=settings.samples)
+    choice = choose_samples(samples, info.outputs[0], settings.split, where=settings.samples)
     choice = replace(choice, caution=choice.caution or _seen_before(info, choice.table))
     if settings.soft and choice.table.column("label_weights").null_count == choice.table.num_rows:
         raise InputError("has no label_weights", path=settings.samples, remedy="Leave --soft out.")
     job = _predict(settings, info, choice, out, address, progress)
 
-    ids, probabilities = _predictions(storage.join(out, PREDICTIONS))
+    ids, predicted = _predictions(storage.join(out, PREDICTIONS), info.outputs)
     if not ids:
         raise InputError(
             "no sample could be predicted: all are in quarantine",
@@ -138,15 +169,44 @@ def evaluate_checkpoint(
         )
     place = {sample_id: row for row, sample_id in enumerate(choice.table.column("sample_id").to_pylist())}
     rows = choice.table.take([place[sample_id] for sample_id in ids])
-    truth = targets(rows, info.vocabulary)
     notices = [str(notice) for notice in job.record["notices"]]
+    ids_of_groups = rows.column("group_id").to_pylist()
+    images = len(set(ids_of_groups))
+    groups = ids_of_groups if images < len(ids_of_groups) else None
+    if groups is not None:
+        notices.append(f"The {len(groups):,} samples are of {images:,} images: intervals draw whole images.")
+    labels: Labels | None = None
+    if info.labels is not None:
+        labels = _measure_labels(settings, info, samples, rows, predicted[info.labels.name], groups, choice, notices)
+    numbers = tuple(
+        _measure_numbers(settings, info, own, samples, rows, predicted[own.name], groups, notices)
+        for own in info.outputs
+        if isinstance(own, Dimensions)
+    )
+    record = _record(settings, info, choice, rows, job, labels, numbers, notices)
+    storage.write_table(storage.join(out, "predictions.parquet"), _table(rows, info.outputs, predicted, labels))
+    if labels is not None:
+        storage.write_text(storage.join(out, "per_class.csv"), _csv(labels.measured.classes))
+    if write_page is not None:
+        write_page(out, record, labels, numbers)
+    records.write_record(storage.join(out, "evaluation.json"), record)  # last: where it is, all is
+    return EvaluationSummary(out, record, labels, numbers, choice.caution, job)
+
+
+def _measure_labels(
+    settings: EvaluateSettings,
+    info: CheckpointInfo,
+    samples: pa.Table,
+    rows: pa.Table,
+    probabilities: np.ndarray,
+    groups: Sequence[str] | None,
+    choice: Choice,
+    notices: list[str],
+) -> Labels:
+    truth = targets(rows, info.vocabulary)
     prior, soft_prior = _priors(info, samples, truth, settings.soft, notices)
     if info.thresholds is None:
         notices.append("The checkpoint holds no thresholds fitted on validation: F1 is at 0.5 for each label.")
-    groups = rows.column("group_id").to_pylist()
-    images = len(set(groups))
-    if images < len(groups):
-        notices.append(f"The {len(groups):,} samples are of {images:,} images: intervals draw whole images.")
     measured = measure(
         truth,
         probabilities,
@@ -159,26 +219,43 @@ def evaluate_checkpoint(
         bootstrap=settings.bootstrap,
         bins=settings.bins,
         seed=settings.seed,
-        groups=groups if images < len(groups) else None,
+        groups=groups,
     )
-    record = _record(settings, info, choice, rows, job, measured, notices)
-    storage.write_table(
-        storage.join(out, "predictions.parquet"), _table(rows, probabilities, measured, info.vocabulary)
-    )
-    storage.write_text(storage.join(out, "per_class.csv"), _csv(measured.classes))
-    if write_page is not None:
-        write_page(out, record, measured, truth, probabilities)
-    records.write_record(storage.join(out, "evaluation.json"), record)  # last: where it is, all is
-    return EvaluationSummary(out, record, measured, choice.caution, job)
+    return Labels(measured, truth, probabilities)
 
 
-def choose_samples(samples: pa.Table, split: str | None, *, where: object = None) -> Choice:
-    """The labelled rows of a split, by default of test, or all where the table names no split.
+def _measure_numbers(
+    settings: EvaluateSettings,
+    info: CheckpointInfo,
+    own: Dimensions,
+    samples: pa.Table,
+    rows: pa.Table,
+    values: np.ndarray,
+    groups: Sequence[str] | None,
+    notices: list[str],
+) -> Numbers:
+    truth = own.read(rows, where=settings.samples).arrays[VALUES]
+    if (converted := own.conversion(samples, where=settings.samples)) is not None:
+        notices.append(converted)
+    training = samples.filter(pc.fill_null(pc.equal(samples.column("split"), "train"), False))
+    mean = column_mean(own.read(training, where=settings.samples).arrays[VALUES])
+    told = info.facts(own.name).get("mean") or [None] * own.width
+    mean = np.array([m if np.isfinite(m) else np.nan if t is None else t for m, t in zip(mean, told, strict=True)])
+    evaluation = evaluate_dimensions(
+        truth, values, training_mean=mean, names=own.names, groups=groups, bootstrap=settings.bootstrap,
+        seed=settings.seed,
+    )  # fmt: skip
+    return Numbers(own.name, own.names, own.scale, truth, values, evaluation)
+
+
+def choose_samples(samples: pa.Table, output: Output, split: str | None, *, where: object = None) -> Choice:
+    """The rows of a split that have targets of an output, by default of test, or all where the table names no split.
 
     Raises:
-        InputError: the table or the split has no labelled row.
+        InputError: the table or the split has no such row.
     """
-    labelled = samples.filter(pc.is_valid(samples.column("labels")))
+    known = pa.array(output.read(samples, where=where).known)
+    labelled = samples.filter(known)
     if not labelled.num_rows:
         raise InputError("has no labels to compare with", path=where, remedy="Give samples that people labelled.")
     there = {name: pc.sum(pc.equal(labelled.column("split"), name)).as_py() or 0 for name in SPLITS}
@@ -191,7 +268,7 @@ def choose_samples(samples: pa.Table, split: str | None, *, where: object = None
             remedy="Choose another --split, or all.",
         )
     inside = samples if chosen == "all" else samples.filter(pc.equal(samples.column("split"), chosen))
-    table = inside.filter(pc.is_valid(inside.column("labels")))
+    table = labelled if chosen == "all" else labelled.filter(pc.equal(labelled.column("split"), chosen))
     return Choice(table, chosen, inside.num_rows - table.num_rows, _caution(chosen, there, table.num_rows))
 
 
@@ -249,14 +326,16 @@ def _predict(
             outputs.require_replaceable(path, "the table of an evaluation", lambda head: _is_ours(path))
         storage.write_table(path, table)
     else:
-        columns = input_columns(info, settings.features)  # with them, the job orders the table by image
+        columns = input_columns(info.inputs, settings.features)  # with them, the job orders the table by image
         ordered = by_image(choice.table) if columns else choice.table
         now = {"rows": choice.table.num_rows, "digest": input_digest(ordered, columns)}
         require_same_settings({"samples": old["identity"]["input"]}, {"samples": now}, where=out, remedy=REMEDY)
         if _labels_differ(path, choice.table):
             storage.write_table(path, table)  # mended labels need no new predictions
     shared = {name: getattr(settings, name) for name in JobSettings.model_fields if name not in ("samples", "out")}
-    policy = {"policy": "threshold"} if info.thresholds is None else {"policy": "class-thresholds"}
+    policy: dict[str, Any] = {} if info.labels is None else {"policy": "threshold"}
+    if info.thresholds is not None:
+        policy = {"policy": "class-thresholds"}
     job = LabelSettings.model_validate(
         {
             **shared,
@@ -291,14 +370,16 @@ def _labels_differ(path: str, table: pa.Table) -> bool:
         return True
 
 
-def _predictions(folder: str) -> tuple[list[str], np.ndarray]:
-    """Ids and probabilities, (n, L) float32, of all parts."""
+def _predictions(folder: str, outputs: Sequence[Output]) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Ids, and by output decoded values (n, width) float32, of all parts."""
     ids: list[str] = []
-    blocks = []
-    for _, table in read_parts(folder, ["sample_id", "probabilities"]):
+    blocks: dict[str, list[np.ndarray]] = {own.name: [np.zeros((0, own.width), np.float32)] for own in outputs}
+    names = [name for own in outputs for name in own.columns(np.zeros((0, own.width), np.float32))]
+    for _, table in read_parts(folder, ["sample_id", *names]):
         ids.extend(table.column("sample_id").to_pylist())
-        blocks.append(matrix_of(table).copy())
-    return ids, np.concatenate(blocks)
+        for own in outputs:
+            blocks[own.name].append(own.values(table))
+    return ids, {name: np.concatenate(own) for name, own in blocks.items()}
 
 
 def _priors(
@@ -336,26 +417,26 @@ def _priors(
     return prior, None
 
 
-def _table(rows: pa.Table, probabilities: np.ndarray, measured: Measured, vocabulary: Vocabulary) -> pa.Table:
-    width = len(vocabulary)
-    chosen = [vocabulary.decode(np.flatnonzero(row).tolist()) for row in measured.chosen]
+def _table(
+    rows: pa.Table, outputs: Sequence[Output], predicted: Mapping[str, np.ndarray], labels: Labels | None
+) -> pa.Table:
+    """sample_id, image_uri, split; of labels what is true and what was predicted; then the columns of every output."""
+    columns: dict[str, pa.Array] = {
+        name: rows.column(name).combine_chunks() for name in ("sample_id", "image_uri", "split")
+    }
+    metadata: dict[bytes, bytes] = {}
+    for own in outputs:
+        if own.vocabulary is not None and labels is not None:
+            chosen = [own.vocabulary.decode(np.flatnonzero(row).tolist()) for row in labels.measured.chosen]
+            columns["labels"] = rows.column("labels").combine_chunks()
+            columns["predicted"] = pa.array(chosen, pa.list_(pa.string()))
+        columns |= own.columns(predicted[own.name])
+        metadata |= own.metadata()
+    nullable = {"image_uri", "split"}
     schema = pa.schema(
-        [
-            pa.field("sample_id", pa.string(), nullable=False),
-            pa.field("image_uri", pa.string()),
-            pa.field("split", pa.string()),
-            pa.field("labels", pa.list_(pa.string()), nullable=False),
-            pa.field("predicted", pa.list_(pa.string()), nullable=False),
-            pa.field("probabilities", pa.list_(pa.float32(), width), nullable=False),
-        ],
-        metadata=vocabulary.to_metadata(),
+        [pa.field(name, column.type, nullable=name in nullable) for name, column in columns.items()], metadata=metadata
     )
-    columns = [
-        *(rows.column(name).combine_chunks() for name in ("sample_id", "image_uri", "split", "labels")),
-        pa.array(chosen, pa.list_(pa.string())),
-        pa.FixedSizeListArray.from_arrays(pa.array(probabilities.reshape(-1), pa.float32()), width),
-    ]
-    return pa.table(columns, names=schema.names).cast(schema)
+    return pa.table(list(columns.values()), names=list(columns)).cast(schema)
 
 
 def _csv(classes: Sequence[ClassResult]) -> str:
@@ -372,7 +453,8 @@ def _record(
     choice: Choice,
     rows: pa.Table,
     job: JobSummary,
-    measured: Measured,
+    labels: Labels | None,
+    numbers: Sequence[Numbers],
     notices: list[str],
 ) -> dict[str, Any]:
     """What evaluation.json says. No times: the same evaluation is the same file."""
@@ -383,14 +465,14 @@ def _record(
         "notices": notices,
         "checkpoint": {
             "path": info.folder,
-            "architecture": info.architecture,
+            "kind": info.kind.name,
             "fingerprint": info.fingerprint,
-            "modalities": list(info.modalities),
-            "extractor": info.extractor,
+            "reads": list(info.reads),
+            "inputs": [own.to_dict() for own in info.inputs],
             "trained_on": (info.training.get("data") or {}).get("fingerprint"),
             "thresholds": "fitted on validation" if info.thresholds is not None else "0.5 for each label",
         },
-        "vocabulary": info.vocabulary.to_dict(),
+        "vocabulary": None if info.labels is None else info.vocabulary.to_dict(),
         "samples": {
             "path": storage.absolute(settings.samples),
             "split": choice.split,
@@ -406,6 +488,10 @@ def _record(
             "bootstrap": settings.bootstrap,
             "bins": settings.bins,
         },
-        "results": measured.to_dict(),
+        "results": None if labels is None else labels.measured.to_dict(),
+        "numbers": {
+            own.output: {"names": list(own.names), "scale": list(own.scale), **own.evaluation.to_dict()}
+            for own in numbers
+        },
         "versions": job.record["versions"],
     }

@@ -20,15 +20,9 @@ from dataclasses import dataclass
 from raymotion import storage
 from raymotion.errors import AccessDenied, InputError, RunFailed
 from raymotion.folders.lock import one_writer_of
-from raymotion.models import checkpoint
 from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info
+from raymotion.models.checkpoint_files import ANSWERS, CARD, CONFIG, TRAINING, WEIGHTS, read_config
 from raymotion.stores.local_files import disk_full, is_full, replaced
-
-# In the order of writing: where there is a config.json, all the rest is there too.
-FILES = (
-    checkpoint.WEIGHTS, checkpoint.VOCABULARY, checkpoint.TOKENIZER, checkpoint.TRAINING, checkpoint.CARD,
-    checkpoint.CONFIG,
-)  # fmt: skip
 
 SCHEME = "hf://"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w-]*(\.[\w-]+)*/[A-Za-z0-9][\w-]*(\.[\w-]+)*")
@@ -41,6 +35,11 @@ class Transfer:
     source: str
     target: str
     info: CheckpointInfo
+
+
+def files_of(folder: str) -> list[str]:
+    """Names of the files of the checkpoint in `folder`, in the order of writing: config.json comes last."""
+    return [WEIGHTS, *read_config(folder)["files"], TRAINING, CARD, CONFIG]
 
 
 def hub_id(place: storage.PathLike) -> str | None:
@@ -107,9 +106,9 @@ def push(
         api.upload_folder(
             repo_id=repository,
             folder_path=folder,
-            allow_patterns=list(FILES),
+            allow_patterns=files_of(folder),
             revision=revision,
-            commit_message=f"{info.architecture} {info.fingerprint}, by raymotion",
+            commit_message=f"{info.kind.name} {info.fingerprint}, by raymotion",
         )
     return Transfer(info.folder, _address(repository, revision), info)
 
@@ -140,8 +139,10 @@ def pull(
         with _hub(repository, "pull"):
             from huggingface_hub import snapshot_download
 
-            snapshot_download(repository, revision=revision, local_dir=folder, allow_patterns=list(FILES))
+            snapshot_download(repository, revision=revision, local_dir=folder, allow_patterns=[CONFIG])
         try:
+            with _hub(repository, "pull"):
+                snapshot_download(repository, revision=revision, local_dir=folder, allow_patterns=files_of(folder))
             return Transfer(address, storage.absolute(out), copy_checkpoint(folder, out, overwrite=overwrite).info)
         except InputError as error:
             inside = str(error.path or "").startswith(folder)
@@ -165,9 +166,9 @@ def copy_checkpoint(source: storage.PathLike, target: storage.PathLike, *, overw
     if place == info.folder:
         raise InputError("is the checkpoint itself", path=target, remedy="Name another folder.")
     _check_free(place, info, overwrite)
-    names = [name for name in FILES if storage.exists(storage.join(info.folder, name))]
+    names = [name for name in files_of(info.folder) if storage.exists(storage.join(info.folder, name))]
     if storage.is_remote(place):
-        storage.remove(storage.join(place, checkpoint.CONFIG))
+        storage.remove(storage.join(place, CONFIG))
         _copy(info.folder, place, names)
     else:
         with replaced(os.path.realpath(place)) as temporary:  # where a link leads: the link stays
@@ -192,7 +193,8 @@ def _check_free(target: storage.PathLike, info: CheckpointInfo | None, overwrite
     # A download leaves `.cache/huggingface`; the folder is replaced as a whole, so nothing else may be lost with it.
     names = [name for name in storage.list_entries(target) if name != ".cache"]
     names += [f".cache/{name}" for name in storage.list_entries(storage.join(target, ".cache"))]
-    foreign = sorted(set(names) - set(FILES) - {".cache/huggingface"})
+    own = {*files_of(storage.absolute(target)), ANSWERS} if is_checkpoint(target) else set()
+    foreign = sorted(set(names) - own - {".cache/huggingface"})
     if foreign:
         raise InputError(f"holds {foreign[0]}, which is no part of a checkpoint", path=target, remedy="Name another.")
     if not overwrite and is_checkpoint(target):
@@ -228,7 +230,7 @@ def _local(folder: str) -> Iterator[str]:
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="raymotion-") as copy:
-        _copy(folder, copy, [name for name in FILES if storage.exists(storage.join(folder, name))])
+        _copy(folder, copy, [name for name in files_of(folder) if storage.exists(storage.join(folder, name))])
         yield copy
 
 

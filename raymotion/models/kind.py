@@ -119,6 +119,10 @@ class Kind(ABC):
         """Of the parameter of this name."""
         return float(recipe.optimiser.lr)
 
+    def layers(self, network: Any) -> list[list[str]]:
+        """Names in the state dict, cut into layers from the input to the output; empty: layers cannot be copied."""
+        return []
+
     def extra(self, recipe: Any, training: Training) -> Extra | None:
         """Synthetic training samples, where the recipe asks for them."""
         return None

@@ -92,6 +92,21 @@ class Distillation(Settings):
     weight: float = Field(1.0, ge=0, le=1)
 
 
+class Transfer(Settings):
+    """Layers from another model of the same kind (Yosinski et al., "How transferable are features in deep neural networks?", 2014).
+
+    Attributes:
+        source: its checkpoint; shape and tokenizer come from there too.
+        depth: how many layers are copied, from the input on (`Kind.layers`); 0: none, training from scratch. The
+            others start anew, the head always.
+        freeze: whether the copied layers stay as they are (AnB), or are fine-tuned at `backbone_lr` (AnB+).
+    """
+
+    source: str
+    depth: int = Field(ge=0)
+    freeze: bool = False
+
+
 class TrainRecipe(Settings):
     """One training run: what every kind of model shares.
 

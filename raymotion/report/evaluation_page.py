@@ -6,20 +6,18 @@ import base64
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from raymotion import storage
 from raymotion.evaluation.measure import Measured
 from raymotion.learning.metrics.calibration import CalibrationScores
 from raymotion.learning.metrics.multilabel import interval_text, metric_text
 from raymotion.learning.significance import Headline, headline, voids_results
-from raymotion.report.evaluation_plots import draw
+from raymotion.report.evaluation_plots import draw, draw_numbers
 from raymotion.report.figures import metric_lines, metric_rows
 from raymotion.report.page import template
 from raymotion.text_table import table_lines
 
 if TYPE_CHECKING:
-    from raymotion.evaluation.evaluate import EvaluationSummary
+    from raymotion.evaluation.evaluate import EvaluationSummary, Labels, Numbers
 
 NAMES = {"bce": "BCE", "macro_ap": "mAP"}
 KINDS = {"width": "equal width", "mass": "equal mass"}
@@ -32,74 +30,106 @@ CAPTIONS = {
 }
 
 
-def write(
-    out: str, record: Mapping[str, Any], measured: Measured, targets: np.ndarray, probabilities: np.ndarray
-) -> None:
-    """Writes evaluation.html and plots/*.png into the folder `out`; targets and probabilities are (n, L)."""
-    figures = draw(measured, targets, probabilities)
+TRUE_AGAINST_PREDICTED = "On the dashed line a prediction is right. A flat band: the same answer for every sample."
+
+
+def write(out: str, record: Mapping[str, Any], labels: Labels | None, numbers: Sequence[Numbers]) -> None:
+    """Writes evaluation.html and plots/*.png into the folder `out`."""
+    figures = {} if labels is None else draw(labels.measured, labels.targets, labels.probabilities)
+    for own in numbers:
+        figures |= {f"{own.output}_{name}": data for name, data in draw_numbers(own).items()}
     for name, data in figures.items():
         storage.write_bytes(storage.join(out, "plots", f"{name}.png"), data)
-    storage.write_text(storage.join(out, "evaluation.html"), render(record, measured, figures))
+    storage.write_text(storage.join(out, "evaluation.html"), render(record, labels, numbers, figures))
 
 
-def render(record: Mapping[str, Any], measured: Measured, figures: Mapping[str, bytes]) -> str:
+def render(
+    record: Mapping[str, Any], labels: Labels | None, numbers: Sequence[Numbers], figures: Mapping[str, bytes]
+) -> str:
     """The page from evaluation.json's record, what was measured, and PNG figures by name."""
     samples, checkpoint = record["samples"], record["checkpoint"]
-    first = verdict(measured, warnings_of(record))
-    distinct = measured.diversity
+    first = verdict(labels, numbers, warnings_of(record))
+    measured = None if labels is None else labels.measured
+    key_figures = [
+        ("samples scored", f"{samples['good']:,}"),
+        ("quarantined", f"{samples['quarantined']:,}"),
+        ("without labels", f"{samples['without_labels']:,}"),
+    ]
+    remarks = [record["caution"]] if record["caution"] else []
+    facts = [
+        ("Checkpoint", checkpoint["path"]),
+        ("Kind", checkpoint["kind"]),
+        ("Reads", ", ".join(checkpoint["reads"])),
+        ("Samples", samples["path"]),
+        ("Split", samples["split"]),
+    ]
+    if measured is not None:
+        key_figures += [
+            ("mAP", metric_text(measured.evaluation["macro_ap"].value)),
+            ("chance", metric_text(measured.evaluation["macro_ap"].constant)),
+            ("distinct label sets", f"{measured.diversity.chosen_sets:,}"),
+        ]
+        remarks += [*measured.collapse.reasons, *measured.collapse.notes, *measured.notes]
+        facts.append(("Vocabulary", f"{record['vocabulary']['name']}, {len(measured.classes)} labels"))
+        facts.append(("Thresholds", checkpoint["thresholds"]))
+    for own in numbers:
+        key_figures += [
+            (f"{name.upper()}, {own.output}", metric_text(own.evaluation[name].value)) for name in ("ccc", "mae")
+        ]
+        facts.append((own.output, f"{', '.join(own.names)}, {own.scale[0]:g} to {own.scale[1]:g}"))
     return template("evaluation.html.j2").render(
         record=record,
         samples=samples,
         checkpoint=checkpoint,
+        subject=record["vocabulary"]["name"] if record["vocabulary"] else ", ".join(own.output for own in numbers),
         results=measured,
         state=first.state,
         headline=first.text,
         notices=record["notices"],
-        remarks=[
-            *([record["caution"]] if record["caution"] else []),
-            *measured.collapse.reasons,
-            *measured.collapse.notes,
-            *measured.notes,
-        ],
-        metrics=metric_rows(measured.evaluation),
-        calibration=[calibration_row(scores) for scores in measured.calibration],
-        key_figures=[
-            ("samples scored", f"{samples['good']:,}"),
-            ("quarantined", f"{samples['quarantined']:,}"),
-            ("without labels", f"{samples['without_labels']:,}"),
-            ("mAP", metric_text(measured.evaluation["macro_ap"].value)),
-            ("chance", metric_text(measured.evaluation["macro_ap"].constant)),
-            ("distinct label sets", f"{distinct.chosen_sets:,}"),
-        ],
-        facts=[
-            ("Checkpoint", checkpoint["path"]),
-            ("Architecture", checkpoint["architecture"]),
-            ("Reads", ", ".join(checkpoint["modalities"])),
-            ("Samples", samples["path"]),
-            ("Split", samples["split"]),
-            ("Vocabulary", f"{record['vocabulary']['name']}, {len(measured.classes)} labels"),
-            ("Thresholds", checkpoint["thresholds"]),
-        ],
+        remarks=remarks,
+        metrics=[] if measured is None else metric_rows(measured.evaluation),
+        numbers=[(own, metric_rows(own.evaluation)) for own in numbers],
+        calibration=[] if measured is None else [calibration_row(scores) for scores in measured.calibration],
+        key_figures=key_figures,
+        facts=facts,
         provenance=[
             ("Checkpoint fingerprint", checkpoint["fingerprint"]),
             ("Fingerprint of its training data", checkpoint["trained_on"] or "not recorded"),
             ("Fingerprint of these samples", samples["fingerprint"]),
-            ("Vocabulary fingerprint", record["vocabulary"]["fingerprint"]),
+            *([("Vocabulary fingerprint", record["vocabulary"]["fingerprint"])] if record["vocabulary"] else []),
             *((f"Version of {name}", number) for name, number in record["versions"].items()),
         ],
         figures=[
-            (name, CAPTIONS[name], "data:image/png;base64," + base64.b64encode(data).decode())
+            (name, CAPTIONS.get(name, TRUE_AGAINST_PREDICTED), "data:image/png;base64," + base64.b64encode(data).decode())
             for name, data in figures.items()
         ],
     )
 
 
-def verdict(measured: Measured, warnings: Sequence[str]) -> Headline:
-    """How the page and the terminal begin.
+def verdict(labels: Labels | None, numbers: Sequence[Numbers], warnings: Sequence[str]) -> Headline:
+    """How the page and the terminal begin: of the labels, or of the numbers of a model without any.
 
     Args:
         warnings: the caution about the samples, if there is one, and notices that void the results.
     """
+    if labels is not None:
+        return _verdict_of_labels(labels.measured, warnings)
+    metrics = numbers[0].evaluation.metrics
+    verdicts = {name: metrics[name].verdict for name in ("mae", "ccc")}
+    doubtful = " and ".join(name.upper() for name, own in verdicts.items() if own != "better")
+    return headline(
+        verdicts,
+        {
+            "bad": "The predictions are worse than the mean of the training split.",
+            "unsure": f"{doubtful} may be no better than the mean of the training split.",
+            "reserved": "MAE and CCC beat the mean",
+            "good": "MAE and CCC beat the mean of the training split.",
+        },
+        warnings=list(warnings),
+    )
+
+
+def _verdict_of_labels(measured: Measured, warnings: Sequence[str]) -> Headline:
     metrics = measured.evaluation.metrics
     verdicts = {name: metrics[name].verdict for name in ("bce", "macro_ap")}
     doubtful = {
@@ -147,19 +177,17 @@ def calibration_row(scores: CalibrationScores) -> dict[str, str]:
 
 def summary_lines(summary: EvaluationSummary) -> list[str]:
     """Caution first, then the verdict, metrics beside their baselines, calibration, counts, where the files are."""
-    measured, samples = summary.measured, summary.record["samples"]
-    distinct, evaluation = measured.diversity, measured.evaluation
+    samples = summary.record["samples"]
     lines = [] if summary.caution is None else [summary.caution]
-    lines.append(verdict(measured, warnings_of(summary.record)).text)
-    lines += [f"  - {text}" for text in (*measured.collapse.reasons, *measured.collapse.notes, *measured.notes)]
-    lines += [f"note: {notice}" for notice in summary.record["notices"]]
-    lines += ["", *metric_lines(evaluation), "", *_calibration_lines(measured.calibration), ""]
-    if evaluation.classes_left_out:
-        lines.append(f"{evaluation.classes_left_out} labels without a positive are left out of the macro means")
-    lines.append(
-        f"distinct answers: {distinct.top_1:,} first labels, {distinct.top_3:,} sets of three highest, "
-        f"{distinct.chosen_sets:,} sets above the thresholds (the commonest for {100 * distinct.commonest_share:.0f} %)"
-    )
+    lines.append(verdict(summary.labels, summary.numbers, warnings_of(summary.record)).text)
+    notes = [f"note: {notice}" for notice in summary.record["notices"]]
+    if summary.labels is None:
+        lines += notes
+    else:
+        lines += _label_lines(summary.labels.measured, notes)
+    for own in summary.numbers:
+        lines += ["", f"{own.output}: {', '.join(own.names)}, on a scale of {own.scale[0]:g} to {own.scale[1]:g}"]
+        lines += metric_lines(own.evaluation)
     left_out = f"; {samples['without_labels']:,} without labels left out" if samples["without_labels"] else ""
     lines.append(
         f"samples, split {samples['split']}: {samples['in']:,} in = {samples['good']:,} scored + "
@@ -167,6 +195,19 @@ def summary_lines(summary: EvaluationSummary) -> list[str]:
     )
     lines += [f"  quarantine: {count} {reason}" for reason, count in samples["by_reason"].items()]
     lines.append(f"page: {storage.join(summary.out, 'evaluation.html')}")
+    return lines
+
+
+def _label_lines(measured: Measured, notes: Sequence[str]) -> list[str]:
+    distinct, evaluation = measured.diversity, measured.evaluation
+    lines = [f"  - {text}" for text in (*measured.collapse.reasons, *measured.collapse.notes, *measured.notes)]
+    lines += [*notes, "", *metric_lines(evaluation), "", *_calibration_lines(measured.calibration), ""]
+    if evaluation.classes_left_out:
+        lines.append(f"{evaluation.classes_left_out} labels without a positive are left out of the macro means")
+    lines.append(
+        f"distinct answers: {distinct.top_1:,} first labels, {distinct.top_3:,} sets of three highest, "
+        f"{distinct.chosen_sets:,} sets above the thresholds (the commonest for {100 * distinct.commonest_share:.0f} %)"
+    )
     return lines
 
 

@@ -19,9 +19,33 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from raymotion.evaluation.evaluate import Numbers
+
 DPI = 110
 # The colours of the HTML pages.
 INK, SOFT, LINE, BAR, MARK = "#1b1f24", "#57606a", "#d5dae0", "#2f6db3", "#9a3c00"
+
+
+def draw_numbers(numbers: Numbers) -> dict[str, bytes]:
+    """True against predicted values of each dimension, by its name."""
+    from matplotlib.figure import Figure
+
+    figures = {}
+    low, high = numbers.scale
+    for j, name in enumerate(numbers.names):
+        known = ~np.isnan(numbers.truth[:, j])
+        figure = Figure(figsize=(4.6, 4.2), dpi=DPI, layout="constrained")
+        axes = figure.subplots()
+        axes.plot([low, high], [low, high], color=LINE, linestyle="--", zorder=1)
+        axes.scatter(numbers.truth[known, j], numbers.values[known, j], s=10, alpha=0.5, color=BAR, linewidths=0)
+        axes.set_xlim(low, high)
+        axes.set_xlabel(f"true {name}", color=SOFT)
+        axes.set_ylabel(f"predicted {name}", color=SOFT)
+        axes.set_title(f"{name}: {int(known.sum()):,} samples", color=INK, fontsize=10)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        figures[name] = buffer.getvalue()
+    return figures
 
 
 def draw(measured: Measured, targets: np.ndarray, probabilities: np.ndarray) -> dict[str, bytes]:

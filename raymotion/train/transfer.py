@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-import raymotion
 from raymotion import records, storage
 from raymotion.batch.choice import matrix_of
 from raymotion.batch.cluster import available_cpus, connect
@@ -36,8 +35,12 @@ from raymotion.learning.significance import Gain
 from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info
 from raymotion.models.checkpoint_files import ANSWERS
 from raymotion.stores.access import Access, current
-from raymotion.models.recipe import TrainRecipe
+from raymotion.models.kind import Kind
+from raymotion.models.outputs.multilabel import HARD
+from raymotion.models.recipe import TrainRecipe, Transfer
+from raymotion.models.registry import of_class
 from raymotion.models.training_set import TrainingSet
+from raymotion.version import __version__
 from raymotion.train.fit import REMEDY, fit
 from raymotion.train.pictures import cached_pictures
 from raymotion.train.progress import at_epoch, interval, read_pace
@@ -156,7 +159,7 @@ class Comparison:
 
 @one_writer_of("out")
 def compare(
-    recipe: StudentRecipe,
+    recipe: TrainRecipe,
     source: storage.PathLike,
     out: storage.PathLike,
     *,
@@ -194,11 +197,11 @@ def compare(
                 path=a,
                 remedy=f"Give depths from 1 to {len(layers) - 1}.",
             )
-    plain = StudentRecipe()
+    plain = type(recipe)()
     given = [
         name
         for name in ("model", "image_init", "text_init", "tokenizer", "transfer", "seed")
-        if getattr(recipe, name) != getattr(plain, name)
+        if getattr(recipe, name, None) != getattr(plain, name, None)
     ]
     if given:
         raise InputError(
@@ -217,9 +220,10 @@ def compare(
     if len(set(seeds)) != len(seeds) or not seeds:
         raise InputError(f"seeds {list(seeds)} are not different ones, at least one")
     # Once, and the pictures decoded once, before as many processes as there are cores would do both at the same time.
-    data = prepare(_recipe_of(Run("scratch", 0, seeds[0]), recipe, a, target))
-    size = int(read_checkpoint_info(a).config["image_size"])
-    cached_pictures(recipe, data.image_uris, size, threads=available_cpus())
+    data = prepare_data(_recipe_of(Run("scratch", 0, seeds[0]), recipe, a, target))
+    if data.streamed is not None:
+        own = data.streamed
+        cached_pictures(recipe.data, own.image_uris, own.reader(recipe).size, threads=available_cpus())
     settings = {
         **recipe.result_settings(),
         "data_fingerprint": data.fingerprint,
@@ -300,15 +304,18 @@ def _scored_split(info: CheckpointInfo) -> str:
 
 def _layers(info: CheckpointInfo) -> list[list[str]]:
     """Names of the modules of each layer, from the input to the output."""
-    if info.architecture != "student":
-        raise InputError(f"is a {info.architecture}; layers are taken from a student", path=info.folder)
-    from raymotion.models.student.network import Student, StudentConfig
+    network = info.kind.restore(info.model, info.inputs, info.outputs)
+    blocks = info.kind.layers(network)
+    if not blocks:
+        raise InputError(
+            f"is a {info.kind.name}; layers of one cannot be copied",
+            path=info.folder,
+            remedy="Give a student, whose layers lie in one line from the input to the output.",
+        )
+    return [sorted({name.rpartition(".")[0] or name for name in block}) for block in blocks]
 
-    model = Student(StudentConfig.model_validate(info.config), len(info.vocabulary))
-    return [sorted({name.rpartition(".")[0] or name for name in block}) for block in model.blocks()]
 
-
-def _recipe_of(run: Run, recipe: StudentRecipe, a: str, target: str) -> StudentRecipe:
+def _recipe_of(run: Run, recipe: TrainRecipe, a: str, target: str) -> TrainRecipe:
     base = storage.join(target, RUNS, Run("scratch", 0, run.seed).name)
     transfer = Transfer(
         source=base if run.condition.startswith("B") else a,
@@ -320,7 +327,7 @@ def _recipe_of(run: Run, recipe: StudentRecipe, a: str, target: str) -> StudentR
 
 
 def _run_all(
-    recipes: Sequence[tuple[Run, StudentRecipe]], target: str, address: str | None, parallel: bool
+    recipes: Sequence[tuple[Run, TrainRecipe]], target: str, address: str | None, parallel: bool
 ) -> Iterator[tuple[Run, CheckpointInfo]]:
     if not parallel:
         for run, recipe in recipes:
@@ -334,7 +341,9 @@ def _run_all(
         gpu = 1 if use_gpu is not False and ray.cluster_resources().get("GPU", 0) >= 1 else 0
         train = ray.remote(num_cpus=1, num_gpus=gpu, max_retries=2)(_train_one)
         waiting = {
-            train.remote(recipe.model_dump(mode="json"), storage.join(target, RUNS, run.name), current()): run
+            train.remote(
+                type(kind_of(recipe)), recipe.model_dump(mode="json"), storage.join(target, RUNS, run.name), current()
+            ): run
             for run, recipe in recipes
         }
         while waiting:
@@ -358,7 +367,7 @@ def _run_all(
             yield run, read_checkpoint_info(where)
 
 
-def _train_one(recipe: dict[str, Any], out: str, access: Access) -> None:
+def _train_one(kind: type[Kind], recipe: dict[str, Any], out: str, access: Access) -> None:
     """One run in a task of Ray, with the driver's access: one CPU, so one thread."""
     import torch
 
@@ -366,19 +375,19 @@ def _train_one(recipe: dict[str, Any], out: str, access: Access) -> None:
     torch.set_num_threads(1)
     # A task of a driver that was killed just now may still be at it.
     with one_writer(out, beside=True, patience=30):
-        fit(StudentRecipe.model_validate(recipe), out)
+        fit(of_class(kind).recipe.model_validate(recipe), out)
 
 
 class _Answers:
     """What the runs said of the evaluated split, from their checkpoints, in the order of the data."""
 
-    def __init__(self, data: TrainingData, infos: Mapping[Run, CheckpointInfo], split: str) -> None:
+    def __init__(self, data: TrainingSet, infos: Mapping[Run, CheckpointInfo], split: str) -> None:
         rows = data.splits[split]
         self.infos, self.split = infos, split
         self.ids = [data.sample_ids[row] for row in rows]
-        self.truth = data.hard[rows]
+        self.truth = next(iter(data.targets.values())).arrays[HARD][rows]
         # Samples of one picture are drawn together: their answers are hardly two.
-        self.groups = [data.image_uris[row] or data.sample_ids[row] for row in rows]
+        self.groups = [data.groups[row] for row in rows]
 
     def gain(self, runs: Sequence[Run], others: Sequence[Run]) -> Gain:
         """The gain in mAP of `runs` over `others`, which have the same seeds in the same order."""
@@ -470,7 +479,7 @@ def _write(result: Comparison, settings: Mapping[str, Any]) -> None:
     records.write_record(
         storage.join(result.folder, RECORD),
         {
-            "raymotion": raymotion.__version__,
+            "raymotion": __version__,
             "settings": dict(settings),
             "split": result.split,
             "samples": result.samples,

@@ -120,11 +120,11 @@ class FusionKind(Kind):
         settings = training.get("settings") or {}
         resampling = settings.get("resampling") or {}
         made = resampling.get("method", "none")
+        level = "" if made == "none" else f" {resampling.get('level')}"
         return [
             f"Fusion `{model['fusion']}`, width {model['hidden']}, {parameters:,} parameters and statistics. It reads "
             "features of frozen backbones, which are not part of it.",
-            f"Augmentation {settings.get('augmentation', 'none')}; resampling "
-            f"{made if made == 'none' else f'{made} {resampling.get("level")}'}.",
+            f"Augmentation {settings.get('augmentation', 'none')}; resampling {made}{level}.",
         ]
 
     def reads(self, inputs: Sequence[Input]) -> str:

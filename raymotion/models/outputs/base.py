@@ -206,6 +206,10 @@ class Output(ABC):
     def columns(self, values: np.ndarray) -> dict[str, pa.Array]:
         """Decoded values (n, width) as the columns of a data set."""
 
+    @abstractmethod
+    def values(self, table: pa.Table) -> np.ndarray:
+        """(n, width) float32 of a table that holds its columns."""
+
     def metadata(self) -> dict[bytes, bytes]:
         """For the schema of a data set that holds its columns."""
         return {}

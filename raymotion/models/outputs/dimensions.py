@@ -258,6 +258,9 @@ class Dimensions(Output):
             for j, name in enumerate(self.names)
         }
 
+    def values(self, table: pa.Table) -> np.ndarray:
+        return np.stack([np.asarray(table.column(name).to_numpy(), dtype=np.float32) for name in self.names], axis=1)
+
     def metadata(self) -> dict[bytes, bytes]:
         empty = attach_scale(pa.table({}), self.scale)
         return dict(empty.schema.metadata)

@@ -234,8 +234,16 @@ class MultiLabel(Output):
 
     def columns(self, values: np.ndarray) -> dict[str, pa.Array]:
         flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).reshape(-1), pa.float32())
-        name = "probabilities" if self.name == "emotions" else f"{self.name}_probabilities"
-        return {name: pa.FixedSizeListArray.from_arrays(flat, self.width)}
+        return {self._column: pa.FixedSizeListArray.from_arrays(flat, self.width)}
+
+    @property
+    def _column(self) -> str:
+        return "probabilities" if self.name == "emotions" else f"{self.name}_probabilities"
+
+    def values(self, table: pa.Table) -> np.ndarray:
+        column = table.column(self._column).combine_chunks()
+        array = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+        return np.array(array.flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, self.width))
 
     def metadata(self) -> dict[bytes, bytes]:
         return self.vocabulary.to_metadata()

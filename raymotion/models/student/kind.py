@@ -91,6 +91,10 @@ class StudentKind(Kind):
         )
         return recipe.optimiser.backbone_lr if trained else recipe.optimiser.lr
 
+    def layers(self, network: Any) -> list[list[str]]:
+        blocks: list[list[str]] = network.blocks()
+        return blocks
+
     def predict(
         self,
         network: Any,

@@ -8,8 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from raymotion import storage
-from raymotion.config import Settings
-from raymotion.models.recipe import PictureDataSettings
+from raymotion.models.recipe import PictureDataSettings, Transfer
 from raymotion.models.text.recipe import CaptionDataSettings, CaptionRecipe
 
 
@@ -34,21 +33,6 @@ class StudentDataSettings(CaptionDataSettings, PictureDataSettings):
 
     def dropout(self) -> Mapping[str, float]:
         return {"picture": self.image_dropout, **super().dropout()}
-
-
-class Transfer(Settings):
-    """Layers from another student (Yosinski et al., "How transferable are features in deep neural networks?", 2014).
-
-    Attributes:
-        source: checkpoint of the student; shape and tokenizer come from there too.
-        depth: how many layers are copied, from the input on (`Student.blocks`); 0: none, training from scratch. The
-            others start anew, the head always.
-        freeze: whether the copied layers stay as they are (AnB), or are fine-tuned at `backbone_lr` (AnB+).
-    """
-
-    source: str
-    depth: int = Field(ge=0)
-    freeze: bool = False
 
 
 class StudentRecipe(CaptionRecipe):
