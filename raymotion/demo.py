@@ -65,7 +65,7 @@ def run_demo(
     from raymotion.report.page import write_report
     from raymotion.report.transfer import write_figure
     from raymotion.train.fit import fit
-    from raymotion.train.recipe import StudentRecipe, load_recipe
+    from raymotion.train.recipe import load_recipe
     from raymotion.train.source import label_warnings
     from raymotion.train.transfer import compare
     from raymotion.vocabulary import SOCRATIS_29
@@ -140,7 +140,6 @@ def run_demo(
             f"--out {at('finetune')}",
         ):
             tuning = load_recipe("finetune-demo", options={"data": {"samples": at("socratis.parquet")}})
-            assert isinstance(tuning, StudentRecipe)
             comparison = compare(tuning, at("student"), at("finetune"))
             write_figure(comparison)
     return DemoResult(teacher, labels, report, at("report.html"), student, comparison, seconds)

@@ -35,7 +35,8 @@ class LabelSettings(JobSettings):
 
     teacher: str = Field(description="checkpoint folder")
     features: str | None = Field(
-        None, description="folder of a finished features job, regions or embeddings, instead of extracting in the stream"
+        None,
+        description="folder of a finished features job, regions or embeddings, instead of extracting in the stream",
     )
     weights: tuple[str, ...] = Field(
         (), description="weights files, where the checkpoint names a file's digest; NAME=FILE for one backbone"
@@ -190,9 +191,7 @@ def _identity(info: CheckpointInfo, settings: LabelSettings) -> dict[str, Any]:
     }
 
 
-def _finish(
-    info: CheckpointInfo, settings: LabelSettings, folder: str, notices: Sequence[str]
-) -> Mapping[str, Any]:
+def _finish(info: CheckpointInfo, settings: LabelSettings, folder: str, notices: Sequence[str]) -> Mapping[str, Any]:
     """What job.json says of the finished labels."""
     more: dict[str, Any] = {}
     told = list(notices)

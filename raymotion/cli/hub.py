@@ -28,7 +28,7 @@ def push(checkpoint: str, target: str, private: bool, revision: str | None, over
     from raymotion.models.hub import push as run
 
     done = run(checkpoint, target, private=private, revision=revision, overwrite=overwrite)
-    click.echo(f"{done.info.architecture} {done.info.fingerprint} -> {done.target}")
+    click.echo(f"{done.info.kind.name} {done.info.fingerprint} -> {done.target}")
 
 
 @click.command()
@@ -50,5 +50,5 @@ def pull(source: str, out: str, revision: str | None, overwrite: bool) -> None:
     from raymotion.models.hub import pull as run
 
     done = run(source, out, revision=revision, overwrite=overwrite)
-    click.echo(f"{done.info.architecture} {done.info.fingerprint} -> {done.target}")
+    click.echo(f"{done.info.kind.name} {done.info.fingerprint} -> {done.target}")
     click.echo(f'next: raymotion predict --caption "A man laughs." --model {done.target}')

@@ -105,7 +105,7 @@ def train(
     )
     if unreadable := info.training["history"][-1].get("unreadable_images"):
         click.echo(f"{unreadable} picture{'' if unreadable == 1 else 's'} could not be read: the model did without")
-    click.echo(f"modalities: {', '.join(info.modalities)}; best epoch: {info.training['best_epoch']}")
+    click.echo(f"reads: {', '.join(info.reads)}; best epoch: {info.training['best_epoch']}")
     imitates = (info.training.get("targets") or {}).get("kind") == "pseudo-labels"
     if imitates:
         click.echo("The figures measure agreement with the teacher's labels, not with people's.")

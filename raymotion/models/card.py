@@ -51,7 +51,8 @@ def model_card(
     first, *others = kind.describe(config["model"], training, inputs, parameters)
     lines += [f"{first} Made by raymotion {training['raymotion']}.", ""]
     lines.append(f"- Reads {kind.reads(inputs)}.")
-    described = [line for own in (*outputs, *(own for own in inputs if own.used)) for line in own.describe()]
+    described = [line for own in outputs for line in own.describe()]
+    described += [line for own in inputs if own.used for line in own.describe()]
     lines += [f"- {line}" for line in (*others, *described)]
     lines += _targets(targets)
     data = training.get("data") or {}

@@ -1,8 +1,8 @@
 """Checkpoints: a folder that opens on any machine, without pickle.
 
     model.safetensors   the weights
-    config.json         kind, shape, inputs, outputs with their vocabularies and scales: what is needed to use the model
-    training.json       where it comes from: settings, seed, data, history; of each output class rates, thresholds, figures
+    config.json         kind, shape, inputs, outputs with vocabulary and scale: what is needed to use the model
+    training.json       where it comes from: settings, seed, data, history; facts and figures of each output
     tokenizer.json      the whole tokenizer, of a model that reads captions
     README.md           the model card, written from training.json
     answers.parquet     what training ended with: predictions for the validation and test samples, by sample_id

@@ -38,30 +38,30 @@ if TYPE_CHECKING:
 
 
 class Training(Protocol):
-    """What a kind is told of the run that it builds a network for.
+    """What a kind is told of the run that it builds a network for."""
 
-    Attributes:
-        data: the samples, with their targets.
-        inputs: as this recipe reads them, by name.
-        outputs: what the network is to say.
-    """
+    @property
+    def data(self) -> TrainingSet:
+        """The samples, with their targets."""
 
-    data: TrainingSet
-    inputs: Mapping[str, Prepared]
-    outputs: Sequence[Output]
+    @property
+    def inputs(self) -> Mapping[str, Prepared]:
+        """As this recipe reads them, by name."""
+
+    @property
+    def outputs(self) -> Sequence[Output]:
+        """What the network is to say."""
 
     def read(self, reader: Reader, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, Pictures]]:
         """Some rows of the streamed input, `size` at a time and unchanged, as a reader reads them."""
 
 
 class Extra(Protocol):
-    """Synthetic training samples, behind all others.
+    """Synthetic training samples, behind all others."""
 
-    Attributes:
-        count: how many.
-    """
-
-    count: int
+    @property
+    def count(self) -> int:
+        """How many."""
 
     def targets(self, output: Output, chosen: np.ndarray) -> dict[str, np.ndarray]:
         """Of some of them, by the names of the output's targets."""

@@ -93,7 +93,9 @@ class Distillation(Settings):
 
 
 class Transfer(Settings):
-    """Layers from another model of the same kind (Yosinski et al., "How transferable are features in deep neural networks?", 2014).
+    """Layers from another model of the same kind.
+
+    Yosinski et al., "How transferable are features in deep neural networks?", 2014.
 
     Attributes:
         source: its checkpoint; shape and tokenizer come from there too.
@@ -176,9 +178,9 @@ class MultiLabelRecipe(TrainRecipe):
     def _distils_something(self) -> Self:
         if self.distillation is not None and not self.data.soft_targets:
             raise ValueError("distillation learns soft targets: set data.soft_targets too")
-        if self.distillation is not None and self.distillation.weight == 1:
-            if self.loss.name != "bce" or self.loss.options.get("label_smoothing"):
-                raise ValueError("the loss is of hard labels, and distillation.weight 1 learns none of them")
+        of_hard = self.loss.name != "bce" or self.loss.options.get("label_smoothing")
+        if self.distillation is not None and self.distillation.weight == 1 and of_hard:
+            raise ValueError("the loss is of hard labels, and distillation.weight 1 learns none of them")
         return self
 
 

@@ -15,8 +15,8 @@ from raymotion.data.images.damage import DamagedPolicy
 from raymotion.data.streams import CONTEXT
 from raymotion.data.views import streams as stream_views
 from raymotion.data.views.streams import View, crop, render_view
-from raymotion.models.vision.backbones import BackboneIdentity
 from raymotion.models.inputs.streams import Stream
+from raymotion.models.vision.backbones import BackboneIdentity
 from raymotion.pipeline.stages import DecodeImages, Failure, Item, image_units, not_finite
 
 if TYPE_CHECKING:

@@ -121,14 +121,14 @@ def make_plan(info: CheckpointInfo, options: Options, *, samples: str | None = N
         elif looking:
             sides = [own.min_side for own in looking if own.min_side is not None]
             first.append(DecodeImages(max(sides) if sides else None, damaged=options.damaged))
-        last = Predict(
-            info.folder, info.fingerprint, type(info.kind), ablation=options.ablation, precision=precision
-        )
+        last = Predict(info.folder, info.fingerprint, type(info.kind), ablation=options.ablation, precision=precision)
         return (*(first or [NoEvidence()]), *(stage for part in parts for stage in part.stages(precision)), last)
 
     notices = [notice for part in parts for notice in part.notices]
     if not any(own.looks_at != "none" for own in inputs):
-        notices.append(f"The model was trained on {_plural(inputs)} alone: it labels from those, and no image was read.")
+        notices.append(
+            f"The model was trained on {_plural(inputs)} alone: it labels from those, and no image was read."
+        )
     elif info.input("captions") is not None and not any(own.name == "captions" for own in inputs):
         notices.append("The model was trained on images alone: it labels from the images, and no caption was read.")
     if options.ablation is not None:

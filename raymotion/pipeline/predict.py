@@ -111,7 +111,7 @@ class Predict:
         rows = np.flatnonzero(usable)
         if not len(rows):
             return
-        chosen = [items[row] for row in rows]
+        chosen = [items[row] for row in rows.tolist()]
         if len(rows) < len(items):
             evidence = {name: own.take(rows) for name, own in evidence.items()}
         predicted = self.model.predict(evidence, batch_size=self.batch_size, precision=self.precision)
@@ -121,7 +121,7 @@ class Predict:
         for own in self.inputs:
             for part, there in evidence[own.name].parts().items():
                 self.tally[part] += int((there & good).sum())
-        for place in np.flatnonzero(good):
+        for place in np.flatnonzero(good).tolist():
             item = chosen[place]
             for name, values in predicted.items():
                 item.output[name] = values[place]

@@ -14,7 +14,6 @@ from raymotion.errors import InputError
 from raymotion.models.checkpoint import CheckpointInfo
 from raymotion.models.outputs.dimensions import Dimensions
 
-
 OPTIONAL = ("boxes", "numbers", "scales")
 
 
@@ -112,14 +111,14 @@ def explain(
     info = model.info
     emotions = [] if info.labels is None else _emotions(info, said)
     numbers = (said if info.labels is None else model.numbers) or {}
-    scales = {
-        name: list(own.scale) for own in info.outputs if isinstance(own, Dimensions) for name in own.names
-    }
+    scales = {name: list(own.scale) for own in info.outputs if isinstance(own, Dimensions) for name in own.names}
     notes = [*model.not_read(image=image is not None, caption=bool(texts)), *model.notes]
     if damage := model.damage or (str(kept[0]) if kept else None):
         notes.insert(0, f"The picture is damaged, and was read as it decodes: {damage}.")
     given = {name: [float(value) for value in box] for name, box in (boxes or {}).items()}
-    return Prediction(str(folder), info.fingerprint, image, texts, emotions, notes, given or None, numbers or None, scales or None)
+    return Prediction(
+        str(folder), info.fingerprint, image, texts, emotions, notes, given or None, numbers or None, scales or None
+    )
 
 
 def _emotions(info: CheckpointInfo, said: Mapping[str, float]) -> list[Emotion]:

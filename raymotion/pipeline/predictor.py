@@ -164,7 +164,7 @@ class Predictor:
         if boxes is not None and len(boxes) != len(own_images):
             raise InputError(f"{len(own_images)} images have boxes for {len(boxes)}")
         items = [
-            Item(self._row(i, texts, (boxes or {})[i] if boxes is not None else None), pixels=image)
+            Item(self._row(i, texts, None if boxes is None else boxes[i]), pixels=image)
             for i, (image, texts) in enumerate(zip(own_images, own_captions, strict=True))
         ]
         first = self._main
@@ -335,8 +335,8 @@ class Predictor:
         items = [Item(row) for row in rows]
         self._run(items, batch_size)
         columns: dict[str, list[Any]] = {
-            "sample_id": [item.row["sample_id"] for item in items], "image_uri": [item.row["image_uri"] for item in items]
-        }  # fmt: skip
+            name: [item.row[name] for item in items] for name in ("sample_id", "image_uri")
+        }
         for own in self.model.outputs:
             names = list(own.vocabulary.labels) if own.vocabulary is not None else list(own.named(np.zeros(own.width)))
             for j, name in enumerate(names):

@@ -100,7 +100,11 @@ def render(
             *((f"Version of {name}", number) for name, number in record["versions"].items()),
         ],
         figures=[
-            (name, CAPTIONS.get(name, TRUE_AGAINST_PREDICTED), "data:image/png;base64," + base64.b64encode(data).decode())
+            (
+                name,
+                CAPTIONS.get(name, TRUE_AGAINST_PREDICTED),
+                "data:image/png;base64," + base64.b64encode(data).decode(),
+            )
             for name, data in figures.items()
         ],
     )

@@ -155,7 +155,10 @@ class Run:
         return measured
 
     def predict(self, split: str) -> dict[str, np.ndarray]:
-        """Decoded values (rows of the split, width) by output, with the weights of the best epoch, which the model has from now on."""
+        """Decoded values (rows of the split, width) by output, with the weights of the best epoch.
+
+        The model has these weights from now on.
+        """
         self.model.load_state_dict(self.best_weights)
         return _predict_split(self.model, self.task, self.loader, split, self.workers)
 

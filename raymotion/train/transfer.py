@@ -34,18 +34,18 @@ from raymotion.learning.paired import paired_map_gain
 from raymotion.learning.significance import Gain
 from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info
 from raymotion.models.checkpoint_files import ANSWERS
-from raymotion.stores.access import Access, current
 from raymotion.models.kind import Kind
 from raymotion.models.outputs.multilabel import HARD
 from raymotion.models.recipe import TrainRecipe, Transfer
 from raymotion.models.registry import of_class
 from raymotion.models.training_set import TrainingSet
-from raymotion.version import __version__
+from raymotion.stores.access import Access, current
 from raymotion.train.fit import REMEDY, fit
 from raymotion.train.pictures import cached_pictures
-from raymotion.train.progress import at_epoch, interval, read_pace
 from raymotion.train.prepare import prepare_data
+from raymotion.train.progress import at_epoch, interval, read_pace
 from raymotion.train.recipe import kind_of
+from raymotion.version import __version__
 
 CONDITIONS = ("scratch", "AnB", "AnB+", "BnB", "BnB+")
 RECORD, RUNS = "finetune.json", "runs"
@@ -197,7 +197,7 @@ def compare(
                 path=a,
                 remedy=f"Give depths from 1 to {len(layers) - 1}.",
             )
-    plain = type(recipe)()
+    plain = type(recipe).model_validate({})
     given = [
         name
         for name in ("model", "image_init", "text_init", "tokenizer", "transfer", "seed")

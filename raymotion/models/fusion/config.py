@@ -121,9 +121,10 @@ class FusionConfig(Settings):
                 remedy="Take another ablation, or another backbone for the stream.",
             )
         if any(self.tokens.values()) and not wants_tokens(self.fusion):
+            others = ", ".join(name for name, own in FUSIONS.items() if own.reads_tokens)
             raise InputError(
                 f"fusion {self.fusion} reads pooled features, not spatial tokens",
-                remedy=f"Spatial tokens are for {', '.join(name for name, own in FUSIONS.items() if own.reads_tokens)}.",
+                remedy=f"Spatial tokens are for {others}.",
             )
         if self.fusion in PUBLISHED and len(self.dims) < len(STREAMS):
             raise InputError(
@@ -133,7 +134,8 @@ class FusionConfig(Settings):
             )
         if FUSIONS[self.fusion].needs_two and len(self.dims) < 2:
             raise InputError(
-                f"fusion {self.fusion} {FUSIONS[self.fusion].needs_two} and there is one stream only ({', '.join(self.dims)})",
+                f"fusion {self.fusion} {FUSIONS[self.fusion].needs_two} and there is one stream only "
+                f"({', '.join(self.dims)})",
                 remedy="Give a second stream, or use fusion simple.",
             )
 

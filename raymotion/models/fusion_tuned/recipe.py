@@ -44,7 +44,8 @@ class FusionTunedRecipe(MultiLabelRecipe):
         tuned_blocks: how many of each backbone's last blocks learn, at `optimiser.backbone_lr`; 0: none.
         tokens: side of the grid of spatial tokens that the head reads in place of pooled features; 0: none.
         init: checkpoint of a fusion head on cached features of the same backbones, to go on from; None: a new head.
-        model: fields of `models.fusion.config.FusionConfig`. With `init` the shape comes from there; dropout may differ.
+        model: fields of `models.fusion.config.FusionConfig`. With `init` the shape comes from there; dropout may
+            differ.
         augmentation: of the training persons: another view in each epoch.
         statistics_samples: training persons that are looked at before the first step for the mean and deviation of
             each feature, by which a new head's inputs are standardised; 0: they stay as they are.

@@ -22,13 +22,11 @@ if TYPE_CHECKING:
 
 
 class Evidence(Protocol):
-    """What n samples hold of one input.
+    """What n samples hold of one input."""
 
-    Attributes:
-        present: bool (n,), which of them hold anything of it.
-    """
-
-    present: np.ndarray
+    @property
+    def present(self) -> np.ndarray:
+        """Bool (n,): which of them hold anything of it."""
 
     def take(self, rows: np.ndarray) -> Evidence:
         """Of some of the samples, by position."""

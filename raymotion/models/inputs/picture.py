@@ -118,7 +118,7 @@ class PictureInput(Input):
     def collect(self, items: Sequence[Any]) -> Arrays:
         there = np.array([self.used and item.pixels is not None for item in items], dtype=bool)
         pixels = np.zeros((len(items), self.size, self.size, 3), np.uint8)
-        for row in np.flatnonzero(there):
+        for row in np.flatnonzero(there).tolist():
             pixels[row] = render(items[row].pixels, self.size)
         if not self.used:
             return Arrays("picture", there, {})

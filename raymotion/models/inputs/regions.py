@@ -49,7 +49,7 @@ class PreparedRegions(Prepared):
 
     def _of(self, rows: np.ndarray) -> _Shown:
         features, mask = self.features.get([self.sample_ids[row] for row in rows])
-        return _Shown("regions", mask.any(axis=1), {"regions": features, "region_mask": mask})
+        return _Shown("regions", np.asarray(mask.any(axis=1)), {"regions": features, "region_mask": mask})
 
     def save(self, folder: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         return {"features": self.features.folder, "sample_ids": self.sample_ids}, {}
@@ -115,7 +115,9 @@ class RegionInput(Input):
     def collect(self, items: Sequence[Any]) -> Arrays:
         own = self.identity
         batch = Regions.stack([item.regions for item in items], own.count, own.dim)
-        return Arrays("regions", batch.mask.any(axis=1), {"regions": batch.features, "region_mask": batch.mask})
+        return Arrays(
+            "regions", np.asarray(batch.mask.any(axis=1)), {"regions": batch.features, "region_mask": batch.mask}
+        )
 
     def release(self, item: Any) -> None:
         item.regions = None

@@ -443,7 +443,8 @@ class CropInput(PersonInput):
                     else "Use samples with boxes (`raymotion data prepare emotic`), or set backbones.body to null.",
                 )
         columns = (table.column(name).to_pylist() for name in ("image_uri", "group_id", "sample_id"))
-        return PreparedCrops(self, *columns, boxes)
+        uris, groups, ids = columns
+        return PreparedCrops(self, uris, groups, ids, boxes)
 
     def load(self, folder: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> PreparedCrops:
         boxes = {name: arrays[f"box_{name}"] for name in BOXED}

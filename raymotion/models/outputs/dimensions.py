@@ -129,7 +129,7 @@ class Dimensions(Output):
                 )
             share = (values - there[0]) / (there[1] - there[0])
             values = np.asarray(low + share * (high - low), dtype=np.float32)
-        return Targets({VALUES: values}, ~np.isnan(values).all(axis=1))
+        return Targets({VALUES: values}, np.asarray(~np.isnan(values).all(axis=1)))
 
     def conversion(self, table: pa.Table, *, where: object = None) -> str | None:
         """A sentence where the values of a table are converted to this scale."""
@@ -137,8 +137,8 @@ class Dimensions(Output):
         if there is None or there == self.scale:
             return None
         return (
-            f"{', '.join(self.names)} are on a scale of {there[0]:g} to {there[1]:g} in the table, and are converted to "
-            f"the model's, {self.scale[0]:g} to {self.scale[1]:g}."
+            f"{', '.join(self.names)} are on a scale of {there[0]:g} to {there[1]:g} in the table, and are converted "
+            f"to the model's, {self.scale[0]:g} to {self.scale[1]:g}."
         )
 
     def require(self, targets: Targets, splits: Mapping[str, np.ndarray], *, where: str) -> None:

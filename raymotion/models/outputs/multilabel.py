@@ -96,7 +96,7 @@ class MultiLabel(Output):
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], *, where: str) -> MultiLabel:
-        vocabulary = Vocabulary.from_dict(value.get("vocabulary"), where=where)
+        vocabulary = Vocabulary.from_dict(value.get("vocabulary") or {}, where=where)
         loss = value.get("loss")
         if not isinstance(loss, dict) or not isinstance(loss.get("name"), str):
             raise InputError(f"the output {value.get('name')} does not say which loss it was trained with", path=where)

@@ -149,7 +149,7 @@ class Student(nn.Module):
 @torch.inference_mode()
 def predict_tokens(
     model: Student,
-    tokens: Sequence[Sequence[int]],
+    tokens: Sequence[Sequence[int] | np.ndarray],
     owners: np.ndarray,
     samples: int,
     images: np.ndarray | None,
@@ -163,7 +163,8 @@ def predict_tokens(
 
     Args:
         tokens, owners: word pieces of each caption, and its sample; each sample has one at least.
-        images, image_mask: (samples, S, S, 3) uint8, as `data.views.pictures.render` gives them, and (samples,) bool; or None.
+        images, image_mask: (samples, S, S, 3) uint8, as `data.views.pictures.render` gives them, and
+            (samples,) bool; or None.
         decode: what makes a prediction of logits.
     """
     was_training = model.training

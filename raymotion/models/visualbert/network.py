@@ -235,7 +235,7 @@ def _resized(source: str, config: TeacherConfig, sizes: Mapping[str, Any]) -> Te
 @torch.inference_mode()
 def predict_tokens(
     model: VisualBertTeacher,
-    tokens: Sequence[Sequence[int]],
+    tokens: Sequence[Sequence[int] | np.ndarray],
     owners: np.ndarray,
     samples: int,
     regions: np.ndarray | None = None,
