@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script and of `jobs/`: the command line, for a process that does nothing else."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with interrupts.handled(debug=wants_debug(arguments)):
-        raymotion(arguments)
+        raymotion(arguments, prog_name="raymotion")
 
 
 if __name__ == "__main__":
