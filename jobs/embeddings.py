@@ -1,4 +1,4 @@
-"""Runs `raymotion features embeddings` on a cluster: `ray job submit -- python jobs/embeddings.py SAMPLES --out DIR ...`."""
+"""Runs `raymotion features embeddings` on a cluster: `ray job submit -- python jobs/embeddings.py SAMPLES ...`."""
 
 from raymotion.cli.submitted import run
 

@@ -1,4 +1,4 @@
-"""Runs `raymotion evaluate` on a cluster: `ray job submit -- python jobs/evaluate.py MODEL SAMPLES --out DIR ...`."""
+"""Runs `raymotion evaluate` on a cluster: `ray job submit -- python jobs/evaluate.py MODEL SAMPLES ...`."""
 
 from raymotion.cli.submitted import run
 

@@ -1,4 +1,4 @@
-"""Runs `raymotion finetune` on a cluster: `ray job submit -- python jobs/finetune.py MODEL --samples SAMPLES --out DIR ...`."""
+"""Runs `raymotion finetune` on a cluster: `ray job submit -- python jobs/finetune.py MODEL ...`."""
 
 from raymotion.cli.submitted import run
 

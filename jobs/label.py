@@ -1,4 +1,4 @@
-"""Runs `raymotion label` on a cluster: `ray job submit -- python jobs/label.py SAMPLES --model MODEL --out DIR ...`."""
+"""Runs `raymotion label` on a cluster: `ray job submit -- python jobs/label.py SAMPLES ...`."""
 
 from raymotion.cli.submitted import run
 

@@ -1,4 +1,4 @@
-"""Runs `raymotion features regions` on a cluster: `ray job submit -- python jobs/regions.py SAMPLES --out DIR ...`."""
+"""Runs `raymotion features regions` on a cluster: `ray job submit -- python jobs/regions.py SAMPLES ...`."""
 
 from raymotion.cli.submitted import run
 

@@ -1,4 +1,4 @@
-"""Runs `raymotion study run` on a cluster: `ray job submit -- python jobs/study.py SPACES --embeddings DIR --out DIR ...`."""
+"""Runs `raymotion study run` on a cluster: `ray job submit -- python jobs/study.py SPACES ...`."""
 
 from raymotion.cli.submitted import run
 

@@ -1,4 +1,4 @@
-"""Runs `raymotion train` on a cluster: `ray job submit -- python jobs/train.py RECIPE --out DIR ...`."""
+"""Runs `raymotion train` on a cluster: `ray job submit -- python jobs/train.py RECIPE ...`."""
 
 from raymotion.cli.submitted import run
 

@@ -10,7 +10,7 @@ from raymotion.cli.options import cluster_option, job_options, settings_options
 
 
 @click.command()
-@click.argument("checkpoint", required=False)
+@click.argument("checkpoint", metavar="[MODEL]", required=False)
 @click.argument("samples", required=False)
 @click.option("--out", metavar="DIR", help="Folder or address of the evaluation.")
 @click.option(
@@ -48,7 +48,7 @@ from raymotion.cli.options import cluster_option, job_options, settings_options
 def evaluate(**options: Any) -> None:
     """Score a checkpoint on the labelled samples of a table.
 
-    CHECKPOINT is a folder that `raymotion train` wrote, SAMPLES a sample table with labels. Every number stands beside
+    MODEL is a checkpoint that `raymotion train` wrote, SAMPLES a sample table with labels. Every number stands beside
     the class prior and the best constant answer, with its 95 % interval. DIR gets evaluation.json, evaluation.html,
     predictions.parquet, per_class.csv and the plots. After any interruption the same command goes on.
 

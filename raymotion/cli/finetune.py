@@ -10,7 +10,7 @@ from raymotion.cli.options import access_options, cluster_option, progress_optio
 
 
 @click.command()
-@click.argument("student", metavar="STUDENT")
+@click.argument("student", metavar="MODEL")
 @click.option("--samples", required=True, metavar="PARQUET", help="Sample table with human labels and splits.")
 @click.option("--out", required=True, metavar="DIR", help="Folder for the table, its plot, and every checkpoint.")
 @click.option(
@@ -59,9 +59,9 @@ def finetune(
     progress: Any,
     address: str | None,
 ) -> None:
-    """Fine-tune STUDENT on human labels in all ways, and compare them over seeds.
+    """Fine-tune a student on human labels in all ways, and compare them over seeds.
 
-    STUDENT (A) was trained on pseudo-labels; --samples (B) were labelled by people. AnB copies the first n layers from
+    MODEL (A) was trained on pseudo-labels; --samples (B) were labelled by people. AnB copies the first n layers from
     A and freezes them, AnB+ fine-tunes them; BnB and BnB+ do the same with a network trained on B (Yosinski et al.
     2014); scratch starts from nothing. The table shows mean and spread over seeds on the test split, beside the class
     prior and the constant answer. The same command goes on where it was interrupted.

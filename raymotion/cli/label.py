@@ -51,7 +51,7 @@ def _policy(options: dict[str, Any]) -> dict[str, Any]:
 @click.command()
 @click.argument("samples", required=False)
 @click.option(
-    "--teacher", metavar="CKPT", help="Checkpoint of a teacher, a student or a fusion head: a folder or an address."
+    "--model", "teacher", metavar="MODEL", help="Checkpoint of a teacher, a student or a fusion head: a folder or address."
 )
 @click.option("--out", metavar="DIR", help="Folder or address of the labelled data set.")
 @click.option(
@@ -80,10 +80,10 @@ def label(**options: Any) -> None:
 
     \b
     Example:
-      raymotion label coco.parquet --teacher teacher/ --out labels/
-      raymotion label s3://bucket/coco.parquet --teacher teacher/ --out s3://bucket/labels \\
+      raymotion label coco.parquet --model teacher/ --out labels/
+      raymotion label s3://bucket/coco.parquet --model teacher/ --out s3://bucket/labels \\
           --policy top-per-class --count 2000 --address auto
-      raymotion label persons.parquet --teacher fusion/ --weights swin=swin.safetensors --out labels/
+      raymotion label persons.parquet --model fusion/ --weights swin=swin.safetensors --out labels/
     """
     from raymotion.batch.labels import LabelSettings
     from raymotion.batch.labels import label as run
