@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ from raymotion.batch.fusion_labels import COLUMNS, plan_fusion, with_vad
 from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job, with_its_access
 from raymotion.batch.progress import ProgressKind
 from raymotion.batch.regions import random_weights_notice
-from raymotion.config import digest_of
+from raymotion.config import Folder, Metavar, digest_of
 from raymotion.data.captions import readable
 from raymotion.data.features import features_digest
 from raymotion.data.parts import complete_job, part_names, running_job
@@ -38,14 +38,20 @@ MANY_UNKNOWN = 0.2
 class LabelSettings(JobSettings):
     """Settings of `raymotion label`."""
 
-    teacher: str = Field(description="checkpoint folder, of a teacher, a student or a fusion head")
-    features: str | None = Field(
-        None, description="folder of a features job (a fusion head: embeddings), instead of extracting in the stream"
+    teacher: Annotated[str, Metavar("MODEL")] = Field(description="checkpoint of the model: a folder or an address")
+    features: Folder | None = Field(
+        None, description="features of `raymotion features`, in place of extracting them in the same stream"
     )
-    weights: tuple[str, ...] = Field(
-        (), description="weights files, where the checkpoint names a file's digest; NAME=FILE for one backbone"
+    weights: tuple[Annotated[str, Metavar("[NAME=]FILE")], ...] = Field(
+        (),
+        description="weights file of the region extractor or the backbones, if the model was trained with one; "
+        "NAME=FILE for one of several backbones (repeatable)",
     )
-    ablation: str | None = Field(None, description="a fusion head: the streams that it may look at")
+    ablation: Annotated[str, Metavar("NAME")] | None = Field(
+        None,
+        description="streams that a model of several may look at: all, context, body, face, face_body, face_context or "
+        "body_context  [default: those that it was trained with]",
+    )
     selection: SelectionPolicy = Field(default_factory=SelectionPolicy)
 
     @field_validator("weights", mode="before")

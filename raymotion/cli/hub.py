@@ -16,9 +16,9 @@ import click
 def push(model: str, target: str, private: bool, revision: str | None, overwrite: bool) -> None:
     """Copy a model to the Hugging Face hub, or to another folder.
 
-    MODEL is a checkpoint: a folder or an address. TARGET is owner/name on the hub, or one of those (a folder below this one: ./models/teacher). The files of
-    the checkpoint are sent, its model card among them, and nothing else. The token comes from HF_TOKEN or from
-    `hf auth login`.
+    MODEL is a checkpoint, a folder or an address. TARGET is owner/name on the hub, or a folder or an address (a folder
+    below this one: ./models/teacher). Only the files of the checkpoint are sent, its model card among them. The token
+    comes from HF_TOKEN or from `hf auth login`.
 
     \b
     Example:

@@ -10,7 +10,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,7 @@ from raymotion.batch.labels import LabelSettings, input_columns, label
 from raymotion.batch.ledger import by_image
 from raymotion.batch.preflight import input_digest, read_record
 from raymotion.batch.progress import ProgressKind
-from raymotion.config import digest_of, require_same_settings
+from raymotion.config import Folder, Metavar, digest_of, require_same_settings
 from raymotion.data.samples import SPLITS, read_samples, targets, vocabulary_of
 from raymotion.errors import Damaged, InputError
 from raymotion.evaluation.measure import ClassResult, Measured, measure
@@ -46,19 +46,27 @@ OTHER_RATES = 0.02
 class EvaluateSettings(JobSettings):
     """Settings of `raymotion evaluate`."""
 
-    checkpoint: str = Field(description="checkpoint folder")
+    checkpoint: Annotated[str, Metavar("MODEL")] = Field(description="checkpoint: a folder or an address")
     split: Literal["train", "val", "test", "all"] | None = Field(
-        None, description="samples to score; default: test where the table names splits, else all"
+        None, description="samples to score  [default: test where the table names splits, else all]"
     )
-    features: str | None = Field(
-        None, description="folder of a features job (a fusion head: embeddings), instead of extracting in the stream"
+    features: Folder | None = Field(
+        None, description="features of `raymotion features`, in place of extracting them in the same stream"
     )
-    weights: tuple[str, ...] = Field((), description="weights files, where the checkpoint names a file's digest")
-    ablation: str | None = Field(None, description="a fusion head: the streams that it may look at")
-    soft: bool = Field(False, description="measure the BCE against the share of annotators")
-    bootstrap: int = Field(1000, ge=0, description="resamples of the intervals")
+    weights: tuple[Annotated[str, Metavar("[NAME=]FILE")], ...] = Field(
+        (),
+        description="weights file of the region extractor or the backbones, if the model was trained with one; "
+        "NAME=FILE for one of several backbones (repeatable)",
+    )
+    ablation: Annotated[str, Metavar("NAME")] | None = Field(
+        None,
+        description="streams that a model of several may look at: all, context, body, face, face_body, face_context or "
+        "body_context  [default: those that it was trained with]",
+    )
+    soft: bool = Field(False, description="measure the BCE against the share of annotators (label_weights)")
+    bootstrap: int = Field(1000, ge=0, description="resamples of the 95 % intervals; 0: none")
     bins: int = Field(BINS, ge=1, le=1000, description="bins of the calibration")
-    seed: int = 0
+    seed: int = Field(0, description="seed of the resamples")
 
     @field_validator("weights", mode="before")
     @classmethod
