@@ -28,6 +28,7 @@ COMMANDS = {
     "export": ("raymotion.cli.label", "export", "Write a labelled data set as csv or COCO-style json."),
     "report": ("raymotion.cli.report", "report", "Show a labelled data set as one HTML page."),
     "audit": ("raymotion.cli.audit", "audit", "Check pseudo-labels against human labels, or against themselves."),
+    "models": ("raymotion.cli.models", "models", "List the kinds of model, their inputs, outputs and losses."),
     "push": ("raymotion.cli.hub", "push", "Copy a checkpoint to the Hugging Face hub, or elsewhere."),
     "pull": ("raymotion.cli.hub", "pull", "Copy a checkpoint from the Hugging Face hub, or from elsewhere."),
     "demo": ("raymotion.cli.demo", "demo", "Run the whole pipeline on small synthetic data."),
