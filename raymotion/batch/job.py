@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from raymotion import interrupts, storage
 from raymotion.batch import ledger, verify
@@ -105,6 +105,30 @@ class JobSettings(Settings):
         At least three may, so that one bad file does not stop a small run; none may if `max_failed` is 0.
         """
         return max(ALWAYS_MAY_FAIL, int(self.max_failed * rows)) if self.max_failed else 0
+
+
+class ModelJobSettings(JobSettings):
+    """Settings of the jobs that run a trained model."""
+
+    features: Folder | None = Field(
+        None, description="features of `raymotion features`, in place of extracting them in the same stream"
+    )
+    weights: tuple[Annotated[str, Metavar("[NAME=]FILE")], ...] = Field(
+        (),
+        description="weights file of the region extractor or the backbones, if the model was trained with one; "
+        "NAME=FILE for one of several backbones (repeatable)",
+    )
+    ablation: Annotated[str, Metavar("NAME")] | None = Field(
+        None,
+        description="streams that a model of several may look at: all, context, body, face, face_body, face_context or "
+        "body_context  [default: those that it was trained with]",
+    )
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        """One file, several, or none."""
+        return () if value is None else (value,) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from raymotion import storage
 from raymotion.batch.choice import choose_globally, judge, read_parts, with_choice
 from raymotion.batch.fusion_labels import COLUMNS, plan_fusion, with_vad
-from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job, with_its_access
+from raymotion.batch.job import JobSpec, JobSummary, ModelJobSettings, resolve_precision, run_job, with_its_access
 from raymotion.batch.progress import ProgressKind
 from raymotion.batch.regions import random_weights_notice
-from raymotion.config import Folder, Metavar, digest_of
+from raymotion.config import Metavar, digest_of
 from raymotion.data.captions import readable
 from raymotion.data.features import features_digest
 from raymotion.data.parts import complete_job, part_names, running_job
@@ -35,30 +35,11 @@ from raymotion.vocabulary import Vocabulary
 MANY_UNKNOWN = 0.2
 
 
-class LabelSettings(JobSettings):
+class LabelSettings(ModelJobSettings):
     """Settings of `raymotion label`."""
 
     teacher: Annotated[str, Metavar("MODEL")] = Field(description="checkpoint of the model: a folder or an address")
-    features: Folder | None = Field(
-        None, description="features of `raymotion features`, in place of extracting them in the same stream"
-    )
-    weights: tuple[Annotated[str, Metavar("[NAME=]FILE")], ...] = Field(
-        (),
-        description="weights file of the region extractor or the backbones, if the model was trained with one; "
-        "NAME=FILE for one of several backbones (repeatable)",
-    )
-    ablation: Annotated[str, Metavar("NAME")] | None = Field(
-        None,
-        description="streams that a model of several may look at: all, context, body, face, face_body, face_context or "
-        "body_context  [default: those that it was trained with]",
-    )
     selection: SelectionPolicy = Field(default_factory=SelectionPolicy)
-
-    @field_validator("weights", mode="before")
-    @classmethod
-    def _several(cls, value: Any) -> Any:
-        """One file, several, or none."""
-        return () if value is None else (value,) if isinstance(value, str) else value
 
 
 class LabelSink:

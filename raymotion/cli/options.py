@@ -72,8 +72,7 @@ def settings_from(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Makes the options of a command from the fields of `model`, and hands it the settings that were given.
 
-    The command takes `settings`, and the values of further options by name. Options of inherited fields come after the
-    class's own.
+    The command takes `settings`, and the values of further options by name. The options that all jobs have come last.
 
     Args:
         part: field that holds settings of its own, whose fields become options beside the others.
@@ -81,8 +80,9 @@ def settings_from(
         without, shape: for `options_from`.
     """
     inner: Any = Settings if part is None else model.model_fields[part].annotation
-    inherited = {name for base in model.__bases__ for name in getattr(base, "model_fields", {})} - {"samples", "out"}
-    own = set(model.model_fields) - inherited
+    root = [base for base in model.__mro__ if issubclass(base, Settings)][-2]  # JobSettings, or `model` itself
+    shared = set(root.model_fields) - {"samples", "out"} if root is not model else set()
+    own = set(model.model_fields) - shared
     shape |= {"required": not file}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -96,7 +96,7 @@ def settings_from(
             command(settings=settings, **options)
 
         return _together(
-            options_from(model, without={*without, *inherited, *([part] if part else [])}, **shape),
+            options_from(model, without={*without, *shared, *([part] if part else [])}, **shape),
             options_from(inner),
             options_from(model, without={*without, *own}, **{**shape, "arguments": ()}),
             *([config_option, set_option] if file else []),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import click
@@ -10,31 +9,8 @@ import click
 from raymotion.cli.options import cluster_option, progress_option, settings_from
 from raymotion.study.settings import StudySettings
 
-# Elsewhere, and imported only when asked for.
-ELSEWHERE = {"report": ("raymotion.cli.study_report", "report", "Show a study as one HTML page.")}
 
-
-class StudyGroup(click.Group):
-    """`run` stands here; the others are imported when they are run."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*super().list_commands(ctx), *ELSEWHERE]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in ELSEWHERE:
-            module, attribute, _ = ELSEWHERE[cmd_name]
-            command = getattr(importlib.import_module(module), attribute)
-            assert isinstance(command, click.Command)
-            return command
-        return super().get_command(ctx, cmd_name)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        own = [(name, command.get_short_help_str(90)) for name, command in self.commands.items()]
-        with formatter.section("Commands"):
-            formatter.write_dl([*own, *((name, line) for name, (_, _, line) in ELSEWHERE.items())])
-
-
-@click.group(cls=StudyGroup)
+@click.group()
 def study() -> None:
     """Search the configurations of the three-stream fusion model, stage by stage.
 
@@ -64,3 +40,36 @@ def run(settings: StudySettings, **where: Any) -> None:
 
     run_study(settings, **where, say=click.echo)
     click.echo(f"wrote {settings.out}; show it: raymotion study report {settings.out}")
+
+
+@study.command()
+@click.argument("folder", metavar="STUDY")
+@click.option(
+    "--out",
+    default="report",
+    show_default=True,
+    metavar="DIR",
+    help="Folder for index.html, the tables as CSV and evaluation_metrics.txt; may be s3://.",
+)
+def report(folder: str, out: str) -> None:
+    """Show a study as one HTML page that opens offline.
+
+    STUDY is the folder that `raymotion study run` wrote; it may still be running. The page has the stages beside those
+    of the public EMOTIC study, every configuration with its seeds, the joint search, learning curves and the final
+    configuration's test scores for each emotion. Beside it: the tables as CSV, and evaluation_metrics.txt as the
+    public study writes it.
+
+    \b
+    Example:
+      raymotion study report study/ --out report/
+      raymotion study report s3://bucket/study --out s3://bucket/report
+    """
+    from raymotion.report.study import write_study_report
+
+    summary = write_study_report(folder, out)
+    click.secho(summary.headline, fg="red" if summary.state == "bad" else None, bold=True)
+    for warning in summary.warnings:
+        click.secho(warning, fg="red", err=True)
+    for line in summary.lines:
+        click.echo(line)
+    click.echo(f"Page: {summary.out}")

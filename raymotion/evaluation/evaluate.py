@@ -16,16 +16,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from raymotion import records, storage
 from raymotion.batch.choice import matrix_of, read_parts
-from raymotion.batch.job import REMEDY, JobSettings, JobSummary, with_its_access
+from raymotion.batch.job import REMEDY, JobSummary, ModelJobSettings, with_its_access
 from raymotion.batch.labels import LabelSettings, input_columns, label
 from raymotion.batch.ledger import by_image
 from raymotion.batch.preflight import input_digest, read_record
 from raymotion.batch.progress import ProgressKind
-from raymotion.config import Folder, Metavar, digest_of, require_same_settings
+from raymotion.config import Metavar, digest_of, require_same_settings
 from raymotion.data.samples import SPLITS, read_samples, targets, vocabulary_of
 from raymotion.errors import Damaged, InputError
 from raymotion.evaluation.measure import ClassResult, Measured, measure
@@ -43,36 +43,17 @@ FORMAT = 1
 OTHER_RATES = 0.02
 
 
-class EvaluateSettings(JobSettings):
+class EvaluateSettings(ModelJobSettings):
     """Settings of `raymotion evaluate`."""
 
     checkpoint: Annotated[str, Metavar("MODEL")] = Field(description="checkpoint: a folder or an address")
     split: Literal["train", "val", "test", "all"] | None = Field(
         None, description="samples to score  [default: test where the table names splits, else all]"
     )
-    features: Folder | None = Field(
-        None, description="features of `raymotion features`, in place of extracting them in the same stream"
-    )
-    weights: tuple[Annotated[str, Metavar("[NAME=]FILE")], ...] = Field(
-        (),
-        description="weights file of the region extractor or the backbones, if the model was trained with one; "
-        "NAME=FILE for one of several backbones (repeatable)",
-    )
-    ablation: Annotated[str, Metavar("NAME")] | None = Field(
-        None,
-        description="streams that a model of several may look at: all, context, body, face, face_body, face_context or "
-        "body_context  [default: those that it was trained with]",
-    )
     soft: bool = Field(False, description="measure the BCE against the share of annotators (label_weights)")
     bootstrap: int = Field(1000, ge=0, description="resamples of the 95 % intervals; 0: none")
     bins: int = Field(BINS, ge=1, le=1000, description="bins of the calibration")
     seed: int = Field(0, description="seed of the resamples")
-
-    @field_validator("weights", mode="before")
-    @classmethod
-    def _several(cls, value: Any) -> Any:
-        """One file, several, or none."""
-        return () if value is None else (value,) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -257,7 +238,7 @@ def _predict(
         require_same_settings({"samples": old["identity"]["input"]}, {"samples": now}, where=out, remedy=REMEDY)
         if _labels_differ(path, choice.table):
             storage.write_table(path, table)  # mended labels need no new predictions
-    shared = {name: getattr(settings, name) for name in JobSettings.model_fields if name not in ("samples", "out")}
+    shared = {name: getattr(settings, name) for name in ModelJobSettings.model_fields if name not in ("samples", "out")}
     policy = {"policy": "threshold"} if info.thresholds is None else {"policy": "class-thresholds"}
     job = LabelSettings.model_validate(
         {
@@ -265,9 +246,6 @@ def _predict(
             "samples": path,
             "out": folder,
             "teacher": settings.checkpoint,
-            "features": settings.features,
-            "weights": settings.weights,
-            "ablation": settings.ablation,
             "selection": policy,
         }
     )
