@@ -36,7 +36,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def command(samples: str, teacher: str, out: Path) -> list[str]:
     script = Path(sys.executable).with_name("raymotion")
-    return [str(script), "label", samples, "--teacher", teacher, "--out", str(out), "--progress", "none"]
+    return [str(script), "label", samples, "--model", teacher, "--out", str(out), "--progress", "none"]
 
 
 def heed_signals() -> None:

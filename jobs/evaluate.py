@@ -1,13 +1,6 @@
-"""`raymotion evaluate` on the cluster that the job was submitted to.
+"""Runs `raymotion evaluate` on a cluster: `ray job submit -- python jobs/evaluate.py MODEL SAMPLES ...`."""
 
-ray job submit -- python jobs/evaluate.py CKPT SAMPLES --out DIR ...
-"""
-
-import os
-import sys
-
-from raymotion.cli.main import main
+from raymotion.cli.submitted import run
 
 if __name__ == "__main__":
-    os.environ.setdefault("RAYMOTION_ADDRESS", "auto")
-    main(["evaluate", "--progress", "lines", *sys.argv[1:]])
+    run("evaluate")

@@ -1,12 +1,6 @@
-"""Entry point for a cluster: `ray job submit -- python jobs/finetune.py STUDENT ...` is `raymotion finetune` there."""
+"""Runs `raymotion finetune` on a cluster: `ray job submit -- python jobs/finetune.py MODEL ...`."""
 
-from __future__ import annotations
-
-import os
-import sys
-
-from raymotion.cli.main import main
+from raymotion.cli.submitted import run
 
 if __name__ == "__main__":
-    os.environ.setdefault("RAYMOTION_ADDRESS", "auto")
-    main(["finetune", "--progress", "lines", *sys.argv[1:]])
+    run("finetune")

@@ -1,13 +1,6 @@
-"""`raymotion label` on the cluster that the job was submitted to.
+"""Runs `raymotion label` on a cluster: `ray job submit -- python jobs/label.py SAMPLES ...`."""
 
-ray job submit -- python jobs/label.py SAMPLES --out DIR ...
-"""
-
-import os
-import sys
-
-from raymotion.cli.main import main
+from raymotion.cli.submitted import run
 
 if __name__ == "__main__":
-    os.environ.setdefault("RAYMOTION_ADDRESS", "auto")
-    main(["label", "--progress", "lines", *sys.argv[1:]])
+    run("label")

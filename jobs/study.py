@@ -1,12 +1,6 @@
-"""Entry point for a cluster: `ray job submit -- python jobs/study.py SPACES --out DIR` runs `raymotion study run`."""
+"""Runs `raymotion study run` on a cluster: `ray job submit -- python jobs/study.py SPACES ...`."""
 
-from __future__ import annotations
-
-import os
-import sys
-
-from raymotion.cli.main import main
+from raymotion.cli.submitted import run
 
 if __name__ == "__main__":
-    os.environ.setdefault("RAYMOTION_ADDRESS", "auto")
-    main(["study", "run", "--progress", "lines", *sys.argv[1:]])
+    run("study", "run")

@@ -1,12 +1,6 @@
-"""Entry point for a cluster: `ray job submit -- python jobs/train.py RECIPE --out DIR` is `raymotion train` there."""
+"""Runs `raymotion train` on a cluster: `ray job submit -- python jobs/train.py RECIPE ...`."""
 
-from __future__ import annotations
-
-import os
-import sys
-
-from raymotion.cli.main import main
+from raymotion.cli.submitted import run
 
 if __name__ == "__main__":
-    os.environ.setdefault("RAYMOTION_ADDRESS", "auto")
-    main(["train", "--progress", "lines", *sys.argv[1:]])
+    run("train")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Container, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -27,6 +27,13 @@ class Settings(BaseModel):
         """16 hex digits that change when any setting changes, those named in `without` excepted."""
         return digest_of(self.model_dump(mode="json", exclude=set(without)))
 
+
+class Metavar(str):
+    """Stands for a setting's value in the help of its command: `Annotated[float, Metavar("SECONDS")]`."""
+
+
+File = Annotated[str, Metavar("FILE")]
+Folder = Annotated[str, Metavar("FOLDER")]
 
 S = TypeVar("S", bound=Settings)
 

@@ -90,9 +90,9 @@ def test_the_command_line_imports_nothing_heavy_before_it_is_used(path):
 
 
 @pytest.mark.parametrize("path", JOBS, ids=ids)
-def test_jobs_are_thin(path):
-    assert len(path.read_text().splitlines()) <= 40
-    assert any(name.startswith("raymotion") for name, _ in imported(path))
+def test_jobs_are_one_call(path):
+    assert len(path.read_text().splitlines()) <= 6
+    assert [name for name, _ in imported(path)] == ["raymotion.cli.submitted.run"]
 
 
 @pytest.mark.parametrize("path", MODULES + JOBS + BENCHMARKS, ids=ids)

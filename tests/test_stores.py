@@ -126,7 +126,7 @@ class TestAStoreThatFails:
             "raymotion.pipeline.prediction.explain", lambda *_, **__: seen.append(access.current()) or 1 / 0
         )
         monkeypatch.delenv(access.PATIENCE, raising=False)
-        runner("predict", "--caption", "x", "--model", tmp_path, "--store-patience", "7", "--allow-http")
+        runner("predict", tmp_path, "--caption", "x", "--store-patience", "7", "--allow-http")
         assert seen == [access.Access(7.0, True)]
         assert access.current() == access.Access(120.0, False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ from raymotion import storage
 from raymotion.batch import ledger
 from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job, with_its_access
 from raymotion.batch.progress import ProgressKind
+from raymotion.config import Metavar
 from raymotion.data.embedding_layout import AUGMENTED_SPLIT, EmbeddingLayout, stored_rows
 from raymotion.data.parts import running_job
 from raymotion.data.provenance import BOXES
@@ -29,25 +30,41 @@ from raymotion.pipeline.stages import Item, Stage, image_units, made_from
 STUDY_TOKENS = 2
 # Features of one shard, at most, in the memory of a worker (twice, while they are written).
 SHARD_BYTES = 128 << 20
+Backbone = Annotated[str, Metavar("BACKBONE")]
 COLUMNS = ("group_id", "body_box", "face_box", "split")
 
 
 class EmbeddingSettings(JobSettings):
     """Settings of `raymotion features embeddings`.
 
-    `backbone_weights` and `size` hold what stands on the command line: `random:0` for all backbones, or
-    `swin=weights.safetensors` for one; a later one for the same backbone wins.
+    `backbone_weights` and `size` hold `random:0` for all backbones, or `swin=weights.safetensors` for one; of two
+    values for the same backbone the later wins.
     """
 
-    context: tuple[str, ...] = Field((), description="backbones of the whole picture")
-    body: tuple[str, ...] = Field((), description="backbones of the body's crop")
-    face: tuple[str, ...] = Field((), description="backbones of the face's crop")
-    augment: tuple[Literal["basic", "full"], ...] = Field((), description="levels, besides none, for the train split")
-    views: int = Field(4, ge=1, description="views of each level but none")
-    tokens: int = Field(0, ge=0, description="side of the grid of spatial tokens; 0: none")
-    backbone_weights: tuple[str, ...] = Field((), description="WHAT for all or NAME=WHAT for one; see `identify`")
-    size: tuple[str, ...] = Field((), description="pixels a side, for all or NAME=PIXELS for one")
-    seed: int = Field(0, description="of the views")
+    context: tuple[Backbone, ...] = Field((), description="backbone of the whole picture (repeatable)")
+    body: tuple[Backbone, ...] = Field((), description="backbone of the body's crop (repeatable)")
+    face: tuple[Backbone, ...] = Field((), description="backbone of the face's crop (repeatable)")
+    augment: tuple[Literal["basic", "full"], ...] = Field(
+        (), description="level of augmentation, besides none, for the split train (repeatable)  [default: none alone]"
+    )
+    views: int = Field(4, ge=1, description="views of each level of augmentation")
+    tokens: int = Field(
+        0,
+        ge=0,
+        description="side G of a grid of G x G spatial tokens, for attention fusion; 0: pooled features alone  "
+        "[default: 0; with --study 2 where its spaces use tokens]",
+    )
+    backbone_weights: tuple[Annotated[str, Metavar("[NAME=]WHAT")], ...] = Field(
+        (),
+        description="'default' (timm's published weights), a state dict (.safetensors, .pth), a hub id, or "
+        "'random:SEED'; for all backbones, or for NAME (repeatable)  [default: default]",
+    )
+    size: tuple[Annotated[str, Metavar("[NAME=]PIXELS")], ...] = Field(
+        (),
+        description="side of the square that backbones read, for all or for NAME (repeatable)  [default: each one's "
+        "own]",
+    )
+    seed: int = Field(0, description="seed of the augmented views")
 
     @field_validator("backbone_weights", "size", mode="before")
     @classmethod

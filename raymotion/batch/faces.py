@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +18,7 @@ from pydantic import Field
 from raymotion import storage
 from raymotion.batch.job import JobSettings, JobSpec, run_job, with_its_access
 from raymotion.batch.progress import ProgressKind
+from raymotion.config import File, Metavar
 from raymotion.data.faces.assign import MIN_SIDE, find_faces
 from raymotion.data.faces.detectors import DetectorIdentity, FaceDetector, build, identify
 from raymotion.data.provenance import MADE_FROM
@@ -40,12 +42,24 @@ FOUND = pa.schema(
 class FaceSettings(JobSettings):
     """Settings of `raymotion data faces`."""
 
-    out: str = Field(description="sample table to write")
-    detector: str = Field("cascade", description="name of the detector")
-    weights: str | None = Field(None, description="file of the detector's weights, if it needs one")
-    min_score: float | None = Field(None, ge=0, le=1, description="faces of less are left out")
-    min_side: float = Field(MIN_SIDE, ge=1, description="pixels; smaller faces are left out")
-    overwrite_boxes: bool = Field(False, description="search for all, and forget the boxes that are there")
+    out: File = Field(description="sample table to write (Parquet; local path or s3://)")
+    detector: Annotated[str, Metavar("NAME")] = Field(
+        "cascade",
+        description="face detector: cascade (OpenCV's Haar cascades, which come with it: upright faces, from the front "
+        "or the side) or yunet (a small network; needs --weights)",
+    )
+    weights: File | None = Field(
+        None, description="weights of yunet: face_detection_yunet_2023mar.onnx (local path or s3://)"
+    )
+    min_score: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="leave out faces of a lower score. A lower one finds more faces, and more that are none  [default: "
+        "0.7 for cascade, 0.6 for yunet]",
+    )
+    min_side: Annotated[float, Metavar("PIXELS")] = Field(MIN_SIDE, ge=1, description="leave smaller faces out")
+    overwrite_boxes: bool = Field(False, description="search for the faces of all samples, and drop their face boxes")
     # Detectors run on the CPU: a GPU would only be kept from others.
     gpus_per_worker: float | None = Field(0, ge=0)
 

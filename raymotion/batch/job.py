@@ -13,10 +13,10 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from raymotion import interrupts, storage
 from raymotion.batch import ledger, verify
@@ -35,7 +35,7 @@ from raymotion.batch.preflight import (
 from raymotion.batch.progress import Progress, ProgressKind
 from raymotion.batch.quiet import quiet_ray_data, without_noise
 from raymotion.batch.worker import ShardWorker, Sink, WorkerPlan
-from raymotion.config import Settings, digest_of, require_same_settings
+from raymotion.config import File, Folder, Metavar, Settings, digest_of, require_same_settings
 from raymotion.data.images.damage import DamagedPolicy
 from raymotion.data.parts import write_job
 from raymotion.data.samples import read_samples
@@ -55,26 +55,49 @@ REMEDY = "Use the same settings to go on, or a fresh output folder."
 class JobSettings(Settings):
     """Settings that every batch job has. Those under "placement" do not change what is written."""
 
-    samples: str = Field(description="sample table")
-    out: str = Field(description="output folder")
-    batch_size: int | None = Field(None, ge=1, description="images that go through the model together")
-    shard_rows: int | None = Field(None, ge=1, description="rows of a shard, the unit of commit")
-    precision: Literal["float32", "bfloat16", "float16"] | None = None
+    samples: File = Field(description="sample table of `raymotion data prepare`")
+    out: Folder = Field(description="folder or address to write to")
+    batch_size: int | None = Field(None, ge=1, description="images of a forward pass  [default: 16 on a GPU, else 2]")
+    shard_rows: int | None = Field(
+        None, ge=1, description="rows of a shard, the unit of commit  [default: by size, 8-256]"
+    )
+    precision: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="precision of the region extractor  [default: bfloat16 on a GPU, else float32]"
+    )
     damaged: DamagedPolicy = Field(
-        "quarantine", description="a picture that decodes, but not to what was stored: quarantine or keep"
+        "quarantine",
+        description="a picture that decodes, but not to what was stored (bytes lost or overwritten): put its row in "
+        "quarantine, or keep what the decoder makes of it, and count it",
     )
     # placement
-    workers: int | None = Field(None, ge=1)
-    cpus_per_worker: float | None = Field(None, gt=0)
-    gpus_per_worker: float | None = Field(None, ge=0)
-    decode_threads: int | None = Field(None, ge=0)
-    verify: bool = Field(False, description="compare the digests of all committed files, not their sizes and footers")
-    autoscale: bool = Field(False, description="the cluster starts nodes for actors that wait")
-    allow_http: bool | None = Field(None, description="read pictures at http:// and https:// addresses")
-    store_patience: float | None = Field(
-        None, ge=0, le=1e6, description="seconds for which a failing store is asked again"
+    workers: int | None = Field(None, ge=1, description="actors  [default: as many as fit]")
+    cpus_per_worker: float | None = Field(
+        None, gt=0, description="CPUs of an actor  [default: 1; with a GPU its share, up to 8]"
     )
-    max_failed: float = Field(0.05, ge=0, le=1, description="share of rows that may fail before the run stops")
+    gpus_per_worker: float | None = Field(None, ge=0, description="GPUs of an actor  [default: 1 where there are any]")
+    decode_threads: int | None = Field(
+        None,
+        ge=0,
+        description="threads that decode ahead of the model; 0: decode and predict in turn  [default: a GPU worker's "
+        "CPUs, else 0]",
+    )
+    verify: bool = Field(
+        False,
+        description="read all committed files and compare their digests; damaged shards are redone. Without it, sizes "
+        "and footers are compared now, and digests once, before the job counts as complete",
+    )
+    autoscale: bool = Field(
+        False, description="let the cluster start nodes for actors that wait, however many; needs --workers"
+    )
+    allow_http: bool | None = Field(
+        None, description="read http:// and https:// addresses, within limits of time, bytes and redirects"
+    )
+    store_patience: Annotated[float, Metavar("SECONDS")] | None = Field(
+        None, ge=0, le=1e6, description="how long requests are retried while an object store fails  [default: 120]"
+    )
+    max_failed: float = Field(
+        0.05, ge=0, le=1, description="share of rows that may fail; at least 3 rows may, unless it is 0"
+    )
 
     def rows_that_may_fail(self, rows: int) -> int:
         """How many of `rows` may fail.
@@ -82,6 +105,30 @@ class JobSettings(Settings):
         At least three may, so that one bad file does not stop a small run; none may if `max_failed` is 0.
         """
         return max(ALWAYS_MAY_FAIL, int(self.max_failed * rows)) if self.max_failed else 0
+
+
+class ModelJobSettings(JobSettings):
+    """Settings of the jobs that run a trained model."""
+
+    features: Folder | None = Field(
+        None, description="features of `raymotion features`, in place of extracting them in the same stream"
+    )
+    weights: tuple[Annotated[str, Metavar("[NAME=]FILE")], ...] = Field(
+        (),
+        description="weights file of the region extractor or the backbones, if the model was trained with one; "
+        "NAME=FILE for one of several backbones (repeatable)",
+    )
+    ablation: Annotated[str, Metavar("NAME")] | None = Field(
+        None,
+        description="streams that a model of several may look at: all, context, body, face, face_body, face_context or "
+        "body_context  [default: those that it was trained with]",
+    )
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        """One file, several, or none."""
+        return () if value is None else (value,) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from raymotion.batch import ledger
 from raymotion.batch.choice import choose_globally, judge, read_parts, with_choice
-from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job, with_its_access
+from raymotion.batch.job import JobSpec, JobSummary, ModelJobSettings, resolve_precision, run_job, with_its_access
 from raymotion.batch.progress import ProgressKind
-from raymotion.config import digest_of
+from raymotion.config import Metavar, digest_of
 from raymotion.data.captions import readable
 from raymotion.data.parts import running_job
 from raymotion.data.provenance import MADE_FROM
@@ -30,25 +30,11 @@ from raymotion.pipeline.stages import Item, Stage, made_from
 MANY_UNKNOWN = 0.2
 
 
-class LabelSettings(JobSettings):
+class LabelSettings(ModelJobSettings):
     """Settings of `raymotion label`."""
 
-    teacher: str = Field(description="checkpoint folder")
-    features: str | None = Field(
-        None,
-        description="folder of a finished features job, regions or embeddings, instead of extracting in the stream",
-    )
-    weights: tuple[str, ...] = Field(
-        (), description="weights files, where the checkpoint names a file's digest; NAME=FILE for one backbone"
-    )
-    ablation: str | None = Field(None, description="of a model that looks at persons: the streams that it may look at")
+    teacher: Annotated[str, Metavar("MODEL")] = Field(description="checkpoint of the model: a folder or an address")
     selection: SelectionPolicy = Field(default_factory=SelectionPolicy)
-
-    @field_validator("weights", mode="before")
-    @classmethod
-    def _several(cls, value: Any) -> Any:
-        """One file, several, or none."""
-        return () if value is None else (value,) if isinstance(value, str) else value
 
 
 class LabelSink:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ from pydantic import Field
 
 from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job, with_its_access
 from raymotion.batch.progress import ProgressKind
+from raymotion.config import Metavar
 from raymotion.data.provenance import MADE_FROM
 from raymotion.models.inputs.regions import random_weights_notice
 from raymotion.models.vision.regions import ExtractorIdentity, Regions, architecture, identify, locate
@@ -20,8 +22,16 @@ from raymotion.pipeline.stages import DecodeImages, ExtractRegions, Item, Stage,
 class RegionSettings(JobSettings):
     """Settings of `raymotion features regions`."""
 
-    extractor: str = Field("fasterrcnn_resnet50_fpn_v2", description="name of the detector")
-    weights: str = Field("default", description="'default', 'random:SEED', a path or a hub id: see `identify`")
+    extractor: Annotated[str, Metavar("NAME")] = Field(
+        "fasterrcnn_resnet50_fpn_v2",
+        description="detector: frcnn-vg-r101-c4 (VisualBERT's, 2,048 numbers a region), fasterrcnn_resnet50_fpn_v2, "
+        "fasterrcnn_resnet50_fpn, fasterrcnn_mobilenet_v3_large_fpn or fasterrcnn_mobilenet_v3_large_320_fpn (1,024)",
+    )
+    weights: str = Field(
+        "default",
+        description="its weights: 'default' (the published ones), a state dict (.safetensors, .pth), or 'random:SEED'; "
+        "for frcnn-vg-r101-c4 also a folder with config.yaml and pytorch_model.bin, or a hub id (OWNER/NAME)",
+    )
     count: int = Field(36, ge=1, description="regions per image")
 
 

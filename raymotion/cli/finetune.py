@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from raymotion.cli.options import access_options, cluster_option, progress_option
+from raymotion.cli.options import access_options, cluster_option, progress_option, set_option
 
 
 @click.command()
-@click.argument("student", metavar="STUDENT")
+@click.argument("model")
 @click.option("--samples", required=True, metavar="PARQUET", help="Sample table with human labels and splits.")
 @click.option("--out", required=True, metavar="DIR", help="Folder for the table, its plot, and every checkpoint.")
 @click.option(
@@ -42,12 +42,12 @@ from raymotion.cli.options import access_options, cluster_option, progress_optio
     is_flag=True,
     help="One run after the other, in this process.  [default: one for each CPU at once]",
 )
-@click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Override one setting (repeatable).")
+@set_option
 @access_options
 @progress_option
 @cluster_option
 def finetune(
-    student: str,
+    model: str,
     samples: str,
     out: str,
     recipe: str,
@@ -59,12 +59,12 @@ def finetune(
     progress: Any,
     address: str | None,
 ) -> None:
-    """Fine-tune STUDENT on human labels in all ways, and compare them over seeds.
+    """Fine-tune a student on human labels in all ways, and compare them over seeds.
 
-    STUDENT (A) was trained on pseudo-labels; --samples (B) were labelled by people. AnB copies the first n layers from
-    A and freezes them, AnB+ fine-tunes them; BnB and BnB+ do the same with a network trained on B (Yosinski et al.
-    2014); scratch starts from nothing. The table shows mean and spread over seeds on the test split, beside the class
-    prior and the constant answer. The same command goes on where it was interrupted.
+    MODEL (A) is a student that was trained on pseudo-labels; --samples (B) were labelled by people. AnB copies the
+    first n layers from A and freezes them, AnB+ fine-tunes them; BnB and BnB+ do the same with a network trained on B
+    (Yosinski et al. 2014); scratch starts from nothing. The table shows mean and spread over seeds on the test split,
+    beside the class prior and the constant answer. The same command goes on where it was interrupted.
 
     \b
     Examples:
@@ -82,11 +82,11 @@ def finetune(
     from raymotion.train.source import doubts_about
     from raymotion.train.transfer import CONDITIONS, compare
 
-    for warning in doubts_about(read_checkpoint_info(student).training.get("targets") or {}):
-        click.secho(f"warning: {student}: {warning}", fg="red", err=True)
+    for warning in doubts_about(read_checkpoint_info(model).training.get("targets") or {}):
+        click.secho(f"warning: {model}: {warning}", fg="red", err=True)
     result = compare(
         settings,
-        student,
+        model,
         out,
         depths=depths,
         seeds=range(seeds),

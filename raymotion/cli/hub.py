@@ -6,19 +6,19 @@ import click
 
 
 @click.command()
-@click.argument("checkpoint", metavar="CKPT")
+@click.argument("model")
 @click.argument("target")
 @click.option("--private", is_flag=True, help="Make the repository a private one.")
 @click.option(
     "--revision", metavar="BRANCH", help="Branch of the repository, made if it is not there.  [default: main]"
 )
 @click.option("--overwrite", is_flag=True, help="Replace another checkpoint in the folder TARGET.")
-def push(checkpoint: str, target: str, private: bool, revision: str | None, overwrite: bool) -> None:
-    """Copy a checkpoint to the Hugging Face hub, or to another folder.
+def push(model: str, target: str, private: bool, revision: str | None, overwrite: bool) -> None:
+    """Copy a model to the Hugging Face hub, or to another folder.
 
-    TARGET is owner/name on the hub, or a folder or an address (a folder below this one: ./models/teacher). The files of
-    the checkpoint are sent, its model card among them, and nothing else. The token comes from HF_TOKEN or from
-    `hf auth login`.
+    MODEL is a checkpoint, a folder or an address. TARGET is owner/name on the hub, or a folder or an address (a folder
+    below this one: ./models/teacher). Only the files of the checkpoint are sent, its model card among them. The token
+    comes from HF_TOKEN or from `hf auth login`.
 
     \b
     Example:
@@ -27,7 +27,7 @@ def push(checkpoint: str, target: str, private: bool, revision: str | None, over
     """
     from raymotion.models.hub import push as run
 
-    done = run(checkpoint, target, private=private, revision=revision, overwrite=overwrite)
+    done = run(model, target, private=private, revision=revision, overwrite=overwrite)
     click.echo(f"{done.info.kind.name} {done.info.fingerprint} -> {done.target}")
 
 
@@ -51,4 +51,4 @@ def pull(source: str, out: str, revision: str | None, overwrite: bool) -> None:
 
     done = run(source, out, revision=revision, overwrite=overwrite)
     click.echo(f"{done.info.kind.name} {done.info.fingerprint} -> {done.target}")
-    click.echo(f'next: raymotion predict --caption "A man laughs." --model {done.target}')
+    click.echo(f'next: raymotion predict {done.target} --caption "A man laughs."')

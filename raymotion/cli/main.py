@@ -28,6 +28,7 @@ COMMANDS = {
     "export": ("raymotion.cli.label", "export", "Write a labelled data set as csv or COCO-style json."),
     "report": ("raymotion.cli.report", "report", "Show a labelled data set as one HTML page."),
     "audit": ("raymotion.cli.audit", "audit", "Check pseudo-labels against human labels, or against themselves."),
+    "models": ("raymotion.cli.models", "models", "List the kinds of model, their inputs, outputs and losses."),
     "push": ("raymotion.cli.hub", "push", "Copy a checkpoint to the Hugging Face hub, or elsewhere."),
     "pull": ("raymotion.cli.hub", "pull", "Copy a checkpoint from the Hugging Face hub, or from elsewhere."),
     "demo": ("raymotion.cli.demo", "demo", "Run the whole pipeline on small synthetic data."),
@@ -126,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script and of `jobs/`: the command line, for a process that does nothing else."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with interrupts.handled(debug=wants_debug(arguments)):
-        raymotion(arguments)
+        raymotion(arguments, prog_name="raymotion")
 
 
 if __name__ == "__main__":

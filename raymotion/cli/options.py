@@ -1,67 +1,53 @@
-"""Options that several commands share."""
+"""Options that several commands share, and commands whose options are the fields of their settings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import click
 
+from raymotion.cli.settings_options import options_from
+from raymotion.config import Settings, load_settings
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def settings_options(command: F) -> F:
-    """`--config FILE` and `--set name=value`, for every command whose settings are a typed object."""
-    command = click.option(
-        "--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Override one setting (repeatable)."
-    )(command)
-    return click.option("--config", "config_file", metavar="YAML", help="Settings file; options override it.")(command)
+def _together(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """One decorator for several options, which the help shows in this order."""
+    return lambda command: functools.reduce(lambda inner, option: option(inner), reversed(options), command)
 
 
-def cluster_option(command: F) -> F:
-    """`--address`, for every command that runs on Ray."""
-    return click.option(
-        "--address",
-        metavar="ADDRESS",
-        envvar="RAYMOTION_ADDRESS",
-        help="Ray cluster to use: host:port, ray://host:port, or auto. Default: start one on this machine.",
-    )(command)
-
-
-def _set_access(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+def _set_access(context: click.Context, parameter: click.Parameter, value: Any) -> None:
     """Keeps the answer in the environment, where this process and those that it starts find it, for this command."""
     from raymotion.stores import access
 
     if value is not None:
         chosen: dict[str, Any] = {"allow_http": value} if parameter.name == "allow_http" else {"patience": value}
         context.with_resource(access.using(**chosen))
-    return value
 
 
-def _access_options(command: F, *, expose_value: bool) -> F:
-    command = click.option(
-        "--store-patience",
-        type=click.FloatRange(0, max=1e6),
-        metavar="SECONDS",
-        expose_value=expose_value,
-        callback=_set_access,
-        help="How long requests are retried while an object store fails.  [default: 120]",
-    )(command)
-    return click.option(
+# What may be read from outside, and how long a store is waited for: of every command that reads pictures. The settings
+# of a batch job have both.
+access_options = _together(
+    click.option(
         "--allow-http",
         is_flag=True,
         default=None,
-        expose_value=expose_value,
+        expose_value=False,
         callback=_set_access,
         help="Read http:// and https:// addresses, within limits of time, bytes and redirects.",
-    )(command)
-
-
-def access_options(command: F) -> F:
-    """What may be read from outside, and how long a store is waited for: of every command that reads pictures."""
-    return _access_options(command, expose_value=False)
-
-
+    ),
+    click.option(
+        "--store-patience",
+        type=click.FloatRange(0, max=1e6),
+        metavar="SECONDS",
+        expose_value=False,
+        callback=_set_access,
+        help="How long requests are retried while an object store fails.  [default: 120]",
+    ),
+)
 progress_option = click.option(
     "--progress",
     type=click.Choice(["auto", "bar", "lines", "none"]),
@@ -69,69 +55,51 @@ progress_option = click.option(
     show_default=True,
     help="auto: a bar on a terminal, nothing elsewhere. lines: one every 30 s, for logs.",
 )
+cluster_option = click.option(
+    "--address",
+    metavar="ADDRESS",
+    envvar="RAYMOTION_ADDRESS",
+    help="Ray cluster to use: host:port, ray://host:port, or auto. Default: start one on this machine.",
+)
+set_option = click.option(
+    "--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Override one setting (repeatable)."
+)
+config_option = click.option("--config", metavar="YAML", help="Settings file; options override it.")
 
 
-def job_options(command: F) -> F:
-    """Options of every batch job; None stands for "not given", so that a settings file can say it."""
-    command = _access_options(command, expose_value=True)  # settings too: what is given here beats the file
-    for option in reversed(
-        (
-            click.option(
-                "--batch-size", type=click.IntRange(1), help="Images a forward pass.  [default: 16 on a GPU, else 2]"
-            ),
-            click.option(
-                "--shard-rows",
-                type=click.IntRange(1),
-                help="Rows of a shard, the unit of commit.  [default: by size, 8-256]",
-            ),
-            click.option(
-                "--precision",
-                type=click.Choice(["float32", "bfloat16", "float16"]),
-                help="Of the region extractor.  [default: bfloat16 on a GPU, else float32]",
-            ),
-            click.option("--workers", type=click.IntRange(1), help="Actors.  [default: as many as fit]"),
-            click.option(
-                "--cpus-per-worker",
-                type=click.FloatRange(0, min_open=True),
-                help="CPUs of an actor.  [default: 1; with a GPU its share, up to 8]",
-            ),
-            click.option(
-                "--gpus-per-worker",
-                type=click.FloatRange(0),
-                help="GPUs of an actor.  [default: 1 where there are any]",
-            ),
-            click.option(
-                "--decode-threads",
-                type=click.IntRange(0),
-                help="Threads that decode ahead of the model; 0: in turn with it.  "
-                "[default: a GPU worker's CPUs, else 0]",
-            ),
-            click.option(
-                "--autoscale",
-                is_flag=True,
-                default=None,
-                help="The cluster starts nodes for actors that wait: refuse no plan for want of room. Needs --workers.",
-            ),
-            click.option(
-                "--verify",
-                is_flag=True,
-                default=None,
-                help="Read all files that were committed and compare their digests; damaged shards are "
-                "redone. Without it: sizes and footers now, digests once before the job counts as complete.",
-            ),
-            click.option(
-                "--max-failed",
-                type=click.FloatRange(0, 1),
-                help="Share of rows that may fail; 3 always may, unless it is 0.  [default: 0.05]",
-            ),
-            click.option(
-                "--damaged",
-                type=click.Choice(["quarantine", "keep"]),
-                help="A picture that decodes, but not to what was stored (bytes lost or overwritten): put its row in "
-                "quarantine, or keep what the decoder makes of it, and count it.  [default: quarantine]",
-            ),
-            progress_option,
-        )
-    ):
-        command = option(command)
-    return command
+def settings_from(
+    model: type[Settings], *, part: str | None = None, file: bool = True, without: Collection[str] = (), **shape: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes the options of a command from the fields of `model`, and hands it the settings that were given.
+
+    The command takes `settings`, and the values of further options by name. The options that all jobs have come last.
+
+    Args:
+        part: field that holds settings of its own, whose fields become options beside the others.
+        file: adds `--config` and `--set`. What is missing then is told by `load_settings`, since a file may hold it.
+        without, shape: for `options_from`.
+    """
+    inner: Any = Settings if part is None else model.model_fields[part].annotation
+    root = [base for base in model.__mro__ if issubclass(base, Settings)][-2]  # JobSettings, or `model` itself
+    shared = set(root.model_fields) - {"samples", "out"} if root is not model else set()
+    own = set(model.model_fields) - shared
+    shape |= {"required": not file}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(config: str | None = None, assignments: Sequence[str] = (), **options: Any) -> None:
+            given = {name: options.pop(name) for name in model.model_fields if name in options}
+            if part is not None:
+                values = {name: options.pop(name) for name in inner.model_fields}
+                given[part] = {name: value for name, value in values.items() if value is not None}
+            settings = load_settings(model, file=config, options=given, assignments=assignments)
+            command(settings=settings, **options)
+
+        return _together(
+            options_from(model, without={*without, *shared, *([part] if part else [])}, **shape),
+            options_from(inner),
+            options_from(model, without={*without, *own}, **{**shape, "arguments": ()}),
+            *([config_option, set_option] if file else []),
+        )(run)
+
+    return decorate

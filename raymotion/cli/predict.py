@@ -10,9 +10,9 @@ from raymotion.cli.options import access_options
 
 
 @click.command()
+@click.argument("model")
 @click.argument("image", required=False)
 @click.option("--caption", "captions", multiple=True, metavar="TEXT", help="A caption of the image (repeatable).")
-@click.option("--model", required=True, metavar="CKPT", help="Checkpoint: a folder or an address.")
 @click.option(
     "--body-box", metavar="X1,Y1,X2,Y2", help="A fusion head: where the person is, in pixels. Default: context alone."
 )
@@ -39,9 +39,9 @@ from raymotion.cli.options import access_options
 @click.option("--device", default="cpu", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1 ...")
 @access_options
 def predict(
+    model: str,
     image: str | None,
     captions: tuple[str, ...],
-    model: str,
     body_box: str | None,
     face_box: str | None,
     weights: tuple[str, ...],
@@ -53,14 +53,15 @@ def predict(
 ) -> None:
     """Emotions of one image and its caption, beside how often the model saw each in training.
 
-    IMAGE is a path or an address; it may be left out where a caption is given. An emotion is chosen if its probability
-    reaches the threshold that was fitted on validation, for checkpoints that have thresholds.
+    MODEL is a checkpoint and IMAGE a picture, each a path or an address; IMAGE may be left out where a caption is
+    given. An emotion is chosen if its probability reaches the threshold that was fitted on validation, for checkpoints
+    that have thresholds.
 
     \b
     Example:
-      raymotion predict photo.jpg --caption "A man laughs." --model teacher/
-      raymotion predict --caption "A man laughs." --model teacher/ --all
-      raymotion predict photo.jpg --model fusion/ --body-box 40,10,220,400 --face-box 90,20,150,95
+      raymotion predict teacher/ photo.jpg --caption "A man laughs."
+      raymotion predict teacher/ --caption "A man laughs." --all
+      raymotion predict fusion/ photo.jpg --body-box 40,10,220,400 --face-box 90,20,150,95
     """
     from raymotion.pipeline.prediction import explain, parse_box
 

@@ -2,60 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
 
-from raymotion.cli.options import access_options, cluster_option, progress_option
+from raymotion.cli.options import access_options, cluster_option, progress_option, set_option
+
+# Short names of settings that most runs give: option -> setting of the recipe, what stands for its value, help. All
+# others, and those of one kind of model alone, are given with --set.
+SHORT: dict[str, tuple[str, Any, str | None, str]] = {
+    "samples": ("data.samples", str, "FILE", "Sample table with targets and splits"),
+    "labels": ("data.labels", str, "FOLDER", "Pseudo-labels of `raymotion label` to learn from, in place of --samples"),
+    "features": ("data.features", str, "FOLDER", "Region features of the same samples"),
+    "embeddings": ("data.embeddings", str, "FOLDER", "Embeddings of the same samples (repeatable)"),
+    "epochs": ("optimiser.epochs", int, None, "Most epochs"),
+    "seed": ("seed", int, None, "Seed of everything random"),
+    "workers": ("workers", int, None, "Workers that train together; 0: this process, without Ray"),
+}
+
+
+def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
+    for name, (setting, kind, metavar, text) in reversed(SHORT.items()):
+        several = name == "embeddings"
+        told = f"{text} ({setting}).  [default: the recipe's]"
+        command = click.option(f"--{name}", type=kind, metavar=metavar, multiple=several, help=told)(command)
+    return command
 
 
 @click.command()
 @click.argument("recipe")
-@click.option("--out", required=True, metavar="DIR", help="Folder of the checkpoint; may be an s3:// address.")
-@click.option("--samples", metavar="PARQUET", help="Sample table with labels and splits (data.samples).")
-@click.option(
-    "--labels", metavar="DIR", help="A student: pseudo-labels of `raymotion label`, instead of --samples (data.labels)."
-)
-@click.option(
-    "--features",
-    metavar="DIR",
-    help="A teacher: region features of the same samples (data.features). Default: captions alone.",
-)
-@click.option(
-    "--embeddings",
-    metavar="DIR",
-    multiple=True,
-    help="A fusion head: folder of `raymotion features embeddings` of the same samples; repeatable (data.embeddings).",
-)
-@click.option("--context", metavar="NAME", help="A fusion head: backbone of the whole picture (backbones.context).")
-@click.option("--body", metavar="NAME", help="A fusion head: backbone of the body (backbones.body).")
-@click.option("--face", metavar="NAME", help="A fusion head: backbone of the face (backbones.face).")
-@click.option("--epochs", type=int, help="Most epochs (optimiser.epochs). Default: the recipe's.")
-@click.option("--seed", type=int, help="Seed of everything random. Default: the recipe's, 0 in those that come along.")
-@click.option(
-    "--workers", type=int, help="Workers that train together; 0: this process, without Ray. Default: the recipe's, 1."
-)
-@click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Override one setting (repeatable).")
+@click.option("--out", required=True, metavar="FOLDER", help="Folder of the checkpoint; may be an s3:// address.")
+@_recipe_options
+@set_option
 @access_options
 @progress_option
 @cluster_option
 def train(
-    recipe: str,
-    out: str,
-    samples: str | None,
-    labels: str | None,
-    features: str | None,
-    embeddings: tuple[str, ...],
-    context: str | None,
-    body: str | None,
-    face: str | None,
-    epochs: int | None,
-    seed: int | None,
-    workers: int | None,
-    assignments: tuple[str, ...],
-    progress: Any,
-    address: str | None,
+    recipe: str, out: str, assignments: tuple[str, ...], progress: Any, address: str | None, **given: Any
 ) -> None:
     """Train a model from RECIPE, a YAML file or the name of one that comes with raymotion.
 
@@ -66,21 +50,19 @@ def train(
           --features features/ --set optimiser.epochs=30 --out s3://bucket/teacher
       raymotion train student-gru-cnn --labels labels/ --workers 2 --out student/
       raymotion train fusion-emotic --samples emotic.parquet --embeddings embeddings/ \\
-          --context swin --body swin --face efficientnet_b7 --out fusion/
+          --set backbones.context=swin --set backbones.face=efficientnet_b7 --out fusion/
 
     The best epoch is chosen on the validation split; the test split is scored once, at the end. The same command goes
     on where an interrupted run stopped, and does nothing where it is finished.
     """
     from raymotion.train.recipe import load_recipe
 
-    options: dict[str, Any] = {"seed": seed, "workers": workers}
-    for group, name, value in (
-        ("data", "samples", samples), ("data", "labels", labels), ("data", "features", features),
-        ("data", "embeddings", list(embeddings) or None), ("backbones", "context", context),
-        ("backbones", "body", body), ("backbones", "face", face), ("optimiser", "epochs", epochs),
-    ):  # fmt: skip
-        if value is not None:
-            options.setdefault(group, {})[name] = value
+    options: dict[str, Any] = {}
+    for name, (setting, *_) in SHORT.items():
+        if given[name] not in (None, ()):
+            *group, last = setting.split(".")
+            inner = options.setdefault(group[0], {}) if group else options
+            inner[last] = list(given[name]) if isinstance(given[name], tuple) else given[name]
     settings = load_recipe(recipe, options=options, assignments=assignments)
 
     from raymotion.train.fit import fit

@@ -50,7 +50,7 @@ def _told(kind: str, path: str, wanted: Wanted) -> tuple[str, str]:
     """What a kind is called, and what to do with it where another is wanted."""
     prepare = f"Make a sample table of it first: raymotion data prepare {{}} {path}{{}} --out samples.parquet"
     recipes = "recipes/teacher-visualbert-small.yaml"
-    label = f"raymotion label SAMPLES --teacher {path if kind == 'checkpoint' else 'CHECKPOINT'} --out labels/"
+    label = f"raymotion label SAMPLES --model {path if kind == 'checkpoint' else 'MODEL'} --out labels/"
     features = {"regions": "raymotion features regions", "embeddings": "raymotion features embeddings"}
     known: dict[str, tuple[str, str]] = {
         "pictures": ("a folder of pictures", prepare.format("folder", "")),
@@ -69,14 +69,14 @@ def _told(kind: str, path: str, wanted: Wanted) -> tuple[str, str]:
         ),
         "picture": (
             "a picture",
-            f"For one picture: raymotion predict {path} --model CHECKPOINT. For many: "
+            f"For one picture: raymotion predict MODEL {path}. For many: "
             "raymotion data prepare folder PICTURES --out samples.parquet",
         ),
         "table": (
             "a sample table",
             f"Train a model on it first: raymotion train {recipes} --samples {path} --out teacher/"
             if wanted == "checkpoint"
-            else f"Label it first: raymotion label {path} --teacher CHECKPOINT --out labels/"
+            else f"Label it first: raymotion label {path} --model MODEL --out labels/"
             if wanted == "labels"
             else f"Make them from it: {features.get(wanted, '')} {path} --out features/",
         ),

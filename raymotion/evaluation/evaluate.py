@@ -10,22 +10,22 @@ import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from raymotion import records, storage
 from raymotion.batch.choice import read_parts
-from raymotion.batch.job import REMEDY, JobSettings, JobSummary, with_its_access
+from raymotion.batch.job import REMEDY, JobSummary, ModelJobSettings, with_its_access
 from raymotion.batch.labels import LabelSettings, label
 from raymotion.batch.ledger import by_image
 from raymotion.batch.preflight import input_digest, read_record
 from raymotion.batch.progress import ProgressKind
-from raymotion.config import digest_of, require_same_settings
+from raymotion.config import Metavar, digest_of, require_same_settings
 from raymotion.data.samples import SPLITS, read_samples, targets, vocabulary_of
 from raymotion.errors import Damaged, InputError
 from raymotion.evaluation.measure import ClassResult, Measured, measure
@@ -47,28 +47,17 @@ FORMAT = 1
 OTHER_RATES = 0.02
 
 
-class EvaluateSettings(JobSettings):
+class EvaluateSettings(ModelJobSettings):
     """Settings of `raymotion evaluate`."""
 
-    checkpoint: str = Field(description="checkpoint folder")
+    checkpoint: Annotated[str, Metavar("MODEL")] = Field(description="checkpoint: a folder or an address")
     split: Literal["train", "val", "test", "all"] | None = Field(
-        None, description="samples to score; default: test where the table names splits, else all"
+        None, description="samples to score  [default: test where the table names splits, else all]"
     )
-    features: str | None = Field(
-        None, description="folder of a features job (a fusion head: embeddings), instead of extracting in the stream"
-    )
-    weights: tuple[str, ...] = Field((), description="weights files, where the checkpoint names a file's digest")
-    ablation: str | None = Field(None, description="a fusion head: the streams that it may look at")
-    soft: bool = Field(False, description="measure the BCE against the share of annotators")
-    bootstrap: int = Field(1000, ge=0, description="resamples of the intervals")
+    soft: bool = Field(False, description="measure the BCE against the share of annotators (label_weights)")
+    bootstrap: int = Field(1000, ge=0, description="resamples of the 95 % intervals; 0: none")
     bins: int = Field(BINS, ge=1, le=1000, description="bins of the calibration")
-    seed: int = 0
-
-    @field_validator("weights", mode="before")
-    @classmethod
-    def _several(cls, value: Any) -> Any:
-        """One file, several, or none."""
-        return () if value is None else (value,) if isinstance(value, str) else value
+    seed: int = Field(0, description="seed of the resamples")
 
 
 @dataclass(frozen=True)
@@ -332,7 +321,7 @@ def _predict(
         require_same_settings({"samples": old["identity"]["input"]}, {"samples": now}, where=out, remedy=REMEDY)
         if _labels_differ(path, choice.table):
             storage.write_table(path, table)  # mended labels need no new predictions
-    shared = {name: getattr(settings, name) for name in JobSettings.model_fields if name not in ("samples", "out")}
+    shared = {name: getattr(settings, name) for name in ModelJobSettings.model_fields if name not in ("samples", "out")}
     policy: dict[str, Any] = {} if info.labels is None else {"policy": "threshold"}
     if info.thresholds is not None:
         policy = {"policy": "class-thresholds"}
@@ -342,9 +331,6 @@ def _predict(
             "samples": path,
             "out": folder,
             "teacher": settings.checkpoint,
-            "features": settings.features,
-            "weights": settings.weights,
-            "ablation": settings.ablation,
             "selection": policy,
         }
     )

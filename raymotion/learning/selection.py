@@ -101,17 +101,19 @@ def sample_rows(sample_ids: Sequence[str], fraction: float, seed: int = 0) -> np
 
 
 class SelectionPolicy(Settings):
-    """How labels and images are chosen.
+    """How labels and images are chosen."""
 
-    `count` is the P labels of `top-per-image` or the K images of `top-per-class`; `minimum` is a floor for the latter.
-    """
-
-    policy: Literal["top-per-image", "threshold", "class-thresholds", "top-per-class"] = "top-per-image"
-    count: int = Field(default=4, ge=1)
-    threshold: float = Field(default=0.5, ge=0.0, le=1.0)
-    minimum: float = Field(default=0.0, ge=0.0, le=1.0)
-    sample_fraction: float = Field(default=1.0, gt=0.0, le=1.0)
-    seed: int = 0
+    policy: Literal["top-per-image", "threshold", "class-thresholds", "top-per-class"] = Field(
+        "top-per-image",
+        description="how labels are chosen. top-per-image: the --count most probable labels of each image. threshold: "
+        "all of at least --threshold. class-thresholds: each label's own threshold, fitted on the model's validation "
+        "split. top-per-class: the --count images most typical of each label, over the whole set",
+    )
+    count: int = Field(4, ge=1, description="labels per image, or images per class")
+    threshold: float = Field(0.5, ge=0, le=1, description="probability from which --policy threshold takes a label")
+    minimum: float = Field(0.0, ge=0, le=1, description="least probability that top-per-class takes")
+    sample_fraction: float = Field(1.0, gt=0, le=1, description="share of the images to select from")
+    seed: int = Field(0, description="seed of the sampled share")
 
     @model_validator(mode="after")
     def _only_what_is_used(self) -> SelectionPolicy:

@@ -10,15 +10,13 @@ import contextlib
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 from raymotion import interrupts, storage
 from raymotion.batch.cluster import available_cpus, connect
 from raymotion.batch.progress import ProgressKind
 from raymotion.batch.quiet import without_noise
-from raymotion.config import Settings, require_same_settings
+from raymotion.config import require_same_settings
 from raymotion.data.embedding_layout import COMMAND, FeatureKey, require_complete
 from raymotion.data.embeddings import Embeddings
 from raymotion.data.streams import STREAMS
@@ -27,44 +25,12 @@ from raymotion.folders import lock as folder_lock
 from raymotion.folders.lock import one_writer_of
 from raymotion.models.fusion.recipe import FusionRecipe
 from raymotion.study.record import FORMAT, StudyFolder
+from raymotion.study.settings import StudySettings
 from raymotion.study.show import Say, end_lines, stage_lines
 from raymotion.study.space import Spaces, base_recipe, check_spaces, needs_of, read_spaces
 from raymotion.train.fusion_data import FusionData, prepare_fusion
 
 REMEDY = "Use the same settings, or another --out."
-
-
-class StudySettings(Settings):
-    """One study.
-
-    Attributes:
-        spaces: folder of the stages' YAML files. samples: the table; None: the one that the embeddings were made of.
-        seeds: how many, from the recipe's on. epochs: None: the recipe's.
-        stages: names of those that run; None: all. joint: whether the joint search runs.
-        ties: what a tie carries on, see `study.carry`.
-        concurrent: configurations in training at a time; None: as many as fit. cpus_per_trial, gpus_per_trial: of each;
-            None: a quarter of a GPU where there are any.
-        autoscale: the cluster starts nodes for trials that wait.
-        retry_failed: train those again that failed before.
-        set: assignments over the recipe, `optimiser.lr=3e-4`.
-    """
-
-    spaces: str
-    out: str
-    embeddings: list[str] = Field(min_length=1)
-    samples: str | None = None
-    seeds: int = Field(3, ge=1)
-    epochs: int | None = Field(None, ge=1)
-    stages: list[str] | None = None
-    joint: bool = True
-    early_stopping: bool = True
-    ties: Literal["incumbent", "highest"] = "incumbent"
-    concurrent: int | None = Field(None, ge=1)
-    cpus_per_trial: float = Field(1.0, gt=0)
-    gpus_per_trial: float | None = Field(None, ge=0)
-    autoscale: bool = False
-    retry_failed: bool = False
-    set: list[str] = []
 
 
 @one_writer_of("settings.out")

@@ -72,14 +72,14 @@ def test_the_first_line_is_the_verdict_and_a_second_run_does_nothing(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--teacher", "nowhere", "--out", "OUT"], "nowhere: no such checkpoint"),
+        (["--model", "nowhere", "--out", "OUT"], "nowhere: no such checkpoint"),
         (["--out", "OUT"], "setting teacher is missing"),
-        (["--teacher", "TEACHER"], "setting out is missing"),
-        (["--teacher", "TEACHER", "--out", "OUT", "--set", "worker=3"], "there is no setting worker (there are:"),
-        (["--teacher", "TEACHER", "--out", "OUT", "--set", "shard_rows=many"], "setting shard_rows = 'many': "),
-        (["--teacher", "TEACHER", "--out", "OUT", "--config", "absent.yaml"], "absent.yaml: no such file"),
-        (["--teacher", "TEACHER", "--out", "OUT", "--policy", "class-thresholds"], "holds no thresholds fitted"),
-        (["--teacher", "TEACHER", "--out", "IMAGES/0.png"], "0.png is a file, not a folder"),
+        (["--model", "TEACHER"], "setting out is missing"),
+        (["--model", "TEACHER", "--out", "OUT", "--set", "worker=3"], "there is no setting worker (there are:"),
+        (["--model", "TEACHER", "--out", "OUT", "--set", "shard_rows=many"], "setting shard_rows = 'many': "),
+        (["--model", "TEACHER", "--out", "OUT", "--config", "absent.yaml"], "absent.yaml: no such file"),
+        (["--model", "TEACHER", "--out", "OUT", "--policy", "class-thresholds"], "holds no thresholds fitted"),
+        (["--model", "TEACHER", "--out", "IMAGES/0.png"], "0.png is a file, not a folder"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -95,12 +95,12 @@ def test_mistakes_are_one_line(
 
 def test_samples_that_are_no_sample_table(runner: Callable[..., Any], teacher: str, tmp_path: Path) -> None:
     (tmp_path / "t.parquet").write_text("this is text")
-    outcome = runner("label", tmp_path / "t.parquet", "--teacher", teacher, "--out", tmp_path / "o")
+    outcome = runner("label", tmp_path / "t.parquet", "--model", teacher, "--out", tmp_path / "o")
     assert outcome.code == 2 and "t.parquet: is not a readable Parquet file" in outcome.err
 
 
 def test_debug_shows_where(runner: Callable[..., Any], samples: Path, tmp_path: Path) -> None:
-    outcome = runner("label", samples, "--teacher", "nowhere", "--out", tmp_path / "o", "--debug")
+    outcome = runner("label", samples, "--model", "nowhere", "--out", tmp_path / "o", "--debug")
     assert outcome.code == 2 and "Traceback" in outcome.err
     assert "nowhere: no such checkpoint" in outcome.err.splitlines()[-1]
 
@@ -127,12 +127,12 @@ def test_a_folder_that_is_no_labelled_set(runner: Callable[..., Any], tmp_path: 
 
 
 def test_an_option_of_another_policy_is_a_mistake(runner: Callable[..., Any], samples: Path, teacher: str) -> None:
-    outcome = runner("label", samples, "--teacher", teacher, "--out", samples.parent / "o", "--threshold", "0.3")
+    outcome = runner("label", samples, "--model", teacher, "--out", samples.parent / "o", "--threshold", "0.3")
     assert outcome.code == 2 and "threshold is not used by the policy top-per-image" in outcome.err
 
 
 def test_a_folder_of_other_files_is_not_written_into(runner: Callable[..., Any], samples: Path, teacher: str) -> None:
-    outcome = runner("label", samples, "--teacher", teacher, "--out", samples.parent / "images")
+    outcome = runner("label", samples, "--model", teacher, "--out", samples.parent / "images")
     assert outcome.code == 2 and "holds 0.png, but no job.json" in outcome.err
     assert sorted(path.name for path in (samples.parent / "images").iterdir()) == ["0.png", "1.png", "2.png"]
 

@@ -40,7 +40,7 @@ def photo(tmp_path: Path) -> Path:
 
 
 def test_json_holds_probability_prior_lift_and_decision(runner: Callable[..., Any], teacher: Path) -> None:
-    done = runner("predict", "--caption", "a dog", "--caption", "the beach", "--model", teacher, "--json")
+    done = runner("predict", teacher, "--caption", "a dog", "--caption", "the beach", "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out)
     expected = load_teacher(teacher).predict([["a dog", "the beach"]])[0]
@@ -57,27 +57,27 @@ def test_json_holds_probability_prior_lift_and_decision(runner: Callable[..., An
 def test_the_table_shows_the_highest_and_says_what_was_not_read(
     runner: Callable[..., Any], teacher: Path, photo: Path
 ) -> None:
-    done = runner("predict", photo, "--caption", "a dog", "--model", teacher, "--top", "3")
+    done = runner("predict", teacher, photo, "--caption", "a dog", "--top", "3")
     lines = done.out.splitlines()
     assert done.code == 0 and done.err == "" and len(lines) == 5
     assert lines[0].split() == ["emotion", "probability", "in", "training", "lift", "chosen"]
     best = MIKELS_8.labels[int(load_teacher(teacher).predict([["a dog"]])[0].argmax())]
     assert lines[1].startswith(best) and f"{PRIOR[MIKELS_8.index(best)]:.3f}" in lines[1]
     assert lines[4] == "note: No image was read: this model was trained on captions alone."
-    assert len(runner("predict", "--caption", "a dog", "--model", teacher, "--all").out.splitlines()) == 9
+    assert len(runner("predict", teacher, "--caption", "a dog", "--all").out.splitlines()) == 9
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["absent.jpg", "--caption", "a", "--model", "TEACHER"], "/absent.jpg. Check the path"),
-        (["cut.jpg", "--caption", "a", "--model", "TEACHER"], "cut.jpg: is not a readable picture"),
-        (["photo.jpg", "--model", "TEACHER"], "this model reads captions, and none was given"),
-        (["--model", "TEACHER"], "neither an image nor a caption is given"),
-        (["--caption", " ", "--model", "TEACHER"], "neither an image nor a caption is given"),
-        (["--caption", "a", "--model", "absent"], "absent: no such checkpoint"),
-        (["--caption", "a", "--model", "owner/name"], "raymotion pull owner/name --out DIR"),
-        (["--caption", "a", "--model", "TEACHER", "--device", "tpu9"], "there is no device 'tpu9'"),
+        (["TEACHER", "absent.jpg", "--caption", "a"], "/absent.jpg. Check the path"),
+        (["TEACHER", "cut.jpg", "--caption", "a"], "cut.jpg: is not a readable picture"),
+        (["TEACHER", "photo.jpg"], "this model reads captions, and none was given"),
+        (["TEACHER"], "neither an image nor a caption is given"),
+        (["TEACHER", "--caption", " "], "neither an image nor a caption is given"),
+        (["absent", "--caption", "a"], "absent: no such checkpoint"),
+        (["owner/name", "--caption", "a"], "raymotion pull owner/name --out DIR"),
+        (["TEACHER", "--caption", "a", "--device", "tpu9"], "there is no device 'tpu9'"),
     ],
 )
 def test_mistakes_are_one_line(

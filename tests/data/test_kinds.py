@@ -64,10 +64,10 @@ TABLE = [
     ("captions.jsonl", "is a list of captions", "--captions {} --out"),
     ("captions_val.json", "is a file of COCO's annotations", "data prepare coco ROOT"),
     ("socratis.csv", "is a file of Socratis", "data prepare socratis {} --images PICTURES --out"),
-    ("a.jpg", "is a picture", "raymotion predict {} --model CHECKPOINT"),
+    ("a.jpg", "is a picture", "raymotion predict MODEL {}"),
     ("photos.zip", "is an archive", "Unpack it"),
     ("recipe.yaml", "is a file of settings", "raymotion train {}"),
-    ("teacher", "is a checkpoint, not a sample table", "raymotion label SAMPLES --teacher {}"),
+    ("teacher", "is a checkpoint, not a sample table", "raymotion label SAMPLES --model {}"),
     ("teacher/model.safetensors", "is a file of weights", "--weights"),
     ("labels", "is a labelled data set", "--labels {} --out student/"),
     ("part.parquet", "is a labelled data set", "--labels"),
@@ -149,7 +149,7 @@ def test_predict_looks_at_the_picture_before_the_model(
 
     monkeypatch.setattr(predictor, "load", lambda *_, **__: pytest.fail("the model was loaded first"))
     for name, told in ((tmp_path / "nofile.jpg", "nofile.jpg"), (things / "a.jpg", "is not a readable picture")):
-        outcome = runner("predict", name, "--model", things / "teacher")
+        outcome = runner("predict", things / "teacher", name)
         assert outcome.code == 2 and told in outcome.err and outcome.out == ""
-    outcome = runner("predict", "--caption", "\u200b\ufeff [PAD]", "--model", things / "teacher")
+    outcome = runner("predict", things / "teacher", "--caption", "\u200b\ufeff [PAD]")
     assert outcome.code == 2 and "no caption holds a readable character" in outcome.err

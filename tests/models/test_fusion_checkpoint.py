@@ -119,14 +119,14 @@ def test_label_reads_the_crops_and_masks_what_has_no_box(head: Path, photo: Path
 def test_predict_command_takes_boxes_and_says_what_was_masked(
     head: Path, photo: Path, runner: Callable[..., Any]
 ) -> None:
-    command = ["predict", photo, "--model", head, "--body-box", "20,5,45,47", "--json"]
+    command = ["predict", head, photo, "--body-box", "20,5,45,47", "--json"]
     full = json.loads(runner(*command, "--face-box", "26,6,38,18").out)
     expected = by_hand(head, photo, {"body": BODY, "face": FACE})
     probabilities = {emotion["label"]: emotion["probability"] for emotion in full["emotions"]}
     assert [probabilities[name] for name in VALENCE_3.labels] == pytest.approx(expected[:3], abs=2e-3)
     assert full["boxes"] == {"body": list(BODY), "face": list(FACE)}
     assert list(full["vad"]) == ["valence", "arousal", "dominance"]
-    lone = runner("predict", photo, "--model", head)
+    lone = runner("predict", head, photo)
     assert lone.code == 0 and "No box of the body and the face was given" in lone.out and "valence" in lone.out
     assert "whole picture alone" in lone.out
 
@@ -145,7 +145,7 @@ def test_predict_command_takes_boxes_and_says_what_was_masked(
 def test_mistakes_are_one_line(
     head: Path, photo: Path, runner: Callable[..., Any], arguments: tuple[str, ...], named: str
 ) -> None:
-    found = runner("predict", photo, "--model", head, *arguments)
+    found = runner("predict", head, photo, *arguments)
     assert found.code == 2 and named in found.err and found.err.count("\n") == 1
 
 
@@ -355,7 +355,7 @@ def test_a_head_with_its_own_backbones_labels_the_crops_and_needs_no_other_weigh
     assert items[0].output["probabilities"].tolist() == pytest.approx(torch.sigmoid(output[:3]).tolist(), abs=1e-4)
     assert items[0].output["vad"].tolist() == pytest.approx(output[3:].tolist(), abs=1e-4)
     assert stage.tally == {"context": 2, "body": 1, "face": 0} and items[1].failure is None
-    refused = runner("predict", photo, "--model", tmp_path / "tuned", "--weights", "net.safetensors")
+    refused = runner("predict", tmp_path / "tuned", photo, "--weights", "net.safetensors")
     assert refused.code == 2 and "holds its backbones itself" in refused.err
     settings = LabelSettings(samples="s", teacher=str(tmp_path / "tuned"), out="o", features="embeddings")
     with pytest.raises(InputError, match="holds its backbones itself"):

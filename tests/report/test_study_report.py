@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, precision_score
 
 from raymotion import storage
-from raymotion.cli.study_report import report
+from raymotion.cli.study import report
 from raymotion.config import digest_of
 from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.errors import InputError

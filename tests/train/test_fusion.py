@@ -420,8 +420,9 @@ def test_train_command_writes_a_checkpoint_and_says_finished_when_it_stands(
     made: Made, tmp_path: Path, runner: Callable[..., Any]
 ) -> None:
     command = [
-        "train", "fusion-emotic", "--samples", made.samples, "--embeddings", made.embeddings, "--context", "good",
-        "--body", "good", "--face", "good", "--epochs", 3, "--set", "model.hidden=16", "--set",
+        "train", "fusion-emotic", "--samples", made.samples, "--embeddings", made.embeddings, "--epochs", 3,
+        "--set", "backbones.context=good", "--set", "backbones.body=good", "--set", "backbones.face=good",
+        "--set", "model.hidden=16", "--set",
         "optimiser.batch_size=64", "--set", "optimiser.lr=0.01", "--out", tmp_path / "head",
     ]  # fmt: skip
     first = runner(*command)
@@ -446,8 +447,9 @@ def test_a_mended_command_is_not_held_up_by_the_one_that_was_refused(
     made: Made, tmp_path: Path, runner: Callable[..., Any]
 ) -> None:
     command = [
-        "train", "fusion-emotic", "--samples", made.samples, "--embeddings", made.embeddings, "--context", "good",
-        "--body", "good", "--epochs", 1, "--set", "model.hidden=16", "--out", tmp_path / "head",
+        "train", "fusion-emotic", "--samples", made.samples, "--embeddings", made.embeddings, "--epochs", 1,
+        "--set", "backbones.context=good", "--set", "backbones.body=good", "--set", "model.hidden=16",
+        "--out", tmp_path / "head",
     ]  # fmt: skip
     wrong = runner(*command, "--set", "backbones.face=", "--set", "loss.name=hinge")
     assert wrong.code == 2 and "hinge" in wrong.err and not list(tmp_path.iterdir())

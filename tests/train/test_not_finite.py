@@ -140,7 +140,7 @@ def test_one_answer_that_is_no_number_is_one_bad_row() -> None:
 
 @pytest.mark.parametrize("option", ["--json", "--all"])
 def test_predict_says_so_in_one_line(huge: Path, runner: Callable[..., Any], option: str) -> None:
-    result = runner("predict", "--caption", "a sunny day", "--model", str(huge), option)
+    result = runner("predict", huge, "--caption", "a sunny day", option)
     assert result.code == 1
     assert "the model answers sample 0 with NaN or infinity" in result.err and "fault of" not in result.err
     assert result.out == ""

@@ -1,0 +1,46 @@
+"""The settings of a study."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from raymotion.config import File, Folder, Metavar, Settings
+
+
+class StudySettings(Settings):
+    """One study."""
+
+    spaces: Folder = Field(description="YAML files of the stages")
+    out: Folder = Field(description="folder of the study; may be an s3:// address")
+    embeddings: list[Folder] = Field(
+        min_length=1, description="features of `raymotion features embeddings`; repeat for several of the same samples"
+    )
+    samples: File | None = Field(None, description="sample table  [default: the one the embeddings were made of]")
+    seeds: int = Field(3, ge=1, description="trainings of each configuration, with seeds from the recipe's on")
+    epochs: int | None = Field(None, ge=1, description="most epochs (optimiser.epochs)  [default: the recipe's, 20]")
+    stages: list[Annotated[str, Metavar("NAME")]] | None = Field(
+        None, description="run only this stage (repeatable)  [default: all]"
+    )
+    joint: bool = Field(True, description="run the joint search after the stages; --no-joint leaves it out")
+    early_stopping: bool = Field(
+        True, description="let ASHA stop configurations early; --no-early-stopping trains all to their end"
+    )
+    ties: Literal["incumbent", "highest"] = Field(
+        "incumbent", description="what a stage carries on where validation tells no difference"
+    )
+    concurrent: int | None = Field(None, ge=1, description="configurations at a time  [default: as many as fit]")
+    cpus_per_trial: float = Field(1.0, gt=0, description="CPUs of a configuration")
+    gpus_per_trial: float | None = Field(
+        None, ge=0, description="GPUs of a configuration  [default: 0.25 where there are any]"
+    )
+    autoscale: bool = Field(
+        False,
+        description="let the cluster start nodes for configurations that wait; needs --concurrent, and "
+        "--gpus-per-trial where no GPU is up yet",
+    )
+    retry_failed: bool = Field(False, description="train those again that failed before")
+    set: list[Annotated[str, Metavar("NAME=VALUE")]] = Field(
+        [], description="override one setting of the recipe (repeatable)"
+    )
