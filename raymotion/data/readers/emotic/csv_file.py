@@ -10,9 +10,10 @@ import ast
 import re
 
 from raymotion import storage
+from raymotion.data.boxes import Box
 from raymotion.data.images.files import EXTENSIONS
-from raymotion.data.readers.emotic_persons import Box, Person, checked_labels, checked_place, vad_of
-from raymotion.data.readers.text_rows import Cells, delimited_rows
+from raymotion.data.readers.emotic.persons import Person, checked_labels, checked_place, vad_of
+from raymotion.data.text_rows import Cells, delimited_rows
 from raymotion.errors import InputError
 
 COLUMNS = (

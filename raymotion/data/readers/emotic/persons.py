@@ -7,10 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from raymotion import storage
+from raymotion.data.boxes import Box
 from raymotion.errors import InputError
 from raymotion.vocabulary import EMOTIC_26
-
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)

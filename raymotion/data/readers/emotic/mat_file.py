@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from raymotion import storage
-from raymotion.data.readers.emotic_persons import Person, checked_labels, checked_place, mean_vad, vad_of
+from raymotion.data.readers.emotic.persons import Person, checked_labels, checked_place, mean_vad, vad_of
 from raymotion.data.samples import SPLITS
 from raymotion.errors import InputError
 
