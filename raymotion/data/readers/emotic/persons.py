@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from raymotion import storage
 from raymotion.data.boxes import Box
 from raymotion.errors import InputError
 from raymotion.vocabulary import EMOTIC_26
@@ -45,10 +44,12 @@ class Person:
 
     @property
     def sample_id(self) -> str:
+        """As in the sample table."""
         return f"emotic:{self.split}:{self.index}"
 
     @property
     def image(self) -> str:
+        """FOLDER/FILENAME."""
         return f"{self.folder}/{self.filename}" if self.folder else self.filename
 
     def labels(self) -> tuple[str, ...]:
@@ -67,35 +68,23 @@ class Person:
         return tuple(max(sum(label in own for own in self.choices), 1) / count for label in self.labels())
 
 
-def checked_labels(
-    labels: Iterable[object], *, path: storage.PathLike, row: str | None = None, line: int | None = None
-) -> tuple[str, ...]:
+def checked_labels(labels: Iterable[object]) -> tuple[str, ...]:
     """Distinct labels of EMOTIC's 26, or an `InputError` that names the first other one."""
     result = dict.fromkeys(str(label).strip() if isinstance(label, str) else label for label in labels)
     for label in result:
         if label not in EMOTIC_26:
             raise InputError(
                 f"{label!r} is not one of EMOTIC's 26 categories",
-                path=path,
-                row=row,
-                line=line,
                 remedy="Correct it there; the categories are written as in `Doubt/Confusion`.",
             )
     return tuple(str(label) for label in result)
 
 
-def checked_place(
-    folder: str, filename: str, *, path: storage.PathLike, row: str | None = None, line: int | None = None
-) -> tuple[str, str]:
+def checked_place(folder: str, filename: str) -> tuple[str, str]:
     """`folder` and `filename` without slashes at their ends, unless they lead out of the image root."""
     parts = [*folder.split("/"), *filename.split("/")]
     if not filename.strip("/") or ".." in parts or "://" in f"{folder}/{filename}" or "\0" in f"{folder}{filename}":
-        raise InputError(
-            f"{folder!r} and {filename!r} do not name a file below the image folder",
-            path=path,
-            row=row,
-            line=line,
-        )
+        raise InputError(f"{folder!r} and {filename!r} do not name a file below the image folder")
     return folder.strip("/"), filename.strip("/")
 
 
