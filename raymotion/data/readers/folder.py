@@ -14,8 +14,8 @@ from raymotion.data.captions import one_line
 from raymotion.data.images.files import EXTENSIONS, FileNames, FolderContent, is_unicode, list_pictures
 from raymotion.data.readers.reader import Reader, Report, noted, report_line
 from raymotion.data.samples import table_from_rows
-from raymotion.data.text_rows import Cells, delimited_rows, json_lines, read_json, shown
-from raymotion.errors import InputError
+from raymotion.data.text_rows import delimited_rows, json_lines, read_json, shown
+from raymotion.errors import InputError, located
 
 _KEYS = ("file", "caption", "captions")
 
@@ -143,15 +143,27 @@ def _read_captions(path: storage.PathLike, names: FileNames) -> Iterator[tuple[s
     kind = storage.suffix(path)
     if kind in (".jsonl", ".ndjson"):
         for line, value in json_lines(storage.read_text(path), path):
-            yield from _json_line(value, path, line)
+            with located(path, line=line):
+                yield from _pairs(*_of_json(value))
     elif kind in (".csv", ".tsv"):
-        yield from _delimited(path, names)
+        rows = delimited_rows(
+            storage.read_text(path), path, ("file", "caption"), optional=("captions",), verbatim=("file",),
+            is_start=lambda cells: names.find(cells["file"]) is not None,
+        )  # fmt: skip
+        for line, cells in rows:
+            if "captions" in cells:
+                raise InputError("has both caption and captions", path=path, line=1, remedy="Keep one column.")
+            with located(path, line=line):
+                if not cells["file"].strip():
+                    raise InputError("file is empty")
+                yield from _pairs(cells["file"], cells["caption"])
     elif kind == ".json":
         value = read_json(path)
         if not isinstance(value, dict):
             raise InputError("is not an object of file to caption", path=path, remedy="Lines of objects are a .jsonl.")
         for name, own in value.items():
-            yield from _pairs(name, own, path, row=shown(name))
+            with located(path, row=shown(name)):
+                yield from _pairs(name, own)
     else:
         raise InputError(
             f"captions in a {kind or 'file without extension'} cannot be read",
@@ -160,56 +172,29 @@ def _read_captions(path: storage.PathLike, names: FileNames) -> Iterator[tuple[s
         )
 
 
-def _json_line(value: object, path: storage.PathLike, line: int) -> Iterator[tuple[str, str]]:
+def _of_json(value: object) -> tuple[str, object]:
+    """File and caption, or captions, of a line of a .jsonl."""
     found: dict[str, object] = {}
     for key, own in value.items() if isinstance(value, dict) else ():
         name = key.strip().casefold()
         if name in _KEYS and name in found:
-            raise InputError(f'has "{name}" twice', path=path, line=line, remedy="Keep one of them.")
+            raise InputError(f'has "{name}" twice', remedy="Keep one of them.")
         found[name] = own
-    name = found.get("file")
-    if not isinstance(name, str) or not name.strip():
-        raise InputError('has no "file"', path=path, line=line, remedy='Write {"file": "a.jpg", "caption": "..."}.')
+    file = found.get("file")
+    if not isinstance(file, str) or not file.strip():
+        raise InputError('has no "file"', remedy='Write {"file": "a.jpg", "caption": "..."}.')
     if "caption" in found and "captions" in found:
-        raise InputError(
-            'has both "caption" and "captions"', path=path, line=line, remedy='Put all into "captions": ["...", "..."].'
-        )
-    yield from _pairs(name, found.get("captions", found.get("caption")), path, line=line)
+        raise InputError('has both "caption" and "captions"', remedy='Put all into "captions": ["...", "..."].')
+    return file, found.get("captions", found.get("caption"))
 
 
-def _pairs(
-    name: str, captions: object, path: storage.PathLike, *, line: int | None = None, row: str | None = None
-) -> Iterator[tuple[str, str]]:
+def _pairs(name: str, captions: object) -> Iterator[tuple[str, str]]:
     values = captions if isinstance(captions, list) else [captions]
     for value in values or [None]:
         if value is not None and not isinstance(value, str):
-            raise InputError(
-                "a caption is not text", path=path, line=line, row=row, remedy="Give text or a list of texts."
-            )
+            raise InputError("a caption is not text", remedy="Give text or a list of texts.")
         for text in (name, value or ""):
             if not is_unicode(text):
-                raise InputError(
-                    f"{ascii(text)[:60]} contains half a character (a lone surrogate)", path=path, line=line, row=row,
-                    remedy="Fix this text.",
-                )  # fmt: skip
+                reason = f"{ascii(text)[:60]} contains half a character (a lone surrogate)"
+                raise InputError(reason, remedy="Fix this text.")
         yield name, one_line(value)
-
-
-def _delimited(path: storage.PathLike, names: FileNames) -> Iterator[tuple[str, str]]:
-    def is_start(cells: Cells) -> bool:
-        return names.find(cells["file"]) is not None
-
-    rows = delimited_rows(
-        storage.read_text(path),
-        path,
-        ("file", "caption"),
-        optional=("captions",),
-        verbatim=("file",),
-        is_start=is_start,
-    )
-    for line, cells in rows:
-        if "captions" in cells:
-            raise InputError("has both caption and captions", path=path, line=1, remedy="Keep one column.")
-        if not cells["file"].strip():
-            raise InputError("file is empty", path=path, line=line)
-        yield from _pairs(cells["file"], cells["caption"], path, line=line)

@@ -34,7 +34,7 @@ from raymotion.data.readers.reader import Reader, Report, noted, report_line
 from raymotion.data.samples import table_from_rows
 from raymotion.data.splits import empty_splits, split_samples
 from raymotion.data.text_rows import Cells, delimited_rows, parse_json, shown
-from raymotion.errors import InputError
+from raymotion.errors import InputError, located
 from raymotion.vocabulary import SOCRATIS_29, Vocabulary, get_vocabulary
 
 MIN_IMAGES = 100
@@ -295,7 +295,8 @@ def _read_raw(text: str, path: storage.PathLike, pictures: _Images, report: Socr
         if not isinstance(annotators, list) or not annotators:
             raise InputError("is not a list of annotators", path=path, row=shown(key))
         for number, entry in enumerate(annotators):
-            name, caption, emotions = _checked_entry(entry, path, f"{shown(key)}[{number}]")
+            with located(path, row=f"{shown(key)}[{number}]"):
+                name, caption, emotions = _checked_entry(entry)
             image = pictures.image_of(name)
             names.setdefault(image, name)
             by_image.setdefault(image, []).append((caption, clean_words(emotions)))
@@ -312,36 +313,29 @@ def _read_raw(text: str, path: storage.PathLike, pictures: _Images, report: Socr
     return items
 
 
-def _checked_entry(entry: object, path: storage.PathLike, where: str) -> tuple[str, str, list[str]]:
+def _checked_entry(entry: object) -> tuple[str, str, list[str]]:
+    """Image name, caption and emotions of one annotator's entry."""
     if not isinstance(entry, list) or len(entry) < 3:
-        raise InputError(
-            "is not a list of image name, caption, emotions, explanations and annotator", path=path, row=where
-        )
+        raise InputError("is not a list of image name, caption, emotions, explanations and annotator")
     name, caption, emotions = entry[0], entry[1], entry[2]
     if not isinstance(name, str) or not name.strip():
-        raise InputError("has no image name", path=path, row=where)
+        raise InputError("has no image name")
     if caption is not None and not isinstance(caption, str):
-        raise InputError("the caption is not text", path=path, row=where)
+        raise InputError("the caption is not text")
     for text in (name, caption or ""):
         if not is_unicode(text):
-            raise InputError(f"{ascii(text)[:60]} contains half a character (a lone surrogate)", path=path, row=where)
+            raise InputError(f"{ascii(text)[:60]} contains half a character (a lone surrogate)")
     if not isinstance(emotions, list) or not all(e is None or isinstance(e, str) for e in emotions):
-        raise InputError("the emotions are not a list of words", path=path, row=where)
+        raise InputError("the emotions are not a list of words")
     return name, one_line(caption), [e for e in emotions if e]
 
 
 def _read_csv(text: str, path: storage.PathLike, pictures: _Images, known: Vocabulary | None) -> list[_Item]:
     """Rows of the cleaned csv; with `known`, a word outside it is an error. All bad rows are counted in the message."""
-
-    def is_start(cells: Cells) -> bool:
-        return re.fullmatch(r"\S+", cells["image_name"]) is not None and cells["image_name"].lower().endswith(
-            EXTENSIONS
-        )
-
     items: list[_Item] = []
     bad: list[tuple[int, str]] = []
     seen: dict[tuple[str, str], int] = {}
-    for line, cells in delimited_rows(text, path, COLUMNS, verbatim=("image_name",), is_start=is_start):
+    for line, cells in delimited_rows(text, path, COLUMNS, verbatim=("image_name",), is_start=_is_start):
         name, caption = cells["image_name"], one_line(cells["caption"])
         image = pictures.image_of(name)
         first = seen.setdefault((image, caption), line)
@@ -362,6 +356,11 @@ def _read_csv(text: str, path: storage.PathLike, pictures: _Images, known: Vocab
         others = f"; {len(bad) - 1} more bad lines: {', '.join(str(r) for r, _ in bad[1:9])}" if len(bad) > 1 else ""
         raise InputError(f"{bad[0][1]}{others}", path=path, line=bad[0][0])
     return items
+
+
+def _is_start(cells: Cells) -> bool:
+    name = cells["image_name"]
+    return re.fullmatch(r"\S+", name) is not None and name.lower().endswith(EXTENSIONS)
 
 
 def _words(cell: str) -> list[str] | None:

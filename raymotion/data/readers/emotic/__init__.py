@@ -36,7 +36,7 @@ from raymotion.data.readers.emotic.report import EmoticReport, SplitReport, is_r
 from raymotion.data.readers.reader import Reader
 from raymotion.data.samples import SPLITS, table_from_rows
 from raymotion.data.text_rows import delimited_rows
-from raymotion.errors import InputError
+from raymotion.errors import InputError, located
 from raymotion.folders.outputs import require_replaceable
 from raymotion.vocabulary import EMOTIC_26
 
@@ -383,39 +383,29 @@ def _read_faces(path: storage.PathLike, known: Mapping[tuple[str, int], Person])
     """Boxes of a csv of faces, by split and index of the person; persons whose cells are empty have none."""
     result: dict[tuple[str, int], Box] = {}
     lines: dict[tuple[str, int], int] = {}
+    theirs = "Give the faces of these annotations."
     for line, row in delimited_rows(storage.read_text(path), path, FACE_COLUMNS, optional=(FACE_FILE,)):
-        split, index = row["split"].strip(), row["index"].strip()
-        key = split, int(index) if index.isascii() and index.isdigit() and len(index) < 10 else -1
-        if key not in known:
-            raise InputError(
-                f"the annotations have no person {index[:20]} in the split {split[:20]!r}",
-                path=path,
-                line=line,
-                remedy="Give the faces of these annotations.",
-            )
-        # An index says nothing of the picture: annotations that were made anew number their persons anew.
-        if (name := (row.get(FACE_FILE) or "").strip()) and name != known[key].filename:
-            raise InputError(
-                f"is of {name}, person {index} of the split {split!r} is in {known[key].filename}",
-                path=path,
-                line=line,
-                remedy="Give the faces of these annotations.",
-            )
-        if lines.setdefault(key, line) != line:
-            raise InputError(
-                f"the person {index} of {split} appears twice, first in line {lines[key]}",
-                path=path,
-                line=line,
-                remedy="Give one face for each person.",
-            )
-        cells = [row[name].strip() for name in FACE_COLUMNS[2:]]
-        if not any(cells):
-            continue
-        try:
-            x1, y1, x2, y2 = (float(cell) for cell in cells)
-        except ValueError as error:
-            raise InputError(f"{','.join(cells)!r} is not a box of four numbers", path=path, line=line) from error
-        if not _has_area((x1, y1, x2, y2)):
-            raise InputError(f"the box {','.join(cells)} has no area", path=path, line=line)
-        result[key] = (x1, y1, x2, y2)
+        with located(path, line=line):
+            split, index = row["split"].strip(), row["index"].strip()
+            key = split, int(index) if index.isascii() and index.isdigit() and len(index) < 10 else -1
+            if key not in known:
+                reason = f"the annotations have no person {index[:20]} in the split {split[:20]!r}"
+                raise InputError(reason, remedy=theirs)
+            # An index says nothing of the picture: annotations that were made anew number their persons anew.
+            if (name := (row.get(FACE_FILE) or "").strip()) and name != known[key].filename:
+                reason = f"is of {name}, person {index} of the split {split!r} is in {known[key].filename}"
+                raise InputError(reason, remedy=theirs)
+            if lines.setdefault(key, line) != line:
+                reason = f"the person {index} of {split} appears twice, first in line {lines[key]}"
+                raise InputError(reason, remedy="Give one face for each person.")
+            cells = [row[name].strip() for name in FACE_COLUMNS[2:]]
+            if not any(cells):
+                continue
+            try:
+                x1, y1, x2, y2 = (float(cell) for cell in cells)
+            except ValueError as error:
+                raise InputError(f"{','.join(cells)!r} is not a box of four numbers") from error
+            if not _has_area((x1, y1, x2, y2)):
+                raise InputError(f"the box {','.join(cells)} has no area")
+            result[key] = (x1, y1, x2, y2)
     return result
