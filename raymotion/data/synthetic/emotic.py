@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from raymotion import storage
+from raymotion.data.boxes import Box
 from raymotion.data.readers.emotic import FACE_COLUMNS, FACE_FILE
 from raymotion.data.readers.emotic.csv_file import COLUMNS
 from raymotion.data.readers.reader import report_line
 from raymotion.data.samples import SPLITS
 from raymotion.data.synthetic.collections import claim_dataset
 from raymotion.data.synthetic.emotic_labels import ANNOTATORS, Vad, annotate
-from raymotion.data.synthetic.emotic_pictures import HEIGHT, WIDTH, Box, draw_picture, draw_traits
+from raymotion.data.synthetic.emotic_pictures import HEIGHT, WIDTH, draw_picture, draw_traits
 from raymotion.errors import InputError
 from raymotion.folders.lock import one_writer_of
 from raymotion.vocabulary import EMOTIC_26

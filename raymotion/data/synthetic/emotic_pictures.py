@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
+from raymotion.data.boxes import Box
+
 WIDTH, HEIGHT = 320, 240
 TRAITS = 4
 
-Box = tuple[float, float, float, float]
 Colour = tuple[int, int, int]
 
 _SKINS: tuple[Colour, ...] = ((236, 200, 172), (214, 168, 132), (176, 128, 96), (140, 98, 74))

@@ -44,7 +44,7 @@ def read_csv(path: storage.PathLike, split: str) -> list[Person]:
             if index in seen:
                 raise InputError(f"Index {index} appears twice", remedy="An Index is unique.")
             seen.add(index)
-            persons.append(_person(values, split, index, f"line {line}"))
+            persons.append(_person(values, split, index))
     return persons
 
 
@@ -52,7 +52,7 @@ def _is_start(cells: Cells) -> bool:
     return cells["Filename"].lower().endswith(EXTENSIONS)
 
 
-def _person(values: dict[str, str], split: str, index: int, where: str) -> Person:
+def _person(values: dict[str, str], split: str, index: int) -> Person:
     folder, filename = checked_place(values["Folder"].strip(), values["Filename"].strip())
     labels = checked_labels(_list(values, "Categorical_Labels"))
     size, box, vad = (
@@ -61,7 +61,6 @@ def _person(values: dict[str, str], split: str, index: int, where: str) -> Perso
     return Person(
         split=split,
         index=index,
-        where=where,
         folder=folder,
         filename=filename,
         size=(size[0], size[1]) if size else None,

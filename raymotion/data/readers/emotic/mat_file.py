@@ -78,13 +78,11 @@ def _persons(images: Any, split: str, path: storage.PathLike, empty: list[tuple[
             empty.append(place)
         for k, record in enumerate(records):
             with located(path, row=f"{row}, person {k}"):
-                yield _person(record, split, index, f"{row}, person {k}", place, annotated)
+                yield _person(record, split, index, place, annotated)
             index += 1
 
 
-def _person(
-    record: Any, split: str, index: int, where: str, place: tuple[str, str], size: tuple[float, float] | None
-) -> Person:
+def _person(record: Any, split: str, index: int, place: tuple[str, str], size: tuple[float, float] | None) -> Person:
     # What tells the two layouts apart is the number of fields, not the split: a repacked file may have either.
     names = record.dtype.names if isinstance(record, np.void) else None
     count = len(names) if names else len(record)
@@ -103,7 +101,6 @@ def _person(
     return Person(
         split=split,
         index=index,
-        where=where,
         folder=place[0],
         filename=place[1],
         size=size,

@@ -18,7 +18,6 @@ class Person:
     Attributes:
         split: train, val or test.
         index: of the person in the annotations of its split.
-        where: the place in the file, for messages.
         folder, filename: of the image, below the image root.
         size: width and height of the image as annotated, or None.
         box: x1, y1, x2, y2 of the body in pixels, or None; possibly degenerate or beyond the border.
@@ -31,7 +30,6 @@ class Person:
 
     split: str
     index: int
-    where: str
     folder: str
     filename: str
     size: tuple[float, float] | None
