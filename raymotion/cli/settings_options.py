@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
@@ -18,7 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def options_from(
     model: type[BaseModel],
     *,
-    arguments: Collection[str] = (),
+    arguments: Sequence[str] = (),
     without: Collection[str] = (),
     names: Mapping[str, str] | None = None,
     required: bool = True,
@@ -27,11 +27,11 @@ def options_from(
 
     `batch_size` becomes `--batch-size`. A bool is a flag (`--no-NAME` where the default is true), a `Literal` a choice,
     a tuple or list an option that may be repeated, and limits of numbers (`ge`, `gt`, `le`, `lt`) are checked. The help
-    is the field's description, then the default, unless the description names it. An option that was not given is
+    is the field's description, then the default, or the `[default: ...]` that ends it. An option that was not given is
     None, so that a settings file can fill it in; `config.load_settings` takes the values as they come.
 
     Args:
-        arguments: fields that are arguments, not options.
+        arguments: fields that are arguments, not options, in the order in which they are given.
         without: fields that get no option.
         names: option names that differ from the field's: `{"kind": "format"}` gives `--format`.
         required: whether the parser asks for fields that have no default. False where a settings file may hold them.
@@ -41,8 +41,9 @@ def options_from(
     """
 
     def decorate(command: F) -> F:
-        for name, field in reversed(model.model_fields.items()):
+        for name in reversed([*arguments, *(name for name in model.model_fields if name not in arguments)]):
             if name not in without:
+                field = model.model_fields[name]
                 option = (names or {}).get(name, name).replace("_", "-")
                 command = _parameter(name, option, field, name in arguments, required and field.is_required())(command)
         return command
@@ -102,11 +103,16 @@ def _type(name: str, kind: Any, marks: list[Any]) -> click.ParamType:
 
 def _help(field: FieldInfo) -> str:
     """The description as a sentence, and the default."""
-    text = (field.description or "").strip()
+    text, told, rest = (field.description or "").partition("[default:")
+    text = text.strip()
     text = text[:1].upper() + text[1:]
-    if text and text[-1] not in ".]":
+    if text and text[-1] != ".":
         text += "."
     default = field.get_default(call_default_factory=False)
-    if field.is_required() or default in (None, False, True, (), [], "") or "default:" in text.lower():
+    if told:
+        return f"{text}  {told}{rest}"
+    if field.is_required() or isinstance(default, bool) or default in (None, (), [], ""):
         return text
-    return f"{text}  [default: {', '.join(map(str, default)) if isinstance(default, tuple | list) else default}]"
+    values = default if isinstance(default, tuple | list) else [default]
+    shown = ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+    return f"{text}  [default: {shown}]"

@@ -33,11 +33,11 @@ _KINDS = {
                   "raymotion data prepare coco ROOT --out samples.parquet"),
     "captions": ("a list of captions", "Make a sample table of it and its pictures first: "
                  "raymotion data prepare folder PICTURES --captions PATH --out samples.parquet"),
-    "picture": ("a picture", "For one picture: raymotion predict PATH --model CHECKPOINT. For many: "
+    "picture": ("a picture", "For one picture: raymotion predict MODEL PATH. For many: "
                 "raymotion data prepare folder PICTURES --out samples.parquet"),
     "table": ("a sample table", ""),
     "checkpoint": ("a checkpoint", "It goes where a model is asked for: "
-                   "raymotion label SAMPLES --teacher PATH --out labels/"),
+                   "raymotion label SAMPLES --model PATH --out labels/"),
     "labels": ("a labelled data set", "Name the folder that `raymotion features` wrote."),
     "regions": ("a folder of region features", "Pass it as --features PATH, besides what is asked for here."),
     "embeddings": ("a folder of embeddings",
@@ -52,7 +52,7 @@ _KINDS = {
 _INSTEAD = {
     ("table", "checkpoint"): "Train a model on it first: "
     "raymotion train recipes/teacher-visualbert-small.yaml --samples PATH --out teacher/",
-    ("table", "labels"): "Label it first: raymotion label PATH --teacher CHECKPOINT --out labels/",
+    ("table", "labels"): "Label it first: raymotion label PATH --model MODEL --out labels/",
     ("table", "regions"): "Make them from it: raymotion features regions PATH --out features/",
     ("table", "embeddings"): "Make them from it: raymotion features embeddings PATH --out features/",
     ("labels", "table"): _STUDENT,

@@ -36,6 +36,7 @@ class DrawnPerson:
 
 
 def draw_traits(rng: random.Random) -> tuple[float, ...]:
+    """The numbers that one stream shows, each between -1 and 1."""
     return tuple(rng.uniform(-1.0, 1.0) for _ in range(TRAITS))
 
 

@@ -122,6 +122,7 @@ class Scene:
 
     @property
     def indoors(self) -> bool:
+        """Whether the sky is seen through a window."""
         return self.place in INDOORS
 
 

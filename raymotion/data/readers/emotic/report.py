@@ -94,6 +94,7 @@ class SplitReport:
         return f"{known[0]} to {known[-1]} annotators" if len(known) > 1 else f"{known[0]} annotators"
 
     def to_dict(self) -> dict[str, Any]:
+        """All of it for JSON."""
         return {
             "persons": self.persons,
             "images": self.images,
