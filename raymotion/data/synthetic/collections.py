@@ -1,7 +1,7 @@
 """Small data sets in the on-disk formats of COCO and Socratis, for demos, tests and benchmarks.
 
 The same seed gives the same data, and image number 7 is the same picture however many are made. Scenes, pictures,
-captions and annotators are in `synthetic_scenes`, `synthetic_pictures` and `synthetic_captions`; this file writes.
+captions and annotators are in `scenes`, `pictures` and `captions`; this file writes.
 """
 
 from __future__ import annotations
