@@ -118,12 +118,12 @@ def main() -> None:
 
 
 def run(work: Path, images: int, kills: int, longest: float, rng: random.Random) -> dict[str, Any]:
-    from raymotion.data.readers.coco import read_coco
+    from raymotion.data.readers.coco import CocoReader
     from raymotion.data.samples import write_samples
     from raymotion.data.synthetic.collections import write_coco
 
     write_coco(str(work / "coco"), images, 0, corrupt=0.01)
-    table, _ = read_coco(str(work / "coco"), "val2017")
+    table, _ = CocoReader(root=work / "coco").read()
     samples = str(work / "samples.parquet")
     write_samples(samples, table)
     entries = json.loads((work / "coco/corrupt.json").read_text())

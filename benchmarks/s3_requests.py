@@ -184,7 +184,7 @@ def run(work: Path, images: int, latency: float, workers: int) -> dict[str, Any]
     from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 
     from raymotion import storage
-    from raymotion.data.readers.folder import read_folder
+    from raymotion.data.readers.folder import FolderReader
     from raymotion.data.samples import write_samples
     from raymotion.data.synthetic.collections import write_coco
 
@@ -203,7 +203,7 @@ def run(work: Path, images: int, latency: float, workers: int) -> dict[str, Any]
     files = sorted((work / "coco" / "val2017").iterdir())
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda file: storage.write_bytes(f"s3://bucket/pictures/{file.name}", file.read_bytes()), files))
-    table, _ = read_folder("s3://bucket/pictures")
+    table, _ = FolderReader(folder="s3://bucket/pictures").read()
     write_samples("s3://bucket/samples.parquet", table)
 
     proxy = Proxy(upstream, latency)

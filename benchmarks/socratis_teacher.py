@@ -147,12 +147,12 @@ def main() -> None:
     import torch
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    from raymotion.data.readers.socratis import read_socratis
+    from raymotion.data.readers.socratis import SocratisReader
     from raymotion.data.samples import targets, vocabulary_of
 
     torch.set_num_threads(arguments.threads)
     started = time.monotonic()
-    table, _ = read_socratis(arguments.table)
+    table, _ = SocratisReader(path=arguments.table, no_split=True).read()
     vocabulary = vocabulary_of(table)
     if vocabulary is None or table.num_rows != ROWS:
         raise SystemExit(f"{arguments.table}: {table.num_rows} rows are not Socratis's {ROWS}")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Container, Iterable, Mapping
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from raymotion import storage
 from raymotion.errors import InputError, SettingsMismatch
@@ -32,8 +33,13 @@ class Metavar(str):
     """Stands for a setting's value in the help of its command: `Annotated[float, Metavar("SECONDS")]`."""
 
 
-File = Annotated[str, Metavar("FILE")]
-Folder = Annotated[str, Metavar("FOLDER")]
+def _path_text(value: object) -> object:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+PathText = Annotated[str, BeforeValidator(_path_text)]
+File = Annotated[PathText, Metavar("FILE")]
+Folder = Annotated[PathText, Metavar("FOLDER")]
 
 S = TypeVar("S", bound=Settings)
 

@@ -57,10 +57,9 @@ def run_demo(
     from raymotion.batch.cluster import connect
     from raymotion.batch.labels import LabelSettings, label
     from raymotion.batch.regions import RegionSettings, extract_regions
-    from raymotion.data.readers.coco import read_coco
-    from raymotion.data.readers.socratis import read_socratis
+    from raymotion.data.readers.coco import CocoReader
+    from raymotion.data.readers.socratis import SocratisReader
     from raymotion.data.samples import write_samples
-    from raymotion.data.splits import split_samples
     from raymotion.data.synthetic.collections import write_coco, write_socratis
     from raymotion.report.page import write_report
     from raymotion.report.transfer import write_figure
@@ -68,7 +67,6 @@ def run_demo(
     from raymotion.train.recipe import load_recipe
     from raymotion.train.source import label_warnings
     from raymotion.train.transfer import compare
-    from raymotion.vocabulary import SOCRATIS_29
 
     seconds: dict[str, float] = {}
 
@@ -97,9 +95,11 @@ def run_demo(
         f"--vocabulary socratis-29 --seed {seed} --out {at('socratis.parquet')}",
         f"data prepare coco {at('coco')} --split val2017 --out {at('coco.parquet')}",
     ):
-        table, _ = read_socratis(at("socratis/cleaned_data.csv"), at("socratis/images"), vocabulary=SOCRATIS_29)
-        write_samples(at("socratis.parquet"), split_samples(table, seed=seed))
-        write_samples(at("coco.parquet"), read_coco(at("coco"), "val2017")[0])
+        socratis = SocratisReader(
+            path=at("socratis/cleaned_data.csv"), images=at("socratis/images"), vocabulary="socratis-29", seed=seed
+        )
+        write_samples(at("socratis.parquet"), socratis.read()[0])
+        write_samples(at("coco.parquet"), CocoReader(root=at("coco")).read()[0])
     with connect(address):
         with step(
             "region features",

@@ -6,6 +6,9 @@ code of the command: 2 for input that has to be mended first, 1 for a run that s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class RaymotionError(Exception):
     """Base of all errors whose message is meant for the user."""
@@ -43,6 +46,17 @@ class InputError(RaymotionError):
         if remedy:
             text = f"{text.rstrip('.')}. {remedy}"
         super().__init__(text)
+
+
+@contextmanager
+def located(path: object, *, row: int | str | None = None, line: int | None = None) -> Iterator[None]:
+    """Adds file and row, or line, to each `InputError` of its block that names no place."""
+    try:
+        yield
+    except InputError as error:
+        if (error.path, error.row, error.line) != (None, None, None):
+            raise
+        raise type(error)(error.reason, path=path, row=row, line=line, remedy=error.remedy) from error
 
 
 class AccessDenied(InputError):

@@ -16,7 +16,10 @@ BENCHMARKS = sorted((REPOSITORY / "benchmarks").glob("*.py"))
 
 # Higher rooms import lower ones, and rooms of one floor each other; never the other way.
 FLOORS = [
-    {"errors", "interrupts", "stores", "storage", "records", "folders", "vocabulary", "config", "text_table"},
+    {
+        "version", "errors", "interrupts", "stores", "storage", "records", "folders", "vocabulary", "config",
+        "registry", "text_table", "weights",
+    },  # fmt: skip
     {"models", "learning", "data"},
     {"pipeline", "published"},
     {"batch", "train", "study", "robustness", "evaluation", "report"},

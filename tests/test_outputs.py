@@ -293,7 +293,7 @@ def test_a_report_file_is_looked_at_before_the_work(tmp_path: Path, runner: Call
 
 
 def test_an_earlier_report_is_replaced(tmp_path: Path) -> None:
-    from raymotion.data.readers.emotic_report import EmoticReport, is_report
+    from raymotion.data.readers.emotic.report import EmoticReport, is_report
 
     storage.write_json(tmp_path / "r.json", EmoticReport().to_dict())
     outputs.require_replaceable(tmp_path / "r.json", "a report on EMOTIC", is_report)

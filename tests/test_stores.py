@@ -22,7 +22,7 @@ from raymotion import storage
 from raymotion.data.images.decode import fetch
 from raymotion.data.images.marks import stamps
 from raymotion.data.path_kinds import _folders
-from raymotion.data.readers.folder import read_folder
+from raymotion.data.readers.folder import FolderReader
 from raymotion.errors import AccessDenied, AddressRefused, InputError, RunFailed, StoreUnavailable
 from raymotion.stores import access, addresses, s3, web
 from raymotion.stores.fsspec_stores import Generic
@@ -284,7 +284,7 @@ class TestNamesInAStore:
         for key in ODD:
             storage.write_bytes(f"{s3}/photos/{key}", b"x")
         storage.write_text(f"{s3}/captions.csv", "file,caption\na//b.jpg,two slashes\na/b.jpg,one slash\n")
-        table, report = read_folder(f"{s3}/photos", f"{s3}/captions.csv")
+        table, report = FolderReader(folder=f"{s3}/photos", captions=f"{s3}/captions.csv").read()
         hidden = [key for key in ODD if any(part.startswith(".") for part in key.split("/"))]
         pictures = [key for key in ODD if key.lower().endswith(".jpg") and key not in hidden]
         # Blanks at the end of a name are not ours to judge: the file has no extension that is known.

@@ -16,18 +16,49 @@ from raymotion.errors import InputError, RaymotionError
 
 Wanted = Literal["table", "checkpoint", "labels", "regions", "embeddings"]
 
-WANTED = {
-    "table": "a sample table",
-    "checkpoint": "a checkpoint",
-    "labels": "a labelled data set",
-    "regions": "region features",
-    "embeddings": "embeddings",
-}
 # A job's kind in its job.json -> what its folder is.
 JOBS = {"labels": "labels", "region-features": "regions", "embeddings": "embeddings", "evaluation": "evaluation"}
 PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic")
 # How deep pictures are looked for, and in how many folders: a guess must not read a whole disk.
 DEPTH, MOST_FOLDERS = 3, 50
+_PREPARE = "Make a sample table of it first: raymotion data prepare {} --out samples.parquet"
+_STUDENT = "Train a student on it: raymotion train recipes/student-gru-cnn.yaml --labels PATH --out student/"
+# What each kind is called, and what to do with it; PATH stands for the path.
+_KINDS = {
+    "pictures": ("a folder of pictures", _PREPARE.format("folder PATH")),
+    "coco": ("a folder of COCO", _PREPARE.format("coco PATH")),
+    "emotic": ("a folder of EMOTIC", _PREPARE.format("emotic PATH")),
+    "socratis": ("a file of Socratis", _PREPARE.format("socratis PATH --images PICTURES")),
+    "coco file": ("a file of COCO's annotations", "Make a sample table of the folder that holds it in annotations/: "
+                  "raymotion data prepare coco ROOT --out samples.parquet"),
+    "captions": ("a list of captions", "Make a sample table of it and its pictures first: "
+                 "raymotion data prepare folder PICTURES --captions PATH --out samples.parquet"),
+    "picture": ("a picture", "For one picture: raymotion predict MODEL PATH. For many: "
+                "raymotion data prepare folder PICTURES --out samples.parquet"),
+    "table": ("a sample table", ""),
+    "checkpoint": ("a checkpoint", "It goes where a model is asked for: "
+                   "raymotion label SAMPLES --model PATH --out labels/"),
+    "labels": ("a labelled data set", "Name the folder that `raymotion features` wrote."),
+    "regions": ("a folder of region features", "Pass it as --features PATH, besides what is asked for here."),
+    "embeddings": ("a folder of embeddings",
+                   "Name it as --features PATH of `raymotion label`, or --embeddings PATH of `raymotion train`."),
+    "evaluation": ("an evaluation", "Name the checkpoint or the labels that it belongs to."),
+    "study": ("a study", "Name the checkpoint in its folder `final`, or run `raymotion study` on it."),
+    "weights": ("a file of weights", "Weights of an extractor or a backbone are passed as --weights."),
+    "recipe": ("a file of settings", "A recipe goes to `raymotion train PATH --samples SAMPLES --out DIR`."),
+    "archive": ("an archive", "Unpack it first."),
+}  # fmt: skip
+# What to do with a kind where a certain other one is wanted.
+_INSTEAD = {
+    ("table", "checkpoint"): "Train a model on it first: "
+    "raymotion train recipes/teacher-visualbert-small.yaml --samples PATH --out teacher/",
+    ("table", "labels"): "Label it first: raymotion label PATH --model MODEL --out labels/",
+    ("table", "regions"): "Make them from it: raymotion features regions PATH --out features/",
+    ("table", "embeddings"): "Make them from it: raymotion features embeddings PATH --out features/",
+    ("labels", "table"): _STUDENT,
+    ("labels", "checkpoint"): _STUDENT,
+    ("weights", "checkpoint"): "Name the checkpoint's folder, which holds config.json beside it.",
+}
 
 
 def wrong_kind(path: storage.PathLike, wanted: Wanted) -> InputError | None:
@@ -42,71 +73,10 @@ def wrong_kind(path: storage.PathLike, wanted: Wanted) -> InputError | None:
         return None
     if kind is None or kind == wanted:
         return None
-    what, remedy = _told(kind, shlex.quote(text), wanted)
-    return InputError(f"is {what}, not {WANTED[wanted]}", path=path, remedy=remedy)
-
-
-def _told(kind: str, path: str, wanted: Wanted) -> tuple[str, str]:
-    """What a kind is called, and what to do with it where another is wanted."""
-    prepare = f"Make a sample table of it first: raymotion data prepare {{}} {path}{{}} --out samples.parquet"
-    recipes = "recipes/teacher-visualbert-small.yaml"
-    label = f"raymotion label SAMPLES --model {path if kind == 'checkpoint' else 'MODEL'} --out labels/"
-    features = {"regions": "raymotion features regions", "embeddings": "raymotion features embeddings"}
-    known: dict[str, tuple[str, str]] = {
-        "pictures": ("a folder of pictures", prepare.format("folder", "")),
-        "coco": ("a folder of COCO", prepare.format("coco", "")),
-        "emotic": ("a folder of EMOTIC", prepare.format("emotic", "")),
-        "socratis": ("a file of Socratis", prepare.format("socratis", " --images PICTURES")),
-        "coco file": (
-            "a file of COCO's annotations",
-            "Make a sample table of the folder that holds it in annotations/: "
-            "raymotion data prepare coco ROOT --out samples.parquet",
-        ),
-        "captions": (
-            "a list of captions",
-            "Make a sample table of it and its pictures first: "
-            f"raymotion data prepare folder PICTURES --captions {path} --out samples.parquet",
-        ),
-        "picture": (
-            "a picture",
-            f"For one picture: raymotion predict MODEL {path}. For many: "
-            "raymotion data prepare folder PICTURES --out samples.parquet",
-        ),
-        "table": (
-            "a sample table",
-            f"Train a model on it first: raymotion train {recipes} --samples {path} --out teacher/"
-            if wanted == "checkpoint"
-            else f"Label it first: raymotion label {path} --model MODEL --out labels/"
-            if wanted == "labels"
-            else f"Make them from it: {features.get(wanted, '')} {path} --out features/",
-        ),
-        "checkpoint": (
-            "a checkpoint",
-            f"It goes where a model is asked for: {label}",
-        ),
-        "labels": (
-            "a labelled data set",
-            f"A student is trained on it: raymotion train recipes/student-gru-cnn.yaml --labels {path} --out student/"
-            if wanted in ("table", "checkpoint")
-            else "Name the folder that `raymotion features` wrote.",
-        ),
-        "regions": ("a folder of region features", f"Pass it as --features {path}, besides what is asked for here."),
-        "embeddings": (
-            "a folder of embeddings",
-            f"Name it as --features {path} of `raymotion label`, or --embeddings {path} of `raymotion train`.",
-        ),
-        "evaluation": ("an evaluation", "Name the checkpoint or the labels that it belongs to."),
-        "study": ("a study", "Name the checkpoint in its folder `final`, or run `raymotion study` on it."),
-        "weights": (
-            "a file of weights",
-            "Name the checkpoint's folder, which holds config.json beside it."
-            if wanted == "checkpoint"
-            else "Weights of an extractor or a backbone are passed as --weights.",
-        ),
-        "recipe": ("a file of settings", f"A recipe goes to `raymotion train {path} --samples SAMPLES --out DIR`."),
-        "archive": ("an archive", "Unpack it first."),
-    }
-    return known[kind]
+    what, remedy = _KINDS[kind]
+    remedy = _INSTEAD.get((kind, wanted), remedy).replace("PATH", shlex.quote(text))
+    expected = _KINDS[wanted][0].removeprefix("a folder of ")
+    return InputError(f"is {what}, not {expected}", path=path, remedy=remedy)
 
 
 def _file_kind(path: str) -> str | None:

@@ -14,7 +14,9 @@ from raymotion.data.samples import read_samples
 
 def commands(group: click.Group, *path: str) -> list[tuple[str, ...]]:
     found = []
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         found.append((*path, name))
         if isinstance(command, click.Group):
             found += commands(command, *path, name)

@@ -12,11 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from raymotion.data.boxes import clip_box
 from raymotion.data.images.decode import decode_rgb
-from raymotion.data.readers.coco import clip_box, coco_url, face_from_keypoints, read_coco
+from raymotion.data.readers.coco import CocoReader, coco_url, face_from_keypoints
 from raymotion.errors import InputError
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "coco"
+
+
+def read_coco(root, split="val2017", **options):
+    return CocoReader(root=root, split=split, **options).read()
 
 
 def keypoints(**points: tuple[float, float, int]) -> list[float]:

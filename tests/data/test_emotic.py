@@ -14,9 +14,9 @@ from PIL import Image
 
 from raymotion.data.images.decode import decode_rgb
 from raymotion.data.images.sizes import PictureSize, read_size
-from raymotion.data.readers.emotic import read_emotic
-from raymotion.data.readers.emotic_csv import COLUMNS, read_csv
-from raymotion.data.readers.emotic_mat import read_mat
+from raymotion.data.readers.emotic import EmoticReader
+from raymotion.data.readers.emotic.csv_file import COLUMNS, read_csv
+from raymotion.data.readers.emotic.mat_file import read_mat
 from raymotion.data.synthetic.emotic import PLANTED, write_emotic
 from raymotion.errors import InputError
 from raymotion.vocabulary import EMOTIC_26
@@ -35,6 +35,10 @@ def planted(tmp_path_factory):
 @pytest.fixture(scope="module")
 def from_mat(planted):
     return read_emotic(planted, faces=planted / "faces.csv")
+
+
+def read_emotic(root, **options):
+    return EmoticReader(root=root, **options).read()
 
 
 def structs(names, rows):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from raymotion.data.faces.assign import assign, find_faces, fit, overlap, same_face
 from raymotion.data.faces.detectors import CascadeDetector, Face, YuNetDetector, build, faces_of_rows, identify
 from raymotion.data.images.decode import decode_rgb, fetch
-from raymotion.data.readers.coco import read_coco
+from raymotion.data.readers.coco import CocoReader
 from raymotion.errors import InputError
 
 BODY = (100.0, 100.0, 200.0, 350.0)  # standing: its face is about 30 pixels, at the top, in the middle
@@ -241,7 +241,7 @@ def test_recall_and_precision_on_real_pictures(shared_data: Path) -> None:
     large = found = right = wrong = 0
     for split in ("val2017", "train2017"):
         people: dict[str, list[dict]] = {}
-        for row in read_coco(shared_data / "coco", split, persons=True, min_side=20)[0].to_pylist():
+        for row in CocoReader(root=shared_data / "coco", split=split, persons=True, min_side=20).read()[0].to_pylist():
             people.setdefault(row["image_uri"], []).append(row)
         for uri, rows in people.items():
             rows = [row for row in rows if row["face_box"]]

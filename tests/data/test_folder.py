@@ -14,8 +14,12 @@ from PIL import Image
 
 from raymotion import storage
 from raymotion.data.images.decode import FORMATS
-from raymotion.data.readers.folder import read_folder
+from raymotion.data.readers.folder import FolderReader
 from raymotion.errors import AccessDenied, InputError
+
+
+def read_folder(folder, captions=None):
+    return FolderReader(folder=folder, captions=captions).read()
 
 
 @pytest.fixture

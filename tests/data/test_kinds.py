@@ -89,7 +89,7 @@ def test_where_a_table_is_wanted(things: Path, name: str, what: str, command: st
 @pytest.mark.parametrize(
     ("name", "read", "told"),
     [
-        ("labels", read_checkpoint_info, "is a labelled data set, not a checkpoint. A student is trained on it: "),
+        ("labels", read_checkpoint_info, "is a labelled data set, not a checkpoint. Train a student on it: "),
         ("samples.parquet", read_checkpoint_info, "is a sample table, not a checkpoint. Train a model on it first: "),
         ("photos", read_checkpoint_info, "is a folder of pictures, not a checkpoint"),
         ("teacher/model.safetensors", read_checkpoint_info, "is a file of weights, not a checkpoint. Name the checkpo"),

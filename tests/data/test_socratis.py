@@ -10,13 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymotion.data.readers.socratis import clean_words, read_socratis
+from raymotion.data.readers.socratis import SocratisReader, clean_words
 from raymotion.data.samples import vocabulary_of
 from raymotion.errors import InputError
 from raymotion.vocabulary import SOCRATIS_29
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "socratis" / "cleaned_data.csv"
 HEADER = "image_name,caption,emotions\n"
+
+
+def read_socratis(path, images=None, **options):
+    return SocratisReader(path=path, images=images, no_split=True, **options).read()
 
 
 def annotator(name: str, *emotions: str, caption: str = "a caption") -> list[object]:
@@ -54,7 +58,7 @@ def test_shares_of_annotators(tmp_path):
         "8": [annotator("conceptualcaptions__2.jpg", "calm"), annotator("conceptualcaptions__2.jpg", "happy")],
         "9": [annotator("other.jpg", "agry")],
     }  # fmt: skip
-    table, report = read_socratis(write_raw(tmp_path / "raw.json", raw), vocabulary=SOCRATIS_29)
+    table, report = read_socratis(write_raw(tmp_path / "raw.json", raw), vocabulary="socratis-29")
     rows = table.to_pylist()
     assert [row["sample_id"] for row in rows] == ["socratis:visualnews__bbc_1", "socratis:conceptualcaptions__2"]
     assert [row["source"] for row in rows] == ["socratis/visualnews", "socratis/conceptualcaptions"]
@@ -119,7 +123,7 @@ def test_bad_rows_are_named(tmp_path, lines, reason):
 
 def test_a_vocabulary_drops_other_words(tmp_path):
     path = write_csv(tmp_path / "c.csv", "a.jpg,one,\"['agry', 'sad']\"", "b.jpg,two,['agry']")
-    table, report = read_socratis(path, vocabulary=SOCRATIS_29)
+    table, report = read_socratis(path, vocabulary="socratis-29")
     assert table["labels"].to_pylist() == [["sad"]]
     assert (report.dropped_images, report.dropped_words) == (1, 1)
 
@@ -182,7 +186,7 @@ def test_each_caption_of_a_picture_keeps_its_own_emotions(tmp_path):
         "8": [annotator("b.jpg", "sad", caption="three"), annotator("b.jpg", "happy", caption="")],
         "9": [annotator("a.jpg", "agry", caption="four"), annotator("a.jpg", "happy", caption="two")],
     }  # fmt: skip
-    table, report = read_socratis(write_raw(tmp_path / "raw.json", raw), vocabulary=SOCRATIS_29)
+    table, report = read_socratis(write_raw(tmp_path / "raw.json", raw), vocabulary="socratis-29")
     rows = {row["sample_id"]: row for row in table.to_pylist()}
     assert {name: (row["captions"], row["labels"], row["label_weights"]) for name, row in rows.items()} == {
         "socratis:a": (["one"], ["angry", "sad"], [0.5, 1.0]),

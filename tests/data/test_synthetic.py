@@ -14,9 +14,9 @@ from PIL import Image
 
 from raymotion import storage
 from raymotion.data.images.decode import ImageError, decode_rgb
-from raymotion.data.readers.coco import read_coco
-from raymotion.data.readers.folder import read_folder
-from raymotion.data.readers.socratis import read_socratis
+from raymotion.data.readers.coco import CocoReader
+from raymotion.data.readers.folder import FolderReader
+from raymotion.data.readers.socratis import SocratisReader
 from raymotion.data.samples import targets, vocabulary_of
 from raymotion.data.synthetic.collections import CSV_NAME, DAMAGES, RAW_NAME, damage, write_coco, write_socratis
 from raymotion.data.synthetic.emotic import write_emotic
@@ -40,7 +40,7 @@ def socratis(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_coco_reads_back(coco):
-    table, report = read_coco(coco)
+    table, report = CocoReader(root=coco).read()
     assert (report.rows, report.no_entry, report.no_image, report.notes()) == (80, 0, 0, [])
     assert set(map(len, table["captions"].to_pylist())) == {5, 6, 7}
     assert Counter(map(len, table["captions"].to_pylist()))[5] > 50
@@ -53,7 +53,7 @@ def test_coco_reads_back(coco):
 
 
 def test_coco_persons_have_faces_where_they_are_drawn(coco):
-    table, report = read_coco(coco, persons=True)
+    table, report = CocoReader(root=coco, persons=True).read()
     assert report.persons > 80 and report.faces == report.persons
     sizes = {e["id"]: (e["width"], e["height"]) for e in storage.read_json(
         coco / "annotations" / "person_keypoints_val2017.json")["images"]}  # fmt: skip
@@ -81,7 +81,7 @@ def test_names_and_splits_side_by_side(tmp_path):
     write_coco(tmp_path, 3, 0, split="train2014", corrupt=1.0)
     write_coco(tmp_path, 2, 1, split="val2017", corrupt=0.5)
     assert all(path.name.startswith("COCO_train2014_") for path in (tmp_path / "train2014").iterdir())
-    assert read_coco(tmp_path, "train2014")[0]["split"].to_pylist() == ["train"] * 3
+    assert CocoReader(root=tmp_path, split="train2014").read()[0]["split"].to_pylist() == ["train"] * 3
     assert len(storage.read_json(tmp_path / "corrupt.json")) == 4
     # Again without damage: the list keeps the other split's.
     write_coco(tmp_path, 2, 1, split="val2017")
@@ -149,7 +149,7 @@ def test_nor_are_their_other_files_even_beside_synthetic_data_of_another_kind(tm
 def test_an_earlier_run_is_replaced(tmp_path):
     write_socratis(tmp_path, 6, 0)
     write_socratis(tmp_path, 3, 1)
-    table, report = read_socratis(tmp_path / CSV_NAME, tmp_path / "images")
+    table, report = SocratisReader(path=tmp_path / CSV_NAME, images=tmp_path / "images", no_split=True).read()
     assert len(list((tmp_path / "images").iterdir())) == 3
     assert report.images_missing == 0 and table.num_rows == 3
 
@@ -183,8 +183,10 @@ def test_socratis_files_have_the_real_structure(socratis):
 
 
 def test_raw_and_cleaned_agree_and_annotators_do_not(socratis):
-    raw, report = read_socratis(socratis / RAW_NAME, socratis / "images", vocabulary=SOCRATIS_29)
-    clean, _ = read_socratis(socratis / CSV_NAME, socratis / "images")
+    raw, report = SocratisReader(
+        path=socratis / RAW_NAME, images=socratis / "images", vocabulary="socratis-29", no_split=True
+    ).read()
+    clean, _ = SocratisReader(path=socratis / CSV_NAME, images=socratis / "images", no_split=True).read()
     by_id = dict(zip(clean["sample_id"].to_pylist(), clean["labels"].to_pylist(), strict=True))
     assert dict(zip(raw["sample_id"].to_pylist(), raw["labels"].to_pylist(), strict=True)) == by_id
     assert report.images_missing == 0 and report.dropped_words == 2  # agry, amuzed
@@ -192,13 +194,13 @@ def test_raw_and_cleaned_agree_and_annotators_do_not(socratis):
     assert 0.15 < np.mean([share for own in shares for share in own]) < 0.6
     assert np.mean([max(own) for own in shares]) < 0.9
     # The published rule leaves a small set with few labels.
-    published, _ = read_socratis(socratis / RAW_NAME)
+    published, _ = SocratisReader(path=socratis / RAW_NAME, no_split=True).read()
     vocabulary = vocabulary_of(published)
     assert vocabulary is not None and {"happy", "sad"} <= set(vocabulary.labels) and len(vocabulary) < 15
 
 
 def test_labels_are_as_uneven_as_the_real_ones(socratis):
-    table, report = read_socratis(socratis / CSV_NAME)
+    table, report = SocratisReader(path=socratis / CSV_NAME, no_split=True).read()
     rates = sorted((count / report.rows for count in report.labels.values()), reverse=True)
     assert max(report.labels, key=lambda name: report.labels[name]) == "happy"
     assert 0.55 < rates[0] < 0.75 and 0.25 < rates[1] < 0.5
@@ -212,7 +214,7 @@ def test_captions_and_pictures_tell_the_emotions_and_both_tell_more(socratis):
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import log_loss
 
-    table, _ = read_socratis(socratis / CSV_NAME, socratis / "images")
+    table, _ = SocratisReader(path=socratis / CSV_NAME, images=socratis / "images", no_split=True).read()
     labels = targets(table, SOCRATIS_29)
     order = np.random.default_rng(0).permutation(len(labels))
     train, test = order[:420], order[420:]
@@ -255,23 +257,23 @@ def test_captions_and_pictures_tell_the_emotions_and_both_tell_more(socratis):
 def test_in_an_object_store(s3):
     write_coco(f"{s3}/coco", 3, 0, corrupt=0.3)
     write_socratis(f"{s3}/soc", 3, 0)
-    table, report = read_coco(f"{s3}/coco")
+    table, report = CocoReader(root=f"{s3}/coco").read()
     assert report.rows == 3 and table["image_uri"].to_pylist()[0].startswith(f"{s3}/coco/val2017/0")
-    table, report = read_socratis(f"{s3}/soc/{CSV_NAME}", f"{s3}/soc/images")
+    table, report = SocratisReader(path=f"{s3}/soc/{CSV_NAME}", images=f"{s3}/soc/images", no_split=True).read()
     assert report.images_found == 3
     decode_rgb(storage.read_bytes(table["image_uri"].to_pylist()[0]))
     one = storage.list_names(f"{s3}/coco/val2017")[0]
     storage.write_text(f"{s3}/captions.csv", f"file,caption\nval2017/nope.jpg,x\nval2017/{one},y\n")
-    table, found = read_folder(f"{s3}/coco", f"{s3}/captions.csv")
+    table, found = FolderReader(folder=f"{s3}/coco", captions=f"{s3}/captions.csv").read()
     assert (found.rows, found.no_file) == (3, 1)
     assert table["sample_id"].to_pylist()[0].startswith("folder:val2017/0")
     assert table["image_uri"].to_pylist()[0].startswith(f"{s3}/coco/val2017/0")
 
 
 def test_a_bucket_that_may_not_be_read(refusing_store):
-    for read in (read_folder, read_coco):
+    for reader in (FolderReader(folder="s3://secret/photos"), CocoReader(root="s3://secret/photos")):
         with pytest.raises(AccessDenied):
-            read("s3://secret/photos")
+            reader.read()
 
 
 @pytest.mark.parametrize(

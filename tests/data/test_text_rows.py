@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raymotion.data.readers.text_rows import delimited_rows, json_lines, parse_json
+from raymotion.data.text_rows import delimited_rows, json_lines, parse_json
 from raymotion.errors import InputError
 
 COLUMNS = ("file", "caption")

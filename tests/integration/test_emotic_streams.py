@@ -18,7 +18,7 @@ from raymotion import storage
 from raymotion.data.embedding_layout import EmbeddingLayout, FeatureKey, FeatureShape
 from raymotion.data.images.decode import decode_rgb
 from raymotion.data.provenance import BOXES, MADE_FROM
-from raymotion.data.readers.emotic import read_emotic
+from raymotion.data.readers.emotic import EmoticReader
 from raymotion.data.samples import write_samples
 from raymotion.data.streams import ABLATIONS, STREAMS
 from raymotion.data.synthetic.emotic import write_emotic
@@ -93,7 +93,7 @@ class Persons:
 def persons(own_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Persons:
     folder = tmp_path_factory.mktemp("emotic")
     write_emotic(folder, PERSONS, seed=1, kind="csv")
-    table, _ = read_emotic(folder, faces=folder / "faces.csv")
+    table, _ = EmoticReader(root=folder, faces=folder / "faces.csv").read()
     samples, embeddings = str(folder / "samples.parquet"), folder / "embeddings"
     write_samples(samples, table)
     write_features(embeddings, table)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raymotion.batch.regions import RegionSettings, extract_regions
-from raymotion.data.readers.coco import read_coco
+from raymotion.data.readers.coco import CocoReader
 from raymotion.data.samples import write_samples
 from raymotion.data.synthetic.collections import write_coco
 
@@ -28,7 +28,7 @@ def test_killed_and_run_again(tmp_path: Path) -> None:
     """60 images, 3 of them damaged, in 30 shards; killed with some of them done, then the same command."""
     write_coco(str(tmp_path / "coco"), 60, 0, corrupt=0.05)
     samples, out, whole = tmp_path / "s.parquet", tmp_path / "out", tmp_path / "whole"
-    write_samples(str(samples), read_coco(str(tmp_path / "coco"), "val2017")[0])
+    write_samples(str(samples), CocoReader(root=tmp_path / "coco").read()[0])
     command = [
         str(Path(sys.executable).with_name("raymotion")), "features", "regions", str(samples), "--out", str(out),
         "--extractor", EXTRACTOR, "--weights", "random:0", "--count", "4", "--shard-rows", "2",

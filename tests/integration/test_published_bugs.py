@@ -30,7 +30,7 @@ from raymotion.batch.choice import matrix_of, read_parts, select
 from raymotion.batch.labels import LabelSettings, PredictEmotions, PredictWithStudent, label
 from raymotion.batch.worker import ShardWorker, WorkerPlan
 from raymotion.config import load_settings, read_yaml
-from raymotion.data.readers.socratis import read_socratis
+from raymotion.data.readers.socratis import SocratisReader
 from raymotion.data.samples import read_samples, table_from_rows, targets, vocabulary_of, write_samples
 from raymotion.data.splits import split_samples
 from raymotion.errors import InputError
@@ -281,8 +281,9 @@ def test_03_the_order_of_labels_is_the_same_in_every_interpreter(tmp_path: Path,
     (tmp_path / "s.json").write_text(json.dumps(raw))
     code = (
         "import json; from raymotion.data.samples import targets, vocabulary_of;"
-        "from raymotion.data.readers.socratis import read_socratis;"
-        f"table, _ = read_socratis({str(tmp_path / 's.json')!r}, min_images=1); own = vocabulary_of(table);"
+        "from raymotion.data.readers.socratis import SocratisReader;"
+        f"table, _ = SocratisReader(path={str(tmp_path / 's.json')!r}, min_images=1, no_split=True).read();"
+        "own = vocabulary_of(table);"
         "print(json.dumps([own.labels, own.fingerprint, targets(table, own).tolist(), list({'a', 'b', 'c', 'd'})]))"
     )
     done = [
@@ -587,7 +588,7 @@ def test_13_lists_in_a_csv_are_parsed_and_never_run(tmp_path: Path) -> None:
             writer = csv.writer(file)
             writer.writerow(["image_name", "caption", "emotions"])
             writer.writerows([f"{i}.jpg", "a caption", value] for i, value in enumerate(emotions))
-        return read_socratis(tmp_path / "s.csv", min_images=1)[0]
+        return SocratisReader(path=tmp_path / "s.csv", no_split=True).read()[0]
 
     for code in (f"open({str(trap)!r}, 'w')", f"[open({str(trap)!r}, 'w').name]", "[str(1)]", "['a' for _ in 'b']"):
         with pytest.raises(InputError, match=r"line 3.*not a list of words"):
@@ -672,7 +673,7 @@ def test_15_the_share_of_annotators_is_what_is_learned(tmp_path: Path) -> None:
         for key, answers in votes.items()
     }
     (tmp_path / "raw.json").write_text(json.dumps(raw))
-    table, report = read_socratis(tmp_path / "raw.json", vocabulary=LABELS)
+    table, report = SocratisReader(path=tmp_path / "raw.json", min_images=1, no_split=True).read()
     assert report.weighted and report.annotators == 8
     marks = pa.array(["train", "train", "val"])
     place = table.schema.get_field_index("split")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from raymotion.data.readers.coco import read_coco
+from raymotion.data.readers.coco import CocoReader
 from raymotion.data.samples import write_samples
 from raymotion.data.synthetic.collections import write_coco, write_socratis
 
@@ -26,7 +26,7 @@ def in_folder(folder: Path, pattern: str, count: int = 1) -> Callable[[], bool]:
 def pictures(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     write_coco(str(folder / "coco"), 200, 0)
-    write_samples(str(folder / "samples.parquet"), read_coco(str(folder / "coco"), "val2017")[0])
+    write_samples(str(folder / "samples.parquet"), CocoReader(root=folder / "coco").read()[0])
     return folder / "samples.parquet"
 
 
@@ -65,16 +65,12 @@ def test_a_job_while_ray_starts(stop_command, pictures, tmp_path, number, monkey
 
 @pytest.mark.parametrize("workers, number", [(0, signal.SIGTERM), (1, signal.SIGINT), (1, signal.SIGTERM)])
 def test_a_training(stop_command, tmp_path, workers, number, monkeypatch):
-    from raymotion.data.readers.socratis import read_socratis
-    from raymotion.data.splits import split_samples
-    from raymotion.vocabulary import SOCRATIS_29
+    from raymotion.data.readers.socratis import SocratisReader
 
     write_socratis(str(tmp_path / "socratis"), 60, 0)
-    table, _ = read_socratis(
-        str(tmp_path / "socratis/cleaned_data.csv"), str(tmp_path / "socratis/images"), vocabulary=SOCRATIS_29
-    )
+    socratis = SocratisReader(path=tmp_path / "socratis/cleaned_data.csv", images=tmp_path / "socratis/images")
     samples, out = tmp_path / "samples.parquet", tmp_path / "teacher"
-    write_samples(str(samples), split_samples(table, seed=0))
+    write_samples(str(samples), socratis.read()[0])
     command = [
         "train", "teacher-demo", "--samples", samples, "--out", out, "--workers", workers, "--epochs", "2000",
         "--set", "optimiser.patience=2000",

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from raymotion.data.readers.emotic_report import SplitReport
+from raymotion.data.readers.emotic.report import SplitReport
 from raymotion.learning.metrics.average_precision import (
     chance_map,
     interpolated_average_precision,

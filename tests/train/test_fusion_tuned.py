@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 
 from raymotion.data.images.decode import decode_rgb, fetch
-from raymotion.data.readers.emotic import read_emotic
+from raymotion.data.readers.emotic import EmoticReader
 from raymotion.data.samples import read_samples, write_samples
 from raymotion.data.streams import STREAMS
 from raymotion.data.synthetic.emotic import write_emotic
@@ -56,7 +56,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> str:
     """48 synthetic persons, some without a face that can be seen."""
     folder = tmp_path_factory.mktemp("persons")
     write_emotic(folder / "emotic", 48, seed=3, kind="csv")
-    table, _ = read_emotic(folder / "emotic", faces=folder / "emotic" / "faces.csv")
+    table, _ = EmoticReader(root=folder / "emotic", faces=folder / "emotic" / "faces.csv").read()
     write_samples(folder / "samples.parquet", table)
     return str(folder / "samples.parquet")
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from raymotion.data.boxes import Box, clip_box
 from raymotion.data.faces.detectors import Face, FaceDetector
-from raymotion.data.readers.coco import Box, clip_box
 
 # Of the square root of the body box's area: a standing person of 7.5 heads in a box of 1:2.5 has 0.2, a head with
 # shoulders 0.6.

@@ -6,94 +6,106 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pyarrow as pa
+from pydantic import Field
 
 from raymotion import storage
+from raymotion.config import File, Folder
 from raymotion.data.captions import one_line
 from raymotion.data.images.files import EXTENSIONS, FileNames, FolderContent, is_unicode, list_pictures
-from raymotion.data.readers.text_rows import Cells, delimited_rows, json_lines, read_json, shown
+from raymotion.data.readers.reader import Reader, Report, noted, report_line
 from raymotion.data.samples import table_from_rows
-from raymotion.errors import InputError
+from raymotion.data.text_rows import delimited_rows, json_lines, read_json, shown
+from raymotion.errors import InputError, located
 
 _KEYS = ("file", "caption", "captions")
 
 
 @dataclass
-class FolderReport:
-    """Counts of what `read_folder` met. All files and all captions are in the table or counted here.
+class FolderReport(Report):
+    """Counts of what `FolderReader` met. All files and all captions are in the table or counted here.
 
     Attributes:
-        rows: images. captions: captions in all. without_caption: images that have none.
+        captions, without_caption: captions in all, and images that have none.
         no_file: files that the captions name and the folder lacks (`no_file_names`: the first few of them).
         no_file_captions: the captions of those, left out.
-        ambiguous_files: of `no_file`, those that several files could be.
-        other_case: of `no_file`, those that the folder has with other capitals.
-        empty_captions: entries of the captions file without a word.
-        content: what is in the folder, and which files were left out.
     """
 
-    rows: int = 0
     captions: int = 0
     without_caption: int = 0
     no_file: int = 0
     no_file_names: list[str] = field(default_factory=list)
     no_file_captions: int = 0
-    ambiguous_files: int = 0
-    other_case: int = 0
-    empty_captions: int = 0
-    content: FolderContent = field(default_factory=lambda: FolderContent(""))
+    other_case: int = noted("of them differ from a file's name in capital letters only")
+    ambiguous_files: int = noted("of them could be several files, which differ in spaces or encoded accents")
+    empty_captions: int = noted("entries of the captions file have no caption")
+
+    def lines(self) -> list[str]:
+        """Rows and captions, then the notes."""
+        captions = report_line("captions", f"{self.captions:,}", self.without_caption, "images have none")
+        return [report_line("rows", self.rows), captions, *self.note_lines()]
 
     def notes(self) -> list[str]:
-        """One line for each reason for which something was left out."""
+        """A text for each reason for which something was left out."""
+        if not self.no_file:
+            return super().notes()
         names = ", ".join(map(shown, self.no_file_names[:3])) + (" ..." if self.no_file > 3 else "")
-        told = (
-            (self.no_file, f"files that the captions name are not pictures in the folder ({names}), "
-             f"{self.no_file_captions:,} captions left out"),
-            (self.other_case, "of them differ from a file's name in capital letters only"),
-            (self.ambiguous_files, "of them could be several files, which differ in spaces or encoded accents"),
-            (self.empty_captions, "entries of the captions file have no caption"),
-        )  # fmt: skip
-        return [f"{count:,} {what}" for count, what in told if count] + self.content.notes()
+        strays = f"{self.no_file:,} files that the captions name are not pictures in the folder ({names})"
+        return [f"{strays}, {self.no_file_captions:,} captions left out", *super().notes()]
 
 
-def read_folder(folder: storage.PathLike, captions: storage.PathLike | None = None) -> tuple[pa.Table, FolderReport]:
-    """Every picture below `folder`, sorted by path, as a sample table without labels.
+class FolderReader(Reader):
+    """Any folder of pictures, searched to the bottom, with captions from a file.
 
-    Files are taken by their extension (`picture_files.EXTENSIONS`, in any case); hidden files and folders are not.
-    Links are followed.
+    Links to files and folders are followed. Every file that is left out, and every caption that finds no picture, is
+    counted under its reason.
 
-    Args:
-        folder: local folder or s3:// address.
-        captions: by its extension, `.jsonl` with `{"file": "a/b.jpg", "caption": "..."}` or `"captions": [...]` per
-            line; `.csv` or `.tsv` with the columns file and caption (see `text_rows`); `.json` with an object of file
-            to caption or captions. Files are relative to `folder` (see `FileNames`); those that come repeatedly have
-            several captions.
+    \b
+    Lines of a .jsonl:    {"file": "trip/1.jpg", "caption": "A boat at sunset."}
+    Columns of a .csv:    file,caption        (a file's second line is its second caption)
+    Columns of a .tsv:    the same, with tabs (no quotes: a quote is a character like any other)
 
-    Raises:
-        InputError: names the captions file, its line and the reason; or says that the folder holds no pictures.
+    \b
+    Example:
+      raymotion data prepare folder PHOTOS --captions captions.jsonl --out mine.parquet
     """
-    if not storage.is_dir(folder):
-        raise InputError("no such folder", path=folder, remedy="Check the path.")
-    content = list_pictures(folder)
-    report = FolderReport(content=content)
-    if not content.pictures:
-        raise InputError(f"holds no pictures ({', '.join(EXTENSIONS)})", path=folder, remedy="Check the path.")
-    texts: dict[str, list[str]] = {}
-    if captions is not None:
-        texts = _captions_of(captions, folder, content, report)
-    rows = [
-        {
-            "sample_id": f"folder:{name}",
-            "group_id": f"folder:{name}",
-            "image_uri": content.address(name),
-            "captions": texts.get(name, []),
-            "source": "folder",
-        }
-        for name in content.pictures
-    ]
-    report.rows = len(rows)
-    report.captions = sum(map(len, texts.values()))
-    report.without_caption = sum(1 for name in content.pictures if not texts.get(name))
-    return table_from_rows(rows, where=folder), report
+
+    folder: Folder
+    captions: File | None = Field(
+        None, description="Captions as .jsonl, .csv, .tsv or .json. Default: none, images only."
+    )
+
+    def read(self) -> tuple[pa.Table, FolderReport]:
+        """Every picture below `folder`, sorted by path, without labels.
+
+        Files are taken by their extension (`files.EXTENSIONS`, in any case); hidden files and folders are not. A line
+        of a .jsonl may have a list of `"captions"`; a .json is an object of file to caption or captions. Files are
+        relative to `folder` (see `FileNames`); one that comes repeatedly has several captions.
+
+        Raises:
+            InputError: names the captions file, its line and the reason; or says that the folder holds no pictures.
+        """
+        if not storage.is_dir(self.folder):
+            raise InputError("no such folder", path=self.folder, remedy="Check the path.")
+        content = list_pictures(self.folder)
+        report = FolderReport(rows=len(content.pictures), content=content)
+        if not content.pictures:
+            raise InputError(f"holds no pictures ({', '.join(EXTENSIONS)})", path=self.folder, remedy="Check the path.")
+        texts: dict[str, list[str]] = {}
+        if self.captions is not None:
+            texts = _captions_of(self.captions, self.folder, content, report)
+        rows = [
+            {
+                "sample_id": f"folder:{name}",
+                "group_id": f"folder:{name}",
+                "image_uri": content.address(name),
+                "captions": texts.get(name, []),
+                "source": "folder",
+            }
+            for name in content.pictures
+        ]
+        report.captions = sum(map(len, texts.values()))
+        report.without_caption = sum(1 for name in content.pictures if not texts.get(name))
+        return table_from_rows(rows, where=self.folder), report
 
 
 def _captions_of(
@@ -131,15 +143,27 @@ def _read_captions(path: storage.PathLike, names: FileNames) -> Iterator[tuple[s
     kind = storage.suffix(path)
     if kind in (".jsonl", ".ndjson"):
         for line, value in json_lines(storage.read_text(path), path):
-            yield from _json_line(value, path, line)
+            with located(path, line=line):
+                yield from _pairs(*_of_json(value))
     elif kind in (".csv", ".tsv"):
-        yield from _delimited(path, names)
+        rows = delimited_rows(
+            storage.read_text(path), path, ("file", "caption"), optional=("captions",), verbatim=("file",),
+            is_start=lambda cells: names.find(cells["file"]) is not None,
+        )  # fmt: skip
+        for line, cells in rows:
+            if "captions" in cells:
+                raise InputError("has both caption and captions", path=path, line=1, remedy="Keep one column.")
+            with located(path, line=line):
+                if not cells["file"].strip():
+                    raise InputError("file is empty")
+                yield from _pairs(cells["file"], cells["caption"])
     elif kind == ".json":
         value = read_json(path)
         if not isinstance(value, dict):
             raise InputError("is not an object of file to caption", path=path, remedy="Lines of objects are a .jsonl.")
         for name, own in value.items():
-            yield from _pairs(name, own, path, row=shown(name))
+            with located(path, row=shown(name)):
+                yield from _pairs(name, own)
     else:
         raise InputError(
             f"captions in a {kind or 'file without extension'} cannot be read",
@@ -148,56 +172,29 @@ def _read_captions(path: storage.PathLike, names: FileNames) -> Iterator[tuple[s
         )
 
 
-def _json_line(value: object, path: storage.PathLike, line: int) -> Iterator[tuple[str, str]]:
+def _of_json(value: object) -> tuple[str, object]:
+    """File and caption, or captions, of a line of a .jsonl."""
     found: dict[str, object] = {}
     for key, own in value.items() if isinstance(value, dict) else ():
         name = key.strip().casefold()
         if name in _KEYS and name in found:
-            raise InputError(f'has "{name}" twice', path=path, line=line, remedy="Keep one of them.")
+            raise InputError(f'has "{name}" twice', remedy="Keep one of them.")
         found[name] = own
-    name = found.get("file")
-    if not isinstance(name, str) or not name.strip():
-        raise InputError('has no "file"', path=path, line=line, remedy='Write {"file": "a.jpg", "caption": "..."}.')
+    file = found.get("file")
+    if not isinstance(file, str) or not file.strip():
+        raise InputError('has no "file"', remedy='Write {"file": "a.jpg", "caption": "..."}.')
     if "caption" in found and "captions" in found:
-        raise InputError(
-            'has both "caption" and "captions"', path=path, line=line, remedy='Put all into "captions": ["...", "..."].'
-        )
-    yield from _pairs(name, found.get("captions", found.get("caption")), path, line=line)
+        raise InputError('has both "caption" and "captions"', remedy='Put all into "captions": ["...", "..."].')
+    return file, found.get("captions", found.get("caption"))
 
 
-def _pairs(
-    name: str, captions: object, path: storage.PathLike, *, line: int | None = None, row: str | None = None
-) -> Iterator[tuple[str, str]]:
+def _pairs(name: str, captions: object) -> Iterator[tuple[str, str]]:
     values = captions if isinstance(captions, list) else [captions]
     for value in values or [None]:
         if value is not None and not isinstance(value, str):
-            raise InputError(
-                "a caption is not text", path=path, line=line, row=row, remedy="Give text or a list of texts."
-            )
+            raise InputError("a caption is not text", remedy="Give text or a list of texts.")
         for text in (name, value or ""):
             if not is_unicode(text):
-                raise InputError(
-                    f"{ascii(text)[:60]} contains half a character (a lone surrogate)", path=path, line=line, row=row,
-                    remedy="Fix this text.",
-                )  # fmt: skip
+                reason = f"{ascii(text)[:60]} contains half a character (a lone surrogate)"
+                raise InputError(reason, remedy="Fix this text.")
         yield name, one_line(value)
-
-
-def _delimited(path: storage.PathLike, names: FileNames) -> Iterator[tuple[str, str]]:
-    def is_start(cells: Cells) -> bool:
-        return names.find(cells["file"]) is not None
-
-    rows = delimited_rows(
-        storage.read_text(path),
-        path,
-        ("file", "caption"),
-        optional=("captions",),
-        verbatim=("file",),
-        is_start=is_start,
-    )
-    for line, cells in rows:
-        if "captions" in cells:
-            raise InputError("has both caption and captions", path=path, line=1, remedy="Keep one column.")
-        if not cells["file"].strip():
-            raise InputError("file is empty", path=path, line=line)
-        yield from _pairs(cells["file"], cells["caption"], path, line=line)

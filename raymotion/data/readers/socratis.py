@@ -21,16 +21,21 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import pyarrow as pa
+from pydantic import Field
 
 from raymotion import storage
+from raymotion.config import File, Folder, Metavar
 from raymotion.data.captions import one_line
 from raymotion.data.images.files import EXTENSIONS, FileNames, FolderContent, is_unicode, list_pictures
-from raymotion.data.readers.text_rows import Cells, delimited_rows, parse_json, shown
+from raymotion.data.readers.reader import Reader, Report, noted, report_line
 from raymotion.data.samples import table_from_rows
-from raymotion.errors import InputError
-from raymotion.vocabulary import SOCRATIS_29, Vocabulary
+from raymotion.data.splits import empty_splits, split_samples
+from raymotion.data.text_rows import Cells, delimited_rows, parse_json, shown
+from raymotion.errors import InputError, located
+from raymotion.vocabulary import SOCRATIS_29, Vocabulary, get_vocabulary
 
 MIN_IMAGES = 100
 COLUMNS = ("image_name", "caption", "emotions")
@@ -39,52 +44,50 @@ _NOTHING = ("none", "not entered")
 
 
 @dataclass
-class SocratisReport:
-    """Counts of what `read_socratis` met.
+class SocratisReport(Report):
+    """Counts of what `SocratisReader` met; a row is an image with one caption.
 
     Attributes:
-        rows: images kept, with one caption each. captions: those that have one.
-        several_captions: rows beyond the first of their image: it has several captions.
+        captions: rows that have a caption.
         images_found, images_missing: rows whose picture is in the images folder, and rows whose picture is not.
-        other_case: of `images_missing`, those whose picture is there with other capitals in its name.
-        ambiguous_names: of `images_missing`, those whose name several pictures could have.
-        unused_pictures: pictures in the images folder that no row has.
         annotators: entries of annotators (raw json only). weighted: whether rows have annotator shares.
-        dropped_images: images (with one caption each) left without a label and so left out.
-        dropped_words: distinct words left out because too few images carry them, or the vocabulary lacks them.
         labels: number of images per label, all labels of the vocabulary.
-        content: what is in the images folder, and which files were left out.
+        images: the folder of the pictures, if one was given.
+        few: which split is empty, and why.
     """
 
-    rows: int = 0
     captions: int = 0
-    several_captions: int = 0
     images_found: int = 0
     images_missing: int = 0
-    other_case: int = 0
-    ambiguous_names: int = 0
-    unused_pictures: int = 0
     annotators: int = 0
     weighted: bool = False
-    dropped_images: int = 0
-    dropped_words: int = 0
     labels: dict[str, int] = field(default_factory=dict)
-    content: FolderContent = field(default_factory=lambda: FolderContent(""))
+    images: str | None = None
+    few: str | None = None
+    several_captions: int = noted("rows are of images with several captions, each with its own emotions; one group")
+    other_case: int = noted("pictures are in the folder with other capitals in their names")
+    ambiguous_names: int = noted("pictures could be several files, which differ in spaces or encoded accents")
+    unused_pictures: int = noted("pictures in the folder that no row names")
+    dropped_images: int = noted("images without a label left out")
+    dropped_words: int = noted("words that are not labels left out")
 
     def notes(self) -> list[str]:
-        """One line for each thing that was left out, or that is not as in the published set."""
-        told = (
-            (self.several_captions, "rows are of images with several captions, each with its own emotions; one group"),
-            (self.other_case, "pictures are in the folder with other capitals in their names"),
-            (
-                self.ambiguous_names,
-                "pictures could be several files, which differ in spaces or encoded accents",
-            ),
-            (self.unused_pictures, "pictures in the folder that no row names"),
-            (self.dropped_images, "images without a label left out"),
-            (self.dropped_words, "words that are not labels left out"),
-        )
-        return [f"{count:,} {what}" for count, what in told if count] + self.content.notes()
+        """A text for each thing that was left out, or that is not as in the published set."""
+        return super().notes() + ([self.few] if self.few else [])
+
+    def lines(self) -> list[str]:
+        """Rows, images, captions, annotators and labels, then the notes."""
+        top = sorted(self.labels.items(), key=lambda item: -item[1])[:5]
+        shares = report_line("annotators", f"{self.annotators:,} entries; label_weights are their shares")
+        found = report_line("images", f"{self.images_found:,}", self.images_missing, f"not in {self.images}")
+        return [
+            report_line("rows", self.rows),
+            found if self.images else report_line("images", "none: no --images folder was given"),
+            report_line("captions", self.captions),
+            *([shares] if self.weighted else []),
+            report_line("labels", f"{len(self.labels)}; most common: " + ", ".join(f"{name} {n:,}" for name, n in top)),
+            *self.note_lines(),
+        ]
 
 
 @dataclass
@@ -102,48 +105,79 @@ class _Item:
     words: dict[str, float | None]
 
 
-def read_socratis(
-    path: storage.PathLike,
-    images: storage.PathLike | None = None,
-    *,
-    min_images: int = MIN_IMAGES,
-    vocabulary: Vocabulary | None = None,
-) -> tuple[pa.Table, SocratisReport]:
-    """The raw json or the cleaned csv as a sample table, in the order of the file (of the images in it).
+class SocratisReader(Reader):
+    """Socratis, from its raw json or the cleaned csv; which one FILE is, its content tells.
 
-    Args:
-        path: either file; which one it is, its first character tells.
-        images: folder with the pictures, or folders with them; `image_uri` is null for those that are not in it.
-        min_images: of the raw json, words that fewer images carry are no labels. The published set has 100 and comes to
-            29 words; another result is a vocabulary `socratis-<n>`, sorted. A csv is clean already, so it is not used.
-        vocabulary: take these words as labels and drop all others, instead.
+    Images are split into train, validation and test by --seed, so that each has its part of the rare labels (iterative
+    stratification).
 
-    Returns:
-        The table, with the vocabulary attached, and the counts. `label_weights` is the share of an image's annotators
-        who named the label, null for the csv.
-
-    Raises:
-        InputError: names the file, the line (of the json, the image's id) and the reason.
+    \b
+    Example:
+      raymotion data prepare socratis cleaned_data.csv --images DIR --out socratis.parquet
+      raymotion data prepare socratis raw.json --vocabulary socratis-29 --seed 3 --out socratis.parquet
     """
-    text = storage.read_text(path)
-    report = SocratisReport()
-    pictures = _Images(images)
-    report.content = pictures.content
-    if text.lstrip()[:1] in ("{", "["):
-        items = _read_raw(text, path, pictures, report)
-        chosen = vocabulary or _frequent(items, min_images, path)
-    else:
-        items = _read_csv(text, path, pictures, None if vocabulary else SOCRATIS_29)
-        chosen = vocabulary or SOCRATIS_29
-    rows = []
+
+    path: File
+    images: Folder | None = Field(None, description="Folder of the pictures. Default: none, captions only.")
+    vocabulary: Annotated[str, Metavar("NAME")] | None = Field(
+        None,
+        description="Take the labels of this vocabulary (socratis-29) and drop all other words. "
+        "Default: those of the file.",
+    )
+    min_images: Annotated[int, Metavar("N")] = Field(
+        MIN_IMAGES,
+        description="Of the raw json: leave out labels on fewer images. Not used with --vocabulary or a csv.",
+    )
+    val_fraction: Annotated[float, Metavar("SHARE")] = Field(0.1, description="Share of images for validation.")
+    test_fraction: Annotated[float, Metavar("SHARE")] = Field(0.1, description="Share of images for the test.")
+    no_split: bool = Field(False, description="Leave the split column empty.")
+    seed: int = Field(0, description="Same seed, same result.")
+
+    def read(self) -> tuple[pa.Table, SocratisReport]:
+        """The samples in the order of the file (of the images in it), with the vocabulary attached.
+
+        Of the raw json, words on fewer images than `min_images` are not labels. The published set has 100 and comes to
+        29 words; another result is a vocabulary `socratis-<n>`, sorted. A csv is clean already. `label_weights` is the
+        share of an image's annotators who named the label, null for the csv; `image_uri` is null for pictures that are
+        not in the folder.
+
+        Raises:
+            InputError: names the file, the line (of the json, the image's id) and the reason.
+        """
+        vocabulary = get_vocabulary(self.vocabulary) if self.vocabulary else None
+        text = storage.read_text(self.path)
+        pictures = _Images(self.images)
+        report = SocratisReport(images=self.images, content=pictures.content)
+        if text.lstrip()[:1] in ("{", "["):
+            items = _read_raw(text, self.path, pictures, report)
+            chosen = vocabulary or _frequent(items, self.min_images, self.path)
+        else:
+            items = _read_csv(text, self.path, pictures, None if vocabulary else SOCRATIS_29)
+            chosen = vocabulary or SOCRATIS_29
+        table = table_from_rows(_rows(items, chosen, pictures, report), chosen, where=self.path)
+        counts = _images_with(items)
+        report.labels = {label: counts[label] for label in chosen.labels}
+        report.dropped_words = len(counts.keys() - set(chosen.labels))
+        if not self.no_split:
+            train = round(1.0 - self.val_fraction - self.test_fraction, 9)
+            fractions = {"train": train, "val": self.val_fraction, "test": self.test_fraction}
+            table = split_samples(table, fractions=fractions, seed=self.seed)
+            report.few = empty_splits(table, fractions)
+        return table, report
+
+
+def _rows(
+    items: Sequence[_Item], vocabulary: Vocabulary, pictures: _Images, report: SocratisReport
+) -> list[dict[str, Any]]:
+    """The items that have a label of `vocabulary`, as rows of a sample table; counts them in `report`."""
+    rows: list[dict[str, Any]] = []
     used: set[str] = set()
     for item, (sample_id, group_id) in zip(items, _ids(items), strict=True):
-        words = {word: share for word, share in item.words.items() if word in chosen}
+        words = {word: share for word, share in item.words.items() if word in vocabulary}
         if not words:
             report.dropped_images += 1
             continue
-        labels = sorted(words, key=chosen.index)
-        weights = [words[label] for label in labels] if report.weighted else None
+        labels = sorted(words, key=vocabulary.index)
         file = pictures.names.find(item.name)
         if file is not None:
             used.add(file)
@@ -157,7 +191,7 @@ def read_socratis(
                 "image_uri": None if file is None else pictures.content.address(file),
                 "captions": [item.caption] if item.caption else [],
                 "labels": labels,
-                "label_weights": weights,
+                "label_weights": [words[label] for label in labels] if report.weighted else None,
                 "source": _source(item.name),
             }
         )
@@ -167,10 +201,7 @@ def read_socratis(
     report.images_found = sum(1 for row in rows if row["image_uri"])
     report.images_missing = report.rows - report.images_found
     report.unused_pictures = len(pictures.content.pictures) - len(used)
-    report.dropped_words = len({word for item in items for word in item.words if word not in chosen})
-    counts = _images_with(items)
-    report.labels = {label: counts[label] for label in chosen.labels}
-    return table_from_rows(rows, chosen, where=path), report
+    return rows
 
 
 class _Images:
@@ -264,7 +295,8 @@ def _read_raw(text: str, path: storage.PathLike, pictures: _Images, report: Socr
         if not isinstance(annotators, list) or not annotators:
             raise InputError("is not a list of annotators", path=path, row=shown(key))
         for number, entry in enumerate(annotators):
-            name, caption, emotions = _checked_entry(entry, path, f"{shown(key)}[{number}]")
+            with located(path, row=f"{shown(key)}[{number}]"):
+                name, caption, emotions = _checked_entry(entry)
             image = pictures.image_of(name)
             names.setdefault(image, name)
             by_image.setdefault(image, []).append((caption, clean_words(emotions)))
@@ -281,36 +313,29 @@ def _read_raw(text: str, path: storage.PathLike, pictures: _Images, report: Socr
     return items
 
 
-def _checked_entry(entry: object, path: storage.PathLike, where: str) -> tuple[str, str, list[str]]:
+def _checked_entry(entry: object) -> tuple[str, str, list[str]]:
+    """Image name, caption and emotions of one annotator's entry."""
     if not isinstance(entry, list) or len(entry) < 3:
-        raise InputError(
-            "is not a list of image name, caption, emotions, explanations and annotator", path=path, row=where
-        )
+        raise InputError("is not a list of image name, caption, emotions, explanations and annotator")
     name, caption, emotions = entry[0], entry[1], entry[2]
     if not isinstance(name, str) or not name.strip():
-        raise InputError("has no image name", path=path, row=where)
+        raise InputError("has no image name")
     if caption is not None and not isinstance(caption, str):
-        raise InputError("the caption is not text", path=path, row=where)
+        raise InputError("the caption is not text")
     for text in (name, caption or ""):
         if not is_unicode(text):
-            raise InputError(f"{ascii(text)[:60]} contains half a character (a lone surrogate)", path=path, row=where)
+            raise InputError(f"{ascii(text)[:60]} contains half a character (a lone surrogate)")
     if not isinstance(emotions, list) or not all(e is None or isinstance(e, str) for e in emotions):
-        raise InputError("the emotions are not a list of words", path=path, row=where)
+        raise InputError("the emotions are not a list of words")
     return name, one_line(caption), [e for e in emotions if e]
 
 
 def _read_csv(text: str, path: storage.PathLike, pictures: _Images, known: Vocabulary | None) -> list[_Item]:
     """Rows of the cleaned csv; with `known`, a word outside it is an error. All bad rows are counted in the message."""
-
-    def is_start(cells: Cells) -> bool:
-        return re.fullmatch(r"\S+", cells["image_name"]) is not None and cells["image_name"].lower().endswith(
-            EXTENSIONS
-        )
-
     items: list[_Item] = []
     bad: list[tuple[int, str]] = []
     seen: dict[tuple[str, str], int] = {}
-    for line, cells in delimited_rows(text, path, COLUMNS, verbatim=("image_name",), is_start=is_start):
+    for line, cells in delimited_rows(text, path, COLUMNS, verbatim=("image_name",), is_start=_is_start):
         name, caption = cells["image_name"], one_line(cells["caption"])
         image = pictures.image_of(name)
         first = seen.setdefault((image, caption), line)
@@ -331,6 +356,11 @@ def _read_csv(text: str, path: storage.PathLike, pictures: _Images, known: Vocab
         others = f"; {len(bad) - 1} more bad lines: {', '.join(str(r) for r, _ in bad[1:9])}" if len(bad) > 1 else ""
         raise InputError(f"{bad[0][1]}{others}", path=path, line=bad[0][0])
     return items
+
+
+def _is_start(cells: Cells) -> bool:
+    name = cells["image_name"]
+    return re.fullmatch(r"\S+", name) is not None and name.lower().endswith(EXTENSIONS)
 
 
 def _words(cell: str) -> list[str] | None:

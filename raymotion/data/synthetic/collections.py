@@ -1,7 +1,7 @@
 """Small data sets in the on-disk formats of COCO and Socratis, for demos, tests and benchmarks.
 
 The same seed gives the same data, and image number 7 is the same picture however many are made. Scenes, pictures,
-captions and annotators are in `synthetic_scenes`, `synthetic_pictures` and `synthetic_captions`; this file writes.
+captions and annotators are in `scenes`, `pictures` and `captions`; this file writes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 from PIL import Image
 
 from raymotion import storage
+from raymotion.data.readers.reader import report_line
 from raymotion.data.readers.socratis import COLUMNS, clean_words
 from raymotion.data.synthetic.captions import write_caption
 from raymotion.data.synthetic.pictures import Figure, draw_picture
@@ -69,6 +70,14 @@ class SyntheticReport:
     captions: int
     corrupt: int
     files: list[str]
+
+    def lines(self) -> list[str]:
+        """What `raymotion data synth` prints."""
+        return [
+            report_line("images", f"{self.images:,}", self.corrupt, f"damaged, listed in {CORRUPT_NAME}"),
+            report_line("captions", self.captions),
+            report_line("files", ", ".join(self.files)),
+        ]
 
 
 @one_writer_of("out")

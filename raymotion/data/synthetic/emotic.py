@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 
 from raymotion import storage
+from raymotion.data.boxes import Box
 from raymotion.data.readers.emotic import FACE_COLUMNS, FACE_FILE
-from raymotion.data.readers.emotic_csv import COLUMNS
+from raymotion.data.readers.emotic.csv_file import COLUMNS
+from raymotion.data.readers.reader import report_line
 from raymotion.data.samples import SPLITS
 from raymotion.data.synthetic.collections import claim_dataset
 from raymotion.data.synthetic.emotic_labels import ANNOTATORS, Vad, annotate
-from raymotion.data.synthetic.emotic_pictures import HEIGHT, WIDTH, Box, draw_picture, draw_traits
+from raymotion.data.synthetic.emotic_pictures import HEIGHT, WIDTH, draw_picture, draw_traits
 from raymotion.errors import InputError
 from raymotion.folders.lock import one_writer_of
 from raymotion.vocabulary import EMOTIC_26
@@ -86,6 +88,19 @@ class SyntheticEmotic:
     defects: dict[str, int] = field(default_factory=dict)
     files: list[str] = field(default_factory=list)
 
+    def lines(self) -> list[str]:
+        """What `raymotion data synth` prints."""
+        splits, defects = (
+            ", ".join(f"{name} {count:,}" for name, count in counts.items()) for counts in (self.splits, self.defects)
+        )
+        return [
+            report_line("images", self.images),
+            report_line("persons", f"{self.persons:,}, {self.faces:,} with a face that can be seen"),
+            report_line("split", splits),
+            *([report_line("defects", defects)] if defects else []),
+            report_line("files", ", ".join(self.files)),
+        ]
+
 
 @one_writer_of("out")
 def write_emotic(
@@ -102,7 +117,7 @@ def write_emotic(
         seed: same seed, same data.
         kind: mat (Annotations/Annotations.mat), csv (emotic_pre/train.csv ...) or both.
         defects: share of the images to damage, all kinds of `PLANTED` in turn and each at least once;
-            `defects.json` lists them under the names that `read_emotic` reports them by.
+            `defects.json` lists them under the names that `EmoticReader` reports them by.
 
     Raises:
         InputError: a number or kind that makes no sense, or a folder that holds something else.

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
+from raymotion.data.boxes import Box
+
 WIDTH, HEIGHT = 320, 240
 TRAITS = 4
 
-Box = tuple[float, float, float, float]
 Colour = tuple[int, int, int]
 
 _SKINS: tuple[Colour, ...] = ((236, 200, 172), (214, 168, 132), (176, 128, 96), (140, 98, 74))
@@ -35,6 +36,7 @@ class DrawnPerson:
 
 
 def draw_traits(rng: random.Random) -> tuple[float, ...]:
+    """The numbers that one stream shows, each between -1 and 1."""
     return tuple(rng.uniform(-1.0, 1.0) for _ in range(TRAITS))
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image, ImageDraw, ImageEnhance
 
+from raymotion.data.boxes import Box
 from raymotion.data.synthetic.scenes import Scene
 
 SIZES = ((640, 480), (640, 480), (640, 427), (500, 375), (480, 640))
@@ -19,7 +20,6 @@ HINT_SHARE = 0.35
 _SCALE = 2
 
 Colour = tuple[int, int, int]
-Box = tuple[float, float, float, float]
 
 _SKIES: dict[str, tuple[Colour, Colour]] = {  # top and bottom
     "clear": ((70, 140, 225), (190, 220, 250)),

@@ -1,7 +1,7 @@
 """What the synthetic data sets are about: scenes, the emotions they evoke, and people who tell them.
 
 A scene is drawn first. It has a place, a time of day, a weather, colours, an event and people with a mood. From it
-follow, each in its own file, a picture (`synthetic_pictures`) and captions (`synthetic_captions`), which show different
+follow, each in its own file, a picture (`pictures`) and captions (`captions`), which show different
 parts of it: faces, light and colours are seen, the event is told. From it also follow scores of the 29 Socratis
 emotions, and from them the answers of simulated annotators, each with a taste of their own. So picture and caption both
 help to guess the answers, together more than alone, and neither gives them away.
@@ -122,6 +122,7 @@ class Scene:
 
     @property
     def indoors(self) -> bool:
+        """Whether the sky is seen through a window."""
         return self.place in INDOORS
 
 

@@ -265,8 +265,8 @@ class Captions(Input):
     def load(self, folder: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> PreparedCaptions:
         records.read_bytes(storage.join(folder, TOKENIZER), meta["tokenizer"], remedy=AGAIN)
         tokenizer = load_tokenizer(storage.join(folder, TOKENIZER))
-        own = (arrays[name] for name in ("pieces", "ends", "owners", "present"))
-        return PreparedCaptions(tokenizer, *own, max_length=self.max_length)
+        pieces, ends, owners, present = (arrays[name] for name in ("pieces", "ends", "owners", "present"))
+        return PreparedCaptions(tokenizer, pieces, ends, owners, present, max_length=self.max_length)
 
     def known(self, captions: Sequence[Sequence[str]]) -> list[list[str]]:
         """For each sample those of its captions that hold a word that the model knows; none if it reads no captions.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from typing import Any
 
 from raymotion.errors import InputError
 from raymotion.models.inputs.base import Input
+from raymotion.registry import Registry
 
 INPUTS: dict[str, str] = {
     "captions": "raymotion.models.inputs.captions:Captions",
@@ -17,16 +17,12 @@ INPUTS: dict[str, str] = {
     "crops": "raymotion.models.inputs.streams:CropInput",
     "values": "raymotion.models.inputs.values:ValuesInput",
 }
-_registered: dict[str, type[Input]] = {}
+_inputs: Registry[Input] = Registry("input", Input, "raymotion.inputs", lambda: INPUTS)
 
 
 def register(input_class: type[Input]) -> type[Input]:
-    """Adds an input of one's own; a name that is taken is refused."""
-    name = input_class.name
-    if name in INPUTS or _registered.get(name, input_class) is not input_class:
-        raise InputError(f"an input is called {name} already", remedy="Give it another name.")
-    _registered[name] = input_class
-    return input_class
+    """Adds an input of one's own; may stand above its class. A name that is taken is refused."""
+    return _inputs.register(input_class.name, input_class)
 
 
 def read_inputs(values: Any, *, where: str, folder: str) -> tuple[Input, ...]:
@@ -40,15 +36,7 @@ def read_inputs(values: Any, *, where: str, folder: str) -> tuple[Input, ...]:
     found = []
     for value in values:
         name = value.get("type") if isinstance(value, Mapping) else None
-        if not isinstance(name, str) or (name not in INPUTS and name not in _registered):
-            raise InputError(f"reads an input {name!r} that is not known here", path=where)
-        found.append(_class_of(name).from_dict(value, where=where, folder=folder))
+        if not isinstance(name, str):
+            raise InputError("reads an input without a type", path=where)
+        found.append(_inputs.get(name, path=where, may_import=False).from_dict(value, where=where, folder=folder))
     return tuple(found)
-
-
-def _class_of(name: str) -> type[Input]:
-    if name in _registered:
-        return _registered[name]
-    module, _, attribute = INPUTS[name].partition(":")
-    loaded: type[Input] = getattr(import_module(module), attribute)
-    return loaded

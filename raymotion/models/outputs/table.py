@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from typing import Any
 
 from raymotion.errors import InputError
 from raymotion.models.outputs.base import Output
+from raymotion.registry import Registry
 
 OUTPUTS: dict[str, str] = {
     "multilabel": "raymotion.models.outputs.multilabel:MultiLabel",
     "dimensions": "raymotion.models.outputs.dimensions:Dimensions",
 }
-_registered: dict[str, type[Output]] = {}
+_outputs: Registry[Output] = Registry("output", Output, "raymotion.outputs", lambda: OUTPUTS)
 
 
 def register(output_class: type[Output]) -> type[Output]:
-    """Adds an output of one's own; a name that is taken is refused."""
-    name = output_class.kind_of_output
-    if name in OUTPUTS or _registered.get(name, output_class) is not output_class:
-        raise InputError(f"an output is called {name} already", remedy="Give it another name.")
-    _registered[name] = output_class
-    return output_class
+    """Adds an output of one's own; may stand above its class. A name that is taken is refused."""
+    return _outputs.register(output_class.kind_of_output, output_class)
 
 
 def read_outputs(values: Any, *, where: str) -> tuple[Output, ...]:
@@ -36,20 +32,12 @@ def read_outputs(values: Any, *, where: str) -> tuple[Output, ...]:
     found = []
     for value in values:
         kind = value.get("type") if isinstance(value, Mapping) else None
-        if not isinstance(kind, str) or (kind not in OUTPUTS and kind not in _registered):
-            raise InputError(f"has an output {kind!r} that is not known here", path=where)
+        if not isinstance(kind, str):
+            raise InputError("has an output without a type", path=where)
         if not isinstance(value.get("name"), str):
             raise InputError(f"has an output of type {kind} without a name", path=where)
-        found.append(_class_of(kind).from_dict(value, where=where))
+        found.append(_outputs.get(kind, path=where, may_import=False).from_dict(value, where=where))
     names = [own.name for own in found]
     if len(set(names)) != len(names):
         raise InputError(f"has two outputs of one name ({', '.join(names)})", path=where)
     return tuple(found)
-
-
-def _class_of(kind: str) -> type[Output]:
-    if kind in _registered:
-        return _registered[kind]
-    module, _, attribute = OUTPUTS[kind].partition(":")
-    loaded: type[Output] = getattr(import_module(module), attribute)
-    return loaded

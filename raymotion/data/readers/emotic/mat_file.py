@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from raymotion import storage
-from raymotion.data.readers.emotic_persons import Person, checked_labels, checked_place, mean_vad, vad_of
+from raymotion.data.readers.emotic.persons import Person, checked_labels, checked_place, mean_vad, vad_of
 from raymotion.data.samples import SPLITS
-from raymotion.errors import InputError
+from raymotion.errors import InputError, located
 
 _IMAGE = ("filename", "folder", "image_size", "original_database", "person")
 _ONE = ("body_bbox", "annotations_categories", "annotations_continuous", "gender", "age")
@@ -62,63 +62,58 @@ def read_mat(path: storage.PathLike, empty: list[tuple[str, str]] | None = None)
 
 def _persons(images: Any, split: str, path: storage.PathLike, empty: list[tuple[str, str]] | None) -> Iterator[Person]:
     index = 0
-    for number, image in enumerate(_records(images, path, split)):
+    with located(path, row=split):
+        structs = _records(images)
+    for number, image in enumerate(structs):
         row = f"{split} image {number}"
-        filename, folder, size, _, persons = _fields(image, _IMAGE, path, row)
-        name = _text(filename)
-        if name is None or _text(folder) is None:
-            raise InputError("filename and folder are not text", path=path, row=row)
-        place = checked_place(_text(folder) or "", name, path=path, row=row)
-        annotated = _size(size, path, row)
-        records = _records(persons, path, row)
+        with located(path, row=row):
+            filename, folder, size, _, persons = _fields(image, _IMAGE)
+            texts = _text(folder), _text(filename)
+            if texts[0] is None or texts[1] is None:
+                raise InputError("filename and folder are not text")
+            place = checked_place(texts[0], texts[1])
+            annotated = _size(size)
+            records = _records(persons)
         if not records and empty is not None:
             empty.append(place)
         for k, record in enumerate(records):
-            yield _person(record, split, index, f"{row}, person {k}", place, annotated, path)
+            with located(path, row=f"{row}, person {k}"):
+                yield _person(record, split, index, place, annotated)
             index += 1
 
 
-def _person(
-    record: Any,
-    split: str,
-    index: int,
-    row: str,
-    place: tuple[str, str],
-    size: tuple[float, float] | None,
-    path: storage.PathLike,
-) -> Person:
+def _person(record: Any, split: str, index: int, place: tuple[str, str], size: tuple[float, float] | None) -> Person:
     # What tells the two layouts apart is the number of fields, not the split: a repacked file may have either.
     names = record.dtype.names if isinstance(record, np.void) else None
     count = len(names) if names else len(record)
     if "combined_categories" in (names or ()) or count >= len(_SEVERAL):
-        box, own, combined, own_vad, combined_vad, gender, age = _fields(record, _SEVERAL, path, row)
+        box, own, combined, own_vad, combined_vad, gender, age = _fields(record, _SEVERAL)
     else:
-        box, own, own_vad, gender, age = _fields(record, _ONE, path, row)
+        box, own, own_vad, gender, age = _fields(record, _ONE)
         combined = combined_vad = None
     corners = _numbers(box)
     if corners is None or len(corners) not in (0, 4):
-        raise InputError("body_bbox is not four numbers", path=path, row=row)
-    choices = tuple(labels for labels in (_labels(a, path, row) for a in _each(own)) if labels)
+        raise InputError("body_bbox is not four numbers")
+    choices = tuple(labels for labels in (checked_labels(_leaves(a)) for a in _each(own)) if labels)
     vad = vad_of(_numbers(combined_vad, _VAD)) if combined_vad is not None else None
     if vad is None:
         vad = mean_vad(values for a in _each(own_vad) if (values := _numbers(a, _VAD)) is not None)
     return Person(
         split=split,
         index=index,
-        where=row,
         folder=place[0],
         filename=place[1],
         size=size,
         box=(corners[0], corners[1], corners[2], corners[3]) if corners else None,
         choices=choices or None,
-        combined=None if combined is None else _labels(combined, path, row),
+        combined=None if combined is None else checked_labels(_leaves(combined)),
         vad=vad,
         gender=_text(gender) or "",
         age=_text(age) or "",
     )
 
 
-def _records(value: Any, path: storage.PathLike, row: str) -> list[Any]:
+def _records(value: Any) -> list[Any]:
     """The elements of a struct array, or of a cell array of structs."""
     if isinstance(value, np.ndarray) and value.dtype.names:
         return list(value.ravel())
@@ -130,20 +125,20 @@ def _records(value: Any, path: storage.PathLike, row: str) -> list[Any]:
         return result
     if isinstance(value, np.ndarray) and value.size == 0:
         return []
-    raise InputError("is not a struct array", path=path, row=row, remedy="Is it EMOTIC's Annotations.mat?")
+    raise InputError("is not a struct array", remedy="Is it EMOTIC's Annotations.mat?")
 
 
-def _fields(record: Any, names: tuple[str, ...], path: storage.PathLike, row: str) -> list[Any]:
+def _fields(record: Any, names: tuple[str, ...]) -> list[Any]:
     """Values of `names`; None for one that is absent, except the first (what nothing can do without)."""
     own = record.dtype.names if isinstance(record, np.void) else None
     if own and set(own) & set(names):
         missing = [name for name in (names[0], names[-1] if names is _IMAGE else names[1]) if name not in own]
         if missing:
-            raise InputError(f"lacks {', '.join(missing)} (has {', '.join(own)})", path=path, row=row)
+            raise InputError(f"lacks {', '.join(missing)} (has {', '.join(own)})")
         return [record[name] if name in own else None for name in names]
     values = list(record)
     if len(values) < len(names):
-        raise InputError(f"has {len(values)} fields, EMOTIC has {len(names)} there", path=path, row=row)
+        raise InputError(f"has {len(values)} fields, EMOTIC has {len(names)} there")
     return values[: len(names)]
 
 
@@ -158,10 +153,6 @@ def _each(value: Any) -> list[Any]:
         if any(cell.dtype.names or cell.dtype == object for cell in cells):  # a cell array of annotators
             return [entry for cell in cells for entry in (cell.ravel() if cell.dtype.names else [cell])]
     return [value]
-
-
-def _labels(value: Any, path: storage.PathLike, row: str) -> tuple[str, ...]:
-    return checked_labels(_leaves(value), path=path, row=row)
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -199,10 +190,10 @@ def _text(value: Any) -> str | None:
     return leaves[0] if len(leaves) == 1 and isinstance(leaves[0], str) else None
 
 
-def _size(value: Any, path: storage.PathLike, row: str) -> tuple[float, float] | None:
+def _size(value: Any) -> tuple[float, float] | None:
     numbers = _numbers(value, ("n_col", "n_row"))
     if value is None or numbers == []:
         return None
     if numbers is None or len(numbers) < 2:
-        raise InputError("image_size is not two numbers", path=path, row=row)
+        raise InputError("image_size is not two numbers")
     return numbers[0], numbers[1]

@@ -1,4 +1,4 @@
-"""What `read_emotic` met: counts, the persons and images of each defect by name, and the labels of each split."""
+"""What `EmoticReader` met: counts, the persons and images of each defect by name, and the labels of each split."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from raymotion.data.readers.reader import Report, report_line
 from raymotion.learning.metrics.average_precision import chance_map
 from raymotion.vocabulary import EMOTIC_26
 
@@ -93,6 +94,7 @@ class SplitReport:
         return f"{known[0]} to {known[-1]} annotators" if len(known) > 1 else f"{known[0]} annotators"
 
     def to_dict(self) -> dict[str, Any]:
+        """All of it for JSON."""
         return {
             "persons": self.persons,
             "images": self.images,
@@ -108,19 +110,18 @@ class SplitReport:
 
 
 @dataclass
-class EmoticReport:
+class EmoticReport(Report):
     """Counts and findings of one conversion.
 
     Attributes:
         files: the annotation files that were read.
-        rows, images, bodies, faces: rows of the table, distinct images, body boxes and face boxes in it.
+        images, bodies, faces: distinct images, body boxes and face boxes in the table.
         splits: by name, in the order train, val, test.
         found: kind (see `FINDINGS`) -> the images or sample ids, in the order in which they were met.
         folders: kind -> how many of them in each image folder.
     """
 
     files: list[str] = field(default_factory=list)
-    rows: int = 0
     images: int = 0
     bodies: int = 0
     faces: int = 0
@@ -129,10 +130,12 @@ class EmoticReport:
     folders: dict[str, Counter[str]] = field(default_factory=lambda: {kind: Counter() for kind in FINDINGS})
 
     def add(self, kind: str, name: str, folder: str) -> None:
+        """Counts a finding: the image or sample id `name` in the image folder `folder`."""
         self.found[kind].append(name)
         self.folders[kind][folder] += 1
 
     def count(self, kind: str) -> int:
+        """How many findings of `kind` there are."""
         return len(self.found[kind])
 
     def to_dict(self) -> dict[str, Any]:
@@ -149,6 +152,19 @@ class EmoticReport:
             "folders": {kind: dict(counts.most_common()) for kind, counts in self.folders.items() if counts},
             "found": self.found,
         }
+
+    def lines(self) -> list[str]:
+        """Persons and faces, the splits, the notes and the prevalence of the labels."""
+        return [
+            report_line("rows", f"{self.rows:,} persons in {self.images:,} images, {self.bodies:,} with a body box"),
+            report_line("faces", f"{self.faces:,}" if self.faces else "none: EMOTIC has no face boxes"),
+            *(
+                report_line(name, f"{split.persons:,} persons annotated ({split.annotated_by}), {split.rows:,} kept")
+                for name, split in self.splits.items()
+            ),
+            *self.note_lines(),
+            *self.prevalence_table(),
+        ]
 
     def notes(self) -> list[str]:
         """One line for each kind that was met, with the folders where they are."""

@@ -6,11 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from raymotion import storage
+from raymotion.data.boxes import Box
 from raymotion.errors import InputError
 from raymotion.vocabulary import EMOTIC_26
-
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -20,7 +18,6 @@ class Person:
     Attributes:
         split: train, val or test.
         index: of the person in the annotations of its split.
-        where: the place in the file, for messages.
         folder, filename: of the image, below the image root.
         size: width and height of the image as annotated, or None.
         box: x1, y1, x2, y2 of the body in pixels, or None; possibly degenerate or beyond the border.
@@ -33,7 +30,6 @@ class Person:
 
     split: str
     index: int
-    where: str
     folder: str
     filename: str
     size: tuple[float, float] | None
@@ -46,10 +42,12 @@ class Person:
 
     @property
     def sample_id(self) -> str:
+        """As in the sample table."""
         return f"emotic:{self.split}:{self.index}"
 
     @property
     def image(self) -> str:
+        """FOLDER/FILENAME."""
         return f"{self.folder}/{self.filename}" if self.folder else self.filename
 
     def labels(self) -> tuple[str, ...]:
@@ -68,35 +66,23 @@ class Person:
         return tuple(max(sum(label in own for own in self.choices), 1) / count for label in self.labels())
 
 
-def checked_labels(
-    labels: Iterable[object], *, path: storage.PathLike, row: str | None = None, line: int | None = None
-) -> tuple[str, ...]:
+def checked_labels(labels: Iterable[object]) -> tuple[str, ...]:
     """Distinct labels of EMOTIC's 26, or an `InputError` that names the first other one."""
     result = dict.fromkeys(str(label).strip() if isinstance(label, str) else label for label in labels)
     for label in result:
         if label not in EMOTIC_26:
             raise InputError(
                 f"{label!r} is not one of EMOTIC's 26 categories",
-                path=path,
-                row=row,
-                line=line,
                 remedy="Correct it there; the categories are written as in `Doubt/Confusion`.",
             )
     return tuple(str(label) for label in result)
 
 
-def checked_place(
-    folder: str, filename: str, *, path: storage.PathLike, row: str | None = None, line: int | None = None
-) -> tuple[str, str]:
+def checked_place(folder: str, filename: str) -> tuple[str, str]:
     """`folder` and `filename` without slashes at their ends, unless they lead out of the image root."""
     parts = [*folder.split("/"), *filename.split("/")]
     if not filename.strip("/") or ".." in parts or "://" in f"{folder}/{filename}" or "\0" in f"{folder}{filename}":
-        raise InputError(
-            f"{folder!r} and {filename!r} do not name a file below the image folder",
-            path=path,
-            row=row,
-            line=line,
-        )
+        raise InputError(f"{folder!r} and {filename!r} do not name a file below the image folder")
     return folder.strip("/"), filename.strip("/")
 
 

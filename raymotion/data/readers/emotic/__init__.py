@@ -18,21 +18,26 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
+from pydantic import Field
 
 from raymotion import storage
+from raymotion.config import File, Metavar, PathText
+from raymotion.data.boxes import Box, area, clip_box
 from raymotion.data.images.decode import ImageMissing
 from raymotion.data.images.files import FileNames, FolderContent, list_pictures
 from raymotion.data.images.sizes import PictureSize, read_sizes
-from raymotion.data.readers.emotic_csv import read_csv
-from raymotion.data.readers.emotic_mat import read_mat
-from raymotion.data.readers.emotic_persons import Box, Person
-from raymotion.data.readers.emotic_report import EmoticReport, SplitReport
-from raymotion.data.readers.text_rows import delimited_rows
+from raymotion.data.readers.emotic.csv_file import read_csv
+from raymotion.data.readers.emotic.mat_file import read_mat
+from raymotion.data.readers.emotic.persons import Person
+from raymotion.data.readers.emotic.report import EmoticReport, SplitReport, is_report
+from raymotion.data.readers.reader import Reader
 from raymotion.data.samples import SPLITS, table_from_rows
-from raymotion.errors import InputError
+from raymotion.data.text_rows import delimited_rows
+from raymotion.errors import InputError, located
+from raymotion.folders.outputs import require_replaceable
 from raymotion.vocabulary import EMOTIC_26
 
 FACE_COLUMNS = ("split", "index", "x1", "y1", "x2", "y2")
@@ -41,72 +46,93 @@ _MAT_PLACES = ("Annotations/Annotations.mat", "Annotations.mat", "annotations/An
 _CSV_PLACES = ("emotic_pre", "", "Annotations", "annotations")
 
 
-def read_emotic(
-    root: storage.PathLike,
-    *,
-    annotations: storage.PathLike | None = None,
-    faces: storage.PathLike | None = None,
-    keep_missing: bool = False,
-    keep_leaked: bool = False,
-    keep_suspect_boxes: bool = False,
-) -> tuple[pa.Table, EmoticReport]:
-    """One row for each person, in the order of the annotations, and what was met on the way.
+class EmoticReader(Reader):
+    """EMOTIC, one row for each person, its known defects found. ROOT holds Annotations/ and emotic/ as published.
 
-    `labels` are the union of what the annotators chose, `label_weights` the share of annotators that chose each (null
-    where a csv has the union only), valence, arousal and dominance the mean on EMOTIC's own scale of 1 to 10.
-    `sample_id` counts all persons of a split, so that no id moves when another person is left out.
+    Also read: the train.csv, val.csv and test.csv of the public conversion, in ROOT or ROOT/emotic_pre.
 
-    Args:
-        root: holds the images, in `emotic/FOLDER/` or `FOLDER/`, and, unless `annotations` is given, the annotations.
-        annotations: `Annotations.mat`, one of `train.csv`, `val.csv`, `test.csv`, or a folder with either.
-        faces: csv with the columns split, index, x1, y1, x2, y2 (empty where no face is visible), for `face_box`, in
-            pixels of the upright picture; a column filename, if there is one, has to name each person's picture.
-            EMOTIC itself has no faces, so that without it all are null.
-        keep_missing: keep the persons whose image is not there, without an address.
-        keep_leaked: keep the train copies of images that are in val or test too. Training refuses such a table.
-        keep_suspect_boxes: keep boxes that are cut off at the limit of a swapped size, instead of a null.
-
-    Raises:
-        InputError: no annotations or no images at the place, or a fault in them, with the row.
+    \b
+    Example:
+      raymotion data prepare emotic ROOT --out emotic.parquet
+      raymotion data prepare emotic demo/emotic --faces demo/emotic/faces.csv --report emotic.json --out e.parquet
     """
-    if not storage.is_dir(root):
-        raise InputError("no such folder", path=root, remedy="Give the folder that holds Annotations/ and emotic/.")
-    report = EmoticReport()
-    persons = _read_annotations(root, annotations, report)
-    boxes = _read_faces(faces, {(p.split, p.index): p for p in persons}) if faces else {}
-    _count_annotated(persons, report)
-    sizes, places = _pictures(root, persons, keep_missing, report)
-    leaked = _leaks(persons, report)
-    rows: list[dict[str, Any]] = []
-    for person in persons:
-        size = sizes.get(person.image)
-        labels, name = person.labels(), person.sample_id
-        if size is None and not keep_missing:
-            report.add("missing_person", name, person.folder)
-        elif not labels:
-            report.add("unlabelled_person", name, person.folder)
-        elif (person.split, person.image) in leaked and not keep_leaked:
-            report.add("leaked_person", name, person.folder)
-        else:
-            face = boxes.get((person.split, person.index))
-            rows.append(
-                {
-                    "sample_id": name,
-                    "group_id": f"emotic:{person.image}",
-                    "image_uri": places[person.image] if size else None,
-                    "body_box": _body_box(person, size, keep_suspect_boxes, report),
-                    "face_box": _face_box(person, face, size, report),
-                    "labels": list(labels),
-                    "label_weights": person.shares(),
-                    "split": person.split,
-                    "source": "emotic",
-                    **_vad(person, report),
-                }
-            )
-    _count_rows(rows, report)
-    if not rows:
-        raise InputError("no person is left", path=root, remedy="Check the annotations, or use --keep-missing.")
-    return table_from_rows(rows, EMOTIC_26, where=annotations or root), report
+
+    root: PathText
+    annotations: Annotated[PathText, Metavar("PATH")] | None = Field(
+        None,
+        description="Annotations.mat, one of train.csv, val.csv, test.csv, or a folder with either. "
+        "Default: found in ROOT.",
+    )
+    faces: File | None = Field(
+        None,
+        description="Csv of face boxes in pixels of the upright picture: split, index, x1, y1, x2, y2 (empty where no "
+        "face is visible) and optionally filename, which must match. Default: none; EMOTIC has no face boxes.",
+    )
+    keep_missing: bool = Field(False, description="Keep persons whose image is not there, for counting labels.")
+    keep_leaked: bool = Field(
+        False,
+        description="Keep the train copies of images that are in val or test too. Training refuses such a table.",
+    )
+    keep_suspect_boxes: bool = Field(
+        False, description="Keep body boxes that a swapped image size has cut, instead of none."
+    )
+    report: File | None = Field(None, description="Write all counts and findings as JSON. Default: not.")
+
+    def read(self) -> tuple[pa.Table, EmoticReport]:
+        """One row for each person, in the order of the annotations; writes `report`, if it is asked for.
+
+        `labels` are the union of what the annotators chose, `label_weights` the share of annotators that chose each
+        (null where a csv has the union only), valence, arousal and dominance the mean on EMOTIC's own scale of 1 to 10.
+        `sample_id` counts all persons of a split, so that no id moves when another person is left out.
+
+        Raises:
+            InputError: no annotations or no images at the place, or a fault in them, with the row; or `report` is a
+                file that is not a report.
+        """
+        if self.report:
+            require_replaceable(self.report, "a report on EMOTIC", is_report)
+        root = self.root
+        if not storage.is_dir(root):
+            raise InputError("no such folder", path=root, remedy="Give the folder that holds Annotations/ and emotic/.")
+        report = EmoticReport()
+        persons = _read_annotations(root, self.annotations, report)
+        boxes = _read_faces(self.faces, {(p.split, p.index): p for p in persons}) if self.faces else {}
+        _count_annotated(persons, report)
+        sizes, places = _pictures(root, persons, self.keep_missing, report)
+        leaked = _leaks(persons, report)
+        rows: list[dict[str, Any]] = []
+        for person in persons:
+            size = sizes.get(person.image)
+            labels, name = person.labels(), person.sample_id
+            if size is None and not self.keep_missing:
+                report.add("missing_person", name, person.folder)
+            elif not labels:
+                report.add("unlabelled_person", name, person.folder)
+            elif (person.split, person.image) in leaked and not self.keep_leaked:
+                report.add("leaked_person", name, person.folder)
+            else:
+                face = boxes.get((person.split, person.index))
+                rows.append(
+                    {
+                        "sample_id": name,
+                        "group_id": f"emotic:{person.image}",
+                        "image_uri": places[person.image] if size else None,
+                        "body_box": _body_box(person, size, self.keep_suspect_boxes, report),
+                        "face_box": _face_box(person, face, size, report),
+                        "labels": list(labels),
+                        "label_weights": person.shares(),
+                        "split": person.split,
+                        "source": "emotic",
+                        **_vad(person, report),
+                    }
+                )
+        _count_rows(rows, report)
+        if not rows:
+            raise InputError("no person is left", path=root, remedy="Check the annotations, or use --keep-missing.")
+        table = table_from_rows(rows, EMOTIC_26, where=self.annotations or root)
+        if self.report:
+            storage.write_json(self.report, report.to_dict())
+        return table, report
 
 
 def _read_annotations(
@@ -286,11 +312,11 @@ def _body_box(person: Person, size: PictureSize | None, keep_suspect: bool, repo
             return None
     if frame is None:  # a swapped size: what was seen are the stored pixels all the same
         box = size.upright(box)
-    clipped = _clipped(box, size)
-    if not _has_area(clipped):
+    clipped = clip_box(box, size.width, size.height)
+    if clipped is None:
         report.add("degenerate_box", person.sample_id, person.folder)
         return None
-    if _area(clipped) < _area(box) / 2:
+    if area(clipped) < area(box) / 2:
         report.add("outside_box", person.sample_id, person.folder)
         return None
     if clipped != box:
@@ -311,23 +337,11 @@ def _has_area(box: Box) -> bool:
     return all(math.isfinite(v) for v in box) and box[2] - box[0] >= 1 and box[3] - box[1] >= 1
 
 
-def _area(box: Box) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
-
-
-def _clipped(box: Box, size: PictureSize) -> Box:
-    (x1, x2), (y1, y2) = (
-        (min(max(low, 0.0), limit), min(max(high, 0.0), limit))
-        for low, high, limit in ((box[0], box[2], float(size.width)), (box[1], box[3], float(size.height)))
-    )
-    return x1, y1, x2, y2
-
-
 def _face_box(person: Person, box: Box | None, size: PictureSize | None, report: EmoticReport) -> Box | None:
     if box is None or size is None:
         return box
-    clipped = _clipped(box, size)
-    if _area(clipped) < _area(box) / 2 or not _has_area(clipped):
+    clipped = clip_box(box, size.width, size.height)
+    if clipped is None or area(clipped) < area(box) / 2:
         report.add("outside_face", person.sample_id, person.folder)
         return None
     if clipped != box:
@@ -369,39 +383,29 @@ def _read_faces(path: storage.PathLike, known: Mapping[tuple[str, int], Person])
     """Boxes of a csv of faces, by split and index of the person; persons whose cells are empty have none."""
     result: dict[tuple[str, int], Box] = {}
     lines: dict[tuple[str, int], int] = {}
+    theirs = "Give the faces of these annotations."
     for line, row in delimited_rows(storage.read_text(path), path, FACE_COLUMNS, optional=(FACE_FILE,)):
-        split, index = row["split"].strip(), row["index"].strip()
-        key = split, int(index) if index.isascii() and index.isdigit() and len(index) < 10 else -1
-        if key not in known:
-            raise InputError(
-                f"the annotations have no person {index[:20]} in the split {split[:20]!r}",
-                path=path,
-                line=line,
-                remedy="Give the faces of these annotations.",
-            )
-        # An index says nothing of the picture: annotations that were made anew number their persons anew.
-        if (name := (row.get(FACE_FILE) or "").strip()) and name != known[key].filename:
-            raise InputError(
-                f"is of {name}, person {index} of the split {split!r} is in {known[key].filename}",
-                path=path,
-                line=line,
-                remedy="Give the faces of these annotations.",
-            )
-        if lines.setdefault(key, line) != line:
-            raise InputError(
-                f"the person {index} of {split} appears twice, first in line {lines[key]}",
-                path=path,
-                line=line,
-                remedy="Give one face for each person.",
-            )
-        cells = [row[name].strip() for name in FACE_COLUMNS[2:]]
-        if not any(cells):
-            continue
-        try:
-            x1, y1, x2, y2 = (float(cell) for cell in cells)
-        except ValueError as error:
-            raise InputError(f"{','.join(cells)!r} is not a box of four numbers", path=path, line=line) from error
-        if not _has_area((x1, y1, x2, y2)):
-            raise InputError(f"the box {','.join(cells)} has no area", path=path, line=line)
-        result[key] = (x1, y1, x2, y2)
+        with located(path, line=line):
+            split, index = row["split"].strip(), row["index"].strip()
+            key = split, int(index) if index.isascii() and index.isdigit() and len(index) < 10 else -1
+            if key not in known:
+                reason = f"the annotations have no person {index[:20]} in the split {split[:20]!r}"
+                raise InputError(reason, remedy=theirs)
+            # An index says nothing of the picture: annotations that were made anew number their persons anew.
+            if (name := (row.get(FACE_FILE) or "").strip()) and name != known[key].filename:
+                reason = f"is of {name}, person {index} of the split {split!r} is in {known[key].filename}"
+                raise InputError(reason, remedy=theirs)
+            if lines.setdefault(key, line) != line:
+                reason = f"the person {index} of {split} appears twice, first in line {lines[key]}"
+                raise InputError(reason, remedy="Give one face for each person.")
+            cells = [row[name].strip() for name in FACE_COLUMNS[2:]]
+            if not any(cells):
+                continue
+            try:
+                x1, y1, x2, y2 = (float(cell) for cell in cells)
+            except ValueError as error:
+                raise InputError(f"{','.join(cells)!r} is not a box of four numbers") from error
+            if not _has_area((x1, y1, x2, y2)):
+                raise InputError(f"the box {','.join(cells)} has no area")
+            result[key] = (x1, y1, x2, y2)
     return result
