@@ -16,7 +16,7 @@ from raymotion.study.record import StudyFolder
 from raymotion.study.score import predict_test, score_test
 from raymotion.study.space import JOINT, Configuration
 from raymotion.study.stages import Search, train
-from raymotion.study.tally import cost
+from raymotion.study.cost import cost
 
 
 def finish(study: Search) -> None:

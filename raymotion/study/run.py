@@ -41,7 +41,7 @@ class StudySettings(Settings):
         spaces: folder of the stages' YAML files. samples: the table; None: the one that the embeddings were made of.
         seeds: how many, from the recipe's on. epochs: None: the recipe's.
         stages: names of those that run; None: all. joint: whether the joint search runs.
-        ties: what a tie carries on, see `study.carry`.
+        ties: what a tie carries on, see `study.select_winner`.
         concurrent: configurations in training at a time; None: as many as fit. cpus_per_trial, gpus_per_trial: of each;
             None: a quarter of a GPU where there are any.
         autoscale: the cluster starts nodes for trials that wait.

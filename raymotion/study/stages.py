@@ -15,12 +15,12 @@ from raymotion.data.embeddings import Embeddings
 from raymotion.errors import InputError, RunFailed
 from raymotion.models.fusion.config import FusionConfig
 from raymotion.models.fusion.recipe import FusionRecipe
-from raymotion.study.carry import Candidate, Choice, choose
+from raymotion.study.select_winner import Candidate, Choice, choose
 from raymotion.study.record import COMPLETE, FAILED, STOPPED, StudyFolder, TrialRecord, trial_key
 from raymotion.study.search import Resources, scheduler_of, search
 from raymotion.study.show import Say, StageProgress, named, stage_lines
 from raymotion.study.space import JOINT, Configuration, Space, Spaces, StageSpace, Stopping, build_recipe, labels_of
-from raymotion.study.tally import busy_seconds, compare, cost, epochs_of
+from raymotion.study.cost import busy_seconds, compare, cost, epochs_of
 from raymotion.train.fusion_data import FusionData
 
 

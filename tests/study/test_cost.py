@@ -11,7 +11,7 @@ import pytest
 
 from raymotion.learning.metrics.average_precision import average_precision
 from raymotion.study.record import StudyFolder, TrialRecord
-from raymotion.study.tally import busy_seconds, compare, epochs_of
+from raymotion.study.cost import busy_seconds, compare, epochs_of
 
 TRUTH = (np.random.default_rng(0).random((200, 4)) < 0.3).astype(np.float32)
 

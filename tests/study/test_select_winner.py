@@ -8,7 +8,7 @@ import pytest
 from raymotion.errors import RunFailed
 from raymotion.learning.metrics.average_precision import average_precision
 from raymotion.learning.significance import is_significant, seed_error
-from raymotion.study.carry import Candidate, choose
+from raymotion.study.select_winner import Candidate, choose
 
 LABELS, IMAGES = 6, 100
 RNG = np.random.default_rng(0)

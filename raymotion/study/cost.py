@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymotion.learning.paired import paired_map_gain
 from raymotion.learning.significance import seed_error
-from raymotion.study.carry import Compared, judged
+from raymotion.study.select_winner import Compared, judged
 from raymotion.study.record import COMPLETE, STOPPED, TrialRecord
 from raymotion.study.space import JOINT
 
