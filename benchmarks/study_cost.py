@@ -71,7 +71,7 @@ def forward_passes(embeddings: str, samples: str) -> dict[str, Any]:
     from raymotion import storage
     from raymotion.data.samples import read_samples
     from raymotion.data.streams import STREAMS
-    from raymotion.study.space import embedding_needs
+    from raymotion.study.features import embedding_needs
 
     record = storage.read_json(storage.join(embeddings, "job.json"))
     counted = sum(record["forward_passes"].values())

@@ -120,7 +120,7 @@ def embeddings(**options: Any) -> None:
     address, progress, study = options.pop("address"), options.pop("progress"), options.pop("study")
     if study is not None:
         from raymotion.batch.embeddings import with_needs
-        from raymotion.study.space import embedding_needs
+        from raymotion.study.features import embedding_needs
 
         options = with_needs(options, embedding_needs(study))
     # An option that may be repeated is () where it was not given.

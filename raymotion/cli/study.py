@@ -92,7 +92,8 @@ def run(
     split is scored once, at the end.
     """
     from raymotion.config import load_settings
-    from raymotion.study.run import StudySettings, run_study
+    from raymotion.study.run import run_study
+    from raymotion.study.settings import StudySettings
 
     settings = load_settings(
         StudySettings,

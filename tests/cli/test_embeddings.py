@@ -80,7 +80,7 @@ def test_options_become_features(table: Path, tmp_path: Path, runner: Callable[.
 
 def test_a_study_names_what_it_needs(table: Path, tmp_path: Path, runner: Callable[..., Any]) -> None:
     spaces = Path(__file__).resolve().parents[2] / "tune_spaces" / "small"
-    from raymotion.study.space import embedding_needs
+    from raymotion.study.features import embedding_needs
 
     needs = embedding_needs(spaces)
     done = runner("features", "embeddings", table, "--out", tmp_path / "e", "--study", spaces, "--size", "large")

@@ -58,7 +58,7 @@ def test_what_the_embeddings_must_hold_is_told_without_torch_or_ray() -> None:
         "face": ["efficientnet_b7", "mobilenet_v3"], "levels": ["basic", "full"], "tokens": True,
     }  # fmt: skip
     code = (
-        "import sys; from raymotion.study.space import embedding_needs; embedding_needs(sys.argv[1]);"
+        "import sys; from raymotion.study.features import embedding_needs; embedding_needs(sys.argv[1]);"
         "print([name for name in ('torch', 'ray', 'timm', 'sklearn', 'imblearn', 'pandas') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(SHIPPED[1])], capture_output=True, text=True, check=True)
