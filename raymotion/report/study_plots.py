@@ -75,13 +75,13 @@ def steps_figure(study: StudyRecord, seed_sd: float | None) -> bytes | None:
     figure = _figure(7.6, 1.5 + 0.5 * len(rows))
     axes = figure.subplots()
     published = study.published_study
-    theirs = published.steps() if published else {}
+    theirs, noise = (published.steps(), published.noise) if published else ({}, 0.0)
     axes.axvline(0, color=SOFT, linewidth=1)
     if seed_sd is not None:
         axes.axvspan(-seed_sd, seed_sd, color=TIED, linewidth=0, label="one seed’s standard deviation")
     for end in (-1, 1) if published else ():
         axes.axvline(
-            end * published.noise, color=MARK, linewidth=1, linestyle=(0, (4, 3)),
+            end * noise, color=MARK, linewidth=1, linestyle=(0, (4, 3)),
             label="published noise: one network, two runs" if end > 0 else None,
         )  # fmt: skip
     for place, stage in enumerate(reversed(rows)):
@@ -119,7 +119,7 @@ def joint_figure(joint: StageRecord, staged: float | None, metric: str) -> bytes
             colour = MARK if chosen else BAR
             face = colour if trial.complete else "none"
             axes.plot(
-                x, trial.mean, "D" if chosen else "o", markerfacecolor=face, markeredgecolor=colour,
+                x, trial.mean or 0, "D" if chosen else "o", markerfacecolor=face, markeredgecolor=colour,
                 markersize=9 if chosen else 6, alpha=1 if chosen else 0.8, zorder=4 if chosen else 3,
             )  # fmt: skip
         if staged is not None:

@@ -62,7 +62,9 @@ def stage_overview(study: StudyRecord) -> Table:
             UNKNOWN if entry is None else f"{with_spread(entry.score)} ({interval(entry.score.low, entry.score.high)})",
         )
         if study.published:
-            row += _cells(Cell(known.carried if known else UNKNOWN, "text"), share_text(known and known.test_map))
+            row += _cells(
+                Cell(known.carried if known else UNKNOWN, "text"), share_text(known.test_map if known else None)
+            )
         rows.append(row)
     metric = study.metric.title
     head = [
@@ -133,12 +135,11 @@ def stage_table(study: StudyRecord, stage: StageRecord) -> Table:
 def unmatched_table(study: StudyRecord, stage: StageRecord) -> Table | None:
     """Published cells that the study did not run; None where there are none."""
     known = study.published_stage(stage)
-    ran = [
-        {name: own.config.get(name) for name in cell}
-        for own in stage.trials
-        for cell, _ in (known.cells if known else ())
+    missing = [
+        (cell, score)
+        for cell, score in (known.cells if known else ())
+        if not any(all(own.config.get(name) == cell[name] for name in cell) for own in stage.trials)
     ]
-    missing = [(cell, score) for cell, score in (known.cells if known else ()) if dict(cell) not in ran]
     if not missing:
         return None
     missing.sort(key=lambda pair: -pair[1])
