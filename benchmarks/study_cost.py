@@ -39,7 +39,7 @@ CONFIGURATIONS, SEEDS = 40, 3
 VIEWS = 2
 # The public study: runs, epochs of each, passes over training (once to learn, once to be scored) and validation.
 PUBLISHED_RUNS, PUBLISHED_EPOCHS = 38, 20
-SPACES = Path(__file__).resolve().parents[1] / "tune_spaces" / "small"
+SPACES = Path(__file__).resolve().parents[1] / "tune_spaces" / "emotic-small"
 
 
 def cores() -> int:

@@ -222,7 +222,7 @@ def read_spaces(folder: storage.PathLike) -> Spaces:
         files[space.name] = file
     if not stages:
         raise InputError(
-            "holds no stage of a study", path=folder, remedy="Name a folder like tune_spaces/ or tune_spaces/small/."
+            "holds no stage of a study", path=folder, remedy="Name a folder such as tune_spaces/emotic/."
         )
     found = Spaces(path, tuple(stages[number] for number in sorted(stages)), joint, files)
     for what, said in (

@@ -19,7 +19,7 @@ from raymotion.study.features import embedding_needs
 from raymotion.study.space import JointSpace, base_recipe, build_recipe, check_spaces, read_spaces
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SHIPPED = [REPOSITORY / "tune_spaces", REPOSITORY / "tune_spaces" / "small"]
+SHIPPED = [REPOSITORY / "tune_spaces" / "emotic", REPOSITORY / "tune_spaces" / "emotic-small"]
 SPACE = {"stage": 1, "name": "one", "title": "One", "grid": {"model.fusion": ["simple", "weighted"]}}
 
 

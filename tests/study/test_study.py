@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import html
+import io
 import json
 import os
 import shlex
@@ -19,9 +22,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 
 from raymotion import records, storage
 from raymotion.batch.cluster import connect
+from raymotion.cli.study_report import report
 from raymotion.data.embedding_layout import FeatureKey
 from raymotion.data.samples import read_samples, vocabulary_of, write_samples
 from raymotion.data.streams import LEVELS, STREAMS
@@ -30,6 +35,7 @@ from raymotion.folders import lock as folder_lock
 from raymotion.folders.owner import Owner
 from raymotion.learning.paired import paired_map_gain
 from raymotion.models.fusion.recipe import FusionRecipe
+from raymotion.published.metrics import from_text
 from raymotion.study.data import StudyData, ids_of, prepare
 from raymotion.study.features import needs_of, require_features
 from raymotion.study.record import JOINT, StudyFolder, StudyRecord, TrialRecord
@@ -166,6 +172,42 @@ def test_the_winner_is_a_recipe_that_can_be_trained(finished: tuple[Path, StudyR
     recipe = load_recipe(str(out / "winner.yaml"))
     assert isinstance(recipe, FusionRecipe)
     assert recipe.loss.name == record.stages[-1].winner.config["loss.name"]
+
+
+def test_the_report_of_a_real_study_says_what_its_record_says(
+    finished: tuple[Path, StudyRecord, list[str]], tmp_path: Path
+) -> None:
+    """Page and CSV, from the command, against the numbers in study.json."""
+    out, record, _ = finished
+    result = CliRunner().invoke(report, [str(out), "--out", str(tmp_path / "report")])
+    assert result.exit_code == 0, result.output
+    page = html.unescape((tmp_path / "report" / "index.html").read_text())
+
+    def rows(name: str) -> list[dict[str, str]]:
+        return list(csv.DictReader(io.StringIO((tmp_path / "report" / name).read_text())))
+
+    for stage, row in zip(record.parts, rows("stages.csv"), strict=True):
+        entry, score = record.on_test(stage), stage.chosen.score
+        assert entry is not None and score is not None
+        assert (row["stage"], row["key"]) == (stage.name, stage.winner.key)
+        assert (float(row["val_score"]), float(row["test_score"])) == (score.mean, entry.score.mean)
+        assert f"{score.mean:.4f} ± {score.sd:.4f}" in page
+        assert f"{entry.score.mean:.4f} ± {entry.score.sd:.4f}" in page
+    for number, stage in enumerate(record.stages, 1):
+        found = rows(f"stage-{number}-{stage.name}.csv")
+        assert [row["key"] for row in found] == [own.key for own in stage.trials] and stage.winner.reason in page
+        for row, own in zip(found, stage.trials, strict=True):
+            assert {name: row[name] for name in stage.varied} == own.config and row["status"] == own.status
+            assert own.score is None or [float(one) for one in row["val_score_seeds"].split()] == own.score.seeds
+            gap = stage.behind(own.key)
+            assert row["leader_gain"] == ("" if gap is None else repr(gap.difference))
+    final = record.final
+    assert final is not None and record.comparison is not None and record.comparison.reason in page
+    assert [float(row["ap"]) for row in rows("per_class.csv")] == [own.ap for own in final.per_class]
+    # Measured again by the report, from the kept predictions and the sample table.
+    metrics = from_text((tmp_path / "report" / "evaluation_metrics.txt").read_text())
+    assert metrics.mean_ap == pytest.approx(final.score.mean, abs=1e-4)
+    assert "NOT THE EMOTIC DATA SET" in page and "which emotions go together" in page.lower()
 
 
 @pytest.mark.slow
@@ -310,7 +352,7 @@ def keys_of(command: str) -> set[FeatureKey]:
 )
 def test_the_remedy_for_missing_features_makes_them(lost: Callable[[FeatureKey], bool], beside: bool) -> None:
     """And where it is to be read beside the folder that there is, nothing that this one has: that is refused."""
-    spaces = read_spaces("tune_spaces/small")
+    spaces = read_spaces("tune_spaces/emotic-small")
     base = base_recipe(spaces, ["backbones.face=test_vit"])  # stage 1 varies face: it is the choices that count
     streams = {stream: list(needs_of(spaces, base)[stream]) for stream in STREAMS}
     needed = {FeatureKey(stream, name, level, tokens) for stream, names in streams.items() for name in names
@@ -329,7 +371,7 @@ def test_the_remedy_for_missing_features_makes_them(lost: Callable[[FeatureKey],
 
 def test_missing_features_are_told_at_once_with_the_command(place: Path, tmp_path: Path) -> None:
     lines: list[str] = []
-    shipped = os.path.join(os.path.dirname(__file__), "..", "..", "tune_spaces", "small")
+    shipped = os.path.join(os.path.dirname(__file__), "..", "..", "tune_spaces", "emotic-small")
     with pytest.raises(InputError, match=r"lack 24 of the features .*--body test_vit .*--augment full") as error:
         run_study(settings(place, tmp_path / "out", spaces=shipped, stages=None), say=lines.append)
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists() and not lines
