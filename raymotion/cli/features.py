@@ -109,7 +109,7 @@ def embeddings(**options: Any) -> None:
     \b
     Example:
       raymotion features embeddings emotic.parquet --out embeddings/ --context swin --body swin --face mobilenet_v3
-      raymotion features embeddings emotic.parquet --out embeddings/ --study tune_spaces/emotic/ --augment full --views 4
+      raymotion features embeddings emotic.parquet --out embeddings/ --study tune_spaces/emotic/ --views 4
       raymotion features embeddings emotic.parquet --out small/ --body test_resnet --backbone-weights random:0
     """
     from raymotion.batch.embeddings import EmbeddingSettings, describe, embed

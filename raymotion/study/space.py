@@ -158,6 +158,7 @@ class Spaces:
 
     @property
     def all(self) -> tuple[Space, ...]:
+        """The stages and the joint search."""
         return (*self.stages, *([self.joint] if self.joint else []))
 
     @property
@@ -221,9 +222,7 @@ def read_spaces(folder: storage.PathLike) -> Spaces:
             published_study(space.published, where=file)
         files[space.name] = file
     if not stages:
-        raise InputError(
-            "holds no stage of a study", path=folder, remedy="Name a folder such as tune_spaces/emotic/."
-        )
+        raise InputError("holds no stage of a study", path=folder, remedy="Name a folder such as tune_spaces/emotic/.")
     found = Spaces(path, tuple(stages[number] for number in sorted(stages)), joint, files)
     for what, said in (
         ("start from several recipes", {space.recipe for space in found.all}),
