@@ -47,7 +47,7 @@ def regions(settings: RegionSettings, **where: Any) -> None:
 @click.option(
     "--study",
     metavar="DIR",
-    help="Also the backbones, levels and tokens that the spaces in DIR ask for (tune_spaces/).",
+    help="Also the backbones, levels and tokens that the spaces in DIR ask for (tune_spaces/emotic/).",
 )
 @progress_option
 @cluster_option
@@ -61,18 +61,18 @@ def embeddings(settings: EmbeddingSettings, study: str | None, **where: Any) -> 
     \b
     Example:
       raymotion features embeddings emotic.parquet --out embeddings/ --context swin --body swin --face mobilenet_v3
-      raymotion features embeddings emotic.parquet --out embeddings/ --study tune_spaces/ --augment full --views 4
+      raymotion features embeddings emotic.parquet --out embeddings/ --study tune_spaces/emotic/ --views 4
       raymotion features embeddings emotic.parquet --out small/ --body test_resnet --backbone-weights random:0
     """
     from raymotion.batch.embeddings import describe, embed, with_needs
     from raymotion.cli.summary import print_job
 
     if study is not None:
-        from raymotion.study.space import embedding_needs
+        from raymotion.study.features import embedding_needs
 
         given = settings.model_dump(exclude_unset=True)
         settings = EmbeddingSettings.model_validate(with_needs(given, embedding_needs(study)))
     summary = embed(settings, **where)
     for line in describe(summary.record):
         click.echo(line)
-    print_job(summary, next_step=f"raymotion study run tune_spaces/ --embeddings {settings.out}")
+    print_job(summary, next_step=f"raymotion study run tune_spaces/emotic/ --embeddings {settings.out}")

@@ -12,11 +12,11 @@ from raymotion.study.settings import StudySettings
 
 @click.group()
 def study() -> None:
-    """Search the configurations of the three-stream fusion model, stage by stage.
+    """Search configurations of a model, stage by stage.
 
     \b
     Example:
-      raymotion study run tune_spaces/ --embeddings embeddings/ --out study/
+      raymotion study run tune_spaces/emotic/ --embeddings embeddings/ --out study/
     """
 
 
@@ -29,8 +29,8 @@ def run(settings: StudySettings, **where: Any) -> None:
 
     \b
     Examples:
-      raymotion study run tune_spaces/ --embeddings embeddings/ --seeds 3 --out study/
-      raymotion study run tune_spaces/small/ --embeddings embeddings/ --stage backbones \\
+      raymotion study run tune_spaces/emotic/ --embeddings embeddings/ --seeds 3 --out study/
+      raymotion study run tune_spaces/emotic-small/ --embeddings embeddings/ --stage backbones \\
           --stage fusion --no-joint --epochs 10 --out trial/
 
     Every choice is made on validation, over seeds, and ties are told apart by a paired bootstrap over images. The test
@@ -54,10 +54,10 @@ def run(settings: StudySettings, **where: Any) -> None:
 def report(folder: str, out: str) -> None:
     """Show a study as one HTML page that opens offline.
 
-    STUDY is the folder that `raymotion study run` wrote; it may still be running. The page has the stages beside those
-    of the public EMOTIC study, every configuration with its seeds, the joint search, learning curves and the final
-    configuration's test scores for each emotion. Beside it: the tables as CSV, and evaluation_metrics.txt as the
-    public study writes it.
+    STUDY is the folder that `raymotion study run` wrote; it may still be running. The page has the stages, every
+    configuration with its seeds, the joint search, learning curves and the final configuration's test scores for each
+    emotion. Beside it: the tables as CSV. Where the spaces name a published study, its numbers stand beside ours, and
+    evaluation_metrics.txt is written as that study writes it.
 
     \b
     Example:

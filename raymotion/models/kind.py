@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
+from raymotion.learning.losses.multilabel import make_loss
 from raymotion.models.inputs.base import Evidence, Input, Prepared, batches
 from raymotion.models.inputs.reading import Pictures, Reader
 from raymotion.models.outputs.base import DataFacts, Output, as_outputs
-from raymotion.models.recipe import TrainRecipe
+from raymotion.models.recipe import MultiLabelRecipe, TrainRecipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -102,6 +103,12 @@ class Kind(ABC):
     def prepared_outputs(self, recipe: Any, facts: DataFacts) -> Sequence[Output]:
         """Outputs whose targets are prepared: those of every recipe that a search may make of this one."""
         return self.outputs(recipe, facts)
+
+    def check_recipe(self, recipe: Any) -> None:
+        """Raises an `InputError` for a recipe that no data can be trained with; a search asks before anything runs."""
+        self.inputs(recipe)
+        if isinstance(recipe, MultiLabelRecipe):
+            make_loss(recipe.loss.name, rates=np.full(2, 0.1), samples=10, options=recipe.loss.options)
 
     @abstractmethod
     def build(self, recipe: Any, training: Training) -> nn.Module:

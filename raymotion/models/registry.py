@@ -18,7 +18,7 @@ KINDS: dict[str, str] = {
     "fusion": "raymotion.models.fusion.kind:FusionKind",
     "fusion-tuned": "raymotion.models.fusion_tuned.kind:FusionTunedKind",
 }
-_kinds: Registry[Kind] = Registry("kind of model", Kind, "raymotion.kinds", lambda: KINDS)
+_kinds: Registry[Kind] = Registry("kind of model", Kind, "raymotion.kinds", lambda: KINDS)  # type: ignore[type-abstract]
 
 
 def register(kind: type[Kind]) -> type[Kind]:

@@ -17,18 +17,25 @@ from raymotion.batch.cluster import available_cpus, connect
 from raymotion.batch.progress import ProgressKind
 from raymotion.batch.quiet import without_noise
 from raymotion.config import require_same_settings
-from raymotion.data.embedding_layout import COMMAND, FeatureKey, require_complete
+from raymotion.data.embedding_layout import require_complete
 from raymotion.data.embeddings import Embeddings
-from raymotion.data.streams import STREAMS
 from raymotion.errors import Damaged, InputError
 from raymotion.folders import lock as folder_lock
 from raymotion.folders.lock import one_writer_of
-from raymotion.models.fusion.recipe import FusionRecipe
-from raymotion.study.record import FORMAT, StudyFolder
+from raymotion.learning.metrics.multilabel import metric_title
+from raymotion.models.inputs.streams import StreamInput
+from raymotion.models.outputs.base import Output, choose_metric
+from raymotion.models.recipe import TrainRecipe
+from raymotion.models.training_set import TrainingSet
+from raymotion.study.data import data_facts
+from raymotion.study.features import require_features
+from raymotion.study.record import MACRO_AP, Metric, StudyFolder, StudyRecord
 from raymotion.study.settings import StudySettings
 from raymotion.study.show import Say, end_lines, stage_lines
-from raymotion.study.space import Spaces, base_recipe, check_spaces, needs_of, read_spaces
-from raymotion.train.fusion_data import FusionData, prepare_fusion
+from raymotion.study.space import Spaces, base_recipe, check_spaces, read_spaces
+from raymotion.train.prepare import prepare_data
+from raymotion.train.recipe import kind_of
+from raymotion.version import __version__
 
 REMEDY = "Use the same settings, or another --out."
 
@@ -36,7 +43,7 @@ REMEDY = "Use the same settings, or another --out."
 @one_writer_of("settings.out")
 def run_study(
     settings: StudySettings, *, address: str | None = None, progress: ProgressKind = "auto", say: Say = print
-) -> dict[str, Any]:
+) -> StudyRecord:
     """Runs the study of `settings`, or goes on with it, and returns its record.
 
     Args:
@@ -52,31 +59,34 @@ def run_study(
     from raymotion.study.stages import Search, run_stages
 
     spaces = read_spaces(settings.spaces).only(settings.stages, joint=settings.joint)
-    samples = storage.absolute(settings.samples or samples_of(settings.embeddings[0]))
-    embeddings = [storage.absolute(folder) for folder in settings.embeddings]
-    options: dict[str, Any] = {"data": {"samples": samples, "embeddings": embeddings}}
+    options: dict[str, Any] = {"data": {}}
+    if settings.samples or settings.embeddings:
+        options["data"]["samples"] = storage.absolute(settings.samples or samples_of(settings.embeddings[0]))
+    if settings.embeddings:
+        options["data"]["embeddings"] = [storage.absolute(folder) for folder in settings.embeddings]
     if settings.epochs is not None:
         options["optimiser"] = {"epochs": settings.epochs}
-    base = base_recipe(spaces, settings.set, options)
+    base = base_recipe(spaces, settings.set, options, recipe=settings.recipe).with_absolute_paths()
     check_spaces(spaces, base)
-    opened = Embeddings(embeddings)
-    require_features(opened, spaces, base, samples)
-    data = prepare_fusion(base, embeddings=opened)
+    if any(isinstance(own, StreamInput) for own in kind_of(base).inputs(base)):
+        require_features(Embeddings(base.data.embeddings), spaces, base, base.data.samples)  # type: ignore[attr-defined]
+    data = prepare_data(base)
+    output, metric = _compared_by(base, data)
     folder = StudyFolder(settings.out)
     seeds = [base.seed + number for number in range(settings.seeds)]
-    identity = _identity(settings, spaces, base, data, opened, seeds)
+    identity = _identity(settings, spaces, base, data, seeds)
     damaged: Damaged | None = None
     try:
         record = folder.read()
-        if record is not None and record["identity"] != json.loads(json.dumps(identity)):
+        if record is not None and record.identity != json.loads(json.dumps(identity)):
             folder.free_if_nothing_computed()
             record = folder.read()
     except Damaged as error:
         record, damaged = None, error
         say(f"{error.path}: {error.reason}; it is rewritten; finished trials are kept")
     if record is not None:
-        require_same_settings(record["identity"], identity, where=folder.path, remedy=REMEDY)
-        if record["status"] == "complete":
+        require_same_settings(record.identity, identity, where=folder.path, remedy=REMEDY)
+        if record.complete:
             say(f"{settings.out} is finished already, with these settings: nothing to do")
             for line in end_lines(record):
                 say(line)
@@ -84,25 +94,25 @@ def run_study(
     else:
         if damaged is None:
             _require_free(folder)
-        record = _new_record(settings, identity, data, seeds)
+        record = _new_record(settings, identity, spaces, data, output, metric, seeds)
         folder.write(record)
-    for stage in record["stages"]:
-        for line in stage_lines(stage, _title(stage, len(spaces.stages))):
+    for stage in record.stages:
+        for line in stage_lines(record, stage, len(spaces.stages)):
             say(line)
-    search = Search(settings, spaces, base, data, opened, folder, seeds, record, say, progress)
+    search = Search(settings, spaces, base, data, folder, record, output, say, progress)
 
     def ended_early(status: str) -> None:
         if folder_lock.is_lost(folder.path):
             return
-        record["status"] = status
+        record.status = status
         with contextlib.suppress(Exception):  # the reason why it ended is the one to tell
             folder.write(record)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(interrupts.on_forced_end(lambda: ended_early("interrupted")))
         stack.push(lambda kind, error, trace: ended_early(_how(error)) if error is not None else None)
-        if record["status"] != "running":
-            record["status"] = "running"
+        if record.status != "running":
+            record.status = "running"
             folder.write(record)
 
         def ray() -> None:
@@ -124,6 +134,16 @@ def _how(error: BaseException) -> str:
     return "interrupted" if interrupts.stopping() or not isinstance(error, Exception) else "failed"
 
 
+def _compared_by(base: TrainRecipe, data: TrainingSet) -> tuple[Output, Metric]:
+    """The output, and its metric on validation, that epochs are chosen and trials are compared by."""
+    outputs = kind_of(base).outputs(base, data.facts)
+    output, name = choose_metric(None if base.select_by == "last" else base.select_by, outputs)
+    column = name if output is outputs[0] else f"{output.name}_{name}"
+    if column == MACRO_AP.name:
+        return output, MACRO_AP
+    return output, Metric(name=column, title=metric_title(name), higher_is_better=name not in output.lower_is_better)
+
+
 def samples_of(embeddings: str) -> str:
     """The sample table that embeddings were made of, as their job remembers it."""
     job = require_complete(storage.absolute(embeddings))
@@ -135,73 +155,16 @@ def samples_of(embeddings: str) -> str:
     return str(found)
 
 
-def require_features(opened: Embeddings, spaces: Spaces, base: FusionRecipe, samples: str) -> None:
-    """Raises one `InputError` that lists every feature that any configuration needs and that is not there.
-
-    Its remedy is the command that makes them.
-    """
-    needs = needs_of(spaces, base)
-    there = set(opened.keys)
-    pairs = [(stream, name) for stream in STREAMS for name in needs[stream]]
-    wanted = [FeatureKey(*pair, level) for pair in pairs for level in ("none", *needs["levels"])]
-    if needs["tokens"]:
-        # A head that is given a backbone's clean tokens wants those of its views as well.
-        wanted += [
-            FeatureKey(key.stream, key.backbone, key.level, True)
-            for key in wanted
-            if FeatureKey(key.stream, key.backbone, "none", True) in there
-        ]
-    missing = [key for key in wanted if key not in there]
-    if not missing:
-        return
-    shown = ", ".join(key.column for key in missing[:6]) + (", ..." if len(missing) > 6 else "")
-    raise InputError(
-        f"lack {len(missing)} of the features that the study reads ({shown})",
-        path=" and ".join(opened.folders),
-        remedy=_command(opened, samples, pairs, missing, needs),
-    )
-
-
-def _command(
-    opened: Embeddings,
-    samples: str,
-    pairs: Sequence[tuple[str, str]],
-    missing: Sequence[FeatureKey],
-    needs: dict[str, Any],
-) -> str:
-    """How to make what is missing: beside what there is, or all of it anew.
-
-    An embedding job makes the clean features of every backbone that it is given, and two folders that are read together
-    may not hold the same ones: a level or tokens of a backbone that is there cannot be made apart.
-    """
-    new = [pair for pair in pairs if FeatureKey(*pair) in missing]
-    beside = len(new) < len(pairs) and all((key.stream, key.backbone) in new for key in missing)
-    options = [f"--{stream} {name}" for stream, name in (new if beside else pairs)]
-    options += [f"--augment {level}" for level in needs["levels"]]
-    views = {opened.views[level] for level in needs["levels"] if level in opened.views}
-    if beside and len(views) == 1:
-        options.append(f"--views {views.pop()}")
-    if needs["tokens"] and (not beside or any(key.tokens for key in opened.keys)):
-        options.append("--tokens 2")
-    how = "Make them in a folder of their own, and name it too" if beside else "Make all in one folder, to name alone"
-    return f"{how}: `{COMMAND} {samples} --out DIR {' '.join(options)}`."
-
-
 def _identity(
-    settings: StudySettings, spaces: Spaces, base: FusionRecipe, data: FusionData, opened: Embeddings,
-    seeds: Sequence[int],
-) -> dict[str, Any]:  # fmt: skip
+    settings: StudySettings, spaces: Spaces, base: TrainRecipe, data: TrainingSet, seeds: Sequence[int]
+) -> dict[str, Any]:
     """What decides a study's result, and so what has to be the same when it goes on."""
     recipe = base.result_settings()
     recipe["data"] = {"soft_targets": base.data.soft_targets}
     return {
         "data": data.fingerprint,
-        "embeddings": opened.digest,
         "recipe": recipe,
-        "spaces": {
-            space.name: space.model_dump(mode="json", exclude={"title", "published", "published_best"})
-            for space in spaces.all
-        },
+        "spaces": {space.name: space.model_dump(mode="json", exclude={"title", "published"}) for space in spaces.all},
         "seeds": list(seeds),
         "early_stopping": settings.early_stopping,
         "ties": settings.ties,
@@ -209,34 +172,33 @@ def _identity(
 
 
 def _new_record(
-    settings: StudySettings, identity: dict[str, Any], data: FusionData, seeds: Sequence[int]
-) -> dict[str, Any]:
+    settings: StudySettings,
+    identity: dict[str, Any],
+    spaces: Spaces,
+    data: TrainingSet,
+    output: Output,
+    metric: Metric,
+    seeds: Sequence[int],
+) -> StudyRecord:
     import platform
 
     import ray
     import torch
 
-    import raymotion
-    from raymotion.study.score import split_facts
-
-    return {
-        "format": FORMAT,
-        "status": "running",
-        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "settings": settings.model_dump(mode="json"),
-        "identity": identity,
-        "seeds": list(seeds),
-        "data": {"samples": data.name, "counts": data.counts, **split_facts(data)},
-        "versions": {
+    return StudyRecord(
+        status="running",
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        settings=settings.model_dump(mode="json"),
+        identity=json.loads(json.dumps(identity)),
+        seeds=list(seeds),
+        published=spaces.published,
+        data=data_facts(data, output),
+        metric=metric,
+        versions={
             "python": platform.python_version(), "torch": torch.__version__, "ray": ray.__version__,
-            "raymotion": getattr(raymotion, "__version__", ""),
+            "raymotion": __version__,
         },
-        "stages": [],
-        "joint": None,
-        "comparison": None,
-        "test": None,
-        "cost": None,
-    }  # fmt: skip
+    )  # fmt: skip
 
 
 def _require_free(folder: StudyFolder) -> None:
@@ -245,7 +207,3 @@ def _require_free(folder: StudyFolder) -> None:
         raise InputError("is not empty, and no study", path=folder.path, remedy="Name another folder with --out.")
     storage.make_dir(folder.path)
     storage.probe_writable(folder.path)
-
-
-def _title(stage: dict[str, Any], of: int) -> str:
-    return f"stage {stage['stage']} of {of}, {stage['name']}"

@@ -15,9 +15,12 @@ class StudySettings(Settings):
     spaces: Folder = Field(description="YAML files of the stages")
     out: Folder = Field(description="folder of the study; may be an s3:// address")
     embeddings: list[Folder] = Field(
-        min_length=1, description="features of `raymotion features embeddings`; repeat for several of the same samples"
+        [], description="features of `raymotion features embeddings`; repeat for several of the same samples"
     )
     samples: File | None = Field(None, description="sample table  [default: the one the embeddings were made of]")
+    recipe: Annotated[str, Metavar("RECIPE")] | None = Field(
+        None, description="recipe that the choices are laid over  [default: the one that the spaces name]"
+    )
     seeds: int = Field(3, ge=1, description="trainings of each configuration, with seeds from the recipe's on")
     epochs: int | None = Field(None, ge=1, description="most epochs (optimiser.epochs)  [default: the recipe's, 20]")
     stages: list[Annotated[str, Metavar("NAME")]] | None = Field(

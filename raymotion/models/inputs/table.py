@@ -17,7 +17,7 @@ INPUTS: dict[str, str] = {
     "crops": "raymotion.models.inputs.streams:CropInput",
     "values": "raymotion.models.inputs.values:ValuesInput",
 }
-_inputs: Registry[Input] = Registry("input", Input, "raymotion.inputs", lambda: INPUTS)
+_inputs: Registry[Input] = Registry("input", Input, "raymotion.inputs", lambda: INPUTS)  # type: ignore[type-abstract]
 
 
 def register(input_class: type[Input]) -> type[Input]:

@@ -13,7 +13,7 @@ OUTPUTS: dict[str, str] = {
     "multilabel": "raymotion.models.outputs.multilabel:MultiLabel",
     "dimensions": "raymotion.models.outputs.dimensions:Dimensions",
 }
-_outputs: Registry[Output] = Registry("output", Output, "raymotion.outputs", lambda: OUTPUTS)
+_outputs: Registry[Output] = Registry("output", Output, "raymotion.outputs", lambda: OUTPUTS)  # type: ignore[type-abstract]
 
 
 def register(output_class: type[Output]) -> type[Output]:

@@ -1,0 +1,54 @@
+"""The data of a study: what trials see of them, and what its record says of them. Imports neither torch nor Ray."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from raymotion.models.kind import Kind
+from raymotion.models.outputs.base import Output
+from raymotion.models.outputs.multilabel import HARD
+from raymotion.models.recipe import TrainRecipe
+from raymotion.models.training_set import TrainingSet
+from raymotion.study.record import DataFacts, SplitFacts, targets_digest
+
+# The data of the study that this process works for: mapped once, with what runs have computed of them.
+_loaded: dict[str, TrainingSet] = {}
+
+
+def study_data(folder: str, kind: Kind, recipe: TrainRecipe) -> TrainingSet:
+    """The data in `folder`, loaded once in a process."""
+    if folder not in _loaded:
+        _loaded.clear()
+        _loaded[folder] = TrainingSet.load(folder, kind, recipe)
+    return _loaded[folder]
+
+
+def ids_of(data: TrainingSet, split: str) -> list[str]:
+    """The ids of a split's samples."""
+    return [data.sample_ids[row] for row in data.splits[split]]
+
+
+def truth_of(data: TrainingSet, output: Output, split: str) -> np.ndarray:
+    """What is right of a split for one output, (n, width): 0 and 1 of labels, numbers with NaN where not known."""
+    arrays = data.targets_of(output).arrays
+    own = arrays[HARD] if HARD in arrays else next(iter(arrays.values()))
+    return np.asarray(own[data.splits[split]])
+
+
+def data_facts(data: TrainingSet, output: Output) -> DataFacts:
+    """Sizes and label prevalence of the splits: test's sizes and rates are facts of the data, no choice uses them."""
+    labels = [] if output.vocabulary is None else list(output.vocabulary.labels)
+    truth = {name: truth_of(data, output, name) for name in data.splits}
+    return DataFacts(
+        samples=data.name,
+        counts=data.counts,
+        splits={
+            name: SplitFacts(persons=len(rows), images=len({data.groups[row] for row in rows}))
+            for name, rows in data.splits.items()
+        },
+        targets={name: targets_digest(ids_of(data, name), np.nan_to_num(own)) for name, own in truth.items()},
+        labels=labels,
+        prevalence={
+            name: [float(rate) for rate in own.mean(axis=0)] for name, own in truth.items() if len(own) and labels
+        },
+    )
