@@ -47,9 +47,9 @@ demo: env ## run the whole pipeline on small synthetic data (OUT=demo)
 study: env ## the five-stage EMOTIC study on synthetic persons, from nothing to its page (STUDY=study-demo)
 	$(BIN)/raymotion data synth emotic --persons 2000 --out $(STUDY)/emotic
 	$(BIN)/raymotion data prepare emotic $(STUDY)/emotic --faces $(STUDY)/emotic/faces.csv --out $(STUDY)/emotic.parquet
-	$(BIN)/raymotion features embeddings $(STUDY)/emotic.parquet --study tune_spaces/small --backbone-weights random:0 \
+	$(BIN)/raymotion features embeddings $(STUDY)/emotic.parquet --study tune_spaces/emotic-small --backbone-weights random:0 \
 	    --size 64 --views 2 --out $(STUDY)/embeddings
-	$(BIN)/raymotion study run tune_spaces/small --embeddings $(STUDY)/embeddings --seeds 3 --out $(STUDY)/study $(ARGS)
+	$(BIN)/raymotion study run tune_spaces/emotic-small --embeddings $(STUDY)/embeddings --seeds 3 --out $(STUDY)/study $(ARGS)
 	$(BIN)/raymotion study report $(STUDY)/study --out $(STUDY)/report
 
 test: env ## run the tests (ARGS="tests/data -k exif" for some; ARGS="-m slow" for those left out)

@@ -39,7 +39,7 @@ CONFIGURATIONS, SEEDS = 40, 3
 VIEWS = 2
 # The public study: runs, epochs of each, passes over training (once to learn, once to be scored) and validation.
 PUBLISHED_RUNS, PUBLISHED_EPOCHS = 38, 20
-SPACES = Path(__file__).resolve().parents[1] / "tune_spaces" / "small"
+SPACES = Path(__file__).resolve().parents[1] / "tune_spaces" / "emotic-small"
 
 
 def cores() -> int:
@@ -71,7 +71,7 @@ def forward_passes(embeddings: str, samples: str) -> dict[str, Any]:
     from raymotion import storage
     from raymotion.data.samples import read_samples
     from raymotion.data.streams import STREAMS
-    from raymotion.study.space import embedding_needs
+    from raymotion.study.features import embedding_needs
 
     record = storage.read_json(storage.join(embeddings, "job.json"))
     counted = sum(record["forward_passes"].values())

@@ -27,9 +27,7 @@ from raymotion.data.features import RegionFeatures
 from raymotion.data.parts import FileMark, write_job
 from raymotion.data.samples import table_from_rows
 from raymotion.errors import RaymotionError
-from raymotion.report.study_folder import load_study
-from raymotion.report.study_inputs import predictions
-from raymotion.study.record import COMPLETE, StudyFolder, TrialRecord
+from raymotion.study.record import BestEpoch, Epoch, StudyFolder, StudyRecord, TrialRecord
 from raymotion.train import fit
 from raymotion.train.fusion_data import FusionData
 from raymotion.train.pictures import cache_pictures
@@ -245,46 +243,47 @@ KEY = "k" * 16
 
 
 def write_a_study(folder: Path) -> None:
-    study = StudyFolder(folder)
-    trial = TrialRecord(KEY, {"a": "b"}, [0], status=COMPLETE, epochs=[{"epoch": 1, "score": 0.5}], best=[{"epoch": 1}])
     from safetensors.numpy import save
 
-    study.write_file(trial, "seed-0.safetensors", save({"val": np.full((3, 8), 0.5, np.float32)}))
-    study.write_file(trial, "seed-0.weights.safetensors", save({"w": np.ones(4, np.float32)}))
+    study = StudyFolder(folder)
+    epoch = Epoch(epoch=1, score=[0.5], train_loss=[0.1], best=0.5)
+    trial = TrialRecord(
+        key=KEY, config={"a": "b"}, seeds=[0], status="complete", epochs=[epoch], best=[BestEpoch(epoch=1, score=0.5)]
+    )  # fmt: skip
+    trial.files |= study.write_predictions(KEY, "val", 0, list("abc"), np.full((3, 8), 0.5, np.float32))
+    trial.files |= study.write_weights(KEY, 0, save({"w": np.ones(4, np.float32)}))
     study.write_trial(trial)
-    files = study.write_test("s", [0], np.full((1, 2, 8), 0.25, np.float32))
-    stage = {"name": "s", "title": "S", "status": "complete", "trials": [], "winner": {"key": KEY, "config": {}}}
-    entry = {"name": "s", "key": KEY, "map": {"mean": 0.5, "seeds": [0.5]}, "files": files}
-    study.write(
-        {
-            "format": 1,
-            "status": "complete",
-            "identity": {"a": 1},
-            "seeds": [0],
-            "stages": [stage],
-            "joint": None,
-            "data": {"labels": list(MIKELS_8.labels)},
-            "test": {"entries": [entry]},
-        }
-    )
+    files = study.write_predictions(KEY, "test", 0, list("de"), np.full((2, 8), 0.25, np.float32))
+    line = {"key": KEY, "config": {}, "status": "complete", "score": {"mean": 0.5, "sd": None, "seeds": [0.5]},
+            "epochs": 1, "parameters": 4, "seconds": 1.0}  # fmt: skip
+    winner = {"key": KEY, "config": {}, "leader": KEY, "incumbent": None, "reason": "", "compared": []}
+    stage = {"name": "s", "title": "S", "grid": {"a": ["b"]}, "fixed": {}, "trials": [line], "winner": winner,
+             "epochs": 1, "seconds": 1.0}  # fmt: skip
+    score = {"mean": 0.5, "sd": None, "seeds": [0.5], "low": None, "high": None, "resamples": 0}
+    entry = {"name": "s", "key": KEY, "config": {}, "score": score, "files": files}
+    record = {
+        "status": "complete", "started_at": "", "settings": {}, "identity": {"a": 1}, "seeds": [0], "versions": {},
+        "data": {"samples": "", "counts": {}, "splits": {}, "targets": {}, "labels": list(MIKELS_8.labels),
+                 "prevalence": {}},
+        "stages": [stage], "test": {"scored_at": "", "entries": [entry]},
+    }  # fmt: skip
+    study.write(StudyRecord.model_validate(record))
 
 
 def read_a_trial(folder: Path) -> Any:
     study = StudyFolder(folder)
     record = study.read_trial(KEY)
-    whole = study.has_result(KEY, [0]), study.has_weights(KEY, [0])
-    return None if record is None or not all(whole) else [asdict(record), as_plain(study.validation(KEY, [0]))]
+    whole = study.has_result(KEY, [0], list("abc")), study.has_weights(KEY, [0])
+    if record is None or not all(whole):
+        return None
+    return [record.model_dump(), as_plain(study.validation(KEY, [0], list("abc")))]
 
 
-def read_for_the_report(folder: Path) -> Any:
-    study = load_study(folder)
-    found = [as_plain(predictions(study, split, "s", KEY)) for split in ("val", "test")]
-    return [study.complete, study.labels, [stage.name for stage in study.stages], found]
-
-
-def read_epochs(folder: Path) -> Any:
-    study = load_study(folder)
-    return [study.epochs(KEY), study.best_epochs(KEY)]
+def read_test_predictions(folder: Path) -> Any:
+    study = StudyFolder(folder)
+    record = study.require()
+    found = study.predictions(KEY, "test", 0, record.entries[0].files)
+    return [record.model_dump(), found.sample_ids, as_plain(found.probabilities)]
 
 
 def write_pictures(folder: Path) -> None:
@@ -324,17 +323,18 @@ CASES: dict[str, Case] = {
     "state": Case(
         write_a_state, read_a_state, ("state.json", "best.safetensors", "current.safetensors", "optimiser.pt")
     ),
-    "study.json": Case(write_a_study, lambda f: StudyFolder(f).read(), ("study.json", "_study.json")),
+    "study.json": Case(write_a_study, lambda f: StudyFolder(f).require().model_dump(), ("study.json", "_study.json")),
     "trial": Case(
         write_a_study, read_a_trial,
-        tuple(f"trials/{KEY}/{name}" for name in ("trial.json", "seed-0.safetensors", "seed-0.weights.safetensors")),
+        (
+            f"trials/{KEY}/trial.json", f"trials/{KEY}/seed-0.weights.safetensors",
+            f"predictions/{KEY}/val-seed-0.parquet",
+        ),
         (None,),
     ),
-    "study for the report": Case(
-        write_a_study, read_for_the_report,
-        ("study.json", f"trials/{KEY}/seed-0.safetensors", "test/s-seed-0.safetensors"), gone=False,
+    "test predictions": Case(
+        write_a_study, read_test_predictions, ("study.json", f"predictions/{KEY}/test-seed-0.parquet"),
     ),
-    "epochs for the report": Case(write_a_study, read_epochs, (f"trials/{KEY}/trial.json",), ([[], []],)),
 }  # fmt: skip
 
 

@@ -344,7 +344,8 @@ def _commands(out: str) -> dict[str, Callable[[], object]]:
     from raymotion.models.hub import pull, push
     from raymotion.report.audit import AuditSettings, audit_against_truth, audit_choices, audit_samples
     from raymotion.report.study import write_study_report
-    from raymotion.study.run import StudySettings, run_study
+    from raymotion.study.run import run_study
+    from raymotion.study.settings import StudySettings
     from raymotion.train.fit import fit
     from raymotion.train.recipe import StudentRecipe
     from raymotion.train.transfer import compare

@@ -163,7 +163,7 @@ class TestAStoreThatFails:
     def test_workers_of_a_cluster_that_ran_before_take_it_from_the_driver(self, monkeypatch):
         import ray.train
 
-        from raymotion.study.search import ConfigurationTrainable
+        from raymotion.study.search import TrialTrainable
         from raymotion.train import fit
         from raymotion.train import transfer as finetune
 
@@ -176,7 +176,7 @@ class TestAStoreThatFails:
         monkeypatch.setattr(ray.train, "get_context", note)
         monkeypatch.setattr(finetune, "one_writer", note)
         monkeypatch.setattr("raymotion.batch.memory.keep_freed_memory", note)
-        trial = object.__new__(ConfigurationTrainable)
+        trial = object.__new__(TrialTrainable)
         trial.spec = {"access": asdict(access.Access(3.0, True))}
         for patience, work in enumerate(
             (

@@ -108,7 +108,7 @@ def _by_name(values: Sequence[str], names: Sequence[str], default: str) -> dict[
 
 
 def with_needs(options: Mapping[str, Any], needs: Mapping[str, Any]) -> dict[str, Any]:
-    """Options laid over what a study needs (`raymotion.study.space.embedding_needs`): both their backbones and levels.
+    """Options laid over what a study needs (`study.features.embedding_needs`): both their backbones and levels.
 
     Args:
         options: by name; a list that is empty, and None, are not given.

@@ -67,7 +67,7 @@ def regions(**options: Any) -> None:
 @click.option(
     "--study",
     metavar="DIR",
-    help="Also the backbones, levels and tokens that the spaces in DIR ask for (tune_spaces/).",
+    help="Also the backbones, levels and tokens that the spaces in DIR ask for (tune_spaces/emotic/).",
 )
 @click.option(
     "--augment",
@@ -109,7 +109,7 @@ def embeddings(**options: Any) -> None:
     \b
     Example:
       raymotion features embeddings emotic.parquet --out embeddings/ --context swin --body swin --face mobilenet_v3
-      raymotion features embeddings emotic.parquet --out embeddings/ --study tune_spaces/ --augment full --views 4
+      raymotion features embeddings emotic.parquet --out embeddings/ --study tune_spaces/emotic/ --views 4
       raymotion features embeddings emotic.parquet --out small/ --body test_resnet --backbone-weights random:0
     """
     from raymotion.batch.embeddings import EmbeddingSettings, describe, embed
@@ -120,7 +120,7 @@ def embeddings(**options: Any) -> None:
     address, progress, study = options.pop("address"), options.pop("progress"), options.pop("study")
     if study is not None:
         from raymotion.batch.embeddings import with_needs
-        from raymotion.study.space import embedding_needs
+        from raymotion.study.features import embedding_needs
 
         options = with_needs(options, embedding_needs(study))
     # An option that may be repeated is () where it was not given.
@@ -129,4 +129,4 @@ def embeddings(**options: Any) -> None:
     summary = embed(settings, address=address, progress=progress)
     for line in describe(summary.record):
         click.echo(line)
-    print_job(summary, next_step=f"raymotion study run tune_spaces/ --embeddings {settings.out}")
+    print_job(summary, next_step=f"raymotion study run tune_spaces/emotic/ --embeddings {settings.out}")

@@ -35,11 +35,11 @@ class StudyGroup(click.Group):
 
 @click.group(cls=StudyGroup)
 def study() -> None:
-    """Search the configurations of the three-stream fusion model, stage by stage.
+    """Search configurations of a model, stage by stage.
 
     \b
     Example:
-      raymotion study run tune_spaces/ --embeddings embeddings/ --out study/
+      raymotion study run tune_spaces/emotic/ --embeddings embeddings/ --out study/
     """
 
 
@@ -84,15 +84,16 @@ def run(
 
     \b
     Examples:
-      raymotion study run tune_spaces/ --embeddings embeddings/ --seeds 3 --out study/
-      raymotion study run tune_spaces/small/ --embeddings embeddings/ --stages backbones,fusion \\
+      raymotion study run tune_spaces/emotic/ --embeddings embeddings/ --seeds 3 --out study/
+      raymotion study run tune_spaces/emotic-small/ --embeddings embeddings/ --stages backbones,fusion \\
           --skip-joint --epochs 10 --out trial/
 
     Every choice is made on validation, over seeds, and ties are told apart by a paired bootstrap over images. The test
     split is scored once, at the end.
     """
     from raymotion.config import load_settings
-    from raymotion.study.run import StudySettings, run_study
+    from raymotion.study.run import run_study
+    from raymotion.study.settings import StudySettings
 
     settings = load_settings(
         StudySettings,

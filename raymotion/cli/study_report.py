@@ -24,10 +24,10 @@ Example:
 def report(study: str, out: str) -> None:
     """Show a study as one HTML page that opens offline.
 
-    STUDY is the folder that `raymotion study run` wrote; it may still be running. The page has the stages beside those
-    of the public EMOTIC study, every configuration with its seeds, the joint search, learning curves and the final
-    configuration's test scores for each emotion. Beside it: the tables as CSV, and evaluation_metrics.txt as the
-    public study writes it.
+    STUDY is the folder that `raymotion study run` wrote; it may still be running. The page has the stages, every
+    configuration with its seeds, the joint search, learning curves and the final configuration's test scores for each
+    emotion. Beside it: the tables as CSV. Where the spaces name a published study, its numbers stand beside ours, and
+    evaluation_metrics.txt is written as that study writes it.
     """
     from raymotion.report.study import write_study_report
 

@@ -8,14 +8,13 @@ from raymotion import storage
 from raymotion.errors import InputError
 from raymotion.folders import outputs
 from raymotion.folders.lock import one_writer_of
-from raymotion.published.metrics import to_text
 from raymotion.report import study_tables as tables
-from raymotion.report.study_findings import cautions, config_text, interval, notices, share_text, verdict
-from raymotion.report.study_folder import StudyFolder, load_study, shown
+from raymotion.report.study_findings import cautions, config_text, interval, notices, share_text, shown, verdict
 from raymotion.report.study_page import render
 from raymotion.report.study_scores import final_scores
+from raymotion.study.record import StudyFolder, StudyRecord
 
-PAGE, METRICS = "index.html", "evaluation_metrics.txt"
+PAGE = "index.html"
 
 
 @dataclass(frozen=True)
@@ -42,24 +41,24 @@ def write_study_report(folder: storage.PathLike, out: storage.PathLike) -> Study
     """Writes the report of a study, complete or not, to the folder `out`.
 
     Files: `index.html` (needs no network and runs no script), `stages.csv`, one table for each stage and the joint
-    search, `per_class.csv`, and where the final configuration's predictions on test are kept `evaluation_metrics.txt`,
-    the mean over seeds, and `evaluation_metrics-seed-S.txt`, as the public study writes its one run.
+    search, `per_class.csv`, and where the study repeats a published one and predictions on test are kept
+    `evaluation_metrics.txt`, the mean over seeds, and one such file for each seed.
 
     Raises:
         InputError: the folder is no study, or a file in it is damaged.
     """
-    study = load_study(folder)
-    scores, why_not = final_scores(study)
-    files = {PAGE: render(study, scores, why_not), "stages.csv": tables.overview_csv(study)}
-    for place, stage in enumerate(study.stages, 1):
-        files[f"stage-{place}-{stage.name}.csv"] = tables.stage_csv(stage)
+    place = StudyFolder(folder)
+    study = place.require()
+    scores, why_not = final_scores(place, study)
+    files = {PAGE: render(place, study, scores, why_not), "stages.csv": tables.overview_csv(study)}
+    for number, stage in enumerate(study.stages, 1):
+        files[f"stage-{number}-{stage.name}.csv"] = tables.stage_csv(study, stage)
     if study.joint is not None:
-        files["joint.csv"] = tables.stage_csv(study.joint)
+        files["joint.csv"] = tables.stage_csv(study, study.joint)
     if study.final is not None:
-        files["per_class.csv"] = tables.class_csv(study.final)
+        files["per_class.csv"] = tables.class_csv(study, study.final)
     if scores is not None:
-        files[METRICS] = to_text(scores.mean)
-        files |= {f"evaluation_metrics-seed-{seed}.txt": to_text(run) for seed, run in scores.runs.items()}
+        files |= scores.files
     outputs.require_replaceable(storage.join(out, PAGE), "a report", outputs.is_page)
     there = set(storage.list_names(out))
     strange = [] if PAGE in there else sorted(there & set(files))
@@ -78,24 +77,22 @@ def write_study_report(folder: storage.PathLike, out: storage.PathLike) -> Study
     )
 
 
-def _lines(study: StudyFolder) -> list[str]:
+def _lines(study: StudyRecord) -> list[str]:
     """The stages as a table for a terminal."""
     overview = tables.stage_overview(study)
     rows = [list(overview.head), *([cell.text for cell in row] for row in overview.rows)]
-    if study.joint is not None:
-        joint = {entry.name: entry for entry in study.scored}.get(study.joint.name)
-        winner = study.joint.trial(study.joint.winner)
-        test = (
-            "–" if joint is None else f"{tables.with_spread(joint.mean, joint.sd)} ({interval(joint.low, joint.high)})"
-        )
-        val = "–" if winner is None else tables.with_spread(winner.mean, winner.sd)
-        own = "–" if winner is None else config_text(shown(winner.config), study.joint.varied)
-        rows.append([study.joint.title, own, val, "", "", test, "", ""])
-    keep = (0, 1, 2, 4, 5, 7)
+    if (joint := study.joint) is not None:
+        entry, winner = study.on_test(joint), joint.chosen
+        test = "–"
+        if entry is not None:
+            test = f"{tables.with_spread(entry.score)} ({interval(entry.score.low, entry.score.high)})"
+        config = config_text(shown(winner.config), joint.varied)
+        rows.append([joint.title, config, tables.with_spread(winner.score), "", "", test, "", ""])
+    keep = [0, 1, 2, 4, 5, *([7] if study.published else [])]
     widths = [max(len(row[i]) for row in rows) for i in keep]
     lines = [
         "  ".join(row[i].ljust(w) if i < 2 else row[i].rjust(w) for i, w in zip(keep, widths, strict=True)).rstrip()
         for row in rows
     ]
     chance = study.final.chance if study.final else None
-    return [*lines, f"mAP; chance on test {share_text(chance)}"]
+    return [*lines, f"{study.metric.title}; chance on test {share_text(chance)}"]

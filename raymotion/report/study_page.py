@@ -7,31 +7,31 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from raymotion.published.emotic_study import FINAL_ARGMAX, FINAL_MAP
 from raymotion.report import study_plots as plots
 from raymotion.report import study_tables as tables
 from raymotion.report.page import as_text, template
 from raymotion.report.study_findings import (
     UNKNOWN,
     cautions,
-    comparison,
     config_text,
     field_name,
     interval,
     listing,
+    matched,
     noise_sentences,
     notices,
     pooled_sd,
     rank_correlation,
     share_text,
+    shown,
     value_text,
     verdict,
 )
-from raymotion.report.study_folder import JOINT, Stage, StudyFolder, number, shown
 from raymotion.report.study_scores import FinalScores
+from raymotion.study.record import JOINT, Cost, StageRecord, StudyFolder, StudyRecord, TrialRecord
 
 
-def render(study: StudyFolder, scores: FinalScores | None, why_not: str) -> str:
+def render(folder: StudyFolder, study: StudyRecord, scores: FinalScores | None, why_not: str) -> str:
     """The page's HTML.
 
     Args:
@@ -39,41 +39,42 @@ def render(study: StudyFolder, scores: FinalScores | None, why_not: str) -> str:
     """
     state, headline = verdict(study)
     untrustworthy = cautions(study)
-    sd = pooled_sd([trial for stage in study.stages for trial in stage.trials if trial.complete])
-    staged = _staged_winner(study)
+    metric, final, published = study.metric.title, study.final, study.published_study
+    sd = pooled_sd([trial for stage in study.stages for trial in stage.trials])
+    staged = study.stages[-1].chosen.mean if study.stages else None
+    comparable = {} if published is None or untrustworthy else published.final_ap
     return template("study.html.j2").render(
         state=state,
         headline=headline,
+        metric=metric,
+        published=published,
         cautions=untrustworthy,
         notices=notices(study),
         persons=_persons(study),
-        key_figures=_key_figures(study),
+        key_figures=_key_figures(study, staged),
         facts=_facts(study),
         overview=tables.stage_overview(study),
         steps=image(plots.steps_figure(study, sd)),
-        stages=[_stage(stage) for stage in study.stages],
+        stages=[_stage(study, stage) for stage in study.stages],
         noise=tables.noise_table(study),
         noise_sentences=noise_sentences(study),
-        joint=None if study.joint is None else _stage(study.joint),
-        joint_figure=None if study.joint is None else image(plots.joint_figure(study.joint, staged)),
-        joint_stopped=(study.record.get("joint") or {}).get("stopped"),
+        joint=None if study.joint is None else _stage(study, study.joint),
+        joint_figure=None if study.joint is None else image(plots.joint_figure(study.joint, staged, metric)),
         comparison=_comparison(study),
-        curves=image(plots.curves_figure(_curves(study))),
-        final=study.final,
-        final_config=_final_config(study),
+        curves=image(plots.curves_figure(_curves(folder, study), metric)),
+        final=final,
+        final_config=[] if final is None else [(name, value_text(shown(v))) for name, v in final.config.items()],
         final_rows=_final_rows(study),
-        classes=None if study.final is None else tables.class_table(study.final),
-        class_figure=None
-        if study.final is None
-        else image(plots.class_figure(study.final, published=not untrustworthy)),
+        classes=None if final is None else tables.class_table(study, final),
+        class_figure=None if final is None else image(plots.class_figure(final, published=comparable)),
         comparable=not untrustworthy,
-        argmax=_argmax(scores),
+        argmax=_argmax(study, scores),
         why_not=why_not,
         prevalence=tables.prevalence_table(study),
         heat_maps=_heat_maps(study, scores),
-        cost=_cost(study),
+        cost=_cost(study.cost),
         provenance=_provenance(study),
-        settings=json.dumps(shown(study.record.get("settings") or {}), indent=2, ensure_ascii=False),
+        settings=json.dumps(shown(study.settings), indent=2, ensure_ascii=False),
     )
 
 
@@ -82,179 +83,156 @@ def image(data: bytes | None) -> str | None:
     return None if data is None else "data:image/png;base64," + base64.b64encode(data).decode()
 
 
-def _stage(stage: Stage) -> dict[str, Any]:
-    found = rank_correlation(stage)
-    complete = sum(trial.complete for trial in stage.trials)
+def _stage(study: StudyRecord, stage: StageRecord) -> dict[str, Any]:
+    found, known = rank_correlation(study, stage), study.published_stage(stage)
     return {
         "title": stage.title,
         "name": stage.name,
-        "reason": stage.reason or ("Nothing was chosen yet." if stage.winner is None else "No reason was recorded."),
-        "counts": f"{complete} of {len(stage.trials)} configurations complete",
-        "stopped": sum(trial.status == "stopped" for trial in stage.trials),
-        "figure": image(plots.stage_figure(stage)) if stage.name != JOINT else None,
-        "table": tables.stage_table(stage),
-        "unmatched": tables.unmatched_table(stage),
+        "reason": stage.winner.reason,
+        "counts": f"{len(stage.complete)} of {len(stage.trials)} configurations complete",
+        "stopped": stage.count("stopped"),
+        "figure": image(plots.stage_figure(stage, study.metric.title)) if stage.name != JOINT else None,
+        "table": tables.stage_table(study, stage),
+        "unmatched": tables.unmatched_table(study, stage),
         "correlation": None if found is None else (f"{found[0]:+.2f}".replace("-", "−"), found[1]),
-        "published": len(stage.published),
-        "matched": sum(trial.complete and trial.published is not None for trial in stage.trials),
+        "published": known is not None,
+        "matched": len(matched(study, stage)),
         "fields": listing([field_name(name) for name in stage.varied]),
     }
 
 
-def _staged_winner(study: StudyFolder) -> float | None:
-    decided = [stage for stage in study.stages if stage.winner is not None]
-    winner = decided[-1].trial(decided[-1].winner) if decided else None
-    return None if winner is None else winner.mean
+def _persons(study: StudyRecord) -> str:
+    splits = study.data.splits
+    return ", ".join(f"{as_text(splits[name].persons)} {name}" for name in ("train", "val", "test") if name in splits)
 
 
-def _persons(study: StudyFolder) -> str:
-    splits = (study.record.get("data") or {}).get("splits") or {}
-    parts = [f"{as_text(splits[name].get('persons'))} {name}" for name in ("train", "val", "test") if name in splits]
-    return ", ".join(parts) or "not recorded"
-
-
-def _key_figures(study: StudyFolder) -> list[tuple[str, str]]:
-    final, cost = study.final, study.record.get("cost") or {}
-    staged = _staged_winner(study)
-    spread = "" if final is None or final.low is None else f" ({interval(final.low, final.high)})"
+def _key_figures(study: StudyRecord, staged: float | None) -> list[tuple[str, str]]:
+    final, cost, metric, published = study.final, study.cost, study.metric.title, study.published_study
+    spread = "" if final is None or final.score.low is None else f" ({interval(final.score.low, final.score.high)})"
     return [
-        (f"test mAP{spread}", share_text(final.mean if final else None)),
+        (f"test {metric}{spread}", share_text(final.score.mean if final else None)),
         ("chance", share_text(final.chance if final else None)),
-        ("published (EMOTIC)", share_text(FINAL_MAP)),
-        ("validation mAP", share_text(staged)),
-        ("configurations x seeds", f"{as_text(cost.get('trials'))} x {len(study.seeds)}"),
+        *([(f"published ({published.data})", share_text(published.final_map))] if published else []),
+        (f"validation {metric}", share_text(staged)),
+        ("configurations x seeds", f"{as_text(cost.trials if cost else None)} x {len(study.seeds)}"),
         ("epochs saved", _saved(cost)),
     ]
 
 
-def _saved(cost: Mapping[str, Any]) -> str:
-    run, planned = number(cost.get("epochs")), number(cost.get("epochs_without_stopping"))
-    return UNKNOWN if run is None or not planned else f"{100 * (1 - run / planned):.0f} %"
+def _saved(cost: Cost | None) -> str:
+    if cost is None or not cost.epochs_without_stopping:
+        return UNKNOWN
+    return f"{100 * (1 - cost.epochs / cost.epochs_without_stopping):.0f} %"
 
 
-def _facts(study: StudyFolder) -> list[tuple[str, str]]:
-    data = study.record.get("data") or {}
-    splits = data.get("splits") or {}
-    images = [
-        f"{as_text(splits[name].get('images'))} {name}" for name in splits if splits[name].get("images") is not None
-    ]
+def _facts(study: StudyRecord) -> list[tuple[str, str]]:
+    data = study.data
+    metric = study.metric.title
     return [
-        ("Samples", as_text(shown(data.get("samples")))),
+        ("Samples", as_text(shown(data.samples))),
         ("Persons", _persons(study)),
-        ("Images", ", ".join(images) or "not recorded"),
-        ("Labels", f"{len(study.labels)}"),
-        ("Seeds", ", ".join(map(str, study.seeds)) or "not recorded"),
+        ("Images", ", ".join(f"{as_text(own.images)} {name}" for name, own in data.splits.items())),
+        ("Labels", f"{len(data.labels)}"),
+        ("Seeds", ", ".join(map(str, study.seeds))),
         (
             "Chosen on",
-            "validation mAP, mean over seeds at each seed's best epoch; ties by paired bootstrap over images",
+            f"validation {metric}, mean over seeds at each seed's best epoch; ties by paired bootstrap over images",
         ),
-        ("Test was scored", as_text((study.record.get("test") or {}).get("scored_at"))),
+        ("Test was scored", as_text(study.test.scored_at if study.test else None)),
     ]
 
 
-def _comparison(study: StudyFolder) -> list[str]:
-    joint = comparison(study)
+def _comparison(study: StudyRecord) -> list[str]:
+    joint = study.comparison
     if joint is None:
         return []
+    gap = joint.gap
     sentence = (
-        f"Joint − staged on validation: {share_text(joint.gain, sign=True)} mAP "
-        f"(95 % interval {interval(joint.low, joint.high, sign=True)}): {joint.verdict}."
+        f"Joint − staged on validation: {share_text(gap.difference, sign=True)} {study.metric.title} "
+        f"(95 % interval {interval(gap.low, gap.high, sign=True)}): {joint.verdict}."
     )
-    return [sentence, *([joint.reason] if joint.reason else [])]
+    return [sentence, joint.reason]
 
 
-def _curves(study: StudyFolder) -> list[tuple[str, list[Mapping[str, Any]], list[int]]]:
-    """The winners in the order of the stages, each once."""
+def _curves(folder: StudyFolder, study: StudyRecord) -> list[tuple[str, TrialRecord]]:
+    """The winners in the order of the stages, each once, where the record of its trial is kept."""
     carried: dict[str, list[str]] = {}
     configs: dict[str, dict[str, Any]] = {}
     so_far: dict[str, Any] = {}
-    for stage in (*study.stages, *([study.joint] if study.joint else [])):
-        winner = stage.trial(stage.winner)
-        if winner is None:
-            continue
+    for stage in study.parts:
+        winner = stage.chosen
         so_far = {**({} if stage is study.joint else so_far), **winner.config}
         carried.setdefault(winner.key, []).append(stage.title)
         configs[winner.key] = dict(so_far)
-    return [
-        (f"{listing(names)}: {config_text(shown(configs[key]))}", study.epochs(key), study.best_epochs(key))
-        for key, names in carried.items()
-    ]
+    found = [(f"{listing(names)}: {config_text(shown(configs[key]))}", folder.read_trial(key))
+             for key, names in carried.items()]  # fmt: skip
+    return [(title, trial) for title, trial in found if trial is not None]
 
 
-def _final_config(study: StudyFolder) -> list[tuple[str, str]]:
-    return [] if study.final is None else [(name, value_text(shown(v))) for name, v in study.final.config.items()]
-
-
-def _final_rows(study: StudyFolder) -> list[tuple[str, list[str]]]:
+def _final_rows(study: StudyRecord) -> list[tuple[str, list[str]]]:
     """Test scores of every carried configuration; the last stage's is the final one."""
     return [
         (
             entry.name,
             [
-                tables.with_spread(entry.mean, entry.sd),
-                interval(entry.low, entry.high),
+                tables.with_spread(entry.score),
+                interval(entry.score.low, entry.score.high),
                 share_text(entry.chance),
                 share_text(entry.interpolated),
-                *(share_text(number(entry.thresholded.get(name))) for name in ("micro_f1", "macro_f1")),
+                *(share_text(entry.thresholded.get(name)) for name in ("micro_f1", "macro_f1")),
             ],
         )
-        for entry in study.scored
+        for entry in study.entries
     ]
 
 
-def _argmax(scores: FinalScores | None) -> list[tuple[str, str, str]]:
-    if scores is None:
+def _argmax(study: StudyRecord, scores: FinalScores | None) -> list[tuple[str, str, str]]:
+    published = study.published_study
+    if scores is None or published is None:
         return []
-    mean = scores.mean
+    mean = scores.published
     ours = (mean.accuracy, mean.precision, mean.recall, mean.f1)
     names = ("Accuracy", "Precision, weighted", "Recall, weighted", "F1, weighted")
-    return [(name, f"{a:.4f}", f"{b:.4f}") for name, a, b in zip(names, ours, FINAL_ARGMAX, strict=True)]
+    return [(name, f"{a:.4f}", f"{b:.4f}") for name, a, b in zip(names, ours, published.final_argmax, strict=True)]
 
 
-def _heat_maps(study: StudyFolder, scores: FinalScores | None) -> list[tuple[str, str | None]]:
+def _heat_maps(study: StudyRecord, scores: FinalScores | None) -> list[tuple[str, str | None]]:
     if scores is None:
         return []
-    found = [
+    labels = study.data.labels
+    return [
         (
             "Which emotions the annotators gave together. The diagonal is 1.",
-            plots.heat_map(scores.true, study.labels, title="What is true", across="share who also truly have"),
-        )
+            image(plots.heat_map(scores.true, labels, title="What is true", across="share who also truly have")),
+        ),
+        (
+            "Which emotions the model gave to them, at thresholds from validation. The diagonal is recall; a dark "
+            "column is an emotion that is given to nearly everybody.",
+            image(plots.heat_map(scores.predicted, labels, title="What was predicted", across="share who were given")),
+        ),
     ]
-    if scores.said is not None:
-        found.append(
-            (
-                "Which emotions the model gave to them, at thresholds from validation. The diagonal is recall; a dark "
-                "column is an emotion that is given to nearly everybody.",
-                plots.heat_map(scores.said, study.labels, title="What was predicted", across="share who were given"),
-            )
-        )
-    return [(text, image(data)) for text, data in found]
 
 
-def _cost(study: StudyFolder) -> list[tuple[str, str]]:
-    cost = study.record.get("cost") or {}
-    seconds = number(cost.get("seconds"))
-    time = "not recorded" if seconds is None else f"{seconds:,.0f} s" if seconds < 120 else f"{seconds / 60:,.1f} min"
-    run, planned = cost.get("epochs"), cost.get("epochs_without_stopping")
+def _cost(cost: Cost | None) -> list[tuple[str, str]]:
+    if cost is None:
+        return []
+    time = f"{cost.seconds:,.0f} s" if cost.seconds < 120 else f"{cost.seconds / 60:,.1f} min"
     return [
-        ("Configurations asked for", as_text(cost.get("trials"))),
-        ("Trained", as_text(cost.get("trained"))),
-        ("Reused from an earlier stage", as_text(cost.get("reused"))),
-        ("Stopped early", as_text(cost.get("stopped"))),
-        ("Epochs run, over all seeds", as_text(run)),
-        ("Epochs without early stopping", as_text(planned)),
+        ("Configurations asked for", as_text(cost.trials)),
+        ("Trained", as_text(cost.trained)),
+        ("Reused from an earlier stage", as_text(cost.reused)),
+        ("Stopped early", as_text(cost.stopped)),
+        ("Epochs run, over all seeds", as_text(cost.epochs)),
+        ("Epochs without early stopping", as_text(cost.epochs_without_stopping)),
         ("Epochs saved", _saved(cost)),
         ("Time", time),
     ]
 
 
-def _provenance(study: StudyFolder) -> list[tuple[str, str]]:
-    identity, versions = study.record.get("identity"), study.record.get("versions")
-    rows = [("Status", as_text(study.record.get("status")))]
-    if isinstance(identity, Mapping):
-        rows += [
-            (str(name), as_text(shown(value))) for name, value in identity.items() if not isinstance(value, Mapping)
-        ]
-    if isinstance(versions, Mapping):
-        rows += [(f"Version of {name}", str(version)) for name, version in versions.items()]
-    return rows
+def _provenance(study: StudyRecord) -> list[tuple[str, str]]:
+    identity = study.identity.items()
+    return [
+        ("Status", study.status),
+        *((name, as_text(shown(value))) for name, value in identity if not isinstance(value, Mapping)),
+        *((f"Version of {name}", version) for name, version in study.versions.items()),
+    ]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raymotion.published.emotic_study import FINAL_AP, SAME_NETWORK_TWICE, STAGES, published_stage
 from raymotion.report.evaluation_plots import BAR, INK, LINE, MARK, SOFT, _figure, _plain, _png
-from raymotion.report.study_findings import config_text
-from raymotion.report.study_folder import Scored, Stage, StudyFolder, Trial, number, shown
+from raymotion.report.study_findings import config_text, shown
+from raymotion.study.record import Epoch, StageRecord, StudyRecord, TrialLine, TrialRecord, WinnerOnTest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,29 +20,29 @@ SEED_COLOURS = ("#2f6db3", "#9a3c00", "#1f7a44", "#7a4bb0", "#57606a")
 NAMES_SHOWN = 60
 
 
-def stage_figure(stage: Stage) -> bytes | None:
+def stage_figure(stage: StageRecord, metric: str) -> bytes | None:
     """All configurations of a stage, best on top: a dot for each seed, their range, the mean; ties shaded.
 
     None where no configuration has a score.
     """
-    trials = [trial for trial in stage.trials if trial.mean is not None][::-1]
-    if not trials:
+    scored = [(own, own.score) for own in reversed(stage.trials) if own.score is not None]
+    if not scored:
         return None
+    trials = [own for own, _ in scored]
     figure = _figure(9.6, 1.25 + 0.3 * len(trials))
     axes = figure.subplots()
-    for place, trial in enumerate(trials):
-        complete, chosen = trial.complete, trial.key == stage.winner
+    for place, (trial, score) in enumerate(scored):
+        complete, chosen = trial.complete, trial.key == stage.winner.key
         colour = MARK if chosen else BAR if complete else SOFT
-        if complete and (trial is stage.leader or (trial.against is not None and trial.against.tied)):
+        if trial.key in (stage.winner.leader, *stage.winner.tied):
             axes.axhspan(place - 0.5, place + 0.5, color=TIED, linewidth=0)
-        seeds = [seed for seed in trial.seeds]
-        if seeds:
-            axes.plot([min(seeds), max(seeds)], [place, place], color=colour, linewidth=1.4, alpha=0.6)
-            face = colour if complete else "white"
-            axes.plot(seeds, [place] * len(seeds), "o", markerfacecolor=face, markeredgecolor=colour, markersize=5)
-        axes.plot((trial.mean or 0), place, "|", color=colour, markersize=15, markeredgewidth=2.4)
+        seeds = score.seeds
+        axes.plot([min(seeds), max(seeds)], [place, place], color=colour, linewidth=1.4, alpha=0.6)
+        face = colour if complete else "white"
+        axes.plot(seeds, [place] * len(seeds), "o", markerfacecolor=face, markeredgecolor=colour, markersize=5)
+        axes.plot(score.mean, place, "|", color=colour, markersize=15, markeredgewidth=2.4)
     axes.set_yticks(range(len(trials)), [_name(trial, stage) for trial in trials])
-    axes.set(ylim=(-0.6, len(trials) - 0.4), xlabel="validation mAP")
+    axes.set(ylim=(-0.6, len(trials) - 0.4), xlabel=f"validation {metric}")
     handles = [
         ("o", BAR, BAR, "one seed"), ("|", BAR, BAR, "mean over seeds"), ("|", MARK, MARK, "carried on"),
         ("s", TIED, TIED, "leader, and what is tied with it"),
@@ -60,50 +58,53 @@ def stage_figure(stage: Stage) -> bytes | None:
     _plain(axes)
     axes.grid(axis="y", visible=False)
     for tick, trial in zip(axes.get_yticklabels(), trials, strict=True):
-        tick.set_fontweight("bold" if trial.key == stage.winner else "normal")
+        tick.set_fontweight("bold" if trial.key == stage.winner.key else "normal")
     return _png(figure)
 
 
-def _name(trial: Trial, stage: Stage) -> str:
+def _name(trial: TrialLine, stage: StageRecord) -> str:
     text = config_text(shown(trial.config), stage.varied)
     return text if len(text) <= NAMES_SHOWN else text[: NAMES_SHOWN - 1] + "…"
 
 
-def steps_figure(study: StudyFolder, seed_sd: float | None) -> bytes | None:
+def steps_figure(study: StudyRecord, seed_sd: float | None) -> bytes | None:
     """What each stage's leader gains over what was carried in, beside noise and the published steps."""
-    rows = [(stage, stage.step) for stage in study.stages if stage.incumbent is not None and stage.winner is not None]
+    rows = [stage for stage in study.stages if stage.winner.incumbent is not None]
     if not rows:
         return None
     figure = _figure(7.6, 1.5 + 0.5 * len(rows))
     axes = figure.subplots()
-    theirs = {now.name: now.test_map - before.test_map for before, now in itertools.pairwise(STAGES)}
+    published = study.published_study
+    theirs, noise = (published.steps(), published.noise) if published else ({}, 0.0)
     axes.axvline(0, color=SOFT, linewidth=1)
     if seed_sd is not None:
         axes.axvspan(-seed_sd, seed_sd, color=TIED, linewidth=0, label="one seed’s standard deviation")
-    for end in (-1, 1):
+    for end in (-1, 1) if published else ():
         axes.axvline(
-            end * SAME_NETWORK_TWICE, color=MARK, linewidth=1, linestyle=(0, (4, 3)),
+            end * noise, color=MARK, linewidth=1, linestyle=(0, (4, 3)),
             label="published noise: one network, two runs" if end > 0 else None,
         )  # fmt: skip
-    for place, (stage, step) in enumerate(reversed(rows)):
-        gain = 0.0 if step is None else step.difference
-        if step is not None and step.low is not None and step.high is not None:
+    for place, stage in enumerate(reversed(rows)):
+        step = stage.step
+        if step is not None:
             axes.plot([step.low, step.high], [place, place], color=BAR, alpha=0.5, linewidth=4)
-        axes.plot(gain, place, "o", color=BAR, markersize=7)
-        known = published_stage(stage.name)
-        if known is not None and known.name in theirs:
-            axes.plot(theirs[known.name], place, "D", markerfacecolor="white", markeredgecolor=MARK, markersize=7)
+        axes.plot(0.0 if step is None else step.difference, place, "o", color=BAR, markersize=7)
+        if stage.name in theirs:
+            axes.plot(theirs[stage.name], place, "D", markerfacecolor="white", markeredgecolor=MARK, markersize=7)
     axes.plot([], [], "o-", color=BAR, linewidth=4, alpha=0.8, label="ours, validation, 95 % interval")
-    axes.plot([], [], "D", markerfacecolor="white", markeredgecolor=MARK, label="published step, test")
-    axes.set_yticks(range(len(rows)), [stage.title for stage, _ in reversed(rows)])
-    axes.set(ylim=(-0.6, len(rows) - 0.4), xlabel="gain of the stage’s leader over its incumbent, mAP")
+    if published:
+        axes.plot([], [], "D", markerfacecolor="white", markeredgecolor=MARK, label="published step, test")
+    axes.set_yticks(range(len(rows)), [stage.title for stage in reversed(rows)])
+    axes.set(
+        ylim=(-0.6, len(rows) - 0.4), xlabel=f"gain of the stage’s leader over its incumbent, {study.metric.title}"
+    )
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     _plain(axes)
     return _png(figure)
 
 
-def joint_figure(joint: Stage, staged: float | None) -> bytes | None:
-    """Every configuration of the joint search: validation mAP over the epochs it ran, and over its size."""
+def joint_figure(joint: StageRecord, staged: float | None, metric: str) -> bytes | None:
+    """Every configuration of the joint search: validation score over the epochs it ran, and over its size."""
     trials = [trial for trial in joint.trials if trial.mean is not None]
     if not trials:
         return None
@@ -114,13 +115,11 @@ def joint_figure(joint: Stage, staged: float | None) -> bytes | None:
     fields = (("epochs run", [trial.epochs for trial in trials]), ("parameters", [t.parameters for t in trials]))
     for axes, (title, values) in zip(panels, fields, strict=True):
         for trial, x in zip(trials, values, strict=True):
-            if x is None:
-                continue
-            chosen = trial.key == joint.winner
+            chosen = trial.key == joint.winner.key
             colour = MARK if chosen else BAR
             face = colour if trial.complete else "none"
             axes.plot(
-                x, (trial.mean or 0), "D" if chosen else "o", markerfacecolor=face, markeredgecolor=colour,
+                x, trial.mean or 0, "D" if chosen else "o", markerfacecolor=face, markeredgecolor=colour,
                 markersize=9 if chosen else 6, alpha=1 if chosen else 0.8, zorder=4 if chosen else 3,
             )  # fmt: skip
         if staged is not None:
@@ -131,7 +130,7 @@ def joint_figure(joint: Stage, staged: float | None) -> bytes | None:
     known = [trial.parameters for trial in trials if trial.parameters]
     if known and max(known) > 8 * min(known):
         panels[1].set_xscale("log")
-    panels[0].set_ylabel("validation mAP")
+    panels[0].set_ylabel(f"validation {metric}")
     for marker, face, edge, label in (
         ("o", BAR, BAR, "complete"), ("o", "none", BAR, "stopped early"), ("D", MARK, MARK, "joint winner"),
     ):  # fmt: skip
@@ -142,24 +141,19 @@ def joint_figure(joint: Stage, staged: float | None) -> bytes | None:
     return _png(figure)
 
 
-def curves_figure(curves: Sequence[tuple[str, Sequence[Mapping[str, Any]], Sequence[int]]]) -> bytes | None:
-    """Training loss and validation mAP of each epoch, a line for each seed; one row for each winner.
-
-    Args:
-        curves: (title, the epochs of trial.json, the best epoch of each seed).
-    """
-    curves = [curve for curve in curves if curve[1]]
+def curves_figure(curves: Sequence[tuple[str, TrialRecord]], metric: str) -> bytes | None:
+    """Training loss and validation score of each epoch, a line for each seed; one row for each (title, trial)."""
+    curves = [(title, trial) for title, trial in curves if trial.epochs]
     if not curves:
         return None
     from matplotlib.ticker import MaxNLocator
 
     figure = _figure(9.6, 0.7 + 2.5 * len(curves))
     grid = np.atleast_2d(figure.subplots(len(curves), 2, squeeze=False))
-    for (title, epochs, best), (left, right) in zip(curves, grid, strict=True):
-        at = [int(epoch["epoch"]) for epoch in epochs]
-        for axes, name in ((left, "train_loss"), (right, "val_macro_ap")):
-            lines = _by_seed(epochs, name)
-            for seed, values in enumerate(lines):
+    for (title, trial), (left, right) in zip(curves, grid, strict=True):
+        at, best = [epoch.epoch for epoch in trial.epochs], [own.epoch for own in trial.best]
+        for axes, name in ((left, "train_loss"), (right, "score")):
+            for seed, values in enumerate(_by_seed(trial.epochs, name)):
                 colour = SEED_COLOURS[seed % len(SEED_COLOURS)]
                 axes.plot(at, values, color=colour, linewidth=1.5, marker=".", markersize=4)
                 if axes is right and seed < len(best) and best[seed] in at:
@@ -169,45 +163,36 @@ def curves_figure(curves: Sequence[tuple[str, Sequence[Mapping[str, Any]], Seque
             axes.set_xlabel("epoch")
             _plain(axes)
         left.set(ylabel="training loss")
-        right.set(ylabel="validation mAP")
+        right.set(ylabel=f"validation {metric}")
         left.set_title(title if len(title) <= 110 else title[:109] + "…", loc="left", fontsize=10, color=INK)
     return _png(figure)
 
 
-def _by_seed(epochs: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
-    """(seeds, epochs), NaN where a seed had stopped or nothing was noted."""
-    rows = [value if isinstance(value := epoch.get(name), list) else [value] for epoch in epochs]
-    lines = np.full((max(len(row) for row in rows), len(rows)), np.nan)
-    for column, row in enumerate(rows):
-        for line, value in enumerate(row):
-            known = number(value)
-            lines[line, column] = np.nan if known is None else known
-    return lines
+def _by_seed(epochs: Sequence[Epoch], name: str) -> np.ndarray:
+    """(seeds, epochs), NaN where a seed had stopped."""
+    rows = [[np.nan if value is None else value for value in getattr(epoch, name)] for epoch in epochs]
+    return np.array(rows, dtype=np.float64).T
 
 
-def class_figure(final: Scored, *, published: bool) -> bytes | None:
-    """Average precision of each emotion on test, the most frequent on top, beside chance and the published."""
-    rows = sorted(final.per_class, key=lambda entry: number(entry.get("prevalence")) or 0.0)
+def class_figure(final: WinnerOnTest, *, published: Mapping[str, float]) -> bytes | None:
+    """Average precision of each label on test, the most frequent on top, beside chance and the published."""
+    rows = sorted(final.per_class, key=lambda own: own.prevalence)
     if not rows:
         return None
     figure = _figure(8.4, 1.3 + 0.26 * len(rows))
     axes = figure.subplots()
-    for place, entry in enumerate(rows):
-        ap, chance = number(entry.get("ap")), number(entry.get("prevalence"))
-        if ap is not None and chance is not None:
-            axes.plot([chance, ap], [place, place], color=BAR, alpha=0.35, linewidth=3)
-        if chance is not None:
-            axes.plot(chance, place, "|", color=MARK, markersize=11, markeredgewidth=2.4)
-        if ap is not None:
-            axes.plot(ap, place, "o", color=BAR, markersize=6)
-        theirs = FINAL_AP.get(str(entry["label"]))
-        if published and theirs is not None:
-            axes.plot(theirs, place, "D", markerfacecolor="none", markeredgecolor=SOFT, markersize=5)
+    for place, own in enumerate(rows):
+        axes.plot(own.prevalence, place, "|", color=MARK, markersize=11, markeredgewidth=2.4)
+        if own.ap is not None:
+            axes.plot([own.prevalence, own.ap], [place, place], color=BAR, alpha=0.35, linewidth=3)
+            axes.plot(own.ap, place, "o", color=BAR, markersize=6)
+        if own.label in published:
+            axes.plot(published[own.label], place, "D", markerfacecolor="none", markeredgecolor=SOFT, markersize=5)
     axes.plot([], [], "o", color=BAR, label="AP, mean over seeds")
     axes.plot([], [], "|", color=MARK, markersize=11, markeredgewidth=2.4, label="chance: share of persons")
     if published:
-        axes.plot([], [], "D", markerfacecolor="none", markeredgecolor=SOFT, label="published final (EMOTIC)")
-    axes.set_yticks(range(len(rows)), [str(entry["label"]) for entry in rows])
+        axes.plot([], [], "D", markerfacecolor="none", markeredgecolor=SOFT, label="published final")
+    axes.set_yticks(range(len(rows)), [own.label for own in rows])
     axes.set(xlim=(0, 1), ylim=(-0.7, len(rows) - 0.3), xlabel="average precision, test")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     _plain(axes)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from raymotion.errors import InputError
 from raymotion.learning.metrics.cooccurrence import cooccurrence
 from raymotion.learning.selection import class_thresholds, fit_class_thresholds
-from raymotion.published.metrics import PublishedMetrics, mean_over_seeds, published_metrics
 from raymotion.report.study_findings import UNSCORED, UNSCORED_COMPLETE
-from raymotion.report.study_folder import StudyFolder
-from raymotion.report.study_inputs import CHANGED, predictions, targets
-
-# Predictions and targets belong together if they give the mAP that the study wrote down, to this many.
-SAME_MAP = 1e-3
+from raymotion.report.study_inputs import targets
+from raymotion.study.record import StudyFolder, StudyRecord
 
 
 @dataclass(frozen=True)
@@ -23,49 +20,53 @@ class FinalScores:
     """Of the final configuration on test.
 
     Attributes:
-        mean: the published file's numbers, mean over seeds; runs: of each seed.
+        published: the published study's own figures, means over the seeds (None where no such study is named), and
+            `files`, name -> text, as that study writes them.
         true: share of the persons with emotion i who truly have j, (L, L); NaN in the rows of emotions nobody has.
-        said: share of the persons with emotion i who were given j, mean over seeds; None without predictions on
-            validation to fit thresholds on.
+        predicted: share of the persons with emotion i who were given j, mean over seeds.
     """
 
-    mean: PublishedMetrics
-    runs: Mapping[int, PublishedMetrics]
+    published: Any
+    files: dict[str, str]
     true: np.ndarray
-    said: np.ndarray | None
+    predicted: np.ndarray
 
 
-def final_scores(study: StudyFolder) -> tuple[FinalScores | None, str]:
+def final_scores(folder: StudyFolder, study: StudyRecord) -> tuple[FinalScores | None, str]:
     """The final configuration's predictions, measured; or None and the reason why there is nothing to measure.
 
     Thresholds are each class's best F1 on validation; test chooses nothing.
 
     Raises:
-        InputError: a file of predictions is damaged.
+        InputError: a file of predictions is damaged, or of other samples than the other seeds'.
     """
     final = study.final
     if final is None:
         return None, f"{UNSCORED_COMPLETE if study.complete else UNSCORED}.".capitalize()
-    answers = predictions(study, "test", final.name, final.key)
-    if not answers:
+    trial = folder.read_trial(final.key)
+    if trial is None or not final.files:
         return None, "The study's folder keeps no predictions on test."
-    known, reason = targets(study)
-    if reason:
-        return None, reason
-    truth = known["test"]
-    if any(values.shape != truth.shape for values in answers):
-        return None, f"{CHANGED}."
-    runs = [published_metrics(truth, values) for values in answers]
-    mean = mean_over_seeds(runs)
-    if len(runs) == len(study.seeds) and abs(mean.mean_ap - final.mean) > SAME_MAP:
-        return None, f"{CHANGED}: its labels give another mAP."
-    said = None
-    validation = predictions(study, "val", final.name, final.key)
-    if len(validation) == len(answers) and validation[0].shape == known["val"].shape:
-        chosen = [
-            class_thresholds(test, fit_class_thresholds(known["val"], val))
-            for test, val in zip(answers, validation, strict=True)
-        ]
-        said = np.mean([cooccurrence(truth, given).chosen_share for given in chosen], axis=0)
-    seeds = study.seeds if len(study.seeds) == len(runs) else range(len(runs))
-    return FinalScores(mean, dict(zip(seeds, runs, strict=True)), cooccurrence(truth, truth > 0).true_share, said), ""
+    truth, predictions = {}, {}
+    for split, files in (("val", trial.files), ("test", final.files)):
+        found = [folder.predictions(final.key, split, seed, files) for seed in study.seeds]
+        ids = found[0].sample_ids
+        known, reason = targets(study, split, ids)
+        if known is None:
+            return None, reason
+        aligned = [values for own in found if (values := own.of(ids)) is not None and values.shape == known.shape]
+        if len(aligned) != len(found):
+            raise InputError(f"the predictions on {split} differ in their samples or labels", path=folder.path)
+        truth[split], predictions[split] = known, aligned
+    chosen = [
+        class_thresholds(test, fit_class_thresholds(truth["val"], val))
+        for test, val in zip(predictions["test"], predictions["val"], strict=True)
+    ]
+    predicted = np.mean([cooccurrence(truth["test"], given).chosen_share for given in chosen], axis=0)
+    published, figures, files = study.published_study, None, {}
+    if published is not None:
+        figures, *runs = published.measure(truth["test"], predictions["test"])
+        files["evaluation_metrics.txt"] = published.as_text(figures)
+        for seed, run in zip(study.seeds, runs, strict=True):
+            files[f"evaluation_metrics-seed-{seed}.txt"] = published.as_text(run)
+    true = cooccurrence(truth["test"], truth["test"] > 0).true_share
+    return FinalScores(figures, files, true, predicted), ""

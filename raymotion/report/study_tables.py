@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raymotion.published.emotic_study import FINAL_AP, published_stage
 from raymotion.report.study_findings import (
     UNKNOWN,
     config_text,
@@ -16,9 +15,10 @@ from raymotion.report.study_findings import (
     interval,
     pooled_sd,
     share_text,
+    shown,
     value_text,
 )
-from raymotion.report.study_folder import Scored, Stage, StudyFolder, number, shown
+from raymotion.study.record import Spread, StageRecord, StudyRecord, WinnerOnTest
 
 
 @dataclass(frozen=True)
@@ -41,140 +41,127 @@ def _cells(*texts: str | Cell) -> list[Cell]:
     return [text if isinstance(text, Cell) else Cell(text) for text in texts]
 
 
-def with_spread(mean: float | None, sd: float | None) -> str:
-    """`31.35 ± 0.20`."""
-    return share_text(mean) if sd is None or mean is None else f"{share_text(mean)} ± {share_text(sd)}"
+def with_spread(score: Spread | None) -> str:
+    """`0.3135 ± 0.0020`, or a dash."""
+    if score is None:
+        return UNKNOWN
+    return share_text(score.mean) + ("" if score.sd is None else f" ± {share_text(score.sd)}")
 
 
-def stage_overview(study: StudyFolder) -> Table:
-    """The stages beside the published ones: what each carried on, and what it is worth."""
-    scored = {entry.name: entry for entry in study.scored}
+def stage_overview(study: StudyRecord) -> Table:
+    """What each stage carried forward, and what it is worth; beside the published stages where there are any."""
     rows = []
     for stage in study.stages:
-        winner, entry = stage.trial(stage.winner), scored.get(stage.name)
-        theirs, score = published_choice(stage)
-        rows.append(
-            _cells(
-                stage.title,
-                Cell(UNKNOWN if winner is None else config_text(winner.config, stage.varied), "text"),
-                UNKNOWN if winner is None else with_spread(winner.mean, winner.sd),
-                _step_text(stage),
-                _decision(stage),
-                UNKNOWN
-                if entry is None
-                else f"{with_spread(entry.mean, entry.sd)} ({interval(entry.low, entry.high)})",
-                Cell(theirs, "text"),
-                share_text(score),
-            )
+        entry, known = study.on_test(stage), study.published_stage(stage)
+        row = _cells(
+            stage.title,
+            Cell(config_text(stage.chosen.config, stage.varied), "text"),
+            with_spread(stage.chosen.score),
+            _step_text(stage),
+            _decision(stage),
+            UNKNOWN if entry is None else f"{with_spread(entry.score)} ({interval(entry.score.low, entry.score.high)})",
         )
-    head = (
-        "stage", "carried on", "val mAP ± sd", "leader’s gain over the incumbent", "verdict",
-        "test mAP ± sd (95 % interval)", "published: carried on", "published test mAP",
-    )  # fmt: skip
+        if study.published:
+            row += _cells(
+                Cell(known.carried if known else UNKNOWN, "text"), share_text(known.test_map if known else None)
+            )
+        rows.append(row)
+    metric = study.metric.title
+    head = [
+        "stage", "carried on", f"val {metric} ± sd", "leader’s gain over the incumbent", "verdict",
+        f"test {metric} ± sd (95 % interval)",
+    ]  # fmt: skip
+    if study.published:
+        head += ["published: carried on", "published test mAP"]
     return Table(head, rows)
 
 
-def published_choice(stage: Stage) -> tuple[str, float | None]:
-    """What the public study carried on in this stage, and its test mAP."""
-    known = published_stage(stage.name)
-    if known is not None:
-        return known.carried, known.test_map
-    if not stage.published:
-        return UNKNOWN, None
-    config, score = max(stage.published, key=lambda cell: cell[1])
-    return config_text(config), score
-
-
-def _step_text(stage: Stage) -> str:
-    step = stage.step
+def _step_text(stage: StageRecord) -> str:
+    step, winner = stage.step, stage.winner
     if step is not None:
         return f"{share_text(step.difference, sign=True)} ({interval(step.low, step.high, sign=True)})"
-    if stage.incumbent is None:
+    if winner.incumbent is None:
         return "no incumbent"
-    leader = stage.leader
-    return "the incumbent leads" if leader is not None and leader.key == stage.incumbent else UNKNOWN
+    return "the incumbent leads" if winner.leader == winner.incumbent else UNKNOWN
 
 
-def _decision(stage: Stage) -> Cell:
-    if stage.winner is None:
-        return Cell("not yet" if stage.status != "complete" else "no winner", "unclear")
+def _decision(stage: StageRecord) -> Cell:
+    compared, tied = stage.winner.compared, len(stage.winner.tied)
     if stage.decided is None:
-        return Cell("? seeds unknown" if stage.seed_error is None else "? not known", "unclear")
-    others = "" if not stage.tied else "; 1 other tied" if stage.tied == 1 else f"; {stage.tied} others tied"
+        unknown = all(other.seed_error is None for other in compared)
+        return Cell("? seeds unknown" if unknown else "? not known", "unclear")
+    others = "" if not tied else "; 1 other tied" if tied == 1 else f"; {tied} others tied"
     if stage.decided:
         return Cell(f"▲ beyond noise{others}", "better")
-    leads = [stage.step] if stage.incumbent is not None else [trial.against for trial in stage.trials]
-    if any(lead is not None and lead.low is not None and lead.low > 0 for lead in leads):
+    leads = [stage.step] if stage.winner.incumbent is not None else compared
+    if any(lead is not None and lead.low > 0 for lead in leads):
         return Cell("≈ gained less than seeds differ", "unclear")
     return Cell(f"≈ nothing gained{others}", "unclear")
 
 
-def stage_table(stage: Stage) -> Table:
+def stage_table(study: StudyRecord, stage: StageRecord) -> Table:
     """All configurations of a stage, best first."""
+    known = study.published_stage(stage)
     head = [
-        *(field_name(name) for name in stage.varied), "val mAP ± sd", "behind the leader", "published test mAP",
-        "interpolated", "epochs", "parameters",
+        *(field_name(name) for name in stage.varied), f"val {study.metric.title} ± sd", "behind the leader",
+        *(["published test mAP"] if known else []), "interpolated", "epochs", "parameters",
     ]  # fmt: skip
     rows = []
     for trial in stage.trials:
         names = [Cell(value_text(shown(trial.config.get(name))), "text") for name in stage.varied]
-        if trial.key == stage.winner:
+        if trial.key == stage.winner.key:
             names[0] = Cell(f"✓ {names[0].text}", "text chosen")
-        against = trial.against
-        behind: str | Cell = UNKNOWN
-        if against is not None:
-            text = f"{share_text(against.difference, sign=True)} ({interval(against.low, against.high, sign=True)})"
-            behind = Cell(f"≈ {text}", "unclear") if against.tied else text
+        gap = stage.behind(trial.key)
+        behind = Cell("leads") if trial.key == stage.winner.leader else Cell(UNKNOWN)
+        if gap is not None:
+            text = f"{share_text(gap.difference, sign=True)} ({interval(gap.low, gap.high, sign=True)})"
+            behind = Cell(f"≈ {text}", "unclear") if gap.tied else Cell(text)
         elif not trial.complete:
             behind = Cell(trial.status, "unclear")
-        elif trial is stage.leader:
-            behind = "leads"
         rows.append(
             _cells(
                 *names,
-                with_spread(trial.mean, trial.sd),
+                with_spread(trial.score),
                 behind,
-                share_text(trial.published),
+                *([share_text(known.score_of(trial.config))] if known else []),
                 share_text(trial.interpolated),
-                (UNKNOWN if trial.epochs is None else str(trial.epochs))
-                + (f" (from {trial.reused_from})" if trial.reused_from else ""),
-                UNKNOWN if trial.parameters is None else f"{trial.parameters:,}",
+                str(trial.epochs) + (f" (from {trial.reused_from})" if trial.reused_from else ""),
+                f"{trial.parameters:,}" if trial.parameters else UNKNOWN,
             )
         )
     return Table(head, rows)
 
 
-def unmatched_table(stage: Stage) -> Table | None:
+def unmatched_table(study: StudyRecord, stage: StageRecord) -> Table | None:
     """Published cells that the study did not run; None where there are none."""
-    matched = [trial.config for trial in stage.trials if trial.published is not None]
+    known = study.published_stage(stage)
     missing = [
-        (config, score)
-        for config, score in stage.published
-        if not any(all(own.get(name) == config[name] for name in config) for own in matched)
+        (cell, score)
+        for cell, score in (known.cells if known else ())
+        if not any(all(own.config.get(name) == cell[name] for name in cell) for own in stage.trials)
     ]
     if not missing:
         return None
-    missing.sort(key=lambda cell: -cell[1])
+    missing.sort(key=lambda pair: -pair[1])
     return Table(
         ("published configuration", "published test mAP"),
         [_cells(config_text(config), share_text(score)) for config, score in missing],
     )
 
 
-def noise_table(study: StudyFolder) -> Table:
+def noise_table(study: StudyRecord) -> Table:
     """Seed spread beside the differences between configurations."""
     rows = []
     for stage in study.stages:
-        complete = [trial for trial in stage.trials if trial.complete]
-        means = [trial.mean for trial in complete if trial.mean is not None]
+        means = [own.score.mean for own in stage.complete if own.score is not None]
         rows.append(
             _cells(
                 stage.title,
-                f"{len(complete)} of {len(stage.trials)}",
-                share_text(pooled_sd(complete)),
-                share_text(means[0] - means[1]) if len(means) > 1 else UNKNOWN,
-                share_text(means[0] - means[-1]) if len(means) > 1 else UNKNOWN,
-                str(stage.tied) if any(trial.against for trial in complete) else UNKNOWN,
+                f"{len(means)} of {len(stage.trials)}",
+                share_text(pooled_sd(stage.trials)),
+                share_text(abs(means[0] - means[1])) if len(means) > 1 else UNKNOWN,
+                share_text(abs(means[0] - means[-1])) if len(means) > 1 else UNKNOWN,
+                str(len(stage.winner.tied)) if stage.winner.compared else UNKNOWN,
             )
         )
     return Table(
@@ -182,39 +169,36 @@ def noise_table(study: StudyFolder) -> Table:
     )
 
 
-def class_table(final: Scored) -> Table:
-    """Average precision of each emotion on test, the most frequent first, beside chance and the published."""
-    head = ("emotion", "AP", "interpolated", "chance", "gain over chance", "positives", "published AP (S5)")
+def class_table(study: StudyRecord, final: WinnerOnTest) -> Table:
+    """Average precision of each label on test, the most frequent first, beside chance and the published."""
+    published = study.published_study
+    head = ["emotion", "AP", "interpolated", "chance", "gain over chance", "positives"]
     rows = []
-    for entry in sorted(final.per_class, key=lambda entry: -(number(entry.get("prevalence")) or 0.0)):
-        ap, chance = number(entry.get("ap")), number(entry.get("prevalence"))
-        gain = None if ap is None or chance is None else ap - chance
-        rows.append(
-            _cells(
-                str(entry["label"]),
-                "undefined" if ap is None else share_text(ap),
-                share_text(number(entry.get("interpolated"))),
-                share_text(chance),
-                Cell(share_text(gain, sign=True), "worse" if gain is not None and gain <= 0 else ""),
-                f"{int(entry.get('positives') or 0):,}",
-                share_text(FINAL_AP.get(str(entry["label"]))),
-            )
+    for own in sorted(final.per_class, key=lambda own: -own.prevalence):
+        gain = None if own.ap is None else own.ap - own.prevalence
+        row = _cells(
+            own.label,
+            "undefined" if own.ap is None else share_text(own.ap),
+            share_text(own.interpolated),
+            share_text(own.prevalence),
+            Cell(share_text(gain, sign=True), "worse" if gain is not None and gain <= 0 else ""),
+            f"{own.positives:,}",
         )
-    return Table(head, rows)
+        rows.append(row + (_cells(share_text(published.final_ap.get(own.label))) if published else []))
+    return Table(head + (["published AP"] if published else []), rows)
 
 
-def prevalence_table(study: StudyFolder) -> Table | None:
-    """Share of persons with each emotion, by split; None where it is not recorded."""
-    rates = (study.record.get("data") or {}).get("prevalence") or {}
-    splits = [name for name in ("train", "val", "test") if len(rates.get(name) or ()) == len(study.labels)]
-    if not splits or not study.labels:
+def prevalence_table(study: StudyRecord) -> Table | None:
+    """Share of persons with each label, by split; None where it is not recorded."""
+    labels, rates = study.data.labels, study.data.prevalence
+    splits = [name for name in ("train", "val", "test") if len(rates.get(name, ())) == len(labels)]
+    if not splits:
         return None
-    order = sorted(range(len(study.labels)), key=lambda j: -float(rates[splits[0]][j]))
     rows = []
-    for j in order:
-        values = [float(rates[name][j]) for name in splits]
+    for j in sorted(range(len(labels)), key=lambda j: -rates[splits[0]][j]):
+        values = [rates[name][j] for name in splits]
         ratio = f"{values[-1] / values[0]:.1f} ×" if len(values) > 1 and values[0] > 0 else UNKNOWN
-        rows.append(_cells(study.labels[j], *(f"{100 * value:.1f} %" for value in values), ratio))
+        rows.append(_cells(labels[j], *(f"{100 * value:.1f} %" for value in values), ratio))
     return Table(("emotion", *splits, f"{splits[-1]} / {splits[0]}"), rows)
 
 
@@ -227,57 +211,61 @@ def csv_text(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return buffer.getvalue()
 
 
-def stage_csv(stage: Stage) -> str:
+def stage_csv(study: StudyRecord, stage: StageRecord) -> str:
     """Every configuration of a stage with its numbers in full, as shares."""
     head = [
-        *stage.varied, "status", "val_map", "val_map_sd", "val_map_seeds", "val_interpolated", "leader_gain",
+        *stage.varied, "status", "val_score", "val_score_sd", "val_score_seeds", "val_interpolated", "leader_gain",
         "leader_gain_low", "leader_gain_high", "tied", "epochs", "parameters", "seconds", "reused_from",
         "published_test_map", "key",
     ]  # fmt: skip
-    rows = []
+    known, rows = study.published_stage(stage), []
     for trial in stage.trials:
-        gap = trial.against
+        gap, score = stage.behind(trial.key), trial.score
         rows.append(
             [
                 *(value_text(shown(trial.config.get(name))) for name in stage.varied),
-                trial.status, trial.mean, trial.sd, " ".join(map(repr, trial.seeds)), trial.interpolated,
+                trial.status,
+                *((score.mean, score.sd, " ".join(map(repr, score.seeds))) if score else (None,) * 3),
+                trial.interpolated,
                 *((gap.difference, gap.low, gap.high, gap.tied) if gap else (None,) * 4),
-                trial.epochs, trial.parameters, trial.seconds, trial.reused_from, trial.published, trial.key,
+                trial.epochs, trial.parameters, trial.seconds, trial.reused_from,
+                known.score_of(trial.config) if known else None, trial.key,
             ]
         )  # fmt: skip
     return csv_text(head, rows)
 
 
-def overview_csv(study: StudyFolder) -> str:
+def overview_csv(study: StudyRecord) -> str:
     """One line for each stage, and for the joint search: what it chose, on validation and on test, as shares."""
     head = (
-        "stage", "configuration", "val_map", "val_map_sd", "leader_gain", "leader_gain_low", "leader_gain_high",
-        "beyond_noise", "test_map", "test_map_sd", "test_map_low", "test_map_high", "test_interpolated",
+        "stage", "configuration", "val_score", "val_score_sd", "leader_gain", "leader_gain_low", "leader_gain_high",
+        "beyond_noise", "test_score", "test_score_sd", "test_score_low", "test_score_high", "test_interpolated",
         "published_configuration", "published_test_map", "key",
     )  # fmt: skip
-    scored = {entry.name: entry for entry in study.scored}
     rows = []
-    for stage in (*study.stages, *([study.joint] if study.joint else [])):
-        winner, test, step = stage.trial(stage.winner), scored.get(stage.name), stage.step
-        theirs, score = published_choice(stage)
+    for stage in study.parts:
+        score, test, step, known = stage.chosen.score, study.on_test(stage), stage.step, study.published_stage(stage)
         rows.append(
             [
                 stage.name,
-                None if winner is None else config_text(shown(winner.config), stage.varied),
-                *((winner.mean, winner.sd) if winner else (None, None)),
+                config_text(shown(stage.chosen.config), stage.varied),
+                *((score.mean, score.sd) if score else (None,) * 2),
                 *((step.difference, step.low, step.high) if step else (None,) * 3),
                 stage.decided if stage is not study.joint else None,
-                *((test.mean, test.sd, test.low, test.high, test.interpolated) if test else (None,) * 5),
-                None if score is None else theirs,
-                score,
-                stage.winner,
+                *((test.score.mean, test.score.sd, test.score.low, test.score.high, test.interpolated)
+                  if test else (None,) * 5),
+                *((known.carried, known.test_map) if known else (None,) * 2),
+                stage.winner.key,
             ]
-        )
+        )  # fmt: skip
     return csv_text(head, rows)
 
 
-def class_csv(final: Scored) -> str:
-    """Average precision of each emotion in the vocabulary's order, as shares."""
-    names = ("label", "ap", "interpolated", "prevalence", "positives")
-    rows = [[*(entry.get(name) for name in names), FINAL_AP.get(str(entry["label"]))] for entry in final.per_class]
+def class_csv(study: StudyRecord, final: WinnerOnTest) -> str:
+    """Average precision of each label in the vocabulary's order, as shares."""
+    names, published = ("label", "ap", "interpolated", "prevalence", "positives"), study.published_study
+    rows = [
+        [*(getattr(own, name) for name in names), published.final_ap.get(own.label) if published else None]
+        for own in final.per_class
+    ]
     return csv_text([*names, "published_ap"], rows)

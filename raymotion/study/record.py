@@ -1,11 +1,11 @@
-"""What a study leaves in its folder, and how it is found again.
+"""The record of a study: its types, and the only code that reads and writes a study's folder.
 
-    STUDY/study.json                     the record, rewritten after every stage; _study.json is a second copy
-    STUDY/trials/KEY/trial.json          one configuration: its epochs, how it ended, how often it was started
-    STUDY/trials/KEY/seed-S.safetensors  the best epoch's probabilities on validation
-    STUDY/trials/KEY/seed-S.weights.safetensors   its weights, kept for those that are carried forward
-    STUDY/test/NAME-seed-S.safetensors   answers on test of the winner of stage NAME (or `joint`)
-    STUDY/winner.yaml                    the recipe that the stages ended with
+    STUDY/study.json                              the `StudyRecord`, rewritten after every stage; _study.json is a copy
+    STUDY/trials/KEY/trial.json                   the `TrialRecord` of one configuration
+    STUDY/trials/KEY/seed-S.weights.safetensors   weights of a seed's best epoch, kept for winners
+    STUDY/predictions/KEY/val-seed-S.parquet      that epoch's predictions on validation: `sample_id`, `probabilities`
+    STUDY/predictions/KEY/test-seed-S.parquet     a winner's predictions on test
+    STUDY/winner.yaml                             the recipe that the stages ended with
 
 A trial's key is a digest of everything that decides its result, so a configuration that two stages share is one trial.
 """
@@ -15,35 +15,499 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from raymotion import records, storage
-from raymotion.config import digest_of
 from raymotion.errors import AccessDenied, Damaged, InputError
-from raymotion.models.fusion.recipe import FusionRecipe
 from raymotion.stores.local_files import disk_full, is_full
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from raymotion.published.studies import PublishedStage, PublishedStudy
+
+FORMAT: Literal[2] = 2
 AGAIN = "Run the same command again: it trains that configuration again."
 STUDY, TRIAL, WINNER = "study.json", "trial.json", "winner.yaml"
 COMPLETE, STOPPED, FAILED, RUNNING = "complete", "stopped", "failed", "running"
-# Nothing of these decides a trial's result: where things are, and the seed, which stands beside the recipe.
-_PLACES = ("samples", "embeddings")
+JOINT = "joint"
+# Dotted field -> label of its choice.
+Configuration = dict[str, Any]
+TrialStatus = Literal["complete", "stopped", "failed", "running"]
 
 
-def trial_key(recipe: FusionRecipe, seeds: Sequence[int], data_fingerprint: str) -> str:
-    """16 hex digits of everything that decides a trial's result."""
-    settings = recipe.result_settings()
-    del settings["seed"]
-    settings["data"] = {name: value for name, value in settings["data"].items() if name not in _PLACES}
-    return digest_of({"recipe": settings, "seeds": list(seeds), "data": data_fingerprint})
+class Part(BaseModel):
+    """A part of a record: unknown or missing fields and numbers that are not finite are damage."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+P = TypeVar("P", bound=Part)
+
+
+class Metric(Part):
+    """The validation figure by which trials are compared.
+
+    Attributes:
+        name: as training records it, after `val_`. title: in sentences.
+    """
+
+    name: str
+    title: str
+    higher_is_better: bool
+
+    def gain(self, difference: float) -> float:
+        """A difference between two scores; positive is better."""
+        return difference if self.higher_is_better else -difference
+
+
+MACRO_AP = Metric(name="macro_ap", title="mAP", higher_is_better=True)
+
+
+class Spread(Part):
+    """A score over seeds: mean, sample standard deviation (None with one seed), and the score of each."""
+
+    mean: float
+    sd: float | None
+    seeds: list[float]
+
+    @classmethod
+    def of(cls, values: Sequence[float] | np.ndarray) -> Spread:
+        """The spread of at least one value."""
+        known = [float(value) for value in values]
+        return cls(mean=float(np.mean(known)), sd=float(np.std(known, ddof=1)) if len(known) > 1 else None, seeds=known)
+
+
+class Epoch(Part):
+    """One epoch of a trial.
+
+    Attributes:
+        score, train_loss: of each seed; None for a seed that had stopped improving before.
+        best: the mean over the seeds of each one's best score so far.
+    """
+
+    epoch: int
+    score: list[float | None]
+    train_loss: list[float | None]
+    best: float
+
+
+class BestEpoch(Part):
+    """The epoch whose weights are kept, and its score."""
+
+    epoch: int
+    score: float
+
+
+class TrialRecord(Part):
+    """One configuration in training, or trained.
+
+    Attributes:
+        config: the varied fields alone.
+        best: for each seed.
+        seconds: of training, all seeds.
+        attempts: how often it was started.
+        stage: that first ran it.
+        order: of the finished trials of a stage, so that a scheduler can be told of them in that order.
+        files: SHA-256 of the files that it left, by name.
+    """
+
+    key: str
+    config: Configuration
+    seeds: list[int]
+    stage: str = ""
+    status: TrialStatus = "running"
+    epochs: list[Epoch] = []
+    best: list[BestEpoch] = []
+    parameters: int = 0
+    seconds: float = 0.0
+    attempts: int = 0
+    order: float = 0.0
+    error: str | None = None
+    files: dict[str, str] = {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether it came to an end, whichever."""
+        return self.status != RUNNING
+
+    @property
+    def scores(self) -> list[float]:
+        """Best validation score of each seed so far."""
+        return [best.score for best in self.best]
+
+    @property
+    def mean(self) -> float:
+        """The mean of `scores`; NaN before the first epoch."""
+        return float(np.mean(self.scores)) if self.best else float("nan")
+
+
+class TrialLine(Part):
+    """A finished trial as a stage's record lists it.
+
+    Attributes:
+        score: best validation score of each seed; None where no epoch ended.
+        interpolated: validation mAP as EMOTIC's authors compute it; None where that is not known.
+        reused_from: the stage that trained it, if it was another one.
+    """
+
+    key: str
+    config: Configuration
+    status: TrialStatus
+    score: Spread | None
+    interpolated: float | None = None
+    epochs: int
+    parameters: int
+    seconds: float
+    reused_from: str | None = None
+    error: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether it was trained to its end, and so can be chosen."""
+        return self.status == COMPLETE and self.score is not None
+
+    @property
+    def mean(self) -> float | None:
+        """Mean score over the seeds."""
+        return None if self.score is None else self.score.mean
+
+
+class Compared(Part):
+    """A configuration's gain over the one of `key`, in validation score; positive is better.
+
+    Attributes:
+        low, high: its 95 % interval over images. seed_error: its standard error between seeds; None with one seed.
+        tied: whether images or seeds alone could have made it.
+    """
+
+    key: str
+    difference: float
+    low: float
+    high: float
+    tied: bool
+    seed_error: float | None = None
+
+    @property
+    def noise(self) -> str:
+        """What the difference is held against, for sentences."""
+        seeds = "" if self.seed_error is None else f", seeds ±{2 * self.seed_error:.4f}"
+        return f"95 % over images {self.low:+.4f} to {self.high:+.4f}{seeds}"
+
+    @property
+    def significant(self) -> bool | None:
+        """Whether it is beyond noise; None where the images say so and nothing is known of the seeds."""
+        return False if self.tied else None if self.seed_error is None else True
+
+
+class Winner(Part):
+    """The configuration that a stage carries forward.
+
+    Attributes:
+        config: all fields that the study varies.
+        leader: key of the trial with the best score; incumbent: of the trial that was carried in.
+        compared: the leader's gain over each other complete trial.
+    """
+
+    key: str
+    config: Configuration
+    leader: str
+    incumbent: str | None
+    reason: str
+    compared: list[Compared]
+
+    @property
+    def tied(self) -> list[str]:
+        """Keys of the trials that the data do not tell from the leader."""
+        return [other.key for other in self.compared if other.tied]
+
+
+class LeftOut(Part):
+    """A configuration that cannot be trained, and why."""
+
+    config: Configuration
+    reason: str
+
+
+class StageRecord(Part):
+    """A decided stage, or the joint search.
+
+    Attributes:
+        stage: its number; None for the joint search. grid: the choices of each field; fixed: what it did not vary.
+        trials: best first, those without a result last.
+        epochs: that it trained, where one seed's epoch is one.
+    """
+
+    stage: int | None = None
+    name: str
+    title: str
+    grid: dict[str, list[Any]]
+    fixed: Configuration
+    trials: list[TrialLine] = Field(min_length=1)
+    left_out: list[LeftOut] = []
+    winner: Winner
+    epochs: int
+    seconds: float
+
+    @model_validator(mode="after")
+    def _holds_the_trials_it_names(self) -> StageRecord:
+        named = {self.winner.key, self.winner.leader, *(other.key for other in self.winner.compared)}
+        if missing := named - {own.key for own in self.trials}:
+            raise ValueError(f"stage {self.name} names the trial {min(missing)} and does not hold it")
+        return self
+
+    @property
+    def varied(self) -> list[str]:
+        """The dotted fields that it varies."""
+        return list(self.grid)
+
+    @property
+    def complete(self) -> list[TrialLine]:
+        """The trials that were trained to their end, best first."""
+        return [own for own in self.trials if own.complete]
+
+    @property
+    def chosen(self) -> TrialLine:
+        """The trial that is carried forward."""
+        return next(own for own in self.trials if own.key == self.winner.key)
+
+    def count(self, status: TrialStatus) -> int:
+        """How many trials ended with `status`."""
+        return sum(own.status == status for own in self.trials)
+
+    def behind(self, key: str | None) -> Compared | None:
+        """The leader's gain over the trial `key`; None for the leader, and for what was not compared."""
+        return next((other for other in self.winner.compared if other.key == key), None)
+
+    @property
+    def step(self) -> Compared | None:
+        """The leader's gain over the configuration that was carried in; None where there was none, or it leads."""
+        return self.behind(self.winner.incumbent)
+
+    @property
+    def lead(self) -> Compared | None:
+        """The leader's gain over the second best; None where there is no second."""
+        return next((gap for own in self.complete if (gap := self.behind(own.key))), None)
+
+    @property
+    def decided(self) -> bool | None:
+        """Whether the stage changed anything beyond noise; None where that cannot be said.
+
+        The first stage has nothing to change: it decides if the leader beats every other configuration beyond noise.
+        """
+        winner = self.winner
+        if winner.incumbent is None:
+            leads = [other.significant for other in winner.compared]
+            return False if False in leads else True if leads and None not in leads else None
+        if winner.key == winner.incumbent:
+            return False
+        return None if self.step is None else self.step.significant
+
+
+class Comparison(Part):
+    """The joint search's best against the best that any stage trained, on validation.
+
+    Attributes:
+        joint_key: of the joint search's best. gap: its gain over the stages' best; carried: over what they carried on.
+        configurations, epochs: what each search took by itself, under `stages` and `joint`.
+    """
+
+    joint_key: str
+    gap: Compared
+    carried: Compared
+    configurations: dict[str, int]
+    epochs: dict[str, int]
+    reason: str
+
+    @property
+    def verdict(self) -> str:
+        """What the comparison found, for the middle of a sentence."""
+        if self.gap.tied or self.gap.low <= 0 <= self.gap.high:
+            return "the joint search found nothing that can be told from what the stages found"
+        if self.gap.difference > 0:
+            return "the joint search found a better configuration than the stages"
+        return "the joint search found nothing as good as the stages did"
+
+
+class Estimate(Spread):
+    """A score on test, with the 95 % interval of its mean over `resamples` of the images."""
+
+    low: float | None
+    high: float | None
+    resamples: int
+
+
+class ClassScore(Part):
+    """One label on test, means over seeds; None without a positive."""
+
+    label: str
+    ap: float | None
+    interpolated: float | None
+    prevalence: float
+    positives: int
+
+
+class WinnerOnTest(Part):
+    """A winner on test.
+
+    Attributes:
+        name: of its stage, or `joint`.
+        chance: the score that needs no model. interpolated: mAP as EMOTIC's authors compute it.
+        thresholded: F1 at thresholds fitted on validation, mean over seeds.
+        files: SHA-256 of its files of predictions, by name.
+    """
+
+    name: str
+    key: str
+    config: Configuration
+    score: Estimate
+    chance: float | None = None
+    interpolated: float | None = None
+    thresholded: dict[str, float] = {}
+    per_class: list[ClassScore] = []
+    files: dict[str, str] = {}
+
+
+class OnTest(Part):
+    """The one look at the test split; no entries where the samples have none."""
+
+    scored_at: str
+    entries: list[WinnerOnTest]
+
+
+class SplitFacts(Part):
+    """The size of a split."""
+
+    persons: int
+    images: int
+
+
+class DataFacts(Part):
+    """What the study was run on.
+
+    Attributes:
+        samples: name of the sample table. counts: its rows, and those that were left out.
+        targets: of each split, a digest of its samples' ids and targets (`targets_digest`).
+        prevalence: share of each label, by split.
+    """
+
+    samples: str
+    counts: dict[str, int]
+    splits: dict[str, SplitFacts]
+    targets: dict[str, str]
+    labels: list[str]
+    prevalence: dict[str, list[float]]
+
+
+class Cost(Part):
+    """What a study took so far; `epochs` counts one seed's epoch as one.
+
+    Attributes:
+        trials: that the stages asked for; trained, reused: of those; stopped: early, of those that were trained.
+    """
+
+    trials: int
+    trained: int
+    reused: int
+    stopped: int
+    epochs: int
+    epochs_without_stopping: int
+    seconds: float
+
+
+class StudyRecord(Part):
+    """study.json.
+
+    Attributes:
+        identity: what decides the result, and so what must be the same when the study goes on.
+        metric: by which trials are compared.
+        published: name of the published study that it repeats (`raymotion.published`), or None.
+        stages: those that are decided. joint, comparison: None until the joint search is.
+        test: None until everything is chosen.
+    """
+
+    format: Literal[2] = FORMAT
+    status: str
+    started_at: str
+    settings: dict[str, Any]
+    identity: dict[str, Any]
+    seeds: list[int]
+    metric: Metric = MACRO_AP
+    published: str | None = None
+    data: DataFacts
+    versions: dict[str, str]
+    stages: list[StageRecord] = []
+    joint: StageRecord | None = None
+    comparison: Comparison | None = None
+    test: OnTest | None = None
+    cost: Cost | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the study came to its end."""
+        return self.status == COMPLETE
+
+    @property
+    def parts(self) -> list[StageRecord]:
+        """The stages, and the joint search where it is decided."""
+        return [*self.stages, *([self.joint] if self.joint else [])]
+
+    @property
+    def entries(self) -> list[WinnerOnTest]:
+        """What was scored on test."""
+        return self.test.entries if self.test else []
+
+    def on_test(self, stage: StageRecord) -> WinnerOnTest | None:
+        """A stage's winner on test."""
+        return next((entry for entry in self.entries if entry.name == stage.name), None)
+
+    @property
+    def final(self) -> WinnerOnTest | None:
+        """The last stage's winner on test."""
+        return self.on_test(self.stages[-1]) if self.stages else None
+
+    @property
+    def published_study(self) -> PublishedStudy | None:
+        """The published study that this one repeats."""
+        from raymotion.published.studies import published_study
+
+        return None if self.published is None else published_study(self.published)
+
+    def published_stage(self, stage: StageRecord) -> PublishedStage | None:
+        """The same stage of the published study."""
+        known = self.published_study
+        return None if known is None else known.stage(stage.name)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions of one seed: the id of each sample, and its probabilities (n, L), float32."""
+
+    sample_ids: list[str]
+    probabilities: np.ndarray
+
+    def of(self, sample_ids: Sequence[str]) -> np.ndarray | None:
+        """The probabilities of exactly these samples, in their order; None if they are of others."""
+        place = {own: row for row, own in enumerate(self.sample_ids)}
+        if len(place) != len(sample_ids) or any(own not in place for own in sample_ids):
+            return None
+        return self.probabilities[[place[own] for own in sample_ids]]
+
+
+def targets_digest(sample_ids: Sequence[str], targets: np.ndarray) -> str:
+    """Digest of samples and what is true of them, (n, L) of 0 and 1, whatever their order.
+
+    It shows whether a sample table has changed, and tells no trial what is true.
+    """
+    lines = sorted(f"{own} {''.join(map(str, row))}" for own, row in zip(sample_ids, targets.astype(int), strict=True))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def machine_fault(error: Exception, where: str) -> str | None:
-    """What to tell the user of an error that no configuration is to blame for, None if one may be.
+    """What to tell the user of an error that no configuration is to blame for; None if one may be.
 
     Args:
         where: the study's folder, for a full disk that does not say its path.
@@ -55,56 +519,6 @@ def machine_fault(error: Exception, where: str) -> str | None:
     return None
 
 
-@dataclass
-class TrialRecord:
-    """One configuration.
-
-    Attributes:
-        config: dotted field -> label of its choice; the varied fields alone.
-        epochs: {"epoch", "val_macro_ap", "val_bce", "train_loss"}: a list over the seeds each, None for a seed that had
-            stopped improving before; and "score", the mean over the seeds of the best epoch so far.
-        best: for each seed {"epoch", "val_macro_ap"}.
-        seconds: of training, all seeds.
-        attempts: how often it was started.
-        stage: that first ran it.
-        sample_ids: digest of the ids of the persons whose validation probabilities are kept, in their order.
-        order: of the finished trials of a stage, so that a scheduler can be told of them in that order.
-        files: SHA-256 of what it left, by name.
-    """
-
-    key: str
-    config: dict[str, Any]
-    seeds: list[int]
-    stage: str = ""
-    status: str = RUNNING
-    epochs: list[dict[str, Any]] = field(default_factory=list)
-    best: list[dict[str, Any]] = field(default_factory=list)
-    parameters: int = 0
-    seconds: float = 0.0
-    attempts: int = 0
-    sample_ids: str = ""
-    order: float = 0.0
-    error: str | None = None
-    files: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def finished(self) -> bool:
-        return self.status != RUNNING
-
-    @property
-    def scores(self) -> list[float]:
-        """Best validation mAP of each seed so far."""
-        return [float(best["val_macro_ap"]) for best in self.best]
-
-    @property
-    def mean(self) -> float:
-        return float(np.mean(self.scores)) if self.best else float("nan")
-
-    def results(self) -> list[dict[str, Any]]:
-        """What the trial reported to its scheduler, epoch by epoch."""
-        return [{"epoch": epoch["epoch"], "val_macro_ap": epoch["score"]} for epoch in self.epochs]
-
-
 class StudyFolder:
     """The folder of one study; local or an address."""
 
@@ -113,7 +527,7 @@ class StudyFolder:
 
     @property
     def data(self) -> str:
-        """Where the driver lays the data for the trials: training and validation alone."""
+        """Where the driver puts the data for the trials: training and validation alone."""
         return storage.join(self.path, ".data")
 
     @property
@@ -123,41 +537,57 @@ class StudyFolder:
 
     @property
     def record(self) -> str:
+        """Path of study.json."""
         return storage.join(self.path, STUDY)
 
     @property
     def winner(self) -> str:
+        """Path of the winner's recipe."""
         return storage.join(self.path, WINNER)
 
     def trial(self, key: str) -> str:
+        """Folder of a trial."""
         return storage.join(self.path, "trials", key)
 
-    def read(self) -> dict[str, Any] | None:
-        """study.json, or None where no study was begun.
+    def read(self) -> StudyRecord | None:
+        """The study's record; None where no study was begun.
 
         Raises:
             Damaged: it cannot be read, and neither can its copy.
+            InputError: it is not the record of a study.
         """
-        found, _ = records.read_twice(self.record)
-        if found is not None and (found.get("format") != FORMAT or not isinstance(found.get("identity"), dict)):
-            raise InputError("is no record of a study", path=self.record, remedy="Name another folder with --out.")
-        return found
+        found, _ = records.read_twice(self.record, remedy="Run the same `raymotion study run` command again.")
+        if found is None:
+            return None
+        return _parsed(StudyRecord, found, self.record, "a study", "Name another folder.")
+
+    def require(self) -> StudyRecord:
+        """The study's record; raises `InputError` where there is none."""
+        record = self.read()
+        if record is None:
+            raise InputError(
+                f"is no study: it has no {STUDY}",
+                path=self.path,
+                remedy="Give the folder of `raymotion study run --out`.",
+            )
+        return record
+
+    def write(self, record: StudyRecord) -> None:
+        """Writes study.json and its copy."""
+        records.write_twice(self.record, record.model_dump(mode="json"))
 
     def free_if_nothing_computed(self) -> None:
         """Removes a study none of whose trials came to an end, so that it does not bind the folder to its settings."""
         record = self.read()
-        if record is None or record["status"] == "complete":
+        if record is None or record.complete:
             return
         keys = storage.list_entries(storage.join(self.path, "trials"))
         if any((trial := self.read_trial(key)) and trial.status in (COMPLETE, STOPPED) for key in keys):
             return
-        for place in (self.scratch, self.data, storage.join(self.path, "trials")):
+        for place in (self.scratch, self.data, *(storage.join(self.path, own) for own in ("trials", "predictions"))):
             storage.remove_tree(place)
         for path in (self.record, records.copy_of(self.record)):
             storage.remove(path)
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        records.write_twice(self.record, record)
 
     def read_trial(self, key: str) -> TrialRecord | None:
         """The record of a trial; None if it never began: no file, or a damaged one, as a power cut leaves it."""
@@ -168,47 +598,88 @@ class StudyFolder:
             found = records.read_record(path)
         except Damaged:  # the record of a trial that was running is not written durably
             return None
-        try:
-            return TrialRecord(**found)
-        except TypeError as error:
-            raise InputError("is no record of a trial", path=path, remedy="Remove its folder.") from error
+        return _parsed(TrialRecord, found, path, "a trial", "Remove its folder.")
 
     def write_trial(self, record: TrialRecord, *, durable: bool = True) -> None:
-        records.write_record(storage.join(self.trial(record.key), TRIAL), asdict(record), durable=durable)
+        """Writes the record of a trial."""
+        path = storage.join(self.trial(record.key), TRIAL)
+        records.write_record(path, record.model_dump(mode="json"), durable=durable)
 
-    def validation(self, key: str, seeds: Sequence[int]) -> np.ndarray:
-        """Validation probabilities of a complete trial's best epochs, float32 (seeds, n, L)."""
-        return np.stack([self._arrays(key, f"seed-{seed}.safetensors")["val"] for seed in seeds])
+    def write_predictions(
+        self, key: str, split: str, seed: int, sample_ids: Sequence[str], probabilities: np.ndarray
+    ) -> dict[str, str]:
+        """Writes probabilities (n, L) with the ids of their samples; returns the file's name and SHA-256."""
+        values = pa.array(np.ascontiguousarray(probabilities, dtype=np.float32).ravel())
+        lists = pa.FixedSizeListArray.from_arrays(values, probabilities.shape[1])
+        name, path = self._predictions(key, split, seed)
+        table = pa.table({"sample_id": pa.array(list(sample_ids), pa.string()), "probabilities": lists})
+        return {name: storage.write_table(path, table)[0]}
+
+    def predictions(self, key: str, split: str, seed: int, files: Mapping[str, str]) -> Predictions:
+        """Predictions of one seed on `val` or `test`.
+
+        Args:
+            files: the SHA-256 of each file, as the record of the trial, or of the test, has them.
+
+        Raises:
+            Damaged: they are gone, or not those that were written.
+        """
+        name, path = self._predictions(key, split, seed)
+        data = records.read_bytes(path, files.get(name), remedy=AGAIN)
+        try:
+            with storage.open_parquet(path, data) as file:
+                table = file.read(columns=["sample_id", "probabilities"]).combine_chunks()
+            column = table.column("probabilities").combine_chunks()
+            values = column.flatten().to_numpy().reshape(len(table), column.type.list_size)
+        except (pa.ArrowException, InputError, AttributeError, ValueError, KeyError) as error:
+            raise Damaged("is damaged: it holds no predictions", path=path, remedy=AGAIN) from error
+        return Predictions(table.column("sample_id").to_pylist(), values)
+
+    def _predictions(self, key: str, split: str, seed: int) -> tuple[str, str]:
+        name = f"{split}-seed-{seed}.parquet"
+        return name, storage.join(self.path, "predictions", key, name)
+
+    def validation(self, key: str, seeds: Sequence[int], sample_ids: Sequence[str]) -> np.ndarray:
+        """Validation probabilities of a complete trial's best epochs, float32 (seeds, n, L), in the order of the ids.
+
+        Raises:
+            Damaged: they are gone, not those that were written, or of other samples.
+        """
+        record = self.read_trial(key)
+        found = []
+        for seed in seeds:
+            own = self.predictions(key, "val", seed, record.files if record else {}).of(sample_ids)
+            if own is None:
+                path = self._predictions(key, "val", seed)[1]
+                raise Damaged("holds predictions of other samples", path=path, remedy=AGAIN)
+            found.append(own)
+        return np.stack(found)
+
+    def write_weights(self, key: str, seed: int, data: bytes) -> dict[str, str]:
+        """Writes a seed's weights, as safetensors; returns the file's name and SHA-256."""
+        path = self.weights_path(key, seed)
+        storage.write_bytes(path, data)
+        return {path.rsplit("/", 1)[-1]: hashlib.sha256(data).hexdigest()}
 
     def weights(self, key: str, seed: int) -> bytes:
         """The weights of a seed's best epoch, as safetensors.
 
         Raises:
-            Damaged: they are not those that were written.
+            Damaged: they are gone, or not those that were written.
         """
-        path = self.weights_path(key, seed)
-        return records.read_bytes(path, self._sha256(key, path.rsplit("/", 1)[-1]), remedy=AGAIN)
-
-    def write_file(self, record: TrialRecord, name: str, data: bytes) -> None:
-        """Writes a file of a trial, and its digest into the record."""
-        storage.write_bytes(storage.join(self.trial(record.key), name), data)
-        record.files[name] = hashlib.sha256(data).hexdigest()
-
-    def _arrays(self, key: str, name: str) -> dict[str, np.ndarray]:
-        return records.read_arrays(storage.join(self.trial(key), name), self._sha256(key, name), remedy=AGAIN)
-
-    def _sha256(self, key: str, name: str) -> str | None:
-        record = self.read_trial(key)
-        return None if record is None else record.files.get(name)
+        path, record = self.weights_path(key, seed), self.read_trial(key)
+        sha256 = None if record is None else record.files.get(path.rsplit("/", 1)[-1])
+        return records.read_bytes(path, sha256, remedy=AGAIN)
 
     def weights_path(self, key: str, seed: int) -> str:
+        """Where a seed's weights stand."""
         return storage.join(self.trial(key), f"seed-{seed}.weights.safetensors")
 
-    def has_result(self, key: str, seeds: Sequence[int]) -> bool:
-        """Whether the validation probabilities of all seeds are there, as they were written."""
+    def has_result(self, key: str, seeds: Sequence[int], sample_ids: Sequence[str]) -> bool:
+        """Whether the validation predictions of all seeds are there, as they were written, and of these samples."""
         try:
-            return self.read_trial(key) is not None and self.validation(key, seeds).ndim == 3
-        except (Damaged, KeyError, ValueError):
+            return self.read_trial(key) is not None and self.validation(key, seeds, sample_ids).ndim == 3
+        except (Damaged, ValueError):
             return False
 
     def has_weights(self, key: str, seeds: Sequence[int]) -> bool:
@@ -218,18 +689,18 @@ class StudyFolder:
         except Damaged:
             return False
 
-    def write_test(self, name: str, seeds: Sequence[int], probabilities: np.ndarray) -> dict[str, str]:
-        """Keeps a winner's answers on test, (seeds, n, L), for the report; returns the SHA-256 of each file."""
-        from safetensors.numpy import save
-
-        files = {}
-        for seed, own in zip(seeds, probabilities, strict=True):
-            file, data = f"{name}-seed-{seed}.safetensors", save({"test": np.ascontiguousarray(own, dtype=np.float32)})
-            storage.write_bytes(storage.join(self.path, "test", file), data)
-            files[file] = hashlib.sha256(data).hexdigest()
-        return files
-
     def drop_weights(self, key: str, seeds: Sequence[int]) -> None:
+        """Removes the weights of all seeds."""
         for seed in seeds:
             with contextlib.suppress(OSError):
                 storage.remove(self.weights_path(key, seed))
+
+
+def _parsed(kind: type[P], found: Mapping[str, Any], path: str, what: str, remedy: str) -> P:
+    try:
+        return kind.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = f"is not the record of {what} ({where + ': ' if where else ''}{first['msg']})"
+        raise InputError(reason, path=path, remedy=remedy) from error

@@ -8,7 +8,6 @@ pickle is opened and no snapshot has to be fresh.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -22,13 +21,14 @@ from raymotion import storage
 from raymotion.batch.cluster import Placement, node_resources, plan_placement
 from raymotion.errors import InputError, RunFailed
 from raymotion.stores.access import Access, current
-from raymotion.study.record import FAILED, STOPPED, StudyFolder, TrialRecord, machine_fault
+from raymotion.study.record import MACRO_AP, Metric, StudyFolder, TrialRecord, machine_fault
 from raymotion.study.space import Stopping
 
 if TYPE_CHECKING:
-    from raymotion.study.trial import Configuration
+    from raymotion.study.trial import Trial
 
-METRIC = "val_macro_ap"
+# What a trial reports after each epoch: see `study.trial.Trial.step`.
+SCORE = "score"
 # What `raymotion study run` calls a plan's workers, CPUs and GPUs.
 OPTIONS = ("--concurrent", "--cpus-per-trial", "--gpus-per-trial")
 # Tune's own logs, snapshots and notices: none of them is read, and each costs time or a line on the terminal.
@@ -68,10 +68,10 @@ class Resources:
         return plan_placement(self.concurrent, self.cpus, gpus, nodes=nodes, autoscale=self.autoscale, options=OPTIONS)
 
 
-class ConfigurationTrainable(tune.Trainable):
-    """Tune's view of a `study.trial.Configuration`. The actor serves one after the other: torch is imported once."""
+class TrialTrainable(tune.Trainable):
+    """Tune's view of a `study.trial.Trial`. The actor serves one after the other: torch is imported once."""
 
-    current: Configuration | None = None
+    current: Trial | None = None
 
     def setup(self, config: dict[str, Any]) -> None:
         # Nothing is begun here: Tune sets up actors for trials that it then gives to another actor.
@@ -82,17 +82,19 @@ class ConfigurationTrainable(tune.Trainable):
         self.setup(new_config)
         return True
 
-    def _begin(self) -> Configuration:
+    def _begin(self) -> Trial:
         import torch
 
         from raymotion.batch.memory import keep_freed_memory
-        from raymotion.study.trial import Configuration, study_data
+        from raymotion.study.data import study_data
+        from raymotion.study.trial import Trial
 
         Access(**self.spec["access"]).apply()  # on a cluster that ran before, this process has not inherited it
         keep_freed_memory()
         torch.set_num_threads(max(1, round(self.spec["cpus"])))
         device = "cuda" if self.spec["gpus"] and torch.cuda.is_available() else "cpu"
-        return Configuration(self.spec, study_data(StudyFolder(self.spec["study"]).data), device=device)
+        data = study_data(StudyFolder(self.spec["study"]).data)
+        return Trial(self.spec, data, metric=Metric.model_validate(self.spec["metric"]), device=device)
 
     def step(self) -> dict[str, Any]:
         try:
@@ -103,7 +105,7 @@ class ConfigurationTrainable(tune.Trainable):
             # A full disk or a store that is down fails no trial: the search ends, and the trial starts anew.
             if (fault := machine_fault(error, self.spec["study"])) is None:
                 raise
-            return {"epoch": 0, METRIC: 0.0, "fault": fault, "done": True}
+            return {"epoch": 0, SCORE: 0.0, "fault": fault, "done": True}
         return {**result, "done": result["finished"]}
 
     def cleanup(self) -> None:
@@ -141,9 +143,9 @@ class Recorder(tune.Callback):
         if not result.get("done"):
             self.epoch_ended(trial.config["trial"]["key"], int(result["epoch"]))
             return
-        record = TrialRecord(**json.loads(result["record"]))
+        record = TrialRecord.model_validate_json(result["record"])
         if not result["finished"]:
-            record.status, record.order = STOPPED, time.time()
+            record.status, record.order = "stopped", time.time()
             self.folder.write_trial(record)
         self.ended(record)
 
@@ -151,9 +153,9 @@ class Recorder(tune.Callback):
         spec = trial.config["trial"]
         record = self.folder.read_trial(spec["key"])
         if record is None:
-            record = TrialRecord(spec["key"], spec["config"], spec["seeds"], stage=spec["stage"], attempts=1)
+            record = TrialRecord(**{name: spec[name] for name in ("key", "config", "seeds", "stage")}, attempts=1)
         if not record.finished:
-            record.status, record.order = FAILED, time.time()
+            record.status, record.order = "failed", time.time()
             record.error = "its process died twice, of too little memory perhaps"
             self.folder.write_trial(record)
         self.ended(record)
@@ -174,19 +176,21 @@ class EndOnFault(tune.Stopper):
 
 
 @dataclass(frozen=True)
-class _Told:
+class FinishedTrial:
     """Stands for a finished trial towards a scheduler, which asks for nothing but its id."""
 
     trial_id: str
 
 
-def scheduler_of(stopping: Stopping | None, epochs: int, finished: Sequence[TrialRecord] = ()) -> TrialScheduler:
+def scheduler_of(
+    stopping: Stopping | None, epochs: int, finished: Sequence[TrialRecord] = (), metric: Metric = MACRO_AP
+) -> TrialScheduler:
     """ASHA over epochs (None: no early stopping), which has seen what the finished trials reported, in their order."""
     if stopping is None or stopping.grace_epochs >= epochs:
         return FIFOScheduler()
     scheduler = ASHAScheduler(
-        time_attr="epoch", metric=METRIC, mode="max", max_t=epochs, grace_period=stopping.grace_epochs,
-        reduction_factor=stopping.reduction_factor,
+        time_attr="epoch", metric=SCORE, mode="max" if metric.higher_is_better else "min", max_t=epochs,
+        grace_period=stopping.grace_epochs, reduction_factor=stopping.reduction_factor,
     )  # fmt: skip
     replay(scheduler, finished)
     return scheduler
@@ -195,14 +199,14 @@ def scheduler_of(stopping: Stopping | None, epochs: int, finished: Sequence[Tria
 def replay(scheduler: ASHAScheduler, finished: Sequence[TrialRecord]) -> None:
     """Tells a scheduler what trials reported that are over. What it would decide of them is decided already."""
     for record in sorted(finished, key=lambda record: record.order):
-        results = record.results()
+        results = [{"epoch": epoch.epoch, SCORE: epoch.best} for epoch in record.epochs]
         if not results:
             continue
-        told: Any = _Told(record.key)
-        scheduler.on_trial_add(None, told)
+        trial: Any = FinishedTrial(record.key)
+        scheduler.on_trial_add(None, trial)
         for result in results[:-1]:
-            scheduler.on_trial_result(None, told, result)
-        scheduler.on_trial_complete(None, told, results[-1])
+            scheduler.on_trial_result(None, trial, result)
+        scheduler.on_trial_complete(None, trial, results[-1])
 
 
 def search(
@@ -211,10 +215,11 @@ def search(
     *,
     scheduler: TrialScheduler,
     resources: Resources,
+    metric: Metric,
     ended: Callable[[TrialRecord], None],
     epoch_ended: Callable[[str, int], None] = lambda key, epoch: None,
 ) -> None:
-    """Trains the configurations of `specs` (see `study.trial.Configuration`), on the Ray that is connected.
+    """Trains the configurations of `specs` (see `study.trial.Trial`), on the Ray that is connected.
 
     Each leaves its record in the study's folder. `ended` is called for each, and `epoch_ended` with key and
     number of each epoch before the last.
@@ -228,10 +233,11 @@ def search(
     plan = resources.placement(node_resources())
     filesystem, path = storage.arrow_filesystem(folder.scratch)
     more = {"study": folder.path, "cpus": plan.cpus, "gpus": plan.gpus, "access": asdict(current())}
+    more["metric"] = metric.model_dump()
     given = [{**spec, **more} for spec in specs]
     faults = EndOnFault()
     tuner = tune.Tuner(
-        tune.with_resources(ConfigurationTrainable, {"CPU": plan.cpus, "GPU": plan.gpus}),
+        tune.with_resources(TrialTrainable, {"CPU": plan.cpus, "GPU": plan.gpus}),
         param_space={"trial": tune.grid_search(given)},
         tune_config=tune.TuneConfig(
             scheduler=scheduler,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from raymotion.batch.progress import Progress, ProgressKind
-from raymotion.study.record import COMPLETE, FAILED, STOPPED, TrialRecord
+from raymotion.study.record import COMPLETE, Metric, Spread, StageRecord, StudyRecord, TrialRecord
 
 MOST_TIES = 4
 
@@ -14,17 +14,28 @@ MOST_TIES = 4
 class StageProgress(Progress):
     """Counts the configurations of a stage on standard error; beside them those in training, and the best so far."""
 
-    def __init__(self, kind: ProgressKind, *, title: str, total: int, done: Sequence[TrialRecord], epochs: int) -> None:
+    def __init__(
+        self,
+        kind: ProgressKind,
+        *,
+        title: str,
+        total: int,
+        done: Sequence[TrialRecord],
+        epochs: int,
+        metric: Metric,
+    ) -> None:
         super().__init__(kind, total=total, done=len(done), title=title, unit="configurations")
-        self.epochs = epochs
+        self.epochs, self.metric = epochs, metric
         self.training: dict[str, int] = {}
-        self.best = max((record.mean for record in done if record.status == COMPLETE), default=0.0)
+        self.means = [record.mean for record in done if record.status == COMPLETE]
 
     def note(self) -> str:
+        """What stands beside the count."""
         epochs = list(self.training.values())
         span = "" if not epochs else f"{min(epochs)}" if min(epochs) == max(epochs) else f"{min(epochs)}-{max(epochs)}"
         under_way = f"{len(epochs)} in training (epoch {span} of {self.epochs}), " if epochs else ""
-        return f"{under_way}best val mAP {self.best:.4f}"
+        best = f"{max(self.means, key=self.metric.gain):.4f}" if self.means else "none yet"
+        return f"{under_way}best val {self.metric.title} {best}"
 
     def epoch_ended(self, key: str, epoch: int) -> None:
         """A configuration's epoch has ended, and another begins."""
@@ -35,7 +46,7 @@ class StageProgress(Progress):
     def ended(self, record: TrialRecord) -> None:
         """Counts one configuration."""
         if record.status == COMPLETE:
-            self.best = max(self.best, record.mean)
+            self.means.append(record.mean)
         self.training.pop(record.key, None)
         self.advance(1, 0)
 
@@ -45,63 +56,71 @@ def named(config: Mapping[str, Any]) -> str:
     return " / ".join(str(value) for value in config.values())
 
 
-def stage_lines(stage: Mapping[str, Any], title: str) -> list[str]:
-    """The end of a stage: what it carries on, and why."""
-    trials = stage["trials"]
-    counts = {status: sum(own["status"] == status for own in trials) for status in (STOPPED, FAILED)}
-    reused = sum(own["reused_from"] is not None for own in trials)
-    about = [f"{n} {what}" for n, what in ((counts[STOPPED], "stopped early"), (counts[FAILED], "failed"),
-                                           (reused, "known from before")) if n]  # fmt: skip
-    seeds = max((len(own["val_macro_ap"]["seeds"]) for own in trials), default=1)
-    winner = next(own for own in trials if own["key"] == stage["winner"]["key"])
-    lines = [
-        f"{title}: {len(trials)} configurations x {seeds} seeds" + (f" ({', '.join(about)})" if about else "")
-        + f", {stage['seconds']:.0f} s",
-        f"  carried on   {named(winner['config'])}: val mAP {plus_minus(winner['val_macro_ap'])}",
-    ]  # fmt: skip
-    if stage.get("published_best") is not None:
-        lines.append(f"  published     {stage['published_best']:.4f} on test (one seed, its own backbones and data)")
-    tied = [other["key"] for other in stage["winner"]["compared"] if other["tied"]]
-    if tied:
-        names = {own["key"]: named(own["config"]) for own in trials}
-        shown = "; ".join(names[key] for key in tied[:MOST_TIES])
-        lines.append(f"  tied          {len(tied)}: {shown}" + ("; ..." if len(tied) > MOST_TIES else ""))
-    lines.append(f"  why           {stage['winner']['reason']}")
-    lines += [f"  failed        {reason}" for reason in sorted({own["error"] for own in trials if own.get("error")})]
-    lines += [f"  left out      {own['reason']}" for own in stage.get("left_out", [])]
-    return [line.replace("carried on   ", "carried on    ") for line in lines]
+def stage_lines(record: StudyRecord, stage: StageRecord, of: int) -> list[str]:
+    """The end of a stage: what it carries forward, and why.
 
-
-def end_lines(record: Mapping[str, Any]) -> list[str]:
-    """The end of a study: every winner on test, beside chance and the published figures."""
-    test = record.get("test") or {"entries": []}
-    published = {stage["name"]: stage.get("published_best") for stage in record["stages"]}
-    rows = [("test", "mAP ± sd over seeds", "95 % over images", "interpolated", "chance", "published")]
-    for own in test["entries"]:
-        score = own["map"]
-        interval = "" if score["low"] is None else f"{score['low']:.4f} to {score['high']:.4f}"
-        there = published.get(own["name"])
-        rows.append(
-            (own["name"], plus_minus(score), interval, f"{own['interpolated']['mean']:.4f}", f"{own['chance']:.4f}",
-             "" if there is None else f"{there:.4f}")
-        )  # fmt: skip
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    if not test["entries"]:
-        lines = ["the samples have no test split: nothing was scored on one"]
-    if record.get("comparison"):
-        lines.append(record["comparison"]["reason"])
-    cost = record["cost"]
-    lines.append(
-        f"{cost['trained']} configurations trained, {cost['reused']} known from before, "
-        f"{cost['stopped']} stopped early: {cost['epochs']} epochs "
-        f"of {cost['epochs_without_stopping']}, {cost['seconds']:.0f} s"
+    Args:
+        of: how many stages there are.
+    """
+    title = "joint search" if stage.stage is None else f"stage {stage.stage} of {of}, {stage.name}"
+    reused = sum(own.reused_from is not None for own in stage.trials)
+    counts = (
+        (stage.count("stopped"), "stopped early"),
+        (stage.count("failed"), "failed"),
+        (reused, "known from before"),
     )
+    about = ", ".join(f"{n} {what}" for n, what in counts if n)
+    winner, metric = stage.winner, record.metric.title
+    score = "" if stage.chosen.score is None else plus_minus(stage.chosen.score)
+    rows = [("carried on", f"{named(stage.chosen.config)}: val {metric} {score}")]
+    known = record.published_stage(stage)
+    if known is not None:
+        rows.append(("published", f"{known.test_map:.4f} on test (one seed, its own backbones and data)"))
+    if winner.tied:
+        names = {own.key: named(own.config) for own in stage.trials}
+        shown = "; ".join(names[key] for key in winner.tied[:MOST_TIES])
+        rows.append(("tied", f"{len(winner.tied)}: {shown}" + ("; ..." if len(winner.tied) > MOST_TIES else "")))
+    rows.append(("why", winner.reason))
+    rows += [("failed", reason) for reason in sorted({own.error for own in stage.trials if own.error})]
+    rows += [("left out", own.reason) for own in stage.left_out]
+    return [
+        f"{title}: {len(stage.trials)} configurations x {len(record.seeds)} seeds"
+        + (f" ({about})" if about else "")
+        + f", {stage.seconds:.0f} s",
+        *(f"  {what:<13} {text}" for what, text in rows),
+    ]
+
+
+def end_lines(record: StudyRecord) -> list[str]:
+    """The end of a study: every winner on test, beside chance and the published figures."""
+    published = record.published_study
+    head = ("test", f"{record.metric.title} ± sd over seeds", "95 % over images", "interpolated", "chance", "published")
+    rows: list[tuple[str, ...]] = [head]
+    for own in record.entries:
+        low, high = own.score.low, own.score.high
+        known = None if published is None else published.stage(own.name)
+        rows.append(
+            (own.name, plus_minus(own.score), "" if low is None or high is None else f"{low:.4f} to {high:.4f}",
+             *("" if value is None else f"{value:.4f}"
+               for value in (own.interpolated, own.chance, known and known.test_map)))
+        )  # fmt: skip
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if not record.entries:
+        lines = ["the samples have no test split: nothing was scored on one"]
+    if record.comparison:
+        lines.append(record.comparison.reason)
+    if (cost := record.cost) is not None:
+        lines.append(
+            f"{cost.trained} configurations trained, {cost.reused} known from before, {cost.stopped} stopped early: "
+            f"{cost.epochs} epochs of {cost.epochs_without_stopping}, {cost.seconds:.0f} s"
+        )
     return lines
 
 
-def plus_minus(score: Mapping[str, Any]) -> str:
-    return f"{score['mean']:.4f}" + ("" if score["sd"] is None else f" ± {score['sd']:.4f}")
+def plus_minus(score: Spread) -> str:
+    """`0.3135 ± 0.0020`."""
+    return f"{score.mean:.4f}" + ("" if score.sd is None else f" ± {score.sd:.4f}")
 
 
 Say = Callable[[str], None]

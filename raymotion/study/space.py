@@ -1,13 +1,14 @@
 """What a study searches: one YAML file for each stage, and one for the joint search.
 
-A stage varies a few dotted fields of `FusionRecipe` over a grid; what it does not vary comes from the winner of the
-stage before. The joint search draws from the choices of all stages at once.
+A stage varies a few dotted fields of the recipe over a grid; what it does not vary comes from the winner of the stage
+before. The joint search draws from the choices of all stages at once.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +19,20 @@ from pydantic import Field, ValidationError, model_validator
 
 from raymotion import storage
 from raymotion.config import Settings, digest_of, load_settings, merge, read_yaml
-from raymotion.data.streams import LEVELS, STREAMS
 from raymotion.errors import InputError
 from raymotion.models.fusion.recipe import FusionRecipe
+from raymotion.published.studies import published_study
+from raymotion.study.record import JOINT, Configuration
 from raymotion.train.recipe import find_recipe
 
-# Needs neither torch nor Ray: the embedding job asks here what a study will read.
-Configuration = dict[str, Any]
+# Needs neither torch nor Ray: the embedding job asks what a study will read.
+StudyRecipe = FusionRecipe
 # A choice for each label: a list names its values by themselves, a mapping gives each a name.
 Choices = list[Any] | dict[str, Any]
-JOINT = "joint"
-# What is no choice of a study: where the data are, how long everything trains (early stopping counts in the base's
-# epochs), by what the best epoch is told (trials are compared by its mAP), and what training is done with.
+# A key of a configuration's trial, the varied fields of it, and all of its fields.
+Cell = tuple[str, Configuration, Configuration]
+# What a study cannot vary: where the data are, how long everything trains (early stopping counts in the base's
+# epochs), by which metric the best epoch is chosen (trials are compared by it), and what training is done with.
 NOT_SEARCHED = (
     "kind", "data.samples", "data.embeddings", "seed", "workers", "use_gpu", "autoscale", "failures",
     "optimiser.epochs", "select_by",
@@ -47,20 +50,14 @@ class Stopping(Settings):
     reduction_factor: float = Field(3.0, gt=1)
 
 
-class Published(Settings):
-    """A result of the public study: test mAP (0..1) of one configuration, one seed, chosen on test."""
-
-    config: dict[str, Any]
-    test_map: float = Field(ge=0, le=1)
-
-
-class Space(Settings):
+class Space(Settings, ABC):
     """What stages and the joint search share.
 
     Attributes:
         recipe: that the fields are laid over; in the first stage and the joint search.
         fixed: dotted field -> value, for this space alone.
         stopping: None trains every configuration to its end.
+        published: name of the published study whose numbers stand beside ours (a module of `raymotion.published`).
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
@@ -68,13 +65,12 @@ class Space(Settings):
     recipe: str = "fusion-emotic"
     fixed: dict[str, Any] = {}
     stopping: Stopping | None = Stopping()
-    published: list[Published] = []
-    published_best: float | None = Field(None, ge=0, le=1)
+    published: str | None = None
 
     @property
+    @abstractmethod
     def options(self) -> dict[str, Choices]:
         """Dotted field -> what it may be."""
-        raise NotImplementedError
 
     @model_validator(mode="after")
     def _says_something(self) -> Space:
@@ -87,7 +83,7 @@ class Space(Settings):
         for name in (*self.options, *self.fixed):
             # A choice of a whole group replaces all of it, so a group with such a field in it is none either.
             if any(f"{name}.".startswith(f"{own}.") or own.startswith(f"{name}.") for own in NOT_SEARCHED):
-                raise ValueError(f"{name} is no field that a study can vary")
+                raise ValueError(f"{name} is a field that a study cannot vary")
         if not self.options:
             raise ValueError("it varies nothing")
         return self
@@ -162,12 +158,18 @@ class Spaces:
 
     @property
     def all(self) -> tuple[Space, ...]:
+        """The stages and the joint search."""
         return (*self.stages, *([self.joint] if self.joint else []))
 
     @property
     def fields(self) -> list[str]:
         """Every field that any space varies, in order of first appearance."""
         return list(dict.fromkeys(name for space in self.all for name in (*space.options, *space.fixed)))
+
+    @property
+    def published(self) -> str | None:
+        """Name of the published study that the spaces repeat."""
+        return next((space.published for space in self.all if space.published), None)
 
     def only(self, names: Sequence[str] | None, *, joint: bool = True) -> Spaces:
         """The stages of these names (None: all), with the joint search or without."""
@@ -216,29 +218,32 @@ def read_spaces(folder: storage.PathLike) -> Spaces:
             stages[stage.stage] = stage
         if space.name in files or (space.name == JOINT and space is not joint):
             raise InputError(f"a space is called {space.name} already", path=file, remedy="Give it another name.")
+        if space.published:
+            published_study(space.published, where=file)
         files[space.name] = file
     if not stages:
-        raise InputError(
-            "holds no stage of a study", path=folder, remedy="Name a folder like tune_spaces/ or tune_spaces/small/."
-        )
+        raise InputError("holds no stage of a study", path=folder, remedy="Name a folder such as tune_spaces/emotic/.")
     found = Spaces(path, tuple(stages[number] for number in sorted(stages)), joint, files)
-    recipes = {space.recipe for space in found.all}
-    if len(recipes) > 1:
-        raise InputError(f"its spaces start from several recipes ({', '.join(sorted(recipes))})", path=folder)
+    for what, said in (
+        ("start from several recipes", {space.recipe for space in found.all}),
+        ("name several published studies", {space.published for space in found.all if space.published}),
+    ):
+        if len(said) > 1:
+            raise InputError(f"its spaces {what} ({', '.join(sorted(said))})", path=folder)
     return found
 
 
 def base_recipe(
     spaces: Spaces, assignments: Sequence[str] = (), options: Mapping[str, Any] | None = None
-) -> FusionRecipe:
+) -> StudyRecipe:
     """The recipe that the spaces start from, with options and `--set` laid over it."""
     path = find_recipe(spaces.all[0].recipe)
     if read_yaml(path).get("kind") != "fusion":
-        raise InputError("is no recipe of a fusion head", path=path, remedy="A study searches those: kind: fusion.")
-    return load_settings(FusionRecipe, file=path, options=options, assignments=assignments)
+        raise InputError("is not the recipe of a fusion head", path=path, remedy="A study needs `kind: fusion`.")
+    return load_settings(StudyRecipe, file=path, options=options, assignments=assignments)
 
 
-def build_recipe(base: FusionRecipe, spaces: Spaces, config: Configuration, *, where: object = None) -> FusionRecipe:
+def build_recipe(base: StudyRecipe, spaces: Spaces, config: Configuration, *, where: object = None) -> StudyRecipe:
     """`base` with the fields of `config` laid over it.
 
     Args:
@@ -255,18 +260,18 @@ def build_recipe(base: FusionRecipe, spaces: Spaces, config: Configuration, *, w
             layers = [_without(merge(*layers), name)]
         layers.append(_nested(name, value))
     try:
-        recipe = FusionRecipe.model_validate(merge(*layers))
+        recipe = StudyRecipe.model_validate(merge(*layers))
         _check_parts(recipe)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{_told(config, name)}: {first['msg']}", path=where) from error
+        raise InputError(f"{_fields(config, name)}: {first['msg']}", path=where) from error
     except InputError as error:
-        raise InputError(f"{_told(config)}: {error.reason}", path=where, remedy=error.remedy) from error
+        raise InputError(f"{_fields(config)}: {error.reason}", path=where, remedy=error.remedy) from error
     return recipe
 
 
-def check_spaces(spaces: Spaces, base: FusionRecipe) -> None:
+def check_spaces(spaces: Spaces, base: StudyRecipe) -> None:
     """Builds the recipe of every single choice, so that what no recipe takes is told before anything runs.
 
     Raises:
@@ -278,57 +283,53 @@ def check_spaces(spaces: Spaces, base: FusionRecipe) -> None:
                 build_recipe(base, spaces, {**space.fixed, name: label}, where=spaces.files[space.name])
 
 
-def embedding_needs(folder: storage.PathLike) -> dict[str, Any]:
-    """What a study over the spaces of a folder reads of the embeddings.
+def refusal(recipe: StudyRecipe) -> str | None:
+    """Why a recipe cannot be trained, though each of its parts could; None if it can."""
+    from raymotion.models.fusion.config import FusionConfig
 
-    Returns:
-        `context`, `body` and `face`: names of backbones; `levels`: of augmentation, besides none; `tokens`: whether a
-        fusion reads spatial tokens where there are any.
-    """
-    spaces = read_spaces(folder)
-    base = base_recipe(spaces)
-    check_spaces(spaces, base)
-    return needs_of(spaces, base)
+    try:  # such as a fusion of two streams where the ablation or the backbones leave one
+        FusionConfig.model_validate({**recipe.model, "dims": dict.fromkeys(recipe.backbones.chosen(), 1)})
+    except InputError as error:
+        return error.reason
+    return None
 
 
-def needs_of(spaces: Spaces, base: FusionRecipe) -> dict[str, Any]:
-    """`embedding_needs` of spaces that have been read."""
-    from raymotion.models.fusion.config import wants_tokens
-
-    fields = [*(f"backbones.{stream}" for stream in STREAMS), "augmentation", "model.fusion"]
-    start = base.model_dump(mode="json")
-    needed: dict[str, list[Any]] = {name: [] for name in fields}
-    possible = {name: [_at(start, name)] for name in fields}
-
-    def use(space: Space, own: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        varied = {name: labels_of(choices) for name, choices in space.options.items()}
-        own = {**own, **{name: [value] for name, value in space.fixed.items() if name in own}}
-        own.update({name: values for name, values in varied.items() if name in own})
-        for name in fields:
-            needed[name] += [value for value in own[name] if value not in needed[name]]
-        return own
-
-    for stage in spaces.stages:
-        possible = use(stage, possible)
-    if spaces.joint:
-        use(spaces.joint, {name: [_at(start, name)] for name in fields})
-    return {
-        **{stream: [name for name in needed[f"backbones.{stream}"] if name] for stream in STREAMS},
-        "levels": [level for level in LEVELS if level != "none" and level in needed["augmentation"]],
-        "tokens": any(
-            wants_tokens(str(name or "weighted").removesuffix("_published")) for name in needed["model.fusion"]
-        ),
-    }
+def trial_key(recipe: StudyRecipe, seeds: Sequence[int], data_fingerprint: str) -> str:
+    """16 hex digits of everything that decides a trial's result; where the data lie does not."""
+    settings = recipe.result_settings()
+    del settings["seed"]
+    settings["data"] = {
+        name: value for name, value in settings["data"].items() if f"data.{name}" not in NOT_SEARCHED
+    }  # fmt: skip
+    return digest_of({"recipe": settings, "seeds": list(seeds), "data": data_fingerprint})
 
 
-def _check_parts(recipe: FusionRecipe) -> None:
-    """What the recipe leaves to the model and the loss to judge."""
+def first_configuration(spaces: Spaces, base: StudyRecipe) -> Configuration:
+    """What the base recipe says of every field that any space varies, by label where the choices have labels."""
+    start: Configuration = {}
+    for name in spaces.fields:
+        named = [space.options[name] for space in spaces.all if isinstance(space.options.get(name), dict)]
+        labels = [label for choices in named for label in labels_of(choices)]
+        same = (label for label in labels if build_recipe(base, spaces, {name: label}) == base)
+        start[name] = next(same, value_at(base.model_dump(mode="json"), name))
+    return start
+
+
+def _check_parts(recipe: StudyRecipe) -> None:
+    """What the recipe leaves to the model and the loss to check."""
     from raymotion.learning.losses.multilabel import make_loss
     from raymotion.models.fusion.config import FusionConfig
 
     streams = recipe.backbones.chosen()
     load_settings(FusionConfig, options={**recipe.model, "dims": {stream: 8 for stream in streams}})
     make_loss(recipe.loss.name, rates=np.full(2, 0.1), samples=10, options=recipe.loss.options)
+
+
+def value_at(value: Any, name: str) -> Any:
+    """What a nested mapping says at a dotted name; None where it says nothing."""
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def _value(spaces: Spaces, name: str, label: Any) -> Any:
@@ -353,12 +354,6 @@ def _without(value: Mapping[str, Any], name: str) -> dict[str, Any]:
     return left
 
 
-def _at(value: Any, name: str) -> Any:
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
-
-
-def _told(config: Configuration, name: str = "") -> str:
+def _fields(config: Configuration, name: str = "") -> str:
     fields = {key: value for key, value in config.items() if name.startswith(key) or key.startswith(name)} or config
     return ", ".join(f"{key} = {value!r}" for key, value in fields.items())

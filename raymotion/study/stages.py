@@ -6,36 +6,57 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 import numpy as np
 
 from raymotion.batch.progress import ProgressKind
-from raymotion.data.embeddings import Embeddings
-from raymotion.errors import InputError, RunFailed
-from raymotion.models.fusion.config import FusionConfig
-from raymotion.models.fusion.recipe import FusionRecipe
-from raymotion.study.carry import Candidate, Choice, choose
-from raymotion.study.record import COMPLETE, FAILED, STOPPED, StudyFolder, TrialRecord, trial_key
+from raymotion.errors import RunFailed
+from raymotion.learning.paired import PairedGain, paired_map_gain
+from raymotion.study.cost import busy_seconds, cost, epochs_of
+from raymotion.study.data import StudyData, ids_of, without_test
+from raymotion.study.record import (
+    COMPLETE,
+    FAILED,
+    JOINT,
+    STOPPED,
+    Configuration,
+    LeftOut,
+    Spread,
+    StageRecord,
+    StudyFolder,
+    StudyRecord,
+    TrialLine,
+    TrialRecord,
+)
 from raymotion.study.search import Resources, scheduler_of, search
+from raymotion.study.select_winner import Candidate, Ties, choose, compare_joint
+from raymotion.study.settings import StudySettings
 from raymotion.study.show import Say, StageProgress, named, stage_lines
-from raymotion.study.space import JOINT, Configuration, Space, Spaces, StageSpace, Stopping, build_recipe, labels_of
-from raymotion.study.tally import busy_seconds, compare, cost, epochs_of
-from raymotion.train.fusion_data import FusionData
+from raymotion.study.space import (
+    Cell,
+    Space,
+    Spaces,
+    Stopping,
+    StudyRecipe,
+    build_recipe,
+    first_configuration,
+    labels_of,
+    refusal,
+    trial_key,
+)
 
 
 @dataclass
 class Search:
     """A study under way: what it is about, and its record."""
 
-    settings: Any
+    settings: StudySettings
     spaces: Spaces
-    base: FusionRecipe
-    data: FusionData
-    embeddings: Embeddings
+    base: StudyRecipe
+    data: StudyData
     folder: StudyFolder
-    seeds: list[int]
-    record: dict[str, Any]
+    record: StudyRecord
     say: Say
     progress: ProgressKind
     connected: bool = False
@@ -44,14 +65,22 @@ class Search:
     # Keys of the stages' winners, and of what the joint search will draw: their weights are still needed.
     keep: set[str] = field(default_factory=set)
 
-    def recipe(self, config: Configuration) -> FusionRecipe:
+    def recipe(self, config: Configuration) -> StudyRecipe:
+        """The recipe of a configuration."""
         return build_recipe(self.base, self.spaces, config)
 
-    def key(self, recipe: FusionRecipe) -> str:
-        return trial_key(recipe, self.seeds, self.data.fingerprint)
+    def cell(self, varied: Configuration, others: Configuration) -> Cell:
+        """The cell of the fields that vary, over the others."""
+        config = {**others, **varied}
+        return trial_key(self.recipe(config), self.record.seeds, self.data.fingerprint), varied, config
 
     def validation(self, key: str) -> np.ndarray:
-        return self.folder.validation(key, self.seeds)
+        """A trial's predictions on validation, (seeds, n, L)."""
+        return self.folder.validation(key, self.record.seeds, ids_of(self.data, "val"))
+
+    def has_result(self, key: str) -> bool:
+        """Whether a trial's predictions on validation are there."""
+        return self.folder.has_result(key, self.record.seeds, ids_of(self.data, "val"))
 
     @property
     def truth(self) -> np.ndarray:
@@ -59,163 +88,119 @@ class Search:
         return self.data.hard[self.data.splits["val"]]
 
     @property
-    def groups(self) -> list[str]:
-        """The image of each validation sample."""
-        return [self.data.groups[row] for row in self.data.splits["val"]]
+    def gain(self) -> Callable[[np.ndarray, np.ndarray], PairedGain]:
+        """How much better one validation prediction is than another, in the study's metric."""
+        groups = [self.data.groups[row] for row in self.data.splits["val"]]
+        return partial(paired_map_gain, self.truth, groups=groups, seed=self.base.seed)
 
 
 def run_stages(study: Search) -> None:
     """All stages that the record lacks, the joint search, and the comparison of the two."""
     record, spaces = study.record, study.spaces
-    start = first_configuration(study)
+    start = first_configuration(spaces, study.base)
     joint = _draw(study, start)
-    study.keep = {own[0] for own in joint}
+    study.keep = {key for key, _, _ in joint}
     config, incumbent = dict(start), None
-    for stage in spaces.stages:
-        done = [own for own in record["stages"] if own["name"] == stage.name]
-        if done and not study.folder.has_result(done[0]["winner"]["key"], study.seeds):
-            study.say(f"files of {stage.name}'s winner are damaged or gone: deciding the stages again from there")
-            record["stages"] = record["stages"][: record["stages"].index(done[0])]
-            record["joint"], done = None, []
-        if done:
-            known = done[0]
-        else:
-            known = _run_stage(study, stage, config, incumbent)
-            record["stages"].append(known)
-            record["cost"] = cost(study)
-            study.folder.write(record)
-            for line in stage_lines(known, f"stage {stage.stage} of {len(spaces.stages)}, {stage.name}"):
-                study.say(line)
-        config, incumbent = known["winner"]["config"], known["winner"]["key"]
+    for space in spaces.stages:
+        stage = next((own for own in record.stages if own.name == space.name), None)
+        if stage is not None and not study.has_result(stage.winner.key):
+            study.say(f"files of {space.name}'s winner are damaged or gone: deciding the stages again from there")
+            record.stages = record.stages[: record.stages.index(stage)]
+            record.joint = stage = None
+        if stage is None:
+            base = {**config, **space.fixed}
+            cells = [study.cell(varied, base) for varied in space.configurations()]
+            fixed = {name: value for name, value in base.items() if name not in space.grid}
+            stage = _run_space(study, space, cells, fixed, incumbent, study.settings.ties, number=space.stage)
+            record.stages.append(stage)
+            _write(study, stage)
+        config, incumbent = stage.winner.config, stage.winner.key
         study.keep.add(incumbent)
-        _clear(study, known)
+        _clear(study, stage)
     if spaces.joint is None:
         return
-    if record["joint"] and not study.folder.has_result(record["joint"]["winner"]["key"], study.seeds):
+    if record.joint and not study.has_result(record.joint.winner.key):
         study.say("files of the joint search's winner are damaged or gone: deciding it again")
-        record["joint"] = None
-    if record["joint"] is None:
-        count = spaces.joint.samples or len({own["key"] for stage in record["stages"] for own in stage["trials"]})
-        found = _run_joint(study, joint[:count])
-        record["joint"] = found
-        record["comparison"] = compare(study)
-        record["cost"] = cost(study)
-        study.folder.write(record)
-        for line in stage_lines(found, "joint search"):
-            study.say(line)
-    study.keep = {stage["winner"]["key"] for stage in record["stages"]} | {record["joint"]["winner"]["key"]}
-    for done in [*record["stages"], record["joint"]]:
-        _clear(study, done)
+        record.joint = None
+    if record.joint is None:
+        count = spaces.joint.samples or len({own.key for stage in record.stages for own in stage.trials})
+        # Nothing was carried in, and what is compared with the stages is the best that was found.
+        record.joint = _run_space(study, spaces.joint, joint[:count], dict(spaces.joint.fixed), None, "highest")
+        trained = [study.folder.read_trial(own.key) for own in record.joint.trials]
+        epochs = {"stages": sum(stage.epochs for stage in record.stages), JOINT: epochs_of(trained)}
+        record.comparison = compare_joint(record, study.gain, study.validation, epochs)
+        _write(study, record.joint)
+    study.keep = {part.winner.key for part in record.parts}
+    for part in record.parts:
+        _clear(study, part)
 
 
-def first_configuration(study: Search) -> Configuration:
-    """What the base recipe says of every field that any space varies, by label where the choices have labels."""
-    start: Configuration = {}
-    for name in study.spaces.fields:
-        start[name] = _label(study, name)
-    return start
+def _write(study: Search, stage: StageRecord) -> None:
+    """Writes the record that holds a new stage, and says what came out."""
+    study.record.cost = cost(study.record, study.base.optimiser.epochs)
+    study.folder.write(study.record)
+    for line in stage_lines(study.record, stage, len(study.spaces.stages)):
+        study.say(line)
 
 
-def _label(study: Search, name: str) -> Any:
-    value: Any = study.base.model_dump(mode="json")
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    for space in study.spaces.all:
-        choices = space.options.get(name)
-        if isinstance(choices, dict):
-            for label in labels_of(choices):
-                if study.recipe({name: label}) == study.base:
-                    return label
-    return value
-
-
-def _run_stage(study: Search, stage: StageSpace, config: Configuration, incumbent: str | None) -> dict[str, Any]:
-    base = {**config, **stage.fixed}
-    cells = [(study.key(study.recipe(full)), cell, full) for cell, full in _cells(stage, base)]
-    fixed = {name: value for name, value in base.items() if name not in stage.grid}
-    described = {
-        "stage": stage.stage, "name": stage.name, "title": stage.title, "varied": list(stage.grid), "fixed": fixed,
-        "grid": {name: labels_of(choices) for name, choices in stage.grid.items()},
-    }  # fmt: skip
-    return _run_space(study, stage, cells, described, incumbent, study.settings.ties)
-
-
-def _run_joint(study: Search, drawn: Sequence[tuple[str, Configuration, Configuration]]) -> dict[str, Any]:
-    space = study.spaces.joint
-    assert space is not None
-    described = {
-        "name": JOINT, "title": space.title, "varied": list(space.choices), "fixed": dict(space.fixed),
-        "grid": {name: labels_of(choices) for name, choices in space.choices.items()}, "samples": len(drawn),
-    }  # fmt: skip
-    # Nothing was carried in, and what is compared with the stages is the best that was found.
-    done = _run_space(study, space, drawn, described, None, "highest")
-    return {**done, "stopped": sum(own["status"] == STOPPED for own in done["trials"])}
-
-
-def _cells(stage: StageSpace, base: Configuration) -> list[tuple[Configuration, Configuration]]:
-    return [(cell, {**base, **cell}) for cell in stage.configurations()]
-
-
-def _draw(study: Search, start: Configuration) -> list[tuple[str, Configuration, Configuration]]:
+def _draw(study: Search, start: Configuration) -> list[Cell]:
     """What the joint search will draw at most: known before it starts, so that weights it shares can be kept."""
     space = study.spaces.joint
     if space is None:
         return []
     most = space.samples or sum(1 for stage in study.spaces.stages for _ in stage.configurations())
     base = {**start, **space.fixed}
-    cells = space.draw(most, seed=study.base.seed, refused=lambda cell: bool(refusal(study, {**base, **cell})))
-    return [(study.key(study.recipe({**base, **cell})), cell, {**base, **cell}) for cell in cells]
 
+    def refused(varied: Configuration) -> bool:
+        return bool(refusal(study.recipe({**base, **varied})))
 
-def refusal(study: Search, config: Configuration) -> str | None:
-    """Why a configuration cannot be trained, though each of its parts could; None if it can."""
-    recipe = study.recipe(config)
-    try:  # such as a fusion of two streams where the ablation or the backbones leave one
-        FusionConfig.model_validate({**recipe.model, "dims": dict.fromkeys(recipe.backbones.chosen(), 1)})
-    except InputError as error:
-        return error.reason
-    return None
+    return [study.cell(varied, base) for varied in space.draw(most, seed=study.base.seed, refused=refused)]
 
 
 def _run_space(
     study: Search,
     space: Space,
-    cells: Sequence[tuple[str, Configuration, Configuration]],
-    described: dict[str, Any],
+    cells: Sequence[Cell],
+    fixed: Configuration,
     incumbent: str | None,
-    ties: Any,
-) -> dict[str, Any]:
+    ties: Ties,
+    number: int | None = None,
+) -> StageRecord:
     """Trains what is not known yet, chooses, and gives the stage's part of the record."""
     started, began = time.monotonic(), time.time()
-    left_out = [
-        {"config": cell, "reason": f"{named(cell)}: {reason}"}
-        for _, cell, full in cells
-        if (reason := refusal(study, full))
+    refused = {key: refusal(study.recipe(full)) for key, _, full in cells}
+    left_out = [LeftOut(config=cell, reason=f"{named(cell)}: {refused[key]}") for key, cell, _ in cells if refused[key]]
+    usable = [own for own in cells if not refused[own[0]]]
+    trials = train(study, usable, space.name, space.stopping, space.title)
+    candidates = [
+        Candidate(key, trials[key].scores, study.validation(key), trials[key].parameters, named(cell), full)
+        for key, cell, full in usable
+        if trials[key].status == COMPLETE
     ]
-    usable = [own for own in cells if not refusal(study, own[2])]
-    trials = train(study, usable, space.name, space.stopping, described["title"])
-    choice = _choose(study, usable, trials, incumbent, ties)
-    configs = {key: full for key, _, full in usable}
+    metric = study.record.metric
+    winner = choose(candidates, study.gain, metric=metric, incumbent=incumbent, ties=ties)
+    lines = [_line(study, trials[key], cell, space.name) for key, cell, _ in usable]
+    lines.sort(key=lambda own: (not own.complete, 0.0 if own.mean is None else -metric.gain(own.mean), own.parameters))
     own = [trial for trial in trials.values() if trial.stage == space.name]
     # Of this stage too: what was trained of it before a kill.
     before = busy_seconds([trial for trial in own if trial.order < began])
-    published = [own.model_dump(mode="json") for own in space.published]
-    return {
-        **described,
-        "published": published,
-        "published_best": space.published_best,
-        "trials": [_told(study, trials[key], cell, space.name) for key, cell, _ in usable],
-        "left_out": left_out,
-        "winner": {**choice.to_dict(), "config": configs[choice.key]},
-        "epochs": epochs_of(own),
-        "seconds": round(before + time.monotonic() - started, 2),
-        "status": "complete",
-    }
+    return StageRecord(
+        stage=number,
+        name=space.name,
+        title=space.title,
+        grid={name: labels_of(choices) for name, choices in space.options.items()},
+        fixed=fixed,
+        trials=lines,
+        left_out=left_out,
+        winner=winner,
+        epochs=epochs_of(own),
+        seconds=round(before + time.monotonic() - started, 2),
+    )
 
 
 def train(
     study: Search,
-    cells: Sequence[tuple[str, Configuration, Configuration]],
+    cells: Sequence[Cell],
     stage: str,
     stopping: Stopping | None,
     title: str,
@@ -230,10 +215,10 @@ def train(
     known: dict[str, TrialRecord] = {}
     for key, _, _ in cells:
         record = study.folder.read_trial(key)
-        if record is not None and _counts(study, record, stage, stopping):
+        if record is not None and is_final(study, record, stage, stopping):
             known[key] = record
     specs = [
-        {"key": key, "config": cell, "stage": stage, "seeds": study.seeds,
+        {"key": key, "config": cell, "stage": stage, "seeds": study.record.seeds,
          "recipe": study.recipe(full).model_dump(mode="json")}
         for key, cell, full in cells
         if key not in known
@@ -246,14 +231,16 @@ def train(
         # Of this stage alone: what an earlier one carried in has every rung to itself at first, and would end all that
         # are a hair behind it at their fifth epoch.
         own = [record for record in known.values() if record.stage == stage]
-        scheduler = scheduler_of(stopping, study.base.optimiser.epochs, own)
+        metric = study.record.metric
+        scheduler = scheduler_of(stopping, study.base.optimiser.epochs, own, metric)
         shown = StageProgress(
-            study.progress, title=title, total=len(cells), done=list(known.values()), epochs=study.base.optimiser.epochs
-        )
+            study.progress, title=title, total=len(cells), done=list(known.values()),
+            epochs=study.base.optimiser.epochs, metric=metric,
+        )  # fmt: skip
         with shown:
             shown.waiting("starting")
             search(
-                specs, study.folder, scheduler=scheduler, resources=resources, ended=shown.ended,
+                specs, study.folder, scheduler=scheduler, resources=resources, metric=metric, ended=shown.ended,
                 epoch_ended=shown.epoch_ended,
             )  # fmt: skip
     for key in [key for key, _, _ in cells if key not in known]:
@@ -266,66 +253,48 @@ def train(
         raise RunFailed(
             f"all {len(known)} configurations of {stage} failed: "
             + "; ".join(f"{reason} ({count})" for reason, count in failed.items())
-            + ". Mend it, and say --retry-failed"
+            + ". Correct the cause, and run again with --retry-failed"
         )
     return known
 
 
-def _counts(study: Search, record: TrialRecord, stage: str, stopping: Stopping | None) -> bool:
-    """Whether a record is an end for `stage`: its trial is not run again."""
+def is_final(study: Search, record: TrialRecord, stage: str, stopping: Stopping | None) -> bool:
+    """Whether a trial has ended for good as far as `stage` is concerned, so that it is not run again."""
     if record.status == FAILED:
         return not study.settings.retry_failed
     if record.status == STOPPED:
-        # Another stage's scheduler held it against other configurations: here it is to have its chance.
+        # Another stage's scheduler stopped it among other configurations: here it is to have its chance.
         return stopping is not None and record.stage == stage
-    return record.finished and study.folder.has_result(record.key, record.seeds)
+    return record.finished and study.has_result(record.key)
 
 
 def _prepare(study: Search) -> None:
-    """Lays the data where trials find them: training and validation, and nothing of test."""
-    from raymotion.study.trial import without_test
-
+    """Writes the data where trials find them: training and validation, and nothing of test."""
     if not study.prepared:
         without_test(study.data).save(study.folder.data)
         study.prepared = True
 
 
-def _choose(
-    study: Search,
-    cells: Sequence[tuple[str, Configuration, Configuration]],
-    trials: dict[str, TrialRecord],
-    incumbent: str | None,
-    ties: Any,
-) -> Choice:
-    candidates = [
-        Candidate(key, trials[key].scores, study.validation(key), trials[key].parameters, named(cell))
-        for key, cell, _ in cells
-        if trials[key].status == COMPLETE
-    ]
-    return choose(candidates, study.truth, groups=study.groups, incumbent=incumbent, ties=ties, seed=study.base.seed)
-
-
-def _told(study: Search, trial: TrialRecord, cell: Configuration, stage: str) -> dict[str, Any]:
-    """A trial's line in study.json."""
-    from raymotion.study.score import interpolated_map, spread
+def _line(study: Search, trial: TrialRecord, cell: Configuration, stage: str) -> TrialLine:
+    from raymotion.study.score import interpolated_map
 
     complete = trial.status == COMPLETE
-    return {
-        "key": trial.key,
-        "config": cell,
-        "status": trial.status,
-        "val_macro_ap": spread(trial.scores) if trial.best else {"mean": None, "sd": None, "seeds": []},
-        "val_interpolated": {"mean": interpolated_map(study.truth, study.validation(trial.key)) if complete else None},
-        "epochs": len(trial.epochs),
-        "parameters": trial.parameters,
-        "seconds": round(trial.seconds, 2),
-        "reused_from": trial.stage if trial.stage != stage else None,
-        "error": trial.error,
-    }
+    return TrialLine(
+        key=trial.key,
+        config=cell,
+        status=trial.status,
+        score=Spread.of(trial.scores) if trial.best else None,
+        interpolated=interpolated_map(study.truth, study.validation(trial.key)) if complete else None,
+        epochs=len(trial.epochs),
+        parameters=trial.parameters,
+        seconds=round(trial.seconds, 2),
+        reused_from=trial.stage if trial.stage != stage else None,
+        error=trial.error,
+    )
 
 
-def _clear(study: Search, stage: dict[str, Any]) -> None:
-    """Removes the weights of what is not carried on."""
-    for own in stage["trials"]:
-        if own["key"] not in study.keep:
-            study.folder.drop_weights(own["key"], study.seeds)
+def _clear(study: Search, stage: StageRecord) -> None:
+    """Removes the weights of what is not carried forward."""
+    for own in stage.trials:
+        if own.key not in study.keep:
+            study.folder.drop_weights(own.key, study.record.seeds)

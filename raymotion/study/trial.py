@@ -2,90 +2,55 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save
-from safetensors.torch import save as save_tensors
+from safetensors.torch import load, save
 
-from raymotion.config import digest_of
 from raymotion.errors import RaymotionError
-from raymotion.models.fusion.recipe import FusionRecipe
-from raymotion.study.record import COMPLETE, FAILED, StudyFolder, TrialRecord, machine_fault
-from raymotion.train.fusion_data import FusionData
+from raymotion.study.data import StudyData, ids_of
+from raymotion.study.record import (
+    MACRO_AP,
+    BestEpoch,
+    Epoch,
+    Metric,
+    StudyFolder,
+    TrialRecord,
+    TrialStatus,
+    machine_fault,
+)
+from raymotion.study.space import StudyRecipe
 from raymotion.train.loop import Run, Workers
 from raymotion.train.task import task_of
 
-# The data of the study that this process works for: mapped once, with what tasks have computed of them.
-_loaded: dict[str, FusionData] = {}
 
-
-def study_data(folder: str) -> FusionData:
-    """The data in `folder`, loaded once in a process."""
-    if folder not in _loaded:
-        _loaded.clear()
-        _loaded[folder] = FusionData.load(folder)
-    return _loaded[folder]
-
-
-def without_test(data: FusionData) -> FusionData:
-    """`data` as trials see them: no sample of the test split, no label of it, not its size.
-
-    The public study's every choice agrees with its test scores (emotic_study.md 13.2). Here a trial could not read the
-    test split if it tried.
-    """
-    keep = np.sort(np.concatenate([data.splits["train"], data.splits["val"]]))
-    place = np.full(len(data.sample_ids), -1, dtype=np.int64)
-    place[keep] = np.arange(len(keep))
-    return FusionData(
-        sample_ids=[data.sample_ids[row] for row in keep],
-        groups=[data.groups[row] for row in keep],
-        splits={
-            "train": place[data.splits["train"]],
-            "val": place[data.splits["val"]],
-            "test": np.zeros(0, dtype=np.int64),
-        },
-        hard=data.hard[keep],
-        soft=data.soft[keep],
-        vad=data.vad[keep],
-        vocabulary=data.vocabulary,
-        folders=data.folders,
-        rows=data.rows[keep],
-        counts=data.counts,
-        name=data.name,
-        fingerprint=data.fingerprint,
-        opened=data.opened,
-    )
-
-
-class Configuration:
+class Trial:
     """A configuration in training; `step` until `finished`.
 
-    Its record is written when it begins, when it ends and, for a look at it, nowhere between: an unfinished trial
-    starts anew.
+    Its record is written when it begins and when it ends: an unfinished trial starts anew.
 
     Args:
         spec: key, config, recipe, seeds and stage of the trial, and the study's folder.
         data: as `without_test` gives them.
+        metric: of validation, which chooses the epoch.
     """
 
-    def __init__(self, spec: Mapping[str, Any], data: FusionData, *, device: str = "cpu") -> None:
-        self.folder = StudyFolder(spec["study"])
+    def __init__(
+        self, spec: Mapping[str, Any], data: StudyData, *, metric: Metric = MACRO_AP, device: str = "cpu"
+    ) -> None:
+        self.folder, self.metric, self.data = StudyFolder(spec["study"]), f"val_{metric.name}", data
         before = self.folder.read_trial(spec["key"])
         self.record = TrialRecord(
-            spec["key"], dict(spec["config"]), list(spec["seeds"]), stage=spec["stage"],
+            key=spec["key"], config=dict(spec["config"]), seeds=list(spec["seeds"]), stage=spec["stage"],
             attempts=(before.attempts if before else 0) + 1,
-            sample_ids=digest_of([data.sample_ids[row] for row in data.splits["val"]]),
         )  # fmt: skip
         self.folder.write_trial(self.record, durable=False)
         self.runs: list[Run] = []
         started = time.monotonic()
         try:
-            recipe = FusionRecipe.model_validate(spec["recipe"])
+            recipe = StudyRecipe.model_validate(spec["recipe"])
             for seed in self.record.seeds:
                 task = task_of(recipe.model_copy(update={"seed": seed}), data)
                 self.runs.append(Run(task, workers=Workers(device=device)))
@@ -96,14 +61,15 @@ class Configuration:
 
     @property
     def finished(self) -> bool:
+        """Whether it came to an end."""
         return self.record.finished
 
     def step(self) -> dict[str, Any]:
         """Trains each seed that still improves for one epoch.
 
         Returns:
-            `epoch`, `val_macro_ap` (mean over the seeds of the best epoch so far), `finished`, and `record`, the
-            trial's as JSON. A failure is told in the record and finishes the trial.
+            `epoch`, `score` (mean over the seeds of the best epoch so far), `finished`, and `record`, the trial's as
+            JSON. A failure is told in the record and finishes the trial.
         """
         if not self.finished:
             started = time.monotonic()
@@ -117,11 +83,12 @@ class Configuration:
                 self._fail(error)
         record = self.record
         return {
-            "epoch": len(record.epochs), "val_macro_ap": record.mean if record.best else 0.0,
-            "finished": self.finished, "record": json.dumps(asdict(record)),
+            "epoch": len(record.epochs), "score": record.mean if record.best else 0.0,
+            "finished": self.finished, "record": record.model_dump_json(),
         }  # fmt: skip
 
     def close(self) -> None:
+        """Frees what training holds."""
         for run in self.runs:
             run.close()
         self.runs = []
@@ -132,36 +99,50 @@ class Configuration:
         def column(name: str) -> list[float | None]:
             return [None if line is None else float(line[name]) for line in lines]
 
-        self.record.epochs.append(
-            {"epoch": len(self.record.epochs) + 1}
-            | {name: column(name) for name in ("val_macro_ap", "val_bce", "train_loss")}
-        )
         self.record.best = [
-            {
-                "epoch": run.state.best_epoch,
-                "val_macro_ap": float(run.state.history[run.state.best_epoch - 1]["val_macro_ap"]),
-            }
+            BestEpoch(epoch=run.state.best_epoch, score=float(run.state.history[run.state.best_epoch - 1][self.metric]))
             for run in self.runs
         ]
-        self.record.epochs[-1]["score"] = self.record.mean
+        self.record.epochs.append(
+            Epoch(
+                epoch=len(self.record.epochs) + 1,
+                score=column(self.metric),
+                train_loss=column("train_loss"),
+                best=self.record.mean,
+            )
+        )
 
     def _complete(self) -> None:
         """Files first, then the record that says they are there; only then does Tune hear of the end."""
-        for seed, run in zip(self.record.seeds, self.runs, strict=True):
+        record = self.record
+        for seed, run in zip(record.seeds, self.runs, strict=True):
             assert run.best_probabilities is not None
-            labels = run.best_probabilities[:, : len(run.task.data.vocabulary)]
-            answers = save({"val": np.ascontiguousarray(labels)}, metadata={"sample_ids": self.record.sample_ids})
-            self.folder.write_file(self.record, f"seed-{seed}.safetensors", answers)
-            self.folder.write_file(self.record, f"seed-{seed}.weights.safetensors", save_tensors(run.best_weights))
-        self._end(COMPLETE)
+            labels = run.best_probabilities[:, : len(self.data.vocabulary)]
+            ids = ids_of(self.data, "val")
+            record.files |= self.folder.write_predictions(record.key, "val", seed, ids, labels)
+            record.files |= self.folder.write_weights(record.key, seed, save(run.best_weights))
+        self._end("complete")
 
     def _fail(self, error: Exception) -> None:
         if machine_fault(error, self.folder.path) is not None:
             raise error
         text = (str(error).strip().splitlines() or [""])[0]
-        self._end(FAILED, text if isinstance(error, RaymotionError) else f"{type(error).__name__}: {text}")
+        self._end("failed", text if isinstance(error, RaymotionError) else f"{type(error).__name__}: {text}")
 
-    def _end(self, status: str, error: str | None = None) -> None:
+    def _end(self, status: TrialStatus, error: str | None = None) -> None:
         self.record.status, self.record.error, self.record.order = status, error, time.time()
         self.folder.write_trial(self.record)
         self.close()
+
+
+def predict_test(
+    folder: StudyFolder, key: str, recipe: StudyRecipe, seeds: Sequence[int], data: StudyData
+) -> np.ndarray:
+    """Test probabilities (seeds, n, L) of a trial, with the weights of each seed's best epoch."""
+    found = []
+    for seed in seeds:
+        run = Run(task_of(recipe.model_copy(update={"seed": seed}), data), workers=Workers())
+        run.best_weights = load(folder.weights(key, seed))
+        found.append(run.predict("test")[:, : len(data.vocabulary)])
+        run.close()
+    return np.stack(found)

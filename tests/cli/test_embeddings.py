@@ -63,7 +63,7 @@ def test_options_become_features(table: Path, tmp_path: Path, runner: Callable[.
     assert done.code == 0, done.err
     assert "6 persons: 3 images, 6 bodies" in done.out and "ratio 1.000" in done.out
     assert "context/test_vit: 64 numbers, and 4 tokens of 64; rows x views: none 3 x 1, full 1 x 3" in done.out
-    assert "RANDOM WEIGHTS" in done.out and f"study run tune_spaces/ --embeddings {out}" in done.out
+    assert "RANDOM WEIGHTS" in done.out and f"study run tune_spaces/emotic/ --embeddings {out}" in done.out
     assert "samples/s" in done.out and len(done.out.splitlines()) < 12
     found = Embeddings(out, cache=str(tmp_path / "cache"))
     assert found.backbones["test_vit"]["weights"] == "random:9" and found.backbones["test_vit"]["size"] == 48
@@ -79,8 +79,8 @@ def test_options_become_features(table: Path, tmp_path: Path, runner: Callable[.
 
 
 def test_a_study_names_what_it_needs(table: Path, tmp_path: Path, runner: Callable[..., Any]) -> None:
-    spaces = Path(__file__).resolve().parents[2] / "tune_spaces" / "small"
-    from raymotion.study.space import embedding_needs
+    spaces = Path(__file__).resolve().parents[2] / "tune_spaces" / "emotic-small"
+    from raymotion.study.features import embedding_needs
 
     needs = embedding_needs(spaces)
     done = runner("features", "embeddings", table, "--out", tmp_path / "e", "--study", spaces, "--size", "large")

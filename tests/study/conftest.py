@@ -85,7 +85,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "stage1.yaml": {
         "stage": 1, "name": "backbones", "title": "Backbones", "recipe": "RECIPE",
         "grid": {"backbones.context": ["poor", "good"], "backbones.body": ["good"]},
-        "published_best": 0.3135,
+        "published": "emotic_study",
     },
     "stage2.yaml": {
         "stage": 2, "name": "fusion", "title": "Fusion", "recipe": "RECIPE",

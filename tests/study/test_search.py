@@ -15,8 +15,8 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from raymotion.cli.study import run
 from raymotion.errors import InputError
-from raymotion.study.record import COMPLETE, STOPPED, TrialRecord
-from raymotion.study.search import METRIC, ConfigurationTrainable, EndOnFault, Resources, scheduler_of
+from raymotion.study.record import COMPLETE, STOPPED, Epoch, TrialRecord
+from raymotion.study.search import SCORE, EndOnFault, Resources, TrialTrainable, scheduler_of
 from raymotion.study.space import Stopping
 
 EPOCHS = 9
@@ -31,14 +31,14 @@ def live(scheduler: Any, name: str, curve: list[float], order: int) -> TrialReco
     """Runs a trial against a scheduler as Tune does; returns its record."""
     trial = Told(name)
     scheduler.on_trial_add(None, trial)
-    record = TrialRecord(name, {}, [0], order=order, status=COMPLETE)
+    record = TrialRecord(key=name, config={}, seeds=[0], order=order, status="complete")
     best = 0.0
     for epoch, value in enumerate(curve, 1):
         best = max(best, value)
-        record.epochs.append({"epoch": epoch, "score": best, "val_macro_ap": [value]})
-        result = {"epoch": epoch, METRIC: best}
+        record.epochs.append(Epoch(epoch=epoch, best=best, score=[value], train_loss=[0.0]))
+        result = {"epoch": epoch, SCORE: best}
         if epoch < len(curve) and scheduler.on_trial_result(None, trial, result) == "STOP":
-            record.status = STOPPED
+            record.status = "stopped"
             break
     scheduler.on_trial_complete(None, trial, result)
     return record
@@ -66,8 +66,8 @@ def test_replayed_trials_count_as_if_they_had_just_run(
 
 
 def test_a_bad_start_is_stopped_by_what_earlier_runs_did() -> None:
-    lines = [{"epoch": epoch, "score": 0.5} for epoch in range(1, EPOCHS + 1)]
-    good = [TrialRecord(f"g{i}", {}, [0], status=COMPLETE, order=i, epochs=lines) for i in range(4)]
+    lines = [Epoch(epoch=epoch, best=0.5, score=[0.5], train_loss=[0.0]) for epoch in range(1, EPOCHS + 1)]
+    good = [TrialRecord(key=f"g{i}", config={}, seeds=[0], status="complete", order=i, epochs=lines) for i in range(4)]
     assert live(scheduler_of(Stopping(grace_epochs=2), EPOCHS, good), "bad", [0.1] * EPOCHS, 9).status == STOPPED
     assert live(scheduler_of(Stopping(grace_epochs=2), EPOCHS), "bad", [0.1] * EPOCHS, 9).status == COMPLETE
 
@@ -96,10 +96,10 @@ def test_a_fault_of_the_machine_ends_the_search_and_no_trial() -> None:
     def full() -> None:
         raise OSError(28, "No space left on device")
 
-    trainable = object.__new__(ConfigurationTrainable)
+    trainable = object.__new__(TrialTrainable)
     trainable.spec, trainable.current = {"study": "/study"}, SimpleNamespace(step=full)
     result = trainable.step()
     assert result["done"] and result["fault"].startswith("/study: no space left on the device")
     stopper = EndOnFault()
-    assert not stopper("a", {METRIC: 0.5}) and not stopper.stop_all()
+    assert not stopper("a", {SCORE: 0.5}) and not stopper.stop_all()
     assert stopper("a", result) and stopper.stop_all() and stopper.fault == result["fault"]

@@ -14,17 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raymotion.errors import InputError
-from raymotion.study.space import (
-    JointSpace,
-    base_recipe,
-    build_recipe,
-    check_spaces,
-    embedding_needs,
-    read_spaces,
-)
+from raymotion.published.studies import published_study
+from raymotion.study.features import embedding_needs
+from raymotion.study.space import JointSpace, base_recipe, build_recipe, check_spaces, read_spaces
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SHIPPED = [REPOSITORY / "tune_spaces", REPOSITORY / "tune_spaces" / "small"]
+SHIPPED = [REPOSITORY / "tune_spaces" / "emotic", REPOSITORY / "tune_spaces" / "emotic-small"]
 SPACE = {"stage": 1, "name": "one", "title": "One", "grid": {"model.fusion": ["simple", "weighted"]}}
 
 
@@ -35,7 +30,7 @@ def test_the_shipped_grids_are_those_of_the_public_study(folder: Path) -> None:
     check_spaces(spaces, base_recipe(spaces))
     assert [len(list(stage.configurations())) for stage in spaces.stages] == [18, 10, 6, 3, 3]
     assert [stage.name for stage in spaces.stages] == ["backbones", "fusion", "loss", "augmentation", "resampling"]
-    assert [stage.published_best for stage in spaces.stages] == [0.3135, 0.3139, 0.3139, 0.3173, 0.32]
+    assert {stage.published for stage in spaces.stages} == {spaces.published} == {"emotic_study"}
     assert spaces.joint is not None
     varied = {name for stage in spaces.stages for name in stage.grid}
     assert set(spaces.joint.choices) == varied
@@ -45,11 +40,12 @@ def test_the_shipped_grids_are_those_of_the_public_study(folder: Path) -> None:
 
 
 def test_every_published_result_belongs_to_a_cell_of_its_grid() -> None:
+    published = published_study("emotic_study")
     for stage in read_spaces(SHIPPED[0]).stages:
-        cells = list(stage.configurations())
-        assert stage.published and all(own.config in cells for own in stage.published), stage.name
-        assert max(own.test_map for own in stage.published) == stage.published_best
-    assert [len(stage.published) for stage in read_spaces(SHIPPED[0]).stages] == [18, 10, 6, 3, 2]
+        known, cells = published.stage(stage.name), list(stage.configurations())
+        assert known is not None and all(cell in cells for cell, _ in known.cells), stage.name
+        assert max(score for _, score in known.cells) == known.test_map
+    assert [len(stage.cells) for stage in published.stages] == [18, 10, 6, 3, 2]
 
 
 def test_what_the_embeddings_must_hold_is_told_without_torch_or_ray() -> None:
@@ -58,7 +54,7 @@ def test_what_the_embeddings_must_hold_is_told_without_torch_or_ray() -> None:
         "face": ["efficientnet_b7", "mobilenet_v3"], "levels": ["basic", "full"], "tokens": True,
     }  # fmt: skip
     code = (
-        "import sys; from raymotion.study.space import embedding_needs; embedding_needs(sys.argv[1]);"
+        "import sys; from raymotion.study.features import embedding_needs; embedding_needs(sys.argv[1]);"
         "print([name for name in ('torch', 'ray', 'timm', 'sklearn', 'imblearn', 'pandas') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(SHIPPED[1])], capture_output=True, text=True, check=True)
@@ -87,14 +83,15 @@ def test_a_choice_of_a_group_replaces_the_group(write_spaces: Callable[..., str]
         ({"grid": {"model.fusion": []}}, r"s\.yaml: model\.fusion has no choices|s\.yaml: .*has no choices"),
         ({"grid": {"model.fusion": ["simple", "simple"]}}, r"s\.yaml: .*names a choice twice"),
         ({"grid": {}}, r"s\.yaml: .*varies nothing"),
-        ({"grid": {"seed": [0, 1]}}, r"s\.yaml: .*seed is no field that a study can vary"),
-        ({"grid": {"optimiser.epochs": [20, 40]}}, r"s\.yaml: .*optimiser\.epochs is no field"),
-        ({"grid": {"optimiser": {"long": {"epochs": 40}}}}, r"s\.yaml: .*optimiser is no field"),
-        ({"fixed": {"select_by": "bce"}}, r"s\.yaml: .*select_by is no field"),
-        ({"grid": {"data.samples": ["a"]}}, r"s\.yaml: .*data\.samples is no field"),
+        ({"grid": {"seed": [0, 1]}}, r"s\.yaml: .*seed is a field that a study cannot vary"),
+        ({"grid": {"optimiser.epochs": [20, 40]}}, r"s\.yaml: .*optimiser\.epochs is a field that"),
+        ({"grid": {"optimiser": {"long": {"epochs": 40}}}}, r"s\.yaml: .*optimiser is a field that"),
+        ({"fixed": {"select_by": "bce"}}, r"s\.yaml: .*select_by is a field that"),
+        ({"grid": {"data.samples": ["a"]}}, r"s\.yaml: .*data\.samples is a field that"),
         ({"gird": {}}, r"s\.yaml: there is no setting gird"),
         ({"stopping": {"reduction_factor": 1}}, r"s\.yaml: .*reduction_factor"),
-        ({"published": [{"config": {}, "test_map": 31.35}]}, r"s\.yaml: .*test_map"),
+        ({"published": "no_such"}, r"s\.yaml: there is no published study 'no_such'"),
+        ({"published": "../x"}, r"s\.yaml: there is no published study"),
         ({"name": "Not/a name"}, r"s\.yaml: .*name"),
     ],
 )  # fmt: skip

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import html
+import io
 import json
 import os
 import shlex
@@ -19,9 +22,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 
 from raymotion import records, storage
 from raymotion.batch.cluster import connect
+from raymotion.cli.study_report import report
 from raymotion.data.embedding_layout import FeatureKey
 from raymotion.data.samples import read_samples, vocabulary_of, write_samples
 from raymotion.data.streams import LEVELS, STREAMS
@@ -30,11 +35,14 @@ from raymotion.folders import lock as folder_lock
 from raymotion.folders.owner import Owner
 from raymotion.learning.paired import paired_map_gain
 from raymotion.models.fusion.recipe import FusionRecipe
-from raymotion.study.record import StudyFolder, TrialRecord
-from raymotion.study.run import StudySettings, require_features, run_study
-from raymotion.study.space import Stopping, base_recipe, needs_of, read_spaces
-from raymotion.study.stages import _counts
-from raymotion.train.fusion_data import FusionData, prepare_fusion
+from raymotion.published.metrics import from_text
+from raymotion.study.data import StudyData, ids_of, prepare
+from raymotion.study.features import needs_of, require_features
+from raymotion.study.record import JOINT, StudyFolder, StudyRecord, TrialRecord
+from raymotion.study.run import run_study
+from raymotion.study.settings import StudySettings
+from raymotion.study.space import Stopping, base_recipe, read_spaces
+from raymotion.study.stages import is_final
 
 pytestmark = pytest.mark.timeout(400)  # on a busy machine Ray and its actors take a minute to start
 
@@ -61,14 +69,14 @@ def settings(place: Path, out: Path, **changes: Any) -> StudySettings:
 
 
 @pytest.fixture(scope="module")
-def finished(place: Path, ray_local: Any) -> tuple[Path, dict[str, Any], list[str]]:
+def finished(place: Path, ray_local: Any) -> tuple[Path, StudyRecord, list[str]]:
     lines: list[str] = []
     record = run_study(settings(place, place / "out"), say=lines.append)
     return place / "out", record, lines
 
 
-def data_of(place: Path) -> FusionData:
-    return prepare_fusion(
+def data_of(place: Path) -> StudyData:
+    return prepare(
         FusionRecipe.model_validate(
             {"data": {"samples": str(place / "samples.parquet"), "embeddings": [str(place / "embeddings")]}}
         )
@@ -84,109 +92,135 @@ def trials(out: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-def test_a_study_leaves_its_whole_record(finished: tuple[Path, dict[str, Any], list[str]], place: Path) -> None:
+def test_a_study_leaves_its_whole_record(finished: tuple[Path, StudyRecord, list[str]], place: Path) -> None:
     out, record, lines = finished
-    assert records.read_record(out / "study.json") == json.loads(json.dumps(record))
-    assert record["status"] == "complete" and record["seeds"] == [0, 1]
-    assert [stage["name"] for stage in record["stages"]] == ["backbones", "loss"]
-    assert [len(stage["trials"]) for stage in record["stages"]] == [2, 3] and len(record["joint"]["trials"]) == 4
-    winners = [stage["winner"] for stage in record["stages"]]
-    assert winners[0]["config"]["backbones.context"] == "good", "noise was carried on"
+    assert StudyFolder(out).require() == record and record.joint is not None and record.cost is not None
+    assert record.status == "complete" and record.seeds == [0, 1] and record.published == "emotic_study"
+    assert [stage.name for stage in record.stages] == ["backbones", "loss"]
+    assert [len(stage.trials) for stage in record.stages] == [2, 3] and len(record.joint.trials) == 4
+    winners = [stage.winner for stage in record.stages]
+    assert winners[0].config["backbones.context"] == "good", "noise was carried on"
     # The control of a stage is the winner of the one before, and is not trained again.
-    for before, stage in zip(record["stages"], record["stages"][1:], strict=False):
-        control = next(own for own in stage["trials"] if own["key"] == before["winner"]["key"])
-        assert control["reused_from"] == "backbones" and stage["winner"]["incumbent"] == control["key"]
-        assert stage["fixed"].items() <= before["winner"]["config"].items()
-    cost = record["cost"]
-    assert cost["trials"] == 9 and cost["trained"] + cost["reused"] == 9 and cost["trained"] == len(trials(out))
-    assert cost["epochs"] <= cost["epochs_without_stopping"] == cost["trained"] * 2 * 3
+    for before, stage in pairwise(record.stages):
+        control = next(own for own in stage.trials if own.key == before.winner.key)
+        assert control.reused_from == "backbones" and stage.winner.incumbent == control.key
+        assert stage.fixed.items() <= before.winner.config.items()
+    cost = record.cost
+    assert cost.trials == 9 and cost.trained + cost.reused == 9 and cost.trained == len(trials(out))
+    assert cost.epochs <= cost.epochs_without_stopping == cost.trained * 2 * 3
     assert all(attempts == 1 for attempts, _ in trials(out).values())
     # Weights are kept of what was carried on, and of nothing else; probabilities of every trial that was completed.
     kept = {path.parent.name for path in out.glob("trials/*/*.weights.safetensors")}
-    assert kept == {winner["key"] for winner in [*winners, record["joint"]["winner"]]}
+    assert kept == {part.winner.key for part in record.parts}
     assert not (out / ".data").exists() and not (out / ".tune").exists()
     assert any("carried on" in line for line in lines) and any(line.startswith("joint search") for line in lines)
     assert not any("\n" in line for line in lines)
 
 
 def test_choices_and_comparison_follow_from_validation(
-    finished: tuple[Path, dict[str, Any], list[str]], place: Path
+    finished: tuple[Path, StudyRecord, list[str]], place: Path
 ) -> None:
     """Each number of the record again, from the probabilities that the trials left."""
     out, record, _ = finished
     data, folder = data_of(place), StudyFolder(out)
     rows = data.splits["val"]
     truth, groups = data.hard[rows], [data.groups[row] for row in rows]
-    for stage in record["stages"]:
-        scores = {own["key"]: own["val_macro_ap"]["mean"] for own in stage["trials"] if own["status"] == "complete"}
-        leader = max(scores, key=lambda key: scores[key])
-        assert stage["winner"]["leader"] == leader
-        for other in stage["winner"]["compared"]:
-            gain = paired_map_gain(
-                truth, folder.validation(leader, [0, 1]), folder.validation(other["key"], [0, 1]), groups=groups
-            )
-            assert (other["difference"], other["low"]) == (pytest.approx(gain.value), pytest.approx(gain.low))
-            assert other["difference"] == pytest.approx(scores[leader] - scores[other["key"]], abs=1e-6)
-            pooled = [np.var(own["val_macro_ap"]["seeds"], ddof=1) for own in stage["trials"] if own["key"] in scores]
+    ids = [data.sample_ids[row] for row in rows]
+    for stage in record.stages:
+        spreads = {own.key: own.score for own in stage.complete if own.score}
+        leader = max(spreads, key=lambda key: spreads[key].mean)
+        assert stage.winner.leader == leader == stage.trials[0].key
+        for other in stage.winner.compared:
+            one, two = (folder.validation(key, [0, 1], ids) for key in (leader, other.key))
+            gain = paired_map_gain(truth, one, two, groups=groups)
+            assert (other.difference, other.low) == (pytest.approx(gain.value), pytest.approx(gain.low))
+            assert other.difference == pytest.approx(spreads[leader].mean - spreads[other.key].mean, abs=1e-6)
+            pooled = [np.var(own.seeds, ddof=1) for own in spreads.values()]
             noise = 2 * np.sqrt(np.mean(pooled))  # of two seeds: sqrt(2 / 2)
-            assert other["tied"] == (not other["low"] > 0 or other["difference"] <= noise)
-        assert stage["winner"]["key"] in {leader, stage["winner"]["incumbent"]} | {
-            other["key"] for other in stage["winner"]["compared"] if other["tied"]
-        }
-    compared = record["comparison"]
-    assert compared["carried"]["key"] == record["stages"][-1]["winner"]["key"]
-    known = [own for stage in record["stages"] for own in stage["trials"] if own["status"] == "complete"]
-    assert compared["staged_key"] == max(known, key=lambda own: own["val_macro_ap"]["mean"])["key"]
-    assert compared["low"] <= compared["difference"] <= compared["high"] or compared["difference"] == 0
+            assert other.tied == (not other.low > 0 or other.difference <= noise)
+        assert stage.winner.key in {leader, stage.winner.incumbent, *stage.winner.tied}
+    compared = record.comparison
+    assert compared is not None and compared.carried.key == record.stages[-1].winner.key
+    known = {own.key: own.score.mean for stage in record.stages for own in stage.complete if own.score}
+    assert compared.gap.key == max(known, key=lambda key: known[key])
+    assert compared.gap.low <= compared.gap.difference <= compared.gap.high or compared.gap.difference == 0
 
 
 def test_test_is_scored_once_at_the_end_for_every_winner(
-    finished: tuple[Path, dict[str, Any], list[str]], place: Path
+    finished: tuple[Path, StudyRecord, list[str]], place: Path
 ) -> None:
     """Defect 13.2. Chance stands beside every score, and all that comes before the end knows nothing of test."""
     _, record, _ = finished
     data = data_of(place)
-    entries = record["test"]["entries"]
-    assert [own["name"] for own in entries] == ["backbones", "loss", "joint"]
-    for own in entries:
-        assert own["chance"] == pytest.approx(data.hard[data.splits["test"]].mean(axis=0).mean())
-        assert own["map"]["low"] < own["map"]["mean"] < own["map"]["high"] and len(own["map"]["seeds"]) == 2
-        assert len(own["per_class"]) == 5
-    same = {own["key"]: own["map"] for own in entries}
-    assert all(own["map"] == same[own["key"]] for own in entries)
-    assert "test" not in json.dumps([record["stages"], record["joint"], record["comparison"]])
+    assert [own.name for own in record.entries] == ["backbones", "loss", JOINT]
+    for own in record.entries:
+        assert own.chance == pytest.approx(data.hard[data.splits["test"]].mean(axis=0).mean())
+        assert own.score.low is not None and own.score.high is not None
+        assert own.score.low < own.score.mean < own.score.high and len(own.score.seeds) == 2
+        assert len(own.per_class) == 5
+        found = [StudyFolder(finished[0]).predictions(own.key, "test", seed, own.files) for seed in record.seeds]
+        assert all(predictions.sample_ids == ids_of(data, "test") for predictions in found)
+    same = {own.key: own.score for own in record.entries}
+    assert all(own.score == same[own.key] for own in record.entries)
+    assert "test" not in record.model_dump_json(include={"stages", "joint", "comparison"})
 
 
-def test_the_winner_is_a_recipe_that_can_be_trained(finished: tuple[Path, dict[str, Any], list[str]]) -> None:
+def test_the_winner_is_a_recipe_that_can_be_trained(finished: tuple[Path, StudyRecord, list[str]]) -> None:
     from raymotion.train.recipe import load_recipe
 
     out, record, _ = finished
     recipe = load_recipe(str(out / "winner.yaml"))
     assert isinstance(recipe, FusionRecipe)
-    assert recipe.loss.name == record["stages"][-1]["winner"]["config"]["loss.name"]
+    assert recipe.loss.name == record.stages[-1].winner.config["loss.name"]
+
+
+def test_the_report_of_a_real_study_says_what_its_record_says(
+    finished: tuple[Path, StudyRecord, list[str]], tmp_path: Path
+) -> None:
+    """Page and CSV, from the command, against the numbers in study.json."""
+    out, record, _ = finished
+    result = CliRunner().invoke(report, [str(out), "--out", str(tmp_path / "report")])
+    assert result.exit_code == 0, result.output
+    page = html.unescape((tmp_path / "report" / "index.html").read_text())
+
+    def rows(name: str) -> list[dict[str, str]]:
+        return list(csv.DictReader(io.StringIO((tmp_path / "report" / name).read_text())))
+
+    for stage, row in zip(record.parts, rows("stages.csv"), strict=True):
+        entry, score = record.on_test(stage), stage.chosen.score
+        assert entry is not None and score is not None
+        assert (row["stage"], row["key"]) == (stage.name, stage.winner.key)
+        assert (float(row["val_score"]), float(row["test_score"])) == (score.mean, entry.score.mean)
+        assert f"{score.mean:.4f} ± {score.sd:.4f}" in page
+        assert f"{entry.score.mean:.4f} ± {entry.score.sd:.4f}" in page
+    for number, stage in enumerate(record.stages, 1):
+        found = rows(f"stage-{number}-{stage.name}.csv")
+        assert [row["key"] for row in found] == [own.key for own in stage.trials] and stage.winner.reason in page
+        for row, own in zip(found, stage.trials, strict=True):
+            assert {name: row[name] for name in stage.varied} == own.config and row["status"] == own.status
+            assert own.score is None or [float(one) for one in row["val_score_seeds"].split()] == own.score.seeds
+            gap = stage.behind(own.key)
+            assert row["leader_gain"] == ("" if gap is None else repr(gap.difference))
+    final = record.final
+    assert final is not None and record.comparison is not None and record.comparison.reason in page
+    assert [float(row["ap"]) for row in rows("per_class.csv")] == [own.ap for own in final.per_class]
+    # Measured again by the report, from the kept predictions and the sample table.
+    metrics = from_text((tmp_path / "report" / "evaluation_metrics.txt").read_text())
+    assert metrics.mean_ap == pytest.approx(final.score.mean, abs=1e-4)
+    assert "NOT THE EMOTIC DATA SET" in page and "which emotions go together" in page.lower()
 
 
 @pytest.mark.slow
 def test_no_finished_trial_runs_again_after_a_kill_in_the_last_stage(
-    finished: tuple[Path, dict[str, Any], list[str]], place: Path, tmp_path: Path
+    finished: tuple[Path, StudyRecord, list[str]], place: Path, tmp_path: Path
 ) -> None:
     """What `kill -9` leaves: a stage in the record, one trial of the next under way, one not begun."""
     out = tmp_path / "out"
     shutil.copytree(finished[0], out)
-    record = records.read_record(out / "study.json")
-    last = [own["key"] for own in record["stages"][1]["trials"] if own["reused_from"] is None]
-    running, unknown = last[0], last[1]
-    records.write_twice(
-        out / "study.json",
-        {
-            **record,
-            "status": "running",
-            "stages": record["stages"][:1],
-            "joint": None,
-            "comparison": None,
-            "test": None,
-        },
-    )
+    record = StudyFolder(out).require()
+    running, unknown = [own.key for own in record.stages[1].trials if own.reused_from is None][:2]
+    cut = {"status": "running", "stages": record.stages[:1], "joint": None, "comparison": None, "test": None}
+    StudyFolder(out).write(record.model_copy(update=cut))
     path = out / "trials" / running / "trial.json"
     records.write_record(path, {**records.read_record(path), "status": "running", "epochs": [], "best": []})
     shutil.rmtree(out / "trials" / unknown)
@@ -197,19 +231,19 @@ def test_no_finished_trial_runs_again_after_a_kill_in_the_last_stage(
     after = trials(out)
     assert {key: after[key] for key in before} == before, "a finished trial ran again"
     assert after[running][0] == 2 and after[unknown][0] == 1
-    assert [own["key"] for own in again["stages"][1]["trials"]] == [own["key"] for own in record["stages"][1]["trials"]]
-    assert again["stages"][1]["winner"]["key"] == record["stages"][1]["winner"]["key"]
-    maps = [own["map"]["mean"] for own in record["test"]["entries"]]
-    assert [own["map"]["mean"] for own in again["test"]["entries"]] == pytest.approx(maps)
+    assert [own.key for own in again.stages[1].trials] == [own.key for own in record.stages[1].trials]
+    assert again.stages[1].winner.key == record.stages[1].winner.key
+    means = [own.score.mean for own in record.entries]
+    assert [own.score.mean for own in again.entries] == pytest.approx(means)
 
 
 def test_a_finished_study_is_not_run_again_and_takes_no_other_settings(
-    finished: tuple[Path, dict[str, Any], list[str]], place: Path
+    finished: tuple[Path, StudyRecord, list[str]], place: Path
 ) -> None:
     out, record, _ = finished
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     lines: list[str] = []
-    assert run_study(settings(place, out), say=lines.append) == json.loads(json.dumps(record))
+    assert run_study(settings(place, out), say=lines.append) == record
     assert "nothing to do" in lines[0] and {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     with pytest.raises(SettingsMismatch, match=r"seeds: \[0, 1\] there, \[0, 1, 2\] here"):
         run_study(settings(place, out, seeds=3), say=lines.append)
@@ -221,7 +255,7 @@ def test_a_finished_study_is_not_run_again_and_takes_no_other_settings(
 
 @pytest.mark.slow
 def test_choices_do_not_change_with_the_test_split(
-    finished: tuple[Path, dict[str, Any], list[str]], place: Path, ray_local: Any, tmp_path: Path
+    finished: tuple[Path, StudyRecord, list[str]], place: Path, ray_local: Any, tmp_path: Path
 ) -> None:
     """Defect 13.2: with every test label turned round, every score on validation and the choice stay what they were."""
     table = read_samples(place / "samples.parquet")
@@ -239,10 +273,10 @@ def test_choices_do_not_change_with_the_test_split(
         place, tmp_path / "out", stages=["backbones"], joint=False, samples=str(tmp_path / "s.parquet")
     )  # fmt: skip
     after = run_study(changed, say=lambda line: None)
-    one, other = before["stages"][0], after["stages"][0]
-    assert [own["val_macro_ap"] for own in one["trials"]] == [own["val_macro_ap"] for own in other["trials"]]
-    assert one["winner"]["config"].items() >= other["winner"]["config"].items()
-    scores = [record["test"]["entries"][0]["map"]["mean"] for record in (before, after)]
+    one, other = before.stages[0], after.stages[0]
+    assert [own.score for own in one.trials] == [own.score for own in other.trials]
+    assert one.winner.config.items() >= other.winner.config.items()
+    scores = [record.entries[0].score.mean for record in (before, after)]
     assert not np.isclose(*scores), "the test labels were not read at the end either"
 
 
@@ -262,14 +296,15 @@ def test_a_stage_in_which_everything_fails_ends_the_study_with_the_reasons(
 
 @pytest.mark.slow
 def test_a_winner_whose_weights_are_gone_is_trained_again_while_ray_is_there(
-    finished: tuple[Path, dict[str, Any], list[str]], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: tuple[Path, StudyRecord, list[str]], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the end, with all stages known: Ray is entered for it, not before, and left again."""
     out, events = tmp_path / "out", list[str]()
     shutil.copytree(finished[0], out)
     before = finished[1]
-    records.write_twice(out / "study.json", {**before, "status": "running", "test": None})
-    winner = before["joint"]["winner"]["key"]
+    assert before.joint is not None
+    StudyFolder(out).write(before.model_copy(update={"status": "running", "test": None}))
+    winner = before.joint.winner.key
     (out / "trials" / winner / "seed-1.weights.safetensors").unlink()
 
     @contextlib.contextmanager
@@ -282,17 +317,17 @@ def test_a_winner_whose_weights_are_gone_is_trained_again_while_ray_is_there(
     monkeypatch.setattr("raymotion.study.run.connect", told)
     again = run_study(settings(place, out), say=lambda line: None)
     assert events == ["in", "out"] and trials(out)[winner][0] == 2
-    maps = [own["map"]["mean"] for own in before["test"]["entries"]]
-    assert [own["map"]["mean"] for own in again["test"]["entries"]] == pytest.approx(maps)
+    means = [own.score.mean for own in before.entries]
+    assert [own.score.mean for own in again.entries] == pytest.approx(means)
 
 
 def test_what_an_earlier_stage_stopped_is_trained_again(tmp_path: Path) -> None:
     """Else it silently could not win where `stopping: null` promises that each is trained to its end."""
     study: Any = SimpleNamespace(settings=SimpleNamespace(retry_failed=False), folder=StudyFolder(tmp_path))
-    stopped = TrialRecord("k", {}, [0], stage="fusion", status="stopped")
-    assert _counts(study, stopped, "fusion", Stopping())
-    assert not _counts(study, stopped, "joint", Stopping()) and not _counts(study, stopped, "fusion", None)
-    assert _counts(study, TrialRecord("k", {}, [0], stage="fusion", status="failed"), "joint", None)
+    stopped = TrialRecord(key="k", config={}, seeds=[0], stage="fusion", status="stopped")
+    assert is_final(study, stopped, "fusion", Stopping())
+    assert not is_final(study, stopped, "joint", Stopping()) and not is_final(study, stopped, "fusion", None)
+    assert is_final(study, stopped.model_copy(update={"status": "failed"}), "joint", None)
 
 
 def keys_of(command: str) -> set[FeatureKey]:
@@ -317,7 +352,7 @@ def keys_of(command: str) -> set[FeatureKey]:
 )
 def test_the_remedy_for_missing_features_makes_them(lost: Callable[[FeatureKey], bool], beside: bool) -> None:
     """And where it is to be read beside the folder that there is, nothing that this one has: that is refused."""
-    spaces = read_spaces("tune_spaces/small")
+    spaces = read_spaces("tune_spaces/emotic-small")
     base = base_recipe(spaces, ["backbones.face=test_vit"])  # stage 1 varies face: it is the choices that count
     streams = {stream: list(needs_of(spaces, base)[stream]) for stream in STREAMS}
     needed = {FeatureKey(stream, name, level, tokens) for stream, names in streams.items() for name in names
@@ -336,7 +371,7 @@ def test_the_remedy_for_missing_features_makes_them(lost: Callable[[FeatureKey],
 
 def test_missing_features_are_told_at_once_with_the_command(place: Path, tmp_path: Path) -> None:
     lines: list[str] = []
-    shipped = os.path.join(os.path.dirname(__file__), "..", "..", "tune_spaces", "small")
+    shipped = os.path.join(os.path.dirname(__file__), "..", "..", "tune_spaces", "emotic-small")
     with pytest.raises(InputError, match=r"lack 24 of the features .*--body test_vit .*--augment full") as error:
         run_study(settings(place, tmp_path / "out", spaces=shipped, stages=None), say=lines.append)
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists() and not lines
@@ -344,7 +379,7 @@ def test_missing_features_are_told_at_once_with_the_command(place: Path, tmp_pat
 
 @pytest.mark.parametrize("ended", [None, "failed", "running", "complete", "stopped"])
 def test_a_study_binds_its_folder_once_a_trial_has_come_to_an_end(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: str | None
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: Any
 ) -> None:
     out = StudyFolder(tmp_path / "out")
 
@@ -355,7 +390,7 @@ def test_a_study_binds_its_folder_once_a_trial_has_come_to_an_end(
     with pytest.raises(RunFailed, match="Ray did not start"):
         run_study(settings(place, tmp_path / "out"), say=lambda line: None)
     if ended:
-        out.write_trial(TrialRecord("k", {}, [0, 1], status=ended))
+        out.write_trial(TrialRecord(key="k", config={}, seeds=[0, 1], status=ended))
     with pytest.raises(SettingsMismatch if ended in ("complete", "stopped") else RunFailed):
         run_study(settings(place, tmp_path / "out", seeds=1), say=lambda line: None)
     assert (out.read_trial("k") is not None) is (ended in ("complete", "stopped"))
@@ -374,7 +409,7 @@ def test_a_study_that_lost_its_folder_leaves_it_to_the_new_owner(
     with pytest.raises(RunFailed, match="another process took this folder over"):
         run_study(settings(place, tmp_path / "out"), say=lambda line: None)
     record = StudyFolder(tmp_path / "out").read()
-    assert record is not None and record["status"] == "running"
+    assert record is not None and record.status == "running"
 
 
 @pytest.mark.slow
@@ -391,6 +426,6 @@ def test_a_disk_that_is_full_fails_no_trial(place: Path, tmp_path: Path) -> None
         assert not [path for path in disk.glob("out/trials/*/trial.json") if b'"failed"' in path.read_bytes()]
         subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
         record = run_study(settings(place, disk / "out", stages=["backbones"], joint=False), say=lambda line: None)
-        assert record["status"] == "complete"
+        assert record.complete
     finally:
         subprocess.run(["umount", "-l", disk], check=True)

@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.numpy import load_file
 from sklearn.metrics import average_precision_score
 
+from raymotion.errors import Damaged
 from raymotion.learning.bootstrap import resample_counts
 from raymotion.models.fusion.recipe import FusionRecipe
-from raymotion.study.record import COMPLETE, FAILED, StudyFolder, TrialRecord, trial_key
-from raymotion.study.score import map_interval, predict_test, score_test, split_facts
-from raymotion.study.space import base_recipe, build_recipe, read_spaces
-from raymotion.study.trial import Configuration, study_data, without_test
-from raymotion.train.fusion_data import FusionData, prepare_fusion
+from raymotion.study.data import StudyData, ids_of, prepare, study_data, without_test
+from raymotion.study.record import COMPLETE, FAILED, StudyFolder, TrialRecord
+from raymotion.study.score import map_interval, score_test
+from raymotion.study.space import base_recipe, build_recipe, read_spaces, trial_key
+from raymotion.study.trial import Trial, predict_test
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +29,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def data(place: Path, write_features: Callable[..., tuple[str, str]], own_cache: None) -> FusionData:
+def data(place: Path, write_features: Callable[..., tuple[str, str]], own_cache: None) -> StudyData:
     if not (place / "samples.parquet").exists():
         write_features(place, 160)
-    return prepare_fusion(recipe_of(place))
+    return prepare(recipe_of(place))
 
 
 def recipe_of(place: Path, **changes: Any) -> FusionRecipe:
@@ -45,10 +46,10 @@ def recipe_of(place: Path, **changes: Any) -> FusionRecipe:
     return FusionRecipe.model_validate(settings)
 
 
-def run(recipe: FusionRecipe, data: FusionData, out: Path, seeds: tuple[int, ...] = (0, 1)) -> TrialRecord:
+def run(recipe: FusionRecipe, data: StudyData, out: Path, seeds: tuple[int, ...] = (0, 1)) -> TrialRecord:
     key = trial_key(recipe, seeds, data.fingerprint)
     spec = {"key": key, "config": {"a": 1}, "seeds": seeds, "stage": "s", "recipe": recipe.model_dump(mode="json")}
-    trial = Configuration({**spec, "study": str(out)}, data)
+    trial = Trial({**spec, "study": str(out)}, data)
     for _ in range(recipe.optimiser.epochs + 1):
         if trial.finished:
             break
@@ -60,27 +61,25 @@ def run(recipe: FusionRecipe, data: FusionData, out: Path, seeds: tuple[int, ...
     return found
 
 
-def test_the_best_epoch_is_kept_of_each_seed_and_not_the_last(data: FusionData, place: Path, tmp_path: Path) -> None:
+def test_the_best_epoch_is_kept_of_each_seed_and_not_the_last(data: StudyData, place: Path, tmp_path: Path) -> None:
     """Defects 13.3 and 13.5: the public study keeps the last epoch of one seed."""
     found = run(recipe_of(place), without_test(data), tmp_path)
     assert found.status == COMPLETE and found.attempts == 1 and len(found.best) == 2
-    curves = [[line["val_macro_ap"][seed] for line in found.epochs] for seed in range(2)]
+    curves = [[epoch.score[seed] for epoch in found.epochs] for seed in range(2)]
     for seed, (curve, best) in enumerate(zip(curves, found.best, strict=True)):
         known = [value for value in curve if value is not None]
-        assert best["val_macro_ap"] == max(known) and known[best["epoch"] - 1] == max(known)
-        assert len(known) == min(8, best["epoch"] + 3)  # its own patience ended it, not the other's
-        kept = load_file(tmp_path / "trials" / found.key / f"seed-{seed}.safetensors")["val"]
+        assert best.score == max(known) and known[best.epoch - 1] == max(known)
+        assert len(known) == min(8, best.epoch + 3)  # its own patience ended it, not the other's
+        kept = StudyFolder(tmp_path).validation(found.key, [seed], ids_of(data, "val"))[0]
         truth = data.hard[data.splits["val"]]
         assert average_precision_score(truth, kept, average="macro") == pytest.approx(max(known), abs=1e-6)
-    assert any(best["epoch"] < len(found.epochs) for best in found.best), "no curve fell: nothing was tested"
+    assert any(best.epoch < len(found.epochs) for best in found.best), "no curve fell: nothing was tested"
     assert curves[0] != curves[1], "the seeds are the same"
-    assert [told["val_macro_ap"] for told in found.results()] == sorted(
-        told["val_macro_ap"] for told in found.results()
-    )
-    assert found.results()[-1]["val_macro_ap"] == pytest.approx(found.mean)
+    assert [epoch.best for epoch in found.epochs] == sorted(epoch.best for epoch in found.epochs)
+    assert found.epochs[-1].best == pytest.approx(found.mean)
 
 
-def test_a_trial_has_no_test_sample_to_look_at(data: FusionData, tmp_path: Path) -> None:
+def test_a_trial_has_no_test_sample_to_look_at(data: StudyData, tmp_path: Path) -> None:
     """Defect 13.2: selection on test. What trials load holds neither test samples nor their labels."""
     test = {data.sample_ids[row] for row in data.splits["test"]}
     without_test(data).save(str(tmp_path))
@@ -97,28 +96,43 @@ def test_a_trial_has_no_test_sample_to_look_at(data: FusionData, tmp_path: Path)
 
 
 def test_the_same_configuration_gives_the_same_result_and_scores_test_with_the_kept_weights(
-    data: FusionData, place: Path, tmp_path: Path
+    data: StudyData, place: Path, tmp_path: Path
 ) -> None:
     recipe = recipe_of(place)
     first, again = (run(recipe, without_test(data), tmp_path / name) for name in "ab")
     assert first.scores == again.scores and first.key == again.key
     folder = StudyFolder(tmp_path / "a")
     test = predict_test(folder, first.key, recipe, [0, 1], data)
-    validation = folder.validation(first.key, [0, 1])
-    score = score_test(test, validation, data)
+    validation = folder.validation(first.key, [0, 1], ids_of(data, "val"))
+    found = score_test("s", first.key, {}, test, validation, data)
+    score = found.score
     truth = data.hard[data.splits["test"]]
     by_seed = [average_precision_score(truth, own, average="macro") for own in test]
-    assert score["map"]["seeds"] == pytest.approx(by_seed, abs=1e-6)
-    assert score["map"]["sd"] == pytest.approx(np.std(by_seed, ddof=1), abs=1e-6)
-    assert score["map"]["low"] < score["map"]["mean"] < score["map"]["high"] and score["map"]["resamples"] == 1000
-    assert first.sample_ids == split_facts(data)["sample_ids"]["val"] != split_facts(data)["sample_ids"]["test"]
-    assert score["chance"] == pytest.approx(truth.mean())  # every label has a positive here
-    assert score["interpolated"]["mean"] >= score["map"]["mean"]
-    assert score["map"]["mean"] > score["chance"] + 0.1, "nothing was learned"
-    assert [own["positives"] for own in score["per_class"]] == truth.sum(axis=0).tolist()
+    assert score.seeds == pytest.approx(by_seed, abs=1e-6)
+    assert score.sd == pytest.approx(np.std(by_seed, ddof=1), abs=1e-6)
+    assert score.low is not None and score.high is not None
+    assert score.low < score.mean < score.high and score.resamples == 1000
+    assert found.chance == pytest.approx(truth.mean())  # every label has a positive here
+    assert found.interpolated is not None and found.interpolated >= score.mean
+    assert score.mean > truth.mean() + 0.1, "nothing was learned"
+    assert [own.positives for own in found.per_class] == truth.sum(axis=0).tolist()
 
 
-def test_what_fails_is_told_in_one_line_and_is_an_end(data: FusionData, place: Path, tmp_path: Path) -> None:
+def test_predictions_are_joined_by_id_and_those_of_other_samples_are_refused(tmp_path: Path) -> None:
+    folder, values = StudyFolder(tmp_path), np.arange(6, dtype=np.float32).reshape(3, 2)
+    record = TrialRecord(key="k", config={}, seeds=[0])
+    record.files |= folder.write_predictions("k", "val", 0, ["a", "b", "c"], values)
+    folder.write_trial(record)
+    table = pq.read_table(tmp_path / "predictions" / "k" / "val-seed-0.parquet").to_pydict()
+    assert table["sample_id"] == ["a", "b", "c"] and table["probabilities"] == values.tolist()
+    assert folder.validation("k", [0], ["c", "a", "b"])[0].tolist() == values[[2, 0, 1]].tolist()
+    for others in (["a", "b"], ["a", "b", "d"], ["a", "b", "c", "d"]):
+        with pytest.raises(Damaged, match="other samples"):
+            folder.validation("k", [0], others)
+        assert not folder.has_result("k", [0], others)
+
+
+def test_what_fails_is_told_in_one_line_and_is_an_end(data: StudyData, place: Path, tmp_path: Path) -> None:
     refused = run(recipe_of(place, backbones={"context": "absent"}), without_test(data), tmp_path)
     assert refused.status == FAILED and "context/absent/none" in (refused.error or "")
     broken = run(recipe_of(place, optimiser={"epochs": 3, "lr": 1e30, "batch_size": 32}), without_test(data), tmp_path)
@@ -127,12 +141,12 @@ def test_what_fails_is_told_in_one_line_and_is_an_end(data: FusionData, place: P
 
 
 def test_weights_that_end_an_epoch_as_no_numbers_are_a_failure_that_is_written(
-    data: FusionData, place: Path, tmp_path: Path
+    data: StudyData, place: Path, tmp_path: Path
 ) -> None:
     """A loss that was a number, and answers that are none: such a record is no JSON."""
     recipe = recipe_of(place)
     spec = {"key": "k", "config": {}, "seeds": [0], "stage": "s", "recipe": recipe.model_dump(mode="json")}
-    trial = Configuration({**spec, "study": str(tmp_path)}, without_test(data))
+    trial = Trial({**spec, "study": str(tmp_path)}, without_test(data))
     (own,) = trial.runs
     left = [-(-len(data.splits["train"]) // 32)]
 
@@ -153,7 +167,7 @@ def test_weights_that_end_an_epoch_as_no_numbers_are_a_failure_that_is_written(
 
 def test_a_record_torn_by_a_power_cut_is_one_that_never_began(tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path)
-    folder.write_trial(TrialRecord("k", {}, [0]))
+    folder.write_trial(TrialRecord(key="k", config={}, seeds=[0]))
     path = tmp_path / "trials" / "k" / "trial.json"
     whole = path.read_bytes()
     assert folder.read_trial("k") is not None

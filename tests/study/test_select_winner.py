@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
 import numpy as np
 import pytest
 
 from raymotion.errors import RunFailed
 from raymotion.learning.metrics.average_precision import average_precision
+from raymotion.learning.paired import paired_map_gain
 from raymotion.learning.significance import is_significant, seed_error
-from raymotion.study.carry import Candidate, choose
+from raymotion.study import select_winner
+from raymotion.study.record import Winner
+from raymotion.study.select_winner import Candidate
 
 LABELS, IMAGES = 6, 100
 RNG = np.random.default_rng(0)
 TRUTH = (RNG.random((2 * IMAGES, LABELS)) < 0.3).astype(np.float32)
 GROUPS = [f"g{i // 2}" for i in range(2 * IMAGES)]
+
+
+def choose(candidates: Sequence[Candidate], truth: np.ndarray, *, groups: Sequence[str], **options: Any) -> Winner:
+    return select_winner.choose(candidates, partial(paired_map_gain, truth, groups=groups), **options)
 
 
 def candidate(key: str, skill: float, *, parameters: int = 10, seed: int = 0, seeds: int = 3) -> Candidate:
@@ -74,11 +85,11 @@ def test_a_lead_that_one_lucky_seed_made_changes_nothing_defect_13_5() -> None:
     """All images say that it leads, for they were drawn of the same three runs: another seed could have made it."""
     steady = candidate("old", 0.5, seed=1)
     runs = [candidate("new", skill, seed=2 + i, seeds=1) for i, skill in enumerate((4.0, 0.5, 0.5))]
-    lucky = Candidate("new", [own.maps[0] for own in runs], np.concatenate([own.probabilities for own in runs]), 10)
+    lucky = Candidate("new", [own.scores[0] for own in runs], np.concatenate([own.probabilities for own in runs]), 10)
     choice = choose([lucky, steady], TRUTH, groups=GROUPS, incumbent="old")
     (gap,) = choice.compared
     assert choice.leader == "new" and gap.low > 0 and gap.tied and choice.key == "old"
-    error = np.sqrt((np.var(lucky.maps, ddof=1) + np.var(steady.maps, ddof=1)) / 3)
+    error = np.sqrt((np.var(lucky.scores, ddof=1) + np.var(steady.scores, ddof=1)) / 3)
     assert gap.seed_error == pytest.approx(error) and 0 < gap.difference < 2 * error
     assert f"seeds ±{2 * error:.4f}" in choice.reason and "no evidence for a change" in choice.reason
     # Of one seed nothing but the images is known.
@@ -97,7 +108,7 @@ def test_persons_of_one_image_are_drawn_together() -> None:
     a, b = candidate("a", 1.2, seed=1, seeds=1), candidate("b", 1.0, seed=2, seeds=1)
 
     def twice(own: Candidate) -> Candidate:
-        return Candidate(own.key, own.maps, np.repeat(own.probabilities, 2, axis=1), own.parameters)
+        return Candidate(own.key, own.scores, np.repeat(own.probabilities, 2, axis=1), own.parameters)
 
     single = choose([a, b], TRUTH, groups=[str(i) for i in range(len(TRUTH))]).compared[0]
     doubled_truth, groups = np.repeat(TRUTH, 2, axis=0), [str(i // 2) for i in range(2 * len(TRUTH))]
