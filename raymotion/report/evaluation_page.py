@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from raymotion.learning.significance import Headline, headline, voids_results
 from raymotion.report.evaluation_plots import draw
 from raymotion.report.figures import metric_lines, metric_rows
 from raymotion.report.page import template
+from raymotion.report.plots import data_address
 from raymotion.text_table import table_lines
 
 if TYPE_CHECKING:
@@ -87,10 +87,7 @@ def render(record: Mapping[str, Any], measured: Measured, figures: Mapping[str, 
             ("Vocabulary fingerprint", record["vocabulary"]["fingerprint"]),
             *((f"Version of {name}", number) for name, number in record["versions"].items()),
         ],
-        figures=[
-            (name, CAPTIONS[name], "data:image/png;base64," + base64.b64encode(data).decode())
-            for name, data in figures.items()
-        ],
+        figures=[(name, CAPTIONS[name], data_address(data)) for name, data in figures.items()],
     )
 
 
