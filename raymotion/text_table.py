@@ -1,9 +1,11 @@
-"""Aligned columns of plain text, the same in a terminal, a log and a pipe."""
+"""Tables as text: aligned columns, the same in a terminal, a log and a pipe; and CSV."""
 
 from __future__ import annotations
 
+import csv
 import io
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 # Wider than any table: cells are never wrapped or cut.
 WIDTH = 10_000
@@ -31,3 +33,12 @@ def table_lines(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: Col
         table
     )
     return [line.rstrip() for line in buffer.getvalue().splitlines()]
+
+
+def csv_text(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as CSV; None is empty."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(["" if value is None else value for value in row] for row in rows)
+    return buffer.getvalue()

@@ -10,8 +10,6 @@ Each writes audit.json, per_emotion.csv, disagreements.parquet and audit.html. d
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -35,6 +33,7 @@ from raymotion.evaluation.matching import Key, Match, Persons, match
 from raymotion.folders import outputs
 from raymotion.folders.lock import one_writer_of
 from raymotion.report.labelled import LabelledSet, load_labels
+from raymotion.text_table import csv_text
 
 FILES = ("audit.json", "per_emotion.csv", "disagreements.parquet", "audit.html")
 FORMAT = 1
@@ -316,8 +315,5 @@ def _write(
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({**row, "words": " ".join(row["words"])} if "words" in row else row for row in rows)
-    return buffer.getvalue()
+    found = [{**row, "words": " ".join(row["words"])} if "words" in row else row for row in rows]
+    return csv_text(list(found[0]), [list(row.values()) for row in found])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from raymotion.learning.significance import FEWEST_IMAGES, Headline, Verdict, he
 from raymotion.report.figures import metric_rows
 from raymotion.report.labelled import LabelledSet
 from raymotion.report.page import as_text, template, thumbnail
+from raymotion.report.plots import data_address
 from raymotion.text_table import table_lines
 
 CAPTIONS_SHOWN = 3
@@ -238,7 +238,7 @@ def _figure(record: Mapping[str, Any]) -> str:
         what="people say the emotion",
         note=f"ECE {scores['error']:.3f}, by luck {scores['by_luck']:.3f}",
     )
-    return "data:image/png;base64," + base64.b64encode(data).decode()
+    return data_address(data)
 
 
 def _card(example: Example) -> dict[str, Any]:

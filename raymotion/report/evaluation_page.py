@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from raymotion.learning.significance import Headline, headline, voids_results
 from raymotion.report.evaluation_plots import draw, draw_numbers
 from raymotion.report.figures import metric_lines, metric_rows
 from raymotion.report.page import template
+from raymotion.report.plots import data_address
 from raymotion.text_table import table_lines
 
 if TYPE_CHECKING:
@@ -100,12 +100,7 @@ def render(
             *((f"Version of {name}", number) for name, number in record["versions"].items()),
         ],
         figures=[
-            (
-                name,
-                CAPTIONS.get(name, TRUE_AGAINST_PREDICTED),
-                "data:image/png;base64," + base64.b64encode(data).decode(),
-            )
-            for name, data in figures.items()
+            (name, CAPTIONS.get(name, TRUE_AGAINST_PREDICTED), data_address(data)) for name, data in figures.items()
         ],
     )
 

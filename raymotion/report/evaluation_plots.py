@@ -1,50 +1,36 @@
-"""Figures of an evaluation as PNG bytes.
-
-Drawn with matplotlib's Agg canvas and without pyplot, so that nothing is shared between figures or threads and no
-display is needed.
-"""
+"""Figures of an evaluation as PNG bytes."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raymotion.evaluation.measure import ClassResult, Measured
 from raymotion.learning.metrics.calibration import CalibrationBin
+from raymotion.report.plots import BAR, SOFT, ClassLine, class_figure, new_figure, png, style_axes
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
     from raymotion.evaluation.evaluate import Numbers
-
-DPI = 110
-# The colours of the HTML pages.
-INK, SOFT, LINE, BAR, MARK = "#1b1f24", "#57606a", "#d5dae0", "#2f6db3", "#9a3c00"
 
 
 def draw_numbers(numbers: Numbers) -> dict[str, bytes]:
     """True against predicted values of each dimension, by its name."""
-    from matplotlib.figure import Figure
-
     figures = {}
     low, high = numbers.scale
     for j, name in enumerate(numbers.names):
         known = ~np.isnan(numbers.truth[:, j])
-        figure = Figure(figsize=(4.6, 4.2), dpi=DPI, layout="constrained")
+        figure = new_figure(4.6, 4.2)
         axes = figure.subplots()
-        axes.plot([low, high], [low, high], color=LINE, linestyle="--", zorder=1)
+        style_axes(axes)
+        axes.plot([low, high], [low, high], color=SOFT, linestyle="--", linewidth=1)
         axes.scatter(numbers.truth[known, j], numbers.values[known, j], s=10, alpha=0.5, color=BAR, linewidths=0)
         axes.set_xlim(low, high)
-        axes.set_xlabel(f"true {name}", color=SOFT)
-        axes.set_ylabel(f"predicted {name}", color=SOFT)
-        axes.set_title(f"{name}: {int(known.sum()):,} samples", color=INK, fontsize=10)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        figures[name] = buffer.getvalue()
+        axes.set_xlabel(f"true {name}")
+        axes.set_ylabel(f"predicted {name}")
+        axes.set_title(f"{name}: {int(known.sum()):,} samples", fontsize=10)
+        figures[name] = png(figure)
     return figures
 
 
@@ -58,22 +44,25 @@ def draw(measured: Measured, targets: np.ndarray, probabilities: np.ndarray) -> 
             title=f"Reliability, bins of {kind}",
             note=f"ECE {scores.error:.3f}, by luck {scores.by_luck:.3f}",
         )
+    classes = sorted(measured.classes, key=lambda row: -row.prevalence)
     return {
         **figures,
         "average_precision": class_figure(
-            measured.classes,
-            lambda row: (row.ap, row.ap_low, row.ap_high, row.prevalence),
+            [ClassLine(_counted(row), row.ap, row.ap_low, row.ap_high, row.prevalence) for row in classes],
             title="Average precision of each label",
             baseline="chance: share of samples with the label",
         ),
         "f1": class_figure(
-            measured.classes,
-            lambda row: (row.f1, row.f1_low, row.f1_high, row.f1_constant),
+            [ClassLine(_counted(row), row.f1, row.f1_low, row.f1_high, row.f1_constant) for row in classes],
             title="F1 of each label at its threshold",
             baseline="the label for every sample",
         ),
         "probabilities": probability_figure(targets, probabilities),
     }
+
+
+def _counted(row: ClassResult) -> str:
+    return f"{row.label} ({row.positives:,})"
 
 
 def reliability_figure(
@@ -86,7 +75,7 @@ def reliability_figure(
         what: the event, for the axis.
         note: a short line in the corner, such as the ECE.
     """
-    figure = _figure(5.6, 6.0)
+    figure = new_figure(5.6, 6.0)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     x, y = [b.mean_probability for b in bins], [b.rate for b in bins]
     top.plot([0, 1], [0, 1], color=SOFT, linewidth=1, linestyle=(0, (4, 3)), label="perfectly calibrated")
@@ -118,47 +107,13 @@ def reliability_figure(
         bottom.set_yscale("log")
         bottom.set_ylim(bottom=0.7)
     for axes in (top, bottom):
-        _plain(axes)
-    return _png(figure)
-
-
-def class_figure(
-    classes: Sequence[ClassResult],
-    values: Callable[[ClassResult], tuple[float | None, float | None, float | None, float | None]],
-    *,
-    title: str,
-    baseline: str,
-) -> bytes:
-    """One line for each label, the most frequent on top: its value with its interval, beside its baseline.
-
-    Args:
-        values: of a label, its (value, low, high, baseline); a label without a value keeps its empty line.
-    """
-    rows = sorted(classes, key=lambda row: row.prevalence)
-    figure = _figure(7.2, 1.3 + 0.24 * len(rows))
-    axes = figure.subplots()
-    for place, row in enumerate(rows):
-        value, low, high, base = values(row)
-        if base is not None:
-            axes.plot(base, place, marker="|", color=MARK, markersize=11, markeredgewidth=2.4)
-        if value is None:
-            continue
-        if low is not None and high is not None:
-            axes.plot([low, high], [place, place], color=BAR, alpha=0.45, linewidth=3, solid_capstyle="butt")
-        axes.plot(value, place, marker="o", color=BAR, markersize=5)
-    axes.plot([], [], marker="o", color=BAR, linewidth=3, alpha=0.8, label="this model, 95 % interval")
-    axes.plot([], [], marker="|", color=MARK, markersize=11, markeredgewidth=2.4, linestyle="none", label=baseline)
-    axes.set_yticks(range(len(rows)), [f"{row.label} ({row.positives:,})" for row in rows])
-    axes.set(xlim=(0, 1), ylim=(-0.7, len(rows) - 0.3), title=title)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    _plain(axes)
-    axes.spines[["left"]].set_visible(False)
-    return _png(figure)
+        style_axes(axes)
+    return png(figure)
 
 
 def probability_figure(targets: np.ndarray, probabilities: np.ndarray, *, bins: int = 40) -> bytes:
     """How probabilities are spread, of labels that are true and of those that are not: (n, L) each."""
-    figure = _figure(5.6, 3.8)
+    figure = new_figure(5.6, 3.8)
     axes = figure.subplots()
     truth, p = np.asarray(targets) > 0, np.asarray(probabilities, dtype=np.float64)
     edges = np.linspace(0.0, 1.0, bins + 1).tolist()
@@ -169,29 +124,5 @@ def probability_figure(targets: np.ndarray, probabilities: np.ndarray, *, bins: 
             axes.hist(values, edges, weights=share, color=colour, histtype="step", linewidth=1.6, label=name)
     axes.set(xlim=(0, 1), xlabel="predicted probability", ylabel="share of its kind", title="Spread of the predictions")
     axes.legend(frameon=False)
-    _plain(axes)
-    return _png(figure)
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(SOFT)
-    axes.tick_params(colors=INK, labelsize=9)
-    axes.grid(color=LINE, linewidth=0.6)
-    axes.set_axisbelow(True)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    # Without the program's name and version, the same figure is the same bytes.
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    style_axes(axes)
+    return png(figure)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from raymotion.learning.metrics.multilabel import Evaluation
 from raymotion.learning.significance import voids_results
 from raymotion.report import figures
 from raymotion.report.labelled import LabelledRow, LabelledSet, load_labels
+from raymotion.report.plots import data_address
 
 THUMBNAIL = (320, 240)
 CAPTIONS_SHOWN = 3
@@ -322,4 +322,4 @@ def thumbnail(uri: str | None, mark: PictureMark | None = None) -> tuple[str | N
     image.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(), ""
+    return data_address(buffer.getvalue(), "jpeg"), ""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raymotion.report.evaluation_plots import BAR, INK, LINE, MARK, SOFT, _figure, _plain, _png
+from raymotion.report.plots import BAR, INK, LINE, MARK, SOFT, ClassLine, class_figure, new_figure, png, style_axes
 from raymotion.report.study_findings import config_text, shown
 from raymotion.study.record import Epoch, StageRecord, StudyRecord, TrialLine, TrialRecord, WinnerOnTest
 
@@ -29,7 +29,7 @@ def stage_figure(stage: StageRecord, metric: str) -> bytes | None:
     if not scored:
         return None
     trials = [own for own, _ in scored]
-    figure = _figure(9.6, 1.25 + 0.3 * len(trials))
+    figure = new_figure(9.6, 1.25 + 0.3 * len(trials))
     axes = figure.subplots()
     for place, (trial, score) in enumerate(scored):
         complete, chosen = trial.complete, trial.key == stage.winner.key
@@ -55,11 +55,11 @@ def stage_figure(stage: StageRecord, metric: str) -> bytes | None:
             markersize=12 if marker == "|" else 7, markeredgewidth=2.4 if marker == "|" else 1,
         )  # fmt: skip
     figure.legend(loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9, columnspacing=1.2)
-    _plain(axes)
+    style_axes(axes)
     axes.grid(axis="y", visible=False)
     for tick, trial in zip(axes.get_yticklabels(), trials, strict=True):
         tick.set_fontweight("bold" if trial.key == stage.winner.key else "normal")
-    return _png(figure)
+    return png(figure)
 
 
 def _name(trial: TrialLine, stage: StageRecord) -> str:
@@ -72,7 +72,7 @@ def steps_figure(study: StudyRecord, seed_sd: float | None) -> bytes | None:
     rows = [stage for stage in study.stages if stage.winner.incumbent is not None]
     if not rows:
         return None
-    figure = _figure(7.6, 1.5 + 0.5 * len(rows))
+    figure = new_figure(7.6, 1.5 + 0.5 * len(rows))
     axes = figure.subplots()
     published = study.published_study
     theirs, noise = (published.steps(), published.noise) if published else ({}, 0.0)
@@ -99,8 +99,8 @@ def steps_figure(study: StudyRecord, seed_sd: float | None) -> bytes | None:
         ylim=(-0.6, len(rows) - 0.4), xlabel=f"gain of the stage’s leader over its incumbent, {study.metric.title}"
     )
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    _plain(axes)
-    return _png(figure)
+    style_axes(axes)
+    return png(figure)
 
 
 def joint_figure(joint: StageRecord, staged: float | None, metric: str) -> bytes | None:
@@ -110,7 +110,7 @@ def joint_figure(joint: StageRecord, staged: float | None, metric: str) -> bytes
         return None
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(9.6, 4.4)
+    figure = new_figure(9.6, 4.4)
     panels: Sequence[Axes] = figure.subplots(1, 2, sharey=True)
     fields = (("epochs run", [trial.epochs for trial in trials]), ("parameters", [t.parameters for t in trials]))
     for axes, (title, values) in zip(panels, fields, strict=True):
@@ -125,7 +125,7 @@ def joint_figure(joint: StageRecord, staged: float | None, metric: str) -> bytes
         if staged is not None:
             axes.axhline(staged, color=GOOD, linewidth=1.4, linestyle=(0, (5, 3)))
         axes.set_xlabel(title)
-        _plain(axes)
+        style_axes(axes)
     panels[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     known = [trial.parameters for trial in trials if trial.parameters]
     if known and max(known) > 8 * min(known):
@@ -138,7 +138,7 @@ def joint_figure(joint: StageRecord, staged: float | None, metric: str) -> bytes
     if staged is not None:
         panels[0].plot([], [], color=GOOD, linewidth=1.4, linestyle=(0, (5, 3)), label="stages’ winner")
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    return _png(figure)
+    return png(figure)
 
 
 def curves_figure(curves: Sequence[tuple[str, TrialRecord]], metric: str) -> bytes | None:
@@ -148,7 +148,7 @@ def curves_figure(curves: Sequence[tuple[str, TrialRecord]], metric: str) -> byt
         return None
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(9.6, 0.7 + 2.5 * len(curves))
+    figure = new_figure(9.6, 0.7 + 2.5 * len(curves))
     grid = np.atleast_2d(figure.subplots(len(curves), 2, squeeze=False))
     for (title, trial), (left, right) in zip(curves, grid, strict=True):
         at, best = [epoch.epoch for epoch in trial.epochs], [own.epoch for own in trial.best]
@@ -161,11 +161,11 @@ def curves_figure(curves: Sequence[tuple[str, TrialRecord]], metric: str) -> byt
                     axes.plot(at[place], values[place], "o", color=colour, markersize=7)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_xlabel("epoch")
-            _plain(axes)
+            style_axes(axes)
         left.set(ylabel="training loss")
         right.set(ylabel=f"validation {metric}")
         left.set_title(title if len(title) <= 110 else title[:109] + "…", loc="left", fontsize=10, color=INK)
-    return _png(figure)
+    return png(figure)
 
 
 def _by_seed(epochs: Sequence[Epoch], name: str) -> np.ndarray:
@@ -174,30 +174,18 @@ def _by_seed(epochs: Sequence[Epoch], name: str) -> np.ndarray:
     return np.array(rows, dtype=np.float64).T
 
 
-def class_figure(final: WinnerOnTest, *, published: Mapping[str, float]) -> bytes | None:
+def final_figure(final: WinnerOnTest, *, published: Mapping[str, float]) -> bytes | None:
     """Average precision of each label on test, the most frequent on top, beside chance and the published."""
-    rows = sorted(final.per_class, key=lambda own: own.prevalence)
-    if not rows:
+    if not final.per_class:
         return None
-    figure = _figure(8.4, 1.3 + 0.26 * len(rows))
-    axes = figure.subplots()
-    for place, own in enumerate(rows):
-        axes.plot(own.prevalence, place, "|", color=MARK, markersize=11, markeredgewidth=2.4)
-        if own.ap is not None:
-            axes.plot([own.prevalence, own.ap], [place, place], color=BAR, alpha=0.35, linewidth=3)
-            axes.plot(own.ap, place, "o", color=BAR, markersize=6)
-        if own.label in published:
-            axes.plot(published[own.label], place, "D", markerfacecolor="none", markeredgecolor=SOFT, markersize=5)
-    axes.plot([], [], "o", color=BAR, label="AP, mean over seeds")
-    axes.plot([], [], "|", color=MARK, markersize=11, markeredgewidth=2.4, label="chance: share of persons")
-    if published:
-        axes.plot([], [], "D", markerfacecolor="none", markeredgecolor=SOFT, label="published final")
-    axes.set_yticks(range(len(rows)), [own.label for own in rows])
-    axes.set(xlim=(0, 1), ylim=(-0.7, len(rows) - 0.3), xlabel="average precision, test")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    _plain(axes)
-    axes.spines[["left"]].set_visible(False)
-    return _png(figure)
+    rows = sorted(final.per_class, key=lambda own: -own.prevalence)
+    return class_figure(
+        [ClassLine(own.label, own.ap, own.prevalence, own.ap, own.prevalence) for own in rows],
+        title="Average precision on test",
+        value="mean over seeds",
+        baseline="chance: share of persons",
+        published=published,
+    )
 
 
 def heat_map(shares: np.ndarray, labels: Sequence[str], *, title: str, across: str) -> bytes:
@@ -205,7 +193,7 @@ def heat_map(shares: np.ndarray, labels: Sequence[str], *, title: str, across: s
     from matplotlib.colors import LinearSegmentedColormap
 
     side = 2.6 + 0.24 * len(labels)
-    figure = _figure(side + 0.5, side)
+    figure = new_figure(side + 0.5, side)
     axes = figure.subplots()
     colours = LinearSegmentedColormap.from_list("house", ["#ffffff", "#9dbfe3", BAR, "#12325a"])
     picture = axes.imshow(np.ma.masked_invalid(shares), cmap=colours, vmin=0, vmax=1)
@@ -221,4 +209,4 @@ def heat_map(shares: np.ndarray, labels: Sequence[str], *, title: str, across: s
     bar = figure.colorbar(picture, ax=axes, shrink=0.6, pad=0.02)
     bar.ax.tick_params(labelsize=8)
     bar.set_label("share", fontsize=9)
-    return _png(figure)
+    return png(figure)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from raymotion.report.study_findings import (
     UNKNOWN,
@@ -19,6 +16,7 @@ from raymotion.report.study_findings import (
     value_text,
 )
 from raymotion.study.record import Spread, StageRecord, StudyRecord, WinnerOnTest
+from raymotion.text_table import csv_text
 
 
 @dataclass(frozen=True)
@@ -200,15 +198,6 @@ def prevalence_table(study: StudyRecord) -> Table | None:
         ratio = f"{values[-1] / values[0]:.1f} ×" if len(values) > 1 and values[0] > 0 else UNKNOWN
         rows.append(_cells(labels[j], *(f"{100 * value:.1f} %" for value in values), ratio))
     return Table(("emotion", *splits, f"{splits[-1]} / {splits[0]}"), rows)
-
-
-def csv_text(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Rows as CSV; None is empty."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(["" if value is None else value for value in row] for row in rows)
-    return buffer.getvalue()
 
 
 def stage_csv(study: StudyRecord, stage: StageRecord) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raymotion import storage
 from raymotion.learning.significance import Gain, Verdict, headline
+from raymotion.report.plots import new_figure, png, style_axes
 from raymotion.text_table import table_lines
 
 if TYPE_CHECKING:
@@ -115,10 +115,8 @@ def write_figure(result: Comparison) -> None:
 
 def transfer_figure(result: Comparison, metric: str = "macro_ap") -> bytes:
     """mAP against the depth of the transfer, a point for each seed, as PNG (Yosinski et al. 2014, figure 2)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.add_subplot()
+    figure = new_figure(7, 4.2)
+    axes = figure.subplots()
     scratch = result.rows[0].scores[metric]
     axes.axhline(scratch.mean, color="#555555", lw=1.2, label="scratch")
     if not np.isnan(scratch.spread):
@@ -144,7 +142,5 @@ def transfer_figure(result: Comparison, metric: str = "macro_ap") -> bytes:
     axes.set_ylabel(SHOWN.get(metric, metric))
     axes.set_title(f"Transfer, {result.split} split, n = {result.samples}: seeds and their mean", fontsize=10)
     axes.legend(fontsize=8, frameon=False, ncols=2)
-    axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
+    style_axes(axes)
+    return png(figure)

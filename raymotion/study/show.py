@@ -7,6 +7,7 @@ from typing import Any
 
 from raymotion.batch.progress import Progress, ProgressKind
 from raymotion.study.record import COMPLETE, Metric, Spread, StageRecord, StudyRecord, TrialRecord
+from raymotion.text_table import table_lines
 
 MOST_TIES = 4
 
@@ -95,7 +96,7 @@ def end_lines(record: StudyRecord) -> list[str]:
     """The end of a study: every winner on test, beside chance and the published figures."""
     published = record.published_study
     head = ("test", f"{record.metric.title} ± sd over seeds", "95 % over images", "interpolated", "chance", "published")
-    rows: list[tuple[str, ...]] = [head]
+    rows: list[tuple[str, ...]] = []
     for own in record.entries:
         low, high = own.score.low, own.score.high
         known = None if published is None else published.stage(own.name)
@@ -104,8 +105,7 @@ def end_lines(record: StudyRecord) -> list[str]:
              *("" if value is None else f"{value:.4f}"
                for value in (own.interpolated, own.chance, known and known.test_map)))
         )  # fmt: skip
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = table_lines(head, rows)
     if not record.entries:
         lines = ["the samples have no test split: nothing was scored on one"]
     if record.comparison:
