@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from raymotion.report.page import ReportSummary
     from raymotion.train.transfer import Comparison
 
+# Folder of the student.
+STUDENT = "student"
 EXTRACTOR = "fasterrcnn_mobilenet_v3_large_320_fpn"
 # No published weights can be assumed to be at hand. Random ones see colours and shapes, which carry the emotion here.
 WEIGHTS, REGIONS = "random:0", 12
@@ -129,17 +131,16 @@ def run_demo(
             labels = label(LabelSettings(samples=at("coco.parquet"), teacher=at("teacher"), out=at("labels")))
         with step("report", f"report {at('labels')} --out {at('report.html')}"):
             report = write_report(at("labels"), at("report.html"))
-        with step("student", f"train student-demo --labels {at('labels')} --seed {seed} --out {at('student')}"):
+        with step(STUDENT, f"train student-demo --labels {at('labels')} --seed {seed} --out {at(STUDENT)}"):
             recipe = load_recipe("student-demo", options={"data": {"labels": at("labels")}, "seed": seed})
             for warning in label_warnings(recipe):
                 say(f"warning: {warning}")
-            student = fit(recipe, at("student")).info
+            student = fit(recipe, at(STUDENT)).info
         with step(
             "fine-tuning",
-            f"finetune {at('student')} --samples {at('socratis.parquet')} --recipe finetune-demo "
-            f"--out {at('finetune')}",
+            f"finetune {at(STUDENT)} --samples {at('socratis.parquet')} --recipe finetune-demo --out {at('finetune')}",
         ):
             tuning = load_recipe("finetune-demo", options={"data": {"samples": at("socratis.parquet")}})
-            comparison = compare(tuning, at("student"), at("finetune"))
+            comparison = compare(tuning, at(STUDENT), at("finetune"))
             write_figure(comparison)
     return DemoResult(teacher, labels, report, at("report.html"), student, comparison, seconds)

@@ -7,7 +7,7 @@ pictures stay where they are. Imports no torch: Ray Train's controller imports t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,8 @@ from safetensors.numpy import save
 from raymotion import records, storage
 from raymotion.data.samples import SPLITS
 from raymotion.errors import InputError
-from raymotion.models.inputs.base import Prepared
-from raymotion.models.kind import Kind
+from raymotion.models.inputs.base import Input, Prepared
 from raymotion.models.outputs.base import DataFacts, Output, Targets
-from raymotion.models.recipe import TrainRecipe
 
 ARRAYS, META = "arrays.safetensors", "data.json"
 AGAIN = "Run the same command again: it prepares the data again."
@@ -117,8 +115,11 @@ class TrainingSet:
         records.write_record(storage.join(folder, META), meta)
 
     @classmethod
-    def load(cls, folder: str, kind: Kind, recipe: TrainRecipe) -> TrainingSet:
+    def load(cls, folder: str, inputs: Sequence[Input]) -> TrainingSet:
         """What `save` left.
+
+        Args:
+            inputs: of the recipe that the data were prepared for, or of one like it.
 
         Raises:
             Damaged: it is not what was written.
@@ -131,16 +132,16 @@ class TrainingSet:
         def those(prefix: str) -> dict[str, np.ndarray]:
             return {name.removeprefix(prefix): own for name, own in arrays.items() if name.startswith(prefix)}
 
-        inputs = {
+        loaded = {
             own.name: own.load(storage.join(folder, own.name), meta["inputs"][own.name], those(f"input {own.name} "))
-            for own in kind.inputs(recipe)
+            for own in inputs
         }
         targets = {name: Targets(those(f"target {name} "), arrays[f"known {name}"]) for name in meta["outputs"]}
         return cls(
             sample_ids=meta["sample_ids"],
             groups=meta["groups"],
             splits={name: arrays[f"split_{name}"] for name in SPLITS},
-            inputs=inputs,
+            inputs=loaded,
             targets=targets,
             facts=DataFacts.from_dict(meta["facts"]),
             counts=meta["counts"],

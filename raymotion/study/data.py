@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from raymotion.models.kind import Kind
+from raymotion.models.inputs.base import Input
 from raymotion.models.outputs.base import Output
 from raymotion.models.outputs.multilabel import HARD
-from raymotion.models.recipe import TrainRecipe
 from raymotion.models.training_set import TrainingSet
 from raymotion.study.record import DataFacts, SplitFacts, targets_digest
 
@@ -15,11 +16,11 @@ from raymotion.study.record import DataFacts, SplitFacts, targets_digest
 _loaded: dict[str, TrainingSet] = {}
 
 
-def study_data(folder: str, kind: Kind, recipe: TrainRecipe) -> TrainingSet:
-    """The data in `folder`, loaded once in a process."""
+def study_data(folder: str, inputs: Sequence[Input]) -> TrainingSet:
+    """The data in `folder` of these inputs, loaded once in a process."""
     if folder not in _loaded:
         _loaded.clear()
-        _loaded[folder] = TrainingSet.load(folder, kind, recipe)
+        _loaded[folder] = TrainingSet.load(folder, inputs)
     return _loaded[folder]
 
 

@@ -25,8 +25,9 @@ from raymotion.study.record import (
     TrialStatus,
     machine_fault,
 )
-from raymotion.train.loop import Run, Workers
+from raymotion.train.loop import Run
 from raymotion.train.task import Task
+from raymotion.train.workers import Workers
 
 
 class Trial:

@@ -24,7 +24,7 @@ from raymotion.train.task import Batch, Task
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from raymotion.train.loop import Workers
+    from raymotion.train.workers import Workers
 
 # As in a batch job: a few damaged files are to be expected, a wrong folder is not.
 MAY_FAIL, ALWAYS_MAY_FAIL = 0.05, 3
@@ -57,7 +57,7 @@ class BatchLoader:
         task = self.task
         rng = np.random.default_rng([task.recipe.seed, epoch, self.workers.rank])
         for own in task.inputs.values():
-            own.begin_epoch(task.recipe, epoch, task.data)
+            own.begin_epoch(task.recipe, epoch, task.data.splits["train"])
         self.epoch = epoch
         for portion in self._portions(epoch, "train"):
             yield self._batch(portion.rows, self._next(portion), rng, epoch)

@@ -158,8 +158,9 @@ def _train_here(recipe: TrainRecipe, data: TrainingSet, run: str, command: str, 
 
     from raymotion.batch.cluster import available_cpus
     from raymotion.batch.memory import keep_freed_memory
-    from raymotion.train.loop import Workers, train
+    from raymotion.train.loop import train
     from raymotion.train.task import Task
+    from raymotion.train.workers import Workers
 
     keep_freed_memory()
     kept = storage.join(run, "epochs")
@@ -278,9 +279,10 @@ def _worker(config: dict[str, Any]) -> None:
     import torch
 
     from raymotion.batch.cluster import available_cpus
-    from raymotion.train.loop import Workers, train
+    from raymotion.train.loop import train
     from raymotion.train.stream import read_with_ray
     from raymotion.train.task import Task
+    from raymotion.train.workers import Workers
 
     # On a cluster that ran before, this process has not inherited it. Readers of pictures take it on from here.
     access.Access(**config["access"]).apply()
@@ -288,7 +290,7 @@ def _worker(config: dict[str, Any]) -> None:
     kind: type[Kind] = config["kind"]
     known = of_class(kind)
     recipe = kind.recipe.model_validate(config["recipe"])
-    data = TrainingSet.load(storage.join(config["run"], "data"), known, recipe)
+    data = TrainingSet.load(storage.join(config["run"], "data"), known.inputs(recipe))
     cores = available_cpus() // context.get_local_world_size()
     # torch's threads wait for each other: one that shares its core with a decoder holds up all.
     torch.set_num_threads(max(1, cores // 2 if data.streamed is not None else cores))

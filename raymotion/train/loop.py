@@ -25,47 +25,15 @@ from raymotion import records, storage
 from raymotion.errors import Diverged
 from raymotion.models.outputs.base import as_outputs
 from raymotion.train.batches import BatchLoader
-from raymotion.train.progress import Pace
 from raymotion.train.schedule import schedule, steps_per_epoch
 from raymotion.train.task import LAST, Task
+from raymotion.train.workers import ALONE, Workers
 
 # (metrics, folder): every rank calls it once per epoch; only rank 0 has a folder. The folder is gone when it returns.
 Report = Callable[[Mapping[str, Any], str | None], None]
 CURRENT, BEST, STATE, OPTIMISER, PREDICTIONS = (
     "current.safetensors", "best.safetensors", "state.json", "optimiser.pt", "predictions.safetensors",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Workers:
-    """This process among those that train one model together. The default is alone."""
-
-    rank: int = 0
-    world: int = 1
-    device: str = "cpu"
-    # Stands beside each epoch in the history: which process computed it, of which command.
-    attempt: str = ""
-    # ray.train.torch.prepare_model, or DistributedDataParallel.
-    wrap: Callable[[nn.Module], nn.Module] = lambda model: model
-    # Told of every step; on rank 0 alone.
-    pace: Pace | None = None
-
-    def share_buffers(self, model: nn.Module) -> None:
-        """Gives every rank the statistics of rank 0's norms, which are those that a checkpoint keeps.
-
-        DDP does this before each forward pass in training, after which each rank goes on with its own.
-        """
-        if self.world > 1:
-            for buffer in model.buffers():
-                torch.distributed.broadcast(buffer, 0)
-
-    def gather(self, value: Any) -> list[Any]:
-        """`value` of every rank, in order of rank."""
-        if self.world == 1:
-            return [value]
-        values: list[Any] = [None] * self.world
-        torch.distributed.all_gather_object(values, value)
-        return values
 
 
 @dataclass
@@ -92,7 +60,7 @@ class Run:
         best_predictions: by output, (rows of val, width) of that epoch; None before the first, and after a resume.
     """
 
-    def __init__(self, task: Task, *, workers: Workers = Workers(), resume_from: str | None = None) -> None:
+    def __init__(self, task: Task, *, workers: Workers = ALONE, resume_from: str | None = None) -> None:
         self.task, self.workers = task, workers
         torch.manual_seed(task.recipe.seed)
         self.state = State()
@@ -196,7 +164,7 @@ def read_state(folder: str) -> dict[str, Any]:
     return dict(json.loads(record["state"]))
 
 
-def train(task: Task, *, report: Report, resume_from: str | None = None, workers: Workers = Workers()) -> State:
+def train(task: Task, *, report: Report, resume_from: str | None = None, workers: Workers = ALONE) -> State:
     """Trains until the last epoch, or until validation has not improved for `patience` epochs.
 
     After the last epoch it reports once more, with the predictions of the best epoch for validation and test. The

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from raymotion.models.recipe import TrainRecipe
-    from raymotion.models.training_set import TrainingSet
 
 
 class Evidence(Protocol):
@@ -134,8 +133,8 @@ class Prepared(ABC):
     def save(self, folder: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """JSON values and arrays by name, from which `Input.load` makes it again; files of its own go into `folder`."""
 
-    def begin_epoch(self, recipe: TrainRecipe, epoch: int, data: TrainingSet) -> None:
-        """Called before the drafts of an epoch, for what is drawn once for all of its rows."""
+    def begin_epoch(self, recipe: TrainRecipe, epoch: int, training: np.ndarray) -> None:
+        """Called before the drafts of an epoch, for what is drawn once for all rows of the training split."""
 
     def arrange(self, rows: np.ndarray, size: int, recipe: TrainRecipe, epoch: int, rank: int) -> np.ndarray:
         """The rows of an epoch in the order in which batches of `size` are cut from them."""

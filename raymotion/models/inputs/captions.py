@@ -162,7 +162,7 @@ class PreparedCaptions(Prepared):
 
     word_dropout = 0.0
 
-    def begin_epoch(self, recipe: TrainRecipe, epoch: int, data: Any) -> None:
+    def begin_epoch(self, recipe: TrainRecipe, epoch: int, training: np.ndarray) -> None:
         self.word_dropout = float(getattr(recipe.optimiser, "word_dropout", 0.0))
 
     def arrange(self, rows: np.ndarray, size: int, recipe: TrainRecipe, epoch: int, rank: int) -> np.ndarray:

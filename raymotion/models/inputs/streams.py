@@ -378,10 +378,9 @@ class BoundStreams(Prepared):
     def contents(self) -> list[Any]:
         return self.prepared.contents()
 
-    def begin_epoch(self, recipe: TrainRecipe, epoch: int, data: Any) -> None:
+    def begin_epoch(self, recipe: TrainRecipe, epoch: int, training: np.ndarray) -> None:
         # One number for all streams of a person: the streams of a view are mirrored together. Drawn by place in the
         # training split: rows of other splits, which a search may leave out, change nothing.
-        training = data.splits["train"]
         drawn = np.random.default_rng([recipe.seed, epoch, 1]).integers(0, 1 << 30, size=len(training))
         self.numbers[training] = drawn
 
