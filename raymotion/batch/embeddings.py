@@ -21,9 +21,9 @@ from raymotion.data.provenance import BOXES
 from raymotion.data.streams import STREAMS
 from raymotion.errors import InputError
 from raymotion.models.vision.backbones import BackboneIdentity, check_tokens, identify
-from raymotion.models.vision.regions import locate
 from raymotion.pipeline.embed import CONTEXT, RENDERER, DecodeOnce, EmbedStreams, StreamPlan
 from raymotion.pipeline.stages import Item, Stage, image_units, made_from
+from raymotion.weights import locate
 
 # Side of the token grid that a study gets where it uses tokens and was not told how many.
 STUDY_TOKENS = 2

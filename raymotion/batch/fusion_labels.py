@@ -26,10 +26,10 @@ from raymotion.data.views.streams import crop
 from raymotion.errors import InputError
 from raymotion.learning.vad import DIMENSIONS, SCALE
 from raymotion.models.inputs.streams import StreamInput, find_weights, masks, needs, squares, stream_inputs
-from raymotion.models.vision.regions import locate
 from raymotion.pipeline.embed import CONTEXT, DecodeOnce, EmbedStreams, StreamPlan
 from raymotion.pipeline.label_stages import FiniteAnswers
 from raymotion.pipeline.stages import Failure, Item, Stage
+from raymotion.weights import locate
 
 if TYPE_CHECKING:
     from raymotion.batch.labels import LabelSettings

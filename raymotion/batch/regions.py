@@ -12,8 +12,9 @@ from pydantic import Field
 from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job, with_its_access
 from raymotion.batch.progress import ProgressKind
 from raymotion.data.provenance import MADE_FROM
-from raymotion.models.vision.regions import ExtractorIdentity, Regions, architecture, identify, locate
+from raymotion.models.vision.regions import ExtractorIdentity, Regions, architecture, identify
 from raymotion.pipeline.stages import DecodeImages, ExtractRegions, Item, Stage, made_from
+from raymotion.weights import locate
 
 
 class RegionSettings(JobSettings):

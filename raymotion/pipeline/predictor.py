@@ -27,8 +27,9 @@ from raymotion.models import checkpoint
 from raymotion.models.checkpoint import CheckpointInfo, LoadedStudent, Teacher
 from raymotion.models.checkpoint_files import FUSIONS
 from raymotion.models.finite import require_finite_rows
-from raymotion.models.vision.regions import ExtractorIdentity, RegionExtractor, Regions, architecture, identify, locate
+from raymotion.models.vision.regions import ExtractorIdentity, RegionExtractor, Regions, architecture, identify
 from raymotion.vocabulary import Vocabulary
+from raymotion.weights import locate
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -357,7 +358,7 @@ def find_extractor(
             weights = source
         # Visual Genome's detector is named by the digest of its file wherever that came from: most likely it is the
         # published one, and the comparison below tells if not.
-        elif source.startswith("torchvision:") or architecture(trained.name).family == "visual-genome":
+        elif source.startswith("torchvision:") or architecture(trained.name).is_published_as_file:
             weights = "default"
         else:
             raise InputError(

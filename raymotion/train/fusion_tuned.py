@@ -14,8 +14,7 @@ from raymotion.models.checkpoint import load_fusion
 from raymotion.models.fusion.network import FusionConfig, input_size
 from raymotion.models.fusion_tuned.network import TunedConfig, TunedStreams
 from raymotion.models.fusion_tuned.recipe import FusionTunedRecipe
-from raymotion.models.vision import frozen
-from raymotion.models.vision.backbones import BackboneIdentity
+from raymotion.models.vision.backbones import BackboneIdentity, build
 from raymotion.train.fusion import emotion_loss, set_vad_prior
 from raymotion.train.loop import Batch, Workers, set_prior
 from raymotion.train.person_crops import MASK, PersonReader
@@ -75,7 +74,7 @@ class TunedTask:
 
     def _backbone(self, stream: str, identity: BackboneIdentity) -> Any:
         named = getattr(self.recipe.weights, stream)
-        return frozen.build(identity, identity.weights if identity.is_random else named).model
+        return build(identity, identity.weights if identity.is_random else named)
 
     def _statistics(self, model: TunedStreams) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Means and standard deviations, (D,), of each stream's features of some clean training persons."""

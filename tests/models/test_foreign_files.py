@@ -28,8 +28,8 @@ from raymotion.models.inputs.streams import stream_inputs
 from raymotion.models.student.network import Student, StudentConfig
 from raymotion.models.text.tokenizer import train_tokenizer
 from raymotion.models.vision.backbones import identify
-from raymotion.models.vision.regions import read_state_dict
 from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher
+from raymotion.models.weights_file import read_state_dict
 from raymotion.vocabulary import VALENCE_3
 
 NET, SIZE = "test_resnet", 48
