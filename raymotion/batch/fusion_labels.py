@@ -18,7 +18,7 @@ from raymotion import storage
 from raymotion.batch import ledger
 from raymotion.batch.embeddings import COLUMNS
 from raymotion.data.embedding_layout import FeatureKey, layout_of, require_complete, schema_of
-from raymotion.data.features import features_digest
+from raymotion.data.feature_store import features_digest
 from raymotion.data.parts import part_names
 from raymotion.data.provenance import BOXES, begun_at, read_made_from, require_same_pictures
 from raymotion.data.samples import read_samples

@@ -17,7 +17,7 @@ from raymotion.batch.progress import ProgressKind
 from raymotion.batch.regions import random_weights_notice
 from raymotion.config import digest_of
 from raymotion.data.captions import readable
-from raymotion.data.features import features_digest
+from raymotion.data.feature_store import features_digest
 from raymotion.data.parts import complete_job, part_names, running_job
 from raymotion.data.path_kinds import wrong_kind
 from raymotion.data.provenance import MADE_FROM, begun_at, read_made_from, require_same_pictures

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from raymotion import storage
-from raymotion.data.parts import VERIFY, complete_job, part_names
-from raymotion.data.path_kinds import wrong_kind
+from raymotion.data.feature_store import require_features
+from raymotion.data.parts import VERIFY, part_names
 from raymotion.data.provenance import BOXES, MADE_FROM, require_columns
 from raymotion.errors import InputError
 
@@ -148,10 +148,7 @@ class EmbeddingLayout:
 
 def require_complete(folder: storage.PathLike) -> dict[str, Any]:
     """The job.json of a complete embedding job in `folder`, or an `InputError` that says what to run."""
-    other = wrong_kind(folder, "embeddings")
-    if other is not None:
-        raise other
-    return complete_job(folder, None, what="embedding job", command=COMMAND)
+    return require_features(folder, "embeddings", what="embedding job", command=COMMAND)
 
 
 def schema_of(path: str) -> pa.Schema:
