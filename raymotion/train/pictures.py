@@ -27,7 +27,8 @@ from raymotion.data.images import fetch_ahead
 from raymotion.data.images.damage import DamagedPolicy
 from raymotion.data.images.decode import ImageError, read_picture
 from raymotion.data.images.marks import stamps
-from raymotion.data.views.pictures import WHOLE, AugmentationKind, draw_view, render
+from raymotion.data.streams import Level
+from raymotion.data.views.pictures import WHOLE, draw_view, render
 from raymotion.stores.access import Access, current
 from raymotion.stores.local_files import reserve
 from raymotion.train.recipe import StudentRecipe
@@ -101,7 +102,7 @@ class PictureReader:
     """
 
     size: int
-    augmentation: AugmentationKind = "none"
+    augmentation: Level = "none"
     smallest_crop: float = 0.5
     seed: int = 0
     cache: str | None = None
