@@ -31,16 +31,15 @@ This module imports neither torch nor timm until a backbone is asked for.
 from __future__ import annotations
 
 import functools
-import math
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
+from pydantic import Field, PositiveFloat
 
 from raymotion.errors import InputError
+from raymotion.models.vision.identity import Identity
 from raymotion.weights import DEFAULT, find, seed_of
 from raymotion.weights import identify as weights_of
 
@@ -58,105 +57,41 @@ ALIASES: Mapping[str, str] = {
 }
 # Hex digits of a weights file's SHA-256 in an identity.
 DIGITS = 16
-# timm also takes addresses of models and of folders; a file that someone hands over must not name one.
-NAME = re.compile(r"[A-Za-z0-9_.-]+")
-# Pixels a side of a backbone's input; a file that says more is damaged.
-LARGEST_SIDE = 4096
+# Pixels a side of a backbone's input, and lengths of features; a file that says more is damaged.
+LARGEST_SIDE, LARGEST_COUNT = 4096, 1_000_000
 FITS = ("whole", "center")
+FILTERS = ("nearest", "bilinear", "bicubic", "lanczos")
 PRECISIONS = ("float32", "bfloat16", "float16")
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 
 
-@dataclass(frozen=True)
-class BackboneIdentity:
-    """What decides the features of a picture: features of equal identities may be mixed.
+class BackboneIdentity(Identity):
+    """What decides the features of a picture.
 
     Attributes:
         name: timm's name, with the tag that names weights and data config where there is one.
-        weights: `timm:TAG`, `random:SEED`, or `sha256:` and 16 hex digits of a weights file, however it was named.
+        weights: `timm:TAG`, `random:SEED`, or `sha256:` and 16 hex digits of a weights file.
         dim: length of the pooled feature.
         size: side of the square that the model reads, pixels.
         crop_pct: with fit `center`, the share of the resized picture's side that is kept. Not used by `whole`.
-        interpolation: `nearest`, `bilinear`, `bicubic` or `lanczos`.
         mean, std: of the pixels in [0, 1], per channel.
         fit: `whole` (resized to the square, nothing cut off) or `center` (timm's evaluation).
         token_dim: channels of the spatial tokens; 0: the model has no grid of features.
         grid: side of its square grid at this size, in tokens; 0 as above.
     """
 
-    name: str
-    weights: str
-    dim: int
-    size: int
-    crop_pct: float
-    interpolation: str
+    what: ClassVar[str] = "backbone"
+
+    # timm also takes addresses of models and of folders; a file that someone hands over must not name one.
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    dim: int = Field(ge=1, le=LARGEST_COUNT)
+    size: int = Field(ge=1, le=LARGEST_SIDE)
+    crop_pct: float = Field(gt=0, le=10)
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"]
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    fit: str = "whole"
-    token_dim: int = 0
-    grid: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: Any, *, where: object = None) -> BackboneIdentity:
-        """What `to_dict` gave.
-
-        Raises:
-            InputError: it is not that; `where` is the file that says so.
-        """
-        try:
-            fields: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-            }
-            found = cls(**fields)
-        except (TypeError, AttributeError) as error:
-            raise InputError(f"is not the identity of a backbone ({error})", path=where) from error
-        wrong = found._wrong()
-        if wrong:
-            raise InputError(f"is not the identity of a backbone ({wrong} is {getattr(found, wrong)!r})", path=where)
-        return found
-
-    def _wrong(self) -> str | None:
-        """Name of the first field with a value that it cannot have."""
-        three = all(
-            isinstance(own, tuple) and len(own) == 3 and all(_is_number(value) for value in own)
-            for own in (self.mean, self.std)
-        )
-        checks = {
-            "name": isinstance(self.name, str) and NAME.fullmatch(self.name) is not None,
-            "weights": isinstance(self.weights, str),
-            "dim": _is_count(self.dim, 1),
-            "size": _is_count(self.size, 1) and self.size <= LARGEST_SIDE,
-            "crop_pct": _is_number(self.crop_pct) and 0 < self.crop_pct <= 10,
-            "interpolation": self.interpolation in [*_FILTERS],
-            "mean": three,
-            "std": three and all(value > 0 for value in self.std),
-            "fit": self.fit in FITS,
-            "token_dim": _is_count(self.token_dim, 0),
-            "grid": _is_count(self.grid, 0),
-        }
-        return next((name for name, good in checks.items() if not good), None)
-
-    @property
-    def is_random(self) -> bool:
-        """Whether the weights were never trained."""
-        return self.weights.startswith("random:")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: object, least: int) -> bool:
-    return type(value) is int and least <= value <= 1_000_000
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    fit: Literal["whole", "center"] = "whole"
+    token_dim: int = Field(0, ge=0, le=LARGEST_COUNT)
+    grid: int = Field(0, ge=0, le=LARGEST_COUNT)
 
 
 def full_name(name: str) -> str:
@@ -187,7 +122,8 @@ def identify(name: str, weights: str = DEFAULT, *, size: int | None = None, fit:
             f"timm publishes no weights for {name}",
             remedy="Name a state dict, a hub id or random:SEED, or another backbone.",
         )
-    return replace(found, weights=weights_of(weights, found.weights, digits=DIGITS), fit=fit)
+    told = weights_of(weights, found.weights, digits=DIGITS)
+    return found.model_copy(update={"weights": told, "fit": fit})
 
 
 @functools.lru_cache(maxsize=64)
@@ -212,17 +148,12 @@ def _described(name: str, size: int | None) -> BackboneIdentity:
         dim=dim,
         size=side,
         crop_pct=float(config["crop_pct"]),
-        interpolation=config["interpolation"] if config["interpolation"] in _FILTERS else "bicubic",
-        mean=_three(config["mean"]),
-        std=_three(config["std"]),
+        interpolation=config["interpolation"] if config["interpolation"] in FILTERS else "bicubic",
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
         token_dim=token_dim,
         grid=grid,
     )
-
-
-def _three(values: Sequence[float]) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
 
 
 def build(identity: BackboneIdentity, weights: str) -> Any:
@@ -358,7 +289,7 @@ def check_tokens(identity: BackboneIdentity, tokens: int) -> None:
 
 def fitted(image: Image.Image, identity: BackboneIdentity) -> Image.Image:
     """The RGB image as the square of `identity.size` pixels that the backbone reads, by the rule of `identity.fit`."""
-    size, resample = identity.size, _FILTERS[identity.interpolation]
+    size, resample = identity.size, Image.Resampling[identity.interpolation.upper()]
     if identity.fit == "center":
         # timm.data.transforms_factory: the short side to floor(size / crop_pct), then the centre.
         short = int(size / identity.crop_pct)

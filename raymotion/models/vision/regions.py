@@ -9,14 +9,16 @@ fewer remain, a mask says so; padding is never shown to a model as evidence.
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
+from pydantic import Field
 
 from raymotion import weights as own_weights
 from raymotion.errors import InputError
+from raymotion.models.vision.identity import Identity
 
 if TYPE_CHECKING:
     import torch
@@ -80,47 +82,21 @@ def architecture(name: str) -> Architecture:
         ) from None
 
 
-@dataclass(frozen=True)
-class ExtractorIdentity:
-    """What decides the features of a picture: two data sets with equal identities can be mixed.
+class ExtractorIdentity(Identity):
+    """What decides the regions of a picture.
 
     Attributes:
         name: key of `ARCHITECTURES`.
-        weights: `random:SEED`, `torchvision:ENUM`, or `sha256:HEX` of a weights file, however it was named; followed
-            by `+config:HEX` where a Visual Genome detector has settings other than the usual ones.
+        weights: `random:SEED`, `torchvision:ENUM`, or `sha256:HEX` of a weights file, followed by `+config:HEX` where a
+            Visual Genome detector has settings other than the usual ones.
         count: regions per picture.
         dim: length of a feature.
     """
 
-    name: str
-    weights: str
-    count: int
-    dim: int
+    what: ClassVar[str] = "region extractor"
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "weights": self.weights, "count": self.count, "dim": self.dim}
-
-    @classmethod
-    def from_dict(cls, values: Any, *, where: object = None) -> ExtractorIdentity:
-        """What `to_dict` gave.
-
-        Raises:
-            InputError: it is not that; `where` is the file that says so.
-        """
-        fields = {"name": str, "weights": str, "count": int, "dim": int}
-        if (
-            not isinstance(values, Mapping)
-            or {*values} != {*fields}
-            or any(type(values[name]) is not kind for name, kind in fields.items())
-            or not 1 <= values["count"] <= MOST_REGIONS
-            or not 1 <= values["dim"] <= LONGEST_FEATURE
-        ):
-            raise InputError("holds no identity of a region extractor", path=where)
-        return cls(**values)
-
-    @property
-    def is_random(self) -> bool:
-        return self.weights.startswith("random:")
+    count: int = Field(ge=1, le=MOST_REGIONS)
+    dim: int = Field(ge=1, le=LONGEST_FEATURE)
 
 
 def identify(name: str, weights: str, count: int) -> ExtractorIdentity:
@@ -141,7 +117,7 @@ def identify(name: str, weights: str, count: int) -> ExtractorIdentity:
         source = own_weights.identify(weights, f"torchvision:{entry.published}")
     else:
         source = pkgutil.resolve_name(entry.identity)(weights, entry.published)
-    return ExtractorIdentity(name, source, count, entry.dim)
+    return ExtractorIdentity(name=name, weights=source, count=count, dim=entry.dim)
 
 
 @dataclass(frozen=True)
