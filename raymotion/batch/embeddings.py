@@ -16,6 +16,7 @@ from raymotion.batch import ledger
 from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job, with_its_access
 from raymotion.batch.progress import ProgressKind
 from raymotion.data.embedding_layout import AUGMENTED_SPLIT, EmbeddingLayout, stored_rows
+from raymotion.data.feature_store import feature_column
 from raymotion.data.parts import running_job
 from raymotion.data.provenance import BOXES
 from raymotion.data.streams import STREAMS
@@ -155,12 +156,7 @@ class EmbeddingSink:
                 features = item.output.get(key.column)
                 if features is not None and (key.stream != CONTEXT or holders[row] == row):
                     values[row], has_none[row] = features, False
-            flat = pa.array(values.reshape(-1), pa.float16())
-            columns.append(
-                pa.FixedSizeListArray.from_arrays(
-                    flat, type=pa.list_(pa.float16(), shape.size), mask=pa.array(has_none)
-                )
-            )
+            columns.append(feature_column(values, pa.list_(pa.float16(), shape.size), has_none))
         return pa.table(columns, schema=self.layout.schema())
 
 

@@ -48,10 +48,12 @@ class FeatureShape:
 
     @property
     def of_sample(self) -> tuple[int, ...]:
+        """Shape of one sample's features."""
         return (self.views, self.count, self.dim) if self.count else (self.views, self.dim)
 
     @property
     def size(self) -> int:
+        """How many numbers that are."""
         return math.prod(self.of_sample)
 
 
@@ -94,6 +96,7 @@ class EmbeddingLayout:
         return (self.seed, self.renderer) if any(key.level != "none" for key in self.shapes) else None
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
         return {
             "version": LAYOUT_VERSION,
             "keys": [{**asdict(key), **asdict(shape)} for key, shape in self.shapes.items()],
@@ -106,6 +109,11 @@ class EmbeddingLayout:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], *, where: object = None) -> EmbeddingLayout:
+        """What `to_dict` gave; `where` is the file that says so.
+
+        Raises:
+            InputError: it is not that, or another version wrote it.
+        """
         if record.get("version") != LAYOUT_VERSION:
             raise InputError(
                 f"has embeddings of layout {record.get('version')}, this version reads {LAYOUT_VERSION}",

@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -160,7 +161,7 @@ class FeatureFolder(ABC):
         self._begun = begun_at(require_features(self.folder, self.kind, what=self.job, command=self.command))
         self._marks = part_marks(self.folder)
         if not self._marks:
-            raise InputError("holds no part-*.parquet", path=self.folder)
+            raise InputError("holds no parts", path=self.folder)
         self.description: Any = None
         self.part_rows: list[tuple[str, int]] = []
         for name in self._marks:
@@ -260,3 +261,15 @@ def parts_digest(folder: storage.PathLike, parts: Mapping[str, list[FileMark]]) 
 
     with ThreadPoolExecutor(16) as pool:  # object stores answer slowly, but many at once
         return digest_of(list(pool.map(digest, parts)))
+
+
+def feature_column(values: np.ndarray, kind: pa.FixedSizeListType, missing: np.ndarray | None = None) -> pa.Array:
+    """Features (n, ...) as a column of flat lists of one length; rows where `missing`, bool (n,), are null."""
+    flat = np.ascontiguousarray(values).reshape(-1).astype(kind.value_type.to_pandas_dtype(), copy=False)
+    mask = None if missing is None else pa.array(missing)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), type=kind, mask=mask)
+
+
+def feature_matrix(column: pa.FixedSizeListArray) -> np.ndarray:
+    """The rows of such a column without nulls as a matrix, without a detour over Python objects."""
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raymotion import storage
-from raymotion.data.feature_store import FeatureFolder
+from raymotion.data.feature_store import FeatureFolder, feature_matrix
 from raymotion.data.images.marks import PictureMark
 from raymotion.data.parts import VERIFY
 from raymotion.data.provenance import Comparison, require_columns
@@ -29,12 +29,7 @@ ROWS_AT_A_TIME = 256
 
 
 class RegionFeatures(FeatureFolder):
-    """Region features by sample id; see `FeatureFolder` for arguments and errors.
-
-    Attributes:
-        extractor: {"name", "weights", "count", "dim"} of what made the features.
-        count, dim: regions per image N, and their size D.
-    """
+    """Region features by sample id; see `FeatureFolder` for arguments and errors."""
 
     kind, job, command = "regions", "features job", COMMAND
 
@@ -46,14 +41,17 @@ class RegionFeatures(FeatureFolder):
 
     @property
     def extractor(self) -> dict[str, Any]:
+        """{"name", "weights", "count", "dim"} of what made the features."""
         return dict(self.description)
 
     @property
     def count(self) -> int:
+        """Regions per image, N."""
         return int(self.description["count"])
 
     @property
     def dim(self) -> int:
+        """Size of a region's feature, D."""
         return int(self.description["dim"])
 
     def __len__(self) -> int:
@@ -96,8 +94,8 @@ class RegionFeatures(FeatureFolder):
             for batch in parquet.iter_batches(ROWS_AT_A_TIME, columns=["sample_id", "features", "mask"]):
                 here = slice(done, done + batch.num_rows)
                 done += batch.num_rows
-                features[here] = _matrix(batch.column("features")).reshape(-1, *shape[1:])
-                mask[here] = _matrix(batch.column("mask"))
+                features[here] = feature_matrix(batch.column("features")).reshape(-1, *shape[1:])
+                mask[here] = feature_matrix(batch.column("mask"))
                 bad = storage.first_not_finite(pa.chunked_array([batch.column("features")]))
                 if bad is not None:
                     raise InputError(
@@ -130,9 +128,3 @@ class RegionFeatures(FeatureFolder):
             if not pa.types.is_fixed_size_list(kind) or kind.list_size != wanted:
                 raise InputError(f"column {name} is {kind}, not a list of {wanted}", path=path)
         return dict(extractor)
-
-
-def _matrix(column: pa.FixedSizeListArray) -> np.ndarray:
-    """Rows of a fixed-size-list column as a matrix, without a detour over Python objects."""
-    width = column.type.list_size
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
