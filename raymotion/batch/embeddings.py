@@ -17,14 +17,15 @@ from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precis
 from raymotion.batch.progress import ProgressKind
 from raymotion.config import Metavar
 from raymotion.data.embedding_layout import AUGMENTED_SPLIT, EmbeddingLayout, stored_rows
+from raymotion.data.feature_store import feature_column
 from raymotion.data.parts import running_job
 from raymotion.data.provenance import BOXES
 from raymotion.data.streams import STREAMS
 from raymotion.errors import InputError
 from raymotion.models.vision.backbones import BackboneIdentity, check_tokens, identify
-from raymotion.models.vision.regions import locate
 from raymotion.pipeline.embed import CONTEXT, RENDERER, DecodeOnce, EmbedStreams, StreamPlan
 from raymotion.pipeline.stages import Item, Stage, image_units, made_from
+from raymotion.weights import locate
 
 # Side of the token grid that a study gets where it uses tokens and was not told how many.
 STUDY_TOKENS = 2
@@ -172,12 +173,7 @@ class EmbeddingSink:
                 features = item.output.get(key.column)
                 if features is not None and (key.stream != CONTEXT or holders[row] == row):
                     values[row], has_none[row] = features, False
-            flat = pa.array(values.reshape(-1), pa.float16())
-            columns.append(
-                pa.FixedSizeListArray.from_arrays(
-                    flat, type=pa.list_(pa.float16(), shape.size), mask=pa.array(has_none)
-                )
-            )
+            columns.append(feature_column(values, pa.list_(pa.float16(), shape.size), has_none))
         return pa.table(columns, schema=self.layout.schema())
 
 

@@ -6,17 +6,19 @@ import json
 from collections.abc import Sequence
 from typing import Annotated
 
-import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
 from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job, with_its_access
 from raymotion.batch.progress import ProgressKind
 from raymotion.config import Metavar
+from raymotion.data.feature_store import feature_column
+from raymotion.data.features import METADATA_KEY
 from raymotion.data.provenance import MADE_FROM
 from raymotion.models.inputs.regions import random_weights_notice
-from raymotion.models.vision.regions import ExtractorIdentity, Regions, architecture, identify, locate
+from raymotion.models.vision.regions import ExtractorIdentity, Regions, architecture, identify
 from raymotion.pipeline.stages import DecodeImages, ExtractRegions, Item, Stage, made_from
+from raymotion.weights import locate
 
 
 class RegionSettings(JobSettings):
@@ -47,6 +49,7 @@ class RegionSink:
         self.identity = identity
 
     def schema(self) -> pa.Schema:
+        """Of the parts."""
         n, d = self.identity.count, self.identity.dim
         return pa.schema(
             [
@@ -57,7 +60,7 @@ class RegionSink:
                 pa.field("scores", pa.list_(pa.float32(), n), nullable=False),
                 pa.field("mask", pa.list_(pa.bool_(), n), nullable=False),
             ],
-            metadata={b"raymotion.regions": json.dumps(self.identity.to_dict()).encode()},
+            metadata={METADATA_KEY: json.dumps(self.identity.to_dict()).encode()},
         )
 
     def encode(self, items: Sequence[Item]) -> pa.Table:
@@ -65,14 +68,7 @@ class RegionSink:
         batch = Regions.stack([item.regions for item in items], identity.count, identity.dim)
         columns: list[pa.Array] = [pa.array([item.row["sample_id"] for item in items], pa.string()), *made_from(items)]
         for name in ("features", "boxes", "scores", "mask"):
-            field = schema.field(name)
-            flat = np.ascontiguousarray(getattr(batch, name)).reshape(-1)
-            columns.append(
-                pa.FixedSizeListArray.from_arrays(
-                    pa.array(flat.astype(field.type.value_type.to_pandas_dtype()), field.type.value_type),
-                    type=field.type,
-                )
-            )
+            columns.append(feature_column(getattr(batch, name), schema.field(name).type))
         return pa.table(columns, schema=schema)
 
 

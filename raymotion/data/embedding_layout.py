@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from raymotion import storage
-from raymotion.data.parts import VERIFY, complete_job, part_names
-from raymotion.data.path_kinds import wrong_kind
+from raymotion.data.feature_store import require_features
+from raymotion.data.parts import VERIFY, part_names
 from raymotion.data.provenance import BOXES, MADE_FROM, require_columns
 from raymotion.errors import InputError
 
@@ -48,10 +48,12 @@ class FeatureShape:
 
     @property
     def of_sample(self) -> tuple[int, ...]:
+        """Shape of one sample's features."""
         return (self.views, self.count, self.dim) if self.count else (self.views, self.dim)
 
     @property
     def size(self) -> int:
+        """How many numbers that are."""
         return math.prod(self.of_sample)
 
 
@@ -94,6 +96,7 @@ class EmbeddingLayout:
         return (self.seed, self.renderer) if any(key.level != "none" for key in self.shapes) else None
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
         return {
             "version": LAYOUT_VERSION,
             "keys": [{**asdict(key), **asdict(shape)} for key, shape in self.shapes.items()],
@@ -106,6 +109,11 @@ class EmbeddingLayout:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], *, where: object = None) -> EmbeddingLayout:
+        """What `to_dict` gave; `where` is the file that says so.
+
+        Raises:
+            InputError: it is not that, or another version wrote it.
+        """
         if record.get("version") != LAYOUT_VERSION:
             raise InputError(
                 f"has embeddings of layout {record.get('version')}, this version reads {LAYOUT_VERSION}",
@@ -148,10 +156,7 @@ class EmbeddingLayout:
 
 def require_complete(folder: storage.PathLike) -> dict[str, Any]:
     """The job.json of a complete embedding job in `folder`, or an `InputError` that says what to run."""
-    other = wrong_kind(folder, "embeddings")
-    if other is not None:
-        raise other
-    return complete_job(folder, None, what="embedding job", command=COMMAND)
+    return require_features(folder, "embeddings", what="embedding job", command=COMMAND)
 
 
 def schema_of(path: str) -> pa.Schema:

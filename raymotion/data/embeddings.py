@@ -1,21 +1,19 @@
 """Reads the stream features that a `raymotion features embeddings` job wrote.
 
-The job's Parquet parts are copied once into memory-mapped arrays of float16, one for each stream, backbone and level of
-augmentation, so that a trial maps what it needs and nothing else. A copy goes by what the parts hold, not by where they
-lie. What the parts look like stands in embedding_layout.py.
+Their local copy holds one memory-mapped array of float16 for each stream, backbone and level of augmentation, so that a
+trial maps what it needs and nothing else. `data.embedding_layout` says what the parts look like.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raymotion import storage
@@ -27,31 +25,22 @@ from raymotion.data.embedding_layout import (
     FeatureKey,
     FeatureShape,
     layout_of,
-    require_complete,
-    schema_of,
 )
-from raymotion.data.features import default_cache, locked, new_copy, parts_digest, read_index, write_index
+from raymotion.data.feature_store import FeatureFolder
 from raymotion.data.images.marks import PictureMark
-from raymotion.data.parts import FileMark, open_part, part_marks
 from raymotion.data.provenance import (
     BOXES,
     MADE_FROM,
-    MADE_FROM_COLUMNS,
     Comparison,
-    begun_at,
     require_same_boxes,
     require_same_pictures,
 )
 from raymotion.data.streams import STREAMS
-from raymotion.errors import Damaged, InputError
+from raymotion.errors import InputError
 
 __all__ = ["Embeddings", "FeatureBlock", "FeatureKey", "FeatureShape"]
 
 ROWS_AT_A_TIME = 64
-# What the rows of a copy were made from.
-ROWS = "rows.parquet"
-COPIED = ["sample_id", *MADE_FROM_COLUMNS, *(box.name for box in BOXES)]
-COPIED_SCHEMA = pa.schema([pa.field("sample_id", pa.string()), *MADE_FROM, *BOXES])
 
 
 @dataclass(frozen=True)
@@ -102,7 +91,7 @@ class Embeddings:
         several = [folders] if isinstance(folders, str | os.PathLike) else list(folders)
         if not several:
             raise InputError("no folder of embeddings was named", remedy=f"Make one with `{COMMAND}`.")
-        sources = [_Source(storage.absolute(folder), cache) for folder in several]
+        sources = [_Source(folder, cache=cache) for folder in several]
         first = sources[0]
         self.sample_ids: list[str] = first.ids
         self.digest: str = first.digest if len(sources) == 1 else digest_of([source.digest for source in sources])
@@ -155,9 +144,7 @@ class Embeddings:
 
     def mark(self, row: int) -> PictureMark | None:
         """What the bytes of the picture are known by that the features at a position were made from."""
-        made = self._sources[0].made_from
-        size, digest = made.column("image_bytes")[row].as_py(), made.column("image_digest")[row].as_py()
-        return None if size is None or digest is None else PictureMark(size, digest)
+        return self._sources[0].row_mark(row)
 
     def require_made_from(self, samples: pa.Table) -> Comparison:
         """Raises an `InputError` unless the features were made from the pictures and boxes of these samples.
@@ -170,15 +157,7 @@ class Embeddings:
             require_same_boxes(
                 samples, source.made_from, source.layout.boxes, what="features", where=source.folder, remedy=remedy
             )
-        return require_same_pictures(
-            samples,
-            first.made_from,
-            what="features",
-            where=first.folder,
-            remedy=remedy,
-            boxes=first.layout.boxes,
-            since=first.begun,
-        )
+        return first.compare(samples, remedy=remedy, boxes=first.layout.boxes)
 
     def _add(self, source: _Source, first: _Source) -> None:
         """Takes over the blocks of `source`, in the order of the first folder's samples."""
@@ -237,83 +216,52 @@ class Embeddings:
             self._blocks[key] = FeatureBlock(source.array(number), row_of, shape.views, shape.dim)
 
 
-class _Source:
-    """One folder: its layout, its ids, and its memory-mapped copy, which is made if there is none yet."""
+class _Source(FeatureFolder):
+    """One folder: its layout, its ids, and its copy."""
 
-    def __init__(self, folder: str, cache: str | None) -> None:
-        self.folder = folder
-        self.begun = begun_at(require_complete(folder))
-        parts = part_marks(folder)
-        if not parts:
-            raise InputError("holds no part-*.parquet", path=folder)
-        self.layout = self._survey(parts)
-        self.digest = digest_of([self.layout.to_dict(), parts_digest(folder, parts)])
-        self._local = Path(cache or default_cache()) / "embeddings" / self.digest
-        try:
-            index = read_index(self._local)
-        except Damaged:
-            # All processes of a machine come here at once: one makes the copy, the others wait for it.
-            with locked(self._local.with_name(f"{self.digest}.lock")):
-                try:
-                    index = read_index(self._local)
-                except Damaged:
-                    self._build(parts)
-                    index = read_index(self._local)
-        self.made_from = pq.read_table(self._local / ROWS)
+    kind, job, command = "embeddings", "embedding job", COMMAND
+    made_from_columns = (*MADE_FROM, *BOXES)
+
+    def __init__(self, folder: storage.PathLike, *, cache: str | None = None) -> None:
+        super().__init__(folder, cache=cache)
         self.ids: list[str] = self.made_from.column("sample_id").to_pylist()
-        self._counts: list[int] = index["counts"]
+
+    @property
+    def layout(self) -> EmbeddingLayout:
+        layout: EmbeddingLayout = self.description
+        return layout
 
     def row_of(self, number: int) -> np.ndarray:
         """int64 (n,) of the key with this number."""
-        return np.asarray(np.load(self._local / f"rows-{number}.npy", allow_pickle=False))
+        return np.asarray(np.load(self.local / f"rows-{number}.npy", allow_pickle=False))
 
     def array(self, number: int) -> np.ndarray:
         """The stored rows of the key with this number."""
-        shape = (self._counts[number], *list(self.layout.shapes.values())[number].of_sample)
+        shape = (self.index["counts"][number], *list(self.layout.shapes.values())[number].of_sample)
         if not shape[0]:  # an empty file cannot be mapped
             return np.zeros(shape, dtype=np.float16)
-        return np.memmap(self._local / f"features-{number}.bin", dtype=np.float16, mode="r", shape=shape)
+        return np.memmap(self.local / f"features-{number}.bin", dtype=np.float16, mode="r", shape=shape)
 
-    def _survey(self, parts: Iterable[str]) -> EmbeddingLayout:
-        """The layout that all parts share."""
-        layout: EmbeddingLayout | None = None
-        for name in parts:
-            path = storage.join(self.folder, name)
-            own = layout_of(schema_of(path), path)
-            if layout is not None and own != layout:
-                raise InputError(
-                    f"holds other features than {next(iter(parts))}",
-                    path=path,
-                    remedy=f"Make the folder again with `{COMMAND}`.",
-                )
-            layout = own
-        assert layout is not None
-        return layout
+    def describe(self, schema: pa.Schema, path: str) -> EmbeddingLayout:
+        return layout_of(schema, path)
 
-    def _build(self, parts: Mapping[str, list[FileMark]]) -> None:
-        """Copies all parts into a folder of its own, then renames it: a copy that a crash cut off is never read."""
-        with storage.explained(self._local, "write the cache"), new_copy(self._local) as temporary:
-            keys = list(self.layout.shapes)
-            counts, rows = [0] * len(keys), [[np.zeros(0, np.int64)] for _ in keys]
-            made_from: list[pa.Table] = []
-            for name, marks in parts.items():
-                path = storage.join(self.folder, name)
-                with open_part(self.folder, name, marks) as parquet:
-                    part = parquet.read(columns=["sample_id", "split", "context_of"]).to_pydict()
-                    made_from.append(parquet.read(columns=COPIED).select(COPIED).cast(COPIED_SCHEMA))
-                    for number, key in enumerate(keys):
-                        with open(temporary / f"features-{number}.bin", "ab") as out:
-                            has = _append(parquet, key.column, out, path)
-                        stored = np.where(has, counts[number] + np.cumsum(has) - 1, -1)
-                        counts[number] += int(has.sum())
-                        rows[number].append(_resolve(key, stored, part, path))
-            table = pa.concat_tables([COPIED_SCHEMA.empty_table(), *made_from])
-            if pc.count_distinct(table.column("sample_id")).as_py() != table.num_rows:
-                raise InputError("a sample_id appears twice", path=self.folder)
-            for number in range(len(keys)):
-                np.save(temporary / f"rows-{number}.npy", np.concatenate(rows[number]).astype(np.int64))
-            pq.write_table(table, temporary / ROWS)
-            write_index(temporary, {"counts": counts})
+    def identity(self) -> list[Any]:
+        return [self.layout.to_dict()]
+
+    def copy(self, parts: Iterator[tuple[str, pq.ParquetFile]], rows: int, place: Path) -> Mapping[str, Any]:
+        keys = list(self.layout.shapes)
+        counts, places = [0] * len(keys), [[np.zeros(0, np.int64)] for _ in keys]
+        for path, parquet in parts:
+            part = parquet.read(columns=["sample_id", "split", "context_of"]).to_pydict()
+            for number, key in enumerate(keys):
+                with open(place / f"features-{number}.bin", "ab") as out:
+                    has = _append(parquet, key.column, out, path)
+                stored = np.where(has, counts[number] + np.cumsum(has) - 1, -1)
+                counts[number] += int(has.sum())
+                places[number].append(_resolve(key, stored, part, path))
+        for number, several in enumerate(places):
+            np.save(place / f"rows-{number}.npy", np.concatenate(several).astype(np.int64))
+        return {"counts": counts}
 
 
 def _order(source: _Source, first: _Source) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 STREAMS = ("context", "body", "face")
 CONTEXT = STREAMS[0]
 CONTEXT = STREAMS[0]
@@ -17,5 +19,6 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "body_context": ("context", "body"),
 }
 
-# Levels of augmentation: of a picture and its crops.
-LEVELS = ("none", "basic", "full")
+# How much a picture or a crop is changed for training; see `data.views`.
+Level = Literal["none", "basic", "full"]
+LEVELS: tuple[Level, ...] = get_args(Level)

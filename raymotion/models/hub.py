@@ -23,6 +23,7 @@ from raymotion.folders.lock import one_writer_of
 from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info
 from raymotion.models.checkpoint_files import ANSWERS, CARD, CONFIG, TRAINING, WEIGHTS, read_config
 from raymotion.stores.local_files import disk_full, is_full, replaced
+from raymotion.weights import HUB, first_line
 
 SCHEME = "hf://"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w-]*(\.[\w-]+)*/[A-Za-z0-9][\w-]*(\.[\w-]+)*")
@@ -45,8 +46,8 @@ def files_of(folder: str) -> list[str]:
 def hub_id(place: storage.PathLike) -> str | None:
     """The repository `owner/name` that `place` names, or None for a folder or another address."""
     text = str(place)
-    if text.startswith(SCHEME):
-        inner = text.removeprefix(SCHEME).strip("/")
+    if text.startswith(HUB):
+        inner = text.removeprefix(HUB).strip("/")
         if not HUB_ID.fullmatch(inner):
             raise InputError("is no repository of the hub", path=text, remedy="Write hf://owner/name.")
         return inner
@@ -56,7 +57,7 @@ def hub_id(place: storage.PathLike) -> str | None:
 def refuse_hub_id(folder: storage.PathLike) -> None:
     """Raises where a checkpoint folder is wanted, none is there, and `folder` reads like a repository of the hub."""
     text = str(folder)
-    if text.startswith(SCHEME) or (HUB_ID.fullmatch(text) and not storage.exists(text)):
+    if text.startswith(HUB) or (HUB_ID.fullmatch(text) and not storage.exists(text)):
         raise InputError(
             "no such checkpoint",
             path=folder,
@@ -98,7 +99,7 @@ def push(
         if private and not api.repo_info(repository).private:
             raise InputError(
                 "is public, and --private was asked for",
-                path=SCHEME + repository,
+                path=HUB + repository,
                 remedy="Make it private on the hub first. Nothing was uploaded.",
             )
         if revision is not None:
@@ -127,7 +128,7 @@ def pull(
         RunFailed: the hub cannot be reached.
     """
     repository = hub_id(source)
-    if hub_id(out) is not None and str(out).startswith(SCHEME):
+    if hub_id(out) is not None and str(out).startswith(HUB):
         raise InputError("is not a folder", path=out, remedy="To write to the hub, use `raymotion push`.")
     if repository is None:
         _only_on_the_hub(revision=revision)
@@ -209,11 +210,11 @@ def _check_free(target: storage.PathLike, info: CheckpointInfo | None, overwrite
 
 def _not_both(place: storage.PathLike, folder: str) -> None:
     """Raises if `place` reads like a repository while `folder` is here: neither is guessed, least of all to publish."""
-    if not str(place).startswith(SCHEME) and storage.exists(storage.absolute(folder)):
+    if not str(place).startswith(HUB) and storage.exists(storage.absolute(folder)):
         raise InputError(
             "could be a repository of the hub, and a folder here",
             path=place,
-            remedy=f"Write {SCHEME}{place} for the hub, ./{place} for the folder.",
+            remedy=f"Write {HUB}{place} for the hub, ./{place} for the folder.",
         )
 
 
@@ -235,7 +236,7 @@ def _local(folder: str) -> Iterator[str]:
 
 
 def _address(repository: str, revision: str | None) -> str:
-    return SCHEME + repository + (f"@{revision}" if revision else "")
+    return HUB + repository + (f"@{revision}" if revision else "")
 
 
 @contextlib.contextmanager
@@ -245,7 +246,7 @@ def _hub(repository: str, action: str) -> Iterator[None]:
 
     utils.disable_progress_bars()
     utils.logging.set_verbosity_error()  # its warnings would stand beside our one line
-    address = SCHEME + repository
+    address = HUB + repository
     login = "Set HF_TOKEN, or log in with `hf auth login`."
     try:
         yield
@@ -266,20 +267,15 @@ def _hub(repository: str, action: str) -> Iterator[None]:
             ) from error
         if status in (401, 403):
             raise AccessDenied(f"may not {action} (the hub answers {status})", path=address, remedy=login) from error
-        raise RunFailed(f"{address}: the hub answers {status}: {_first_line(error)}") from error
+        raise RunFailed(f"{address}: the hub answers {status}: {first_line(error)}") from error
     except errors.HFValidationError as error:
-        raise InputError(f"is no name of a repository ({_first_line(error)})", path=address) from error
+        raise InputError(f"is no name of a repository ({first_line(error)})", path=address) from error
     except errors.LocalEntryNotFoundError as error:
-        raise RunFailed(f"{address}: the hub could not be reached ({_first_line(error.__cause__ or error)})") from error
+        raise RunFailed(f"{address}: the hub could not be reached ({first_line(error.__cause__ or error)})") from error
     except Exception as error:
         if is_full(error):
             raise disk_full(tempfile.gettempdir(), error) from error
         # Told by name: which HTTP library huggingface_hub speaks with is its own affair.
         if isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "requests", "httpcore"):
-            raise RunFailed(f"{address}: the hub could not be reached ({_first_line(error)})") from error
+            raise RunFailed(f"{address}: the hub could not be reached ({first_line(error)})") from error
         raise
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__

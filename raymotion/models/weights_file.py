@@ -1,21 +1,27 @@
-"""The header of a safetensors file: names, types and shapes of its tensors, read without torch, before anything else.
+"""Reading weights files: the header of a safetensors file without torch, and state dicts.
 
-A file from somebody else is trusted in nothing: its header is checked against the file's size, so that a tensor which
-is not there is noticed before memory for it is asked for.
+A file from somebody else is not trusted. A header is checked against the size of its file, so that a missing tensor is
+noticed before memory is allocated for it; nothing in a PyTorch file is executed.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raymotion import storage
 from raymotion.errors import InputError
+from raymotion.models.finite import require_finite
+from raymotion.weights import first_line
+
+if TYPE_CHECKING:
+    import torch
 
 # safetensors' own limit.
 LONGEST_HEADER = 100_000_000
@@ -87,3 +93,63 @@ def _tensor(entry: Mapping[str, Any]) -> TensorHeader:
 
 def _damaged(path: object) -> InputError:
     return InputError("is damaged or cut off", path=path, remedy="Copy or train it again.")
+
+
+def read_state_dict(path: storage.PathLike) -> dict[str, torch.Tensor]:
+    """Tensors of a .safetensors file, or of a PyTorch file of tensors alone: nothing in it is executed.
+
+    Raises:
+        InputError: no such file; it is damaged, holds something else than tensors, or a weight that is not finite.
+    """
+    import torch
+    from safetensors.torch import load
+
+    remedy = "Save the state dict alone, best as .safetensors."
+    data = storage.require(path)
+    state: Any
+    try:
+        if storage.suffix(path) == ".safetensors":
+            state = load(data)
+        else:
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's reader raises nearly anything on a damaged file
+        raise InputError(f"is not a readable weights file ({first_line(error)})", path=path, remedy=remedy) from error
+    for key in ("state_dict", "model"):  # training scripts wrap it, torchvision's reference one among them
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    ):
+        raise InputError("holds no state dict", path=path, remedy="Save model.state_dict().")
+    require_finite(state, path)
+    return dict(state)
+
+
+def differences(wanted: dict[str, torch.Tensor], given: dict[str, torch.Tensor], listed: int = 3) -> str:
+    """What keeps a state dict from being loaded, in words; empty if nothing does.
+
+    Counters of batches are put into `given`, or taken out of it, as the model has them; an evaluated model never reads
+    them, and files hold them as a number or as a list of one.
+
+    Args:
+        wanted, given: name -> tensor, of the model and of the file.
+        listed: how many names of each kind are written out.
+    """
+    # FrozenBatchNorm keeps no counter of batches, BatchNorm does: files of both kinds are good.
+    counters = {name for name in {*wanted, *given} if name.endswith("num_batches_tracked")}
+    missing = sorted(set(wanted) - set(given) - counters)
+    unknown = sorted(set(given) - set(wanted) - counters)
+    common = (set(wanted) & set(given)) - counters
+    shapes = sorted(name for name in common if wanted[name].shape != given[name].shape)
+    texts = []
+    for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", shapes)):
+        if names:
+            texts.append(f"{len(names)} {what} ({', '.join(names[:listed])}{', ...' if len(names) > listed else ''})")
+    for name in counters:
+        if name not in wanted:
+            del given[name]
+        elif name not in given or given[name].numel() != 1:
+            given[name] = wanted[name]
+        else:
+            given[name] = given[name].reshape(wanted[name].shape)
+    return "; ".join(texts)

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from raymotion import storage
 from raymotion.data.embedding_layout import FeatureKey, layout_of, require_complete, schema_of
-from raymotion.data.features import features_digest
+from raymotion.data.feature_store import features_digest
 from raymotion.data.images.damage import DamagedPolicy
 from raymotion.data.parts import complete_job, part_names
 from raymotion.data.path_kinds import wrong_kind
@@ -26,10 +26,11 @@ from raymotion.models.checkpoint import CheckpointInfo
 from raymotion.models.inputs.base import Input
 from raymotion.models.inputs.regions import RegionInput, random_weights_notice
 from raymotion.models.inputs.streams import PersonInput, Stream, StreamInput, find_weights
-from raymotion.models.vision.regions import ExtractorIdentity, architecture, identify, locate
+from raymotion.models.vision.regions import ExtractorIdentity, architecture, identify
 from raymotion.pipeline.embed import DecodeOnce, EmbedForHead, LoadEmbeddings
 from raymotion.pipeline.predict import Predict
 from raymotion.pipeline.stages import DecodeImages, ExtractRegions, LoadRegions, NoEvidence, Stage
+from raymotion.weights import locate
 
 Check = Callable[[pa.Table], list[str]]
 
@@ -249,7 +250,7 @@ def find_extractor(
             weights = source
         # Visual Genome's detector is named by the digest of its file wherever that came from: most likely it is the
         # published one, and the comparison below tells if not.
-        elif source.startswith("torchvision:") or architecture(trained.name).family == "visual-genome":
+        elif source.startswith("torchvision:") or architecture(trained.name).is_published_as_file:
             weights = "default"
         else:
             raise InputError(

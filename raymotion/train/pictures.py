@@ -9,7 +9,6 @@ Imports neither torch nor ray: the processes that decode need not wait for them.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from collections import deque
@@ -21,15 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from raymotion import storage
 from raymotion.config import digest_of
-from raymotion.data.features import default_cache, new_copy, read_index, write_index
+from raymotion.data.features import default_cache
 from raymotion.data.images.damage import DamagedPolicy
 from raymotion.data.images.marks import stamps
-from raymotion.errors import Damaged
 from raymotion.models.inputs.picture_reader import PictureReader
 from raymotion.models.inputs.reading import READ, Pictures, Reader
 from raymotion.stores.local_files import reserve
+
+CACHED = "pictures.npy"
 
 
 @dataclass(frozen=True)
@@ -83,42 +82,32 @@ def cache_pictures(
 ) -> str:
     """Decodes every picture once, as (n, size, size, 3) uint8 in a NumPy file that is read through a memory map.
 
-    For many runs on one small set. The file is named after what is in it (addresses, sizes and times of the files, or
-    an object store's entity tags), so runs on the same pictures share it. A picture that cannot be read is all zeros
-    there.
+    For many runs on one small set. The copy is named after what it was made from (addresses, sizes and times of the
+    files, or an object store's entity tags), so runs on the same pictures share it. A picture that cannot be read is
+    all zeros there.
 
     Args:
-        folder: of the cache; default: `pictures` beside that of the features (`data.features.default_cache`).
+        folder: of the cache; default: `pictures` beside that of the features (`data.feature_store.default_cache`).
     """
-    place = Path(folder or os.path.join(default_cache(), "pictures"))
-    with storage.explained(place, "write the cache"):
-        return _cached(place, uris, size, threads, damaged)
+    place = Path(folder or os.path.join(default_cache(), "pictures")) / digest_of([size, damaged, stamps(uris)])
 
-
-def _cached(place: Path, uris: Sequence[str | None], size: int, threads: int, damaged: DamagedPolicy) -> str:
-    place.mkdir(parents=True, exist_ok=True)
-    copy = place / digest_of([size, damaged, stamps(uris)])
-    path = str(copy / "pictures.npy")
-    with contextlib.suppress(Damaged):
-        read_index(copy)
-        return path
-    reader = PictureReader(size, damaged=damaged)
-    with new_copy(copy) as temporary:  # of two processes that make it at once, both make the same
-        array = np.lib.format.open_memmap(
-            temporary / "pictures.npy", mode="w+", dtype=np.uint8, shape=(len(uris), size, size, 3)
-        )
-        reserve(temporary / "pictures.npy")
+    def build(temporary: Path) -> dict[str, Any]:
+        file = temporary / CACHED
+        array = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(len(uris), size, size, 3))
+        reserve(file)
         rows = np.arange(len(uris))
         portions = [Portion("cache", 0, some) for some in np.array_split(rows, max(1, len(rows) // 32)) if len(some)]
+        reader = PictureReader(size, damaged=damaged)
         for portion, pictures in read_here(portions, uris, reader, threads=threads):
             # Zeros say "not read": a picture that is black all over must not.
             black = (pictures.status == READ) & ~pictures.pixels.reshape(len(portion.rows), -1).any(axis=1)
             pictures.pixels[black] = 1
             array[portion.rows] = pictures.pixels
         array.flush()
-        del array
-        write_index(temporary, {})
-    return path
+        return {}
+
+    local_copy(place, build)
+    return str(place / CACHED)
 
 
 def cached_pictures(settings: Any, uris: Sequence[str | None], image_size: int, *, threads: int) -> str:

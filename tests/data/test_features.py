@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raymotion import storage
-from raymotion.data.features import RegionFeatures, features_digest
+from raymotion.data.feature_store import features_digest
+from raymotion.data.features import RegionFeatures
 from raymotion.data.provenance import MADE_FROM
 from raymotion.errors import InputError
 

@@ -43,7 +43,7 @@ from raymotion.train.recipe import StudentRecipe, TeacherRecipe
 from raymotion.vocabulary import VALENCE_3
 
 ROWS = 12
-EXTRACTOR = ExtractorIdentity("fasterrcnn_mobilenet_v3_large_320_fpn", "random:0", 2, 4)
+EXTRACTOR = ExtractorIdentity(name="fasterrcnn_mobilenet_v3_large_320_fpn", weights="random:0", count=2, dim=4)
 
 
 @pytest.fixture(autouse=True)

@@ -241,9 +241,9 @@ def test_the_published_detector_is_looked_for_where_it_is_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its identity is a digest, also where it came from the hub: nobody should have to name it again."""
-    from raymotion.models.vision import visual_genome_checkpoint as published
+    from raymotion import weights
 
-    monkeypatch.setattr(published, "_from_hub", lambda hub_id: str(tmp_path / hub_id))
+    monkeypatch.setitem(weights.SCHEMES, "hf", lambda hub_id, *_: str(tmp_path / hub_id))
     own = tmp_path / "unc-nlp" / "frcnn-vg-finetuned"
     own.mkdir(parents=True)
     (own / "config.yaml").write_text("RPN:\n  NMS_THRESH: 0.7\n")

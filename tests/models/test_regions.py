@@ -170,7 +170,7 @@ def test_every_architecture_names_weights_that_torchvision_has() -> None:
     from torchvision.models import detection
 
     for name, entry in ARCHITECTURES.items():
-        if entry.family == "torchvision":
+        if entry.detector.endswith(":TorchvisionDetector"):
             enum, _, member = entry.published.partition(".")
             assert callable(getattr(detection, name)) and member in getattr(detection, enum).__members__
 

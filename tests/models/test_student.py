@@ -393,7 +393,7 @@ def test_pictures_that_do_not_fit_are_listed(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match="the student's image encoder is its own cnn"):
         initialise(config("cnn+gru"), 3, image_init=str(tmp_path / "w.safetensors"))
-    with pytest.raises(InputError, match="timm has no image encoder 'resnet_of_dreams'"):
+    with pytest.raises(InputError, match="resnet_of_dreams"):
         student("resnet+gru", image="resnet_of_dreams")
 
 
@@ -402,7 +402,7 @@ def test_a_model_of_fixed_size_is_made_for_the_pictures_or_refused() -> None:
     model = student("vit+bert", image="vit_tiny_patch16_224", image_size=48, text="gru", bert=None).train()
     ids, attention, _ = batch(2)
     assert model(ids, attention, torch.zeros(2, 48, 48, 3, dtype=torch.uint8)).shape == (2, 3)
-    with pytest.raises(InputError, match=r"test_maxvit reads no pictures of 40 pixels.*Set model\.image_size to 160"):
+    with pytest.raises(InputError, match=r"test_maxvit reads no pictures of 40 pixels.*160"):
         student("resnet+gru", image="test_maxvit", image_size=40)
 
 

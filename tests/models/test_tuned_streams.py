@@ -12,9 +12,9 @@ from torch import nn
 
 from raymotion.errors import InputError
 from raymotion.models.fusion.network import FusionConfig
-from raymotion.models.fusion_tuned.network import TunedBackbone, TunedConfig, TunedStreams, blocks_of, tuned_parameters
-from raymotion.models.vision import frozen
-from raymotion.models.vision.backbones import Backbone, identify
+from raymotion.models.fusion_tuned.network import TunedBackbone, TunedConfig, TunedStreams, tuned_parameters
+from raymotion.models.vision.backbones import Backbone, build, identify
+from raymotion.models.vision.timm_models import blocks_of, create
 
 L = 4
 
@@ -47,7 +47,7 @@ def model_of(
             fusion=config, identities={stream: own.to_dict() for stream, own in identities.items()}, tuned_blocks=tuned
         ),
         L,
-        build=lambda _, identity: frozen.build(identity, "random:0").model,
+        build=lambda _, identity: build(identity, "random:0"),
         checkpointing=checkpointing,
     )
 
@@ -81,7 +81,7 @@ def test_the_last_block_is_the_last_that_the_feature_depends_on(
     blocks = blocks_of(name, size)
     assert len(blocks) == count
     assert {own for own in blocks[-1] if not own.startswith(last)} == set(also)
-    model = frozen.create(name, size)
+    model = create(name, size)
     own = {name for name, _ in model.named_parameters() if name.startswith(last)}
     assert own <= set(blocks[-1])
     identity = identify(name, "random:0", size=size)
@@ -157,7 +157,7 @@ def test_features_are_those_of_the_embedding_jobs_backbone(name: str, size: int,
     """So a head that was trained on cached features finds here what it knows."""
     identity = identify(name, "random:0", size=size)
     backbone = Backbone(identity)
-    model = frozen.build(identity, "random:0").model
+    model = build(identity, "random:0")
     crops = crops_of(3, 1, size)[0]
     assert crops is not None
     pooled, grid = backbone(np.stack([backbone.prepare(own.numpy()) for own in crops]), tokens=tokens)

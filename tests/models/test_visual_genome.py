@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 
 from raymotion.data.images.decode import decode_rgb
 from raymotion.errors import InputError
-from raymotion.models.vision import visual_genome, visual_genome_checkpoint
-from raymotion.models.vision.regions import ARCHITECTURES, Architecture, Detections, RegionExtractor, identify, locate
+from raymotion.models.vision import visual_genome_checkpoint
+from raymotion.models.vision.regions import ARCHITECTURES, Detections, RegionExtractor, identify
 from raymotion.models.vision.visual_genome import VisualGenomeDetector, resized_size
 from raymotion.models.vision.visual_genome_checkpoint import (
     VisualGenomeConfig,
@@ -27,6 +28,7 @@ from raymotion.models.vision.visual_genome_checkpoint import (
     published_name,
     read_config,
 )
+from raymotion.weights import locate
 
 NAME = "frcnn-vg-r101-c4"
 IDS = ("000000000285", "000000000785")
@@ -171,7 +173,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def tiny_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     """`tiny` in the table of extractors: the same family, with 128 numbers a region."""
-    entry = Architecture("visual-genome", "nobody/tiny", 128, 96)
+    entry = replace(ARCHITECTURES[NAME], published="nobody/tiny", dim=128, min_side=96)
     monkeypatch.setitem(ARCHITECTURES, "tiny", entry)
 
 
@@ -374,9 +376,9 @@ def test_bfloat16_is_near_float32(tiny: RegionExtractor, tiny_folder: Path) -> N
 
 def test_random_weights_tell_pictures_apart() -> None:
     config = read_tiny()
-    model = visual_genome.build("random:3", 128, "", config)
-    again = visual_genome.build("random:3", 128, "", config)
-    other = visual_genome.build("random:4", 128, "", config)
+    model = VisualGenomeDetector.build("tiny", "random:3", ARCHITECTURES["tiny"], config)
+    again = VisualGenomeDetector.build("tiny", "random:3", ARCHITECTURES["tiny"], config)
+    other = VisualGenomeDetector.build("tiny", "random:4", ARCHITECTURES["tiny"], config)
     pictures = [picture(seed) for seed in range(4)]
 
     def means(detector: VisualGenomeDetector) -> np.ndarray:
@@ -508,7 +510,7 @@ def test_the_checkpoints_anchors_decide(tiny_folder: Path, tmp_path: Path, caplo
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ("unc-nlp/frcnn-vg-finetuned", "could not be had from the hub .*Put its pytorch_model.bin and config.yaml"),
+        ("unc-nlp/frcnn-vg-finetuned", "could not be had from the hub .*config.yaml into a folder"),
         ("default", "unc-nlp/frcnn-vg-finetuned: the weights could not be had"),
         ("absent/weights.bin", "no such weights file or folder"),
         ("a/b/c", "no such weights file or folder"),

@@ -27,8 +27,7 @@ from raymotion.errors import InputError
 from raymotion.models.checkpoint import load_tuned, read_checkpoint_info, save_checkpoint
 from raymotion.models.fusion.network import FusionConfig, FusionHead
 from raymotion.models.fusion_tuned.network import TunedStreams, tuned_parameters
-from raymotion.models.vision import frozen
-from raymotion.models.vision.backbones import BackboneIdentity
+from raymotion.models.vision.backbones import BackboneIdentity, build
 from raymotion.records import read_record
 from raymotion.train import loop
 from raymotion.train.fit import fit
@@ -200,7 +199,7 @@ def test_a_checkpoint_holds_what_was_tuned_and_frozen_parts_as_they_were(
     for stream in STREAMS:
         identity = BackboneIdentity.from_dict(data.identities[stream])
         tuned = set(tuned_parameters(identity, 1))
-        for name, value in frozen.build(identity, "random:0").model.state_dict().items():
+        for name, value in build(identity, "random:0").state_dict().items():
             assert torch.equal(weights[f"backbones.{stream}.model.{name}"], value) == (name not in tuned), name
 
 

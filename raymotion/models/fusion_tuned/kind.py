@@ -19,7 +19,7 @@ from raymotion.models.inputs.person_crops import PersonReader
 from raymotion.models.inputs.streams import CropInput, PreparedCrops, Stream, StreamInput
 from raymotion.models.kind import Kind, Training
 from raymotion.models.outputs.base import DataFacts, Output
-from raymotion.models.vision.backbones import BackboneIdentity, identify
+from raymotion.models.vision.backbones import BackboneIdentity, build, identify
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,11 +60,10 @@ class FusionTunedKind(Kind):
         moves them, but slowly (`backbone_lr`); the first epochs would otherwise be spent on their scale.
         """
         from raymotion.models.fusion_tuned.network import TunedStreams
-        from raymotion.models.vision import frozen
 
         def backbone(stream: str, identity: BackboneIdentity) -> Any:
             named = getattr(recipe.weights, stream)
-            return frozen.build(identity, identity.weights if identity.is_random else named).model
+            return build(identity, identity.weights if identity.is_random else named)
 
         config = _whole(recipe)
         network = TunedStreams(

@@ -12,8 +12,7 @@ and validation. Weights and biases of the norms in tuned blocks do learn.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from raymotion.errors import InputError
 from raymotion.models.fusion.network import FusionHead
 from raymotion.models.fusion_tuned.config import TunedConfig
-from raymotion.models.vision import frozen
+from raymotion.models.vision import timm_models
 from raymotion.models.vision.backbones import BackboneIdentity, check_tokens
 
 
@@ -30,7 +29,7 @@ class TunedBackbone(nn.Module):
     """A timm model whose last blocks learn.
 
     Args:
-        model: of `frozen.create`.
+        model: of `timm_models.create`.
         tuned: names of the parameters that learn.
         tokens: side of the grid of spatial tokens that is given in place of the pooled feature; 0: the pooled one.
     """
@@ -45,8 +44,7 @@ class TunedBackbone(nn.Module):
         self.learns = bool(tuned)
         # A tuple: modules in it are not registered a second time.
         self.in_training = tuple(_learning_modules(model))
-        convnet = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-        self.memory_format = torch.channels_last if convnet else torch.contiguous_format
+        self.memory_format = timm_models.memory_format(model)
         self.model.to(memory_format=self.memory_format)
         # Not of the weights: the identity says them.
         shape = (1, 3, 1, 1)
@@ -67,10 +65,9 @@ class TunedBackbone(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.learns):
             values = (pixels.permute(0, 3, 1, 2).float() / 255 - self.get_buffer("mean")) / self.get_buffer("std")
             features = self.model.forward_features(values.contiguous(memory_format=self.memory_format))
-            if not self.tokens:
-                return frozen.pool(self.model, features)
-            grid = nn.functional.adaptive_avg_pool2d(frozen.feature_map(self.model, features).float(), self.tokens)
-            return grid.flatten(2).transpose(1, 2)
+            if self.tokens:
+                return timm_models.token_grid(self.model, features, self.tokens)
+            return timm_models.pool(self.model, features)
 
 
 class TunedStreams(nn.Module):
@@ -99,7 +96,7 @@ class TunedStreams(nn.Module):
             if stream not in self.head.kept:  # an ablation leaves it out: nothing of it is computed
                 continue
             identity = BackboneIdentity.from_dict(config.identities[stream])
-            model = frozen.create(identity.name, identity.size) if build is None else build(stream, identity)
+            model = timm_models.create(identity.name, identity.size) if build is None else build(stream, identity)
             if checkpointing:
                 _set_checkpointing(model, identity.name)
             tuned = tuned_parameters(identity, config.tuned_blocks)
@@ -148,53 +145,7 @@ def tuned_parameters(identity: BackboneIdentity, blocks: int) -> tuple[str, ...]
     """
     if not blocks:
         return ()
-    return tuple(name for block in blocks_of(identity.name, identity.size)[-blocks:] for name in block)
-
-
-@functools.lru_cache(maxsize=64)
-def blocks_of(name: str, size: int) -> tuple[tuple[str, ...], ...]:
-    """The blocks of a backbone from its input on, each as the names of its parameters.
-
-    They are the groups by which timm decays learning rates, the coarse ones: stem and stages of a convnet or a Swin,
-    patch embedding and layers of a ViT. A last norm of its own belongs to the block before it, or "the last block"
-    of a Swin would be 3,072 numbers. What the feature does not depend on (layers of the old classifier) is in none.
-    """
-    from timm.models._manipulate import group_with_matcher
-
-    try:
-        with torch.device("meta"):
-            model = frozen.create(name, size)
-        used = _used(model, size)
-    except (RuntimeError, NotImplementedError):  # a few models compute sizes from values, which meta has none of
-        model = frozen.create(name, size)
-        used = _used(model, size)
-    if not hasattr(model, "group_matcher"):
-        raise InputError(
-            f"timm does not say what the blocks of {name} are",
-            remedy="Set tuned_blocks to 0, or take another backbone.",
-        )
-    numbers: Mapping[str, int] = group_with_matcher(
-        model.named_parameters(), model.group_matcher(coarse=True), reverse=True
-    )
-    sizes = {own: parameter.ndim for own, parameter in model.named_parameters()}
-    blocks: list[list[str]] = []
-    for number in sorted(set(numbers.values())):
-        names = [own for own in numbers if numbers[own] == number and own in used]
-        if blocks and all(sizes[own] < 2 for own in names):
-            blocks[-1] += names
-        elif names:
-            blocks.append(names)
-    return tuple(tuple(block) for block in blocks)
-
-
-def _used(model: Any, size: int) -> set[str]:
-    """Names of the parameters that the feature of a picture depends on."""
-    parameters = dict(model.eval().named_parameters())
-    device = next(iter(parameters.values())).device
-    with torch.enable_grad():
-        pooled = frozen.pool(model, model.forward_features(torch.zeros(1, 3, size, size, device=device)))
-        gradients = torch.autograd.grad(pooled.sum(), list(parameters.values()), allow_unused=True)
-    return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+    return tuple(name for block in timm_models.blocks_of(identity.name, identity.size)[-blocks:] for name in block)
 
 
 def _learning_modules(model: nn.Module) -> list[nn.Module]:

@@ -12,7 +12,8 @@ import pyarrow as pa
 from raymotion.data.images import fetch_ahead
 from raymotion.data.images.damage import DamagedPolicy
 from raymotion.data.images.decode import ImageError, read_picture
-from raymotion.data.views.pictures import WHOLE, AugmentationKind, draw_view, render
+from raymotion.data.streams import Level
+from raymotion.data.views.pictures import WHOLE, draw_view, render
 from raymotion.models.inputs.reading import ABSENT, PIXELS, READ, UNREADABLE, Pictures, why_unreadable
 from raymotion.stores.access import Access, current
 
@@ -29,7 +30,7 @@ class PictureReader:
     """
 
     size: int
-    augmentation: AugmentationKind = "none"
+    augmentation: Level = "none"
     smallest_crop: float = 0.5
     seed: int = 0
     cache: str | None = None

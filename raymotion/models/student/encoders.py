@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from raymotion.errors import InputError
 from raymotion.models.student.config import BertShape
+from raymotion.models.vision import timm_models
 
 
 class CnnEncoder(nn.Module):
@@ -46,44 +45,15 @@ class TimmEncoder(nn.Module):
 
     def __init__(self, name: str, image_size: int | None = None) -> None:
         super().__init__()
-        import timm
-
-        try:
-            self.model = timm.create_model(name, pretrained=False, num_classes=0)
-        except (RuntimeError, ValueError) as error:
-            raise InputError(
-                f"timm has no image encoder {name!r} ({str(error).splitlines()[0]})",
-                remedy="`python -c 'import timm; print(timm.list_models())'` lists them.",
-            ) from error
-        made_for = int(self.model.default_cfg["input_size"][-1])
-        size = image_size or made_for
-        # What create_model has to be told where weights are loaded into it, too.
-        self.options: dict[str, Any] = {}
-        try:
-            if size != made_for and self.model.default_cfg.get("fixed_input_size"):
-                self.options = {"img_size": size}
-                self.model = timm.create_model(name, pretrained=False, num_classes=0, **self.options)
-            with torch.no_grad():  # some models have a wider head than num_features says
-                training = self.model.training
-                self.width = int(self.model.eval()(torch.zeros(1, 3, size, size)).shape[-1])
-                self.model.train(training)
-        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-            if size == made_for:
-                raise
-            raise InputError(
-                f"{name} reads no pictures of {size} pixels a side ({(str(error) or 'too small').splitlines()[0]})",
-                remedy=f"Set model.image_size to {made_for}, or choose another model.image.",
-            ) from error
+        self.model = timm_models.create(name, image_size)
+        self.width = timm_models.output_width(self.model, name, image_size or timm_models.made_for(self.model))
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.model(pixels)
 
     def levels(self) -> list[list[str]]:
         """Names of weights and statistics, stem first, in the stages that timm's own layer-wise decay uses."""
-        from timm.models import group_parameters
-
-        groups = group_parameters(self.model, self.model.group_matcher(coarse=True))
-        names = [[f"model.{name}" for name in groups[key]] for key in sorted(groups)]
+        names = [[f"model.{name}" for name in stage] for stage in timm_models.stages(self.model)]
         owners = {name.rpartition(".")[0]: level for level, own in enumerate(names) for name in own}
         known = {name for own in names for name in own}
         for name in self.state_dict():
@@ -101,8 +71,7 @@ def usual_size(name: str) -> int:
     import timm
 
     known = timm.get_pretrained_cfg(name)
-    own = known.input_size if known is not None else TimmEncoder(name).model.default_cfg["input_size"]
-    return int(own[-1])
+    return int(known.input_size[-1]) if known is not None else timm_models.made_for(timm_models.create(name))
 
 
 class GruEncoder(nn.Module):

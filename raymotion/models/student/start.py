@@ -12,7 +12,8 @@ from raymotion.models.student.config import BertShape, StudentConfig
 from raymotion.models.student.encoders import BertEncoder, GruEncoder, TimmEncoder
 from raymotion.models.student.network import Student
 from raymotion.models.text.tower import POOLER, read_text_tower
-from raymotion.models.vision.regions import differences, read_state_dict
+from raymotion.models.vision import timm_models
+from raymotion.weights import find
 
 
 def initialise(
@@ -21,7 +22,8 @@ def initialise(
     """A student to train.
 
     Args:
-        image_init: `timm` for the weights that timm publishes under the encoder's name, or a file of its state dict.
+        image_init: `timm` for the weights that timm publishes under the encoder's name, or a file of its state dict, or
+            a hub id.
         text_init: hub id or folder of a BERT. A GRU takes its word embeddings (their size comes from there), a BERT
             encoder all of it.
 
@@ -110,27 +112,8 @@ def _load_image(model: Student, source: str) -> None:
             "image_init gives weights of a timm model, and the student's image encoder is its own cnn",
             remedy="Set model.image to the model's name.",
         )
-    own = model.image.model
+    own, name = model.image.model, model.config.image
     if source == "timm":
-        import timm
-
-        try:
-            weights = timm.create_model(
-                model.config.image, pretrained=True, num_classes=0, **model.image.options
-            ).state_dict()
-        except Exception as error:  # whatever the hub's client raises
-            raise InputError(
-                f"the weights of {model.config.image} could not be had ({str(error).splitlines()[0]})",
-                remedy="Download them, and name the file: --set image_init=FILE.",
-            ) from error
+        own.load_state_dict(timm_models.published(name, model.config.image_size).state_dict())
     else:
-        weights = read_state_dict(source)
-    expected = own.state_dict()
-    # A classifier that comes along has no place here.
-    head = own.default_cfg.get("classifier")
-    heads = tuple(f"{name}." for name in ([head] if isinstance(head, str) else head or []))
-    weights = {name: value for name, value in weights.items() if name in expected or not name.startswith(heads or "\0")}
-    wrong = differences(expected, weights)
-    if wrong:
-        raise InputError(f"does not hold weights of {model.config.image}: {wrong}", path=source)
-    own.load_state_dict(weights)
+        timm_models.load(own, name, find(source))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from raymotion import storage
 from raymotion.data.captions import is_readable
 from raymotion.errors import InputError
+from raymotion.weights import first_line, from_hub
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -278,22 +279,16 @@ def _explained(path: object) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        text = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"is not a tokenizer ({text})", path=path) from error
+        raise InputError(f"is not a tokenizer ({first_line(error)})", path=path) from error
 
 
 def _from_hub(name: str) -> PreTrainedTokenizerFast:
-    from tokenizers import Tokenizer
-    from transformers.utils import cached_file
-
     try:
-        file = cached_file(name, FILE)
-        if file is None:
-            raise OSError("no tokenizer.json there")
-        Tokenizer.from_file(file)
-    except Exception as error:
+        file = storage.join(from_hub(name, [FILE]), FILE)
+    except InputError as error:
+        why = first_line(error.__cause__ or error)
         raise InputError(
-            f"tokenizer {name!r} could be had neither as a file nor from the hub ({str(error).splitlines()[0]})",
+            f"tokenizer {name!r} could be had neither as a file nor from the hub ({why})",
             remedy="Name a folder with tokenizer.json or vocab.txt, or use tokenizer.source=train.",
         ) from error
     return _from_json(file)

@@ -18,6 +18,7 @@ from raymotion import storage
 from raymotion.errors import InputError
 from raymotion.models.finite import require_finite
 from raymotion.models.weights_file import read_header
+from raymotion.weights import first_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -134,7 +135,7 @@ def _config(source: str, folder: str) -> BertConfig:
     try:
         values, _ = PretrainedConfig.get_config_dict(folder)
     except Exception as error:
-        raise InputError(f"no pretrained model there ({_first_line(error)})", path=source, remedy=REMEDY) from error
+        raise InputError(f"no pretrained model there ({first_line(error)})", path=source, remedy=REMEDY) from error
     kind = values.get("model_type")
     if kind != "bert":
         raise InputError(
@@ -148,7 +149,7 @@ def _config(source: str, folder: str) -> BertConfig:
     try:
         return BertConfig(**values)
     except Exception as error:  # transformers checks types by classes of its own
-        raise InputError(f"config.json does not describe a BERT ({_first_line(error)})", path=source) from error
+        raise InputError(f"config.json does not describe a BERT ({first_line(error)})", path=source) from error
 
 
 def _weights(source: str, folder: str, config: BertConfig) -> dict[str, Tensor]:
@@ -158,7 +159,7 @@ def _weights(source: str, folder: str, config: BertConfig) -> dict[str, Tensor]:
         with _without_progress_bar():
             model, info = BertModel.from_pretrained(folder, config=config, output_loading_info=True, weights_only=True)
     except Exception as error:
-        raise InputError(f"could not be loaded ({_first_line(error)})", path=source, remedy=REMEDY) from error
+        raise InputError(f"could not be loaded ({first_line(error)})", path=source, remedy=REMEDY) from error
     missing = [name for name in sorted(info["missing_keys"]) if "position_ids" not in name]
     lacking = [name for name in missing if not name.startswith(POOLER)]
     if lacking:
@@ -211,7 +212,3 @@ def _transformer_of(folder: str) -> str:
         if isinstance(first, str) and "/" not in first and first not in (".", ".."):
             return first
     return ""
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -10,10 +10,9 @@ EMOTIC study takes Swin-L and DeiT-B from timm and the convolutional ones from t
     mobilenet_v3     mobilenetv3_large_100.ra_in1k; 960. torchvision trained its own, which timm does not have
     vit, efficientnet_b3, resnet50, resnet101, vgg16, vgg19: of the study's list, but in none of its grids
 
-The pooled vector is what timm gives before the classifier. Where a head has layers of its own between pooling and
-classifier (MobileNetV3: 960 -> 1,280, VGG: 512 -> 4,096) they are left out, as the study does it: its MobileNetV3-L
-feature has 960 numbers, the mean over the last feature map. (Its VGG feature is that map laid flat, 25,088 numbers,
-which breaks its own fusion heads; here it is the mean, 512.)
+The pooled vector is what timm gives before the classifier, less a head's own layers (`timm_models.pool`), as in the
+study: its MobileNetV3-L feature has 960 numbers, the mean over the last feature map. (Its VGG feature is that map laid
+flat, 25,088 numbers, which breaks its own fusion heads; here it is the mean, 512.)
 
 **One rule for all streams**: the whole crop is resized to the square that the backbone reads, each side on its own,
 as in the study. timm's evaluation crops the centre instead: that cuts the head and the feet off a standing person, and
@@ -32,20 +31,17 @@ This module imports neither torch nor timm until a backbone is asked for.
 from __future__ import annotations
 
 import functools
-import math
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
+from pydantic import Field, PositiveFloat
 
-from raymotion import storage
 from raymotion.errors import InputError
-
-if TYPE_CHECKING:
-    from raymotion.models.vision.frozen import FrozenBackbone
+from raymotion.models.vision.identity import Identity
+from raymotion.weights import DEFAULT, find, seed_of
+from raymotion.weights import identify as weights_of
 
 ALIASES: Mapping[str, str] = {
     "swin": "swin_large_patch4_window7_224.ms_in22k_ft_in1k",
@@ -59,105 +55,43 @@ ALIASES: Mapping[str, str] = {
     "vgg16": "vgg16.tv_in1k",
     "vgg19": "vgg19.tv_in1k",
 }
-# timm also takes addresses of models and of folders; a file that someone hands over must not name one.
-NAME = re.compile(r"[A-Za-z0-9_.-]+")
-# Pixels a side of a backbone's input; a file that says more is damaged.
-LARGEST_SIDE = 4096
+# Hex digits of a weights file's SHA-256 in an identity.
+DIGITS = 16
+# Pixels a side of a backbone's input, and lengths of features; a file that says more is damaged.
+LARGEST_SIDE, LARGEST_COUNT = 4096, 1_000_000
 FITS = ("whole", "center")
+FILTERS = ("nearest", "bilinear", "bicubic", "lanczos")
 PRECISIONS = ("float32", "bfloat16", "float16")
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 
 
-@dataclass(frozen=True)
-class BackboneIdentity:
-    """What decides the features of a picture: features of equal identities may be mixed.
+class BackboneIdentity(Identity):
+    """What decides the features of a picture.
 
     Attributes:
         name: timm's name, with the tag that names weights and data config where there is one.
-        weights: `timm:TAG`, `random:SEED`, or `sha256:` and 16 hex digits of a weights file, however it was named.
+        weights: `timm:TAG`, `random:SEED`, or `sha256:` and 16 hex digits of a weights file.
         dim: length of the pooled feature.
         size: side of the square that the model reads, pixels.
         crop_pct: with fit `center`, the share of the resized picture's side that is kept. Not used by `whole`.
-        interpolation: `nearest`, `bilinear`, `bicubic` or `lanczos`.
         mean, std: of the pixels in [0, 1], per channel.
         fit: `whole` (resized to the square, nothing cut off) or `center` (timm's evaluation).
         token_dim: channels of the spatial tokens; 0: the model has no grid of features.
         grid: side of its square grid at this size, in tokens; 0 as above.
     """
 
-    name: str
-    weights: str
-    dim: int
-    size: int
-    crop_pct: float
-    interpolation: str
+    what: ClassVar[str] = "backbone"
+
+    # timm also takes addresses of models and of folders; a file that someone hands over must not name one.
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    dim: int = Field(ge=1, le=LARGEST_COUNT)
+    size: int = Field(ge=1, le=LARGEST_SIDE)
+    crop_pct: float = Field(gt=0, le=10)
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"]
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    fit: str = "whole"
-    token_dim: int = 0
-    grid: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: Any, *, where: object = None) -> BackboneIdentity:
-        """What `to_dict` gave.
-
-        Raises:
-            InputError: it is not that; `where` is the file that says so.
-        """
-        try:
-            fields: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-            }
-            found = cls(**fields)
-        except (TypeError, AttributeError) as error:
-            raise InputError(f"is not the identity of a backbone ({error})", path=where) from error
-        wrong = found._wrong()
-        if wrong:
-            raise InputError(f"is not the identity of a backbone ({wrong} is {getattr(found, wrong)!r})", path=where)
-        return found
-
-    def _wrong(self) -> str | None:
-        """Name of the first field with a value that it cannot have."""
-        three = all(
-            isinstance(own, tuple) and len(own) == 3 and all(_is_number(value) for value in own)
-            for own in (self.mean, self.std)
-        )
-        checks = {
-            "name": isinstance(self.name, str) and NAME.fullmatch(self.name) is not None,
-            "weights": isinstance(self.weights, str),
-            "dim": _is_count(self.dim, 1),
-            "size": _is_count(self.size, 1) and self.size <= LARGEST_SIDE,
-            "crop_pct": _is_number(self.crop_pct) and 0 < self.crop_pct <= 10,
-            "interpolation": self.interpolation in [*_FILTERS],
-            "mean": three,
-            "std": three and all(value > 0 for value in self.std),
-            "fit": self.fit in FITS,
-            "token_dim": _is_count(self.token_dim, 0),
-            "grid": _is_count(self.grid, 0),
-        }
-        return next((name for name, good in checks.items() if not good), None)
-
-    @property
-    def is_random(self) -> bool:
-        """Whether the weights were never trained."""
-        return self.weights.startswith("random:")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: object, least: int) -> bool:
-    return type(value) is int and least <= value <= 1_000_000
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    fit: Literal["whole", "center"] = "whole"
+    token_dim: int = Field(0, ge=0, le=LARGEST_COUNT)
+    grid: int = Field(0, ge=0, le=LARGEST_COUNT)
 
 
 def full_name(name: str) -> str:
@@ -165,15 +99,14 @@ def full_name(name: str) -> str:
     return ALIASES.get(name, name)
 
 
-def identify(name: str, weights: str = "default", *, size: int | None = None, fit: str = "whole") -> BackboneIdentity:
+def identify(name: str, weights: str = DEFAULT, *, size: int | None = None, fit: str = "whole") -> BackboneIdentity:
     """The identity of a backbone, told without its weights: the model is laid out on torch's `meta` device.
 
     Args:
         name: an alias, or any name of timm's, with or without a tag.
-        weights: `default` (those that timm publishes under the tag), `random` or `random:SEED`, the path or address of
-            a state dict (.safetensors, or .pth that holds tensors alone), or a hub id `owner/name`. A file is
-            read for its digest; a hub's is downloaded for that.
-        size: side of the square that it shall read, pixels; None: what it was trained on.
+        weights: as a user names them, see `raymotion.weights`; `default` are those that timm publishes under the tag. A
+            file is read for its digest; a hub's is downloaded for that.
+        size: side of the square that it is to read, pixels; None: what it was trained on.
         fit: `whole` or `center`, see the module.
 
     Raises:
@@ -184,7 +117,13 @@ def identify(name: str, weights: str = "default", *, size: int | None = None, fi
     if size is not None and size < 1:
         raise InputError(f"a size of {size} pixels is too small", remedy="Give a multiple of 32.")
     found = _described(full_name(name), size)
-    return replace(found, weights=_source(found, name, weights), fit=fit)
+    if weights == DEFAULT and not found.weights:
+        raise InputError(
+            f"timm publishes no weights for {name}",
+            remedy="Name a state dict, a hub id or random:SEED, or another backbone.",
+        )
+    told = weights_of(weights, found.weights, digits=DIGITS)
+    return found.model_copy(update={"weights": told, "fit": fit})
 
 
 @functools.lru_cache(maxsize=64)
@@ -193,13 +132,13 @@ def _described(name: str, size: int | None) -> BackboneIdentity:
     import torch
     from timm.data import resolve_model_data_config
 
-    from raymotion.models.vision import frozen
+    from raymotion.models.vision import timm_models
 
     with torch.device("meta"):
-        model = frozen.create(name, size)
+        model = timm_models.create(name, size)
     config = resolve_model_data_config(model)
     side = size or int(config["input_size"][-1])
-    dim, token_dim, grid = frozen.shapes(model, name, side)
+    dim, token_dim, grid = timm_models.shapes(model, name, side)
     published: dict[str, Any] = model.pretrained_cfg
     tag = str(published.get("tag") or "")
     has_weights = any(published.get(key) for key in ("hf_hub_id", "url", "file"))
@@ -209,67 +148,41 @@ def _described(name: str, size: int | None) -> BackboneIdentity:
         dim=dim,
         size=side,
         crop_pct=float(config["crop_pct"]),
-        interpolation=config["interpolation"] if config["interpolation"] in _FILTERS else "bicubic",
-        mean=_three(config["mean"]),
-        std=_three(config["std"]),
+        interpolation=config["interpolation"] if config["interpolation"] in FILTERS else "bicubic",
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
         token_dim=token_dim,
         grid=grid,
     )
 
 
-def _three(values: Sequence[float]) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
-
-
-def _source(found: BackboneIdentity, name: str, weights: str) -> str:
-    from raymotion.models.vision.regions import seed_of
-
-    if weights == "random" or weights.startswith("random:"):
-        return f"random:{seed_of(weights)}"
-    if weights == "default":
-        if not found.weights:
-            raise InputError(
-                f"timm publishes no weights for {name}",
-                remedy="Name a state dict, a hub id or random:SEED, or another backbone.",
-            )
-        return found.weights
-    return f"sha256:{storage.sha256_file(weights_file(weights))[:16]}"
-
-
-def weights_file(weights: str) -> str:
-    """The path of the file that `weights` names, fetched if it is a hub id.
+def build(identity: BackboneIdentity, weights: str) -> Any:
+    """The timm model of `identity` with these weights, `timm_models.frozen`.
 
     Raises:
-        InputError: no such file, or the hub does not give it.
+        InputError: the weights are not what the identity says, cannot be had, or do not fit.
     """
-    from raymotion.models.vision.visual_genome_checkpoint import is_hub_id
+    from raymotion.models.vision import timm_models
 
-    if storage.exists(weights):
-        return weights
-    if not is_hub_id(weights):
+    name, size, seed = identity.name, identity.size, seed_of(identity.weights)
+    if weights == DEFAULT:
+        found = identity.weights if identity.weights.startswith("timm:") else ""
+    elif weights == "random" and seed is not None:
+        found = identity.weights
+    else:
+        found = weights_of(weights, "", digits=DIGITS)
+    if found != identity.weights:
         raise InputError(
-            "no such weights file",
-            path=weights,
-            remedy="Give the path of a state dict, a hub id, 'default' or 'random:SEED'.",
+            f"the weights {weights!r} are not those of the features ({name}, {identity.weights})",
+            remedy="Give the weights that they were made with, or make them again.",
         )
-    from huggingface_hub import hf_hub_download
-
-    repository, _, revision = weights.removeprefix("hf://").partition("@")
-    try:
-        return str(hf_hub_download(repository, "model.safetensors", revision=revision or None))
-    except Exception as error:  # not found, refused, no network, offline and not cached: each has classes of its own
-        raise InputError(
-            f"the weights could not be had from the hub ({first_line(error)})",
-            path=weights,
-            remedy="Download its model.safetensors, and give the path of that file.",
-        ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """What the error says, in one line without its full stop."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    if seed is not None:
+        return timm_models.frozen(timm_models.untrained(name, size, seed))
+    if weights == DEFAULT:
+        return timm_models.frozen(timm_models.published(name, size))
+    model = timm_models.create(name, size)
+    timm_models.load(model, name, find(weights))
+    return timm_models.frozen(model)
 
 
 class Backbone:
@@ -293,11 +206,11 @@ class Backbone:
     """
 
     def __init__(
-        self, identity: BackboneIdentity, weights: str = "default", *, device: str = "cpu", precision: str = "float32"
+        self, identity: BackboneIdentity, weights: str = DEFAULT, *, device: str = "cpu", precision: str = "float32"
     ) -> None:
         import torch
 
-        from raymotion.models.vision import frozen
+        from raymotion.models.vision import timm_models
 
         self.identity, self.dim, self.token_dim = identity, identity.dim, identity.token_dim
         self.device = torch.device(device)
@@ -305,9 +218,10 @@ class Backbone:
             raise InputError(f"no precision is called {precision!r}", remedy=f"Choose from {', '.join(PRECISIONS)}.")
         # Autocast on a CPU is slower than float32, and features of one data set should not depend on it.
         self.dtype: torch.dtype = getattr(torch, precision) if self.device.type == "cuda" else torch.float32
-        if weights == "default" and identity.is_random:
+        if weights == DEFAULT and identity.is_random:
             weights = identity.weights
-        self.network: FrozenBackbone = frozen.build(identity, weights).to(self.device)
+        self.model = build(identity, weights).to(self.device)
+        self.memory_format = timm_models.memory_format(self.model)
         scale = np.arange(256, dtype=np.float32) / np.float32(255)
         self._levels = np.stack(
             [(scale - np.float32(m)) / np.float32(s) for m, s in zip(identity.mean, identity.std, strict=True)]
@@ -337,6 +251,8 @@ class Backbone:
         """
         import torch
 
+        from raymotion.models.vision import timm_models
+
         check_tokens(self.identity, tokens)
         if not len(pixels):
             empty = np.zeros((0, tokens * tokens, self.token_dim), np.float32) if tokens else None
@@ -344,7 +260,10 @@ class Backbone:
         autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
         with torch.inference_mode(), autocast:
             batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device, non_blocking=True)
-            pooled, grid = self.network(batch, tokens)
+            batch = batch.contiguous(memory_format=self.memory_format)
+            features = self.model.forward_features(batch)
+            pooled = timm_models.pool(self.model, features)
+            grid = timm_models.token_grid(self.model, features, tokens) if tokens else None
         return pooled.float().cpu().numpy(), None if grid is None else grid.float().cpu().numpy()
 
 
@@ -370,7 +289,7 @@ def check_tokens(identity: BackboneIdentity, tokens: int) -> None:
 
 def fitted(image: Image.Image, identity: BackboneIdentity) -> Image.Image:
     """The RGB image as the square of `identity.size` pixels that the backbone reads, by the rule of `identity.fit`."""
-    size, resample = identity.size, _FILTERS[identity.interpolation]
+    size, resample = identity.size, Image.Resampling[identity.interpolation.upper()]
     if identity.fit == "center":
         # timm.data.transforms_factory: the short side to floor(size / crop_pct), then the centre.
         short = int(size / identity.crop_pct)

@@ -8,14 +8,17 @@ fewer remain, a mask says so; padding is never shown to a model as evidence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import pkgutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
+from pydantic import Field
 
-from raymotion import storage
+from raymotion import weights as own_weights
 from raymotion.errors import InputError
+from raymotion.models.vision.identity import Identity
 
 if TYPE_CHECKING:
     import torch
@@ -30,28 +33,42 @@ class Architecture:
     """One detector that features can come from.
 
     Attributes:
-        family: `torchvision` (`models/torchvision_regions.py`) or `visual-genome` (`models/visual_genome.py`).
+        detector: `module:class` of a `Detector` with a method `build`, imported when it is asked for.
+        identity: `module:function` that tells the identity of its weights; None: `weights.identify`.
         published: what `default` weights are: a name of torchvision's, or a hub id.
         dim: length of a region feature.
         min_side: the shorter side, in pixels, that the detector resizes a picture to (the longer one permitting).
     """
 
-    family: str
+    detector: str
+    identity: str | None
     published: str
     dim: int
     min_side: int
 
+    @property
+    def is_published_as_file(self) -> bool:
+        """Whether `default` weights are told by the digest of a file, as a user's own are."""
+        return self.identity is not None
+
+
+def _torchvision(name: str, min_side: int = 800) -> Architecture:
+    detector = "raymotion.models.vision.torchvision_regions:TorchvisionDetector"
+    return Architecture(detector, None, f"{name}_Weights.COCO_V1", 1024, min_side)
+
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "fasterrcnn_resnet50_fpn_v2": Architecture("torchvision", "FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1", 1024, 800),
-    "fasterrcnn_resnet50_fpn": Architecture("torchvision", "FasterRCNN_ResNet50_FPN_Weights.COCO_V1", 1024, 800),
-    "fasterrcnn_mobilenet_v3_large_fpn": Architecture(
-        "torchvision", "FasterRCNN_MobileNet_V3_Large_FPN_Weights.COCO_V1", 1024, 800
+    "fasterrcnn_resnet50_fpn_v2": _torchvision("FasterRCNN_ResNet50_FPN_V2"),
+    "fasterrcnn_resnet50_fpn": _torchvision("FasterRCNN_ResNet50_FPN"),
+    "fasterrcnn_mobilenet_v3_large_fpn": _torchvision("FasterRCNN_MobileNet_V3_Large_FPN"),
+    "fasterrcnn_mobilenet_v3_large_320_fpn": _torchvision("FasterRCNN_MobileNet_V3_Large_320_FPN", 320),
+    "frcnn-vg-r101-c4": Architecture(
+        "raymotion.models.vision.visual_genome:VisualGenomeDetector",
+        "raymotion.models.vision.visual_genome_checkpoint:identity_of",
+        "unc-nlp/frcnn-vg-finetuned",
+        2048,
+        800,
     ),
-    "fasterrcnn_mobilenet_v3_large_320_fpn": Architecture(
-        "torchvision", "FasterRCNN_MobileNet_V3_Large_320_FPN_Weights.COCO_V1", 1024, 320
-    ),
-    "frcnn-vg-r101-c4": Architecture("visual-genome", "unc-nlp/frcnn-vg-finetuned", 2048, 800),
 }
 
 
@@ -65,47 +82,21 @@ def architecture(name: str) -> Architecture:
         ) from None
 
 
-@dataclass(frozen=True)
-class ExtractorIdentity:
-    """What decides the features of a picture: two data sets with equal identities can be mixed.
+class ExtractorIdentity(Identity):
+    """What decides the regions of a picture.
 
     Attributes:
         name: key of `ARCHITECTURES`.
-        weights: `random:SEED`, `torchvision:ENUM`, or `sha256:HEX` of a weights file, however it was named; followed
-            by `+config:HEX` where a Visual Genome detector has settings other than the usual ones.
+        weights: `random:SEED`, `torchvision:ENUM`, or `sha256:HEX` of a weights file, followed by `+config:HEX` where a
+            Visual Genome detector has settings other than the usual ones.
         count: regions per picture.
         dim: length of a feature.
     """
 
-    name: str
-    weights: str
-    count: int
-    dim: int
+    what: ClassVar[str] = "region extractor"
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "weights": self.weights, "count": self.count, "dim": self.dim}
-
-    @classmethod
-    def from_dict(cls, values: Any, *, where: object = None) -> ExtractorIdentity:
-        """What `to_dict` gave.
-
-        Raises:
-            InputError: it is not that; `where` is the file that says so.
-        """
-        fields = {"name": str, "weights": str, "count": int, "dim": int}
-        if (
-            not isinstance(values, Mapping)
-            or {*values} != {*fields}
-            or any(type(values[name]) is not kind for name, kind in fields.items())
-            or not 1 <= values["count"] <= MOST_REGIONS
-            or not 1 <= values["dim"] <= LONGEST_FEATURE
-        ):
-            raise InputError("holds no identity of a region extractor", path=where)
-        return cls(**values)
-
-    @property
-    def is_random(self) -> bool:
-        return self.weights.startswith("random:")
+    count: int = Field(ge=1, le=MOST_REGIONS)
+    dim: int = Field(ge=1, le=LONGEST_FEATURE)
 
 
 def identify(name: str, weights: str, count: int) -> ExtractorIdentity:
@@ -113,45 +104,20 @@ def identify(name: str, weights: str, count: int) -> ExtractorIdentity:
 
     Args:
         name: key of `ARCHITECTURES`.
-        weights: `default` (the published ones), `random` or `random:SEED`, or the path of a state dict
-            (.safetensors, or .pt/.pth that holds tensors only). For frcnn-vg-r101-c4 also a folder with config.yaml
-            and pytorch_model.bin, or a hub id `owner/name`; a hub's files are downloaded, since their digest is told.
+        weights: as a user names them, see `raymotion.weights`. What a hub holds is downloaded, since a digest is told.
         count: regions per picture, at least 1.
+
+    Raises:
+        InputError: an unknown extractor, no region, or weights that are not there.
     """
     entry = architecture(name)
     if count < 1:
         raise InputError(f"{count} regions per image are too few", remedy="Give at least 1.")
-    if weights == "random" or weights.startswith("random:"):
-        source = f"random:{seed_of(weights)}"
-    elif entry.family == "visual-genome":
-        from raymotion.models.vision.visual_genome_checkpoint import find_files
-
-        source = find_files(entry.published if weights == "default" else weights).identity
-    elif weights == "default":
-        source = f"torchvision:{entry.published}"
-    elif storage.exists(weights):
-        source = f"sha256:{storage.sha256_file(weights)}"
+    if entry.identity is None:
+        source = own_weights.identify(weights, f"torchvision:{entry.published}")
     else:
-        raise InputError(
-            "no such weights file", path=weights, remedy="Give the path of a state dict, 'default' or 'random:SEED'."
-        )
-    return ExtractorIdentity(name, source, count, entry.dim)
-
-
-def locate(weights: str) -> str:
-    """`weights` in a form that means the same in every process: a path is made absolute, a name or hub id stays."""
-    from raymotion.models.vision.visual_genome_checkpoint import is_hub_id
-
-    named = weights in ("default", "random") or weights.startswith(("random:", "hf://"))
-    return weights if named or (is_hub_id(weights) and not storage.exists(weights)) else storage.absolute(weights)
-
-
-def seed_of(weights: str) -> int:
-    """SEED of `random:SEED`; 0 for `random`."""
-    seed = weights.partition(":")[2] or "0"
-    if not seed.isdecimal():
-        raise InputError(f"weights {weights!r}: the seed is not a number", remedy="Write random:0.")
-    return int(seed)
+        source = pkgutil.resolve_name(entry.identity)(weights, entry.published)
+    return ExtractorIdentity(name=name, weights=source, count=count, dim=entry.dim)
 
 
 @dataclass(frozen=True)
@@ -214,7 +180,17 @@ class Found:
 
 
 class Detector(Protocol):
-    """What `RegionExtractor` asks of a family of detectors."""
+    """What `RegionExtractor` asks of a detector."""
+
+    model: torch.nn.Module
+
+    @classmethod
+    def build(cls, name: str, weights: str, entry: Architecture) -> Detector:
+        """The detector `name` with its weights, in evaluation mode.
+
+        Raises:
+            InputError: there are no such weights, or they do not fit.
+        """
 
     def prepare(
         self, pictures: Sequence[np.ndarray], device: torch.device
@@ -260,11 +236,13 @@ class RegionExtractor:
         import torch
 
         self.identity = identify(name, weights, count)
-        self.min_side = architecture(name).min_side
+        entry = architecture(name)
+        self.min_side = entry.min_side
         self.count, self.dim = count, self.identity.dim
         self.device = torch.device(device)
         self.dtype: torch.dtype = getattr(torch, precision)
-        self.detector, self.model = _build(name, weights)
+        self.detector: Detector = pkgutil.resolve_name(entry.detector).build(name, weights, entry)
+        self.model = self.detector.model
         self.model.eval().requires_grad_(False).to(self.device)
 
     def __call__(self, pictures: Sequence[np.ndarray]) -> Regions:
@@ -319,81 +297,3 @@ class RegionExtractor:
             batch.scores[i, :n] = one.scores.cpu().numpy()
             batch.mask[i, :n] = True
         return batch
-
-
-def _build(name: str, weights: str) -> tuple[Detector, torch.nn.Module]:
-    entry = architecture(name)
-    if entry.family == "visual-genome":
-        from raymotion.models.vision import visual_genome
-
-        detector = visual_genome.build(weights, entry.dim, entry.published)
-        return detector, detector
-    from raymotion.models.vision import torchvision_regions
-
-    model = torchvision_regions.build(name, weights)
-    return torchvision_regions.TorchvisionDetector(model), model
-
-
-def read_state_dict(path: storage.PathLike) -> dict[str, torch.Tensor]:
-    """Tensors of a .safetensors file, or of a PyTorch file of tensors alone: nothing in it is executed.
-
-    Raises:
-        InputError: no such file; it is damaged, holds something else than tensors, or a weight that is not finite.
-    """
-    import io
-
-    import torch
-    from safetensors.torch import load
-
-    from raymotion.models.finite import require_finite
-
-    remedy = "Save the state dict alone, best as .safetensors."
-    data = storage.require(path)
-    state: Any
-    try:
-        if storage.suffix(path) == ".safetensors":
-            state = load(data)
-        else:
-            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's reader raises nearly anything on a damaged file
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"is not a readable weights file ({text})", path=path, remedy=remedy) from error
-    for key in ("state_dict", "model"):  # training scripts wrap it, torchvision's reference one among them
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
-    ):
-        raise InputError("holds no state dict", path=path, remedy="Save model.state_dict().")
-    require_finite(state, path)
-    return dict(state)
-
-
-def differences(wanted: dict[str, torch.Tensor], given: dict[str, torch.Tensor], listed: int = 3) -> str:
-    """What keeps a state dict from being loaded, in words; empty if nothing does.
-
-    Counters of batches are put into `given`, or taken out of it, as the model has them; an evaluated model never reads
-    them, and files hold them as a number or as a list of one.
-
-    Args:
-        wanted, given: name -> tensor, of the model and of the file.
-        listed: how many names of each kind are written out.
-    """
-    # FrozenBatchNorm keeps no counter of batches, BatchNorm does: files of both kinds are good.
-    counters = {name for name in {*wanted, *given} if name.endswith("num_batches_tracked")}
-    missing = sorted(set(wanted) - set(given) - counters)
-    unknown = sorted(set(given) - set(wanted) - counters)
-    common = (set(wanted) & set(given)) - counters
-    shapes = sorted(name for name in common if wanted[name].shape != given[name].shape)
-    texts = []
-    for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", shapes)):
-        if names:
-            texts.append(f"{len(names)} {what} ({', '.join(names[:listed])}{', ...' if len(names) > listed else ''})")
-    for name in counters:
-        if name not in wanted:
-            del given[name]
-        elif name not in given or given[name].numel() != 1:
-            given[name] = wanted[name]
-        else:
-            given[name] = given[name].reshape(wanted[name].shape)
-    return "; ".join(texts)

@@ -1,4 +1,4 @@
-"""torchvision's Fast R-CNNs as region detectors, with published, own or random weights."""
+"""torchvision's Faster R-CNNs as region detectors, with published, own or random weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import clip_boxes_to_image, nms
 
 from raymotion.errors import InputError
-from raymotion.models.vision.regions import Found, architecture, differences, read_state_dict, seed_of
+from raymotion.models.vision.regions import Architecture, Found
+from raymotion.models.weights_file import differences, read_state_dict
+from raymotion.weights import DEFAULT, find, seed_of
 
 NMS_IOU = 0.5
 
@@ -23,6 +25,35 @@ class TorchvisionDetector:
 
     def __init__(self, model: FasterRCNN) -> None:
         self.model = model
+
+    @classmethod
+    def build(cls, name: str, weights: str, entry: Architecture) -> TorchvisionDetector:
+        """torchvision's model of that name; see `Detector.build`."""
+        builder: Callable[..., FasterRCNN] = getattr(detection, name)
+        seed = seed_of(weights)
+        if seed is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                model = builder(weights=None, weights_backbone=None)
+                _spread(model)
+            return cls(model)
+        if weights == DEFAULT:
+            enum, _, member = entry.published.partition(".")
+            try:
+                return cls(builder(weights=getattr(detection, enum)[member]))
+            except OSError as error:
+                raise InputError(
+                    f"the published weights of {name} could not be had ({error})",
+                    remedy="Put the file into $TORCH_HOME/hub/checkpoints, or give its path as --weights.",
+                ) from error
+        state = read_state_dict(find(weights))
+        classes = state.get("roi_heads.box_predictor.cls_score.weight")
+        model = builder(weights=None, weights_backbone=None, num_classes=91 if classes is None else len(classes))
+        problems = differences(model.state_dict(), state)
+        if problems:
+            raise InputError(f"does not hold weights of {name}: {problems}", path=weights)
+        model.load_state_dict(state)
+        return cls(model)
 
     def prepare(self, pictures: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, list[tuple[int, int]]]:
         """Pictures as one padded, normalised batch (B, 3, H, W) on the device, and their sizes within it.
@@ -64,35 +95,6 @@ class TorchvisionDetector:
         own = clip_boxes_to_image(boxes[torch.arange(len(boxes), device=boxes.device), classes], size)
         keep = nms(own, best, NMS_IOU)[:count]
         return Found(features[keep].float(), own[keep], best[keep], classes[keep])
-
-
-def build(name: str, weights: str) -> FasterRCNN:
-    """The model of that name: `default`, `random`, `random:SEED` weights, or those of a state dict."""
-    entry = architecture(name)
-    builder: Callable[..., FasterRCNN] = getattr(detection, name)
-    if weights == "default":
-        enum, _, member = entry.published.partition(".")
-        try:
-            return builder(weights=getattr(detection, enum)[member])
-        except OSError as error:
-            raise InputError(
-                f"the published weights of {name} could not be had ({error})",
-                remedy="Put the file into $TORCH_HOME/hub/checkpoints, or give its path as --weights.",
-            ) from error
-    if weights == "random" or weights.startswith("random:"):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(weights))
-            model = builder(weights=None, weights_backbone=None)
-            _spread(model)
-            return model
-    state = read_state_dict(weights)
-    classes = state.get("roi_heads.box_predictor.cls_score.weight")
-    model = builder(weights=None, weights_backbone=None, num_classes=91 if classes is None else len(classes))
-    problems = differences(model.state_dict(), state)
-    if problems:
-        raise InputError(f"does not hold weights of {name}: {problems}", path=weights)
-    model.load_state_dict(state)
-    return model
 
 
 def _spread(model: FasterRCNN) -> None:

@@ -24,8 +24,10 @@ from torchvision.ops import clip_boxes_to_image, nms, roi_pool
 
 from raymotion.errors import InputError
 from raymotion.models.vision import visual_genome_checkpoint as published
-from raymotion.models.vision.regions import Found, differences, read_state_dict, seed_of
+from raymotion.models.vision.regions import Architecture, Found
 from raymotion.models.vision.visual_genome_checkpoint import VisualGenomeConfig
+from raymotion.models.weights_file import differences, read_state_dict
+from raymotion.weights import DEFAULT, seed_of
 
 STRIDE = 16  # of res4, in pixels of the resized picture
 
@@ -199,6 +201,38 @@ class VisualGenomeDetector(nn.Module):
         self.proposal_generator = ProposalNetwork(config, own)
         self.roi_heads = BoxHead(config)
 
+    @property
+    def model(self) -> nn.Module:
+        """The detector itself, as `Detector` has it."""
+        return self
+
+    @classmethod
+    def build(
+        cls, name: str, weights: str, entry: Architecture, config: VisualGenomeConfig | None = None
+    ) -> VisualGenomeDetector:
+        """The detector, ready to run; see `Detector.build`.
+
+        Args:
+            config: settings of random weights; None: the usual ones.
+        """
+        seed = seed_of(weights)
+        if seed is not None:
+            config = config or VisualGenomeConfig()
+            model = cls(config)
+            shapes = [(published.published_name(own), tuple(t.shape)) for own, t in model.state_dict().items()]
+            made = published.weights_by_rule(shapes, published.cell_anchors(config), seed)
+            model.load_published({own: torch.from_numpy(np.asarray(value)) for own, value in made.items()})
+        else:
+            path, config = published.find_checkpoint(entry.published if weights == DEFAULT else weights)
+            state = read_state_dict(path)
+            anchors = _anchors_of(state, config, path)
+            if config.dim != entry.dim:
+                raise InputError(f"its features have {config.dim} numbers, not {entry.dim}", path=path)
+            model = cls(config, anchors)
+            model.load_published(state, path)
+        model.eval().fold_norms()
+        return model.to(memory_format=torch.channels_last)
+
     def prepare(self, pictures: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, list[tuple[int, int]]]:
         """Pictures (uint8 RGB) as one padded batch (B, 3, H, W), BGR less the means, and their sizes in it."""
         config = self.config
@@ -276,48 +310,18 @@ def resized_size(height: int, width: int, shorter: int, longer: int) -> tuple[in
     return max(int(rows + 0.5), 3), max(int(columns + 0.5), 3)
 
 
-def build(weights: str, dim: int, default: str, config: VisualGenomeConfig | None = None) -> VisualGenomeDetector:
-    """The detector with its weights, ready to run.
-
-    Args:
-        weights: `default`, `random`, `random:SEED`, or what `find_files` takes.
-        dim: length of a feature that the caller expects.
-        default: hub id that `default` stands for.
-        config: settings of random weights; None: the usual ones.
-
-    Raises:
-        InputError: no such weights, or they do not fit.
-    """
-    if weights == "random" or weights.startswith("random:"):
-        config = config or VisualGenomeConfig()
-        model = VisualGenomeDetector(config)
-        shapes = [(published.published_name(name), tuple(t.shape)) for name, t in model.state_dict().items()]
-        made = published.weights_by_rule(shapes, published.cell_anchors(config), seed_of(weights))
-        model.load_published({name: torch.from_numpy(np.asarray(value)) for name, value in made.items()})
-    else:
-        files = published.find_files(default if weights == "default" else weights)
-        state = read_state_dict(files.weights)
-        anchors = _anchors_of(state, files)
-        if files.config.dim != dim:
-            raise InputError(f"its features have {files.config.dim} numbers, not {dim}", path=files.weights)
-        model = VisualGenomeDetector(files.config, anchors)
-        model.load_published(state, files.weights)
-    model.eval().fold_norms()
-    return model.to(memory_format=torch.channels_last)
-
-
-def _anchors_of(state: dict[str, Tensor], files: published.PublishedFiles) -> Tensor | None:
-    """The checkpoint's anchors, with which it was trained. They decide; that the config names others is said."""
+def _anchors_of(state: dict[str, Tensor], config: VisualGenomeConfig, path: str) -> Tensor | None:
+    """The checkpoint's anchors, with which it was trained; a warning says where the config names others."""
     anchors = state.get(published.CELL_ANCHORS)
     if anchors is None:
         return None
     anchors = anchors.float()
     if anchors.ndim != 2 or anchors.shape[1] != 4 or not bool((anchors[:, 2:] > anchors[:, :2]).all()):
-        raise InputError(f"{published.CELL_ANCHORS} does not hold boxes, one in a row", path=files.weights)
-    named = torch.from_numpy(published.cell_anchors(files.config))
+        raise InputError(f"{published.CELL_ANCHORS} does not hold boxes, one in a row", path=path)
+    named = torch.from_numpy(published.cell_anchors(config))
     if anchors.shape != named.shape or not torch.allclose(anchors, named, rtol=0, atol=0.01):
         logging.getLogger(__name__).warning(
             "%s has %d anchors of its own, other than the %d that config.yaml names: the checkpoint's are used",
-            files.weights, len(anchors), len(named),
+            path, len(anchors), len(named),
         )  # fmt: skip
     return anchors

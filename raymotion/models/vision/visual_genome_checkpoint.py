@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_v
 from raymotion import storage
 from raymotion.config import Settings, digest_of, read_yaml
 from raymotion.errors import InputError
+from raymotion.weights import DEFAULT, digest, find, identify, seed_of
 
 CONFIG = "config.yaml"
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-SCHEME = "hf://"
 BLOCKS = {50: (3, 4, 6), 101: (3, 4, 23), 152: (3, 8, 36)}
 
 
@@ -228,75 +226,27 @@ def weights_by_rule(shapes: Iterable[tuple[str, tuple[int, ...]]], anchors: np.n
     return state
 
 
-@dataclass(frozen=True)
-class PublishedFiles:
-    """A checkpoint that was found.
-
-    Attributes:
-        weights: path of pytorch_model.bin or model.safetensors.
-        config: what the config.yaml beside it says, or the usual values.
-    """
-
-    weights: str
-    config: VisualGenomeConfig
-
-    @property
-    def identity(self) -> str:
-        """`sha256:HEX` of the weights file, whichever way it came; settings that are not the usual ones are named."""
-        return f"sha256:{storage.sha256_file(self.weights)}{self.config.mark}"
-
-
-def find_files(weights: str) -> PublishedFiles:
-    """The files of a checkpoint.
+def find_checkpoint(weights: str) -> tuple[str, VisualGenomeConfig]:
+    """Path of a checkpoint's weights file, and what the config.yaml beside it says, or the usual settings.
 
     Args:
-        weights: a folder with config.yaml and pytorch_model.bin or model.safetensors; a weights file (a config.yaml
-            beside it counts); or a repository of the hub, in its cache or fetched: `owner/name`,
-            `owner/name@revision`, or `hf://owner/name` where a folder has that name too.
+        weights: as for `raymotion.weights.find`. A folder or a repository must hold a config.yaml, too.
 
     Raises:
-        InputError: nothing there, the hub cannot be reached, or the folder lacks a file.
+        InputError: there are no such weights, or the config is no good.
     """
-    if weights.startswith(SCHEME) or not storage.exists(weights):
-        if not is_hub_id(weights):
-            raise InputError(
-                "no such weights file or folder",
-                path=weights,
-                remedy="Give a folder (config.yaml, pytorch_model.bin), a weights file, a hub id or random:SEED.",
-            )
-        return _in_folder(_from_hub(weights), weights)
-    if storage.is_dir(weights):
-        return _in_folder(weights, weights)
-    beside = storage.join(storage.parent(storage.absolute(weights)), CONFIG)
-    return PublishedFiles(weights, read_config(beside) if storage.exists(beside) else VisualGenomeConfig())
+    path = find(weights, beside=(CONFIG,))
+    config = storage.join(storage.parent(storage.absolute(path)), CONFIG)
+    return path, read_config(config) if storage.exists(config) else VisualGenomeConfig()
 
 
-def _in_folder(folder: str, named: str) -> PublishedFiles:
-    names = storage.list_names(folder)
-    found = [name for name in WEIGHTS if name in names]
-    missing = ([] if CONFIG in names else [CONFIG]) + ([] if found else [" or ".join(reversed(WEIGHTS))])
-    if missing:
-        raise InputError(f"holds no {', and no '.join(missing)}", path=named, remedy="Both files are needed.")
-    return PublishedFiles(storage.join(folder, found[0]), read_config(storage.join(folder, CONFIG)))
+def identity_of(weights: str, published: str) -> str:
+    """`weights.identify` of a Visual Genome detector; settings other than the usual ones are part of it.
 
-
-def is_hub_id(text: str) -> bool:
-    """Whether `text` has the form `owner/name` or `owner/name@revision`, and not that of a weights file."""
-    form = re.fullmatch(r"(hf://)?[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?", text)
-    return form is not None and not text.endswith((".bin", ".pt", ".pth", ".safetensors"))
-
-
-def _from_hub(hub_id: str) -> str:
-    """The local folder of a hub repository's files, downloaded if the cache lacks them."""
-    from huggingface_hub import snapshot_download
-
-    repository, _, revision = hub_id.removeprefix(SCHEME).partition("@")
-    try:
-        return str(snapshot_download(repository, revision=revision or None, allow_patterns=[CONFIG, *WEIGHTS]))
-    except Exception as error:  # not found, refused, no network, offline and not cached: each has classes of its own
-        lines = str(error).strip().rstrip(".").splitlines()
-        raise InputError(
-            f"the weights could not be had from the hub ({lines[0] if lines else type(error).__name__})",
-            path=hub_id,
-            remedy="Put its pytorch_model.bin and config.yaml into a folder, and give that folder as --weights.",
-        ) from error
+    Args:
+        published: hub id that `default` stands for.
+    """
+    if seed_of(weights) is not None:
+        return identify(weights, published)
+    path, config = find_checkpoint(published if weights == DEFAULT else weights)
+    return digest(path) + config.mark

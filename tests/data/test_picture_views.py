@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import ks_2samp
 
-from raymotion.data.views.pictures import COLOUR, WHOLE, View, draw_view, render
+from raymotion.data.views.pictures import COLOUR, WHOLE, draw_view, render
+from raymotion.data.views.render import Drawn
+
+
+def colours_of(view: Drawn) -> tuple[float, float, float]:
+    return view.brightness, view.contrast, view.saturation
 
 
 @pytest.mark.parametrize(("width", "height", "smallest"), [(320, 240, 0.5), (100, 400, 0.08)])
@@ -61,7 +66,8 @@ def test_a_view_lies_in_its_picture(width: int, height: int, smallest: float, se
         assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
         assert smallest * 0.999 <= (x2 - x1) * (y2 - y1) / (width * height) <= 1.001
         assert 0.749 <= (x2 - x1) / (y2 - y1) <= 1.334
-    assert all(1 - COLOUR <= c <= 1 + COLOUR for c in view.colour) and (kind == "full" or view.colour == (1, 1, 1))
+    factors = colours_of(view)
+    assert all(1 - COLOUR <= c <= 1 + COLOUR for c in factors) and (kind == "full" or factors == (1, 1, 1))
 
 
 def test_half_of_the_views_are_mirrored_whatever_their_crop() -> None:
@@ -70,7 +76,7 @@ def test_half_of_the_views_are_mirrored_whatever_their_crop() -> None:
     assert abs(mirrored.mean() - 0.5) < 0.04
     left = np.array([view.box[0] for view in views if view.box is not None])
     assert abs(np.corrcoef(left, mirrored[[view.box is not None for view in views]])[0, 1]) < 0.08
-    colours = np.array([view.colour for view in views])
+    colours = np.array([colours_of(view) for view in views])
     np.testing.assert_allclose(colours.mean(axis=0), 1.0, atol=0.02)
     np.testing.assert_allclose(colours.std(axis=0), 0.4 / np.sqrt(12), atol=0.02)
     assert draw_view(np.random.default_rng(0), 64, 64, "none") == WHOLE
@@ -96,13 +102,13 @@ def test_the_whole_picture_is_pillows_resize(picture: np.ndarray) -> None:
 
 def test_a_view_is_a_crop_then_a_mirror_then_colours(picture: np.ndarray) -> None:
     cut = render(picture[10:40, 20:80], 24).astype(int)
-    boxed = render(picture, 24, View(box=(20, 10, 80, 40))).astype(int)
+    boxed = render(picture, 24, Drawn(box=(20, 10, 80, 40))).astype(int)
     assert np.abs(cut - boxed)[1:-1, 1:-1].max() <= 1  # a box may borrow from beyond its border, a cut cannot
-    mirrored = render(picture, 24, View(box=(20, 10, 80, 40), mirror=True))
+    mirrored = render(picture, 24, Drawn(box=(20, 10, 80, 40), mirror=True))
     np.testing.assert_array_equal(mirrored[:, ::-1], boxed)
-    darker = render(picture, 24, View(colour=(0.8, 1.0, 1.0))).astype(float)
+    darker = render(picture, 24, Drawn(brightness=0.8)).astype(float)
     np.testing.assert_allclose(darker, render(picture, 24) * 0.8, atol=1)
-    grey = render(picture, 24, View(colour=(1.0, 1.0, 0.0))).astype(int)
+    grey = render(picture, 24, Drawn(saturation=0.0)).astype(int)
     assert np.ptp(grey, axis=-1).max() == 0
-    flat = render(picture, 24, View(colour=(1.0, 0.0, 1.0))).astype(int)
+    flat = render(picture, 24, Drawn(contrast=0.0)).astype(int)
     assert np.ptp(flat.reshape(-1, 3), axis=0).max() == 0

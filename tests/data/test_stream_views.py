@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from raymotion.data.streams import STREAMS
-from raymotion.data.views import streams as stream_views
-from raymotion.data.views.streams import Drawn, View, apply, crop, draw, mirrored, render_view
+from raymotion.data.views.render import Drawn, apply, blur, shift_hue, turn
+from raymotion.data.views.streams import View, crop, draw, mirrored, render_view
 
-PLAIN = Drawn(mirror=False, brightness=1.0, contrast=1.0, saturation=1.0, order=(0, 1, 2, 3))
 MANY = range(400)
 
 
@@ -47,7 +46,7 @@ def largest(first: np.ndarray, second: np.ndarray) -> int:
 def test_hue_is_torchvisions(turns: float) -> None:
     picture = smooth()
     expected = functional.adjust_hue(as_tensor(picture), turns).permute(1, 2, 0).numpy()
-    off = np.abs(stream_views.shift_hue(picture, turns).astype(int) - expected.astype(int))
+    off = np.abs(shift_hue(picture, turns).astype(int) - expected.astype(int))
     assert off.mean() < 2.5  # 8-bit HSV, as Pillow's, against torchvision's of floats
 
 
@@ -69,7 +68,7 @@ def test_turning_is_torchvisions_affine(degrees: float, shift: tuple[float, floa
     # Two pixels away from what is filled: there the two mix fill and picture differently.
     near = torch.nn.functional.max_pool2d(torch.nn.functional.pad(1 - covered, [2] * 4, value=1.0)[None], 5, 1)
     inside = (near[0, 0] == 0).numpy()
-    found = stream_views.turn(picture, degrees, shift, scale)
+    found = turn(picture, degrees, shift, scale)
     assert inside.mean() > 0.4
     assert largest(found[inside], expected[inside]) <= 3
 
@@ -79,7 +78,7 @@ def test_blur_is_torchvisions(sigma: float) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     side = 2 * int(np.ceil(3 * sigma)) + 1
     expected = functional.gaussian_blur(as_tensor(picture), [side, side], [sigma, sigma]).permute(1, 2, 0).numpy()
-    assert largest(stream_views.blur(picture, sigma), expected) <= 1
+    assert largest(blur(picture, sigma), expected) <= 1
 
 
 def test_brightness_contrast_and_saturation_come_in_the_order_that_was_drawn() -> None:
@@ -93,7 +92,7 @@ def test_brightness_contrast_and_saturation_come_in_the_order_that_was_drawn() -
 
 def test_noise_has_a_deviation_of_a_twentieth_of_the_range() -> None:
     grey = np.full((100, 100, 3), 128, np.uint8)
-    noise = apply(grey, Drawn(**{**PLAIN.__dict__, "noise": 5})).astype(float) - 128
+    noise = apply(grey, Drawn(noise=5)).astype(float) - 128
     # 30,000 draws: the standard error of the deviation is 12.75 / sqrt(60,000) = 0.05, rounding adds 0.003.
     assert noise.std() == pytest.approx(12.75, abs=0.25)
     assert abs(noise.mean()) < 0.3
@@ -101,7 +100,7 @@ def test_noise_has_a_deviation_of_a_twentieth_of_the_range() -> None:
 
 def test_a_hidden_part_is_one_rectangle_of_one_colour() -> None:
     picture = smooth(100, 200)
-    shown = apply(picture, Drawn(**{**PLAIN.__dict__, "hidden": (0.5, 0.25, 0.2, 0.4), "colour": (1, 2, 3)}))
+    shown = apply(picture, Drawn(hidden=(0.5, 0.25, 0.2, 0.4), colour=(1, 2, 3)))
     assert (shown[25:65, 100:140] == (1, 2, 3)).all()
     untouched = np.ones((100, 200), bool)
     untouched[25:65, 100:140] = False
