@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from raymotion.config import digest_of
-from raymotion.data.features import default_cache
+from raymotion.data.feature_store import default_cache, local_copy
 from raymotion.data.images.damage import DamagedPolicy
 from raymotion.data.images.marks import stamps
 from raymotion.models.inputs.picture_reader import PictureReader
