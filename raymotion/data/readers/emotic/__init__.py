@@ -129,7 +129,7 @@ class EmoticReader(Reader):
         _count_rows(rows, report)
         if not rows:
             raise InputError("no person is left", path=root, remedy="Check the annotations, or use --keep-missing.")
-        table = table_from_rows(rows, EMOTIC_26, where=self.annotations or root)
+        table = table_from_rows(rows, EMOTIC_26, scale=(1.0, 10.0), where=self.annotations or root)
         if self.report:
             storage.write_json(self.report, report.to_dict())
         return table, report
