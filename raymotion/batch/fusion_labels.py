@@ -161,12 +161,9 @@ def _what_samples_lack(samples: str, inputs: Sequence[StreamInput]) -> list[str]
 def _keys_in(folder: str, inputs: Sequence[StreamInput]) -> dict[str, FeatureKey]:
     """Where an embedding folder holds the features of each stream: by the backbone's identity, whatever its name."""
     require_complete(folder)
-    part = next(
-        (name for name in sorted(storage.list_names(folder)) if name.startswith("part-") and name.endswith(".parquet")),
-        None,
-    )
+    part = next(iter(part_names(folder)), None)
     if part is None:
-        raise InputError("holds no part-*.parquet", path=folder)
+        raise InputError("holds no data/*.parquet", path=folder)
     layout = layout_of(schema_of(storage.join(folder, part)), folder)
     keys: dict[str, FeatureKey] = {}
     for own in inputs:

@@ -10,11 +10,13 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from raymotion import storage
-from raymotion.batch.choice import choose_globally, judge, read_parts, with_choice
+from raymotion.batch.choice import choose_globally, judge, with_choice
 from raymotion.batch.fusion_labels import COLUMNS, plan_fusion, with_vad
-from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job, with_its_access
+from raymotion.batch.job import JobSummary, run_job
+from raymotion.batch.label_dataset import read_parts
 from raymotion.batch.progress import ProgressKind
 from raymotion.batch.regions import random_weights_notice
+from raymotion.batch.spec import JobSettings, JobSpec, resolve_precision, with_its_access
 from raymotion.config import digest_of
 from raymotion.data.captions import readable
 from raymotion.data.features import features_digest

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job, with_its_access
+from raymotion.batch.job import JobSummary, run_job
 from raymotion.batch.progress import ProgressKind
+from raymotion.batch.spec import JobSettings, JobSpec, resolve_precision, with_its_access
 from raymotion.data.provenance import MADE_FROM
 from raymotion.models.vision.regions import ExtractorIdentity, Regions, architecture, identify, locate
 from raymotion.pipeline.stages import DecodeImages, ExtractRegions, Item, Stage, made_from

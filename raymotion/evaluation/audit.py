@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from raymotion import records, storage
+from raymotion.batch.label_dataset import LabelledSet, load_labels
 from raymotion.config import Settings
 from raymotion.data.samples import read_samples, vocabulary_of
 from raymotion.errors import InputError
@@ -34,7 +35,6 @@ from raymotion.evaluation.matched_pictures import check_matched
 from raymotion.evaluation.matching import Key, Match, Persons, match
 from raymotion.folders import outputs
 from raymotion.folders.lock import one_writer_of
-from raymotion.report.labelled import LabelledSet, load_labels
 
 FILES = ("audit.json", "per_emotion.csv", "disagreements.parquet", "audit.html")
 FORMAT = 1

@@ -19,12 +19,13 @@ import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
 from raymotion import records, storage
-from raymotion.batch.choice import matrix_of, read_parts
-from raymotion.batch.job import REMEDY, JobSettings, JobSummary, with_its_access
+from raymotion.batch.job import JobSummary
+from raymotion.batch.label_dataset import matrix_of, read_parts
 from raymotion.batch.labels import LabelSettings, input_columns, label
 from raymotion.batch.ledger import by_image
 from raymotion.batch.preflight import input_digest, read_record
 from raymotion.batch.progress import ProgressKind
+from raymotion.batch.spec import REMEDY, JobSettings, with_its_access
 from raymotion.config import digest_of, require_same_settings
 from raymotion.data.samples import SPLITS, read_samples, targets, vocabulary_of
 from raymotion.errors import Damaged, InputError

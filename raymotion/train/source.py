@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from raymotion import storage
-from raymotion.batch.choice import matrix_of, read_labels_record, read_parts
+from raymotion.batch.label_dataset import labels_vocabulary, matrix_of, read_labels_record, read_parts
 from raymotion.data.provenance import MADE_FROM_COLUMNS, begun_at, require_columns, require_same_pictures
 from raymotion.data.samples import attach_vocabulary, read_samples, targets, validate, vocabulary_of
 from raymotion.errors import InputError
@@ -54,7 +54,7 @@ def pseudo_labelled(folder: str, val_fraction: float, seed: int) -> tuple[pa.Tab
         InputError: fewer than two are selected, or pictures are no longer those that were labelled.
     """
     record = read_labels_record(folder)
-    vocabulary = Vocabulary.from_dict(record["vocabulary"], where=storage.join(folder, "job.json"))
+    vocabulary = labels_vocabulary(record, folder)
     tables, probabilities = [], []
     columns = ["sample_id", *MADE_FROM_COLUMNS, "captions", "probabilities", "labels", "selected"]
     for _, part in read_parts(folder, columns):

@@ -144,8 +144,8 @@ def write_features(folder: Path, table: pa.Table) -> None:
     keys = [*(FeatureKey(stream, BACKBONE) for stream in STREAMS), FeatureKey("face", NOISE)]
     described = {name: identity.to_dict() for name in (BACKBONE, NOISE)}
     layout = EmbeddingLayout({key: FeatureShape(1, identity.dim) for key in keys}, described, {"none": 1}, seed=0)
-    storage.write_table(folder / "part-00000.parquet", pa.Table.from_pydict(columns, schema=layout.schema()))
-    storage.write_json(folder / "job.json", {"job": "embeddings", "status": "complete"})
+    storage.write_table(folder / "data/part-00000.parquet", pa.Table.from_pydict(columns, schema=layout.schema()))
+    storage.write_json(folder / "_job.json", {"job": "embeddings", "status": "complete"})
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,8 @@ from sklearn.metrics import average_precision_score
 
 import raymotion
 from raymotion.batch import job
-from raymotion.batch.choice import matrix_of, read_parts, select
+from raymotion.batch.choice import select
+from raymotion.batch.label_dataset import matrix_of, read_parts
 from raymotion.batch.labels import LabelSettings, PredictEmotions, PredictWithStudent, label
 from raymotion.batch.worker import ShardWorker, WorkerPlan
 from raymotion.config import load_settings, read_yaml
@@ -176,7 +177,7 @@ def label_in_two_runs(base: Path, table: Path, teacher: str) -> tuple[dict[str, 
     # Killed between a shard's data and its commit: the data file is there, and nobody counts it.
     commits = base / "labels" / "_commits"
     (commits / "part-00001.json").unlink()
-    assert (base / "labels" / "part-00001.parquet").exists() and len(list(commits.iterdir())) == 3
+    assert (base / "labels" / "data/part-00001.parquet").exists() and len(list(commits.iterdir())) == 3
     before = {path.name: path.stat().st_mtime_ns for path in commits.glob("part-*")}
     return before, label(settings).record
 

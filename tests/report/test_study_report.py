@@ -231,7 +231,7 @@ def write_study(folder: Path) -> Path:
     gain = best["val_macro_ap"]["mean"] - incumbent["val_macro_ap"]["mean"]
     identities = {"swin": {"name": "swin_l", "weights": "random:0"}}
     job = {"status": "complete", "model": {"backbones": identities}}
-    storage.write_json(folder.parent / "embeddings" / "job.json", job)
+    storage.write_json(folder.parent / "embeddings" / "_job.json", job)
     storage.write_json(
         folder / "study.json",
         {

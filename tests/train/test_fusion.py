@@ -130,8 +130,8 @@ def made(own_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Made:
             values.append(of_sample.astype(np.float16).ravel().tolist())
         columns[key.column] = values
     embeddings = folder / "embeddings"
-    storage.write_table(embeddings / "part-00000.parquet", pa.Table.from_pydict(columns, schema=layout.schema()))
-    storage.write_json(embeddings / "job.json", {"job": "embeddings", "status": "complete"})
+    storage.write_table(embeddings / "data/part-00000.parquet", pa.Table.from_pydict(columns, schema=layout.schema()))
+    storage.write_json(embeddings / "_job.json", {"job": "embeddings", "status": "complete"})
     recipe = FusionRecipe.model_validate(
         {"data": {"samples": samples, "embeddings": [str(embeddings)]}, "backbones": dict.fromkeys(STREAMS, "good")}
     )

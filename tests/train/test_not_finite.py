@@ -193,8 +193,9 @@ def test_features_of_others_are_looked_at(tmp_path: Path) -> None:
             "mask": pa.FixedSizeListArray.from_arrays(pa.array([True] * 6), 2),
         }
     ).replace_schema_metadata({b"raymotion.regions": json.dumps({"name": "d", "count": 2, "dim": 2}).encode()})
-    pq.write_table(table, tmp_path / "part-0.parquet")
-    (tmp_path / "job.json").write_text('{"status": "complete"}')
+    (tmp_path / "data").mkdir()
+    pq.write_table(table, tmp_path / "data/part-0.parquet")
+    (tmp_path / "_job.json").write_text('{"status": "complete"}')
     told = r"part-0\.parquet: features hold NaN or infinity \(sample c\)"
     with pytest.raises(InputError, match=told):
         RegionFeatures(tmp_path, cache=str(tmp_path / "cache"))

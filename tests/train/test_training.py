@@ -76,8 +76,8 @@ def write_features(folder: Path, samples: list[dict[str, Any]], *, missing: froz
     ).replace_schema_metadata(
         {b"raymotion.regions": json.dumps({"name": "d", "weights": "random", "count": COUNT, "dim": DIM}).encode()}
     )
-    storage.write_table(folder / "part-0.parquet", table)
-    storage.write_json(folder / "job.json", {"status": "complete", "digest": "x"})
+    storage.write_table(folder / "data/part-0.parquet", table)
+    storage.write_json(folder / "_job.json", {"status": "complete", "digest": "x"})
 
 
 @pytest.fixture(autouse=True)
