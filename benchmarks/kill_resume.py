@@ -59,12 +59,12 @@ def stop(driver: subprocess.Popen[str], number: signal.Signals) -> float:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    files = sorted(folder.rglob("part-*.parquet"))
+    files = sorted(folder.rglob("part-*.p*q*"))
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def ids(folder: Path) -> list[str]:
-    tables = [pq.read_table(path, columns=["sample_id"]) for path in sorted(folder.glob("part-*.parquet"))]
+    tables = [pq.read_table(path, columns=["sample_id"]) for path in sorted(folder.glob("part-*"))]
     return list(pa.concat_tables(tables).column("sample_id").to_pylist())
 
 
@@ -83,22 +83,22 @@ def exchange(a: Path, b: Path) -> None:
 def damage(out: Path, turn: int, rng: random.Random) -> str:
     """Damages one thing in a folder, another one each turn; returns what."""
     commits = sorted((out / "_commits").glob("part-*.json"))
-    parts = [out / commit.with_suffix(".parquet").name for commit in commits]
+    parts = [out / "data" / commit.with_suffix(".parquet").name for commit in commits]
     kinds: dict[str, Callable[[], object]] = {
         "flip a bit in a part": lambda: flip(rng.choice(parts), rng),
         "cut a commit": lambda: os.truncate(rng.choice(commits), 40),
         "exchange two parts": lambda: exchange(*rng.sample(parts, 2)),
-        "empty the manifest": lambda: os.truncate(out / "_manifest.parquet", 0),
-        "cut job.json": lambda: os.truncate(out / "job.json", 300),
+        "empty the manifest": lambda: os.truncate(out / "_manifest.pq", 0),
+        "cut _job.json": lambda: os.truncate(out / "_job.json", 300),
         "flip a bit in a commit": lambda: flip(rng.choice(commits), rng),
         "empty a part": lambda: os.truncate(rng.choice(parts), 0),
         "remove a part": lambda: rng.choice(parts).unlink(),
-        "flip a bit in the manifest": lambda: flip(out / "_manifest.parquet", rng),
-        "remove job.json": lambda: (out / "job.json").unlink(),
+        "flip a bit in the manifest": lambda: flip(out / "_manifest.pq", rng),
+        "remove _job.json": lambda: (out / "_job.json").unlink(),
     }
     name = list(kinds)[turn % len(kinds)]
     needs = 2 if "parts" in name else 1 if "part" in name or "commit" in name else 0
-    if len(commits) < needs or (not needs and not (out / "job.json").exists()):
+    if len(commits) < needs or (not needs and not (out / "_job.json").exists()):
         return "nothing: there is too little yet"
     kinds[name]()
     return name
@@ -158,13 +158,13 @@ def run(work: Path, images: int, kills: int, longest: float, rng: random.Random)
     subprocess.run(command(samples, teacher, broken), check=True)
 
     wanted = table.column("sample_id").to_pylist()
-    good, bad = ids(broken), ids(broken / "quarantine")
+    good, bad = ids(broken / "data"), ids(broken / "_quarantine")
     reasons = {
         row["sample_id"].removeprefix("coco:"): row["reason"]
-        for path in (broken / "quarantine").glob("*.parquet")
+        for path in (broken / "_quarantine").glob("*.pq")
         for row in pq.read_table(path).to_pylist()
     }
-    record = json.loads((broken / "job.json").read_text())
+    record = json.loads((broken / "_job.json").read_text())
     result = {
         "images": images,
         "kills": done_kills,

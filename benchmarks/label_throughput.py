@@ -100,7 +100,8 @@ BATCH = {"small": 16, "detector": 2}
 
 def job(model: str, samples: str, teacher: str, out: str) -> dict[str, Any]:
     """raymotion's job, as `raymotion label` runs it."""
-    from raymotion.batch.job import JobSettings, JobSpec, run_job
+    from raymotion.batch.job import run_job
+    from raymotion.batch.spec import JobSettings, JobSpec
 
     started = time.time()
     spec = JobSpec(

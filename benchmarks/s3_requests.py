@@ -51,8 +51,8 @@ class Request:
         if PICTURE.search(name):
             return f"{self.method} picture"
         for mark, what in (
-            ("/_commits/", "commit"), ("/_attempts/", "attempt note"), ("/quarantine/", "quarantine"),
-            ("/_manifest", "manifest"), ("/part-", "part"), ("job.json", "job.json"), (".probe", "probe"),
+            ("/_commits/", "commit"), ("/_attempts/", "attempt note"), ("/_quarantine/", "quarantine"),
+            ("/_manifest", "manifest"), ("/part-", "part"), ("_job.json", "_job.json"), (".probe", "probe"),
         ):  # fmt: skip
             if mark in self.path:
                 return f"{self.method} {what}"
@@ -217,7 +217,7 @@ def run(work: Path, images: int, latency: float, workers: int) -> dict[str, Any]
         command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "AWS_ENDPOINT_URL": proxy.endpoint}
     )
     ended = time.monotonic()
-    record = storage.read_json("s3://bucket/features/job.json")
+    record = storage.read_json("s3://bucket/features/_job.json")
     proxy.close()
     moto.stop()
 

@@ -104,13 +104,13 @@ def by_hand(samples: str, kind: str, readers: int, threads: int) -> dict[str, fl
     keep_freed_memory()
     import numpy as np
     import torch
+    from raymotion.train.data import prepare
+    from raymotion.train.student import StudentTask
     from torch import nn
 
     from raymotion.models.visualbert.network import pad
-    from raymotion.train.data import prepare
     from raymotion.train.loop import _optimiser, schedule
     from raymotion.train.pictures import PictureReader, Portion, read_here
-    from raymotion.train.student import StudentTask
 
     torch.set_num_threads(threads)
     recipe = recipe_of(samples, 0)

@@ -73,7 +73,7 @@ def forward_passes(embeddings: str, samples: str) -> dict[str, Any]:
     from raymotion.data.streams import STREAMS
     from raymotion.study.features import embedding_needs
 
-    record = storage.read_json(storage.join(embeddings, "job.json"))
+    record = storage.read_json(storage.join(embeddings, "_job.json"))
     counted = sum(record["forward_passes"].values())
     table = read_samples(samples)
     # Images that could not be read have no embeddings, and need none.
@@ -139,9 +139,9 @@ def write_full_size(folder: Path, share: float) -> tuple[str, str]:
             features = rng.standard_normal((len(some), dim), dtype=np.float32).astype(np.float16)
             columns.append(pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), dim))
         table = pa.table(columns, schema=schema)
-        sha256, _ = storage.write_table(str(out / f"part-{number:05d}.parquet"), table)
+        sha256, _ = storage.write_table(str(out / f"data/part-{number:05d}.parquet"), table)
         storage.write_json(str(out / "_commits" / f"part-{number:05d}.json"), {"sha256": sha256})
-    storage.write_json(str(out / "job.json"), {"status": "complete", "job": "embeddings"})
+    storage.write_json(str(out / "_job.json"), {"status": "complete", "job": "embeddings"})
     samples = str(folder / "full.parquet")
     write_samples(samples, table_from_rows(rows, vocabulary))
     return samples, str(out)
@@ -163,10 +163,10 @@ def recipe_of(samples: str, embeddings: str) -> Any:
 def head(samples: str, embeddings: str, epochs: int) -> dict[str, Any]:
     """Our training, an epoch at a time as a trial runs it: `loading` is everything before the first one."""
     import torch
-
-    from raymotion.batch.memory import keep_freed_memory
     from raymotion.train.fusion import FusionTask
     from raymotion.train.fusion_data import prepare_fusion
+
+    from raymotion.batch.memory import keep_freed_memory
     from raymotion.train.loop import Run
 
     keep_freed_memory()  # as every trial does

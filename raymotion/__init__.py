@@ -13,12 +13,17 @@ from typing import TYPE_CHECKING, Any
 from raymotion.version import __version__
 
 if TYPE_CHECKING:
+    from raymotion.batch.label_dataset import open_labels
     from raymotion.pipeline.predictor import Predictor, load
 
-__all__ = ["Predictor", "__version__", "load"]
+__all__ = ["Predictor", "__version__", "load", "open_labels"]
 
 # Where the public names live. Imported on first use: `import raymotion` stays free of numpy, torch and the rest.
-_HOMES = {"Predictor": "raymotion.pipeline.predictor", "load": "raymotion.pipeline.predictor"}
+_HOMES = {
+    "Predictor": "raymotion.pipeline.predictor",
+    "load": "raymotion.pipeline.predictor",
+    "open_labels": "raymotion.batch.label_dataset",
+}
 
 
 def __getattr__(name: str) -> Any:

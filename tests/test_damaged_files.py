@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from raymotion.train.fusion_data import FusionData
 
 from raymotion import records, storage
 from raymotion.batch import ledger
@@ -24,12 +25,11 @@ from raymotion.batch.preflight import read_record
 from raymotion.data.embedding_layout import EmbeddingLayout
 from raymotion.data.embeddings import Embeddings, FeatureKey, FeatureShape
 from raymotion.data.features import RegionFeatures
-from raymotion.data.parts import FileMark, write_job
+from raymotion.data.parts import FORMAT, FileMark, write_job
 from raymotion.data.samples import table_from_rows
 from raymotion.errors import RaymotionError
 from raymotion.study.record import BestEpoch, Epoch, StudyFolder, StudyRecord, TrialRecord
 from raymotion.train import fit
-from raymotion.train.fusion_data import FusionData
 from raymotion.train.pictures import cache_pictures
 from raymotion.train.task import load_data
 from raymotion.vocabulary import MIKELS_8
@@ -104,17 +104,27 @@ def as_plain(value: Any) -> Any:
 
 # ---- what is written
 
-IDENTITY = {"format": 1, "kind": "labels", "input": {"rows": 3, "digest": "d"}, "shard_rows": 8}
+IDENTITY = {"format": FORMAT, "kind": "labels", "input": {"rows": 3, "digest": "d"}, "shard_rows": 8}
 
 
 def write_a_job(folder: Path) -> None:
-    record = {"job": "labels", "format": 1, "status": "complete", "digest": "e", "identity": IDENTITY, "settings": {}}
-    write_job(folder, {**record, "runs": [{"seconds": 1.5}], "counts": {"in": 3, "by_reason": {}}, "notices": ["ä"]})
+    record = {
+        "job": "labels",
+        "format": FORMAT,
+        "status": "complete",
+        "digest": "e",
+        "identity": IDENTITY,
+        "settings": {},
+    }
+    write_job(
+        folder,
+        {**record, "settings": {}, "runs": [{"seconds": 1.5}], "counts": {"in": 3, "by_reason": {}}, "notices": ["ä"]},
+    )
 
 
 def write_a_job_alone(folder: Path) -> None:
     write_a_job(folder)
-    (folder / "_job.json").unlink()
+    (folder / "__job.json").unlink()
 
 
 def write_a_commit(folder: Path) -> None:
@@ -166,7 +176,7 @@ MADE_FROM_NOTHING = {
 
 def write_part(folder: Path, table: pa.Table, kind: str) -> None:
     data = storage.parquet_bytes(table)
-    storage.write_bytes(folder / "part-00000.parquet", data)
+    storage.write_bytes(folder / "data/part-00000.parquet", data)
     mark = FileMark.of(data)
     ledger.write_commit(
         str(folder), ledger.Commit(0, "d", 4, 4, 0, {}, mark.sha256, len(data), None, 0.0, {}, "w", 1, tail=mark.tail)
@@ -299,19 +309,19 @@ def read_pictures(folder: Path) -> Any:
 
 
 CASES: dict[str, Case] = {
-    "job.json": Case(write_a_job, lambda f: read_record(str(f), "labels"), ("job.json", "_job.json")),
-    "job.json without a copy": Case(
-        write_a_job_alone, lambda f: read_record(str(f), "labels"), ("job.json",), gone=False
+    "_job.json": Case(write_a_job, lambda f: read_record(str(f), "labels"), ("_job.json", "__job.json")),
+    "_job.json without a copy": Case(
+        write_a_job_alone, lambda f: read_record(str(f), "labels"), ("_job.json",), gone=False
     ),
     "commit": Case(write_a_commit, lambda f: asdict(ledger.read_commit(str(f), 0)), ("_commits/part-00000.json",)),
-    "manifest": Case(write_a_manifest, read_a_manifest, ("_manifest.parquet",)),
+    "manifest": Case(write_a_manifest, read_a_manifest, ("_manifest.pq",)),
     "attempt": Case(write_an_attempt, read_an_attempt, ("_attempts/run/part-00003.json",), ([],)),
     "regions": Case(
-        write_regions, read_regions, ("part-00000.parquet", "_commits/part-00000.json", "job.json"),
+        write_regions, read_regions, ("data/part-00000.parquet", "_commits/part-00000.json", "_job.json"),
     ),
     "cache of regions": Case(write_regions, read_regions, ("cache/index.json", "cache/features.npy", "cache/mask.npy")),
     "embeddings": Case(
-        write_embeddings, read_embeddings, ("part-00000.parquet", "_commits/part-00000.json", "job.json"),
+        write_embeddings, read_embeddings, ("data/part-00000.parquet", "_commits/part-00000.json", "_job.json"),
     ),
     "cache of embeddings": Case(
         write_embeddings, read_embeddings, ("cache/index.json", "cache/rows-0.npy", "cache/features-0.bin")

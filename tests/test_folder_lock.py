@@ -335,7 +335,8 @@ def _commands(out: str) -> dict[str, Callable[[], object]]:
     """Every function that writes a folder, with input that is not there: what is refused first is the folder."""
     from raymotion.batch.choice import select
     from raymotion.batch.faces import FaceSettings, detect_faces
-    from raymotion.batch.job import JobSettings, JobSpec, run_job
+    from raymotion.batch.job import run_job
+    from raymotion.batch.spec import JobSettings, JobSpec
     from raymotion.data.synthetic.collections import write_coco, write_socratis
     from raymotion.data.synthetic.emotic import write_emotic
     from raymotion.demo import run_demo

@@ -17,8 +17,18 @@ BENCHMARKS = sorted((REPOSITORY / "benchmarks").glob("*.py"))
 # Higher rooms import lower ones, and rooms of one floor each other; never the other way.
 FLOORS = [
     {
-        "version", "errors", "interrupts", "stores", "storage", "records", "folders", "vocabulary", "config",
-        "registry", "text_table", "weights",
+        "version",
+        "errors",
+        "interrupts",
+        "stores",
+        "storage",
+        "records",
+        "folders",
+        "vocabulary",
+        "config",
+        "registry",
+        "text_table",
+        "weights",
     },  # fmt: skip
     {"models", "learning", "data"},
     {"pipeline", "published"},

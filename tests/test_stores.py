@@ -143,7 +143,8 @@ class TestAStoreThatFails:
 
     def test_the_settings_hold_for_the_lock_of_the_folder_too(self, monkeypatch, tmp_path):
         from raymotion.batch.faces import FaceSettings, detect_faces
-        from raymotion.batch.job import JobSettings, run_job
+        from raymotion.batch.job import run_job
+        from raymotion.batch.spec import JobSettings
         from raymotion.evaluation.evaluate import EvaluateSettings, evaluate_checkpoint
 
         seen, before = [], access.current()

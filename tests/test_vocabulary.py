@@ -148,8 +148,8 @@ class TestTravel:
         [{}, {"name": "x"}, {"labels": ["a"]}, {"name": "x", "labels": None}, {"name": "x", "labels": "abc"}, [], "x"],
     )
     def test_damaged_records_are_input_errors(self, value):
-        with pytest.raises(InputError, match=r"job\.json"):
-            Vocabulary.from_dict(value, where="job.json")
+        with pytest.raises(InputError, match=r"_job\.json"):
+            Vocabulary.from_dict(value, where="_job.json")
 
     def test_damaged_metadata_are_input_errors(self):
         with pytest.raises(InputError, match=r"x\.parquet"):

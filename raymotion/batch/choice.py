@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,19 +11,11 @@ import pyarrow as pa
 
 from raymotion import storage
 from raymotion.batch import ledger
-from raymotion.batch.preflight import check_folder, free_if_nothing_committed
+from raymotion.batch.card import write_card
+from raymotion.batch.label_dataset import labels_vocabulary, load_labels, matrix_of, read_labels_record, read_parts
+from raymotion.batch.preflight import check_folder, free_if_nothing_committed, remove_parts
 from raymotion.config import digest_of
-from raymotion.data.parts import (
-    PART,
-    VERIFY,
-    FileMark,
-    complete_job,
-    open_part,
-    part_marks,
-    read_job,
-    write_job,
-)
-from raymotion.data.path_kinds import wrong_kind
+from raymotion.data.parts import JOB, VERIFY, FileMark, part_marks, read_job, write_job
 from raymotion.errors import Damaged, InputError
 from raymotion.folders.lock import one_writer_of
 from raymotion.learning.collapse import check_collapse
@@ -33,9 +23,6 @@ from raymotion.learning.metrics.multilabel import Evaluation
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.learning.significance import voids_results
 from raymotion.vocabulary import Vocabulary
-
-# Parts of an object store that are read at once, in order.
-PARTS_AHEAD = 8
 
 
 def with_choice(table: pa.Table, mask: np.ndarray, selected: np.ndarray, vocabulary: Vocabulary) -> pa.Table:
@@ -48,37 +35,6 @@ def with_choice(table: pa.Table, mask: np.ndarray, selected: np.ndarray, vocabul
         position = table.schema.get_field_index(name)
         table = table.set_column(position, pa.field(name, values.type, nullable=False), values)
     return table
-
-
-def read_parts(folder: storage.PathLike, columns: list[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
-    """Names and tables of the parts of a data set, in order.
-
-    Raises:
-        Damaged: a part is not what was committed.
-    """
-
-    def read(name: str, marks: Sequence[FileMark]) -> pa.Table:
-        with open_part(folder, name, marks) as part:
-            return part.read(columns=columns)
-
-    ahead = PARTS_AHEAD if storage.is_remote(folder) else 0
-    with ThreadPoolExecutor(ahead or 1) as pool:  # each part of a store costs a round trip at least
-        waiting: deque[tuple[str, Future[pa.Table]]] = deque()
-        for name, marks in part_marks(folder).items():
-            waiting.append((name, pool.submit(read, name, marks)))
-            if len(waiting) > ahead:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        for first, future in waiting:
-            yield first, future.result()
-
-
-def matrix_of(table: pa.Table) -> np.ndarray:
-    """The column probabilities as float32 (n, L)."""
-    column = table.column("probabilities").combine_chunks()
-    array = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
-    width = table.schema.field("probabilities").type.list_size  # a part may have no rows to tell it
-    return array.flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, width)
 
 
 def choose_globally(
@@ -122,7 +78,7 @@ def choose_globally(
 def _replace_part(source: str, target: str, name: str, data: bytes, job_digest: str | None) -> None:
     """Writes a part and its commit, if there is one, so that at any moment the commit fits the part that is there."""
     path, mark = storage.join(target, name), FileMark.of(data)
-    digits = name.removeprefix("part-").removesuffix(".parquet")
+    digits = name.rsplit("/", 1)[-1].removeprefix("part-").removesuffix(".parquet")
     shard = int(digits) if digits.isdecimal() else -1
     if not storage.exists(ledger.commit_path(source, shard)):
         storage.write_bytes(path, data)
@@ -145,28 +101,21 @@ def judge(
     validation: dict[str, Any] | None,
     notices: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The collapse check over the labels in `folder`, as it stands in job.json: headline, collapsed, reasons, notes.
+    """The collapse check over the labels in `folder`, as it stands in the record: headline, collapsed, reasons, notes.
 
     Holds probabilities and marks of the whole set in memory (150 bytes a row for 29 labels).
 
     Args:
         notices: of the job; those that void its labels keep the check from passing without a word.
     """
-    matrices, masks, selected = [], [], []
-    for _, table in read_parts(folder, ["probabilities", "labels", "selected"]):
-        matrices.append(matrix_of(table).copy())
-        mask = np.zeros((table.num_rows, len(vocabulary)), bool)
-        for row, labels in enumerate(table.column("labels").to_pylist()):
-            mask[row, [vocabulary.index(label) for label in labels]] = True
-        masks.append(mask)
-        selected.append(np.asarray(table.column("selected").to_pylist(), bool))
+    labelled = load_labels(folder)
     found = check_collapse(
-        np.concatenate(matrices),
-        np.concatenate(masks),
+        labelled.probabilities,
+        labelled.mask,
         vocabulary.labels,
         prior=prior,
         evaluation=None if validation is None else Evaluation.from_dict(validation),
-        selected=np.concatenate(selected),
+        selected=labelled.selected,
         warnings=[notice for notice in notices if voids_results(notice)],
     )
     return {
@@ -177,28 +126,20 @@ def judge(
     }
 
 
-def read_labels_record(folder: storage.PathLike) -> dict[str, Any]:
-    """job.json of a finished labelling job, or an `InputError`."""
-    other = wrong_kind(folder, "labels")
-    if other is not None:
-        raise other
-    return complete_job(storage.absolute(folder), "labels", what="labelling job", command="raymotion label")
-
-
 @one_writer_of("out")
 def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectionPolicy) -> dict[str, Any]:
-    """Writes a labelled data set with the choice of another policy to `out`; returns its job.json.
+    """Writes a labelled data set with the choice of another policy to `out`; returns its record.
 
     The same parts, quarantine and books, with other values in the columns labels and selected.
     """
     source, target = storage.absolute(labels), storage.absolute(out)
     record = read_labels_record(source)
+    vocabulary = labels_vocabulary(record, source)
     if source != target:
         _discard_unfinished(target)
-    if source == target or storage.exists(storage.join(target, "job.json")):
+    if source == target or storage.exists(storage.join(target, JOB)):
         raise InputError("holds a data set", path=target, remedy="Name a fresh --out.")
     check_folder(target)
-    vocabulary = Vocabulary.from_dict(record["vocabulary"], where=storage.join(source, "job.json"))
     thresholds = record["model"]["teacher"].get("thresholds")
     settings = {**record["settings"], "selection": policy.model_dump(mode="json")}
     identity = {**record["identity"], "selection": policy.model_dump(mode="json")}
@@ -208,14 +149,15 @@ def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectionPol
     write_job(target, {**chosen, "status": "running"})
     choice = choose_globally(source, target, policy, vocabulary, thresholds, job_digest=digest)
     for name, marks in part_marks(source, quarantine=True).items():
-        path = storage.join(source, "quarantine", name)
+        path = storage.join(source, name)
         data = storage.require(path)
         if marks and FileMark.of(data).sha256 not in {mark.sha256 for mark in marks}:
             raise Damaged("is not what was committed", path=path, remedy=VERIFY)
-        storage.write_bytes(storage.join(target, "quarantine", name), data)
+        storage.write_bytes(storage.join(target, name), data)
     teacher = record["model"]["teacher"]
     collapse = judge(target, vocabulary, teacher.get("prior"), teacher.get("validation"), record.get("notices") or ())
     chosen |= {"choice": choice, "collapse": collapse}
+    write_card(target, chosen)
     write_job(target, chosen)
     return chosen
 
@@ -229,8 +171,5 @@ def _discard_unfinished(target: str) -> None:
     if record is not None and "selected_from" in record and record.get("status") != "complete":
         for shard in ledger.committed_shards(target):
             storage.remove(ledger.commit_path(target, shard))
-        for place in (target, storage.join(target, "quarantine")):
-            for name in storage.list_names(place):
-                if PART.fullmatch(name):
-                    storage.remove(storage.join(place, name))
+        remove_parts(target)
     free_if_nothing_committed(target)

@@ -13,8 +13,9 @@ from pydantic import Field, field_validator
 
 from raymotion import storage
 from raymotion.batch import ledger
-from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job, with_its_access
+from raymotion.batch.job import JobSummary, run_job
 from raymotion.batch.progress import ProgressKind
+from raymotion.batch.spec import JobSettings, JobSpec, resolve_precision, with_its_access
 from raymotion.config import Metavar
 from raymotion.data.embedding_layout import AUGMENTED_SPLIT, EmbeddingLayout, stored_rows
 from raymotion.data.feature_store import feature_column

@@ -7,12 +7,14 @@ import io
 import json
 import posixpath
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from raymotion import storage
-from raymotion.batch.choice import matrix_of, read_labels_record, read_parts
+from raymotion.batch.label_dataset import labels_vocabulary, matrix_of, read_labels_record, read_parts
 from raymotion.data.readers.coco import coco_url
 from raymotion.errors import InputError
 from raymotion.folders import outputs
@@ -33,6 +35,10 @@ DESCRIPTION = "Emotion pseudo-labels made with raymotion"
 _COCO_ID = re.compile(r"coco:(\d{12})(?::person:\d+)?")
 
 
+# What a full-csv leaves out of the columns, besides probabilities, which get one each.
+NOT_EXPORTED = ("probabilities", "selected", "image_bytes", "image_digest", "unknown_words")
+
+
 @dataclass(frozen=True)
 class Exported:
     """How an export ended: rows that were written, and those of them that have no public address."""
@@ -45,8 +51,9 @@ def export(labels: storage.PathLike, out: storage.PathLike, kind: str, *, coco_s
     """Writes the selected rows of a labelled data set to one file.
 
     Args:
-        kind: `full-csv` (all there is: id, address, captions and labels as JSON, a probability for each label), `csv`
-            (the public system's 31 columns) or `coco-json`.
+        kind: `full-csv` (all there is: id, address, captions and labels as JSON, a probability for each label, and
+            whatever else the model predicts), `csv` (the public system's 31 columns) or `coco-json`. The last two need
+            labels of a vocabulary.
         coco_split: where COCO publishes the pictures (`val2017`), for rows whose own address does not say.
 
     Raises:
@@ -55,11 +62,12 @@ def export(labels: storage.PathLike, out: storage.PathLike, kind: str, *, coco_s
     """
     folder = storage.absolute(labels)
     record = read_labels_record(folder)
-    vocabulary = Vocabulary.from_dict(record["vocabulary"], where=folder)
-    writer: Callable[[str, Vocabulary, str | None], tuple[str, Exported]] = {
-        "full-csv": _full_csv, "csv": _csv, "coco-json": _coco_json,
-    }[kind]  # fmt: skip
-    text, done = writer(folder, vocabulary, coco_split)
+    if kind == "full-csv":
+        text, done = _full_csv(
+            folder, labels_vocabulary(record, folder) if record.get("vocabulary") else None, coco_split
+        )
+    else:
+        text, done = {"csv": _csv, "coco-json": _coco_json}[kind](folder, labels_vocabulary(record, folder), coco_split)
     if kind == "csv" and done.rows and done.without_address == done.rows:
         raise InputError(
             "no image has a public address, and the column coco_url would be empty in every row",
@@ -97,24 +105,46 @@ def public_address(row: dict[str, Any], coco_split: str | None = None) -> str:
     return uri if storage.is_remote(uri) else ""
 
 
-def _full_csv(folder: str, vocabulary: Vocabulary, coco_split: str | None) -> tuple[str, Exported]:
-    """Every column: sample_id, image_uri, public_url, captions and labels as JSON lists, `p_LABEL` for each label."""
+def _full_csv(folder: str, vocabulary: Vocabulary | None, coco_split: str | None) -> tuple[str, Exported]:
+    """sample_id, image_uri, public_url, lists as JSON, `p_LABEL` for each label, and what else the model predicts."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    head = ["sample_id", "image_uri", "public_url", "captions", "labels"]
-    writer.writerow([*head, *(f"p_{label}" for label in vocabulary.labels)])
     rows = without = 0
+    head: list[str] = []
     for _, table in read_parts(folder):
-        matrix = matrix_of(table)
-        for row, probabilities in zip(table.drop_columns(["probabilities"]).to_pylist(), matrix, strict=True):
-            if row["selected"]:
-                url = public_address(row, coco_split)
-                texts = (json.dumps(row[name], ensure_ascii=False) for name in ("captions", "labels"))
-                numbers = (f"{value:.6g}" for value in probabilities)
-                writer.writerow([row["sample_id"], row["image_uri"] or "", url, *texts, *numbers])
+        names = [name for name in table.column_names if name not in NOT_EXPORTED]
+        matrix = np.zeros((table.num_rows, 0)) if vocabulary is None else matrix_of(table)
+        if not head:
+            head = ["sample_id", "image_uri", "public_url", *(name for name in ("captions", "labels") if name in names)]
+            others = [name for name in names if name not in head]
+            writer.writerow([*head, *(f"p_{label}" for label in (vocabulary.labels if vocabulary else ())), *others])
+        for row, probabilities in zip(
+            table.drop_columns(["probabilities"] if vocabulary else []).to_pylist(), matrix, strict=True
+        ):
+            if row.get("selected", True):
+                url = row["public_url"] = public_address(row, coco_split)
+                writer.writerow(
+                    [_text(row[name]) for name in head]
+                    + [_text(p) for p in probabilities.tolist()]
+                    + [_text(row[name]) for name in others]
+                )
                 rows += 1
                 without += not (row["image_uri"] or url)
     return buffer.getvalue(), Exported(rows, without)
+
+
+def _text(value: Any) -> str:
+    """A value as one field of CSV: lists as JSON, numbers with six digits, null as nothing."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _selected(folder: str) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """The selected rows in order, without their probabilities, and these: float32 (L)."""
+    for _, table in read_parts(folder):
+        rows = table.drop_columns(["probabilities"]).to_pylist()
+        yield from (both for both in zip(rows, matrix_of(table), strict=True) if both[0]["selected"])
 
 
 def _csv(folder: str, vocabulary: Vocabulary, coco_split: str | None) -> tuple[str, Exported]:
@@ -124,15 +154,11 @@ def _csv(folder: str, vocabulary: Vocabulary, coco_split: str | None) -> tuple[s
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["coco_url", "captions", *columns])
     rows = without = 0
-    for _, table in read_parts(folder):
-        for row in table.drop_columns(["probabilities"]).to_pylist():
-            if row["selected"]:
-                chosen = set(row["labels"])
-                marks = [1.0 if column in chosen else 0.0 for column in columns]
-                url = public_address(row, coco_split)
-                writer.writerow([url, str(row["captions"]), *marks])
-                rows += 1
-                without += not url
+    for row, _ in _selected(folder):
+        url = public_address(row, coco_split)
+        writer.writerow([url, str(row["captions"]), *(float(column in row["labels"]) for column in columns)])
+        rows += 1
+        without += not url
     return buffer.getvalue(), Exported(rows, without)
 
 
@@ -143,32 +169,28 @@ def _coco_json(folder: str, vocabulary: Vocabulary, coco_split: str | None) -> t
     free = max((number for number in known if number is not None), default=0)
     annotations: list[dict[str, Any]] = []
     without = 0
-    for _, table in read_parts(folder):
-        matrix = matrix_of(table)
-        for row, probabilities in zip(table.drop_columns(["probabilities"]).to_pylist(), matrix, strict=True):
-            if not row["selected"]:
-                continue
-            image_id = _coco_number(row["sample_id"])
-            if image_id is None:  # numbered above all of COCO's own, so that no annotation finds the wrong image
-                free += 1
-                image_id = free
-            name = posixpath.basename((row["image_uri"] or "").replace("\\", "/"))
-            for reader in ("folder:", "coco:file:"):  # the path below the folder, subfolders included
-                if row["sample_id"].startswith(reader):
-                    name = row["sample_id"].removeprefix(reader)
-            url = public_address(row, coco_split)
-            without += not (name or url)
-            images.append({"id": image_id, "file_name": name, "coco_url": url, "sample_id": row["sample_id"]})
-            for label in row["labels"]:
-                index = vocabulary.index(label)
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": image_id,
-                        "category_id": index + 1,
-                        "score": round(float(probabilities[index]), 6),
-                    }
-                )
+    for row, probabilities in _selected(folder):
+        image_id = _coco_number(row["sample_id"])
+        if image_id is None:  # numbered above all of COCO's own, so that no annotation finds the wrong image
+            free += 1
+            image_id = free
+        name = posixpath.basename((row["image_uri"] or "").replace("\\", "/"))
+        for reader in ("folder:", "coco:file:"):  # the path below the folder, subfolders included
+            if row["sample_id"].startswith(reader):
+                name = row["sample_id"].removeprefix(reader)
+        url = public_address(row, coco_split)
+        without += not (name or url)
+        images.append({"id": image_id, "file_name": name, "coco_url": url, "sample_id": row["sample_id"]})
+        for label in row["labels"]:
+            index = vocabulary.index(label)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": index + 1,
+                    "score": round(float(probabilities[index]), 6),
+                }
+            )
     value = {
         "info": {"description": DESCRIPTION, "vocabulary": vocabulary.to_dict()},
         "images": images,

@@ -16,11 +16,13 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from raymotion import storage
-from raymotion.batch.job import JobSettings, JobSpec, run_job, with_its_access
+from raymotion.batch.job import run_job
 from raymotion.batch.progress import ProgressKind
+from raymotion.batch.spec import JobSettings, JobSpec, with_its_access
 from raymotion.config import File, Metavar
 from raymotion.data.faces.assign import MIN_SIDE, find_faces
 from raymotion.data.faces.detectors import DetectorIdentity, FaceDetector, build, identify
+from raymotion.data.parts import part_names
 from raymotion.data.provenance import MADE_FROM
 from raymotion.data.samples import BOX, read_samples, require_table_or_nothing, write_samples
 from raymotion.errors import Damaged, RaymotionError, SettingsMismatch
@@ -215,8 +217,8 @@ def _run(
         write_samples(table, searched)
         summary = run_job(spec, address=address, progress=progress)
     boxes: dict[str, list[float] | None] = {}
-    for shard in summary.record["shards"]:
-        part = storage.read_table(storage.join(folder, f"{shard['name']}.parquet"), ["sample_id", "face_box"])
+    for name in part_names(folder):
+        part = storage.read_table(storage.join(folder, name), ["sample_id", "face_box"])
         boxes.update(zip(part.column("sample_id").to_pylist(), part.column("face_box").to_pylist(), strict=True))
     return boxes, summary.counts["by_reason"]
 

@@ -6,23 +6,21 @@ The same command after any crash goes on where the commits end, and the finished
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
-from pydantic import Field, field_validator
 
 from raymotion import interrupts, storage
 from raymotion.batch import ledger, verify
+from raymotion.batch.card import write_card
 from raymotion.batch.cluster import connect, node_resources, plan_placement
 from raymotion.batch.preflight import (
-    FORMAT,
     check_folder,
     check_image_folders,
     computed_with,
@@ -34,145 +32,23 @@ from raymotion.batch.preflight import (
 )
 from raymotion.batch.progress import Progress, ProgressKind
 from raymotion.batch.quiet import quiet_ray_data, without_noise
-from raymotion.batch.worker import ShardWorker, Sink, WorkerPlan
-from raymotion.config import File, Folder, Metavar, Settings, digest_of, require_same_settings
-from raymotion.data.images.damage import DamagedPolicy
-from raymotion.data.parts import write_job
+from raymotion.batch.spec import REMEDY, JobSettings, JobSpec, resolve_precision, with_its_access
+from raymotion.batch.worker import ShardWorker, WorkerPlan
+from raymotion.config import digest_of, require_same_settings
+from raymotion.data.parts import FORMAT, JOB, QUARANTINE, write_job
 from raymotion.data.samples import read_samples
 from raymotion.errors import Damaged, InputError, RunFailed
 from raymotion.folders import lock as folder_lock
 from raymotion.folders.lock import one_writer_of
-from raymotion.pipeline.stages import Stage
 from raymotion.stores import access
-from raymotion.vocabulary import Vocabulary
 
-ALWAYS_MAY_FAIL = 3
 # Times that damaged shards are done again before a job is called complete. Once is a flipped bit, more is the disk.
 MOST_REPAIRS = 2
-REMEDY = "Use the same settings to go on, or a fresh output folder."
-
-
-class JobSettings(Settings):
-    """Settings that every batch job has. Those under "placement" do not change what is written."""
-
-    samples: File = Field(description="sample table of `raymotion data prepare`")
-    out: Folder = Field(description="folder or address to write to")
-    batch_size: int | None = Field(None, ge=1, description="images of a forward pass  [default: 16 on a GPU, else 2]")
-    shard_rows: int | None = Field(
-        None, ge=1, description="rows of a shard, the unit of commit  [default: by size, 8-256]"
-    )
-    precision: Literal["float32", "bfloat16", "float16"] | None = Field(
-        None, description="precision of the region extractor  [default: bfloat16 on a GPU, else float32]"
-    )
-    damaged: DamagedPolicy = Field(
-        "quarantine",
-        description="a picture that decodes, but not to what was stored (bytes lost or overwritten): put its row in "
-        "quarantine, or keep what the decoder makes of it, and count it",
-    )
-    # placement
-    workers: int | None = Field(None, ge=1, description="actors  [default: as many as fit]")
-    cpus_per_worker: float | None = Field(
-        None, gt=0, description="CPUs of an actor  [default: 1; with a GPU its share, up to 8]"
-    )
-    gpus_per_worker: float | None = Field(None, ge=0, description="GPUs of an actor  [default: 1 where there are any]")
-    decode_threads: int | None = Field(
-        None,
-        ge=0,
-        description="threads that decode ahead of the model; 0: decode and predict in turn  [default: a GPU worker's "
-        "CPUs, else 0]",
-    )
-    verify: bool = Field(
-        False,
-        description="read all committed files and compare their digests; damaged shards are redone. Without it, sizes "
-        "and footers are compared now, and digests once, before the job counts as complete",
-    )
-    autoscale: bool = Field(
-        False, description="let the cluster start nodes for actors that wait, however many; needs --workers"
-    )
-    allow_http: bool | None = Field(
-        None, description="read http:// and https:// addresses, within limits of time, bytes and redirects"
-    )
-    store_patience: Annotated[float, Metavar("SECONDS")] | None = Field(
-        None, ge=0, le=1e6, description="how long requests are retried while an object store fails  [default: 120]"
-    )
-    max_failed: float = Field(
-        0.05, ge=0, le=1, description="share of rows that may fail; at least 3 rows may, unless it is 0"
-    )
-
-    def rows_that_may_fail(self, rows: int) -> int:
-        """How many of `rows` may fail.
-
-        At least three may, so that one bad file does not stop a small run; none may if `max_failed` is 0.
-        """
-        return max(ALWAYS_MAY_FAIL, int(self.max_failed * rows)) if self.max_failed else 0
-
-
-class ModelJobSettings(JobSettings):
-    """Settings of the jobs that run a trained model."""
-
-    features: Folder | None = Field(
-        None, description="features of `raymotion features`, in place of extracting them in the same stream"
-    )
-    weights: tuple[Annotated[str, Metavar("[NAME=]FILE")], ...] = Field(
-        (),
-        description="weights file of the region extractor or the backbones, if the model was trained with one; "
-        "NAME=FILE for one of several backbones (repeatable)",
-    )
-    ablation: Annotated[str, Metavar("NAME")] | None = Field(
-        None,
-        description="streams that a model of several may look at: all, context, body, face, face_body, face_context or "
-        "body_context  [default: those that it was trained with]",
-    )
-
-    @field_validator("weights", mode="before")
-    @classmethod
-    def _several(cls, value: Any) -> Any:
-        """One file, several, or none."""
-        return () if value is None else (value,) if isinstance(value, str) else value
-
-
-@dataclass(frozen=True)
-class JobSpec:
-    """What makes one job different from another.
-
-    Attributes:
-        kind: `labels`, `region-features`.
-        settings: of the job.
-        identity: everything that decides what is written, besides the input rows; what a resume is compared by.
-        sink: encodes what the stages leave.
-        make_stages: given the torch device, the stages in order; the first one brings the images in.
-        vocabulary: of the output, if it has one.
-        model: goes into job.json for readers of the data set.
-        notices: what a user must know about the output.
-        finish: called when all shards are committed, before the job is marked complete; returns more for job.json.
-        images: whether images are read, and whether a table without any is an error.
-        columns: of the sample table that the stages read besides sample_id, image_uri and captions.
-        keep_images_together: rows of one image share a shard and a batch; the table is ordered by image.
-        check: raises where the job cannot do what it is asked with this table; may return more notices.
-        default_batch: images of a batch on a CPU, and on a GPU.
-        most_shard_rows: of a shard, where the user does not say; a worker holds the output of one.
-    """
-
-    kind: str
-    settings: JobSettings
-    identity: Mapping[str, Any]
-    make_stages: Callable[[str], tuple[Stage, ...]]
-    sink: Sink
-    model: Mapping[str, Any] = field(default_factory=dict)
-    vocabulary: Vocabulary | None = None
-    notices: tuple[str, ...] = ()
-    finish: Callable[[str], Mapping[str, Any]] | None = None
-    images: Literal["none", "optional", "required"] = "required"
-    columns: tuple[str, ...] = ()
-    keep_images_together: bool = False
-    check: Callable[[pa.Table], Sequence[str] | None] | None = None
-    default_batch: tuple[int, int] = (2, 16)
-    most_shard_rows: int = 256
 
 
 @dataclass(frozen=True)
 class JobSummary:
-    """How a job ended: `record` is its job.json."""
+    """How a job ended: `record` is what stands in its folder."""
 
     folder: str
     record: Mapping[str, Any]
@@ -180,26 +56,8 @@ class JobSummary:
 
     @property
     def counts(self) -> Mapping[str, Any]:
+        """Rows in, good, quarantined, and how many failed for each reason."""
         return dict(self.record["counts"])
-
-
-P = ParamSpec("P")
-R = TypeVar("R")
-S = TypeVar("S", bound=JobSettings)
-
-
-def with_its_access(command: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
-    """Decorates a function of a job's settings: all that it reads and writes is under the access that they name.
-
-    It comes before the lock of the output folder, which may lie in a store too.
-    """
-
-    @functools.wraps(command)
-    def inside(settings: S, *args: P.args, **kwargs: P.kwargs) -> R:
-        with access.using(patience=settings.store_patience, allow_http=settings.allow_http):
-            return command(settings, *args, **kwargs)
-
-    return inside
 
 
 def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind = "auto") -> JobSummary:
@@ -263,7 +121,7 @@ def _run_job(settings: JobSettings, spec: JobSpec, address: str | None, progress
     notices = record.setdefault("notices", [])
     notices += [notice for notice in more_notices if notice not in notices]
     if old is None and commits:
-        verify.warn(f"{folder}: job.json is lost; rewriting it from {len(commits)} commits of this job")
+        verify.warn(f"{folder}: {JOB} is lost; rewriting it from {len(commits)} commits of this job")
         record["computed"] = next(iter(commits.values())).computed
     started = time.time()
     run: dict[str, Any] = {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)), "status": "running"}
@@ -316,6 +174,7 @@ def _run_job(settings: JobSettings, spec: JobSpec, address: str | None, progress
         throughput["finish_seconds"] = round(ended - throughput.pop("last_done_at"), 2)
         record["throughput"] = throughput
     ledger.remove_attempts(folder)
+    write_card(folder, record)
     write_job(folder, record)
     return JobSummary(folder, record, False)
 
@@ -406,11 +265,6 @@ def _run_shards(
     }
 
 
-def resolve_precision(settings: JobSettings, device: str) -> str:
-    """The precision of the region extractor: as set, else half on a GPU and full on a CPU."""
-    return settings.precision or ("bfloat16" if device == "cuda" else "float32")
-
-
 def _stream(
     plan: WorkerPlan, workers: int, cpus: float, gpus: float, shards: list[int]
 ) -> Generator[dict[str, Any], None, None]:
@@ -483,7 +337,7 @@ def _stop_for_failures(spec: JobSpec, commits: Mapping[int, ledger.Commit], quar
     listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
     raise RunFailed(
         f"{quarantined} of {total} samples failed ({listed}), more than --max-failed {spec.settings.max_failed:g} "
-        f"allows. See {storage.join(spec.settings.out, 'quarantine')}; what was committed stays, "
+        f"allows. See {storage.join(spec.settings.out, QUARANTINE)}; what was committed stays, "
         "and a larger --max-failed goes on"
     )
 

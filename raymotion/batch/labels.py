@@ -11,9 +11,11 @@ import pyarrow as pa
 from pydantic import Field
 
 from raymotion.batch import ledger
-from raymotion.batch.choice import choose_globally, judge, read_parts, with_choice
-from raymotion.batch.job import JobSpec, JobSummary, ModelJobSettings, resolve_precision, run_job, with_its_access
+from raymotion.batch.choice import choose_globally, judge, with_choice
+from raymotion.batch.job import JobSummary, run_job
+from raymotion.batch.label_dataset import read_parts
 from raymotion.batch.progress import ProgressKind
+from raymotion.batch.spec import JobSpec, ModelJobSettings, resolve_precision, with_its_access
 from raymotion.config import Metavar, digest_of
 from raymotion.data.captions import readable
 from raymotion.data.parts import running_job

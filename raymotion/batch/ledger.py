@@ -1,12 +1,13 @@
 """The books of one output folder: what is planned, what is committed, which rows kill their worker.
 
-    OUT/job.json                    settings, input, counts, throughput; OUT/_job.json is a second copy
-    OUT/part-00012.parquet          good rows of shard 12
-    OUT/quarantine/part-00012.parquet   rows of shard 12 that failed, if any
-    OUT/_manifest.parquet           the sample table of the job, one row group for each shard
+    OUT/_job.json                   settings, input, counts, throughput; OUT/__job.json is a second copy
+    OUT/data/part-00012.parquet     good rows of shard 12
+    OUT/_quarantine/part-00012.pq   rows of shard 12 that failed, if any
+    OUT/_manifest.pq                the sample table of the job, one row group for each shard
     OUT/_commits/part-00012.json    written last: shard 12 is done
     OUT/_attempts/RUN/part-00012.json   shard 12 was begun in this run; which row was under way when its worker died
 
+`raymotion.data.parts` says why the files have these names.
 A shard is a fixed range of rows (of whole images, where a job works on the rows of one image together), so the same
 input and settings give the same files, whatever happened on the way.
 """
@@ -28,12 +29,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raymotion import records, storage
-from raymotion.data.parts import COMMIT, FileMark
+from raymotion.data.parts import COMMIT, COMMITS, FileMark, part_name
 from raymotion.errors import Damaged, InputError, SettingsMismatch
 
-# In a commit's tally and in job.json's counts: good rows whose picture is damaged (`--damaged keep`).
+# In a commit's tally and in the counts of the job's record: good rows whose picture is damaged (`--damaged keep`).
 DAMAGED_KEPT = "damaged_kept"
-MANIFEST = "_manifest.parquet"
+MANIFEST, ATTEMPTS = "_manifest.pq", "_attempts"
 AGAIN = "Run the same command again: it rewrites the file."
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -57,6 +58,7 @@ def default_shard_rows(rows: int, most: int = 256, *, remote: bool = False) -> i
 
 
 def shard_name(index: int) -> str:
+    """`part-00012` for shard 12."""
     return f"part-{index:05d}"
 
 
@@ -137,10 +139,12 @@ class Manifest:
                 raise Damaged("is missing", path=self.path, remedy=AGAIN) from error
 
     def shard_sizes(self) -> list[int]:
+        """Rows of each shard."""
         metadata = self._file.metadata
         return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
 
     def rows(self, shard: int) -> list[dict[str, Any]]:
+        """The rows of one shard, as mappings of `columns`."""
         if shard >= self._file.metadata.num_row_groups:
             raise Damaged(f"has no rows of {shard_name(shard)}", path=self.path, remedy=AGAIN)
         with storage.parquet_explained(self.path, remedy=AGAIN):
@@ -156,7 +160,7 @@ class Commit:
     Attributes:
         sha256, bytes, tail: of the part (see `FileMark`); the same of the quarantine part, None where no row failed.
         tally: what its stages counted, by name.
-        computed: device, precision and the like, as in job.json.
+        computed: device, precision and the like, as in the job's record.
         pending: mark of a part that is about to take the place of this one, with other labels chosen. Until that is
             done either is the right one.
     """
@@ -200,10 +204,12 @@ class Commit:
 
 
 def commit_path(folder: str, shard: int) -> str:
-    return storage.join(folder, "_commits", f"{shard_name(shard)}.json")
+    """Where the commit of a shard stands."""
+    return storage.join(folder, COMMITS, f"{shard_name(shard)}.json")
 
 
 def write_commit(folder: str, commit: Commit) -> None:
+    """Writes the commit of a finished shard, sealed."""
     records.write_record(commit_path(folder, commit.shard), asdict(commit))
 
 
@@ -227,8 +233,8 @@ def read_commit(folder: str, shard: int) -> Commit:
 
 def committed_shards(folder: str) -> list[int]:
     """Numbers of the shards for which there is a commit, whatever it holds."""
-    names = storage.list_names(storage.join(folder, "_commits"))
-    return [int(found[1]) for name in names if (found := COMMIT.fullmatch(name))]
+    names = storage.list_names(storage.join(folder, COMMITS))
+    return [int(found[1].removeprefix("part-")) for name in names if (found := COMMIT.fullmatch(name))]
 
 
 def read_commits(folder: str, job_digest: str) -> dict[int, Commit]:
@@ -245,6 +251,7 @@ def read_commits(folder: str, job_digest: str) -> dict[int, Commit]:
 
 
 def require_same_job(folder: str, commit: Commit, job_digest: str) -> None:
+    """Raises `SettingsMismatch` for the commit of another job."""
     if commit.job_digest != job_digest:
         raise SettingsMismatch(
             f"belongs to another job ({commit.job_digest}, not {job_digest})",
@@ -256,8 +263,8 @@ def require_same_job(folder: str, commit: Commit, job_digest: str) -> None:
 def forget(folder: str, shard: int) -> None:
     """Makes a shard one that is not done: removes its commit, and then its files."""
     storage.remove(commit_path(folder, shard))
-    for place in (folder, storage.join(folder, "quarantine")):
-        storage.remove(storage.join(place, f"{shard_name(shard)}.parquet"))
+    for quarantine in (False, True):
+        storage.remove(storage.join(folder, part_name(shard_name(shard), quarantine=quarantine)))
 
 
 @dataclass
@@ -280,6 +287,7 @@ class Attempt:
 
     @property
     def blamed(self) -> list[int]:
+        """Rows under which two workers died."""
         return [int(row) for row, deaths in self.suspected.items() if deaths >= 2]
 
 
@@ -297,10 +305,11 @@ class Attempts:
 
     def __init__(self, folder: str, run_id: str, *, replaces: bool = True) -> None:
         self._out, self._keeps = folder, replaces or not storage.is_remote(folder)
-        self.folder = storage.join(folder, "_attempts", run_id)
+        self.folder = storage.join(folder, ATTEMPTS, run_id)
         self._listed: set[str] | None = None
 
     def begin(self, shard: int) -> Attempt:
+        """Notes that a shard begins; returns what is known of its attempts, this one included."""
         if not self._keeps:
             return Attempt(count=1)
         path = self._path(shard)
@@ -323,6 +332,7 @@ class Attempts:
         return f"{shard_name(shard)}.json" in self._listed and not storage.exists(commit_path(self._out, shard))
 
     def note(self, shard: int, attempt: Attempt) -> None:
+        """Writes what is known of a shard's attempts."""
         # A note has to outlive its process, not the machine: no fsync, which would cost more than the note.
         records.write_record(self._path(shard), asdict(attempt), durable=False)
 
@@ -345,12 +355,14 @@ class Attempts:
         return len(dead)
 
     def end_setup(self) -> None:
+        """Removes the note of `begin_setup`: the models are loaded."""
         storage.remove(self._setup_path())
 
     def _setup_path(self) -> str:
         return storage.join(self.folder, f"setup-{socket.gethostname()}-{os.getpid()}.json")
 
     def end(self, shard: int) -> None:
+        """Removes the note of a shard that was committed."""
         if not storage.is_remote(self.folder) or f"{shard_name(shard)}.json" in (self._listed or ()):
             storage.remove(self._path(shard))
 
@@ -360,4 +372,4 @@ class Attempts:
 
 def remove_attempts(folder: str) -> None:
     """Removes the notes of all runs."""
-    storage.remove_tree(storage.join(folder, "_attempts"))
+    storage.remove_tree(storage.join(folder, ATTEMPTS))

@@ -10,23 +10,32 @@ import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymotion import __version__, storage
-from raymotion.batch.ledger import MANIFEST, shard_name
+from raymotion.batch.ledger import ATTEMPTS, MANIFEST, shard_name
+from raymotion.batch.spec import JobSpec
 from raymotion.batch.verify import warn
-from raymotion.data.parts import JOB, PART, read_job, remove_job, write_job
+from raymotion.data.parts import (
+    COMMITS,
+    DATA,
+    FORMAT,
+    JOB,
+    PART,
+    QUARANTINE,
+    list_parts,
+    part_name,
+    read_job,
+    remove_job,
+    write_job,
+)
 from raymotion.data.provenance import begun_at, read_made_from, require_same_pictures
 from raymotion.data.samples import require_allowed_images
 from raymotion.errors import InputError, SettingsMismatch
 
-if TYPE_CHECKING:
-    from raymotion.batch.job import JobSpec
-
-FORMAT = 2
 # Of an object store's folders so many are tried. A set may have one for each picture.
 MOST_REMOTE_FOLDERS = 32
 ONLY_FEW = 3
@@ -73,9 +82,9 @@ def input_digest(samples: pa.Table, columns: Sequence[str] = ()) -> str:
 
 
 def read_record(folder: str, kind: str) -> dict[str, Any] | None:
-    """job.json of an output folder, or None where there is none; one of another kind of job is an error.
+    """The record of an output folder, or None where there is none; one of another kind of job is an error.
 
-    A damaged job.json is written again from its copy, and told.
+    A damaged one is written again from its copy, and told.
 
     Raises:
         Damaged: both are damaged.
@@ -112,7 +121,7 @@ def require_same_pictures_as_before(
             return [read_made_from(folder, [name])]
         return []
 
-    names = [f"{shard_name(shard)}.parquet" for shard in shards]
+    names = [part_name(shard_name(shard)) for shard in shards]
     with ThreadPoolExecutor(16) as pool:  # object stores answer slowly, but many at once
         made = [table for tables in pool.map(read, names) for table in tables]
     if made:
@@ -129,39 +138,43 @@ def require_same_pictures_as_before(
 
 def free_if_nothing_committed(folder: str) -> None:
     """Removes what a job that committed nothing has left: it computed nothing, and must not bind the folder to its
-    settings. Only where its job.json proves that the folder is a job's."""
+    settings. Only where its record proves that the folder is a job's."""
     try:
         record, _ = read_job(folder)
     except InputError:
         return
     if not isinstance(record, dict) or "identity" not in record or record.get("status") == "complete":
         return
-    if storage.list_entries(storage.join(folder, "_commits")):
+    if storage.list_entries(storage.join(folder, COMMITS)):
         return
-    # Parts of shards that were never committed.
-    for place in (folder, storage.join(folder, "quarantine")):
-        for name in storage.list_names(place):
-            if PART.fullmatch(name):
-                storage.remove(storage.join(place, name))
-    storage.remove_tree(storage.join(folder, "_attempts"))
+    remove_parts(folder)  # of shards that were never committed
+    storage.remove_tree(storage.join(folder, ATTEMPTS))
     storage.remove(storage.join(folder, MANIFEST))
     remove_job(folder)  # last: it is the proof
     if not storage.is_remote(folder):
-        for inner in ("quarantine", "_commits", ""):
+        for inner in (DATA, QUARANTINE, COMMITS, ""):
             with contextlib.suppress(OSError):
                 os.rmdir(storage.join(folder, inner))
 
 
+def remove_parts(folder: str) -> None:
+    """Removes the files that have the names of a job's parts, of good rows and of failed ones."""
+    for quarantine in (False, True):
+        for name in list_parts(folder, quarantine=quarantine):
+            if PART.search(name):
+                storage.remove(storage.join(folder, name))
+
+
 def check_folder(folder: str) -> None:
     """The output folder can be written to, and holds nothing that is not ours."""
-    # A manifest of ours, and temporary files, may be left by a run that was killed before its job.json.
+    # A manifest of ours, and temporary files, may be left by a run that was killed before its record was written.
     names = [name for name in storage.list_names(folder) if not name.startswith(("_", "."))]
     # Nor in the folders that a job makes, and removes.
-    for inner in ("quarantine", "_commits", "_attempts"):
+    for inner in (DATA, QUARANTINE, COMMITS, ATTEMPTS):
         names += [f"{inner}/{name}" for name in storage.list_entries(storage.join(folder, inner))]
     if names:
         raise InputError(
-            f"holds {names[0]}, but no job.json",
+            f"holds {names[0]}, but no {JOB}",
             path=folder,
             remedy="Use a fresh output folder, or remove those files.",
         )

@@ -9,8 +9,9 @@ from typing import Annotated
 import pyarrow as pa
 from pydantic import Field
 
-from raymotion.batch.job import JobSettings, JobSpec, JobSummary, resolve_precision, run_job, with_its_access
+from raymotion.batch.job import JobSummary, run_job
 from raymotion.batch.progress import ProgressKind
+from raymotion.batch.spec import JobSettings, JobSpec, resolve_precision, with_its_access
 from raymotion.config import Metavar
 from raymotion.data.feature_store import feature_column
 from raymotion.data.features import METADATA_KEY

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from raymotion import storage
 from raymotion.batch import ledger
 from raymotion.batch.ledger import Commit, shard_name
-from raymotion.data.parts import ANY_PART, TAIL_BYTES, FileMark
+from raymotion.data.parts import QUARANTINE, TAIL_BYTES, FileMark, list_parts, part_name
 from raymotion.errors import AccessDenied, Damaged, InputError
 
 THREADS = 16
@@ -60,13 +60,12 @@ def survey(
 
 def faulty_files(folder: str, commits: Mapping[int, Commit], *, digests: bool) -> dict[int, str]:
     """The shards whose files are not those that were committed, with the reason."""
-    quarantine = storage.join(folder, "quarantine")
-    good, bad = storage.list_sizes(folder), storage.list_sizes(quarantine)
+    sizes = list_parts(folder) | list_parts(folder, quarantine=True)
 
     def check(commit: Commit) -> str | None:
-        name = f"{shard_name(commit.shard)}.parquet"
-        return _fault(storage.join(folder, name), good.get(name), commit.marks, digests) or _fault(
-            storage.join(quarantine, name), bad.get(name), commit.quarantine_marks, digests
+        good, bad = (part_name(shard_name(commit.shard), quarantine=quarantine) for quarantine in (False, True))
+        return _fault(storage.join(folder, good), sizes.get(good), commit.marks, digests) or _fault(
+            storage.join(folder, bad), sizes.get(bad), commit.quarantine_marks, digests
         )
 
     with ThreadPoolExecutor(THREADS) as pool:
@@ -79,7 +78,7 @@ def faulty_files(folder: str, commits: Mapping[int, Commit], *, digests: bool) -
 
 def _fault(path: str, size: int | None, marks: Sequence[FileMark], digests: bool) -> str | None:
     """What is wrong with one file; `marks`: what it may be, none where there must be no file."""
-    kind = "the quarantine part" if "quarantine" in path.split("/")[-2:] else "the part"
+    kind = "the quarantine part" if QUARANTINE in path.split("/")[-2:] else "the part"
     if size is None:
         return f"{kind} is missing" if marks else None
     if not marks:
@@ -107,19 +106,19 @@ def _fault(path: str, size: int | None, marks: Sequence[FileMark], digests: bool
 
 def require_own_parts(folder: str, shards: int) -> None:
     """Raises unless every part in the folder is one of the job's: readers would take others for its rows."""
-    own = {f"{shard_name(shard)}.parquet" for shard in range(shards)}
-    for place in (folder, storage.join(folder, "quarantine")):
-        for name in storage.list_names(place):
-            if ANY_PART.fullmatch(name) and name not in own:
+    for quarantine in (False, True):
+        own = {part_name(shard_name(shard), quarantine=quarantine) for shard in range(shards)}
+        for name in list_parts(folder, quarantine=quarantine):
+            if name not in own:
                 raise InputError(
                     f"is not part of this job, which has {shards} shards",
-                    path=storage.join(place, name),
+                    path=storage.join(folder, name),
                     remedy="Remove it, or move it to another folder.",
                 )
 
 
 def redo(folder: str, faults: Mapping[int, str]) -> list[dict[str, str]]:
-    """Makes shards ones that are not done, and tells so; returns what job.json says of them."""
+    """Makes shards ones that are not done, and tells so; returns what the job's record says of them."""
     for shard, reason in faults.items():
         warn(f"{storage.join(folder, shard_name(shard))}: {reason}; redoing it")
         ledger.forget(folder, shard)

@@ -31,7 +31,7 @@ from raymotion.batch.ledger import (
     write_commit,
 )
 from raymotion.batch.memory import keep_freed_memory
-from raymotion.data.parts import FileMark
+from raymotion.data.parts import FileMark, list_parts, part_name
 from raymotion.errors import InputError, RaymotionError, RunFailed
 from raymotion.pipeline.stages import Failure, Item, Stage, image_units
 from raymotion.stores.access import Access, current
@@ -110,7 +110,7 @@ class ShardWorker:
         self.manifest = Manifest(plan.folder, plan.columns)
         self.attempts = Attempts(plan.folder, plan.run_id, replaces=_replaces_another())
         # Looked up once: an attempt that died did so before this process began, or its note says so.
-        self.left_in_quarantine = set(storage.list_names(storage.join(plan.folder, "quarantine")))
+        self.left_in_quarantine = set(list_parts(plan.folder, quarantine=True))
         deaths = self.attempts.begin_setup()
         if deaths > MOST_DEATHS_IN_SETUP:
             raise RunFailed(
@@ -230,12 +230,13 @@ class ShardWorker:
     def _write(
         self, shard: int, items: list[Item], attempt: Attempt, seconds: dict[str, float], started: float
     ) -> Commit:
-        name, folder = f"{shard_name(shard)}.parquet", self.plan.folder
+        folder = self.plan.folder
+        name, left = (part_name(shard_name(shard), quarantine=quarantine) for quarantine in (False, True))
         good = [item for item in items if item.failure is None]
         bad = [(item.row, item.failure) for item in items if item.failure is not None]
         damaged = Counter({DAMAGED_KEPT: kept} if (kept := sum(item.damage is not None for item in good)) else {})
         part = _write_table(storage.join(folder, name), self.plan.sink.encode(good))
-        quarantine = storage.join(folder, "quarantine", name)
+        quarantine = storage.join(folder, left)
         failed = None
         if bad:
             rows = [
@@ -243,7 +244,7 @@ class ShardWorker:
                 for row, failure in bad
             ]
             failed = _write_table(quarantine, pa.Table.from_pylist(rows, QUARANTINE_SCHEMA))
-        elif name in self.left_in_quarantine or attempt.count > 1 or not storage.is_remote(folder):
+        elif left in self.left_in_quarantine or attempt.count > 1 or not storage.is_remote(folder):
             # An attempt that died before its commit may have left rows here that are good now.
             storage.remove(quarantine)
         commit = Commit(

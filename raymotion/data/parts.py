@@ -1,7 +1,17 @@
 """The folder that a batch job wrote, as everything else reads it: its record, and parts that are what it committed.
 
-A commit (`_commits/part-00012.json`) holds the digests and the size of its part. Whoever opens a finished folder
-compares the sizes, which costs one listing; whoever reads all bytes anyway compares the digests too.
+    data/part-00012.parquet         good rows
+    _job.json, __job.json           the job's record, and its second copy
+    _quarantine/part-00012.pq       rows that failed, in Parquet
+    _commits/part-00012.json        digests and sizes of both files
+    _README.md, .huggingface.yaml   the card, and where `datasets` finds the rows
+
+pandas and pyarrow read every file below a folder unless its name, or that of a folder on the way, begins with `_` or
+`.`; DuckDB, polars and Ray Data read what ends in `.parquet`. So only the parts of good rows have both such a name and
+such an ending, and all of them find these rows by the folder's name.
+
+Whoever opens a finished folder compares the sizes with the commits, which costs one listing; whoever reads all bytes
+anyway compares the digests too.
 """
 
 from __future__ import annotations
@@ -20,11 +30,13 @@ from raymotion.errors import Damaged, InputError
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
-JOB = "job.json"
+JOB, DATA, QUARANTINE, COMMITS = "_job.json", "data", "_quarantine", "_commits"
+# Version of this layout, in the job's record. Folders of other versions are refused.
+FORMAT = 3
 # The names that a job writes.
-PART, COMMIT = re.compile(r"part-\d{5,9}\.parquet"), re.compile(r"part-(\d{5,9})\.json")
+PART, COMMIT = re.compile(r"/part-\d{5,9}\.(?:parquet|pq)$"), re.compile(r"(part-\d{5,9})\.json")
 # What readers take for a part: in a folder that somebody copied, names are theirs; in a job's, others are refused.
-ANY_PART = re.compile(r"part-.*\.parquet")
+ANY_PART = re.compile(r"[^._].*\.(?:parquet|pq)")
 TAIL_BYTES = 1 << 16
 VERIFY = "Run the command that made the folder again, with --verify: it makes damaged parts again."
 
@@ -45,26 +57,50 @@ class FileMark:
 
     @classmethod
     def of(cls, data: bytes) -> FileMark:
+        """The mark of a file with these bytes."""
         return cls(hashlib.sha256(data).hexdigest(), len(data), hashlib.sha256(data[-TAIL_BYTES:]).hexdigest())
 
 
+def part_name(stem: str, *, quarantine: bool = False) -> str:
+    """The place of a part below its folder; `stem` is the shard's name, such as `part-00012`."""
+    return f"{QUARANTINE}/{stem}.pq" if quarantine else f"{DATA}/{stem}.parquet"
+
+
+def list_parts(folder: storage.PathLike, *, quarantine: bool = False) -> dict[str, int]:
+    """Bytes of all that readers would take for parts, by their place below the folder (`data/part-00012.parquet`)."""
+    place = QUARANTINE if quarantine else DATA
+    sizes = storage.list_sizes(storage.join(folder, place))
+    return {f"{place}/{name}": size for name, size in sorted(sizes.items()) if ANY_PART.fullmatch(name)}
+
+
 def write_job(folder: storage.PathLike, record: Mapping[str, Any]) -> None:
-    """Writes job.json and its copy."""
+    """Writes a job's record and its copy."""
     records.write_twice(storage.join(folder, JOB), record)
 
 
 def remove_job(folder: storage.PathLike) -> None:
-    """Removes job.json and its copy."""
+    """Removes a job's record and its copy."""
     for path in (storage.join(folder, JOB), records.copy_of(storage.join(folder, JOB))):
         storage.remove(path)
 
 
 def read_job(folder: storage.PathLike) -> tuple[dict[str, Any] | None, str | None]:
-    """The record of a job, and why it had to be taken from the copy, if it had; see `records.read_twice`."""
-    return records.read_twice(
+    """The record of a job, and why it had to be taken from the copy, if it had; see `records.read_twice`.
+
+    Raises:
+        InputError: the folder has the layout of another version.
+    """
+    record, reason = records.read_twice(
         storage.join(folder, JOB),
         remedy="Run the command that made the folder again: it rebuilds the record from its commits.",
     )
+    if record is not None and (version := record.get("format", FORMAT)) != FORMAT:
+        raise InputError(
+            f"has folder layout {version}, this version of raymotion reads {FORMAT}",
+            path=folder,
+            remedy="Make the data set again, in a fresh folder.",
+        )
+    return record, reason
 
 
 def running_job(folder: storage.PathLike) -> dict[str, Any]:
@@ -75,8 +111,10 @@ def running_job(folder: storage.PathLike) -> dict[str, Any]:
     return record
 
 
-def complete_job(folder: storage.PathLike, kind: str | None, *, what: str, command: str) -> dict[str, Any]:
-    """The record of a finished job.
+def complete_job(
+    folder: storage.PathLike, kind: str | None, *, what: str, command: str, complete: bool = True
+) -> dict[str, Any]:
+    """The record of a finished job, or of any with `complete=False`.
 
     Args:
         kind: of the job; None takes any.
@@ -96,7 +134,7 @@ def complete_job(folder: storage.PathLike, kind: str | None, *, what: str, comma
             path=storage.join(folder, JOB),
             remedy=f"Name a folder that `{command}` made.",
         )
-    if record.get("status") != "complete":
+    if complete and record.get("status") != "complete":
         raise InputError(
             f"the {what} is not complete (status: {record.get('status', 'unknown')})",
             path=folder,
@@ -106,7 +144,7 @@ def complete_job(folder: storage.PathLike, kind: str | None, *, what: str, comma
 
 
 def read_marks(folder: storage.PathLike, *, quarantine: bool = False) -> dict[str, list[FileMark]] | None:
-    """What each part was committed as, by name: one mark, or two while labels are being chosen.
+    """What each part was committed as, by its place: one mark, or two while labels are being chosen.
 
     Args:
         quarantine: the parts of failed rows, of which a shard may have none.
@@ -117,12 +155,12 @@ def read_marks(folder: storage.PathLike, *, quarantine: bool = False) -> dict[st
     Raises:
         Damaged: a commit cannot be read.
     """
-    commits = storage.join(folder, "_commits")
-    names = [name for name in storage.list_names(commits) if COMMIT.fullmatch(name)]
+    commits = storage.join(folder, COMMITS)
+    stems = [found[1] for name in storage.list_names(commits) if (found := COMMIT.fullmatch(name))]
     prefix = "quarantine_" if quarantine else ""
 
-    def marks(name: str) -> list[FileMark]:
-        path = storage.join(commits, name)
+    def marks(stem: str) -> list[FileMark]:
+        path = storage.join(commits, f"{stem}.json")
         commit = records.read_record(path, remedy=VERIFY)
         pending = None if quarantine else commit.get("pending")
         try:
@@ -135,34 +173,35 @@ def read_marks(folder: storage.PathLike, *, quarantine: bool = False) -> dict[st
             raise Damaged("is damaged: it is not a commit", path=path, remedy=VERIFY) from error
 
     with ThreadPoolExecutor(16) as pool:  # object stores answer slowly, but many at once
-        found = zip([f"{name.removesuffix('.json')}.parquet" for name in names], pool.map(marks, names), strict=True)
-        return {name: own for name, own in found if own} if names else None
+        known = zip([part_name(stem, quarantine=quarantine) for stem in stems], pool.map(marks, stems), strict=True)
+        return {name: own for name, own in known if own} if stems else None
 
 
 def part_names(folder: storage.PathLike) -> list[str]:
-    """Names of the parts of a finished data set, in order; see `part_marks`."""
+    """Places of the parts of a finished data set below its folder, in order; see `part_marks`."""
     return list(part_marks(folder))
 
 
 def part_marks(
     folder: storage.PathLike, *, quarantine: bool = False, complete: bool = True
 ) -> dict[str, list[FileMark]]:
-    """The parts of a data set, in order, and what each may be: nothing is known in a folder without commits.
+    """The parts of a data set, in order, by their place below the folder, and what each may be.
+
+    Nothing is known of the parts in a folder without commits.
 
     Args:
-        quarantine: the parts of failed rows, which lie in the folder `quarantine`.
+        quarantine: the parts of failed rows.
         complete: the job is; parts of one that is under way need no commit.
 
     Raises:
         Damaged: a part is missing, has another size than was committed, or is not of the job.
     """
-    place = storage.join(folder, "quarantine") if quarantine else folder
-    sizes = {name: size for name, size in storage.list_sizes(place).items() if ANY_PART.fullmatch(name)}
+    sizes = list_parts(folder, quarantine=quarantine)
     marks = read_marks(folder, quarantine=quarantine)
     if marks is None:
-        return {name: [] for name in sorted(sizes)}
+        return {name: [] for name in sizes}
     for name in sorted({*sizes, *marks}):
-        path = storage.join(place, name)
+        path = storage.join(folder, name)
         if name not in sizes:
             raise Damaged("is missing, although it was committed", path=path, remedy=VERIFY)
         if name not in marks and complete:
@@ -170,14 +209,15 @@ def part_marks(
         known = [mark.size for mark in marks.get(name, ()) if mark.size is not None]
         if known and sizes[name] not in known:
             raise Damaged(f"has {sizes[name]:,} bytes, {known[0]:,} were committed", path=path, remedy=VERIFY)
-    return {name: marks.get(name, []) for name in sorted(sizes)}
+    return {name: marks.get(name, []) for name in sizes}
 
 
 @contextlib.contextmanager
 def open_part(folder: storage.PathLike, name: str, marks: Sequence[FileMark]) -> Iterator[pq.ParquetFile]:
     """A part for reading within the block, after its bytes were compared with what was committed.
 
-    Holds the whole file in memory, which was in the memory of the worker that wrote it.
+    `name` is its place below the folder, as in `part_marks`. Holds the whole file in memory, as the worker that wrote
+    it did.
 
     Raises:
         Damaged: it is not what was committed, or no Parquet file.

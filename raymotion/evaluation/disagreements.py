@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from raymotion.report.labelled import LabelledRow, LabelledSet
+from raymotion.batch.label_dataset import LabelledRow, LabelledSet
 
 
 @dataclass(frozen=True)

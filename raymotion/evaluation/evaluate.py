@@ -19,12 +19,13 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from raymotion import records, storage
-from raymotion.batch.choice import read_parts
-from raymotion.batch.job import REMEDY, JobSummary, ModelJobSettings, with_its_access
+from raymotion.batch.job import JobSummary
+from raymotion.batch.label_dataset import read_parts
 from raymotion.batch.labels import LabelSettings, label
 from raymotion.batch.ledger import by_image
 from raymotion.batch.preflight import input_digest, read_record
 from raymotion.batch.progress import ProgressKind
+from raymotion.batch.spec import REMEDY, ModelJobSettings, with_its_access
 from raymotion.config import Metavar, digest_of, require_same_settings
 from raymotion.data.samples import SPLITS, read_samples, targets, vocabulary_of
 from raymotion.errors import Damaged, InputError

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from raymotion import records, storage
+from raymotion.batch.label_dataset import LabelledSet, load_labels
 from raymotion.config import Settings
 from raymotion.data.samples import read_samples, vocabulary_of
 from raymotion.errors import InputError
@@ -32,7 +33,6 @@ from raymotion.evaluation.matched_pictures import check_matched
 from raymotion.evaluation.matching import Key, Match, Persons, match
 from raymotion.folders import outputs
 from raymotion.folders.lock import one_writer_of
-from raymotion.report.labelled import LabelledSet, load_labels
 from raymotion.text_table import csv_text
 
 FILES = ("audit.json", "per_emotion.csv", "disagreements.parquet", "audit.html")

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from raymotion.batch.label_dataset import LabelledSet
 from raymotion.evaluation.disagreements import Example
 from raymotion.learning.bootstrap import Metric
 from raymotion.learning.metrics.multilabel import Evaluation
 from raymotion.learning.significance import FEWEST_IMAGES, Headline, Verdict, headline, verdict_of, voids_results
 from raymotion.report.figures import metric_rows
-from raymotion.report.labelled import LabelledSet
 from raymotion.report.page import as_text, template, thumbnail
 from raymotion.report.plots import data_address
 from raymotion.text_table import table_lines

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from raymotion.batch.label_dataset import LabelledSet
 from raymotion.learning.collapse import binary_entropy, label_sets
 from raymotion.learning.metrics.multilabel import Evaluation, interval_text, metric_text, metric_title
-from raymotion.report.labelled import LabelledSet
 from raymotion.text_table import table_lines
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from raymotion import storage
+from raymotion.batch.label_dataset import LabelledRow, LabelledSet, load_labels
 from raymotion.data.images import decode as images
 from raymotion.data.images.marks import PictureMark, mark_of
 from raymotion.errors import AccessDenied, AddressRefused, InputError
@@ -21,7 +22,6 @@ from raymotion.learning.collapse import Collapse, binary_entropy, check_collapse
 from raymotion.learning.metrics.multilabel import Evaluation
 from raymotion.learning.significance import voids_results
 from raymotion.report import figures
-from raymotion.report.labelled import LabelledRow, LabelledSet, load_labels
 from raymotion.report.plots import data_address
 
 THUMBNAIL = (320, 240)
@@ -239,7 +239,7 @@ def _notices(labelled: LabelledSet, quarantined: int | None) -> list[str]:
         return result
     good, total = _whole(labelled.recorded("counts", "good")), _whole(labelled.recorded("counts", "in"))
     if good is not None and good != len(labelled):
-        result.insert(0, f"job.json counts {good:,} labelled images, the parts hold {len(labelled):,}.")
+        result.insert(0, f"_job.json counts {good:,} labelled images, the parts hold {len(labelled):,}.")
     if good is not None and total is not None and quarantined is not None and good + quarantined != total:
         result.insert(0, f"The books do not close: {total:,} in, {good:,} labelled, {quarantined:,} quarantined.")
     return result

@@ -10,14 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from raymotion import storage
-from raymotion.batch.choice import matrix_of, read_labels_record, read_parts
+from raymotion.batch.label_dataset import labels_vocabulary, matrix_of, read_labels_record, read_parts
 from raymotion.data.provenance import MADE_FROM_COLUMNS, begun_at, require_columns, require_same_pictures
 from raymotion.data.samples import attach_vocabulary, read_samples, validate
 from raymotion.errors import InputError
 from raymotion.learning.significance import voids_results
 from raymotion.models.checkpoint import read_checkpoint_info
 from raymotion.models.recipe import TrainRecipe
-from raymotion.vocabulary import Vocabulary
 
 # What helps where a split has nothing to train or to validate on.
 SPLIT_AGAIN = (
@@ -47,7 +46,7 @@ def pseudo_labelled(folder: str, val_fraction: float, seed: int) -> tuple[pa.Tab
         InputError: fewer than two are selected, or pictures are no longer those that were labelled.
     """
     record = read_labels_record(folder)
-    vocabulary = Vocabulary.from_dict(record["vocabulary"], where=storage.join(folder, "job.json"))
+    vocabulary = labels_vocabulary(record, folder)
     tables, probabilities = [], []
     columns = ["sample_id", *MADE_FROM_COLUMNS, "captions", "probabilities", "labels", "selected"]
     for _, part in read_parts(folder, columns):

@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from raymotion import records, storage
-from raymotion.batch.choice import matrix_of
 from raymotion.batch.cluster import available_cpus, connect
+from raymotion.batch.label_dataset import matrix_of
 from raymotion.batch.progress import Progress, ProgressKind
 from raymotion.config import require_same_settings
 from raymotion.errors import Damaged, InputError, RaymotionError, RunFailed

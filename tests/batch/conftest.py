@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from raymotion.batch.job import JobSettings, JobSpec
+from raymotion.batch.spec import JobSettings, JobSpec
 from raymotion.data.provenance import MADE_FROM_COLUMNS
 from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.pipeline.stages import DecodeImages, Item, Stage, made_from
@@ -150,7 +150,7 @@ def digests(folder: Path) -> dict[str, str]:
 
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("part-*.parquet"))
+        for path in sorted(folder.rglob("part-*.p*q*"))
     }
 
 

@@ -117,7 +117,8 @@ def test_each_picture_or_crop_goes_once_through_each_backbone_and_view(made: Any
 def test_persons_of_one_image_share_a_shard_and_its_context(made: Any) -> None:
     summary, found = made
     shards = [
-        storage.read_table(path).column("group_id").to_pylist() for path in sorted(Path(summary.folder).glob("part-*"))
+        storage.read_table(path).column("group_id").to_pylist()
+        for path in sorted(Path(summary.folder).glob("data/part-*"))
     ]
     homes = [set(groups) for groups in shards if groups]
     assert len(homes) > 1 and sum(len(home) for home in homes) == len(set().union(*homes)) == 5
@@ -189,7 +190,7 @@ def test_one_worker_and_a_resume_write_the_files_of_two_workers(
     embed(settings(table, out, shard_rows=3, workers=1, decode_threads=2))
     assert digests(out) == digests(first)
     (out / "_commits" / "part-00001.json").unlink()
-    record = json.loads((out / "job.json").read_text())
+    record = json.loads((out / "_job.json").read_text())
     write_job(out, {**record, "status": "running"})
     again = embed(settings(table, out, shard_rows=3, workers=1))
     assert again.record["runs"][-1]["resumed_from_shards"] == len(again.record["shards"]) - 1

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from raymotion import storage
+from raymotion.batch.choice import select
 from raymotion.batch.export import Exported, export, public_address
+from raymotion.batch.label_dataset import load_labels, open_labels
 from raymotion.batch.labels import LabelSink
 from raymotion.errors import InputError
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.pipeline.stages import Item
+from raymotion.report.page import write_report
 from raymotion.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary("three", ("calm", "happy", "sad"))
@@ -30,9 +34,9 @@ def labelled(folder: Path, rows: list[tuple[str, str | None]]) -> Path:
         item.output["probabilities"] = np.array([0.9, 0.25, 0.123456], np.float32)
         items.append(item)
     sink = LabelSink(VOCABULARY, SelectionPolicy(policy="threshold", threshold=0.5), None, True)
-    storage.write_table(folder / "part-00000.parquet", sink.encode(items))
+    storage.write_table(folder / "data/part-00000.parquet", sink.encode(items))
     record = {"job": "labels", "status": "complete", "vocabulary": VOCABULARY.to_dict()}
-    storage.write_json(folder / "job.json", record)
+    storage.write_json(folder / "_job.json", record)
     return folder
 
 
@@ -122,6 +126,40 @@ def test_an_export_whose_first_line_is_longer_than_what_is_looked_at_is_replaced
     folder = labelled(tmp_path / "labels", [("a", "/a.jpg")])
     names = [f"{name}{'é' * 2000}" for name in VOCABULARY.labels]
     record = {"job": "labels", "status": "complete", "vocabulary": Vocabulary("three", tuple(names)).to_dict()}
-    storage.write_json(folder / "job.json", record)
+    storage.write_json(folder / "_job.json", record)
     for _ in range(2):
         export(folder, tmp_path / "ours", "full-csv")
+
+
+def test_labels_of_a_model_without_emotions(tmp_path: Path) -> None:
+    """Its numbers can be exported and opened; what needs emotions says that there are none."""
+    table = pa.table({
+        "sample_id": ["a", "b"], "image_uri": ["s3://b/a.jpg", None], "image_bytes": [1, None],
+        "captions": [["one"], []], "valence": pa.array([1.5, None], pa.float32()),
+    })  # fmt: skip
+    storage.write_table(tmp_path / "l/data/part-00000.parquet", table)
+    storage.write_json(tmp_path / "l/_job.json", {"job": "labels", "status": "complete", "vocabulary": None})
+    assert export(tmp_path / "l", tmp_path / "all.csv", "full-csv") == Exported(2, 1)
+    assert (tmp_path / "all.csv").read_text().splitlines() == [
+        "sample_id,image_uri,public_url,captions,valence", 'a,s3://b/a.jpg,s3://b/a.jpg,"[""one""]",1.5', "b,,,[],"
+    ]  # fmt: skip
+    assert open_labels(tmp_path / "l").equals(table)
+    for use in (
+        lambda: export(tmp_path / "l", tmp_path / "x", "csv"),
+        lambda: export(tmp_path / "l", tmp_path / "x", "coco-json"),
+        lambda: select(tmp_path / "l", tmp_path / "x", SelectionPolicy()),
+        lambda: load_labels(tmp_path / "l"),
+        lambda: write_report(tmp_path / "l", tmp_path / "x.html"),
+    ):
+        with pytest.raises(InputError, match="no emotions"):
+            use()
+
+
+def test_an_emotion_with_the_name_of_a_column(tmp_path: Path) -> None:
+    words = Vocabulary("odd", ("selected", "calm"))
+    table = pa.table(
+        {"sample_id": ["a"], "probabilities": pa.array([[0.25, 0.5]], pa.list_(pa.float32(), 2)), "selected": [True]}
+    )
+    storage.write_table(tmp_path / "data/part-00000.parquet", table)
+    storage.write_json(tmp_path / "_job.json", {"job": "labels", "status": "complete", "vocabulary": words.to_dict()})
+    assert open_labels(tmp_path).to_pylist() == [{"sample_id": "a", "p_selected": 0.25, "calm": 0.5, "selected": True}]

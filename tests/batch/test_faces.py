@@ -130,14 +130,14 @@ def test_the_same_command_goes_on_and_other_settings_begin_anew(
     assert not out.exists()
     folder = Path(run_folder(str(out))) / "faces"
     # A shard that was not committed is done again; the others are not touched.
-    record = json.loads((folder / "job.json").read_text())
+    record = json.loads((folder / "_job.json").read_text())
     write_job(folder, {**record, "status": "running"})
     (folder / "_commits/part-00001.json").unlink()
-    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("part-*.parquet")}
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("data/part-*.parquet")}
     seen: dict[str, int] = {}
 
     def look(samples: pa.Table, *rest: Any) -> Any:
-        seen.update({path.name: path.stat().st_mtime_ns for path in folder.glob("part-*.parquet")})
+        seen.update({path.name: path.stat().st_mtime_ns for path in folder.glob("data/part-*.parquet")})
         return joined(samples, *rest)
 
     joined = job._joined

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from raymotion import storage
-from raymotion.batch.job import JobSpec, run_job
+from raymotion.batch.job import run_job
+from raymotion.batch.spec import JobSpec
 from raymotion.errors import InputError, RunFailed, SettingsMismatch
 from raymotion.folders import lock as folder_lock
 from raymotion.folders.owner import Owner
@@ -52,9 +53,9 @@ def left_by_a_killed_run(table: Path, mean_job: Job, out: Path, monkeypatch: pyt
         with contextlib.suppress(Exception, KeyboardInterrupt):
             run_job(mean_job(samples=table, out=out))
     storage.write_json(out / "_attempts" / "0123" / "part-00000.json", {})
-    (out / "part-00000.parquet").write_bytes(b"PAR1")
-    storage.write_bytes(out / "quarantine" / "part-00000.parquet", b"PAR1")
-    assert (out / "job.json").exists()
+    storage.write_bytes(out / "data/part-00000.parquet", b"PAR1")
+    storage.write_bytes(out / "_quarantine" / "part-00000.pq", b"PAR1")
+    assert (out / "_job.json").exists()
 
 
 def test_nor_does_one_that_was_killed_before_its_first_commit(
@@ -63,7 +64,7 @@ def test_nor_does_one_that_was_killed_before_its_first_commit(
     table, out = write_table(6), tmp_path / "out"
     left_by_a_killed_run(table, mean_job, out, monkeypatch)
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"holds notes.txt, but no job.json"):
+    with pytest.raises(InputError, match=r"holds notes.txt, but no _job.json"):
         run_job(mean_job(samples=table, out=out, version=2))
     assert [path.name for path in out.iterdir()] == ["notes.txt"]
 
@@ -73,20 +74,20 @@ def test_what_is_committed_binds(write_table: Callable[..., Path], mean_job: Job
     left_by_a_killed_run(table, mean_job, out, monkeypatch)
     (out / "_commits").mkdir()
     (out / "_commits" / "part-00000.json").write_text("{}")
-    before = json.loads((out / "job.json").read_text())
+    before = json.loads((out / "_job.json").read_text())
     with pytest.raises(SettingsMismatch):
         run_job(mean_job(samples=table, out=out, version=2))
-    assert json.loads((out / "job.json").read_text()) == before and (out / "part-00000.parquet").exists()
+    assert json.loads((out / "_job.json").read_text()) == before and (out / "data/part-00000.parquet").exists()
 
 
-@pytest.mark.parametrize("inner", ["_attempts", "quarantine", "_commits"])
+@pytest.mark.parametrize("inner", ["_attempts", "_quarantine", "_commits", "data"])
 def test_a_folder_of_a_name_that_jobs_use_is_not_taken_for_theirs(
     write_table: Callable[..., Path], mean_job: Job, tmp_path: Path, inner: str
 ) -> None:
     """`_attempts` is removed when a job ends."""
     mine = tmp_path / "out" / inner / "notes" / "mine.txt"
     storage.write_text(mine, "mine")
-    with pytest.raises(InputError, match=f"holds {inner}/notes, but no job.json"):
+    with pytest.raises(InputError, match=f"holds {inner}/notes, but no _job.json"):
         run_job(mean_job(samples=write_table(3), out=tmp_path / "out"))
     assert mine.read_text() == "mine"
 
@@ -104,4 +105,4 @@ def test_a_job_that_lost_its_folder_leaves_it_to_the_new_owner(
     monkeypatch.setattr("raymotion.batch.job.connect", taken_over)
     with pytest.raises(RunFailed, match="another process took this folder over"):
         run_job(mean_job(samples=table, out=out))
-    assert json.loads((out / "job.json").read_text())["status"] == "running" and (out / "_manifest.parquet").exists()
+    assert json.loads((out / "_job.json").read_text())["status"] == "running" and (out / "_manifest.pq").exists()

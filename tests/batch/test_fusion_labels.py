@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from raymotion.batch.fusion_labels import EmbedForHead, PredictWithFusion
 
 from raymotion import storage
 from raymotion.batch.embeddings import EmbeddingSettings, embed
-from raymotion.batch.fusion_labels import EmbedForHead, PredictWithFusion
 from raymotion.batch.labels import LabelSettings, label
 from raymotion.data.embedding_layout import EmbeddingLayout, FeatureKey, FeatureShape
 from raymotion.data.images.decode import decode_rgb
@@ -130,7 +130,9 @@ def labelled(world: World) -> dict[str, dict[str, Any]]:
 
 def by_id(folder: Path | str) -> dict[str, dict[str, Any]]:
     return {
-        row["sample_id"]: row for path in Path(folder).glob("part-*.parquet") for row in pq.read_table(path).to_pylist()
+        row["sample_id"]: row
+        for path in Path(folder).glob("data/part-*.parquet")
+        for row in pq.read_table(path).to_pylist()
     }
 
 
@@ -277,8 +279,8 @@ def test_what_a_head_can_not_label_is_refused_before_any_work(world: World, tmp_
     other = identify(NET, "random:1", size=SIZE).to_dict()
     shapes = {FeatureKey(stream, NET): FeatureShape(1, other["dim"]) for stream in ("context", "body", "face")}
     layout = EmbeddingLayout(shapes, {NET: other}, {"none": 1}, seed=0)
-    storage.write_table(tmp_path / "other" / "part-00000.parquet", layout.schema().empty_table())
-    storage.write_json(tmp_path / "other" / "job.json", {"job": "embeddings", "status": "complete"})
+    storage.write_table(tmp_path / "other" / "data/part-00000.parquet", layout.schema().empty_table())
+    storage.write_json(tmp_path / "other" / "_job.json", {"job": "embeddings", "status": "complete"})
     boxless = read_samples(world.samples)
     for name in ("body_box", "face_box"):
         position = boxless.schema.get_field_index(name)

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from raymotion import storage
-from raymotion.batch.job import JobSettings, JobSpec, run_job
+from raymotion.batch.job import run_job
+from raymotion.batch.spec import JobSettings, JobSpec
 from raymotion.data.parts import write_job
 from raymotion.data.samples import read_samples, write_samples
 from raymotion.errors import AccessDenied, InputError, RunFailed, SettingsMismatch
@@ -23,8 +24,10 @@ Job = Callable[..., JobSpec]
 
 
 def rows_of(folder: Path | str) -> list[str]:
-    names = [name for name in storage.list_names(folder) if name.startswith("part-")]
-    return [i for name in names for i in storage.read_table(f"{folder}/{name}").column("sample_id").to_pylist()]
+    place = str(folder) if str(folder).endswith("_quarantine") else f"{folder}/data"
+    return [
+        i for name in storage.list_names(place) for i in storage.read_table(f"{place}/{name}")["sample_id"].to_pylist()
+    ]
 
 
 def test_a_job_from_start_to_end_and_again(write_table: Callable[..., Path], mean_job: Job, tmp_path: Path) -> None:
@@ -33,7 +36,7 @@ def test_a_job_from_start_to_end_and_again(write_table: Callable[..., Path], mea
     spec = mean_job(samples=table, out=out, shard_rows=4, max_failed=0.1, damaged="keep")
     summary = run_job(spec)
     assert not summary.already_complete
-    record = json.loads((out / "job.json").read_text())
+    record = json.loads((out / "_job.json").read_text())
     assert record["status"] == "complete"
     assert record["counts"] == {
         "in": 30, "good": 29, "quarantined": 1, "by_reason": {"image_not_an_image": 1}, "damaged_kept": 2,
@@ -41,7 +44,7 @@ def test_a_job_from_start_to_end_and_again(write_table: Callable[..., Path], mea
     assert sum(s["in"] for s in record["shards"]) == 30
     assert all(s["in"] == s["good"] + s["quarantined"] for s in record["shards"])
     assert rows_of(out) == [f"x:{i}" for i in range(30) if i != 20]
-    assert rows_of(out / "quarantine") == ["x:20"]
+    assert rows_of(out / "_quarantine") == ["x:20"]
     assert record["throughput"]["images"] == 30 and record["throughput"]["images_per_second"] > 0
     assert not (out / "_attempts").exists()
 
@@ -63,8 +66,8 @@ def test_resume_does_only_what_is_not_committed(
     for shard, with_file in ((1, True), (4, False)):
         (out / f"_commits/part-{shard:05d}.json").unlink()
         if not with_file:
-            (out / f"part-{shard:05d}.parquet").unlink()
-    record = json.loads((out / "job.json").read_text())
+            (out / f"data/part-{shard:05d}.parquet").unlink()
+    record = json.loads((out / "_job.json").read_text())
     write_job(out, {**record, "status": "running"})
     run_job(mean_job(samples=table, out=out, shard_rows=4, stage=mean_stage(log=str(log))))
     assert sorted(log.read_text().split()) == sorted(f"x:{i}" for i in [*range(4, 8), *range(16, 20)])
@@ -93,7 +96,7 @@ def test_a_picture_that_kills_its_worker_is_isolated(
     summary = run_job(spec)
     assert summary.counts["by_reason"] == {"worker_crash": 1}
     assert rows_of(out) == [f"x:{i}" for i in range(16) if i != 6]
-    assert rows_of(out / "quarantine") == ["x:6"]
+    assert rows_of(out / "_quarantine") == ["x:6"]
 
 
 def test_too_many_failures_stop_the_run_and_keep_what_is_done(
@@ -105,7 +108,7 @@ def test_too_many_failures_stop_the_run_and_keep_what_is_done(
     ):
         run_job(mean_job(samples=table, out=out, shard_rows=5))
     done = {path.name for path in (out / "_commits").iterdir()}
-    assert done and json.loads((out / "job.json").read_text())["status"] == "failed"
+    assert done and json.loads((out / "_job.json").read_text())["status"] == "failed"
     summary = run_job(mean_job(samples=table, out=out, shard_rows=5, max_failed=0.5))
     assert summary.counts["quarantined"] == 10 and summary.record["runs"][-1]["resumed_from_shards"] == len(done)
 
@@ -160,7 +163,7 @@ def test_a_folder_with_other_files_is_not_written_into(
     out = tmp_path / "out"
     out.mkdir()
     pq.write_table(pa.table({"a": [1]}), out / "mine.parquet")
-    with pytest.raises(InputError, match=r"holds mine.parquet, but no job.json"):
+    with pytest.raises(InputError, match=r"holds mine.parquet, but no _job.json"):
         run_job(mean_job(samples=write_table(3), out=out))
 
 
@@ -234,7 +237,7 @@ def test_a_store_that_fails_for_a_while_costs_no_row_and_for_good_ends_the_run(
     store_proxy.fault = fault
     done = features("out")
     assert done.code == 0, done.err
-    assert storage.read_json(f"{s3}/out/job.json")["counts"] == {
+    assert storage.read_json(f"{s3}/out/_job.json")["counts"] == {
         "in": 12,
         "good": 12,
         "quarantined": 0,
@@ -247,4 +250,4 @@ def test_a_store_that_fails_for_a_while_costs_no_row_and_for_good_ends_the_run(
     assert f"{s3}/images/" in line and store_proxy.endpoint in line and "the same command goes on" in line
     down = False
     assert features("again").code == 0
-    assert storage.read_json(f"{s3}/again/job.json")["counts"]["good"] == 12
+    assert storage.read_json(f"{s3}/again/_job.json")["counts"]["good"] == 12

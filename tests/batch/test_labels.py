@@ -11,16 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from raymotion import storage
-from raymotion.batch.choice import choose_globally, matrix_of, read_parts, select
+from raymotion.batch.choice import choose_globally, select
 from raymotion.batch.export import PUBLISHED_ORDER, Exported, export
 from raymotion.batch.job import JobSummary
+from raymotion.batch.label_dataset import matrix_of, open_labels, read_parts
 from raymotion.batch.labels import LabelSettings, label
 from raymotion.batch.regions import RegionSettings, extract_regions
 from raymotion.data.images.decode import decode_rgb
@@ -126,6 +130,54 @@ def captioned(ray_jobs: Any, teachers: dict[str, str], tmp_path_factory: pytest.
     return Made(samples, folder / "out", label(settings(samples, teachers["text"], folder / "out", shard_rows=1)))
 
 
+def test_other_programs_find_the_good_rows_by_the_folders_name(streamed: Made) -> None:
+    """Nine rows: not the one in quarantine, nor those of the manifest."""
+    folder = str(streamed.folder)
+    assert len(pd.read_parquet(folder)) == pa.dataset.dataset(folder).count_rows() == 9
+    assert pq.read_table(folder).column("sample_id").to_pylist() == [f"x:{i}" for i in range(10) if i != 3]
+    assert len(list(streamed.folder.rglob("*.parquet"))) == 3  # what DuckDB and polars find
+
+
+def test_duckdb_and_datasets_find_them_too(streamed: Made, tmp_path: Path) -> None:
+    duckdb, datasets = pytest.importorskip("duckdb"), pytest.importorskip("datasets")
+    for what in (f"'{streamed.folder}/**/*.parquet'", f"'{streamed.folder}/data/*.parquet'"):
+        assert duckdb.sql(f"SELECT count(*) FROM {what}").fetchall() == [(9,)]
+    loaded = datasets.load_dataset(str(streamed.folder), cache_dir=str(tmp_path))
+    assert {name: split.num_rows for name, split in loaded.items()} == {"train": 9}
+
+
+def test_open_labels_names_each_emotion(streamed: Made) -> None:
+    table = open_labels(streamed.folder)
+    assert table.num_rows == 9 and table.column_names[0] == "sample_id" and "probabilities" not in table.column_names
+    assert set(SOCRATIS_29.labels) < set(table.column_names)
+    named = np.stack([table.column(name).to_numpy() for name in SOCRATIS_29.labels], axis=1)
+    np.testing.assert_array_equal(named, matrix_of(table_of(streamed.folder)))
+    assert table.to_pandas().columns.tolist() == table.column_names
+
+
+def test_the_card_says_what_the_data_set_is(streamed: Made, teachers: dict[str, str], tmp_path: Path) -> None:
+    text = (streamed.folder / "_README.md").read_text()
+    header = yaml.safe_load(text.split("---\n")[1])
+    assert header["configs"][0]["data_files"] == "data/*.parquet" and header["size_categories"] == ["n<1K"]
+    for words in (
+        streamed.summary.record["collapse"]["headline"], "9 good rows, 1 in quarantine (1 image_truncated",
+        streamed.summary.record["model"]["teacher"]["fingerprint"], "text and regions", "RANDOM WEIGHTS",
+        "| probabilities | fixed_size_list", ", ".join(SOCRATIS_29.labels), "top-per-image",
+    ):  # fmt: skip
+        assert words in text, words
+    select(streamed.folder, tmp_path / "b", SelectionPolicy(policy="threshold", threshold=0.6))
+    other = (tmp_path / "b/_README.md").read_text()
+    assert "threshold 0.6" in other and len(pd.read_parquet(tmp_path / "b")) == 9
+
+
+def test_a_folder_of_another_layout_is_refused(streamed: Made, teachers: dict[str, str], tmp_path: Path) -> None:
+    write_job(tmp_path / "old", {**streamed.summary.record, "format": 2})
+    with pytest.raises(InputError, match=r"old: has folder layout 2, this version of raymotion reads 3"):
+        label(settings(streamed.samples, teachers["both"], tmp_path / "old", shard_rows=4))
+    with pytest.raises(InputError, match="layout 2"):
+        open_labels(tmp_path / "old")
+
+
 def test_regions_and_captions_in_one_stream(streamed: Made, teachers: dict[str, str]) -> None:
     summary = streamed.summary
     assert summary.counts["in"] == 10 and summary.counts["good"] == 9
@@ -212,13 +264,13 @@ def test_the_best_of_each_class_over_the_whole_set(streamed: Made, teachers: dic
         "No collapse found, with a reservation: 9 images are too few"
     )
     # The books follow the files that the choice rewrote.
-    for path in sorted(out.glob("part-*.parquet")):
+    for path in sorted(out.glob("data/part-*.parquet")):
         commit = json.loads((out / "_commits" / path.with_suffix(".json").name).read_text())
         assert commit["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     # Chosen again, nothing changes: an interrupted choice can be repeated.
-    before = [path.read_bytes() for path in sorted(out.glob("part-*"))]
+    before = [path.read_bytes() for path in sorted(out.glob("data/part-*"))]
     choose_globally(str(out), str(out), SelectionPolicy.model_validate(policy), SOCRATIS_29, None)
-    assert [path.read_bytes() for path in sorted(out.glob("part-*"))] == before
+    assert [path.read_bytes() for path in sorted(out.glob("data/part-*"))] == before
 
 
 def test_select_chooses_anew_without_a_model(streamed: Made, tmp_path: Path) -> None:
@@ -228,7 +280,7 @@ def test_select_chooses_anew_without_a_model(streamed: Made, tmp_path: Path) -> 
     for labels, row in zip(b.column("labels").to_pylist(), matrix_of(b), strict=True):
         assert labels == [name for name, p in zip(SOCRATIS_29.labels, row, strict=True) if p >= 0.6]
     assert record["settings"]["selection"]["policy"] == "threshold"
-    assert (tmp_path / "b/quarantine/part-00000.parquet").exists()
+    assert (tmp_path / "b/_quarantine/part-00000.pq").exists()
     with pytest.raises(InputError, match="holds a data set"):
         select(streamed.folder, tmp_path / "b", SelectionPolicy())
     # One that was interrupted: its record says that it is not done, so the same command begins anew.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from raymotion.pipeline.label_stages import PredictWithStudent
 
 from raymotion import storage
 from raymotion.batch.labels import LabelSink, _words
@@ -13,7 +14,6 @@ from raymotion.learning.selection import SelectionPolicy
 from raymotion.models.checkpoint import save_checkpoint
 from raymotion.models.student.network import Student, StudentConfig
 from raymotion.models.text.tokenizer import train_tokenizer
-from raymotion.pipeline.label_stages import PredictWithStudent
 from raymotion.pipeline.stages import Item
 from raymotion.vocabulary import VALENCE_3
 
@@ -38,9 +38,9 @@ def test_captions_without_a_known_word_are_no_input_and_the_share_is_told(tmp_pa
     table = sink.encode(items[:2])
     assert table.column("captions").to_pylist() == [["a happy dog", "犬が笑う happy"], ["a sad man"]]
     assert table.column("unknown_words").to_pylist() == [pytest.approx(4 / 8), 0.0]
-    storage.write_table(tmp_path / "labels" / "part-00000.parquet", table)
+    storage.write_table(tmp_path / "labels" / "data/part-00000.parquet", table)
     told = _words(str(tmp_path / "labels"), "student", ["a notice"])
     assert told["unknown_words"] == {"mean_share": 0.25, "rows": 2, "rows_with_many": 1, "many": 0.2}
     assert told["notices"][0] == "a notice" and "does not know 25% of the words" in told["notices"][1]
-    storage.write_table(tmp_path / "labels" / "part-00000.parquet", table.slice(1))
+    storage.write_table(tmp_path / "labels" / "data/part-00000.parquet", table.slice(1))
     assert _words(str(tmp_path / "labels"), "student", [])["notices"] == []

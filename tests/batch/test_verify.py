@@ -21,14 +21,15 @@ from raymotion import records, storage
 from raymotion.batch import job, ledger, verify
 from raymotion.batch.choice import choose_globally, select
 from raymotion.batch.export import export
-from raymotion.batch.job import JobSpec, run_job
+from raymotion.batch.job import run_job
+from raymotion.batch.label_dataset import load_labels
+from raymotion.batch.spec import JobSpec
 from raymotion.batch.worker import ShardWorker, WorkerPlan
 from raymotion.data.parts import FileMark
 from raymotion.data.provenance import MADE_FROM
 from raymotion.errors import Damaged, InputError, NotFinite, RunFailed, SettingsMismatch
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.report.audit import AuditSettings, audit_choices
-from raymotion.report.labelled import load_labels
 from raymotion.report.page import write_report
 from raymotion.train.source import pseudo_labelled
 from raymotion.vocabulary import MIKELS_8
@@ -107,7 +108,7 @@ def exchange(a: Path, b: Path) -> None:
     a.write_bytes(other)
 
 
-PART = "part-00001.parquet"
+PART, BAD_PART = "data/part-00001.parquet", "_quarantine/part-00001.pq"
 # What happens to a finished folder, and the shards that have to be done again.
 DAMAGE: dict[str, tuple[Damage, set[int]]] = {
     "a flipped bit": (lambda out: flip(out / PART), {1}),
@@ -115,12 +116,15 @@ DAMAGE: dict[str, tuple[Damage, set[int]]] = {
     "a cut part": (lambda out: os.truncate(out / PART, 200), {1}),
     "an empty part": (lambda out: os.truncate(out / PART, 0), {1}),
     "a part is gone": (lambda out: (out / PART).unlink(), {1}),
-    "two parts exchanged": (lambda out: exchange(out / "part-00002.parquet", out / "part-00003.parquet"), {2, 3}),
-    "a part doubled": (lambda out: shutil.copy(out / "part-00002.parquet", out / "part-00003.parquet"), {3}),
-    "a flipped bit in quarantine": (lambda out: flip(out / "quarantine" / PART), {1}),
-    "quarantine is gone": (lambda out: (out / "quarantine" / PART).unlink(), {1}),
+    "two parts exchanged": (
+        lambda out: exchange(out / "data/part-00002.parquet", out / "data/part-00003.parquet"),
+        {2, 3},
+    ),
+    "a part doubled": (lambda out: shutil.copy(out / "data/part-00002.parquet", out / "data/part-00003.parquet"), {3}),
+    "a flipped bit in quarantine": (lambda out: flip(out / BAD_PART), {1}),
+    "quarantine is gone": (lambda out: (out / BAD_PART).unlink(), {1}),
     "quarantine of nobody": (
-        lambda out: shutil.copy(out / "quarantine" / PART, out / "quarantine/part-00002.parquet"),
+        lambda out: shutil.copy(out / BAD_PART, out / "_quarantine/part-00002.pq"),
         {2},
     ),
     "an empty commit": (lambda out: os.truncate(out / "_commits/part-00001.json", 0), {1}),
@@ -159,7 +163,7 @@ def test_a_shard_that_is_not_what_was_committed_is_done_again_and_told(
 ) -> None:
     damage, shards = DAMAGE[name]
     whole = world.digests(world.out)
-    record = json.loads((world.out / "job.json").read_text())
+    record = json.loads((world.out / "_job.json").read_text())
     job.write_job(world.out, {**record, "status": status})
     damage(world.out)
     summary = world.run()
@@ -194,7 +198,7 @@ def commit_of(shard: int, rows: int, sha256: str, size: int, tail: str) -> ledge
 def large(folder: Path, shard: int) -> ledger.Commit:
     """A part of 200 kB, of which a quick look reads the end alone."""
     data = np.random.default_rng(shard).bytes(200_000)
-    storage.write_bytes(folder / f"{ledger.shard_name(shard)}.parquet", data)
+    storage.write_bytes(folder / f"data/{ledger.shard_name(shard)}.parquet", data)
     mark = asdict(FileMark.of(data))
     return ledger.Commit(
         shard, "d", 1, 1, 0, {}, mark["sha256"], mark["size"], None, 0.0, {}, "w", 1, tail=mark["tail"]
@@ -207,7 +211,7 @@ def test_digests_find_what_sizes_and_footers_do_not(tmp_path: Path) -> None:
     flip(tmp_path / PART, at=1000)
     assert verify.faulty_files(str(tmp_path), commits, digests=False) == {}
     assert verify.faulty_files(str(tmp_path), commits, digests=True) == {1: "the part is not what was committed"}
-    exchange(tmp_path / "part-00000.parquet", tmp_path / "part-00002.parquet")
+    exchange(tmp_path / "data/part-00000.parquet", tmp_path / "data/part-00002.parquet")
     assert set(verify.faulty_files(str(tmp_path), commits, digests=False)) == {0, 2}
 
 
@@ -237,7 +241,7 @@ def test_a_job_does_not_close_over_a_part_that_was_damaged_while_it_ran(
     times = 99
     with pytest.raises(RunFailed, match=r"part-00001: the part is not what was committed, though it was made 3 times"):
         run_job(mean_job(samples=table, out=tmp_path / "b", shard_rows=3))
-    assert json.loads((tmp_path / "b/job.json").read_text())["status"] == "failed"
+    assert json.loads((tmp_path / "b/_job.json").read_text())["status"] == "failed"
 
 
 def test_twenty_kills_each_with_damage_end_in_the_files_of_an_undisturbed_run(
@@ -265,7 +269,7 @@ def test_twenty_kills_each_with_damage_end_in_the_files_of_an_undisturbed_run(
             patch.setattr(job, "_stream", killed)
             run_job(spec)
         commits = sorted((out / "_commits").glob("*.json"))
-        parts = [out / commit.with_suffix(".parquet").name for commit in commits]
+        parts = [out / "data" / commit.with_suffix(".parquet").name for commit in commits]
         harm = rng.choice(
             [
                 lambda parts=parts: flip(rng.choice(parts), at=rng.randrange(400)),
@@ -273,9 +277,9 @@ def test_twenty_kills_each_with_damage_end_in_the_files_of_an_undisturbed_run(
                 lambda parts=parts: rng.choice(parts).unlink(),
                 lambda commits=commits: os.truncate(rng.choice(commits), 30),
                 lambda commits=commits: flip(rng.choice(commits), at=rng.randrange(200)),
-                lambda: os.truncate(out / "_manifest.parquet", 0),
-                lambda: os.truncate(out / "job.json", 100),
-                lambda: (out / "_job.json").unlink(),
+                lambda: os.truncate(out / "_manifest.pq", 0),
+                lambda: os.truncate(out / "_job.json", 100),
+                lambda: (out / "__job.json").unlink(),
             ]
         )
         harm()
@@ -287,38 +291,38 @@ def test_twenty_kills_each_with_damage_end_in_the_files_of_an_undisturbed_run(
 
 
 def test_a_part_of_nobody_is_not_taken_for_rows(world: World) -> None:
-    shutil.copy(world.out / PART, world.out / "part-00001 (copy).parquet")
+    shutil.copy(world.out / PART, world.out / "data/part-00001 (copy).parquet")
     with pytest.raises(InputError, match=r"part-00001 \(copy\).parquet: is not part of this job, which has 4 shards"):
         world.run()
 
 
 MANIFESTS: dict[str, Damage] = {
-    "gone": lambda out: (out / "_manifest.parquet").unlink(),
-    "empty": lambda out: os.truncate(out / "_manifest.parquet", 0),
-    "cut": lambda out: os.truncate(out / "_manifest.parquet", 900),
-    "a flipped bit": lambda out: flip(out / "_manifest.parquet", at=100),
-    "another table": lambda out: shutil.copy(out / PART, out / "_manifest.parquet"),
+    "gone": lambda out: (out / "_manifest.pq").unlink(),
+    "empty": lambda out: os.truncate(out / "_manifest.pq", 0),
+    "cut": lambda out: os.truncate(out / "_manifest.pq", 900),
+    "a flipped bit": lambda out: flip(out / "_manifest.pq", at=100),
+    "another table": lambda out: shutil.copy(out / PART, out / "_manifest.pq"),
 }
 
 
 @pytest.mark.parametrize("name", list(MANIFESTS))
 def test_a_damaged_manifest_is_written_again(name: str, world: World) -> None:
-    manifest, whole = (world.out / "_manifest.parquet").read_bytes(), world.digests(world.out)
+    manifest, whole = (world.out / "_manifest.pq").read_bytes(), world.digests(world.out)
     MANIFESTS[name](world.out)
     (world.out / "_commits/part-00002.json").unlink()
     world.run()
-    assert (world.out / "_manifest.parquet").read_bytes() == manifest
+    assert (world.out / "_manifest.pq").read_bytes() == manifest
     assert world.digests(world.out) == whole and world.worked() == {2}
 
 
 def test_rows_of_a_manifest_that_was_damaged_meanwhile_are_not_worked_on(world: World) -> None:
     manifest = ledger.Manifest(str(world.out))
-    data = bytearray((world.out / "_manifest.parquet").read_bytes())
+    data = bytearray((world.out / "_manifest.pq").read_bytes())
     for at in range(4, len(data) // 2):
         data[at] ^= 0x55
-    with open(world.out / "_manifest.parquet", "r+b") as file:  # in place: the worker has the file open
+    with open(world.out / "_manifest.pq", "r+b") as file:  # in place: the worker has the file open
         file.write(data)
-    with pytest.raises(Damaged, match=r"_manifest.parquet: is not a readable Parquet file"):
+    with pytest.raises(Damaged, match=r"_manifest.pq: is not a readable Parquet file"):
         for shard in range(4):
             manifest.rows(shard)
 
@@ -329,35 +333,35 @@ def test_rows_of_a_manifest_that_was_damaged_meanwhile_are_not_worked_on(world: 
 def test_job_json_comes_back_from_its_copy(
     content: bytes | None, world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = (world.out / "job.json").read_bytes()
+    before = (world.out / "_job.json").read_bytes()
     if content is None:
-        (world.out / "job.json").unlink()
+        (world.out / "_job.json").unlink()
     else:
-        (world.out / "job.json").write_bytes(content)
+        (world.out / "_job.json").write_bytes(content)
     assert world.run().already_complete
-    assert (world.out / "job.json").read_bytes() == before
+    assert (world.out / "_job.json").read_bytes() == before
     (line,) = capsys.readouterr().err.splitlines()
-    assert "job.json is " in line and line.endswith("restoring it from its copy")
+    assert "_job.json is " in line and line.endswith("restoring it from its copy")
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", None])
 def test_job_json_is_made_again_from_commits_of_the_very_job(
     content: bytes | None, world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, record = world.digests(world.out), json.loads((world.out / "job.json").read_text())
-    for name in ("job.json", "_job.json"):
+    whole, record = world.digests(world.out), json.loads((world.out / "_job.json").read_text())
+    for name in ("_job.json", "__job.json"):
         if content is None:
             (world.out / name).unlink()
         else:
             (world.out / name).write_bytes(content)
     if content == b"{}":
-        (world.out / "job.json").write_bytes(b"{")
+        (world.out / "_job.json").write_bytes(b"{")
     summary = world.run()
     assert "rewriting it from 4 commits of this job" in capsys.readouterr().err
     assert not world.worked() and world.digests(world.out) == whole
     assert summary.counts == record["counts"] and summary.record["computed"] == record["computed"]
     # With other settings the commits are another job's, and stay.
-    for name in ("job.json", "_job.json"):
+    for name in ("_job.json", "__job.json"):
         (world.out / name).write_bytes(b"{")
     with pytest.raises(SettingsMismatch, match="belongs to another job"):
         world.run(version=2)
@@ -366,9 +370,9 @@ def test_job_json_is_made_again_from_commits_of_the_very_job(
 
 def test_a_job_json_that_is_lost_with_everything_else_says_what_to_do(world: World) -> None:
     shutil.rmtree(world.out / "_commits")
-    for name in ("job.json", "_job.json"):
+    for name in ("_job.json", "__job.json"):
         (world.out / name).write_bytes(b"")
-    with pytest.raises(Damaged, match=r"job.json: is damaged: .*, and there is no good copy of it"):
+    with pytest.raises(Damaged, match=r"_job.json: is damaged: .*, and there is no good copy of it"):
         world.run()
 
 
@@ -413,7 +417,7 @@ def labelled(folder: Path) -> None:
             }
         ).replace_schema_metadata(MIKELS_8.to_metadata())
         data = storage.parquet_bytes(table)
-        storage.write_bytes(folder / f"{ledger.shard_name(shard)}.parquet", data)
+        storage.write_bytes(folder / f"data/{ledger.shard_name(shard)}.parquet", data)
         ledger.write_commit(str(folder), commit_of(shard, 4, **asdict(FileMark.of(data))))
     job.write_job(
         folder,
@@ -458,9 +462,9 @@ def test_a_choice_that_is_cut_off_is_no_damage(
         commits, faults = verify.survey(str(out), "d", [4, 4, 4], digests=digests)
         assert set(commits) == {0, 1, 2} and not faults
     choose_globally(str(out), str(out), policy, MIKELS_8, None)
-    for place in ("", "_commits/"):
+    for place, suffix in (("data/", ".parquet"), ("_commits/", ".json")):
         for shard in range(3):
-            name = place + ledger.shard_name(shard) + (".json" if place else ".parquet")
+            name = place + ledger.shard_name(shard) + suffix
             assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
@@ -477,8 +481,8 @@ FINISHED: dict[str, Damage] = {
     "a flipped bit": lambda folder: flip(folder / PART, at=300),
     "a cut part": lambda folder: os.truncate(folder / PART, 300),
     "a part is gone": lambda folder: (folder / PART).unlink(),
-    "parts exchanged": lambda folder: exchange(folder / PART, folder / "part-00002.parquet"),
-    "a part too many": lambda folder: shutil.copy(folder / PART, folder / "part-00009.parquet"),
+    "parts exchanged": lambda folder: exchange(folder / PART, folder / "data/part-00002.parquet"),
+    "a part too many": lambda folder: shutil.copy(folder / PART, folder / "data/part-00009.parquet"),
     "a cut commit": lambda folder: os.truncate(folder / "_commits/part-00001.json", 50),
 }
 
@@ -498,14 +502,14 @@ def test_readers_of_a_finished_folder_name_the_damaged_part(reader: str, damage:
 def test_what_select_writes_is_a_data_set_with_books(tmp_path: Path) -> None:
     labelled(tmp_path / "labels")
     select(tmp_path / "labels", tmp_path / "out", SelectionPolicy(policy="threshold", threshold=0.5))
-    record = json.loads((tmp_path / "out/job.json").read_text())
+    record = json.loads((tmp_path / "out/_job.json").read_text())
     commits, faults = verify.survey(str(tmp_path / "out"), record["digest"], [4, 4, 4], digests=True)
     assert set(commits) == {0, 1, 2} and not faults
 
 
 def failed_rows(folder: Path) -> Path:
     """Gives the first shard a row that failed."""
-    path = folder / "quarantine" / PART
+    path = folder / BAD_PART
     storage.write_table(path, pa.Table.from_pylist([], ledger.QUARANTINE_SCHEMA))
     mark = FileMark.of(path.read_bytes())
     commit = replace(
@@ -520,7 +524,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("write", range(11))
+@pytest.mark.parametrize("write", range(13))
 def test_a_select_that_was_cut_off_binds_its_folder_to_nothing(
     write: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -552,7 +556,7 @@ def test_a_select_that_is_under_way_says_what_it_writes(tmp_path: Path, monkeypa
         patch.setattr("raymotion.batch.choice.judge", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             select(tmp_path / "labels", out, policy)
-    begun = json.loads((out / "job.json").read_text())
+    begun = json.loads((out / "_job.json").read_text())
     assert begun["status"] == "running"
     done = select(tmp_path / "labels", out, policy)
     assert all(begun[name] == done[name] for name in ("digest", "identity", "settings", "selected_from"))
@@ -561,7 +565,7 @@ def test_a_select_that_is_under_way_says_what_it_writes(tmp_path: Path, monkeypa
 def test_select_copies_no_damaged_quarantine_and_writes_no_number_that_is_none(tmp_path: Path) -> None:
     labelled(tmp_path / "a")
     flip(failed_rows(tmp_path / "a"))
-    with pytest.raises(Damaged, match=r"quarantine/part-00001\.parquet: is not what was committed.*--verify"):
+    with pytest.raises(Damaged, match=r"_quarantine/part-00001\.pq: is not what was committed.*--verify"):
         select(tmp_path / "a", tmp_path / "out", SelectionPolicy())
     labelled(tmp_path / "b")
     table = storage.read_table(tmp_path / "b" / PART)

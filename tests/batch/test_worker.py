@@ -21,7 +21,7 @@ from raymotion.pipeline.stages import DecodeImages, Item, Stage
 def plan(tmp_path: Path, mean_sink: Any) -> Callable[..., WorkerPlan]:
     def make(table: Path, *stages: Stage, out: str = "out", shard_rows: int = 5, **changes: Any) -> WorkerPlan:
         folder = tmp_path / out
-        if not (folder / "_manifest.parquet").exists():
+        if not (folder / "_manifest.pq").exists():
             samples = read_samples(table)
             ledger.write_manifest(str(folder), samples, ledger.shard_sizes(samples, shard_rows))
         fields = {
@@ -53,8 +53,8 @@ def test_good_and_bad_rows_part_and_the_books_close(
         (5, 4, {"image_empty": 1}),
         (2, 1, {"image_missing": 1}),
     ]
-    assert ids(made.folder, "part-00000.parquet") == ["x:0", "x:2", "x:3", "x:4"]
-    bad = pq.read_table(f"{made.folder}/quarantine/part-00000.parquet").to_pylist()
+    assert ids(made.folder, "data/part-00000.parquet") == ["x:0", "x:2", "x:3", "x:4"]
+    bad = pq.read_table(f"{made.folder}/_quarantine/part-00000.pq").to_pylist()
     assert [(row["sample_id"], row["stage"], row["error"]) for row in bad] == [("x:1", "decode", "ImageTruncated")]
     assert bad[0]["message"] and bad[0]["image_uri"].endswith("00001.jpg")
 
@@ -77,7 +77,7 @@ def test_a_shard_of_bad_rows_only_still_commits(
     made = plan(write_table(3, damaged=dict.fromkeys(range(3), "image_empty")), mean_stage())
     (commit,) = run_all(made, 1)
     assert (commit.good, commit.quarantined) == (0, 3)
-    table = pq.read_table(f"{made.folder}/part-00000.parquet")
+    table = pq.read_table(f"{made.folder}/data/part-00000.parquet")
     assert table.num_rows == 0 and table.schema.field("mean").type == "double"
 
 
@@ -87,7 +87,7 @@ def test_a_row_that_breaks_its_batch_is_isolated(
     made = plan(write_table(5), mean_stage(fail_at=["x:2"]), batch_size=5)
     (commit,) = run_all(made, 1)
     assert (commit.good, commit.by_reason) == (4, {"stage_error": 1})
-    bad = pq.read_table(f"{made.folder}/quarantine/part-00000.parquet").to_pylist()
+    bad = pq.read_table(f"{made.folder}/_quarantine/part-00000.pq").to_pylist()
     assert (bad[0]["stage"], bad[0]["error"], bad[0]["message"]) == ("mean", "RuntimeError", "no mean of x:2")
 
 
@@ -122,8 +122,8 @@ def test_a_row_that_kills_the_process_is_blamed_and_its_neighbours_are_kept(
             break
     # In a batch; alone, twice for row 1 and twice for row 3; then through.
     assert codes == [11, 11, 11, 11, 11, 0]
-    assert ids(made.folder, "part-00000.parquet") == ["x:0", "x:2", "x:4"]
-    bad = pq.read_table(f"{made.folder}/quarantine/part-00000.parquet").to_pylist()
+    assert ids(made.folder, "data/part-00000.parquet") == ["x:0", "x:2", "x:4"]
+    bad = pq.read_table(f"{made.folder}/_quarantine/part-00000.pq").to_pylist()
     assert [(row["sample_id"], row["reason"]) for row in bad] == [("x:1", "worker_crash"), ("x:3", "worker_crash")]
     # The good rows are those that a job without the two would have given.
     assert not list(Path(made.folder, "_attempts").rglob("*.json"))
@@ -165,7 +165,7 @@ def test_a_batch_that_is_too_large_ends_in_single_rows(
             break
     # As a batch; each row alone, which none dies of, and as a batch again; row by row.
     assert codes == [9, 9, 0]
-    assert ids(made.folder, "part-00000.parquet") == ["x:0", "x:1", "x:2", "x:3"]
+    assert ids(made.folder, "data/part-00000.parquet") == ["x:0", "x:1", "x:2", "x:3"]
 
 
 def test_a_shard_that_dies_for_no_row_is_given_up(
@@ -185,9 +185,9 @@ def test_a_quarantine_file_of_an_attempt_that_died_is_not_left_behind(
     """An attempt quarantined row 1 and died before its commit; now the row is good: it is to be in one place only."""
     made = plan(write_table(3), mean_stage(fail_at=["x:1"]))
     run_all(made, 1)
-    assert ids(made.folder, "quarantine/part-00000.parquet") == ["x:1"]
+    assert ids(made.folder, "_quarantine/part-00000.pq") == ["x:1"]
     (commit,) = run_all(plan(write_table(3, name="again"), mean_stage()), 1)
-    assert commit.good == 3 and not Path(made.folder, "quarantine/part-00000.parquet").exists()
+    assert commit.good == 3 and not Path(made.folder, "_quarantine/part-00000.pq").exists()
 
 
 class LostDevice:
@@ -231,7 +231,7 @@ def test_errors_of_the_run_come_back_as_a_record(
     write_table: Callable[..., Path], plan: Callable[..., WorkerPlan], mean_stage: Any
 ) -> None:
     made = plan(write_table(2), mean_stage())
-    Path(made.folder, "_manifest.parquet").unlink()
+    Path(made.folder, "_manifest.pq").unlink()
     worker = ShardWorker(made)
     (answer,) = worker({"shard": [0]})["record"]
-    assert '"fatal"' in answer and "_manifest.parquet" in answer
+    assert '"fatal"' in answer and "_manifest.pq" in answer

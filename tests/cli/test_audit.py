@@ -35,9 +35,9 @@ def folder(tmp_path: Path) -> Path:
             "selected": [True] * N,
         }
     ).replace_schema_metadata(MIKELS_8.to_metadata())
-    storage.write_table(tmp_path / "labels" / "part-00000.parquet", table)
+    storage.write_table(tmp_path / "labels" / "data/part-00000.parquet", table)
     job = {"job": "labels", "status": "complete", "vocabulary": MIKELS_8.to_dict(), "counts": {"good": N}}
-    storage.write_json(tmp_path / "labels" / "job.json", job)
+    storage.write_json(tmp_path / "labels" / "_job.json", job)
     rows = [
         {"sample_id": f"s:{i}", "group_id": f"s:{i}", "source": "x", "labels": MIKELS_8.decode(np.flatnonzero(row))}
         for i, row in enumerate(true)
@@ -77,7 +77,7 @@ def test_three_questions(runner: Callable[..., Any], folder: Path) -> None:
         (["labels", "--truth", "none.parquet", "--out", "o"], "none.parquet: has no labels to compare with"),
         (["labels", "--truth", "truth.parquet", "--mapping", "x", "--out", "o"], "x: no such mapping"),
         (["labels", "--mapping", "x", "--out", "o"], "--mapping is for --truth"),
-        (["labels", "--out", "labels"], "holds job.json, which is not part of an audit"),
+        (["labels", "--out", "labels"], "holds _job.json, which is not part of an audit"),
         (["truth.parquet", "--out", "o"], "is audited with --predictions DIR"),
     ],
 )

@@ -123,7 +123,7 @@ def test_mistakes_of_features(
 def test_a_folder_that_is_no_labelled_set(runner: Callable[..., Any], tmp_path: Path) -> None:
     for command in (["select", tmp_path, "--out", tmp_path / "b"], ["export", tmp_path, "--out", tmp_path / "b"]):
         outcome = runner(*command)
-        assert outcome.code == 2 and "job.json" in outcome.err, outcome.err
+        assert outcome.code == 2 and "_job.json" in outcome.err, outcome.err
 
 
 def test_an_option_of_another_policy_is_a_mistake(runner: Callable[..., Any], samples: Path, teacher: str) -> None:
@@ -133,7 +133,7 @@ def test_an_option_of_another_policy_is_a_mistake(runner: Callable[..., Any], sa
 
 def test_a_folder_of_other_files_is_not_written_into(runner: Callable[..., Any], samples: Path, teacher: str) -> None:
     outcome = runner("label", samples, "--model", teacher, "--out", samples.parent / "images")
-    assert outcome.code == 2 and "holds 0.png, but no job.json" in outcome.err
+    assert outcome.code == 2 and "holds 0.png, but no _job.json" in outcome.err
     assert sorted(path.name for path in (samples.parent / "images").iterdir()) == ["0.png", "1.png", "2.png"]
 
 

@@ -76,7 +76,7 @@ def test_mistakes_end_in_one_line_and_exit_code_2(samples: str, tmp_path: Path, 
         (("teacher-demo", "--samples", samples, "--set", "model.size=huge"), "size 'huge' is not one of"),
         (("teacher-demo", "--samples", samples, "--set", "model.colour=red"), "there is no setting model.colour"),
         (("teacher-demo", "--samples", samples, "--set", "optimiser.lr=-1"), "optimiser.lr"),
-        (("teacher-demo", "--samples", samples, "--features", str(tmp_path)), "has no job.json"),
+        (("teacher-demo", "--samples", samples, "--features", str(tmp_path)), "has no _job.json"),
         (("teacher-demo", "--samples", samples, "--set", "init=x/y"), "a tokenizer trained here does not fit"),
     ):
         outcome = runner("train", *arguments, "--out", out, "--workers", "0")

@@ -80,9 +80,9 @@ def write_job(
                 values.append(made.ravel().tolist() if stored else None)
             columns[key.column] = values
         storage.write_table(
-            storage.join(folder, f"part-{number:05d}.parquet"), pa.Table.from_pydict(columns, schema=plan.schema())
+            storage.join(folder, f"data/part-{number:05d}.parquet"), pa.Table.from_pydict(columns, schema=plan.schema())
         )
-    storage.write_json(storage.join(folder, "job.json"), {"job": "embeddings", "status": status})
+    storage.write_json(storage.join(folder, "_job.json"), {"job": "embeddings", "status": status})
     return truth
 
 
@@ -203,16 +203,16 @@ def test_what_is_not_there_is_an_error_with_the_command_that_makes_it(tmp_path: 
 
 
 def test_unfinished_and_foreign_folders(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"has no job\.json"):
+    with pytest.raises(InputError, match=r"has no _job\.json"):
         Embeddings(tmp_path)
     write_job(tmp_path / "e", [[0, 1]], status="running")
     with pytest.raises(InputError, match=r"not complete.*Run the same"):
         Embeddings(tmp_path / "e")
     write_job(tmp_path / "f", [[0, 1], [2]])
-    storage.write_table(tmp_path / "f" / "part-00001.parquet", pa.table({"sample_id": ["x"]}))
+    storage.write_table(tmp_path / "f" / "data/part-00001.parquet", pa.table({"sample_id": ["x"]}))
     with pytest.raises(InputError, match=r"part-00001\.parquet: holds no embeddings"):
         Embeddings(tmp_path / "f", cache=str(tmp_path / "cache"))
-    (tmp_path / "f" / "part-00001.parquet").write_bytes(b"PAR1 but not really")
+    (tmp_path / "f" / "data/part-00001.parquet").write_bytes(b"PAR1 but not really")
     with pytest.raises(InputError, match="not a readable Parquet file"):
         Embeddings(tmp_path / "f", cache=str(tmp_path / "cache"))
 
@@ -229,7 +229,7 @@ def test_an_id_that_stands_twice_and_a_lost_holder_are_refused_and_leave_no_copy
 
 def test_metadata_that_another_version_wrote(tmp_path: Path) -> None:
     write_job(tmp_path / "e", [[0, 1]])
-    path = tmp_path / "e" / "part-00000.parquet"
+    path = tmp_path / "e" / "data/part-00000.parquet"
     table = storage.read_table(path)
     for text, message in ((json.dumps({"version": 9}), "layout 9"), ("no json", "no JSON"), ("[]", "layout None")):
         storage.write_table(path, table.replace_schema_metadata({b"raymotion.embeddings": text.encode()}))

@@ -59,10 +59,10 @@ def write_job(
                 "mask": fixed(mask, pa.bool_()),
             }
         ).replace_schema_metadata({b"raymotion.regions": json.dumps(extractor).encode()})
-        sha256, _ = storage.write_table(storage.join(folder, f"part-{number:05d}.parquet"), table)
+        sha256, _ = storage.write_table(storage.join(folder, f"data/part-{number:05d}.parquet"), table)
         if commits:
             storage.write_json(storage.join(folder, "_commits", f"part-{number:05d}.json"), {"sha256": sha256})
-    storage.write_json(storage.join(folder, "job.json"), {"job": "regions", "status": status, "digest": "d1"})
+    storage.write_json(storage.join(folder, "_job.json"), {"job": "regions", "status": status, "digest": "d1"})
     return truth
 
 
@@ -135,7 +135,7 @@ def test_what_the_job_wrote_down_is_not_hashed_again(tmp_path: Path) -> None:
     digest = features_digest(tmp_path / "f")
     shutil.rmtree(tmp_path / "f" / "_commits")
     assert features_digest(tmp_path / "f") == digest  # of the files themselves
-    for part in (tmp_path / "f").glob("part-*"):
+    for part in (tmp_path / "f").glob("data/part-*"):
         recorded = {"sha256": "0" * 64}
         storage.write_json(tmp_path / "f" / "_commits" / f"{part.stem}.json", recorded)
     assert features_digest(tmp_path / "f") != digest
@@ -186,7 +186,7 @@ def test_what_can_not_be_used_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="sample_id appears twice"):
         RegionFeatures(tmp_path / "t", cache=cache)
     write_job(tmp_path / "d", [["a"]])
-    (tmp_path / "d" / "part-00000.parquet").write_bytes(b"PAR1 not really")
+    (tmp_path / "d" / "data/part-00000.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(InputError, match=r"part-00000\.parquet: is not a readable Parquet file"):
         RegionFeatures(tmp_path / "d", cache=cache)
     assert not list((tmp_path / "cache").rglob(".*.tmp"))

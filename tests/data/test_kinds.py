@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raymotion import storage
-from raymotion.batch.choice import read_labels_record
+from raymotion.batch.label_dataset import read_labels_record
 from raymotion.data.embedding_layout import require_complete
 from raymotion.data.features import RegionFeatures
 from raymotion.data.parts import write_job
@@ -46,7 +46,7 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file("teacher/config.json", "{}")
     file("teacher/model.safetensors", b"")
     for name, job in (("labels", "labels"), ("regions", "region-features"), ("embeddings", "embeddings")):
-        file(f"{name}/job.json", json.dumps({"job": job, "status": "complete"}))
+        file(f"{name}/_job.json", json.dumps({"job": job, "status": "complete"}))
     pq.write_table(pa.table({"url": ["http://x"]}), base / "laion.parquet")
     pq.write_table(pa.table({"sample_id": ["a"], "probabilities": [[0.5]], "selected": [True]}), base / "part.parquet")
     row = {"sample_id": "a", "group_id": "a", "source": "t"}
@@ -134,11 +134,11 @@ def test_a_folder_is_known_by_the_copy_of_its_record(tmp_path: Path) -> None:
     write_job(tmp_path, {"job": "labels", "status": "complete"})
     for damage in ("cut", "gone"):
         if damage == "cut":
-            (tmp_path / "job.json").write_text('{"job": "la')
+            (tmp_path / "_job.json").write_text('{"job": "la')
         else:
-            (tmp_path / "job.json").unlink()
+            (tmp_path / "_job.json").unlink()
         assert "is a labelled data set" in str(wrong_kind(tmp_path, "table")), damage
-    (tmp_path / "_job.json").write_text("{")
+    (tmp_path / "__job.json").write_text("{")
     assert wrong_kind(tmp_path, "table") is None
 
 

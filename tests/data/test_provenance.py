@@ -278,7 +278,7 @@ def test_a_fingerprint_says_what_pictures_are_and_not_where(tmp_path: Path, monk
 
 @pytest.mark.parametrize("damage", ["pages", "footer"])
 def test_a_damaged_part_is_told(tmp_path: Path, damage: str) -> None:
-    part = tmp_path / "part-00000.parquet"
+    part = tmp_path / "data/part-00000.parquet"
     storage.write_table(part, made(folder_of(tmp_path / "a", 3, seed=0)))
     data = bytearray(part.read_bytes())
     if damage == "pages":
@@ -287,13 +287,13 @@ def test_a_damaged_part_is_told(tmp_path: Path, damage: str) -> None:
         del data[-20:]
     part.write_bytes(data)
     with pytest.raises(Damaged, match=r"part-00000.parquet: is not a readable Parquet file .*Make it again"):
-        read_made_from(tmp_path, [part.name])
+        read_made_from(tmp_path, ["data/part-00000.parquet"])
 
 
 def test_parts_that_do_not_say_what_they_were_made_from_are_refused(tmp_path: Path) -> None:
-    storage.write_table(tmp_path / "part-00000.parquet", pa.table({"sample_id": ["a"]}))
+    storage.write_table(tmp_path / "data/part-00000.parquet", pa.table({"sample_id": ["a"]}))
     with pytest.raises(InputError, match=r"does not say which pictures it was made from.*image_digest"):
-        read_made_from(tmp_path, ["part-00000.parquet"])
+        read_made_from(tmp_path, ["data/part-00000.parquet"])
     assert read_made_from(tmp_path, [], boxes=["face_box"]).column_names == [
         "sample_id", "image_uri", "image_bytes", "image_digest", "face_box",
     ]  # fmt: skip

@@ -63,11 +63,11 @@ def write_labels(
             "selected": pa.array([i < n - 1 for i in range(n)]),
         }
     ).replace_schema_metadata(vocabulary.to_metadata())
-    storage.write_table(folder / "part-00000.parquet", table.slice(0, n // 2))
-    storage.write_table(folder / "part-00001.parquet", table.slice(n // 2))
+    storage.write_table(folder / "data/part-00000.parquet", table.slice(0, n // 2))
+    storage.write_table(folder / "data/part-00001.parquet", table.slice(n // 2))
     teacher = {"fingerprint": "f" * 16, "modalities": ["text"], "prior": None if prior is None else prior.tolist()}
     storage.write_json(
-        folder / "job.json",
+        folder / "_job.json",
         {"job": "labels", "status": "complete", "vocabulary": vocabulary.to_dict(), "model": {"teacher": teacher},
          "counts": {"good": n}, "digest": "d", "notices": []},
     )  # fmt: skip
@@ -382,7 +382,7 @@ def test_one_image_and_no_positive_is_no_crash(tmp_path: Path, persons: str) -> 
 
 def test_nothing_else_is_written_into(tmp_path: Path) -> None:
     labels = write_labels(tmp_path / "p", np.full((3, 8), 0.5), MIKELS_8)
-    with pytest.raises(InputError, match=r"p: holds job\.json, which is not part of an audit"):
+    with pytest.raises(InputError, match=r"p: holds _job\.json, which is not part of an audit"):
         audit_choices(labels, labels, settings())
 
 

@@ -138,14 +138,14 @@ def test_interrupted_it_goes_on_and_ends_in_the_same_files(scored: Made) -> None
         "evaluation.json",
         "evaluation.html",
         "per_class.csv",
-        "predictions/part-00001.parquet",
+        "predictions/data/part-00001.parquet",
     ]
     before = {name: (scored.out / name).read_bytes() for name in names}
-    kept = scored.out / "predictions/part-00000.parquet"
+    kept = scored.out / "predictions/data/part-00000.parquet"
     stamp = kept.stat().st_mtime_ns
-    (scored.out / "predictions/part-00001.parquet").unlink()
+    (scored.out / "predictions/data/part-00001.parquet").unlink()
     (scored.out / "predictions/_commits/part-00001.json").unlink()
-    job = json.loads((scored.out / "predictions/job.json").read_text())
+    job = json.loads((scored.out / "predictions/_job.json").read_text())
     write_job(scored.out / "predictions", {**job, "status": "running"})
     for name in names[:4]:
         (scored.out / name).unlink()
@@ -157,9 +157,9 @@ def test_interrupted_it_goes_on_and_ends_in_the_same_files(scored: Made) -> None
 
 @pytest.mark.parametrize("text", ["{", None])
 def test_a_lost_record_is_written_again_from_the_commits(scored: Made, text: str | None) -> None:
-    """All shards are there and neither copy of job.json is: nothing is predicted again."""
+    """All shards are there and neither copy of _job.json is: nothing is predicted again."""
     before = (scored.out / "evaluation.json").read_bytes()
-    for name in ("job.json", "_job.json"):
+    for name in ("_job.json", "__job.json"):
         path = scored.out / "predictions" / name
         path.unlink() if text is None else path.write_text(text)
     again = evaluate_checkpoint(settings(scored.teacher, scored.samples, scored.out), write_page=write)

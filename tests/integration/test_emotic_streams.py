@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from raymotion.train.fusion import FusionTask
+from raymotion.train.fusion_data import FusionData, prepare_fusion
 from sklearn.metrics import average_precision_score
 
 from raymotion import storage
@@ -24,8 +26,6 @@ from raymotion.data.streams import ABLATIONS, STREAMS
 from raymotion.data.synthetic.emotic import write_emotic
 from raymotion.data.views.streams import crop
 from raymotion.models.vision.backbones import Backbone, identify
-from raymotion.train.fusion import FusionTask
-from raymotion.train.fusion_data import FusionData, prepare_fusion
 from raymotion.train.loop import Run
 from raymotion.train.recipe import FusionRecipe
 
@@ -144,8 +144,8 @@ def write_features(folder: Path, table: pa.Table) -> None:
     keys = [*(FeatureKey(stream, BACKBONE) for stream in STREAMS), FeatureKey("face", NOISE)]
     described = {name: identity.to_dict() for name in (BACKBONE, NOISE)}
     layout = EmbeddingLayout({key: FeatureShape(1, identity.dim) for key in keys}, described, {"none": 1}, seed=0)
-    storage.write_table(folder / "part-00000.parquet", pa.Table.from_pydict(columns, schema=layout.schema()))
-    storage.write_json(folder / "job.json", {"job": "embeddings", "status": "complete"})
+    storage.write_table(folder / "data/part-00000.parquet", pa.Table.from_pydict(columns, schema=layout.schema()))
+    storage.write_json(folder / "_job.json", {"job": "embeddings", "status": "complete"})
 
 
 @pytest.fixture(scope="module")

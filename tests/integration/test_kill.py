@@ -57,22 +57,22 @@ def test_killed_and_run_again(tmp_path: Path) -> None:
     assert extract_regions(settings(out, 1)).record["runs"][-1]["resumed_from_shards"] == len(before)
     assert {name: (commits / name).stat().st_mtime_ns for name in before} == before, "committed shards were done again"
 
-    good = [i for path in sorted(out.glob("part-*")) for i in pq.read_table(path).column("sample_id").to_pylist()]
+    good = [i for path in sorted(out.glob("data/part-*")) for i in pq.read_table(path).column("sample_id").to_pylist()]
     bad = {
         row["sample_id"]: row["reason"]
-        for path in (out / "quarantine").glob("part-*")
+        for path in (out / "_quarantine").glob("part-*")
         for row in pq.read_table(path).to_pylist()
     }
     assert sorted([*good, *bad]) == sorted(pq.read_table(samples).column("sample_id").to_pylist())
     damaged = json.loads((tmp_path / "coco/corrupt.json").read_text())
     assert {f"coco:{Path(entry['file']).stem}": entry["reason"] for entry in damaged} == bad
-    record = json.loads((out / "job.json").read_text())
+    record = json.loads((out / "_job.json").read_text())
     assert record["counts"]["in"] == 60 and [run["status"] for run in record["runs"]][-1] == "complete"
 
     # The same files as of a run that nobody disturbed, here with another number of workers.
     extract_regions(settings(whole, 2))
 
     def files(folder: Path) -> dict[str, bytes]:
-        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("part-*.parquet")}
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("part-*.p*q*")}
 
     assert files(whole) == files(out)

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from raymotion.train.data import prepare
+from raymotion.train.fusion_data import prepare_fusion
 
 from raymotion import storage
 from raymotion.batch.embeddings import EmbeddingSink
+from raymotion.batch.label_dataset import load_labels
 from raymotion.batch.labels import LabelSettings, LabelSink, label
 from raymotion.batch.preflight import require_same_pictures_as_before
 from raymotion.batch.regions import RegionSink
@@ -34,10 +37,7 @@ from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher
 from raymotion.pipeline.embed import DecodeOnce
 from raymotion.pipeline.stages import DecodeImages, Item
 from raymotion.report.audit import AuditSettings, audit_against_truth, audit_samples
-from raymotion.report.labelled import load_labels
 from raymotion.report.page import thumbnail
-from raymotion.train.data import prepare
-from raymotion.train.fusion_data import prepare_fusion
 from raymotion.train.pictures import cache_pictures
 from raymotion.train.recipe import StudentRecipe, TeacherRecipe
 from raymotion.vocabulary import VALENCE_3
@@ -88,9 +88,9 @@ def items_of(samples: Path) -> list[Item]:
 
 
 def finish(folder: Path, table: Any, kind: str, **record: Any) -> Path:
-    storage.write_table(folder / "part-00000.parquet", table)
+    storage.write_table(folder / "data/part-00000.parquet", table)
     job = {"job": kind, "status": "complete", "runs": [{"started": "2024-01-01T00:00:00Z"}], **record}
-    storage.write_json(folder / "job.json", job)
+    storage.write_json(folder / "_job.json", job)
     return folder
 
 
@@ -358,7 +358,7 @@ def test_a_job_that_goes_on_after_a_picture_changed_is_refused(tmp_path: Path) -
     """Whether finished or not; the boxes are part of the input, whose digest is compared before."""
     a = write_folder(tmp_path / "a", 1)
     made, samples = region_features(tmp_path / "made", a), read_samples(a)
-    record = storage.read_json(made / "job.json")
+    record = storage.read_json(made / "_job.json")
     require_same_pictures_as_before(str(made), [0], samples, record)
     shutil.copy(tmp_path / "a" / "frame_0003.bmp", tmp_path / "a" / "frame_0004.bmp")
     require_same_pictures_as_before(str(made), [], samples, record)  # what is not committed is made anew

@@ -22,11 +22,15 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from raymotion.train.data import prepare
+from raymotion.train.student import StudentTask
+from raymotion.train.teacher import TeacherTask
 from sklearn.metrics import average_precision_score
 
 import raymotion
 from raymotion.batch import job
-from raymotion.batch.choice import matrix_of, read_parts, select
+from raymotion.batch.choice import select
+from raymotion.batch.label_dataset import matrix_of, read_parts
 from raymotion.batch.labels import LabelSettings, PredictEmotions, PredictWithStudent, label
 from raymotion.batch.worker import ShardWorker, WorkerPlan
 from raymotion.config import load_settings, read_yaml
@@ -44,15 +48,12 @@ from raymotion.models.text.tokenizer import encode, train_tokenizer
 from raymotion.models.vision.regions import architecture, identify
 from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher
 from raymotion.pipeline.stages import DecodeImages, ExtractRegions, Item
-from raymotion.train.data import prepare
 from raymotion.train.fit import fit
 from raymotion.train.loop import Workers, _optimiser, train
 from raymotion.train.pictures import READ, PictureReader, Pictures, Portion, read_here
 from raymotion.train.recipe import KINDS, StudentRecipe, TeacherRecipe, recipes_folder
 from raymotion.train.schedule import schedule
 from raymotion.train.stream import _Decode
-from raymotion.train.student import StudentTask
-from raymotion.train.teacher import TeacherTask
 from raymotion.train.transfer import CONDITIONS, compare
 from raymotion.vocabulary import SOCRATIS_29, Vocabulary
 
@@ -176,7 +177,7 @@ def label_in_two_runs(base: Path, table: Path, teacher: str) -> tuple[dict[str, 
     # Killed between a shard's data and its commit: the data file is there, and nobody counts it.
     commits = base / "labels" / "_commits"
     (commits / "part-00001.json").unlink()
-    assert (base / "labels" / "part-00001.parquet").exists() and len(list(commits.iterdir())) == 3
+    assert (base / "labels" / "data/part-00001.parquet").exists() and len(list(commits.iterdir())) == 3
     before = {path.name: path.stat().st_mtime_ns for path in commits.glob("part-*")}
     return before, label(settings).record
 

@@ -55,6 +55,6 @@ def test_the_quick_start_runs_as_it_stands(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     for name in ("report.html", "labels.csv", "student/model.safetensors", "finetune/finetune.json",
-                 "evaluation/evaluation.html", "audit/audit.html", "balanced/job.json"):  # fmt: skip
+                 "evaluation/evaluation.html", "audit/audit.html", "balanced/_job.json"):  # fmt: skip
         assert (tmp_path / name).stat().st_size > 100, name
     assert "emotion" in done.stdout.splitlines()[-30:][0] or "probability" in done.stdout, "predict prints its table"

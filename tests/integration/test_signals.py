@@ -42,7 +42,7 @@ def job(pictures: Path, out: Path) -> list[object]:
 def test_a_job_between_two_shards(stop_command, pictures, tmp_path, number, group):
     out = tmp_path / "out"
     stop_command(job(pictures, out), in_folder(out, "_commits/*.json", 2), number, group=group)
-    record = json.loads((out / "job.json").read_text())
+    record = json.loads((out / "_job.json").read_text())
     assert (record["status"], [run["status"] for run in record["runs"]]) == ("interrupted", ["interrupted"])
     commits = len(list((out / "_commits").glob("*.json")))
     time.sleep(2)
@@ -60,7 +60,7 @@ def test_a_job_while_ray_starts(stop_command, pictures, tmp_path, number, monkey
 
     monkeypatch.delenv("TMPDIR", raising=False)
     stop_command(job(pictures, out), raylet_is_there, number, group=False)
-    assert not (out / "job.json").exists(), "it computed nothing, and must not bind the folder to its settings"
+    assert not (out / "_job.json").exists(), "it computed nothing, and must not bind the folder to its settings"
 
 
 @pytest.mark.parametrize("workers, number", [(0, signal.SIGTERM), (1, signal.SIGINT), (1, signal.SIGTERM)])

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from raymotion.batch.fusion_labels import FusionPlan, PredictWithFusion, PredictWithTuned
+from raymotion.pipeline.fusion_predictor import FusionPredictor
+from raymotion.pipeline.label_stages import PredictWithStudent
 
 import raymotion
-from raymotion.batch.fusion_labels import FusionPlan, PredictWithFusion, PredictWithTuned
 from raymotion.batch.labels import LabelSettings, label
 from raymotion.batch.worker import _process
 from raymotion.data.images.decode import decode_rgb
@@ -27,8 +29,6 @@ from raymotion.models.fusion.network import FusionConfig, FusionHead
 from raymotion.models.fusion_tuned.network import TunedConfig, TunedStreams
 from raymotion.models.inputs.streams import stream_inputs
 from raymotion.models.vision.backbones import Backbone, identify
-from raymotion.pipeline.fusion_predictor import FusionPredictor
-from raymotion.pipeline.label_stages import PredictWithStudent
 from raymotion.pipeline.stages import Item
 from raymotion.vocabulary import VALENCE_3
 

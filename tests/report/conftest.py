@@ -58,12 +58,12 @@ def write_parts(folder: Path, columns: dict[str, Any], vocabulary: Any = SOCRATI
     n = len(columns["sample_id"])
     for number, start in enumerate(range(0, n, part_rows)):
         rows = {name: values[start : start + part_rows] for name, values in columns.items()}
-        storage.write_table(folder / f"part-{number:05d}.parquet", pa.Table.from_pydict(rows, schema=schema))
+        storage.write_table(folder / f"data/part-{number:05d}.parquet", pa.Table.from_pydict(rows, schema=schema))
 
 
 @pytest.fixture
 def labels_folder(tmp_path: Path) -> Callable[..., Path]:
-    """Builds a folder; `skill` 0 predicts the prior for every image, `job` replaces keys of job.json."""
+    """Builds a folder; `skill` 0 predicts the prior for every image, `job` replaces keys of _job.json."""
 
     def build(
         n: int = 60, *, skill: float = 1.0, teacher_skill: float | None = None, job: dict[str, Any] | None = None
@@ -105,7 +105,7 @@ def labels_folder(tmp_path: Path) -> Callable[..., Path]:
             "message": ["image file is truncated", "<b>bold</b>", None],
         }
         strings = pa.schema([(name, pa.string()) for name in bad])
-        storage.write_table(folder / "quarantine/part-00000.parquet", pa.Table.from_pydict(bad, schema=strings))
+        storage.write_table(folder / "_quarantine/part-00000.pq", pa.Table.from_pydict(bad, schema=strings))
         record = {
             "job": "labels",
             "status": "complete",
@@ -131,7 +131,7 @@ def labels_folder(tmp_path: Path) -> Callable[..., Path]:
             "notices": ["The region extractor has random weights."],
             **(job or {}),
         }  # fmt: skip
-        storage.write_json(folder / "job.json", record)
+        storage.write_json(folder / "_job.json", record)
         return folder
 
     return build

@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from raymotion import storage
+from raymotion.batch.label_dataset import load_labels
 from raymotion.cli.main import raymotion
 from raymotion.errors import InputError
 from raymotion.report.figures import pick_samples
-from raymotion.report.labelled import load_labels
 from raymotion.report.page import write_report
 from raymotion.vocabulary import MIKELS_8, SOCRATIS_29, VocabularyMismatch
 
@@ -68,7 +68,7 @@ def test_load_reads_every_part(labels_folder: Build) -> None:
     labelled = load_labels(folder)
     assert len(labelled) == 60 and len(labelled.parts) == 3
     assert labelled.vocabulary == SOCRATIS_29
-    table = storage.read_table(folder / "part-00001.parquet").to_pylist()
+    table = storage.read_table(folder / "data/part-00001.parquet").to_pylist()
     assert labelled.probabilities[25].tolist() == table[0]["probabilities"]
     assert labelled.vocabulary.decode(np.flatnonzero(labelled.mask[30]).tolist()) == table[5]["labels"]
     rows = labelled.rows([59, 0, 30])
@@ -122,7 +122,7 @@ def test_a_collapsed_set_says_so_first(labels_folder: Build) -> None:
 
 def test_missing_records_are_shown_as_missing(labels_folder: Build) -> None:
     folder = labels_folder(30)
-    storage.write_json(folder / "job.json", {"job": "labels"})
+    storage.write_json(folder / "_job.json", {"job": "labels"})
     page, _ = render(folder)
     assert "not recorded" in page.text and "status is not recorded" in page.text
     assert "? No collapse found" in page.text
@@ -131,13 +131,13 @@ def test_missing_records_are_shown_as_missing(labels_folder: Build) -> None:
 
 def test_books_that_do_not_close_are_told(labels_folder: Build) -> None:
     page, _ = render(labels_folder(30, job={"counts": {"in": 40, "good": 31, "quarantined": 3}}))
-    assert "job.json counts 31 labelled images, the parts hold 30." in page.text
+    assert "_job.json counts 31 labelled images, the parts hold 30." in page.text
     assert "The books do not close: 40 in, 31 labelled, 3 quarantined." in page.text
 
 
 def test_a_set_of_nothing(labels_folder: Build) -> None:
     folder = labels_folder(1, job={"counts": {"in": 3, "good": 0, "quarantined": 3}})
-    (folder / "part-00000.parquet").unlink()
+    (folder / "data/part-00000.parquet").unlink()
     page, _ = render(folder)
     assert "0 images are too few" in page.text and "No image was labelled." in page.text
 
@@ -146,7 +146,7 @@ def test_cards_show_what_was_chosen(labels_folder: Build) -> None:
     folder = labels_folder(30)
     page, _ = render(folder, samples_shown=30)
     assert sum(tag == "figure" for tag, _ in page.tags) == 30
-    labels = storage.read_table(folder / "part-00000.parquet").column("labels").to_pylist()
+    labels = storage.read_table(folder / "data/part-00000.parquet").column("labels").to_pylist()
     assert f"Labels: {', '.join(labels[4])}" in page.text
     for words in ("no image: image_missing", "no caption", "and 2 more", "among the least certain"):
         assert words in page.text
@@ -173,27 +173,27 @@ def test_errors(labels_folder: Build, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         load_labels(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"no job\.json"):
+    with pytest.raises(InputError, match=r"no _job\.json"):
         load_labels(tmp_path / "empty")
-    storage.write_json(tmp_path / "other/job.json", {"job": "regions"})
-    with pytest.raises(InputError, match="job 'regions'"):
+    storage.write_json(tmp_path / "other/_job.json", {"job": "regions"})
+    with pytest.raises(InputError, match="regions job"):
         load_labels(tmp_path / "other")
-    storage.write_json(tmp_path / "none/job.json", {"job": "labels"})
-    with pytest.raises(InputError, match="no part"):
+    storage.write_json(tmp_path / "none/_job.json", {"job": "labels"})
+    with pytest.raises(InputError, match="no data/"):
         load_labels(tmp_path / "none")
     folder = labels_folder(30)
-    part = folder / "part-00001.parquet"
+    part = folder / "data/part-00001.parquet"
     data = part.read_bytes()
     part.write_bytes(data[: len(data) // 2])
     with pytest.raises(InputError, match=r"part-00001.*not a readable Parquet"):
         load_labels(folder)
     part.write_bytes(data)
-    record = storage.read_json(folder / "job.json")
-    storage.write_json(folder / "job.json", {**record, "vocabulary": MIKELS_8.to_dict()})
+    record = storage.read_json(folder / "_job.json")
+    storage.write_json(folder / "_job.json", {**record, "vocabulary": MIKELS_8.to_dict()})
     with pytest.raises(VocabularyMismatch, match="mikels-8"):
         load_labels(folder)
     record["model"]["teacher"]["prior"] = [0.5]
-    storage.write_json(folder / "job.json", record)
+    storage.write_json(folder / "_job.json", record)
     with pytest.raises(InputError, match="29 rates"):
         load_labels(folder)
 

@@ -19,7 +19,6 @@ from sklearn.metrics import accuracy_score, average_precision_score, f1_score, p
 
 from raymotion import storage
 from raymotion.cli.study import report
-from raymotion.config import digest_of
 from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.errors import InputError
 from raymotion.learning.significance import seed_error
@@ -255,7 +254,7 @@ def write_study(folder: Path) -> Path:
     ids = {name: [f"emotic:{name}:{i}" for i in range(len(own))] for name, own in truth.items()}
     identities = {"swin": {"name": "swin_l", "weights": "random:0"}}
     job = {"status": "complete", "model": {"backbones": identities}}
-    storage.write_json(folder.parent / "embeddings" / "job.json", job)
+    storage.write_json(folder.parent / "embeddings" / "_job.json", job)
     storage.write_json(
         folder / "study.json",
         {

@@ -74,9 +74,9 @@ def write_features(
             values.append(made.astype(np.float16).ravel().tolist() if there else None)
         columns[key.column] = values
     embeddings = folder / "embeddings"
-    storage.write_table(embeddings / "part-00000.parquet", pa.Table.from_pydict(columns, schema=layout.schema()))
+    storage.write_table(embeddings / "data/part-00000.parquet", pa.Table.from_pydict(columns, schema=layout.schema()))
     storage.write_json(
-        embeddings / "job.json", {"job": "embeddings", "status": "complete", "settings": {"samples": samples}}
+        embeddings / "_job.json", {"job": "embeddings", "status": "complete", "settings": {"samples": samples}}
     )
     return samples, str(embeddings)
 

@@ -23,10 +23,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
+from raymotion.cli.study_report import report
 
 from raymotion import records, storage
 from raymotion.batch.cluster import connect
-from raymotion.cli.study_report import report
 from raymotion.data.embedding_layout import FeatureKey
 from raymotion.data.samples import read_samples, vocabulary_of, write_samples
 from raymotion.data.streams import LEVELS, STREAMS

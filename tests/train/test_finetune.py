@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from raymotion.train.data import prepare
 from safetensors.torch import load_file
 
 from raymotion import storage
 from raymotion.errors import InputError, SettingsMismatch
 from raymotion.models.checkpoint import load_student, read_checkpoint_info
 from raymotion.report.transfer import comparison_lines, write_figure
-from raymotion.train.data import prepare
 from raymotion.train.fit import fit
 from raymotion.train.recipe import StudentRecipe
 from raymotion.train.transfer import Comparison, compare

@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from raymotion.train.fusion import FusionTask
+from raymotion.train.fusion_data import FusionData, prepare_fusion
 from sklearn.metrics import average_precision_score
 
 from raymotion import storage
@@ -24,8 +26,6 @@ from raymotion.errors import InputError
 from raymotion.learning.selection import fit_class_thresholds
 from raymotion.models.checkpoint import load_fusion, read_checkpoint_info
 from raymotion.train.fit import fit
-from raymotion.train.fusion import FusionTask
-from raymotion.train.fusion_data import FusionData, prepare_fusion
 from raymotion.train.loop import Run, Workers, train
 from raymotion.train.recipe import FusionRecipe
 from raymotion.vocabulary import Vocabulary
@@ -130,8 +130,8 @@ def made(own_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Made:
             values.append(of_sample.astype(np.float16).ravel().tolist())
         columns[key.column] = values
     embeddings = folder / "embeddings"
-    storage.write_table(embeddings / "part-00000.parquet", pa.Table.from_pydict(columns, schema=layout.schema()))
-    storage.write_json(embeddings / "job.json", {"job": "embeddings", "status": "complete"})
+    storage.write_table(embeddings / "data/part-00000.parquet", pa.Table.from_pydict(columns, schema=layout.schema()))
+    storage.write_json(embeddings / "_job.json", {"job": "embeddings", "status": "complete"})
     recipe = FusionRecipe.model_validate(
         {"data": {"samples": samples, "embeddings": [str(embeddings)]}, "backbones": dict.fromkeys(STREAMS, "good")}
     )

@@ -14,6 +14,9 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from raymotion.train.fusion_tuned import TunedTask
+from raymotion.train.person_crops import MASK, PersonReader
+from raymotion.train.tuned_data import TunedData, prepare_tuned
 from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 
@@ -31,13 +34,10 @@ from raymotion.models.vision.backbones import BackboneIdentity, build
 from raymotion.records import read_record
 from raymotion.train import loop
 from raymotion.train.fit import fit
-from raymotion.train.fusion_tuned import TunedTask
 from raymotion.train.loop import Run, Workers, train
-from raymotion.train.person_crops import MASK, PersonReader
 from raymotion.train.pictures import ABSENT, READ, UNREADABLE, Portion, read_here
 from raymotion.train.recipe import FusionTunedRecipe, load_recipe
 from raymotion.train.task import load_data
-from raymotion.train.tuned_data import TunedData, prepare_tuned
 
 SIZE = 32
 

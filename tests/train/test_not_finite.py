@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from raymotion.pipeline.label_stages import FiniteAnswers, PredictWithStudent
+from raymotion.train.data import prepare
 
 from raymotion.data.features import RegionFeatures
 from raymotion.data.samples import table_from_rows, write_samples
@@ -18,9 +20,7 @@ from raymotion.errors import Diverged, InputError, NotFinite
 from raymotion.folders.outputs import run_folder
 from raymotion.models.checkpoint import is_checkpoint, load_student, save_checkpoint
 from raymotion.models.vision.regions import Regions, identify
-from raymotion.pipeline.label_stages import FiniteAnswers, PredictWithStudent
 from raymotion.pipeline.stages import ExtractRegions, Item
-from raymotion.train.data import prepare
 from raymotion.train.fit import fit
 from raymotion.train.recipe import StudentRecipe
 from raymotion.vocabulary import VALENCE_3
@@ -193,8 +193,9 @@ def test_features_of_others_are_looked_at(tmp_path: Path) -> None:
             "mask": pa.FixedSizeListArray.from_arrays(pa.array([True] * 6), 2),
         }
     ).replace_schema_metadata({b"raymotion.regions": json.dumps({"name": "d", "count": 2, "dim": 2}).encode()})
-    pq.write_table(table, tmp_path / "part-0.parquet")
-    (tmp_path / "job.json").write_text('{"status": "complete"}')
+    (tmp_path / "data").mkdir()
+    pq.write_table(table, tmp_path / "data/part-0.parquet")
+    (tmp_path / "_job.json").write_text('{"status": "complete"}')
     told = r"part-0\.parquet: features hold NaN or infinity \(sample c\)"
     with pytest.raises(InputError, match=told):
         RegionFeatures(tmp_path, cache=str(tmp_path / "cache"))

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from raymotion.train.data import TrainingData, prepare
+from raymotion.train.student import StudentTask
 from safetensors.torch import load_file, save_file
 
 from raymotion import storage
@@ -24,13 +26,11 @@ from raymotion.errors import AccessDenied, InputError, RunFailed
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.models.checkpoint import load_student
 from raymotion.pipeline.stages import Item
-from raymotion.train.data import TrainingData, prepare
 from raymotion.train.fit import fit
 from raymotion.train.loop import BEST, CURRENT, Workers, train
 from raymotion.train.pictures import ABSENT, READ, UNREADABLE, PictureReader, Portion, cache_pictures, read_here
 from raymotion.train.recipe import StudentRecipe, load_recipe
 from raymotion.train.source import label_warnings, pseudo_labelled
-from raymotion.train.student import StudentTask
 from raymotion.vocabulary import VALENCE_3
 
 Write, Recipe = Callable[..., str], Callable[..., StudentRecipe]
@@ -73,8 +73,10 @@ def write_labels(folder: Path, uris: list[str | None], *, vocabulary: Any = VALE
         table = sink.encode(items)
         place = table.schema.get_field_index("selected")
         table = table.set_column(place, table.schema.field("selected"), [[bool(i % 4 != 3) for i in rows]])
-        storage.write_table(folder / f"part-{number:05d}.parquet", table)
-    storage.write_json(folder / "job.json", {"job": "labels", "status": "complete", "vocabulary": vocabulary.to_dict()})
+        storage.write_table(folder / f"data/part-{number:05d}.parquet", table)
+    storage.write_json(
+        folder / "_job.json", {"job": "labels", "status": "complete", "vocabulary": vocabulary.to_dict()}
+    )
     return probabilities
 
 
@@ -130,25 +132,25 @@ def test_a_student_of_pseudo_labels_learns_one_or_the_other(tmp_path: Path, stud
 
 def test_labels_whose_check_failed_are_named_before_training_begins(tmp_path: Path, runner: Any) -> None:
     write_labels(tmp_path / "l", [None] * 8)
-    record = storage.read_json(tmp_path / "l/job.json")
+    record = storage.read_json(tmp_path / "l/_job.json")
     headline = "Collapse check FAILED: 97 % of the images have the same label set: calm."
     record["collapse"] = {"headline": headline, "collapsed": True}
-    storage.write_json(tmp_path / "l/job.json", record)
+    storage.write_json(tmp_path / "l/_job.json", record)
     (tmp_path / "taken").write_text("a file where the checkpoint should go")
     done = runner("train", "student-gru-cnn", "--labels", tmp_path / "l", "--out", tmp_path / "taken")
     warning, error = done.err.splitlines()
     assert warning == f"warning: a student of these pseudo-labels learns their few answers. {headline}"
     assert error.startswith("error: ") and done.code == 2
     for changed, doubts in (({"collapsed": False, "headline": "passed"}, 0), (None, 1)):
-        storage.write_json(tmp_path / "l/job.json", {**record, "collapse": changed})
+        storage.write_json(tmp_path / "l/_job.json", {**record, "collapse": changed})
         recipe = load_recipe("student-gru-cnn", options={"data": {"labels": str(tmp_path / "l")}})
         assert len(label_warnings(recipe)) == doubts
 
 
 def test_labels_that_are_not_finished_and_both_or_neither_source(tmp_path: Path) -> None:
     write_labels(tmp_path / "l", [None] * 8)
-    record = storage.read_json(tmp_path / "l/job.json")
-    storage.write_json(tmp_path / "l/job.json", {**record, "status": "running"})
+    record = storage.read_json(tmp_path / "l/_job.json")
+    storage.write_json(tmp_path / "l/_job.json", {**record, "status": "running"})
     with pytest.raises(InputError, match="the labelling job is not complete"):
         pseudo_labelled(str(tmp_path / "l"), 0.1, 0)
     with pytest.raises(InputError, match="names both samples and labels"):

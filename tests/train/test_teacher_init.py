@@ -10,17 +10,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from raymotion.train.data import prepare
+from raymotion.train.teacher import TeacherTask, length_groups
 from safetensors.torch import load_file
 
 from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.errors import InputError
 from raymotion.models.checkpoint import load_teacher
 from raymotion.models.text.tokenizer import tokenizer_json, train_tokenizer
-from raymotion.train.data import prepare
 from raymotion.train.fit import fit
 from raymotion.train.recipe import TeacherRecipe, load_recipe
 from raymotion.train.schedule import schedule
-from raymotion.train.teacher import TeacherTask, length_groups
 from raymotion.vocabulary import Vocabulary
 
 LABELS = Vocabulary("mood-2", ("happy", "sad"))

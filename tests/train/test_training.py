@@ -15,6 +15,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from raymotion.train.data import TrainingData, prepare
+from raymotion.train.teacher import TeacherTask, predict_rows
 
 from raymotion import storage
 from raymotion.data.provenance import MADE_FROM
@@ -22,12 +24,10 @@ from raymotion.data.samples import attach_vocabulary, table_from_rows, write_sam
 from raymotion.errors import InputError, SettingsMismatch
 from raymotion.folders.outputs import run_folder
 from raymotion.models.checkpoint import load_teacher
-from raymotion.train.data import TrainingData, prepare
 from raymotion.train.fit import fit
 from raymotion.train.loop import CURRENT, Workers, train
 from raymotion.train.recipe import TeacherDataSettings, TeacherOptimiserSettings, TeacherRecipe
 from raymotion.train.schedule import epoch_rows, schedule
-from raymotion.train.teacher import TeacherTask, predict_rows
 from raymotion.vocabulary import Vocabulary
 
 LABELS = Vocabulary("weather-3", ("calm", "happy", "sad"))
@@ -76,8 +76,8 @@ def write_features(folder: Path, samples: list[dict[str, Any]], *, missing: froz
     ).replace_schema_metadata(
         {b"raymotion.regions": json.dumps({"name": "d", "weights": "random", "count": COUNT, "dim": DIM}).encode()}
     )
-    storage.write_table(folder / "part-0.parquet", table)
-    storage.write_json(folder / "job.json", {"status": "complete", "digest": "x"})
+    storage.write_table(folder / "data/part-0.parquet", table)
+    storage.write_json(folder / "_job.json", {"status": "complete", "digest": "x"})
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,125 @@
+"""The card of a data set that a job wrote: a page for people, with the header by which the Hugging Face hub lists it.
+
+It is `_README.md`, not `README.md`: pandas and pyarrow would take that for a part. `datasets` finds the rows by
+`.huggingface.yaml`, here and on the hub; there the card is uploaded as `README.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+from raymotion import storage
+from raymotion.data.parts import DATA, QUARANTINE, VERIFY, part_names
+from raymotion.learning.vad import DIMENSIONS
+
+CARD, CONFIG = "_README.md", ".huggingface.yaml"
+CONFIGS = {"configs": [{"config_name": "default", "data_files": f"{DATA}/*.parquet"}]}
+TITLES = {
+    "labels": "Emotion pseudo-labels",
+    "region-features": "Region features",
+    "embeddings": "Embeddings of pictures, bodies and faces",
+}
+COLUMNS = {
+    "sample_id": "the sample's name, unique",
+    "group_id": "samples of one picture share it",
+    "split": "train, val or test; null where the table named none",
+    "image_uri": "address of the picture",
+    "image_bytes": "size in bytes of the picture that was read; null where none was",
+    "image_digest": "16 hex digits of BLAKE2b of the picture that was read; null where none was",
+    "captions": "the captions that the model read",
+    "unknown_words": "share (0 to 1) of the captions' words that the model does not know; null where it read none",
+    "probabilities": "the model's probability (0 to 1) for each emotion, in the order below",
+    "labels": "the emotions that were chosen, in the order below",
+    "selected": "whether the selection takes the row at all",
+    **dict.fromkeys(DIMENSIONS, "predicted, on EMOTIC's scale of 1 to 10"),
+    "body_box": "x1, y1, x2, y2 of the body, in pixels",
+    "face_box": "x1, y1, x2, y2 of the face, in pixels",
+    "context_of": "sample_id of the row that holds the features of this row's picture",
+    "features": "the regions' vectors, one after the other",
+    "boxes": "x1, y1, x2, y2 of each region, as shares of width and height",
+    "scores": "the detector's score of each region",
+    "mask": "which regions there are",
+}
+UPPER = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+
+
+def write_card(folder: str, record: Mapping[str, Any]) -> None:
+    """Writes the card of a finished job, from its record and the schema of its parts. It holds no times."""
+    names = part_names(folder)
+    schema = pa.schema([])
+    if names:
+        with storage.open_parquet(storage.join(folder, names[0]), remedy=VERIFY) as part:
+            schema = part.schema_arrow
+    storage.write_text(storage.join(folder, CONFIG), _yaml(CONFIGS))
+    storage.write_text(storage.join(folder, CARD), card(record, schema))
+
+
+def card(record: Mapping[str, Any], schema: pa.Schema) -> str:
+    """Markdown with the hub's YAML header; what is not recorded is left out.
+
+    Args:
+        record: of the job.
+        schema: of its parts.
+    """
+    kind, counts = str(record["job"]), record["counts"]
+    size = next((name for limit, name in UPPER if counts["good"] < limit), "n>10M")
+    tags = ["raymotion", "emotion-recognition", *(["pseudo-labels"] if kind == "labels" else [])]
+    header = {**CONFIGS, "license": "unknown", "tags": tags, "size_categories": [size]}
+    lines = ["---", _yaml(header).rstrip("\n"), "---", "", f"# {TITLES.get(kind, kind)}", ""]
+    if collapse := record.get("collapse"):
+        lines += [f"**{collapse['headline']}**", "", *(f"- {reason}" for reason in collapse["reasons"][1:])]
+    failed = ", ".join(f"{count:,} {reason}" for reason, count in counts["by_reason"].items())
+    lines += [
+        f"- {counts['in']:,} samples: {counts['good']:,} good rows, {counts['quarantined']:,} in quarantine"
+        + (f" ({failed}; see `{QUARANTINE}/`)." if failed else "."),
+        *_made_by(record),
+        *(f"- {notice}" for notice in record.get("notices") or ()),
+        "- The licence of the pictures and their captions holds for what was made of them; it is not known here.",
+    ]
+    if kind == "labels":
+        lines.append("- A model chose these labels, and no person checked them: they are what it predicts.")
+    lines += ["", "## Columns", "", "| column | type | what |", "|---|---|---|"]
+    lines += [f"| {field.name} | {field.type} | {COLUMNS.get(field.name, '')} |" for field in schema]
+    if vocabulary := record.get("vocabulary"):
+        names = vocabulary["labels"]
+        lines += ["", f"## Emotions: {vocabulary['name']}, {len(names)} labels", "", ", ".join(names)]
+    lines += ["", "## How to open it", "", "Name this folder (here `FOLDER`):", "", "```python"]
+    if kind == "labels":
+        lines.append('raymotion.open_labels("FOLDER")  # a pyarrow.Table with one column for each emotion')
+    lines += [
+        'pandas.read_parquet("FOLDER")',
+        'pyarrow.dataset.dataset("FOLDER")',
+        'datasets.load_dataset("FOLDER")',
+        """duckdb.sql("SELECT * FROM 'FOLDER/**/*.parquet'")""",
+        "```",
+        "",
+        "To publish the rows with this page: `hf upload OWNER/NAME FOLDER . --repo-type dataset --include 'data/*'`, "
+        f"then `hf upload OWNER/NAME FOLDER/{CARD} README.md --repo-type dataset`.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _made_by(record: Mapping[str, Any]) -> list[str]:
+    """What computed the rows: a model by its fingerprint and what it read, an extractor, or backbones."""
+    lines = []
+    for role, made in (record.get("model") or {}).items():
+        if not isinstance(made, Mapping):
+            continue
+        if "fingerprint" in made:
+            read = " and ".join(made.get("modalities") or ()) or "nothing that is recorded"
+            lines.append(f"- Made by the {made.get('architecture', role)} `{made['fingerprint']}`, which read {read}.")
+            continue
+        for name, one in made.items() if all(isinstance(one, Mapping) for one in made.values()) else [(role, made)]:
+            lines.append(f"- Made with {one.get('name', name)}, weights {one.get('weights')}.")
+    if selection := (record.get("settings") or {}).get("selection"):
+        chosen = ", ".join(f"{name} {value}" for name, value in selection.items() if value is not None)
+        lines.append(f"- Labels chosen by: {chosen}.")
+    return lines
+
+
+def _yaml(value: Mapping[str, Any]) -> str:
+    return str(yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True))

@@ -1,0 +1,317 @@
+"""A folder that the labelling job wrote: the one reader of it.
+
+`open_labels` gives one table with a named column for each emotion. `read_parts` gives the parts one by one, and
+`load_labels` the probabilities in memory and everything else on demand, for pages and audits.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raymotion import storage
+from raymotion.data.images.marks import Picture, PictureMark
+from raymotion.data.parts import DATA, JOB, FileMark, complete_job, list_parts, open_part, part_marks
+from raymotion.data.path_kinds import wrong_kind
+from raymotion.data.provenance import MADE_FROM_COLUMNS, begun_at, pictures_of
+from raymotion.errors import InputError
+from raymotion.learning.metrics.multilabel import Evaluation
+from raymotion.vocabulary import Vocabulary
+
+CHOSEN = ["probabilities", "labels", "selected"]
+# Parts of an object store that are read at once, in order.
+PARTS_AHEAD = 8
+
+
+@dataclass(frozen=True)
+class QuarantineRow:
+    """One row that failed, with the stage, the code of the reason, and the message."""
+
+    sample_id: str
+    image_uri: str | None
+    stage: str | None
+    reason: str
+    message: str | None
+
+
+@dataclass(frozen=True)
+class LabelledRow:
+    """What a person looks at in one labelled sample; `mark` is of the picture that was labelled, if one was read."""
+
+    sample_id: str
+    image_uri: str | None
+    captions: list[str]
+    mark: PictureMark | None = None
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """A labelled data set.
+
+    Attributes:
+        probabilities: (n, L) float32, rows in the order of the parts.
+        mask: (n, L) bool, the chosen labels.
+        selected: (n,) bool.
+        job: the job's record as it stands; keys may be missing.
+        parts: places below the folder, and row counts.
+        prior: (L,) class rates of the teacher's training split, where recorded.
+        evaluation: the teacher's on validation, where recorded.
+    """
+
+    folder: str
+    vocabulary: Vocabulary
+    job: Mapping[str, Any]
+    parts: list[tuple[str, int]]
+    probabilities: np.ndarray
+    mask: np.ndarray
+    selected: np.ndarray
+    prior: np.ndarray | None
+    evaluation: Evaluation | None
+
+    def __len__(self) -> int:
+        return len(self.probabilities)
+
+    def recorded(self, *keys: str) -> Any:
+        """The value at these nested keys of the job's record, or None."""
+        value: Any = self.job
+        for key in keys:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
+
+    def rows(self, indices: Sequence[int]) -> list[LabelledRow]:
+        """The rows at `indices`, in that order; only the parts that hold one are read."""
+        found: dict[int, LabelledRow] = {}
+        wanted, start = sorted(set(indices)), 0
+        for name, count in self.parts:
+            inside = [i for i in wanted if start <= i < start + count]
+            if inside:
+                columns = ["sample_id", *MADE_FROM_COLUMNS, "captions"]
+                table = storage.read_table(storage.join(self.folder, name), columns).take([i - start for i in inside])
+                for i, row, picture in zip(inside, table.to_pylist(), pictures_of(table), strict=True):
+                    captions = [caption for caption in row["captions"] or [] if caption]
+                    found[i] = LabelledRow(row["sample_id"], row["image_uri"], captions, picture.mark)
+            start += count
+        return [found[i] for i in indices]
+
+    def pictures(self) -> tuple[list[str], list[Picture]]:
+        """sample_id of every row, in order, and the picture that it was labelled by."""
+        ids: list[str] = []
+        pictures: list[Picture] = []
+        for name, _ in self.parts:
+            table = storage.read_table(storage.join(self.folder, name), ["sample_id", *MADE_FROM_COLUMNS])
+            ids.extend(table.column("sample_id").to_pylist())
+            pictures.extend(pictures_of(table))
+        return ids, pictures
+
+    @property
+    def begun(self) -> float | None:
+        """When labelling began, in seconds since the epoch, where recorded."""
+        return begun_at(self.job)
+
+    def quarantine(self, limit: int) -> tuple[dict[str, int], list[QuarantineRow]]:
+        """How many rows failed for each reason, most frequent first, and the first `limit` of them."""
+        counts: Counter[str] = Counter()
+        rows: list[QuarantineRow] = []
+        columns = ["sample_id", "image_uri", "stage", "reason", "message"]
+        complete = self.job.get("status") == "complete"
+        for _, table in read_parts(self.folder, columns, quarantine=True, complete=complete):
+            counts.update(str(reason) for reason in table.column("reason").to_pylist())
+            for row in table.slice(0, max(0, limit - len(rows))).to_pylist():
+                rows.append(QuarantineRow(**{**row, "reason": str(row["reason"])}))
+        if not counts and isinstance(by_reason := self.recorded("counts", "by_reason"), Mapping):
+            counts.update({str(reason): int(count) for reason, count in by_reason.items()})
+        return dict(counts.most_common()), rows
+
+
+def open_labels(folder: storage.PathLike) -> pa.Table:
+    """All rows of a labelled data set, with one float32 column for each emotion, named after it, for `probabilities`.
+
+    Beside them stand sample_id, image_uri, captions, labels, selected and whatever else the parts hold. An emotion that
+    has the name of one of these has its column as `p_NAME`. `.to_pandas()` makes a DataFrame of the table.
+
+    Raises:
+        InputError: no finished labelling job wrote the folder. Damaged: a part is not what was committed.
+    """
+    record = read_labels_record(folder)
+    _first(list_parts(folder), folder)
+    table = pa.concat_tables(table for _, table in read_parts(folder))
+    if "probabilities" not in table.column_names:
+        return table
+    position, matrix = table.schema.get_field_index("probabilities"), matrix_of(table)
+    table = table.remove_column(position)
+    taken = set(table.column_names)
+    for number, label in enumerate(labels_vocabulary(record, folder).labels):
+        column = pa.array(matrix[:, number], pa.float32())
+        table = table.add_column(position + number, f"p_{label}" if label in taken else label, column)
+    return table
+
+
+def read_labels_record(folder: storage.PathLike, *, complete: bool = True) -> dict[str, Any]:
+    """The record of a labelling job, a finished one unless `complete` is False; an `InputError` for anything else."""
+    other = wrong_kind(folder, "labels")
+    if other is not None:
+        raise other
+    place = storage.absolute(folder)
+    return complete_job(place, "labels", what="labelling job", command="raymotion label", complete=complete)
+
+
+def labels_vocabulary(record: Mapping[str, Any], folder: storage.PathLike) -> Vocabulary:
+    """The vocabulary of labels with this record; of their first part where the record does not tell.
+
+    Raises:
+        InputError: there is none, since the model that made them predicts no emotions by name.
+    """
+    stated = record.get("vocabulary")
+    if "vocabulary" not in record:
+        path = storage.join(folder, _first(list_parts(folder), folder))
+        with storage.open_parquet(path) as part:
+            own = Vocabulary.from_metadata(part.schema_arrow.metadata, where=path)
+        if own is not None:
+            return own
+    if not isinstance(stated, Mapping):
+        raise InputError(
+            "has no emotions to choose from: its model predicts numbers, no labels of a vocabulary",
+            path=folder,
+            remedy="Read its columns with raymotion.open_labels, or `raymotion export --format full-csv`.",
+        )
+    return Vocabulary.from_dict(stated, where=storage.join(folder, JOB))
+
+
+def read_parts(
+    folder: storage.PathLike,
+    columns: Sequence[str] | None = None,
+    *,
+    quarantine: bool = False,
+    complete: bool = True,
+) -> Iterator[tuple[str, pa.Table]]:
+    """The parts of a data set, in order: their places below the folder, and their tables.
+
+    Args:
+        quarantine: the failed rows instead of the good ones.
+        complete: the job is; parts of one that is under way need no commit.
+
+    Raises:
+        InputError: a part lacks one of `columns`. Damaged: it is not what was committed.
+    """
+
+    def read(name: str, marks: Sequence[FileMark]) -> pa.Table:
+        with open_part(folder, name, marks) as part:
+            missing = sorted(set(columns or ()) - set(part.schema_arrow.names))
+            if missing:
+                path = storage.join(folder, name)
+                raise InputError(f"has no column {', '.join(missing)}", path=path, remedy="Label again.")
+            return part.read(columns=columns)
+
+    ahead = PARTS_AHEAD if storage.is_remote(folder) else 0
+    with ThreadPoolExecutor(ahead or 1) as pool:  # each part of a store costs a round trip at least
+        waiting: deque[tuple[str, Future[pa.Table]]] = deque()
+        for name, marks in part_marks(folder, quarantine=quarantine, complete=complete).items():
+            waiting.append((name, pool.submit(read, name, marks)))
+            if len(waiting) > ahead:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for first, future in waiting:
+            yield first, future.result()
+
+
+def matrix_of(table: pa.Table) -> np.ndarray:
+    """The column probabilities as float32 (n, L)."""
+    column = table.column("probabilities").combine_chunks()
+    array = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+    width = table.schema.field("probabilities").type.list_size  # a part may have no rows to tell it
+    return array.flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, width)
+
+
+def load_labels(folder: storage.PathLike) -> LabelledSet:
+    """Reads a folder of the labelling job, part by part; captions and addresses stay on disk.
+
+    The job need not be complete.
+
+    Raises:
+        InputError: no such folder, another job's, labels without emotions, or parts that do not fit the record.
+    """
+    job = read_labels_record(folder, complete=False)
+    where = storage.join(folder, JOB)
+    vocabulary = labels_vocabulary(job, folder)
+    width = len(vocabulary)
+    parts: list[tuple[str, int]] = []
+    blocks = [(np.zeros((0, width), np.float32), np.zeros((0, width), bool), np.zeros(0, bool))]
+    for name, table in read_parts(folder, CHOSEN, complete=job.get("status") == "complete"):
+        path = storage.join(folder, name)
+        own = Vocabulary.from_metadata(table.schema.metadata, where=path)
+        if own is not None:
+            vocabulary.require_same(own, here=where, there=path)
+        blocks.append(_arrays(table, vocabulary, path))
+        parts.append((name, table.num_rows))
+    if _good(job) != 0:
+        _first(parts, folder)
+    model = job.get("model")
+    teacher = (model.get("teacher") if isinstance(model, Mapping) else None) or {}
+    return LabelledSet(
+        folder=str(folder),
+        vocabulary=vocabulary,
+        job=job,
+        parts=parts,
+        probabilities=np.concatenate([block[0] for block in blocks]),
+        mask=np.concatenate([block[1] for block in blocks]),
+        selected=np.concatenate([block[2] for block in blocks]),
+        prior=_prior(teacher.get("prior"), vocabulary, where),
+        evaluation=Evaluation.from_dict(teacher["validation"], where=where) if teacher.get("validation") else None,
+    )
+
+
+def _first(parts: Iterable[Any], folder: storage.PathLike) -> Any:
+    for part in parts:
+        return part
+    raise InputError(f"holds no {DATA}/*.parquet", path=folder, remedy="Run `raymotion label` to its end.")
+
+
+def _good(job: Mapping[str, Any]) -> Any:
+    counts = job.get("counts")
+    return counts.get("good") if isinstance(counts, Mapping) else None
+
+
+def _arrays(table: pa.Table, vocabulary: Vocabulary, path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Probabilities (n, L), chosen labels (n, L) and selection (n,) of one part."""
+    width, rows = len(vocabulary), table.num_rows
+    column = table.column("probabilities")
+    if not pa.types.is_fixed_size_list(column.type) or column.type.list_size != width:
+        raise InputError(f"probabilities are {column.type}, not one for each of {width} labels", path=path)
+    if column.null_count or pc.list_flatten(column).null_count:
+        raise InputError("probabilities are null", path=path, remedy="Label again.")
+    probabilities = matrix_of(table).astype(np.float32)
+    if not ((probabilities >= 0) & (probabilities <= 1)).all():
+        row = int(np.flatnonzero(~((probabilities >= 0) & (probabilities <= 1)).all(axis=1))[0])
+        raise InputError("probabilities are not all between 0 and 1", path=path, row=row)
+
+    mask = np.zeros((rows, width), dtype=bool)
+    labels = table.column("labels").combine_chunks()
+    names = pc.list_flatten(labels)
+    positions = pc.index_in(names, pa.array(vocabulary.labels, pa.string()))
+    if positions.null_count:
+        foreign = names.filter(pc.is_null(positions))[0].as_py()
+        raise InputError(f"label {foreign!r} is not in the vocabulary {vocabulary.name}", path=path)
+    mask[pc.list_parent_indices(labels).to_numpy(), positions.to_numpy()] = True
+    selected = table.column("selected").fill_null(False).to_numpy().astype(bool)
+    return probabilities, mask, selected
+
+
+def _prior(value: Any, vocabulary: Vocabulary, where: str) -> np.ndarray | None:
+    if value is None:
+        return None
+    try:
+        prior = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError("the teacher's prior is not a list of numbers", path=where) from error
+    if prior.shape != (len(vocabulary),) or not ((prior >= 0) & (prior <= 1)).all():
+        raise InputError(
+            f"the teacher's prior is not {len(vocabulary)} rates, one for each label of {vocabulary.name}", path=where
+        )
+    return prior
