@@ -128,7 +128,7 @@ def run_demo(
             }
             teacher = fit(load_recipe("teacher-demo", options=options), at("teacher")).info
         with step("labels", f"label {at('coco.parquet')} --model {at('teacher')} --out {at('labels')}"):
-            labels = label(LabelSettings(samples=at("coco.parquet"), teacher=at("teacher"), out=at("labels")))
+            labels = label(LabelSettings(samples=at("coco.parquet"), model=at("teacher"), out=at("labels")))
         with step("report", f"report {at('labels')} --out {at('report.html')}"):
             report = write_report(at("labels"), at("report.html"))
         with step(STUDENT, f"train student-demo --labels {at('labels')} --seed {seed} --out {at(STUDENT)}"):

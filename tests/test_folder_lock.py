@@ -360,7 +360,7 @@ def _commands(out: str) -> dict[str, Callable[[], object]]:
         "label, features": job,
         "data faces": lambda: detect_faces(FaceSettings(samples="no.parquet", out=out)),
         "select": lambda: select("no", out, SelectionPolicy()),
-        "evaluate": lambda: evaluate_checkpoint(EvaluateSettings(checkpoint="no", samples="no.parquet", out=out)),
+        "evaluate": lambda: evaluate_checkpoint(EvaluateSettings(model="no", samples="no.parquet", out=out)),
         "audit --truth": lambda: audit_against_truth("no", "no.parquet", out, AuditSettings()),
         "audit --predictions": lambda: audit_samples("no.parquet", "no", out, AuditSettings()),
         "audit": lambda: audit_choices("no", out, AuditSettings()),

@@ -155,7 +155,7 @@ class TestAStoreThatFails:
         for run in (
             lambda: run_job(SimpleNamespace(settings=JobSettings(**own))),
             lambda: detect_faces(FaceSettings(**own)),
-            lambda: evaluate_checkpoint(EvaluateSettings(**own, checkpoint="c")),
+            lambda: evaluate_checkpoint(EvaluateSettings(**own, model="c")),
         ):
             with pytest.raises(ZeroDivisionError):
                 run()

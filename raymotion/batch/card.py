@@ -14,7 +14,7 @@ import yaml
 
 from raymotion import storage
 from raymotion.data.parts import DATA, QUARANTINE, VERIFY, part_names
-from raymotion.learning.vad import DIMENSIONS
+from raymotion.data.samples import DIMENSIONS, scale_of
 
 CARD, CONFIG = "_README.md", ".huggingface.yaml"
 CONFIGS = {"configs": [{"config_name": "default", "data_files": f"{DATA}/*.parquet"}]}
@@ -35,7 +35,6 @@ COLUMNS = {
     "probabilities": "the model's probability (0 to 1) for each emotion, in the order below",
     "labels": "the emotions that were chosen, in the order below",
     "selected": "whether the selection takes the row at all",
-    **dict.fromkeys(DIMENSIONS, "predicted, on EMOTIC's scale of 1 to 10"),
     "body_box": "x1, y1, x2, y2 of the body, in pixels",
     "face_box": "x1, y1, x2, y2 of the face, in pixels",
     "context_of": "sample_id of the row that holds the features of this row's picture",
@@ -83,7 +82,10 @@ def card(record: Mapping[str, Any], schema: pa.Schema) -> str:
     if kind == "labels":
         lines.append("- A model chose these labels, and no person checked them: they are what it predicts.")
     lines += ["", "## Columns", "", "| column | type | what |", "|---|---|---|"]
-    lines += [f"| {field.name} | {field.type} | {COLUMNS.get(field.name, '')} |" for field in schema]
+    scale = scale_of(schema.empty_table())
+    of_numbers = "predicted" if scale is None else f"predicted, on a scale of {scale[0]:g} to {scale[1]:g}"
+    meanings = {**COLUMNS, **dict.fromkeys(DIMENSIONS, of_numbers)}
+    lines += [f"| {field.name} | {field.type} | {meanings.get(field.name, '')} |" for field in schema]
     if vocabulary := record.get("vocabulary"):
         names = vocabulary["labels"]
         lines += ["", f"## Emotions: {vocabulary['name']}, {len(names)} labels", "", ", ".join(names)]
@@ -106,13 +108,12 @@ def card(record: Mapping[str, Any], schema: pa.Schema) -> str:
 def _made_by(record: Mapping[str, Any]) -> list[str]:
     """What computed the rows: a model by its fingerprint and what it read, an extractor, or backbones."""
     lines = []
-    for role, made in (record.get("model") or {}).items():
-        if not isinstance(made, Mapping):
-            continue
-        if "fingerprint" in made:
-            read = " and ".join(made.get("modalities") or ()) or "nothing that is recorded"
-            lines.append(f"- Made by the {made.get('architecture', role)} `{made['fingerprint']}`, which read {read}.")
-            continue
+    model = record.get("model") or {}
+    if "fingerprint" in model:
+        read = " and ".join(model.get("reads") or ()) or "nothing that is recorded"
+        lines.append(f"- Made by the {model.get('kind', 'model')} `{model['fingerprint']}`, which read {read}.")
+    for role in ("extractor", "detector", "backbones"):
+        made = model.get(role) or {}
         for name, one in made.items() if all(isinstance(one, Mapping) for one in made.values()) else [(role, made)]:
             lines.append(f"- Made with {one.get('name', name)}, weights {one.get('weights')}.")
     if selection := (record.get("settings") or {}).get("selection"):

@@ -140,7 +140,7 @@ def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectionPol
     if source == target or storage.exists(storage.join(target, JOB)):
         raise InputError("holds a data set", path=target, remedy="Name a fresh --out.")
     check_folder(target)
-    thresholds = record["model"]["teacher"].get("thresholds")
+    thresholds = record["model"].get("thresholds")
     settings = {**record["settings"], "selection": policy.model_dump(mode="json")}
     identity = {**record["identity"], "selection": policy.model_dump(mode="json")}
     digest = digest_of(identity)
@@ -154,8 +154,8 @@ def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectionPol
         if marks and FileMark.of(data).sha256 not in {mark.sha256 for mark in marks}:
             raise Damaged("is not what was committed", path=path, remedy=VERIFY)
         storage.write_bytes(storage.join(target, name), data)
-    teacher = record["model"]["teacher"]
-    collapse = judge(target, vocabulary, teacher.get("prior"), teacher.get("validation"), record.get("notices") or ())
+    model = record["model"]
+    collapse = judge(target, vocabulary, model.get("prior"), model.get("validation"), record.get("notices") or ())
     chosen |= {"choice": choice, "collapse": collapse}
     write_card(target, chosen)
     write_job(target, chosen)

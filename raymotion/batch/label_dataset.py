@@ -252,8 +252,8 @@ def load_labels(folder: storage.PathLike) -> LabelledSet:
         parts.append((name, table.num_rows))
     if _good(job) != 0:
         _first(parts, folder)
-    model = job.get("model")
-    teacher = (model.get("teacher") if isinstance(model, Mapping) else None) or {}
+    described = job.get("model")
+    model = described if isinstance(described, Mapping) else {}
     return LabelledSet(
         folder=str(folder),
         vocabulary=vocabulary,
@@ -262,8 +262,8 @@ def load_labels(folder: storage.PathLike) -> LabelledSet:
         probabilities=np.concatenate([block[0] for block in blocks]),
         mask=np.concatenate([block[1] for block in blocks]),
         selected=np.concatenate([block[2] for block in blocks]),
-        prior=_prior(teacher.get("prior"), vocabulary, where),
-        evaluation=Evaluation.from_dict(teacher["validation"], where=where) if teacher.get("validation") else None,
+        prior=_prior(model.get("prior"), vocabulary, where),
+        evaluation=Evaluation.from_dict(model["validation"], where=where) if model.get("validation") else None,
     )
 
 

@@ -35,7 +35,7 @@ MANY_UNKNOWN = 0.2
 class LabelSettings(ModelJobSettings):
     """Settings of `raymotion label`."""
 
-    teacher: Annotated[str, Metavar("MODEL")] = Field(description="checkpoint of the model: a folder or an address")
+    model: Annotated[str, Metavar("MODEL")] = Field(description="checkpoint of the model: a folder or an address")
     selection: SelectionPolicy = Field(default_factory=SelectionPolicy)
 
 
@@ -124,17 +124,17 @@ class LabelSink:
 @with_its_access
 def label(settings: LabelSettings, *, address: str | None = None, progress: ProgressKind = "auto") -> JobSummary:
     """Runs the labelling job; see `run_job` for resume and errors."""
-    info = read_checkpoint_info(settings.teacher)
+    info = read_checkpoint_info(settings.model)
     if info.labels is None and settings.selection != SelectionPolicy():
         raise InputError(
             "is a model without a vocabulary: there are no labels to choose",
-            path=settings.teacher,
+            path=settings.model,
             remedy="Leave the options of the choice out.",
         )
     if settings.selection.policy == "class-thresholds" and info.thresholds is None:
         raise InputError(
             "holds no thresholds fitted on validation",
-            path=settings.teacher,
+            path=settings.model,
             remedy="Train it with a validation split, or choose another --policy.",
         )
     options = Options(settings.features, settings.weights, settings.ablation, settings.damaged)
@@ -149,7 +149,7 @@ def label(settings: LabelSettings, *, address: str | None = None, progress: Prog
         identity={**_identity(info, settings), **plan.identity},
         make_stages=stages,
         sink=LabelSink(info.outputs, settings.selection, info.thresholds, "captions" in info.reads),
-        model={"teacher": info.to_dict(), **plan.described},
+        model={**info.to_dict(), **plan.described},
         vocabulary=None if info.labels is None else info.vocabulary,
         notices=plan.notices,
         finish=lambda folder: _finish(info, settings, folder, plan.notices),
@@ -170,7 +170,7 @@ def _names(info: CheckpointInfo) -> set[str]:
 def _identity(info: CheckpointInfo, settings: LabelSettings) -> dict[str, Any]:
     """What decides the labels, whatever the model reads."""
     return {
-        "teacher": {
+        "model": {
             "fingerprint": info.fingerprint,
             "vocabulary": None if info.labels is None else info.vocabulary.fingerprint,
         },

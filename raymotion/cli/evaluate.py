@@ -11,7 +11,7 @@ from raymotion.evaluation.evaluate import EvaluateSettings
 
 
 @click.command()
-@settings_from(EvaluateSettings, arguments=["checkpoint", "samples"], names={"checkpoint": "model"})
+@settings_from(EvaluateSettings, arguments=["model", "samples"])
 @progress_option
 @cluster_option
 def evaluate(settings: EvaluateSettings, **where: Any) -> None:

@@ -12,7 +12,7 @@ from raymotion.learning.selection import SelectionPolicy
 
 
 @click.command()
-@settings_from(LabelSettings, arguments=["samples"], names={"teacher": "model"}, part="selection")
+@settings_from(LabelSettings, arguments=["samples"], part="selection")
 @progress_option
 @cluster_option
 def label(settings: LabelSettings, **where: Any) -> None:

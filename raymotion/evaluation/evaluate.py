@@ -51,7 +51,7 @@ OTHER_RATES = 0.02
 class EvaluateSettings(ModelJobSettings):
     """Settings of `raymotion evaluate`."""
 
-    checkpoint: Annotated[str, Metavar("MODEL")] = Field(description="checkpoint: a folder or an address")
+    model: Annotated[str, Metavar("MODEL")] = Field(description="checkpoint: a folder or an address")
     split: Literal["train", "val", "test", "all"] | None = Field(
         None, description="samples to score  [default: test where the table names splits, else all]"
     )
@@ -139,11 +139,11 @@ def evaluate_checkpoint(
         SettingsMismatch: the folder holds an evaluation of another checkpoint, or of other samples.
     """
     out = storage.absolute(settings.out)
-    info = read_checkpoint_info(settings.checkpoint)
+    info = read_checkpoint_info(settings.model)
     samples = read_samples(settings.samples)
     vocabulary = vocabulary_of(samples, where=settings.samples)
     if vocabulary is not None and info.labels is not None:
-        info.vocabulary.require_same(vocabulary, here=str(settings.checkpoint), there=str(settings.samples))
+        info.vocabulary.require_same(vocabulary, here=str(settings.model), there=str(settings.samples))
     choice = choose_samples(samples, info.outputs[0], settings.split, where=settings.samples)
     choice = replace(choice, caution=choice.caution or _seen_before(info, choice.table))
     if settings.soft and choice.table.column("label_weights").null_count == choice.table.num_rows:
@@ -331,7 +331,7 @@ def _predict(
             **shared,
             "samples": path,
             "out": folder,
-            "teacher": settings.checkpoint,
+            "model": settings.model,
             "selection": policy,
         }
     )

@@ -194,7 +194,7 @@ def render(record: Mapping[str, Any], examples: Sequence[Example], labelled: Lab
         ("Labels", f"{source['path']}, {source['images']:,} images, {source['vocabulary']['name']}"),
         (
             "Model",
-            f"{source['model'] or 'not recorded'}, reads {', '.join(source['modalities'] or ['what is not recorded'])}",
+            f"{source['model'] or 'not recorded'}, reads {', '.join(source['reads'] or ['what is not recorded'])}",
         ),
         ("Selection", as_text(source["selection"])),
     ]

@@ -221,8 +221,8 @@ def _facts(labelled: LabelledSet) -> list[tuple[str, str]]:
     vocabulary = labelled.vocabulary
     selection = labelled.recorded("settings", "selection")
     return [
-        ("Teacher", as_text(labelled.recorded("model", "teacher", "path"))),
-        ("Modalities used", as_text(labelled.recorded("model", "teacher", "modalities"))),
+        ("Model", as_text(labelled.recorded("model", "path"))),
+        ("Reads", as_text(labelled.recorded("model", "reads"))),
         ("Region extractor", "none" if extractor is None else as_text(extractor)),
         ("Vocabulary", f"{vocabulary.name}, {len(vocabulary)} labels"),
         ("Selection", as_text(selection)),
@@ -267,7 +267,7 @@ def _throughput(labelled: LabelledSet) -> list[tuple[str, str]]:
 def _provenance(labelled: LabelledSet) -> list[tuple[str, str]]:
     rows = [
         ("Job digest", as_text(labelled.recorded("digest"))),
-        ("Teacher fingerprint", as_text(labelled.recorded("model", "teacher", "fingerprint"))),
+        ("Model fingerprint", as_text(labelled.recorded("model", "fingerprint"))),
         ("Vocabulary fingerprint", labelled.vocabulary.fingerprint),
         ("Input digest", as_text(labelled.recorded("input", "digest") or labelled.recorded("input", "sha256"))),
         ("Input rows", as_text(labelled.recorded("input", "rows"))),

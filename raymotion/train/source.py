@@ -88,13 +88,13 @@ def describe_targets(recipe: TrainRecipe) -> dict[str, Any]:
 
     Returns:
         `kind`: `annotations` or `pseudo-labels`. Pseudo-labels have `folder`, `digest` (of their job), `selected` (how
-        many were chosen), `teacher` (fingerprint and modalities), `collapse` (the check of the labels) and `notices`.
+        many were chosen), `teacher` (fingerprint, kind and what it reads), `collapse` (the check of the labels) and `notices`.
         Annotations of a student with copied layers have `copied_from`: what the source of the layers learned.
     """
     labels = getattr(recipe.data, "labels", None)
     if labels:
         record = read_labels_record(labels)
-        teacher = (record.get("model") or {}).get("teacher") or {}
+        teacher = record.get("model") or {}
         return {
             "kind": "pseudo-labels",
             "folder": storage.absolute(labels).rsplit("/", 1)[-1],

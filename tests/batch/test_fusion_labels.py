@@ -202,7 +202,7 @@ def test_evaluation_under_an_ablation_is_that_of_a_head_which_has_it_built_in(
     config["model"]["ablation"] = "face_body"
     (built_in / "config.json").write_text(json.dumps(config))
     rebind(built_in)
-    label(world.settings(tmp_path / "labels", teacher=str(built_in), features=world.embeddings))
+    label(world.settings(tmp_path / "labels", model=str(built_in), features=world.embeddings))
     expected = {name: row["probabilities"] for name, row in by_id(tmp_path / "labels").items()}
     scored = pq.read_table(tmp_path / "ablated" / "predictions.parquet").to_pylist()
     assert {row["sample_id"]: row["probabilities"] for row in scored} == expected and len(expected) == 8

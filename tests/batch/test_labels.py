@@ -68,7 +68,7 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def settings(table: Path | str, teacher: str, out: Path | str, **more: Any) -> LabelSettings:
-    return LabelSettings(samples=str(table), teacher=teacher, out=str(out), workers=1, max_failed=0.5, **more)
+    return LabelSettings(samples=str(table), model=teacher, out=str(out), workers=1, max_failed=0.5, **more)
 
 
 def table_of(folder: Path | str) -> pa.Table:
@@ -161,7 +161,7 @@ def test_the_card_says_what_the_data_set_is(streamed: Made, teachers: dict[str, 
     assert header["configs"][0]["data_files"] == "data/*.parquet" and header["size_categories"] == ["n<1K"]
     for words in (
         streamed.summary.record["collapse"]["headline"], "9 good rows, 1 in quarantine (1 image_truncated",
-        streamed.summary.record["model"]["teacher"]["fingerprint"], "text and regions", "RANDOM WEIGHTS",
+        streamed.summary.record["model"]["fingerprint"], "text and regions", "RANDOM WEIGHTS",
         "| probabilities | fixed_size_list", ", ".join(SOCRATIS_29.labels), "top-per-image",
     ):  # fmt: skip
         assert words in text, words

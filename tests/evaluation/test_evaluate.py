@@ -56,7 +56,7 @@ def row(number: int, split: str | None, **more: Any) -> dict[str, Any]:
 
 def settings(teacher: str, samples: Path | str, out: Path | str, **more: Any) -> EvaluateSettings:
     return EvaluateSettings(
-        checkpoint=teacher, samples=str(samples), out=str(out),
+        model=teacher, samples=str(samples), out=str(out),
         **{"workers": 1, "max_failed": 0.5, "bootstrap": 50, "shard_rows": 10, **more},
     )  # fmt: skip
 

@@ -141,13 +141,13 @@ def learn_from_regions(folder: Path, samples: Path) -> None:
 
 def label_from_regions(folder: Path, samples: Path) -> None:
     out = folder.with_name("labelled")
-    label(LabelSettings(samples=str(samples), teacher=teacher(out.with_name("t")), out=str(out), features=str(folder)))
+    label(LabelSettings(samples=str(samples), model=teacher(out.with_name("t")), out=str(out), features=str(folder)))
 
 
 def evaluate_on_regions(folder: Path, samples: Path) -> None:
     out, checkpoint = folder.with_name("evaluated"), teacher(folder.with_name("t"))
     evaluate_checkpoint(
-        EvaluateSettings(samples=str(samples), checkpoint=checkpoint, out=str(out), features=str(folder), split="all")
+        EvaluateSettings(samples=str(samples), model=checkpoint, out=str(out), features=str(folder), split="all")
     )
 
 

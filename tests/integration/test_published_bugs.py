@@ -161,7 +161,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 def label_in_two_runs(base: Path, table: Path, teacher: str) -> tuple[dict[str, int], Mapping[str, Any]]:
     """Labels `table`, interrupted after four shards of six: what was committed then, and the finished record."""
     settings = LabelSettings(
-        samples=str(table), teacher=teacher, out=str(base / "labels"), workers=1, shard_rows=SHARD,
+        samples=str(table), model=teacher, out=str(base / "labels"), workers=1, shard_rows=SHARD,
         selection=SelectionPolicy(policy="top-per-image", count=1),
     )  # fmt: skip
 
@@ -358,7 +358,7 @@ def test_05_evaluating_a_model_uses_that_model(world: World, tmp_path: Path) -> 
     for folder, probabilities in ((one, before), (two, other)):
         record = evaluate_checkpoint(
             EvaluateSettings(
-                checkpoint=folder,
+                model=folder,
                 samples=str(world.people),
                 out=str(tmp_path / Path(folder).name),
                 bootstrap=20,

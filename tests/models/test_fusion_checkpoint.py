@@ -357,6 +357,6 @@ def test_a_head_with_its_own_backbones_labels_the_crops_and_needs_no_other_weigh
     assert stage.tally == {"context": 2, "body": 1, "face": 0} and items[1].failure is None
     refused = runner("predict", tmp_path / "tuned", photo, "--weights", "net.safetensors")
     assert refused.code == 2 and "holds its backbones itself" in refused.err
-    settings = LabelSettings(samples="s", teacher=str(tmp_path / "tuned"), out="o", features="embeddings")
+    settings = LabelSettings(samples="s", model=str(tmp_path / "tuned"), out="o", features="embeddings")
     with pytest.raises(InputError, match="holds its backbones itself"):
         label(settings)

@@ -192,7 +192,7 @@ def test_errors(labels_folder: Build, tmp_path: Path) -> None:
     storage.write_json(folder / "_job.json", {**record, "vocabulary": MIKELS_8.to_dict()})
     with pytest.raises(VocabularyMismatch, match="mikels-8"):
         load_labels(folder)
-    record["model"]["teacher"]["prior"] = [0.5]
+    record["model"]["prior"] = [0.5]
     storage.write_json(folder / "_job.json", record)
     with pytest.raises(InputError, match="29 rates"):
         load_labels(folder)
