@@ -16,7 +16,7 @@ BENCHMARKS = sorted((REPOSITORY / "benchmarks").glob("*.py"))
 
 # Higher rooms import lower ones, and rooms of one floor each other; never the other way.
 FLOORS = [
-    {"errors", "interrupts", "stores", "storage", "records", "folders", "vocabulary", "config"},
+    {"errors", "interrupts", "stores", "storage", "records", "folders", "vocabulary", "config", "weights"},
     {"models", "learning", "data"},
     {"pipeline", "published"},
     {"batch", "train", "study", "robustness", "evaluation", "report"},
