@@ -29,7 +29,7 @@ FLOORS = [
         "registry",
         "text_table",
         "weights",
-    },  # fmt: skip
+    },
     {"models", "learning", "data"},
     {"pipeline", "published"},
     {"batch", "train", "study", "robustness", "evaluation", "report"},

@@ -46,7 +46,7 @@ class TimmEncoder(nn.Module):
     def __init__(self, name: str, image_size: int | None = None) -> None:
         super().__init__()
         self.model = timm_models.create(name, image_size)
-        self.width = timm_models.output_width(self.model, name, image_size or timm_models.made_for(self.model))
+        self.width = timm_models.output_width(self.model, name, image_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.model(pixels)

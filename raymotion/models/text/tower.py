@@ -49,9 +49,11 @@ class TextTower:
 
     @property
     def has_pooler(self) -> bool:
+        """Whether the source has a pooler's weights."""
         return any(name.startswith(POOLER) for name in self.weights)
 
     def sizes(self) -> dict[str, Any]:
+        """`sizes_of` its config."""
         return sizes_of(self.config)
 
     def start(self, backbone: nn.Module) -> None:

@@ -247,25 +247,15 @@ class RegionExtractor:
 
     def __call__(self, pictures: Sequence[np.ndarray]) -> Regions:
         """Regions of pictures, each uint8 of shape (height, width, 3), RGB."""
-        import torch
-
-        with torch.inference_mode():
-            images, sizes = self.prepare(pictures)
-            return self.extract(images, sizes)
+        return self._look(pictures)[1]
 
     def prepare(self, pictures: Sequence[np.ndarray]) -> tuple[torch.Tensor, list[tuple[int, int]]]:
         """Pictures as one padded, normalised batch (B, 3, H, W) on the device, and their sizes within it."""
         return self.detector.prepare(pictures, self.device)
 
-    def extract(self, images: torch.Tensor, sizes: list[tuple[int, int]]) -> Regions:
-        """Regions of a batch that `prepare` made."""
-        return self._regions(self._find(images, sizes), sizes)
-
     def detect(self, pictures: Sequence[np.ndarray]) -> Detections:
         """Regions of pictures, with what the detector takes them for."""
-        images, sizes = self.prepare(pictures)
-        found = self._find(images, sizes)
-        regions = self._regions(found, sizes)
+        found, regions = self._look(pictures)
         # The resized picture was rounded to whole pixels on each axis, so each has a scale of its own.
         raw = np.array([[p.shape[1], p.shape[0]] * 2 for p in pictures], np.float32)[:, None]
 
@@ -282,13 +272,12 @@ class RegionExtractor:
             padded("attribute_scores", 0) if knows else None,
         )
 
-    def _find(self, images: torch.Tensor, sizes: list[tuple[int, int]]) -> list[Found]:
+    def _look(self, pictures: Sequence[np.ndarray]) -> tuple[list[Found], Regions]:
         import torch
 
         with torch.inference_mode():
-            return self.detector.find(images, sizes, self.count, self.dtype)
-
-    def _regions(self, found: Sequence[Found], sizes: Sequence[tuple[int, int]]) -> Regions:
+            images, sizes = self.prepare(pictures)
+            found = self.detector.find(images, sizes, self.count, self.dtype)
         batch = Regions.stack([None] * len(sizes), self.count, self.dim)
         for i, (one, (height, width)) in enumerate(zip(found, sizes, strict=True)):
             n = len(one.scores)
@@ -296,4 +285,4 @@ class RegionExtractor:
             batch.boxes[i, :n] = one.boxes.cpu().numpy() / np.array([width, height, width, height], np.float32)
             batch.scores[i, :n] = one.scores.cpu().numpy()
             batch.mask[i, :n] = True
-        return batch
+        return found, batch

@@ -183,13 +183,13 @@ def shapes(model: Any, name: str, size: int) -> tuple[int, int, int]:
     return dim, int(grid.shape[1]), min(int(grid.shape[2]), int(grid.shape[3]))
 
 
-def output_width(model: Any, name: str, size: int) -> int:
+def output_width(model: Any, name: str, size: int | None = None) -> int:
     """How many numbers the model itself gives of a picture, its head's own layers included.
 
     Raises:
         InputError: it reads no pictures of this size.
     """
-    training = model.training
+    training, size = model.training, size or made_for(model)
     try:
         with torch.no_grad():  # some models have a wider head than num_features says
             return int(model.eval()(torch.zeros(1, 3, size, size)).shape[-1])

@@ -22,6 +22,14 @@ CONFIG = "config.yaml"
 BLOCKS = {50: (3, 4, 6), 101: (3, 4, 23), 152: (3, 8, 36)}
 
 
+Four = tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat]
+
+
+def _key(key: str, default: Any, **limits: Any) -> Any:
+    """A setting that config.yaml calls `key`."""
+    return Field(default, json_schema_extra={"key": key}, **limits)
+
+
 class VisualGenomeConfig(Settings):
     """Everything that the published config.yaml decides; the values here are its usual ones.
 
@@ -29,36 +37,37 @@ class VisualGenomeConfig(Settings):
     others follow: res4 gives 16 * width channels, a region feature has 32 * width.
     """
 
-    min_size: PositiveInt = 800
-    max_size: PositiveInt = 1333
-    pixel_mean: tuple[float, float, float] = (102.9801, 115.9465, 122.7717)  # blue, green, red
-    pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1.0, 1.0, 1.0)
-    pad_value: float = 0.0
+    min_size: PositiveInt = _key("input.min_size_test", 800)
+    max_size: PositiveInt = _key("input.max_size_test", 1333)
+    # Blue, green, red.
+    pixel_mean: tuple[float, float, float] = _key("model.pixel_mean", (102.9801, 115.9465, 122.7717))
+    pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = _key("model.pixel_std", (1.0, 1.0, 1.0))
+    pad_value: float = _key("pad_value", 0.0)
 
     blocks: tuple[PositiveInt, PositiveInt, PositiveInt] = BLOCKS[101]  # of res2, res3 and res4; res5 has three
-    stem_width: PositiveInt = 64
-    width: PositiveInt = 64
-    caffe_pool: bool = True
-    stride_in_1x1: bool = True
+    stem_width: PositiveInt = _key("resnets.stem_out_channels", 64)
+    width: PositiveInt = _key("resnets.width_per_group", 64)
+    caffe_pool: bool = _key("model.max_pool", True)
+    stride_in_1x1: bool = _key("resnets.stride_in_1x1", True)
     dilate_res5: bool = True
 
-    rpn_width: int = 512  # -1: as many as res4 gives
-    anchor_sizes: tuple[PositiveFloat, ...] = (32, 64, 128, 256, 512)
-    anchor_ratios: tuple[PositiveFloat, ...] = (0.5, 1.0, 2.0)
-    anchor_offset: float = Field(0.0, ge=0, lt=1)
-    rpn_box_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (1, 1, 1, 1)
-    proposals_before_nms: PositiveInt = 6000
-    proposals: PositiveInt = 300
-    proposal_iou: float = Field(0.7, gt=0, le=1)
-    proposal_min_side: float = Field(0.0, ge=0)
+    rpn_width: int = _key("proposal_generator.hidden_channels", 512)  # -1: as many as res4 gives
+    anchor_sizes: tuple[PositiveFloat, ...] = _key("anchor_generator.sizes", (32, 64, 128, 256, 512))
+    anchor_ratios: tuple[PositiveFloat, ...] = _key("anchor_generator.aspect_ratios", (0.5, 1.0, 2.0))
+    anchor_offset: float = _key("anchor_generator.offset", 0.0, ge=0, lt=1)
+    rpn_box_weights: Four = _key("rpn.bbox_reg_weights", (1, 1, 1, 1))
+    proposals_before_nms: PositiveInt = _key("rpn.pre_nms_topk_test", 6000)
+    proposals: PositiveInt = _key("rpn.post_nms_topk_test", 300)
+    proposal_iou: float = _key("rpn.nms_thresh", 0.7, gt=0, le=1)
+    proposal_min_side: float = _key("proposal_generator.min_size", 0.0, ge=0)
 
-    pooled: PositiveInt = 14
-    box_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (10, 10, 5, 5)
-    classes: PositiveInt = 1600  # without the background
-    attributes: PositiveInt = 400
-    nms_iou: tuple[float, ...] = (0.5, 0.6, 0.7)
-    min_detections: int = Field(36, ge=0)
-    max_detections: PositiveInt = 36
+    pooled: PositiveInt = _key("roi_box_head.pooler_resolution", 14)
+    box_weights: Four = _key("roi_box_head.bbox_reg_weights", (10, 10, 5, 5))
+    classes: PositiveInt = _key("roi_heads.num_classes", 1600)  # without the background
+    attributes: PositiveInt = _key("roi_box_head.num_attrs", 400)
+    nms_iou: tuple[float, ...] = _key("roi_heads.nms_thresh_test", (0.5, 0.6, 0.7))
+    min_detections: int = _key("min_detections", 36, ge=0)
+    max_detections: PositiveInt = _key("max_detections", 36)
 
     @model_validator(mode="after")
     def _consistent(self) -> VisualGenomeConfig:
@@ -84,32 +93,10 @@ class VisualGenomeConfig(Settings):
 
 
 # Field of VisualGenomeConfig <- key of config.yaml. The published code reads keys in any case.
-KEYS = {
-    "min_size": "input.min_size_test",
-    "max_size": "input.max_size_test",
-    "pixel_mean": "model.pixel_mean",
-    "pixel_std": "model.pixel_std",
-    "pad_value": "pad_value",
-    "stem_width": "resnets.stem_out_channels",
-    "width": "resnets.width_per_group",
-    "caffe_pool": "model.max_pool",
-    "stride_in_1x1": "resnets.stride_in_1x1",
-    "rpn_width": "proposal_generator.hidden_channels",
-    "proposal_min_side": "proposal_generator.min_size",
-    "anchor_sizes": "anchor_generator.sizes",
-    "anchor_ratios": "anchor_generator.aspect_ratios",
-    "anchor_offset": "anchor_generator.offset",
-    "rpn_box_weights": "rpn.bbox_reg_weights",
-    "proposals_before_nms": "rpn.pre_nms_topk_test",
-    "proposals": "rpn.post_nms_topk_test",
-    "proposal_iou": "rpn.nms_thresh",
-    "pooled": "roi_box_head.pooler_resolution",
-    "box_weights": "roi_box_head.bbox_reg_weights",
-    "attributes": "roi_box_head.num_attrs",
-    "classes": "roi_heads.num_classes",
-    "nms_iou": "roi_heads.nms_thresh_test",
-    "min_detections": "min_detections",
-    "max_detections": "max_detections",
+KEYS: dict[str, str] = {
+    name: str(field.json_schema_extra["key"])
+    for name, field in VisualGenomeConfig.model_fields.items()
+    if isinstance(field.json_schema_extra, dict)
 }
 
 # What the published code could also build, and raymotion does not. INPUT.FORMAT is not read: there, "RGB" turns the
