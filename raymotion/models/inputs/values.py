@@ -67,7 +67,6 @@ class ValuesInput(Input):
     """
 
     name: ClassVar[str] = "values"
-    plural = "numbers"
 
     def __init__(
         self, names: Sequence[str], mean: Sequence[float] | None = None, std: Sequence[float] | None = None
@@ -79,6 +78,7 @@ class ValuesInput(Input):
         self.mean = None if mean is None else np.asarray(mean, dtype=np.float64)
         self.std = None if std is None else np.asarray(std, dtype=np.float64)
         self.noun = f"a number for {' or '.join(names)}"
+        self.plural = f"numbers ({', '.join(names)})"
 
     def to_dict(self) -> dict[str, Any]:
         assert self.mean is not None and self.std is not None
