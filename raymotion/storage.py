@@ -22,7 +22,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from raymotion.errors import AccessDenied, Damaged, InputError, NotFinite, RaymotionError
 from raymotion.stores.addresses import (
@@ -41,6 +41,7 @@ from raymotion.stores.addresses import (
     suffix,
 )
 from raymotion.stores.local_files import disk_full, file_to_write, is_full
+from raymotion.stores.store import Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -102,22 +103,6 @@ LOCK, MARK = ".raymotion.lock", ".raymotion.json"
 _LARGE_EXPONENT = re.compile(r"\d[eE]\+?\d{3}")
 
 
-class _Store(Protocol):
-    """What is asked of a store; addresses are complete. A missing file is a FileNotFoundError."""
-
-    def read(self, address: str, start: int | None = None, end: int | None = None) -> bytes: ...
-    def size(self, address: str) -> int: ...
-    def write(self, address: str, data: bytes) -> None: ...
-    def remove(self, address: str) -> None: ...
-    def remove_tree(self, address: str) -> None: ...
-    def exists(self, address: str) -> bool: ...
-    def is_dir(self, address: str) -> bool: ...
-    def names(self, address: str) -> list[str]: ...
-    def entries(self, address: str) -> dict[str, dict[str, Any]]: ...
-    def tree(self, address: str) -> list[str]: ...
-    def open_file(self, address: str) -> BinaryIO: ...
-
-
 def filesystem(path: PathLike) -> tuple[AbstractFileSystem, str]:
     """The fsspec file system of `path`, and the path within it: for libraries that want one."""
     import fsspec
@@ -148,14 +133,14 @@ def arrow_filesystem(path: PathLike) -> tuple[Any, str]:
     return PyFileSystem(FSSpecHandler(fs)), inner
 
 
-def _remote(path: PathLike) -> _Store:
+def _remote(path: PathLike) -> Store:
     """The store that an address belongs to."""
     require_allowed(path)
     scheme = scheme_of(path)
     if scheme in S3_SCHEMES:
         from raymotion.stores import s3
 
-        return cast(_Store, s3)
+        return cast(Store, s3)
     from raymotion.stores import fsspec_stores as other_stores
 
     return other_stores.Web() if scheme in HTTP_SCHEMES else other_stores.Generic(*filesystem(path))
@@ -201,6 +186,7 @@ _ABOUT_THE_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, Fil
 
 
 def exists(path: PathLike) -> bool:
+    """Whether there is such a file or folder; a refusal is `AccessDenied`, not a no."""
     with explained(path, "look at it"):
         if not is_remote(path):
             try:  # os.path.exists hides a refused permission as "no"
@@ -212,6 +198,7 @@ def exists(path: PathLike) -> bool:
 
 
 def is_dir(path: PathLike) -> bool:
+    """Whether it is a folder; of a store: whether files lie below it."""
     with explained(path, "look at it"):
         return _remote(path).is_dir(absolute(path)) if is_remote(path) else os.path.isdir(absolute(path))
 
@@ -301,6 +288,7 @@ def make_dir(folder: PathLike) -> None:
 
 
 def read_bytes(path: PathLike) -> bytes:
+    """A whole file; see `explained` for the errors."""
     with explained(path, "read it"):
         if not is_remote(path):
             return Path(absolute(path)).read_bytes()
@@ -398,6 +386,7 @@ def write_bytes(path: PathLike, data: bytes, *, durable: bool = True) -> None:
 
 
 def write_text(path: PathLike, text: str, *, durable: bool = True) -> None:
+    """`write_bytes` of a text, in UTF-8."""
     write_bytes(path, text.encode(), durable=durable)
 
 

@@ -96,6 +96,7 @@ class Vocabulary:
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """As it is written to files."""
         return {"name": self.name, "fingerprint": self.fingerprint, "labels": list(self.labels)}
 
     @classmethod

@@ -133,9 +133,10 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> str:
     for i in range(160):
         arousal, dominance = rng.uniform(1, 7, 2)
         valence = float(np.clip(0.7 * arousal - 0.4 * dominance + 3 + rng.normal(0, 0.2), 1, 7))
+        split = ("train", "train", "val", "test")[i % 4]
         rows.append(
             {
-                "sample_id": f"s{i}", "group_id": f"g{i}", "source": "toy", "split": ("train", "train", "val", "test")[i % 4],
+                "sample_id": f"s{i}", "group_id": f"g{i}", "source": "toy", "split": split,
                 "arousal": arousal, "dominance": dominance if i % 10 else None, "valence": valence,
                 "labels": [VALENCE_3.labels[min(2, int((valence - 1) / 2))]],
             }
@@ -200,9 +201,8 @@ def test_it_trains_on_ray_to_the_same_weights(samples: str, toy: str, ray_toys: 
 
 def test_it_predicts_in_plain_python(samples: str, toy: str) -> None:
     model = raymotion.load(toy)
-    high, low = model.label(values={"arousal": 6.5, "dominance": 1.5}), model.label(
-        values={"arousal": 1.5, "dominance": 6.5}
-    )
+    high = model.label(values={"arousal": 6.5, "dominance": 1.5})
+    low = model.label(values={"arousal": 1.5, "dominance": 6.5})
     assert list(high) == ["valence"] and high["valence"] > low["valence"] + 2
     frame = pd.read_parquet(samples)
     said = model.predict(frame)

@@ -195,6 +195,7 @@ class Placement:
     gpus: float
 
     def describe(self) -> str:
+        """As in `2 x (1 CPU and 1 GPU)`."""
         each = f"{self.cpus:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
         return f"{self.workers} x ({each})"
 

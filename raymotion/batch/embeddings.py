@@ -183,7 +183,7 @@ def embed(settings: EmbeddingSettings, *, address: str | None = None, progress: 
     """Runs the embedding job; see `run_job` for resume and errors.
 
     Every image is fetched and decoded once and feeds all streams and backbones. Levels other than none are computed
-    for the split train alone. job.json gets `forward_passes` (rows through a backbone, by STREAM/BACKBONE/LEVEL),
+    for the split train alone. _job.json gets `forward_passes` (rows through a backbone, by STREAM/BACKBONE/LEVEL),
     `forward_passes_minimum` (one for each distinct picture or crop and view, counted from what the parts hold) and
     `embeddings` (what there is).
     """
@@ -263,7 +263,7 @@ def _notices(identities: Mapping[str, BackboneIdentity]) -> tuple[str, ...]:
 
 
 def _figures(folder: str, layout: EmbeddingLayout) -> dict[str, Any]:
-    """What job.json says about the finished parts."""
+    """What _job.json says about the finished parts."""
     commits = ledger.read_commits(folder, running_job(folder)["digest"])
     passes: dict[str, int] = {}
     for commit in commits.values():
@@ -288,7 +288,7 @@ def _figures(folder: str, layout: EmbeddingLayout) -> dict[str, Any]:
 
 
 def describe(record: Mapping[str, Any]) -> list[str]:
-    """Closing lines of the command, from its job.json."""
+    """Closing lines of the command, from its _job.json."""
     found = record["embeddings"]
     streams = {"context": "images", "body": "bodies", "face": "faces"}
     counted = ", ".join(f"{found['with'][name]:,} {word}" for name, word in streams.items() if name in found["with"])

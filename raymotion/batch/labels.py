@@ -180,7 +180,7 @@ def _identity(info: CheckpointInfo, settings: LabelSettings) -> dict[str, Any]:
 
 
 def _finish(info: CheckpointInfo, settings: LabelSettings, folder: str, notices: Sequence[str]) -> Mapping[str, Any]:
-    """What job.json says of the finished labels."""
+    """What _job.json says of the finished labels."""
     more: dict[str, Any] = {}
     told = list(notices)
     for own in info.outputs:
@@ -209,7 +209,7 @@ def _numbers(folder: str, output: Dimensions) -> np.ndarray:
 
 
 def _words(folder: str, notices: Sequence[str]) -> dict[str, Any]:
-    """What job.json says of the words that the model does not know, and its notices with one where they are many."""
+    """What _job.json says of the words that the model does not know, and its notices with one where they are many."""
     shares = np.concatenate(
         [part.column("unknown_words").drop_null().to_numpy() for _, part in read_parts(folder, ["unknown_words"])]
         or [np.zeros(0)]

@@ -16,7 +16,7 @@ LINE_EVERY_SECONDS = 30.0
 class Rate:
     """Rows a second, from the moment the first worker was ready to the end of the last committed shard.
 
-    This is the one rate of a run: of the bar, of the lines, and of what job.json and the summary say. Starting Ray and
+    This is the one rate of a run: of the bar, of the lines, and of what _job.json and the summary say. Starting Ray and
     loading models is not in it; that is told as the startup.
     """
 

@@ -120,6 +120,7 @@ def raymotion() -> None:
 
 
 def wants_debug(arguments: Sequence[str]) -> bool:
+    """Whether a traceback is wanted: `--debug`, or RAYMOTION_DEBUG is set."""
     return bool(os.environ.get("RAYMOTION_DEBUG")) or "--debug" in arguments
 
 

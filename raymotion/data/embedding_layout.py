@@ -155,7 +155,7 @@ class EmbeddingLayout:
 
 
 def require_complete(folder: storage.PathLike) -> dict[str, Any]:
-    """The job.json of a complete embedding job in `folder`, or an `InputError` that says what to run."""
+    """The _job.json of a complete embedding job in `folder`, or an `InputError` that says what to run."""
     return require_features(folder, "embeddings", what="embedding job", command=COMMAND)
 
 

@@ -234,7 +234,7 @@ class FeatureFolder(ABC):
 def require_features(
     folder: storage.PathLike, kind: Literal["regions", "embeddings"], *, what: str, command: str
 ) -> dict[str, Any]:
-    """The job.json of a complete features job in `folder`, or an `InputError` that says what to run."""
+    """The _job.json of a complete features job in `folder`, or an `InputError` that says what to run."""
     other = wrong_kind(folder, kind)
     if other is not None:
         raise other

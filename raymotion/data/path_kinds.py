@@ -16,7 +16,7 @@ from raymotion.errors import InputError, RaymotionError
 
 Wanted = Literal["table", "checkpoint", "labels", "regions", "embeddings"]
 
-# A job's kind in its job.json -> what its folder is.
+# A job's kind in its _job.json -> what its folder is.
 JOBS = {"labels": "labels", "region-features": "regions", "embeddings": "embeddings", "evaluation": "evaluation"}
 PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic")
 # How deep pictures are looked for, and in how many folders: a guess must not read a whole disk.

@@ -281,7 +281,7 @@ def require_columns(schema: pa.Schema, path: object, *, boxes: Sequence[str] = (
 
 
 def begun_at(job: Mapping[str, Any]) -> float | None:
-    """When the first run of a job began, in seconds since the epoch, as its job.json says."""
+    """When the first run of a job began, in seconds since the epoch, as its _job.json says."""
     try:
         started = str(job["runs"][0]["started"])
         return datetime.strptime(started, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()

@@ -23,6 +23,7 @@ BEAT, STALE = 5.0, 60.0
 
 
 def refusal(owner: Owner | None, folder: storage.PathLike) -> InputError:
+    """What a second writer of a folder is told."""
     who = owner.describe() if owner is not None else "another process"
     return InputError(
         f"is being written by {who}",
@@ -130,6 +131,7 @@ class Lease:
 
 
 def cell_at(path: str) -> Cell:
+    """The cell of an address, with what its store has for comparing and exchanging."""
     fs, inner = storage.filesystem(path)
     return _S3Cell(fs, path) if hasattr(fs, "call_s3") else _PlainCell(fs, inner, remote=storage.is_remote(path))
 

@@ -57,6 +57,7 @@ class Owner:
 
     @property
     def same_kernel(self) -> bool:
+        """Whether it runs, or ran, since this machine was last started: only then its process id can be looked up."""
         return bool(self.boot) and self.boot == _boot()
 
     def lives(self) -> bool | None:
@@ -70,6 +71,7 @@ class Owner:
         return began is not None and began == self.began
 
     def describe(self) -> str:
+        """Process, host, since when, and its command."""
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.since))
         return f"process {self.pid} on host {self.host} since {since} ({self.command})"
 

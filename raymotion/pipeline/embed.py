@@ -13,7 +13,6 @@ import numpy as np
 from raymotion.data.embedding_layout import AUGMENTED_SPLIT, EmbeddingLayout, FeatureKey, FeatureShape
 from raymotion.data.images.damage import DamagedPolicy
 from raymotion.data.streams import CONTEXT
-from raymotion.data.views import streams as stream_views
 from raymotion.data.views.streams import View, crop, render_view
 from raymotion.models.inputs.streams import Stream
 from raymotion.models.vision.backbones import BackboneIdentity
@@ -22,8 +21,8 @@ from raymotion.pipeline.stages import DecodeImages, Failure, Item, image_units, 
 if TYPE_CHECKING:
     from raymotion.models.vision.backbones import Backbone
 
-# Views of another version are other features.
-RENDERER = int(getattr(stream_views, "VERSION", 1))
+# Raised when views are drawn in another way: features of other views are other features.
+RENDERER = 1
 # Crops that go through a backbone together. On a CPU more than these gain nothing, and take memory.
 CHUNK_CPU, CHUNK_GPU = 32, 256
 

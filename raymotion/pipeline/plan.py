@@ -324,7 +324,7 @@ def _keys_in(folder: str, streams: Sequence[Stream]) -> dict[str, FeatureKey]:
     require_complete(folder)
     part = next(iter(sorted(part_names(folder))), None)
     if part is None:
-        raise InputError("holds no part-*.parquet", path=folder)
+        raise InputError("holds no features", path=folder, remedy="Run: raymotion features embeddings ...")
     layout = layout_of(schema_of(storage.join(folder, part)), folder)
     keys: dict[str, FeatureKey] = {}
     for own in streams:

@@ -13,6 +13,7 @@ from raymotion.data.images.damage import DamagedPolicy
 from raymotion.errors import InputError
 from raymotion.models.checkpoint import CheckpointInfo
 from raymotion.models.outputs.dimensions import Dimensions
+from raymotion.text_table import table_lines
 
 OPTIONAL = ("boxes", "numbers", "scales")
 
@@ -51,6 +52,7 @@ class Prediction:
     scales: dict[str, list[float]] | None = None
 
     def to_json(self) -> str:
+        """All of it; numbers, scales and boxes only where there are any."""
         values = {name: value for name, value in asdict(self).items() if value or name not in OPTIONAL}
         return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
 
@@ -68,15 +70,8 @@ class Prediction:
             )
             for emotion in shown
         ]
-        columns = heads if any(emotion.chosen is not None for emotion in shown) else heads[:-1]
-        widths = [max(len(head), *(len(row[i]) for row in rows)) for i, head in enumerate(columns)]
-        table = [
-            "  ".join(
-                cell.ljust(width) if i in (0, 4) else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=False))
-            ).rstrip()
-            for row in [columns, *rows]
-        ]
+        width = len(heads) if any(emotion.chosen is not None for emotion in shown) else len(heads) - 1
+        table = table_lines(heads[:width], [row[:width] for row in rows], left=(0, 4))
         numbers = []
         for name, value in (self.numbers or {}).items():
             low, high = (self.scales or {})[name]
@@ -144,7 +139,7 @@ def parse_box(text: str, what: str) -> list[float]:
     except ValueError:
         values = []
     if len(values) != 4 or not all(math.isfinite(value) for value in values):
-        raise InputError(f"{what} {text!r} is no box", remedy="Write four numbers of pixels: x1,y1,x2,y2.")
+        raise InputError(f"{what} {text!r} is not a box", remedy="Write four numbers of pixels: x1,y1,x2,y2.")
     if values[2] <= values[0] or values[3] <= values[1]:
         raise InputError(f"{what} {text!r} is empty", remedy="Left and top come first: x1 < x2 and y1 < y2.")
     return values

@@ -36,6 +36,7 @@ class Failure:
 
     @classmethod
     def of(cls, stage: str, error: Exception) -> Failure:
+        """What `error` in `stage` is written down as."""
         reason = error.reason if isinstance(error, ImageError) else "stage_error"
         text = str(error).strip() or type(error).__name__
         return cls(stage, reason, type(error).__name__, text[:MESSAGE_LIMIT])

@@ -59,7 +59,7 @@ def random_backbones(study: StudyRecord) -> list[str]:
 
 
 def _jobs(study: StudyRecord) -> list[Mapping[str, Any]]:
-    """job.json of the embeddings that are still there."""
+    """_job.json of the embeddings that are still there."""
     found = []
     for folder in study.settings.get("embeddings") or []:
         with contextlib.suppress(Damaged):  # the report does not depend on it

@@ -78,6 +78,7 @@ class Place:
 
     @classmethod
     def of(cls, address: str) -> Place:
+        """Of `s3://bucket/key`, with `?versionId=` or without."""
         rest = address.split("://", 1)[1]
         found = VERSION.search(rest)
         bucket, key = _filesystem_class._find_bucket_key(None, rest[: found.start()] if found else rest)

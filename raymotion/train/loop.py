@@ -147,6 +147,7 @@ class Run:
         records.write_record(Path(folder, STATE), {"state": json.dumps(asdict(self.state)), "files": files})
 
     def close(self) -> None:
+        """Ends the loader's processes, where training was left before its end."""
         if not self.state.finished:
             self.loader.close()
 

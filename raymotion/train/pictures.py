@@ -41,6 +41,7 @@ class Portion:
 
     @property
     def training(self) -> bool:
+        """Whether the model learns from it."""
         return self.split == "train"
 
 

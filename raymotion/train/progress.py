@@ -92,6 +92,7 @@ def read_pace(run: str) -> dict[str, Any] | None:
 
 
 def at_epoch(news: Mapping[str, Any]) -> str:
+    """As in `epoch 3/20`."""
     return f"epoch {news['epoch']}/{news['epochs']}"
 
 

@@ -88,8 +88,8 @@ def describe_targets(recipe: TrainRecipe) -> dict[str, Any]:
 
     Returns:
         `kind`: `annotations` or `pseudo-labels`. Pseudo-labels have `folder`, `digest` (of their job), `selected` (how
-        many were chosen), `teacher` (fingerprint, kind and what it reads), `collapse` (the check of the labels) and `notices`.
-        Annotations of a student with copied layers have `copied_from`: what the source of the layers learned.
+        many were chosen), `teacher` (fingerprint, kind and what it reads), `collapse` (the check of the labels) and
+        `notices`. Annotations of a student with copied layers have `copied_from`: what their source learned.
     """
     labels = getattr(recipe.data, "labels", None)
     if labels:

@@ -62,6 +62,7 @@ class Run:
 
     @property
     def name(self) -> str:
+        """The run's folder, as in `A3Bplus-seed0`."""
         if self.condition == "scratch":
             return f"scratch-seed{self.seed}"
         return f"{self.condition.replace('n', str(self.depth)).replace('+', 'plus')}-seed{self.seed}"
@@ -81,6 +82,7 @@ class ComparisonProgress(Progress):
         self._looked = -math.inf
 
     def ended(self, name: str) -> None:
+        """Counts a run that has ended."""
         self._open.remove(name)
         self._seen.pop(name, None)
         self.advance(1, 0)
@@ -117,6 +119,7 @@ class Score:
 
     @property
     def mean(self) -> float:
+        """Over the seeds."""
         return float(np.mean(self.values))
 
     @property

@@ -33,6 +33,7 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, values: Tensor) -> Tensor:
+        """Values of any shape, each dropped with probability p (to 1/256) in training, the others scaled."""
         if not self.training or self.p == 0 or values.device.type != "cpu":
             return super().forward(values)
         drop = min(255, round(self.p * 256))
