@@ -10,7 +10,7 @@ MobileNetV3-large-320, 36 regions, then a small VisualBERT). For each, images/s 
 
 run in turn, `--repeats` times; the ratios are paired within a repetition, and their medians are printed. Weights are
 random: they cost what trained ones do. Pictures: COCO's, if `--pictures` names a folder of JPEG files, else
-    synthetic ones.
+synthetic ones.
 
     python benchmarks/label_throughput.py                  # the full run, about 40 minutes on 2 cores
     python benchmarks/label_throughput.py --quick          # a tenth of the images: does it run?
@@ -65,37 +65,32 @@ class SmallModel:
             ]
             logits = self.model((torch.cat(pictures) - self.mean) * self.scale)
             for item, row in zip(items, torch.sigmoid(logits).numpy(), strict=True):
-                item.output["probabilities"] = row
+                item.output["emotions"] = row
 
 
 def stages_of(model: str, teacher: str) -> tuple[Any, ...]:
-    from raymotion.batch.labels import PredictEmotions
     from raymotion.models.checkpoint import read_checkpoint_info
-    from raymotion.models.vision.regions import identify
-    from raymotion.pipeline.stages import DecodeImages, ExtractRegions
+    from raymotion.pipeline.plan import Options, make_plan
+    from raymotion.pipeline.stages import DecodeImages
 
     if model == "small":
         return (DecodeImages(224), SmallModel())
-    return (
-        DecodeImages(320),
-        ExtractRegions(identify(EXTRACTOR, WEIGHTS, REGIONS), WEIGHTS, "float32"),
-        PredictEmotions(teacher, read_checkpoint_info(teacher).fingerprint, REGIONS, 1024),
-    )
+    return make_plan(read_checkpoint_info(teacher), Options()).make_stages("float32")
 
 
 def sink() -> Any:
     from raymotion.batch.labels import LabelSink
     from raymotion.learning.selection import SelectionPolicy
+    from raymotion.models.outputs.multilabel import MultiLabel
     from raymotion.vocabulary import SOCRATIS_29
 
-    return LabelSink(SOCRATIS_29, SelectionPolicy(), None, True)
+    return LabelSink([MultiLabel(SOCRATIS_29)], SelectionPolicy(), None, True)
 
 
 BATCH = {"small": 16, "detector": 2}
 
 
 # --- what each role measures: images/s
-# ---------------------------------------------------------------------------------------
 
 
 def job(model: str, samples: str, teacher: str, out: str) -> dict[str, Any]:
@@ -213,7 +208,6 @@ def _load(model: str, samples: str, teacher: str, threads: int) -> tuple[list[An
 
 
 # --- running the roles as processes
-# ------------------------------------------------------------------------------------------
 
 
 def call(role: str, *arguments: object) -> subprocess.Popen[str]:
@@ -305,7 +299,6 @@ def measure(model: str, samples: str, teacher: str, work: Path, repeats: int) ->
 
 
 # --- inputs
-# ------------------------------------------------------------------------------------------------------------------
 
 
 def make_samples(work: Path, pictures: str | None, rows: int) -> str:
@@ -337,6 +330,10 @@ def make_teacher(work: Path) -> str:
     import torch
 
     from raymotion.models.checkpoint import save_checkpoint
+    from raymotion.models.inputs.captions import Captions
+    from raymotion.models.inputs.regions import RegionInput
+    from raymotion.models.outputs.multilabel import MultiLabel
+    from raymotion.models.registry import get_kind
     from raymotion.models.text.tokenizer import train_tokenizer
     from raymotion.models.vision.regions import identify
     from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher
@@ -348,11 +345,10 @@ def make_teacher(work: Path) -> str:
     folder = str(work / "teacher")
     save_checkpoint(
         folder,
+        get_kind("teacher-visualbert"),
         VisualBertTeacher(config, len(SOCRATIS_29)),
-        tokenizer,
-        SOCRATIS_29,
-        modalities=["text", "regions"],
-        extractor=identify(EXTRACTOR, WEIGHTS, REGIONS).to_dict(),
+        [Captions(64, tokenizer=tokenizer), RegionInput(identify(EXTRACTOR, WEIGHTS, REGIONS))],
+        [MultiLabel(SOCRATIS_29)],
         training={},
     )
     return folder

@@ -67,7 +67,7 @@ def train(table: Any, seed: int, text_init: str, recipe: str, assignments: tuple
     import pyarrow as pa
 
     from raymotion.data.samples import SCHEMA, write_samples
-    from raymotion.models.checkpoint import load_teacher
+    from raymotion.models.checkpoint import load_model
     from raymotion.train.fit import fit
     from raymotion.train.recipe import load_recipe
 
@@ -80,17 +80,19 @@ def train(table: Any, seed: int, text_init: str, recipe: str, assignments: tuple
     out = work / f"teacher-{seed}"
     shutil.rmtree(out, ignore_errors=True)
     result = fit(settings, out)
-    teacher = load_teacher(out)
+    teacher = load_model(out)
     captions = [own for own, part in zip(table.column("captions").to_pylist(), split, strict=True) if part == "test"]
-    return teacher.predict(captions), result
+    tokens = teacher.info.input("captions").tokens(captions)
+    return teacher.predict({"captions": tokens})["emotions"], result
 
 
 def embeddings(text_init: str, captions: list[str]) -> np.ndarray:
     """Sentence embeddings as the checkpoint's authors make them: the mean over the pieces, of length 1. (n, D)"""
     import torch
 
+    from raymotion.models.inputs.captions import pad
     from raymotion.models.text.tokenizer import encode, load_tokenizer
-    from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher, masked_mean, pad
+    from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher, masked_mean
 
     tokenizer = load_tokenizer(text_init)
     model = VisualBertTeacher.from_text(text_init, TeacherConfig(vocab_size=len(tokenizer), visual_dim=1), 1).eval()

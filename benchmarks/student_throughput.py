@@ -62,7 +62,6 @@ def result(started: float, steps: Sequence[tuple[float, int]]) -> dict[str, floa
 
 
 # --- what each role measures
-# -----------------------------------------------------------------------------------------
 
 
 def ours(samples: str, out: str) -> dict[str, float]:
@@ -76,17 +75,17 @@ def ours(samples: str, out: str) -> dict[str, float]:
         import json
         import time
 
-        from raymotion.train.student import StudentFeed
+        from raymotion.train.batches import BatchLoader
 
-        train, steps = StudentFeed.train, []
+        train, steps = BatchLoader.train, []
 
         def timed(self: Any, epoch: int) -> Iterator[Any]:
             for batch in train(self, epoch):
                 yield batch
-                steps.append((time.time(), len(batch.answers)))
+                steps.append((time.time(), batch.rows))
             times.write_text(json.dumps(steps))
 
-        StudentFeed.train = timed  # type: ignore[method-assign]
+        BatchLoader.train = timed  # type: ignore[method-assign]
         worker(config)
 
     module._worker = watched
@@ -104,43 +103,45 @@ def by_hand(samples: str, kind: str, readers: int, threads: int) -> dict[str, fl
     keep_freed_memory()
     import numpy as np
     import torch
-    from raymotion.train.data import prepare
-    from raymotion.train.student import StudentTask
     from torch import nn
 
-    from raymotion.models.visualbert.network import pad
+    from raymotion.models.inputs.captions import pad
     from raymotion.train.loop import _optimiser, schedule
-    from raymotion.train.pictures import PictureReader, Portion, read_here
+    from raymotion.train.pictures import Portion, read_here
+    from raymotion.train.prepare import prepare_data
+    from raymotion.train.task import Task
 
     torch.set_num_threads(threads)
     recipe = recipe_of(samples, 0)
-    data = prepare(recipe)
+    data = prepare_data(recipe)
     torch.manual_seed(recipe.seed)
-    task = StudentTask(recipe, data)
+    task = Task(recipe, data)
     model = task.build()
     optimiser = _optimiser(model, task)
     rows = np.random.default_rng(recipe.seed).permutation(data.splits["train"])
     portions = [Portion("train", 0, rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)]
-    reader = PictureReader(task.image_size, recipe.data.augmentation, recipe.data.smallest_crop, recipe.seed)
+    uris, reader = task.streamed.addresses, task.reader()
+    captions: Any = task.inputs["captions"]
+    answers = data.targets_of(task.outputs[0]).arrays["hard"]
 
     def batches() -> Iterator[torch.Tensor]:
         if kind == "threads":
-            for _, pictures in read_here(portions, data.image_uris, reader, threads=readers):
+            for _, pictures in read_here(portions, uris, reader, threads=readers):
                 yield torch.from_numpy(pictures.pixels)
             return
-        own: Any = Batches(portions, data.image_uris, reader)
+        own: Any = Batches(portions, uris, reader)
         yield from torch.utils.data.DataLoader(own, batch_size=None, num_workers=readers, prefetch_factor=4)
 
     model.train()
     draw = np.random.default_rng(0)
     steps: list[tuple[float, int]] = []
     for number, (portion, pixels) in enumerate(zip(portions, batches(), strict=True)):
-        chosen = [data.tokens[draw.integers(data.first[r], data.first[r + 1])] for r in portion.rows]
-        ids, mask = pad(chosen, pad_id=data.tokenizer.pad_token_id)
+        chosen = [captions.tokens[draw.integers(captions.first[r], captions.first[r + 1])] for r in portion.rows]
+        ids, mask = pad(chosen, pad_id=captions.tokenizer.pad_token_id)
         for group in optimiser.param_groups:
             group["lr"] = group["base_lr"] * schedule(number, len(portions), recipe.optimiser.warmup)
         logits = model(torch.from_numpy(ids), torch.from_numpy(mask), pixels, None)
-        loss = nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(data.hard[portion.rows]))
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(answers[portion.rows]))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), recipe.optimiser.clip)
@@ -168,7 +169,6 @@ class Batches:
 
 
 # --- running the roles as processes
-# ------------------------------------------------------------------------------------------
 
 
 def call(role: str, *arguments: object) -> dict[str, float]:

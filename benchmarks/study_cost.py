@@ -163,18 +163,18 @@ def recipe_of(samples: str, embeddings: str) -> Any:
 def head(samples: str, embeddings: str, epochs: int) -> dict[str, Any]:
     """Our training, an epoch at a time as a trial runs it: `loading` is everything before the first one."""
     import torch
-    from raymotion.train.fusion import FusionTask
-    from raymotion.train.fusion_data import prepare_fusion
 
     from raymotion.batch.memory import keep_freed_memory
     from raymotion.train.loop import Run
+    from raymotion.train.prepare import prepare_data
+    from raymotion.train.task import Task
 
     keep_freed_memory()  # as every trial does
     torch.set_num_threads(cores())
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # the first one imports half of torch
     started = time.perf_counter()
     recipe = recipe_of(samples, embeddings)
-    run = Run(FusionTask(recipe, prepare_fusion(recipe)))
+    run = Run(Task(recipe, prepare_data(recipe)))
     loading = time.perf_counter() - started
     seconds = []
     for _ in range(epochs):

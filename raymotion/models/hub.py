@@ -49,7 +49,7 @@ def hub_id(place: storage.PathLike) -> str | None:
     if text.startswith(HUB):
         inner = text.removeprefix(HUB).strip("/")
         if not HUB_ID.fullmatch(inner):
-            raise InputError("is no repository of the hub", path=text, remedy="Write hf://owner/name.")
+            raise InputError("is not a repository of the hub", path=text, remedy="Write hf://owner/name.")
         return inner
     return text if HUB_ID.fullmatch(text) else None
 
@@ -197,7 +197,7 @@ def _check_free(target: storage.PathLike, info: CheckpointInfo | None, overwrite
     own = {*files_of(storage.absolute(target)), ANSWERS} if is_checkpoint(target) else set()
     foreign = sorted(set(names) - own - {".cache/huggingface"})
     if foreign:
-        raise InputError(f"holds {foreign[0]}, which is no part of a checkpoint", path=target, remedy="Name another.")
+        raise InputError(f"holds {foreign[0]}, which is not part of a checkpoint", path=target, remedy="Name another.")
     if not overwrite and is_checkpoint(target):
         there = read_checkpoint_info(target)
         if info is None or there.fingerprint != info.fingerprint:
@@ -269,7 +269,7 @@ def _hub(repository: str, action: str) -> Iterator[None]:
             raise AccessDenied(f"may not {action} (the hub answers {status})", path=address, remedy=login) from error
         raise RunFailed(f"{address}: the hub answers {status}: {first_line(error)}") from error
     except errors.HFValidationError as error:
-        raise InputError(f"is no name of a repository ({first_line(error)})", path=address) from error
+        raise InputError(f"is not the name of a repository ({first_line(error)})", path=address) from error
     except errors.LocalEntryNotFoundError as error:
         raise RunFailed(f"{address}: the hub could not be reached ({first_line(error.__cause__ or error)})") from error
     except Exception as error:

@@ -440,14 +440,14 @@ def read_picture(
         try:
             return pictures.upright_rgb(value)
         except (AttributeError, TypeError) as error:
-            raise InputError(f"a {type(value).__name__} is no picture", remedy="Give a path or an array.") from error
+            raise InputError(f"a {type(value).__name__} is not a picture", remedy="Give a path or an array.") from error
         except (OSError, SyntaxError) as error:  # Pillow reads the pixels only now
             raise InputError(f"the picture is damaged ({error})") from error
     if value.ndim == 2:
         value = np.repeat(value[:, :, None], 3, axis=2)
     if value.dtype != np.uint8 or value.ndim != 3 or value.shape[2] != 3 or min(value.shape[:2]) < pictures.MIN_SIDE:
         raise InputError(
-            f"an array of {value.dtype} and shape {value.shape} is no picture",
+            f"an array of {value.dtype} and shape {value.shape} is not a picture",
             remedy="Give uint8 of shape (height, width, 3), RGB.",
         )
     return np.array(value)  # a copy: PyTorch warns of arrays that may not be written to

@@ -102,7 +102,7 @@ def audit_against_truth(
         notes.append(f"No label says {', '.join(mapping.unsaid)}: the audit is silent about these.")
     if any(len(own) > 1 for own in mapping.sources):
         notes.append(
-            "Where several labels say one category, it has the highest of their probabilities, which is no calibrated "
+            "Where several labels say one category, it has the highest of their probabilities, which is not a calibrated "
             "probability of the category itself."
         )
     if found.persons.max() > 1:

@@ -566,7 +566,7 @@ class StudyFolder:
         record = self.read()
         if record is None:
             raise InputError(
-                f"is no study: it has no {STUDY}",
+                f"is not a study: it has no {STUDY}",
                 path=self.path,
                 remedy="Give the folder of `raymotion study run --out`.",
             )
