@@ -11,7 +11,7 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from raymotion.batch.worker import Sink
-from raymotion.config import File, Folder, Metavar, Settings
+from raymotion.config import Folder, Metavar, PathText, Settings
 from raymotion.data.images.damage import DamagedPolicy
 from raymotion.pipeline.stages import Stage
 from raymotion.stores import access
@@ -24,14 +24,14 @@ REMEDY = "Use the same settings to go on, or a fresh output folder."
 class JobSettings(Settings):
     """Settings that every batch job has. Those under "placement" do not change what is written."""
 
-    samples: File = Field(description="sample table of `raymotion data prepare`")
+    samples: Annotated[PathText, Metavar("SAMPLES")] = Field(description="sample table of `raymotion data prepare`")
     out: Folder = Field(description="folder or address to write to")
     batch_size: int | None = Field(None, ge=1, description="images of a forward pass  [default: 16 on a GPU, else 2]")
     shard_rows: int | None = Field(
         None, ge=1, description="rows of a shard, the unit of commit  [default: by size, 8-256]"
     )
     precision: Literal["float32", "bfloat16", "float16"] | None = Field(
-        None, description="precision of the region extractor  [default: bfloat16 on a GPU, else float32]"
+        None, description="precision of the networks  [default: bfloat16 on a GPU, else float32]"
     )
     damaged: DamagedPolicy = Field(
         "quarantine",

@@ -102,8 +102,8 @@ def audit_against_truth(
         notes.append(f"No label says {', '.join(mapping.unsaid)}: the audit is silent about these.")
     if any(len(own) > 1 for own in mapping.sources):
         notes.append(
-            "Where several labels say one category, it has the highest of their probabilities, which is not a calibrated "
-            "probability of the category itself."
+            "Where several labels say one category, it has the highest of their probabilities, which is not a "
+            "calibrated probability of the category itself."
         )
     if found.persons.max() > 1:
         how = "one of them" if settings.persons == "union" else "at least half of them"

@@ -38,7 +38,8 @@ def create(name: str, size: int | None = None) -> Any:
 
     if "/" in name or ":" in name:
         raise InputError(
-            f"{name!r} is not the name of a timm model", remedy="Name the model, and give a hub id or a file as its weights."
+            f"{name!r} is not the name of a timm model",
+            remedy="Name the model, and give a hub id or a file as its weights.",
         )
     try:
         model = timm.create_model(name, pretrained=False, num_classes=0)
