@@ -111,10 +111,12 @@ def _check_training(training: Mapping[str, Any], outputs: Sequence[Output], path
     seen = (training.get("data") or {}).get("seen")
     if seen is not None and (not isinstance(seen, list) or any(not isinstance(mark, str) for mark in seen)):
         raise InputError("data.seen is not a list of texts", path=path)
-    for output in outputs:
-        facts = (training.get("outputs") or {}).get(output.name) or {}
+    stated = training.get("outputs") or {}
+    for name, facts in stated.items():
         if not isinstance(facts, dict):
-            raise InputError(f"outputs.{output.name} is not a mapping", path=path)
+            raise InputError(f"outputs.{name} is not a mapping", path=path)
+    for output in outputs:
+        facts = stated.get(output.name) or {}
         output.check_facts(facts, where=path)
         for name in ("validation", "test"):
             if facts.get(name) is not None:
