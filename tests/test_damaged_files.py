@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from raymotion.train.fusion_data import FusionData
 
 from raymotion import records, storage
 from raymotion.batch import ledger
@@ -28,10 +27,14 @@ from raymotion.data.features import RegionFeatures
 from raymotion.data.parts import FORMAT, FileMark, write_job
 from raymotion.data.samples import table_from_rows
 from raymotion.errors import RaymotionError
+from raymotion.models.inputs.captions import Captions, PreparedCaptions
+from raymotion.models.inputs.streams import PreparedStreams, StreamInput
+from raymotion.models.outputs.base import DataFacts, Targets
+from raymotion.models.text.tokenizer import train_tokenizer
+from raymotion.models.training_set import TrainingSet
 from raymotion.study.record import BestEpoch, Epoch, StudyFolder, StudyRecord, TrialRecord
 from raymotion.train import fit
 from raymotion.train.pictures import cache_pictures
-from raymotion.train.task import load_data
 from raymotion.vocabulary import MIKELS_8
 
 # What stands in place of a value somewhere in a JSON file.
@@ -211,18 +214,28 @@ def read_embeddings(folder: Path) -> Any:
 
 
 def write_training_data(folder: Path) -> None:
-    FusionData(
-        sample_ids=list("abc"), groups=list("abc"), counts={"rows": 3}, name="n", fingerprint="f", folders=["e"],
-        splits={"train": np.array([0]), "val": np.array([1]), "test": np.array([2])}, vocabulary=MIKELS_8,
-        hard=np.zeros((3, 8), np.float32), soft=np.ones((3, 8), np.float32), vad=np.zeros((3, 3), np.float32),
-        rows=np.arange(3),
+    known, numbers = np.ones(3, dtype=bool), np.arange(3)
+    emotions = Targets({"hard": np.zeros((3, 8), np.float32), "soft": np.ones((3, 8), np.float32)}, known)
+    vad = Targets({"values": np.zeros((3, 3), np.float32)}, known)
+    tokenizer = train_tokenizer(["a happy dog"], min_frequency=1)
+    captions = PreparedCaptions(tokenizer, np.array([2, 3, 2, 3, 2, 3], np.int32), 2 * numbers + 2, numbers, known,
+                                max_length=8)  # fmt: skip
+    TrainingSet(
+        sample_ids=list("abc"), groups=list("abc"), counts={"rows": 3}, name="n", fingerprint="f",
+        splits={"train": np.array([0]), "val": np.array([1]), "test": np.array([2])},
+        inputs={"streams": PreparedStreams(["e"], numbers), "captions": captions},
+        targets={"emotions": emotions, "vad": vad}, facts=DataFacts(MIKELS_8, (1.0, 10.0), True, "n"),
     ).save(str(folder))  # fmt: skip
 
 
 def read_training_data(folder: Path) -> Any:
-    found = load_data(str(folder))
-    assert isinstance(found, FusionData)
-    return [found.sample_ids, as_plain(found.hard), as_plain(found.rows), found.counts, as_plain(dict(found.splits))]
+    found = TrainingSet.load(str(folder), [StreamInput(), Captions(8)])
+    streams, captions = found.inputs["streams"], found.inputs["captions"]
+    assert isinstance(streams, PreparedStreams) and isinstance(captions, PreparedCaptions)
+    targets = {name: as_plain(own.arrays) for name, own in found.targets.items()}
+    texts = [as_plain(captions.tokens), captions.tokenizer.get_vocab()]
+    known = [found.sample_ids, found.counts, as_plain(dict(found.splits)), found.facts.to_dict()]
+    return [*known, targets, streams.folders, as_plain(streams.rows), *texts]
 
 
 def write_a_run(folder: Path) -> None:
@@ -327,7 +340,9 @@ CASES: dict[str, Case] = {
         write_embeddings, read_embeddings, ("cache/index.json", "cache/rows-0.npy", "cache/features-0.bin")
     ),
     "cache of pictures": Case(write_pictures, read_pictures, ("cache/index.json", "cache/pictures.npy")),
-    "prepared data": Case(write_training_data, read_training_data, ("data.json", "arrays.safetensors")),
+    "prepared data": Case(
+        write_training_data, read_training_data, ("data.json", "arrays.safetensors", "captions/tokenizer.json")
+    ),
     "latest epoch": Case(write_a_run, lambda f: fit._latest(str(f)), (f"epochs/{fit.LATEST}",)),
     "progress": Case(write_a_run, lambda f: fit._epochs_done(str(f)), (fit.PROGRESS,), (0,)),
     "state": Case(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -110,10 +111,12 @@ def _check_training(training: Mapping[str, Any], outputs: Sequence[Output], path
     seen = (training.get("data") or {}).get("seen")
     if seen is not None and (not isinstance(seen, list) or any(not isinstance(mark, str) for mark in seen)):
         raise InputError("data.seen is not a list of texts", path=path)
-    for output in outputs:
-        facts = (training.get("outputs") or {}).get(output.name) or {}
+    stated = training.get("outputs") or {}
+    for name, facts in stated.items():
         if not isinstance(facts, dict):
-            raise InputError(f"outputs.{output.name} is not a mapping", path=path)
+            raise InputError(f"outputs.{name} is not a mapping", path=path)
+    for output in outputs:
+        facts = stated.get(output.name) or {}
         output.check_facts(facts, where=path)
         for name in ("validation", "test"):
             if facts.get(name) is not None:
@@ -131,8 +134,16 @@ def binding(config: Mapping[str, Any], files: Mapping[str, bytes], training: Map
         name: {key: value for key, value in own.items() if key not in ("validation", "test")}
         for name, own in (training.get("outputs") or {}).items()
     }
-    others = {name: hashlib.sha256(data).hexdigest()[:16] for name, data in files.items()}
+    others = {name: _digest(name, data) for name, data in files.items()}
     return {CONFIG: digest_of(config), **others, TRAINING: digest_of(facts)}
+
+
+def _digest(name: str, data: bytes) -> str:
+    """Of a JSON file that of its values: a checkout on Windows may end its lines otherwise."""
+    if name.endswith(".json"):
+        with contextlib.suppress(ValueError, RecursionError):
+            return digest_of(json.loads(data))
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def check_binding(header: Header, contents: Contents, where: str, copy: str) -> None:

@@ -5,6 +5,7 @@ A model that answers NaN ranks nothing, and yet something is always highest: eve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,14 @@ from raymotion.errors import InputError, NotFinite
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of a JSON file is a number that a float can hold."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return False
 
 
 def require_finite(weights: Mapping[str, Tensor], path: object) -> None:

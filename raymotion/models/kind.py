@@ -189,7 +189,8 @@ class Kind(ABC):
 
     def reads(self, inputs: Sequence[Input]) -> str:
         """A sentence for people on what it looks at."""
-        used = [own.plural for own in inputs if own.used]
+        used = [own for own in inputs if own.used]
+        names = [own.plural for own in used]
         if len(used) == 1:
-            return f"{used[0]} alone"
-        return f"{', '.join(used[:-1])} and {used[-1]}; any of them may be missing"
+            return f"{names[0]} alone{'; it never saw an image' if used[0].looks_at == 'none' else ''}"
+        return f"{', '.join(names[:-1])} and {names[-1]}; any of them may be missing"

@@ -89,11 +89,12 @@ class _Part:
     described: dict[str, Any] = field(default_factory=dict)
 
 
-def make_plan(info: CheckpointInfo, options: Options, *, samples: str | None = None) -> Plan:
+def make_plan(info: CheckpointInfo, options: Options, *, samples: str | None = None, pictures: bool = True) -> Plan:
     """The plan of a model.
 
     Args:
         samples: the table that is to be labelled, which must hold what the model looks at; None: it is not known yet.
+        pictures: False: no sample has one, and what looks at them is not asked for its weights.
 
     Raises:
         InputError: an option that the model has no use for; weights that are not named, or are others; features of
@@ -111,6 +112,8 @@ def make_plan(info: CheckpointInfo, options: Options, *, samples: str | None = N
             own.without(options.ablation, where=info.folder) if isinstance(own, PersonInput) else own for own in inputs
         ]
     _refuse_what_is_not_used(info, inputs, options)
+    if not pictures:
+        inputs = [own for own in inputs if own.looks_at == "none"]
     parts = [_part_of(own, info, options, samples) for own in inputs]
     loaders = [part.loader for part in parts if part.loader is not None]
     looking = [own for own, part in zip(inputs, parts, strict=True) if own.looks_at != "none" and part.loader is None]

@@ -65,8 +65,10 @@ class Predictor:
         self.damage: str | None = None
         self.numbers: dict[str, float] | None = None
         self._used: list[Input] = [own for own in model.inputs if own.used]
-        self._plan = make_plan(model.info, Options(weights=tuple(weights)))
-        self._built: list[Stage] | None = None
+        self._options = Options(weights=tuple(weights))
+        # Whether there are pictures -> the stages; extractor and backbones are loaded when the first picture comes.
+        self._built: dict[bool, list[Stage]] = {}
+        make_plan(model.info, self._options, pictures=False)  # refuses options that the model has no use for
         self._boxes_seen: Boxes | None = None
 
     @property
@@ -297,22 +299,23 @@ class Predictor:
                         remedy="Give x1, y1, x2, y2 in its pixels.",
                     )
 
-    def _stages(self) -> list[Stage]:
+    def _stages(self, pictures: bool) -> list[Stage]:
         """The labelling job's stages, set up once: the model is there already."""
-        if self._built is None:
+        if pictures not in self._built:
             import torch
 
-            built = list(self._plan.make_stages("float32"))
+            built = list(make_plan(self.info, self._options, pictures=pictures).make_stages("float32"))
             for stage in built:
                 if isinstance(stage, Predict):
                     stage.use(self.model)
                 else:
                     stage.setup(torch.get_num_threads(), self.device)
-            self._built = built
-        return self._built
+            self._built[pictures] = built
+        return self._built[pictures]
 
     def _run(self, items: Sequence[Item], batch_size: int) -> None:
-        *before, last = self._stages()
+        pictures = any(item.pixels is not None or item.row["image_uri"] is not None for item in items)
+        *before, last = self._stages(pictures)
         assert isinstance(last, Predict)
         last.batch_size = batch_size
         for group in _grouped(items, batch_size):

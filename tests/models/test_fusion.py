@@ -12,16 +12,9 @@ from hypothesis import strategies as st
 
 from raymotion.data.streams import ABLATIONS, STREAMS
 from raymotion.errors import InputError
+from raymotion.models.fusion.config import FUSIONS, SOUND, FusionConfig, streams_of, wants_tokens
 from raymotion.models.fusion.gated import Dropout
-from raymotion.models.fusion.network import (
-    FUSIONS,
-    PUBLISHED,
-    FusionConfig,
-    FusionHead,
-    parameter_count,
-    streams_of,
-    wants_tokens,
-)
+from raymotion.models.fusion.network import FusionHead, parameter_count
 
 DIMS = {"context": 7, "body": 6, "face": 5}
 LABELS = 4
@@ -50,7 +43,7 @@ def all_there(rows: int, streams: int = 3) -> torch.Tensor:
 masks = st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=6).map(torch.tensor)
 TOKENS = {"tokens": {"context": 4, "body": 3}, "token_dims": {"context": 8, "body": 9}}
 # Every sound head on pooled features, and those that read tokens on tokens too.
-CASES = [(name, {}) for name in FUSIONS] + [(name, TOKENS) for name in FUSIONS if wants_tokens(name)]
+CASES = [(name, {}) for name in SOUND] + [(name, TOKENS) for name in SOUND if wants_tokens(name)]
 
 
 @pytest.mark.parametrize("fusion, tokens", CASES)
@@ -74,7 +67,7 @@ def test_a_masked_stream_says_nothing(fusion, tokens, mask, training, seed):
         assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in head.parameters())
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("fusion", SOUND)
 @pytest.mark.parametrize("ablation", [name for name in ABLATIONS if name != "all"])
 def test_an_ablation_is_the_mask_made_by_hand_and_its_streams_are_read(fusion, ablation):
     whole, ablated = head_of(fusion), head_of(fusion, ablation=ablation)
@@ -96,7 +89,7 @@ def test_an_ablation_is_the_mask_made_by_hand_and_its_streams_are_read(fusion, a
         assert same == (name not in ABLATIONS[ablation]), f"{name} under {ablation}"
 
 
-@pytest.mark.parametrize("fusion", FUSIONS + PUBLISHED)
+@pytest.mark.parametrize("fusion", FUSIONS)
 def test_a_training_batch_of_one_row_half_precision_and_a_stream_that_no_sample_has(fusion):
     head = head_of(fusion, dropout=0.5).train()
     features = inputs(head, 1)
@@ -108,7 +101,7 @@ def test_a_training_batch_of_one_row_half_precision_and_a_stream_that_no_sample_
     torch.testing.assert_close(head([features[0], features[1], None], mask), head(features, mask))
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("fusion", SOUND)
 @pytest.mark.parametrize("streams", [("face",), ("context", "face"), ("body", "face")])
 def test_fewer_streams_work_or_are_refused_with_a_reason(fusion, streams):
     dims = {name: DIMS[name] for name in streams}
@@ -123,7 +116,7 @@ def test_fewer_streams_work_or_are_refused_with_a_reason(fusion, streams):
     assert head(features, torch.zeros(5, len(streams), dtype=torch.bool)).isfinite().all()
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("fusion", SOUND)
 def test_statistics_standardise_the_inputs_and_travel_with_the_weights(fusion):
     head = head_of(fusion).eval()
     features = [values * 3 + 10 for values in inputs(head, 40)]
@@ -220,7 +213,7 @@ def test_defect_7_our_bottleneck_is_not_our_transformation():
     assert counts[0] != counts[1]
 
 
-@pytest.mark.parametrize("fusion", [name for name in FUSIONS if wants_tokens(name)])
+@pytest.mark.parametrize("fusion", [name for name in SOUND if wants_tokens(name)])
 def test_defect_7_tokens_are_read_one_by_one_and_in_no_order(fusion):
     head = head_of(fusion, **TOKENS).eval()
     features = inputs(head, 3)
@@ -245,7 +238,7 @@ def test_defect_7_the_transformer_weighs_body_and_face_by_the_context():
     assert torch.equal(none, torch.zeros_like(none))
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("fusion", SOUND)
 def test_each_head_learns_a_label_that_only_the_face_shows_and_bears_faces_missing(fusion):
     """Label 0 is the sign of a face feature; half of the faces are missing, and rubbish stands there."""
     head = head_of(fusion, vad=False)

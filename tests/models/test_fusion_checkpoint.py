@@ -11,9 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from raymotion.batch.fusion_labels import FusionPlan, PredictWithFusion, PredictWithTuned
-from raymotion.pipeline.fusion_predictor import FusionPredictor
-from raymotion.pipeline.label_stages import PredictWithStudent
 
 import raymotion
 from raymotion.batch.labels import LabelSettings, label
@@ -22,18 +19,36 @@ from raymotion.data.images.decode import decode_rgb
 from raymotion.errors import InputError
 from raymotion.learning.losses.bce import WeightKind
 from raymotion.learning.losses.multilabel import LOSSES
+from raymotion.learning.metrics.dimensions import evaluate_dimensions
 from raymotion.learning.metrics.multilabel import evaluate
 from raymotion.models import hub
-from raymotion.models.checkpoint import load_fusion, load_teacher, read_checkpoint_info, save_checkpoint
-from raymotion.models.fusion.network import FusionConfig, FusionHead
-from raymotion.models.fusion_tuned.network import TunedConfig, TunedStreams
-from raymotion.models.inputs.streams import stream_inputs
-from raymotion.models.vision.backbones import Backbone, identify
+from raymotion.models.checkpoint import Model, load_model, read_checkpoint_info, save_checkpoint
+from raymotion.models.fusion.config import FusionConfig
+from raymotion.models.fusion.network import FusionHead
+from raymotion.models.fusion_tuned.config import TunedConfig
+from raymotion.models.fusion_tuned.network import TunedStreams
+from raymotion.models.inputs.captions import Captions
+from raymotion.models.inputs.picture import PictureInput
+from raymotion.models.inputs.streams import CropInput, Stream, StreamEvidence, StreamInput
+from raymotion.models.outputs.dimensions import Dimensions
+from raymotion.models.outputs.multilabel import MultiLabel
+from raymotion.models.recipe import LossSettings
+from raymotion.models.registry import get_kind
+from raymotion.models.student.kind import StudentKind
+from raymotion.models.text.tokenizer import train_tokenizer
+from raymotion.models.vision.backbones import Backbone, BackboneIdentity, identify
+from raymotion.pipeline.plan import Options, make_plan
+from raymotion.pipeline.predict import Predict
+from raymotion.pipeline.predictor import Predictor
 from raymotion.pipeline.stages import Item
 from raymotion.vocabulary import VALENCE_3
 
 NET, SIZE = "test_resnet", 48
 BODY, FACE = (20.0, 5.0, 45.0, 47.0), (26.0, 6.0, 38.0, 18.0)
+
+
+def streams_of(names: tuple[str, ...], identity: BackboneIdentity) -> list[Stream]:
+    return [Stream(name, "net", identity) for name in names]
 
 
 def save_head(folder: Path, *, streams: tuple[str, ...] = ("context", "body", "face"), **config: Any) -> Path:
@@ -44,27 +59,28 @@ def save_head(folder: Path, *, streams: tuple[str, ...] = ("context", "body", "f
     torch.nn.init.normal_(head.head.weight, std=1.0)
     rng = np.random.default_rng(0)
     truth, p = (rng.random((40, 3)) < 0.4).astype(float), rng.random((40, 3))
-    figures = {
-        "map": 0.4321, "interpolated_map": 0.4567, "chance_map": 0.3987,
-        "vad_mae": [
-            {"name": "valence", "mae": 1.125, "constant": 1.25, "samples": 40},
-            {"name": "dominance", "mae": None, "constant": None, "samples": 0},
-        ],
+    figures = evaluate(truth, p, prior=[0.3, 0.3, 0.4], labels=VALENCE_3.labels, bootstrap=50).to_dict()
+    labels = {**figures, "interpolated_map": 0.4567, "chance_map": 0.3987}
+    vad = np.stack([np.full(40, 4.0), rng.uniform(1, 10, 40), np.full(40, np.nan)], axis=1)
+    said = np.stack([np.full(40, 5.125), rng.uniform(1, 10, 40), np.full(40, 5.0)], axis=1)
+    numbers = evaluate_dimensions(
+        vad, said, training_mean=[6.75, 5.0, np.nan], names=("valence", "arousal", "dominance"), bootstrap=50
+    ).to_dict()
+    training = {
+        "seed": 5, "best_epoch": 7,
+        "outputs": {
+            "emotions": {"prior": [0.3, 0.3, 0.4], "thresholds": [0.5] * 3, "test": labels},
+            "vad": {"mean": [6.75, 5.0, None], "sd": [1.0, 1.0, None], "test": numbers},
+        },
+        "settings": {
+            "augmentation": "basic", "resampling": {"method": "adasyn", "level": "mini"}, "select_by": "macro_ap",
+        },
     }  # fmt: skip
     save_checkpoint(
-        folder, head, None, VALENCE_3, modalities=streams, extractor=None,
-        training={
-            "prior": [0.3, 0.3, 0.4], "thresholds": [0.5] * 3, "seed": 5, "best_epoch": 7,
-            "test": evaluate(truth, p, prior=[0.3, 0.3, 0.4], labels=VALENCE_3.labels, bootstrap=50).to_dict(),
-            "emotic": {"test": figures},
-            "settings": {
-                "augmentation": "basic", "resampling": {"method": "adasyn", "level": "mini"}, "select_by": "macro_ap",
-            },
-        },
-        fusion={
-            "backbones": {stream: {"name": "net", "identity": identity.to_dict()} for stream in streams},
-            "loss": {"name": "focal", "options": {"gamma": 1.5}},
-        },
+        folder, get_kind("fusion"), head,
+        [StreamInput(streams_of(streams, identity), ablation=head.config.ablation)],
+        [MultiLabel(VALENCE_3, loss=LossSettings(name="focal", options={"gamma": 1.5})), Dimensions(scale=(1, 10))],
+        training=training,
     )  # fmt: skip
     return folder
 
@@ -91,13 +107,15 @@ def by_hand(head: Path, photo: Path, boxes: dict[str, tuple[float, ...]]) -> np.
         crops.append(picture[top:bottom, left:right] if name in boxes else None)
     features = [None if own is None else torch.from_numpy(backbone(backbone.prepare(own)[None])[0]) for own in crops]
     with torch.no_grad():
-        output = load_fusion(head).model(features, torch.tensor([[own is not None for own in crops]]))[0]
+        output = load_model(head, kind="fusion").network(features, torch.tensor([[own is not None for own in crops]]))[
+            0
+        ]
     return torch.cat([torch.sigmoid(output[:3]), 10 * output[3:]]).numpy()
 
 
 def test_label_reads_the_crops_and_masks_what_has_no_box(head: Path, photo: Path) -> None:
     model = raymotion.load(head)
-    assert isinstance(model, FusionPredictor) and model.modalities == ("context", "body", "face")
+    assert isinstance(model, Predictor) and model.reads == ("context", "body", "face")
     for boxes, masked in (
         ({"body": BODY, "face": FACE}, None),
         ({"body": BODY}, "the face"),
@@ -107,12 +125,13 @@ def test_label_reads_the_crops_and_masks_what_has_no_box(head: Path, photo: Path
         found = model.label(photo, boxes=boxes)
         assert [found[name] for name in VALENCE_3.labels] == pytest.approx(expected[:3], abs=2e-3)
         assert list(found.values()) == sorted(found.values(), reverse=True)
-        assert model.vad is not None and list(model.vad.values()) == pytest.approx(expected[3:], abs=2e-2)
+        assert model.numbers is not None and list(model.numbers.values()) == pytest.approx(expected[3:], abs=2e-2)
         said = [note for note in model.notes if "No box of" in note]
         assert len(said) == (masked is not None) and all(f"No box of {masked} was given" in note for note in said)
     assert "random weights" in model.notes[0]
-    both = model.answers([decode_rgb(photo.read_bytes())] * 2, [{"body": BODY, "face": FACE}, None], batch_size=1)
-    assert both[:, :3] == pytest.approx(np.stack([by_hand(head, photo, {"body": BODY, "face": FACE})[:3],
+    boxes = [{"body": BODY, "face": FACE}, None]
+    both = model.predict([decode_rgb(photo.read_bytes())] * 2, boxes=boxes, batch_size=1)
+    assert both == pytest.approx(np.stack([by_hand(head, photo, {"body": BODY, "face": FACE})[:3],
                                                   by_hand(head, photo, {})[:3]]), abs=2e-3)  # fmt: skip
 
 
@@ -125,7 +144,10 @@ def test_predict_command_takes_boxes_and_says_what_was_masked(
     probabilities = {emotion["label"]: emotion["probability"] for emotion in full["emotions"]}
     assert [probabilities[name] for name in VALENCE_3.labels] == pytest.approx(expected[:3], abs=2e-3)
     assert full["boxes"] == {"body": list(BODY), "face": list(FACE)}
-    assert list(full["vad"]) == ["valence", "arousal", "dominance"]
+    assert full["numbers"] == pytest.approx(
+        dict(zip(("valence", "arousal", "dominance"), expected[3:].tolist(), strict=True)), abs=2e-2
+    )
+    assert full["scales"] == {key: [1, 10] for key in ("valence", "arousal", "dominance")}
     lone = runner("predict", head, photo)
     assert lone.code == 0 and "No box of the body and the face was given" in lone.out and "valence" in lone.out
     assert "whole picture alone" in lone.out
@@ -151,9 +173,9 @@ def test_mistakes_are_one_line(
 
 def test_a_head_without_context_wants_a_box(photo: Path, tmp_path: Path) -> None:
     model = raymotion.load(save_head(tmp_path / "body", streams=("body", "face"), ablation="body"))
-    with pytest.raises(InputError, match="needs a body box"):
+    with pytest.raises(InputError, match="body box"):
         model.label(photo)
-    with pytest.raises(InputError, match="needs a body box"):  # the ablation leaves the face out
+    with pytest.raises(InputError, match="body box"):  # the ablation leaves the face out
         model.label(photo, boxes={"face": FACE})
     assert len(model.label(photo, boxes={"body": BODY})) == 3
     assert not model.usable([decode_rgb(photo.read_bytes())], None).any()
@@ -165,8 +187,8 @@ def test_a_backbone_that_timm_describes_otherwise_now_is_refused(
     changed = tmp_path / "changed"
     hub.copy_checkpoint(head, changed)
     config = json.loads((changed / "config.json").read_text())
-    config["fusion"]["backbones"]["face"]["identity"]["mean"][0] += 0.01
-    config["fusion"]["backbones"]["face"]["name"] = "other"
+    config["inputs"][0]["streams"]["face"]["identity"]["mean"][0] += 0.01
+    config["inputs"][0]["streams"]["face"]["name"] = "other"
     (changed / "config.json").write_text(json.dumps(config))
     rebind(changed)
     with pytest.raises(InputError, match="features of other with mean"):
@@ -175,15 +197,20 @@ def test_a_backbone_that_timm_describes_otherwise_now_is_refused(
 
 def test_card_says_what_the_head_is_and_warns_first_of_random_backbones(head: Path) -> None:
     card = (head / "README.md").read_text().split("---\n", 2)[2].lstrip()  # below the hub's header
-    assert "never trained" in "\n".join(card.splitlines()[:4])
+    assert "random weights" in "\n".join(card.splitlines()[:4])
     for said in (
         "Fusion `gated_residual`", f"Body (the body's box): net = {identify(NET, 'random:0').name}, weights random:0",
-        "48 pixels", "Loss `focal` (gamma 1.5); augmentation basic; resampling adasyn mini", "Seed 5; epoch 7",
-        "mAP 0.4321 as scikit-learn", "0.4567 interpolated", "0.3987", "| valence | 1.125 | 1.250 | 40 |",
+        "48 pixels", "Loss `focal` (gamma 1.5)", "Augmentation basic; resampling adasyn mini", "Seed 5; epoch 7",
+        "0.4567 interpolated", "0.3987", "Valence, arousal, dominance on a scale of 1 to 10",
         "a stream that is missing (no face found) is masked",
     ):  # fmt: skip
         assert said in card, said
-    assert "dominance |" not in card and "caption" not in card
+    figures = read_checkpoint_info(head).facts("emotions")["test"]["metrics"]
+    assert f"mAP {figures['macro_ap']['value']:.4f} as scikit-learn" in card
+    # The model's error, then those of the training mean and of the split's own.
+    (line,) = (line for line in card.splitlines() if line.startswith("| valence: MAE"))
+    assert [line.split(" | ")[place] for place in (1, 3, 4)] == ["1.1250", "2.7500", "0.0000"]
+    assert "caption" not in card
 
 
 def test_a_checkpoint_without_tokenizer_goes_there_and_back(head: Path, tmp_path: Path, s3: str) -> None:
@@ -191,93 +218,90 @@ def test_a_checkpoint_without_tokenizer_goes_there_and_back(head: Path, tmp_path
     fingerprint = read_checkpoint_info(head).fingerprint
     assert hub.push(head, f"{s3}/models/head").info.fingerprint == fingerprint
     assert hub.pull(f"{s3}/models/head", tmp_path / "back").info.fingerprint == fingerprint
-    back, there = load_fusion(tmp_path / "back"), load_fusion(f"{s3}/models/head")
-    mask = np.ones((2, 3), dtype=bool)
-    features = {name: np.full((2, size), 0.5, np.float16) for name, size in back.model.config.dims.items()}
-    assert np.array_equal(back.predict(features, mask), there.predict(features, mask))
-    with pytest.raises(InputError, match="is a fusion, not a visualbert-teacher"):
-        load_teacher(tmp_path / "back")
+    back, there = load_model(tmp_path / "back", kind="fusion"), load_model(f"{s3}/models/head")
+    features = {name: np.full((2, size), 0.5, np.float16) for name, size in back.network.config.dims.items()}
+    one, two = (predict(model, features) for model in (back, there))
+    assert all(np.array_equal(one[name], two[name]) for name in ("emotions", "vad"))
+    with pytest.raises(InputError, match="is a fusion, not a teacher-visualbert"):
+        load_model(tmp_path / "back", kind="teacher-visualbert")
+
+
+def predict(model: Model, features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Of persons that have all of these streams."""
+    order = tuple(features)
+    n = len(features[order[0]])
+    there = {name: np.ones(n, dtype=bool) for name in order}
+    return model.predict({"streams": StreamEvidence("features", order, features, there, n)})
 
 
 class OutOfMemoryOnce:
-    """A head whose first batch does not fit."""
+    """A model whose first batch does not fit."""
 
-    def __init__(self, head: Any) -> None:
-        self.head, self.config, self.vocabulary = head, head.config, head.vocabulary
+    def __init__(self, model: Model) -> None:
+        self.model, self.inputs, self.outputs, self.info = model, model.inputs, model.outputs, model.info
         self.asked: list[tuple[str, int]] = []
 
-    def predict(self, features: Any, mask: np.ndarray, *, precision: str) -> np.ndarray:
-        self.asked.append((precision, len(mask)))
+    def predict(self, evidence: Any, *, batch_size: int | None, precision: str) -> dict[str, np.ndarray]:
+        (own,) = evidence.values()
+        self.asked.append((precision, len(own.present)))
         if len(self.asked) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return np.asarray(self.head.predict(features, mask, precision=precision))
+        return self.model.predict(evidence, batch_size=batch_size, precision=precision)
 
 
 def test_a_batch_that_failed_once_is_answered_item_by_item_with_all_its_streams(head: Path) -> None:
     """It was quarantined as `no_input`: the first attempt had taken the features away."""
     info = read_checkpoint_info(head)
-    stage = PredictWithFusion(str(head), info.fingerprint, stream_inputs(info))
+    stage = Predict(str(head), info.fingerprint, type(info.kind))
     stage.setup(1, "cpu")
+    (person,) = stage.inputs
+    assert isinstance(person, StreamInput)
     rng = np.random.default_rng(2)
 
     def items() -> list[Item]:
         return [
             Item(
                 {"sample_id": name, "image_uri": uri},
-                output={own.stream: values[own.stream] for own in stage.inputs if own.stream not in left_out},
+                features={own.stream: values[own.stream] for own in person.kept if own.stream not in left_out},
             )
             for name, uri, left_out in (("a", "1.jpg", ""), ("b", "1.jpg", "face"), ("c", None, "context"))
         ]
 
-    values = {own.stream: rng.normal(size=own.identity.dim).astype(np.float16) for own in stage.inputs}
+    values = {own.stream: rng.normal(size=own.identity.dim).astype(np.float16) for own in person.kept}
     plain, again = items(), items()
     stage.process(plain)
     tally = dict(stage.tally)
     stage.tally.clear()
-    stage.head = OutOfMemoryOnce(stage.head)  # type: ignore[assignment]
+    stage.use(OutOfMemoryOnce(stage.model))  # type: ignore[arg-type]
     _process(stage, again)
     assert dict(stage.tally) == tally == {"context": 2, "body": 3, "face": 2}
     for one, two in zip(plain, again, strict=True):
-        assert two.failure is None and set(two.output) == {"probabilities", "vad"} == set(one.output)
-        assert two.output["probabilities"].tolist() == pytest.approx(one.output["probabilities"].tolist(), abs=1e-6)
+        assert two.failure is None and set(two.output) == {"emotions", "vad"} == set(one.output)
+        assert two.features == {} and two.output["emotions"].tolist() == pytest.approx(
+            one.output["emotions"].tolist(), abs=1e-6
+        )
 
 
 class ForgetfulStudent:
     """Answers with the mean of the picture, not at the first time; -1 where it sees none."""
 
-    class model:
-        image_size = 2
-
-    class info:
-        modalities = ("text", "image")
-
+    inputs = (Captions(8, tokenizer=train_tokenizer(["c d"], min_frequency=1)), PictureInput(2))
     failed = False
 
-    def usable(self, captions: Any, mask: np.ndarray) -> np.ndarray:
-        return np.ones(len(mask), dtype=bool)
-
-    def known_captions(self, captions: Any) -> Any:
-        return captions
-
-    def unknown_share(self, captions: Any) -> Any:
-        return [0.0 for _ in captions]
-
-    def prepare(self, picture: np.ndarray) -> np.ndarray:
-        return picture
-
-    def predict(self, captions: Any, pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    def predict(self, evidence: Any, **_: Any) -> dict[str, np.ndarray]:
         if not self.failed:
             self.failed = True
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return np.where(mask, pixels.mean(axis=(1, 2, 3)), -1)[:, None]
+        own = evidence["picture"].values
+        return {"emotions": np.where(own["image_mask"], own["images"].mean(axis=(1, 2, 3)), -1)[:, None]}
 
 
 def test_a_student_still_has_the_pictures_of_a_batch_that_failed_once() -> None:
-    stage = PredictWithStudent("student", "")
-    stage.student = ForgetfulStudent()  # type: ignore[assignment]
+    stage = Predict("student", "", StudentKind)
+    stage.use(ForgetfulStudent())  # type: ignore[arg-type]
     items = [Item({"captions": ["c"], "image_uri": f"{i}"}, pixels=np.full((2, 2, 3), i, np.uint8)) for i in (7, 9)]
     _process(stage, items)
-    assert [float(item.output["probabilities"][0]) for item in items] == [7.0, 9.0]
+    assert [float(item.output["emotions"][0]) for item in items] == [7.0, 9.0]
     assert all(item.pixels is None for item in items)
 
 
@@ -293,20 +317,18 @@ def test_a_head_predicts_whatever_loss_it_was_trained_with(name: str, options: d
     """Weights of a loss need the training split, which whoever predicts does not have."""
     torch.manual_seed(1)
     identity = identify(NET, "random:0", size=SIZE)
-    model = FusionHead(FusionConfig.model_validate({"fusion": "simple", "hidden": 8, "dims": {"body": 6}}), 3).eval()
-    save_checkpoint(
-        tmp_path / "head", model, None, VALENCE_3, modalities=("body",), extractor=None,
-        training={"prior": [0.3, 0.3, 0.4], "thresholds": [0.5] * 3},
-        fusion={
-            "backbones": {"body": {"name": "net", "identity": identity.to_dict()}},
-            "loss": {"name": name, "options": options},
-        },
-    )  # fmt: skip
-    values, mask = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32), np.ones((5, 1), dtype=bool)
+    model = FusionHead(
+        FusionConfig.model_validate({"fusion": "simple", "hidden": 8, "dims": {"body": identity.dim}}), 3
+    ).eval()
+    output = MultiLabel(VALENCE_3, loss=LossSettings(name=name, options=options))
+    inputs = [StreamInput(streams_of(("body",), identity))]
+    save_checkpoint(tmp_path / "head", get_kind("fusion"), model, inputs, [output], training={})
+    values = np.random.default_rng(0).normal(size=(5, identity.dim)).astype(np.float32)
     with torch.no_grad():
-        outputs = model([torch.from_numpy(values)], torch.from_numpy(mask)).numpy()
+        outputs = model([torch.from_numpy(values)], torch.ones(5, 1, dtype=torch.bool)).numpy()
     expected = np.clip(outputs, 0, 1) if name == "discrete_published" else 1 / (1 + np.exp(-outputs))
-    np.testing.assert_allclose(load_fusion(tmp_path / "head").predict({"body": values}, mask), expected, atol=1e-5)
+    found = predict(load_model(tmp_path / "head"), {"body": values})["emotions"]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_a_head_with_its_own_backbones_labels_the_crops_and_needs_no_other_weights(
@@ -320,14 +342,11 @@ def test_a_head_with_its_own_backbones_labels_the_crops_and_needs_no_other_weigh
     config = TunedConfig(fusion=fusion, identities=dict.fromkeys(streams, identity.to_dict()))
     model = TunedStreams(config, 3)
     torch.nn.init.normal_(model.head.head.weight, std=3.0)
-    origin = {stream: {"name": "net", "identity": identity.to_dict()} for stream in streams}
-    save_checkpoint(
-        tmp_path / "tuned", model, None, VALENCE_3, modalities=streams, extractor=None,
-        training={"prior": [0.3] * 3, "thresholds": [0.5] * 3},
-        fusion={"backbones": origin, "loss": {"name": "bce", "options": {}}},
-    )  # fmt: skip
+    outputs = [MultiLabel(VALENCE_3), Dimensions(scale=(1, 10))]
+    inputs = [CropInput(streams_of(streams, identity))]
+    save_checkpoint(tmp_path / "tuned", get_kind("fusion-tuned"), model, inputs, outputs, training={})
     card = (tmp_path / "tuned" / "README.md").read_text()
-    assert "Its backbones are part of it: the last 1 blocks of each learned" in card and "never trained" not in card
+    assert "Its backbones are part of it: the last 1 blocks of each learned" in card and "random weights" not in card
     picture = Image.open(photo)
     crops = [
         torch.from_numpy(np.array(part.resize((SIZE, SIZE), Image.Resampling.BILINEAR, reducing_gap=3.0)))[None]
@@ -339,11 +358,11 @@ def test_a_head_with_its_own_backbones_labels_the_crops_and_needs_no_other_weigh
     assert [found[name] for name in VALENCE_3.labels] == pytest.approx(torch.sigmoid(output[:3]).tolist(), abs=1e-4)
     # The same in a labelling job's worker.
     info = read_checkpoint_info(tmp_path / "tuned")
-    plan = FusionPlan(info, stream_inputs(info), {}, None, {}, {}, ())
-    stage = plan.stages("bfloat16")[-1]
-    assert isinstance(stage, PredictWithTuned)
+    stage = make_plan(info, Options()).make_stages("bfloat16")[-1]
+    assert isinstance(stage, Predict)
     stage.setup(1, "cpu")
-    stage.head = out_of_memory = OutOfMemoryOnce(stage.head)  # type: ignore[assignment]
+    out_of_memory = OutOfMemoryOnce(stage.model)
+    stage.use(out_of_memory)  # type: ignore[arg-type]
     rows = [
         {"sample_id": name, "image_uri": None, "body_box": box, "face_box": None}
         for name, box in (("a", list(BODY)), ("b", None))
@@ -352,11 +371,11 @@ def test_a_head_with_its_own_backbones_labels_the_crops_and_needs_no_other_weigh
     _process(stage, items)
     assert out_of_memory.asked == [("bfloat16", 2), ("bfloat16", 1), ("bfloat16", 1)]
     assert all(item.failure is None and item.pixels is None for item in items)
-    assert items[0].output["probabilities"].tolist() == pytest.approx(torch.sigmoid(output[:3]).tolist(), abs=1e-4)
-    assert items[0].output["vad"].tolist() == pytest.approx(output[3:].tolist(), abs=1e-4)
+    assert items[0].output["emotions"].tolist() == pytest.approx(torch.sigmoid(output[:3]).tolist(), abs=1e-4)
+    assert items[0].output["vad"].tolist() == pytest.approx((10 * output[3:]).tolist(), abs=1e-3)
     assert stage.tally == {"context": 2, "body": 1, "face": 0} and items[1].failure is None
     refused = runner("predict", tmp_path / "tuned", photo, "--weights", "net.safetensors")
-    assert refused.code == 2 and "holds its backbones itself" in refused.err
+    assert refused.code == 2 and "would not use --weights" in refused.err
     settings = LabelSettings(samples="s", model=str(tmp_path / "tuned"), out="o", features="embeddings")
-    with pytest.raises(InputError, match="holds its backbones itself"):
+    with pytest.raises(InputError, match="would not use --features"):
         label(settings)

@@ -18,20 +18,24 @@ import torch
 from raymotion import storage
 from raymotion.errors import InputError, RunFailed
 from raymotion.models import hub
-from raymotion.models.checkpoint import load_teacher, read_checkpoint_info, save_checkpoint
+from raymotion.models.checkpoint import load_model, read_checkpoint_info, save_checkpoint
+from raymotion.models.inputs.captions import Captions
+from raymotion.models.outputs.multilabel import MultiLabel
+from raymotion.models.registry import get_kind
 from raymotion.models.text.tokenizer import train_tokenizer
-from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher
+from raymotion.models.visualbert.config import TeacherConfig
+from raymotion.models.visualbert.network import VisualBertTeacher
 from raymotion.vocabulary import MIKELS_8
 
-FILES = sorted(hub.FILES)
+FILES = ["README.md", "config.json", "model.safetensors", "tokenizer.json", "training.json"]
 
 
 def write(folder: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(["a happy dog on the beach"], size=60, min_frequency=1)
     config = TeacherConfig.model_validate({"size": "tiny", "vocab_size": len(tokenizer), "visual_dim": 4})
-    model = VisualBertTeacher(config, len(MIKELS_8))
-    save_checkpoint(folder, model, tokenizer, MIKELS_8, modalities=["text"], extractor=None, training={})
+    network, inputs = VisualBertTeacher(config, len(MIKELS_8)), [Captions(64, tokenizer=tokenizer)]
+    save_checkpoint(folder, get_kind("teacher-visualbert"), network, inputs, [MultiLabel(MIKELS_8)], training={})
     return folder
 
 
@@ -57,7 +61,10 @@ def test_there_and_back_through_a_folder_and_a_store(teacher: Path, tmp_path: Pa
     assert hub.push(tmp_path / "back", tmp_path / "twice").target == str(tmp_path / "twice")
     hub.push(tmp_path / "back", tmp_path / "twice")  # the same again is no conflict
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "twice"], "nothing half-made is left"
-    assert load_teacher(tmp_path / "twice").predict([["dog"]]).shape == (1, 8)
+    model = load_model(tmp_path / "twice")
+    captions = model.info.input("captions")
+    assert isinstance(captions, Captions)
+    assert model.predict({"captions": captions.tokens([["dog"]])})["emotions"].shape == (1, 8)
 
 
 def test_nothing_else_is_overwritten(teacher: Path, tmp_path: Path) -> None:
@@ -224,7 +231,7 @@ def test_the_hub_over_http(fake_hub: FakeHub, run_command: Callable[..., Any], t
     pushed = run_command("push", teacher, "owner/emotions", "--private", env=env)
     assert pushed.code == 0, pushed.err
     info = read_checkpoint_info(teacher)
-    assert f"visualbert-teacher {info.fingerprint} -> hf://owner/emotions" in pushed.out
+    assert f"teacher-visualbert {info.fingerprint} -> hf://owner/emotions" in pushed.out
     repository = fake_hub.repositories["owner/emotions"]
     assert repository["private"] is True and sorted(set(repository["files"]) - {".gitattributes"}) == FILES
     repository["files"]["pytorch_model.bin"] = b"a pickle that nobody asked for"

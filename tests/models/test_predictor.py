@@ -14,52 +14,75 @@ from PIL import Image
 
 import raymotion
 from raymotion.errors import InputError
-from raymotion.models.checkpoint import load_student, load_teacher, save_checkpoint
-from raymotion.models.student.network import Student, StudentConfig
+from raymotion.models.checkpoint import Model, load_model, save_checkpoint
+from raymotion.models.inputs.base import Input
+from raymotion.models.inputs.captions import Captions
+from raymotion.models.inputs.picture import PictureInput
+from raymotion.models.inputs.regions import RegionInput
+from raymotion.models.outputs.multilabel import MultiLabel
+from raymotion.models.registry import get_kind
+from raymotion.models.student.config import StudentConfig
+from raymotion.models.student.network import Student
 from raymotion.models.text.tokenizer import train_tokenizer
-from raymotion.models.vision.regions import RegionExtractor, identify
-from raymotion.models.visualbert import network as visualbert
-from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher
+from raymotion.models.vision.regions import ExtractorIdentity, RegionExtractor, identify
+from raymotion.models.visualbert.config import TeacherConfig
+from raymotion.models.visualbert.network import VisualBertTeacher
 from raymotion.pipeline import predictor
+from raymotion.pipeline.plan import find_extractor
 from raymotion.vocabulary import MIKELS_8
 
 CAPTIONS = ["a happy dog on the beach", "a sad man in the rain"]
 SMALL = "fasterrcnn_mobilenet_v3_large_320_fpn"
 
 
-def write(folder: Path, *modalities: str, weights: str = "random:3") -> Path:
+def write(folder: Path, *reads: str, weights: str = "random:3") -> Path:
     torch.manual_seed(0)
     tokenizer = train_tokenizer(CAPTIONS, size=120, min_frequency=1)
     config = TeacherConfig.model_validate(
         {"size": "tiny", "vocab_size": len(tokenizer), "visual_dim": 1024, "normalize_regions": True}
     )
-    extractor = {"name": SMALL, "weights": weights, "count": 4, "dim": 1024} if "regions" in modalities else None
-    model = VisualBertTeacher(config, len(MIKELS_8)).eval()
-    save_checkpoint(folder, model, tokenizer, MIKELS_8, modalities=modalities, extractor=extractor, training={})
+    inputs: list[Input] = [Captions(64, tokenizer=tokenizer, used="captions" in reads)]
+    if "regions" in reads:
+        inputs.append(RegionInput(ExtractorIdentity(name=SMALL, weights=weights, count=4, dim=1024)))
+    network = VisualBertTeacher(config, len(MIKELS_8)).eval()
+    save_checkpoint(folder, get_kind("teacher-visualbert"), network, inputs, [MultiLabel(MIKELS_8)], training={})
     return folder
 
 
-def write_student(folder: Path, *modalities: str) -> Path:
+def write_student(folder: Path, *reads: str) -> Path:
     torch.manual_seed(0)
     tokenizer = train_tokenizer(CAPTIONS, size=120, min_frequency=1)
     config = StudentConfig(
         image_size=32, channels=(4, 8), embedding_size=8, text_size=8, hidden_size=16, vocab_size=len(tokenizer)
     )
-    model = Student(config, len(MIKELS_8))
-    torch.nn.init.normal_(model.head.weight)  # else all answers lie close together
-    save_checkpoint(folder, model, tokenizer, MIKELS_8, modalities=modalities, extractor=None, training={})
+    network = Student(config, len(MIKELS_8))
+    torch.nn.init.normal_(network.head.weight)  # else all answers lie close together
+    inputs = [Captions(64, tokenizer=tokenizer, used="captions" in reads), PictureInput(32, used="picture" in reads)]
+    save_checkpoint(folder, get_kind("student"), network, inputs, [MultiLabel(MIKELS_8)], training={})
     return folder
+
+
+def by_hand(model: Model, texts: list[str], *seen: torch.Tensor) -> np.ndarray:
+    """The mean of what the network says of each caption by itself, beside the pictures' part."""
+    own = model.info.input("captions")
+    assert isinstance(own, Captions)
+    with torch.no_grad():
+        said = [
+            model.network(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long), *seen)
+            for ids in own.tokenizer(texts or [""])["input_ids"]
+        ]
+    return torch.stack(said).sigmoid().mean(dim=0)[0].numpy()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three teachers: `text`, `regions`, `both`; two students: `student`, and `reader`, of captions alone."""
     base = tmp_path_factory.mktemp("teachers")
-    write(base / "text", "text")
+    write(base / "text", "captions")
     write(base / "regions", "regions")
-    write(base / "both", "text", "regions")
-    write_student(base / "student", "text", "image")
-    write_student(base / "reader", "text")
+    write(base / "both", "captions", "regions")
+    write_student(base / "student", "captions", "picture")
+    write_student(base / "reader", "captions")
     return base
 
 
@@ -92,24 +115,20 @@ def test_label_is_what_the_teacher_says_highest_first(folder: Path) -> None:
     assert isinstance(model, raymotion.Predictor)
     found = model.label(caption=CAPTIONS)
     assert list(found.values()) == sorted(found.values(), reverse=True) and set(found) == set(MIKELS_8.labels)
-    teacher = load_teacher(folder / "text")
-    one, two = (visualbert.predict(teacher.model, teacher.tokenizer, [[text]])[0] for text in CAPTIONS)
-    expected = (one + two) / 2  # of several captions, the mean
+    expected = by_hand(load_model(folder / "text"), CAPTIONS)  # of several captions, the mean
     assert [found[label] for label in MIKELS_8.labels] == pytest.approx(expected.tolist(), abs=1e-6)
-    assert model.modalities == ("text",) and model.vocabulary == MIKELS_8
+    assert model.reads == ("captions",) and model.vocabulary == MIKELS_8
 
 
 def test_a_picture_goes_through_the_extractor_that_the_checkpoint_names(folder: Path, both: Any) -> None:
     """By hand: the same extractor, its regions, the teacher; None and [] are masked, not zeros."""
     images, captions = [pixels(0), None, pixels(2, (90, 50)), pixels(0)], [[CAPTIONS[0]], [CAPTIONS[1]], [], []]
     found = both.predict(images, captions, batch_size=1)
-    extractor, teacher = RegionExtractor(SMALL, "random:3", 4), load_teacher(folder / "both")
+    extractor, teacher = RegionExtractor(SMALL, "random:3", 4), load_model(folder / "both")
     for i, (image, texts) in enumerate(zip(images[:3], captions[:3], strict=True)):
         regions = None if image is None else extractor([image])
-        expected = (
-            teacher.predict([texts]) if regions is None else teacher.predict([texts], regions.features, regions.mask)
-        )
-        np.testing.assert_allclose(found[i], expected[0], atol=1e-5)
+        seen = () if regions is None else (torch.from_numpy(regions.features), torch.from_numpy(regions.mask))
+        np.testing.assert_allclose(found[i], by_hand(teacher, texts, *seen), atol=1e-5)
     assert np.abs(found[0] - found[3]).max() > 1e-4 < np.abs(found[2] - found[3]).max(), "both parts are read"
     assert both.predict([], []).shape == (0, 8)
 
@@ -119,27 +138,23 @@ def test_a_student_reads_the_picture_itself(folder: Path, tmp_path: Path) -> Non
     Image.fromarray(pixels(0)).save(tmp_path / "photo.png")
     model = raymotion.load(str(folder / "student"))
     found = model.label(tmp_path / "photo.png", caption=CAPTIONS[0])
-    student = load_student(folder / "student")
-    seen = student.model.eval()
+    student = load_model(folder / "student")
 
-    def by_hand(picture: np.ndarray | None, text: str | None) -> np.ndarray:
-        batch = student.tokenizer([text or ""], return_tensors="pt")
+    def said(picture: np.ndarray | None, text: str | None) -> np.ndarray:
         resized = None if picture is None else Image.fromarray(picture).resize((32, 32), Image.Resampling.BILINEAR)
-        shown = None if resized is None else torch.from_numpy(np.array(resized)[None])
-        with torch.no_grad():
-            return torch.sigmoid(seen(batch["input_ids"], batch["attention_mask"], shown))[0].numpy()
+        seen = () if resized is None else (torch.from_numpy(np.array(resized)[None]),)
+        return by_hand(student, [text or ""], *seen)
 
-    np.testing.assert_allclose([found[name] for name in MIKELS_8.labels], by_hand(pixels(0), CAPTIONS[0]), atol=1e-5)
+    np.testing.assert_allclose([found[name] for name in MIKELS_8.labels], said(pixels(0), CAPTIONS[0]), atol=1e-5)
     assert list(found.values()) == sorted(found.values(), reverse=True)
     images = [pixels(0), None, pixels(2, (90, 50)), pixels(1), None]
     captions = [[CAPTIONS[0]], [CAPTIONS[1]], [], CAPTIONS, [CAPTIONS[0]]]
     got = model.predict(images, captions, batch_size=2)  # the last pass has no picture at all
     for i in (0, 1, 2, 4):
-        np.testing.assert_allclose(got[i], by_hand(images[i], captions[i][0] if captions[i] else None), atol=1e-5)
-    np.testing.assert_allclose(
-        got[3], (by_hand(images[3], CAPTIONS[0]) + by_hand(images[3], CAPTIONS[1])) / 2, atol=1e-5
-    )
-    assert np.abs(got[0] - got[4]).max() > 1e-3 and model.min_side == 32 and model.modalities == ("text", "image")
+        np.testing.assert_allclose(got[i], said(images[i], captions[i][0] if captions[i] else None), atol=1e-5)
+    mean = (said(images[3], CAPTIONS[0]) + said(images[3], CAPTIONS[1])) / 2
+    np.testing.assert_allclose(got[3], mean, atol=1e-5)
+    assert np.abs(got[0] - got[4]).max() > 1e-3 and model.min_side == 32 and model.reads == ("captions", "picture")
     assert model.predict([], []).shape == (0, 8)
 
 
@@ -152,7 +167,7 @@ def test_a_student_says_what_it_does_not_read(folder: Path) -> None:
     assert reader.usable([pixels(), None, None], [[], ["dog"], [" "]]).tolist() == [False, True, False]
     with pytest.raises(InputError, match="reads captions or images, and none was given"):
         both.label(caption="  ")
-    with pytest.raises(InputError, match="is a student: it reads pictures itself, and would not use --weights"):
+    with pytest.raises(InputError, match="would not use --weights"):
         raymotion.load(folder / "student", weights="default")
 
 
@@ -233,7 +248,11 @@ def test_weights_are_the_trained_ones_or_an_error(folder: Path, tmp_path: Path) 
     other = raymotion.load(write(tmp_path / "t", "regions", weights="sha256:" + "0" * 64))
     with pytest.raises(InputError, match="Name that file as --weights"):
         other.label(pixels())
-    with pytest.raises(InputError, match="captions alone, and would not use --weights"):
+    read = raymotion.load(write(tmp_path / "c", "captions", "regions", weights="sha256:" + "0" * 64))
+    assert len(read.label(caption=CAPTIONS[0])) == 8, "captions alone need no extractor"
+    with pytest.raises(InputError, match="Name that file as --weights"):
+        read.label(pixels(), CAPTIONS[0])
+    with pytest.raises(InputError, match="would not use --weights"):
         raymotion.load(folder / "text", weights="random:3")
 
 
@@ -253,14 +272,13 @@ def test_the_published_detector_is_looked_for_where_it_is_published(
     folder = tmp_path / "t"
     tokenizer = train_tokenizer(CAPTIONS, size=120, min_frequency=1)
     config = TeacherConfig.model_validate({"size": "tiny", "vocab_size": len(tokenizer), "visual_dim": 2048})
-    info = save_checkpoint(
-        folder, VisualBertTeacher(config, len(MIKELS_8)), tokenizer, MIKELS_8, modalities=["regions"],
-        extractor=trained.to_dict(), training={},
-    )  # fmt: skip
-    assert predictor.find_extractor(info, None) == (trained, "default")
+    network, own_input = VisualBertTeacher(config, len(MIKELS_8)), RegionInput(trained)
+    inputs = [Captions(64, tokenizer=tokenizer, used=False), own_input]
+    info = save_checkpoint(folder, get_kind("teacher-visualbert"), network, inputs, [MultiLabel(MIKELS_8)], training={})
+    assert find_extractor(info, own_input, None) == (trained, "default")
     (own / "pytorch_model.bin").write_bytes(b"others")
     with pytest.raises(InputError, match=r"--weights default are sha256:.*, the model was trained with sha256:"):
-        predictor.find_extractor(info, None)
+        find_extractor(info, own_input, None)
 
 
 def test_what_is_no_checkpoint(folder: Path, tmp_path: Path) -> None:

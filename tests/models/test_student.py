@@ -14,8 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from raymotion.errors import InputError
-from raymotion.models.checkpoint import load_student, load_teacher, save_checkpoint
-from raymotion.models.student.network import IMAGENET_MEAN, IMAGENET_STD, Student, StudentConfig, predict
+from raymotion.models.checkpoint import Model, load_model, save_checkpoint
+from raymotion.models.inputs.base import Arrays
+from raymotion.models.inputs.captions import Captions
+from raymotion.models.inputs.picture import PictureInput
+from raymotion.models.outputs.multilabel import MultiLabel
+from raymotion.models.registry import get_kind
+from raymotion.models.student.config import StudentConfig
+from raymotion.models.student.network import IMAGENET_MEAN, IMAGENET_STD, Student, predict_tokens
 from raymotion.models.student.start import initialise, transferred
 from raymotion.models.text.tokenizer import train_tokenizer
 from raymotion.vocabulary import VALENCE_3
@@ -84,7 +90,8 @@ def test_the_output_is_a_logit() -> None:
     with torch.no_grad():
         own.head.weight.zero_()
         own.head.bias.copy_(torch.tensor([-2.0, 0.0, 2.0]))
-    probabilities = predict(own, tokenizer, [["ab day"]])
+    tokens = Captions(16, tokenizer=tokenizer).tokens([["ab day"]])
+    probabilities = predict_tokens(own, tokens.tokens, tokens.owners, 1, None, None, decode=torch.sigmoid)
     np.testing.assert_allclose(probabilities, [[0.1192, 0.5, 0.8808]], atol=1e-4)
 
 
@@ -254,16 +261,29 @@ def test_frozen_layers_answer_as_in_evaluation(name: str) -> None:
     assert first.isdisjoint(on)
 
 
+def save(folder: Path, model: Student, tokenizer: Any, **training: Any) -> None:
+    inputs = [Captions(model.config.max_text_length, tokenizer=tokenizer), PictureInput(model.image_size)]
+    save_checkpoint(folder, get_kind("student"), model, inputs, [MultiLabel(VALENCE_3)], training=training)
+
+
 def made(folder: Path, name: str = "cnn+gru", *, seed: int = 0, **more: Any) -> tuple[Student, Any]:
     """A checkpoint of an untrained student whose answers differ from sample to sample."""
     tokenizer = train_tokenizer(["a sunny day", "a gloomy day by the sea", "plain"] * 3, size=PIECES)
     torch.manual_seed(seed)
     model = initialise(config(name, vocab_size=len(tokenizer), **more), 3)
     nn.init.normal_(model.head.weight, std=3.0)
-    save_checkpoint(
-        folder, model, tokenizer, VALENCE_3, modalities=["text", "image"], extractor=None, training={"seed": seed}
-    )
+    save(folder, model, tokenizer, seed=seed)
     return model, tokenizer
+
+
+def predict(
+    model: Model, captions: list[list[str]], images: np.ndarray, mask: np.ndarray, batch_size: int | None = None
+) -> np.ndarray:
+    own = model.info.input("captions")
+    assert isinstance(own, Captions)
+    pictures = Arrays("picture", mask, {"images": images, "image_mask": mask})
+    evidence = {"captions": own.tokens(captions), "picture": pictures}
+    return model.predict(evidence, batch_size=batch_size)["emotions"]
 
 
 CAPTIONS = [["a sunny day", "plain"], ["a gloomy day by the sea"], [], ["  "]]
@@ -274,40 +294,42 @@ def test_a_checkpoint_predicts_as_the_model_did(name: str, tmp_path: Path) -> No
     model, tokenizer = made(tmp_path / "s", name)
     images = batch(4)[2].numpy()
     mask = np.array([True, True, True, False])
-    loaded = load_student(tmp_path / "s")
-    got = loaded.predict(CAPTIONS, images, mask)
-    np.testing.assert_allclose(got, predict(model, tokenizer, CAPTIONS, images, mask), atol=1e-6)
-    assert loaded.model.config == model.config and not loaded.model.training
+    loaded = load_model(tmp_path / "s", kind="student")
+    got = predict(loaded, CAPTIONS, images, mask)
+    own = Captions(16, tokenizer=tokenizer).tokens(CAPTIONS)
+    expected = predict_tokens(model, own.tokens, own.owners, 4, images, mask, decode=torch.sigmoid, pad_id=own.pad_id)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    assert loaded.network.config == model.config and not loaded.network.training
     # A sample's answer is the mean over its captions, and does not depend on its neighbours.
-    singles = [loaded.predict([[text]], images[:1]) for text in CAPTIONS[0]]
+    singles = [predict(loaded, [[text]], images[:1], mask[:1]) for text in CAPTIONS[0]]
     np.testing.assert_allclose(got[0], np.mean(singles, axis=0)[0], atol=1e-5)
-    one_by_one = [loaded.predict(CAPTIONS[i : i + 1], images[i : i + 1], mask[i : i + 1])[0] for i in range(4)]
+    one_by_one = [predict(loaded, CAPTIONS[i : i + 1], images[i : i + 1], mask[i : i + 1])[0] for i in range(4)]
     np.testing.assert_allclose(got, one_by_one, atol=1e-5)
-    np.testing.assert_allclose(loaded.predict(CAPTIONS, images, mask, batch_size=3), got, atol=1e-5)
-    assert loaded.usable(CAPTIONS, mask).tolist() == [True, True, True, False]
+    np.testing.assert_allclose(predict(loaded, CAPTIONS, images, mask, 3), got, atol=1e-5)
+    assert (own.present | mask).tolist() == [True, True, True, False]
 
 
 def test_what_is_no_whole_student_is_one_line(tmp_path: Path, rebind: Callable[[Path], None]) -> None:
     made(tmp_path / "s")
-    with pytest.raises(InputError, match="is a student, not a visualbert-teacher"):
-        load_teacher(tmp_path / "s")
+    with pytest.raises(InputError, match="is a student, not a teacher-visualbert"):
+        load_model(tmp_path / "s", kind="teacher-visualbert")
     with pytest.raises(InputError, match="changed since the job began"):
-        load_student(tmp_path / "s", expected_fingerprint="0" * 16)
+        load_model(tmp_path / "s", expected_fingerprint="0" * 16)
     weights = load_file(tmp_path / "s/model.safetensors")
     save_file({k: v for k, v in weights.items() if k != "no_text"}, tmp_path / "s/model.safetensors")
     rebind(tmp_path / "s")
     with pytest.raises(InputError, match=r"model\.safetensors: lacks weight no_text"):
-        load_student(tmp_path / "s")
+        load_model(tmp_path / "s")
     save_file({**weights, "head.bias": torch.zeros(4)}, tmp_path / "s/model.safetensors")
     rebind(tmp_path / "s")
     with pytest.raises(InputError, match=r"weight head\.bias has shape \(4,\), config\.json says \(3,\)"):
-        load_student(tmp_path / "s")
+        load_model(tmp_path / "s")
     shape = json.loads((tmp_path / "s/config.json").read_text())
     shape["model"]["text_size"] = -1
     (tmp_path / "s/config.json").write_text(json.dumps(shape))
     rebind(tmp_path / "s")
     with pytest.raises(InputError, match=r"config\.json: model\.text_size"):
-        load_student(tmp_path / "s")
+        load_model(tmp_path / "s")
 
 
 @pytest.fixture(scope="module")
@@ -420,7 +442,7 @@ def test_layers_of_another_student_are_taken_from_the_input_on_and_the_head_neve
     scratch: dict[str, torch.Tensor] = {}
     for depth in range(5):
         torch.manual_seed(3)
-        own = transferred(tmp_path / "a", depth, 3, freeze=True)
+        own = transferred(donor, depth, 3, freeze=True)
         scratch = own.state_dict() if depth == 0 else scratch
         copied = {name for block in blocks[:depth] for name in block}
         for name, value in own.state_dict().items():
@@ -431,7 +453,7 @@ def test_layers_of_another_student_are_taken_from_the_input_on_and_the_head_neve
                 assert not torch.equal(value, scratch[name])
         assert {n for n, p in own.named_parameters() if not p.requires_grad} == copied
     with pytest.raises(InputError, match=r"has 5 layers, the head among them; 5 cannot be transferred.*at most 4"):
-        transferred(tmp_path / "a", 5, 3)
+        transferred(donor, 5, 3)
 
 
 @pytest.mark.parametrize(
@@ -451,9 +473,7 @@ def test_a_checkpoint_names_shapes_and_no_code(
     model = Student(config("cnn+gru"), 3)
     tokenizer = train_tokenizer(["a sunny day"], size=100, min_frequency=1)
     model.config = model.config.model_copy(update={"vocab_size": len(tokenizer)})
-    save_checkpoint(
-        tmp_path / "s", model, tokenizer, VALENCE_3, modalities=["text", "image"], extractor=None, training={}
-    )
+    save(tmp_path / "s", model, tokenizer)
     written = json.loads((tmp_path / "s" / "config.json").read_text())
     written["model"] = {**written["model"], **shape}
     for name in ("channels", "embedding_size", "text_size"):
@@ -461,4 +481,4 @@ def test_a_checkpoint_names_shapes_and_no_code(
     (tmp_path / "s" / "config.json").write_text(json.dumps(written))
     rebind(tmp_path / "s")
     with pytest.raises(InputError, match=reason):
-        load_student(tmp_path / "s")
+        load_model(tmp_path / "s")

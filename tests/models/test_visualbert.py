@@ -13,9 +13,11 @@ from pydantic import ValidationError
 
 from raymotion import storage
 from raymotion.errors import InputError
+from raymotion.models.inputs.captions import Captions, pad
 from raymotion.models.text.tokenizer import train_tokenizer
 from raymotion.models.text.tower import read_text_tower
-from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher, pad, predict, usable
+from raymotion.models.visualbert.config import TeacherConfig
+from raymotion.models.visualbert.network import VisualBertTeacher, predict_tokens
 
 LABELS, REGIONS, DIM = 5, 4, 12
 POOLINGS = ("cls", "mean-output", "mean", "cls+mean")
@@ -137,6 +139,22 @@ def test_pretrained_that_does_not_fit(tmp_path: Path) -> None:
         VisualBertTeacher.from_pretrained(str(tmp_path / "small"), fits, LABELS)
 
 
+def test_a_sample_without_a_caption_is_not_present_and_still_has_a_text() -> None:
+    own = Captions(64, tokenizer=TOKENIZER).tokens([[CAPTIONS[0], CAPTIONS[1]], [" "], []])
+    assert own.present.tolist() == [True, False, False] and own.owners.tolist() == [0, 0, 1, 2]
+    assert own.tokens[2] == own.tokens[3] == [TOKENIZER.cls_token_id, TOKENIZER.sep_token_id]
+
+
+def predict(
+    model: VisualBertTeacher, captions: list[list[str]], regions: np.ndarray, mask: np.ndarray, *, batch_size: int
+) -> np.ndarray:
+    own = Captions(64, tokenizer=TOKENIZER).tokens(captions)
+    return predict_tokens(
+        model, own.tokens, own.owners, len(captions), regions, mask, decode=torch.sigmoid, pad_id=own.pad_id,
+        batch_size=batch_size,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_predict_averages_captions_and_keeps_order_in_any_company(pooling: str) -> None:
     model = make(pooling)
@@ -144,7 +162,7 @@ def test_predict_averages_captions_and_keeps_order_in_any_company(pooling: str) 
     rng = np.random.default_rng(1)
     regions = rng.normal(size=(4, REGIONS, DIM)).astype(np.float32)
     mask = np.array([[1, 1, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]], dtype=bool)
-    together = predict(model, TOKENIZER, captions, regions, mask, batch_size=2)
+    together = predict(model, captions, regions, mask, batch_size=2)
     assert together.shape == (4, LABELS) and together.dtype == np.float32
     # By hand: each caption by itself, through the forward pass, then the mean of the probabilities.
     with torch.inference_mode():
@@ -161,15 +179,7 @@ def test_predict_averages_captions_and_keeps_order_in_any_company(pooling: str) 
                 for text in texts
             ]
             np.testing.assert_allclose(together[i], np.mean(by_hand, axis=0), atol=1e-5)
-    np.testing.assert_array_equal(together, predict(model, TOKENIZER, captions, regions, mask, batch_size=2))
-
-
-def test_nothing_at_all_is_the_callers_to_leave_out() -> None:
-    model = make()
-    mask = np.zeros((2, REGIONS), dtype=bool)
-    assert usable([["x"], [" "]], mask).tolist() == [True, False]
-    with pytest.raises(ValueError, match=r"samples \[1\]"):
-        predict(model, TOKENIZER, [["x"], [" "]], np.zeros((2, REGIONS, DIM), np.float32), mask)
+    np.testing.assert_array_equal(together, predict(model, captions, regions, mask, batch_size=2))
 
 
 def test_sizes_and_their_limits() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from raymotion.models.fusion.network import FUSIONS, PUBLISHED, FusionConfig, FusionHead, parameter_count
+from raymotion.models.fusion.config import PUBLISHED, SOUND, FusionConfig
+from raymotion.models.fusion.network import FusionHead, parameter_count
 
 STUDY = {"context": 1536, "body": 1536, "face": 2560}
 # emotic_study.md, section 4: with both heads.
@@ -45,7 +46,7 @@ def test_the_parameter_counts_are_those_of_the_study(fusion):
 
 
 def test_each_fusion_has_its_published_twin():
-    assert set(PARAMETERS) == set(FUSIONS) and tuple(f"{name}_published" for name in FUSIONS) == PUBLISHED
+    assert set(PARAMETERS) == set(SOUND) and tuple(f"{name}_published" for name in SOUND) == PUBLISHED
 
 
 @pytest.mark.parametrize("fusion", PUBLISHED)

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 from raymotion.config import load_settings
 from raymotion.errors import InputError
-from raymotion.models.fusion.config import FusionConfig, wants_tokens
+from raymotion.models.fusion.config import FusionConfig, input_size, wants_tokens
 from raymotion.models.fusion.recipe import FusionRecipe
-from raymotion.models.inputs.base import Input
-from raymotion.models.inputs.streams import BoundStreams, StreamEvidence, StreamFeatures, StreamInput
+from raymotion.models.inputs.base import Input, require_inputs
+from raymotion.models.inputs.streams import BoundStreams, PersonInput, StreamEvidence, StreamFeatures, StreamInput
 from raymotion.models.kind import Kind, Training
 from raymotion.models.outputs.base import DataFacts, Output
 from raymotion.models.outputs.dimensions import VALUES, Dimensions
@@ -75,7 +75,10 @@ class FusionKind(Kind):
     def restore(self, model: Mapping[str, Any], inputs: Sequence[Input], outputs: Sequence[Output]) -> FusionHead:
         from raymotion.models.fusion.network import FusionHead
 
-        return FusionHead(FusionConfig.model_validate(model), outputs[0].width)
+        config = FusionConfig.model_validate(model)
+        require_inputs(inputs, [StreamInput])
+        require_streams(config, cast(StreamInput, inputs[0]))
+        return FusionHead(config, outputs[0].width)
 
     def extra(self, recipe: FusionRecipe, training: Training) -> SyntheticPersons | None:
         """Synthetic training persons, from the clean features of the training split alone; the same for every head.
@@ -169,6 +172,14 @@ def check_head(model: object, name: str, *, where: str) -> None:
         raise InputError(f"{text}: {first['msg']}", path=where) from error
     except InputError as error:
         raise InputError(error.reason, path=where) from error
+
+
+def require_streams(config: FusionConfig, person: PersonInput) -> None:
+    """Raises an `InputError` unless the streams of a checkpoint's input are those of its head, in number and size."""
+    wanted = {name: (config.tokens.get(name, 0), input_size(config, name)) for name in config.dims}
+    given = {own.stream: (own.grid**2, own.shape[-1]) for own in person.streams}
+    if list(given.items()) != list(wanted.items()) or person.ablation != config.ablation:
+        raise InputError(f"the input {person.name} has other streams or sizes than the model reads ({given}, {wanted})")
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from raymotion.config import load_settings
 from raymotion.errors import InputError
 from raymotion.models.checkpoint import CheckpointInfo, load_model, read_checkpoint_info
 from raymotion.models.fusion.config import FusionConfig, input_size, wants_tokens
-from raymotion.models.fusion.kind import FusionKind, check_head, head_outputs, set_first_answers
+from raymotion.models.fusion.kind import FusionKind, check_head, head_outputs, require_streams, set_first_answers
 from raymotion.models.fusion_tuned.config import TunedConfig
 from raymotion.models.fusion_tuned.recipe import FusionTunedRecipe
-from raymotion.models.inputs.base import Evidence, Input
+from raymotion.models.inputs.base import Evidence, Input, require_inputs
 from raymotion.models.inputs.person_crops import PersonReader
 from raymotion.models.inputs.streams import CropInput, PreparedCrops, Stream, StreamInput
 from raymotion.models.kind import Kind, Training
@@ -81,7 +81,13 @@ class FusionTunedKind(Kind):
     def restore(self, model: Mapping[str, Any], inputs: Sequence[Input], outputs: Sequence[Output]) -> TunedStreams:
         from raymotion.models.fusion_tuned.network import TunedStreams
 
-        return TunedStreams(TunedConfig.model_validate(model), outputs[0].width)
+        config = TunedConfig.model_validate(model)
+        require_inputs(inputs, [CropInput])
+        crops = cast(CropInput, inputs[0])
+        require_streams(config.fusion, crops)
+        if {own.stream: own.identity.to_dict() for own in crops.streams} != config.identities:
+            raise InputError("the backbones of the input crops are not those of model.identities")
+        return TunedStreams(config, outputs[0].width)
 
     def learning_rate(self, recipe: FusionTunedRecipe, network: Any, parameter: str) -> float:
         settings = recipe.optimiser

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
+from raymotion.errors import InputError
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -238,6 +240,16 @@ class Input(ABC):
     def notices(self) -> list[str]:
         """What a user of the predictions must know: weights that were never trained, say."""
         return []
+
+
+def require_inputs(
+    inputs: Sequence[Input], needed: Sequence[type[Input]], optional: Sequence[type[Input]] = ()
+) -> None:
+    """Raises an `InputError` unless a checkpoint's inputs are those that a kind of model reads, in their order."""
+    given, n = [type(own) for own in inputs], len(needed)
+    if given[:n] != [*needed] or any(own not in optional for own in given[n:]):
+        read = " and ".join(own.name for own in (*needed, *optional))
+        raise InputError(f"the model reads {read}, and the inputs are {', '.join(own.name for own in inputs)}")
 
 
 def batches(n: int, size: int) -> Iterator[np.ndarray]:

@@ -217,10 +217,12 @@ class Captions(Input):
         path = storage.join(folder, TOKENIZER)
         self._tokenizer = load_tokenizer(path, shown=storage.join(shown, TOKENIZER))
 
-    def require_pieces(self, pieces: int) -> None:
-        """Raises an `InputError` unless the tokenizer, where it was opened, has as many pieces as a network reads."""
+    def require_fit(self, pieces: int, longest: int) -> None:
+        """Raises an `InputError` unless a network reads this tokenizer, where it was opened, and captions this long."""
         if self._tokenizer is not None and len(self._tokenizer) != pieces:
             raise InputError(f"{TOKENIZER} has {len(self._tokenizer)} pieces, the model reads {pieces}")
+        if self.max_length != longest:
+            raise InputError(f"captions have at most {self.max_length} pieces, model.max_text_length is {longest}")
 
     def to_dict(self) -> dict[str, Any]:
         return {"type": self.name, "max_length": self.max_length, "used": self.used}

@@ -39,4 +39,7 @@ def read_inputs(values: Any, *, where: str, folder: str) -> tuple[Input, ...]:
         if not isinstance(name, str):
             raise InputError("reads an input without a type", path=where)
         found.append(_inputs.get(name, path=where, may_import=False).from_dict(value, where=where, folder=folder))
+    names = [own.name for own in found]
+    if len(set(names)) != len(names):
+        raise InputError(f"has two inputs of one name ({', '.join(names)})", path=where)
     return tuple(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from raymotion.data.samples import NUMBERS
 from raymotion.errors import InputError
+from raymotion.models.finite import is_number
 from raymotion.models.inputs.base import Arrays, Draft, Evidence, Input, Prepared
 
 if TYPE_CHECKING:
@@ -88,13 +88,12 @@ class ValuesInput(Input):
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], *, where: str, folder: str) -> ValuesInput:
-        names, numbers = value.get("columns"), [value.get("mean"), value.get("std")]
-        if not isinstance(names, list) or not all(
-            isinstance(own, list)
-            and len(own) == len(names)
-            and all(isinstance(v, int | float) and math.isfinite(v) for v in own)
-            for own in numbers
-        ):
+        names: Any = value.get("columns")
+        numbers = [value.get("mean"), value.get("std")]
+        good = isinstance(names, list) and all(isinstance(name, str) for name in names) and all(
+            isinstance(own, list) and len(own) == len(names) and all(map(is_number, own)) for own in numbers
+        )  # fmt: skip
+        if not good:
             raise InputError("values: columns, mean and std are not lists of one length", path=where)
         return cls(names, *numbers)
 

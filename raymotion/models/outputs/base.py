@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
+from pydantic import ValidationError
 
 from raymotion.data.samples import scale_of, vocabulary_of
 from raymotion.errors import InputError
+from raymotion.models.recipe import LossSettings
 from raymotion.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -225,6 +227,20 @@ class Output(ABC):
     def is_better(self, metric: str, value: float, other: float) -> bool:
         """Whether `value` of the metric is better than `other`."""
         return value < other if metric in self.lower_is_better else value > other
+
+
+def read_loss(value: Mapping[str, Any], *, where: str) -> LossSettings:
+    """The loss of an output that a checkpoint describes.
+
+    Raises:
+        InputError: it names none.
+    """
+    try:
+        return LossSettings.model_validate(value.get("loss"))
+    except ValidationError as error:
+        raise InputError(
+            f"the output {value.get('name')} does not say which loss it was trained with", path=where
+        ) from error
 
 
 def as_outputs(raw: Any, outputs: Sequence[Output]) -> dict[str, Tensor]:

@@ -18,7 +18,8 @@ from raymotion.data.samples import DIMENSIONS, attach_scale, scale_of
 from raymotion.errors import InputError
 from raymotion.learning.losses.dimensions import make_dimension_loss
 from raymotion.learning.metrics.dimensions import evaluate_dimensions
-from raymotion.models.outputs.base import DataFacts, Output, Targets
+from raymotion.models.finite import is_number
+from raymotion.models.outputs.base import DataFacts, Output, Targets, read_loss
 from raymotion.models.recipe import LossSettings
 
 if TYPE_CHECKING:
@@ -98,21 +99,16 @@ class Dimensions(Output):
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], *, where: str) -> Dimensions:
-        names, scale, loss = value.get("names"), value.get("scale"), value.get("loss") or {}
-        good = (
-            isinstance(scale, list)
-            and len(scale) == 2
-            and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in scale)
-            and scale[0] < scale[1]
-        )
-        if not good or not isinstance(names, list) or not isinstance(loss, dict):
+        names, scale = value.get("names"), value.get("scale")
+        good = isinstance(scale, list) and len(scale) == 2 and all(map(is_number, scale)) and scale[0] < scale[1]
+        if not good or not isinstance(names, list):
             raise InputError(
                 f"the output {value.get('name')} does not state its dimensions and their scale", path=where
             )
         assert isinstance(scale, list)
-        settings = LossSettings(name=str(loss.get("name", "smooth_l1")), options=dict(loss.get("options") or {}))
+        loss, ends = read_loss(value, where=where), (float(scale[0]), float(scale[1]))
         try:
-            return cls(names, scale=(float(scale[0]), float(scale[1])), name=str(value["name"]), loss=settings)
+            return cls(names, scale=ends, name=str(value["name"]), loss=loss)
         except InputError as error:
             raise InputError(error.reason, path=where, remedy=error.remedy) from error
 
@@ -233,7 +229,7 @@ class Dimensions(Output):
             if values is not None and not (
                 isinstance(values, list)
                 and len(values) == self.width
-                and all(v is None or (isinstance(v, int | float) and math.isfinite(v)) for v in values)
+                and all(v is None or is_number(v) for v in values)
             ):
                 raise InputError(f"{name} is not a number for each of {', '.join(self.names)}", path=where)
 

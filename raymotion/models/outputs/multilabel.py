@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,7 +20,8 @@ from raymotion.learning.metrics.multilabel import LOWER_IS_BETTER
 from raymotion.learning.metrics.multilabel import bce as binary_cross_entropy
 from raymotion.learning.metrics.multilabel import evaluate as evaluate_labels
 from raymotion.learning.selection import fit_class_thresholds
-from raymotion.models.outputs.base import DataFacts, Output, Targets
+from raymotion.models.finite import is_number
+from raymotion.models.outputs.base import DataFacts, Output, Targets, read_loss
 from raymotion.models.recipe import Distillation, LossSettings, MultiLabelRecipe
 from raymotion.vocabulary import Vocabulary
 
@@ -97,15 +97,12 @@ class MultiLabel(Output):
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], *, where: str) -> MultiLabel:
         vocabulary = Vocabulary.from_dict(value.get("vocabulary") or {}, where=where)
-        loss = value.get("loss")
-        if not isinstance(loss, dict) or not isinstance(loss.get("name"), str):
-            raise InputError(f"the output {value.get('name')} does not say which loss it was trained with", path=where)
+        loss = read_loss(value, where=where)
         try:
-            probabilities_of(loss["name"])
+            probabilities_of(loss.name)
         except InputError as error:
             raise InputError(f"the output {value.get('name')}: {error.reason}", path=where) from error
-        settings = LossSettings(name=loss["name"], options=dict(loss.get("options") or {}))
-        return cls(vocabulary, name=str(value["name"]), loss=settings)
+        return cls(vocabulary, name=str(value["name"]), loss=loss)
 
     def read(self, table: pa.Table, *, where: object, given: np.ndarray | None = None) -> Targets:
         known = np.asarray(pc.is_valid(table.column("labels")))
@@ -215,21 +212,15 @@ class MultiLabel(Output):
         }
 
     def check_facts(self, facts: Mapping[str, Any], *, where: str) -> None:
-        for name, highest in (("prior", 1.0), ("thresholds", math.inf)):
+        # A threshold above 1 is never reached: validation had no positive of that label.
+        for name, highest in (("prior", 1.0), ("thresholds", 1e9)):
             values = facts.get(name)
             if values is None:
                 continue
-            good = (
-                isinstance(values, list)
-                and len(values) == self.width
-                and all(
-                    isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) and 0 <= v <= highest
-                    for v in values
-                )
-            )
-            if not good:
+            numbers = isinstance(values, list) and len(values) == self.width and all(map(is_number, values))
+            if not numbers or any(not 0 <= v <= highest for v in values):
                 raise InputError(
-                    f"{name} is not a number of at least 0 for each of the {self.width} labels", path=where
+                    f"{name} is not a list of {self.width} numbers from 0 to {highest:g}, one of each label", path=where
                 )
 
     def columns(self, values: np.ndarray) -> dict[str, pa.Array]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from raymotion.errors import InputError
 from raymotion.models.checkpoint import CheckpointInfo, load_model, read_checkpoint_info
-from raymotion.models.inputs.base import Arrays, Evidence, Input
+from raymotion.models.inputs.base import Arrays, Evidence, Input, require_inputs
 from raymotion.models.inputs.captions import Captions, PreparedCaptions, Tokens
 from raymotion.models.inputs.picture import PictureInput
 from raymotion.models.kind import Kind, Training
@@ -76,7 +76,11 @@ class StudentKind(Kind):
         from raymotion.models.student.network import Student
 
         config = StudentConfig.model_validate(model)
-        cast(Captions, inputs[0]).require_pieces(config.vocab_size)
+        require_inputs(inputs, [Captions, PictureInput])
+        cast(Captions, inputs[0]).require_fit(config.vocab_size, config.max_text_length)
+        size = cast(PictureInput, inputs[1]).size
+        if size != config.image_size:
+            raise InputError(f"the picture has {size} pixels a side, model.image_size is {config.image_size}")
         return Student(config, outputs[0].width)
 
     def learning_rate(self, recipe: StudentRecipe, network: Any, parameter: str) -> float:

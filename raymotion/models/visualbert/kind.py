@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
-from raymotion.models.inputs.base import Arrays, Evidence, Input
+from raymotion.errors import InputError
+from raymotion.models.inputs.base import Arrays, Evidence, Input, require_inputs
 from raymotion.models.inputs.captions import Captions, PreparedCaptions, Tokens
 from raymotion.models.inputs.regions import PreparedRegions, RegionInput
 from raymotion.models.kind import Kind, Training
@@ -66,7 +67,12 @@ class VisualBertKind(Kind):
         from raymotion.models.visualbert.network import VisualBertTeacher
 
         config = TeacherConfig.model_validate(model)
-        cast(Captions, inputs[0]).require_pieces(config.vocab_size)
+        require_inputs(inputs, [Captions], [RegionInput])
+        cast(Captions, inputs[0]).require_fit(config.vocab_size, config.max_text_length)
+        for regions in cast("Sequence[RegionInput]", inputs[1:]):
+            dim = regions.identity.dim
+            if dim != config.visual_dim:
+                raise InputError(f"regions have {dim} numbers, model.visual_dim is {config.visual_dim}")
         return VisualBertTeacher(config, outputs[0].width)
 
     def learning_rate(self, recipe: TeacherRecipe, network: Any, parameter: str) -> float:
