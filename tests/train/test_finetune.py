@@ -20,7 +20,7 @@ from raymotion.errors import InputError, SettingsMismatch
 from raymotion.models.checkpoint import load_student, read_checkpoint_info
 from raymotion.report.transfer import comparison_lines, write_figure
 from raymotion.train.fit import fit
-from raymotion.train.recipe import StudentRecipe
+from raymotion.models.student.recipe import StudentRecipe
 from raymotion.train.transfer import Comparison, compare
 
 Write, Recipe = Callable[..., str], Callable[..., StudentRecipe]

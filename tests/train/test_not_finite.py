@@ -22,7 +22,7 @@ from raymotion.models.checkpoint import is_checkpoint, load_student, save_checkp
 from raymotion.models.vision.regions import Regions, identify
 from raymotion.pipeline.stages import ExtractRegions, Item
 from raymotion.train.fit import fit
-from raymotion.train.recipe import StudentRecipe
+from raymotion.models.student.recipe import StudentRecipe
 from raymotion.vocabulary import VALENCE_3
 
 Write, Recipe = Callable[..., str], Callable[..., StudentRecipe]

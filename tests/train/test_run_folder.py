@@ -18,7 +18,7 @@ from raymotion.folders.outputs import run_folder
 from raymotion.folders.owner import Owner
 from raymotion.train import fit as module
 from raymotion.train.fit import fit
-from raymotion.train.recipe import TeacherRecipe
+from raymotion.models.visualbert.recipe import TeacherRecipe
 from raymotion.vocabulary import Vocabulary
 
 
