@@ -85,9 +85,7 @@ def student_recipe_fixture() -> Callable[..., StudentRecipe]:
     return student_recipe
 
 
-def said(
-    folder: storage.PathLike, captions: Sequence[Sequence[str]], **others: Mapping[str, np.ndarray]
-) -> np.ndarray:
+def said(folder: storage.PathLike, captions: Sequence[Sequence[str]], **others: Mapping[str, np.ndarray]) -> np.ndarray:
     """Probabilities (n, L) of a checkpoint; `others` are arrays of other inputs by the network's names for them."""
     model = load_model(folder)
     reads = model.info.input("captions")

@@ -49,7 +49,9 @@ def test_the_teachers_that_come_along() -> None:
 
 def test_options_over_the_file_and_set_over_options(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
-    path.write_text("kind: teacher-visualbert\noptimiser: {epochs: 3, lr: 0.1}\ndata: {samples: a.parquet}\nmodel: {size: tiny}")
+    path.write_text(
+        "kind: teacher-visualbert\noptimiser: {epochs: 3, lr: 0.1}\ndata: {samples: a.parquet}\nmodel: {size: tiny}"
+    )
     recipe = load_recipe(
         str(path), options={"seed": 4, "workers": None, "optimiser": {"epochs": 5}}, assignments=("optimiser.epochs=7",)
     )

@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 
 from raymotion.errors import AccessDenied, InputError
 from raymotion.models.checkpoint import CheckpointInfo
+from raymotion.models.inputs.picture_reader import PictureReader
+from raymotion.models.student.recipe import StudentRecipe
 from raymotion.train import stream
 from raymotion.train.fit import fit
 from raymotion.train.ingest import Ingest, plan_ingest
-from raymotion.models.inputs.picture_reader import PictureReader
 from raymotion.train.pictures import Portion, read_here
-from raymotion.models.student.recipe import StudentRecipe
 
 Write, Recipe = Callable[..., str], Callable[..., StudentRecipe]
 
