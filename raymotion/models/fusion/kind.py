@@ -93,11 +93,11 @@ class FusionKind(Kind):
         soft = recipe.data.soft_targets
         key = ("resampled", settings.model_dump_json(), tuple(bound.source.chosen.items()), recipe.seed, soft)
         rows = data.splits["train"]
-        if key not in bound.memory:
+        if key not in data.memory:
             # Neighbours are looked for among pooled features, whatever the head reads.
             embeddings = bound.prepared.embeddings
             pooled = [embeddings.block(stream, name) for stream, name in bound.source.chosen.items()]
-            bound.memory[key] = resample(
+            data.memory[key] = resample(
                 [StreamFeatures("", block, None).take(bound.rows[rows]) for block in pooled],
                 bound.mask[rows],
                 output.learned(data.targets_of(output))[rows],
@@ -106,7 +106,7 @@ class FusionKind(Kind):
                 labels=output.vocabulary.labels,
                 mix=False,
             )
-        return SyntheticPersons(cast("Resampled", bound.memory[key]), bound, rows)
+        return SyntheticPersons(cast("Resampled", data.memory[key]), bound, rows)
 
     def check(self, model: Mapping[str, Any], *, where: str) -> None:
         check_head(model, "model", where=where)
@@ -203,8 +203,9 @@ def _statistics(own: StreamFeatures, bound: BoundStreams, training: Training) ->
     import torch
 
     key = ("statistics", own.stream, bound.source.chosen[own.stream], own.clean.array.ndim)
-    if key not in bound.memory:
-        rows = bound.rows[training.data.splits["train"]]
+    data = training.data
+    if key not in data.memory:
+        rows = bound.rows[data.splits["train"]]
         rows = rows[own.clean.row_of[rows] >= 0]
         total, squares, count = np.zeros(own.clean.dim), np.zeros(own.clean.dim), 0
         for start in range(0, len(rows), CHUNK):
@@ -217,5 +218,5 @@ def _statistics(own: StreamFeatures, bound: BoundStreams, training: Training) ->
         std = np.sqrt(np.maximum(squares / max(1, count) - mean**2, 0.0))
         # A feature that never varies tells nothing, and would be divided by nothing.
         std[std < 1e-6] = 1.0
-        bound.memory[key] = (torch.from_numpy(mean).float(), torch.from_numpy(std).float())
-    return cast("tuple[Tensor, Tensor]", bound.memory[key])
+        data.memory[key] = (torch.from_numpy(mean).float(), torch.from_numpy(std).float())
+    return cast("tuple[Tensor, Tensor]", data.memory[key])
