@@ -24,7 +24,7 @@ from raymotion.data.views.pictures import render
 from raymotion.errors import AccessDenied, InputError, RunFailed
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.models.checkpoint import load_model
-from raymotion.models.inputs.captions import PreparedCaptions
+from raymotion.models.inputs.captions import Captions, PreparedCaptions
 from raymotion.models.inputs.picture_reader import PictureReader
 from raymotion.models.inputs.reading import ABSENT, READ, UNREADABLE
 from raymotion.models.outputs.multilabel import MultiLabel
@@ -392,6 +392,51 @@ def test_the_recorded_validation_is_that_of_the_checkpoint(
     best = info.training["history"][info.training["best_epoch"] - 1]
     assert best["val_bce"] == pytest.approx(info.validation["metrics"]["bce"]["value"], abs=1e-6)
     assert best["val_bce"] == min(epoch["val_bce"] for epoch in info.training["history"])
+
+
+@pytest.mark.parametrize(
+    ("loss", "decoded"),
+    [
+        ({"name": "focal"}, torch.sigmoid),
+        ({"name": "mllsc", "options": {"warmup": 1}}, torch.sigmoid),
+        ({"name": "bce", "options": {"class_weights": "sqrt_inverse", "label_smoothing": 0.1}}, torch.sigmoid),
+        ({"name": "discrete_published"}, lambda raw: raw.clamp(0, 1)),
+    ],
+)
+def test_a_student_learns_by_any_loss_of_labels(
+    samples: str, student_recipe: Recipe, tmp_path: Path, said: Callable[..., np.ndarray], loss: Any, decoded: Any
+) -> None:
+    """The loss says what its numbers mean, and where they are logits the first answer is the class prior."""
+    recipe = student_recipe(samples, loss=loss, data={"augmentation": "none"})
+    data = prepare_data(recipe)
+    network: Any = Task(recipe, data).build()
+    rates = data.targets["emotions"].arrays["hard"][data.splits["train"]].mean(axis=0)
+    if decoded is torch.sigmoid:
+        np.testing.assert_allclose(torch.sigmoid(network.head.bias).detach(), rates, atol=1e-5)
+    else:
+        assert network.head.bias.detach().abs().max() < 1
+    info = fit(recipe, tmp_path / "s").info
+    assert info.outputs[0].to_dict()["loss"]["name"] == loss["name"] and info.validation is not None
+    model, table = load_model(tmp_path / "s"), pq.read_table(samples).slice(0, 6)
+    texts = [own[:1] for own in table.column("captions").to_pylist()]
+    shown = [render(decode_rgb(Path(uri).read_bytes()), 32) for uri in table.column("image_uri").to_pylist()]
+    pictures = {"images": np.stack(shown), "image_mask": np.ones(6, dtype=bool)}
+    reads = model.info.input("captions")
+    assert isinstance(reads, Captions)
+    words = reads.tokens(texts).tensors("cpu")
+    with torch.no_grad():
+        raw = model.network(
+            words["input_ids"], words["attention_mask"], *(torch.from_numpy(own) for own in pictures.values())
+        )
+    np.testing.assert_allclose(said(tmp_path / "s", texts, picture=pictures), decoded(raw), atol=1e-6)
+
+
+def test_distillation_needs_a_loss_of_logits(samples: str, student_recipe: Recipe) -> None:
+    recipe = student_recipe(
+        samples, loss={"name": "discrete_published"}, data={"soft_targets": True}, distillation={"weight": 0.5}
+    )
+    with pytest.raises(InputError, match=r"discrete_published gives no logits"):
+        Task(recipe, prepare_data(recipe))
 
 
 def test_after_a_crash_in_any_epoch_the_weights_are_those_of_an_undisturbed_run(

@@ -18,7 +18,7 @@ from raymotion.models.inputs.streams import BoundStreams, StreamEvidence, Stream
 from raymotion.models.kind import Kind, Training
 from raymotion.models.outputs.base import DataFacts, Output
 from raymotion.models.outputs.dimensions import VALUES, Dimensions
-from raymotion.models.outputs.multilabel import HARD, SOFT, MultiLabel, set_prior
+from raymotion.models.outputs.multilabel import HARD, SOFT, MultiLabel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,12 +151,10 @@ def head_outputs(recipe: Any, facts: DataFacts, *, vad: bool) -> list[Output]:
 
 def set_first_answers(head: FusionHead, training: Training) -> None:
     """Makes class prior and training means the head's answer before the first step."""
-    data, output = training.data, cast(MultiLabel, training.outputs[0])
-    if output.gives_logits:
-        set_prior(head.head, output.rates(data.targets_of(output), data.splits["train"]))
-    for own in training.outputs[1:]:
-        if isinstance(own, Dimensions) and head.vad_head is not None:
-            own.start(head.vad_head, data.targets_of(own), data.splits["train"])
+    data, heads = training.data, (head.head, head.vad_head)
+    for own, layer in zip(training.outputs, heads, strict=False):
+        if layer is not None:
+            cast("MultiLabel | Dimensions", own).start(layer, data.targets_of(own), data.splits["train"])
 
 
 def check_head(model: object, name: str, *, where: str) -> None:
