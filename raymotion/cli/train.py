@@ -91,33 +91,19 @@ def train(
     imitates = (info.training.get("targets") or {}).get("kind") == "pseudo-labels"
     if imitates:
         click.echo("The figures measure agreement with the teacher's labels, not with people's.")
-    for name, evaluation in (("validation", info.validation), ("test", info.test)):
-        if evaluation:
-            _print_table(name, evaluation)
-    for split, figures in (info.training.get("emotic") or {}).items():
-        _print_emotic(split, figures)
+    for split in ("validation", "test"):
+        for own in info.outputs:
+            if evaluation := info.facts(own.name).get(split):
+                _print_table(split if len(info.outputs) == 1 else f"{split}, {own.name}", evaluation)
     click.echo(f"wrote {info.folder} (fingerprint {info.fingerprint}, {result.seconds:.0f} s)")
 
 
 def _print_table(split: str, evaluation: Mapping[str, Any]) -> None:
-    from raymotion.models.card import HEADER, metric_rows
+    from raymotion.models.card import HEADER, interpolated_map, metric_rows
+    from raymotion.text_table import table_lines
 
-    rows = [(f"{split}, n = {evaluation['samples']}", *HEADER[1:]), *metric_rows(evaluation)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
-    click.echo("")
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        click.echo("  ".join(cells))
-
-
-def _print_emotic(split: str, figures: Mapping[str, Any]) -> None:
-    from raymotion.learning.metrics.multilabel import metric_text
-
-    click.echo(
-        f"{split}: mAP {metric_text(figures['map'])} (scikit-learn), "
-        f"{metric_text(figures['interpolated_map'])} (interpolated, as the "
-        f"authors of EMOTIC compute it), chance {figures['chance_map']:.4f}"
-    )
-    for error in figures.get("vad_mae", []):
-        if error["mae"] is not None:
-            click.echo(f"{split}: {error['name']} MAE {error['mae']:.3f}, of the training mean {error['constant']:.3f}")
+    head = (f"{split}, n = {evaluation['samples']}", *HEADER[1:])
+    for line in ("", *table_lines(head, metric_rows(evaluation))):
+        click.echo(line)
+    if interpolated := interpolated_map(evaluation):
+        click.echo(interpolated)

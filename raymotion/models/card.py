@@ -78,7 +78,8 @@ def model_card(
             lines += ["", f"## {name.capitalize()}{of}: {evaluation['samples']:,} samples", "", explanation, ""]
             lines += [f"| {' | '.join(HEADER)} |", f"|{'---|' * len(HEADER)}"]
             lines += [f"| {' | '.join(row)} |" for row in metric_rows(evaluation)]
-            lines += _interpolated(evaluation)
+            if interpolated := interpolated_map(evaluation):
+                lines += ["", interpolated]
     says_labels = any(own.vocabulary is not None for own in outputs)
     lines += ["", *(BASELINES if says_labels else MEANS), "", *_meaning(imitates)]
     return "\n".join(lines) + "\n"
@@ -139,13 +140,12 @@ def _meaning(imitates: bool) -> list[str]:
     ]
 
 
-def _interpolated(evaluation: Mapping[str, Any]) -> list[str]:
-    """Both average precisions and chance, as the literature reports them."""
+def interpolated_map(evaluation: Mapping[str, Any]) -> str | None:
+    """A sentence with both average precisions and chance, as the literature reports them; None for numbers."""
     if evaluation.get("interpolated_map") is None:
-        return []
+        return None
     macro = evaluation["metrics"]["macro_ap"]["value"]
-    return [
-        "",
+    return (
         f"mAP {metric_text(macro)} as scikit-learn computes it, {metric_text(evaluation['interpolated_map'])} "
-        f"interpolated as the authors of EMOTIC do; a random order has {evaluation['chance_map']:.4f}.",
-    ]
+        f"interpolated as the authors of EMOTIC do; a random order has {evaluation['chance_map']:.4f}."
+    )

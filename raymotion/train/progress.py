@@ -11,6 +11,7 @@ from typing import Any
 from raymotion import storage
 from raymotion.batch.progress import Progress, ProgressKind
 from raymotion.errors import RaymotionError
+from raymotion.learning.metrics.multilabel import short_title
 
 STEPS = "steps.json"  # in the run's folder: workers may be other processes, on other machines
 LOCAL_SECONDS, REMOTE_SECONDS = 1.0, 15.0
@@ -112,9 +113,10 @@ class TrainingProgress(Progress):
 
     def epoch_ended(self, metrics: Mapping[str, Any]) -> None:
         """Prints an epoch's line."""
+        figures = {name.removeprefix("val_"): value for name, value in metrics.items() if name.startswith("val_")}
+        validation = ", ".join(f"{short_title(name)} {value:.4f}" for name, value in figures.items())
         self.say(
-            f"epoch {metrics['epoch']:.0f}: training loss {metrics['train_loss']:.4f}, "
-            f"validation BCE {metrics['val_bce']:.4f}, mAP {metrics['val_macro_ap']:.4f} "
+            f"epoch {metrics['epoch']:.0f}: training loss {metrics['train_loss']:.4f}, validation {validation} "
             f"(best: epoch {metrics['best_epoch']:.0f})"
         )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raymotion.errors import InputError
-from raymotion.learning.metrics.multilabel import metric_title
+from raymotion.learning.metrics.multilabel import short_title
 from raymotion.models.inputs.base import Input, Prepared
 from raymotion.models.inputs.reading import Pictures, Reader
 from raymotion.models.kind import Extra
@@ -130,7 +130,7 @@ class Task:
 
     def judged(self, line: Mapping[str, Any]) -> str:
         """The selecting metric of an epoch, for people."""
-        return f"{metric_title(self.metric)} {float(line[self.selected_column]):.4f}"
+        return f"{short_title(self.metric)} {float(line[self.selected_column]):.4f}"
 
     def measure(self, predicted: Mapping[str, np.ndarray]) -> tuple[float, dict[str, float]]:
         """What an epoch is worth, lower is better, and its figures, of decoded values of the validation split."""

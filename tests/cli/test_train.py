@@ -52,7 +52,7 @@ def test_train_prints_every_metric_beside_its_baselines(
     assert first.code == 0, first.err
     info = read_checkpoint_info(tmp_path / "t")
     assert info.training["seed"] == 3 and info.training["settings"]["optimiser"]["epochs"] == 2
-    assert "samples: 60 (30 train, 15 val, 15 test)" in first.out and "modalities: text" in first.out
+    assert "samples: 60 (30 train, 15 val, 15 test)" in first.out and "reads: captions" in first.out
     assert info.validation is not None
     for name, title in (("bce", "BCE"), ("macro_ap", "Macro AP (mAP)"), ("top_1", "Top-1 accuracy")):
         metric = info.validation["metrics"][name]
@@ -71,7 +71,8 @@ def test_mistakes_end_in_one_line_and_exit_code_2(samples: str, tmp_path: Path, 
     out = str(tmp_path / "t")
     for arguments, reason in (
         (("no-such-recipe", "--samples", samples), "no such recipe"),
-        (("teacher-demo",), "names no sample table"),
+        (("teacher-demo",), "names no data"),
+        (("fusion-emotic",), "names no sample table"),
         (("teacher-demo", "--samples", str(tmp_path / "absent.parquet")), "no such file"),
         (("teacher-demo", "--samples", samples, "--set", "model.size=huge"), "size 'huge' is not one of"),
         (("teacher-demo", "--samples", samples, "--set", "model.colour=red"), "there is no setting model.colour"),
@@ -97,7 +98,8 @@ def test_job_entry_is_the_same_command(samples: str, tmp_path: Path) -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "t" / "config.json").read_text())["modalities"] == ["text"]
+    config = json.loads((tmp_path / "t" / "config.json").read_text())
+    assert [own["type"] for own in config["inputs"]] == ["captions"] and config["kind"] == "teacher-visualbert"
 
 
 def test_epochs_and_steps_are_told(samples: str, tmp_path: Path, runner: Callable[..., Any]) -> None:
@@ -123,7 +125,7 @@ def test_a_student_tells_of_pictures_that_it_did_without(
     done = runner("train", "student-gru-cnn", "--samples", tmp_path / "p.parquet", "--out", tmp_path / "s", *small)
     assert done.code == 0, done.err
     assert "1 picture could not be read: the model did without" in done.out
-    assert "modalities: text, image" in done.out and read_checkpoint_info(tmp_path / "s").architecture == "student"
+    assert "reads: captions, picture" in done.out and read_checkpoint_info(tmp_path / "s").kind.name == "student"
     for given in ((), ("--samples", samples, "--labels", tmp_path)):
         refused = runner("train", "student-gru-cnn", *given, "--out", tmp_path / "o", *small)
         assert refused.code == 2 and len(refused.err.strip().splitlines()) == 1

@@ -12,8 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from raymotion.train.fusion import FusionTask
-from raymotion.train.fusion_data import FusionData, prepare_fusion
 from sklearn.metrics import average_precision_score
 
 from raymotion import storage
@@ -25,9 +23,12 @@ from raymotion.data.samples import write_samples
 from raymotion.data.streams import ABLATIONS, STREAMS
 from raymotion.data.synthetic.emotic import write_emotic
 from raymotion.data.views.streams import crop
+from raymotion.models.fusion.recipe import FusionRecipe
+from raymotion.models.training_set import TrainingSet
 from raymotion.models.vision.backbones import Backbone, identify
 from raymotion.train.loop import Run
-from raymotion.train.recipe import FusionRecipe
+from raymotion.train.prepare import prepare_data
+from raymotion.train.task import Task
 
 pytestmark = pytest.mark.slow
 PERSONS, SIZE = 1200, 64
@@ -57,7 +58,10 @@ class Trained:
 @dataclass(frozen=True)
 class Persons:
     recipe: FusionRecipe
-    data: FusionData
+    data: TrainingSet
+
+    def truth(self, split: str) -> np.ndarray:
+        return self.data.targets["emotions"].arrays["hard"][self.data.splits[split]]
 
     def train(self, *, scores: tuple[float, ...] | None = None, face: str = BACKBONE, ablation: str = "all") -> Trained:
         """Heads `weighted` of all seeds.
@@ -75,14 +79,14 @@ class Persons:
                     "backbones": self.recipe.backbones.model_copy(update={"face": face}),
                 }
             )
-            run = Run(FusionTask(recipe, self.data))
+            run = Run(Task(recipe, self.data))
             own = run.model.get_parameter("fuse.scores")
             if scores is not None:
                 own.requires_grad_(False).copy_(torch.tensor(scores))
             while not run.done:
                 run.step()
             for split in ("val", "test"):
-                answers, truth = run.predict(split), self.data.hard[self.data.splits[split]]
+                answers, truth = run.predict(split)["emotions"], self.truth(split)
                 there = truth.sum(axis=0) > 0
                 maps.append(average_precision_score(truth[:, there], answers[:, there], average="macro"))
             weights.append(torch.softmax(own.detach(), dim=0).numpy())
@@ -107,7 +111,7 @@ def persons(own_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Person
             "optimiser": {"epochs": 20, "batch_size": 64, "lr": 2e-3, "patience": 20},
         }
     )
-    return Persons(recipe, prepare_fusion(recipe))
+    return Persons(recipe, prepare_data(recipe))
 
 
 def write_features(folder: Path, table: pa.Table) -> None:
@@ -161,7 +165,7 @@ def test_all_streams_tell_more_than_every_pair_and_every_pair_more_than_any_one(
     singles = [found[stream] for stream in STREAMS]
     pairs = [found[name] for name, streams in ABLATIONS.items() if len(streams) == 2]
     assert len(pairs) == 3
-    truth = np.concatenate([persons.data.hard[persons.data.splits[split]] for split in ("val", "test")])
+    truth = np.concatenate([persons.truth(split) for split in ("val", "test")])
     assert min(singles) > truth.mean() + 0.02, found
     assert min(pairs) > max(singles) + 0.02, found
     assert learned.map > max(pairs) + 0.02, found

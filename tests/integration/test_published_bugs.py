@@ -22,18 +22,14 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
-from raymotion.train.data import prepare
-from raymotion.train.student import StudentTask
-from raymotion.train.teacher import TeacherTask
 from sklearn.metrics import average_precision_score
 
 import raymotion
 from raymotion.batch import job
 from raymotion.batch.choice import select
 from raymotion.batch.label_dataset import matrix_of, read_parts
-from raymotion.batch.labels import LabelSettings, PredictEmotions, PredictWithStudent, label
+from raymotion.batch.labels import LabelSettings, label
 from raymotion.batch.worker import ShardWorker, WorkerPlan
-from raymotion.config import load_settings, read_yaml
 from raymotion.data.readers.socratis import SocratisReader
 from raymotion.data.samples import read_samples, table_from_rows, targets, vocabulary_of, write_samples
 from raymotion.data.splits import split_samples
@@ -42,19 +38,34 @@ from raymotion.evaluation.evaluate import EvaluateSettings, evaluate_checkpoint
 from raymotion.learning.collapse import check_collapse
 from raymotion.learning.metrics.multilabel import Evaluation, evaluate
 from raymotion.learning.selection import SelectionPolicy
-from raymotion.models.checkpoint import load_student, load_teacher, read_checkpoint_info, save_checkpoint
+from raymotion.models.checkpoint import load_model, read_checkpoint_info, save_checkpoint
+from raymotion.models.inputs.captions import Captions, PreparedCaptions
+from raymotion.models.inputs.picture import PictureInput
+from raymotion.models.inputs.picture_reader import PictureReader
+from raymotion.models.inputs.reading import READ, Pictures
+from raymotion.models.inputs.regions import RegionInput
+from raymotion.models.outputs.multilabel import MultiLabel
+from raymotion.models.recipe import MultiLabelRecipe
+from raymotion.models.registry import get_kind
 from raymotion.models.student.network import Student, StudentConfig
+from raymotion.models.student.recipe import StudentRecipe
 from raymotion.models.text.tokenizer import encode, train_tokenizer
 from raymotion.models.vision.regions import architecture, identify
 from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher
+from raymotion.models.visualbert.recipe import TeacherRecipe
+from raymotion.pipeline.predict import Predict
 from raymotion.pipeline.stages import DecodeImages, ExtractRegions, Item
+from raymotion.train.batches import BatchLoader
 from raymotion.train.fit import fit
-from raymotion.train.loop import Workers, _optimiser, train
-from raymotion.train.pictures import READ, PictureReader, Pictures, Portion, read_here
-from raymotion.train.recipe import KINDS, StudentRecipe, TeacherRecipe, recipes_folder
+from raymotion.train.loop import _optimiser, train
+from raymotion.train.pictures import Portion, read_here
+from raymotion.train.prepare import prepare_data
+from raymotion.train.recipe import read_recipe, recipes_folder
 from raymotion.train.schedule import schedule
 from raymotion.train.stream import _Decode
+from raymotion.train.task import Task
 from raymotion.train.transfer import CONDITIONS, compare
+from raymotion.train.workers import ALONE
 from raymotion.vocabulary import SOCRATIS_29, Vocabulary
 
 LABELS = Vocabulary("weather-3", ("calm", "happy", "sad"))
@@ -191,6 +202,15 @@ def predict_rows(model: Any, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
     return np.asarray(model.predict(images, [row["captions"] for row in rows]))
 
 
+def said(folder: str, captions: Sequence[Sequence[str]]) -> np.ndarray:
+    """What a checkpoint says of captions alone."""
+    return np.asarray(raymotion.load(folder).predict(None, captions))
+
+
+def network_of(folder: str) -> Any:
+    return load_model(folder).network
+
+
 def truth_of(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
     return np.array([[float(name in row["labels"]) for name in LABELS.labels] for row in rows])
 
@@ -253,7 +273,7 @@ def test_02_rates_are_small_warmed_up_and_decayed(world: World) -> None:
     for path in shipped:
         if path.stem.endswith("-published"):  # they are there to be compared with; their backbones are frozen
             continue
-        recipe = load_settings(KINDS[read_yaml(path).get("kind", "teacher-visualbert")], file=path)
+        recipe = read_recipe(str(path))
         own = recipe.optimiser
         assert own.kind == "adamw" and own.lr <= 3e-3 and own.weight_decay > 0 and own.schedule == "cosine", path
         # A head on features of frozen backbones is a layer or two: nothing to clip.
@@ -262,7 +282,7 @@ def test_02_rates_are_small_warmed_up_and_decayed(world: World) -> None:
         assert own.backbone_lr <= (1e-4 if pretrained else 3e-3), path
     # And the optimiser does what they say.
     recipe = teacher_recipe(world.people, optimiser={"lr": 1e-3, "backbone_lr": 2e-5, "weight_decay": 0.05})
-    task = TeacherTask(recipe, prepare(recipe))
+    task = Task(recipe, prepare_data(recipe))
     model = task.build()
     groups = _optimiser(model, task).param_groups
     of = {id(p): (group["base_lr"], group["weight_decay"]) for group in groups for p in group["params"]}
@@ -326,16 +346,16 @@ def test_04_what_is_scored_was_not_trained_on(world: World, tmp_path: Path) -> N
         path = tmp_path / f"{change}.parquet"
         write_samples(path, table_from_rows([{**row, "split": m} for row, m in zip(rows, marks, strict=True)], LABELS))
         with pytest.raises(InputError, match=message):
-            prepare(teacher_recipe(path))
+            prepare_data(teacher_recipe(path))
     # What stands in a checkpoint is of the held-out rows: recomputed here.
-    info, teacher = read_checkpoint_info(world.teacher), load_teacher(world.teacher)
+    info = read_checkpoint_info(world.teacher)
     for name, record in (("val", info.validation), ("test", info.test)):
         own = world.rows(name)
-        expected = mean_ap(own, teacher.predict([row["captions"] for row in own]))
+        expected = mean_ap(own, said(world.teacher, [row["captions"] for row in own]))
         assert record is not None and record["samples"] == 30
         assert record["metrics"]["macro_ap"]["value"] == pytest.approx(expected, abs=1e-6)
     train_rows = world.rows("train")
-    assert abs(mean_ap(train_rows, teacher.predict([row["captions"] for row in train_rows])) - expected) > 1e-3
+    assert abs(mean_ap(train_rows, said(world.teacher, [row["captions"] for row in train_rows])) - expected) > 1e-3
 
 
 def test_05_evaluating_a_model_uses_that_model(world: World, tmp_path: Path) -> None:
@@ -348,15 +368,15 @@ def test_05_evaluating_a_model_uses_that_model(world: World, tmp_path: Path) -> 
     other = predict_rows(second, rows)
     np.testing.assert_array_equal(predict_rows(first, rows), before)
     assert np.abs(before - other).max() > 1e-3
-    assert not storages(load_student(one).model) & storages(load_student(two).model)
-    a, b = load_teacher(world.teacher), load_teacher(world.teacher)
+    assert not storages(network_of(one)) & storages(network_of(two))
+    a, b = raymotion.load(world.teacher), raymotion.load(world.teacher)
     with torch.no_grad():
-        for parameter in a.model.parameters():
+        for parameter in a.model.network.parameters():
             parameter.zero_()
-    assert not np.array_equal(a.predict([["a sunny scene"]]), b.predict([["a sunny scene"]]))
+    assert not np.array_equal(a.predict(None, [["a sunny scene"]]), b.predict(None, [["a sunny scene"]]))
     # `raymotion evaluate`, one after the other in one process.
     for folder, probabilities in ((one, before), (two, other)):
-        record = evaluate_checkpoint(
+        labels = evaluate_checkpoint(
             EvaluateSettings(
                 model=folder,
                 samples=str(world.people),
@@ -364,16 +384,17 @@ def test_05_evaluating_a_model_uses_that_model(world: World, tmp_path: Path) -> 
                 bootstrap=20,
                 workers=1,
             )
-        ).measured
-        assert record.evaluation["macro_ap"].value == pytest.approx(mean_ap(rows, probabilities), abs=1e-5)
+        ).labels
+        assert labels is not None
+        assert labels.measured.evaluation["macro_ap"].value == pytest.approx(mean_ap(rows, probabilities), abs=1e-5)
     # Fine-tuning: two runs from one student share no weights with each other, and none with it.
     recipe = student_recipe(data={"samples": str(world.people)}, transfer={"source": world.a, "depth": DEPTH})
-    data = prepare(recipe)
-    models = [StudentTask(recipe, data).build() for _ in range(2)]
+    data = prepare_data(recipe)
+    models = [Task(recipe, data).build() for _ in range(2)]
     assert not storages(models[0]) & storages(models[1])
     assert read_checkpoint_info(world.a).fingerprint == world.a_before, "fine-tuning changed the student it began with"
-    student = load_student(world.a).model
-    moved, kept = load_student(two).model.state_dict(), load_student(one).model.state_dict()
+    student = network_of(world.a)
+    moved, kept = network_of(two).state_dict(), network_of(one).state_dict()
     copied = [name for block in student.blocks()[:DEPTH] for name in block]
     assert all(torch.equal(kept[name], student.state_dict()[name]) for name in copied), "AnB's frozen layers are A's"
     assert any(not torch.equal(moved[name], student.state_dict()[name]) for name in copied), "AnB+'s are not"
@@ -414,47 +435,49 @@ def test_07_captions_are_never_averaged_as_token_ids(world: World) -> None:
         handle.remove()
         return result, read
 
-    teacher, student = load_teacher(world.teacher), load_student(world.a)
-    for model, module in ((teacher, teacher.model.backbone), (student, student.model.text)):
-        alone = np.concatenate([model.predict([[text]]) for text in flat])
-        together, read = watch(module, lambda model=model: model.predict(captions))  # type: ignore[misc]
+    for folder, part in ((world.teacher, "backbone"), (world.a, "text")):
+        model = raymotion.load(folder)
+        module, reads = getattr(model.model.network, part), model.info.input("captions")
+        assert isinstance(reads, Captions)
+        alone = np.concatenate([model.predict(None, [[text]]) for text in flat])
+        together, read = watch(module, lambda model=model: model.predict(None, captions))  # type: ignore[misc]
         np.testing.assert_allclose(together, [alone[:3].mean(axis=0), alone[3]], atol=1e-6)
-        assert read == {tuple(pieces) for pieces in encode(model.tokenizer, flat, 64)}
+        assert read == {tuple(pieces) for pieces in encode(reads.tokenizer, flat, 64)}
     # In training one caption is drawn, and another one in another epoch.
     recipe = student_recipe(data={"samples": str(world.people), "caption_dropout": 0}, model=SHAPE)
-    data = prepare(recipe)
-    task = StudentTask(recipe, data)
-    task.build()
-    feed = task.feed(Workers(), first_epoch=0)
+    data = prepare_data(recipe)
+    given = data.inputs["captions"]
+    assert isinstance(given, PreparedCaptions)
+    loader = BatchLoader(Task(recipe, data), ALONE, first_epoch=0)
     shown: list[list[tuple[int, ...]]] = []
     for epoch in (0, 1):
-        portions, own = iter(feed._portions(epoch, "train")), {}
-        for batch in feed.train(epoch):
-            ids, mask = batch.inputs[0], batch.inputs[1]
-            assert ids is not None and mask is not None
+        portions, own = iter(loader._portions(epoch, "train")), {}
+        for batch in loader.train(epoch):
+            ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
             for row, pieces, keep in zip(next(portions).rows.tolist(), ids, mask, strict=True):
                 own[row] = tuple(pieces[keep == 1].tolist())
-                assert own[row] in {tuple(data.tokens[i].tolist()) for i in range(data.first[row], data.first[row + 1])}
-        for _ in feed._portions(epoch, "val"):  # the stream holds validation between two epochs
-            feed._next(_)
+                texts = range(given.first[row], given.first[row + 1])
+                assert own[row] in {tuple(given.tokens[i].tolist()) for i in texts}
+        for portion in loader._portions(epoch, "val"):  # the stream holds validation between two epochs
+            loader._next(portion)
         shown.append([own[row] for row in sorted(own)])
-    feed.close()
+    loader.close()
     assert shown[0] != shown[1]
 
 
 def test_08_the_loss_of_a_resumed_run_is_the_mean_of_its_own_epoch(world: World, tmp_path: Path) -> None:
     """The running loss went on from the previous sum: epoch 49 was logged as 0.7478, where it was about 0.35."""
     recipe = teacher_recipe(world.people)
-    data = prepare(recipe)
+    data = prepare_data(recipe)
 
-    class Recording(TeacherTask):
+    class Recording(Task):
         def __init__(self) -> None:
             super().__init__(recipe, data)
             self.losses: list[tuple[float, int]] = []
 
-        def loss(self, logits: torch.Tensor, batch: Any) -> torch.Tensor:
-            value = super().loss(logits, batch)
-            self.losses.append((float(value.detach()), len(batch.answers)))
+        def loss(self, raw: Mapping[str, torch.Tensor], batch: Any) -> torch.Tensor:
+            value = super().loss(raw, batch)
+            self.losses.append((float(value.detach()), batch.rows))
             return value
 
     first, second = Recording(), Recording()
@@ -474,7 +497,7 @@ def test_09_an_interrupted_labelling_leaves_no_duplicates(world: World) -> None:
     got = labelled(world.labels)
     assert got.column("sample_id").to_pylist() == [row["sample_id"] for row in wanted], "once each, and in order"
     assert world.labelling["counts"]["in"] == world.labelling["counts"]["good"] == 120
-    expected = load_teacher(world.teacher).predict([row["captions"] for row in wanted])
+    expected = said(world.teacher, [row["captions"] for row in wanted])
     np.testing.assert_allclose(matrix_of(got), expected, atol=1e-5)  # of its own captions, not of a neighbour's
     best = [[LABELS.labels[int(row.argmax())]] for row in expected]
     assert got.column("labels").to_pylist() == best and len({name for own in best for name in own}) >= 2
@@ -509,15 +532,15 @@ def test_10_what_is_frozen_is_in_evaluation_mode(world: World, tmp_path: Path) -
     recipe = teacher_recipe(world.people, model={"size": "tiny", "freeze_backbone": True, "dropout": 0.5})
     modes: list[bool] = []
 
-    class Watched(TeacherTask):
+    class Watched(Task):
         def build(self) -> VisualBertTeacher:
-            model = super().build()
+            model: Any = super().build()
             self.start = {name: value.clone() for name, value in model.state_dict().items()}
             model.backbone.register_forward_pre_hook(lambda module, _: modes.append(module.training))
             model.head.register_forward_pre_hook(lambda module, _: modes.append(not module.training))
             return model
 
-    task = Watched(recipe, prepare(recipe))
+    task = Watched(recipe, prepare_data(recipe))
     train(task, report=keeper(tmp_path / "end"))
     steps = -(-90 // 16) * 3
     assert modes.count(False) >= 2 * steps and not any(modes[: 2 * steps // 3])
@@ -532,15 +555,15 @@ def test_11_the_layers_that_are_transferred_were_trained(world: World) -> None:
     """The only thing "transferred" in AnB was the fc initialisation; BnB and from-scratch controls were missing."""
     recipe = student_recipe(data={"labels": str(world.labels)}, model=SHAPE)
     torch.manual_seed(recipe.seed)  # as the training loop does
-    start = StudentTask(recipe, prepare(recipe)).build()
-    trained = load_student(world.a).model
+    start = Task(recipe, prepare_data(recipe)).build()
+    trained = network_of(world.a)
     blocks = trained.blocks()
     assert len(blocks) == 4 and DEPTH == 2
     for block in blocks[:DEPTH]:
         for name in block:
             assert not torch.equal(start.state_dict()[name], trained.state_dict()[name]), f"{name} is as it was drawn"
     for condition, donor in (("A2B", world.a), ("B2B", world.run("scratch-seed1"))):
-        own, theirs = (load_student(f).model.state_dict() for f in (world.run(f"{condition}-seed1"), donor))
+        own, theirs = (network_of(f).state_dict() for f in (world.run(f"{condition}-seed1"), donor))
         for number, block in enumerate(blocks):
             same = [torch.equal(own[name], theirs[name]) for name in block if not name.startswith("no_")]
             assert all(same) if number < DEPTH else not any(same), f"{condition}, layer {number}"
@@ -566,10 +589,11 @@ def test_12_images_are_selected_per_class_and_scores_kept(world: World, tmp_path
     np.testing.assert_array_equal(matrix_of(got), probabilities)
     # The student learns the scores, of the selected images alone.
     recipe = student_recipe(data={"labels": str(tmp_path / "s"), "soft_targets": True}, model=SHAPE)
-    data = prepare(recipe)
+    data = prepare_data(recipe)
     place = {name: i for i, name in enumerate(got.column("sample_id").to_pylist())}
     assert len(data.sample_ids) == sum(got.column("selected").to_pylist()) < 120
-    np.testing.assert_array_equal(data.soft, probabilities[[place[name] for name in data.sample_ids]])
+    soft = data.targets["emotions"].arrays["soft"]
+    np.testing.assert_array_equal(soft, probabilities[[place[name] for name in data.sample_ids]])
     # And the job says so where labels are near-constant, as the public ones: "calm" and "bored" on 99.9 %.
     assert {"collapsed", "headline"} <= record["collapse"].keys()
     spread = np.random.default_rng(0).random((2000, 29)).astype(np.float32)
@@ -610,22 +634,25 @@ def test_14_grey_pictures_pass_everywhere_and_nothing_is_done_twice(world: World
     tokenizer = train_tokenizer(["a sunny scene"], size=120, min_frequency=1)
     config = TeacherConfig.model_validate({"size": "tiny", "vocab_size": len(tokenizer), "visual_dim": 1024})
     identity = identify(EXTRACTOR, "random:0", 4)
+    reads = [Captions(64, tokenizer=tokenizer, used=False), RegionInput(identity)]
     info = save_checkpoint(
-        tmp_path / "t", VisualBertTeacher(config, 3), tokenizer, LABELS, modalities=["regions"],
-        extractor=identity.to_dict(), training={},
+        tmp_path / "t", get_kind("teacher-visualbert"), VisualBertTeacher(config, 3), reads, [MultiLabel(LABELS)],
+        training={},
     )  # fmt: skip
     small = read_checkpoint_info(world.a)
+    picture = small.input("picture")
+    assert isinstance(picture, PictureInput)
     for stages in (
         (DecodeImages(architecture(EXTRACTOR).min_side), ExtractRegions(identity, "random:0", "float32"),
-         PredictEmotions(info.folder, info.fingerprint, 4, 1024)),
-        (DecodeImages(small.config["image_size"]), PredictWithStudent(small.folder, small.fingerprint)),
+         Predict(info.folder, info.fingerprint, type(info.kind))),
+        (DecodeImages(picture.size), Predict(small.folder, small.fingerprint, type(small.kind))),
     ):  # fmt: skip
         items = [Item({**row, "captions": []}) for row in rows]
         for stage in stages:
             stage.setup(1, "cpu")
             stage.process(items)
         assert [item.failure for item in items] == [None] * 6
-        assert all(np.isfinite(item.output["probabilities"]).all() for item in items)
+        assert all(np.isfinite(item.output["emotions"]).all() for item in items)
     assert set(raymotion.load(info.folder).label(rows[0]["image_uri"])) == set(LABELS.labels)
     # Training, by threads and by the step that Ray Data runs.
     reader, uris = PictureReader(16, "full"), [row["image_uri"] for row in rows]
@@ -646,18 +673,18 @@ def test_14_grey_pictures_pass_everywhere_and_nothing_is_done_twice(world: World
     assert world.labelling["runs"][-1]["resumed_from_shards"] == len(world.committed_before)
     # and a resumed training reads no picture of a finished epoch.
     recipe = student_recipe(data={"samples": str(world.people)}, model=SHAPE)
-    data = prepare(recipe)
+    data = prepare_data(recipe)
     read: list[tuple[str, int]] = []
 
     def source(portions: Sequence[Portion], reader: PictureReader) -> Iterator[tuple[Portion, Pictures]]:
-        for portion, pictures in read_here(portions, data.image_uris, reader, threads=1):
+        for portion, pictures in read_here(portions, data.streamed.addresses, reader, threads=1):
             read.append((portion.split, portion.epoch))
             yield portion, pictures
 
     with pytest.raises(KeyboardInterrupt):
-        train(StudentTask(recipe, data, source=source), report=keeper(tmp_path / "state", stop_at=2))
+        train(Task(recipe, data, source=source), report=keeper(tmp_path / "state", stop_at=2))
     read.clear()
-    resumed = StudentTask(recipe, data, source=source)
+    resumed = Task(recipe, data, source=source)
     train(resumed, report=keeper(tmp_path / "end"), resume_from=str(tmp_path / "state"))
     assert read.count(("train", 2)) == 6 and {epoch for split, epoch in read if split == "train"} == {2}
 
@@ -685,13 +712,14 @@ def test_15_the_share_of_annotators_is_what_is_learned(tmp_path: Path) -> None:
         lambda soft: student_recipe(data={"samples": str(tmp_path / "s.parquet"), "soft_targets": soft}, model=SHAPE),
     ):
         for soft in (True, False):
-            recipe = make(soft)
-            data = prepare(recipe)
-            task: Any = TeacherTask(recipe, data) if isinstance(recipe, TeacherRecipe) else StudentTask(recipe, data)
-            model = task.build()
-            (batch,) = task.feed(Workers(), first_epoch=0).train(0)
+            recipe: MultiLabelRecipe = make(soft)
+            data = prepare_data(recipe)
+            task = Task(recipe, data)
+            model: Any = task.build()
+            (batch,) = BatchLoader(task, ALONE, first_epoch=0).train(0)
+            learned = batch.targets["emotions"]["learned"].tolist()
             expected = np.array(shares) if soft else np.sign(shares)
-            np.testing.assert_allclose(sorted(batch.answers.tolist()), sorted(expected.tolist()), atol=1e-6)
+            np.testing.assert_allclose(sorted(learned), sorted(expected.tolist()), atol=1e-6)
             prior = expected.mean(axis=0).clip(1e-3, 1 - 1e-3)
             np.testing.assert_allclose(torch.sigmoid(model.head.bias).detach(), prior, atol=1e-5)
 

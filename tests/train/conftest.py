@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from raymotion import storage
 from raymotion.data.samples import table_from_rows, write_samples
-from raymotion.train.recipe import StudentRecipe
+from raymotion.models.checkpoint import load_model
+from raymotion.models.inputs.base import Arrays, Evidence
+from raymotion.models.inputs.captions import Captions
+from raymotion.models.student.recipe import StudentRecipe
 from raymotion.vocabulary import VALENCE_3
 
 COLOURS = ((40, 60, 160), (120, 120, 120), (230, 190, 40))
@@ -79,3 +83,20 @@ def student_recipe(samples: str, *, workers: int = 0, **groups: Any) -> StudentR
 @pytest.fixture(scope="session", name="student_recipe")
 def student_recipe_fixture() -> Callable[..., StudentRecipe]:
     return student_recipe
+
+
+def said(folder: storage.PathLike, captions: Sequence[Sequence[str]], **others: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Probabilities (n, L) of a checkpoint; `others` are arrays of other inputs by the network's names for them."""
+    model = load_model(folder)
+    reads = model.info.input("captions")
+    assert isinstance(reads, Captions)
+    evidence: dict[str, Evidence] = {"captions": reads.tokens(captions)}
+    for name, arrays in others.items():
+        (mask,) = (own for own in arrays.values() if own.dtype == bool)
+        evidence[name] = Arrays(name, mask.reshape(len(mask), -1).any(axis=1), dict(arrays))
+    return model.predict(evidence)["emotions"]
+
+
+@pytest.fixture(scope="session", name="said")
+def said_fixture() -> Callable[..., np.ndarray]:
+    return said

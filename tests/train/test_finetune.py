@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from raymotion.train.data import prepare
 from safetensors.torch import load_file
 
 from raymotion import storage
 from raymotion.errors import InputError, SettingsMismatch
-from raymotion.models.checkpoint import load_student, read_checkpoint_info
+from raymotion.models.checkpoint import load_model, read_checkpoint_info
+from raymotion.models.inputs.captions import PreparedCaptions
+from raymotion.models.student.recipe import StudentRecipe
+from raymotion.models.visualbert.recipe import TeacherRecipe
 from raymotion.report.transfer import comparison_lines, write_figure
 from raymotion.train.fit import fit
-from raymotion.train.recipe import StudentRecipe
+from raymotion.train.prepare import prepare_data
 from raymotion.train.transfer import Comparison, compare
 
 Write, Recipe = Callable[..., str], Callable[..., StudentRecipe]
@@ -73,7 +75,8 @@ def made(write_set: Write, student_recipe: Recipe, tmp_path_factory: pytest.Temp
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_what_is_copied_stays_where_it_is_frozen_and_moves_where_it_is_not(made: Made, depth: int, seed: int) -> None:
     a, b = load_file(made.a / "model.safetensors"), made.weights(f"scratch-seed{seed}")
-    blocks = load_student(made.a).model.blocks()
+    donor = load_model(made.a, kind="student")
+    blocks = donor.info.kind.layers(donor.network)
     copied = {name for block in blocks[:depth] for name in block}
     assert "head.weight" not in copied and len(blocks) == 4
     for donor, letter in ((a, "A"), (b, "B")):
@@ -118,10 +121,7 @@ def test_the_table_and_the_file_are_what_the_runs_recorded(made: Made) -> None:
         label = row.condition.replace("n", str(row.depth)).replace("+", "plus") if row.depth else "scratch"
         for metric in ("bce", "macro_ap", "top_1"):
             recorded, scratch = (
-                [
-                    read_checkpoint_info(made.out / f"runs/{name}-seed{seed}").training["test"]["metrics"][metric]
-                    for seed in SEEDS
-                ]
+                [read_checkpoint_info(made.out / f"runs/{name}-seed{seed}").test["metrics"][metric] for seed in SEEDS]
                 for name in (label, "scratch")
             )
             values = [one["value"] for one in recorded]
@@ -204,19 +204,18 @@ def test_a_recipe_with_a_shape_of_its_own_is_refused(made: Made, student_recipe:
         compare(shaped, made.a, tmp_path / "o", parallel=False)
 
 
-def test_a_teacher_is_no_source_of_layers(made: Made, tmp_path: Path, rebind: Callable[[Path], None]) -> None:
-    shutil.copytree(made.a, tmp_path / "t")
-    config = storage.read_json(tmp_path / "t/config.json")
-    storage.write_json(
-        tmp_path / "t/config.json", {**config, "architecture": "visualbert-teacher", "modalities": ["text"]}
+def test_a_teacher_is_no_source_of_layers(made: Made, tmp_path: Path) -> None:
+    teacher = {"samples": made.recipe.data.samples}
+    fit(
+        TeacherRecipe(data=teacher, model={"size": "tiny"}, workers=0, optimiser={"epochs": 1}, use_gpu=False),
+        tmp_path / "t",
     )
-    rebind(tmp_path / "t")
-    with pytest.raises(InputError, match="is a visualbert-teacher; layers are taken from a student"):
+    with pytest.raises(InputError, match="is a teacher-visualbert; layers"):
         compare(made.recipe, tmp_path / "t", tmp_path / "o", parallel=False)
     recipe = made.recipe.model_validate(
         {**made.recipe.model_dump(), "transfer": {"source": str(tmp_path / "t"), "depth": 1}}
     )
-    with pytest.raises(InputError, match="is a visualbert-teacher"):
+    with pytest.raises(InputError, match="is a teacher-visualbert; layers are taken from a student"):
         fit(recipe, tmp_path / "s")
 
 
@@ -232,7 +231,7 @@ def test_the_command_prints_the_table(made: Made, runner: Callable[..., Any], tm
     refused = runner(
         "finetune", made.a, "--samples", made.recipe.data.samples, "--recipe", "teacher-demo", "--out", tmp_path / "p"
     )
-    assert refused.code == 2 and "not for a student" in refused.err
+    assert refused.code == 2 and "whose layers cannot be copied" in refused.err
 
 
 def test_captions_are_cut_where_the_source_cuts_them(write_set: Write, student_recipe: Recipe, tmp_path: Path) -> None:
@@ -243,8 +242,8 @@ def test_captions_are_cut_where_the_source_cuts_them(write_set: Write, student_r
     fit(short, tmp_path / "a")
     transfer = {"source": str(tmp_path / "a"), "depth": 1}
     tuned = student_recipe(samples, model={}, tokenizer={}, transfer=transfer, optimiser={"epochs": 1})
-    data = prepare(tuned)
-    assert max(len(pieces) for pieces in data.tokens) == 4
+    captions = prepare_data(tuned).inputs["captions"]
+    assert isinstance(captions, PreparedCaptions) and max(len(pieces) for pieces in captions.tokens) == 4
 
 
 def test_a_comparison_stands_in_an_object_store(

@@ -14,9 +14,6 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
-from raymotion.train.fusion_tuned import TunedTask
-from raymotion.train.person_crops import MASK, PersonReader
-from raymotion.train.tuned_data import TunedData, prepare_tuned
 from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 
@@ -27,17 +24,28 @@ from raymotion.data.streams import STREAMS
 from raymotion.data.synthetic.emotic import write_emotic
 from raymotion.data.views.streams import View, mirrored
 from raymotion.errors import InputError
-from raymotion.models.checkpoint import load_tuned, read_checkpoint_info, save_checkpoint
+from raymotion.models.checkpoint import load_model, read_checkpoint_info, save_checkpoint
 from raymotion.models.fusion.network import FusionConfig, FusionHead
 from raymotion.models.fusion_tuned.network import TunedStreams, tuned_parameters
+from raymotion.models.fusion_tuned.recipe import FusionTunedRecipe
+from raymotion.models.inputs.person_crops import MASK, PersonReader
+from raymotion.models.inputs.reading import ABSENT, READ, UNREADABLE
+from raymotion.models.inputs.streams import PreparedCrops, Stream, StreamInput
+from raymotion.models.outputs.base import Targets
+from raymotion.models.outputs.multilabel import MultiLabel
+from raymotion.models.registry import get_kind
+from raymotion.models.training_set import TrainingSet
 from raymotion.models.vision.backbones import BackboneIdentity, build
 from raymotion.records import read_record
 from raymotion.train import loop
+from raymotion.train.batches import BatchLoader
 from raymotion.train.fit import fit
-from raymotion.train.loop import Run, Workers, train
-from raymotion.train.pictures import ABSENT, READ, UNREADABLE, Portion, read_here
-from raymotion.train.recipe import FusionTunedRecipe, load_recipe
-from raymotion.train.task import load_data
+from raymotion.train.loop import PREDICTIONS, Run, train
+from raymotion.train.pictures import Portion, read_here
+from raymotion.train.prepare import prepare_data
+from raymotion.train.recipe import kind_of, load_recipe
+from raymotion.train.task import Task
+from raymotion.train.workers import ALONE
 
 SIZE = 32
 
@@ -78,25 +86,42 @@ def recipe_of(samples: str, **changes: Any) -> FusionTunedRecipe:
 
 
 @pytest.fixture(scope="module")
-def data(samples: str) -> TunedData:
-    return prepare_tuned(recipe_of(samples))
+def data(samples: str) -> TrainingSet:
+    return prepare_data(recipe_of(samples))
+
+
+def crops_of(data: TrainingSet) -> PreparedCrops:
+    own = data.inputs["crops"]
+    assert isinstance(own, PreparedCrops)
+    return own
+
+
+def identities_of(data: TrainingSet) -> dict[str, BackboneIdentity]:
+    """Of the streams that are looked at."""
+    return {own.stream: own.identity for own in crops_of(data).source.kept}
+
+
+def read_clean(data: TrainingSet, rows: np.ndarray) -> Any:
+    """Crops of some persons as validation sees them."""
+    reader = PersonReader(identities_of(data))
+    return reader.read_all([crops_of(data).addresses[row] for row in rows], rows.tolist(), 0, False)
 
 
 # --- what is shown -----------------------------------------------------------------------------------------------
 
 
-def test_crops_are_cut_by_the_boxes_and_missing_faces_are_masked(data: TunedData) -> None:
-    reader = PersonReader(data.read_identities())
+def test_crops_are_cut_by_the_boxes_and_missing_faces_are_masked(data: TrainingSet) -> None:
+    reader = PersonReader(identities_of(data))
     rows = np.arange(len(data.sample_ids))
-    ((_, found),) = read_here([Portion("val", 0, rows)], data.addresses, reader, threads=1)
-    has_face = ~np.isnan(data.boxes["face"]).any(axis=1)
+    ((_, found),) = read_here([Portion("val", 0, rows)], crops_of(data).addresses, reader, threads=1)
+    has_face = ~np.isnan(crops_of(data).boxes["face"]).any(axis=1)
     assert 0 < has_face.sum() < len(rows)
     assert found.arrays[MASK].tolist() == [[True, True, bool(face)] for face in has_face]
     assert all(found.arrays[name].dtype == np.uint8 for name in STREAMS), "float is four times as much on its way"
     assert reader.row_bytes == sum(found.arrays[name][0].nbytes for name in STREAMS)
     for row in (0, int(np.flatnonzero(~has_face)[0])):
-        picture = Image.fromarray(decode_rgb(fetch(str(data.image_uris[row]))))
-        x1, y1, x2, y2 = (round(float(value)) for value in data.boxes["body"][row])
+        picture = Image.fromarray(decode_rgb(fetch(str(crops_of(data).image_uris[row]))))
+        x1, y1, x2, y2 = (round(float(value)) for value in crops_of(data).boxes["body"][row])
         for name, crop in (("context", picture), ("body", picture.crop((x1, y1, x2, y2)))):
             # Of the backbone's own interpolation, and every pixel of the crop: nothing is cut off.
             own = np.asarray(crop.resize((SIZE, SIZE), Image.Resampling.BILINEAR, reducing_gap=3.0))
@@ -104,20 +129,20 @@ def test_crops_are_cut_by_the_boxes_and_missing_faces_are_masked(data: TunedData
     assert not found.arrays["face"][~has_face].any()
 
 
-def test_views_are_those_of_the_epoch_whatever_the_batch_and_training_alone_is_augmented(data: TunedData) -> None:
+def test_views_are_those_of_the_epoch_whatever_the_batch_and_training_alone_is_augmented(data: TrainingSet) -> None:
     """The study augmented validation too (13.1), and mirrored each stream by itself."""
-    reader = PersonReader(data.read_identities(), "basic", seed=5)
+    reader = PersonReader(identities_of(data), "basic", seed=5)
     rows = data.splits["train"][:8]
     one = [(Portion("train", 3, rows), pictures) for _, pictures in read_here(
-        [Portion("train", 3, rows)], data.addresses, reader, threads=1)]  # fmt: skip
+        [Portion("train", 3, rows)], crops_of(data).addresses, reader, threads=1)]  # fmt: skip
     single = [Portion("train", 3, rows[i : i + 1]) for i in reversed(range(8))]
-    others = list(read_here(single, data.addresses, reader, threads=1))
+    others = list(read_here(single, crops_of(data).addresses, reader, threads=1))
     for i, (_, own) in enumerate(reversed(others)):
         for name in STREAMS:
             np.testing.assert_array_equal(own.arrays[name][0], one[0][1].arrays[name][i])
-    ((_, later),) = read_here([Portion("train", 4, rows)], data.addresses, reader, threads=1)
-    ((_, checked),) = read_here([Portion("val", 3, rows)], data.addresses, reader, threads=1)
-    plain = PersonReader(data.read_identities()).read_all([data.addresses[row] for row in rows], rows, 3, True)
+    ((_, later),) = read_here([Portion("train", 4, rows)], crops_of(data).addresses, reader, threads=1)
+    ((_, checked),) = read_here([Portion("val", 3, rows)], crops_of(data).addresses, reader, threads=1)
+    plain = PersonReader(identities_of(data)).read_all([crops_of(data).addresses[row] for row in rows], rows, 3, True)
     for name in STREAMS:
         assert not np.array_equal(later.arrays[name], one[0][1].arrays[name])
         np.testing.assert_array_equal(checked.arrays[name], plain.arrays[name])
@@ -130,21 +155,25 @@ def test_views_are_those_of_the_epoch_whatever_the_batch_and_training_alone_is_a
             assert ((view * clean[:, ::-1]).sum() > (view * clean).sum()) == expected, (name, row)
 
 
-def test_a_damaged_picture_is_masked_and_named(data: TunedData, tmp_path: Path) -> None:
+def test_a_damaged_picture_is_masked_and_named(data: TrainingSet, tmp_path: Path) -> None:
     cut = tmp_path / "cut.jpg"
-    cut.write_bytes(fetch(str(data.image_uris[1]))[:400])
-    addresses = [data.addresses[0], {**data.addresses[1], "uri": str(cut)}, {**data.addresses[2], "uri": None}]
-    found = PersonReader(data.read_identities()).read_all(addresses, [7, 8, 9], 0, True)
+    cut.write_bytes(fetch(str(crops_of(data).image_uris[1]))[:400])
+    addresses = [
+        crops_of(data).addresses[0],
+        {**crops_of(data).addresses[1], "uri": str(cut)},
+        {**crops_of(data).addresses[2], "uri": None},
+    ]
+    found = PersonReader(identities_of(data)).read_all(addresses, [7, 8, 9], 0, True)
     assert found.status.tolist() == [READ, UNREADABLE, ABSENT]
     assert found.arrays[MASK].any(axis=1).tolist() == [True, False, False]
     assert list(found.reasons) == [8] and str(cut) in found.reasons[8]
     assert not any(found.arrays[name][1:].any() for name in STREAMS)
 
 
-def test_a_picture_that_can_not_be_read_is_asked_for_once(data: TunedData, s3: str, store_proxy: Any) -> None:
-    lost, last = f"{s3}/lost.jpg", data.addresses[0]
-    found = PersonReader(data.read_identities()).read_all(
-        [*({**own, "uri": lost} for own in data.addresses[:5]), last], range(6), 0, False
+def test_a_picture_that_can_not_be_read_is_asked_for_once(data: TrainingSet, s3: str, store_proxy: Any) -> None:
+    lost, last = f"{s3}/lost.jpg", crops_of(data).addresses[0]
+    found = PersonReader(identities_of(data)).read_all(
+        [*({**own, "uri": lost} for own in crops_of(data).addresses[:5]), last], range(6), 0, False
     )
     assert found.status.tolist() == [UNREADABLE] * 5 + [READ]
     assert list(found.reasons) == [0, 1, 2, 3, 4] and all(lost in why for why in found.reasons.values())
@@ -152,27 +181,30 @@ def test_a_picture_that_can_not_be_read_is_asked_for_once(data: TunedData, s3: s
 
 
 def test_of_a_person_whose_picture_can_not_be_read_nothing_is_learned(
-    data: TunedData, samples: str, tmp_path: Path
+    data: TrainingSet, samples: str, tmp_path: Path
 ) -> None:
     cut = tmp_path / "cut.jpg"
-    cut.write_bytes(fetch(str(data.image_uris[0]))[:400])
+    cut.write_bytes(fetch(str(crops_of(data).image_uris[0]))[:400])
     train = data.splits["train"][:6]
     lost = int(train[2])
-    uris = [str(cut) if row == lost else uri for row, uri in enumerate(data.image_uris)]
-    vad = np.full_like(data.vad, 4.0)
+    uris = [str(cut) if row == lost else uri for row, uri in enumerate(crops_of(data).image_uris)]
     model = {"fusion": "weighted", "hidden": 16, "dropout": 0.0, "vad": True}
     recipe = recipe_of(samples, model=model, vad_weight=1.0, optimiser={"batch_size": 6})
+    whole = prepare_data(recipe)
+    own = crops_of(whole)
+    moved = PreparedCrops(own.source, uris, own.groups, own.sample_ids, own.boxes)
+    vad = Targets({"values": np.full((len(uris), 3), 4.0, dtype=np.float32)}, np.ones(len(uris), dtype=bool))
     found = []
     for rows in (train, train[train != lost]):
-        own = replace(prepare_tuned(recipe), image_uris=uris, vad=vad, splits={**data.splits, "train": rows})
-        task = TunedTask(recipe, own)
-        feed = task.feed(Workers(), first_epoch=0)
-        (batch,) = feed.train(0)
-        feed.close()
-        assert len(batch.answers) == len(rows) and (lost in feed.unreadable) == (lost in rows)
+        splits, targets = {**data.splits, "train": rows}, {**whole.targets, "vad": vad}
+        task = Task(recipe, replace(whole, inputs={"crops": moved}, targets=targets, splits=splits))
+        loader = BatchLoader(task, ALONE, first_epoch=0)
+        (batch,) = loader.train(0)
+        loader.close()
+        assert batch.rows == len(rows) and (lost in loader.unreadable) == (lost in rows)
         # Answers that tell the persons apart, whatever their order in the batch.
-        logits = torch.cat([batch.answers, batch.inputs[1].float()], dim=1)
-        found.append(float(task.loss(logits, batch)))
+        raw = {"emotions": batch.targets["emotions"]["learned"], "vad": batch.inputs["mask"].float()}
+        found.append(float(task.loss(raw, batch)))
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
@@ -188,48 +220,49 @@ def trained(samples: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Fus
 
 
 def test_a_checkpoint_holds_what_was_tuned_and_frozen_parts_as_they_were(
-    trained: tuple[FusionTunedRecipe, str], data: TunedData
+    trained: tuple[FusionTunedRecipe, str], data: TrainingSet
 ) -> None:
     _, out = trained
     info = read_checkpoint_info(out)
-    assert (info.architecture, info.modalities) == ("fusion-tuned", STREAMS)
+    assert (info.kind.name, info.reads) == ("fusion-tuned", STREAMS)
     history = info.training["history"]
     assert history[-1]["train_loss"] < history[0]["train_loss"]
     weights = load_file(Path(out, "model.safetensors"))
     for stream in STREAMS:
-        identity = BackboneIdentity.from_dict(data.identities[stream])
+        identity = identities_of(data)[stream]
         tuned = set(tuned_parameters(identity, 1))
         for name, value in build(identity, "random:0").state_dict().items():
             assert torch.equal(weights[f"backbones.{stream}.model.{name}"], value) == (name not in tuned), name
 
 
 def test_the_checkpoint_gives_the_scores_that_it_was_written_with(
-    trained: tuple[FusionTunedRecipe, str], data: TunedData, tmp_path: Path
+    trained: tuple[FusionTunedRecipe, str], data: TrainingSet, tmp_path: Path
 ) -> None:
     """Opened from another place, by an independent way: crops, model, sigmoid, scikit-learn."""
     _, out = trained
     shutil.copytree(out, tmp_path / "moved")
-    model, info = load_tuned(tmp_path / "moved")
+    model = load_model(tmp_path / "moved", kind="fusion-tuned")
     rows = data.splits["test"]
-    pictures = PersonReader(data.read_identities()).read_all([data.addresses[row] for row in rows], rows, 0, False)
+    pictures = read_clean(data, rows)
     crops = [torch.from_numpy(pictures.arrays[name]) for name in STREAMS]
     with torch.no_grad():
-        scores = torch.sigmoid(model(crops, torch.from_numpy(pictures.arrays[MASK]))).numpy()
-    hard = data.hard[rows]
+        scores = torch.sigmoid(model.network(crops, torch.from_numpy(pictures.arrays[MASK]))).numpy()
+    hard = data.targets["emotions"].arrays["hard"][rows]
     there = hard.sum(axis=0) > 0
     expected = np.mean([average_precision_score(hard[:, j], scores[:, j]) for j in np.flatnonzero(there)])
-    assert info.training["emotic"]["test"]["map"] == pytest.approx(expected, abs=1e-5)
+    assert model.info.test is not None
+    assert model.info.test["metrics"]["macro_ap"]["value"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_head_is_standardised_by_clean_features_and_begins_with_the_class_rates(
-    data: TunedData, samples: str
+    data: TrainingSet, samples: str
 ) -> None:
     recipe = recipe_of(samples, statistics_samples=1000)
-    task = TunedTask(recipe, data)
-    model = task.build()
+    model = Task(recipe, data).build()
     rows = data.splits["train"]
-    pictures = PersonReader(data.read_identities()).read_all([data.addresses[row] for row in rows], rows, 0, False)
-    crops, mask = task.inputs(pictures, "cpu")
+    pictures = read_clean(data, rows)
+    shown = crops_of(data).evidence(rows, pictures).tensors("cpu")
+    crops, mask = shown["crops"], shown["mask"]
     with torch.no_grad():
         features = model.eval().features(crops, mask)
     for number, stream in enumerate(STREAMS):
@@ -242,7 +275,7 @@ def test_a_head_is_standardised_by_clean_features_and_begins_with_the_class_rate
         torch.testing.assert_close(
             scale, (1 / own.std(dim=0, correction=0)).float()[varied], rtol=1e-2, atol=1e-3
         )  # fmt: skip
-    rates = data.hard[rows].mean(axis=0).clip(1e-3, 1 - 1e-3)
+    rates = data.targets["emotions"].arrays["hard"][rows].mean(axis=0).clip(1e-3, 1 - 1e-3)
     torch.testing.assert_close(torch.sigmoid(model.head.head.bias), torch.from_numpy(rates).float())
 
 
@@ -258,19 +291,19 @@ class Recorded(torch.optim.SGD):
         self.steps.append({name: p.grad.clone() for name, p in self.named.items() if p.grad is not None})
 
 
-def test_four_batches_of_four_give_the_gradient_of_one_of_sixteen(data: TunedData, samples: str) -> None:
+def test_four_batches_of_four_give_the_gradient_of_one_of_sixteen(data: TrainingSet, samples: str) -> None:
     found = []
     for batch_size, accumulate in ((16, 1), (4, 4)):
         settings = {"batch_size": batch_size, "accumulate": accumulate, "clip": None}
         recipe = recipe_of(samples, optimiser=settings, tuned_blocks=2)
         sixteen = replace(data, splits={**data.splits, "train": data.splits["train"][:16]})
-        task = TunedTask(recipe, sixteen)
+        task = Task(recipe, sixteen)
         torch.manual_seed(0)
         model = task.build()
         optimiser = Recorded(model)
-        feed = task.feed(Workers(), first_epoch=0)
-        loop._train_epoch(model, model, optimiser, task, feed, loop.State(), Workers())
-        feed.close()
+        loader = BatchLoader(task, ALONE, first_epoch=0)
+        loop._train_epoch(model, model, optimiser, task, loader, loop.State(), ALONE)
+        loader.close()
         found.append(optimiser.steps)
     (whole,), (parts,) = found
     assert whole.keys() == parts.keys() and any(name.startswith("backbones.") for name in whole)
@@ -278,8 +311,8 @@ def test_four_batches_of_four_give_the_gradient_of_one_of_sixteen(data: TunedDat
         torch.testing.assert_close(parts[name], gradient, rtol=1e-3, atol=1e-6)
 
 
-def test_tuned_blocks_and_head_have_rates_of_their_own(data: TunedData, samples: str) -> None:
-    run = Run(TunedTask(recipe_of(samples), data))
+def test_tuned_blocks_and_head_have_rates_of_their_own(data: TrainingSet, samples: str) -> None:
+    run = Run(Task(recipe_of(samples), data))
     rates = {id(p): group["base_lr"] for group in run.optimiser.param_groups for p in group["params"]}
     for name, parameter in run.model.named_parameters():
         expected = None if not parameter.requires_grad else 0.003 if name.startswith("backbones.") else 0.01
@@ -296,7 +329,7 @@ class Stop(Exception):
 
 
 def test_after_a_stop_the_weights_are_those_of_an_undisturbed_run(
-    data: TunedData, samples: str, tmp_path: Path
+    data: TrainingSet, samples: str, tmp_path: Path
 ) -> None:
     recipe = recipe_of(samples, augmentation="full", model={"hidden": 16, "dropout": 0.3}, optimiser={"accumulate": 2})
 
@@ -310,14 +343,13 @@ def test_after_a_stop_the_weights_are_those_of_an_undisturbed_run(
         return report
 
     data.save(str(tmp_path / "data"))
-    loaded = load_data(str(tmp_path / "data"))
-    assert isinstance(loaded, TunedData)
-    train(TunedTask(recipe, data, threads=2), report=keep("whole"))
+    loaded = TrainingSet.load(str(tmp_path / "data"), kind_of(recipe).inputs(recipe))
+    train(Task(recipe, data, threads=2), report=keep("whole"))
     with pytest.raises(Stop):
-        train(TunedTask(recipe, data), report=keep("stopped", stop=True))
+        train(Task(recipe, data), report=keep("stopped", stop=True))
     assert json.loads(read_record(tmp_path / "stopped" / "state.json")["state"])["epoch"] == 1
-    train(TunedTask(recipe, loaded), report=keep("resumed"), resume_from=str(tmp_path / "stopped"))
-    for name in ("best.safetensors", "probabilities.safetensors"):
+    train(Task(recipe, loaded), report=keep("resumed"), resume_from=str(tmp_path / "stopped"))
+    for name in ("best.safetensors", PREDICTIONS):
         first, second = load_file(tmp_path / "whole" / name), load_file(tmp_path / "resumed" / name)
         assert all(torch.equal(first[key], second[key]) for key in first)
 
@@ -335,42 +367,40 @@ def test_on_ray_one_worker_learns_what_one_process_learns(
         assert ours["val_macro_ap"] == pytest.approx(theirs["val_macro_ap"], abs=0.02)
 
 
-def write_head(data: TunedData, out: Path, identities: Mapping[str, Any], **changes: Any) -> FusionHead:
+def write_head(data: TrainingSet, out: Path, identities: Mapping[str, BackboneIdentity], **changes: Any) -> FusionHead:
     """A fusion head as training on cached features writes it, of random weights."""
     torch.manual_seed(7)
     config = FusionConfig.model_validate(
-        {"fusion": "simple", "hidden": 8, "dims": {name: own["dim"] for name, own in identities.items()}, **changes}
+        {"fusion": "simple", "hidden": 8, "dims": {name: own.dim for name, own in identities.items()}, **changes}
     )
-    head = FusionHead(config, len(data.vocabulary))
+    assert data.facts.vocabulary is not None
+    output = MultiLabel(data.facts.vocabulary)
+    head = FusionHead(config, output.width)
     ones = {name: torch.ones(size) for name, size in config.dims.items()}
     head.set_statistics(ones, {name: 3 * own for name, own in ones.items()})
-    origin = {
-        "backbones": {name: {"name": "test_resnet", "identity": own} for name, own in identities.items()},
-        "loss": {"name": "bce", "options": {}},
-    }
-    save_checkpoint(
-        out, head, None, data.vocabulary, modalities=list(identities), extractor=None, training={}, fusion=origin
-    )
+    reads = StreamInput([Stream(name, "test_resnet", own) for name, own in identities.items()])
+    save_checkpoint(out, get_kind("fusion"), head, [reads], [output], training={})
     return head
 
 
-def test_init_goes_on_from_a_head_of_the_same_backbones_alone(data: TunedData, samples: str, tmp_path: Path) -> None:
-    head = write_head(data, tmp_path / "head", data.identities)
+def test_init_goes_on_from_a_head_of_the_same_backbones_alone(data: TrainingSet, samples: str, tmp_path: Path) -> None:
+    head = write_head(data, tmp_path / "head", identities_of(data))
     recipe = recipe_of(samples, init=str(tmp_path / "head"), model={"dropout": 0.25})
-    started = TunedTask(recipe, prepare_tuned(recipe)).build()
+    started = Task(recipe, prepare_data(recipe)).build()
     assert isinstance(started, TunedStreams) and started.head.config.dropout == 0.25
     for name, value in head.state_dict().items():
         assert torch.equal(started.head.state_dict()[name], value), name
     assert started.head.standardises
     with pytest.raises(InputError, match=r"model\.hidden 8, the recipe 16"):
-        prepare_tuned(recipe_of(samples, init=str(tmp_path / "head"), model={"hidden": 16}))
-    other = {**data.identities, "face": {**data.identities["face"], "weights": "random:1"}}
+        prepare_data(recipe_of(samples, init=str(tmp_path / "head"), model={"hidden": 16}))
+    known = identities_of(data)
+    other = {**known, "face": known["face"].model_copy(update={"weights": "random:1"})}
     write_head(data, tmp_path / "other", other)
     with pytest.raises(InputError, match=r"was trained on face features of .*random:1"):
-        prepare_tuned(recipe_of(samples, init=str(tmp_path / "other"), model={}))
-    write_head(data, tmp_path / "two", {name: data.identities[name] for name in ("context", "body")})
+        prepare_data(recipe_of(samples, init=str(tmp_path / "other"), model={}))
+    write_head(data, tmp_path / "two", {name: known[name] for name in ("context", "body")})
     with pytest.raises(InputError, match="reads the streams context, body, the recipe"):
-        prepare_tuned(recipe_of(samples, init=str(tmp_path / "two"), model={}))
+        prepare_data(recipe_of(samples, init=str(tmp_path / "two"), model={}))
 
 
 def test_samples_without_any_face_box_are_refused_for_a_face_stream(samples: str, tmp_path: Path) -> None:
@@ -380,10 +410,10 @@ def test_samples_without_any_face_box_are_refused_for_a_face_stream(samples: str
     bare = table.set_column(place, field, pa.nulls(table.num_rows, field.type))
     write_samples(tmp_path / "bare.parquet", bare)
     with pytest.raises(InputError, match="has no face box") as refused:
-        prepare_tuned(recipe_of(str(tmp_path / "bare.parquet")))
+        prepare_data(recipe_of(str(tmp_path / "bare.parquet")))
     assert "raymotion data faces" in str(refused.value.remedy)
     recipe = recipe_of(str(tmp_path / "bare.parquet"), backbones={"context": "test_resnet", "body": "test_resnet"})
-    assert list(prepare_tuned(recipe).read_identities()) == ["context", "body"]
+    assert list(identities_of(prepare_data(recipe))) == ["context", "body"]
 
 
 @pytest.mark.parametrize("name", ["fusion-emotic-tuned", "fusion-emotic-tuned-demo"])

@@ -11,18 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from raymotion.pipeline.label_stages import FiniteAnswers, PredictWithStudent
-from raymotion.train.data import prepare
 
 from raymotion.data.features import RegionFeatures
 from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.errors import Diverged, InputError, NotFinite
 from raymotion.folders.outputs import run_folder
-from raymotion.models.checkpoint import is_checkpoint, load_student, save_checkpoint
+from raymotion.models.checkpoint import is_checkpoint, load_model, read_checkpoint_info, save_checkpoint
+from raymotion.models.student.recipe import StudentRecipe
 from raymotion.models.vision.regions import Regions, identify
+from raymotion.pipeline.predict import FiniteAnswers, Predict
 from raymotion.pipeline.stages import ExtractRegions, Item
 from raymotion.train.fit import fit
-from raymotion.train.recipe import StudentRecipe
+from raymotion.train.prepare import prepare_data
+from raymotion.train.task import Task
 from raymotion.vocabulary import VALENCE_3
 
 Write, Recipe = Callable[..., str], Callable[..., StudentRecipe]
@@ -38,12 +39,13 @@ def huge(samples: str, student_recipe: Recipe, tmp_path_factory: pytest.TempPath
     """A student whose weights are numbers, and so large that its answers are none."""
     folder = tmp_path_factory.mktemp("huge")
     fit(student_recipe(samples, optimiser={"epochs": 1}), folder / "good")
-    good = load_student(folder / "good")
-    torch.nn.init.constant_(good.model.get_parameter("fusion.bias"), 3e38)
-    values = torch.nn.init.constant_(good.model.get_parameter("head.weight"), 3e38)
+    good = load_model(folder / "good")
+    torch.nn.init.constant_(good.network.get_parameter("fusion.bias"), 3e38)
+    values = torch.nn.init.constant_(good.network.get_parameter("head.weight"), 3e38)
     values.data.view(-1)[::2] *= -1  # infinity less infinity
-    save_checkpoint(folder / "huge", good.model, good.tokenizer, VALENCE_3, modalities=["text"], extractor=None,
-                    training=good.info.training)  # fmt: skip
+    save_checkpoint(
+        folder / "huge", good.info.kind, good.network, good.inputs, good.outputs, training=good.info.training
+    )
     return folder / "huge"
 
 
@@ -68,11 +70,9 @@ def test_divergence_names_epoch_step_and_remedy_and_leaves_nothing(
 def test_a_run_that_diverges_late_is_told_with_its_best_epoch(
     samples: str, student_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from raymotion.train.student import StudentTask
-
-    usual, steps = StudentTask.loss, iter(range(99))
-    monkeypatch.setattr(StudentTask, "loss", lambda self, *given: usual(self, *given) / (next(steps) < 4))
-    told = r"in epoch 3, step 1 of 2, .* The best epoch before was [12] \(mAP [01]\.\d{4}\)"
+    usual, steps = Task.loss, iter(range(99))
+    monkeypatch.setattr(Task, "loss", lambda self, *given: usual(self, *given) / (next(steps) < 4))
+    told = r"in epoch 3, step 1 of 2, .* The best epoch before was [12] \(BCE [01]\.\d{4}\)"
     with pytest.raises(Diverged, match=told):
         fit(student_recipe(samples), tmp_path / "s")
     assert not Path(run_folder(tmp_path / "s")).exists()
@@ -96,7 +96,7 @@ def test_a_split_without_a_label_is_refused_before_training(student_recipe: Reci
     ]  # fmt: skip
     write_samples(tmp_path / "s.parquet", table_from_rows(rows, VALENCE_3))
     with pytest.raises(InputError, match=rf"s\.parquet: not one of the \d samples? of the split {split} has a label\."):
-        prepare(student_recipe(str(tmp_path / "s.parquet")))
+        prepare_data(student_recipe(str(tmp_path / "s.parquet")))
 
 
 def test_a_test_split_without_a_label_has_no_average_precision(student_recipe: Recipe, tmp_path: Path) -> None:
@@ -116,26 +116,30 @@ def test_a_test_split_without_a_label_has_no_average_precision(student_recipe: R
 
 
 def test_a_model_that_answers_no_numbers_labels_nothing(huge: Path) -> None:
-    stage = PredictWithStudent(str(huge), load_student(huge).info.fingerprint)
+    info = read_checkpoint_info(huge)
+    stage = Predict(str(huge), info.fingerprint, type(info.kind))
     stage.setup(1, "cpu")
     row = {"sample_id": "a", "image_uri": None, "captions": ["a sunny day"]}
     few = [Item(dict(row)) for _ in range(3)]
     stage.process(few)
     assert [item.failure and item.failure.reason for item in few] == ["not_finite"] * 3
-    assert all("probabilities" not in item.output for item in few)
+    assert all("emotions" not in item.output for item in few)
     with pytest.raises(NotFinite, match=r"huge: the model answers with NaN or infinity to all of the first 5 samples"):
         stage.process([Item(dict(row)) for _ in range(2)])
 
 
 def test_one_answer_that_is_no_number_is_one_bad_row() -> None:
-    answers = FiniteAnswers("teacher", "t")
+    answers = FiniteAnswers("predict", "t")
     items = [Item({"sample_id": str(i)}) for i in range(6)]
-    matrix = np.full((6, 2), 0.5)
-    matrix[1, 0], matrix[4, 1] = np.nan, np.inf
-    assert [item.row["sample_id"] for item, _ in answers.keep(items, matrix)] == ["0", "2", "3", "5"]
+    emotions, numbers = np.full((6, 2), 0.5), np.full((6, 3), 4.0)
+    emotions[1, 0], numbers[4, 1] = np.nan, np.inf
+    good = answers.check(items, {"emotions": emotions, "vad": numbers})
+    assert good.tolist() == [True, False, True, True, False, True]
+    assert [item.failure is None for item in items] == good.tolist()
     bad = [item.failure for item in items if item.failure]
-    assert [(one.stage, one.reason) for one in bad] == [("teacher", "not_finite")] * 2
-    assert answers.keep([Item({}) for _ in range(9)], np.full((9, 2), np.nan)) == []  # not the model's fault as a whole
+    assert [(one.stage, one.reason) for one in bad] == [("predict", "not_finite")] * 2
+    # Not the model's fault as a whole: it has answered before.
+    assert not answers.check([Item({}) for _ in range(9)], {"emotions": np.full((9, 2), np.nan)}).any()
 
 
 @pytest.mark.parametrize("option", ["--json", "--all"])

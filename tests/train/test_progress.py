@@ -93,6 +93,16 @@ def test_step_rate_and_loss_are_shown(capsys) -> None:
     ]
 
 
+def test_the_line_of_an_epoch_names_whatever_was_measured(capsys) -> None:
+    with TrainingProgress("lines") as shown:
+        shown.epoch_ended({"epoch": 1, "train_loss": 0.2, "val_mae": 1.5, "val_ccc": 0.25, "best_epoch": 1})
+        shown.epoch_ended({"epoch": 2, "train_loss": 0.1, "val_bce": 0.3, "val_vad_ccc": 0.5, "best_epoch": 2})
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        "epoch 1: training loss 0.2000, validation MAE 1.5000, CCC 0.2500 (best: epoch 1)",
+        "epoch 2: training loss 0.1000, validation BCE 0.3000, vad: CCC 0.5000 (best: epoch 2)",
+    ]
+
+
 def test_a_comparison_tells_where_its_runs_are(tmp_path: Path, capsys) -> None:
     names = ["scratch-seed0", "scratch-seed1", "A1B-seed0"]
     for name, epoch in (("scratch-seed0", 4), ("scratch-seed1", 2)):

@@ -20,8 +20,8 @@ from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.errors import InputError
 from raymotion.folders.outputs import run_folder
 from raymotion.models.checkpoint import read_checkpoint_info
+from raymotion.models.visualbert.recipe import TeacherRecipe
 from raymotion.train.fit import fit
-from raymotion.train.recipe import TeacherRecipe
 from raymotion.vocabulary import VALENCE_3
 
 
@@ -98,7 +98,8 @@ def test_a_killed_driver_goes_on_with_the_same_command(tmp_path: Path) -> None:
     """In one process, for speed: that Ray finds the run again is what the test of the killed worker shows."""
     write_table(tmp_path / "s.parquet")
     (tmp_path / "r.yaml").write_text(
-        "model: {size: tiny}\noptimiser: {epochs: 40, patience: 40, batch_size: 8}\nuse_gpu: false\n"
+        "kind: teacher-visualbert\nmodel: {size: tiny}\n"
+        "optimiser: {epochs: 40, patience: 40, batch_size: 8}\nuse_gpu: false\n"
     )
     out = tmp_path / "teacher"
     command = [

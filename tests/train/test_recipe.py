@@ -7,10 +7,20 @@ from pathlib import Path
 import pytest
 
 from raymotion.errors import InputError
-from raymotion.models.visualbert.network import TeacherConfig
-from raymotion.train.recipe import find_recipe, load_recipe, recipes_folder
+from raymotion.models.visualbert.config import TeacherConfig
+from raymotion.train.recipe import find_recipe, kind_of, load_recipe, read_recipe, recipes_folder
 
 SHIPPED = sorted(path.stem for path in recipes_folder().glob("teacher-*.yaml"))
+
+
+EVERY = sorted(path.stem for path in recipes_folder().glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_recipe_is_read_and_its_kind_accepts_it(name: str) -> None:
+    recipe = read_recipe(find_recipe(name))
+    assert kind_of(recipe).recipe is type(recipe)
+    kind_of(recipe).check_recipe(recipe)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -39,7 +49,9 @@ def test_the_teachers_that_come_along() -> None:
 
 def test_options_over_the_file_and_set_over_options(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
-    path.write_text("optimiser: {epochs: 3, lr: 0.1}\ndata: {samples: a.parquet}\nmodel: {size: tiny}\n")
+    path.write_text(
+        "kind: teacher-visualbert\noptimiser: {epochs: 3, lr: 0.1}\ndata: {samples: a.parquet}\nmodel: {size: tiny}"
+    )
     recipe = load_recipe(
         str(path), options={"seed": 4, "workers": None, "optimiser": {"epochs": 5}}, assignments=("optimiser.epochs=7",)
     )
@@ -50,11 +62,13 @@ def test_options_over_the_file_and_set_over_options(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("model: {size: tiny}", "names no sample table"),
-        ("data: {sample: x}", r"there is no setting data.sample \(there are: samples, soft_targets"),
-        ("optimiser: {lr: fast}", "setting optimiser.lr = 'fast'"),
+        ("model: {size: tiny}", "names no kind of model.* kind: teacher-visualbert"),
+        ("{kind: teacher-visualbert, model: {size: tiny}}", "names no data"),
+        ("{kind: fusion, backbones: {body: swin}}", "names no sample table"),
+        ("{kind: student, data: {sample: x}}", r"there is no setting data.sample \(there are: .*samples, .*labels"),
+        ("{kind: student, optimiser: {lr: fast}}", "setting optimiser.lr = 'fast'"),
         ("{kind: fusion, optimiser: {backbone_lr: 0.01}}", "optimiser.backbone_lr = 0.01: .*frozen.* set optimiser.lr"),
-        ("kind: painter", "no model is of the kind .painter."),
+        ("kind: painter", "painter.*fusion-tuned"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, reason: str) -> None:

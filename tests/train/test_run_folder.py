@@ -16,9 +16,9 @@ from raymotion.folders import lock as folder_lock
 from raymotion.folders import outputs
 from raymotion.folders.outputs import run_folder
 from raymotion.folders.owner import Owner
+from raymotion.models.visualbert.recipe import TeacherRecipe
 from raymotion.train import fit as module
 from raymotion.train.fit import fit
-from raymotion.train.recipe import TeacherRecipe
 from raymotion.vocabulary import Vocabulary
 
 

@@ -18,11 +18,12 @@ from safetensors.torch import load_file
 
 from raymotion.errors import AccessDenied, InputError
 from raymotion.models.checkpoint import CheckpointInfo
+from raymotion.models.inputs.picture_reader import PictureReader
+from raymotion.models.student.recipe import StudentRecipe
 from raymotion.train import stream
 from raymotion.train.fit import fit
 from raymotion.train.ingest import Ingest, plan_ingest
-from raymotion.train.pictures import PictureReader, Portion, read_here
-from raymotion.train.recipe import StudentRecipe
+from raymotion.train.pictures import Portion, read_here
 
 Write, Recipe = Callable[..., str], Callable[..., StudentRecipe]
 
@@ -192,7 +193,7 @@ def test_two_workers_learn_as_one_within_the_noise_of_seeds(
     assert len(curve(two)) == 5
     # 4 standard deviations of 4 seeds, and never less than a hundredth of a nat.
     assert (np.abs(curve(two) - curves.mean(axis=0)) < np.maximum(4 * spread, 0.01)).all(), (curve(two), curves)
-    assert curve(two)[-1] < curve(two)[0] - 0.02 and two.modalities == ("text", "image")
+    assert curve(two)[-1] < curve(two)[0] - 0.02 and two.reads == ("captions", "picture")
 
 
 @pytest.mark.slow

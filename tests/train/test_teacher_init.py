@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from raymotion.train.data import prepare
-from raymotion.train.teacher import TeacherTask, length_groups
 from safetensors.torch import load_file
 
 from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.errors import InputError
-from raymotion.models.checkpoint import load_teacher
-from raymotion.models.text.tokenizer import tokenizer_json, train_tokenizer
+from raymotion.models.inputs.captions import length_groups
+from raymotion.models.text.tokenizer import load_tokenizer, tokenizer_json, train_tokenizer
+from raymotion.models.visualbert.recipe import TeacherRecipe
 from raymotion.train.fit import fit
-from raymotion.train.recipe import TeacherRecipe, load_recipe
+from raymotion.train.prepare import prepare_data
+from raymotion.train.recipe import load_recipe
 from raymotion.train.schedule import schedule
+from raymotion.train.task import Task
 from raymotion.vocabulary import Vocabulary
 
 LABELS = Vocabulary("mood-2", ("happy", "sad"))
@@ -58,7 +60,7 @@ def save(folder: Path, kind: str, **settings: Any) -> str:
     return str(folder)
 
 
-def test_a_bert_becomes_a_teacher_that_predicts(samples: str, tmp_path: Path) -> None:
+def test_a_bert_becomes_a_teacher_that_predicts(samples: str, tmp_path: Path, said: Callable[..., np.ndarray]) -> None:
     text = save(tmp_path / "bert", "BertModel")
     recipe = TeacherRecipe.model_validate(
         {
@@ -69,9 +71,9 @@ def test_a_bert_becomes_a_teacher_that_predicts(samples: str, tmp_path: Path) ->
         }
     )  # fmt: skip
     result = fit(recipe, tmp_path / "out")
-    teacher = load_teacher(tmp_path / "out")
-    assert len(teacher.tokenizer) == len(TOKENIZER)  # that of the checkpoint's own folder
-    probabilities = teacher.predict([[CAPTIONS["happy"]], [CAPTIONS["sad"]]])
+    kept = (tmp_path / "out/tokenizer.json").read_text()
+    assert kept == tokenizer_json(load_tokenizer(text))  # that of the checkpoint's own folder
+    probabilities = said(tmp_path / "out", [[CAPTIONS["happy"]], [CAPTIONS["sad"]]])
     assert probabilities[0, 0] > 0.8 and probabilities[1, 1] > 0.8
     validation = result.info.validation
     assert validation is not None and validation["metrics"]["macro_ap"]["value"] == pytest.approx(1.0)
@@ -87,14 +89,14 @@ def test_rates_fall_from_the_head_down(samples: str, tmp_path: Path) -> None:
         {"data": {"samples": samples}, "text_init": save(tmp_path, "BertModel"), "model": {"max_text_length": 20},
          "optimiser": {"lr": 0.5, "backbone_lr": 0.1, "layer_decay": 0.5}}
     )  # fmt: skip
-    task = TeacherTask(recipe, prepare(recipe))
-    task.build()
+    task = Task(recipe, prepare_data(recipe))
+    network = task.build()
     layer, embeddings = "backbone.encoder.layer.{}.output.dense.weight", "backbone.embeddings.{}.weight"
     for name, rate in (
         ("head.weight", 0.5), (embeddings.format("visual_projection"), 0.5), ("backbone.pooler.dense.weight", 0.1),
         (layer.format(1), 0.1), (layer.format(0), 0.05), (embeddings.format("word_embeddings"), 0.025),
     ):  # fmt: skip
-        assert task.learning_rate(name) == pytest.approx(rate)
+        assert task.learning_rate(network, name) == pytest.approx(rate)
 
 
 def test_the_published_recipe_trains_one_linear_layer_and_takes_the_last_epoch(samples: str, tmp_path: Path) -> None:
@@ -114,7 +116,7 @@ def test_the_published_recipe_trains_one_linear_layer_and_takes_the_last_epoch(s
     assert all(torch.equal(value, own[f"backbone.{name}"]) for name, value in source.items())
     # One full batch of 48 rows an epoch: Adam's first steps are of the size of the rate, so the bias moved by about 7.
     assert set(own) - {f"backbone.{name}" for name in source} == {"head.weight", "head.bias"}
-    prior = torch.logit(torch.tensor(result.info.training["prior"]))
+    prior = torch.logit(torch.tensor(result.info.prior))
     assert 0 < (own["head.bias"] - prior).abs().max() <= 7 * 1e-2 + 1e-4
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,27 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from raymotion.train.data import TrainingData, prepare
-from raymotion.train.teacher import TeacherTask, predict_rows
 
 from raymotion import storage
 from raymotion.data.provenance import MADE_FROM
 from raymotion.data.samples import attach_vocabulary, table_from_rows, write_samples
 from raymotion.errors import InputError, SettingsMismatch
 from raymotion.folders.outputs import run_folder
-from raymotion.models.checkpoint import load_teacher
+from raymotion.models.inputs.captions import PreparedCaptions
+from raymotion.models.inputs.regions import PreparedRegions, RegionInput
+from raymotion.models.training_set import TrainingSet
+from raymotion.models.visualbert.recipe import TeacherDataSettings, TeacherOptimiserSettings, TeacherRecipe
+from raymotion.train.batches import BatchLoader
 from raymotion.train.fit import fit
-from raymotion.train.loop import CURRENT, Workers, train
-from raymotion.train.recipe import TeacherDataSettings, TeacherOptimiserSettings, TeacherRecipe
+from raymotion.train.loop import CURRENT, train
+from raymotion.train.prepare import prepare_data
+from raymotion.train.recipe import kind_of
 from raymotion.train.schedule import epoch_rows, schedule
+from raymotion.train.task import Task
+from raymotion.train.workers import ALONE, Workers
 from raymotion.vocabulary import Vocabulary
 
+Said = Callable[..., np.ndarray]
 LABELS = Vocabulary("weather-3", ("calm", "happy", "sad"))
 WORDS = {
     "happy": ("sunny", "party", "laughing"),
@@ -107,7 +113,18 @@ def recipe(samples: Path, *, features: Path | None = None, **settings: Any) -> T
     )
 
 
-def test_it_learns_what_captions_say_and_the_books_are_right(samples: Path, tmp_path: Path) -> None:
+def loaded(settings: TeacherRecipe, folder: Path) -> TrainingSet:
+    """What a worker reads."""
+    return TrainingSet.load(str(folder), kind_of(settings).inputs(settings))
+
+
+def captions_of(data: TrainingSet) -> PreparedCaptions:
+    own = data.inputs["captions"]
+    assert isinstance(own, PreparedCaptions)
+    return own
+
+
+def test_it_learns_what_captions_say_and_the_books_are_right(samples: Path, tmp_path: Path, said: Said) -> None:
     epochs: list[Mapping[str, Any]] = []
     result = fit(recipe(samples), tmp_path / "out", progress=epochs.append)
     info = result.info
@@ -116,7 +133,7 @@ def test_it_learns_what_captions_say_and_the_books_are_right(samples: Path, tmp_
     assert info.validation["metrics"]["bce"]["value"] < info.validation["metrics"]["bce"]["prior"] - 0.15
     assert info.test["metrics"]["top_1"]["value"] > info.test["metrics"]["top_1"]["constant"] + 0.1
     assert (info.validation["samples"], info.test["samples"]) == (40, 40)
-    assert info.modalities == ("text",) and info.extractor is None
+    assert info.reads == ("captions",) and info.input("regions") is None
     table = rows(200)
     train_rates = np.mean([LABELS.encode(row["labels"]) for row in table if row["split"] == "train"], axis=0)
     np.testing.assert_allclose(info.prior, train_rates, atol=1e-6)
@@ -125,7 +142,7 @@ def test_it_learns_what_captions_say_and_the_books_are_right(samples: Path, tmp_
     assert epochs and epochs[-1]["epoch"] == 4
     # The saved validation figure is what the saved model gives: recomputed here from captions, by the definition.
     held_out = [row for row in table if row["split"] == "val"]
-    p = load_teacher(info.folder).predict([row["captions"] for row in held_out]).astype(np.float64)
+    p = said(info.folder, [row["captions"] for row in held_out]).astype(np.float64)
     y = np.stack([LABELS.encode(row["labels"]) for row in held_out])
     bce = -np.mean(y * np.log(p) + (1 - y) * np.log(1 - p))
     assert abs(bce - info.validation["metrics"]["bce"]["value"]) < 1e-5
@@ -150,7 +167,7 @@ def test_same_seed_same_fingerprint_and_a_finished_run_does_nothing(samples: Pat
 
 def test_a_run_broken_after_any_epoch_ends_in_the_same_weights(samples: Path, tmp_path: Path) -> None:
     settings = recipe(samples, model={"size": "tiny", "dropout": 0.3}, optimiser={"epochs": 4, "word_dropout": 0.2})
-    data = prepare(settings)
+    data = prepare_data(settings)
     kept: list[Path] = []
 
     class Crash(Exception):
@@ -163,7 +180,7 @@ def test_a_run_broken_after_any_epoch_ends_in_the_same_weights(samples: Path, tm
             if metrics["epoch"] == crash_at:
                 raise Crash
 
-        train(TeacherTask(settings, data), report=report, resume_from=None if resume_from is None else str(resume_from))
+        train(Task(settings, data), report=report, resume_from=None if resume_from is None else str(resume_from))
         return kept[-1]
 
     whole = run("whole", None, None)
@@ -224,7 +241,8 @@ def test_a_run_goes_on_where_its_data_were_moved_to(tmp_path: Path) -> None:
         patch.setattr("raymotion.train.fit._plain", crash)
         fit(moved, out)
     # What workers on other machines read names the new place.
-    assert TrainingData.load(str(Path(run_folder(out), "data"))).features_folder == str(tmp_path / "g")
+    regions = loaded(moved, Path(run_folder(out), "data")).inputs["regions"]
+    assert isinstance(regions, PreparedRegions) and regions.features.folder == str(tmp_path / "g")
     assert fit(moved, out).resumed_from == 2
 
 
@@ -247,16 +265,17 @@ def test_regions_alone_and_what_to_do_without_them(tmp_path: Path) -> None:
         tmp_path / "s.parquet", features=tmp_path / "f", model={"size": "tiny", "normalize_regions": True}
     )
     info = fit(settings, tmp_path / "out").info
-    assert info.modalities == ("regions",) and info.extractor is not None and info.extractor["dim"] == DIM
+    regions = info.input("regions")
+    assert info.reads == ("regions",) and isinstance(regions, RegionInput) and regions.identity.dim == DIM
     # Samples with neither caption nor region are left out and counted, not learned as zeros.
-    assert info.training["data"]["counts"]["without_caption_and_image"] == 3
+    assert info.training["data"]["counts"]["without_input"] == 3
     assert info.training["data"]["splits"] == {"train": 119, "val": 39, "test": 39}
     assert info.validation is not None
     happy = next(c for c in info.validation["per_class"] if c["label"] == "happy")
     assert happy["average_precision"] > 0.95
 
 
-def test_both_modalities_and_either_one_withheld(tmp_path: Path) -> None:
+def test_both_modalities_and_either_one_withheld(tmp_path: Path, said: Said) -> None:
     table = rows(200)
     write_samples(tmp_path / "s.parquet", table_from_rows(table, LABELS))
     write_features(tmp_path / "f", table)
@@ -264,8 +283,7 @@ def test_both_modalities_and_either_one_withheld(tmp_path: Path) -> None:
         tmp_path / "s.parquet", features=tmp_path / "f", data={"caption_dropout": 0.3, "region_dropout": 0.3}
     )
     info = fit(settings, tmp_path / "out").info
-    assert info.modalities == ("text", "regions")
-    teacher = load_teacher(tmp_path / "out")
+    assert info.reads == ("captions", "regions")
     held_out = [row for row in table if row["split"] == "test"]
     from raymotion.data.features import RegionFeatures
 
@@ -277,13 +295,14 @@ def test_both_modalities_and_either_one_withheld(tmp_path: Path) -> None:
         ([[] for _ in captions], mask),
         (captions, mask),
     ):
-        p = teacher.predict(given_captions, regions, given_mask)[:, LABELS.index("happy")]
+        found = said(tmp_path / "out", given_captions, regions={"regions": regions, "region_mask": given_mask})
+        p = found[:, LABELS.index("happy")]
         assert ((p > 0.5) == truth).mean() > 0.8
 
 
-def test_soft_targets_learn_the_share_of_annotators(samples: Path, tmp_path: Path) -> None:
+def test_soft_targets_learn_the_share_of_annotators(samples: Path, tmp_path: Path, said: Said) -> None:
     info = fit(recipe(samples, data={"soft_targets": True}), tmp_path / "o").info
-    p = load_teacher(info.folder).predict([["a party scene with people"]])[0]
+    p = said(info.folder, [["a party scene with people"]])[0]
     # Every label carries a share of 0.5: a model of 0/1 targets would say more than 0.8.
     assert 0.3 < p[LABELS.index("happy")] < 0.65
     assert info.prior is not None and info.prior[LABELS.index("happy")] > 0.5  # the record is of labels, not of shares
@@ -295,7 +314,7 @@ def test_what_can_not_be_trained_on(tmp_path: Path) -> None:
     def reason(table: pa.Table, **settings: Any) -> str:
         write_samples(path, table)
         with pytest.raises(InputError) as caught:
-            prepare(recipe(path, **settings))
+            prepare_data(recipe(path, **settings))
         assert str(tmp_path) in str(caught.value)
         return str(caught.value)
 
@@ -319,12 +338,16 @@ def test_never_over_something_else(samples: Path, tmp_path: Path) -> None:
 
 
 def test_prepared_data_is_the_same_from_its_files(samples: Path, tmp_path: Path) -> None:
-    data = prepare(recipe(samples))
+    settings = recipe(samples)
+    data = prepare_data(settings)
     data.save(str(tmp_path / "d"))
-    again = TrainingData.load(str(tmp_path / "d"))
+    again = loaded(settings, tmp_path / "d")
     assert again.sample_ids == data.sample_ids and again.fingerprint == data.fingerprint
-    assert [t.tolist() for t in again.tokens] == [t.tolist() for t in data.tokens]
-    np.testing.assert_array_equal(again.hard, data.hard)
+    assert (again.groups, again.counts, again.facts) == (data.groups, data.counts, data.facts)
+    assert [t.tolist() for t in captions_of(again).tokens] == [t.tolist() for t in captions_of(data).tokens]
+    assert again.targets.keys() == data.targets.keys() == {"emotions"}
+    for name, values in data.targets["emotions"].arrays.items():
+        np.testing.assert_array_equal(again.targets["emotions"].arrays[name], values)
     # The tokenizer has seen the training captions alone.
     write_samples(
         samples,
@@ -332,7 +355,7 @@ def test_prepared_data_is_the_same_from_its_files(samples: Path, tmp_path: Path)
             [{**r, "captions": ["zebra"] if r["split"] == "test" else r["captions"]} for r in rows(200)], LABELS
         ),
     )
-    assert prepare(recipe(samples)).tokenizer.get_vocab() == data.tokenizer.get_vocab()
+    assert captions_of(prepare_data(recipe(samples))).tokenizer.get_vocab() == captions_of(data).tokenizer.get_vocab()
 
 
 @given(n=st.integers(1, 60), world=st.integers(1, 5), epoch=st.integers(0, 3), seed=st.integers(0, 3))
@@ -355,7 +378,7 @@ def test_schedule_is_the_textbook_one() -> None:
 def test_two_processes_learn_one_model_and_validate_every_row(samples: Path, tmp_path: Path) -> None:
     """Plain DDP over gloo, as Ray Train sets it up: both ranks end with the same weights, and no row is dropped."""
     settings = recipe(samples, optimiser={"epochs": 2}, model={"size": "tiny", "dropout": 0.0})
-    data = prepare(settings)
+    data = prepare_data(settings)
     data.save(str(tmp_path / "data"))
     torch.multiprocessing.start_processes(
         _ddp_worker, args=(settings.model_dump(mode="json"), str(tmp_path)), nprocs=2, start_method="spawn"
@@ -367,10 +390,11 @@ def test_two_processes_learn_one_model_and_validate_every_row(samples: Path, tmp
     states = [json.loads((tmp_path / f"state{r}.json").read_text()) for r in (0, 1)]
     assert states[0] == states[1]
     # The figure that both agreed on is that of all 40 rows, computed here in one process from the saved weights.
-    model = TeacherTask(settings, data).build()
+    task = Task(settings, data)
+    model = task.build()
     model.load_state_dict(zero)
-    p = predict_rows(model, data, data.splits["val"]).astype(np.float64)
-    y = data.hard[data.splits["val"]]
+    p = BatchLoader(task, ALONE, first_epoch=0).predict(model, "val")["emotions"].astype(np.float64)
+    y = data.targets["emotions"].arrays["hard"][data.splits["val"]]
     bce = -np.mean(y * np.log(p) + (1 - y) * np.log(1 - p))
     assert states[0]["history"][-1]["val_bce"] == pytest.approx(bce, abs=1e-5)
 
@@ -396,7 +420,7 @@ def _ddp_worker(rank: int, settings: dict[str, Any], folder: str) -> None:
             save_file({k: v.clone() for k, v in models[0].state_dict().items()}, f"{folder}/rank{rank}.safetensors")
 
     state = train(
-        TeacherTask(parsed, TrainingData.load(f"{folder}/data")), report=report, workers=Workers(rank, 2, wrap=wrap)
+        Task(parsed, loaded(parsed, Path(folder, "data"))), report=report, workers=Workers(rank, 2, wrap=wrap)
     )
     Path(folder, f"state{rank}.json").write_text(json.dumps({"history": state.history, "best": state.best}))
     torch.distributed.destroy_process_group()

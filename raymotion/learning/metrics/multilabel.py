@@ -66,6 +66,11 @@ def metric_title(name: str) -> str:
     return f"Top-{last} accuracy" if first == "top" else name
 
 
+def short_title(name: str) -> str:
+    """A metric's name where there is little room: `bce` is "BCE", `macro_ap` is "mAP"."""
+    return "mAP" if name == "macro_ap" else metric_title(name).partition(" (")[0].partition(",")[0]
+
+
 def metric_text(value: float | None) -> str:
     """A metric's value for people."""
     return "undefined" if value is None else f"{value:.4f}"

@@ -18,7 +18,7 @@ from raymotion.models.inputs.streams import BoundStreams, PersonInput, StreamEvi
 from raymotion.models.kind import Kind, Training
 from raymotion.models.outputs.base import DataFacts, Output
 from raymotion.models.outputs.dimensions import VALUES, Dimensions
-from raymotion.models.outputs.multilabel import HARD, SOFT, MultiLabel, set_prior
+from raymotion.models.outputs.multilabel import HARD, SOFT, MultiLabel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,11 +96,11 @@ class FusionKind(Kind):
         soft = recipe.data.soft_targets
         key = ("resampled", settings.model_dump_json(), tuple(bound.source.chosen.items()), recipe.seed, soft)
         rows = data.splits["train"]
-        if key not in bound.memory:
+        if key not in data.memory:
             # Neighbours are looked for among pooled features, whatever the head reads.
             embeddings = bound.prepared.embeddings
             pooled = [embeddings.block(stream, name) for stream, name in bound.source.chosen.items()]
-            bound.memory[key] = resample(
+            data.memory[key] = resample(
                 [StreamFeatures("", block, None).take(bound.rows[rows]) for block in pooled],
                 bound.mask[rows],
                 output.learned(data.targets_of(output))[rows],
@@ -109,7 +109,7 @@ class FusionKind(Kind):
                 labels=output.vocabulary.labels,
                 mix=False,
             )
-        return SyntheticPersons(cast("Resampled", bound.memory[key]), bound, rows)
+        return SyntheticPersons(cast("Resampled", data.memory[key]), bound, rows)
 
     def check(self, model: Mapping[str, Any], *, where: str) -> None:
         check_head(model, "model", where=where)
@@ -154,12 +154,10 @@ def head_outputs(recipe: Any, facts: DataFacts, *, vad: bool) -> list[Output]:
 
 def set_first_answers(head: FusionHead, training: Training) -> None:
     """Makes class prior and training means the head's answer before the first step."""
-    data, output = training.data, cast(MultiLabel, training.outputs[0])
-    if output.gives_logits:
-        set_prior(head.head, output.rates(data.targets_of(output), data.splits["train"]))
-    for own in training.outputs[1:]:
-        if isinstance(own, Dimensions) and head.vad_head is not None:
-            own.start(head.vad_head, data.targets_of(own), data.splits["train"])
+    data, heads = training.data, (head.head, head.vad_head)
+    for own, layer in zip(training.outputs, heads, strict=False):
+        if layer is not None:
+            cast("MultiLabel | Dimensions", own).start(layer, data.targets_of(own), data.splits["train"])
 
 
 def check_head(model: object, name: str, *, where: str) -> None:
@@ -214,8 +212,9 @@ def _statistics(own: StreamFeatures, bound: BoundStreams, training: Training) ->
     import torch
 
     key = ("statistics", own.stream, bound.source.chosen[own.stream], own.clean.array.ndim)
-    if key not in bound.memory:
-        rows = bound.rows[training.data.splits["train"]]
+    data = training.data
+    if key not in data.memory:
+        rows = bound.rows[data.splits["train"]]
         rows = rows[own.clean.row_of[rows] >= 0]
         total, squares, count = np.zeros(own.clean.dim), np.zeros(own.clean.dim), 0
         for start in range(0, len(rows), CHUNK):
@@ -228,5 +227,5 @@ def _statistics(own: StreamFeatures, bound: BoundStreams, training: Training) ->
         std = np.sqrt(np.maximum(squares / max(1, count) - mean**2, 0.0))
         # A feature that never varies tells nothing, and would be divided by nothing.
         std[std < 1e-6] = 1.0
-        bound.memory[key] = (torch.from_numpy(mean).float(), torch.from_numpy(std).float())
-    return cast("tuple[Tensor, Tensor]", bound.memory[key])
+        data.memory[key] = (torch.from_numpy(mean).float(), torch.from_numpy(std).float())
+    return cast("tuple[Tensor, Tensor]", data.memory[key])

@@ -270,8 +270,6 @@ class PreparedStreams(Prepared):
     ) -> None:  # fmt: skip
         self.folders, self.rows, self._opened, self.counts = folders, rows, opened, counts or {}
         self.present = np.asarray(rows >= 0)
-        # What runs have computed of these features, for the next run in the same process.
-        self.memory: dict[Any, Any] = {}
 
     @property
     def embeddings(self) -> Embeddings:
@@ -328,13 +326,14 @@ class BoundStreams(Prepared):
     Attributes:
         streams: of the network, in order.
         mask: bool (n, S).
-        memory: shared by all recipes that read the same features in this process.
     """
 
     def __init__(self, source: StreamInput, prepared: PreparedStreams, training: np.ndarray) -> None:
-        self.source, self.prepared, self.memory = source, prepared, prepared.memory
+        self.source, self.prepared = source, prepared
         self.present, self.counts = prepared.present, prepared.counts
         self.streams = [self._features(stream, name, training) for stream, name in source.chosen.items()]
+        backbones, where = prepared.embeddings.backbones, " and ".join(prepared.folders)
+        self.identities = [BackboneIdentity.from_dict(backbones[name], where=where) for name in source.chosen.values()]
         self.mask = np.stack([prepared.embeddings.mask(own.stream)[prepared.rows] for own in self.streams], axis=1)
         self.numbers = np.zeros(len(prepared.rows), dtype=np.int64)
 
@@ -366,10 +365,12 @@ class BoundStreams(Prepared):
         return StreamFeatures(stream, clean, views)
 
     def described(self, training: np.ndarray) -> StreamInput:
-        backbones, streams = self.prepared.embeddings.backbones, []
-        for own, (stream, name) in zip(self.streams, self.source.chosen.items(), strict=True):
-            grid = round(own.clean.tokens**0.5)
-            streams.append(Stream(stream, name, BackboneIdentity.from_dict(backbones[name]), grid))
+        streams = [
+            Stream(stream, name, identity, round(own.clean.tokens**0.5))
+            for own, identity, (stream, name) in zip(
+                self.streams, self.identities, self.source.chosen.items(), strict=True
+            )
+        ]
         return StreamInput(streams, ablation=self.source.ablation)
 
     def take(self, rows: np.ndarray) -> Prepared:

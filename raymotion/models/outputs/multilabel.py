@@ -31,15 +31,6 @@ if TYPE_CHECKING:
 HARD, SOFT = "hard", "soft"
 
 
-def set_prior(head: nn.Linear, prior: np.ndarray) -> None:
-    """Makes the class prior a model's answer before the first step: else epochs go into learning that most are rare."""
-    import torch
-
-    rates = torch.from_numpy(prior).clamp(1e-3, 1 - 1e-3)
-    with torch.no_grad():
-        head.bias.copy_(torch.logit(rates))
-
-
 class MultiLabel(Output):
     """Probabilities (n, L) over a vocabulary.
 
@@ -138,6 +129,18 @@ class MultiLabel(Output):
         own = self.learned(targets) if soft is None else targets.arrays[SOFT if soft else HARD]
         return np.asarray(own[training].mean(axis=0), dtype=np.float32)
 
+    def start(self, head: nn.Linear, targets: Targets, training: np.ndarray) -> None:
+        """Makes the class prior a head's first answer, where its numbers are logits.
+
+        Otherwise epochs go into learning that most labels are rare.
+        """
+        import torch
+
+        if self.gives_logits:
+            rates = torch.from_numpy(self.rates(targets, training)).clamp(1e-3, 1 - 1e-3)
+            with torch.no_grad():
+                head.bias.copy_(torch.logit(rates))
+
     def batch(self, targets: Targets, rows: np.ndarray, device: str) -> dict[str, Tensor]:
         import torch
 
@@ -147,6 +150,11 @@ class MultiLabel(Output):
         }
 
     def criterion(self, targets: Targets, training: np.ndarray) -> LabelCriterion:
+        if self.distillation is not None and not self.gives_logits:
+            raise InputError(
+                f"a model of the loss {self.loss.name} gives no logits to divide by distillation.temperature",
+                remedy="Choose another loss, or leave distillation out.",
+            )
         loss = make_loss(
             self.loss.name,
             rates=self.rates(targets, training),

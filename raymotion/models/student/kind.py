@@ -14,7 +14,7 @@ from raymotion.models.inputs.captions import Captions, PreparedCaptions, Tokens
 from raymotion.models.inputs.picture import PictureInput
 from raymotion.models.kind import Kind, Training
 from raymotion.models.outputs.base import DataFacts, Output
-from raymotion.models.outputs.multilabel import MultiLabel, set_prior
+from raymotion.models.outputs.multilabel import MultiLabel
 from raymotion.models.student.config import USUAL_SIZE, StudentConfig
 from raymotion.models.student.recipe import StudentRecipe
 from raymotion.models.text.recipe import shape_of
@@ -69,7 +69,7 @@ class StudentKind(Kind):
             donor = cast(Any, load_model(start.source, kind=self.name).network)
             network = transferred(donor, start.depth, output.width, freeze=start.freeze, source=start.source)
         data = training.data
-        set_prior(network.head, output.rates(data.targets_of(output), data.splits["train"]))
+        output.start(network.head, data.targets_of(output), data.splits["train"])
         return network
 
     def restore(self, model: Mapping[str, Any], inputs: Sequence[Input], outputs: Sequence[Output]) -> Student:

@@ -13,7 +13,7 @@ from raymotion.models.inputs.captions import Captions, PreparedCaptions, Tokens
 from raymotion.models.inputs.regions import PreparedRegions, RegionInput
 from raymotion.models.kind import Kind, Training
 from raymotion.models.outputs.base import DataFacts, Output
-from raymotion.models.outputs.multilabel import MultiLabel, set_prior
+from raymotion.models.outputs.multilabel import MultiLabel
 from raymotion.models.text.recipe import shape_of
 from raymotion.models.visualbert.config import TeacherConfig
 from raymotion.models.visualbert.recipe import TeacherRecipe
@@ -58,7 +58,7 @@ class VisualBertKind(Kind):
         else:
             network = VisualBertTeacher(config, output.width)
         data = training.data
-        set_prior(network.head, output.rates(data.targets_of(output), data.splits["train"]))
+        output.start(network.head, data.targets_of(output), data.splits["train"])
         return network
 
     def restore(
