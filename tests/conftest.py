@@ -270,12 +270,9 @@ def _rebind(folder: Path) -> None:
 
     from raymotion.models.checkpoint_files import MARK, binding
 
-    tokenizer = folder / "tokenizer.json"
-    config, vocabulary, training = (
-        json.loads((folder / f"{name}.json").read_text()) for name in ("config", "vocabulary", "training")
-    )
-    text = tokenizer.read_text() if tokenizer.exists() else None
-    mark = {MARK: json.dumps(binding(config, vocabulary, text, training))}
+    config, training = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "training"))
+    files = {name: (folder / name).read_bytes() for name in config.get("files", ())}
+    mark = {MARK: json.dumps(binding(config, files, training))}
     save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors", mark)
 
 
