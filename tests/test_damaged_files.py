@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from raymotion.train.fusion_data import FusionData
 
 from raymotion import records, storage
 from raymotion.batch import ledger
@@ -28,10 +27,15 @@ from raymotion.data.features import RegionFeatures
 from raymotion.data.parts import FORMAT, FileMark, write_job
 from raymotion.data.samples import table_from_rows
 from raymotion.errors import RaymotionError
+from raymotion.models.inputs.captions import Captions, PreparedCaptions
+from raymotion.models.inputs.picture import PictureInput, PreparedPictures
+from raymotion.models.inputs.streams import PreparedStreams, StreamInput
+from raymotion.models.outputs.base import DataFacts, Targets
+from raymotion.models.text.tokenizer import train_tokenizer
+from raymotion.models.training_set import TrainingSet
 from raymotion.study.record import BestEpoch, Epoch, StudyFolder, StudyRecord, TrialRecord
 from raymotion.train import fit
 from raymotion.train.pictures import cache_pictures
-from raymotion.train.task import load_data
 from raymotion.vocabulary import MIKELS_8
 
 # What stands in place of a value somewhere in a JSON file.
@@ -211,18 +215,31 @@ def read_embeddings(folder: Path) -> Any:
 
 
 def write_training_data(folder: Path) -> None:
-    FusionData(
-        sample_ids=list("abc"), groups=list("abc"), counts={"rows": 3}, name="n", fingerprint="f", folders=["e"],
-        splits={"train": np.array([0]), "val": np.array([1]), "test": np.array([2])}, vocabulary=MIKELS_8,
-        hard=np.zeros((3, 8), np.float32), soft=np.ones((3, 8), np.float32), vad=np.zeros((3, 3), np.float32),
-        rows=np.arange(3),
+    everyone, rows = np.ones(3, bool), np.arange(3)
+    tokenizer = train_tokenizer(["a happy dog"], size=100, min_frequency=1)
+    emotions = {"hard": np.zeros((3, 8), np.float32), "soft": np.ones((3, 8), np.float32)}
+    TrainingSet(
+        sample_ids=list("abc"), groups=list("abc"), counts={"rows": 3}, name="n", fingerprint="f",
+        splits={"train": np.array([0]), "val": np.array([1]), "test": np.array([2])},
+        facts=DataFacts(MIKELS_8, (1.0, 10.0), labelled=True, where="n"),
+        inputs={
+            "captions": PreparedCaptions(tokenizer, np.array([2, 5, 3] * 3), 3 * (rows + 1), rows, everyone, max_length=9),
+            "picture": PreparedPictures(["x.png", None, "z.png"], 8),
+            "streams": PreparedStreams(["e"], rows),
+        },
+        targets={"emotions": Targets(emotions, everyone),
+                 "vad": Targets({"values": np.zeros((3, 3), np.float32)}, everyone)},
     ).save(str(folder))  # fmt: skip
 
 
 def read_training_data(folder: Path) -> Any:
-    found = load_data(str(folder))
-    assert isinstance(found, FusionData)
-    return [found.sample_ids, as_plain(found.hard), as_plain(found.rows), found.counts, as_plain(dict(found.splits))]
+    found = TrainingSet.load(str(folder), [Captions(9), PictureInput(8), StreamInput()])
+    captions, picture, streams = (found.inputs[name] for name in ("captions", "picture", "streams"))
+    assert isinstance(captions, PreparedCaptions) and isinstance(picture, PreparedPictures)
+    assert isinstance(streams, PreparedStreams)
+    targets = {name: [own.arrays, own.known] for name, own in found.targets.items()}
+    read = [captions.tokens, captions.tokenizer.get_vocab(), picture.addresses, streams.folders, streams.rows]
+    return as_plain([found.sample_ids, found.groups, found.counts, found.facts.to_dict(), found.splits, targets, read])
 
 
 def write_a_run(folder: Path) -> None:
@@ -327,7 +344,7 @@ CASES: dict[str, Case] = {
         write_embeddings, read_embeddings, ("cache/index.json", "cache/rows-0.npy", "cache/features-0.bin")
     ),
     "cache of pictures": Case(write_pictures, read_pictures, ("cache/index.json", "cache/pictures.npy")),
-    "prepared data": Case(write_training_data, read_training_data, ("data.json", "arrays.safetensors")),
+    "prepared data": Case(write_training_data, read_training_data, ("data.json", "arrays.safetensors", "captions/tokenizer.json")),
     "latest epoch": Case(write_a_run, lambda f: fit._latest(str(f)), (f"epochs/{fit.LATEST}",)),
     "progress": Case(write_a_run, lambda f: fit._epochs_done(str(f)), (fit.PROGRESS,), (0,)),
     "state": Case(

@@ -343,12 +343,12 @@ def _commands(out: str) -> dict[str, Callable[[], object]]:
     from raymotion.evaluation.evaluate import EvaluateSettings, evaluate_checkpoint
     from raymotion.learning.selection import SelectionPolicy
     from raymotion.models.hub import pull, push
+    from raymotion.models.student.recipe import StudentRecipe
     from raymotion.report.audit import AuditSettings, audit_against_truth, audit_choices, audit_samples
     from raymotion.report.study import write_study_report
     from raymotion.study.run import run_study
     from raymotion.study.settings import StudySettings
     from raymotion.train.fit import fit
-    from raymotion.train.recipe import StudentRecipe
     from raymotion.train.transfer import compare
 
     def job() -> object:
