@@ -223,7 +223,9 @@ def write_training_data(folder: Path) -> None:
         splits={"train": np.array([0]), "val": np.array([1]), "test": np.array([2])},
         facts=DataFacts(MIKELS_8, (1.0, 10.0), labelled=True, where="n"),
         inputs={
-            "captions": PreparedCaptions(tokenizer, np.array([2, 5, 3] * 3), 3 * (rows + 1), rows, everyone, max_length=9),
+            "captions": PreparedCaptions(
+                tokenizer, np.array([2, 5, 3] * 3), 3 * (rows + 1), rows, everyone, max_length=9
+            ),
             "picture": PreparedPictures(["x.png", None, "z.png"], 8),
             "streams": PreparedStreams(["e"], rows),
         },
@@ -344,7 +346,9 @@ CASES: dict[str, Case] = {
         write_embeddings, read_embeddings, ("cache/index.json", "cache/rows-0.npy", "cache/features-0.bin")
     ),
     "cache of pictures": Case(write_pictures, read_pictures, ("cache/index.json", "cache/pictures.npy")),
-    "prepared data": Case(write_training_data, read_training_data, ("data.json", "arrays.safetensors", "captions/tokenizer.json")),
+    "prepared data": Case(
+        write_training_data, read_training_data, ("data.json", "arrays.safetensors", "captions/tokenizer.json"),
+    ),
     "latest epoch": Case(write_a_run, lambda f: fit._latest(str(f)), (f"epochs/{fit.LATEST}",)),
     "progress": Case(write_a_run, lambda f: fit._epochs_done(str(f)), (fit.PROGRESS,), (0,)),
     "state": Case(

@@ -77,7 +77,7 @@ def test_other_pictures_have_the_address_that_they_were_read_from() -> None:
 
 def test_the_public_format_without_any_address_is_refused(tmp_path: Path) -> None:
     folder = labelled(tmp_path / "labels", [("coco:000000000139", None), ("coco:000000000285", None)])
-    with pytest.raises(InputError, match="coco_url.*--coco-split val2017"):
+    with pytest.raises(InputError, match=r"coco_url.*--coco-split val2017"):
         export(folder, tmp_path / "a.csv", "csv")
     assert not (tmp_path / "a.csv").exists()
     assert export(folder, tmp_path / "a.csv", "csv", coco_split="val2017") == Exported(2)

@@ -192,7 +192,7 @@ def test_the_card_says_what_the_data_set_is(streamed: Made, teachers: dict[str, 
 
 def test_a_folder_of_another_layout_is_refused(streamed: Made, teachers: dict[str, str], tmp_path: Path) -> None:
     write_job(tmp_path / "old", {**streamed.summary.record, "format": 2})
-    with pytest.raises(InputError, match=r"old: has folder layout 2, this version of raymotion reads 3"):
+    with pytest.raises(InputError, match=r"old: .*layout 2.* 3"):
         label(settings(streamed.samples, teachers["both"], tmp_path / "old", shard_rows=4))
     with pytest.raises(InputError, match="layout 2"):
         open_labels(tmp_path / "old")
@@ -228,7 +228,7 @@ def test_the_same_command_after_a_picture_changed_is_refused(
     assert label(same).already_complete
     path.write_bytes(streamed.samples.with_name("00006.jpg").read_bytes())
     try:
-        with pytest.raises(SettingsMismatch, match=r"rows of x:5 were made from another picture.*fresh output folder"):
+        with pytest.raises(SettingsMismatch, match=r"x:5 .*another picture.*fresh output folder"):
             label(same)
     finally:
         path.write_bytes(kept)
@@ -371,7 +371,7 @@ def test_what_does_not_fit_the_teacher_is_refused(
 
 
 def test_another_teacher_on_the_same_folder_shows_the_difference(captioned: Made, teachers: dict[str, str]) -> None:
-    with pytest.raises(InputError, match=r"made with other settings \(.*model.fingerprint: \w+ there, \w+ here"):
+    with pytest.raises(InputError, match=r"settings.*model\.fingerprint: \w+ there, \w+ here"):
         label(settings(captioned.samples, teachers["both"], captioned.folder))
     with pytest.raises(InputError, match=r"selection.count: 4 there, 2 here"):
         label(settings(captioned.samples, teachers["text"], captioned.folder, selection={"count": 2}))
@@ -424,5 +424,5 @@ def test_a_student_labels_from_pictures_and_captions(tmp_path: Path, reads_capti
 
 def test_a_student_has_no_use_for_region_features(streamed: Made, tmp_path: Path) -> None:
     student = write_student(tmp_path / "student")
-    with pytest.raises(InputError, match="reads captions and images itself.* --features"):
+    with pytest.raises(InputError, match=r"reads captions and images itself.* --features"):
         label(settings(streamed.samples, student, tmp_path / "out", features="anywhere"))

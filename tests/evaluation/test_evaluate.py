@@ -265,20 +265,20 @@ def test_what_can_not_be_scored_is_refused_before_any_work(text_teacher: str, tm
         write_samples(tmp_path / "samples.parquet", table_from_rows(rows, vocabulary))
         evaluate_checkpoint(settings(text_teacher, tmp_path / "samples.parquet", tmp_path / "out", **more))
 
-    with pytest.raises(InputError, match="has no labels to compare with"):
+    with pytest.raises(InputError, match="no labels"):
         attempt([row(1, "test", labels=None)])
-    with pytest.raises(InputError, match=r"no labelled sample of the split test \(of 2 labelled: 2 train\)"):
+    with pytest.raises(InputError, match=r"split test.* 2 train"):
         attempt([row(1, "train"), row(2, "train"), row(3, "test", labels=None)])
     with pytest.raises(InputError, match="split val"):
         attempt([row(1, None)], split="val")
-    with pytest.raises(VocabularyMismatch, match=r"uses the vocabulary four .* uses other .*scared.*bored"):
+    with pytest.raises(VocabularyMismatch, match=r"vocabulary four .* other .*scared.*bored"):
         attempt([row(1, "test")], OTHER)
-    with pytest.raises(InputError, match="has no label_weights"):
+    with pytest.raises(InputError, match="label_weights"):
         attempt([row(1, "test")], soft=True)
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.doc").write_text("mine")
-    with pytest.raises(InputError, match=r"holds thesis.doc, which is not part of an evaluation"):
+    with pytest.raises(InputError, match=r"thesis\.doc.*evaluation"):
         attempt([row(1, "test")])
 
 

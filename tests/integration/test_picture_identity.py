@@ -246,7 +246,7 @@ def test_rows_without_a_mark_are_compared_by_the_files(tmp_path: Path) -> None:
     a, b = write_folder(tmp_path / "a", 1), write_folder(tmp_path / "b", 2)
     made = labels(tmp_path / "made", a, read=False)
     assert matched(made, a, "sample") == []
-    with pytest.raises(InputError, match=r"folder:frame_0000 is of another picture"):
+    with pytest.raises(InputError, match=r"folder:frame_0000 .*another picture"):
         matched(made, b, "sample")
 
 
@@ -261,7 +261,7 @@ def test_names_that_two_data_sets_share_are_of_one_picture_if_it_shows_the_same(
     notes = audit(made, copies)["notes"]
     assert any("12 matched pairs are pictures of other bytes" in note and "12 of them" in note for note in notes)
     paint(tmp_path / "copies" / "frame_0005.jpg", 77)
-    with pytest.raises(InputError, match="other:frame_0005 is of another picture"):
+    with pytest.raises(InputError, match=r"other:frame_0005 .*another picture"):
         matched(made, copies, "image-name")
 
 
@@ -283,7 +283,7 @@ def test_embeddings_of_other_boxes(
     if refused is None:
         learn_from_embeddings(made, now)
     else:
-        with pytest.raises(InputError, match=f"folder:frame_0000 were made from another {refused}: .*then, .*now"):
+        with pytest.raises(InputError, match=rf"folder:frame_0000 .*another {refused}: .*then, .*now"):
             learn_from_embeddings(made, now)
 
 
@@ -295,7 +295,7 @@ def test_embeddings_that_are_read_together_are_of_the_same_pictures_and_boxes(tm
     both.require_made_from(read_samples(faces))
     with pytest.raises(InputError, match="another face_box"):
         both.require_made_from(read_samples(a))
-    with pytest.raises(InputError, match=r"folder:frame_0000 were made from another picture"):
+    with pytest.raises(InputError, match=r"folder:frame_0000 .*another picture"):
         Embeddings([one, embeddings(tmp_path / "three", b, ("face",))])
 
 
@@ -334,7 +334,9 @@ def test_a_student_learns_from_the_pictures_that_were_labelled(tmp_path: Path) -
 
 def test_training_data_are_the_same_where_pictures_moved_and_others_where_they_changed(tmp_path: Path) -> None:
     def learn(samples: Path) -> Any:
-        return prepare_data(StudentRecipe.model_validate({"data": {"samples": str(samples)}, "tokenizer": {"size": 100}}))
+        return prepare_data(
+            StudentRecipe.model_validate({"data": {"samples": str(samples)}, "tokenizer": {"size": 100}})
+        )
 
     first = learn(write_folder(tmp_path / "a", 1))
     shutil.copytree(tmp_path / "a", tmp_path / "b")
