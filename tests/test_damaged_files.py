@@ -28,6 +28,7 @@ from raymotion.data.parts import FORMAT, FileMark, write_job
 from raymotion.data.samples import table_from_rows
 from raymotion.errors import RaymotionError
 from raymotion.models.inputs.captions import Captions, PreparedCaptions
+from raymotion.models.inputs.picture import PictureInput, PreparedPictures
 from raymotion.models.inputs.streams import PreparedStreams, StreamInput
 from raymotion.models.outputs.base import DataFacts, Targets
 from raymotion.models.text.tokenizer import train_tokenizer
@@ -214,28 +215,33 @@ def read_embeddings(folder: Path) -> Any:
 
 
 def write_training_data(folder: Path) -> None:
-    known, numbers = np.ones(3, dtype=bool), np.arange(3)
-    emotions = Targets({"hard": np.zeros((3, 8), np.float32), "soft": np.ones((3, 8), np.float32)}, known)
-    vad = Targets({"values": np.zeros((3, 3), np.float32)}, known)
-    tokenizer = train_tokenizer(["a happy dog"], min_frequency=1)
-    captions = PreparedCaptions(tokenizer, np.array([2, 3, 2, 3, 2, 3], np.int32), 2 * numbers + 2, numbers, known,
-                                max_length=8)  # fmt: skip
+    everyone, rows = np.ones(3, bool), np.arange(3)
+    tokenizer = train_tokenizer(["a happy dog"], size=100, min_frequency=1)
+    emotions = {"hard": np.zeros((3, 8), np.float32), "soft": np.ones((3, 8), np.float32)}
     TrainingSet(
         sample_ids=list("abc"), groups=list("abc"), counts={"rows": 3}, name="n", fingerprint="f",
         splits={"train": np.array([0]), "val": np.array([1]), "test": np.array([2])},
-        inputs={"streams": PreparedStreams(["e"], numbers), "captions": captions},
-        targets={"emotions": emotions, "vad": vad}, facts=DataFacts(MIKELS_8, (1.0, 10.0), True, "n"),
+        facts=DataFacts(MIKELS_8, (1.0, 10.0), labelled=True, where="n"),
+        inputs={
+            "captions": PreparedCaptions(
+                tokenizer, np.array([2, 5, 3] * 3), 3 * (rows + 1), rows, everyone, max_length=9
+            ),
+            "picture": PreparedPictures(["x.png", None, "z.png"], 8),
+            "streams": PreparedStreams(["e"], rows),
+        },
+        targets={"emotions": Targets(emotions, everyone),
+                 "vad": Targets({"values": np.zeros((3, 3), np.float32)}, everyone)},
     ).save(str(folder))  # fmt: skip
 
 
 def read_training_data(folder: Path) -> Any:
-    found = TrainingSet.load(str(folder), [StreamInput(), Captions(8)])
-    streams, captions = found.inputs["streams"], found.inputs["captions"]
-    assert isinstance(streams, PreparedStreams) and isinstance(captions, PreparedCaptions)
-    targets = {name: as_plain(own.arrays) for name, own in found.targets.items()}
-    texts = [as_plain(captions.tokens), captions.tokenizer.get_vocab()]
-    known = [found.sample_ids, found.counts, as_plain(dict(found.splits)), found.facts.to_dict()]
-    return [*known, targets, streams.folders, as_plain(streams.rows), *texts]
+    found = TrainingSet.load(str(folder), [Captions(9), PictureInput(8), StreamInput()])
+    captions, picture, streams = (found.inputs[name] for name in ("captions", "picture", "streams"))
+    assert isinstance(captions, PreparedCaptions) and isinstance(picture, PreparedPictures)
+    assert isinstance(streams, PreparedStreams)
+    targets = {name: [own.arrays, own.known] for name, own in found.targets.items()}
+    read = [captions.tokens, captions.tokenizer.get_vocab(), picture.addresses, streams.folders, streams.rows]
+    return as_plain([found.sample_ids, found.groups, found.counts, found.facts.to_dict(), found.splits, targets, read])
 
 
 def write_a_run(folder: Path) -> None:
@@ -341,7 +347,7 @@ CASES: dict[str, Case] = {
     ),
     "cache of pictures": Case(write_pictures, read_pictures, ("cache/index.json", "cache/pictures.npy")),
     "prepared data": Case(
-        write_training_data, read_training_data, ("data.json", "arrays.safetensors", "captions/tokenizer.json")
+        write_training_data, read_training_data, ("data.json", "arrays.safetensors", "captions/tokenizer.json"),
     ),
     "latest epoch": Case(write_a_run, lambda f: fit._latest(str(f)), (f"epochs/{fit.LATEST}",)),
     "progress": Case(write_a_run, lambda f: fit._epochs_done(str(f)), (fit.PROGRESS,), (0,)),

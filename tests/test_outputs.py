@@ -54,7 +54,7 @@ class TestWhereAFileIsWritten:
             lambda: write_samples(path, samples()),
             lambda: outputs.require_replaceable(path, "a report", outputs.is_page),
         ):
-            with pytest.raises(InputError, match=f"out: is {kind}, not a file. Name a file."):
+            with pytest.raises(InputError, match=rf"out: .*{kind}, not a file"):
                 write()
         assert path.lstat() == before and [p.name for p in path.parent.iterdir()] == ["out"]
 
@@ -84,7 +84,7 @@ class TestWhereAFileIsWritten:
 
     def test_links_that_lead_nowhere(self, tmp_path: Path) -> None:
         (tmp_path / "gone").symlink_to("/nonexistent/deep/file")
-        with pytest.raises(InputError, match="is a link to /nonexistent/deep/file, whose folder is not there"):
+        with pytest.raises(InputError, match="link to /nonexistent/deep/file"):
             storage.write_bytes(tmp_path / "gone", b"x")
         (tmp_path / "loop").symlink_to("loop")
         with pytest.raises(InputError, match="leads to itself"):
@@ -118,14 +118,14 @@ class TestWhatIsOverwritten:
     def test_another_kind_of_parquet_is_not(self, path: str, columns: dict[str, Any]) -> None:
         storage.write_table(path, pa.table(columns))
         before = storage.read_bytes(path)
-        with pytest.raises(InputError, match=r"t\.parquet: exists already and is not a sample table\. Name another"):
+        with pytest.raises(InputError, match=r"t\.parquet: exists.*sample table"):
             write_samples(path, samples())
         assert storage.read_bytes(path) == before
 
     @pytest.mark.parametrize("data", [b"PAR1", b"PAR1 and then text", b"id,caption\n", b"\0" * 100])
     def test_nor_what_is_no_parquet(self, path: str, data: bytes) -> None:
         storage.write_bytes(path, data)
-        with pytest.raises(InputError, match="exists already and is not a sample table"):
+        with pytest.raises(InputError, match=r"exists.*sample table"):
             write_samples(path, samples())
         assert storage.read_bytes(path) == data
 
@@ -151,14 +151,14 @@ class TestWhatIsOverwritten:
         storage.write_bytes(tmp_path / ".cache" / "huggingface" / "x", b"x")  # a download leaves it
         _check_free(tmp_path, None, overwrite=True)
         storage.write_bytes(tmp_path / ".cache" / "mine", b"x")
-        with pytest.raises(InputError, match=r"holds \.cache/mine, which is no part of a checkpoint"):
+        with pytest.raises(InputError, match=r"\.cache/mine.*checkpoint"):
             _check_free(tmp_path, None, overwrite=True)
 
 
 class TestAClaimedFolder:
     def test_only_what_was_claimed_is_removed(self, tmp_path: Path) -> None:
         storage.write_bytes(tmp_path / "mine" / "x", b"x")
-        with pytest.raises(InputError, match="holds x, and was not made by raymotion"):
+        with pytest.raises(InputError, match=r"holds x.*not made by raymotion"):
             outputs.claim(tmp_path / "mine")
         outputs.remove_claimed(tmp_path / "mine")
         (tmp_path / "mine" / storage.MARK).write_text("{}")

@@ -124,7 +124,7 @@ class TestRoundTrips:
             "c": (pa.FixedSizeListArray.from_arrays(flat, 2), 1),
         }
         for name, (column, row) in columns.items():
-            with pytest.raises(NotFinite, match=rf"t\.parquet, row {row}: {name} holds NaN or infinity"):
+            with pytest.raises(NotFinite, match=rf"t\.parquet, row {row}: {name} .*NaN"):
                 storage.write_table(tmp_path / "t.parquet", pa.table({name: column}))
         storage.write_table(tmp_path / "t.parquet", pa.table({"good": good, "n": pa.array([1, None, 3])}))
         assert [path.name for path in tmp_path.iterdir()] == ["t.parquet"]
@@ -196,7 +196,7 @@ class TestMistakes:
     def test_text_that_is_not_utf8(self, folder):
         path = storage.join(folder, "a.txt")
         storage.write_bytes(path, b"caf\xe9")
-        with pytest.raises(InputError, match=r"a\.txt: is not UTF-8 text \(byte 3\)"):
+        with pytest.raises(InputError, match=r"a\.txt: .*UTF-8.*byte 3"):
             storage.read_text(path)
 
     def test_a_byte_order_mark_is_no_text(self, tmp_path):
@@ -205,13 +205,13 @@ class TestMistakes:
 
     def test_damaged_json(self, tmp_path):
         (tmp_path / "a.json").write_text('{\n"a": 1,\n}')
-        with pytest.raises(InputError, match=r"a\.json: is not JSON \(line [23]: "):
+        with pytest.raises(InputError, match=r"a\.json: .*JSON \(line [23]: "):
             storage.read_json(tmp_path / "a.json")
 
     @pytest.mark.parametrize("data", [b"", b"PAR1", b"id,caption\n1,x\n"])
     def test_what_is_no_parquet(self, tmp_path, data):
         (tmp_path / "a.parquet").write_bytes(data)
-        with pytest.raises(InputError, match=r"a\.parquet: is not a readable Parquet file.*Prepare it again"):
+        with pytest.raises(InputError, match=r"a\.parquet: .*Parquet.*Prepare it again"):
             storage.read_table(tmp_path / "a.parquet")
 
     @given(st.integers(0, 10**6), st.binary(min_size=1, max_size=20))
@@ -229,7 +229,7 @@ class TestMistakes:
     @pytest.mark.parametrize("path", ["file/a", "file/deep/a"])
     def test_a_file_in_the_way(self, tmp_path, path):
         (tmp_path / "file").write_bytes(b"")
-        with pytest.raises(InputError, match=r"cannot be written: .*file.* is a file, not a folder"):
+        with pytest.raises(InputError, match=r"cannot be written: .*a file, not a folder"):
             storage.write_bytes(tmp_path / path, b"")
         with pytest.raises(InputError, match="is a file, not a folder"):
             storage.make_dir(tmp_path / path)

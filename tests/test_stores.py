@@ -164,6 +164,7 @@ class TestAStoreThatFails:
     def test_workers_of_a_cluster_that_ran_before_take_it_from_the_driver(self, monkeypatch):
         import ray.train
 
+        from raymotion.models.student.kind import StudentKind
         from raymotion.study.search import TrialTrainable
         from raymotion.train import fit
         from raymotion.train import transfer as finetune
@@ -182,7 +183,7 @@ class TestAStoreThatFails:
         for patience, work in enumerate(
             (
                 lambda: fit._worker({"access": asdict(access.Access(1.0, True))}),
-                lambda: finetune._train_one({}, "out", access.Access(2.0, True)),
+                lambda: finetune._train_one(StudentKind, {}, "out", access.Access(2.0, True)),
                 lambda: trial._begin(),
             ),
             1,

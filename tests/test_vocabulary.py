@@ -98,7 +98,7 @@ class TestEncoding:
         assert target.tolist() == [0, 0.5, 0, 0, 0, 0, 0, 0.25]
 
     def test_a_foreign_label_is_named_with_the_vocabulary(self):
-        with pytest.raises(InputError, match=r"'joy' is not an emotion of the vocabulary mikels-8"):
+        with pytest.raises(InputError, match=r"'joy'.*vocabulary mikels-8"):
             MIKELS_8.encode(["anger", "joy"])
 
     def test_weights_that_do_not_fit(self):
@@ -172,7 +172,7 @@ class TestMismatch:
 
     def test_another_order_is_said_to_be_one(self):
         turned = Vocabulary("mine", MIKELS_8.labels[::-1])
-        with pytest.raises(VocabularyMismatch, match="the same labels in another order"):
+        with pytest.raises(VocabularyMismatch, match="another order"):
             MIKELS_8.require_same(turned, here="a", there="b")
 
     def test_another_name_is_no_mismatch(self):

@@ -59,7 +59,7 @@ def test_another_kind_of_server_is_told(scheme, what):
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
-        with pytest.raises(InputError, match=f"what listens there is not a {what}"):
+        with pytest.raises(InputError, match=f"not a {what}"):
             require_answer(f"{scheme}127.0.0.1:{port}", seconds=10)
     finally:
         server.stop(None)
@@ -67,7 +67,7 @@ def test_another_kind_of_server_is_told(scheme, what):
 
 @pytest.mark.parametrize("given", ["somewhere", "host:", ":6379", "host:port", "host:0", "host:70000", "ray://host"])
 def test_what_is_no_address(given):
-    with pytest.raises(InputError, match="is not the address of a Ray cluster"):
+    with pytest.raises(InputError, match="not the address of"):
         resolve(given)
 
 
@@ -118,9 +118,7 @@ def machine(monkeypatch):
 def test_auto_does_not_find_the_private_ray_of_another_command(machine):
     with raylets(f"127.0.0.1:7001 {PRIVATE}"):
         assert address._running() == ({"127.0.0.1:7001"}, set())
-        with pytest.raises(
-            InputError, match="no Ray cluster runs on this machine apart from the private ones of other"
-        ):
+        with pytest.raises(InputError, match=r"no Ray cluster.*private ones"):
             resolve("auto")
 
 
@@ -140,7 +138,7 @@ def test_auto_does_not_choose_among_several(machine):
 
 
 def test_auto_without_any_cluster(machine):
-    with pytest.raises(InputError, match=r"no Ray cluster runs on this machine\. Start one with `ray start --head`"):
+    with pytest.raises(InputError, match=r"no Ray cluster.*`ray start --head`"):
         resolve("auto")
 
 

@@ -32,14 +32,14 @@ def test_an_autoscaling_cluster_is_asked_for_what_was_said() -> None:
     head = [{"CPU": 0.0}]
     plan = plan_placement(4, 4, 1, nodes=head, autoscale=True)
     assert (plan.workers, plan.cpus, plan.gpus) == (4, 4, 1)
-    with pytest.raises(InputError, match=r"does not tell how many workers fit. Give --workers"):
+    with pytest.raises(InputError, match=r"how many workers.*--workers"):
         plan_placement(None, None, None, nodes=head, autoscale=True)
 
 
 def test_a_command_is_named_its_own_options() -> None:
     """`study run` has no --workers: a remedy that it does not know is none."""
     own = ("--concurrent", "--cpus-per-trial", "--gpus-per-trial")
-    with pytest.raises(InputError, match=r"Lower --concurrent, --cpus-per-trial or --gpus-per-trial, add") as error:
+    with pytest.raises(InputError, match="--concurrent, --cpus-per-trial or --gpus-per-trial") as error:
         plan_placement(1, 1, 0.25, nodes=LAPTOP, options=own)
     assert "-per-worker" not in str(error.value)
     with pytest.raises(InputError, match=r"Give --concurrent"):

@@ -18,6 +18,7 @@ from raymotion.batch.label_dataset import load_labels, open_labels
 from raymotion.batch.labels import LabelSink
 from raymotion.errors import InputError
 from raymotion.learning.selection import SelectionPolicy
+from raymotion.models.outputs.multilabel import MultiLabel
 from raymotion.pipeline.stages import Item
 from raymotion.report.page import write_report
 from raymotion.vocabulary import Vocabulary
@@ -31,9 +32,9 @@ def labelled(folder: Path, rows: list[tuple[str, str | None]]) -> Path:
     for number, (sample_id, uri) in enumerate(rows):
         captions = [f'caption {number}, "quoted"', "ünïcode"]
         item = Item({"sample_id": sample_id, "image_uri": uri, "captions": captions})
-        item.output["probabilities"] = np.array([0.9, 0.25, 0.123456], np.float32)
+        item.output["emotions"] = np.array([0.9, 0.25, 0.123456], np.float32)
         items.append(item)
-    sink = LabelSink(VOCABULARY, SelectionPolicy(policy="threshold", threshold=0.5), None, True)
+    sink = LabelSink([MultiLabel(VOCABULARY)], SelectionPolicy(policy="threshold", threshold=0.5), None, True)
     storage.write_table(folder / "data/part-00000.parquet", sink.encode(items))
     record = {"job": "labels", "status": "complete", "vocabulary": VOCABULARY.to_dict()}
     storage.write_json(folder / "_job.json", record)
@@ -76,7 +77,7 @@ def test_other_pictures_have_the_address_that_they_were_read_from() -> None:
 
 def test_the_public_format_without_any_address_is_refused(tmp_path: Path) -> None:
     folder = labelled(tmp_path / "labels", [("coco:000000000139", None), ("coco:000000000285", None)])
-    with pytest.raises(InputError, match=r"coco_url would be empty in every row. Pass --coco-split val2017"):
+    with pytest.raises(InputError, match=r"coco_url.*--coco-split val2017"):
         export(folder, tmp_path / "a.csv", "csv")
     assert not (tmp_path / "a.csv").exists()
     assert export(folder, tmp_path / "a.csv", "csv", coco_split="val2017") == Exported(2)

@@ -64,7 +64,7 @@ def test_nor_does_one_that_was_killed_before_its_first_commit(
     table, out = write_table(6), tmp_path / "out"
     left_by_a_killed_run(table, mean_job, out, monkeypatch)
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"holds notes.txt, but no _job.json"):
+    with pytest.raises(InputError, match=r"notes\.txt.*_job\.json"):
         run_job(mean_job(samples=table, out=out, version=2))
     assert [path.name for path in out.iterdir()] == ["notes.txt"]
 
@@ -87,7 +87,7 @@ def test_a_folder_of_a_name_that_jobs_use_is_not_taken_for_theirs(
     """`_attempts` is removed when a job ends."""
     mine = tmp_path / "out" / inner / "notes" / "mine.txt"
     storage.write_text(mine, "mine")
-    with pytest.raises(InputError, match=f"holds {inner}/notes, but no _job.json"):
+    with pytest.raises(InputError, match=rf"{inner}/notes.*_job\.json"):
         run_job(mean_job(samples=write_table(3), out=tmp_path / "out"))
     assert mine.read_text() == "mine"
 
@@ -103,6 +103,6 @@ def test_a_job_that_lost_its_folder_leaves_it_to_the_new_owner(
         time.sleep(20)
 
     monkeypatch.setattr("raymotion.batch.job.connect", taken_over)
-    with pytest.raises(RunFailed, match="another process took this folder over"):
+    with pytest.raises(RunFailed, match="another process took"):
         run_job(mean_job(samples=table, out=out))
     assert json.loads((out / "_job.json").read_text())["status"] == "running" and (out / "_manifest.pq").exists()

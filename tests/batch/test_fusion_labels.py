@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from raymotion.batch.fusion_labels import EmbedForHead, PredictWithFusion
 
 from raymotion import storage
 from raymotion.batch.embeddings import EmbeddingSettings, embed
@@ -25,12 +24,19 @@ from raymotion.data.samples import read_samples, table_from_rows, write_samples
 from raymotion.errors import InputError
 from raymotion.evaluation.measure import measure
 from raymotion.learning.metrics.multilabel import bce
-from raymotion.models.checkpoint import load_fusion, read_checkpoint_info, save_checkpoint
+from raymotion.models.checkpoint import load_model, read_checkpoint_info, save_checkpoint
+from raymotion.models.fusion.kind import FusionKind
 from raymotion.models.fusion.network import FusionConfig, FusionHead
-from raymotion.models.inputs.streams import StreamInput, find_weights, stream_inputs
+from raymotion.models.inputs.captions import Captions
+from raymotion.models.inputs.streams import Stream, StreamInput, find_weights
+from raymotion.models.outputs.dimensions import Dimensions
+from raymotion.models.outputs.multilabel import MultiLabel
+from raymotion.models.registry import get_kind
 from raymotion.models.text.tokenizer import train_tokenizer
 from raymotion.models.vision.backbones import Backbone, identify
 from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher
+from raymotion.pipeline.embed import EmbedForHead
+from raymotion.pipeline.predict import Predict
 from raymotion.pipeline.stages import Item
 from raymotion.vocabulary import VALENCE_3
 
@@ -54,7 +60,7 @@ class World:
     folder: Path
 
     def settings(self, out: Path, **changes: Any) -> LabelSettings:
-        base = {"samples": self.samples, "teacher": self.head, "out": str(out), "workers": 1, "max_failed": 0.5}
+        base = {"samples": self.samples, "model": self.head, "out": str(out), "workers": 1, "max_failed": 0.5}
         return LabelSettings.model_validate({**base, **changes})
 
     def rows(self) -> list[dict[str, Any]]:
@@ -76,15 +82,20 @@ def save_head(folder: Path, *, tokens: dict[str, int] | None = None, random: str
         {name: torch.full((size,), 0.1) for name, size in dims.items()},
         {name: torch.full((size,), 0.5) for name, size in dims.items()},
     )
+    grids = {stream: round((tokens or {}).get(stream, 0) ** 0.5) for stream in streams}
+    inputs = [StreamInput([Stream(stream, NET, identity, grids[stream]) for stream in streams])]
+    numbers = [Dimensions(scale=(1.0, 10.0))] if config.get("vad") else []
+    facts = {"emotions": {"prior": [0.3, 0.3, 0.4], "thresholds": [0.5] * 3}}
     save_checkpoint(
-        folder, head, None, VALENCE_3, modalities=streams, extractor=None,
-        training={"prior": [0.3, 0.3, 0.4], "thresholds": [0.5] * 3},
-        fusion={
-            "backbones": {stream: {"name": NET, "identity": identity.to_dict()} for stream in streams},
-            "loss": {"name": "bce", "options": {}},
-        },
-    )  # fmt: skip
+        folder, get_kind("fusion"), head, inputs, [MultiLabel(VALENCE_3), *numbers], training={"outputs": facts}
+    )
     return str(folder)
+
+
+def streams_of(head: str) -> StreamInput:
+    found = read_checkpoint_info(head).input("streams")
+    assert isinstance(found, StreamInput)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +150,7 @@ def by_id(folder: Path | str) -> dict[str, dict[str, Any]]:
 def test_labels_are_what_backbone_and_head_say_of_the_crops_with_missing_streams_masked(
     world: World, labelled: dict[str, dict[str, Any]]
 ) -> None:
-    backbone, head = Backbone(identify(NET, "random:0", size=SIZE)), load_fusion(world.head)
+    backbone, head = Backbone(identify(NET, "random:0", size=SIZE)), load_model(world.head, kind="fusion").network
     for row in world.rows():
         if row["group_id"] == f"e:{BROKEN}":
             assert row["sample_id"] not in labelled
@@ -151,7 +162,7 @@ def test_labels_are_what_backbone_and_head_say_of_the_crops_with_missing_streams
             crops.append(picture[top:bottom, left:right] if left < min(right, 60) else None)
         features = [None if crop is None else backbone(backbone.prepare(crop)[None])[0] for crop in crops]
         with torch.no_grad():
-            output = head.model(
+            output = head(
                 [None if own is None else torch.from_numpy(own) for own in features],
                 torch.tensor([[crop is not None for crop in crops]]),
             )[0]
@@ -199,7 +210,7 @@ def test_evaluation_under_an_ablation_is_that_of_a_head_which_has_it_built_in(
     for file in Path(world.head).iterdir():
         (built_in / file.name).write_bytes(file.read_bytes())
     config = json.loads((built_in / "config.json").read_text())
-    config["model"]["ablation"] = "face_body"
+    config["model"]["ablation"] = config["inputs"][0]["ablation"] = "face_body"
     (built_in / "config.json").write_text(json.dumps(config))
     rebind(built_in)
     label(world.settings(tmp_path / "labels", model=str(built_in), features=world.embeddings))
@@ -215,10 +226,10 @@ def test_evaluation_under_an_ablation_is_that_of_a_head_which_has_it_built_in(
 
 def test_spatial_tokens_are_made_by_the_grid_that_the_head_was_trained_on(world: World, tmp_path: Path) -> None:
     head = save_head(tmp_path / "head", fusion="attention", tokens={"body": 4})
-    info = read_checkpoint_info(head)
-    inputs = stream_inputs(info)
+    inputs = streams_of(head).kept
     assert [(own.stream, own.grid) for own in inputs] == [("context", 0), ("body", 2), ("face", 0)]
-    stages = (EmbedForHead(inputs, {NET: "random:0"}, "float32"), PredictWithFusion(head, info.fingerprint, inputs))
+    fingerprint = read_checkpoint_info(head).fingerprint
+    stages = (EmbedForHead(inputs, {NET: "random:0"}, "float32"), Predict(head, fingerprint, FusionKind))
     row = world.rows()[0]
     item = Item(row, pixels=decode_rgb(Path(row["image_uri"]).read_bytes()))
     assert item.pixels is not None
@@ -232,17 +243,17 @@ def test_spatial_tokens_are_made_by_the_grid_that_the_head_was_trained_on(world:
     assert tokens is not None
     with torch.no_grad():
         features = [torch.from_numpy(own) for own in (pooled[0], tokens, pooled[1])]
-        expected = torch.sigmoid(load_fusion(head).model(features, torch.ones(1, 3, dtype=torch.bool)))[0]
+        expected = torch.sigmoid(load_model(head).network(features, torch.ones(1, 3, dtype=torch.bool)))[0]
     assert item.failure is None
-    assert item.output["probabilities"].tolist() == pytest.approx(expected.tolist(), abs=2e-3)
+    assert item.output["emotions"].tolist() == pytest.approx(expected.tolist(), abs=2e-3)
 
 
 def test_a_head_of_faces_quarantines_who_has_none(world: World, tmp_path: Path) -> None:
-    inputs = stream_inputs(read_checkpoint_info(world.head), "face")
-    stage = PredictWithFusion(world.head, read_checkpoint_info(world.head).fingerprint, inputs)
+    inputs = streams_of(world.head).without("face").kept
+    stage = Predict(world.head, read_checkpoint_info(world.head).fingerprint, FusionKind, ablation="face")
     stage.setup(1, "cpu")
     items = [
-        Item({"sample_id": "a"}, output={"face": np.ones(inputs[0].identity.dim, np.float16)}),
+        Item({"sample_id": "a"}, features={"face": np.ones(inputs[0].identity.dim, np.float16)}),
         Item({"sample_id": "b"}),
     ]
     stage.process(items)
@@ -267,7 +278,7 @@ def test_weights_that_are_not_named_or_changed_are_refused(tmp_path: Path, given
     files = {"RIGHT": str(tmp_path / "net.safetensors"), "OTHER": str(tmp_path / "other.safetensors")}
     for number, path in enumerate(files.values()):
         save_file({"weight": torch.full((3,), float(number))}, path)
-    inputs = (StreamInput("body", "net", identify(NET, files["RIGHT"], size=SIZE), 0),)
+    inputs = (Stream("body", "net", identify(NET, files["RIGHT"], size=SIZE), 0),)
     for right in (files["RIGHT"], f"net={files['RIGHT']}"):
         assert find_weights(inputs, [right]) == {"net": files["RIGHT"]}
     with pytest.raises(InputError) as caught:
@@ -299,7 +310,7 @@ def test_what_a_head_can_not_label_is_refused_before_any_work(world: World, tmp_
             {"ablation": "face_body", "samples": str(tmp_path / "boxless.parquet")},
             "no sample has a body_box or a face_box",
         ),
-        ({"ablation": "face", "teacher": captions}, "--ablation"),
+        ({"ablation": "face", "model": captions}, "--ablation"),
     ):
         with pytest.raises(InputError) as caught:
             label(world.settings(tmp_path / "out", **changes))
@@ -311,8 +322,8 @@ def save_teacher(folder: Path) -> str:
     tokenizer = train_tokenizer([f"caption {i}" for i in range(50)], size=120)
     config = TeacherConfig(size="tiny", vocab_size=len(tokenizer), visual_dim=8)  # type: ignore[call-arg]
     save_checkpoint(
-        folder, VisualBertTeacher(config, 3), tokenizer, VALENCE_3, modalities=["text"], extractor=None,
-        training={"thresholds": [0.5] * 3},
+        folder, get_kind("teacher-visualbert"), VisualBertTeacher(config, 3), [Captions(64, tokenizer=tokenizer)],
+        [MultiLabel(VALENCE_3)], training={},
     )  # fmt: skip
     return str(folder)
 

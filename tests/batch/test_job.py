@@ -103,9 +103,7 @@ def test_too_many_failures_stop_the_run_and_keep_what_is_done(
     write_table: Callable[..., Path], mean_job: Job, tmp_path: Path
 ) -> None:
     table, out = write_table(20, damaged=dict.fromkeys(range(10, 20), "image_empty")), tmp_path / "out"
-    with pytest.raises(
-        RunFailed, match=r"of 20 samples failed \(\d+ image_empty\), more than --max-failed 0.05 allows"
-    ):
+    with pytest.raises(RunFailed, match=r"of 20 .*\d+ image_empty.*--max-failed 0\.05"):
         run_job(mean_job(samples=table, out=out, shard_rows=5))
     done = {path.name for path in (out / "_commits").iterdir()}
     assert done and json.loads((out / "_job.json").read_text())["status"] == "failed"
@@ -150,9 +148,7 @@ def test_a_plan_that_does_not_fit_is_refused_in_seconds(
     write_table: Callable[..., Path], mean_job: Job, tmp_path: Path
 ) -> None:
     started = time.monotonic()
-    with pytest.raises(
-        InputError, match=r"9 x \(1 CPU\) cannot be placed: the cluster has \(4 CPU, 0 GPU\), room for 4"
-    ):
+    with pytest.raises(InputError, match=r"9 x \(1 CPU\).*\(4 CPU, 0 GPU\).* 4"):
         run_job(mean_job(samples=write_table(3), out=tmp_path / "out", workers=9))
     assert time.monotonic() - started < 5
 
@@ -163,7 +159,7 @@ def test_a_folder_with_other_files_is_not_written_into(
     out = tmp_path / "out"
     out.mkdir()
     pq.write_table(pa.table({"a": [1]}), out / "mine.parquet")
-    with pytest.raises(InputError, match=r"holds mine.parquet, but no _job.json"):
+    with pytest.raises(InputError, match=r"mine\.parquet.*_job\.json"):
         run_job(mean_job(samples=write_table(3), out=out))
 
 

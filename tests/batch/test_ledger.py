@@ -62,9 +62,9 @@ def test_books_that_do_not_close_are_never_written(changes: dict[str, object]) -
 
 def test_a_commit_of_another_job_is_an_error(tmp_path: Path) -> None:
     ledger.write_commit(str(tmp_path), commit(0, "other"))
-    with pytest.raises(InputError, match=r"part-00000.json: belongs to another job \(other, not d\)"):
+    with pytest.raises(InputError, match=r"part-00000\.json: .*another job \(other, not d\)"):
         ledger.read_commits(str(tmp_path), "d")
-    with pytest.raises(InputError, match=r"part-00000.json: belongs to another job \(other, not d\)"):
+    with pytest.raises(InputError, match=r"part-00000\.json: .*another job \(other, not d\)"):
         verify.survey(str(tmp_path), "d", [3], digests=False)
 
 

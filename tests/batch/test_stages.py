@@ -130,13 +130,13 @@ def test_regions_stage_replaces_pixels(write_table: Callable[..., Path]) -> None
 
 def test_weights_that_changed_since_the_job_began_are_refused() -> None:
     stage = ExtractRegions(identify("fasterrcnn_mobilenet_v3_large_320_fpn", "random:1", 4), "random:0", "float32")
-    with pytest.raises(InputError, match="the weights are random:0 here, and were random:1 when the job began"):
+    with pytest.raises(InputError, match=r"random:0 here.* random:1"):
         stage.setup(1, "cpu")
 
 
 def test_a_store_that_is_down_ends_the_run_and_books_nothing(dead_store: None, monkeypatch: pytest.MonkeyPatch) -> None:
     item = Item({"sample_id": "a", "image_uri": "s3://bucket/a.jpg", "captions": []})
-    with pytest.raises(RunFailed, match=r"When the store answers again, the same command goes on"):
+    with pytest.raises(RunFailed, match=r"store.* the same command"):
         DecodeImages().process([item])
     assert item.failure is None
 
@@ -161,7 +161,7 @@ def test_a_short_body_is_the_stores_fault(s3: str, store_proxy: Any, wrong: tupl
         DecodeImages().process([item])
     assert item.failure is None and item.pixels is not None and item.pixels.shape == (480, 640, 3)
     store_proxy.fault = lambda request, before: wrong if request.method == "GET" else None
-    with access.using(patience=0.2), pytest.raises(StoreUnavailable, match=r"a\.jpg.*the same command goes on"):
+    with access.using(patience=0.2), pytest.raises(StoreUnavailable, match=r"a\.jpg.*the same command"):
         DecodeImages().process([item := Item(item.row)])
     assert item.failure is None
 
@@ -217,7 +217,7 @@ def table_of(*uris: str) -> pa.Table:
 def test_a_table_with_other_addresses_is_refused_before_anything_is_read(tmp_path: Path, uri: str) -> None:
     (tmp_path / "a.jpg").write_bytes(jpeg(0))
     table = table_of(str(tmp_path / "a.jpg"), uri)
-    with pytest.raises(AddressRefused, match=f"{uri.split(':')[0]}.*row 1") as told:
+    with pytest.raises(AddressRefused, match=rf"{uri.split(':')[0]}.*row 1") as told:
         check_image_folders(table, required=True)
     assert "\n" not in str(told.value)
     item = Item({"sample_id": "a", "image_uri": uri, "captions": []})

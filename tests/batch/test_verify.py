@@ -186,7 +186,7 @@ def test_a_changed_picture_is_told_whether_the_job_is_finished_or_a_part_is_dama
     first.write_bytes(second.read_bytes())
     for damage in (lambda: None, lambda: blank(world.out / PART)):
         damage()
-        with pytest.raises(SettingsMismatch, match=r"rows of x:0 were made from another picture"):
+        with pytest.raises(SettingsMismatch, match=r"x:0 .*another picture"):
             world.run()
     assert (world.out / "_commits/part-00001.json").exists()
 
@@ -239,7 +239,7 @@ def test_a_job_does_not_close_over_a_part_that_was_damaged_while_it_ran(
     assert summary.counts["good"] == 9 and summary.record["throughput"]["images"] == 9
     assert storage.read_table(tmp_path / "a" / PART).num_rows == 3
     times = 99
-    with pytest.raises(RunFailed, match=r"part-00001: the part is not what was committed, though it was made 3 times"):
+    with pytest.raises(RunFailed, match=r"part-00001: .*not what was committed.* 3 times"):
         run_job(mean_job(samples=table, out=tmp_path / "b", shard_rows=3))
     assert json.loads((tmp_path / "b/_job.json").read_text())["status"] == "failed"
 
@@ -292,7 +292,7 @@ def test_twenty_kills_each_with_damage_end_in_the_files_of_an_undisturbed_run(
 
 def test_a_part_of_nobody_is_not_taken_for_rows(world: World) -> None:
     shutil.copy(world.out / PART, world.out / "data/part-00001 (copy).parquet")
-    with pytest.raises(InputError, match=r"part-00001 \(copy\).parquet: is not part of this job, which has 4 shards"):
+    with pytest.raises(InputError, match=r"part-00001 \(copy\)\.parquet: .* 4 shards"):
         world.run()
 
 
@@ -322,7 +322,7 @@ def test_rows_of_a_manifest_that_was_damaged_meanwhile_are_not_worked_on(world: 
         data[at] ^= 0x55
     with open(world.out / "_manifest.pq", "r+b") as file:  # in place: the worker has the file open
         file.write(data)
-    with pytest.raises(Damaged, match=r"_manifest.pq: is not a readable Parquet file"):
+    with pytest.raises(Damaged, match=r"_manifest\.pq: .*Parquet"):
         for shard in range(4):
             manifest.rows(shard)
 
@@ -372,7 +372,7 @@ def test_a_job_json_that_is_lost_with_everything_else_says_what_to_do(world: Wor
     shutil.rmtree(world.out / "_commits")
     for name in ("_job.json", "__job.json"):
         (world.out / name).write_bytes(b"")
-    with pytest.raises(Damaged, match=r"_job.json: is damaged: .*, and there is no good copy of it"):
+    with pytest.raises(Damaged, match=r"_job\.json: .*damaged.*no good copy"):
         world.run()
 
 

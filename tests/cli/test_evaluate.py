@@ -35,7 +35,7 @@ def test_options_reach_the_settings(runner: Any, monkeypatch: pytest.MonkeyPatch
     )  # fmt: skip
     assert "far enough" in outcome.err
     ((settings, address, progress),) = seen
-    assert (settings.checkpoint, settings.samples, settings.out) == ("ckpt", "s.parquet", "o")
+    assert (settings.model, settings.samples, settings.out) == ("ckpt", "s.parquet", "o")
     assert (settings.split, settings.features, settings.soft, settings.bins) == ("val", "f", True, 15)
     assert (settings.bootstrap, settings.workers, settings.seed) == (0, 2, 3)
     assert (address, progress) == ("host:1", "none")

@@ -13,6 +13,9 @@ from PIL import Image
 
 from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.models.checkpoint import save_checkpoint
+from raymotion.models.inputs.captions import Captions
+from raymotion.models.outputs.multilabel import MultiLabel
+from raymotion.models.registry import get_kind
 from raymotion.models.text.tokenizer import train_tokenizer
 from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher
 from raymotion.vocabulary import SOCRATIS_29
@@ -25,7 +28,8 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     config = TeacherConfig.model_validate({"size": "tiny", "vocab_size": len(tokenizer)})
     model = VisualBertTeacher(config, 29)
-    save_checkpoint(folder, model, tokenizer, SOCRATIS_29, modalities=["text"], extractor=None, training={})
+    inputs = [Captions(64, tokenizer=tokenizer)]
+    save_checkpoint(folder, get_kind("teacher-visualbert"), model, inputs, [MultiLabel(SOCRATIS_29)], training={})
     return str(folder)
 
 
@@ -49,13 +53,13 @@ def samples(tmp_path: Path) -> Path:
 def test_the_first_line_is_the_verdict_and_a_second_run_does_nothing(
     ray_local: Any, runner: Callable[..., Any], samples: Path, teacher: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "label.yaml").write_text(f"teacher: {teacher}\nworkers: 1\nselection: {{count: 2}}\n")
+    (tmp_path / "label.yaml").write_text(f"model: {teacher}\nworkers: 1\nselection: {{count: 2}}\n")
     command = ["label", samples, "--out", tmp_path / "o", "--config", tmp_path / "label.yaml", "--set", "shard_rows=2"]
     first = runner(*command)
     assert first.code == 0, first.err
     lines = first.out.splitlines()
     assert lines[0].startswith("No collapse found, with a reservation: 3 images are too few")
-    assert "note: The teacher was trained on captions alone" in lines[1]
+    assert "note: The model was trained on captions alone" in lines[1]
     assert f"3 in = 3 good + 0 in quarantine -> {tmp_path / 'o'}" in first.out
     assert first.err == "", "quiet where no terminal is"
     again = runner(*command)
@@ -73,7 +77,7 @@ def test_the_first_line_is_the_verdict_and_a_second_run_does_nothing(
     ("arguments", "message"),
     [
         (["--model", "nowhere", "--out", "OUT"], "nowhere: no such checkpoint"),
-        (["--out", "OUT"], "setting teacher is missing"),
+        (["--out", "OUT"], "setting model is missing"),
         (["--model", "TEACHER"], "setting out is missing"),
         (["--model", "TEACHER", "--out", "OUT", "--set", "worker=3"], "there is no setting worker (there are:"),
         (["--model", "TEACHER", "--out", "OUT", "--set", "shard_rows=many"], "setting shard_rows = 'many': "),

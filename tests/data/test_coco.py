@@ -113,7 +113,7 @@ def test_a_file_without_a_category_of_persons_is_refused(root):
     path = root / "annotations" / "person_keypoints_val2017.json"
     document = json.loads(path.read_text())
     path.write_text(json.dumps({**document, "categories": [{"id": 1, "name": "People"}]}))
-    with pytest.raises(InputError, match=r"val2017.json: has no category 'person' .its categories: 'People'."):
+    with pytest.raises(InputError, match=r"val2017\.json: .*category 'person'.*'People'"):
         read_coco(root, persons=True)
 
 
@@ -122,7 +122,7 @@ def test_without_captions_the_images_are_enough(root):
     table, report = read_coco(root)
     assert table["captions"].to_pylist() == [[], []]
     assert report.dropped_entries == 2
-    with pytest.raises(InputError, match=r"neither images in train2017/ nor .*Check --split"):
+    with pytest.raises(InputError, match=r"train2017/ .*--split"):
         read_coco(root, "train2017")
 
 

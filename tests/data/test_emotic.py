@@ -362,7 +362,7 @@ class TestEveryFileCounts:
         lines = path.read_text().splitlines()
         lines[2] = lines[2][: -len("Kid")] + '"Kid'
         path.write_text("\n".join(lines))
-        with pytest.raises(InputError, match=r"train.csv, line 3: a closing quote is not followed by a comma"):
+        with pytest.raises(InputError, match=r"train\.csv, line 3: .*closing quote"):
             read_emotic(tmp_path)
 
 
@@ -388,7 +388,7 @@ class TestBadInput:
 
     def test_a_csv_with_other_columns_is_refused(self, tmp_path):
         (tmp_path / "train.csv").write_text("file,label\na.jpg,Peace\n")
-        with pytest.raises(InputError, match="lacks the column Folder, Filename"):
+        with pytest.raises(InputError, match="column Folder, Filename"):
             read_emotic(tmp_path)
 
     def test_nan_is_read_where_python_has_no_literal_for_it(self, tmp_path):
@@ -428,7 +428,7 @@ class TestBadInput:
 
     def test_annotations_without_any_image_say_where_they_were_looked_for(self, tmp_path):
         write_csv(tmp_path, {})
-        with pytest.raises(InputError, match=r"none of the 1 images .*mscoco/images/a.jpg.*--keep-missing"):
+        with pytest.raises(InputError, match=r"none of the 1 .*mscoco/images/a\.jpg.*--keep-missing"):
             read_emotic(tmp_path)
         row, _ = one(tmp_path, keep_missing=True)
         assert row["image_uri"] is None and row["body_box"] == [1, 2, 50, 60]

@@ -192,7 +192,7 @@ def test_a_file_that_is_no_yunet_model_is_told_in_one_line(
 ) -> None:
     path = tmp_path / "yunet.onnx"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"yunet\.onnx: is no YuNet model that OpenCV reads") as caught:
+    with pytest.raises(InputError, match=r"yunet\.onnx: .*YuNet") as caught:
         YuNetDetector(str(path))
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")

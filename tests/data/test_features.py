@@ -174,7 +174,7 @@ def test_what_can_not_be_used_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no such folder"):
         RegionFeatures(tmp_path / "none", cache=cache)
     write_job(tmp_path / "r", [["a"]], status="running")
-    with pytest.raises(InputError, match=r"not complete \(status: running\).*command again"):
+    with pytest.raises(InputError, match=r"complete.*status: running"):
         RegionFeatures(tmp_path / "r", cache=cache)
     write_job(tmp_path / "e", [])
     with pytest.raises(InputError, match="holds no part"):
@@ -187,6 +187,6 @@ def test_what_can_not_be_used_is_named(tmp_path: Path) -> None:
         RegionFeatures(tmp_path / "t", cache=cache)
     write_job(tmp_path / "d", [["a"]])
     (tmp_path / "d" / "data/part-00000.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(InputError, match=r"part-00000\.parquet: is not a readable Parquet file"):
+    with pytest.raises(InputError, match=r"part-00000\.parquet: .*Parquet"):
         RegionFeatures(tmp_path / "d", cache=cache)
     assert not list((tmp_path / "cache").rglob(".*.tmp"))

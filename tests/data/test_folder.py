@@ -101,7 +101,7 @@ def test_bad_captions_are_named_with_their_line(photos, tmp_path, name, content,
 
 def test_half_a_character_in_a_caption(photos, tmp_path):
     (tmp_path / "c.jsonl").write_text('{"file": "b.JPG", "caption": "bad \\ud800"}')
-    with pytest.raises(InputError, match=r"'bad \\ud800' contains half a character \(a lone surrogate\)"):
+    with pytest.raises(InputError, match=r"'bad \\ud800'.*lone surrogate"):
         read_folder(photos, tmp_path / "c.jsonl")
 
 

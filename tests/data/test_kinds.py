@@ -125,7 +125,7 @@ def test_what_is_right_is_no_wrong_kind_wherever_it_lies(things: Path, s3: str) 
 def test_a_damaged_table_is_told_as_such(things: Path, tmp_path: Path, damage: Any) -> None:
     table = tmp_path / "samples.parquet"
     table.write_bytes(damage((things / "samples.parquet").read_bytes()))
-    with pytest.raises(Damaged, match=r"samples.parquet: is not a readable Parquet file"):
+    with pytest.raises(Damaged, match=r"samples\.parquet: .*Parquet"):
         read_samples(table)
     assert wrong_kind(table, "checkpoint") is None
 

@@ -137,7 +137,7 @@ class TestDamage:
         for scan in scans[1:]:
             # The tables of a scan stand before it.
             tables = data.rfind(b"\xff\xc4", 0, scan)
-            with pytest.raises(ImageTruncated, match="scans of the progressive picture are missing"):
+            with pytest.raises(ImageTruncated, match=r"scans.*missing"):
                 decode_rgb(data[:tables] + b"\xff\xd9")
 
     def test_a_header_that_declares_more_rows_than_there_are(self):
@@ -506,7 +506,7 @@ class TestBmp:
     def test_one_that_is_not_read_is_named(self):
         data = bytearray(saved(photo(24, 32), "BMP"))
         data[30] = 4  # a JPEG within a BMP
-        with pytest.raises(ImageNotAnImage, match="a BMP of a kind that is not read"):
+        with pytest.raises(ImageNotAnImage, match="BMP"):
             decode_rgb(bytes(data))
 
 

@@ -147,7 +147,7 @@ def test_a_file_that_may_not_be_read_is_not_taken_for_the_same(tmp_path: Path, m
         return read(path)
 
     monkeypatch.setattr(storage, "read_bytes", refused)  # the same size, as `stat` says
-    with pytest.raises(InputError, match="another address, and the pictures cannot be compared"):
+    with pytest.raises(InputError, match=r"another address.*compared"):
         check(samples_of(b), rows)
 
 
@@ -186,7 +186,7 @@ def test_boxes_are_compared_exactly(tmp_path: Path, now: Any, then: Any, same: b
     if same:
         check(samples, rows, boxes=["body_box"])
     else:
-        with pytest.raises(InputError, match="folder:frame_0001 were made from another body_box"):
+        with pytest.raises(InputError, match=r"folder:frame_0001 .*another body_box"):
             check(samples, rows, boxes=["body_box"])
     check(samples, rows)  # boxes that were not used do not matter
 
@@ -286,13 +286,13 @@ def test_a_damaged_part_is_told(tmp_path: Path, damage: str) -> None:
     else:
         del data[-20:]
     part.write_bytes(data)
-    with pytest.raises(Damaged, match=r"part-00000.parquet: is not a readable Parquet file .*Make it again"):
+    with pytest.raises(Damaged, match=r"part-00000\.parquet: .*Parquet.*again"):
         read_made_from(tmp_path, ["data/part-00000.parquet"])
 
 
 def test_parts_that_do_not_say_what_they_were_made_from_are_refused(tmp_path: Path) -> None:
     storage.write_table(tmp_path / "data/part-00000.parquet", pa.table({"sample_id": ["a"]}))
-    with pytest.raises(InputError, match=r"does not say which pictures it was made from.*image_digest"):
+    with pytest.raises(InputError, match=r"which pictures.*image_digest"):
         read_made_from(tmp_path, ["data/part-00000.parquet"])
     assert read_made_from(tmp_path, [], boxes=["face_box"]).column_names == [
         "sample_id", "image_uri", "image_bytes", "image_digest", "face_box",

@@ -80,7 +80,7 @@ class TestWhatIsTaken:
     def test_chunks_do_not_matter(self):
         tables = [table_from_rows([row(i, labels=["awe"], captions=["c"])], MIKELS_8) for i in range(5)]
         assert validate(pa.concat_tables(tables)).num_rows == 5
-        with pytest.raises(InputError, match=r"row 5 .counted from 0.: sample_id 'x:2' appears twice"):
+        with pytest.raises(InputError, match=r"row 5 .*sample_id 'x:2'.*twice"):
             validate(pa.concat_tables([*tables, tables[2]]))
 
     @pytest.mark.parametrize("kind", ["disk", "s3"])
@@ -194,7 +194,7 @@ class TestWhatIsRefused:
             validate(table.append_column("split", pa.array(["val"])))
 
     def test_labels_without_a_vocabulary(self):
-        with pytest.raises(InputError, match="x:1: has labels, but the file names no vocabulary"):
+        with pytest.raises(InputError, match=r"x:1: .*vocabulary"):
             table_from_rows([row(0), row(1, labels=["awe"])])
 
     def test_values_of_the_wrong_kind(self):
@@ -229,7 +229,7 @@ class TestTargets:
         assert found.tolist() == [[0, 0.25, 0, 0, 0, 0, 0, 0.75], [0] * 8, [0, 0, 1, 0, 0, 0, 0, 0]]
 
     def test_unlabelled_rows_are_an_error(self):
-        with pytest.raises(InputError, match=r"row 1 .counted from 0.: has no labels"):
+        with pytest.raises(InputError, match=r"row 1 .*no labels"):
             targets(table_from_rows([self.TABLE[0], row(1)], MIKELS_8), MIKELS_8)
 
     def test_another_vocabulary_is_an_error(self):

@@ -76,7 +76,7 @@ def test_words_on_too_few_images_are_no_labels(tmp_path):
     assert vocabulary is not None
     assert (vocabulary.name, vocabulary.labels) == ("socratis-2", ("happy", "sad"))
     assert report.labels == {"happy": 3, "sad": 5}
-    with pytest.raises(InputError, match="no emotion is on 100 images or more; the commonest, 'sad', is on 5"):
+    with pytest.raises(InputError, match=r"100 images.*'sad'.* 5"):
         read_socratis(tmp_path / "raw.json")
 
 
@@ -130,7 +130,7 @@ def test_a_vocabulary_drops_other_words(tmp_path):
 
 def test_files_that_are_something_else(tmp_path):
     (tmp_path / "c.csv").write_text("name,caption\nx,y\n")
-    with pytest.raises(InputError, match="lacks the column image_name, emotions"):
+    with pytest.raises(InputError, match="column image_name, emotions"):
         read_socratis(tmp_path / "c.csv")
     (tmp_path / "c.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="is not UTF-16 text"):
@@ -207,7 +207,7 @@ def test_each_caption_of_a_picture_keeps_its_own_emotions(tmp_path):
 
 def test_words_are_counted_by_images_not_by_captions(tmp_path):
     raw = {"1": [annotator("a.jpg", "sad", caption=f"{i}") for i in range(5)], "2": [annotator("b.jpg", "happy")]}
-    with pytest.raises(InputError, match="no emotion is on 2 images or more; the commonest, 'happy', is on 1"):
+    with pytest.raises(InputError, match=r"2 images.*'happy'.* 1"):
         read_socratis(write_raw(tmp_path / "raw.json", raw), min_images=2)
 
 
@@ -229,7 +229,7 @@ def test_no_two_pictures_share_an_id(tmp_path, names, ids):
 
 def test_an_id_that_is_taken_all_the_same_is_named_with_the_file(tmp_path):
     path = write_csv(tmp_path / "c.csv", "a,one,['sad']", "a,two,['sad']", "a#2,three,['sad']")
-    with pytest.raises(InputError, match=r"c.csv: sample_id 'socratis:a#2' appears twice"):
+    with pytest.raises(InputError, match=r"c\.csv: .*'socratis:a#2'.*twice"):
         read_socratis(path)
 
 
@@ -262,12 +262,12 @@ def test_dialects(tmp_path, encoding, text):
 
 def test_a_lone_quote_is_named_with_its_line(tmp_path):
     path = write_csv(tmp_path / "c.csv", "a.jpg,one,['sad']", "b.jpg,\"two,['sad']", "c.jpg,three\",['sad']")
-    with pytest.raises(InputError, match=r"c.csv, line 3: a quoted cell runs on to line 4, and line 4 in it looks"):
+    with pytest.raises(InputError, match=r"c\.csv, line 3: .*quoted cell.* line 4"):
         read_socratis(path)
 
 
 def test_an_image_id_that_stands_twice_is_refused(tmp_path):
     one = json.dumps([annotator("a.jpg", "sad")])
     (tmp_path / "raw.json").write_text(f'{{"7": {one}, "7": {one}}}')
-    with pytest.raises(InputError, match=r"raw.json: an object has the key '7' twice"):
+    with pytest.raises(InputError, match=r"raw\.json: .*key '7' twice"):
         read_socratis(tmp_path / "raw.json")

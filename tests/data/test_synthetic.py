@@ -114,7 +114,7 @@ def test_pictures_of_others_are_never_touched(tmp_path):
     (tmp_path / "val2017").mkdir()
     mine = tmp_path / "val2017" / "000000000139.jpg"
     mine.write_bytes(b"mine")
-    with pytest.raises(InputError, match="val2017: exists already and is not synthetic data"):
+    with pytest.raises(InputError, match=r"val2017: exists.*synthetic"):
         write_coco(tmp_path, 2)
     assert mine.read_bytes() == b"mine" and [p.name for p in tmp_path.iterdir()] == ["val2017"]
 
@@ -141,7 +141,7 @@ def test_nor_are_their_other_files_even_beside_synthetic_data_of_another_kind(tm
     mine = tmp_path / name
     mine.parent.mkdir(parents=True, exist_ok=True)
     mine.write_bytes(b"[1]")
-    with pytest.raises(InputError, match="exists already and is not synthetic data"):
+    with pytest.raises(InputError, match=r"exists.*synthetic"):
         write(tmp_path, 1)
     assert mine.read_bytes() == b"[1]"
 

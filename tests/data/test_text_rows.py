@@ -79,7 +79,7 @@ def test_a_tsv_has_no_quotes():
         (4, "c\\new.jpg", "one\ttwo\\n C:\\x"),
         (5, "d.jpg", '"Hello"'),
     ]
-    with pytest.raises(InputError, match=r"c.tsv, line 2: has 3 cells, the header has 2$"):
+    with pytest.raises(InputError, match=r"c\.tsv, line 2: .*3 cells.* 2$"):
         rows("file\tcaption\na.jpg\tone\ttwo\n", "c.tsv")
 
 
@@ -120,9 +120,9 @@ def test_what_pythons_writer_writes_is_read_back(table, delimiter):
 
 
 def test_keys_that_stand_twice_are_refused():
-    with pytest.raises(InputError, match=r"c.json: an object has the key 'a.jpg' twice"):
+    with pytest.raises(InputError, match=r"c\.json: .*key 'a\.jpg' twice"):
         parse_json('{"a.jpg": "one", "b.jpg": "x", "a.jpg": "two"}', "c.json")
-    with pytest.raises(InputError, match=r"c.jsonl, line 3: an object has the key 'file' twice"):
+    with pytest.raises(InputError, match=r"c\.jsonl, line 3: .*key 'file' twice"):
         list(json_lines('{}\n\n{"file": "a", "x": [{"y": 1}], "file": "b"}\n', "c.jsonl"))
 
 

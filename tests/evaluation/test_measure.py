@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 from sklearn.metrics import brier_score_loss, f1_score, roc_auc_score
 
+from raymotion.evaluation.evaluate import Labels
 from raymotion.evaluation.measure import Measured, measure
 from raymotion.learning.selection import fit_class_thresholds
-from raymotion.report.evaluation_page import verdict
+from raymotion.learning.significance import Headline
+from raymotion.report import evaluation_page
 from raymotion.report.evaluation_plots import draw
 
 LABELS = ["calm", "happy", "sad", "awe", "fear", "bored", "proud", "good"]
@@ -28,6 +30,11 @@ def sample(n: int = 200, skill: float = 1.0, seed: int = 0) -> tuple[np.ndarray,
 
 def measured(truth: np.ndarray, p: np.ndarray, **more: object) -> Measured:
     return measure(truth, p, labels=LABELS, prior=RATES, **{"bootstrap": 100, **more})  # type: ignore[arg-type]
+
+
+def verdict(found: Measured, warnings: list[str]) -> Headline:
+    nothing = np.zeros((0, len(LABELS)))
+    return evaluation_page.verdict(Labels(found, nothing, nothing), [], warnings)
 
 
 def test_every_number_has_its_baselines_and_an_interval() -> None:
