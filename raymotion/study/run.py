@@ -32,7 +32,7 @@ from raymotion.study.features import require_features
 from raymotion.study.record import MACRO_AP, Metric, StudyFolder, StudyRecord
 from raymotion.study.settings import StudySettings
 from raymotion.study.show import Say, end_lines, stage_lines
-from raymotion.study.space import Spaces, base_recipe, check_spaces, read_spaces
+from raymotion.study.space import Spaces, base_recipe, check_spaces, read_spaces, result_settings
 from raymotion.train.prepare import prepare_data
 from raymotion.train.recipe import kind_of
 from raymotion.version import __version__
@@ -67,6 +67,7 @@ def run_study(
     if settings.epochs is not None:
         options["optimiser"] = {"epochs": settings.epochs}
     base = base_recipe(spaces, settings.set, options, recipe=settings.recipe).with_absolute_paths()
+    base.require_data(settings.recipe or settings.spaces)
     check_spaces(spaces, base)
     if any(isinstance(own, StreamInput) for own in kind_of(base).inputs(base)):
         require_features(Embeddings(base.data.embeddings), spaces, base, base.data.samples)  # type: ignore[attr-defined]
@@ -159,12 +160,11 @@ def _identity(
     settings: StudySettings, spaces: Spaces, base: TrainRecipe, data: TrainingSet, seeds: Sequence[int]
 ) -> dict[str, Any]:
     """What decides a study's result, and so what has to be the same when it goes on."""
-    recipe = base.result_settings()
-    recipe["data"] = {"soft_targets": base.data.soft_targets}
+    beside = {"title", "published", "recipe"}
     return {
         "data": data.fingerprint,
-        "recipe": recipe,
-        "spaces": {space.name: space.model_dump(mode="json", exclude={"title", "published"}) for space in spaces.all},
+        "recipe": result_settings(base),
+        "spaces": {space.name: space.model_dump(mode="json", exclude=beside) for space in spaces.all},
         "seeds": list(seeds),
         "early_stopping": settings.early_stopping,
         "ties": settings.ties,
