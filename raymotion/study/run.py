@@ -27,7 +27,7 @@ from raymotion.models.inputs.streams import StreamInput
 from raymotion.models.outputs.base import Output, choose_metric
 from raymotion.models.recipe import TrainRecipe
 from raymotion.models.training_set import TrainingSet
-from raymotion.study.data import data_facts
+from raymotion.study.data import baseline_of, data_facts
 from raymotion.study.features import require_features
 from raymotion.study.record import MACRO_AP, Metric, StudyFolder, StudyRecord
 from raymotion.study.settings import StudySettings
@@ -142,7 +142,10 @@ def _compared_by(base: TrainRecipe, data: TrainingSet) -> tuple[Output, Metric]:
     column = name if output is outputs[0] else f"{output.name}_{name}"
     if column == MACRO_AP.name:
         return output, MACRO_AP
-    return output, Metric(name=column, title=metric_title(name), higher_is_better=name not in output.lower_is_better)
+    title = metric_title(name).partition(" (")[0].partition(",")[0]  # without its unit: it stands in sentences
+    baseline = "the training mean" if output.vocabulary is None else "the class prior"
+    higher = name not in output.lower_is_better
+    return output, Metric(name=column, title=title, higher_is_better=higher, baseline=baseline)
 
 
 def samples_of(embeddings: str) -> str:
@@ -194,6 +197,7 @@ def _new_record(
         published=spaces.published,
         data=data_facts(data, output),
         metric=metric,
+        baseline=baseline_of(metric, output, data, "val"),
         versions={
             "python": platform.python_version(), "torch": torch.__version__, "ray": ray.__version__,
             "raymotion": __version__,

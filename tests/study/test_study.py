@@ -161,7 +161,7 @@ def test_test_is_scored_once_at_the_end_for_every_winner(
     data = data_of(place)
     assert [own.name for own in record.entries] == ["backbones", "loss", JOINT]
     for own in record.entries:
-        assert own.chance == pytest.approx(hard(data)[data.splits["test"]].mean(axis=0).mean())
+        assert own.baseline == pytest.approx(hard(data)[data.splits["test"]].mean(axis=0).mean())
         assert own.score.low is not None and own.score.high is not None
         assert own.score.low < own.score.mean < own.score.high and len(own.score.seeds) == 2
         assert len(own.per_class) == 5

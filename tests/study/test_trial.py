@@ -14,17 +14,19 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from raymotion.errors import Damaged
-from raymotion.learning.bootstrap import resample_counts
+from raymotion.learning.bootstrap import resample_counts, sampling_units
 from raymotion.models.fusion.recipe import FusionRecipe
-from raymotion.models.outputs.base import Output
+from raymotion.models.outputs.base import Output, Targets
+from raymotion.models.outputs.multilabel import MultiLabel
 from raymotion.models.registry import get_kind
 from raymotion.models.training_set import TrainingSet
 from raymotion.study.data import ids_of, study_data, truth_of
 from raymotion.study.record import COMPLETE, FAILED, MACRO_AP, StudyFolder, TrialRecord
-from raymotion.study.score import map_interval, score_test
+from raymotion.study.score import BOOTSTRAP, score_interval, score_test
 from raymotion.study.space import base_recipe, build_recipe, read_spaces, trial_key
 from raymotion.study.trial import Trial, predict_test
 from raymotion.train.prepare import prepare_data
+from raymotion.vocabulary import Vocabulary
 
 FUSION = get_kind("fusion")
 
@@ -127,7 +129,7 @@ def test_the_same_configuration_gives_the_same_result_and_scores_test_with_the_k
     assert score.sd == pytest.approx(np.std(by_seed, ddof=1), abs=1e-6)
     assert score.low is not None and score.high is not None
     assert score.low < score.mean < score.high and score.resamples == 1000
-    assert found.chance == pytest.approx(truth.mean())  # every label has a positive here
+    assert found.baseline == pytest.approx(truth.mean())  # every label has a positive here
     assert found.interpolated is not None and found.interpolated >= score.mean
     assert score.mean > truth.mean() + 0.1, "nothing was learned"
     assert [own.positives for own in found.per_class] == truth.sum(axis=0).tolist()
@@ -139,7 +141,7 @@ def test_predictions_are_joined_by_id_and_those_of_other_samples_are_refused(tmp
     record.files |= folder.write_predictions("k", "val", 0, ["a", "b", "c"], values)
     folder.write_trial(record)
     table = pq.read_table(tmp_path / "predictions" / "k" / "val-seed-0.parquet").to_pydict()
-    assert table["sample_id"] == ["a", "b", "c"] and table["probabilities"] == values.tolist()
+    assert table["sample_id"] == ["a", "b", "c"] and table["values"] == values.tolist()
     assert folder.validation("k", [0], ["c", "a", "b"])[0].tolist() == values[[2, 0, 1]].tolist()
     for others in (["a", "b"], ["a", "b", "d"], ["a", "b", "c", "d"]):
         with pytest.raises(Damaged, match="other samples"):
@@ -191,7 +193,7 @@ def test_a_record_torn_by_a_power_cut_is_one_that_never_began(tmp_path: Path) ->
         assert folder.read_trial("k") is None
 
 
-def test_the_interval_of_test_map_is_that_of_1000_drawn_samples_at_the_size_of_emotic_too() -> None:
+def test_the_interval_of_test_map_is_that_of_1000_drawn_samples() -> None:
     rng = np.random.default_rng(0)
     truth = (rng.random((30, 2)) < 0.4).astype(np.float32)
     scores = rng.random((2, 30, 2)).round(1)  # with ties
@@ -204,12 +206,11 @@ def test_the_interval_of_test_map_is_that_of_1000_drawn_samples_at_the_size_of_e
             each = [[average_precision_score(truth[rows, j], one[rows, j]) for j in known] for one in scores]
             drawn.append(np.mean(each))
     expected = np.percentile(np.array(drawn) - np.mean(drawn) + 0.5, (2.5, 97.5))
-    low, high, resamples = map_interval(truth, scores, images, 0.5, seed=0)
-    assert (low, high) == (pytest.approx(expected[0]), pytest.approx(expected[1])) and resamples == 1000
-    # Three seeds of 26 labels: where dense resampling could pay for 250 of them.
-    truth = (rng.random((3000, 26)) < 0.1).astype(np.float32)
-    *_, resamples = map_interval(truth, rng.random((3, 3000, 26)), [f"g{i}" for i in range(3000)], 0.1, seed=0)
-    assert resamples == 1000
+    output = MultiLabel(Vocabulary("two", ("Joy", "Fear")))
+    targets = Targets({"hard": truth}, np.ones(30, dtype=bool))
+    weighed = [output.weighed("macro_ap", targets, np.arange(30), one, sampling_units(images, 30)) for one in scores]
+    found = score_interval(weighed, 15, seed=0, around=0.5)
+    assert found == pytest.approx(tuple(expected)) and BOOTSTRAP == 1000
 
 
 def test_a_key_tells_apart_what_decides_a_result_and_nothing_else(place: Path) -> None:
