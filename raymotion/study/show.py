@@ -109,7 +109,7 @@ def end_lines(record: StudyRecord) -> list[str]:
             row["interpolated"] = _number(own.interpolated)
         if published is not None:
             known = published.stage(own.name)
-            row["published"] = _number(known and known.test_map)
+            row["published"] = _number(None if known is None else known.test_map)
         rows.append(row)
     lines = ["the samples have no test split: nothing was scored on one"]
     if rows:
