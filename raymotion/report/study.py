@@ -63,7 +63,7 @@ def write_study_report(folder: storage.PathLike, out: storage.PathLike) -> Study
     """Writes the report of a study, complete or not, to the folder `out`.
 
     Files: `index.html` (needs no network and runs no script), `stages.csv`, one table for each stage and the joint
-    search, `per_class.csv` where a model gives labels, and where the study repeats a published one and predictions on test are kept
+    search, `per_class.csv` of labels, and where the study repeats a published one and predictions on test are kept
     `evaluation_metrics.txt`, the mean over seeds, and one such file for each seed.
 
     Raises:

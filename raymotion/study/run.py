@@ -35,6 +35,7 @@ from raymotion.study.show import Say, end_lines, stage_lines
 from raymotion.study.space import Spaces, base_recipe, check_spaces, read_spaces, result_settings
 from raymotion.train.prepare import prepare_data
 from raymotion.train.recipe import kind_of
+from raymotion.train.source import label_warnings
 from raymotion.version import __version__
 
 REMEDY = "Use the same settings, or another --out."
@@ -59,9 +60,10 @@ def run_study(
     from raymotion.study.stages import Search, run_stages
 
     spaces = read_spaces(settings.spaces).only(settings.stages, joint=settings.joint)
-    options: dict[str, Any] = {"data": {}}
-    if settings.samples or settings.embeddings:
-        options["data"]["samples"] = storage.absolute(settings.samples or samples_of(settings.embeddings[0]))
+    given = {name: getattr(settings, name) for name in ("samples", "labels", "features")}
+    if settings.embeddings:
+        given["samples"] = given["samples"] or samples_of(settings.embeddings[0])
+    options: dict[str, Any] = {"data": {name: storage.absolute(place) for name, place in given.items() if place}}
     if settings.embeddings:
         options["data"]["embeddings"] = [storage.absolute(folder) for folder in settings.embeddings]
     if settings.epochs is not None:
@@ -72,6 +74,8 @@ def run_study(
     if any(isinstance(own, StreamInput) for own in kind_of(base).inputs(base)):
         require_features(Embeddings(base.data.embeddings), spaces, base, base.data.samples)  # type: ignore[attr-defined]
     data = prepare_data(base)
+    for warning in label_warnings(base):
+        say(f"warning: {warning}")
     output, metric = _compared_by(base, data)
     folder = StudyFolder(settings.out)
     seeds = [base.seed + number for number in range(settings.seeds)]

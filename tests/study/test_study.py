@@ -80,8 +80,11 @@ def finished(place: Path, ray_local: Any) -> tuple[Path, StudyRecord, list[str]]
 def data_of(place: Path) -> TrainingSet:
     return prepare_data(
         FusionRecipe.model_validate(
-            {"kind": "fusion", "backbones": {"context": "poor", "body": "good", "face": "good"},
-             "data": {"samples": str(place / "samples.parquet"), "embeddings": [str(place / "embeddings")]}}
+            {
+                "kind": "fusion",
+                "backbones": {"context": "poor", "body": "good", "face": "good"},
+                "data": {"samples": str(place / "samples.parquet"), "embeddings": [str(place / "embeddings")]},
+            }
         )
     )
 

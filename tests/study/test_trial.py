@@ -20,7 +20,7 @@ from raymotion.models.outputs.base import Output, Targets
 from raymotion.models.outputs.multilabel import MultiLabel
 from raymotion.models.registry import get_kind
 from raymotion.models.training_set import TrainingSet
-from raymotion.study.data import ids_of, study_data, truth_of
+from raymotion.study.data import ids_of, study_data
 from raymotion.study.record import COMPLETE, FAILED, MACRO_AP, StudyFolder, TrialRecord
 from raymotion.study.score import BOOTSTRAP, score_interval, score_test
 from raymotion.study.space import base_recipe, build_recipe, read_spaces, trial_key
@@ -45,7 +45,8 @@ def data(place: Path, write_features: Callable[..., tuple[str, str]], own_cache:
 
 def recipe_of(place: Path, **changes: Any) -> FusionRecipe:
     settings: dict[str, Any] = {
-        "kind": "fusion", "data": {"samples": str(place / "samples.parquet"), "embeddings": [str(place / "embeddings")]},
+        "kind": "fusion",
+        "data": {"samples": str(place / "samples.parquet"), "embeddings": [str(place / "embeddings")]},
         "backbones": {"context": "good", "body": "good", "face": "good"},
         "model": {"fusion": "simple", "hidden": 16, "dropout": 0.0},
         "optimiser": {"epochs": 8, "batch_size": 32, "lr": 0.05, "patience": 3},

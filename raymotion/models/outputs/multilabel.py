@@ -18,10 +18,9 @@ from raymotion.learning.bootstrap import ratio
 from raymotion.learning.losses.distillation import distillation_loss
 from raymotion.learning.losses.multilabel import MultiLabelLoss, make_loss, probabilities_of
 from raymotion.learning.metrics.average_precision import average_precision, chance_map, interpolated_by_class
-from raymotion.learning.metrics.multilabel import LOWER_IS_BETTER
+from raymotion.learning.metrics.multilabel import LOWER_IS_BETTER, row_bce
 from raymotion.learning.metrics.multilabel import bce as binary_cross_entropy
 from raymotion.learning.metrics.multilabel import evaluate as evaluate_labels
-from raymotion.learning.metrics.multilabel import row_bce
 from raymotion.learning.paired import SparseRanking
 from raymotion.learning.selection import fit_class_thresholds
 from raymotion.models.outputs.base import DataFacts, Output, Targets
