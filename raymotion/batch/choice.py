@@ -94,7 +94,7 @@ def _replace_part(source: str, target: str, name: str, data: bytes, job_digest: 
         ledger.write_commit(target, replace(commit, **new, pending=None, job_digest=job_digest or commit.job_digest))
 
 
-def judge(
+def check_labels(
     folder: str,
     vocabulary: Vocabulary,
     prior: Sequence[float] | None,
@@ -155,7 +155,7 @@ def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectionPol
             raise Damaged("is not what was committed", path=path, remedy=VERIFY)
         storage.write_bytes(storage.join(target, name), data)
     model = record["model"]
-    collapse = judge(target, vocabulary, model.get("prior"), model.get("validation"), record.get("notices") or ())
+    collapse = check_labels(target, vocabulary, model.get("prior"), model.get("validation"), record.get("notices") or ())
     chosen |= {"choice": choice, "collapse": collapse}
     write_card(target, chosen)
     write_job(target, chosen)

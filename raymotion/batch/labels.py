@@ -11,7 +11,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from raymotion.batch import ledger
-from raymotion.batch.choice import choose_globally, judge, with_choice
+from raymotion.batch.choice import choose_globally, check_labels, with_choice
 from raymotion.batch.job import JobSummary, run_job
 from raymotion.batch.label_dataset import read_parts
 from raymotion.batch.progress import ProgressKind
@@ -191,7 +191,7 @@ def _finish(info: CheckpointInfo, settings: LabelSettings, folder: str, notices:
         if settings.selection.is_global:
             more["choice"] = choose_globally(folder, folder, settings.selection, info.vocabulary, info.thresholds)
         evaluation = info.facts(info.labels.name).get("validation")
-        more["collapse"] = judge(folder, info.vocabulary, info.prior, evaluation, told)
+        more["collapse"] = check_labels(folder, info.vocabulary, info.prior, evaluation, told)
     counted: Counter[str] = Counter({part: 0 for part in info.reads})
     for commit in ledger.read_commits(folder, running_job(folder)["digest"]).values():
         counted.update({part: commit.tally.get(part, 0) for part in info.reads})

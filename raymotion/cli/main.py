@@ -21,6 +21,7 @@ COMMANDS = {
     "train": ("raymotion.cli.train", "train", "Train a model from a recipe."),
     "finetune": ("raymotion.cli.finetune", "finetune", "Compare AnB, AnB+, BnB, BnB+ and training from scratch."),
     "study": ("raymotion.cli.study", "study", "Search configurations of a model, stage by stage."),
+    "tune": ("raymotion.cli.tune", "tune", "Search settings of one recipe."),
     "evaluate": ("raymotion.cli.evaluate", "evaluate", "Score a checkpoint on labelled samples, beside its baselines."),
     "predict": ("raymotion.cli.predict", "predict", "Emotions of one image and its caption."),
     "label": ("raymotion.cli.label", "label", "Label every image of a sample table with a model."),

@@ -1,7 +1,8 @@
-"""Whether one configuration beats another: the difference of their mAP on the same resamples of the same images."""
+"""Whether one configuration beats another: the difference of their scores on the same resamples of the same images."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,10 @@ from raymotion.learning.bootstrap import interval, ratio, resampled, row_mean, s
 from raymotion.learning.metrics.average_precision import ranking
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from scipy import sparse
 
+# A metric by how often each of G groups is drawn: counts (B, G) -> (B,). See `Output.weighed`.
+Weighed = Callable[[np.ndarray], np.ndarray]
 # Rows x labels x rankings x resamples that take about ten seconds on one core.
 PAIRED_BUDGET = 6_000_000_000
 
@@ -25,7 +26,8 @@ class PairedGain:
     """How much better the first of two is.
 
     Attributes:
-        value: mean over the seeds of mAP(first) - mAP(second); None where no label has a positive.
+        value: mean over the seeds of the first's score, less that of the second; None where it is not defined, as mAP
+            where no label has a positive.
         low, high: the middle 95 % of it over resamples of the groups (images); None with the value.
         resamples: how many there were.
     """
@@ -71,17 +73,41 @@ def paired_map_gain(
     runs = [_runs(scores, truth.shape) for scores in (first, second)]
     units = sampling_units(groups, len(truth))
     rankings = [[SparseRanking.of(truth, scores, units) for scores in each] for each in runs]
-    work = truth.size * sum(len(each) for each in runs)
+    return paired_gain(
+        *rankings, groups=int(units.max()) + 1, numbers=truth.size, resamples=resamples, seed=seed
+    )  # fmt: skip
+
+
+def paired_gain(
+    first: Sequence[Weighed],
+    second: Sequence[Weighed],
+    *,
+    groups: int,
+    numbers: int,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> PairedGain:
+    """Paired bootstrap of the difference in any metric, each a mean over seeds: first less second.
+
+    Args:
+        groups: how many groups are drawn from. numbers: how many values the metric is made of, rows x width.
+        resamples: fewer are used where they would take more than about ten seconds.
+    """
 
     def gain(counts: np.ndarray) -> np.ndarray:
-        return mean_over_seeds(rankings[0], counts) - mean_over_seeds(rankings[1], counts)
+        return mean_over_seeds(first, counts) - mean_over_seeds(second, counts)
 
-    used = min(resamples, max(50, PAIRED_BUDGET // work))
-    point, drawn = resampled(gain, int(units.max()) + 1, resamples=used, seed=seed)
+    used = min(resamples, max(50, PAIRED_BUDGET // (numbers * (len(first) + len(second)))))
+    point, drawn = resampled(gain, groups, resamples=used, seed=seed)
     if not np.isfinite(point[0]):
         return PairedGain(None, None, None, 0)
     low, high = interval(drawn[:, 0]) or (None, None)
     return PairedGain(float(point[0]), low, high, used)
+
+
+def mean_over_seeds(weighed: Sequence[Weighed], counts: np.ndarray) -> np.ndarray:
+    """A metric, mean over the seeds, of each resample: (B, 1), from how often each of G groups was drawn, (B, G)."""
+    return np.asarray(np.mean([own(counts) for own in weighed], axis=0))[:, None]
 
 
 @dataclass(frozen=True)
@@ -115,9 +141,9 @@ class SparseRanking:
             labels.append((sparse.csr_matrix(seen, shape=shape), sparse.csr_matrix(hits, shape=shape)))
         return cls(labels)
 
-    def mean_ap(self, counts: np.ndarray) -> np.ndarray:
-        """mAP of each resample, (B,), from how often each group was drawn, (G, B); NaN without any positive."""
-        by_label = []
+    def __call__(self, counts: np.ndarray) -> np.ndarray:
+        """mAP of each resample, (B,), from how often each group was drawn, (B, G); NaN without any positive."""
+        by_label, counts = [], np.ascontiguousarray(counts.T)
         for seen, hits in self.labels:
             if seen.shape[0] == 0:
                 by_label.append(np.full(counts.shape[1], np.nan))
@@ -131,12 +157,6 @@ class SparseRanking:
         return row_mean(np.stack(by_label, axis=1))
 
 
-def mean_over_seeds(rankings: Sequence[SparseRanking], counts: np.ndarray) -> np.ndarray:
-    """mAP, mean over the seeds, of each resample: (B, 1), from how often each of G groups was drawn, (B, G)."""
-    columns = np.ascontiguousarray(counts.T)
-    return np.asarray(np.mean([own.mean_ap(columns) for own in rankings], axis=0))[:, None]
-
-
 def _runs(scores: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     values = np.asarray(scores, dtype=np.float64)
     values = values[None] if values.ndim == 2 else values
@@ -145,34 +165,3 @@ def _runs(scores: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if not np.isfinite(values).all():
         raise InputError("scores to compare are not all finite")
     return values
-
-
-def paired_gain(
-    measure: Callable[[np.ndarray, np.ndarray], float],
-    first: np.ndarray,
-    second: np.ndarray,
-    *,
-    groups: Sequence[str] | np.ndarray,
-    resamples: int = 200,
-    seed: int = 0,
-) -> PairedGain:
-    """Paired bootstrap of the difference in any metric, for those that have no faster way (see `paired_map_gain`).
-
-    Args:
-        measure: (rows (m,), values (m, W)) -> how good; a row stands there as often as it was drawn.
-        first, second: (seeds, n, W) predictions.
-        groups: n names of what is drawn as a whole.
-    """
-    members = [np.flatnonzero(sampling_units(groups, first.shape[1]) == unit) for unit in range(len(set(groups)))]
-    rng = np.random.default_rng(seed)
-
-    def gain(rows: np.ndarray) -> float:
-        return float(
-            np.mean([measure(rows, own[rows]) for own in first]) - np.mean([measure(rows, own[rows]) for own in second])
-        )
-
-    value = gain(np.arange(first.shape[1]))
-    draws = rng.integers(0, len(members), size=(resamples, len(members)))
-    drawn = np.array([gain(np.concatenate([members[unit] for unit in row])) for row in draws])
-    low, high = interval(drawn) or (None, None)
-    return PairedGain(value, low, high, resamples)

@@ -63,7 +63,7 @@ def write_study_report(folder: storage.PathLike, out: storage.PathLike) -> Study
     """Writes the report of a study, complete or not, to the folder `out`.
 
     Files: `index.html` (needs no network and runs no script), `stages.csv`, one table for each stage and the joint
-    search, `per_class.csv`, and where the study repeats a published one and predictions on test are kept
+    search, `per_class.csv` of labels, and where the study repeats a published one and predictions on test are kept
     `evaluation_metrics.txt`, the mean over seeds, and one such file for each seed.
 
     Raises:
@@ -77,7 +77,7 @@ def write_study_report(folder: storage.PathLike, out: storage.PathLike) -> Study
         files[f"stage-{number}-{stage.name}.csv"] = tables.stage_csv(study, stage)
     if study.joint is not None:
         files["joint.csv"] = tables.stage_csv(study, study.joint)
-    if study.final is not None:
+    if study.final is not None and study.final.per_class:
         files["per_class.csv"] = tables.class_csv(study, study.final)
     if scores is not None:
         files |= scores.files
@@ -119,7 +119,11 @@ def _render(folder: StudyFolder, study: StudyRecord, scores: FinalScores | None,
         cautions=untrustworthy,
         remarks=notices(study),
         notices=[],
-        persons=_persons(study),
+        samples=_samples(study),
+        labels=bool(study.data.labels),
+        lower_is_better=not study.metric.higher_is_better,
+        # A single search has nothing to be compared with.
+        single=len(study.stages) == 1 and study.joint is None and not study.settings.get("joint", True),
         key_figures=_key_figures(study, staged),
         facts=_facts(study),
         overview=tables.stage_overview(study),
@@ -133,7 +137,7 @@ def _render(folder: StudyFolder, study: StudyRecord, scores: FinalScores | None,
         curves=_image(plots.curves_figure(_curves(folder, study), metric)),
         final=final,
         final_config=[] if final is None else [(name, value_text(shown(v))) for name, v in final.config.items()],
-        final_rows=_final_rows(study),
+        winners=tables.winner_table(study),
         classes=None if final is None else tables.class_table(study, final),
         class_figure=None if final is None else _image(plots.final_figure(final, published=comparable)),
         comparable=not untrustworthy,
@@ -170,9 +174,9 @@ def _stage(study: StudyRecord, stage: StageRecord) -> dict[str, Any]:
     }
 
 
-def _persons(study: StudyRecord) -> str:
+def _samples(study: StudyRecord) -> str:
     splits = study.data.splits
-    return ", ".join(f"{as_text(splits[name].persons)} {name}" for name in ("train", "val", "test") if name in splits)
+    return ", ".join(f"{as_text(splits[name].samples)} {name}" for name in ("train", "val", "test") if name in splits)
 
 
 def _key_figures(study: StudyRecord, staged: float | None) -> list[tuple[str, str]]:
@@ -180,7 +184,7 @@ def _key_figures(study: StudyRecord, staged: float | None) -> list[tuple[str, st
     spread = "" if final is None or final.score.low is None else f" ({interval(final.score.low, final.score.high)})"
     return [
         (f"test {metric}{spread}", share_text(final.score.mean if final else None)),
-        ("chance", share_text(final.chance if final else None)),
+        (study.metric.baseline, share_text(final.baseline if final else None)),
         *([(f"published ({published.data})", share_text(published.final_map))] if published else []),
         (f"validation {metric}", share_text(staged)),
         ("configurations x seeds", f"{as_text(cost.trials if cost else None)} x {len(study.seeds)}"),
@@ -198,10 +202,10 @@ def _facts(study: StudyRecord) -> list[tuple[str, str]]:
     data = study.data
     metric = study.metric.title
     return [
-        ("Samples", as_text(shown(data.samples))),
-        ("Persons", _persons(study)),
+        ("Sample table", as_text(shown(data.samples))),
+        ("Samples", _samples(study)),
         ("Images", ", ".join(f"{as_text(own.images)} {name}" for name, own in data.splits.items())),
-        ("Labels", f"{len(data.labels)}"),
+        *([("Labels", f"{len(data.labels)}")] if data.labels else []),
         ("Seeds", ", ".join(map(str, study.seeds))),
         (
             "Chosen on",
@@ -238,23 +242,6 @@ def _curves(folder: StudyFolder, study: StudyRecord) -> list[tuple[str, TrialRec
     return [(title, trial) for title, trial in found if trial is not None]
 
 
-def _final_rows(study: StudyRecord) -> list[tuple[str, list[str]]]:
-    """Test scores of every carried configuration; the last stage's is the final one."""
-    return [
-        (
-            entry.name,
-            [
-                tables.with_spread(entry.score),
-                interval(entry.score.low, entry.score.high),
-                share_text(entry.chance),
-                share_text(entry.interpolated),
-                *(share_text(entry.thresholded.get(name)) for name in ("micro_f1", "macro_f1")),
-            ],
-        )
-        for entry in study.entries
-    ]
-
-
 def _argmax(study: StudyRecord, scores: FinalScores | None) -> list[tuple[str, str, str]]:
     published = study.published_study
     if scores is None or published is None:
@@ -276,7 +263,7 @@ def _heat_maps(study: StudyRecord, scores: FinalScores | None) -> list[tuple[str
         ),
         (
             "Which emotions the model gave to them, at thresholds from validation. The diagonal is recall; a dark "
-            "column is an emotion that is given to nearly everybody.",
+            "column is an emotion that is given to nearly all.",
             _image(plots.heat_map(scores.predicted, labels, title="What was predicted", across="share who were given")),
         ),
     ]
@@ -320,5 +307,17 @@ def _lines(study: StudyRecord) -> list[str]:
         rows.append([joint.title, config, tables.with_spread(winner.score), "", "", test, "", ""])
     keep = [0, 1, 2, 4, 5, *([7] if study.published else [])]
     head, *body = [[row[i] for i in keep] for row in rows]
-    chance = study.final.chance if study.final else None
-    return [*table_lines(head, body, left=(0, 1)), f"{study.metric.title}; chance on test {share_text(chance)}"]
+    score, metric = study.final.baseline if study.final else None, study.metric
+    lower = "" if metric.higher_is_better else ", lower is better"
+    return [
+        *table_lines(head, body, left=(0, 1)), f"{metric.title}{lower}; {metric.baseline} on test {share_text(score)}"
+    ]  # fmt: skip
+
+
+def configuration_lines(study: StudyRecord, stage: StageRecord) -> list[str]:
+    """The configurations of a stage, best first, beside the baseline, as a table for a terminal."""
+    table, width = tables.stage_table(study, stage), len(stage.varied)
+    rows = [[cell.text for cell in row] for row in table.rows]
+    baseline = [study.metric.baseline, *[""] * (width - 1), share_text(study.baseline)]
+    rows.append([*baseline, *[""] * (len(table.head) - len(baseline))])
+    return table_lines(table.head, rows, left=range(width))

@@ -125,16 +125,17 @@ def verdict(study: StudyRecord) -> tuple[str, str]:
         warnings.append("nothing was scored on test")
         parts.append(UNSCORED_COMPLETE if study.complete else UNSCORED)
     else:
-        score, chance = final.score, final.chance
-        text = f"test {study.metric.title} is {share_text(score.mean)}"
+        score, baseline, metric = final.score, final.baseline, study.metric
+        text = f"test {metric.title} is {share_text(score.mean)}"
         text += "" if score.low is None else f" (95 % interval {interval(score.low, score.high)})"
-        text += "" if chance is None else f" where chance is {share_text(chance)}"
+        text += "" if metric.higher_is_better else ", lower is better"
+        text += "" if baseline is None else f", and {metric.baseline} scores {share_text(baseline)}"
         if published is not None:
-            text += f" and the published study reports {share_text(published.final_map)} on {published.data}"
+            text += f"; the published study reports {share_text(published.final_map)} on {published.data}"
         parts.append(text)
-        worst = score.low if study.metric.higher_is_better else score.high
-        if chance is not None and study.metric.gain((score.mean if worst is None else worst) - chance) <= 0:
-            failures.append("no better than chance on test")
+        worst = score.low if metric.higher_is_better else score.high
+        if baseline is not None and metric.gain((score.mean if worst is None else worst) - baseline) <= 0:
+            failures.append(f"no better than {metric.baseline} on test")
     if len(study.seeds) < 2:
         warnings.append("one seed says nothing of the spread between seeds")
     text = "; ".join(parts)
@@ -161,7 +162,7 @@ def cautions(study: StudyRecord) -> list[str]:
     published = study.published_study
     if published is not None:
         theirs = published.persons
-        ours = {name: study.data.splits[name].persons if name in study.data.splits else 0 for name in theirs}
+        ours = {name: study.data.splits[name].samples if name in study.data.splits else 0 for name in theirs}
         if any(abs(ours[name] - theirs[name]) > SAME_DATA * theirs[name] for name in theirs):
             numbers = [" / ".join(f"{n:,}" for n in persons.values()) for persons in (ours, theirs)]
             found.append(

@@ -45,7 +45,7 @@ def targets(study: StudyRecord, split: str, sample_ids: Sequence[str]) -> tuple[
         if of == split and labels is not None
     }
     if any(own not in place for own in sample_ids):
-        return None, f"{CHANGED}: the split {split} has other persons."
+        return None, f"{CHANGED}: the split {split} has other samples."
     hard = matrix(table.take([place[own] for own in sample_ids]), vocabulary)
     if targets_digest(sample_ids, hard) != study.data.targets.get(split):
         return None, f"{CHANGED}: the split {split} has other labels."

@@ -183,7 +183,7 @@ def final_figure(final: WinnerOnTest, *, published: Mapping[str, float]) -> byte
         [ClassLine(own.label, own.ap, own.prevalence, own.ap, own.prevalence) for own in rows],
         title="Average precision on test",
         value="mean over seeds",
-        baseline="chance: share of persons",
+        baseline="chance: share of samples",
         published=published,
     )
 
@@ -199,7 +199,7 @@ def heat_map(shares: np.ndarray, labels: Sequence[str], *, title: str, across: s
     picture = axes.imshow(np.ma.masked_invalid(shares), cmap=colours, vmin=0, vmax=1)
     axes.set_xticks(range(len(labels)), labels, rotation=90)
     axes.set_yticks(range(len(labels)), labels)
-    axes.set(xlabel=across, ylabel="of the persons who truly have")
+    axes.set(xlabel=across, ylabel="of the samples that truly have")
     axes.set_title(title, fontsize=11)
     axes.set_xticks(np.arange(len(labels) + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(len(labels) + 1) - 0.5, minor=True)

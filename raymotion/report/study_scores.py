@@ -22,8 +22,8 @@ class FinalScores:
     Attributes:
         published: the published study's own figures, means over the seeds (None where no such study is named), and
             `files`, name -> text, as that study writes them.
-        true: share of the persons with emotion i who truly have j, (L, L); NaN in the rows of emotions nobody has.
-        predicted: share of the persons with emotion i who were given j, mean over seeds.
+        true: share of the samples with emotion i that truly have j, (L, L); NaN in the rows of emotions that none has.
+        predicted: share of the samples with emotion i that were given j, mean over seeds.
     """
 
     published: Any
@@ -35,12 +35,16 @@ class FinalScores:
 def final_scores(folder: StudyFolder, study: StudyRecord) -> tuple[FinalScores | None, str]:
     """The final configuration's predictions, measured; or None and the reason why there is nothing to measure.
 
+    Of numbers there is nothing else to measure, and no reason to tell.
+
     Thresholds are each class's best F1 on validation; test chooses nothing.
 
     Raises:
         InputError: a file of predictions is damaged, or of other samples than the other seeds'.
     """
     final = study.final
+    if not study.data.labels:
+        return None, ""
     if final is None:
         return None, f"{UNSCORED_COMPLETE if study.complete else UNSCORED}.".capitalize()
     trial = folder.read_trial(final.key)

@@ -15,7 +15,7 @@ from raymotion.report.study_findings import (
     shown,
     value_text,
 )
-from raymotion.study.record import Spread, StageRecord, StudyRecord, WinnerOnTest
+from raymotion.study.record import MACRO_AP, Spread, StageRecord, StudyRecord, WinnerOnTest
 from raymotion.text_table import csv_text
 
 
@@ -99,10 +99,10 @@ def _decision(stage: StageRecord) -> Cell:
 
 def stage_table(study: StudyRecord, stage: StageRecord) -> Table:
     """All configurations of a stage, best first."""
-    known = study.published_stage(stage)
+    known, labels = study.published_stage(stage), study.data.labels
     head = [
         *(field_name(name) for name in stage.varied), f"val {study.metric.title} ± sd", "behind the leader",
-        *(["published test mAP"] if known else []), "interpolated", "epochs", "parameters",
+        *(["published test mAP"] if known else []), *(["interpolated"] if labels else []), "epochs", "parameters",
     ]  # fmt: skip
     rows = []
     for trial in stage.trials:
@@ -122,7 +122,7 @@ def stage_table(study: StudyRecord, stage: StageRecord) -> Table:
                 with_spread(trial.score),
                 behind,
                 *([share_text(known.score_of(trial.config))] if known else []),
-                share_text(trial.interpolated),
+                *([share_text(trial.interpolated)] if labels else []),
                 str(trial.epochs) + (f" (from {trial.reused_from})" if trial.reused_from else ""),
                 f"{trial.parameters:,}" if trial.parameters else UNKNOWN,
             )
@@ -167,6 +167,28 @@ def noise_table(study: StudyRecord) -> Table:
     )
 
 
+def winner_table(study: StudyRecord) -> Table:
+    """Test scores of every configuration that was carried on; the last stage's is the final one."""
+    metric, labels = study.metric, bool(study.data.labels)
+    head = ["winner of", f"{metric.title} ± sd", "95 % interval", metric.baseline]
+    head += ["mAP"] if labels and metric != MACRO_AP else []
+    head += ["interpolated mAP", "micro F1", "macro F1"] if labels else []
+    rows = []
+    for own in study.entries:
+        name = Cell(own.name)
+        if study.final is not None and own.name == study.final.name and len(study.entries) > 1:
+            name = Cell(f"{own.name} (final)", "chosen")
+        row = _cells(
+            name, with_spread(own.score), interval(own.score.low, own.score.high), share_text(own.baseline)
+        )  # fmt: skip
+        row += _cells(share_text(own.mean_ap)) if labels and metric != MACRO_AP else []
+        if labels:
+            f1 = (own.thresholded.get(of) for of in ("micro_f1", "macro_f1"))
+            row += _cells(share_text(own.interpolated), *map(share_text, f1))
+        rows.append(row)
+    return Table(head, rows)
+
+
 def class_table(study: StudyRecord, final: WinnerOnTest) -> Table:
     """Average precision of each label on test, the most frequent first, beside chance and the published."""
     published = study.published_study
@@ -187,8 +209,10 @@ def class_table(study: StudyRecord, final: WinnerOnTest) -> Table:
 
 
 def prevalence_table(study: StudyRecord) -> Table | None:
-    """Share of persons with each label, by split; None where it is not recorded."""
+    """Share of samples with each label, by split; None where it is not recorded, and of numbers."""
     labels, rates = study.data.labels, study.data.prevalence
+    if not labels:
+        return None
     splits = [name for name in ("train", "val", "test") if len(rates.get(name, ())) == len(labels)]
     if not splits:
         return None
@@ -228,7 +252,8 @@ def overview_csv(study: StudyRecord) -> str:
     """One line for each stage, and for the joint search: what it chose, on validation and on test, as shares."""
     head = (
         "stage", "configuration", "val_score", "val_score_sd", "leader_gain", "leader_gain_low", "leader_gain_high",
-        "beyond_noise", "test_score", "test_score_sd", "test_score_low", "test_score_high", "test_interpolated",
+        "beyond_noise", "test_score", "test_score_sd", "test_score_low", "test_score_high", "test_baseline",
+        "test_interpolated",
         "published_configuration", "published_test_map", "key",
     )  # fmt: skip
     rows = []
@@ -241,8 +266,8 @@ def overview_csv(study: StudyRecord) -> str:
                 *((score.mean, score.sd) if score else (None,) * 2),
                 *((step.difference, step.low, step.high) if step else (None,) * 3),
                 stage.decided if stage is not study.joint else None,
-                *((test.score.mean, test.score.sd, test.score.low, test.score.high, test.interpolated)
-                  if test else (None,) * 5),
+                *((test.score.mean, test.score.sd, test.score.low, test.score.high, test.baseline, test.interpolated)
+                  if test else (None,) * 6),
                 *((known.carried, known.test_map) if known else (None,) * 2),
                 stage.winner.key,
             ]

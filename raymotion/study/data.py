@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from raymotion.learning.bootstrap import finite, sampling_units
 from raymotion.models.inputs.base import Input
 from raymotion.models.outputs.base import Output
 from raymotion.models.outputs.multilabel import HARD
 from raymotion.models.training_set import TrainingSet
-from raymotion.study.record import DataFacts, SplitFacts, targets_digest
+from raymotion.study.record import DataFacts, Metric, SplitFacts, targets_digest
 
 # The data of the study that this process works for: mapped once, with what runs have computed of them.
 _loaded: dict[str, TrainingSet] = {}
@@ -36,6 +37,24 @@ def truth_of(data: TrainingSet, output: Output, split: str) -> np.ndarray:
     return np.asarray(own[data.splits[split]])
 
 
+def units_of(data: TrainingSet, split: str) -> np.ndarray:
+    """The image of each sample of a split, as a number: what a bootstrap draws as a whole."""
+    rows = data.splits[split]
+    return sampling_units([data.groups[row] for row in rows], len(rows))
+
+
+def figure_of(metric: Metric, output: Output) -> str:
+    """What the output calls the metric, one of its `metric_names`."""
+    return next(name for name in output.metric_names if metric.name in (name, f"{output.name}_{name}"))
+
+
+def baseline_of(metric: Metric, output: Output, data: TrainingSet, split: str) -> float | None:
+    """The metric of the same answer for every sample (`Output.baseline`); None where it is not defined."""
+    rows, targets = data.splits[split], data.targets_of(output)
+    answer = np.broadcast_to(output.baseline(targets, data.splits["train"]), (len(rows), output.width))
+    return finite(output.metrics(targets, rows, answer)[figure_of(metric, output)])
+
+
 def data_facts(data: TrainingSet, output: Output) -> DataFacts:
     """Sizes and label prevalence of the splits: test's sizes and rates are facts of the data, no choice uses them."""
     labels = [] if output.vocabulary is None else list(output.vocabulary.labels)
@@ -44,10 +63,10 @@ def data_facts(data: TrainingSet, output: Output) -> DataFacts:
         samples=data.name,
         counts=data.counts,
         splits={
-            name: SplitFacts(persons=len(rows), images=len({data.groups[row] for row in rows}))
+            name: SplitFacts(samples=len(rows), images=len({data.groups[row] for row in rows}))
             for name, rows in data.splits.items()
         },
-        targets={name: targets_digest(ids_of(data, name), np.nan_to_num(own)) for name, own in truth.items()},
+        targets={name: targets_digest(ids_of(data, name), own) for name, own in truth.items()},
         labels=labels,
         prevalence={
             name: [float(rate) for rate in own.mean(axis=0)] for name, own in truth.items() if len(own) and labels

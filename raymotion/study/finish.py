@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 
 from raymotion import storage
-from raymotion.errors import RaymotionError
+from raymotion.errors import InputError, RaymotionError
 from raymotion.models.recipe import TrainRecipe
 from raymotion.study.cost import cost
 from raymotion.study.data import ids_of
@@ -26,7 +26,7 @@ def finish(study: Search) -> None:
     """
     record, data = study.record, study.data
     entries: list[WinnerOnTest] = []
-    if len(data.splits["test"]):
+    if _can_be_scored(study):
         _require_weights(study)
         for stage in record.parts:
             key, config = stage.winner.key, stage.winner.config
@@ -51,6 +51,16 @@ def finish(study: Search) -> None:
     for place in (study.folder.scratch, study.folder.data):
         with contextlib.suppress(OSError, RaymotionError):
             storage.remove_tree(place)
+
+
+def _can_be_scored(study: Search) -> bool:
+    """Whether there is a test split, and anything to score on it."""
+    rows, targets = study.data.splits["test"], study.data.targets_of(study.output)
+    try:
+        study.output.require(targets, {"train": rows, "val": rows}, where="")
+    except InputError:
+        return False
+    return len(rows) > 0
 
 
 def write_winner(folder: StudyFolder, recipe: TrainRecipe) -> None:

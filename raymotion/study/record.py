@@ -3,7 +3,7 @@
     STUDY/study.json                              the `StudyRecord`, rewritten after every stage; _study.json is a copy
     STUDY/trials/KEY/trial.json                   the `TrialRecord` of one configuration
     STUDY/trials/KEY/seed-S.weights.safetensors   weights of a seed's best epoch, kept for winners
-    STUDY/predictions/KEY/val-seed-S.parquet      that epoch's predictions on validation: `sample_id`, `probabilities`
+    STUDY/predictions/KEY/val-seed-S.parquet      that epoch's predictions on validation: `sample_id`, `values`
     STUDY/predictions/KEY/test-seed-S.parquet     a winner's predictions on test
     STUDY/winner.yaml                             the recipe that the stages ended with
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 FORMAT: Literal[2] = 2
 AGAIN = "Run the same command again: it trains that configuration again."
+# The column of a file of predictions.
+VALUES = "values"
 STUDY, TRIAL, WINNER = "study.json", "trial.json", "winner.yaml"
 COMPLETE, STOPPED, FAILED, RUNNING = "complete", "stopped", "failed", "running"
 JOINT = "joint"
@@ -53,11 +55,13 @@ class Metric(Part):
 
     Attributes:
         name: as training records it, after `val_`. title: in sentences.
+        baseline: what stands beside it in sentences: who never looks at a sample.
     """
 
     name: str
     title: str
     higher_is_better: bool
+    baseline: str = "chance"
 
     def gain(self, difference: float) -> float:
         """A difference between two scores; positive is better."""
@@ -355,7 +359,8 @@ class WinnerOnTest(Part):
 
     Attributes:
         name: of its stage, or `joint`.
-        chance: the score that needs no model. interpolated: mAP as EMOTIC's authors compute it.
+        baseline: the score of `Metric.baseline`.
+        mean_ap, interpolated: mAP of labels, and mAP as EMOTIC's authors compute it.
         thresholded: F1 at thresholds fitted on validation, mean over seeds.
         files: SHA-256 of its files of predictions, by name.
     """
@@ -364,7 +369,8 @@ class WinnerOnTest(Part):
     key: str
     config: Configuration
     score: Estimate
-    chance: float | None = None
+    baseline: float | None = None
+    mean_ap: float | None = None
     interpolated: float | None = None
     thresholded: dict[str, float] = {}
     per_class: list[ClassScore] = []
@@ -379,9 +385,9 @@ class OnTest(Part):
 
 
 class SplitFacts(Part):
-    """The size of a split."""
+    """The size of a split: samples (persons, where each is one), and the images that they are of."""
 
-    persons: int
+    samples: int
     images: int
 
 
@@ -391,7 +397,7 @@ class DataFacts(Part):
     Attributes:
         samples: name of the sample table. counts: its rows, and those that were left out.
         targets: of each split, a digest of its samples' ids and targets (`targets_digest`).
-        prevalence: share of each label, by split.
+        labels: of the output that is compared; none of numbers. prevalence: share of each label, by split.
     """
 
     samples: str
@@ -423,7 +429,7 @@ class StudyRecord(Part):
 
     Attributes:
         identity: what decides the result, and so what must be the same when the study goes on.
-        metric: by which trials are compared.
+        metric: by which trials are compared. baseline: that of `Metric.baseline` on validation.
         published: name of the published study that it repeats (`raymotion.published`), or None.
         stages: those that are decided. joint, comparison: None until the joint search is.
         test: None until everything is chosen.
@@ -436,6 +442,7 @@ class StudyRecord(Part):
     identity: dict[str, Any]
     seeds: list[int]
     metric: Metric = MACRO_AP
+    baseline: float | None = None
     published: str | None = None
     data: DataFacts
     versions: dict[str, str]
@@ -484,25 +491,26 @@ class StudyRecord(Part):
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions of one seed: the id of each sample, and its probabilities (n, L), float32."""
+    """Predictions of one seed: the id of each sample, and what is said of it, (n, width) float32."""
 
     sample_ids: list[str]
-    probabilities: np.ndarray
+    values: np.ndarray
 
     def of(self, sample_ids: Sequence[str]) -> np.ndarray | None:
-        """The probabilities of exactly these samples, in their order; None if they are of others."""
+        """What is said of exactly these samples, in their order; None if they are of others."""
         place = {own: row for row, own in enumerate(self.sample_ids)}
         if len(place) != len(sample_ids) or any(own not in place for own in sample_ids):
             return None
-        return self.probabilities[[place[own] for own in sample_ids]]
+        return self.values[[place[own] for own in sample_ids]]
 
 
 def targets_digest(sample_ids: Sequence[str], targets: np.ndarray) -> str:
-    """Digest of samples and what is true of them, (n, L) of 0 and 1, whatever their order.
+    """Digest of samples and what is true of them, (n, width), whatever their order.
 
     It shows whether a sample table has changed, and tells no trial what is true.
     """
-    lines = sorted(f"{own} {''.join(map(str, row))}" for own, row in zip(sample_ids, targets.astype(int), strict=True))
+    rows = np.asarray(targets, dtype=np.float64).tolist()
+    lines = sorted(f"{own} {' '.join(f'{v:g}' for v in row)}" for own, row in zip(sample_ids, rows, strict=True))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
@@ -556,7 +564,7 @@ class StudyFolder:
             Damaged: it cannot be read, and neither can its copy.
             InputError: it is not the record of a study.
         """
-        found, _ = records.read_twice(self.record, remedy="Run the same `raymotion study run` command again.")
+        found, _ = records.read_twice(self.record, remedy="Run the same command again.")
         if found is None:
             return None
         return _parsed(StudyRecord, found, self.record, "a study", "Name another folder.")
@@ -568,7 +576,7 @@ class StudyFolder:
             raise InputError(
                 f"is not a study: it has no {STUDY}",
                 path=self.path,
-                remedy="Give the folder of `raymotion study run --out`.",
+                remedy="Give the folder of `raymotion study run --out`, or of `raymotion tune --out`.",
             )
         return record
 
@@ -606,13 +614,13 @@ class StudyFolder:
         records.write_record(path, record.model_dump(mode="json"), durable=durable)
 
     def write_predictions(
-        self, key: str, split: str, seed: int, sample_ids: Sequence[str], probabilities: np.ndarray
+        self, key: str, split: str, seed: int, sample_ids: Sequence[str], values: np.ndarray
     ) -> dict[str, str]:
-        """Writes probabilities (n, L) with the ids of their samples; returns the file's name and SHA-256."""
-        values = pa.array(np.ascontiguousarray(probabilities, dtype=np.float32).ravel())
-        lists = pa.FixedSizeListArray.from_arrays(values, probabilities.shape[1])
+        """Writes what a model says, (n, width), with the ids of their samples; returns the file's name and SHA-256."""
+        flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).ravel())
+        lists = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
         name, path = self._predictions(key, split, seed)
-        table = pa.table({"sample_id": pa.array(list(sample_ids), pa.string()), "probabilities": lists})
+        table = pa.table({"sample_id": pa.array(list(sample_ids), pa.string()), VALUES: lists})
         return {name: storage.write_table(path, table)[0]}
 
     def predictions(self, key: str, split: str, seed: int, files: Mapping[str, str]) -> Predictions:
@@ -628,8 +636,8 @@ class StudyFolder:
         data = records.read_bytes(path, files.get(name), remedy=AGAIN)
         try:
             with storage.open_parquet(path, data) as file:
-                table = file.read(columns=["sample_id", "probabilities"]).combine_chunks()
-            column = table.column("probabilities").combine_chunks()
+                table = file.read(columns=["sample_id", VALUES]).combine_chunks()
+            column = table.column(VALUES).combine_chunks()
             values = column.flatten().to_numpy().reshape(len(table), column.type.list_size)
         except (pa.ArrowException, InputError, AttributeError, ValueError, KeyError) as error:
             raise Damaged("is damaged: it holds no predictions", path=path, remedy=AGAIN) from error
@@ -640,7 +648,7 @@ class StudyFolder:
         return name, storage.join(self.path, "predictions", key, name)
 
     def validation(self, key: str, seeds: Sequence[int], sample_ids: Sequence[str]) -> np.ndarray:
-        """Validation probabilities of a complete trial's best epochs, float32 (seeds, n, L), in the order of the ids.
+        """What a complete trial's best epochs say of validation, float32 (seeds, n, width), in the order of the ids.
 
         Raises:
             Damaged: they are gone, not those that were written, or of other samples.

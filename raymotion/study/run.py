@@ -27,14 +27,15 @@ from raymotion.models.inputs.streams import StreamInput
 from raymotion.models.outputs.base import Output, choose_metric
 from raymotion.models.recipe import TrainRecipe
 from raymotion.models.training_set import TrainingSet
-from raymotion.study.data import data_facts
+from raymotion.study.data import baseline_of, data_facts
 from raymotion.study.features import require_features
 from raymotion.study.record import MACRO_AP, Metric, StudyFolder, StudyRecord
 from raymotion.study.settings import StudySettings
 from raymotion.study.show import Say, end_lines, stage_lines
-from raymotion.study.space import Spaces, base_recipe, check_spaces, read_spaces
+from raymotion.study.space import Spaces, base_recipe, check_spaces, read_spaces, result_settings
 from raymotion.train.prepare import prepare_data
 from raymotion.train.recipe import kind_of
+from raymotion.train.source import label_warnings
 from raymotion.version import __version__
 
 REMEDY = "Use the same settings, or another --out."
@@ -59,18 +60,22 @@ def run_study(
     from raymotion.study.stages import Search, run_stages
 
     spaces = read_spaces(settings.spaces).only(settings.stages, joint=settings.joint)
-    options: dict[str, Any] = {"data": {}}
-    if settings.samples or settings.embeddings:
-        options["data"]["samples"] = storage.absolute(settings.samples or samples_of(settings.embeddings[0]))
+    given = {name: getattr(settings, name) for name in ("samples", "labels", "features")}
+    if settings.embeddings:
+        given["samples"] = given["samples"] or samples_of(settings.embeddings[0])
+    options: dict[str, Any] = {"data": {name: storage.absolute(place) for name, place in given.items() if place}}
     if settings.embeddings:
         options["data"]["embeddings"] = [storage.absolute(folder) for folder in settings.embeddings]
     if settings.epochs is not None:
         options["optimiser"] = {"epochs": settings.epochs}
     base = base_recipe(spaces, settings.set, options, recipe=settings.recipe).with_absolute_paths()
+    base.require_data(settings.recipe or settings.spaces)
     check_spaces(spaces, base)
     if any(isinstance(own, StreamInput) for own in kind_of(base).inputs(base)):
         require_features(Embeddings(base.data.embeddings), spaces, base, base.data.samples)  # type: ignore[attr-defined]
     data = prepare_data(base)
+    for warning in label_warnings(base):
+        say(f"warning: {warning}")
     output, metric = _compared_by(base, data)
     folder = StudyFolder(settings.out)
     seeds = [base.seed + number for number in range(settings.seeds)]
@@ -141,7 +146,10 @@ def _compared_by(base: TrainRecipe, data: TrainingSet) -> tuple[Output, Metric]:
     column = name if output is outputs[0] else f"{output.name}_{name}"
     if column == MACRO_AP.name:
         return output, MACRO_AP
-    return output, Metric(name=column, title=metric_title(name), higher_is_better=name not in output.lower_is_better)
+    title = metric_title(name).partition(" (")[0].partition(",")[0]  # without its unit: it stands in sentences
+    baseline = "the training mean" if output.vocabulary is None else "the class prior"
+    higher = name not in output.lower_is_better
+    return output, Metric(name=column, title=title, higher_is_better=higher, baseline=baseline)
 
 
 def samples_of(embeddings: str) -> str:
@@ -159,12 +167,11 @@ def _identity(
     settings: StudySettings, spaces: Spaces, base: TrainRecipe, data: TrainingSet, seeds: Sequence[int]
 ) -> dict[str, Any]:
     """What decides a study's result, and so what has to be the same when it goes on."""
-    recipe = base.result_settings()
-    recipe["data"] = {"soft_targets": base.data.soft_targets}
+    beside = {"title", "published", "recipe"}
     return {
         "data": data.fingerprint,
-        "recipe": recipe,
-        "spaces": {space.name: space.model_dump(mode="json", exclude={"title", "published"}) for space in spaces.all},
+        "recipe": result_settings(base),
+        "spaces": {space.name: space.model_dump(mode="json", exclude=beside) for space in spaces.all},
         "seeds": list(seeds),
         "early_stopping": settings.early_stopping,
         "ties": settings.ties,
@@ -194,6 +201,7 @@ def _new_record(
         published=spaces.published,
         data=data_facts(data, output),
         metric=metric,
+        baseline=baseline_of(metric, output, data, "val"),
         versions={
             "python": platform.python_version(), "torch": torch.__version__, "ray": ray.__version__,
             "raymotion": __version__,

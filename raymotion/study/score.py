@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from raymotion.learning.bootstrap import finite, interval, resampled, row_mean, sampling_units
-from raymotion.learning.metrics.average_precision import average_precision, chance_map, interpolated_by_class
+from raymotion.learning.bootstrap import finite, interval, resampled, row_mean
+from raymotion.learning.metrics.average_precision import average_precision, interpolated_by_class
 from raymotion.learning.metrics.f1 import f1_scores
-from raymotion.learning.paired import SparseRanking, mean_over_seeds
+from raymotion.learning.paired import Weighed, mean_over_seeds
 from raymotion.learning.selection import class_thresholds, fit_class_thresholds
 from raymotion.models.outputs.base import Output
 from raymotion.models.outputs.multilabel import MultiLabel
 from raymotion.models.training_set import TrainingSet
-from raymotion.study.data import truth_of
-from raymotion.study.record import ClassScore, Configuration, Estimate, Metric, Spread, WinnerOnTest
+from raymotion.study.data import baseline_of, figure_of, truth_of, units_of
+from raymotion.study.record import MACRO_AP, ClassScore, Configuration, Estimate, Metric, Spread, WinnerOnTest
 
 BOOTSTRAP = 1000
 
@@ -32,41 +33,51 @@ def score_test(
     *,
     seed: int = 0,
 ) -> WinnerOnTest:
-    """A winner's scores on test: means over seeds, and a 95 % interval over the images.
-
-    Of an output with a vocabulary the score is mAP, whatever the epochs were chosen by; of numbers it is the metric.
+    """A winner's scores on test: means over seeds, and a 95 % interval over the images, beside the baseline.
 
     Args:
         test, validation: what it says, (seeds, n, width). Thresholds are fitted on validation.
     """
-    rows = data.splits["test"]
-    if not isinstance(output, MultiLabel):
-        return _score_numbers(name, key, config, test, data, output, metric, seed)
-    truth, validated = truth_of(data, output, "test"), truth_of(data, output, "val")
-    prior = output.rates(data.targets_of(output), data.splits["train"], soft=False)
-    groups = [data.groups[row] for row in rows]
-    ap = np.array(
-        [[average_precision(truth[:, j], own[:, j]) for j in range(truth.shape[1])] for own in test]
-    )  # NaN without a positive
-    interpolated = np.stack([interpolated_by_class(truth, own) for own in test])
-    maps = row_mean(ap)
-    low, high, resamples = map_interval(truth, test, groups, float(maps.mean()), seed=seed)
-    micro, macro = [], []
-    for own, val in zip(test, validation, strict=True):
-        thresholds = fit_class_thresholds(validated, val)
-        found = f1_scores(truth, class_thresholds(own, thresholds), prior=prior, bootstrap=0)
-        micro.append(found.micro.value or 0.0)
-        macro.append(found.macro.value or 0.0)
-    ap_mean, interpolated_mean = row_mean(ap.T), row_mean(interpolated.T)
+    rows, targets = data.splits["test"], data.targets_of(output)
+    units, figure = units_of(data, "test"), figure_of(metric, output)
+    seeds = [output.metrics(targets, rows, own)[figure] for own in test]
+    low, high = score_interval(
+        [output.weighed(figure, targets, rows, own, units) for own in test],
+        int(units.max()) + 1,
+        # Repeated positives inflate average precision.
+        around=float(np.mean(seeds)) if metric == MACRO_AP else None,
+        seed=seed,
+    )
     return WinnerOnTest(
         name=name,
         key=key,
         config=config,
-        score=Estimate(**Spread.of(maps).model_dump(), low=low, high=high, resamples=resamples),
-        chance=chance_map(truth.mean(axis=0)),
-        interpolated=finite(float(row_mean(interpolated).mean())),
-        thresholded={"micro_f1": float(np.mean(micro)), "macro_f1": float(np.mean(macro))},
-        per_class=[
+        score=Estimate(**Spread.of(seeds).model_dump(), low=low, high=high, resamples=BOOTSTRAP),
+        baseline=baseline_of(metric, output, data, "test"),
+        **(_label_scores(test, validation, data, output) if isinstance(output, MultiLabel) else {}),
+    )
+
+
+def _label_scores(test: np.ndarray, validation: np.ndarray, data: TrainingSet, output: MultiLabel) -> dict[str, Any]:
+    """What else there is to say of probabilities, as fields of `WinnerOnTest`."""
+    truth, validated = truth_of(data, output, "test"), truth_of(data, output, "val")
+    prior = output.rates(data.targets_of(output), data.splits["train"], soft=False)
+    ap = np.array(
+        [[average_precision(truth[:, j], own[:, j]) for j in range(truth.shape[1])] for own in test]
+    )  # NaN without a positive
+    interpolated = np.stack([interpolated_by_class(truth, own) for own in test])
+    f1: dict[str, list[float]] = {"micro_f1": [], "macro_f1": []}
+    for own, val in zip(test, validation, strict=True):
+        thresholds = fit_class_thresholds(validated, val)
+        found = f1_scores(truth, class_thresholds(own, thresholds), prior=prior, bootstrap=0)
+        f1["micro_f1"].append(found.micro.value or 0.0)
+        f1["macro_f1"].append(found.macro.value or 0.0)
+    ap_mean, interpolated_mean = row_mean(ap.T), row_mean(interpolated.T)
+    return {
+        "mean_ap": finite(float(row_mean(ap).mean())),
+        "interpolated": finite(float(row_mean(interpolated).mean())),
+        "thresholded": {title: float(np.mean(values)) for title, values in f1.items()},
+        "per_class": [
             ClassScore(
                 label=label,
                 ap=finite(ap_mean[j]),
@@ -76,57 +87,20 @@ def score_test(
             )
             for j, label in enumerate(output.vocabulary.labels)
         ],
-    )
+    }
 
 
-def _score_numbers(
-    name: str,
-    key: str,
-    config: Configuration,
-    test: np.ndarray,
-    data: TrainingSet,
-    output: Output,
-    metric: Metric,
-    seed: int,
-) -> WinnerOnTest:
-    rows, targets = data.splits["test"], data.targets_of(output)
-    groups = [data.groups[row] for row in rows]
-    name_of = metric.name.removeprefix(f"{output.name}_")
-    found = [
-        output.evaluate(targets, rows, own, training=data.splits["train"], seed=seed, groups=groups)["metrics"][name_of]
-        for own in test
-    ]
-    values = [float(own["value"] or 0.0) for own in found]
-    # Of the mean over seeds: the interval of the first one, moved to it. What seeds change, their spread says.
-    moved = [
-        None if found[0][end] is None else found[0][end] - values[0] + float(np.mean(values)) for end in ("low", "high")
-    ]
-    return WinnerOnTest(
-        name=name,
-        key=key,
-        config=config,
-        score=Estimate(
-            **Spread.of(values).model_dump(), low=moved[0], high=moved[1], resamples=found[0]["resamples"] or 0
-        ),
-        chance=found[0]["prior"],
-    )
+def score_interval(
+    weighed: Sequence[Weighed], groups: int, *, seed: int, around: float | None = None
+) -> tuple[float | None, float | None]:
+    """95 % interval of a metric's mean over seeds, over resamples of the groups; None where nothing can be scored.
 
-
-def map_interval(
-    truth: np.ndarray, probabilities: np.ndarray, groups: Sequence[str], value: float, *, seed: int
-) -> tuple[float | None, float | None, int]:
-    """95 % interval of the mean over seeds of mAP, over resamples of the groups; centred on the value.
-
-    Returns:
-        Its ends, None where nothing can be scored, and how many resamples it rests on.
+    Args:
+        weighed: the metric of each seed (`Output.weighed`).
+        around: see `interval`.
     """
-    units = sampling_units(groups, len(truth))
-    rankings = [SparseRanking.of(truth > 0, own, units) for own in probabilities]
-    _, drawn = resampled(
-        lambda counts: mean_over_seeds(rankings, counts), int(units.max()) + 1, resamples=BOOTSTRAP, seed=seed
-    )
-    low, high = interval(drawn[:, 0], value) or (None, None)
-    return low, high, BOOTSTRAP
+    _, drawn = resampled(lambda counts: mean_over_seeds(weighed, counts), groups, resamples=BOOTSTRAP, seed=seed)
+    return interval(drawn[:, 0], around) or (None, None)
 
 
 def interpolated_map(truth: np.ndarray, probabilities: np.ndarray) -> float | None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # What a trial reports after each epoch: see `study.trial.Trial.step`.
 SCORE = "score"
-# What `raymotion study run` calls a plan's workers, CPUs and GPUs.
+# What `raymotion study run` and `raymotion tune` call a plan's workers, CPUs and GPUs.
 OPTIONS = ("--concurrent", "--cpus-per-trial", "--gpus-per-trial")
 # Tune's own logs, snapshots and notices: none of them is read, and each costs time or a line on the terminal.
 QUIET = {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from raymotion.batch.progress import Progress, ProgressKind
-from raymotion.study.record import COMPLETE, Metric, Spread, StageRecord, StudyRecord, TrialRecord
+from raymotion.study.record import COMPLETE, MACRO_AP, Metric, Spread, StageRecord, StudyRecord, TrialRecord
 from raymotion.text_table import table_lines
 
 MOST_TIES = 4
@@ -63,7 +63,8 @@ def stage_lines(record: StudyRecord, stage: StageRecord, of: int) -> list[str]:
     Args:
         of: how many stages there are.
     """
-    title = "joint search" if stage.stage is None else f"stage {stage.stage} of {of}, {stage.name}"
+    numbered = stage.name if of == 1 else f"stage {stage.stage} of {of}, {stage.name}"
+    title = "joint search" if stage.stage is None else numbered
     reused = sum(own.reused_from is not None for own in stage.trials)
     counts = (
         (stage.count("stopped"), "stopped early"),
@@ -73,7 +74,7 @@ def stage_lines(record: StudyRecord, stage: StageRecord, of: int) -> list[str]:
     about = ", ".join(f"{n} {what}" for n, what in counts if n)
     winner, metric = stage.winner, record.metric.title
     score = "" if stage.chosen.score is None else plus_minus(stage.chosen.score)
-    rows = [("carried on", f"{named(stage.chosen.config)}: val {metric} {score}")]
+    rows = [("chosen" if of == 1 else "carried on", f"{named(stage.chosen.config)}: val {metric} {score}")]
     known = record.published_stage(stage)
     if known is not None:
         rows.append(("published", f"{known.test_map:.4f} on test (one seed, its own backbones and data)"))
@@ -93,21 +94,26 @@ def stage_lines(record: StudyRecord, stage: StageRecord, of: int) -> list[str]:
 
 
 def end_lines(record: StudyRecord) -> list[str]:
-    """The end of a study: every winner on test, beside chance and the published figures."""
-    published = record.published_study
-    head = ("test", f"{record.metric.title} ± sd over seeds", "95 % over images", "interpolated", "chance", "published")
-    rows: list[tuple[str, ...]] = []
+    """The end of a study: every winner on test, beside the baseline and the published figures."""
+    metric, published, rows = record.metric, record.published_study, []
     for own in record.entries:
         low, high = own.score.low, own.score.high
-        known = None if published is None else published.stage(own.name)
-        rows.append(
-            (own.name, plus_minus(own.score), "" if low is None or high is None else f"{low:.4f} to {high:.4f}",
-             *("" if value is None else f"{value:.4f}"
-               for value in (own.interpolated, own.chance, known and known.test_map)))
-        )  # fmt: skip
-    lines = table_lines(head, rows)
-    if not record.entries:
-        lines = ["the samples have no test split: nothing was scored on one"]
+        row = {
+            "test": own.name,
+            f"{metric.title} ± sd over seeds": plus_minus(own.score),
+            "95 % over images": "" if low is None or high is None else f"{low:.4f} to {high:.4f}",
+            metric.baseline: _number(own.baseline),
+        }
+        if record.data.labels:
+            row |= {} if metric == MACRO_AP else {"mAP": _number(own.mean_ap)}
+            row["interpolated"] = _number(own.interpolated)
+        if published is not None:
+            known = published.stage(own.name)
+            row["published"] = _number(None if known is None else known.test_map)
+        rows.append(row)
+    lines = ["the samples have no test split: nothing was scored on one"]
+    if rows:
+        lines = table_lines(list(rows[0]), [list(row.values()) for row in rows])
     if record.comparison:
         lines.append(record.comparison.reason)
     if (cost := record.cost) is not None:
@@ -116,6 +122,10 @@ def end_lines(record: StudyRecord) -> list[str]:
             f"{cost.epochs} epochs of {cost.epochs_without_stopping}, {cost.seconds:.0f} s"
         )
     return lines
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def plus_minus(score: Spread) -> str:

@@ -30,11 +30,11 @@ from raymotion.train.recipe import find_recipe, kind_of, read_recipe
 Choices = list[Any] | dict[str, Any]
 # A key of a configuration's trial, the varied fields of it, and all of its fields.
 Cell = tuple[str, Configuration, Configuration]
-# What a study cannot vary: where the data are, how long everything trains (early stopping counts in the base's
+# What a study cannot vary: which data there are, how long everything trains (early stopping counts in the base's
 # epochs), by which metric the best epoch is chosen (trials are compared by it), and what training is done with.
 NOT_SEARCHED = (
-    "kind", "data.samples", "data.embeddings", "seed", "workers", "use_gpu", "autoscale", "failures",
-    "optimiser.epochs", "select_by",
+    "kind", "data.samples", "data.labels", "data.val_fraction", "data.features", "data.embeddings", "seed", "workers",
+    "use_gpu", "autoscale", "failures", "optimiser.epochs", "select_by",
 )  # fmt: skip
 
 
@@ -53,15 +53,15 @@ class Space(Settings, ABC):
     """What stages and the joint search share.
 
     Attributes:
-        recipe: that the fields are laid over; in the first stage and the joint search.
+        recipe: that the fields are laid over, unless the command names one.
         fixed: dotted field -> value, for this space alone.
         stopping: None trains every configuration to its end.
         published: name of the published study whose numbers stand beside ours (a module of `raymotion.published`).
     """
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    title: str
-    recipe: str = "fusion-emotic"
+    name: str = Field("search", pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    title: str = "Search"
+    recipe: str | None = None
     fixed: dict[str, Any] = {}
     stopping: Stopping | None = Stopping()
     published: str | None = None
@@ -201,19 +201,16 @@ def read_spaces(folder: storage.PathLike) -> Spaces:
         InputError: no spaces there; one that says what no study can do: names the file and the field.
     """
     path = str(folder)
-    if not storage.is_remote(path) and not Path(path).is_dir() and Path(path).parts[:1] == ("tune_spaces",):
+    if not storage.is_remote(path) and not Path(path).exists() and Path(path).parts[:1] == ("tune_spaces",):
         path = str(spaces_folder().joinpath(*Path(path).parts[1:]))  # from any folder, not only from a checkout's root
-    if path.endswith((".yaml", ".yml")):
-        single = load_settings(StageSpace, file=path)
-        return Spaces(path, (single,), None, {single.name: path})
-    names = [name for name in storage.list_names(path) if name.endswith(".yaml")]
+    single = path.endswith((".yaml", ".yml"))
+    names = [] if single else [name for name in storage.list_names(path) if name.endswith(".yaml")]
     stages: dict[int, StageSpace] = {}
     joint: JointSpace | None = None
     files: dict[str, str] = {}
-    for name in names:
-        file = storage.join(path, name)
+    for file in [path] if single else [storage.join(path, name) for name in names]:
         space: Space
-        if name == f"{JOINT}.yaml":
+        if not single and file.endswith(f"/{JOINT}.yaml"):
             space = joint = load_settings(JointSpace, file=file, options={"name": JOINT})
         else:
             space = stage = load_settings(StageSpace, file=file)
@@ -229,7 +226,7 @@ def read_spaces(folder: storage.PathLike) -> Spaces:
         raise InputError("holds no stage of a study", path=folder, remedy="Name a folder such as tune_spaces/emotic/.")
     found = Spaces(path, tuple(stages[number] for number in sorted(stages)), joint, files)
     for what, said in (
-        ("start from several recipes", {space.recipe for space in found.all}),
+        ("start from several recipes", {space.recipe for space in found.all if space.recipe}),
         ("name several published studies", {space.published for space in found.all if space.published}),
     ):
         if len(said) > 1:
@@ -250,12 +247,12 @@ def base_recipe(
         recipe: in place of the one that the spaces name.
 
     Raises:
-        InputError: no such recipe, or one that does not say what to train on.
+        InputError: none is named, or there is no such recipe.
     """
-    path = find_recipe(recipe or spaces.all[0].recipe)
-    found = read_recipe(path, options=dict(options or {}), assignments=tuple(assignments))
-    found.require_data(path)
-    return found
+    named = recipe or next((space.recipe for space in spaces.all if space.recipe), None)
+    if named is None:
+        raise InputError("names no recipe", path=spaces.folder, remedy="Write `recipe: NAME`, or give --recipe.")
+    return read_recipe(find_recipe(named), options=dict(options or {}), assignments=tuple(assignments))
 
 
 def build_recipe(base: TrainRecipe, spaces: Spaces, config: Configuration, *, where: object = None) -> TrainRecipe:
@@ -292,10 +289,24 @@ def check_spaces(spaces: Spaces, base: TrainRecipe) -> None:
     Raises:
         InputError: with the file and the field.
     """
+    prepared = _preparation(base)
     for space in spaces.all:
+        where = spaces.files[space.name]
         for name, choices in space.options.items():
             for label in labels_of(choices):
-                build_recipe(base, spaces, {**space.fixed, name: label}, where=spaces.files[space.name])
+                recipe = build_recipe(base, spaces, {**space.fixed, name: label}, where=where)
+                # A combination may be refused where the choice itself is fine.
+                if refusal(recipe) is None and _preparation(recipe) != prepared:
+                    raise InputError(
+                        f"{name} = {label!r}: the data would have to be prepared anew, and a study prepares them once",
+                        path=where,
+                        remedy=f"Leave {name} out, and give its value with --set.",
+                    )
+
+
+def _preparation(recipe: TrainRecipe) -> list[Any]:
+    """What the data of a recipe are prepared by."""
+    return [[own.name, own.preparation()] for own in kind_of(recipe).inputs(recipe)]
 
 
 def refusal(recipe: TrainRecipe) -> str | None:
@@ -309,12 +320,16 @@ def refusal(recipe: TrainRecipe) -> str | None:
 
 def trial_key(recipe: TrainRecipe, seeds: Sequence[int], data_fingerprint: str) -> str:
     """16 hex digits of everything that decides a trial's result; where the data lie does not."""
-    settings = recipe.result_settings()
+    settings = result_settings(recipe)
     del settings["seed"]
-    settings["data"] = {
-        name: value for name, value in settings["data"].items() if f"data.{name}" not in NOT_SEARCHED
-    }  # fmt: skip
     return digest_of({"recipe": settings, "seeds": list(seeds), "data": data_fingerprint})
+
+
+def result_settings(recipe: TrainRecipe) -> dict[str, Any]:
+    """The settings that decide a result, but not where the data lie."""
+    settings = recipe.result_settings()
+    settings["data"] = {name: own for name, own in settings["data"].items() if f"data.{name}" not in recipe.places}
+    return settings
 
 
 def first_configuration(spaces: Spaces, base: TrainRecipe) -> Configuration:

@@ -6,23 +6,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 
 from raymotion.batch.progress import ProgressKind
 from raymotion.errors import RunFailed
-from raymotion.learning.paired import PairedGain, paired_gain, paired_map_gain
-from raymotion.models.outputs.base import Output, choose_metric
+from raymotion.learning.paired import PairedGain, paired_gain
+from raymotion.models.outputs.base import Output
 from raymotion.models.recipe import TrainRecipe
 from raymotion.models.training_set import TrainingSet
 from raymotion.study.cost import busy_seconds, cost, epochs_of
-from raymotion.study.data import ids_of, truth_of
+from raymotion.study.data import figure_of, ids_of, truth_of, units_of
 from raymotion.study.record import (
     COMPLETE,
     FAILED,
     JOINT,
-    MACRO_AP,
     STOPPED,
     Configuration,
     LeftOut,
@@ -92,20 +90,16 @@ class Search:
         """Validation's targets (n, width)."""
         return truth_of(self.data, self.output, "val")
 
-    @property
-    def gain(self) -> Callable[[np.ndarray, np.ndarray], PairedGain]:
-        """How much better one validation prediction is than another, in the study's metric."""
-        rows = self.data.splits["val"]
-        groups = [self.data.groups[row] for row in rows]
-        if self.output.vocabulary is not None and self.record.metric == MACRO_AP:
-            return partial(paired_map_gain, self.truth, groups=groups, seed=self.base.seed)
-        targets, output = self.data.targets_of(self.output), self.output
-        name, sign = choose_metric(self.base.select_by, [output])[1], self.record.metric.gain(1.0)
-
-        def measure(some: np.ndarray, values: np.ndarray) -> float:
-            return sign * output.metrics(targets, rows[some], values)[name]
-
-        return partial(paired_gain, measure, groups=groups, seed=self.base.seed)
+    def gain(self, first: np.ndarray, second: np.ndarray) -> PairedGain:
+        """How much better one prediction of validation, (seeds, n, width), is than another, in the study's metric."""
+        rows, units, targets = self.data.splits["val"], units_of(self.data, "val"), self.data.targets_of(self.output)
+        metric = self.record.metric
+        figure = figure_of(metric, self.output)
+        both = [[self.output.weighed(figure, targets, rows, own, units) for own in each] for each in (first, second)]
+        return paired_gain(
+            *(both if metric.higher_is_better else reversed(both)),
+            groups=int(units.max()) + 1, numbers=first[0].size, seed=self.base.seed,
+        )  # fmt: skip
 
 
 def run_stages(study: Search) -> None:

@@ -553,7 +553,7 @@ def test_a_select_that_is_under_way_says_what_it_writes(tmp_path: Path, monkeypa
     labelled(tmp_path / "labels")
     policy, out = SelectionPolicy(policy="threshold", threshold=0.5), tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("raymotion.batch.choice.judge", lambda *_: 1 / 0)
+        patch.setattr("raymotion.batch.choice.check_labels", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             select(tmp_path / "labels", out, policy)
     begun = json.loads((out / "_job.json").read_text())

@@ -181,7 +181,7 @@ def write_study(folder: Path) -> Path:
             "name": name, "key": key, "config": config,
             "score": {**spread(macro), "low": mean - 0.011, "high": mean + 0.012, "resamples": 1000},
             "interpolated": mean + 0.01,
-            "chance": float(truth["test"].mean()), "thresholded": {"micro_f1": 0.41, "macro_f1": 0.33},
+            "baseline": float(truth["test"].mean()), "thresholded": {"micro_f1": 0.41, "macro_f1": 0.33},
             "per_class": per_class, "files": files,
         }  # fmt: skip
 
@@ -265,7 +265,7 @@ def write_study(folder: Path) -> Path:
             "seeds": list(SEEDS),
             "data": {"samples": "emotic.parquet",
                      "counts": {"rows": 404, "without_labels": 0, "without_split": 0, "without_embeddings": 0},
-                     "splits": {name: {"persons": n, "images": n // 2} for name, n in PERSONS.items()},
+                     "splits": {name: {"samples": n, "images": n // 2} for name, n in PERSONS.items()},
                      "targets": {name: targets_digest(ids[name], truth[name]) for name in truth},
                      "labels": list(LABELS), "prevalence": prevalence},
             "versions": {"python": "3.11", "torch": "2.15"},
@@ -528,7 +528,7 @@ def test_synthetic_data_and_random_backbones_can_not_be_missed(study, page, chan
 
     def real(record: dict[str, Any]) -> None:
         for name, persons in (("train", 23_266), ("val", 3_300), ("test", 7_203)):
-            record["data"]["splits"][name]["persons"] = persons
+            record["data"]["splits"][name]["samples"] = persons
         record["settings"]["embeddings"] = []
 
     text, summary = changed(real)
@@ -650,8 +650,8 @@ def test_what_is_missing_is_said_and_no_error(changed, change, says):
         (None, ""),
         ("order", ""),  # predictions are joined by id
         ("labels", "the split test has other labels"),
-        ("val", "the split val has other persons"),
-        ("test", "the split test has other persons"),
+        ("val", "the split val has other samples"),
+        ("test", "the split test has other samples"),
         ("gone", "sample table of the study was not found"),
     ],
 )

@@ -50,7 +50,7 @@ def write_features(
         for i in range(persons)
     ]  # fmt: skip
     samples = str(folder / "samples.parquet")
-    write_samples(samples, table_from_rows(rows, vocabulary))
+    write_samples(samples, table_from_rows(rows, vocabulary, scale=(1, 10)))
     shapes = {
         FeatureKey(stream, name, level): FeatureShape(views, dim)
         for name in backbones for stream in STREAMS for level, views in levels.items()

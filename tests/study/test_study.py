@@ -23,10 +23,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
-from raymotion.cli.study_report import report
 
 from raymotion import records, storage
 from raymotion.batch.cluster import connect
+from raymotion.cli.study import report
 from raymotion.data.embedding_layout import FeatureKey
 from raymotion.data.samples import read_samples, vocabulary_of, write_samples
 from raymotion.data.streams import LEVELS, STREAMS
@@ -35,14 +35,16 @@ from raymotion.folders import lock as folder_lock
 from raymotion.folders.owner import Owner
 from raymotion.learning.paired import paired_map_gain
 from raymotion.models.fusion.recipe import FusionRecipe
+from raymotion.models.training_set import TrainingSet
 from raymotion.published.metrics import from_text
-from raymotion.study.data import StudyData, ids_of, prepare
+from raymotion.study.data import ids_of
 from raymotion.study.features import needs_of, require_features
 from raymotion.study.record import JOINT, StudyFolder, StudyRecord, TrialRecord
 from raymotion.study.run import run_study
 from raymotion.study.settings import StudySettings
 from raymotion.study.space import Stopping, base_recipe, read_spaces
 from raymotion.study.stages import is_final
+from raymotion.train.prepare import prepare_data
 
 pytestmark = pytest.mark.timeout(400)  # on a busy machine Ray and its actors take a minute to start
 
@@ -75,12 +77,20 @@ def finished(place: Path, ray_local: Any) -> tuple[Path, StudyRecord, list[str]]
     return place / "out", record, lines
 
 
-def data_of(place: Path) -> StudyData:
-    return prepare(
+def data_of(place: Path) -> TrainingSet:
+    return prepare_data(
         FusionRecipe.model_validate(
-            {"data": {"samples": str(place / "samples.parquet"), "embeddings": [str(place / "embeddings")]}}
+            {
+                "kind": "fusion",
+                "backbones": {"context": "poor", "body": "good", "face": "good"},
+                "data": {"samples": str(place / "samples.parquet"), "embeddings": [str(place / "embeddings")]},
+            }
         )
     )
+
+
+def hard(data: TrainingSet) -> np.ndarray:
+    return data.targets["emotions"].arrays["hard"]
 
 
 def trials(out: Path) -> dict[str, tuple[int, int]]:
@@ -124,7 +134,7 @@ def test_choices_and_comparison_follow_from_validation(
     out, record, _ = finished
     data, folder = data_of(place), StudyFolder(out)
     rows = data.splits["val"]
-    truth, groups = data.hard[rows], [data.groups[row] for row in rows]
+    truth, groups = hard(data)[rows], [data.groups[row] for row in rows]
     ids = [data.sample_ids[row] for row in rows]
     for stage in record.stages:
         spreads = {own.key: own.score for own in stage.complete if own.score}
@@ -154,7 +164,7 @@ def test_test_is_scored_once_at_the_end_for_every_winner(
     data = data_of(place)
     assert [own.name for own in record.entries] == ["backbones", "loss", JOINT]
     for own in record.entries:
-        assert own.chance == pytest.approx(data.hard[data.splits["test"]].mean(axis=0).mean())
+        assert own.baseline == pytest.approx(hard(data)[data.splits["test"]].mean(axis=0).mean())
         assert own.score.low is not None and own.score.high is not None
         assert own.score.low < own.score.mean < own.score.high and len(own.score.seeds) == 2
         assert len(own.per_class) == 5

@@ -190,7 +190,7 @@ def evaluate(
     of_prior = _per_sample(truth, soft, np.broadcast_to(rates, truth.shape), ks)
     of_constant = _per_sample(truth, soft, np.broadcast_to(own_rates, truth.shape), ks)
     # The lowest BCE of any constant is that of the rates of the very targets it is measured with.
-    of_constant["bce"] = (_row_bce(soft, np.broadcast_to(soft.mean(axis=0), soft.shape)), np.ones(n))
+    of_constant["bce"] = (row_bce(soft, np.broadcast_to(soft.mean(axis=0), soft.shape)), np.ones(n))
 
     metrics = ratio_metrics(
         columns,
@@ -225,7 +225,7 @@ def evaluate(
 
 def bce(targets: np.ndarray, probabilities: np.ndarray) -> float:
     """Binary cross-entropy in nats, mean over the samples and labels of two (n, L) arrays."""
-    return float(_row_bce(np.asarray(targets, dtype=np.float64), np.asarray(probabilities, dtype=np.float64)).mean())
+    return float(row_bce(np.asarray(targets, dtype=np.float64), np.asarray(probabilities, dtype=np.float64)).mean())
 
 
 def top_k_hits(targets: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -268,7 +268,7 @@ def checked(name: str, value: np.ndarray, shape: tuple[int, ...] | None = None) 
     return array
 
 
-def _row_bce(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+def row_bce(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     p = np.clip(probabilities, EPSILON, 1 - EPSILON)
     return np.asarray(-(targets * np.log(p) + (1 - targets) * np.log1p(-p)).mean(axis=1))
 
@@ -278,7 +278,7 @@ def _per_sample(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Every metric that is a ratio of sums over samples, as numerators and denominators of shape (n,)."""
     ones = np.ones(len(truth))
-    result = {"bce": (_row_bce(soft, scores), ones)}
+    result = {"bce": (row_bce(soft, scores), ones)}
     for k in ks:
         result[f"top_{k}"] = (top_k_hits(truth, scores, k)[0], ones)
     hits = top_k_hits(truth, scores, RECALL_K)[1]

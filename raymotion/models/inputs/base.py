@@ -208,6 +208,10 @@ class Input(ABC):
             InputError: what the input needs is missing, or is of other samples.
         """
 
+    def preparation(self) -> list[Any]:
+        """What `prepare` goes by besides the table, as JSON values: a search prepares once, and cannot vary it."""
+        return []
+
     def bind(self, prepared: Prepared, training: np.ndarray) -> Prepared:
         """What one recipe reads of data that were prepared for several; mostly all of it.
 

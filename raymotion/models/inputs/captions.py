@@ -257,6 +257,9 @@ class Captions(Input):
             max_length=self.max_length,
         )
 
+    def preparation(self) -> list[Any]:
+        return [self.max_length, self.source, self.size]
+
     def _made(self, captions: Sequence[str]) -> PreTrainedTokenizerFast:
         if self.source != "train":
             return load_tokenizer(self.source)

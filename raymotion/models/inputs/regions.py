@@ -109,6 +109,9 @@ class RegionInput(Input):
             )
         return prepared
 
+    def preparation(self) -> list[Any]:
+        return [self.folder]
+
     def load(self, folder: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> PreparedRegions:
         return PreparedRegions(RegionFeatures(meta["features"]), meta["sample_ids"])
 

@@ -446,6 +446,9 @@ class CropInput(PersonInput):
         uris, groups, ids = columns
         return PreparedCrops(self, uris, groups, ids, boxes)
 
+    def preparation(self) -> list[Any]:
+        return [self.to_dict()]
+
     def load(self, folder: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> PreparedCrops:
         boxes = {name: arrays[f"box_{name}"] for name in BOXED}
         source = CropInput.from_dict(meta["input"], where=folder, folder=folder)

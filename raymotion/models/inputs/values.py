@@ -113,6 +113,9 @@ class ValuesInput(Input):
             self.mean, self.std = mean, np.where(std < 1e-9, 1.0, std)
         return PreparedValues(self._standardised(raw), self)
 
+    def preparation(self) -> list[Any]:
+        return list(self.columns)
+
     def load(self, folder: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> PreparedValues:
         return PreparedValues(arrays["values"], ValuesInput.from_dict(meta, where=folder, folder=folder))
 

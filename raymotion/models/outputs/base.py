@@ -7,7 +7,7 @@ values.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -176,6 +176,29 @@ class Output(ABC):
     @abstractmethod
     def metrics(self, targets: Targets, rows: np.ndarray, values: np.ndarray) -> dict[str, float]:
         """The figures of an epoch, of decoded values (rows, width) of a split."""
+
+    @abstractmethod
+    def baseline(self, targets: Targets, training: np.ndarray) -> np.ndarray:
+        """(width,) decoded: what is said of every sample by one who knows the training rows and never looks at any."""
+
+    def weighed(
+        self, metric: str, targets: Targets, rows: np.ndarray, values: np.ndarray, units: np.ndarray
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        """One of `metrics` of some rows, by how often each is drawn: what a bootstrap interval is made of.
+
+        Args:
+            values: decoded, (rows, width).
+            units: (rows,) which group each row belongs to (`learning.bootstrap.sampling_units`).
+
+        Returns:
+            a function from counts (B, groups), how often each group is drawn, to the metric of each draw, (B,).
+        """
+
+        def measure(counts: np.ndarray) -> np.ndarray:
+            drawn = [np.repeat(np.arange(len(rows)), own) for own in counts[:, units].astype(np.int64)]
+            return np.array([self.metrics(targets, rows[some], values[some])[metric] for some in drawn])
+
+        return measure
 
     @abstractmethod
     def evaluate(

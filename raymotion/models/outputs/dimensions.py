@@ -158,9 +158,8 @@ class Dimensions(Output):
         """Makes the training means a head's first answer: a few epochs do not climb there from 0."""
         import torch
 
-        means = np.nan_to_num(self.mean(targets, training) / self.unit, nan=sum(self.scale) / 2 / self.unit)
         with torch.no_grad():
-            head.bias.copy_(torch.from_numpy(means))
+            head.bias.copy_(torch.from_numpy(self.baseline(targets, training) / self.unit))
 
     def batch(self, targets: Targets, rows: np.ndarray, device: str) -> dict[str, Tensor]:
         import torch
@@ -172,6 +171,10 @@ class Dimensions(Output):
 
     def decode(self, raw: Tensor) -> Tensor:
         return raw.float() * self.unit
+
+    def baseline(self, targets: Targets, training: np.ndarray) -> np.ndarray:
+        """The means of the training rows; where nothing is known, the middle of the scale."""
+        return np.nan_to_num(self.mean(targets, training), nan=sum(self.scale) / 2)
 
     def metrics(self, targets: Targets, rows: np.ndarray, values: np.ndarray) -> dict[str, float]:
         """Means over the dimensions, of those that are known; constant answers have a correlation of 0."""

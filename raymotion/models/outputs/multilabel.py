@@ -13,12 +13,14 @@ import pyarrow.compute as pc
 from raymotion.config import digest_of
 from raymotion.data.samples import targets as label_targets
 from raymotion.errors import InputError
+from raymotion.learning.bootstrap import ratio
 from raymotion.learning.losses.distillation import distillation_loss
 from raymotion.learning.losses.multilabel import MultiLabelLoss, make_loss, probabilities_of
 from raymotion.learning.metrics.average_precision import average_precision, chance_map, interpolated_by_class
-from raymotion.learning.metrics.multilabel import LOWER_IS_BETTER
+from raymotion.learning.metrics.multilabel import LOWER_IS_BETTER, row_bce
 from raymotion.learning.metrics.multilabel import bce as binary_cross_entropy
 from raymotion.learning.metrics.multilabel import evaluate as evaluate_labels
+from raymotion.learning.paired import SparseRanking
 from raymotion.learning.selection import fit_class_thresholds
 from raymotion.models.finite import is_number
 from raymotion.models.outputs.base import DataFacts, Output, Targets, read_loss
@@ -184,6 +186,19 @@ class MultiLabel(Output):
             "bce": binary_cross_entropy(self.learned(targets)[rows], values),
             "macro_ap": float(np.mean([average_precision(hard[:, j], values[:, j]) for j in columns])),
         }
+
+    def baseline(self, targets: Targets, training: np.ndarray) -> np.ndarray:
+        """The class prior."""
+        return self.rates(targets, training)
+
+    def weighed(
+        self, metric: str, targets: Targets, rows: np.ndarray, values: np.ndarray, units: np.ndarray
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        if metric == "macro_ap":
+            return SparseRanking.of(targets.arrays[HARD][rows] > 0, values, units)
+        losses = row_bce(self.learned(targets)[rows].astype(np.float64), values.astype(np.float64))
+        total, size = np.bincount(units, losses), np.bincount(units)
+        return lambda counts: ratio(counts @ total, counts @ size)
 
     def evaluate(
         self,
