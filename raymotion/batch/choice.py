@@ -155,7 +155,9 @@ def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectionPol
             raise Damaged("is not what was committed", path=path, remedy=VERIFY)
         storage.write_bytes(storage.join(target, name), data)
     model = record["model"]
-    collapse = check_labels(target, vocabulary, model.get("prior"), model.get("validation"), record.get("notices") or ())
+    collapse = check_labels(
+        target, vocabulary, model.get("prior"), model.get("validation"), record.get("notices") or ()
+    )
     chosen |= {"choice": choice, "collapse": collapse}
     write_card(target, chosen)
     write_job(target, chosen)

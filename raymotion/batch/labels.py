@@ -11,7 +11,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from raymotion.batch import ledger
-from raymotion.batch.choice import choose_globally, check_labels, with_choice
+from raymotion.batch.choice import check_labels, choose_globally, with_choice
 from raymotion.batch.job import JobSummary, run_job
 from raymotion.batch.label_dataset import read_parts
 from raymotion.batch.progress import ProgressKind

@@ -10,15 +10,13 @@ from typing import Any, get_args
 import click
 from pydantic import BaseModel
 
-from raymotion.errors import InputError
-
-KINDS = "raymotion.models.registry:KINDS"
-# What is listed: a title, and a table of names as `module:table`.
+# What is listed beside the kinds: a title, and a table of names as `module:table`.
 TABLES = {
-    "Kinds": KINDS,
     "Inputs": "raymotion.models.inputs.table:INPUTS",
     "Outputs": "raymotion.models.outputs.table:OUTPUTS",
     "Losses of a multi-label output": "raymotion.learning.losses.multilabel:LOSSES",
+    "Losses of numbers": "raymotion.learning.losses.dimensions:LOSSES",
+    "Fusion networks": "raymotion.models.fusion.config:FUSIONS",
     "Region extractors": "raymotion.models.vision.regions:ARCHITECTURES",
     "Backbones, beside every other name of timm's": "raymotion.models.vision.backbones:ALIASES",
 }
@@ -29,20 +27,23 @@ TABLES = {
 def models(name: str | None) -> None:
     """List the kinds of model that can be trained, and their inputs, outputs and losses.
 
-    With NAME, a kind: what it is, and every setting of its recipe with type and default, as --set takes it. A kind that
-    is not listed is named by its address, my_package.my_module:MyKind.
+    With NAME, a kind: what it is, and every setting of its recipe with type and default, as --set takes it. A kind of
+    your own is listed where its package is installed, and can be named as my_package.my_module:MyKind.
 
     \b
     Example:
       raymotion models
       raymotion models student
     """
+    from raymotion.models.registry import get_kind, kind_names
+
     formatter = click.HelpFormatter(max_width=120)
     if name is None:
+        _section(formatter, "Kinds", [(own, _summary(type(get_kind(own)))) for own in kind_names()])
         for title, address in TABLES.items():
             _section(formatter, title, _entries(_load(address)))
     else:
-        kind = _find(name)
+        kind = type(get_kind(name, may_import=True))
         formatter.write_text(inspect.getdoc(kind) or name)
         _section(formatter, "Settings of its recipe", list(_settings(kind.recipe)))
     click.echo(formatter.getvalue().strip())
@@ -50,7 +51,10 @@ def models(name: str | None) -> None:
 
 def _section(formatter: click.HelpFormatter, title: str, rows: list[tuple[str, str]]) -> None:
     with formatter.section(title):
-        formatter.write_dl(rows, col_max=40)
+        if any(told for _, told in rows):
+            formatter.write_dl(rows, col_max=40)
+        else:
+            formatter.write_text(", ".join(name for name, _ in rows))
 
 
 def _load(address: str) -> Any:
@@ -59,31 +63,22 @@ def _load(address: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
-def _entries(table: Any) -> list[tuple[str, str]]:
-    """The names of a table, each with the first line about the class that it stands for, or with what it is short for.
-
-    Names that stand for neither share one line.
-    """
-    if not (isinstance(table, Mapping) and all(isinstance(value, str) for value in table.values())):
-        return [(", ".join(table), "")]
-    return [(name, _first_line(value) if ":" in value else value) for name, value in table.items()]
+def _entries(table: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The names of a table, each with the first line about what it stands for, or with what it is short for."""
+    return [(name, _entry(value)) for name, value in table.items()]
 
 
-def _first_line(address: str) -> str:
-    try:
-        return (inspect.getdoc(_load(address)) or "").partition("\n")[0]
-    except (ImportError, AttributeError) as error:  # somebody else's: it does not hide the others
-        return f"cannot be imported: {error}"
+def _entry(value: Any) -> str:
+    place = getattr(value, "network", value)  # of a fusion network
+    if isinstance(place, type):
+        return _summary(place)
+    if not isinstance(place, str):
+        return ""
+    return _summary(_load(place)) if ":" in place else place
 
 
-def _find(name: str) -> Any:
-    kinds = _load(KINDS)
-    if name not in kinds and ":" not in name:
-        raise InputError(f"no kind of model is called {name!r}", remedy=f"Choose from {', '.join(kinds)}.")
-    try:
-        return _load(kinds.get(name, name))
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"the kind {name} cannot be imported: {error}", remedy="Write module:Class.") from error
+def _summary(what: Any) -> str:
+    return (inspect.getdoc(what) or "").partition("\n")[0]
 
 
 def _settings(recipe: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -72,7 +72,7 @@ def test_nothing_else_is_overwritten(teacher: Path, tmp_path: Path) -> None:
     before = contents(other)
     with pytest.raises(InputError, match=r"other: holds another checkpoint \([0-9a-f]{16}\).*--overwrite"):
         hub.push(teacher, other)
-    with pytest.raises(InputError, match="which is no part of a checkpoint"):
+    with pytest.raises(InputError, match="not part of a checkpoint"):
         hub.push(other, teacher)
     with pytest.raises(InputError, match="is the checkpoint itself"):
         hub.push(other, other)
@@ -118,7 +118,7 @@ def test_a_name_that_could_be_both_is_not_guessed(
     with pytest.raises(InputError, match=told):
         hub.push(teacher, "owner/name")
     hub.pull("./owner/name", tmp_path / "out")
-    with pytest.raises(InputError, match="hf://owner: is no repository"):
+    with pytest.raises(InputError, match="hf://owner: is not a repository"):
         hub.pull("hf://owner", tmp_path / "out2")
 
 

@@ -207,7 +207,7 @@ def test_a_damaged_picture_is_refused_or_read_with_a_note(tmp_path: Path) -> Non
         ("", "is a folder"),
         (np.zeros((5, 5, 4), np.uint8), r"shape \(5, 5, 4\)"),
         (np.zeros((5, 5, 3)), "float64"),
-        (7, "a int is no picture"),
+        (7, "int is not a picture"),
     ],
 )
 def test_a_picture_that_is_none_is_named(folder: Path, tmp_path: Path, image: Any, message: str) -> None:
