@@ -7,6 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.metrics import (
+    average_precision_score,
+    log_loss,
+    mean_absolute_error,
+    r2_score,
+    root_mean_squared_error,
+)
 
 from raymotion.learning.bootstrap import resample_counts, sampling_units
 from raymotion.models.outputs.base import DataFacts, Output, Targets
@@ -41,6 +48,32 @@ GIVEN: dict[str, tuple[Output, Targets, np.ndarray]] = {
 }  # fmt: skip
 
 
+def of_columns(measure: Any) -> Any:
+    """A metric of numbers, the mean over the dimensions, of what is known."""
+
+    def mean(output: Output, targets: Targets, rows: np.ndarray, values: np.ndarray) -> float:
+        truth = targets.arrays["values"][rows]
+        known = ~np.isnan(truth)
+        return float(np.mean([measure(truth[known[:, j], j], values[known[:, j], j]) for j in range(2)]))
+
+    return mean
+
+
+def of_labels(measure: Any) -> Any:
+    return lambda output, targets, rows, values: measure(targets.arrays["hard"][rows], values)
+
+
+FIGURES: dict[str, Any] = {
+    "mae": of_columns(mean_absolute_error),
+    "rmse": of_columns(root_mean_squared_error),
+    "r2": of_columns(r2_score),
+    "pearson": of_columns(lambda y, p: stats.pearsonr(y, p).statistic),
+    "ccc": of_columns(lambda y, p: ccc(y, p)),
+    "bce": of_labels(lambda y, p: np.mean([log_loss(y[:, j], p[:, j], labels=[0, 1]) for j in range(3)])),
+    "macro_ap": of_labels(lambda y, p: average_precision_score(y, p, average="macro")),
+}
+
+
 @pytest.mark.parametrize(("of", "metric"), [(of, name) for of in GIVEN for name in GIVEN[of][0].metric_names])
 def test_a_weight_is_a_row_that_stands_there_as_often(of: str, metric: str) -> None:
     """Of some rows of a table, drawn by image: the metric of the repeated rows."""
@@ -50,9 +83,22 @@ def test_a_weight_is_a_row_that_stands_there_as_often(of: str, metric: str) -> N
     weighed = output.weighed(metric, targets, rows, said[0, rows], units)
     counts = next(iter(resample_counts(20, 5, 1, 5)))
     repeated = [np.repeat(rows, own.astype(int)[units]) for own in counts]
-    expected = [output.metrics(targets, some, said[0, some])[metric] for some in repeated]
+    expected = [FIGURES[metric](output, targets, some, said[0, some]) for some in repeated]
     assert weighed(counts) == pytest.approx(expected, abs=1e-6)
+    assert [output.metrics(targets, some, said[0, some])[metric] for some in repeated] == pytest.approx(
+        expected, abs=1e-6
+    )
     assert weighed(np.ones((1, 20)))[0] == pytest.approx(output.metrics(targets, rows, said[0, rows])[metric], abs=1e-6)
+
+
+def test_what_is_constant_or_not_known_has_no_correlation_and_no_nan() -> None:
+    truth = np.array([[3.3, np.nan], [3.3, np.nan], [3.3, np.nan]], dtype=np.float32)
+    targets = Targets({"values": truth}, np.ones(3, dtype=bool))
+    found = NUMBERS.metrics(targets, np.arange(3), np.full((3, 2), 2.3, dtype=np.float32))
+    assert found == pytest.approx({"r2": 0, "mae": 1, "rmse": 1, "pearson": 0, "ccc": 0}, abs=1e-6)
+    nothing = Targets({"values": truth * np.nan}, np.zeros(3, dtype=bool))
+    assert set(NUMBERS.metrics(nothing, np.arange(3), np.ones((3, 2))).values()) == {0.0}
+    assert np.isnan(NUMBERS.weighed("mae", targets, np.arange(3), np.ones((3, 2)), np.arange(3))(np.zeros((1, 3)))[0])
 
 
 def ccc(y: np.ndarray, p: np.ndarray) -> float:

@@ -14,7 +14,7 @@ correlation, which counts as 0 here, and its CCC is 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -143,6 +143,49 @@ class _Column:
         a, b = ranks
         means = [(weights * product).sum(axis=1) for product in (a * b, a * a, b * b)]
         return _correlation(*means)
+
+
+def weighed_figures(
+    truth: np.ndarray, values: np.ndarray, units: np.ndarray
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """The cheap metrics, of a mean over the dimensions, by how often each group of samples is drawn.
+
+    Args:
+        truth: (n, D), NaN where not known. values: (n, D) predictions.
+        units: (n,) the group of each sample (`learning.bootstrap.sampling_units`).
+
+    Returns:
+        a function from counts (B, groups) to `r2`, `mae`, `rmse`, `pearson` and `ccc`, (B,) each. What is not defined
+        for constant values counts as 0, as it does for a constant answer; NaN where nothing is known.
+    """
+    groups = int(units.max()) + 1 if len(units) else 1
+    sums, offsets = [], []
+    for own, said in zip(np.asarray(truth, np.float64).T, np.asarray(values, np.float64).T, strict=True):
+        known = ~np.isnan(own)
+        y, p = own[known], said[known]
+        means = (y.mean(), p.mean()) if len(y) else (0.0, 0.0)
+        a, b, error = y - means[0], p - means[1], y - p
+        of_each = (np.ones(len(y)), a, b, a * a, b * b, a * b, np.abs(error), error * error)
+        sums.append(np.stack([np.bincount(units[known], of, minlength=groups) for of in of_each], axis=1))
+        offsets.append(means[1] - means[0])
+
+    def figures(counts: np.ndarray) -> dict[str, np.ndarray]:
+        each: dict[str, list[np.ndarray]] = {}
+        for own, offset in zip(sums, offsets, strict=True):
+            total = counts @ own
+            some = total[:, 0] > 0
+            mean_y, mean_p, yy, pp, yp, absolute, squared = ratio(total[:, 1:], total[:, :1].repeat(7, axis=1)).T
+            of_y, of_p, both = _variance(yy, mean_y), _variance(pp, mean_p), yp - mean_y * mean_p
+            found = {
+                "r2": 1.0 - ratio(squared, of_y), "mae": absolute, "rmse": np.sqrt(squared),
+                "pearson": _correlation(both, of_y, of_p),
+                "ccc": ratio(2 * both, of_y + of_p + (mean_p - mean_y + offset) ** 2),
+            }  # fmt: skip
+            for name, value in found.items():
+                each.setdefault(name, []).append(np.where(some, np.nan_to_num(value), np.nan))
+        return {name: row_mean(np.stack(own, axis=1)) for name, own in each.items()}
+
+    return figures
 
 
 def _variance(square: np.ndarray, mean: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ one of -3 to 3. What a user reads is on the scale itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -17,7 +17,7 @@ from raymotion.config import digest_of
 from raymotion.data.samples import DIMENSIONS, attach_scale, scale_of
 from raymotion.errors import InputError
 from raymotion.learning.losses.dimensions import make_dimension_loss
-from raymotion.learning.metrics.dimensions import evaluate_dimensions
+from raymotion.learning.metrics.dimensions import evaluate_dimensions, weighed_figures
 from raymotion.models.finite import is_number
 from raymotion.models.outputs.base import DataFacts, Output, Targets, read_loss
 from raymotion.models.recipe import LossSettings
@@ -178,23 +178,14 @@ class Dimensions(Output):
 
     def metrics(self, targets: Targets, rows: np.ndarray, values: np.ndarray) -> dict[str, float]:
         """Means over the dimensions, of those that are known; constant answers have a correlation of 0."""
-        truth = targets.arrays[VALUES][rows].astype(np.float64)
-        found: dict[str, list[float]] = {"mae": [], "rmse": [], "r2": [], "pearson": [], "ccc": []}
-        for j in range(self.width):
-            known = ~np.isnan(truth[:, j])
-            if not known.any():
-                continue
-            y, p = truth[known, j], values[known, j].astype(np.float64)
-            error, spread = y - p, float(y.var())
-            both = float(((y - y.mean()) * (p - p.mean())).mean())
-            deviations = math.sqrt(spread * float(p.var()))
-            found["mae"].append(float(np.abs(error).mean()))
-            found["rmse"].append(math.sqrt(float((error**2).mean())))
-            found["r2"].append(1 - float((error**2).mean()) / spread if spread else 0.0)
-            found["pearson"].append(both / deviations if deviations else 0.0)
-            bottom = spread + float(p.var()) + float(y.mean() - p.mean()) ** 2
-            found["ccc"].append(2 * both / bottom if bottom else 0.0)
-        return {name: float(np.mean(own)) if own else 0.0 for name, own in found.items()}
+        found = weighed_figures(targets.arrays[VALUES][rows], values, np.zeros(len(rows), dtype=np.int64))
+        return {name: float(np.nan_to_num(own[0])) for name, own in found(np.ones((1, 1))).items()}
+
+    def weighed(
+        self, metric: str, targets: Targets, rows: np.ndarray, values: np.ndarray, units: np.ndarray
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        figures = weighed_figures(targets.arrays[VALUES][rows], values, units)
+        return lambda counts: figures(counts)[metric]
 
     def evaluate(
         self,
