@@ -312,7 +312,7 @@ def read_test_predictions(folder: Path) -> Any:
     study = StudyFolder(folder)
     record = study.require()
     found = study.predictions(KEY, "test", 0, record.entries[0].files)
-    return [record.model_dump(), found.sample_ids, as_plain(found.probabilities)]
+    return [record.model_dump(), found.sample_ids, as_plain(found.values)]
 
 
 def write_pictures(folder: Path) -> None:

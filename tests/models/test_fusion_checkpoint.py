@@ -156,9 +156,9 @@ def test_predict_command_takes_boxes_and_says_what_was_masked(
 @pytest.mark.parametrize(
     "arguments,named",
     [
-        (("--body-box", "1,2,3"), "--body-box '1,2,3' is no box"),
+        (("--body-box", "1,2,3"), "--body-box '1,2,3' is not a box"),
         (("--face-box", "30,2,20,9"), "x1 < x2"),
-        (("--face-box", "nan,2,20,9"), "is no box"),
+        (("--face-box", "nan,2,20,9"), "not a box"),
         (("--body-box", "70,5,90,40"), "60 x 48 pixels"),
         (("--weights", "net.safetensors"), "would not use --weights"),
         (("--weights", "net=random:1"), "with weights random:0, here it is random:1"),

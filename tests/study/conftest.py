@@ -16,11 +16,17 @@ from raymotion.data.embedding_layout import EmbeddingLayout, FeatureKey, Feature
 from raymotion.data.provenance import BOXES, MADE_FROM
 from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.data.streams import STREAMS
+from raymotion.models.vision.backbones import BackboneIdentity
 from raymotion.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary("five", ("Anger", "Fear", "Joy", "Peace", "Sadness"))
 # How much of each label a stream's features carry, by backbone: `good` is worth choosing, `poor` is noise.
 EVIDENCE = {"good": {"context": 1.2, "body": 0.8, "face": 0.5}, "poor": dict.fromkeys(STREAMS, 0.02)}
+
+
+def _identity(name: str, dim: int) -> dict[str, Any]:
+    shown = {"size": 32, "crop_pct": 1.0, "interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    return BackboneIdentity(name=name, weights="random:0", dim=dim, token_dim=dim, **shown).to_dict()
 
 
 def write_features(
@@ -55,7 +61,7 @@ def write_features(
         FeatureKey(stream, name, level): FeatureShape(views, dim)
         for name in backbones for stream in STREAMS for level, views in levels.items()
     }  # fmt: skip
-    layout = EmbeddingLayout(shapes, {name: {"name": name, "dim": dim} for name in backbones}, levels, seed=0)
+    layout = EmbeddingLayout(shapes, {name: _identity(name, dim) for name in backbones}, levels, seed=0)
     columns: dict[str, Any] = {
         "sample_id": [row["sample_id"] for row in rows], "group_id": [row["group_id"] for row in rows],
         "split": splits, "context_of": [f"p{2 * image}" for image in images],
