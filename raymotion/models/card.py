@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raymotion.learning.metrics.multilabel import Evaluation, metric_text, metric_title
+from raymotion.learning.metrics.multilabel import Evaluation, interval_text, metric_text, metric_title
 from raymotion.models.inputs.base import Input
 from raymotion.models.kind import Kind
 from raymotion.models.outputs.base import Output
@@ -24,12 +24,18 @@ MEANS = (
 
 
 def metric_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """One row for each metric of an `Evaluation.to_dict()`, in the columns of `HEADER`."""
+    """One row for each metric of an `Evaluation.to_dict()`, in the columns of `HEADER`.
+
+    A dimension that nobody annotated has no row; one that some samples lack says how many have it.
+    """
+    found = Evaluation.from_dict(evaluation)
     rows: list[tuple[str, ...]] = []
-    for name, metric in Evaluation.from_dict(evaluation).metrics.items():
-        interval = "not known" if metric.low is None else f"{metric_text(metric.low)} to {metric_text(metric.high)}"
-        numbers = (metric_text(metric.value), interval, metric_text(metric.prior), metric_text(metric.constant))
-        rows.append((metric_title(name), *numbers, metric.verdict))
+    for name, metric in found.metrics.items():
+        if metric.samples:
+            count = "" if metric.samples == found.samples else f", n = {metric.samples:,}"
+            interval = interval_text(metric.low, metric.high)
+            numbers = (metric_text(metric.value), interval, metric_text(metric.prior), metric_text(metric.constant))
+            rows.append((metric_title(name) + count, *numbers, metric.verdict))
     return rows
 
 

@@ -182,7 +182,7 @@ def _refuse_what_is_not_used(info: CheckpointInfo, inputs: Sequence[Input], opti
 
 def _part_of(own: Input, info: CheckpointInfo, options: Options, samples: str | None) -> _Part:
     if isinstance(own, RegionInput):
-        return _regions(own, info, options)
+        return _regions(own, info, options, samples)
     if isinstance(own, StreamInput):
         return _streams(own, info, options, samples)
     if isinstance(own, PersonInput):
@@ -191,14 +191,15 @@ def _part_of(own: Input, info: CheckpointInfo, options: Options, samples: str | 
     return _Part(stages=more) if more is not None else _Part()
 
 
-def _regions(own: RegionInput, info: CheckpointInfo, options: Options) -> _Part:
+def _regions(own: RegionInput, info: CheckpointInfo, options: Options, samples: str | None) -> _Part:
     folder = options.features
     if folder is None:
         if len(options.weights) > 1:
             raise InputError("--weights is given twice, and a region extractor has one file", remedy="Name one.")
         identity, weights = find_extractor(
             info, own, options.weights[0] if options.weights else None,
-            remedy="Name that file as --weights, or give --features.",
+            # `raymotion predict` reads a picture, and takes no features of it.
+            remedy="Name that file as --weights" + (", or give --features." if samples is not None else "."),
         )  # fmt: skip
         return _Part(
             stages=lambda precision: [ExtractRegions(identity, weights, precision)],

@@ -73,7 +73,7 @@ def short_title(name: str) -> str:
 
 def metric_text(value: float | None) -> str:
     """A metric's value for people."""
-    return "undefined" if value is None else f"{value:.4f}"
+    return "undefined" if value is None else f"{round(value, 4) + 0.0:.4f}"  # never -0.0000
 
 
 def interval_text(low: float | None, high: float | None) -> str:

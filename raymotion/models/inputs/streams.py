@@ -182,7 +182,7 @@ class PersonInput(Input):
         return fewer
 
     def describe(self) -> list[str]:
-        lines = ["Reads what there is of a person: a stream that is missing (no face found) is masked."]
+        lines = ["A stream that is missing (no face found) is masked."]
         for own in self.kept:
             identity = own.identity
             lines.append(
