@@ -202,7 +202,7 @@ def test_card_says_what_the_head_is_and_warns_first_of_random_backbones(head: Pa
         "Fusion `gated_residual`", f"Body (the body's box): net = {identify(NET, 'random:0').name}, weights random:0",
         "48 pixels", "Loss `focal` (gamma 1.5)", "Augmentation basic; resampling adasyn mini", "Seed 5; epoch 7",
         "0.4567 interpolated", "0.3987", "Valence, arousal, dominance on a scale of 1 to 10",
-        "a stream that is missing (no face found) is masked",
+        "A stream that is missing (no face found) is masked",
     ):  # fmt: skip
         assert said in card, said
     figures = read_checkpoint_info(head).facts("emotions")["test"]["metrics"]
