@@ -112,15 +112,20 @@ def write_full_size(folder: Path, share: float) -> tuple[str, str]:
     from raymotion.data.embedding_layout import EmbeddingLayout, FeatureKey, FeatureShape
     from raymotion.data.provenance import BOXES, MADE_FROM
     from raymotion.data.samples import table_from_rows, write_samples
+    from raymotion.models.vision.backbones import BackboneIdentity
     from raymotion.vocabulary import get_vocabulary
 
     rng = np.random.default_rng(0)
     vocabulary = get_vocabulary("emotic-26")
     rates = np.linspace(0.5, 0.01, LABELS)
-    identity = {"name": "random", "weights": "random:0"}
+    shown = {"size": 224, "crop_pct": 1.0, "interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    identities = {
+        stream: BackboneIdentity(name="random", weights="random:0", dim=dim, token_dim=dim, **shown).to_dict()
+        for stream, dim in DIMS.items()
+    }
     layout = EmbeddingLayout(
         {FeatureKey(stream, stream): FeatureShape(1, dim) for stream, dim in DIMS.items()},
-        {stream: identity for stream in DIMS}, {"none": 1}, 0,
+        identities, {"none": 1}, 0,
     )  # fmt: skip
     rows, out = [], folder / "embeddings"
     for split, count in FULL.items():
