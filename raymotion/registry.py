@@ -6,9 +6,9 @@ Adding one touches no other file: a package declares an entry point, or a user n
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from raymotion.errors import InputError
 
@@ -85,3 +85,26 @@ class Registry(Generic[T]):
         if not (isinstance(found, type) and issubclass(found, self.base)):
             raise InputError(f"{place} is not a {self.what}", path=path, remedy=f"Inherit {self.base.__name__}.")
         return found
+
+    def read_each(self, values: Any, *, where: str, **more: Any) -> tuple[T, ...]:
+        """What a file from somebody else describes: a list of mappings, each with the name of its class as `type`.
+
+        Args:
+            more: what `from_dict` of the classes takes besides the mapping and `where`.
+
+        Raises:
+            InputError: it is not such a list, it is empty, it names a type that is not known, or one name twice.
+        """
+        if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+            raise InputError(f"names no {self.what}s", path=where)
+        found: list[Any] = []
+        for value in values:
+            kind = value.get("type") if isinstance(value, Mapping) else None
+            if not isinstance(kind, str):
+                raise InputError(f"has an {self.what} without a type", path=where)
+            own: Any = self.get(kind, path=where, may_import=False)
+            found.append(own.from_dict(value, where=where, **more))
+        names = [own.name for own in found]
+        if len(set(names)) != len(names):
+            raise InputError(f"has two {self.what}s of one name ({', '.join(names)})", path=where)
+        return tuple(found)

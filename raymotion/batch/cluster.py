@@ -28,7 +28,7 @@ COMPLAINT = re.compile(r"\[\S+ \S+ [EFC] ")  # a line of Ray's logs: [date time 
 
 @contextlib.contextmanager
 def connect(address: str | None, *, cpus: int | None = None) -> Iterator[None]:
-    """Ray for the length of the block.
+    """Connects to Ray, or starts it, for the duration of the block.
 
     A Ray that this process is already connected to is used and left alone. Without an address a Ray of our own is
     started on this machine, in its own temporary folder, and ended afterwards: never one that happens to be recorded

@@ -118,7 +118,7 @@ def require_own_parts(folder: str, shards: int) -> None:
 
 
 def redo(folder: str, faults: Mapping[int, str]) -> list[dict[str, str]]:
-    """Makes shards ones that are not done, and tells so; returns what the job's record says of them."""
+    """Marks shards as not done and reports it; returns what the job's record says about them."""
     for shard, reason in faults.items():
         warn(f"{storage.join(folder, shard_name(shard))}: {reason}; redoing it")
         ledger.forget(folder, shard)

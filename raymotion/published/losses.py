@@ -12,7 +12,7 @@ from pydantic import Field
 
 from raymotion.config import Settings
 from raymotion.errors import InputError
-from raymotion.learning.losses.multilabel import NamedLoss
+from raymotion.learning.losses.multilabel import Asymmetric, NamedLoss
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +80,7 @@ class _MeanPublished(NamedLoss):
         return (terms if weights is None else terms * weights[:, None]).mean()
 
 
-class AsymmetricPublished(_MeanPublished):
+class AsymmetricPublished(_MeanPublished, Asymmetric):
     """The study's `asl`: p' = clamp(p, clip, 1 - clip) for present and absent labels alike.
 
     Its flaw: nothing is learnt from a present label with p < clip, the worst mistake there is; the loss that it is
@@ -89,15 +89,8 @@ class AsymmetricPublished(_MeanPublished):
 
     name = "asymmetric_published"
 
-    class Options(Settings):
-        gamma_negative: float = Field(default=4.0, ge=0.0)
-        gamma_positive: float = Field(default=0.0, ge=0.0)
+    class Options(Asymmetric.Options):
         clip: float = Field(default=0.05, ge=0.0, lt=0.5)
-
-    def configure(self, options: Any) -> None:
-        self.negative: float = options.gamma_negative
-        self.positive: float = options.gamma_positive
-        self.clip: float = options.clip
 
     def terms(
         self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None

@@ -92,7 +92,7 @@ def fingerprints(pictures: Sequence[Picture]) -> list[list[str | int | None] | N
 
 
 def file_name(uri: str) -> str:
-    """The last part of a path or an address, of Windows too."""
+    """The last part of a path or an address; Windows paths included."""
     return uri.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
 
 

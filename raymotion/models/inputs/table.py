@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raymotion.errors import InputError
 from raymotion.models.inputs.base import Input
 from raymotion.registry import Registry
 
@@ -31,15 +29,4 @@ def read_inputs(values: Any, *, where: str, folder: str) -> tuple[Input, ...]:
     Raises:
         InputError: an input that is not known, or a value that it cannot have.
     """
-    if not isinstance(values, Sequence) or isinstance(values, str) or not values:
-        raise InputError("names no inputs", path=where)
-    found = []
-    for value in values:
-        name = value.get("type") if isinstance(value, Mapping) else None
-        if not isinstance(name, str):
-            raise InputError("reads an input without a type", path=where)
-        found.append(_inputs.get(name, path=where, may_import=False).from_dict(value, where=where, folder=folder))
-    names = [own.name for own in found]
-    if len(set(names)) != len(names):
-        raise InputError(f"has two inputs of one name ({', '.join(names)})", path=where)
-    return tuple(found)
+    return _inputs.read_each(values, where=where, folder=folder)

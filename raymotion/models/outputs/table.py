@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from raymotion.errors import InputError
@@ -27,17 +27,7 @@ def read_outputs(values: Any, *, where: str) -> tuple[Output, ...]:
     Raises:
         InputError: an output that is not known, or a value that it cannot have.
     """
-    if not isinstance(values, Sequence) or isinstance(values, str) or not values:
-        raise InputError("names no outputs", path=where)
-    found = []
-    for value in values:
-        kind = value.get("type") if isinstance(value, Mapping) else None
-        if not isinstance(kind, str):
-            raise InputError("has an output without a type", path=where)
-        if not isinstance(value.get("name"), str):
-            raise InputError(f"has an output of type {kind} without a name", path=where)
-        found.append(_outputs.get(kind, path=where, may_import=False).from_dict(value, where=where))
-    names = [own.name for own in found]
-    if len(set(names)) != len(names):
-        raise InputError(f"has two outputs of one name ({', '.join(names)})", path=where)
-    return tuple(found)
+    for value in values if isinstance(values, list) else ():
+        if isinstance(value, Mapping) and not isinstance(value.get("name"), str):
+            raise InputError(f"has an output of type {value.get('type')} without a name", path=where)
+    return _outputs.read_each(values, where=where)

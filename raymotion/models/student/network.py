@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raymotion.models.inputs.captions import pad
 from raymotion.models.student.config import USUAL_SIZE, BertShape, StudentConfig
 from raymotion.models.student.encoders import BertEncoder, CnnEncoder, GruEncoder, TimmEncoder
+from raymotion.models.text.predict import mean_over_captions
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -177,13 +177,13 @@ def predict_tokens(
         mask = None if image_mask is None else torch.from_numpy(image_mask[start : start + count]).to(device)
         pictures.append(model.encode_images(some, mask, count))
     encoded = torch.cat(pictures)
-    total = np.zeros((samples, model.head.out_features), dtype=np.float64)
-    order = np.argsort([len(sequence) for sequence in tokens], kind="stable")
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        ids, attention = pad([tokens[i] for i in chosen], pad_id=pad_id)
-        texts = model.encode_texts(torch.from_numpy(ids).to(device), torch.from_numpy(attention).to(device))
-        logits = model.fuse(encoded[torch.from_numpy(owners[chosen]).to(device)], texts)
-        np.add.at(total, owners[chosen], decode(logits.float()).cpu().numpy().astype(np.float64))
+
+    def logits(ids: Tensor, attention: Tensor, rows: np.ndarray) -> Tensor:
+        return model.fuse(encoded[torch.from_numpy(rows).to(device)], model.encode_texts(ids, attention))
+
+    predicted = mean_over_captions(
+        model, tokens, owners, samples, width=model.head.out_features, logits=logits, decode=decode, pad_id=pad_id,
+        batch_size=batch_size,
+    )  # fmt: skip
     model.train(was_training)
-    return (total / np.bincount(owners, minlength=samples)[:, None]).astype(np.float32)
+    return predicted

@@ -11,7 +11,7 @@ neither is ever a row of zeros that the model could take for evidence.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from raymotion.errors import InputError
 from raymotion.models.finite import require_finite
-from raymotion.models.inputs.captions import pad
+from raymotion.models.text.predict import mean_over_captions
 from raymotion.models.text.tower import read_text_tower, require_sizes, sizes_of
 from raymotion.models.visualbert.config import TeacherConfig
 
@@ -255,19 +255,17 @@ def predict_tokens(
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    total = np.zeros((samples, model.head.out_features), dtype=np.float64)
-    # Captions of like length together, so that little of a batch is padding. Results go back by owner: order is kept.
-    order = np.argsort([len(sequence) for sequence in tokens], kind="stable")
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        ids, mask = pad([tokens[i] for i in chosen], pad_id=pad_id)
-        rows = owners[chosen]
-        logits = model(
-            torch.from_numpy(ids).to(device),
-            torch.from_numpy(mask).to(device),
-            None if regions is None else torch.from_numpy(np.asarray(regions[rows], dtype=np.float32)).to(device),
-            None if regions is None or region_mask is None else torch.from_numpy(region_mask[rows]).to(device),
-        )
-        np.add.at(total, rows, decode(logits.float()).cpu().numpy().astype(np.float64))
+
+    def logits(ids: Tensor, attention: Tensor, rows: np.ndarray) -> Tensor:
+        if regions is None:
+            return cast(Tensor, model(ids, attention))
+        features = torch.from_numpy(np.asarray(regions[rows], dtype=np.float32)).to(device)
+        mask = None if region_mask is None else torch.from_numpy(region_mask[rows]).to(device)
+        return cast(Tensor, model(ids, attention, features, mask))
+
+    predicted = mean_over_captions(
+        model, tokens, owners, samples, width=model.head.out_features, logits=logits, decode=decode, pad_id=pad_id,
+        batch_size=batch_size,
+    )  # fmt: skip
     model.train(was_training)
-    return (total / np.bincount(owners, minlength=samples)[:, None]).astype(np.float32)
+    return predicted
