@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -250,6 +251,12 @@ class Output(ABC):
     def is_better(self, metric: str, value: float, other: float) -> bool:
         """Whether `value` of the metric is better than `other`."""
         return value < other if metric in self.lower_is_better else value > other
+
+
+def array_digest(values: np.ndarray) -> str:
+    """SHA-256 of an array's values and shape; -0 counts as 0."""
+    plain = np.ascontiguousarray(values + np.zeros((), values.dtype), dtype=values.dtype.newbyteorder("<"))
+    return sha256(str(plain.shape).encode() + plain.tobytes()).hexdigest()
 
 
 def read_loss(value: Mapping[str, Any], *, where: str) -> LossSettings:

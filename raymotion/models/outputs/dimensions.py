@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from raymotion.config import digest_of
 from raymotion.data.samples import DIMENSIONS, attach_scale, scale_of
 from raymotion.errors import InputError
 from raymotion.learning.losses.dimensions import make_dimension_loss
 from raymotion.learning.metrics.dimensions import evaluate_dimensions, weighed_figures
 from raymotion.models.finite import is_number
-from raymotion.models.outputs.base import DataFacts, Output, Targets, read_loss
+from raymotion.models.outputs.base import DataFacts, Output, Targets, array_digest, read_loss
 from raymotion.models.recipe import LossSettings
 
 if TYPE_CHECKING:
@@ -148,7 +147,7 @@ class Dimensions(Output):
 
     def contents(self, targets: Targets) -> list[Any]:
         rounded = np.round(np.nan_to_num(targets.arrays[VALUES], nan=-1e9), 4)
-        return [list(self.names), list(self.scale), digest_of(rounded.tolist())]
+        return [list(self.names), list(self.scale), array_digest(rounded)]
 
     def mean(self, targets: Targets, training: np.ndarray) -> np.ndarray:
         """(D,) means of the training split, on the scale; NaN where nothing is known."""

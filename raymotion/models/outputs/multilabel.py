@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raymotion.config import digest_of
 from raymotion.data.samples import targets as label_targets
 from raymotion.errors import InputError
 from raymotion.learning.bootstrap import ratio
@@ -23,7 +22,7 @@ from raymotion.learning.metrics.multilabel import evaluate as evaluate_labels
 from raymotion.learning.paired import SparseRanking
 from raymotion.learning.selection import fit_class_thresholds
 from raymotion.models.finite import is_number
-from raymotion.models.outputs.base import DataFacts, Output, Targets, read_loss
+from raymotion.models.outputs.base import DataFacts, Output, Targets, array_digest, read_loss
 from raymotion.models.recipe import Distillation, LossSettings, MultiLabelRecipe
 from raymotion.vocabulary import Vocabulary
 
@@ -120,7 +119,7 @@ class MultiLabel(Output):
     def contents(self, targets: Targets) -> list[Any]:
         # Rounded: another version of Parquet may give another last digit.
         arrays = (targets.arrays[HARD].astype(np.int8), np.round(targets.arrays[SOFT], 6))
-        return [self.vocabulary.fingerprint, *(digest_of(own.tolist()) for own in arrays)]
+        return [self.vocabulary.fingerprint, *map(array_digest, arrays)]
 
     def learned(self, targets: Targets) -> np.ndarray:
         """(n, L): the targets that it learns and is validated by."""
