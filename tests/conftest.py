@@ -28,8 +28,8 @@ from hypothesis import HealthCheck, settings
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
-# Read when PyTorch and the BLAS libraries are imported: more threads than cores only wait for each other.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Read when PyTorch and the BLAS libraries are imported: more threads, beside Ray's workers, only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # No test may reach a model hub; whatever would, fails at once instead of after a timeout.
 os.environ["HF_HUB_OFFLINE"] = "1"
