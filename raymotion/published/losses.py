@@ -6,7 +6,7 @@ of them divides by the weights of samples, and where the public code sums, the n
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -39,17 +39,14 @@ class DiscretePublished(NamedLoss):
     class Options(Settings):
         weights: Literal["mean", "static", "dynamic"] = "dynamic"
 
-    def configure(self, options: Any) -> None:
-        self.weights: str = options.weights
-
     def class_weights(self, targets: torch.Tensor) -> torch.Tensor:
         """(L,) of a batch of targets (n, L)."""
         import torch
 
         width = targets.shape[1]
-        if self.weights == "mean":
+        if self.options.weights == "mean":
             return targets.new_full((width,), 1.0 / width)
-        if self.weights == "static":
+        if self.options.weights == "static":
             if width != len(STATIC_WEIGHTS):
                 raise InputError(
                     f"loss {self.name} with weights=static is for the 26 EMOTIC labels, not for {width}",
@@ -95,9 +92,9 @@ class AsymmetricPublished(_MeanPublished, Asymmetric):
     def terms(
         self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
     ) -> torch.Tensor:
-        p = logits.sigmoid().clamp(self.clip, 1.0 - self.clip)
-        present = targets * (p + EPSILON).log() * (1.0 - p) ** self.positive
-        absent = (1.0 - targets) * (1.0 - p + EPSILON).log() * p**self.negative
+        p = logits.sigmoid().clamp(self.options.clip, 1.0 - self.options.clip)
+        present = targets * (p + EPSILON).log() * (1.0 - p) ** self.options.gamma_positive
+        absent = (1.0 - targets) * (1.0 - p + EPSILON).log() * p**self.options.gamma_negative
         return -(present + absent)
 
 
@@ -114,10 +111,6 @@ class LabelCorrectionPublished(_MeanPublished):
         tau_present: float = Field(default=0.55, ge=0.0, le=1.0)
         tau_absent: float = Field(default=0.6, ge=0.0, le=1.0)
 
-    def configure(self, options: Any) -> None:
-        self.tau_present: float = options.tau_present
-        self.tau_absent: float = options.tau_absent
-
     def terms(
         self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
     ) -> torch.Tensor:
@@ -125,8 +118,8 @@ class LabelCorrectionPublished(_MeanPublished):
 
         p = logits.sigmoid()
         log_p, log_q = (p + EPSILON).log(), (1.0 - p + EPSILON).log()
-        present = torch.where(p > self.tau_present, log_p, log_q)
-        absent = torch.where(p < self.tau_absent, log_q, log_p)
+        present = torch.where(p > self.options.tau_present, log_p, log_q)
+        absent = torch.where(p < self.options.tau_absent, log_q, log_p)
         return -torch.where(targets >= 0.5, present, absent)
 
 
@@ -141,13 +134,10 @@ class DicePublished(_MeanPublished):
     class Options(Settings):
         smooth: float = Field(default=1.0, gt=0.0)
 
-    def configure(self, options: Any) -> None:
-        self.smooth: float = options.smooth
-
     def reduce(
         self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
     ) -> torch.Tensor:
         p = logits.sigmoid()
         rows = 1.0 if weights is None else weights[:, None]
         both, either = (rows * p * targets).sum(), (rows * (p + targets)).sum()
-        return 1.0 - (2.0 * both + self.smooth) / (either + self.smooth)
+        return 1.0 - (2.0 * both + self.options.smooth) / (either + self.options.smooth)

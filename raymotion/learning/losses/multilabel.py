@@ -127,11 +127,12 @@ class NamedLoss:
         """None."""
 
     def __init__(self, options: Settings, *, rates: np.ndarray | None = None, samples: int | None = None) -> None:
+        self.options: Any = options
         self.rates, self.samples = rates, samples
         self.configure(options)
 
     def configure(self, options: Any) -> None:
-        """Takes what it needs of its `Options`."""
+        """Computes what depends on the options alone, and checks that the training split gives what they need."""
 
     def __call__(
         self,
@@ -229,17 +230,16 @@ class Discrete(NamedLoss):
         weights: Literal["mean", "static", "dynamic"] = "dynamic"
 
     def configure(self, options: Any) -> None:
-        self.weights: str = options.weights
-        if self.weights == "static":
+        if options.weights == "static":
             _rates_for(self, "weights=static")
 
     def terms(
         self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
     ) -> torch.Tensor:
         squared = (logits.sigmoid() - targets).square()
-        if self.weights == "mean":
+        if self.options.weights == "mean":
             return squared
-        if self.weights == "dynamic":
+        if self.options.weights == "dynamic":
             return squared * rate_weights(sample_mean(targets, weights))
         return squared * rate_weights(targets.new_tensor(self.rates))
 
@@ -257,10 +257,6 @@ class Focal(NamedLoss):
         gamma: float = Field(default=2.0, ge=0.0)
         alpha: float | None = Field(default=None, ge=0.0, le=1.0)
 
-    def configure(self, options: Any) -> None:
-        self.gamma: float = options.gamma
-        self.alpha: float | None = options.alpha
-
     def terms(
         self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
     ) -> torch.Tensor:
@@ -268,10 +264,10 @@ class Focal(NamedLoss):
 
         log_p, log_q = F.logsigmoid(logits), F.logsigmoid(-logits)
         # Powers as exponents of logarithms: their gradient stays finite where the probability underflows.
-        present = -(self.gamma * log_q).exp() * log_p
-        absent = -(self.gamma * log_p).exp() * log_q
-        if self.alpha is not None:
-            present, absent = self.alpha * present, (1.0 - self.alpha) * absent
+        present = -(self.options.gamma * log_q).exp() * log_p
+        absent = -(self.options.gamma * log_p).exp() * log_q
+        if self.options.alpha is not None:
+            present, absent = self.options.alpha * present, (1.0 - self.options.alpha) * absent
         return targets * present + (1.0 - targets) * absent
 
 
@@ -289,11 +285,6 @@ class Asymmetric(NamedLoss):
         gamma_positive: float = Field(default=0.0, ge=0.0)
         clip: float = Field(default=0.05, ge=0.0, lt=1.0)
 
-    def configure(self, options: Any) -> None:
-        self.negative: float = options.gamma_negative
-        self.positive: float = options.gamma_positive
-        self.clip: float = options.clip
-
     def terms(
         self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
     ) -> torch.Tensor:
@@ -301,12 +292,14 @@ class Asymmetric(NamedLoss):
         import torch.nn.functional as F
 
         log_p, log_q = F.logsigmoid(logits), F.logsigmoid(-logits)
-        present = -(self.positive * log_q).exp() * log_p
-        shifted = logits.sigmoid() - self.clip
-        if self.clip > 0:  # 1 - p_m = (1 - p) + clip
-            log_q = torch.logaddexp(log_q, torch.full_like(log_q, self.clip).log())
+        present = -(self.options.gamma_positive * log_q).exp() * log_p
+        shifted = logits.sigmoid() - self.options.clip
+        if self.options.clip > 0:  # 1 - p_m = (1 - p) + clip
+            log_q = torch.logaddexp(log_q, torch.full_like(log_q, self.options.clip).log())
         # The floor keeps the gradient of a power below 1 finite; what lies under it counts as 0 anyway.
-        absent = torch.where(shifted > 0, -(shifted.clamp(min=1e-8) ** self.negative) * log_q, torch.zeros_like(log_q))
+        absent = torch.where(
+            shifted > 0, -(shifted.clamp(min=1e-8) ** self.options.gamma_negative) * log_q, torch.zeros_like(log_q)
+        )
         return targets * present + (1.0 - targets) * absent
 
 
@@ -323,15 +316,12 @@ class Dice(NamedLoss):
     class Options(Settings):
         smooth: float = Field(default=0.02, gt=0.0)
 
-    def configure(self, options: Any) -> None:
-        self.smooth: float = options.smooth
-
     def reduce(
         self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
     ) -> torch.Tensor:
         p = logits.sigmoid()
-        both = 2.0 * sample_mean(p * targets, weights) + self.smooth
-        either = sample_mean(p, weights) + sample_mean(targets, weights) + self.smooth
+        both = 2.0 * sample_mean(p * targets, weights) + self.options.smooth
+        either = sample_mean(p, weights) + sample_mean(targets, weights) + self.options.smooth
         return (1.0 - both / either).mean()
 
 
@@ -351,29 +341,24 @@ class LabelCorrection(NamedLoss):
         drop_below: float = Field(default=0.1, ge=0.0, lt=1.0)
         raise_above: float = Field(default=0.9, gt=0.0, le=1.0)
 
-    def configure(self, options: Any) -> None:
-        self.warmup: int = options.warmup
-        self.drop_below: float = options.drop_below
-        self.raise_above: float = options.raise_above
-
     def corrected(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """(n, L) targets after the correction. A share of annotators counts as present from 0.5 on."""
         import torch
 
         p = logits.detach().float().sigmoid()
-        floor = p.new_tensor(self.drop_below)
+        floor = p.new_tensor(self.options.drop_below)
         if self.rates is not None:
             floor = floor * p.new_tensor(self.rates)
         present = targets >= 0.5
         dropped = torch.where(present & (p < floor), torch.zeros_like(targets), targets)
-        return torch.where(~present & (p > self.raise_above), torch.ones_like(targets), dropped)
+        return torch.where(~present & (p > self.options.raise_above), torch.ones_like(targets), dropped)
 
     def terms(
         self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
     ) -> torch.Tensor:
         import torch.nn.functional as F
 
-        if epoch >= self.warmup:
+        if epoch >= self.options.warmup:
             targets = self.corrected(logits, targets)
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
 
