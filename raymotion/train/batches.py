@@ -1,8 +1,8 @@
-"""One worker's samples, epoch after epoch: rows of the training set, their pictures where they have any, and targets.
+"""Batches of one worker: rows of the training set with their pictures, if any, and targets.
 
-An epoch's randomness is drawn from (seed, epoch, rank), so a run that goes on sees what one that was never interrupted
-would have. Pictures of all epochs are one stream, training and validation one after the other, so that no epoch waits
-for its first batch to be decoded.
+Each epoch draws its randomness from (seed, epoch, rank), so a resumed run sees the same batches as an uninterrupted
+one. The pictures of all epochs form one stream, with training and validation in turn, so that no epoch waits for its
+first batch to be decoded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from raymotion.train.workers import Workers
 
-# As in a batch job: a few damaged files are to be expected, a wrong folder is not.
+# Limits as in a batch job: a few damaged files are tolerated, a wrong folder is not.
 MAY_FAIL, ALWAYS_MAY_FAIL = 0.05, 3
 JUDGED_FROM = 500
 
@@ -35,8 +35,8 @@ class BatchLoader:
     """The batches of one worker.
 
     Attributes:
-        unreadable: row -> why its picture could not be read.
-        kept: row -> what is damaged in its picture, which was shown as it decodes (`data.damaged: keep`).
+        unreadable: row -> reason why its picture could not be read.
+        kept: row -> damage in its picture, which was used as decoded (`data.damaged: keep`).
     """
 
     def __init__(self, task: Task, workers: Workers, *, first_epoch: int) -> None:
@@ -53,7 +53,7 @@ class BatchLoader:
         self._own_pictures = 0 if self._source is None else int(self._source.present[shown].sum()) // workers.world
 
     def train(self, epoch: int) -> Iterator[Batch]:
-        """This worker's batches of the epoch: as many on every worker."""
+        """Yields this worker's batches of the epoch; every worker has the same number."""
         task = self.task
         rng = np.random.default_rng([task.recipe.seed, epoch, self.workers.rank])
         for own in task.inputs.values():
@@ -64,7 +64,7 @@ class BatchLoader:
         self._validation_due = True
 
     def predict(self, network: nn.Module, split: str) -> dict[str, np.ndarray]:
-        """Decoded values (n, width) by output, of this worker's rows of the split: every `world`-th, from `rank` on."""
+        """Returns decoded values (n, width) by output for this worker's rows of the split: `rows[rank::world]`."""
         task = self.task
         parts: dict[str, list[np.ndarray]] = {
             own.name: [np.zeros((0, own.width), dtype=np.float32)] for own in task.outputs
@@ -78,7 +78,7 @@ class BatchLoader:
         return {name: np.concatenate(own) for name, own in parts.items()}
 
     def close(self) -> None:
-        """Stops whatever decodes ahead."""
+        """Stops decoding ahead."""
         if self._stream is not None:
             cast(Any, self._stream).close()
             self._stream = None
@@ -123,12 +123,12 @@ class BatchLoader:
         return output.batch(Targets(arrays, known), np.arange(len(known)), self.workers.device)
 
     def _withhold(self, drafts: dict[str, Draft], rng: np.random.Generator) -> None:
-        """Hides one input, now and then, from samples that have another: a model must know what to do without it."""
+        """Randomly hides one input of samples that have several, so that the model learns to do without it."""
         dropout = self.task.recipe.data.dropout()
         names = [name for name in dropout if name in drafts and drafts[name].shown]
         if len(names) < 2:
             return
-        # One draw for each sample: never are all hidden. The last one takes the upper end.
+        # One draw per sample, so that at most one input is hidden. The last input takes the upper end.
         *others, last = names
         present = np.stack([drafts[name].present for name in names])
         draw = rng.random(present.shape[1])
@@ -144,7 +144,7 @@ class BatchLoader:
         rows, size = task.data.splits[split], self.size
         if split == "train":
             made = task.extra.count if task.extra else 0
-            if made:  # synthetic rows stand behind all others
+            if made:  # synthetic rows are numbered after all others
                 rows = np.concatenate([rows, len(task.data.sample_ids) + np.arange(made)])
             rows = epoch_rows(
                 rows, seed=recipe.seed, epoch=epoch, rank=workers.rank, world=workers.world,
@@ -159,14 +159,14 @@ class BatchLoader:
         return [Portion(split, epoch, rows[start : start + size]) for start in range(0, len(rows), size)]
 
     def _evaluated(self, split: str) -> Iterator[tuple[Portion, Pictures | None]]:
-        """This worker's rows of a split, in order. Validation after an epoch is part of the stream."""
+        """Yields this worker's rows of a split, in order. Validation after an epoch is part of the stream."""
         portions = self._portions(self.epoch, split)
         if split == "val" and self._validation_due:
             self._validation_due = False
             for portion in portions:
                 yield portion, self._next(portion)
             return
-        # After the last epoch: the stream has run out, or is ahead in an epoch that never comes.
+        # After the last epoch the stream is exhausted, or has read ahead into an epoch that will not run.
         self.close()
         yield from self._read(portions)
 
@@ -203,9 +203,9 @@ class BatchLoader:
         return pictures
 
     def _check_pictures(self) -> None:
-        """Ends the run when too many of the pictures that this worker asked for could not be read.
+        """Raises an `InputError` if too many of this worker's pictures could not be read.
 
-        Judged from half a thousand pictures on, or all of them where there are fewer: damaged files may lie together.
+        Checks only after `JUDGED_FROM` pictures, or all if there are fewer, because damaged files may be adjacent.
         """
         if self._asked < min(JUDGED_FROM, self._own_pictures):
             return

@@ -1,4 +1,4 @@
-"""The end of a training run: the best epoch scored, and the checkpoint written."""
+"""The end of a training run: scores the best epoch and writes the checkpoint."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def finish(
     """Scores the best epoch and writes the checkpoint.
 
     Args:
-        folder: what the run saved last (`train.loop.Run.save`).
+        folder: the last folder that the run saved (`train.loop.Run.save`).
     """
     import torch
     import transformers
@@ -45,7 +45,7 @@ def finish(
             "fingerprint": data.fingerprint,
             "splits": {name: len(rows) for name, rows in data.splits.items()},
             "counts": data.counts,
-            # So that an evaluation can tell samples that the model knows, however they were split since.
+            # Lets an evaluation recognise samples that the model has seen, even if they were split again since.
             "seen": seen_marks(data),
         },
         "targets": describe_targets(recipe),
@@ -66,7 +66,7 @@ def finish(
 
 
 def _facts(output: Output, task: Task, predicted: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
-    """What the checkpoint keeps of an output, and its figures on validation and test."""
+    """Returns the facts that the checkpoint stores about an output, with its metrics on validation and test."""
     data, targets = task.data, task.data.targets_of(output)
     own = {split: values[output.name] for split, values in predicted.items()}
     facts = output.facts(targets, data.splits, own)
@@ -85,7 +85,7 @@ def _facts(output: Output, task: Task, predicted: Mapping[str, Mapping[str, np.n
 
 
 def _answers(task: Task, predicted: Mapping[str, Mapping[str, np.ndarray]]) -> pa.Table:
-    """Predictions of the best epoch for every validation and test sample, beside its id."""
+    """Returns a table of the best epoch's predictions for every validation and test sample."""
     data = task.data
     ids, splits = [], []
     for name in predicted:
@@ -100,7 +100,7 @@ def _answers(task: Task, predicted: Mapping[str, Mapping[str, np.ndarray]]) -> p
 
 
 def seen_marks(data: TrainingSet) -> list[str] | None:
-    """Marks of the samples that training or its choices saw; None where they are too many to be kept in a json."""
+    """Returns the marks of the training and validation samples; None if there are too many for a JSON file."""
     rows = [row for name in ("train", "val") for row in data.splits[name]]
     if len(rows) > MOST_MARKS:
         return None

@@ -1,8 +1,7 @@
 """One training run from recipe to checkpoint, through Ray Train.
 
-While it runs, its state stands beside the output (`.NAME.run`): the prepared data and the last epoch's checkpoint.
-The same command goes on from there after any crash. The output itself appears at the end, whole, and the state is
-removed.
+During the run its state lies beside the output (`.NAME.run`): the prepared data and the last epoch's checkpoint.
+After a crash the same command resumes from there. At the end the complete output is published and the state removed.
 """
 
 from __future__ import annotations
@@ -52,13 +51,13 @@ REMEDY = "Use the same settings, another --out, or remove the folder."
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run ended with.
+    """The result of a run.
 
     Attributes:
         info: the checkpoint, with its metrics.
-        already_done: the folder held the finished result of the same settings; nothing was done.
-        resumed_from: epochs of the result that an earlier, interrupted command computed.
-        counts: rows of the sample table, and why some were left out.
+        already_done: the folder already held the finished result of the same settings; nothing was done.
+        resumed_from: number of epochs that an earlier, interrupted command computed.
+        seconds: wall time of this command.
     """
 
     info: CheckpointInfo
@@ -76,17 +75,17 @@ def fit(
     progress: Progress | None = None,
     stepped: Progress | None = None,
 ) -> TrainResult:
-    """Trains `recipe` and writes the checkpoint to `out`, or goes on with a run that was interrupted.
+    """Trains `recipe` and writes the checkpoint to `out`; resumes a run that was interrupted.
 
     Args:
         address: a Ray cluster; None starts Ray on this machine. With `workers: 0` Ray is not used at all.
         progress: called after each epoch with its metrics.
-        stepped: called about every second with what `train.progress.Pace` tells.
+        stepped: called about every second with the report of `train.progress.Pace`.
 
     Raises:
-        InputError: something in recipe, samples or features cannot be used.
-        SettingsMismatch: `out` belongs to a run with other settings or other data, or is half done by other workers.
-        RunFailed: the workers failed more often than `failures` allows; the same command goes on.
+        InputError: the recipe, the samples or the features are invalid.
+        SettingsMismatch: `out` belongs to a run with other settings or data, or was begun with other workers.
+        RunFailed: the workers failed more often than `failures` allows; the same command resumes the run.
         Diverged: the loss or the weights are no longer finite; the run is removed.
     """
     started = time.monotonic()
@@ -107,15 +106,15 @@ def fit(
     if not _has_epoch(run):  # left by a run that was killed before its first epoch
         outputs.remove_claimed(run)
     outputs.claim(run)
-    # Workers share out the rows and draw their own randomness, and Ray keeps its state where this process keeps none:
-    # only as many workers, of the same kind, go on with a run.
+    # Rows and random draws depend on the number of workers, and Ray keeps its state elsewhere than this process does:
+    # a run resumes only with the same `workers`.
     begun = {**settings, "workers": recipe.workers}
     if storage.exists(storage.join(run, SETTINGS)):
         before = records.read_record(storage.join(run, SETTINGS), remedy=_start_anew(run))
         require_same_settings(before, begun, where=run, remedy=REMEDY, ignore=recipe.places)
     else:
         records.write_record(storage.join(run, SETTINGS), begun)
-    # Anew in each run: features and pictures may have moved, and files may be damaged.
+    # Written again by each command: features and pictures may have moved, and files may be damaged.
     data.save(storage.join(run, "data"))
     command = uuid.uuid4().hex[:8]
     with _freed_without_an_epoch(run, target), _followed(run, progress, stepped, _epochs_done(run)):
@@ -125,7 +124,7 @@ def fit(
                 info = finish(recipe, data, settings, folder, target)
         else:
             info = _train_on_ray(recipe, data, run, settings, target, address, command)
-    # The checkpoint stands: what cannot be removed now is no reason to fail.
+    # The checkpoint is complete, so a failure to clean up must not fail the run.
     with contextlib.suppress(OSError, RaymotionError):
         outputs.remove_claimed(run)
     earlier = [epoch for epoch in info.training["history"] if not epoch["attempt"].startswith(command)]
@@ -134,11 +133,11 @@ def fit(
 
 @contextlib.contextmanager
 def _freed_without_an_epoch(run: str, target: str) -> Iterator[None]:
-    """Removes the state of a run that ended before its first epoch, or that diverged.
+    """Removes the state of a run that failed before its first epoch, or that diverged, so that a corrected command can
+    start fresh.
 
-    It computed nothing, and must not refuse the corrected command. The epochs before a divergence are of no use to that
-    either, and the same command would diverge at the same step. Where another process has taken `target` over, the
-    state is that one's, and stays.
+    The epochs before a divergence are useless too: the same command would diverge at the same step. If another process
+    has taken over `target`, the state belongs to that process and stays.
     """
     try:
         yield
@@ -150,9 +149,9 @@ def _freed_without_an_epoch(run: str, target: str) -> Iterator[None]:
 
 
 def _train_here(recipe: TrainRecipe, data: TrainingSet, run: str, command: str, into: str) -> None:
-    """The loop in this process. The last report's files end up in the local folder `into`.
+    """Runs the loop in this process and copies the files of the last report to the local folder `into`.
 
-    In `run` a new epoch's files are complete before the old one's go: `latest.json` says which to read.
+    In `run` the files of a new epoch are complete before the old ones are removed; `latest.json` names the current.
     """
     import torch
 
@@ -197,7 +196,7 @@ def _train_here(recipe: TrainRecipe, data: TrainingSet, run: str, command: str, 
 
 
 def _attempt(command: str) -> str:
-    """What the history says of an epoch's maker: the command, and the process that worked for it."""
+    """Returns the history's mark of who computed an epoch: the command and its process."""
     return f"{command}-{os.getpid()}"
 
 
@@ -211,14 +210,14 @@ def _train_on_ray(
     command: str,
 ) -> CheckpointInfo:
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
-    # How often Ray Train looks after its workers, and so how long a worker waits in each report: at Ray's 2 s a run of
-    # short epochs waits more than it trains.
+    # How often Ray Train polls its workers, and so how long each report blocks: at Ray's 2 s a run of short epochs
+    # waits more than it trains.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     from raymotion.batch.cluster import available_cpus, connect, node_resources, plan_placement
     from raymotion.batch.memory import MALLOC
 
     decodes = data.streamed is not None
-    # On a Ray of our own, workers and the tasks that decode for them share the cores as the system sees fit.
+    # On our own Ray, workers and decoding tasks share the cores; the operating system schedules them.
     cores = max(available_cpus(), recipe.workers)
     with connect(address, cpus=cores + recipe.workers if decodes else cores):
         import ray.train
@@ -227,19 +226,19 @@ def _train_on_ray(
         nodes = node_resources()
         use_gpu = any(node.get("GPU", 0) >= 1 for node in nodes) if recipe.use_gpu is None else recipe.use_gpu
         plan = plan_ingest(recipe, nodes, decodes=decodes)
-        # Ray Train would wait for a place that never comes.
+        # Without this check Ray Train would wait forever for resources that the cluster lacks.
         plan_placement(recipe.workers, plan.worker_cpus, float(use_gpu), nodes=nodes, autoscale=recipe.autoscale)
         filesystem, path = storage.arrow_filesystem(run)
 
         class Trainer(TorchTrainer):
             def _register_sigint_handler(self, controller: Any) -> None:
-                """Leaves Ctrl-C to the command: Ray Train's own way takes it to end well, with the code 0."""
+                """Leaves Ctrl-C to the command, because Ray Train's own handler exits with code 0."""
 
         trainer = Trainer(
             _worker,
             train_loop_config={
                 "recipe": recipe.model_dump(mode="json"),
-                # The class: a kind that was registered here is not known to the workers.
+                # The class, because the workers do not know a kind that was registered here.
                 "kind": type(kind_of(recipe)),
                 "run": run,
                 "command": command,
@@ -252,7 +251,7 @@ def _train_on_ray(
                 resources_per_worker={"CPU": plan.worker_cpus, **({"GPU": 1} if use_gpu else {})},
             ),
             run_config=ray.train.RunConfig(
-                # Ray finds an earlier run by this name alone; that its settings are these, `fit` has seen to.
+                # Ray finds an earlier run by this name alone; `fit` has checked that the settings match.
                 name="train",
                 storage_path=path,
                 storage_filesystem=filesystem,
@@ -273,7 +272,7 @@ def _train_on_ray(
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """One Ray Train worker."""
+    """Runs the training loop in one Ray Train worker."""
     import ray.train
     import ray.train.torch
     import torch
@@ -284,7 +283,7 @@ def _worker(config: dict[str, Any]) -> None:
     from raymotion.train.task import Task
     from raymotion.train.workers import Workers
 
-    # On a cluster that ran before, this process has not inherited it. Readers of pictures take it on from here.
+    # On a cluster that was already running, this process has not inherited it. Picture readers inherit it from here.
     access.Access(**config["access"]).apply()
     context = ray.train.get_context()
     kind: type[Kind] = config["kind"]
@@ -292,10 +291,10 @@ def _worker(config: dict[str, Any]) -> None:
     recipe = kind.recipe.model_validate(config["recipe"])
     data = TrainingSet.load(storage.join(config["run"], "data"), known.inputs(recipe))
     cores = available_cpus() // context.get_local_world_size()
-    # torch's threads wait for each other: one that shares its core with a decoder holds up all.
+    # torch's threads wait for each other: one that shares its core with a decoder delays all.
     torch.set_num_threads(max(1, cores // 2 if data.streamed is not None else cores))
-    # Ray Data's readers are threads of this process. While one holds Python's lock the training step waits, by default
-    # for 5 ms, at each of its hundred operations.
+    # Ray Data's readers are threads of this process. While one holds the GIL, each of the training step's hundred
+    # operations waits, by default for 5 ms.
     sys.setswitchinterval(SWITCH_SECONDS)
     world = context.get_world_size()
 
@@ -315,7 +314,7 @@ def _worker(config: dict[str, Any]) -> None:
     def wrap(model: torch.nn.Module) -> torch.nn.Module:
         if world == 1:
             return model
-        # A batch without regions leaves their projection unused, which DDP has to be told.
+        # A batch without regions leaves their projection unused; DDP must expect that.
         return ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"find_unused_parameters": True})
 
     with contextlib.ExitStack() as stack:
@@ -344,7 +343,7 @@ def _require_free(target: str) -> None:
 
 
 def _epochs_done(run: str) -> int:
-    """Epochs that the progress of a run tells of; nothing but what is shown hangs on it."""
+    """Returns the number of epochs in the progress file; used only for display."""
     try:
         return int(records.read_record(storage.join(run, PROGRESS), needs_seal=True)["epoch"])
     except InputError:
@@ -352,7 +351,7 @@ def _epochs_done(run: str) -> int:
 
 
 def _latest(run: str) -> dict[str, Any]:
-    """Which epoch's files a run goes on from."""
+    """Returns the number and the file names of the epoch from which a run resumes."""
     return records.read_record(storage.join(run, "epochs", LATEST), needs_seal=True, remedy=_start_anew(run))
 
 
@@ -361,7 +360,7 @@ def _start_anew(run: str) -> str:
 
 
 def _has_epoch(run: str) -> bool:
-    """Whether an epoch was kept, by this process or by Ray; its mark in the progress file may be missing."""
+    """Returns whether this process or Ray has saved an epoch, even if the progress file does not list it."""
     if any(storage.exists(storage.join(run, *names)) for names in ((PROGRESS,), ("epochs", LATEST))):
         return True
     return any(name.startswith("checkpoint_") for name in storage.list_entries(storage.join(run, "train")))
@@ -369,15 +368,15 @@ def _has_epoch(run: str) -> bool:
 
 @contextlib.contextmanager
 def _followed(run: str, progress: Progress | None, stepped: Progress | None, done: int) -> Iterator[None]:
-    """Calls `progress` for each epoch that rank 0 writes down, and `stepped` for what it writes between.
+    """Calls `progress` for each epoch that rank 0 records, and `stepped` for its reports in between.
 
-    Through files, since workers may be on other machines.
+    Reads them from files, since workers may run on other machines.
     """
     if progress is None and stepped is None:
         yield
         return
     path, stop, seen = storage.join(run, PROGRESS), threading.Event(), [done]
-    told = [read_pace(run)]  # an earlier run's
+    told = [read_pace(run)]  # left by an earlier command
 
     def look() -> None:
         news = None if stepped is None else read_pace(run)
@@ -406,7 +405,7 @@ def _followed(run: str, progress: Progress | None, stepped: Progress | None, don
 
 
 def _explained(error: Exception, run: str) -> RaymotionError:
-    """The workers' own error where it is the user's to mend, else a `RunFailed` with its cause."""
+    """Returns the workers' own error if the user can correct it, else a `RunFailed` with its cause."""
     if (full := _full_disk(error, run)) is not None:
         return full
     causes = list(getattr(error, "worker_failures", {}).values()) or [error]
@@ -427,7 +426,7 @@ def _explained(error: Exception, run: str) -> RaymotionError:
 
 
 def _full_disk(error: Exception, run: str) -> RaymotionError | None:
-    """A disk that is full, wherever Ray or a worker met it; it names the path if the worker did."""
+    """Returns a `DiskFull` if a full disk caused the error in Ray or in a worker; names the path if the worker did."""
     for failure in [error, *getattr(error, "worker_failures", {}).values()]:
         cause: BaseException | None = failure
         while cause is not None:

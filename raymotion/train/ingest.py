@@ -1,4 +1,4 @@
-"""Who gets which CPUs: the workers that train, and the tasks that decode pictures for them."""
+"""Division of the CPUs between training workers and the tasks that decode pictures for them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from raymotion.models.recipe import PictureDataSettings, TrainRecipe
 
 @dataclass(frozen=True)
 class Ingest:
-    """Logical CPUs: of a training worker, and of the tasks that decode pictures for it, `tasks` at once."""
+    """Logical CPUs of a training worker, and of each of the `tasks` concurrent tasks that decode pictures for it."""
 
     worker_cpus: float = 1.0
     tasks: int = 1
@@ -18,18 +18,17 @@ class Ingest:
 
 
 def plan_ingest(recipe: TrainRecipe, nodes: list[dict[str, float]], *, decodes: bool) -> Ingest:
-    """How the cluster's CPUs are shared out among training workers and their decoding.
+    """Divides the cluster's CPUs between training workers and decoding tasks.
 
-    A worker that took the last CPU would wait for pictures for ever: where there is no room for both, each
-    takes half a CPU.
+    A worker that took the last CPU would wait forever for pictures, so each takes half a CPU if there are too few.
 
     Raises:
-        InputError: even then none is left for decoding.
+        InputError: even then no CPU is left for decoding.
     """
     if not decodes:
         return Ingest()
     wanted = recipe.data.decode_tasks if isinstance(recipe.data, PictureDataSettings) else None
-    if recipe.autoscale:  # what stands now says nothing of what will: tasks that wait are what makes nodes start
+    if recipe.autoscale:  # the current nodes do not limit the plan: pending tasks make the autoscaler start nodes
         return Ingest(1.0, wanted or 4, 1.0)
     total = sum(node.get("CPU", 0) for node in nodes)
     spare = total - recipe.workers

@@ -1,8 +1,8 @@
 """The training loop: a plain function that runs under Ray Train, under Ray Tune, or under neither.
 
-Whatever drives it hands in `report`, which takes the metrics of an epoch and a folder to keep. Each epoch draws all its
-randomness from (seed, epoch, rank), so a run that goes on from the checkpoint of epoch k gives the same weights as
-one that was never interrupted; no state of a random generator has to be saved.
+The caller passes `report`, which receives the metrics of an epoch and a folder to keep. Each epoch draws all its
+randomness from (seed, epoch, rank), so a run resumed from the checkpoint of epoch k ends with the same weights as an
+uninterrupted one, and no generator state has to be saved.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from raymotion.train.schedule import schedule, steps_per_epoch
 from raymotion.train.task import LAST, Task
 from raymotion.train.workers import ALONE, Workers
 
-# (metrics, folder): every rank calls it once per epoch; only rank 0 has a folder. The folder is gone when it returns.
+# (metrics, folder): called once per epoch by every rank; only rank 0 has a folder, which is removed afterwards.
 Report = Callable[[Mapping[str, Any], str | None], None]
 CURRENT, BEST, STATE, OPTIMISER, PREDICTIONS = (
     "current.safetensors", "best.safetensors", "state.json", "optimiser.pt", "predictions.safetensors",
@@ -38,7 +38,7 @@ CURRENT, BEST, STATE, OPTIMISER, PREDICTIONS = (
 
 @dataclass
 class State:
-    """Where a run stands at the end of an epoch."""
+    """The state of a run at the end of an epoch."""
 
     epoch: int = 0
     best: float = math.inf
@@ -49,15 +49,14 @@ class State:
 
 
 class Run:
-    """One training run, an epoch at a time: `train` runs one to its end, a search many beside each other.
+    """One training run, executed epoch by epoch: `train` runs one to its end, a search runs many side by side.
 
     Args:
         resume_from: local folder of an earlier `save` of the same run.
 
     Attributes:
-        state: where it stands.
         best_weights: of the best epoch so far.
-        best_predictions: by output, (rows of val, width) of that epoch; None before the first, and after a resume.
+        best_predictions: by output, (rows of val, width) of that epoch; None before the first epoch and after a resume.
     """
 
     def __init__(self, task: Task, *, workers: Workers = ALONE, resume_from: str | None = None) -> None:
@@ -90,14 +89,14 @@ class Run:
         return self.state.finished or self.state.epoch >= settings.epochs or late
 
     def step(self) -> dict[str, Any]:
-        """Trains for one epoch and validates; returns its line of the history.
+        """Trains for one epoch, validates, and returns the epoch's metrics.
 
         Raises:
-            Diverged: the loss, a gradient, a weight or an answer to a validation sample is no longer finite.
+            Diverged: the loss, a gradient, a weight or a validation prediction is no longer finite.
         """
         task, workers, state = self.task, self.workers, self.state
         recipe = task.recipe
-        # DDP averages gradients, so the loss of each rank is all it needs; seeds differ by rank for dropout's sake.
+        # DDP averages gradients, so each rank computes only its own loss. Seeds differ by rank because of dropout.
         torch.manual_seed(_seed(recipe.seed, state.epoch, workers.rank))
         train_loss = _train_epoch(self.wrapped, self.model, self.optimiser, task, self.loader, state, workers)
         workers.share_buffers(self.model)
@@ -108,12 +107,12 @@ class Run:
         predicted = _predict_split(self.model, task, self.loader, "val", workers)
         if not all(np.isfinite(values).all() for values in predicted.values()):
             raise _diverged(f"the model's validation output is NaN or infinite after epoch {state.epoch}", task, state)
-        # Rank 0's judgement for all: a last digit must not let one stop where the others go on.
+        # All ranks use rank 0's score: a rounding difference must not stop one while the others continue.
         score, figures = workers.gather(task.measure(predicted))[0]
         if score < state.best - 1e-7 or recipe.select_by == LAST:
             state.best, state.best_epoch = score, state.epoch
             self.best_weights, self.best_predictions = _weights(self.model), predicted
-        # The loss that is minimised, with class weights and smoothing: not to be compared with validation's BCE.
+        # The minimised loss, with class weights and smoothing; not comparable with the validation BCE.
         measured = {"epoch": state.epoch, "train_loss": train_loss, **figures}
         if unreadable := len(set().union(*workers.gather(set(self.loader.unreadable)))):
             measured["unreadable_images"] = unreadable
@@ -123,40 +122,40 @@ class Run:
         return measured
 
     def predict(self, split: str) -> dict[str, np.ndarray]:
-        """Decoded values (rows of the split, width) by output, with the weights of the best epoch.
+        """Returns decoded values (rows of the split, width) by output, with the weights of the best epoch.
 
-        The model has these weights from now on.
+        The model keeps these weights.
         """
         self.model.load_state_dict(self.best_weights)
         return _predict_split(self.model, self.task, self.loader, split, self.workers)
 
     def save(self, folder: str, predictions: Mapping[str, Mapping[str, np.ndarray]] | None = None) -> None:
-        """Writes what a resume needs; with `predictions`, the end of the run instead."""
+        """Writes the files that a resume needs; with `predictions`, the final result instead."""
         save_file(self.best_weights, Path(folder, BEST))
         if predictions is None:
             save_file(_weights(self.model), Path(folder, CURRENT))
             torch.save(self.optimiser.state_dict(), Path(folder, OPTIMISER))
         else:
-            # The run is over: nothing goes on from here, so current weights and optimiser are not kept.
+            # The run is over and is not resumed, so current weights and optimiser are not kept.
             save_file(self.best_weights, Path(folder, CURRENT))
             flat = {f"{split} {name}": torch.from_numpy(values) for split, own in predictions.items()
                     for name, values in own.items()}  # fmt: skip
             save_file(flat, Path(folder, PREDICTIONS))
-        # Last, with the digests of the others: a resume reads nothing that was damaged since.
+        # Written last, with the digests of the other files, so that a resume detects damage.
         files = {path.name: storage.sha256_file(path) for path in sorted(Path(folder).iterdir())}
         records.write_record(Path(folder, STATE), {"state": json.dumps(asdict(self.state)), "files": files})
 
     def close(self) -> None:
-        """Ends the loader's processes, where training was left before its end."""
+        """Stops the loader's processes if training has not finished."""
         if not self.state.finished:
             self.loader.close()
 
 
 def read_state(folder: str) -> dict[str, Any]:
-    """The `State` of a saved run as a mapping, after its other files were compared with what was written.
+    """Returns the `State` of a saved run as a mapping, after checking the digests of the run's other files.
 
     Raises:
-        Damaged: one of them is not.
+        Damaged: a file differs from what was written.
     """
     remedy = "The run cannot continue from here: remove its folder and run the same command again."
     record = records.read_record(Path(folder, STATE), needs_seal=True, remedy=remedy)
@@ -168,8 +167,8 @@ def read_state(folder: str) -> dict[str, Any]:
 def train(task: Task, *, report: Report, resume_from: str | None = None, workers: Workers = ALONE) -> State:
     """Trains until the last epoch, or until validation has not improved for `patience` epochs.
 
-    After the last epoch it reports once more, with the predictions of the best epoch for validation and test. The
-    test split is predicted then and never before.
+    At the end it reports once more, with the best epoch's predictions for validation and test. The test split is
+    predicted only then.
 
     Args:
         resume_from: local folder of an earlier report of the same run.
@@ -188,7 +187,7 @@ def train(task: Task, *, report: Report, resume_from: str | None = None, workers
 
 
 def read_predictions(folder: str) -> dict[str, dict[str, np.ndarray]]:
-    """What a finished run left in `folder`: split -> output -> decoded values (rows of the split, width)."""
+    """Reads the predictions of a finished run: split -> output -> decoded values (rows of the split, width)."""
     found: dict[str, dict[str, np.ndarray]] = {}
     for name, tensor in load_file(Path(folder, PREDICTIONS)).items():
         split, _, output = name.partition(" ")
@@ -197,7 +196,7 @@ def read_predictions(folder: str) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _optimiser(model: nn.Module, task: Task) -> torch.optim.Optimizer:
-    """A group for each learning rate, and within it one for what decays: neither biases nor norms do."""
+    """Builds the optimiser: one parameter group per learning rate and weight decay; biases and norms do not decay."""
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -240,7 +239,7 @@ def _train_epoch(
         value = float(loss.detach())
         if not math.isfinite(value):
             raise _diverged(_step(f"the loss is {value}", epoch, number, steps, settings.lr * factor), task, state)
-        # Of the batches that one step of the optimiser is made of, the last ones of an epoch may be fewer.
+        # The last optimiser step of an epoch may accumulate fewer batches than the others.
         first = number - number % settings.accumulate
         (loss / min(settings.accumulate, steps - first)).backward()
         if number + 1 in (first + settings.accumulate, steps):
@@ -263,7 +262,7 @@ def _step(what: str, epoch: int, number: int, steps: int, rate: float) -> str:
 
 
 def _diverged(what: str, task: Task, state: State) -> Diverged:
-    """The error, with what helps: the rate that was set, and the last epoch that was still good."""
+    """Builds the error, with a remedy (a lower learning rate) and the best epoch before the divergence."""
     settings = task.recipe.optimiser
     rates = f"optimiser.lr={settings.lr / 10:g}"
     if settings.backbone_lr != settings.lr:
@@ -277,7 +276,7 @@ def _diverged(what: str, task: Task, state: State) -> Diverged:
 
 
 def _not_finite(model: nn.Module) -> str | None:
-    """Name of the first weight or statistic of the model that holds NaN or infinity."""
+    """Returns the name of the first weight or statistic of the model that holds NaN or infinity."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             return name
@@ -287,7 +286,7 @@ def _not_finite(model: nn.Module) -> str | None:
 def _predict_split(
     model: nn.Module, task: Task, loader: BatchLoader, split: str, workers: Workers
 ) -> dict[str, np.ndarray]:
-    """Decoded values (rows of the split, width) by output; rows are shared out among the workers, and put together."""
+    """Returns decoded values (rows of the split, width) by output, gathered from all workers."""
     parts = workers.gather(loader.predict(model, split))
     result = {}
     for own in task.outputs:

@@ -1,10 +1,10 @@
-"""Pictures on their way into training: what is read when, and how one becomes pixels.
+"""Reading and decoding of training pictures.
 
-A run is one sequence of portions, a portion being the rows of one batch. Its order is drawn from (seed, epoch), the
-view of each picture from (seed, epoch, row): so the pixels that a worker sees do not depend on who decodes them, in
-which process, or on how often the run was interrupted.
+A run is one sequence of portions; a portion holds the rows of one batch. The order is drawn from (seed, epoch), the
+view of each picture from (seed, epoch, row). So the pixels that a worker sees do not depend on which process decodes
+them or on how often the run was interrupted.
 
-Imports neither torch nor ray: the processes that decode need not wait for them.
+Imports neither torch nor ray, so that decoding processes start fast.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CACHED = "pictures.npy"
 
 @dataclass(frozen=True)
 class Portion:
-    """Rows that are read together: a training batch of one epoch, or a part of a split to predict."""
+    """Rows that are read together: a training batch of one epoch, or part of a split to predict."""
 
     split: str
     epoch: int
@@ -41,16 +41,16 @@ class Portion:
 
     @property
     def training(self) -> bool:
-        """Whether the model learns from it."""
+        """Whether the portion belongs to the training split."""
         return self.split == "train"
 
 
 def read_here(
     portions: Sequence[Portion], addresses: Sequence[Any], reader: Reader, *, threads: int
 ) -> Iterator[tuple[Portion, Pictures]]:
-    """The portions in order, decoded by threads of this process a few portions ahead.
+    """Yields the portions in order, decoded a few portions ahead by threads of this process.
 
-    Pillow lets go of Python's lock while it decodes and resizes, so threads do run side by side.
+    Pillow releases the GIL while it decodes and resizes, so the threads run in parallel.
     """
 
     def read(portion: Portion) -> Pictures:
@@ -81,14 +81,13 @@ def cache_pictures(
     folder: str | None = None,
     damaged: DamagedPolicy = "quarantine",
 ) -> str:
-    """Decodes every picture once, as (n, size, size, 3) uint8 in a NumPy file that is read through a memory map.
+    """Decodes every picture once into a memory-mapped NumPy file (n, size, size, 3) of uint8, and returns its path.
 
-    For many runs on one small set. The copy is named after what it was made from (addresses, sizes and times of the
-    files, or an object store's entity tags), so runs on the same pictures share it. A picture that cannot be read is
-    all zeros there.
+    Meant for many runs on one small set. The file is named after its sources (addresses, sizes and times of the files,
+    or an object store's entity tags), so runs on the same pictures share it. An unreadable picture is all zeros.
 
     Args:
-        folder: of the cache; default: `pictures` beside that of the features (`data.feature_store.default_cache`).
+        folder: of the cache; default: `pictures` in `data.feature_store.default_cache`.
     """
     place = Path(folder or os.path.join(default_cache(), "pictures")) / digest_of([size, damaged, stamps(uris)])
 
@@ -100,7 +99,7 @@ def cache_pictures(
         portions = [Portion("cache", 0, some) for some in np.array_split(rows, max(1, len(rows) // 32)) if len(some)]
         reader = PictureReader(size, damaged=damaged)
         for portion, pictures in read_here(portions, uris, reader, threads=threads):
-            # Zeros say "not read": a picture that is black all over must not.
+            # All zeros mark an unreadable picture, so an entirely black one gets ones instead.
             black = (pictures.status == READ) & ~pictures.pixels.reshape(len(portion.rows), -1).any(axis=1)
             pictures.pixels[black] = 1
             array[portion.rows] = pictures.pixels
@@ -112,6 +111,6 @@ def cache_pictures(
 
 
 def cached_pictures(settings: Any, uris: Sequence[str | None], image_size: int, *, threads: int) -> str:
-    """`cache_pictures` with as many pixels as the smallest crop of a recipe's data settings needs."""
+    """Calls `cache_pictures` with the resolution that the smallest crop of a recipe's data settings needs."""
     crop = settings.smallest_crop if settings.augmentation != "none" else 1.0
     return cache_pictures(uris, math.ceil(image_size / math.sqrt(crop)), threads=threads, damaged=settings.damaged)

@@ -1,6 +1,6 @@
-"""From a recipe to the data that it trains on: which samples, what they hold, what is right of them.
+"""Preparation of a recipe's training data: its samples, their inputs and their targets.
 
-Imports no torch: Ray Train's controller imports this too, and need not wait for it.
+Imports no torch, because Ray Train's controller imports this module too.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from raymotion.train.source import SPLIT_AGAIN, labelled_table, pseudo_labelled
 
 
 def prepare_data(recipe: TrainRecipe) -> TrainingSet:
-    """Reads and checks what the recipe trains on.
+    """Reads and checks the training data of a recipe.
 
     Raises:
         InputError: no targets, no splits, a group in two splits, features of other samples or pictures, pictures that
-            are not those that were labelled; an input that no sample has.
+            changed since they were labelled, or an input that no sample has.
     """
     kind = kind_of(recipe)
     inputs = kind.inputs(recipe)
@@ -43,7 +43,7 @@ def prepare_data(recipe: TrainRecipe) -> TrainingSet:
     facts = DataFacts.of(table, path)
     outputs = kind.prepared_outputs(recipe, facts)
     targets = {own.name: own.read(table, where=path, given=given if own.vocabulary else None) for own in outputs}
-    # What a model is there to say has to be known of a sample; of what it says besides, what is known counts.
+    # Every sample needs a target of the first output; targets of further outputs may be missing.
     known = targets[outputs[0].name].known
     counts: dict[str, int] = {"rows": table.num_rows, "without_labels": int((~known).sum())}
     in_split = np.asarray(pc.is_valid(table.column("split")))
@@ -75,7 +75,7 @@ def prepare_data(recipe: TrainRecipe) -> TrainingSet:
                 f"has no sample of the split {name} with labels and {needed}", path=path, remedy=SPLIT_AGAIN
             )
     outputs[0].require(targets[outputs[0].name], data.splits, where=path)
-    # Of what is learned, not of the files: the same samples, written by another version of Parquet, are the same data.
+    # A fingerprint of the contents, not of the files: another Parquet version writes the same samples differently.
     contents: list[Any] = [data.sample_ids, data.groups, splits_of.tolist()]
     contents += [own.contents(targets[own.name]) for own in outputs]
     contents += [of.contents() for of in data.inputs.values()]

@@ -1,4 +1,4 @@
-"""How far a training has come, between its epochs: told by the loop, shown on a terminal."""
+"""Progress within an epoch: reported by the training loop, shown on a terminal."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ LOCAL_SECONDS, REMOTE_SECONDS = 1.0, 15.0
 
 
 def interval(folder: str) -> float:
-    """Seconds between two looks at a file of `folder`: each costs a request where that is an object store."""
+    """Returns the polling interval of files in `folder`, in seconds; an object store, where polls cost more, gets 15."""
     return REMOTE_SECONDS if storage.is_remote(folder) else LOCAL_SECONDS
 
 
 class Pace:
-    """Tells where a training stands, at most once in `every` seconds.
+    """Reports the progress of a training run, at most once every `every` seconds.
 
-    `tell` gets `epoch` and `epochs`, `step` and `steps` (of the epoch), `samples_per_second`, `loss` (the mean of the
-    epoch so far, None if that is not a number), `left` (seconds to the end of the last epoch, should none be saved by
-    stopping early) and `at` (seconds since 1970). The rate is that of the training steps from the second one on: the
-    first waits for data, compilers and caches, and validation is no training.
+    `tell` receives `epoch` and `epochs`, `step` and `steps` (of the epoch), `samples_per_second`, `loss` (mean of the
+    epoch so far, None if not finite), `left` (seconds to the end of the last epoch, without early stopping) and `at`
+    (seconds since 1970). The rate excludes validation and the first step, which waits for data, compilers and caches.
     """
 
     def __init__(self, tell: Callable[[Mapping[str, Any]], None], *, every: float = LOCAL_SECONDS) -> None:
@@ -40,12 +39,12 @@ class Pace:
         self._seconds = 0.0
 
     def begin(self, epoch: int, epochs: int, steps: int) -> None:
-        """An epoch, counted from 0, of so many steps begins."""
+        """Starts an epoch (counted from 0) of `steps` steps."""
         self._epoch, self._epochs, self._of = epoch, epochs, steps
         self._last = time.monotonic()
 
     def step(self, number: int, samples: int, loss: float) -> None:
-        """Step `number` of the epoch, counted from 1, has ended, over `samples` of all workers together."""
+        """Records the end of step `number` (counted from 1), with `samples` summed over all workers."""
         now = time.monotonic()
         if self._first is None:
             self._first = now
@@ -72,7 +71,7 @@ class Pace:
 
 
 def pace_file(run: str) -> Pace:
-    """A pace that is written to the run's folder; what cannot be written is left out."""
+    """Returns a `Pace` that writes to the run's folder and ignores write failures."""
     path = storage.join(run, STEPS)
 
     def tell(news: Mapping[str, Any]) -> None:
@@ -83,7 +82,7 @@ def pace_file(run: str) -> Pace:
 
 
 def read_pace(run: str) -> dict[str, Any] | None:
-    """What `pace_file` wrote last; None where there is nothing, or nothing that can be read."""
+    """Returns the last report of `pace_file`; None if there is none or it cannot be read."""
     with contextlib.suppress(OSError, RaymotionError):
         path = storage.join(run, STEPS)
         if storage.exists(path):
@@ -93,26 +92,26 @@ def read_pace(run: str) -> dict[str, Any] | None:
 
 
 def at_epoch(news: Mapping[str, Any]) -> str:
-    """As in `epoch 3/20`."""
+    """Formats the epoch, as in `epoch 3/20`."""
     return f"epoch {news['epoch']}/{news['epochs']}"
 
 
 class TrainingProgress(Progress):
-    """The steps of one training; beside them the epoch, the rate and the loss."""
+    """Shows the steps of one training run, with its epoch, rate and loss."""
 
     def __init__(self, kind: ProgressKind) -> None:
         super().__init__(kind, total=None, done=0, title="training", unit="samples")
         self._news: Mapping[str, Any] | None = None
 
     def stepped(self, news: Mapping[str, Any]) -> None:
-        """Takes what a `Pace` tells."""
+        """Updates the display from a report of `Pace`."""
         self._news, self._waiting = news, ""
         self.total = news["epochs"] * news["steps"]
         self.done = (news["epoch"] - 1) * news["steps"] + news["step"]
         self._show()
 
     def epoch_ended(self, metrics: Mapping[str, Any]) -> None:
-        """Prints an epoch's line."""
+        """Prints the metrics of an epoch on one line."""
         figures = {name.removeprefix("val_"): value for name, value in metrics.items() if name.startswith("val_")}
         validation = ", ".join(f"{short_title(name)} {value:.4f}" for name, value in figures.items())
         self.say(

@@ -1,4 +1,4 @@
-"""From the name of a recipe and what the command line lays over it to one validated recipe of its kind."""
+"""Finds a recipe by name, applies command-line overrides and validates it as a recipe of its kind."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from raymotion.models.kind import Kind
 from raymotion.models.recipe import TrainRecipe
 from raymotion.models.registry import get_kind, kind_names
 
-# Imports nothing heavy: the command line reads recipes before torch is needed.
+# No heavy imports: the command line reads recipes before it needs torch.
 
 
 def recipes_folder() -> Path:
-    """The recipes that come with raymotion: inside the installed package, or beside it in a checkout."""
+    """Returns the folder of the bundled recipes: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
 
 
 def find_recipe(name: str) -> str:
-    """Path of a recipe: `name` itself if it is a file or an address, else the one of that name that comes along."""
+    """Returns the path of a recipe: `name` itself if it is a file or an address, else the bundled recipe `name`."""
     if storage.is_remote(name) or Path(name).is_file():
         return name
     shipped = recipes_folder() / (Path(name).name if name.endswith(".yaml") else f"{name}.yaml")
@@ -35,15 +35,15 @@ def find_recipe(name: str) -> str:
 
 
 def kind_of(recipe: TrainRecipe) -> Kind:
-    """The kind of a recipe."""
+    """Returns the kind of a recipe."""
     return get_kind(recipe.kind)
 
 
 def load_recipe(name: str, *, options: dict[str, Any] | None = None, assignments: tuple[str, ...] = ()) -> TrainRecipe:
-    """The recipe `name` with options and `--set` assignments laid over it.
+    """Loads the recipe `name` and applies options and `--set` assignments.
 
     Raises:
-        InputError: no such recipe, no such kind, an unknown or bad setting, no samples.
+        InputError: unknown recipe or kind, unknown or invalid setting, or no samples.
     """
     path = find_recipe(name)
     recipe = read_recipe(path, options=options, assignments=assignments)
@@ -52,9 +52,9 @@ def load_recipe(name: str, *, options: dict[str, Any] | None = None, assignments
 
 
 def read_recipe(path: str, *, options: dict[str, Any] | None = None, assignments: tuple[str, ...] = ()) -> TrainRecipe:
-    """`load_recipe` of a file that may not say yet what to train on.
+    """Reads a recipe like `load_recipe`, but does not require it to name its training data.
 
-    A kind of one's own may be named as `kind: package.module:Class`: it is imported and known from then on.
+    A custom kind may be named as `kind: package.module:Class`; it is then imported and registered.
     """
     named = read_yaml(path).get("kind")
     if not isinstance(named, str):

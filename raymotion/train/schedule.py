@@ -1,4 +1,4 @@
-"""What is learned when: the rows of an epoch, how many steps it has, and how fast each of them learns."""
+"""The schedule of a training run: rows and steps of each epoch, and the learning rate of each step."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from raymotion.models.recipe import TrainRecipe
 
 
 def steps_per_epoch(recipe: TrainRecipe, samples: int, world: int) -> int:
-    """Batches that each of `world` workers sees in an epoch of `samples`."""
+    """Returns the number of batches that each of `world` workers sees in an epoch of `samples`."""
     return math.ceil(math.ceil(samples / world) / batch_rows(recipe, world))
 
 
 def batch_rows(recipe: TrainRecipe, world: int) -> int:
-    """One worker's share of the recipe's batch."""
+    """Returns one worker's share of the recipe's batch size."""
     return max(1, recipe.optimiser.batch_size // world)
 
 
 def schedule(step: int, total: int, warmup: float, kind: str = "cosine") -> float:
-    """Factor on the learning rate: linear from 0 over the share `warmup` of the steps, then half a cosine down to 0.
+    """Returns the learning rate factor: linear from 0 over the share `warmup` of the steps, then a half cosine to 0.
 
-    `constant`: 1 in place of the cosine. `step`: a tenth after 35 % of the steps, a hundredth after 70 % (the public
-    EMOTIC study: each seven of twenty epochs).
+    `constant`: 1 in place of the cosine. `step`: 0.1 after 35 % of the steps, 0.01 after 70 % (the public EMOTIC
+    study: every seven of twenty epochs).
     """
     rise = warmup * total
     if step < rise:
@@ -38,13 +38,13 @@ def schedule(step: int, total: int, warmup: float, kind: str = "cosine") -> floa
 def epoch_rows(
     rows: np.ndarray, *, seed: int, epoch: int, rank: int, world: int, samples: int | None = None
 ) -> np.ndarray:
-    """This worker's rows in this epoch: one shuffle for all, dealt out in turn.
+    """Returns this worker's rows in this epoch: every `world`-th row of one shuffle that all workers share.
 
-    All get equally many, since a worker that stops early would leave the others waiting; so up to `world - 1` rows are
-    seen twice.
+    All workers get the same number of rows, because one that stopped early would leave the others waiting; so up to
+    `world - 1` rows are seen twice.
 
     Args:
-        samples: of an epoch, if that is not all rows: then epochs are cut from one shuffle after the other.
+        samples: per epoch, if not all rows; epochs are then consecutive slices of a sequence of shuffles.
     """
     samples = len(rows) if samples is None else samples
     first, last = epoch * samples // len(rows), ((epoch + 1) * samples - 1) // len(rows)

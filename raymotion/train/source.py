@@ -1,4 +1,4 @@
-"""Where training starts from: a table that people labelled, a folder that a teacher did, another student's layers."""
+"""The sources of a training run: a human-labelled table, a folder of pseudo-labels, or the layers of another student."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from raymotion.learning.significance import voids_results
 from raymotion.models.checkpoint import read_checkpoint_info
 from raymotion.models.recipe import TrainRecipe
 
-# What helps where a split has nothing to train or to validate on.
+# Remedy for an empty training or validation split.
 SPLIT_AGAIN = (
     "Training and validation both need labelled samples, of two images or more: add some, and prepare the table again."
 )
 
 
 def labelled_table(path: str) -> pa.Table:
-    """A sample table with splits, no group of which is divided.
+    """Reads a sample table and checks its splits.
 
     Raises:
-        InputError: it names no split, or an image in two.
+        InputError: the table has no splits, or a group is in two of them.
     """
     table = read_samples(path)
     _check_splits(table, path)
@@ -36,14 +36,14 @@ def labelled_table(path: str) -> pa.Table:
 
 
 def pseudo_labelled(folder: str, val_fraction: float, seed: int) -> tuple[pa.Table, np.ndarray]:
-    """The selected rows of a `raymotion label` folder as a sample table, and the teacher's probabilities (rows, L).
+    """Returns the selected rows of a `raymotion label` folder as a sample table, and the teacher's probabilities
+    (rows, L).
 
-    The split is drawn by image, from a hash of its address: a share `val_fraction` is validation (of how well the
-    student agrees with its teacher), the rest is training. There is no test: what the student is worth, human labels
-    tell.
+    Images are split by a hash of their address: a share `val_fraction` is validation (of the student's agreement with
+    its teacher), the rest training. There is no test split, because only human labels can test the student.
 
     Raises:
-        InputError: fewer than two are selected, or pictures are no longer those that were labelled.
+        InputError: fewer than two rows are selected, or the pictures have changed since they were labelled.
     """
     record = read_labels_record(folder)
     vocabulary = labels_vocabulary(record, folder)
@@ -84,12 +84,12 @@ def pseudo_labelled(folder: str, val_fraction: float, seed: int) -> tuple[pa.Tab
 
 
 def describe_targets(recipe: TrainRecipe) -> dict[str, Any]:
-    """What a model of this recipe learns to say, for its record and its card.
+    """Describes the targets of a recipe, for the checkpoint's record and model card.
 
     Returns:
         `kind`: `annotations` or `pseudo-labels`. Pseudo-labels have `folder`, `digest` (of their job), `selected` (how
-        many were chosen), `teacher` (fingerprint, kind and what it reads), `collapse` (the check of the labels) and
-        `notices`. Annotations of a student with copied layers have `copied_from`: what their source learned.
+        many were selected), `teacher` (fingerprint, kind and inputs), `collapse` (the collapse check) and `notices`.
+        Annotations of a student with copied layers have `copied_from`: the targets of the source.
     """
     labels = getattr(recipe.data, "labels", None)
     if labels:
@@ -113,12 +113,12 @@ def describe_targets(recipe: TrainRecipe) -> dict[str, Any]:
 
 
 def label_warnings(recipe: TrainRecipe) -> list[str]:
-    """What a user must hear before a model learns from these labels; nothing where people made them."""
+    """Returns warnings to show before training on these labels; none for human labels."""
     return doubts_about(describe_targets(recipe))
 
 
 def doubts_about(targets: Mapping[str, Any]) -> list[str]:
-    """Why the pseudo-labels of a `describe_targets` may teach a student nothing; empty for annotations."""
+    """Returns reasons why the pseudo-labels of a `describe_targets` may be useless; empty for annotations."""
     if targets.get("kind") != "pseudo-labels":
         return []
     collapse = targets.get("collapse")
@@ -132,7 +132,7 @@ def doubts_about(targets: Mapping[str, Any]) -> list[str]:
 
 
 def _hashed_splits(groups: list[str], val_fraction: float, seed: int) -> list[str]:
-    """The groups whose seeded hashes are lowest are validation: at least one, and never all."""
+    """Assigns the groups with the lowest seeded hashes to validation: at least one, but not all."""
     order = sorted(set(groups), key=lambda group: hashlib.sha256(f"{seed}\0{group}".encode()).digest())
     held_out = set(order[: min(max(1, round(val_fraction * len(order))), max(1, len(order) - 1))])
     return ["val" if group in held_out else "train" for group in groups]

@@ -1,9 +1,9 @@
-"""Pictures from Ray Data: decoded on whatever CPUs the cluster has, streamed to one training worker.
+"""Pictures from Ray Data: decoded on any CPUs of the cluster, streamed to one training worker.
 
-Each worker runs a pipeline of its own over its own portions. Ray Train's usual way, one pipeline whose blocks go to
-whoever asks first, deals the rows out anew in each run and drops those that do not divide evenly
-(`streaming_split(equal=True)`); here every row is seen once in an epoch, and a run that goes on sees the same batches
-as one that was never interrupted. All epochs are one stream, so no epoch waits for a pipeline to start.
+Each worker runs its own pipeline over its own portions. Ray Train's usual design, one pipeline whose blocks go to the
+first worker that asks, distributes the rows differently in each run and drops those that do not divide evenly
+(`streaming_split(equal=True)`). Here every row is seen once per epoch, and a resumed run sees the same batches as an
+uninterrupted one. All epochs form one stream, so no epoch waits for a pipeline to start.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from raymotion.errors import RunFailed
 from raymotion.models.inputs.reading import Pictures, Reader
 from raymotion.train.pictures import Portion
 
-# Rows of a task: some tenths of a second of decoding, so that Ray's milliseconds for each do not count.
+# Rows per task: a few tenths of a second of decoding, so that Ray's overhead of milliseconds per task is negligible.
 TASK_ROWS = 64
-# And no more than this: several such blocks wait in the object store at a time.
+# Upper limit of a block, because several blocks wait in the object store at a time.
 TASK_BYTES = 32 * 1024**2
-# Tasks of one pipeline. A longer stream is several: their input would fill the object store before the first picture.
+# Tasks per pipeline. A longer stream uses several pipelines: the input of all tasks would fill the object store.
 PIPELINE_TASKS = 1000
-# Of the blocks; all others are the reader's arrays.
+# Bookkeeping columns of a block; all others are the reader's arrays.
 COLUMNS = ("portion", "row", "status", "reason")
 
 
@@ -38,11 +38,11 @@ def read_with_ray(
     tasks: int,
     cpus_per_task: float,
 ) -> Iterator[tuple[Portion, Pictures]]:
-    """The portions in order, decoded by Ray Data's tasks.
+    """Yields the portions in order, decoded by Ray Data tasks.
 
     Args:
-        tasks: how many run at once.
-        cpus_per_task: logical CPUs of each.
+        tasks: number of concurrent tasks.
+        cpus_per_task: logical CPUs per task.
     """
     inputs: list[list[int]] = []
     enough = max(1, min(TASK_ROWS, TASK_BYTES // reader.row_bytes))
@@ -76,13 +76,13 @@ def _table(portion: Portion, number: int, addresses: Sequence[Any], kind: pa.Dat
 
 
 class _Decode:
-    """The one step of the pipeline: addresses in, pixels out."""
+    """The only step of the pipeline: decodes addresses to pixels."""
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """In the process that decodes."""
+        """Restores the reader in the decoding process."""
         self.__dict__.update(state)
         keep_freed_memory()
 
@@ -116,7 +116,7 @@ def _stream(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
-    context.raise_original_map_exception = True  # a denied permission comes as itself, not as text
+    context.raise_original_map_exception = True  # keeps the exception type, for example of a denied permission
     with DataContext.current(context):
         dataset = ray.data.from_arrow(list(blocks)).map_batches(
             _Decode(reader),
@@ -127,8 +127,8 @@ def _stream(
             compute=TaskPoolStrategy(size=tasks),
         )
         try:
-            # One split, not for the splitting: its scheduler is a process of its own. As a thread of this one it would
-            # hold Python's lock while the training step waits (190 against 245 images/s on two cores).
+            # One split only, because its scheduler then runs in its own process. As a thread of this process it would
+            # hold the GIL while the training step waits (190 against 245 images/s on two cores).
             (pictures,) = dataset.streaming_split(1, equal=False)
             yield from pictures.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
         except RayError as error:
@@ -139,14 +139,14 @@ def _stream(
 
 
 def _own_error(error: BaseException) -> Exception | None:
-    """What our own code raised in the task: a denied permission, say."""
+    """Returns the exception that our own code raised in the task, for example for a denied permission."""
     from ray.exceptions import RayError
 
     from raymotion.errors import InputError, RaymotionError
 
     seen: Any = error
     while seen is not None:
-        # Ray's is of both classes, with a traceback for a message; and it adds advice of its own to the inner one.
+        # Ray's wrapper has both classes, with a traceback as its message, and adds its own advice to the inner error.
         if isinstance(seen, RaymotionError) and not isinstance(seen, RayError):
             if isinstance(seen, InputError):
                 return type(seen)(seen.reason, path=seen.path, row=seen.row, remedy=seen.remedy)
@@ -158,7 +158,7 @@ def _own_error(error: BaseException) -> Exception | None:
 def _assembled(
     blocks: Iterator[dict[str, np.ndarray]], portions: Sequence[Portion], number: int
 ) -> Iterator[tuple[Portion, Pictures]]:
-    """Portions again, from blocks that come in their order but may be cut anywhere."""
+    """Reassembles portions from blocks that arrive in order but may be cut anywhere."""
     held: list[dict[str, np.ndarray]] = []
     count = 0
     for block in blocks:

@@ -1,4 +1,4 @@
-"""One training run: a recipe, its data, and the kind of model between them. The loop asks it, and never which kind."""
+"""One training run: a recipe, its data and its kind of model. The loop uses only this and never looks at the kind."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from raymotion.train.recipe import kind_of
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# Portions in order -> portions with their pictures: threads of this process, or Ray Data.
+# Yields the portions in order with their pictures, read by threads of this process or by Ray Data.
 Source = Callable[[Sequence[Portion], Reader], Iterator[tuple[Portion, Pictures]]]
 LAST = "last"
 
 
 @dataclass
 class Batch:
-    """Some samples on the device.
+    """A batch of samples on the device.
 
     Attributes:
-        inputs: what the network is called with, by name.
-        targets: by output, and within it by name.
-        rows: how many samples.
-        weights: (n,) of the samples; None: all 1.
-        epoch: counted from 0, for losses that change on the way.
+        inputs: the network's arguments, by name.
+        targets: tensors by output name, then by target name.
+        rows: number of samples.
+        weights: (n,) sample weights; None: all 1.
+        epoch: counted from 0, for losses that change during training.
     """
 
     inputs: dict[str, Any]
@@ -48,13 +48,13 @@ class Batch:
 
 
 class Task:
-    """What a run trains: see `Kind`.
+    """Everything that the loop needs to train one recipe on its data; see `Kind`.
 
     Args:
-        source: where the pictures of a streamed input come from; None: decoded by `threads` threads of this process.
+        source: reads the pictures of a streamed input; None: `threads` threads of this process decode them.
 
     Raises:
-        InputError: the recipe asks for a loss, a metric or an input that there is not.
+        InputError: the recipe names an unknown loss or metric, or an input that the data lack.
     """
 
     def __init__(
@@ -76,39 +76,39 @@ class Task:
 
     @property
     def streamed(self) -> Any:
-        """The input that is read batch by batch, where any row has a picture; None: everything is in memory."""
+        """The input that is read batch by batch, if any row has a picture; None: everything is in memory."""
         return next((own for own in self.inputs.values() if own.streamed and own.present.any()), None)
 
     @cached_property
     def extra(self) -> Extra | None:
-        """Synthetic training samples; made when training asks for them: a model that only predicts does without."""
+        """Synthetic training samples, created on first use because prediction does not need them."""
         return self.kind.extra(self.recipe, self)
 
     @property
     def samples_per_epoch(self) -> int:
-        """Samples between two validations."""
+        """Number of training samples between two validations."""
         own = len(self.data.splits["train"]) + (self.extra.count if self.extra else 0)
         asked = getattr(self.recipe.data, "epoch_samples", None)
         return own if asked is None else min(own, asked)
 
     def build(self) -> nn.Module:
-        """The network with its initial weights."""
+        """Builds the network with its initial weights."""
         return self.kind.build(self.recipe, self)
 
     def restore(self, shape: Mapping[str, Any]) -> nn.Module:
-        """A network of this shape, its weights yet to be loaded."""
+        """Builds a network of this shape, without loading its weights."""
         return self.kind.restore(shape, self.described(), self.outputs)
 
     def described(self) -> list[Input]:
-        """The inputs as a checkpoint keeps them."""
+        """Returns the inputs as a checkpoint stores them."""
         return [own.described(self.data.splits["train"]) for own in self.inputs.values()]
 
     def learning_rate(self, network: nn.Module, parameter: str) -> float:
-        """Of the parameter of this name."""
+        """Returns the learning rate of the named parameter."""
         return self.kind.learning_rate(self.recipe, network, parameter)
 
     def loss(self, raw: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """The sum of the outputs' losses, each with its weight."""
+        """Returns the weighted sum of the outputs' losses."""
         total: Any = None
         for own in self.outputs:
             part = self.criteria[own.name](
@@ -120,20 +120,20 @@ class Task:
         return loss
 
     def column(self, output: Output, metric: str) -> str:
-        """What the history calls a metric on validation."""
+        """Returns the history's name for a validation metric."""
         return f"val_{metric}" if output is self.outputs[0] else f"val_{output.name}_{metric}"
 
     @property
     def selected_column(self) -> str:
-        """What the history calls the metric that epochs are chosen by."""
+        """The history's name for the metric that selects the best epoch."""
         return self.column(self.selecting, self.metric)
 
     def judged(self, line: Mapping[str, Any]) -> str:
-        """The selecting metric of an epoch, for people."""
+        """Formats the selecting metric of an epoch for display."""
         return f"{short_title(self.metric)} {float(line[self.selected_column]):.4f}"
 
     def measure(self, predicted: Mapping[str, np.ndarray]) -> tuple[float, dict[str, float]]:
-        """What an epoch is worth, lower is better, and its figures, of decoded values of the validation split."""
+        """Returns an epoch's score (lower is better) and its metrics, from decoded values of the validation split."""
         figures: dict[str, float] = {}
         for own in self.outputs:
             found = own.metrics(self.data.targets_of(own), self.data.splits["val"], predicted[own.name])
@@ -142,11 +142,11 @@ class Task:
         return value if self.metric in self.selecting.lower_is_better else -value, figures
 
     def reader(self) -> Reader:
-        """What reads the streamed input."""
+        """Returns the reader of the streamed input."""
         return self.streamed.reader(self.recipe) if self.streamed is not None else _no_reader()
 
     def read(self, reader: Reader, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, Pictures]]:
-        """Some rows of the streamed input, `size` at a time and unchanged, as a reader reads them."""
+        """Reads rows of the streamed input without augmentation, `size` at a time."""
         portions = [Portion("statistics", 0, rows[start : start + size]) for start in range(0, len(rows), size)]
         for portion, pictures in self._read_here(portions, reader):
             yield portion.rows, pictures

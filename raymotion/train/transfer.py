@@ -1,10 +1,10 @@
-"""What pre-training on pseudo-labels is worth: transfer compared with its controls, over seeds and depths.
+"""The value of pre-training on pseudo-labels: transfer compared with its controls, over seeds and depths.
 
 Yosinski, Clune, Bengio and Lipson (2014), "How transferable are features in deep neural networks?". A is the student
-that was trained on pseudo-labels, B the set that people labelled. The first n layers are copied from A (`AnB`) or from
-a network trained on B itself (`BnB`, the control), and frozen; with a plus they are fine-tuned. `scratch` is the
-network trained on B from random weights, the base of BnB. What AnB loses against BnB is what A's layers do not know of
-B; what BnB loses against scratch is what cutting a network in two costs by itself.
+trained on pseudo-labels, B the human-labelled set. The first n layers are copied from A (`AnB`) or from a network
+trained on B itself (`BnB`, the control) and frozen; with a plus they are fine-tuned. `scratch` is the network trained
+on B from random weights, and the base of BnB. The loss of AnB against BnB measures how specific A's layers are to A;
+the loss of BnB against scratch measures the cost of splitting a network.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from raymotion.version import __version__
 
 CONDITIONS = ("scratch", "AnB", "AnB+", "BnB", "BnB+")
 RECORD, RUNS = "finetune.json", "runs"
-MOST_SHOWN = 3  # runs in training at a time whose epoch is told
+MOST_SHOWN = 3  # running runs whose epoch is displayed
 
 
 @dataclass(frozen=True)
@@ -62,17 +62,18 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The run's folder, as in `A3Bplus-seed0`."""
+        """The name of the run's folder, as in `A3Bplus-seed0`."""
         if self.condition == "scratch":
             return f"scratch-seed{self.seed}"
         return f"{self.condition.replace('n', str(self.depth)).replace('+', 'plus')}-seed{self.seed}"
 
 
 class ComparisonProgress(Progress):
-    """Counts the runs of a comparison on standard error; beside them where those in training stand.
+    """Counts the runs of a comparison on standard error and shows the epochs of those in training.
 
     Args:
-        folder: of all runs. names: of each.
+        folder: the folder of all runs.
+        names: the name of each run.
     """
 
     def __init__(self, kind: ProgressKind, folder: str, names: Sequence[str]) -> None:
@@ -82,7 +83,7 @@ class ComparisonProgress(Progress):
         self._looked = -math.inf
 
     def ended(self, name: str) -> None:
-        """Counts a run that has ended."""
+        """Counts a finished run."""
         self._open.remove(name)
         self._seen.pop(name, None)
         self.advance(1, 0)
@@ -108,8 +109,8 @@ class Score:
     """One metric of one condition.
 
     Attributes:
-        values: of each seed.
-        against_scratch: for each seed the difference to training from scratch with that seed; positive is better.
+        values: one value per seed.
+        against_scratch: per seed, the difference to training from scratch with that seed; positive is better.
     """
 
     values: tuple[float, ...]
@@ -119,7 +120,7 @@ class Score:
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """Mean over seeds."""
         return float(np.mean(self.values))
 
     @property
@@ -130,14 +131,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a condition at a depth.
+    """One row of the table: a condition at a depth.
 
     Attributes:
         depth: None for training from scratch.
-        distinct_top3: for each seed, how many different sets of three highest labels were predicted.
-        gain, over_control: in mAP, over training from scratch, and over the same transfer from a network that never saw
-            a pseudo-label (`AnB` over `BnB`, `AnB+` over `BnB+`); None where there is nothing to compare with.
-        validation_map: mean over seeds of the mAP on validation, to choose by.
+        distinct_top3: per seed, the number of distinct sets of three highest labels predicted.
+        validation_map: mAP on validation, averaged over seeds, for model selection.
+        gain, over_control: gain in mAP over training from scratch, and over the same transfer from a network without
+            pseudo-labels (`AnB` over `BnB`, `AnB+` over `BnB+`); None without a counterpart.
     """
 
     condition: str
@@ -151,7 +152,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found; `folder` holds it as json and csv, and every checkpoint."""
+    """The result of `compare`; `folder` holds it as JSON and CSV, with every checkpoint."""
 
     folder: str
     split: str
@@ -176,19 +177,19 @@ def compare(
 ) -> Comparison:
     """Runs every condition at every depth with every seed on the recipe's samples.
 
-    Each run is a checkpoint in `out`/runs; the same call after an interruption does those that are missing. Runs are
-    tasks of Ray, as many at once as there are CPUs (GPUs, where there are any).
+    Each run writes a checkpoint to `out`/runs; after an interruption the same call trains the missing ones. Runs are
+    Ray tasks, as many at once as there are CPUs (or GPUs, if any).
 
     Args:
         recipe: data and optimiser of the runs; its seed, workers and transfer are set here.
         source: checkpoint of student A.
-        depths: layers that are copied; default: all but the head.
-        parallel: False: one after the other in this process, without Ray.
-        say: told of each run that has ended.
-        progress: how the runs are counted on standard error.
+        depths: numbers of layers to copy; default: all but the head.
+        parallel: False: one run after the other in this process, without Ray.
+        say: receives one line for each finished run.
+        progress: how progress is shown on standard error.
 
     Raises:
-        InputError: `source` is no student, a depth or condition that there is not, a recipe with a shape of its own.
+        InputError: `source` is not a student, a depth or condition does not exist, or the recipe sets its own network.
     """
     a, target = storage.absolute(source), storage.absolute(out)
     layers = _layers(read_checkpoint_info(a))
@@ -214,7 +215,7 @@ def compare(
         )
     if recipe.workers > 1:
         raise InputError(f"the recipe asks for {recipe.workers} workers", remedy="Each of these runs has one.")
-    # The tasks run in other folders.
+    # Tasks run in other working directories.
     samples = storage.absolute(recipe.data.samples)
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"samples": samples})})
     unknown = [name for name in conditions if name not in CONDITIONS]
@@ -222,7 +223,7 @@ def compare(
         raise InputError(f"there is no condition {unknown[0]!r}", remedy=f"Choose from {', '.join(CONDITIONS)}.")
     if len(set(seeds)) != len(seeds) or not seeds:
         raise InputError(f"seeds {list(seeds)} are not different ones, at least one")
-    # Once, and the pictures decoded once, before as many processes as there are cores would do both at the same time.
+    # Prepares the data and decodes the pictures once, before one process per core would do so at the same time.
     data = prepare_data(_recipe_of(Run("scratch", 0, seeds[0]), recipe, a, target))
     if data.streamed is not None:
         own = data.streamed
@@ -238,7 +239,7 @@ def compare(
     }
     record = storage.join(target, RECORD)
     if storage.exists(record):
-        with contextlib.suppress(Damaged):  # it is written anew at the end, and each run knows its own settings
+        with contextlib.suppress(Damaged):  # rewritten at the end; each run records its own settings
             before = records.read_record(record)["settings"]
             require_same_settings(before, settings, where=target, remedy=REMEDY, ignore=recipe.places)
     elif strange := _strange(set(storage.list_entries(target))):
@@ -247,7 +248,7 @@ def compare(
             path=target,
             remedy="Name another folder with --out.",
         )
-    # Scratch always: it is what the others are compared with, and what BnB starts from.
+    # Scratch always runs: the others are compared with it, and BnB starts from it.
     first = [Run("scratch", 0, seed) for seed in seeds]
     then = [
         Run(name, depth, seed) for depth in chosen for name in CONDITIONS[1:] if name in conditions for seed in seeds
@@ -295,18 +296,18 @@ def compare(
 
 
 def _strange(there: set[str]) -> list[str]:
-    """Entries of a folder that are not from an unfinished comparison: it has runs before it has tables."""
+    """Returns the entries of a folder that do not belong to an unfinished comparison, which has runs before tables."""
     return sorted(there - ({RUNS, "finetune.csv", "finetune.png"} if RUNS in there else set()))
 
 
 def _scored_split(info: CheckpointInfo) -> str:
-    """`test`, or `validation` where there is no test, or none of its samples has a label."""
+    """Returns `test`, or `validation` if there is no test split with labelled samples."""
     test = info.test
     return "test" if test is not None and test["metrics"]["macro_ap"]["value"] is not None else "validation"
 
 
 def _layers(info: CheckpointInfo) -> list[list[str]]:
-    """Names of the modules of each layer, from the input to the output."""
+    """Returns the module names of each layer, from input to output."""
     network = info.kind.restore(info.model, info.inputs, info.outputs)
     blocks = info.kind.layers(network)
     if not blocks:
@@ -371,29 +372,29 @@ def _run_all(
 
 
 def _train_one(kind: type[Kind], recipe: dict[str, Any], out: str, access: Access) -> None:
-    """One run in a task of Ray, with the driver's access: one CPU, so one thread."""
+    """Executes one run in a Ray task with one CPU, so one thread, and the driver's access settings."""
     import torch
 
     access.apply()
     torch.set_num_threads(1)
-    # A task of a driver that was killed just now may still be at it.
+    # A task of a driver that was just killed may still be writing.
     with one_writer(out, beside=True, patience=30):
         fit(of_class(kind).recipe.model_validate(recipe), out)
 
 
 class _Answers:
-    """What the runs said of the evaluated split, from their checkpoints, in the order of the data."""
+    """The runs' predictions for the evaluated split, from their checkpoints, in the order of the data."""
 
     def __init__(self, data: TrainingSet, infos: Mapping[Run, CheckpointInfo], split: str) -> None:
         rows = data.splits[split]
         self.infos, self.split = infos, split
         self.ids = [data.sample_ids[row] for row in rows]
         self.truth = next(iter(data.targets.values())).arrays[HARD][rows]
-        # Samples of one picture are drawn together: their answers are hardly two.
+        # Samples of one picture are resampled together because they are not independent.
         self.groups = [data.groups[row] for row in rows]
 
     def gain(self, runs: Sequence[Run], others: Sequence[Run]) -> Gain:
-        """The gain in mAP of `runs` over `others`, which have the same seeds in the same order."""
+        """Returns the gain in mAP of `runs` over `others`, which have the same seeds in the same order."""
         metric = "test" if self.split == "test" else "validation"
         values = [
             [Evaluation.from_dict(getattr(self.infos[run], metric))["macro_ap"].value or 0.0 for run in each]
@@ -478,7 +479,7 @@ def _write(result: Comparison, settings: Mapping[str, Any]) -> None:
             for seed, value, gain in zip(settings["seeds"], score.values, score.against_scratch, strict=True):
                 writer.writerow([row.condition, row.depth or 0, seed, name, value, score.prior, score.constant, gain])
     storage.write_text(storage.join(result.folder, "finetune.csv"), text.getvalue())
-    # Last: where it stands, the comparison is complete.
+    # Written last: its presence marks a complete comparison.
     records.write_record(
         storage.join(result.folder, RECORD),
         {

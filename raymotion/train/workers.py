@@ -14,29 +14,29 @@ from raymotion.train.progress import Pace
 
 @dataclass(frozen=True)
 class Workers:
-    """This process among those that train one model together. The default is alone."""
+    """The place of this process among those that train one model together; by default it is the only one."""
 
     rank: int = 0
     world: int = 1
     device: str = "cpu"
-    # Stands beside each epoch in the history: which process computed it, of which command.
+    # Recorded with each epoch in the history: the command and the process that computed it.
     attempt: str = ""
     # ray.train.torch.prepare_model, or DistributedDataParallel.
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model
-    # Told of every step; on rank 0 alone.
+    # Receives every step; set on rank 0 only.
     pace: Pace | None = None
 
     def share_buffers(self, model: nn.Module) -> None:
-        """Gives every rank the statistics of rank 0's norms, which are those that a checkpoint keeps.
+        """Broadcasts the normalisation statistics of rank 0, which a checkpoint stores, to every rank.
 
-        DDP does this before each forward pass in training, after which each rank goes on with its own.
+        DDP does this before each training forward pass, after which each rank updates its own.
         """
         if self.world > 1:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
 
     def gather(self, value: Any) -> list[Any]:
-        """`value` of every rank, in order of rank."""
+        """Returns the `value` of every rank, in order of rank."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
