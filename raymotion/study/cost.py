@@ -1,4 +1,4 @@
-"""What a study took."""
+"""The cost of a study."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from raymotion.study.record import STOPPED, Cost, StudyRecord, TrialRecord
 
 
 def cost(record: StudyRecord, epochs: int) -> Cost:
-    """What the study took so far.
+    """Returns the cost of the study so far.
 
     Args:
-        epochs: the most that one training may take.
+        epochs: maximum number of epochs of one training run.
     """
     lines = [own for part in record.parts for own in part.trials]
-    # One that an earlier stage stopped, and a later one trained again, is two.
+    # A trial that an earlier stage stopped and a later one trained again counts twice.
     trained = [own for own in lines if own.reused_from is None]
     return Cost(
         trials=len(lines),
@@ -28,12 +28,12 @@ def cost(record: StudyRecord, epochs: int) -> Cost:
 
 
 def epochs_of(trials: Iterable[TrialRecord | None]) -> int:
-    """Epochs that trials took, where one seed's epoch is one."""
+    """Returns the number of epochs of the trials, summed over seeds."""
     return sum(value is not None for trial in trials if trial for epoch in trial.epochs for value in epoch.score)
 
 
 def busy_seconds(trials: Iterable[TrialRecord]) -> float:
-    """How long at least one of the trials was in training, by the clock: from when each ended, and how long it took."""
+    """Returns the wall time during which at least one trial was training, from the trials' end times and durations."""
     total = until = 0.0
     for start, end in sorted((trial.order - trial.seconds, trial.order) for trial in trials):
         total += max(0.0, end - max(start, until))

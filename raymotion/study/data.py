@@ -1,4 +1,4 @@
-"""The data of a study: what trials see of them, and what its record says of them. Imports neither torch nor Ray."""
+"""The data of a study: what trials load, and the facts for its record. Imports neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from raymotion.models.outputs.multilabel import HARD
 from raymotion.models.training_set import TrainingSet
 from raymotion.study.record import DataFacts, Metric, SplitFacts, targets_digest
 
-# The data of the study that this process works for: mapped once, with what runs have computed of them.
+# The data of this process's study, mapped once, with values that runs have computed from them.
 _loaded: dict[str, TrainingSet] = {}
 
 
 def study_data(folder: str, inputs: Sequence[Input]) -> TrainingSet:
-    """The data in `folder` of these inputs, loaded once in a process."""
+    """Loads the data in `folder` for these inputs, once per process."""
     if folder not in _loaded:
         _loaded.clear()
         _loaded[folder] = TrainingSet.load(folder, inputs)
@@ -26,37 +26,37 @@ def study_data(folder: str, inputs: Sequence[Input]) -> TrainingSet:
 
 
 def ids_of(data: TrainingSet, split: str) -> list[str]:
-    """The ids of a split's samples."""
+    """Returns the sample ids of a split."""
     return [data.sample_ids[row] for row in data.splits[split]]
 
 
 def truth_of(data: TrainingSet, output: Output, split: str) -> np.ndarray:
-    """What is right of a split for one output, (n, width): 0 and 1 of labels, numbers with NaN where not known."""
+    """Returns an output's targets for a split, (n, width): 0 or 1 for labels; for numbers, NaN marks unknown values."""
     arrays = data.targets_of(output).arrays
     own = arrays[HARD] if HARD in arrays else next(iter(arrays.values()))
     return np.asarray(own[data.splits[split]])
 
 
 def units_of(data: TrainingSet, split: str) -> np.ndarray:
-    """The image of each sample of a split, as a number: what a bootstrap draws as a whole."""
+    """Returns the image number of each sample of a split; a bootstrap resamples whole images."""
     rows = data.splits[split]
     return sampling_units([data.groups[row] for row in rows], len(rows))
 
 
 def figure_of(metric: Metric, output: Output) -> str:
-    """What the output calls the metric, one of its `metric_names`."""
+    """Returns the output's name for the metric, one of its `metric_names`."""
     return next(name for name in output.metric_names if metric.name in (name, f"{output.name}_{name}"))
 
 
 def baseline_of(metric: Metric, output: Output, data: TrainingSet, split: str) -> float | None:
-    """The metric of the same answer for every sample (`Output.baseline`); None where it is not defined."""
+    """Returns the metric of the constant prediction (`Output.baseline`); None if it is undefined."""
     rows, targets = data.splits[split], data.targets_of(output)
     answer = np.broadcast_to(output.baseline(targets, data.splits["train"]), (len(rows), output.width))
     return finite(output.metrics(targets, rows, answer)[figure_of(metric, output)])
 
 
 def data_facts(data: TrainingSet, output: Output) -> DataFacts:
-    """Sizes and label prevalence of the splits: test's sizes and rates are facts of the data, no choice uses them."""
+    """Returns sizes and label prevalence of the splits; those of the test split do not influence any choice."""
     labels = [] if output.vocabulary is None else list(output.vocabulary.labels)
     truth = {name: truth_of(data, output, name) for name in data.splits}
     return DataFacts(

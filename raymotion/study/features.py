@@ -1,4 +1,4 @@
-"""Which cached features a study reads, and the command that makes those that are missing. Imports no torch, no Ray."""
+"""The cached features that a study reads, and the command that makes missing ones. Imports neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from raymotion.train.recipe import kind_of
 
 
 def embedding_needs(folder: storage.PathLike) -> dict[str, Any]:
-    """What a study over the spaces of a folder reads of the embeddings.
+    """Returns the embeddings that a study over the spaces in a folder reads.
 
     Returns:
-        `context`, `body` and `face`: names of backbones; `levels`: of augmentation, besides none; `tokens`: whether a
-        fusion reads spatial tokens where there are any.
+        `context`, `body` and `face`: names of backbones; `levels`: augmentation levels besides none; `tokens`: whether
+        a fusion reads spatial tokens if available.
     """
     spaces = read_spaces(folder)
     base = base_recipe(spaces)
@@ -39,7 +39,7 @@ def embedding_needs(folder: storage.PathLike) -> dict[str, Any]:
 
 
 def needs_of(spaces: Spaces, base: TrainRecipe) -> dict[str, Any]:
-    """`embedding_needs` of spaces that have been read."""
+    """Returns `embedding_needs` of spaces already read."""
     fields = [*(f"backbones.{stream}" for stream in STREAMS), "augmentation", "model.fusion"]
     start = base.model_dump(mode="json")
     needed: dict[str, list[Any]] = {name: [] for name in fields}
@@ -67,22 +67,19 @@ def needs_of(spaces: Spaces, base: TrainRecipe) -> dict[str, Any]:
 
 
 def _reads_tokens(base: TrainRecipe, spaces: Spaces, fusion: str) -> bool:
-    """Whether a network of this name reads spatial tokens where there are any."""
+    """Returns whether the named network reads spatial tokens if available."""
     recipe = build_recipe(base, spaces, {"model.fusion": fusion}) if fusion else base
     return any(own.tokens for own in kind_of(recipe).inputs(recipe) if isinstance(own, StreamInput))
 
 
 def require_features(opened: Embeddings, spaces: Spaces, base: TrainRecipe, samples: str) -> None:
-    """Raises one `InputError` that lists every feature that any configuration needs and that is not there.
-
-    Its remedy is the command that makes them.
-    """
+    """Raises one `InputError` that lists all missing features and gives the command that makes them as its remedy."""
     needs = needs_of(spaces, base)
     there = set(opened.keys)
     pairs = [(stream, name) for stream in STREAMS for name in needs[stream]]
     wanted = [FeatureKey(*pair, level) for pair in pairs for level in ("none", *needs["levels"])]
     if needs["tokens"]:
-        # A head that is given a backbone's clean tokens wants those of its views as well.
+        # A head that reads a backbone's clean tokens also needs those of its augmented views.
         wanted += [
             FeatureKey(key.stream, key.backbone, key.level, True)
             for key in wanted
@@ -106,10 +103,10 @@ def _command(
     missing: Sequence[FeatureKey],
     needs: dict[str, Any],
 ) -> str:
-    """How to make what is missing: beside what there is, or all of it anew.
+    """Returns how to make the missing features: in an additional folder, or all again in a new one.
 
-    An embedding job makes the clean features of every backbone that it is given, and two folders that are read together
-    may not hold the same ones: a level or tokens of a backbone that is there cannot be made apart.
+    An embedding job always makes the clean features of its backbones, and two folders that are read together may not
+    hold the same features. So missing levels or tokens of an existing backbone cannot be made separately.
     """
     new = [pair for pair in pairs if FeatureKey(*pair) in missing]
     beside = len(new) < len(pairs) and all((key.stream, key.backbone) in new for key in missing)

@@ -1,4 +1,4 @@
-"""The end of a study: test scored once for every winner, and the recipe that came out."""
+"""The end of a study: scores every winner once on the test split and writes the winning recipe."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from raymotion.study.trial import predict_test
 
 
 def finish(study: Search) -> None:
-    """Scores the winners on the test split, writes the record and the winner's recipe, and clears up.
+    """Scores the winners on the test split, writes the record and the winner's recipe, and cleans up.
 
-    To be called while Ray may still be connected to: a winner whose weights are gone is trained again.
+    Call it while Ray can still be connected: a winner whose weights are missing is trained again.
     """
     record, data = study.record, study.data
     entries: list[WinnerOnTest] = []
@@ -47,14 +47,14 @@ def finish(study: Search) -> None:
     record.status = "complete"
     write_winner(study.folder, study.recipe(record.stages[-1].winner.config))
     study.folder.write(record)
-    # The record stands: what cannot be removed now is no reason to fail.
+    # The record is complete, so a failure to clean up must not fail the study.
     for place in (study.folder.scratch, study.folder.data):
         with contextlib.suppress(OSError, RaymotionError):
             storage.remove_tree(place)
 
 
 def _can_be_scored(study: Search) -> bool:
-    """Whether there is a test split, and anything to score on it."""
+    """Returns whether the test split has anything to score."""
     rows, targets = study.data.splits["test"], study.data.targets_of(study.output)
     try:
         study.output.require(targets, {"train": rows, "val": rows}, where="")
@@ -64,15 +64,15 @@ def _can_be_scored(study: Search) -> bool:
 
 
 def write_winner(folder: StudyFolder, recipe: TrainRecipe) -> None:
-    """The recipe of a winner, ready for `raymotion train`."""
+    """Writes the recipe of a winner, ready for `raymotion train`."""
     chosen = {"kind": recipe.kind, **recipe.model_dump(mode="json", exclude_defaults=True)}
     storage.write_text(folder.winner, yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True))
 
 
 def _require_weights(study: Search) -> None:
-    """Trains a winner again whose weights are gone or damaged.
+    """Trains winners whose weights are missing or damaged again.
 
-    Gone: an earlier stage ran it, lost it, and a later one found it anew.
+    They are missing if an earlier stage ran the winner and dropped its weights, and a later stage chose it again.
     """
     for stage in study.record.parts:
         key = stage.winner.key

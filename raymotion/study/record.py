@@ -1,13 +1,13 @@
-"""The record of a study: its types, and the only code that reads and writes a study's folder.
+"""The record of a study: its types, and all code that reads and writes a study's folder.
 
     STUDY/study.json                              the `StudyRecord`, rewritten after every stage; _study.json is a copy
     STUDY/trials/KEY/trial.json                   the `TrialRecord` of one configuration
     STUDY/trials/KEY/seed-S.weights.safetensors   weights of a seed's best epoch, kept for winners
     STUDY/predictions/KEY/val-seed-S.parquet      that epoch's predictions on validation: `sample_id`, `values`
     STUDY/predictions/KEY/test-seed-S.parquet     a winner's predictions on test
-    STUDY/winner.yaml                             the recipe that the stages ended with
+    STUDY/winner.yaml                             the recipe of the last stage's winner
 
-A trial's key is a digest of everything that decides its result, so a configuration that two stages share is one trial.
+A trial's key is a digest of everything that determines its result, so two stages share the trial of a configuration.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 FORMAT: Literal[2] = 2
 AGAIN = "Run the same command again: it trains that configuration again."
-# The column of a file of predictions.
+# Column of a predictions file.
 VALUES = "values"
 STUDY, TRIAL, WINNER = "study.json", "trial.json", "winner.yaml"
 COMPLETE, STOPPED, FAILED, RUNNING = "complete", "stopped", "failed", "running"
@@ -42,7 +42,7 @@ TrialStatus = Literal["complete", "stopped", "failed", "running"]
 
 
 class Part(BaseModel):
-    """A part of a record: unknown or missing fields and numbers that are not finite are damage."""
+    """Base of all parts of a record; rejects unknown or missing fields and numbers that are not finite."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -51,11 +51,12 @@ P = TypeVar("P", bound=Part)
 
 
 class Metric(Part):
-    """The validation figure by which trials are compared.
+    """The validation metric by which trials are compared.
 
     Attributes:
-        name: as training records it, after `val_`. title: in sentences.
-        baseline: what stands beside it in sentences: who never looks at a sample.
+        name: as training records it, after `val_`.
+        title: its name in sentences.
+        baseline: the name in sentences of the baseline, which ignores the inputs.
     """
 
     name: str
@@ -64,7 +65,7 @@ class Metric(Part):
     baseline: str = "chance"
 
     def gain(self, difference: float) -> float:
-        """A difference between two scores; positive is better."""
+        """Returns a difference between two scores with its sign set so that positive is better."""
         return difference if self.higher_is_better else -difference
 
 
@@ -80,7 +81,7 @@ class Spread(Part):
 
     @classmethod
     def of(cls, values: Sequence[float] | np.ndarray) -> Spread:
-        """The spread of at least one value."""
+        """Computes the spread of at least one value."""
         known = [float(value) for value in values]
         return cls(mean=float(np.mean(known)), sd=float(np.std(known, ddof=1)) if len(known) > 1 else None, seeds=known)
 
@@ -89,8 +90,8 @@ class Epoch(Part):
     """One epoch of a trial.
 
     Attributes:
-        score, train_loss: of each seed; None for a seed that had stopped improving before.
-        best: the mean over the seeds of each one's best score so far.
+        score, train_loss: per seed; None for a seed that had stopped earlier.
+        best: best score so far of each seed, averaged over seeds.
     """
 
     epoch: int
@@ -100,23 +101,23 @@ class Epoch(Part):
 
 
 class BestEpoch(Part):
-    """The epoch whose weights are kept, and its score."""
+    """The epoch with the best score, whose weights are kept."""
 
     epoch: int
     score: float
 
 
 class TrialRecord(Part):
-    """One configuration in training, or trained.
+    """The record of a running or finished trial.
 
     Attributes:
-        config: the varied fields alone.
-        best: for each seed.
-        seconds: of training, all seeds.
-        attempts: how often it was started.
-        stage: that first ran it.
-        order: of the finished trials of a stage, so that a scheduler can be told of them in that order.
-        files: SHA-256 of the files that it left, by name.
+        config: the varied fields only.
+        stage: the stage that first ran it.
+        best: per seed.
+        seconds: training time of all seeds.
+        attempts: number of starts.
+        order: end time in seconds since 1970, by which finished trials are replayed to a scheduler.
+        files: SHA-256 of the trial's files, by name.
     """
 
     key: str
@@ -135,7 +136,7 @@ class TrialRecord(Part):
 
     @property
     def finished(self) -> bool:
-        """Whether it came to an end, whichever."""
+        """Whether it is complete, stopped or failed."""
         return self.status != RUNNING
 
     @property
@@ -145,7 +146,7 @@ class TrialRecord(Part):
 
     @property
     def mean(self) -> float:
-        """The mean of `scores`; NaN before the first epoch."""
+        """Mean of `scores`; NaN before the first epoch."""
         return float(np.mean(self.scores)) if self.best else float("nan")
 
 
@@ -153,9 +154,9 @@ class TrialLine(Part):
     """A finished trial as a stage's record lists it.
 
     Attributes:
-        score: best validation score of each seed; None where no epoch ended.
-        interpolated: validation mAP as EMOTIC's authors compute it; None where that is not known.
-        reused_from: the stage that trained it, if it was another one.
+        score: best validation score of each seed; None if no epoch ended.
+        interpolated: validation mAP as EMOTIC's authors compute it; None if unknown.
+        reused_from: the stage that trained it, if another one.
     """
 
     key: str
@@ -171,21 +172,22 @@ class TrialLine(Part):
 
     @property
     def complete(self) -> bool:
-        """Whether it was trained to its end, and so can be chosen."""
+        """Whether it was fully trained, and so can be chosen."""
         return self.status == COMPLETE and self.score is not None
 
     @property
     def mean(self) -> float | None:
-        """Mean score over the seeds."""
+        """Mean score over seeds."""
         return None if self.score is None else self.score.mean
 
 
 class Compared(Part):
-    """A configuration's gain over the one of `key`, in validation score; positive is better.
+    """A configuration's gain in validation score over the trial `key`; positive is better.
 
     Attributes:
-        low, high: its 95 % interval over images. seed_error: its standard error between seeds; None with one seed.
-        tied: whether images or seeds alone could have made it.
+        low, high: 95 % interval over images.
+        tied: whether the choice of images or seeds could explain the gain.
+        seed_error: standard error between seeds; None with one seed.
     """
 
     key: str
@@ -197,13 +199,13 @@ class Compared(Part):
 
     @property
     def noise(self) -> str:
-        """What the difference is held against, for sentences."""
+        """The uncertainty of the difference, for sentences."""
         seeds = "" if self.seed_error is None else f", seeds ±{2 * self.seed_error:.4f}"
         return f"95 % over images {self.low:+.4f} to {self.high:+.4f}{seeds}"
 
     @property
     def significant(self) -> bool | None:
-        """Whether it is beyond noise; None where the images say so and nothing is known of the seeds."""
+        """Whether the gain exceeds the noise; None if it does over images but there is only one seed."""
         return False if self.tied else None if self.seed_error is None else True
 
 
@@ -212,7 +214,8 @@ class Winner(Part):
 
     Attributes:
         config: all fields that the study varies.
-        leader: key of the trial with the best score; incumbent: of the trial that was carried in.
+        leader: key of the trial with the best score.
+        incumbent: key of the trial that the stage before carried forward.
         compared: the leader's gain over each other complete trial.
     """
 
@@ -225,12 +228,12 @@ class Winner(Part):
 
     @property
     def tied(self) -> list[str]:
-        """Keys of the trials that the data do not tell from the leader."""
+        """Keys of the trials tied with the leader."""
         return [other.key for other in self.compared if other.tied]
 
 
 class LeftOut(Part):
-    """A configuration that cannot be trained, and why."""
+    """A configuration that cannot be trained, and the reason."""
 
     config: Configuration
     reason: str
@@ -240,9 +243,11 @@ class StageRecord(Part):
     """A decided stage, or the joint search.
 
     Attributes:
-        stage: its number; None for the joint search. grid: the choices of each field; fixed: what it did not vary.
+        stage: its number; None for the joint search.
+        grid: the choices of each varied field.
+        fixed: the fields that it did not vary.
         trials: best first, those without a result last.
-        epochs: that it trained, where one seed's epoch is one.
+        epochs: epochs trained, summed over seeds.
     """
 
     stage: int | None = None
@@ -265,42 +270,42 @@ class StageRecord(Part):
 
     @property
     def varied(self) -> list[str]:
-        """The dotted fields that it varies."""
+        """The varied fields, dotted."""
         return list(self.grid)
 
     @property
     def complete(self) -> list[TrialLine]:
-        """The trials that were trained to their end, best first."""
+        """The complete trials, best first."""
         return [own for own in self.trials if own.complete]
 
     @property
     def chosen(self) -> TrialLine:
-        """The trial that is carried forward."""
+        """The trial carried forward."""
         return next(own for own in self.trials if own.key == self.winner.key)
 
     def count(self, status: TrialStatus) -> int:
-        """How many trials ended with `status`."""
+        """Counts the trials that ended with `status`."""
         return sum(own.status == status for own in self.trials)
 
     def behind(self, key: str | None) -> Compared | None:
-        """The leader's gain over the trial `key`; None for the leader, and for what was not compared."""
+        """Returns the leader's gain over the trial `key`; None for the leader and for trials not compared."""
         return next((other for other in self.winner.compared if other.key == key), None)
 
     @property
     def step(self) -> Compared | None:
-        """The leader's gain over the configuration that was carried in; None where there was none, or it leads."""
+        """The leader's gain over the incumbent; None if there is no incumbent or it leads."""
         return self.behind(self.winner.incumbent)
 
     @property
     def lead(self) -> Compared | None:
-        """The leader's gain over the second best; None where there is no second."""
+        """The leader's gain over the second best; None if there is no second."""
         return next((gap for own in self.complete if (gap := self.behind(own.key))), None)
 
     @property
     def decided(self) -> bool | None:
-        """Whether the stage changed anything beyond noise; None where that cannot be said.
+        """Whether the stage found a significant change; None if that is unknown.
 
-        The first stage has nothing to change: it decides if the leader beats every other configuration beyond noise.
+        The first stage has no incumbent: it decides if the leader's gain over every other configuration is significant.
         """
         winner = self.winner
         if winner.incumbent is None:
@@ -312,11 +317,13 @@ class StageRecord(Part):
 
 
 class Comparison(Part):
-    """The joint search's best against the best that any stage trained, on validation.
+    """The joint search's best trial compared with the best trial of any stage, on validation.
 
     Attributes:
-        joint_key: of the joint search's best. gap: its gain over the stages' best; carried: over what they carried on.
-        configurations, epochs: what each search took by itself, under `stages` and `joint`.
+        joint_key: key of the joint search's best trial.
+        gap: its gain over the stages' best trial.
+        carried: its gain over the configuration that the stages carried forward.
+        configurations, epochs: cost of each search, under `stages` and `joint`.
     """
 
     joint_key: str
@@ -328,7 +335,7 @@ class Comparison(Part):
 
     @property
     def verdict(self) -> str:
-        """What the comparison found, for the middle of a sentence."""
+        """The finding, phrased for the middle of a sentence."""
         if self.gap.tied or self.gap.low <= 0 <= self.gap.high:
             return "the joint search found nothing that can be told from what the stages found"
         if self.gap.difference > 0:
@@ -337,7 +344,7 @@ class Comparison(Part):
 
 
 class Estimate(Spread):
-    """A score on test, with the 95 % interval of its mean over `resamples` of the images."""
+    """A test score with the 95 % interval of its mean, from `resamples` bootstrap resamples of the images."""
 
     low: float | None
     high: float | None
@@ -345,7 +352,7 @@ class Estimate(Spread):
 
 
 class ClassScore(Part):
-    """One label on test, means over seeds; None without a positive."""
+    """Test scores of one label, averaged over seeds; None without a positive."""
 
     label: str
     ap: float | None
@@ -355,14 +362,14 @@ class ClassScore(Part):
 
 
 class WinnerOnTest(Part):
-    """A winner on test.
+    """Test scores of a winner.
 
     Attributes:
         name: of its stage, or `joint`.
         baseline: the score of `Metric.baseline`.
         mean_ap, interpolated: mAP of labels, and mAP as EMOTIC's authors compute it.
-        thresholded: F1 at thresholds fitted on validation, mean over seeds.
-        files: SHA-256 of its files of predictions, by name.
+        thresholded: F1 at thresholds fitted on validation, averaged over seeds.
+        files: SHA-256 of its prediction files, by name.
     """
 
     name: str
@@ -378,26 +385,28 @@ class WinnerOnTest(Part):
 
 
 class OnTest(Part):
-    """The one look at the test split; no entries where the samples have none."""
+    """Results on the test split, which is scored once; no entries if there is no test split."""
 
     scored_at: str
     entries: list[WinnerOnTest]
 
 
 class SplitFacts(Part):
-    """The size of a split: samples (persons, where each is one), and the images that they are of."""
+    """The size of a split: samples (persons in EMOTIC), and the distinct images they come from."""
 
     samples: int
     images: int
 
 
 class DataFacts(Part):
-    """What the study was run on.
+    """Facts about the study's data.
 
     Attributes:
-        samples: name of the sample table. counts: its rows, and those that were left out.
-        targets: of each split, a digest of its samples' ids and targets (`targets_digest`).
-        labels: of the output that is compared; none of numbers. prevalence: share of each label, by split.
+        samples: name of the sample table.
+        counts: its rows, and the rows left out.
+        targets: per split, a digest of sample ids and targets (`targets_digest`).
+        labels: of the compared output; empty for numeric outputs.
+        prevalence: share of each label, by split.
     """
 
     samples: str
@@ -409,10 +418,12 @@ class DataFacts(Part):
 
 
 class Cost(Part):
-    """What a study took so far; `epochs` counts one seed's epoch as one.
+    """The cost of a study so far; `epochs` are summed over seeds.
 
     Attributes:
-        trials: that the stages asked for; trained, reused: of those; stopped: early, of those that were trained.
+        trials: trials that the stages and the joint search asked for.
+        trained, reused: trials trained now, and trials taken from another stage.
+        stopped: trained trials that were stopped early.
     """
 
     trials: int
@@ -425,13 +436,15 @@ class Cost(Part):
 
 
 class StudyRecord(Part):
-    """study.json.
+    """The contents of study.json.
 
     Attributes:
-        identity: what decides the result, and so what must be the same when the study goes on.
-        metric: by which trials are compared. baseline: that of `Metric.baseline` on validation.
+        identity: everything that determines the result, and so must be unchanged when the study resumes.
+        metric: by which trials are compared.
+        baseline: validation score of `Metric.baseline`.
         published: name of the published study that it repeats (`raymotion.published`), or None.
-        stages: those that are decided. joint, comparison: None until the joint search is.
+        stages: the decided stages.
+        joint, comparison: None until the joint search is decided.
         test: None until everything is chosen.
     """
 
@@ -454,26 +467,26 @@ class StudyRecord(Part):
 
     @property
     def complete(self) -> bool:
-        """Whether the study came to its end."""
+        """Whether the study is finished."""
         return self.status == COMPLETE
 
     @property
     def parts(self) -> list[StageRecord]:
-        """The stages, and the joint search where it is decided."""
+        """The stages, and the joint search once it is decided."""
         return [*self.stages, *([self.joint] if self.joint else [])]
 
     @property
     def entries(self) -> list[WinnerOnTest]:
-        """What was scored on test."""
+        """The winners' test scores."""
         return self.test.entries if self.test else []
 
     def on_test(self, stage: StageRecord) -> WinnerOnTest | None:
-        """A stage's winner on test."""
+        """Returns the test scores of a stage's winner."""
         return next((entry for entry in self.entries if entry.name == stage.name), None)
 
     @property
     def final(self) -> WinnerOnTest | None:
-        """The last stage's winner on test."""
+        """The test scores of the last stage's winner."""
         return self.on_test(self.stages[-1]) if self.stages else None
 
     @property
@@ -484,20 +497,20 @@ class StudyRecord(Part):
         return None if self.published is None else published_study(self.published)
 
     def published_stage(self, stage: StageRecord) -> PublishedStage | None:
-        """The same stage of the published study."""
+        """Returns the corresponding stage of the published study."""
         known = self.published_study
         return None if known is None else known.stage(stage.name)
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions of one seed: the id of each sample, and what is said of it, (n, width) float32."""
+    """Predictions of one seed: sample ids and decoded values, (n, width) float32."""
 
     sample_ids: list[str]
     values: np.ndarray
 
     def of(self, sample_ids: Sequence[str]) -> np.ndarray | None:
-        """What is said of exactly these samples, in their order; None if they are of others."""
+        """Returns the values of exactly these samples, in their order; None if the predictions are for other samples."""
         place = {own: row for row, own in enumerate(self.sample_ids)}
         if len(place) != len(sample_ids) or any(own not in place for own in sample_ids):
             return None
@@ -505,9 +518,9 @@ class Predictions:
 
 
 def targets_digest(sample_ids: Sequence[str], targets: np.ndarray) -> str:
-    """Digest of samples and what is true of them, (n, width), whatever their order.
+    """Returns a digest of samples and their targets (n, width), independent of their order.
 
-    It shows whether a sample table has changed, and tells no trial what is true.
+    It detects changes of a sample table without revealing the targets to trials.
     """
     rows = np.asarray(targets, dtype=np.float64).tolist()
     lines = sorted(f"{own} {' '.join(f'{v:g}' for v in row)}" for own, row in zip(sample_ids, rows, strict=True))
@@ -515,10 +528,10 @@ def targets_digest(sample_ids: Sequence[str], targets: np.ndarray) -> str:
 
 
 def machine_fault(error: Exception, where: str) -> str | None:
-    """What to tell the user of an error that no configuration is to blame for; None if one may be.
+    """Returns the message of an error that the machine caused; None if a configuration may have caused it.
 
     Args:
-        where: the study's folder, for a full disk that does not say its path.
+        where: the study's folder, named if a full-disk error has no path.
     """
     if is_full(error):
         return str(disk_full(where, error))
@@ -535,12 +548,12 @@ class StudyFolder:
 
     @property
     def data(self) -> str:
-        """Where the driver puts the data for the trials: training and validation alone."""
+        """Folder of the data for the trials: training and validation only."""
         return storage.join(self.path, ".data")
 
     @property
     def scratch(self) -> str:
-        """Ray Tune's own files; nothing of them is ever read again."""
+        """Folder of Ray Tune's own files, which are never read."""
         return storage.join(self.path, ".tune")
 
     @property
@@ -554,15 +567,15 @@ class StudyFolder:
         return storage.join(self.path, WINNER)
 
     def trial(self, key: str) -> str:
-        """Folder of a trial."""
+        """Returns the folder of a trial."""
         return storage.join(self.path, "trials", key)
 
     def read(self) -> StudyRecord | None:
-        """The study's record; None where no study was begun.
+        """Reads the study's record; None if there is none.
 
         Raises:
-            Damaged: it cannot be read, and neither can its copy.
-            InputError: it is not the record of a study.
+            Damaged: neither the record nor its copy can be read.
+            InputError: the file is not the record of a study.
         """
         found, _ = records.read_twice(self.record, remedy="Run the same command again.")
         if found is None:
@@ -570,7 +583,7 @@ class StudyFolder:
         return _parsed(StudyRecord, found, self.record, "a study", "Name another folder.")
 
     def require(self) -> StudyRecord:
-        """The study's record; raises `InputError` where there is none."""
+        """Reads the study's record; raises `InputError` if there is none."""
         record = self.read()
         if record is None:
             raise InputError(
@@ -585,7 +598,7 @@ class StudyFolder:
         records.write_twice(self.record, record.model_dump(mode="json"))
 
     def free_if_nothing_computed(self) -> None:
-        """Removes a study none of whose trials came to an end, so that it does not bind the folder to its settings."""
+        """Removes a study without any complete or stopped trial, so that the folder accepts other settings."""
         record = self.read()
         if record is None or record.complete:
             return
@@ -598,7 +611,7 @@ class StudyFolder:
             storage.remove(path)
 
     def read_trial(self, key: str) -> TrialRecord | None:
-        """The record of a trial; None if it never began: no file, or a damaged one, as a power cut leaves it."""
+        """Reads the record of a trial; None if it is missing, or damaged as after a power cut."""
         path = storage.join(self.trial(key), TRIAL)
         if not storage.exists(path):
             return None
@@ -616,7 +629,7 @@ class StudyFolder:
     def write_predictions(
         self, key: str, split: str, seed: int, sample_ids: Sequence[str], values: np.ndarray
     ) -> dict[str, str]:
-        """Writes what a model says, (n, width), with the ids of their samples; returns the file's name and SHA-256."""
+        """Writes predictions (n, width) with their sample ids; returns the file's name and SHA-256."""
         flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).ravel())
         lists = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
         name, path = self._predictions(key, split, seed)
@@ -624,13 +637,13 @@ class StudyFolder:
         return {name: storage.write_table(path, table)[0]}
 
     def predictions(self, key: str, split: str, seed: int, files: Mapping[str, str]) -> Predictions:
-        """Predictions of one seed on `val` or `test`.
+        """Reads the predictions of one seed on `val` or `test`.
 
         Args:
-            files: the SHA-256 of each file, as the record of the trial, or of the test, has them.
+            files: SHA-256 of each file, from the record of the trial or of the test.
 
         Raises:
-            Damaged: they are gone, or not those that were written.
+            Damaged: the file is missing or differs from what was written.
         """
         name, path = self._predictions(key, split, seed)
         data = records.read_bytes(path, files.get(name), remedy=AGAIN)
@@ -648,10 +661,10 @@ class StudyFolder:
         return name, storage.join(self.path, "predictions", key, name)
 
     def validation(self, key: str, seeds: Sequence[int], sample_ids: Sequence[str]) -> np.ndarray:
-        """What a complete trial's best epochs say of validation, float32 (seeds, n, width), in the order of the ids.
+        """Reads a complete trial's validation predictions, float32 (seeds, n, width), in the order of `sample_ids`.
 
         Raises:
-            Damaged: they are gone, not those that were written, or of other samples.
+            Damaged: a file is missing, differs from what was written, or holds other samples.
         """
         record = self.read_trial(key)
         found = []
@@ -670,28 +683,28 @@ class StudyFolder:
         return {path.rsplit("/", 1)[-1]: hashlib.sha256(data).hexdigest()}
 
     def weights(self, key: str, seed: int) -> bytes:
-        """The weights of a seed's best epoch, as safetensors.
+        """Reads the weights of a seed's best epoch, as safetensors.
 
         Raises:
-            Damaged: they are gone, or not those that were written.
+            Damaged: the file is missing or differs from what was written.
         """
         path, record = self.weights_path(key, seed), self.read_trial(key)
         sha256 = None if record is None else record.files.get(path.rsplit("/", 1)[-1])
         return records.read_bytes(path, sha256, remedy=AGAIN)
 
     def weights_path(self, key: str, seed: int) -> str:
-        """Where a seed's weights stand."""
+        """Returns the path of a seed's weights."""
         return storage.join(self.trial(key), f"seed-{seed}.weights.safetensors")
 
     def has_result(self, key: str, seeds: Sequence[int], sample_ids: Sequence[str]) -> bool:
-        """Whether the validation predictions of all seeds are there, as they were written, and of these samples."""
+        """Returns whether the validation predictions of all seeds exist, are intact and cover these samples."""
         try:
             return self.read_trial(key) is not None and self.validation(key, seeds, sample_ids).ndim == 3
         except (Damaged, ValueError):
             return False
 
     def has_weights(self, key: str, seeds: Sequence[int]) -> bool:
-        """Whether the weights of all seeds are there, as they were written."""
+        """Returns whether the weights of all seeds exist and are intact."""
         try:
             return self.read_trial(key) is not None and all(self.weights(key, seed) for seed in seeds)
         except Damaged:

@@ -1,7 +1,7 @@
-"""A whole study: stage after stage on validation, the joint search, and one look at the test split at the end.
+"""A whole study: the stages on validation, the joint search, and one evaluation on the test split at the end.
 
-The folder's record is rewritten after every stage, and each finished trial has left its own, so the same command goes
-on after any crash: with the stage it was in, and without training anything again that had ended.
+The study's record is rewritten after every stage, and each finished trial has its own. So after any crash the same
+command resumes in the stage where it was, and does not repeat finished trials.
 """
 
 from __future__ import annotations
@@ -45,14 +45,15 @@ REMEDY = "Use the same settings, or another --out."
 def run_study(
     settings: StudySettings, *, address: str | None = None, progress: ProgressKind = "auto", say: Say = print
 ) -> StudyRecord:
-    """Runs the study of `settings`, or goes on with it, and returns its record.
+    """Runs or resumes the study of `settings`, and returns its record.
 
     Args:
         address: a Ray cluster; None starts Ray on this machine.
-        say: takes the lines for the terminal.
+        say: receives the lines for the terminal.
 
     Raises:
-        InputError: in spaces, samples or embeddings, before anything runs; features that are missing, all at once.
+        InputError: spaces, samples or embeddings are invalid, or features are missing (all are listed); raised before
+            anything runs.
         SettingsMismatch: the folder holds another study.
         RunFailed: no configuration of a stage could be trained, or the search failed.
     """
@@ -110,7 +111,7 @@ def run_study(
         if folder_lock.is_lost(folder.path):
             return
         record.status = status
-        with contextlib.suppress(Exception):  # the reason why it ended is the one to tell
+        with contextlib.suppress(Exception):  # must not hide the error that ended the study
             folder.write(record)
 
     with contextlib.ExitStack() as stack:
@@ -121,7 +122,7 @@ def run_study(
             folder.write(record)
 
         def ray() -> None:
-            """Connects when the first trial is to run: what is all known already needs no Ray."""
+            """Connects to Ray when the first trial has to run, since a resumed study may need none."""
             if not search.connected:
                 stack.enter_context(without_noise())
                 stack.enter_context(connect(address, cpus=max(available_cpus(), round(settings.cpus_per_trial))))
@@ -140,20 +141,20 @@ def _how(error: BaseException) -> str:
 
 
 def _compared_by(base: TrainRecipe, data: TrainingSet) -> tuple[Output, Metric]:
-    """The output, and its metric on validation, that epochs are chosen and trials are compared by."""
+    """Returns the output and the validation metric that select epochs and compare trials."""
     outputs = kind_of(base).outputs(base, data.facts)
     output, name = choose_metric(None if base.select_by == "last" else base.select_by, outputs)
     column = name if output is outputs[0] else f"{output.name}_{name}"
     if column == MACRO_AP.name:
         return output, MACRO_AP
-    title = metric_title(name).partition(" (")[0].partition(",")[0]  # without its unit: it stands in sentences
+    title = metric_title(name).partition(" (")[0].partition(",")[0]  # without its unit, for use in sentences
     baseline = "the training mean" if output.vocabulary is None else "the class prior"
     higher = name not in output.lower_is_better
     return output, Metric(name=column, title=title, higher_is_better=higher, baseline=baseline)
 
 
 def samples_of(embeddings: str) -> str:
-    """The sample table that embeddings were made of, as their job remembers it."""
+    """Returns the sample table of embeddings, from the record of their job."""
     job = require_complete(storage.absolute(embeddings))
     found = (job.get("settings") or {}).get("samples")
     if not found:
@@ -166,7 +167,7 @@ def samples_of(embeddings: str) -> str:
 def _identity(
     settings: StudySettings, spaces: Spaces, base: TrainRecipe, data: TrainingSet, seeds: Sequence[int]
 ) -> dict[str, Any]:
-    """What decides a study's result, and so what has to be the same when it goes on."""
+    """Returns everything that determines a study's result, and so must be unchanged when it resumes."""
     beside = {"title", "published", "recipe"}
     return {
         "data": data.fingerprint,
@@ -210,7 +211,7 @@ def _new_record(
 
 
 def _require_free(folder: StudyFolder) -> None:
-    # All of them: what stands in the study's own subfolders is removed when it ends.
+    # Any entry is refused, because the study removes its own subfolders at the end.
     if storage.list_entries(folder.path):
         raise InputError("is not empty, and no study", path=folder.path, remedy="Name another folder with --out.")
     storage.make_dir(folder.path)

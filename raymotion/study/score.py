@@ -1,4 +1,4 @@
-"""The one look at the test split, when everything has been chosen."""
+"""Scoring on the test split, done once after everything has been chosen."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def score_test(
     *,
     seed: int = 0,
 ) -> WinnerOnTest:
-    """A winner's scores on test: means over seeds, and a 95 % interval over the images, beside the baseline.
+    """Returns a winner's test scores: means over seeds with a 95 % interval over images, and the baseline.
 
     Args:
-        test, validation: what it says, (seeds, n, width). Thresholds are fitted on validation.
+        test, validation: its predictions, (seeds, n, width). Thresholds are fitted on validation.
     """
     rows, targets = data.splits["test"], data.targets_of(output)
     units, figure = units_of(data, "test"), figure_of(metric, output)
@@ -59,7 +59,7 @@ def score_test(
 
 
 def _label_scores(test: np.ndarray, validation: np.ndarray, data: TrainingSet, output: MultiLabel) -> dict[str, Any]:
-    """What else there is to say of probabilities, as fields of `WinnerOnTest`."""
+    """Returns the fields of `WinnerOnTest` that only label outputs have."""
     truth, validated = truth_of(data, output, "test"), truth_of(data, output, "val")
     prior = output.rates(data.targets_of(output), data.splits["train"], soft=False)
     ap = np.array(
@@ -93,7 +93,7 @@ def _label_scores(test: np.ndarray, validation: np.ndarray, data: TrainingSet, o
 def score_interval(
     weighed: Sequence[Weighed], groups: int, *, seed: int, around: float | None = None
 ) -> tuple[float | None, float | None]:
-    """95 % interval of a metric's mean over seeds, over resamples of the groups; None where nothing can be scored.
+    """Returns the 95 % bootstrap interval, over groups, of a metric's mean over seeds; None if it is undefined.
 
     Args:
         weighed: the metric of each seed (`Output.weighed`).
@@ -104,5 +104,5 @@ def score_interval(
 
 
 def interpolated_map(truth: np.ndarray, probabilities: np.ndarray) -> float | None:
-    """Mean over seeds of mAP as EMOTIC's authors compute it, of (seeds, n, L)."""
+    """Returns the mAP as EMOTIC's authors compute it, averaged over seeds; `probabilities` are (seeds, n, L)."""
     return finite(float(np.mean([row_mean(interpolated_by_class(truth, own)[None])[0] for own in probabilities])))

@@ -1,9 +1,9 @@
-"""One stage on Ray Tune: configurations in, their records out.
+"""One stage on Ray Tune: trains configurations and writes their records.
 
-A Tune trial is one configuration, whose seeds train side by side, so that early stopping judges a mean over seeds and
-Tune's own cost is paid once for all of them. What earlier runs, or earlier stages, have finished is not given to Tune:
-its results are told to the scheduler, whose rungs then are what they were. Nothing that Tune saves is ever read, so no
-pickle is opened and no snapshot has to be fresh.
+A Tune trial is one configuration whose seeds train side by side, so that early stopping uses the mean over seeds and
+Tune's overhead is paid once per configuration. Finished trials are not given to Tune; their results are replayed to the
+scheduler, which restores its rungs. Nothing that Tune saves is ever read, so no pickle is opened and no snapshot has to
+be recent.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from raymotion.study.space import Stopping
 if TYPE_CHECKING:
     from raymotion.study.trial import Trial
 
-# What a trial reports after each epoch: see `study.trial.Trial.step`.
+# Key of the score that a trial reports after each epoch; see `study.trial.Trial.step`.
 SCORE = "score"
-# What `raymotion study run` and `raymotion tune` call a plan's workers, CPUs and GPUs.
+# Option names of `raymotion study run` and `raymotion tune` for a plan's workers, CPUs and GPUs.
 OPTIONS = ("--concurrent", "--cpus-per-trial", "--gpus-per-trial")
-# Tune's own logs, snapshots and notices: none of them is read, and each costs time or a line on the terminal.
+# Turns off Tune's logs, snapshots and notices, which nobody reads and which cost time or lines on the terminal.
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -44,7 +44,7 @@ QUIET = {
 
 @dataclass(frozen=True)
 class Resources:
-    """What a trial takes, how many run at a time (None: as many as fit), and whether the cluster starts nodes."""
+    """Resources per trial, number of concurrent trials (None: as many as fit), and whether the cluster autoscales."""
 
     cpus: float = 1.0
     gpus: float | None = None
@@ -52,10 +52,10 @@ class Resources:
     autoscale: bool = False
 
     def placement(self, nodes: list[dict[str, float]]) -> Placement:
-        """What each trial gets, and room for it on `nodes`.
+        """Returns the resources of each trial and their placement on `nodes`.
 
         Raises:
-            InputError: there is no room, or an autoscaling cluster would have to be asked what it could start.
+            InputError: the nodes lack room, or `gpus` is not set and an autoscaling cluster has no GPU yet.
         """
         gpus = self.gpus
         if gpus is None:
@@ -70,12 +70,12 @@ class Resources:
 
 
 class TrialTrainable(tune.Trainable):
-    """Tune's view of a `study.trial.Trial`. The actor serves one after the other: torch is imported once."""
+    """Adapts `study.trial.Trial` to Tune. One actor runs many trials in turn, so that torch is imported once."""
 
     current: Trial | None = None
 
     def setup(self, config: dict[str, Any]) -> None:
-        # Nothing is begun here: Tune sets up actors for trials that it then gives to another actor.
+        # Starts nothing here, because Tune sets up actors for trials that it then gives to another actor.
         self.spec = config["trial"]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -91,7 +91,7 @@ class TrialTrainable(tune.Trainable):
         from raymotion.study.data import study_data
         from raymotion.study.trial import Trial
 
-        Access(**self.spec["access"]).apply()  # on a cluster that ran before, this process has not inherited it
+        Access(**self.spec["access"]).apply()  # not inherited on a cluster that was already running
         keep_freed_memory()
         torch.set_num_threads(max(1, round(self.spec["cpus"])))
         device = "cuda" if self.spec["gpus"] and torch.cuda.is_available() else "cpu"
@@ -106,7 +106,7 @@ class TrialTrainable(tune.Trainable):
                 self.current = self._begin()
             result = self.current.step()
         except Exception as error:
-            # A full disk or a store that is down fails no trial: the search ends, and the trial starts anew.
+            # A full disk or an unreachable store does not fail the trial: the search ends, and the trial runs again.
             if (fault := machine_fault(error, self.spec["study"])) is None:
                 raise
             return {"epoch": 0, SCORE: 0.0, "fault": fault, "done": True}
@@ -117,7 +117,7 @@ class TrialTrainable(tune.Trainable):
             self.current.close()
             self.current = None
 
-    # Trials start anew after a crash: there is nothing to save.
+    # Trials restart from scratch after a crash, so there is nothing to save.
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         return None
 
@@ -126,7 +126,7 @@ class TrialTrainable(tune.Trainable):
 
 
 class Recorder(tune.Callback):
-    """Writes down how trials end that do not know it themselves: stopped by the scheduler, or killed."""
+    """Records the end of trials that cannot record it themselves: stopped by the scheduler, or killed."""
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class Recorder(tune.Callback):
 
 
 class EndOnFault(tune.Stopper):
-    """Ends the search when a trial meets a fault of the machine."""
+    """Ends the search when a trial reports a machine fault."""
 
     def __init__(self) -> None:
         self.fault: str | None = None
@@ -181,7 +181,7 @@ class EndOnFault(tune.Stopper):
 
 @dataclass(frozen=True)
 class FinishedTrial:
-    """Stands for a finished trial towards a scheduler, which asks for nothing but its id."""
+    """Represents a finished trial to a scheduler, which uses only its id."""
 
     trial_id: str
 
@@ -189,7 +189,7 @@ class FinishedTrial:
 def scheduler_of(
     stopping: Stopping | None, epochs: int, finished: Sequence[TrialRecord] = (), metric: Metric = MACRO_AP
 ) -> TrialScheduler:
-    """ASHA over epochs (None: no early stopping), which has seen what the finished trials reported, in their order."""
+    """Builds the ASHA scheduler over epochs (None: no early stopping) and replays the finished trials to it."""
     if stopping is None or stopping.grace_epochs >= epochs:
         return FIFOScheduler()
     scheduler = ASHAScheduler(
@@ -201,7 +201,7 @@ def scheduler_of(
 
 
 def replay(scheduler: ASHAScheduler, finished: Sequence[TrialRecord]) -> None:
-    """Tells a scheduler what trials reported that are over. What it would decide of them is decided already."""
+    """Replays the reports of finished trials to a scheduler, and ignores its decisions about them."""
     for record in sorted(finished, key=lambda record: record.order):
         results = [{"epoch": epoch.epoch, SCORE: epoch.best} for epoch in record.epochs]
         if not results:
@@ -224,13 +224,14 @@ def search(
     ended: Callable[[TrialRecord], None],
     epoch_ended: Callable[[str, int], None] = lambda key, epoch: None,
 ) -> None:
-    """Trains the configurations of `specs` (see `study.trial.Trial`), on the Ray that is connected.
+    """Trains the configurations of `specs` (see `study.trial.Trial`) on the connected Ray.
 
-    Each leaves its record in the study's folder. `ended` is called for each, and `epoch_ended` with key and
-    number of each epoch before the last.
+    Each trial writes its record to the study's folder. `ended` is called for each trial, and `epoch_ended` with the key
+    and number of each epoch before the last.
 
     Raises:
-        InputError: a trial that can never be placed. RunFailed: Tune itself failed.
+        InputError: a trial can never be placed.
+        RunFailed: Tune failed, or a trial reported a machine fault.
     """
     if not specs:
         return
@@ -246,7 +247,7 @@ def search(
         param_space={"trial": tune.grid_search(given)},
         tune_config=tune.TuneConfig(
             scheduler=scheduler,
-            # Where as many run as fit, Tune is better not told: it only keeps the actors for which trials wait.
+            # None if as many run as fit: with a limit, Tune keeps only the actors for which trials wait.
             max_concurrent_trials=resources.concurrent,
             reuse_actors=True,
             trial_name_creator=_short,

@@ -1,9 +1,9 @@
-"""Which configuration a stage carries forward: by validation alone, and with no more confidence than the data allow.
+"""Selection of the configuration that a stage carries forward, from validation results and their uncertainty.
 
-The public study carries forward whatever scores highest, one seed each; its gaps are smaller than what a second run of
-the same configuration changes (31.23 against 31.35). Here a difference counts if it survives a paired bootstrap over
-the validation images and is more than two of its standard errors between seeds. What does not differ is a tie, and a
-tie keeps what there was: a change needs evidence.
+The public study carries forward the highest score of one seed each; its gaps are smaller than the difference between
+two runs of the same configuration (31.23 against 31.35). Here a difference counts if it survives a paired bootstrap
+over the validation images and exceeds two standard errors between seeds. Any other difference is a tie, and a tie
+keeps the incumbent: a change needs evidence.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from raymotion.study.record import (
 )
 
 Ties = Literal["incumbent", "highest"]
-# How much better the first of two validation predictions, (seeds, n, L) each, is in the study's metric.
+# Gain of the first of two validation predictions, each (seeds, n, L), over the second, in the study's metric.
 Gain = Callable[[np.ndarray, np.ndarray], PairedGain]
 
 
@@ -39,8 +39,10 @@ class Candidate:
     """A complete trial.
 
     Attributes:
-        scores: best validation score of each seed. probabilities: of those epochs, (seeds, n, L).
-        config: all fields. name: what it is called in sentences.
+        scores: best validation score of each seed.
+        probabilities: predictions of those epochs, (seeds, n, L).
+        name: its name in sentences.
+        config: all fields.
     """
 
     key: str
@@ -64,18 +66,18 @@ def choose(
     incumbent: str | None = None,
     ties: Ties = "incumbent",
 ) -> Winner:
-    """The configuration to carry forward.
+    """Chooses the configuration to carry forward.
 
-    The leader has the best mean over the seeds. Those over which its lead is not significant
-    (`learning.significance.is_significant`) are tied with it; with one seed, only the images can tell. Among the tied:
-    the incumbent, else the one with the fewest parameters, else the better mean.
+    The leader has the best mean over seeds. A candidate is tied with it if the lead is not significant
+    (`learning.significance.is_significant`); with one seed, only the bootstrap over images decides. Among tied
+    candidates the incumbent wins, else the one with the fewest parameters, else the one with the better mean.
 
     Args:
-        incumbent: key of what the stage before carried forward.
-        ties: `highest` takes the leader whatever is tied with it.
+        incumbent: key of the configuration that the stage before carried forward.
+        ties: `highest` always takes the leader.
 
     Raises:
-        RunFailed: nothing to choose from.
+        RunFailed: there is no candidate.
     """
     if not candidates:
         raise RunFailed("no configuration of this stage was trained to its end")
@@ -100,7 +102,7 @@ def choose(
 
 
 def compared(key: str, gain: PairedGain, error: float | None) -> Compared:
-    """A gain over the trial `key`, and whether it is one.
+    """Returns the gain over the trial `key`, and whether it is a tie.
 
     Args:
         error: standard error of a difference between seeds (`seed_error`).
@@ -115,13 +117,14 @@ def compared(key: str, gain: PairedGain, error: float | None) -> Compared:
 def compare_joint(
     record: StudyRecord, gain: Gain, validation: Callable[[str], np.ndarray], epochs: Mapping[str, int]
 ) -> Comparison:
-    """The joint search's best beside the best that any stage trained, on validation: joint minus staged.
+    """Compares the joint search's best trial with the best trial of any stage, on validation: joint minus staged.
 
-    The best of many draws is compared with the best of many. What the stages carried forward may be a lower one that
-    is tied with theirs; the joint search's gain over that is `carried`.
+    Both are the best of many draws. The configuration that the stages carried forward may be a lower one, tied with
+    their best; the joint search's gain over it is `carried`.
 
     Args:
-        validation: gives a trial's validation predictions. epochs: that each search took, as `Comparison` has them.
+        validation: returns a trial's validation predictions.
+        epochs: of each search, as in `Comparison`.
     """
     assert record.joint is not None
     parts = {"stages": [own for stage in record.stages for own in stage.trials], JOINT: record.joint.trials}
@@ -133,7 +136,7 @@ def compare_joint(
     best = validation(joint)
     gap = compared(staged, gain(best, validation(staged)), error)
     other = gap if carried == staged else compared(carried, gain(best, validation(carried)), error)
-    # Each search by itself: what both needed counts for both.
+    # A configuration that both searches trained counts for both.
     counts = {name: len({own.key for own in trials}) for name, trials in parts.items()}
     effort = [f"{counts[name]} configurations and {epochs[name]:,} epochs" for name in (JOINT, "stages")]
     if staged == joint:
@@ -163,7 +166,7 @@ def _reason(
     rule: Ties,
     metric: Metric,
 ) -> str:
-    """One sentence, with the numbers that decided."""
+    """Explains the choice in one sentence, with the deciding numbers."""
     leader = ranked[0]
     if len(ranked) == 1:
         return f"{_name(leader)} is the only one that was trained to its end ({metric.title} {leader.mean:.4f})."

@@ -1,4 +1,4 @@
-"""The settings of a study, and of a single search."""
+"""Settings of a study, and of a single search."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from raymotion.config import File, Folder, Metavar, PathText, Settings
 
 
 class SearchSettings(Settings):
-    """What a study and a single search share."""
+    """Settings that a study and a single search share."""
 
     out: Folder = Field(description="folder of the record and the winner; may be an s3:// address")
     samples: File | None = Field(None, description="sample table  [default: the one the embeddings were made of]")
@@ -43,7 +43,7 @@ class SearchSettings(Settings):
 
 
 class StudySettings(SearchSettings):
-    """One study."""
+    """Settings of a study."""
 
     spaces: Annotated[PathText, Metavar("SPACES")] = Field(description="YAML files of the stages")
     recipe: Annotated[str, Metavar("RECIPE")] | None = Field(
@@ -59,11 +59,11 @@ class StudySettings(SearchSettings):
 
 
 class TuneSettings(SearchSettings):
-    """One search over one file of choices."""
+    """Settings of a single search, over one file of choices."""
 
     recipe: Annotated[str, Metavar("RECIPE")] = Field(description="recipe that the choices are laid over")
     space: File = Field(description="YAML file of the choices, such as tune_spaces/teacher-small.yaml")
 
     def as_study(self) -> StudySettings:
-        """A study of one stage."""
+        """Returns the settings of a study with this one stage."""
         return StudySettings(**self.model_dump(exclude={"space"}), spaces=self.space, joint=False)

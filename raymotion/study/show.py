@@ -1,4 +1,4 @@
-"""What a study says on a terminal: how far a stage is, what it ended with, what it was all worth."""
+"""Terminal output of a study: progress of a stage, its result, and the final scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST_TIES = 4
 
 
 class StageProgress(Progress):
-    """Counts the configurations of a stage on standard error; beside them those in training, and the best so far."""
+    """Counts a stage's configurations on standard error, and shows those in training and the best score so far."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class StageProgress(Progress):
         self.means = [record.mean for record in done if record.status == COMPLETE]
 
     def note(self) -> str:
-        """What stands beside the count."""
+        """Returns the text beside the count."""
         epochs = list(self.training.values())
         span = "" if not epochs else f"{min(epochs)}" if min(epochs) == max(epochs) else f"{min(epochs)}-{max(epochs)}"
         under_way = f"{len(epochs)} in training (epoch {span} of {self.epochs}), " if epochs else ""
@@ -39,13 +39,13 @@ class StageProgress(Progress):
         return f"{under_way}best val {self.metric.title} {best}"
 
     def epoch_ended(self, key: str, epoch: int) -> None:
-        """A configuration's epoch has ended, and another begins."""
+        """Records that a configuration has finished an epoch and begins another."""
         self.training[key] = epoch + 1
         self._waiting = ""
         self._show()
 
     def ended(self, record: TrialRecord) -> None:
-        """Counts one configuration."""
+        """Counts a finished configuration."""
         if record.status == COMPLETE:
             self.means.append(record.mean)
         self.training.pop(record.key, None)
@@ -53,15 +53,15 @@ class StageProgress(Progress):
 
 
 def named(config: Mapping[str, Any]) -> str:
-    """A configuration in a few words: its values."""
+    """Formats a configuration as its values."""
     return " / ".join(str(value) for value in config.values())
 
 
 def stage_lines(record: StudyRecord, stage: StageRecord, of: int) -> list[str]:
-    """The end of a stage: what it carries forward, and why.
+    """Returns the lines printed at the end of a stage: the configuration carried forward, and why.
 
     Args:
-        of: how many stages there are.
+        of: number of stages.
     """
     numbered = stage.name if of == 1 else f"stage {stage.stage} of {of}, {stage.name}"
     title = "joint search" if stage.stage is None else numbered
@@ -94,7 +94,7 @@ def stage_lines(record: StudyRecord, stage: StageRecord, of: int) -> list[str]:
 
 
 def end_lines(record: StudyRecord) -> list[str]:
-    """The end of a study: every winner on test, beside the baseline and the published figures."""
+    """Returns the lines printed at the end of a study: every winner's test score, the baseline and published scores."""
     metric, published, rows = record.metric, record.published_study, []
     for own in record.entries:
         low, high = own.score.low, own.score.high
@@ -129,7 +129,7 @@ def _number(value: float | None) -> str:
 
 
 def plus_minus(score: Spread) -> str:
-    """`0.3135 ± 0.0020`."""
+    """Formats a score, as in `0.3135 ± 0.0020`."""
     return f"{score.mean:.4f}" + ("" if score.sd is None else f" ± {score.sd:.4f}")
 
 

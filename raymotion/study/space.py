@@ -1,7 +1,7 @@
-"""What a study searches: one YAML file for each stage, and one for the joint search.
+"""Search spaces of a study: one YAML file per stage, and one for the joint search.
 
-A stage varies a few dotted fields of the recipe over a grid; what it does not vary comes from the winner of the stage
-before. The joint search draws from the choices of all stages at once.
+A stage varies a few dotted fields of the recipe over a grid; all other fields come from the winner of the stage before.
+The joint search draws from the choices of all stages at once.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from raymotion.published.studies import published_study
 from raymotion.study.record import JOINT, Configuration
 from raymotion.train.recipe import find_recipe, kind_of, read_recipe
 
-# Needs neither torch nor Ray: the embedding job asks what a study will read.
-# A choice for each label: a list names its values by themselves, a mapping gives each a name.
+# Imports neither torch nor Ray, because the embedding job reads spaces too.
+# A choice for each label: a list uses its values as labels, a mapping names each value.
 Choices = list[Any] | dict[str, Any]
-# A key of a configuration's trial, the varied fields of it, and all of its fields.
+# The key of a configuration's trial, its varied fields, and all of its fields.
 Cell = tuple[str, Configuration, Configuration]
-# What a study cannot vary: which data there are, how long everything trains (early stopping counts in the base's
-# epochs), by which metric the best epoch is chosen (trials are compared by it), and what training is done with.
+# Fields that a study cannot vary: the data, the number of epochs (early stopping counts in the base's epochs), the
+# metric that selects the best epoch (trials are compared by it), and the hardware.
 NOT_SEARCHED = (
     "kind", "data.samples", "data.labels", "data.val_fraction", "data.features", "data.embeddings", "seed", "workers",
     "use_gpu", "autoscale", "failures", "optimiser.epochs", "select_by",
@@ -42,7 +42,8 @@ class Stopping(Settings):
     """Early stopping by asynchronous successive halving (ASHA, Li et al. 2020).
 
     Attributes:
-        grace_epochs: that every configuration gets. reduction_factor: one in this many goes on from each rung.
+        grace_epochs: minimum number of epochs of every configuration.
+        reduction_factor: one in this many continues from each rung.
     """
 
     grace_epochs: int = Field(5, ge=1)
@@ -50,13 +51,13 @@ class Stopping(Settings):
 
 
 class Space(Settings, ABC):
-    """What stages and the joint search share.
+    """Base of stages and the joint search.
 
     Attributes:
-        recipe: that the fields are laid over, unless the command names one.
-        fixed: dotted field -> value, for this space alone.
+        recipe: the base recipe, unless the command names one.
+        fixed: dotted field -> value, for this space only.
         stopping: None trains every configuration to its end.
-        published: name of the published study whose numbers stand beside ours (a module of `raymotion.published`).
+        published: name of a published study to compare with (a module of `raymotion.published`).
     """
 
     name: str = Field("search", pattern=r"^[a-z0-9][a-z0-9_-]*$")
@@ -69,7 +70,7 @@ class Space(Settings, ABC):
     @property
     @abstractmethod
     def options(self) -> dict[str, Choices]:
-        """Dotted field -> what it may be."""
+        """Dotted field -> its choices."""
 
     @model_validator(mode="after")
     def _says_something(self) -> Space:
@@ -80,7 +81,7 @@ class Space(Settings, ABC):
             if len({digest_of(label) for label in labels}) != len(labels):
                 raise ValueError(f"{name} names a choice twice")
         for name in (*self.options, *self.fixed):
-            # A choice of a whole group replaces all of it, so a group with such a field in it is none either.
+            # A choice of a whole group replaces all of it, so groups that contain such a field are refused too.
             if any(f"{name}.".startswith(f"{own}.") or own.startswith(f"{name}.") for own in NOT_SEARCHED):
                 raise ValueError(f"{name} is a field that a study cannot vary")
         if not self.options:
@@ -88,15 +89,15 @@ class Space(Settings, ABC):
         return self
 
     def configurations(self) -> Iterator[Configuration]:
-        """All combinations of the choices, by label."""
+        """Yields all combinations of the choices, by label."""
         for values in itertools.product(*(labels_of(choices) for choices in self.options.values())):
             yield dict(zip(self.options, values, strict=True))
 
     def draw(self, count: int, *, seed: int, refused: Any = None) -> list[Configuration]:
-        """`count` different configurations, or all that there are; a longer draw begins with a shorter one.
+        """Draws `count` different configurations, or all if there are fewer; a longer draw begins with a shorter one.
 
         Args:
-            refused: takes a configuration and says whether it cannot be trained: another is drawn in its place.
+            refused: returns whether a configuration cannot be trained; another is drawn in its place.
         """
         sizes = [len(labels_of(choices)) for choices in self.options.values()]
         total, rng, seen = math.prod(sizes), np.random.default_rng([seed, 40]), set[int]()
@@ -121,7 +122,7 @@ class StageSpace(Space):
 
     Attributes:
         stage: its place in the study, from 1.
-        samples: configurations that are drawn from the grid, without replacement; None: the whole grid.
+        samples: number of configurations drawn from the grid without replacement; None: the whole grid.
     """
 
     stage: int = Field(1, ge=1)
@@ -134,10 +135,10 @@ class StageSpace(Space):
 
 
 class JointSpace(Space):
-    """All fields at once.
+    """The joint search: all fields at once.
 
     Attributes:
-        samples: configurations that are drawn, without replacement; None: as many as the stages train.
+        samples: number of configurations drawn without replacement; None: as many as the stages train.
     """
 
     choices: dict[str, Choices]
@@ -150,7 +151,7 @@ class JointSpace(Space):
 
 @dataclass(frozen=True)
 class Spaces:
-    """A folder of spaces: the stages in order, and the joint search where there is one."""
+    """A folder of spaces: the stages in order, and the joint search, if any."""
 
     folder: str
     stages: tuple[StageSpace, ...]
@@ -173,7 +174,7 @@ class Spaces:
         return next((space.published for space in self.all if space.published), None)
 
     def only(self, names: Sequence[str] | None, *, joint: bool = True) -> Spaces:
-        """The stages of these names (None: all), with the joint search or without."""
+        """Returns only the named stages (None: all), with or without the joint search."""
         known = [stage.name for stage in self.stages]
         unknown = [name for name in names or () if name not in known]
         if unknown:
@@ -183,26 +184,26 @@ class Spaces:
 
 
 def labels_of(choices: Choices) -> list[Any]:
-    """What the choices of a field are called."""
+    """Returns the labels of a field's choices."""
     return list(choices)
 
 
 def spaces_folder() -> Path:
-    """The spaces that come with raymotion: inside the installed package, or beside it in a checkout."""
+    """Returns the folder of the bundled spaces: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     inside = package / "tune_spaces"
     return inside if inside.is_dir() else package.parent / "tune_spaces"
 
 
 def read_spaces(folder: storage.PathLike) -> Spaces:
-    """The spaces in a folder: its `*.yaml`, `joint.yaml` the joint search; or the one stage in a file.
+    """Reads the spaces in a folder: its `*.yaml`, with the joint search in `joint.yaml`; or the one stage in a file.
 
     Raises:
-        InputError: no spaces there; one that says what no study can do: names the file and the field.
+        InputError: there are no spaces, or one is invalid; names the file and the field.
     """
     path = str(folder)
     if not storage.is_remote(path) and not Path(path).exists() and Path(path).parts[:1] == ("tune_spaces",):
-        path = str(spaces_folder().joinpath(*Path(path).parts[1:]))  # from any folder, not only from a checkout's root
+        path = str(spaces_folder().joinpath(*Path(path).parts[1:]))  # works outside a checkout's root, too
     single = path.endswith((".yaml", ".yml"))
     names = [] if single else [name for name in storage.list_names(path) if name.endswith(".yaml")]
     stages: dict[int, StageSpace] = {}
@@ -241,13 +242,13 @@ def base_recipe(
     *,
     recipe: str | None = None,
 ) -> TrainRecipe:
-    """The recipe that the spaces start from, with options and `--set` laid over it.
+    """Reads the base recipe of the spaces and applies options and `--set`.
 
     Args:
-        recipe: in place of the one that the spaces name.
+        recipe: replaces the one that the spaces name.
 
     Raises:
-        InputError: none is named, or there is no such recipe.
+        InputError: no recipe is named, or it does not exist.
     """
     named = recipe or next((space.recipe for space in spaces.all if space.recipe), None)
     if named is None:
@@ -256,18 +257,18 @@ def base_recipe(
 
 
 def build_recipe(base: TrainRecipe, spaces: Spaces, config: Configuration, *, where: object = None) -> TrainRecipe:
-    """`base` with the fields of `config` laid over it.
+    """Returns `base` with the fields of `config` replaced.
 
     Args:
-        config: dotted field -> label of a choice, of any of the spaces; or a value.
+        config: dotted field -> label of a choice in any of the spaces, or a value.
 
     Raises:
-        InputError: the recipe refuses a value; names the field.
+        InputError: the recipe rejects a value; names the field.
     """
     layers: list[Mapping[str, Any]] = [base.model_dump(mode="json")]
     for name, label in config.items():
         value = _value(spaces, name, label)
-        # A choice of a whole group replaces it: what an earlier choice said of the group does not shine through.
+        # A choice of a whole group replaces it, including fields that an earlier choice set.
         if isinstance(value, Mapping):
             layers = [_without(merge(*layers), name)]
         layers.append(_nested(name, value))
@@ -284,10 +285,10 @@ def build_recipe(base: TrainRecipe, spaces: Spaces, config: Configuration, *, wh
 
 
 def check_spaces(spaces: Spaces, base: TrainRecipe) -> None:
-    """Builds the recipe of every single choice, so that what no recipe takes is told before anything runs.
+    """Builds the recipe of every single choice, so that invalid choices are reported before anything runs.
 
     Raises:
-        InputError: with the file and the field.
+        InputError: names the file and the field.
     """
     prepared = _preparation(base)
     for space in spaces.all:
@@ -295,7 +296,7 @@ def check_spaces(spaces: Spaces, base: TrainRecipe) -> None:
         for name, choices in space.options.items():
             for label in labels_of(choices):
                 recipe = build_recipe(base, spaces, {**space.fixed, name: label}, where=where)
-                # A combination may be refused where the choice itself is fine.
+                # A combination may be refused although the choice itself is valid.
                 if refusal(recipe) is None and _preparation(recipe) != prepared:
                     raise InputError(
                         f"{name} = {label!r}: the data would have to be prepared anew, and a study prepares them once",
@@ -305,13 +306,13 @@ def check_spaces(spaces: Spaces, base: TrainRecipe) -> None:
 
 
 def _preparation(recipe: TrainRecipe) -> list[Any]:
-    """What the data of a recipe are prepared by."""
+    """Returns the settings that determine how a recipe's data are prepared."""
     return [[own.name, own.preparation()] for own in kind_of(recipe).inputs(recipe)]
 
 
 def refusal(recipe: TrainRecipe) -> str | None:
-    """Why a recipe cannot be trained, though each of its parts could; None if it can."""
-    try:  # such as a fusion of two streams where the ablation or the backbones leave one
+    """Returns why a combination of individually valid settings cannot be trained; None if it can."""
+    try:  # for example a fusion of two streams when the ablation or the backbones leave only one
         kind_of(recipe).inputs(recipe)
     except InputError as error:
         return error.reason
@@ -319,21 +320,21 @@ def refusal(recipe: TrainRecipe) -> str | None:
 
 
 def trial_key(recipe: TrainRecipe, seeds: Sequence[int], data_fingerprint: str) -> str:
-    """16 hex digits of everything that decides a trial's result; where the data lie does not."""
+    """Returns 16 hex digits of everything that determines a trial's result; the location of the data does not."""
     settings = result_settings(recipe)
     del settings["seed"]
     return digest_of({"recipe": settings, "seeds": list(seeds), "data": data_fingerprint})
 
 
 def result_settings(recipe: TrainRecipe) -> dict[str, Any]:
-    """The settings that decide a result, but not where the data lie."""
+    """Returns the settings that determine a result, without the location of the data."""
     settings = recipe.result_settings()
     settings["data"] = {name: own for name, own in settings["data"].items() if f"data.{name}" not in recipe.places}
     return settings
 
 
 def first_configuration(spaces: Spaces, base: TrainRecipe) -> Configuration:
-    """What the base recipe says of every field that any space varies, by label where the choices have labels."""
+    """Returns the base recipe's value of every field that any space varies, by label if the choices have labels."""
     start: Configuration = {}
     for name in spaces.fields:
         named = [space.options[name] for space in spaces.all if isinstance(space.options.get(name), dict)]
@@ -344,14 +345,14 @@ def first_configuration(spaces: Spaces, base: TrainRecipe) -> Configuration:
 
 
 def value_at(value: Any, name: str) -> Any:
-    """What a nested mapping says at a dotted name; None where it says nothing."""
+    """Returns the value at a dotted name of a nested mapping; None if there is none."""
     for part in name.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
 
 
 def _value(spaces: Spaces, name: str, label: Any) -> Any:
-    """What a label of a field stands for."""
+    """Returns the value of a field's label."""
     for space in spaces.all:
         choices = space.options.get(name)
         if isinstance(choices, dict) and isinstance(label, str) and label in choices:

@@ -1,4 +1,4 @@
-"""The stages one after the other, each from where the one before ended, and the joint search over all their choices."""
+"""Runs the stages in order, each from the winner of the one before, and the joint search over all their choices."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from raymotion.train.recipe import kind_of
 
 @dataclass
 class Search:
-    """A study under way: what it is about, and its record."""
+    """A running study: its inputs and its record."""
 
     settings: StudySettings
     spaces: Spaces
@@ -65,33 +65,33 @@ class Search:
     connected: bool = False
     connect: Callable[[], None] = lambda: None
     prepared: bool = False
-    # Keys of the stages' winners, and of what the joint search will draw: their weights are still needed.
+    # Keys of the stages' winners and of the joint search's trials, whose weights are still needed.
     keep: set[str] = field(default_factory=set)
 
     def recipe(self, config: Configuration) -> TrainRecipe:
-        """The recipe of a configuration."""
+        """Builds the recipe of a configuration."""
         return build_recipe(self.base, self.spaces, config)
 
     def cell(self, varied: Configuration, others: Configuration) -> Cell:
-        """The cell of the fields that vary, over the others."""
+        """Returns the cell of `varied`, with the remaining fields from `others`."""
         config = {**others, **varied}
         return trial_key(self.recipe(config), self.record.seeds, self.data.fingerprint), varied, config
 
     def validation(self, key: str) -> np.ndarray:
-        """A trial's predictions on validation, (seeds, n, L)."""
+        """Returns a trial's validation predictions, (seeds, n, L)."""
         return self.folder.validation(key, self.record.seeds, ids_of(self.data, "val"))
 
     def has_result(self, key: str) -> bool:
-        """Whether a trial's predictions on validation are there."""
+        """Returns whether a trial's validation predictions exist and are intact."""
         return self.folder.has_result(key, self.record.seeds, ids_of(self.data, "val"))
 
     @property
     def truth(self) -> np.ndarray:
-        """Validation's targets (n, width)."""
+        """Validation targets (n, width)."""
         return truth_of(self.data, self.output, "val")
 
     def gain(self, first: np.ndarray, second: np.ndarray) -> PairedGain:
-        """How much better one prediction of validation, (seeds, n, width), is than another, in the study's metric."""
+        """Returns the gain of the first validation prediction (seeds, n, width) over the second, in the study's metric."""
         rows, units, targets = self.data.splits["val"], units_of(self.data, "val"), self.data.targets_of(self.output)
         metric = self.record.metric
         figure = figure_of(metric, self.output)
@@ -103,7 +103,7 @@ class Search:
 
 
 def run_stages(study: Search) -> None:
-    """All stages that the record lacks, the joint search, and the comparison of the two."""
+    """Runs the stages that the record lacks, the joint search, and the comparison of the two."""
     record, spaces = study.record, study.spaces
     start = first_configuration(spaces, study.base)
     joint = _draw(study, start)
@@ -133,7 +133,7 @@ def run_stages(study: Search) -> None:
         record.joint = None
     if record.joint is None:
         count = spaces.joint.samples or len({own.key for stage in record.stages for own in stage.trials})
-        # Nothing was carried in, and what is compared with the stages is the best that was found.
+        # There is no incumbent, and the stages are compared with the best configuration found.
         record.joint = _run_space(study, spaces.joint, joint[:count], dict(spaces.joint.fixed), None, "highest")
         trained = [study.folder.read_trial(own.key) for own in record.joint.trials]
         epochs = {"stages": sum(stage.epochs for stage in record.stages), JOINT: epochs_of(trained)}
@@ -145,7 +145,7 @@ def run_stages(study: Search) -> None:
 
 
 def _write(study: Search, stage: StageRecord) -> None:
-    """Writes the record that holds a new stage, and says what came out."""
+    """Writes the record with a new stage and prints its result."""
     study.record.cost = cost(study.record, study.base.optimiser.epochs)
     study.folder.write(study.record)
     for line in stage_lines(study.record, stage, len(study.spaces.stages)):
@@ -153,7 +153,7 @@ def _write(study: Search, stage: StageRecord) -> None:
 
 
 def _draw(study: Search, start: Configuration) -> list[Cell]:
-    """What the joint search will draw at most: known before it starts, so that weights it shares can be kept."""
+    """Draws the joint search's cells in advance, so that the stages keep the weights of shared ones."""
     space = study.spaces.joint
     if space is None:
         return []
@@ -175,7 +175,7 @@ def _run_space(
     ties: Ties,
     number: int | None = None,
 ) -> StageRecord:
-    """Trains what is not known yet, chooses, and gives the stage's part of the record."""
+    """Trains the cells without a result, chooses a winner, and returns the stage's record."""
     started, began = time.monotonic(), time.time()
     refused = {key: refusal(study.recipe(full)) for key, _, full in cells}
     left_out = [LeftOut(config=cell, reason=f"{named(cell)}: {refused[key]}") for key, cell, _ in cells if refused[key]]
@@ -191,7 +191,7 @@ def _run_space(
     lines = [_line(study, trials[key], cell, space.name) for key, cell, _ in usable]
     lines.sort(key=lambda own: (not own.complete, 0.0 if own.mean is None else -metric.gain(own.mean), own.parameters))
     own = [trial for trial in trials.values() if trial.stage == space.name]
-    # Of this stage too: what was trained of it before a kill.
+    # Includes trials of this stage that were trained before a kill.
     before = busy_seconds([trial for trial in own if trial.order < began])
     return StageRecord(
         stage=number,
@@ -214,10 +214,10 @@ def train(
     stopping: Stopping | None,
     title: str,
 ) -> dict[str, TrialRecord]:
-    """Records of all cells by key, those trained now that had none.
+    """Trains the cells that have no final record, and returns the records of all cells by key.
 
     Raises:
-        RunFailed: every one of them failed.
+        RunFailed: all of them failed.
     """
     if not study.settings.early_stopping:
         stopping = None
@@ -237,8 +237,8 @@ def train(
         study.connect()
         settings = study.settings
         resources = Resources(settings.cpus_per_trial, settings.gpus_per_trial, settings.concurrent, settings.autoscale)
-        # Of this stage alone: what an earlier one carried in has every rung to itself at first, and would end all that
-        # are a hair behind it at their fifth epoch.
+        # Trials of this stage only: the incumbent of an earlier stage would be alone on every rung at first, and would
+        # stop every trial that is slightly behind it at its fifth epoch.
         own = [record for record in known.values() if record.stage == stage]
         metric = study.record.metric
         scheduler = scheduler_of(stopping, study.base.optimiser.epochs, own, metric)
@@ -268,17 +268,17 @@ def train(
 
 
 def is_final(study: Search, record: TrialRecord, stage: str, stopping: Stopping | None) -> bool:
-    """Whether a trial has ended for good as far as `stage` is concerned, so that it is not run again."""
+    """Returns whether a trial's record is final for `stage`, so that the trial is not run again."""
     if record.status == FAILED:
         return not study.settings.retry_failed
     if record.status == STOPPED:
-        # Another stage's scheduler stopped it among other configurations: here it is to have its chance.
+        # Another stage's scheduler stopped it among other configurations; this stage runs it again.
         return stopping is not None and record.stage == stage
     return record.finished and study.has_result(record.key)
 
 
 def _prepare(study: Search) -> None:
-    """Writes the data where trials find them: training and validation, and nothing of test."""
+    """Writes the training and validation data for the trials, without the test split."""
     if not study.prepared:
         study.data.without_test().save(study.folder.data)
         study.prepared = True
@@ -303,7 +303,7 @@ def _line(study: Search, trial: TrialRecord, cell: Configuration, stage: str) ->
 
 
 def _clear(study: Search, stage: StageRecord) -> None:
-    """Removes the weights of what is not carried forward."""
+    """Removes the weights of trials that are not in `study.keep`."""
     for own in stage.trials:
         if own.key not in study.keep:
             study.folder.drop_weights(own.key, study.record.seeds)

@@ -1,4 +1,4 @@
-"""One configuration in training: its seeds side by side, an epoch of each at a time. Knows nothing of Ray."""
+"""Training of one configuration, with its seeds side by side, one epoch of each at a time. Independent of Ray."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from raymotion.train.workers import Workers
 
 
 class Trial:
-    """A configuration in training; `step` until `finished`.
+    """Trains a configuration; call `step` until `finished`.
 
-    Its record is written when it begins and when it ends: an unfinished trial starts anew.
+    Its record is written at the beginning and at the end, so an unfinished trial starts again from scratch.
 
     Args:
         spec: key, config, recipe, seeds and stage of the trial, and the study's folder.
         kind: of the recipe.
-        data: as `without_test` gives them.
-        metric: of validation, which chooses the epoch.
+        data: as returned by `without_test`.
+        metric: validation metric that selects the epoch.
     """
 
     def __init__(
@@ -66,15 +66,15 @@ class Trial:
 
     @property
     def finished(self) -> bool:
-        """Whether it came to an end."""
+        """Whether the trial has ended."""
         return self.record.finished
 
     def step(self) -> dict[str, Any]:
-        """Trains each seed that still improves for one epoch.
+        """Trains each seed that is not done for one epoch.
 
         Returns:
-            `epoch`, `score` (mean over the seeds of the best epoch so far), `finished`, and `record`, the trial's as
-            JSON. A failure is told in the record and finishes the trial.
+            `epoch`, `score` (best score so far, averaged over seeds), `finished`, and `record`, the trial's record as
+            JSON. A failure is recorded and finishes the trial.
         """
         if not self.finished:
             started = time.monotonic()
@@ -93,7 +93,7 @@ class Trial:
         }  # fmt: skip
 
     def close(self) -> None:
-        """Frees what training holds."""
+        """Releases the resources of training."""
         for run in self.runs:
             run.close()
         self.runs = []
@@ -118,7 +118,7 @@ class Trial:
         )
 
     def _complete(self) -> None:
-        """Files first, then the record that says they are there; only then does Tune hear of the end."""
+        """Writes the files first, then the record that lists them, before Tune learns of the end."""
         record = self.record
         for seed, run in zip(record.seeds, self.runs, strict=True):
             assert run.best_predictions is not None
@@ -143,7 +143,7 @@ class Trial:
 def predict_test(
     folder: StudyFolder, key: str, recipe: TrainRecipe, seeds: Sequence[int], data: TrainingSet, output: Output
 ) -> np.ndarray:
-    """What a trial says of test for one output, (seeds, n, width), with the weights of each seed's best epoch."""
+    """Predicts the test split for one output, (seeds, n, width), with the weights of each seed's best epoch."""
     found = []
     for seed in seeds:
         run = Run(Task(recipe.model_copy(update={"seed": seed}), data), workers=Workers())

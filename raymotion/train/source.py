@@ -1,4 +1,4 @@
-"""The sources of a training run: a human-labelled table, a folder of pseudo-labels, or the layers of another student."""
+"""Sources of a training run: a human-labelled table, a folder of pseudo-labels, or the layers of another student."""
 
 from __future__ import annotations
 
