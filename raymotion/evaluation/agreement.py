@@ -1,8 +1,8 @@
-"""Pseudo-labels against human labels: how well the probabilities rank, how far the chosen labels agree, beside chance.
+"""Agreement of pseudo-labels with human labels: ranking by the probabilities and agreement of the chosen labels.
 
-Every figure stands beside what no knowledge of the images would give. Average precision: the share of images with the
-emotion. AUC: 0.5. Precision: that same share. Recall: the share of images that the label was given to. Cohen's kappa
-(1960): agreement beyond what two annotators with these rates reach by chance; 0 is chance, 1 is perfect.
+Every metric is reported with its chance level. Average precision and precision: the share of images with the emotion.
+AUC: 0.5. Recall: the share of images that got the label. Cohen's kappa (1960): agreement beyond that of two annotators
+with these rates by chance; 0 is chance, 1 is perfect.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from raymotion.learning.significance import Verdict, verdict_of
 
 @dataclass(frozen=True)
 class EmotionAgreement:
-    """One emotion. None where a figure is not defined: no image carries it, or the label was never given.
+    """Agreement on one emotion. A metric is None if no image carries the emotion or the label was never chosen.
 
     Attributes:
-        words: the labels of the pseudo-labels' vocabulary that say this emotion.
-        positives, prevalence: images whose people carry it, and their share: the chance level of AP and precision.
-        ap, auc: of the probabilities, over all matched images; with 95 % bootstrap intervals over images.
-        chosen, given: selected images that got the label, and their share: the chance level of recall.
+        words: labels of the pseudo-labels' vocabulary that map to this emotion.
+        positives, prevalence: number and share of images with the emotion; the share is the chance level of AP and
+            precision.
+        ap, auc: of the probabilities, over all matched images, with 95 % bootstrap intervals over images.
+        chosen, given: number and share of selected images that got the label; the share is the chance level of recall.
         precision, recall, kappa: of the chosen labels, over the selected images.
-        calibration_error: ECE of this emotion alone.
-        verdict: where the interval of the AUC lies, against 0.5 (`learning.significance.verdict_of`); `untested` with
-            fewer than five images that carry the emotion, or that do not.
+        calibration_error: ECE of this emotion only.
+        verdict: position of the AUC's interval relative to 0.5 (`learning.significance.verdict_of`); `untested` with
+            fewer than five images with, or without, the emotion.
     """
 
     label: str
@@ -59,13 +60,13 @@ class EmotionAgreement:
 
 @dataclass(frozen=True)
 class Agreement:
-    """All emotions, and the figures over all of them.
+    """Agreement on each emotion and over all emotions.
 
     Attributes:
-        evaluation: ranking metrics of the probabilities, beside their baselines.
+        evaluation: ranking metrics of the probabilities, with their baselines.
         auc: macro AUC.
-        choice: precision, recall and F1 of all (image, emotion) pairs pooled, macro kappa, and what chance gives.
-        selected: images that `choice` is about.
+        choice: precision, recall and F1 of all (image, emotion) pairs pooled, macro kappa, and their chance levels.
+        selected: number of images behind `choice`.
     """
 
     emotions: list[EmotionAgreement]
@@ -76,7 +77,7 @@ class Agreement:
     calibration: CalibrationScores
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns a dictionary for JSON."""
         return {
             "evaluation": self.evaluation.to_dict(),
             "macro_auc": asdict(self.auc),
@@ -105,11 +106,11 @@ def compare(
     Args:
         probabilities: (n, K) in [0, 1].
         mask: (n, K) bool, the chosen labels.
-        selected: (n,) bool, images that a student would be trained on: precision, recall and kappa are theirs.
+        selected: (n,) bool, images selected for training; precision, recall and kappa are computed on them.
         targets: (n, K) of 0 and 1.
         prior: (K,) rates of the model's training split.
-        labels, words: names of the K emotions, and what says each.
-        shares: (n, K) in [0, 1], what the calibration is measured against; None: `targets`.
+        labels, words: names of the K emotions, and the labels that map to each.
+        shares: (n, K) in [0, 1], targets of the calibration; None: `targets`.
     """
     truth = np.asarray(targets, dtype=np.float64)
     p = np.asarray(probabilities, dtype=np.float64)
@@ -153,7 +154,7 @@ def compare(
 
 
 def cohen_kappa(both: np.ndarray, first: np.ndarray, second: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """Kappa of two yes/no annotators, from counts: yes of both, yes of each, and all; NaN where both are constant."""
+    """Returns kappa of two binary annotators from counts: yes by both, yes by each, and total; NaN if undefined."""
     agreed = ratio(total - first - second + 2 * both, total)
     by_chance = ratio(first * second + (total - first) * (total - second), total * total)
     return ratio(agreed - by_chance, 1.0 - by_chance)
@@ -162,7 +163,7 @@ def cohen_kappa(both: np.ndarray, first: np.ndarray, second: np.ndarray, total: 
 def _choice(
     given: np.ndarray, true: np.ndarray, bootstrap: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[tuple[float | None, float | None]], dict[str, float | None]]:
-    """Precision, recall, kappa (K,), the kappas' intervals, and the figures over all emotions."""
+    """Returns precision, recall, kappa (K,), the kappas' intervals, and the metrics over all emotions."""
     n, width = given.shape
     both, first, second = ((given & true).astype(float), given.astype(float), true.astype(float))
     hits, said, real = both.sum(axis=0), first.sum(axis=0), second.sum(axis=0)
@@ -181,7 +182,7 @@ def _choice(
         "precision": finite(ratio(hits.sum(), said.sum())),
         "recall": finite(ratio(hits.sum(), real.sum())),
         "f1": finite(ratio(2 * hits.sum(), said.sum() + real.sum())),
-        # What the same number of labels, of the same emotions, would get on shuffled images.
+        # Expected value for the same labels on shuffled images.
         "precision_by_chance": finite(ratio((said * real).sum(), said.sum() * n)),
         "recall_by_chance": finite(ratio((said * real).sum(), real.sum() * n)),
         **dict(zip(names, macro, strict=True)),

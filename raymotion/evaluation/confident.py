@@ -1,15 +1,15 @@
-"""Confident learning: which labels the predictions contradict (Northcutt et al. 2021, by cleanlab).
+"""Confident learning: finds labels that the predictions contradict (Northcutt et al. 2021, with cleanlab).
 
-Each emotion is a yes-or-no question of its own (one against the rest, as `cleanlab.multilabel_classification` has it).
-From the labels and probabilities of an emotion, confident learning estimates how many labels are wrong in each
-direction, and flags as many: those that the probabilities contradict most.
+Each emotion is a binary problem (one against the rest, as in `cleanlab.multilabel_classification`). From the labels and
+probabilities of an emotion, confident learning estimates how many labels are wrong in each direction, and flags that
+many: those that the probabilities contradict most.
 
-It is sound if the probabilities are out of sample, from a model that was not trained on these labels, and if that model
-knows something of the emotion. The second is checked here: an emotion that the probabilities do not rank better than
-chance is not judged, since flags on it would be flags at random.
+The method is sound if the probabilities are out of sample (the model was not trained on these labels) and the model
+has skill for the emotion. The second condition is checked here: an emotion that the probabilities do not rank better
+than chance is not judged, since its flags would be random.
 
-A weak model contradicts many labels that are right. So the flags stand beside those "by luck": as many as are found in
-labels drawn from the probabilities themselves, of which none is wrong. No more flags than that are no evidence.
+A weak model contradicts many correct labels. So the flags are reported with the expected number "by luck": the number
+found in labels drawn from the probabilities themselves, none of which is wrong. Only flags beyond that are evidence.
 """
 
 from __future__ import annotations
@@ -25,24 +25,25 @@ from raymotion.errors import InputError
 from raymotion.learning.metrics.auc import macro_auc
 from raymotion.learning.significance import FEWEST_IMAGES, verdict_of
 
-# Draws of labels that are right by construction.
+# Draws of labels that are correct by construction.
 LUCK_DRAWS = 10
-# Weight of the worst label in an image's quality, as cleanlab has it.
+# Weight of the worst label in an image's quality, as in cleanlab.
 QUALITY_ALPHA = 0.8
 
 
 @dataclass(frozen=True)
 class EmotionIssues:
-    """One emotion.
+    """Label issues of one emotion.
 
     Attributes:
-        given, share: images that carry the label.
+        given, share: number and share of images with the label.
         mean_given, mean_absent: mean probability of images with and without it.
         auc, auc_low, auc_high: of the probabilities against the labels, with the 95 % bootstrap interval.
-        judged: whether flags were looked for; `reason` says why not.
-        doubtful: labels that are given, and that the probabilities contradict.
-        missing: labels that are not given, and that the probabilities ask for.
-        by_luck: flags, on average, if the probabilities are calibrated and no label is wrong; None if not judged.
+        judged: whether the emotion was checked.
+        reason: why it was not.
+        doubtful: number of given labels that the probabilities contradict.
+        missing: number of absent labels that the probabilities suggest.
+        by_luck: expected flags if the probabilities are calibrated and no label is wrong; None if not judged.
     """
 
     label: str
@@ -62,12 +63,12 @@ class EmotionIssues:
 
 @dataclass(frozen=True)
 class LabelIssues:
-    """What confident learning says of n images and L labels.
+    """Results of confident learning for n images and L labels.
 
     Attributes:
         flags: (n, L) bool, labels (given or absent) that are probably wrong.
-        quality: (n,) in [0, 1], low for images whose labels are doubtful (cleanlab's multi-label score).
-        scores: (n, L), the probability of what is given: p where the label is given, 1 - p where it is not.
+        quality: (n,) in [0, 1], low for images with doubtful labels (cleanlab's multi-label score).
+        scores: (n, L), the probability of the label as given: p if it is present, 1 - p if it is absent.
     """
 
     flags: np.ndarray
@@ -76,7 +77,7 @@ class LabelIssues:
     emotions: list[EmotionIssues]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the counts, and each emotion."""
+        """Returns the counts and each emotion, for JSON."""
         return {
             "images_flagged": int(self.flags.any(axis=1).sum()),
             "labels_flagged": int(self.flags.sum()),
@@ -96,16 +97,16 @@ def find_issues(
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> LabelIssues:
-    """Labels that the probabilities contradict.
+    """Finds labels that the probabilities contradict.
 
     Args:
-        given: (n, L) bool, the labels as they stand.
-        probabilities: (n, L) in [0, 1], of a model that was not trained on them.
+        given: (n, L) bool, the labels to check.
+        probabilities: (n, L) in [0, 1], from a model that was not trained on them.
         labels: the L names.
-        need_skill: judge only emotions whose AUC is above 0.5 with its whole interval.
+        need_skill: judge only emotions whose AUC interval lies above 0.5.
 
     Raises:
-        InputError: no images, or shapes that do not fit.
+        InputError: no images, or shapes that do not match.
     """
     mask, p = np.asarray(given, dtype=bool), np.asarray(probabilities, dtype=np.float64)
     if mask.shape != p.shape or mask.ndim != 2 or mask.shape[1] != len(labels) or not len(mask):
@@ -141,7 +142,7 @@ def find_issues(
 
 
 def _not_judged(own: np.ndarray, auc_low: float | None, need_skill: bool) -> str:
-    # Below this, noise rates are estimated from a handful of images.
+    # With fewer images, noise rates would be estimated from a handful of them.
     if own.sum() < FEWEST_IMAGES:
         return f"fewer than {FEWEST_IMAGES} images carry it"
     if (~own).sum() < FEWEST_IMAGES:
@@ -155,7 +156,7 @@ def _flag(own: np.ndarray, column: np.ndarray) -> np.ndarray:
     from cleanlab.filter import find_label_issues
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of classes with few examples: `_not_judged` has the say in that
+        warnings.simplefilter("ignore")  # about classes with few examples, which `_not_judged` handles
         found = find_label_issues(own.astype(np.int64), np.stack([1.0 - column, column], axis=1), n_jobs=1)
     return np.asarray(found, dtype=bool)
 
@@ -170,10 +171,10 @@ def _flags_by_luck(column: np.ndarray, seed: int) -> float:
 
 
 def _quality(scores: np.ndarray) -> np.ndarray:
-    """cleanlab's multi-label quality of n images from (n, L) scores: their moving average, from the best to the worst.
+    """Returns cleanlab's multi-label quality of n images: the moving average of their (n, L) scores, best to worst.
 
-    `cleanlab.multilabel_classification.get_label_quality_scores` gives the same numbers, but refuses what labels of
-    real data may be: one class alone, no label on any image, or every label on all.
+    `cleanlab.multilabel_classification.get_label_quality_scores` gives the same numbers, but rejects labels that occur
+    in real data: a single class, no label on any image, or every label on all.
     """
     ordered = -np.sort(-scores, axis=1)
     quality = ordered[:, 0].copy()

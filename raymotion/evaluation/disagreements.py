@@ -1,7 +1,7 @@
 """Pairs of an image and an emotion on which two sources disagree, the strongest contradiction first.
 
-How strong is told within the emotion: the share of images that the predictions would sooner give (or deny) the label
-to. Probabilities themselves would put every rare emotion first, since those are always improbable.
+The contradiction is a rank within the emotion: the share of images to which the predictions would sooner give (or deny)
+the label. Ranking by probability would put every rare emotion first.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from raymotion.batch.label_dataset import LabelledRow, LabelledSet
 
 @dataclass(frozen=True)
 class Example:
-    """One disagreement for a person to look at.
+    """One disagreement to inspect.
 
     Attributes:
         row: id, address and captions of the image.
-        place: its position among the m images compared.
+        place: its position among the m compared images.
         kind: see `rank_disagreements`.
+        given, predicted: all labels of the image.
+        top: the five most probable emotions, with probability and whether each is given.
     """
 
     row: LabelledRow
@@ -38,15 +40,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Disagreements:
-    """k disagreements between m images' labels, the strongest contradiction first.
+    """k disagreements about the labels of m images, the strongest contradiction first.
 
     Attributes:
-        labelled: where ids, addresses and captions are read from.
+        labelled: source of ids, addresses and captions.
         rows: (m,) positions of the images in `labelled`.
         places, emotions: (k,) position of the image among the m, and of the emotion among the names.
         kinds: (k,) names of the kind.
-        contradiction: (k,) in [0, 1]: where the label is given, the share of the images with a higher probability of
-            this emotion; where it is not, the share with a lower one.
+        contradiction: (k,) in [0, 1]: for a given label, the share of images with a higher probability of this emotion;
+            for an absent one, the share with a lower probability.
         quality: (m,) cleanlab's score of the image's labels, or None.
         persons: (m,) or None.
     """
@@ -68,7 +70,7 @@ class Disagreements:
         return len(self.places)
 
     def table(self) -> pa.Table:
-        """One row for each disagreement; `given` and `predicted` are all labels of the image."""
+        """Returns one row per disagreement; `given` and `predicted` hold all labels of the image."""
         shown = self.labelled.rows(self.rows[self.places].tolist())
         places = self.places.tolist()
         columns: dict[str, pa.Array] = {
@@ -89,7 +91,7 @@ class Disagreements:
         return pa.table(columns)
 
     def gallery(self, shown: int) -> list[Example]:
-        """The `shown` strongest, half of each kind; each image once, and no emotion more than a quarter of them."""
+        """Returns the `shown` strongest, half of each kind; each image once, no emotion in more than a quarter."""
         per_emotion = max(1, -(-shown // 4))
         halves = {kind: shown - shown // 2 if i else shown // 2 for i, kind in enumerate(sorted(set(self.kinds)))}
         if len(halves) == 1:
@@ -141,12 +143,12 @@ def rank_disagreements(
     persons: np.ndarray | None = None,
     given_is_kind: bool = False,
 ) -> Disagreements:
-    """The pairs marked in `wrong`, the strongest contradiction of what `given` says first.
+    """Sorts the pairs marked in `wrong` by how strongly the probabilities contradict `given`.
 
     Args:
         rows: (m,) positions in `labelled`.
         wrong, given, predicted: (m, K) bool.
-        kinds: names of the two kinds. By default (given and not predicted, predicted and not given); with
+        kinds: names of the two kinds: by default (given and not predicted, predicted and not given), with
             `given_is_kind` (not given, given).
     """
     places, emotions = np.nonzero(wrong)

@@ -1,7 +1,7 @@
-"""Scoring a checkpoint on labelled samples: the labelling job on a split, then the measures, then files to look at.
+"""Evaluation of a checkpoint on labelled samples: runs the labelling job on a split, computes metrics, writes files.
 
-The predictions are a labelling job in OUT/predictions: it runs on a cluster, quarantines what fails, and goes on after
-an interruption. What follows takes seconds and is done again by every run of the command.
+The predictions are a labelling job in OUT/predictions, which runs on a cluster, quarantines failures, and resumes after
+an interruption. The rest takes seconds and is repeated by every run of the command.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from raymotion.models.outputs.dimensions import VALUES, Dimensions, column_mean
 from raymotion.pipeline.plan import input_columns
 
 PREDICTIONS, SAMPLES = "predictions", "samples.parquet"
-# In the metadata of the table of chosen samples: only a table with this is replaced.
+# Metadata that marks the table of chosen samples; only a table with this mark is replaced.
 MADE_BY = {b"made_by": b"raymotion evaluate"}
 FORMAT = 1
-# Class rates that differ by more than this are not those of the same training split.
+# Class rates that differ by more than this come from different training splits.
 OTHER_RATES = 0.02
 
 
@@ -63,7 +63,7 @@ class EvaluateSettings(ModelJobSettings):
 
 @dataclass(frozen=True)
 class Labels:
-    """What was measured of an output with a vocabulary: targets and probabilities are (n, L)."""
+    """Results of an output with a vocabulary; targets and probabilities are (n, L)."""
 
     measured: Measured
     targets: np.ndarray
@@ -72,11 +72,11 @@ class Labels:
 
 @dataclass(frozen=True)
 class Numbers:
-    """What was measured of an output of numbers, on its scale.
+    """Results of a numeric output, on its scale.
 
     Attributes:
         names: the D dimensions.
-        truth, values: (n, D); NaN in `truth` where it is not known.
+        truth, values: (n, D); NaN in `truth` marks unknown values.
     """
 
     output: str
@@ -87,19 +87,20 @@ class Numbers:
     evaluation: Evaluation
 
 
-# From the output folder, evaluation.json's record, and what was measured of labels and of numbers.
+# Arguments: the output folder, the record of evaluation.json, and the results of labels and of numbers.
 PageWriter = Callable[[str, Mapping[str, Any], "Labels | None", Sequence[Numbers]], None]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The samples that are scored, and what has to be said about them.
+    """The samples to score.
 
     Attributes:
         table: labelled rows of the split.
         split: train, val, test or all.
-        without_labels: rows of the split that were left out.
-        caution: why the figures flatter the model, or may; None for samples that nothing was learned or chosen from.
+        without_labels: unlabelled rows of the split, which are left out.
+        caution: why the metrics are, or may be, optimistic; None if the samples influenced neither training nor model
+            selection.
     """
 
     table: pa.Table
@@ -110,7 +111,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class EvaluationSummary:
-    """How an evaluation ended: `record` is its evaluation.json."""
+    """The result of an evaluation; `record` is its evaluation.json."""
 
     out: str
     record: Mapping[str, Any]
@@ -129,14 +130,14 @@ def evaluate_checkpoint(
     progress: ProgressKind = "auto",
     write_page: PageWriter | None = None,
 ) -> EvaluationSummary:
-    """Predicts, measures and writes; the same settings again go on, or measure again.
+    """Evaluates a checkpoint and writes the results; a repeated call resumes the predictions and measures again.
 
     Args:
         write_page: `report.evaluation_page.write`; None: no page and no plots.
 
     Raises:
-        InputError: no labels, no such split, another vocabulary than the checkpoint's, or what `label` refuses.
-        SettingsMismatch: the folder holds an evaluation of another checkpoint, or of other samples.
+        InputError: no labels, no such split, a vocabulary other than the checkpoint's, or any error of `label`.
+        SettingsMismatch: the folder holds an evaluation of another checkpoint or of other samples.
     """
     out = storage.absolute(settings.out)
     info = read_checkpoint_info(settings.model)
@@ -179,7 +180,7 @@ def evaluate_checkpoint(
         storage.write_text(storage.join(out, "per_class.csv"), _csv(labels.measured.classes))
     if write_page is not None:
         write_page(out, record, labels, numbers)
-    records.write_record(storage.join(out, "evaluation.json"), record)  # last: where it is, all is
+    records.write_record(storage.join(out, "evaluation.json"), record)  # written last: marks a complete evaluation
     return EvaluationSummary(out, record, labels, numbers, choice.caution, job)
 
 
@@ -239,7 +240,7 @@ def _measure_numbers(
 
 
 def choose_samples(samples: pa.Table, output: Output, split: str | None, *, where: object = None) -> Choice:
-    """The rows of a split that have targets of an output, by default of test, or all where the table names no split.
+    """Chooses the rows of a split that have targets of an output; by default test, or all if the table has no splits.
 
     Raises:
         InputError: the table or the split has no such row.
@@ -275,7 +276,7 @@ def _caution(split: str, there: Mapping[str, int], rows: int) -> str | None:
 
 
 def _seen_before(info: CheckpointInfo, table: pa.Table) -> str | None:
-    """Tells samples that the model was trained on, or chosen by, under whatever split the table names them now."""
+    """Returns a caution if the model was trained or selected on any of these samples, whatever their split now."""
     marks = set((info.training.get("data") or {}).get("seen") or ())
     seen = sum(sample_mark(sample_id) in marks for sample_id in table.column("sample_id").to_pylist())
     if not seen:
@@ -294,12 +295,12 @@ def _predict(
     address: str | None,
     progress: ProgressKind,
 ) -> JobSummary:
-    """Runs the labelling job on the chosen rows, which stand in a table of their own beside it."""
+    """Writes the chosen rows to their own table and runs the labelling job on it."""
     folder, path = storage.join(out, PREDICTIONS), storage.join(out, SAMPLES)
     try:
         old = read_record(folder, "labels")
         lost = old is None and bool(storage.list_names(storage.join(folder, "_commits")))
-    except Damaged:  # the job writes it again from its commits, or raises this itself
+    except Damaged:  # the job restores the record from its commits, or raises this error itself
         old, lost = None, True
     table = choice.table.replace_schema_metadata({**(choice.table.schema.metadata or {}), **MADE_BY})
     if old is None:
@@ -316,12 +317,12 @@ def _predict(
             outputs.require_replaceable(path, "the table of an evaluation", lambda head: _is_ours(path))
         storage.write_table(path, table)
     else:
-        columns = input_columns(info.inputs, settings.features)  # with them, the job orders the table by image
+        columns = input_columns(info.inputs, settings.features)  # if there are any, the job orders the table by image
         ordered = by_image(choice.table) if columns else choice.table
         now = {"rows": choice.table.num_rows, "digest": input_digest(ordered, columns)}
         require_same_settings({"samples": old["identity"]["input"]}, {"samples": now}, where=out, remedy=REMEDY)
         if _labels_differ(path, choice.table):
-            storage.write_table(path, table)  # mended labels need no new predictions
+            storage.write_table(path, table)  # corrected labels need no new predictions
     shared = {name: getattr(settings, name) for name in ModelJobSettings.model_fields if name not in ("samples", "out")}
     policy: dict[str, Any] = {} if info.labels is None else {"policy": "threshold"}
     if info.thresholds is not None:
@@ -339,7 +340,7 @@ def _predict(
 
 
 def _is_ours(path: str) -> bool:
-    """Whether the Parquet at `path` was written by an evaluation: a user's own table may have the same name."""
+    """Returns whether an evaluation wrote the Parquet file at `path`, rather than the user."""
     try:
         with storage.open_input(path) as file:
             found = pq.read_schema(file).metadata or {}
@@ -349,7 +350,7 @@ def _is_ours(path: str) -> bool:
 
 
 def _labels_differ(path: str, table: pa.Table) -> bool:
-    """Whether the table at `path` has other labels than `table`, or cannot be read."""
+    """Returns whether the labels of the table at `path` differ from `table`, or cannot be read."""
     columns = ["sample_id", "split", "labels", "label_weights"]
     try:
         return not storage.read_table(path).select(columns).equals(table.select(columns))
@@ -358,7 +359,7 @@ def _labels_differ(path: str, table: pa.Table) -> bool:
 
 
 def _predictions(folder: str, outputs: Sequence[Output]) -> tuple[list[str], dict[str, np.ndarray]]:
-    """Ids, and by output decoded values (n, width) float32, of all parts."""
+    """Reads the ids and, by output, the decoded values (n, width) float32 of all parts."""
     ids: list[str] = []
     blocks: dict[str, list[np.ndarray]] = {own.name: [np.zeros((0, own.width), np.float32)] for own in outputs}
     names = [name for own in outputs for name in own.columns(np.zeros((0, own.width), np.float32))]
@@ -372,14 +373,14 @@ def _predictions(folder: str, outputs: Sequence[Output]) -> tuple[list[str], dic
 def _priors(
     info: CheckpointInfo, samples: pa.Table, truth: np.ndarray, soft: bool, notices: list[str]
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Class rates of the training split, of labels and (for `soft`) of shares; says in `notices` what is missing."""
+    """Returns class rates of the training split, for labels and (if `soft`) for shares; adds notices on fallbacks."""
     training = samples.filter(
         pc.and_(pc.is_valid(samples.column("labels")), pc.fill_null(pc.equal(samples.column("split"), "train"), False))
     )
     recorded = None if info.prior is None else np.asarray(info.prior, dtype=np.float64)
     if training.num_rows:
-        # Rather than the checkpoint's own: a student's are those of pseudo-labels, which no human label follows, and a
-        # baseline that is easy to beat says nothing.
+        # Preferred to the checkpoint's rates: a student's are those of pseudo-labels, which human labels do not follow,
+        # so the baseline would be too easy to beat.
         prior = targets(training, info.vocabulary).mean(axis=0, dtype=np.float64)
         if recorded is None:
             notices.append("The checkpoint records no class rates: the prior is that of the table's train split.")
@@ -407,7 +408,7 @@ def _priors(
 def _table(
     rows: pa.Table, outputs: Sequence[Output], predicted: Mapping[str, np.ndarray], labels: Labels | None
 ) -> pa.Table:
-    """sample_id, image_uri, split; of labels what is true and what was predicted; then the columns of every output."""
+    """Builds the table of predictions: id, address, split, true and predicted labels, and each output's columns."""
     columns: dict[str, pa.Array] = {
         name: rows.column(name).combine_chunks() for name in ("sample_id", "image_uri", "split")
     }
@@ -444,7 +445,7 @@ def _record(
     numbers: Sequence[Numbers],
     notices: list[str],
 ) -> dict[str, Any]:
-    """What evaluation.json says. No times: the same evaluation is the same file."""
+    """Builds the record of evaluation.json. It holds no times, so that the same evaluation gives the same file."""
     return {
         "kind": "evaluation",
         "format": FORMAT,

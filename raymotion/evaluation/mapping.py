@@ -1,15 +1,15 @@
-"""From the labels of one vocabulary to those of another, by a file that people can read and argue about.
+"""Mapping of the labels of one vocabulary to those of another, read from a YAML file.
 
     from: socratis-29
     to: emotic-26
-    note: what has to be kept in mind when the two are compared
+    note: caveats of comparing the two
     map:
       happy: [Happiness]
       joy: [Happiness]
       neutral: null
 
-Every label of `from` is listed; null says that nothing of `to` means the same. Where several labels say the same
-category, it gets the highest of their probabilities, and is chosen if one of them is.
+Every label of `from` is listed; null means that `to` has no equivalent. A category with several labels gets the highest
+of their probabilities, and is chosen if one of them is.
 """
 
 from __future__ import annotations
@@ -29,15 +29,14 @@ from raymotion.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class LabelMapping:
-    """A checked mapping.
+    """A validated mapping.
 
     Attributes:
-        path: the file as it was given, or the name of one that comes with raymotion; None for two equal vocabularies,
-            which need none.
-        sources: for each category in `categories`, the positions in `source` that say it; never empty.
-        categories: the labels of `target` that something says, in its order.
-        unmapped: labels of `source` that say nothing of `target`.
-        unsaid: labels of `target` that nothing says: the audit is silent about them.
+        path: the file as given, or the name of a bundled mapping; None for two equal vocabularies.
+        categories: the labels of `target` that have a source, in its order.
+        sources: for each category, the positions in `source` that map to it; never empty.
+        unmapped: labels of `source` that map to nothing.
+        unsaid: labels of `target` without a source, which the audit leaves out.
     """
 
     path: str | None
@@ -51,19 +50,19 @@ class LabelMapping:
 
     @property
     def positions(self) -> list[int]:
-        """Where each category stands in `target`."""
+        """The position of each category in `target`."""
         return [self.target.index(name) for name in self.categories]
 
     def probabilities(self, matrix: np.ndarray) -> np.ndarray:
-        """(n, len(source)) -> (n, len(categories)): the highest probability of the labels that say a category."""
+        """Maps (n, len(source)) to (n, len(categories)): the highest probability of each category's labels."""
         return np.stack([matrix[:, list(own)].max(axis=1) for own in self.sources], axis=1)
 
     def chosen(self, mask: np.ndarray) -> np.ndarray:
-        """(n, len(source)) bool -> (n, len(categories)) bool: whether one of the labels that say it is chosen."""
+        """Maps (n, len(source)) bool to (n, len(categories)) bool: whether any of a category's labels is chosen."""
         return np.stack([mask[:, list(own)].any(axis=1) for own in self.sources], axis=1)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the file, and which labels say each category."""
+        """Returns the file and the labels of each category, for JSON."""
         return {
             "path": self.path,
             "from": self.source.name,
@@ -79,13 +78,13 @@ class LabelMapping:
 
 
 def identity(vocabulary: Vocabulary) -> LabelMapping:
-    """Every label says itself."""
+    """Returns the mapping of every label to itself."""
     own = tuple((i,) for i in range(len(vocabulary)))
     return LabelMapping(None, None, vocabulary, vocabulary, vocabulary.labels, own, (), ())
 
 
 def find_mapping(name: str) -> str:
-    """A path as it is, or the file of a mapping that comes with raymotion: NAME or `recipes/mappings/NAME.yaml`."""
+    """Returns an existing path as given, else the file of a bundled mapping: NAME or `recipes/mappings/NAME.yaml`."""
     from raymotion.train.recipe import recipes_folder
 
     if storage.is_remote(name) or storage.exists(name):
@@ -97,22 +96,22 @@ def find_mapping(name: str) -> str:
 
 
 def shipped_mappings() -> list[str]:
-    """Names of the mappings that come with raymotion."""
+    """Returns the names of the bundled mappings."""
     from raymotion.train.recipe import recipes_folder
 
     return sorted(path.stem for path in (recipes_folder() / "mappings").glob("*.yaml"))
 
 
 def choose_mapping(path: str | None, source: Vocabulary, target: Vocabulary, *, here: str, there: str) -> LabelMapping:
-    """The mapping of the file `path`; without one, the vocabularies have to be the same.
+    """Returns the mapping in the file `path`; without one, the vocabularies must be the same.
 
     Args:
-        here, there: whose `source` and `target` are, for messages.
+        here, there: owners of `source` and `target`, for messages.
     """
     if path is not None:
         found = find_mapping(path)
         mapping = read_mapping(found, source, target)
-        # Where raymotion is installed is nothing to record.
+        # A bundled mapping is recorded by name, without the installation path.
         return mapping if found == path else replace(mapping, path=Path(found).stem)
     try:
         source.require_same(target, here=here, there=there)
@@ -127,7 +126,7 @@ def read_mapping(path: storage.PathLike, source: Vocabulary, target: Vocabulary)
     """Reads a mapping and checks it against both vocabularies.
 
     Raises:
-        InputError: it is for others, forgets a label of `source`, names one that neither has, or maps nothing.
+        InputError: it is for other vocabularies, omits a label of `source`, names an unknown label, or maps nothing.
     """
     value = read_yaml(path)
     unknown = sorted(set(value) - {"from", "to", "map", "note"})

@@ -1,7 +1,7 @@
-"""Whether the rows that were matched are of the same pictures: an id or a file's name alone can be of two.
+"""Checks that matched rows have the same pictures, since two pictures may share an id or a file name.
 
-By `sample_id`: the bytes decide (`data.provenance`); a pair that differs is refused. By the image's name: data sets
-that share pictures may hold them in another encoding or size, so where the bytes differ, what they show decides.
+Rows matched by `sample_id` must have the same bytes (`data.provenance`). Rows matched by image name may be copies in
+another encoding or size, so if the bytes differ the decoded pictures are compared.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from raymotion.data.provenance import Difference, Pair, compare_pictures
 from raymotion.errors import InputError, RaymotionError, StoreUnavailable
 from raymotion.evaluation.matching import Match, image_key
 
-# Pictures of other bytes that are decoded and looked at.
+# Maximum number of pairs with different bytes that are decoded and compared.
 MOST_SEEN = 64
-# Side of the grey thumbnails that are compared, and how far two of the same picture may differ: in mean level (of 255),
-# and in the ratio of width to height.
+# Side of the compared grey thumbnails, and the tolerances for the same picture: mean grey level (of 255), and log of
+# the ratio of the aspect ratios.
 SIDE, LEVELS, RATIO = 32, 4.0, 0.05
 SAMPLES = "Give samples of the pictures that were labelled."
 REMEDY = f"{SAMPLES} Copies of them in another encoding are compared with --on image-name."
@@ -36,17 +36,17 @@ def check_matched(
     since: float | None,
     remedy: str = REMEDY,
 ) -> list[str]:
-    """Raises unless the matched rows are of the same pictures; returns notes on what could not be compared.
+    """Raises unless the matched rows have the same pictures; returns notes on pairs that could not be compared.
 
     Args:
-        found: of the labelled rows with `truth`.
-        pictures: that the labelled rows were labelled by.
-        where: of `truth`, for messages.
-        since: when labelling began, in seconds since the epoch.
-        remedy: for pictures of one sample_id that differ.
+        found: the match of the labelled rows with `truth`.
+        pictures: the pictures that were labelled.
+        where: location of `truth`, for messages.
+        since: start of the labelling, in seconds since the epoch.
+        remedy: shown if pictures of one sample_id differ.
 
     Raises:
-        InputError: names the first row whose pictures differ, and both.
+        InputError: names the first row whose pictures differ, and both pictures.
     """
     uris, truth_ids = truth.column("image_uri").to_pylist(), truth.column("sample_id").to_pylist()
     pairs = [
@@ -68,7 +68,7 @@ def check_matched(
 
 
 def looks_alike(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two pictures, uint8 (h, w, 3), are one in two encodings or sizes."""
+    """Returns whether two pictures, uint8 (h, w, 3), are the same in different encodings or sizes."""
     ratios = [pixels.shape[1] / pixels.shape[0] for pixels in (a, b)]
     if abs(np.log(ratios[0] / ratios[1])) > RATIO:
         return False
@@ -76,7 +76,7 @@ def looks_alike(a: np.ndarray, b: np.ndarray) -> bool:
     if np.abs(small[0] - small[1]).mean() > LEVELS:
         return False
     spread = [float(values.std()) for values in small]
-    if max(spread) < 2.0:  # nothing but one tone
+    if max(spread) < 2.0:  # both are uniform
         return True
     return min(spread) > 0 and float(np.corrcoef(small[0].ravel(), small[1].ravel())[0, 1]) >= 0.95
 
@@ -89,7 +89,7 @@ def _thumbnail(pixels: np.ndarray) -> np.ndarray:
 
 
 def _look(pairs: Sequence[Pair], differences: Sequence[Difference], where: object) -> list[str]:
-    """Notes on pairs of other bytes that show the same; raises for one that does not."""
+    """Returns notes on pairs with different bytes that look alike; raises for a pair that does not."""
     if not differences:
         return []
     seen = 0
@@ -110,7 +110,7 @@ def _look(pairs: Sequence[Pair], differences: Sequence[Difference], where: objec
 
 
 def _decoded(side: Picture) -> np.ndarray | None:
-    """Pixels of the picture, or None where it cannot be read, or is no longer the one that was recorded.
+    """Decodes the picture; None if it cannot be read or has changed since it was recorded.
 
     Raises:
         StoreUnavailable: its store does not answer.

@@ -1,9 +1,9 @@
-"""Which labelled image is which of the human-labelled samples, and why the others are not in the comparison.
+"""Matching of labelled images with human-labelled samples, with the reasons why others are left out.
 
-Two keys. `sample`: the sample_id. `image-name`: the image, told by its file's name, because data sets that share
-pictures (EMOTIC's `mscoco` part is COCO) name their samples differently. COCO's numbers are recognised in all their
-forms: `000000000139.jpg`, `COCO_val2014_000000000139.jpg`, `coco:000000000139`. A sample of EMOTIC is one person, so
-one image can have several: their labels are united, or each label gets the share of persons that carry it.
+There are two keys. `sample`: the sample_id. `image-name`: the image's file name, because data sets that share pictures
+(EMOTIC's `mscoco` part is COCO) name their samples differently. COCO's numbers are recognised in all their forms:
+`000000000139.jpg`, `COCO_val2014_000000000139.jpg`, `coco:000000000139`. A sample of EMOTIC is one person, so an image
+can have several: their labels are united, or each label gets the share of persons with it.
 """
 
 from __future__ import annotations
@@ -32,16 +32,15 @@ EXTENSION = re.compile(rf"({'|'.join(map(re.escape, EXTENSIONS))})$", re.IGNOREC
 
 @dataclass(frozen=True)
 class Match:
-    """Labelled rows that people labelled too.
+    """Labelled rows matched with human-labelled samples.
 
     Attributes:
         key: `sample` or `image-name`.
-        rows: (m,) positions of the labelled rows, rising.
-        shares: (m, L) float64: for each label the share of the matched samples (persons) that carry it; 0 or 1 where
-            each image has one.
-        persons: (m,) how many human-labelled samples an image has.
+        rows: (m,) positions of the labelled rows, ascending.
+        shares: (m, L) float64, share of the matched samples (persons) with each label; 0 or 1 for a single sample.
+        persons: (m,) number of human-labelled samples per image.
         truth_rows: for each match, the positions of its samples in the truth table.
-        counts: what was there and what became of it; see `explain`.
+        counts: matched and unmatched rows, by reason; see `explain`.
     """
 
     key: str
@@ -55,11 +54,11 @@ class Match:
         return len(self.rows)
 
     def targets(self, persons: Persons) -> np.ndarray:
-        """(m, L) of 0 and 1. `union`: one person carries the label. `share`: at least half of them do."""
+        """Returns (m, L) of 0 and 1. `union`: any person has the label. `share`: at least half of them do."""
         return (self.shares > 0 if persons == "union" else self.shares >= 0.5).astype(np.float64)
 
     def explain(self) -> list[str]:
-        """Sentences on how many matched and why the others did not."""
+        """Explains in sentences how many rows matched and why the others did not."""
         c = self.counts
         by = "sample_id" if self.key == "sample" else "the image's file name"
         lines = [
@@ -78,9 +77,10 @@ class Match:
 
 
 def image_key(uri: str | None, sample_id: str) -> str | None:
-    """What two data sets call the same picture, or None where neither address nor id tells.
+    """Returns a key of the picture that is equal across data sets; None if neither address nor id gives one.
 
-    The file's name, where there is one: the id of a COCO-format set with names of its own is no number of COCO's.
+    The file name takes precedence over the id, because the ids of a COCO-format set with its own file names are not
+    COCO's numbers.
     """
     name = unquote(posixpath.basename((uri or "").replace("\\", "/")))
     stem = EXTENSION.sub("", name)
@@ -101,8 +101,8 @@ def match(
     Args:
         ids, uris: of the labelled rows.
         truth: a sample table with labels and their vocabulary.
-        on: `auto` takes sample_id if any of them is in both, else the image's name.
-        where: of `truth`, for messages.
+        on: `auto` uses sample_id if both have one in common, else the image's name.
+        where: location of `truth`, for messages.
 
     Raises:
         InputError: nothing matches, or `truth` has no labels.
@@ -175,7 +175,7 @@ def match(
 
 
 def _shared_names(keys: Sequence[str | None], groups: Sequence[str]) -> set[str]:
-    """File names that several images (groups) of the truth table have; COCO's numbers are never ambiguous."""
+    """Returns file names shared by several images (groups) of the truth table; COCO's numbers are never ambiguous."""
     owners: dict[str, set[str]] = {}
     for name, group in zip(keys, groups, strict=True):
         if name is not None and not name.startswith("coco:"):

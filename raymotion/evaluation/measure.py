@@ -1,4 +1,4 @@
-"""Everything that is measured of one set of predictions, in one object: arrays in, plain numbers out."""
+"""All metrics of one set of predictions in one object, computed from arrays."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from raymotion.learning.metrics.multilabel import (
 )
 from raymotion.learning.selection import class_thresholds, top_per_image
 
-# Where a checkpoint brings no thresholds. Most emotions never reach it: that F1 is low says so.
+# Used for checkpoints without thresholds. Most emotions never reach it, and their F1 is low accordingly.
 DEFAULT_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
 class ClassResult:
-    """One label: how frequent it is, and how well it is ranked, chosen and calibrated.
+    """Metrics of one label: frequency, ranking, choice and calibration.
 
-    `ap`, `auc`, `f1` are None where they are not defined; `_low` and `_high` are 95 % bootstrap intervals. Chance is
-    the prevalence for AP, 0.5 for AUC; `f1_constant` is the F1 of choosing the label for every sample.
+    `ap`, `auc` and `f1` are None if undefined; `_low` and `_high` are 95 % bootstrap intervals. Chance is the
+    prevalence for AP and 0.5 for AUC; `f1_constant` is the F1 of choosing the label for every sample.
     """
 
     label: str
@@ -68,12 +68,12 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class Diversity:
-    """How many different answers there are; a constant answer has 1 of each.
+    """Numbers of distinct predictions; a constant prediction has 1 of each.
 
     Attributes:
-        top_1, top_2, top_3: different sets of so many highest labels.
-        chosen_sets: different sets of labels above the thresholds.
-        commonest_share: share of samples with the commonest of these.
+        top_1, top_2, top_3: distinct sets of the 1, 2 and 3 highest labels.
+        chosen_sets: distinct sets of labels above the thresholds.
+        commonest_share: share of samples with the most common of these sets.
         commonest: its labels.
     """
 
@@ -87,14 +87,14 @@ class Diversity:
 
 @dataclass(frozen=True)
 class Measured:
-    """What `measure` found. `to_dict` is JSON without NaN.
+    """The result of `measure`.
 
     Attributes:
-        evaluation: its metrics are those of `learning.metrics.evaluate` and brier, macro_auc, micro_f1, macro_f1.
+        evaluation: the metrics of `learning.metrics.multilabel.evaluate`, with brier, macro_auc, micro_f1 and macro_f1.
         calibration: with bins of equal width, and of equal mass.
-        collapse: of as many highest labels as the samples carry on average. Labels above thresholds would not do: for
-            a label that is hardly recognised the best F1 comes from giving it to nearly every sample.
-        notes: reservations beyond the collapse check's.
+        collapse: check of the m highest labels, m being the mean number of labels per sample. Labels above thresholds
+            are unsuitable: the best F1 of a poorly recognised label comes from giving it to nearly every sample.
+        notes: reservations beyond those of the collapse check.
         chosen: (n, L) bool, labels above their thresholds.
         always_prior, always_constant: the labels that the two baselines of micro F1 give to every image.
     """
@@ -111,9 +111,9 @@ class Measured:
     always_constant: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: everything but `chosen`."""
+        """Returns everything but `chosen`, for JSON without NaN."""
         evaluation = self.evaluation.to_dict()
-        del evaluation["per_class"]  # `classes` says more
+        del evaluation["per_class"]  # `classes` holds more
         return {
             **evaluation,
             "classes": [asdict(row) for row in self.classes],
@@ -141,20 +141,20 @@ def measure(
     seed: int = 0,
     groups: Sequence[str] | None = None,
 ) -> Measured:
-    """Measures predictions against labels, each number beside its baselines.
+    """Measures predictions against labels, with baselines for each metric.
 
     Args:
         targets: (n, L) of 0 and 1.
         probabilities: (n, L) in [0, 1].
         prior: (L,) class rates of the training split.
-        thresholds: (L,) fitted on validation; None takes 0.5 for each.
+        thresholds: (L,) fitted on validation; None: 0.5 for each.
         soft_targets: (n, L) shares of annotators, for the BCE.
-        soft_prior: (L,) mean shares of the training split, the prior's BCE then; None takes `prior`.
-        split: what the collapse check's sentences call these samples.
-        groups: n names of what the intervals draw as a whole: the image, where several samples share one.
+        soft_prior: (L,) mean shares of the training split, for the prior's BCE; None: `prior`.
+        split: name of these samples in the sentences of the collapse check.
+        groups: n names of the units that the bootstrap resamples, such as images shared by several samples.
 
     Raises:
-        InputError: as `learning.metrics.evaluate`.
+        InputError: as in `learning.metrics.multilabel.evaluate`.
     """
     truth = checked("targets", targets)
     p = checked("probabilities", probabilities, shape=truth.shape)
@@ -251,7 +251,7 @@ def measure(
 
 
 def _notes(classes: Sequence[ClassResult], n: int, micro_f1: Metric) -> list[str]:
-    """What the choice by thresholds hides behind its F1."""
+    """Returns notes on weaknesses of the thresholded labels that F1 hides."""
     notes = []
     everywhere = [row for row in classes if n >= MIN_IMAGES and row.chosen > CLASS_SHARE * n and row.prevalence < 0.5]
     if everywhere:

@@ -1,9 +1,9 @@
 """Bootstrap intervals of a metric, its baselines, and its gain over them, all on the same resamples.
 
-Samples (images) are resampled with replacement, never single labels of one image, which depend on each other. Where
-samples are persons, those of one image depend on each other too: `units` of several samples are drawn as a whole. A
-resample is a weight for each sample: how often it was drawn. So a metric made of sums over samples is a matrix product.
-`resampled` is the one loop: a metric is a function from weights (B, n) to its values on each resample.
+Samples (images) are resampled with replacement, never single labels of an image, which are not independent. If samples
+are persons, those of one image are not independent either, so `units` of several samples are drawn together. A resample
+is represented by a weight per sample, the number of times it was drawn, so a metric made of sums over samples is a
+matrix product. All metrics share the loop in `resampled`: they map weights (B, n) to values on each resample.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import numpy as np
 from raymotion.errors import InputError
 from raymotion.learning.significance import Verdict, verdict_of
 
-# What is a ratio of sums over samples: numerators and denominators, (n,) each.
+# Metrics that are ratios of sums over samples: numerators and denominators, (n,) each.
 Columns = Mapping[str, tuple[np.ndarray, np.ndarray]]
-# Rankings (average precision, AUC) are sums over samples x labels x resamples: about two seconds for this many of them.
+# Samples x labels x resamples of a ranking metric (average precision, AUC) that take about two seconds.
 RANKING_BUDGET = 60_000_000
 MIN_RESAMPLES = 50
-# Numbers that are held for one block of resamples: 16 MB.
+# Numbers held for one block of resamples: 16 MB.
 BLOCK = 2_000_000
 
 
@@ -32,13 +32,13 @@ class Metric:
     """One metric of one set of predictions.
 
     Attributes:
-        value: None where it is not defined (average precision without a positive).
-        low, high: ends of the 95 % percentile bootstrap interval over samples.
+        value: None if undefined (average precision without a positive).
+        low, high: 95 % percentile bootstrap interval over samples.
         prior, constant: the same metric of the two baselines.
         prior_gain, constant_gain: 95 % interval of the improvement over that baseline, on the same resamples; positive
-            is better, whichever way the metric points. For average precision, chance is a random order of the samples.
-        samples: how many samples the value is a mean over.
-        resamples: how many bootstrap resamples the intervals come from.
+            is always better. For average precision it is measured against a random order of the samples.
+        samples: number of samples behind the value.
+        resamples: number of bootstrap resamples.
     """
 
     name: str
@@ -55,13 +55,13 @@ class Metric:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Metric:
-        """Reads what `dataclasses.asdict` wrote as JSON."""
+        """Reads the output of `dataclasses.asdict` after JSON."""
         gains = {name: tuple(value[name]) if value[name] else None for name in ("prior_gain", "constant_gain")}
         return cls(**{**value, **gains})
 
     @property
     def verdict(self) -> Verdict:
-        """`better`: the whole interval lies above both baselines; `worse`: below one of them; `unclear`: neither."""
+        """`better`: the gains over both baselines are positive; `worse`: one is negative; else `unclear`."""
         found = {verdict_of(gain) for gain in (self.prior_gain, self.constant_gain) if gain is not None}
         if not found:
             return "unclear"
@@ -69,7 +69,7 @@ class Metric:
 
 
 def finite(value: SupportsFloat) -> float | None:
-    """`value` for JSON: None instead of NaN or infinity."""
+    """Returns `value` for JSON, with None instead of NaN or infinity."""
     return float(value) if math.isfinite(float(value)) else None
 
 
@@ -82,15 +82,15 @@ def resampled(
     units: np.ndarray | None = None,
     numbers: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A metric of n samples, and of bootstrap resamples of them.
+    """Computes a metric of n samples and of their bootstrap resamples.
 
     Args:
-        metric: from weights (B, n), how often each sample counts, to values (B, K); NaN where one is not defined.
+        metric: maps weights (B, n), the count of each sample, to values (B, K); NaN if undefined.
         units: see `resample_counts`.
-        numbers: how many numbers `metric` holds for each sample and resample, which sets the size of a block.
+        numbers: numbers that `metric` holds per sample and resample; determines the block size.
 
     Returns:
-        The K values of the samples as they are, and (resamples, K).
+        The K values of the original samples, and those of the resamples, (resamples, K).
     """
     point = metric(np.ones((1, n)))[0]
     rows = max(1, BLOCK // (n * numbers))
@@ -101,11 +101,11 @@ def resampled(
 def resample_counts(
     n: int, resamples: int, seed: int, rows: int, *, units: np.ndarray | None = None
 ) -> Iterator[np.ndarray]:
-    """How often each of n samples is drawn, in blocks (up to `rows`, n): resampling as weights, without copies.
+    """Yields how often each of n samples is drawn, in blocks (up to `rows`, n).
 
     Args:
-        units: (n,) which unit each sample belongs to (`sampling_units`); as many units as there are are drawn, and each
-            gives its count to all of its samples. None: each sample is a unit.
+        units: (n,) unit of each sample (`sampling_units`); each resample draws as many units as there are, and a unit
+            passes its count to all of its samples. None: each sample is a unit.
     """
     rng = np.random.default_rng(seed)
     drawable = n if units is None else int(units.max()) + 1
@@ -117,7 +117,7 @@ def resample_counts(
 
 
 def sampling_units(groups: Sequence[str] | np.ndarray | None, n: int) -> np.ndarray:
-    """(n,) numbers from 0 of the groups of n samples, in order of their first sample; None: each is its own."""
+    """Numbers the groups of n samples from 0, in order of first occurrence, (n,); None: each sample is a group."""
     if groups is None:
         return np.arange(n)
     names = np.asarray(groups)
@@ -128,11 +128,10 @@ def sampling_units(groups: Sequence[str] | np.ndarray | None, n: int) -> np.ndar
 
 
 def interval(values: np.ndarray, around: float | None = None) -> tuple[float, float] | None:
-    """The middle 95 % of the finite `values`; None if there are none.
+    """Returns the middle 95 % of the finite `values`; None if there are none.
 
     Args:
-        around: moves the values so that this is their mean, and clips them to [0, 1]: for metrics that resampling
-            itself inflates.
+        around: shifts the values to this mean and clips them to [0, 1], for metrics that resampling inflates.
     """
     if around is not None:
         values = np.clip(centred(values, around), 0.0, 1.0)
@@ -144,7 +143,7 @@ def interval(values: np.ndarray, around: float | None = None) -> tuple[float, fl
 
 
 def centred(values: np.ndarray, point: float) -> np.ndarray:
-    """`values` moved so that their mean is `point`."""
+    """Shifts `values` so that their mean is `point`."""
     known = values[np.isfinite(values)]
     return values if known.size == 0 else values - known.mean() + point
 
@@ -158,12 +157,12 @@ def make_metric(
     samples: int,
     chance: tuple[float, float] | None = None,
 ) -> Metric:
-    """A `Metric` from its value and those of its baselines, of all samples and of each resample.
+    """Builds a `Metric` from the values of the model and its baselines, on all samples and on each resample.
 
     Args:
-        point: (3,) the model's, the prior's and the constant's.
-        drawn: (B, 3) the same of each resample.
-        chance: what the gains over both baselines are counted from, if not from the baselines themselves; the intervals
+        point: (3,) values of the model, the prior and the constant.
+        drawn: (B, 3) the same for each resample.
+        chance: reference values for the gains over both baselines, in place of the baselines themselves; the intervals
             are then centred on the values.
     """
     sign = 1.0 if higher_is_better else -1.0
@@ -196,10 +195,10 @@ def ratio_metrics(
     lower_is_better: Collection[str] = (),
     units: np.ndarray | None = None,
 ) -> dict[str, Metric]:
-    """A `Metric` for each name: sum of numerators / sum of denominators, for the model and its two baselines.
+    """Builds a `Metric` per name: sum of numerators / sum of denominators, for the model and its two baselines.
 
     Args:
-        own, of_prior, of_constant: the same names; a numerator and a denominator for each sample.
+        own, of_prior, of_constant: under the same names, a numerator and a denominator per sample.
         units: see `resample_counts`.
     """
     names = list(own)
@@ -224,17 +223,17 @@ def ratio_metrics(
 
 
 def ranking_resamples(wanted: int, n: int, width: int) -> int:
-    """How many resamples a ranking metric of n samples and `width` labels gets, of those wanted."""
+    """Returns the number of resamples for a ranking metric of n samples and `width` labels, at most `wanted`."""
     return min(wanted, max(MIN_RESAMPLES, RANKING_BUDGET // (n * width)))
 
 
 def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    """top / bottom, NaN where the bottom is 0."""
+    """Returns top / bottom; NaN where bottom is 0."""
     return np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom > 0)
 
 
 def row_mean(values: np.ndarray) -> np.ndarray:
-    """Mean of each row over what is not NaN; NaN for a row of nothing else."""
+    """Returns the mean of each row over its finite values; NaN for a row without any."""
     known = np.isfinite(values)
     count = known.sum(axis=1)
     total = np.where(known, values, 0.0).sum(axis=1)

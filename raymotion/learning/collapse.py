@@ -1,9 +1,8 @@
-"""Whether pseudo-labels say anything about the images.
+"""Detection of collapsed pseudo-labels, which say nothing about the images.
 
 The labels of one public system gave "calm" to 99.98 % of COCO's 118,287 training images and "bored" to 99.95 %, and
-nobody saw it. The bounds below are set to catch such labels and to let pass what a skewed vocabulary does by itself: a
-teacher of Socratis, where two thirds of the images are happy, may well put "happy" among the four highest of almost
-every image.
+nobody noticed. The bounds below catch such labels but accept the effects of a skewed vocabulary: on Socratis, where two
+thirds of the images are happy, a teacher may well put "happy" among the four highest labels of almost every image.
 """
 
 from __future__ import annotations
@@ -18,32 +17,32 @@ from raymotion.learning.metrics.multilabel import Evaluation
 from raymotion.learning.significance import Headline, headline
 
 MIN_IMAGES = 20
-# From here on, few distinct label sets are no accident of a small collection.
+# With this many images, a small number of distinct label sets is no accident.
 MIN_IMAGES_FOR_SETS = 100
 
 CLASS_SHARE = 0.95
 SET_SHARE = 0.90
-# Two labels that share nearly all first places are two answers, however many sets the labels behind them make.
+# If two labels share nearly all first places, there are only two answers, however many distinct label sets follow.
 FIRST_SHARE = 0.99
-# exp(entropy) of the label sets: 3 and fewer is "one of two or three answers".
+# exp(entropy) of the label sets; below 3 the labels are one of two or three answers.
 EFFECTIVE_SETS = 3.0
-# Standard deviation of a class's probability over images, relative to sqrt(mean (1 - mean)), the largest it can be. A
-# teacher that explains 1 % of the variance reaches 0.1; dropout noise or float error stays far below the bound.
+# Standard deviation of a class's probability over images, relative to its maximum, sqrt(mean (1 - mean)). A teacher
+# that explains 1 % of the variance reaches 0.1; dropout noise and float error stay far below the bound.
 RELATIVE_SPREAD = 0.03
 ENTROPY_SHIFT = 0.01
 
-# Millions of images are looked at with no more than this many in float64 at a time.
+# Rows converted to float64 at a time.
 CHUNK_ROWS = 65_536
 
 
 @dataclass(frozen=True)
 class Collapse:
-    """The finding.
+    """The result of the collapse check.
 
     Attributes:
-        collapsed: labels nearly constant, or no better than the prior.
+        collapsed: whether the labels are nearly constant, or the model is no better than the prior.
         reasons: one sentence each; empty if not collapsed.
-        notes: reservations: what could not be checked, or what is weak but no collapse.
+        notes: reservations: parts that could not be checked, and weaknesses short of a collapse.
     """
 
     collapsed: bool
@@ -52,7 +51,7 @@ class Collapse:
 
     @property
     def verdict(self) -> Headline:
-        """Colour and sentence, for a terminal's first line and a report's banner."""
+        """Colour and sentence for the first line on a terminal and the banner of a report."""
         more = f" (and {len(self.reasons) - 1} more)" if len(self.reasons) > 1 else ""
         return headline(
             {},
@@ -84,17 +83,17 @@ def check_collapse(
     split: str = "validation",
     warnings: Sequence[str] = (),
 ) -> Collapse:
-    """Looks for labels that are nearly constant, and for a teacher that is no better than its prior.
+    """Checks for nearly constant labels, and for a teacher that is no better than its prior.
 
     Args:
         probabilities: (n, L) in [0, 1].
         mask: (n, L) bool, the chosen labels.
         labels: the L names.
         prior: (L,) class rates of the training split. A class that is frequent there may be frequent here.
-        evaluation: the teacher's, on validation.
-        selected: (n,) bool; the label sets of other images are not looked at. Their probabilities are.
-        model, split: what the sentences call the model, and the samples of its evaluation.
-        warnings: what voids the labels whatever they look like (`significance.voids_results`); the first notes.
+        evaluation: of the teacher, on validation.
+        selected: (n,) bool; label sets are checked on these images only, probabilities on all.
+        model, split: names of the model and of its evaluation samples in the sentences.
+        warnings: notices that void the labels (`significance.voids_results`); they come first in the notes.
     """
     rates = None if prior is None else np.asarray(prior, dtype=np.float64)
     reasons: list[str] = []
@@ -120,7 +119,7 @@ def check_collapse(
 
 
 def label_sets(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct rows of an (n, L) bool mask, most frequent first, and how often each occurs."""
+    """Returns the distinct rows of an (n, L) bool mask, most frequent first, and their counts."""
     if len(mask) == 0:
         return np.zeros((0, mask.shape[1]), dtype=bool), np.zeros(0, dtype=np.int64)
     packed = np.packbits(mask, axis=1)
@@ -130,7 +129,7 @@ def label_sets(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def first_labels(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The labels that are any image's most probable one, most frequent first, and for how many: from (n, L)."""
+    """Returns the labels that are most probable on any image, most frequent first, and their counts: from (n, L)."""
     if not len(probabilities):
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     counts = np.bincount(np.asarray(probabilities).argmax(axis=1), minlength=probabilities.shape[1])
@@ -139,7 +138,7 @@ def first_labels(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def binary_entropy(probabilities: np.ndarray) -> np.ndarray:
-    """Mean over the labels of the entropy of each yes-or-no answer, in bits (0 to 1): shape (n,) from (n, L)."""
+    """Returns the binary entropy averaged over labels, in bits (0 to 1): (n,) from (n, L)."""
     result = np.empty(len(probabilities))
     for start in range(0, len(probabilities), CHUNK_ROWS):
         # In float32, 1 - 1e-12 is 1, whose logarithm is not finite: clip in float64.
@@ -149,7 +148,7 @@ def binary_entropy(probabilities: np.ndarray) -> np.ndarray:
 
 
 def _percent(share: float) -> str:
-    """92.5 %, 99.98 %: close to the ends with two decimals, and never rounded to a 0 or 100 that it is not."""
+    """Formats 92.5 % or 99.98 %: two decimals near 0 and 100, and never rounded to either."""
     if share in (0.0, 1.0):
         return f"{100 * share:.0f} %"
     if 0.01 <= share <= 0.99:
@@ -190,7 +189,7 @@ def _constant_labels(mask: np.ndarray, labels: Sequence[str], prior: np.ndarray 
 
 
 def _few_first_labels(probabilities: np.ndarray, labels: Sequence[str]) -> list[str]:
-    """A note where two labels, or one, come first on nearly every image, though there are many to choose from."""
+    """Returns a note if one or two of many labels come first on nearly every image."""
     n, width = probabilities.shape
     first, counts = first_labels(probabilities)
     if n < MIN_IMAGES_FOR_SETS or width < 8 or counts[:2].sum() / n < FIRST_SHARE:
@@ -201,12 +200,12 @@ def _few_first_labels(probabilities: np.ndarray, labels: Sequence[str]) -> list[
 
 
 def _explained(mean_labels: float, prior: np.ndarray | None, means: np.ndarray) -> np.ndarray:
-    """Classes that a good teacher may well choose for nearly every image: (L,) bool.
+    """Returns the classes that a good teacher may choose for nearly every image, (L,) bool.
 
-    Frequent in training (half of the images), or, where a policy takes the m highest labels, among the m most frequent
-    and not rare (a quarter): the highest labels of an image that says little are those of the prior.
+    These are the classes on at least half of the training images, and, for a policy that takes the m highest labels,
+    those among the m most frequent with a rate of at least a quarter: an ambiguous image gets the labels of the prior.
     """
-    # Without a prior the mean probabilities stand in for it, but no class is certain of every image by itself.
+    # Without a prior the mean probabilities are used, but nearly certain classes do not explain themselves.
     rates = np.where(means < CLASS_SHARE, means, 0.0) if prior is None else prior
     among = np.zeros(len(rates), dtype=bool)
     among[np.argsort(-rates, kind="stable")[: round(mean_labels)]] = True
@@ -235,7 +234,7 @@ def _constant_probabilities(probabilities: np.ndarray, prior: np.ndarray | None,
 
 
 def _no_better(evaluation: Evaluation, model: str, split: str) -> tuple[list[str], list[str]]:
-    """Reasons and notes about the model's metrics on `split`."""
+    """Returns reasons and notes about the model's metrics on `split`."""
     reasons: list[str] = []
     notes: list[str] = []
     bce = evaluation.metrics.get("bce")
@@ -255,8 +254,8 @@ def _no_better(evaluation: Evaluation, model: str, split: str) -> tuple[list[str
             f"The {model}'s first label is right no more often than one fixed answer: top-1 {top.value:.3f}, "
             f"constant {top.constant:.3f}."
         )
-        # A class that most images carry is rightly the first label of nearly all of them. As long as the teacher tells
-        # images apart within the classes, and is not worse beyond doubt, that is no collapse.
+        # A class on most images is rightly the first label of nearly all of them. That is no collapse if the teacher
+        # ranks images within the classes and is not significantly worse.
         tells_apart = ap is not None and ap.constant_gain is not None and ap.constant_gain[0] > 0
         worse = top.constant_gain is not None and top.constant_gain[1] < 0
         (notes if tells_apart and not worse else reasons).append(text)

@@ -1,4 +1,4 @@
-"""Whether one configuration beats another: the difference of their scores on the same resamples of the same images."""
+"""Paired bootstrap of two configurations: the difference of their scores on the same resamples of the same images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from raymotion.learning.metrics.average_precision import ranking
 if TYPE_CHECKING:
     from scipy import sparse
 
-# A metric by how often each of G groups is drawn: counts (B, G) -> (B,). See `Output.weighed`.
+# Maps the number of draws of each of G groups, (B, G), to the metric of each resample, (B,). See `Output.weighed`.
 Weighed = Callable[[np.ndarray], np.ndarray]
 # Rows x labels x rankings x resamples that take about ten seconds on one core.
 PAIRED_BUDGET = 6_000_000_000
@@ -23,13 +23,13 @@ PAIRED_BUDGET = 6_000_000_000
 
 @dataclass(frozen=True)
 class PairedGain:
-    """How much better the first of two is.
+    """The gain of the first of two configurations over the second.
 
     Attributes:
-        value: mean over the seeds of the first's score, less that of the second; None where it is not defined, as mAP
-            where no label has a positive.
-        low, high: the middle 95 % of it over resamples of the groups (images); None with the value.
-        resamples: how many there were.
+        value: score of the first minus that of the second, each averaged over seeds; None if undefined, as mAP is if no
+            label has a positive.
+        low, high: 95 % bootstrap interval over groups (images); None with the value.
+        resamples: number of resamples.
     """
 
     value: float | None
@@ -39,7 +39,7 @@ class PairedGain:
 
     @property
     def tied(self) -> bool:
-        """Whether the interval holds 0: the data do not tell the two apart."""
+        """Whether the interval contains 0 (or is unknown), so that the data show no difference."""
         return self.low is None or self.high is None or self.low <= 0.0 <= self.high
 
 
@@ -54,18 +54,17 @@ def paired_map_gain(
 ) -> PairedGain:
     """Paired bootstrap of the difference in mAP (scikit-learn's AP, mean over labels with a positive).
 
-    Each resample draws as many groups as there are, with replacement, the same for both and for all seeds, so that what
-    makes a resample hard for one makes it hard for the other. The interval is of the evaluated persons only; how much
-    training seeds differ is told by their spread.
+    Each resample draws all groups with replacement, the same for both sides and for all seeds, so that a difficult
+    resample is difficult for both. The interval covers the sampling of images only, not the variation between seeds.
 
     Args:
         targets: (n, L) of 0 and 1.
-        first, second: (seeds, n, L) scores, or (n, L) for one; the numbers of seeds may differ.
-        groups: n names of what is drawn as a whole (the image of a person); None: each row is its own.
-        resamples: fewer are used where they would take more than about ten seconds.
+        first, second: (seeds, n, L) scores, or (n, L) for one seed; the numbers of seeds may differ.
+        groups: n names of the resampled units (such as the image of a person); None: each row is a unit.
+        resamples: reduced if they would take more than about ten seconds.
 
     Raises:
-        InputError: shapes that do not fit, or scores that are not finite.
+        InputError: shapes that do not match, or scores that are not finite.
     """
     truth = np.asarray(targets) > 0
     if truth.ndim != 2 or 0 in truth.shape:
@@ -87,11 +86,12 @@ def paired_gain(
     resamples: int = 1000,
     seed: int = 0,
 ) -> PairedGain:
-    """Paired bootstrap of the difference in any metric, each a mean over seeds: first less second.
+    """Paired bootstrap of the difference in any metric, each averaged over seeds: first minus second.
 
     Args:
-        groups: how many groups are drawn from. numbers: how many values the metric is made of, rows x width.
-        resamples: fewer are used where they would take more than about ten seconds.
+        groups: number of groups to draw from.
+        numbers: number of values behind the metric, rows x width.
+        resamples: reduced if they would take more than about ten seconds.
     """
 
     def gain(counts: np.ndarray) -> np.ndarray:
@@ -106,24 +106,24 @@ def paired_gain(
 
 
 def mean_over_seeds(weighed: Sequence[Weighed], counts: np.ndarray) -> np.ndarray:
-    """A metric, mean over the seeds, of each resample: (B, 1), from how often each of G groups was drawn, (B, G)."""
+    """Returns a metric of each resample, averaged over seeds: (B, 1), from the draws of each of G groups, (B, G)."""
     return np.asarray(np.mean([own(counts) for own in weighed], axis=0))[:, None]
 
 
 @dataclass(frozen=True)
 class SparseRanking:
-    """One set of scores, as what is needed to weigh it many times: for each label two sparse matrices.
+    """One set of scores, prepared for fast mAP of many resamples: two sparse matrices per label.
 
-    `seen` (P, G) says how many rows of each of G groups lie between one step of the ranking with a positive and the
-    next, `hits` how many positives lie in it. A step is a run of equal scores. Only steps with a positive enter average
-    precision, and they are few.
+    `seen` (P, G) counts the rows of each of G groups between one ranking step with a positive and the next, `hits` the
+    positives in that step. A step is a run of equal scores. Only steps with a positive contribute to average precision,
+    and they are few.
     """
 
     labels: list[tuple[sparse.csr_matrix, sparse.csr_matrix]]
 
     @classmethod
     def of(cls, truth: np.ndarray, scores: np.ndarray, units: np.ndarray) -> SparseRanking:
-        """From targets, bool, and scores, (n, L) each, and the group of each row, (n,) numbers from 0."""
+        """Builds it from bool targets (n, L), scores (n, L), and the group number of each row (n,), from 0."""
         from scipy import sparse
 
         labels = []
@@ -134,7 +134,7 @@ class SparseRanking:
             step = np.searchsorted(ends, np.arange(len(order)))
             steps = np.unique(step[true])
             segment = np.searchsorted(steps, step)
-            inside = segment < len(steps)  # what comes after the last positive does not count
+            inside = segment < len(steps)  # rows after the last positive do not count
             shape = (len(steps), groups)
             seen = (np.ones(int(inside.sum())), (segment[inside], unit[inside]))
             hits = (np.ones(int(true.sum())), (segment[true], unit[true]))
@@ -142,7 +142,7 @@ class SparseRanking:
         return cls(labels)
 
     def __call__(self, counts: np.ndarray) -> np.ndarray:
-        """mAP of each resample, (B,), from how often each group was drawn, (B, G); NaN without any positive."""
+        """Returns the mAP of each resample, (B,), from the draws of each group, (B, G); NaN without a positive."""
         by_label, counts = [], np.ascontiguousarray(counts.T)
         for seen, hits in self.labels:
             if seen.shape[0] == 0:
@@ -151,7 +151,7 @@ class SparseRanking:
             gained = hits @ counts
             so_far = np.cumsum(gained, axis=0)
             precision = ratio(so_far, np.cumsum(seen @ counts, axis=0))
-            # A step that was not drawn at all, with none before it, has no precision, and gains nothing.
+            # A step without drawn rows in it or before it has no precision, and contributes nothing.
             summed = np.where(gained > 0, precision * gained, 0.0).sum(axis=0)
             by_label.append(ratio(summed, so_far[-1]))
         return row_mean(np.stack(by_label, axis=1))

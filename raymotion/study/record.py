@@ -510,7 +510,7 @@ class Predictions:
     values: np.ndarray
 
     def of(self, sample_ids: Sequence[str]) -> np.ndarray | None:
-        """Returns the values of exactly these samples, in their order; None if the predictions are for other samples."""
+        """Returns the values of exactly these samples, in their order; None if the predictions cover other samples."""
         place = {own: row for row, own in enumerate(self.sample_ids)}
         if len(place) != len(sample_ids) or any(own not in place for own in sample_ids):
             return None

@@ -91,7 +91,7 @@ class Search:
         return truth_of(self.data, self.output, "val")
 
     def gain(self, first: np.ndarray, second: np.ndarray) -> PairedGain:
-        """Returns the gain of the first validation prediction (seeds, n, width) over the second, in the study's metric."""
+        """Returns the gain of `first` over `second`, both (seeds, n, width) on validation, in the study's metric."""
         rows, units, targets = self.data.splits["val"], units_of(self.data, "val"), self.data.targets_of(self.output)
         metric = self.record.metric
         figure = figure_of(metric, self.output)

@@ -18,7 +18,7 @@ LOCAL_SECONDS, REMOTE_SECONDS = 1.0, 15.0
 
 
 def interval(folder: str) -> float:
-    """Returns the polling interval of files in `folder`, in seconds; longer for object stores, where polls cost more."""
+    """Returns the polling interval of files in `folder` in seconds; longer for object stores, where polls cost more."""
     return REMOTE_SECONDS if storage.is_remote(folder) else LOCAL_SECONDS
 
 

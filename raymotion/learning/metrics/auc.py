@@ -1,7 +1,7 @@
-"""Area under the ROC curve: the chance that a random positive is ranked above a random negative, ties counting half.
+"""Area under the ROC curve: the probability that a random positive ranks above a random negative; ties count half.
 
-0.5 is a random order, and any constant. Unlike average precision it does not depend on how frequent a class is, so it
-can be compared between classes and data sets.
+A random order or a constant has 0.5. Unlike average precision it does not depend on the frequency of a class, so it can
+be compared between classes and data sets.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ CHANCE = 0.5
 
 
 def roc_auc(targets: np.ndarray, scores: np.ndarray) -> float:
-    """AUC of one ranking, both (n,); NaN without a positive or without a negative."""
+    """Returns the AUC of one ranking, both arguments (n,); NaN without a positive or without a negative."""
     order, ends = ranking(np.asarray(scores, dtype=np.float64))
     return float(weighted_auc(np.asarray(targets)[order] > 0, ends, np.ones((1, len(order))))[0])
 
 
 def weighted_auc(true: np.ndarray, ends: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """AUC for each row of `weights` (B, n), all in ranking order (see `ranking`); NaN where one side has no weight."""
+    """Returns the AUC for each row of `weights` (B, n), in ranking order (see `ranking`); NaN if a side has no weight."""
     hits = np.cumsum(weights * true, axis=1)[:, ends]
     misses = np.cumsum(weights * ~true, axis=1)[:, ends]
     gained, lost = np.diff(hits, axis=1, prepend=0.0), np.diff(misses, axis=1, prepend=0.0)
-    # A negative loses to the positives of earlier steps, and to half of those of its own.
+    # A negative ranks below the positives of earlier steps, and below half of those in its own step.
     won = (lost * (hits - gained / 2)).sum(axis=1)
     return ratio(won, hits[:, -1] * misses[:, -1])
 
@@ -42,12 +42,12 @@ def weighted_auc(true: np.ndarray, ends: np.ndarray, weights: np.ndarray) -> np.
 def macro_auc(
     targets: np.ndarray, scores: np.ndarray, *, bootstrap: int = 1000, seed: int = 0, units: np.ndarray | None = None
 ) -> tuple[Metric, list[float | None], list[tuple[float, float] | None]]:
-    """Mean AUC of the classes that have both positives and negatives; the classes' own, (L,), and their intervals.
+    """Returns the mean AUC of the classes with positives and negatives, each class's AUC (L,), and their intervals.
 
     Args:
         targets: (n, L) of 0 and 1.
         scores: (n, L).
-        units: what the intervals draw as a whole; see `resample_counts`.
+        units: resampled units; see `resample_counts`.
     """
     truth, p = np.asarray(targets) > 0, np.asarray(scores, dtype=np.float64)
     n, width = p.shape

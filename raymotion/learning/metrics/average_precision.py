@@ -1,7 +1,7 @@
-"""Average precision: one ranking, many resamples of it at once, and what luck alone gives.
+"""Average precision of a ranking, of many resamples at once, and its expectation by chance.
 
 Average precision is the sum over the steps of a ranking of precision x gained recall, without interpolation; equal
-scores are one step (as in scikit-learn). The interpolated one of the EMOTIC authors stands beside it.
+scores are one step (as in scikit-learn). The interpolated variant of the EMOTIC authors is available too.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from raymotion.learning.bootstrap import Metric, interval, make_metric, ranking_
 
 
 def average_precision(targets: np.ndarray, scores: np.ndarray) -> float:
-    """Average precision of one ranking: sum over score steps of precision x gained recall; NaN without a positive.
+    """Returns the average precision of one ranking; NaN without a positive.
 
-    The same as `sklearn.metrics.average_precision_score` for (n,) inputs: no interpolation, equal scores are one step.
+    Equals `sklearn.metrics.average_precision_score` for (n,) inputs.
     """
     order, ends = ranking(np.asarray(scores, dtype=np.float64))
     return float(weighted_ap(np.asarray(targets)[order] > 0, ends, np.ones((1, len(order))))[0])
 
 
 def interpolated_average_precision(targets: np.ndarray, scores: np.ndarray) -> float:
-    """The area under the running maximum of precision, as in the EMOTIC authors' evaluation; NaN without a positive.
+    """Returns the area under the running maximum of precision, as in the EMOTIC authors' evaluation; NaN without a
+    positive.
 
-    At each recall the precision is the highest that any recall from there on has (PASCAL VOC 2010 and later, all
-    points). So it is never below `average_precision`, and figures made with the two cannot be compared. The authors
-    add noise of 1e-10 to the scores, which breaks ties by luck; here equal scores are one step, which no threshold
-    divides, so that the same scores always have the same value.
+    The precision at each recall is the maximum over all recalls from there on (PASCAL VOC 2010 and later, all points).
+    So it is never below `average_precision`, and the two cannot be compared. The authors add noise of 1e-10 to the
+    scores, which breaks ties at random; here equal scores are one step, so that the result is deterministic.
 
     Args:
         targets: (n,) of 0 and 1.
@@ -44,20 +44,20 @@ def interpolated_average_precision(targets: np.ndarray, scores: np.ndarray) -> f
 
 
 def interpolated_by_class(targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """`interpolated_average_precision` of each column of two (n, L) arrays: (L,), NaN without a positive."""
+    """Returns `interpolated_average_precision` of each column of two (n, L) arrays: (L,), NaN without a positive."""
     truth, p = np.asarray(targets), np.asarray(scores)
     return np.array([interpolated_average_precision(truth[:, j], p[:, j]) for j in range(truth.shape[1])])
 
 
 def ranking(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Order of (n,) scores from high to low, and the positions in it where a run of equal scores ends."""
+    """Returns the order of (n,) scores from high to low, and the positions in it where a run of equal scores ends."""
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
     return order, np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)
 
 
 def weighted_ap(true: np.ndarray, ends: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Average precision for each row of `weights` (B, n), all in ranking order; NaN where no positive has weight."""
+    """Returns the average precision for each row of `weights` (B, n), in ranking order; NaN if no positive has weight."""
     hits = np.cumsum(weights * true, axis=1)[:, ends]
     seen = np.cumsum(weights, axis=1)[:, ends]
     precision = np.divide(hits, seen, out=np.zeros_like(hits), where=seen > 0)
@@ -67,10 +67,10 @@ def weighted_ap(true: np.ndarray, ends: np.ndarray, weights: np.ndarray) -> np.n
 
 
 def random_order_ap(ends: np.ndarray, positives: float, n: int) -> float:
-    """Expected average precision of n samples whose positives are shuffled over a ranking with ties that end at `ends`.
+    """Returns the expected average precision if positives are shuffled over n samples, with ties that end at `ends`.
 
     For a step of s samples that ends at place k, the expected product of its hits and of all hits up to k is
-    s (m/n + (k - 1) m (m - 1) / (n (n - 1))) with m positives; average precision sums these over k m.
+    s (m/n + (k - 1) m (m - 1) / (n (n - 1))) with m positives; average precision sums these, each divided by k m.
     """
     if positives == 0:
         return math.nan
@@ -80,19 +80,17 @@ def random_order_ap(ends: np.ndarray, positives: float, n: int) -> float:
 
 
 def chance_map(prevalence: np.ndarray | Sequence[float]) -> float:
-    """mAP of a random ranking of many samples: the mean prevalence of the labels that have a positive.
-
-    Labels without one have no average precision, so no share in a mAP either.
+    """Returns the mAP of a random ranking of many samples: the mean prevalence of the labels with a positive.
 
     Args:
-        prevalence: (L,) shares of the samples that have each label. Of none at all chance is 0.
+        prevalence: (L,) share of samples with each label. If no label has a positive, the result is 0.
     """
     rates = np.asarray(prevalence, dtype=np.float64)
     return float(rates[rates > 0].mean()) if (rates > 0).any() else 0.0
 
 
 def class_ranking_ap(rates: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Micro AP of a predictor that gives everyone `rates`, from class positives (B, L) and sample totals (B,)."""
+    """Returns the micro AP of a constant predictor of `rates`, as a function of positives (B, L) and totals (B,)."""
     order, ends = ranking(rates)
 
     def score(positives: np.ndarray, totals: np.ndarray) -> np.ndarray:
@@ -115,7 +113,7 @@ def bootstrap_ap(
     seed: int,
     units: np.ndarray | None = None,
 ) -> tuple[Metric, Metric, np.ndarray, list[tuple[float, float] | None]]:
-    """Micro AP, macro AP, and the AP of each class, (L,), with its interval.
+    """Computes micro AP, macro AP, and the AP of each class, (L,), with intervals.
 
     Args:
         truth, scores: (n, L).
@@ -130,7 +128,7 @@ def bootstrap_ap(
     prior_ap = class_ranking_ap(prior)
 
     def measure(weights: np.ndarray) -> np.ndarray:
-        """(B, 6 + L): micro, its prior, chance, macro, its two baselines, and the AP of each class."""
+        """Returns (B, 6 + L): micro, its prior, chance, macro, its two baselines, and the AP of each class."""
         positives, totals = weights @ truth, weights.sum(axis=1)
         by_class = np.stack(
             [
@@ -141,7 +139,7 @@ def bootstrap_ap(
         )
         micro = weighted_ap(flat_true, flat_ends, weights[:, flat_rows])
         prevalence = np.where(positives > 0, positives / totals[:, None], np.nan)
-        # Within one class a constant score ranks nothing: both baselines are at chance.
+        # Within one class a constant score does not rank, so both baselines are at chance.
         chance = row_mean(prevalence)
         overall = positives.sum(axis=1) / (totals * width)
         both = (micro, prior_ap(positives, totals), overall, row_mean(by_class), chance, chance)

@@ -1,16 +1,16 @@
-"""Calibration: whether what is called 30 % happens in 30 % of the cases.
+"""Calibration: whether events with a predicted probability of 30 % occur in 30 % of the cases.
 
-Each label of each image is one yes-or-no forecast. A forecast can be calibrated and empty: the class rates, given to
-every image, have an expected calibration error near zero. So it is read together with the Brier score, whose
-decomposition (Murphy 1973) tells how much the forecasts tell images apart.
+Each label of each image is one binary forecast. A forecast can be calibrated but uninformative: the class rates, given
+to every image, have an expected calibration error near zero. So the error should be read with the Brier score, whose
+decomposition (Murphy 1973) shows how well the forecasts distinguish images.
 
-Resampling adds noise to each bin's rate, which only ever adds to a sum of absolute gaps: so the intervals of the
+Resampling adds noise to each bin's rate, which always increases a sum of absolute gaps, so the intervals of the
 calibration error are centred on the value. For the same reason a small sample of a perfectly calibrated model has an
-error above zero. `expected_by_luck` says how much.
+error above zero; `by_luck` is that expected error.
 
-Two kinds of bins: `width` cuts [0, 1] into equal parts (Guo et al. 2017, Naeini et al. 2015), `mass` cuts at quantiles
-of the probabilities, so that each bin holds about as many. Rare labels put nearly everything into the first bins of
-equal width; equal mass looks closer there. Equal probabilities always share a bin.
+There are two kinds of bins: `width` cuts [0, 1] into equal parts (Guo et al. 2017, Naeini et al. 2015), `mass` cuts at
+quantiles of the probabilities, so that all bins hold about the same number. With rare labels nearly all forecasts fall
+into the first bins of equal width; bins of equal mass resolve them. Equal probabilities always share a bin.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from raymotion.learning.bootstrap import interval, ranking_resamples, ratio, res
 
 Strategy = Literal["width", "mass"]
 BINS = 10
-# Forecasts drawn for `expected_by_luck`: a second or so, and at least 20 times the whole sample.
+# Forecasts drawn for `by_luck`, about a second of work; at least 20 draws of the whole sample.
 LUCK_BUDGET = 20_000_000
 
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """Forecasts in (low, high], the first bin with its lower end.
+    """Forecasts in (low, high]; the first bin includes its lower end.
 
     Attributes:
-        mean_probability: what was forecast, on average.
-        rate: how often it was so.
-        count: forecasts in the bin; bins without any are left out.
-        rate_low, rate_high: ends of the 95 % bootstrap interval of the rate, over samples; None if not asked for.
+        mean_probability: mean forecast.
+        rate: observed frequency.
+        count: number of forecasts; empty bins are left out.
+        rate_low, rate_high: 95 % bootstrap interval of the rate over samples; None if not requested.
     """
 
     low: float
@@ -51,7 +51,7 @@ class CalibrationBin:
 
     @property
     def gap(self) -> float:
-        """How far the forecasts of this bin are from what happened."""
+        """Absolute difference of the mean forecast and the observed frequency."""
         return abs(self.mean_probability - self.rate)
 
 
@@ -65,17 +65,17 @@ def reliability(
     seed: int = 0,
     units: np.ndarray | None = None,
 ) -> list[CalibrationBin]:
-    """The reliability diagram of all forecasts together: bins that hold any, from low to high.
+    """Computes the reliability diagram of all forecasts pooled: the non-empty bins, from low to high.
 
     Args:
         targets: (n, L) or (n,) in [0, 1]; 0 and 1, or shares of annotators.
         probabilities: of the same shape, in [0, 1].
         strategy: `width` or `mass`.
-        bootstrap: resamples of the samples (rows) for the interval of each rate; 0 for none.
-        units: what the resamples draw as a whole; see `resample_counts`.
+        bootstrap: number of resamples of the rows for the interval of each rate; 0 for none.
+        units: resampled units; see `resample_counts`.
 
     Raises:
-        InputError: shapes that do not fit, nothing to look at, values outside [0, 1], no bins.
+        InputError: shapes that do not match, no forecasts, values outside [0, 1], or no bins.
     """
     truth, p = _checked(targets, probabilities)
     edges = bin_edges(p, bins, strategy)
@@ -104,7 +104,7 @@ def reliability(
 def expected_calibration_error(
     targets: np.ndarray, probabilities: np.ndarray, *, bins: int = BINS, strategy: Strategy = "width"
 ) -> float:
-    """ECE: mean over all forecasts of the gap of their bin, labels pooled. 0 is perfect; arguments as `reliability`."""
+    """Returns the ECE: the mean gap of the bins, weighted by count, labels pooled. 0 is perfect. See `reliability`."""
     found = reliability(targets, probabilities, bins=bins, strategy=strategy)
     return sum(item.count * item.gap for item in found) / sum(item.count for item in found)
 
@@ -112,14 +112,14 @@ def expected_calibration_error(
 def maximum_calibration_error(
     targets: np.ndarray, probabilities: np.ndarray, *, bins: int = BINS, strategy: Strategy = "width"
 ) -> float:
-    """MCE: the largest gap of any bin, however few forecasts it holds."""
+    """Returns the MCE: the largest gap of any bin, regardless of its count."""
     return max(item.gap for item in reliability(targets, probabilities, bins=bins, strategy=strategy))
 
 
 def class_calibration_errors(
     targets: np.ndarray, probabilities: np.ndarray, *, bins: int = BINS, strategy: Strategy = "width"
 ) -> np.ndarray:
-    """ECE of each label on its own, (L,). Their mean is the class-wise ECE (Kull et al. 2019)."""
+    """Returns the ECE of each label separately, (L,). Their mean is the class-wise ECE (Kull et al. 2019)."""
     truth, p = _checked(targets, probabilities)
     return np.array(
         [expected_calibration_error(truth[:, j], p[:, j], bins=bins, strategy=strategy) for j in range(p.shape[1])]
@@ -132,11 +132,11 @@ class CalibrationScores:
 
     Attributes:
         error, low, high: ECE of all forecasts pooled, with its 95 % interval.
-        class_error, class_low, class_high: the mean of the labels' own ECEs, with its interval.
-        maximum: MCE, pooled. It has no interval: it is the gap of a single bin, and the bins have theirs.
-        by_luck, class_by_luck: what a perfectly calibrated model with these probabilities has, on average.
-        prior, class_prior: of the training split's class rates, given to every image.
-        resamples: of the intervals.
+        class_error, class_low, class_high: mean of the labels' own ECEs, with its interval.
+        maximum: MCE, pooled. It has no interval of its own: it is the gap of a single bin, which has one.
+        by_luck, class_by_luck: expected errors of a perfectly calibrated model with these probabilities.
+        prior, class_prior: errors of the training split's class rates, given to every image.
+        resamples: number of resamples for the intervals.
         curve: the reliability diagram.
     """
 
@@ -157,7 +157,7 @@ class CalibrationScores:
     curve: list[CalibrationBin]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns a dictionary for JSON."""
         return asdict(self)
 
 
@@ -172,7 +172,7 @@ def calibrate(
     seed: int = 0,
     units: np.ndarray | None = None,
 ) -> CalibrationScores:
-    """Everything about the calibration of (n, L) forecasts; `prior` is (L,). Errors as `reliability`."""
+    """Computes all calibration scores of (n, L) forecasts; `prior` is (L,). Raises like `reliability`."""
     truth, p = _checked(targets, probabilities)
     n, width = p.shape
     layout = _Layout(p, bins, strategy)
@@ -204,7 +204,7 @@ def calibrate(
 
 
 class _Layout:
-    """Which bin each forecast is in, pooled and label by label: fixed, while samples are resampled."""
+    """The bin of each forecast, pooled and per label; fixed while samples are resampled."""
 
     def __init__(self, p: np.ndarray, bins: int, strategy: Strategy) -> None:
         n, width = p.shape
@@ -217,7 +217,7 @@ class _Layout:
         self.rows = np.arange(n)[:, None]
 
     def errors(self, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Pooled and class-wise ECE (B, 2) for weights (B, n): |hits - forecasts| of the bins, over all."""
+        """Returns pooled and class-wise ECE (B, 2) for weights (B, n): sum of |hits - forecasts| over bins / total."""
         width = self.p.shape[1]
         gap = truth - self.p
         pooled = self._sums(self.pooled, gap, self.bins)
@@ -226,7 +226,7 @@ class _Layout:
         return np.stack([np.abs(weights @ sums).sum(axis=1) / total for sums in (pooled, by_class)], axis=1)
 
     def by_luck(self, p: np.ndarray, seed: int) -> tuple[float, float]:
-        """Both errors if each label is true with exactly its probability, and independent of the others: the mean."""
+        """Returns the expected errors if each label is true with exactly its probability, independent of the others."""
         rng = np.random.default_rng(seed)
         all_once = np.ones((1, len(p)))
         draws = max(20, min(200, LUCK_BUDGET // p.size))
@@ -242,14 +242,14 @@ class _Layout:
 
 @dataclass(frozen=True)
 class BrierParts:
-    """Murphy's decomposition: score = miscalibration - resolution + uncertainty + within_bins, means over the labels.
+    """Murphy's decomposition: score = miscalibration - resolution + uncertainty + within_bins, averaged over labels.
 
     Attributes:
         score: mean squared error of the probabilities.
-        miscalibration: distance of the bins from what happened in them (0 is best; often called reliability).
-        resolution: how far the bins' rates spread around the label's rate: what the forecasts know of the images.
-        uncertainty: rate x (1 - rate): the score of a constant that knows the rates.
-        within_bins: what differs inside the bins (Stephenson et al. 2008); 0 if each bin holds one probability.
+        miscalibration: squared gap of the bins (0 is best; often called reliability).
+        resolution: variance of the bins' rates around the label's rate: how well the forecasts distinguish images.
+        uncertainty: rate x (1 - rate), the score of a constant that knows the rates.
+        within_bins: variation inside the bins (Stephenson et al. 2008); 0 if each bin holds one probability.
     """
 
     score: float
@@ -262,9 +262,9 @@ class BrierParts:
 def decompose_brier(
     targets: np.ndarray, probabilities: np.ndarray, *, bins: int = BINS, strategy: Strategy = "mass"
 ) -> BrierParts:
-    """The Brier score of (n, L) forecasts in its parts, each label on its own and then averaged.
+    """Decomposes the Brier score of (n, L) forecasts, separately for each label and then averaged.
 
-    Label by label, because pooled forecasts would be credited with knowing that some labels are rare.
+    Pooled forecasts would get credit for knowing that some labels are rare.
     """
     truth, p = _checked(targets, probabilities)
     n, width = p.shape
@@ -281,7 +281,7 @@ def decompose_brier(
 
 
 def bin_edges(probabilities: np.ndarray, bins: int, strategy: Strategy) -> np.ndarray:
-    """Ends of the bins, (bins + 1,): equal parts of [0, 1], or quantiles (which may coincide)."""
+    """Returns the bin edges, (bins + 1,): equal parts of [0, 1], or quantiles (which may coincide)."""
     if bins < 1:
         raise InputError(f"{bins} bins are too few")
     if strategy == "width":
@@ -292,7 +292,7 @@ def bin_edges(probabilities: np.ndarray, bins: int, strategy: Strategy) -> np.nd
 
 
 def _binned(truth: np.ndarray, p: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each sample and bin: forecasts, positives, sum of probabilities; each (n, bins)."""
+    """Returns number of forecasts, positives, and sum of probabilities for each sample and bin; each (n, bins)."""
     n, bins = len(p), len(edges) - 1
     place = np.searchsorted(edges[1:-1], p, side="left") + np.arange(n)[:, None] * bins
 
@@ -304,7 +304,7 @@ def _binned(truth: np.ndarray, p: np.ndarray, edges: np.ndarray) -> tuple[np.nda
 
 
 def _checked(targets: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as float64 of shape (n, L)."""
+    """Validates both and returns them as float64 of shape (n, L)."""
     truth, p = np.asarray(targets, dtype=np.float64), np.asarray(probabilities, dtype=np.float64)
     if truth.shape != p.shape:
         raise InputError(f"targets of shape {truth.shape} do not fit probabilities of shape {p.shape}")

@@ -1,8 +1,8 @@
-"""What a model predicts where a label is true: the confusion of multi-label data.
+"""Co-occurrence of true and predicted labels, the multi-label counterpart of a confusion matrix.
 
-The public EMOTIC study takes the argmax of a sample's labels, which is whichever of them comes first in the alphabet,
-and makes a confusion matrix of that. Here each sample counts in the row of each of its true labels, and in the column
-of each label that was chosen for it.
+The public EMOTIC study builds a confusion matrix from the argmax of a sample's labels, which is the first of them in
+alphabetical order. Here each sample counts in the row of each of its true labels, and in the column of each label that
+was chosen for it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ class Cooccurrence:
 
     Attributes:
         labels: the L names.
-        true: int64 (L,), how many of the n samples carry a label; `chosen`: for how many it was chosen.
-        chosen_counts: int64 (L, L), how many samples carry i and got j. The diagonal are the right choices.
-        true_counts: int64 (L, L), how many carry i and j: what `chosen_counts` would be without any mistake.
+        true: int64 (L,), number of samples with a label.
+        chosen: int64 (L,), number of samples for which it was chosen.
+        chosen_counts: int64 (L, L), number of samples with label i that got j; correct choices on the diagonal.
+        true_counts: int64 (L, L), number of samples with i and j: `chosen_counts` of a perfect model.
         samples: n.
     """
 
@@ -37,16 +38,16 @@ class Cooccurrence:
 
     @property
     def chosen_share(self) -> np.ndarray:
-        """(L, L) of the samples that carry i the share that got j; the diagonal is recall; NaN rows without samples."""
+        """(L, L) share of the samples with i that got j; the diagonal is recall; NaN in rows without samples."""
         return _shares(self.chosen_counts, self.true)
 
     @property
     def true_share(self) -> np.ndarray:
-        """(L, L) of the samples that carry i the share that carry j: what `chosen_share` is to be compared with."""
+        """(L, L) share of the samples with i that also have j, the reference for `chosen_share`."""
         return _shares(self.true_counts, self.true)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON: names, counts and samples."""
+        """Returns names, counts and samples, for JSON."""
         return {
             "labels": list(self.labels),
             "true": self.true.tolist(),
@@ -61,12 +62,12 @@ def cooccurrence(targets: np.ndarray, predicted: np.ndarray, labels: Sequence[st
     """Counts every pair of a true and a chosen label.
 
     Args:
-        targets: (n, L), above 0 where a sample carries a label.
+        targets: (n, L), above 0 where a sample has a label.
         predicted: bool (n, L), the chosen labels (`selection.class_thresholds`, with thresholds from validation).
         labels: L names; None: their numbers.
 
     Raises:
-        InputError: shapes that do not fit; probabilities in place of choices.
+        InputError: shapes that do not match, or probabilities in place of choices.
     """
     truth, chosen = np.asarray(targets) > 0, np.asarray(predicted)
     if truth.ndim != 2 or truth.shape != chosen.shape:

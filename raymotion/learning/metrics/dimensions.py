@@ -1,4 +1,4 @@
-"""Metrics of predicted numbers (valence, arousal, a score), each beside constants that never look at a sample.
+"""Metrics of predicted numbers (valence, arousal, a score), with constant predictions as baselines.
 
 With y the true and p the predicted values of a dimension, over the samples where y is known:
 
@@ -34,23 +34,23 @@ def evaluate_dimensions(
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
-    """All metrics of predicted numbers, with 95 % intervals and baselines.
+    """Computes all metrics of predicted numbers, with 95 % intervals and baselines.
 
     Args:
-        truth: (n, D) true values; NaN where one is not known, which is left out.
+        truth: (n, D) true values; NaN marks unknown values, which are left out.
         values: (n, D) predictions, in the same unit.
         training_mean: (D,) means of the training split; NaN where it has none.
         names: the D dimensions.
-        groups: n names of what the intervals draw as a whole, such as the image of a person. None: each sample.
-        bootstrap: resamples of the intervals; fewer are used where n x D is large.
+        groups: n names of the resampled units, such as the image of a person; None: each sample is a unit.
+        bootstrap: number of resamples; reduced if n x D is large.
 
     Returns:
-        An evaluation whose metrics are `r2`, `mae`, `rmse`, `pearson`, `spearman` and `ccc`: the mean over the
-        dimensions where they are defined. With several dimensions, those of each follow, as in `valence_ccc`. A metric
-        is None where it is not defined: without a known value, or for R2 and correlations of constant true values.
+        An evaluation with the metrics `r2`, `mae`, `rmse`, `pearson`, `spearman` and `ccc`, each averaged over the
+        dimensions where it is defined. With several dimensions, those of each follow, as in `valence_ccc`. A metric is
+        None if undefined: without known values, or for R2 and correlations of constant true values.
 
     Raises:
-        InputError: shapes that do not fit, no samples, or predictions that are not finite.
+        InputError: shapes that do not match, no samples, or predictions that are not finite.
     """
     y, p = np.asarray(truth, dtype=np.float64), np.asarray(values, dtype=np.float64)
     prior = np.asarray(training_mean, dtype=np.float64)
@@ -68,11 +68,11 @@ def evaluate_dimensions(
     columns = [_Column(y[known[:, j], j], p[known[:, j], j], float(prior[j])) for j in range(width)]
 
     def measure(weights: np.ndarray) -> np.ndarray:
-        """(B, (1 + D) x 6 x 3): of the mean over the dimensions and of each, every metric and its two baselines."""
+        """Returns (B, (1 + D) x 6 x 3): every metric and its two baselines, for the mean and each dimension."""
         each = [column.measure(weights[:, known[:, j]]) for j, column in enumerate(columns)]
         of_all = np.stack(each, axis=2)
         mean = row_mean(of_all.reshape(-1, width)).reshape(len(weights), -1, 3)
-        # A baseline that is missing for one dimension has no mean that could be compared.
+        # A baseline that is missing for one dimension has no comparable mean.
         known_of = np.isfinite(of_all).reshape(len(weights), -1, 3, width)
         mean[(known_of[:, :, :1] & ~known_of).any(axis=3)] = np.nan
         return np.concatenate([mean.reshape(len(weights), -1), *each], axis=1)
@@ -102,20 +102,20 @@ def evaluate_dimensions(
 
 
 class _Column:
-    """The known values of one dimension, prepared to be weighed many times."""
+    """The known values of one dimension, prepared for many weighted evaluations."""
 
     def __init__(self, y: np.ndarray, p: np.ndarray, prior: float) -> None:
         mean, p_mean = (float(y.mean()), float(p.mean())) if len(y) else (np.nan, np.nan)
         self.offset, self.has_prior = p_mean - mean, np.isfinite(prior)
         self.rankings = [ranking(of) for of in (y, p)] if len(y) else []
-        # About the means, so that sums of squares lose no digits to a large offset.
+        # Centred, so that sums of squares lose no digits to a large offset.
         a, b = y - mean, p - p_mean
         errors = [y - p, y - prior, y - mean]
         self.moments = np.stack([a, b, a * a, b * b, a * b], axis=1)
         self.errors = np.stack([*map(np.abs, errors), *map(np.square, errors)], axis=1)
 
     def measure(self, weights: np.ndarray) -> np.ndarray:
-        """(B, 18) from weights (B, known): of each of `DIMENSION_METRICS` the model's, the prior's, the constant's."""
+        """Returns (B, 18) from weights (B, known): model, prior and constant for each of `DIMENSION_METRICS`."""
         total = weights.sum(axis=1, keepdims=True)
         mean_y, mean_p, yy, pp, yp = ratio(weights @ self.moments, np.broadcast_to(total, (len(total), 5))).T
         of_y, of_p, both = _variance(yy, mean_y), _variance(pp, mean_p), yp - mean_y * mean_p
@@ -130,7 +130,7 @@ class _Column:
         return np.concatenate(found, axis=1)
 
     def _spearman(self, weights: np.ndarray, total: np.ndarray) -> np.ndarray:
-        """(B,) the correlation of ranks, where a sample of weight w stands w times in the ranking."""
+        """Returns the rank correlation (B,), where a sample of weight w occurs w times in the ranking."""
         if not self.rankings:
             return np.full(len(weights), np.nan)
         ranks = []
@@ -139,7 +139,7 @@ class _Column:
             middle = (after + np.concatenate([np.zeros((len(after), 1)), after[:, :-1]], axis=1) - total) / 2
             step = np.empty(len(order), dtype=np.int64)
             step[order] = np.searchsorted(ends, np.arange(len(order)))
-            ranks.append(middle[:, step])  # up to the sign of the order and 1/2: about the mean rank, which is 0
+            ranks.append(middle[:, step])  # centred on the mean rank, up to sign and a factor
         a, b = ranks
         means = [(weights * product).sum(axis=1) for product in (a * b, a * a, b * b)]
         return _correlation(*means)
@@ -148,15 +148,16 @@ class _Column:
 def weighed_figures(
     truth: np.ndarray, values: np.ndarray, units: np.ndarray
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """The cheap metrics, of a mean over the dimensions, by how often each group of samples is drawn.
+    """Returns a function that computes the cheap metrics, averaged over dimensions, from the draws of each group.
 
     Args:
-        truth: (n, D), NaN where not known. values: (n, D) predictions.
+        truth: (n, D); NaN marks unknown values.
+        values: (n, D) predictions.
         units: (n,) the group of each sample (`learning.bootstrap.sampling_units`).
 
     Returns:
-        a function from counts (B, groups) to `r2`, `mae`, `rmse`, `pearson` and `ccc`, (B,) each. What is not defined
-        for constant values counts as 0, as it does for a constant answer; NaN where nothing is known.
+        A function from counts (B, groups) to `r2`, `mae`, `rmse`, `pearson` and `ccc`, (B,) each. A metric that is
+        undefined because values are constant counts as 0; it is NaN if no value is known.
     """
     groups = int(units.max()) + 1 if len(units) else 1
     sums, offsets = [], []
@@ -189,11 +190,11 @@ def weighed_figures(
 
 
 def _variance(square: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Of a mean square and a mean; rounding leaves a little of a constant, which has none."""
+    """Returns the variance from a mean square and a mean; rounding errors of a constant count as 0."""
     found = square - mean**2
     return np.where(found > 1e-12 * square, found, np.where(np.isnan(square), np.nan, 0.0))
 
 
 def _correlation(both: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Covariance over the root of the product of variances, in [-1, 1]; NaN where one of them is 0."""
+    """Returns covariance / sqrt(product of variances), in [-1, 1]; NaN if a variance is 0."""
     return np.asarray(np.clip(ratio(both, np.sqrt(first * second)), -1.0, 1.0))

@@ -1,13 +1,13 @@
-"""F1 of chosen labels, beside what always choosing the same labels gives.
+"""F1 of chosen labels, with baselines that always choose the same labels.
 
-On Socratis, giving every image the handful of most frequent labels has a micro F1 of about 0.5: an F1 says nothing
-until it stands beside that. So:
+On Socratis, giving every image the few most frequent labels has a micro F1 of about 0.5, so an F1 means little without
+its baselines:
 
 * `prior`: the most frequent labels of the *training* split for every image, as many as give the best micro F1 there.
-* `constant`: a fixed answer that knows the evaluated split. For micro F1 the best set of labels there is; for macro F1
-  every label for every image, which no other fixed answer beats (a label that is never chosen has an F1 of 0).
+* `constant`: a fixed answer that knows the evaluated split. For micro F1 the best set of labels; for macro F1 every
+  label for every image, which no other fixed answer beats (a label that is never chosen has an F1 of 0).
 
-Thresholds belong to the choice: fitted on validation, never on the split that is scored.
+Thresholds are fitted on validation, never on the scored split.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from raymotion.learning.bootstrap import Metric, finite, interval, make_metric, 
 
 @dataclass(frozen=True)
 class ClassF1:
-    """One class. `f1` is None where no sample carries it; `constant` is the F1 of choosing it for every sample.
+    """Scores of one class. `constant` is the F1 of choosing it for every sample.
 
     Attributes:
-        precision: None where it was never chosen.
-        recall: None where no sample carries it.
-        chosen: how many samples got it.
+        f1, recall: None if no sample has the class.
+        precision: None if the class was never chosen.
+        chosen: number of samples that got the class.
     """
 
     f1: float | None
@@ -42,11 +42,11 @@ class ClassF1:
 
 @dataclass(frozen=True)
 class F1Scores:
-    """What `f1_scores` found.
+    """The result of `f1_scores`.
 
     Attributes:
-        micro, macro: with baselines and intervals; macro is the mean over classes that any sample carries.
-        classes: one for each label.
+        micro, macro: with baselines and intervals; macro is the mean over classes with a positive.
+        classes: one per label.
         prior_set, constant_set: positions of the labels that the two baselines of micro F1 always choose.
     """
 
@@ -58,10 +58,10 @@ class F1Scores:
 
 
 def best_constant_set(rates: np.ndarray | Sequence[float]) -> np.ndarray:
-    """The set of labels, (L,) bool, that has the highest micro F1 of all sets given to every image, from class rates.
+    """Returns the fixed label set, (L,) bool, with the highest micro F1 given class rates.
 
     The best m labels are the m most frequent, with F1 = 2 x sum of their rates / (m + sum of all rates). Every m is
-    tried, and the smallest of equally good ones wins.
+    tried; among equally good ones the smallest wins.
     """
     values = np.asarray(rates, dtype=np.float64)
     order = np.argsort(-values, kind="stable")
@@ -80,16 +80,16 @@ def f1_scores(
     seed: int = 0,
     units: np.ndarray | None = None,
 ) -> F1Scores:
-    """Micro, macro and per-class F1 of chosen labels.
+    """Computes micro, macro and per-class F1 of chosen labels.
 
     Args:
         targets: (n, L) of 0 and 1.
         chosen: (n, L) bool.
         prior: (L,) class rates of the training split.
-        units: what the intervals draw as a whole; see `resample_counts`.
+        units: resampled units; see `resample_counts`.
 
     Raises:
-        InputError: shapes that do not fit.
+        InputError: shapes that do not match.
     """
     truth, mask = np.asarray(targets) > 0, np.asarray(chosen, dtype=bool)
     if truth.ndim != 2 or truth.shape != mask.shape or 0 in truth.shape:
@@ -102,7 +102,7 @@ def f1_scores(
     sums = np.concatenate([truth & mask, mask, truth], axis=1).astype(np.float64)
 
     def measure(weights: np.ndarray) -> np.ndarray:
-        """(B, 6 + L): micro, its prior, constant, macro, its prior, constant, and the F1 of each class."""
+        """Returns (B, 6 + L): micro, its prior, constant, macro, its prior, constant, and the F1 of each class."""
         hits, picked, positives = np.split(weights @ sums, 3, axis=1)
         total = weights.sum(axis=1, keepdims=True)
 

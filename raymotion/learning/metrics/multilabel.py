@@ -1,21 +1,22 @@
-"""Multi-label metrics, each beside the baselines that it has to beat.
+"""Multi-label metrics with the baselines that they have to beat.
 
-A number alone says little: on Socratis, answering "happy" for every image is right 67 % of the time. So `evaluate`
-gives every metric with its 95 % bootstrap interval, with the same metric of two predictors that never look at an image,
-and with the interval of the paired difference to each of them.
+A number alone means little: on Socratis, predicting "happy" for every image is right 67 % of the time. So `evaluate`
+reports every metric with its 95 % bootstrap interval, the same metric of two predictors that ignore the image, and the
+interval of the paired difference to each of them.
 
 * `prior`: the class rates of the *training* split, predicted for every image.
-* `constant`: a predictor of this kind that knows the evaluated split. For the BCE it predicts that split's own class
-  rates: no constant has a lower one. For top-k and recall it ranks the classes by that split's own rates, as the
-  published Socratis constants do: no constant has a higher top-1 or public recall. For average precision it ranks
-  nothing: chance, which is the prevalence. (Micro AP has the harder baseline in `prior`, which ranks the classes.)
+* `constant`: a constant predictor that knows the evaluated split. For the BCE it predicts that split's own class rates:
+  no constant has a lower one. For top-k and recall it ranks the classes by that split's own rates, like the published
+  Socratis constants: no constant has a higher top-1 or public recall. For average precision it is chance, which is the
+  prevalence. (For micro AP, `prior` is the harder baseline, because it ranks the classes.)
 
-Ties never pay. Where labels of one image have the same probability across the k-th place, top-k and recall take the
-expected value over a random order of them; average precision treats equal scores as one step, as scikit-learn does.
+Ties give no advantage. If labels of one image are tied across the k-th place, top-k and recall take the expected value
+over a random order of them; average precision treats equal scores as one step, as scikit-learn does.
 
-Nor does the luck of small samples. A random order of few positives has an average precision above the prevalence: 0.047
-for 5 positives among 207, which is 0.024. So the gain of average precision is counted from the exact expectation of a
-random order, and its intervals are centred on the value, because resampling repeats positives and so inflates it.
+Small samples give no advantage either. A random order of few positives has an average precision above the prevalence:
+0.047 for 5 positives among 207, a prevalence of 0.024. So the gain in average precision is measured against the exact
+expectation of a random order. Its intervals are centred on the value, because resampling repeats positives and so
+inflates it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from raymotion.errors import InputError
 from raymotion.learning.bootstrap import Metric, finite, ratio_metrics, sampling_units
 from raymotion.learning.metrics.average_precision import bootstrap_ap
 
-# Probabilities are clipped to [EPSILON, 1 - EPSILON] before a logarithm: one certain and wrong answer costs 16.1 nats.
+# Probabilities are clipped to [EPSILON, 1 - EPSILON] before a logarithm: a certain but wrong label costs 16.1 nats.
 EPSILON = 1e-7
 
 RECALL_K = 3
@@ -57,7 +58,7 @@ METRIC_TITLES = {
 
 
 def metric_title(name: str) -> str:
-    """A metric's name for people: `top_2` is "Top-2 accuracy", `valence_ccc` is "valence: CCC"."""
+    """Returns the display name of a metric: `top_2` is "Top-2 accuracy", `valence_ccc` is "valence: CCC"."""
     if name in METRIC_TITLES:
         return METRIC_TITLES[name]
     first, _, last = name.rpartition("_")
@@ -67,23 +68,23 @@ def metric_title(name: str) -> str:
 
 
 def short_title(name: str) -> str:
-    """A metric's name where there is little room: `bce` is "BCE", `macro_ap` is "mAP"."""
+    """Returns a short display name of a metric: `bce` is "BCE", `macro_ap` is "mAP"."""
     return "mAP" if name == "macro_ap" else metric_title(name).partition(" (")[0].partition(",")[0]
 
 
 def metric_text(value: float | None) -> str:
-    """A metric's value for people."""
+    """Formats a metric's value for display."""
     return "undefined" if value is None else f"{round(value, 4) + 0.0:.4f}"  # never -0.0000
 
 
 def interval_text(low: float | None, high: float | None) -> str:
-    """A metric's interval for people."""
+    """Formats a metric's interval for display."""
     return "not known" if low is None or high is None else f"{metric_text(low)} to {metric_text(high)}"
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """Average precision of one class, with its 95 % interval; None where no sample of the split carries it."""
+    """Average precision of one class, with its 95 % interval; None if no sample of the split has it."""
 
     label: str
     average_precision: float | None
@@ -95,13 +96,12 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate`, or `evaluate_dimensions`, found. `to_dict` is JSON without NaN.
+    """The result of `evaluate` or `evaluate_dimensions`.
 
     Attributes:
-        per_class: of predicted labels, each of them; of numbers, empty.
-        classes_left_out: classes without a positive, which `macro_ap` leaves out.
-        distinct_top3: how many different sets of three highest labels were predicted; 1 is a constant answer, 0 means
-            that no labels were.
+        per_class: one entry per label; empty for numbers.
+        classes_left_out: number of classes without a positive, which `macro_ap` leaves out.
+        distinct_top3: number of distinct sets of three highest labels; 1 is a constant prediction, 0 means no labels.
     """
 
     samples: int
@@ -115,7 +115,7 @@ class Evaluation:
         return self.metrics[name]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; `from_dict` reads it."""
+        """Returns a dictionary for JSON, without NaN; `from_dict` reads it."""
         result = asdict(self)
         for metric in result["metrics"].values():
             for gain in ("prior_gain", "constant_gain"):
@@ -124,7 +124,7 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], *, where: object = None) -> Evaluation:
-        """Reads `to_dict`'s form; anything else is an `InputError`."""
+        """Reads the output of `to_dict`; raises `InputError` for anything else."""
         try:
             metrics = {name: Metric.from_dict(entry) for name, entry in value["metrics"].items()}
             return cls(
@@ -153,25 +153,25 @@ def evaluate(
     soft_targets: np.ndarray | None = None,
     groups: Sequence[str] | np.ndarray | None = None,
 ) -> Evaluation:
-    """All metrics of `probabilities` against `targets`, with intervals and baselines.
+    """Computes all metrics of `probabilities` against `targets`, with intervals and baselines.
 
     Args:
-        targets: (n, L) of 0 and 1, for everything that ranks.
+        targets: (n, L) of 0 and 1, for the ranking metrics.
         probabilities: (n, L) in [0, 1].
-        prior: (L,) class rates of the training split, of the kind of target that the BCE is measured with.
+        prior: (L,) class rates of the training split, for the same kind of target as the BCE.
         labels: the L names, in order.
         ks: for top-k accuracy, the share of images with at least one true label among the k highest.
-        bootstrap: resamples of the intervals; average precision uses fewer on large splits (see `Metric.resamples`).
+        bootstrap: number of resamples; average precision uses fewer on large splits (see `Metric.resamples`).
         soft_targets: (n, L) in [0, 1], shares of annotators; if given, the BCE is measured against these.
-        groups: n names of what the intervals draw as a whole: the image, where samples are persons, who are more alike
-            within one. None: each sample is its own.
+        groups: n names of the resampled units, such as the image, since persons in one image are not independent.
+            None: each sample is a unit.
 
     Metrics: `bce` (mean over samples and labels, nats), `micro_ap`, `macro_ap` (mAP), `top_{k}`, `recall_at_3` (true
     labels among the three highest / true labels, mean over samples that have any) and `recall_at_3_public` (all hits /
     3n, as the public Socratis system counts it: its ceiling is below 1).
 
     Raises:
-        InputError: shapes that do not fit, no samples, values that are not finite or outside [0, 1].
+        InputError: shapes that do not match, no samples, values that are not finite or outside [0, 1].
     """
     truth = checked("targets", targets)
     scores = checked("probabilities", probabilities, shape=truth.shape)
@@ -189,7 +189,7 @@ def evaluate(
     columns = _per_sample(truth, soft, scores, ks)
     of_prior = _per_sample(truth, soft, np.broadcast_to(rates, truth.shape), ks)
     of_constant = _per_sample(truth, soft, np.broadcast_to(own_rates, truth.shape), ks)
-    # The lowest BCE of any constant is that of the rates of the very targets it is measured with.
+    # The constant with the lowest BCE predicts the rates of the targets that it is measured against.
     of_constant["bce"] = (row_bce(soft, np.broadcast_to(soft.mean(axis=0), soft.shape)), np.ones(n))
 
     metrics = ratio_metrics(
@@ -224,14 +224,14 @@ def evaluate(
 
 
 def bce(targets: np.ndarray, probabilities: np.ndarray) -> float:
-    """Binary cross-entropy in nats, mean over the samples and labels of two (n, L) arrays."""
+    """Returns the binary cross-entropy in nats, averaged over the samples and labels of two (n, L) arrays."""
     return float(row_bce(np.asarray(targets, dtype=np.float64), np.asarray(probabilities, dtype=np.float64)).mean())
 
 
 def top_k_hits(targets: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each sample the chance that a true label is among its k highest, and the expected number of them: both (n,).
+    """Returns the probability of a true label among the k highest, and the expected number of them; both (n,).
 
-    Without ties at the k-th place these are 0 or 1 and a whole number. With ties it is the expectation over a random
+    Without ties at the k-th place these are 0 or 1, and a whole number. With ties they are expectations over a random
     order of the tied labels (hypergeometric), so that a constant score gains nothing from the order of the columns.
     """
     width = scores.shape[1]
@@ -250,14 +250,14 @@ def top_k_hits(targets: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndar
 
 
 def count_distinct_top(scores: np.ndarray, k: int) -> int:
-    """How many different sets of k highest labels an (n, L) matrix has; ties go to the earlier label."""
+    """Counts the distinct sets of k highest labels of an (n, L) matrix; ties go to the earlier label."""
     k = min(k, scores.shape[1])
     top = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :k], axis=1)
     return len(np.unique(top, axis=0))
 
 
 def checked(name: str, value: np.ndarray, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """`value` as a float64 matrix of samples x labels with entries in [0, 1], or an `InputError`."""
+    """Returns `value` as a float64 matrix of samples x labels with entries in [0, 1]; else raises `InputError`."""
     array = np.asarray(value, dtype=np.float64)
     if array.ndim != 2 or 0 in array.shape:
         raise InputError(f"{name} of shape {array.shape} cannot be evaluated: samples x labels, at least one of each")
@@ -269,7 +269,7 @@ def checked(name: str, value: np.ndarray, shape: tuple[int, ...] | None = None) 
 
 
 def row_bce(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Binary cross-entropy of each sample, the mean over its labels: (n,) nats, from (n, L) targets in 0 .. 1."""
+    """Returns the binary cross-entropy of each sample, averaged over labels: (n,) nats, from (n, L) targets in [0, 1]."""
     p = np.clip(probabilities, EPSILON, 1 - EPSILON)
     return np.asarray(-(targets * np.log(p) + (1 - targets) * np.log1p(-p)).mean(axis=1))
 
@@ -277,7 +277,7 @@ def row_bce(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 def _per_sample(
     truth: np.ndarray, soft: np.ndarray, scores: np.ndarray, ks: Sequence[int]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Every metric that is a ratio of sums over samples, as numerators and denominators of shape (n,)."""
+    """Returns the metrics that are ratios of sums over samples, as numerators and denominators of shape (n,)."""
     ones = np.ones(len(truth))
     result = {"bce": (row_bce(soft, scores), ones)}
     for k in ks:
