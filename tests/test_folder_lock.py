@@ -159,6 +159,16 @@ def test_another_machines_lock_is_taken_over_once_it_is_silent(folder: str) -> N
     assert time.monotonic() - started > 0.8
 
 
+def test_the_age_of_a_record_on_s3_is_never_overstated(s3: str) -> None:
+    path = storage.join(s3, LOCK)
+    time.sleep((0.9 - time.time()) % 1)  # its time of writing and the server's are whole seconds
+    started = time.monotonic()
+    storage.write_bytes(path, b"{}")
+    time.sleep(0.3)
+    found = cell_at(path).read()
+    assert found is not None and found[2] <= time.monotonic() - started
+
+
 @pytest.mark.usefixtures("quick")
 def test_another_machines_lock_is_respected_while_it_shows_life(folder: str) -> None:
     owner, over = elsewhere(folder), threading.Event()

@@ -190,7 +190,8 @@ class _S3Cell:
         age = 0.0
         with contextlib.suppress(KeyError, TypeError, ValueError):
             now = parsedate_to_datetime(head["ResponseMetadata"]["HTTPHeaders"]["date"])
-            age = max(0.0, (now - head["LastModified"]).total_seconds())
+            # Both are whole seconds, so their difference may overstate the age by almost one.
+            age = max(0.0, (now - head["LastModified"]).total_seconds() - 1.0)
         return bytes(data), str(head["ETag"]), age
 
     def remove(self) -> None:
