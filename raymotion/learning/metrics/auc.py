@@ -30,7 +30,7 @@ def roc_auc(targets: np.ndarray, scores: np.ndarray) -> float:
 
 
 def weighted_auc(true: np.ndarray, ends: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Returns the AUC for each row of `weights` (B, n), in ranking order (see `ranking`); NaN if a side has no weight."""
+    """Returns the AUC of each row of `weights` (B, n), in ranking order (`ranking`); NaN if a side has no weight."""
     hits = np.cumsum(weights * true, axis=1)[:, ends]
     misses = np.cumsum(weights * ~true, axis=1)[:, ends]
     gained, lost = np.diff(hits, axis=1, prepend=0.0), np.diff(misses, axis=1, prepend=0.0)

@@ -57,7 +57,7 @@ def ranking(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def weighted_ap(true: np.ndarray, ends: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Returns the average precision for each row of `weights` (B, n), in ranking order; NaN if no positive has weight."""
+    """Returns the AP of each row of `weights` (B, n), in ranking order (`ranking`); NaN if no positive has weight."""
     hits = np.cumsum(weights * true, axis=1)[:, ends]
     seen = np.cumsum(weights, axis=1)[:, ends]
     precision = np.divide(hits, seen, out=np.zeros_like(hits), where=seen > 0)

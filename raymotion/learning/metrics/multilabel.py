@@ -269,7 +269,7 @@ def checked(name: str, value: np.ndarray, shape: tuple[int, ...] | None = None) 
 
 
 def row_bce(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Returns the binary cross-entropy of each sample, averaged over labels: (n,) nats, from (n, L) targets in [0, 1]."""
+    """Returns the binary cross-entropy in nats of each sample, the mean over labels: (n,), from (n, L) in [0, 1]."""
     p = np.clip(probabilities, EPSILON, 1 - EPSILON)
     return np.asarray(-(targets * np.log(p) + (1 - targets) * np.log1p(-p)).mean(axis=1))
 
