@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from raymotion.learning.losses.multilabel import make_loss
-from raymotion.models.inputs.base import Evidence, Input, Prepared, batches
+from raymotion.models.inputs.base import Bound, Evidence, Input, batches
 from raymotion.models.inputs.reading import Pictures, Reader
 from raymotion.models.outputs.base import DataFacts, Output, as_outputs
 from raymotion.models.recipe import MultiLabelRecipe, TrainRecipe
@@ -46,7 +46,7 @@ class Training(Protocol):
         """The samples, with their targets."""
 
     @property
-    def inputs(self) -> Mapping[str, Prepared]:
+    def inputs(self) -> Mapping[str, Bound]:
         """As this recipe reads them, by name."""
 
     @property

@@ -11,7 +11,7 @@ import numpy as np
 
 from raymotion.errors import InputError
 from raymotion.learning.metrics.multilabel import short_title
-from raymotion.models.inputs.base import Input, Prepared
+from raymotion.models.inputs.base import Bound, Input
 from raymotion.models.inputs.reading import Pictures, Reader
 from raymotion.models.kind import Extra
 from raymotion.models.outputs.base import Output, choose_metric
@@ -64,7 +64,7 @@ class Task:
         self.kind = kind_of(recipe)
         training = data.splits["train"]
         self.outputs: tuple[Output, ...] = tuple(self.kind.outputs(recipe, data.facts))
-        self.inputs: dict[str, Prepared] = {}
+        self.inputs: dict[str, Bound] = {}
         for own in self.kind.inputs(recipe):
             if own.name not in data.inputs:
                 raise InputError(f"the data were prepared without {own.name}", path=data.name)

@@ -166,7 +166,7 @@ class NamedLoss:
         self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
     ) -> torch.Tensor:
         """The loss of each sample and label, (n, L)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines neither `terms` nor `reduce`")
 
 
 def sample_mean(values: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:

@@ -95,51 +95,63 @@ class Draft(Protocol):
 
 
 class Prepared(ABC):
-    """One input of a training set: the rows of a sample table, as far as training needs them in memory.
+    """One input of a training set, prepared once from a sample table for every recipe that reads it.
 
     Attributes:
         present: bool (n,).
-        counts: what was left out or changed while it was made, for the record.
+        counts: what was left out or changed during preparation, for the record.
+        streamed: whether it is read a batch at a time by threads or by Ray Data (`train.pictures.Reader`).
     """
 
     present: np.ndarray
     counts: Mapping[str, int] = {}
-    # Streamed inputs are read a batch at a time by threads or by Ray Data; `train.pictures.Reader` says how.
     streamed: ClassVar[bool] = False
 
     @abstractmethod
     def take(self, rows: np.ndarray) -> Prepared:
-        """Of some of the rows."""
-
-    @abstractmethod
-    def described(self, training: np.ndarray) -> Input:
-        """The input as a checkpoint keeps it, of a model that was trained on the rows `training`."""
+        """Selects some of the rows."""
 
     @abstractmethod
     def contents(self) -> list[Any]:
-        """What decides what a model learns from it, as JSON values, for the fingerprint of the data."""
+        """Returns the JSON values that determine what a model learns from it, for the fingerprint of the data."""
+
+    @abstractmethod
+    def save(self, folder: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Returns JSON values and arrays for `Input.load`; files of its own are written to `folder`."""
+
+
+class Bound(ABC):
+    """A prepared input as one recipe reads it. Most inputs have one class that is both this and `Prepared`.
+
+    Attributes:
+        present: bool (n,).
+        streamed: see `Prepared`.
+    """
+
+    present: np.ndarray
+    streamed: ClassVar[bool] = False
+
+    @abstractmethod
+    def described(self, training: np.ndarray) -> Input:
+        """Returns the input as a checkpoint stores it, for a model trained on the rows `training`."""
 
     @abstractmethod
     def evidence(self, rows: np.ndarray, read: Any = None) -> Evidence:
-        """Everything that some rows hold, unchanged: for validation and test.
+        """Returns everything that some rows hold, unchanged, for validation and test.
 
         Args:
-            read: of a streamed input, what was read for these rows (`train.pictures.Pictures`).
+            read: for a streamed input, what was read for these rows (`train.pictures.Pictures`).
         """
 
     @abstractmethod
     def draft(self, rows: np.ndarray, rng: np.random.Generator, read: Any = None) -> Draft:
-        """What a training batch shows of some rows."""
-
-    @abstractmethod
-    def save(self, folder: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """JSON values and arrays by name, from which `Input.load` makes it again; files of its own go into `folder`."""
+        """Returns what a training batch shows of some rows."""
 
     def begin_epoch(self, recipe: TrainRecipe, epoch: int, training: np.ndarray) -> None:
-        """Called before the drafts of an epoch, for what is drawn once for all rows of the training split."""
+        """Called before the drafts of an epoch, for anything drawn once for all training rows."""
 
     def arrange(self, rows: np.ndarray, size: int, recipe: TrainRecipe, epoch: int, rank: int) -> np.ndarray:
-        """The rows of an epoch in the order in which batches of `size` are cut from them."""
+        """Returns the rows of an epoch in the order in which batches of `size` are cut from them."""
         return rows
 
 
@@ -212,15 +224,17 @@ class Input(ABC):
         """What `prepare` goes by besides the table, as JSON values: a search prepares once, and cannot vary it."""
         return []
 
-    def bind(self, prepared: Prepared, training: np.ndarray) -> Prepared:
-        """What one recipe reads of data that were prepared for several; mostly all of it.
+    def bind(self, prepared: Prepared, training: np.ndarray) -> Bound:
+        """Chooses what one recipe reads from data that were prepared for several; by default all of it.
 
         Args:
             training: rows of the training split.
 
         Raises:
-            InputError: the recipe asks for what was not prepared.
+            InputError: the recipe asks for data that were not prepared.
         """
+        if not isinstance(prepared, Bound):
+            raise TypeError(f"{type(self).__name__} needs `bind`: its prepared data are not {Bound.__name__}")
         return prepared
 
     @abstractmethod

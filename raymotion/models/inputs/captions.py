@@ -12,7 +12,7 @@ import numpy as np
 from raymotion import records, storage
 from raymotion.data.captions import is_readable, readable
 from raymotion.errors import InputError
-from raymotion.models.inputs.base import Draft, Evidence, Input, Prepared
+from raymotion.models.inputs.base import Bound, Draft, Evidence, Input, Prepared
 from raymotion.models.text.tokenizer import (
     encode,
     known_captions,
@@ -104,7 +104,7 @@ class _OneEach:
         return {"input_ids": torch.from_numpy(ids).to(device), "attention_mask": torch.from_numpy(attention).to(device)}
 
 
-class PreparedCaptions(Prepared):
+class PreparedCaptions(Prepared, Bound):
     """Captions of a training set.
 
     Attributes:

@@ -12,7 +12,7 @@ from raymotion.data.images.marks import fingerprints
 from raymotion.data.samples import require_allowed_images
 from raymotion.data.views.pictures import render
 from raymotion.errors import InputError
-from raymotion.models.inputs.base import Arrays, Draft, Evidence, Input, Prepared
+from raymotion.models.inputs.base import Arrays, Bound, Draft, Evidence, Input, Prepared
 from raymotion.models.inputs.picture_reader import PictureReader
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class _Shown(Arrays):
         return {name: torch.from_numpy(np.array(own)).to(device) for name, own in self.values.items()}
 
 
-class PreparedPictures(Prepared):
+class PreparedPictures(Prepared, Bound):
     """Pictures of a training set, by address: they are decoded batch by batch."""
 
     streamed: ClassVar[bool] = True

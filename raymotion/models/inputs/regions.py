@@ -9,7 +9,7 @@ import numpy as np
 
 from raymotion.data.features import RegionFeatures
 from raymotion.errors import InputError
-from raymotion.models.inputs.base import Arrays, Draft, Evidence, Input, Prepared
+from raymotion.models.inputs.base import Arrays, Bound, Draft, Evidence, Input, Prepared
 from raymotion.models.vision.regions import ExtractorIdentity, Regions, architecture
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class _Shown(Arrays):
         self.values["region_mask"] = self.values["region_mask"] & ~rows[:, None]
 
 
-class PreparedRegions(Prepared):
+class PreparedRegions(Prepared, Bound):
     """Region features of a training set; they stay where they are, behind a memory map."""
 
     def __init__(self, features: RegionFeatures, sample_ids: Sequence[str], counts: Mapping[str, int] | None = None):

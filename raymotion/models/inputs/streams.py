@@ -23,7 +23,7 @@ from raymotion.data.samples import require_allowed_images
 from raymotion.data.streams import ABLATIONS, CONTEXT, STREAMS
 from raymotion.data.views.streams import crop
 from raymotion.errors import InputError
-from raymotion.models.inputs.base import Draft, Evidence, Input, Prepared
+from raymotion.models.inputs.base import Bound, Input, Prepared
 from raymotion.models.inputs.person_crops import MASK, PersonReader
 from raymotion.models.vision.backbones import BackboneIdentity, fitted, identify
 
@@ -281,17 +281,8 @@ class PreparedStreams(Prepared):
     def take(self, rows: np.ndarray) -> PreparedStreams:
         return PreparedStreams(self.folders, self.rows[rows], self._opened, self.counts)
 
-    def described(self, training: np.ndarray) -> StreamInput:
-        raise NotImplementedError("a recipe chooses what it reads: `StreamInput.bind`")
-
     def contents(self) -> list[Any]:
         return [self.embeddings.digest]
-
-    def evidence(self, rows: np.ndarray, read: Any = None) -> Evidence:
-        raise NotImplementedError("features are read through `StreamInput.bind`")
-
-    def draft(self, rows: np.ndarray, rng: np.random.Generator, read: Any = None) -> Draft:
-        raise NotImplementedError("features are read through `StreamInput.bind`")
 
     def save(self, folder: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         return {"features": self.folders}, {"rows": self.rows}
@@ -320,7 +311,7 @@ class StreamFeatures:
         return taken
 
 
-class BoundStreams(Prepared):
+class BoundStreams(Bound):
     """The features that one recipe reads.
 
     Attributes:
@@ -330,7 +321,7 @@ class BoundStreams(Prepared):
 
     def __init__(self, source: StreamInput, prepared: PreparedStreams, training: np.ndarray) -> None:
         self.source, self.prepared = source, prepared
-        self.present, self.counts = prepared.present, prepared.counts
+        self.present = prepared.present
         self.streams = [self._features(stream, name, training) for stream, name in source.chosen.items()]
         backbones, where = prepared.embeddings.backbones, " and ".join(prepared.folders)
         self.identities = [BackboneIdentity.from_dict(backbones[name], where=where) for name in source.chosen.values()]
@@ -373,12 +364,6 @@ class BoundStreams(Prepared):
         ]
         return StreamInput(streams, ablation=self.source.ablation)
 
-    def take(self, rows: np.ndarray) -> Prepared:
-        raise NotImplementedError("rows are chosen before features are bound to a recipe")
-
-    def contents(self) -> list[Any]:
-        return self.prepared.contents()
-
     def begin_epoch(self, recipe: TrainRecipe, epoch: int, training: np.ndarray) -> None:
         # One number for all streams of a person: the streams of a view are mirrored together. Drawn by place in the
         # training split: rows of other splits, which a search may leave out, change nothing.
@@ -416,9 +401,6 @@ class BoundStreams(Prepared):
             values[own.stream] = np.concatenate([before, made.astype(before.dtype)])
             there[own.stream] = np.concatenate([drawn.there[own.stream], has[:, number]])
         return StreamEvidence(drawn.argument, drawn.order, values, there, drawn.n + len(parents))
-
-    def save(self, folder: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        return self.prepared.save(folder)
 
 
 class CropInput(PersonInput):
@@ -473,7 +455,7 @@ class CropInput(PersonInput):
         item.pixels = None
 
 
-class PreparedCrops(Prepared):
+class PreparedCrops(Prepared, Bound):
     """Persons in pictures: addresses and boxes; crops are cut batch by batch.
 
     Attributes:

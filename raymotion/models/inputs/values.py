@@ -10,7 +10,7 @@ import numpy as np
 from raymotion.data.samples import NUMBERS
 from raymotion.errors import InputError
 from raymotion.models.finite import is_number
-from raymotion.models.inputs.base import Arrays, Draft, Evidence, Input, Prepared
+from raymotion.models.inputs.base import Arrays, Bound, Draft, Evidence, Input, Prepared
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,7 +26,7 @@ class _Shown(Arrays):
         self.values["values"] = np.where(rows[:, None], np.float32(0), self.values["values"])
 
 
-class PreparedValues(Prepared):
+class PreparedValues(Prepared, Bound):
     """Numbers (n, C) float32, standardised; NaN where not known."""
 
     def __init__(self, values: np.ndarray, source: ValuesInput) -> None:
