@@ -193,6 +193,7 @@ def test_it_trains_is_saved_and_says_what_it_is(toy: str) -> None:
         _ = info.vocabulary
 
 
+@pytest.mark.slow
 def test_it_trains_on_ray_to_the_same_weights(samples: str, ray_toys: Any, tmp_path: Path) -> None:
     here, there = (tmp_path / name for name in ("here", "there"))
     fit(recipe_of("toy", samples, epochs=4), here)

@@ -187,6 +187,7 @@ def test_embeddings_in_place_of_pictures_give_the_same_labels(
         assert row["probabilities"] == pytest.approx(labelled[name]["probabilities"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluation_under_an_ablation_is_that_of_a_head_which_has_it_built_in(
     world: World,
     tmp_path: Path,

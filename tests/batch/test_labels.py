@@ -268,6 +268,7 @@ def test_a_sample_without_anything_to_read_is_quarantined(captioned: Made) -> No
     assert captioned.summary.counts == {"in": 5, "good": 3, "quarantined": 2, "by_reason": {"no_input": 2}}
 
 
+@pytest.mark.slow
 def test_the_best_of_each_class_over_the_whole_set(streamed: Made, teachers: dict[str, str], tmp_path: Path) -> None:
     """In the job itself; `select` with the same policy, from other labels, gives the same."""
     out, policy = tmp_path / "out", {"policy": "top-per-class", "count": 2}
@@ -324,6 +325,7 @@ def test_export_as_the_public_system_wrote_it(captioned: Made, tmp_path: Path) -
     assert {name for name, mark in zip(rows[0][2:], rows[1][2:], strict=True) if mark == "1.0"} == set(first["labels"])
 
 
+@pytest.mark.slow
 def test_everything_on_s3(s3: str, captioned: Made, teachers: dict[str, str]) -> None:
     """Samples, teacher, labels, another choice, export: no local path at all, and the same labels."""
     for name in storage.list_names(teachers["text"]):
@@ -390,7 +392,7 @@ def write_student(folder: Path, *, reads_captions: bool = True) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("reads_captions", [True, False])
+@pytest.mark.parametrize("reads_captions", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_student_labels_from_pictures_and_captions(tmp_path: Path, reads_captions: bool) -> None:
     """Row 2 has no caption, 3 a damaged picture, 5 no picture, 6 neither."""
     table = pq.read_table(write_images(tmp_path / "images", 7, {3: b"\xff\xd8\xff cut"}))

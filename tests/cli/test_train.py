@@ -86,6 +86,7 @@ def test_mistakes_end_in_one_line_and_exit_code_2(samples: str, tmp_path: Path, 
     assert not Path(out).exists()
 
 
+@pytest.mark.slow
 def test_job_entry_is_the_same_command(samples: str, tmp_path: Path) -> None:
     import subprocess
     import sys

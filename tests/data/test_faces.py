@@ -231,6 +231,7 @@ def test_readers_do_not_pay_for_opencv() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_recall_and_precision_on_real_pictures(shared_data: Path) -> None:
     """Persons of the coco folder with a keypoint face of at least 20 pixels; see the docstring of CascadeDetector.
 

@@ -145,6 +145,7 @@ def test_the_page_stands_alone(scored: Made) -> None:
         assert name in html
 
 
+@pytest.mark.slow
 def test_interrupted_it_goes_on_and_ends_in_the_same_files(scored: Made) -> None:
     """The folder as a kill in the second shard leaves it: one commit less, the job running, no evaluation."""
     names = [
@@ -203,6 +204,7 @@ def test_mended_labels_are_measured_without_predicting_again(scored: Made, tmp_p
     )  # as it was, for the other tests
 
 
+@pytest.mark.slow
 def test_images_that_are_missing_soft_targets_and_an_object_store(s3: str, ray_local: Any, tmp_path: Path) -> None:
     """And a checkpoint without class rates and thresholds: the table's train split stands in, and that is said."""
     teacher = make_teacher(tmp_path / "both", regions=True)
@@ -282,6 +284,7 @@ def test_what_can_not_be_scored_is_refused_before_any_work(text_teacher: str, tm
         attempt([row(1, "test")])
 
 
+@pytest.mark.slow
 def test_samples_that_were_split_otherwise_are_known_again(ray_local: Any, scored: Made, tmp_path: Path) -> None:
     """Split anew, four fifths of a "test" split were trained on, and nothing in the table tells."""
     seen = sorted(sample_mark(f"x:{number}") for number in (0, 1, 2, 99))

@@ -255,6 +255,7 @@ def test_what_it_leaves_is_trained_and_reported_and_the_same_command_does_nothin
     assert all(label in page for label in LABELS) and "Stage 1:" not in page
 
 
+@pytest.mark.slow
 def test_numbers_are_searched_by_their_error_and_reported_without_labels(
     search: Callable[..., tuple[StudyRecord, str]], samples: str, tmp_path: Path, runner: Callable[..., Any]
 ) -> None:

@@ -150,6 +150,7 @@ def test_the_table_and_the_file_are_what_the_runs_recorded(made: Made) -> None:
     assert "AnB, n = 1 of 4" in lines and "class prior" in lines and "constant" in lines
 
 
+@pytest.mark.slow
 def test_a_lost_run_alone_is_done_again_on_ray_and_gives_the_same(ray_local: Any, made: Made) -> None:
     def state() -> dict[str, float]:
         return {path.parent.name: path.stat().st_mtime for path in (made.out / "runs").glob("*/model.safetensors")}

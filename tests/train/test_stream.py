@@ -91,6 +91,7 @@ def test_ray_gives_what_threads_give(
     assert cpus_are_free(ray_local)
 
 
+@pytest.mark.slow
 def test_a_long_stream_waits_for_its_consumer_and_ends_with_it(
     ray_local: Any, write_set: Write, tmp_path: Path
 ) -> None:
