@@ -1,7 +1,6 @@
-"""Run settings: a YAML file and command-line overrides -> one validated object.
+"""Settings: builds one validated object from a YAML file and command-line overrides.
 
-Every job and every recipe is a pydantic model of its own room that inherits `Settings`; this module knows how to fill
-one.
+Every job and recipe defines its own pydantic model that inherits `Settings`.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from raymotion.errors import InputError, SettingsMismatch
 
 
 class Settings(BaseModel):
-    """Base of all settings: unknown names are errors, numbers are finite, values do not change after validation."""
+    """Base of all settings: rejects unknown names and numbers that are not finite; immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     def digest(self, *, without: Iterable[str] = ()) -> str:
-        """16 hex digits that change when any setting changes, those named in `without` excepted."""
+        """Returns 16 hex digits that identify the values of all settings, except those named in `without`."""
         return digest_of(self.model_dump(mode="json", exclude=set(without)))
 
 
 class Metavar(str):
-    """Stands for a setting's value in the help of its command: `Annotated[float, Metavar("SECONDS")]`."""
+    """Placeholder for a setting's value in the help of its command: `Annotated[float, Metavar("SECONDS")]`."""
 
 
 def _path_text(value: object) -> object:
@@ -45,20 +44,20 @@ S = TypeVar("S", bound=Settings)
 
 
 def digest_of(value: Any) -> str:
-    """16 hex digits of the SHA-256 of `value` as canonical JSON."""
+    """Returns the first 16 hex digits of the SHA-256 of `value` as canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read_yaml(path: storage.PathLike) -> dict[str, Any]:
-    """A YAML file that holds a mapping (an empty file: an empty one)."""
+    """Reads a YAML file that contains a mapping; an empty file gives an empty mapping."""
     try:
         value = yaml.safe_load(storage.read_text(path))
     except (
         yaml.YAMLError,
         ValueError,
         RecursionError,
-    ) as error:  # `when: 2024-13-45` is a ValueError: it looks like a date
+    ) as error:  # `when: 2024-13-45` raises a ValueError because it looks like a date
         mark = getattr(error, "problem_mark", None)
         line = None if mark is None else mark.line + 1
         raise InputError(
@@ -72,7 +71,7 @@ def read_yaml(path: storage.PathLike) -> dict[str, Any]:
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
-    """`("data.samples=x.parquet", "epochs=3")` -> nested mapping; values are read as YAML scalars or lists."""
+    """Parses `("data.samples=x.parquet", "epochs=3")` into a nested mapping, with values as YAML scalars or lists."""
     result: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
@@ -93,7 +92,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Mappings laid over each other, later ones on top; nested mappings are merged, anything else is replaced."""
+    """Merges nested mappings recursively; later layers replace other values of earlier ones."""
     result: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
@@ -113,9 +112,9 @@ def require_same_settings(
     remedy: str = "Use the same settings, or another folder.",
     ignore: Container[str] = (),
 ) -> None:
-    """Raises unless what stands in a folder was made with the settings of now.
+    """Raises a `SettingsMismatch` unless a folder was made with the current settings.
 
-    Both are compared as JSON would hold them: a tuple is a list, and what is not set is None.
+    Both sides are compared as JSON: tuples equal lists, and a missing setting equals None.
 
     Args:
         old, new: nested mappings, of `where` and of this command.
@@ -123,7 +122,7 @@ def require_same_settings(
         ignore: dotted names, such as "data.samples", that may differ.
 
     Raises:
-        SettingsMismatch: shows up to five differences, as `name: OLD there, NEW here`.
+        SettingsMismatch: lists up to five differences, as `name: OLD there, NEW here`.
     """
     there, here = _flat(json.loads(json.dumps(old))), _flat(json.loads(json.dumps(new)))
     differences = [
@@ -153,7 +152,7 @@ def load_settings(
     options: Mapping[str, Any] | None = None,
     assignments: Iterable[str] = (),
 ) -> S:
-    """One validated settings object: the file, over it the options that were given (not None), over them `--set`."""
+    """Builds validated settings; options (other than None) override the file, and `--set` overrides both."""
     layers = [
         read_yaml(file) if file else {},
         {key: value for key, value in (options or {}).items() if value is not None},

@@ -1,6 +1,6 @@
-"""Classes found by a name: raymotion's own, those of installed packages, and any that a user names by its place.
+"""Registries of classes by name: raymotion's own, those of installed packages, and any given by import path.
 
-Adding one touches no other file: a package declares an entry point, or a user names `my_package.module:Class`.
+To add a class, declare an entry point in a package, or name it as `my_package.module:Class`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Names and the places (`module:Class`) of their classes, which are imported when they are asked for.
+    """Maps names to classes, given by import path (`module:Class`) and imported on first use.
 
     Args:
-        what: the classes are called in messages, as `reader`.
-        base: class that they all inherit; `object` where none is asked for.
-        group: of the entry points by which installed packages add theirs, as `raymotion.readers`.
-        own: gives names and places of raymotion's own.
+        what: noun for the classes in messages, e.g. `reader`.
+        base: required base class; `object` for none.
+        group: entry point group for installed packages, e.g. `raymotion.readers`.
+        own: returns name -> import path of raymotion's own classes.
     """
 
     def __init__(self, what: str, base: type[T], group: str, own: Callable[[], Mapping[str, str]]) -> None:
@@ -30,10 +30,10 @@ class Registry(Generic[T]):
         self.registered: dict[str, type[T]] = {}
 
     def register(self, name: str, found: type[T]) -> type[T]:
-        """Adds a class of this process under a name.
+        """Registers a class under a name, in this process only.
 
         Raises:
-            InputError: another class has the name.
+            InputError: the name is taken by another class.
         """
         if name in self.places() or self.registered.get(name, found) is not found:
             raise InputError(f"a {self.what} is called {name} already", remedy="Give it another name.")
@@ -41,11 +41,11 @@ class Registry(Generic[T]):
         return found
 
     def names(self) -> list[str]:
-        """Of everything that is known here."""
+        """Returns all known names."""
         return [*self.places(), *self.registered]
 
     def places(self) -> dict[str, str]:
-        """The place of each registered class by its name: raymotion's own first, then those of installed packages.
+        """Returns name -> import path of every declared class: raymotion's own first, then installed packages'.
 
         Raises:
             InputError: two classes have the same name.
@@ -60,14 +60,14 @@ class Registry(Generic[T]):
         return found
 
     def get(self, name: str, *, path: object = None, may_import: bool = True) -> type[T]:
-        """The class that is registered as `name`, or that stands at `name` where it has the form `module:Class`.
+        """Returns the class registered as `name`, or imports it if `name` has the form `module:Class`.
 
         Args:
-            path: of the file that names it, for messages.
-            may_import: False: `module:Class` is refused. What is named by a file from somebody else is never imported.
+            path: the file that contains the name, for messages.
+            may_import: False refuses `module:Class`, so that untrusted files never cause an import.
 
         Raises:
-            InputError: there is none, it cannot be imported, or it does not inherit `base`.
+            InputError: the class is unknown, cannot be imported, or does not inherit `base`.
         """
         if name in self.registered:
             return self.registered[name]
@@ -87,13 +87,13 @@ class Registry(Generic[T]):
         return found
 
     def read_each(self, values: Any, *, where: str, **more: Any) -> tuple[T, ...]:
-        """What a file from somebody else describes: a list of mappings, each with the name of its class as `type`.
+        """Builds objects from an untrusted file: a list of mappings, each with the name of its class as `type`.
 
         Args:
-            more: what `from_dict` of the classes takes besides the mapping and `where`.
+            more: further arguments for `from_dict` of the classes.
 
         Raises:
-            InputError: it is not such a list, it is empty, it names a type that is not known, or one name twice.
+            InputError: the list is invalid or empty, names an unknown type, or has duplicate names.
         """
         if not isinstance(values, Sequence) or isinstance(values, str) or not values:
             raise InputError(f"names no {self.what}s", path=where)

@@ -1,8 +1,8 @@
 """Ordered emotion vocabularies.
 
-Position `i` of every probability vector means `labels[i]` of a vocabulary. The order is fixed for ever, and a
-fingerprint of it travels with each file, checkpoint and study, so that two vocabularies are never mixed by accident.
-(One public system took its order from an unordered set: its columns changed names with every run.)
+Position `i` of a probability vector corresponds to `labels[i]`. The order never changes, and every file, checkpoint and
+study stores its fingerprint, so that two vocabularies are never mixed by accident. (One public system took its order
+from an unordered set, so its columns changed their meaning with every run.)
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Vocabulary:
     """Emotion labels in their fixed order.
 
     Attributes:
-        name: how people call it, e.g. `socratis-29`.
+        name: e.g. `socratis-29`.
         labels: distinct, non-empty strings.
     """
 
@@ -52,7 +52,7 @@ class Vocabulary:
         return label in self._index
 
     def index(self, label: str) -> int:
-        """Position of `label`; an `InputError` that names the vocabulary if it has none."""
+        """Returns the position of `label`; raises an `InputError` if the vocabulary lacks it."""
         try:
             return self._index[label]
         except KeyError:
@@ -60,11 +60,11 @@ class Vocabulary:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of the SHA-256 of the labels in order. The name does not count."""
+        """First 16 hex digits of the SHA-256 of the ordered labels; independent of the name."""
         return hashlib.sha256(json.dumps(list(self.labels)).encode()).hexdigest()[:16]
 
     def encode(self, labels: Iterable[str], weights: Sequence[float] | None = None) -> np.ndarray:
-        """Target vector, float32 of shape (len(self),): 0 where a label is absent, else 1 or its weight in [0, 1]."""
+        """Returns a target vector, float32 (len(self),): 0 for absent labels, else 1 or the weight in [0, 1]."""
         import numpy as np
 
         target = np.zeros(len(self), dtype=np.float32)
@@ -77,11 +77,11 @@ class Vocabulary:
         return target
 
     def decode(self, chosen: Iterable[int]) -> list[str]:
-        """The labels at the given positions, in vocabulary order."""
+        """Returns the labels at the given positions, in vocabulary order."""
         return [self.labels[i] for i in sorted(set(chosen))]
 
     def require_same(self, other: Vocabulary, *, here: str, there: str) -> None:
-        """Raises `VocabularyMismatch`, which names both, unless both have the same labels in the same order."""
+        """Raises a `VocabularyMismatch` unless both have the same labels in the same order."""
         if self.labels == other.labels:
             return
         if set(self.labels) == set(other.labels):
@@ -96,12 +96,12 @@ class Vocabulary:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As it is written to files."""
+        """Returns the form that is written to files."""
         return {"name": self.name, "fingerprint": self.fingerprint, "labels": list(self.labels)}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], *, where: object = None) -> Vocabulary:
-        """Reads `to_dict`'s form; a fingerprint that does not fit its labels is an error."""
+        """Reads the form of `to_dict`; raises `VocabularyMismatch` if the fingerprint does not match the labels."""
         try:
             name, labels = str(value["name"]), value["labels"]
         except (KeyError, TypeError, IndexError) as error:
@@ -122,12 +122,12 @@ class Vocabulary:
         return vocabulary
 
     def to_metadata(self) -> dict[bytes, bytes]:
-        """Entry for an Arrow schema's metadata."""
+        """Returns the entry for the metadata of an Arrow schema."""
         return {METADATA_KEY: json.dumps(self.to_dict()).encode()}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[bytes, bytes] | None, *, where: object = None) -> Vocabulary | None:
-        """The vocabulary in an Arrow schema's metadata, or None."""
+        """Returns the vocabulary in the metadata of an Arrow schema, or None."""
         raw = (metadata or {}).get(METADATA_KEY)
         if raw is None:
             return None
@@ -149,7 +149,7 @@ EMOTIC_26 = Vocabulary(
     ),
 )  # fmt: skip
 
-# Deng et al. (2023), Socratis: the labels that at least 100 images carry. No order was published; ours is sorted.
+# Deng et al. (2023), Socratis: labels of at least 100 images. No order was published; ours is sorted.
 SOCRATIS_29 = Vocabulary(
     "socratis-29",
     (
@@ -170,7 +170,7 @@ VOCABULARIES: dict[str, Vocabulary] = {v.name: v for v in (EMOTIC_26, SOCRATIS_2
 
 
 def get_vocabulary(name: str) -> Vocabulary:
-    """A vocabulary by name; an `InputError` lists the names there are."""
+    """Returns a vocabulary by name; raises an `InputError` for an unknown name."""
     try:
         return VOCABULARIES[name]
     except KeyError:
@@ -180,7 +180,7 @@ def get_vocabulary(name: str) -> Vocabulary:
 
 
 def valence_band(valence: float, *, neutral: tuple[float, float] = (40.0, 60.0)) -> str:
-    """Label of `VALENCE_3` for a valence between 0 and 100; both ends of `neutral` count as neutral."""
+    """Returns the label of `VALENCE_3` for a valence from 0 to 100; both ends of `neutral` count as neutral."""
     if not 0.0 <= valence <= 100.0:
         raise InputError(f"valence {valence} is not between 0 and 100")
     low, high = neutral

@@ -1,6 +1,6 @@
-"""Numbers that are no numbers: NaN and infinity in weights, and in what a model answers.
+"""Checks for NaN and infinity in weights and predictions.
 
-A model that answers NaN ranks nothing, and yet something is always highest: every picture would get the same labels.
+Predictions of NaN cannot be ranked, but sorting still returns labels: every picture would get the same ones.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value of a JSON file is a number that a float can hold."""
+    """Returns whether a value from a JSON file is a finite number within the range of a float."""
     try:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # an integer of hundreds of digits
@@ -26,19 +26,19 @@ def is_number(value: object) -> bool:
 
 
 def require_finite(weights: Mapping[str, Tensor], path: object) -> None:
-    """Raises unless every number in the tensors is finite.
+    """Checks that all values of the tensors are finite.
 
     Args:
-        path: the file that they are from, for the message.
+        path: their file, for the message.
 
     Raises:
-        InputError: it names the first tensor that holds NaN or infinity.
+        InputError: a tensor contains NaN or infinity; the first one is named.
     """
     for name, tensor in weights.items():
         if not tensor.is_floating_point():
             continue
         values = tensor.float() if tensor.element_size() < 4 else tensor
-        # One pass tells nearly always: only the sum of finite numbers that are enormous is infinite too.
+        # The sum suffices nearly always: it overflows only for enormous finite numbers.
         if bool(values.sum().isfinite()):
             continue
         bad = int((~values.isfinite()).sum())
@@ -51,15 +51,15 @@ def require_finite(weights: Mapping[str, Tensor], path: object) -> None:
 
 
 def finite_rows(values: np.ndarray) -> np.ndarray:
-    """Which rows of `values` (n, ...) hold finite numbers alone, bool (n,)."""
+    """Returns bool (n,): which rows of `values` (n, ...) are entirely finite."""
     return np.asarray(np.isfinite(values).reshape(len(values), -1).all(axis=1))
 
 
 def require_finite_rows(values: np.ndarray, model: object) -> np.ndarray:
-    """`values` (n, L), the answers of the model in the folder `model` to n samples.
+    """Returns `values` (n, L), predictions of the model in the folder `model`, after checking that they are finite.
 
     Raises:
-        NotFinite: it names the first sample that has NaN or infinity for an answer.
+        NotFinite: a prediction is NaN or infinite; the first such sample is named.
     """
     bad = np.flatnonzero(~finite_rows(values))
     if len(bad):

@@ -1,4 +1,4 @@
-"""A kind of model: a recipe, what it reads, what it says, and the network between.
+"""The base class of all kinds of models: a recipe, inputs, outputs, and the network between them.
 
     class MyKind(Kind):
         \"\"\"One line for `raymotion models`.\"\"\"
@@ -11,11 +11,11 @@
         def build(self, recipe, training): return MyNetwork(...)
         def restore(self, model, inputs, outputs): return MyNetwork(...)
 
-It is known by one line of `models.registry`, by an entry point `raymotion.kinds`, or by `kind: package.module:MyKind`
-in a recipe. Nothing else knows it by name: training, labelling, plain Python, evaluation and searches ask it.
+A kind is registered by a line of `models.registry`, by an entry point `raymotion.kinds`, or by
+`kind: package.module:MyKind` in a recipe. Training, labelling, evaluation and searches use it through this class only.
 
-The network is a `torch.nn.Module`. It is called with what its inputs give, by name, and answers with a mapping by
-output, or with one tensor whose columns are the outputs' in their order.
+The network is a `torch.nn.Module`. It takes the tensors of its inputs as keyword arguments and returns a mapping by
+output, or one tensor with the columns of all outputs in order.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class Training(Protocol):
-    """What a kind is told of the run that it builds a network for."""
+    """The training run that a kind builds a network for."""
 
     @property
     def data(self) -> TrainingSet:
@@ -47,39 +47,39 @@ class Training(Protocol):
 
     @property
     def inputs(self) -> Mapping[str, Bound]:
-        """As this recipe reads them, by name."""
+        """The inputs as this recipe reads them, by name."""
 
     @property
     def outputs(self) -> Sequence[Output]:
-        """What the network is to say."""
+        """The outputs that the network must produce."""
 
     def read(self, reader: Reader, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, Pictures]]:
-        """Some rows of the streamed input, `size` at a time and unchanged, as a reader reads them."""
+        """Reads rows of the streamed input without augmentation, `size` at a time."""
 
 
 class Extra(Protocol):
-    """Synthetic training samples, behind all others."""
+    """Synthetic training samples, numbered after all others."""
 
     @property
     def count(self) -> int:
-        """How many."""
+        """The number of samples."""
 
     def targets(self, output: Output, chosen: np.ndarray) -> dict[str, np.ndarray]:
-        """Of some of them, by the names of the output's targets."""
+        """Returns the targets of chosen samples, by the names of the output's targets."""
 
     def add(self, name: str, draft: Any, chosen: np.ndarray) -> Any:
-        """A draft of the input `name` with some of them behind it."""
+        """Returns a draft of the input `name` with chosen samples appended."""
 
 
 class Kind(ABC):
     """Base of all kinds.
 
     Attributes:
-        name: in recipes, in checkpoints and in the documentation.
-        recipe: what a YAML file of this kind may say.
-        whole_shard: prediction works better on a whole shard than on batches of pictures.
-        chunk: samples that prediction takes at once, where nothing else decides.
-        half: it may predict in bfloat16 or float16 on a GPU; others compute as they were validated.
+        name: used in recipes, checkpoints and the documentation.
+        recipe: class of the recipes.
+        whole_shard: whether to predict on whole shards instead of batches of pictures.
+        chunk: default batch size of predictions.
+        half: whether predictions may use bfloat16 or float16 on a GPU; other kinds keep the precision of validation.
     """
 
     name: ClassVar[str]
@@ -90,48 +90,51 @@ class Kind(ABC):
 
     @abstractmethod
     def inputs(self, recipe: Any) -> Sequence[Input]:
-        """What a model of the recipe reads.
+        """Returns the inputs that a model of the recipe reads.
 
         Raises:
-            InputError: the recipe asks for a shape that there is not.
+            InputError: the recipe describes an invalid shape.
         """
 
     @abstractmethod
     def outputs(self, recipe: Any, facts: DataFacts) -> Sequence[Output]:
-        """What it says, for the vocabulary and the scale of a sample table. Rows without the first one are left out."""
+        """Returns the outputs for the vocabulary and scale of a sample table.
+
+        Rows without a target for the first output are left out.
+        """
 
     def prepared_outputs(self, recipe: Any, facts: DataFacts) -> Sequence[Output]:
-        """Outputs whose targets are prepared: those of every recipe that a search may make of this one."""
+        """Returns the outputs to prepare targets for: those of every recipe that a search may derive from this one."""
         return self.outputs(recipe, facts)
 
     def check_recipe(self, recipe: Any) -> None:
-        """Raises an `InputError` for a recipe that no data can be trained with; a search asks before anything runs."""
+        """Raises an `InputError` for a recipe that is invalid for any data; searches check it before any trial."""
         self.inputs(recipe)
         if isinstance(recipe, MultiLabelRecipe):
             make_loss(recipe.loss.name, rates=np.full(2, 0.1), samples=10, options=recipe.loss.options)
 
     @abstractmethod
     def build(self, recipe: Any, training: Training) -> nn.Module:
-        """The network with its initial weights."""
+        """Returns the network with its initial weights."""
 
     @abstractmethod
     def restore(self, model: Mapping[str, Any], inputs: Sequence[Input], outputs: Sequence[Output]) -> nn.Module:
-        """A network of the shape that `shape` gave, its weights yet to be loaded."""
+        """Returns a network of the shape returned by `shape`; its weights are loaded afterwards."""
 
     def shape(self, network: Any) -> dict[str, Any]:
-        """The network's shape for config.json, from which `restore` makes it again."""
+        """Returns the network's shape as stored in config.json, for `restore`."""
         return dict(network.config.model_dump(mode="json"))
 
     def learning_rate(self, recipe: Any, network: Any, parameter: str) -> float:
-        """Of the parameter of this name."""
+        """Returns the learning rate of a parameter, given by its name."""
         return float(recipe.optimiser.lr)
 
     def layers(self, network: Any) -> list[list[str]]:
-        """Names in the state dict, cut into layers from the input to the output; empty: layers cannot be copied."""
+        """Returns the names in the state dict by layer, from input to output; empty if layers cannot be copied."""
         return []
 
     def extra(self, recipe: Any, training: Training) -> Extra | None:
-        """Synthetic training samples, where the recipe asks for them."""
+        """Returns synthetic training samples if the recipe asks for them."""
         return None
 
     def predict(
@@ -143,12 +146,12 @@ class Kind(ABC):
         batch_size: int | None = None,
         precision: str = "float32",
     ) -> dict[str, np.ndarray]:
-        """What the network says of n samples: decoded values (n, width) float32, by output.
+        """Predicts n samples; returns decoded values (n, width) float32, by output.
 
         Args:
             evidence: by input.
-            batch_size: samples of a forward pass; None: `chunk`.
-            precision: of autocast on a GPU, for kinds with `half`.
+            batch_size: samples per forward pass; None uses `chunk`.
+            precision: autocast type on a GPU, for kinds with `half`.
         """
         import torch
 
@@ -171,24 +174,24 @@ class Kind(ABC):
         return {name: torch.cat(own).numpy() for name, own in parts.items()}
 
     def check(self, model: Mapping[str, Any], *, where: str) -> None:
-        """Raises an `InputError` for a shape that no network has, before one is built."""
+        """Raises an `InputError` for an invalid shape, before a network is built."""
 
     def title(self) -> str:
-        """Of the model card."""
+        """Returns the title of the model card."""
         return f"Emotion model: {self.name}"
 
     def describe(
         self, model: Mapping[str, Any], training: Mapping[str, Any], inputs: Sequence[Input], parameters: int
     ) -> list[str]:
-        """Lines of the model card on what the network is; inputs and outputs describe themselves.
+        """Returns lines of the model card about the network; inputs and outputs describe themselves.
 
         Args:
-            model, training: of config.json and training.json.
+            model, training: contents of config.json (`model`) and of training.json.
         """
         return [f"{parameters:,} parameters."]
 
     def reads(self, inputs: Sequence[Input]) -> str:
-        """A sentence for people on what it looks at."""
+        """Returns a readable phrase that lists the inputs."""
         used = [own for own in inputs if own.used]
         names = [own.plural for own in used]
         if len(used) == 1:

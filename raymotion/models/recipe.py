@@ -1,6 +1,6 @@
-"""What the recipes of all kinds of models say: one YAML file for each training run.
+"""Settings shared by the recipes of all kinds of models. A recipe is one YAML file per training run.
 
-Needs nothing heavy: the command line reads recipes before torch is imported.
+Imports nothing heavy: the command line reads recipes before it imports torch.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from raymotion.errors import InputError
 
 
 class DataSettings(Settings):
-    """What to train on.
+    """The training data.
 
     Attributes:
         samples: sample table with labels and splits.
-        soft_targets: learn the share of annotators where the table has it, instead of 0 and 1.
+        soft_targets: learn the share of annotators, where the table has it, instead of 0 and 1.
     """
 
     samples: str = ""
     soft_targets: bool = False
 
     def dropout(self) -> Mapping[str, float]:
-        """Input -> how often a training sample that has another input too is shown without it."""
+        """Returns input -> probability of withholding it from a training sample that has another input too."""
         return {}
 
 
 class PictureDataSettings(DataSettings):
-    """How pictures are read while a model trains.
+    """How pictures are read during training.
 
     Attributes:
-        damaged: a picture that decodes, but not to what was stored. quarantine: left out, as one that cannot be read.
-            keep: shown as it decodes.
-        decode_tasks: how many pictures (batches of persons) are decoded at once for each worker; None: as the cores
+        damaged: treatment of pictures that decode incorrectly. quarantine: leave out, like unreadable ones. keep: use
+            as decoded.
+        decode_tasks: number of pictures (batches of persons) decoded at once for each worker; None: as the cores
             allow.
     """
 
@@ -48,16 +48,16 @@ class PictureDataSettings(DataSettings):
 
 
 class OptimiserSettings(Settings):
-    """AdamW with linear warm-up and cosine decay, unless something else is asked for.
+    """By default, AdamW with linear warm-up and cosine decay.
 
     Attributes:
-        kind: adamw, or adam: weight decay as a part of the gradient (Kingma and Ba 2015).
-        lr: of what starts from nothing. backbone_lr: of what was trained elsewhere.
-        schedule: cosine: down to 0 after the warm-up; constant: none after it; step: a tenth after 35 % of the steps,
-            and again after 70 %.
-        warmup: share of all steps. clip: largest gradient norm; None: as they come.
-        accumulate: batches whose gradients make one step, where a larger batch does not fit into memory.
-        patience: epochs without a better validation score before it stops.
+        kind: adamw, or adam with weight decay as a part of the gradient (Kingma and Ba 2015).
+        lr: learning rate of new weights. backbone_lr: learning rate of pretrained weights.
+        schedule: after the warm-up: cosine: decay to 0; constant: no decay; step: a tenth after 35 % of the steps, and
+            again after 70 %.
+        warmup: share of all steps. clip: largest gradient norm; None: no clipping.
+        accumulate: number of batches per step, for batches that do not fit into memory.
+        patience: epochs without a better validation score before training stops.
     """
 
     kind: Literal["adamw", "adam"] = "adamw"
@@ -74,7 +74,7 @@ class OptimiserSettings(Settings):
 
 
 class LossSettings(Settings):
-    """`name`: a loss that fits the output (`raymotion models` lists them); `options`: its own."""
+    """`name`: a loss for the output (`raymotion models` lists them); `options`: arguments of the loss."""
 
     name: str = "bce"
     options: dict[str, Any] = Field(default_factory=dict)
@@ -84,8 +84,8 @@ class Distillation(Settings):
     """Hinton et al. (2015), for independent labels; see `learning.losses.distillation`.
 
     Attributes:
-        temperature: both sides' logits are divided by it. 1 keeps the teacher's probabilities as they are.
-        weight: of the soft part; the rest is the loss on the hard labels.
+        temperature: divides the logits of both models. 1 keeps the teacher's probabilities.
+        weight: weight of the soft loss; the rest is the loss on the hard labels.
     """
 
     temperature: float = Field(2.0, gt=0)
@@ -93,15 +93,15 @@ class Distillation(Settings):
 
 
 class Transfer(Settings):
-    """Layers from another model of the same kind.
+    """Copies layers from another model of the same kind.
 
     Yosinski et al., "How transferable are features in deep neural networks?", 2014.
 
     Attributes:
-        source: its checkpoint; shape and tokenizer come from there too.
-        depth: how many layers are copied, from the input on (`Kind.layers`); 0: none, training from scratch. The
-            others start anew, the head always.
-        freeze: whether the copied layers stay as they are (AnB), or are fine-tuned at `backbone_lr` (AnB+).
+        source: checkpoint of the other model, which also supplies shape and tokenizer.
+        depth: number of layers to copy, from the input on (`Kind.layers`); 0 trains from scratch. The other layers,
+            and always the head, are initialised anew.
+        freeze: whether the copied layers are frozen (AnB) or fine-tuned at `backbone_lr` (AnB+).
     """
 
     source: str
@@ -110,20 +110,20 @@ class Transfer(Settings):
 
 
 class TrainRecipe(Settings):
-    """One training run: what every kind of model shares.
+    """One training run: the settings that all kinds of models share.
 
     Attributes:
         kind: name of the kind of model.
         model: the shape, in fields of the kind's own config. Vocabulary and input sizes are filled in from the data.
-        select_by: what the best epoch is chosen by, on validation: a metric of the first output, or `OUTPUT.METRIC`;
-            last: the last epoch is taken, whatever it scores; None: the first output's own metric.
+        select_by: validation metric that selects the best epoch: a metric of the first output, or `OUTPUT.METRIC`;
+            last: use the last epoch; None: the default metric of the first output.
         workers: Ray Train workers; 0 trains in this process, without Ray.
-        use_gpu: None takes GPUs where the cluster has them.
-        autoscale: the cluster starts nodes for workers that wait, so a plan that does not fit now is not refused.
-        failures: how often a crashed worker group is started again.
+        use_gpu: None uses GPUs if the cluster has any.
+        autoscale: the cluster starts nodes on demand, so a plan that does not fit yet is accepted.
+        failures: how often a crashed worker group is restarted.
     """
 
-    # Settings that say where data lie, not what they are: a run may go on after its data moved.
+    # Locations of the data: a run may resume after its data moved.
     places: ClassVar[tuple[str, ...]] = ("data.samples", "data.labels", "data.features", "data.embeddings")
     # Fields that name weights or checkpoints: workers run in other folders, so local paths are made absolute.
     paths: ClassVar[tuple[str, ...]] = ("init",)
@@ -140,13 +140,13 @@ class TrainRecipe(Settings):
     failures: int = Field(2, ge=0)
 
     def result_settings(self) -> dict[str, Any]:
-        """The settings that decide the result: all but where and how often it is tried."""
+        """Returns the settings that determine the result: all but those of where and how often to run."""
         settings = self.model_dump(mode="json", exclude={"workers", "use_gpu", "autoscale", "failures"})
         settings["data"].pop("decode_tasks", None)
         return settings
 
     def require_data(self, path: str) -> None:
-        """Raises an `InputError` unless the recipe at `path` says what to train on."""
+        """Raises an `InputError` unless the recipe at `path` names a sample table."""
         if not self.data.samples:
             raise InputError(
                 "names no sample table",
@@ -155,20 +155,20 @@ class TrainRecipe(Settings):
             )
 
     def sources(self) -> dict[str, str]:
-        """Checkpoints that the result depends on, by the setting that names them."""
+        """Returns the checkpoints that the result depends on, by the setting that names them."""
         return {}
 
     def with_absolute_paths(self) -> Self:
-        """The recipe with local paths that mean the same in other folders."""
+        """Returns the recipe with absolute local paths."""
         return self.model_copy(update={name: absolute_paths(getattr(self, name, None)) for name in self.paths})
 
 
 class MultiLabelRecipe(TrainRecipe):
-    """What models share that answer with a probability of each emotion.
+    """Settings shared by models that predict a probability for each emotion.
 
     Attributes:
         loss: any of `learning.losses.multilabel`.
-        distillation: learn the soft targets with a temperature; None: the plain loss on hard or soft targets.
+        distillation: learn soft targets with a temperature; None: the plain loss on hard or soft targets.
     """
 
     loss: LossSettings = LossSettings()
@@ -185,7 +185,7 @@ class MultiLabelRecipe(TrainRecipe):
 
 
 def absolute_paths(value: Any) -> Any:
-    """`value` with every local path in it that exists made absolute: a text, or the texts of a settings object."""
+    """Makes existing local paths absolute, in a string or in the strings of a settings object."""
     if isinstance(value, str):
         return storage.absolute(value) if os.path.exists(value) else value
     if isinstance(value, Settings):

@@ -1,8 +1,8 @@
-"""The kinds of models by name.
+"""Registry of the kinds of models.
 
-A kind of somebody else's comes in by the entry point `raymotion.kinds` of an installed package, by `register`, or by
-`kind: package.module:Class` in a recipe, which imports that module. A checkpoint that names a kind imports nothing: the
-kind has to be known already.
+Third-party kinds are added by the entry point `raymotion.kinds` of an installed package, by `register`, or by
+`kind: package.module:Class` in a recipe, which imports that module. Checkpoints never cause an import: their kind must
+already be known.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ _kinds: Registry[Kind] = Registry("kind of model", Kind, "raymotion.kinds", lamb
 
 
 def register(kind: type[Kind]) -> type[Kind]:
-    """Adds a kind of one's own; may stand above its class. A name that is taken is refused."""
+    """Registers a kind; usable as a class decorator. Raises an `InputError` if the name is taken."""
     return _kinds.register(kind.name, kind)
 
 
 def kind_names() -> list[str]:
-    """Every kind that is known: raymotion's own, installed ones, and those that were registered."""
+    """Returns the names of all known kinds: raymotion's own, installed, and registered ones."""
     return _kinds.names()
 
 
 def get_kind(name: str, *, path: object = None, may_import: bool = False) -> Kind:
-    """The kind of this name.
+    """Returns the kind of this name.
 
     Args:
-        path: of the file that names it, for the message.
-        may_import: `name` may also be `package.module:Class`, which is imported. For a user's recipe alone.
+        path: the file that contains the name, for messages.
+        may_import: whether `name` may be `package.module:Class`, which is imported. Only for a user's own recipe.
 
     Raises:
-        InputError: there is none, with those that there are.
+        InputError: the kind is unknown; the message lists those known.
     """
     found = _kinds.get(name, path=path, may_import=may_import)
     if ":" in name and found.name not in _kinds.names():
@@ -48,7 +48,7 @@ def get_kind(name: str, *, path: object = None, may_import: bool = False) -> Kin
 
 
 def of_class(kind: type[Kind]) -> Kind:
-    """The kind of a class that another process sent: it may have been registered there, and not here."""
+    """Returns the kind of a class sent by another process, and registers it here if necessary."""
     if kind.name not in _kinds.places():
         _kinds.registered[kind.name] = kind
     return _instance(_kinds.get(kind.name))

@@ -1,7 +1,7 @@
-"""Samples that a model can learn from: who is in which split, what they hold of each input, and what is right of them.
+"""Training sets: samples with their splits, inputs and targets.
 
-The driver makes it once (`train.prepare`), and every worker reads it from a few files. Region features, embeddings and
-pictures stay where they are. Imports no torch: Ray Train's controller imports this too.
+The driver prepares a set once (`train.prepare`), and every worker loads it from a few files. Region features,
+embeddings and pictures are not copied. Does not import torch, because Ray Train's controller imports this too.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ AGAIN = "Run the same command again: it prepares the data again."
 
 @dataclass(kw_only=True)
 class TrainingSet:
-    """Samples, and what is right about them.
+    """Samples with their splits, inputs and targets.
 
     Attributes:
-        sample_ids: n ids; groups: what no split divides and no interval tears apart, the image of each.
+        sample_ids: n ids. groups: the image of each; splits and bootstrap intervals keep groups together.
         splits: train, val and test -> positions of their samples.
         inputs: by name, each of n rows.
         targets: by output, each of n rows.
         facts: vocabulary and scale.
-        counts: rows of the table, and why some were left out.
-        memory: what runs have computed of these data, for the next run in the same process.
+        counts: number of rows in the table, and of rows left out by reason.
+        memory: cache of values computed from these data, for later runs in the same process.
     """
 
     sample_ids: list[str]
@@ -50,10 +50,10 @@ class TrainingSet:
     memory: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def targets_of(self, output: Output) -> Targets:
-        """Of one output.
+        """Returns the targets of one output.
 
         Raises:
-            InputError: these data were prepared without it.
+            InputError: the data were prepared without it.
         """
         if output.name not in self.targets:
             raise InputError(
@@ -65,12 +65,12 @@ class TrainingSet:
 
     @property
     def streamed(self) -> Any:
-        """The input whose pictures are read batch by batch, where a row has any; None: everything is in memory."""
+        """The input whose pictures are read batch by batch; None if no row has any, or all inputs are in memory."""
         found = [own for own in self.inputs.values() if own.streamed and own.present.any()]
         return found[0] if found else None
 
     def take(self, rows: np.ndarray) -> TrainingSet:
-        """Of some of the samples; the splits hold what is left of them."""
+        """Selects some of the samples; the splits keep those that are selected."""
         place = np.full(len(self.sample_ids), -1, dtype=np.int64)
         place[rows] = np.arange(len(rows))
         splits = {name: place[own][place[own] >= 0] for name, own in self.splits.items()}
@@ -87,15 +87,15 @@ class TrainingSet:
         )
 
     def without_test(self) -> TrainingSet:
-        """As searches see them: no sample of the test split, no target of it, not its size.
+        """Returns the set as searches see it: without any sample or target of the test split, nor its size.
 
-        The public study's every choice agrees with its test scores (emotic_study.md 13.2). Here a trial could not read
-        the test split if it tried.
+        Every choice of the public study agrees with its test scores (emotic_study.md 13.2). Here trials have no access
+        to the test split.
         """
         return self.take(np.sort(np.concatenate([self.splits["train"], self.splits["val"]])))
 
     def save(self, folder: str) -> None:
-        """Writes what workers need; `load` reads it."""
+        """Writes the files that workers read with `load`."""
         arrays = {f"split_{name}": rows for name, rows in self.splits.items()}
         for output, targets in self.targets.items():
             arrays |= {f"target {output} {name}": own for name, own in targets.arrays.items()}
@@ -116,13 +116,13 @@ class TrainingSet:
 
     @classmethod
     def load(cls, folder: str, inputs: Sequence[Input]) -> TrainingSet:
-        """What `save` left.
+        """Reads the files written by `save`.
 
         Args:
-            inputs: of the recipe that the data were prepared for, or of one like it.
+            inputs: of the recipe that the data were prepared for, or of a similar one.
 
         Raises:
-            Damaged: it is not what was written.
+            Damaged: the files differ from what was written.
         """
         meta = records.read_record(storage.join(folder, META), needs_seal=True, remedy=AGAIN)
         arrays: Mapping[str, np.ndarray] = records.read_arrays(
