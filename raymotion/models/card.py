@@ -1,4 +1,4 @@
-"""The model card of a checkpoint, and the table of a model's metrics beside their baselines."""
+"""The model card of a checkpoint, and the table of its metrics and baselines."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ MEANS = (
 
 
 def metric_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """One row for each metric of an `Evaluation.to_dict()`, in the columns of `HEADER`.
+    """Returns one row per metric of an `Evaluation.to_dict()`, in the columns of `HEADER`.
 
-    A dimension that nobody annotated has no row; one that some samples lack says how many have it.
+    Metrics without samples are omitted; a metric of only some of the samples shows their number.
     """
     found = Evaluation.from_dict(evaluation)
     rows: list[tuple[str, ...]] = []
@@ -48,7 +48,11 @@ def model_card(
     *,
     parameters: int,
 ) -> str:
-    """Markdown with the Hugging Face hub's YAML header, from the contents of config.json and training.json."""
+    """Returns the card as Markdown with the Hugging Face hub's YAML header.
+
+    Args:
+        config, training: contents of config.json and training.json.
+    """
     targets = training.get("targets") or {}
     imitates = targets.get("kind") == "pseudo-labels"
     lines = [*_header(kind, inputs, outputs), f"# {kind.title()}", ""]
@@ -92,7 +96,7 @@ def model_card(
 
 
 def _header(kind: Kind, inputs: Sequence[Input], outputs: Sequence[Output]) -> list[str]:
-    """The YAML block by which the hub lists a model: library, task, tags, labels."""
+    """Returns the YAML block for the hub: library, task and tags."""
     from huggingface_hub import ModelCardData
 
     reads_pictures = any(own.used and own.looks_at != "none" for own in inputs)
@@ -107,7 +111,7 @@ def _header(kind: Kind, inputs: Sequence[Input], outputs: Sequence[Output]) -> l
 
 
 def _targets(targets: Mapping[str, Any]) -> list[str]:
-    """What the model learned to say: people's annotations, or the labels of another model and what these are worth."""
+    """Returns lines about pseudo-labels that the model was trained on, and their quality; none for annotations."""
     if targets.get("kind") != "pseudo-labels":
         copied = targets.get("copied_from")
         if not copied or copied.get("targets") != "pseudo-labels":
@@ -133,7 +137,7 @@ def _targets(targets: Mapping[str, Any]) -> list[str]:
 
 
 def _meaning(imitates: bool) -> list[str]:
-    """What the labels may be taken for."""
+    """Returns lines on how to interpret the predicted labels."""
     if imitates:
         return [
             "The labels repeat what another model guessed. Before you use them, measure them against people's:",
@@ -147,7 +151,7 @@ def _meaning(imitates: bool) -> list[str]:
 
 
 def interpolated_map(evaluation: Mapping[str, Any]) -> str | None:
-    """A sentence with both average precisions and chance, as the literature reports them; None for numbers."""
+    """Returns a sentence with both average precisions and chance, as in the literature; None for numbers."""
     if evaluation.get("interpolated_map") is None:
         return None
     macro = evaluation["metrics"]["macro_ap"]["value"]

@@ -1,14 +1,14 @@
-"""Checkpoints: a folder that opens on any machine, without pickle.
+"""Checkpoints: folders that load on any machine, without pickle.
 
     model.safetensors   the weights
-    config.json         kind, shape, inputs, outputs with vocabulary and scale: what is needed to use the model
-    training.json       where it comes from: settings, seed, data, history; facts and figures of each output
-    tokenizer.json      the whole tokenizer, of a model that reads captions
+    config.json         kind, shape, inputs, outputs with vocabulary and scale: all that is needed to use the model
+    training.json       origin: settings, seed, data, history; facts and metrics of each output
+    tokenizer.json      the complete tokenizer, if the model reads captions
     README.md           the model card, written from training.json
-    answers.parquet     what training ended with: predictions for the validation and test samples, by sample_id
+    answers.parquet     predictions for the validation and test samples at the end of training, by sample_id
 
-`read_checkpoint_info` reads all but the weights and does not import torch; `load_model` gives the model. Neither
-imports what the checkpoint names: a kind of model that is not raymotion's has to be known already (`models.registry`).
+`read_checkpoint_info` reads everything except the weights and does not import torch; `load_model` loads the model.
+Neither imports code named in the checkpoint: a third-party kind must already be registered (`models.registry`).
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """All that is known of a checkpoint without opening its weights.
+    """Everything about a checkpoint except its weights.
 
     Attributes:
-        kind: name of the kind of model.
+        kind: the kind of model.
         model: the network's shape.
-        inputs, outputs: what it reads, and what it says.
+        inputs, outputs: of the network, in order.
         fingerprint: 16 hex digits over weights, config and tokenizer.
-        training: the whole of training.json.
+        training: contents of training.json.
     """
 
     folder: str
@@ -80,15 +80,15 @@ class CheckpointInfo:
 
     @property
     def labels(self) -> Output | None:
-        """The output that has a vocabulary; None for a model that says no labels."""
+        """The first output with a vocabulary; None if the model predicts no labels."""
         return next((own for own in self.outputs if own.vocabulary is not None), None)
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The labels that it says.
+        """The vocabulary of the predicted labels.
 
         Raises:
-            InputError: it says none.
+            InputError: the model predicts no labels.
         """
         vocabulary = None if self.labels is None else self.labels.vocabulary
         if vocabulary is None:
@@ -97,15 +97,15 @@ class CheckpointInfo:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """What it was trained to read, in parts: captions, regions, picture, or the streams of a person."""
+        """The parts of the inputs that it was trained on: captions, regions, picture, or the streams of a person."""
         return tuple(part for own in self.inputs if own.used for part in own.part_names)
 
     def input(self, name: str) -> Input | None:
-        """The input of this name, if it reads one."""
+        """Returns the input of this name, or None."""
         return next((own for own in self.inputs if own.name == name), None)
 
     def facts(self, output: str) -> Mapping[str, Any]:
-        """What training.json says of an output: `prior`, `thresholds`, `validation`, `test`, and the like."""
+        """Returns the entries of an output in training.json: `prior`, `thresholds`, `validation`, `test`, etc."""
         return dict((self.training.get("outputs") or {}).get(output) or {})
 
     @cached_property
@@ -114,12 +114,12 @@ class CheckpointInfo:
 
     @property
     def prior(self) -> tuple[float, ...] | None:
-        """Class rates of its training split, (L,), or None."""
+        """Class rates in the training split, (L,), or None."""
         return None if (own := self._of_labels.get("prior")) is None else tuple(own)
 
     @property
     def thresholds(self) -> tuple[float, ...] | None:
-        """Thresholds of the labels that were fitted on validation, (L,), or None."""
+        """Thresholds of the labels, fitted on validation, (L,), or None."""
         return None if (own := self._of_labels.get("thresholds")) is None else tuple(own)
 
     @property
@@ -133,7 +133,7 @@ class CheckpointInfo:
         return self.facts(self.outputs[0].name).get("test")
 
     def to_dict(self) -> dict[str, Any]:
-        """What a job's record says of its model."""
+        """Returns the description of the model for the record of a job."""
         return {
             "path": self.folder,
             "fingerprint": self.fingerprint,
@@ -149,25 +149,25 @@ class CheckpointInfo:
 
 @dataclass(frozen=True)
 class Model:
-    """A model with all that belongs to it, ready to predict."""
+    """A network with its checkpoint's description, ready to predict."""
 
     network: nn.Module
     info: CheckpointInfo
 
     @property
     def inputs(self) -> tuple[Input, ...]:
-        """What it reads."""
+        """The inputs that it reads."""
         return self.info.inputs
 
     @property
     def outputs(self) -> tuple[Output, ...]:
-        """What it says."""
+        """The outputs that it predicts."""
         return self.info.outputs
 
     def predict(
         self, evidence: Mapping[str, Evidence], *, batch_size: int | None = None, precision: str = "float32"
     ) -> dict[str, np.ndarray]:
-        """Decoded values (n, width) float32 by output, of what n samples hold of each input; see `Kind.predict`."""
+        """Predicts n samples; returns decoded values (n, width) float32 by output. See `Kind.predict`."""
         return self.info.kind.predict(self.network, evidence, self.outputs, batch_size=batch_size, precision=precision)
 
 
@@ -181,14 +181,14 @@ def save_checkpoint(
     training: Mapping[str, Any],
     answers: pa.Table | None = None,
 ) -> CheckpointInfo:
-    """Writes the checkpoint, whole or not at all, in place of one that is there.
+    """Writes a checkpoint atomically, replacing an existing one.
 
     Args:
-        training: contents of training.json; `outputs` holds the facts of each output by name.
-        answers: sample_id, split and predictions of the samples that the model was measured on.
+        training: contents of training.json; `outputs` contains the facts of each output by name.
+        answers: sample_id, split and predictions of the samples that the model was evaluated on.
 
     Raises:
-        InputError: the folder holds something else than a checkpoint.
+        InputError: the folder contains something other than a checkpoint.
     """
     from safetensors.torch import save
 
@@ -206,7 +206,7 @@ def save_checkpoint(
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     require_finite(weights, WEIGHTS)
     record = {**training, "raymotion": __version__}
-    # One entry: safetensors writes several in the order of a hash map, and the same model would give other bytes.
+    # A single entry, because safetensors writes several in hash order, and equal models would give different bytes.
     mark = {MARK: json.dumps(binding(config, others, record))}
     card = model_card(kind, inputs, outputs, config, record, parameters=sum(w.numel() for w in weights.values()))
     files: dict[str, bytes] = {
@@ -215,7 +215,7 @@ def save_checkpoint(
         TRAINING: storage.json_text(record, TRAINING).encode(),
         **({} if answers is None else {ANSWERS: storage.parquet_bytes(answers)}),
         CARD: card.encode(),
-        # Last: where there is a config.json, all the rest is there too.
+        # Last, so that a folder with a config.json is complete.
         CONFIG: storage.json_text(config, CONFIG).encode(),
     }
     target = storage.absolute(folder)
@@ -224,7 +224,7 @@ def save_checkpoint(
         for name, data in files.items():
             storage.write_bytes(storage.join(target, name), data)
     else:
-        _write_local(os.path.realpath(target), files)  # where a link leads: the link stays
+        _write_local(os.path.realpath(target), files)  # follows a link instead of replacing it
     return read_checkpoint_info(target)
 
 
@@ -237,22 +237,22 @@ def _write_local(target: str, files: Mapping[str, bytes]) -> None:
 
 
 def is_checkpoint(folder: storage.PathLike) -> bool:
-    """Whether a finished checkpoint stands there."""
+    """Returns whether the folder contains a complete checkpoint."""
     return storage.exists(storage.join(storage.absolute(folder), CONFIG))
 
 
 def read_checkpoint_info(folder: storage.PathLike) -> CheckpointInfo:
-    """What the checkpoint is, without its weights and without torch.
+    """Reads the description of a checkpoint, without its weights and without torch.
 
     Raises:
-        InputError: a file is missing or damaged (it is named), or another program's model lies there.
+        InputError: a file (named in the message) is missing or damaged, or the model is another program's.
     """
     where = storage.absolute(folder)
     return _read_info(where, where)
 
 
 def _read_info(where: str, copy: str) -> CheckpointInfo:
-    """The checkpoint `where`, with the fingerprint of the files in `copy`: the same folder, or what was fetched."""
+    """Reads the checkpoint `where`, with weights and fingerprint from `copy`: the same folder, or a local copy."""
     contents = read_contents(where, copy)
     header = read_header(storage.join(copy, WEIGHTS), shown=storage.join(where, WEIGHTS))
     check_binding(header, contents, where, copy)
@@ -268,28 +268,28 @@ def _read_info(where: str, copy: str) -> CheckpointInfo:
 
 
 def sample_mark(sample_id: str) -> str:
-    """10 hex digits for a sample: what a checkpoint keeps of those that it was trained on."""
+    """Returns 10 hex digits for a sample; a checkpoint stores them for the samples that training has seen."""
     return hashlib.sha256(sample_id.encode()).hexdigest()[:10]
 
 
 def load_model(
     folder: storage.PathLike, device: str = "cpu", *, expected_fingerprint: str | None = None, kind: str | None = None
 ) -> Model:
-    """The model in `folder` (local or an address), in evaluation mode on `device`.
+    """Loads the model in `folder` (local or an address), in evaluation mode on `device`.
 
     Args:
-        expected_fingerprint: the fingerprint that it had when the job began; None takes whatever is there.
-        kind: the kind that it has to be of; None: any.
+        expected_fingerprint: fingerprint of the checkpoint when the job began; None accepts any.
+        kind: required kind of model; None accepts any.
 
     Raises:
-        InputError: as `read_checkpoint_info`, for another kind, for weights that do not fit the config, and for a
-            checkpoint that is no longer the expected one.
+        InputError: as `read_checkpoint_info`; also if the kind differs, the weights do not match the config, or the
+            checkpoint has changed.
     """
     where = storage.absolute(folder)
     with contextlib.ExitStack() as stack:
         copy = where
         if storage.is_remote(where):
-            # First of all: tells a folder that is no checkpoint from one that lacks its weights.
+            # First, to distinguish a folder that is not a checkpoint from a checkpoint without weights.
             files = fingerprinted(read_config(where))
             copy = stack.enter_context(tempfile.TemporaryDirectory(prefix="raymotion-"))
             for name in files:
@@ -306,12 +306,12 @@ def load_model(
                 remedy="Start the job in a fresh folder.",
             )
         for own in info.inputs:
-            own.open(copy, shown=where)  # while the files are there
+            own.open(copy, shown=where)  # before the local copy is removed
         return Model(_load(copy, info).to(device).eval(), info)
 
 
 def _network_of(info: CheckpointInfo) -> nn.Module:
-    """A network of the checkpoint's shape, with the weights it was drawn with."""
+    """Builds a network of the checkpoint's shape, with random weights."""
     from pydantic import ValidationError
 
     path = storage.join(info.folder, CONFIG)
@@ -325,9 +325,9 @@ def _network_of(info: CheckpointInfo) -> nn.Module:
 
 
 def _check_size(info: CheckpointInfo, header: Header) -> None:
-    """Raises unless a network of config.json has the tensors of the weights file. No memory is asked for before that.
+    """Checks that config.json describes the tensors of the weights file, before any memory is allocated for them.
 
-    The network is built on PyTorch's meta device, where tensors have shapes and nothing else.
+    Builds the network on PyTorch's meta device, whose tensors have shapes but no data.
     """
     import torch
 
@@ -340,9 +340,9 @@ def _check_size(info: CheckpointInfo, header: Header) -> None:
             network = _network_of(info)
     except InputError:
         raise
-    except NotImplementedError:  # a few models of timm compute sizes from values, of which meta has none
+    except NotImplementedError:  # a few timm models compute sizes from values, which meta tensors lack
         return
-    except Exception as error:  # whatever PyTorch says of sizes that no tensor can have
+    except Exception as error:  # PyTorch raises various errors for impossible sizes
         if "meta tensor" in str(error):
             return
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -352,7 +352,7 @@ def _check_size(info: CheckpointInfo, header: Header) -> None:
 
 
 def _layers_of(value: object) -> int:
-    """The largest number of layers that config.json names anywhere: each of them is built, whatever its size."""
+    """Returns the largest number of layers anywhere in config.json; each would be built, whatever its size."""
     if not isinstance(value, Mapping):
         return 0
     own = [value[name] for name in ("layers", "num_hidden_layers") if isinstance(value.get(name), int)]

@@ -1,4 +1,4 @@
-"""The files of a checkpoint: their names, what config.json may say, and their fingerprint. Needs no torch."""
+"""The files of a checkpoint: their names, validation, and fingerprint. Does not import torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from raymotion.models.registry import get_kind
 from raymotion.models.weights_file import Header
 
 FORMAT = 3
-# Key in the metadata of the weights file: digests of the files that these weights belong to.
+# Metadata key in the weights file, for the digests of the other files.
 MARK = "raymotion"
 WEIGHTS, CONFIG, TRAINING, CARD, ANSWERS = (
     "model.safetensors", "config.json", "training.json", "README.md", "answers.parquet",
@@ -31,7 +31,7 @@ WEIGHTS, CONFIG, TRAINING, CARD, ANSWERS = (
 
 
 def read_config(where: str) -> dict[str, Any]:
-    """config.json of the folder `where`, or an `InputError` that says what is wrong with it."""
+    """Reads config.json of the folder `where`; raises an `InputError` if it is missing or invalid."""
     path = storage.join(where, CONFIG)
     if not storage.exists(path):
         other = wrong_kind(where, "checkpoint")
@@ -70,7 +70,7 @@ def _is_plain(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Contents:
-    """What config.json and training.json of a checkpoint say, checked."""
+    """Validated contents of config.json and training.json."""
 
     config: dict[str, Any]
     kind: Kind
@@ -80,13 +80,13 @@ class Contents:
 
 
 def read_contents(where: str, copy: str) -> Contents:
-    """The small files of the checkpoint `where`.
+    """Reads the small files of the checkpoint `where`.
 
     Args:
-        copy: the folder that its other files are read from: the same, or what was fetched.
+        copy: folder of the other files: the same, or a local copy.
 
     Raises:
-        InputError: one of them is missing, is damaged, or holds a value that it cannot have. The file is named.
+        InputError: a file (named in the message) is missing, damaged, or has an invalid value.
     """
     config = read_config(where)
     path = storage.join(where, CONFIG)
@@ -124,10 +124,10 @@ def _check_training(training: Mapping[str, Any], outputs: Sequence[Output], path
 
 
 def binding(config: Mapping[str, Any], files: Mapping[str, bytes], training: Mapping[str, Any]) -> dict[str, str]:
-    """Digests of what these weights belong to, which travel in the weights file.
+    """Returns digests of the other files, which are stored in the weights file.
 
-    They cover what decides the predictions and the labels that are chosen from them: of training.json the facts of the
-    outputs, without the figures; the record of the training (times, versions) may differ between runs that give
+    They cover everything that affects predictions and the choice of labels. Of training.json that is only the facts of
+    the outputs, without their metrics: the record of the training (times, versions) may differ between runs that give
     the same weights.
     """
     facts = {
@@ -139,7 +139,7 @@ def binding(config: Mapping[str, Any], files: Mapping[str, bytes], training: Map
 
 
 def _digest(name: str, data: bytes) -> str:
-    """Of a JSON file that of its values: a checkout on Windows may end its lines otherwise."""
+    """Returns the digest of a file; for JSON that of its values, because line endings may change on Windows."""
     if name.endswith(".json"):
         with contextlib.suppress(ValueError, RecursionError):
             return digest_of(json.loads(data))
@@ -147,7 +147,7 @@ def _digest(name: str, data: bytes) -> str:
 
 
 def check_binding(header: Header, contents: Contents, where: str, copy: str) -> None:
-    """Raises unless each small file is the one that was written with the weights.
+    """Raises an `InputError` unless each small file was written together with the weights.
 
     Args:
         where, copy: the checkpoint, and the folder that its files are read from.
@@ -174,12 +174,12 @@ def check_binding(header: Header, contents: Contents, where: str, copy: str) -> 
 
 
 def fingerprinted(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The files that decide the predictions. The record of the training (times, versions) does not."""
+    """Returns the names of the files that determine the predictions; the record of the training is not among them."""
     return (WEIGHTS, CONFIG, *config["files"])
 
 
 def fingerprint(where: str, copy: str, config: Mapping[str, Any]) -> str:
-    """16 hex digits over what decides the predictions of the checkpoint `where`, whose files are in `copy`."""
+    """Returns 16 hex digits over the files (in `copy`) that determine the predictions of the checkpoint `where`."""
     digest = hashlib.sha256()
     for name in fingerprinted(config):
         digest.update(f"{name}:{storage.sha256_file(storage.join(copy, name))}\n".encode())
@@ -187,7 +187,7 @@ def fingerprint(where: str, copy: str, config: Mapping[str, Any]) -> str:
 
 
 def check_weights(header: Header, expected: Mapping[str, Iterable[int]], path: str) -> None:
-    """Raises unless the weights file holds exactly the tensors of `expected`, name -> shape."""
+    """Raises an `InputError` unless the weights file contains exactly the tensors of `expected`, name -> shape."""
     for name in sorted(expected.keys() | header.tensors.keys()):
         if name not in header.tensors or name not in expected:
             raise InputError(f"{'lacks' if name not in header.tensors else 'has an unknown'} weight {name}", path=path)

@@ -1,11 +1,11 @@
-"""Checkpoints in and out: the Hugging Face hub, folders, and object stores.
+"""Transfer of checkpoints: the Hugging Face hub, folders, and object stores.
 
-A checkpoint travels as exactly its files, never anything else that lies beside them, and a pickle is neither sent nor
-fetched. What arrives is read, and its fingerprint compared with what was sent, before it is put in its place.
+Only the files of the checkpoint are copied, never others in the same folder, and never a pickle. The copy is read and
+its fingerprint compared with the source.
 
-`owner/name` is a repository of the hub (`hf://owner/name` says it outright), anything else a folder or an address: a
-folder below this one is written `./owner/name`. The token comes from the environment (`HF_TOKEN`) or from
-`hf auth login`, and from nowhere else.
+`owner/name`, or explicitly `hf://owner/name`, is a repository of the hub; anything else is a folder or an address.
+Write `./owner/name` for a folder below the current one. The token comes only from the environment (`HF_TOKEN`) or
+from `hf auth login`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w-]*(\.[\w-]+)*/[A-Za-z0-9][\w-]*(\.[\w-]+)*"
 
 @dataclass(frozen=True)
 class Transfer:
-    """What was copied: from where, to where, and the checkpoint that now stands there."""
+    """Source and target of a copy, and the copied checkpoint."""
 
     source: str
     target: str
@@ -39,12 +39,12 @@ class Transfer:
 
 
 def files_of(folder: str) -> list[str]:
-    """Names of the files of the checkpoint in `folder`, in the order of writing: config.json comes last."""
+    """Returns the names of the files of a checkpoint in the order of writing; config.json is last."""
     return [WEIGHTS, *read_config(folder)["files"], TRAINING, CARD, CONFIG]
 
 
 def hub_id(place: storage.PathLike) -> str | None:
-    """The repository `owner/name` that `place` names, or None for a folder or another address."""
+    """Returns the repository `owner/name` that `place` names, or None for a folder or another address."""
     text = str(place)
     if text.startswith(HUB):
         inner = text.removeprefix(HUB).strip("/")
@@ -55,7 +55,7 @@ def hub_id(place: storage.PathLike) -> str | None:
 
 
 def refuse_hub_id(folder: storage.PathLike) -> None:
-    """Raises where a checkpoint folder is wanted, none is there, and `folder` reads like a repository of the hub."""
+    """Raises an `InputError` if `folder` does not exist and looks like a repository of the hub."""
     text = str(folder)
     if text.startswith(HUB) or (HUB_ID.fullmatch(text) and not storage.exists(text)):
         raise InputError(
@@ -76,12 +76,12 @@ def push(
     """Copies the checkpoint in the folder `source` to `target`: a repository of the hub, a folder, or an address.
 
     Args:
-        private: the repository is made private. One that is there and public is an error: nothing is uploaded.
-        revision: branch of the repository; made if it is not there.
-        overwrite: another checkpoint in the folder `target` is replaced (on the hub the old one stays in the history).
+        private: create the repository as private. An existing public one is an error, and nothing is uploaded.
+        revision: branch of the repository; created if missing.
+        overwrite: replace another checkpoint in the folder `target` (on the hub the old one stays in the history).
 
     Raises:
-        InputError: `source` is no checkpoint, `target` holds something else, or the hub refuses.
+        InputError: `source` is not a checkpoint, `target` contains something else, or the hub refuses.
         RunFailed: the hub cannot be reached.
     """
     refuse_hub_id(source)
@@ -117,14 +117,14 @@ def push(
 def pull(
     source: storage.PathLike, out: storage.PathLike, *, revision: str | None = None, overwrite: bool = False
 ) -> Transfer:
-    """Copies a checkpoint from the hub, a folder or an address to the folder `out`, checked before it stands there.
+    """Copies a checkpoint from the hub, a folder or an address to the folder `out`, and verifies it.
 
     Args:
         revision: branch, tag or commit of the repository.
-        overwrite: another checkpoint in `out` is replaced.
+        overwrite: replace another checkpoint in `out`.
 
     Raises:
-        InputError: `source` holds no checkpoint, or a damaged one, or the hub refuses; `out` holds something else.
+        InputError: `source` is not a valid checkpoint, the hub refuses, or `out` contains something else.
         RunFailed: the hub cannot be reached.
     """
     repository = hub_id(source)
@@ -155,11 +155,11 @@ def pull(
 
 @one_writer_of("target", beside=True)
 def copy_checkpoint(source: storage.PathLike, target: storage.PathLike, *, overwrite: bool = False) -> Transfer:
-    """Copies a checkpoint between folders and addresses, whole or not at all, and compares the fingerprints.
+    """Copies a checkpoint between folders and addresses, atomically, and compares the fingerprints.
 
     Raises:
-        InputError: `source` is no checkpoint, `target` holds something else (or another one, without `overwrite`), or
-            what arrived is not what was sent.
+        InputError: `source` is not a checkpoint, `target` contains something else (or, without `overwrite`, another
+            checkpoint), or the copy differs from the source.
     """
     refuse_hub_id(source)
     info = read_checkpoint_info(source)
@@ -172,7 +172,7 @@ def copy_checkpoint(source: storage.PathLike, target: storage.PathLike, *, overw
         storage.remove(storage.join(place, CONFIG))
         _copy(info.folder, place, names)
     else:
-        with replaced(os.path.realpath(place)) as temporary:  # where a link leads: the link stays
+        with replaced(os.path.realpath(place)) as temporary:  # follows a link instead of replacing it
             _copy(info.folder, temporary, names)
     arrived = read_checkpoint_info(place)
     if arrived.fingerprint != info.fingerprint:
@@ -190,8 +190,8 @@ def _copy(source: str, target: str, names: list[str]) -> None:
 
 
 def _check_free(target: storage.PathLike, info: CheckpointInfo | None, overwrite: bool) -> None:
-    """Raises unless a checkpoint may be written to `target`: it is empty, or holds one that may be replaced."""
-    # A download leaves `.cache/huggingface`; the folder is replaced as a whole, so nothing else may be lost with it.
+    """Raises an `InputError` unless `target` is empty or contains a checkpoint that may be replaced."""
+    # Downloads leave `.cache/huggingface`. The whole folder is replaced, so it must contain no other files.
     names = [name for name in storage.list_entries(target) if name != ".cache"]
     names += [f".cache/{name}" for name in storage.list_entries(storage.join(target, ".cache"))]
     own = {*files_of(storage.absolute(target)), ANSWERS} if is_checkpoint(target) else set()
@@ -209,7 +209,7 @@ def _check_free(target: storage.PathLike, info: CheckpointInfo | None, overwrite
 
 
 def _not_both(place: storage.PathLike, folder: str) -> None:
-    """Raises if `place` reads like a repository while `folder` is here: neither is guessed, least of all to publish."""
+    """Raises an `InputError` if `place` could name both a repository and the existing `folder`: it is not guessed."""
     if not str(place).startswith(HUB) and storage.exists(storage.absolute(folder)):
         raise InputError(
             "could be a repository of the hub, and a folder here",
@@ -226,7 +226,7 @@ def _only_on_the_hub(*, private: bool = False, revision: str | None = None) -> N
 
 @contextlib.contextmanager
 def _local(folder: str) -> Iterator[str]:
-    """The checkpoint `folder` as a local one: itself, or a copy that is gone afterwards."""
+    """Yields a local folder of the checkpoint: `folder` itself, or a temporary copy."""
     if not storage.is_remote(folder):
         yield folder
         return
@@ -241,11 +241,11 @@ def _address(repository: str, revision: str | None) -> str:
 
 @contextlib.contextmanager
 def _hub(repository: str, action: str) -> Iterator[None]:
-    """One line for what the hub answers, or for its silence."""
+    """Converts errors of the hub and of the network to errors with a message of one line."""
     from huggingface_hub import errors, utils
 
     utils.disable_progress_bars()
-    utils.logging.set_verbosity_error()  # its warnings would stand beside our one line
+    utils.logging.set_verbosity_error()  # its warnings would appear next to our message
     address = HUB + repository
     login = "Set HF_TOKEN, or log in with `hf auth login`."
     try:
@@ -261,7 +261,7 @@ def _hub(repository: str, action: str) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else None
         if isinstance(error, errors.RepositoryNotFoundError) and status != 403:
-            # The hub answers 401 for a repository that is not there as well as for one that may not be seen.
+            # The hub answers 401 both for a missing repository and for one without permission.
             raise InputError(
                 "no such repository, or it may not be seen", path=address, remedy=f"Check the name. {login}"
             ) from error
@@ -275,7 +275,7 @@ def _hub(repository: str, action: str) -> Iterator[None]:
     except Exception as error:
         if is_full(error):
             raise disk_full(tempfile.gettempdir(), error) from error
-        # Told by name: which HTTP library huggingface_hub speaks with is its own affair.
+        # Compared by module name, because huggingface_hub's HTTP library depends on its version.
         if isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "requests", "httpcore"):
             raise RunFailed(f"{address}: the hub could not be reached ({first_line(error)})") from error
         raise

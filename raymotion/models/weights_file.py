@@ -1,7 +1,7 @@
-"""Reading weights files: the header of a safetensors file without torch, and state dicts.
+"""Readers of weights files: headers of safetensors files (without torch), and state dicts.
 
-A file from somebody else is not trusted. A header is checked against the size of its file, so that a missing tensor is
-noticed before memory is allocated for it; nothing in a PyTorch file is executed.
+Files are not trusted: headers are checked against the size of the file before memory is allocated for tensors, and
+PyTorch files are loaded without executing code.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ class TensorHeader:
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says of itself."""
+    """The header of a safetensors file."""
 
     tensors: Mapping[str, TensorHeader]
     metadata: Mapping[str, str]
 
 
 def read_header(path: storage.PathLike, *, shown: object = None) -> Header:
-    """The header of a safetensors file.
+    """Reads the header of a safetensors file.
 
     Args:
-        shown: how messages call the file; default `path`.
+        shown: name of the file in messages; default `path`.
 
     Raises:
-        InputError: no such file; it is cut off, or no safetensors; a tensor's size does not fit its shape.
+        InputError: the file is missing, truncated or not a safetensors file, or a tensor's size contradicts its shape.
     """
     with storage.open_input(path) as file:
         size = file.seek(0, os.SEEK_END)
@@ -96,10 +96,10 @@ def _damaged(path: object) -> InputError:
 
 
 def read_state_dict(path: storage.PathLike) -> dict[str, torch.Tensor]:
-    """Tensors of a .safetensors file, or of a PyTorch file of tensors alone: nothing in it is executed.
+    """Reads tensors from a .safetensors file, or from a PyTorch file without executing code.
 
     Raises:
-        InputError: no such file; it is damaged, holds something else than tensors, or a weight that is not finite.
+        InputError: the file is missing or damaged, contains anything but tensors, or has a weight that is not finite.
     """
     import torch
     from safetensors.torch import load
@@ -114,7 +114,7 @@ def read_state_dict(path: storage.PathLike) -> dict[str, torch.Tensor]:
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader raises nearly anything on a damaged file
         raise InputError(f"is not a readable weights file ({first_line(error)})", path=path, remedy=remedy) from error
-    for key in ("state_dict", "model"):  # training scripts wrap it, torchvision's reference one among them
+    for key in ("state_dict", "model"):  # training scripts wrap the state dict, e.g. torchvision's reference script
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(
@@ -126,16 +126,16 @@ def read_state_dict(path: storage.PathLike) -> dict[str, torch.Tensor]:
 
 
 def differences(wanted: dict[str, torch.Tensor], given: dict[str, torch.Tensor], listed: int = 3) -> str:
-    """What keeps a state dict from being loaded, in words; empty if nothing does.
+    """Describes why a state dict cannot be loaded; empty if it can.
 
-    Counters of batches are put into `given`, or taken out of it, as the model has them; an evaluated model never reads
-    them, and files hold them as a number or as a list of one.
+    Adds counters of batches to `given`, or removes them, to match the model: evaluation never reads them, and files
+    store them as a number or as a list of one.
 
     Args:
         wanted, given: name -> tensor, of the model and of the file.
-        listed: how many names of each kind are written out.
+        listed: how many names of each kind to list.
     """
-    # FrozenBatchNorm keeps no counter of batches, BatchNorm does: files of both kinds are good.
+    # BatchNorm keeps a counter of batches, FrozenBatchNorm does not: both kinds of files are accepted.
     counters = {name for name in {*wanted, *given} if name.endswith("num_batches_tracked")}
     missing = sorted(set(wanted) - set(given) - counters)
     unknown = sorted(set(given) - set(wanted) - counters)
