@@ -1,8 +1,8 @@
-"""What a model reads: an input knows which columns it is made from, and how rows become what a network takes.
+"""Base classes of the inputs of models: each input converts columns of the sample table to tensors for a network.
 
-The same input serves the labelling job, plain Python and evaluation (`collect`, from items that the pipeline's stages
-have filled), and training (`prepare`, from a sample table). Both give `Evidence`: what some samples hold of the input.
-A missing input is masked, never a row of zeros that a network could take for evidence.
+The labelling job, plain Python and evaluation use `collect`, on items filled by the pipeline's stages; training uses
+`prepare`, on a sample table. Both lead to `Evidence`: the data of some samples. Missing inputs are always masked, never
+passed as zeros that a network could take for evidence.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
 
 
 class Evidence(Protocol):
-    """What n samples hold of one input."""
+    """The data of n samples for one input."""
 
     @property
     def present(self) -> np.ndarray:
-        """Bool (n,): which of them hold anything of it."""
+        """Bool (n,): which samples have the input, at least in part."""
 
     def take(self, rows: np.ndarray) -> Evidence:
-        """Of some of the samples, by position."""
+        """Selects some of the samples, by position."""
 
     def tensors(self, device: str) -> dict[str, Any]:
-        """What the network is called with, by the names of its arguments."""
+        """Returns the keyword arguments for the network."""
 
     def parts(self) -> Mapping[str, np.ndarray]:
-        """Bool (n,) of each part of the input by name, for counts: of a person the streams; mostly the input itself."""
+        """Returns bool (n,) by part of the input, for counts. Parts are a person's streams, or the input itself."""
 
 
 @dataclass
 class Arrays:
-    """`Evidence` that is arrays (n, ...), which the network takes by their names. Most inputs need no more."""
+    """`Evidence` as arrays (n, ...), passed to the network by name. Sufficient for most inputs."""
 
     name: str
     present: np.ndarray
@@ -73,25 +73,25 @@ class Arrays:
 
 
 class Draft(Protocol):
-    """A training batch's view of one input: drawn anew in every epoch, and perhaps withheld from some samples."""
+    """One input of a training batch: drawn anew in every epoch, and possibly withheld from some samples."""
 
     @property
     def present(self) -> np.ndarray:
-        """Bool (n,): which samples hold the input."""
+        """Bool (n,): which samples have the input."""
 
     @property
     def shown(self) -> bool:
-        """Whether the network is given the input at all in this batch."""
+        """Whether the network gets the input in this batch."""
 
     @property
     def weights(self) -> np.ndarray | None:
-        """Float32 (n,) of the samples, where some of them are to teach nothing; None: all count."""
+        """Sample weights, float32 (n,), 0 to exclude a sample; None for equal weights."""
 
     def hide(self, rows: np.ndarray) -> None:
         """Withholds the input from the samples where `rows` (n,) is True."""
 
     def tensors(self, device: str) -> dict[str, Any]:
-        """As `Evidence.tensors`."""
+        """See `Evidence.tensors`."""
 
 
 class Prepared(ABC):
@@ -160,12 +160,13 @@ class Input(ABC):
 
     Attributes:
         name: its key in evidence and in batches.
-        used: False: the network has a place for it, but was trained without: it is masked.
-        columns: of the sample table that it reads, besides sample_id, image_uri and captions.
-        looks_at: which pixels of a picture its stages need: none, some (decoding at a fraction of the size may do), or
-            all, where boxes are pixels of the full picture.
-        min_side: of `some`: the shorter side in pixels that the model resizes pictures to.
-        noun: what a sample has to have, in words.
+        used: False if the network was trained without it; it is then masked.
+        columns: columns that it reads from the sample table, besides sample_id, image_uri and captions.
+        looks_at: pixels that its stages need: none, some (decoding at a reduced size suffices), or all (the full
+            picture, e.g. because boxes refer to its pixels).
+        min_side: for `some`, the shorter side in pixels that the model resizes pictures to.
+        noun: singular name for messages, of what a sample needs.
+        plural: plural name for messages.
     """
 
     name: ClassVar[str]
@@ -178,60 +179,60 @@ class Input(ABC):
 
     @property
     def part_names(self) -> tuple[str, ...]:
-        """What it consists of, by the names that `Evidence.parts` uses."""
+        """Names of its parts, as in `Evidence.parts`."""
         return (self.name,)
 
     def files(self) -> dict[str, bytes]:
-        """Other files that a checkpoint needs for it, by name."""
+        """Returns name -> contents of additional files for the checkpoint."""
         return {}
 
     def open(self, folder: str, *, shown: str) -> None:
         """Reads its files in `folder`, a checkpoint or a copy of one.
 
         Args:
-            shown: how messages call the folder.
+            shown: name of the folder in messages.
 
         Raises:
-            InputError: one is damaged.
+            InputError: a file is damaged.
         """
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """As config.json keeps it, `type` among the values."""
+        """Returns its entry in config.json, including `type`."""
 
     @classmethod
     @abstractmethod
     def from_dict(cls, value: Mapping[str, Any], *, where: str, folder: str) -> Input:
-        """What `to_dict` gave.
+        """Reads the form of `to_dict`.
 
         Args:
             where: the file, for messages.
-            folder: of the checkpoint, where other files of the input lie.
+            folder: the checkpoint, with other files of the input.
 
         Raises:
-            InputError: a value that it cannot have.
+            InputError: a value is invalid.
         """
 
     @abstractmethod
     def prepare(self, table: pa.Table, recipe: TrainRecipe, *, where: str) -> Prepared:
-        """The rows of a labelled sample table with splits, for training.
+        """Prepares the rows of a labelled sample table with splits for training.
 
         Raises:
-            InputError: what the input needs is missing, or is of other samples.
+            InputError: required data are missing, or belong to other samples.
         """
 
     def preparation(self) -> list[Any]:
-        """What `prepare` goes by besides the table, as JSON values: a search prepares once, and cannot vary it."""
+        """Returns the settings that `prepare` uses, as JSON values; a search prepares once and cannot vary them."""
         return []
 
     def bind(self, prepared: Prepared, training: np.ndarray) -> Bound:
-        """Chooses what one recipe reads from data that were prepared for several; by default all of it.
+        """Selects what one recipe reads from data prepared for several recipes; by default everything.
 
         Args:
             training: rows of the training split.
 
         Raises:
-            InputError: the recipe asks for data that were not prepared.
+            InputError: the recipe needs data that were not prepared.
         """
         if not isinstance(prepared, Bound):
             raise TypeError(f"{type(self).__name__} needs `bind`: its prepared data are not {Bound.__name__}")
@@ -239,31 +240,31 @@ class Input(ABC):
 
     @abstractmethod
     def load(self, folder: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Prepared:
-        """What `Prepared.save` left."""
+        """Restores the data written by `Prepared.save`."""
 
     @abstractmethod
     def collect(self, items: Sequence[Any]) -> Evidence:
-        """What the stages before prediction left on some `pipeline.item.Item`s."""
+        """Returns the evidence that earlier stages have stored on `pipeline.stages.Item`s."""
 
     def note(self, items: Sequence[Any]) -> None:
-        """Leaves on items that were predicted what the output says of this input."""
+        """Stores values about this input on predicted items, for the output columns."""
 
     def release(self, item: Any) -> None:
-        """Drops what an item no longer needs once it is predicted."""
+        """Frees data that an item no longer needs after prediction."""
 
     def describe(self) -> list[str]:
-        """Lines for the model card."""
+        """Returns lines for the model card."""
         return []
 
     def notices(self) -> list[str]:
-        """What a user of the predictions must know: weights that were never trained, say."""
+        """Returns warnings for users of the predictions, e.g. about untrained weights."""
         return []
 
 
 def require_inputs(
     inputs: Sequence[Input], needed: Sequence[type[Input]], optional: Sequence[type[Input]] = ()
 ) -> None:
-    """Raises an `InputError` unless a checkpoint's inputs are those that a kind of model reads, in their order."""
+    """Raises an `InputError` unless a checkpoint's inputs are those of a kind of model, in order."""
     given, n = [type(own) for own in inputs], len(needed)
     if given[:n] != [*needed] or any(own not in optional for own in given[n:]):
         read = " and ".join(own.name for own in (*needed, *optional))
@@ -271,6 +272,6 @@ def require_inputs(
 
 
 def batches(n: int, size: int) -> Iterator[np.ndarray]:
-    """Positions of n samples, `size` at a time."""
+    """Yields the positions of n samples, `size` at a time."""
     for start in range(0, n, size):
         yield np.arange(start, min(start + size, n))

@@ -1,4 +1,4 @@
-"""Captions, as the word pieces of a tokenizer. A sample may have several: predictions of them are averaged."""
+"""Captions as word pieces. A sample may have several captions; their predictions are averaged."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ AGAIN = "Run the same command again: it prepares the data again."
 
 
 def pad(sequences: Sequence[Sequence[int] | np.ndarray], *, pad_id: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids padded to the longest: `input_ids` and `attention_mask`, int64 of shape (n, longest)."""
+    """Pads token ids to the longest; returns `input_ids` and `attention_mask`, int64 (n, longest)."""
     longest = max(len(sequence) for sequence in sequences)
     ids = np.full((len(sequences), longest), pad_id, dtype=np.int64)
     mask = np.zeros((len(sequences), longest), dtype=np.int64)
@@ -46,10 +46,10 @@ def pad(sequences: Sequence[Sequence[int] | np.ndarray], *, pad_id: int = 0) -> 
 
 @dataclass
 class Tokens:
-    """`Evidence` of captions: every caption of every sample, [CLS] and [SEP] around it; at least one each.
+    """The `Evidence` of captions: all captions of each sample, at least one, between [CLS] and [SEP].
 
     Attributes:
-        tokens: word pieces of all captions. owners: the sample of each; ascending.
+        tokens: word pieces of all captions. owners: the sample of each caption, ascending.
     """
 
     present: np.ndarray
@@ -65,7 +65,7 @@ class Tokens:
         return Tokens(self.present[rows], [self.tokens[i] for _, i in chosen], owners, self.pad_id)
 
     def tensors(self, device: str) -> dict[str, Any]:
-        """`input_ids`, `attention_mask` (captions, T) int64, and `owners` (captions,): the sample of each."""
+        """Returns `input_ids`, `attention_mask` (captions, T) int64, and `owners` (captions,)."""
         import torch
 
         ids, mask = pad(self.tokens, pad_id=self.pad_id)
@@ -78,7 +78,7 @@ class Tokens:
 
 
 class _OneEach:
-    """`Draft`: one caption of each sample; words of it may be hidden behind [UNK]."""
+    """The `Draft` of captions: one caption per sample, with some words possibly replaced by [UNK]."""
 
     shown, weights = True, None
 
@@ -108,8 +108,8 @@ class PreparedCaptions(Prepared, Bound):
     """Captions of a training set.
 
     Attributes:
-        pieces, ends: token ids of all captions in a row, and where each caption ends.
-        owners: the sample of each caption; ascending. A sample without one has the empty caption.
+        pieces, ends: concatenated token ids of all captions, and the end of each caption.
+        owners: the sample of each caption, ascending. Samples without captions have an empty one.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class PreparedCaptions(Prepared, Bound):
         return Captions(self.max_length, tokenizer=self.tokenizer, used=bool(self.present[training].any()))
 
     def contents(self) -> list[Any]:
-        # Of what is read: the text itself would differ by characters that the tokenizer does not tell apart.
+        # Digests of the tokens, because texts may differ in characters that the tokenizer does not distinguish.
         return [sha256(own.tobytes()).hexdigest() for own in (self.pieces, self.owners.astype(np.int64))] + [
             sha256(tokenizer_json(self.tokenizer).encode()).hexdigest()
         ]
@@ -182,10 +182,10 @@ class Captions(Input):
     """Captions.
 
     Args:
-        max_length: word pieces of a caption that are read, [CLS] and [SEP] among them.
-        tokenizer: of a trained model; None: of one that is still to be opened or trained.
-        source: of the tokenizer for training: hub id, file or folder; `train`: learned from the training captions.
-        size: pieces of a tokenizer that is learned, at most.
+        max_length: maximum number of word pieces per caption, including [CLS] and [SEP].
+        tokenizer: tokenizer of a trained model; None if it is yet to be opened or trained.
+        source: tokenizer for training: hub id, file or folder; `train` learns one from the training captions.
+        size: maximum number of pieces of a learned tokenizer.
     """
 
     name: ClassVar[str] = "captions"
@@ -206,7 +206,7 @@ class Captions(Input):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """Of the checkpoint."""
+        """The tokenizer of the checkpoint."""
         assert self._tokenizer is not None, "the input of a checkpoint that was not opened"
         return self._tokenizer
 
@@ -218,7 +218,7 @@ class Captions(Input):
         self._tokenizer = load_tokenizer(path, shown=storage.join(shown, TOKENIZER))
 
     def require_fit(self, pieces: int, longest: int) -> None:
-        """Raises an `InputError` unless a network reads this tokenizer, where it was opened, and captions this long."""
+        """Raises an `InputError` unless the tokenizer (if opened) and the maximum length match the network."""
         if self._tokenizer is not None and len(self._tokenizer) != pieces:
             raise InputError(f"{TOKENIZER} has {len(self._tokenizer)} pieces, the model reads {pieces}")
         if self.max_length != longest:
@@ -236,12 +236,11 @@ class Captions(Input):
 
     def prepare(self, table: pa.Table, recipe: TrainRecipe, *, where: str) -> PreparedCaptions:
         captions = [readable(own) for own in table.column("captions").to_pylist()]
-        # Of the training split alone: a word that only test captions have is unknown, as it will be to the labelling
-        # job.
+        # Learned from the training split only: words that occur only in test captions are unknown, as in labelling.
         splits = table.column("split").to_pylist()
         tokenizer = self._made([text for own, split in zip(captions, splits, strict=True) if split == "train"
                                 for text in own])  # fmt: skip
-        # A caption without a known word is none: any two of them are the same to the model.
+        # Captions without a known word are dropped: the model cannot distinguish them.
         known = known_captions(tokenizer, captions, self.max_length)
         counts = {"captions_of_unknown_words": sum(map(len, captions)) - sum(map(len, known))}
         present = np.array([bool(own) for own in known], dtype=bool)
@@ -264,7 +263,7 @@ class Captions(Input):
         if self.source != "train":
             return load_tokenizer(self.source)
         if not any(map(is_readable, captions)):
-            captions = ["no caption"]  # other inputs alone: [CLS] [SEP] is all the text there is
+            captions = ["no caption"]  # the model reads other inputs only; its text is [CLS] [SEP]
         return train_tokenizer(captions, size=self.size)
 
     def load(self, folder: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> PreparedCaptions:
@@ -274,9 +273,9 @@ class Captions(Input):
         return PreparedCaptions(tokenizer, pieces, ends, owners, present, max_length=self.max_length)
 
     def known(self, captions: Sequence[Sequence[str]]) -> list[list[str]]:
-        """For each sample those of its captions that hold a word that the model knows; none if it reads no captions.
+        """Returns the captions of each sample that contain a known word; none if the model reads no captions.
 
-        Any two captions without such a word would get the same prediction.
+        All captions without a known word would get the same prediction.
         """
         if not self.used:
             return [[] for _ in captions]
@@ -286,7 +285,7 @@ class Captions(Input):
         return self.tokens([item.row["captions"] for item in items])
 
     def tokens(self, captions: Sequence[Sequence[str]]) -> Tokens:
-        """The evidence of n samples, each with its captions, possibly none."""
+        """Returns the evidence of n samples from their captions, of which there may be none."""
         known = self.known(captions)
         texts = [own or [""] for own in known]
         tokens = encode(self.tokenizer, [text for own in texts for text in own], self.max_length)
@@ -295,7 +294,7 @@ class Captions(Input):
         return Tokens(present, tokens, owners, self.tokenizer.pad_token_id)
 
     def note(self, items: Sequence[Any]) -> None:
-        """Leaves `captions` (those that were read) and `unknown_words` (share of their words that it does not know)."""
+        """Stores `captions` (those read) and `unknown_words` (share of unknown words) on the items."""
         captions = [item.row["captions"] for item in items]
         shares: Sequence[float | None] = [None] * len(items)
         if self.used:
@@ -305,10 +304,10 @@ class Captions(Input):
 
 
 def length_groups(lengths: np.ndarray, size: int, rng: np.random.Generator, *, pool: int = 8) -> np.ndarray:
-    """An order of n shuffled rows in which those of like length share a batch of `size`: positions (n,).
+    """Orders n shuffled rows so that rows of similar length share a batch of `size`; returns positions (n,).
 
-    Rows are sorted within pools of `pool` batches, and whole batches are shuffled, so that an epoch neither begins with
-    the short ones nor sees the same batches again. The last batch, which may be smaller, stays the last.
+    Sorts rows within pools of `pool` batches and shuffles whole batches, so that epochs neither begin with short rows
+    nor repeat batches. The last batch, which may be smaller, stays last.
     """
     pools = [
         start + np.argsort(lengths[start : start + pool * size], kind="stable")

@@ -1,9 +1,9 @@
-"""A person's crops on their way into training: the picture decoded once, cut, augmented, resized to each backbone.
+"""Reads crops of persons for training: decodes each picture once, crops, augments, and resizes for each backbone.
 
-What leaves is uint8 at the size that each backbone reads: a quarter of what float32 would take on its way, and of a
-picture of 640 x 480 with three streams of 224 pixels half of the picture itself.
+The crops are uint8 at the input size of each backbone, a quarter of the size in float32. Three streams of 224 pixels
+take half as much as a picture of 640 x 480.
 
-Imports neither torch nor ray, as `reading`.
+Imports neither torch nor ray, like `reading`.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ ADDRESS = pa.struct(
 
 @dataclass(frozen=True)
 class PersonReader:
-    """The `Reader` of persons. Its arrays: of each stream (n, S, S, 3) uint8, and `mask` (n, streams) bool.
+    """The `Reader` of persons. Its arrays are (n, S, S, 3) uint8 for each stream, and `mask` (n, streams) bool.
 
-    A stream that a person lacks (no box, or one of less than a pixel) is zeros there, and False in the mask.
+    A missing stream (no box, or one of less than a pixel) is zeros, and False in the mask.
 
     Attributes:
-        identities: of the backbone of each stream that is looked at, in the order of the streams.
-        level: of augmentation in training; the number of a view is that of the epoch. Never of other splits: the
-            study augmented validation too.
-        seed: of the views.
-        damaged: what becomes of a picture that decodes, but not to what was stored; see `decode_rgb`.
-        access: of the process that made the reader; the processes that read take it over.
+        identities: backbone of each stream in use, in the order of the streams.
+        level: augmentation in training, with the epoch as the number of the view. Other splits are never augmented
+            (the public study augmented validation too).
+        seed: seed of the views.
+        damaged: treatment of pictures that decode incorrectly; see `decode_rgb`.
+        access: store settings of the creating process, applied in the reading processes.
     """
 
     identities: Mapping[str, BackboneIdentity]
@@ -64,16 +64,16 @@ class PersonReader:
         return sum(3 * own.size**2 for own in self.identities.values())
 
     def read_all(self, addresses: Sequence[Any], rows: Sequence[int], epoch: int, training: bool) -> Pictures:
-        """The crops of some persons.
+        """Reads the crops of some persons.
 
         Args:
             addresses: {"uri", "image" (the group), "person" (the sample_id), "body", "face" (boxes or None)} of each.
 
         Raises:
-            AccessDenied, RunFailed: a permission is missing; a store does not answer.
+            AccessDenied, RunFailed: a permission is missing, or a store does not answer.
         """
         self.access.apply()
-        # Persons of one image that follow each other share its pixels: it is read once for them.
+        # Consecutive persons of one image share its pixels, so it is read once.
         with fetch_ahead.shared().ahead(uri for uri, _ in groupby(address["uri"] for address in addresses)):
             return self._read_all(addresses, rows, epoch, training)
 
@@ -86,8 +86,8 @@ class PersonReader:
         status = np.full(n, READ, dtype=np.int8)
         reasons: dict[int, str] = {}
         kept: list[ImageError] = []
-        last: tuple[str, np.ndarray] | None = None  # outside training, persons of one image follow each other
-        failed: dict[str, str] = {}  # why, by address: it is not asked for again
+        last: tuple[str, np.ndarray] | None = None  # outside training, persons of one image are consecutive
+        failed: dict[str, str] = {}  # reason by address, to avoid a second attempt
         for i, address in enumerate(addresses):
             uri = address["uri"]
             if uri is None:
@@ -98,7 +98,7 @@ class PersonReader:
                 reasons[int(rows[i])] = failed[uri]
                 continue
             try:
-                # At full size: boxes are its pixels, and a small face has none to spare.
+                # At full size, because boxes refer to its pixels, and small faces need the resolution.
                 if last is not None and last[0] == uri:
                     picture = last[1]
                 else:

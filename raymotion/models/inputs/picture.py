@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
     from raymotion.models.recipe import TrainRecipe
 
-# Pixels a side that a model may read: more is a damaged number, and would be allocated before anything notices.
+# Largest side in pixels: a damaged checkpoint must not cause a huge allocation.
 LARGEST = 4096
 
 
 class _Shown(Arrays):
-    """`Draft` of pictures. Empty where no row of the set has a picture: the network is called without."""
+    """The `Draft` of pictures. Empty if no row of the set has a picture: the network gets no images."""
 
     def hide(self, rows: np.ndarray) -> None:
         self.values["image_mask"] = self.values["image_mask"] & ~rows
@@ -33,12 +33,12 @@ class _Shown(Arrays):
     def tensors(self, device: str) -> dict[str, Any]:
         import torch
 
-        # A copy: Ray's blocks are read-only, and torch warns of tensors on them.
+        # Copied, because Ray's blocks are read-only and torch warns about such tensors.
         return {name: torch.from_numpy(np.array(own)).to(device) for name, own in self.values.items()}
 
 
 class PreparedPictures(Prepared, Bound):
-    """Pictures of a training set, by address: they are decoded batch by batch."""
+    """Addresses of the pictures of a training set; they are decoded batch by batch."""
 
     streamed: ClassVar[bool] = True
 
@@ -48,7 +48,7 @@ class PreparedPictures(Prepared, Bound):
 
     @property
     def image_uris(self) -> list[str | None]:
-        """Of each row."""
+        """The address of each row's picture, or None."""
         return self.addresses
 
     def take(self, rows: np.ndarray) -> PreparedPictures:
@@ -58,12 +58,12 @@ class PreparedPictures(Prepared, Bound):
         return PictureInput(self.size, used=bool(self.present[training].any()))
 
     def reader(self, recipe: Any) -> PictureReader:
-        """What reads the pictures as the recipe's augmentation shows them."""
+        """Returns the reader for the recipe's augmentation."""
         own = recipe.data
         return PictureReader(self.size, own.augmentation, own.smallest_crop, recipe.seed, damaged=own.damaged)
 
     def contents(self) -> list[Any]:
-        # Where pictures lie is not what they are: names, sizes and digests count.
+        # Names, sizes and digests of the pictures, independent of their location.
         return [fingerprints([MarkedPicture(uri) for uri in self.addresses])]
 
     def evidence(self, rows: np.ndarray, read: Any = None) -> Evidence:
@@ -95,7 +95,7 @@ class PictureInput(Input):
 
     @property
     def min_side(self) -> int | None:  # type: ignore[override]
-        """The size itself."""
+        """The size."""
         return self.size
 
     def to_dict(self) -> dict[str, Any]:

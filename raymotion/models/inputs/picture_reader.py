@@ -1,4 +1,4 @@
-"""How a whole picture is read while a model trains: decoded, cropped at random, resized to the model's square."""
+"""Reads whole pictures during training: decodes, crops at random, and resizes to the model's square."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class PictureReader:
     """The `Reader` of whole pictures.
 
     Attributes:
-        size: side of the square that the model reads.
-        cache: file of `cache_pictures`, in place of the addresses.
-        damaged: what becomes of a picture that decodes, but not to what was stored; see `decode_rgb`.
-        access: of the process that made the reader; the processes that read take it over.
+        size: side of the model's square, in pixels.
+        cache: file of `cache_pictures` to read instead of the addresses.
+        damaged: treatment of pictures that decode incorrectly; see `decode_rgb`.
+        access: store settings of the creating process, applied in the reading processes.
     """
 
     size: int
@@ -53,13 +53,13 @@ class PictureReader:
         training: bool,
         on_kept: Callable[[ImageError], None] | None = None,
     ) -> np.ndarray | None:
-        """The picture (S, S, 3) uint8 as it is shown in this epoch, or None where the sample has none.
+        """Returns the picture (S, S, 3) uint8 in its view for this epoch; None if the sample has none.
 
         Args:
-            on_kept: called with what is wrong with a picture that is damaged and kept.
+            on_kept: called with the error if the picture is damaged but kept.
 
         Raises:
-            ImageError: it cannot be read.
+            ImageError: the picture cannot be read.
         """
         if uri is None:
             return None
@@ -69,7 +69,7 @@ class PictureReader:
             if not picture.any():
                 raise ImageError("it could not be read when the cache was made")
         else:
-            # Enough pixels for the smallest crop: a JPEG is decoded at a half or a quarter where that will do.
+            # Enough pixels for the smallest crop; JPEGs may be decoded at a half or a quarter of their size.
             side = math.ceil(self.size / math.sqrt(self.smallest_crop)) if augmented else self.size
             _, picture = read_picture(
                 uri, fetch=fetch_ahead.shared().fetch, min_side=side, damaged=self.damaged, on_kept=on_kept
@@ -83,10 +83,10 @@ class PictureReader:
         return render(picture, self.size, view)
 
     def read_all(self, uris: Sequence[str | None], rows: Sequence[int], epoch: int, training: bool) -> Pictures:
-        """One portion, or a part of one.
+        """Reads the pictures of some rows; see `Reader`.
 
         Raises:
-            AccessDenied, RunFailed: a permission is missing; a store does not answer. Neither is a picture's fault.
+            AccessDenied, RunFailed: a permission is missing, or a store does not answer.
         """
         pixels = np.zeros((len(rows), self.size, self.size, 3), dtype=np.uint8)
         status = np.full(len(rows), READ, dtype=np.int8)

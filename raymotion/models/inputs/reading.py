@@ -1,6 +1,6 @@
-"""What a streamed input is read by while a model trains, and what comes of it.
+"""Interfaces for reading pictures during training.
 
-Needs neither torch nor ray: the processes that decode need not wait for them.
+Imports neither torch nor ray, to keep the start of decoding processes fast.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ PIXELS = "pixels"
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of some rows.
+    """Pictures of n rows.
 
     Attributes:
-        arrays: what was made of them, by name: each (n, ...); zeros where there is nothing.
+        arrays: arrays (n, ...) by name; zeros where nothing was read.
         status: (n,) READ, ABSENT (the sample has no picture) or UNREADABLE.
-        reasons: row -> why its picture could not be read; or, of one that was READ, what is damaged in it.
+        reasons: row -> reason why its picture could not be read, or the damage in a picture that was READ.
     """
 
     arrays: dict[str, np.ndarray]
@@ -36,34 +36,34 @@ class Pictures:
 
     @property
     def pixels(self) -> np.ndarray:
-        """(n, S, S, 3) uint8, where each row is one picture."""
+        """(n, S, S, 3) uint8, if each row has a single picture."""
         return self.arrays[PIXELS]
 
     @property
     def readable(self) -> np.ndarray:
-        """Bool (n,): the rows whose picture was read."""
+        """Bool (n,): rows whose picture was read."""
         return np.asarray(self.status == READ)
 
 
 class Reader(Protocol):
-    """Turns addresses into pictures. Small: it travels to the processes that decode."""
+    """Reads pictures by address. Instances are small, as they are sent to the decoding processes."""
 
     @property
     def address_type(self) -> pa.DataType:
-        """Of the addresses that it reads, in Arrow."""
+        """Arrow type of the addresses."""
 
     @property
     def row_bytes(self) -> int:
-        """Of what it makes of one row."""
+        """Size in bytes of the result for one row."""
 
     def read_all(self, addresses: Sequence[Any], rows: Sequence[int], epoch: int, training: bool) -> Pictures:
-        """The pictures of some rows; the view of each is drawn from the seed, the epoch and the row.
+        """Reads the pictures of some rows; the view of each is drawn from the seed, the epoch and the row.
 
         Raises:
-            AccessDenied, RunFailed: a permission is missing; a store does not answer. Neither is a picture's fault.
+            AccessDenied, RunFailed: a permission is missing, or a store does not answer.
         """
 
 
 def why_unreadable(uri: str | None, error: ImageError) -> str:
-    """The reason for the record. (A store that is down is no `ImageError`: it ends the run, and masks no picture.)"""
+    """Returns the reason for the record. (An unavailable store is not an `ImageError`: it ends the run.)"""
     return f"{uri}: {error.reason}: {error}"

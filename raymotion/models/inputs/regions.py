@@ -1,4 +1,4 @@
-"""Regions of a picture: vectors of the boxes that a detector finds, made by the extractor of the training features."""
+"""Region features: vectors of the boxes found by a detector, always the extractor of the training features."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class _Shown(Arrays):
-    """`Draft` of region features."""
+    """The `Draft` of region features."""
 
     def hide(self, rows: np.ndarray) -> None:
         self.values["region_mask"] = self.values["region_mask"] & ~rows[:, None]
 
 
 class PreparedRegions(Prepared, Bound):
-    """Region features of a training set; they stay where they are, behind a memory map."""
+    """Region features of a training set, memory-mapped from their folder."""
 
     def __init__(self, features: RegionFeatures, sample_ids: Sequence[str], counts: Mapping[str, int] | None = None):
         self.features, self.sample_ids, self.counts = features, list(sample_ids), counts or {}
@@ -59,8 +59,8 @@ class RegionInput(Input):
     """Region features of one extractor.
 
     Args:
-        identity: of the extractor; None before training, which takes it from `folder`.
-        folder: of a features job, to train on.
+        identity: identity of the extractor; None takes it from `folder`, for training.
+        folder: features job to train on.
     """
 
     name: ClassVar[str] = "regions"
@@ -74,14 +74,14 @@ class RegionInput(Input):
 
     @property
     def identity(self) -> ExtractorIdentity:
-        """The extractor that the features come from."""
+        """Identity of the extractor of the features."""
         if self.known is None:
             self.known = ExtractorIdentity.from_dict(self.features.extractor, where=self.folder)
         return self.known
 
     @property
     def features(self) -> RegionFeatures:
-        """The folder that training reads, opened."""
+        """The opened folder of the training features."""
         assert self.folder is not None
         if self._features is None:
             self._features = RegionFeatures(self.folder)
@@ -89,7 +89,7 @@ class RegionInput(Input):
 
     @property
     def min_side(self) -> int | None:  # type: ignore[override]
-        """Of the extractor."""
+        """The shorter side in pixels that the extractor resizes pictures to."""
         return architecture(self.identity.name).min_side
 
     def to_dict(self) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class RegionInput(Input):
 
 
 def random_weights_notice(identity: ExtractorIdentity) -> tuple[str, ...]:
-    """What a user must hear about features of an untrained detector."""
+    """Returns a warning about features of an untrained detector, if `identity` is one."""
     if not identity.is_random:
         return ()
     return (

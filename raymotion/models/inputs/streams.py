@@ -1,7 +1,7 @@
 """The streams of a person in a picture: features of frozen backbones, or the crops themselves.
 
-Features of other weights mean something else, so a backbone is compared with what the checkpoint names before it is
-used: its identity is told again here, and must be the same in every field.
+Features of different weights are not comparable, so the identity of a backbone must equal that in the checkpoint in
+every field before it is used.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ NEEDS = {"context": "a picture", "body": "a body box", "face": "a face box"}
 
 @dataclass(frozen=True)
 class Stream:
-    """One stream that a model looks at.
+    """One stream of a model.
 
     Attributes:
         stream: context, body or face.
-        name: of the backbone, as the user named it.
-        grid: side of the grid of spatial tokens that the model reads; 0: the pooled vector.
+        name: the user's name of the backbone.
+        grid: side of the grid of spatial tokens; 0 for the pooled vector.
     """
 
     stream: str
@@ -52,17 +52,19 @@ class Stream:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the features of one person."""
+        """Shape of the features of one person."""
         return (self.grid**2, self.identity.token_dim) if self.grid else (self.identity.dim,)
 
 
 @dataclass
 class StreamEvidence:
-    """`Evidence` of persons, and `Draft`: arrays (n, ...) of the streams that are looked at, and who has them.
+    """The `Evidence` and `Draft` of persons.
 
     Attributes:
-        argument: what the network calls the list of arrays.
-        order: all streams of the network, in its order; None stands for one that is left out.
+        argument: name of the network's argument for the list of arrays.
+        order: all streams of the network, in order; the list has None for those without values.
+        values: arrays (n, ...) of the streams in use.
+        there: bool (n,) by stream: who has it.
     """
 
     argument: str
@@ -79,7 +81,7 @@ class StreamEvidence:
 
     @property
     def mask(self) -> np.ndarray:
-        """Bool (n, streams of the network): False for a stream that nobody looked at."""
+        """Bool (n, streams of the network); False for streams that are not in use."""
         none = np.zeros(self.n, dtype=bool)
         return np.stack([self.there.get(stream, none) for stream in self.order], axis=1)
 
@@ -102,7 +104,7 @@ class StreamEvidence:
         """See `Evidence`."""
         import torch
 
-        # A copy where it has to be: Ray's blocks are read-only, and torch warns of tensors on them.
+        # Read-only arrays, such as Ray's blocks, are copied, because torch warns about such tensors.
         arrays = [
             torch.from_numpy(own if own.flags.writeable else np.array(own)).to(device)
             if (own := self.values.get(stream)) is not None
@@ -117,11 +119,11 @@ class StreamEvidence:
 
 
 class PersonInput(Input):
-    """What streams of features and of crops share.
+    """Base of `StreamInput` and `CropInput`.
 
     Args:
-        streams: of the network, in the order of `STREAMS`.
-        ablation: a key of `ABLATIONS`: the streams that it was trained to look at.
+        streams: streams of the network, in the order of `STREAMS`.
+        ablation: key of `ABLATIONS`: the streams that the model was trained on.
     """
 
     looks_at: ClassVar[str] = "all"
@@ -143,7 +145,7 @@ class PersonInput(Input):
 
     @property
     def noun(self) -> str:  # type: ignore[override]
-        """One of these is enough."""
+        """Any one of these suffices."""
         return " or ".join(NEEDS[own.stream] for own in self.kept)
 
     def to_dict(self) -> dict[str, Any]:
@@ -167,10 +169,10 @@ class PersonInput(Input):
         return cls(streams, ablation=ablation)
 
     def without(self, ablation: str, *, where: object = None) -> Self:
-        """The same, looking at the streams of an ablation alone.
+        """Returns a copy that reads only the streams of an ablation.
 
         Raises:
-            InputError: an unknown ablation, or one that leaves nothing.
+            InputError: the ablation is unknown, or leaves no stream.
         """
         if ablation not in ABLATIONS:
             raise InputError(f"no ablation is called {ablation!r}", remedy=f"Choose from {', '.join(ABLATIONS)}.")
@@ -200,8 +202,10 @@ class StreamInput(PersonInput):
     """Features of the streams by frozen backbones, float16 as the embedding job stores them.
 
     Args:
-        folders: of embedding jobs, to train on.
-        level: which cached views of the training persons are learned from, one drawn in each epoch.
+        folders: embedding jobs to train on.
+        chosen: stream -> backbone to train on.
+        tokens: read spatial tokens where they are cached.
+        level: augmentation level of the cached training views, one of which is drawn in each epoch.
     """
 
     name: ClassVar[str] = "streams"
@@ -262,7 +266,7 @@ class StreamInput(PersonInput):
 
 
 class PreparedStreams(Prepared):
-    """Where each sample stands in the embeddings, int64 (n,); -1 for one without. Features stay on disk."""
+    """Row of each sample in the embeddings, int64 (n,), or -1. Features stay on disk."""
 
     def __init__(
         self, folders: list[str], rows: np.ndarray, opened: Embeddings | None = None,
@@ -273,7 +277,7 @@ class PreparedStreams(Prepared):
 
     @property
     def embeddings(self) -> Embeddings:
-        """The folders, opened."""
+        """The opened folders."""
         if self._opened is None:
             self._opened = Embeddings(self.folders)
         return self._opened
@@ -290,17 +294,17 @@ class PreparedStreams(Prepared):
 
 @dataclass(frozen=True)
 class StreamFeatures:
-    """Where one stream's features are: `clean` of every sample, `views` of the training ones."""
+    """Features of one stream: `clean` of every sample, `views` of the training samples."""
 
     stream: str
     clean: FeatureBlock
     views: FeatureBlock | None
 
     def take(self, rows: np.ndarray, numbers: np.ndarray | None = None) -> np.ndarray:
-        """Features float16 (n, D) or (n, T, D) of rows of the embeddings; zeros where a sample lacks the stream.
+        """Returns features float16 (n, D) or (n, T, D) for rows of the embeddings; zeros for a missing stream.
 
         Args:
-            numbers: which cached view of each row; None takes the clean one.
+            numbers: number of the cached view for each row; None takes the clean features.
         """
         block = self.clean if self.views is None or numbers is None else self.views
         positions = block.row_of[rows]
@@ -315,7 +319,7 @@ class BoundStreams(Bound):
     """The features that one recipe reads.
 
     Attributes:
-        streams: of the network, in order.
+        streams: features of the network's streams, in order.
         mask: bool (n, S).
     """
 
@@ -330,7 +334,7 @@ class BoundStreams(Bound):
 
     @property
     def rows(self) -> np.ndarray:
-        """Of each sample in the embeddings."""
+        """Row of each sample in the embeddings, or -1."""
         return self.prepared.rows
 
     def _features(self, stream: str, backbone: str, training: np.ndarray) -> StreamFeatures:
@@ -343,7 +347,7 @@ class BoundStreams(Bound):
             return StreamFeatures(stream, clean, None)
         views = embeddings.block(stream, backbone, level, tokens=tokens)
         rows = self.prepared.rows[training]
-        # A job makes views of what is in the split train when it runs; the table may have been split anew since.
+        # An embedding job makes views of the split train at its time; the table may have been split again since.
         without = int(((clean.row_of[rows] >= 0) & (views.row_of[rows] < 0)).sum())
         if without:
             raise InputError(
@@ -365,8 +369,8 @@ class BoundStreams(Bound):
         return StreamInput(streams, ablation=self.source.ablation)
 
     def begin_epoch(self, recipe: TrainRecipe, epoch: int, training: np.ndarray) -> None:
-        # One number for all streams of a person: the streams of a view are mirrored together. Drawn by place in the
-        # training split: rows of other splits, which a search may leave out, change nothing.
+        # One number for all streams of a person, because the streams of a view are mirrored together. Drawn by position
+        # in the training split, so that rows of other splits, which a search may leave out, do not matter.
         drawn = np.random.default_rng([recipe.seed, epoch, 1]).integers(0, 1 << 30, size=len(training))
         self.numbers[training] = drawn
 
@@ -386,11 +390,12 @@ class BoundStreams(Bound):
     def with_mixed(
         self, drawn: StreamEvidence, parents: np.ndarray, shares: np.ndarray, has: np.ndarray
     ) -> StreamEvidence:
-        """`drawn` with synthetic persons behind it, each between two others.
+        """Appends synthetic persons, each a mixture of two others, to `drawn`.
 
         Args:
-            parents: (m, 2) rows of the embeddings. shares: (m,) of the first one. has: bool (m, S), where both have
-                the stream.
+            parents: (m, 2) rows of the embeddings.
+            shares: (m,) share of the first parent.
+            has: bool (m, S), True where both parents have the stream.
         """
         values, there = {}, {}
         for number, own in enumerate(self.streams):
@@ -456,10 +461,10 @@ class CropInput(PersonInput):
 
 
 class PreparedCrops(Prepared, Bound):
-    """Persons in pictures: addresses and boxes; crops are cut batch by batch.
+    """Addresses and boxes of persons; crops are cut batch by batch.
 
     Attributes:
-        boxes: `body` and `face` -> x1, y1, x2, y2 in pixels of the full picture, float32 (n, 4); NaN: there is none.
+        boxes: `body` and `face` -> x1, y1, x2, y2 in pixels of the full picture, float32 (n, 4); NaN if missing.
     """
 
     streamed: ClassVar[bool] = True
@@ -477,7 +482,7 @@ class PreparedCrops(Prepared, Bound):
         self.present = np.array([uri is not None for uri in image_uris], dtype=bool)
         known = {name: [None if np.isnan(box).any() else box.tolist() for box in own] for name, own in boxes.items()}
         fields = (image_uris, groups, sample_ids, known["body"], known["face"])
-        # Of each person, for `PersonReader`.
+        # For `PersonReader`.
         self.addresses = [
             dict(zip(("uri", "image", "person", *BOXED), own, strict=True)) for own in zip(*fields, strict=True)
         ]
@@ -498,7 +503,7 @@ class PreparedCrops(Prepared, Bound):
         return [boxes, pictures, self.source.to_dict()]
 
     def reader(self, recipe: Any) -> PersonReader:
-        """What reads the crops of a recipe's streams, as its augmentation shows them."""
+        """Returns the reader for the recipe's streams and augmentation."""
         identities = {own.stream: own.identity for own in self.source.kept}
         return PersonReader(identities, recipe.augmentation, recipe.seed, recipe.data.damaged)
 
@@ -510,8 +515,8 @@ class PreparedCrops(Prepared, Bound):
 
     def draft(self, rows: np.ndarray, rng: np.random.Generator, read: Any = None) -> StreamEvidence:
         drawn = self.evidence(rows, read)
-        # Of a person whose picture could not be read nothing is learned: not even that no evidence means the labels of
-        # whoever that was.
+        # Persons with an unreadable picture are excluded; otherwise the model would learn their labels as the answer to
+        # missing evidence.
         if not read.readable.all():
             drawn.weights = read.readable.astype(np.float32)
         return drawn
@@ -523,22 +528,22 @@ class PreparedCrops(Prepared, Bound):
 
 
 def _boxes(column: pa.ChunkedArray) -> np.ndarray:
-    """(n, 4) float32; NaN where there is none."""
+    """Returns (n, 4) float32; NaN for missing boxes."""
     nothing = [np.nan] * 4
     return np.array([nothing if box is None else box for box in column.to_pylist()], np.float32).reshape(-1, 4)
 
 
 def find_weights(streams: Sequence[Stream], weights: Sequence[str] = (), *, path: object = None) -> dict[str, str]:
-    """Where the weights of each backbone are, by its name: what `Backbone` takes.
+    """Returns backbone -> weights, as `Backbone` takes them.
 
-    Published and random weights are found by what the checkpoint says; a file it knows by its digest alone.
+    The checkpoint identifies published and random weights, but of a file only its digest.
 
     Args:
-        weights: `FILE` for all backbones whose weights came from a file, or `NAME=FILE` for one.
+        weights: `FILE` for all backbones with weights from a file, or `NAME=FILE` for one.
         path: the checkpoint, for messages.
 
     Raises:
-        InputError: a file is not named, or is another one; timm describes the backbone otherwise than it did.
+        InputError: a file is not given or has another digest, or timm's description of the backbone has changed.
     """
     identities = {own.name: own.identity for own in streams}
     general, special = None, {}

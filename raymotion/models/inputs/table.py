@@ -1,4 +1,4 @@
-"""The inputs by name. A kind of model of somebody else's may bring more: `register`."""
+"""Registry of the inputs. Third-party kinds of models may add their own with `register`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _inputs: Registry[Input] = Registry("input", Input, "raymotion.inputs", lambda: 
 
 
 def register(input_class: type[Input]) -> type[Input]:
-    """Adds an input of one's own; may stand above its class. A name that is taken is refused."""
+    """Registers an input; usable as a class decorator. Raises an `InputError` if the name is taken."""
     return _inputs.register(input_class.name, input_class)
 
 
 def read_inputs(values: Any, *, where: str, folder: str) -> tuple[Input, ...]:
-    """The inputs that a checkpoint's config.json describes.
+    """Builds the inputs described in config.json of a checkpoint.
 
     Raises:
-        InputError: an input that is not known, or a value that it cannot have.
+        InputError: an input is unknown, or a value is invalid.
     """
     return _inputs.read_each(values, where=where, folder=folder)

@@ -1,4 +1,4 @@
-"""Number columns of the sample table, such as a valence that another model predicted; standardised by training."""
+"""Number columns of the sample table, e.g. predicted valence, standardised by the training split."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class _Shown(Arrays):
-    """`Draft` of numbers."""
+    """The `Draft` of numbers."""
 
     def hide(self, rows: np.ndarray) -> None:
         self.values["value_mask"] = self.values["value_mask"] & ~rows[:, None]
@@ -27,7 +27,7 @@ class _Shown(Arrays):
 
 
 class PreparedValues(Prepared, Bound):
-    """Numbers (n, C) float32, standardised; NaN where not known."""
+    """Standardised numbers (n, C) float32; NaN where unknown."""
 
     def __init__(self, values: np.ndarray, source: ValuesInput) -> None:
         self.values, self.source = values, source
@@ -63,7 +63,7 @@ class ValuesInput(Input):
 
     Args:
         names: columns of the sample table: valence, arousal, dominance, or `*_sd` of one.
-        mean, std: of each column in the training split, by which it is standardised; None before training.
+        mean, std: of each column in the training split, for standardisation; None before training.
     """
 
     name: ClassVar[str] = "values"
@@ -109,7 +109,7 @@ class ValuesInput(Input):
             count = np.maximum(known.sum(axis=0), 1)
             mean = np.where(known, training, 0.0).sum(axis=0) / count
             std = np.sqrt((np.where(known, training - mean, 0.0) ** 2).sum(axis=0) / count)
-            # A column that never varies tells nothing, and would be divided by nothing.
+            # Constant columns carry no information; avoids a division by zero.
             self.mean, self.std = mean, np.where(std < 1e-9, 1.0, std)
         return PreparedValues(self._standardised(raw), self)
 
