@@ -1,7 +1,6 @@
-"""What a model says: an output knows its columns, its targets, its losses and metrics, and what tensors mean.
+"""Base classes of the outputs of models: an output defines columns, targets, loss, metrics, and decoding.
 
-Vocabulary and scale belong to an output, and travel in the checkpoint and in the Parquet metadata of whatever holds its
-values.
+Its vocabulary and scale are stored in the checkpoint, and in the Parquet metadata of data sets with its values.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Targets:
-    """What is right of n samples, for one output.
+    """Targets of n samples for one output.
 
     Attributes:
         arrays: by name, each (n, ...). known: bool (n,), which samples have a target.
@@ -37,17 +36,17 @@ class Targets:
     known: np.ndarray
 
     def take(self, rows: np.ndarray) -> Targets:
-        """Of some of the samples."""
+        """Selects some of the samples."""
         return Targets({name: own[rows] for name, own in self.arrays.items()}, self.known[rows])
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a sample table says of its targets.
+    """Facts about the targets of a sample table.
 
     Attributes:
-        vocabulary: of its labels; None: it has none.
-        scale: lowest and highest value of valence, arousal and dominance; None: not stated.
+        vocabulary: vocabulary of the labels, or None.
+        scale: lowest and highest value of valence, arousal and dominance; None if not stated.
         labelled: whether any row has labels.
         where: the table, for messages.
     """
@@ -59,12 +58,12 @@ class DataFacts:
 
     @classmethod
     def of(cls, table: pa.Table, where: str) -> DataFacts:
-        """Of a sample table."""
+        """Reads the facts of a sample table."""
         labelled = table.column("labels").null_count < table.num_rows
         return cls(vocabulary_of(table, where=where), scale_of(table, where=where), labelled, where)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """Returns the facts as JSON values."""
         return {
             "vocabulary": None if self.vocabulary is None else self.vocabulary.to_dict(),
             "scale": self.scale,
@@ -74,36 +73,36 @@ class DataFacts:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> DataFacts:
-        """What `to_dict` gave."""
+        """Reads the form of `to_dict`."""
         vocabulary = None if value["vocabulary"] is None else Vocabulary.from_dict(value["vocabulary"])
         scale = None if value["scale"] is None else (float(value["scale"][0]), float(value["scale"][1]))
         return cls(vocabulary, scale, value["labelled"], value["where"])
 
 
 class Criterion(Protocol):
-    """The loss of one output, with what it needs of the training split."""
+    """The loss of one output."""
 
     def __call__(self, raw: Tensor, targets: Mapping[str, Tensor], *, epoch: int, weights: Tensor | None) -> Tensor:
-        """A float32 scalar.
+        """Returns the loss, a float32 scalar.
 
         Args:
-            raw: what the network gave, (n, width).
-            targets: of `Output.batch`.
-            epoch: how many epochs of training are over.
-            weights: (n,) of the samples; None: all 1.
+            raw: (n, width) from the network.
+            targets: from `Output.batch`.
+            epoch: number of completed epochs.
+            weights: sample weights (n,); None: all 1.
         """
 
 
 class Output(ABC):
-    """One thing that a model says of a sample.
+    """One output of a model.
 
     Attributes:
-        name: its key in batches, in the checkpoint and among a network's results.
+        name: its key in batches, in the checkpoint and in the result of a network.
         kind_of_output: `multilabel`, `dimensions`; the `type` in config.json.
-        weight: of its loss in the sum.
-        metric_names: of `metrics`: what an epoch or a trial may be chosen by.
-        selects: the metric by which an epoch or a trial is chosen, unless the recipe says otherwise.
-        lower_is_better: of its metrics, those of which less is better.
+        weight: weight of its loss in the sum.
+        metric_names: metrics of `metrics`, by which an epoch or a trial may be selected.
+        selects: default metric for the selection of an epoch or a trial.
+        lower_is_better: metrics for which lower values are better.
     """
 
     kind_of_output: ClassVar[str]
@@ -116,83 +115,83 @@ class Output(ABC):
     @property
     @abstractmethod
     def width(self) -> int:
-        """Numbers for each sample."""
+        """Number of values per sample."""
 
     @property
     def vocabulary(self) -> Vocabulary | None:
-        """The labels that its numbers are of, where they are of labels."""
+        """The labels of its values, or None."""
         return None
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """As config.json keeps it, `type` and `name` among the values."""
+        """Returns its entry in config.json, including `type` and `name`."""
 
     @classmethod
     @abstractmethod
     def from_dict(cls, value: Mapping[str, Any], *, where: str) -> Output:
-        """What `to_dict` gave.
+        """Reads the form of `to_dict`.
 
         Raises:
-            InputError: a value that it cannot have.
+            InputError: a value is invalid.
         """
 
     @abstractmethod
     def read(self, table: pa.Table, *, where: object, given: np.ndarray | None = None) -> Targets:
-        """Targets of the rows of a sample table.
+        """Reads the targets of a sample table.
 
         Args:
-            given: (rows, width): what another model said of the rows, to learn in place of what people did.
+            given: (rows, width), predictions of another model to learn instead of people's annotations.
 
         Raises:
-            InputError: the table has none at all, or of another vocabulary or scale.
+            InputError: the table has no targets, or a different vocabulary or scale.
         """
 
     @abstractmethod
     def require(self, targets: Targets, splits: Mapping[str, np.ndarray], *, where: str) -> None:
-        """Raises an `InputError` unless training and validation have something to learn and to choose by."""
+        """Raises an `InputError` unless training and validation have targets."""
 
     @abstractmethod
     def contents(self, targets: Targets) -> list[Any]:
-        """What decides what is learned, as JSON values, for the fingerprint of the data."""
+        """Returns the JSON values that determine what is learned, for the fingerprint of the data."""
 
     @abstractmethod
     def batch(self, targets: Targets, rows: np.ndarray, device: str) -> dict[str, Tensor]:
-        """Targets of some rows, by name, on the device."""
+        """Returns the targets of some rows on the device, by name."""
 
     @abstractmethod
     def criterion(self, targets: Targets, training: np.ndarray) -> Criterion:
-        """Its loss.
+        """Returns the loss.
 
         Args:
             training: rows of the training split.
 
         Raises:
-            InputError: no such loss, or one that does not fit.
+            InputError: the loss is unknown or unsuitable.
         """
 
     @abstractmethod
     def decode(self, raw: Tensor) -> Tensor:
-        """(n, width) float32, as a user reads them, of what the network gave."""
+        """Converts the network's result to values for users, (n, width) float32."""
 
     @abstractmethod
     def metrics(self, targets: Targets, rows: np.ndarray, values: np.ndarray) -> dict[str, float]:
-        """The figures of an epoch, of decoded values (rows, width) of a split."""
+        """Computes the metrics of an epoch from decoded values (rows, width) of a split."""
 
     @abstractmethod
     def baseline(self, targets: Targets, training: np.ndarray) -> np.ndarray:
-        """(width,) decoded: what is said of every sample by one who knows the training rows and never looks at any."""
+        """Returns the best constant prediction from the training rows, decoded, (width,)."""
 
     def weighed(
         self, metric: str, targets: Targets, rows: np.ndarray, values: np.ndarray, units: np.ndarray
     ) -> Callable[[np.ndarray], np.ndarray]:
-        """One of `metrics` of some rows, by how often each is drawn: what a bootstrap interval is made of.
+        """Prepares a metric for bootstrap intervals.
 
         Args:
             values: decoded, (rows, width).
-            units: (rows,) which group each row belongs to (`learning.bootstrap.sampling_units`).
+            units: (rows,) group of each row (`learning.bootstrap.sampling_units`).
 
         Returns:
-            a function from counts (B, groups), how often each group is drawn, to the metric of each draw, (B,).
+            a function that maps counts (B, groups), how often each group is drawn, to the metric of each draw, (B,).
         """
 
         def measure(counts: np.ndarray) -> np.ndarray:
@@ -212,58 +211,58 @@ class Output(ABC):
         seed: int,
         groups: Sequence[str] | None = None,
     ) -> dict[str, Any]:
-        """Every metric beside its baselines, with intervals, as JSON values: `samples`, `metrics`, and more.
+        """Computes all metrics with baselines and intervals, as JSON values: `samples`, `metrics`, and more.
 
         Args:
-            training: rows of the training split, from which baselines come.
-            groups: of the rows: what the intervals draw as a whole.
+            training: rows of the training split, for the baselines.
+            groups: group of each row; the intervals resample whole groups.
         """
 
     def facts(
         self, targets: Targets, splits: Mapping[str, np.ndarray], predicted: Mapping[str, np.ndarray]
     ) -> dict[str, Any]:
-        """What a checkpoint keeps besides: rates of the training split, thresholds fitted on validation."""
+        """Returns additional facts for the checkpoint, e.g. training rates, or thresholds fitted on validation."""
         return {}
 
     def check_facts(self, facts: Mapping[str, Any], *, where: str) -> None:
-        """Raises an `InputError` unless `facts`, read from a checkpoint, are what `facts` gives."""
+        """Raises an `InputError` unless `facts`, read from a checkpoint, have the form of `facts`."""
 
     @abstractmethod
     def columns(self, values: np.ndarray) -> dict[str, pa.Array]:
-        """Decoded values (n, width) as the columns of a data set."""
+        """Converts decoded values (n, width) to columns of a data set."""
 
     @abstractmethod
     def values(self, table: pa.Table) -> np.ndarray:
-        """(n, width) float32 of a table that holds its columns."""
+        """Reads values (n, width) float32 from its columns in a table."""
 
     def metadata(self) -> dict[bytes, bytes]:
-        """For the schema of a data set that holds its columns."""
+        """Returns metadata for the schema of a data set with its columns."""
         return {}
 
     @abstractmethod
     def named(self, values: np.ndarray) -> dict[str, float]:
-        """Decoded values (width,) of one sample, for people."""
+        """Returns the decoded values (width,) of one sample by name."""
 
     def describe(self) -> list[str]:
-        """Lines for the model card."""
+        """Returns lines for the model card."""
         return []
 
     def is_better(self, metric: str, value: float, other: float) -> bool:
-        """Whether `value` of the metric is better than `other`."""
+        """Returns whether `value` of the metric is better than `other`."""
         return value < other if metric in self.lower_is_better else value > other
 
 
 def array_digest(values: np.ndarray) -> str:
-    """SHA-256 of an array's values and shape; -0 counts as 0."""
+    """Returns the SHA-256 of an array's values and shape; -0 equals 0."""
     plain = np.ascontiguousarray(values + np.zeros((), values.dtype), dtype=values.dtype.newbyteorder("<"))
     return sha256(str(plain.shape).encode() + plain.tobytes()).hexdigest()
 
 
 def read_loss(value: Mapping[str, Any], *, where: str) -> LossSettings:
-    """The loss of an output that a checkpoint describes.
+    """Reads the loss of an output from config.json.
 
     Raises:
-        InputError: it names none.
+        InputError: the loss is missing or invalid.
     """
     try:
         return LossSettings.model_validate(value.get("loss"))
@@ -274,13 +273,12 @@ def read_loss(value: Mapping[str, Any], *, where: str) -> LossSettings:
 
 
 def as_outputs(raw: Any, outputs: Sequence[Output]) -> dict[str, Tensor]:
-    """What a network gave, by output.
+    """Splits the result of a network by output.
 
-    A network answers with a mapping by output, or with one tensor (n, sum of widths) whose columns are the outputs' in
-    their order.
+    A network returns a mapping by output, or one tensor (n, sum of widths) with the columns of all outputs in order.
 
     Raises:
-        ValueError: neither; it is the network's fault, not a user's.
+        ValueError: the result is neither, which is a fault of the network and not of the user.
     """
     if isinstance(raw, Mapping):
         missing = [own.name for own in outputs if own.name not in raw]
@@ -296,10 +294,10 @@ def as_outputs(raw: Any, outputs: Sequence[Output]) -> dict[str, Tensor]:
 
 
 def choose_metric(selected: str | None, outputs: Sequence[Output]) -> tuple[Output, str]:
-    """The output and its metric that `METRIC` or `OUTPUT.METRIC` means; None: the first output's own.
+    """Returns the output and the metric named by `METRIC` or `OUTPUT.METRIC`; None gives the first output's default.
 
     Raises:
-        InputError: there is no such output or metric, with those that there are.
+        InputError: the output or the metric is unknown.
     """
     first = outputs[0]
     if selected is None:

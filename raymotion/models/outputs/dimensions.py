@@ -1,7 +1,7 @@
 """Numbers on a stated scale: valence, arousal, dominance.
 
-A network works on value / h, with h the largest absolute value of the scale: 0 .. 1 for a scale of 1 to 10, -1 .. 1 for
-one of -3 to 3. What a user reads is on the scale itself.
+Networks predict value / h, where h is the largest absolute value of the scale: 0 .. 1 for a scale of 1 to 10, -1 .. 1
+for a scale of -3 to 3. Decoded values are on the scale itself.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 VALUES = "values"
-# Predictions that vary less than this share of the training split's values say one number for every picture.
+# Predictions with a smaller standard deviation than this share of the training split's count as constant.
 LEAST_SPREAD = 0.1
 
 
 def column_mean(values: np.ndarray) -> np.ndarray:
-    """(D,) means of (n, D) over what is known; NaN where nothing is."""
+    """Returns the means (D,) of the known values in (n, D); NaN for a column without any."""
     known = ~np.isnan(values)
     count = known.sum(axis=0)
     total = np.where(known, values.astype(np.float64), 0.0).sum(axis=0)
@@ -68,10 +68,10 @@ class Dimensions(Output):
 
     @classmethod
     def of_facts(cls, facts: DataFacts, names: Sequence[str] = DIMENSIONS, **options: Any) -> Dimensions:
-        """The output for the scale that a sample table states.
+        """Returns the output for the scale of a sample table.
 
         Raises:
-            InputError: it states none.
+            InputError: the table states no scale.
         """
         if facts.scale is None:
             raise InputError(
@@ -83,7 +83,7 @@ class Dimensions(Output):
 
     @property
     def unit(self) -> float:
-        """h: what the network's numbers are multiplied by."""
+        """The factor h by which the network's numbers are multiplied."""
         return max(abs(own) for own in self.scale)
 
     @property
@@ -127,7 +127,7 @@ class Dimensions(Output):
         return Targets({VALUES: values}, np.asarray(~np.isnan(values).all(axis=1)))
 
     def conversion(self, table: pa.Table, *, where: object = None) -> str | None:
-        """A sentence where the values of a table are converted to this scale."""
+        """Returns a notice if the values of a table are converted to this scale, else None."""
         there = scale_of(table, where=where)
         if there is None or there == self.scale:
             return None
@@ -150,11 +150,11 @@ class Dimensions(Output):
         return [list(self.names), list(self.scale), array_digest(rounded)]
 
     def mean(self, targets: Targets, training: np.ndarray) -> np.ndarray:
-        """(D,) means of the training split, on the scale; NaN where nothing is known."""
+        """Returns the means (D,) of the training split, on the scale; NaN where no value is known."""
         return column_mean(targets.arrays[VALUES][training])
 
     def start(self, head: nn.Linear, targets: Targets, training: np.ndarray) -> None:
-        """Makes the training means a head's first answer: a few epochs do not climb there from 0."""
+        """Initialises the bias of a head to predict the training means, which a few epochs would not reach from 0."""
         import torch
 
         with torch.no_grad():
@@ -172,11 +172,11 @@ class Dimensions(Output):
         return raw.float() * self.unit
 
     def baseline(self, targets: Targets, training: np.ndarray) -> np.ndarray:
-        """The means of the training rows; where nothing is known, the middle of the scale."""
+        """Returns the means of the training rows, or the middle of the scale where no value is known."""
         return np.nan_to_num(self.mean(targets, training), nan=sum(self.scale) / 2)
 
     def metrics(self, targets: Targets, rows: np.ndarray, values: np.ndarray) -> dict[str, float]:
-        """Means over the dimensions, of those that are known; constant answers have a correlation of 0."""
+        """Averages each metric over the dimensions with known values; constant predictions have a correlation of 0."""
         found = weighed_figures(targets.arrays[VALUES][rows], values, np.zeros(len(rows), dtype=np.int64))
         return {name: float(np.nan_to_num(own[0])) for name, own in found(np.ones((1, 1))).items()}
 
@@ -207,7 +207,7 @@ class Dimensions(Output):
     def facts(
         self, targets: Targets, splits: Mapping[str, np.ndarray], predicted: Mapping[str, np.ndarray]
     ) -> dict[str, Any]:
-        """`mean` and `sd` of each dimension in the training split; None where nothing is known."""
+        """Returns `mean` and `sd` of each dimension in the training split; None where no value is known."""
         own = targets.arrays[VALUES][splits["train"]].astype(np.float64)
         mean = column_mean(own)
         sd = np.sqrt(column_mean((own - mean) ** 2))
@@ -227,7 +227,7 @@ class Dimensions(Output):
                 raise InputError(f"{name} is not a number for each of {', '.join(self.names)}", path=where)
 
     def spread_notice(self, values: np.ndarray, facts: Mapping[str, Any]) -> str | None:
-        """A sentence where the predictions (n, D) hardly differ from sample to sample; None otherwise."""
+        """Returns a notice if the predictions (n, D) are nearly constant, else None."""
         told = facts.get("sd") or [None] * self.width
         flat = [
             name
@@ -265,7 +265,7 @@ class Dimensions(Output):
 
 
 class DimensionCriterion:
-    """A named loss on values divided by the unit, mean over what is known."""
+    """A loss on values divided by the unit, averaged over the known ones."""
 
     def __init__(self, output: Dimensions) -> None:
         self.unit = output.unit

@@ -35,12 +35,13 @@ HARD, SOFT = "hard", "soft"
 class MultiLabel(Output):
     """Probabilities (n, L) over a vocabulary.
 
-    Its targets: `hard`, 0 or 1, and `soft`, the share of annotators (of pseudo-labels the teacher's probabilities).
+    Its targets are `hard`, 0 or 1, and `soft`, the share of annotators or, for pseudo-labels, the teacher's
+    probabilities.
 
     Args:
-        loss: one of `learning.losses.multilabel.LOSSES`. It says what the network's numbers mean.
+        loss: one of `learning.losses.multilabel.LOSSES`, which also determines the meaning of the network's numbers.
         distillation: learn `soft` with a temperature.
-        soft: learn, and validate by, the soft targets.
+        soft: learn the soft targets and use them for validation.
     """
 
     kind_of_output: ClassVar[str] = "multilabel"
@@ -63,10 +64,10 @@ class MultiLabel(Output):
 
     @classmethod
     def of_recipe(cls, recipe: MultiLabelRecipe, facts: DataFacts) -> MultiLabel:
-        """The output of a recipe for the vocabulary of a sample table.
+        """Returns the output of a recipe for the vocabulary of a sample table.
 
         Raises:
-            InputError: the table has no vocabulary, or not one label.
+            InputError: the table has no vocabulary or no labels.
         """
         if facts.vocabulary is None or not facts.labelled:
             raise InputError("has no labels to learn from", path=facts.where)
@@ -106,7 +107,7 @@ class MultiLabel(Output):
         return Targets({HARD: hard, SOFT: soft}, known)
 
     def require(self, targets: Targets, splits: Mapping[str, np.ndarray], *, where: str) -> None:
-        """Without a label there is nothing to learn, and no average precision to choose an epoch by."""
+        """Raises an `InputError` unless both splits have a label, for learning and for average precision."""
         for name in ("train", "val"):
             if not targets.arrays[HARD][splits[name]].any():
                 count = len(splits[name])
@@ -117,23 +118,23 @@ class MultiLabel(Output):
                 )
 
     def contents(self, targets: Targets) -> list[Any]:
-        # Rounded: another version of Parquet may give another last digit.
+        # Rounded, because versions of Parquet may differ in the last digit.
         arrays = (targets.arrays[HARD].astype(np.int8), np.round(targets.arrays[SOFT], 6))
         return [self.vocabulary.fingerprint, *map(array_digest, arrays)]
 
     def learned(self, targets: Targets) -> np.ndarray:
-        """(n, L): the targets that it learns and is validated by."""
+        """Returns the targets (n, L) for training and validation."""
         return targets.arrays[SOFT if self.soft else HARD]
 
     def rates(self, targets: Targets, training: np.ndarray, *, soft: bool | None = None) -> np.ndarray:
-        """Class rates of the training rows, float32 (L,), of the targets that are learned; `soft` decides otherwise."""
+        """Returns class rates of the training rows, float32 (L,), for the learned targets unless `soft` is given."""
         own = self.learned(targets) if soft is None else targets.arrays[SOFT if soft else HARD]
         return np.asarray(own[training].mean(axis=0), dtype=np.float32)
 
     def start(self, head: nn.Linear, targets: Targets, training: np.ndarray) -> None:
-        """Makes the class prior a head's first answer, where its numbers are logits.
+        """Initialises the bias of a head to predict the class prior, if its outputs are logits.
 
-        Otherwise epochs go into learning that most labels are rare.
+        Otherwise the first epochs only learn that most labels are rare.
         """
         import torch
 
@@ -166,7 +167,7 @@ class MultiLabel(Output):
 
     @property
     def gives_logits(self) -> bool:
-        """Whether the network's numbers are logits: some published losses have probabilities themselves."""
+        """Whether the network's numbers are logits; some published losses use probabilities directly."""
         import torch
 
         return float(self._probabilities(torch.zeros(1, 1))) == 0.5
@@ -187,7 +188,7 @@ class MultiLabel(Output):
         }
 
     def baseline(self, targets: Targets, training: np.ndarray) -> np.ndarray:
-        """The class prior."""
+        """Returns the class prior."""
         return self.rates(targets, training)
 
     def weighed(
@@ -226,7 +227,7 @@ class MultiLabel(Output):
     def facts(
         self, targets: Targets, splits: Mapping[str, np.ndarray], predicted: Mapping[str, np.ndarray]
     ) -> dict[str, Any]:
-        """`prior`: rates of the hard labels, with which the share of images with a label is compared; `thresholds`."""
+        """Returns `prior`, the training rates of the hard labels, and `thresholds`, fitted on validation."""
         hard = targets.arrays[HARD]
         return {
             "prior": [float(rate) for rate in self.rates(targets, splits["train"], soft=False)],
@@ -234,7 +235,7 @@ class MultiLabel(Output):
         }
 
     def check_facts(self, facts: Mapping[str, Any], *, where: str) -> None:
-        # A threshold above 1 is never reached: validation had no positive of that label.
+        # A threshold above 1 is never reached; it means that validation had no positive of that label.
         for name, highest in (("prior", 1.0), ("thresholds", 1e9)):
             values = facts.get(name)
             if values is None:
@@ -262,7 +263,7 @@ class MultiLabel(Output):
         return self.vocabulary.to_metadata()
 
     def named(self, values: np.ndarray) -> dict[str, float]:
-        """The highest first."""
+        """Returns label -> probability in descending order."""
         order = np.argsort(-values, kind="stable")
         return {self.vocabulary.labels[i]: float(values[i]) for i in order.tolist()}
 
@@ -276,7 +277,7 @@ class MultiLabel(Output):
 
 
 class LabelCriterion:
-    """A named loss on logits (n, L), or its mixture with distillation (Hinton et al. 2015)."""
+    """A loss on logits (n, L), optionally mixed with distillation (Hinton et al. 2015)."""
 
     def __init__(self, loss: MultiLabelLoss, distillation: Distillation | None) -> None:
         self.loss, self.distillation = loss, distillation

@@ -1,4 +1,4 @@
-"""The outputs by name. A kind of model of somebody else's may bring more: `register`."""
+"""Registry of the outputs. Third-party kinds of models may add their own with `register`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _outputs: Registry[Output] = Registry("output", Output, "raymotion.outputs", lam
 
 
 def register(output_class: type[Output]) -> type[Output]:
-    """Adds an output of one's own; may stand above its class. A name that is taken is refused."""
+    """Registers an output; usable as a class decorator. Raises an `InputError` if the name is taken."""
     return _outputs.register(output_class.kind_of_output, output_class)
 
 
 def read_outputs(values: Any, *, where: str) -> tuple[Output, ...]:
-    """The outputs that a checkpoint's config.json describes.
+    """Builds the outputs described in config.json of a checkpoint.
 
     Raises:
-        InputError: an output that is not known, or a value that it cannot have.
+        InputError: an output is unknown, or a value is invalid.
     """
     for value in values if isinstance(values, list) else ():
         if isinstance(value, Mapping) and not isinstance(value.get("name"), str):
