@@ -1,8 +1,8 @@
-"""Fusions by attention, over the streams' vectors or, where they are cached, over their spatial tokens.
+"""Fusions by attention, over the streams' vectors or, if cached, over their spatial tokens.
 
-Each takes `features`, the streams that the ablation leaves (name -> (n, D), or (n, T, D) where tokens are read; zeros
-where a sample lacks the stream), and `present` (n, streams) bool, and gives the fused vector (n, hidden). Tokens have
-no positions: what counts is what is seen somewhere in the picture, in whatever order.
+Each maps `features`, the streams kept by the ablation (name -> (n, D), or (n, T, D) for tokens; zeros for a missing
+stream), and `present` (n, streams) bool to the fused vector (n, hidden). Tokens have no positions, so the result does
+not depend on their order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BOTTLENECK_TOKENS = 4
 
 
 class StreamTokens(nn.Module):
-    """Features of each stream -> tokens of one width, that tell which stream they are of."""
+    """Projects the features of each stream to tokens of one width, and adds a learned embedding of the stream."""
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class StreamTokens(nn.Module):
         self.kind = nn.ParameterDict({name: torch.randn(hidden) * 0.02 for name in config.dims})
 
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Stream -> (n, T, H); T is 1 where the features are pooled. Not masked."""
+        """Returns stream -> (n, T, H), with T = 1 for pooled features. Not masked."""
         return {
             name: self.norm(self.project[name](values if values.ndim == 3 else values[:, None])) + self.kind[name]
             for name, values in features.items()
@@ -40,11 +40,11 @@ class StreamTokens(nn.Module):
 
 
 class Attend(nn.Module):
-    """Multi-head attention in which a query with nothing to attend to gets zeros.
+    """Multi-head attention that returns zeros for a query without any key.
 
     Args:
-        query, key: widths of what asks and of what is read; what is read comes out `query` wide.
-        inner: width of the attention itself.
+        query, key: widths of queries and keys; the result has the width `query`.
+        inner: width of the attention.
     """
 
     def __init__(self, query: int, key: int, inner: int) -> None:
@@ -55,9 +55,9 @@ class Attend(nn.Module):
         self.out = nn.Linear(inner, query)
 
     def forward(self, asking: Tensor, read: Tensor, there: Tensor) -> Tensor:
-        """(n, q, query), (n, k, key), (n, k) bool -> (n, q, query)."""
+        """Maps (n, q, query), (n, k, key), (n, k) bool to (n, q, query)."""
         any_there = there.any(1)
-        # All of a row masked would be 0 / 0: such a row attends to everything, and the result is dropped.
+        # An entirely masked row would give 0 / 0: it attends to everything instead, and the result is dropped.
         seen = there | ~any_there[:, None]
         keys, values = self.key_value(read).chunk(2, dim=-1)
         query, keys, values = (
@@ -70,7 +70,7 @@ class Attend(nn.Module):
 class Attention(nn.Module):
     """Additive attention over streams, or over all their tokens (Bahdanau et al. 2015; Ilse et al. 2018).
 
-    The public one is a softmax over the 5,632 features of the concatenation, which shrinks them to a 5,632nd.
+    The public study applies a softmax over the 5,632 concatenated features, which scales them by 1 / 5,632.
     """
 
     def __init__(self, config: FusionConfig) -> None:
@@ -82,11 +82,11 @@ class Attention(nn.Module):
         self.tail = Tail(config)
 
     def weights(self, tokens: Mapping[str, Tensor], present: Tensor) -> Tensor:
-        """(n, tokens of all streams): the shares of each sample's tokens, which sum to 1 where there is one."""
+        """Returns the weight of each token, (n, tokens of all streams); they sum to 1 if a sample has any stream."""
         scores, there = [], []
         for part, one in zip(tokens.values(), present.unbind(1)):
             score = self.score(torch.tanh(self.hide(part))).squeeze(-1)
-            # Streams of equal scores get equal shares, whatever the number of their tokens.
+            # Streams with equal scores get equal weights, independent of their number of tokens.
             scores.append(score - math.log(part.shape[1]))
             there.append(one[:, None].expand(-1, part.shape[1]))
         return shares(torch.cat(scores, 1), torch.cat(there, 1))
@@ -100,9 +100,9 @@ class Attention(nn.Module):
 class Bottleneck(nn.Module):
     """Streams that know of each other only through a few narrow tokens (Nagrani et al. 2021, arXiv 2107.00135).
 
-    Four latent tokens, H/8 wide, read each stream by itself; their mean over the streams that are there is what every
-    stream then reads. Narrower than in the paper, as a pooled stream is one token and not hundreds. The public one has
-    no such exchange: it is its `transformation`, weight by weight.
+    Four latent tokens of width H/8 read each stream separately; every stream then reads their mean over the present
+    streams. They are narrower than in the paper because a pooled stream is one token and not hundreds. The public study
+    has no such exchange: its `bottleneck` equals its `transformation`.
     """
 
     def __init__(self, config: FusionConfig) -> None:
@@ -117,7 +117,7 @@ class Bottleneck(nn.Module):
         self.drop = Dropout(config.dropout)
 
     def streams(self, features: Mapping[str, Tensor], present: Tensor) -> Tensor:
-        """(n, streams, H): each stream after the exchange. Not masked."""
+        """Returns each stream after the exchange, (n, streams, H). Not masked."""
         tokens = self.tokens(features)
         latent = self.latent.expand(len(present), -1, -1)
         count = present.sum(1).clamp(min=1)[:, None, None]
@@ -138,9 +138,9 @@ class Bottleneck(nn.Module):
 class CrossModalTransformer(nn.Module):
     """The context asks; body and face answer.
 
-    Queries are the context's tokens and a learned one, which stays where there is no context; keys and values the
-    tokens of body and face. A norm after the feed-forward layer too. Pooled streams are one token each; the public one
-    makes 49 copies of it, which is a mix of two vectors.
+    Queries are the tokens of the context and a learned one, which remains if there is no context; keys and values are
+    the tokens of body and face. The feed-forward layer is followed by a norm. A pooled stream is one token; the public
+    study makes 49 copies of it, which amounts to mixing two vectors.
     """
 
     def __init__(self, config: FusionConfig) -> None:
@@ -150,7 +150,7 @@ class CrossModalTransformer(nn.Module):
         self.ask = nn.Parameter(torch.randn(hidden) * 0.02)
         self.attend = Attend(hidden, hidden, hidden)
         if streams_of(config) == ("context",):
-            self.attend.requires_grad_(False)  # nobody answers, so it never runs
+            self.attend.requires_grad_(False)  # never runs, as there are no keys
         self.norm = nn.LayerNorm(hidden)
         self.feed = FeedForward(hidden)
         self.drop = Dropout(config.dropout)
@@ -168,14 +168,14 @@ class CrossModalTransformer(nn.Module):
         result = self.feed(self.norm(query))
         fused = result[:, 0]
         if context is not None:
-            # A mean of the learned query and, where there is one, the context.
+            # The mean of the learned query and, if present, the context.
             has = there["context"].to(fused.dtype)[:, None]
             fused = (fused + has * result[:, 1:].mean(1)) / (1 + has)
         return self.drop(fused)
 
 
 class FeedForward(nn.Module):
-    """LayerNorm(x + Linear(ReLU(Linear(x)))), twice as wide inside."""
+    """LayerNorm(x + Linear(ReLU(Linear(x)))), with twice the width inside."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()

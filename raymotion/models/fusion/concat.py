@@ -1,8 +1,8 @@
-"""Fusions that lay the streams side by side, or multiply them.
+"""Fusions that concatenate or multiply the streams.
 
-Each takes `features`, the streams that the ablation leaves (name -> (n, D), zeros where a sample lacks the stream), and
-`present` (n, streams) bool, and gives the fused vector (n, hidden). A layer on concatenated streams is written as the
-sum of a layer without bias per stream: what a sample lacks adds nothing.
+Each maps `features`, the streams kept by the ablation (name -> (n, D), zeros for a missing stream), and `present`
+(n, streams) bool to the fused vector (n, hidden). A layer on concatenated streams is implemented as a sum of layers
+without bias, one per stream, so that missing streams add nothing.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from raymotion.models.fusion.gated import Projections, Tail
 
 
 class Concatenated(nn.Module):
-    """Linear(concatenation of vectors -> size) with one bias, as a sum over the named parts."""
+    """A linear layer on concatenated vectors with one bias, computed as a sum over the named parts."""
 
     def __init__(self, widths: Mapping[str, int], size: int) -> None:
         super().__init__()
         self.parts = nn.ModuleDict({name: nn.Linear(width, size, bias=False) for name, width in widths.items()})
         self.bias = nn.Parameter(torch.zeros(size))
-        # As torch would start the one wide layer.
+        # As torch initialises one wide layer.
         bound = sum(widths.values()) ** -0.5
         for part in self.parts.values():
             nn.init.uniform_(part.weight, -bound, bound)  # type: ignore[arg-type]
@@ -59,7 +59,7 @@ class LayerNormed(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor], present: Tensor) -> Tensor:
         normed = [self.norms[name](values) for name, values in features.items()]
-        # Of a missing stream, that is the norm's bias.
+        # Masked, because the norm of a missing stream is its bias.
         return self.tail(self.join(dict(zip(features, masked(normed, present)))))
 
 
@@ -100,7 +100,7 @@ class Hierarchical(nn.Module):
                 self.person_norm(self.person({name: features[name] for name in features if name in self.of_person}))
             )
             there = [present[:, number] for number, name in enumerate(features) if name in self.of_person]
-            # Without body and face there is no person: not one made of biases.
+            # Without body and face the person is zero, instead of a function of biases.
             seen = torch.stack(there).any(0) if there else present.new_zeros(len(present))
             parts["person"] = person * seen[:, None]
         return self.tail(self.join(parts))
@@ -110,8 +110,8 @@ class Bilinear(nn.Module):
     """Low-rank products of each stream with each other one, beside the streams themselves.
 
     The product of streams s and t is (U f_s) * (V f_t), of rank H/4 (Kim et al. 2017, Hadamard Product for Low-rank
-    Bilinear Pooling, arXiv 1610.04325). The public one multiplies each stream with itself alone, and keeps nothing
-    else: here the first-order terms stay, so that a person with one stream still has evidence.
+    Bilinear Pooling, arXiv 1610.04325). The public study multiplies each stream only with itself, and drops the
+    first-order terms; here they are kept, so that a person with one stream still has evidence.
     """
 
     def __init__(self, config: FusionConfig) -> None:
@@ -125,7 +125,7 @@ class Bilinear(nn.Module):
         self.tail = Tail(config)
 
     def products(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Pair -> (n, rank), of the projected streams (n, H); zero where either is."""
+        """Returns pair -> (n, rank) products of the projected streams (n, H); zero if either stream is zero."""
         return {
             pair: self.left[pair](parts[first]) * self.right[pair](parts[second])
             for pair, (first, second) in self.pairs.items()

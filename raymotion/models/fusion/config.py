@@ -1,7 +1,7 @@
-"""Names and shapes of the fusion heads: what a recipe, a study and a checkpoint say of one. Needs no torch.
+"""Names and shapes of the fusion heads, for recipes, studies and checkpoints. Does not import torch.
 
-Ten fusions by the names of the public EMOTIC study, each in a sound version, and the same ten as that study built them
-(`NAME_published`), to compare with. What differs, and why, stands with each network.
+The ten fusions of the public EMOTIC study, each in a corrected version, and for comparison as that study built them
+(`NAME_published`). The docstring of each network explains the differences.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from raymotion.errors import InputError
 
 @dataclass(frozen=True)
 class Fusion:
-    """One network that fuses streams.
+    """A network that fuses streams.
 
     Attributes:
-        network: `module:Class`; config -> module; (features, present) -> (n, hidden).
-        reads_tokens: it uses spatial tokens where they are cached.
-        needs_two: why it needs a second stream; "" where one is enough.
-        published: it is the public study's, which knows no masks and ends in a BatchNorm.
+        network: `module:Class`, built from a config; maps (features, present) to (n, hidden).
+        reads_tokens: uses spatial tokens if they are cached.
+        needs_two: reason why it needs a second stream; "" if one suffices.
+        published: the public study's network, without masks and with a final BatchNorm.
     """
 
     network: str
@@ -66,17 +66,17 @@ class FusionConfig(Settings):
 
     Attributes:
         fusion: one of `FUSIONS`.
-        dims: stream -> size D of its pooled features; kept in the order of `STREAMS`.
-        tokens: stream -> number T of spatial tokens of its input; absent or 0: one pooled vector. Only for the fusions
-            that `wants_tokens` names.
+        dims: stream -> size D of its pooled features, in the order of `STREAMS`.
+        tokens: stream -> number T of its spatial tokens; absent or 0: one pooled vector. Only for fusions with
+            `wants_tokens`.
         token_dims: stream -> channels of its tokens; absent: as in `dims`.
-        ablation: a key of `ABLATIONS`: the streams that are left, in training and in evaluation alike.
+        ablation: key of `ABLATIONS`: the streams to keep, in training and in evaluation.
         hidden: width H of the fused vector.
-        dropout: before the last layer.
+        dropout: dropout before the last layer.
         vad: whether three more outputs follow the labels: valence, arousal, dominance, on the scale 0..1 (raw / 10).
 
     Raises:
-        InputError: of a shape that no head can have; of a fusion that needs more streams than there are.
+        InputError: the shape is invalid, or the fusion needs more streams.
     """
 
     fusion: str = "weighted"
@@ -141,17 +141,17 @@ class FusionConfig(Settings):
 
 
 def streams_of(config: FusionConfig) -> tuple[str, ...]:
-    """The streams that the ablation leaves, of those that the head has, in the order of `STREAMS`."""
+    """Returns the streams of the head that the ablation keeps, in the order of `STREAMS`."""
     return tuple(name for name in config.dims if name in ABLATIONS[config.ablation])
 
 
 def wants_tokens(fusion: str) -> bool:
-    """Whether a fusion uses spatial tokens where they are cached."""
+    """Returns whether a fusion uses spatial tokens if they are cached."""
     return fusion in FUSIONS and FUSIONS[fusion].reads_tokens
 
 
 def input_size(config: FusionConfig, stream: str) -> int:
-    """Length of the vectors that a stream comes in: of its tokens where the head reads those, else pooled."""
+    """Returns the size of a stream's input vectors: its tokens if the head reads them, else its pooled features."""
     if config.tokens.get(stream):
         return config.token_dims.get(stream, config.dims[stream])
     return config.dims[stream]

@@ -1,7 +1,7 @@
-"""Fusions that weigh the streams: one weight per stream, or a gate per feature.
+"""Fusions that weight the streams: one weight per stream, or a gate per feature.
 
-Each takes `features`, the streams that the ablation leaves (name -> (n, D), zeros where a sample lacks the stream), and
-`present` (n, streams) bool, and gives the fused vector (n, hidden). What a sample lacks gets no share of any mean.
+Each maps `features`, the streams kept by the ablation (name -> (n, D), zeros for a missing stream), and `present`
+(n, streams) bool to the fused vector (n, hidden). Means do not include missing streams.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ class Projections(nn.ModuleDict):
         super().__init__({name: nn.Linear(width, size) for name, width in config.dims.items()})
 
     def each(self, features: Mapping[str, Tensor]) -> list[Tensor]:
-        """(n, size) of each stream. Not masked: a missing stream gives the ReLU of the bias."""
+        """Returns (n, size) for each stream. Not masked: a missing stream gives the ReLU of the bias."""
         return [F.relu(self[name](values)) for name, values in features.items()]
 
 
 class Dropout(nn.Dropout):
-    """Dropout whose mask costs a tenth on the CPU, where torch's is a tenth of a weighted head's whole step.
+    """Dropout whose mask takes a tenth of the time on the CPU, where torch's takes a tenth of a weighted head's step.
 
-    A byte of torch's generator for each value: so p is rounded to a 256th part, and what is kept is scaled by that.
+    Uses one random byte per value, so p is rounded to a multiple of 1/256; kept values are scaled accordingly.
     """
 
     def forward(self, values: Tensor) -> Tensor:
-        """Values of any shape, each dropped with probability p (to 1/256) in training, the others scaled."""
+        """Drops values with probability p (to 1/256) in training, and scales the others."""
         if not self.training or self.p == 0 or values.device.type != "cpu":
             return super().forward(values)
         drop = min(255, round(self.p * 256))
@@ -45,8 +45,8 @@ class Dropout(nn.Dropout):
 class Tail(nn.Sequential):
     """LayerNorm, ReLU, Dropout.
 
-    The public study has a BatchNorm here: its statistics mix samples that have a stream with samples that lack it,
-    and it cannot train on one row.
+    The public study has a BatchNorm here: its statistics mix samples with and without a stream, and it cannot train on
+    one row.
     """
 
     def __init__(self, config: FusionConfig) -> None:
@@ -54,9 +54,9 @@ class Tail(nn.Sequential):
 
 
 def shares(scores: Tensor, present: Tensor) -> Tensor:
-    """Softmax of (n, s) scores over what is present; 0 for the rest, and all 0 where nothing is."""
+    """Computes the softmax of (n, s) scores over present entries; 0 for the others, and for rows without any."""
     kept = scores.masked_fill(~present, float("-inf"))
-    # A row of -inf alone would be NaN: it is scored 0 and then set to 0.
+    # A row of only -inf would give NaN: its scores are set to 0, and so is its result.
     kept = kept.masked_fill(~present.any(-1, keepdim=True), 0.0)
     return torch.softmax(kept, dim=-1).masked_fill(~present, 0.0)
 
@@ -64,7 +64,7 @@ def shares(scores: Tensor, present: Tensor) -> Tensor:
 class Weighted(nn.Module):
     """A mean of the streams with one learned weight each: softmax over the streams that a sample has.
 
-    The public one divides by the sum of unconstrained weights, which may be negative or near zero.
+    The public study divides by the sum of unconstrained weights, which may be negative or near zero.
     """
 
     def __init__(self, config: FusionConfig) -> None:
@@ -75,13 +75,13 @@ class Weighted(nn.Module):
         self.tail = nn.Sequential(nn.LayerNorm(config.hidden), Dropout(config.dropout))
 
     def weights(self, streams: Sequence[str], present: Tensor) -> Tensor:
-        """(n, streams): the shares of each sample's streams; they sum to 1 where there is one."""
+        """Returns the weights of the streams, (n, streams); they sum to 1 if a sample has any stream."""
         scores = torch.stack([self.scores[self.order.index(name)] for name in streams])
         return shares(scores.expand(present.shape), present)
 
     def forward(self, features: Mapping[str, Tensor], present: Tensor) -> Tensor:
         weights = self.weights(list(features), present)
-        # Stream by stream: stacked they would be copied, forth and back.
+        # Stream by stream, because stacking would copy them in the forward and the backward pass.
         fused = torch.zeros((), device=weights.device)
         for number, part in enumerate(self.project.each(features)):
             fused = fused + part * weights[:, number : number + 1]
@@ -91,7 +91,7 @@ class Weighted(nn.Module):
 class GatedResidual(nn.Module):
     """The mean of the streams, and on top of it each stream through a gate that this mean sets, feature by feature.
 
-    As in the public study, with means over the streams that are there where it adds up all three.
+    As in the public study, but with means over the present streams instead of sums over all three.
     """
 
     def __init__(self, config: FusionConfig) -> None:
@@ -105,6 +105,6 @@ class GatedResidual(nn.Module):
         share = (present / present.sum(1, keepdim=True).clamp(min=1)).to(self.join.weight.dtype)
         parts = [part * one[:, None] for part, one in zip(self.project.each(features), share.unbind(1))]
         mean = torch.stack(parts).sum(0)
-        # A part is zero where its stream is missing, so an open gate lets nothing through.
+        # The part of a missing stream is zero, so an open gate has no effect.
         gated = [torch.sigmoid(self.gates[name](mean)) * part for name, part in zip(features, parts)]
         return self.tail(self.join(mean + torch.stack(gated).sum(0)))

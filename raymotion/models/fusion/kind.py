@@ -1,4 +1,4 @@
-"""The fusion head as a kind of model: cached features of a person's streams in, emotions (and numbers) out."""
+"""The fusion head as a kind of model: predicts emotions (and numbers) from cached features of a person's streams."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class FusionKind(Kind):
         return head_outputs(recipe, facts, vad=facts.scale is not None)
 
     def build(self, recipe: FusionRecipe, training: Training) -> FusionHead:
-        """The untrained head. Where its answers are logits, the first one is the class prior."""
+        """Returns the untrained head. If its outputs are logits, it initially predicts the class prior."""
         from raymotion.models.fusion.network import FusionHead
 
         bound = cast(BoundStreams, training.inputs["streams"])
@@ -81,10 +81,10 @@ class FusionKind(Kind):
         return FusionHead(config, outputs[0].width)
 
     def extra(self, recipe: FusionRecipe, training: Training) -> SyntheticPersons | None:
-        """Synthetic training persons, from the clean features of the training split alone; the same for every head.
+        """Returns synthetic persons made from clean features of the training split; the same for every head.
 
-        Their features are not kept, but mixed batch by batch: a search keeps what many settings and seeds gave, of the
-        width of all streams.
+        Their features are mixed batch by batch instead of stored, because a search caches the persons of many settings
+        and seeds.
         """
         from raymotion.learning.resample import resample
 
@@ -97,7 +97,7 @@ class FusionKind(Kind):
         key = ("resampled", settings.model_dump_json(), tuple(bound.source.chosen.items()), recipe.seed, soft)
         rows = data.splits["train"]
         if key not in data.memory:
-            # Neighbours are looked for among pooled features, whatever the head reads.
+            # Neighbours are searched among pooled features, even if the head reads tokens.
             embeddings = bound.prepared.embeddings
             pooled = [embeddings.block(stream, name) for stream, name in bound.source.chosen.items()]
             data.memory[key] = resample(
@@ -135,10 +135,10 @@ class FusionKind(Kind):
 
 
 def head_config(model: Mapping[str, Any], streams: Mapping[str, Any]) -> FusionConfig:
-    """A head's shape as far as the recipe tells it; sizes come from the features.
+    """Returns a head's shape from the recipe, with placeholders for the sizes of the features.
 
     Raises:
-        InputError: it names the setting, `model.` before it.
+        InputError: a setting is invalid; the message names it with the prefix `model.`.
     """
     try:
         return load_settings(FusionConfig, options={**model, "dims": dict.fromkeys(streams, 1)})
@@ -147,13 +147,13 @@ def head_config(model: Mapping[str, Any], streams: Mapping[str, Any]) -> FusionC
 
 
 def head_outputs(recipe: Any, facts: DataFacts, *, vad: bool) -> list[Output]:
-    """Emotions, and with `vad` valence, arousal and dominance behind them."""
+    """Returns the output of emotions, followed by valence, arousal and dominance if `vad`."""
     numbers = [Dimensions.of_facts(facts, weight=recipe.vad_weight)] if vad else []
     return [MultiLabel.of_recipe(recipe, facts), *numbers]
 
 
 def set_first_answers(head: FusionHead, training: Training) -> None:
-    """Makes class prior and training means the head's answer before the first step."""
+    """Initialises the head to predict the class prior and the training means."""
     data, heads = training.data, (head.head, head.vad_head)
     for own, layer in zip(training.outputs, heads, strict=False):
         if layer is not None:
@@ -161,7 +161,7 @@ def set_first_answers(head: FusionHead, training: Training) -> None:
 
 
 def check_head(model: object, name: str, *, where: str) -> None:
-    """Raises an `InputError` for a head's shape, read from a file, that no head has."""
+    """Raises an `InputError` for an invalid shape of a head, read from a file."""
     try:
         FusionConfig.model_validate(model)
     except ValidationError as error:
@@ -173,7 +173,7 @@ def check_head(model: object, name: str, *, where: str) -> None:
 
 
 def require_streams(config: FusionConfig, person: PersonInput) -> None:
-    """Raises an `InputError` unless the streams of a checkpoint's input are those of its head, in number and size."""
+    """Raises an `InputError` unless a checkpoint's input has the streams of its head, with the same sizes."""
     wanted = {name: (config.tokens.get(name, 0), input_size(config, name)) for name in config.dims}
     given = {own.stream: (own.grid**2, own.shape[-1]) for own in person.streams}
     if list(given.items()) != list(wanted.items()) or person.ablation != config.ablation:
@@ -182,7 +182,7 @@ def require_streams(config: FusionConfig, person: PersonInput) -> None:
 
 @dataclass(frozen=True)
 class SyntheticPersons:
-    """`Extra`: persons between two others of the training split."""
+    """`Extra`: persons interpolated between two others of the training split."""
 
     made: Resampled
     bound: BoundStreams
@@ -190,7 +190,7 @@ class SyntheticPersons:
 
     @property
     def count(self) -> int:
-        """How many."""
+        """The number of persons."""
         return len(self.made.targets)
 
     def targets(self, output: Output, chosen: np.ndarray) -> dict[str, np.ndarray]:
@@ -201,14 +201,14 @@ class SyntheticPersons:
         return {VALUES: np.full((len(chosen), output.width), np.nan, dtype=np.float32)}
 
     def add(self, name: str, draft: StreamEvidence, chosen: np.ndarray) -> StreamEvidence:
-        """See `Extra`. Features are 0 where one of the two parents lacks the stream."""
+        """See `Extra`. Features are 0 if one of the parents lacks the stream."""
         rows = self.bound.rows[self.training]
         parents = rows[self.made.parents[chosen]]
         return self.bound.with_mixed(draft, parents, self.made.shares[chosen], self.made.mask[chosen])
 
 
 def _statistics(own: StreamFeatures, bound: BoundStreams, training: Training) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each feature, (D,) float32, over the training samples that have the stream."""
+    """Returns mean and standard deviation of each feature, (D,) float32, over training samples with the stream."""
     import torch
 
     key = ("statistics", own.stream, bound.source.chosen[own.stream], own.clean.array.ndim)
@@ -219,13 +219,13 @@ def _statistics(own: StreamFeatures, bound: BoundStreams, training: Training) ->
         total, squares, count = np.zeros(own.clean.dim), np.zeros(own.clean.dim), 0
         for start in range(0, len(rows), CHUNK):
             some = torch.from_numpy(own.take(rows[start : start + CHUNK])).float().reshape(-1, own.clean.dim)
-            # Sums of a chunk in float32, which the features are not exact enough to miss; of all in float64.
+            # Chunks are summed in float32, which suffices for float16 features, and the total in float64.
             total += some.sum(dim=0).double().numpy()
             squares += some.square_().sum(dim=0).double().numpy()
             count += len(some)
         mean = total / max(1, count)
         std = np.sqrt(np.maximum(squares / max(1, count) - mean**2, 0.0))
-        # A feature that never varies tells nothing, and would be divided by nothing.
+        # Constant features carry no information; avoids a division by zero.
         std[std < 1e-6] = 1.0
         data.memory[key] = (torch.from_numpy(mean).float(), torch.from_numpy(std).float())
     return cast("tuple[Tensor, Tensor]", data.memory[key])

@@ -1,7 +1,7 @@
-"""The fusion head: the features of a person's streams -> emotions.
+"""The fusion head, which maps the features of a person's streams to emotions.
 
-Backbones are frozen and their features cached; this is what is trained. A stream that a sample lacks (a person without
-a visible face) is masked, as are the streams that an ablation leaves out: neither adds anything, nor gets a share.
+Only the head is trained; backbones are frozen and their features cached. Missing streams (e.g. of a person without a
+visible face) are masked, as are those that an ablation leaves out: they add nothing and get no weight.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from raymotion.models.fusion.config import FUSIONS, PUBLISHED, FusionConfig, inp
 
 
 def _make(config: FusionConfig) -> nn.Module:
-    """The network that a config names."""
+    """Builds the network that a config names."""
     module, _, attribute = FUSIONS[config.fusion].network.partition(":")
     made: nn.Module = getattr(import_module(module), attribute)(config)
     return made
 
 
 class FusionHead(nn.Module):
-    """Features of the streams -> logits.
+    """Maps features of the streams to logits.
 
     Args:
         config: the shape.
@@ -50,22 +50,22 @@ class FusionHead(nn.Module):
             self._freeze_what_the_ablation_leaves_out()
 
     def _freeze_what_the_ablation_leaves_out(self) -> None:
-        """Layers of left-out streams never run; a distributed run waits for the gradient of whatever asks for one."""
+        """Freezes the layers of left-out streams: they never run, and DDP would wait for their gradients."""
         left_out = set(self.streams) - set(self.kept)
         for name, parameter in self.fuse.named_parameters():
             if left_out & {word for part in name.split(".") for word in part.split("_x_")}:
                 parameter.requires_grad_(False)
 
     def set_statistics(self, means: Mapping[str, Tensor], stds: Mapping[str, Tensor]) -> None:
-        """Standardise the inputs from now on; the statistics are saved with the weights.
+        """Enables standardisation of the inputs; the statistics are saved with the weights.
 
-        A feature that never varied (std 0) is only shifted. The published fusions read raw features and ignore this.
+        Constant features (std 0) are only shifted. The published fusions read raw features and ignore this.
 
         Args:
-            means, stds: stream -> (D,), of the training samples that have the stream.
+            means, stds: stream -> (D,), over training samples with the stream.
 
         Raises:
-            InputError: of a stream that is missing, a wrong size, or a number that is not finite.
+            InputError: a stream is missing, has a wrong size, or a value is not finite.
         """
         if self.published:
             return
@@ -83,20 +83,20 @@ class FusionHead(nn.Module):
         return self.get_buffer(f"{what}_{stream}")
 
     def forward(self, features: Sequence[Tensor | None], mask: Tensor) -> Tensor:
-        """Logits of a batch.
+        """Computes the logits of a batch.
 
         Args:
-            features: one per stream of `config.dims`, in order: (n, D) float16 or float32, or (n, T, D_token) where
-                the config has tokens of it. None: no sample of the batch has the stream.
-            mask: (n, streams) bool, True where the sample has the stream. What stands in `features` elsewhere is not
-                read, NaN included.
+            features: one per stream of `config.dims`, in order: (n, D) float16 or float32, or (n, T, D_token) if the
+                config has tokens for it. None: no sample of the batch has the stream.
+            mask: (n, streams) bool, True where the sample has the stream. Other values in `features` are ignored, even
+                NaN.
 
         Returns:
-            (n, L) logits; with `vad` (n, L + 3), the last three valence, arousal, dominance on the scale 0..1. A sample
-            without any stream gets the logits of no evidence: finite, and the same for all such.
+            (n, L) logits; with `vad` (n, L + 3), the last three being valence, arousal, dominance on the scale 0..1.
+            All samples without any stream get the same finite logits.
 
         Raises:
-            ValueError: of shapes that are not these.
+            ValueError: a shape is wrong.
         """
         if mask.ndim != 2 or mask.shape[1] != len(self.streams) or len(features) != len(self.streams):
             raise ValueError(
@@ -108,7 +108,7 @@ class FusionHead(nn.Module):
         for number, (name, values) in enumerate(zip(self.streams, features)):
             if name not in self.kept and not self.published:
                 continue
-            # The public study zeroes a left-out stream's features and runs on: so do its variants.
+            # As in the public study, its networks get zeros for a left-out stream.
             there = mask[:, number] & (values is not None and name in self.kept)
             inputs[name] = self._clean(name, values, there)
             present.append(there)
@@ -118,7 +118,7 @@ class FusionHead(nn.Module):
         return torch.cat([self.head(fused), self.vad_head(fused)], dim=1)
 
     def _clean(self, name: str, values: Tensor | None, there: Tensor) -> Tensor:
-        """A stream's features as float32, standardised, zero where it is masked."""
+        """Returns a stream's features as float32, standardised, and zero where masked."""
         size = input_size(self.config, name)
         tokens = self.config.tokens.get(name, 0)
         shape = (len(there), tokens, size) if tokens else (len(there), size)
@@ -126,20 +126,20 @@ class FusionHead(nn.Module):
             return self.head.weight.new_zeros(shape)
         if tuple(values.shape) != shape:
             raise ValueError(f"features of {name}: shape {tuple(values.shape)}, not {shape}")
-        if self.standardises:  # in place, on a copy: these are the largest arrays of a step
+        if self.standardises:  # in place on a copy, because these are the largest arrays of a step
             values = values.to(torch.float32, copy=True)
             values = values.sub_(self._buffer("mean", name)).mul_(self._buffer("scale", name))
         else:
             values = values.float()
         if values.device.type != "cpu":
             return values.masked_fill(~there.view(-1, *[1] * (values.ndim - 1)), 0.0)
-        # On the CPU five times as fast; elsewhere, counting the rows would wait for the device.
+        # Five times as fast on the CPU; on other devices, counting the rows would wait for the device.
         missing = (~there).nonzero().squeeze(1)
         return values.index_fill(0, missing, 0.0) if len(missing) else values
 
 
 def _notice_statistics(head: nn.Module, _: Any) -> None:
-    # Read from the statistics once: asking the device in every batch would wait for it.
+    # Determined once, because a check in every batch would wait for the device.
     assert isinstance(head, FusionHead)
     head.standardises = not head.published and any(
         bool((head._buffer("mean", name) != 0).any() or (head._buffer("scale", name) != 1).any())
@@ -148,6 +148,6 @@ def _notice_statistics(head: nn.Module, _: Any) -> None:
 
 
 def parameter_count(config: FusionConfig, labels: int) -> int:
-    """Number of weights of a head, without making them; buffers (statistics) are none."""
+    """Returns the number of parameters of a head without allocating them; buffers (statistics) do not count."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in FusionHead(config, labels).parameters())

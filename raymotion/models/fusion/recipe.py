@@ -1,4 +1,4 @@
-"""What a fusion head's recipe may say."""
+"""The recipe of a fusion head."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from raymotion.models.recipe import DataSettings, LossSettings, MultiLabelRecipe
 
 
 class FusionDataSettings(DataSettings):
-    """What a fusion head trains on.
+    """The training data of a fusion head.
 
     Attributes:
-        embeddings: folders of `raymotion features embeddings` of these samples.
+        embeddings: folders made by `raymotion features embeddings` from these samples.
     """
 
     embeddings: list[str] = Field(default_factory=list)
 
 
 class Backbones(Settings):
-    """The backbone of each stream, as it was named to `features embeddings`; None: the head does without the stream."""
+    """The backbone of each stream, by its name in `features embeddings`; None: the head does not use the stream."""
 
     context: str | None = None
     body: str | None = None
@@ -33,16 +33,16 @@ class Backbones(Settings):
     @field_validator("context", "body", "face", mode="before")
     @classmethod
     def _nothing_is_none(cls, value: Any) -> Any:
-        """`--set backbones.face=` means none, as it reads."""
+        """Converts an empty value, as in `--set backbones.face=`, to None."""
         return value or None
 
     def chosen(self) -> dict[str, str]:
-        """Stream -> backbone, in the order of the streams."""
+        """Returns stream -> backbone, in the order of the streams."""
         return {stream: name for stream in STREAMS if (name := getattr(self, stream)) is not None}
 
 
 class FusionOptimiserSettings(OptimiserSettings):
-    """As the public study trains (Adam, 20 epochs), in larger batches."""
+    """The public study's 20 epochs, in larger batches."""
 
     kind: Literal["adamw", "adam"] = "adamw"
     weight_decay: float = Field(5e-4, ge=0)
@@ -51,12 +51,12 @@ class FusionOptimiserSettings(OptimiserSettings):
 
 
 class HeadOptimiserSettings(FusionOptimiserSettings):
-    """Of a head on features of frozen backbones, which have no rate of their own."""
+    """Optimiser settings for a head on frozen backbones, which have no learning rate."""
 
     @field_validator("backbone_lr")
     @classmethod
     def _has_no_use(cls, value: float) -> float:
-        """Else a search over it would train one thing again and again, under other names."""
+        """Rejects `backbone_lr`; otherwise a search over it would repeat identical runs."""
         if value != OptimiserSettings.model_fields["backbone_lr"].default:
             raise ValueError("the backbones are frozen and learn nothing, set optimiser.lr")
         return value
@@ -66,11 +66,11 @@ class FusionRecipe(MultiLabelRecipe):
     """A fusion head on cached features of the three streams, after the public EMOTIC study.
 
     Attributes:
-        backbones: whose features are read.
+        backbones: backbones of the features.
         model: fields of `models.fusion.config.FusionConfig`; sizes and tokens are filled in from the features.
-        augmentation: which cached views of the training persons are learned from, one drawn in each epoch.
-        resampling: synthetic training persons for rare emotions, made of the clean features once.
-        vad_weight: of the loss of valence, arousal and dominance, with `model.vad`.
+        augmentation: level of the cached training views, one of which is drawn in each epoch.
+        resampling: synthetic training persons for rare emotions, made once from clean features.
+        vad_weight: weight of the loss of valence, arousal and dominance, with `model.vad`.
     """
 
     kind: Literal["fusion"] = "fusion"

@@ -1,4 +1,4 @@
-"""The shape of backbones and fusion head as one model. Needs no torch."""
+"""The shape of backbones and fusion head as one model. Does not import torch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class TunedConfig(Settings):
     """Shape of the whole model.
 
     Attributes:
-        fusion: of the head.
-        identities: stream -> `BackboneIdentity.to_dict()` of the weights that training began with.
-        tuned_blocks: how many of each backbone's last blocks learn; 0: none; more than there are: all.
+        fusion: shape of the head.
+        identities: stream -> `BackboneIdentity.to_dict()` of the initial weights.
+        tuned_blocks: number of last blocks to train in each backbone; 0: none; more than it has: all.
     """
 
     fusion: FusionConfig

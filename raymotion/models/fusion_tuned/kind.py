@@ -1,4 +1,4 @@
-"""Backbones and fusion head as one kind of model: crops of a person in, emotions (and numbers) out."""
+"""Backbones and fusion head as one kind of model: predicts emotions (and numbers) from crops of a person."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ class FusionTunedKind(Kind):
         return head_outputs(recipe, facts, vad=config.vad)
 
     def build(self, recipe: FusionTunedRecipe, training: Training) -> TunedStreams:
-        """Backbones with their weights, and the head that `init` names or a new one.
+        """Returns the pretrained backbones with the head of `init`, or a new one.
 
-        The inputs of a new head are standardised by the features that the backbones give before the first step. Tuning
-        moves them, but slowly (`backbone_lr`); the first epochs would otherwise be spent on their scale.
+        The inputs of a new head are standardised by statistics of the initial features. Tuning changes these only
+        slowly (`backbone_lr`); without standardisation the first epochs would be spent on their scale.
         """
         from raymotion.models.fusion_tuned.network import TunedStreams
 
@@ -114,10 +114,10 @@ class FusionTunedKind(Kind):
 
 
 def _head(recipe: FusionTunedRecipe) -> tuple[FusionConfig, list[Stream]]:
-    """The head's shape, and the streams with their backbones.
+    """Returns the head's shape, and the streams with their backbones.
 
     Raises:
-        InputError: a backbone that timm has not, or weights; an `init` of other backbones.
+        InputError: timm lacks a backbone or its weights, or `init` has other backbones.
     """
     chosen = recipe.backbones.chosen()
     identities = {
@@ -156,7 +156,7 @@ def _new_head(recipe: FusionTunedRecipe, identities: Mapping[str, BackboneIdenti
 def _head_of(
     info: CheckpointInfo, recipe: FusionTunedRecipe, identities: Mapping[str, BackboneIdentity]
 ) -> FusionConfig:
-    """The shape of the head that training goes on from, which must be of these backbones."""
+    """Returns the shape of the head in `init`, after checking that it has these backbones."""
 
     def refuse(reason: str, remedy: str) -> None:
         raise InputError(reason, path=info.folder, remedy=remedy)
@@ -194,7 +194,7 @@ def _head_of(
 def _statistics(
     network: TunedStreams, fusion: FusionConfig, recipe: FusionTunedRecipe, training: Training
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Means and standard deviations, (D,), of each stream's features of some clean training persons."""
+    """Returns means and standard deviations, (D,), of each stream's features, over some training persons."""
     import torch
 
     crops = cast(PreparedCrops, training.inputs["crops"])
@@ -221,6 +221,6 @@ def _statistics(
     means = {name: total[0] / max(1, counts[name]) for name, total in sums.items()}
     squares = {name: total[1] / max(1, counts[name]) for name, total in sums.items()}
     stds = {name: (squares[name] - means[name].square()).clamp(min=0).sqrt() for name in sums}
-    # A feature that never varies, and a stream that nobody shows, tell nothing, and would be divided by nothing.
+    # Constant features and missing streams carry no information; avoids a division by zero.
     stds = {name: torch.where(std < 1e-6, 1.0, std) for name, std in stds.items()}
     return {name: mean.float() for name, mean in means.items()}, {name: std.float() for name, std in stds.items()}

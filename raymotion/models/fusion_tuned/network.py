@@ -1,13 +1,13 @@
-"""Backbones and fusion head as one model: the three crops of a person -> emotions, learned end to end.
+"""Backbones and fusion head as one model, trained end to end from the three crops of a person to emotions.
 
-Of each backbone the last blocks learn, the rest stays as it is. Tuning the last layers only scored better on EMOTIC
-than tuning all (the authors of the "TA" system, its issues 1 and 8), and costs a fraction of the memory: below the
-first block that learns no activation is kept.
+Only the last blocks of each backbone are trained. On EMOTIC this scored better than training all layers (the authors of
+the "TA" system, its issues 1 and 8), and it takes a fraction of the memory: no activations are kept below the first
+trained block.
 
-Frozen means frozen: what does not learn is in evaluation mode whatever the training loop does. And **no BatchNorm of a
-backbone, tuned or not, ever measures statistics**: they are those of the published weights. Batches of crops are small
-(the study's 32, often fewer faces), and the public study's running statistics drifted on them, differently on train
-and validation. Weights and biases of the norms in tuned blocks do learn.
+Frozen modules are always in evaluation mode. And **no BatchNorm of a backbone, tuned or not, ever updates its
+statistics**: they are those of the published weights. Batches of crops are small (the study's 32, often fewer faces),
+and the public study's running statistics drifted, differently on train and validation. Weights and biases of the norms
+in tuned blocks are trained.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from raymotion.models.vision.backbones import BackboneIdentity, check_tokens
 
 
 class TunedBackbone(nn.Module):
-    """A timm model whose last blocks learn.
+    """A timm model whose last blocks are trained.
 
     Args:
-        model: of `timm_models.create`.
-        tuned: names of the parameters that learn.
-        tokens: side of the grid of spatial tokens that is given in place of the pooled feature; 0: the pooled one.
+        model: from `timm_models.create`.
+        tuned: names of the parameters to train.
+        tokens: side of the grid of spatial tokens to return; 0: the pooled feature instead.
     """
 
     def __init__(self, identity: BackboneIdentity, model: Any, tuned: Sequence[str], *, tokens: int = 0) -> None:
@@ -42,18 +42,18 @@ class TunedBackbone(nn.Module):
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in tuned)
         self.learns = bool(tuned)
-        # A tuple: modules in it are not registered a second time.
+        # A tuple, so that the modules are not registered twice.
         self.in_training = tuple(_learning_modules(model))
         self.memory_format = timm_models.memory_format(model)
         self.model.to(memory_format=self.memory_format)
-        # Not of the weights: the identity says them.
+        # Not saved with the weights, as the identity contains them.
         shape = (1, 3, 1, 1)
         self.register_buffer("mean", torch.tensor(identity.mean).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(identity.std).view(shape), persistent=False)
         self.train(False)
 
     def train(self, mode: bool = True) -> TunedBackbone:
-        """Training mode for the blocks that learn, their BatchNorms excepted; evaluation mode for all else."""
+        """Sets training mode only for trained blocks, without their BatchNorms; all else stays in evaluation mode."""
         super().train(False)
         for module in self.in_training:
             module.training = mode
@@ -61,7 +61,7 @@ class TunedBackbone(nn.Module):
         return self
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Features (n, dim), or (n, tokens ** 2, token_dim), of crops (n, size, size, 3) uint8 in RGB."""
+        """Computes features (n, dim), or (n, tokens ** 2, token_dim), of crops (n, size, size, 3) uint8 in RGB."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.learns):
             values = (pixels.permute(0, 3, 1, 2).float() / 255 - self.get_buffer("mean")) / self.get_buffer("std")
             features = self.model.forward_features(values.contiguous(memory_format=self.memory_format))
@@ -71,13 +71,13 @@ class TunedBackbone(nn.Module):
 
 
 class TunedStreams(nn.Module):
-    """Crops of the streams -> logits.
+    """Maps crops of the streams to logits.
 
     Args:
         config: the shape.
         labels: number of emotions L.
-        build: gives the timm model of a stream's identity; None: untrained ones, for weights that are loaded after.
-        checkpointing: compute activations of the backbones again in the backward pass in place of keeping them.
+        build: returns the timm model for a stream and its identity; None: untrained models, to load weights later.
+        checkpointing: recompute activations of the backbones in the backward pass instead of keeping them.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class TunedStreams(nn.Module):
         self.head = FusionHead(config.fusion, labels)
         backbones: dict[str, nn.Module] = {}
         for stream in self.head.streams:
-            if stream not in self.head.kept:  # an ablation leaves it out: nothing of it is computed
+            if stream not in self.head.kept:  # left out by an ablation, so never computed
                 continue
             identity = BackboneIdentity.from_dict(config.identities[stream])
             model = timm_models.create(identity.name, identity.size) if build is None else build(stream, identity)
@@ -105,9 +105,9 @@ class TunedStreams(nn.Module):
         self.backbones = nn.ModuleDict(backbones)
 
     def features(self, crops: Sequence[Tensor | None], mask: Tensor) -> list[Tensor | None]:
-        """Features of each stream, float32 (n, ...); zeros where a sample lacks it, None where all do.
+        """Computes features of each stream, float32 (n, ...); zeros for samples without it, None if all lack it.
 
-        Crops that are not there are not looked at: the study feeds its backbones black squares for missing faces.
+        Missing crops are skipped, whereas the public study feeds its backbones black squares for missing faces.
         """
         found: list[Tensor | None] = []
         for number, (stream, pixels) in enumerate(zip(self.head.streams, crops, strict=True)):
@@ -125,23 +125,23 @@ class TunedStreams(nn.Module):
         return found
 
     def forward(self, crops: Sequence[Tensor | None], mask: Tensor) -> Tensor:
-        """Logits of a batch.
+        """Computes the logits of a batch.
 
         Args:
-            crops: of each stream of `config.fusion.dims`, in order: (n, size, size, 3) uint8, or None.
-            mask: (n, streams) bool: True where the sample has the stream.
+            crops: (n, size, size, 3) uint8 for each stream of `config.fusion.dims`, in order, or None.
+            mask: (n, streams) bool, True where the sample has the stream.
 
         Returns:
-            (n, L), or (n, L + 3) with VAD, as `FusionHead` gives them.
+            (n, L), or (n, L + 3) with VAD, as from `FusionHead`.
         """
         return self.head(self.features(crops, mask), mask)
 
 
 def tuned_parameters(identity: BackboneIdentity, blocks: int) -> tuple[str, ...]:
-    """Names of the parameters in the last `blocks` blocks of a backbone.
+    """Returns the names of the parameters in the last `blocks` blocks of a backbone.
 
     Raises:
-        InputError: timm does not say what its blocks are.
+        InputError: timm does not define its blocks.
     """
     if not blocks:
         return ()
@@ -149,7 +149,7 @@ def tuned_parameters(identity: BackboneIdentity, blocks: int) -> tuple[str, ...]
 
 
 def _learning_modules(model: nn.Module) -> list[nn.Module]:
-    """The modules all of whose parameters learn, with what lies in them (dropouts too), but for BatchNorms."""
+    """Returns modules with only trained parameters, and their submodules (e.g. dropouts), without BatchNorms."""
     found: dict[int, nn.Module] = {}
     for module in model.modules():
         parameters = list(module.parameters())

@@ -1,4 +1,4 @@
-"""What the recipe of a fusion model that is learned end to end may say."""
+"""The recipe of a fusion model that is trained end to end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raymotion.models.recipe import LossSettings, MultiLabelRecipe, PictureDataS
 
 
 class StreamWeights(Settings):
-    """Weights of each stream's backbone: `default` (timm's), `random:SEED`, a file, an address or a hub id."""
+    """The weights of each stream's backbone: `default` (timm's), `random:SEED`, a file, an address or a hub id."""
 
     context: str = "default"
     body: str = "default"
@@ -21,7 +21,7 @@ class StreamWeights(Settings):
 
 
 class StreamSizes(Settings):
-    """Side in pixels of the square that each backbone reads; None: what it was trained on."""
+    """The side of each backbone's input in pixels; None: as it was trained."""
 
     context: int | None = Field(None, ge=1)
     body: int | None = Field(None, ge=1)
@@ -29,7 +29,7 @@ class StreamSizes(Settings):
 
 
 class TunedOptimiserSettings(FusionOptimiserSettings):
-    """Small batches, as the GPU holds them: 26 scored better than 52 (the "TA" system's issues)."""
+    """Small batches that fit on a GPU: 26 scored better than 52 (the "TA" system's issues)."""
 
     backbone_lr: float = Field(1e-5, gt=0)
     batch_size: int = Field(26, ge=1)
@@ -39,18 +39,17 @@ class FusionTunedRecipe(MultiLabelRecipe):
     """Backbones and fusion head learned end to end, from pictures.
 
     Attributes:
-        backbones: of each stream, by timm name or alias.
-        weights, sizes: of each stream's backbone.
-        tuned_blocks: how many of each backbone's last blocks learn, at `optimiser.backbone_lr`; 0: none.
-        tokens: side of the grid of spatial tokens that the head reads in place of pooled features; 0: none.
-        init: checkpoint of a fusion head on cached features of the same backbones, to go on from; None: a new head.
-        model: fields of `models.fusion.config.FusionConfig`. With `init` the shape comes from there; dropout may
-            differ.
-        augmentation: of the training persons: another view in each epoch.
-        statistics_samples: training persons that are looked at before the first step for the mean and deviation of
-            each feature, by which a new head's inputs are standardised; 0: they stay as they are.
-        gradient_checkpointing: backbones compute activations again in the backward pass: slower, less memory.
-        vad_weight: of the loss of valence, arousal and dominance, with `model.vad`.
+        backbones: backbone of each stream, by timm name or alias.
+        weights, sizes: weights and input size of each stream's backbone.
+        tuned_blocks: number of last blocks to train in each backbone, at `optimiser.backbone_lr`; 0: none.
+        tokens: side of the grid of spatial tokens that the head reads instead of pooled features; 0: none.
+        init: checkpoint of a fusion head on cached features of the same backbones to start from; None: a new head.
+        model: fields of `models.fusion.config.FusionConfig`. With `init` the shape comes from there, except dropout.
+        augmentation: level for training persons, with another view in each epoch.
+        statistics_samples: number of training persons for the statistics that standardise a new head's inputs; 0: no
+            standardisation.
+        gradient_checkpointing: recompute the backbones' activations in the backward pass; slower, less memory.
+        vad_weight: weight of the loss of valence, arousal and dominance, with `model.vad`.
     """
 
     paths: ClassVar[tuple[str, ...]] = ("init", "weights")

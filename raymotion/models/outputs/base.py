@@ -179,7 +179,7 @@ class Output(ABC):
 
     @abstractmethod
     def baseline(self, targets: Targets, training: np.ndarray) -> np.ndarray:
-        """Returns the best constant prediction from the training rows, decoded, (width,)."""
+        """Returns the constant prediction derived from the training rows, e.g. their mean, decoded, (width,)."""
 
     def weighed(
         self, metric: str, targets: Targets, rows: np.ndarray, values: np.ndarray, units: np.ndarray

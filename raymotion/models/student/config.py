@@ -1,4 +1,4 @@
-"""The shape of a student: what a recipe and a checkpoint say of it. Needs no torch."""
+"""The shape of a student, for recipes and checkpoints. Does not import torch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pydantic import Field, field_validator, model_validator
 
 from raymotion.config import Settings
 
-# Pixels a side of the public student's pictures.
+# Side of the public student's pictures, in pixels.
 USUAL_SIZE = 224
 
 
 class BertShape(Settings):
-    """The fields of transformers' `BertConfig` that decide what weights mean. No others: some name code to load."""
+    """The fields of transformers' `BertConfig` that define the network. Others are excluded: some name code to load."""
 
     hidden_size: int = Field(768, ge=1)
     num_hidden_layers: int = Field(12, ge=1)
@@ -42,12 +42,12 @@ class StudentConfig(Settings):
 
     Attributes:
         image: `cnn`, or the name of a timm model.
-        image_size: pictures are resized to this many pixels a side; None: what the timm model was made for, else 224.
-        channels: of the CNN's convolutions (3x3, stride 2).
+        image_size: side of the resized pictures, in pixels; None: the default of the timm model, else 224.
+        channels: channels of the CNN's convolutions (3x3, stride 2).
         text: `gru`, or `bert`.
-        embedding_size, text_size: word embeddings and state of the GRU.
-        bert: shape for `text: bert`; that of the checkpoint, where one is loaded.
-        hidden_size: of the layer that reads both.
+        embedding_size, text_size: sizes of the GRU's word embeddings and state.
+        bert: shape for `text: bert`; a loaded checkpoint supplies its own.
+        hidden_size: size of the layer that joins both encoders.
         image_mean, image_std: of each colour, as shares of 255; filled in from the image encoder.
     """
 
@@ -69,7 +69,7 @@ class StudentConfig(Settings):
     @field_validator("image")
     @classmethod
     def _names_a_model(cls, value: str) -> str:
-        # timm also takes addresses of models and of folders; a checkpoint that someone hands over must not.
+        # timm also accepts addresses and folders, which an untrusted checkpoint must not name.
         if not re.fullmatch(r"[A-Za-z0-9_.]+", value):
             raise ValueError(f"{value!r} is not the name of a timm model")
         return value

@@ -1,6 +1,6 @@
-"""The student's encoders: what turns a picture, or a caption, into one vector.
+"""The student's encoders, which map a picture or a caption to one vector.
 
-Each says how wide its vector is (`width`), and in which order its weights lie from the input on (`levels`).
+`width` is the size of the vector; `levels` returns the names of the weights by layer, from the input on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from raymotion.models.vision import timm_models
 
 
 class CnnEncoder(nn.Module):
-    """Convolutions of 3x3 with stride 2, ReLU, and the mean over what remains of the picture."""
+    """Convolutions of 3x3 with stride 2 and ReLU, and global average pooling."""
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
@@ -37,10 +37,10 @@ class TimmEncoder(nn.Module):
     """A timm model without its classifier.
 
     Args:
-        image_size: of the pictures that it will read; None: what it was made for.
+        image_size: side of the pictures in pixels; None for the model's default.
 
     Raises:
-        InputError: timm has no such model, or it reads no pictures of this size.
+        InputError: timm has no such model, or it does not accept this size.
     """
 
     def __init__(self, name: str, image_size: int | None = None) -> None:
@@ -52,18 +52,18 @@ class TimmEncoder(nn.Module):
         return self.model(pixels)
 
     def levels(self) -> list[list[str]]:
-        """Names of weights and statistics, stem first, in the stages that timm's own layer-wise decay uses."""
+        """Returns names of weights and statistics, stem first, by the stages of timm's layer-wise decay."""
         names = [[f"model.{name}" for name in stage] for stage in timm_models.stages(self.model)]
         owners = {name.rpartition(".")[0]: level for level, own in enumerate(names) for name in own}
         known = {name for own in names for name in own}
         for name in self.state_dict():
-            if name not in known:  # running statistics go with the weights of their module
+            if name not in known:  # running statistics belong to the stage of their module
                 names[owners.get(name.rpartition(".")[0], len(names) - 1)].append(name)
         return [own for own in names if own]
 
 
 def usual_size(name: str) -> int:
-    """Side in pixels of the pictures that a timm model was made for.
+    """Returns the default side of a timm model's pictures, in pixels.
 
     Raises:
         InputError: timm has no such model.
@@ -75,7 +75,7 @@ def usual_size(name: str) -> int:
 
 
 class GruEncoder(nn.Module):
-    """Word embeddings and a GRU; its state after the caption's last piece."""
+    """Word embeddings and a GRU; returns its state after the last piece of the caption."""
 
     def __init__(self, vocab_size: int, embedding_size: int, text_size: int) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class GruEncoder(nn.Module):
         self.width = text_size
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        lengths = attention_mask.sum(1).cpu()  # pack_padded_sequence wants them there
+        lengths = attention_mask.sum(1).cpu()  # as pack_padded_sequence requires
         packed = nn.utils.rnn.pack_padded_sequence(
             self.embedding(input_ids), lengths, batch_first=True, enforce_sorted=False
         )
@@ -95,7 +95,7 @@ class GruEncoder(nn.Module):
 
 
 class BertEncoder(nn.Module):
-    """A BERT; the mean of its last states over the caption's pieces."""
+    """A BERT; returns the mean of its last hidden states over the pieces of the caption."""
 
     def __init__(self, vocab_size: int, config: BertShape) -> None:
         super().__init__()

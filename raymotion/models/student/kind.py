@@ -1,4 +1,4 @@
-"""The student as a kind of model: picture and caption in, probabilities of emotions out."""
+"""The student as a kind of model: predicts probabilities of emotions from picture and caption."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class StudentKind(Kind):
         return [captions, PictureInput(shape.image_size or _usual_size(shape.image))]
 
     def source_of(self, recipe: StudentRecipe) -> CheckpointInfo:
-        """The student that layers are taken from.
+        """Reads the description of the student that layers are copied from.
 
         Raises:
-            InputError: it is another kind of model.
+            InputError: the checkpoint is another kind of model.
         """
         assert recipe.transfer is not None
         info = read_checkpoint_info(recipe.transfer.source)
@@ -56,7 +56,7 @@ class StudentKind(Kind):
         return [MultiLabel.of_recipe(recipe, facts)]
 
     def build(self, recipe: StudentRecipe, training: Training) -> Student:
-        """The untrained student. Its answer before the first step is the class prior."""
+        """Returns the untrained student, which initially predicts the class prior."""
         from raymotion.models.student.start import initialise, transferred
 
         output, captions = cast(MultiLabel, training.outputs[0]), training.inputs["captions"]
@@ -84,8 +84,8 @@ class StudentKind(Kind):
         return Student(config, outputs[0].width)
 
     def learning_rate(self, recipe: StudentRecipe, network: Any, parameter: str) -> float:
-        """The rate of parts that were trained elsewhere is `backbone_lr`, of those that start from nothing `lr`."""
-        # Of a BERT a GRU takes the word embeddings alone.
+        """Returns `backbone_lr` for pretrained or copied parameters, `lr` for new ones."""
+        # A GRU takes only the word embeddings of a BERT.
         text = "text.embedding." if recipe.model.get("text", "gru") == "gru" else "text."
         copied = [] if recipe.transfer is None else network.blocks()[: recipe.transfer.depth]
         trained = (
@@ -137,7 +137,7 @@ class StudentKind(Kind):
 
 
 def _usual_size(image: str) -> int:
-    """Side in pixels of the pictures that an image encoder was made for."""
+    """Returns the default side of an image encoder's pictures, in pixels."""
     if image == "cnn":
         return USUAL_SIZE
     from raymotion.models.student.encoders import usual_size

@@ -1,10 +1,10 @@
-"""The student: one encoder for the picture, one for the caption, two layers on both.
+"""The student: one encoder for the picture, one for the caption, and two layers that join them.
 
-The public system's student was a GRU and three convolutions; `StudentConfig()` is that one, without its faults: the
-output is a logit (it put a sigmoid before a loss that has one), padding is not read by the GRU, and pictures are
-normalised. Any image encoder of timm and any BERT take their places behind the same interface.
+The public system's student was a GRU and three convolutions. `StudentConfig()` is the same without its faults: the
+output is a logit (the original applied a sigmoid before a loss that includes one), the GRU does not read padding, and
+pictures are normalised. Any timm image encoder and any BERT can replace them.
 
-What is missing is masked: a sample without a picture, or without a caption, has a learned vector in its place.
+A missing picture or caption is replaced by a learned vector.
 """
 
 from __future__ import annotations
@@ -72,26 +72,26 @@ class Student(nn.Module):
         images: Tensor | None = None,
         image_mask: Tensor | None = None,
     ) -> Tensor:
-        """Logits (B, L).
+        """Computes logits (B, L).
 
         Args:
             input_ids, attention_mask: (B, T) int64; [CLS] [SEP] alone is a missing caption.
-            images: (B, S, S, 3) uint8, RGB, or None where no sample has one.
-            image_mask: (B,) bool, False where the picture is missing. None: all are there.
+            images: (B, S, S, 3) uint8, RGB, or None if no sample has a picture.
+            image_mask: (B,) bool, False where the picture is missing; None: all are present.
         """
         pictures = self.encode_images(images, image_mask, len(input_ids))
         return self.fuse(pictures, self.encode_texts(input_ids, attention_mask))
 
     def encode_images(self, images: Tensor | None, image_mask: Tensor | None, count: int) -> Tensor:
-        """(count, image width); the learned vector where there is no picture."""
+        """Encodes pictures, (count, image width); a missing picture gets the learned vector."""
         if images is None:
             return self.no_image.expand(count, -1)
-        # Those that are there alone: black ones in their place would count in batch norm's statistics.
+        # Only present pictures are encoded: black ones would distort the statistics of batch norm.
         there = torch.arange(count, device=images.device) if image_mask is None else image_mask.nonzero()[:, 0]
         if not len(there):
             return self.no_image.expand(count, -1)
         pixels = (images[there].permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
-        if self.training and len(pixels) == 1:  # batch norm has no variance of one
+        if self.training and len(pixels) == 1:  # batch norm needs at least two
             pixels = pixels.expand(2, -1, -1, -1)
         encoded = self.image(pixels)[: len(there)]
         if len(there) == count:
@@ -99,20 +99,20 @@ class Student(nn.Module):
         return self.no_image.to(encoded.dtype).expand(count, -1).index_copy(0, there, encoded)
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, text width); the learned vector where there is no caption."""
+        """Encodes captions, (B, text width); a missing caption gets the learned vector."""
         encoded = self.text(input_ids, attention_mask)
         present = attention_mask.sum(1) > 2
         return torch.where(present.unsqueeze(-1), encoded, self.no_text.to(encoded.dtype))
 
     def fuse(self, pictures: Tensor, texts: Tensor) -> Tensor:
-        """Logits (B, L) of encoded pictures and captions."""
+        """Computes logits (B, L) from encoded pictures and captions."""
         return self.head(self.dropout(torch.relu(self.fusion(torch.cat((pictures, texts), dim=1)))))
 
     def blocks(self) -> list[list[str]]:
-        """Names in the state dict, cut into layers from the input to the output.
+        """Returns the names in the state dict by layer, from input to output.
 
-        The encoders lie side by side: each is dealt out over as many layers as the deeper one has. Then the layer that
-        reads both; then the head.
+        The encoders are parallel: each is spread over as many layers as the deeper one has. The joining layer and the
+        head follow.
         """
         towers = [
             [[f"{tower}.{name}" for name in own] for own in getattr(self, tower).levels()]
@@ -127,7 +127,7 @@ class Student(nn.Module):
         return [*blocks, fusion, ["head.weight", "head.bias"]]
 
     def freeze(self, depth: int) -> None:
-        """Fixes the first `depth` blocks: no gradient, and evaluation mode whatever the training loop says."""
+        """Freezes the first `depth` blocks: no gradients, and always in evaluation mode."""
         names = {name for block in self.blocks()[:depth] for name in block}
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name not in names)
@@ -137,7 +137,7 @@ class Student(nn.Module):
     def train(self, mode: bool = True) -> Student:
         super().train(mode)
         if getattr(self, "frozen", 0):
-            # Dropout and norms have no weights, or statistics: whatever lies in a module that is frozen as a whole.
+            # Set entirely frozen modules to evaluation mode, with their dropouts and norms.
             fixed = {name for block in self.blocks()[: self.frozen] for name in block}
             for path, module in self.named_modules():
                 own = [f"{path}.{name}" for name in module.state_dict()]
@@ -159,13 +159,12 @@ def predict_tokens(
     pad_id: int = 0,
     batch_size: int = 32,
 ) -> np.ndarray:
-    """Predictions (samples, L) float32: those of each caption of a sample, averaged.
+    """Predicts (samples, L) float32, averaged over the captions of each sample.
 
     Args:
-        tokens, owners: word pieces of each caption, and its sample; each sample has one at least.
-        images, image_mask: (samples, S, S, 3) uint8, as `data.views.pictures.render` gives them, and
-            (samples,) bool; or None.
-        decode: what makes a prediction of logits.
+        tokens, owners: word pieces and sample of each caption; each sample has at least one.
+        images, image_mask: (samples, S, S, 3) uint8 from `data.views.pictures.render`, and (samples,) bool; or None.
+        decode: maps logits to predictions.
     """
     was_training = model.training
     model.eval()

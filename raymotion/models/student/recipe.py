@@ -1,4 +1,4 @@
-"""What the recipe of a student may say."""
+"""The recipe of a student."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from raymotion.models.text.recipe import CaptionDataSettings, CaptionRecipe
 
 
 class StudentDataSettings(CaptionDataSettings, PictureDataSettings):
-    """What a student trains on: samples that people labelled, or pseudo-labels.
+    """The training data of a student: labelled samples or pseudo-labels.
 
     Attributes:
-        image_dropout: as caption_dropout, for the picture.
-        augmentation: of training pictures. none: the whole picture. basic: a random crop, mirrored every second time.
-            full: colours vary too.
-        smallest_crop: of a random crop, as a share of the picture's area.
-        cache_images: decode every picture once, into a file of raw pixels that all runs on the same data share; for
+        image_dropout: like caption_dropout, for the picture.
+        augmentation: of training pictures. none: the whole picture. basic: a random crop, mirrored with probability
+            1/2. full: colours vary too.
+        smallest_crop: smallest random crop, as a share of the picture's area.
+        cache_images: decode every picture once into a file of raw pixels shared by all runs on the same data; for
             small sets and many runs, with `workers: 0`.
-        epoch_samples: samples between two validations (and checkpoints); None: all of them.
+        epoch_samples: samples between two validations (and checkpoints); None: all samples.
     """
 
     image_dropout: float = Field(0.1, ge=0, le=0.5)
@@ -40,9 +40,9 @@ class StudentRecipe(CaptionRecipe):
 
     Attributes:
         model: fields of `models.student.config.StudentConfig`.
-        image_init: weights file of the image encoder, or `timm` for those that timm publishes; None: random.
-        text_init: hub id or folder of a BERT. A GRU takes its table of word embeddings, a BERT encoder all of it.
-        transfer: start from layers of another student.
+        image_init: weights file of the image encoder, or `timm` for timm's published weights; None: random.
+        text_init: hub id or folder of a BERT. A GRU takes its word embeddings, a BERT encoder all its weights.
+        transfer: copies layers from another student.
     """
 
     places: ClassVar[tuple[str, ...]] = (*CaptionRecipe.places, "transfer.source")

@@ -1,4 +1,4 @@
-"""A student before training: random, or with encoders that were trained elsewhere."""
+"""Initialisation of students: random, pretrained, or with layers of another student."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ from raymotion.weights import find
 def initialise(
     config: StudentConfig, labels: int, *, image_init: str | None = None, text_init: str | None = None
 ) -> Student:
-    """A student to train.
+    """Creates a student for training.
 
     Args:
-        image_init: `timm` for the weights that timm publishes under the encoder's name, or a file of its state dict, or
-            a hub id.
-        text_init: hub id or folder of a BERT. A GRU takes its word embeddings (their size comes from there), a BERT
-            encoder all of it.
+        image_init: `timm` for timm's published weights of the encoder, a file of its state dict, or a hub id.
+        text_init: hub id or folder of a BERT. A GRU takes its word embeddings (with their size), a BERT encoder all its
+            weights.
 
     Raises:
-        InputError: nothing is there, or it does not fit the recipe or the tokenizer.
+        InputError: a source is missing, or does not match the recipe or the tokenizer.
     """
     source = None if text_init is None else _bert(text_init, config.vocab_size)
     if source is not None:
@@ -52,13 +51,13 @@ def initialise(
 def transferred(
     donor: Student, depth: int, labels: int, *, freeze: bool = False, source: storage.PathLike = ""
 ) -> Student:
-    """A student whose first `depth` layers are those of `donor`, the others as they were drawn.
+    """Creates a student with the first `depth` layers of `donor`, and the others at random.
 
     Args:
         source: the donor's checkpoint, for the message.
 
     Raises:
-        InputError: the donor has no such depth.
+        InputError: `depth` exceeds the layers of the donor.
     """
     blocks = donor.blocks()
     if depth >= len(blocks):
@@ -68,8 +67,8 @@ def transferred(
             remedy=f"Give a depth of at most {len(blocks) - 1}.",
         )
     if depth:
-        # Not the values that the donor may have begun with: its upper layers would find their old partners again, and
-        # the cost of cutting a network in two (Yosinski et al. 2014, 4.2) would not be seen.
+        # Must differ from the donor's initial values. With those, the upper layers could co-adapt to the copied ones as
+        # before, which would hide the cost of splitting a network (Yosinski et al. 2014, 4.2).
         torch.manual_seed((torch.initial_seed() + 7919 * depth) % 2**63)
     model = Student(donor.config, labels)
     own, theirs = model.state_dict(), donor.state_dict()
@@ -88,7 +87,7 @@ def _bert(source: str, vocab_size: int) -> tuple[BertShape, dict[str, Tensor]]:
             remedy="Use the tokenizer that belongs to it: --set tokenizer.source=...",
         )
     shape = tower.config.to_dict()
-    # A student takes the mean of the last states: it has no use for the pooler.
+    # A student averages the last hidden states, so it does not need the pooler.
     weights = {name: value for name, value in tower.weights.items() if not name.startswith(POOLER)}
     known = {name: shape[name] for name in BertShape.model_fields if shape.get(name) is not None}
     try:

@@ -1,4 +1,4 @@
-"""What a model of captions says of samples: the mean over the captions of each."""
+"""Predictions of models that read captions, averaged over the captions of each sample."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def mean_over_captions(
     pad_id: int = 0,
     batch_size: int = 32,
 ) -> np.ndarray:
-    """Predictions (samples, width) float32: those of each caption of a sample, averaged.
+    """Predicts (samples, width) float32, averaged over the captions of each sample.
 
     Args:
-        model: where it stands says where the tensors go.
-        tokens, owners: word pieces of each caption, and its sample; each sample has one at least.
-        logits: (ids, attention mask, samples of these captions) -> (captions, width).
-        decode: what makes a prediction of logits.
+        model: determines the device.
+        tokens, owners: word pieces and sample of each caption; each sample has at least one.
+        logits: maps (ids, attention mask, samples of these captions) to (captions, width).
+        decode: maps logits to predictions.
     """
     device = next(model.parameters()).device
     total = np.zeros((samples, width), dtype=np.float64)
-    # Captions of like length together, so that little of a batch is padding. Results go back by owner: order is kept.
+    # Captions of similar length are batched together to reduce padding; results are assigned by owner.
     order = np.argsort([len(sequence) for sequence in tokens], kind="stable")
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]

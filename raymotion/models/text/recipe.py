@@ -1,4 +1,4 @@
-"""What the recipes of models that read captions share."""
+"""Settings shared by the recipes of models that read captions."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ S = TypeVar("S", bound=Settings)
 
 
 class CaptionDataSettings(DataSettings):
-    """What a model that reads captions trains on.
+    """The training data of a model that reads captions.
 
     Attributes:
-        labels: folder of `raymotion label`, in place of `samples`. With `soft_targets` the teacher's probabilities are
-            learned, else the labels that its policy chose.
-        val_fraction: share of the pseudo-labelled images that validate how well student and teacher agree.
-        caption_dropout: how often a training sample that has a picture too is shown without its caption, so that the
-            model knows what to do where it is missing.
+        labels: folder of `raymotion label`, instead of `samples`. With `soft_targets` the model learns the teacher's
+            probabilities, else the labels chosen by the policy.
+        val_fraction: share of the pseudo-labelled images for validation of the agreement with the teacher.
+        caption_dropout: probability of withholding the caption of a training sample that also has a picture, so that
+            the model learns to do without it.
     """
 
     labels: str | None = None
@@ -36,38 +36,38 @@ class CaptionDataSettings(DataSettings):
 
 
 class TokenizerSettings(Settings):
-    """`source`: hub id, file or folder, or `train`: learned from the training captions, `size` pieces at most."""
+    """`source`: hub id, file or folder, or `train` to learn at most `size` pieces from the training captions."""
 
     source: str = "train"
     size: int = Field(4000, ge=100)
 
 
 class CaptionOptimiserSettings(OptimiserSettings):
-    """What the optimiser of a model that reads captions has besides.
+    """Additional optimiser settings of a model that reads captions.
 
     Attributes:
-        word_dropout: share of the caption's word pieces hidden behind [UNK] in training.
+        word_dropout: share of the caption's word pieces replaced by [UNK] in training.
     """
 
     word_dropout: float = Field(0.0, ge=0, lt=1)
 
 
 class CaptionRecipe(MultiLabelRecipe):
-    """What models that read captions share."""
+    """Base recipe of models that read captions."""
 
     data: CaptionDataSettings = CaptionDataSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     optimiser: CaptionOptimiserSettings = CaptionOptimiserSettings()
 
     def pretrained_text(self) -> str | None:
-        """Hub id or folder of the text model that training starts from: its tokenizer is the one to use."""
+        """Returns hub id or folder of the initial text model, whose tokenizer must be used; None without one."""
         return None
 
     def tokenizer_source(self) -> str:
-        """Where the tokenizer comes from.
+        """Returns the source of the tokenizer.
 
         Raises:
-            InputError: it would be trained here, and training starts from a pretrained model.
+            InputError: a new tokenizer is requested for a pretrained model.
         """
         pretrained = self.pretrained_text()
         if self.tokenizer.source != "train" or pretrained is None:
@@ -80,7 +80,7 @@ class CaptionRecipe(MultiLabelRecipe):
         )
 
     def captions(self, max_length: int) -> Captions:
-        """The input, of captions of at most `max_length` word pieces."""
+        """Returns the input for captions of at most `max_length` word pieces."""
         return Captions(max_length, source=self.tokenizer_source(), size=self.tokenizer.size)
 
     def require_data(self, path: str) -> None:
@@ -93,10 +93,10 @@ class CaptionRecipe(MultiLabelRecipe):
 
 
 def shape_of(config: type[S], recipe: CaptionRecipe, **sizes: object) -> S:
-    """The recipe's `model` as the config of its network, with sizes that come from the data.
+    """Returns the recipe's `model` as the config of its network, with sizes from the data.
 
     Raises:
-        InputError: it names the setting, `model.` before it.
+        InputError: a setting is invalid; the message names it with the prefix `model.`.
     """
     try:
         return load_settings(config, options={**recipe.model, **sizes})

@@ -1,4 +1,4 @@
-"""WordPiece tokenizers: by hub id, from local files, or trained from the captions at hand."""
+"""WordPiece tokenizers: from the hub, from files, or trained on captions."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ FILE = "tokenizer.json"
 PAD, UNKNOWN, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL = (PAD, UNKNOWN, CLS, SEP, MASK)
 CONFIG = "tokenizer_config.json"
-# Share of a vocabulary's pieces with a capital letter from which on it is taken for a cased one.
+# A vocabulary is taken to be cased if more than this share of its pieces has a capital letter.
 CASED_SHARE = 0.01
 
 
 def train_tokenizer(captions: Iterable[str], *, size: int = 4000, min_frequency: int = 2) -> PreTrainedTokenizerFast:
-    """A lower-cased WordPiece tokenizer learned from `captions`. The same captions give the same tokenizer.
+    """Trains a lower-casing WordPiece tokenizer on `captions`, deterministically.
 
     Args:
-        size: most pieces it may have, the five special ones included.
-        min_frequency: a pair seen less often is not merged.
+        size: maximum number of pieces, including the five special ones.
+        min_frequency: minimum frequency of a merged pair.
     """
     from tokenizers import Tokenizer, models, trainers
 
@@ -45,8 +45,8 @@ def train_tokenizer(captions: Iterable[str], *, size: int = 4000, min_frequency:
     pre_tokenize, normalize = core.pre_tokenizer.pre_tokenize_str, core.normalizer.normalize_str
     words = {word for text in texts for word, _ in pre_tokenize(normalize(text))}
     letters = sorted({letter for word in words for letter in word})
-    # The trainer numbers continued letters (##a) in the order of a hash map, which differs from run to run, and
-    # breaks ties by those numbers. Named up front, they come in our order.
+    # The trainer numbers continuation letters (##a) in hash order, which differs between runs, and breaks ties by those
+    # numbers. Listing them first fixes the order.
     alphabet = [*letters, *(f"##{letter}" for letter in letters)]
     trainer = trainers.WordPieceTrainer(
         vocab_size=max(size, len(SPECIAL) + len(alphabet)),
@@ -55,18 +55,18 @@ def train_tokenizer(captions: Iterable[str], *, size: int = 4000, min_frequency:
         show_progress=False,
     )
     core.train_from_iterator(texts, trainer)
-    # Built anew from the pieces, since letters are no special tokens.
+    # Rebuilt from the pieces, because letters are not special tokens.
     return _from_pieces(core.get_vocab())
 
 
 def load_tokenizer(source: storage.PathLike, *, shown: str | None = None) -> PreTrainedTokenizerFast:
-    """A WordPiece tokenizer from a `vocab.txt`, a `tokenizer.json`, a folder that holds one of them, or a hub id.
+    """Loads a WordPiece tokenizer from a `vocab.txt`, a `tokenizer.json`, a folder with one of them, or a hub id.
 
     Args:
-        shown: how messages call the file; default: by its path.
+        shown: name of the file in messages; default: its path.
 
     Raises:
-        InputError: nothing is there, or it is not WordPiece with BERT's special tokens.
+        InputError: the tokenizer is missing, or is not WordPiece with BERT's special tokens.
     """
     text = str(source)
     if storage.suffix(text) == ".txt":
@@ -84,20 +84,20 @@ def load_tokenizer(source: storage.PathLike, *, shown: str | None = None) -> Pre
 
 
 def tokenizer_json(tokenizer: PreTrainedTokenizerFast) -> str:
-    """The whole tokenizer as the text of a `tokenizer.json`."""
+    """Returns the tokenizer as the text of a `tokenizer.json`."""
     core: Tokenizer = tokenizer.backend_tokenizer
-    core.no_padding()  # set by earlier calls; not part of what the tokenizer is
+    core.no_padding()  # set by earlier calls; not part of the tokenizer
     core.no_truncation()
     return core.to_str(pretty=False)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a tokenizer makes of one caption.
+    """The tokens of one caption.
 
     Attributes:
-        ids: of its pieces, [CLS] first and [SEP] last.
-        words, unknown: how many words were read, and how many of them as [UNK].
+        ids: ids of the pieces, [CLS] first and [SEP] last.
+        words, unknown: number of words, and of words read as [UNK].
     """
 
     ids: list[int]
@@ -106,21 +106,20 @@ class Reading:
 
     @property
     def says_something(self) -> bool:
-        """Whether it has a word that the model knows. Any two captions without one get the same answer."""
+        """Whether it has a known word. All captions without one get the same prediction."""
         return self.words > self.unknown
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str], max_length: int) -> list[list[int]]:
-    """Token ids of each caption, [CLS] first and [SEP] last, cut to `max_length`. Not padded: see `visualbert.pad`.
+    """Returns the token ids of each caption, [CLS] first and [SEP] last, truncated to `max_length`, without padding.
 
-    An empty caption is [CLS] [SEP]: nothing to attend to but the two markers. A marker such as [PAD] or [MASK] that is
-    written in a caption is read as text.
+    An empty caption is [CLS] [SEP]. Markers such as [PAD] or [MASK] in a caption are read as text.
     """
     return [reading.ids for reading in read(tokenizer, captions, max_length)]
 
 
 def read(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str], max_length: int) -> list[Reading]:
-    """`encode`, and how many words of each caption the tokenizer knows."""
+    """Encodes captions as `encode` does, and counts their known words."""
     if not captions:
         return []
     encoded = tokenizer(
@@ -139,7 +138,7 @@ def read(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str], max_length
 def known_captions(
     tokenizer: PreTrainedTokenizerFast, captions: Sequence[Sequence[str]], max_length: int
 ) -> list[list[str]]:
-    """For each sample those of its captions that `Reading.says_something`, in their order."""
+    """Returns the captions of each sample that have a known word (`Reading.says_something`), in order."""
     readable = [[text for text in own if is_readable(text)] for own in captions]
     readings = iter(read(tokenizer, [text for own in readable for text in own], max_length))
     return [[text for text in own if next(readings).says_something] for own in readable]
@@ -148,7 +147,7 @@ def known_captions(
 def unknown_share(
     tokenizer: PreTrainedTokenizerFast, captions: Sequence[Sequence[str]], max_length: int
 ) -> list[float | None]:
-    """For each sample the share of the words in its captions that are read as [UNK]; None where there is no word."""
+    """Returns the share of unknown words in the captions of each sample; None without any word."""
     readings = iter(read(tokenizer, [text for own in captions for text in own], max_length))
     shares: list[float | None] = []
     for own in captions:
@@ -212,16 +211,16 @@ def _from_vocabulary_file(path: str) -> PreTrainedTokenizerFast:
 
 
 def _is_cased(pieces: Sequence[str]) -> bool:
-    """Whether a vocabulary tells capital letters apart; its markers ([CLS], [unused7]) do not count."""
+    """Returns whether a vocabulary distinguishes capital letters; markers ([CLS], [unused7]) do not count."""
     words = [piece for piece in pieces if not (piece.startswith("[") and piece.endswith("]"))]
     return sum(word != word.lower() for word in words) > CASED_SHARE * len(words)
 
 
 def _rules_beside(path: str) -> dict[str, Any]:
-    """What tokenizer_config.json beside a vocabulary says of letters; empty where there is none.
+    """Reads the rules for letters in the tokenizer_config.json next to a vocabulary; empty if there is none.
 
     Raises:
-        InputError: it says something that is not yes or no.
+        InputError: a rule is not true or false.
     """
     place = storage.join(storage.parent(storage.absolute(path)), CONFIG)
     if not storage.exists(place):
@@ -252,14 +251,14 @@ def _from_json(path: str, shown: str | None = None) -> PreTrainedTokenizerFast:
         core.no_padding()
         core.no_truncation()
         tokenizer = _finished(_cased_as_told(core, path), where=where)
-        encode(tokenizer, ["One word, [PAD] 2."], 8)  # a normaliser may be no good only when it is used
+        encode(tokenizer, ["One word, [PAD] 2."], 8)  # a damaged normaliser may fail only when used
     return tokenizer
 
 
 def _cased_as_told(core: Tokenizer, path: str) -> Tokenizer:
-    """The tokenizer with the letter rules of tokenizer_config.json, where that names others than tokenizer.json.
+    """Applies the letter rules of tokenizer_config.json if they differ from tokenizer.json.
 
-    transformers goes by it too: an old tokenizer.json may have been made without asking.
+    transformers does the same, because an old tokenizer.json may have been made without these rules.
     """
     rules = _rules_beside(path)
     normalizer = json.loads(core.to_str()).get("normalizer") or {}
@@ -271,7 +270,7 @@ def _cased_as_told(core: Tokenizer, path: str) -> Tokenizer:
 
 @contextlib.contextmanager
 def _explained(path: object) -> Iterator[None]:
-    """One line for whatever a damaged tokenizer makes the Rust side raise, its panics among it."""
+    """Converts errors and panics of the Rust library on a damaged tokenizer to an `InputError`."""
     try:
         yield
     except InputError:

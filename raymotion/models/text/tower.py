@@ -1,8 +1,8 @@
-"""The start of VisualBERT's text tower: any BERT, from a hub id or a folder.
+"""Initialisation of VisualBERT's text tower from any BERT, by hub id or folder.
 
-VisualBERT *is* a BERT with three tables more for what it sees, so the weights of one fit under the same names. What it
-sees starts as the authors let it start (`special_visual_initialize`): position and token type of a region as those of a
-word.
+VisualBERT is a BERT with three more embedding tables for regions, so the weights of a BERT have the same names. As in
+the authors' code (`special_visual_initialize`), the position and token type embeddings of regions start as copies of
+those of words.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 REMEDY = "Name a hub id or a folder with config.json and model.safetensors."
 FILES = ("config.json", "model.safetensors")
 POOLER = "pooler."
-# What only a VisualBERT has; the projection of the regions learns from nothing.
+# Visual embeddings and the textual ones they start from; the projection of regions is initialised at random.
 SEEN_AS_READ = {
     "embeddings.visual_token_type_embeddings.weight": "embeddings.token_type_embeddings.weight",
     "embeddings.visual_position_embeddings.weight": "embeddings.position_embeddings.weight",
@@ -37,10 +37,10 @@ PROJECTION = "embeddings.visual_projection."
 
 @dataclass(frozen=True)
 class TextTower:
-    """A BERT read from somewhere.
+    """Config and weights of a BERT.
 
     Attributes:
-        weights: by the names of `BertModel`; without `pooler.` where the source has none.
+        weights: by the names of `BertModel`; without `pooler.` if the source has none.
     """
 
     source: str
@@ -53,7 +53,7 @@ class TextTower:
         return any(name.startswith(POOLER) for name in self.weights)
 
     def sizes(self) -> dict[str, Any]:
-        """`sizes_of` its config."""
+        """Returns `sizes_of` its config."""
         return sizes_of(self.config)
 
     def start(self, backbone: nn.Module) -> None:
@@ -63,7 +63,7 @@ class TextTower:
         own = backbone.state_dict()
         types = "embeddings.token_type_embeddings.weight"
         read = dict(self.weights)
-        if len(read[types]) != len(own[types]):  # a BERT that knows one kind of sentence, or three
+        if len(read[types]) != len(own[types]):  # a BERT with one or three token types
             read[types] = torch.cat((read[types], read[types][-1:]))[: len(own[types])]
         for name, model in SEEN_AS_READ.items():
             read[name] = read[model].clone()
@@ -81,7 +81,7 @@ class TextTower:
 
 
 def sizes_of(config: BertConfig | VisualBertConfig) -> dict[str, Any]:
-    """The fields of `TeacherConfig` that a pretrained model decides."""
+    """Returns the fields of `TeacherConfig` that a pretrained model determines."""
     return {
         "hidden_size": config.hidden_size,
         "layers": config.num_hidden_layers,
@@ -94,12 +94,12 @@ def sizes_of(config: BertConfig | VisualBertConfig) -> dict[str, Any]:
 
 
 def require_sizes(source: str, folder: str, config: Any) -> None:
-    """Raises unless the sizes in a transformers config are sizes of the tensors beside it.
+    """Raises an `InputError` unless the sizes in a transformers config occur in the tensors of its weights file.
 
-    transformers builds the model before it reads a weight: a damaged number would be an allocation of terabytes.
+    transformers builds the model before it reads weights, so a damaged number could allocate terabytes.
 
     Args:
-        folder: local, or anything else (a hub id), which is not looked into.
+        folder: a local folder; anything else (a hub id) is not checked.
     """
     path = storage.join(folder, FILES[1])
     if not storage.is_dir(folder) or not storage.exists(path):
@@ -119,11 +119,11 @@ def require_sizes(source: str, folder: str, config: Any) -> None:
 
 
 def read_text_tower(source: str) -> TextTower:
-    """The BERT in `source`: a hub id, or a folder (local or an address) that `save_pretrained` or sentence-transformers
-    wrote, of a `BertModel` or of one with a head, such as `BertForMaskedLM`; the head is left behind.
+    """Reads a BERT from a hub id, or from a folder (local or an address) written by `save_pretrained` or
+    sentence-transformers. The head of a model such as `BertForMaskedLM` is dropped.
 
     Raises:
-        InputError: nothing is there, it is no BERT, its positions are relative, or weights are missing.
+        InputError: `source` is missing, not a BERT, has relative positions, or lacks weights.
     """
     with _local(source) as folder:
         config = _config(source, folder)
@@ -150,7 +150,7 @@ def _config(source: str, folder: str) -> BertConfig:
         raise InputError(f"has {values['position_embedding_type']} positions; VisualBERT's are absolute", path=source)
     try:
         return BertConfig(**values)
-    except Exception as error:  # transformers checks types by classes of its own
+    except Exception as error:  # transformers validates types with exceptions of its own
         raise InputError(f"config.json does not describe a BERT ({first_line(error)})", path=source) from error
 
 
@@ -166,7 +166,7 @@ def _weights(source: str, folder: str, config: BertConfig) -> dict[str, Tensor]:
     lacking = [name for name in missing if not name.startswith(POOLER)]
     if lacking:
         raise InputError(f"lacks {len(lacking)} weights, such as {lacking[0]}", path=source)
-    # Drawn at random by transformers: ours to draw, by the run's seed.
+    # Without weights that transformers initialised at random; they must be drawn with the run's seed.
     weights = {name: value for name, value in model.state_dict().items() if name not in missing}
     require_finite(weights, source)
     return weights
@@ -174,7 +174,7 @@ def _weights(source: str, folder: str, config: BertConfig) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def _without_progress_bar() -> Iterator[None]:
-    """transformers draws one over a second's work, also into log files."""
+    """Disables transformers' progress bar, which would also be written to log files."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -188,7 +188,7 @@ def _without_progress_bar() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _local(source: str) -> Iterator[str]:
-    """Where transformers finds it: object stores are copied, and of sentence-transformers the folder of its BERT."""
+    """Yields a source for transformers: a local copy of a remote folder, a local folder of a BERT, or a hub id."""
     if storage.is_remote(source):
         with tempfile.TemporaryDirectory(prefix="raymotion-") as folder:
             inner = storage.join(source, _transformer_of(source))
@@ -204,13 +204,13 @@ def _local(source: str) -> Iterator[str]:
 
 
 def _transformer_of(folder: str) -> str:
-    """Subfolder of a sentence-transformers model that holds its BERT: `0_Transformer` in old ones, else none."""
+    """Returns the subfolder with the BERT of a sentence-transformers model: `0_Transformer` in old ones, else ""."""
     listing = storage.join(folder, "modules.json")
     if not storage.exists(listing):
         return ""
     with contextlib.suppress(KeyError, TypeError, json.JSONDecodeError, InputError):
         first = storage.read_json(listing)[0]["path"]
-        # A name, not a way out of the folder.
+        # A plain name, so that it cannot lead out of the folder.
         if isinstance(first, str) and "/" not in first and first not in (".", ".."):
             return first
     return ""

@@ -1,4 +1,4 @@
-"""The shape of a VisualBERT teacher: what a recipe and a checkpoint say of it. Needs no torch."""
+"""The shape of a VisualBERT teacher, for recipes and checkpoints. Does not import torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZES: dict[str, dict[str, int]] = {
 
 
 class TeacherConfig(Settings):
-    """Shape of a teacher. `size: tiny | small | base` fills the four numbers of the transformer that are not given."""
+    """Shape of a teacher. `size: tiny | small | base` gives the defaults of the transformer's four sizes."""
 
     hidden_size: int = Field(128, ge=1)
     layers: int = Field(2, ge=1)
@@ -31,21 +31,22 @@ class TeacherConfig(Settings):
     # Published: 32. One Socratis caption in ten has more than 30 words.
     max_text_length: int = Field(64, ge=2, le=512)
     visual_dim: int = Field(2048, ge=1)
-    # The published model takes Visual Genome features as they are. Detectors differ in scale: LayerNorm takes that out.
+    # LayerNorm for detectors of other scales. The published model reads raw Visual Genome features.
     normalize_regions: bool = False
     freeze_backbone: bool = False
-    # The word embeddings and this many of the lowest layers stay as they were loaded: less to forget, and faster.
-    # 0: the embeddings alone; None: nothing does.
+    # Freezes the word embeddings and this many of the lowest layers, which forgets less and is faster.
+    # 0: only the embeddings; None: nothing.
     frozen_layers: int | None = Field(None, ge=0)
-    # cls: the published pooled [CLS]. mean-output: the mean of the last hidden states, for which sentence-transformers
-    # models were trained. mean: the mean of the input embeddings, in place of the transformer's output, a bag of words
-    # and regions. cls+mean: the first and the last, summed before the head. docs/teacher.md says what each is worth.
+    # cls: the pooled [CLS], as published. mean-output: the mean of the last hidden states, as sentence-transformers
+    # models were trained. mean: the mean of the input embeddings instead of the transformer's output, a bag of words
+    # and regions. cls+mean: the sum of cls and mean. docs/teacher.md compares them.
     pooling: Literal["cls", "mean-output", "mean", "cls+mean"] = "cls"
-    # mean-output: how many of the last layers are averaged over words and regions, each by itself, side by side.
+    # mean-output: number of last layers whose means over words and regions are concatenated.
     pooled_layers: int = Field(1, ge=1)
-    # Regions of another size than a pretrained model's start their projection anew: that learns, frozen or not.
+    # Initialises the projection of regions anew, e.g. for another size than the pretrained model's; it is then trained
+    # even if the backbone is frozen.
     new_projection: bool = False
-    # Of the transformer; filled in from a pretrained one.
+    # Filled in from a pretrained transformer.
     max_positions: int = Field(512, ge=2)
     layer_norm_eps: float = Field(1e-12, gt=0)
     activation: str = "gelu"
@@ -71,7 +72,7 @@ class TeacherConfig(Settings):
         return self
 
     def transformer(self) -> VisualBertConfig:
-        """The same as transformers' configuration."""
+        """Returns the equivalent configuration of transformers."""
         from transformers import VisualBertConfig
 
         return VisualBertConfig(

@@ -1,4 +1,4 @@
-"""VisualBERT as a kind of model: captions and region features in, probabilities of emotions out."""
+"""VisualBERT as a kind of model: predicts probabilities of emotions from captions and region features."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ class VisualBertKind(Kind):
 
     name: ClassVar[str] = "teacher-visualbert"
     recipe = TeacherRecipe
-    # Five captions of an image make five short texts, which fill the network's batches better than one or two images
-    # at a time would.
+    # Captions are short texts: those of a whole shard fill the network's batches better than those of a few images.
     whole_shard = True
     chunk: ClassVar[int] = 256
 
@@ -41,7 +40,7 @@ class VisualBertKind(Kind):
         return [MultiLabel.of_recipe(recipe, facts)]
 
     def build(self, recipe: TeacherRecipe, training: Training) -> VisualBertTeacher:
-        """The untrained teacher. Its answer before the first step is the class prior."""
+        """Returns the untrained teacher, which initially predicts the class prior."""
         from raymotion.models.visualbert.network import VisualBertTeacher
 
         captions, regions = training.inputs["captions"], training.inputs.get("regions")
@@ -78,7 +77,7 @@ class VisualBertKind(Kind):
     def learning_rate(self, recipe: TeacherRecipe, network: Any, parameter: str) -> float:
         settings, config = recipe.optimiser, network.config
         if not parameter.startswith("backbone.") or (config.new_projection and "visual_projection" in parameter):
-            return settings.lr  # what starts anew
+            return settings.lr  # newly initialised
         above = config.layers if parameter.startswith("backbone.embeddings.") else 0
         if parameter.startswith("backbone.encoder.layer."):
             above = config.layers - 1 - int(parameter.split(".")[3])

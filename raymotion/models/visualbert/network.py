@@ -1,11 +1,11 @@
 """The teacher: VisualBERT with a multi-label head.
 
 Li et al. (2019), *VisualBERT: a simple and performant baseline for vision and language*. One transformer reads the
-caption's word pieces and the image's region features together; a linear head on its pooled output gives one logit for
-each emotion. The public system that raymotion follows trained only that head on `uclanlp/visualbert-vqa-coco-pre`.
+caption's word pieces and the image's region features together; a linear head on its pooled output gives one logit per
+emotion. The public system that raymotion follows trained only that head on `uclanlp/visualbert-vqa-coco-pre`.
 
-What is missing is masked. An image without features is a region mask of all False, a missing caption is [CLS] [SEP];
-neither is ever a row of zeros that the model could take for evidence.
+Missing inputs are masked: an image without features has a region mask of all False, and a missing caption is
+[CLS] [SEP]; neither is a row of zeros that the model could take for evidence.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ class VisualBertTeacher(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source: str, config: TeacherConfig, labels: int) -> VisualBertTeacher:
-        """A teacher whose backbone starts from `source`, a hub id or a folder that `save_pretrained` wrote.
+        """Creates a teacher with the backbone of `source`, a hub id or a folder written by `save_pretrained`.
 
-        Sizes come from `source`; `config` gives the rest. A `visual_dim` other than the source's starts its
-        projection anew.
+        Sizes come from `source`, everything else from `config`. The projection of regions is initialised anew if
+        `visual_dim` differs from the source's.
 
         Raises:
-            InputError: nothing is there, it is no VisualBERT, or it has another vocabulary than the tokenizer.
+            InputError: `source` is missing, not a VisualBERT, or has another vocabulary than the tokenizer.
         """
         from transformers import VisualBertConfig, VisualBertModel
 
@@ -100,15 +100,16 @@ class VisualBertTeacher(nn.Module):
 
     @classmethod
     def from_text(cls, source: str, config: TeacherConfig, labels: int) -> VisualBertTeacher:
-        """A teacher whose text tower starts from `source`, a BERT: a hub id, or a folder that `save_pretrained` or
-        sentence-transformers wrote.
+        """Creates a teacher with the text tower of `source`, a BERT: a hub id, or a folder written by `save_pretrained`
+        or sentence-transformers.
 
-        Sizes, positions, activation and norms come from `source`; `config` gives the rest. What is seen starts as what
-        is read; only the projection of the regions (and a pooler, if `source` has none) starts anew.
+        Sizes, positions, activation and norms come from `source`, everything else from `config`. The visual embeddings
+        start as copies of the textual ones; only the projection of the regions (and the pooler, if `source` has none)
+        is initialised anew.
 
         Raises:
-            InputError: nothing is there, it is no BERT, it lacks weights, it has another vocabulary than the tokenizer,
-                or fewer positions than captions may have pieces.
+            InputError: `source` is missing, not a BERT, lacks weights, has another vocabulary than the tokenizer, or
+                has fewer positions than captions may have pieces.
         """
         tower = read_text_tower(source)
         _require_vocabulary(source, tower.config.vocab_size, config.vocab_size)
@@ -117,18 +118,18 @@ class VisualBertTeacher(nn.Module):
         return model
 
     def _frozen(self) -> list[nn.Module]:
-        """The parts of the backbone that training leaves alone."""
+        """Returns the frozen parts of the backbone."""
         if self.config.freeze_backbone:
             return [self.backbone]
         if self.config.frozen_layers is not None:
-            # What is read; a projection of regions that starts anew has to learn.
+            # Only the textual embeddings, because a new projection of regions must be trained.
             own, layers = self.backbone.embeddings, self.backbone.encoder.layer
             read = (own.word_embeddings, own.position_embeddings, own.token_type_embeddings, own.LayerNorm, own.dropout)
             return [*read, *layers[: self.config.frozen_layers]]
         return []
 
     def train(self, mode: bool = True) -> VisualBertTeacher:
-        """As always, but what is frozen stays in evaluation mode: its dropout would be noise on fixed features."""
+        """Sets the mode, but keeps frozen parts in evaluation mode: their dropout would only add noise."""
         super().train(mode)
         for part in self._frozen():
             part.eval()
@@ -141,19 +142,19 @@ class VisualBertTeacher(nn.Module):
         regions: Tensor | None = None,
         region_mask: Tensor | None = None,
     ) -> Tensor:
-        """Logits (B, L).
+        """Computes logits (B, L).
 
         Args:
             input_ids, attention_mask: (B, T) int64; padding has mask 0.
-            regions: (B, N, visual_dim) float, or None where no sample has an image.
-            region_mask: (B, N) bool, False where there is no region. None: all are there.
+            regions: (B, N, visual_dim) float, or None if no sample has an image.
+            region_mask: (B, N) bool, False for missing regions; None: all are present.
         """
         if regions is None:
             region_mask = None
         else:
             if region_mask is None:
                 region_mask = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)
-            # Masked attention has weight 0, but 0 * inf is nan: what stands behind a False must not matter at all.
+            # Masked values have the attention weight 0, but 0 * inf is NaN.
             regions = regions.masked_fill(~region_mask.unsqueeze(-1).bool(), 0.0)
             if self.region_norm is not None:
                 regions = self.region_norm(regions)
@@ -164,7 +165,7 @@ class VisualBertTeacher(nn.Module):
     ) -> Tensor:
         pooled: Tensor | None = None
         if self.config.pooling != "mean":
-            # Ones, as the authors set them.
+            # Ones, as in the authors' code.
             types = None if regions is None else torch.ones(regions.shape[:2], dtype=torch.long, device=regions.device)
             learns = not self.config.freeze_backbone or (self.config.new_projection and regions is not None)
             with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
@@ -192,10 +193,10 @@ class VisualBertTeacher(nn.Module):
     def _bag(
         self, input_ids: Tensor, attention_mask: Tensor, regions: Tensor | None, region_mask: Tensor | None
     ) -> Tensor:
-        """Mean of the embeddings of all words and regions that are there, (B, hidden_size).
+        """Returns the mean embedding of all present words and regions, (B, hidden_size).
 
-        Two thousand captions are too few for a transformer that starts from nothing to learn which words matter:
-        through this short way each word piece has a direct gradient.
+        Two thousand captions are too few for a randomly initialised transformer to learn which words matter; this
+        shortcut gives each word piece a direct gradient.
         """
         assert self.bag_norm is not None
         embeddings = self.backbone.embeddings
@@ -207,7 +208,7 @@ class VisualBertTeacher(nn.Module):
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over T of `values` (B, T, D) where `mask` (B, T) is True: (B, D); zeros where it nowhere is."""
+    """Averages `values` (B, T, D) over T where `mask` (B, T) is True; returns (B, D), zeros for an all-False mask."""
     weight = mask.unsqueeze(-1).to(values.dtype)
     return (values * weight).sum(1) / weight.sum(1).clamp(min=1)
 
@@ -222,7 +223,7 @@ def _require_vocabulary(source: str, pieces: int, own: int) -> None:
 
 
 def _resized(source: str, config: TeacherConfig, sizes: Mapping[str, Any]) -> TeacherConfig:
-    """`config` with the sizes of a pretrained model."""
+    """Returns `config` with the sizes of a pretrained model."""
     if config.max_text_length > sizes["max_positions"]:
         raise InputError(
             f"reads {sizes['max_positions']} word pieces, model.max_text_length is {config.max_text_length}",
@@ -245,12 +246,12 @@ def predict_tokens(
     pad_id: int = 0,
     batch_size: int = 32,
 ) -> np.ndarray:
-    """Predictions (samples, L) float32: those of each caption of a sample, averaged.
+    """Predicts (samples, L) float32, averaged over the captions of each sample.
 
     Args:
-        tokens, owners: word pieces of each caption, and its sample; each sample has one at least.
+        tokens, owners: word pieces and sample of each caption; each sample has at least one.
         regions, region_mask: (samples, N, D) and (samples, N), or None.
-        decode: what makes a prediction of logits.
+        decode: maps logits to predictions.
     """
     was_training = model.training
     model.eval()

@@ -1,4 +1,4 @@
-"""What the recipe of a VisualBERT teacher may say."""
+"""The recipe of a VisualBERT teacher."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from raymotion.models.text.recipe import CaptionDataSettings, CaptionOptimiserSe
 
 
 class TeacherDataSettings(CaptionDataSettings):
-    """What a teacher trains on.
+    """The training data of a teacher.
 
     Attributes:
-        features: folder of region features, or None for captions alone.
-        region_dropout: as caption_dropout, for the regions.
+        features: folder of region features, or None for captions only.
+        region_dropout: like caption_dropout, for the regions.
     """
 
     features: str | None = None
@@ -26,12 +26,12 @@ class TeacherDataSettings(CaptionDataSettings):
 
 
 class TeacherOptimiserSettings(CaptionOptimiserSettings):
-    """What a teacher's optimiser has besides.
+    """Additional optimiser settings of a teacher.
 
     Attributes:
-        layer_decay: each layer of the transformer learns at this multiple of the rate of the one above it (Howard and
-            Ruder 2018); the embeddings lie below the first. The top one has backbone_lr.
-        group_by_length: captions of like length share a batch, so that less of it is padding: a third faster on a CPU.
+        layer_decay: ratio of the learning rates of each transformer layer and the one above (Howard and Ruder 2018);
+            the embeddings are below the first layer. The top layer has backbone_lr.
+        group_by_length: batch captions of similar length to reduce padding: a third faster on a CPU.
     """
 
     layer_decay: float = Field(1.0, gt=0, le=1)
@@ -43,7 +43,7 @@ class TeacherRecipe(CaptionRecipe):
 
     Attributes:
         init: hub id or folder of a pretrained VisualBERT for the backbone.
-        text_init: hub id or folder of a BERT for its text tower; None of the two starts from random weights.
+        text_init: hub id or folder of a BERT for the text tower. Without either, weights are random.
         model: fields of `models.visualbert.config.TeacherConfig`, and `size: tiny | small | base`.
     """
 
