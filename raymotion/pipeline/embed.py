@@ -1,4 +1,4 @@
-"""The stages of the embedding job: a picture is decoded once, and feeds every stream and every backbone asked for."""
+"""The stages of the embedding job: each picture is decoded once for all streams and backbones."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from raymotion.pipeline.stages import DecodeImages, Failure, Item, image_units, 
 if TYPE_CHECKING:
     from raymotion.models.vision.backbones import Backbone
 
-# Raised when views are drawn in another way: features of other views are other features.
+# Version of the rendering of views; raised with each change, because features of different views are not comparable.
 RENDERER = 1
-# Crops that go through a backbone together. On a CPU more than these gain nothing, and take memory.
+# Crops per forward pass. On a CPU more crops only take more memory.
 CHUNK_CPU, CHUNK_GPU = 32, 256
 
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """What the job computes.
+    """The features to compute.
 
     Attributes:
         streams: names of the backbones of each stream, in the order of `STREAMS`.
-        identities: of each backbone by name.
-        views: of each level; "none" comes first, and has one.
-        tokens: side of the grid of spatial tokens, 0: none.
-        seed: of the views.
+        identities: identity of each backbone, by name.
+        views: number of views by level; "none" is first, with one view.
+        tokens: side of the grid of spatial tokens; 0: none.
+        seed: seed of the views.
     """
 
     streams: Mapping[str, tuple[str, ...]]
@@ -46,7 +46,7 @@ class StreamPlan:
     seed: int
 
     def layout(self) -> EmbeddingLayout:
-        """Of the parts that the job writes."""
+        """Returns the layout of the job's parts."""
         shapes: dict[FeatureKey, FeatureShape] = {}
         for stream, names in self.streams.items():
             for name in names:
@@ -61,9 +61,9 @@ class StreamPlan:
 
 
 class DecodeOnce(DecodeImages):
-    """`DecodeImages` at full size, once for all the items of an image that follow each other.
+    """`DecodeImages` at full size, once for consecutive items of an image.
 
-    Boxes are pixels of the full picture; and decoding less of it would cost small faces what little they have.
+    Boxes refer to pixels of the full picture, and small faces need its resolution.
     """
 
     def __init__(self, damaged: DamagedPolicy = "quarantine") -> None:
@@ -82,13 +82,13 @@ class DecodeOnce(DecodeImages):
 
 @dataclass
 class _Subject:
-    """One picture or crop on its way through the backbones of its stream.
+    """One picture or crop as input for the backbones of a stream.
 
     Attributes:
         pixels: uint8 (h, w, 3).
-        image: what all that is in one picture shares a mirror by.
-        owner: what its other draws go by.
-        items: those that get its features.
+        image: key of the random mirroring, shared by all subjects in a picture.
+        owner: key of the other random draws.
+        items: the items that get its features.
     """
 
     pixels: np.ndarray
@@ -97,14 +97,14 @@ class _Subject:
     items: list[Item]
 
     def at(self, level: str) -> list[Item]:
-        """The items that get features of this level: augmented ones are of the training split alone."""
+        """Returns the items that get features of this level; augmented ones are only for the training split."""
         return [item for item in self.items if level == "none" or item.row["split"] == AUGMENTED_SPLIT]
 
 
 class EmbedStreams:
-    """Features of each item in every stream that it has, left in `item.output` under the names of the columns.
+    """Computes features of each item in all its streams, stored in `item.output` by column.
 
-    The whole picture is looked at once for all its items, and a view is rendered once for all backbones of its stream.
+    The whole picture is embedded once for all its items, and a view is rendered once for all backbones of its stream.
 
     Attributes:
         tally: forward passes (rows through a backbone) by `STREAM/BACKBONE/LEVEL`.
@@ -124,12 +124,12 @@ class EmbedStreams:
 
         torch.set_num_threads(threads)
         self.chunk = CHUNK_CPU if device == "cpu" else CHUNK_GPU
-        loaded: dict[BackboneIdentity, Backbone] = {}  # one backbone may serve several streams, under several names
+        loaded: dict[BackboneIdentity, Backbone] = {}  # one backbone may have several names
         self.backbones: dict[str, Backbone] = {}
         for name, identity in self.plan.identities.items():
             if identity not in loaded:
                 loaded[identity] = Backbone(identity, self.weights[name], device=device, precision=self.precision)
-                # The first call is slow: part of getting ready.
+                # The first call is slow, so it belongs to the setup.
                 loaded[identity](np.zeros((1, 3, identity.size, identity.size), np.float32), tokens=self.plan.tokens)
             self.backbones[name] = loaded[identity]
 
@@ -149,7 +149,7 @@ class EmbedStreams:
     def _features(
         self, stream: str, names: Sequence[str], level: str, views: int, subjects: Sequence[_Subject]
     ) -> Iterator[tuple[int, dict[FeatureKey, np.ndarray]]]:
-        """Features (m, views, ...) of m subjects at a time, with the place of the first of them."""
+        """Yields features (m, views, ...) of m subjects at a time, with the position of the first."""
         step = max(1, self.chunk // views)
         for start in range(0, len(subjects), step):
             some = subjects[start : start + step]
@@ -182,7 +182,7 @@ class EmbedStreams:
 
 
 def _subjects(units: Sequence[Sequence[Item]], stream: str) -> Iterator[_Subject]:
-    """What a stream looks at: each picture once, or each person's crop. A person without a box has none."""
+    """Yields the subjects of a stream: each picture once, or the crop of each person with a box."""
     for unit in units:
         pixels, image = unit[0].pixels, str(unit[0].row["group_id"])
         assert pixels is not None
@@ -196,7 +196,7 @@ def _subjects(units: Sequence[Sequence[Item]], stream: str) -> Iterator[_Subject
 
 
 class EmbedForHead:
-    """`EmbedStreams` for streams that may differ in their grids of tokens; leaves the features by stream."""
+    """`EmbedStreams` for streams with different grids of tokens; stores features by stream."""
 
     name = "embed"
     whole_shard = False
@@ -237,9 +237,9 @@ class EmbedForHead:
 
 
 class LoadEmbeddings:
-    """Clean features from a finished embedding job, in place of decoding and embedding."""
+    """Loads clean features from a finished embedding job, instead of decoding and embedding."""
 
-    name = "decode"  # the stage that brings the evidence in
+    name = "decode"  # as for every first stage
     whole_shard = False
 
     def __init__(self, folder: str, keys: Mapping[str, FeatureKey], inputs: Sequence[Stream]) -> None:

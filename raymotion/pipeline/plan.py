@@ -1,7 +1,6 @@
-"""From a checkpoint to the stages that a sample runs through: what brings its evidence in, and the model at the end.
+"""Plans the stages for a checkpoint: those that produce the evidence for its inputs, and the prediction.
 
-Each input says what it needs, and this module which stages make it. The labelling job puts the stages into actors,
-`Predictor` runs them in this process.
+The labelling job runs the stages in actors, `Predictor` in this process.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ Check = Callable[[pa.Table], list[str]]
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may say of where evidence comes from.
+    """A user's options for the sources of evidence.
 
     Attributes:
-        features: folder of a finished job whose features are read in place of pictures.
-        weights: weights files, where the checkpoint knows a file by its digest; `NAME=FILE` for one backbone.
-        ablation: the streams of a person that the model may look at.
-        damaged: what becomes of a picture that decodes, but not to what was stored.
+        features: folder of a finished job whose features are read instead of pictures.
+        weights: weights files, if the checkpoint refers to files by digest; `NAME=FILE` for one backbone.
+        ablation: key of `ABLATIONS`: the streams of a person to keep.
+        damaged: treatment of pictures that decode incorrectly.
     """
 
     features: str | None = None
@@ -54,17 +53,17 @@ class Options:
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages of a model, and what a job has to know of them.
+    """The stages of a model, with information for a job.
 
     Attributes:
-        make_stages: precision -> stages; the first one brings the evidence in.
-        identity: what decides the values besides the checkpoint.
-        notices: what a user must know.
-        check: raises where features are not of the samples that are to be labelled; may return more notices.
+        make_stages: precision -> stages; the first one loads the evidence.
+        identity: values that affect predictions besides the checkpoint.
+        notices: warnings for users.
+        check: raises an `InputError` if features belong to other samples; may return more notices.
         images: whether pictures are read, and whether a table without any is an error.
-        columns: of the sample table that the stages read besides those that every job reads.
-        keep_images_together: rows of one image share a batch.
-        described: what the evidence comes from, for the record.
+        columns: columns of the sample table that the stages read besides those of every job.
+        keep_images_together: whether rows of one image must share a batch.
+        described: source of the evidence, for the record.
     """
 
     make_stages: Callable[[str], tuple[Stage, ...]]
@@ -79,7 +78,7 @@ class Plan:
 
 @dataclass
 class _Part:
-    """What one input adds to a plan: stages after decoding, or a stage that brings its features in itself."""
+    """The part of a plan for one input: stages after decoding, or a stage that loads its features."""
 
     stages: Callable[[str], list[Stage]] = lambda precision: []
     loader: Stage | None = None
@@ -90,15 +89,15 @@ class _Part:
 
 
 def make_plan(info: CheckpointInfo, options: Options, *, samples: str | None = None, pictures: bool = True) -> Plan:
-    """The plan of a model.
+    """Makes the plan of a model.
 
     Args:
-        samples: the table that is to be labelled, which must hold what the model looks at; None: it is not known yet.
-        pictures: False: no sample has one, and what looks at them is not asked for its weights.
+        samples: the table to label, checked for boxes that the model needs; None if it is not known yet.
+        pictures: False if no sample has a picture; weights of extractors and backbones are then not required.
 
     Raises:
-        InputError: an option that the model has no use for; weights that are not named, or are others; features of
-            another extractor or backbone; samples without anything that the model looks at.
+        InputError: the model does not use an option; weights are not given, or are others; features come from another
+            extractor or backbone; or no sample has a box that the model needs.
     """
     inputs = [own for own in info.inputs if own.used]
     if options.ablation is not None:
@@ -148,7 +147,7 @@ def make_plan(info: CheckpointInfo, options: Options, *, samples: str | None = N
         },
         tuple(notices),
         None if not checks else lambda table: [told for check in checks for told in check(table)],
-        # A model that has something else to go by does without the images that are not there.
+        # Missing images are acceptable for a model with other inputs.
         "none" if not looking else "optional" if len(inputs) > len(looking) else "required",
         input_columns(inputs, options.features),
         persons,
@@ -157,7 +156,7 @@ def make_plan(info: CheckpointInfo, options: Options, *, samples: str | None = N
 
 
 def input_columns(inputs: Sequence[Input], features: str | None) -> tuple[str, ...]:
-    """Columns of the sample table that are read besides those that every job reads."""
+    """Returns the columns of the sample table that are read besides those of every job."""
     read = [own for own in inputs if own.used and not (features is not None and own.looks_at != "none")]
     return tuple(dict.fromkeys(name for own in read for name in own.columns))
 
@@ -187,7 +186,7 @@ def _part_of(own: Input, info: CheckpointInfo, options: Options, samples: str | 
         return _streams(own, info, options, samples)
     if isinstance(own, PersonInput):
         return _Part(notices=_what_samples_lack(samples, own))
-    more = getattr(own, "stages", None)  # an input of somebody else's may bring stages of its own
+    more = getattr(own, "stages", None)  # a third-party input may define its own stages
     return _Part(stages=more) if more is not None else _Part()
 
 
@@ -198,7 +197,7 @@ def _regions(own: RegionInput, info: CheckpointInfo, options: Options, samples: 
             raise InputError("--weights is given twice, and a region extractor has one file", remedy="Name one.")
         identity, weights = find_extractor(
             info, own, options.weights[0] if options.weights else None,
-            # `raymotion predict` reads a picture, and takes no features of it.
+            # `raymotion predict` (without samples) has no option --features.
             remedy="Name that file as --weights" + (", or give --features." if samples is not None else "."),
         )  # fmt: skip
         return _Part(
@@ -237,23 +236,23 @@ def _features_record(folder: str) -> dict[str, Any]:
 def find_extractor(
     info: CheckpointInfo, own: RegionInput, weights: str | None, *, remedy: str = "Name that file as --weights."
 ) -> tuple[ExtractorIdentity, str]:
-    """The region extractor that a model was trained with, and where its weights are.
+    """Returns the region extractor that a model was trained with, and the location of its weights.
 
     Args:
-        weights: what the user named (see `regions.identify`); None: what the checkpoint itself says, which is enough
-            for published and random weights, not for a file.
-        remedy: what to do where that is not enough.
+        weights: the user's weights (see `regions.identify`); None uses the checkpoint's identity, which suffices for
+            published and random weights, but not for a file.
+        remedy: advice for the message if a file must be given.
 
     Raises:
-        InputError: the weights come from a file and none is named, or `weights` are others.
+        InputError: a file of weights is required, or `weights` differ from those of training.
     """
     trained = own.identity
     source = trained.weights
     if weights is None:
         if source.startswith("random:"):
             weights = source
-        # Visual Genome's detector is named by the digest of its file wherever that came from: most likely it is the
-        # published one, and the comparison below tells if not.
+        # Visual Genome's detector is always identified by the digest of its file. Try the published one; the comparison
+        # below detects others.
         elif source.startswith("torchvision:") or architecture(trained.name).is_published_as_file:
             weights = "default"
         else:
@@ -290,7 +289,7 @@ def _streams(own: StreamInput, info: CheckpointInfo, options: Options, samples: 
 
 
 def _made_from_check(folder: str, streams: Sequence[Stream]) -> Check:
-    """What raises where a folder's features are of other pictures, or of other boxes of the streams that are used."""
+    """Returns a check that a folder's features are of the same pictures, and of the same boxes of the used streams."""
 
     def check(table: pa.Table) -> list[str]:
         boxes = [box.name for box in BOXES if box.name in {f"{own.stream}_box" for own in streams}]
@@ -324,7 +323,7 @@ def _what_samples_lack(samples: str | None, own: PersonInput) -> list[str]:
 
 
 def _keys_in(folder: str, streams: Sequence[Stream]) -> dict[str, FeatureKey]:
-    """Where an embedding folder holds the features of each stream: by the backbone's identity, whatever its name."""
+    """Returns stream -> key of its features in an embedding folder, by the identity of the backbone, not its name."""
     require_complete(folder)
     part = next(iter(sorted(part_names(folder))), None)
     if part is None:

@@ -1,4 +1,4 @@
-"""The last stage of every labelling: what the model says of each item, from what the stages before have left."""
+"""The last stage of a labelling pipeline: predictions of the model from the results of earlier stages."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from raymotion.models.kind import Kind
 from raymotion.models.registry import of_class
 from raymotion.pipeline.stages import Failure, Item, not_finite
 
-# Answers of NaN after which a model that has given no other is called useless, instead of row after row.
+# Number of non-finite predictions, without any finite one, after which the model is rejected.
 MOST_WITHOUT_ANSWER = 4
 
 
 class FiniteAnswers:
-    """Sorts out what a model answers with NaN or infinity, in one worker.
+    """Fails items with predictions of NaN or infinity, in one worker.
 
     Args:
-        stage: name of the stage, for the failures.
-        folder: of the model, for the error.
+        stage: name of the stage, for failures.
+        folder: the model, for the error.
     """
 
     def __init__(self, stage: str, folder: str) -> None:
@@ -33,10 +33,10 @@ class FiniteAnswers:
         self.good = self.bad = 0
 
     def check(self, items: Sequence[Item], predicted: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Which items have finite values in every output, bool (n,); the others fail.
+        """Returns bool (n,), which items have finite values in all outputs; the others fail.
 
         Raises:
-            NotFinite: the model has not given one finite answer yet.
+            NotFinite: the model has returned several predictions, none of them finite.
         """
         good = np.ones(len(items), dtype=bool)
         for values in predicted.values():
@@ -54,17 +54,17 @@ class FiniteAnswers:
 
 
 class Predict:
-    """Values of each output for each item, in `item.output` by the output's name.
+    """Predicts the values of each output, stored in `item.output` by the output's name.
 
-    A batch that fails is run again by item (`batch.worker._process`): nothing of an item changes before it is answered.
+    A failed batch is repeated item by item (`batch.worker._process`), so items must not change before their prediction.
 
     Args:
-        folder, fingerprint: of the checkpoint, and what it was when the job began.
-        kind: of the model; a worker may not know one that was registered elsewhere.
-        ablation: leaves out streams of a person.
+        folder, fingerprint: the checkpoint, and its fingerprint when the job began.
+        kind: kind of the model, as workers may not know a kind registered elsewhere.
+        ablation: key of `ABLATIONS`: the streams of a person to keep.
 
     Attributes:
-        tally: how many of the predicted items had each part of the input.
+        tally: number of predicted items with each part of the input.
     """
 
     name = "predict"
@@ -88,7 +88,7 @@ class Predict:
         self.use(load_model(self.folder, device=device, expected_fingerprint=self.fingerprint))
 
     def use(self, model: Model, *, batch_size: int | None = None) -> None:
-        """Takes a model that is loaded already."""
+        """Uses a model that is already loaded."""
         self.model, self.batch_size = model, batch_size
         self.inputs: list[Input] = [
             own.without(self.ablation) if self.ablation is not None and isinstance(own, PersonInput) else own
@@ -96,7 +96,7 @@ class Predict:
         ]
 
     def process(self, items: Sequence[Item]) -> None:
-        """Predicts, or fails items that hold nothing that the model reads."""
+        """Predicts items; those without any input of the model fail."""
         evidence = {own.name: own.collect(items) for own in self.inputs}
         usable = np.zeros(len(items), dtype=bool)
         for own in self.inputs:

@@ -1,4 +1,4 @@
-"""One prediction beside what makes it readable: the training prior, the lift over it, the threshold's decision."""
+"""Single predictions with context: training prior, lift over it, and threshold."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Emotion:
     """One emotion of one prediction.
 
     Attributes:
-        prior: its share in the training split; None where the checkpoint does not say.
+        prior: its share in the training split; None if the checkpoint does not contain it.
         lift: probability / prior; None without a prior, or for a prior of 0.
         chosen: whether the probability reaches `threshold`; None for a checkpoint without thresholds.
     """
@@ -38,7 +38,7 @@ class Emotion:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one model says of one image and its captions; `emotions` fall by probability."""
+    """The prediction of a model for one image and its captions; `emotions` are in descending order of probability."""
 
     model: str
     fingerprint: str
@@ -46,18 +46,18 @@ class Prediction:
     captions: list[str]
     emotions: list[Emotion]
     notes: list[str]
-    # The boxes that were given, and numbers such as valence, each on the scale that `scales` states.
+    # The given boxes, and numbers such as valence, each on its scale in `scales`.
     boxes: dict[str, list[float]] | None = None
     numbers: dict[str, float] | None = None
     scales: dict[str, list[float]] | None = None
 
     def to_json(self) -> str:
-        """All of it; numbers, scales and boxes only where there are any."""
+        """Returns the prediction as JSON; without numbers, scales and boxes if there are none."""
         values = {name: value for name, value in asdict(self).items() if value or name not in OPTIONAL}
         return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
 
     def lines(self, top: int | None = None) -> list[str]:
-        """A table of the `top` emotions for a terminal, and what has to be known of it."""
+        """Returns a table of the `top` emotions for a terminal, with numbers and notes."""
         shown = self.emotions[:top]
         heads = ("emotion", "probability", "in training", "lift", "chosen")
         rows = [
@@ -89,7 +89,7 @@ def explain(
     boxes: Mapping[str, Sequence[float]] | None = None,
     damaged: DamagedPolicy = "quarantine",
 ) -> Prediction:
-    """Opens the checkpoint and predicts one sample; see `predictor.load` and `Predictor.label` for the errors."""
+    """Loads the checkpoint and predicts one sample; see `predictor.load` and `Predictor.label` for errors."""
     from raymotion.pipeline.predictor import load, read_picture
 
     texts = readable(captions)
@@ -97,7 +97,7 @@ def explain(
         if any(text.strip() for text in captions):
             raise InputError("no caption holds a readable character", remedy="Write one, or add IMAGE.")
         raise InputError("neither an image nor a caption is given", remedy='Add IMAGE, or --caption "...".')
-    # Before the model, which takes seconds to load, and a hub's weights minutes: a misspelt name is told at once.
+    # The picture is read before the model, which takes seconds or minutes, to report a misspelt name at once.
     kept: list[Exception] = []
     pixels = None if image is None else read_picture(image, on_kept=kept.append if damaged == "keep" else None)
     model = load(folder, device=device, weights=weights)
@@ -129,10 +129,10 @@ def _emotions(info: CheckpointInfo, said: Mapping[str, float]) -> list[Emotion]:
 
 
 def parse_box(text: str, what: str) -> list[float]:
-    """`x1,y1,x2,y2` as numbers.
+    """Parses `x1,y1,x2,y2`.
 
     Raises:
-        InputError: it is not that; `what` names where it stood.
+        InputError: the text is not a box; `what` names it in the message.
     """
     try:
         values = [float(part) for part in text.split(",")]
@@ -146,5 +146,5 @@ def parse_box(text: str, what: str) -> list[float]:
 
 
 def _limit(threshold: float | None) -> str:
-    # Above 1: validation had no positive of this class, so nothing is known of it.
+    # Above 1: no threshold could be fitted, because validation had no positive of this class.
     return "no threshold: too rare in validation" if threshold is None or threshold > 1 else f"from {threshold:.2f}"

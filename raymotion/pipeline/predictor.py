@@ -1,13 +1,13 @@
-"""A checkpoint in plain Python: pictures and captions in, probabilities out. No Ray.
+"""Predictions in plain Python, without Ray.
 
     import raymotion
     model = raymotion.load("teacher/")
     model.label("photo.jpg", caption="A man laughs.")   # {"happy": 0.71, "joy": 0.42, ...}
     model.predict("photos/")                            # a DataFrame, one row for each picture of the folder
-    model.predict(frame)                                # the same, of a DataFrame with image_uri, captions, ...
+    model.predict(frame)                                # the same, for a DataFrame with image_uri, captions, ...
 
-One class for every kind of checkpoint: it runs the stages of the labelling job in this process. What a model was not
-trained to read is not shown to it, and `Predictor.not_read` says so.
+`Predictor` serves all kinds of models and runs the stages of the labelling job in this process. Inputs that a model was
+not trained on are ignored; `Predictor.not_read` reports them.
 """
 
 from __future__ import annotations
@@ -41,22 +41,17 @@ if TYPE_CHECKING:
 
 CaptionLists: TypeAlias = Sequence[Sequence[str]]
 Pictures: TypeAlias = Sequence["np.ndarray | None"]
-# Of one picture: "body" and "face", each (x1, y1, x2, y2) in pixels of the whole, upright picture.
+# Boxes of one picture: "body" and "face" -> (x1, y1, x2, y2) in pixels of the whole, upright picture.
 Boxes: TypeAlias = Mapping[str, Sequence[float]]
 
 
 class Predictor:
-    """A trained model, whatever its kind.
+    """A trained model of any kind.
 
     Attributes:
-        info: all that its checkpoint says.
-        min_side: the shorter side in pixels that it resizes pictures to; larger JPEGs may be decoded at a fraction.
-            None: it looks at the full picture, or at none.
-        reads_images: whether it was trained on pictures, or on features of them.
-        reads_text: whether it was trained on captions.
-        damaged: what `label` does with a picture that decodes, but not to what was stored; see `decode.decode_rgb`.
-        damage: what is damaged in the picture that `label` saw last, where it was kept.
-        numbers: valence, arousal, dominance of what `label` saw last, of a model that predicts them besides labels.
+        damaged: treatment by `label` of pictures that decode incorrectly; see `decode.decode_rgb`.
+        damage: damage in the last picture of `label`, if it was kept.
+        numbers: valence, arousal, dominance from the last call of `label`, if the model predicts them besides labels.
     """
 
     def __init__(self, model: Model, *, device: str = "cpu", weights: Sequence[str] = ()) -> None:
@@ -66,24 +61,24 @@ class Predictor:
         self.numbers: dict[str, float] | None = None
         self._used: list[Input] = [own for own in model.inputs if own.used]
         self._options = Options(weights=tuple(weights))
-        # Whether there are pictures -> the stages; extractor and backbones are loaded when the first picture comes.
+        # Stages with and without pictures; extractor and backbones are loaded for the first picture.
         self._built: dict[bool, list[Stage]] = {}
-        make_plan(model.info, self._options, pictures=False)  # refuses options that the model has no use for
+        make_plan(model.info, self._options, pictures=False)  # rejects options that the model does not use
         self._boxes_seen: Boxes | None = None
 
     @property
     def info(self) -> CheckpointInfo:
-        """All that its checkpoint says."""
+        """Description of the checkpoint."""
         return self.model.info
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Of its labels; an `InputError` for a model without."""
+        """Vocabulary of the labels; raises an `InputError` if the model has none."""
         return self.info.vocabulary
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """What it was trained to read: captions, regions, picture, or the streams of a person."""
+        """The inputs that it was trained on: captions, regions, picture, or the streams of a person."""
         return self.info.reads
 
     @property
@@ -98,14 +93,17 @@ class Predictor:
 
     @property
     def min_side(self) -> int | None:
-        """See the class."""
+        """The shorter side in pixels that it resizes pictures to; larger JPEGs may be decoded at a reduced size.
+
+        None if it needs the full picture, or none.
+        """
         looking = [own for own in self._used if own.looks_at != "none"]
         sides = [own.min_side for own in looking if own.looks_at == "some" and own.min_side is not None]
         return max(sides) if sides and len(sides) == len(looking) else None
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the predictions has to know of this model, and of what `label` saw last."""
+        """Notes for readers of the predictions, about the model and the last call of `label`."""
         notes = [notice for own in self._used for notice in own.notices()]
         if self._boxes_seen is not None:
             for person in (own for own in self._used if isinstance(own, PersonInput)):
@@ -120,7 +118,7 @@ class Predictor:
         return notes
 
     def usable(self, images: Pictures | None, captions: CaptionLists | None) -> np.ndarray:
-        """Which samples hold anything that the model reads, bool (n,)."""
+        """Returns bool (n,): which samples have any input of the model."""
         own_images, own_captions = self._own(images, captions)
         looking = [own for own in self._used if own.looks_at != "none"]
         by_itself = any(not isinstance(own, PersonInput) or "context" in own.part_names for own in looking)
@@ -138,24 +136,25 @@ class Predictor:
         boxes: Sequence[Boxes | None] | None = None,
         batch_size: int = 16,
     ) -> Any:
-        """Predictions for many samples.
+        """Predicts many samples.
 
         Args:
-            samples: n pictures, each uint8 (height, width, 3) upright RGB, or None where there is none (None: no sample
-                has one); or a folder of pictures; or a pandas DataFrame or Arrow table with the columns of a sample
-                table, as far as the model reads them (image_uri, captions, body_box, face_box, valence ...).
-            captions: with pictures, the captions of each, possibly none. Probabilities of several are averaged.
-            boxes: with pictures, the boxes of each person, or None.
-            batch_size: pictures that are looked at together.
+            samples: a list of n pictures, each uint8 (height, width, 3) upright RGB or None (or None for no pictures at
+                all); a folder of pictures; or a pandas DataFrame or Arrow table with those columns of a sample table
+                that the model reads (image_uri, captions, body_box, face_box, valence ...).
+            captions: for a list of pictures, the captions of each, possibly none. Predictions of several captions are
+                averaged.
+            boxes: for a list of pictures, the boxes of each person, or None.
+            batch_size: number of pictures per batch.
 
         Returns:
-            Of pictures float32 (n, L) probabilities in vocabulary order, or the values of the first output of a
-            model without a vocabulary. Of a folder or a table a pandas DataFrame, in the same order: sample_id,
-            image_uri, a column for each label and each number, and `failure`, why a row has no prediction.
+            For a list of pictures, float32 (n, L) probabilities in vocabulary order, or the values of the first output
+            of a model without a vocabulary. For a folder or table, a pandas DataFrame in the same order: sample_id,
+            image_uri, a column for each label and each number, and `failure`, the reason for a missing prediction.
 
         Raises:
-            InputError: a sample has nothing that the model reads (`usable` tells which), or cannot be read.
-            NotFinite: the model answers with NaN or infinity.
+            InputError: for a list, a sample has no input of the model (see `usable`) or cannot be processed.
+            NotFinite: the model returns NaN or infinity.
         """
         if isinstance(samples, str | os.PathLike):
             listed = list_pictures(storage.absolute(samples)).pictures
@@ -186,25 +185,25 @@ class Predictor:
         boxes: Boxes | None = None,
         values: Mapping[str, float] | None = None,
     ) -> dict[str, float]:
-        """Probability of each emotion, the highest first, for one picture, its caption or captions, or both.
+        """Predicts the probability of each emotion for one picture, its caption or captions, or both.
 
         Args:
             image: path, address (s3://...), Pillow picture, or uint8 array (height, width, 3) in RGB.
-            boxes: where the person's `body` and `face` are, for a model that looks at persons: (x1, y1, x2, y2) in
-                pixels. A stream without its box is masked.
+            boxes: boxes of the person's `body` and `face`, for models of persons: (x1, y1, x2, y2) in pixels. A stream
+                without its box is masked.
             values: numbers of the sample table that the model reads, by column.
 
         Returns:
-            Of a model without a vocabulary its numbers by name.
+            Label -> probability in descending order; for a model without a vocabulary its numbers by name.
 
         Raises:
-            InputError: the picture cannot be read (the reason is said), or nothing is given that the model reads.
+            InputError: the picture cannot be read, or no input of the model is given.
         """
         persons = any(isinstance(own, PersonInput) for own in self._used)
         if boxes and not persons:
             raise InputError("this model looks at no boxes", path=self.info.folder, remedy="Leave them out.")
         captions = [caption] if isinstance(caption, str) else list(caption or [])
-        # A file that is named has to be a picture, also where the model would not look at it.
+        # A given file must be a picture, even if the model does not use it.
         pixels = None if image is None else self._read(image)
         item = Item(
             self._row(0, captions if self.reads_text else [], boxes, values),
@@ -227,7 +226,7 @@ class Predictor:
         return main.named(item.output[main.name])
 
     def not_read(self, *, image: bool, caption: bool) -> list[str]:
-        """Sentences on what was given and not looked at, because the model was not trained on it."""
+        """Returns sentences about given inputs that are ignored because the model was not trained on them."""
         result = []
         if image and not self.reads_images:
             result.append("No image was read: this model was trained on captions alone.")
@@ -244,7 +243,7 @@ class Predictor:
         return " or ".join(own.noun if isinstance(own, PersonInput) else own.plural for own in self._used)
 
     def _own(self, images: Any, captions: CaptionLists | None) -> tuple[Pictures, CaptionLists]:
-        """Both for n samples, without what the model does not read."""
+        """Returns images and captions for n samples, without inputs that the model does not read."""
         if images is None and captions is None:
             raise InputError("neither images nor captions were given")
         n = len(images if images is not None else captions or [])
@@ -300,7 +299,7 @@ class Predictor:
                     )
 
     def _stages(self, pictures: bool) -> list[Stage]:
-        """The labelling job's stages, set up once: the model is there already."""
+        """Returns the stages of the labelling job, set up once with the loaded model."""
         if pictures not in self._built:
             import torch
 
@@ -326,7 +325,7 @@ class Predictor:
                     live = [item for item in group if item.failure is None]
                 if live:
                     stage.process(live)
-            # Where captions are averaged, all samples together fill the batches better.
+            # With averaged captions, all samples together fill the batches better.
             if not last.whole_shard:
                 _predict(last, group)
         if last.whole_shard:
@@ -393,14 +392,14 @@ def _is_missing(value: Any) -> bool:
 
 
 def load(folder: storage.PathLike, *, device: str = "cpu", weights: str | Sequence[str] | None = None) -> Predictor:
-    """The model in a checkpoint folder (local or an address), ready to predict on `device`.
+    """Loads the model in a checkpoint folder (local or an address) for predictions on `device`.
 
     Args:
-        weights: the weights file of the region extractor or the backbones, where the checkpoint names a file's digest;
+        weights: weights file of the region extractor or the backbones, if the checkpoint refers to a file by digest;
             `NAME=FILE` for one of several backbones.
 
     Raises:
-        InputError: no checkpoint is there, a file of it is damaged, or it is of a kind that nobody here knows.
+        InputError: the checkpoint is missing, damaged, or of an unknown kind.
     """
     from raymotion.models.hub import refuse_hub_id
 
@@ -427,14 +426,14 @@ def read_picture(
     *,
     on_kept: Callable[[Exception], None] | None = None,
 ) -> np.ndarray:
-    """Upright RGB pixels, uint8 (height, width, 3), of a file, an address, a Pillow picture or an array.
+    """Reads upright RGB pixels, uint8 (height, width, 3), from a file, an address, a Pillow picture or an array.
 
     Args:
-        on_kept: if given, a damaged file that decodes is read as it decodes, and this is called with what is wrong.
+        on_kept: if given, a damaged file is accepted as it decodes, and this is called with the error.
 
     Raises:
-        InputError: it is missing, damaged, or no picture.
-        RunFailed: the store that it is in does not answer.
+        InputError: the picture is missing, damaged, or not a picture.
+        RunFailed: the store does not answer.
     """
     if isinstance(image, str | os.PathLike):
         return _read_file(os.fspath(image), min_side, on_kept)
@@ -444,7 +443,7 @@ def read_picture(
             return pictures.upright_rgb(value)
         except (AttributeError, TypeError) as error:
             raise InputError(f"a {type(value).__name__} is not a picture", remedy="Give a path or an array.") from error
-        except (OSError, SyntaxError) as error:  # Pillow reads the pixels only now
+        except (OSError, SyntaxError) as error:  # Pillow reads pixels lazily
             raise InputError(f"the picture is damaged ({error})") from error
     if value.ndim == 2:
         value = np.repeat(value[:, :, None], 3, axis=2)
@@ -453,7 +452,7 @@ def read_picture(
             f"an array of {value.dtype} and shape {value.shape} is not a picture",
             remedy="Give uint8 of shape (height, width, 3), RGB.",
         )
-    return np.array(value)  # a copy: PyTorch warns of arrays that may not be written to
+    return np.array(value)  # copied, because PyTorch warns about read-only arrays
 
 
 def _read_file(path: str, min_side: int | None, on_kept: Callable[[Exception], None] | None) -> np.ndarray:

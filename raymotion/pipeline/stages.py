@@ -1,7 +1,7 @@
-"""Stages: the parts that one worker runs a sample through, one after the other.
+"""Stages: the steps that a worker applies to samples, in order.
 
-A stage is a plain class: `setup()` once in the worker's process, `process(items)` for each batch. It runs, and is
-tested, without Ray. It notes on an item why that item failed, and raises only what is not one row's fault.
+A stage is a plain class, independent of Ray: `setup()` runs once in the worker's process, `process(items)` for each
+batch. It records failures on the items, and raises only errors that are not the fault of a single row.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MESSAGE_LIMIT = 500  # characters; messages go into files row by row
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a row ends in quarantine: where, a short code that is counted, the error's class, and its message."""
+    """Reason why a row is quarantined: the stage, a short code for counts, the class of the error, and its message."""
 
     stage: str
     reason: str
@@ -36,29 +36,29 @@ class Failure:
 
     @classmethod
     def of(cls, stage: str, error: Exception) -> Failure:
-        """What `error` in `stage` is written down as."""
+        """Converts an error in a stage to a failure."""
         reason = error.reason if isinstance(error, ImageError) else "stage_error"
         text = str(error).strip() or type(error).__name__
         return cls(stage, reason, type(error).__name__, text[:MESSAGE_LIMIT])
 
 
 def not_finite(stage: str, message: str) -> Failure:
-    """Of a row for which a model gave NaN or infinity."""
+    """Returns the failure of a row for which a model returned NaN or infinity."""
     return Failure(stage, "not_finite", "NotFinite", message)
 
 
 @dataclass
 class Item:
-    """One sample on its way through the stages.
+    """One sample in the pipeline.
 
     Attributes:
         row: its row of the sample table.
-        failure: set once by the stage where it failed; later stages leave it alone.
-        damage: what is wrong with its picture, where the picture is used nonetheless (`--damaged keep`).
-        mark: size and digest of the bytes that the picture was read from; None where none was read.
-        pixels: uint8 (height, width, 3) between decoding and the last stage that looks.
-        regions: regions of this one picture.
-        features: features of its streams, by stream.
+        failure: set by the stage that failed; later stages skip the item.
+        damage: damage in its picture, if the picture is used nonetheless (`--damaged keep`).
+        mark: size and digest of the picture's bytes; None if no picture was read.
+        pixels: uint8 (height, width, 3), from decoding until the last stage that needs them.
+        regions: regions of its picture.
+        features: features by stream.
         output: values for the job's output columns.
     """
 
@@ -73,7 +73,7 @@ class Item:
 
 
 def image_units(items: Sequence[Item]) -> list[list[Item]]:
-    """Runs of items that follow each other and have one image_uri; an item without one is a unit of its own."""
+    """Groups consecutive items with the same image_uri; an item without one forms its own unit."""
     units: list[list[Item]] = []
     for item in items:
         uri = item.row["image_uri"]
@@ -85,7 +85,7 @@ def image_units(items: Sequence[Item]) -> list[list[Item]]:
 
 
 def made_from(items: Sequence[Item]) -> list[pa.Array]:
-    """The columns `MADE_FROM` of some items: which pictures they were made from."""
+    """Returns the columns `MADE_FROM` of some items, which identify their pictures."""
     values = (
         [item.row["image_uri"] for item in items],
         [None if item.mark is None else item.mark.size for item in items],
@@ -95,30 +95,30 @@ def made_from(items: Sequence[Item]) -> list[pa.Array]:
 
 
 class Stage(Protocol):
-    """What a worker runs; instances are sent to it by pickle before `setup`, so they hold settings only.
+    """Interface of stages. Instances are pickled and sent to a worker before `setup`, so they contain only settings.
 
-    A stage that counts something (forward passes) does so in an attribute `tally`, a Counter, which the worker empties
-    before each shard and writes into its commit. One that reads files may have a method `ahead(items)`, a context in
-    which it fetches what these items need.
+    A stage may count e.g. forward passes in an attribute `tally`, a Counter that the worker clears before each shard
+    and writes to its commit. A stage that reads files may have a method `ahead(items)`, which returns a context that
+    prefetches the files of these items.
     """
 
     name: str
-    whole_shard: bool  # process() gets all items of a shard at once, after the stages that take batches
+    whole_shard: bool  # whether process() gets all items of a shard at once, after the stages that take batches
 
     def setup(self, threads: int, device: str) -> None:
-        """Loads what is needed, once in each worker."""
+        """Loads models and data, once in each worker."""
 
     def process(self, items: Sequence[Item]) -> None:
-        """Fills in, or fails, items none of which has failed before."""
+        """Processes items that have not failed before; sets results or failures on them."""
 
 
 class DecodeImages:
     """Fetches and decodes the picture of each item.
 
     Args:
-        min_side: the model's own resolution; larger JPEGs may be decoded at a fraction of their size.
-        required: whether an item without an address fails (else it passes without pixels, and the model masks it).
-        damaged: what becomes of a picture that decodes, but not to what was stored; see `decode_rgb`.
+        min_side: resolution of the model; larger JPEGs may be decoded at a reduced size.
+        required: whether items without an address fail; otherwise they pass without pixels, and the model masks them.
+        damaged: treatment of pictures that decode incorrectly; see `decode_rgb`.
     """
 
     name = "decode"
@@ -133,7 +133,7 @@ class DecodeImages:
         pass
 
     def ahead(self, items: Sequence[Item]) -> AbstractContextManager[None]:
-        """Fetches the pictures of these items, each once for its unit, while the block lasts."""
+        """Prefetches the pictures of these items for the duration of the block, each once per unit."""
         return fetch_ahead.shared().ahead(item.row["image_uri"] for item in items)
 
     def process(self, items: Sequence[Item]) -> None:
@@ -156,7 +156,7 @@ class DecodeImages:
 
 
 class ExtractRegions:
-    """Region features of each item that has pixels, which are dropped then."""
+    """Extracts region features of items with pixels, and drops the pixels."""
 
     name = "regions"
     whole_shard = False
@@ -178,7 +178,7 @@ class ExtractRegions:
                 path=self.weights,
                 remedy="Give every node the same file, and leave it alone while the job runs.",
             )
-        self.extractor([np.zeros((64, 64, 3), np.uint8)])  # the first call is slow: part of getting ready
+        self.extractor([np.zeros((64, 64, 3), np.uint8)])  # the first call is slow, so it belongs to the setup
 
     def process(self, items: Sequence[Item]) -> None:
         seen = [item for item in items if item.pixels is not None]
@@ -194,9 +194,9 @@ class ExtractRegions:
 
 
 def _beyond_float16(regions: Regions) -> str | None:
-    """What float16, in which features are stored, cannot hold of one picture's regions; None if it holds all."""
+    """Returns why a picture's regions cannot be stored (features in float16), or None if they can."""
     peak = float(np.abs(regions.features).max(initial=0.0))
-    if not peak <= np.finfo(np.float16).max:  # NaN is not either
+    if not peak <= np.finfo(np.float16).max:  # also True for NaN
         return f"the features reach {peak:g}, more than float16 holds"
     if not (np.isfinite(regions.boxes).all() and np.isfinite(regions.scores).all()):
         return "boxes or scores are NaN or infinite"
@@ -204,9 +204,9 @@ def _beyond_float16(regions: Regions) -> str | None:
 
 
 class LoadRegions:
-    """Region features from a finished features job, in place of decoding and extracting."""
+    """Loads region features from a finished features job, instead of decoding and extracting."""
 
-    name = "decode"  # the stage that brings the evidence in
+    name = "decode"  # as for every first stage
     whole_shard = False
 
     def __init__(self, folder: str) -> None:
@@ -234,7 +234,7 @@ class LoadRegions:
 
 
 class NoEvidence:
-    """First stage of a model that reads no pictures: they are left where they are."""
+    """Empty first stage for models that read no pictures."""
 
     name = "decode"
     whole_shard = False

@@ -1,6 +1,6 @@
-"""What the public EMOTIC study printed: one seed, chosen and scored on the test split of EMOTIC.
+"""Results of the public EMOTIC study: one seed, selected and scored on the test split of EMOTIC.
 
-From its stored `evaluation_metrics.txt` files (tinaabishegan/EMOTIC-Multi-Label-Classification). All are shares.
+From its stored `evaluation_metrics.txt` files (tinaabishegan/EMOTIC-Multi-Label-Classification), as shares.
 """
 
 from __future__ import annotations

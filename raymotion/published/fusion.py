@@ -1,11 +1,10 @@
-"""The ten fusions as the public EMOTIC study has them (tinaabishegan/EMOTIC-Multi-Label-Classification), to compare.
+"""The ten fusions of the public EMOTIC study (tinaabishegan/EMOTIC-Multi-Label-Classification), for comparison.
 
-They know no masks: a missing or left-out stream is a vector of zeros, which the layers' biases turn into a constant.
-Features are read raw, tails are a BatchNorm. Sizes follow `hidden` as the study's follow its 256. One thing is not as
-there: a training batch of one row, for which BatchNorm has no variance and stops the run, is normalised as in
-evaluation.
+They have no masks: a missing or left-out stream is a vector of zeros, which the layers' biases turn into a constant.
+Features are not standardised, and tails use BatchNorm. Sizes scale with `hidden`, which is 256 in the study. One
+difference: a training batch of one row, on which BatchNorm would fail, is normalised as in evaluation.
 
-Each takes `features` (name -> (n, D), all three streams) and `present`, which it ignores, and gives (n, hidden).
+Each maps `features` (name -> (n, D), all three streams) and `present`, which it ignores, to (n, hidden).
 """
 
 from __future__ import annotations
@@ -98,7 +97,7 @@ class CrossModalTransformer(nn.Module):
         self.feed = nn.Sequential(nn.Linear(hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, hidden))
 
     def tokens(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Stream -> (n, 49, hidden), all 49 the same."""
+        """Returns stream -> (n, 49, hidden) with 49 equal tokens."""
         maps = {name: self.project[name](values[:, :, None, None]) for name, values in features.items()}
         pooled = {name: F.adaptive_avg_pool2d(values, GRID) for name, values in maps.items()}
         return {name: values.flatten(2).transpose(1, 2) for name, values in pooled.items()}
@@ -155,7 +154,7 @@ class Bilinear(nn.Module):
         self.tail = _late_tail(rank * len(config.dims), config)
 
     def products(self, features: Mapping[str, Tensor]) -> Tensor:
-        """(n, streams * rank)."""
+        """Returns the concatenated products, (n, streams * rank)."""
         parts = {name: self.project[name](values) for name, values in features.items()}
         return torch.cat([self.left[name](part) * self.right[name](part) for name, part in parts.items()], 1)
 

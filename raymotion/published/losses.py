@@ -1,7 +1,8 @@
-"""The losses of the public EMOTIC study as it has them, under `*_published`, to compare with and to learn from.
+"""The original losses of the public EMOTIC study, as `*_published`, for comparison.
 
-`bce` and `focal` are missing: there the public code is right. What is wrong with the others stands in each class. None
-of them divides by the weights of samples, and where the public code sums, the number of rows scales the step.
+`bce` and `focal` are not included, because the public code of these is correct. The docstrings of the others explain
+their flaws. None of them divides by the sum of sample weights; where the public code sums, the number of rows scales the
+step.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ EPSILON = 1e-8
 class DiscretePublished(NamedLoss):
     """Sum over samples and labels of w_c (x - y)^2 on the raw outputs x, without a sigmoid.
 
-    Its flaws: a sum, so that every row more makes a longer step; `dynamic` weights 1 / ln(n_c + 1.2) of the *counts* in
-    the batch, so that they depend on its size, and 0.0001 for a class that the batch lacks, so that its negatives do
-    not count. `mean` is 1 / L, `static` the fixed vector of the 26 EMOTIC classes.
+    Flaws: it is a sum, so each additional row makes a larger step. The `dynamic` weights are 1 / ln(n_c + 1.2) of the
+    *counts* in the batch, so they depend on its size, and 0.0001 for a class missing from the batch, so its negatives
+    do not count. `mean` is 1 / L, `static` the fixed vector of the 26 EMOTIC classes.
     """
 
     name = "discrete_published"
@@ -40,7 +41,7 @@ class DiscretePublished(NamedLoss):
         weights: Literal["mean", "static", "dynamic"] = "dynamic"
 
     def class_weights(self, targets: torch.Tensor) -> torch.Tensor:
-        """(L,) of a batch of targets (n, L)."""
+        """Returns the class weights (L,) for a batch of targets (n, L)."""
         import torch
 
         width = targets.shape[1]
@@ -65,7 +66,7 @@ class DiscretePublished(NamedLoss):
 
     @staticmethod
     def probabilities(logits: torch.Tensor) -> torch.Tensor:
-        """The outputs themselves, clamped: they were fitted to 0 and 1."""
+        """Returns the clamped outputs, as they are fitted to 0 and 1 directly."""
         return logits.float().clamp(0.0, 1.0)
 
 
@@ -80,8 +81,8 @@ class _MeanPublished(NamedLoss):
 class AsymmetricPublished(_MeanPublished, Asymmetric):
     """The study's `asl`: p' = clamp(p, clip, 1 - clip) for present and absent labels alike.
 
-    Its flaw: nothing is learnt from a present label with p < clip, the worst mistake there is; the loss that it is
-    named after shifts p, and only for absent labels.
+    Flaw: nothing is learned from a present label with p < clip, the worst mistake of all. The original asymmetric loss
+    shifts p instead, and only for absent labels.
     """
 
     name = "asymmetric_published"
@@ -101,8 +102,8 @@ class AsymmetricPublished(_MeanPublished, Asymmetric):
 class LabelCorrectionPublished(_MeanPublished):
     """The study's `mllsc`: a present label counts as absent unless p > tau, an absent one as present unless p < tau'.
 
-    Its flaw: without a warm-up every p is about 0.5 < tau at the start, so that every present label is taken away and
-    the model learns to answer nothing (17.48 mAP in the study).
+    Flaw: without a warm-up every p is about 0.5 < tau at the start, so all present labels are removed and the model
+    learns to predict none (17.48 mAP in the study).
     """
 
     name = "mllsc_published"
@@ -126,7 +127,7 @@ class LabelCorrectionPublished(_MeanPublished):
 class DicePublished(_MeanPublished):
     """1 - (2 sum(p y) + smooth) / (sum p + sum y + smooth) over all samples and labels at once.
 
-    Its flaw: the frequent labels decide it alone (22.60 mAP in the study).
+    Flaw: the frequent labels dominate (22.60 mAP in the study).
     """
 
     name = "dice_published"

@@ -1,10 +1,10 @@
-"""`evaluation_metrics.txt` as the public EMOTIC study writes it, to set its files and ours side by side.
+"""The public EMOTIC study's `evaluation_metrics.txt`, for comparison of its files with ours.
 
-The public study (tinaabishegan/EMOTIC-Multi-Label-Classification) keeps, of each of its 38 runs, one text file: mAP and
-the average precision of 26 emotions by number, then accuracy, precision, recall and F1 of an argmax. The first 28
-numbers mean what they say. The last four compare the highest score of a person with the *first* of its true emotions
-in alphabetical order: a person who is afraid and happy counts as wrong when the model says happy. They lie near 0.08
-in every run, the weighted recall is the accuracy by definition, and nothing is chosen by them here.
+The public study (tinaabishegan/EMOTIC-Multi-Label-Classification) has one text file for each of its 38 runs: mAP and
+the average precision of 26 emotions by number, then accuracy, precision, recall and F1 of an argmax. The average
+precisions are correct. The last four numbers compare a person's highest score with the *first* of the true emotions in
+alphabetical order: for a person who is afraid and happy, the prediction happy counts as wrong. The weighted recall
+equals the accuracy by definition, near 0.08 in every run. These four are never used for selection here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class PublishedMetrics:
     """The numbers of one `evaluation_metrics.txt`, as shares (not x 100).
 
     Attributes:
-        mean_ap: unweighted mean of the average precisions that are defined.
+        mean_ap: unweighted mean of the defined average precisions.
         per_class: average precision of each emotion, in the vocabulary's order; NaN without a positive.
         accuracy, precision, recall, f1: of the argmax against the first positive; the last three weighted
             by class size.
@@ -44,26 +44,26 @@ class PublishedMetrics:
 
 
 def published_metrics(targets: np.ndarray, scores: np.ndarray) -> PublishedMetrics:
-    """What the public study's test script computes.
+    """Computes the metrics of the public study's test script.
 
     Args:
         targets: (n, L) of 0 and 1.
-        scores: (n, L), higher for more likely; any scale, since only their order counts.
+        scores: (n, L), higher for more likely, on any scale.
 
     Raises:
-        InputError: no rows, or shapes that differ.
+        InputError: there are no rows, or the shapes differ.
     """
     truth, scores = np.asarray(targets) > 0, np.asarray(scores, dtype=np.float64)
     if truth.ndim != 2 or truth.shape != scores.shape or not truth.size:
         raise InputError(f"targets {truth.shape} and scores {scores.shape} must be (n, L), alike, and not empty")
     per_class = [average_precision(truth[:, j], scores[:, j]) for j in range(truth.shape[1])]
-    # argmax of a row of booleans is its first True, and 0 for a person without an emotion: as the study does it.
+    # As in the study: the argmax of booleans is the first True, and 0 for a person without an emotion.
     accuracy, precision, recall, f1 = _weighted(truth.argmax(axis=1), scores.argmax(axis=1), truth.shape[1])
     return PublishedMetrics(_mean(per_class), tuple(per_class), accuracy, precision, recall, f1)
 
 
 def _weighted(true: np.ndarray, said: np.ndarray, classes: int) -> tuple[float, float, float, float]:
-    """Accuracy, and precision, recall and F1 weighted by how often a class is the true one; 0 / 0 is 0."""
+    """Returns accuracy, and precision, recall and F1 weighted by the frequency of the true class; 0 / 0 is 0."""
     hits = np.bincount(true[true == said], minlength=classes).astype(np.float64)
     support, given = np.bincount(true, minlength=classes), np.bincount(said, minlength=classes)
     weights = support / len(true)
@@ -84,10 +84,10 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def mean_over_seeds(runs: Sequence[PublishedMetrics]) -> PublishedMetrics:
-    """Each number's mean over runs of one configuration with different seeds.
+    """Averages each number over runs of one configuration with different seeds.
 
     Raises:
-        InputError: no runs, or runs with different numbers of classes.
+        InputError: there are no runs, or their numbers of classes differ.
     """
     if not runs or len({len(run.per_class) for run in runs}) != 1:
         raise InputError("the mean over seeds needs at least one run, and the same classes in all")
@@ -97,7 +97,7 @@ def mean_over_seeds(runs: Sequence[PublishedMetrics]) -> PublishedMetrics:
 
 
 def to_text(metrics: PublishedMetrics) -> str:
-    """The file's text, to the character as the public study writes it. Emotions have numbers from 0, no names."""
+    """Returns the text of the file, exactly as the public study writes it. Emotions are numbered from 0."""
     four = zip(ARGMAX, (metrics.accuracy, metrics.precision, metrics.recall, metrics.f1), strict=True)
     lines = [
         TITLE,
@@ -110,10 +110,10 @@ def to_text(metrics: PublishedMetrics) -> str:
 
 
 def from_text(text: str, *, path: object = None) -> PublishedMetrics:
-    """Reads such a file, the study's own or ours; four decimals each.
+    """Parses such a text, the study's or ours, with four decimals per number.
 
     Raises:
-        InputError: another layout; names the line.
+        InputError: the layout differs; the message names the line.
     """
     lines = [line.rstrip() for line in text.rstrip().splitlines()]
     wanted = [re.escape(TITLE), rf"{re.escape(MAP)}: {_NUMBER}", re.escape(CLASSES)]

@@ -1,4 +1,4 @@
-"""Published studies by name, to set their numbers beside those of a study that repeats them."""
+"""Published studies by name, for comparison with a study that repeats them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class PublishedStage:
     """A stage of a published study.
 
     Attributes:
-        carried: what it carried forward, in words, and `test_map`, that configuration's test mAP, a share.
-        cells: (varied fields, test mAP) of every configuration that it printed.
+        carried: description of the configuration carried forward. test_map: its test mAP, as a share.
+        cells: (varied fields, test mAP) of every published configuration.
     """
 
     name: str
@@ -29,20 +29,20 @@ class PublishedStage:
     cells: tuple[tuple[Mapping[str, Any], float], ...]
 
     def score_of(self, config: Mapping[str, Any]) -> float | None:
-        """The test mAP printed for a configuration; None where it was not run."""
+        """Returns the published test mAP of a configuration; None if it was not run."""
         found = (score for cell, score in self.cells if all(config.get(name) == cell[name] for name in cell))
         return next(found, None)
 
 
 @dataclass(frozen=True)
 class PublishedStudy:
-    """A published study: one seed for each configuration. All scores are shares.
+    """A published study with one seed per configuration. All scores are shares.
 
     Attributes:
-        data: name of its data set; persons: of each split.
-        final_ap: test AP of each label, by the last stage's configuration.
+        data: name of its data set. persons: number of persons in each split.
+        final_ap: test AP of each label, for the configuration of the last stage.
         final_argmax: accuracy, precision, recall and F1 of its argmax.
-        noise: a difference in mAP that training the same network twice makes; `noise_sentence` says what is known.
+        noise: difference in mAP between two trainings of the same network. noise_sentence: its explanation.
     """
 
     data: str
@@ -59,32 +59,32 @@ class PublishedStudy:
         return self.stages[-1].test_map
 
     def stage(self, name: str) -> PublishedStage | None:
-        """The stage of this name."""
+        """Returns the stage of this name, or None."""
         return next((stage for stage in self.stages if stage.name == name), None)
 
     def steps(self) -> dict[str, float]:
-        """How much test mAP each stage but the first gained."""
+        """Returns the gain in test mAP of each stage after the first."""
         pairs = zip(self.stages, self.stages[1:], strict=False)
         return {now.name: now.test_map - before.test_map for before, now in pairs}
 
     def measure(self, targets: np.ndarray, runs: Sequence[np.ndarray]) -> list[PublishedMetrics]:
-        """The study's own figures for predictions (n, L) of each seed, after those of their mean over the seeds."""
+        """Computes the study's metrics for predictions (n, L) of each seed; the mean over the seeds comes first."""
         each = [published_metrics(targets, own) for own in runs]
         return [mean_over_seeds(each), *each]
 
     def as_text(self, metrics: PublishedMetrics) -> str:
-        """Such figures as the study's text files give them."""
+        """Formats metrics as in the study's text files."""
         return to_text(metrics)
 
 
 def published_study(name: str, *, where: object = None) -> PublishedStudy:
-    """The published study of this name: `STUDY` of the module `raymotion.published.NAME`.
+    """Returns the published study of this name, `STUDY` of the module `raymotion.published.NAME`.
 
     Args:
         where: the file that names it, for the error.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such study.
     """
     try:
         if not re.fullmatch(r"[a-z_]+", name):

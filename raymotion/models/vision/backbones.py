@@ -1,31 +1,30 @@
-"""Frozen image encoders: a picture or a crop becomes one pooled vector and, where asked for, a grid of vectors.
+"""Frozen image encoders, which map a picture or crop to a pooled vector and optionally a grid of vectors.
 
-Every model that timm can make is a backbone by its name; the study's have short ones, too (`ALIASES`). The public
-EMOTIC study takes Swin-L and DeiT-B from timm and the convolutional ones from torchvision. The aliases stand for:
+Every timm model is a backbone by its name; those of the public EMOTIC study also have aliases (`ALIASES`). The study
+takes Swin-L and DeiT-B from timm and the convolutional models from torchvision. The aliases are:
 
     swin             swin_large_patch4_window7_224.ms_in22k_ft_in1k, the study's own weights; 1,536 numbers
     deit             deit_base_patch16_224.fb_in1k, the study's own; 768
-    efficientnet_b7  tf_efficientnet_b7.aa_in1k; 2,560. torchvision's IMAGENET1K_V1 is a port of the EfficientNet
-                     authors' weights, as this tag is: the nearest that timm has
-    mobilenet_v3     mobilenetv3_large_100.ra_in1k; 960. torchvision trained its own, which timm does not have
-    vit, efficientnet_b3, resnet50, resnet101, vgg16, vgg19: of the study's list, but in none of its grids
+    efficientnet_b7  tf_efficientnet_b7.aa_in1k; 2,560. The closest in timm: like torchvision's IMAGENET1K_V1, a port
+                     of the EfficientNet authors' weights
+    mobilenet_v3     mobilenetv3_large_100.ra_in1k; 960. timm does not have torchvision's own weights
+    vit, efficientnet_b3, resnet50, resnet101, vgg16, vgg19: listed by the study, but in none of its grids
 
-The pooled vector is what timm gives before the classifier, less a head's own layers (`timm_models.pool`), as in the
-study: its MobileNetV3-L feature has 960 numbers, the mean over the last feature map. (Its VGG feature is that map laid
-flat, 25,088 numbers, which breaks its own fusion heads; here it is the mean, 512.)
+The pooled vector is timm's feature before the classifier, without layers of the head (`timm_models.pool`), as in the
+study: its MobileNetV3-L feature has 960 numbers, the mean over the last feature map. (Its VGG feature is the flattened
+map, 25,088 numbers, which breaks its own fusion heads; here it is the mean, 512.)
 
-**One rule for all streams**: the whole crop is resized to the square that the backbone reads, each side on its own,
-as in the study. timm's evaluation crops the centre instead: that cuts the head and the feet off a standing person, and
-a person at the border out of the context. `identify(..., fit="center")` does it timm's way. Mean, deviation, size and
-interpolation are always the backbone's own, so that every backbone reads every stream; the study's transformers
+**One rule for all streams**: the whole crop is resized to the backbone's square, ignoring its aspect ratio, as in the
+study. timm's evaluation crops the centre instead, which cuts off the head and feet of a standing person, and removes a
+person at the border from the context; `identify(..., fit="center")` does the same. Mean, deviation, size and
+interpolation are always the backbone's own, so that every backbone can read every stream; the study's transformers
 failed on its faces of 48 pixels.
 
-Without trained weights: `random:SEED` builds the model as timm initialises it, from that seed, and then measures the
-statistics of its BatchNorms once on seeded pictures of noise (with the untouched ones, signals of deep convnets fade
-or grow by orders of magnitude). Features of untrained networks tell colours and textures apart, no more; they are for
-trials of the machinery.
+Without trained weights, `random:SEED` builds the model as timm initialises it from that seed, and measures the
+statistics of its BatchNorms once on seeded noise (with the initial statistics, signals of deep convnets vanish or
+explode). Features of untrained networks distinguish only colours and textures, and are meant for trial runs.
 
-This module imports neither torch nor timm until a backbone is asked for.
+This module imports torch and timm only when a backbone is used.
 """
 
 from __future__ import annotations
@@ -55,9 +54,9 @@ ALIASES: Mapping[str, str] = {
     "vgg16": "vgg16.tv_in1k",
     "vgg19": "vgg19.tv_in1k",
 }
-# Hex digits of a weights file's SHA-256 in an identity.
+# Number of hex digits of a weights file's SHA-256 in an identity.
 DIGITS = 16
-# Pixels a side of a backbone's input, and lengths of features; a file that says more is damaged.
+# Limits of the input side in pixels and of feature lengths; larger values mean a damaged file.
 LARGEST_SIDE, LARGEST_COUNT = 4096, 1_000_000
 FITS = ("whole", "center")
 FILTERS = ("nearest", "bilinear", "bicubic", "lanczos")
@@ -65,23 +64,23 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 class BackboneIdentity(Identity):
-    """What decides the features of a picture.
+    """Everything that determines the features of a picture.
 
     Attributes:
-        name: timm's name, with the tag that names weights and data config where there is one.
+        name: timm's name, with the tag of weights and data config if there is one.
         weights: `timm:TAG`, `random:SEED`, or `sha256:` and 16 hex digits of a weights file.
         dim: length of the pooled feature.
-        size: side of the square that the model reads, pixels.
+        size: side of the model's square input, in pixels.
         crop_pct: with fit `center`, the share of the resized picture's side that is kept. Not used by `whole`.
-        mean, std: of the pixels in [0, 1], per channel.
-        fit: `whole` (resized to the square, nothing cut off) or `center` (timm's evaluation).
-        token_dim: channels of the spatial tokens; 0: the model has no grid of features.
+        mean, std: per channel, for pixels in [0, 1].
+        fit: `whole` (resized to the square without cropping) or `center` (timm's evaluation).
+        token_dim: channels of the spatial tokens; 0 if the model has no grid of features.
         grid: side of its square grid at this size, in tokens; 0 as above.
     """
 
     what: ClassVar[str] = "backbone"
 
-    # timm also takes addresses of models and of folders; a file that someone hands over must not name one.
+    # timm also accepts addresses and folders, which an untrusted file must not name.
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     dim: int = Field(ge=1, le=LARGEST_COUNT)
     size: int = Field(ge=1, le=LARGEST_SIDE)
@@ -95,22 +94,22 @@ class BackboneIdentity(Identity):
 
 
 def full_name(name: str) -> str:
-    """timm's name of what the user called `name`: aliases resolved, timm's own names as they are."""
+    """Returns timm's name for `name`, with aliases resolved."""
     return ALIASES.get(name, name)
 
 
 def identify(name: str, weights: str = DEFAULT, *, size: int | None = None, fit: str = "whole") -> BackboneIdentity:
-    """The identity of a backbone, told without its weights: the model is laid out on torch's `meta` device.
+    """Returns the identity of a backbone without loading weights: the model is built on torch's `meta` device.
 
     Args:
-        name: an alias, or any name of timm's, with or without a tag.
-        weights: as a user names them, see `raymotion.weights`; `default` are those that timm publishes under the tag. A
-            file is read for its digest; a hub's is downloaded for that.
-        size: side of the square that it is to read, pixels; None: what it was trained on.
+        name: an alias, or any timm name, with or without a tag.
+        weights: see `raymotion.weights`; `default` are timm's published weights for the tag. A file is read for its
+            digest, and downloaded first if it is on a hub.
+        size: side of the input in pixels; None: as it was trained.
         fit: `whole` or `center`, see the module.
 
     Raises:
-        InputError: timm has no such model or no weights for it; it cannot read this size; no such file.
+        InputError: timm lacks the model or its weights, it does not accept this size, or the file is missing.
     """
     if fit not in FITS:
         raise InputError(f"no fit is called {fit!r}", remedy=f"Choose from {', '.join(FITS)}.")
@@ -128,7 +127,7 @@ def identify(name: str, weights: str = DEFAULT, *, size: int | None = None, fit:
 
 @functools.lru_cache(maxsize=64)
 def _described(name: str, size: int | None) -> BackboneIdentity:
-    """The identity without its weights; the tag of the published ones, or nothing, stands in their place."""
+    """Returns the identity with the tag of the published weights as `weights`, or "" without any."""
     import torch
     from timm.data import resolve_model_data_config
 
@@ -157,10 +156,10 @@ def _described(name: str, size: int | None) -> BackboneIdentity:
 
 
 def build(identity: BackboneIdentity, weights: str) -> Any:
-    """The timm model of `identity` with these weights, `timm_models.frozen`.
+    """Builds the timm model of `identity` with these weights, frozen.
 
     Raises:
-        InputError: the weights are not what the identity says, cannot be had, or do not fit.
+        InputError: the weights differ from the identity, are unavailable, or do not fit.
     """
     from raymotion.models.vision import timm_models
 
@@ -186,23 +185,23 @@ def build(identity: BackboneIdentity, weights: str) -> Any:
 
 
 class Backbone:
-    """A frozen backbone, ready to look at crops.
+    """A frozen backbone.
 
-    It is no torch module: what trains with it cannot put it into training mode, nor find its weights.
+    Deliberately not a torch module, so that a model containing it can neither train it nor save its weights.
 
     Args:
-        identity: of `identify`.
-        weights: as given to `identify`; they must be what the identity says. `default` stands for the random ones of
-            an identity that is random.
+        identity: from `identify`.
+        weights: as given to `identify`; must match the identity. `default` includes the random weights of a random
+            identity.
         device: torch device.
-        precision: `float32`, or `bfloat16` or `float16` (autocast, on CUDA alone; features are float32 all the same).
+        precision: `float32`, or `bfloat16` or `float16` (autocast, only on CUDA; features are always float32).
 
     Attributes:
         dim: length of the pooled feature.
         token_dim: channels of the spatial tokens, 0 if there are none.
 
     Raises:
-        InputError: the weights cannot be had, are not those of the identity, or do not fit the model.
+        InputError: the weights are unavailable, differ from the identity, or do not fit the model.
     """
 
     def __init__(
@@ -216,7 +215,7 @@ class Backbone:
         self.device = torch.device(device)
         if precision not in PRECISIONS:
             raise InputError(f"no precision is called {precision!r}", remedy=f"Choose from {', '.join(PRECISIONS)}.")
-        # Autocast on a CPU is slower than float32, and features of one data set should not depend on it.
+        # Autocast on a CPU is slower than float32, and the features of a data set should not depend on it.
         self.dtype: torch.dtype = getattr(torch, precision) if self.device.type == "cuda" else torch.float32
         if weights == DEFAULT and identity.is_random:
             weights = identity.weights
@@ -228,7 +227,7 @@ class Backbone:
         )
 
     def prepare(self, crop: np.ndarray) -> np.ndarray:
-        """A crop (height, width, 3) uint8 RGB as the pixels that the model reads: float32 (3, size, size)."""
+        """Converts a crop (height, width, 3) uint8 RGB to the model's input, float32 (3, size, size)."""
         image = fitted(Image.fromarray(np.ascontiguousarray(crop)), self.identity)
         pixels = np.asarray(image)
         result = np.empty((3, *pixels.shape[:2]), np.float32)
@@ -237,10 +236,10 @@ class Backbone:
         return result
 
     def __call__(self, pixels: np.ndarray, *, tokens: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
-        """Features out of one forward pass.
+        """Computes features in one forward pass.
 
         Args:
-            pixels: float32 (n, 3, size, size), of `prepare`; n may be 0.
+            pixels: float32 (n, 3, size, size), from `prepare`; n may be 0.
             tokens: side g of the grid that the last feature map is averaged to (`adaptive_avg_pool2d`); 0: no tokens.
 
         Returns:
@@ -268,9 +267,9 @@ class Backbone:
 
 
 def check_tokens(identity: BackboneIdentity, tokens: int) -> None:
-    """Raises an `InputError` unless the backbone has `tokens` x `tokens` places to tell apart.
+    """Raises an `InputError` unless the backbone's grid has at least `tokens` x `tokens` places.
 
-    More than that would be copies: the study's cross-modal transformer attends over 49 copies of one vector.
+    More tokens would be copies: the study's cross-modal transformer attends over 49 copies of one vector.
     """
     if tokens < 0:
         raise InputError(f"{tokens} spatial tokens a side are too few", remedy="Give 0 for none.")
@@ -288,10 +287,10 @@ def check_tokens(identity: BackboneIdentity, tokens: int) -> None:
 
 
 def fitted(image: Image.Image, identity: BackboneIdentity) -> Image.Image:
-    """The RGB image as the square of `identity.size` pixels that the backbone reads, by the rule of `identity.fit`."""
+    """Resizes an RGB image to the backbone's square of `identity.size` pixels, by the rule of `identity.fit`."""
     size, resample = identity.size, Image.Resampling[identity.interpolation.upper()]
     if identity.fit == "center":
-        # timm.data.transforms_factory: the short side to floor(size / crop_pct), then the centre.
+        # As timm.data.transforms_factory: resizes the short side to floor(size / crop_pct), then crops the centre.
         short = int(size / identity.crop_pct)
         width, height = image.size
         if width <= height:
@@ -301,5 +300,5 @@ def fitted(image: Image.Image, identity: BackboneIdentity) -> Image.Image:
         image = image.resize(scaled, resample)
         left, top = round((scaled[0] - size) / 2), round((scaled[1] - size) / 2)
         return image.crop((left, top, left + size, top + size))
-    # Large pictures are first reduced by whole factors to 3 times the size at least: no visible difference, less time.
+    # Large pictures are first reduced by whole factors to at least 3 times the size: faster, with no visible change.
     return image.resize((size, size), resample, reducing_gap=3.0)

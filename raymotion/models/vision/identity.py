@@ -1,4 +1,4 @@
-"""What decides the features of a picture, as data sets and checkpoints record it."""
+"""Identities of feature extractors, as data sets and checkpoints record them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Identity(Settings):
     """A model and its weights. Features of equal identities may be mixed.
 
     Attributes:
-        weights: as `raymotion.weights.identify` tells them: `random:SEED`, `sha256:HEX`, or what is published.
+        weights: from `raymotion.weights.identify`: `random:SEED`, `sha256:HEX`, or the name of published weights.
     """
 
     model_config = ConfigDict(strict=True)
@@ -30,18 +30,18 @@ class Identity(Settings):
         return self.weights.startswith("random:")
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """Returns the identity as JSON values."""
         return self.model_dump(mode="json")
 
     @classmethod
     def from_dict(cls, values: Any, *, where: object = None) -> Self:
-        """What `to_dict` gave.
+        """Reads the form of `to_dict`.
 
         Raises:
-            InputError: it is not that; `where` is the file that says so.
+            InputError: the values are invalid; `where` is their file, for the message.
         """
         try:
-            return cls.model_validate_json(json.dumps(values))  # in JSON a list may stand for a tuple
+            return cls.model_validate_json(json.dumps(values))  # JSON mode accepts a list for a tuple
         except ValidationError as error:
             first = error.errors()[0]
             why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")

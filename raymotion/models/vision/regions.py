@@ -1,9 +1,9 @@
-"""Region features: what a Faster R-CNN's box head sees in the most salient boxes of a picture.
+"""Region features: box head features of a Faster R-CNN for the most salient boxes of a picture.
 
-Each picture gives a fixed number N of regions: the box head's feature of a proposal (taken before box regression), its
-refined box and its score. Boxes are chosen as in bottom-up attention (Anderson et al. 2018): every proposal keeps
-its best foreground class, one class-agnostic NMS runs over the refined boxes, and the N highest scores stay. Where
-fewer remain, a mask says so; padding is never shown to a model as evidence.
+Each picture has a fixed number N of regions, each with the box head's feature of a proposal (before box regression), a
+refined box and a score. Boxes are selected as in bottom-up attention (Anderson et al. 2018): every proposal keeps its
+best foreground class, one class-agnostic NMS runs over the refined boxes, and the N highest scores are kept. A mask
+marks padding where fewer remain.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
     import torch
 
 
-# Of one picture, and the length of one of them. A file that says more is damaged: these are allocated.
+# Limits of regions per picture and of feature lengths; a damaged file must not cause a huge allocation.
 MOST_REGIONS, LONGEST_FEATURE = 10_000, 1_000_000
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One detector that features can come from.
+    """A supported detector.
 
     Attributes:
-        detector: `module:class` of a `Detector` with a method `build`, imported when it is asked for.
-        identity: `module:function` that tells the identity of its weights; None: `weights.identify`.
-        published: what `default` weights are: a name of torchvision's, or a hub id.
+        detector: `module:class` of a `Detector` with a method `build`, imported on use.
+        identity: `module:function` that returns the identity of its weights; None: `weights.identify`.
+        published: the `default` weights: a torchvision name, or a hub id.
         dim: length of a region feature.
-        min_side: the shorter side, in pixels, that the detector resizes a picture to (the longer one permitting).
+        min_side: shorter side of resized pictures in pixels (smaller if the longer side would exceed its limit).
     """
 
     detector: str
@@ -48,7 +48,7 @@ class Architecture:
 
     @property
     def is_published_as_file(self) -> bool:
-        """Whether `default` weights are told by the digest of a file, as a user's own are."""
+        """Whether `default` weights are identified by the digest of a file, like a user's own."""
         return self.identity is not None
 
 
@@ -73,7 +73,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def architecture(name: str) -> Architecture:
-    """The entry of `ARCHITECTURES`; an `InputError` lists the names there are."""
+    """Returns the entry of `ARCHITECTURES`; raises an `InputError` for an unknown name."""
     try:
         return ARCHITECTURES[name]
     except KeyError:
@@ -83,12 +83,12 @@ def architecture(name: str) -> Architecture:
 
 
 class ExtractorIdentity(Identity):
-    """What decides the regions of a picture.
+    """Everything that determines the regions of a picture.
 
     Attributes:
         name: key of `ARCHITECTURES`.
-        weights: `random:SEED`, `torchvision:ENUM`, or `sha256:HEX` of a weights file, followed by `+config:HEX` where a
-            Visual Genome detector has settings other than the usual ones.
+        weights: `random:SEED`, `torchvision:ENUM`, or `sha256:HEX` of a weights file, followed by `+config:HEX` if a
+            Visual Genome detector has other than the usual settings.
         count: regions per picture.
         dim: length of a feature.
     """
@@ -100,15 +100,15 @@ class ExtractorIdentity(Identity):
 
 
 def identify(name: str, weights: str, count: int) -> ExtractorIdentity:
-    """The identity of an extractor, told without loading it (and without importing torch).
+    """Returns the identity of an extractor without loading it (and without importing torch).
 
     Args:
         name: key of `ARCHITECTURES`.
-        weights: as a user names them, see `raymotion.weights`. What a hub holds is downloaded, since a digest is told.
+        weights: see `raymotion.weights`. A file on a hub is downloaded for its digest.
         count: regions per picture, at least 1.
 
     Raises:
-        InputError: an unknown extractor, no region, or weights that are not there.
+        InputError: the extractor is unknown, `count` is too small, or weights are missing.
     """
     entry = architecture(name)
     if count < 1:
@@ -127,7 +127,7 @@ class Regions:
     Attributes:
         features: float32 (B, N, D).
         boxes: float32 (B, N, 4), x1, y1, x2, y2 as shares of width and height, in [0, 1].
-        scores: float32 (B, N), probability of the best foreground class, falling.
+        scores: float32 (B, N), probability of the best foreground class, in descending order.
         mask: bool (B, N), False for padding, whose other values are 0.
     """
 
@@ -145,7 +145,7 @@ class Regions:
 
     @classmethod
     def stack(cls, singles: Sequence[Regions | None], count: int, dim: int) -> Regions:
-        """Pictures one by one as a batch again; None (no picture) becomes regions that are all masked."""
+        """Stacks regions of single pictures to a batch; None (no picture) becomes regions that are all masked."""
         batch = cls(
             np.zeros((len(singles), count, dim), np.float32),
             np.zeros((len(singles), count, 4), np.float32),
@@ -161,13 +161,13 @@ class Regions:
 
 @dataclass(frozen=True)
 class Found:
-    """Regions of one picture as a detector gives them, best first. Tensors of n rows, in float32, on its device.
+    """Regions of one picture from a detector, best first. Tensors of n rows, float32 except ids, on its device.
 
     Attributes:
         features: (n, D).
         boxes: (n, 4), x1, y1, x2, y2 in pixels of the resized picture.
         scores: (n,), probability of the best foreground class.
-        objects: (n,), that class, by the detector's own numbers.
+        objects: (n,), that class, by the detector's own ids.
         attributes, attribute_scores: (n,), the best attribute and its probability; None if the detector has none.
     """
 
@@ -180,38 +180,38 @@ class Found:
 
 
 class Detector(Protocol):
-    """What `RegionExtractor` asks of a detector."""
+    """Interface of detectors for `RegionExtractor`."""
 
     model: torch.nn.Module
 
     @classmethod
     def build(cls, name: str, weights: str, entry: Architecture) -> Detector:
-        """The detector `name` with its weights, in evaluation mode.
+        """Builds the detector `name` with its weights, in evaluation mode.
 
         Raises:
-            InputError: there are no such weights, or they do not fit.
+            InputError: the weights are missing or do not fit.
         """
 
     def prepare(
         self, pictures: Sequence[np.ndarray], device: torch.device
     ) -> tuple[torch.Tensor, list[tuple[int, int]]]:
-        """Pictures as one padded, normalised batch on the device, and their sizes within it."""
+        """Returns pictures as a padded, normalised batch on the device, and their sizes in it."""
 
     def find(
         self, images: torch.Tensor, sizes: Sequence[tuple[int, int]], count: int, dtype: torch.dtype
     ) -> list[Found]:
-        """At most `count` regions of each picture."""
+        """Finds at most `count` regions in each picture."""
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What a detector says of B pictures beside the features. Padding: -1 in ids, 0 elsewhere.
+    """Regions of B pictures with objects and attributes. Padding is -1 in ids, 0 elsewhere.
 
     Attributes:
         regions: features, boxes as shares, scores of the objects, mask.
-        boxes: float32 (B, N, 4), in pixels of the pictures as they were given.
-        objects: int64 (B, N), ids of the objects; for torchvision's detectors COCO's category ids.
-        attributes, attribute_scores: int64 and float32 (B, N), or None if the detector knows no attributes.
+        boxes: float32 (B, N, 4), in pixels of the original pictures.
+        objects: int64 (B, N), ids of the objects; COCO category ids for torchvision's detectors.
+        attributes, attribute_scores: int64 and float32 (B, N), or None if the detector has no attributes.
     """
 
     regions: Regions
@@ -222,7 +222,7 @@ class Detections:
 
 
 class RegionExtractor:
-    """A detector as a region feature extractor, frozen: `eval()` and `inference_mode`, always.
+    """A frozen detector as a region feature extractor, always in `eval()` and `inference_mode`.
 
     Args:
         name: key of `ARCHITECTURES`.
@@ -246,17 +246,17 @@ class RegionExtractor:
         self.model.eval().requires_grad_(False).to(self.device)
 
     def __call__(self, pictures: Sequence[np.ndarray]) -> Regions:
-        """Regions of pictures, each uint8 of shape (height, width, 3), RGB."""
+        """Extracts regions of pictures, each uint8 (height, width, 3), RGB."""
         return self._look(pictures)[1]
 
     def prepare(self, pictures: Sequence[np.ndarray]) -> tuple[torch.Tensor, list[tuple[int, int]]]:
-        """Pictures as one padded, normalised batch (B, 3, H, W) on the device, and their sizes within it."""
+        """Returns pictures as a padded, normalised batch (B, 3, H, W) on the device, and their sizes in it."""
         return self.detector.prepare(pictures, self.device)
 
     def detect(self, pictures: Sequence[np.ndarray]) -> Detections:
-        """Regions of pictures, with what the detector takes them for."""
+        """Extracts regions of pictures with their objects and attributes."""
         found, regions = self._look(pictures)
-        # The resized picture was rounded to whole pixels on each axis, so each has a scale of its own.
+        # Boxes as shares are scaled per axis, because resizing rounds each axis to whole pixels.
         raw = np.array([[p.shape[1], p.shape[0]] * 2 for p in pictures], np.float32)[:, None]
 
         def padded(name: str, empty: int) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""timm models without their classifier: made, filled with weights, and asked what they give and what they are made of.
+"""timm models without their classifier: creation, weights, feature shapes, and blocks.
 
-All that raymotion takes from timm comes through here. The feature of a picture is what timm gives before the
-classifier. Where a head has layers of its own between pooling and classifier (MobileNetV3: 960 -> 1,280, VGG: 512 ->
-4,096), `pool` leaves them out, as the public EMOTIC study does.
+All use of timm goes through this module. The feature of a picture is timm's output before the classifier. If a head has
+layers between pooling and classifier (MobileNetV3: 960 -> 1,280, VGG: 512 -> 4,096), `pool` omits them, as the public
+EMOTIC study does.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from raymotion.models.weights_file import differences, read_state_dict
 from raymotion.weights import first_line
 
 LIST = "`python -c 'import timm; print(timm.list_models())'` lists what there is."
-# Pictures for the statistics of untrained BatchNorms: enough of them, and small enough for the largest model.
+# Number and side of the pictures for the statistics of untrained BatchNorms; feasible for the largest model.
 CALIBRATION_COUNT, CALIBRATION_SIDE = 8, 160
-# What timm raises where a model cannot be made for a size, or does not read pictures of it.
+# Errors that timm models raise for an unsuitable picture size.
 _SIZE_ERRORS = (AssertionError, RuntimeError, TypeError, ValueError, IndexError, NotImplementedError)
 
 
 def create(name: str, size: int | None = None) -> Any:
-    """A timm model without its classifier, with timm's initial weights.
+    """Creates a timm model without its classifier, with timm's initial weights.
 
     Args:
-        size: side of the pictures that it will read; None: what it was made for.
+        size: side of the pictures in pixels; None for the model's default.
 
     Raises:
-        InputError: timm has no such model, or it does not read RGB pictures of this size.
+        InputError: timm has no such model, or it does not accept RGB pictures of this size.
     """
     import timm
 
@@ -49,7 +49,7 @@ def create(name: str, size: int | None = None) -> Any:
     if channels != 3:
         raise InputError(f"{name} reads {channels} channels, not 3", remedy="Choose another model.")
     if size is not None and size != made_for(model) and model.pretrained_cfg.get("fixed_input_size"):
-        try:  # transformers hold one position for each patch: they have to be made for the size
+        try:  # transformers have one position per patch, so they are created for a size
             return timm.create_model(name, pretrained=False, num_classes=0, img_size=size)
         except _SIZE_ERRORS as error:
             raise _wrong_size(model, name, size, error) from error
@@ -57,10 +57,10 @@ def create(name: str, size: int | None = None) -> Any:
 
 
 def published(name: str, size: int | None = None) -> Any:
-    """`create`, with the weights that timm publishes under the name, in its cache or fetched.
+    """Creates a model as `create` does, with timm's published weights from its cache or the hub.
 
     Raises:
-        InputError: they cannot be had.
+        InputError: the weights are unavailable.
     """
     import timm
 
@@ -68,7 +68,7 @@ def published(name: str, size: int | None = None) -> Any:
     fixed = size is not None and config and config.fixed_input_size and config.input_size[-1] != size
     try:
         return timm.create_model(name, pretrained=True, num_classes=0, **({"img_size": size} if fixed else {}))
-    except Exception as error:  # whatever the hub's client raises
+    except Exception as error:  # the hub's client raises various errors
         raise InputError(
             f"the published weights of {name} could not be had ({first_line(error)})",
             remedy="Download its model.safetensors from the hub, and give the path of that file as the weights.",
@@ -76,7 +76,7 @@ def published(name: str, size: int | None = None) -> Any:
 
 
 def made_for(model: Any) -> int:
-    """Side of the pictures that the model was made for, pixels."""
+    """Returns the model's default side of pictures, in pixels."""
     return int(model.pretrained_cfg["input_size"][-1])
 
 
@@ -88,7 +88,7 @@ def _wrong_size(model: Any, name: str, size: int, error: BaseException) -> Input
 
 
 def untrained(name: str, size: int, seed: int) -> Any:
-    """The model as timm initialises it from `seed`, its BatchNorms measured; the global generator stays as it is."""
+    """Creates a model from `seed` with measured BatchNorm statistics, without changing the global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = create(name, size)
@@ -99,7 +99,7 @@ def untrained(name: str, size: int, seed: int) -> Any:
 
 
 def _measure(model: Any, norms: list[Any], size: int, seed: int) -> None:
-    """Gives each BatchNorm the statistics of seeded pictures: smooth and fine noise, of several contrasts."""
+    """Sets the statistics of each BatchNorm from seeded pictures of smooth and fine noise."""
     generator = torch.Generator().manual_seed(seed)
     pictures = torch.zeros(CALIBRATION_COUNT, 3, size, size)
     for side in (1, 3, 9, size):
@@ -118,20 +118,20 @@ def _measure(model: Any, norms: list[Any], size: int, seed: int) -> None:
 
 
 def load(model: Any, name: str, path: str) -> None:
-    """Loads a weights file into the model called `name`; a classifier in the file is left out.
+    """Loads a weights file into the model `name`, without the file's classifier.
 
     Raises:
-        InputError: it is no weights file, or holds other weights; names all that differ.
+        InputError: the file is not a weights file, or does not fit; the message names the differences.
     """
     state: dict[str, Any] = read_state_dict(path)
     own = model.state_dict()
     remedy = "Name the model that they belong to."
-    # What timm itself does to published weights: names of the original authors, positions of another picture size.
+    # timm's own conversion of published weights: original authors' names, positions for other picture sizes.
     rename = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if rename is not None:
         try:
             state = dict(rename(dict(state), model))
-        except Exception as error:  # it assumes the names that it knows
+        except Exception as error:  # it assumes names that it knows
             raise InputError(
                 f"holds other weights than {name} ({first_line(error)})", path=path, remedy=remedy
             ) from error
@@ -145,27 +145,27 @@ def load(model: Any, name: str, path: str) -> None:
 
 
 def frozen(model: Any) -> Any:
-    """The model in evaluation mode and without gradients, in the memory format that suits it.
+    """Puts the model in evaluation mode, without gradients, in its best memory format.
 
-    The public study left its backbones in training mode: drop-path and stochastic depth shook the features, batch
-    statistics replaced the running ones, and those drifted on train and validation pictures.
+    The public study left its backbones in training mode: stochastic depth randomised the features, batch statistics
+    replaced the running ones, and those drifted on train and validation pictures.
     """
     return model.requires_grad_(False).eval().to(memory_format=memory_format(model))
 
 
 def memory_format(model: nn.Module) -> torch.memory_format:
-    """Convolutions with BatchNorm run 1.3 to 1.8 times as fast with the channels last; others do not."""
+    """Returns channels-last for models with BatchNorm, 1.3 to 1.8 times as fast there; others do not benefit."""
     convnet = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     return torch.channels_last if convnet else torch.contiguous_format
 
 
 def shapes(model: Any, name: str, size: int) -> tuple[int, int, int]:
-    """Length of the pooled feature, channels of a token and side of the grid (0, 0 without one), asked of the model.
+    """Returns the length of the pooled feature, the channels of a token, and the side of the grid (0, 0 without one).
 
-    Works on the meta device: nothing is computed there.
+    Works on the meta device, without computing anything.
 
     Raises:
-        InputError: it reads no pictures of this size.
+        InputError: the model does not accept pictures of this size.
     """
     device = next(model.parameters()).device
     model.eval()
@@ -185,10 +185,10 @@ def shapes(model: Any, name: str, size: int) -> tuple[int, int, int]:
 
 
 def output_width(model: Any, name: str, size: int | None = None) -> int:
-    """How many numbers the model itself gives of a picture, its head's own layers included.
+    """Returns the size of the model's own output for a picture, including layers of its head.
 
     Raises:
-        InputError: it reads no pictures of this size.
+        InputError: the model does not accept pictures of this size.
     """
     training, size = model.training, size or made_for(model)
     try:
@@ -201,9 +201,9 @@ def output_width(model: Any, name: str, size: int | None = None) -> int:
 
 
 def pool(model: Any, features: Any) -> Tensor:
-    """The vector (n, dim) before the classifier, out of what `forward_features` gave.
+    """Computes the vector (n, dim) before the classifier from the result of `forward_features`.
 
-    A head's own layers are left out where they change the width (MobileNetV3, VGG): the mean over the map remains.
+    Layers of a head that change the width (MobileNetV3, VGG) are omitted: the result is the mean over the map.
     """
     if isinstance(features, Tensor) and features.ndim == 4:
         own, width = getattr(model, "head_hidden_size", None), getattr(model, "num_features", None)
@@ -216,10 +216,10 @@ def pool(model: Any, features: Any) -> Tensor:
 
 
 def feature_map(model: Any, features: Any) -> Tensor:
-    """The last feature map as (n, channels, rows, columns), out of what `forward_features` gave.
+    """Converts the result of `forward_features` to a feature map (n, channels, rows, columns).
 
-    Maps of convnets and of Swin (channels last) are turned so; a transformer's tokens lose those that stand for no
-    place (class, distillation and register tokens) and go back to their square.
+    Channels-last maps, such as Swin's, are permuted. A transformer's tokens are arranged in their square, without
+    class, distillation and register tokens.
 
     Raises:
         InputError: there is no square grid.
@@ -241,21 +241,21 @@ def feature_map(model: Any, features: Any) -> Tensor:
 
 
 def token_grid(model: Any, features: Any, side: int) -> Tensor:
-    """The last feature map averaged to side x side places (`adaptive_avg_pool2d`), float32 (n, side ** 2, channels).
+    """Averages the last feature map to side x side places (`adaptive_avg_pool2d`), row by row.
 
-    Places come row by row.
+    Returns float32 (n, side ** 2, channels).
     """
     grid = nn.functional.adaptive_avg_pool2d(feature_map(model, features).float(), side)
     return grid.flatten(2).transpose(1, 2)
 
 
 def stages(model: Any) -> list[list[str]]:
-    """Names of the model's parameters in its stages, the input's first: those by which timm decays learning rates.
+    """Returns the names of the parameters by stage, from the input on, as in timm's layer-wise learning rate decay.
 
-    Stem and stages of a convnet or a Swin, patch embedding and layers of a ViT.
+    The stages are stem and stages of a convnet or a Swin, or patch embedding and layers of a ViT.
 
     Raises:
-        InputError: timm does not say what they are.
+        InputError: timm does not define them.
     """
     from timm.models import group_parameters
 
@@ -270,19 +270,19 @@ def stages(model: Any) -> list[list[str]]:
 
 @functools.lru_cache(maxsize=64)
 def blocks_of(name: str, size: int) -> tuple[tuple[str, ...], ...]:
-    """The blocks of a backbone from its input on, each as the names of its parameters.
+    """Returns the names of the parameters by block of a backbone, from the input on.
 
-    They are its `stages`. A last norm of its own belongs to the block before it, or "the last block" of a Swin would
-    be 3,072 numbers. What the feature does not depend on (layers of the old classifier) is in none.
+    Blocks are its `stages`, but a final norm belongs to the block before it; otherwise the last block of a Swin would
+    have only 3,072 numbers. Parameters without influence on the feature (layers of the old classifier) are omitted.
 
     Raises:
-        InputError: timm does not say what they are.
+        InputError: timm does not define the stages.
     """
     try:
         with torch.device("meta"):
             model = create(name, size)
         used = _used(model, size)
-    except (RuntimeError, NotImplementedError):  # a few models compute sizes from values, which meta has none of
+    except (RuntimeError, NotImplementedError):  # a few models compute sizes from values, which meta tensors lack
         model = create(name, size)
         used = _used(model, size)
     sizes = {own: parameter.ndim for own, parameter in model.named_parameters()}
@@ -297,7 +297,7 @@ def blocks_of(name: str, size: int) -> tuple[tuple[str, ...], ...]:
 
 
 def _used(model: Any, size: int) -> set[str]:
-    """Names of the parameters that the feature of a picture depends on."""
+    """Returns the names of the parameters that influence the feature of a picture."""
     parameters = dict(model.eval().named_parameters())
     device = next(iter(parameters.values())).device
     with torch.enable_grad():

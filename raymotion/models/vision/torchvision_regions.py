@@ -21,14 +21,14 @@ NMS_IOU = 0.5
 
 
 class TorchvisionDetector:
-    """A `FasterRCNN` between pictures and regions: its own transform, backbone, RPN and box head, its choice ours."""
+    """A torchvision `FasterRCNN`, with its transform, backbone, RPN and box head, but our selection of boxes."""
 
     def __init__(self, model: FasterRCNN) -> None:
         self.model = model
 
     @classmethod
     def build(cls, name: str, weights: str, entry: Architecture) -> TorchvisionDetector:
-        """torchvision's model of that name; see `Detector.build`."""
+        """Builds torchvision's model of that name; see `Detector.build`."""
         builder: Callable[..., FasterRCNN] = getattr(detection, name)
         seed = seed_of(weights)
         if seed is not None:
@@ -56,10 +56,10 @@ class TorchvisionDetector:
         return cls(model)
 
     def prepare(self, pictures: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Pictures as one padded, normalised batch (B, 3, H, W) on the device, and their sizes within it.
+        """Returns pictures as a padded, normalised batch (B, 3, H, W) on the device, and their sizes in it.
 
-        What torchvision's transform does, in a cheaper order: pixels travel as uint8, and are normalised after the
-        resize (both are affine, so they commute), on a smaller picture.
+        Equivalent to torchvision's transform in a cheaper order: pixels are transferred as uint8, and normalised after
+        resizing (the two steps commute), on a smaller picture.
         """
         transform = self.model.transform
         mean = torch.tensor(transform.image_mean, device=device).view(3, 1, 1)
@@ -67,14 +67,14 @@ class TorchvisionDetector:
         resized = []
         for picture in pictures:
             pixels = torch.from_numpy(np.ascontiguousarray(picture)).to(device, non_blocking=True)
-            # The transform computes the output size from the scale factor; so must we, to agree to the pixel.
+            # The transform's own resize, which computes the output size from the scale factor, to agree to the pixel.
             image, _ = transform.resize(pixels.permute(2, 0, 1).float().div_(255.0))
             resized.append(image.sub_(mean).mul_(scale))
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in resized]
         return transform.batch_images(resized, size_divisible=transform.size_divisible), sizes
 
     def find(self, images: Tensor, sizes: Sequence[tuple[int, int]], count: int, dtype: torch.dtype) -> list[Found]:
-        """Regions of each picture of a batch that `prepare` made; layers compute in `dtype`, boxes in float32."""
+        """Finds regions in each picture of a batch from `prepare`; layers compute in `dtype`, boxes in float32."""
         model, head = self.model, self.model.roi_heads
         with torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
             maps = model.backbone(images)
@@ -89,7 +89,7 @@ class TorchvisionDetector:
         return [self._choose(*part, count) for part in parts]
 
     def _choose(self, features: Tensor, boxes: Tensor, scores: Tensor, size: tuple[int, int], count: int) -> Found:
-        """At most `count` of the proposals, by one class-agnostic NMS over the boxes of their best classes."""
+        """Selects at most `count` proposals by one class-agnostic NMS over the boxes of their best classes."""
         best, classes = scores[:, 1:].max(dim=1)  # class 0 is the background
         classes = classes + 1
         own = clip_boxes_to_image(boxes[torch.arange(len(boxes), device=boxes.device), classes], size)
@@ -98,11 +98,11 @@ class TorchvisionDetector:
 
 
 def _spread(model: FasterRCNN) -> None:
-    """Makes the features of untrained weights differ from picture to picture.
+    """Makes features of untrained weights differ between pictures.
 
-    With the usual initialisation the signal fades layer by layer, until every picture has the same feature to nine
-    digits. He's initialisation, and batch norms that have seen pictures (smooth noise here), keep it: random
-    features then tell colours, contrasts and textures apart, which is enough for demos and tests.
+    With the usual initialisation the signal vanishes layer by layer, until all pictures have the same features to nine
+    digits. He's initialisation and batch norm statistics of smooth noise preserve it: random features then distinguish
+    colours, contrasts and textures, which suffices for demos and tests.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for part in (model.backbone, model.roi_heads.box_head):
@@ -110,9 +110,9 @@ def _spread(model: FasterRCNN) -> None:
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     for corrections in (model.rpn.head.bbox_pred, model.roi_heads.box_predictor.bbox_pred):
-        nn.init.normal_(corrections.weight, std=1e-4)  # untrained corrections would throw boxes out of the picture
+        nn.init.normal_(corrections.weight, std=1e-4)  # larger random corrections would move boxes out of the picture
     for norm in norms:
-        norm.momentum = None  # plain averages over what is seen
+        norm.momentum = None  # cumulative average
         norm.train()
     with torch.no_grad():
         coarse = torch.rand(8, 3, 6, 6) * 4 - 2

@@ -1,10 +1,10 @@
 """The Visual Genome detector behind VisualBERT's 36 x 2,048 region features.
 
 Bottom-up attention (Anderson et al. 2018): a Faster R-CNN with a ResNet-101 C4 backbone, 1,600 object classes and 400
-attributes. What it computes is that of the checkpoint `unc-nlp/frcnn-vg-finetuned`, to 1e-3. Bottlenecks, RoIPool, box
-coder and NMS are torchvision's. Written out is what torchvision does in another way: the stem's pooling, strides in
-the first 1x1 convolution, anchors that are not rounded, the proposals, a dilated res5 on every proposal, the
-attributes, and the choice of boxes.
+attributes. Results agree with the published `unc-nlp/frcnn-vg-finetuned` to 1e-3. Bottlenecks, RoIPool, box coder and
+NMS are torchvision's. The parts that differ from torchvision are implemented here: the stem's pooling, strides in the
+first 1x1 convolution, unrounded anchors, the proposals, a dilated res5 on every proposal, the attributes, and the
+selection of boxes.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from raymotion.weights import DEFAULT, seed_of
 
 STRIDE = 16  # of res4, in pixels of the resized picture
 
-# Proposals that go through res5 at a time: 100 MB of activations each 64, instead of a GB for 300.
+# Proposals per pass through res5: 64 take 100 MB of activations, 300 about a GB.
 CHUNK = {"cpu": 64, "cuda": 300}
 
 
 class Backbone(nn.Module):
-    """Pictures (B, 3, H, W) -> res4 (B, 16 * width, about H / 16, about W / 16)."""
+    """Maps pictures (B, 3, H, W) to res4 (B, 16 * width, about H / 16, about W / 16)."""
 
     def __init__(self, config: VisualGenomeConfig) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.relu(self.stem["bn1"](self.stem["conv1"](images)))
-        # Caffe's pooling: nothing is padded, and a last window that is not full counts.
+        # Caffe's pooling: no padding, and an incomplete last window counts.
         x = F.max_pool2d(x, 3, 2, ceil_mode=True) if self.caffe_pool else F.max_pool2d(x, 3, 2, padding=1)
         return cast(Tensor, self.res4(self.res3(self.res2(x))))
 
@@ -60,7 +60,7 @@ class Backbone(nn.Module):
 def _stage(
     blocks: int, inputs: int, width: int, stride: int, config: VisualGenomeConfig, dilation: int = 1
 ) -> nn.Sequential:
-    """Bottlenecks with `width` channels inside and 4 * width outside."""
+    """Builds bottlenecks with `width` channels inside and 4 * width outside."""
     outputs = Bottleneck.expansion * width
     layers: list[nn.Module] = []
     for i in range(blocks):
@@ -76,7 +76,7 @@ def _stage(
 
 
 class ProposalNetwork(nn.Module):
-    """res4 -> boxes that may hold something."""
+    """Maps res4 to proposals: boxes that may contain an object."""
 
     cell_anchors: Tensor
 
@@ -96,7 +96,7 @@ class ProposalNetwork(nn.Module):
         self.coder = BoxCoder(config.rpn_box_weights)
 
     def forward(self, maps: Tensor, size: tuple[int, int]) -> list[Tensor]:
-        """For each of B pictures of one size, up to 300 boxes (P, 4) in its pixels, the most likely first."""
+        """Returns at most `config.proposals` boxes (P, 4) in pixels, most likely first, for each of B pictures."""
         count, _, height, width = maps.shape
         hidden = F.relu(self.rpn_head["conv"](maps))
         logits = self.rpn_head["objectness_logits"](hidden).float().permute(0, 2, 3, 1).reshape(count, -1)
@@ -114,7 +114,7 @@ class ProposalNetwork(nn.Module):
         return results
 
     def grid(self, height: int, width: int) -> Tensor:
-        """Anchors (height * width * A, 4) of a feature map, in this order: row, column, anchor."""
+        """Returns anchors (height * width * A, 4) of a feature map, ordered by row, column, anchor."""
         device, offset = self.cell_anchors.device, self.config.anchor_offset
         y, x = torch.meshgrid(
             (torch.arange(height, device=device) + offset) * STRIDE,
@@ -126,7 +126,7 @@ class ProposalNetwork(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """res4 and boxes -> features, classes, boxes, attributes."""
+    """Maps res4 and proposals to features, classes, boxes and attributes."""
 
     def __init__(self, config: VisualGenomeConfig) -> None:
         super().__init__()
@@ -146,10 +146,10 @@ class BoxHead(nn.Module):
         self.coder = BoxCoder(config.box_weights)
 
     def features(self, maps: Tensor, proposals: Sequence[Tensor]) -> Tensor:
-        """Features (sum of P, dim), float32, of all pictures' proposals, one picture after the other."""
+        """Computes features (sum of P, dim), float32, of the proposals of all pictures, in order."""
         index = torch.cat([torch.full((len(p), 1), float(i), device=p.device) for i, p in enumerate(proposals)])
         boxes = torch.cat([index, torch.cat(list(proposals))], dim=1)
-        maps = maps.float().contiguous()  # RoIPool knows neither half precision nor other memory layouts
+        maps = maps.float().contiguous()  # RoIPool supports neither half precision nor other memory layouts
         parts = []
         for chunk in boxes.split(CHUNK.get(maps.device.type, 64)):
             pooled = roi_pool(maps, chunk, self.config.pooled, 1 / STRIDE)
@@ -158,10 +158,10 @@ class BoxHead(nn.Module):
         return torch.cat(parts)
 
     def choose(self, features: Tensor, proposals: Tensor, size: tuple[int, int], count: int) -> Found:
-        """At most `count` of one picture's proposals, by one NMS over the boxes of their best classes.
+        """Selects at most `count` proposals of one picture by one NMS over the boxes of their best classes.
 
-        The thresholds are tried in order, until one leaves MIN_DETECTIONS boxes (or `count`, if that is less). Where
-        none does, the last one's boxes are what there is; the published code hands out those of the picture before.
+        Thresholds are tried in order until one leaves MIN_DETECTIONS boxes (or `count`, if less). If none does, the
+        boxes of the last threshold are used; the published code would return those of the previous picture.
         """
         logits = self.box_predictor["cls_score"](features)
         scores, classes = logits.softmax(dim=-1)[:, :-1].max(dim=1)
@@ -176,12 +176,12 @@ class BoxHead(nn.Module):
         return Found(features[keep], boxes[keep], scores[keep], classes[keep], *attributes)
 
     def _attributes(self, features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The best attribute of each region, and its probability."""
+        """Returns the best attribute of each region, and its probability."""
         layers = self.box_predictor
-        # The background may be the class that is embedded: so it was trained.
+        # The embedded class may be the background, as in training.
         joined = torch.cat([features, layers["cls_embedding"](logits.argmax(dim=-1))], dim=1)
         scores = layers["attr_score"](F.relu(layers["fc_attr"](joined)))
-        best, attributes = scores[:, :-1].softmax(dim=-1).max(dim=1)  # the last one stands for "none"
+        best, attributes = scores[:, :-1].softmax(dim=-1).max(dim=1)  # the last one means "none"
         return attributes, best
 
 
@@ -189,8 +189,8 @@ class VisualGenomeDetector(nn.Module):
     """The published detector.
 
     Args:
-        config: what config.yaml says.
-        anchors: (A, 4), those of the checkpoint; None: those that the config names.
+        config: settings from config.yaml.
+        anchors: (A, 4) anchors of the checkpoint; None: those of the config.
     """
 
     def __init__(self, config: VisualGenomeConfig, anchors: Tensor | None = None) -> None:
@@ -203,17 +203,17 @@ class VisualGenomeDetector(nn.Module):
 
     @property
     def model(self) -> nn.Module:
-        """The detector itself, as `Detector` has it."""
+        """The detector itself; see `Detector`."""
         return self
 
     @classmethod
     def build(
         cls, name: str, weights: str, entry: Architecture, config: VisualGenomeConfig | None = None
     ) -> VisualGenomeDetector:
-        """The detector, ready to run; see `Detector.build`.
+        """Builds the detector; see `Detector.build`.
 
         Args:
-            config: settings of random weights; None: the usual ones.
+            config: settings for random weights; None: the usual ones.
         """
         seed = seed_of(weights)
         if seed is not None:
@@ -234,7 +234,7 @@ class VisualGenomeDetector(nn.Module):
         return model.to(memory_format=torch.channels_last)
 
     def prepare(self, pictures: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Pictures (uint8 RGB) as one padded batch (B, 3, H, W), BGR less the means, and their sizes in it."""
+        """Returns pictures (uint8 RGB) as a padded, normalised batch (B, 3, H, W) in BGR, and their sizes in it."""
         config = self.config
         mean = torch.tensor(config.pixel_mean, device=device).view(3, 1, 1)
         std = torch.tensor(config.pixel_std, device=device).view(3, 1, 1)
@@ -252,10 +252,10 @@ class VisualGenomeDetector(nn.Module):
         return batch, sizes
 
     def find(self, images: Tensor, sizes: Sequence[tuple[int, int]], count: int, dtype: torch.dtype) -> list[Found]:
-        """Regions of each picture of a batch that `prepare` made; convolutions compute in `dtype`.
+        """Finds regions in each picture of a batch from `prepare`; convolutions compute in `dtype`.
 
-        Pictures of one size go through together, those of another one on their own: padding is black only before the
-        first convolution, and what grows from it would change the borders, and the proposals, of the smaller picture.
+        Only pictures of the same size are processed together: padding is black only before the first convolution, and
+        would then change the borders, and so the proposals, of smaller pictures.
         """
         together: dict[tuple[int, int], list[int]] = {}
         for i, size in enumerate(sizes):
@@ -267,16 +267,16 @@ class VisualGenomeDetector(nn.Module):
                 maps = self.backbone(batch)
                 proposals = self.proposal_generator(maps, size)
                 features = self.roi_heads.features(maps, proposals)
-            # The layers on top are cheap, and decide: always in float32.
+            # The final layers are cheap and decisive, so they always compute in float32.
             for i, feature, boxes in zip(members, features.split([len(p) for p in proposals]), proposals, strict=True):
                 found[i] = self.roi_heads.choose(feature, boxes, size, count)
         return [found[i] for i in range(len(sizes))]
 
     def load_published(self, state: dict[str, Tensor], path: object = None) -> None:
-        """Takes in a checkpoint under its published names.
+        """Loads a state dict with the published names.
 
         Raises:
-            InputError: names that are missing, unknown or of another shape; it lists them.
+            InputError: names are missing or unknown, or shapes differ; the message lists them.
         """
         own = {published.published_name(name): (name, tensor) for name, tensor in self.state_dict().items()}
         problems = differences({name: tensor for name, (_, tensor) in own.items()}, state, listed=12)
@@ -285,7 +285,7 @@ class VisualGenomeDetector(nn.Module):
         self.load_state_dict({name: state[key] for key, (name, _) in own.items()})
 
     def fold_norms(self) -> None:
-        """Puts each batch norm, which only scales and shifts in a frozen network, into the convolution before it."""
+        """Folds each batch norm into the convolution before it, as the network is frozen."""
         for block in self.modules():
             if isinstance(block, Bottleneck):
                 for number in "123":
@@ -300,18 +300,18 @@ class VisualGenomeDetector(nn.Module):
 
 
 def resized_size(height: int, width: int, shorter: int, longer: int) -> tuple[int, int]:
-    """Height and width that bring the shorter side to `shorter` pixels, or the longer one to `longer` if it is less."""
+    """Returns height and width scaled so that the shorter side is `shorter`, or the longer `longer` if that is less."""
     scale = shorter / min(height, width)
     rows, columns = (shorter, scale * width) if height < width else (scale * height, shorter)
     if max(rows, columns) > longer:
         shrink = longer / max(rows, columns)
         rows, columns = rows * shrink, columns * shrink
-    # A picture like a thread would have no pixel left after the stem: three are the least.
+    # At least three pixels, or an extremely narrow picture would vanish in the stem.
     return max(int(rows + 0.5), 3), max(int(columns + 0.5), 3)
 
 
 def _anchors_of(state: dict[str, Tensor], config: VisualGenomeConfig, path: str) -> Tensor | None:
-    """The checkpoint's anchors, with which it was trained; a warning says where the config names others."""
+    """Returns the anchors in the checkpoint, or None; logs a warning if the config's differ."""
     anchors = state.get(published.CELL_ANCHORS)
     if anchors is None:
         return None

@@ -1,6 +1,6 @@
-"""Checkpoints of the Visual Genome detector as they are published: where they are, their config.yaml, their names.
+"""Published checkpoints of the Visual Genome detector: location, config.yaml, and names of weights.
 
-Nothing here imports torch, so that the identity of a detector can be told before any worker has started.
+Does not import torch, so that the identity of a detector can be determined before any worker starts.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ Four = tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat]
 
 
 def _key(key: str, default: Any, **limits: Any) -> Any:
-    """A setting that config.yaml calls `key`."""
+    """Declares a setting with the name `key` in config.yaml."""
     return Field(default, json_schema_extra={"key": key}, **limits)
 
 
 class VisualGenomeConfig(Settings):
-    """Everything that the published config.yaml decides; the values here are its usual ones.
+    """The settings in the published config.yaml, with its usual values as defaults.
 
-    Sizes are in pixels of the resized picture. `width` is the number of bottleneck channels of res2, from which the
-    others follow: res4 gives 16 * width channels, a region feature has 32 * width.
+    Sizes are in pixels of the resized picture. `width` is the number of bottleneck channels of res2, which determines
+    the others: res4 has 16 * width channels, a region feature 32 * width.
     """
 
     min_size: PositiveInt = _key("input.min_size_test", 800)
@@ -51,7 +51,7 @@ class VisualGenomeConfig(Settings):
     stride_in_1x1: bool = _key("resnets.stride_in_1x1", True)
     dilate_res5: bool = True
 
-    rpn_width: int = _key("proposal_generator.hidden_channels", 512)  # -1: as many as res4 gives
+    rpn_width: int = _key("proposal_generator.hidden_channels", 512)  # -1: as many as res4 has
     anchor_sizes: tuple[PositiveFloat, ...] = _key("anchor_generator.sizes", (32, 64, 128, 256, 512))
     anchor_ratios: tuple[PositiveFloat, ...] = _key("anchor_generator.aspect_ratios", (0.5, 1.0, 2.0))
     anchor_offset: float = _key("anchor_generator.offset", 0.0, ge=0, lt=1)
@@ -84,9 +84,9 @@ class VisualGenomeConfig(Settings):
 
     @property
     def mark(self) -> str:
-        """What an identity says of these settings: nothing if they are the usual ones.
+        """Mark of these settings in an identity; empty for the usual ones.
 
-        MAX_DETECTIONS is left out: the number of regions that was asked for takes its place.
+        Does not depend on MAX_DETECTIONS, which the requested number of regions replaces.
         """
         own, usual = (c.model_dump(exclude={"max_detections"}) for c in (self, VisualGenomeConfig()))
         return "" if own == usual else f"+config:{digest_of(own)[:12]}"
@@ -99,8 +99,8 @@ KEYS: dict[str, str] = {
     if isinstance(field.json_schema_extra, dict)
 }
 
-# What the published code could also build, and raymotion does not. INPUT.FORMAT is not read: there, "RGB" turns the
-# channels of an RGB picture round, so that the network sees BGR, as the means say.
+# Settings for which raymotion supports only one value. INPUT.FORMAT is ignored: in the published code "RGB" reverses
+# the channels of an RGB picture, so the network reads BGR, in agreement with the means.
 FIXED: dict[str, Any] = {
     "resnets.num_groups": 1,
     "roi_box_head.attr": True,
@@ -110,11 +110,11 @@ FIXED: dict[str, Any] = {
 
 
 def read_config(path: storage.PathLike) -> VisualGenomeConfig:
-    """The published config.yaml as settings; what it does not name keeps its usual value.
+    """Reads the published config.yaml; missing settings keep their usual values.
 
     Raises:
-        InputError: not YAML, no setting of the detector in it, a value that cannot be, or a variant that raymotion
-            does not build.
+        InputError: the file is not YAML, has no setting of the detector or an invalid value, or describes an
+            unsupported variant.
     """
     given = _flat(read_yaml(path))
     values = {field: given[key] for field, key in KEYS.items() if key in given}
@@ -125,7 +125,7 @@ def read_config(path: storage.PathLike) -> VisualGenomeConfig:
     for key, wanted in FIXED.items():
         if key in given and given[key] != wanted:
             raise InputError(f"{key.upper()} is {given[key]}; raymotion builds the detector with {wanted}", path=path)
-    for field in ("anchor_sizes", "anchor_ratios"):  # one list for each feature map, of which there is one
+    for field in ("anchor_sizes", "anchor_ratios"):  # lists by feature map, of which there is one
         if (lists := values.get(field)) and isinstance(lists, list) and isinstance(lists[0], list):
             if len(lists) != 1:
                 raise InputError(f"{KEYS[field].upper()} is for {len(lists)} feature maps, not for one", path=path)
@@ -159,7 +159,7 @@ def _flat(values: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def published_name(own: str) -> str:
-    """The name that a parameter of `VisualGenomeDetector` has in the published checkpoint."""
+    """Returns the name of a `VisualGenomeDetector` parameter in the published checkpoint."""
     name = own.replace(".downsample.0.", ".shortcut.").replace(".downsample.1.", ".shortcut.norm.")
     name = re.sub(r"\.bn(\d)\.", r".conv\1.norm.", name)
     return name.replace("generator.cell_anchors", "generator.anchor_generator.cell_anchors.0")
@@ -169,7 +169,7 @@ CELL_ANCHORS = published_name("proposal_generator.cell_anchors")
 
 
 def cell_anchors(config: VisualGenomeConfig) -> np.ndarray:
-    """Anchors (A, 4), x1 y1 x2 y2 about the origin: for each size, for each ratio of height to width."""
+    """Returns anchors (A, 4), x1 y1 x2 y2 about the origin, for each size and each ratio of height to width."""
     corners = []
     for size in config.anchor_sizes:
         for ratio in config.anchor_ratios:
@@ -180,10 +180,10 @@ def cell_anchors(config: VisualGenomeConfig) -> np.ndarray:
 
 
 def weights_by_rule(shapes: Iterable[tuple[str, tuple[int, ...]]], anchors: np.ndarray, seed: int) -> dict[str, Any]:
-    """Untrained weights, float32, for published names and shapes, that keep the signal through all 101 layers.
+    """Generates untrained float32 weights for published names and shapes, which preserve the signal in all 101 layers.
 
-    The rule of the project's parity data (`reference/frcnn_vg.md`): each tensor depends on its own name and the seed,
-    so that any implementation can make the same ones.
+    By the rule of the project's parity data (`reference/frcnn_vg.md`), each tensor depends only on its name and the
+    seed, so that any implementation can reproduce it.
     """
     state: dict[str, Any] = {}
     for name, shape in shapes:
@@ -214,13 +214,13 @@ def weights_by_rule(shapes: Iterable[tuple[str, tuple[int, ...]]], anchors: np.n
 
 
 def find_checkpoint(weights: str) -> tuple[str, VisualGenomeConfig]:
-    """Path of a checkpoint's weights file, and what the config.yaml beside it says, or the usual settings.
+    """Returns the path of a checkpoint's weights file, and the settings in the config.yaml next to it, if any.
 
     Args:
-        weights: as for `raymotion.weights.find`. A folder or a repository must hold a config.yaml, too.
+        weights: as for `raymotion.weights.find`. A folder or repository must also contain a config.yaml.
 
     Raises:
-        InputError: there are no such weights, or the config is no good.
+        InputError: the weights are missing, or the config is invalid.
     """
     path = find(weights, beside=(CONFIG,))
     config = storage.join(storage.parent(storage.absolute(path)), CONFIG)
@@ -228,10 +228,10 @@ def find_checkpoint(weights: str) -> tuple[str, VisualGenomeConfig]:
 
 
 def identity_of(weights: str, published: str) -> str:
-    """`weights.identify` of a Visual Genome detector; settings other than the usual ones are part of it.
+    """Returns the identity of a Visual Genome detector's weights, including settings other than the usual ones.
 
     Args:
-        published: hub id that `default` stands for.
+        published: hub id of the `default` weights.
     """
     if seed_of(weights) is not None:
         return identify(weights, published)
