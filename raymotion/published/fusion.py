@@ -59,7 +59,7 @@ class Simple(nn.Module):
 
 
 class Attention(nn.Module):
-    """A gate that is a softmax over all features of the concatenation: it sums to 1, so they shrink to about 1/T."""
+    """A gate by softmax over all T concatenated features: it sums to 1, so they are scaled by about 1/T."""
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Attention(nn.Module):
 
 
 class Transformation(nn.Module):
-    """A layer per stream, concatenation, the tail. The study's `bottleneck` is this very network."""
+    """A layer per stream, concatenation, and the tail. The study's `bottleneck` is the same network."""
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Transformation(nn.Module):
 
 
 class CrossModalTransformer(nn.Module):
-    """Context queries over body and face, each pooled vector copied 49 times: a mix of two vectors. No tail."""
+    """Cross-attention from context to 49 copies each of body and face: a mix of two vectors. No tail."""
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class CrossModalTransformer(nn.Module):
 
 
 class Weighted(nn.Module):
-    """One scalar per stream, divided by their sum: unconstrained, so that shares may be negative or without bound."""
+    """One scalar per stream, divided by their sum: unconstrained, so weights may be negative or unbounded."""
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Weighted(nn.Module):
 
 
 class GatedResidual(nn.Module):
-    """The mean of the streams, and each stream through a gate that the mean sets."""
+    """The mean of the streams plus each stream times a gate computed from the mean."""
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class GatedResidual(nn.Module):
 
 
 class Bilinear(nn.Module):
-    """Products of each stream with itself, U(f) * V(f); none across streams."""
+    """Products U(f) * V(f) of each stream with itself, but not of different streams."""
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class Bilinear(nn.Module):
 
 
 class LayerNormed(nn.Module):
-    """A LayerNorm per stream, concatenation, the tail."""
+    """A LayerNorm per stream, concatenation, and the tail."""
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ class LayerNormed(nn.Module):
 
 
 class Hierarchical(nn.Module):
-    """Body and face first (Linear, ReLU, BatchNorm), then with the context into the tail."""
+    """Body and face through Linear, ReLU and BatchNorm, then concatenated with the context for the tail."""
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()

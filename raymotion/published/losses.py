@@ -1,8 +1,7 @@
 """The original losses of the public EMOTIC study, as `*_published`, for comparison.
 
 `bce` and `focal` are not included, because the public code of these is correct. The docstrings of the others explain
-their flaws. None of them divides by the sum of sample weights; where the public code sums, the number of rows scales the
-step.
+their flaws. None divides by the sum of sample weights; where the public code sums, the number of rows scales the step.
 """
 
 from __future__ import annotations

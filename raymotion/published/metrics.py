@@ -2,9 +2,9 @@
 
 The public study (tinaabishegan/EMOTIC-Multi-Label-Classification) has one text file for each of its 38 runs: mAP and
 the average precision of 26 emotions by number, then accuracy, precision, recall and F1 of an argmax. The average
-precisions are correct. The last four numbers compare a person's highest score with the *first* of the true emotions in
-alphabetical order: for a person who is afraid and happy, the prediction happy counts as wrong. The weighted recall
-equals the accuracy by definition, near 0.08 in every run. These four are never used for selection here.
+precisions and their mean are correct. The last four numbers compare a person's highest score with the *first* of the
+true emotions in alphabetical order: for a person who is afraid and happy, the prediction happy counts as wrong. The
+weighted recall equals the accuracy by definition, near 0.08 in every run. These four are never used for selection here.
 """
 
 from __future__ import annotations

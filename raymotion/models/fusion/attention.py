@@ -98,7 +98,7 @@ class Attention(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Streams that know of each other only through a few narrow tokens (Nagrani et al. 2021, arXiv 2107.00135).
+    """Streams that exchange information only through a few narrow tokens (Nagrani et al. 2021, arXiv 2107.00135).
 
     Four latent tokens of width H/8 read each stream separately; every stream then reads their mean over the present
     streams. They are narrower than in the paper because a pooled stream is one token and not hundreds. The public study
@@ -136,7 +136,7 @@ class Bottleneck(nn.Module):
 
 
 class CrossModalTransformer(nn.Module):
-    """The context asks; body and face answer.
+    """Cross-attention from the context to body and face.
 
     Queries are the tokens of the context and a learned one, which remains if there is no context; keys and values are
     the tokens of body and face. The feed-forward layer is followed by a norm. A pooled stream is one token; the public

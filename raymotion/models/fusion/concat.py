@@ -49,7 +49,7 @@ class Simple(nn.Module):
 
 
 class LayerNormed(nn.Module):
-    """`Simple` with a LayerNorm on each stream, so that none is louder than another."""
+    """`Simple` with a LayerNorm on each stream, so that no stream dominates by its scale."""
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class LayerNormed(nn.Module):
 
 
 class Transformation(nn.Module):
-    """Each stream through a layer of its own (D -> H/2, ReLU), then one layer on all of them."""
+    """One layer per stream (D -> H/2, ReLU), then one layer on all streams."""
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Transformation(nn.Module):
 
 
 class Hierarchical(nn.Module):
-    """Body and face make the person; the person and the context make the fused vector."""
+    """Fuses body and face to a person vector, then person and context to the fused vector."""
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class Hierarchical(nn.Module):
 
 
 class Bilinear(nn.Module):
-    """Low-rank products of each stream with each other one, beside the streams themselves.
+    """Low-rank products of each pair of streams, in addition to the streams themselves.
 
     The product of streams s and t is (U f_s) * (V f_t), of rank H/4 (Kim et al. 2017, Hadamard Product for Low-rank
     Bilinear Pooling, arXiv 1610.04325). The public study multiplies each stream only with itself, and drops the
@@ -138,5 +138,5 @@ class Bilinear(nn.Module):
 
 
 def masked(parts: list[Tensor], present: Tensor) -> list[Tensor]:
-    """(n, ...) of each stream -> the same, zero where it is not `present` (n, streams)."""
+    """Sets the values (n, ...) of each stream to zero where it is not `present` (n, streams)."""
     return [part * there[:, None] for part, there in zip(parts, present.unbind(1))]

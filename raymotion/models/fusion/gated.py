@@ -62,7 +62,7 @@ def shares(scores: Tensor, present: Tensor) -> Tensor:
 
 
 class Weighted(nn.Module):
-    """A mean of the streams with one learned weight each: softmax over the streams that a sample has.
+    """A weighted mean of the streams, with one learned weight each: a softmax over the present streams.
 
     The public study divides by the sum of unconstrained weights, which may be negative or near zero.
     """
@@ -89,7 +89,7 @@ class Weighted(nn.Module):
 
 
 class GatedResidual(nn.Module):
-    """The mean of the streams, and on top of it each stream through a gate that this mean sets, feature by feature.
+    """The mean of the streams plus each stream times a gate, computed from the mean for each feature.
 
     As in the public study, but with means over the present streams instead of sums over all three.
     """

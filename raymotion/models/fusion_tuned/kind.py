@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class FusionTunedKind(Kind):
-    """Backbones and fusion head learned end to end, from the pictures themselves."""
+    """Backbones and fusion head trained end to end on pictures."""
 
     name: ClassVar[str] = "fusion-tuned"
     recipe = FusionTunedRecipe

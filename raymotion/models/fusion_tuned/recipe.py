@@ -36,7 +36,7 @@ class TunedOptimiserSettings(FusionOptimiserSettings):
 
 
 class FusionTunedRecipe(MultiLabelRecipe):
-    """Backbones and fusion head learned end to end, from pictures.
+    """Backbones and fusion head trained end to end on pictures.
 
     Attributes:
         backbones: backbone of each stream, by timm name or alias.

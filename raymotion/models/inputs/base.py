@@ -99,8 +99,8 @@ class Prepared(ABC):
 
     Attributes:
         present: bool (n,).
-        counts: what was left out or changed during preparation, for the record.
-        streamed: whether it is read a batch at a time by threads or by Ray Data (`train.pictures.Reader`).
+        counts: numbers of rows or captions that preparation left out or changed, for the record.
+        streamed: whether it is read batch by batch, by threads or by Ray Data (`train.pictures.Reader`).
     """
 
     present: np.ndarray
@@ -117,11 +117,11 @@ class Prepared(ABC):
 
     @abstractmethod
     def save(self, folder: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Returns JSON values and arrays for `Input.load`; files of its own are written to `folder`."""
+        """Returns JSON values and arrays for `Input.load`; writes other files to `folder`."""
 
 
 class Bound(ABC):
-    """A prepared input as one recipe reads it. Most inputs have one class that is both this and `Prepared`.
+    """A prepared input as one recipe reads it. Most inputs have a single class for this and `Prepared`.
 
     Attributes:
         present: bool (n,).
@@ -137,7 +137,7 @@ class Bound(ABC):
 
     @abstractmethod
     def evidence(self, rows: np.ndarray, read: Any = None) -> Evidence:
-        """Returns everything that some rows hold, unchanged, for validation and test.
+        """Returns the data of some rows, without augmentation or dropout, for validation and test.
 
         Args:
             read: for a streamed input, what was read for these rows (`train.pictures.Pictures`).
@@ -145,10 +145,10 @@ class Bound(ABC):
 
     @abstractmethod
     def draft(self, rows: np.ndarray, rng: np.random.Generator, read: Any = None) -> Draft:
-        """Returns what a training batch shows of some rows."""
+        """Returns the data of some rows for a training batch."""
 
     def begin_epoch(self, recipe: TrainRecipe, epoch: int, training: np.ndarray) -> None:
-        """Called before the drafts of an epoch, for anything drawn once for all training rows."""
+        """Prepares an epoch, e.g. draws values once for all training rows; called before its drafts."""
 
     def arrange(self, rows: np.ndarray, size: int, recipe: TrainRecipe, epoch: int, rank: int) -> np.ndarray:
         """Returns the rows of an epoch in the order in which batches of `size` are cut from them."""
@@ -156,7 +156,7 @@ class Bound(ABC):
 
 
 class Input(ABC):
-    """One thing that a model reads.
+    """Base of all inputs.
 
     Attributes:
         name: its key in evidence and in batches.

@@ -199,7 +199,7 @@ class PersonInput(Input):
 
 
 class StreamInput(PersonInput):
-    """Features of the streams by frozen backbones, float16 as the embedding job stores them.
+    """Features of the streams from frozen backbones, float16 as stored by the embedding job.
 
     Args:
         folders: embedding jobs to train on.
@@ -409,7 +409,7 @@ class BoundStreams(Bound):
 
 
 class CropInput(PersonInput):
-    """The crops of the streams, uint8 (n, size, size, 3) each, for a model that has its own backbones."""
+    """The crops of the streams, uint8 (n, size, size, 3) each, for a model with its own backbones."""
 
     name: ClassVar[str] = "crops"
 

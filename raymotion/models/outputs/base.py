@@ -94,7 +94,7 @@ class Criterion(Protocol):
 
 
 class Output(ABC):
-    """One output of a model.
+    """Base of all outputs.
 
     Attributes:
         name: its key in batches, in the checkpoint and in the result of a network.

@@ -1,4 +1,4 @@
-"""Probabilities of the labels of a vocabulary, each by itself: a picture may evoke several emotions, or none."""
+"""Independent probabilities of the labels of a vocabulary: a picture may evoke several emotions, or none."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class StudentKind(Kind):
-    """A student that reads pictures and captions itself, learned from people's labels or from a teacher's."""
+    """A student that reads pictures and captions, trained on people's labels or a teacher's."""
 
     name: ClassVar[str] = "student"
     recipe = StudentRecipe

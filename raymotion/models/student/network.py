@@ -24,7 +24,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Student(nn.Module):
-    """Picture and caption -> logits.
+    """Maps picture and caption to logits.
 
     Args:
         config: the shape.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class VisualBertKind(Kind):
-    """A VisualBERT teacher on captions and, with a folder of features, on regions of the pictures."""
+    """A VisualBERT teacher that reads captions and, with a folder of features, regions of the pictures."""
 
     name: ClassVar[str] = "teacher-visualbert"
     recipe = TeacherRecipe
