@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raymotion.errors import InputError, NotFinite
+from raymotion.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,19 +53,3 @@ def require_finite(weights: Mapping[str, Tensor], path: object) -> None:
 def finite_rows(values: np.ndarray) -> np.ndarray:
     """Returns bool (n,): which rows of `values` (n, ...) are entirely finite."""
     return np.asarray(np.isfinite(values).reshape(len(values), -1).all(axis=1))
-
-
-def require_finite_rows(values: np.ndarray, model: object) -> np.ndarray:
-    """Returns `values` (n, L), predictions of the model in the folder `model`, after checking that they are finite.
-
-    Raises:
-        NotFinite: a prediction is NaN or infinite; the first such sample is named.
-    """
-    bad = np.flatnonzero(~finite_rows(values))
-    if len(bad):
-        raise NotFinite(
-            f"{model}: the model answers sample {bad[0]} with NaN or infinity"
-            + (f" (and {len(bad) - 1} more of {len(values)})" if len(bad) > 1 else "")
-            + ". It cannot label these: train it again, or give it other inputs"
-        )
-    return values

@@ -247,10 +247,6 @@ class Output(ABC):
         """Returns lines for the model card."""
         return []
 
-    def is_better(self, metric: str, value: float, other: float) -> bool:
-        """Returns whether `value` of the metric is better than `other`."""
-        return value < other if metric in self.lower_is_better else value > other
-
 
 def array_digest(values: np.ndarray) -> str:
     """Returns the SHA-256 of an array's values and shape; -0 equals 0."""

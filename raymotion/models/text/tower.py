@@ -47,11 +47,6 @@ class TextTower:
     config: BertConfig
     weights: dict[str, Tensor]
 
-    @property
-    def has_pooler(self) -> bool:
-        """Whether the source has a pooler's weights."""
-        return any(name.startswith(POOLER) for name in self.weights)
-
     def sizes(self) -> dict[str, Any]:
         """Returns `sizes_of` its config."""
         return sizes_of(self.config)
