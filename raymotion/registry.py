@@ -6,6 +6,7 @@ To add a class, declare an entry point in a package, or name it as `my_package.m
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
@@ -23,10 +24,13 @@ class Registry(Generic[T]):
         base: required base class; `object` for none.
         group: entry point group for installed packages, e.g. `raymotion.readers`.
         own: returns name -> import path of raymotion's own classes.
+        variable: environment variable in which a user may list further classes as `module:Class`, separated by spaces.
     """
 
-    def __init__(self, what: str, base: type[T], group: str, own: Callable[[], Mapping[str, str]]) -> None:
-        self.what, self.base, self.group, self.own = what, base, group, own
+    def __init__(
+        self, what: str, base: type[T], group: str, own: Callable[[], Mapping[str, str]], variable: str = ""
+    ) -> None:
+        self.what, self.base, self.group, self.own, self.variable = what, base, group, own, variable
         self.registered: dict[str, type[T]] = {}
 
     def register(self, name: str, found: type[T]) -> type[T]:
@@ -42,7 +46,22 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """Returns all known names."""
-        return [*self.places(), *self.registered]
+        return list(dict.fromkeys([*self.places(), *self.registered, *self._listed()]))
+
+    def _listed(self) -> dict[str, type[T]]:
+        """Imports the classes that the environment variable lists."""
+        found: dict[str, type[T]] = {}
+        for place in os.environ.get(self.variable, "").split() if self.variable else []:
+            own = self._import(place, path=self.variable)
+            name = str(getattr(own, "name", ""))
+            if not name or name in self.places() or self.registered.get(name, own) is not own:
+                raise InputError(
+                    f"{place} is called {name!r}, as another {self.what} is" if name else f"{place} has no name",
+                    path=self.variable,
+                    remedy="Give the class a name of its own: name = ...",
+                )
+            found[name] = own
+        return found
 
     def places(self) -> dict[str, str]:
         """Returns name -> import path of every declared class: raymotion's own first, then installed packages'.
@@ -72,16 +91,27 @@ class Registry(Generic[T]):
         if name in self.registered:
             return self.registered[name]
         place = name if ":" in name and may_import else self.places().get(name)
+        if place is None and name in (listed := self._listed()):
+            return listed[name]
         if place is None:
             own = "name your own as my_package.module:Class" if may_import else f"install your own ({self.group})"
+            if self.variable and not may_import:
+                own += f" or list its class: export {self.variable}=my_package.module:Class"
             raise InputError(
                 f"no {self.what} is called {name!r}", path=path, remedy=f"There are {', '.join(self.names())}; {own}."
             )
+        return self._import(place, path=path)
+
+    def _import(self, place: str, *, path: object) -> type[T]:
         module, _, attribute = place.partition(":")
         try:
             found = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError, ValueError) as error:
-            raise InputError(f"the {self.what} {name} cannot be imported: {error}", path=path) from error
+            raise InputError(
+                f"the {self.what} {place} cannot be imported: {error}",
+                path=path,
+                remedy="Install its package, or put the folder that holds it on PYTHONPATH.",
+            ) from error
         if not (isinstance(found, type) and issubclass(found, self.base)):
             raise InputError(f"{place} is not a {self.what}", path=path, remedy=f"Inherit {self.base.__name__}.")
         return found

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -34,7 +35,7 @@ from raymotion.models.kind import Kind
 from raymotion.models.outputs.dimensions import Dimensions
 from raymotion.models.outputs.multilabel import MultiLabel
 from raymotion.models.recipe import MultiLabelRecipe, TrainRecipe
-from raymotion.models.registry import get_kind, register
+from raymotion.models.registry import _kinds, get_kind, register
 from raymotion.report.evaluation_page import write
 from raymotion.study.run import run_study
 from raymotion.study.settings import StudySettings
@@ -217,9 +218,13 @@ def test_it_predicts_in_plain_python(samples: str, toy: str) -> None:
         model.label(caption="a caption")
 
 
-def test_it_labels_a_table_through_the_job(samples: str, toy: str, ray_toys: Any, tmp_path: Path) -> None:
+def test_it_labels_a_table_through_the_job(
+    samples: str, toy: str, ray_toys: Any, tmp_path: Path, runner: Callable[..., Any]
+) -> None:
     out = tmp_path / "labels"
-    label(LabelSettings(samples=samples, model=toy, out=str(out), workers=1), address="auto", progress="none")
+    done = runner("label", samples, "--model", toy, "--out", out, "--workers", 1, "--address", "auto")
+    assert done.code == 0 and "160 in = 160 good" in done.out, done.err
+    assert f"next: raymotion export {out} " in done.out, "a report shows labels, of which there are none"
     table = pd.read_parquet(out)
     assert len(table) == 160 and "probabilities" not in table.columns and "selected" not in table.columns
     said = raymotion.load(toy).predict(pd.read_parquet(samples)).set_index("sample_id")["valence"]
@@ -290,6 +295,79 @@ def test_a_checkpoint_of_a_kind_that_is_not_known_is_refused_by_name(toy: str, t
     (copy / "config.json").write_text(json.dumps({**config, "kind": "os:system"}))
     with pytest.raises(InputError, match=r"os:system.*teacher-visualbert"):
         read_checkpoint_info(copy)
+
+
+KIND_IN_A_FILE = """
+from typing import Literal
+from torch import nn
+from raymotion.models.inputs.picture import PictureInput
+from raymotion.models.kind import Kind
+from raymotion.models.outputs.dimensions import Dimensions
+from raymotion.models.recipe import TrainRecipe, WholePictureSettings
+
+class Recipe(TrainRecipe):
+    kind: Literal["{name}"] = "{name}"
+    {data}
+
+class Mean(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(3, 1)
+    def forward(self, images, image_mask):
+        return self.line(images.float().mean(dim=(1, 2)) / 255)
+
+class PictureKind(Kind):
+    name, recipe = "{name}", Recipe
+    def inputs(self, recipe): return [PictureInput(16)]
+    def outputs(self, recipe, facts): return [Dimensions.of_facts(facts, ["valence"], name="valence")]
+    def build(self, recipe, training): return Mean()
+    def shape(self, network): return {{}}
+    def restore(self, model, inputs, outputs): return Mean()
+"""
+
+
+def test_a_kind_of_a_users_file_trains_and_predicts_by_the_command(
+    tmp_path: Path, runner: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe names the class; when only a checkpoint names it, the environment has to."""
+    rows = []
+    for i in range(16):
+        Image.new("RGB", (20, 20), (16 * i, 0, 0)).save(tmp_path / f"{i}.png")
+        row = {"sample_id": f"s{i}", "group_id": f"g{i}", "source": "toy", "image_uri": str(tmp_path / f"{i}.png")}
+        rows.append({**row, "valence": 1.0 + i / 3, "split": ("train", "train", "val", "test")[i % 4]})
+    write_samples(tmp_path / "s.parquet", table_from_rows(rows, scale=(1.0, 7.0)))
+    whole = "data: WholePictureSettings = WholePictureSettings()"
+    for module, data in (("kind_without_settings", ""), ("kind_of_a_user", whole)):
+        (tmp_path / f"{module}.py").write_text(KIND_IN_A_FILE.format(name=module, data=data))
+
+    def train(module: str) -> Any:
+        (tmp_path / "r.yaml").write_text(f"kind: {module}:PictureKind\nworkers: 0\noptimiser: {{epochs: 2}}\n")
+        return runner("train", tmp_path / "r.yaml", "--samples", tmp_path / "s.parquet", "--out", tmp_path / "model")
+
+    outcome = train("kind_of_a_user")
+    assert outcome.code == 2 and "put the folder that holds it on PYTHONPATH" in outcome.err
+    monkeypatch.syspath_prepend(tmp_path)
+    outcome = train("kind_without_settings")
+    assert outcome.code == 2 and f"declare `{whole}`" in outcome.err
+    outcome = train("kind_of_a_user")
+    assert outcome.code == 0, outcome.err
+
+    monkeypatch.delitem(_kinds.registered, "kind_of_a_user")  # as in a process that has not read the recipe
+    predict = ("predict", tmp_path / "model", tmp_path / "3.png")
+    outcome = runner(*predict)
+    assert outcome.code == 2 and "export RAYMOTION_KINDS=" in outcome.err
+    monkeypatch.setenv("RAYMOTION_KINDS", "kind_of_a_user:PictureKind")
+    outcome = runner(*predict)
+    assert outcome.code == 0 and outcome.out.startswith("valence "), outcome.err
+
+
+def test_classes_listed_in_the_environment_need_names_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYMOTION_KINDS", "raymotion.models.student.kind:StudentKind")
+    with pytest.raises(InputError, match=r"RAYMOTION_KINDS: .*StudentKind is called 'student', as another"):
+        get_kind("nobody")
+    monkeypatch.setenv("RAYMOTION_KINDS", "raymotion.models.student.nothing:Nobody")
+    with pytest.raises(InputError, match=r"RAYMOTION_KINDS: .*cannot be imported"):
+        get_kind("nobody")
 
 
 def test_a_recipe_may_name_a_class_and_a_taken_name_is_refused(tmp_path: Path, runner: Callable[..., Any]) -> None:

@@ -33,7 +33,11 @@ def label(settings: LabelSettings, **where: Any) -> None:
     from raymotion.batch.labels import label as run
     from raymotion.cli.summary import print_job
 
-    print_job(run(settings, **where), next_step=f"raymotion report {settings.out} --out report.html")
+    summary = run(settings, **where)
+    # A model of numbers alone chooses no labels for the report to show.
+    show = f"report {settings.out} --out report.html"
+    table = f"export {settings.out} --format full-csv --out labels.csv"
+    print_job(summary, next_step=f"raymotion {show if summary.record.get('vocabulary') else table}")
 
 
 @click.command()

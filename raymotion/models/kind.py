@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from raymotion.learning.losses.multilabel import make_loss
-from raymotion.models.inputs.base import Bound, Evidence, Input, batches
+from raymotion.models.inputs.base import Bound, Evidence, Input, batches, require_data_settings
 from raymotion.models.inputs.reading import Pictures, Reader
 from raymotion.models.outputs.base import DataFacts, Output, as_outputs
 from raymotion.models.recipe import MultiLabelRecipe, TrainRecipe
@@ -109,7 +109,7 @@ class Kind(ABC):
 
     def check_recipe(self, recipe: Any) -> None:
         """Raises an `InputError` for a recipe that is invalid for any data; searches check it before any trial."""
-        self.inputs(recipe)
+        require_data_settings(self.inputs(recipe), recipe)
         if isinstance(recipe, MultiLabelRecipe):
             make_loss(recipe.loss.name, rates=np.full(2, 0.1), samples=10, options=recipe.loss.options)
 

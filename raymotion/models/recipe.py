@@ -47,6 +47,29 @@ class PictureDataSettings(DataSettings):
     decode_tasks: int | None = Field(None, ge=1)
 
 
+class WholePictureSettings(PictureDataSettings):
+    """The training data of a model that reads whole pictures (`models.inputs.picture`).
+
+    Attributes:
+        image_dropout: probability of withholding the picture of a training sample that has another input too.
+        augmentation: of training pictures. none: the whole picture. basic: a random crop, mirrored with probability
+            1/2. full: colours vary too.
+        smallest_crop: smallest random crop, as a share of the picture's area.
+        cache_images: decode every picture once into a file of raw pixels shared by all runs on the same data; for
+            small sets and many runs, with `workers: 0`.
+        epoch_samples: samples between two validations (and checkpoints); None: all samples.
+    """
+
+    image_dropout: float = Field(0.1, ge=0, le=0.5)
+    augmentation: Literal["none", "basic", "full"] = "basic"
+    smallest_crop: float = Field(0.5, gt=0, le=1)
+    cache_images: bool = False
+    epoch_samples: int | None = Field(None, ge=1)
+
+    def dropout(self) -> Mapping[str, float]:
+        return {"picture": self.image_dropout, **super().dropout()}
+
+
 class OptimiserSettings(Settings):
     """By default, AdamW with linear warm-up and cosine decay.
 
@@ -138,6 +161,12 @@ class TrainRecipe(Settings):
     use_gpu: bool | None = None
     autoscale: bool = False
     failures: int = Field(2, ge=0)
+
+    @model_validator(mode="after")
+    def _caches_here(self) -> Self:
+        if isinstance(self.data, WholePictureSettings) and self.data.cache_images and self.workers:
+            raise ValueError("data.cache_images is for workers: 0; Ray Data decodes for the others")
+        return self
 
     def result_settings(self) -> dict[str, Any]:
         """Returns the settings that determine the result: all but those of where and how often to run."""

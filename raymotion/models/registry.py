@@ -1,8 +1,8 @@
 """Registry of the kinds of models.
 
-Third-party kinds are added by the entry point `raymotion.kinds` of an installed package, by `register`, or by
-`kind: package.module:Class` in a recipe, which imports that module. Checkpoints never cause an import: their kind must
-already be known.
+Third-party kinds are added by the entry point `raymotion.kinds` of an installed package, by `register`, by
+`kind: package.module:Class` in a recipe, or by the environment variable `RAYMOTION_KINDS`, a list of such places.
+Checkpoints never cause an import: their kind must already be known.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ KINDS: dict[str, str] = {
     "fusion": "raymotion.models.fusion.kind:FusionKind",
     "fusion-tuned": "raymotion.models.fusion_tuned.kind:FusionTunedKind",
 }
-_kinds: Registry[Kind] = Registry("kind of model", Kind, "raymotion.kinds", lambda: KINDS)  # type: ignore[type-abstract]
+_kinds: Registry[Kind] = Registry("kind of model", Kind, "raymotion.kinds", lambda: KINDS, "RAYMOTION_KINDS")  # type: ignore[type-abstract]
 
 
 def register(kind: type[Kind]) -> type[Kind]:

@@ -15,7 +15,7 @@ from raymotion import storage
 from raymotion.config import digest_of
 from raymotion.data.samples import SPLITS
 from raymotion.errors import InputError
-from raymotion.models.inputs.base import Prepared
+from raymotion.models.inputs.base import Prepared, require_data_settings
 from raymotion.models.outputs.base import DataFacts
 from raymotion.models.recipe import TrainRecipe
 from raymotion.models.training_set import TrainingSet
@@ -32,6 +32,7 @@ def prepare_data(recipe: TrainRecipe) -> TrainingSet:
     """
     kind = kind_of(recipe)
     inputs = kind.inputs(recipe)
+    require_data_settings(inputs, recipe)
     given: np.ndarray | None = None
     labels = getattr(recipe.data, "labels", None)
     if labels:

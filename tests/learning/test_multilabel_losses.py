@@ -11,7 +11,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from raymotion.errors import InputError
 from raymotion.learning.losses.bce import class_weights, multilabel_bce
-from raymotion.learning.losses.multilabel import LOSSES, LabelCorrection, make_loss
+from raymotion.learning.losses.multilabel import LOSSES, LabelCorrection, NamedLoss, make_loss
 
 LOG3 = math.log(3)  # sigmoid(log 3) = 3/4
 LN2, LN4 = math.log(2), math.log(4)
@@ -36,6 +36,17 @@ def test_bce_is_the_teachers_bce() -> None:
     weights = class_weights(RATES.tolist(), "inverse")
     expected = multilabel_bce(logits, targets, class_weights=weights, label_smoothing=0.1)
     assert ours(logits, targets).item() == pytest.approx(expected.item())
+
+
+def test_a_loss_of_the_wrong_shape_is_refused() -> None:
+    """Its mean would be a number like any other."""
+
+    class PerSample(NamedLoss):
+        def terms(self, logits, targets, epoch, weights):
+            return (logits - targets).square().sum(dim=1)
+
+    with pytest.raises(TypeError, match=r"PerSample.terms gives \(12,\), not \(12, 3\)"):
+        PerSample(PerSample.Options())(*a_batch())
 
 
 def test_discrete_by_hand() -> None:

@@ -160,6 +160,8 @@ class NamedLoss:
     ) -> torch.Tensor:
         """The scalar, of float32 inputs that were checked."""
         terms = self.terms(logits, targets, epoch, weights)
+        if terms.shape != logits.shape:
+            raise TypeError(f"{type(self).__name__}.terms gives {tuple(terms.shape)}, not {tuple(logits.shape)}")
         return terms.mean() if weights is None else sample_mean(terms, weights).mean()
 
     def terms(

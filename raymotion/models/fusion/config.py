@@ -99,9 +99,7 @@ class FusionConfig(Settings):
     @model_validator(mode="after")
     def _makes_sense(self) -> FusionConfig:
         if self.fusion not in FUSIONS:
-            raise InputError(
-                f"there is no fusion {self.fusion!r} (there are: {', '.join(SOUND)}; and each as NAME_published)"
-            )
+            raise InputError(f"there is no fusion {self.fusion!r} (there are: {', '.join(FUSIONS)})")
         if self.ablation not in ABLATIONS:
             raise InputError(f"there is no ablation {self.ablation!r} (there are: {', '.join(ABLATIONS)})")
         if not self.dims or any(size < 1 for size in self.dims.values()):

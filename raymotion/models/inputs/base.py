@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from raymotion.errors import InputError
+from raymotion.models.recipe import DataSettings
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -161,6 +162,7 @@ class Input(ABC):
     Attributes:
         name: its key in evidence and in batches.
         used: False if the network was trained without it; it is then masked.
+        data_settings: class that `data` of a recipe must inherit, with the settings for reading the input.
         columns: columns that it reads from the sample table, besides sample_id, image_uri and captions.
         looks_at: pixels that its stages need: none, some (decoding at a reduced size suffices), or all (the full
             picture, e.g. because boxes refer to its pixels).
@@ -171,6 +173,7 @@ class Input(ABC):
 
     name: ClassVar[str]
     used: bool = True
+    data_settings: ClassVar[type[DataSettings]] = DataSettings
     columns: tuple[str, ...] = ()
     looks_at: ClassVar[str] = "none"
     min_side: int | None = None
@@ -269,6 +272,18 @@ def require_inputs(
     if given[:n] != [*needed] or any(own not in optional for own in given[n:]):
         read = " and ".join(own.name for own in (*needed, *optional))
         raise InputError(f"the model reads {read}, and the inputs are {', '.join(own.name for own in inputs)}")
+
+
+def require_data_settings(inputs: Sequence[Input], recipe: TrainRecipe) -> None:
+    """Raises an `InputError` unless the recipe has the settings that its inputs are read by."""
+    for own in inputs:
+        wanted = own.data_settings
+        if not isinstance(recipe.data, wanted):
+            raise InputError(
+                f"the recipe of {recipe.kind} lacks the settings of its input {own.name}",
+                remedy=f"In {type(recipe).__name__}, declare `data: {wanted.__name__} = {wanted.__name__}()` "
+                f"({wanted.__module__}), or a class that inherits it.",
+            )
 
 
 def batches(n: int, size: int) -> Iterator[np.ndarray]:

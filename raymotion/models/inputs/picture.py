@@ -14,6 +14,7 @@ from raymotion.data.views.pictures import render
 from raymotion.errors import InputError
 from raymotion.models.inputs.base import Arrays, Bound, Draft, Evidence, Input, Prepared
 from raymotion.models.inputs.picture_reader import PictureReader
+from raymotion.models.recipe import WholePictureSettings
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -86,6 +87,7 @@ class PictureInput(Input):
     """Pictures of `size` x `size` pixels."""
 
     name: ClassVar[str] = "picture"
+    data_settings = WholePictureSettings
     looks_at: ClassVar[str] = "some"
     noun = "an image"
     plural = "images"

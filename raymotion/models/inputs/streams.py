@@ -25,6 +25,7 @@ from raymotion.data.views.streams import crop
 from raymotion.errors import InputError
 from raymotion.models.inputs.base import Bound, Input, Prepared
 from raymotion.models.inputs.person_crops import MASK, PersonReader
+from raymotion.models.recipe import PictureDataSettings
 from raymotion.models.vision.backbones import BackboneIdentity, fitted, identify
 
 if TYPE_CHECKING:
@@ -412,6 +413,7 @@ class CropInput(PersonInput):
     """The crops of the streams, uint8 (n, size, size, 3) each, for a model with its own backbones."""
 
     name: ClassVar[str] = "crops"
+    data_settings = PictureDataSettings
 
     def prepare(self, table: pa.Table, recipe: TrainRecipe, *, where: str) -> PreparedCrops:
         require_allowed_images(table)

@@ -32,7 +32,7 @@ class CaptionDataSettings(DataSettings):
     caption_dropout: float = Field(0.1, ge=0, le=0.5)
 
     def dropout(self) -> Mapping[str, float]:
-        return {"captions": self.caption_dropout}
+        return {**super().dropout(), "captions": self.caption_dropout}
 
 
 class TokenizerSettings(Settings):
