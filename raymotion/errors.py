@@ -1,7 +1,7 @@
 """Errors that a user can act on.
 
-Everything raised here reaches the terminal as one line, without a traceback (`--debug` shows it), and sets the exit
-code of the command: 2 for input that has to be mended first, 1 for a run that started and failed.
+They are printed as one line, without a traceback (`--debug` shows it), and set the exit code of the command: 2 for
+input that has to be corrected, 1 for a run that started and failed.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from contextlib import contextmanager
 
 
 class RaymotionError(Exception):
-    """Base of all errors whose message is meant for the user."""
+    """Base of all errors with a message for the user."""
 
     exit_code = 2
 
 
 class InputError(RaymotionError):
-    """Something that the user handed in cannot be used.
+    """Input from the user cannot be used.
 
-    The message names, where they are known, the file, the row, the reason and the remedy:
+    The message names, if known, the file, the row, the reason and the remedy:
     `coco.parquet, row 17: caption is not text. Give a list of strings.`
 
-    `row` counts the rows of a table from 0, or names an entry. `line` counts the lines of a text file from 1, as an
-    editor does; of a record that runs over several lines it is the first.
+    `row` counts the rows of a table from 0, or names an entry. `line` counts the lines of a text file from 1, like an
+    editor; for a record of several lines it is the first.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class InputError(RaymotionError):
 
 @contextmanager
 def located(path: object, *, row: int | str | None = None, line: int | None = None) -> Iterator[None]:
-    """Adds file and row, or line, to each `InputError` of its block that names no place."""
+    """Adds file and row, or line, to every `InputError` raised in the block without a location."""
     try:
         yield
     except InputError as error:
@@ -60,46 +60,46 @@ def located(path: object, *, row: int | str | None = None, line: int | None = No
 
 
 class AccessDenied(InputError):
-    """A file, folder or bucket may not be read or written. Never a fault of one row: the run stops."""
+    """A file, folder or bucket may not be read or written. Stops the run, because it is not the fault of one row."""
 
 
 class AddressRefused(InputError):
-    """An address of a kind that raymotion does not open, or not unless it is asked to. Nothing was requested."""
+    """An address has a scheme that raymotion does not open, or only on request. No request was made."""
 
 
 class Damaged(InputError):
-    """A file that raymotion wrote is no longer what it wrote: cut, overwritten, exchanged or gone."""
+    """A file written by raymotion has been truncated, overwritten, exchanged or removed."""
 
 
 class VocabularyMismatch(InputError):
-    """Two vocabularies that have to be the same are not."""
+    """Two vocabularies differ that must be the same."""
 
 
 class SettingsMismatch(InputError):
-    """An output folder was made with other settings, other input or another model."""
+    """An output folder belongs to other settings, other input or another model."""
 
 
 class RunFailed(RaymotionError):
-    """A run that started could not be finished; what it had committed stays."""
+    """A run could not be finished; its commits are kept."""
 
     exit_code = 1
 
 
 class StoreUnavailable(RunFailed, ConnectionError):
-    """A store failed for longer than its user wants to wait. Never a fault of one row: the run stops."""
+    """A store failed for longer than the allowed patience. Stops the run, because it is not the fault of one row."""
 
 
 class DiskFull(RunFailed):
-    """A place has no room left, or the user's quota there is used up. Never a fault of one row or one trial."""
+    """A disk is full or a quota is used up. Never the fault of one row or one trial."""
 
 
 class NotFinite(RunFailed):
-    """A number that is NaN or infinite where a result should be. It is never written to a file."""
+    """A result is NaN or infinite. Such numbers are never written."""
 
 
 class Diverged(NotFinite):
-    """A training run whose loss or weights are no longer finite.
+    """The loss or the weights of a training run are not finite.
 
-    The same command would diverge at the same step, so the run's state is of no use: it is removed, and the command
-    with a lower learning rate starts fresh.
+    The same command would diverge at the same step, so the state of the run is removed; a command with a lower learning
+    rate starts from scratch.
     """

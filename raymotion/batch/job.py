@@ -1,6 +1,6 @@
-"""One way to run any batch job: plan, preflight, run on Ray Data, resume, close the books.
+"""Runs any batch job: planning, preflight, execution on Ray Data, resuming, and final checks.
 
-The same command after any crash goes on where the commits end, and the finished data set is the same files either way.
+After any crash the same command continues after the last commit; the resulting files are the same.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from raymotion.folders import lock as folder_lock
 from raymotion.folders.lock import one_writer_of
 from raymotion.stores import access
 
-# Times that damaged shards are done again before a job is called complete. Once is a flipped bit, more is the disk.
+# How often damaged shards are processed again before the job fails: once may be a flipped bit, more is the disk.
 MOST_REPAIRS = 2
 
 
 @dataclass(frozen=True)
 class JobSummary:
-    """How a job ended: `record` is what stands in its folder."""
+    """The result of a job; `record` is the content of the record file in its folder."""
 
     folder: str
     record: Mapping[str, Any]
@@ -56,19 +56,19 @@ class JobSummary:
 
     @property
     def counts(self) -> Mapping[str, Any]:
-        """Rows in, good, quarantined, and how many failed for each reason."""
+        """The number of rows in, good and quarantined, and of failures by reason."""
         return dict(self.record["counts"])
 
 
 def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind = "auto") -> JobSummary:
-    """Runs the job, or goes on with it, or finds it done.
+    """Runs the job, resumes it, or returns its result if it is complete.
 
     Raises:
-        InputError: before any work: unreadable input, a missing image folder, an output folder of other settings, a
-            plan that does not fit on the cluster, pictures that are not those of the features.
-        SettingsMismatch: the folder is of other settings or other input, or pictures of its rows have changed since.
-        AccessDenied: a file or folder may not be read or written; also in the middle of a run.
-        RunFailed: more rows failed than `max_failed` allows, or the workers died; what was committed stays.
+        InputError: before any work: unreadable input, a missing image folder, a plan that does not fit on the cluster,
+            or pictures other than those of the features.
+        SettingsMismatch: the folder belongs to other settings or other input, or pictures of its rows have changed.
+        AccessDenied: a file or folder may not be read or written; also during a run.
+        RunFailed: more rows failed than `max_failed` allows, or the workers died; committed shards are kept.
     """
     return _run_job(spec.settings, spec, address, progress)
 
@@ -136,14 +136,14 @@ def _run_job(settings: JobSettings, spec: JobSpec, address: str | None, progress
             return
         run.update(status=status, reason=reason[:500])
         record["status"] = status
-        # The reason why it ended is the one to tell, and not to be kept back by a store that fails.
+        # Report why the run ended, even if the store fails now.
         with contextlib.suppress(Exception), access.using(patience=0):
             write_job(folder, record)
             free_if_nothing_committed(folder)
 
     done, throughput = 0, None
     try:
-        write_job(folder, record)  # before anything is removed: a folder that is being mended is not complete
+        write_job(folder, record)  # before anything is removed: a folder under repair is not complete
         if faults:
             run["done_again"] = verify.redo(folder, faults)
         for repair in range(MOST_REPAIRS + 1):
@@ -153,7 +153,7 @@ def _run_job(settings: JobSettings, spec: JobSpec, address: str | None, progress
                 with interrupts.on_forced_end(lambda: ended_early("interrupted", "")), connect(address):
                     now = _run_shards(spec, folder, digest, sizes, todo, commits, progress, started, record)
                 throughput = {**(throughput or now), "last_done_at": now["last_done_at"]}
-            # Everything is read once more before it is called complete; with nothing to do `survey` has just done so.
+            # All output is read once more before the job is complete; with nothing to do, `survey` has just done so.
             faults = verify.faulty_files(folder, commits, digests=True) if todo or not spec.settings.verify else {}
             if not faults:
                 break
@@ -190,7 +190,7 @@ def _run_shards(
     started: float,
     record: dict[str, Any],
 ) -> dict[str, Any]:
-    """Runs the shards that are left through a pool of actors; fills `commits`; returns what it measured."""
+    """Runs the remaining shards in a pool of actors and adds to `commits`; returns measurements."""
     settings = spec.settings
     placement = plan_placement(
         settings.workers,
@@ -213,7 +213,7 @@ def _run_shards(
         stages=spec.make_stages(device),
         sink=spec.sink,
         batch_size=batch_size,
-        # Beside a GPU decoding runs ahead in threads; on CPU cores alone it would only take the model's time.
+        # With a GPU, threads decode ahead; on CPUs alone they would compete with the model.
         decode_threads=threads if threads is not None else (int(placement.cpus) if placement.gpus else 0),
         threads=max(1, int(placement.cpus)),
         device=device,
@@ -224,11 +224,11 @@ def _run_shards(
     total = sum(sizes)
     allowed = settings.rows_that_may_fail(total)
     quarantined = sum(commit.quarantined for commit in commits.values())
-    unit = "samples" if spec.keep_images_together else "images"  # several may share an image
+    unit = "samples" if spec.keep_images_together else "images"  # samples may share an image
     done = sum(commit.rows for commit in commits.values())
     with (
         Progress(progress, total=total, done=done, title=spec.kind, unit=unit) as bar,
-        # Closed at once when the loop is left by an error: the actors end, and the terminal is as it was.
+        # Closed at once if the loop ends with an error, so that the actors end and the terminal is restored.
         contextlib.closing(_stream(plan, workers, placement.cpus, placement.gpus, todo)) as answers,
     ):
         bar.waiting(f"{placement.describe()}, {device}: starting")
@@ -268,7 +268,7 @@ def _run_shards(
 def _stream(
     plan: WorkerPlan, workers: int, cpus: float, gpus: float, shards: list[int]
 ) -> Generator[dict[str, Any], None, None]:
-    """Shard numbers through a fixed pool of actors on Ray Data; yields their records in the order they come."""
+    """Sends shard numbers through a fixed pool of actors on Ray Data and yields their records as they arrive."""
     import ray
     from ray.data import ActorPoolStrategy, DataContext
     from ray.exceptions import RayError
@@ -276,7 +276,7 @@ def _stream(
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
-    # A worker that dies is replaced, and its shard begun again, as often as it takes: each attempt blames a row, or
+    # A dead worker is replaced and its shard started again, as often as necessary: each attempt blames a row or
     # ends the run (worker.py). The first actor that is ready begins: the preflight has found room for the others.
     context.wait_for_min_actors_s = -1
     _start_helpers()
@@ -303,12 +303,12 @@ def _stream(
 
 
 def _start_helpers() -> None:
-    """Has Ray Data's two helper actors started before ours.
+    """Starts Ray Data's two helper actors before ours.
 
-    Left to itself Ray Data starts them with the first task, and they import it (2.5 s of CPU each) on the cores that
-    the model has just begun to use: 15 % of a short job on two cores. They would be the same actors then.
+    By default Ray Data starts them with the first task; their imports (2.5 s of CPU each) then compete with the model
+    for the cores: 15 % of a short job on two cores. Ray Data uses the actors started here instead.
     """
-    with contextlib.suppress(ImportError, AttributeError):  # Ray's internals: without them nothing is lost but time
+    with contextlib.suppress(ImportError, AttributeError):  # Ray's internals: if they change, only time is lost
         from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
         from ray.data._internal.stats import get_or_create_stats_actor
 
@@ -354,7 +354,7 @@ def _stop_for_damage(folder: str, faults: Mapping[int, str]) -> None:
 def _close(
     spec: JobSpec, folder: str, record: dict[str, Any], commits: Mapping[int, ledger.Commit], sizes: list[int]
 ) -> None:
-    """Closes the books: every row of the input is in exactly one committed shard, as good or as quarantined."""
+    """Checks that every input row is in exactly one committed shard, as good or as quarantined."""
     reasons: Counter[str] = Counter()
     for commit in commits.values():
         reasons.update(commit.by_reason)

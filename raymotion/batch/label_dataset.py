@@ -1,7 +1,7 @@
-"""A folder that the labelling job wrote: the one reader of it.
+"""Reads the output folder of a labelling job.
 
-`open_labels` gives one table with a named column for each emotion. `read_parts` gives the parts one by one, and
-`load_labels` the probabilities in memory and everything else on demand, for pages and audits.
+`open_labels` returns one table with a named column for each emotion. `read_parts` yields the parts one by one;
+`load_labels` loads the probabilities and reads everything else on demand, for pages and audits.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from raymotion.learning.metrics.multilabel import Evaluation
 from raymotion.vocabulary import Vocabulary
 
 CHOSEN = ["probabilities", "labels", "selected"]
-# Parts of an object store that are read at once, in order.
+# Number of parts read at once from an object store.
 PARTS_AHEAD = 8
 
 
 @dataclass(frozen=True)
 class QuarantineRow:
-    """One row that failed, with the stage, the code of the reason, and the message."""
+    """A failed row, with the stage, the code of the reason, and the message."""
 
     sample_id: str
     image_uri: str | None
@@ -43,7 +43,7 @@ class QuarantineRow:
 
 @dataclass(frozen=True)
 class LabelledRow:
-    """What a person looks at in one labelled sample; `mark` is of the picture that was labelled, if one was read."""
+    """A labelled sample for display; `mark` identifies the picture that was labelled, if any."""
 
     sample_id: str
     image_uri: str | None
@@ -59,10 +59,10 @@ class LabelledSet:
         probabilities: (n, L) float32, rows in the order of the parts.
         mask: (n, L) bool, the chosen labels.
         selected: (n,) bool.
-        job: the job's record as it stands; keys may be missing.
-        parts: places below the folder, and row counts.
-        prior: (L,) class rates of the teacher's training split, where recorded.
-        evaluation: the teacher's on validation, where recorded.
+        job: the record of the job; keys may be missing.
+        parts: paths below the folder, and row counts.
+        prior: (L,) class rates of the teacher's training split, if recorded.
+        evaluation: validation metrics of the teacher, if recorded.
     """
 
     folder: str
@@ -79,14 +79,14 @@ class LabelledSet:
         return len(self.probabilities)
 
     def recorded(self, *keys: str) -> Any:
-        """The value at these nested keys of the job's record, or None."""
+        """Returns the value at these nested keys of the job's record, or None."""
         value: Any = self.job
         for key in keys:
             value = value.get(key) if isinstance(value, Mapping) else None
         return value
 
     def rows(self, indices: Sequence[int]) -> list[LabelledRow]:
-        """The rows at `indices`, in that order; only the parts that hold one are read."""
+        """Returns the rows at `indices`, in that order; only parts that contain one are read."""
         found: dict[int, LabelledRow] = {}
         wanted, start = sorted(set(indices)), 0
         for name, count in self.parts:
@@ -101,7 +101,7 @@ class LabelledSet:
         return [found[i] for i in indices]
 
     def pictures(self) -> tuple[list[str], list[Picture]]:
-        """sample_id of every row, in order, and the picture that it was labelled by."""
+        """Returns the sample_id of every row, in order, and the picture that was labelled."""
         ids: list[str] = []
         pictures: list[Picture] = []
         for name, _ in self.parts:
@@ -112,11 +112,11 @@ class LabelledSet:
 
     @property
     def begun(self) -> float | None:
-        """When labelling began, in seconds since the epoch, where recorded."""
+        """Returns when labelling began, in seconds since the epoch, if recorded."""
         return begun_at(self.job)
 
     def quarantine(self, limit: int) -> tuple[dict[str, int], list[QuarantineRow]]:
-        """How many rows failed for each reason, most frequent first, and the first `limit` of them."""
+        """Returns the number of failed rows by reason, most frequent first, and the first `limit` rows."""
         counts: Counter[str] = Counter()
         rows: list[QuarantineRow] = []
         columns = ["sample_id", "image_uri", "stage", "reason", "message"]
@@ -131,13 +131,14 @@ class LabelledSet:
 
 
 def open_labels(folder: storage.PathLike) -> pa.Table:
-    """All rows of a labelled data set, with one float32 column for each emotion, named after it, for `probabilities`.
+    """Returns all rows of a labelled data set, with one float32 column for each emotion instead of `probabilities`.
 
-    Beside them stand sample_id, image_uri, captions, labels, selected and whatever else the parts hold. An emotion that
-    has the name of one of these has its column as `p_NAME`. `.to_pandas()` makes a DataFrame of the table.
+    The other columns are sample_id, image_uri, captions, labels, selected and any others in the parts. An emotion named
+    like one of them has its column as `p_NAME`. `.to_pandas()` converts the table to a DataFrame.
 
     Raises:
-        InputError: no finished labelling job wrote the folder. Damaged: a part is not what was committed.
+        InputError: the folder is not that of a finished labelling job.
+        Damaged: a part differs from what was committed.
     """
     record = read_labels_record(folder)
     _first(list_parts(folder), folder)
@@ -154,7 +155,11 @@ def open_labels(folder: storage.PathLike) -> pa.Table:
 
 
 def read_labels_record(folder: storage.PathLike, *, complete: bool = True) -> dict[str, Any]:
-    """The record of a labelling job, a finished one unless `complete` is False; an `InputError` for anything else."""
+    """Returns the record of a labelling job, which must be finished unless `complete` is False.
+
+    Raises:
+        InputError: the folder is not that of such a job.
+    """
     other = wrong_kind(folder, "labels")
     if other is not None:
         raise other
@@ -163,10 +168,10 @@ def read_labels_record(folder: storage.PathLike, *, complete: bool = True) -> di
 
 
 def labels_vocabulary(record: Mapping[str, Any], folder: storage.PathLike) -> Vocabulary:
-    """The vocabulary of labels with this record; of their first part where the record does not tell.
+    """Returns the vocabulary of the labels from the record, else from their first part.
 
     Raises:
-        InputError: there is none, since the model that made them predicts no emotions by name.
+        InputError: there is none, because the model does not predict emotions by name.
     """
     stated = record.get("vocabulary")
     if "vocabulary" not in record:
@@ -191,14 +196,15 @@ def read_parts(
     quarantine: bool = False,
     complete: bool = True,
 ) -> Iterator[tuple[str, pa.Table]]:
-    """The parts of a data set, in order: their places below the folder, and their tables.
+    """Yields the parts of a data set in order: their paths below the folder, and their tables.
 
     Args:
-        quarantine: the failed rows instead of the good ones.
-        complete: the job is; parts of one that is under way need no commit.
+        quarantine: read the failed rows instead of the good ones.
+        complete: whether the job is complete; parts of a running job need no commit.
 
     Raises:
-        InputError: a part lacks one of `columns`. Damaged: it is not what was committed.
+        InputError: a part lacks one of `columns`.
+        Damaged: a part differs from what was committed.
     """
 
     def read(name: str, marks: Sequence[FileMark]) -> pa.Table:
@@ -210,7 +216,7 @@ def read_parts(
             return part.read(columns=columns)
 
     ahead = PARTS_AHEAD if storage.is_remote(folder) else 0
-    with ThreadPoolExecutor(ahead or 1) as pool:  # each part of a store costs a round trip at least
+    with ThreadPoolExecutor(ahead or 1) as pool:  # each part in a store costs at least one round trip
         waiting: deque[tuple[str, Future[pa.Table]]] = deque()
         for name, marks in part_marks(folder, quarantine=quarantine, complete=complete).items():
             waiting.append((name, pool.submit(read, name, marks)))
@@ -222,20 +228,21 @@ def read_parts(
 
 
 def matrix_of(table: pa.Table) -> np.ndarray:
-    """The column probabilities as float32 (n, L)."""
+    """Returns the column probabilities as float32 (n, L)."""
     column = table.column("probabilities").combine_chunks()
     array = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
-    width = table.schema.field("probabilities").type.list_size  # a part may have no rows to tell it
+    width = table.schema.field("probabilities").type.list_size  # an empty part does not show the width
     return array.flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, width)
 
 
 def load_labels(folder: storage.PathLike) -> LabelledSet:
-    """Reads a folder of the labelling job, part by part; captions and addresses stay on disk.
+    """Loads the output of a labelling job part by part; captions and addresses stay on disk.
 
     The job need not be complete.
 
     Raises:
-        InputError: no such folder, another job's, labels without emotions, or parts that do not fit the record.
+        InputError: the folder is missing or of another job, its labels are not emotions, or parts do not fit the
+            record.
     """
     job = read_labels_record(folder, complete=False)
     where = storage.join(folder, JOB)
@@ -279,7 +286,7 @@ def _good(job: Mapping[str, Any]) -> Any:
 
 
 def _arrays(table: pa.Table, vocabulary: Vocabulary, path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Probabilities (n, L), chosen labels (n, L) and selection (n,) of one part."""
+    """Returns probabilities (n, L), chosen labels (n, L) and selection (n,) of one part."""
     width, rows = len(vocabulary), table.num_rows
     column = table.column("probabilities")
     if not pa.types.is_fixed_size_list(column.type) or column.type.list_size != width:

@@ -1,4 +1,4 @@
-"""The labelling job: sample table -> what the model reads -> the model -> pseudo-labels in Parquet."""
+"""The labelling job: reads a sample table, runs a model, and writes pseudo-labels as Parquet."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from raymotion.models.outputs.dimensions import Dimensions
 from raymotion.pipeline.plan import Options, make_plan
 from raymotion.pipeline.stages import Item, Stage, made_from
 
-# Share of unknown words in the captions from which on it is told.
+# Share of unknown words in the captions from which a notice is given.
 MANY_UNKNOWN = 0.2
 
 
@@ -40,18 +40,18 @@ class LabelSettings(ModelJobSettings):
 
 
 class LabelSink:
-    """Pseudo-labels as rows.
+    """Encodes pseudo-labels as rows.
 
-    Columns: sample_id, image_uri, image_bytes and image_digest (of the picture that was read, null where none was; with
-    cached features the one that they were made from), captions (those that were read), unknown_words (share of the
-    words in all captions of the sample that the model does not know; null where it read none). Of a model with a
-    vocabulary probabilities (float32 (L), vocabulary order), labels (chosen ones, vocabulary order) and selected
-    (whether the policy takes the row at all); labels of a policy that needs the whole set are empty until
-    `choose_globally` has run. Then the columns of its other outputs, such as valence, on their scale.
+    Columns: sample_id, image_uri, image_bytes and image_digest (of the picture that was read, or that cached features
+    were made from; null if none), captions (those that were read), unknown_words (share of the words in the captions
+    that the model does not know; null if it read none). For a model with a vocabulary also probabilities (float32 (L),
+    vocabulary order), labels (the chosen ones, vocabulary order) and selected (whether the policy selects the row);
+    labels of a policy that needs the whole set stay empty until `choose_globally` runs. Finally the columns of other
+    outputs, such as valence, on their scale.
 
     Args:
-        outputs: of the model.
-        reads_text: it was trained on captions.
+        outputs: outputs of the model.
+        reads_text: whether the model was trained on captions.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class LabelSink:
         self.thresholds = None if thresholds is None else np.asarray(thresholds)
 
     def schema(self) -> pa.Schema:
-        """Of the parts."""
+        """Returns the schema of the parts."""
         fields = [
             pa.field("sample_id", pa.string(), nullable=False),
             *MADE_FROM,
@@ -89,7 +89,7 @@ class LabelSink:
         return sorted(self.outputs, key=lambda own: own is not self.labels)
 
     def encode(self, items: Sequence[Item]) -> pa.Table:
-        """Items as rows."""
+        """Converts items to rows."""
         ids = [item.row["sample_id"] for item in items]
         captions = [
             item.output.get("captions", readable(item.row["captions"])) if self.reads_text else [] for item in items
@@ -157,7 +157,7 @@ def label(settings: LabelSettings, *, address: str | None = None, progress: Prog
         columns=plan.columns,
         keep_images_together=plan.keep_images_together,
         check=plan.check,
-        # A picture is decoded once for all its persons: more of them make a batch.
+        # A picture is decoded once for all its persons, so batches may be larger.
         default_batch=(16, 64) if plan.keep_images_together or "streams" in _names(info) else (2, 16),
     )
     return run_job(spec, address=address, progress=progress)
@@ -168,7 +168,7 @@ def _names(info: CheckpointInfo) -> set[str]:
 
 
 def _identity(info: CheckpointInfo, settings: LabelSettings) -> dict[str, Any]:
-    """What decides the labels, whatever the model reads."""
+    """Returns what determines the labels for any model."""
     return {
         "model": {
             "fingerprint": info.fingerprint,
@@ -180,7 +180,7 @@ def _identity(info: CheckpointInfo, settings: LabelSettings) -> dict[str, Any]:
 
 
 def _finish(info: CheckpointInfo, settings: LabelSettings, folder: str, notices: Sequence[str]) -> Mapping[str, Any]:
-    """What _job.json says of the finished labels."""
+    """Returns additions to _job.json for the finished labels."""
     more: dict[str, Any] = {}
     told = list(notices)
     for own in info.outputs:
@@ -200,7 +200,7 @@ def _finish(info: CheckpointInfo, settings: LabelSettings, folder: str, notices:
 
 
 def _numbers(folder: str, output: Dimensions) -> np.ndarray:
-    """(n, D) of all parts."""
+    """Reads the values (n, D) from all parts."""
     blocks = [
         np.stack([part.column(name).to_numpy() for name in output.names], axis=1)
         for _, part in read_parts(folder, list(output.names))
@@ -209,7 +209,7 @@ def _numbers(folder: str, output: Dimensions) -> np.ndarray:
 
 
 def _words(folder: str, notices: Sequence[str]) -> dict[str, Any]:
-    """What _job.json says of the words that the model does not know, and its notices with one where they are many."""
+    """Returns additions to _job.json on unknown words, and the notices, extended if they are many."""
     shares = np.concatenate(
         [part.column("unknown_words").drop_null().to_numpy() for _, part in read_parts(folder, ["unknown_words"])]
         or [np.zeros(0)]

@@ -1,4 +1,4 @@
-"""What a batch job is asked to do: the settings that all jobs have, and what makes one job different from another."""
+"""The settings shared by all batch jobs, and the specification of one job."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REMEDY = "Use the same settings to go on, or a fresh output folder."
 
 
 class JobSettings(Settings):
-    """Settings that every batch job has. Those under "placement" do not change what is written."""
+    """Settings shared by all batch jobs. Those under "placement" do not affect the output."""
 
     samples: Annotated[PathText, Metavar("SAMPLES")] = Field(description="sample table of `raymotion data prepare`")
     out: Folder = Field(description="folder or address to write to")
@@ -96,30 +96,30 @@ class ModelJobSettings(JobSettings):
     @field_validator("weights", mode="before")
     @classmethod
     def _several(cls, value: Any) -> Any:
-        """One file, several, or none."""
+        """Accepts one file, several, or none."""
         return () if value is None else (value,) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What makes one job different from another.
+    """The specification of a batch job.
 
     Attributes:
         kind: `labels`, `region-features`.
-        settings: of the job.
-        identity: everything that decides what is written, besides the input rows; what a resume is compared by.
-        sink: encodes what the stages leave.
-        make_stages: given the torch device, the stages in order; the first one brings the images in.
-        vocabulary: of the output, if it has one.
-        model: goes into the record for readers of the data set.
-        notices: what a user must know about the output.
-        finish: called when all shards are committed, before the job is marked complete; returns more for the record.
-        images: whether images are read, and whether a table without any is an error.
-        columns: of the sample table that the stages read besides sample_id, image_uri and captions.
-        keep_images_together: rows of one image share a shard and a batch; the table is ordered by image.
-        check: raises where the job cannot do what it is asked with this table; may return more notices.
-        default_batch: images of a batch on a CPU, and on a GPU.
-        most_shard_rows: of a shard, where the user does not say; a worker holds the output of one.
+        settings: the settings of the job.
+        identity: everything besides the input rows that determines the output; a resumed job must have the same.
+        sink: encodes the processed items.
+        make_stages: torch device -> stages in order; the first one reads the images.
+        vocabulary: vocabulary of the output, if any.
+        model: information on the model for the record.
+        notices: warnings for users of the output.
+        finish: called after the last commit, before the job is marked complete; returns additions to the record.
+        images: whether images are read, and whether a table without images is an error.
+        columns: columns of the sample table that the stages read besides sample_id, image_uri and captions.
+        keep_images_together: keep rows of one image in one shard and one batch; the table is ordered by image.
+        check: raises if the job cannot run on this table; may return further notices.
+        default_batch: default number of images in a batch, on a CPU and on a GPU.
+        most_shard_rows: largest default shard; a worker holds the output of one shard in memory.
     """
 
     kind: str
@@ -145,9 +145,9 @@ S = TypeVar("S", bound=JobSettings)
 
 
 def with_its_access(command: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
-    """Decorates a function of a job's settings: all that it reads and writes is under the access that they name.
+    """Decorates a function of a job's settings, which then reads and writes with the access options they contain.
 
-    It comes before the lock of the output folder, which may lie in a store too.
+    Apply it outside the lock of the output folder, which may be in an object store too.
     """
 
     @functools.wraps(command)
@@ -159,5 +159,5 @@ def with_its_access(command: Callable[Concatenate[S, P], R]) -> Callable[Concate
 
 
 def resolve_precision(settings: JobSettings, device: str) -> str:
-    """The precision of the region extractor: as set, else half on a GPU and full on a CPU."""
+    """Returns the precision of the region extractor: as set; by default half on a GPU, full on a CPU."""
     return settings.precision or ("bfloat16" if device == "cuda" else "float32")
