@@ -1,4 +1,4 @@
-"""What may be called a difference, and what a headline may say: one set of rules for every page, table and line."""
+"""The rules for what may be called a difference and what a headline may say, for every page, table and line."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-# Fewer images on one side make bootstrap intervals that are too short.
+# With fewer images on one side, bootstrap intervals are too short.
 FEWEST_IMAGES = 5
-# Fewer seeds say nothing of the spread between them.
+# Fewer seeds do not show the spread between them.
 FEWEST_SEEDS = 3
 
 Verdict = Literal["better", "worse", "unclear", "untested"]
@@ -19,15 +19,15 @@ State = Literal["good", "unsure", "bad"]
 
 
 def seed_error(runs: Iterable[Sequence[float]]) -> float | None:
-    """Standard error of a difference of two configurations' means that training seeds alone make.
+    """Returns the standard error, due to training seeds, of the difference between two configurations' means.
 
-    From the spread between seeds pooled over the configurations: three seeds of one tell little.
+    It is pooled over all configurations, because three seeds of one configuration say little.
 
     Args:
-        runs: the score of each seed, for each configuration; those of one seed tell nothing.
+        runs: scores of the seeds of each configuration; configurations with one seed are ignored.
 
     Returns:
-        In the scores' unit; None where no configuration has two seeds.
+        The error in the unit of the scores; None if no configuration has two seeds.
     """
     known = [np.asarray(own, dtype=np.float64) for own in runs if len(own) > 1]
     if not known:
@@ -37,14 +37,14 @@ def seed_error(runs: Iterable[Sequence[float]]) -> float | None:
 
 
 def is_significant(difference: float, error: float | None, *, tied: bool) -> bool | None:
-    """Whether a difference is beyond noise: that of the images, and that of the seeds. The one rule of a study.
+    """Returns whether a difference exceeds the noise of images and seeds: the rule of all studies.
 
     Args:
-        error: `seed_error`; None where it is not known.
-        tied: whether the interval over images holds 0.
+        error: `seed_error`; None if unknown.
+        tied: whether the interval over images contains 0.
 
     Returns:
-        None where the images tell the two apart and nothing is known of the seeds.
+        None if the images show a difference and the noise of the seeds is unknown.
     """
     if tied:
         return False
@@ -54,15 +54,15 @@ def is_significant(difference: float, error: float | None, *, tied: bool) -> boo
 def verdict_of(
     interval: tuple[float | None, float | None] | None, *, level: float = 0.0, fewest: int | None = None
 ) -> Verdict:
-    """What a 95 % interval over images says of a figure whose chance level is `level`.
+    """Returns what a 95 % interval over images says about a metric with the chance level `level`.
 
     Args:
-        interval: its two ends; None, or an end that is None: not known.
-        fewest: the smaller of the two groups of images that the figure tells apart; None where it is no such figure.
+        interval: its two ends; None, or an end that is None, if unknown.
+        fewest: size of the smaller of the two groups of images that the metric compares; None for other metrics.
 
     Returns:
-        `better` or `worse` where the whole interval lies on one side, `unclear` where it does not or is not known, and
-        `untested` with fewer than `FEWEST_IMAGES` images in a group, whatever the interval says.
+        `better` or `worse` if the whole interval lies on one side, `unclear` if not or if it is unknown, and `untested`
+        with fewer than `FEWEST_IMAGES` images in a group.
     """
     if fewest is not None and fewest < FEWEST_IMAGES:
         return "untested"
@@ -74,11 +74,11 @@ def verdict_of(
 
 @dataclass(frozen=True)
 class Gain:
-    """How much better one way of training is than another, over seeds and over images; positive is better.
+    """The gain of one training method over another, by seed and over images; positive is better.
 
     Attributes:
         seeds: the gain of each seed.
-        low, high: 95 % interval over images of the mean over the seeds; None where it is not known.
+        low, high: 95 % interval over images of the mean over the seeds; None if unknown.
     """
 
     seeds: Sequence[float]
@@ -87,7 +87,7 @@ class Gain:
 
     @property
     def verdict(self) -> Verdict:
-        """`better` or `worse` only where every seed and the interval over images agree; else `unclear`.
+        """`better` or `worse` if every seed and the interval over images agree, else `unclear`.
 
         `untested` with fewer than `FEWEST_SEEDS` seeds.
         """
@@ -100,7 +100,7 @@ class Gain:
 
 @dataclass(frozen=True)
 class Headline:
-    """The first line of a page or a command: its colour, and its sentence."""
+    """The first line of a page or a command: its colour and its sentence."""
 
     state: State
     text: str
@@ -113,18 +113,18 @@ def headline(
     failures: Sequence[str] = (),
     warnings: Sequence[str] = (),
 ) -> Headline:
-    """Decides what a headline may say. Every page and command asks here, so that no two of them say different things.
+    """Decides what a headline says. All pages and commands use it, so that they never contradict each other.
 
     Args:
-        verdicts: of the comparisons that the headline is about, by name.
-        sentences: what is said in each state, by its name; `reserved`, what a warning follows (default: `good`).
-        failures: found faults that make the result useless, such as a collapse.
-        warnings: what stands on the same page and takes from the result: samples that were trained on, random weights,
-            a reservation. The headline is never good above one, and names the first.
+        verdicts: verdicts of the comparisons that the headline is about, by name.
+        sentences: the sentence of each state, by its name; `reserved`: the sentence before a warning (default: `good`).
+        failures: faults that make the result useless, such as a collapse.
+        warnings: reservations shown on the same page: samples that were trained on, random weights. With a warning the
+            headline is never good, and names the first one.
 
     Returns:
-        `bad` with a failure or where a comparison is worse; `good` where all are better and nothing is warned of;
-        else `unsure`.
+        `bad` with a failure or a comparison that is worse; `good` if all are better and there is no warning; else
+        `unsure`.
     """
     if failures or "worse" in verdicts.values():
         return Headline("bad", sentences["bad"])
@@ -137,5 +137,5 @@ def headline(
 
 
 def voids_results(notice: str) -> bool:
-    """Whether a notice of a job says that its results mean nothing, such as features from random weights."""
+    """Returns whether a notice of a job makes its results meaningless, e.g. features from random weights."""
     return "RANDOM WEIGHTS" in notice

@@ -1,4 +1,4 @@
-"""Losses of predicted numbers, by name: valence, arousal, dominance on whatever scale, brought to -1 .. 1 or 0 .. 1."""
+"""Losses of predicted valence, arousal and dominance by name, on a scale normalised to -1 .. 1 or 0 .. 1."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class SmoothL1(Settings):
     """d^2 / (2 b) up to b, |d| - b / 2 beyond (Girshick 2015).
 
     Attributes:
-        beta: b, where it turns from a square to a line; 0.1 is 1 on EMOTIC's scale of 1 to 10 (Tandon-A/emotic).
+        beta: b, the transition from quadratic to linear; 0.1 corresponds to 1 on EMOTIC's scale of 1 to 10
+            (Tandon-A/emotic).
     """
 
     beta: float = Field(0.1, gt=0)
@@ -54,13 +55,13 @@ LOSSES: dict[str, type[SmoothL1 | SquaredError | AbsoluteError]] = {
 
 
 def make_dimension_loss(name: str, options: Mapping[str, Any] | None = None) -> Callable[..., Tensor]:
-    """A loss by name, see `LOSSES`: (values, targets, weights) -> scalar.
+    """Returns the loss called `name` (see `LOSSES`): (values, targets, weights) -> scalar.
 
-    Values and targets are (n, D) on one scale; a target of NaN is not known, and counts for nothing. The loss is the
-    mean over what is known, 0 where nothing is; weights (n,) are of the samples, None: all 1.
+    Values and targets are (n, D) on one scale; unknown targets are NaN and are ignored. The loss is the mean over the
+    known targets, 0 if there are none; weights (n,) are sample weights, None for equal weights.
 
     Raises:
-        InputError: an unknown name or option, with what there is; when called, shapes that do not fit.
+        InputError: the name or an option is unknown; when called, the shapes do not match.
     """
     if name not in LOSSES:
         raise InputError(f"no loss of numbers is called {name!r}", remedy=f"Choose one of {', '.join(LOSSES)}.")
