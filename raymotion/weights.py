@@ -1,12 +1,12 @@
-"""Weights as a user names them, and the files that they stand for. Imports no torch.
+"""Names of weights, as users write them, and the files that they stand for. Does not import torch.
 
-    default               what is published for the model, as its own module knows
-    random, random:SEED   untrained, drawn from SEED (0)
-    owner/name            a repository of the Hugging Face hub, cached or fetched; also `owner/name@REVISION`, and
-                          `hf://owner/name` where a local folder has that name too
-    PATH                  a weights file, or a folder that holds one (`FILES`); local, or an address such as `s3://...`
+    default               the published weights of the model
+    random, random:SEED   untrained, initialised from SEED (0)
+    owner/name            a repository of the Hugging Face hub, cached or downloaded; also `owner/name@REVISION`, and
+                          `hf://owner/name` if a local folder has the same name
+    PATH                  a weights file, or a folder that contains one (`FILES`); local, or an address (`s3://...`)
 
-A model is told by what its weights are, not by how they were named: see `identify`.
+Models record what their weights are, not how they were named: see `identify`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _HUB_ID = re.compile(rf"{REPOSITORY}(@[\w./-]+)?")
 
 
 def from_hub(name: str, files: Sequence[str] = FILES, beside: Sequence[str] = ()) -> str:
-    """The local folder of a repository's files, downloaded if the hub's cache lacks them.
+    """Returns the local folder of a repository's files, downloaded if they are not cached.
 
     Args:
         name: `owner/name` or `owner/name@REVISION`.
-        files: one of these is needed, the first that there is.
-        beside: all of these are needed.
+        files: alternatives; the first one that exists is used.
+        beside: further files, all required.
 
     Raises:
         InputError: the hub has no such repository or file, or cannot be reached.
@@ -46,11 +46,11 @@ def from_hub(name: str, files: Sequence[str] = FILES, beside: Sequence[str] = ()
         for file in files:
             try:
                 return storage.parent(hf_hub_download(repository, file, revision=revision or None))
-            except EntryNotFoundError:  # also what an unreachable hub's cache answers
+            except EntryNotFoundError:  # also raised by the cache if the hub cannot be reached
                 if file == files[-1]:
                     raise
         raise ValueError("no file was asked for")
-    except Exception as error:  # not found, refused, no network, offline and not cached: each has classes of its own
+    except Exception as error:  # the client has many classes of errors
         wanted = " and ".join([" or ".join(files), *beside])
         raise InputError(
             f"the weights could not be had from the hub ({first_line(error)})",
@@ -59,12 +59,12 @@ def from_hub(name: str, files: Sequence[str] = FILES, beside: Sequence[str] = ()
         ) from error
 
 
-# Prefix of what a user writes -> what finds the folder: (the rest, one of these files, all of those) -> its path.
+# Prefix -> function that finds the folder: (rest of the name, alternative files, required files) -> path.
 SCHEMES: dict[str, Callable[[str, Sequence[str], Sequence[str]], str]] = {"hf": from_hub}
 
 
 def _split(weights: str) -> tuple[str, str]:
-    """A key of `SCHEMES`, or nothing for a path, and the rest."""
+    """Splits a name into a key of `SCHEMES`, or "" for a path, and the rest."""
     scheme, colon, rest = weights.partition(":")
     if colon and scheme in SCHEMES:
         return scheme, rest.removeprefix("//")
@@ -73,7 +73,7 @@ def _split(weights: str) -> tuple[str, str]:
 
 
 def seed_of(weights: str) -> int | None:
-    """SEED of `random:SEED`, 0 for `random`, None for weights of any other kind.
+    """Returns SEED of `random:SEED`, 0 for `random`, and None for other weights.
 
     Raises:
         InputError: the seed is not a number.
@@ -87,20 +87,20 @@ def seed_of(weights: str) -> int | None:
 
 
 def locate(weights: str) -> str:
-    """`weights` in a form that means the same in every process: a path becomes absolute, anything else stays."""
+    """Returns `weights` in a form that is valid in every process: paths become absolute."""
     named = weights == DEFAULT or seed_of(weights) is not None or _split(weights)[0]
     return weights if named else storage.absolute(weights)
 
 
 def find(weights: str, *, beside: Sequence[str] = ()) -> str:
-    """Path or address of the weights file that `weights` names, fetched if it is on the hub.
+    """Returns the path or address of a weights file, downloaded from the hub if necessary.
 
     Args:
-        weights: neither `default` nor `random`.
-        beside: files that a folder or a repository must hold, too. A weights file that is named itself needs none.
+        weights: any name except `default` and `random`.
+        beside: further files required in the folder or repository; not checked for the path of a file.
 
     Raises:
-        InputError: there is no such file or folder, the folder lacks a file, or the hub does not give it.
+        InputError: there is no such file or folder, a file is missing, or the hub cannot provide it.
     """
     scheme, rest = _split(weights)
     if scheme:
@@ -126,12 +126,12 @@ def find(weights: str, *, beside: Sequence[str] = ()) -> str:
 
 
 def identify(weights: str, published: str, *, digits: int = 64) -> str:
-    """What a model's identity says of its weights: equal texts are equal weights, however they were named.
+    """Returns the identity of weights: equal texts mean equal weights, however they were named.
 
     Args:
-        weights: as the user named them.
-        published: what `default` weights are called.
-        digits: how many hex digits of a file's SHA-256 are kept.
+        weights: as named by the user.
+        published: identity of the `default` weights.
+        digits: number of hex digits of a file's SHA-256.
 
     Returns:
         `random:SEED`, `published`, or `sha256:HEX` of the weights file.
@@ -143,11 +143,11 @@ def identify(weights: str, published: str, *, digits: int = 64) -> str:
 
 
 def digest(path: storage.PathLike, *, digits: int = 64) -> str:
-    """`sha256:HEX` of a weights file."""
+    """Returns `sha256:HEX` of a weights file."""
     return f"sha256:{storage.sha256_file(path)[:digits]}"
 
 
 def first_line(error: BaseException) -> str:
-    """What the error says, in one line without its full stop."""
+    """Returns the first line of the error message without its full stop."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__

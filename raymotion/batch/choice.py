@@ -1,4 +1,4 @@
-"""Choosing labels from probabilities that are already there: cheap, repeatable, and without any model."""
+"""Chooses labels from stored probabilities, without running a model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from raymotion.vocabulary import Vocabulary
 
 
 def with_choice(table: pa.Table, mask: np.ndarray, selected: np.ndarray, vocabulary: Vocabulary) -> pa.Table:
-    """`table` with a policy's choice in its columns labels and selected: mask (n, L) bool, selected (n,) bool."""
+    """Returns `table` with a policy's choice as labels and selected: mask (n, L) bool, selected (n,) bool."""
     labels = [vocabulary.decode(np.flatnonzero(row).tolist()) for row in mask]
     for name, values in (
         ("labels", pa.array(labels, pa.list_(pa.string()))),
@@ -46,14 +46,15 @@ def choose_globally(
     *,
     job_digest: str | None = None,
 ) -> dict[str, Any]:
-    """Applies a policy to the probabilities of all parts in `source`; writes the parts, with its choice, to `target`.
+    """Applies a policy to the probabilities of all parts in `source` and writes the parts, with its choice, to
+    `target`.
 
-    Holds probabilities and ids of the whole set in memory (130 bytes a row for 29 labels), nothing else. Writing in
-    place (`source == target`) is safe to interrupt and repeat: the choice depends on the probabilities alone, and the
-    commit names the new part before it takes the place of the old one.
+    Only probabilities and ids of the whole set are held in memory (130 bytes a row for 29 labels). Writing in place
+    (`source == target`) can be interrupted and repeated: the choice depends on the probabilities only, and the commit
+    names the new part before it replaces the old one.
 
     Args:
-        job_digest: of the commits in another `target`; None: those in `source` are followed alone.
+        job_digest: digest for the commits in another `target`; None: that of the commits in `source`.
     """
     ids: list[str] = []
     matrices: list[np.ndarray] = []
@@ -76,7 +77,7 @@ def choose_globally(
 
 
 def _replace_part(source: str, target: str, name: str, data: bytes, job_digest: str | None) -> None:
-    """Writes a part and its commit, if there is one, so that at any moment the commit fits the part that is there."""
+    """Writes a part and its commit, if any, so that the commit always matches the part."""
     path, mark = storage.join(target, name), FileMark.of(data)
     digits = name.rsplit("/", 1)[-1].removeprefix("part-").removesuffix(".parquet")
     shard = int(digits) if digits.isdecimal() else -1
@@ -101,12 +102,12 @@ def check_labels(
     validation: dict[str, Any] | None,
     notices: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The collapse check over the labels in `folder`, as it stands in the record: headline, collapsed, reasons, notes.
+    """Returns the collapse check of the labels in `folder` for the record: headline, collapsed, reasons, notes.
 
-    Holds probabilities and marks of the whole set in memory (150 bytes a row for 29 labels).
+    Probabilities and choices of the whole set are held in memory (150 bytes a row for 29 labels).
 
     Args:
-        notices: of the job; those that void its labels keep the check from passing without a word.
+        notices: notices of the job; those that void its labels prevent a passing verdict.
     """
     labelled = load_labels(folder)
     found = check_collapse(
@@ -130,7 +131,7 @@ def check_labels(
 def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectionPolicy) -> dict[str, Any]:
     """Writes a labelled data set with the choice of another policy to `out`; returns its record.
 
-    The same parts, quarantine and books, with other values in the columns labels and selected.
+    Parts, quarantine and commits are the same except for the columns labels and selected.
     """
     source, target = storage.absolute(labels), storage.absolute(out)
     record = read_labels_record(source)
@@ -145,7 +146,7 @@ def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectionPol
     identity = {**record["identity"], "selection": policy.model_dump(mode="json")}
     digest = digest_of(identity)
     chosen = {**record, "digest": digest, "settings": settings, "identity": identity, "selected_from": source}
-    # Until all parts are there the folder is known for what it is by its record, and for unfinished.
+    # Until all parts are written, the record marks the folder as unfinished.
     write_job(target, {**chosen, "status": "running"})
     choice = choose_globally(source, target, policy, vocabulary, thresholds, job_digest=digest)
     for name, marks in part_marks(source, quarantine=True).items():
@@ -165,7 +166,7 @@ def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectionPol
 
 
 def _discard_unfinished(target: str) -> None:
-    """Removes what a `select` that was interrupted has left: all of it is made anew within seconds."""
+    """Removes the remains of an interrupted `select`, which takes only seconds to repeat."""
     try:
         record, _ = read_job(target)
     except InputError:

@@ -1,15 +1,15 @@
-"""The books of one output folder: what is planned, what is committed, which rows kill their worker.
+"""The ledger of an output folder: planned shards, commits, and rows that kill their worker.
 
     OUT/_job.json                   settings, input, counts, throughput; OUT/__job.json is a second copy
     OUT/data/part-00012.parquet     good rows of shard 12
     OUT/_quarantine/part-00012.pq   rows of shard 12 that failed, if any
     OUT/_manifest.pq                the sample table of the job, one row group for each shard
     OUT/_commits/part-00012.json    written last: shard 12 is done
-    OUT/_attempts/RUN/part-00012.json   shard 12 was begun in this run; which row was under way when its worker died
+    OUT/_attempts/RUN/part-00012.json   shard 12 was started in this run; the row in progress when its worker died
 
-`raymotion.data.parts` says why the files have these names.
-A shard is a fixed range of rows (of whole images, where a job works on the rows of one image together), so the same
-input and settings give the same files, whatever happened on the way.
+The file names are explained in `raymotion.data.parts`.
+A shard is a fixed range of rows (of whole images, if a job processes the rows of one image together), so the same
+input and settings always give the same files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from raymotion import records, storage
 from raymotion.data.parts import COMMIT, COMMITS, FileMark, part_name
 from raymotion.errors import Damaged, InputError, SettingsMismatch
 
-# In a commit's tally and in the counts of the job's record: good rows whose picture is damaged (`--damaged keep`).
+# Key for the number of good rows with a damaged picture (`--damaged keep`), in commits and records.
 DAMAGED_KEPT = "damaged_kept"
 MANIFEST, ATTEMPTS = "_manifest.pq", "_attempts"
 AGAIN = "Run the same command again: it rewrites the file."
@@ -49,21 +49,21 @@ QUARANTINE_SCHEMA = pa.schema(
 
 
 def default_shard_rows(rows: int, most: int = 256, *, remote: bool = False) -> int:
-    """Rows of a shard: about 64 shards, so that the workers end together, between 8 and `most` rows each.
+    """Returns the default number of rows of a shard: about 64 shards, with between 8 and `most` rows each.
 
     Args:
-        remote: the output lies in an object store, where each shard costs three requests: half as many shards.
+        remote: the output is in an object store, where each shard costs three requests: half as many shards.
     """
     return max(8, min(most, -(-rows // (32 if remote else 64))))
 
 
 def shard_name(index: int) -> str:
-    """`part-00012` for shard 12."""
+    """Returns `part-00012` for shard 12."""
     return f"part-{index:05d}"
 
 
 def by_image(samples: pa.Table) -> pa.Table:
-    """The rows ordered so that those of one image follow each other; images in the order in which they first appear."""
+    """Orders rows so that those of one image are adjacent; images keep the order of first appearance."""
     uris = samples.column("image_uri").to_pylist()
     first: dict[str, int] = {}
     places = [row if uri is None else first.setdefault(uri, row) for row, uri in enumerate(uris)]
@@ -71,11 +71,11 @@ def by_image(samples: pa.Table) -> pa.Table:
 
 
 def shard_starts(samples: pa.Table, rows_per_shard: int, *, keep_images_together: bool = False) -> list[int]:
-    """First rows of the shards: every `rows_per_shard` rows, or as many whole images as have no more rows than that.
+    """Returns the first row of each shard: every `rows_per_shard` rows, or as many whole images as fit into that.
 
     Args:
-        keep_images_together: rows of one image, which follow each other (`by_image`), share a shard. One image of more
-            than `rows_per_shard` rows makes a larger shard.
+        keep_images_together: keep adjacent rows of one image (`by_image`) in one shard. An image with more rows than
+            `rows_per_shard` makes a larger shard.
     """
     if not keep_images_together:
         return list(range(0, samples.num_rows, rows_per_shard))
@@ -95,13 +95,13 @@ def shard_sizes(samples: pa.Table, rows_per_shard: int, *, keep_images_together:
 
 
 def write_manifest(folder: str, samples: pa.Table, sizes: Sequence[int]) -> bool:
-    """Writes the sample table with one row group for each shard, unless that is what is there.
+    """Writes the sample table with one row group for each shard, unless it is already there.
 
     Args:
-        sizes: rows of each shard.
+        sizes: number of rows of each shard.
 
     Returns:
-        whether another file, a damaged one perhaps, was there.
+        Whether the manifest differed or was damaged.
     """
     buffer = io.BytesIO()
     start = 0
@@ -119,11 +119,11 @@ def write_manifest(folder: str, samples: pa.Table, sizes: Sequence[int]) -> bool
 
 
 class Manifest:
-    """Rows of a shard, read from the manifest when they are needed.
+    """Reads the rows of a shard from the manifest on demand.
 
     Args:
         folder: output folder of the job.
-        columns: what a row holds besides sample_id, image_uri and captions.
+        columns: columns to read besides sample_id, image_uri and captions.
     """
 
     def __init__(self, folder: str, columns: Sequence[str] = ()) -> None:
@@ -131,7 +131,7 @@ class Manifest:
         self.path = storage.join(folder, MANIFEST)
         with storage.parquet_explained(self.path, remedy=AGAIN):
             source: Any = storage.absolute(self.path)
-            if storage.is_remote(self.path):  # one small download instead of several range requests a shard
+            if storage.is_remote(self.path):  # one small download instead of several range requests for each shard
                 source = pa.BufferReader(storage.read_bytes(self.path))
             try:
                 self._file = pq.ParquetFile(source, memory_map=True, page_checksum_verification=True)
@@ -144,7 +144,7 @@ class Manifest:
         return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
 
     def rows(self, shard: int) -> list[dict[str, Any]]:
-        """The rows of one shard, as mappings of `columns`."""
+        """Returns the rows of one shard as mappings of `columns`."""
         if shard >= self._file.metadata.num_row_groups:
             raise Damaged(f"has no rows of {shard_name(shard)}", path=self.path, remedy=AGAIN)
         with storage.parquet_explained(self.path, remedy=AGAIN):
@@ -153,16 +153,15 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Commit:
-    """One finished shard: its counts, the digests of its files, and what it took.
+    """The commit of a finished shard: counts, digests of its files, and resources used.
 
-    `good + quarantined == rows`, always.
+    Always `good + quarantined == rows`.
 
     Attributes:
-        sha256, bytes, tail: of the part (see `FileMark`); the same of the quarantine part, None where no row failed.
-        tally: what its stages counted, by name.
-        computed: device, precision and the like, as in the job's record.
-        pending: mark of a part that is about to take the place of this one, with other labels chosen. Until that is
-            done either is the right one.
+        sha256, bytes, tail: mark of the part (see `FileMark`), and of the quarantine part; None if no row failed.
+        tally: counts of the stages, by name.
+        computed: device, precision and so on, as in the job's record.
+        pending: mark of a part with other labels that is about to replace this one. Until then both are valid.
     """
 
     shard: int
@@ -187,13 +186,13 @@ class Commit:
 
     @property
     def marks(self) -> list[FileMark]:
-        """What the part may be."""
+        """The valid marks of the part."""
         mark = FileMark(self.sha256, self.bytes, self.tail)
         return [mark, FileMark(**self.pending)] if self.pending else [mark]
 
     @property
     def quarantine_marks(self) -> list[FileMark]:
-        """What the quarantine part may be; empty where there is none."""
+        """The valid marks of the quarantine part; empty if there is none."""
         if self.quarantine_sha256 is None:
             return []
         return [FileMark(self.quarantine_sha256, self.quarantine_bytes, self.quarantine_tail)]
@@ -204,20 +203,20 @@ class Commit:
 
 
 def commit_path(folder: str, shard: int) -> str:
-    """Where the commit of a shard stands."""
+    """Returns the path of the commit of a shard."""
     return storage.join(folder, COMMITS, f"{shard_name(shard)}.json")
 
 
 def write_commit(folder: str, commit: Commit) -> None:
-    """Writes the commit of a finished shard, sealed."""
+    """Writes the sealed commit of a finished shard."""
     records.write_record(commit_path(folder, commit.shard), asdict(commit))
 
 
 def read_commit(folder: str, shard: int) -> Commit:
-    """The commit of a shard.
+    """Reads the commit of a shard.
 
     Raises:
-        Damaged: it cannot be read, or is that of another shard.
+        Damaged: it cannot be read, or belongs to another shard.
         InputError: there is none.
     """
     path = commit_path(folder, shard)
@@ -232,18 +231,19 @@ def read_commit(folder: str, shard: int) -> Commit:
 
 
 def committed_shards(folder: str) -> list[int]:
-    """Numbers of the shards for which there is a commit, whatever it holds."""
+    """Returns the numbers of the shards that have a commit, valid or not."""
     names = storage.list_names(storage.join(folder, COMMITS))
     return [int(found[1].removeprefix("part-")) for name in names if (found := COMMIT.fullmatch(name))]
 
 
 def read_commits(folder: str, job_digest: str) -> dict[int, Commit]:
-    """All commits of a folder whose shards are done (`verify.survey` finds out which are not).
+    """Returns all commits of finished shards in a folder (`verify.survey` checks which shards are finished).
 
     Raises:
-        Damaged: a commit cannot be read. SettingsMismatch: it is of another job.
+        Damaged: a commit cannot be read.
+        SettingsMismatch: a commit belongs to another job.
     """
-    with ThreadPoolExecutor(16) as pool:  # object stores answer slowly, but many at once
+    with ThreadPoolExecutor(16) as pool:  # object stores are slow, but serve many requests at once
         commits = list(pool.map(lambda shard: read_commit(folder, shard), committed_shards(folder)))
     for commit in commits:
         require_same_job(folder, commit, job_digest)
@@ -251,7 +251,7 @@ def read_commits(folder: str, job_digest: str) -> dict[int, Commit]:
 
 
 def require_same_job(folder: str, commit: Commit, job_digest: str) -> None:
-    """Raises `SettingsMismatch` for the commit of another job."""
+    """Raises a `SettingsMismatch` for the commit of another job."""
     if commit.job_digest != job_digest:
         raise SettingsMismatch(
             f"belongs to another job ({commit.job_digest}, not {job_digest})",
@@ -261,7 +261,7 @@ def require_same_job(folder: str, commit: Commit, job_digest: str) -> None:
 
 
 def forget(folder: str, shard: int) -> None:
-    """Makes a shard one that is not done: removes its commit, and then its files."""
+    """Marks a shard as unfinished: removes its commit, and then its files."""
     storage.remove(commit_path(folder, shard))
     for quarantine in (False, True):
         storage.remove(storage.join(folder, part_name(shard_name(shard), quarantine=quarantine)))
@@ -269,14 +269,14 @@ def forget(folder: str, shard: int) -> None:
 
 @dataclass
 class Attempt:
-    """How often a shard was begun in this run, and what is suspected of killing its worker.
+    """The attempts at a shard in this run, and the row suspected of killing its worker.
 
     Attributes:
-        count: times begun.
-        suspect: the row under way alone, None outside of probing.
-        suspected: how often a worker died with that row under way alone. Once may be the node's fault, twice is not.
-        probed: whether every row that is not blamed ran alone and lived.
-        deaths_as_batch: deaths since then.
+        count: number of attempts.
+        suspect: the row running alone; None outside of probing.
+        suspected: how often a worker died while that row ran alone. Once may be the fault of the node, twice is not.
+        probed: whether every row that is not blamed has succeeded alone.
+        deaths_as_batch: number of deaths since then.
     """
 
     count: int = 0
@@ -287,20 +287,19 @@ class Attempt:
 
     @property
     def blamed(self) -> list[int]:
-        """Rows under which two workers died."""
+        """The rows at which two workers died."""
         return [int(row) for row, deaths in self.suspected.items() if deaths >= 2]
 
 
 class Attempts:
-    """Attempt notes of one run. They are of use only while that run lives: a killed driver blames no row.
+    """The attempt notes of one run. They are valid only during that run: a killed driver blames no row.
 
-    In an object store each request costs a round trip. There only the process that takes the place of one that died
-    keeps notes: Ray gives it the shard under which the other died, so a row that kills is found one death later than
-    on a disk. It lists the notes once, when it gets ready; those of finished shards stay until the run ends
-    (`remove_attempts`), and a note beside a commit says nothing.
+    In an object store each request costs a round trip, so only a process that replaces a dead one keeps notes: Ray
+    gives it the shard at which the other died, and a row that kills is found one death later than on a disk. It lists
+    the notes once at its start; notes of finished shards remain until the run ends (`remove_attempts`) and are ignored.
 
     Args:
-        replaces: whether this process takes the place of one that died.
+        replaces: whether this process replaces a dead one.
     """
 
     def __init__(self, folder: str, run_id: str, *, replaces: bool = True) -> None:
@@ -309,7 +308,7 @@ class Attempts:
         self._listed: set[str] | None = None
 
     def begin(self, shard: int) -> Attempt:
-        """Notes that a shard begins; returns what is known of its attempts, this one included."""
+        """Notes the start of a shard; returns its attempts, including this one."""
         if not self._keeps:
             return Attempt(count=1)
         path = self._path(shard)
@@ -332,37 +331,37 @@ class Attempts:
         return f"{shard_name(shard)}.json" in self._listed and not storage.exists(commit_path(self._out, shard))
 
     def note(self, shard: int, attempt: Attempt) -> None:
-        """Writes what is known of a shard's attempts."""
-        # A note has to outlive its process, not the machine: no fsync, which would cost more than the note.
+        """Writes the note on a shard's attempts."""
+        # A note must survive its process, not the machine, so fsync is not needed.
         records.write_record(self._path(shard), asdict(attempt), durable=False)
 
     @staticmethod
     def _read(path: str) -> Attempt:
-        """A note that cannot be read says only that the shard was begun."""
+        """Reads a note; an unreadable one counts as a single attempt."""
         try:
             return Attempt(**records.read_record(path, needs_seal=True))
         except (InputError, TypeError):
             return Attempt(count=1)
 
     def begin_setup(self) -> int:
-        """Notes that a worker loads its models; returns how many died at that on this machine."""
+        """Notes that a worker loads its models; returns how many workers of this machine died doing so."""
         self._listed = set(storage.list_names(self.folder))
         begun = [name for name in self._listed if name.startswith("setup-")]
-        # A note whose process is gone was left by a death; a process can be looked up on its own machine only.
+        # A note without a process means a death; processes can be checked only on their own machine.
         own = [name for name in begun if name.startswith(f"setup-{socket.gethostname()}-")]
         dead = [name for name in own if not Path("/proc", name.rsplit("-", 1)[1].removesuffix(".json")).exists()]
         storage.write_json(self._setup_path(), {}, durable=False)
         return len(dead)
 
     def end_setup(self) -> None:
-        """Removes the note of `begin_setup`: the models are loaded."""
+        """Removes the note of `begin_setup`."""
         storage.remove(self._setup_path())
 
     def _setup_path(self) -> str:
         return storage.join(self.folder, f"setup-{socket.gethostname()}-{os.getpid()}.json")
 
     def end(self, shard: int) -> None:
-        """Removes the note of a shard that was committed."""
+        """Removes the note on a committed shard."""
         if not storage.is_remote(self.folder) or f"{shard_name(shard)}.json" in (self._listed or ()):
             storage.remove(self._path(shard))
 

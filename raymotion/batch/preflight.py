@@ -1,4 +1,4 @@
-"""What is settled before a job works: its record, whether a folder is its own, and whether images can be read."""
+"""Checks before a job starts: its record, whether the output folder is its own, and whether images can be read."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from raymotion.data.provenance import begun_at, read_made_from, require_same_pic
 from raymotion.data.samples import require_allowed_images
 from raymotion.errors import InputError, SettingsMismatch
 
-# Of an object store's folders so many are tried. A set may have one for each picture.
+# Number of prefixes tried in an object store; a data set may have one for each picture.
 MOST_REMOTE_FOLDERS = 32
 ONLY_FEW = 3
 
 
 def new_record(spec: JobSpec, identity: Mapping[str, Any], digest: str, samples: pa.Table) -> dict[str, Any]:
-    """The record of a job that begins."""
+    """Returns the record of a new job."""
     return {
         "job": spec.kind,
         "format": FORMAT,
@@ -70,10 +70,10 @@ def _versions() -> dict[str, str]:
 
 
 def input_digest(samples: pa.Table, columns: Sequence[str] = ()) -> str:
-    """Digest of the rows' values, not of the file: the same table written twice is the same input.
+    """Returns a digest of the values of the rows, so that the same table written twice is the same input.
 
     Args:
-        columns: those that the job reads besides sample_id, image_uri and captions.
+        columns: columns that the job reads besides sample_id, image_uri and captions.
     """
     digest = hashlib.sha256()
     for batch in samples.select(["sample_id", "image_uri", "captions", *columns]).to_batches(max_chunksize=4096):
@@ -82,12 +82,11 @@ def input_digest(samples: pa.Table, columns: Sequence[str] = ()) -> str:
 
 
 def read_record(folder: str, kind: str) -> dict[str, Any] | None:
-    """The record of an output folder, or None where there is none; one of another kind of job is an error.
-
-    A damaged one is written again from its copy, and told.
+    """Returns the record of an output folder, or None. A damaged record is restored from its copy, with a message.
 
     Raises:
-        Damaged: both are damaged.
+        InputError: the record belongs to another kind of job.
+        Damaged: record and copy are damaged.
     """
     record, reason = read_job(folder)
     if record is None:
@@ -108,16 +107,16 @@ def read_record(folder: str, kind: str) -> dict[str, Any] | None:
 def require_same_pictures_as_before(
     folder: str, shards: Iterable[int], samples: pa.Table, record: Mapping[str, Any]
 ) -> None:
-    """Raises `SettingsMismatch` where a picture has changed since a finished shard was made from it.
+    """Raises a `SettingsMismatch` if a picture has changed since a finished shard was made from it.
 
-    Else the rest would be made from other pictures than those that a reader finds at the addresses of the whole.
+    Otherwise the output would be made from two versions of the pictures.
 
     Args:
-        shards: those whose commits stand.
+        shards: the committed shards.
     """
 
     def read(name: str) -> list[pa.Table]:
-        with contextlib.suppress(InputError):  # damage that only digests find is told by whoever compares them
+        with contextlib.suppress(InputError):  # damage visible only in digests is reported by the code that compares them
             return [read_made_from(folder, [name])]
         return []
 
@@ -137,8 +136,10 @@ def require_same_pictures_as_before(
 
 
 def free_if_nothing_committed(folder: str) -> None:
-    """Removes what a job that committed nothing has left: it computed nothing, and must not bind the folder to its
-    settings. Only where its record proves that the folder is a job's."""
+    """Removes the remains of a job that committed nothing, so that it does not bind the folder to its settings.
+
+    Nothing is removed unless a record proves that the folder belongs to a job.
+    """
     try:
         record, _ = read_job(folder)
     except InputError:
@@ -147,10 +148,10 @@ def free_if_nothing_committed(folder: str) -> None:
         return
     if storage.list_entries(storage.join(folder, COMMITS)):
         return
-    remove_parts(folder)  # of shards that were never committed
+    remove_parts(folder)  # from shards without a commit
     storage.remove_tree(storage.join(folder, ATTEMPTS))
     storage.remove(storage.join(folder, MANIFEST))
-    remove_job(folder)  # last: it is the proof
+    remove_job(folder)  # last, because it is the proof
     if not storage.is_remote(folder):
         for inner in (DATA, QUARANTINE, COMMITS, ""):
             with contextlib.suppress(OSError):
@@ -158,7 +159,7 @@ def free_if_nothing_committed(folder: str) -> None:
 
 
 def remove_parts(folder: str) -> None:
-    """Removes the files that have the names of a job's parts, of good rows and of failed ones."""
+    """Removes the files with names of a job's parts, of good and of failed rows."""
     for quarantine in (False, True):
         for name in list_parts(folder, quarantine=quarantine):
             if PART.search(name):
@@ -166,7 +167,7 @@ def remove_parts(folder: str) -> None:
 
 
 def check_folder(folder: str) -> None:
-    """The output folder can be written to, and holds nothing that is not ours."""
+    """Checks that the output folder is writable and contains no files of others."""
     # A manifest of ours, and temporary files, may be left by a run that was killed before its record was written.
     names = [name for name in storage.list_names(folder) if not name.startswith(("_", "."))]
     # Nor in the folders that a job makes, and removes.
@@ -183,9 +184,10 @@ def check_folder(folder: str) -> None:
 
 
 def check_image_folders(samples: pa.Table, *, required: bool) -> None:
-    """Every folder that images are in can be looked into, and a file of it read: else all rows would end in quarantine.
+    """Checks that every folder of images can be listed and one of its files read.
 
-    An object store has no folders: a file of some of them is read there. Web addresses are not tried.
+    Without permission every row would end in quarantine. In object stores, which have no folders, one file is read for
+    some of the prefixes. Web addresses are not tried.
 
     Args:
         required: whether a table without any image is an error.
@@ -228,7 +230,7 @@ def _is_there(file: str) -> bool:
 
 
 def computed_with(device: str, precision: str, batch_size: int) -> dict[str, Any]:
-    """What changes results in their last digits: a data set is made with one of each."""
+    """Returns what affects the last digits of results, and so must be the same for a whole data set."""
     libraries = {
         name: number for name, number in _versions().items() if name in ("torch", "torchvision", "pillow", "simplejpeg")
     }

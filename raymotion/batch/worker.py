@@ -1,6 +1,6 @@
-"""What one actor does: read a shard's rows, run the stages over them, write the files, commit.
+"""The actor of a batch job: reads the rows of a shard, runs the stages on them, writes the files and commits.
 
-Pixels live and die in here; what goes back through Ray is one small record a shard.
+Pixels never leave the actor; only one small record for each shard goes back through Ray.
 """
 
 from __future__ import annotations
@@ -37,36 +37,36 @@ from raymotion.pipeline.stages import Failure, Item, Stage, image_units
 from raymotion.stores.access import Access, current
 from raymotion.stores.local_files import disk_full, is_full
 
-# Deaths after which a shard whose rows all live when alone is given up.
+# Number of deaths after which a shard is given up although each of its rows succeeds alone.
 MOST_DEATHS_WITHOUT_CULPRIT = 3
-# Workers that may die while they load their models, before the run is given up. Ray alone would go on for ever.
+# Number of workers that may die while loading their models. Ray alone would retry for ever.
 MOST_DEATHS_IN_SETUP = 5
 
 
 class Sink(Protocol):
-    """Turns finished items into the table that is written."""
+    """Encodes finished items as a table."""
 
     def encode(self, items: Sequence[Item]) -> pa.Table:
-        """The good items of one shard as rows, in their order; no items, for a shard that failed as a whole."""
+        """Encodes the good items of one shard in order; the list is empty if all rows failed."""
 
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """All that a worker has to know.
+    """The configuration of a worker.
 
     Attributes:
         folder: output folder.
-        run_id: of this run of the job.
+        run_id: id of this run of the job.
         job_digest: written into each commit.
-        stages: in order; the first one fetches and decodes.
-        sink: encodes what the last stage left.
-        batch_size: items that go through a stage together; images with all their items, if they are kept together.
+        stages: the stages in order; the first one fetches and decodes.
+        sink: encodes processed items.
+        batch_size: number of items (with `keep_images_together`: images) in a batch.
         decode_threads: threads that run the first stage ahead of the others; 0 runs it in turn with them.
-        threads: threads of torch.
+        threads: number of torch threads.
         device: torch device.
-        columns: of the sample table that items hold besides sample_id, image_uri and captions.
-        keep_images_together: items of one image share a batch, and go to the first stage in one call.
-        access: how stores and web addresses are dealt with.
+        columns: columns of the sample table in the items, besides sample_id, image_uri and captions.
+        keep_images_together: keep items of one image in one batch, and in one call of the first stage.
+        access: options for stores and web addresses.
         computed: written into each commit.
     """
 
@@ -86,10 +86,10 @@ class WorkerPlan:
 
 
 class ShardWorker:
-    """Ray Data calls it with batches of shard numbers; it answers with one JSON record each.
+    """The callable class for Ray Data: takes batches of shard numbers and returns one JSON record for each.
 
-    Errors that end the run travel back as a record too: raised in an actor they would be retried, and arrive at the
-    user as Ray's traceback.
+    Errors that end the run are returned as records too: raised in an actor they would be retried, and the user would
+    see Ray's traceback.
     """
 
     def __init__(self, plan: WorkerPlan) -> None:
@@ -105,11 +105,11 @@ class ShardWorker:
     def _set_up(self) -> None:
         plan = self.plan
         plan.access.apply()
-        # Read when a stage imports torch; what has no use for it does not wait for it.
+        # Read when a stage imports torch, which jobs without torch never do.
         os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(plan.threads)
         self.manifest = Manifest(plan.folder, plan.columns)
         self.attempts = Attempts(plan.folder, plan.run_id, replaces=_replaces_another())
-        # Looked up once: an attempt that died did so before this process began, or its note says so.
+        # Read once: earlier attempts died before this process began, or left a note.
         self.left_in_quarantine = set(list_parts(plan.folder, quarantine=True))
         deaths = self.attempts.begin_setup()
         if deaths > MOST_DEATHS_IN_SETUP:
@@ -138,12 +138,12 @@ class ShardWorker:
         return {"record": records}
 
     def run_shard(self, shard: int) -> Commit:
-        """Runs and commits one shard; a row that kills the process is found out, and blamed, over the next attempts."""
+        """Runs and commits one shard. A row that kills the process is identified over the following attempts."""
         started = time.monotonic()
         items = [Item(row) for row in self.manifest.rows(shard)]
         for tally in self._tallies():
             tally.clear()
-        # Begun first: while the store takes the note, it sends the pictures.
+        # Started first, to fetch pictures while the note is written.
         with _ahead(self.plan.stages[0], items):
             attempt = self.attempts.begin(shard)
             batch_size = self.plan.batch_size
@@ -155,7 +155,7 @@ class ShardWorker:
         return commit
 
     def _find_culprit(self, shard: int, items: list[Item], attempt: Attempt) -> int:
-        """After the death of a worker: blames what is known, and runs every other row alone. Returns the batch size."""
+        """Identifies the row that killed a worker: runs every other row alone. Returns the batch size."""
         for row in attempt.blamed:
             items[row].failure = Failure(
                 "worker", "worker_crash", "WorkerCrash", "the process died twice while this sample was worked on alone"
@@ -169,7 +169,7 @@ class ShardWorker:
             attempt.suspect, attempt.probed = None, True
             self.attempts.note(shard, attempt)
             return self.plan.batch_size
-        # Every row lives alone, and yet a batch died again: memory, most likely. Smaller steps, then give up.
+        # Each row succeeds alone, but a batch died again: probably memory. Use smaller batches, then give up.
         if attempt.deaths_as_batch > MOST_DEATHS_WITHOUT_CULPRIT:
             raise RunFailed(
                 f"{shard_name(shard)} killed its worker {attempt.count - 1} times, and none of its rows does so alone. "
@@ -178,7 +178,7 @@ class ShardWorker:
         return 1
 
     def _run(self, items: list[Item], batch_size: int) -> dict[str, float]:
-        """All stages over all items, `batch_size` at a time; returns the seconds of each stage."""
+        """Runs all stages on all items, `batch_size` at a time; returns the seconds of each stage."""
         first, *others = self.plan.stages
         seconds = {stage.name: 0.0 for stage in self.plan.stages}
 
@@ -201,7 +201,7 @@ class ShardWorker:
     def _started(
         self, stage: Stage, items: list[Item], batch_size: int, seconds: dict[str, float]
     ) -> Iterator[list[Item]]:
-        """Batches that have been through the first stage; with decode threads the next batch is decoded meanwhile."""
+        """Yields batches after the first stage; with decode threads the next batch is decoded meanwhile."""
         units = image_units(items) if self.plan.keep_images_together else [[item] for item in items]
         groups = [units[i : i + batch_size] for i in range(0, len(units), batch_size)]
         batches = [[item for unit in group for item in unit] for group in groups]
@@ -224,7 +224,7 @@ class ShardWorker:
             yield batch
 
     def _tallies(self) -> list[Counter[str]]:
-        """What the stages that count something have counted since the shard began."""
+        """Returns the counts of all stages for the current shard."""
         return [tally for stage in self.plan.stages if (tally := getattr(stage, "tally", None)) is not None]
 
     def _write(
@@ -245,7 +245,7 @@ class ShardWorker:
             ]
             failed = _write_table(quarantine, pa.Table.from_pylist(rows, QUARANTINE_SCHEMA))
         elif left in self.left_in_quarantine or attempt.count > 1 or not storage.is_remote(folder):
-            # An attempt that died before its commit may have left rows here that are good now.
+            # A dead attempt may have left rows here that are good now.
             storage.remove(quarantine)
         commit = Commit(
             shard=shard,
@@ -278,7 +278,7 @@ def _write_table(path: str, table: pa.Table) -> FileMark:
 
 
 def _replaces_another() -> bool:
-    """Whether Ray started this process in place of an actor's that died."""
+    """Returns whether Ray started this process to replace a dead actor."""
     import ray
 
     if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
@@ -287,13 +287,13 @@ def _replaces_another() -> bool:
 
 
 def _ahead(stage: Stage, items: Sequence[Item]) -> AbstractContextManager[None]:
-    """Has a stage that reads files begin with those of the items, if it can."""
+    """Lets a stage that reads files start fetching those of the items."""
     begin = getattr(stage, "ahead", None)
     return nullcontext() if begin is None else begin(items)
 
 
 def _process(stage: Stage, batch: Sequence[Item]) -> None:
-    """One stage over the items of a batch that have not failed. One that fails is run again by image, then by item."""
+    """Runs one stage on the items that have not failed. After an error it is run again by image, then by item."""
     live = [item for item in batch if item.failure is None]
     if not live:
         return
@@ -301,7 +301,7 @@ def _process(stage: Stage, batch: Sequence[Item]) -> None:
         stage.process(live)
         return
     except RaymotionError:
-        raise  # not one row's fault: the run stops, and says why
+        raise  # not the fault of one row: stop the run
     except Exception as error:
         if is_full(error):
             raise disk_full(tempfile.gettempdir(), error) from error
@@ -316,13 +316,13 @@ def _process(stage: Stage, batch: Sequence[Item]) -> None:
 
 
 def _device_is_lost(error: Exception) -> bool:
-    """Whether a CUDA error has made the process useless: every later row would fail, through no fault of its own."""
+    """Returns whether a CUDA error has made the process unusable, so that every later row would fail."""
     name = type(error).__name__
     return name != "OutOfMemoryError" and (name == "AcceleratorError" or "CUDA error" in str(error))
 
 
 def _describe(error: Exception) -> dict[str, Any]:
-    """An error as data: its message for the user, its traceback for `--debug`."""
+    """Converts an error to data: its message for the user, its traceback for `--debug`."""
     import traceback
 
     known = isinstance(error, RaymotionError)

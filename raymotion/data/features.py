@@ -1,7 +1,7 @@
-"""Reads the region features that a `raymotion features regions` job wrote.
+"""Reads the output of `raymotion features regions`.
 
-Their local copy is one memory-mapped array of float16, so that every epoch of every training run takes any sample's
-regions in any order without reading, decompressing or holding the rest.
+The local copy is one memory-mapped array of float16, so that the regions of any sample can be read in any order
+without decompressing or loading the rest.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ class RegionFeatures(FeatureFolder):
 
     @property
     def extractor(self) -> dict[str, Any]:
-        """{"name", "weights", "count", "dim"} of what made the features."""
+        """{"name", "weights", "count", "dim"} of the extractor."""
         return dict(self.description)
 
     @property
     def count(self) -> int:
-        """Regions per image, N."""
+        """The number of regions per image, N."""
         return int(self.description["count"])
 
     @property
     def dim(self) -> int:
-        """Size of a region's feature, D."""
+        """The length of the feature of a region, D."""
         return int(self.description["dim"])
 
     def __len__(self) -> int:
@@ -61,7 +61,7 @@ class RegionFeatures(FeatureFolder):
         return sample_id in self._rows
 
     def get(self, sample_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Features (n, N, D) float32 and mask (n, N) bool; an id without any (its image failed) is all masked."""
+        """Returns features (n, N, D) float32 and mask (n, N) bool, all False for an id without features."""
         features = np.zeros((len(sample_ids), self.count, self.dim), dtype=np.float32)
         mask = np.zeros((len(sample_ids), self.count), dtype=bool)
         for position, sample_id in enumerate(sample_ids):
@@ -72,7 +72,7 @@ class RegionFeatures(FeatureFolder):
         return features, mask
 
     def mark(self, sample_id: str) -> PictureMark | None:
-        """Size and digest of the bytes of the picture that a sample's features were made from, where known."""
+        """Returns size and digest of the picture that a sample's features were made from, if known."""
         row = self._rows.get(sample_id)
         return None if row is None else self.row_mark(row)
 
