@@ -116,12 +116,12 @@ def require_same_pictures_as_before(
     """
 
     def read(name: str) -> list[pa.Table]:
-        with contextlib.suppress(InputError):  # damage visible only in digests is reported by the code that compares them
+        with contextlib.suppress(InputError):  # reported by the code that compares digests
             return [read_made_from(folder, [name])]
         return []
 
     names = [part_name(shard_name(shard)) for shard in shards]
-    with ThreadPoolExecutor(16) as pool:  # object stores answer slowly, but many at once
+    with ThreadPoolExecutor(16) as pool:  # object stores are slow, but serve many requests at once
         made = [table for tables in pool.map(read, names) for table in tables]
     if made:
         require_same_pictures(

@@ -259,7 +259,7 @@ def parts_digest(folder: storage.PathLike, parts: Mapping[str, list[FileMark]]) 
         marks = parts[part]
         return marks[0].sha256 if marks else storage.sha256_file(storage.join(folder, part))
 
-    with ThreadPoolExecutor(16) as pool:  # object stores answer slowly, but many at once
+    with ThreadPoolExecutor(16) as pool:  # object stores are slow, but serve many requests at once
         return digest_of(list(pool.map(digest, parts)))
 
 

@@ -172,7 +172,7 @@ def read_marks(folder: storage.PathLike, *, quarantine: bool = False) -> dict[st
         except (KeyError, TypeError) as error:
             raise Damaged("is damaged: it is not a commit", path=path, remedy=VERIFY) from error
 
-    with ThreadPoolExecutor(16) as pool:  # object stores answer slowly, but many at once
+    with ThreadPoolExecutor(16) as pool:  # object stores are slow, but serve many requests at once
         known = zip([part_name(stem, quarantine=quarantine) for stem in stems], pool.map(marks, stems), strict=True)
         return {name: own for name, own in known if own} if stems else None
 

@@ -263,7 +263,7 @@ def read_made_from(
             require_columns(parquet.schema_arrow, path, boxes=boxes, remedy=remedy)
             return parquet.read(columns=columns).replace_schema_metadata(None)
 
-    with ThreadPoolExecutor(THREADS) as pool:  # object stores answer slowly, but many at once
+    with ThreadPoolExecutor(THREADS) as pool:  # object stores are slow, but serve many requests at once
         tables = list(pool.map(read, parts))
     if not tables:
         return pa.table({"sample_id": pa.array([], pa.string())} | {own.name: pa.nulls(0, own.type) for own in
