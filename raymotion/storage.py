@@ -1,9 +1,9 @@
-"""Files on disk and in object stores, behind one set of functions.
+"""Reads and writes files on disk and in object stores.
 
-A path is a local path or an address (`s3://bucket/key`; `_remote` knows the stores). Names are taken as they are
-spelled: `a//b`, `a::b`, `a#b` and `a%20b` are four keys. Writes are atomic: a local file is written under a temporary
-name beside its place, flushed to disk and renamed; an object store's PUT is atomic by itself. A store that fails is
-asked again (`access.Retries`). Endpoint and credentials of S3 come from the usual AWS variables (`AWS_ENDPOINT_URL`,
+A path is a local path or an address (`s3://bucket/key`; `_remote` lists the stores). Names are taken literally: `a//b`,
+`a::b`, `a#b` and `a%20b` are four different keys. Writes are atomic: a local file is written under a temporary name in
+the same folder, flushed and renamed; a PUT to an object store is atomic. Requests to a failing store are repeated
+(`access.Retries`). Endpoint and credentials of S3 come from the usual AWS variables (`AWS_ENDPOINT_URL`,
 `AWS_ACCESS_KEY_ID`, `AWS_PROFILE` ...).
 """
 
@@ -97,14 +97,14 @@ __all__ = [
     "write_text",
 ]
 
-# Hidden files of raymotion's own: a folder in which one process writes (`folder_lock`), and one of working files.
+# Hidden names of raymotion: the lock of a folder (`folders.lock`), and a folder of working files.
 LOCK, MARK = ".raymotion.lock", ".raymotion.json"
 # Of a number in JSON that may be more than a float holds.
 _LARGE_EXPONENT = re.compile(r"\d[eE]\+?\d{3}")
 
 
 def filesystem(path: PathLike) -> tuple[AbstractFileSystem, str]:
-    """The fsspec file system of `path`, and the path within it: for libraries that want one."""
+    """Returns the fsspec file system of `path` and the path within it, for libraries that need one."""
     import fsspec
 
     require_allowed(path)
@@ -124,7 +124,7 @@ def filesystem(path: PathLike) -> tuple[AbstractFileSystem, str]:
 
 
 def arrow_filesystem(path: PathLike) -> tuple[Any, str]:
-    """`filesystem` for Ray, None for a local path: a store through fsspec, for one set of AWS variables serves all."""
+    """Returns a file system for Ray, None for a local path. It uses the same AWS variables, through fsspec."""
     if not is_remote(path):
         return None, str(path)
     from pyarrow.fs import FSSpecHandler, PyFileSystem
@@ -134,7 +134,7 @@ def arrow_filesystem(path: PathLike) -> tuple[Any, str]:
 
 
 def _remote(path: PathLike) -> Store:
-    """The store that an address belongs to."""
+    """Returns the store of an address."""
     require_allowed(path)
     scheme = scheme_of(path)
     if scheme in S3_SCHEMES:
@@ -186,10 +186,10 @@ _ABOUT_THE_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, Fil
 
 
 def exists(path: PathLike) -> bool:
-    """Whether there is such a file or folder; a refusal is `AccessDenied`, not a no."""
+    """Returns whether a file or folder exists; raises `AccessDenied` if that may not be known."""
     with explained(path, "look at it"):
         if not is_remote(path):
-            try:  # os.path.exists hides a refused permission as "no"
+            try:  # os.path.exists returns False if permission is denied
                 os.stat(absolute(path))
             except (FileNotFoundError, NotADirectoryError):
                 return False
@@ -198,13 +198,13 @@ def exists(path: PathLike) -> bool:
 
 
 def is_dir(path: PathLike) -> bool:
-    """Whether it is a folder; of a store: whether files lie below it."""
+    """Returns whether the path is a folder; in a store, whether files lie below it."""
     with explained(path, "look at it"):
         return _remote(path).is_dir(absolute(path)) if is_remote(path) else os.path.isdir(absolute(path))
 
 
 def require_folder(path: PathLike) -> None:
-    """Raises unless `path` is a folder whose files may be looked up (listing it is not needed)."""
+    """Raises unless `path` is a folder whose files may be opened (it need not be listable)."""
     with explained(path, "look into the folder"):
         if is_remote(path):
             found = is_dir(path)
@@ -220,7 +220,7 @@ def require_folder(path: PathLike) -> None:
 
 
 def list_names(folder: PathLike) -> list[str]:
-    """Sorted names of the files directly in `folder`, fresh from the store; an absent folder is empty."""
+    """Returns the sorted names of the files directly in `folder`, uncached; [] if it does not exist."""
     with explained(folder, "list it"):
         if not is_remote(folder):
             try:
@@ -233,7 +233,7 @@ def list_names(folder: PathLike) -> list[str]:
 
 
 def list_tree(folder: PathLike) -> list[str]:
-    """Names of all files below the address of a folder, relative to it; `child(folder, name)` is their address."""
+    """Returns the names of all files below a folder's address, relative to it (see `child`)."""
     with explained(folder, "list it"):
         return _remote(folder).tree(absolute(folder))
 
@@ -266,7 +266,7 @@ def _is_passing(name: str) -> bool:
 
 
 def list_sizes(folder: PathLike) -> dict[str, int]:
-    """Bytes of the files directly in `folder` by name, fresh from the store; an absent folder is empty."""
+    """Returns the sizes of the files directly in `folder` by name, uncached; {} if it does not exist."""
     with explained(folder, "list it"):
         if not is_remote(folder):
             try:
@@ -280,7 +280,7 @@ def list_sizes(folder: PathLike) -> dict[str, int]:
 
 
 def make_dir(folder: PathLike) -> None:
-    """Makes a local folder with its parents; object stores need none."""
+    """Creates a local folder with its parents; object stores need none."""
     if not is_remote(folder):
         with explained(folder, "make the folder"), _placed(folder):
             # A link to a folder that is not there yet leads to where it is made.
@@ -288,7 +288,7 @@ def make_dir(folder: PathLike) -> None:
 
 
 def read_bytes(path: PathLike) -> bytes:
-    """A whole file; see `explained` for the errors."""
+    """Reads a whole file; see `explained` for the errors."""
     with explained(path, "read it"):
         if not is_remote(path):
             return Path(absolute(path)).read_bytes()
@@ -296,7 +296,7 @@ def read_bytes(path: PathLike) -> bytes:
 
 
 def read_head(path: PathLike, length: int) -> bytes:
-    """The first `length` bytes of a file, or all that it has."""
+    """Reads the first `length` bytes of a file, or all of a shorter one."""
     with explained(path, "read it"):
         if is_remote(path):
             return _remote(path).read(str(path), 0, length)
@@ -305,7 +305,7 @@ def read_head(path: PathLike, length: int) -> bytes:
 
 
 def store_of(path: PathLike) -> str:
-    """What the store of an address is called in messages."""
+    """Returns the name of the store of an address, for messages."""
     if scheme_of(path) in S3_SCHEMES:
         from raymotion.stores import s3
 
@@ -314,16 +314,16 @@ def store_of(path: PathLike) -> str:
 
 
 def size_of(path: PathLike) -> int:
-    """Bytes of a file, as its store says."""
+    """Returns the size of a file in bytes."""
     with explained(path, "look at it"):
         return _remote(path).size(str(path)) if is_remote(path) else os.path.getsize(absolute(path))
 
 
 def read_text(path: PathLike) -> str:
-    """The file as text: UTF-8, or UTF-16 if it begins with that byte order mark.
+    """Reads a text file in UTF-8, or in UTF-16 with a byte order mark.
 
     Raises:
-        InputError: it is neither; the message names the first bad byte.
+        InputError: it is neither; the message names the first invalid byte.
     """
     data = require(path)
     encoding, name = (
@@ -336,7 +336,7 @@ def read_text(path: PathLike) -> str:
 
 
 def require(path: PathLike) -> bytes:
-    """`read_bytes`, with a missing file explained to the user."""
+    """Reads a whole file; raises an `InputError` with a remedy if it is missing."""
     try:
         return read_bytes(path)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -347,7 +347,7 @@ def require(path: PathLike) -> bytes:
 
 @contextlib.contextmanager
 def _placed(path: PathLike) -> Iterator[None]:
-    """Explains a place where nothing can be written because something else is there, or nothing at all."""
+    """Explains errors of a path that cannot be written because something else, or nothing, is there."""
     try:
         yield
     except (NotADirectoryError, FileExistsError, IsADirectoryError) as error:
@@ -364,7 +364,7 @@ def _placed(path: PathLike) -> Iterator[None]:
 
 
 def write_bytes(path: PathLike, data: bytes, *, durable: bool = True) -> None:
-    """Writes the whole file or nothing. `durable`: it survives a power cut too, not only the end of the process."""
+    """Writes a file atomically. `durable` files also survive a power failure, not only the end of the process."""
     with explained(path, "write it"), _placed(path):
         if is_remote(path):
             _remote(path).write(str(path), data)
@@ -386,15 +386,15 @@ def write_bytes(path: PathLike, data: bytes, *, durable: bool = True) -> None:
 
 
 def write_text(path: PathLike, text: str, *, durable: bool = True) -> None:
-    """`write_bytes` of a text, in UTF-8."""
+    """Writes a text in UTF-8; see `write_bytes`."""
     write_bytes(path, text.encode(), durable=durable)
 
 
 def read_json(path: PathLike) -> Any:
-    """The value in a JSON file.
+    """Reads the value in a JSON file.
 
     Raises:
-        InputError: it is not JSON. NaN and Infinity are not, although Python would read them.
+        InputError: the file is not valid JSON. NaN and Infinity are not valid, although Python would read them.
     """
 
     def refuse(name: str) -> None:
@@ -419,13 +419,13 @@ def write_json(path: PathLike, value: Any, *, durable: bool = True) -> None:
     """Writes `value` as JSON.
 
     Raises:
-        NotFinite: a number in it is NaN or infinite. The message names its key; nothing is written.
+        NotFinite: it contains NaN or infinity. The message names the key; nothing is written.
     """
     write_text(path, json_text(value, path), durable=durable)
 
 
 def json_text(value: Any, path: object) -> str:
-    """`value` as the text of a JSON file; `path` is for the message of `NotFinite`, see `write_json`."""
+    """Returns `value` as the text of a JSON file; `path` is for the message of `NotFinite`."""
     try:
         return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     except ValueError as error:
@@ -438,7 +438,7 @@ def json_text(value: Any, path: object) -> str:
 
 
 def _not_finite(value: Any, where: str) -> tuple[str, float] | None:
-    """Key and value of the first number in a nest of lists and mappings that is NaN or infinite."""
+    """Returns key and value of the first number in nested lists and mappings that is NaN or infinite."""
     if isinstance(value, float):
         return None if math.isfinite(value) else (where, value)
     inner: Iterable[tuple[str, Any]] = ()
@@ -450,7 +450,7 @@ def _not_finite(value: Any, where: str) -> tuple[str, float] | None:
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """`table` as Parquet; the same table gives the same bytes, whichever run wrote it."""
+    """Returns `table` as Parquet; equal tables give equal bytes."""
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()
@@ -460,7 +460,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
 
 def first_not_finite(column: pa.ChunkedArray) -> int | None:
-    """The first row of a column, of numbers or of lists of numbers, that holds NaN or infinity. Null is neither."""
+    """Returns the first row of a column of numbers, or of lists of numbers, with NaN or infinity. Null is neither."""
     start = 0
     for chunk in column.chunks:
         if not _all_finite(chunk):
@@ -482,10 +482,10 @@ def _all_finite(values: pa.Array) -> bool:
 
 
 def write_table(path: PathLike, table: pa.Table) -> tuple[str, int]:
-    """Writes `table` as Parquet, atomically; returns the sha256 of the file and its size in bytes.
+    """Writes `table` as Parquet, atomically; returns the SHA-256 and the size of the file.
 
     Raises:
-        NotFinite: a number in it is NaN or infinite. The message names its column and row; nothing is written.
+        NotFinite: it contains NaN or infinity. The message names column and row; nothing is written.
     """
     data = finite_parquet(path, table)
     write_bytes(path, data)
@@ -493,7 +493,7 @@ def write_table(path: PathLike, table: pa.Table) -> tuple[str, int]:
 
 
 def finite_parquet(path: PathLike, table: pa.Table) -> bytes:
-    """`parquet_bytes` of a table for `path`; raises `NotFinite` as `write_table` does."""
+    """Returns `parquet_bytes` of a table for `path`; raises `NotFinite` like `write_table`."""
     for name, column in zip(table.column_names, table.columns, strict=True):
         row = first_not_finite(column)
         if row is not None:
@@ -502,8 +502,8 @@ def finite_parquet(path: PathLike, table: pa.Table) -> bytes:
 
 
 def read_table(path: PathLike, columns: list[str] | None = None) -> pa.Table:
-    """A Parquet file as a table; anything else there is an `InputError`."""
-    # All of it: one request to a store, not one for each column of each row group.
+    """Reads a Parquet file as a table; raises an `InputError` for any other file."""
+    # The whole file: one request to a store instead of one for each column of each row group.
     data = require(path) if columns is None and is_remote(path) else None
     with open_parquet(path, data) as file:
         return file.read(columns=columns)
@@ -513,13 +513,14 @@ def read_table(path: PathLike, columns: list[str] | None = None) -> pa.Table:
 def open_parquet(
     path: PathLike, data: bytes | None = None, *, remedy: str = "Prepare it again."
 ) -> Iterator[pq.ParquetFile]:
-    """A Parquet file for reading within the block; checksums of its pages, where it has them, are compared.
+    """Opens a Parquet file for reading within the block, and verifies the checksums of its pages, if any.
 
     Args:
-        data: what is in the file, where it has been read already.
+        data: contents of the file, if read already.
 
     Raises:
-        InputError: there is no such file. Damaged: it is no Parquet file, or what is read of it is damaged.
+        InputError: the file does not exist.
+        Damaged: it is not a Parquet file, or a part that is read is damaged.
     """
     import pyarrow.parquet as pq
 
@@ -529,7 +530,7 @@ def open_parquet(
 
 @contextlib.contextmanager
 def parquet_explained(path: PathLike, *, remedy: str) -> Iterator[None]:
-    """Turns what Arrow raises over a damaged file into `Damaged`; what disks and stores raise passes."""
+    """Converts Arrow's errors on a damaged file to `Damaged`; errors of disks and stores pass through."""
     import pyarrow as pa
 
     try:
@@ -544,7 +545,7 @@ def parquet_explained(path: PathLike, *, remedy: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def open_input(path: PathLike) -> Iterator[BinaryIO]:
-    """An open, seekable file for reading."""
+    """Opens a seekable file for reading."""
     with explained(path, "read it"):
         try:
             if is_remote(path):
@@ -560,7 +561,7 @@ def open_input(path: PathLike) -> Iterator[BinaryIO]:
 
 
 def remove(path: PathLike) -> None:
-    """Removes a file if it is there."""
+    """Removes a file, if it exists."""
     with explained(path, "remove it"), contextlib.suppress(FileNotFoundError):
         if is_remote(path):
             _remote(path).remove(str(path))
@@ -569,7 +570,7 @@ def remove(path: PathLike) -> None:
 
 
 def remove_tree(folder: PathLike) -> None:
-    """Removes a folder and all that is in it, if it is there."""
+    """Removes a folder with its contents, if it exists."""
     with explained(folder, "remove it"), contextlib.suppress(FileNotFoundError):
         if is_remote(folder):
             _remote(folder).remove_tree(absolute(folder))
@@ -578,14 +579,14 @@ def remove_tree(folder: PathLike) -> None:
 
 
 def probe_writable(folder: PathLike) -> None:
-    """Raises `AccessDenied` unless a file can be written to and removed from `folder`."""
+    """Raises `AccessDenied` unless a file can be written to `folder` and removed."""
     probe = join(folder, f".probe-{uuid.uuid4().hex[:8]}")
     write_bytes(probe, b"")
     remove(probe)
 
 
 def read_from(path: PathLike, start: int) -> bytes:
-    """The bytes of a file from `start` to its end."""
+    """Reads a file from the byte `start` to its end."""
     with explained(path, "read it"):
         if is_remote(path):
             return _remote(path).read(str(path), start)
@@ -595,7 +596,7 @@ def read_from(path: PathLike, start: int) -> bytes:
 
 
 def sha256_file(path: PathLike) -> str:
-    """Hex digest of the file's bytes, read in pieces."""
+    """Returns the hex digest of a file, read in pieces."""
     digest = hashlib.sha256()
     with open_input(path) as file:
         while chunk := file.read(1 << 22):

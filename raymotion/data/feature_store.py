@@ -36,29 +36,29 @@ from raymotion.data.provenance import MADE_FROM, Comparison, begun_at, require_s
 from raymotion.errors import AccessDenied, Damaged, InputError
 
 INDEX = "index.json"
-# What each row of a copy was made from.
+# File with the pictures that the rows of a copy were made from.
 ROWS = "rows.parquet"
 EDGE_BYTES = 1 << 16
 
 
 def default_cache() -> str:
-    """The folder for local copies: `$XDG_CACHE_HOME/raymotion`, or `~/.cache/raymotion`."""
+    """Returns the folder for local copies: `$XDG_CACHE_HOME/raymotion`, or `~/.cache/raymotion`."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return os.path.join(base, "raymotion")
 
 
 def local_copy(place: Path, build: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
-    """The index of the copy in the folder `place`, which is built if it is missing or damaged.
+    """Returns the index of the local copy in the folder `place`, building the copy if it is missing or damaged.
 
     Args:
-        build: writes all files of a copy into an empty folder, and returns what the index is to hold besides them.
+        build: writes all files of a copy to an empty folder, and returns additional values for the index.
 
     Raises:
-        AccessDenied, DiskFull: the cache cannot be written. And whatever `build` raises: then nothing is left.
+        AccessDenied, DiskFull: the cache cannot be written. Errors of `build` leave nothing behind.
     """
     with contextlib.suppress(Damaged):
         return _read_index(place)
-    # All processes of a machine come here at once: one makes the copy, the others wait for it.
+    # Many processes of a machine may start at once: one makes the copy while the others wait.
     with storage.explained(place.parent, "write the cache"), _locked(place.with_name(f"{place.name}.lock")):
         with contextlib.suppress(Damaged):
             return _read_index(place)
@@ -77,7 +77,7 @@ def local_copy(place: Path, build: Callable[[Path], Mapping[str, Any]]) -> dict[
 def _rename(temporary: Path, place: Path) -> None:
     try:
         temporary.rename(place)
-    except OSError:  # something is there: what another machine with the same cache made meanwhile, or a damaged one
+    except OSError:  # there is a copy, made by another machine with the same cache or damaged
         try:
             _read_index(place)
         except Damaged:
@@ -86,10 +86,10 @@ def _rename(temporary: Path, place: Path) -> None:
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
-    """The index of a copy.
+    """Reads the index of a copy.
 
     Raises:
-        Damaged: there is no copy, or its files have other sizes or other edges.
+        Damaged: there is no copy, or its files differ in size, or at their beginning or end.
     """
     if not (folder / INDEX).exists():
         raise Damaged("is not there", path=folder)
@@ -105,7 +105,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 
 def _file_mark(path: Path) -> list[Any]:
-    """Size of a file, and a digest of its first and last bytes: cheap for files that are mapped, not read."""
+    """Returns the size of a file and a digest of its first and last bytes, which is cheap for large files."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(EDGE_BYTES)
@@ -115,7 +115,7 @@ def _file_mark(path: Path) -> list[Any]:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Waits until no other process of this machine holds `path`. The kernel releases the lock of one that dies."""
+    """Holds a lock of this machine during the block. The kernel releases the lock of a process that dies."""
     from filelock import FileLock
 
     lock = FileLock(path, mode=0o666, fallback_to_soft=False, thread_local=False)
@@ -124,7 +124,7 @@ def _locked(path: Path) -> Iterator[None]:
         lock.acquire()
     except PermissionError as error:
         raise AccessDenied("may not write the cache", path=path, remedy="Set XDG_CACHE_HOME.") from error
-    except OSError:  # a file system without locks: then each process makes a copy, and the first one stands
+    except OSError:  # a file system without locks: each process makes a copy, and the first one is kept
         yield
         return
     try:
@@ -134,21 +134,21 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 class FeatureFolder(ABC):
-    """A finished job's folder of features, and its local copy, which is made if there is none.
+    """The features of a finished job, and their local copy, which is made on demand.
 
     Args:
         folder: output of the job, local or an address.
         cache: local folder for the copies; default `default_cache()`.
 
     Attributes:
-        description: what the parts hold, as their metadata say.
-        digest: 16 hex digits that change when any part does; the same wherever the folder lies.
+        description: contents of the parts, from their metadata.
+        digest: 16 hex digits of the contents, independent of the location.
         part_rows: name and number of rows of each part, in order.
         local, index: folder and index of the copy.
-        made_from: sample_id and the columns `made_from_columns` of each row, in the order of the rows.
+        made_from: sample_id and the columns `made_from_columns` of each row, in order.
 
     Raises:
-        InputError: no such job wrote the folder, the job is not complete, or its files do not fit each other.
+        InputError: the folder is not the output of a complete job of this kind, or its files do not match.
     """
 
     kind: ClassVar[Literal["regions", "embeddings"]]
@@ -184,7 +184,7 @@ class FeatureFolder(ABC):
 
     @abstractmethod
     def describe(self, schema: pa.Schema, path: str) -> Any:
-        """What a part holds; equal for all parts of a folder.
+        """Returns the contents of a part, which must be equal for all parts of a folder.
 
         Raises:
             InputError: it is not such a part.
@@ -192,14 +192,15 @@ class FeatureFolder(ABC):
 
     @abstractmethod
     def identity(self) -> list[Any]:
-        """What goes into the digest before the parts' own."""
+        """Returns values for the digest besides the digests of the parts."""
 
     @abstractmethod
     def copy(self, parts: Iterator[tuple[str, pq.ParquetFile]], rows: int, place: Path) -> Mapping[str, Any]:
-        """Writes the features of the parts, each with its path, into files in `place`; returns what the index holds.
+        """Writes the features of the parts to files in `place`; returns additional values for the index.
 
         Args:
-            rows: of all parts together.
+            parts: opened parts with their paths.
+            rows: total number of rows.
         """
 
     def _build(self, place: Path) -> Mapping[str, Any]:
@@ -220,12 +221,12 @@ class FeatureFolder(ABC):
         return index
 
     def row_mark(self, row: int) -> PictureMark | None:
-        """Size and digest of the bytes of the picture that a row was made from; None where they were not recorded."""
+        """Returns size and digest of the picture that a row was made from; None if not recorded."""
         size, digest = (self.made_from.column(name)[row].as_py() for name in ("image_bytes", "image_digest"))
         return None if size is None or digest is None else PictureMark(size, digest)
 
     def compare(self, samples: pa.Table, *, remedy: str, boxes: tuple[str, ...] = ()) -> Comparison:
-        """`provenance.require_same_pictures` of the features: raises unless they were made from these samples."""
+        """Compares the features with `samples`; see `provenance.require_same_pictures`."""
         return require_same_pictures(
             samples, self.made_from, what="features", where=self.folder, remedy=remedy, boxes=boxes, since=self._begun
         )
@@ -234,7 +235,7 @@ class FeatureFolder(ABC):
 def require_features(
     folder: storage.PathLike, kind: Literal["regions", "embeddings"], *, what: str, command: str
 ) -> dict[str, Any]:
-    """The _job.json of a complete features job in `folder`, or an `InputError` that says what to run."""
+    """Returns the record of a complete features job; raises an `InputError` with the command to run."""
     other = wrong_kind(folder, kind)
     if other is not None:
         raise other
@@ -242,18 +243,18 @@ def require_features(
 
 
 def features_digest(folder: storage.PathLike) -> str:
-    """16 hex digits of what the parts of a features job hold, wherever the folder lies.
+    """Returns 16 hex digits of the contents of a features job, independent of its location.
 
-    Made of the SHA-256 of each part: as the job wrote it down, or of the file where there is no such record.
+    They are computed from the SHA-256 of each part, as committed, or of the file if there is no commit.
 
     Raises:
-        Damaged: a part is missing, or has another size than was committed.
+        Damaged: a part is missing, or differs in size from the commit.
     """
     return parts_digest(folder, part_marks(folder))
 
 
 def parts_digest(folder: storage.PathLike, parts: Mapping[str, list[FileMark]]) -> str:
-    """`features_digest` of parts whose marks are known."""
+    """Returns the `features_digest` of parts with known marks."""
 
     def digest(part: str) -> str:
         marks = parts[part]
@@ -264,12 +265,12 @@ def parts_digest(folder: storage.PathLike, parts: Mapping[str, list[FileMark]]) 
 
 
 def feature_column(values: np.ndarray, kind: pa.FixedSizeListType, missing: np.ndarray | None = None) -> pa.Array:
-    """Features (n, ...) as a column of flat lists of one length; rows where `missing`, bool (n,), are null."""
+    """Converts features (n, ...) to a column of flat fixed-size lists; rows with `missing`, bool (n,), become null."""
     flat = np.ascontiguousarray(values).reshape(-1).astype(kind.value_type.to_pandas_dtype(), copy=False)
     mask = None if missing is None else pa.array(missing)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), type=kind, mask=mask)
 
 
 def feature_matrix(column: pa.FixedSizeListArray) -> np.ndarray:
-    """The rows of such a column without nulls as a matrix, without a detour over Python objects."""
+    """Converts the rows of such a column that are not null to a matrix, without Python objects."""
     return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)

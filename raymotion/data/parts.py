@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 JOB, DATA, QUARANTINE, COMMITS = "_job.json", "data", "_quarantine", "_commits"
-# Version of this layout, in the job's record. Folders of other versions are refused.
+# Version of this layout in the job's record. Folders of other versions are refused.
 FORMAT = 3
 # The names that a job writes.
 PART, COMMIT = re.compile(r"/part-\d{5,9}\.(?:parquet|pq)$"), re.compile(r"(part-\d{5,9})\.json")
-# What readers take for a part: in a folder that somebody copied, names are theirs; in a job's, others are refused.
+# Names of parts for readers: any in a copied folder; in a job's folder, other names are refused.
 ANY_PART = re.compile(r"[^._].*\.(?:parquet|pq)")
 TAIL_BYTES = 1 << 16
 VERIFY = "Run the command that made the folder again, with --verify: it makes damaged parts again."
@@ -43,12 +43,13 @@ VERIFY = "Run the command that made the folder again, with --verify: it makes da
 
 @dataclass(frozen=True)
 class FileMark:
-    """How a file is known again.
+    """The mark by which a file is recognised.
 
     Attributes:
-        sha256: hex digest of all its bytes; size: how many they are.
-        tail: hex digest of the last `TAIL_BYTES`. The footer is among them, with the statistics of every column, so
-            parts that were exchanged differ here, at the price of one short read.
+        sha256: hex digest of all bytes.
+        size: number of bytes.
+        tail: hex digest of the last `TAIL_BYTES`. They contain the footer with the statistics of every column, so one
+            short read detects exchanged parts.
     """
 
     sha256: str
@@ -57,17 +58,17 @@ class FileMark:
 
     @classmethod
     def of(cls, data: bytes) -> FileMark:
-        """The mark of a file with these bytes."""
+        """Returns the mark of a file with these bytes."""
         return cls(hashlib.sha256(data).hexdigest(), len(data), hashlib.sha256(data[-TAIL_BYTES:]).hexdigest())
 
 
 def part_name(stem: str, *, quarantine: bool = False) -> str:
-    """The place of a part below its folder; `stem` is the shard's name, such as `part-00012`."""
+    """Returns the path of a part below its folder; `stem` is the shard's name, such as `part-00012`."""
     return f"{QUARANTINE}/{stem}.pq" if quarantine else f"{DATA}/{stem}.parquet"
 
 
 def list_parts(folder: storage.PathLike, *, quarantine: bool = False) -> dict[str, int]:
-    """Bytes of all that readers would take for parts, by their place below the folder (`data/part-00012.parquet`)."""
+    """Returns the sizes of all files that readers take for parts, by path below the folder."""
     place = QUARANTINE if quarantine else DATA
     sizes = storage.list_sizes(storage.join(folder, place))
     return {f"{place}/{name}": size for name, size in sorted(sizes.items()) if ANY_PART.fullmatch(name)}
@@ -85,7 +86,7 @@ def remove_job(folder: storage.PathLike) -> None:
 
 
 def read_job(folder: storage.PathLike) -> tuple[dict[str, Any] | None, str | None]:
-    """The record of a job, and why it had to be taken from the copy, if it had; see `records.read_twice`.
+    """Returns the record of a job, and why it was read from the copy, if so; see `records.read_twice`.
 
     Raises:
         InputError: the folder has the layout of another version.
@@ -104,7 +105,7 @@ def read_job(folder: storage.PathLike) -> tuple[dict[str, Any] | None, str | Non
 
 
 def running_job(folder: storage.PathLike) -> dict[str, Any]:
-    """The record of a job that is under way, or done."""
+    """Returns the record of a job, complete or not."""
     record, _ = read_job(folder)
     if record is None:
         raise Damaged(f"has lost its {JOB}", path=folder, remedy="Run the same command again.")
@@ -114,12 +115,12 @@ def running_job(folder: storage.PathLike) -> dict[str, Any]:
 def complete_job(
     folder: storage.PathLike, kind: str | None, *, what: str, command: str, complete: bool = True
 ) -> dict[str, Any]:
-    """The record of a finished job, or of any with `complete=False`.
+    """Returns the record of a finished job, or of any job with `complete=False`.
 
     Args:
-        kind: of the job; None takes any.
-        what: of the folder, for messages: "labelling job".
-        command: that makes such a folder.
+        kind: kind of the job; None accepts any.
+        what: name of the folder for messages, e.g. "labelling job".
+        command: the command that makes such a folder.
 
     Raises:
         InputError: there is no record, it is of another kind, or the job is not complete.
@@ -144,13 +145,13 @@ def complete_job(
 
 
 def read_marks(folder: storage.PathLike, *, quarantine: bool = False) -> dict[str, list[FileMark]] | None:
-    """What each part was committed as, by its place: one mark, or two while labels are being chosen.
+    """Returns the marks that each part was committed with, by path: one, or two while labels are being chosen.
 
     Args:
         quarantine: the parts of failed rows, of which a shard may have none.
 
     Returns:
-        None for a folder without commits, which holds what somebody copied.
+        None for a folder without commits, i.e. a copy.
 
     Raises:
         Damaged: a commit cannot be read.
@@ -178,23 +179,23 @@ def read_marks(folder: storage.PathLike, *, quarantine: bool = False) -> dict[st
 
 
 def part_names(folder: storage.PathLike) -> list[str]:
-    """Places of the parts of a finished data set below its folder, in order; see `part_marks`."""
+    """Returns the paths of the parts of a finished data set below its folder, in order; see `part_marks`."""
     return list(part_marks(folder))
 
 
 def part_marks(
     folder: storage.PathLike, *, quarantine: bool = False, complete: bool = True
 ) -> dict[str, list[FileMark]]:
-    """The parts of a data set, in order, by their place below the folder, and what each may be.
+    """Returns the parts of a data set in order, by path below the folder, with their valid marks.
 
-    Nothing is known of the parts in a folder without commits.
+    A folder without commits gives no marks.
 
     Args:
         quarantine: the parts of failed rows.
-        complete: the job is; parts of one that is under way need no commit.
+        complete: whether the job is complete; parts of a running job need no commit.
 
     Raises:
-        Damaged: a part is missing, has another size than was committed, or is not of the job.
+        Damaged: a part is missing, differs in size from the commit, or does not belong to the job.
     """
     sizes = list_parts(folder, quarantine=quarantine)
     marks = read_marks(folder, quarantine=quarantine)
@@ -214,13 +215,12 @@ def part_marks(
 
 @contextlib.contextmanager
 def open_part(folder: storage.PathLike, name: str, marks: Sequence[FileMark]) -> Iterator[pq.ParquetFile]:
-    """A part for reading within the block, after its bytes were compared with what was committed.
+    """Opens a part for reading within the block, after comparing its bytes with the commit.
 
-    `name` is its place below the folder, as in `part_marks`. Holds the whole file in memory, as the worker that wrote
-    it did.
+    The whole file is held in memory. `name` is its path below the folder, as in `part_marks`.
 
     Raises:
-        Damaged: it is not what was committed, or no Parquet file.
+        Damaged: it differs from the commit, or is not a Parquet file.
     """
     path = storage.join(folder, name)
     data = storage.require(path)
