@@ -102,6 +102,7 @@ def trials(out: Path) -> dict[str, tuple[int, int]]:
     }
 
 
+@pytest.mark.slow
 def test_a_study_leaves_its_whole_record(finished: tuple[Path, StudyRecord, list[str]], place: Path) -> None:
     out, record, lines = finished
     assert StudyFolder(out).require() == record and record.joint is not None and record.cost is not None
@@ -127,6 +128,7 @@ def test_a_study_leaves_its_whole_record(finished: tuple[Path, StudyRecord, list
     assert not any("\n" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_choices_and_comparison_follow_from_validation(
     finished: tuple[Path, StudyRecord, list[str]], place: Path
 ) -> None:
@@ -156,6 +158,7 @@ def test_choices_and_comparison_follow_from_validation(
     assert compared.gap.low <= compared.gap.difference <= compared.gap.high or compared.gap.difference == 0
 
 
+@pytest.mark.slow
 def test_test_is_scored_once_at_the_end_for_every_winner(
     finished: tuple[Path, StudyRecord, list[str]], place: Path
 ) -> None:
@@ -175,6 +178,7 @@ def test_test_is_scored_once_at_the_end_for_every_winner(
     assert "test" not in record.model_dump_json(include={"stages", "joint", "comparison"})
 
 
+@pytest.mark.slow
 def test_the_winner_is_a_recipe_that_can_be_trained(finished: tuple[Path, StudyRecord, list[str]]) -> None:
     from raymotion.train.recipe import load_recipe
 
@@ -184,6 +188,7 @@ def test_the_winner_is_a_recipe_that_can_be_trained(finished: tuple[Path, StudyR
     assert recipe.loss.name == record.stages[-1].winner.config["loss.name"]
 
 
+@pytest.mark.slow
 def test_the_report_of_a_real_study_says_what_its_record_says(
     finished: tuple[Path, StudyRecord, list[str]], tmp_path: Path
 ) -> None:
@@ -247,6 +252,7 @@ def test_no_finished_trial_runs_again_after_a_kill_in_the_last_stage(
     assert [own.score.mean for own in again.entries] == pytest.approx(means)
 
 
+@pytest.mark.slow
 def test_a_finished_study_is_not_run_again_and_takes_no_other_settings(
     finished: tuple[Path, StudyRecord, list[str]], place: Path
 ) -> None:

@@ -181,7 +181,8 @@ def macro_ap(truth: np.ndarray, p: np.ndarray) -> float:
     return float(average_precision_score(truth, p, average="macro"))
 
 
-@pytest.mark.parametrize("metric", ["bce", pytest.param("macro_ap", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("metric", ["bce", "macro_ap"])
 def test_a_teacher_is_searched_by_the_metric_of_its_recipe(
     request: pytest.FixtureRequest, samples: str, metric: str
 ) -> None:
@@ -230,6 +231,7 @@ def test_a_teacher_is_searched_by_the_metric_of_its_recipe(
     assert last.startswith(record.metric.baseline) and f"{record.baseline:.4f}" in last
 
 
+@pytest.mark.slow
 def test_what_it_leaves_is_trained_and_reported_and_the_same_command_does_nothing_more(
     by_bce: tuple[Path, StudyRecord, str],
     search: Callable[..., tuple[StudyRecord, str]],
