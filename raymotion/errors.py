@@ -1,7 +1,7 @@
 """Errors that a user can act on.
 
-The command line prints each of them as one line, without a traceback (`--debug` shows it), and exits with code 2 for
-input that must be fixed first, or 1 for a run that started and failed.
+Everything raised here reaches the terminal as one line, without a traceback (`--debug` shows it), and sets the exit
+code of the command: 2 for input that has to be mended first, 1 for a run that started and failed.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ class RaymotionError(Exception):
 
 
 class InputError(RaymotionError):
-    """The user's input cannot be used.
+    """Something that the user handed in cannot be used.
 
-    The message gives the file, row, reason and remedy as far as they are known:
+    The message names, where they are known, the file, the row, the reason and the remedy:
     `coco.parquet, row 17: caption is not text. Give a list of strings.`
 
-    `row` is the index of a table's row, from 0, or the name of an entry. `line` is the line number in a text file, from
-    1; for a record that spans several lines, the first of them.
+    `row` counts the rows of a table from 0, or names an entry. `line` counts the lines of a text file from 1, as an
+    editor does; of a record that runs over several lines it is the first.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class InputError(RaymotionError):
 
 @contextmanager
 def located(path: object, *, row: int | str | None = None, line: int | None = None) -> Iterator[None]:
-    """Adds the file and the row or line to any `InputError` raised in the block without a location."""
+    """Adds file and row, or line, to each `InputError` of its block that names no place."""
     try:
         yield
     except InputError as error:
@@ -60,19 +60,19 @@ def located(path: object, *, row: int | str | None = None, line: int | None = No
 
 
 class AccessDenied(InputError):
-    """Permission to read or write a file, folder or bucket is denied. Stops the run; never quarantines a row."""
+    """A file, folder or bucket may not be read or written. Never a fault of one row: the run stops."""
 
 
 class AddressRefused(InputError):
-    """An address of a kind that raymotion does not open, or only on request. Raised before any access."""
+    """An address of a kind that raymotion does not open, or not unless it is asked to. Nothing was requested."""
 
 
 class Damaged(InputError):
-    """A file that raymotion wrote has been truncated, overwritten, replaced or removed."""
+    """A file that raymotion wrote is no longer what it wrote: cut, overwritten, exchanged or gone."""
 
 
 class VocabularyMismatch(InputError):
-    """Two vocabularies differ that must be the same."""
+    """Two vocabularies that have to be the same are not."""
 
 
 class SettingsMismatch(InputError):
@@ -80,26 +80,26 @@ class SettingsMismatch(InputError):
 
 
 class RunFailed(RaymotionError):
-    """A run started but could not finish; its commits are kept."""
+    """A run that started could not be finished; what it had committed stays."""
 
     exit_code = 1
 
 
 class StoreUnavailable(RunFailed, ConnectionError):
-    """A store kept failing for longer than the user's patience. Stops the run; never quarantines a row."""
+    """A store failed for longer than its user wants to wait. Never a fault of one row: the run stops."""
 
 
 class DiskFull(RunFailed):
-    """A disk is full or the user's quota is used up. Never counts as the failure of one row or one trial."""
+    """A place has no room left, or the user's quota there is used up. Never a fault of one row or one trial."""
 
 
 class NotFinite(RunFailed):
-    """A result is NaN or infinite. Such numbers are never written to a file."""
+    """A number that is NaN or infinite where a result should be. It is never written to a file."""
 
 
 class Diverged(NotFinite):
-    """The loss or weights of a training run are no longer finite.
+    """A training run whose loss or weights are no longer finite.
 
-    The same command would diverge at the same step, so the run's state is removed. The command with a lower learning
-    rate starts from scratch.
+    The same command would diverge at the same step, so the run's state is of no use: it is removed, and the command
+    with a lower learning rate starts fresh.
     """

@@ -1,12 +1,12 @@
-"""Names of weights, and the files that they refer to. Does not import torch.
+"""Weights as a user names them, and the files that they stand for. Imports no torch.
 
-    default               the weights published for the model, as defined in its module
-    random, random:SEED   untrained, drawn from SEED (default 0)
-    owner/name            a repository on the Hugging Face hub, downloaded unless cached; also `owner/name@REVISION`, and
-                          `hf://owner/name` if a local folder has the same name
-    PATH                  a weights file, or a folder with one of `FILES`; local, or an address such as `s3://...`
+    default               what is published for the model, as its own module knows
+    random, random:SEED   untrained, drawn from SEED (0)
+    owner/name            a repository of the Hugging Face hub, cached or fetched; also `owner/name@REVISION`, and
+                          `hf://owner/name` where a local folder has that name too
+    PATH                  a weights file, or a folder that holds one (`FILES`); local, or an address such as `s3://...`
 
-A model is identified by the content of its weights, not by their name: see `identify`.
+A model is told by what its weights are, not by how they were named: see `identify`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _HUB_ID = re.compile(rf"{REPOSITORY}(@[\w./-]+)?")
 
 
 def from_hub(name: str, files: Sequence[str] = FILES, beside: Sequence[str] = ()) -> str:
-    """Returns the local folder of a repository's files, and downloads them unless they are cached.
+    """The local folder of a repository's files, downloaded if the hub's cache lacks them.
 
     Args:
         name: `owner/name` or `owner/name@REVISION`.
-        files: alternatives; the first that exists is used.
-        beside: further files, all of them required.
+        files: one of these is needed, the first that there is.
+        beside: all of these are needed.
 
     Raises:
         InputError: the hub has no such repository or file, or cannot be reached.
@@ -46,11 +46,11 @@ def from_hub(name: str, files: Sequence[str] = FILES, beside: Sequence[str] = ()
         for file in files:
             try:
                 return storage.parent(hf_hub_download(repository, file, revision=revision or None))
-            except EntryNotFoundError:  # also raised if the hub cannot be reached and the file is not cached
+            except EntryNotFoundError:  # also what an unreachable hub's cache answers
                 if file == files[-1]:
                     raise
         raise ValueError("no file was asked for")
-    except Exception as error:  # not found, denied, no network, offline: each has its own classes
+    except Exception as error:  # not found, refused, no network, offline and not cached: each has classes of its own
         wanted = " and ".join([" or ".join(files), *beside])
         raise InputError(
             f"the weights could not be had from the hub ({first_line(error)})",
@@ -59,12 +59,12 @@ def from_hub(name: str, files: Sequence[str] = FILES, beside: Sequence[str] = ()
         ) from error
 
 
-# Prefix of the name -> function that maps (the rest, alternative files, required files) to the path of a folder.
+# Prefix of what a user writes -> what finds the folder: (the rest, one of these files, all of those) -> its path.
 SCHEMES: dict[str, Callable[[str, Sequence[str], Sequence[str]], str]] = {"hf": from_hub}
 
 
 def _split(weights: str) -> tuple[str, str]:
-    """Returns a key of `SCHEMES` (empty for a path) and the rest."""
+    """A key of `SCHEMES`, or nothing for a path, and the rest."""
     scheme, colon, rest = weights.partition(":")
     if colon and scheme in SCHEMES:
         return scheme, rest.removeprefix("//")
@@ -73,7 +73,7 @@ def _split(weights: str) -> tuple[str, str]:
 
 
 def seed_of(weights: str) -> int | None:
-    """Returns the seed of `random:SEED`, 0 for `random`, and None for other weights.
+    """SEED of `random:SEED`, 0 for `random`, None for weights of any other kind.
 
     Raises:
         InputError: the seed is not a number.
@@ -87,20 +87,20 @@ def seed_of(weights: str) -> int | None:
 
 
 def locate(weights: str) -> str:
-    """Makes a path absolute, so that it means the same in every process; returns other names unchanged."""
+    """`weights` in a form that means the same in every process: a path becomes absolute, anything else stays."""
     named = weights == DEFAULT or seed_of(weights) is not None or _split(weights)[0]
     return weights if named else storage.absolute(weights)
 
 
 def find(weights: str, *, beside: Sequence[str] = ()) -> str:
-    """Returns the path or address of a weights file, and downloads it if it is on the hub.
+    """Path or address of the weights file that `weights` names, fetched if it is on the hub.
 
     Args:
         weights: neither `default` nor `random`.
-        beside: further files that a folder or repository must contain; not checked if `weights` is a file.
+        beside: files that a folder or a repository must hold, too. A weights file that is named itself needs none.
 
     Raises:
-        InputError: there is no such file or folder, the folder lacks a file, or the download fails.
+        InputError: there is no such file or folder, the folder lacks a file, or the hub does not give it.
     """
     scheme, rest = _split(weights)
     if scheme:
@@ -126,12 +126,12 @@ def find(weights: str, *, beside: Sequence[str] = ()) -> str:
 
 
 def identify(weights: str, published: str, *, digits: int = 64) -> str:
-    """Returns a text that identifies weights: equal weights give equal texts, whatever their names.
+    """What a model's identity says of its weights: equal texts are equal weights, however they were named.
 
     Args:
-        weights: name of the weights.
-        published: identity of the `default` weights.
-        digits: number of hex digits of a file's SHA-256 to keep.
+        weights: as the user named them.
+        published: what `default` weights are called.
+        digits: how many hex digits of a file's SHA-256 are kept.
 
     Returns:
         `random:SEED`, `published`, or `sha256:HEX` of the weights file.
@@ -143,11 +143,11 @@ def identify(weights: str, published: str, *, digits: int = 64) -> str:
 
 
 def digest(path: storage.PathLike, *, digits: int = 64) -> str:
-    """Returns `sha256:HEX` of a weights file."""
+    """`sha256:HEX` of a weights file."""
     return f"sha256:{storage.sha256_file(path)[:digits]}"
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of the error's message without its full stop."""
+    """What the error says, in one line without its full stop."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
