@@ -23,8 +23,8 @@ PATIENCE = "RAYMOTION_STORE_PATIENCE"
 ALLOW_HTTP = "RAYMOTION_ALLOW_HTTP"
 DEFAULT_PATIENCE = 120.0
 
-# Seconds between two tries: the pause doubles up to the longest, and is drawn between half and all of that, so that many
-# workers do not retry at once.
+# Seconds between two tries: the pause doubles up to the longest, and a random part of it, from half to all, is waited,
+# so that many workers do not retry at once.
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
 
 
