@@ -1,7 +1,7 @@
 """Temporary folders of private Ray instances, and removal of those left by killed processes.
 
-A name alone is no proof. A folder is removed only if it holds a mark that raymotion wrote into this very folder, on this
-machine since its last boot, and if the lock that its owner held can be acquired.
+A name alone is no proof. A folder is removed only if it holds a mark that raymotion wrote into this very folder, on
+this machine since its last boot, and if the lock that its owner held can be acquired.
 """
 
 from __future__ import annotations

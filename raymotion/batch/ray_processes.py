@@ -25,7 +25,7 @@ class RayProcesses:
         return []
 
     def look(self) -> set[psutil.Process]:
-        """Returns the current processes and all seen before, since children are no longer descendants once a parent ends."""
+        """Returns the current processes and all seen before, since children of an ended parent are not found again."""
         self._seen.update(process for process in self._children() if process not in self._others)
         return self._seen
 

@@ -118,7 +118,7 @@ _lost_here: dict[str, int | None] = {}
 
 
 def is_lost(folder: storage.PathLike) -> bool:
-    """Returns whether another process has taken over `folder`, or any folder that its lock's holder had locked.
+    """Returns whether another process has taken over `folder`, or another folder locked by the thread that holds it.
 
     Call this before cleaning up after an error, since the files may belong to the new owner.
     """

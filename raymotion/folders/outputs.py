@@ -1,4 +1,4 @@
-"""Checks that a command overwrites or removes only what raymotion made, as shown by a mark or by content, not by name."""
+"""Checks that commands overwrite or remove only files of raymotion, known by a mark or their content, not by name."""
 
 from __future__ import annotations
 
