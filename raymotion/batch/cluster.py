@@ -149,7 +149,7 @@ def _why_not_started(error: Exception, folder: str) -> str:
 
 
 def base_folder() -> Path:
-    """Returns the folder for Ray's temporary folder: the system's temporary folder, or another if its path is too long.
+    """Returns the parent of Ray's temporary folder: the system's temporary folder, or another if its path is too long.
 
     Ray's sockets are below the folder, and the path of a Unix socket is limited to `LONGEST_SOCKET` bytes.
 

@@ -95,7 +95,7 @@ def plan_streams(settings: EmbeddingSettings) -> tuple[StreamPlan, dict[str, str
         raise InputError("no stream has a backbone", remedy="Give --context, --body or --face at least once.")
     names = tuple(dict.fromkeys(name for several in streams.values() for name in several))
     chosen = _by_name(settings.backbone_weights, names, "default")
-    weights = {name: locate(what) for name, what in chosen.items()}  # a worker's folder may be another
+    weights = {name: locate(what) for name, what in chosen.items()}  # workers may have another working directory
     sizes = _by_name(settings.size, names, "")
     identities: dict[str, BackboneIdentity] = {}
     for name in names:

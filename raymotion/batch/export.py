@@ -41,7 +41,7 @@ NOT_EXPORTED = ("probabilities", "selected", "image_bytes", "image_digest", "unk
 
 @dataclass(frozen=True)
 class Exported:
-    """Result of an export: the rows written, and how many of them do not say where their image is."""
+    """Result of an export: rows written, and how many of them give no address or file name of their image."""
 
     rows: int
     without_address: int = 0
