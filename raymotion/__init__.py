@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Predictor", "__version__", "load", "open_labels"]
 
-# Where the public names live. Imported on first use: `import raymotion` stays free of numpy, torch and the rest.
+# Modules of the public names, imported on first use, so that `import raymotion` does not load numpy or torch.
 _HOMES = {
     "Predictor": "raymotion.pipeline.predictor",
     "load": "raymotion.pipeline.predictor",

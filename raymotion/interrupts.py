@@ -1,11 +1,11 @@
-"""Ctrl-C, SIGTERM and SIGHUP: noticed at any moment, also while the main thread is inside a C++ call.
+"""Handling of Ctrl-C, SIGTERM and SIGHUP at any time, even while the main thread is inside a C++ call.
 
-`handled` is entered once, by the command line. The first signal raises `Stopped` in the main thread, which unwinds as
-for any error. A thread of its own learns of the signal too (Python's C handler writes to its pipe, whatever the main
-thread is doing), and where the main thread has not ended the process after `GRACE_SECONDS` that thread does. Either way
-the process ends with one line and the code 128 + signal. A second signal ends it at once.
+The command line enters `handled` once. The first signal raises `Stopped` in the main thread, which unwinds as for any
+error. A watching thread is notified too (Python's C handler writes to its pipe, whatever the main thread is doing); if
+the main thread has not ended the process after `GRACE_SECONDS`, the watching thread does. Either way the process prints
+one line and exits with code 128 + signal. A second signal ends it at once.
 
-Outside `handled` (raymotion used as a library) all this does nothing, and signals are the caller's.
+Outside `handled` (raymotion used as a library) this module does nothing; the caller handles signals.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-# `ray job stop` kills after 3 seconds what has not ended by itself.
+# `ray job stop` kills a process that has not ended after 3 seconds.
 GRACE_SECONDS = 2.5
 CALLBACK_SECONDS, SECOND_CALLBACK_SECONDS = 3.0, 0.5
-# `timeout`, shells and terminals send one and the same stop to a process and to its group: twice within milliseconds.
+# `timeout`, shells and terminals send a signal to a process and to its group: it arrives twice within milliseconds.
 TWICE_SECONDS = 0.3
 LINE = "stopped; the same command goes on from here"
 
@@ -37,7 +37,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class _Line:
-    """The one line that is told, by whoever comes first."""
+    """The message of one line, printed once, by whichever thread comes first."""
 
     told = False
 
@@ -53,14 +53,14 @@ class _Line:
 
 
 class _Watch(_Line):
-    """What one `handled` block has installed."""
+    """The handlers, hooks and watching thread of one `handled` block."""
 
     def __init__(self, debug: bool) -> None:
         self.debug = debug
         self.signum: int | None = None
-        self.first: list[Hook] = []  # run at once, beside the main thread
-        self.forced: list[Hook] = []  # run where the main thread does not unwind
-        self.last: list[Hook] = []  # run before the process ends, either way
+        self.first: list[Hook] = []  # run at once, in parallel with the main thread
+        self.forced: list[Hook] = []  # run if the main thread does not unwind
+        self.last: list[Hook] = []  # run before the process ends in either case
         self.raised, self.muted = False, False
         self.ending, self.muting = threading.Lock(), threading.Lock()
         self.before: dict[int, Any] = {}
@@ -69,7 +69,7 @@ class _Watch(_Line):
         os.set_blocking(self.writer, False)
 
     def install(self) -> None:
-        """Takes the signals that the process does not ignore: what `nohup`, or a shell in the background, set stays."""
+        """Installs handlers, except for signals that the process ignores (under `nohup`, or in the background)."""
         for number in SIGNALS:
             if number not in self.before:
                 self.before[number] = signal.getsignal(number)
@@ -87,14 +87,14 @@ class _Watch(_Line):
     def _mute(self) -> None:
         if self.debug:
             return
-        # Whoever comes second waits for the first, or it would go on before standard error is silent.
+        # The second thread waits for the first; otherwise it would continue before standard error is muted.
         with self.muting:
             if not self.muted:
                 mute()
             self.muted = True
 
     def run(self) -> None:
-        """The thread: waits for signals, and ends the process if the main thread does not."""
+        """Waits for signals and ends the process if the main thread does not; runs in the watching thread."""
         while (number := self._next(None)) is None:
             pass
         if number < 0:  # the block has ended
@@ -112,19 +112,19 @@ class _Watch(_Line):
         self.end(allowed)
 
     def _next(self, timeout: float | None) -> int | None:
-        """The next signal of ours; None for another one or after `timeout`; -1 if the pipe is closed."""
+        """Returns the next handled signal; None for another signal or after `timeout`; -1 if the pipe is closed."""
         if not select.select([self.reader], [], [], timeout)[0]:
             return None
         data = os.read(self.reader, 1)
         return -1 if not data else data[0] if data[0] in SIGNALS and data[0] not in self.ignored else None
 
     def end(self, forced: float | None = None) -> None:
-        """Ends the process: one line, the last hooks, the code. Does not return.
+        """Prints the line, runs the last hooks and exits. Does not return.
 
         Args:
-            forced: the main thread has not unwound; how long the hooks for that may take, in seconds.
+            forced: seconds allowed for the `forced` hooks; None if the main thread has unwound.
         """
-        self.ending.acquire(timeout=2 * CALLBACK_SECONDS)  # whoever comes second waits for the first one's end
+        self.ending.acquire(timeout=2 * CALLBACK_SECONDS)  # a second caller waits until the first ends the process
         if forced is not None:
             _run_within(list(self.forced), forced)
         self.tell()
@@ -140,12 +140,12 @@ _watch: _Watch | None = None
 
 @contextlib.contextmanager
 def handled(*, debug: bool = False) -> Iterator[None]:
-    """Handles the signals for the length of the block; the process ends in it if one comes.
+    """Handles signals for the duration of the block; a signal ends the process there.
 
-    Does nothing in a thread other than the main one, or inside itself.
+    Does nothing if nested, or in a thread other than the main one.
 
     Args:
-        debug: leave standard error as it is, with what Ray's own code says while it is ended.
+        debug: do not mute standard error, and so show what Ray prints while it is shut down.
     """
     global _watch
     if _watch is not None or threading.current_thread() is not threading.main_thread():
@@ -171,43 +171,43 @@ def handled(*, debug: bool = False) -> Iterator[None]:
 
 
 def active() -> bool:
-    """Whether a `handled` block is entered."""
+    """Returns whether a `handled` block is active."""
     return _watch is not None
 
 
 def stopping() -> bool:
-    """Whether a signal has come and the process is about to end."""
+    """Returns whether a signal has arrived and the process is about to end."""
     return _watch is not None and _watch.signum is not None
 
 
 def tell() -> None:
-    """Says in one line that the command was stopped, once."""
+    """Prints, once, the line that the command was stopped."""
     (_watch or _Line()).tell()
 
 
 def reinstall() -> None:
-    """Takes the signals back from code that has taken them, such as `ray.init`."""
+    """Reinstalls the handlers after code that has replaced them, such as `ray.init`."""
     if _watch is not None and threading.current_thread() is threading.main_thread():
         _watch.install()
 
 
 @contextlib.contextmanager
 def on_signal(hook: Hook) -> Iterator[None]:
-    """`hook` runs as soon as a signal comes, in another thread, while the main thread unwinds."""
+    """Runs `hook` as soon as a signal arrives, in another thread, while the main thread unwinds."""
     with _registered("first", hook):
         yield
 
 
 @contextlib.contextmanager
 def on_forced_end(hook: Hook) -> Iterator[None]:
-    """`hook` runs where the process is ended though the main thread hangs: for what its `except` would have done."""
+    """Runs `hook` if the process is ended while the main thread hangs, in place of its `except` clauses."""
     with _registered("forced", hook):
         yield
 
 
 @contextlib.contextmanager
 def before_exit(hook: Hook) -> Iterator[None]:
-    """`hook` runs just before a signal ends the process; it stays registered if the signal comes inside the block."""
+    """Runs `hook` just before a signal ends the process; it stays registered if the signal arrives in the block."""
     with _registered("last", hook):
         yield
 
@@ -225,7 +225,7 @@ def _registered(kind: str, hook: Hook) -> Iterator[None]:
 
 
 def _run_within(hooks: list[Hook], seconds: float) -> None:
-    """Runs the hooks, the newest first, without waiting for them longer than `seconds`."""
+    """Runs the hooks, newest first, and waits for them at most `seconds`."""
 
     def run() -> None:
         for hook in reversed(hooks):
@@ -243,9 +243,9 @@ def _say_nothing(*_: object) -> None:
 
 
 def mute() -> None:
-    """From here on only `sys.stderr` reaches the terminal.
+    """Silences standard error except for writes to `sys.stderr`.
 
-    Ray's C++ core, dying threads and destructors would explain at length that they were interrupted.
+    Otherwise Ray's C++ core, dying threads and destructors would report at length that they were interrupted.
     """
     with contextlib.suppress(Exception):
         if (logging := sys.modules.get("logging")) is not None:

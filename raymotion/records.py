@@ -1,8 +1,8 @@
-"""Small JSON files that raymotion writes and reads back: sealed, so that damage is noticed and never acted on.
+"""Small JSON records with a seal, so that damage is detected.
 
-A sealed record carries a digest of its own content under "seal". One that was cut, emptied, overwritten or edited since
-it was written raises `Damaged`, and the caller decides what that means: work that is not done, a second copy, or the
-end of the command with one line. A record without a seal was written by something else; it is taken as it is.
+A sealed record holds a digest of its own content under "seal". Reading one that was truncated, emptied, overwritten or
+edited raises `Damaged`, and the caller decides what to do: redo the work, use a second copy, or stop the command. A
+record without a seal was written by other software and is accepted as it is.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ SEAL = "seal"
 
 
 def seal_of(value: Mapping[str, Any]) -> str:
-    """16 hex digits of a record's content, as JSON holds it."""
+    """Returns a digest (16 hex digits) of a record's content in JSON."""
     plain = json.loads(json.dumps(value, allow_nan=False))
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """`value` with its seal."""
+    """Returns `value` with its seal."""
     plain = {name: own for name, own in value.items() if name != SEAL}
     return {**plain, SEAL: seal_of(plain)}
 
@@ -40,14 +40,14 @@ def write_record(path: storage.PathLike, value: Mapping[str, Any], *, durable: b
 
 
 def read_record(path: storage.PathLike, *, remedy: str | None = None, needs_seal: bool = False) -> dict[str, Any]:
-    """A record without its seal.
+    """Reads a record and removes its seal.
 
     Args:
-        remedy: what the user can do about a damaged one.
-        needs_seal: nothing but raymotion writes this file, so one without a seal is damaged too.
+        remedy: advice to the user if the record is damaged.
+        needs_seal: treat a record without a seal as damaged, since only raymotion writes this file.
 
     Raises:
-        Damaged: it is empty, cut off, no JSON, no mapping, or not what was written.
+        Damaged: the record is empty, truncated, changed, or not a JSON mapping.
         InputError: there is no such file.
     """
     record, has_seal = _read(path, remedy)
@@ -57,7 +57,7 @@ def read_record(path: storage.PathLike, *, remedy: str | None = None, needs_seal
 
 
 def _read(path: storage.PathLike, remedy: str | None) -> tuple[dict[str, Any], bool]:
-    """A record without its seal, and whether it had one, which fits then."""
+    """Returns a record without its seal, and whether it had one; a seal that does not match raises `Damaged`."""
     try:
         found = storage.read_json(path)
     except AccessDenied:
@@ -72,7 +72,7 @@ def _read(path: storage.PathLike, remedy: str | None) -> tuple[dict[str, Any], b
     seal = found.pop(SEAL, None)
     try:
         fits = not has_seal or seal == seal_of(found)
-    except (ValueError, RecursionError):  # no JSON of ours: numbers that are none, or nested without end
+    except (ValueError, RecursionError):  # not written by raymotion: NaN, or nested too deeply
         fits = False
     if not fits:
         raise Damaged("is damaged: it is not what was written", path=path, remedy=remedy)
@@ -80,25 +80,25 @@ def _read(path: storage.PathLike, remedy: str | None) -> tuple[dict[str, Any], b
 
 
 def copy_of(path: storage.PathLike) -> str:
-    """Where the second copy of a record stands: beside it, hidden from readers of data."""
+    """Returns the path of a record's second copy: next to it, hidden from readers of data."""
     text = str(path)
     return storage.join(storage.parent(text), f"_{text.rsplit('/', 1)[-1]}")
 
 
 def write_twice(path: storage.PathLike, value: Mapping[str, Any]) -> None:
-    """Writes a sealed record and, before it, a second copy: whatever happens, one of them is whole."""
+    """Writes a second copy of a sealed record and then the record, so that one of them is always intact."""
     write_record(copy_of(path), value)
     write_record(path, value)
 
 
 def read_twice(path: storage.PathLike, *, remedy: str | None = None) -> tuple[dict[str, Any] | None, str | None]:
-    """What `write_twice` wrote: the record, or its copy where that is damaged or gone; None where there is neither.
+    """Reads the record that `write_twice` wrote, or its copy if the record is damaged or missing.
 
     Returns:
-        the record, and why it had to be taken from the copy, if it had.
+        the record (None if there is neither), and the reason for using the copy, if it was used.
 
     Raises:
-        Damaged: there is a record, and neither it nor the copy can be read.
+        Damaged: neither the record nor its copy can be read, and at least one exists.
     """
     reason = "is missing"
     try:
@@ -122,10 +122,10 @@ def read_twice(path: storage.PathLike, *, remedy: str | None = None) -> tuple[di
 
 
 def read_bytes(path: storage.PathLike, sha256: str | None, *, remedy: str | None = None) -> bytes:
-    """A file whose SHA-256 (hex) stands in a record; None: it was not recorded.
+    """Reads a file and checks its SHA-256 (hex) against the recorded one; None: not recorded, not checked.
 
     Raises:
-        Damaged: the file is not the one that was recorded, or there is none.
+        Damaged: the file differs from the recorded one, or is missing.
     """
     try:
         data = storage.read_bytes(path)
@@ -137,10 +137,10 @@ def read_bytes(path: storage.PathLike, sha256: str | None, *, remedy: str | None
 
 
 def read_arrays(path: storage.PathLike, sha256: str | None, *, remedy: str | None = None) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file whose SHA-256 stands in a record; None: it was not recorded.
+    """Reads the arrays of a safetensors file; see `read_bytes` for `sha256`.
 
     Raises:
-        Damaged: the file is not the one that was recorded, or cannot be read.
+        Damaged: the file differs from the recorded one, is missing, or cannot be read.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load

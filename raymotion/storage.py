@@ -99,7 +99,7 @@ __all__ = [
 
 # Hidden names of raymotion: the lock of a folder (`folders.lock`), and a folder of working files.
 LOCK, MARK = ".raymotion.lock", ".raymotion.json"
-# Of a number in JSON that may be more than a float holds.
+# Matches a number in JSON that may exceed the range of a float.
 _LARGE_EXPONENT = re.compile(r"\d[eE]\+?\d{3}")
 
 
@@ -116,7 +116,7 @@ def filesystem(path: PathLike) -> tuple[AbstractFileSystem, str]:
         from raymotion.stores import s3
 
         return s3.filesystem(), text.split("://", 1)[1]
-    # By its scheme, never `url_to_fs`, which takes `::` in a name for a chain of file systems.
+    # By scheme, not with `url_to_fs`, which interprets `::` in a name as a chain of file systems.
     try:
         return fsspec.filesystem(scheme), text.split("://", 1)[1]
     except (ValueError, ImportError) as error:
@@ -148,10 +148,10 @@ def _remote(path: PathLike) -> Store:
 
 @contextlib.contextmanager
 def explained(path: PathLike, action: str) -> Iterator[None]:
-    """Turns refusals into `AccessDenied`, a full disk into `DiskFull`, and what else a store says against a request
-    into an `InputError`.
+    """Converts denied permissions to `AccessDenied`, full disks to `DiskFull`, and a store's other refusals to
+    `InputError`.
 
-    A missing file stays a FileNotFoundError; a store that fails is a `StoreUnavailable` by itself.
+    A missing file remains a FileNotFoundError; a failing store raises `StoreUnavailable` itself.
     """
     try:
         yield
@@ -166,7 +166,7 @@ def explained(path: PathLike, action: str) -> Iterator[None]:
                 path=path,
                 remedy="Check the permissions of the folder, or the credentials for the bucket.",
             ) from error
-        # Told by name: botocore's errors are no OSErrors, and importing it for local files would cost a second.
+        # Recognized by name: botocore's errors are not OSErrors, and importing it for local files would take a second.
         if type(error).__module__.startswith("botocore"):
             if "Credential" in type(error).__name__:
                 raise AccessDenied(
@@ -181,7 +181,7 @@ def explained(path: PathLike, action: str) -> Iterator[None]:
         raise
 
 
-# What says that a file is not there, or not a file; the callers know what that means.
+# Errors for a missing file or the wrong type of file, which callers handle.
 _ABOUT_THE_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
 
 
@@ -212,7 +212,7 @@ def require_folder(path: PathLike) -> None:
             found = os.path.isdir(absolute(path))
             if not found:
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                    os.stat(absolute(path))  # tells a closed parent from an absent folder
+                    os.stat(absolute(path))  # raises if the parent may not be entered
             elif not os.access(absolute(path), os.X_OK):
                 raise PermissionError(13, "Permission denied")
     if not found:
@@ -239,15 +239,15 @@ def list_tree(folder: PathLike) -> list[str]:
 
 
 def list_remote(folder: PathLike) -> dict[str, dict[str, Any]]:
-    """What a store says of the files directly below the address of a folder, by name: `size`, and what changes with a
-    file's content (in S3 `ETag`); and the folders there, whose names end in a slash. Fresh from the store."""
+    """Returns a store's metadata of the files directly below a folder's address, by name, uncached: `size` and a value
+    that changes with the content (`ETag` in S3). Also lists folders, whose names end in a slash."""
     with explained(folder, "list it"):
         return _remote(folder).entries(absolute(folder))
 
 
 def list_entries(folder: PathLike) -> list[str]:
-    """Sorted names of the files and folders directly in `folder`, without what raymotion's own writing leaves there
-    for a while: its lock, and files that were being written. An absent folder is empty."""
+    """Returns the sorted names of the files and folders directly in `folder`, except raymotion's lock, mark and
+    temporary files; [] if it does not exist."""
     with explained(folder, "list it"):
         try:
             if not is_remote(folder):
@@ -283,7 +283,7 @@ def make_dir(folder: PathLike) -> None:
     """Creates a local folder with its parents; object stores need none."""
     if not is_remote(folder):
         with explained(folder, "make the folder"), _placed(folder):
-            # A link to a folder that is not there yet leads to where it is made.
+            # For a link to a missing folder, create its target.
             os.makedirs(os.path.realpath(absolute(folder)), exist_ok=True)
 
 
@@ -371,7 +371,7 @@ def write_bytes(path: PathLike, data: bytes, *, durable: bool = True) -> None:
             return
         target = Path(file_to_write(path, absolute(path)))
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Hidden, so that no listing of data files ever shows one that a crash left behind.
+        # Hidden, so that one left by a crash never appears in a listing of data files.
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
             with open(temporary, "wb") as file:
@@ -454,7 +454,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()
-    # With a checksum in each page, which `open_parquet` compares: zstd itself decodes many a flipped bit.
+    # With a checksum per page, verified by `open_parquet`, because zstd alone does not detect every flipped bit.
     pq.write_table(table, buffer, compression="zstd", store_schema=True, write_page_checksum=True)
     return buffer.getvalue()
 
@@ -474,7 +474,7 @@ def _all_finite(values: pa.Array) -> bool:
     import pyarrow as pa
 
     while isinstance(values, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
-        values = values.flatten()  # leaves out what stands behind a null
+        values = values.flatten()  # omits the values of null lists
     if not pa.types.is_floating(values.type):
         return True
     present = values.drop_null() if values.null_count else values

@@ -1,4 +1,4 @@
-"""Tables as text: aligned columns, the same in a terminal, a log and a pipe; and CSV."""
+"""Tables as aligned text, identical in a terminal, a log and a pipe, and as CSV."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import io
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-# Wider than any table: cells are never wrapped or cut.
+# Wider than any table, so that cells are never wrapped or cut.
 WIDTH = 10_000
 
 
 def table_lines(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: Collection[int] = (0,)) -> list[str]:
-    """The lines of a table, without colour: its head, then its rows.
+    """Returns the lines of a table, head first, without colour.
 
     Args:
-        rows: as many texts each as `head`.
-        left: positions of the columns that are aligned to the left; the others are figures, to the right.
+        rows: each as long as `head`.
+        left: indices of the columns to align to the left; the others are aligned to the right.
     """
     from rich.console import Console
     from rich.table import Table
@@ -28,7 +28,7 @@ def table_lines(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: Col
     for row in rows:
         table.add_row(*map(Text, row))
     buffer = io.StringIO()
-    # Whatever the terminal is: FORCE_COLOR, a dumb terminal and a notebook each change what rich does by itself.
+    # Fixed, because by default rich adapts to FORCE_COLOR, a dumb terminal or a notebook.
     Console(file=buffer, width=WIDTH, height=25, force_terminal=False, force_jupyter=False, color_system=None).print(
         table
     )
@@ -36,7 +36,7 @@ def table_lines(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: Col
 
 
 def csv_text(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Rows as CSV; None is empty."""
+    """Returns the table as CSV, with None as an empty cell."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(head)

@@ -1,7 +1,7 @@
-"""Which Ray cluster an `--address` means, and whether it answers.
+"""Resolves `--address` to a Ray cluster and checks that it responds.
 
-Asked before `ray.init`, which tries a dead address for a quarter of an hour, and which takes `auto` to mean whatever
-Ray it finds on the machine: another command's private one as well, which ends when that command does.
+Done before `ray.init`, which keeps trying a dead address for a quarter of an hour, and for which `auto` means any Ray
+on the machine, even the private one of another command, which ends with that command.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from raymotion.errors import InputError
 
 ANSWER_SECONDS = 12.0
 ADDRESS_VARIABLE = "RAY_ADDRESS"
-# Label of the node of a Ray that raymotion starts for one command. It stands on the raylet's command line.
+# Node label of a Ray that raymotion starts for one command, visible on the raylet's command line.
 PRIVATE_LABEL = {"raymotion": "private"}
 CLIENT, DASHBOARD = "ray://", ("http://", "https://")
 REMEDY = "Check the address, or leave --address out to start Ray on this machine."
 
 
 def resolve(address: str) -> str | None:
-    """The address to connect to, `host:port` or `ray://host:port`, at which a cluster answers.
+    """Resolves an address and checks that a cluster responds there.
 
     Args:
-        address: as the user gave it; `auto` is RAY_ADDRESS if that is set, else the cluster of this machine.
+        address: as the user gave it; `auto` is RAY_ADDRESS if set, else the cluster on this machine.
 
     Returns:
-        None where a Ray of our own is meant (`local`).
+        `host:port` or `ray://host:port`; None for a private Ray (`local`).
 
     Raises:
-        InputError: nothing answers there within some 15 seconds, it is no Ray, or `auto` finds none or several.
+        InputError: nothing responds within about 15 seconds, it is not Ray, or `auto` finds no or several clusters.
     """
     given, origin = address.strip(), "--address"
     if given == "auto":
@@ -48,7 +48,7 @@ def resolve(address: str) -> str | None:
 
 
 def require_answer(address: str, *, origin: str = "--address", seconds: float = ANSWER_SECONDS) -> None:
-    """Raises an `InputError` unless a Ray answers at `address` within `seconds`."""
+    """Raises an `InputError` unless Ray responds at `address` within `seconds`."""
     if address.startswith(DASHBOARD):
         raise InputError(
             f"{address} ({origin}) is the address of a dashboard, which only takes submitted jobs",
@@ -71,7 +71,7 @@ def require_answer(address: str, *, origin: str = "--address", seconds: float = 
 
 
 def _within(seconds: float, ask: Callable[[], str | None]) -> str | None:
-    """What `ask` returns, without waiting longer: resolving a name has no time limit of its own."""
+    """Returns the result of `ask` with a time limit, which name resolution does not have."""
     found: list[str | None] = []
     thread = threading.Thread(target=lambda: found.append(ask()), daemon=True)
     thread.start()
@@ -108,7 +108,7 @@ def _is_client_server(address: str, seconds: float) -> str | None:
 
 @contextlib.contextmanager
 def _channel(address: str) -> Iterator[object]:
-    """A channel with Ray's own settings: TLS, and the token of the cluster."""
+    """Opens a gRPC channel with Ray's settings (TLS, and the cluster's token)."""
     from ray._private.grpc_utils import init_grpc_channel
 
     channel = init_grpc_channel(address)
@@ -129,12 +129,12 @@ def _why_not(call: Callable[[], object], what: str) -> str | None:
             return f"what listens there is not a {what}"
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
             return "something listens there, but does not answer as Ray does"
-        # It answers as Ray: what else it has against us, such as a token, `ray.init` tells best.
+        # It responds as Ray. Other errors, such as a missing token, are left to `ray.init`.
     return None
 
 
 def _cluster_of_this_machine() -> str:
-    """Of the cluster that `ray start` recorded on this machine last, else of the one that runs on it."""
+    """Returns the address of the cluster recorded by the last `ray start` on this machine, else of the running one."""
     from ray._private import services
 
     private, running = _running()
@@ -164,7 +164,7 @@ def _cluster_of_this_machine() -> str:
 
 
 def _running() -> tuple[set[str], set[str]]:
-    """Addresses of the clusters whose raylets run on this machine: raymotion's private ones, and all others."""
+    """Returns the addresses of the clusters with raylets on this machine: private ones of raymotion, and others."""
     import psutil
 
     private: set[str] = set()

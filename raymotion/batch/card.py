@@ -1,7 +1,7 @@
-"""The card of a data set that a job wrote: a page for people, with the header by which the Hugging Face hub lists it.
+"""The data set card of a finished job: a Markdown page with the header of the Hugging Face hub.
 
-It is `_README.md`, not `README.md`: pandas and pyarrow would take that for a part. `datasets` finds the rows by
-`.huggingface.yaml`, here and on the hub; there the card is uploaded as `README.md`.
+The file is `_README.md`, because pandas and pyarrow would read `README.md` as a part. `datasets` finds the rows through
+`.huggingface.yaml`, locally and on the hub, where the card is uploaded as `README.md`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ UPPER = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6,
 
 
 def write_card(folder: str, record: Mapping[str, Any]) -> None:
-    """Writes the card of a finished job, from its record and the schema of its parts. It holds no times."""
+    """Writes the card of a finished job from its record and the schema of its parts; the card contains no times."""
     names = part_names(folder)
     schema = pa.schema([])
     if names:
@@ -58,7 +58,7 @@ def write_card(folder: str, record: Mapping[str, Any]) -> None:
 
 
 def card(record: Mapping[str, Any], schema: pa.Schema) -> str:
-    """Markdown with the hub's YAML header; what is not recorded is left out.
+    """Returns the card as Markdown with the hub's YAML header; omits what is not recorded.
 
     Args:
         record: of the job.
@@ -106,7 +106,7 @@ def card(record: Mapping[str, Any], schema: pa.Schema) -> str:
 
 
 def _made_by(record: Mapping[str, Any]) -> list[str]:
-    """What computed the rows: a model by its fingerprint and what it read, an extractor, or backbones."""
+    """Returns lines on how the rows were made: model fingerprint and inputs, extractor, detector or backbones."""
     lines = []
     model = record.get("model") or {}
     if "fingerprint" in model:

@@ -1,4 +1,4 @@
-"""Ray, found or started, and whether a plan of actors fits on it."""
+"""Connects to Ray or starts it, and plans how many actors fit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from raymotion.batch.ray_folder import PREFIX, ray_folder
 from raymotion.batch.ray_processes import RayProcesses, starting_ray
 from raymotion.errors import InputError, RunFailed
 
-# The object store carries shard numbers and one-row records, and weights during training: never pixels.
+# The object store holds shard numbers, one-row records and, during training, weights, but never pixels.
 OBJECT_STORE_BYTES = 256 * 1024**2
 LONGEST_SOCKET = 107 if sys.platform == "linux" else 103  # bytes of the path of a Unix socket
 COMPLAINT = re.compile(r"\[\S+ \S+ [EFC] ")  # a line of Ray's logs: [date time level process thread] file:line: text
@@ -30,13 +30,12 @@ COMPLAINT = re.compile(r"\[\S+ \S+ [EFC] ")  # a line of Ray's logs: [date time 
 def connect(address: str | None, *, cpus: int | None = None) -> Iterator[None]:
     """Connects to Ray, or starts it, for the duration of the block.
 
-    A Ray that this process is already connected to is used and left alone. Without an address a Ray of our own is
-    started on this machine, in its own temporary folder, and ended afterwards: never one that happens to be recorded
-    here.
+    An existing connection of this process is used and left open. Without an address, a private Ray is started on this
+    machine, in its own temporary folder, and stopped afterwards; a Ray recorded on this machine is never used then.
 
     Args:
-        address: `host:port`, `ray://host:port`, `auto`, or None for this machine.
-        cpus: logical CPUs of an own Ray; default: the cores of the machine.
+        address: `host:port`, `ray://host:port`, `auto`, or None for a private Ray.
+        cpus: logical CPUs of a private Ray; default: the available cores.
     """
     import ray
 
@@ -53,7 +52,7 @@ QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 
 @contextlib.contextmanager
 def _connected(address: str) -> Iterator[None]:
-    """A Ray that somebody else has started."""
+    """Connects to an existing cluster for the duration of the block."""
     import ray
 
     try:
@@ -73,18 +72,18 @@ def _connected(address: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _started(cpus: int) -> Iterator[None]:
-    """A Ray of our own, whose processes have all ended when the block has."""
+    """Starts a private Ray for the duration of the block; all its processes have ended afterwards."""
     import ray
 
-    # Read when the node starts: at Ray's default of 15 the workers would give way to anything else on the machine.
+    # Read when the node starts. With Ray's default of 15 the workers would yield to any other process on the machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # an actor of its own, and an address outside
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # would start an actor and contact an external address
     processes = RayProcesses()
     with (
         ray_folder(base_folder()) as folder,
         _environment(None),
         interrupts.on_signal(processes.freeze),
-        # Runs where a signal ends the process: the folder's own `finally` may never do.
+        # Runs if a signal ends the process, when the `finally` of `ray_folder` may not.
         interrupts.before_exit(lambda: _end(processes, folder)),
     ):
         try:
@@ -99,12 +98,12 @@ def _started(cpus: int) -> Iterator[None]:
                         _temp_dir=folder,
                         **QUIET,
                     )
-            except Exception as error:  # Ray raises a bare Exception where its processes do not answer in time
+            except Exception as error:  # Ray raises a bare Exception if its processes do not respond in time
                 raise RunFailed(_why_not_started(error, folder)) from error
             with _environment(ray.get_runtime_context().gcs_address):
                 yield
         finally:
-            if not interrupts.stopping():  # then they are frozen, and `_end` is the last thing to happen
+            if not interrupts.stopping():  # otherwise they are suspended, and `_end` kills them
                 processes.look()
                 ray.shutdown()
                 processes.kill_seen()  # Ray's agents may live on for half a minute
@@ -117,7 +116,7 @@ def _end(processes: RayProcesses, folder: str) -> None:
 
 @contextlib.contextmanager
 def _environment(address: str | None) -> Iterator[None]:
-    """RAY_ADDRESS set to `address`: parts of Ray prefer what it says to the Ray that they are part of."""
+    """Sets RAY_ADDRESS for the block, since parts of Ray prefer it to the cluster that they belong to."""
     before = os.environ.pop(ADDRESS_VARIABLE, None)
     if address is not None:
         os.environ[ADDRESS_VARIABLE] = address
@@ -134,7 +133,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _why_not_started(error: Exception, folder: str) -> str:
-    """What Ray said, and the last thing that its processes complained of; only where neither is known, a guess."""
+    """Returns Ray's message with the last error in its logs or, if there is none, possibly a guess at the cause."""
     complaint = ""
     for name in ("gcs_server", "raylet"):
         for path in Path(folder).glob(f"session_*/logs/{name}.*"):
@@ -150,12 +149,12 @@ def _why_not_started(error: Exception, folder: str) -> str:
 
 
 def base_folder() -> Path:
-    """Where the temporary folder of a Ray goes: the system's place for such, or another if its path is too long.
+    """Returns the parent of Ray's temporary folder: the system's temporary folder, or another if its path is too long.
 
-    Ray's sockets lie below the folder, and the path of a Unix socket has at most 107 bytes.
+    Ray's sockets are below the folder, and the path of a Unix socket is limited to `LONGEST_SOCKET` bytes.
 
     Raises:
-        RunFailed: none of the places that there are can be written to, or all have longer paths.
+        RunFailed: every candidate has too long a path or cannot be written to.
     """
     below = f"/{PREFIX}{'x' * 8}/session_{'x' * 26}_{os.getpid()}/sockets/plasma_store"
     places = [tempfile.gettempdir(), "/tmp", "/var/tmp", os.path.expanduser("~/.cache"), os.path.expanduser("~")]
@@ -177,7 +176,7 @@ def _takes_files(place: str) -> bool:
 
 
 def available_cpus() -> int:
-    """Cores that this process may use: its affinity, and a container's share of time (cgroup v2)."""
+    """Returns the number of cores that this process may use, by its affinity and the container's quota (cgroup v2)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     with contextlib.suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -188,14 +187,14 @@ def available_cpus() -> int:
 
 @dataclass(frozen=True)
 class Placement:
-    """A number of equal actors and what each takes."""
+    """A number of identical actors and the resources of each."""
 
     workers: int
     cpus: float
     gpus: float
 
     def describe(self) -> str:
-        """As in `2 x (1 CPU and 1 GPU)`."""
+        """Formats the placement, as in `2 x (1 CPU and 1 GPU)`."""
         each = f"{self.cpus:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
         return f"{self.workers} x ({each})"
 
@@ -209,25 +208,25 @@ def plan_placement(
     autoscale: bool = False,
     options: tuple[str, str, str] = ("--workers", "--cpus-per-worker", "--gpus-per-worker"),
 ) -> Placement:
-    """How many actors of which size, from the settings and from what the nodes have.
+    """Chooses the number and size of actors from the settings and the resources of the nodes.
 
-    Where the settings leave it open: one GPU each if there are GPUs, and its share of the CPUs for decoding; else
-    one CPU each, and as many actors as fit.
+    By default each actor has one GPU, if there are any, with its share of the CPUs for decoding, else one CPU; and
+    there are as many actors as fit.
 
     Args:
-        workers, cpus, gpus: settings, None to choose.
+        workers, cpus, gpus: settings; None: choose.
         nodes: resources of each node, with the keys `CPU` and `GPU`.
-        autoscale: the cluster starts nodes for actors that wait. Ray does not tell which it could start, so nothing is
-            refused, and the number of workers has to be said.
-        options: what the command calls `workers`, `cpus` and `gpus`, for messages.
+        autoscale: the cluster starts nodes for pending actors. Ray does not report which it could start, so no plan is
+            refused, and `workers` is required.
+        options: the command's names of `workers`, `cpus` and `gpus`, for messages.
 
     Raises:
-        InputError: the plan can never be placed; the message shows the arithmetic.
+        InputError: the plan cannot be placed; the message shows the calculation.
     """
     if gpus is None:
         gpus = 1.0 if any(n.get("GPU", 0) >= 1 for n in nodes) else 0.0
     if cpus is None:
-        # The share of the node that has least: every GPU is to get its worker.
+        # The smallest share of any node, so that every GPU gets its worker.
         shares = [n.get("CPU", 0) // (n["GPU"] / gpus) for n in nodes if gpus and n.get("GPU", 0) >= gpus]
         cpus = max(1.0, min(8.0, *shares)) if shares else 1.0
     if autoscale:
@@ -253,7 +252,7 @@ def _fitting(node: dict[str, float], cpus: float, gpus: float) -> int:
 
 
 def node_resources() -> list[dict[str, float]]:
-    """Resources of each live node of the Ray that this process is connected to."""
+    """Returns the resources of each live node of the connected cluster."""
     import ray
 
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]

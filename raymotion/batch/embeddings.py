@@ -1,4 +1,4 @@
-"""The embedding job: sample table -> features of the three streams in Parquet, by frozen backbones."""
+"""The embedding job: sample table to features of the three streams, by frozen backbones, in Parquet."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from raymotion.pipeline.embed import CONTEXT, RENDERER, DecodeOnce, EmbedStreams
 from raymotion.pipeline.stages import Item, Stage, image_units, made_from
 from raymotion.weights import locate
 
-# Side of the token grid that a study gets where it uses tokens and was not told how many.
+# Default side of the token grid for a study that uses tokens.
 STUDY_TOKENS = 2
-# Features of one shard, at most, in the memory of a worker (twice, while they are written).
+# Maximum size of the features of one shard in a worker's memory (twice that during writing).
 SHARD_BYTES = 128 << 20
 Backbone = Annotated[str, Metavar("BACKBONE")]
 COLUMNS = ("group_id", "body_box", "face_box", "split")
@@ -39,8 +39,8 @@ COLUMNS = ("group_id", "body_box", "face_box", "split")
 class EmbeddingSettings(JobSettings):
     """Settings of `raymotion features embeddings`.
 
-    `backbone_weights` and `size` hold `random:0` for all backbones, or `swin=weights.safetensors` for one; of two
-    values for the same backbone the later wins.
+    `backbone_weights` and `size` hold values for all backbones (`random:0`) or for one (`swin=weights.safetensors`);
+    the last value for a backbone wins.
     """
 
     context: tuple[Backbone, ...] = Field((), description="backbone of the whole picture (repeatable)")
@@ -71,31 +71,31 @@ class EmbeddingSettings(JobSettings):
     @field_validator("backbone_weights", "size", mode="before")
     @classmethod
     def _several(cls, value: Any) -> Any:
-        """One value, or a list of them; a YAML file may say `size: 96`."""
+        """Accepts a single value as well as a list, such as `size: 96` in a YAML file."""
         return [str(item) for item in (value if isinstance(value, list | tuple) else [value])]
 
     def streams(self) -> dict[str, tuple[str, ...]]:
-        """Backbones of the streams that have any, each named once, in the order of `STREAMS`."""
+        """Returns the distinct backbones of each stream that has any, in the order of `STREAMS`."""
         chosen = {stream: tuple(dict.fromkeys(getattr(self, stream))) for stream in STREAMS}
         return {stream: names for stream, names in chosen.items() if names}
 
     def level_views(self) -> dict[str, int]:
-        """How many views each level has; there is one clean one."""
+        """Returns the number of views of each level; `none` has one."""
         return {"none": 1, **{level: self.views for level in ("basic", "full") if level in self.augment}}
 
 
 def plan_streams(settings: EmbeddingSettings) -> tuple[StreamPlan, dict[str, str]]:
-    """What the settings ask for, and the weights of each backbone by name.
+    """Returns the plan of the settings, and the weights of each backbone by name.
 
     Raises:
-        InputError: no stream, an unknown backbone or size, or one that has no grid for the tokens asked for.
+        InputError: no stream, an unknown backbone, an invalid size, or a backbone without the requested token grid.
     """
     streams = settings.streams()
     if not streams:
         raise InputError("no stream has a backbone", remedy="Give --context, --body or --face at least once.")
     names = tuple(dict.fromkeys(name for several in streams.values() for name in several))
     chosen = _by_name(settings.backbone_weights, names, "default")
-    weights = {name: locate(what) for name, what in chosen.items()}  # a worker's folder may be another
+    weights = {name: locate(what) for name, what in chosen.items()}  # workers may have another working directory
     sizes = _by_name(settings.size, names, "")
     identities: dict[str, BackboneIdentity] = {}
     for name in names:
@@ -110,7 +110,7 @@ def plan_streams(settings: EmbeddingSettings) -> tuple[StreamPlan, dict[str, str
 
 
 def _by_name(values: Sequence[str], names: Sequence[str], default: str) -> dict[str, str]:
-    """`WHAT` and `NAME=WHAT` as one value for each name. Only a backbone of the job is a NAME: paths may hold a `=`."""
+    """Resolves `WHAT` and `NAME=WHAT` to one value per name. Only the job's backbones are NAMEs: paths may hold `=`."""
     general, special = default, {}
     for value in values:
         name, equals, what = value.partition("=")
@@ -127,11 +127,11 @@ def _by_name(values: Sequence[str], names: Sequence[str], default: str) -> dict[
 
 
 def with_needs(options: Mapping[str, Any], needs: Mapping[str, Any]) -> dict[str, Any]:
-    """Options laid over what a study needs (`study.features.embedding_needs`): both their backbones and levels.
+    """Merges options with the needs of a study (`study.features.embedding_needs`): the union of backbones and levels.
 
     Args:
-        options: by name; a list that is empty, and None, are not given.
-        needs: lists of backbones by stream, `levels`, and `tokens`, whether any head uses spatial tokens.
+        options: by name; None and empty lists count as not given.
+        needs: lists of backbones by stream; `levels`; and `tokens`, whether any head uses spatial tokens.
     """
     levels = [level for level in needs.get("levels", ()) if level != "none"]
     wanted = {**{stream: needs.get(stream, ()) for stream in STREAMS}, "augment": levels}
@@ -151,10 +151,10 @@ class EmbeddingSink:
         self.layout = layout
 
     def encode(self, items: Sequence[Item]) -> pa.Table:
-        holders: list[int | None] = []  # of each row, the row that has its image's context
+        holders: list[int | None] = []  # for each row, the row with the context features of its image
         for unit in image_units(items):
             first = len(holders)
-            # A row of the training split, if there is one: only those have augmented views.
+            # A row of the training split if there is one, since only those have augmented views.
             best = next((i for i, item in enumerate(unit) if item.row["split"] == AUGMENTED_SPLIT), 0)
             has = any(key.stream == CONTEXT for key in self.layout.shapes)
             holders += [first + best if has else None] * len(unit)
@@ -182,16 +182,16 @@ class EmbeddingSink:
 def embed(settings: EmbeddingSettings, *, address: str | None = None, progress: ProgressKind = "auto") -> JobSummary:
     """Runs the embedding job; see `run_job` for resume and errors.
 
-    Every image is fetched and decoded once and feeds all streams and backbones. Levels other than none are computed
-    for the split train alone. _job.json gets `forward_passes` (rows through a backbone, by STREAM/BACKBONE/LEVEL),
-    `forward_passes_minimum` (one for each distinct picture or crop and view, counted from what the parts hold) and
-    `embeddings` (what there is).
+    Every image is fetched and decoded once for all streams and backbones. Levels other than `none` are computed for the
+    split train only. Adds to _job.json: `forward_passes` (rows through a backbone, by STREAM/BACKBONE/LEVEL),
+    `forward_passes_minimum` (one for each distinct image or crop and view, counted in the parts) and `embeddings` (a
+    summary of the features).
     """
     plan, weights = plan_streams(settings)
     layout = plan.layout()
 
     def stages(device: str) -> tuple[Stage, ...]:
-        # The models are loaded where they are: what a resume is compared by is their identity.
+        # Models are loaded in the workers; a resume compares their identities.
         return (DecodeOnce(settings.damaged), EmbedStreams(plan, weights, resolve_precision(settings, device)))
 
     def check(samples: pa.Table) -> None:
@@ -244,7 +244,7 @@ def _check_samples(settings: EmbeddingSettings, plan: StreamPlan, samples: pa.Ta
 
 
 def _how_to_get(stream: str, samples: str) -> str:
-    """What to do about a table without a box of a stream."""
+    """Returns the remedy for a table without boxes of a stream."""
     without = f"or leave the stream {stream} out, of the options and of the recipe and spaces that --study names."
     if stream == "face":
         return f"Find them: `raymotion data faces {samples} --out faces.parquet`, and name that table; {without}"
@@ -252,7 +252,7 @@ def _how_to_get(stream: str, samples: str) -> str:
 
 
 def _notices(identities: Mapping[str, BackboneIdentity]) -> tuple[str, ...]:
-    """What a user must hear about features of untrained backbones."""
+    """Returns the warning about features of untrained backbones, if any."""
     random = [f"{name} ({identity.weights})" for name, identity in identities.items() if identity.is_random]
     if not random:
         return ()
@@ -263,7 +263,7 @@ def _notices(identities: Mapping[str, BackboneIdentity]) -> tuple[str, ...]:
 
 
 def _figures(folder: str, layout: EmbeddingLayout) -> dict[str, Any]:
-    """What _job.json says about the finished parts."""
+    """Returns the entries for _job.json on the finished parts."""
     commits = ledger.read_commits(folder, running_job(folder)["digest"])
     passes: dict[str, int] = {}
     for commit in commits.values():
@@ -288,7 +288,7 @@ def _figures(folder: str, layout: EmbeddingLayout) -> dict[str, Any]:
 
 
 def describe(record: Mapping[str, Any]) -> list[str]:
-    """Closing lines of the command, from its _job.json."""
+    """Returns the closing lines of the command from its _job.json."""
     found = record["embeddings"]
     streams = {"context": "images", "body": "bodies", "face": "faces"}
     counted = ", ".join(f"{found['with'][name]:,} {word}" for name, word in streams.items() if name in found["with"])

@@ -1,4 +1,4 @@
-"""A labelled data set in the formats of other programs."""
+"""Export of a labelled data set to other formats."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ PUBLISHED_ORDER = (
     "hopeful", "anger", "joy", "interested", "calm", "bored", "scared",
 )  # fmt: skip
 
-# By this a coco-json export is told from COCO's own annotation files, which begin alike.
+# Distinguishes a coco-json export from COCO's own annotation files, which begin alike.
 DESCRIPTION = "Emotion pseudo-labels made with raymotion"
 
-# The id of a COCO sample, or of a person in its picture.
+# The id of a COCO sample, or of a person in its image.
 _COCO_ID = re.compile(r"coco:(\d{12})(?::person:\d+)?")
 
 
-# What a full-csv leaves out of the columns, besides probabilities, which get one each.
+# Columns not copied to a full-csv; probabilities get one column each instead.
 NOT_EXPORTED = ("probabilities", "selected", "image_bytes", "image_digest", "unknown_words")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """How an export ended: rows that were written, and those of them that have no public address."""
+    """Result of an export: rows written, and how many of them give no address or file name of their image."""
 
     rows: int
     without_address: int = 0
@@ -51,14 +51,13 @@ def export(labels: storage.PathLike, out: storage.PathLike, kind: str, *, coco_s
     """Writes the selected rows of a labelled data set to one file.
 
     Args:
-        kind: `full-csv` (all there is: id, address, captions and labels as JSON, a probability for each label, and
-            whatever else the model predicts), `csv` (the public system's 31 columns) or `coco-json`. The last two need
-            labels of a vocabulary.
-        coco_split: where COCO publishes the pictures (`val2017`), for rows whose own address does not say.
+        kind: `full-csv` (id, address, captions and labels as JSON, a probability for each label, and all other
+            predictions), `csv` (the public system's 31 columns) or `coco-json`. The last two need labels of a
+            vocabulary.
+        coco_split: COCO's split of the images (`val2017`), for rows whose address does not contain it.
 
     Raises:
-        InputError: no row has a public address and the format has nothing else to name a picture by, or `out` holds
-            something else than such an export.
+        InputError: no row has a public address, which `csv` requires, or `out` exists and is not such an export.
     """
     folder = storage.absolute(labels)
     record = read_labels_record(folder)
@@ -80,19 +79,19 @@ def export(labels: storage.PathLike, out: storage.PathLike, kind: str, *, coco_s
 
 
 def _is_export(head: bytes, kind: str, text: str) -> bool:
-    """Whether the file that begins with `head` is an earlier export: its first line, or its description, is ours."""
+    """Returns whether a file that begins with `head` is an earlier export, by its first line or its description."""
     if kind == "coco-json":
         return head.startswith(f'{{"info": {{"description": "{DESCRIPTION}"'.encode())
-    ours = text[: len(head) + 1].encode()[: len(head)]  # a first line may be longer than what is looked at
+    ours = text[: len(head) + 1].encode()[: len(head)]  # the first line may be longer than `head`
     return outputs.first_line(head) == outputs.first_line(ours)
 
 
 def public_address(row: dict[str, Any], coco_split: str | None = None) -> str:
-    """The address at which anybody finds the picture of a row, or an empty string.
+    """Returns the public address of a row's image, or an empty string.
 
-    A picture of COCO has the one in COCO's archives: its file and folder name it there, or `coco_split` stands in for
-    the folder, and the sample's id for a file that is not at hand. Other pictures have one if they were read from the
-    web or from an object store.
+    For a COCO image this is its address in COCO's archives, derived from its file and folder; `coco_split` replaces an
+    unknown folder, and the sample's id a missing file name. Other images have one if they were read from the web or an
+    object store.
     """
     uri = row["image_uri"] or ""
     number = _COCO_ID.fullmatch(row["sample_id"])
@@ -106,7 +105,7 @@ def public_address(row: dict[str, Any], coco_split: str | None = None) -> str:
 
 
 def _full_csv(folder: str, vocabulary: Vocabulary | None, coco_split: str | None) -> tuple[str, Exported]:
-    """sample_id, image_uri, public_url, lists as JSON, `p_LABEL` for each label, and what else the model predicts."""
+    """Returns a CSV of sample_id, image_uri, public_url, lists as JSON, `p_LABEL` per label, and other predictions."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     rows = without = 0
@@ -134,21 +133,21 @@ def _full_csv(folder: str, vocabulary: Vocabulary | None, coco_split: str | None
 
 
 def _text(value: Any) -> str:
-    """A value as one field of CSV: lists as JSON, numbers with six digits, null as nothing."""
+    """Formats a value as a CSV field: lists as JSON, floats with six digits, null as an empty string."""
     if isinstance(value, float):
         return f"{value:.6g}"
     return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _selected(folder: str) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-    """The selected rows in order, without their probabilities, and these: float32 (L)."""
+    """Yields the selected rows in order, without their probabilities, and the probabilities: float32 (L)."""
     for _, table in read_parts(folder):
         rows = table.drop_columns(["probabilities"]).to_pylist()
         yield from (both for both in zip(rows, matrix_of(table), strict=True) if both[0]["selected"])
 
 
 def _csv(folder: str, vocabulary: Vocabulary, coco_split: str | None) -> tuple[str, Exported]:
-    """The public system's table: coco_url, captions as a Python list in text, then 0.0 or 1.0 for each label."""
+    """Returns the public system's table: coco_url, captions as the text of a Python list, 0.0 or 1.0 per label."""
     columns = PUBLISHED_ORDER if vocabulary.labels == SOCRATIS_29.labels else vocabulary.labels
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -163,7 +162,7 @@ def _csv(folder: str, vocabulary: Vocabulary, coco_split: str | None) -> tuple[s
 
 
 def _coco_json(folder: str, vocabulary: Vocabulary, coco_split: str | None) -> tuple[str, Exported]:
-    """COCO's layout: images, categories (the vocabulary, from 1), and one annotation with a score for each label."""
+    """Returns COCO's layout: images, categories (the vocabulary, from 1), and an annotation with a score per label."""
     images: list[dict[str, Any]] = []
     known = [_coco_number(sample_id) for sample_id in _ids(folder)]
     free = max((number for number in known if number is not None), default=0)
@@ -171,11 +170,11 @@ def _coco_json(folder: str, vocabulary: Vocabulary, coco_split: str | None) -> t
     without = 0
     for row, probabilities in _selected(folder):
         image_id = _coco_number(row["sample_id"])
-        if image_id is None:  # numbered above all of COCO's own, so that no annotation finds the wrong image
+        if image_id is None:  # numbered above all COCO ids, so that no annotation refers to the wrong image
             free += 1
             image_id = free
         name = posixpath.basename((row["image_uri"] or "").replace("\\", "/"))
-        for reader in ("folder:", "coco:file:"):  # the path below the folder, subfolders included
+        for reader in ("folder:", "coco:file:"):  # the path relative to the folder, with subfolders
             if row["sample_id"].startswith(reader):
                 name = row["sample_id"].removeprefix(reader)
         url = public_address(row, coco_split)
@@ -203,7 +202,7 @@ def _coco_json(folder: str, vocabulary: Vocabulary, coco_split: str | None) -> t
 
 
 def _coco_number(sample_id: str) -> int | None:
-    """The number that COCO gave to an image, or None for other samples (persons in an image among them)."""
+    """Returns COCO's number of an image, or None for other samples, including persons in an image."""
     number = sample_id.removeprefix("coco:")
     return int(number) if sample_id.startswith("coco:") and number.isdecimal() else None
 

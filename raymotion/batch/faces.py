@@ -1,7 +1,7 @@
-"""The face job: sample table -> the same table with face boxes, found by a detector inside the body boxes.
+"""The face job: adds face boxes, found by a detector inside the body boxes, to a sample table.
 
-The state of an unfinished run stands beside the output (`.NAME.run`), and the same command goes on with it. What was
-found is joined to the table by sample_id, and the table is written in one step at the end.
+The state of an unfinished run is kept next to the output (`.NAME.run`), and the same command resumes it. The boxes are
+joined to the table by sample_id, and the table is written atomically at the end.
 """
 
 from __future__ import annotations
@@ -62,21 +62,22 @@ class FaceSettings(JobSettings):
     )
     min_side: Annotated[float, Metavar("PIXELS")] = Field(MIN_SIDE, ge=1, description="leave smaller faces out")
     overwrite_boxes: bool = Field(False, description="search for the faces of all samples, and drop their face boxes")
-    # Detectors run on the CPU: a GPU would only be kept from others.
+    # Detectors run on the CPU, so do not reserve a GPU.
     gpus_per_worker: float | None = Field(0, ge=0)
 
 
 @dataclass(frozen=True)
 class FaceReport:
-    """How the samples came out; the five counts add up to the rows of the table.
+    """Results of the face job; the five counts add up to the rows of the table.
 
     Attributes:
-        found: face boxes found now.
-        kept: face boxes that were there already.
-        none: searched, and no face found.
-        unreadable: the picture could not be read; what the row had is kept.
-        no_image: nothing to search in.
-        detector: what searched.
+        found: face boxes found in this job.
+        kept: face boxes already in the table.
+        none: samples searched without finding a face.
+        unreadable: samples whose image could not be read; their rows are unchanged.
+        no_image: samples without an image.
+        by_reason: failed rows by reason.
+        detector: identity of the detector.
     """
 
     found: int
@@ -89,7 +90,7 @@ class FaceReport:
 
 
 class DetectFaces:
-    """Faces of all persons of each picture at once, so that none is given to two; those who have one keep it."""
+    """Assigns faces to all persons of an image at once, so that no two share one; existing boxes are kept."""
 
     name = "detect"
     whole_shard = False
@@ -119,7 +120,7 @@ class DetectFaces:
 
 
 class FaceSink:
-    """sample_id, the picture that was searched, face_box (null: none found) and score."""
+    """Encodes sample_id, the searched image, face_box (null: none found) and score."""
 
     def encode(self, items: Sequence[Item]) -> pa.Table:
         faces = [item.output.get("face") for item in items]
@@ -135,16 +136,17 @@ class FaceSink:
 @with_its_access
 @one_writer_of("settings.out", beside=True)
 def detect_faces(settings: FaceSettings, *, address: str | None = None, progress: ProgressKind = "auto") -> FaceReport:
-    """Fills the face boxes of `settings.samples` that are missing, and writes the table to `settings.out`.
+    """Fills in missing face boxes of `settings.samples` and writes the table to `settings.out`.
 
-    A picture that cannot be read leaves its rows as they are. With `overwrite_boxes` every sample is searched, and
-    those in which nothing is found have a null.
+    Rows of unreadable images are unchanged. With `overwrite_boxes` every sample is searched, and its box is null if no
+    face is found.
 
     Raises:
-        InputError: before any work: unreadable input, a detector without its weights, an output that is no table.
-        RunFailed: more rows failed than `max_failed` allows; the same command goes on.
+        InputError: before any work: unreadable input, missing weights of the detector, or an output that exists and is
+            not a sample table.
+        RunFailed: more rows failed than `max_failed` allows; the same command resumes.
     """
-    if settings.weights is not None:  # a worker's folder may be another
+    if settings.weights is not None:  # workers may have another working directory
         settings = settings.model_copy(update={"weights": storage.absolute(settings.weights)})
     identity = identify(settings.detector, settings.weights, settings.min_score)
     samples = read_samples(settings.samples)
@@ -157,13 +159,13 @@ def detect_faces(settings: FaceSettings, *, address: str | None = None, progress
         boxes, by_reason = _run(settings, identity, searched, run, address, progress)
     table, counts = _joined(samples, boxes, set(searched.column("sample_id").to_pylist()), settings.overwrite_boxes)
     write_samples(settings.out, table)
-    with contextlib.suppress(OSError, RaymotionError):  # the table stands: this is no reason to fail
+    with contextlib.suppress(OSError, RaymotionError):  # the table is written, so do not fail here
         outputs.remove_claimed(run)
     return FaceReport(**counts, by_reason=by_reason, detector=identity)
 
 
 def _require_free(out: str) -> None:
-    """Told before the work: the output is a table of ours or absent, and can be written."""
+    """Checks before any work that the output is a sample table or absent, and is writable."""
     require_table_or_nothing(out)
     folder = storage.parent(storage.absolute(out))
     storage.make_dir(folder)
@@ -171,7 +173,7 @@ def _require_free(out: str) -> None:
 
 
 def _to_search(samples: pa.Table, overwrite: bool) -> pa.Table:
-    """All rows of the pictures in which anyone lacks a face box: the boxes of the others are taken."""
+    """Returns all rows of the images with a missing face box; existing boxes there are excluded from the search."""
     with_image = pc.is_valid(samples.column("image_uri"))
     if overwrite:
         return samples.filter(with_image)
@@ -188,7 +190,7 @@ def _run(
     address: str | None,
     progress: ProgressKind,
 ) -> tuple[dict[str, list[float] | None], Mapping[str, int]]:
-    """The job itself: the face box, or None, of each sample whose picture was read; and why others were not."""
+    """Runs the job; returns the face box (or None) of each sample whose image was read, and failures by reason."""
     table, folder = storage.join(run, "samples.parquet"), storage.join(run, "faces")
     stages: tuple[Stage, ...] = (
         DecodeOnce(settings.damaged),
@@ -211,7 +213,7 @@ def _run(
     write_samples(table, searched)
     try:
         summary = run_job(spec, address=address, progress=progress)
-    except (SettingsMismatch, Damaged):  # left by a run with other settings or input, or of no use to anyone
+    except (SettingsMismatch, Damaged):  # left by a run with other settings or input, or damaged
         outputs.remove_claimed(run)
         outputs.claim(run)
         write_samples(table, searched)
@@ -226,7 +228,7 @@ def _run(
 def _joined(
     samples: pa.Table, boxes: Mapping[str, list[float] | None], searched: set[str], overwrite: bool
 ) -> tuple[pa.Table, dict[str, int]]:
-    """`samples` with the boxes found, by sample_id, and how many rows came out how."""
+    """Joins the boxes to `samples` by sample_id; returns the table and the counts of `FaceReport`."""
     counts = dict.fromkeys(("found", "kept", "none", "unreadable", "no_image"), 0)
     column: list[list[float] | None] = []
     for row in samples.select(["sample_id", "image_uri", "face_box"]).to_pylist():

@@ -1,4 +1,4 @@
-"""malloc settings for processes that decode pictures and run a model on them."""
+"""malloc settings for processes that decode images and run a model on them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 
 
-# The same for a process that is yet to start. For those that compute in a thread: by the time it could call
-# `keep_freed_memory` it may have an arena of its own, which would not heed it.
+# The same settings as environment variables, for child processes that compute in a thread. By the time such a thread
+# could call `keep_freed_memory` it may have its own arena, to which the thresholds do not apply.
 MALLOC = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
@@ -19,12 +19,12 @@ MALLOC = {
 
 
 def keep_freed_memory() -> bool:
-    """Lets glibc keep freed blocks, so that the next picture does not fault the same pages in again.
+    """Makes glibc keep freed blocks, so that the next image does not fault the same pages in again.
 
-    Pictures and activations lie above malloc's mmap threshold: each would be mapped, zeroed and unmapped every time
-    (120-200 thousand page faults a second, 20-30 % of the time). One arena, since actors call us from a thread of
-    their own, whose arena would not heed the thresholds. Returns whether the C library took the settings; elsewhere
-    nothing changes.
+    Images and activations exceed malloc's mmap threshold, so each would be mapped, zeroed and unmapped every time
+    (120-200 thousand page faults per second, 20-30 % of the time). Uses a single arena, because actors run in a thread
+    whose own arena would ignore the thresholds. Returns whether the C library accepted the settings; does nothing on
+    other platforms.
     """
     if not sys.platform.startswith("linux"):
         return False

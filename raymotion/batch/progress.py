@@ -1,4 +1,4 @@
-"""Progress of a long command: a bar on a terminal, a line now and then in a log, or nothing."""
+"""Progress of a long command: a bar on a terminal, occasional lines in a log, or nothing."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ LINE_EVERY_SECONDS = 30.0
 
 
 class Rate:
-    """Rows a second, from the moment the first worker was ready to the end of the last committed shard.
+    """Rows per second, from when the first worker is ready until the last shard is committed.
 
-    This is the one rate of a run: of the bar, of the lines, and of what _job.json and the summary say. Starting Ray and
-    loading models is not in it; that is told as the startup.
+    The bar, the lines, `_job.json` and the summary all report this rate. It excludes the start of Ray and the loading
+    of models, which are reported as startup.
     """
 
     def __init__(self) -> None:
@@ -25,34 +25,36 @@ class Rate:
         self.ready_at, self.done_at = math.inf, -math.inf
 
     def add(self, rows: int, *, ready_at: float, done_at: float) -> None:
-        """Counts a shard of `rows`: when its worker was ready to begin with its first one, and when it was committed.
+        """Counts a shard of `rows`.
 
-        Both are seconds since the epoch.
+        Args:
+            ready_at: when its worker was ready for its first shard, in seconds since the epoch.
+            done_at: when the shard was committed, in seconds since the epoch.
         """
         self.rows += rows
         self.ready_at, self.done_at = min(self.ready_at, ready_at), max(self.done_at, done_at)
 
     @property
     def seconds(self) -> float:
-        """From the first worker's being ready to the last committed shard; 0 before that."""
+        """Time from the first worker being ready to the last commit; 0 before the first commit."""
         return max(1e-9, self.done_at - self.ready_at) if self.rows else 0.0
 
     @property
     def per_second(self) -> float | None:
-        """None before the first shard."""
+        """Rows per second; None before the first shard."""
         return self.rows / self.seconds if self.rows else None
 
 
 class Progress:
-    """Counts on standard error what is done of a whole.
+    """Reports progress on standard error.
 
     Args:
-        kind: `bar` draws one, `lines` prints a line every 30 seconds and one at the end, `none` is silent; `auto` is a
-            bar on a terminal and silent elsewhere.
-        total: of the whole; None: not known yet.
-        done: what earlier runs have done of it.
-        title: what it is.
-        unit: what is counted.
+        kind: `bar` draws a progress bar, `lines` prints a line every 30 seconds and one at the end, `none` is silent;
+            `auto` is `bar` on a terminal and `none` elsewhere.
+        total: number of items; None: not known yet.
+        done: number of items done by earlier runs.
+        title: text in front of the bar or line.
+        unit: name of the items.
     """
 
     def __init__(self, kind: ProgressKind, *, total: int | None, done: int, title: str, unit: str = "images") -> None:
@@ -74,7 +76,7 @@ class Progress:
             from rich.progress import Progress as RichProgress
             from rich.table import Column
 
-            # On a narrow terminal the note is cut, not the count.
+            # A narrow terminal truncates the note, not the count.
             self._bar = RichProgress(
                 TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=len(self.title))),
                 BarColumn(bar_width=20),
@@ -99,7 +101,7 @@ class Progress:
             self._print_state()
 
     def waiting(self, text: str) -> None:
-        """Says what is being waited for before the first row."""
+        """Shows `text` until the first row is done."""
         self._waiting = text
         self._show()
         if self.kind == "lines":
@@ -107,7 +109,7 @@ class Progress:
             print(f"{self.title}: {count}{text}", file=sys.stderr, flush=True)
 
     def note(self) -> str:
-        """What stands beside the count."""
+        """Returns the text next to the count: the rate and the failures."""
         rate = self.rate.per_second
         if rate is None:
             return ""
@@ -115,14 +117,14 @@ class Progress:
         return f"{rate:.1f} {self.unit}/s{failed}"
 
     def left(self) -> float | None:
-        """Seconds to the end at the rate so far; None where there is no rate yet."""
+        """Returns the estimated seconds left; None if the rate or the total is not known yet."""
         rate = self.rate.per_second
         if rate is None or self.total is None:
             return None
         return max(0.0, (self.total - self.done) / rate - (time.time() - self.rate.done_at))
 
     def advance(self, rows: int, failed: int, *, ready_at: float | None = None, done_at: float | None = None) -> None:
-        """Counts the rows of one committed shard; without times (see `Rate.add`), from when this was made to now."""
+        """Counts one committed shard; the times (see `Rate.add`) default to this object's creation and now."""
         self.done += rows
         self.failed += failed
         self._waiting = ""
@@ -141,7 +143,7 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
     def refresh(self) -> None:
-        """Called now and then by another thread: looks where things stand, where nobody calls `advance`."""
+        """Hook that another thread calls regularly; subclasses update the state here if nothing calls `advance`."""
 
     def _status(self) -> str:
         left = None if self.done == self.total else self.left()
@@ -171,14 +173,14 @@ class Progress:
 
 
 def resolve_kind(kind: ProgressKind) -> Literal["bar", "lines", "none"]:
-    """`auto` is a bar on a terminal, and nothing elsewhere."""
+    """Resolves `auto` to `bar` on a terminal and `none` elsewhere."""
     if kind == "auto":
         return "bar" if sys.stderr.isatty() else "none"
     return kind
 
 
 def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.5 h`."""
+    """Formats a duration as `45 s`, `12 min` or `3.5 h`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

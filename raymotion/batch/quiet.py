@@ -1,4 +1,4 @@
-"""Keeps lines of Ray's C++ core off the terminal that mean nothing to a user."""
+"""Keeps irrelevant output of Ray off the terminal."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from collections.abc import Iterator
 
 from raymotion import interrupts
 
-# Printed by the driver's core worker, straight to file descriptor 2, with every actor pool of Ray Data, whose
-# actors always may restart; lost arguments would fail the shard, which is done again.
+# The driver's core worker prints this to file descriptor 2 for every actor pool of Ray Data, since its actors may
+# always restart. If the arguments were lost, the shard would fail and be redone.
 NOISE = (b"has constructor arguments in the object store and max_restarts > 0",)
 
 
 @contextlib.contextmanager
 def without_noise() -> Iterator[None]:
-    """File descriptor 2 without the lines of `NOISE`, for the length of the block.
+    """Filters the lines of `NOISE` out of file descriptor 2 for the duration of the block.
 
-    Python's own `sys.stderr` goes on writing to where it did: a progress bar still sees its terminal. Nothing
-    changes where `sys.stderr` is not file descriptor 2 (in tests, in notebooks).
+    `sys.stderr` keeps its target, so a progress bar still detects the terminal. Does nothing if `sys.stderr` is not
+    file descriptor 2 (in tests and notebooks).
     """
     try:
         plain = sys.stderr.fileno() == 2
@@ -43,10 +43,10 @@ def without_noise() -> Iterator[None]:
     try:
         yield
     finally:
-        if not interrupts.stopping():  # then standard error is muted, but for `sys.stderr`
+        if not interrupts.stopping():  # otherwise `interrupts.mute` has replaced standard error
             python_stderr.flush()
-            os.dup2(original, 2)  # closes the last writing end of ours, so that the thread ends
-            thread.join(timeout=1)  # a process that we started may still hold another
+            os.dup2(original, 2)  # closes our last writing end of the pipe, so that the thread ends
+            thread.join(timeout=1)  # a child process may still hold another writing end
             sys.stderr.flush()
             sys.stderr = python_stderr
 
@@ -67,11 +67,11 @@ def _pump(reader: int, target: int) -> None:
 
 @contextlib.contextmanager
 def quiet_ray_data() -> Iterator[None]:
-    """Ray Data prints its plan and its log's place for each run; ours prints progress and a summary."""
+    """Silences Ray Data's messages (plan, path of its log) for the duration of the block."""
     loggers = [logging.getLogger(name) for name in ("ray.data", "ray")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.CRITICAL)  # errors come back as exceptions, and are told once
+        logger.setLevel(logging.CRITICAL)  # errors are raised as exceptions and reported once
     try:
         yield
     finally:

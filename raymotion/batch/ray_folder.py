@@ -1,7 +1,7 @@
-"""The temporary folder of a Ray of our own, and what is left of those whose process was killed.
+"""Temporary folders of private Ray instances, and removal of those left by killed processes.
 
-A name proves nothing. A folder is removed only if it carries the mark that this program wrote into that very folder, on
-this machine since it was started, and if the lock that its owner held for life can be taken.
+A name alone is no proof. A folder is removed only if it holds a mark that raymotion wrote into this very folder, on
+this machine since its last boot, and if the lock that its owner held can be acquired.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ MARK = ".raymotion-ray.json"
 
 @contextlib.contextmanager
 def ray_folder(base: str | os.PathLike[str]) -> Iterator[str]:
-    """A fresh folder in `base` for the length of the block; those of processes that have died are removed first."""
+    """Creates a folder in `base` for the duration of the block, and first removes those of dead processes."""
     remove_abandoned(base)
     folder = tempfile.mkdtemp(prefix=PREFIX, dir=base)
     try:
-        # Not inherited by Ray's processes: they may outlive this one for a while.
+        # Not inherited by Ray's processes, which may outlive this one for a while.
         held = os.open(Path(folder, MARK), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            with contextlib.suppress(OSError):  # a file system without locks: then nobody removes it but this process
+            with contextlib.suppress(OSError):  # without file locks, only this process removes the folder
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.write(held, json.dumps({**asdict(Owner.here()), "inode": os.stat(folder).st_ino}).encode())
             yield folder
@@ -44,7 +44,7 @@ def ray_folder(base: str | os.PathLike[str]) -> Iterator[str]:
 
 
 def remove_abandoned(base: str | os.PathLike[str]) -> None:
-    """Removes the folders in `base` that `ray_folder` made, and whose process is proved to have died."""
+    """Removes the folders in `base` that `ray_folder` made and whose process is known to be dead."""
     with contextlib.suppress(OSError), os.scandir(base) as entries:
         for entry in entries:
             if entry.name.startswith(PREFIX) and entry.is_dir(follow_symlinks=False):
@@ -70,5 +70,5 @@ def _is_ours(folder: Path, mark: bytes) -> bool:
     owner = Owner.read(mark)
     if owner is None or not owner.same_kernel or os.lstat(folder).st_uid != os.getuid():
         return False
-    # A copy of such a folder is somebody's own.
+    # A copy of such a folder (another inode) belongs to the user.
     return bool(json.loads(mark).get("inode") == os.stat(folder).st_ino) and owner.lives() is not True

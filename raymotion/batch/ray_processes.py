@@ -1,4 +1,4 @@
-"""The processes of a Ray that this process has started: found, stopped and ended without Ray's own help."""
+"""Finds, suspends and kills the processes of a private Ray instance without Ray's help."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ INSTALL_FAILURE_HANDLER = "_ZN3ray6RayLog27InstallFailureSignalHandlerEPKcb"
 
 
 class RayProcesses:
-    """Every process that descends from this one and was started after this object was made."""
+    """Descendants of this process that were started after this object was created."""
 
     def __init__(self) -> None:
         self._others = set(self._children())
@@ -25,12 +25,12 @@ class RayProcesses:
         return []
 
     def look(self) -> set[psutil.Process]:
-        """Those that there are now, and all that were seen before: when a parent ends, its children are nobody's."""
+        """Returns the current processes and all seen before, since children of an ended parent are not found again."""
         self._seen.update(process for process in self._children() if process not in self._others)
         return self._seen
 
     def freeze(self) -> None:
-        """Suspends them all: no shard begins or ends, nothing complains, and the cores are free."""
+        """Suspends all of them: no shard starts or ends, nothing is printed, and the cores are free."""
         frozen: set[psutil.Process] = set()
         while fresh := self.look() - frozen:
             for process in fresh:
@@ -39,12 +39,12 @@ class RayProcesses:
             frozen |= fresh
 
     def kill(self) -> None:
-        """Ends them all at once. Frozen before, so that none has a child that is not known."""
+        """Kills all of them, suspended first so that none can start an unseen child."""
         self.freeze()
         self.kill_seen()
 
     def kill_seen(self) -> None:
-        """Ends those that `look` has seen and that still live."""
+        """Kills those that `look` has seen and that are still running."""
         for process in self._seen:
             with contextlib.suppress(psutil.Error):
                 process.kill()
@@ -52,12 +52,12 @@ class RayProcesses:
 
 @contextlib.contextmanager
 def starting_ray() -> Iterator[None]:
-    """For the length of `ray.init`: its processes get a session of their own, and the signals stay ours.
+    """Makes `ray.init` start its processes in a separate session and keeps our signal handlers.
 
-    Ray starts its processes in the group of this one, where Ctrl-C, `timeout` and a terminal that closes signal them
-    too: they end each other's work in no order, and say so. `ray.init` takes SIGTERM twice, once for Python and once
-    for a handler of its C++ core that prints a stack trace and aborts. These are Ray's internals: where a version has
-    none of them, things are as Ray makes them.
+    Ray starts its processes in the group of this one, so Ctrl-C, `timeout` and a closing terminal signal them too: they
+    then die in arbitrary order and print errors. `ray.init` also replaces the handler of SIGTERM twice, in Python and
+    in its C++ core, whose handler prints a stack trace and aborts. This uses Ray's internals; versions of Ray without
+    them keep their default behaviour.
     """
     import ray
     from ray._private import services, utils
@@ -72,7 +72,7 @@ def starting_ray() -> Iterator[None]:
     def in_own_session(*arguments: Any, **options: Any) -> Any:
         return plain(*arguments, start_new_session=True, **options)
 
-    # Ray's core installs its handler once in a process: now, instead of in the middle of `ray.init`.
+    # Ray's core installs its handler once per process: do it now instead of in the middle of `ray.init`.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(ray._raylet.__file__)[INSTALL_FAILURE_HANDLER](None, ctypes.c_bool(False))
     interrupts.reinstall()

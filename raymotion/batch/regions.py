@@ -1,4 +1,4 @@
-"""The features job: sample table -> region features in Parquet."""
+"""The features job: sample table to region features in Parquet."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ class RegionSettings(JobSettings):
 class RegionSink:
     """Region features as rows.
 
-    Columns: sample_id; image_uri, image_bytes, image_digest: the picture that was read; features, float16 (N * D);
-    boxes, float32 (N * 4), shares of width and height; scores, float32 (N); mask, bool (N). Flat fixed-size lists:
-    every Parquet reader gives them back, and the schema's metadata says N and D.
+    Columns: sample_id; image_uri, image_bytes, image_digest: the image read; features, float16 (N * D); boxes, float32
+    (N * 4), relative to width and height; scores, float32 (N); mask, bool (N). They are flat fixed-size lists, which
+    every Parquet reader supports; N and D are in the schema's metadata.
     """
 
     def __init__(self, identity: ExtractorIdentity) -> None:
         self.identity = identity
 
     def schema(self) -> pa.Schema:
-        """Of the parts."""
+        """Returns the schema of the parts."""
         n, d = self.identity.count, self.identity.dim
         return pa.schema(
             [

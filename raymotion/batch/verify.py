@@ -1,7 +1,7 @@
-"""Whether the files of an output folder are still those that were committed.
+"""Checks that the files of an output folder are still as committed.
 
-Sizes and footers are looked at whenever a job goes on or is found complete; all bytes with `--verify`, and always
-before a job is called complete. A shard whose files are not those that were committed is done again.
+Sizes and footers are checked whenever a job resumes or is found complete; all bytes are checked with `--verify`, and
+always before a job is marked complete. A shard whose files differ from its commit is redone.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ THREADS = 16
 def survey(
     folder: str, job_digest: str, sizes: Sequence[int], *, digests: bool
 ) -> tuple[dict[int, Commit], dict[int, str]]:
-    """The commits that stand, and the shards that were committed and have to be done again, with the reason.
+    """Returns the valid commits, and the committed shards that must be redone, with the reason.
 
     Args:
-        sizes: rows of each shard of the job.
-        digests: compare the digests of all files, not their sizes and footers alone.
+        sizes: number of rows of each shard.
+        digests: compare the digests of all files, not only their sizes and footers.
 
     Raises:
-        SettingsMismatch: a commit is of another job.
+        SettingsMismatch: a commit belongs to another job.
     """
     commits: dict[int, Commit] = {}
     faults: dict[int, str] = {}
@@ -59,7 +59,7 @@ def survey(
 
 
 def faulty_files(folder: str, commits: Mapping[int, Commit], *, digests: bool) -> dict[int, str]:
-    """The shards whose files are not those that were committed, with the reason."""
+    """Returns the shards whose files differ from their commits, with the reason."""
     sizes = list_parts(folder) | list_parts(folder, quarantine=True)
 
     def check(commit: Commit) -> str | None:
@@ -77,7 +77,7 @@ def faulty_files(folder: str, commits: Mapping[int, Commit], *, digests: bool) -
 
 
 def _fault(path: str, size: int | None, marks: Sequence[FileMark], digests: bool) -> str | None:
-    """What is wrong with one file; `marks`: what it may be, none where there must be no file."""
+    """Returns the fault of one file, or None; `marks` lists the allowed versions, and is empty if none may exist."""
     kind = "the quarantine part" if QUARANTINE in path.split("/")[-2:] else "the part"
     if size is None:
         return f"{kind} is missing" if marks else None
@@ -97,7 +97,7 @@ def _fault(path: str, size: int | None, marks: Sequence[FileMark], digests: bool
     except (FileNotFoundError, InputError):
         return f"{kind} is missing"
     except OSError as error:
-        if storage.is_remote(path):  # the store's fault, not the part's
+        if storage.is_remote(path):  # the store failed; the part may be intact
             raise
         return f"{kind} cannot be read ({error.strerror})"
     known = [mark.sha256 if digests else mark.tail for mark in fitting]
@@ -105,7 +105,7 @@ def _fault(path: str, size: int | None, marks: Sequence[FileMark], digests: bool
 
 
 def require_own_parts(folder: str, shards: int) -> None:
-    """Raises unless every part in the folder is one of the job's: readers would take others for its rows."""
+    """Raises unless every part in the folder belongs to the job, since readers would include the rows of others."""
     for quarantine in (False, True):
         own = {part_name(shard_name(shard), quarantine=quarantine) for shard in range(shards)}
         for name in list_parts(folder, quarantine=quarantine):
@@ -118,7 +118,7 @@ def require_own_parts(folder: str, shards: int) -> None:
 
 
 def redo(folder: str, faults: Mapping[int, str]) -> list[dict[str, str]]:
-    """Marks shards as not done and reports it; returns what the job's record says about them."""
+    """Marks shards as not done and prints a warning; returns the entries for the job's record."""
     for shard, reason in faults.items():
         warn(f"{storage.join(folder, shard_name(shard))}: {reason}; redoing it")
         ledger.forget(folder, shard)
@@ -126,11 +126,11 @@ def redo(folder: str, faults: Mapping[int, str]) -> list[dict[str, str]]:
 
 
 def warn(text: str) -> None:
-    """One line on standard error."""
+    """Prints a warning to standard error."""
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def left(shards: int, commits: Iterable[int]) -> list[int]:
-    """The shards that are not done."""
+    """Returns the shards without a commit."""
     done = set(commits)
     return [shard for shard in range(shards) if shard not in done]

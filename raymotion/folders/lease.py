@@ -1,7 +1,7 @@
-"""A lock for stores without locks: a record that its owner renews, and that others may take once it falls silent.
+"""A lease: a lock for stores without locks. Its owner renews a record, and others may take over one that is stale.
 
-On S3 the record is put with a condition (`If-None-Match`, `If-Match`), so that only one of several writers succeeds.
-Other stores are asked to create it, and it is read back.
+On S3 the record is written conditionally (`If-None-Match`, `If-Match`), so that only one of several writers succeeds.
+On other stores it is created, exclusively if possible, and read back.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from raymotion import storage
 from raymotion.errors import InputError
 from raymotion.folders.owner import Owner
 
-# Seconds between two signs of life, and after how many without one a lock may be taken over.
+# Seconds between two renewals, and seconds without one after which a lock may be taken over.
 BEAT, STALE = 5.0, 60.0
 
 
 def refusal(owner: Owner | None, folder: storage.PathLike) -> InputError:
-    """What a second writer of a folder is told."""
+    """Returns the error for a second writer of a folder."""
     who = owner.describe() if owner is not None else "another process"
     return InputError(
         f"is being written by {who}",
@@ -33,11 +33,11 @@ def refusal(owner: Owner | None, folder: storage.PathLike) -> InputError:
 
 
 def await_silence(owner: Owner, folder: storage.PathLike, stamp: Callable[[], str | None], age: float) -> None:
-    """Returns once `owner` is proved gone; raises as soon as it shows a sign of life.
+    """Waits until `owner` is dead or stale; raises as soon as it is known to be alive.
 
     Args:
-        stamp: changes with each renewal; None if the record is gone.
-        age: seconds since the last renewal, as far as that is known.
+        stamp: returns a value that changes with each renewal; None if the record is gone.
+        age: seconds since the last renewal, if known.
     """
     lives = owner.lives()
     if lives:
@@ -50,29 +50,29 @@ def await_silence(owner: Owner, folder: storage.PathLike, stamp: Callable[[], st
 
 
 class Cell(Protocol):
-    """One small object that can be replaced on condition that nobody else did; `stamp` names its state."""
+    """A small object with compare-and-swap; `stamp` identifies its version."""
 
     def read(self) -> tuple[bytes, str, float] | None:
-        """Content, stamp, and the seconds since it was written (0 if unknown); None if it is not there."""
+        """Returns content, stamp and age in seconds (0 if unknown); None if the object does not exist."""
 
     def create(self, data: bytes) -> str | None:
-        """The new stamp; None if the object is there already."""
+        """Returns the new stamp; None if the object already exists."""
 
     def replace(self, data: bytes, stamp: str) -> str | None:
-        """The new stamp; None if the object is no longer as it was at `stamp`."""
+        """Returns the new stamp; None if the object has changed since `stamp`."""
 
     def remove(self) -> None: ...
 
 
 class Lease:
-    """A record in a store, which its owner renews."""
+    """A lock as a record in a store, renewed by its owner."""
 
     def __init__(self, cell: Cell) -> None:
         self.cell, self.owner, self.beats, self.stamp = cell, Owner.here(), 0, ""
         self.released = False
 
     def _data(self) -> bytes:
-        # Each renewal differs: a store's stamp may be a digest of the content.
+        # Each renewal differs, since a store's stamp may be a digest of the content.
         return json.dumps({**asdict(self.owner), "beats": self.beats}).encode()
 
     def take(self, folder: storage.PathLike) -> Lease:
@@ -86,7 +86,7 @@ class Lease:
                 owner = Owner.read(data)
                 if owner is None:
                     owner = Owner("", "unknown", "", "", 1, None, "an unreadable record", time.time())
-                if owner.token == self.owner.token:  # the answer to our own request was lost
+                if owner.token == self.owner.token:  # the response to our own request was lost
                     stamp = seen
                 else:
                     await_silence(owner, folder, self._stamp_now, age)
@@ -109,19 +109,19 @@ class Lease:
         stamp = self.cell.replace(self._data(), self.stamp)
         if stamp is None:
             found = self.cell.read()
-            if found is None and not self.released:  # removed by hand: made anew, unless somebody was faster
+            if found is None and not self.released:  # removed by hand: recreate it, unless another process was faster
                 stamp = self.cell.create(self._data())
             elif found and (owner := Owner.read(found[0])) is not None and owner.token == self.owner.token:
-                stamp = found[1]  # the answer to an earlier renewal was lost
+                stamp = found[1]  # the response to an earlier renewal was lost
         if stamp is None:
             return False
         self.stamp = stamp
-        if self.released:  # meanwhile: this renewal may have come after the removal
+        if self.released:  # released meanwhile: this renewal may have recreated the record
             self._remove()
         return True
 
     def release(self) -> None:
-        """Removes the record, also where another thread is about to renew it."""
+        """Removes the record, even if another thread is renewing it."""
         self.released = True
         self._remove()
 
@@ -131,13 +131,13 @@ class Lease:
 
 
 def cell_at(path: str) -> Cell:
-    """The cell of an address, with what its store has for comparing and exchanging."""
+    """Returns the cell of an address, using compare-and-swap if its store supports it."""
     fs, inner = storage.filesystem(path)
     return _S3Cell(fs, path) if hasattr(fs, "call_s3") else _PlainCell(fs, inner, remote=storage.is_remote(path))
 
 
 class _S3Cell:
-    """An object of S3. Only the server's clock is asked for its age."""
+    """An object in S3. Its age is measured by the server's clock only."""
 
     def __init__(self, fs: Any, path: str) -> None:
         self.fs, self.path = fs, path
@@ -147,7 +147,7 @@ class _S3Cell:
     def _put(self, data: bytes, **condition: str) -> str | None:
         if not self.conditional:
             condition = {}
-        # A refused condition is an answer, not a fault that `explained` is to put into words.
+        # A failed condition is a result, not an error for `explained`.
         with storage.explained(self.path, "write it"):
             try:
                 answer = self.fs.call_s3("put_object", Bucket=self.bucket, Key=self.key, Body=data, **condition)
@@ -158,7 +158,7 @@ class _S3Cell:
                     raise InputError(
                         "there is no such bucket", path=self.path, remedy="Make it, or check its name."
                     ) from error
-                return None  # If-Match of what is gone
+                return None  # If-Match on a removed object
             except OSError as error:
                 if _code(error) in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
                     return None
@@ -190,7 +190,7 @@ class _S3Cell:
         age = 0.0
         with contextlib.suppress(KeyError, TypeError, ValueError):
             now = parsedate_to_datetime(head["ResponseMetadata"]["HTTPHeaders"]["date"])
-            # Both are whole seconds, so their difference may overstate the age by almost one.
+            # Both are in whole seconds, so their difference may overstate the age by almost one second.
             age = max(0.0, (now - head["LastModified"]).total_seconds() - 1.0)
         return bytes(data), str(head["ETag"]), age
 
@@ -203,7 +203,7 @@ def _code(error: BaseException) -> str:
 
 
 class _PlainCell:
-    """A file of any other store, or of a disk without locks: created exclusively where the store can do that."""
+    """A file in another store, or on a disk without locks; created exclusively if the store supports it."""
 
     def __init__(self, fs: Any, path: str, *, remote: bool) -> None:
         self.fs, self.path, self.remote = fs, path, remote
@@ -226,7 +226,7 @@ class _PlainCell:
             return None
         if self.remote:
             self.fs.pipe_file(self.path, data)
-        else:  # never half written: it is read while it is renewed
+        else:  # atomically, since others read it during a renewal
             storage.write_bytes(self.path, data, durable=False)
         return data.decode()
 

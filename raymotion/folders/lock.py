@@ -1,12 +1,12 @@
-"""One writer for a folder: a lock that dies with its process, and that says who holds it.
+"""Locks that allow one writer per folder, end with the process, and name their owner.
 
-On a local disk the kernel holds the lock (`flock` on a hidden file), so a process that is killed lets go of it at once.
-A file system without `flock`, and an object store, get a lease instead (`folders.lease`): a record that its owner
-renews every few seconds. Whoever finds one takes it over once its owner is proved dead, or has been silent for `STALE`
-seconds.
+On a local disk the kernel holds the lock (`flock` on a hidden file), so it is released at once if the process is
+killed. File systems without `flock` and object stores use a lease (`folders.lease`): a record that its owner renews
+every few seconds. Another process may take it over once the owner is known to be dead, or has not renewed it for
+`STALE` seconds.
 
-Local disks are renewed too. An `flock` that holds on one machine alone, as on some network disks, would otherwise let
-a second machine in.
+Locks on local disks are renewed too, because on some network disks an `flock` is only visible on one machine and would
+not keep out another.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from raymotion.folders.lease import BEAT, STALE, Lease, await_silence, cell_at, 
 from raymotion.folders.owner import Owner
 from raymotion.storage import LOCK
 
-# What a file system answers that has no locks.
+# Errors of file systems without locks.
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 
 P = ParamSpec("P")
@@ -42,10 +42,10 @@ R = TypeVar("R")
 def one_writer_of(
     place: str, *, beside: bool = False, patience: float = 0.0
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorates a function that writes a folder: `one_writer` holds for the length of each call.
+    """Decorates a function that writes to a folder, so that each call holds `one_writer`.
 
     Args:
-        place: the parameter that names the folder, or an attribute of one: `out`, `settings.out`.
+        place: the parameter with the folder, or an attribute of a parameter: `out`, `settings.out`.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -69,18 +69,18 @@ def one_writer_of(
 
 @contextlib.contextmanager
 def one_writer(folder: storage.PathLike, *, beside: bool = False, patience: float = 0.0) -> Iterator[None]:
-    """Holds `folder` for this thread for the length of the block; it may do so again inside.
+    """Locks `folder` for this thread for the duration of the block; reentrant.
 
-    Where this process may not write at all, nothing is locked: it can do no harm there.
+    Locks nothing if this process has no write permission there.
 
     Args:
-        folder: need not exist. What is made for the lock is removed with it.
-        beside: the output is a file, or a folder that is replaced as a whole, so a local lock stands beside it.
-        patience: seconds to wait for another process to end before it is refused.
+        folder: need not exist. Folders created for the lock are removed with it unless they hold output.
+        beside: place a local lock next to the output, because that is a file or a folder that is replaced as a whole.
+        patience: seconds to wait for another writer to finish before raising.
 
     Raises:
-        InputError: another process, or another thread of this one, writes there. It is named.
-        RunFailed: another process took the folder over, because this one had been silent for too long.
+        InputError: another process, or another thread of this one, is writing there. The message names it.
+        RunFailed: another process took over the folder, because this one had not renewed its lock for too long.
     """
     target = _canonical(folder)
     inside, outside = storage.join(target, LOCK), _beside(target)
@@ -111,16 +111,16 @@ def one_writer(folder: storage.PathLike, *, beside: bool = False, patience: floa
                 os.rmdir(place)
 
 
-# By path of the lock, the thread that holds it; and those that were lost, until this process has them again: the thread
-# that still works in the folder, or None once it has left.
+# Keyed by the path of the lock. Held locks: the holding thread. Lost locks, until this process acquires them again: the
+# thread that still works in the folder, or None once it has left.
 _held_here: dict[str, int] = {}
 _lost_here: dict[str, int | None] = {}
 
 
 def is_lost(folder: storage.PathLike) -> bool:
-    """Whether another process has taken over `folder`, or a folder around it in whose block this one was locked.
+    """Returns whether another process has taken over `folder`, or another folder locked by the thread that holds it.
 
-    Whoever cleans up after an error asks first: what is there may be the new owner's.
+    Call this before cleaning up after an error, since the files may belong to the new owner.
     """
     target = _canonical(folder)
     places = (storage.join(target, LOCK), _beside(target))
@@ -129,7 +129,7 @@ def is_lost(folder: storage.PathLike) -> bool:
 
 
 def _canonical(folder: storage.PathLike) -> str:
-    """One name for one folder, through whichever links it was named."""
+    """Returns a unique name of a folder, with links resolved."""
     target = storage.absolute(folder)
     return target if storage.is_remote(target) else os.path.realpath(target)
 
@@ -140,7 +140,7 @@ def _beside(target: str) -> str:
 
 
 def _make(path: str) -> list[str]:
-    """Makes the folder of a local lock; returns the folders that were not there, innermost first."""
+    """Creates the folder of a local lock; returns the folders that did not exist, innermost first."""
     if storage.is_remote(path):
         return []
     missing, place = [], os.path.dirname(path)
@@ -150,7 +150,7 @@ def _make(path: str) -> list[str]:
     try:
         storage.make_dir(os.path.dirname(path))
     except AccessDenied:
-        return []  # told by whoever writes there
+        return []  # reported by the code that writes there
     return missing
 
 
@@ -159,7 +159,7 @@ def _locked_by_other_user(path: str) -> bool:
 
 
 def _refuse_if_locked(path: str, folder: storage.PathLike) -> None:
-    """Raises if the other place where a local lock of this folder may stand is held."""
+    """Raises if the folder is locked at `path`, the alternative place of a local lock."""
     if storage.is_remote(path) or not os.path.isfile(path) or _held_here.get(path) == threading.get_ident():
         return
     from filelock import FileLock, Timeout
@@ -183,16 +183,16 @@ def _read_owner(path: str) -> Owner | None:
 
 
 class _Hold(Protocol):
-    """A lock that is held."""
+    """A held lock."""
 
     def renew(self) -> bool:
-        """Shows that the owner lives; False if the lock is another's now. A store that is down raises."""
+        """Renews the lock; returns False if another process has it now. Raises if the store is down."""
 
     def release(self) -> None: ...
 
 
 def _acquire(path: str, folder: storage.PathLike, patience: float) -> _Hold | None:
-    """The lock at `path`, None where nothing may be written, or an `InputError` that names its owner."""
+    """Acquires the lock at `path`; returns None without write permission; raises an `InputError` naming its owner."""
     give_up = time.monotonic() + patience
     while True:
         try:
@@ -217,11 +217,11 @@ def _take(path: str, folder: storage.PathLike) -> _Hold:
         return Lease(cell_at(path)).take(folder)
     for _ in range(10):
         try:
-            # filelock would leave an empty file there, which is nobody's lock and looks like a torn one.
+            # filelock would leave an empty file there, which looks like a lock that was partly written.
             if not os.path.exists(path) and not _has_locks(path):
                 return Lease(cell_at(path)).take(folder)
             return _Flock(path).take(folder)
-        except FileNotFoundError:  # removed by another process that had made the folder, and has just ended
+        except FileNotFoundError:  # removed by another process that created the folder and has just ended
             storage.make_dir(os.path.dirname(path))
         except OSError as error:
             if error.errno not in _NO_LOCKS:
@@ -231,7 +231,7 @@ def _take(path: str, folder: storage.PathLike) -> _Hold:
 
 
 def _has_locks(path: str) -> bool:
-    """Whether the file system has `flock`, tried on a file of its own beside `path`."""
+    """Returns whether the file system supports `flock`, tested with a temporary file next to `path`."""
     from filelock import FileLock
 
     probe = f"{path}.{uuid.uuid4().hex}.tmp"
@@ -249,7 +249,7 @@ def _has_locks(path: str) -> bool:
 
 @contextlib.contextmanager
 def _renewed(hold: _Hold, path: str, folder: storage.PathLike) -> Iterator[None]:
-    """Renews `hold` from a thread until the block ends; ends the block if the lock is lost."""
+    """Renews `hold` in a thread until the block ends; interrupts the block if the lock is lost."""
     over, lost = threading.Event(), threading.Event()
     holder = threading.get_ident()
     in_main = threading.current_thread() is threading.main_thread()
@@ -258,12 +258,12 @@ def _renewed(hold: _Hold, path: str, folder: storage.PathLike) -> Iterator[None]
         while not over.wait(BEAT):
             try:
                 mine = hold.renew()
-            except Exception:  # a store that is down: the next beat may reach it
+            except Exception:  # the store is down; the next renewal may succeed
                 continue
             if not mine and not over.is_set():
                 lost.set()
                 _lost_here[path] = holder
-                if in_main:  # a signal, for only that ends a wait in the kernel
+                if in_main:  # only a signal interrupts a blocking system call
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
                 return
 
@@ -282,7 +282,7 @@ def _renewed(hold: _Hold, path: str, folder: storage.PathLike) -> Iterator[None]
         if in_main:
             signal.signal(signal.SIGUSR1, before if before is not None else signal.SIG_DFL)
         if not lost.is_set():
-            with contextlib.suppress(Exception):  # a lock that cannot be removed goes stale
+            with contextlib.suppress(Exception):  # a lock that cannot be removed becomes stale
                 hold.release()
     if lost.is_set():
         raise _lost(folder)
@@ -293,7 +293,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 class _Lost(KeyboardInterrupt):
-    """Raised in the main thread whose lock was lost; like Ctrl-C, no `except Exception` holds it up."""
+    """Raised in the main thread if its lock is lost; like Ctrl-C, it is not caught by `except Exception`."""
 
 
 def _lost(folder: storage.PathLike) -> RunFailed:
@@ -304,7 +304,7 @@ def _lost(folder: storage.PathLike) -> RunFailed:
 
 
 class _Flock:
-    """A local file that the kernel locks; what it holds names the owner."""
+    """A local file locked by the kernel; its content names the owner."""
 
     def __init__(self, path: str) -> None:
         from filelock import FileLock
@@ -321,7 +321,7 @@ class _Flock:
             raise refusal(_read_owner(self.path), folder) from None
         try:
             left = _read_owner(self.path)
-            # Of another machine: its flock may not be seen from here. On this one the kernel has proved it gone.
+            # An flock of another machine may be invisible here. An owner on this machine has released it.
             if left is not None and not left.same_kernel:
                 await_silence(left, folder, lambda: str(os.stat(self.path).st_mtime_ns), self._age())
             with open(self.path, "r+b") as file:
@@ -333,7 +333,7 @@ class _Flock:
         return self
 
     def _age(self) -> float:
-        """Seconds since the last renewal, by the clock of the disk: those of two machines may differ."""
+        """Returns the seconds since the last renewal by the clock of the disk, since those of machines may differ."""
         probe = f"{self.path}.{self.owner.token}.tmp"
         with open(probe, "wb"):
             pass
@@ -350,7 +350,7 @@ class _Flock:
         return True
 
     def release(self) -> None:
-        # Removed while it is held: whoever has opened it meanwhile sees that it has no name any more, and tries again.
+        # Removed while held: a process that has opened it meanwhile finds it unlinked and tries again.
         with contextlib.suppress(OSError):
             if (held := _read_owner(self.path)) is not None and held.token == self.owner.token:
                 os.unlink(self.path)

@@ -1,4 +1,4 @@
-"""What a command may overwrite or remove: what raymotion made, told by a mark or by its content, never by a name."""
+"""Checks that commands overwrite or remove only files of raymotion, known by a mark or their content, not by name."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from raymotion.stores.local_files import file_to_write
 
 
 def require_replaceable(path: PathLike, kind: str, is_kind: Callable[[bytes], bool]) -> None:
-    """Raises unless `path` may be written: nothing is there, or an empty file, or what an earlier command wrote.
+    """Raises unless `path` does not exist, is an empty file, or is a file of this kind.
 
     Args:
-        kind: of file that is to be written, with its article, for the message: `a report`.
-        is_kind: whether the file that begins with these bytes (up to 4096) is one.
+        kind: kind of the file to write, with its article, for the message: `a report`.
+        is_kind: tests whether a file that begins with these bytes (up to 4096) is of this kind.
     """
     with storage.explained(path, "write it"):
         if not storage.is_remote(path):
@@ -31,26 +31,26 @@ def require_replaceable(path: PathLike, kind: str, is_kind: Callable[[bytes], bo
 
 
 def first_line(head: bytes) -> bytes:
-    """The first line of a file that begins with `head`, as far as it is known, without its end."""
+    """Returns the first line of `head`, without its line break."""
     return head.split(b"\n", 1)[0].rstrip(b"\r")
 
 
 def is_page(head: bytes) -> bool:
-    """Whether a file that begins with these bytes is an HTML page of raymotion's."""
+    """Returns whether a file that begins with `head` is an HTML page made by raymotion."""
     return head.lstrip()[:14].lower() == b"<!doctype html" and b"<title>raymotion" in head
 
 
 def run_folder(out: PathLike) -> str:
-    """Where the state of the unfinished run of `out` stands: beside it, hidden."""
+    """Returns the hidden folder next to `out` that holds the state of an unfinished run."""
     target = storage.absolute(out).rstrip("/")
     return storage.join(storage.parent(target), f".{target.rsplit('/', 1)[-1]}.run")
 
 
 def claim(folder: PathLike) -> None:
-    """Makes a folder for working files, with a mark that it is raymotion's: only such a folder may be removed.
+    """Creates a folder for working files and marks it as made by raymotion; only marked folders are ever removed.
 
     Raises:
-        InputError: it holds something, and no mark.
+        InputError: the folder is not empty and has no mark.
     """
     if is_claimed(folder):
         return
@@ -65,7 +65,7 @@ def claim(folder: PathLike) -> None:
 
 
 def is_claimed(folder: PathLike) -> bool:
-    """Whether `claim` marked the folder."""
+    """Returns whether `claim` marked the folder."""
     path = storage.join(folder, MARK)
     try:
         found = storage.read_json(path) if storage.exists(path) else None
@@ -75,6 +75,6 @@ def is_claimed(folder: PathLike) -> bool:
 
 
 def remove_claimed(folder: PathLike) -> None:
-    """Removes a folder that `claim` marked, with all that is in it; leaves any other alone."""
+    """Removes a folder and its content if `claim` marked it."""
     if is_claimed(folder):
         storage.remove_tree(folder)

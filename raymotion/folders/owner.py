@@ -1,4 +1,4 @@
-"""A process, named so that others can tell whether it still runs: what locks and temporary folders say of theirs."""
+"""Identity of the process that owns a lock or a temporary folder."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Owner:
-    """A process, named so that others can tell whether it still runs.
+    """Identity of a process, from which others can determine whether it is still running.
 
     Attributes:
-        token: random, for this one claim.
-        boot: of the kernel that runs it; two machines never share one. Empty where the system does not tell.
-        namespace: its PID means something only there: containers of one machine have one each.
-        began: when the process started, in ticks since boot.
-        since: seconds since the epoch.
+        token: random identifier of one claim.
+        boot: boot ID of the kernel, unique to a machine and boot; empty if unknown.
+        namespace: PID namespace, in which `pid` is valid; each container has its own.
+        began: start time of the process, in ticks since boot.
+        since: time of the claim, in seconds since the epoch.
     """
 
     token: str
@@ -36,7 +36,7 @@ class Owner:
 
     @classmethod
     def here(cls) -> Owner:
-        """This process."""
+        """Returns the identity of this process, with a new token."""
         command = shlex.join([os.path.basename(sys.argv[0] or "python"), *sys.argv[1:]])
         return cls(
             uuid.uuid4().hex, socket.gethostname(), _boot(), _namespace(), os.getpid(), _began(os.getpid()),
@@ -45,7 +45,7 @@ class Owner:
 
     @classmethod
     def read(cls, data: bytes) -> Owner | None:
-        """The owner that `data` names; None if it names none, as a torn write does."""
+        """Parses `data`; returns None if it is not a valid owner, for example after a partial write."""
         try:
             found = json.loads(data)
             owner = cls(**{name: found[name] for name in cls.__dataclass_fields__})
@@ -57,21 +57,21 @@ class Owner:
 
     @property
     def same_kernel(self) -> bool:
-        """Whether it runs, or ran, since this machine was last started: only then its process id can be looked up."""
+        """Whether the process belongs to the current boot of this machine; only then can its PID be looked up."""
         return bool(self.boot) and self.boot == _boot()
 
     def lives(self) -> bool | None:
-        """Whether the process runs; None if that cannot be seen from here."""
+        """Returns whether the process is running; None if that cannot be determined from here."""
         if not self.same_kernel or self.namespace != _namespace():
             return None
         if not Path("/proc/self").exists():
             return _answers(self.pid)
-        # The number may have been given to another process since.
+        # The PID may have been reused since.
         began = _began(self.pid)
         return began is not None and began == self.began
 
     def describe(self) -> str:
-        """Process, host, since when, and its command."""
+        """Returns a text with PID, host, start and command."""
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.since))
         return f"process {self.pid} on host {self.host} since {since} ({self.command})"
 
@@ -80,7 +80,7 @@ def _boot() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        # A system without /proc runs no containers that would share the host's name.
+        # On systems without /proc there are no containers that share the host's name.
         return "" if sys.platform.startswith("linux") else f"host {socket.gethostname()}"
 
 
@@ -92,7 +92,7 @@ def _namespace() -> str:
 
 
 def _began(pid: int) -> int | None:
-    """When a process of this machine started, in ticks since boot (proc(5)); None if it has ended."""
+    """Returns when a process on this machine started, in ticks since boot (proc(5)); None if it has ended."""
     try:
         state, *fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,7 +1,7 @@
-"""What a process may read from outside, and how long it waits for a store that fails.
+"""Permission to read http(s) addresses, and how long to retry while a store fails.
 
-Both are kept in environment variables, so that processes started from here - Ray's workers among them - inherit them;
-a worker of a cluster that ran before gets them with its plan (`Access.apply`).
+Both are kept in environment variables, so that child processes, such as Ray's workers, inherit them. Workers of a
+cluster that is already running get them with their plan (`Access.apply`).
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ PATIENCE = "RAYMOTION_STORE_PATIENCE"
 ALLOW_HTTP = "RAYMOTION_ALLOW_HTTP"
 DEFAULT_PATIENCE = 120.0
 
-# Seconds between two tries: each pause is twice the one before, up to the longest, and drawn between half and all of
-# that, so that many workers do not come back at once.
+# Seconds between two tries: the pause doubles up to the longest, and a random part of it, from half to all, is waited,
+# so that many workers do not retry at once.
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
 
 
 @dataclass(frozen=True)
 class Access:
-    """How this process deals with what lies outside of it.
+    """Settings of this process for access to stores.
 
     Attributes:
-        patience: seconds for which a request is repeated while a store fails.
+        patience: seconds for which a request is retried while a store fails.
         allow_http: whether http:// and https:// addresses may be read.
     """
 
@@ -41,14 +41,14 @@ class Access:
     allow_http: bool = False
 
     def apply(self) -> None:
-        """Makes this the access of the process, and of those that it starts."""
-        if current() != self:  # readers call this from many threads: the environment is written only where it differs
+        """Sets this access for the process and its child processes."""
+        if current() != self:  # called by readers in many threads, so write the environment only if it differs
             os.environ[PATIENCE] = f"{self.patience:g}"
             os.environ[ALLOW_HTTP] = "1" if self.allow_http else "0"
 
 
 def current() -> Access:
-    """The access of this process.
+    """Returns the access of this process.
 
     Raises:
         InputError: RAYMOTION_STORE_PATIENCE is not a number of seconds.
@@ -67,7 +67,7 @@ def current() -> Access:
 
 @contextlib.contextmanager
 def using(*, patience: float | None = None, allow_http: bool | None = None) -> Iterator[Access]:
-    """Another access for the length of the block; None leaves a part of it as it is."""
+    """Changes the access for the duration of the block; None keeps the current value."""
     before = {name: os.environ.get(name) for name in (PATIENCE, ALLOW_HTTP)}
     now = current()
     access = Access(
@@ -85,12 +85,12 @@ def using(*, patience: float | None = None, allow_http: bool | None = None) -> I
 
 
 class Retries:
-    """Decides, for one request, how long to pause after a failure, and when to give up.
+    """Decides, for one request, how long to pause after a failure and when to give up.
 
     Args:
-        address: what was asked for.
-        action: what was tried, `read it`.
-        store: who was asked: an endpoint, or the kind of the store.
+        address: of the requested file.
+        action: for messages, such as `read it`.
+        store: for messages: an endpoint, or the kind of store.
     """
 
     def __init__(self, address: str, action: str, store: str) -> None:
@@ -100,7 +100,7 @@ class Retries:
         self.first_failure = 0.0
 
     def pause(self, error: BaseException) -> float:
-        """Seconds to wait before the next try.
+        """Returns the seconds to wait before the next try.
 
         Raises:
             StoreUnavailable: the patience is used up.
@@ -121,7 +121,7 @@ class Retries:
         return min(longest * random.uniform(0.5, 1.0), max(0.05, self.patience - spent))
 
 
-# A command that waits says so: after so many seconds, and not more often than that.
+# A waiting command warns after this many seconds, and then at most this often.
 SILENT_SECONDS, SAY_EVERY = 5.0, 30.0
 _said_at = float("-inf")
 
@@ -140,7 +140,7 @@ def _say_that_it_waits(retries: Retries, error: BaseException, spent: float) -> 
 
 
 def retried(retries: Retries, act: Callable[[], T], is_passing: Callable[[Exception], bool]) -> T:
-    """`act()`, repeated while its error is a passing one."""
+    """Calls `act`, and repeats it while it fails with a transient error."""
     while True:
         try:
             return act()

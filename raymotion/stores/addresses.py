@@ -1,7 +1,7 @@
-"""What a path or an address means: local or not, its folder, its files, and whether raymotion opens its kind at all.
+"""Parsing of paths and addresses, without any access: local or remote, parent and child, supported schemes.
 
-Nothing is read here. Addresses are taken as they are spelled: no slash is dropped from a key, and nothing in a name is
-taken for syntax but `?versionId=` at the end of an s3:// address.
+Addresses are taken literally: no slash is dropped from a key, and nothing in a name is syntax except `?versionId=` at
+the end of an s3:// address.
 """
 
 from __future__ import annotations
@@ -16,39 +16,39 @@ from raymotion.stores import access
 
 PathLike = str | os.PathLike[str]
 
-# A scheme has two characters at least: `C:` is none. `file://` is a local path.
+# A scheme has at least two characters, so `C:` is not one. `file://` is a local path.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _BARE_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)::?")
-# What stands behind the key of an object in S3 where an address names one of its versions.
+# Suffix of an S3 address that names one version of an object.
 VERSION = re.compile(r"\?versionId=([^?&/\s]+)$")
 
 S3_SCHEMES = ("s3", "s3a")
 HTTP_SCHEMES = ("http", "https")
-# Read with the libraries that fsspec knows for them, where those are installed.
+# Read through fsspec with the libraries for them, if installed.
 OTHER_SCHEMES = ("gs", "gcs", "az", "abfs", "abfss")
 
 
 def scheme_of(path: PathLike) -> str | None:
-    """The scheme of an address in lower case, `s3`; None for a local path, `file` for one that is written so."""
+    """Returns the scheme of an address in lower case, such as `s3` or `file`; None for a local path."""
     found = _SCHEME.match(str(path))
     return found.group(1).lower() if found else None
 
 
 def is_remote(path: PathLike) -> bool:
-    """Whether `path` is the address of an object store (or of anything else behind a scheme), not of a local file."""
+    """Returns whether `path` is an address with a scheme other than `file`."""
     return scheme_of(path) not in (None, "file")
 
 
 def is_http(path: PathLike) -> bool:
-    """Whether `path` is an http:// or https:// address."""
+    """Returns whether `path` is an http:// or https:// address."""
     return scheme_of(path) in HTTP_SCHEMES
 
 
 def require_allowed(path: PathLike) -> None:
-    """Refuses an address that raymotion does not open, or only where the user asks for it.
+    """Checks that raymotion may open an address.
 
     Raises:
-        AddressRefused: a scheme that is not read; http(s) without `--allow-http`.
+        AddressRefused: the scheme is not supported, or it is http(s) without `--allow-http`.
     """
     scheme = scheme_of(path)
     if scheme in (None, "file", *S3_SCHEMES, *OTHER_SCHEMES):
@@ -68,9 +68,9 @@ def require_allowed(path: PathLike) -> None:
 
 
 def require_allowed_in_table(uri: str) -> None:
-    """`require_allowed` for an address that stands in a table: there `file:`, `data:` and their like are refused too.
+    """Checks an address from a table like `require_allowed`, and also refuses `file:`, `data:` and similar schemes.
 
-    A table may come from somebody else. A local file is named by its path.
+    Tables may come from untrusted sources. They must name local files by path.
     """
     require_allowed(uri)
     scheme = scheme_of(uri)
@@ -97,9 +97,10 @@ def _shown(path: PathLike) -> str:
 
 
 def absolute(path: PathLike) -> str:
-    """`path` in a form that means the same in every process: local paths made absolute, addresses as they are.
+    """Makes a local path absolute, so that it means the same in every process; keeps addresses.
 
-    A slash at the end of an address is dropped, unless it is one of two: `s3://b/a//` is the folder of `s3://b/a//x`.
+    A single slash at the end of an address is dropped, but not a double one: `s3://b/a//` is the parent of
+    `s3://b/a//x`.
     """
     text = str(path)
     if is_remote(text):
@@ -110,7 +111,7 @@ def absolute(path: PathLike) -> str:
 
 
 def _path_of_file_address(address: str) -> str:
-    """The local path that a file:// address names: percent-encoded as in RFC 8089, or else taken as it is spelled."""
+    """Returns the local path of a file:// address, percent-decoded (RFC 8089) unless only the literal path exists."""
     rest = address.split("://", 1)[1]
     host = rest.split("/", 1)[0]
     if rest.startswith("localhost/"):
@@ -125,9 +126,9 @@ def _path_of_file_address(address: str) -> str:
 
 
 def join(base: PathLike, *parts: str) -> str:
-    """`base` and `parts` as one path; an absolute last part or an address wins, as with `os.path.join`.
+    """Joins paths like `os.path.join`: an absolute part, or one that is an address, discards what precedes it.
 
-    Below an address a part that begins with a slash is a key of its own: use `child` for names from a listing.
+    After an address, a part with a leading slash is appended as it is. For names from a listing use `child`.
     """
     result = str(base)
     for part in parts:
@@ -141,7 +142,7 @@ def join(base: PathLike, *parts: str) -> str:
 
 
 def child(folder: PathLike, name: str) -> str:
-    """The file of a listing of `folder`: whatever its name looks like, it is below the folder, no slash lost."""
+    """Returns the path of an entry in a listing of `folder`; `name` is never taken for a path or an address."""
     text = str(folder)
     if is_remote(text):
         return f"{text}{name}" if text.endswith("/") else f"{text}/{name}"
@@ -149,7 +150,7 @@ def child(folder: PathLike, name: str) -> str:
 
 
 def parent(path: PathLike) -> str:
-    """The folder that holds `path`; `child(parent(path), name)` gives `path` back, its slashes included."""
+    """Returns the folder of `path`; `child(parent(path), name)` restores `path`, including its slashes."""
     text = str(path)
     if not is_remote(text):
         return os.path.dirname(text)
@@ -162,6 +163,6 @@ def parent(path: PathLike) -> str:
 
 
 def suffix(path: PathLike) -> str:
-    """The extension of a file's name in lower case, with its dot; `?versionId=...` is no part of the name."""
+    """Returns the extension of a file in lower case, with its dot; ignores `?versionId=...`."""
     text = str(path)
     return os.path.splitext(VERSION.sub("", text) if is_remote(text) else text)[1].lower()

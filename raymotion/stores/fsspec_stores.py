@@ -1,4 +1,4 @@
-"""What is neither a disk nor S3: web addresses, which can only be read, and other clouds' stores through fsspec."""
+"""Stores other than local disks and S3: read-only web addresses, and the stores of other clouds through fsspec."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Web:
-    """Files behind http(s): nothing can be written, listed or looked up but by reading it."""
+    """Files behind http(s), which can only be read: even their size and existence are found by reading them."""
 
     def read(self, address: str, start: int | None = None, end: int | None = None) -> bytes:
         return web.read(address)[slice(start, end)]
@@ -56,7 +56,7 @@ class Web:
 
 
 class Generic:
-    """A store that fsspec knows, its requests repeated while it fails."""
+    """A store that fsspec supports, with requests retried while it fails."""
 
     def __init__(self, fs: AbstractFileSystem, inner: str) -> None:
         self.fs, self.inner = fs, inner
@@ -93,7 +93,7 @@ class Generic:
             entries = {}
             for entry in found:
                 name = entry["name"].rstrip("/")
-                if name != own:  # a file is listed as itself
+                if name != own:  # a listing of a file contains the file itself
                     end = "/" if entry["type"] == "directory" else ""
                     entries[posixpath.basename(name) + end] = dict(entry)
             return entries

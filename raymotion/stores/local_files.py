@@ -1,4 +1,4 @@
-"""What a local disk has to be asked: where a file may be written, and whether there is room."""
+"""Checks and safe writes on local disks: targets of links, atomic replacement of folders, free space."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ PathLike = str | os.PathLike[str]
 
 
 def file_to_write(path: PathLike, named: str) -> str:
-    """Where a local file is written: through links, to the file that they lead to. Nothing is opened: a pipe would
-    wait for its reader, a device would take what it gets.
+    """Returns the local file to write to, with links resolved.
+
+    Opens nothing: a pipe would wait for its reader, and a device would accept the data.
 
     Args:
-        path: as the user gave it, for messages. named: the same, absolute.
+        path: as the user gave it, for messages.
+        named: the same, absolute.
 
     Raises:
-        InputError: something else than a file is there.
+        InputError: the path is not a regular file, or is a link that cannot be followed.
     """
     target = os.path.realpath(named)
     try:
@@ -52,9 +54,9 @@ def file_to_write(path: PathLike, named: str) -> str:
 
 @contextlib.contextmanager
 def replaced(folder: str) -> Iterator[str]:
-    """A fresh folder beside the local `folder`, which takes its place if the block ends well.
+    """Yields the path of a temporary folder that replaces the local `folder` if the block succeeds.
 
-    The block makes it, by writing into it. Where anything fails, what was there before is there still.
+    The block must create the folder. On failure, the old folder is kept.
     """
     temporary = f"{os.path.dirname(folder)}/.{os.path.basename(folder)}.{uuid.uuid4().hex[:8]}.tmp"
     old = f"{temporary}.old"
@@ -73,7 +75,7 @@ def replaced(folder: str) -> Iterator[str]:
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether `error`, or what caused it, says that a disk is full. Libraries in C and Rust say it in words alone."""
+    """Returns whether `error` or its cause is a full disk. Libraries in C and Rust report it only in the message."""
     seen: list[BaseException] = []
     while error is not None and not any(error is other for other in seen):
         if isinstance(error, DiskFull) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
@@ -86,7 +88,7 @@ def is_full(error: BaseException | None) -> bool:
 
 
 def disk_full(path: PathLike, error: BaseException) -> DiskFull:
-    """`error` for the user: it names the path, which the system does not."""
+    """Converts `error` to a `DiskFull` that names the path, which the system's error does not."""
     if isinstance(error, DiskFull):
         return error
     quota = getattr(error, "errno", None) == errno.EDQUOT or "quota" in str(error)
@@ -95,11 +97,13 @@ def disk_full(path: PathLike, error: BaseException) -> DiskFull:
 
 
 def reserve(path: PathLike) -> None:
-    """Takes the room on the disk that a file says it has, before it is written through a memory map: on a full disk
-    that would kill the process."""
+    """Allocates the disk space of a file before it is written through a memory map.
+
+    Otherwise a full disk would kill the process.
+    """
     with open(path, "r+b") as file:
         try:
             os.posix_fallocate(file.fileno(), 0, max(1, os.fstat(file.fileno()).st_size))
-        except (AttributeError, OSError) as error:  # a system, or a file system, that cannot
+        except (AttributeError, OSError) as error:  # not supported by the system or the file system
             if is_full(error):
                 raise

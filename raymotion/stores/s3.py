@@ -1,8 +1,8 @@
-"""S3 and what speaks its language: one request for what one request can do, repeated while the store fails.
+"""S3 and compatible stores, with as few requests as possible, retried while the store fails.
 
-Built on s3fs, whose connection and credentials are used. What is ours: a key is taken as it is spelled (`a//b`, `a::b`,
-`a?b`), `?versionId=` names that version, an answer shorter than announced counts as a failure of the store, and every
-request - those of Ray's own code too, which gets `filesystem()` - is repeated with growing pauses (`access.Retries`).
+Built on s3fs and its connection and credentials. In addition, keys are taken literally (`a//b`, `a::b`, `a?b`),
+`?versionId=` selects a version, a response shorter than announced is a failure of the store, and every request,
+including those of Ray through `filesystem()`, is retried with growing pauses (`access.Retries`).
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from s3fs.errors import translate_boto_error
 from raymotion.stores.access import Retries
 from raymotion.stores.addresses import VERSION
 
-# Requests at the same time; fetching ahead and writing share the connections.
+# Concurrent requests; prefetching and writing share the connections.
 CONNECTIONS = 96
-# A request that moves nothing ends after these; one that drips, after `SECONDS` and its bytes at `SLOWEST` a second.
+# Timeouts of a stalled request; a slow one times out after `SECONDS` plus its size at `SLOWEST` bytes per second.
 CONNECT_SECONDS, READ_SECONDS = 10, 20
 SECONDS, SLOWEST = 60.0, 100_000
-# Larger objects are written in parts.
+# Larger objects are uploaded in parts.
 PART_BYTES = 64 * 1024**2
-# A file that is opened is read in pieces of at least this size; a smaller one with one request.
+# An open file is read in blocks of at least this size, or with one request if it is smaller.
 BLOCK_BYTES = 1 << 20
 
-# Answers that another try may mend, beside all of status 5xx. (Some are 400s: the store blames the connection on us.)
+# Transient error codes besides all of status 5xx. (Some have status 400: the store blames a bad connection on us.)
 PASSING = {
     "BadDigest",
     "ConditionalRequestConflict",
@@ -59,18 +59,18 @@ PASSING = {
     "XAmzContentChecksumMismatch",
     "XAmzContentSHA256Mismatch",
 }
-# No object can have such an address: the same as one that is not there.
+# Invalid names, treated as missing objects.
 NO_SUCH_NAME = {"InvalidBucketName", "InvalidURI", "KeyTooLongError"}
 ACTIONS = {"get": "read it", "head": "look at it", "list": "list it", "put": "write it", "delete": "remove it"}
 
 
 class ShortAnswer(OSError):
-    """The store sent fewer bytes than it had announced."""
+    """The store sent fewer bytes than it announced."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A bucket and a key, as they are spelled, and the version that the address asks for."""
+    """Bucket, key (taken literally) and version of an address."""
 
     bucket: str
     key: str
@@ -78,7 +78,7 @@ class Place:
 
     @classmethod
     def of(cls, address: str) -> Place:
-        """Of `s3://bucket/key`, with `?versionId=` or without."""
+        """Parses `s3://bucket/key`, with or without `?versionId=`."""
         rest = address.split("://", 1)[1]
         found = VERSION.search(rest)
         bucket, key = _filesystem_class._find_bucket_key(None, rest[: found.start()] if found else rest)
@@ -86,18 +86,18 @@ class Place:
 
     @property
     def prefix(self) -> str:
-        """What the keys of this folder begin with."""
+        """The prefix of the keys in this folder."""
         return self.key if not self.key or self.key.endswith("/") else f"{self.key}/"
 
     @property
     def names(self) -> dict[str, str]:
-        """The keywords of a request for this object."""
+        """The keyword arguments of a request for this object."""
         own = {"Bucket": self.bucket, "Key": self.key}
         return own if self.version is None else {**own, "VersionId": self.version}
 
 
 class _Body:
-    """The bytes of an answer, for code that expects a stream."""
+    """The bytes of a response, for code that expects a stream."""
 
     def __init__(self, data: bytes) -> None:
         self._file = io.BytesIO(data)
@@ -116,7 +116,7 @@ class _Body:
 
 
 class PatientS3FileSystem(s3fs.S3FileSystem):
-    """s3fs with requests that are repeated, and answers that are whole."""
+    """s3fs with retries and with checks that responses are complete."""
 
     async def _call_s3(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
         address = f"s3://{kwargs.get('Bucket', '')}/{kwargs.get('Key', kwargs.get('Prefix', ''))}".rstrip("/")
@@ -156,7 +156,7 @@ class PatientS3FileSystem(s3fs.S3FileSystem):
             raise ShortAnswer(f"{len(data)} bytes came, but {announced} were announced")
         wanted = keywords.get("Range")
         if not data and wanted is None:
-            # An object may be empty. So may the answer of a store that fails: it is asked in another way.
+            # Either the object is empty or the store failed: check its size.
             names = {name: keywords[name] for name in ("Bucket", "Key", "VersionId") if name in keywords}
             size = (await asyncio.wait_for(client.head_object(**names), SECONDS))["ContentLength"]
             if size:
@@ -170,7 +170,7 @@ _filesystem_class = PatientS3FileSystem
 
 
 def _cut(data: bytes, wanted: str, given: str | None) -> bytes:
-    """The range that was asked for, from an answer that may hold all of the object instead."""
+    """Returns the requested range of a response that may hold the whole object instead."""
     start, end = re.fullmatch(r"bytes=(\d*)-(\d*)", wanted).groups()  # type: ignore[union-attr]
     if given is None:
         if not start:
@@ -187,7 +187,7 @@ def _cut(data: bytes, wanted: str, given: str | None) -> bytes:
 
 
 def is_passing(error: Exception) -> bool:
-    """Whether the store failed, which may pass; not: it refused, or there is no such thing."""
+    """Returns whether the error is a transient failure of the store, not a refusal or a missing object."""
     if isinstance(error, ClientError):
         about = error.response.get("Error", {})
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
@@ -207,7 +207,7 @@ def is_passing(error: Exception) -> bool:
         )
     if isinstance(error, FileNotFoundError | PermissionError | FileExistsError):
         return False
-    # aiohttp's errors, by name: timeouts, resets, answers that end early.
+    # aiohttp's errors, by name: timeouts, resets, truncated responses.
     return isinstance(error, OSError | TimeoutError) or type(error).__module__.startswith("aiohttp")
 
 
@@ -229,8 +229,8 @@ _known: dict[tuple[Any, ...], PatientS3FileSystem] = {}
 
 
 def filesystem() -> PatientS3FileSystem:
-    """The file system of this process, for the AWS variables as they are now."""
-    # Keyed by the variables, because s3fs would hand out one instance whatever they say by now.
+    """Returns the file system of this process for the current AWS variables."""
+    # Keyed by the variables, because s3fs would return the same instance even after they change.
     key = (
         os.getpid(),
         os.environ.get("HOME"),
@@ -257,7 +257,7 @@ def filesystem() -> PatientS3FileSystem:
 
 
 def store_name() -> str:
-    """What the store is called in messages: its endpoint."""
+    """Returns the name of the store in messages: its endpoint."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "S3"
 
 
@@ -267,12 +267,12 @@ def _call(method: str, **keywords: Any) -> Any:
 
 
 def read(address: str, start: int | None = None, end: int | None = None) -> bytes:
-    """The bytes of an object, or those from `start` to before `end`; a negative `start` counts from its end."""
+    """Reads an object, or its bytes from `start` up to but excluding `end`; a negative `start` counts from the end."""
     return _get(address, start, end)[0]
 
 
 def _get(address: str, start: int | None = None, end: int | None = None) -> tuple[bytes, int]:
-    """Bytes, and the size of the whole object."""
+    """Returns the bytes, and the size of the whole object."""
     place = Place.of(address)
     if not place.key:
         raise IsADirectoryError(21, "Is a bucket", address)
@@ -291,7 +291,7 @@ def _get(address: str, start: int | None = None, end: int | None = None) -> tupl
     try:
         return sync(fs.loop, get, fs)
     except OSError as error:
-        # An empty object has no ranges.
+        # A range of an empty object is an error.
         cause = error.__cause__
         if span and isinstance(cause, ClientError) and cause.response["Error"].get("Code") in ("InvalidRange", "416"):
             return b"", size(address)
@@ -299,12 +299,12 @@ def _get(address: str, start: int | None = None, end: int | None = None) -> tupl
 
 
 def size(address: str) -> int:
-    """Bytes of an object."""
+    """Returns the size of an object in bytes."""
     return int(_call("head_object", **Place.of(address).names)["ContentLength"])
 
 
 def write(address: str, data: bytes) -> None:
-    """Writes an object, whole or not at all."""
+    """Writes an object atomically."""
     place = _writable(address)
     if len(data) <= PART_BYTES:
         _call("put_object", Bucket=place.bucket, Key=place.key, Body=data)
@@ -313,7 +313,7 @@ def write(address: str, data: bytes) -> None:
 
 
 def remove(address: str) -> None:
-    """Removes an object; that it is not there is no error."""
+    """Removes an object; does nothing if it does not exist."""
     place = _writable(address)
     _call("delete_object", Bucket=place.bucket, Key=place.key)
 
@@ -328,7 +328,7 @@ def _writable(address: str) -> Place:
 
 
 def exists(address: str) -> bool:
-    """Whether there is such an object, or a key below it."""
+    """Returns whether the object exists, or any key below it."""
     place = Place.of(address)
     if place.key:
         try:
@@ -341,7 +341,7 @@ def exists(address: str) -> bool:
 
 
 def is_dir(address: str) -> bool:
-    """Whether a key lies below the address; of a bucket: whether it is there."""
+    """Returns whether there is a key below the address; for a bucket, whether it exists."""
     place = Place.of(address)
     try:
         answer = _call("list_objects_v2", Bucket=place.bucket, Prefix=place.prefix, MaxKeys=1)
@@ -351,25 +351,25 @@ def is_dir(address: str) -> bool:
 
 
 def names(address: str) -> list[str]:
-    """Names of the objects directly below the address; none where there is no such bucket."""
+    """Returns the names of the objects directly below the address; none if the bucket does not exist."""
     return [name for name in entries(address) if not name.endswith("/")]
 
 
 def entries(address: str) -> dict[str, dict[str, Any]]:
-    """What the store says of the objects directly below the address, by name: `size` and `ETag`; and the folders there.
+    """Returns `size` and `ETag` of the objects directly below the address, by name, and the folders there.
 
-    A folder's name ends in a slash: `b/`, and `/` where a key has two, as `a//c.jpg` below `a`.
+    Names of folders end in a slash: `b/`, or just `/` for a double slash, as in `a//c.jpg` below `a`.
     """
     return {name: info for name, info in _listed(address, delimiter="/") if name}
 
 
 def tree(address: str) -> list[str]:
-    """Keys of all objects below the address, relative to it: `b/c.jpg`, and `/c.jpg` for a key `a//c.jpg` below `a`."""
+    """Returns the keys of all objects below the address, relative to it: `b/c.jpg`, or `/c.jpg` for `a//c.jpg`."""
     return [name for name, _ in _listed(address) if not name.endswith("/") and name]
 
 
 def _listed(address: str, delimiter: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Keys below the address, relative to it, with their size and ETag; with a delimiter, folders, which end in it."""
+    """Yields keys below the address, relative to it, with size and ETag; a delimiter groups deeper ones as folders."""
     place = Place.of(address)
     keywords: dict[str, Any] = {"Bucket": place.bucket, "Prefix": place.prefix}
     if delimiter:
@@ -400,7 +400,7 @@ def remove_tree(address: str) -> None:
 
 
 class RemoteFile(io.RawIOBase):
-    """An object as a file. Its end is read first: small files, and the footers of Parquet, take one request."""
+    """An object as a file. Reads the end first, so that small files and Parquet footers take one request."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -438,5 +438,5 @@ class RemoteFile(io.RawIOBase):
 
 
 def open_file(address: str) -> io.BufferedReader:
-    """An object for reading and seeking."""
+    """Opens an object as a seekable file for reading."""
     return io.BufferedReader(RemoteFile(address), BLOCK_BYTES)

@@ -1,4 +1,4 @@
-"""What `storage` asks of a store: of S3 (the module `s3`), of the web and of what fsspec knows (`fsspec_stores`)."""
+"""Interface of the stores behind `storage`: S3 (the module `s3`), the web and other stores (`fsspec_stores`)."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Any, BinaryIO, Protocol
 
 
 class Store(Protocol):
-    """Addresses are complete. A missing file is a FileNotFoundError, a refusal a PermissionError."""
+    """Reads and writes files by full address; raises FileNotFoundError and PermissionError as a local disk does."""
 
     def read(self, address: str, start: int | None = None, end: int | None = None) -> bytes:
-        """The bytes of a file, or those from `start` to before `end`."""
+        """Reads a file, or its bytes from `start` up to but excluding `end`."""
 
     def size(self, address: str) -> int:
-        """Bytes of a file."""
+        """Returns the size of a file in bytes."""
 
     def write(self, address: str, data: bytes) -> None:
-        """Writes a file, whole or not at all."""
+        """Writes a file atomically."""
 
     def remove(self, address: str) -> None:
         """Removes a file."""
@@ -24,19 +24,19 @@ class Store(Protocol):
         """Removes all files below the address."""
 
     def exists(self, address: str) -> bool:
-        """Whether there is such a file or folder."""
+        """Returns whether the file or folder exists."""
 
     def is_dir(self, address: str) -> bool:
-        """Whether files lie below the address."""
+        """Returns whether there are files below the address."""
 
     def names(self, address: str) -> list[str]:
-        """Names of the files directly below the address."""
+        """Returns the names of the files directly below the address."""
 
     def entries(self, address: str) -> dict[str, dict[str, Any]]:
-        """What the store says of what lies directly below the address, by name; folders end in `/`."""
+        """Returns the store's metadata of files and folders directly below the address, by name; folders end in `/`."""
 
     def tree(self, address: str) -> list[str]:
-        """All files below the address, relative to it."""
+        """Returns the names of all files below the address, relative to it."""
 
     def open_file(self, address: str) -> BinaryIO:
-        """A file for reading and seeking."""
+        """Opens a seekable file for reading."""

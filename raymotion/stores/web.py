@@ -1,7 +1,7 @@
-"""Files at http:// and https:// addresses: read with limits, and never from where a redirect has no business.
+"""Files at http:// and https:// addresses, read with limits and without unsafe redirects.
 
-Whoever wrote a table chooses its addresses, so an answer may be endless, may drip, or may lead into the network of the
-machine that reads. Allowed only where the user says so (`--allow-http`).
+The author of a table chooses its addresses, so a response may be endless, very slow, or a redirect into the reader's
+private network. Allowed only on request (`--allow-http`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import random
 import socket
 from urllib.parse import urljoin, urlsplit
 
-# Of one file: seconds in all, with redirects and repetitions; bytes; redirects.
+# Limits for one file: total seconds, including redirects and retries; bytes; redirects.
 SECONDS, MOST_BYTES, MOST_REDIRECTS = 60.0, 64 * 1024**2, 5
 CONNECT_SECONDS = 10.0
 FIRST_PAUSE = 0.5
@@ -21,19 +21,19 @@ _REDIRECTS = {301, 302, 303, 307, 308}
 
 
 class WebError(OSError):
-    """The file at an address cannot be had: the server refuses, fails, or breaks a limit. A fault of that address."""
+    """A file cannot be read: the server refuses, fails, or exceeds a limit. Affects only this address."""
 
 
 class TooManyBytes(WebError):
-    """The answer is longer than is read."""
+    """The response exceeds the limit of bytes."""
 
 
 def read(url: str, *, seconds: float | None = None, most_bytes: int | None = None) -> bytes:
-    """The bytes at `url`, asked for again where a try fails, until `seconds` are over.
+    """Reads the bytes at `url`; retries transient failures for up to `seconds`.
 
     Raises:
-        FileNotFoundError: the server says that there is no such file (404, 410).
-        WebError: everything else, `TooManyBytes` among it.
+        FileNotFoundError: the server answers 404 or 410.
+        WebError: any other failure, including `TooManyBytes`.
     """
     from fsspec.asyn import get_loop, sync
 
@@ -58,11 +58,11 @@ async def _read(url: str, seconds: float, most_bytes: int) -> bytes:
 
 
 class _Passing(Exception):
-    """A try that failed, where the next may not."""
+    """A transient failure."""
 
 
 async def _follow(url: str, most_bytes: int) -> bytes:
-    """One try, redirects followed."""
+    """Makes one try and follows redirects."""
     import aiohttp
 
     limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
@@ -115,16 +115,16 @@ async def _body(answer: object, url: str, most_bytes: int) -> bytes:
 
 
 async def _require_public(at: str, url: str) -> None:
-    """Refuses a redirect into a private network, and addresses that only a machine's own services have.
+    """Refuses link-local addresses, and redirects from a public server into a private network.
 
-    The address that the table names may be private: pictures lie on internal servers. A redirect of a public server
-    to one of those is an attempt to have this machine fetch what the server itself cannot reach.
+    The address in the table may be private, since images may be on internal servers. But a redirect from a public
+    server to a private one is an attempt to make this machine fetch what that server cannot reach.
     """
     own, first = urlsplit(at).hostname, urlsplit(url).hostname
     if not own or not first:
         raise WebError(f"{url}: has no host")
     found = await _addresses(own)
-    # 169.254.0.0/16 and fe80::/10: the cloud's metadata service, with the machine's credentials, is there.
+    # 169.254.0.0/16 and fe80::/10, where the cloud's metadata service serves the machine's credentials.
     if any(ip.is_link_local for ip in found):
         raise WebError(f"{url}: {own} is a link-local address, which is not read")
     elsewhere = own != first and any(not ip.is_global for ip in found)
@@ -136,6 +136,6 @@ async def _addresses(host: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Ad
     try:
         answers = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        return []  # behind a proxy names are resolved there
+        return []  # behind a proxy, which resolves names itself
     found = [ipaddress.ip_address(str(answer[4][0]).split("%")[0]) for answer in answers]
     return [getattr(ip, "ipv4_mapped", None) or ip for ip in found]
