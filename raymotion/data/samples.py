@@ -1,18 +1,18 @@
-"""The sample table: what every reader gives and every job takes.
+"""The sample table: the output of every reader and the input of every job.
 
-One row is one sample: an image, or one person in an image. Pixels are never in it; `image_uri` says where they are.
-What is missing is null (or an empty list of captions), and the models mask it.
+One row is one sample: an image, or one person in an image. The table holds no pixels; `image_uri` is their address.
+Missing values are null (or an empty list of captions), and the models mask them.
 
 | column | type | meaning |
 |---|---|---|
 | sample_id | string | stable and unique, `coco:000000000139`, `emotic:test:17` |
-| group_id | string | the image (or scene); no split divides a group |
+| group_id | string | the image (or scene); a group is never divided between splits |
 | image_uri | string, nullable | local path or address |
 | captions | list<string> | possibly empty |
 | body_box, face_box | 4 x float32, nullable | x1, y1, x2, y2 in pixels of the upright image |
-| labels | list<string>, nullable | null: not annotated; empty: annotated, and nothing applies |
+| labels | list<string>, nullable | null: not annotated; empty: annotated, but no label applies |
 | label_weights | list<float32>, nullable | share of annotators in (0, 1], one for each label |
-| valence, arousal, dominance | float32, nullable | on the scale that the metadata state (`scale_of`) |
+| valence, arousal, dominance | float32, nullable | on the scale given in the metadata (`scale_of`) |
 | valence_sd, arousal_sd, dominance_sd | float32, nullable, optional | spread of the ratings, on that scale |
 | split | string, nullable | train, val or test |
 | source | string | the data set |
@@ -55,7 +55,7 @@ SCHEMA = pa.schema(
     ]
 )
 
-# Columns that a table may have besides.
+# Optional columns.
 OPTIONAL = pa.schema([pa.field(f"{name}_sd", pa.float32()) for name in ("valence", "arousal", "dominance")])
 DIMENSIONS = ("valence", "arousal", "dominance")
 NUMBERS = (*DIMENSIONS, *OPTIONAL.names)
@@ -71,12 +71,11 @@ def table_from_rows(
     scale: tuple[float, float] | None = None,
     where: object = None,
 ) -> pa.Table:
-    """Rows as a validated sample table; keys that a row lacks are null (captions: empty).
+    """Builds a validated sample table from rows; missing keys become null (captions: empty).
 
     Args:
-        scale: lowest and highest value of valence, arousal and dominance, where the source says it.
-        where: file that the rows were read from. A fault is named with it and with the sample, as the position among
-            `rows` is none in that file.
+        scale: lowest and highest value of valence, arousal and dominance, if the source defines them.
+        where: source file of the rows. Errors name it and the sample, since positions in `rows` mean nothing in it.
     """
     complete = [{"captions": [], **row} for row in rows]
     try:
@@ -85,7 +84,7 @@ def table_from_rows(
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         reason = f"the rows do not fit the sample table: {str(error).splitlines()[0]}"
         raise InputError(reason, path=where) from error
-    except UnicodeEncodeError as error:  # JSON can say "\\ud800", which is no character
+    except UnicodeEncodeError as error:  # JSON can contain "\\ud800", which is not a character
         text = ascii(error.object)[:60]
         raise InputError(
             f"{text} contains half a character (a lone surrogate)", path=where, remedy="Fix this text."
@@ -101,13 +100,13 @@ def table_from_rows(
 
 
 def attach_vocabulary(table: pa.Table, vocabulary: Vocabulary | None) -> pa.Table:
-    """`table` with `vocabulary` in its schema's metadata (and without one for None)."""
+    """Returns `table` with `vocabulary` in its schema's metadata (None: removes it)."""
     kept = {key: value for key, value in (table.schema.metadata or {}).items() if key == SCALE_KEY}
     return table.replace_schema_metadata({**kept, **({} if vocabulary is None else vocabulary.to_metadata())})
 
 
 def attach_scale(table: pa.Table, scale: tuple[float, float] | None) -> pa.Table:
-    """`table` with the scale of valence, arousal and dominance in its schema's metadata (None: as it is)."""
+    """Returns `table` with the scale of valence, arousal and dominance in its metadata (None: unchanged)."""
     if scale is None:
         return table
     text = json.dumps([float(value) for value in scale]).encode()
@@ -115,10 +114,10 @@ def attach_scale(table: pa.Table, scale: tuple[float, float] | None) -> pa.Table
 
 
 def scale_of(table: pa.Table, *, where: object = None) -> tuple[float, float] | None:
-    """Lowest and highest value of valence, arousal and dominance in `table`; None where it does not say.
+    """Returns the lowest and highest value of valence, arousal and dominance from the metadata; None if not given.
 
     Raises:
-        InputError: the metadata hold something else.
+        InputError: the metadata do not hold a valid scale.
     """
     text = (table.schema.metadata or {}).get(SCALE_KEY)
     if text is None:
@@ -133,23 +132,23 @@ def scale_of(table: pa.Table, *, where: object = None) -> tuple[float, float] | 
 
 
 def vocabulary_of(table: pa.Table, *, where: object = None) -> Vocabulary | None:
-    """The vocabulary that travels with `table`, or None for unlabelled samples."""
+    """Returns the vocabulary in the metadata of `table`, or None for unlabelled samples."""
     return Vocabulary.from_metadata(table.schema.metadata, where=where)
 
 
 def write_samples(path: storage.PathLike, table: pa.Table) -> None:
-    """Validates and writes, atomically. Only another sample table is overwritten: anything else may be an input."""
+    """Validates and writes a table atomically. Overwrites only a sample table, since other files may be inputs."""
     require_table_or_nothing(path)
     storage.write_table(path, validate(table, where=path))
 
 
 def require_table_or_nothing(path: storage.PathLike) -> None:
-    """Raises unless a sample table may be written to `path`: it is free, or holds one already."""
+    """Raises unless `path` does not exist or holds a sample table, which may be overwritten."""
     outputs.require_replaceable(path, "a sample table", lambda head: head[:4] == b"PAR1" and _is_sample_table(path))
 
 
 def _is_sample_table(path: storage.PathLike) -> bool:
-    """Whether the Parquet at `path` has the columns of one: features, labels and predictions have others."""
+    """Returns whether the Parquet file at `path` has the columns of a sample table."""
     import pyarrow.parquet as pq
 
     try:
@@ -163,7 +162,7 @@ def _is_sample_table(path: storage.PathLike) -> bool:
 def read_samples(path: storage.PathLike) -> pa.Table:
     """Reads and validates a sample table; `InputError` names the file, the row and the reason.
 
-    Something else there, such as a csv file or a folder of pictures, is named with the command that takes it.
+    For another kind of file, such as a csv file or a folder of pictures, the error names the command that reads it.
     """
     try:
         return validate(storage.read_table(path), where=path)
@@ -174,10 +173,10 @@ def read_samples(path: storage.PathLike) -> pa.Table:
 
 
 def require_allowed_images(table: pa.Table) -> None:
-    """Refuses a table with pictures at addresses that are not read, before anything is.
+    """Rejects a table with image addresses that may not be read.
 
     Raises:
-        AddressRefused: names the first such row: `file:` and other schemes, or http(s) that was not asked for.
+        AddressRefused: names the first row with `file:`, another unsupported scheme, or http(s) that is not allowed.
     """
     for row, uri in enumerate(table.column("image_uri").to_pylist()):
         if uri is None:
@@ -189,9 +188,9 @@ def require_allowed_images(table: pa.Table) -> None:
 
 
 def validate(table: pa.Table, *, where: object = None) -> pa.Table:
-    """`table` cast to `SCHEMA`, or an `InputError` that names the first bad row (counted from 0, as it says).
+    """Casts `table` to `SCHEMA`; raises an `InputError` that names the first invalid row, counted from 0.
 
-    Columns may be missing if they are nullable; columns that the schema does not know are an error.
+    Nullable columns may be missing; unknown columns are an error.
     """
     try:
         return _validated(table, where)
@@ -271,7 +270,7 @@ def _check_labels(table: pa.Table, where: object) -> None:
         return
     if vocabulary is not None and _labels_are_good(labels.combine_chunks(), weights.combine_chunks(), vocabulary):
         return
-    # Something is wrong: row by row, to name the first.
+    # Something is wrong: check row by row to find the first invalid one.
     for row, (names, shares) in enumerate(zip(labels.to_pylist(), weights.to_pylist(), strict=True)):
         if shares is not None and (names is None or len(shares) != len(names)):
             raise InputError(f"{len(names or [])} labels have {len(shares)} label_weights", path=where, row=row)
@@ -289,7 +288,7 @@ def _check_labels(table: pa.Table, where: object) -> None:
 
 
 def _labels_are_good(labels: pa.ListArray, weights: pa.ListArray, vocabulary: Vocabulary) -> bool:
-    """Whether `_check_labels` would find nothing; by columns, since a table may have a hundred thousand rows."""
+    """Returns whether all labels are valid; works on columns, since a table may have a hundred thousand rows."""
     weighted = np.asarray(weights.is_valid())
     counts = np.nan_to_num(pc.list_value_length(labels).to_numpy(zero_copy_only=False), nan=-1.0)
     shares_of = np.nan_to_num(pc.list_value_length(weights).to_numpy(zero_copy_only=False), nan=-1.0)
@@ -305,7 +304,7 @@ def _labels_are_good(labels: pa.ListArray, weights: pa.ListArray, vocabulary: Vo
 
 
 def _boxes_are_good(boxes: pa.FixedSizeListArray) -> bool:
-    """Whether all that are not null are x1 < x2, y1 < y2, and finite."""
+    """Returns whether all boxes that are not null are finite, with x1 < x2 and y1 < y2."""
     corners = boxes.drop_null().flatten()
     values = corners.to_numpy(zero_copy_only=False).reshape(-1, 4)  # a null becomes NaN
     return bool(np.isfinite(values).all() and (values[:, :2] < values[:, 2:]).all())

@@ -1,4 +1,4 @@
-"""What a reader of raw data is. Each file beside this one is a reader: `my_set` holds the class `MySetReader`."""
+"""Base class of readers of raw data. Each module in this package is a reader: `my_set` defines `MySetReader`."""
 
 from __future__ import annotations
 
@@ -17,56 +17,56 @@ if TYPE_CHECKING:
 
 
 class Reader(Settings, ABC):
-    """Turns one raw data set into a sample table.
+    """Converts one raw data set to a sample table.
 
-    `raymotion data prepare NAME` is made from a subclass: its docstring is the help, which ends in an example; its
-    fields are the options, and those without a default the arguments.
+    Each subclass becomes a command `raymotion data prepare NAME`: its docstring is the help text and ends with an
+    example; fields without a default are arguments, the others options.
     """
 
     @abstractmethod
     def read(self) -> tuple[pa.Table, Report]:
-        """The sample table (see `samples.table_from_rows`), and what was met on the way.
+        """Returns the sample table (see `samples.table_from_rows`) and a report.
 
-        Every row and every file of the data set is in the table, or counted in the report.
+        Every row and file of the data set is either in the table or counted in the report.
 
         Raises:
-            InputError: the data are damaged or not of this kind; it names file, row, reason and remedy.
+            InputError: the data are damaged or of another format; names file, row, reason and remedy.
         """
 
 
 def noted(note: str) -> Any:
-    """A count of a `Report` that starts at 0 and is told, if it is not 0, as a line `COUNT note`."""
+    """Defines a counter field of a `Report`; it starts at 0 and is reported as `COUNT note` unless it is 0."""
     return field(default=0, metadata={"note": note})
 
 
 @dataclass
 class Report:
-    """What a reader met. A subclass adds its counts; those made by `noted` have a line of their own.
+    """Counts from one run of a reader. Subclasses add fields; each one defined by `noted` gets its own line.
 
     Attributes:
-        rows: of the table.
-        content: of the folder of pictures, and which files in it were left out.
+        rows: number of rows in the table.
+        content: content of the image folder, including the files that were left out.
     """
 
     rows: int = 0
     content: FolderContent = field(default_factory=lambda: FolderContent(""))
 
     def lines(self) -> list[str]:
-        """What `raymotion data prepare` prints: `report_line`s of counts, then those of `notes`."""
+        """Returns the output lines of `raymotion data prepare`: the counts, then the `notes`."""
         return [report_line("rows", self.rows), *self.note_lines()]
 
     def notes(self) -> list[str]:
-        """A text for each thing that was left out, changed or cannot be told."""
+        """Returns a text for each kind of data that was left out, changed or could not be determined."""
         told = [(getattr(self, each.name), each.metadata["note"]) for each in fields(self) if "note" in each.metadata]
         return [f"{count:,} {note}" for count, note in told if count] + self.content.notes()
 
     def note_lines(self) -> list[str]:
-        """The `notes` as lines."""
+        """Returns the `notes` as lines."""
         return [report_line("note", note) for note in self.notes()]
 
 
 def report_line(name: str, value: int | str, count: int = 0, what: str = "") -> str:
-    """A line for the terminal: name, value and, where `count` is not 0, `(count what)`."""
+    """Formats a line for the terminal: name, value and, unless `count` is 0, `(count what)`."""
     text = f"{value:,}" if isinstance(value, int) else value
     return f"{name:<11}{text}" + (f" ({count:,} {what})" if count else "")
 
