@@ -1,12 +1,12 @@
-"""Features that are made once and read many times, each as a local copy that is mapped into memory.
+"""Memory-mapped local copies of features that are computed once and read many times.
 
-A copy is a folder in the cache, named after a digest of what it holds, not of where that came from. It is built beside
-its place and renamed, so that one which a crash cut off is never read, and by one process while the others wait. Its
-index says how large each file is and how it begins and ends.
+A copy is a folder in the cache, named after a digest of its content, not of its origin. One process builds it in a
+temporary folder and renames it, while the others wait; an incomplete copy is never read. The index stores the size of
+each file and a digest of its first and last bytes.
 
-Region features (`data.features`), features of streams (`data.embeddings`) and decoded pictures
-(`train.pictures.cache_pictures`) are three layouts of such copies. The first two come from the Parquet parts of a
-finished job (`FeatureFolder`).
+Region features (`data.features`), stream features (`data.embeddings`) and decoded images
+(`train.pictures.cache_pictures`) use such copies. The first two are copied from the Parquet parts of a finished job
+(`FeatureFolder`).
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ from raymotion.data.provenance import MADE_FROM, Comparison, begun_at, require_s
 from raymotion.errors import AccessDenied, Damaged, InputError
 
 INDEX = "index.json"
-# What each row of a copy was made from.
+# Provenance of each row of a copy.
 ROWS = "rows.parquet"
 EDGE_BYTES = 1 << 16
 
 
 def default_cache() -> str:
-    """The folder for local copies: `$XDG_CACHE_HOME/raymotion`, or `~/.cache/raymotion`."""
+    """Returns the default cache folder: `$XDG_CACHE_HOME/raymotion`, or `~/.cache/raymotion`."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return os.path.join(base, "raymotion")
 
 
 def local_copy(place: Path, build: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
-    """The index of the copy in the folder `place`, which is built if it is missing or damaged.
+    """Returns the index of the copy in the folder `place`; builds the copy if it is missing or damaged.
 
     Args:
-        build: writes all files of a copy into an empty folder, and returns what the index is to hold besides them.
+        build: writes all files of a copy into an empty folder and returns further entries of the index.
 
     Raises:
-        AccessDenied, DiskFull: the cache cannot be written. And whatever `build` raises: then nothing is left.
+        AccessDenied, DiskFull: the cache cannot be written. Errors of `build` also pass through; nothing is left then.
     """
     with contextlib.suppress(Damaged):
         return _read_index(place)
-    # All processes of a machine come here at once: one makes the copy, the others wait for it.
+    # All processes of a machine arrive here at once: one makes the copy, the others wait for it.
     with storage.explained(place.parent, "write the cache"), _locked(place.with_name(f"{place.name}.lock")):
         with contextlib.suppress(Damaged):
             return _read_index(place)
@@ -77,7 +77,7 @@ def local_copy(place: Path, build: Callable[[Path], Mapping[str, Any]]) -> dict[
 def _rename(temporary: Path, place: Path) -> None:
     try:
         temporary.rename(place)
-    except OSError:  # something is there: what another machine with the same cache made meanwhile, or a damaged one
+    except OSError:  # exists: another machine with the same cache made it meanwhile, or it is damaged
         try:
             _read_index(place)
         except Damaged:
@@ -86,10 +86,10 @@ def _rename(temporary: Path, place: Path) -> None:
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
-    """The index of a copy.
+    """Returns the index of a copy.
 
     Raises:
-        Damaged: there is no copy, or its files have other sizes or other edges.
+        Damaged: there is no copy, or a file differs in size, first bytes or last bytes.
     """
     if not (folder / INDEX).exists():
         raise Damaged("is not there", path=folder)
@@ -105,7 +105,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 
 def _file_mark(path: Path) -> list[Any]:
-    """Size of a file, and a digest of its first and last bytes: cheap for files that are mapped, not read."""
+    """Returns the size of a file and a digest of its first and last bytes, without reading the rest."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(EDGE_BYTES)
@@ -115,7 +115,7 @@ def _file_mark(path: Path) -> list[Any]:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Waits until no other process of this machine holds `path`. The kernel releases the lock of one that dies."""
+    """Holds a lock on `path` among processes of this machine. The kernel releases it if the process dies."""
     from filelock import FileLock
 
     lock = FileLock(path, mode=0o666, fallback_to_soft=False, thread_local=False)
@@ -124,7 +124,7 @@ def _locked(path: Path) -> Iterator[None]:
         lock.acquire()
     except PermissionError as error:
         raise AccessDenied("may not write the cache", path=path, remedy="Set XDG_CACHE_HOME.") from error
-    except OSError:  # a file system without locks: then each process makes a copy, and the first one stands
+    except OSError:  # a file system without locks: each process makes a copy, and the first one is kept
         yield
         return
     try:
@@ -134,21 +134,21 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 class FeatureFolder(ABC):
-    """A finished job's folder of features, and its local copy, which is made if there is none.
+    """The features of a finished job, read through a local copy that is made on first use.
 
     Args:
         folder: output of the job, local or an address.
         cache: local folder for the copies; default `default_cache()`.
 
     Attributes:
-        description: what the parts hold, as their metadata say.
-        digest: 16 hex digits that change when any part does; the same wherever the folder lies.
+        description: description of the features from the parts' metadata.
+        digest: 16 hex digits that depend on the content of the parts, not on the folder's location.
         part_rows: name and number of rows of each part, in order.
         local, index: folder and index of the copy.
         made_from: sample_id and the columns `made_from_columns` of each row, in the order of the rows.
 
     Raises:
-        InputError: no such job wrote the folder, the job is not complete, or its files do not fit each other.
+        InputError: the folder is not from such a job, the job is not complete, or its files are inconsistent.
     """
 
     kind: ClassVar[Literal["regions", "embeddings"]]
@@ -184,22 +184,23 @@ class FeatureFolder(ABC):
 
     @abstractmethod
     def describe(self, schema: pa.Schema, path: str) -> Any:
-        """What a part holds; equal for all parts of a folder.
+        """Returns the description of a part's features, which must be equal for all parts of a folder.
 
         Raises:
-            InputError: it is not such a part.
+            InputError: the part does not hold such features.
         """
 
     @abstractmethod
     def identity(self) -> list[Any]:
-        """What goes into the digest before the parts' own."""
+        """Returns the values that enter the digest before the parts' digests."""
 
     @abstractmethod
     def copy(self, parts: Iterator[tuple[str, pq.ParquetFile]], rows: int, place: Path) -> Mapping[str, Any]:
-        """Writes the features of the parts, each with its path, into files in `place`; returns what the index holds.
+        """Copies the features of the parts to files in `place`; returns entries for the index.
 
         Args:
-            rows: of all parts together.
+            parts: path and open file of each part.
+            rows: total number of rows.
         """
 
     def _build(self, place: Path) -> Mapping[str, Any]:
@@ -220,12 +221,12 @@ class FeatureFolder(ABC):
         return index
 
     def row_mark(self, row: int) -> PictureMark | None:
-        """Size and digest of the bytes of the picture that a row was made from; None where they were not recorded."""
+        """Returns size and digest of the image file that a row was made from; None if not recorded."""
         size, digest = (self.made_from.column(name)[row].as_py() for name in ("image_bytes", "image_digest"))
         return None if size is None or digest is None else PictureMark(size, digest)
 
     def compare(self, samples: pa.Table, *, remedy: str, boxes: tuple[str, ...] = ()) -> Comparison:
-        """`provenance.require_same_pictures` of the features: raises unless they were made from these samples."""
+        """Raises unless the features were made from these samples; see `provenance.require_same_pictures`."""
         return require_same_pictures(
             samples, self.made_from, what="features", where=self.folder, remedy=remedy, boxes=boxes, since=self._begun
         )
@@ -234,7 +235,7 @@ class FeatureFolder(ABC):
 def require_features(
     folder: storage.PathLike, kind: Literal["regions", "embeddings"], *, what: str, command: str
 ) -> dict[str, Any]:
-    """The _job.json of a complete features job in `folder`, or an `InputError` that says what to run."""
+    """Returns the _job.json of a complete features job, or raises an `InputError` that names the command to run."""
     other = wrong_kind(folder, kind)
     if other is not None:
         raise other
@@ -242,18 +243,18 @@ def require_features(
 
 
 def features_digest(folder: storage.PathLike) -> str:
-    """16 hex digits of what the parts of a features job hold, wherever the folder lies.
+    """Returns 16 hex digits that identify the content of a features folder, independent of its location.
 
-    Made of the SHA-256 of each part: as the job wrote it down, or of the file where there is no such record.
+    Computed from the SHA-256 of each part: the committed one, or that of the file if there are no commits.
 
     Raises:
-        Damaged: a part is missing, or has another size than was committed.
+        Damaged: a part is missing, or its size differs from the committed size.
     """
     return parts_digest(folder, part_marks(folder))
 
 
 def parts_digest(folder: storage.PathLike, parts: Mapping[str, list[FileMark]]) -> str:
-    """`features_digest` of parts whose marks are known."""
+    """Computes `features_digest` from parts with known marks."""
 
     def digest(part: str) -> str:
         marks = parts[part]
@@ -264,12 +265,12 @@ def parts_digest(folder: storage.PathLike, parts: Mapping[str, list[FileMark]]) 
 
 
 def feature_column(values: np.ndarray, kind: pa.FixedSizeListType, missing: np.ndarray | None = None) -> pa.Array:
-    """Features (n, ...) as a column of flat lists of one length; rows where `missing`, bool (n,), are null."""
+    """Converts features (n, ...) to a column of flat fixed-size lists; rows where `missing`, bool (n,), are null."""
     flat = np.ascontiguousarray(values).reshape(-1).astype(kind.value_type.to_pandas_dtype(), copy=False)
     mask = None if missing is None else pa.array(missing)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), type=kind, mask=mask)
 
 
 def feature_matrix(column: pa.FixedSizeListArray) -> np.ndarray:
-    """The rows of such a column without nulls as a matrix, without a detour over Python objects."""
+    """Converts such a column without nulls to a matrix, without creating Python objects."""
     return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)

@@ -1,7 +1,7 @@
 """Reads the region features that a `raymotion features regions` job wrote.
 
-Their local copy is one memory-mapped array of float16, so that every epoch of every training run takes any sample's
-regions in any order without reading, decompressing or holding the rest.
+The local copy is one memory-mapped float16 array, so training can access any sample's regions in any order without
+reading, decompressing or holding the others.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class RegionFeatures(FeatureFolder):
 
     @property
     def extractor(self) -> dict[str, Any]:
-        """{"name", "weights", "count", "dim"} of what made the features."""
+        """Description of the extractor: {"name", "weights", "count", "dim"}."""
         return dict(self.description)
 
     @property
@@ -61,7 +61,7 @@ class RegionFeatures(FeatureFolder):
         return sample_id in self._rows
 
     def get(self, sample_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Features (n, N, D) float32 and mask (n, N) bool; an id without any (its image failed) is all masked."""
+        """Returns features (n, N, D) float32 and mask (n, N) bool, all False for ids without features (failed images)."""
         features = np.zeros((len(sample_ids), self.count, self.dim), dtype=np.float32)
         mask = np.zeros((len(sample_ids), self.count), dtype=bool)
         for position, sample_id in enumerate(sample_ids):
@@ -72,12 +72,12 @@ class RegionFeatures(FeatureFolder):
         return features, mask
 
     def mark(self, sample_id: str) -> PictureMark | None:
-        """Size and digest of the bytes of the picture that a sample's features were made from, where known."""
+        """Returns size and digest of the image file behind a sample's features; None if unknown."""
         row = self._rows.get(sample_id)
         return None if row is None else self.row_mark(row)
 
     def require_made_from(self, samples: pa.Table) -> Comparison:
-        """Raises an `InputError` unless the features were made from the pictures of these samples (`provenance`)."""
+        """Raises an `InputError` unless the features were made from the images of these samples (`provenance`)."""
         remedy = f"Use the samples that they were made from, or extract these: `{COMMAND} SAMPLES`."
         return self.compare(samples, remedy=remedy)
 

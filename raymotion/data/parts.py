@@ -1,17 +1,17 @@
-"""The folder that a batch job wrote, as everything else reads it: its record, and parts that are what it committed.
+"""Reads the output folder of a batch job: its record and its verified parts.
 
     data/part-00012.parquet         good rows
     _job.json, __job.json           the job's record, and its second copy
     _quarantine/part-00012.pq       rows that failed, in Parquet
     _commits/part-00012.json        digests and sizes of both files
-    _README.md, .huggingface.yaml   the card, and where `datasets` finds the rows
+    _README.md, .huggingface.yaml   the card, and the location of the rows for `datasets`
 
-pandas and pyarrow read every file below a folder unless its name, or that of a folder on the way, begins with `_` or
-`.`; DuckDB, polars and Ray Data read what ends in `.parquet`. So only the parts of good rows have both such a name and
-such an ending, and all of them find these rows by the folder's name.
+pandas and pyarrow read every file below a folder unless its name, or the name of a parent folder, begins with `_` or
+`.`; DuckDB, polars and Ray Data read files that end in `.parquet`. Only the parts of good rows satisfy both rules, so
+all of these libraries can read the good rows given the folder's name.
 
-Whoever opens a finished folder compares the sizes with the commits, which costs one listing; whoever reads all bytes
-anyway compares the digests too.
+Opening a finished folder compares file sizes with the commits, which costs one listing. Reading a whole part also
+compares its digest.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 JOB, DATA, QUARANTINE, COMMITS = "_job.json", "data", "_quarantine", "_commits"
-# Version of this layout, in the job's record. Folders of other versions are refused.
+# Version of this layout, stored in the job's record. Folders of other versions are rejected.
 FORMAT = 3
-# The names that a job writes.
+# File names that a job writes.
 PART, COMMIT = re.compile(r"/part-\d{5,9}\.(?:parquet|pq)$"), re.compile(r"(part-\d{5,9})\.json")
-# What readers take for a part: in a folder that somebody copied, names are theirs; in a job's, others are refused.
+# File names that readers treat as parts. A copied folder may use any of them; in a job's folder, only its own are valid.
 ANY_PART = re.compile(r"[^._].*\.(?:parquet|pq)")
 TAIL_BYTES = 1 << 16
 VERIFY = "Run the command that made the folder again, with --verify: it makes damaged parts again."
@@ -43,12 +43,13 @@ VERIFY = "Run the command that made the folder again, with --verify: it makes da
 
 @dataclass(frozen=True)
 class FileMark:
-    """How a file is known again.
+    """Identifies the content of a file.
 
     Attributes:
-        sha256: hex digest of all its bytes; size: how many they are.
-        tail: hex digest of the last `TAIL_BYTES`. The footer is among them, with the statistics of every column, so
-            parts that were exchanged differ here, at the price of one short read.
+        sha256: hex digest of all bytes.
+        size: number of bytes.
+        tail: hex digest of the last `TAIL_BYTES`. They include the footer with the statistics of every column, so one
+            short read detects parts that were swapped.
     """
 
     sha256: str
@@ -57,17 +58,17 @@ class FileMark:
 
     @classmethod
     def of(cls, data: bytes) -> FileMark:
-        """The mark of a file with these bytes."""
+        """Computes the mark of a file with these bytes."""
         return cls(hashlib.sha256(data).hexdigest(), len(data), hashlib.sha256(data[-TAIL_BYTES:]).hexdigest())
 
 
 def part_name(stem: str, *, quarantine: bool = False) -> str:
-    """The place of a part below its folder; `stem` is the shard's name, such as `part-00012`."""
+    """Returns the path of a part relative to its folder; `stem` is the shard's name, such as `part-00012`."""
     return f"{QUARANTINE}/{stem}.pq" if quarantine else f"{DATA}/{stem}.parquet"
 
 
 def list_parts(folder: storage.PathLike, *, quarantine: bool = False) -> dict[str, int]:
-    """Bytes of all that readers would take for parts, by their place below the folder (`data/part-00012.parquet`)."""
+    """Returns the size in bytes of each part, by relative path (`data/part-00012.parquet`)."""
     place = QUARANTINE if quarantine else DATA
     sizes = storage.list_sizes(storage.join(folder, place))
     return {f"{place}/{name}": size for name, size in sorted(sizes.items()) if ANY_PART.fullmatch(name)}
@@ -85,7 +86,7 @@ def remove_job(folder: storage.PathLike) -> None:
 
 
 def read_job(folder: storage.PathLike) -> tuple[dict[str, Any] | None, str | None]:
-    """The record of a job, and why it had to be taken from the copy, if it had; see `records.read_twice`.
+    """Returns a job's record and, if it was read from the copy, the reason; see `records.read_twice`.
 
     Raises:
         InputError: the folder has the layout of another version.
@@ -104,7 +105,7 @@ def read_job(folder: storage.PathLike) -> tuple[dict[str, Any] | None, str | Non
 
 
 def running_job(folder: storage.PathLike) -> dict[str, Any]:
-    """The record of a job that is under way, or done."""
+    """Returns the record of a running or finished job."""
     record, _ = read_job(folder)
     if record is None:
         raise Damaged(f"has lost its {JOB}", path=folder, remedy="Run the same command again.")
@@ -114,15 +115,15 @@ def running_job(folder: storage.PathLike) -> dict[str, Any]:
 def complete_job(
     folder: storage.PathLike, kind: str | None, *, what: str, command: str, complete: bool = True
 ) -> dict[str, Any]:
-    """The record of a finished job, or of any with `complete=False`.
+    """Returns the record of a finished job, or of any job if `complete` is False.
 
     Args:
-        kind: of the job; None takes any.
-        what: of the folder, for messages: "labelling job".
-        command: that makes such a folder.
+        kind: expected kind of job; None accepts any.
+        what: description of the job for messages: "labelling job".
+        command: command that makes such a folder.
 
     Raises:
-        InputError: there is no record, it is of another kind, or the job is not complete.
+        InputError: there is no record, the job is of another kind, or it is not complete.
     """
     record, _ = read_job(folder)
     if record is None:
@@ -144,13 +145,13 @@ def complete_job(
 
 
 def read_marks(folder: storage.PathLike, *, quarantine: bool = False) -> dict[str, list[FileMark]] | None:
-    """What each part was committed as, by its place: one mark, or two while labels are being chosen.
+    """Returns the committed marks of each part, by relative path: one, or two while labels are being chosen.
 
     Args:
-        quarantine: the parts of failed rows, of which a shard may have none.
+        quarantine: read the marks of the failed rows' parts; a shard may have none.
 
     Returns:
-        None for a folder without commits, which holds what somebody copied.
+        None for a folder without commits (a copy of the parts alone).
 
     Raises:
         Damaged: a commit cannot be read.
@@ -178,23 +179,23 @@ def read_marks(folder: storage.PathLike, *, quarantine: bool = False) -> dict[st
 
 
 def part_names(folder: storage.PathLike) -> list[str]:
-    """Places of the parts of a finished data set below its folder, in order; see `part_marks`."""
+    """Returns the relative paths of the parts of a finished data set, in order; see `part_marks`."""
     return list(part_marks(folder))
 
 
 def part_marks(
     folder: storage.PathLike, *, quarantine: bool = False, complete: bool = True
 ) -> dict[str, list[FileMark]]:
-    """The parts of a data set, in order, by their place below the folder, and what each may be.
+    """Returns the parts of a data set in order: relative path -> valid marks.
 
-    Nothing is known of the parts in a folder without commits.
+    In a folder without commits, the lists of marks are empty.
 
     Args:
-        quarantine: the parts of failed rows.
-        complete: the job is; parts of one that is under way need no commit.
+        quarantine: return the parts of failed rows.
+        complete: whether the job is complete; parts of a running job need no commit.
 
     Raises:
-        Damaged: a part is missing, has another size than was committed, or is not of the job.
+        Damaged: a part is missing, its size differs from the committed size, or the job did not commit it.
     """
     sizes = list_parts(folder, quarantine=quarantine)
     marks = read_marks(folder, quarantine=quarantine)
@@ -214,13 +215,13 @@ def part_marks(
 
 @contextlib.contextmanager
 def open_part(folder: storage.PathLike, name: str, marks: Sequence[FileMark]) -> Iterator[pq.ParquetFile]:
-    """A part for reading within the block, after its bytes were compared with what was committed.
+    """Opens a part after checking its digest; holds the whole file in memory.
 
-    `name` is its place below the folder, as in `part_marks`. Holds the whole file in memory, as the worker that wrote
-    it did.
+    Args:
+        name, marks: relative path and valid marks, as in `part_marks`.
 
     Raises:
-        Damaged: it is not what was committed, or no Parquet file.
+        Damaged: the part does not match its marks, or is not a Parquet file.
     """
     path = storage.join(folder, name)
     data = storage.require(path)
