@@ -1,4 +1,4 @@
-"""What the parts of an embedding job look like: written by the job, checked and followed by the reader."""
+"""Format of the parts of an embedding job, shared by the job and the reader."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from raymotion.errors import InputError
 METADATA_KEY = b"raymotion.embeddings"
 LAYOUT_VERSION = 2
 COMMAND = "raymotion features embeddings"
-# Augmented views are of training samples only: a validation score on augmented pictures is not one.
+# Only training samples have augmented views: validation scores on augmented images would be meaningless.
 AUGMENTED_SPLIT = "train"
 
 
 @dataclass(frozen=True)
 class FeatureKey:
-    """Names one block of features. `backbone` is as the user named it: an alias or a timm name."""
+    """Identifies one block of features. `backbone` is the name given by the user: an alias or a timm name."""
 
     stream: str
     backbone: str
@@ -40,7 +40,7 @@ class FeatureKey:
 
 @dataclass(frozen=True)
 class FeatureShape:
-    """Shape of one sample's features: (views, dim), or (views, count, dim) where count is not 0."""
+    """Shape of one sample's features: (views, dim), or (views, count, dim) if count is not 0."""
 
     views: int
     dim: int
@@ -53,27 +53,29 @@ class FeatureShape:
 
     @property
     def size(self) -> int:
-        """How many numbers that are."""
+        """Number of values."""
         return math.prod(self.of_sample)
 
 
 @dataclass(frozen=True)
 class EmbeddingLayout:
-    """What the parts of an embedding job hold; travels in their metadata.
+    """Description of the parts of an embedding job; stored in their metadata.
 
-    Columns: sample_id; group_id; split; context_of, the sample_id of the row of the same part that holds the context
-    features of this row's image, or null where there are none (they are written once for each image: repeated ones
-    compress as small, but take twice as long to write and to read); image_uri, image_bytes and image_digest of the
-    picture that was read, and body_box and face_box as they were (see provenance.py); and for each key one nullable
-    fixed-size list of float16, views first. A null is a stream that the sample lacks, or, for levels other than none, a
-    sample outside the training split.
+    Columns:
+
+    - sample_id, group_id, split.
+    - context_of: sample_id of the row in the same part that holds the context features of this row's image, or null if
+      there are none. They are written once per image, since repeating them would double the time to write and read.
+    - image_uri, image_bytes, image_digest, body_box, face_box: provenance of the row (see provenance.py).
+    - For each key, a nullable fixed-size list of float16, views first. Null: the sample lacks the stream or, for levels
+      other than none, is outside the training split.
 
     Attributes:
-        shapes: by key.
-        backbones: identity of each backbone by the name that the keys use.
-        views: views of each level.
-        seed: of the augmentation.
-        token_grid: side of the grid of spatial tokens, 0 where there are none.
+        shapes: shape of the features of each key.
+        backbones: identity of each backbone by its name in the keys.
+        views: number of views of each level.
+        seed: seed of the augmentation.
+        token_grid: side of the grid of spatial tokens, 0 if there are none.
         renderer: version of the augmentation.
     """
 
@@ -86,17 +88,17 @@ class EmbeddingLayout:
 
     @property
     def boxes(self) -> tuple[str, ...]:
-        """The box columns that the features depend on: those of the streams that there are, but the whole picture."""
+        """Box columns that the features depend on: those of the available streams other than the whole image."""
         streams = {key.stream for key in self.shapes}
         return tuple(box.name for box in BOXES if box.name.removesuffix("_box") in streams)
 
     @property
     def drawn_by(self) -> tuple[int, int] | None:
-        """Seed and renderer of the augmented views; None where there are none, so that neither matters."""
+        """Seed and renderer of the augmented views; None without augmented views."""
         return (self.seed, self.renderer) if any(key.level != "none" for key in self.shapes) else None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """Returns a dictionary for JSON."""
         return {
             "version": LAYOUT_VERSION,
             "keys": [{**asdict(key), **asdict(shape)} for key, shape in self.shapes.items()],
@@ -109,10 +111,10 @@ class EmbeddingLayout:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], *, where: object = None) -> EmbeddingLayout:
-        """What `to_dict` gave; `where` is the file that says so.
+        """Restores a layout from `to_dict`; `where` is the file, for messages.
 
         Raises:
-            InputError: it is not that, or another version wrote it.
+            InputError: the record is invalid or of another version.
         """
         if record.get("version") != LAYOUT_VERSION:
             raise InputError(
@@ -139,7 +141,7 @@ class EmbeddingLayout:
             raise InputError(f"its description of the embeddings is damaged ({error!r})", path=where) from error
 
     def schema(self) -> pa.Schema:
-        """Of the parts."""
+        """Returns the schema of the parts."""
         return pa.schema(
             [
                 pa.field("sample_id", pa.string(), nullable=False),
@@ -155,18 +157,18 @@ class EmbeddingLayout:
 
 
 def require_complete(folder: storage.PathLike) -> dict[str, Any]:
-    """The _job.json of a complete embedding job in `folder`, or an `InputError` that says what to run."""
+    """Returns the _job.json of a complete embedding job, or raises an `InputError` that names the command to run."""
     return require_features(folder, "embeddings", what="embedding job", command=COMMAND)
 
 
 def schema_of(path: str) -> pa.Schema:
-    """The schema of a part."""
+    """Reads the schema of a part."""
     with storage.open_parquet(path, remedy=VERIFY) as parquet:
         return parquet.schema_arrow
 
 
 def layout_of(schema: pa.Schema, path: object) -> EmbeddingLayout:
-    """The layout that a part's metadata tell, checked against its columns."""
+    """Returns the layout from a part's metadata, after checking it against the columns."""
     raw = (schema.metadata or {}).get(METADATA_KEY)
     if raw is None:
         raise InputError("holds no embeddings", path=path, remedy=f"Make it with `{COMMAND}`.")
@@ -189,13 +191,13 @@ def layout_of(schema: pa.Schema, path: object) -> EmbeddingLayout:
 
 
 def stored_rows(folder: storage.PathLike) -> dict[FeatureKey, int]:
-    """How many rows of each key the parts hold (nulls not counted), read from the footers alone."""
+    """Counts the stored rows of each key, without nulls; reads only the footers."""
     counts: dict[FeatureKey, int] = {}
     for name in part_names(folder):
         path = storage.join(folder, name)
         with storage.open_parquet(path, remedy=VERIFY) as parquet:
             layout, metadata = layout_of(parquet.schema_arrow, path), parquet.metadata
-            # The path of a list's values is NAME.list.element, and names of backbones have dots of their own.
+            # The path of a list's values is NAME.list.element; names of backbones may also contain dots.
             paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
             place = {path.rsplit(".", 2)[0]: i for i, path in enumerate(paths) if path.count(".") >= 2}
             for key, shape in layout.shapes.items():

@@ -1,7 +1,7 @@
 """Reads the stream features that a `raymotion features embeddings` job wrote.
 
-Their local copy holds one memory-mapped array of float16 for each stream, backbone and level of augmentation, so that a
-trial maps what it needs and nothing else. `data.embedding_layout` says what the parts look like.
+The local copy holds one memory-mapped float16 array for each stream, backbone and augmentation level, so a trial maps
+only the arrays it needs. `data.embedding_layout` describes the format of the parts.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class FeatureBlock:
     """Features of one key.
 
     Attributes:
-        array: float16 (m, K, D) or (m, K, T, D), C-contiguous, memory-mapped, read-only. Rows are stored once: the
-            persons of one image share a row of context features.
+        array: float16 (m, K, D) or (m, K, T, D), C-contiguous, memory-mapped, read-only. The persons of one image share
+            a row of context features.
         row_of: int64 (n,), position in `array` of each sample of `Embeddings.sample_ids`, or -1.
-        views: K.
-        dim: D.
+        views: number of views, K.
+        dim: feature dimension, D.
     """
 
     array: np.ndarray
@@ -62,29 +62,29 @@ class FeatureBlock:
 
     @property
     def tokens(self) -> int:
-        """T; 0 for pooled features."""
+        """Number of tokens, T; 0 for pooled features."""
         return int(self.array.shape[2]) if self.array.ndim == 4 else 0
 
 
 class Embeddings:
-    """Features of streams by sample id, from one folder of an embedding job or several of the same samples.
+    """Stream features by sample id, from one or several embedding jobs on the same samples.
 
     Args:
         folders: output folders, local or addresses.
         cache: local folder for the memory-mapped copies; default `default_cache()`.
 
     Attributes:
-        sample_ids: of the rows, in the order of the first folder.
-        digest: 16 hex digits that change when any part does; the same wherever the folders lie.
-        keys: what there is.
+        sample_ids: ids of the rows, in the order of the first folder.
+        digest: 16 hex digits that depend on the content of the parts, not on the folders' location.
+        keys: available features.
         backbones: identity of each backbone by its name in the keys.
-        levels: of augmentation.
-        views: views of each level.
+        levels: augmentation levels.
+        views: number of views of each level.
 
     Raises:
-        InputError: no embedding job wrote a folder, it is not complete, its files do not fit each other, or the folders
-            do not fit each other: other samples, pictures or boxes, other streams of them, the same name for different
-            features, or augmented views that were drawn from other seeds.
+        InputError: a folder is not from an embedding job, not complete or inconsistent, or the folders do not match:
+            their samples, images, boxes or available streams differ, one name stands for different features, or
+            augmented views were drawn with different seeds.
     """
 
     def __init__(self, folders: storage.PathLike | Sequence[storage.PathLike], *, cache: str | None = None) -> None:
@@ -114,10 +114,10 @@ class Embeddings:
         return sample_id in self._position
 
     def block(self, stream: str, backbone: str, level: str = "none", *, tokens: bool = False) -> FeatureBlock:
-        """Features of one key.
+        """Returns the features of one key.
 
         Raises:
-            InputError: they were not made; names what there is, and the command that makes them.
+            InputError: they do not exist; names the available features and the command that makes the missing ones.
         """
         key = FeatureKey(stream, backbone, level, tokens)
         if key not in self._blocks:
@@ -132,35 +132,35 @@ class Embeddings:
         return self._blocks[key]
 
     def mask(self, stream: str) -> np.ndarray:
-        """Bool (n,): the sample has this stream. All False for a stream without any features here."""
+        """Returns bool (n,): whether each sample has this stream. All False if there are no features of the stream."""
         for key, block in self._blocks.items():
             if key.stream == stream and key.level == "none":
                 return np.asarray(block.row_of >= 0)
         return np.zeros(len(self.sample_ids), dtype=bool)
 
     def rows(self, sample_ids: Iterable[str]) -> np.ndarray:
-        """Positions of samples in `sample_ids`, int64; -1 for one without embeddings (its image failed)."""
+        """Returns positions in `self.sample_ids`, int64; -1 for samples without embeddings (failed images)."""
         return np.fromiter((self._position.get(sample_id, -1) for sample_id in sample_ids), dtype=np.int64)
 
     def mark(self, row: int) -> PictureMark | None:
-        """What the bytes of the picture are known by that the features at a position were made from."""
+        """Returns size and digest of the image file behind the features at a position; None if unknown."""
         return self._sources[0].row_mark(row)
 
     def require_made_from(self, samples: pa.Table) -> Comparison:
-        """Raises an `InputError` unless the features were made from the pictures and boxes of these samples.
+        """Raises an `InputError` unless the features were made from the images and boxes of these samples.
 
-        See `provenance`. Of boxes those count whose streams a folder holds.
+        Only boxes of streams in the folders are compared. See `provenance`.
         """
         first, *others = self._sources
         remedy = f"Use the samples that they were made from, or embed these: `{COMMAND} SAMPLES ...`."
-        for source in others:  # of the same pictures as the first: the constructor has compared them
+        for source in others:  # the constructor has compared their images with the first folder's
             require_same_boxes(
                 samples, source.made_from, source.layout.boxes, what="features", where=source.folder, remedy=remedy
             )
         return first.compare(samples, remedy=remedy, boxes=first.layout.boxes)
 
     def _add(self, source: _Source, first: _Source) -> None:
-        """Takes over the blocks of `source`, in the order of the first folder's samples."""
+        """Adds the blocks of `source`, in the sample order of the first folder."""
         order = _order(source, first)
         if source is not first:
             require_same_pictures(
@@ -185,7 +185,7 @@ class Embeddings:
         if (drawn := source.layout.drawn_by) is not None:
             where, earlier = self._drawn or (source.folder, drawn)
             if drawn != earlier:
-                # A view is one number for all streams: context and body of it would not be mirrored together.
+                # All streams share view numbers. With two seeds, context and body of a view would be mirrored apart.
                 raise InputError(
                     f"its augmented views are of seed {drawn[0]} (renderer {drawn[1]}), those of {where} of seed "
                     f"{earlier[0]} (renderer {earlier[1]}), and a view must be the same in all streams",
@@ -217,7 +217,7 @@ class Embeddings:
 
 
 class _Source(FeatureFolder):
-    """One folder: its layout, its ids, and its copy."""
+    """One folder with its layout, ids and local copy."""
 
     kind, job, command = "embeddings", "embedding job", COMMAND
     made_from_columns = (*MADE_FROM, *BOXES)
@@ -232,11 +232,11 @@ class _Source(FeatureFolder):
         return layout
 
     def row_of(self, number: int) -> np.ndarray:
-        """int64 (n,) of the key with this number."""
+        """Returns `FeatureBlock.row_of` of the key with this number, int64 (n,)."""
         return np.asarray(np.load(self.local / f"rows-{number}.npy", allow_pickle=False))
 
     def array(self, number: int) -> np.ndarray:
-        """The stored rows of the key with this number."""
+        """Returns the stored rows of the key with this number."""
         shape = (self.index["counts"][number], *list(self.layout.shapes.values())[number].of_sample)
         if not shape[0]:  # an empty file cannot be mapped
             return np.zeros(shape, dtype=np.float16)
@@ -265,7 +265,7 @@ class _Source(FeatureFolder):
 
 
 def _order(source: _Source, first: _Source) -> np.ndarray:
-    """Where each sample of `first` stands in `source`, int64."""
+    """Returns the position in `source` of each sample of `first`, int64."""
     if source is first:
         return np.arange(len(first.ids))
     own, new = set(first.ids), set(source.ids)
@@ -280,7 +280,7 @@ def _order(source: _Source, first: _Source) -> np.ndarray:
 
 
 def _append(parquet: pq.ParquetFile, column: str, out: Any, path: str) -> np.ndarray:
-    """Appends the rows of `column` that are not null to `out`; returns which those are, bool (rows,)."""
+    """Appends the rows of `column` that are not null to `out`; returns their mask, bool (rows,)."""
     has = [np.zeros(0, bool)]
     for batch in parquet.iter_batches(ROWS_AT_A_TIME, columns=[column]):
         lists = batch.column(0)
@@ -295,7 +295,7 @@ def _append(parquet: pq.ParquetFile, column: str, out: Any, path: str) -> np.nda
 
 
 def _resolve(key: FeatureKey, stored: np.ndarray, part: Mapping[str, list[Any]], path: str) -> np.ndarray:
-    """Where each row of a part finds its features: context features stand on one row for each image."""
+    """Returns the stored position of each row's features; context features are stored on one row per image."""
     rows = stored
     if key.stream == STREAMS[0]:
         place = {sample_id: row for row, sample_id in enumerate(part["sample_id"])}
@@ -304,6 +304,6 @@ def _resolve(key: FeatureKey, stored: np.ndarray, part: Mapping[str, list[Any]],
         if lost is not None:
             raise InputError(f"context_of names {lost!r}, which is not in this part", path=path)
         rows = np.array([-1 if holder is None else stored[place[holder]] for holder in holders], dtype=np.int64)
-    if key.level != "none":  # a person of validation may share an image with one of training
+    if key.level != "none":  # a validation person may share an image with a training person
         rows = np.where([split == AUGMENTED_SPLIT for split in part["split"]], rows, -1)
     return rows

@@ -61,7 +61,7 @@ class RegionFeatures(FeatureFolder):
         return sample_id in self._rows
 
     def get(self, sample_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns features (n, N, D) float32 and mask (n, N) bool, all False for ids without features (failed images)."""
+        """Returns features (n, N, D) float32 and mask (n, N) bool, all False for ids without features."""
         features = np.zeros((len(sample_ids), self.count, self.dim), dtype=np.float32)
         mask = np.zeros((len(sample_ids), self.count), dtype=bool)
         for position, sample_id in enumerate(sample_ids):

@@ -35,7 +35,7 @@ JOB, DATA, QUARANTINE, COMMITS = "_job.json", "data", "_quarantine", "_commits"
 FORMAT = 3
 # File names that a job writes.
 PART, COMMIT = re.compile(r"/part-\d{5,9}\.(?:parquet|pq)$"), re.compile(r"(part-\d{5,9})\.json")
-# File names that readers treat as parts. A copied folder may use any of them; in a job's folder, only its own are valid.
+# File names that readers treat as parts. A copied folder may use any of them; a job's folder only `PART`.
 ANY_PART = re.compile(r"[^._].*\.(?:parquet|pq)")
 TAIL_BYTES = 1 << 16
 VERIFY = "Run the command that made the folder again, with --verify: it makes damaged parts again."

@@ -1,18 +1,18 @@
-"""What a row of features or labels was made from, and whether that is the picture that a sample table names now.
+"""Checks that features or labels were made from the images that a sample table names now.
 
-An id says which sample is meant, not which picture was read: two folders that both hold `frame_0000.jpg` give the same
-ids. So each row that is made from a picture carries the picture's address, its size in bytes, a digest of the bytes
-that were read, and the boxes that were used. Whoever joins such rows to samples calls `require_same_pictures` first.
+An id identifies a sample, not its image file: two folders that both contain `frame_0000.jpg` give the same ids. So each
+row made from an image stores the image's address, its size in bytes, a digest of its bytes, and the boxes used. Call
+`require_same_pictures` before joining such rows to samples.
 
-What is compared:
+Comparison:
 
 - Boxes: exactly, for all rows.
-- Pictures at the recorded address: sizes of all files; the digests of all files up to `LOCAL_DIGESTS` (of an object
-  store, `REMOTE_DIGESTS`), else of as many: files that changed since the rows were made first, then evenly spread.
-- Pictures at another address: the same. A folder that was moved is the same pictures, whatever it is called.
-- A picture that is no longer at its recorded address cannot be compared: features outlive pictures on purpose.
-- A picture that cannot be read at another address is accepted only if its file has the recorded name and its id means
-  the same everywhere (`GLOBAL_IDS`).
+- Images at the recorded address: sizes of all files, and digests of up to `LOCAL_DIGESTS` files (`REMOTE_DIGESTS` in an
+  object store): first files that changed since the rows were made, then files at even distances.
+- Images at another address: the same. A moved folder holds the same images, whatever its name.
+- Images no longer at the recorded address: not compared, since features may outlive their images.
+- Images at another address that cannot be read: accepted only if the file has the recorded name and the id is globally
+  unique (`GLOBAL_IDS`).
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ MADE_FROM = (
 BOXES = (pa.field("body_box", BOX), pa.field("face_box", BOX))
 MADE_FROM_COLUMNS = tuple(own.name for own in MADE_FROM)
 
-# Ids that name a picture of a public data set. Others, such as those of a folder, are names below a folder.
+# Prefixes of ids that identify an image of a public data set. Other ids are names relative to a folder.
 GLOBAL_IDS = ("coco:", "emotic:", "socratis:")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One joined row: the picture that a sample table names now, and the one that the other side was made from."""
+    """A joined row: the image named by the sample table now, and the image the other side was made from."""
 
     sample_id: str
     now: Picture
@@ -55,9 +55,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Difference:
-    """Two pictures that are not the same: `row` of the pairs, and what each side has.
+    """A difference between the two images of a pair.
 
-    `unreadable`: nothing says that they differ, but they stand at two addresses and cannot be compared.
+    Attributes:
+        row: position of the pair.
+        what: the property that differs.
+        now, then: its value on each side.
+        unreadable: the images are at different addresses and could not be compared; they may be the same.
     """
 
     row: int
@@ -70,15 +74,15 @@ class Difference:
 
 @dataclass
 class Comparison:
-    """What a comparison of pictures found.
+    """Result of a comparison of images.
 
     Attributes:
-        differences: one for each row whose pictures differ, in order.
-        read: pictures whose bytes were read.
-        gone: rows whose picture is no longer where it was, or may not be read, so that nothing could be compared.
-        web: rows whose picture is at a web address, from which nothing is fetched to compare it.
-        by_name: rows whose picture could be read at neither address; id and file name are the same.
-        nameless: rows where one side names no picture at all.
+        differences: one for each row whose images differ, in order.
+        read: number of images that were read.
+        gone: rows not compared because the image has been moved or removed, or may not be read.
+        web: rows not compared because the image is at a web address.
+        by_name: rows with a moved image that could not be read to compare it; id and file name match.
+        nameless: rows without an image address on one side.
     """
 
     differences: list[Difference] = field(default_factory=list)
@@ -89,7 +93,7 @@ class Comparison:
     nameless: int = 0
 
     def notes(self) -> list[str]:
-        """What a reader has to know of rows that were joined without their pictures."""
+        """Returns a line for each kind of row that was joined without comparing images."""
         lines = []
         if self.gone:
             why = "their pictures are no longer where they were, or may not be read"
@@ -109,12 +113,12 @@ class Comparison:
 def compare_pictures(
     pairs: Sequence[Pair], *, since: float | None = None, need_address: bool = True, first: bool = False
 ) -> Comparison:
-    """Whether the two pictures of each pair have the same bytes, as far as that can be told; see the module.
+    """Compares the two images of each pair, as described at the top of the module.
 
     Args:
-        since: seconds since the epoch. Files that changed later are read first where not all are read.
-        need_address: a pair with an address on one side only differs; else it is counted as nameless.
-        first: stop at the first difference that is found.
+        since: seconds since the epoch. If not all files are read, files changed since then come first.
+        need_address: treat a pair with an address on one side only as different; otherwise count it as nameless.
+        first: stop at the first difference.
     """
     result = Comparison()
     files = Files(
@@ -183,18 +187,18 @@ def require_same_pictures(
     need_address: bool = True,
     error: type[InputError] = InputError,
 ) -> Comparison:
-    """Raises unless the rows of `made` were made from the pictures, and the boxes, of the samples of the same ids.
+    """Raises unless the rows of `made` were made from the images and boxes of the samples with the same ids.
 
     Args:
-        samples: with sample_id and image_uri, and marks (`MADE_FROM`) where the bytes were read; rows in any order.
-        made: the same, as `read_made_from` gives it. Ids of one table alone are left out.
-        what: what `made` holds, for the message: `features`, `labels`.
-        where: the folder of `made`, for the message.
+        samples: table with sample_id and image_uri, and marks (`MADE_FROM`) if known; rows in any order.
+        made: such a table, as returned by `read_made_from`. Ids in only one of the tables are ignored.
+        what: content of `made`, for the message: `features`, `labels`.
+        where: folder of `made`, for the message.
         boxes: names of the box columns that were used, `body_box` or `face_box`.
         since, need_address: see `compare_pictures`.
 
     Raises:
-        InputError (or `error`): names the first sample that differs, what it has now, and what was recorded.
+        InputError (or `error`): names the first sample that differs, with the current and the recorded value.
     """
     require_same_boxes(samples, made, boxes, what=what, where=where, remedy=remedy, error=error)
     rows, places = _joined(samples, made)
@@ -217,7 +221,7 @@ def require_same_boxes(
     remedy: str,
     error: type[InputError] = InputError,
 ) -> None:
-    """`require_same_pictures` for the boxes alone."""
+    """Checks only the boxes; see `require_same_pictures`."""
     if not boxes:
         return
     rows, places = _joined(samples, made)
@@ -236,7 +240,7 @@ def _refusal(what: str, found: Difference) -> str:
 
 
 def pictures_of(table: pa.Table) -> list[Picture]:
-    """The picture of each row, with its mark where the table has one."""
+    """Returns the image of each row, with its mark if the table has one."""
     uris = table.column("image_uri").to_pylist()
     if "image_digest" not in table.column_names:
         return [Picture(uri) for uri in uris]
@@ -250,10 +254,11 @@ def pictures_of(table: pa.Table) -> list[Picture]:
 def read_made_from(
     folder: storage.PathLike, parts: Iterable[str], *, boxes: Sequence[str] = (), remedy: str = "Make it again."
 ) -> pa.Table:
-    """sample_id, image_uri, image_bytes, image_digest and boxes of all rows of the parts of a folder.
+    """Reads sample_id, image_uri, image_bytes, image_digest and boxes of all rows of a folder's parts.
 
     Raises:
-        InputError: a part does not say what it was made from. Damaged: it cannot be read.
+        InputError: a part lacks these columns.
+        Damaged: a part cannot be read.
     """
     columns = ["sample_id", *MADE_FROM_COLUMNS, *boxes]
 
@@ -272,7 +277,7 @@ def read_made_from(
 
 
 def require_columns(schema: pa.Schema, path: object, *, boxes: Sequence[str] = (), remedy: str) -> None:
-    """Raises unless a part says which pictures its rows were made from."""
+    """Raises unless a part has the provenance columns."""
     missing = [name for name in (*MADE_FROM_COLUMNS, *boxes) if name not in schema.names]
     if missing:
         raise InputError(
@@ -281,7 +286,7 @@ def require_columns(schema: pa.Schema, path: object, *, boxes: Sequence[str] = (
 
 
 def begun_at(job: Mapping[str, Any]) -> float | None:
-    """When the first run of a job began, in seconds since the epoch, as its _job.json says."""
+    """Returns the start of a job's first run from its _job.json, in seconds since the epoch; None if not recorded."""
     try:
         started = str(job["runs"][0]["started"])
         return datetime.strptime(started, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
@@ -290,7 +295,7 @@ def begun_at(job: Mapping[str, Any]) -> float | None:
 
 
 def _to_look_at(pair: Pair) -> list[str]:
-    """Addresses of a pair whose files have to be looked at."""
+    """Returns the addresses of a pair whose files have to be inspected."""
     now, then = pair.now, pair.then
     if now.uri is None or then.uri is None or (now.mark and then.mark):
         return []
@@ -300,7 +305,7 @@ def _to_look_at(pair: Pair) -> list[str]:
 
 
 def _not_compared(result: Comparison, row: int, pair: Pair, moved: bool, sizes: Sequence[int | None]) -> None:
-    """Books a pair of which a picture cannot be read."""
+    """Records a pair with an unreadable image."""
     if not moved and is_web(pair.now.uri or ""):
         result.web += 1
     elif not moved:
@@ -312,7 +317,7 @@ def _not_compared(result: Comparison, row: int, pair: Pair, moved: bool, sizes: 
 
 
 def _same_name(pair: Pair) -> bool:
-    """Whether id and file name tell the picture, where its bytes cannot be read."""
+    """Returns whether the id and the file name identify the image, whose bytes cannot be read."""
     assert pair.now.uri is not None and pair.then.uri is not None
     names = {unquote(file_name(pair.now.uri)), unquote(file_name(pair.then.uri))}
     return len(names) == 1 and pair.sample_id.startswith(GLOBAL_IDS)
@@ -332,7 +337,7 @@ def _unreadable(row: int, pair: Pair, sizes: Sequence[int | None]) -> Difference
 
 
 def _joined(samples: pa.Table, made: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Positions in both tables of the ids that are in both, in the order of `samples`."""
+    """Returns the positions in both tables of their common ids, in the order of `samples`."""
     place = {sample_id: row for row, sample_id in enumerate(made.column("sample_id").to_pylist())}
     found = [place.get(sample_id, -1) for sample_id in samples.column("sample_id").to_pylist()]
     places = np.array(found, dtype=np.int64)
@@ -341,7 +346,7 @@ def _joined(samples: pa.Table, made: pa.Table) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _boxes(table: pa.Table, name: str) -> np.ndarray:
-    """(n, 4) float32; NaN where there is none."""
+    """Returns the boxes as (n, 4) float32, with NaN for missing ones."""
     column = table.column(name)
     nothing = [np.nan] * 4
     return np.array([nothing if box is None else box for box in column.to_pylist()], np.float32).reshape(-1, 4)
