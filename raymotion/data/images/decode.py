@@ -156,7 +156,7 @@ def read_picture(
     on_kept: Callable[[ImageError], None] | None = None,
     **how: Any,
 ) -> tuple[bytes, np.ndarray]:
-    """Reads the bytes at `uri` and decodes them. If this fails for an object of a store, checks its length first.
+    """Reads and decodes the image at `uri`. Before an object of a store is called damaged, its length is checked.
 
     Args:
         fetch: reads the bytes.
