@@ -71,7 +71,7 @@ def _checked(fractions: Mapping[str, float]) -> tuple[list[str], list[float]]:
 
 
 def empty_splits(table: pa.Table, fractions: Mapping[str, float] = DEFAULT_FRACTIONS) -> str | None:
-    """What to say of splits that `split_samples` had to leave empty, or None: every split with a share has rows."""
+    """Returns a message about splits that `split_samples` left empty, or None if there are none."""
     there = set(table.column("split").to_pylist())
     empty = [name for name in _checked(fractions)[0] if name not in there]
     if not empty:
@@ -84,7 +84,7 @@ def empty_splits(table: pa.Table, fractions: Mapping[str, float] = DEFAULT_FRACT
 
 
 def _deal(groups: list[tuple[str, list[tuple[str, ...]]]], shares: list[float]) -> dict[str, int]:
-    """Index of the split for each group id. `groups` come in their random order, each with its distinct marks."""
+    """Assigns a split index to each group id; `groups` are in random order, each with its distinct marks."""
     carriers: dict[tuple[str, ...], list[int]] = {}
     for number, (_, marks) in enumerate(groups):
         for mark in marks:
@@ -94,7 +94,7 @@ def _deal(groups: list[tuple[str, list[tuple[str, ...]]]], shares: list[float]) 
     room = [share * len(groups) for share in shares]
     assigned: dict[str, int] = {}
     while left:
-        # The rarest label first: later, its last carriers would have been dealt out for the sake of commoner ones.
+        # The rarest label first: later, its groups would already have been assigned by more common labels.
         mark = min(left, key=lambda key: (left[key], key))
         for number in carriers[mark]:
             group, marks = groups[number]

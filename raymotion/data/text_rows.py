@@ -139,7 +139,7 @@ class _Tsv:
 def _opened(
     lines: Sequence[str], path: storage.PathLike, needed: Sequence[str], wanted: dict[str, str]
 ) -> tuple[_Csv | _Tsv, dict[str, int], int]:
-    """Returns the reader that finds the needed columns in the header, the columns' positions, and the header's width."""
+    """Returns the first reader that finds the needed columns, their positions in the header, and the header's width."""
     tab = posixpath.splitext(str(path))[1].lower() in (".tsv", ".tab")
     readers: list[_Csv | _Tsv] = [_Csv(lines, delimiter, path) for delimiter in ",;\t"]
     if tab:

@@ -216,7 +216,7 @@ class _Images:
         self.names = FileNames(self.content.pictures, self.content.base, self.content.aliases)
 
     def image_of(self, name: str) -> str:
-        """Returns a key of the image `name`; names that differ only in outer blanks or accent forms share a key."""
+        """Returns a key of the image: a file's exact name, else `name` without outer blanks, with accents in NFC."""
         return name if name in self.names.files else unicodedata.normalize("NFC", name.strip())
 
 

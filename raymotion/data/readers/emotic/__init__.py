@@ -269,7 +269,7 @@ def _is_swapped(annotated: tuple[float, float], size: PictureSize) -> bool:
 
 
 def _leaks(persons: Sequence[Person], report: EmoticReport) -> set[tuple[str, str]]:
-    """Returns (split, image) of the copies to leave out: all except in the last split (in the order train, val, test)."""
+    """Returns (split, image) of the copies to leave out: all except the last in the order train, val, test."""
     labels: dict[str, dict[str, list[tuple[str, ...]]]] = defaultdict(lambda: defaultdict(list))
     folders: dict[str, str] = {}
     for person in persons:

@@ -49,9 +49,7 @@ def read_mat(path: storage.PathLike, empty: list[tuple[str, str]] | None = None)
         raise InputError("is a MATLAB 7.3 file", path=path, remedy="Save it in MATLAB with -v7, as EMOTIC ships it.")
     try:
         content = scipy.io.loadmat(io.BytesIO(data), variable_names=list(SPLITS))
-    except (
-        Exception
-    ) as error:  # zlib.error, ValueError, TypeError, MatReadError, IndexError ..., depending on the damage
+    except Exception as error:  # zlib.error, ValueError, TypeError, MatReadError, ... depending on the damage
         reason = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
         raise InputError(
             f"is not a readable .mat file ({reason})", path=path, remedy="Unpack the archive again."
