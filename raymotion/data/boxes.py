@@ -1,4 +1,4 @@
-"""Boxes in pictures: x1, y1, x2, y2 in pixels."""
+"""Boxes in images: x1, y1, x2, y2 in pixels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Box = tuple[float, float, float, float]
 
 
 def clip_box(box: Box, width: int, height: int) -> Box | None:
-    """The part of `box` within a picture of `width` x `height` pixels; None if a side is shorter than a pixel."""
+    """Clips `box` to an image of `width` x `height` pixels; None if a side becomes shorter than a pixel."""
     if not all(math.isfinite(v) for v in box):
         return None
     x1, x2 = (min(max(v, 0.0), float(width)) for v in (box[0], box[2]))
@@ -17,5 +17,5 @@ def clip_box(box: Box, width: int, height: int) -> Box | None:
 
 
 def area(box: Box) -> float:
-    """Square pixels."""
+    """Returns the area in square pixels."""
     return (box[2] - box[0]) * (box[3] - box[1])

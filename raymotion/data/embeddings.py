@@ -51,8 +51,8 @@ class FeatureBlock:
         array: float16 (m, K, D) or (m, K, T, D), C-contiguous, memory-mapped, read-only. Rows are stored once: persons
             in one image share a row of context features.
         row_of: int64 (n,), position in `array` of each sample of `Embeddings.sample_ids`, or -1.
-        views: K.
-        dim: D.
+        views: number of views, K.
+        dim: feature dimension, D.
     """
 
     array: np.ndarray
@@ -62,7 +62,7 @@ class FeatureBlock:
 
     @property
     def tokens(self) -> int:
-        """T; 0 for pooled features."""
+        """Number of tokens, T; 0 for pooled features."""
         return int(self.array.shape[2]) if self.array.ndim == 4 else 0
 
 
@@ -147,7 +147,7 @@ class Embeddings:
         return self._sources[0].row_mark(row)
 
     def require_made_from(self, samples: pa.Table) -> Comparison:
-        """Raises an `InputError` unless the features were made from the pictures and boxes of these samples.
+        """Raises an `InputError` unless the features were made from the images and boxes of these samples.
 
         See `provenance`. Boxes are compared for the streams in the folders only.
         """
@@ -304,6 +304,6 @@ def _resolve(key: FeatureKey, stored: np.ndarray, part: Mapping[str, list[Any]],
         if lost is not None:
             raise InputError(f"context_of names {lost!r}, which is not in this part", path=path)
         rows = np.array([-1 if holder is None else stored[place[holder]] for holder in holders], dtype=np.int64)
-    if key.level != "none":  # a person of validation may share an image with one of training
+    if key.level != "none":  # a validation person may share an image with a training person
         rows = np.where([split == AUGMENTED_SPLIT for split in part["split"]], rows, -1)
     return rows

@@ -1,12 +1,12 @@
-"""Features that are made once and read many times, each as a local copy that is mapped into memory.
+"""Memory-mapped local copies of features that are computed once and read many times.
 
-A copy is a folder in the cache, named after a digest of what it holds, not of where that came from. It is built beside
-its place and renamed, so that one which a crash cut off is never read, and by one process while the others wait. Its
-index says how large each file is and how it begins and ends.
+A copy is a folder in the cache, named after a digest of its content, not of its origin. One process builds it in a
+temporary folder and renames it, while the others wait; an incomplete copy is never read. The index stores the size of
+each file and a digest of its first and last bytes.
 
-Region features (`data.features`), features of streams (`data.embeddings`) and decoded pictures
-(`train.pictures.cache_pictures`) are three layouts of such copies. The first two come from the Parquet parts of a
-finished job (`FeatureFolder`).
+Region features (`data.features`), stream features (`data.embeddings`) and decoded images
+(`train.pictures.cache_pictures`) use such copies. The first two are copied from the Parquet parts of a finished job
+(`FeatureFolder`).
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ class FeatureFolder(ABC):
         """Returns the contents of a part, which must be equal for all parts of a folder.
 
         Raises:
-            InputError: it is not such a part.
+            InputError: the part does not hold such features.
         """
 
     @abstractmethod

@@ -77,7 +77,7 @@ class RegionFeatures(FeatureFolder):
         return None if row is None else self.row_mark(row)
 
     def require_made_from(self, samples: pa.Table) -> Comparison:
-        """Raises an `InputError` unless the features were made from the pictures of these samples (`provenance`)."""
+        """Raises an `InputError` unless the features were made from the images of these samples (`provenance`)."""
         remedy = f"Use the samples that they were made from, or extract these: `{COMMAND} SAMPLES`."
         return self.compare(samples, remedy=remedy)
 

@@ -1,17 +1,17 @@
-"""The folder that a batch job wrote, as everything else reads it: its record, and parts that are what it committed.
+"""Reads the output folder of a batch job: its record and its verified parts.
 
     data/part-00012.parquet         good rows
     _job.json, __job.json           the job's record, and its second copy
     _quarantine/part-00012.pq       rows that failed, in Parquet
     _commits/part-00012.json        digests and sizes of both files
-    _README.md, .huggingface.yaml   the card, and where `datasets` finds the rows
+    _README.md, .huggingface.yaml   the card, and the location of the rows for `datasets`
 
-pandas and pyarrow read every file below a folder unless its name, or that of a folder on the way, begins with `_` or
-`.`; DuckDB, polars and Ray Data read what ends in `.parquet`. So only the parts of good rows have both such a name and
-such an ending, and all of them find these rows by the folder's name.
+pandas and pyarrow read every file below a folder unless its name, or the name of a parent folder, begins with `_` or
+`.`; DuckDB, polars and Ray Data read files that end in `.parquet`. Only the parts of good rows satisfy both rules, so
+all of these libraries can read the good rows given the folder's name.
 
-Whoever opens a finished folder compares the sizes with the commits, which costs one listing; whoever reads all bytes
-anyway compares the digests too.
+Opening a finished folder compares file sizes with the commits, which costs one listing. Reading a whole part also
+compares its digest.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 JOB, DATA, QUARANTINE, COMMITS = "_job.json", "data", "_quarantine", "_commits"
 # Version of this layout in the job's record. Folders of other versions are refused.
 FORMAT = 3
-# The names that a job writes.
+# File names that a job writes.
 PART, COMMIT = re.compile(r"/part-\d{5,9}\.(?:parquet|pq)$"), re.compile(r"(part-\d{5,9})\.json")
 # Names of parts for readers: any in a copied folder; in a job's folder, other names are refused.
 ANY_PART = re.compile(r"[^._].*\.(?:parquet|pq)")
@@ -123,7 +123,7 @@ def complete_job(
         command: the command that makes such a folder.
 
     Raises:
-        InputError: there is no record, it is of another kind, or the job is not complete.
+        InputError: there is no record, the job is of another kind, or it is not complete.
     """
     record, _ = read_job(folder)
     if record is None:
@@ -148,7 +148,7 @@ def read_marks(folder: storage.PathLike, *, quarantine: bool = False) -> dict[st
     """Returns the marks that each part was committed with, by path: one, or two while labels are being chosen.
 
     Args:
-        quarantine: the parts of failed rows, of which a shard may have none.
+        quarantine: read the marks of the failed rows' parts; a shard may have none.
 
     Returns:
         None for a folder without commits, i.e. a copy.

@@ -1,7 +1,7 @@
-"""What lies at a path that was given where something else is wanted, and the command that takes it.
+"""Detects what is at a path that was given in place of another kind of input, and names the right command.
 
-A newcomer hands over what is at hand: a csv file, a folder of pictures, the labels in place of the model. "No such
-file" or a word of Parquet's helps nobody; the command that would have been right does.
+Users may pass a csv file, a folder of images, or labels in place of a model. Naming the right command helps more than
+"no such file" or an error from Parquet.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from raymotion.errors import InputError, RaymotionError
 
 Wanted = Literal["table", "checkpoint", "labels", "regions", "embeddings"]
 
-# A job's kind in its _job.json -> what its folder is.
+# Kind of job in _job.json -> kind of folder.
 JOBS = {"labels": "labels", "region-features": "regions", "embeddings": "embeddings", "evaluation": "evaluation"}
 PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic")
-# How deep pictures are looked for, and in how many folders: a guess must not read a whole disk.
+# Limits of the search for images, so that it does not read a whole disk.
 DEPTH, MOST_FOLDERS = 3, 50
 _PREPARE = "Make a sample table of it first: raymotion data prepare {} --out samples.parquet"
 _STUDENT = "Train a student on it: raymotion train recipes/student-gru-cnn.yaml --labels PATH --out student/"
-# What each kind is called, and what to do with it; PATH stands for the path.
+# Description of each kind, and the remedy; PATH stands for the path.
 _KINDS = {
     "pictures": ("a folder of pictures", _PREPARE.format("folder PATH")),
     "coco": ("a folder of COCO", _PREPARE.format("coco PATH")),
@@ -48,7 +48,7 @@ _KINDS = {
     "recipe": ("a file of settings", "A recipe goes to `raymotion train PATH --samples SAMPLES --out DIR`."),
     "archive": ("an archive", "Unpack it first."),
 }  # fmt: skip
-# What to do with a kind where a certain other one is wanted.
+# Remedy for a pair (kind found, kind wanted).
 _INSTEAD = {
     ("table", "checkpoint"): "Train a model on it first: "
     "raymotion train recipes/teacher-visualbert-small.yaml --samples PATH --out teacher/",
@@ -62,14 +62,14 @@ _INSTEAD = {
 
 
 def wrong_kind(path: storage.PathLike, wanted: Wanted) -> InputError | None:
-    """The error for something at `path` that is not what is `wanted`, with the command that takes it.
+    """Returns an error for a `path` of another kind than `wanted`, with the command that accepts it.
 
-    None where nothing is there, or nothing that raymotion knows, or what is wanted.
+    None if the path does not exist, is of an unknown kind, or is of the kind `wanted`.
     """
     text = str(path)
     try:
         kind = _folder_kind(text) if storage.is_dir(text) else _file_kind(text)
-    except (RaymotionError, OSError, ValueError):  # it is only a hint: the error that led here stands
+    except (RaymotionError, OSError, ValueError):  # this is only a hint; the caller raises the original error
         return None
     if kind is None or kind == wanted:
         return None

@@ -4,7 +4,7 @@ An id names a sample, but not the picture that was read: two folders that both c
 ids. So each row made from a picture has its address, its size in bytes, a digest of its bytes, and the boxes that were
 used. Code that joins such rows with samples first calls `require_same_pictures`.
 
-What is compared:
+Comparison:
 
 - Boxes: exactly, for all rows.
 - Pictures at the recorded address: the sizes of all files; the digests of all files up to `LOCAL_DIGESTS` (in an object

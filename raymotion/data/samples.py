@@ -6,7 +6,7 @@ Missing values are null (or an empty list of captions), and models mask them.
 | column | type | meaning |
 |---|---|---|
 | sample_id | string | stable and unique, `coco:000000000139`, `emotic:test:17` |
-| group_id | string | the image (or scene); no split divides a group |
+| group_id | string | the image (or scene); a group is never divided between splits |
 | image_uri | string, nullable | local path or address |
 | captions | list<string> | possibly empty |
 | body_box, face_box | 4 x float32, nullable | x1, y1, x2, y2 in pixels of the upright image |

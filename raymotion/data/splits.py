@@ -1,14 +1,17 @@
-"""Train, validation and test: seeded, grouped, and stratified for samples that carry several labels.
+"""Splits samples into train, validation and test: seeded, grouped, and stratified by multiple labels.
 
-The rule is iterative stratification (Sechidis, Tsoumakas and Vlahavas, "On the stratification of multi-label data",
-ECML PKDD 2011): the label with the fewest samples left is dealt out first, each sample to the split that still lacks
-most of this label. A random split gives a label of 20 images anything between 0 and 5 of them for validation; this one
-gives 2.
+The method is iterative stratification (Sechidis, Tsoumakas and Vlahavas, "On the stratification of multi-label data",
+ECML PKDD 2011): the label with the fewest remaining samples is distributed first, and each sample goes to the split
+that lacks most of this label. With a label of 20 images, a random split puts 0 to 5 of them into validation; this
+method puts 2.
 
-Four things are added. A group (an image with its persons) is dealt out as one, with the union of its labels. The data
-set a group is from, and whether it is labelled at all, count as labels too: Socratis calls 40 % of its news pictures
-sad and 20 % of the others. And groups are taken in the order of a seeded hash of their ids, so the same samples in
-another row order are split the same way. And no split stays empty where there are groups enough, however few they are.
+There are four additions:
+
+- A group (an image with its persons) is assigned as a whole, with the union of its labels.
+- The source of a group, and whether it is annotated, count as labels: in Socratis, 40 % of the news images are labelled
+  sad, but 20 % of the others.
+- Groups are processed in the order of a seeded hash of their ids, so the result does not depend on the order of rows.
+- No split stays empty if there are enough groups.
 """
 
 from __future__ import annotations
@@ -26,13 +29,13 @@ DEFAULT_FRACTIONS: Mapping[str, float] = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
 def split_samples(table: pa.Table, *, fractions: Mapping[str, float] = DEFAULT_FRACTIONS, seed: int = 0) -> pa.Table:
-    """`table` with its `split` column filled; what stood there before is replaced. The order of rows stays.
+    """Returns `table` with a new `split` column; the order of rows is kept.
 
     Args:
         table: a sample table; rows without labels are split at random (by the seed) within their source.
-        fractions: share of the groups per split, of `train`, `val` and `test`; positive or 0, and 1 in sum. A split
-            with a share has at least one group, unless there are fewer groups than such splits.
-        seed: another seed gives another split of the same quality.
+        fractions: share of the groups in `train`, `val` and `test`; not negative, with sum 1. A split with a positive
+            share gets at least one group, unless there are fewer groups than such splits.
+        seed: seed of the order of groups.
 
     Raises:
         InputError: `fractions` names another split or does not sum to 1.
@@ -68,7 +71,7 @@ def _checked(fractions: Mapping[str, float]) -> tuple[list[str], list[float]]:
 
 
 def empty_splits(table: pa.Table, fractions: Mapping[str, float] = DEFAULT_FRACTIONS) -> str | None:
-    """What to say of splits that `split_samples` had to leave empty, or None: every split with a share has rows."""
+    """Returns a message about splits that `split_samples` left empty, or None if there are none."""
     there = set(table.column("split").to_pylist())
     empty = [name for name in _checked(fractions)[0] if name not in there]
     if not empty:
@@ -81,7 +84,7 @@ def empty_splits(table: pa.Table, fractions: Mapping[str, float] = DEFAULT_FRACT
 
 
 def _deal(groups: list[tuple[str, list[tuple[str, ...]]]], shares: list[float]) -> dict[str, int]:
-    """Index of the split for each group id. `groups` come in their random order, each with its distinct marks."""
+    """Assigns a split index to each group id; `groups` are in random order, each with its distinct marks."""
     carriers: dict[tuple[str, ...], list[int]] = {}
     for number, (_, marks) in enumerate(groups):
         for mark in marks:
@@ -91,7 +94,7 @@ def _deal(groups: list[tuple[str, list[tuple[str, ...]]]], shares: list[float]) 
     room = [share * len(groups) for share in shares]
     assigned: dict[str, int] = {}
     while left:
-        # The rarest label first: later, its last carriers would have been dealt out for the sake of commoner ones.
+        # The rarest label first: later, its groups would already have been assigned by more common labels.
         mark = min(left, key=lambda key: (left[key], key))
         for number in carriers[mark]:
             group, marks = groups[number]
@@ -109,16 +112,16 @@ def _deal(groups: list[tuple[str, list[tuple[str, ...]]]], shares: list[float]) 
 
 
 def _worth(marks: set[tuple[str, ...]]) -> int:
-    """2 for a group with a label, 1 for one that is annotated and has none, 0 for one that is not annotated."""
+    """Returns 2 for a group with a label, 1 for an annotated group without labels, 0 for one not annotated."""
     kinds = {mark[0] for mark in marks}
     annotated = any(mark[0] == "source" and mark[2] == "labelled" for mark in marks)
     return 2 if "label" in kinds else int(annotated)
 
 
 def _fill_empty_splits(assigned: dict[str, int], worth: Mapping[str, int], splits: int) -> None:
-    """Gives each split a group of the best kind there is, as long as the split that gives one keeps another.
+    """Moves a group of the best kind into each split without one, from a split that keeps at least one.
 
-    Shares of a handful of groups round to nothing: all of three samples would be for training, and none to validate on.
+    With few groups, small shares round to zero: all of three samples would go to training.
     """
     best = max(worth.values(), default=0)
     for split in range(splits):

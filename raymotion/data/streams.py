@@ -1,4 +1,4 @@
-"""The three streams of a person in a picture, after EMOTIC: the whole picture, the body, the face."""
+"""The three streams of a person in an image, after EMOTIC: the whole image, the body, the face."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ STREAMS = ("context", "body", "face")
 CONTEXT = STREAMS[0]
 CONTEXT = STREAMS[0]
 
-# What each ablation leaves of them (the seven values of the public study's --ablation).
+# Streams kept by each ablation (the seven values of the public study's --ablation).
 ABLATIONS: dict[str, tuple[str, ...]] = {
     "all": STREAMS,
     "context": ("context",),
@@ -19,6 +19,6 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "body_context": ("context", "body"),
 }
 
-# How much a picture or a crop is changed for training; see `data.views`.
+# Strength of the augmentation of an image or crop; see `data.views`.
 Level = Literal["none", "basic", "full"]
 LEVELS: tuple[Level, ...] = get_args(Level)

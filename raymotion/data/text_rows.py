@@ -1,14 +1,13 @@
-"""Rows of text files: csv, tsv, JSON Lines and JSON, read strictly.
+"""Strict readers of csv, tsv, JSON Lines and JSON.
 
-Whatever a file says is either read or refused with its line: a quote that swallows rows, a column or a key that stands
-twice, a cell too many. Lines are counted as an editor counts them, from 1; a record that runs over several lines is
-named by its first.
+Content is either read or rejected with its line: a quote that swallows rows, a duplicate column or key, a surplus cell.
+Lines are counted from 1, as in an editor; a record of several lines is identified by its first.
 
-**csv** is RFC 4180: cells with the delimiter, a quote or a line break are quoted, a quote inside is doubled. The
-delimiter is the comma, or the semicolon or tab where only that gives the columns asked for. **tsv** has no quoting: a
-quote is a character like any other, and `\\t`, `\\n`, `\\r` and `\\\\` stand for the characters that a cell cannot
-hold. Two habits of other programs are understood: a file whose header is quoted is a csv with tabs, and a cell in
-quotes whose inner quotes are all doubled was quoted by a csv writer. Lines may end in LF, CR LF or CR.
+**csv** follows RFC 4180: cells with the delimiter, a quote or a line break are quoted, and quotes inside are doubled.
+The delimiter is the comma, or the semicolon or tab if only that gives the requested columns. **tsv** has no quoting: a
+quote is an ordinary character, and `\\t`, `\\n`, `\\r` and `\\\\` are escapes. Two conventions of other programs are
+supported: a file with a quoted header is a csv with tabs, and a cell in quotes whose inner quotes are all doubled was
+quoted by a csv writer. Lines may end in LF, CR LF or CR.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ Cells = dict[str, str]
 
 
 def shown(text: str) -> str:
-    """`text` for a message of one line: as it is, or escaped where it has line breaks or the like."""
+    """Formats `text` for a one-line message; escapes it if it has unprintable characters such as line breaks."""
     return text if text.isprintable() else ascii(text)
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of `text` with their ends (LF, CR LF or CR). `str.splitlines` also breaks where no editor does."""
+    """Splits `text` at LF, CR LF and CR and keeps the line ends; `str.splitlines` also splits at other characters."""
     return _LINE.findall(text)
 
 
@@ -51,18 +50,18 @@ def delimited_rows(
     verbatim: Sequence[str] = (),
     is_start: Callable[[Cells], bool] | None = None,
 ) -> Iterator[tuple[int, Cells]]:
-    """Line and cells of each record, by the names of `needed` and `optional`; empty records are passed over.
+    """Yields line and cells of each record, by column name; skips empty records.
 
     Args:
-        text: content of the file `path`, whose extension (.tsv, .tab or another) says which of the two formats it is.
-        needed: columns that the header has to name; case and outer blanks of the header do not matter.
-        optional: columns that are given too, where the header names them; all others are left.
-        verbatim: columns of a tsv that hold paths, in which a backslash is no escape.
-        is_start: whether the cells of one line look like a record of this file. A quoted cell of a csv that holds such
-            a line is refused: its quote is most likely a lone one, which swallowed rows.
+        text: content of the file `path`; the extension (.tsv, .tab or another) selects the format.
+        needed: required columns; case and outer blanks of the header are ignored.
+        optional: columns to read if present; all others are ignored.
+        verbatim: columns of a tsv with paths, in which a backslash is not an escape.
+        is_start: returns whether the cells of a line look like a record. A quoted csv cell that contains such a line is
+            rejected, since its quote was probably never closed.
 
     Raises:
-        InputError: no such columns, one of them twice, or a record that is no record of this file, with its line.
+        InputError: a column is missing or duplicate, or a record is invalid; names the line.
     """
     if "\0" in text:
         raise InputError("holds NUL characters", path=path, remedy="Is it UTF-16, or not text? Save it as UTF-8.")
@@ -85,7 +84,7 @@ def delimited_rows(
 
 
 class _Csv:
-    """Records of a csv: first line, last line and cells."""
+    """Iterates over the records of a csv: first line, last line and cells."""
 
     quoted = True
 
@@ -114,7 +113,7 @@ class _Csv:
 
 
 class _Tsv:
-    """Records of a tsv: a line each."""
+    """Iterates over the records of a tsv, one per line."""
 
     quoted = False
     delimiter = "\t"
@@ -140,7 +139,7 @@ class _Tsv:
 def _opened(
     lines: Sequence[str], path: storage.PathLike, needed: Sequence[str], wanted: dict[str, str]
 ) -> tuple[_Csv | _Tsv, dict[str, int], int]:
-    """The reader whose header has the needed columns, after that header; their places in it, and its width."""
+    """Returns the first reader that finds the needed columns, their positions in the header, and the header's width."""
     tab = posixpath.splitext(str(path))[1].lower() in (".tsv", ".tab")
     readers: list[_Csv | _Tsv] = [_Csv(lines, delimiter, path) for delimiter in ",;\t"]
     if tab:
@@ -208,13 +207,13 @@ def _refuse_swallowed(
 
 
 def parse_json(text: str, path: storage.PathLike, *, line: int | None = None) -> Any:
-    """`text` as JSON, in which no object names a key twice (Python would keep the last, and drop the others).
+    """Parses `text` as JSON and rejects duplicate keys (Python would keep the last and drop the others).
 
     Args:
-        line: of the file, where `text` is one line of it.
+        line: line number, if `text` is one line of the file.
 
     Raises:
-        InputError: it is no JSON, with the line; or a key appears twice.
+        InputError: it is not valid JSON (names the line), or a key appears twice.
     """
 
     def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -230,17 +229,17 @@ def parse_json(text: str, path: storage.PathLike, *, line: int | None = None) ->
         at = error.lineno if line is None else line
         raise InputError(f"is not JSON (line {at}: {error.msg})" if line is None else f"is not JSON ({error.msg})",
                          path=path, line=line) from error  # fmt: skip
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; lists in lists in lists
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits; deeply nested lists
         raise InputError(f"cannot be read as JSON ({str(error).splitlines()[0]})", path=path, line=line) from error
 
 
 def read_json(path: storage.PathLike) -> Any:
-    """A file as JSON; see `parse_json`."""
+    """Reads a JSON file; see `parse_json`."""
     return parse_json(storage.read_text(path), path)
 
 
 def json_lines(text: str, path: storage.PathLike) -> Iterator[tuple[int, Any]]:
-    """Line and value of each line that is not blank."""
+    """Yields line number and value of each line that is not blank."""
     for number, line in enumerate(lines_of(text), start=1):
         if line.strip():
             yield number, parse_json(line, path, line=number)

@@ -1,7 +1,7 @@
-"""Face boxes for samples that have none: a detector inside the body boxes, and whose face is whose.
+"""Finds face boxes for samples without them: detects faces inside body boxes and assigns them to persons.
 
-The public study's face stream reads 48 x 48 grey arrays that no script of it makes, with no sign of which are missing
-(emotic_study.md, sections 2 and 13.8). Here a face is found in the picture, or it is null and the models mask it.
+The public study's face stream reads 48 x 48 grey arrays that none of its scripts produce, without marking missing ones
+(emotic_study.md, sections 2 and 13.8). Here, a face that is not found is null, and the models mask it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 from raymotion.data.boxes import Box, clip_box
 from raymotion.data.faces.detectors import Face, FaceDetector
 
-# Of the square root of the body box's area: a standing person of 7.5 heads in a box of 1:2.5 has 0.2, a head with
-# shoulders 0.6.
+# Side of the face relative to the square root of the body box's area: about 0.2 for a standing person of 7.5 heads in a
+# box of 1:2.5, 0.6 for head and shoulders.
 SMALLEST, LARGEST = 0.08, 0.75
 LOWEST_CENTRE = 0.55  # of the body box's height
 FROM_THE_SIDE = 0.04  # of its width
@@ -23,21 +23,21 @@ ABOVE, BELOW = 0.5, 1.0  # of the face's own side, from the top of the body box
 USUALLY_BELOW = 0.35
 
 SMALLEST_IN_PICTURE = 0.05  # of the square root of a whole picture's area
-# Faces are searched from this share of `min_side`: a face at the edge of the sizes searched gets fewer votes.
+# The search starts at this share of `min_side`, since faces at the edge of the searched sizes get fewer votes.
 SEARCHED = 2 / 3
-MIN_SIDE = 12.0  # pixels; in smaller ones no expression can be told
+MIN_SIDE = 12.0  # pixels; smaller faces show no expression
 
 
 def fit(body: Box, face: Box) -> float:
-    """How well `face` sits where the face of `body` would: 0 (not at all) to 1.
+    """Scores how well the position of `face` fits `body`: 0 (not at all) to 1.
 
-    A face belongs to a body where its side is 0.08 to 0.75 of the square root of the body box's area, its centre lies
-    in the upper 0.55 of the body box and at least 0.04 of its width from either side, and its top edge lies at most
-    one face below the top of the body box and half a face above it. Within that, the nearer to where heads are (top
-    edge 0.35 of a face below the top, in the middle) the better.
+    A face fits if its side is 0.08 to 0.75 of the square root of the body box's area, its centre lies in the upper 0.55
+    of the body box and at least 0.04 of its width from either side, and its top edge lies at most one face below and
+    half a face above the top of the body box. The score is highest at the usual position of heads (top edge 0.35 of a
+    face below the top, in the middle).
 
-    All 36 keypoint faces of ../shared/data/coco obey the rule, and most false windows of the cascades there break it.
-    People who lie, or stand on their head, lose their face by it.
+    All 36 keypoint faces of ../shared/data/coco satisfy the rule; most false detections of the cascades there do not.
+    The faces of people who lie or stand on their head are lost.
     """
     width, height = body[2] - body[0], body[3] - body[1]
     side = math.sqrt((face[2] - face[0]) * (face[3] - face[1]))
@@ -55,7 +55,7 @@ def fit(body: Box, face: Box) -> float:
 
 
 def overlap(first: Box, second: Box) -> float:
-    """Intersection over union of two boxes."""
+    """Computes the intersection over union of two boxes."""
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
     if width <= 0 or height <= 0:
@@ -65,7 +65,7 @@ def overlap(first: Box, second: Box) -> float:
 
 
 def same_face(first: Box, second: Box) -> bool:
-    """Whether two boxes mean one face: they overlap by 0.3, or the centre of each lies in the other."""
+    """Returns whether two boxes show the same face: IoU of at least 0.3, or each contains the other's centre."""
     return overlap(first, second) >= 0.3 or (_centre_in(first, second) and _centre_in(second, first))
 
 
@@ -75,9 +75,9 @@ def _centre_in(first: Box, second: Box) -> bool:
 
 
 def assign(bodies: Sequence[Box], faces: Sequence[Face]) -> list[int | None]:
-    """For each body the index of its face, or None; no face goes to two bodies.
+    """Returns the index of the face of each body, or None; no face is assigned twice.
 
-    The sum of fit times score over the pairs is the largest possible one (Hungarian method).
+    Maximizes the sum of fit times score over the pairs (Hungarian method).
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -99,15 +99,14 @@ def find_faces(
     taken: Sequence[Box] = (),
     min_side: float = MIN_SIDE,
 ) -> list[Face | None]:
-    """The face of each person of one picture, or None.
+    """Returns the face of each person in an image, or None.
 
     Args:
         picture: upright RGB, uint8 (height, width, 3), in full size.
-        bodies: x1, y1, x2, y2 in its pixels. The one person of a picture may have none: then the whole picture is
-            searched, and its face taken if there is exactly one. Of several persons one without a box gets no face:
-            nothing tells which is theirs.
-        taken: faces of other persons of the picture, which are given to nobody.
-        min_side: smaller faces (the mean of width and height, in pixels) are left out.
+        bodies: x1, y1, x2, y2 in its pixels. If a single person has no box, the whole image is searched, and a face is
+            accepted if it is the only one. With several persons, one without a box gets no face.
+        taken: faces of other persons in the image, which are not assigned.
+        min_side: smaller faces (mean of width and height, in pixels) are left out.
     """
     height, width = picture.shape[:2]
     if len(bodies) == 1 and bodies[0] is None:
@@ -131,7 +130,7 @@ def find_faces(
 
 
 def _in_body(picture: np.ndarray, body: Box, detector: FaceDetector, min_side: float) -> list[Face]:
-    """Faces in the part of the body box where a face may be, with what may stick out of it."""
+    """Detects faces in the part of the body box that may contain them, plus a margin."""
     height, width = picture.shape[:2]
     w, h = body[2] - body[0], body[3] - body[1]
     root = math.sqrt(w * h)
@@ -155,7 +154,7 @@ def _clipped(faces: Sequence[Face], width: int, height: int) -> list[Face]:
 
 
 def _distinct(faces: Sequence[Face]) -> list[Face]:
-    """The best of each group that means one face: bodies overlap, and their crops show it more than once."""
+    """Keeps the best detection of each face; crops of overlapping bodies show a face more than once."""
     kept: list[Face] = []
     for face in sorted(faces, key=lambda face: (-face.score, face.box)):
         if not any(same_face(face.box, other.box) for other in kept):

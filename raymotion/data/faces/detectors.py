@@ -1,10 +1,10 @@
-"""Face detectors by name. Each is given a crop and the sizes of face that can be in it, and gives boxes with scores.
+"""Face detectors by name. A detector takes a crop and a range of face sizes, and returns boxes with scores.
 
-`cascade` needs no download: OpenCV 4 carries the files of its Haar cascades (frontal and profile). It finds upright
-faces that look towards the camera or to one side. `yunet` is a small network (Wu et al., 2023) for
-`cv2.FaceDetectorYN`, whose ONNX file the user gives (`face_detection_yunet_2023mar.onnx` of OpenCV's model zoo).
+`cascade` needs no download: OpenCV 4 includes its Haar cascades (frontal and profile). It finds upright faces that look
+towards the camera or to one side. `yunet` is a small network (Wu et al., 2023) for `cv2.FaceDetectorYN`; the user
+provides the ONNX file (`face_detection_yunet_2023mar.onnx` from OpenCV's model zoo).
 
-A detector is built once in each process; OpenCV is imported then.
+A detector is built once per process, which imports OpenCV.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from raymotion import storage
 from raymotion.errors import InputError
 
-# How much a crop may be enlarged: beyond it no detail is left that a detector could use.
+# Maximum enlargement of a crop; more would add no detail for the detector.
 MOST_ENLARGED = 4.0
 
 
@@ -35,20 +35,20 @@ class Face:
 
 
 class FaceDetector(Protocol):
-    """What `find_faces` asks."""
+    """Interface of detectors for `find_faces`."""
 
     def __call__(self, picture: np.ndarray, smallest: float, largest: float) -> list[Face]:
-        """Faces in `picture`, uint8 RGB (height, width, 3), whose side is between the two sizes in its pixels."""
+        """Detects faces in `picture`, uint8 RGB (height, width, 3), with sides between the two sizes in pixels."""
 
 
 @dataclass(frozen=True)
 class DetectorIdentity:
-    """What decides which faces are found.
+    """Settings that determine which faces are found.
 
     Attributes:
         name: one of `DETECTORS`.
-        weights: "opencv:VERSION" for what comes with OpenCV, "sha256:16 hex digits" of a file.
-        min_score: faces of less are left out.
+        weights: "opencv:VERSION" for weights included in OpenCV, "sha256:16 hex digits" for a file.
+        min_score: faces with a lower score are left out.
     """
 
     name: str
@@ -57,10 +57,10 @@ class DetectorIdentity:
 
 
 def identify(name: str, weights: str | None = None, min_score: float | None = None) -> DetectorIdentity:
-    """The detector that these options name, tried out on an empty picture.
+    """Returns the identity of the detector with these options, after building it to check the weights.
 
     Raises:
-        InputError: no such detector; weights that are missing, not wanted, or not of this detector.
+        InputError: the detector is unknown; or its weights are missing, not accepted, or of another network.
     """
     if name not in DETECTORS:
         raise InputError(f"no face detector is called {name!r}", remedy=f"There are {', '.join(DETECTORS)}.")
@@ -82,7 +82,7 @@ def identify(name: str, weights: str | None = None, min_score: float | None = No
 
 
 def build(identity: DetectorIdentity, weights: str | None = None) -> FaceDetector:
-    """The detector of `identity`; `InputError` where the weights are others now."""
+    """Builds the detector of `identity`; raises an `InputError` if the weights have changed."""
     detector = DETECTORS[identity.name](weights, identity.min_score)
     if detector.identity != identity:
         raise InputError(
@@ -153,7 +153,7 @@ class CascadeDetector:
 
 
 def _windows(cascade: Any, grey: np.ndarray, sides: tuple[int, ...]) -> list[list[int]]:
-    """All windows that pass: without OpenCV's grouping, which would drop those that only another cascade confirms."""
+    """Returns all windows, without OpenCV's grouping, which would drop windows confirmed only by another cascade."""
     small, large = sides
     found = cascade.detectMultiScale(
         grey, scaleFactor=1.1, minNeighbors=0, minSize=(small, small), maxSize=(large, large)
@@ -162,7 +162,7 @@ def _windows(cascade: Any, grey: np.ndarray, sides: tuple[int, ...]) -> list[lis
 
 
 def _grouped(windows: list[list[int]]) -> tuple[list[list[int]], list[int]]:
-    """Windows that mean one face as their mean, with their number; single ones are noise."""
+    """Merges windows of the same face into their mean, with their number; single windows are dropped as noise."""
     import cv2
 
     if not windows:
@@ -176,15 +176,15 @@ def _cascade(name: str) -> Any:
     import cv2
 
     path = Path(cv2.data.haarcascades) / f"haarcascade_{name}.xml"  # type: ignore[attr-defined]
-    if not path.exists():  # OpenCV 5 no longer carries them
+    if not path.exists():  # OpenCV 5 no longer includes them
         raise InputError(f"OpenCV {cv2.__version__} comes without its cascades", remedy="Install OpenCV 4.")
     return cv2.CascadeClassifier(str(path))
 
 
 class YuNetDetector:
-    """YuNet through `cv2.FaceDetectorYN`; the score is the network's, 0 to 1.
+    """YuNet in `cv2.FaceDetectorYN`; scores are the network's, 0 to 1.
 
-    It finds faces of about 10 to 300 pixels: crops are scaled so that the smallest plausible one has 16.
+    It finds faces of about 10 to 300 pixels; crops are scaled so that the smallest plausible face has 16.
     """
 
     own_weights = False
@@ -206,7 +206,7 @@ class YuNetDetector:
             buffer = np.frombuffer(data, np.uint8)
             none = np.zeros(0, np.uint8)
             self._net = cv2.FaceDetectorYN.create("onnx", buffer, none, (64, 64), score, self.NMS, 200)
-            self._net.detect(np.zeros((64, 64, 3), np.uint8))  # another network than YuNet fails here
+            self._net.detect(np.zeros((64, 64, 3), np.uint8))  # networks other than YuNet fail here
         except (cv2.error, SystemError) as error:
             reason = str(error).strip().splitlines()[0][:200]
             raise InputError(
@@ -228,10 +228,10 @@ class YuNetDetector:
 
 
 def faces_of_rows(rows: np.ndarray | None, scale: float = 1.0) -> list[Face]:
-    """YuNet's rows as faces in the pixels of the picture before it was scaled by `scale`.
+    """Converts YuNet's rows to faces, in pixels of the image before it was scaled by `scale`.
 
     Args:
-        rows: float32 (n, 15): x, y, width, height, five landmarks (x, y), score; None where there is no face.
+        rows: float32 (n, 15): x, y, width, height, five landmarks (x, y), score; None if there is no face.
     """
     faces = []
     for row in np.zeros((0, 15)) if rows is None else np.asarray(rows, np.float64):

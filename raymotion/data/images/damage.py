@@ -1,12 +1,10 @@
-"""What the bytes of a JPEG, PNG, WebP or BMP file say about damage that a decoder passes over.
+"""Detects damage in JPEG, PNG, WebP and BMP files that decoders ignore.
 
-A decoder is made to show something: it fills what is missing with grey, black, or the last colour it knew. What each
-format gives to notice that:
+Decoders fill missing parts with grey, black or the last known colour. The formats allow these checks:
 
-    PNG   a checksum of every chunk, the length of each, the end chunk
-    JPEG  an end marker; a Huffman code that loses step where bytes are wrong, which libjpeg warns of; the list of
-          scans that a progressive picture is made of
-    WebP  the lengths of the file and its chunks; no checksum, but a picture that takes more or fewer bytes than it has
+    PNG   the checksum and length of every chunk, the end chunk
+    JPEG  the end marker; libjpeg's warnings of a Huffman code out of step; the list of scans of a progressive image
+    WebP  the lengths of the file and its chunks; no checksum, but corrupt data decode to too few or too many bytes
     BMP   the size of the pixel array; nothing inside it
 """
 
@@ -19,19 +17,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-# What becomes of a picture that decodes, but not to what was stored.
+# Policy for corrupt images that can still be decoded.
 DamagedPolicy = Literal["quarantine", "keep"]
 
-# What a text chunk may unpack to. Orientation is all that is read from one.
+# Maximum unpacked size of a text chunk. Only the orientation is read from it.
 _MOST_TEXT = 1 << 18
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Text chunks that some programs keep the orientation in.
+# Text chunks in which some programs store the orientation.
 _ORIENTATION_TEXTS = (b"Raw profile type exif", b"Raw profile type APP1", b"XML:com.adobe.xmp")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a picture's bytes; `truncated`: they end before the picture does."""
+    """Damage of an image file; `truncated`: the file ends before the image is complete."""
 
     message: str
     truncated: bool = False
@@ -39,12 +37,12 @@ class Fault:
 
 @dataclass(frozen=True)
 class PngParts:
-    """A PNG without what a decoder does not need.
+    """A PNG reduced to the chunks that a decoder needs.
 
     Attributes:
-        data: the file with the chunks that make the pixels and the orientation alone.
-        fault: None where every chunk that counts is whole.
-        depth, colour: bits of a sample and colour type, as in the header; 0 where there is none.
+        data: the file with only the chunks for pixels and orientation.
+        fault: None if all these chunks are intact.
+        depth, colour: bits per sample and colour type, as in the header; 0 if there is none.
         transparent: content of the tRNS chunk.
     """
 
@@ -56,10 +54,10 @@ class PngParts:
 
 
 def read_png(data: bytes) -> PngParts:
-    """Checks the chunks of a PNG, and leaves out those that do not count.
+    """Checks the chunks of a PNG and drops those that the decoder does not need.
 
-    Texts, colour profiles and times may be large, damaged, or bombs: none of that is a reason to refuse the picture.
-    Of an animated PNG the first picture is left.
+    Texts, colour profiles and times may be large, damaged, or bombs; they are no reason to reject the image. Only the
+    first frame of an animated PNG is kept.
     """
     parts: list[bytes | memoryview] = [_SIGNATURE]
     view, at, fault = memoryview(data), len(_SIGNATURE), None
@@ -84,7 +82,7 @@ def read_png(data: bytes) -> PngParts:
         if name[0] & 0x20 == 0 or name == b"tRNS":  # a chunk that the pixels depend on
             if not matches:
                 fault = fault or Fault(f"the checksum of chunk {name.decode()} at byte {at:,} does not match")
-            # The checksum is written anew, so that the decoder looks at what there is.
+            # The checksum is rewritten, so that the decoder accepts the chunk.
             parts += [view[at : end - 4], checksum.to_bytes(4, "big")]
             if name == b"IHDR" and length == 13:
                 header = bytes(body)
@@ -124,29 +122,29 @@ def _tells_orientation(name: bytes, body: memoryview) -> bool:
 
 @dataclass(frozen=True)
 class _Segment:
-    """A JPEG segment: its marker's second byte, and where its content (without the length) lies in the file."""
+    """A JPEG segment: its marker's second byte, and the range of its content (without the length) in the file."""
 
     marker: int
     start: int
     end: int
 
 
-# 0xFF and anything that is not stuffing, a restart marker or a fill byte: within a scan's data, its end.
+# 0xFF and a byte that is not stuffing, a restart marker or a fill byte. Ends the data of a scan.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _SOS, _EOI, _DHT, _APP0, _APP1, _APP14 = 0xDA, 0xD9, 0xC4, 0xE0, 0xE1, 0xEE
-# Start of frame: every kind of JPEG has its own.
+# Start of frame: each kind of JPEG has its own marker.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = (0xC2, 0xCA)
 _KINDS = {
     0xC3: "lossless", 0xC5: "hierarchical", 0xC6: "hierarchical", 0xC7: "hierarchical", 0xCB: "lossless",
     0xCD: "hierarchical", 0xCE: "hierarchical", 0xCF: "hierarchical",
 }  # fmt: skip
-# So many zeros in a row are no picture, see `_zeros_in_scan`.
+# A run of zeros that is too long for image data, see `_zeros_in_scan`.
 _ZEROS = bytes(64)
 
 
 def _segments(data: bytes) -> Iterator[_Segment]:
-    """The segments from behind the start marker to the end marker, or as far as there are any."""
+    """Yields the segments after the start marker, up to the end marker or the last segment found."""
     at = 2
     while (found := _MARKER.search(data, at)) is not None:
         marker, at = found.group()[1], found.end()
@@ -161,12 +159,12 @@ def _segments(data: bytes) -> Iterator[_Segment]:
 
 
 def jpeg_ends(data: bytes) -> bool:
-    """Whether a JPEG's segments lead to an end marker."""
+    """Returns whether a JPEG's segments lead to an end marker."""
     return any(segment.marker == _EOI for segment in _segments(data))
 
 
 def jpeg_kind(data: bytes) -> str | None:
-    """In words, what kind of JPEG it is, where that is one which few programs read; else None."""
+    """Describes the kind of JPEG if few programs can read it; otherwise returns None."""
     for segment in _segments(data):
         if segment.marker in _FRAMES:
             depth = data[segment.start] if segment.start < len(data) else 8
@@ -178,9 +176,9 @@ def jpeg_kind(data: bytes) -> str | None:
 
 
 def bare_jpeg(data: bytes) -> bytes:
-    """A JPEG without the segments that the pixels and the orientation do not need, and without bytes between segments.
+    """Returns a JPEG with only the segments for pixels and orientation, and without bytes between segments.
 
-    A damaged profile, thumbnail or preview is no reason to refuse the picture.
+    A damaged profile, thumbnail or preview is no reason to reject the image.
     """
     parts = [data[:2]]
     for segment in _segments(data):
@@ -188,7 +186,7 @@ def bare_jpeg(data: bytes) -> bytes:
             return b"".join([*parts, data[segment.start - 4 :]])
         content = data[segment.start : segment.end]
         if segment.marker == _APP0:
-            # Only that it is there tells something: without it the colours are guessed in another way.
+            # Only its presence matters: without it, decoders guess the colour space differently.
             keep = content.startswith(b"JFIF\0")
             content = b"JFIF\0\1\1\0\0\1\0\1\0\0"
         elif segment.marker == _APP1:
@@ -203,11 +201,11 @@ def bare_jpeg(data: bytes) -> bytes:
 
 
 def jpeg_fault(data: bytes) -> Fault | None:
-    """Damage of a JPEG that libjpeg decodes without a warning."""
+    """Finds damage in a JPEG that libjpeg decodes without a warning."""
     first_scan = len(data)
     components: list[int] = []
     progressive = False
-    # Of each component, the bits below which its coefficients 0..63 are still unknown; 16: nothing was sent.
+    # Per component: number of low bits still unknown of each coefficient 0..63; 16: nothing was sent.
     known: dict[int, list[int]] = {}
     tables: dict[int, int] = {}  # class and number of a Huffman table -> the symbol whose code is all zeros
     for segment in _segments(data):
@@ -237,7 +235,7 @@ def jpeg_fault(data: bytes) -> Fault | None:
                 if never and (at := _zeros_in_scan(data, segment.end)) is not None:
                     return Fault(f"the picture's data hold a run of zeros at byte {at:,}, which no picture contains")
             if not progressive and count == len(components):
-                return None  # the one scan of a baseline picture; its end marker is libjpeg's to look for
+                return None  # the only scan of a baseline image; libjpeg checks the end marker
     if components and any(bit for bits_left in known.values() for bit in bits_left):
         return Fault(
             "scans of the progressive picture are missing" if progressive else "scans of the picture are missing",
@@ -247,7 +245,7 @@ def jpeg_fault(data: bytes) -> Fault | None:
 
 
 def _first_symbols(content: bytes) -> Iterator[tuple[int, int]]:
-    """Of each Huffman table of a DHT segment its class and number, and the symbol of its first, all-zero, code."""
+    """Yields class and number of each Huffman table in a DHT segment, and the symbol of its first, all-zero code."""
     at = 0
     while at + 17 < len(content):
         yield content[at], content[at + 17]
@@ -255,15 +253,15 @@ def _first_symbols(content: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _ends_block(symbol: int | None) -> bool:
-    """Whether an AC symbol says that nothing more follows in this block, or in several: EOB, EOB1 to EOB14."""
+    """Returns whether an AC symbol ends one or several blocks: EOB, EOB1 to EOB14."""
     return symbol is None or (symbol & 15 == 0 and symbol != 0xF0)
 
 
 def _zeros_in_scan(data: bytes, start: int) -> int | None:
-    """Where a long run of zeros begins in the scan at `start`, or None.
+    """Returns the position of a long run of zeros in the scan at `start`, or None.
 
-    Flat areas give zeros where the all-zero code ends a block, and only there: with any other code, as in the tables
-    that most programs use, such a run is block after block with all coefficients at -1 or -3.
+    Flat areas give zeros only if the all-zero code ends a block. With any other code, as in the tables of most
+    programs, such a run would mean block after block with all coefficients at -1 or -3.
     """
     found = _MARKER.search(data, start)
     at = data.find(_ZEROS, start, found.start() if found else len(data))
@@ -271,7 +269,7 @@ def _zeros_in_scan(data: bytes, start: int) -> int | None:
 
 
 def webp_fault(data: bytes) -> Fault | None:
-    """What is wrong with the lengths that a WebP declares; of an animation, as far as its first picture."""
+    """Checks the lengths declared in a WebP; for an animation, up to its first frame."""
     declared = 8 + int.from_bytes(data[4:8], "little")
     if declared > len(data) + 1:  # some programs count a padding byte that they do not write
         return Fault(f"the file declares {declared:,} bytes, and has {len(data):,}", truncated=True)
@@ -284,11 +282,11 @@ def webp_fault(data: bytes) -> Fault | None:
 
 
 def webp_probe(data: bytes) -> bytes | None:
-    """A WebP of the (first) picture in `data` whose last bytes are cut off, or None where there is no picture.
+    """Returns a WebP of the (first) image in `data` with its last bytes removed, or None if there is no image.
 
-    An encoder writes what a decoder needs and no more, so the decoder of a whole picture runs out of bytes in it. Where
-    bytes are wrong, the decoder loses step, and comes to the picture's end too early or too late: too late is an error
-    of libwebp's, too early is where this probe decodes.
+    An encoder writes only the bytes that a decoder needs, so decoding this probe of an intact image fails. In corrupt
+    data, the decoder gets out of step and reaches the end of the image too late, which is an error in libwebp, or too
+    early, in which case this probe decodes.
     """
     for at, name, length in _webp_chunks(data):
         if name in _WEBP_PICTURES:
@@ -300,12 +298,12 @@ def webp_probe(data: bytes) -> bytes | None:
 
 
 _WEBP_PICTURES = (b"VP8 ", b"VP8L")
-# An encoder ends with a few bits that nobody needs (libwebp with 2 bytes, libvpx with 4), and may fill up a little.
+# Encoders end with a few unused bytes (2 in libwebp, 4 in libvpx) and may add padding.
 _SLACK = 24
 
 
 def _webp_chunks(data: bytes) -> Iterator[tuple[int, bytes, int]]:
-    """Where each chunk begins, its name and the length of its content; a frame's chunks follow the frame."""
+    """Yields position, name and content length of each chunk; a frame's chunks follow the frame."""
     at = 12
     while at + 8 <= len(data):
         name, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
@@ -314,7 +312,7 @@ def _webp_chunks(data: bytes) -> Iterator[tuple[int, bytes, int]]:
 
 
 def bmp_fault(data: bytes) -> Fault | None:
-    """Damage of a run-length coded BMP that a decoder fills up with the background colour."""
+    """Finds missing data in a run-length coded BMP, which decoders fill with the background colour."""
     if len(data) < 34 or int.from_bytes(data[14:18], "little") < 40:
         return None
     width, height = struct.unpack_from("<ii", data, 18)
@@ -331,7 +329,7 @@ def bmp_fault(data: bytes) -> Fault | None:
         elif value == 0:
             x, y = 0, y + 1
         elif value == 1:
-            return None  # the end of the bitmap: what is not drawn is background, by intent
+            return None  # the end of the bitmap: pixels not drawn are intentionally background
         elif value == 2:
             if at + 2 > len(data):
                 break
@@ -342,5 +340,5 @@ def bmp_fault(data: bytes) -> Fault | None:
             size = value if compression == 1 else (value + 1) // 2
             at += size + (size & 1)
     if at <= len(data) and (y >= rows or (y == rows - 1 and x >= width)):
-        return None  # all is drawn, and only the mark is missing
+        return None  # all pixels are drawn; only the end mark is missing
     return Fault("the picture's data stop before its end", truncated=True)

@@ -1,4 +1,4 @@
-"""Image files -> upright RGB pixels, or a typed reason why not."""
+"""Decodes image files to upright RGB pixels, or raises a typed error."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 2
 
-# Seconds before a file of a disk is asked for again.
+# Seconds before reading a file from disk is retried.
 PAUSES = (0.2, 1.0, 4.0)
 
-# A truncated file is an error here, never a picture whose lower half is grey.
+# A truncated file is an error, not an image with a grey lower half.
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
-# Pillow warns of damaged EXIF blocks and of more than 89 million pixels; what is wrong with a picture is said here by
-# an error. Set once: `warnings.catch_warnings` around each picture is not safe where several threads decode.
+# Pillow warns of damaged EXIF blocks and of more than 89 million pixels; this module raises errors instead. Set once,
+# since `warnings.catch_warnings` around each image is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class ImageError(Exception):
-    """One image cannot be used. `reason` is a short code that counts and quarantine files carry."""
+    """An image cannot be used. `reason` is a short code for counts and quarantine files."""
 
     reason = "image_error"
 
@@ -72,49 +72,49 @@ class ImageEmpty(ImageError):
 
 
 class ImageNotAnImage(ImageError):
-    """The bytes are of no picture format that raymotion reads, whatever the file is called."""
+    """The content is not in an image format that raymotion reads, whatever the file name."""
 
     reason = "image_not_an_image"
 
 
 class ImageTruncated(ImageError):
-    """The file starts as a picture, and ends before the picture does."""
+    """The file ends before the image is complete."""
 
     reason = "image_truncated"
 
 
 class ImageDamaged(ImageError):
-    """Bytes within the file are not what was stored: a checksum, a length or the decoder says so."""
+    """The file is corrupt, according to a checksum, a length or the decoder."""
 
     reason = "image_damaged"
 
 
 class ImageTooLarge(ImageError):
-    """More pixels than allowed (a decompression bomb), told from the header before anything is decoded."""
+    """The header declares more pixels than allowed (a decompression bomb); nothing was decoded."""
 
     reason = "image_too_large"
 
 
 class ImageTooSmall(ImageError):
-    """A side is shorter than `MIN_SIDE`: nothing can be seen in it."""
+    """A side is shorter than `MIN_SIDE`, so the image shows nothing."""
 
     reason = "image_too_small"
 
 
 class ImageUnreachable(ImageError):
-    """The disk or the web server did not give the file, also when asked again."""
+    """The disk (after retries) or the web server failed to return the file."""
 
     reason = "image_unreachable"
 
 
 def fetch(uri: str, *, attempts: int = 3) -> bytes:
-    """The bytes at `uri`, an address of a sample table.
+    """Reads the bytes at `uri`, an address in a sample table.
 
     Raises:
-        ImageMissing, ImageUnreachable, ImageTooLarge: the file is not there; a disk failed `attempts` times; a web
-            server refused, failed or broke a limit (`raymotion.stores.web`). Each is the fault of that address.
+        ImageMissing, ImageUnreachable, ImageTooLarge: the file does not exist; a disk failed `attempts` times; a web
+            server refused, failed or exceeded a limit (`raymotion.stores.web`). They concern this address only.
         AddressRefused: an address of a kind that is not read.
-        AccessDenied, StoreUnavailable: never the fault of one row, so they are no `ImageError`.
+        AccessDenied, StoreUnavailable: not an `ImageError`, since the cause is never a single row.
     """
     storage.require_allowed_in_table(uri)
     if storage.is_http(uri):
@@ -122,10 +122,10 @@ def fetch(uri: str, *, attempts: int = 3) -> bytes:
     for attempt in range(1, attempts + 1):
         try:
             if not storage.is_remote(uri) and not stat.S_ISREG(os.stat(storage.absolute(uri)).st_mode):
-                # A pipe would be waited for without end.
+                # Reading a pipe could block forever.
                 raise ImageMissing(f"{uri} is a folder, a pipe or a device, not a file")
             return storage.read_bytes(uri)
-        except RaymotionError:  # a store was asked again already, for as long as its user wants
+        except RaymotionError:  # reads from a store have been retried already
             raise
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ImageMissing(f"no file at {uri}") from error
@@ -156,10 +156,10 @@ def read_picture(
     on_kept: Callable[[ImageError], None] | None = None,
     **how: Any,
 ) -> tuple[bytes, np.ndarray]:
-    """The bytes at `uri` and the pixels in them. Before a picture of a store is called bad, its length is checked.
+    """Reads and decodes the image at `uri`. Before an object of a store is called damaged, its length is checked.
 
     Args:
-        fetch: gives the bytes.
+        fetch: reads the bytes.
         on_kept, how: keywords of `decode_rgb`.
 
     Raises:
@@ -183,7 +183,7 @@ def read_picture(
 
 
 def _fetched_whole(uri: str, data: bytes) -> bytes | None:
-    """The object's bytes, if it has more or fewer than came; None: the store sent what it has."""
+    """Reads an object again if `data` has the wrong length; returns None if `data` is complete."""
     if not storage.is_remote(uri) or storage.is_http(uri):
         return None
     retries = None
@@ -202,21 +202,20 @@ def decode_rgb(
     damaged: DamagedPolicy = "quarantine",
     on_kept: Callable[[ImageError], None] | None = None,
 ) -> np.ndarray:
-    """Pixels of a picture, uint8 of shape (height, width, 3), upright and in RGB.
+    """Decodes an image to upright RGB pixels, uint8 of shape (height, width, 3).
 
-    Grey, palette, CMYK, 16-bit and transparent (over white) pictures are converted; the EXIF orientation is applied.
+    Grey, palette, CMYK, 16-bit and transparent (over white) images are converted; the EXIF orientation is applied.
 
     Args:
         min_side: if given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as its shorter side stays at
             least this long. The DCT does the scaling, so this is faster, and as sharp as a resize.
-        max_pixels: larger pictures are refused from their header.
-        damaged: what to do with a picture that decodes, but not to what was stored. "quarantine" raises; "keep"
-            returns what the decoder makes of it, and calls `on_kept`. A picture of which no decoder makes anything
-            raises either way.
+        max_pixels: larger images are rejected from their header.
+        damaged: policy for corrupt images that can still be decoded. "quarantine" raises; "keep" returns the decoder's
+            output and calls `on_kept`. Images that cannot be decoded at all raise either way.
         on_kept: called with the error that "quarantine" would have raised.
 
     Raises:
-        ImageError: one of its subclasses says what is wrong.
+        ImageError: the subclass gives the reason.
     """
     if not data:
         raise ImageEmpty("the file is empty")
@@ -239,10 +238,10 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def open_picture(data: bytes) -> Image.Image:
-    """The picture with its header read, not yet its pixels; what is damaged beside the pixels is left out.
+    """Reads the header of an image, but not its pixels; damaged metadata may be dropped.
 
     Raises:
-        ImageError: it is no picture (`ImageNotAnImage`), too large, or its header is damaged.
+        ImageError: it is not an image (`ImageNotAnImage`), too large, or its header is damaged.
     """
     if data.startswith(_JPEG):
         return _open_jpeg(data)
@@ -289,7 +288,7 @@ def _error_of(fault: Fault) -> ImageError:
 
 
 def _decode_other(data: bytes, max_pixels: int) -> tuple[np.ndarray | None, Fault | None]:
-    """Pixels of a PNG, WebP or BMP, and what is wrong with them; no pixels where the decoder gives up."""
+    """Decodes a PNG, WebP or BMP; returns the pixels, None if the decoder fails, and the fault, if any."""
     png = None
     if data.startswith(_PNG):
         image, png = _open_png(data)
@@ -337,9 +336,9 @@ def _open_png(data: bytes) -> tuple[Image.Image, PngParts]:
 
 
 def _transparent_pixels(image: Image.Image, png: PngParts) -> np.ndarray | None:
-    """Where a grey or RGB picture has the one colour that its tRNS chunk declares transparent: bool (height, width).
+    """Returns the mask of a grey or RGB image's pixels with the transparent colour of its tRNS chunk, (height, width).
 
-    Pillow compares it with samples that are scaled to 8 bits, and finds it nowhere at other depths.
+    Pillow compares that colour with samples scaled to 8 bits, so it never matches at other depths.
     """
     values = png.transparent or b""
     grey, rgb = png.colour == 0 and len(values) >= 2, png.colour == 2 and len(values) >= 6
@@ -356,7 +355,7 @@ def _transparent_pixels(image: Image.Image, png: PngParts) -> np.ndarray | None:
         return np.asarray((np.asarray(image) == colour).all(axis=-1))
     import cv2
 
-    # The full 16 bits, which Pillow does not keep of RGB.
+    # The full 16 bits, which Pillow does not keep for RGB.
     deep: np.ndarray = np.asarray(cv2.imdecode(np.frombuffer(png.data, np.uint8), cv2.IMREAD_UNCHANGED))
     return np.asarray((deep[..., 2::-1] == colour).all(axis=-1))
 
@@ -379,9 +378,9 @@ def _open_jpeg(data: bytes) -> Image.Image:
 def _decode_jpeg(
     data: bytes, min_side: int | None, max_pixels: int, damaged: DamagedPolicy
 ) -> tuple[np.ndarray | None, Fault | None]:
-    """Pixels of a JPEG, and what is wrong with them.
+    """Decodes a JPEG; returns the pixels, None if decoding fails, and the fault, if any.
 
-    The decoder is libjpeg-turbo, as in Pillow, and gives the same pixels; here its warnings are heard.
+    Uses libjpeg-turbo, as Pillow does, and gives the same pixels, but does not ignore its warnings.
     """
     image = _open_jpeg(data)
     _check_size(image.size, max_pixels)
@@ -390,7 +389,7 @@ def _decode_jpeg(
     if pixels is None and (bare := bare_jpeg(data)) != data:
         pixels, _ = _decode_strictly(bare, image, scale)
     if pixels is None and not jpeg_ends(data):
-        # Where the end marker alone is lost, the picture is whole.
+        # If only the end marker is missing, the image is complete.
         pixels, _ = _decode_strictly(data + _END, image, scale)
     if pixels is None and (kind := jpeg_kind(data)) is not None:
         raise ImageNotAnImage(f"{kind}, which is not read")
@@ -406,15 +405,15 @@ def _decode_jpeg(
 
 _END = b"\xff\xd9"
 
-# Warnings of libjpeg that say nothing about the pixels. Some cameras write the SOS parameters of another kind of JPEG,
-# or fill up to an even address before the end marker.
+# Warnings of libjpeg that do not concern the pixels. Some cameras write the SOS parameters of another kind of JPEG, or
+# pad to an even address before the end marker.
 _HARMLESS = re.compile(r"Invalid SOS parameters|unknown JFIF revision|Unknown Adobe color transform|bad ICC marker")
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _MOST_EXTRANEOUS = 16
 
 
 def _jpeg_scale(size: tuple[int, int], min_side: int | None) -> int:
-    """1, 2, 4 or 8: the largest by which a JPEG can be scaled down (as `Image.draft` chooses it)."""
+    """Returns the largest factor by which a JPEG can be scaled down: 1, 2, 4 or 8 (chosen as by `Image.draft`)."""
     short = min(size)
     if not min_side or short < 2 * min_side:
         return 1
@@ -423,7 +422,7 @@ def _jpeg_scale(size: tuple[int, int], min_side: int | None) -> int:
 
 
 def _decode_strictly(data: bytes, image: Image.Image, scale: int) -> tuple[np.ndarray | None, Fault | None]:
-    """Pixels as stored, or what libjpeg has to say about them."""
+    """Returns the pixels as stored, or None and libjpeg's warning as a fault."""
     inks = image.mode == "CMYK"
     least = {} if scale == 1 else {"min_width": -(-image.width // scale), "min_height": -(-image.height // scale)}
 
@@ -434,7 +433,7 @@ def _decode_strictly(data: bytes, image: Image.Image, scale: int) -> tuple[np.nd
         pixels = decode(strict=True)
     except ValueError as error:
         message = str(error)
-        if "subsampling" in message:  # a rare pattern, which TurboJPEG's interface has no name for
+        if "subsampling" in message:  # a rare pattern that TurboJPEG's interface does not support
             lenient = _decode_leniently(data, image, scale)
             return lenient, None if lenient is not None else Fault(message)
         extraneous = _EXTRANEOUS.search(message)
@@ -444,12 +443,12 @@ def _decode_strictly(data: bytes, image: Image.Image, scale: int) -> tuple[np.nd
             pixels = decode(strict=False)
         except ValueError:  # a warning about the header, which is given either way
             return None, Fault(message)
-    # The inks were decoded to hear of damage; how they are stored (inverted or not) is Pillow's to know.
+    # CMYK was decoded only to detect damage; Pillow knows whether the values are stored inverted.
     return (_decode_leniently(data, image, scale) if inks else pixels), None
 
 
 def _decode_leniently(data: bytes, header: Image.Image, scale: int) -> np.ndarray | None:
-    """What Pillow makes of a JPEG, which fills with grey what is missing, or None where it gives up."""
+    """Decodes a JPEG with Pillow, which fills missing parts with grey; returns None if that fails."""
     try:
         image = _open_jpeg(data if jpeg_ends(data) else data + _END)
         if scale > 1:
@@ -463,10 +462,10 @@ def _decode_leniently(data: bytes, header: Image.Image, scale: int) -> np.ndarra
 
 
 def upright_rgb(image: Image.Image, clear: np.ndarray | None = None) -> np.ndarray:
-    """Pixels of a Pillow picture of any mode as uint8 (height, width, 3), its EXIF orientation applied.
+    """Converts a Pillow image of any mode to uint8 (height, width, 3) and applies its EXIF orientation.
 
     Args:
-        clear: bool (height, width) of the stored pixels: those that are transparent besides.
+        clear: bool (height, width), additional transparent pixels, in the stored orientation.
     """
     turn = _TURNS.get(orientation(image))
     rgb = _to_rgb(image)
@@ -478,15 +477,15 @@ def upright_rgb(image: Image.Image, clear: np.ndarray | None = None) -> np.ndarr
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8. A damaged EXIF block does not make a picture unreadable: 1."""
+    """Returns the EXIF orientation; 1 (upright) if it is missing or the EXIF block is damaged."""
     try:
         return int(image.getexif().get(0x0112, 1))
-    except Exception:  # as many kinds as there are damages
+    except Exception:  # damaged blocks raise many kinds of errors
         return 1
 
 
-# What brings a picture of this EXIF orientation upright. (ImageOps.exif_transpose also writes the EXIF block anew, and
-# fails where that is damaged.)
+# EXIF orientation -> operation that turns the image upright. (ImageOps.exif_transpose also rewrites the EXIF block, and
+# fails if that is damaged.)
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -502,7 +501,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
-        # Pillow would clip 16-bit values at 255, which turns most of the picture white.
+        # Pillow would clip 16-bit values at 255, which turns most of the image white.
         values = np.asarray(image).astype(np.float32)  # in float64 a large picture takes gigabytes
         top = 65535.0 if image.mode != "F" or values.max(initial=0) > 255 else 255.0
         if isinstance(clear := image.info.get("transparency"), int):

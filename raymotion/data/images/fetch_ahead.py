@@ -1,8 +1,8 @@
-"""Pictures fetched before they are needed, many at a time, so that a slow store is not waited for once a picture.
+"""Fetches images before they are needed, many at a time, to hide the latency of a slow store.
 
-The caller says which addresses come (`ahead`), and takes their bytes one after the other (`fetch`). Files of a local
-disk are read when they are needed, as long as the disk is fast: threads beside a model that uses all cores would only
-take time from it. Where it turns out slow - a network disk - they are fetched ahead too.
+The caller announces addresses (`ahead`) and takes their bytes one by one (`fetch`). Local files are read on demand
+while the disk is fast, since threads would take time from a model that uses all cores. If the disk proves slow (a
+network disk), they are fetched ahead too.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from raymotion.data.images.decode import fetch
 
 REQUESTS = 64
 MOST_BYTES = 256 * 1024**2
-# Taken for the size of a picture that is under way, until larger ones were seen.
+# Assumed size of an image that is being read, until larger ones were seen.
 EXPECTED_BYTES = 2 * 1024**2
 
-# A local file that takes longer than this does not come from a disk of this machine, or from one that seeks.
+# A local file that takes longer than this is on a network disk or a disk with a seek time.
 SLOW_SECONDS = 0.005
 _MEASURED, _ENOUGH = 32, 8
 
 
 @dataclass(eq=False)
 class _Entry:
-    """One address: `takers` will ask for it; `data` or `error` once it was read."""
+    """One address: the number of `takers` still to come, and `data` or `error` once it was read."""
 
     uri: str
     takers: int = 0
@@ -44,12 +44,12 @@ class _Entry:
 
 
 class FetchAhead:
-    """Reads addresses in the order in which they were named, ahead of who takes them. Safe to share between threads.
+    """Reads addresses ahead of use, in the order in which they were announced. Thread-safe.
 
     Args:
-        read: gives the bytes of an address.
-        requests: reads at the same time.
-        most_bytes: of what was read and not yet taken, and of what is expected of the reads under way.
+        read: returns the bytes of an address.
+        requests: maximum number of concurrent reads.
+        most_bytes: maximum size of data not yet taken plus the expected size of reads in progress.
     """
 
     def __init__(
@@ -67,9 +67,9 @@ class FetchAhead:
 
     @contextlib.contextmanager
     def ahead(self, uris: Iterable[str | None]) -> Iterator[None]:
-        """Fetches these addresses during the block; what nobody took is dropped at its end.
+        """Fetches these addresses for the duration of the block; drops unused data at its end.
 
-        An address that is named n times is read once, and kept until it was taken n times.
+        An address given n times is read once and kept until it was taken n times.
         """
         wanted = Counter(uri for uri in uris if uri is not None and self.is_slow(uri))
         with self._changed:
@@ -82,7 +82,7 @@ class FetchAhead:
             missing = min(self._requests, len(self._queue)) - self._threads
             for _ in range(missing):
                 self._threads += 1
-                # Daemons: a process that ends does not wait for a store.
+                # Daemons, so that a process does not wait for a store before it exits.
                 threading.Thread(target=self._work, name="fetch-ahead", daemon=True).start()
         try:
             yield
@@ -92,14 +92,14 @@ class FetchAhead:
                     self._release(uri, count)
 
     def fetch(self, uri: str) -> bytes:
-        """The bytes at `uri`, fetched ahead or now; raises what reading it raised."""
+        """Returns the bytes at `uri`, fetched ahead or now; raises the error of the read."""
         with self._changed:
             entry = self._entries.get(uri)
             if entry is not None and entry.begun:
                 while not entry.done:
                     self._changed.wait()
                 return self._take(entry)
-            if entry is not None:  # nobody has begun it: who needs it reads it
+            if entry is not None:  # no thread has begun it: read it here
                 entry.begun = True
                 self._queue.remove(entry)
                 self._running += 1
@@ -110,7 +110,7 @@ class FetchAhead:
             return self._take(entry)
 
     def is_slow(self, uri: str) -> bool:
-        """Whether an address is worth fetching ahead."""
+        """Returns whether an address is worth fetching ahead."""
         if storage.is_remote(uri):
             return True
         seconds = list(self._local_seconds)
@@ -126,7 +126,7 @@ class FetchAhead:
             self._local_seconds.append(time.perf_counter() - began)
 
     def _work(self) -> None:
-        """One thread: reads until nothing is left to read."""
+        """Runs in each thread: reads until the queue is empty."""
         while True:
             with self._changed:
                 while self._queue and not self._has_room():
@@ -145,7 +145,7 @@ class FetchAhead:
         return self._held + (self._running + 1) * self._expected <= self._most_bytes
 
     def _fill(self, entry: _Entry) -> None:
-        """Reads an entry that this thread has begun."""
+        """Reads an entry that this thread has claimed."""
         data, error = None, None
         try:
             data = self._timed(entry.uri)
@@ -195,7 +195,7 @@ _shared: FetchAhead | None = None
 
 
 def shared() -> FetchAhead:
-    """The one of this process: its bounds are the process's."""
+    """Returns the instance shared by the process, so that its limits apply to the whole process."""
     global _shared
     with _lock:
         if _shared is None:

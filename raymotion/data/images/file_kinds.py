@@ -1,4 +1,4 @@
-"""What a file is that is none of the pictures raymotion reads, told from its first bytes in words a user knows."""
+"""Describes files that are not readable images, from their first bytes and in terms a user knows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import unicodedata
 
 READ = "JPEG, PNG, WebP and BMP are read"
 
-# Offset, first bytes, what the file is. The first line that fits counts.
+# Offset, magic bytes, description. The first match is used.
 _PICTURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"GIF87a", "a GIF file"),
     (0, b"GIF89a", "a GIF file"),
@@ -82,7 +82,7 @@ _OTHERS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"fLaC", "a FLAC file"),
 )
 _RIFF = {b"AVI ": "an AVI video", b"WAVE": "a WAV file", b"CDR": "a CorelDRAW file"}
-# Brands of the ISO base media format, ISO/IEC 14496-12; what is not here is a video.
+# Brands of the ISO base media format, ISO/IEC 14496-12; other brands are videos.
 _BRANDS = {
     b"heic": "a HEIC picture", b"heix": "a HEIC picture", b"heim": "a HEIC picture", b"heis": "a HEIC picture",
     b"hevc": "a HEIC picture", b"hevx": "a HEIC picture", b"mif1": "a HEIF picture", b"msf1": "a HEIF picture",
@@ -106,7 +106,7 @@ _HEAD = 512
 
 
 def describe_file(data: bytes) -> str:
-    """What a file is that no decoder of raymotion takes: "a GIF file; JPEG, PNG, WebP and BMP are read"."""
+    """Describes a file that raymotion cannot decode: "a GIF file; JPEG, PNG, WebP and BMP are read"."""
     text = _as_text(data[:_HEAD], whole=len(data) <= _HEAD)
     for table, remark in ((_PICTURES, f"; {READ}"), (_OTHERS, "")):
         for offset, magic, words in table:
@@ -129,7 +129,7 @@ def describe_file(data: bytes) -> str:
 
 
 def is_text(data: bytes) -> bool:
-    """Whether the first bytes are readable text, in UTF-8, UTF-16 with its mark, or a Latin encoding."""
+    """Returns whether the first bytes are readable text in UTF-8, UTF-16 with a byte order mark, or cp1252."""
     return _as_text(data[:_HEAD], whole=len(data) <= _HEAD) is not None
 
 
@@ -154,7 +154,7 @@ def _describe_text(text: str) -> str:
 
 
 def _as_text(head: bytes, *, whole: bool) -> str | None:
-    """The head as text, or None. A character that the head's end cuts in two is no objection."""
+    """Decodes the head as text, or returns None. A character cut off at the end is ignored."""
     marked = head.startswith((b"\xff\xfe", b"\xfe\xff"))
     for encoding in ["utf-16"] if marked else ["utf-8", "cp1252"]:
         for cut in range(1 if whole else 4):
@@ -170,5 +170,5 @@ def _as_text(head: bytes, *, whole: bool) -> str | None:
 def _reads_as_text(text: str, *, lenient: bool) -> bool:
     if any(unicodedata.category(c) in ("Cc", "Cn", "Co", "Cs") and c not in "\t\r\n\f\x1b" for c in text):
         return False
-    # In a Latin encoding nearly every byte is some character: text is mostly plain letters.
+    # In cp1252 nearly every byte is a character, so require mostly ASCII.
     return lenient or sum(c.isascii() for c in text) >= 0.7 * len(text)

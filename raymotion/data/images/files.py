@@ -1,4 +1,4 @@
-"""The picture files below a folder, each of the other files counted under a reason, and the file that a name means."""
+"""Lists the images below a folder, counts the other files by reason, and matches file names from annotations."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from dataclasses import dataclass, field
 from raymotion import storage
 from raymotion.errors import InputError
 
-# All names that files of the formats in `images.FORMATS` go by.
+# All file extensions of the formats in `decode.FORMATS`.
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".apng", ".webp", ".bmp", ".dib")
 
 
 @dataclass
 class FolderContent:
-    """What is below a folder.
+    """Images in a folder and its subfolders, and counts of the files left out.
 
     Attributes:
         base: the folder, absolute.
-        pictures: paths of the pictures relative to `base`, with '/', sorted.
-        others: files that are no pictures by their extension: how many of each extension ('' for none).
-        hidden: files whose names, or whose folders' names, begin with a dot.
-        unreadable_names: pictures whose names are not UTF-8.
-        dangling: links that lead nowhere.
-        repeated: links to folders that are read elsewhere already, or that hold the folder itself; not entered.
+        pictures: paths of the images relative to `base`, with '/', sorted.
+        others: number of files with each non-image extension ('' for none).
+        hidden: files with a name, or in a folder with a name, that begins with a dot.
+        unreadable_names: images with names that are not UTF-8.
+        dangling: broken links.
+        repeated: links to folders that are already read elsewhere, or that contain the folder itself; not followed.
         special: pipes, sockets and devices.
-        aliases: names of the `repeated` links -> the names under which their folders are read.
+        aliases: names of the `repeated` links -> names under which their folders are read.
     """
 
     base: str
@@ -43,11 +43,11 @@ class FolderContent:
     aliases: dict[str, str] = field(default_factory=dict)
 
     def address(self, name: str) -> str:
-        """The place of the file `name`; keys of a store are taken letter for letter."""
+        """Returns the address of the file `name`; keys of a store are used verbatim."""
         return storage.child(self.base, name)
 
     def notes(self) -> list[str]:
-        """One line for each reason for which files were left out."""
+        """Returns a line for each reason for leaving files out."""
         kinds = ", ".join(f"{kind or 'no extension'} {count:,}" for kind, count in self.others.most_common(4))
         kinds += " ..." if len(self.others) > 4 else ""
         told = (
@@ -62,13 +62,14 @@ class FolderContent:
 
 
 def list_pictures(folder: storage.PathLike) -> FolderContent:
-    """The pictures below `folder`, searched to the bottom; an absent folder is empty.
+    """Lists the images in `folder` and its subfolders; a missing folder is empty.
 
-    Links are followed. A folder that several links lead to is read once, under its own name if it has one below
-    `folder`, and no link leads in a circle.
+    Links are followed. A folder with several links is read once, under its own name if it lies below `folder`; cycles
+    are not followed.
 
     Raises:
-        AccessDenied: one of the folders may not be listed.
+        AccessDenied: a folder may not be listed.
+        InputError: `folder` is a file.
     """
     content = FolderContent(storage.absolute(folder))
     with storage.explained(folder, "list it"):
@@ -94,7 +95,7 @@ def _sort_in(name: str, content: FolderContent) -> None:
 
 
 def _walk(content: FolderContent) -> Iterator[str]:
-    """Relative names of all files: those of real folders first, then those of folders behind links."""
+    """Yields relative names of all files: first those in real folders, then those in linked folders."""
     root = os.path.realpath(content.base)
     seen: dict[str, str] = {}
     folders = [""]
@@ -107,7 +108,7 @@ def _walk(content: FolderContent) -> Iterator[str]:
             inner = links.pop()
         place = os.path.join(content.base, inner)
         real = os.path.realpath(place)
-        # The root lies below a folder that holds it: to enter that would be to walk in a circle.
+        # A folder that contains the root would lead into a cycle.
         if real in seen or (inner and (root + os.sep).startswith(real.rstrip(os.sep) + os.sep)):
             content.repeated += 1
             if real in seen:
@@ -133,7 +134,7 @@ def _walk(content: FolderContent) -> Iterator[str]:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether `text` is all characters: a file's name may be any bytes, and JSON can say half of a character."""
+    """Returns whether `text` is valid Unicode; file names can be any bytes, and JSON can contain lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -142,11 +143,10 @@ def is_unicode(text: str) -> bool:
 
 
 class FileNames:
-    """Finds the file that a name in an annotation file means.
+    """Finds the file for a name in an annotation file.
 
-    A name that is a file's, letter for letter, means that file. Else the path is tidied (`./a.jpg`, `//`, the full
-    path); else outer blanks, the form of accents (NFC, NFD) and the direction of slashes are disregarded, as long as
-    one file alone comes into question.
+    Tries an exact match, then a match of the normalized path (`./a.jpg`, `//`, the full path), then a match that
+    ignores outer blanks, the form of accents (NFC, NFD) and the direction of slashes, if it is unique.
     """
 
     def __init__(self, files: Iterable[str], base: str = "", aliases: Mapping[str, str] | None = None) -> None:
@@ -158,7 +158,7 @@ class FileNames:
         self.ambiguous: set[str] = set()
 
     def find(self, name: str) -> str | None:
-        """The file that `name` means, or None: there is none, or it could be several (then it is in `ambiguous`)."""
+        """Returns the file for `name`; None if there is none or several match (then adds `name` to `ambiguous`)."""
         if name in self.files:
             return name
         tidy = self._tidy(name)
@@ -175,7 +175,7 @@ class FileNames:
         return found[0] if len(found) == 1 else None
 
     def other_case(self, name: str) -> str | None:
-        """The file whose name differs from `name` in the case of letters alone; None after `find` found one."""
+        """Returns a file whose name differs from `name` only in case, or None; call it after `find` returned None."""
         return next(iter(self._folded.get(loosened(self._tidy(name)).casefold(), [])), None)
 
     def _tidy(self, name: str) -> str:
@@ -191,6 +191,6 @@ class FileNames:
 
 
 def loosened(name: str) -> str:
-    """`name` without what is easily lost or changed on its way through other programs."""
+    """Normalizes blanks, accents and slashes in `name`, which other programs often change."""
     text = unicodedata.normalize("NFC", name.strip().replace("\\", "/"))
     return posixpath.normpath(text) if text else text

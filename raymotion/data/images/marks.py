@@ -1,4 +1,4 @@
-"""What a picture is known by without its pixels: the size and the digest of its bytes, wherever it lies."""
+"""Identifies image files by size and digest, independent of their location."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ from typing import Any
 from raymotion import storage
 from raymotion.errors import RaymotionError, StoreUnavailable
 
-# Pictures whose bytes are read for one comparison: 2,000 photographs are some 300 MB.
+# Maximum number of images that are read for one comparison: 2,000 photographs are some 300 MB.
 LOCAL_DIGESTS, REMOTE_DIGESTS = 2_000, 16
-# Folders of an object store that are listed for the sizes of their files.
+# Maximum number of folders of an object store that are listed to get file sizes.
 REMOTE_FOLDERS = 32
 THREADS = 16
 
 
 @dataclass(frozen=True)
 class PictureMark:
-    """What the bytes of a picture are known by: how many there are, and 16 hex digits of their BLAKE2b digest."""
+    """Identifies an image file by its size in bytes and 16 hex digits of its BLAKE2b digest."""
 
     size: int
     digest: str
 
 
 def mark_of(data: bytes) -> PictureMark:
-    """The mark of a picture's bytes; 0.2 ms for a photograph."""
+    """Computes the mark of an image file's bytes; 0.2 ms for a photograph."""
     return PictureMark(len(data), hashlib.blake2b(data, digest_size=8).hexdigest())
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as one side of a join knows it: its address, and its mark if its bytes were read and recorded."""
+    """One side's view of an image in a join: its address, and its mark if it was read and recorded."""
 
     uri: str | None
     mark: PictureMark | None = None
 
 
 def address(uri: str) -> str:
-    """`uri` in the form in which two of the same file are equal."""
+    """Normalizes `uri`, so that two addresses of the same file are equal."""
     if uri.startswith("/") and "//" not in uri and "/." not in uri and not uri.endswith("/"):
         return uri  # most are, and there may be a hundred thousand
     return storage.absolute(uri)
 
 
 def stamps(uris: Sequence[str | None]) -> list[list[object]]:
-    """What changes when the file at an address does, without reading it: size and times, or a store's entity tag.
+    """Returns values that change with the file at each address: size and times, or a store's entity tag.
 
-    For names of caches. An address whose file cannot be looked at stands for itself.
+    Used in names of caches; files are not read. If a file cannot be inspected, its stamp is only the address.
     """
     listed = _listings([uri for uri in uris if uri is not None and is_store(uri)])
     found: list[list[object]] = []
@@ -73,10 +73,10 @@ def stamps(uris: Sequence[str | None]) -> list[list[object]]:
 
 
 def fingerprints(pictures: Sequence[Picture]) -> list[list[str | int | None] | None]:
-    """What the picture of each row is known by in a fingerprint of data, wherever it lies: name, size and digest.
+    """Returns [name, size, digest] of each image for a fingerprint of the data, independent of the folder.
 
-    The digest is the recorded one, or that of the file, for an even sample of the files; None of those that were not
-    read. A folder that was moved gives the same.
+    The digest is the recorded one, or that of the file. Only an even sample of the files is read; for the others, the
+    digest is None.
     """
     files = Files(own.uri for own in pictures if own.uri is not None and own.mark is None)
     files.read(set(files.sizes), None)
@@ -92,15 +92,15 @@ def fingerprints(pictures: Sequence[Picture]) -> list[list[str | int | None] | N
 
 
 def file_name(uri: str) -> str:
-    """The last part of a path or an address; Windows paths included."""
+    """Returns the last component of a path (also of a Windows path) or an address."""
     return uri.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
 
 
 def read_mark(uri: str) -> PictureMark | None:
-    """The mark of the file at `uri`; None if it cannot be read.
+    """Computes the mark of the file at `uri`; None if it cannot be read.
 
     Raises:
-        StoreUnavailable: its store does not answer, which says nothing of the file.
+        StoreUnavailable: the store does not respond, so the state of the file is unknown.
     """
     try:
         return mark_of(storage.read_bytes(address(uri)))
@@ -111,13 +111,13 @@ def read_mark(uri: str) -> PictureMark | None:
 
 
 class Files:
-    """Files at addresses: their sizes, and the marks of those that were read.
+    """Sizes of a set of files, and marks of those that were read.
 
     Attributes:
-        sizes: by address as given; an address whose file cannot be looked at is not in it, one of a store's folder
-            that was not listed has None.
-        marks: by normal address, of the files that `read` has read.
-        failed: normal addresses of the files that could not be read.
+        sizes: size by address as given. Files that cannot be inspected are missing; None for files in folders of a
+            store that were not listed.
+        marks: marks of the files read so far, by normalized address.
+        failed: normalized addresses of the files that could not be read.
     """
 
     def __init__(self, uris: Iterable[str]) -> None:
@@ -144,7 +144,7 @@ class Files:
                     self.sizes[uri] = None
 
     def read(self, uris: set[str], since: float | None) -> None:
-        """Reads the marks of `uris`, or of as many as one comparison may read."""
+        """Reads the marks of `uris`, up to the limits; local files changed since `since` (epoch seconds) come first."""
         wanted = [uri for uri in self.sizes if uri in uris and address(uri) not in self.marks]
         local = [uri for uri in wanted if not storage.is_remote(uri)]
         fresh = [uri for uri in local if since is not None and self._changed[uri] >= since]
@@ -162,7 +162,7 @@ class Files:
 
 
 def evenly(values: Sequence[str], most: int) -> list[str]:
-    """`most` of the values at equal distances, or all."""
+    """Returns up to `most` of the values, at equal distances."""
     if len(values) <= most:
         return list(values)
     return [values[i * len(values) // most] for i in range(max(0, most))]
@@ -176,7 +176,7 @@ def _in_threads(work: Callable[[str], Any], uris: Sequence[str]) -> list[Any]:
 
 
 def _stat(uri: str) -> tuple[int, float] | None:
-    """Size, and when the file last changed."""
+    """Returns the size of a file and the time of its last change."""
     try:
         found = os.stat(address(uri))
     except (OSError, ValueError):
@@ -185,20 +185,20 @@ def _stat(uri: str) -> tuple[int, float] | None:
 
 
 def is_store(uri: str) -> bool:
-    """Whether an address is of an object store. Of a web server nothing is fetched that nobody asked for."""
+    """Returns whether an address is in an object store (not on a web server, where nothing is fetched unasked)."""
     return storage.is_remote(uri) and not is_web(uri)
 
 
 def is_web(uri: str) -> bool:
-    """Whether an address is of a web server."""
+    """Returns whether an address is on a web server."""
     return uri.lower().startswith(("http://", "https://", "ftp://"))
 
 
 def _listings(uris: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What an object store's listings say of files, by normal address; one listing for each folder.
+    """Returns the listing entries of files in object stores, by normalized address; lists each folder once.
 
     Raises:
-        StoreUnavailable: the store does not answer.
+        StoreUnavailable: the store does not respond.
     """
     folders: dict[str, dict[str, str]] = {}
     for uri in uris:

@@ -1,4 +1,4 @@
-"""Sizes of pictures from their headers alone, many at a time: on disk in microseconds, from a store in one request."""
+"""Reads image sizes from file headers, many at a time: in microseconds from disk, in one request from a store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _THREADS = 32
 
 @dataclass(frozen=True)
 class PictureSize:
-    """Width and height of the upright picture in pixels, and its EXIF orientation (1: stored upright)."""
+    """Width and height of the upright image in pixels, and its EXIF orientation (1: stored upright)."""
 
     width: int
     height: int
@@ -29,31 +29,30 @@ class PictureSize:
 
     @property
     def stored(self) -> tuple[int, int]:
-        """Width and height of the pixels as stored; EXIF orientations 5 to 8 lay the picture on its side."""
+        """Width and height as stored; EXIF orientations 5 to 8 swap them."""
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
     def frame_of(self, annotated: tuple[float, float]) -> Literal["stored", "upright"] | None:
-        """In which pixels a picture of the size `annotated` (width, height) was annotated; None: another picture.
+        """Returns the frame in which an image was annotated, given its `annotated` (width, height); None: no match.
 
-        Where both sizes are the same, these are the stored pixels: orientations 2 to 4 leave the size alone, and the
-        tools with which COCO and EMOTIC were made and are read (browsers of their time, MATLAB's imread, pycocotools)
-        take no notice of EXIF.
+        If both sizes are the same (orientations 2 to 4 keep the size), the frame is "stored": the tools that made and
+        read COCO and EMOTIC (browsers of their time, MATLAB's imread, pycocotools) ignore EXIF.
         """
         if annotated == self.stored:
             return "stored"
         return "upright" if annotated == (self.width, self.height) else None
 
     def contradicts(self, box: tuple[float, float, float, float], frame: Literal["stored", "upright"]) -> bool:
-        """Whether `box` reaches beyond the pixels in which it was annotated, and would fit into the other ones."""
+        """Returns whether `box` exceeds the frame in which it was annotated, but fits into the other one."""
         upright = (self.width, self.height)
         own, other = (self.stored, upright) if frame == "stored" else (upright, self.stored)
         beyond = box[2] > own[0] + 1 or box[3] > own[1] + 1
         return self.orientation >= 5 and beyond and box[2] <= other[0] + 1 and box[3] <= other[1] + 1
 
     def upright(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-        """A box (x1, y1, x2, y2) of the stored pixels as a box of the upright picture.
+        """Converts a box (x1, y1, x2, y2) from stored to upright pixels.
 
-        EXIF 2.3, tag 0x0112: where the stored row 0 and column 0 lie.
+        EXIF 2.3, tag 0x0112, defines the position of the stored row 0 and column 0.
         """
         width, height = self.stored
         x1, y1, x2, y2 = box
@@ -69,10 +68,10 @@ class PictureSize:
 
 
 def read_size(uri: str) -> PictureSize:
-    """The size of the picture at `uri`, from its header.
+    """Reads the size of the image at `uri` from its header.
 
     Raises:
-        ImageError: there is no file (`ImageMissing`), or it is not a picture that raymotion reads.
+        ImageError: the file does not exist (`ImageMissing`), or is not an image that raymotion reads.
         AccessDenied: the file may not be read.
     """
     storage.require_allowed_in_table(uri)
@@ -93,7 +92,7 @@ def read_size(uri: str) -> PictureSize:
 
 
 def read_sizes(uris: Iterable[str]) -> dict[str, PictureSize | ImageError]:
-    """Sizes of many pictures by address, or what is wrong with each; the addresses are read by threads."""
+    """Returns the size of each image, or its error, by address; reads in threads."""
     addresses = list(dict.fromkeys(uris))
 
     def one(uri: str) -> PictureSize | ImageError:
@@ -102,14 +101,14 @@ def read_sizes(uris: Iterable[str]) -> dict[str, PictureSize | ImageError]:
         except ImageError as error:
             return error
 
-    # On a disk threads only fight over the interpreter; from a store they hide its latency.
+    # On a disk, many threads only contend for the interpreter; with a store, they hide its latency.
     threads = _THREADS if any(storage.is_remote(uri) for uri in addresses[:1]) else 4
     with ThreadPoolExecutor(threads) as pool:
         return dict(zip(addresses, pool.map(one, addresses), strict=True))
 
 
 def _head(uri: str) -> bytes:
-    if storage.is_http(uri):  # few servers read ranges, and all of them are held to the limits of `fetch`
+    if storage.is_http(uri):  # few servers support ranges, and `fetch` enforces its limits
         return fetch(uri)
     try:
         return storage.read_head(uri, _HEAD)
@@ -118,7 +117,7 @@ def _head(uri: str) -> bytes:
 
 
 def _measure(file: BinaryIO) -> PictureSize | None:
-    """From a plain header at the file's begin, or None: it is long, damaged, or no picture's."""
+    """Reads the size from the start of a file; None if the header is too long, damaged, or not of an image."""
     try:
         with Image.open(file, formats=FORMATS) as image:
             return _size_of(image)

@@ -1,15 +1,15 @@
-"""COCO: captions, persons with boxes and faces, and the pictures' places.
+"""Reads COCO: images, captions, and persons with body and face boxes.
 
-The layout is the one of the published archives, 2014 and 2017 names alike:
+The layout is that of the published archives, with names of 2014 or 2017:
 
     ROOT/annotations/captions_val2017.json             ROOT/val2017/000000000139.jpg
     ROOT/annotations/person_keypoints_val2014.json     ROOT/val2014/COCO_val2014_000000000042.jpg
 
-Other data sets in COCO's format are read by the same rule, which is the format's own: an annotation's `image_id` is the
-`id` of an entry of `images`, and that entry's `file_name` is the picture's path below the folder of the split (or below
-ROOT). No id is taken from a file's name where an annotation file says another.
+Other data sets in COCO's format are read by the rule of the format: an annotation's `image_id` is the `id` of an entry
+of `images`, and the entry's `file_name` is the image's path relative to the split's folder (or ROOT). Ids in annotation
+files take precedence over numbers in file names.
 
-Only what is asked for is parsed: the captions; for persons the keypoints too, or the instances where there are none.
+Only the necessary files are parsed: the captions and, for persons, the keypoints, or the instances without keypoints.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from raymotion.errors import InputError
 _PUBLISHED = re.compile(r"(?:^|/)((?:train|val|test|unlabeled)(\d{4}))/((?:COCO_([a-z]+\d{4})_)?\d{12}\.jpg)$")
 _SPLIT = re.compile(r"([a-z]+)(\d{4})")
 _NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})\.(\w+)", re.IGNORECASE)
-# Keypoints of a person in COCO's order: the first five are of the face.
+# Keypoints of a person in COCO's order: the first five are in the face.
 _NOSE, _LEFT_EYE, _RIGHT_EYE, _LEFT_EAR, _RIGHT_EAR = range(5)
 _VISIBLE = 2
-# From the distance of two points of a face to its height, forehead to chin (about 19 cm in an adult: ears are 14 cm
-# apart, eyes 6.3 cm, and in profile the nose is 12.5 cm from the ear).
+# Ratio of the face's height, forehead to chin, to the distance of two points (in an adult, the height is about 19 cm:
+# ears are 14 cm apart, eyes 6.3 cm, and in profile the nose is 12.5 cm from the ear).
 _FACE_HEIGHTS = (
     (_LEFT_EAR, _RIGHT_EAR, 1.3),
     (_LEFT_EYE, _RIGHT_EYE, 3.0),
@@ -55,13 +55,13 @@ _FACE_HEIGHTS = (
 
 @dataclass
 class CocoReport(Report):
-    """Counts of what `CocoReader` met. All files, entries and annotations are in the table or counted here.
+    """Counts from `CocoReader`. All files, entries and annotations are either in the table or counted here.
 
     Attributes:
         images, captions: distinct images and captions in the table.
-        persons, bodies, faces: rows that are persons, and those of them with a body box and a face box.
-        no_image: entries whose picture is not on disk (kept without an address if they have captions).
-        empty_captions: captions without a word, left out.
+        persons, bodies, faces: rows of persons, rows with a body box, and rows with a face box.
+        no_image: entries without an image on disk (kept without an address if they have captions).
+        empty_captions: captions without readable text, left out.
         crowds, small_boxes, degenerate_boxes: person annotations left out, by reason.
         files: the annotation files that were read.
         persons_asked: whether rows are persons.
@@ -98,7 +98,7 @@ class CocoReport(Report):
     unchecked_boxes: int = noted("boxes not checked, as their picture is not there or cannot be read")
 
     def lines(self) -> list[str]:
-        """Rows, images, captions and, for persons, boxes; then the notes."""
+        """Returns lines for rows, images, captions and, for persons, boxes; then the notes."""
         told = [
             report_line("rows", self.rows),
             report_line("images", self.images, self.no_image - self.dropped_entries, "not on disk"),
@@ -136,21 +136,21 @@ class CocoReader(Reader):
     )
 
     def read(self) -> tuple[pa.Table, CocoReport]:
-        """The images of the split, in the order of their ids.
+        """Reads the images of the split, in the order of their ids.
 
-        `sample_id` is `coco:` with the id of the annotation files in twelve digits. A picture without an entry has the
-        number in its name, where that is how the annotation files number theirs and no other picture has it; else
-        `coco:file:` and its path. The split column is train, val or test, after COCO's name.
+        `sample_id` is `coco:` and the id from the annotation files in twelve digits. For an image without an entry, the
+        id is the number in its name if the annotation files use these numbers as ids and it is unique, else
+        `coco:file:` and its path. The split column is train, val or test, from the name of the split.
 
-        Boxes are given in pixels of the upright picture. COCO's annotators and its tools see the pixels as stored; so
-        where EXIF turns or mirrors a picture whose stored size is the annotated one, its boxes are turned with it (also
-        where both sizes are the same). Where the upright size alone is the annotated one, they are taken as they are. A
-        picture of another size is not the one that was annotated, and its boxes are null. `body_box` is clipped to the
-        image; `face_box` is `face_from_keypoints`.
+        Boxes are converted to pixels of the upright image. COCO's annotators and tools use the pixels as stored, so the
+        boxes of an image with an EXIF orientation are transformed with it if its stored size is the annotated one (also
+        if stored and upright size are equal). If only its upright size matches, they stay unchanged. If neither
+        matches, the file is not the annotated image, and its boxes are null. `body_box` is clipped to the image;
+        `face_box` comes from `face_from_keypoints`.
 
         Raises:
-            InputError: a file that is not a COCO annotation file (with the entry, where one is at fault), files that
-                contradict each other, nothing to read, or no person annotations.
+            InputError: a file is not a COCO annotation file (names the invalid entry, if any), files contradict each
+                other, or there are no images or no person annotations.
         """
         if not storage.is_dir(self.root):
             raise InputError(
@@ -197,7 +197,7 @@ class CocoReader(Reader):
 
 
 def coco_url(place: str) -> str | None:
-    """Public address of a picture of COCO's own, told by the names of its file and its folder; None for others.
+    """Returns the public address of an original COCO image, from the names of its file and folder; None for others.
 
     >>> coco_url("/data/coco/train2017/000000000009.jpg")
     'http://images.cocodataset.org/train2017/000000000009.jpg'
@@ -209,7 +209,7 @@ def coco_url(place: str) -> str | None:
 
 
 class Document:
-    """One annotation file, checked as it is read: a fault is named with its file and entry."""
+    """An annotation file, checked while it is read; errors name the file and the entry."""
 
     def __init__(self, root: storage.PathLike, name: str, report: CocoReport) -> None:
         self.path = storage.join(root, "annotations", name)
@@ -222,7 +222,7 @@ class Document:
         report.files.append(name)
 
     def entries(self, key: str, required: Mapping[str, type]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The objects of the list `key` with their positions; each has the `required` fields in the right type."""
+        """Yields position and value of each object in the list `key`, after checking the types of `required` fields."""
         values = self.value.get(key)
         if not isinstance(values, list):
             raise InputError(f"has no list {key!r}", path=self.path, remedy="Is it a COCO annotation file?")
@@ -269,7 +269,7 @@ class Document:
 
 
 class Pictures:
-    """The pictures of the split, and which of them each file_name means."""
+    """The images of the split, searchable by file_name."""
 
     def __init__(self, root: storage.PathLike, split: str) -> None:
         self.root, self.split = storage.absolute(root), split
@@ -282,7 +282,7 @@ class Pictures:
                 self.by_number.setdefault(key, []).append(name)
 
     def find(self, file_name: str) -> tuple[str, str] | None:
-        """Address of the picture `file_name`, and how it was found (`name` or `number`); None if it is not there."""
+        """Returns the address of the image `file_name` and how it was found (`name` or `number`); None if missing."""
         below = file_name.removeprefix(f"{self.split}/")
         found = self.names.find(file_name) or self.names.find(below)
         if found is not None:
@@ -295,19 +295,19 @@ class Pictures:
             other = self._others[top]
             if other is not None and (found := other[1].find(rest)) is not None:
                 return other[0].address(found), "name"
-        # 000000000139.jpg and COCO_val2014_000000000139.jpg are COCO's own two names of one picture.
+        # 000000000139.jpg and COCO_val2014_000000000139.jpg are COCO's two names of the same image.
         key = coco_name(below)
         same = self.by_number.get(key, []) if key is not None else []
         return (self.content.address(same[0]), "number") if len(same) == 1 else None
 
     def places(self, documents: Sequence[Document]) -> dict[str, tuple[str, str] | None]:
-        """What `find` gives for each file_name, by name."""
+        """Returns the result of `find` for each file_name."""
         names = {entry["file_name"] for document in documents for entry in document.images.values()}
         return {name: self.find(name) for name in sorted(names)}
 
 
 def coco_name(name: str) -> tuple[str, int, str] | None:
-    """Folder, number and extension of a path whose file goes by a name of COCO's form."""
+    """Returns folder, number and extension of a path if the file name has COCO's form; otherwise None."""
     folder, file = posixpath.split(name.replace("\\", "/"))
     match = _NAME.fullmatch(file)
     if match is None:
@@ -317,7 +317,7 @@ def coco_name(name: str) -> tuple[str, int, str] | None:
 
 
 def _agreed(documents: Sequence[Document], places: Mapping[str, tuple[str, str] | None]) -> dict[int, dict[str, Any]]:
-    """The entries of all files by id, if no two files contradict each other; of sizes the last file's count."""
+    """Merges the entries of all files by id; later files take precedence. Raises if two files contradict each other."""
 
     def picture(entry: Mapping[str, Any]) -> str:
         place = places[entry["file_name"]]
@@ -360,7 +360,7 @@ def _joined(
     places: Mapping[str, tuple[str, str] | None],
     report: CocoReport,
 ) -> dict[int | str, dict[str, Any]]:
-    """A row for each entry, by its id and in the order of ids, then for each picture that has no entry, by its name."""
+    """Returns a row for each entry, by id in ascending order, then for each image without an entry."""
     entries = _agreed(documents, places)
     known = _SPLIT.fullmatch(split)
     column = known.group(1) if known and known.group(1) in SPLITS else None
@@ -402,7 +402,7 @@ def _joined(
 def _numbers_of(
     names: Iterable[str], entries: Mapping[int, Mapping[str, Any]], report: CocoReport
 ) -> dict[str, int | None]:
-    """The COCO number of each picture that has no entry, where it can be told to be its id."""
+    """Returns the COCO number of each image without an entry; None if it cannot serve as the id."""
     keys = {number: coco_name(entry["file_name"]) for number, entry in entries.items()}
     are_ids = all(key is not None and key[1] == number for number, key in keys.items())
     numbers = {name: key[1] if (key := coco_name(name)) else None for name in names}
@@ -441,7 +441,7 @@ def _person_file(root: storage.PathLike, split: str, names: Sequence[str], repor
 
 
 def _people_in(document: Document, report: CocoReport) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
-    """Image id, annotation id and annotation of each person that is no crowd."""
+    """Yields image id, annotation id and annotation of each person; skips crowds."""
     categories = {entry["id"]: entry["name"] for _, entry in document.entries("categories", {"id": int, "name": str})}
     person = {number for number, name in categories.items() if name == "person"}
     if not person:
@@ -481,7 +481,7 @@ def _people_in(document: Document, report: CocoReport) -> Iterator[tuple[int, in
 
 
 def _is_number(value: object) -> bool:
-    """Whether JSON's value is a number that a float holds."""
+    """Returns whether a JSON value is a number that fits into a float."""
     return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63)
 
 
@@ -492,7 +492,7 @@ def _person_rows(
     min_side: float,
     report: CocoReport,
 ) -> list[dict[str, Any]]:
-    """A row for each person, by image and annotation, its boxes in pixels of the upright picture."""
+    """Returns a row for each person, ordered by image and annotation, with boxes in pixels of the upright image."""
     used = sorted({number for number, *_ in people})
     sizes = read_sizes(uri for number in used if (uri := images[number]["image_uri"]))
     rows = []
@@ -539,7 +539,7 @@ def _whole(value: Any) -> int | None:
 
 
 def _annotated_size(number: int, document: Document, size: PictureSize | None) -> tuple[int, int]:
-    """Width and height of the image as annotated; without them, of a picture that no EXIF turns."""
+    """Returns the annotated width and height of an image; if missing, the size of the file if it is stored upright."""
     width, height = (_whole(document.images[number].get(name)) for name in ("width", "height"))
     if width is None and height is None and size is not None and size.orientation == 1:
         return size.stored
@@ -553,18 +553,19 @@ def _annotated_size(number: int, document: Document, size: PictureSize | None) -
 
 
 def face_from_keypoints(keypoints: Sequence[float], width: int, height: int) -> Box | None:
-    """Face box from COCO keypoints (17 times x, y, visibility), or None if fewer than three of its five are visible.
+    """Estimates a face box from COCO keypoints (17 times x, y, visibility).
 
-    A square around the nose, eyes and ears: as high as the largest estimate from ear to ear (x 1.3), eye to eye (x 3)
-    and nose to ear (x 1.5); its centre is the middle of the points across and their mean in height. It is clipped to
-    the picture of `width` x `height` pixels.
+    The box is a square around the nose, eyes and ears. Its side is the largest estimate from the distances ear to ear
+    (x 1.3), eye to eye (x 3) and nose to ear (x 1.5); its centre is the horizontal midrange and the vertical mean of
+    the points. It is clipped to the image of `width` x `height` pixels. None if fewer than three of the five points are
+    visible.
     """
     points = {
         i: (float(keypoints[3 * i]), float(keypoints[3 * i + 1])) for i in range(5) if keypoints[3 * i + 2] == _VISIBLE
     }
     if len(points) < 3:
         return None
-    # Any three of the five hold at least one of the pairs.
+    # Any three of the five points include at least one of the pairs.
     side = max(math.dist(points[a], points[b]) * k for a, b, k in _FACE_HEIGHTS if a in points and b in points)
     across = [x for x, _ in points.values()]
     cx, cy = (min(across) + max(across)) / 2, sum(y for _, y in points.values()) / len(points)

@@ -1,4 +1,4 @@
-"""Any folder of pictures, with or without a file of captions."""
+"""Reads any folder of images, with or without a file of captions."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _KEYS = ("file", "caption", "captions")
 
 @dataclass
 class FolderReport(Report):
-    """Counts of what `FolderReader` met. All files and all captions are in the table or counted here.
+    """Counts from `FolderReader`. All files and captions are either in the table or counted here.
 
     Attributes:
-        captions, without_caption: captions in all, and images that have none.
-        no_file: files that the captions name and the folder lacks (`no_file_names`: the first few of them).
-        no_file_captions: the captions of those, left out.
+        captions, without_caption: total number of captions, and of images without one.
+        no_file: files named by the captions but not in the folder (`no_file_names`: the first few of them).
+        no_file_captions: captions of these files, left out.
     """
 
     captions: int = 0
@@ -40,12 +40,12 @@ class FolderReport(Report):
     empty_captions: int = noted("entries of the captions file have no caption")
 
     def lines(self) -> list[str]:
-        """Rows and captions, then the notes."""
+        """Returns lines for rows and captions, then the notes."""
         captions = report_line("captions", f"{self.captions:,}", self.without_caption, "images have none")
         return [report_line("rows", self.rows), captions, *self.note_lines()]
 
     def notes(self) -> list[str]:
-        """A text for each reason for which something was left out."""
+        """Returns a text for each reason for leaving data out."""
         if not self.no_file:
             return super().notes()
         names = ", ".join(map(shown, self.no_file_names[:3])) + (" ..." if self.no_file > 3 else "")
@@ -75,14 +75,14 @@ class FolderReader(Reader):
     )
 
     def read(self) -> tuple[pa.Table, FolderReport]:
-        """Every picture below `folder`, sorted by path, without labels.
+        """Reads all images in `folder` and its subfolders, sorted by path, without labels.
 
-        Files are taken by their extension (`files.EXTENSIONS`, in any case); hidden files and folders are not. A line
-        of a .jsonl may have a list of `"captions"`; a .json is an object of file to caption or captions. Files are
-        relative to `folder` (see `FileNames`); one that comes repeatedly has several captions.
+        Files are selected by extension (`files.EXTENSIONS`, in any case); hidden files and folders are skipped. A line
+        of a .jsonl may have a list of `"captions"`; a .json maps files to a caption or a list. Files are relative to
+        `folder` (see `FileNames`); a file that occurs repeatedly gets several captions.
 
         Raises:
-            InputError: names the captions file, its line and the reason; or says that the folder holds no pictures.
+            InputError: the captions file is invalid (names its line and the reason), or the folder has no images.
         """
         if not storage.is_dir(self.folder):
             raise InputError("no such folder", path=self.folder, remedy="Check the path.")
@@ -111,7 +111,7 @@ class FolderReader(Reader):
 def _captions_of(
     captions: storage.PathLike, folder: storage.PathLike, content: FolderContent, report: FolderReport
 ) -> dict[str, list[str]]:
-    """Captions by picture; what names no picture is counted."""
+    """Returns captions by image; counts those that match no image."""
     names = FileNames(content.pictures, content.base, content.aliases)
     texts: dict[str, list[str]] = {}
     stray: dict[str, int] = {}
@@ -139,7 +139,7 @@ def _captions_of(
 
 
 def _read_captions(path: storage.PathLike, names: FileNames) -> Iterator[tuple[str, str]]:
-    """Pairs of file and caption, the caption's whitespace made single spaces ('' where there is none)."""
+    """Yields pairs of file and caption, with white space collapsed ('' for a missing caption)."""
     kind = storage.suffix(path)
     if kind in (".jsonl", ".ndjson"):
         for line, value in json_lines(storage.read_text(path), path):
@@ -173,7 +173,7 @@ def _read_captions(path: storage.PathLike, names: FileNames) -> Iterator[tuple[s
 
 
 def _of_json(value: object) -> tuple[str, object]:
-    """File and caption, or captions, of a line of a .jsonl."""
+    """Returns the file and the caption or captions from a line of a .jsonl."""
     found: dict[str, object] = {}
     for key, own in value.items() if isinstance(value, dict) else ():
         name = key.strip().casefold()

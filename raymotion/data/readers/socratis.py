@@ -1,15 +1,15 @@
-"""Socratis (Deng et al. 2023): pictures from news and the web, a caption each, and the emotions that people felt.
+"""Reads Socratis (Deng et al. 2023): images from news and the web with captions and the emotions that people felt.
 
-Two files are read, told apart by what is in them:
+Two formats are supported and detected from the content:
 
-- the raw `imCaptionEmotionExplanation_formatted.json`: per image id a list of annotators, each a list of image name,
-  caption, three emotions in free text ('' where fewer), three explanations and a description of the annotator;
-- the cleaned csv with the columns `image_name`, `caption` and `emotions` (a Python list), where who said what is lost.
+- the raw `imCaptionEmotionExplanation_formatted.json`: for each image id a list of annotators, each a list of image
+  name, caption, three emotions in free text ('' if fewer), three explanations and a description of the annotator;
+- the cleaned csv with the columns `image_name`, `caption` and `emotions` (a Python list), without single annotators.
 
-A sample is an image with one caption. The published set has one caption an image (the first, with the emotions of all
-annotators); where annotators of an image were shown different captions, each caption keeps its own emotions, and the
-samples are of one group: `socratis:NAME`, `socratis:NAME#2` and so on, NAME being the image's without its extension
-(with it, where two images differ in that alone).
+A sample is an image with one caption. The published set has one caption per image (the first, with the emotions of all
+annotators). If the annotators of an image saw different captions, each caption keeps its own emotions, and the samples
+form one group: `socratis:NAME`, `socratis:NAME#2` and so on, where NAME is the file name without its extension (with
+it, if two images differ only in the extension).
 """
 
 from __future__ import annotations
@@ -45,15 +45,16 @@ _NOTHING = ("none", "not entered")
 
 @dataclass
 class SocratisReport(Report):
-    """Counts of what `SocratisReader` met; a row is an image with one caption.
+    """Counts from `SocratisReader`; a row is an image with one caption.
 
     Attributes:
-        captions: rows that have a caption.
-        images_found, images_missing: rows whose picture is in the images folder, and rows whose picture is not.
-        annotators: entries of annotators (raw json only). weighted: whether rows have annotator shares.
-        labels: number of images per label, all labels of the vocabulary.
-        images: the folder of the pictures, if one was given.
-        few: which split is empty, and why.
+        captions: rows with a caption.
+        images_found, images_missing: rows with and without an image in the images folder.
+        annotators: entries of annotators (raw json only).
+        weighted: whether rows have annotator shares.
+        labels: number of images for each label of the vocabulary.
+        images: the images folder, if given.
+        few: message about an empty split and the reason.
     """
 
     captions: int = 0
@@ -72,11 +73,11 @@ class SocratisReport(Report):
     dropped_words: int = noted("words that are not labels left out")
 
     def notes(self) -> list[str]:
-        """A text for each thing that was left out, or that is not as in the published set."""
+        """Returns a text for each kind of data that was left out or differs from the published set."""
         return super().notes() + ([self.few] if self.few else [])
 
     def lines(self) -> list[str]:
-        """Rows, images, captions, annotators and labels, then the notes."""
+        """Returns lines for rows, images, captions, annotators and labels, then the notes."""
         top = sorted(self.labels.items(), key=lambda item: -item[1])[:5]
         shares = report_line("annotators", f"{self.annotators:,} entries; label_weights are their shares")
         found = report_line("images", f"{self.images_found:,}", self.images_missing, f"not in {self.images}")
@@ -92,11 +93,12 @@ class SocratisReport(Report):
 
 @dataclass
 class _Item:
-    """One image with a caption, and its words in the order in which they came, with the share of annotators or None.
+    """One image with a caption.
 
     Attributes:
-        name: as the file writes it.
-        image: what tells the images apart; see `_Images.image_of`.
+        name: image name as in the file.
+        image: key of the image; see `_Images.image_of`.
+        words: emotion words in order of appearance, each with the share of annotators or None.
     """
 
     name: str
@@ -134,15 +136,15 @@ class SocratisReader(Reader):
     seed: int = Field(0, description="Same seed, same result.")
 
     def read(self) -> tuple[pa.Table, SocratisReport]:
-        """The samples in the order of the file (of the images in it), with the vocabulary attached.
+        """Reads the samples in the order of the file (or of its images), with the vocabulary attached.
 
-        Of the raw json, words on fewer images than `min_images` are not labels. The published set has 100 and comes to
-        29 words; another result is a vocabulary `socratis-<n>`, sorted. A csv is clean already. `label_weights` is the
-        share of an image's annotators who named the label, null for the csv; `image_uri` is null for pictures that are
-        not in the folder.
+        In the raw json, words on fewer than `min_images` images are not labels. With 100, as in the published set, 29
+        words remain; any other result is a sorted vocabulary `socratis-<n>`. A csv is already cleaned. `label_weights`
+        is the share of an image's annotators who named the label, null for the csv; `image_uri` is null for images not
+        in the folder.
 
         Raises:
-            InputError: names the file, the line (of the json, the image's id) and the reason.
+            InputError: names the file, the line (in the json, the image's id) and the reason.
         """
         vocabulary = get_vocabulary(self.vocabulary) if self.vocabulary else None
         text = storage.read_text(self.path)
@@ -169,7 +171,7 @@ class SocratisReader(Reader):
 def _rows(
     items: Sequence[_Item], vocabulary: Vocabulary, pictures: _Images, report: SocratisReport
 ) -> list[dict[str, Any]]:
-    """The items that have a label of `vocabulary`, as rows of a sample table; counts them in `report`."""
+    """Converts items with a label of `vocabulary` to rows of a sample table, and updates `report`."""
     rows: list[dict[str, Any]] = []
     used: set[str] = set()
     for item, (sample_id, group_id) in zip(items, _ids(items), strict=True):
@@ -205,7 +207,7 @@ def _rows(
 
 
 class _Images:
-    """The folder of the pictures, if there is one, and which names in the annotations are one image."""
+    """The images folder, if given, and the identity of image names in the annotations."""
 
     def __init__(self, folder: storage.PathLike | None) -> None:
         if folder is not None and not storage.is_dir(folder):
@@ -214,12 +216,12 @@ class _Images:
         self.names = FileNames(self.content.pictures, self.content.base, self.content.aliases)
 
     def image_of(self, name: str) -> str:
-        """The same for names that mean one image: one file, or the same but for outer blanks and forms of accents."""
+        """Returns a key of the image: a file's exact name, else `name` without outer blanks, with accents in NFC."""
         return name if name in self.names.files else unicodedata.normalize("NFC", name.strip())
 
 
 def _ids(items: Sequence[_Item]) -> list[tuple[str, str]]:
-    """sample_id and group_id of each item, unique: of images that would share one, all go by a fuller name."""
+    """Returns sample_id and group_id of each item; images whose ids would collide all use a longer name."""
     forms: dict[str, tuple[str, str, str]] = {}
     for item in items:
         plain = item.name.strip()
@@ -243,16 +245,16 @@ def _ids(items: Sequence[_Item]) -> list[tuple[str, str]]:
 
 
 def _images_with(items: Iterable[_Item]) -> Counter[str]:
-    """How many images carry each word, whatever their captions."""
+    """Counts the images with each word, over all captions."""
     pairs = {(item.image, word) for item in items for word in item.words}
     return Counter(word for _, word in pairs)
 
 
 def clean_words(raw: Iterable[str]) -> list[str]:
-    """Free-text emotions as words: the published cleaning, in its order, without repeats.
+    """Cleans free-text emotions as in the published set, and removes duplicates.
 
-    Lower case; nothing for 'none' and 'not entered'; words of one character and words with a space fall away; quotes
-    are stripped; what follows a '(' is cut. Spelling is left as it is, and so are 'angry' beside 'anger'.
+    In order: converts to lower case; drops 'none', 'not entered', words of one character and words with a space;
+    removes quotes; cuts at '('. Does not correct spelling or merge words such as 'angry' and 'anger'.
     """
     words: dict[str, None] = {}
     for text in raw:
@@ -304,7 +306,7 @@ def _read_raw(text: str, path: storage.PathLike, pictures: _Images, report: Socr
     for image, answers in by_image.items():
         report.annotators += len(answers)
         captions = list(dict.fromkeys(caption for caption, _ in answers if caption))
-        if len(captions) <= 1:  # who has none was shown the same
+        if len(captions) <= 1:  # annotators without a caption saw the same one
             answers = [(captions[0] if captions else "", words) for _, words in answers]
         for caption in dict.fromkeys(caption for caption, _ in answers):
             own = [words for shown, words in answers if shown == caption]
@@ -314,7 +316,7 @@ def _read_raw(text: str, path: storage.PathLike, pictures: _Images, report: Socr
 
 
 def _checked_entry(entry: object) -> tuple[str, str, list[str]]:
-    """Image name, caption and emotions of one annotator's entry."""
+    """Returns image name, caption and emotions of one annotator's entry, after checking them."""
     if not isinstance(entry, list) or len(entry) < 3:
         raise InputError("is not a list of image name, caption, emotions, explanations and annotator")
     name, caption, emotions = entry[0], entry[1], entry[2]
@@ -331,7 +333,7 @@ def _checked_entry(entry: object) -> tuple[str, str, list[str]]:
 
 
 def _read_csv(text: str, path: storage.PathLike, pictures: _Images, known: Vocabulary | None) -> list[_Item]:
-    """Rows of the cleaned csv; with `known`, a word outside it is an error. All bad rows are counted in the message."""
+    """Reads the cleaned csv; with `known`, other words are an error. The message lists all invalid rows."""
     items: list[_Item] = []
     bad: list[tuple[int, str]] = []
     seen: dict[tuple[str, str], int] = {}
@@ -364,7 +366,7 @@ def _is_start(cells: Cells) -> bool:
 
 
 def _words(cell: str) -> list[str] | None:
-    """A Python list of words, or None."""
+    """Parses a Python list of words; returns None if it is not one."""
     try:
         words = ast.literal_eval(cell.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):

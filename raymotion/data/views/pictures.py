@@ -1,4 +1,4 @@
-"""Views of a whole picture for training: a random crop, mirrored or not, with other colours."""
+"""Augmented views of whole images: random crop, mirroring and colour changes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ WHOLE = Drawn()
 
 
 def draw_view(rng: np.random.Generator, width: int, height: int, level: Level, *, smallest_crop: float = 0.5) -> Drawn:
-    """A random view of a picture of `width` x `height` pixels.
+    """Draws a random view of an image of `width` x `height` pixels.
 
-    The crop is that of `torchvision.transforms.RandomResizedCrop` (Szegedy et al. 2015): a share of the area, uniform
-    from `smallest_crop` to 1, and a side ratio, log-uniform from 3/4 to 4/3; ten tries, then the whole picture.
-    Colours (`full`) vary by 20 %.
+    The crop follows `torchvision.transforms.RandomResizedCrop` (Szegedy et al. 2015): area share uniform from
+    `smallest_crop` to 1, aspect ratio log-uniform from 3/4 to 4/3; after ten failed tries, the whole image. With
+    `full`, colours vary by 20 %.
     """
     if level == "none":
         return WHOLE
@@ -41,8 +41,8 @@ def draw_view(rng: np.random.Generator, width: int, height: int, level: Level, *
 
 
 def render(picture: np.ndarray, size: int, view: Drawn = WHOLE) -> np.ndarray:
-    """A view of a picture (height, width, 3) uint8 as (size, size, 3) uint8.
+    """Renders a view of an image (height, width, 3) uint8 as (size, size, 3) uint8.
 
-    The sides are resized each on its own, as the public system did: nothing at the border is cut off.
+    The aspect ratio is not kept, as in the public system, so nothing at the border is cut off.
     """
     return apply(picture, view, size=size)

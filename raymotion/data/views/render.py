@@ -1,11 +1,11 @@
-"""Renders views of pictures and crops: cut, mirrored, with other colours, turned, blurred, with noise.
+"""Renders augmented views of images and crops: crop, mirror, colours, affine map, blur and noise.
 
-What is done is drawn elsewhere, for whole pictures in `views.pictures`, for the streams of a person in `views.streams`.
-Transforms are those of `torchvision.transforms.v2`, without importing torch: the processes that decode pictures start
-in half a second instead of five. Brightness, contrast, saturation and the mirror are what torchvision does to Pillow
-images; hue, affine map and blur follow its definitions in OpenCV, 10 times faster and more (tests hold them to
-torchvision's). On one core a view of a 320 x 240 context takes 1.3 ms (`basic`) or 4 ms (`full`, half of it noise), of
-a 100 x 150 body 0.5 or 1 ms.
+The parameters are drawn in `views.pictures` for whole images and in `views.streams` for the streams of a person.
+Transforms are those of `torchvision.transforms.v2`, but torch is not imported, so that processes that decode images
+start in half a second instead of five. Brightness, contrast, saturation and mirroring match torchvision on Pillow
+images; hue, affine map and blur follow its definitions in OpenCV and are at least 10 times faster (tests compare them
+with torchvision). On one core, a view of a 320 x 240 context takes 1.3 ms (`basic`) or 4 ms (`full`, half of it noise),
+of a 100 x 150 body 0.5 or 1 ms.
 """
 
 from __future__ import annotations
@@ -18,25 +18,27 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance
 
-# The study blurs pictures of 224 pixels: sigma is in such pixels, whatever the crop's size.
+# The study blurs images of 224 pixels; sigma is in pixels of that size, whatever the crop's size.
 SIGMA_SIDE = 224
 NOISE = 0.05
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What is done to a picture, in this order; fields that are None are left out. The default shows it as it is.
+    """Parameters of the transforms, applied in this order; None skips one. The default leaves the image unchanged.
 
     Attributes:
-        box: left, top, right, bottom in pixels, possibly fractions of one; None: all of it.
-        mirror: left and right are exchanged.
+        box: crop as left, top, right, bottom in (fractional) pixels; None: the whole image.
+        mirror: swap left and right.
         brightness, contrast, saturation: factors.
-        hue: turns of the colour circle, or None.
-        order: of the four above, 0..3 in the order named.
-        degrees, shift, scale: of the affine map about the centre; shift as shares of width and height; None: no map.
-        sigma: of the blur, in pixels of a picture of `SIGMA_SIDE`.
-        noise: seed of the noise, whose deviation is `NOISE` of the range.
-        hidden: left, top, width and height of a rectangle, as shares; `colour`: what fills it, RGB 0..255.
+        hue: shift in turns of the colour circle, or None.
+        order: order of the four colour transforms, 0..3 as listed above.
+        degrees, shift, scale: affine map about the centre, with shift in shares of width and height; no map if
+            `degrees` is None.
+        sigma: width of the blur, in pixels of an image of side `SIGMA_SIDE`.
+        noise: seed of the noise; its standard deviation is `NOISE` of the range.
+        hidden: rectangle to fill: left, top, width and height, as shares of the image.
+        colour: fill colour, RGB 0..255.
     """
 
     box: tuple[float, float, float, float] | None = None
@@ -56,11 +58,12 @@ class Drawn:
 
 
 def apply(picture: np.ndarray, drawn: Drawn, *, size: int | None = None, longest: int | None = None) -> np.ndarray:
-    """The picture, uint8 (h, w, 3), after what was drawn.
+    """Applies the transforms to an image, uint8 (h, w, 3).
 
     Args:
-        size: side of the square that it is first resized to, each side on its own; None: it keeps its shape.
-        longest: a longer side is first reduced to this, without `size` and a box; pixels.
+        size: side of the square to which the box is resized first, without keeping the aspect ratio; None: keep the
+            shape and ignore the box.
+        longest: without `size`, first reduce the longer side to this many pixels.
     """
     if size is not None:
         image = Image.fromarray(picture)
@@ -103,25 +106,25 @@ def _reduced(picture: np.ndarray, longest: int | None) -> np.ndarray:
 
 
 def shift_hue(pixels: np.ndarray, turns: float) -> np.ndarray:
-    """Colours moved along the colour circle by `turns` in [-0.5, 0.5] (`adjust_hue`), through 8-bit HSV as Pillow."""
+    """Shifts the hue by `turns` in [-0.5, 0.5] of the colour circle (`adjust_hue`), in 8-bit HSV like Pillow."""
     cv2 = _opencv()
     hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
-    hsv[..., 0] += np.uint8(int(turns * 255) % 256)  # the circle has 256 steps, and bytes go round by themselves
+    hsv[..., 0] += np.uint8(int(turns * 255) % 256)  # the circle has 256 steps, and bytes wrap around
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
 def turn(pixels: np.ndarray, degrees: float, shift: tuple[float, float], scale: float) -> np.ndarray:
-    """Turned clockwise and scaled about the centre, then shifted by shares of width and height (`affine`), bilinear."""
+    """Rotates clockwise and scales about the centre, then shifts by shares of width and height (`affine`), bilinear."""
     cv2 = _opencv()
     height, width = pixels.shape[:2]
-    # Pixel centres lie at whole numbers for OpenCV, so the centre is half a pixel before torchvision's.
+    # OpenCV puts pixel centres at whole numbers, so its image centre is half a pixel before torchvision's.
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), -degrees, scale)
     matrix[:, 2] += (round(shift[0] * width), round(shift[1] * height))
     return cv2.warpAffine(pixels, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=cv2.mean(pixels))
 
 
 def blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur (`gaussian_blur`) with a kernel of 3 sigma to each side, reflected at the border."""
+    """Applies Gaussian blur (`gaussian_blur`) with a kernel of 3 sigma to each side, reflected at the border."""
     cv2 = _opencv()
     side = 2 * math.ceil(3 * sigma) + 1
     return cv2.GaussianBlur(pixels, (side, side), sigma, borderType=cv2.BORDER_REFLECT_101)
@@ -130,7 +133,7 @@ def blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
 def _noisy(pixels: np.ndarray, seed: int) -> np.ndarray:
     cv2, rng = _opencv(), np.random.Generator(np.random.SFC64(seed))
     result = np.empty_like(pixels)
-    # A few rows at a time: fresh pages for all of the noise would take longer than drawing it.
+    # A few rows at a time: allocating memory for all the noise would take longer than drawing it.
     rows = max(1, 16384 // pixels[0].size)
     noise = np.empty((rows, *pixels.shape[1:]), np.float32)
     for start in range(0, len(pixels), rows):
@@ -138,7 +141,7 @@ def _noisy(pixels: np.ndarray, seed: int) -> np.ndarray:
         drawn = noise[: len(part)]
         rng.standard_normal(dtype=np.float32, out=drawn)
         drawn *= NOISE * 255
-        cv2.add(part, drawn, dst=result[start : start + rows], dtype=cv2.CV_8U)  # rounded, kept within 0..255
+        cv2.add(part, drawn, dst=result[start : start + rows], dtype=cv2.CV_8U)  # rounded and clipped to 0..255
     return result
 
 

@@ -1,23 +1,22 @@
-"""Views of a person's streams for training: crops, mirrored, with other colours, turned, blurred, with noise.
+"""Augmented views of a person's streams: mirror, colours, affine map, blur and noise.
 
-The levels are those of the public EMOTIC study (`FS augment.py`), put right:
+The levels are those of the public EMOTIC study (`FS augment.py`), with corrections:
 
-    none    the crop itself; the only level of validation and test (the study augmented validation, too)
+    none    the crop itself; the only level for validation and test (the study also augmented validation)
     basic   mirrored with probability 1/2; brightness, contrast and saturation times U(0.6, 1.4)
-    full    basic, and: hue shifted by U(-0.1, 0.1) turns; turned by U(-15, 15) degrees, shifted by up to 0.15 of each
-            side, scaled by U(0.8, 1.2); with probability 1/2 each blurred (sigma U(0.1, 2)) and given noise (0.05 of
-            the range). Of the context, with probability 1/2, a rectangle of one colour hides a part, each of its
-            sides U(0.1, 0.4) of the picture's: what the study's "CutMixV2" really is.
+    full    basic, and: hue shifted by U(-0.1, 0.1) turns; rotated by U(-15, 15) degrees, shifted by up to 0.15 of each
+            side, scaled by U(0.8, 1.2); blurred (sigma U(0.1, 2)) and noisy (0.05 of the range), with probability 1/2
+            each. In the context, with probability 1/2, a rectangle of one colour with sides U(0.1, 0.4) of the image's
+            hides a part, which is what the study's "CutMixV2" really does.
 
-`full` is full for every stream, where the study gives faces, and transformers' bodies, `basic` only; but a face is
-shifted by at most 0.05, since its box is tight and 0.15 takes an eye or the mouth away. Nothing of body and face is
-hidden.
-The study's "MixUpV2" (a blend with the own mirror image) shows what no camera sees, and is left out. What turning
-lays open is filled with the crop's mean colour: black corners would mark augmented features.
+`full` applies to every stream, whereas the study uses only `basic` for faces and for bodies of transformers. A face is
+shifted by at most 0.05, since its box is tight and 0.15 would remove an eye or the mouth. Nothing in body and face is
+hidden. The study's "MixUpV2" (a blend with the image's own mirror image) is left out, since no camera produces it.
+Areas uncovered by rotation get the crop's mean colour: black corners would mark augmented features.
 
-The mirror is drawn from the seed, the image and the view alone, so all streams and all persons of one image are
-mirrored together. Everything else comes from (seed, stream, owner, level, number) by generators of its own: the same
-view in whatever batch, worker and thread, and no global generator is touched.
+Mirroring depends only on the seed, the image and the view, so all streams and persons of an image are mirrored
+together. Everything else is drawn by a generator seeded with (seed, stream, owner, level, number), so a view does not
+depend on batch, worker or thread, and no global generator is used.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ import numpy as np
 from raymotion.data.streams import LEVELS, STREAMS
 from raymotion.data.views.render import Drawn, apply
 
-# A crop whose long side is above this is reduced first; backbones resize to about this anyway.
+# Crops with a longer side are reduced first; backbones resize to about this anyway.
 LONGEST = 320
 COLOUR = (0.6, 1.4)
 HUE = (-0.1, 0.1)
@@ -45,7 +44,7 @@ HIDDEN = (0.1, 0.4)
 
 @dataclass(frozen=True)
 class View:
-    """Which view of a crop: the level of augmentation, and a number 0..K-1 within it."""
+    """Identifies a view of a crop: the level of augmentation, and a number 0..K-1 within it."""
 
     level: str
     number: int = 0
@@ -56,13 +55,13 @@ class View:
 
 
 def crop(picture: np.ndarray, box: Any) -> np.ndarray | None:
-    """The part of a picture (height, width, 3) inside `box`, as a view of its memory.
+    """Crops an image (height, width, 3) to `box`; the result shares its memory.
 
     Args:
-        box: x1, y1, x2, y2 in pixels, fractions rounded, clipped to the picture; None: no box.
+        box: x1, y1, x2, y2 in pixels; rounded and clipped to the image. None: no box.
 
     Returns:
-        uint8 (h, w, 3), or None without a box and where less than a pixel of it lies inside the picture.
+        uint8 (h, w, 3), or None without a box or if less than a pixel of it lies inside the image.
     """
     if box is None:
         return None
@@ -78,22 +77,22 @@ def crop(picture: np.ndarray, box: Any) -> np.ndarray | None:
 
 
 def _generator(*parts: object) -> np.random.Generator:
-    """A generator for these parts alone. SFC64 draws normals fastest of NumPy's."""
+    """Returns a generator seeded with these parts. SFC64 is NumPy's fastest for normals."""
     text = "\0".join(str(part) for part in parts)
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
     return np.random.Generator(np.random.SFC64(int.from_bytes(digest, "big")))
 
 
 def mirrored(seed: int, image: str, view: View) -> bool:
-    """Whether left and right are exchanged in this view of an image, for all streams and persons of it."""
+    """Returns whether this view of an image is mirrored, for all its streams and persons."""
     return view.level != "none" and bool(_generator("mirror", seed, image, view.level, view.number).random() < 0.5)
 
 
 def draw(stream: str, view: View, *, seed: int, image: str, owner: str) -> Drawn:
-    """All that is random about a view of level `basic` or `full`.
+    """Draws the random parameters of a view of level `basic` or `full`.
 
     Raises:
-        ValueError: there is no such stream.
+        ValueError: `stream` is unknown.
     """
     if stream not in STREAMS:
         raise ValueError(f"no stream is called {stream!r}: choose from {', '.join(STREAMS)}")
@@ -123,15 +122,15 @@ def draw(stream: str, view: View, *, seed: int, image: str, owner: str) -> Drawn
 def render_view(
     crop: np.ndarray, stream: str, view: View, *, seed: int, image: str, owner: str, longest: int = LONGEST
 ) -> np.ndarray:
-    """A view of a crop.
+    """Renders a view of a crop.
 
     Args:
         crop: uint8 (h, w, 3), RGB.
         stream: `context`, `body` or `face`.
-        seed: of the whole job.
-        image: what is one picture (group_id): the mirror hangs on it.
-        owner: whose crop this is: the image for the context, the sample_id for body and face.
-        longest: a crop with a longer side is reduced to it first (never for `none`), pixels.
+        seed: seed of the job.
+        image: id of the image (group_id), which determines mirroring.
+        owner: owner of the crop: the image for the context, the sample_id for body and face.
+        longest: reduce crops with a longer side to this many pixels first (never for `none`).
 
     Returns:
         uint8 (h', w', 3); for level `none` the crop itself.

@@ -1,16 +1,16 @@
-"""EMOTIC: persons in pictures, with 26 categories and valence, arousal and dominance (Kosti et al. 2017).
+"""Reads EMOTIC: persons in images, with 26 categories and valence, arousal and dominance (Kosti et al. 2017).
 
     ROOT/Annotations/Annotations.mat        ROOT/emotic/mscoco/images/COCO_val2014_000000562243.jpg
-    ROOT/emotic_pre/train.csv, val.csv, test.csv (the public conversion), in place of the .mat
+    ROOT/emotic_pre/train.csv, val.csv, test.csv (the public conversion), instead of the .mat
 
 Differences from the public conversion (mat2py, which keeps 23,266 / 3,315 / 7,203 persons): a person without VAD keeps
-the labels; a box without an area is a null, not a lost person; boxes are clipped to the decoded picture, not to the
-annotated size, and keep their fractions; the train copies of images that are in val or test too are left out.
+its labels; a box without an area becomes null, and the person is kept; boxes are clipped to the decoded image, not to
+the annotated size, and are not rounded; the train copies of images that are also in val or test are left out.
 
-Body boxes are pixels of the picture as stored: EMOTIC was annotated in browsers that took no notice of EXIF, and
-MATLAB's imread takes none. So they are turned or mirrored with each picture whose stored size is the annotated one;
-where the upright size alone is, they stay. A box is null where the picture has another size than the annotated one or
-its swap (a known defect of the annotations, whose boxes are right), and where less than half of it lies in the picture.
+The annotated body boxes are in pixels of the image as stored, since the browsers used for annotation and MATLAB's
+imread ignore EXIF. They are turned or mirrored with each image whose stored size is the annotated one, and stay
+unchanged if only the upright size matches. A box is null if the image has neither the annotated size nor its swap (a
+known defect of the annotations, with correct boxes), or if less than half of the box lies inside the image.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from raymotion.folders.outputs import require_replaceable
 from raymotion.vocabulary import EMOTIC_26
 
 FACE_COLUMNS = ("split", "index", "x1", "y1", "x2", "y2")
-FACE_FILE = "filename"  # an optional column: of the person's picture
+FACE_FILE = "filename"  # an optional column: file name of the person's image
 _MAT_PLACES = ("Annotations/Annotations.mat", "Annotations.mat", "annotations/Annotations.mat")
 _CSV_PLACES = ("emotic_pre", "", "Annotations", "annotations")
 
@@ -79,15 +79,15 @@ class EmoticReader(Reader):
     report: File | None = Field(None, description="Write all counts and findings as JSON. Default: not.")
 
     def read(self) -> tuple[pa.Table, EmoticReport]:
-        """One row for each person, in the order of the annotations; writes `report`, if it is asked for.
+        """Reads one row for each person, in the order of the annotations, and writes `report` if set.
 
-        `labels` are the union of what the annotators chose, `label_weights` the share of annotators that chose each
-        (null where a csv has the union only), valence, arousal and dominance the mean on EMOTIC's own scale of 1 to 10.
-        `sample_id` counts all persons of a split, so that no id moves when another person is left out.
+        `labels` is the union of the annotators' choices, `label_weights` the share of annotators who chose each (null
+        if a csv has only the union); valence, arousal and dominance are means on EMOTIC's scale of 1 to 10. The number
+        in `sample_id` counts all persons of a split, so leaving out a person does not change other ids.
 
         Raises:
-            InputError: no annotations or no images at the place, or a fault in them, with the row; or `report` is a
-                file that is not a report.
+            InputError: annotations or images are missing or invalid (names the row), or `report` is an existing file
+                that is not a report.
         """
         if self.report:
             require_replaceable(self.report, "a report on EMOTIC", is_report)
@@ -204,7 +204,7 @@ def _count_annotated(persons: Sequence[Person], report: EmoticReport) -> None:
 def _pictures(
     root: storage.PathLike, persons: Sequence[Person], keep_missing: bool, report: EmoticReport
 ) -> tuple[dict[str, PictureSize], dict[str, str]]:
-    """Sizes of the pictures that can be read, and the addresses of all, by FOLDER/FILENAME."""
+    """Returns the sizes of all readable images and the addresses of all images, by FOLDER/FILENAME."""
     folders = {person.image: person.folder for person in persons}
     tops = sorted({folder.split("/")[0] for folder in folders.values()})
     inner = storage.join(storage.absolute(root), "emotic")
@@ -238,7 +238,7 @@ def _pictures(
 
 
 def _places(base: str, folders: Mapping[str, str], report: EmoticReport) -> dict[str, str]:
-    """The address of each image, as FOLDER/FILENAME; pictures in the same folders that no image is are counted."""
+    """Returns the address of each image, by FOLDER/FILENAME; counts files in these folders without annotations."""
     contents: dict[str, tuple[FolderContent, FileNames]] = {}
     for folder in sorted(set(folders.values())):
         content = list_pictures(storage.join(base, folder) if folder else base)
@@ -264,12 +264,12 @@ def _places(base: str, folders: Mapping[str, str], report: EmoticReport) -> dict
 
 
 def _is_swapped(annotated: tuple[float, float], size: PictureSize) -> bool:
-    """Whether width and height of a picture that stands upright were annotated the wrong way round."""
+    """Returns whether the annotated width and height are swapped; only for images that EXIF does not turn sideways."""
     return size.orientation <= 4 and annotated == (size.height, size.width)
 
 
 def _leaks(persons: Sequence[Person], report: EmoticReport) -> set[tuple[str, str]]:
-    """(split, image) of the copies to leave out: all but those of the last split (test after val after train)."""
+    """Returns (split, image) of the copies to leave out: all except the last in the order train, val, test."""
     labels: dict[str, dict[str, list[tuple[str, ...]]]] = defaultdict(lambda: defaultdict(list))
     folders: dict[str, str] = {}
     for person in persons:
@@ -295,7 +295,7 @@ def _body_box(person: Person, size: PictureSize | None, keep_suspect: bool, repo
     if size is None:
         report.add("unchecked_box", person.sample_id, person.folder)
         return box
-    # Without an annotated size, nothing tells what was seen of a picture that EXIF turns.
+    # Without an annotated size, the frame of an image with an EXIF orientation is unknown.
     annotated = person.size or (size.stored if size.orientation == 1 else None)
     frame = size.frame_of(annotated) if annotated else None
     if frame is not None and size.contradicts(box, frame):
@@ -310,7 +310,7 @@ def _body_box(person: Person, size: PictureSize | None, keep_suspect: bool, repo
         report.add("suspect_box", person.sample_id, person.folder)
         if not keep_suspect:
             return None
-    if frame is None:  # a swapped size: what was seen are the stored pixels all the same
+    if frame is None:  # a swapped size: the box is still in stored pixels
         box = size.upright(box)
     clipped = clip_box(box, size.width, size.height)
     if clipped is None:
@@ -325,7 +325,7 @@ def _body_box(person: Person, size: PictureSize | None, keep_suspect: bool, repo
 
 
 def _is_cut(box: Box, annotated: tuple[float, float] | None, size: PictureSize) -> bool:
-    """Whether an edge lies exactly on the limit of a swapped size, where the picture goes on."""
+    """Returns whether the box was cut at the limit of a swapped size, inside the image."""
     if annotated is None or not _is_swapped(annotated, size) or size.width == size.height:
         return False
     return (annotated[0] < size.width and box[2] == annotated[0]) or (
@@ -380,7 +380,7 @@ def _count_rows(rows: Sequence[Mapping[str, Any]], report: EmoticReport) -> None
 
 
 def _read_faces(path: storage.PathLike, known: Mapping[tuple[str, int], Person]) -> dict[tuple[str, int], Box]:
-    """Boxes of a csv of faces, by split and index of the person; persons whose cells are empty have none."""
+    """Reads face boxes from a csv, by split and index of the person; rows with empty cells are skipped."""
     result: dict[tuple[str, int], Box] = {}
     lines: dict[tuple[str, int], int] = {}
     theirs = "Give the faces of these annotations."
@@ -391,7 +391,7 @@ def _read_faces(path: storage.PathLike, known: Mapping[tuple[str, int], Person])
             if key not in known:
                 reason = f"the annotations have no person {index[:20]} in the split {split[:20]!r}"
                 raise InputError(reason, remedy=theirs)
-            # An index says nothing of the picture: annotations that were made anew number their persons anew.
+            # An index does not identify the image: new annotations number their persons anew.
             if (name := (row.get(FACE_FILE) or "").strip()) and name != known[key].filename:
                 reason = f"is of {name}, person {index} of the split {split!r} is in {known[key].filename}"
                 raise InputError(reason, remedy=theirs)

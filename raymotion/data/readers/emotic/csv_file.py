@@ -1,7 +1,7 @@
-"""EMOTIC as the public conversion writes it: `train.csv`, `val.csv` and `test.csv`, one line for each person.
+"""Reads the csv files of the public conversion of EMOTIC: `train.csv`, `val.csv` and `test.csv`, one line per person.
 
 Columns: Index, Folder, Filename, Image Size, BBox, Categorical_Labels, Continuous_Labels, Gender, Age. Lists are
-Python literals. The annotators are not told apart: train has one, val and test have the union.
+Python literals. Train has one annotator; val and test have only the union of several.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ COLUMNS = (
 )  # fmt: skip
 _NEEDED = COLUMNS[1:7]
 
-# The longest list, all 26 labels, has 400 characters; a literal of megabytes would only fill the parser's stack.
+# The longest valid list, all 26 labels, has 400 characters; a literal of megabytes could overflow the parser's stack.
 _LONGEST = 4_000
 _MISSING = re.compile(r"\bnan\b", re.IGNORECASE)
 
 
 def read_csv(path: storage.PathLike, split: str) -> list[Person]:
-    """The persons of one csv of the public conversion, in its order; `index` is its Index (else the row, from 0).
+    """Reads the persons of one csv, in order; `index` is the column Index or, without it, the row from 0.
 
     Raises:
-        InputError: missing columns, a value that is not a list, or values that EMOTIC does not have there, with the
-            line of the file.
+        InputError: a column is missing, or a value is not a list or not valid in EMOTIC; names the line.
     """
     persons: list[Person] = []
     seen: set[int] = set()
@@ -65,7 +64,7 @@ def _person(values: dict[str, str], split: str, index: int) -> Person:
         filename=filename,
         size=(size[0], size[1]) if size else None,
         box=(box[0], box[1], box[2], box[3]) if box else None,
-        # Of the union in val and test, nobody knows how many chose what; train has one annotator, whose share is 1.
+        # Val and test have only the union, so shares are unknown; train has one annotator, with share 1.
         choices=(labels,) if split == "train" and labels else None,
         combined=None if split == "train" else labels,
         vad=vad_of(vad),
@@ -83,7 +82,7 @@ def _index(text: str | None, position: int) -> int:
 
 
 def _list(values: dict[str, str], column: str) -> list[object]:
-    """A Python literal of a list, and nothing that would run."""
+    """Parses a Python literal of a list; executes nothing."""
     text = values[column]
     if len(text) > _LONGEST:
         raise InputError(f"{column} has {len(text):,} characters")
@@ -99,7 +98,7 @@ def _list(values: dict[str, str], column: str) -> list[object]:
 
 
 def _numbers(values: dict[str, str], column: str, count: int) -> list[float]:
-    """`count` numbers of such a list, or none; NaN for `nan` and None, which Python's literals do not have."""
+    """Parses a list of `count` numbers or an empty one; `nan` and None become NaN."""
     literals = {column: _MISSING.sub("None", values[column])}
     numbers = [float("nan") if value is None else value for value in _list(literals, column)]
     if len(numbers) not in (0, count) or any(isinstance(v, bool) or not isinstance(v, int | float) for v in numbers):

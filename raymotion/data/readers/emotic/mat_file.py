@@ -1,4 +1,4 @@
-"""EMOTIC's `Annotations.mat`: nested MATLAB structs -> persons.
+"""Reads persons from the nested MATLAB structs of EMOTIC's `Annotations.mat`.
 
     train, val, test: 1 x images struct
         filename, folder, image_size {n_row, n_col}, original_database, person: 1 x persons struct
@@ -6,8 +6,8 @@
             val, test: body_bbox, annotations_categories, combined_categories, annotations_continuous,
                        combined_continuous, gender, age
 
-Fields are found by name; by position only where a file has other names, because the order of `image_size` cannot be
-told from its position (the public conversion takes its first value for the width).
+Fields are found by name, and by position only if a file uses other names, because positions do not reveal the order of
+`image_size` (the public conversion takes its first value for the width).
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _VAD = ("valence", "arousal", "dominance")
 
 
 def read_mat(path: storage.PathLike, empty: list[tuple[str, str]] | None = None) -> list[Person]:
-    """All persons of an `Annotations.mat`, split by split, in the file's order.
+    """Reads all persons of an `Annotations.mat`, split by split, in the order of the file.
 
     Args:
-        empty: takes folder and file name of the images that have no person.
+        empty: list to which folder and file name of images without persons are added.
 
     Raises:
-        InputError: a file that is damaged or of another kind, lacks all splits, or holds something else where EMOTIC
-            has a name, a box or labels; it names the image and the person (both counted from 0).
+        InputError: the file is damaged, of another kind or without splits, or a name, a box or labels are invalid;
+            names the image and the person (both counted from 0).
     """
     import scipy.io
 
@@ -49,7 +49,7 @@ def read_mat(path: storage.PathLike, empty: list[tuple[str, str]] | None = None)
         raise InputError("is a MATLAB 7.3 file", path=path, remedy="Save it in MATLAB with -v7, as EMOTIC ships it.")
     try:
         content = scipy.io.loadmat(io.BytesIO(data), variable_names=list(SPLITS))
-    except Exception as error:  # zlib.error, ValueError, TypeError, MatReadError, IndexError ...: as damages fall
+    except Exception as error:  # zlib.error, ValueError, TypeError, MatReadError, ... depending on the damage
         reason = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
         raise InputError(
             f"is not a readable .mat file ({reason})", path=path, remedy="Unpack the archive again."
@@ -83,7 +83,7 @@ def _persons(images: Any, split: str, path: storage.PathLike, empty: list[tuple[
 
 
 def _person(record: Any, split: str, index: int, place: tuple[str, str], size: tuple[float, float] | None) -> Person:
-    # What tells the two layouts apart is the number of fields, not the split: a repacked file may have either.
+    # The number of fields distinguishes the two layouts, not the split: a repacked file may have either.
     names = record.dtype.names if isinstance(record, np.void) else None
     count = len(names) if names else len(record)
     if "combined_categories" in (names or ()) or count >= len(_SEVERAL):
@@ -114,7 +114,7 @@ def _person(record: Any, split: str, index: int, place: tuple[str, str], size: t
 
 
 def _records(value: Any) -> list[Any]:
-    """The elements of a struct array, or of a cell array of structs."""
+    """Returns the elements of a struct array, or of a cell array of structs."""
     if isinstance(value, np.ndarray) and value.dtype.names:
         return list(value.ravel())
     if isinstance(value, np.ndarray) and value.dtype == object:
@@ -129,7 +129,7 @@ def _records(value: Any) -> list[Any]:
 
 
 def _fields(record: Any, names: tuple[str, ...]) -> list[Any]:
-    """Values of `names`; None for one that is absent, except the first (what nothing can do without)."""
+    """Returns the values of `names`; None for missing optional ones. Raises if a required field is missing."""
     own = record.dtype.names if isinstance(record, np.void) else None
     if own and set(own) & set(names):
         missing = [name for name in (names[0], names[-1] if names is _IMAGE else names[1]) if name not in own]
@@ -143,7 +143,7 @@ def _fields(record: Any, names: tuple[str, ...]) -> list[Any]:
 
 
 def _each(value: Any) -> list[Any]:
-    """One entry for each annotator: the elements of a struct array."""
+    """Returns one entry for each annotator: the elements of a struct array."""
     if value is None:
         return []
     if isinstance(value, np.ndarray) and value.dtype.names:
@@ -156,7 +156,7 @@ def _each(value: Any) -> list[Any]:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """What cells and structs hold at their ends: strings and numbers, in order."""
+    """Yields the strings and numbers nested in cells and structs, in order."""
     if isinstance(value, np.void) and value.dtype.names:
         for name in value.dtype.names:
             yield from _leaves(value[name])
@@ -171,7 +171,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _numbers(value: Any, names: tuple[str, ...] = ()) -> list[float] | None:
-    """The numbers in `value`, of a struct in the order of `names`; None where something else is among them."""
+    """Returns the numbers in `value` (of a struct: in the order of `names`); None if it holds anything else."""
     if isinstance(value, np.ndarray) and value.dtype.names and value.size == 1:
         value = value.ravel()[0]
     if isinstance(value, np.void) and value.dtype.names and names and set(names) <= set(value.dtype.names):

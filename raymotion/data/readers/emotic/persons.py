@@ -1,4 +1,4 @@
-"""One person of EMOTIC as annotated, whichever file it came from, and the checks that both files need."""
+"""An annotated person of EMOTIC, independent of the file format, and checks shared by both formats."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from raymotion.vocabulary import EMOTIC_26
 
 @dataclass(frozen=True)
 class Person:
-    """What the annotations say of one person; nothing is corrected yet.
+    """The annotations of one person, not yet corrected.
 
     Attributes:
         split: train, val or test.
-        index: of the person in the annotations of its split.
-        folder, filename: of the image, below the image root.
+        index: position of the person in the annotations of its split.
+        folder, filename: location of the image relative to the image root.
         size: width and height of the image as annotated, or None.
         box: x1, y1, x2, y2 of the body in pixels, or None; possibly degenerate or beyond the border.
-        choices: the labels of each annotator (those who chose none are no annotators), or None where the file does
-            not tell them apart.
-        combined: the labels of all annotators together, where the file has them.
-        vad: valence, arousal and dominance on EMOTIC's scale of 1 to 10, or None where one of them is missing.
-        gender, age: as written, "" where there is none.
+        choices: labels of each annotator (without annotators who chose none), or None if the file does not list
+            annotators separately.
+        combined: labels of all annotators together, if the file has them.
+        vad: valence, arousal and dominance on EMOTIC's scale of 1 to 10, or None if one of them is missing.
+        gender, age: as written, "" if missing.
     """
 
     split: str
@@ -42,23 +42,23 @@ class Person:
 
     @property
     def sample_id(self) -> str:
-        """As in the sample table."""
+        """Id in the sample table."""
         return f"emotic:{self.split}:{self.index}"
 
     @property
     def image(self) -> str:
-        """FOLDER/FILENAME."""
+        """Path of the image: FOLDER/FILENAME."""
         return f"{self.folder}/{self.filename}" if self.folder else self.filename
 
     def labels(self) -> tuple[str, ...]:
-        """The union of what the annotators chose, in the vocabulary's order."""
+        """Returns the union of the annotators' labels, in the order of the vocabulary."""
         chosen = {label for labels in self.choices or () for label in labels} | set(self.combined or ())
         return tuple(label for label in EMOTIC_26.labels if label in chosen)
 
     def shares(self) -> tuple[float, ...] | None:
-        """The share of annotators that chose each of `labels()`, or None where the file does not tell.
+        """Returns the share of annotators who chose each of `labels()`, or None if unknown.
 
-        A label that only the combined list has gets the least share that someone's choice can have.
+        A label that is only in the combined list gets the share of one annotator.
         """
         if not self.choices:
             return None
@@ -67,7 +67,7 @@ class Person:
 
 
 def checked_labels(labels: Iterable[object]) -> tuple[str, ...]:
-    """Distinct labels of EMOTIC's 26, or an `InputError` that names the first other one."""
+    """Returns the distinct labels; raises an `InputError` for the first that is not one of EMOTIC's 26."""
     result = dict.fromkeys(str(label).strip() if isinstance(label, str) else label for label in labels)
     for label in result:
         if label not in EMOTIC_26:
@@ -79,7 +79,7 @@ def checked_labels(labels: Iterable[object]) -> tuple[str, ...]:
 
 
 def checked_place(folder: str, filename: str) -> tuple[str, str]:
-    """`folder` and `filename` without slashes at their ends, unless they lead out of the image root."""
+    """Strips outer slashes from `folder` and `filename`; raises an `InputError` if they leave the image root."""
     parts = [*folder.split("/"), *filename.split("/")]
     if not filename.strip("/") or ".." in parts or "://" in f"{folder}/{filename}" or "\0" in f"{folder}{filename}":
         raise InputError(f"{folder!r} and {filename!r} do not name a file below the image folder")
@@ -87,14 +87,14 @@ def checked_place(folder: str, filename: str) -> tuple[str, str]:
 
 
 def vad_of(values: Sequence[float] | None) -> tuple[float, float, float] | None:
-    """Three numbers, or None where one of them is missing or NaN (as in the public conversion)."""
+    """Returns three numbers, or None if one of them is missing or not finite (as in the public conversion)."""
     if values is None or len(values) != 3 or not all(math.isfinite(value) for value in values):
         return None
     return float(values[0]), float(values[1]), float(values[2])
 
 
 def mean_vad(rows: Iterable[Sequence[float]]) -> tuple[float, float, float] | None:
-    """The mean over the annotators that gave all three values."""
+    """Returns the mean over the annotators with all three values; None if there are none."""
     full = [vad for vad in (vad_of(row) for row in rows) if vad is not None]
     if not full:
         return None

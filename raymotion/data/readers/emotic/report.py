@@ -1,4 +1,4 @@
-"""What `EmoticReader` met: counts, the persons and images of each defect by name, and the labels of each split."""
+"""Report of `EmoticReader`: counts, the persons and images with each defect, and the labels of each split."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raymotion.data.readers.reader import Report, report_line
 from raymotion.learning.metrics.average_precision import chance_map
 from raymotion.vocabulary import EMOTIC_26
 
-# Kinds of findings, about images (named FOLDER/FILENAME) or persons (named by sample_id), and what became of them.
+# Kinds of findings on images (named FOLDER/FILENAME) or persons (named by sample_id), and how they are handled.
 FINDINGS: dict[str, str] = {
     "transposed_size": "images whose annotated width and height are swapped; the picture's own size is used",
     "other_size": "images whose annotated size is neither the picture's nor its swap; their boxes are null",
@@ -46,21 +46,21 @@ KIND = "emotic-report"
 
 
 def is_report(head: bytes) -> bool:
-    """Whether a file that begins with these bytes is a report of EMOTIC in JSON."""
+    """Returns whether a file that begins with these bytes is such a report in JSON."""
     return re.match(rb'\{\s*"kind": "emotic-report"', head) is not None
 
 
 @dataclass
 class SplitReport:
-    """One split of EMOTIC.
+    """Counts for one split of EMOTIC.
 
     Attributes:
-        persons, images: in the annotations.
-        rows, row_images: of the table.
-        annotators: persons by how many annotators they have; 0 where the file does not tell them apart.
-        labelled: rows that have labels.
-        positives: rows with each label, in the vocabulary's order.
-        gender, age: persons by what the annotations say.
+        persons, images: number in the annotations.
+        rows, row_images: number of rows, and of their images, in the table.
+        annotators: number of annotators -> persons; 0 if the file does not list annotators separately.
+        labelled: rows with labels.
+        positives: rows with each label, in the order of the vocabulary.
+        gender, age: persons by annotated gender and age.
     """
 
     persons: int = 0
@@ -75,17 +75,17 @@ class SplitReport:
 
     @property
     def prevalence(self) -> list[float]:
-        """Share of the labelled rows that have each label."""
+        """Share of the labelled rows with each label."""
         return [count / self.labelled if self.labelled else 0.0 for count in self.positives]
 
     @property
     def chance_map(self) -> float:
-        """The mAP of scores that say nothing."""
+        """mAP of random scores."""
         return chance_map(self.prevalence)
 
     @property
     def annotated_by(self) -> str:
-        """`one annotator`, `2 to 5 annotators`, or that the file does not say."""
+        """Number of annotators in words: `one annotator`, `2 to 5 annotators`, or unknown."""
         known = sorted(count for count in self.annotators if count)
         if not known:
             return "annotators not told apart"
@@ -94,7 +94,7 @@ class SplitReport:
         return f"{known[0]} to {known[-1]} annotators" if len(known) > 1 else f"{known[0]} annotators"
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it for JSON."""
+        """Returns a dictionary for JSON."""
         return {
             "persons": self.persons,
             "images": self.images,
@@ -114,11 +114,11 @@ class EmoticReport(Report):
     """Counts and findings of one conversion.
 
     Attributes:
-        files: the annotation files that were read.
+        files: annotation files that were read.
         images, bodies, faces: distinct images, body boxes and face boxes in the table.
-        splits: by name, in the order train, val, test.
-        found: kind (see `FINDINGS`) -> the images or sample ids, in the order in which they were met.
-        folders: kind -> how many of them in each image folder.
+        splits: reports by name, in the order train, val, test.
+        found: kind (see `FINDINGS`) -> images or sample ids, in the order found.
+        folders: kind -> number of findings in each image folder.
     """
 
     files: list[str] = field(default_factory=list)
@@ -130,18 +130,18 @@ class EmoticReport(Report):
     folders: dict[str, Counter[str]] = field(default_factory=lambda: {kind: Counter() for kind in FINDINGS})
 
     def add(self, kind: str, name: str, folder: str) -> None:
-        """Counts a finding: the image or sample id `name` in the image folder `folder`."""
+        """Adds a finding: the image or sample id `name` in the image folder `folder`."""
         self.found[kind].append(name)
         self.folders[kind][folder] += 1
 
     def count(self, kind: str) -> int:
-        """How many findings of `kind` there are."""
+        """Returns the number of findings of `kind`."""
         return len(self.found[kind])
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it for JSON: counts, names by kind, counts by folder, and the splits."""
+        """Returns a dictionary for JSON: counts, names by kind, counts by folder, and the splits."""
         return {
-            "kind": KIND,  # first: `is_report` looks at the beginning
+            "kind": KIND,  # must be first: `is_report` reads only the beginning
             "files": self.files,
             "rows": self.rows,
             "images": self.images,
@@ -154,7 +154,7 @@ class EmoticReport(Report):
         }
 
     def lines(self) -> list[str]:
-        """Persons and faces, the splits, the notes and the prevalence of the labels."""
+        """Returns lines for persons and faces, the splits, the notes and the prevalence of the labels."""
         return [
             report_line("rows", f"{self.rows:,} persons in {self.images:,} images, {self.bodies:,} with a body box"),
             report_line("faces", f"{self.faces:,}" if self.faces else "none: EMOTIC has no face boxes"),
@@ -167,7 +167,7 @@ class EmoticReport(Report):
         ]
 
     def notes(self) -> list[str]:
-        """One line for each kind that was met, with the folders where they are."""
+        """Returns a line for each kind of finding that occurred, with the folders."""
         lines = []
         for kind, meaning in FINDINGS.items():
             if names := self.found[kind]:
@@ -176,7 +176,7 @@ class EmoticReport(Report):
         return lines
 
     def prevalence_table(self) -> list[str]:
-        """Lines of a table: the share of each label in each split in percent, chance mAP, and what to make of it."""
+        """Returns a table of each label's share in each split in percent, with chance mAP and advice on comparisons."""
         names = list(self.splits)
         lines = [f"{'prevalence':<18}" + "".join(f"{name:>9}" for name in names)]
         for i, label in enumerate(EMOTIC_26.labels):
