@@ -1,7 +1,7 @@
-"""From probabilities to chosen labels, and to the images that a student is trained on.
+"""Selection of labels, and of the images for training a student, from probabilities.
 
-Each policy turns probabilities of shape (n, L) into a boolean mask of the same shape. All but `top_per_class` decide
-row by row, so that a job can apply them shard by shard; that one ranks the images of each class over the whole set.
+Each policy converts probabilities (n, L) to a boolean mask of the same shape. All but `top_per_class` work row by row,
+so that a job can apply them shard by shard; `top_per_class` ranks the images of each class over the whole set.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pydantic import Field, model_validator
 from raymotion.config import Settings
 from raymotion.errors import InputError
 
-# Threshold of a class that validation shows no positive of: above any probability, so that it is never chosen.
+# Threshold of a class without positives in the validation split: above any probability, so that it is never chosen.
 NEVER = 2.0
 
 
 def top_per_image(probabilities: np.ndarray, count: int) -> np.ndarray:
-    """The `count` highest labels of each image, (n, L) bool; ties go to the earlier label.
+    """Selects the `count` most probable labels of each image, (n, L) bool; ties go to the earlier label.
 
-    The public system's policy, with 4, about the mean number of labels of a Socratis image.
+    This is the public system's policy with `count` 4, about the mean number of labels of a Socratis image.
     """
     p = _matrix(probabilities)
     mask = np.zeros(p.shape, dtype=bool)
@@ -33,12 +33,12 @@ def top_per_image(probabilities: np.ndarray, count: int) -> np.ndarray:
 
 
 def threshold(probabilities: np.ndarray, value: float) -> np.ndarray:
-    """Every label with a probability of at least `value`, (n, L) bool."""
+    """Selects labels with a probability of at least `value`, (n, L) bool."""
     return np.asarray(_matrix(probabilities) >= value)
 
 
 def class_thresholds(probabilities: np.ndarray, thresholds: np.ndarray | Sequence[float]) -> np.ndarray:
-    """Every label with at least the probability of its own threshold, of shape (L,): (n, L) bool."""
+    """Selects labels with a probability of at least their own threshold, (L,): (n, L) bool."""
     p, limits = _matrix(probabilities), np.asarray(thresholds, dtype=np.float64)
     if limits.shape != (p.shape[1],):
         raise InputError(f"{limits.size} thresholds do not fit {p.shape[1]} labels")
@@ -46,10 +46,10 @@ def class_thresholds(probabilities: np.ndarray, thresholds: np.ndarray | Sequenc
 
 
 def fit_class_thresholds(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """The threshold of each class, (L,), that maximises its F1 on a validation split.
+    """Finds the threshold of each class, (L,), that maximises its F1 on a validation split.
 
-    Exact: every score that occurs is tried. Among equally good ones the highest wins (fewest labels). A class without a
-    positive gets `NEVER`, which no probability reaches.
+    The search is exact: every score is tried. Ties go to the highest threshold (fewest labels). A class without
+    positives gets `NEVER`.
 
     Args:
         targets: (n, L) of 0 and 1.
@@ -66,7 +66,7 @@ def fit_class_thresholds(targets: np.ndarray, probabilities: np.ndarray) -> np.n
     positives = truth.sum(axis=0)
     chosen = np.arange(1, len(p) + 1)[:, None]
     f1 = 2.0 * hits / (chosen + positives)
-    # A cut inside a run of equal scores is none that a threshold can make.
+    # No threshold can separate equal scores.
     f1[:-1][scores[1:] == scores[:-1]] = -1.0
     best = np.argmax(f1, axis=0)
     found = np.take_along_axis(scores, best[None], axis=0)[0].astype(np.float64)
@@ -74,10 +74,10 @@ def fit_class_thresholds(targets: np.ndarray, probabilities: np.ndarray) -> np.n
 
 
 def top_per_class(probabilities: np.ndarray, count: int, minimum: float = 0.0) -> np.ndarray:
-    """For each class its `count` highest images of the whole set, (n, L) bool (Yalniz et al. 2019, top K per class).
+    """Selects the `count` most probable images of each class over the whole set, (n, L) bool (Yalniz et al. 2019).
 
-    An image may be among the highest of several classes, or of none. Images below `minimum` are not chosen even if
-    fewer than `count` are left. Ties go to the earlier row.
+    An image may be selected for several classes, or for none. Images below `minimum` are not selected even if fewer
+    than `count` remain. Ties go to the earlier row.
     """
     p = _matrix(probabilities)
     mask = np.zeros(p.shape, dtype=bool)
@@ -87,10 +87,10 @@ def top_per_class(probabilities: np.ndarray, count: int, minimum: float = 0.0) -
 
 
 def sample_rows(sample_ids: Sequence[str], fraction: float, seed: int = 0) -> np.ndarray:
-    """Which rows belong to a sample of about `fraction` of them, (n,) bool.
+    """Samples about `fraction` of the rows, (n,) bool.
 
-    Decided for each id by its hash: neither the order of the rows, nor shards, nor other rows change it, and the sample
-    of a smaller fraction lies within that of a larger one.
+    Each id is decided by its hash, independently of the row order, the shards and the other rows; the sample of a
+    smaller fraction is a subset of that of a larger one.
     """
     if fraction >= 1.0:
         return np.ones(len(sample_ids), dtype=bool)
@@ -101,7 +101,7 @@ def sample_rows(sample_ids: Sequence[str], fraction: float, seed: int = 0) -> np
 
 
 class SelectionPolicy(Settings):
-    """How labels and images are chosen."""
+    """Settings of the selection of labels and images."""
 
     policy: Literal["top-per-image", "threshold", "class-thresholds", "top-per-class"] = Field(
         "top-per-image",
@@ -117,7 +117,7 @@ class SelectionPolicy(Settings):
 
     @model_validator(mode="after")
     def _only_what_is_used(self) -> SelectionPolicy:
-        """A value that the policy does not look at was meant for another one: say so, instead of doing nothing."""
+        """Rejects values for fields that the policy does not use, instead of ignoring them."""
         used = {
             "top-per-image": {"count"},
             "threshold": {"threshold"},
@@ -131,7 +131,7 @@ class SelectionPolicy(Settings):
 
     @property
     def is_global(self) -> bool:
-        """Whether a choice needs the whole set, and not one row."""
+        """Whether the policy needs the whole set instead of one row."""
         return self.policy == "top-per-class"
 
     def choose(
@@ -140,11 +140,11 @@ class SelectionPolicy(Settings):
         sample_ids: Sequence[str],
         thresholds: np.ndarray | Sequence[float] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The chosen labels, (n, L) bool, and the selected images, (n,) bool.
+        """Returns the chosen labels, (n, L) bool, and the selected images, (n,) bool.
 
-        A row outside the sampled fraction is not selected. For `top-per-class` it takes no part in the ranking either,
-        and an image that no class chose is not selected. With the other policies a row keeps its labels, and one to
-        which no label applies is still selected: that nothing applies is a label too.
+        Rows outside the sampled fraction are not selected. With `top-per-class` they are also excluded from the
+        ranking, and images without a chosen label are not selected. With the other policies such rows keep their
+        labels, and images without a label are still selected: the absence of all labels is information too.
 
         Args:
             thresholds: (L,), for `class-thresholds` only: from `fit_class_thresholds`.

@@ -1,4 +1,4 @@
-"""What may be called a difference, and what a headline may say: one set of rules for every page, table and line."""
+"""Rules for significant differences and for headlines, shared by all pages, tables and commands."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-# Fewer images on one side make bootstrap intervals that are too short.
+# With fewer images on one side, bootstrap intervals are too short.
 FEWEST_IMAGES = 5
-# Fewer seeds say nothing of the spread between them.
+# With fewer seeds, the spread between seeds is not estimated.
 FEWEST_SEEDS = 3
 
 Verdict = Literal["better", "worse", "unclear", "untested"]
@@ -19,15 +19,15 @@ State = Literal["good", "unsure", "bad"]
 
 
 def seed_error(runs: Iterable[Sequence[float]]) -> float | None:
-    """Standard error of a difference of two configurations' means that training seeds alone make.
+    """Computes the standard error of a difference of two configurations' means that is due to training seeds.
 
-    From the spread between seeds pooled over the configurations: three seeds of one tell little.
+    The spread between seeds is pooled over the configurations, since three seeds of one are a poor estimate.
 
     Args:
-        runs: the score of each seed, for each configuration; those of one seed tell nothing.
+        runs: the score of each seed, for each configuration; configurations with one seed are ignored.
 
     Returns:
-        In the scores' unit; None where no configuration has two seeds.
+        In the scores' unit; None if no configuration has two seeds.
     """
     known = [np.asarray(own, dtype=np.float64) for own in runs if len(own) > 1]
     if not known:
@@ -37,14 +37,14 @@ def seed_error(runs: Iterable[Sequence[float]]) -> float | None:
 
 
 def is_significant(difference: float, error: float | None, *, tied: bool) -> bool | None:
-    """Whether a difference is beyond noise: that of the images, and that of the seeds. The one rule of a study.
+    """Tests whether a difference exceeds the noise of both images and seeds. Studies use only this rule.
 
     Args:
-        error: `seed_error`; None where it is not known.
-        tied: whether the interval over images holds 0.
+        error: `seed_error`; None if unknown.
+        tied: whether the interval over images contains 0.
 
     Returns:
-        None where the images tell the two apart and nothing is known of the seeds.
+        None if the difference is significant over images and the seed error is unknown.
     """
     if tied:
         return False
@@ -54,15 +54,16 @@ def is_significant(difference: float, error: float | None, *, tied: bool) -> boo
 def verdict_of(
     interval: tuple[float | None, float | None] | None, *, level: float = 0.0, fewest: int | None = None
 ) -> Verdict:
-    """What a 95 % interval over images says of a figure whose chance level is `level`.
+    """Compares a metric's 95 % interval over images with its chance level.
 
     Args:
-        interval: its two ends; None, or an end that is None: not known.
-        fewest: the smaller of the two groups of images that the figure tells apart; None where it is no such figure.
+        interval: its two ends; unknown if None or if an end is None.
+        level: the chance level.
+        fewest: size of the smaller group of images, for metrics that separate two groups; else None.
 
     Returns:
-        `better` or `worse` where the whole interval lies on one side, `unclear` where it does not or is not known, and
-        `untested` with fewer than `FEWEST_IMAGES` images in a group, whatever the interval says.
+        `better` or `worse` if the whole interval lies on one side of `level`, `unclear` if it does not or is unknown,
+        and `untested` with fewer than `FEWEST_IMAGES` images in a group, whatever the interval.
     """
     if fewest is not None and fewest < FEWEST_IMAGES:
         return "untested"
@@ -74,11 +75,11 @@ def verdict_of(
 
 @dataclass(frozen=True)
 class Gain:
-    """How much better one way of training is than another, over seeds and over images; positive is better.
+    """Gain of one training method over another, over seeds and images; positive is better.
 
     Attributes:
         seeds: the gain of each seed.
-        low, high: 95 % interval over images of the mean over the seeds; None where it is not known.
+        low, high: 95 % interval over images of the mean over the seeds; None if unknown.
     """
 
     seeds: Sequence[float]
@@ -87,7 +88,7 @@ class Gain:
 
     @property
     def verdict(self) -> Verdict:
-        """`better` or `worse` only where every seed and the interval over images agree; else `unclear`.
+        """Is `better` or `worse` only if all seeds and the interval over images agree; else `unclear`.
 
         `untested` with fewer than `FEWEST_SEEDS` seeds.
         """
@@ -100,7 +101,7 @@ class Gain:
 
 @dataclass(frozen=True)
 class Headline:
-    """The first line of a page or a command: its colour, and its sentence."""
+    """The first line of a page or command: its colour (`state`) and sentence."""
 
     state: State
     text: str
@@ -113,18 +114,18 @@ def headline(
     failures: Sequence[str] = (),
     warnings: Sequence[str] = (),
 ) -> Headline:
-    """Decides what a headline may say. Every page and command asks here, so that no two of them say different things.
+    """Chooses the headline. All pages and commands use this function, so that their headlines are consistent.
 
     Args:
-        verdicts: of the comparisons that the headline is about, by name.
-        sentences: what is said in each state, by its name; `reserved`, what a warning follows (default: `good`).
-        failures: found faults that make the result useless, such as a collapse.
-        warnings: what stands on the same page and takes from the result: samples that were trained on, random weights,
-            a reservation. The headline is never good above one, and names the first.
+        verdicts: of the comparisons behind the headline, by name.
+        sentences: the sentence for each state; `reserved` is the one before a warning (default: `good`).
+        failures: faults that make the result useless, such as a collapse.
+        warnings: limitations of the result: samples used in training, random weights, a reservation. With a warning
+            the state is never `good`, and the headline gives the first.
 
     Returns:
-        `bad` with a failure or where a comparison is worse; `good` where all are better and nothing is warned of;
-        else `unsure`.
+        `bad` with a failure or if a comparison is worse; `good` if all are better and there is no warning; else
+        `unsure`.
     """
     if failures or "worse" in verdicts.values():
         return Headline("bad", sentences["bad"])
@@ -137,5 +138,5 @@ def headline(
 
 
 def voids_results(notice: str) -> bool:
-    """Whether a notice of a job says that its results mean nothing, such as features from random weights."""
+    """Tests whether a job's notice makes its results meaningless, as for features from random weights."""
     return "RANDOM WEIGHTS" in notice

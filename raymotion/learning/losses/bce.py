@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 WeightKind = Literal["none", "inverse", "sqrt_inverse", "effective"]
 
-# A class that training never saw would weigh infinitely much; it counts as one in a thousand samples instead.
+# Lower bound on class rates: the weight of a class without training samples would be infinite.
 MIN_PREVALENCE = 1e-3
 
 
@@ -23,14 +23,14 @@ def multilabel_bce(
     class_weights: torch.Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """Binary cross-entropy in nats, mean over the batch and all labels: a scalar.
+    """Computes the binary cross-entropy in nats, averaged over batch and labels: a scalar.
 
     Args:
         logits: (n, L), before the sigmoid.
-        targets: (n, L) in [0, 1]; shares of annotators are fine.
-        class_weights: (L,) factors on each label's loss, positives and negatives alike, so that with a mean of 1 the
-            loss stays on its scale and the optimum stays calibrated.
-        label_smoothing: s moves a target t to t (1 - s) + s / 2 (Szegedy et al. 2016, for two outcomes).
+        targets: (n, L) in [0, 1]; may be shares of annotators.
+        class_weights: (L,) factors on each label's loss, for positives and negatives alike, so that with a mean of 1
+            the scale of the loss is unchanged and the optimum stays calibrated.
+        label_smoothing: s maps a target t to t (1 - s) + s / 2 (Szegedy et al. 2016, for two outcomes).
     """
     import torch.nn.functional as F
 
@@ -38,7 +38,7 @@ def multilabel_bce(
         raise InputError(f"logits of shape {tuple(logits.shape)} do not fit targets of {tuple(targets.shape)}")
     if not 0.0 <= label_smoothing < 1.0:
         raise InputError(f"label_smoothing {label_smoothing} is not in [0, 1)")
-    # In float32 whatever the model computes in: bfloat16 has 8 bits for a logarithm near zero.
+    # Always in float32: bfloat16 has only 8 bits for a logarithm near zero.
     smoothed = targets.float() * (1.0 - label_smoothing) + 0.5 * label_smoothing
     return F.binary_cross_entropy_with_logits(logits.float(), smoothed, weight=class_weights)
 
@@ -50,15 +50,15 @@ def class_weights(
     samples: int | None = None,
     beta: float = 0.999,
 ) -> torch.Tensor:
-    """Weights of shape (L,), float32, with a mean of 1, from class rates in [0, 1].
+    """Computes class weights, float32 (L,) with a mean of 1, from class rates in [0, 1].
 
     Args:
         kind: `none` (all 1), `inverse` (1 / rate), `sqrt_inverse` (1 / sqrt(rate)) or `effective` (Cui et al. 2019: 1
             over the effective number of samples, (1 - beta) / (1 - beta^m) for m samples of a class).
-        samples: size of the training split, which `effective` needs to turn rates into counts.
-        beta: of `effective`; 0 gives equal weights, towards 1 the inverse rate.
+        samples: size of the training split; `effective` needs it to convert rates into counts.
+        beta: for `effective`; 0 gives equal weights, values near 1 approach the inverse rate.
 
-    Rates below 0.001 count as 0.001, so that a class that was never seen does not take all the weight.
+    Rates below 0.001 count as 0.001, so that a class without samples does not take all the weight.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Losses of predicted numbers, by name: valence, arousal, dominance on whatever scale, brought to -1 .. 1 or 0 .. 1."""
+"""Regression losses by name, for valence, arousal and dominance rescaled to -1 .. 1 or 0 .. 1."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ class SmoothL1(Settings):
     """d^2 / (2 b) up to b, |d| - b / 2 beyond (Girshick 2015).
 
     Attributes:
-        beta: b, where it turns from a square to a line; 0.1 is 1 on EMOTIC's scale of 1 to 10 (Tandon-A/emotic).
+        beta: b, where the loss changes from quadratic to linear; 0.1 is 1 on EMOTIC's scale of 1 to 10
+            (Tandon-A/emotic).
     """
 
     beta: float = Field(0.1, gt=0)
 
     def terms(self, values: Tensor, targets: Tensor) -> Tensor:
-        """Of each number."""
+        """Computes the loss of each number."""
         import torch.nn.functional as F
 
         return F.smooth_l1_loss(values, targets, beta=self.beta, reduction="none")
@@ -34,7 +35,7 @@ class SquaredError(Settings):
     """d^2."""
 
     def terms(self, values: Tensor, targets: Tensor) -> Tensor:
-        """Of each number."""
+        """Computes the loss of each number."""
         return (values - targets).square()
 
 
@@ -42,7 +43,7 @@ class AbsoluteError(Settings):
     """|d|."""
 
     def terms(self, values: Tensor, targets: Tensor) -> Tensor:
-        """Of each number."""
+        """Computes the loss of each number."""
         return (values - targets).abs()
 
 
@@ -54,13 +55,13 @@ LOSSES: dict[str, type[SmoothL1 | SquaredError | AbsoluteError]] = {
 
 
 def make_dimension_loss(name: str, options: Mapping[str, Any] | None = None) -> Callable[..., Tensor]:
-    """A loss by name, see `LOSSES`: (values, targets, weights) -> scalar.
+    """Returns a loss by name (see `LOSSES`): (values, targets, weights) -> scalar.
 
-    Values and targets are (n, D) on one scale; a target of NaN is not known, and counts for nothing. The loss is the
-    mean over what is known, 0 where nothing is; weights (n,) are of the samples, None: all 1.
+    Values and targets are (n, D) on the same scale; NaN targets are unknown and ignored. The loss is the mean over the
+    known targets, 0 if there are none; weights (n,) are sample weights, None: all 1.
 
     Raises:
-        InputError: an unknown name or option, with what there is; when called, shapes that do not fit.
+        InputError: an unknown name or option (the message lists the valid ones); when called, shapes that do not match.
     """
     if name not in LOSSES:
         raise InputError(f"no loss of numbers is called {name!r}", remedy=f"Choose one of {', '.join(LOSSES)}.")

@@ -1,4 +1,4 @@
-"""Learning from a teacher's probabilities."""
+"""Knowledge distillation from a teacher's probabilities."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ EPSILON = 1e-6
 
 
 def distillation_loss(logits: torch.Tensor, probabilities: torch.Tensor, *, temperature: float = 1.0) -> torch.Tensor:
-    """Cross-entropy of softened answers, in nats, for independent labels: (n, L), not yet averaged.
+    """Computes the cross-entropy of softened predictions, in nats, for independent labels: (n, L), not averaged.
 
-    Hinton, Vinyals and Dean (2015) for one sigmoid a label, in place of one softmax: both sides' logits are divided by
-    the temperature T, and the loss is multiplied by T^2, which keeps its gradient on the scale of T = 1. At T = 1 this
-    is the binary cross-entropy against the probabilities; at any T its minimum is at the teacher's own logits.
+    Follows Hinton, Vinyals and Dean (2015), with one sigmoid per label instead of a softmax: the logits of student and
+    teacher are divided by the temperature T, and the loss is multiplied by T^2 to keep the scale of its gradient. At
+    T = 1 this is the binary cross-entropy against the probabilities; at any T the minimum is at the teacher's logits.
 
     Args:
         logits: (n, L), the student's.
@@ -31,7 +31,7 @@ def distillation_loss(logits: torch.Tensor, probabilities: torch.Tensor, *, temp
         raise InputError(f"temperature {temperature} is not positive")
     if logits.shape != probabilities.shape:
         raise InputError(f"logits of shape {tuple(logits.shape)} do not fit targets of {tuple(probabilities.shape)}")
-    # In float32 whatever the model computes in: bfloat16 has 8 bits for a logarithm near zero.
+    # Always in float32: bfloat16 has only 8 bits for a logarithm near zero.
     targets = probabilities.float()
     if temperature != 1.0:
         targets = torch.sigmoid(torch.logit(targets, eps=EPSILON) / temperature)

@@ -1,9 +1,10 @@
-"""Losses of a multi-label head on logits, by name, and what each makes of its logits.
+"""Multi-label losses on logits, by name, with the mapping from logits to probabilities of each.
 
-All of the sound ones are means: over the samples of a batch and over the labels. So neither the number of rows (which
-resampling changes) nor the number of labels is a hidden learning rate. They compute in float32 whatever the logits are,
-have finite gradients at any finite logit, and take targets between 0 and 1: the terms of a present and an absent label
-are mixed by the target. The public study's variants stand in `published.losses` under `*_published`.
+The losses in this module are means over the samples of a batch and over the labels, so neither the number of rows
+(which resampling changes) nor the number of labels acts as a hidden learning rate. They compute in float32 for any
+dtype of logits, have finite gradients at any finite logit, and accept targets between 0 and 1: the target interpolates
+between the terms of a present and an absent label. The public study's variants (`*_published`) are in
+`published.losses`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ RATE_OFFSET = 1.2
 
 
 class MultiLabelLoss(Protocol):
-    """What `make_loss` gives."""
+    """Interface of the losses that `make_loss` returns."""
 
     @property
     def name(self) -> str: ...
@@ -54,21 +55,21 @@ class MultiLabelLoss(Protocol):
         epoch: int = 0,
         weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The loss of a batch, a float32 scalar.
+        """Computes the loss of a batch, a float32 scalar.
 
         Args:
-            logits: (n, L), before any squashing.
+            logits: (n, L).
             targets: (n, L) in [0, 1].
-            epoch: how many epochs of training are over; for losses with a warm-up.
-            weights: (n,) of the samples, not negative; None: all 1. The sound losses divide by their sum.
+            epoch: number of finished epochs, for losses with a warm-up.
+            weights: (n,) sample weights, not negative; None: all 1. All but the published losses divide by their sum.
 
         Raises:
-            InputError: shapes that do not fit.
+            InputError: shapes that do not match.
         """
         ...
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """(n, L) in [0, 1], float32: what outputs trained with this loss say."""
+        """Converts the logits of a model trained with this loss to probabilities, float32 (n, L)."""
         ...
 
 
@@ -79,16 +80,16 @@ def make_loss(
     samples: int | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> MultiLabelLoss:
-    """A loss by name, see `LOSSES`.
+    """Returns a loss by name (see `LOSSES`).
 
     Args:
-        rates: (L,) class rates of the training split; `discrete` with static weights and `bce` with class weights need
-            them, `mllsc` uses them.
+        rates: (L,) class rates of the training split; required by `discrete` with static weights and `bce` with class
+            weights, optional for `mllsc`.
         samples: rows of the training split; for class weights of kind `effective`.
-        options: the fields of the loss's `Options`.
+        options: values of the loss's `Options`.
 
     Raises:
-        InputError: an unknown name or option, with what there is; rates that are needed and missing.
+        InputError: an unknown name or option (the message lists the valid ones), or missing rates.
     """
     kind = _kind(name)
     try:
@@ -100,12 +101,12 @@ def make_loss(
 
 
 def probabilities_of(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What makes probabilities (n, L), float32, of the outputs of a model that was trained with this loss.
+    """Returns the function from logits to probabilities, float32 (n, L), for models trained with this loss.
 
-    Unlike `make_loss` it needs nothing of the training split: whoever predicts may know neither its rates nor its size.
+    Unlike `make_loss` it does not need the rates or size of the training split, which may be unknown at prediction.
 
     Raises:
-        InputError: an unknown name, with those that there are.
+        InputError: an unknown name; the message lists the valid ones.
     """
     return _kind(name).probabilities
 
@@ -119,12 +120,12 @@ def _kind(name: str) -> type[NamedLoss]:
 
 
 class NamedLoss:
-    """Base of all losses: checks the batch and averages over samples and labels what `terms` gives."""
+    """Base class of the losses: checks the batch and averages `terms` over samples and labels."""
 
     name: ClassVar[str]
 
     class Options(Settings):
-        """None."""
+        """No options."""
 
     def __init__(self, options: Settings, *, rates: np.ndarray | None = None, samples: int | None = None) -> None:
         self.options: Any = options
@@ -132,7 +133,7 @@ class NamedLoss:
         self.configure(options)
 
     def configure(self, options: Any) -> None:
-        """Computes what depends on the options alone, and checks that the training split gives what they need."""
+        """Precomputes what depends only on the options, and checks that required class rates are given."""
 
     def __call__(
         self,
@@ -158,36 +159,36 @@ class NamedLoss:
     def reduce(
         self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
     ) -> torch.Tensor:
-        """The scalar, of float32 inputs that were checked."""
+        """Computes the scalar loss of checked float32 inputs."""
         terms = self.terms(logits, targets, epoch, weights)
         return terms.mean() if weights is None else sample_mean(terms, weights).mean()
 
     def terms(
         self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
     ) -> torch.Tensor:
-        """The loss of each sample and label, (n, L)."""
+        """Computes the loss of each sample and label, (n, L)."""
         raise NotImplementedError(f"{type(self).__name__} defines neither `terms` nor `reduce`")
 
 
 def sample_mean(values: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-    """Weighted mean over the samples of (n, L): (L,). Weights that are all 0 give 0."""
+    """Computes the weighted mean over samples, (n, L) -> (L,); 0 if all weights are 0."""
     if weights is None:
         return values.mean(dim=0)
     return weights @ values / weights.sum().clamp(min=1e-12)
 
 
 def rate_weights(rates: torch.Tensor) -> torch.Tensor:
-    """Class weights 1 / ln(1.2 + p) of the EMOTIC paper (Kosti et al. 2017, 2019), over their mean; p (L,) in [0, 1].
+    """Computes the class weights 1 / ln(1.2 + p) of EMOTIC (Kosti et al. 2017, 2019), divided by their mean.
 
-    Between 1.27 (p = 1) and 5.48 (p = 0) before the division: a class that a batch lacks has the highest weight, so
-    that its negatives count.
+    p is (L,) in [0, 1]. Before the division weights are between 1.27 (p = 1) and 5.48 (p = 0): a class without
+    positives in the batch has the highest weight, so that its negatives count.
     """
     weights = 1.0 / (rates + RATE_OFFSET).log()
     return weights / weights.mean()
 
 
 class BinaryCrossEntropy(NamedLoss):
-    """Binary cross-entropy in nats; optionally smoothed and weighted by class as `losses.multilabel_bce`."""
+    """Binary cross-entropy in nats, with optional label smoothing and class weights as in `bce.multilabel_bce`."""
 
     name = "bce"
 
@@ -220,8 +221,8 @@ class Discrete(NamedLoss):
 
     * `mean`: all 1.
     * `static`: `rate_weights` of the training rates.
-    * `dynamic`: `rate_weights` of the batch's own rates (weighted by sample). They are shares, not counts as in the
-      public study, so that they do not depend on the size of the batch.
+    * `dynamic`: `rate_weights` of the batch's own (sample-weighted) rates. These are shares, not counts as in the
+      public study, so that they do not depend on the batch size.
     """
 
     name = "discrete"
@@ -247,8 +248,8 @@ class Discrete(NamedLoss):
 class Focal(NamedLoss):
     """Focal loss, -a_t (1 - p_t)^gamma ln p_t (Lin et al. 2017), for every label.
 
-    Without `alpha` there is no class balance; with it a present label weighs alpha and an absent one 1 - alpha. For
-    targets of 0 and 1 and without alpha this is the public study's focal loss too.
+    Without `alpha` there is no class balancing; with it a present label has weight alpha and an absent one 1 - alpha.
+    For targets of 0 and 1 and without alpha this equals the public study's focal loss.
     """
 
     name = "focal"
@@ -263,7 +264,7 @@ class Focal(NamedLoss):
         import torch.nn.functional as F
 
         log_p, log_q = F.logsigmoid(logits), F.logsigmoid(-logits)
-        # Powers as exponents of logarithms: their gradient stays finite where the probability underflows.
+        # exp(gamma log p) instead of p ** gamma: its gradient stays finite where the probability underflows.
         present = -(self.options.gamma * log_q).exp() * log_p
         absent = -(self.options.gamma * log_p).exp() * log_q
         if self.options.alpha is not None:
@@ -296,7 +297,7 @@ class Asymmetric(NamedLoss):
         shifted = logits.sigmoid() - self.options.clip
         if self.options.clip > 0:  # 1 - p_m = (1 - p) + clip
             log_q = torch.logaddexp(log_q, torch.full_like(log_q, self.options.clip).log())
-        # The floor keeps the gradient of a power below 1 finite; what lies under it counts as 0 anyway.
+        # The clamp keeps the gradient of powers below 1 finite; values under it count as 0 anyway.
         absent = torch.where(
             shifted > 0, -(shifted.clamp(min=1e-8) ** self.options.gamma_negative) * log_q, torch.zeros_like(log_q)
         )
@@ -306,9 +307,9 @@ class Asymmetric(NamedLoss):
 class Dice(NamedLoss):
     """Soft Dice loss (Milletari et al. 2016) of each class over the batch, then the mean over classes.
 
-    1 - (2 m(p y) + smooth) / (m(p) + m(y) + smooth) with m the mean over the samples. By class, because over all labels
-    at once the frequent ones decide alone; of means, so that `smooth` is a share and the batch size no hidden knob. A
-    class that the batch lacks is still asked for low probabilities.
+    1 - (2 m(p y) + smooth) / (m(p) + m(y) + smooth), where m is the mean over the samples. It is computed by class,
+    because frequent labels would dominate a pooled loss, and from means, so that `smooth` is a share and the effect
+    does not depend on the batch size. A class without positives in the batch is still pushed to low probabilities.
     """
 
     name = "dice"
@@ -326,12 +327,13 @@ class Dice(NamedLoss):
 
 
 class LabelCorrection(NamedLoss):
-    """Cross-entropy with labels that the model corrects (after MLLSC, Ghiassi et al. 2022), once it knows something.
+    """Cross-entropy with labels corrected by the model after a warm-up (after MLLSC, Ghiassi et al. 2022).
 
     The first `warmup` epochs are plain cross-entropy. After them a present label with a probability below the class
-    rate x `drop_below` counts as absent, and an absent one above `raise_above` as present. The rate matters: 0.7 % of
-    the EMOTIC persons are embarrassed, so a limit such as the public 0.55 would take all of their labels away. Without
-    rates `drop_below` is a probability. The decision is made on detached logits: no gradient flows through it.
+    rate x `drop_below` counts as absent, and an absent one above `raise_above` as present. The limit is relative to the
+    rate because a fixed one, such as the public 0.55, would remove all labels of rare classes: 0.7 % of the EMOTIC
+    persons are embarrassed. Without rates `drop_below` is a probability. The correction uses detached logits: no
+    gradient flows through it.
     """
 
     name = "mllsc"
@@ -342,7 +344,7 @@ class LabelCorrection(NamedLoss):
         raise_above: float = Field(default=0.9, gt=0.0, le=1.0)
 
     def corrected(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """(n, L) targets after the correction. A share of annotators counts as present from 0.5 on."""
+        """Returns the corrected targets, (n, L). A share of annotators of at least 0.5 counts as present."""
         import torch
 
         p = logits.detach().float().sigmoid()
