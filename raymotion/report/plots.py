@@ -88,9 +88,9 @@ def style_axes(axes: Axes) -> None:
 
 
 def png(figure: Figure) -> bytes:
-    """A finished figure as PNG; the same figure is the same bytes."""
+    """Converts a figure to PNG bytes, deterministically."""
     buffer = io.BytesIO()
-    # Without the program's name and version.
+    # Omits the program's name and version.
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
