@@ -1,4 +1,4 @@
-"""The whole pipeline on small synthetic data, step by step, as a user would call it."""
+"""Runs the whole pipeline on small synthetic data, step by step, as a user would."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 # Folder of the student.
 STUDENT = "student"
 EXTRACTOR = "fasterrcnn_mobilenet_v3_large_320_fpn"
-# No published weights can be assumed to be at hand. Random ones see colours and shapes, which carry the emotion here.
+# Published weights may not be available. Random ones respond to colours and shapes, which carry the emotion here.
 WEIGHTS, REGIONS = "random:0", 12
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo made, and how long each step took (seconds)."""
+    """Output of the demo, and the duration of each step in seconds."""
 
     teacher: CheckpointInfo
     labels: JobSummary
@@ -47,14 +47,14 @@ def run_demo(
     address: str | None = None,
     say: Callable[[str], None] = print,
 ) -> DemoResult:
-    """Makes data, trains a teacher on the one set, labels the other, reports, and trains students on both.
+    """Generates two data sets, trains a teacher on one, labels the other, reports, and trains students on both.
 
-    Every step prints the command that does the same. The same call after an interruption goes on where it stopped.
+    Every step prints the equivalent command. After an interruption the same call resumes where it stopped.
 
     Args:
-        out: folder for everything.
-        seed: of data and training.
-        socratis_images, coco_images: sizes of the two sets.
+        out: folder for all output.
+        seed: for data and training.
+        socratis_images, coco_images: sizes of the two data sets.
     """
     from raymotion.batch.cluster import connect
     from raymotion.batch.labels import LabelSettings, label
