@@ -53,8 +53,8 @@ def predict(
 ) -> None:
     """Emotions of one image and its caption, with the frequency of each in training.
 
-    MODEL is a checkpoint and IMAGE a picture, each a path or an address; IMAGE may be omitted if a caption is given. For
-    checkpoints with thresholds, an emotion is chosen if its probability reaches the threshold fitted on validation.
+    MODEL is a checkpoint and IMAGE a picture, each a path or an address; IMAGE may be omitted if a caption is given.
+    For checkpoints with thresholds, an emotion is chosen if its probability reaches the threshold fitted on validation.
 
     \b
     Example:
