@@ -1,4 +1,4 @@
-"""`raymotion audit`: pseudo-labels against people, people against predictions, or pseudo-labels against themselves."""
+"""`raymotion audit`: checks pseudo-labels against human labels, human labels against predictions, or a selection."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def audit(labels: str, truth: str | None, predictions: str | None, out: str, **o
     SAMPLES --predictions DIR    which human labels are doubtful?
     LABELS                       where do choices and probabilities part ways?
 
-    LABELS is the folder of `raymotion label`. The last question is about the selection alone: it cannot find errors of
-    the model, whose probabilities would be judged by themselves.
+    LABELS is the folder of `raymotion label`. The last form checks only the selection: it cannot find errors of the
+    model, whose probabilities would be compared with themselves.
 
     \b
     Example:

@@ -107,9 +107,9 @@ def synth_socratis(images: int, out: str, seed: int, corrupt: float) -> None:
     help="Share of the images to give one of EMOTIC's known defects, 0 to 1; defects.json lists them.",
 )
 def synth_emotic(persons: int, out: str, seed: int, kind: str, defects: float) -> None:
-    """Persons whose surroundings, bodies and faces each tell something else of their emotions, as in EMOTIC.
+    """Persons whose surroundings, bodies and faces each carry different information on their emotions, as in EMOTIC.
 
-    faces.csv holds the true face boxes, for `raymotion data prepare emotic --faces`: no detector knows a drawn face.
+    faces.csv holds the true face boxes, for `raymotion data prepare emotic --faces`: detectors do not find drawn faces.
 
     \b
     Example:
@@ -122,7 +122,7 @@ def synth_emotic(persons: int, out: str, seed: int, kind: str, defects: float) -
 
 
 class ReaderGroup(click.Group):
-    """A command for each reader, made from its class when it is asked for."""
+    """Group with a command for each reader, made from its class on demand."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         from raymotion.data.readers.reader import READERS
@@ -139,9 +139,9 @@ class ReaderGroup(click.Group):
 
 @data.group(cls=ReaderGroup)
 def prepare() -> None:
-    """Turn a raw data set into a sample table, which every job takes.
+    """Convert a raw data set to a sample table, the input of all jobs.
 
-    A reader of your own is named as my_package.my_module:MyReader, or by its name where its package is installed.
+    Your own reader is given as my_package.my_module:MyReader, or by its name if its package is installed.
 
     \b
     Example:

@@ -14,9 +14,9 @@ from raymotion.cli.options import cluster_option
 @click.option("--coco-images", default=300, show_default=True, type=click.IntRange(1), help="Images to label.")
 @cluster_option
 def demo(out: str, seed: int, socratis_images: int, coco_images: int, address: str | None) -> None:
-    """Run the whole pipeline on small synthetic data: make it, train a teacher, label, report, train students.
+    """Run the whole pipeline on small synthetic data: generate it, train a teacher, label, report, train students.
 
-    Prints the command of every step. Some images are damaged on purpose, to show the quarantine.
+    Prints the command of every step. Some images are damaged deliberately, to show the quarantine.
 
     \b
     Example:

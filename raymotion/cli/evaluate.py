@@ -1,4 +1,4 @@
-"""`raymotion evaluate`: a model on labelled samples, beside its baselines."""
+"""`raymotion evaluate`: scores a model on labelled samples, with baselines."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from raymotion.evaluation.evaluate import EvaluateSettings
 def evaluate(settings: EvaluateSettings, **where: Any) -> None:
     """Score a model on the labelled samples of a table.
 
-    MODEL is a checkpoint that `raymotion train` wrote, SAMPLES a sample table with labels. Every number stands beside
-    the class prior and the best constant answer, with its 95 % interval. evaluation.json, evaluation.html,
-    predictions.parquet, per_class.csv and the plots are written to --out. After any interruption the same command goes
-    on.
+    MODEL is a checkpoint that `raymotion train` wrote, SAMPLES a sample table with labels. Every metric is reported
+    with its 95 % interval, the class prior and the best constant prediction. evaluation.json, evaluation.html,
+    predictions.parquet, per_class.csv and the plots are written to --out. After any interruption the same command
+    resumes.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""`raymotion data faces`: face boxes for samples that have none."""
+"""`raymotion data faces`: detects face boxes for samples without one."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from raymotion.batch.faces import FaceSettings
 from raymotion.cli.options import cluster_option, progress_option, settings_from
 
 
-# A detector runs on the CPU, on one body after the other, in one precision.
+# Detectors run on the CPU, on one body at a time, in one precision.
 @click.command()
 @settings_from(FaceSettings, arguments=["samples"], without=["precision", "gpus_per_worker", "batch_size"])
 @progress_option
 @cluster_option
 def faces(settings: FaceSettings, **where: Any) -> None:
-    """Find the faces of samples that have no face box, and write the sample table anew.
+    """Detect the faces of samples without a face box, and write a new sample table.
 
-    Faces are searched inside the body boxes; no face is given to two persons of a picture. A face that is not found
-    stays null, and the models mask it. Rows whose picture cannot be read stay as they are, and are counted. After any
-    interruption the same command goes on.
+    Faces are searched inside the body boxes; no face is assigned to two persons of a picture. A face that is not found
+    stays null, and the models mask it. Rows whose picture cannot be read are left unchanged and counted. After any
+    interruption the same command resumes.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""`raymotion features`: what is computed from images once, and read many times."""
+"""`raymotion features`: extracts features from images once, for repeated use."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def features() -> None:
 def regions(settings: RegionSettings, **where: Any) -> None:
     """Region features of every image: box-head features, boxes and scores of a Faster R-CNN.
 
-    SAMPLES is a sample table from `raymotion data prepare`. After any interruption the same command goes on.
+    SAMPLES is a sample table from `raymotion data prepare`. After any interruption the same command resumes.
 
     \b
     Example:
@@ -55,8 +55,8 @@ def embeddings(settings: EmbeddingSettings, study: str | None, **where: Any) -> 
     """Features of a person's three streams: the whole picture, the body, the face, by frozen backbones.
 
     SAMPLES is a sample table with body_box (and face_box). A BACKBONE is swin, deit, efficientnet_b7, mobilenet_v3, or
-    any name of timm's. Every picture is decoded once for all streams and backbones, and the context is computed once
-    for all persons in it. Validation and test are never augmented. After any interruption the same command goes on.
+    any timm model. Every picture is decoded once for all streams and backbones, and the context is computed once for
+    all persons in it. Validation and test are never augmented. After any interruption the same command resumes.
 
     \b
     Example:

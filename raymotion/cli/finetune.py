@@ -1,4 +1,4 @@
-"""`raymotion finetune`: transfer from a student that saw pseudo-labels, beside its controls."""
+"""`raymotion finetune`: compares transfer from a student trained on pseudo-labels with its controls."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def finetune(
     progress: Any,
     address: str | None,
 ) -> None:
-    """Fine-tune a student on human labels in all ways, and compare them over seeds.
+    """Fine-tune a student on human labels with all transfer methods, and compare them over seeds.
 
-    MODEL (A) is a student that was trained on pseudo-labels; --samples (B) were labelled by people. AnB copies the
-    first n layers from A and freezes them, AnB+ fine-tunes them; BnB and BnB+ do the same with a network trained on B
-    (Yosinski et al. 2014); scratch starts from nothing. The table shows mean and spread over seeds on the test split,
-    beside the class prior and the constant answer. The same command goes on where it was interrupted.
+    MODEL (A) is a student trained on pseudo-labels; --samples (B) have human labels. AnB copies the first n layers from
+    A and freezes them, AnB+ fine-tunes them; BnB and BnB+ do the same with a network trained on B (Yosinski et al.
+    2014); scratch trains from random weights. The table shows mean and spread over seeds on the test split, with the
+    class prior and the constant prediction. After an interruption the same command resumes.
 
     \b
     Examples:

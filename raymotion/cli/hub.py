@@ -1,4 +1,4 @@
-"""`raymotion push` and `pull`: checkpoints to and from the Hugging Face hub, folders and object stores."""
+"""`raymotion push` and `pull`: copy checkpoints to and from the Hugging Face hub, folders and object stores."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def push(model: str, target: str, private: bool, revision: str | None, overwrite
     """Copy a model to the Hugging Face hub, or to another folder.
 
     MODEL is a checkpoint, a folder or an address. TARGET is owner/name on the hub, or a folder or an address (a folder
-    below this one: ./models/teacher). Only the files of the checkpoint are sent, its model card among them. The token
-    comes from HF_TOKEN or from `hf auth login`.
+    below this one: ./models/teacher). Only the files of the checkpoint are sent, including its model card. The token is
+    taken from HF_TOKEN or `hf auth login`.
 
     \b
     Example:
@@ -40,7 +40,7 @@ def pull(source: str, out: str, revision: str | None, overwrite: bool) -> None:
     """Copy a checkpoint from the Hugging Face hub, or from another folder.
 
     SOURCE is owner/name on the hub, or a folder or an address. Only the files of a checkpoint are fetched, never a
-    pickle, and they are checked before they stand in DIR.
+    pickle, and they are checked before they are put in DIR.
 
     \b
     Example:

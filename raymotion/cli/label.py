@@ -1,4 +1,4 @@
-"""`raymotion label`, `select` and `export`: pseudo-labels, and what is done with them."""
+"""`raymotion label`, `select` and `export`: create, select and export pseudo-labels."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from raymotion.learning.selection import SelectionPolicy
 def label(settings: LabelSettings, **where: Any) -> None:
     """Label every image of a sample table with a model.
 
-    SAMPLES is a sample table from `raymotion data prepare`. Region features are computed in the same stream with the
-    extractor that the model was trained with, those of a fusion head with its backbones: it labels persons by their
-    body_box and face_box, and a stream that a person lacks is masked. After any interruption the same command goes on
-    where it stopped.
+    SAMPLES is a sample table from `raymotion data prepare`. Region features are computed in the same pass with the
+    extractor that the model was trained with, and features of a fusion head with its backbones: it labels persons by
+    their body_box and face_box, and missing streams are masked. After any interruption the same command resumes where
+    it stopped.
 
     \b
     Example:
@@ -45,7 +45,7 @@ def label(settings: LabelSettings, **where: Any) -> None:
 @click.option("--out", required=True, metavar="DIR", help="Folder or address of the new data set.")
 @settings_from(SelectionPolicy)
 def select(settings: SelectionPolicy, labels: str, out: str) -> None:
-    """Choose labels anew from the probabilities of a labelled data set: no model runs.
+    """Choose labels again from the probabilities of a labelled data set, without running a model.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""The `raymotion` command. Groups are imported when they are asked for, so that `--help` answers at once."""
+"""The `raymotion` command. Groups are imported on demand, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import click
 from raymotion import interrupts
 from raymotion.errors import RaymotionError
 
-# name -> (module, attribute, help line): the line stands here so that --help imports none of them.
+# name -> (module, attribute, help line); the help line is given here so that --help imports none of the modules.
 COMMANDS = {
     "data": ("raymotion.cli.data", "data", "Prepare sample tables from raw data sets, or make synthetic ones."),
     "features": ("raymotion.cli.features", "features", "Extract features from images, once."),
@@ -37,11 +37,11 @@ COMMANDS = {
 
 
 class _Interrupted(BaseException):
-    """Ctrl-C on its way through click, which would print an empty line for a `KeyboardInterrupt`."""
+    """Carries Ctrl-C through click, which would print an empty line for a `KeyboardInterrupt`."""
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported only when they run, and whose errors end in one line."""
+    """Group that imports commands only when they run, and prints errors in one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -66,7 +66,7 @@ class LazyGroup(click.Group):
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         arguments = list(sys.argv[1:] if args is None else args)
-        # Taken out here, so that it works before and after the command's name alike.
+        # Removed here, so that it works both before and after the command's name.
         debug = wants_debug(arguments)
         arguments = [argument for argument in arguments if argument != "--debug"]
         try:
@@ -85,18 +85,18 @@ class LazyGroup(click.Group):
         except Exception as error:
             if debug:
                 traceback.print_exc()
-            if interrupts.stopping():  # whatever an interrupted library made of it
+            if interrupts.stopping():  # whatever error an interrupted library raised
                 sys.exit(130)
             text = str(error).strip().splitlines()
             summary = f"{type(error).__name__}: {text[0] if text else ''}"
-            # A full disk or a lost network is the machine's; anything else that comes this far is ours.
+            # A full disk or a lost network is the machine's fault; any other error that gets here is ours.
             blame = "" if isinstance(error, OSError) else " (a fault of raymotion's: --debug shows where)"
             click.echo(f"error: {summary}{blame}", err=True)
             sys.exit(1)
 
 
 def _run(command_main: Callable[..., Any], arguments: list[str], *rest: Any, **extra: Any) -> Any:
-    """What click's standalone mode does, except that an interrupt arrives as itself, not as "Aborted!" and code 1."""
+    """Runs like click's standalone mode, but raises an interrupt instead of printing "Aborted!" and exiting with 1."""
     try:
         value = command_main(arguments, *rest, **{**extra, "standalone_mode": False})
     except click.Abort as error:  # click's name for Ctrl-C, and for the end of input at a prompt
@@ -105,7 +105,7 @@ def _run(command_main: Callable[..., Any], arguments: list[str], *rest: Any, **e
         error.show()
         sys.exit(error.exit_code)
     if extra.get("standalone_mode", True):
-        # Without standalone mode, ctx.exit(code) ends here as a returned integer; our commands return nothing.
+        # Without standalone mode, ctx.exit(code) returns the integer code; our commands return None.
         sys.exit(value if isinstance(value, int) else 0)
     return value
 
@@ -121,12 +121,12 @@ def raymotion() -> None:
 
 
 def wants_debug(arguments: Sequence[str]) -> bool:
-    """Whether a traceback is wanted: `--debug`, or RAYMOTION_DEBUG is set."""
+    """Tests whether to print tracebacks: with `--debug`, or if RAYMOTION_DEBUG is set."""
     return bool(os.environ.get("RAYMOTION_DEBUG")) or "--debug" in arguments
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the console script and of `jobs/`: the command line, for a process that does nothing else."""
+    """Runs the command line, for a process that does nothing else: entry point of the console script and of `jobs/`."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with interrupts.handled(debug=wants_debug(arguments)):
         raymotion(arguments, prog_name="raymotion")

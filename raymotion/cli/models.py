@@ -1,4 +1,4 @@
-"""`raymotion models`: what a recipe can name, read from the tables that training reads."""
+"""`raymotion models`: lists the names that a recipe may use, from the tables used in training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, get_args
 import click
 from pydantic import BaseModel
 
-# What is listed beside the kinds: a title, and a table of names as `module:table`.
+# Listed after the kinds: a title, and a table of names as `module:table`.
 TABLES = {
     "Inputs": "raymotion.models.inputs.table:INPUTS",
     "Outputs": "raymotion.models.outputs.table:OUTPUTS",
@@ -27,8 +27,8 @@ TABLES = {
 def models(name: str | None) -> None:
     """List the kinds of model that can be trained, and their inputs, outputs and losses.
 
-    With NAME, a kind: what it is, and every setting of its recipe with type and default, as --set takes it. A kind of
-    your own is listed where its package is installed, and can be named as my_package.my_module:MyKind.
+    With NAME, a kind: its description, and every setting of its recipe with type and default, as used with --set. Your
+    own kind is listed if its package is installed, and can be given as my_package.my_module:MyKind.
 
     \b
     Example:
@@ -58,13 +58,13 @@ def _section(formatter: click.HelpFormatter, title: str, rows: list[tuple[str, s
 
 
 def _load(address: str) -> Any:
-    """What `module:attribute` names."""
+    """Imports the object at `module:attribute`."""
     module, _, attribute = address.partition(":")
     return getattr(import_module(module), attribute)
 
 
 def _entries(table: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The names of a table, each with the first line about what it stands for, or with what it is short for."""
+    """Returns the names of a table, each with the first line of its docstring, or with the name it abbreviates."""
     return [(name, _entry(value)) for name, value in table.items()]
 
 
@@ -82,7 +82,7 @@ def _summary(what: Any) -> str:
 
 
 def _settings(recipe: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted name of each field, and its type, default and description; a field of settings gives those inside it."""
+    """Yields each field's dotted name, and its type, default and description; nested settings are flattened."""
     for name, field in recipe.model_fields.items():
         kinds = [field.annotation, *get_args(field.annotation)]
         inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]

@@ -1,4 +1,4 @@
-"""Options that several commands share, and commands whose options are the fields of their settings."""
+"""Options shared by several commands, and a decorator that makes a command's options from its settings."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _together(*options: Callable[[F], F]) -> Callable[[F], F]:
-    """One decorator for several options, which the help shows in this order."""
+    """Combines several options, in the order of the help, into one decorator."""
     return lambda command: functools.reduce(lambda inner, option: option(inner), reversed(options), command)
 
 
 def _set_access(context: click.Context, parameter: click.Parameter, value: Any) -> None:
-    """Keeps the answer in the environment, where this process and those that it starts find it, for this command."""
+    """Stores the value in the environment of this process and its children, for the duration of the command."""
     from raymotion.stores import access
 
     if value is not None:
@@ -28,8 +28,8 @@ def _set_access(context: click.Context, parameter: click.Parameter, value: Any) 
         context.with_resource(access.using(**chosen))
 
 
-# What may be read from outside, and how long a store is waited for: of every command that reads pictures. The settings
-# of a batch job have both.
+# Which addresses may be read, and the timeout of stores, for commands that read pictures. The settings of batch jobs
+# include both.
 access_options = _together(
     click.option(
         "--allow-http",
@@ -70,14 +70,15 @@ config_option = click.option("--config", metavar="YAML", help="Settings file; op
 def settings_from(
     model: type[Settings], *, part: str | None = None, file: bool = True, without: Collection[str] = (), **shape: Any
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Makes the options of a command from the fields of `model`, and hands it the settings that were given.
+    """Adds options for the fields of `model` to a command, and passes it the resulting settings.
 
-    The command takes `settings`, and the values of further options by name. The options that all jobs have come last.
+    The command takes `settings`, and the values of further options by name. Options common to all jobs come last.
 
     Args:
-        part: field that holds settings of its own, whose fields become options beside the others.
-        file: adds `--config` and `--set`. What is missing then is told by `load_settings`, since a file may hold it.
-        without, shape: for `options_from`.
+        part: field with nested settings, whose fields also become options.
+        file: adds `--config` and `--set`. Missing values are then reported by `load_settings`, since the file may
+            contain them.
+        without, shape: passed to `options_from`.
     """
     inner: Any = Settings if part is None else model.model_fields[part].annotation
     root = [base for base in model.__mro__ if issubclass(base, Settings)][-2]  # JobSettings, or `model` itself

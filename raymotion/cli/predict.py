@@ -1,4 +1,4 @@
-"""`raymotion predict`: the emotions of one image and its caption."""
+"""`raymotion predict`: predicts the emotions of one image and its caption."""
 
 from __future__ import annotations
 
@@ -51,11 +51,10 @@ def predict(
     as_json: bool,
     device: str,
 ) -> None:
-    """Emotions of one image and its caption, beside how often the model saw each in training.
+    """Emotions of one image and its caption, with the frequency of each in training.
 
-    MODEL is a checkpoint and IMAGE a picture, each a path or an address; IMAGE may be left out where a caption is
-    given. An emotion is chosen if its probability reaches the threshold that was fitted on validation, for checkpoints
-    that have thresholds.
+    MODEL is a checkpoint and IMAGE a picture, each a path or an address; IMAGE may be omitted if a caption is given.
+    For checkpoints with thresholds, an emotion is chosen if its probability reaches the threshold fitted on validation.
 
     \b
     Example:

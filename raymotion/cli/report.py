@@ -1,4 +1,4 @@
-"""`raymotion report`: one HTML page about a labelled data set, and its verdict on the terminal."""
+"""`raymotion report`: writes an HTML page about a labelled data set, and prints its verdict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Click options made from a settings class: its fields alone say name, type, limits, default and help."""
+"""Creates click options from a settings class: name, type, limits, default and help come from its fields."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def options_from(
 
     `batch_size` becomes `--batch-size`. A bool is a flag (`--no-NAME` where the default is true), a `Literal` a choice,
     a tuple or list an option that may be repeated, and limits of numbers (`ge`, `gt`, `le`, `lt`) are checked. The help
-    is the field's description, then the default, or the `[default: ...]` that ends it. An option that was not given is
-    None, so that a settings file can fill it in; `config.load_settings` takes the values as they come.
+    is the field's description followed by the default, unless it already ends in `[default: ...]`. An option that is
+    not given is None, so that a settings file can supply it; pass the values to `config.load_settings`.
 
     Args:
-        arguments: fields that are arguments, not options, in the order in which they are given.
-        without: fields that get no option.
+        arguments: fields that become arguments instead of options, in this order.
+        without: fields without an option.
         names: option names that differ from the field's: `{"kind": "format"}` gives `--format`.
-        required: whether the parser asks for fields that have no default. False where a settings file may hold them.
+        required: whether the parser requires fields without a default. False if a settings file may supply them.
 
     Raises:
-        TypeError: no option can stand for a field's type.
+        TypeError: a field's type is not supported.
     """
 
     def decorate(command: F) -> F:
@@ -69,7 +69,7 @@ def _parameter(name: str, option: str, field: FieldInfo, is_argument: bool, requ
 
 
 def _unwrapped(annotation: Any, marks: list[Any]) -> tuple[Any, list[Any], bool]:
-    """The type of one value without `Annotated`, `None` and sequence; its metadata; whether there are several."""
+    """Returns the type of one value without `Annotated`, `None` and sequence, its metadata, and if it is repeated."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _unwrapped(inner[0], [*marks, *inner[1:]])
@@ -102,7 +102,7 @@ def _type(name: str, kind: Any, marks: list[Any]) -> click.ParamType:
 
 
 def _help(field: FieldInfo) -> str:
-    """The description as a sentence, and the default."""
+    """Returns the description as a sentence, and the default."""
     text, told, rest = (field.description or "").partition("[default:")
     text = text.strip()
     text = text[:1].upper() + text[1:]

@@ -25,7 +25,7 @@ def study() -> None:
 @progress_option
 @cluster_option
 def run(settings: StudySettings, **where: Any) -> None:
-    """Run the stages and the joint search of the folder SPACES; go on where an earlier run was cut off.
+    """Run the stages and the joint search of the folder SPACES; resume where an earlier run was interrupted.
 
     \b
     Examples:
@@ -33,7 +33,7 @@ def run(settings: StudySettings, **where: Any) -> None:
       raymotion study run tune_spaces/emotic-small/ --embeddings embeddings/ --stage backbones \\
           --stage fusion --no-joint --epochs 10 --out trial/
 
-    Every choice is made on validation, over seeds, and ties are told apart by a paired bootstrap over images. The test
+    Every choice is made on validation, over seeds, and ties are determined by a paired bootstrap over images. The test
     split is scored once, at the end.
     """
     from raymotion.study.run import run_study
@@ -56,8 +56,8 @@ def report(folder: str, out: str) -> None:
 
     STUDY is the folder that `raymotion study run` wrote; it may still be running. The page has the stages, every
     configuration with its seeds, the joint search, learning curves and the final configuration's test scores for each
-    emotion. Beside it: the tables as CSV. Where the spaces name a published study, its numbers stand beside ours, and
-    evaluation_metrics.txt is written as that study writes it.
+    emotion. The tables are also written as CSV. If the spaces name a published study, its numbers are shown next to
+    ours, and evaluation_metrics.txt is written in its format.
 
     \b
     Example:

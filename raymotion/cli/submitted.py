@@ -1,4 +1,4 @@
-"""The entry point of `jobs/*.py`: one command of raymotion, on the cluster that `ray job submit` runs it on."""
+"""Entry point of `jobs/*.py`: runs one raymotion command on the cluster that `ray job submit` uses."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from raymotion.cli.main import main
 def run(*command: str) -> None:
     """Runs `raymotion COMMAND` with the script's arguments.
 
-    RAYMOTION_ADDRESS is `auto` unless it is set, so that the command joins the cluster that it was submitted to, and
-    progress comes as lines, which a log can hold.
+    RAYMOTION_ADDRESS defaults to `auto`, so that the command joins the cluster it was submitted to, and progress is
+    printed as lines, which suit a log.
     """
     os.environ.setdefault("RAYMOTION_ADDRESS", "auto")
     main([*command, "--progress", "lines", *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""What a batch job's command prints when it ends."""
+"""Output of batch job commands at their end."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def print_verdict(collapse: Mapping[str, Any]) -> None:
-    """The collapse check's line, red where it failed."""
+    """Prints the collapse check's line, in red if it failed."""
     click.secho(collapse["headline"], fg="red" if collapse["collapsed"] else None, bold=True)
 
 
 def print_job(summary: JobSummary, *, next_step: str) -> None:
-    """Counts, reasons, throughput, notices; the next command of the usual way."""
+    """Prints counts, reasons, throughput, notices, and the usual next command."""
     record = summary.record
     counts = record["counts"]
     collapse = record.get("collapse")

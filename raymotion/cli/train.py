@@ -9,8 +9,8 @@ import click
 
 from raymotion.cli.options import access_options, cluster_option, progress_option, set_option
 
-# Short names of settings that most runs give: option -> setting of the recipe, what stands for its value, help. All
-# others, and those of one kind of model alone, are given with --set.
+# Options for the most common settings: option -> setting of the recipe, metavar, help. All others, and those of a
+# single kind of model, are given with --set.
 SHORT: dict[str, tuple[str, Any, str | None, str]] = {
     "samples": ("data.samples", str, "FILE", "Sample table with targets and splits"),
     "labels": ("data.labels", str, "FOLDER", "Pseudo-labels of `raymotion label` to learn from, in place of --samples"),
@@ -52,8 +52,8 @@ def train(
       raymotion train fusion-emotic --samples emotic.parquet --embeddings embeddings/ \\
           --set backbones.context=swin --set backbones.face=efficientnet_b7 --out fusion/
 
-    The best epoch is chosen on the validation split; the test split is scored once, at the end. The same command goes
-    on where an interrupted run stopped, and does nothing where it is finished.
+    The best epoch is chosen on the validation split; the test split is scored once, at the end. The same command
+    resumes an interrupted run, and does nothing if the run is finished.
     """
     from raymotion.train.recipe import load_recipe
 

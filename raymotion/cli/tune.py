@@ -16,7 +16,7 @@ from raymotion.study.settings import TuneSettings
 @progress_option
 @cluster_option
 def tune(settings: TuneSettings, **where: Any) -> None:
-    """Search settings of RECIPE, any kind of model: the choices of a file, all of them or some drawn at random.
+    """Search settings of RECIPE, for any kind of model: all combinations of a file's choices, or a random sample.
 
     \b
     Examples:
@@ -25,10 +25,10 @@ def tune(settings: TuneSettings, **where: Any) -> None:
       raymotion train search/winner.yaml --out teacher/
       raymotion study report search/ --out report/
 
-    The file has a `grid`, setting -> choices, and perhaps `samples`, how many configurations are drawn. Configurations
-    are compared on validation by the recipe's own metric (`select_by`), over seeds. Where validation does not tell them
-    from the best one, the smallest is chosen. The winner is scored on test once, at the end. The same command goes on
-    where it was cut off.
+    The file has a `grid`, setting -> choices, and optionally `samples`, the number of configurations to draw.
+    Configurations are compared on validation by the recipe's own metric (`select_by`), over seeds. Of those that
+    validation cannot distinguish from the best, the smallest is chosen. The winner is scored on test once, at the end.
+    After an interruption the same command resumes.
     """
     from raymotion.report.study import configuration_lines
     from raymotion.study.run import run_study

@@ -1,20 +1,20 @@
-"""Synthetic training rows of rare classes: ADASYN, SMOTE or random oversampling on cached features, within a budget.
+"""Oversampling of rare classes on cached features by ADASYN, SMOTE or random copies, within a budget.
 
-imbalanced-learn makes the rows; what stands here is what multi-label data of several streams need around it:
+imbalanced-learn generates the rows; this module adapts it to multi-label data with several streams:
 
-* One class at a time against the rest, from the original rows only, each with its own budget.
-* Neighbours are looked for among standardised features, each stream divided by the root of its width, so that the
-  streams count alike however wide they are. A stream that a row lacks lies at the mean.
-* imbalanced-learn is given the *identity matrix* for the features, with a neighbour search that looks behind it. Each
-  synthetic row that comes back is then 1 - u at one original and u at another: its two parents. Features, labels and
-  masks are mixed by these same two numbers, on their raw scale, so that none of them can disagree.
+* Each class is resampled against the rest, from the original rows only, with its own budget.
+* Neighbours are searched among standardised features, each stream divided by the square root of its width, so that
+  streams count equally whatever their width. A missing stream is placed at the mean.
+* imbalanced-learn gets the *identity matrix* in place of the features, with a neighbour search on the real ones. Each
+  synthetic row is then 1 - u at one original and u at another: its two parents. Features, labels and masks are mixed
+  with these two weights, on their raw scale, so that they always agree.
 
 So labels are those of both parents, weighted by nearness (the public study copies all labels of one). A row has a
-stream only if both parents have it. Originals are never returned, let alone counted twice. Only what is handed in is
-used: give training rows, never validation or test.
+stream only if both parents have it. Original rows are never returned. Pass only training rows, never validation or
+test rows.
 
-Both parents carry the class that a row is made for. Their other labels come along, so that frequent classes that go
-with a rare one gain rows too: compare `before` and `after`.
+Both parents carry the class that a row is generated for. Their other labels are mixed too, so frequent classes that
+co-occur with a rare one also gain rows: compare `before` and `after`.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ from raymotion.errors import InputError
 if TYPE_CHECKING:
     from scipy import sparse
 
-# A target counts as present from here on: half of the annotators, or half of the way between two parents.
+# Targets of at least this count as present: half of the annotators, or half-way between two parents.
 PRESENT = 0.5
 
-# What a level means where the settings say nothing: growth of a class, and all synthetic rows, as shares.
+# Default limits of each level, as shares: growth of a class, and total number of synthetic rows.
 LEVEL_LIMITS: dict[str, tuple[float | None, float]] = {"mini": (1.0, 0.25), "full": (None, 1.0)}
 
 
 class ResamplingSettings(Settings):
-    """How many synthetic rows there are, and how they are made.
+    """Settings of `resample`.
 
     Attributes:
-        method: `random` returns copies of originals (by design); `smote` mixes a random positive with a near one of its
-            class; `adasyn` does so more often where few of the neighbours carry the class; `none` makes nothing.
+        method: `random` copies originals; `smote` mixes a random positive with a near one of its class; `adasyn` does
+            so more often where few of the neighbours carry the class; `none` generates nothing.
         level: `mini` at most doubles a class and adds at most 25 % of the rows; `full` fills each class up and adds at
             most 100 %.
-        neighbours: k, of both searches.
-        search_width: wider features are projected at random to this many dimensions before the search of neighbours,
-            and only for it, which keeps distances within about sqrt(1 / (2 x width)) of themselves (Johnson and
-            Lindenstrauss 1984): 3 % for 512. None: never.
-        quantile: a class is filled up to this quantile of the counts of all classes that have any; 0.5 is the median.
-            Classes above it get nothing.
-        growth: at most this many synthetic rows for each positive of a class; None: the level's.
-        total: at most this many synthetic rows for each row; None: the level's. If the budgets exceed it, all shrink.
+        neighbours: k of both searches.
+        search_width: for the neighbour search only, wider features are randomly projected to this many dimensions,
+            with a relative error of distances of about sqrt(1 / (2 x width)) (Johnson and Lindenstrauss 1984): 3 % for
+            512. None: no projection.
+        quantile: a class is filled up to this quantile of the counts of all non-empty classes; 0.5 is the median.
+            Classes above it get no rows.
+        growth: maximum synthetic rows per positive of a class; None: the level's.
+        total: maximum synthetic rows per original row; None: the level's. Budgets that exceed it are scaled down.
     """
 
     method: Literal["none", "adasyn", "smote", "random"] = "none"
@@ -67,7 +67,7 @@ class ResamplingSettings(Settings):
     total: float | None = Field(default=None, ge=0.0)
 
     def budgets(self, counts: np.ndarray, rows: int) -> np.ndarray:
-        """How many synthetic rows each class is to get, int64 (L,), from its count of positives among `rows`."""
+        """Computes the number of synthetic rows for each class, int64 (L,), from its positives among `rows`."""
         budget = np.zeros(len(counts), dtype=np.int64)
         known = counts > 0
         if self.method == "none" or not known.any():
@@ -87,18 +87,18 @@ class ResamplingSettings(Settings):
 
 @dataclass(frozen=True)
 class Resampled:
-    """Synthetic rows only.
+    """The synthetic rows, without the originals.
 
     Attributes:
-        features: one float32 (m, D_s) for each stream, on the scale of the input; 0 where the row lacks the stream.
-            Empty if they were not to be mixed.
+        features: one float32 (m, D_s) per stream, on the scale of the input; 0 where the row lacks the stream. Empty
+            without `mix`.
         mask: bool (m, S).
         targets: float32 (m, L) in [0, 1].
-        before, after: int64 (L,), how many rows carry a class (target >= 0.5), without and with the synthetic ones.
-        per_class: int64 (L,), how many rows were made for a class; they add up to m.
-        parents: int64 (m, 2), rows of the input; the same twice for a copy.
-        shares: float32 (m,), what the first parent's part is: whatever else the rows have is mixed by it.
-        notes: what could not be done as asked, one sentence each.
+        before, after: int64 (L,), rows with each class (target >= 0.5), without and with the synthetic ones.
+        per_class: int64 (L,), rows generated for each class; the sum is m.
+        parents: int64 (m, 2), row numbers of the input; twice the same for a copy.
+        shares: float32 (m,), weight of the first parent, for mixing further columns.
+        notes: deviations from the settings, one sentence each.
     """
 
     features: list[np.ndarray]
@@ -125,20 +125,20 @@ def resample(
     labels: Sequence[str] | None = None,
     mix: bool = True,
 ) -> Resampled:
-    """Synthetic rows for the rare classes of a training split.
+    """Generates synthetic rows for the rare classes of a training split.
 
     Args:
-        features: for each stream (n, D_s), on its raw scale, float16 or float32; what stands in masked rows is ignored.
+        features: (n, D_s) per stream, on its raw scale, float16 or float32; masked rows are ignored.
         mask: bool (n, S), True where the row has the stream.
         targets: (n, L) in [0, 1].
         labels: L names, for the notes.
-        mix: whether the features of the rows are made too; `parents` and `shares` say what they are.
+        mix: whether to compute the features of the rows; `parents` and `shares` determine them.
 
-    The same input and seed give the same rows, whatever the other classes get. The search of neighbours costs about
-    2 n D operations for each positive of a class below the quantile, with D at most `search_width`.
+    The same input and seed give the same rows of a class, independently of the other classes. The neighbour search
+    costs about 2 n D operations for each positive of a class below the quantile, with D at most `search_width`.
 
     Raises:
-        InputError: shapes that do not fit, or features that are not finite.
+        InputError: shapes that do not match, or features that are not finite.
     """
     has, truth = np.asarray(mask, dtype=bool), np.asarray(targets, dtype=np.float32)
     _check(features, has, truth)
@@ -179,7 +179,7 @@ def _rows_of_class(
     name: str,
     notes: list[str],
 ) -> sparse.csr_matrix | None:
-    """At least `budget` synthetic rows as weights on the originals, (m, n); None, and a note, where there are none."""
+    """Returns at least `budget` synthetic rows as weights on the originals, (m, n); None (and a note) if impossible."""
     from imblearn.over_sampling import ADASYN, SMOTE, RandomOverSampler
     from scipy import sparse
 
@@ -191,14 +191,14 @@ def _rows_of_class(
     if method != "random" and count < 2:
         notes.append(f"{name}: left out, because its only positive has no neighbour of its class.")
         return None
-    # ADASYN gives each positive its share rounded to whole rows: with less than one row per positive that is nothing.
-    # One row per positive more than wanted is never too few, and a random part of them keeps the shares.
+    # ADASYN rounds each positive's share to whole rows, which gives none with less than one row per positive. One extra
+    # row per positive is always enough, and a random subset preserves the shares.
     asked = budget + count if method == "adasyn" else budget
     common: dict[str, Any] = {"sampling_strategy": {1: count + asked}, "random_state": seed}
     if method == "random" or points is None:
         samplers = [RandomOverSampler(**common)]
     else:
-        # k is that of the smaller search, the one among the positives, which itself is one of.
+        # k is limited by the search among the positives, which include the row itself.
         near = _row_neighbours(points, min(settings.neighbours, count - 1) + 1)
         samplers = [SMOTE(k_neighbors=near, **common)]
         if method == "adasyn":
@@ -206,12 +206,12 @@ def _rows_of_class(
     identity = sparse.identity(len(positive), format="csr", dtype=np.float64)
     for i, sampler in enumerate(samplers):
         try:
-            with warnings.catch_warnings():  # "larger than the majority class": budgets see to that
+            with warnings.catch_warnings():  # "larger than the majority class": limited by the budgets
                 warnings.simplefilter("ignore", UserWarning)
                 rows, _ = sampler.fit_resample(identity, positive.astype(np.int64))
             return sparse.csr_matrix(rows)[len(positive) :]
         except (RuntimeError, ValueError) as error:
-            # ADASYN: no positive has a neighbour without the class, or all shares round to nothing.
+            # ADASYN: no positive has a neighbour without the class, or all shares round to zero.
             rest = "SMOTE instead" if i + 1 < len(samplers) else "left out"
             notes.append(
                 f"{name}: {type(sampler).__name__} found no rows to make ({str(error).split('.')[0]}); {rest}."
@@ -220,7 +220,7 @@ def _rows_of_class(
 
 
 def _row_neighbours(points: np.ndarray, neighbours: int) -> Any:
-    """A scikit-learn neighbour search whose rows are rows of the identity, which stand for those of `points`."""
+    """Returns a scikit-learn neighbour search that takes rows of the identity as indices into `points`."""
     from sklearn.neighbors import NearestNeighbors
 
     class RowNeighbours(NearestNeighbors):
@@ -234,7 +234,7 @@ def _row_neighbours(points: np.ndarray, neighbours: int) -> Any:
 
         def kneighbors(self, X: Any = None, n_neighbors: int | None = None, return_distance: bool = True) -> Any:
             near = super().kneighbors(points[X.indices], n_neighbors, return_distance=False)
-            # The samplers drop the first column as the row itself. Among equal rows it may be another, and the row
+            # The samplers drop the first column as the row itself. Among equal rows it may be another one, and the row
             # would become its own second parent: a copy of an original.
             own = np.searchsorted(self.rows_, X.indices)
             near = np.where(near == own[:, None], near[:, :1], near)
@@ -245,11 +245,11 @@ def _row_neighbours(points: np.ndarray, neighbours: int) -> Any:
 
 
 def _search_space(features: Sequence[np.ndarray], mask: np.ndarray, limit: int | None) -> np.ndarray:
-    """float32 (n, D or limit): standardised over the rows that have the stream, over the root of the width; else 0."""
+    """Returns float32 (n, D or limit): each stream standardised over its rows and scaled; 0 if missing."""
     total = sum(block.shape[1] for block in features)
     project = limit is not None and total > limit
     space = np.zeros((len(mask), limit if limit is not None and project else total), dtype=np.float32)
-    rng = np.random.default_rng(0)  # of the projection: neighbours are the same for every seed
+    rng = np.random.default_rng(0)  # a fixed projection, so that neighbours do not depend on the seed
     start = 0
     for s, block in enumerate(features):
         rows, width = np.flatnonzero(mask[:, s]), block.shape[1]
@@ -258,7 +258,7 @@ def _search_space(features: Sequence[np.ndarray], mask: np.ndarray, limit: int |
             values = np.asarray(block[rows], dtype=np.float32)
             values -= values.mean(axis=0, dtype=np.float64).astype(np.float32)
             spread = np.sqrt(np.einsum("ij,ij->j", values, values) / np.float32(len(rows)))
-            # A constant column says nothing about nearness.
+            # Constant columns become 0.
             values /= np.where(spread > 1e-12, spread, np.inf) * np.sqrt(np.float32(width))
             if turn is None:
                 space[rows, start : start + width] = values
@@ -269,13 +269,13 @@ def _search_space(features: Sequence[np.ndarray], mask: np.ndarray, limit: int |
 
 
 def _shared_streams(rows: sparse.csr_matrix, mask: np.ndarray) -> np.ndarray:
-    """Which streams both parents of each synthetic row have: bool (m, S)."""
+    """Returns the streams that both parents of each synthetic row have, bool (m, S)."""
     parents = _parents(rows)
     return np.asarray(mask[parents[:, 0]] & mask[parents[:, 1]])
 
 
 def _parents(rows: sparse.csr_matrix) -> np.ndarray:
-    """int64 (m, 2), in ascending order: where the weights of each row are not 0. A copy has the same parent twice."""
+    """Returns the columns of each row's weights, int64 (m, 2), ascending. A copy has the same parent twice."""
     first, last = rows.indptr[:-1], rows.indptr[1:] - 1
     return np.sort(np.stack([rows.indices[first], rows.indices[last]], axis=1).astype(np.int64), axis=1)
 
@@ -299,19 +299,19 @@ def _mixed(
     mixed = []
     parents = np.unique(rows.indices)
     for s, block in enumerate(features):
-        # Only the parents' features are read, and a masked one, which may hold anything, counts as 0.
+        # Only the parents' features are read; masked ones, which may hold any value, count as 0.
         values = np.where(mask[parents, s, None], np.asarray(block[parents], dtype=np.float32), np.float32(0))
         mixed.append((rows[:, parents].astype(np.float32) @ values) * shared[:, s, None])
     labels = np.clip(rows @ targets.astype(np.float64), 0.0, 1.0).astype(np.float32)
     after = before + (labels >= PRESENT).sum(axis=0)
     parents = _parents(rows)
-    rows = rows.sorted_indices()  # the first entry of each row is the first parent's
+    rows = rows.sorted_indices()  # the first entry of each row belongs to the first parent
     shares = rows.data[rows.indptr[:-1]].astype(np.float32)
     return Resampled(mixed, shared, labels, before, after.astype(np.int64), per_class, parents, shares, notes)
 
 
 def _seed_of(seed: int, label: int) -> int:
-    """A seed of its own for each class: what one class gets does not depend on the others."""
+    """Returns a separate seed for each class, so that the rows of one class do not depend on the others."""
     return int(np.random.SeedSequence([seed, label]).generate_state(1)[0])
 
 
@@ -325,6 +325,6 @@ def _check(features: Sequence[np.ndarray], mask: np.ndarray, targets: np.ndarray
     for s, block in enumerate(features):
         if block.ndim != 2 or len(block) != len(targets):
             raise InputError(f"features of shape {block.shape} of stream {s} do not fit {len(targets)} rows")
-        # A sum is finite only if all of it is (in float64: no overflow of its own).
+        # A sum is finite only if all terms are (float64 avoids overflow of the sum itself).
         if not np.isfinite(np.sum(block, where=mask[:, s, None], dtype=np.float64)):
             raise InputError(f"features of stream {s} are not all finite")

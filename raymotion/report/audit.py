@@ -1,11 +1,11 @@
-"""The label audit: three questions, and which of them a set of labels can answer.
+"""The label audit, in three modes that depend on the available labels.
 
-`audit_against_truth`: are the pseudo-labels what people say of the same images? Human labels decide.
-`audit_samples`: which human labels are doubtful? Confident learning, on predictions of a model that did not see them.
-`audit_choices`: where do the chosen pseudo-labels and their own probabilities part ways? Both come from one model, so
-this finds no error of that model, only of the selection.
+`audit_against_truth` measures the agreement of pseudo-labels with human labels of the same images.
+`audit_samples` finds doubtful human labels by confident learning, on predictions of a model not trained on them.
+`audit_choices` finds disagreements between the chosen pseudo-labels and their own probabilities. Both come from one
+model, so it finds errors of the selection only, not of the model.
 
-Each writes audit.json, per_emotion.csv, disagreements.parquet and audit.html. docs/audit.md says how to read them.
+Each writes audit.json, per_emotion.csv, disagreements.parquet and audit.html. docs/audit.md explains how to read them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ OUT_OF_SAMPLE = (
 
 
 class AuditSettings(Settings):
-    """What an audit does; `mapping`, `on` and `persons` are for human labels only."""
+    """Settings of an audit; `mapping`, `on` and `persons` apply to human labels only."""
 
     mapping: str | None = None
     on: Key = "auto"
@@ -60,7 +60,7 @@ class AuditSettings(Settings):
 
 @dataclass(frozen=True)
 class AuditSummary:
-    """How an audit ended: `record` is its audit.json, `files` what was written."""
+    """Result of an audit: `record` is the content of audit.json, `files` lists the files written."""
 
     out: str
     record: Mapping[str, Any]
@@ -74,8 +74,8 @@ def audit_against_truth(
     """Compares the pseudo-labels in the folder `labels` with the human labels of the sample table `truth`.
 
     Raises:
-        InputError: nothing matches, the matched rows are of other pictures, the vocabularies differ and no mapping is
-            given, or `out` holds something else.
+        InputError: no rows match, matched rows are of different pictures, the vocabularies differ and no mapping is
+            given, or `out` holds other files.
     """
     _check_out(out)
     labelled, table = _labels(labels), read_samples(truth)
@@ -149,14 +149,15 @@ def audit_against_truth(
 def audit_samples(
     samples: storage.PathLike, predictions: storage.PathLike, out: storage.PathLike, settings: AuditSettings
 ) -> AuditSummary:
-    """Human labels against out-of-sample probabilities: which labels does confident learning doubt?
+    """Finds doubtful human labels by confident learning on out-of-sample probabilities.
 
     Args:
         samples: a sample table with labels.
         predictions: the folder of `raymotion label` or `raymotion evaluate` on the same samples, joined by sample_id.
 
     Raises:
-        InputError: another vocabulary, no sample in both, one of another picture, or `out` holds something else.
+        InputError: different vocabularies, no common sample, a sample with a different picture, or `out` holds other
+            files.
     """
     _check_out(out)
     if settings.mapping is not None:
@@ -204,10 +205,10 @@ def audit_samples(
 
 @one_writer_of("out")
 def audit_choices(labels: storage.PathLike, out: storage.PathLike, settings: AuditSettings) -> AuditSummary:
-    """The chosen pseudo-labels against their own probabilities. Read `CIRCULAR` before the figures.
+    """Compares the chosen pseudo-labels with their own probabilities. Read `CIRCULAR` before using the numbers.
 
     Raises:
-        InputError: no image was selected, or `out` holds something else.
+        InputError: no image was selected, or `out` holds other files.
     """
     _check_out(out)
     if settings.mapping is not None:
@@ -268,7 +269,7 @@ def _source(labelled: LabelledSet) -> dict[str, Any]:
 
 
 def _head(mode: str, settings: AuditSettings, notes: Sequence[str], labels: Mapping[str, Any]) -> dict[str, Any]:
-    """What every audit.json begins with. No times: the same audit is the same file."""
+    """Returns the common first part of audit.json. It has no times, so that equal audits give equal files."""
     return {
         "kind": "audit",
         "format": FORMAT,
@@ -282,7 +283,7 @@ def _head(mode: str, settings: AuditSettings, notes: Sequence[str], labels: Mapp
 
 def _check_out(out: storage.PathLike) -> None:
     there = [name for name in storage.list_names(out) if not name.startswith(".")]
-    # The page is written first: where it is, the other files are an audit's too.
+    # The page is written first: if it is there, the other files belong to an audit too.
     ours = FILES if "audit.html" in there else ("audit.json",)
     strange = [name for name in there if name not in ours]
     if strange:
@@ -305,12 +306,12 @@ def _write(
 
     place = storage.absolute(out)
     storage.make_dir(place)
-    record = json.loads(json.dumps(record, allow_nan=False))  # as a reader of audit.json will see it
+    record = json.loads(json.dumps(record, allow_nan=False))  # the same values as in audit.json
     page = render(record, listed.gallery(settings.examples), labelled)
     storage.write_bytes(storage.join(place, "audit.html"), page.encode("utf-8", errors="replace"))  # see _check_out
     storage.write_text(storage.join(place, "per_emotion.csv"), _csv(emotions))
     storage.write_table(storage.join(place, "disagreements.parquet"), listed.table())
-    storage.write_json(storage.join(place, "audit.json"), record)  # last: where it is, all is
+    storage.write_json(storage.join(place, "audit.json"), record)  # last, so that it marks a complete audit
     return AuditSummary(place, record, [storage.join(place, name) for name in FILES])
 
 

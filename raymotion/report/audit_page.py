@@ -1,4 +1,4 @@
-"""The page of an audit: one HTML file that opens offline and runs no script; and the same in lines for a terminal."""
+"""The page of an audit, one HTML file without scripts or network access, and its text version for a terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from raymotion.report.plots import data_address
 from raymotion.text_table import table_lines
 
 CAPTIONS_SHOWN = 3
-# Columns of words among columns of figures.
+# Text columns among numeric columns.
 TEXTS = ("said by", "not judged because")
 QUESTIONS = {
     "human-labels": "Do the pseudo-labels say what people say of the same images?",
@@ -33,7 +33,7 @@ KINDS = {
 
 
 def verdict(record: Mapping[str, Any]) -> Headline:
-    """How the page and the terminal begin."""
+    """Returns the headline of the page and the terminal output."""
     results = record["results"]
     warnings = [notice for notice in record["labels"]["notices"] if voids_results(notice)]
     if record["mode"] == "human-labels":
@@ -77,7 +77,7 @@ def _against_people(results: Mapping[str, Any], warnings: Sequence[str]) -> Head
 
 
 def _doubts(results: Mapping[str, Any], found: str) -> str:
-    """What confident learning found, beside what it finds in labels of which none is wrong."""
+    """Describes the findings of confident learning, with the number expected if no label were wrong."""
     if not results["judged"]:
         return "The predictions know too little of any emotion to doubt a label."
     luck, flagged = results["labels_flagged_by_luck"], results["labels_flagged"]
@@ -94,7 +94,7 @@ def _doubts(results: Mapping[str, Any], found: str) -> str:
 
 
 def emotion_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the table of emotions, as texts."""
+    """Returns headings and rows of the table of emotions, as texts."""
     emotions = record["results"]["emotions"]
     if record["mode"] == "human-labels":
         heads = ["emotion", "images", "AP", "chance", "AUC", "95 % interval", "precision", "chance", "recall", "chance"]
@@ -128,14 +128,14 @@ def emotion_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
         ]
         for e in emotions
     ]  # fmt: skip
-    if record["mode"] == "own-choices":  # the AUC of choices against what they were chosen by says nothing
+    if record["mode"] == "own-choices":  # the AUC of choices against their own probabilities is meaningless
         keep = [i for i, head in enumerate(heads) if head not in ("AUC", "95 % interval", "by luck")]
         return [heads[i] for i in keep], [[row[i] for i in keep] for row in rows]
     return [*heads, "not judged because"], [[*row, e["reason"]] for row, e in zip(rows, emotions, strict=True)]
 
 
 def key_figures(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names and texts of the figures that sum an audit up, each with its chance level."""
+    """Returns names and texts of the key numbers of an audit, each with its chance level."""
     results = record["results"]
     if record["mode"] == "human-labels":
         choice, metric = results["choice"], Evaluation.from_dict(results["evaluation"])["macro_ap"]
@@ -162,9 +162,9 @@ def key_figures(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def lines(record: Mapping[str, Any]) -> list[str]:
-    """The audit for a terminal: verdict, notes, key figures, the table of emotions."""
+    """Formats the audit for a terminal: verdict, notes, key numbers, table of emotions."""
     heads, rows = emotion_table(record)
-    # The last column of words is for the page: lines of a terminal are short.
+    # A final text column is shown on the page only, since terminal lines are short.
     width = len(heads) - 1 if heads[-1] in TEXTS else len(heads)
     table = table_lines(heads[:width], [row[:width] for row in rows])
     figures = "; ".join(f"{name} {value}" for name, value in key_figures(record))
@@ -178,7 +178,7 @@ def lines(record: Mapping[str, Any]) -> list[str]:
 
 
 def render(record: Mapping[str, Any], examples: Sequence[Example], labelled: LabelledSet) -> str:
-    """The page from audit.json's record and the disagreements to show."""
+    """Renders the page from the record of audit.json and the disagreements to show."""
     first = verdict(record)
     heads, rows = emotion_table(record)
     results = record["results"]

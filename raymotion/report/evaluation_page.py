@@ -1,4 +1,4 @@
-"""An evaluation as a page that opens offline and runs no script, as plots, and as lines for a terminal."""
+"""Output of an evaluation: an HTML page without scripts or network access, plots, and text for a terminal."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def write(out: str, record: Mapping[str, Any], labels: Labels | None, numbers: S
 def render(
     record: Mapping[str, Any], labels: Labels | None, numbers: Sequence[Numbers], figures: Mapping[str, bytes]
 ) -> str:
-    """The page from evaluation.json's record, what was measured, and PNG figures by name."""
+    """Renders the page from the record of evaluation.json, the measurements, and PNG figures by name."""
     samples, checkpoint = record["samples"], record["checkpoint"]
     first = verdict(labels, numbers, warnings_of(record))
     measured = None if labels is None else labels.measured
@@ -106,10 +106,10 @@ def render(
 
 
 def verdict(labels: Labels | None, numbers: Sequence[Numbers], warnings: Sequence[str]) -> Headline:
-    """How the page and the terminal begin: of the labels, or of the numbers of a model without any.
+    """Returns the headline of page and terminal, about the labels, or the numbers of a model without labels.
 
     Args:
-        warnings: the caution about the samples, if there is one, and notices that void the results.
+        warnings: the caution about the samples, if any, and notices that void the results.
     """
     if labels is not None:
         return _verdict_of_labels(labels.measured, warnings)
@@ -153,13 +153,13 @@ def _verdict_of_labels(measured: Measured, warnings: Sequence[str]) -> Headline:
 
 
 def warnings_of(record: Mapping[str, Any]) -> list[str]:
-    """What takes from every figure of an evaluation.json: its caution, and notices that void the results."""
+    """Returns the warnings about an evaluation.json: its caution, and notices that void the results."""
     caution = record["caution"]
     return [*([caution] if caution else []), *(notice for notice in record["notices"] if voids_results(notice))]
 
 
 def calibration_row(scores: CalibrationScores) -> dict[str, str]:
-    """Texts of one kind of bins, for a table on a page or a terminal."""
+    """Returns the texts of one kind of bins, for a table on a page or a terminal."""
     return {
         "name": f"{KINDS[scores.strategy]}, {scores.bins} bins",
         "error": metric_text(scores.error),
@@ -175,7 +175,7 @@ def calibration_row(scores: CalibrationScores) -> dict[str, str]:
 
 
 def summary_lines(summary: EvaluationSummary) -> list[str]:
-    """Caution first, then the verdict, metrics beside their baselines, calibration, counts, where the files are."""
+    """Formats caution, verdict, metrics with baselines, calibration, counts and paths of the files, in this order."""
     samples = summary.record["samples"]
     lines = [] if summary.caution is None else [summary.caution]
     lines.append(verdict(summary.labels, summary.numbers, warnings_of(summary.record)).text)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def draw_numbers(numbers: Numbers) -> dict[str, bytes]:
-    """True against predicted values of each dimension, by its name."""
+    """Draws true against predicted values of each dimension, by its name."""
     figures = {}
     low, high = numbers.scale
     for j, name in enumerate(numbers.names):
@@ -35,7 +35,7 @@ def draw_numbers(numbers: Numbers) -> dict[str, bytes]:
 
 
 def draw(measured: Measured, targets: np.ndarray, probabilities: np.ndarray) -> dict[str, bytes]:
-    """All figures of an evaluation, by name; targets and probabilities are (n, L)."""
+    """Draws all figures of an evaluation, by name; targets and probabilities are (n, L)."""
     figures = {}
     for scores in measured.calibration:
         kind = {"width": "equal width", "mass": "equal mass"}[scores.strategy]
@@ -68,11 +68,11 @@ def _counted(row: ClassResult) -> str:
 def reliability_figure(
     bins: Sequence[CalibrationBin], *, title: str = "Reliability", what: str = "label is true", note: str = ""
 ) -> bytes:
-    """Reliability diagram: how often each forecast came true, above how many forecasts each bin holds.
+    """Draws a reliability diagram: observed rates by forecast, above the number of forecasts in each bin.
 
     Args:
-        bins: from `calibration.reliability`; where they have intervals, those are drawn as a band.
-        what: the event, for the axis.
+        bins: from `calibration.reliability`; intervals, if any, are drawn as a band.
+        what: the event, for the axis label.
         note: a short line in the corner, such as the ECE.
     """
     figure = new_figure(5.6, 6.0)
@@ -103,7 +103,7 @@ def reliability_figure(
     bottom.set(xlabel="predicted probability", ylabel="forecasts")
     counts = [b.count for b in bins]
     if max(counts) > 20 * min(counts):
-        # Most forecasts of a multi-label model are near zero: a linear axis would show one bar.
+        # Most forecasts of a multi-label model are near zero: on a linear axis only one bar would be visible.
         bottom.set_yscale("log")
         bottom.set_ylim(bottom=0.7)
     for axes in (top, bottom):
@@ -112,7 +112,7 @@ def reliability_figure(
 
 
 def probability_figure(targets: np.ndarray, probabilities: np.ndarray, *, bins: int = 40) -> bytes:
-    """How probabilities are spread, of labels that are true and of those that are not: (n, L) each."""
+    """Draws the distributions of probabilities of true and of false labels; both arguments are (n, L)."""
     figure = new_figure(5.6, 3.8)
     axes = figure.subplots()
     truth, p = np.asarray(targets) > 0, np.asarray(probabilities, dtype=np.float64)

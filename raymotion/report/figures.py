@@ -1,4 +1,4 @@
-"""The numbers behind a report's charts and cards: plain arrays in, plain lists out."""
+"""Computes the numbers behind a report's charts and cards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from raymotion.text_table import table_lines
 
 @dataclass(frozen=True)
 class ClassRate:
-    """One label: the share of selected images that carry it, its mean probability, its rate in training."""
+    """A label's share of the selected images, its mean probability, and its rate in training."""
 
     label: str
     chosen: float
@@ -35,7 +35,7 @@ class Histogram:
 
 
 def metric_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """One row of texts for each metric, for a table on a page or a terminal."""
+    """Returns one row of texts per metric, for a table on a page or a terminal."""
     rows = []
     for name, metric in evaluation.metrics.items():
         rows.append(
@@ -53,7 +53,7 @@ def metric_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def metric_lines(evaluation: Evaluation, title: str = "metric") -> list[str]:
-    """Every metric beside its baselines, as a table for a terminal."""
+    """Formats all metrics with their baselines as a table for a terminal."""
     heads = (title, "value", "95 % interval", "class prior", "constant", "samples", "against both")
     names = ("name", "value", "interval", "prior", "constant", "samples", "verdict")
     rows = [[row[name] for name in names] for row in metric_rows(evaluation)]
@@ -61,7 +61,7 @@ def metric_lines(evaluation: Evaluation, title: str = "metric") -> list[str]:
 
 
 def class_rates(labelled: LabelledSet) -> list[ClassRate]:
-    """Every label, the most often chosen first."""
+    """Returns the rates of all labels, the most often chosen first."""
     chosen = labelled.mask[labelled.selected]
     shares = chosen.mean(axis=0) if len(chosen) else np.zeros(len(labelled.vocabulary))
     means = labelled.probabilities.mean(axis=0, dtype=np.float64) if len(labelled) else np.zeros_like(shares)
@@ -79,18 +79,18 @@ def class_rates(labelled: LabelledSet) -> list[ClassRate]:
 
 
 def entropy_histogram(labelled: LabelledSet, entropy: np.ndarray, bins: int = 24) -> Histogram | None:
-    """The entropy of the images' predictions, in bits per label; None without images."""
+    """Computes a histogram of the predictions' entropy, in bits per label; None without images."""
     if len(entropy) == 0:
         return None
     prior = None if labelled.prior is None else float(binary_entropy(labelled.prior[None])[0])
-    # Whole twentieths, so that the ends of the axis are short numbers.
+    # Rounded up to a multiple of 0.05, so that the ends of the axis are short numbers.
     high = float(np.ceil(max(entropy.max(), prior or 0.0, 0.05) * 20) / 20)
     counts, _ = np.histogram(entropy, bins=bins, range=(0.0, high))
     return Histogram(counts.tolist(), 0.0, high, float(np.median(entropy)), prior)
 
 
 def common_sets(labelled: LabelledSet, shown: int = 5) -> tuple[int, list[tuple[str, int, float]]]:
-    """How many distinct label sets the selected images have, and the commonest: names, count, share."""
+    """Returns the number of distinct label sets of the selected images, and the most common: names, count, share."""
     sets, counts = label_sets(labelled.mask[labelled.selected])
     total = max(int(counts.sum()), 1)
     rows = [
@@ -101,7 +101,7 @@ def common_sets(labelled: LabelledSet, shown: int = 5) -> tuple[int, list[tuple[
 
 
 def pick_samples(entropy: np.ndarray, shown: int, seed: int) -> list[tuple[int, str]]:
-    """Rows to show and why: a third each of least and most certain predictions, and the rest at random.
+    """Selects rows to show, with the reason: a third each of least and most certain predictions, the rest at random.
 
     Args:
         entropy: (n,) of the predictions. No row is shown twice.

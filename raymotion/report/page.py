@@ -33,13 +33,14 @@ NOT_RECORDED = "not recorded"
 
 @dataclass(frozen=True)
 class ReportSummary:
-    """What the page says, for a terminal.
+    """Summary of the page, for a terminal.
 
     Attributes:
         headline: the verdict of the collapse check, one line.
-        images_in, labelled, quarantined: None where the job did not record it.
-        distinct_sets, distinct_first: different label sets of the selected images; different most probable labels.
-        size: bytes of the page.
+        images_in, labelled, quarantined: counts; None if the job did not record them.
+        distinct_sets, distinct_first: numbers of distinct label sets of the selected images and of distinct most
+            probable labels.
+        size: of the page, in bytes.
     """
 
     out: str
@@ -62,8 +63,8 @@ def write_report(
 
     Args:
         labels_dir: folder of the labelling job.
-        samples_shown: images shown with captions and emotions, a third of each kind.
-        seed: of the random ones.
+        samples_shown: number of images shown with captions and emotions, a third of each kind.
+        seed: for the images chosen at random.
 
     Raises:
         InputError: the folder is not a labels folder.
@@ -114,7 +115,7 @@ def write_report(
         settings=json.dumps(labelled.recorded("settings") or {}, indent=2, ensure_ascii=False),
         provenance=_provenance(labelled),
     )
-    data = html.encode("utf-8", errors="replace")  # a lone surrogate in a caption is no reason to fail
+    data = html.encode("utf-8", errors="replace")  # captions may contain lone surrogates
     storage.write_bytes(out, data)
     return ReportSummary(
         out=str(out),
@@ -132,7 +133,7 @@ def write_report(
 
 
 def summary_lines(summary: ReportSummary) -> list[str]:
-    """Everything below the verdict: further reasons, metrics beside their baselines, counts, where the page is."""
+    """Formats everything below the verdict: further reasons, metrics with baselines, counts, path of the page."""
     collapse = summary.collapse
     lines = [f"  - {reason}" for reason in collapse.reasons[1:]]
     shown = collapse.notes if collapse.collapsed else collapse.notes[1:]
@@ -153,7 +154,7 @@ def summary_lines(summary: ReportSummary) -> list[str]:
 
 
 def template(name: str) -> jinja2.Template:
-    """A page's template, with what all pages share: `style.css`, `metrics.html.j2`, `percent`."""
+    """Loads a page's template, with the shared `style.css`, `metrics.html.j2` and `percent`."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("raymotion.report"),
         autoescape=True,
@@ -175,7 +176,7 @@ def _whole(value: Any) -> int | None:
 
 
 def as_text(value: Any) -> str:
-    """A recorded value as text; lists with commas, mappings as key: value."""
+    """Formats a recorded value; lists with commas, mappings as key: value."""
     if value is None or value in ("", [], {}):
         return NOT_RECORDED
     if isinstance(value, Mapping):
@@ -301,10 +302,10 @@ def _card(labelled: LabelledSet, index: int, why: str, row: LabelledRow) -> dict
 
 
 def thumbnail(uri: str | None, mark: PictureMark | None = None) -> tuple[str | None, str]:
-    """The picture as a data address, or None and the reason.
+    """Returns the picture as a data URL, or None and the reason.
 
     Args:
-        mark: of the picture that was labelled. Another one that stands at its address now is not shown.
+        mark: of the picture that was labelled. If the file at its address has changed, it is not shown.
     """
     if not uri:
         return None, "no image"

@@ -1,7 +1,6 @@
-"""What all figures share: their colours and axes, and the figure of one value for each label.
+"""Shared parts of all figures: colours, axes, and a plot of one value per label.
 
-Figures are made without pyplot and its global state, so nothing is shared between figures or threads and no display is
-needed.
+Figures do not use pyplot and its global state, so they are independent of each other, thread-safe, and need no display.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ INK, SOFT, LINE, BAR, MARK = "#1b1f24", "#57606a", "#d5dae0", "#2f6db3", "#9a3c0
 
 
 class ClassLine(NamedTuple):
-    """One label's line of `class_figure`: its value, the two ends of the bar behind it, and its baseline."""
+    """A label's line in `class_figure`: its value, the two ends of its bar, and its baseline."""
 
     name: str
     value: float | None
@@ -38,10 +37,10 @@ def class_figure(
     title: str = "",
     published: Mapping[str, float] | None = None,
 ) -> bytes:
-    """One line for each label, the first on top: its value, beside its baseline; without a value the line is empty.
+    """Draws each label's value and baseline on one line, the first on top; a line without a value is empty.
 
     Args:
-        value, baseline: what the two are called.
+        value, baseline: legends of the two.
         published: another study's values, by name of the line.
     """
     figure = new_figure(7.2, 1.3 + 0.24 * len(lines))
@@ -70,7 +69,7 @@ def class_figure(
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of this size in inches."""
+    """Creates an empty figure; the size is in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -80,7 +79,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def style_axes(axes: Axes) -> None:
-    """Gives axes the look of the pages."""
+    """Applies the style of the pages to axes."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(SOFT)
     axes.tick_params(colors=INK, labelsize=9)
@@ -89,13 +88,13 @@ def style_axes(axes: Axes) -> None:
 
 
 def png(figure: Figure) -> bytes:
-    """A finished figure as PNG; the same figure is the same bytes."""
+    """Converts a figure to PNG bytes, deterministically."""
     buffer = io.BytesIO()
-    # Without the program's name and version.
+    # Omits the program's name and version.
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
 def data_address(data: bytes, kind: str = "png") -> str:
-    """A picture as the `src` of an HTML image."""
+    """Returns a picture as a data URL for the `src` of an HTML image."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -41,13 +41,13 @@ PAGE = "index.html"
 
 @dataclass(frozen=True)
 class StudySummary:
-    """What the page says, for a terminal.
+    """Summary of the page, for a terminal.
 
     Attributes:
         state: "good", "unsure" or "bad"; headline: the verdict, one sentence.
-        warnings: why the numbers cannot be compared with published ones, and what is missing.
+        warnings: why the numbers cannot be compared with published ones, and missing parts.
         lines: the table of the stages.
-        files: what was written, by name.
+        files: names of the files written.
     """
 
     out: str
@@ -62,12 +62,12 @@ class StudySummary:
 def write_study_report(folder: storage.PathLike, out: storage.PathLike) -> StudySummary:
     """Writes the report of a study, complete or not, to the folder `out`.
 
-    Files: `index.html` (needs no network and runs no script), `stages.csv`, one table for each stage and the joint
-    search, `per_class.csv` of labels, and where the study repeats a published one and predictions on test are kept
-    `evaluation_metrics.txt`, the mean over seeds, and one such file for each seed.
+    Files: `index.html` (without scripts or network access), `stages.csv`, one table for each stage and the joint
+    search, and `per_class.csv` for labels. If the study repeats a published one and its test predictions are kept, also
+    `evaluation_metrics.txt` with the mean over seeds, and one such file for each seed.
 
     Raises:
-        InputError: the folder is no study, or a file in it is damaged.
+        InputError: the folder is not a study, a file in it is damaged, or `out` holds other files.
     """
     place = StudyFolder(folder)
     study = place.require()
@@ -100,10 +100,11 @@ def write_study_report(folder: storage.PathLike, out: storage.PathLike) -> Study
 
 
 def _render(folder: StudyFolder, study: StudyRecord, scores: FinalScores | None, why_not: str) -> str:
-    """The page's HTML.
+    """Renders the page's HTML.
 
     Args:
-        scores: from the final configuration's predictions; None, with the reason, where they are not there.
+        scores: from the final configuration's predictions; None if there are none.
+        why_not: the reason why there are none.
     """
     state, headline = verdict(study)
     untrustworthy = cautions(study)
@@ -122,7 +123,7 @@ def _render(folder: StudyFolder, study: StudyRecord, scores: FinalScores | None,
         samples=_samples(study),
         labels=bool(study.data.labels),
         lower_is_better=not study.metric.higher_is_better,
-        # A single search has nothing to be compared with.
+        # A single search has no comparison between searches.
         single=len(study.stages) == 1 and study.joint is None and not study.settings.get("joint", True),
         key_figures=_key_figures(study, staged),
         facts=_facts(study),
@@ -152,7 +153,7 @@ def _render(folder: StudyFolder, study: StudyRecord, scores: FinalScores | None,
 
 
 def _image(data: bytes | None) -> str | None:
-    """PNG bytes as a data address."""
+    """Converts PNG bytes to a data URL."""
     return None if data is None else data_address(data)
 
 
@@ -228,7 +229,7 @@ def _comparison(study: StudyRecord) -> list[str]:
 
 
 def _curves(folder: StudyFolder, study: StudyRecord) -> list[tuple[str, TrialRecord]]:
-    """The winners in the order of the stages, each once, where the record of its trial is kept."""
+    """Returns the winners in the order of the stages, without duplicates, if the records of their trials are kept."""
     carried: dict[str, list[str]] = {}
     configs: dict[str, dict[str, Any]] = {}
     so_far: dict[str, Any] = {}
@@ -295,7 +296,7 @@ def _provenance(study: StudyRecord) -> list[tuple[str, str]]:
 
 
 def _lines(study: StudyRecord) -> list[str]:
-    """The stages as a table for a terminal."""
+    """Formats the stages as a table for a terminal."""
     overview = tables.stage_overview(study)
     rows = [list(overview.head), *([cell.text for cell in row] for row in overview.rows)]
     if (joint := study.joint) is not None:
@@ -315,7 +316,7 @@ def _lines(study: StudyRecord) -> list[str]:
 
 
 def configuration_lines(study: StudyRecord, stage: StageRecord) -> list[str]:
-    """The configurations of a stage, best first, beside the baseline, as a table for a terminal."""
+    """Formats the configurations of a stage, best first, and the baseline as a table for a terminal."""
     table, width = tables.stage_table(study, stage), len(stage.varied)
     rows = [[cell.text for cell in row] for row in table.rows]
     baseline = [study.metric.baseline, *[""] * (width - 1), share_text(study.baseline)]

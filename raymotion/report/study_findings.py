@@ -1,4 +1,4 @@
-"""What a study found, in sentences and numbers: each is computed from the record, and each says what it rests on."""
+"""The findings of a study, as sentences and numbers computed from its record."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from raymotion.learning.significance import headline
 from raymotion.report.study_inputs import random_backbones
 from raymotion.study.record import StageRecord, StudyRecord, TrialLine
 
-# Fewer pairs say nothing of an order.
+# With fewer pairs a rank correlation is meaningless.
 FEWEST_PAIRS = 5
-# Readers drop a few dozen persons; more than this share is another data set.
+# Readers drop a few dozen persons; a difference of more than this share means another data set.
 SAME_DATA = 0.05
 UNKNOWN = "–"
 UNSCORED = "the test split was not scored yet"
@@ -22,7 +22,7 @@ UNSCORED_COMPLETE = "the samples have no test split, so nothing was scored on on
 
 
 def share_text(value: float | None, *, sign: bool = False, digits: int = 4) -> str:
-    """A share of 1, as every page and line gives its metrics; a dash where it is not known."""
+    """Formats a metric as a share of 1, for pages and terminal; a dash if unknown."""
     if value is None or math.isnan(value):
         return UNKNOWN
     text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
@@ -30,18 +30,18 @@ def share_text(value: float | None, *, sign: bool = False, digits: int = 4) -> s
 
 
 def interval(low: float | None, high: float | None, *, sign: bool = False) -> str:
-    """`0.2900 to 0.3120`, or a dash."""
+    """Formats an interval as `0.2900 to 0.3120`; a dash if unknown."""
     return UNKNOWN if low is None or high is None else f"{share_text(low, sign=sign)} to {share_text(high, sign=sign)}"
 
 
 def field_name(field: str) -> str:
-    """A dotted field as a heading: `backbones.context` -> `context`, `loss.name` -> `loss`."""
+    """Shortens a dotted field to a heading: `backbones.context` -> `context`, `loss.name` -> `loss`."""
     parts = [part for part in field.split(".") if part != "name"] or [field]
     return parts[-1]
 
 
 def value_text(value: Any) -> str:
-    """A field's value in a few characters."""
+    """Formats a field's value."""
     if value is None:
         return "none"
     if isinstance(value, Mapping):
@@ -50,18 +50,18 @@ def value_text(value: Any) -> str:
 
 
 def config_text(config: Mapping[str, Any], fields: Sequence[str] | None = None) -> str:
-    """The values of a configuration, as the published tables name theirs: `swin / swin / efficientnet_b7`."""
+    """Formats the values of a configuration as in the published tables: `swin / swin / efficientnet_b7`."""
     names = [name for name in (fields if fields is not None else config) if name in config]
     return " / ".join(value_text(config[name]) for name in names) or "as it was"
 
 
 def listing(names: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """Joins names as `a`, `a and b`, or `a, b and c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "none"
 
 
 def shown(value: Any) -> Any:
-    """A recorded value without the folders of the machine it was recorded on: of a path, its last part is left."""
+    """Shortens the paths and addresses in a recorded value to their last part."""
     if isinstance(value, Mapping):
         return {str(key): shown(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -73,23 +73,24 @@ def shown(value: Any) -> Any:
 
 
 def pooled_sd(trials: Sequence[TrialLine]) -> float | None:
-    """Standard deviation of one seed's validation score about its configuration's mean, pooled over configurations."""
+    """Computes the standard deviation of validation scores between seeds, pooled over configurations."""
     spreads = [own.score.sd for own in trials if own.complete and own.score is not None and own.score.sd is not None]
     return math.sqrt(math.fsum(sd * sd for sd in spreads) / len(spreads)) if spreads else None
 
 
 def matched(study: StudyRecord, stage: StageRecord) -> list[tuple[TrialLine, float]]:
-    """The complete trials that the published study ran too, with its test mAP."""
+    """Returns the complete trials that the published study also ran, with its test mAP."""
     known = study.published_stage(stage)
     pairs = [(own, known.score_of(own.config)) for own in stage.complete] if known else []
     return [(own, score) for own, score in pairs if score is not None]
 
 
 def rank_correlation(study: StudyRecord, stage: StageRecord) -> tuple[float, int] | None:
-    """Spearman's correlation of our validation score with the published test mAP over the cells that both have.
+    """Computes Spearman's correlation of our validation score with the published test mAP over common configurations.
 
     Returns:
-        the correlation and the number of cells; None for fewer than `FEWEST_PAIRS`, or where one side is constant.
+        The correlation and the number of configurations; None for fewer than `FEWEST_PAIRS`, or if one side is
+        constant.
     """
     pairs = [(own.mean, score) for own, score in matched(study, stage)]
     if len(pairs) < FEWEST_PAIRS or any(len(set(side)) < 2 for side in zip(*pairs, strict=True)):
@@ -101,7 +102,7 @@ def rank_correlation(study: StudyRecord, stage: StageRecord) -> tuple[float, int
 
 
 def verdict(study: StudyRecord) -> tuple[str, str]:
-    """How page and terminal begin: "good", "unsure" or "bad", and one sentence."""
+    """Returns the headline of page and terminal: "good", "unsure" or "bad", and one sentence."""
     parts, warnings, failures = [], cautions(study), []
     if not study.complete:
         warnings.append("the study is not complete")
@@ -144,7 +145,7 @@ def verdict(study: StudyRecord) -> tuple[str, str]:
 
 
 def _first_sentence(stage: StageRecord) -> str:
-    """Of a stage that nothing was carried into."""
+    """Describes a stage without an incumbent from an earlier stage."""
     beaten, others = sum(other.significant is True for other in stage.winner.compared), len(stage.winner.compared)
     if stage.decided:
         return f"in {stage.name} the leader beats every other choice beyond noise"
@@ -157,7 +158,7 @@ def _first_sentence(stage: StageRecord) -> str:
 
 
 def cautions(study: StudyRecord) -> list[str]:
-    """Why the numbers cannot be compared with published ones, or mean little; a reader must not miss them."""
+    """Returns prominent warnings: why the numbers cannot be compared with published ones, or mean little."""
     found = []
     published = study.published_study
     if published is not None:
@@ -181,7 +182,7 @@ def cautions(study: StudyRecord) -> list[str]:
 
 
 def notices(study: StudyRecord) -> list[str]:
-    """What is missing, each in a sentence."""
+    """Returns one sentence for each missing part."""
     found = []
     if not study.complete:
         found.append(f"The study's status is {study.status}: this page shows what is there so far.")
@@ -195,7 +196,7 @@ def notices(study: StudyRecord) -> list[str]:
 
 
 def noise_sentences(study: StudyRecord) -> list[str]:
-    """Seed spread against the differences that decide the stages."""
+    """Compares the spread between seeds with the differences that decide the stages."""
     sentences = []
     sd = pooled_sd([own for stage in study.stages for own in stage.trials])
     if sd is not None:

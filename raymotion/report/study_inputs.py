@@ -1,7 +1,7 @@
-"""What a study read: the targets of its samples, and whether the backbones of its features were ever trained.
+"""The inputs of a study: the targets of its samples, and backbones with random weights.
 
-A study keeps the test split's targets out of its folder, so that no trial can read them; the report takes them from
-the sample table, by id, and checks them against the digest in the record.
+A study keeps the test split's targets out of its folder, so that no trial can read them; the report reads them from the
+sample table, by id, and checks them against the digest in the record.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ CHANGED = "The sample table has changed since the study was run"
 
 
 def targets(study: StudyRecord, split: str, sample_ids: Sequence[str]) -> tuple[np.ndarray | None, str]:
-    """What is true of samples of a split, (n, L) of 0 and 1, in the order of the ids.
+    """Returns the targets of samples of a split, (n, L) of 0 and 1, in the order of the ids.
 
-    None, and the reason why, where the sample table is gone, or does not say of exactly these samples what it said when
-    the study was run.
+    Returns None and the reason if the sample table is gone, or has changed for these samples since the study was run.
     """
     from raymotion.data.samples import read_samples, vocabulary_of
     from raymotion.data.samples import targets as matrix
@@ -53,13 +52,13 @@ def targets(study: StudyRecord, split: str, sample_ids: Sequence[str]) -> tuple[
 
 
 def random_backbones(study: StudyRecord) -> list[str]:
-    """Names of backbones whose weights were never trained, as the records of the embeddings tell."""
+    """Returns the names of backbones with random weights, according to the records of the embeddings."""
     found = [pair for job in _jobs(study) for pair in _weights(job.get("model"))]
     return sorted({name for name, weights in found if weights.startswith("random:")})
 
 
 def _jobs(study: StudyRecord) -> list[Mapping[str, Any]]:
-    """_job.json of the embeddings that are still there."""
+    """Returns the _job.json records of the embeddings that still exist."""
     found = []
     for folder in study.settings.get("embeddings") or []:
         with contextlib.suppress(Damaged):  # the report does not depend on it
@@ -68,7 +67,7 @@ def _jobs(study: StudyRecord) -> list[Mapping[str, Any]]:
 
 
 def _weights(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """(name, weights) of every backbone's identity in a record."""
+    """Yields (name, weights) of every backbone in a record."""
     if isinstance(value, Mapping):
         if isinstance(value.get("weights"), str):
             yield name or str(value.get("name")), value["weights"]

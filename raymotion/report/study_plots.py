@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TIED, GOOD = "#e3ecf7", "#1f7a44"
-# Apart in hue and in lightness.
+# The colours differ in both hue and lightness.
 SEED_COLOURS = ("#2f6db3", "#9a3c00", "#1f7a44", "#7a4bb0", "#57606a")
 NAMES_SHOWN = 60
 
 
 def stage_figure(stage: StageRecord, metric: str) -> bytes | None:
-    """All configurations of a stage, best on top: a dot for each seed, their range, the mean; ties shaded.
+    """Draws all configurations of a stage, best on top: a dot for each seed, their range, the mean; ties shaded.
 
-    None where no configuration has a score.
+    Returns None if no configuration has a score.
     """
     scored = [(own, own.score) for own in reversed(stage.trials) if own.score is not None]
     if not scored:
@@ -68,7 +68,7 @@ def _name(trial: TrialLine, stage: StageRecord) -> str:
 
 
 def steps_figure(study: StudyRecord, seed_sd: float | None) -> bytes | None:
-    """What each stage's leader gains over what was carried in, beside noise and the published steps."""
+    """Draws the gain of each stage's leader over its incumbent, with noise and the published gains."""
     rows = [stage for stage in study.stages if stage.winner.incumbent is not None]
     if not rows:
         return None
@@ -104,7 +104,7 @@ def steps_figure(study: StudyRecord, seed_sd: float | None) -> bytes | None:
 
 
 def joint_figure(joint: StageRecord, staged: float | None, metric: str) -> bytes | None:
-    """Every configuration of the joint search: validation score over the epochs it ran, and over its size."""
+    """Draws the validation score of each configuration of the joint search over its epochs and its size."""
     trials = [trial for trial in joint.trials if trial.mean is not None]
     if not trials:
         return None
@@ -142,7 +142,7 @@ def joint_figure(joint: StageRecord, staged: float | None, metric: str) -> bytes
 
 
 def curves_figure(curves: Sequence[tuple[str, TrialRecord]], metric: str) -> bytes | None:
-    """Training loss and validation score of each epoch, a line for each seed; one row for each (title, trial)."""
+    """Draws training loss and validation score by epoch, a line for each seed; one row for each (title, trial)."""
     curves = [(title, trial) for title, trial in curves if trial.epochs]
     if not curves:
         return None
@@ -169,13 +169,13 @@ def curves_figure(curves: Sequence[tuple[str, TrialRecord]], metric: str) -> byt
 
 
 def _by_seed(epochs: Sequence[Epoch], name: str) -> np.ndarray:
-    """(seeds, epochs), NaN where a seed had stopped."""
+    """Returns an array (seeds, epochs), NaN after a seed has stopped."""
     rows = [[np.nan if value is None else value for value in getattr(epoch, name)] for epoch in epochs]
     return np.array(rows, dtype=np.float64).T
 
 
 def final_figure(final: WinnerOnTest, *, published: Mapping[str, float]) -> bytes | None:
-    """Average precision of each label on test, the most frequent on top, beside chance and the published."""
+    """Draws the average precision of each label on test, most frequent on top, with chance and published values."""
     if not final.per_class:
         return None
     rows = sorted(final.per_class, key=lambda own: -own.prevalence)
@@ -189,7 +189,7 @@ def final_figure(final: WinnerOnTest, *, published: Mapping[str, float]) -> byte
 
 
 def heat_map(shares: np.ndarray, labels: Sequence[str], *, title: str, across: str) -> bytes:
-    """(L, L) shares in [0, 1] with the names of both sides; a row that is not known (NaN) stays white."""
+    """Draws a matrix (L, L) of shares in [0, 1] with label names; unknown (NaN) rows stay white."""
     from matplotlib.colors import LinearSegmentedColormap
 
     side = 2.6 + 0.24 * len(labels)

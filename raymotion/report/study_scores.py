@@ -1,4 +1,4 @@
-"""What needs the final configuration's predictions: the published file's numbers, and co-occurrence of emotions."""
+"""Scores from the final configuration's predictions: the published study's metrics, and co-occurrence of emotions."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from raymotion.study.record import StudyFolder, StudyRecord
 
 @dataclass(frozen=True)
 class FinalScores:
-    """Of the final configuration on test.
+    """Scores of the final configuration on test.
 
     Attributes:
-        published: the published study's own figures, means over the seeds (None where no such study is named), and
-            `files`, name -> text, as that study writes them.
-        true: share of the samples with emotion i that truly have j, (L, L); NaN in the rows of emotions that none has.
-        predicted: share of the samples with emotion i that were given j, mean over seeds.
+        published: the published study's metrics, means over the seeds; None if the study repeats no published one.
+        files: name -> text, in the format of the published study.
+        true: (L, L), share of the samples with emotion i that also have j; NaN rows for emotions without samples.
+        predicted: (L, L), share of the samples with emotion i for which j was predicted, mean over seeds.
     """
 
     published: Any
@@ -33,14 +33,14 @@ class FinalScores:
 
 
 def final_scores(folder: StudyFolder, study: StudyRecord) -> tuple[FinalScores | None, str]:
-    """The final configuration's predictions, measured; or None and the reason why there is nothing to measure.
+    """Scores the final configuration's predictions; returns None and the reason if this is impossible.
 
-    Of numbers there is nothing else to measure, and no reason to tell.
+    For studies of numbers it returns None without a reason.
 
-    Thresholds are each class's best F1 on validation; test chooses nothing.
+    Thresholds maximise each class's F1 on validation; nothing is chosen on test.
 
     Raises:
-        InputError: a file of predictions is damaged, or of other samples than the other seeds'.
+        InputError: a file of predictions is damaged, or its samples differ from those of the other seeds.
     """
     final = study.final
     if not study.data.labels:

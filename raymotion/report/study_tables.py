@@ -1,4 +1,4 @@
-"""The tables of a study's report: rows of texts for the page, and the same numbers in full as CSV."""
+"""The tables of a study's report: rows of texts for the page, and the same numbers in full precision as CSV."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from raymotion.text_table import csv_text
 
 @dataclass(frozen=True)
 class Cell:
-    """A table's cell; `kind` is a class of the style sheet, such as `better`."""
+    """A cell of a table; `kind` is a class of the style sheet, such as `better`."""
 
     text: str
     kind: str = ""
@@ -40,14 +40,14 @@ def _cells(*texts: str | Cell) -> list[Cell]:
 
 
 def with_spread(score: Spread | None) -> str:
-    """`0.3135 ± 0.0020`, or a dash."""
+    """Formats a score as `0.3135 ± 0.0020`; a dash if unknown."""
     if score is None:
         return UNKNOWN
     return share_text(score.mean) + ("" if score.sd is None else f" ± {share_text(score.sd)}")
 
 
 def stage_overview(study: StudyRecord) -> Table:
-    """What each stage carried forward, and what it is worth; beside the published stages where there are any."""
+    """Returns each stage's winner with its scores, and the published stages if there are any."""
     rows = []
     for stage in study.stages:
         entry, known = study.on_test(stage), study.published_stage(stage)
@@ -98,7 +98,7 @@ def _decision(stage: StageRecord) -> Cell:
 
 
 def stage_table(study: StudyRecord, stage: StageRecord) -> Table:
-    """All configurations of a stage, best first."""
+    """Returns all configurations of a stage, best first."""
     known, labels = study.published_stage(stage), study.data.labels
     head = [
         *(field_name(name) for name in stage.varied), f"val {study.metric.title} ± sd", "behind the leader",
@@ -131,7 +131,7 @@ def stage_table(study: StudyRecord, stage: StageRecord) -> Table:
 
 
 def unmatched_table(study: StudyRecord, stage: StageRecord) -> Table | None:
-    """Published cells that the study did not run; None where there are none."""
+    """Returns published configurations that the study did not run; None if there are none."""
     known = study.published_stage(stage)
     missing = [
         (cell, score)
@@ -148,7 +148,7 @@ def unmatched_table(study: StudyRecord, stage: StageRecord) -> Table | None:
 
 
 def noise_table(study: StudyRecord) -> Table:
-    """Seed spread beside the differences between configurations."""
+    """Returns the spread between seeds and the differences between configurations."""
     rows = []
     for stage in study.stages:
         means = [own.score.mean for own in stage.complete if own.score is not None]
@@ -168,7 +168,7 @@ def noise_table(study: StudyRecord) -> Table:
 
 
 def winner_table(study: StudyRecord) -> Table:
-    """Test scores of every configuration that was carried on; the last stage's is the final one."""
+    """Returns test scores of the stages' winners; that of the last stage is the final configuration."""
     metric, labels = study.metric, bool(study.data.labels)
     head = ["winner of", f"{metric.title} ± sd", "95 % interval", metric.baseline]
     head += ["mAP"] if labels and metric != MACRO_AP else []
@@ -190,7 +190,7 @@ def winner_table(study: StudyRecord) -> Table:
 
 
 def class_table(study: StudyRecord, final: WinnerOnTest) -> Table:
-    """Average precision of each label on test, the most frequent first, beside chance and the published."""
+    """Returns the average precision of each label on test, most frequent first, with chance and published values."""
     published = study.published_study
     head = ["emotion", "AP", "interpolated", "chance", "gain over chance", "positives"]
     rows = []
@@ -209,7 +209,7 @@ def class_table(study: StudyRecord, final: WinnerOnTest) -> Table:
 
 
 def prevalence_table(study: StudyRecord) -> Table | None:
-    """Share of samples with each label, by split; None where it is not recorded, and of numbers."""
+    """Returns the share of samples with each label, by split; None if not recorded, and for numbers."""
     labels, rates = study.data.labels, study.data.prevalence
     if not labels:
         return None
@@ -225,7 +225,7 @@ def prevalence_table(study: StudyRecord) -> Table | None:
 
 
 def stage_csv(study: StudyRecord, stage: StageRecord) -> str:
-    """Every configuration of a stage with its numbers in full, as shares."""
+    """Returns all configurations of a stage as CSV in full precision, as shares."""
     head = [
         *stage.varied, "status", "val_score", "val_score_sd", "val_score_seeds", "val_interpolated", "leader_gain",
         "leader_gain_low", "leader_gain_high", "tied", "epochs", "parameters", "seconds", "reused_from",
@@ -249,7 +249,7 @@ def stage_csv(study: StudyRecord, stage: StageRecord) -> str:
 
 
 def overview_csv(study: StudyRecord) -> str:
-    """One line for each stage, and for the joint search: what it chose, on validation and on test, as shares."""
+    """Returns the winner of each stage and of the joint search as CSV, with validation and test scores as shares."""
     head = (
         "stage", "configuration", "val_score", "val_score_sd", "leader_gain", "leader_gain_low", "leader_gain_high",
         "beyond_noise", "test_score", "test_score_sd", "test_score_low", "test_score_high", "test_baseline",
@@ -276,7 +276,7 @@ def overview_csv(study: StudyRecord) -> str:
 
 
 def class_csv(study: StudyRecord, final: WinnerOnTest) -> str:
-    """Average precision of each label in the vocabulary's order, as shares."""
+    """Returns the average precision of each label as CSV, in the vocabulary's order, as shares."""
     names, published = ("label", "ap", "interpolated", "prevalence", "positives"), study.published_study
     rows = [
         [*(getattr(own, name) for name in names), published.final_ap.get(own.label) if published else None]

@@ -1,4 +1,4 @@
-"""The table and the picture of a fine-tuning comparison."""
+"""The table and the figure of a fine-tuning comparison."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from raymotion.text_table import table_lines
 if TYPE_CHECKING:
     from raymotion.train.transfer import Comparison, Row, Score
 
-# Name in the record -> heading, of the terminal's columns; json and csv hold the other metrics too. The BCE first: it
-# is the one that a constant cannot flatter.
+# Record name -> heading of the terminal's columns; json and csv also hold the other metrics. BCE comes first because
+# a constant prediction cannot look good by it.
 SHOWN = {"bce": "BCE (lower)", "macro_ap": "mAP", "top_1": "top-1", "top_3": "top-3"}
 LINES = {"AnB": "#b3423a", "AnB+": "#b3423a", "BnB": "#31688e", "BnB+": "#31688e"}
 
 
 def comparison_lines(result: Comparison) -> list[str]:
-    """One table for a terminal: mean and standard deviation over seeds, baselines first; below it, how to read it."""
+    """Formats a table for a terminal, baselines first, with mean and standard deviation over seeds and explanations."""
     names = [name for name in SHOWN if all(name in row.scores for row in result.rows)]
     seeds = len(result.rows[0].scores[names[0]].values)
     head = (f"{result.split}, n = {result.samples}", *(SHOWN[name] for name in names), "mAP over scratch", "distinct")
@@ -43,20 +43,20 @@ def comparison_lines(result: Comparison) -> list[str]:
 
 
 def _reading(result: Comparison, seeds: int) -> list[str]:
-    """What the columns are, and what the best transfer from pseudo-labels is worth."""
+    """Explains the columns, and the gain of the best transfer from pseudo-labels."""
     lines = [
         f"mean (sd) over {seeds} seed{'s' if seeds > 1 else ''}; over scratch: mean difference, seeds that gained; "
         "distinct: sets of three highest labels"
     ]
     from_a = [row for row in result.rows if row.condition in ("AnB", "AnB+")]
     if from_a:
-        # A choice like any other: not on the test split.
+        # Chosen on validation, not on the test split.
         lines.append(_finding(result, max(from_a, key=lambda row: row.validation_map)))
     return lines
 
 
 def _finding(result: Comparison, best: Row) -> str:
-    """What the transfer from pseudo-labels is worth, beside training from scratch and beside its control."""
+    """Compares the transfer from pseudo-labels with training from scratch and with its control."""
     control = best.condition.replace("A", "B")
     gains = {"training from scratch": best.gain, f"its control {control}": best.over_control}
     verdicts: dict[str, Verdict] = {name: "untested" if gain is None else gain.verdict for name, gain in gains.items()}
@@ -65,7 +65,7 @@ def _finding(result: Comparison, best: Row) -> str:
         for name, gain in gains.items()
     )
     nats = best.scores["bce"].against_scratch
-    # A better ranking with worse probabilities is no student that beats another.
+    # A better ranking with worse probabilities does not count as better.
     verdicts["training from scratch in BCE"] = "better" if all(gain > 0 for gain in nats) else "unclear"
     student = f"The student that saw pseudo-labels ({title(best, len(result.layers))})"
     measured = f"{numbers}; BCE {-np.mean(nats):+.4f} nats against scratch (lower is better); {result.samples} images"
@@ -88,7 +88,7 @@ def _in_words(gain: Gain) -> str:
 
 
 def title(row: Row, layers: int) -> str:
-    """What a row of the table is called, such as `AnB, n = 3 of 5`."""
+    """Returns the title of a row, such as `AnB, n = 3 of 5`."""
     return "scratch" if row.depth is None else f"{row.condition}, n = {row.depth} of {layers}"
 
 
@@ -114,7 +114,7 @@ def write_figure(result: Comparison) -> None:
 
 
 def transfer_figure(result: Comparison, metric: str = "macro_ap") -> bytes:
-    """mAP against the depth of the transfer, a point for each seed, as PNG (Yosinski et al. 2014, figure 2)."""
+    """Plots mAP against the depth of the transfer, a point for each seed, as PNG (Yosinski et al. 2014, figure 2)."""
     figure = new_figure(7, 4.2)
     axes = figure.subplots()
     scratch = result.rows[0].scores[metric]

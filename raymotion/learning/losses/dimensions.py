@@ -25,7 +25,7 @@ class SmoothL1(Settings):
     beta: float = Field(0.1, gt=0)
 
     def terms(self, values: Tensor, targets: Tensor) -> Tensor:
-        """Of each number."""
+        """Computes the loss of each number."""
         import torch.nn.functional as F
 
         return F.smooth_l1_loss(values, targets, beta=self.beta, reduction="none")
@@ -35,7 +35,7 @@ class SquaredError(Settings):
     """d^2."""
 
     def terms(self, values: Tensor, targets: Tensor) -> Tensor:
-        """Of each number."""
+        """Computes the loss of each number."""
         return (values - targets).square()
 
 
@@ -43,7 +43,7 @@ class AbsoluteError(Settings):
     """|d|."""
 
     def terms(self, values: Tensor, targets: Tensor) -> Tensor:
-        """Of each number."""
+        """Computes the loss of each number."""
         return (values - targets).abs()
 
 

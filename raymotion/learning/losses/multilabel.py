@@ -85,7 +85,7 @@ def make_loss(
         rates: (L,) class rates of the training split; required by `discrete` with static weights and by `bce` with
             class weights, used by `mllsc`.
         samples: rows of the training split; for class weights of kind `effective`.
-        options: the fields of the loss's `Options`.
+        options: values of the loss's `Options`.
 
     Raises:
         InputError: the name or an option is unknown, or required rates are missing.
@@ -127,7 +127,7 @@ class NamedLoss:
     name: ClassVar[str]
 
     class Options(Settings):
-        """None."""
+        """No options."""
 
     def __init__(self, options: Settings, *, rates: np.ndarray | None = None, samples: int | None = None) -> None:
         self.options: Any = options
@@ -228,8 +228,8 @@ class Discrete(NamedLoss):
 
     * `mean`: all 1.
     * `static`: `rate_weights` of the training rates.
-    * `dynamic`: `rate_weights` of the batch's own rates (weighted by sample). They are shares, not counts as in the
-      public study, so that they do not depend on the size of the batch.
+    * `dynamic`: `rate_weights` of the batch's own (sample-weighted) rates. These are shares, not counts as in the
+      public study, so that they do not depend on the batch size.
     """
 
     name = "discrete"
