@@ -53,15 +53,28 @@ class Registry(Generic[T]):
         found: dict[str, type[T]] = {}
         for place in os.environ.get(self.variable, "").split() if self.variable else []:
             own = self._import(place, path=self.variable)
-            name = str(getattr(own, "name", ""))
-            if not name or name in self.places() or self.registered.get(name, own) is not own:
-                raise InputError(
-                    f"{place} is called {name!r}, as another {self.what} is" if name else f"{place} has no name",
-                    path=self.variable,
-                    remedy="Give the class a name of its own: name = ...",
-                )
-            found[name] = own
+            found[self.require_own_name(own, place, path=self.variable)] = own
         return found
+
+    def require_own_name(self, own: type[T], place: str, *, path: object = None) -> str:
+        """Returns the attribute `name` of a class.
+
+        Raises:
+            InputError: it has none, or another class has it too: that one would be used in its place.
+        """
+        name = getattr(own, "name", None)
+        if not isinstance(name, str) or not name:
+            raise InputError(f"{place} has no name", path=path, remedy='Give the class one: name = "..."')
+        known = self.registered.get(name)
+        if known is None and name in self.places():
+            known = self._import(self.places()[name], path=path)
+        if known is not None and known is not own:
+            raise InputError(
+                f"{place} is called {name!r}, as another {self.what} is",
+                path=path,
+                remedy="Give the class a name of its own.",
+            )
+        return name
 
     def places(self) -> dict[str, str]:
         """Returns name -> import path of every declared class: raymotion's own first, then installed packages'.

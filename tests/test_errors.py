@@ -102,7 +102,7 @@ def probe(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Comp
         ("disk", 1, "error: OSError: [Errno 28] No space left on device"),
         ("interrupt", 130, "stopped; the same command goes on from here"),
         ("abort", 130, "stopped; the same command goes on from here"),
-        ("bug", 1, "error: ZeroDivisionError: division by zero (a fault of raymotion's: --debug shows where)"),
+        ("bug", 1, "error: ZeroDivisionError: division by zero (a fault of raymotion's: --debug shows more)"),
     ],
 )
 def test_an_error_ends_in_one_line(what, code, line):

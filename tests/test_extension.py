@@ -263,7 +263,9 @@ def test_tune_searches_it(samples: str, ray_toys: Any, tmp_path: Path) -> None:
     assert len(scores) == 4 and record.metric.name == "ccc" and record.metric.higher_is_better
     assert record.stages[0].winner.config["optimiser.lr"] == 0.03
     assert record.test.entries[0].score.mean > 0.5
-    assert yaml.safe_load((tmp_path / "study" / "winner.yaml").read_text())["kind"] == "toy"
+    assert yaml.safe_load((tmp_path / "study" / "winner.yaml").read_text())["kind"] == f"{__name__}:ToyKind", (
+        "`raymotion train winner.yaml` imports it"
+    )
 
 
 def test_two_outputs_are_learned_chosen_and_labelled_together(
@@ -361,9 +363,43 @@ def test_a_kind_of_a_users_file_trains_and_predicts_by_the_command(
     assert outcome.code == 0 and outcome.out.startswith("valence "), outcome.err
 
 
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (('name, recipe = "{name}"', 'name, recipe = "student"'), "is called 'student', as another kind of model is"),
+        (("def restore", "def restored"), "PictureKind does not define restore. Add it to the class."),
+        (('    name, recipe = "{name}", Recipe\n', ""), "PictureKind has no name"),
+        (("return self.line(images", "return self.lines(images"), ".py, line 18: --debug shows more)"),
+    ],
+)
+def test_faults_of_a_users_kind_are_told_as_such(
+    tmp_path: Path, runner: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, change: tuple[str, str], said: str
+) -> None:
+    """A name that is taken would train the other kind without a word."""
+    module = f"kind_with_fault_{abs(hash(said))}"
+    source = KIND_IN_A_FILE.replace(*change)
+    assert source != KIND_IN_A_FILE
+    whole = "data: WholePictureSettings = WholePictureSettings()"
+    (tmp_path / f"{module}.py").write_text(source.format(name=module, data=whole))
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    row = {"source": "toy", "image_uri": str(tmp_path / "a.png"), "valence": 2.0}
+    rows = [{**row, "sample_id": str(i), "group_id": str(i), "split": ("train", "val")[i % 2]} for i in range(6)]
+    write_samples(tmp_path / "s.parquet", table_from_rows(rows, scale=(1.0, 7.0)))
+    (tmp_path / "r.yaml").write_text(f"kind: {module}:PictureKind\nworkers: 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    done = runner("train", tmp_path / "r.yaml", "--samples", tmp_path / "s.parquet", "--out", tmp_path / "model")
+    assert done.code != 0 and said in done.err and "fault of raymotion" not in done.err, done.err
+
+
+class Namesake(ToyKind):
+    """Of raymotion's own student."""
+
+    name = "student"
+
+
 def test_classes_listed_in_the_environment_need_names_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAYMOTION_KINDS", "raymotion.models.student.kind:StudentKind")
-    with pytest.raises(InputError, match=r"RAYMOTION_KINDS: .*StudentKind is called 'student', as another"):
+    monkeypatch.setenv("RAYMOTION_KINDS", f"{__name__}:Namesake")
+    with pytest.raises(InputError, match=r"RAYMOTION_KINDS: .*Namesake is called 'student', as another"):
         get_kind("nobody")
     monkeypatch.setenv("RAYMOTION_KINDS", "raymotion.models.student.nothing:Nobody")
     with pytest.raises(InputError, match=r"RAYMOTION_KINDS: .*cannot be imported"):

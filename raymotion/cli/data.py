@@ -132,8 +132,6 @@ class ReaderGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         from raymotion.data.readers.reader import READERS
 
-        if ":" not in cmd_name and cmd_name not in READERS.places():
-            return None
         return _prepare_command(cmd_name, READERS.get(cmd_name))
 
 

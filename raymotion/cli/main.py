@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -89,10 +90,23 @@ class LazyGroup(click.Group):
                 sys.exit(130)
             text = str(error).strip().splitlines()
             summary = f"{type(error).__name__}: {text[0] if text else ''}"
-            # A full disk or a lost network is the machine's fault; any other error that gets here is ours.
-            blame = "" if isinstance(error, OSError) else " (a fault of raymotion's: --debug shows where)"
+            # A full disk or a lost network is the machine's fault; any other error is ours or that of a user's class.
+            blame = "" if isinstance(error, OSError) else f" ({_blamed(error)}: --debug shows more)"
             click.echo(f"error: {summary}{blame}", err=True)
             sys.exit(1)
+
+
+def _blamed(error: BaseException) -> str:
+    """Returns the place of the error in a user's code that raymotion has called, else "a fault of raymotion's"."""
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    libraries = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+    called, place = False, "a fault of raymotion's"
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename.startswith(package + os.sep):
+            called = True
+        elif called and os.path.isfile(frame.filename) and not frame.filename.startswith(libraries):
+            place = f"in {frame.filename}, line {frame.lineno}"
+    return place
 
 
 def _run(command_main: Callable[..., Any], arguments: list[str], *rest: Any, **extra: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import cache
 
+from raymotion.errors import InputError
 from raymotion.models.kind import Kind
 from raymotion.registry import Registry
 
@@ -42,9 +43,19 @@ def get_kind(name: str, *, path: object = None, may_import: bool = False) -> Kin
         InputError: the kind is unknown; the message lists those known.
     """
     found = _kinds.get(name, path=path, may_import=may_import)
-    if ":" in name and found.name not in _kinds.names():
-        _kinds.register(found.name, found)
+    if ":" in name:
+        own = _kinds.require_own_name(found, name, path=path)
+        if own not in _kinds.names():
+            _kinds.register(own, found)
     return _instance(found)
+
+
+def place_of(name: str) -> str:
+    """Returns the name of a kind for a recipe: `module:Class` for a kind known in this process only."""
+    if name in _kinds.places():
+        return name
+    found = _kinds.get(name)
+    return f"{found.__module__}:{found.__qualname__}"
 
 
 def of_class(kind: type[Kind]) -> Kind:
@@ -56,4 +67,8 @@ def of_class(kind: type[Kind]) -> Kind:
 
 @cache
 def _instance(kind: type[Kind]) -> Kind:
+    place = f"{kind.__module__}:{kind.__qualname__}"
+    missing = sorted(kind.__abstractmethods__) + [name for name in ("name", "recipe") if not hasattr(kind, name)]
+    if missing:
+        raise InputError(f"the kind {place} does not define {', '.join(missing)}", remedy="Add it to the class.")
     return kind()

@@ -11,6 +11,7 @@ import yaml
 from raymotion import storage
 from raymotion.errors import InputError, RaymotionError
 from raymotion.models.recipe import TrainRecipe
+from raymotion.models.registry import place_of
 from raymotion.study.cost import cost
 from raymotion.study.data import ids_of
 from raymotion.study.record import OnTest, StudyFolder, WinnerOnTest
@@ -65,7 +66,7 @@ def _can_be_scored(study: Search) -> bool:
 
 def write_winner(folder: StudyFolder, recipe: TrainRecipe) -> None:
     """Writes the recipe of a winner, ready for `raymotion train`."""
-    chosen = {"kind": recipe.kind, **recipe.model_dump(mode="json", exclude_defaults=True)}
+    chosen = {"kind": place_of(recipe.kind), **recipe.model_dump(mode="json", exclude_defaults=True)}
     storage.write_text(folder.winner, yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True))
 
 

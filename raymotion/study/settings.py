@@ -13,7 +13,7 @@ class SearchSettings(Settings):
     """Settings that a study and a single search share."""
 
     out: Folder = Field(description="folder of the record and the winner; may be an s3:// address")
-    samples: File | None = Field(None, description="sample table  [default: the one the embeddings were made of]")
+    samples: File | None = Field(None, description="sample table  [default: the recipe's, or that of the embeddings]")
     labels: Folder | None = Field(
         None, description="pseudo-labels of `raymotion label` to learn from, in place of --samples"
     )
@@ -24,7 +24,7 @@ class SearchSettings(Settings):
     seeds: int = Field(3, ge=1, description="trainings of each configuration, with seeds from the recipe's on")
     epochs: int | None = Field(None, ge=1, description="most epochs (optimiser.epochs)  [default: the recipe's]")
     early_stopping: bool = Field(
-        True, description="let ASHA stop configurations early; --no-early-stopping trains all to their end"
+        True, description="train all configurations to their end; by default ASHA stops some of them early"
     )
     concurrent: int | None = Field(None, ge=1, description="configurations at a time  [default: as many as fit]")
     cpus_per_trial: float = Field(1.0, gt=0, description="CPUs of a configuration")

@@ -77,7 +77,7 @@ class Dimensions(Output):
             raise InputError(
                 f"does not state the scale of {', '.join(names)}",
                 path=facts.where,
-                remedy="Prepare it again: `raymotion data prepare` writes the scale of the data set.",
+                remedy="Only tables of data sets with such ratings do. If yours has them, prepare it again.",
             )
         return cls(names, scale=facts.scale, **options)
 
