@@ -9,7 +9,8 @@
         def inputs(self, recipe): return [ValuesInput(["arousal"])]
         def outputs(self, recipe, facts): return [Dimensions.of_facts(facts, ["valence"])]
         def build(self, recipe, training): return MyNetwork(...)
-        def restore(self, model, inputs, outputs): return MyNetwork(...)
+        def shape(self, network): return {"width": network.width}   # default: network.config.model_dump()
+        def restore(self, model, inputs, outputs): return MyNetwork(model["width"])
 
 A kind is registered by a line of `models.registry`, by an entry point `raymotion.kinds`, or by
 `kind: package.module:MyKind` in a recipe. Training, labelling, evaluation and searches use it through this class only.

@@ -84,7 +84,12 @@ class PreparedPictures(Prepared, Bound):
 
 
 class PictureInput(Input):
-    """Pictures of `size` x `size` pixels."""
+    """Pictures as squares. The network is called with `images` (n, size, size, 3) uint8 and `image_mask` (n,) bool.
+
+    Args:
+        size: side in pixels.
+        used: see `Input`.
+    """
 
     name: ClassVar[str] = "picture"
     data_settings = WholePictureSettings

@@ -56,7 +56,7 @@ class PreparedRegions(Prepared, Bound):
 
 
 class RegionInput(Input):
-    """Region features of one extractor.
+    """Region features of one extractor: `regions` (n, N, D) float32 and `region_mask` (n, N) bool.
 
     Args:
         identity: identity of the extractor; None takes it from `folder`, for training.
