@@ -161,10 +161,11 @@ def load_settings(
     try:
         return model.model_validate(merge(*layers))
     except ValidationError as error:
-        raise InputError(_first_problem(error, model), path=file) from error
+        raise InputError(first_problem(error, model), path=file) from error
 
 
-def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
+def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
+    """Describes the first invalid setting, and names the known ones if there is no such setting."""
     problems = error.errors()
     first = problems[0]
     name = ".".join(str(part) for part in first["loc"])

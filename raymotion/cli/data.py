@@ -156,12 +156,13 @@ def _prepare_command(name: str, reader: type[Reader]) -> click.Command:
     @access_options
     def command(out: str, **options: Any) -> None:
         from raymotion.config import load_settings
-        from raymotion.data.readers.reader import report_line
+        from raymotion.data.readers.reader import read_all, report_line, require_read
         from raymotion.data.samples import require_table_or_nothing, write_samples
 
+        require_read(reader)
         settings = load_settings(reader, options=options)
         require_table_or_nothing(out)
-        table, report = settings.read()
+        table, report = read_all(settings)
         write_samples(out, table)
         splits = Counter(table["split"].to_pylist())
         sizes = [f"{split} {splits[split]:,}" for split in ("train", "val", "test") if splits[split]]

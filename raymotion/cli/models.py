@@ -10,6 +10,8 @@ from typing import Any, get_args
 import click
 from pydantic import BaseModel
 
+from raymotion.errors import InputError
+
 # Listed after the kinds: a title, and a table of names as `module:table`.
 TABLES = {
     "Inputs": "raymotion.models.inputs.table:INPUTS",
@@ -39,7 +41,7 @@ def models(name: str | None) -> None:
 
     formatter = click.HelpFormatter(max_width=120)
     if name is None:
-        _section(formatter, "Kinds", [(own, _summary(type(get_kind(own)))) for own in kind_names()])
+        _section(formatter, "Kinds", [(own, _kind_line(own)) for own in kind_names()])
         for title, address in TABLES.items():
             _section(formatter, title, _entries(_load(address)))
     else:
@@ -47,6 +49,15 @@ def models(name: str | None) -> None:
         formatter.write_text(inspect.getdoc(kind) or name)
         _section(formatter, "Settings of its recipe", list(_settings(kind.recipe)))
     click.echo(formatter.getvalue().strip())
+
+
+def _kind_line(name: str) -> str:
+    from raymotion.models.registry import get_kind
+
+    try:
+        return _summary(type(get_kind(name)))
+    except InputError as error:  # the others are listed all the same
+        return f"({error})"
 
 
 def _section(formatter: click.HelpFormatter, title: str, rows: list[tuple[str, str]]) -> None:
@@ -74,7 +85,12 @@ def _entry(value: Any) -> str:
         return _summary(place)
     if not isinstance(place, str):
         return ""
-    return _summary(_load(place)) if ":" in place else place
+    if ":" not in place:
+        return place
+    try:
+        return _summary(_load(place))
+    except Exception as error:  # the others are listed all the same
+        return f"({place} cannot be imported: {error})"
 
 
 def _summary(what: Any) -> str:

@@ -76,7 +76,7 @@ def train(
         result = fit(settings, out, address=address, progress=shown.epoch_ended, stepped=shown.stepped)
     info = result.info
     if result.already_done:
-        click.echo(f"{out} is finished already, with these settings: nothing to do")
+        click.echo(f"{out} is finished already, with these settings ({info.fingerprint}): nothing to do")
     elif result.resumed_from:
         click.echo(f"went on after epoch {result.resumed_from}", err=True)
     data = info.training["data"]
@@ -95,7 +95,8 @@ def train(
         for own in info.outputs:
             if evaluation := info.facts(own.name).get(split):
                 _print_table(split if len(info.outputs) == 1 else f"{split}, {own.name}", evaluation)
-    click.echo(f"wrote {info.folder} (fingerprint {info.fingerprint}, {result.seconds:.0f} s)")
+    if not result.already_done:
+        click.echo(f"wrote {info.folder} (fingerprint {info.fingerprint}, {result.seconds:.0f} s)")
 
 
 def _print_table(split: str, evaluation: Mapping[str, Any]) -> None:

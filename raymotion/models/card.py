@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raymotion.learning.metrics.multilabel import Evaluation, interval_text, metric_text, metric_title
+from raymotion.learning.metrics.multilabel import Evaluation, averages, interval_text, metric_text, metric_title
 from raymotion.models.inputs.base import Input
 from raymotion.models.kind import Kind
 from raymotion.models.outputs.base import Output
@@ -29,13 +29,15 @@ def metric_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
     Metrics without samples are omitted; a metric of only some of the samples shows their number.
     """
     found = Evaluation.from_dict(evaluation)
+    averaged = averages(found)
     rows: list[tuple[str, ...]] = []
     for name, metric in found.metrics.items():
         if metric.samples:
             count = "" if metric.samples == found.samples else f", n = {metric.samples:,}"
             interval = interval_text(metric.low, metric.high)
             numbers = (metric_text(metric.value), interval, metric_text(metric.prior), metric_text(metric.constant))
-            rows.append((metric_title(name) + count, *numbers, metric.verdict))
+            title = metric_title(name) + (", mean" if name in averaged else "")
+            rows.append((title + count, *numbers, metric.verdict))
     return rows
 
 
@@ -73,7 +75,9 @@ def model_card(
         last = (training.get("settings") or {}).get("select_by") == "last"
         chosen = "the last one, whatever validation says" if last else "chosen on validation"
         lines.append(f"- Seed {training['seed']}; epoch {training.get('best_epoch')}, {chosen}.")
-    chosen_on = "The epoch and the thresholds were chosen on these samples: the figures are optimistic."
+    says_labels = any(own.vocabulary is not None for own in outputs)
+    chosen = "The epoch and the thresholds were" if says_labels else "The epoch was"
+    chosen_on = f"{chosen} chosen on these samples: the figures are optimistic."
     if imitates:
         chosen_on = (
             "Agreement with the teacher's labels of images that were held out from training: how well the student "
@@ -90,7 +94,6 @@ def model_card(
             lines += [f"| {' | '.join(row)} |" for row in metric_rows(evaluation)]
             if interpolated := interpolated_map(evaluation):
                 lines += ["", interpolated]
-    says_labels = any(own.vocabulary is not None for own in outputs)
     lines += ["", *(BASELINES if says_labels else MEANS), "", *_meaning(imitates)]
     return "\n".join(lines) + "\n"
 

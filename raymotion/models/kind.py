@@ -15,6 +15,11 @@
 A kind is registered by a line of `models.registry`, by an entry point `raymotion.kinds`, or by
 `kind: package.module:MyKind` in a recipe. Training, labelling, evaluation and searches use it through this class only.
 
+`build` lets the last layer predict the baseline from the start (else it is the first thing that is learned):
+
+    own = training.outputs[0]
+    own.start(network.head, training.data.targets_of(own), training.data.splits["train"])
+
 The network is a `torch.nn.Module`. It takes the tensors of its inputs as keyword arguments and returns a mapping by
 output, or one tensor with the columns of all outputs in order.
 """
@@ -23,20 +28,25 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
+from pydantic import BaseModel
 
+from raymotion.errors import InputError
 from raymotion.learning.losses.multilabel import make_loss
 from raymotion.models.inputs.base import Bound, Evidence, Input, batches, require_data_settings
 from raymotion.models.inputs.reading import Pictures, Reader
-from raymotion.models.outputs.base import DataFacts, Output, as_outputs
+from raymotion.models.outputs.base import DataFacts, Output, forward
 from raymotion.models.recipe import MultiLabelRecipe, TrainRecipe
 
 if TYPE_CHECKING:
     from torch import nn
 
     from raymotion.models.training_set import TrainingSet
+
+
+T = TypeVar("T", Input, Output)
 
 
 class Training(Protocol):
@@ -108,9 +118,20 @@ class Kind(ABC):
         """Returns the outputs to prepare targets for: those of every recipe that a search may derive from this one."""
         return self.outputs(recipe, facts)
 
+    def checked_inputs(self, recipe: Any) -> list[Input]:
+        """Returns `inputs`, by which alone others read them; raises an `InputError` if these are no inputs."""
+        return _parts(self.inputs(recipe), Input, f"{place_of(type(self))}.inputs")  # type: ignore[type-abstract]
+
+    def checked_outputs(self, recipe: Any, facts: DataFacts, *, prepared: bool = False) -> list[Output]:
+        """Returns `outputs`, or `prepared_outputs`, as `checked_inputs` does."""
+        own = prepared and type(self).prepared_outputs is not Kind.prepared_outputs
+        name, method = ("prepared_outputs", self.prepared_outputs) if own else ("outputs", self.outputs)
+        place = f"{place_of(type(self))}.{name}"
+        return _parts(method(recipe, facts), Output, place)  # type: ignore[type-abstract]
+
     def check_recipe(self, recipe: Any) -> None:
         """Raises an `InputError` for a recipe that is invalid for any data; searches check it before any trial."""
-        require_data_settings(self.inputs(recipe), recipe)
+        require_data_settings(self.checked_inputs(recipe), recipe)
         if isinstance(recipe, MultiLabelRecipe):
             make_loss(recipe.loss.name, rates=np.full(2, 0.1), samples=10, options=recipe.loss.options)
 
@@ -124,7 +145,13 @@ class Kind(ABC):
 
     def shape(self, network: Any) -> dict[str, Any]:
         """Returns the network's shape as stored in config.json, for `restore`."""
-        return dict(network.config.model_dump(mode="json"))
+        config = getattr(network, "config", None)
+        if not isinstance(config, BaseModel):
+            raise InputError(
+                f"the kind {place_of(type(self))} does not define shape, and its network has no `config` of pydantic's",
+                remedy="Return from shape what restore needs, as JSON values.",
+            )
+        return dict(config.model_dump(mode="json"))
 
     def learning_rate(self, recipe: Any, network: Any, parameter: str) -> float:
         """Returns the learning rate of a parameter, given by its name."""
@@ -168,8 +195,8 @@ class Kind(ABC):
                 for own in evidence.values():
                     arguments.update((own if len(rows) == n else own.take(rows)).tensors(str(device)))
                 with torch.autocast(device.type, getattr(torch, precision), enabled=half):
-                    raw = network(**arguments)
-                for output, value in zip(outputs, as_outputs(raw, outputs).values(), strict=True):
+                    found = forward(network, arguments, outputs)
+                for output, value in zip(outputs, found.values(), strict=True):
                     parts[output.name].append(output.decode(value.float()).cpu())
         network.train(was_training)
         return {name: torch.cat(own).numpy() for name, own in parts.items()}
@@ -198,3 +225,21 @@ class Kind(ABC):
         if len(used) == 1:
             return f"{names[0]} alone{'; it never saw an image' if used[0].looks_at == 'none' else ''}"
         return f"{', '.join(names[:-1])} and {names[-1]}; any of them may be missing"
+
+
+def place_of(own: type) -> str:
+    """Returns `module:Class`, for messages."""
+    return f"{own.__module__}:{own.__qualname__}"
+
+
+def _parts(values: object, base: type[T], place: str) -> list[T]:
+    """Returns the inputs or outputs that a method of a kind has returned, after checking them."""
+    what = base.__name__.lower()
+    if not isinstance(values, Sequence) or not values or not all(isinstance(own, base) for own in values):
+        told = ", ".join(type(own).__name__ for own in values) if isinstance(values, Sequence) else repr(values)
+        raise InputError(f"{place} returns {f'[{told}]' if isinstance(values, Sequence) else told}",
+                         remedy=f"Return a list of {what}s, one or more.")  # fmt: skip
+    names = [getattr(own, "name", None) for own in values]
+    if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
+        raise InputError(f"{place} returns {what}s called {names}", remedy=f"Give each {what} a name of its own.")
+    return list(values)

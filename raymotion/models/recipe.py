@@ -207,7 +207,9 @@ class MultiLabelRecipe(TrainRecipe):
     def _distils_something(self) -> Self:
         if self.distillation is not None and not self.data.soft_targets:
             raise ValueError("distillation learns soft targets: set data.soft_targets too")
-        of_hard = self.loss.name != "bce" or self.loss.options.get("label_smoothing")
+        # Of the loss, only class weights are used then.
+        options = {name: value for name, value in self.loss.options.items() if name != "class_weights"}
+        of_hard = self.loss.name != LossSettings().name or any(options.values())
         if self.distillation is not None and self.distillation.weight == 1 and of_hard:
             raise ValueError("the loss is of hard labels, and distillation.weight 1 learns none of them")
         return self

@@ -10,7 +10,9 @@ from __future__ import annotations
 from functools import cache
 
 from raymotion.errors import InputError
+from raymotion.models import kind as kinds
 from raymotion.models.kind import Kind
+from raymotion.models.recipe import TrainRecipe
 from raymotion.registry import Registry
 
 KINDS: dict[str, str] = {
@@ -55,7 +57,7 @@ def place_of(name: str) -> str:
     if name in _kinds.places():
         return name
     found = _kinds.get(name)
-    return f"{found.__module__}:{found.__qualname__}"
+    return kinds.place_of(found)
 
 
 def of_class(kind: type[Kind]) -> Kind:
@@ -67,8 +69,10 @@ def of_class(kind: type[Kind]) -> Kind:
 
 @cache
 def _instance(kind: type[Kind]) -> Kind:
-    place = f"{kind.__module__}:{kind.__qualname__}"
+    place = kinds.place_of(kind)
     missing = sorted(kind.__abstractmethods__) + [name for name in ("name", "recipe") if not hasattr(kind, name)]
     if missing:
         raise InputError(f"the kind {place} does not define {', '.join(missing)}", remedy="Add it to the class.")
+    if not (isinstance(kind.recipe, type) and issubclass(kind.recipe, TrainRecipe)):
+        raise InputError(f"the kind {place}: recipe = {kind.recipe!r} is no recipe", remedy="Inherit TrainRecipe.")
     return kind()

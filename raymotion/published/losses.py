@@ -6,7 +6,7 @@ their flaws. None divides by the sum of sample weights; where the public code su
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -63,10 +63,10 @@ class DiscretePublished(NamedLoss):
         terms = (logits - targets).square() * self.class_weights(targets)
         return (terms if weights is None else terms * weights[:, None]).sum()
 
-    @staticmethod
-    def probabilities(logits: torch.Tensor) -> torch.Tensor:
+    @classmethod
+    def probabilities(cls, numbers: torch.Tensor, options: Any) -> torch.Tensor:
         """Returns the clamped outputs, as they are fitted to 0 and 1 directly."""
-        return logits.float().clamp(0.0, 1.0)
+        return numbers.float().clamp(0.0, 1.0)
 
 
 class _MeanPublished(NamedLoss):

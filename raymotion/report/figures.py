@@ -9,7 +9,7 @@ import numpy as np
 
 from raymotion.batch.label_dataset import LabelledSet
 from raymotion.learning.collapse import binary_entropy, label_sets
-from raymotion.learning.metrics.multilabel import Evaluation, interval_text, metric_text, metric_title
+from raymotion.learning.metrics.multilabel import Evaluation, averages, interval_text, metric_text, metric_title
 from raymotion.text_table import table_lines
 
 
@@ -36,15 +36,16 @@ class Histogram:
 
 def metric_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Returns one row of texts per metric, for a table on a page or a terminal."""
-    rows = []
+    rows, averaged = [], averages(evaluation)
     for name, metric in evaluation.metrics.items():
         rows.append(
             {
-                "name": metric_title(name),
+                "name": metric_title(name) + (", mean" if name in averaged else ""),
                 "value": metric_text(metric.value),
                 "interval": interval_text(metric.low, metric.high),
                 "constant": metric_text(metric.constant),
                 "prior": metric_text(metric.prior),
+                "prior_title": prior_title(evaluation),
                 "samples": f"{metric.samples:,}",
                 "verdict": metric.verdict,
             }
@@ -52,9 +53,14 @@ def metric_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     return rows
 
 
+def prior_title(evaluation: Evaluation) -> str:
+    """Returns the name of the baseline from the training split: of numbers it is their mean."""
+    return "training mean" if "ccc" in evaluation.metrics else "class prior"
+
+
 def metric_lines(evaluation: Evaluation, title: str = "metric") -> list[str]:
     """Formats all metrics with their baselines as a table for a terminal."""
-    heads = (title, "value", "95 % interval", "class prior", "constant", "samples", "against both")
+    heads = (title, "value", "95 % interval", prior_title(evaluation), "constant", "samples", "against both")
     names = ("name", "value", "interval", "prior", "constant", "samples", "verdict")
     rows = [[row[name] for name in names] for row in metric_rows(evaluation)]
     return table_lines(heads, rows, left=(0, len(heads) - 1))

@@ -69,7 +69,7 @@ def needs_of(spaces: Spaces, base: TrainRecipe) -> dict[str, Any]:
 def _reads_tokens(base: TrainRecipe, spaces: Spaces, fusion: str) -> bool:
     """Returns whether the named network reads spatial tokens if available."""
     recipe = build_recipe(base, spaces, {"model.fusion": fusion}) if fusion else base
-    return any(own.tokens for own in kind_of(recipe).inputs(recipe) if isinstance(own, StreamInput))
+    return any(own.tokens for own in kind_of(recipe).checked_inputs(recipe) if isinstance(own, StreamInput))
 
 
 def require_features(opened: Embeddings, spaces: Spaces, base: TrainRecipe, samples: str) -> None:

@@ -201,6 +201,8 @@ class Compared(Part):
     def noise(self) -> str:
         """The uncertainty of the difference, for sentences."""
         seeds = "" if self.seed_error is None else f", seeds ±{2 * self.seed_error:.4f}"
+        if self.tied and self.low * self.high > 0:
+            seeds += ", which could explain it"
         return f"95 % over images {self.low:+.4f} to {self.high:+.4f}{seeds}"
 
     @property

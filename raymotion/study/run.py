@@ -72,7 +72,7 @@ def run_study(
     base = base_recipe(spaces, settings.set, options, recipe=settings.recipe).with_absolute_paths()
     base.require_data(settings.recipe or settings.spaces)
     check_spaces(spaces, base)
-    if any(isinstance(own, StreamInput) for own in kind_of(base).inputs(base)):
+    if any(isinstance(own, StreamInput) for own in kind_of(base).checked_inputs(base)):
         require_features(Embeddings(base.data.embeddings), spaces, base, base.data.samples)  # type: ignore[attr-defined]
     data = prepare_data(base)
     for warning in label_warnings(base):
@@ -142,7 +142,7 @@ def _how(error: BaseException) -> str:
 
 def _compared_by(base: TrainRecipe, data: TrainingSet) -> tuple[Output, Metric]:
     """Returns the output and the validation metric that select epochs and compare trials."""
-    outputs = kind_of(base).outputs(base, data.facts)
+    outputs = kind_of(base).checked_outputs(base, data.facts)
     output, name = choose_metric(None if base.select_by == "last" else base.select_by, outputs)
     column = name if output is outputs[0] else f"{output.name}_{name}"
     if column == MACRO_AP.name:

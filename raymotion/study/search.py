@@ -97,7 +97,7 @@ class TrialTrainable(tune.Trainable):
         device = "cuda" if self.spec["gpus"] and torch.cuda.is_available() else "cpu"
         kind = of_class(self.spec["kind"])
         recipe = kind.recipe.model_validate(self.spec["recipe"])
-        data = study_data(StudyFolder(self.spec["study"]).data, kind.inputs(recipe))
+        data = study_data(StudyFolder(self.spec["study"]).data, kind.checked_inputs(recipe))
         return Trial(self.spec, kind, data, metric=Metric.model_validate(self.spec["metric"]), device=device)
 
     def step(self) -> dict[str, Any]:

@@ -65,6 +65,7 @@ def choose(
     metric: Metric = MACRO_AP,
     incumbent: str | None = None,
     ties: Ties = "incumbent",
+    baseline: float | None = None,
 ) -> Winner:
     """Chooses the configuration to carry forward.
 
@@ -75,6 +76,7 @@ def choose(
     Args:
         incumbent: key of the configuration that the stage before carried forward.
         ties: `highest` always takes the leader.
+        baseline: score of `Metric.baseline`; the reason says so if the chosen configuration is no better.
 
     Raises:
         RunFailed: there is no candidate.
@@ -91,12 +93,15 @@ def choose(
         chosen = leader
     else:
         chosen = kept or min(tied, key=lambda own: (own.parameters, -metric.gain(own.mean)))
+    reason = _reason(chosen, ranked, lead, None if ties == "highest" else incumbent, ties, metric)
+    if baseline is not None and metric.gain(chosen.mean - baseline) <= 0:
+        reason += f" It is no better than {metric.baseline} ({baseline:.4f}), which looks at nothing."
     return Winner(
         key=chosen.key,
         config=chosen.config,
         leader=leader.key,
         incumbent=incumbent,
-        reason=_reason(chosen, ranked, lead, None if ties == "highest" else incumbent, ties, metric),
+        reason=reason,
         compared=list(lead.values()),
     )
 

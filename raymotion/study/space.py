@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from raymotion import storage
-from raymotion.config import Settings, digest_of, load_settings, merge
+from raymotion.config import Settings, digest_of, first_problem, load_settings, merge
 from raymotion.errors import InputError
 from raymotion.models.recipe import TrainRecipe
 from raymotion.published.studies import published_study
@@ -276,9 +276,8 @@ def build_recipe(base: TrainRecipe, spaces: Spaces, config: Configuration, *, wh
         recipe = type(base).model_validate(merge(*layers))
         kind_of(recipe).check_recipe(recipe)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{_fields(config, name)}: {first['msg']}", path=where) from error
+        name = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise InputError(f"{_fields(config, name)}: {first_problem(error, type(base))}", path=where) from error
     except InputError as error:
         raise InputError(f"{_fields(config)}: {error.reason}", path=where, remedy=error.remedy) from error
     return recipe
@@ -307,13 +306,13 @@ def check_spaces(spaces: Spaces, base: TrainRecipe) -> None:
 
 def _preparation(recipe: TrainRecipe) -> list[Any]:
     """Returns the settings that determine how a recipe's data are prepared."""
-    return [[own.name, own.preparation()] for own in kind_of(recipe).inputs(recipe)]
+    return [[own.name, own.preparation()] for own in kind_of(recipe).checked_inputs(recipe)]
 
 
 def refusal(recipe: TrainRecipe) -> str | None:
     """Returns why a combination of individually valid settings cannot be trained; None if it can."""
     try:  # for example a fusion of two streams when the ablation or the backbones leave only one
-        kind_of(recipe).inputs(recipe)
+        kind_of(recipe).checked_inputs(recipe)
     except InputError as error:
         return error.reason
     return None

@@ -187,7 +187,9 @@ def _run_space(
         if trials[key].status == COMPLETE
     ]
     metric = study.record.metric
-    winner = choose(candidates, study.gain, metric=metric, incumbent=incumbent, ties=ties)
+    winner = choose(
+        candidates, study.gain, metric=metric, incumbent=incumbent, ties=ties, baseline=study.record.baseline
+    )
     lines = [_line(study, trials[key], cell, space.name) for key, cell, _ in usable]
     lines.sort(key=lambda own: (not own.complete, 0.0 if own.mean is None else -metric.gain(own.mean), own.parameters))
     own = [trial for trial in trials.values() if trial.stage == space.name]

@@ -289,7 +289,7 @@ def _worker(config: dict[str, Any]) -> None:
     kind: type[Kind] = config["kind"]
     known = of_class(kind)
     recipe = kind.recipe.model_validate(config["recipe"])
-    data = TrainingSet.load(storage.join(config["run"], "data"), known.inputs(recipe))
+    data = TrainingSet.load(storage.join(config["run"], "data"), known.checked_inputs(recipe))
     cores = available_cpus() // context.get_local_world_size()
     # torch's threads wait for each other: one that shares its core with a decoder delays all.
     torch.set_num_threads(max(1, cores // 2 if data.streamed is not None else cores))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from raymotion import records, storage
 from raymotion.errors import Diverged
-from raymotion.models.outputs.base import as_outputs
+from raymotion.models.outputs.base import forward
 from raymotion.train.batches import BatchLoader
 from raymotion.train.schedule import schedule, steps_per_epoch
 from raymotion.train.task import LAST, Task
@@ -70,7 +70,9 @@ class Run:
         self.best_predictions: dict[str, np.ndarray] | None = None
         if self.state.finished:
             return
-        self.state.model = task.kind.shape(self.model)
+        self.state.model = task.shape_of(self.model)
+        if not resume_from and workers.rank == 0:
+            task.rehearse(self.model, self.state.model)
         self.model.to(workers.device)
         self.optimiser = _optimiser(self.model, task)
         self.best_weights = _weights(self.model)
@@ -234,10 +236,12 @@ def _train_epoch(
         for group in optimiser.param_groups:
             group["lr"] = group["base_lr"] * factor
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=workers.device.startswith("cuda")):
-            raw = as_outputs(wrapped(**batch.inputs), task.outputs)
+            raw = forward(wrapped, batch.inputs, task.outputs)
         loss = task.loss(raw, batch)
         value = float(loss.detach())
         if not math.isfinite(value):
+            if epoch == 0 and number == 0:
+                raise _unsound(f"the loss is {value}", raw)
             raise _diverged(_step(f"the loss is {value}", epoch, number, steps, settings.lr * factor), task, state)
         # The last optimiser step of an epoch may accumulate fewer batches than the others.
         first = number - number % settings.accumulate
@@ -273,6 +277,17 @@ def _diverged(what: str, task: Task, state: State) -> Diverged:
     return Diverged(
         f"training diverged: {what}.{told} Lower the learning rate: --set {rates}{clip}. Nothing of this run is kept"
     )
+
+
+def _unsound(what: str, raw: Mapping[str, Tensor]) -> Diverged:
+    """Builds the error for a loss that is not finite before anything was learned."""
+    wrong = [name for name, values in raw.items() if not bool(values.isfinite().all())]
+    cause = (
+        f"The network's numbers for {', '.join(wrong)} are not finite: look for NaN in its inputs and initial weights"
+        if wrong
+        else "The network's numbers are finite: look for NaN in the targets, or a loss that divides by 0"
+    )
+    return Diverged(f"{what} in the first step, before any weight was changed. {cause}. Nothing of this run is kept")
 
 
 def _not_finite(model: nn.Module) -> str | None:

@@ -31,7 +31,7 @@ def prepare_data(recipe: TrainRecipe) -> TrainingSet:
             changed since they were labelled, or an input that no sample has.
     """
     kind = kind_of(recipe)
-    inputs = kind.inputs(recipe)
+    inputs = kind.checked_inputs(recipe)
     require_data_settings(inputs, recipe)
     given: np.ndarray | None = None
     labels = getattr(recipe.data, "labels", None)
@@ -42,7 +42,7 @@ def prepare_data(recipe: TrainRecipe) -> TrainingSet:
         path = storage.absolute(recipe.data.samples)
         table = labelled_table(path)
     facts = DataFacts.of(table, path)
-    outputs = kind.prepared_outputs(recipe, facts)
+    outputs = kind.checked_outputs(recipe, facts, prepared=True)
     targets = {own.name: own.read(table, where=path, given=given if own.vocabulary else None) for own in outputs}
     # Every sample needs a target of the first output; targets of further outputs may be missing.
     known = targets[outputs[0].name].known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,8 +14,9 @@ from raymotion.errors import InputError
 from raymotion.learning.metrics.multilabel import short_title
 from raymotion.models.inputs.base import Bound, Input
 from raymotion.models.inputs.reading import Pictures, Reader
-from raymotion.models.kind import Extra
+from raymotion.models.kind import Extra, place_of
 from raymotion.models.outputs.base import Output, choose_metric
+from raymotion.models.outputs.table import read_outputs
 from raymotion.models.recipe import TrainRecipe
 from raymotion.models.training_set import TrainingSet
 from raymotion.train.pictures import Portion, read_here
@@ -63,9 +65,9 @@ class Task:
         self.recipe, self.data, self.threads = recipe, data, threads
         self.kind = kind_of(recipe)
         training = data.splits["train"]
-        self.outputs: tuple[Output, ...] = tuple(self.kind.outputs(recipe, data.facts))
+        self.outputs: tuple[Output, ...] = tuple(self.kind.checked_outputs(recipe, data.facts))
         self.inputs: dict[str, Bound] = {}
-        for own in self.kind.inputs(recipe):
+        for own in self.kind.checked_inputs(recipe):
             if own.name not in data.inputs:
                 raise InputError(f"the data were prepared without {own.name}", path=data.name)
             self.inputs[own.name] = own.bind(data.inputs[own.name], training)
@@ -98,6 +100,52 @@ class Task:
     def restore(self, shape: Mapping[str, Any]) -> nn.Module:
         """Builds a network of this shape, without loading its weights."""
         return self.kind.restore(shape, self.described(), self.outputs)
+
+    def shape_of(self, network: nn.Module) -> dict[str, Any]:
+        """Returns the network's shape as config.json will hold it.
+
+        Raises:
+            InputError: JSON cannot hold it.
+        """
+        shape = self.kind.shape(network)
+        try:
+            if isinstance(shape, dict):
+                return dict(json.loads(json.dumps(shape, allow_nan=False)))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{place_of(type(self.kind))}.shape: {error}", remedy="Return JSON values, that restore needs."
+            ) from error
+        raise InputError(f"{place_of(type(self.kind))}.shape returns {shape!r}", remedy="Return a dict.")
+
+    def rehearse(self, network: nn.Module, shape: Mapping[str, Any]) -> None:
+        """Restores outputs and network from their description, so that a mistake costs no training.
+
+        Raises:
+            InputError: an output is not registered, or the restored network has other weights.
+        """
+        kind = place_of(type(self.kind))
+        outputs = read_outputs(json.loads(json.dumps([own.to_dict() for own in self.outputs])), where="config.json")
+        for own, read in zip(self.outputs, outputs, strict=True):
+            if (read.name, read.width) != (own.name, own.width):
+                raise InputError(
+                    f"{place_of(type(own))}.from_dict returns the output {read.name} of width {read.width}, not "
+                    f"{own.name} of width {own.width}"
+                )
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            restored = self.kind.restore(shape, self.described(), outputs)
+        expected, found = (
+            {name: tuple(tensor.shape) for name, tensor in each.state_dict().items()} for each in (network, restored)
+        )
+        for name in {**expected, **found}:
+            if expected.get(name) != found.get(name):
+                there = [f"has {own.get(name)}" if name in own else "lacks it" for own in (expected, found)]
+                raise InputError(
+                    f"the kind {kind} restores another network than it builds. Weight {name}: the built one {there[0]},"
+                    f" the restored one {there[1]}",
+                    remedy="Let shape return all that restore needs to build the same layers.",
+                )
 
     def described(self) -> list[Input]:
         """Returns the inputs as a checkpoint stores them."""

@@ -78,6 +78,10 @@ def save_head(folder: Path, *, tokens: dict[str, int] | None = None, random: str
         FusionConfig.model_validate({**shape, "dims": dims, "tokens": tokens or {}, "token_dims": dict(dims)}), 3
     )
     torch.nn.init.normal_(head.head.weight, std=1.0)
+    if head.vad_head is not None:  # so that no number is moved to an end of the scale
+        with torch.no_grad():
+            head.vad_head.bias.fill_(0.5)
+            head.vad_head.weight.mul_(0.1)
     head.set_statistics(
         {name: torch.full((size,), 0.1) for name, size in dims.items()},
         {name: torch.full((size,), 0.5) for name, size in dims.items()},

@@ -9,6 +9,7 @@ import pytest
 from pydantic import Field
 
 from raymotion.config import Settings
+from raymotion.models.recipe import TrainRecipe
 from raymotion.models.registry import register
 from raymotion.models.student.kind import StudentKind
 
@@ -17,10 +18,10 @@ class Optimiser(Settings):
     lr: float = Field(0.1, gt=0, description="Rate of what starts from nothing.")
 
 
-class Recipe(Settings):
+class Recipe(TrainRecipe):
     kind: Literal["mean"] = "mean"
     source: str
-    optimiser: Optimiser = Optimiser()
+    optimiser: Optimiser = Optimiser()  # type: ignore[assignment]
     distillation: Optimiser | None = None
 
 
@@ -32,7 +33,7 @@ class MeanKind(StudentKind):
     """
 
     name = "mean"
-    recipe = Recipe  # type: ignore[assignment]
+    recipe = Recipe
 
 
 def test_names_stand_beside_what_they_are(runner: Callable[..., Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from raymotion.data.readers.reader import READERS, Reader
@@ -86,7 +88,7 @@ def test_two_readers_of_one_name_are_refused(runner, toy):
 @pytest.mark.parametrize(
     "name, reason",
     [
-        ("nowhere", "no reader is called 'nowhere'.*There are coco, emotic, folder, socratis"),
+        ("nowhere", "no reader is called 'nowhere'.*There are .*coco.*folder"),
         ("no_such_package:Reader", "cannot be imported: No module named 'no_such_package'"),
         ("raymotion.data.samples:Nothing", "cannot be imported: .*Nothing"),
         ("raymotion.data.samples:read_samples", "is not a reader"),
@@ -105,3 +107,45 @@ def test_raymotions_own():
         reader = READERS.get(name)
         assert issubclass(reader, Reader) and f"raymotion data prepare {name}" in (reader.__doc__ or "")
         assert all(field.description or field.is_required() for field in reader.model_fields.values())
+
+
+BROKEN_READERS = """
+import pyarrow as pa
+from raymotion.data.readers.reader import Reader, Report
+from raymotion.data.samples import table_from_rows
+
+ROWS = [{"sample_id": "a", "group_id": "a", "source": "t"}]
+
+class Table(Reader):
+    def read(self): return table_from_rows(ROWS, None)
+
+class Rows(Reader):
+    def read(self): return ROWS, Report(rows=1)
+
+class NoReport(Reader):
+    def read(self): return table_from_rows(ROWS, None), None
+
+class Empty(Reader):
+    def read(self): return table_from_rows([], None), Report()
+
+class NoRead(Reader):
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("Table", r"broken:Table\.read returns a Table\. Return a sample table and a Report"),
+        ("Rows", r"broken:Rows\.read returns a list as its table.*table_from_rows"),
+        ("NoReport", r"broken:NoReport\.read returns a NoneType as its report.*Report\("),
+        ("Empty", "no row was found"),
+        ("NoRead", "broken:NoRead does not define read"),
+    ],
+)
+def test_what_a_reader_returns_is_checked(runner, tmp_path, monkeypatch, name, reason):
+    (tmp_path / "broken.py").write_text(BROKEN_READERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    done = runner("data", "prepare", f"broken:{name}", "--out", tmp_path / "out.parquet")
+    assert done.code == 2 and re.search(reason, done.err), done.err
+    assert not (tmp_path / "out.parquet").exists()

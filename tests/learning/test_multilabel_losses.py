@@ -11,7 +11,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from raymotion.errors import InputError
 from raymotion.learning.losses.bce import class_weights, multilabel_bce
-from raymotion.learning.losses.multilabel import LOSSES, LabelCorrection, NamedLoss, make_loss
+from raymotion.learning.losses.multilabel import LOSSES, LabelCorrection, NamedLoss, link_of, make_loss
 
 LOG3 = math.log(3)  # sigmoid(log 3) = 3/4
 LN2, LN4 = math.log(2), math.log(4)
@@ -42,10 +42,12 @@ def test_a_loss_of_the_wrong_shape_is_refused() -> None:
     """Its mean would be a number like any other."""
 
     class PerSample(NamedLoss):
+        name = "per_sample"
+
         def terms(self, logits, targets, epoch, weights):
             return (logits - targets).square().sum(dim=1)
 
-    with pytest.raises(TypeError, match=r"PerSample.terms gives \(12,\), not \(12, 3\)"):
+    with pytest.raises(InputError, match=r"per_sample gives .* \(12,\), not \(12, 3\).*PerSample.terms"):
         PerSample(PerSample.Options())(*a_batch())
 
 
@@ -185,12 +187,12 @@ def test_every_loss_falls_under_gradient_descent_and_measures_in_float32(name: s
     half = loss(logits.bfloat16(), targets)
     assert half.dtype == torch.float32
     assert half.item() == pytest.approx(loss(logits.bfloat16().float(), targets).item())
-    p = loss.probabilities(torch.tensor([[-50.0, 0.5, 50.0]], dtype=torch.bfloat16))
+    p = link_of(name).probabilities(torch.tensor([[-50.0, 0.5, 50.0]], dtype=torch.bfloat16))
     assert p.dtype == torch.float32 and p.min() >= 0 and p.max() <= 1 and p[0, 0] < p[0, 1] < p[0, 2]
 
 
 def test_what_does_not_fit_is_an_input_error() -> None:
-    with pytest.raises(InputError, match=r"no loss 'nothing'\. Choose one of bce, discrete, focal"):
+    with pytest.raises(InputError, match=r"no loss is called .nothing.. There are bce, discrete, focal"):
         make_loss("nothing")
     with pytest.raises(InputError, match=r"loss focal: .*gama.*Its options are: gamma, alpha"):
         make_loss("focal", options={"gama": 1})

@@ -18,7 +18,7 @@ from raymotion.batch.worker import _process
 from raymotion.data.images.decode import decode_rgb
 from raymotion.errors import InputError
 from raymotion.learning.losses.bce import WeightKind
-from raymotion.learning.losses.multilabel import LOSSES
+from raymotion.learning.losses.multilabel import LOSSES, link_of
 from raymotion.learning.metrics.dimensions import evaluate_dimensions
 from raymotion.learning.metrics.multilabel import evaluate
 from raymotion.models import hub
@@ -57,6 +57,7 @@ def save_head(folder: Path, *, streams: tuple[str, ...] = ("context", "body", "f
     shape = {"fusion": "gated_residual", "hidden": 16, "vad": True, **config}
     head = FusionHead(FusionConfig.model_validate({**shape, "dims": dict.fromkeys(streams, identity.dim)}), 3)
     torch.nn.init.normal_(head.head.weight, std=1.0)
+    _on_the_scale(head)
     rng = np.random.default_rng(0)
     truth, p = (rng.random((40, 3)) < 0.4).astype(float), rng.random((40, 3))
     figures = evaluate(truth, p, prior=[0.3, 0.3, 0.4], labels=VALENCE_3.labels, bootstrap=50).to_dict()
@@ -96,6 +97,14 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = np.random.default_rng(1).integers(0, 255, (6, 8, 3), np.uint8)
     Image.fromarray(small).resize((60, 48)).save(path)
     return path
+
+
+def _on_the_scale(head: FusionHead) -> None:
+    """Lets an untrained head say numbers within 1 to 10, so that none is moved to an end."""
+    if head.vad_head is not None:
+        with torch.no_grad():
+            head.vad_head.bias.fill_(0.5)
+            head.vad_head.weight.mul_(0.1)
 
 
 def by_hand(head: Path, photo: Path, boxes: dict[str, tuple[float, ...]]) -> np.ndarray:
@@ -326,7 +335,12 @@ def test_a_head_predicts_whatever_loss_it_was_trained_with(name: str, options: d
     values = np.random.default_rng(0).normal(size=(5, identity.dim)).astype(np.float32)
     with torch.no_grad():
         outputs = model([torch.from_numpy(values)], torch.ones(5, 1, dtype=torch.bool)).numpy()
-    expected = np.clip(outputs, 0, 1) if name == "discrete_published" else 1 / (1 + np.exp(-outputs))
+    # Whatever a loss says its numbers mean, the checkpoint says too; of raymotion's, one does not mean logits.
+    expected = link_of(name, options).probabilities(torch.from_numpy(outputs)).numpy()
+    if name == "discrete_published":
+        np.testing.assert_allclose(expected, np.clip(outputs, 0, 1))
+    elif link_of(name, options).logits:
+        np.testing.assert_allclose(expected, 1 / (1 + np.exp(-outputs)), atol=1e-6)
     found = predict(load_model(tmp_path / "head"), {"body": values})["emotions"]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -342,6 +356,7 @@ def test_a_head_with_its_own_backbones_labels_the_crops_and_needs_no_other_weigh
     config = TunedConfig(fusion=fusion, identities=dict.fromkeys(streams, identity.to_dict()))
     model = TunedStreams(config, 3)
     torch.nn.init.normal_(model.head.head.weight, std=3.0)
+    _on_the_scale(model.head)
     outputs = [MultiLabel(VALENCE_3), Dimensions(scale=(1, 10))]
     inputs = [CropInput(streams_of(streams, identity))]
     save_checkpoint(tmp_path / "tuned", get_kind("fusion-tuned"), model, inputs, outputs, training={})

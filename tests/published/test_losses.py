@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from raymotion.errors import InputError
-from raymotion.learning.losses.multilabel import make_loss
+from raymotion.learning.losses.multilabel import link_of, make_loss
 from raymotion.published.losses import STATIC_WEIGHTS, DiscretePublished
 from raymotion.vocabulary import EMOTIC_26
 
@@ -36,7 +36,8 @@ def test_dynamic_weights_by_hand() -> None:
     # The sum on raw outputs: x = 1/2 everywhere, so (x - y)^2 = 1/4 for all 6 x 4.
     expected = 6 / 4 * (1 / math.log(2.2) + 1 / math.log(3.2) + 1 / math.log(6.2) + 1e-4)
     assert loss(torch.full((6, 4), 0.5), targets).item() == pytest.approx(expected)
-    assert loss.probabilities(torch.tensor([[-0.3, 0.4, 1.7]])).tolist() == [[0.0, pytest.approx(0.4), 1.0]]
+    found = link_of("discrete_published").probabilities(torch.tensor([[-0.3, 0.4, 1.7]]))
+    assert found.tolist() == [[0.0, pytest.approx(0.4), 1.0]]
 
 
 def test_the_static_vector_is_that_of_the_training_counts() -> None:

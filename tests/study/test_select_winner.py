@@ -14,7 +14,7 @@ from raymotion.learning.metrics.average_precision import average_precision
 from raymotion.learning.paired import paired_map_gain
 from raymotion.learning.significance import is_significant, seed_error
 from raymotion.study import select_winner
-from raymotion.study.record import Winner
+from raymotion.study.record import Compared, Winner
 from raymotion.study.select_winner import Candidate
 
 LABELS, IMAGES = 6, 100
@@ -125,3 +125,18 @@ def test_one_candidate_and_none() -> None:
     assert choice.key == "only" and choice.compared == [] and "only one" in choice.reason
     with pytest.raises(RunFailed):
         choose([], TRUTH, groups=GROUPS)
+
+
+def test_a_winner_that_is_no_better_than_the_baseline_is_said_to_be() -> None:
+    good, old = candidate("good", 3.0), candidate("old", 0.5, seed=1)
+    low = choose([old, good], TRUTH, groups=GROUPS, baseline=good.mean - 0.01)
+    assert "no better" not in low.reason
+    high = choose([old, good], TRUTH, groups=GROUPS, baseline=good.mean + 0.01)
+    assert high.key == low.key and f"no better than chance ({good.mean + 0.01:.4f})" in high.reason
+
+
+def test_a_tie_by_the_seeds_alone_says_so() -> None:
+    gap = Compared(key="a", difference=0.02, low=0.01, high=0.03, tied=True, seed_error=0.02)
+    assert gap.noise.endswith("seeds ±0.0400, which could explain it")
+    assert "explain" not in gap.model_copy(update={"tied": False}).noise
+    assert "explain" not in gap.model_copy(update={"low": -0.01}).noise

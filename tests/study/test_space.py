@@ -77,7 +77,7 @@ def test_a_choice_of_a_group_replaces_the_group(write_spaces: Callable[..., str]
     ("change", "message"),
     [
         ({"grid": {"model.fusion": ["simple", "magic"]}}, r"s\.yaml: model\.fusion = 'magic': .*no fusion 'magic'"),
-        ({"grid": {"loss.name": ["bce", "hope"]}}, r"s\.yaml: loss\.name = 'hope': there is no loss 'hope'"),
+        ({"grid": {"loss.name": ["bce", "hope"]}}, r"s\.yaml: loss\.name = 'hope': no loss is called 'hope'"),
         ({"grid": {"optimiser.lrr": [1]}}, r"s\.yaml: optimiser\.lrr = 1"),
         ({"grid": {"augmentation": ["basic", "wild"]}}, r"s\.yaml: augmentation = 'wild'"),
         ({"grid": {"model.fusion": []}}, r"s\.yaml: model\.fusion has no choices|s\.yaml: .*has no choices"),

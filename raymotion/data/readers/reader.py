@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymotion.config import Settings
 from raymotion.data.images.files import FolderContent
+from raymotion.errors import InputError
 from raymotion.registry import Registry
 
 if TYPE_CHECKING:
@@ -32,6 +33,45 @@ class Reader(Settings, ABC):
         Raises:
             InputError: the data are damaged or of another format; names file, row, reason and remedy.
         """
+
+
+def require_read(reader: type[Reader]) -> None:
+    """Raises an `InputError` if a reader does not define what all must."""
+    if reader.__abstractmethods__:
+        missing = ", ".join(sorted(reader.__abstractmethods__))
+        raise InputError(
+            f"the reader {reader.__module__}:{reader.__qualname__} does not define {missing}",
+            remedy="Add it to the class.",
+        )
+
+
+def read_all(reader: Reader) -> tuple[pa.Table, Report]:
+    """Runs a reader, and checks what it returns.
+
+    Raises:
+        InputError: as `Reader.read`; or the reader returns something else, or no row.
+    """
+    import pyarrow as pa
+
+    place = f"{type(reader).__module__}:{type(reader).__qualname__}.read"
+    found = reader.read()
+    if not (isinstance(found, tuple) and len(found) == 2):
+        raise InputError(f"{place} returns a {type(found).__name__}", remedy="Return a sample table and a Report.")
+    table, report = found
+    if not isinstance(table, pa.Table):
+        raise InputError(
+            f"{place} returns a {type(table).__name__} as its table",
+            remedy="Make one of rows: raymotion.data.samples.table_from_rows.",
+        )
+    if not isinstance(report, Report):
+        raise InputError(
+            f"{place} returns a {type(report).__name__} as its report",
+            remedy="Return a raymotion.data.readers.reader.Report, e.g. Report(rows=table.num_rows).",
+        )
+    if not table.num_rows:
+        notes = "; ".join(report.notes())
+        raise InputError(f"no row was found ({notes or 'nothing was left out'})", remedy="Is this the right place?")
+    return table, report
 
 
 def noted(note: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +10,21 @@ from pydantic import Field
 
 from raymotion.config import Settings, load_settings
 from raymotion.errors import InputError
+from raymotion.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class SmoothL1(Settings):
+class NumberLoss(Settings, ABC):
+    """Base of all losses of numbers; the fields of a subclass are the options of the loss."""
+
+    @abstractmethod
+    def terms(self, values: Tensor, targets: Tensor) -> Tensor:
+        """Computes the loss of each number, (n, D) float32; all targets are finite."""
+
+
+class SmoothL1(NumberLoss):
     """d^2 / (2 b) up to b, |d| - b / 2 beyond (Girshick 2015).
 
     Attributes:
@@ -31,7 +41,7 @@ class SmoothL1(Settings):
         return F.smooth_l1_loss(values, targets, beta=self.beta, reduction="none")
 
 
-class SquaredError(Settings):
+class SquaredError(NumberLoss):
     """d^2."""
 
     def terms(self, values: Tensor, targets: Tensor) -> Tensor:
@@ -39,7 +49,7 @@ class SquaredError(Settings):
         return (values - targets).square()
 
 
-class AbsoluteError(Settings):
+class AbsoluteError(NumberLoss):
     """|d|."""
 
     def terms(self, values: Tensor, targets: Tensor) -> Tensor:
@@ -47,11 +57,18 @@ class AbsoluteError(Settings):
         return (values - targets).abs()
 
 
-LOSSES: dict[str, type[SmoothL1 | SquaredError | AbsoluteError]] = {
-    "smooth_l1": SmoothL1,
-    "mse": SquaredError,
-    "mae": AbsoluteError,
+LOSSES: dict[str, str] = {
+    "smooth_l1": f"{__name__}:SmoothL1",
+    "mse": f"{__name__}:SquaredError",
+    "mae": f"{__name__}:AbsoluteError",
 }
+# Losses of other packages are added by the entry point `raymotion.losses_of_numbers`.
+_losses: Registry[NumberLoss] = Registry(
+    "loss of numbers",
+    NumberLoss,  # type: ignore[type-abstract]
+    "raymotion.losses_of_numbers",
+    lambda: LOSSES,
+)
 
 
 def make_dimension_loss(name: str, options: Mapping[str, Any] | None = None) -> Callable[..., Tensor]:
@@ -63,9 +80,7 @@ def make_dimension_loss(name: str, options: Mapping[str, Any] | None = None) -> 
     Raises:
         InputError: the name or an option is unknown; when called, the shapes do not match.
     """
-    if name not in LOSSES:
-        raise InputError(f"no loss of numbers is called {name!r}", remedy=f"Choose one of {', '.join(LOSSES)}.")
-    kind = LOSSES[name]
+    kind = _losses.get(name, may_import=False)
     try:
         chosen = load_settings(kind, options=options)
     except InputError as error:
@@ -80,6 +95,11 @@ def make_dimension_loss(name: str, options: Mapping[str, Any] | None = None) -> 
         known = ~targets.isnan()
         filled = torch.where(known, targets.float(), torch.zeros_like(targets, dtype=torch.float32))
         terms = chosen.terms(values.float(), filled)
+        if terms.shape != values.shape:
+            raise InputError(
+                f"the loss {name} gives a tensor of shape {tuple(terms.shape)}, not {tuple(values.shape)}",
+                remedy=f"Let {kind.__module__}:{kind.__qualname__}.terms return the loss of each number.",
+            )
         share = known.float() if weights is None else known.float() * weights.float()[:, None]
         return (terms * share).sum() / share.sum().clamp(min=1e-12)
 

@@ -8,8 +8,10 @@ label. The public study's variants are in `published.losses` under `*_published`
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
-from importlib import import_module
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -18,6 +20,7 @@ from pydantic import Field
 from raymotion.config import Settings, load_settings
 from raymotion.errors import InputError
 from raymotion.learning.losses.bce import WeightKind, class_weights
+from raymotion.registry import Registry
 
 if TYPE_CHECKING:
     import torch
@@ -67,9 +70,26 @@ class MultiLabelLoss(Protocol):
         """
         ...
 
-    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """Converts logits to probabilities (n, L), float32."""
+    @property
+    def by_class(self) -> torch.Tensor | None:
+        """The class weights (L,) of the loss, which a distillation uses too; None: all 1."""
         ...
+
+
+@dataclass(frozen=True)
+class Link:
+    """The meaning of the numbers (n, L) of a model that was trained with a loss.
+
+    Attributes:
+        probabilities: converts them to probabilities (n, L), float32.
+        numbers: converts probabilities to such numbers, so that a new model can start at the class prior; None if the
+            loss does not define it.
+        logits: whether they are logits.
+    """
+
+    probabilities: Callable[[torch.Tensor], torch.Tensor]
+    numbers: Callable[[torch.Tensor], torch.Tensor] | None
+    logits: bool
 
 
 def make_loss(
@@ -91,40 +111,70 @@ def make_loss(
         InputError: the name or an option is unknown, or required rates are missing.
     """
     kind = _kind(name)
-    try:
-        chosen = load_settings(kind.Options, options=options)
-    except InputError as error:
-        known = ", ".join(kind.Options.model_fields) or "none"
-        raise InputError(f"loss {name}: {error.reason}", remedy=f"Its options are: {known}.") from error
-    return kind(chosen, rates=_checked_rates(rates), samples=samples)
+    return kind(_options(name, kind, options), rates=_checked_rates(rates), samples=samples)
 
 
-def probabilities_of(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Returns the function that converts the logits of a model trained with this loss to probabilities (n, L), float32.
+def link_of(name: str, options: Mapping[str, Any] | None = None) -> Link:
+    """Returns the meaning of the numbers of a model that was trained with this loss.
 
     Unlike `make_loss` it needs nothing from the training split, which may be unknown at prediction.
 
     Raises:
-        InputError: the name is unknown.
+        InputError: the name or an option is unknown.
     """
-    return _kind(name).probabilities
+    kind = _kind(name)
+    chosen = _options(name, kind, options)
+    logits = not _overrides(kind, "probabilities")
+    return Link(
+        partial(kind.probabilities, options=chosen),
+        partial(kind.numbers, options=chosen) if logits or _overrides(kind, "numbers") else None,
+        logits,
+    )
 
 
+def loss_names() -> list[str]:
+    """Returns the names of all known losses: raymotion's own and those of installed packages."""
+    return _losses.names()
+
+
+def _options(name: str, kind: type[NamedLoss], options: Mapping[str, Any] | None) -> Settings:
+    try:
+        return load_settings(kind.Options, options=options)
+    except InputError as error:
+        known = ", ".join(kind.Options.model_fields) or "none"
+        raise InputError(f"loss {name}: {error.reason}", remedy=f"Its options are: {known}.") from error
+
+
+@cache
 def _kind(name: str) -> type[NamedLoss]:
-    if name not in LOSSES:
-        raise InputError(f"there is no loss {name!r}", remedy=f"Choose one of {', '.join(LOSSES)}.")
-    module, _, attribute = LOSSES[name].partition(":")
-    kind: type[NamedLoss] = getattr(import_module(module), attribute)
+    # Checkpoints name losses too, and never cause an import.
+    kind = _losses.get(name, may_import=False)
+    place = f"the loss {kind.__module__}:{kind.__qualname__}"
+    if getattr(kind, "name", None) != name:
+        raise InputError(f"{place} is listed as {name!r}", remedy=f'Give the class this name: name = "{name}"')
+    for method in ("probabilities", "numbers"):
+        if not isinstance(inspect.getattr_static(kind, method), classmethod):
+            raise InputError(f"{place}: {method} is not a class method", remedy="Write @classmethod above it.")
     return kind
+
+
+def _overrides(kind: type[NamedLoss], method: str) -> bool:
+    return inspect.getattr_static(kind, method) is not inspect.getattr_static(NamedLoss, method)
 
 
 class NamedLoss:
     """Base of all losses: checks the batch and averages `terms` over samples and labels.
 
-    Subclasses define `terms`, or `reduce` for losses that are not a mean of terms.
+    Subclasses define `terms`, or `reduce` for losses that are not a mean of terms. The numbers of the network are
+    logits unless the class overrides `probabilities`; one that does should define `numbers` too.
+
+    Attributes:
+        name: its name in `LOSSES`, for messages.
+        by_class: class weights (L,), set by `configure`, which a distillation with this loss uses too; None: all 1.
     """
 
     name: ClassVar[str]
+    by_class: torch.Tensor | None = None
 
     class Options(Settings):
         """No options."""
@@ -154,9 +204,19 @@ class NamedLoss:
         rows = None if weights is None else weights.float()
         return self.reduce(logits.float(), targets.float(), epoch, rows)
 
-    @staticmethod
-    def probabilities(logits: torch.Tensor) -> torch.Tensor:
-        return logits.float().sigmoid()
+    @classmethod
+    def probabilities(cls, numbers: torch.Tensor, options: Any) -> torch.Tensor:
+        """Converts the numbers of the network to probabilities (n, L) in [0, 1], float32."""
+        return numbers.float().sigmoid()
+
+    @classmethod
+    def numbers(cls, probabilities: torch.Tensor, options: Any) -> torch.Tensor:
+        """Converts probabilities to numbers of the network: the inverse of `probabilities`.
+
+        A new model starts at the class prior by it. Of a class with its own `probabilities` but without this method, a
+        model starts as its network is initialised.
+        """
+        return probabilities.clamp(1e-3, 1 - 1e-3).logit()
 
     def reduce(
         self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
@@ -164,14 +224,24 @@ class NamedLoss:
         """Returns the scalar loss of checked float32 inputs."""
         terms = self.terms(logits, targets, epoch, weights)
         if terms.shape != logits.shape:
-            raise TypeError(f"{type(self).__name__}.terms gives {tuple(terms.shape)}, not {tuple(logits.shape)}")
+            raise InputError(
+                f"the loss {self.name} gives a tensor of shape {tuple(terms.shape)}, not {tuple(logits.shape)}",
+                remedy=f"Let {type(self).__module__}:{type(self).__qualname__}.terms return the loss of each label.",
+            )
         return terms.mean() if weights is None else sample_mean(terms, weights).mean()
 
     def terms(
         self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
     ) -> torch.Tensor:
         """Returns the loss of each sample and label, (n, L)."""
-        raise NotImplementedError(f"{type(self).__name__} defines neither `terms` nor `reduce`")
+        raise InputError(
+            f"the loss {type(self).__module__}:{type(self).__qualname__} defines neither terms nor reduce",
+            remedy="Add one of them to the class.",
+        )
+
+
+# Losses of other packages are added by the entry point `raymotion.losses`.
+_losses: Registry[NamedLoss] = Registry("loss", NamedLoss, "raymotion.losses", lambda: LOSSES)
 
 
 def sample_mean(values: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
@@ -205,7 +275,6 @@ class BinaryCrossEntropy(NamedLoss):
 
     def configure(self, options: Any) -> None:
         self.smoothing: float = options.label_smoothing
-        self.by_class: torch.Tensor | None = None
         if options.class_weights != "none":
             rates = _rates_for(self, f"class_weights={options.class_weights}")
             self.by_class = class_weights(rates.tolist(), options.class_weights, samples=self.samples)

@@ -67,6 +67,12 @@ def metric_title(name: str) -> str:
     return f"Top-{last} accuracy" if first == "top" else name
 
 
+def averages(evaluation: Evaluation) -> frozenset[str]:
+    """Returns the metrics that are means over several dimensions, each of which has its own metric too."""
+    of_one = {name.rpartition("_")[2] for name in evaluation.metrics if name not in METRIC_TITLES}
+    return frozenset(name for name in DIMENSION_METRICS if name in evaluation.metrics and name in of_one)
+
+
 def short_title(name: str) -> str:
     """Returns a short display name of a metric: `bce` is "BCE", `macro_ap` is "mAP"."""
     return "mAP" if name == "macro_ap" else metric_title(name).partition(" (")[0].partition(",")[0]

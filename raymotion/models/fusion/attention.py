@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raymotion.models.fusion.config import FusionConfig, input_size, streams_of
+from raymotion.models.fusion.config import FusionConfig, input_size
 from raymotion.models.fusion.gated import Dropout, Tail, shares
 
 # After Nagrani et al. 2021, who find 4 tokens enough.
@@ -149,8 +149,6 @@ class CrossModalTransformer(nn.Module):
         self.tokens = StreamTokens(config)
         self.ask = nn.Parameter(torch.randn(hidden) * 0.02)
         self.attend = Attend(hidden, hidden, hidden)
-        if streams_of(config) == ("context",):
-            self.attend.requires_grad_(False)  # never runs, as there are no keys
         self.norm = nn.LayerNorm(hidden)
         self.feed = FeedForward(hidden)
         self.drop = Dropout(config.dropout)

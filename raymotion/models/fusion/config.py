@@ -1,6 +1,6 @@
 """Names and shapes of the fusion heads, for recipes, studies and checkpoints. Does not import torch.
 
-The ten fusions of the public EMOTIC study, each in a corrected version, and for comparison as that study built them
+The fusions of the public EMOTIC study, each in a corrected version, and for comparison as that study built them
 (`NAME_published`). The docstring of each network explains the differences.
 """
 

@@ -157,7 +157,7 @@ def set_first_answers(head: FusionHead, training: Training) -> None:
     data, heads = training.data, (head.head, head.vad_head)
     for own, layer in zip(training.outputs, heads, strict=False):
         if layer is not None:
-            cast("MultiLabel | Dimensions", own).start(layer, data.targets_of(own), data.splits["train"])
+            own.start(layer, data.targets_of(own), data.splits["train"])
 
 
 def check_head(model: object, name: str, *, where: str) -> None:

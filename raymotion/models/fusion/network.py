@@ -50,10 +50,22 @@ class FusionHead(nn.Module):
             self._freeze_what_the_ablation_leaves_out()
 
     def _freeze_what_the_ablation_leaves_out(self) -> None:
-        """Freezes the layers of left-out streams: they never run, and DDP would wait for their gradients."""
-        left_out = set(self.streams) - set(self.kept)
-        for name, parameter in self.fuse.named_parameters():
-            if left_out & {word for part in name.split(".") for word in part.split("_x_")}:
+        """Freezes the layers that only left-out streams use: they never run, and DDP would wait for their gradients."""
+        if self.kept == self.streams:
+            return
+        tokens = self.config.tokens
+        inputs = {
+            name: torch.ones(1, *((tokens[name],) if tokens.get(name) else ()), input_size(self.config, name))
+            for name in self.kept
+        }
+        self.fuse.eval()
+        fused = self.fuse(inputs, torch.ones(1, len(self.kept), dtype=torch.bool))
+        self.fuse.train()
+        parameters = list(self.fuse.parameters())
+        for parameter, gradient in zip(
+            parameters, torch.autograd.grad(fused.sum(), parameters, allow_unused=True), strict=True
+        ):
+            if gradient is None:
                 parameter.requires_grad_(False)
 
     def set_statistics(self, means: Mapping[str, Tensor], stds: Mapping[str, Tensor]) -> None:

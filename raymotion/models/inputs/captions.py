@@ -179,7 +179,10 @@ class PreparedCaptions(Prepared, Bound):
 
 
 class Captions(Input):
-    """Captions.
+    """Captions. The network is called with `input_ids` and `attention_mask` (captions, T) int64.
+
+    In predictions a sample may have several captions, and `owners` (captions,) int64 is the sample of each, ascending;
+    in training it has one, drawn anew in each epoch, and `owners` is left out.
 
     Args:
         max_length: maximum number of word pieces per caption, including [CLS] and [SEP].

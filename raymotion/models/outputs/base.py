@@ -5,6 +5,7 @@ Its vocabulary and scale are stored in the checkpoint, and in the Parquet metada
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from raymotion.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 @dataclass
@@ -181,6 +182,22 @@ class Output(ABC):
     def baseline(self, targets: Targets, training: np.ndarray) -> np.ndarray:
         """Returns the constant prediction derived from the training rows, e.g. their mean, decoded, (width,)."""
 
+    def first_numbers(self, targets: Targets, training: np.ndarray) -> Tensor | None:
+        """Returns the network's numbers that `decode` converts to the baseline, (width,); None: unknown."""
+        return None
+
+    def start(self, layer: nn.Linear, targets: Targets, training: np.ndarray) -> None:
+        """Sets the bias of a last layer so that a new network predicts the baseline, which it else learns first.
+
+        For `Kind.build`, e.g. `own.start(network.head, training.data.targets_of(own), training.data.splits["train"])`.
+        """
+        import torch
+
+        numbers = self.first_numbers(targets, training)
+        if numbers is not None:
+            with torch.no_grad():
+                layer.bias.copy_(numbers)
+
     def weighed(
         self, metric: str, targets: Targets, rows: np.ndarray, values: np.ndarray, units: np.ndarray
     ) -> Callable[[np.ndarray], np.ndarray]:
@@ -268,25 +285,49 @@ def read_loss(value: Mapping[str, Any], *, where: str) -> LossSettings:
         ) from error
 
 
-def as_outputs(raw: Any, outputs: Sequence[Output]) -> dict[str, Tensor]:
-    """Splits the result of a network by output.
+def forward(network: nn.Module, arguments: Mapping[str, Any], outputs: Sequence[Output]) -> dict[str, Tensor]:
+    """Runs a network on the tensors of its inputs, and splits its result by output, each (n, width).
 
     A network returns a mapping by output, or one tensor (n, sum of widths) with the columns of all outputs in order.
 
     Raises:
-        ValueError: the result is neither, which is a fault of the network and not of the user.
+        InputError: the network takes other arguments, or returns something else.
     """
-    if isinstance(raw, Mapping):
-        missing = [own.name for own in outputs if own.name not in raw]
-        if missing:
-            raise ValueError(f"the network gave no {', '.join(missing)}, but {', '.join(map(str, raw))}")
-        return {own.name: raw[own.name] for own in outputs}
-    widths = [own.width for own in outputs]
-    if raw.ndim != 2 or raw.shape[1] != sum(widths):
-        raise ValueError(f"the network gave a tensor of shape {tuple(raw.shape)} for outputs of widths {widths}")
-    if len(outputs) == 1:
-        return {outputs[0].name: raw}
-    return {own.name: part for own, part in zip(outputs, raw.split(widths, dim=1), strict=True)}
+    inner = getattr(network, "module", network)  # inside DDP
+    place = f"{type(inner).__module__}:{type(inner).__qualname__}.forward"
+    try:
+        raw = network(**arguments)
+    except TypeError as error:
+        try:
+            inspect.signature(inner.forward).bind(**arguments)
+        except TypeError as wrong:
+            raise InputError(
+                f"{place}: {wrong}", remedy=f"The arguments that its inputs give are {', '.join(arguments)}."
+            ) from error
+        raise
+    return _by_output(raw, outputs, place)
+
+
+def _by_output(raw: Any, outputs: Sequence[Output], place: str) -> dict[str, Tensor]:
+    import torch
+
+    names, widths = [own.name for own in outputs], [own.width for own in outputs]
+    wanted = f"a tensor (n, {sum(widths)}), or a mapping of {', '.join(names)} to tensors"
+    if isinstance(raw, torch.Tensor):
+        if raw.ndim != 2 or raw.shape[1] != sum(widths):
+            told = " + ".join(f"{width} of {name}" for name, width in zip(names, widths, strict=True))
+            raise InputError(f"{place} returns a tensor of shape {tuple(raw.shape)}, not (n, {sum(widths)}): {told}")
+        return dict(zip(names, (raw,) if len(outputs) == 1 else raw.split(widths, dim=1), strict=True))
+    if not isinstance(raw, Mapping):
+        raise InputError(f"{place} returns a {type(raw).__name__}", remedy=f"Return {wanted}.")
+    if set(raw) != set(names):
+        raise InputError(f"{place} returns a mapping of {', '.join(map(str, raw))}", remedy=f"Return {wanted}.")
+    for own in outputs:
+        value = raw[own.name]
+        if not isinstance(value, torch.Tensor) or value.ndim != 2 or value.shape[1] != own.width:
+            found = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+            raise InputError(f"{place} returns for {own.name} a value of {found}, not a tensor (n, {own.width})")
+    return {name: raw[name] for name in names}
 
 
 def choose_metric(selected: str | None, outputs: Sequence[Output]) -> tuple[Output, str]:

@@ -1,7 +1,7 @@
 """Numbers on a stated scale: valence, arousal, dominance.
 
 Networks predict value / h, where h is the largest absolute value of the scale: 0 .. 1 for a scale of 1 to 10, -1 .. 1
-for a scale of -3 to 3. Decoded values are on the scale itself.
+for a scale of -3 to 3. Decoded values are on the scale itself; those beyond its ends are moved there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from raymotion.models.outputs.base import DataFacts, Output, Targets, array_dige
 from raymotion.models.recipe import LossSettings
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 VALUES = "values"
 # Predictions with a smaller standard deviation than this share of the training split's count as constant.
@@ -43,7 +43,7 @@ class Dimensions(Output):
     Args:
         names: columns of the sample table: valence, arousal, dominance.
         scale: lowest and highest value.
-        loss: one of `learning.losses.dimensions.LOSSES`.
+        loss: one of `learning.losses.dimensions.LOSSES`; a kind whose recipe has a setting for it passes that here.
     """
 
     kind_of_output: ClassVar[str] = "dimensions"
@@ -153,12 +153,11 @@ class Dimensions(Output):
         """Returns the means (D,) of the training split, on the scale; NaN where no value is known."""
         return column_mean(targets.arrays[VALUES][training])
 
-    def start(self, head: nn.Linear, targets: Targets, training: np.ndarray) -> None:
-        """Initialises the bias of a head to predict the training means, which a few epochs would not reach from 0."""
+    def first_numbers(self, targets: Targets, training: np.ndarray) -> Tensor:
+        """Returns the numbers of the training means, which a few epochs would not reach from 0."""
         import torch
 
-        with torch.no_grad():
-            head.bias.copy_(torch.from_numpy(self.baseline(targets, training) / self.unit))
+        return torch.from_numpy(self.baseline(targets, training) / self.unit)
 
     def batch(self, targets: Targets, rows: np.ndarray, device: str) -> dict[str, Tensor]:
         import torch
@@ -169,7 +168,8 @@ class Dimensions(Output):
         return DimensionCriterion(self)
 
     def decode(self, raw: Tensor) -> Tensor:
-        return raw.float() * self.unit
+        # A straight line knows no ends, but no rating lies beyond them.
+        return (raw.float() * self.unit).clamp(*self.scale)
 
     def baseline(self, targets: Targets, training: np.ndarray) -> np.ndarray:
         """Returns the means of the training rows, or the middle of the scale where no value is known."""

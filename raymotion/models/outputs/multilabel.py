@@ -14,7 +14,7 @@ from raymotion.data.samples import targets as label_targets
 from raymotion.errors import InputError
 from raymotion.learning.bootstrap import ratio
 from raymotion.learning.losses.distillation import distillation_loss
-from raymotion.learning.losses.multilabel import MultiLabelLoss, make_loss, probabilities_of
+from raymotion.learning.losses.multilabel import Link, MultiLabelLoss, link_of, make_loss
 from raymotion.learning.metrics.average_precision import average_precision, chance_map, interpolated_by_class
 from raymotion.learning.metrics.multilabel import LOWER_IS_BETTER, row_bce
 from raymotion.learning.metrics.multilabel import bce as binary_cross_entropy
@@ -27,7 +27,7 @@ from raymotion.models.recipe import Distillation, LossSettings, MultiLabelRecipe
 from raymotion.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 HARD, SOFT = "hard", "soft"
 
@@ -92,7 +92,7 @@ class MultiLabel(Output):
         vocabulary = Vocabulary.from_dict(value.get("vocabulary") or {}, where=where)
         loss = read_loss(value, where=where)
         try:
-            probabilities_of(loss.name)
+            link_of(loss.name, loss.options)
         except InputError as error:
             raise InputError(f"the output {value.get('name')}: {error.reason}", path=where) from error
         return cls(vocabulary, name=str(value["name"]), loss=loss)
@@ -131,17 +131,12 @@ class MultiLabel(Output):
         own = self.learned(targets) if soft is None else targets.arrays[SOFT if soft else HARD]
         return np.asarray(own[training].mean(axis=0), dtype=np.float32)
 
-    def start(self, head: nn.Linear, targets: Targets, training: np.ndarray) -> None:
-        """Initialises the bias of a head to predict the class prior, if its outputs are logits.
-
-        Otherwise the first epochs only learn that most labels are rare.
-        """
+    def first_numbers(self, targets: Targets, training: np.ndarray) -> Tensor | None:
+        """Returns the numbers of the class prior: else the first epochs only learn that most labels are rare."""
         import torch
 
-        if self.gives_logits:
-            rates = torch.from_numpy(self.rates(targets, training)).clamp(1e-3, 1 - 1e-3)
-            with torch.no_grad():
-                head.bias.copy_(torch.logit(rates))
+        numbers = self._link.numbers
+        return None if numbers is None else numbers(torch.from_numpy(self.rates(targets, training)))
 
     def batch(self, targets: Targets, rows: np.ndarray, device: str) -> dict[str, Tensor]:
         import torch
@@ -152,7 +147,7 @@ class MultiLabel(Output):
         }
 
     def criterion(self, targets: Targets, training: np.ndarray) -> LabelCriterion:
-        if self.distillation is not None and not self.gives_logits:
+        if self.distillation is not None and not self._link.logits:
             raise InputError(
                 f"a model of the loss {self.loss.name} gives no logits to divide by distillation.temperature",
                 remedy="Choose another loss, or leave distillation out.",
@@ -165,21 +160,20 @@ class MultiLabel(Output):
         )
         return LabelCriterion(loss, self.distillation)
 
-    @property
-    def gives_logits(self) -> bool:
-        """Whether the network's numbers are logits; some published losses use probabilities directly."""
-        import torch
-
-        return float(self._probabilities(torch.zeros(1, 1))) == 0.5
-
     @cached_property
-    def _probabilities(self) -> Callable[[Tensor], Tensor]:
-        return probabilities_of(self.loss.name)
+    def _link(self) -> Link:
+        return link_of(self.loss.name, self.loss.options)
 
     def decode(self, raw: Tensor) -> Tensor:
-        return self._probabilities(raw)
+        return self._link.probabilities(raw)
 
     def metrics(self, targets: Targets, rows: np.ndarray, values: np.ndarray) -> dict[str, float]:
+        if len(values) and not (values.min() >= 0 and values.max() <= 1):
+            raise InputError(
+                f"the loss {self.loss.name} turns the network's numbers into probabilities of {values.min():.3g} to "
+                f"{values.max():.3g}",
+                remedy="Let its method `probabilities` return values from 0 to 1.",
+            )
         hard = targets.arrays[HARD][rows]
         columns = np.flatnonzero(hard.sum(axis=0) > 0)
         return {
@@ -277,7 +271,7 @@ class MultiLabel(Output):
 
 
 class LabelCriterion:
-    """A loss on logits (n, L), optionally mixed with distillation (Hinton et al. 2015)."""
+    """A loss on the network's numbers (n, L), optionally mixed with distillation (Hinton et al. 2015)."""
 
     def __init__(self, loss: MultiLabelLoss, distillation: Distillation | None) -> None:
         self.loss, self.distillation = loss, distillation
@@ -287,9 +281,8 @@ class LabelCriterion:
         if own is None:
             return self.loss(raw.float(), targets["learned"], epoch=epoch, weights=weights)
         terms = distillation_loss(raw, targets["learned"], temperature=own.temperature)
-        by_class = getattr(self.loss, "by_class", None)
-        if by_class is not None:
-            terms = terms * by_class.to(terms.device)
+        if self.loss.by_class is not None:
+            terms = terms * self.loss.by_class.to(terms.device)
         soft = terms.mean() if weights is None else (weights @ terms / weights.sum().clamp(min=1e-12)).mean()
         if own.weight == 1.0:
             return soft
