@@ -28,7 +28,7 @@ PACKAGE = REPOSITORY / "raymotion"
 FLOORS = [
     {
         "version", "errors", "interrupts", "stores", "storage", "records", "folders", "vocabulary", "config", "weights",
-        "registry", "text_table",
+        "registry", "text_table", "bundled",
     },
     {"data", "learning", "models"},
     {"pipeline", "published"},

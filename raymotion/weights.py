@@ -4,6 +4,7 @@
     random, random:SEED   untrained, initialised from SEED (0)
     owner/name            a repository of the Hugging Face hub, cached or downloaded; also `owner/name@REVISION`, and
                           `hf://owner/name` if a local folder has the same name
+    bundled:NAME          a model in an installed package (`raymotion.bundled`)
     PATH                  a weights file, or a folder that contains one (`FILES`); local, or an address (`s3://...`)
 
 Models record what their weights are, not how they were named: see `identify`.
@@ -15,6 +16,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from raymotion import storage
+from raymotion.bundled import from_bundle
 from raymotion.errors import InputError
 
 DEFAULT = "default"
@@ -60,7 +62,7 @@ def from_hub(name: str, files: Sequence[str] = FILES, beside: Sequence[str] = ()
 
 
 # Prefix -> function that finds the folder: (rest of the name, alternative files, required files) -> path.
-SCHEMES: dict[str, Callable[[str, Sequence[str], Sequence[str]], str]] = {"hf": from_hub}
+SCHEMES: dict[str, Callable[[str, Sequence[str], Sequence[str]], str]] = {"hf": from_hub, "bundled": from_bundle}
 
 
 def _split(weights: str) -> tuple[str, str]:
@@ -92,6 +94,16 @@ def locate(weights: str) -> str:
     return weights if named else storage.absolute(weights)
 
 
+def folder_of(source: str) -> str:
+    """Returns the local folder of `bundled:NAME`; anything else (a path, an address, a hub id) as it is.
+
+    Raises:
+        InputError: see `bundled.from_bundle`.
+    """
+    scheme, rest = _split(source)
+    return from_bundle(rest) if scheme == "bundled" else source
+
+
 def find(weights: str, *, beside: Sequence[str] = ()) -> str:
     """Returns the path or address of a weights file, downloaded from the hub if necessary.
 
@@ -113,7 +125,7 @@ def find(weights: str, *, beside: Sequence[str] = ()) -> str:
         raise InputError(
             "no such weights file or folder",
             path=weights,
-            remedy="Give the path of a state dict, a hub id, 'default' or 'random:SEED'.",
+            remedy="Give the path of a state dict, a hub id, 'bundled:NAME', 'default' or 'random:SEED'.",
         )
     names = storage.list_names(folder)
     found = [name for name in FILES if name in names]

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from raymotion.config import digest_of
-from raymotion.data.feature_store import default_cache, local_copy
 from raymotion.data.images.damage import DamagedPolicy
 from raymotion.data.images.marks import stamps
+from raymotion.folders.local_copy import default_cache, local_copy
 from raymotion.models.inputs.picture_reader import PictureReader
 from raymotion.models.inputs.reading import READ, Pictures, Reader
 from raymotion.stores.local_files import reserve
@@ -87,7 +87,7 @@ def cache_pictures(
     or an object store's entity tags), so runs on the same pictures share it. An unreadable picture is all zeros.
 
     Args:
-        folder: of the cache; default: `pictures` in `data.feature_store.default_cache`.
+        folder: of the cache; default: `pictures` in `folders.local_copy.default_cache`.
     """
     place = Path(folder or os.path.join(default_cache(), "pictures")) / digest_of([size, damaged, stamps(uris)])
 

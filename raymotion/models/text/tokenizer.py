@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from raymotion import storage
 from raymotion.data.captions import is_readable
 from raymotion.errors import InputError
-from raymotion.weights import first_line, from_hub
+from raymotion.weights import first_line, folder_of, from_hub
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -68,7 +68,7 @@ def load_tokenizer(source: storage.PathLike, *, shown: str | None = None) -> Pre
     Raises:
         InputError: the tokenizer is missing, or is not WordPiece with BERT's special tokens.
     """
-    text = str(source)
+    text = folder_of(str(source))
     if storage.suffix(text) == ".txt":
         return _from_vocabulary_file(text)
     if storage.suffix(text) == ".json":

@@ -18,7 +18,7 @@ from raymotion import storage
 from raymotion.errors import InputError
 from raymotion.models.finite import require_finite
 from raymotion.models.weights_file import read_header
-from raymotion.weights import first_line
+from raymotion.weights import first_line, folder_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -184,6 +184,7 @@ def _without_progress_bar() -> Iterator[None]:
 @contextlib.contextmanager
 def _local(source: str) -> Iterator[str]:
     """Yields a source for transformers: a local copy of a remote folder, a local folder of a BERT, or a hub id."""
+    source = folder_of(source)
     if storage.is_remote(source):
         with tempfile.TemporaryDirectory(prefix="raymotion-") as folder:
             inner = storage.join(source, _transformer_of(source))

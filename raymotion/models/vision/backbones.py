@@ -115,7 +115,7 @@ def identify(name: str, weights: str = DEFAULT, *, size: int | None = None, fit:
         raise InputError(f"no fit is called {fit!r}", remedy=f"Choose from {', '.join(FITS)}.")
     if size is not None and size < 1:
         raise InputError(f"a size of {size} pixels is too small", remedy="Give a multiple of 32.")
-    found = _described(full_name(name), size)
+    found = describe(full_name(name), size)
     if weights == DEFAULT and not found.weights:
         raise InputError(
             f"timm publishes no weights for {name}",
@@ -126,8 +126,12 @@ def identify(name: str, weights: str = DEFAULT, *, size: int | None = None, fit:
 
 
 @functools.lru_cache(maxsize=64)
-def _described(name: str, size: int | None) -> BackboneIdentity:
-    """Returns the identity with the tag of the published weights as `weights`, or "" without any."""
+def describe(name: str, size: int | None) -> BackboneIdentity:
+    """Returns the identity with the tag of the published weights as `weights`, or "" without any.
+
+    Args:
+        name: the name in timm, see `full_name`.
+    """
     import torch
     from timm.data import resolve_model_data_config
 

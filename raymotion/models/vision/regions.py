@@ -35,9 +35,10 @@ class Architecture:
     Attributes:
         detector: `module:class` of a `Detector` with a method `build`, imported on use.
         identity: `module:function` that returns the identity of its weights; None: `weights.identify`.
-        published: the `default` weights: a torchvision name, or a hub id.
+        published: the `default` weights: `torchvision:ENUM`, `timm:TAG`, or a hub id.
         dim: length of a region feature.
         min_side: shorter side of resized pictures in pixels (smaller if the longer side would exceed its limit).
+        counts: supported numbers of regions per picture; None: any.
     """
 
     detector: str
@@ -45,6 +46,7 @@ class Architecture:
     published: str
     dim: int
     min_side: int
+    counts: tuple[int, ...] | None = None
 
     @property
     def is_published_as_file(self) -> bool:
@@ -54,7 +56,7 @@ class Architecture:
 
 def _torchvision(name: str, min_side: int = 800) -> Architecture:
     detector = "raymotion.models.vision.torchvision_regions:TorchvisionDetector"
-    return Architecture(detector, None, f"{name}_Weights.COCO_V1", 1024, min_side)
+    return Architecture(detector, None, f"torchvision:{name}_Weights.COCO_V1", 1024, min_side)
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -72,13 +74,21 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+# Before the name of a timm backbone whose feature map gives the regions.
+GRID = "grid:"
+
+
 def architecture(name: str) -> Architecture:
-    """Returns the entry of `ARCHITECTURES`; raises an `InputError` for an unknown name."""
+    """Returns the entry of `ARCHITECTURES` or of `grid:BACKBONE`; raises an `InputError` for an unknown name."""
+    if name.startswith(GRID):
+        found: Architecture = pkgutil.resolve_name("raymotion.models.vision.grid_regions:architecture_of")(name)
+        return found
     try:
         return ARCHITECTURES[name]
     except KeyError:
         raise InputError(
-            f"no region extractor is called {name!r}", remedy=f"Choose from {', '.join(ARCHITECTURES)}."
+            f"no region extractor is called {name!r}",
+            remedy=f"Choose from {', '.join(ARCHITECTURES)}, or write grid: and the name of a timm model.",
         ) from None
 
 
@@ -113,8 +123,12 @@ def identify(name: str, weights: str, count: int) -> ExtractorIdentity:
     entry = architecture(name)
     if count < 1:
         raise InputError(f"{count} regions per image are too few", remedy="Give at least 1.")
+    if entry.counts is not None and count not in entry.counts:
+        raise InputError(
+            f"{name} has no {count} regions per image", remedy=f"Choose from {', '.join(map(str, entry.counts))}."
+        )
     if entry.identity is None:
-        source = own_weights.identify(weights, f"torchvision:{entry.published}")
+        source = own_weights.identify(weights, entry.published)
     else:
         source = pkgutil.resolve_name(entry.identity)(weights, entry.published)
     return ExtractorIdentity(name=name, weights=source, count=count, dim=entry.dim)

@@ -38,7 +38,7 @@ class TorchvisionDetector:
                 _spread(model)
             return cls(model)
         if weights == DEFAULT:
-            enum, _, member = entry.published.partition(".")
+            enum, _, member = entry.published.removeprefix("torchvision:").partition(".")
             try:
                 return cls(builder(weights=getattr(detection, enum)[member]))
             except OSError as error:
