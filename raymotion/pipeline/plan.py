@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from raymotion import storage
+from raymotion.bundled import with_digest
 from raymotion.data.embedding_layout import FeatureKey, layout_of, require_complete, schema_of
 from raymotion.data.feature_store import features_digest
 from raymotion.data.images.damage import DamagedPolicy
@@ -240,7 +241,7 @@ def find_extractor(
 
     Args:
         weights: the user's weights (see `regions.identify`); None uses the checkpoint's identity, which suffices for
-            published and random weights, but not for a file.
+            published, bundled and random weights, but not for another file.
         remedy: advice for the message if a file must be given.
 
     Raises:
@@ -253,9 +254,9 @@ def find_extractor(
             weights = source
         # Visual Genome's detector is always identified by the digest of its file. Try the published one; the comparison
         # below detects others.
-        elif source.startswith("torchvision:") or architecture(trained.name).is_published_as_file:
+        elif source.startswith(("torchvision:", "timm:")) or architecture(trained.name).is_published_as_file:
             weights = "default"
-        else:
+        elif (weights := with_digest(source)) is None:
             raise InputError(
                 f"was trained on regions of {trained.name} with weights from a file ({source[:19]}...)",
                 path=info.folder,

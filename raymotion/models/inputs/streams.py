@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from raymotion import storage
+from raymotion.bundled import with_digest
 from raymotion.data.embedding_layout import COMMAND
 from raymotion.data.embeddings import Embeddings, FeatureBlock
 from raymotion.data.images.marks import Picture, fingerprints
@@ -538,7 +539,7 @@ def _boxes(column: pa.ChunkedArray) -> np.ndarray:
 def find_weights(streams: Sequence[Stream], weights: Sequence[str] = (), *, path: object = None) -> dict[str, str]:
     """Returns backbone -> weights, as `Backbone` takes them.
 
-    The checkpoint identifies published and random weights, but of a file only its digest.
+    The checkpoint identifies published, bundled and random weights, but of another file only its digest.
 
     Args:
         weights: `FILE` for all backbones with weights from a file, or `NAME=FILE` for one.
@@ -562,7 +563,7 @@ def find_weights(streams: Sequence[Stream], weights: Sequence[str] = (), *, path
         )
     found = {}
     for name, identity in identities.items():
-        given = special.get(name, general if name in files else None)
+        given = special.get(name, general if name in files else None) or with_digest(identity.weights)
         if given is None and name in files:
             raise InputError(
                 f"reads features of {name} with weights from a file ({identity.weights})",
