@@ -68,7 +68,7 @@ bench: env ## run every benchmark, one after the other
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
 
 lock: env ## resolve requirements.lock anew (UPGRADE=1: to the newest versions)
-	$(UV) pip compile --quiet pyproject.toml --group dev --python-version 3.11 \
+	$(UV) pip compile --quiet pyproject.toml --extra offline --group dev --python-version 3.11 \
 	    --python-platform x86_64-manylinux_2_28 --no-header --no-annotate --no-emit-index-url \
 	    $(if $(UPGRADE),--upgrade) --output-file requirements.lock
 
