@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raymotion import storage
+from raymotion.bundled import is_installed
 from raymotion.folders.lock import one_writer_of
 
 if TYPE_CHECKING:
@@ -19,9 +20,8 @@ if TYPE_CHECKING:
 
 # Folder of the student.
 STUDENT = "student"
-EXTRACTOR = "fasterrcnn_mobilenet_v3_large_320_fpn"
-# Published weights may be unavailable. Random ones respond to colours and shapes, which encode the emotion here.
-WEIGHTS, REGIONS = "random:0", 12
+# Grid features: a small classifier takes the place of a detector, whose weights would have to be downloaded.
+BACKBONE, REGIONS = "tf_efficientnet_lite0", 16
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ def run_demo(
     from raymotion.train.source import label_warnings
     from raymotion.train.transfer import compare
 
+    # Without the package, random weights, which see colours and shapes: enough for synthetic pictures.
+    extractor, weights = f"grid:{BACKBONE}", f"bundled:{BACKBONE}" if is_installed(BACKBONE) else "random:0"
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -105,15 +107,15 @@ def run_demo(
     with connect(address):
         with step(
             "region features",
-            f"features regions {at('socratis.parquet')} --extractor {EXTRACTOR} --weights {WEIGHTS} "
+            f"features regions {at('socratis.parquet')} --extractor {extractor} --weights {weights} "
             f"--count {REGIONS} --out {at('features')}",
         ):
             extract_regions(
                 RegionSettings(
                     samples=at("socratis.parquet"),
                     out=at("features"),
-                    extractor=EXTRACTOR,
-                    weights=WEIGHTS,
+                    extractor=extractor,
+                    weights=weights,
                     count=REGIONS,
                 )
             )

@@ -28,12 +28,14 @@ class RegionSettings(JobSettings):
     extractor: Annotated[str, Metavar("NAME")] = Field(
         "fasterrcnn_resnet50_fpn_v2",
         description="detector: frcnn-vg-r101-c4 (VisualBERT's, 2,048 numbers a region), fasterrcnn_resnet50_fpn_v2, "
-        "fasterrcnn_resnet50_fpn, fasterrcnn_mobilenet_v3_large_fpn or fasterrcnn_mobilenet_v3_large_320_fpn (1,024)",
+        "fasterrcnn_resnet50_fpn, fasterrcnn_mobilenet_v3_large_fpn or fasterrcnn_mobilenet_v3_large_320_fpn (1,024); "
+        "or grid:BACKBONE, any timm model, whose last feature map is cut into --count cells",
     )
     weights: str = Field(
         "default",
-        description="its weights: 'default' (the published ones), a state dict (.safetensors, .pth), or 'random:SEED'; "
-        "for frcnn-vg-r101-c4 also a folder with config.yaml and pytorch_model.bin, or a hub id (OWNER/NAME)",
+        description="its weights: 'default' (the published ones), a state dict (.safetensors, .pth), 'bundled:NAME' (in "
+        "an installed package) or 'random:SEED'; for frcnn-vg-r101-c4 also a folder with config.yaml and "
+        "pytorch_model.bin, or a hub id (OWNER/NAME)",
     )
     count: int = Field(36, ge=1, description="regions per image")
 
