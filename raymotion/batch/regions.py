@@ -33,8 +33,8 @@ class RegionSettings(JobSettings):
     )
     weights: str = Field(
         "default",
-        description="its weights: 'default' (the published ones), a state dict (.safetensors, .pth), 'bundled:NAME' (in "
-        "an installed package) or 'random:SEED'; for frcnn-vg-r101-c4 also a folder with config.yaml and "
+        description="its weights: 'default' (the published ones), a state dict (.safetensors, .pth), 'bundled:NAME' "
+        "(in an installed package) or 'random:SEED'; for frcnn-vg-r101-c4 also a folder with config.yaml and "
         "pytorch_model.bin, or a hub id (OWNER/NAME)",
     )
     count: int = Field(36, ge=1, description="regions per image")
