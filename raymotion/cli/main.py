@@ -37,7 +37,7 @@ COMMANDS = {
     "vocabularies": ("raymotion.cli.lists", "vocabularies", "List the vocabularies of emotions."),
     "readers": ("raymotion.cli.lists", "readers", "List the readers of raw data."),
     "push": ("raymotion.cli.hub", "push", "Copy a checkpoint to the Hugging Face hub, or elsewhere."),
-    "pull": ("raymotion.cli.hub", "pull", "Copy a checkpoint from the Hugging Face hub, or from elsewhere."),
+    "pull": ("raymotion.cli.hub", "pull", "Copy a checkpoint from the Hugging Face hub, or elsewhere."),
     "demo": ("raymotion.cli.demo", "demo", "Run the whole pipeline on small synthetic data."),
 }
 
