@@ -11,8 +11,10 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from raymotion import storage
 from raymotion.errors import InputError, VocabularyMismatch
 
 if TYPE_CHECKING:
@@ -177,6 +179,32 @@ def get_vocabulary(name: str) -> Vocabulary:
         raise InputError(
             f"no vocabulary is called {name!r}", remedy=f"Choose from {', '.join(VOCABULARIES)}."
         ) from None
+
+
+def read_vocabulary(source: str) -> Vocabulary:
+    """Returns the vocabulary called `source`, or that of a file: a label in each line, or the form of `to_dict`.
+
+    Lines that begin with `#` are comments. The name is that of the file.
+
+    Raises:
+        InputError: there is no such vocabulary or file, or the file is invalid.
+    """
+    if source in VOCABULARIES:
+        return VOCABULARIES[source]
+    if not storage.exists(source):
+        raise InputError(
+            "no vocabulary has this name, and there is no such file",
+            path=source,
+            remedy=f"Give a file with a label in each line, or one of {', '.join(VOCABULARIES)}.",
+        )
+    if storage.suffix(source) == ".json":
+        return Vocabulary.from_dict(storage.read_json(source), where=source)
+    lines = [line.strip() for line in storage.read_text(source).splitlines()]
+    labels = tuple(line for line in lines if line and not line.startswith("#"))
+    try:
+        return Vocabulary(f"{PurePosixPath(source).stem}-{len(labels)}", labels)
+    except InputError as error:
+        raise InputError(error.reason, path=source) from error
 
 
 def valence_band(valence: float, *, neutral: tuple[float, float] = (40.0, 60.0)) -> str:

@@ -83,6 +83,27 @@ def delimited_rows(
         yield number, {name: read.cell(cells[at], name in verbatim) for name, at in places.items()}
 
 
+def columns_of(text: str, path: storage.PathLike) -> list[str]:
+    """Returns the names in the header of a csv or tsv; the delimiter is the one that gives the most columns.
+
+    Raises:
+        InputError: the file has no header, or names a column twice.
+    """
+    lines = lines_of(text)
+    tab = posixpath.splitext(str(path))[1].lower() in (".tsv", ".tab")
+    readers: list[_Csv | _Tsv] = [_Tsv(lines)] if tab else [_Csv(lines, delimiter, path) for delimiter in ",;\t"]
+    best: list[str] = []
+    for reader in readers:
+        first = next((cells for _, _, cells in reader if any(cell.strip() for cell in cells)), [])
+        best = first if len(first) > len(best) else best
+    names = [cell.strip() for cell in best]
+    twice = [name for name, count in Counter(name.casefold() for name in names).items() if count > 1]
+    if not names or twice:
+        reason = f"has the column {shown(twice[0])!r} twice" if twice else "is empty"
+        raise InputError(reason, path=path, line=1, remedy="Give every column a name of its own.")
+    return names
+
+
 class _Csv:
     """Iterates over the records of a csv: first line, last line and cells."""
 
