@@ -7,6 +7,7 @@ Users may pass a csv file, a folder of images, or labels in place of a model. Na
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from typing import Literal
 
@@ -33,6 +34,8 @@ _KINDS = {
                   "raymotion data prepare coco ROOT --out samples.parquet"),
     "captions": ("a list of captions", "Make a sample table of it and its pictures first: "
                  "raymotion data prepare folder PICTURES --captions PATH --out samples.parquet"),
+    "raw table": ("a table of other columns", "Make a sample table of it first (--help tells how to name columns): "
+                  "raymotion data prepare table PATH --out samples.parquet"),
     "picture": ("a picture", "For one picture: raymotion predict MODEL PATH. For many: "
                 "raymotion data prepare folder PICTURES --out samples.parquet"),
     "table": ("a sample table", ""),
@@ -102,11 +105,18 @@ def _file_kind(path: str) -> str | None:
         columns = start.splitlines()[0].lower() if start else ""
         if "image_name" in columns:
             return "socratis"
-        return "emotic" if "folder" in columns and "filename" in columns else "captions"
+        if "folder" in columns and "filename" in columns:
+            return "emotic"
+        cells = {cell.strip(' "') for cell in re.split(r"[,;\t]", columns)}
+        return "captions" if "file" in cells and cells <= {"file", "caption", "captions"} else "raw table"
     if name.endswith((".json", ".jsonl", ".ndjson")):
         if '"image_name"' in start or '"captions_and_emotions"' in start:
             return "socratis"
-        return "coco file" if start.startswith("{") and ('"licenses"' in start or '"images"' in start) else "captions"
+        if start.startswith("{") and ('"licenses"' in start or '"images"' in start):
+            return "coco file"
+        keys = set(re.findall(r'"(\w+)"\s*:', start.partition("}")[0]))
+        is_captions = keys <= {"file", "caption", "captions"} or (name.endswith(".json") and start.startswith("{"))
+        return "captions" if is_captions else "raw table"
     return None
 
 

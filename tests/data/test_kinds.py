@@ -51,6 +51,8 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pq.write_table(pa.table({"sample_id": ["a"], "probabilities": [[0.5]], "selected": [True]}), base / "part.parquet")
     row = {"sample_id": "a", "group_id": "a", "source": "t"}
     write_samples(base / "samples.parquet", table_from_rows([row]))
+    (base / "feelings.csv").write_text("path,text,feelings\na.jpg,A dog.,joy\n")
+    (base / "feelings.jsonl").write_text('{"path": "a.jpg", "feelings": ["joy"]}\n')
     (base / "empty").mkdir()
     return base
 
@@ -62,6 +64,8 @@ TABLE = [
     ("emotic", "is a folder of EMOTIC", "data prepare emotic {} --out"),
     ("captions.csv", "is a list of captions", "data prepare folder PICTURES --captions {} --out"),
     ("captions.jsonl", "is a list of captions", "--captions {} --out"),
+    ("feelings.csv", "is a table of other columns", "raymotion data prepare table {} --out samples.parquet"),
+    ("feelings.jsonl", "is a table of other columns", "raymotion data prepare table {} --out samples.parquet"),
     ("captions_val.json", "is a file of COCO's annotations", "data prepare coco ROOT"),
     ("socratis.csv", "is a file of Socratis", "data prepare socratis {} --images PICTURES --out"),
     ("a.jpg", "is a picture", "raymotion predict MODEL {}"),
