@@ -171,7 +171,7 @@ def test_every_architecture_names_weights_that_torchvision_has() -> None:
 
     for name, entry in ARCHITECTURES.items():
         if entry.detector.endswith(":TorchvisionDetector"):
-            enum, _, member = entry.published.partition(".")
+            enum, _, member = entry.published.removeprefix("torchvision:").partition(".")
             assert callable(getattr(detection, name)) and member in getattr(detection, enum).__members__
 
 
