@@ -306,7 +306,7 @@ def test_a_loss_of_numbers_of_the_wrong_shape(monkeypatch: pytest.MonkeyPatch) -
 
 def test_one_bad_line_of_a_table_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch, runner: Any) -> None:
     monkeypatch.setitem(multilabel.LOSSES, "gone", "raymotion.nowhere:Gone")
-    done = runner("models")
+    done = runner("kinds")
     assert done.code == 0 and "raymotion.nowhere:Gone cannot be imported" in done.out and "asymmetric" in done.out
 
 
