@@ -27,8 +27,8 @@ PACKAGE = REPOSITORY / "raymotion"
 # Higher floors import lower ones, and rooms of one floor each other; never the other way.
 FLOORS = [
     {
-        "version", "errors", "interrupts", "stores", "storage", "records", "folders", "vocabulary", "config", "weights",
-        "registry", "text_table", "bundled",
+        "version", "errors", "interrupts", "stores", "storage", "records", "folders", "vocabulary", "label_mapping",
+        "config", "weights", "registry", "text_table", "bundled",
     },
     {"data", "learning", "models"},
     {"pipeline", "published"},

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Container, Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
@@ -47,6 +48,13 @@ def digest_of(value: Any) -> str:
     """Returns the first 16 hex digits of the SHA-256 of `value` as canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def recipes_folder() -> Path:
+    """Returns the folder of the bundled recipes: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
 
 
 def read_yaml(path: storage.PathLike) -> dict[str, Any]:

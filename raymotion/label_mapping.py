@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from raymotion import storage
-from raymotion.config import read_yaml
+from raymotion.config import read_yaml, recipes_folder
 from raymotion.errors import InputError, VocabularyMismatch
 from raymotion.vocabulary import Vocabulary
 
@@ -85,8 +85,6 @@ def identity(vocabulary: Vocabulary) -> LabelMapping:
 
 def find_mapping(name: str) -> str:
     """Returns an existing path as given, else the file of a bundled mapping: NAME or `recipes/mappings/NAME.yaml`."""
-    from raymotion.train.recipe import recipes_folder
-
     if storage.is_remote(name) or storage.exists(name):
         return name
     shipped = recipes_folder() / "mappings" / f"{Path(name).name.removesuffix('.yaml')}.yaml"
@@ -97,8 +95,6 @@ def find_mapping(name: str) -> str:
 
 def shipped_mappings() -> list[str]:
     """Returns the names of the bundled mappings."""
-    from raymotion.train.recipe import recipes_folder
-
     return sorted(path.stem for path in (recipes_folder() / "mappings").glob("*.yaml"))
 
 
@@ -122,8 +118,18 @@ def choose_mapping(path: str | None, source: Vocabulary, target: Vocabulary, *, 
     return identity(source)
 
 
-def read_mapping(path: storage.PathLike, source: Vocabulary, target: Vocabulary) -> LabelMapping:
+def read_mapping(
+    path: storage.PathLike,
+    source: Vocabulary,
+    target: Vocabulary,
+    *,
+    here: str = "labelled data set",
+    there: str = "human labels",
+) -> LabelMapping:
     """Reads a mapping and checks it against both vocabularies.
+
+    Args:
+        here, there: owners of `source` and `target`, for messages.
 
     Raises:
         InputError: it is for other vocabularies, omits a label of `source`, names an unknown label, or maps nothing.
@@ -132,7 +138,7 @@ def read_mapping(path: storage.PathLike, source: Vocabulary, target: Vocabulary)
     unknown = sorted(set(value) - {"from", "to", "map", "note"})
     if unknown:
         raise InputError(f"has an unknown entry {unknown[0]!r}", path=path, remedy="There are: from, to, note, map.")
-    for key, vocabulary, whose in (("from", source, "labelled data set"), ("to", target, "human labels")):
+    for key, vocabulary, whose in (("from", source, here), ("to", target, there)):
         if value.get(key) != vocabulary.name:
             raise InputError(
                 f"maps {key} {value.get(key)!r}, the vocabulary of the {whose} is {vocabulary.name}",

@@ -56,7 +56,7 @@ def recipes() -> None:
     Example:
       raymotion recipes
     """
-    from raymotion.train.recipe import recipes_folder
+    from raymotion.config import recipes_folder
 
     _show({"Recipes": [(path.stem, _comment(path)) for path in sorted(recipes_folder().glob("*.yaml"))]})
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "data": ("raymotion.cli.data", "data", "Prepare sample tables from data sets, or make synthetic ones."),
     "features": ("raymotion.cli.features", "features", "Extract features from images, once."),
     "train": ("raymotion.cli.train", "train", "Train a model from a recipe."),
+    "wrap": ("raymotion.cli.wrap", "wrap", "Make a model of a CLIP or a classifier from elsewhere."),
     "finetune": ("raymotion.cli.finetune", "finetune", "Compare AnB, AnB+, BnB, BnB+ and training from scratch."),
     "study": ("raymotion.cli.study", "study", "Search configurations of a model, stage by stage."),
     "tune": ("raymotion.cli.tune", "tune", "Search settings of one recipe."),

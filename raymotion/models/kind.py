@@ -28,11 +28,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from pydantic import BaseModel
 
+from raymotion.config import Settings
 from raymotion.errors import InputError
 from raymotion.learning.losses.multilabel import make_loss
 from raymotion.models.inputs.base import Bound, Evidence, Input, batches, require_data_settings
@@ -47,6 +49,19 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T", Input, Output)
+
+
+@dataclass(frozen=True)
+class Wrap:
+    """How `raymotion wrap` makes a model of a kind.
+
+    Attributes:
+        settings: the fields of the recipe that become its options; `source` is the argument.
+        example: the rest of a command line, for the help text.
+    """
+
+    settings: type[Settings]
+    example: str
 
 
 class Training(Protocol):
@@ -90,6 +105,7 @@ class Kind(ABC):
         recipe: class of the recipes.
         whole_shard: whether to predict on whole shards instead of batches of pictures.
         chunk: default batch size of predictions.
+        wraps: for kinds around models of somebody else's, which need no training (`raymotion wrap NAME`).
         half: whether predictions may use bfloat16 or float16 on a GPU; other kinds keep the precision of validation.
     """
 
@@ -98,6 +114,7 @@ class Kind(ABC):
     whole_shard: ClassVar[bool] = False
     chunk: ClassVar[int] = 1024
     half: ClassVar[bool] = False
+    wraps: ClassVar[Wrap | None] = None
 
     @abstractmethod
     def inputs(self, recipe: Any) -> Sequence[Input]:
@@ -160,6 +177,14 @@ class Kind(ABC):
     def layers(self, network: Any) -> list[list[str]]:
         """Returns the names in the state dict by layer, from input to output; empty if layers cannot be copied."""
         return []
+
+    def wrap(self, recipe: Any) -> tuple[Any, Sequence[Input], Sequence[Output]]:
+        """Returns network, inputs and outputs of a model that is used as it comes; for kinds with `wraps`.
+
+        Raises:
+            InputError: the model or its vocabulary is missing.
+        """
+        raise NotImplementedError(f"{place_of(type(self))} has `wraps`, and needs a method `wrap`")
 
     def extra(self, recipe: Any, training: Training) -> Extra | None:
         """Returns synthetic training samples if the recipe asks for them."""

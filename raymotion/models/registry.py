@@ -20,6 +20,8 @@ KINDS: dict[str, str] = {
     "student": "raymotion.models.student.kind:StudentKind",
     "fusion": "raymotion.models.fusion.kind:FusionKind",
     "fusion-tuned": "raymotion.models.fusion_tuned.kind:FusionTunedKind",
+    "zero-shot": "raymotion.models.wrapped.kind:ZeroShotKind",
+    "hf-classifier": "raymotion.models.wrapped.kind:ClassifierKind",
 }
 _kinds: Registry[Kind] = Registry("kind of model", Kind, "raymotion.kinds", lambda: KINDS, "RAYMOTION_KINDS")  # type: ignore[type-abstract]
 

@@ -28,11 +28,11 @@ from raymotion.errors import InputError
 from raymotion.evaluation.agreement import compare
 from raymotion.evaluation.confident import find_issues
 from raymotion.evaluation.disagreements import Disagreements, rank_disagreements
-from raymotion.evaluation.mapping import choose_mapping
 from raymotion.evaluation.matched_pictures import check_matched
 from raymotion.evaluation.matching import Key, Match, Persons, match
 from raymotion.folders import outputs
 from raymotion.folders.lock import one_writer_of
+from raymotion.label_mapping import choose_mapping
 from raymotion.text_table import csv_text
 
 FILES = ("audit.json", "per_emotion.csv", "disagreements.parquet", "audit.html")

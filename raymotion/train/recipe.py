@@ -6,20 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from raymotion import storage
-from raymotion.config import load_settings, read_yaml
+from raymotion.config import load_settings, read_yaml, recipes_folder
 from raymotion.errors import InputError
 from raymotion.models.kind import Kind
 from raymotion.models.recipe import TrainRecipe
 from raymotion.models.registry import get_kind, kind_names
 
 # No heavy imports: the command line reads recipes before it needs torch.
-
-
-def recipes_folder() -> Path:
-    """Returns the folder of the bundled recipes: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "recipes"
-    return inside if inside.is_dir() else package.parent / "recipes"
 
 
 def find_recipe(name: str) -> str:

@@ -21,8 +21,8 @@ from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.errors import InputError, VocabularyMismatch
 from raymotion.evaluation.agreement import compare
 from raymotion.evaluation.confident import find_issues
-from raymotion.evaluation.mapping import choose_mapping, find_mapping, read_mapping
 from raymotion.evaluation.matching import image_key, match
+from raymotion.label_mapping import choose_mapping, find_mapping, read_mapping
 from raymotion.learning.selection import top_per_image
 from raymotion.report.audit import AuditSettings, audit_against_truth, audit_choices, audit_samples
 from raymotion.report.audit_page import verdict

@@ -30,6 +30,7 @@ from raymotion.batch.choice import select
 from raymotion.batch.label_dataset import matrix_of, read_parts
 from raymotion.batch.labels import LabelSettings, label
 from raymotion.batch.worker import ShardWorker, WorkerPlan
+from raymotion.config import recipes_folder
 from raymotion.data.readers.socratis import SocratisReader
 from raymotion.data.samples import read_samples, table_from_rows, targets, vocabulary_of, write_samples
 from raymotion.data.splits import split_samples
@@ -60,7 +61,7 @@ from raymotion.train.fit import fit
 from raymotion.train.loop import _optimiser, train
 from raymotion.train.pictures import Portion, read_here
 from raymotion.train.prepare import prepare_data
-from raymotion.train.recipe import read_recipe, recipes_folder
+from raymotion.train.recipe import read_recipe
 from raymotion.train.schedule import schedule
 from raymotion.train.stream import _Decode
 from raymotion.train.task import Task

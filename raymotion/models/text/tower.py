@@ -153,7 +153,7 @@ def _weights(source: str, folder: str, config: BertConfig) -> dict[str, Tensor]:
     from transformers import BertModel
 
     try:
-        with _without_progress_bar():
+        with without_progress_bar():
             model, info = BertModel.from_pretrained(folder, config=config, output_loading_info=True, weights_only=True)
     except Exception as error:
         raise InputError(f"could not be loaded ({first_line(error)})", path=source, remedy=REMEDY) from error
@@ -168,7 +168,7 @@ def _weights(source: str, folder: str, config: BertConfig) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def _without_progress_bar() -> Iterator[None]:
+def without_progress_bar() -> Iterator[None]:
     """Disables transformers' progress bar, which would also be written to log files."""
     from transformers.utils import logging
 

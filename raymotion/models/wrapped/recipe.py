@@ -1,0 +1,78 @@
+"""Recipes of models of somebody else's: where they come from, and what their answers mean."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from raymotion.config import Metavar, Settings
+from raymotion.models.recipe import MultiLabelRecipe, OptimiserSettings, WholePictureSettings
+from raymotion.vocabulary import VOCABULARIES
+
+# Of CLIP's many templates (Radford et al. 2021), reworded for what a picture evokes.
+TEMPLATES = ("a photo that evokes {}.", "a picture of {}.", "a scene full of {}.")
+
+
+class CalibrationDataSettings(WholePictureSettings):
+    """The labelled samples that a model is calibrated on."""
+
+    image_dropout: float = Field(0.0, ge=0, le=0.5)
+    augmentation: Literal["none", "basic", "full"] = "none"
+
+
+class CalibrationOptimiserSettings(OptimiserSettings):
+    """One number for all labels and one for each are learned, which takes large steps and few epochs."""
+
+    lr: float = Field(0.05, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    epochs: int = Field(10, ge=1)
+
+
+class ZeroShotSource(Settings):
+    """A CLIP, SigLIP or similar model of `transformers`, and the words for each emotion."""
+
+    source: Annotated[str, Metavar("MODEL")] = Field(description="Hub id (owner/name), or folder of save_pretrained.")
+    vocabulary: Annotated[str, Metavar("NAME|FILE")] | None = Field(
+        None, description=f"The emotions: {', '.join(VOCABULARIES)}, or a file with a label in each line."
+    )
+    templates: Annotated[list[str], Metavar("TEXT")] = Field(
+        list(TEMPLATES), description="Sentence with {} for the emotion (repeatable); their embeddings are averaged."
+    )
+    prompts: Annotated[str, Metavar("FILE")] | None = Field(
+        None, description="YAML of label: [text, ...], used for these labels in place of the templates."
+    )
+
+
+class ZeroShotRecipe(ZeroShotSource, MultiLabelRecipe):
+    """Calibrates a zero-shot model on labelled samples; the towers stay as they are."""
+
+    paths: ClassVar[tuple[str, ...]] = ("source", "vocabulary", "prompts")
+
+    kind: Literal["zero-shot"] = "zero-shot"
+    data: CalibrationDataSettings = CalibrationDataSettings()
+    optimiser: CalibrationOptimiserSettings = CalibrationOptimiserSettings()
+
+
+class ClassifierSource(Settings):
+    """An image classifier of `transformers`, and the meaning of its classes."""
+
+    source: Annotated[str, Metavar("MODEL")] = Field(description="Hub id (owner/name), or folder of save_pretrained.")
+    vocabulary: Annotated[str, Metavar("NAME|FILE")] | None = Field(
+        None, description=f"{', '.join(VOCABULARIES)}, or a file of labels. Default: the classes of the model."
+    )
+    mapping: Annotated[str, Metavar("FILE")] | None = Field(
+        None,
+        description="YAML of what each class means: from: classes, to: the vocabulary, map: {class: [label], ...}. "
+        "Default: classes mean the labels of the same name.",
+    )
+
+
+class ClassifierRecipe(ClassifierSource, MultiLabelRecipe):
+    """Calibrates an image classifier on labelled samples; its layers stay as they are."""
+
+    paths: ClassVar[tuple[str, ...]] = ("source", "vocabulary", "mapping")
+
+    kind: Literal["hf-classifier"] = "hf-classifier"
+    data: CalibrationDataSettings = CalibrationDataSettings()
+    optimiser: CalibrationOptimiserSettings = CalibrationOptimiserSettings()
