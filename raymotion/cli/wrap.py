@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import click
 
 from raymotion.cli.options import access_options
 from raymotion.cli.settings_options import options_from
+from raymotion.errors import InputError
 from raymotion.models.kind import Kind
 
 
@@ -17,12 +19,17 @@ class WrapGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         from raymotion.models.registry import get_kind, kind_names
 
-        return [name for name in kind_names() if get_kind(name).wraps is not None]
+        found = []
+        for name in kind_names():
+            with contextlib.suppress(InputError):  # a kind that is at fault hides no other
+                if get_kind(name).wraps is not None:
+                    found.append(name)
+        return found
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        from raymotion.models.registry import get_kind
+        from raymotion.models.registry import get_kind, kind_names
 
-        if ":" not in cmd_name and cmd_name not in self.list_commands(ctx):
+        if ":" not in cmd_name and cmd_name not in kind_names():
             return None
         kind = get_kind(cmd_name, may_import=True)
         return None if kind.wraps is None else _wrap_command(cmd_name, kind)

@@ -63,7 +63,9 @@ def model_card(
     first, *others = kind.describe(config["model"], training, inputs, parameters)
     lines += [f"{first} Made by raymotion {training['raymotion']}.", ""]
     lines.append(f"- Reads {kind.reads(inputs)}.")
+    trained = not training.get("wrapped")
     described = [line for own in outputs for line in own.describe()]
+    described += [line for own in outputs for line in own.describe_training() if trained]
     described += [line for own in inputs if own.used for line in own.describe()]
     lines += [f"- {line}" for line in (*others, *described)]
     lines += _targets(targets)
@@ -94,7 +96,9 @@ def model_card(
             lines += [f"| {' | '.join(row)} |" for row in metric_rows(evaluation)]
             if interpolated := interpolated_map(evaluation):
                 lines += ["", interpolated]
-    lines += ["", *(BASELINES if says_labels else MEANS), "", *_meaning(imitates)]
+    if trained:
+        lines += ["", *(BASELINES if says_labels else MEANS)]
+    lines += ["", *_meaning(imitates, trained)]
     return "\n".join(lines) + "\n"
 
 
@@ -139,8 +143,14 @@ def _targets(targets: Mapping[str, Any]) -> list[str]:
     return [*lines, *(f"- {notice}" for notice in targets.get("notices") or ())]
 
 
-def _meaning(imitates: bool) -> list[str]:
+def _meaning(imitates: bool, trained: bool) -> list[str]:
     """Returns lines on how to interpret the predicted labels."""
+    if not trained:
+        return [
+            "No annotator was asked: the labels are what a model from elsewhere makes of the pictures. Before you use",
+            "them, measure them against people's: `raymotion evaluate MODEL SAMPLES`. They say nothing about the",
+            "feelings of the people shown, and should not be used to judge any person.",
+        ]
     if imitates:
         return [
             "The labels repeat what another model guessed. Before you use them, measure them against people's:",

@@ -23,4 +23,4 @@ def wrap_model(recipe: TrainRecipe, out: storage.PathLike) -> CheckpointInfo:
     kind, recipe = get_kind(recipe.kind), recipe.with_absolute_paths()
     network, inputs, outputs = kind.wrap(recipe)
     settings = recipe.model_dump(mode="json", exclude={"data", "optimiser", "model"})
-    return save_checkpoint(target, kind, network, inputs, outputs, training={"settings": settings})
+    return save_checkpoint(target, kind, network, inputs, outputs, training={"settings": settings, "wrapped": True})

@@ -296,6 +296,7 @@ def test_calibration_learns_a_temperature_and_biases_and_nothing_else(
     [
         (["zero-shot", "{clip}"], r"no emotions of its own.*--vocabulary"),
         (["zero-shot", "{clip}", "--vocabulary", "valence-3", "--templates", "joy"], r"'joy' has no single \{\}"),
+        (["zero-shot", "{clip}", "--vocabulary", "mikels-8"], r"same embedding for 'a photo that evokes amusement\.'"),
         (["zero-shot", "{classifier}", "--vocabulary", "valence-3"], r"does not compare pictures with texts"),
         (["zero-shot", "{empty}", "--vocabulary", "valence-3"], r"empty: no model there.*save_pretrained"),
         (["hf-classifier", "{clip}"], r"classes have no names of their own|could not be loaded"),

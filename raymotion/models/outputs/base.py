@@ -264,6 +264,10 @@ class Output(ABC):
         """Returns lines for the model card."""
         return []
 
+    def describe_training(self) -> list[str]:
+        """Returns further lines for the card of a trained model, e.g. the loss."""
+        return []
+
 
 def array_digest(values: np.ndarray) -> str:
     """Returns the SHA-256 of an array's values and shape; -0 equals 0."""

@@ -258,10 +258,10 @@ class Dimensions(Output):
         return {name: float(value) for name, value in zip(self.names, values, strict=True)}
 
     def describe(self) -> list[str]:
-        return [
-            f"{', '.join(self.names).capitalize()} on a scale of {self.scale[0]:g} to {self.scale[1]:g}; loss "
-            f"`{self.loss.name}`."
-        ]
+        return [f"{', '.join(self.names).capitalize()} on a scale of {self.scale[0]:g} to {self.scale[1]:g}."]
+
+    def describe_training(self) -> list[str]:
+        return [f"Loss of {', '.join(self.names)}: `{self.loss.name}`."]
 
 
 class DimensionCriterion:

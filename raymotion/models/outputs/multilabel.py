@@ -262,12 +262,13 @@ class MultiLabel(Output):
         return {self.vocabulary.labels[i]: float(values[i]) for i in order.tolist()}
 
     def describe(self) -> list[str]:
-        own, loss = self.vocabulary, self.loss
+        own = self.vocabulary
+        return [f"Emotions: {own.name}, {len(own.labels)} labels ({own.fingerprint})."]
+
+    def describe_training(self) -> list[str]:
+        loss = self.loss
         options = ", ".join(f"{name} {value}" for name, value in loss.options.items())
-        return [
-            f"Emotions: {own.name}, {len(own.labels)} labels ({own.fingerprint}).",
-            f"Loss `{loss.name}`{f' ({options})' if options else ''}.",
-        ]
+        return [f"Loss `{loss.name}`{f' ({options})' if options else ''}."]
 
 
 class LabelCriterion:

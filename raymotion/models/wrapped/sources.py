@@ -17,6 +17,8 @@ from raymotion.vocabulary import Vocabulary
 from raymotion.weights import first_line
 
 REMEDY = "Give a hub id (owner/name), or a folder that save_pretrained of model and processor wrote."
+# A larger cosine means the same text.
+ALIKE = 1 - 1e-6
 # Texts embedded at once.
 CHUNK = 64
 
@@ -109,7 +111,7 @@ def embed_texts(source: str, model: nn.Module, prompts: Sequence[Sequence[str]])
     """Returns the mean direction (L, D) of each label's texts, of length 1.
 
     Raises:
-        InputError: the model has no tokenizer.
+        InputError: the model has no tokenizer, or does not tell the texts of two labels apart.
     """
     from transformers import AutoTokenizer
 
@@ -139,7 +141,16 @@ def embed_texts(source: str, model: nn.Module, prompts: Sequence[Sequence[str]])
     for own in prompts:
         means.append(by_text[start : start + len(own)].mean(dim=0))
         start += len(own)
-    return nn.functional.normalize(torch.stack(means), dim=-1)
+    found = nn.functional.normalize(torch.stack(means), dim=-1)
+    alike = (found @ found.T - torch.eye(len(found)) > ALIKE).nonzero()
+    if len(alike):
+        first, second = (prompts[row][0] for row in alike[0].tolist())
+        raise InputError(
+            f"has the same embedding for {first!r} and {second!r}: it does not know the words",
+            path=source,
+            remedy="Give --prompts with words that it knows.",
+        )
+    return found
 
 
 def classes_of(config: Any, source: str) -> list[str]:
