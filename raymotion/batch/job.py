@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 import uuid
 from collections import Counter
@@ -19,7 +20,7 @@ import pyarrow as pa
 from raymotion import interrupts, storage
 from raymotion.batch import ledger, verify
 from raymotion.batch.card import write_card
-from raymotion.batch.cluster import connect, node_resources, plan_placement
+from raymotion.batch.cluster import Placement, available_cpus, connect, node_resources, plan_placement
 from raymotion.batch.preflight import (
     check_folder,
     check_image_folders,
@@ -101,6 +102,8 @@ def _run_job(settings: JobSettings, spec: JobSpec, address: str | None, progress
     }
     if spec.images != "none":
         identity["damaged"] = spec.settings.damaged
+    here = spec.settings.runs_here(samples.num_rows, address)
+    here = here and (spec.settings.workers == 0 or not _is_connected())
     digest = digest_of(identity)
     if old is not None:
         require_same_settings(old["identity"], identity, where=folder, remedy=REMEDY)
@@ -150,8 +153,11 @@ def _run_job(settings: JobSettings, spec: JobSpec, address: str | None, progress
             todo = verify.left(len(sizes), commits)
             done += len(todo)
             if todo:
-                with interrupts.on_forced_end(lambda: ended_early("interrupted", "")), connect(address):
-                    now = _run_shards(spec, folder, digest, sizes, todo, commits, progress, started, record)
+                with (
+                    interrupts.on_forced_end(lambda: ended_early("interrupted", "")),
+                    contextlib.nullcontext() if here else connect(address),
+                ):
+                    now = _run_shards(spec, folder, digest, sizes, todo, commits, progress, started, record, here)
                 throughput = {**(throughput or now), "last_done_at": now["last_done_at"]}
             # All output is read once more before the job is complete; with nothing to do, `survey` has just done so.
             faults = verify.faulty_files(folder, commits, digests=True) if todo or not spec.settings.verify else {}
@@ -189,16 +195,21 @@ def _run_shards(
     progress: ProgressKind,
     started: float,
     record: dict[str, Any],
+    here: bool,
 ) -> dict[str, Any]:
-    """Runs the remaining shards in a pool of actors and adds to `commits`; returns measurements."""
+    """Runs the remaining shards in a pool of actors, or here, and adds to `commits`; returns measurements."""
     settings = spec.settings
-    placement = plan_placement(
-        settings.workers,
-        settings.cpus_per_worker,
-        settings.gpus_per_worker,
-        nodes=node_resources(),
-        autoscale=settings.autoscale,
-    )
+    if here:
+        # One thread for the model, as a worker of Ray has: sums depend on their number, and the files must not.
+        placement = Placement(0, settings.cpus_per_worker or 1.0, float(_has_gpu()))
+    else:
+        placement = plan_placement(
+            settings.workers,
+            settings.cpus_per_worker,
+            settings.gpus_per_worker,
+            nodes=node_resources(),
+            autoscale=settings.autoscale,
+        )
     workers = min(placement.workers, len(todo))
     device = "cuda" if placement.gpus else "cpu"
     threads = settings.decode_threads
@@ -213,8 +224,7 @@ def _run_shards(
         stages=spec.make_stages(device),
         sink=spec.sink,
         batch_size=batch_size,
-        # With a GPU, threads decode ahead; on CPUs alone they would compete with the model.
-        decode_threads=threads if threads is not None else (int(placement.cpus) if placement.gpus else 0),
+        decode_threads=threads if threads is not None else _spare_threads(placement, here),
         threads=max(1, int(placement.cpus)),
         device=device,
         columns=spec.columns,
@@ -229,9 +239,12 @@ def _run_shards(
     with (
         Progress(progress, total=total, done=done, title=spec.kind, unit=unit) as bar,
         # Closed at once if the loop ends with an error, so that the actors end and the terminal is restored.
-        contextlib.closing(_stream(plan, workers, placement.cpus, placement.gpus, todo)) as answers,
+        contextlib.closing(
+            _run_here(plan, todo) if here else _stream(plan, workers, placement.cpus, placement.gpus, todo)
+        ) as answers,
     ):
-        bar.waiting(f"{placement.describe()}, {device}: starting")
+        place = "this process, without Ray (--workers 1 or more starts it)" if here else placement.describe()
+        bar.waiting(f"{place}, {device}: starting")
         for answer in answers:
             if "fatal" in answer:
                 _raise_fatal(answer["fatal"])
@@ -263,6 +276,34 @@ def _run_shards(
         "model_seconds": round(busy - stage_seconds.get("decode", 0.0), 2),
         "stage_seconds": {name: round(value, 2) for name, value in sorted(stage_seconds.items())},
     }
+
+
+def _spare_threads(placement: Placement, here: bool) -> int:
+    """Returns how many threads decode ahead: on CPUs alone they would compete with the other workers' models."""
+    if placement.gpus:
+        return max(1, available_cpus() - 1 if here else int(placement.cpus))
+    return min(4, available_cpus() - int(placement.cpus)) if here and available_cpus() > placement.cpus else 0
+
+
+def _is_connected() -> bool:
+    """Returns whether this process has connected to Ray already."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def _has_gpu() -> bool:
+    """Returns whether PyTorch can use a GPU of this machine."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _run_here(plan: WorkerPlan, shards: list[int]) -> Generator[dict[str, Any], None, None]:
+    """Runs shards in this process and yields their records. A picture that ends the process ends the command."""
+    worker = ShardWorker(plan, own_process=False)
+    for shard in shards:
+        (record,) = worker({"shard": [shard]})["record"]
+        yield json.loads(record)
 
 
 def _stream(

@@ -13,11 +13,14 @@ from pydantic import Field, field_validator
 from raymotion.batch.worker import Sink
 from raymotion.config import Folder, Metavar, PathText, Settings
 from raymotion.data.images.damage import DamagedPolicy
+from raymotion.errors import InputError
 from raymotion.pipeline.stages import Stage
 from raymotion.stores import access
 from raymotion.vocabulary import Vocabulary
 
 ALWAYS_MAY_FAIL = 3
+# Starting Ray takes about as long as this many pictures.
+FEWEST_FOR_RAY = 200
 REMEDY = "Use the same settings to go on, or a fresh output folder."
 
 
@@ -39,7 +42,12 @@ class JobSettings(Settings):
         "quarantine, or keep what the decoder makes of it, and count it",
     )
     # placement
-    workers: int | None = Field(None, ge=1, description="actors  [default: as many as fit]")
+    workers: int | None = Field(
+        None,
+        ge=0,
+        description="actors; 0: this process, without Ray  [default: as many as fit, or 0 for fewer than "
+        f"{FEWEST_FOR_RAY} rows without --address]",
+    )
     cpus_per_worker: float | None = Field(
         None, gt=0, description="CPUs of an actor  [default: 1; with a GPU its share, up to 8]"
     )
@@ -67,6 +75,20 @@ class JobSettings(Settings):
     max_failed: float = Field(
         0.05, ge=0, le=1, description="share of rows that may fail; at least 3 rows may, unless it is 0"
     )
+
+    def runs_here(self, rows: int, address: str | None) -> bool:
+        """Returns whether a job of `rows` runs in this process instead of on Ray.
+
+        Raises:
+            InputError: `workers` is 0, and a cluster or its resources are named.
+        """
+        of_cluster = {
+            "--address": address, "--autoscale": self.autoscale or None, "--gpus-per-worker": self.gpus_per_worker,
+        }  # fmt: skip
+        named = [option for option, value in of_cluster.items() if value is not None]
+        if self.workers == 0 and named:
+            raise InputError(f"--workers 0 is this process, and {named[0]} is for Ray", remedy="Give one of them.")
+        return self.workers == 0 or (self.workers is None and not named and rows < FEWEST_FOR_RAY)
 
     def rows_that_may_fail(self, rows: int) -> int:
         """How many of `rows` may fail.

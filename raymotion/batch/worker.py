@@ -90,10 +90,13 @@ class ShardWorker:
 
     Errors that end the run are returned as records too: raised in an actor they would be retried, and the user would
     see Ray's traceback.
+
+    Args:
+        own_process: False in the process of a command, whose environment stays as it is.
     """
 
-    def __init__(self, plan: WorkerPlan) -> None:
-        self.plan = plan
+    def __init__(self, plan: WorkerPlan, *, own_process: bool = True) -> None:
+        self.plan, self.own_process = plan, own_process
         self.fatal: dict[str, Any] | None = None
         keep_freed_memory()
         try:
@@ -104,11 +107,13 @@ class ShardWorker:
 
     def _set_up(self) -> None:
         plan = self.plan
-        plan.access.apply()
-        # Read when a stage imports torch, which jobs without torch never do.
-        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(plan.threads)
+        if self.own_process:
+            plan.access.apply()
+            # Read when a stage imports torch, which jobs without torch never do.
+            os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(plan.threads)
         self.manifest = Manifest(plan.folder, plan.columns)
-        self.attempts = Attempts(plan.folder, plan.run_id, replaces=_replaces_another())
+        replaces = self.own_process and _replaces_another()
+        self.attempts = Attempts(plan.folder, plan.run_id, replaces=replaces)
         # Read once: earlier attempts died before this process began, or left a note.
         self.left_in_quarantine = set(list_parts(plan.folder, quarantine=True))
         deaths = self.attempts.begin_setup()

@@ -16,6 +16,12 @@ def print_verdict(collapse: Mapping[str, Any]) -> None:
     click.secho(collapse["headline"], fg="red" if collapse["collapsed"] else None, bold=True)
 
 
+def _place(workers: int) -> str:
+    if not workers:
+        return "in this process, without Ray"
+    return f"with {workers} worker{'' if workers == 1 else 's'}"
+
+
 def print_job(summary: JobSummary, *, next_step: str) -> None:
     """Prints counts, reasons, throughput, notices, and the usual next command."""
     record = summary.record
@@ -36,7 +42,7 @@ def print_job(summary: JobSummary, *, next_step: str) -> None:
     if throughput and not summary.already_complete:
         unit = throughput.get("unit", "images")
         click.echo(
-            f"{throughput['images_per_second']:.1f} {unit}/s with {throughput['workers']} worker(s), from the first "
+            f"{throughput['images_per_second']:.1f} {unit}/s {_place(throughput['workers'])}, from the first "
             f"worker ready to the last shard ({throughput['steady_seconds']:.1f} s); "
             f"{throughput['startup_seconds']:.1f} s to start, {throughput['finish_seconds']:.1f} s to finish"
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import subprocess
+import sys
 from ast import literal_eval
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +25,11 @@ from PIL import Image
 from raymotion import storage
 from raymotion.batch.choice import choose_globally, select
 from raymotion.batch.export import PUBLISHED_ORDER, Exported, export
-from raymotion.batch.job import JobSummary
+from raymotion.batch.job import JobSummary, run_job
 from raymotion.batch.label_dataset import matrix_of, open_labels, read_parts
 from raymotion.batch.labels import LabelSettings, label
 from raymotion.batch.regions import RegionSettings, extract_regions
+from raymotion.batch.spec import FEWEST_FOR_RAY
 from raymotion.data.images.decode import decode_rgb
 from raymotion.data.parts import write_job
 from raymotion.data.samples import table_from_rows, write_samples
@@ -428,3 +431,77 @@ def test_a_student_has_no_use_for_region_features(streamed: Made, tmp_path: Path
     student = write_student(tmp_path / "student")
     with pytest.raises(InputError, match=r"reads captions and images itself.* --features"):
         label(settings(streamed.samples, student, tmp_path / "out", features="anywhere"))
+
+
+def test_without_ray_the_same_files(streamed: Made, teachers: dict[str, str], tmp_path: Path, digests: Any) -> None:
+    """A cut-off picture goes into quarantine here too; what was committed before an interruption stays."""
+    again = settings(streamed.samples, teachers["both"], tmp_path / "out", shard_rows=4)
+    own = label(again.model_copy(update={"workers": 0}))
+    assert own.record["throughput"]["workers"] == 0 and own.counts == streamed.summary.counts
+    assert digests(tmp_path / "out") == digests(streamed.folder)
+    assert len(digests(tmp_path / "out")) == 4  # three shards, one of them with a part in quarantine
+
+
+def test_without_ray_an_interrupted_job_goes_on(mean_job: Any, mean_stage: Any, write_table: Any, tmp_path: Path,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    samples, stage, seen = write_table(10), mean_stage(), []
+    process = type(stage).process
+
+    def stops(self: Any, items: Any) -> None:
+        seen.extend(item.row["sample_id"] for item in items)
+        if len(seen) == 7:
+            raise KeyboardInterrupt
+        process(self, items)
+
+    monkeypatch.setattr(type(stage), "process", stops)
+    job = mean_job(stage=stage, samples=samples, out=tmp_path / "out", workers=0, shard_rows=3, batch_size=1)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(job)
+    assert json.loads((tmp_path / "out" / "_job.json").read_text())["status"] == "interrupted"
+    summary = run_job(job)
+    assert summary.counts["good"] == 10 and summary.record["runs"][-1]["resumed_from_shards"] == 2
+    assert len(seen) == 7 + 4, "the two shards that were committed ran once"
+
+
+@pytest.mark.parametrize(
+    "rows, address, more, here",
+    [
+        (FEWEST_FOR_RAY - 1, None, {}, True),
+        (FEWEST_FOR_RAY, None, {}, False),
+        (5, "auto", {}, False),
+        (5, None, {"workers": 1}, False),
+        (5, None, {"gpus_per_worker": 0.0}, False),
+        (10**6, None, {"workers": 0}, True),
+    ],
+)
+def test_few_rows_need_no_ray(rows: int, address: str | None, more: dict[str, Any], here: bool) -> None:
+    assert LabelSettings(samples="s", model="m", out="o", **more).runs_here(rows, address) is here
+
+
+@pytest.mark.parametrize("more", [{"address": "auto"}, {"autoscale": True}, {"gpus_per_worker": 1.0}])
+def test_workers_0_and_a_cluster_are_refused(more: dict[str, Any]) -> None:
+    address = more.pop("address", None)
+    with pytest.raises(InputError, match="--workers 0 is this process"):
+        LabelSettings(samples="s", model="m", out="o", workers=0, **more).runs_here(5, address)
+
+
+def test_a_small_job_never_imports_ray(captioned: Made, teachers: dict[str, str], tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom raymotion.cli.main import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit as end: assert not end.code, end.code\n"
+        "assert 'ray' not in sys.modules, 'Ray was imported'\n"
+    )
+    command = [
+        "label",
+        captioned.samples,
+        "--model",
+        teachers["text"],
+        "--out",
+        tmp_path / "out",
+        "--progress",
+        "lines",
+    ]
+    done = subprocess.run([sys.executable, "-c", script, *map(str, command)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "this process, without Ray (--workers 1 or more starts it)" in done.stderr
+    assert "in this process, without Ray" in done.stdout
