@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from raymotion.errors import AccessDenied, Damaged, InputError, NotFinite, RaymotionError
+from raymotion.stores import tar
 from raymotion.stores.addresses import (
     HTTP_SCHEMES,
     S3_SCHEMES,
@@ -141,9 +142,20 @@ def _remote(path: PathLike) -> Store:
         from raymotion.stores import s3
 
         return cast(Store, s3)
+    if scheme == tar.SCHEME:
+        return tar.Tar(_read_range, exists)
     from raymotion.stores import fsspec_stores as other_stores
 
     return other_stores.Web() if scheme in HTTP_SCHEMES else other_stores.Generic(*filesystem(path))
+
+
+def _read_range(path: str, start: int, end: int) -> bytes:
+    """Reads the bytes of a file from `start` up to but excluding `end`."""
+    if is_remote(path):
+        return _remote(path).read(path, start, end)
+    with open(absolute(path), "rb") as file:
+        file.seek(start)
+        return file.read(end - start)
 
 
 @contextlib.contextmanager

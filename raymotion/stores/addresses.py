@@ -12,7 +12,7 @@ import re
 from urllib.parse import unquote
 
 from raymotion.errors import AddressRefused
-from raymotion.stores import access
+from raymotion.stores import access, tar
 
 PathLike = str | os.PathLike[str]
 
@@ -53,6 +53,13 @@ def require_allowed(path: PathLike) -> None:
     scheme = scheme_of(path)
     if scheme in (None, "file", *S3_SCHEMES, *OTHER_SCHEMES):
         return
+    if scheme == tar.SCHEME:
+        inner = tar.place_of(str(path)).file
+        if scheme_of(inner) in (None, *S3_SCHEMES, *OTHER_SCHEMES):
+            return
+        raise AddressRefused(
+            "a tar is read from a disk or an object store only", path=_shown(path), remedy="Copy it to one of them."
+        )
     if scheme not in HTTP_SCHEMES:
         raise AddressRefused(
             f"addresses that begin with {scheme}: are not supported",

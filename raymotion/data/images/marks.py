@@ -186,7 +186,7 @@ def _stat(uri: str) -> tuple[int, float] | None:
 
 def is_store(uri: str) -> bool:
     """Returns whether an address is in an object store (not on a web server, where nothing is fetched unasked)."""
-    return storage.is_remote(uri) and not is_web(uri)
+    return storage.is_remote(uri) and not is_web(uri) and storage.scheme_of(uri) != "tar"
 
 
 def is_web(uri: str) -> bool:

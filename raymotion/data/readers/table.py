@@ -1,11 +1,11 @@
-"""Any table: csv, tsv, JSON, JSON Lines or Parquet, with columns, labels and a vocabulary of the user's own."""
+"""Any table of the user's own (`data.records`), with columns, labels and a vocabulary."""
 
 from __future__ import annotations
 
 import math
 import posixpath
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Annotated, Any
@@ -17,9 +17,10 @@ from raymotion import storage
 from raymotion.config import File, Folder, Metavar
 from raymotion.data.captions import is_readable, one_line
 from raymotion.data.readers.reader import Reader, Report, noted, report_line
+from raymotion.data.records import KEY, SPLIT_WORDS, records_of
 from raymotion.data.samples import DIMENSIONS, table_from_rows
 from raymotion.data.splits import empty_splits, split_samples
-from raymotion.data.text_rows import columns_of, delimited_rows, json_lines, read_json, shown
+from raymotion.data.text_rows import shown
 from raymotion.errors import InputError, located
 from raymotion.vocabulary import VOCABULARIES, Vocabulary, read_vocabulary
 
@@ -28,10 +29,6 @@ IMAGE_NAMES = ("image_uri", "image", "image_path", "file_name", "filename", "fil
 CAPTION_NAMES = ("captions", "caption", "text", "description")
 LABEL_NAMES = ("labels", "label", "emotions", "emotion", "feelings")
 SPLIT_NAMES = ("split", "partition", "subset", "fold")
-SPLIT_WORDS = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
 YES, NO = {"1", "1.0", "true", "yes", "x"}, {"", "0", "0.0", "false", "no"}
 
 
@@ -68,7 +65,9 @@ class TableReport(Report):
 
 
 class TableReader(Reader):
-    """Any table with a row for each picture: csv, tsv, JSON, JSON Lines or Parquet.
+    """Any table with a row for each picture: csv, tsv, JSON, JSON Lines, Parquet, ImageFolder or WebDataset.
+
+    PATH is a file, a folder with metadata.csv or one folder for each label, or a pattern ('shards/*.tar').
 
     Columns are found by their usual names, and named where they have others. Labels are a list, a text with separators,
     columns of 0 and 1 (--label-columns), or one row for each annotator of a picture (--annotators). Without a column of
@@ -79,6 +78,7 @@ class TableReader(Reader):
       raymotion data prepare table feelings.csv --image-column path --caption-column text --label-column feelings \\
           --vocabulary-from-data --out mine.parquet
       raymotion data prepare table ratings.parquet --label-columns happy,sad --vocabulary mine.txt --out mine.parquet
+      raymotion data prepare table 'shards/*.tar' --vocabulary mikels-8 --out mine.parquet
     """
 
     path: File
@@ -131,7 +131,7 @@ class TableReader(Reader):
             InputError: names the file, the row or line, and the reason.
         """
         report = TableReport()
-        columns, records = self._records()
+        columns, records = records_of(self.path, verbatim=[self.image_column or "", *IMAGE_NAMES])
         used = self._columns(columns)
         report.columns = {what: name for name, what in used.items()}
         one_hot = self._one_hot(columns)
@@ -142,7 +142,7 @@ class TableReader(Reader):
             raise InputError(f"has no column {', '.join(DIMENSIONS)}, and --scale is given", path=self.path)
         rows: list[dict[str, Any]] = []
         for place, record in records:
-            with located(self.path, **place):
+            with located(**place):
                 rows.append({**self._row(record, used, one_hot, report, len(rows)), "place": place})
                 if scale is not None:
                     rows[-1] |= {name: _number(record[name], name) for name in DIMENSIONS if name in record}
@@ -164,47 +164,12 @@ class TableReader(Reader):
             report.few = empty_splits(table, fractions)
         return table, report
 
-    def _records(self) -> tuple[list[str], Iterator[tuple[dict[str, Any], Mapping[str, Any]]]]:
-        """The names of the columns, and place and cells of each row."""
-        kind = storage.suffix(self.path)
-        if kind == ".parquet":
-            table = storage.read_table(self.path)
-            return table.column_names, (({"row": number}, row) for number, row in enumerate(table.to_pylist()))
-        if kind in (".jsonl", ".ndjson", ".json"):
-            if kind == ".json":
-                found: Any = read_json(self.path)
-                if not isinstance(found, list):
-                    raise InputError(
-                        "is not a list of objects", path=self.path, remedy="Lines of objects are a .jsonl."
-                    )
-                values = [({"row": number}, value) for number, value in enumerate(found)]
-            else:
-                values = [
-                    ({"line": line}, value) for line, value in json_lines(storage.read_text(self.path), self.path)
-                ]
-            for place, value in values:
-                with located(self.path, **place):
-                    if not isinstance(value, dict):
-                        raise InputError("is not an object", remedy='Write {"image": "a.jpg", ...}.')
-            keys = dict.fromkeys(name for _, value in values for name in value)
-            return list(keys), iter(values)
-        if kind in (".csv", ".tsv", ".tab", ".txt"):
-            text = storage.read_text(self.path)
-            names = columns_of(text, self.path)
-            cells = delimited_rows(text, self.path, names, verbatim=[self.image_column or "", *IMAGE_NAMES])
-            return names, (({"line": line}, row) for line, row in cells)
-        raise InputError(
-            f"is a {kind or 'file without extension'}, not a table",
-            path=self.path,
-            remedy="Give a .csv, .tsv, .json, .jsonl or .parquet; a folder of pictures is `data prepare folder`.",
-        )
-
     def _columns(self, names: Sequence[str]) -> dict[str, str]:
         """Column -> what it is taken for: image, captions, labels, split, sample_id, group_id."""
         wanted = {
             "image": (self.image_column, IMAGE_NAMES), "captions": (self.caption_column, CAPTION_NAMES),
             "labels": (self.label_column, () if self.label_columns else LABEL_NAMES),
-            "split": (self.split_column, SPLIT_NAMES), "sample_id": (self.id_column, ()),
+            "split": (self.split_column, SPLIT_NAMES), "sample_id": (self.id_column, (KEY,)),
             "group_id": (self.group_column, ()),
         }  # fmt: skip
         if self.label_column and self.label_columns:
@@ -343,7 +308,6 @@ class TableReader(Reader):
             if unknown:
                 raise InputError(
                     f"the label {shown(unknown[0])!r} is not in the vocabulary {vocabulary.name}",
-                    path=self.path,
                     **row["place"],
                     remedy="Correct it, or add it to the vocabulary's file.",
                 )
