@@ -11,6 +11,7 @@ import click
 from raymotion.cli.faces import faces
 from raymotion.cli.options import access_options
 from raymotion.cli.settings_options import options_from
+from raymotion.cli.tables import merge, show, split
 
 if TYPE_CHECKING:
     from raymotion.data.readers.reader import Reader
@@ -29,7 +30,7 @@ CORRUPT = click.option(
 
 @click.group()
 def data() -> None:
-    """Prepare sample tables from raw data sets, or make synthetic ones.
+    """Prepare sample tables from raw data sets, show, merge and split them, or make synthetic ones.
 
     \b
     Example:
@@ -38,7 +39,8 @@ def data() -> None:
     """
 
 
-data.add_command(faces)
+for own in (faces, show, merge, split):
+    data.add_command(own)
 
 
 @data.group()
