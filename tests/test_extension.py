@@ -39,6 +39,7 @@ from raymotion.models.registry import _kinds, get_kind, register
 from raymotion.report.evaluation_page import write
 from raymotion.study.run import run_study
 from raymotion.study.settings import StudySettings
+from raymotion.study.status import study_status
 from raymotion.train.fit import fit
 from raymotion.vocabulary import VALENCE_3
 
@@ -262,6 +263,8 @@ def test_tune_searches_it(samples: str, ray_toys: Any, tmp_path: Path) -> None:
     scores = {(own.config["width"], own.config["optimiser.lr"]): own.score.mean for own in record.stages[0].trials}
     assert len(scores) == 4 and record.metric.name == "ccc" and record.metric.higher_is_better
     assert record.stages[0].winner.config["optimiser.lr"] == 0.03
+    status = study_status(tmp_path / "study")
+    assert (status.state, status.done) == ("complete", 1) and "4 of 4 configurations" in status.lines[0]
     assert record.test.entries[0].score.mean > 0.5
     assert yaml.safe_load((tmp_path / "study" / "winner.yaml").read_text())["kind"] == f"{__name__}:ToyKind", (
         "`raymotion train winner.yaml` imports it"

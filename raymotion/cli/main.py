@@ -37,6 +37,7 @@ COMMANDS = {
     "extractors": ("raymotion.cli.lists", "extractors", "List region extractors and bundled weights."),
     "vocabularies": ("raymotion.cli.lists", "vocabularies", "List the vocabularies of emotions."),
     "readers": ("raymotion.cli.lists", "readers", "List the readers of raw data."),
+    "status": ("raymotion.cli.status", "status", "Tell how far a job, a training run or a study is."),
     "push": ("raymotion.cli.hub", "push", "Copy a checkpoint to the Hugging Face hub, or elsewhere."),
     "pull": ("raymotion.cli.hub", "pull", "Copy a checkpoint from the Hugging Face hub, or elsewhere."),
     "demo": ("raymotion.cli.demo", "demo", "Run the whole pipeline on small synthetic data."),

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from raymotion import storage
-from raymotion.errors import AccessDenied, InputError, RunFailed
+from raymotion.errors import AccessDenied, InputError, RaymotionError, RunFailed
 from raymotion.folders.lease import BEAT, STALE, Lease, await_silence, cell_at, refusal
 from raymotion.folders.owner import Owner
 from raymotion.storage import LOCK
@@ -126,6 +126,17 @@ def is_lost(folder: storage.PathLike) -> bool:
     places = (storage.join(target, LOCK), _beside(target))
     holders = {_held_here[place] for place in places if place in _held_here}
     return any(place in _lost_here for place in places) or not holders.isdisjoint(_lost_here.values())
+
+
+def owner_of(folder: storage.PathLike) -> Owner | None:
+    """Returns who holds or has last held the lock of a folder, in it or beside it; None if nobody is recorded."""
+    target = _canonical(folder)
+    found = []
+    for place in (storage.join(target, LOCK), _beside(target)):
+        with contextlib.suppress(OSError, RaymotionError):
+            if (owner := Owner.read(storage.read_bytes(place))) is not None:
+                found.append(owner)
+    return max(found, key=lambda owner: owner.since, default=None)
 
 
 def _canonical(folder: storage.PathLike) -> str:

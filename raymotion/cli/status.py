@@ -1,0 +1,37 @@
+"""`raymotion status`."""
+
+from __future__ import annotations
+
+import click
+
+from raymotion.cli.options import access_options
+
+
+@click.command()
+@click.argument("folder")
+@access_options
+def status(folder: str) -> None:
+    """Tell how far a job, a training run or a study is, from its folder alone: also of one that has died.
+
+    FOLDER is what was given as --out, local or s3://.
+
+    \b
+    Example:
+      raymotion status labels/
+      raymotion status s3://bucket/teacher
+    """
+    from raymotion.batch.status import is_job, job_status
+    from raymotion.errors import InputError
+    from raymotion.study.status import is_study, study_status
+    from raymotion.train.status import is_training, training_status
+
+    for is_one, status_of in ((is_job, job_status), (is_study, study_status), (is_training, training_status)):
+        if is_one(folder):
+            for line in status_of(folder).text():
+                click.echo(line)
+            return
+    raise InputError(
+        "holds no job, no training run and no study",
+        path=folder,
+        remedy="Name the folder that was given as --out; a job without a commit leaves nothing.",
+    )
