@@ -3,6 +3,7 @@
 import raymotion
 model = raymotion.load("teacher/")
 model.label("photo.jpg", caption="A man laughs.")
+raymotion.label("photos/", model)  # a DataFrame
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from raymotion.version import __version__
 
 if TYPE_CHECKING:
     from raymotion.batch.label_dataset import open_labels
-    from raymotion.pipeline.predictor import Predictor, load
+    from raymotion.pipeline.predictor import Predictor, label, load
 
-__all__ = ["Predictor", "__version__", "load", "open_labels"]
+__all__ = ["Predictor", "__version__", "label", "load", "open_labels"]
 
 # Modules of the public names, imported on first use, so that `import raymotion` does not load numpy or torch.
 _HOMES = {
     "Predictor": "raymotion.pipeline.predictor",
+    "label": "raymotion.pipeline.predictor",
     "load": "raymotion.pipeline.predictor",
     "open_labels": "raymotion.batch.label_dataset",
 }

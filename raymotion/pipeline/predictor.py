@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
@@ -22,7 +22,8 @@ from raymotion import storage
 from raymotion.data.captions import readable
 from raymotion.data.images import decode as pictures
 from raymotion.data.images.damage import DamagedPolicy
-from raymotion.data.images.files import list_pictures
+from raymotion.data.images.files import EXTENSIONS, list_pictures
+from raymotion.data.samples import read_samples
 from raymotion.errors import InputError, NotFinite, RunFailed
 from raymotion.models.checkpoint import CheckpointInfo, Model, load_model
 from raymotion.models.inputs.base import Input
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CaptionLists: TypeAlias = Sequence[Sequence[str]]
-Pictures: TypeAlias = Sequence["np.ndarray | None"]
+Pictures: TypeAlias = Sequence["str | os.PathLike[str] | np.ndarray | Image | None"]
 # Boxes of one picture: "body" and "face" -> (x1, y1, x2, y2) in pixels of the whole, upright picture.
 Boxes: TypeAlias = Mapping[str, Sequence[float]]
 
@@ -139,9 +140,10 @@ class Predictor:
         """Predicts many samples.
 
         Args:
-            samples: a list of n pictures, each uint8 (height, width, 3) upright RGB or None (or None for no pictures at
-                all); a folder of pictures; or a pandas DataFrame or Arrow table with those columns of a sample table
-                that the model reads (image_uri, captions, body_box, face_box, valence ...).
+            samples: a list of n pictures, each a path or an address, a Pillow picture, uint8 (height, width, 3) upright
+                RGB, or None (or None for no pictures at all); a folder of pictures; or a pandas DataFrame or Arrow
+                table with those columns of a sample table that the model reads (image_uri, captions, body_box,
+                face_box, valence ...).
             captions: for a list of pictures, the captions of each, possibly none. Predictions of several captions are
                 averaged.
             boxes: for a list of pictures, the boxes of each person, or None.
@@ -157,17 +159,22 @@ class Predictor:
             NotFinite: the model returns NaN or infinity.
         """
         if isinstance(samples, str | os.PathLike):
-            listed = list_pictures(storage.absolute(samples)).pictures
+            content = list_pictures(samples)
+            if not content.pictures:
+                raise InputError(f"holds no pictures ({', '.join(EXTENSIONS)})", path=samples, remedy="Check the path.")
+            listed = [content.address(name) for name in content.pictures]
             return self._framed([self._row(i, uri=path) for i, path in enumerate(listed)], batch_size)
         if hasattr(samples, "to_pylist") or hasattr(samples, "to_dict"):
             return self._framed(self._rows_of(samples), batch_size)
         own_images, own_captions = self._own(samples, captions)
         if boxes is not None and len(boxes) != len(own_images):
             raise InputError(f"{len(own_images)} images have boxes for {len(boxes)}")
-        items = [
-            Item(self._row(i, texts, None if boxes is None else boxes[i]), pixels=image)
-            for i, (image, texts) in enumerate(zip(own_images, own_captions, strict=True))
-        ]
+        items = []
+        for i, (image, texts) in enumerate(zip(own_images, own_captions, strict=True)):
+            own_boxes, is_file = None if boxes is None else boxes[i], isinstance(image, str | os.PathLike)
+            uri = storage.absolute(cast(Any, image)) if is_file else None
+            pixels = None if image is None or is_file else self._read(cast(Any, image))
+            items.append(Item(self._row(i, texts, own_boxes, uri=uri), pixels=pixels))
         first = self._main
         if not items:
             return np.zeros((0, first.width), np.float32)
@@ -328,6 +335,9 @@ class Predictor:
             # With averaged captions, all samples together fill the batches better.
             if not last.whole_shard:
                 _predict(last, group)
+            for item in group:
+                if item.row["image_uri"] is not None:  # decoded here; those of a long list would fill the memory
+                    item.pixels = None
         if last.whole_shard:
             _predict(last, items)
 
@@ -407,6 +417,56 @@ def load(folder: storage.PathLike, *, device: str = "cpu", weights: str | Sequen
     _check_device(device)
     files = [weights] if isinstance(weights, str) else list(weights or ())
     return Predictor(load_model(folder, device=device), device=device, weights=files)
+
+
+def label(
+    samples: Any,
+    model: storage.PathLike | Predictor,
+    *,
+    captions: CaptionLists | None = None,
+    batch_size: int = 16,
+    device: str = "cpu",
+    weights: str | Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """Labels many pictures in this process, without Ray; a job for very many is `raymotion label`.
+
+    Args:
+        samples: a folder of pictures, a sample table (a .parquet, a DataFrame, or an Arrow table), or a list of paths.
+        model: checkpoint folder, or a loaded model.
+        captions: for a list of paths, the captions of each, possibly none.
+        batch_size: number of pictures per batch.
+        device, weights: as for `load`.
+
+    Returns:
+        A DataFrame in the order of the samples: sample_id, image_uri, a column for each label and each number, and
+        `failure`, the reason for a missing prediction.
+
+    Raises:
+        InputError: the model or the samples cannot be read; not for a single picture.
+    """
+    own = model if isinstance(model, Predictor) else load(model, device=device, weights=weights)
+    if isinstance(samples, str | os.PathLike):
+        if storage.suffix(samples) == ".parquet":
+            return own.predict(read_samples(samples), batch_size=batch_size)
+        return own.predict(samples, batch_size=batch_size)
+    if hasattr(samples, "to_pylist") or hasattr(samples, "to_dict"):
+        return own.predict(samples, batch_size=batch_size)
+    paths = list(samples)
+    odd = next((path for path in paths if not isinstance(path, str | os.PathLike)), None)
+    if odd is not None:
+        raise InputError(
+            f"a list of paths holds a {type(odd).__name__}", remedy="Pictures in memory are for `Predictor.predict`."
+        )
+    if captions is not None and len(captions) != len(paths):
+        raise InputError(f"{len(paths)} images have captions for {len(captions)}")
+    rows = [
+        {"sample_id": os.fspath(path), "image_uri": storage.absolute(path), "captions": list(captions[i]) if captions
+         else []}
+        for i, path in enumerate(paths)
+    ]  # fmt: skip
+    import pandas as pd
+
+    return own.predict(pd.DataFrame(rows, columns=["sample_id", "image_uri", "captions"]), batch_size=batch_size)
 
 
 def _check_device(device: str) -> None:

@@ -342,3 +342,30 @@ def test_a_checkpoint_that_names_a_foreign_class_is_refused(
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError):
         load_model(tmp_path / "m")
+
+
+def test_many_pictures_in_a_notebook(
+    classifier: Path, photos: list[Path], samples: Path, tmp_path: Path, runner: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A folder, paths, pictures in memory, a table: the same answers, wherever one stands."""
+    model = wrapped(runner, "hf-classifier", classifier, "--out", tmp_path / "m")
+    monkeypatch.chdir(tmp_path)
+    folder = raymotion.label(photos[0].parent, model)
+    assert folder["image_uri"].tolist() == [str(path) for path in photos] and folder["failure"].isna().all()
+    single = [model.label(path) for path in photos[:3]]
+    for row, said in enumerate(single):
+        assert folder.loc[row, CLASSES].tolist() == pytest.approx([said[name] for name in CLASSES], abs=1e-6)
+    paths = raymotion.label([photos[1], str(tmp_path / "gone.jpg")], tmp_path / "m")
+    assert paths.loc[0, CLASSES].tolist() == pytest.approx(folder.loc[1, CLASSES].tolist(), abs=1e-6)
+    assert "no file at" in paths.loc[1, "failure"] and np.isnan(paths.loc[1, "joy"])
+    for table in (samples, pd.read_parquet(samples)):
+        assert raymotion.label(table, model)["sample_id"].tolist() == [f"s{i}" for i in range(24)]
+    mixed = model.predict([photos[0], Image.open(photos[1]), np.array(Image.open(photos[2]))])
+    assert mixed == pytest.approx(folder.loc[:2, CLASSES].to_numpy(), abs=1e-6)
+    assert len(raymotion.label([], model)) == 0
+    with pytest.raises(InputError, match="a list of paths holds a PngImageFile"):
+        raymotion.label([Image.open(photos[0])], model)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no pictures"):
+        raymotion.label(tmp_path / "empty", model)
