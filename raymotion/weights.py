@@ -65,13 +65,18 @@ def from_hub(name: str, files: Sequence[str] = FILES, beside: Sequence[str] = ()
 SCHEMES: dict[str, Callable[[str, Sequence[str], Sequence[str]], str]] = {"hf": from_hub, "bundled": from_bundle}
 
 
+def is_hub_id(name: str) -> bool:
+    """Returns whether a name has the form of a repository of the hub: `owner/name`, also with `@REVISION`."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
 def _split(weights: str) -> tuple[str, str]:
     """Splits a name into a key of `SCHEMES`, or "" for a path, and the rest."""
     scheme, colon, rest = weights.partition(":")
     if colon and scheme in SCHEMES:
         return scheme, rest.removeprefix("//")
-    is_hub_id = _HUB_ID.fullmatch(weights) is not None and not weights.endswith(SUFFIXES)
-    return ("hf", weights) if is_hub_id and not storage.exists(weights) else ("", weights)
+    is_repository = is_hub_id(weights) and not weights.endswith(SUFFIXES)
+    return ("hf", weights) if is_repository and not storage.exists(weights) else ("", weights)
 
 
 def seed_of(weights: str) -> int | None:

@@ -14,7 +14,7 @@ from raymotion.errors import InputError
 from raymotion.models.text.tower import without_progress_bar
 from raymotion.models.wrapped.network import features_of
 from raymotion.vocabulary import Vocabulary
-from raymotion.weights import first_line
+from raymotion.weights import first_line, is_hub_id
 
 REMEDY = "Give a hub id (owner/name), or a folder that save_pretrained of model and processor wrote."
 # A larger cosine means the same text.
@@ -31,6 +31,8 @@ def read_config(source: str) -> Any:
     """
     from transformers import AutoConfig
 
+    if not storage.is_dir(source) and (not is_hub_id(source) or source.startswith((".", "/"))):
+        raise InputError("no such folder", path=source, remedy=REMEDY)
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # the libraries raise many classes
