@@ -155,17 +155,21 @@ def _prepare_command(name: str, reader: type[Reader]) -> click.Command:
     @click.command(name, help=reader.__doc__)
     @options_from(reader, arguments=needed)
     @click.option("--out", required=True, metavar="FILE", help="Sample table to write (Parquet; local path or s3://).")
+    @click.option(
+        "--relative", is_flag=True, help="Write addresses relative to the table's folder, so that both can be moved."
+    )
     @access_options
-    def command(out: str, **options: Any) -> None:
+    def command(out: str, relative: bool, **options: Any) -> None:
+        from raymotion import storage
         from raymotion.config import load_settings
         from raymotion.data.readers.reader import read_all, report_line, require_read
-        from raymotion.data.samples import require_table_or_nothing, write_samples
+        from raymotion.data.samples import relative_to, require_table_or_nothing, write_samples
 
         require_read(reader)
         settings = load_settings(reader, options=options)
         require_table_or_nothing(out)
         table, report = read_all(settings)
-        write_samples(out, table)
+        write_samples(out, relative_to(table, storage.parent(storage.absolute(out))) if relative else table)
         splits = Counter(table["split"].to_pylist())
         sizes = [f"{split} {splits[split]:,}" for split in ("train", "val", "test") if splits[split]]
         _echo([*report.lines(), *([report_line("split", ", ".join(sizes))] if sizes else [])], out)

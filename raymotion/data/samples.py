@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,9 @@ import pyarrow.compute as pc
 
 from raymotion import storage
 from raymotion.data.path_kinds import wrong_kind
-from raymotion.errors import AccessDenied, AddressRefused, InputError
+from raymotion.errors import AccessDenied, AddressRefused, InputError, located
 from raymotion.folders import outputs
+from raymotion.stores import tar
 from raymotion.vocabulary import Vocabulary
 
 BOX = pa.list_(pa.float32(), 4)
@@ -60,6 +62,8 @@ OPTIONAL = pa.schema([pa.field(f"{name}_sd", pa.float32()) for name in ("valence
 DIMENSIONS = ("valence", "arousal", "dominance")
 NUMBERS = (*DIMENSIONS, *OPTIONAL.names)
 SCALE_KEY = b"raymotion.scale"
+# In the metadata of a table whose image addresses are relative to its folder.
+RELATIVE_KEY = b"raymotion.relative"
 
 SPLITS = ("train", "val", "test")
 
@@ -163,18 +167,70 @@ def _is_sample_table(path: storage.PathLike) -> bool:
 
 
 def read_samples(path: storage.PathLike) -> pa.Table:
-    """Reads and validates a sample table.
+    """Reads and validates a sample table; addresses relative to its folder (`relative_to`) become absolute.
 
     Raises:
         InputError: names the file, the row and the reason, and for other kinds of files (a csv file, a folder of
             pictures) the command that reads them.
     """
     try:
-        return validate(storage.read_table(path), where=path)
+        return _resolved(validate(storage.read_table(path), where=path), path)
     except AccessDenied:
         raise
     except InputError as error:
         raise wrong_kind(path, "table") or error from error
+
+
+def relative_to(table: pa.Table, folder: storage.PathLike) -> pa.Table:
+    """Returns `table` with image addresses relative to `folder`, its own, so that a data set can be moved as a whole.
+
+    Raises:
+        InputError: a picture lies elsewhere.
+    """
+    base = storage.absolute(folder)
+
+    def inside(path: str) -> str:
+        own = storage.absolute(path)
+        if storage.is_remote(base) != storage.is_remote(own) or not own.startswith(base.rstrip("/") + "/"):
+            raise InputError(
+                f"{path} does not lie in {base}, the folder of the table",
+                remedy="Write the table beside the pictures, or leave --relative out.",
+            )
+        return own[len(base.rstrip("/")) + 1 :]
+
+    uris: list[str | None] = []
+    for row, uri in enumerate(table.column("image_uri").to_pylist()):
+        with located(None, row=row):
+            uris.append(None if uri is None else _with_file(uri, inside))
+    metadata = {**(table.schema.metadata or {}), RELATIVE_KEY: b"1"}
+    return _with_uris(table, uris).replace_schema_metadata(metadata)
+
+
+def _resolved(table: pa.Table, path: storage.PathLike) -> pa.Table:
+    """Returns `table` with absolute addresses, if those in the file `path` are relative to its folder."""
+    metadata = dict(table.schema.metadata or {})
+    if metadata.pop(RELATIVE_KEY, None) is None:
+        return table
+    base = storage.parent(storage.absolute(path))
+    uris = [
+        None if uri is None else _with_file(uri, lambda own: storage.join(base, own))
+        for uri in table.column("image_uri").to_pylist()
+    ]
+    return _with_uris(table, uris).replace_schema_metadata(metadata)
+
+
+def _with_file(uri: str, changed: Callable[[str], str]) -> str:
+    """Returns an address with its path changed; inside a tar, that of the tar."""
+    if storage.scheme_of(uri) != tar.SCHEME:
+        return changed(uri)
+    place = tar.place_of(uri)
+    return replace(place, file=changed(place.file)).address
+
+
+def _with_uris(table: pa.Table, uris: Sequence[str | None]) -> pa.Table:
+    return table.set_column(
+        table.schema.get_field_index("image_uri"), SCHEMA.field("image_uri"), pa.array(uris, pa.string())
+    )
 
 
 def require_allowed_images(table: pa.Table) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from raymotion import storage
 from raymotion.data.images.decode import fetch
 from raymotion.data.readers.table import TableReader
-from raymotion.data.samples import vocabulary_of
+from raymotion.data.samples import read_samples, vocabulary_of
 from raymotion.errors import AddressRefused, InputError
 from raymotion.stores.tar import place_of
 
@@ -214,3 +214,42 @@ def test_a_job_reads_pictures_inside_a_tar(tmp_path: Path, runner: Callable[...,
         "--out", out, "--workers", 0,
     )  # fmt: skip
     assert done.code == 0 and "4 in = 3 good + 1 in quarantine" in done.out, done.err
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "bucket"])
+def test_a_relative_table_is_moved_with_its_pictures(
+    tmp_path: Path, s3: str, runner: Callable[..., Any], kind: str
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    if kind == "tar":
+        here.mkdir()
+        write_tar(here / "t.tar", shard(0, 2))
+        arguments: tuple[Any, ...] = ("table", here / "t.tar", "--vocabulary-from-data", "--no-split")
+        pictures = [jpeg(0), jpeg(1)]
+    else:
+        folder_of(here, ["in/a.jpg", "in/b.jpg"])
+        arguments, pictures = ("folder", here / "in"), [jpeg(0), jpeg(1)]
+    done = runner("data", "prepare", *arguments, "--relative", "--out", here / "s.parquet")
+    assert done.code == 0, done.err
+    stored = pd.read_parquet(here / "s.parquet")["image_uri"]
+    assert not stored.str.contains(str(tmp_path)).any(), "no place of this machine stands in it"
+    before = read_samples(here / "s.parquet")
+    if kind == "bucket":
+        for path in here.rglob("*.*"):
+            storage.write_bytes(f"{s3}/moved/{path.relative_to(here)}", path.read_bytes())
+        table = read_samples(f"{s3}/moved/s.parquet")
+    else:
+        here.rename(there)
+        table = read_samples(there / "s.parquet")
+    assert [fetch(uri) for uri in table["image_uri"].to_pylist()] == pictures
+    assert table.drop(["image_uri"]).equals(before.drop(["image_uri"])) and b"raymotion.relative" not in (
+        table.schema.metadata or {}
+    )
+
+
+def test_pictures_beside_the_folder_of_the_table_are_not_relative(tmp_path: Path, runner: Callable[..., Any]) -> None:
+    folder_of(tmp_path / "pictures", ["a.jpg"])
+    done = runner(
+        "data", "prepare", "folder", tmp_path / "pictures", "--relative", "--out", tmp_path / "tables" / "s.parquet"
+    )
+    assert done.code == 2 and re.search(r"row 0: .*a\.jpg does not lie in .*tables.*--relative", done.err), done.err
