@@ -159,8 +159,13 @@ def classes_of(config: Any, source: str) -> list[str]:
     """Returns the names of a classifier's classes, in order.
 
     Raises:
-        InputError: they have no names of their own.
+        InputError: it has none, or they have no names of their own.
     """
+    if hasattr(config, "text_config") and hasattr(config, "vision_config"):
+        raise InputError(
+            f"is a {config.model_type}, which has no classes", path=source,
+            remedy="One that compares pictures with texts is for `raymotion wrap zero-shot`.",
+        )  # fmt: skip
     names = [str(config.id2label.get(i, "")) for i in range(config.num_labels)]
     if len(set(names)) < len(names) or all(name == f"LABEL_{i}" for i, name in enumerate(names)):
         raise InputError(
