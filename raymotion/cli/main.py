@@ -31,6 +31,7 @@ COMMANDS = {
     "select": ("raymotion.cli.label", "select", "Choose labels anew from stored probabilities."),
     "export": ("raymotion.cli.label", "export", "Write a labelled data set as csv or COCO-style json."),
     "report": ("raymotion.cli.report", "report", "Show a labelled data set as one HTML page."),
+    "review": ("raymotion.cli.review", "review", "Look labels through in a browser, and correct them."),
     "audit": ("raymotion.cli.audit", "audit", "Check pseudo-labels against human labels, or themselves."),
     "kinds": ("raymotion.cli.lists", "kinds", "List the kinds of model, their inputs, outputs and losses."),
     "recipes": ("raymotion.cli.lists", "recipes", "List the recipes that come with raymotion."),

@@ -1,0 +1,44 @@
+"""`raymotion review`: writes a folder in which people review labels in a browser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from raymotion.cli.options import access_options, progress_option
+
+
+@click.command()
+@click.argument("labels")
+@click.option("--out", required=True, metavar="FOLDER", help="Folder to write to (local path or s3://).")
+@click.option(
+    "--most", default=20_000, show_default=True, type=click.IntRange(1, 100_000), help="Most rows on the page."
+)
+@progress_option
+@access_options
+def review(labels: str, out: str, most: int, progress: Any) -> None:
+    """Make a folder in which people look labels through, in a browser and without a network.
+
+    LABELS is the folder that `raymotion label` wrote. The page filters by emotion and probability, sorts by uncertainty
+    and margin, shows what is in quarantine, and saves marks (keep, or the right labels) as corrections.csv, which
+    `raymotion data prepare corrections` turns into training labels. A second call goes on with the thumbnails.
+
+    \b
+    Example:
+      raymotion review labels/ --out review/
+      raymotion data prepare corrections corrections.csv coco.parquet review/vocabulary.json \\
+          --out corrected.parquet
+    """
+    from raymotion.batch.progress import Progress
+    from raymotion.report.review import summary_lines, write_review
+
+    with Progress(progress, total=None, done=0, title="thumbnails") as bar:
+
+        def told(done: int, total: int) -> None:
+            bar.total = total
+            bar.advance(done - bar.done, 0)
+
+        summary = write_review(labels, out, most=most, told=told)
+    for line in summary_lines(summary):
+        click.echo(line)

@@ -1,0 +1,157 @@
+"""A static folder in which people review labels: pictures in a grid, filters, and marks that become training labels.
+
+index.html       the page; it opens from a disk, without a network
+data.js          ids, labels and probabilities of all rows
+thumbs/NNN/      a small JPEG of each picture, loaded as one scrolls
+vocabulary.json  for `raymotion data prepare corrections`, which reads the marks that the page saves
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from raymotion import storage
+from raymotion.batch.label_dataset import LabelledSet, load_labels
+from raymotion.data.images import decode as images
+from raymotion.data.images.marks import Picture, mark_of
+from raymotion.errors import AccessDenied, AddressRefused, InputError
+from raymotion.folders import outputs
+from raymotion.folders.lock import one_writer_of
+from raymotion.report.page import template
+
+SIDE = 320
+THREADS = 8
+PER_FOLDER = 1000
+QUARANTINE_SHOWN = 5000
+# Probabilities are shown, not computed with: a thousandth is enough.
+STEPS = 1000
+# A job of more pictures is reviewed in part: the page holds the data of all.
+MOST = 100_000
+Told = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ReviewSummary:
+    """What was written: the folder, and the numbers of rows, of thumbnails, and of pictures that cannot be shown."""
+
+    out: str
+    rows: int
+    shown: int
+    unreadable: int
+    quarantined: int
+
+
+@one_writer_of("out")
+def write_review(
+    labels_dir: storage.PathLike, out: storage.PathLike, *, most: int = 20_000, told: Told | None = None
+) -> ReviewSummary:
+    """Writes the review folder of a labelled data set; a second call goes on with the thumbnails.
+
+    Args:
+        labels_dir: folder of the labelling job.
+        most: largest number of rows, the first ones.
+        told: called with the number of thumbnails made so far and their total.
+
+    Raises:
+        InputError: the folder is no labelled data set, or `out` holds other files.
+    """
+    labelled = load_labels(labels_dir)
+    if not len(labelled):
+        raise InputError("holds no labelled row to review", path=labels_dir)
+    target = storage.absolute(out)
+    outputs.claim(target)
+    ids, pictures = labelled.pictures()
+    count = min(most, MOST, len(ids))
+    ids, pictures = ids[:count], pictures[:count]
+    problems = _write_thumbs(target, pictures, told)
+    reasons, failed = labelled.quarantine(QUARANTINE_SHOWN)
+    data = {
+        "labels": list(labelled.vocabulary.labels),
+        "job": str(labelled.recorded("digest") or ""),
+        "ids": ids,
+        "uris": [own.uri for own in pictures],
+        "problems": problems,
+        "steps": STEPS,
+        "probabilities": _packed(labelled, count),
+        "chosen": [np.flatnonzero(row).tolist() for row in labelled.mask[:count]],
+        "per_folder": PER_FOLDER,
+        "quarantine": [[row.sample_id, row.image_uri, row.reason, row.message] for row in failed],
+    }
+    # Inside a script: the end of one in a caption or an id must not end it.
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False).replace("</", "<\\/")
+    storage.write_text(storage.join(target, "data.js"), f"const REVIEW = {text};\n")
+    storage.write_json(storage.join(target, "vocabulary.json"), labelled.vocabulary.to_dict())
+    html = template("review.html.j2").render(
+        title=f"Review of {storage.absolute(labels_dir).rstrip('/').rpartition('/')[2]}", rows=count,
+        left_out=len(labelled) - count, vocabulary=labelled.vocabulary,
+    )  # fmt: skip
+    storage.write_text(storage.join(target, "index.html"), html)  # last: a folder with it is complete
+    return ReviewSummary(str(out), count, count - len(problems), len(problems), sum(reasons.values()))
+
+
+def _packed(labelled: LabelledSet, count: int) -> str:
+    """Returns the probabilities as thousandths, uint16 (n, L) little-endian, in base64."""
+    steps = np.round(labelled.probabilities[:count] * STEPS).clip(0, STEPS)
+    return base64.b64encode(np.ascontiguousarray(steps, dtype="<u2").tobytes()).decode()
+
+
+def _write_thumbs(target: str, pictures: list[Picture], told: Told | None) -> dict[int, str]:
+    """Writes the thumbnails that are not there yet; returns the reason for each picture that cannot be shown."""
+    there: set[str] = set()
+    for folder in range(-(-len(pictures) // PER_FOLDER)):
+        there.update(
+            f"{folder:03d}/{name}" for name in storage.list_names(storage.join(target, f"thumbs/{folder:03d}"))
+        )
+
+    def make(row: int) -> str:
+        name = f"{row // PER_FOLDER:03d}/{row:06d}.jpg"
+        if name in there:
+            return ""
+        data, problem = _thumbnail(pictures[row])
+        if data is not None:
+            storage.write_bytes(storage.join(target, f"thumbs/{name}"), data, durable=False)
+        return problem
+
+    problems: dict[int, str] = {}
+    with ThreadPoolExecutor(THREADS) as pool:
+        for row, problem in enumerate(pool.map(make, range(len(pictures)))):
+            if problem:
+                problems[row] = problem
+            if told is not None:
+                told(row + 1, len(pictures))
+    return problems
+
+
+def _thumbnail(picture: Picture) -> tuple[bytes | None, str]:
+    """Returns a small JPEG of a picture, or None and the reason."""
+    if not picture.uri:
+        return None, "no image"
+    try:
+        data, pixels = images.read_picture(picture.uri, min_side=SIDE, damaged="keep")
+    except images.ImageError as error:
+        return None, f"no image: {error.reason}"
+    except (AccessDenied, AddressRefused) as error:
+        return None, f"no image: {error.reason}"
+    if picture.mark is not None and mark_of(data) != picture.mark:
+        return None, "not shown: another picture stands at this address now"
+    image = Image.fromarray(pixels)
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue(), ""
+
+
+def summary_lines(summary: ReviewSummary) -> list[str]:
+    """Returns the lines that `raymotion review` prints."""
+    lines = [f"{summary.rows:,} rows, {summary.shown:,} with a picture; {summary.quarantined:,} in quarantine"]
+    if summary.unreadable:
+        lines.append(f"{summary.unreadable:,} pictures cannot be shown; the page gives the reason of each")
+    return [*lines, f"open {storage.join(summary.out, 'index.html')} in a browser"]

@@ -1,0 +1,205 @@
+"""`raymotion review`: the folder, the page in a browser, and what becomes of the marks."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raymotion.batch.label_dataset import load_labels
+from raymotion.data.samples import read_samples, table_from_rows, vocabulary_of, write_samples
+from raymotion.errors import InputError
+from raymotion.report.review import STEPS, write_review
+from raymotion.vocabulary import SOCRATIS_29, VALENCE_3, read_vocabulary
+
+Build = Callable[..., Path]
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+def data_of(folder: Path) -> dict[str, Any]:
+    text = (folder / "data.js").read_text()
+    assert text.startswith("const REVIEW = ") and text.endswith(";\n")
+    found: dict[str, Any] = json.loads(text.removeprefix("const REVIEW = ").removesuffix(";\n").replace("<\\/", "</"))
+    return found
+
+
+def test_the_folder_holds_all_rows(labels_folder: Build, tmp_path: Path) -> None:
+    labels, out = labels_folder(60), tmp_path / "review"
+    summary = write_review(labels, out)
+    own, data = load_labels(labels), data_of(out)
+    ids, pictures = own.pictures()
+    assert (summary.rows, data["ids"], data["uris"]) == (60, ids, [one.uri for one in pictures])
+    packed = np.frombuffer(base64.b64decode(data["probabilities"]), "<u2").reshape(60, len(SOCRATIS_29))
+    assert np.abs(packed / STEPS - own.probabilities).max() <= 0.5 / STEPS + 1e-6
+    assert [set(row) for row in data["chosen"]] == [set(np.flatnonzero(row).tolist()) for row in own.mask]
+    thumbs = {int(path.stem) for path in out.rglob("thumbs/*/*.jpg")}
+    assert thumbs | {int(row) for row in data["problems"]} == set(range(60)) and not thumbs & set(
+        map(int, data["problems"])
+    )
+    assert summary.shown == len(thumbs) > 0
+    for path in out.rglob("thumbs/*/*.jpg"):
+        assert max(Image.open(path).size) <= 320
+    page = (out / "index.html").read_text()
+    assert "http:" not in page and "https:" not in page, "it opens without a network"
+    assert read_vocabulary(str(out / "vocabulary.json")) == SOCRATIS_29
+
+
+def test_a_second_call_goes_on_and_another_folder_is_refused(labels_folder: Build, tmp_path: Path) -> None:
+    labels, out = labels_folder(60), tmp_path / "review"
+    write_review(labels, out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("thumbs/*/*.jpg")}
+    next(iter(before)).unlink()
+    write_review(labels, out)
+    after = {path: path.stat().st_mtime_ns for path in out.rglob("thumbs/*/*.jpg")}
+    assert before.keys() == after.keys() and sum(before[path] != after[path] for path in before) == 1
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("x")
+    with pytest.raises(InputError, match=r"mine\.txt"):
+        write_review(labels, tmp_path / "other")
+
+
+def test_a_script_in_an_id_stays_text(labels_folder: Build, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    labels = labels_folder(4)
+    part = next((labels / "data").glob("*.parquet"))
+    table = pq.read_table(part)
+    ids = ["</script><script>alert(1)</script>", *table["sample_id"].to_pylist()[1:]]
+    pq.write_table(table.set_column(0, table.schema.field(0), pa.array(ids)), part)
+    write_review(labels, tmp_path / "review")
+    assert "</script>" not in (tmp_path / "review" / "data.js").read_text()
+    assert data_of(tmp_path / "review")["ids"][0] == ids[0]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium on this machine")
+    with api.sync_playwright() as driver:
+        own = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield own
+        own.close()
+
+
+def opened(browser: Any, folder: Path, width: int = 1280) -> tuple[Any, list[str]]:
+    page, errors = browser.new_page(viewport={"width": width, "height": 800}), []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto((folder / "index.html").as_uri())
+    page.wait_for_selector(".cell")
+    return page, errors
+
+
+def count_of(page: Any) -> int:
+    return int(page.inner_text("#count").partition(" ")[0].replace(",", ""))
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_filters_orders_and_marks_in_a_browser(
+    browser: Any, labels_folder: Build, tmp_path: Path, runner: Callable[..., Any], width: int
+) -> None:
+    labels, out = labels_folder(60), tmp_path / "review"
+    write_review(labels, out)
+    own = load_labels(labels)
+    ids, _ = own.pictures()
+    page, errors = opened(browser, out, width)
+    assert count_of(page) == 60 and page.evaluate("document.documentElement.scrollWidth") <= width
+    sad = SOCRATIS_29.index("sad")
+    page.select_option("#emotion", label="sad")
+    page.select_option("#view", "chosen")
+    assert count_of(page) == own.mask[:, sad].sum()
+    page.select_option("#view", "all")
+    page.select_option("#order", "high")
+    packed = np.round(own.probabilities[:, sad] * STEPS)
+    best = ids[int(np.flatnonzero(packed == packed.max())[0])]
+    assert page.get_attribute(".cell >> nth=0", "title") == best
+    page.fill("#least", "50")
+    assert count_of(page) == (packed >= 500).sum()
+    page.fill("#least", "0")
+    page.select_option("#order", "file")
+    page.click(".cell >> nth=0")
+    page.click("#keep")  # and the next one opens
+    assert page.inner_text("#name") == ids[1]
+    for box in page.query_selector_all("#emotions input:checked"):
+        box.uncheck()
+    page.check("#emotions .emotion:has-text('proud') input")
+    page.click("#correct")
+    page.click("#close")
+    assert "2 marked" in page.inner_text("#count")
+    page.reload()  # marks stay
+    page.wait_for_selector(".cell.correct")
+    with page.expect_download() as download:
+        page.click("#save")
+    path = tmp_path / "corrections.csv"
+    download.value.save_as(path)
+    assert not errors
+    page.close()
+
+    rows = [{"sample_id": name, "group_id": name, "source": "t", "captions": ["c"]} for name in ids]
+    write_samples(tmp_path / "s.parquet", table_from_rows(rows))
+    done = runner(
+        "data", "prepare", "corrections", path, tmp_path / "s.parquet", out / "vocabulary.json",
+        "--out", tmp_path / "c.parquet",
+    )  # fmt: skip
+    assert done.code == 0 and re.search(r"rows +2 \(1 kept, 1 corrected\)", done.out), done.err
+    table = read_samples(tmp_path / "c.parquet")
+    assert table["sample_id"].to_pylist() == ids[:2] and vocabulary_of(table) == SOCRATIS_29
+    assert table["labels"].to_pylist() == [SOCRATIS_29.decode(np.flatnonzero(own.mask[0]).tolist()), ["proud"]]
+
+
+@pytest.mark.slow
+def test_ten_thousand_rows_scroll_and_filter(browser: Any, labels_folder: Build, tmp_path: Path) -> None:
+    labels, out = labels_folder(10_000), tmp_path / "review"
+    write_review(labels, out)
+    began = time.perf_counter()
+    page, errors = opened(browser, out)
+    first = time.perf_counter() - began
+    assert count_of(page) == 10_000
+    drawn = page.evaluate("document.querySelectorAll('.cell').length")
+    assert drawn < 100, "only what is seen stands in the page"
+    began = time.perf_counter()
+    page.select_option("#order", "uncertain")
+    filtered = time.perf_counter() - began
+    page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+    page.wait_for_timeout(200)
+    assert 0 < page.evaluate("document.querySelectorAll('.cell').length") < 100 and not errors
+    print(f"10,000 rows: first picture after {first:.2f} s, sorted in {filtered:.2f} s")
+    assert first < 10 and filtered < 2, "a page that nobody would wait for"
+    page.close()
+
+
+MARKS = 'sample_id,verdict,labels\na,keep,"[""positive""]"\nb,correct,[]\n'
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        (MARKS.replace("keep", "good"), r"line 2: verdict is 'good', not keep or correct"),
+        (MARKS.replace("positive", "glad"), r"line 2: the label 'glad' is not in the vocabulary"),
+        (MARKS.replace("[]", "joy"), r"line 3: labels are not a JSON list"),
+        (MARKS.replace("[]", "{}"), r"line 3: labels are not a list of texts"),
+        (MARKS.replace("b,", "a,"), r"line 3: 'a' is marked twice"),
+        (MARKS.replace("b,", "z,"), r"marks 1 samples that .* lacks, e\.g\. 'z'"),
+        ("sample_id,verdict,labels\n", "has no marks"),
+    ],
+)
+def test_mistakes_in_marks_are_named(tmp_path: Path, runner: Callable[..., Any], text: str, told: str) -> None:
+    (tmp_path / "c.csv").write_text(text)
+    rows = [{"sample_id": name, "group_id": name, "source": "t", "captions": ["c"]} for name in "abc"]
+    write_samples(tmp_path / "s.parquet", table_from_rows(rows))
+    done = runner(
+        "data", "prepare", "corrections", tmp_path / "c.csv", tmp_path / "s.parquet", VALENCE_3.name,
+        "--out", tmp_path / "o.parquet",
+    )  # fmt: skip
+    assert done.code == 2 and re.search(told, done.err), done.err
