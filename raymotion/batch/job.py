@@ -300,10 +300,16 @@ def _has_gpu() -> bool:
 
 def _run_here(plan: WorkerPlan, shards: list[int]) -> Generator[dict[str, Any], None, None]:
     """Runs shards in this process and yields their records. A picture that ends the process ends the command."""
-    worker = ShardWorker(plan, own_process=False)
-    for shard in shards:
-        (record,) = worker({"shard": [shard]})["record"]
-        yield json.loads(record)
+    # A stage sets the number of torch's threads; a notebook goes on with its own.
+    before = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
+    try:
+        worker = ShardWorker(plan, own_process=False)
+        for shard in shards:
+            (record,) = worker({"shard": [shard]})["record"]
+            yield json.loads(record)
+    finally:
+        if (torch := sys.modules.get("torch")) is not None:
+            torch.set_num_threads(before or available_cpus())
 
 
 def _stream(

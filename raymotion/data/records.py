@@ -134,6 +134,8 @@ def _image_folder(folder: str) -> tuple[list[str], Iterable[Record]]:
     def each() -> Iterator[Record]:
         for base, split, _, records in tables:
             for place, row in records:
+                if not row.get("file_name"):
+                    raise InputError("file_name is empty", **place)
                 own = {} if split is None else {SPLIT: split}
                 yield place, {**row, **own, "file_name": storage.join(base, str(row["file_name"]))}
 

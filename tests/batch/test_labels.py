@@ -436,7 +436,9 @@ def test_a_student_has_no_use_for_region_features(streamed: Made, tmp_path: Path
 def test_without_ray_the_same_files(streamed: Made, teachers: dict[str, str], tmp_path: Path, digests: Any) -> None:
     """A cut-off picture goes into quarantine here too; what was committed before an interruption stays."""
     again = settings(streamed.samples, teachers["both"], tmp_path / "out", shard_rows=4)
+    threads = torch.get_num_threads()
     own = label(again.model_copy(update={"workers": 0}))
+    assert torch.get_num_threads() == threads, "a notebook goes on with its own"
     assert own.record["throughput"]["workers"] == 0 and own.counts == streamed.summary.counts
     assert digests(tmp_path / "out") == digests(streamed.folder)
     assert len(digests(tmp_path / "out")) == 4  # three shards, one of them with a part in quarantine

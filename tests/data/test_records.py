@@ -187,6 +187,13 @@ def test_other_folders_are_refused(tmp_path: Path, names: list[str], told: str) 
         read(folder_of(tmp_path / "f", names))
 
 
+def test_an_empty_name_in_metadata_is_named(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "f", ["a.jpg"])
+    (folder / "metadata.csv").write_text("file_name,label\na.jpg,joy\n,joy\n")
+    with pytest.raises(InputError, match=r"metadata\.csv, line 3: file_name is empty"):
+        read(folder)
+
+
 def test_patterns(tmp_path: Path) -> None:
     for i in range(2):
         (tmp_path / f"part-{i}.csv").write_text(f"image,label\n{i}.jpg,joy\n")
