@@ -22,6 +22,7 @@ KINDS: dict[str, str] = {
     "fusion-tuned": "raymotion.models.fusion_tuned.kind:FusionTunedKind",
     "zero-shot": "raymotion.models.wrapped.kind:ZeroShotKind",
     "hf-classifier": "raymotion.models.wrapped.kind:ClassifierKind",
+    "hf-text-classifier": "raymotion.models.wrapped.kind:TextClassifierKind",
     "stored-probabilities": "raymotion.models.stored.kind:StoredKind",
 }
 _kinds: Registry[Kind] = Registry("kind of model", Kind, "raymotion.kinds", lambda: KINDS, "RAYMOTION_KINDS")  # type: ignore[type-abstract]

@@ -17,6 +17,10 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizer,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
@@ -370,3 +374,77 @@ def test_many_pictures_in_a_notebook(
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no pictures"):
         raymotion.label(tmp_path / "empty", model)
+
+
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "happy", "sad", "dog", "rain", "##s", "by", "the", "sea"]
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of the transformers library that classifies texts, with its own tokenizer."""
+    folder = tmp_path_factory.mktemp("hf") / "reader"
+    torch.manual_seed(5)
+    names = dict(enumerate(CLASSES))
+    config = BertConfig(
+        vocab_size=len(PIECES), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=16, id2label=names, label2id={name: i for i, name in names.items()},
+    )  # fmt: skip
+    model = BertForSequenceClassification(config)
+    torch.nn.init.normal_(model.classifier.weight, std=2.0)
+    model.save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(PIECES))
+    BertTokenizer(vocab={name: i for i, name in enumerate(PIECES)}).save_pretrained(folder)
+    return folder
+
+
+def test_a_text_classifier_reads_captions_and_averages_them(
+    reader: Path, tmp_path: Path, ray_local: Any, runner: Callable[..., Any]
+) -> None:
+    model = wrapped(runner, "hf-text-classifier", reader, "--out", tmp_path / "m")
+    theirs = BertForSequenceClassification.from_pretrained(reader).eval()
+    tokenizer = AutoTokenizer.from_pretrained(reader)
+    captions = [["A happy dog"], ["rain", "a sad dog by the sea"], ["dogs by the rain by the sea"]]
+    expected = []
+    for own in captions:
+        with torch.no_grad():
+            each = [theirs(**tokenizer(text, return_tensors="pt")).logits.softmax(dim=-1)[0] for text in own]
+        expected.append(torch.stack(each).mean(dim=0).numpy())
+    assert model.predict(None, captions) == pytest.approx(np.stack(expected), abs=1e-5)
+    assert model.reads == ("captions",) and "reads captions alone" in (tmp_path / "m" / "README.md").read_text().lower()
+    rows = [{"sample_id": str(i), "group_id": str(i), "source": "t", "captions": own} for i, own in enumerate(captions)]
+    write_samples(tmp_path / "s.parquet", table_from_rows(rows))
+    done = runner("label", tmp_path / "s.parquet", "--model", tmp_path / "m", "--out", tmp_path / "l", "--workers", 0)
+    assert done.code == 0, done.err
+    found = pd.read_parquet(tmp_path / "l")["probabilities"]
+    assert np.stack(found.tolist()) == pytest.approx(np.stack(expected), abs=1e-5)
+
+
+def test_a_text_classifier_is_calibrated(reader: Path, tmp_path: Path, runner: Callable[..., Any]) -> None:
+    (tmp_path / "map.yaml").write_text(yaml.safe_dump(MAPPING))
+    texts = ["a happy dog", "a sad dog by the rain", "the sea"]
+    rows = [
+        {
+            "sample_id": f"s{i}", "group_id": f"g{i}", "source": "t", "captions": [texts[i % 3], texts[(i + 1) % 3]],
+            "split": ("train", "train", "val", "test")[i % 4], "labels": [VALENCE_3.labels[i % 3]],
+        }
+        for i in range(24)
+    ]  # fmt: skip
+    write_samples(tmp_path / "s.parquet", table_from_rows(rows, VALENCE_3))
+    done = runner(
+        "train", "hf-text-classifier", "--samples", tmp_path / "s.parquet", "--set", f"source={reader}",
+        "--set", f"mapping={tmp_path / 'map.yaml'}", "--set", "use_gpu=false", "--workers", 0, "--epochs", 2,
+        "--out", tmp_path / "m",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    model = load_model(tmp_path / "m")
+    assert model.info.model["calibrated"] and float(model.network.temperature) != 0
+    theirs = BertForSequenceClassification.from_pretrained(reader).state_dict()
+    for key, value in model.network.inner.state_dict().items():
+        torch.testing.assert_close(value, theirs[key], rtol=0, atol=0)
+
+
+def test_a_text_classifier_of_another_tokenizer_is_refused(
+    clip: Path, tmp_path: Path, runner: Callable[..., Any]
+) -> None:
+    done = runner("wrap", "hf-text-classifier", clip, "--vocabulary", "valence-3", "--out", tmp_path / "m")
+    assert done.code == 2 and len(done.err.strip().splitlines()) == 1 and "Traceback" not in done.err

@@ -20,12 +20,15 @@ EVERY = sorted(path.stem for path in recipes_folder().glob("*.yaml"))
 @pytest.fixture(scope="module")
 def described(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Descriptions of models of transformers, for the recipes that take one: reading a recipe needs no weights."""
-    from transformers import CLIPConfig, CLIPImageProcessor, ViTConfig
+    from transformers import BertConfig, CLIPConfig, CLIPImageProcessor, ViTConfig
 
     places = {}
-    for name, config in (("zero-shot", CLIPConfig()), ("hf-classifier", ViTConfig())):
+    for name, config in (
+        ("zero-shot", CLIPConfig()), ("hf-classifier", ViTConfig()), ("hf-text-classifier", BertConfig()),
+    ):  # fmt: skip
         folder = tmp_path_factory.mktemp(name)
         config.save_pretrained(folder)
+        (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]))
         CLIPImageProcessor().save_pretrained(folder)
         places[name] = str(folder)
     return places

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import numpy as np
 
 from raymotion.errors import InputError
 from raymotion.label_mapping import read_mapping
-from raymotion.models.inputs.base import Input, require_inputs
+from raymotion.models.inputs.base import Input, batches, require_inputs
+from raymotion.models.inputs.captions import Captions
 from raymotion.models.inputs.picture import PictureInput
 from raymotion.models.kind import Kind, Training, Wrap
 from raymotion.models.outputs.base import DataFacts, Output
 from raymotion.models.outputs.multilabel import MultiLabel
-from raymotion.models.wrapped.recipe import ClassifierRecipe, ClassifierSource, ZeroShotRecipe, ZeroShotSource
+from raymotion.models.wrapped.recipe import (
+    ClassifierRecipe,
+    ClassifierSource,
+    TextClassifierRecipe,
+    TextClassifierSource,
+    ZeroShotRecipe,
+    ZeroShotSource,
+)
 from raymotion.vocabulary import Vocabulary, read_vocabulary
 
-# Training pictures that center and spread are computed from; more change neither.
-PICTURES = 1024
+# Training samples that center and spread are computed from; more change neither.
+SAMPLES = 1024
 
 
 class WrappedKind(Kind):
@@ -27,9 +35,6 @@ class WrappedKind(Kind):
 
     chunk: ClassVar[int] = 32
     half = True
-
-    def inputs(self, recipe: Any) -> Sequence[Input]:
-        return [PictureInput(self.size_of(recipe.source))]
 
     def outputs(self, recipe: Any, facts: DataFacts) -> Sequence[Output]:
         output = MultiLabel.of_recipe(recipe, facts)
@@ -44,17 +49,12 @@ class WrappedKind(Kind):
 
         output = cast(MultiLabel, training.outputs[0])
         network = self.network(recipe, output.vocabulary)
-        bound, data = cast(Any, training.inputs["picture"]), training.data
+        data, (bound,) = training.data, training.inputs.values()
         rows = data.splits["train"]
-        rows = rows[bound.present[rows]]
-        rows = np.random.default_rng(recipe.seed).permutation(rows)[:PICTURES]
-        scores = [
-            network.raw_scores(torch.from_numpy(np.array(read.pixels[read.readable])))
-            for _, read in training.read(bound.reader(recipe), np.sort(rows), self.chunk)
-            if read.readable.any()
-        ]
+        rows = np.random.default_rng(recipe.seed).permutation(rows[bound.present[rows]])[:SAMPLES]
+        scores = list(self.training_scores(network, recipe, training, np.sort(rows)))
         if not scores:
-            raise InputError("no training picture can be read", path=data.name)
+            raise InputError("no training sample can be read", path=data.name)
         network.calibrate(torch.cat(scores), output.first_numbers(data.targets_of(output), data.splits["train"]))
         return network
 
@@ -63,8 +63,8 @@ class WrappedKind(Kind):
         return self.network(recipe, vocabulary), self.inputs(recipe), [MultiLabel(vocabulary)]
 
     @abstractmethod
-    def size_of(self, source: str) -> int:
-        """Returns the side of the square of pixels that the model reads."""
+    def training_scores(self, network: Any, recipe: Any, training: Training, rows: np.ndarray) -> Iterator[Any]:
+        """Yields the scores (n, L) of training rows, some at a time; without augmentation."""
 
     @abstractmethod
     def vocabulary_of(self, recipe: Any) -> Vocabulary:
@@ -86,7 +86,26 @@ class WrappedKind(Kind):
         return [f"{model['source']['model_type']} `{model['named']}`, {parameters:,} parameters.", calibrated]
 
 
-class ZeroShotKind(WrappedKind):
+class WrappedPictureKind(WrappedKind):
+    """Base of those that read pictures."""
+
+    def inputs(self, recipe: Any) -> Sequence[Input]:
+        return [PictureInput(self.size_of(recipe.source))]
+
+    @abstractmethod
+    def size_of(self, source: str) -> int:
+        """Returns the side of the square of pixels that the model reads."""
+
+    def training_scores(self, network: Any, recipe: Any, training: Training, rows: np.ndarray) -> Iterator[Any]:
+        import torch
+
+        reader = cast(Any, training.inputs["picture"]).reader(recipe)
+        for _, read in training.read(reader, rows, self.chunk):
+            if read.readable.any():
+                yield network.raw_scores(torch.from_numpy(np.array(read.pixels[read.readable])))
+
+
+class ZeroShotKind(WrappedPictureKind):
     """A CLIP, SigLIP or similar model that compares pictures with texts about each emotion."""
 
     name: ClassVar[str] = "zero-shot"
@@ -149,7 +168,7 @@ class ZeroShotKind(WrappedKind):
 SMALLEST = {"num_hidden_layers": 0, "vocab_size": 8}
 
 
-class ClassifierKind(WrappedKind):
+class ClassifierKind(WrappedPictureKind):
     """Any image classifier of transformers, with its classes mapped to emotions."""
 
     name: ClassVar[str] = "hf-classifier"
@@ -162,31 +181,18 @@ class ClassifierKind(WrappedKind):
         return int(read_pixels(source, getattr(read_config(source), "image_size", None))["size"])
 
     def vocabulary_of(self, recipe: ClassifierRecipe) -> Vocabulary:
-        from raymotion.models.wrapped.sources import classes_of, read_config
-
-        if recipe.vocabulary is not None:
-            return read_vocabulary(recipe.vocabulary)
-        if recipe.mapping is not None:
-            raise InputError("--mapping is given without --vocabulary", remedy="Give the vocabulary it maps to.")
-        classes = classes_of(read_config(recipe.source), recipe.source)
-        return Vocabulary(f"{recipe.source.rstrip('/').rpartition('/')[2]}-{len(classes)}", tuple(classes))
+        return _vocabulary_of(recipe)
 
     def network(self, recipe: ClassifierRecipe, vocabulary: Vocabulary) -> Any:
         from transformers import AutoModelForImageClassification
 
         from raymotion.models.wrapped.network import Classifier, ClassifierConfig
-        from raymotion.models.wrapped.sources import classes_of, read_config, read_model, read_pixels
+        from raymotion.models.wrapped.sources import read_model, read_pixels
 
-        classes = classes_of(read_config(recipe.source), recipe.source)
-        meaning = _meaning(classes, vocabulary, recipe.mapping)
+        shared = _classes(recipe, vocabulary)
         model = cast(Any, read_model(recipe.source, AutoModelForImageClassification))
-        sigmoid = model.config.problem_type == "multi_label_classification"
-        config = ClassifierConfig(
-            source=model.config.to_dict(), named=recipe.source, classes=classes,
-            activation="sigmoid" if sigmoid else "softmax", meaning=meaning,
-            **read_pixels(recipe.source, getattr(model.config, "image_size", None)),
-        )  # fmt: skip
-        return Classifier(config, model, len(vocabulary)).eval()
+        pixels = read_pixels(recipe.source, getattr(model.config, "image_size", None))
+        return Classifier(ClassifierConfig(**shared, **pixels), model, len(vocabulary)).eval()
 
     def restore(self, model: Mapping[str, Any], inputs: Sequence[Input], outputs: Sequence[Output]) -> Any:
         from transformers import AutoModelForImageClassification
@@ -195,8 +201,7 @@ class ClassifierKind(WrappedKind):
 
         config = ClassifierConfig.model_validate(model)
         _require_picture(inputs, config.size)
-        if len(config.meaning) != outputs[0].width:
-            raise InputError(f"model.meaning is of {len(config.meaning)} labels, not of {outputs[0].width}")
+        _require_meaning(config.meaning, outputs[0].width)
         return Classifier(config, _of_config(AutoModelForImageClassification, config.source), outputs[0].width)
 
     def title(self) -> str:
@@ -205,9 +210,99 @@ class ClassifierKind(WrappedKind):
     def describe(
         self, model: Mapping[str, Any], training: Mapping[str, Any], inputs: Sequence[Input], parameters: int
     ) -> list[str]:
-        used = len({i for own in model["meaning"] for i in own})
-        lines = super().describe(model, training, inputs, parameters)
-        return [*lines, f"{used} of its {len(model['classes'])} classes have a meaning here."]
+        return [*super().describe(model, training, inputs, parameters), _told_of(model)]
+
+
+class TextClassifierKind(WrappedKind):
+    """Any text classifier of transformers on BERT's word pieces, which reads the captions."""
+
+    name: ClassVar[str] = "hf-text-classifier"
+    recipe = TextClassifierRecipe
+    wraps: ClassVar[Wrap | None] = Wrap(TextClassifierSource, "hf-text-classifier owner/bert-emotions --out text/")
+
+    def inputs(self, recipe: TextClassifierRecipe) -> Sequence[Input]:
+        from raymotion.models.text.tokenizer import load_tokenizer
+
+        return [Captions(_longest(recipe), tokenizer=load_tokenizer(recipe.source), source=recipe.source)]
+
+    def vocabulary_of(self, recipe: TextClassifierRecipe) -> Vocabulary:
+        return _vocabulary_of(recipe)
+
+    def training_scores(self, network: Any, recipe: Any, training: Training, rows: np.ndarray) -> Iterator[Any]:
+        for some in batches(len(rows), self.chunk):
+            yield network.raw_scores(**training.inputs["captions"].evidence(rows[some]).tensors("cpu"))
+
+    def network(self, recipe: TextClassifierRecipe, vocabulary: Vocabulary) -> Any:
+        from transformers import AutoModelForSequenceClassification
+
+        from raymotion.models.wrapped.network import TextClassifier, TextClassifierConfig
+        from raymotion.models.wrapped.sources import read_model
+
+        shared = _classes(recipe, vocabulary)
+        model = read_model(recipe.source, AutoModelForSequenceClassification)
+        return TextClassifier(TextClassifierConfig(**shared, longest=_longest(recipe)), model, len(vocabulary)).eval()
+
+    def restore(self, model: Mapping[str, Any], inputs: Sequence[Input], outputs: Sequence[Output]) -> Any:
+        from transformers import AutoModelForSequenceClassification
+
+        from raymotion.models.wrapped.network import TextClassifier, TextClassifierConfig
+
+        config = TextClassifierConfig.model_validate(model)
+        require_inputs(inputs, [Captions])
+        cast(Captions, inputs[0]).require_fit(int(config.source.get("vocab_size", 0)), config.longest)
+        _require_meaning(config.meaning, outputs[0].width)
+        inner = _of_config(AutoModelForSequenceClassification, config.source)
+        return TextClassifier(config, inner, outputs[0].width)
+
+    def title(self) -> str:
+        return "Emotions of captions, by a text classifier"
+
+    def describe(
+        self, model: Mapping[str, Any], training: Mapping[str, Any], inputs: Sequence[Input], parameters: int
+    ) -> list[str]:
+        return [*super().describe(model, training, inputs, parameters), _told_of(model)]
+
+
+def _longest(recipe: TextClassifierRecipe) -> int:
+    """Returns the most word pieces of a caption that the model can read, at most those asked for."""
+    from raymotion.models.wrapped.sources import read_config
+
+    return min(recipe.longest, getattr(read_config(recipe.source), "max_position_embeddings", recipe.longest))
+
+
+def _vocabulary_of(recipe: Any) -> Vocabulary:
+    """Returns the vocabulary that is asked for, or the classes of the model."""
+    from raymotion.models.wrapped.sources import classes_of, read_config
+
+    if recipe.vocabulary is not None:
+        return read_vocabulary(recipe.vocabulary)
+    if recipe.mapping is not None:
+        raise InputError("--mapping is given without --vocabulary", remedy="Give the vocabulary it maps to.")
+    classes = classes_of(read_config(recipe.source), recipe.source)
+    return Vocabulary(f"{recipe.source.rstrip('/').rpartition('/')[2]}-{len(classes)}", tuple(classes))
+
+
+def _classes(recipe: Any, vocabulary: Vocabulary) -> dict[str, Any]:
+    """Returns the fields that the shapes of all classifiers share."""
+    from raymotion.models.wrapped.sources import classes_of, read_config
+
+    config = read_config(recipe.source)
+    classes = classes_of(config, recipe.source)
+    sigmoid = config.problem_type == "multi_label_classification"
+    return {
+        "source": config.to_dict(), "named": recipe.source, "classes": classes,
+        "activation": "sigmoid" if sigmoid else "softmax", "meaning": _meaning(classes, vocabulary, recipe.mapping),
+    }  # fmt: skip
+
+
+def _told_of(model: Mapping[str, Any]) -> str:
+    used = len({i for own in model["meaning"] for i in own})
+    return f"{used} of its {len(model['classes'])} classes have a meaning here."
+
+
+def _require_meaning(meaning: Sequence[Sequence[int]], width: int) -> None:
+    if len(meaning) != width:
+        raise InputError(f"model.meaning is of {len(meaning)} labels, not of {width}")
 
 
 def _meaning(classes: Sequence[str], vocabulary: Vocabulary, mapping: str | None) -> list[list[int]]:

@@ -26,16 +26,11 @@ class WrappedConfig(Settings):
     Attributes:
         source: contents of the config.json of `transformers`; its `model_type` names the class.
         named: where the model came from, for the card.
-        size: side of the square of pixels that it reads.
-        mean, std: of its pixels, as shares of 255, by channel.
         calibrated: whether its answers were calibrated.
     """
 
     source: dict[str, Any]
     named: str
-    size: int = Field(ge=1, le=4096)
-    mean: list[float] = Field(min_length=3, max_length=3)
-    std: list[float] = Field(min_length=3, max_length=3)
     calibrated: bool = False
 
     @field_validator("source")
@@ -48,14 +43,27 @@ class WrappedConfig(Settings):
         return value
 
 
-class ZeroShotConfig(WrappedConfig):
+class PictureConfig(WrappedConfig):
+    """The shape of a model of pictures.
+
+    Attributes:
+        size: side of the square of pixels that it reads.
+        mean, std: of its pixels, as shares of 255, by channel.
+    """
+
+    size: int = Field(ge=1, le=4096)
+    mean: list[float] = Field(min_length=3, max_length=3)
+    std: list[float] = Field(min_length=3, max_length=3)
+
+
+class ZeroShotConfig(PictureConfig):
     """The shape of a zero-shot model. `prompts`: the texts of each label, in the order of the vocabulary."""
 
     prompts: list[list[str]]
 
 
-class ClassifierConfig(WrappedConfig):
-    """The shape of a classifier.
+class Meaning(Settings):
+    """What the classes of a classifier mean.
 
     Attributes:
         activation: how its scores become the probabilities of its classes.
@@ -76,8 +84,18 @@ class ClassifierConfig(WrappedConfig):
         return value
 
 
+class ClassifierConfig(PictureConfig, Meaning):
+    """The shape of a classifier of pictures."""
+
+
+class TextClassifierConfig(WrappedConfig, Meaning):
+    """The shape of a classifier of captions. `longest`: most word pieces of a caption."""
+
+    longest: int = Field(ge=3, le=8192)
+
+
 class Wrapped(nn.Module):
-    """A frozen model and its calibration. Subclasses define `scores`, and `logits_of` for a model as it comes.
+    """A frozen model and its calibration. Subclasses define `raw_scores`, `logits_of` and `forward`.
 
     Args:
         config: its shape.
@@ -93,8 +111,6 @@ class Wrapped(nn.Module):
         self.bias = nn.Parameter(torch.zeros(labels))
         self.register_buffer("center", torch.zeros(labels))
         self.register_buffer("spread", torch.ones(1))
-        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
         self.inner.eval()
 
     def train(self, mode: bool = True) -> Wrapped:
@@ -103,19 +119,9 @@ class Wrapped(nn.Module):
         self.inner.eval()
         return self
 
-    def scores(self, pixels: Tensor) -> Tensor:
-        """Returns the scores of the labels (n, L) for normalised pixels (n, 3, size, size)."""
-        raise NotImplementedError
-
     def logits_of(self, scores: Tensor) -> Tensor:
         """Returns logits (n, L) of the model's own probabilities."""
-        raise NotImplementedError
-
-    def raw_scores(self, images: Tensor) -> Tensor:
-        """Returns the scores (n, L) of images (n, size, size, 3) uint8."""
-        pixels = images.permute(0, 3, 1, 2).float() / 255
-        with torch.no_grad():
-            return self.scores((pixels - self.get_buffer("mean")) / self.get_buffer("std")).float()
+        return scores
 
     def calibrate(self, scores: Tensor, start: Tensor | None) -> None:
         """Begins a calibration: the spread of scores (n, L) of training pictures, and the numbers of the prior (L,)."""
@@ -127,16 +133,40 @@ class Wrapped(nn.Module):
             if start is not None:
                 self.bias.copy_(start)
 
-    def forward(self, images: Tensor, image_mask: Tensor) -> Tensor:
-        """Returns logits (n, L); a row without a picture gets those of the bias alone."""
-        scores = self.raw_scores(images)
+    def answer(self, scores: Tensor, present: Tensor | None = None) -> Tensor:
+        """Returns logits (n, L) for scores (n, L); after calibration a row that is not present gets the bias alone."""
         if not self.config.calibrated:
             return self.logits_of(scores)
         standard = (scores - self.get_buffer("center")) / self.get_buffer("spread")
-        return self.bias + self.temperature * standard * image_mask[:, None]
+        if present is not None:
+            standard = standard * present[:, None]
+        return self.bias + self.temperature * standard
 
 
-class ZeroShot(Wrapped):
+class WrappedPictures(Wrapped):
+    """A model of pictures. Subclasses define `scores`, (n, L) for normalised pixels (n, 3, size, size)."""
+
+    def __init__(self, config: PictureConfig, inner: nn.Module, labels: int) -> None:
+        super().__init__(config, inner, labels)
+        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
+
+    def scores(self, pixels: Tensor) -> Tensor:
+        """Returns the scores of the labels (n, L) for normalised pixels (n, 3, size, size)."""
+        raise NotImplementedError
+
+    def raw_scores(self, images: Tensor) -> Tensor:
+        """Returns the scores (n, L) of images (n, size, size, 3) uint8."""
+        pixels = images.permute(0, 3, 1, 2).float() / 255
+        with torch.no_grad():
+            return self.scores((pixels - self.get_buffer("mean")) / self.get_buffer("std")).float()
+
+    def forward(self, images: Tensor, image_mask: Tensor) -> Tensor:
+        """Returns logits (n, L)."""
+        return self.answer(self.raw_scores(images), image_mask)
+
+
+class ZeroShot(WrappedPictures):
     """The cosine between a picture's embedding and that of each emotion's texts."""
 
     def __init__(self, config: ZeroShotConfig, inner: nn.Module, labels: int, width: int) -> None:
@@ -157,20 +187,39 @@ class ZeroShot(Wrapped):
         return scaled + bias if bias is not None else logit(scaled.softmax(dim=-1))
 
 
-class Classifier(Wrapped):
+class Classifier(WrappedPictures):
     """The probabilities of a classifier's classes, gathered by label."""
 
     def scores(self, pixels: Tensor) -> Tensor:
-        config = cast(ClassifierConfig, self.config)
         found = cast(Any, self.inner)(pixel_values=pixels).logits.float()
-        if config.activation == "sigmoid":
-            shares = [found.sigmoid()[:, own].amax(dim=1) for own in config.meaning]
-        else:  # of classes that exclude each other
-            shares = [found.softmax(dim=-1)[:, own].sum(dim=1) for own in config.meaning]
-        return logit(torch.stack(shares, dim=1))
+        return logit(gathered(found, cast(ClassifierConfig, self.config)))
 
-    def logits_of(self, scores: Tensor) -> Tensor:
-        return scores
+
+class TextClassifier(Wrapped):
+    """The probabilities of a classifier of texts, gathered by label and averaged over the captions of a sample."""
+
+    def raw_scores(self, input_ids: Tensor, attention_mask: Tensor, owners: Tensor | None = None) -> Tensor:
+        """Returns the scores (n, L) of captions (captions, T); `owners` are their samples, None for one of each."""
+        with torch.no_grad():
+            found = cast(Any, self.inner)(input_ids=input_ids, attention_mask=attention_mask).logits.float()
+            shares = gathered(found, cast(TextClassifierConfig, self.config))
+            if owners is not None:
+                count = torch.bincount(owners)
+                shares = shares.new_zeros(len(count), shares.shape[1]).index_add_(0, owners, shares) / count[:, None]
+            return logit(shares)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, owners: Tensor | None = None) -> Tensor:
+        """Returns logits (n, L)."""
+        return self.answer(self.raw_scores(input_ids, attention_mask, owners))
+
+
+def gathered(found: Tensor, meaning: Meaning) -> Tensor:
+    """Returns the probabilities (n, L) of labels from the numbers (n, C) of classes."""
+    if meaning.activation == "sigmoid":
+        shares = [found.sigmoid()[:, own].amax(dim=1) for own in meaning.meaning]
+    else:  # of classes that exclude each other
+        shares = [found.softmax(dim=-1)[:, own].sum(dim=1) for own in meaning.meaning]
+    return torch.stack(shares, dim=1)
 
 
 def logit(probabilities: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from raymotion.config import Metavar, Settings
 from raymotion.models.recipe import MultiLabelRecipe, OptimiserSettings, WholePictureSettings
+from raymotion.models.text.recipe import CaptionDataSettings
 from raymotion.vocabulary import VOCABULARIES
 
 # Of CLIP's many templates (Radford et al. 2021), reworded for what a picture evokes.
@@ -75,4 +76,20 @@ class ClassifierRecipe(ClassifierSource, MultiLabelRecipe):
 
     kind: Literal["hf-classifier"] = "hf-classifier"
     data: CalibrationDataSettings = CalibrationDataSettings()
+    optimiser: CalibrationOptimiserSettings = CalibrationOptimiserSettings()
+
+
+class TextClassifierSource(ClassifierSource):
+    """A text classifier of `transformers` on BERT's word pieces, and the meaning of its classes; it reads captions."""
+
+    longest: int = Field(128, ge=3, le=8192, description="Most word pieces of a caption.")
+
+
+class TextClassifierRecipe(TextClassifierSource, MultiLabelRecipe):
+    """Calibrates a text classifier on labelled captions; its layers stay as they are."""
+
+    paths: ClassVar[tuple[str, ...]] = ("source", "vocabulary", "mapping")
+
+    kind: Literal["hf-text-classifier"] = "hf-text-classifier"
+    data: CaptionDataSettings = CaptionDataSettings()
     optimiser: CalibrationOptimiserSettings = CalibrationOptimiserSettings()
