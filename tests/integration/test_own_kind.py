@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -37,10 +38,8 @@ def test_the_pages_commands(tmp_path: Path, run_command: Callable[..., Any], mon
     pictures = shared or [tmp_path / f"{i}.png" for i in range(142)]
     for i, path in enumerate([] if shared else pictures):
         Image.new("RGB", (40, 30), (i, 255 - i, 90)).save(path)
-    colours = np.array(
-        [np.asarray(Image.open(path).convert("RGB").resize((8, 8))).mean(axis=(0, 1)) for path in pictures]
-    )
-    bands = np.argsort(np.argsort(colours.mean(axis=1))) * 3 // len(pictures)  # what it can learn: how bright it is
+    light = [float(np.asarray(Image.open(path).convert("L").resize((8, 8))).mean()) for path in pictures]
+    bands = np.argsort(np.argsort(light)) * 3 // len(pictures)  # what it can learn: how bright a picture is
     rows = [
         {
             "sample_id": path.stem, "group_id": path.stem, "source": "t", "image_uri": str(path),
@@ -54,9 +53,8 @@ def test_the_pages_commands(tmp_path: Path, run_command: Callable[..., Any], mon
     exported, *commands = block("bash").strip().splitlines()
     for own in shlex.split(exported)[1:]:
         name, _, value = own.partition("=")
-        monkeypatch.setenv(
-            name, str(tmp_path) if value == "." else value, prepend=":" if name == "PYTHONPATH" else None
-        )
+        before = os.environ.get(name, "") if name == "PYTHONPATH" else ""
+        monkeypatch.setenv(name, f"{tmp_path}:{before}".rstrip(":") if value == "." else value)
     assert [shlex.split(line)[1] for line in commands] == ["kinds", "train", "label"]
     for line in commands:
         done = run_command(*shlex.split(line)[1:], cwd=tmp_path, timeout=200)
