@@ -95,13 +95,15 @@ BATCH = {"small": 16, "detector": 2}
 
 def job(model: str, samples: str, teacher: str, out: str) -> dict[str, Any]:
     """raymotion's job, as `raymotion label` runs it."""
+    from raymotion.batch.cluster import available_cpus
     from raymotion.batch.job import run_job
     from raymotion.batch.spec import JobSettings, JobSpec
 
     started = time.time()
     spec = JobSpec(
         kind="labels",
-        settings=JobSettings(samples=samples, out=out, batch_size=BATCH[model]),
+        # On Ray, however few the images of a quick run are.
+        settings=JobSettings(samples=samples, out=out, batch_size=BATCH[model], workers=available_cpus()),
         identity={"benchmark": model},
         make_stages=lambda device: stages_of(model, teacher),
         sink=sink(),
