@@ -14,6 +14,18 @@ from typing import Any, Generic, TypeVar
 from raymotion.errors import InputError
 
 T = TypeVar("T")
+# Classes from outside of raymotion that this process uses, in the order of their import.
+_foreign: dict[str, None] = {}
+
+
+def foreign_classes() -> list[str]:
+    """Returns `module:Class` of the classes from outside of raymotion that registries of this process have given."""
+    return list(_foreign)
+
+
+def _note(own: type) -> None:
+    if not own.__module__.startswith(f"{__package__}."):
+        _foreign[f"{own.__module__}:{own.__qualname__}"] = None
 
 
 class Registry(Generic[T]):
@@ -42,6 +54,7 @@ class Registry(Generic[T]):
         if name in self.places() or self.registered.get(name, found) is not found:
             raise InputError(f"a {self.what} is called {name} already", remedy="Give it another name.")
         self.registered[name] = found
+        _note(found)
         return found
 
     def names(self) -> list[str]:
@@ -119,7 +132,7 @@ class Registry(Generic[T]):
         module, _, attribute = place.partition(":")
         try:
             found = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
+        except (ImportError, AttributeError, ValueError, SyntaxError) as error:
             raise InputError(
                 f"the {self.what} {place} cannot be imported: {error}",
                 path=path,
@@ -127,6 +140,7 @@ class Registry(Generic[T]):
             ) from error
         if not (isinstance(found, type) and issubclass(found, self.base)):
             raise InputError(f"{place} is not a {self.what}", path=path, remedy=f"Inherit {self.base.__name__}.")
+        _note(found)
         return found
 
     def read_each(self, values: Any, *, where: str, **more: Any) -> tuple[T, ...]:

@@ -15,6 +15,7 @@ import click
 
 from raymotion import interrupts
 from raymotion.errors import RaymotionError
+from raymotion.registry import foreign_classes
 
 # name -> (module, attribute, help line); the help line is given here so that --help imports none of the modules.
 COMMANDS = {
@@ -114,10 +115,15 @@ class LazyGroup(click.Group):
 
 
 def _blamed(error: BaseException) -> str:
-    """Returns the place of the error in a user's code that raymotion has called, else "a fault of raymotion's"."""
+    """Returns the place of the error in a user's code that raymotion has called.
+
+    Without one it is a fault of raymotion's, or of a user's class that takes other arguments or has returned something
+    else: then no line of it is in the traceback, and the classes in use are named.
+    """
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     libraries = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
-    called, place = False, "a fault of raymotion's"
+    foreign = foreign_classes()
+    called, place = False, "a fault of raymotion's" + (f", or of {', '.join(foreign)}" if foreign else "")
     for frame in traceback.extract_tb(error.__traceback__):
         if frame.filename.startswith(package + os.sep):
             called = True

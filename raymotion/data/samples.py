@@ -66,6 +66,8 @@ SCALE_KEY = b"raymotion.scale"
 RELATIVE_KEY = b"raymotion.relative"
 
 SPLITS = ("train", "val", "test")
+# Values are float32, the ends of a scale float64.
+SCALE_SLACK = 1e-4
 
 
 def table_from_rows(
@@ -82,6 +84,17 @@ def table_from_rows(
         where: file that the rows come from, for messages, which also name the sample.
     """
     complete = [{"captions": [], **row} for row in rows]
+    known = {field.name for field in (*SCHEMA, *OPTIONAL)}
+    for number, row in enumerate(complete):
+        sample = row.get("sample_id", f"row {number}")
+        if unknown := sorted(set(row) - known):
+            raise InputError(
+                f"{sample}: there is no column {unknown[0]!r}",
+                path=where,
+                remedy=f"There are {', '.join(sorted(known))}.",
+            )
+        if isinstance(row["captions"], str):
+            raise InputError(f"{sample}: captions are a text", path=where, remedy="Give a list of texts.")
     try:
         optional = [own for own in OPTIONAL if any(own.name in row for row in complete)]
         table = pa.Table.from_pylist(complete, schema=pa.schema([*SCHEMA, *optional]))
@@ -389,6 +402,7 @@ def _check_values(table: pa.Table, where: object) -> None:
         if bad is not None:
             value = table.column(name)[bad].as_py()
             raise InputError(f"{name} is {value}", path=where, row=bad, remedy="Leave what is not known null.")
+    _check_scale(table, where)
     splits = table.column("split")
     foreign = set(pc.unique(splits).to_pylist()) - {None, *SPLITS}
     if foreign:
@@ -403,6 +417,24 @@ def _check_values(table: pa.Table, where: object) -> None:
     if null_caption >= 0:
         row = pc.list_parent_indices(captions.combine_chunks())[null_caption].as_py()
         raise InputError("a caption is null", path=where, row=row, remedy="Leave missing captions out of the list.")
+
+
+def _check_scale(table: pa.Table, where: object) -> None:
+    scale = scale_of(table, where=where)
+    if scale is None:
+        return
+    low, high = scale
+    for name in DIMENSIONS:
+        values = table.column(name)
+        beyond = pc.or_kleene(pc.less(values, low - SCALE_SLACK), pc.greater(values, high + SCALE_SLACK))
+        row = pc.index(beyond, True).as_py()
+        if row >= 0:
+            raise InputError(
+                f"{name} is {values[row].as_py():g}, and the scale is {low:g} to {high:g}",
+                path=where,
+                row=row,
+                remedy="Correct the value or the scale.",
+            )
 
 
 def targets(table: pa.Table, vocabulary: Vocabulary, *, soft: bool = False) -> np.ndarray:

@@ -184,7 +184,7 @@ class Kind(ABC):
         Raises:
             InputError: the model or its vocabulary is missing.
         """
-        raise NotImplementedError(f"{place_of(type(self))} has `wraps`, and needs a method `wrap`")
+        raise InputError(f"the kind {place_of(type(self))} has `wraps` and does not define wrap", remedy="Add it.")
 
     def extra(self, recipe: Any, training: Training) -> Extra | None:
         """Returns synthetic training samples if the recipe asks for them."""
@@ -220,7 +220,7 @@ class Kind(ABC):
                 for own in evidence.values():
                     arguments.update((own if len(rows) == n else own.take(rows)).tensors(str(device)))
                 with torch.autocast(device.type, getattr(torch, precision), enabled=half):
-                    found = forward(network, arguments, outputs)
+                    found = forward(network, arguments, outputs, len(rows))
                 for output, value in zip(outputs, found.values(), strict=True):
                     parts[output.name].append(output.decode(value.float()).cpu())
         network.train(was_training)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from raymotion import storage
-from raymotion.config import Settings
+from raymotion.config import Settings, merge
 from raymotion.data.images.damage import DamagedPolicy
 from raymotion.errors import InputError
 
@@ -161,6 +161,22 @@ class TrainRecipe(Settings):
     use_gpu: bool | None = None
     autoscale: bool = False
     failures: int = Field(2, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_defaults(cls, value: Any) -> Any:
+        """Keeps what a field's own default states where only other settings of its group are given.
+
+        Without it, a default `LossSettings(name="discrete")` with `{"options": ...}` would become another loss.
+        """
+        if not isinstance(value, Mapping):
+            return value
+        filled = dict(value)
+        for name, field in cls.model_fields.items():
+            default, given = field.default, value.get(name)
+            if isinstance(default, Settings) and isinstance(given, Mapping):
+                filled[name] = merge(default.model_dump(include=default.model_fields_set), given)
+        return filled
 
     @model_validator(mode="after")
     def _caches_here(self) -> Self:

@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from raymotion import records, storage
-from raymotion.errors import Diverged
+from raymotion.errors import Diverged, InputError
+from raymotion.models.kind import place_of
 from raymotion.models.outputs.base import forward
 from raymotion.train.batches import BatchLoader
 from raymotion.train.schedule import schedule, steps_per_epoch
@@ -203,6 +204,10 @@ def _optimiser(model: nn.Module, task: Task) -> torch.optim.Optimizer:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups.setdefault((task.learning_rate(model, name), parameter.ndim > 1), []).append(parameter)
+    if not groups:
+        raise InputError(
+            f"{place_of(type(model))} has no weight that can be trained", remedy="Leave some with requires_grad."
+        )
     settings = task.recipe.optimiser
     kind = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
     return kind(
@@ -236,7 +241,7 @@ def _train_epoch(
         for group in optimiser.param_groups:
             group["lr"] = group["base_lr"] * factor
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=workers.device.startswith("cuda")):
-            raw = forward(wrapped, batch.inputs, task.outputs)
+            raw = forward(wrapped, batch.inputs, task.outputs, batch.rows)
         loss = task.loss(raw, batch)
         value = float(loss.detach())
         if not math.isfinite(value):

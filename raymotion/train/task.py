@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -95,11 +96,21 @@ class Task:
 
     def build(self) -> nn.Module:
         """Builds the network with its initial weights."""
-        return self.kind.build(self.recipe, self)
+        return self._module(self.kind.build(self.recipe, self), "build")
 
     def restore(self, shape: Mapping[str, Any]) -> nn.Module:
         """Builds a network of this shape, without loading its weights."""
         return self.kind.restore(shape, self.described(), self.outputs)
+
+    def _module(self, network: Any, method: str) -> nn.Module:
+        import torch
+
+        if not isinstance(network, torch.nn.Module):
+            raise InputError(
+                f"{place_of(type(self.kind))}.{method} returns a {type(network).__name__}",
+                remedy="Return a torch.nn.Module.",
+            )
+        return network
 
     def shape_of(self, network: nn.Module) -> dict[str, Any]:
         """Returns the network's shape as config.json will hold it.
@@ -134,7 +145,11 @@ class Task:
         import torch
 
         with torch.random.fork_rng(devices=[]):
-            restored = self.kind.restore(shape, self.described(), outputs)
+            restored = self._module(self.kind.restore(shape, self.described(), outputs), "restore")
+        self.kind.check(shape, where="config.json")
+        told = self.kind.describe(shape, {"settings": self.recipe.model_dump(mode="json")}, self.described(), 0)
+        if not isinstance(told, list) or not told or not all(isinstance(line, str) for line in told):
+            raise InputError(f"{kind}.describe returns {told!r}", remedy="Return a list of texts, one or more.")
         expected, found = (
             {name: tuple(tensor.shape) for name, tensor in each.state_dict().items()} for each in (network, restored)
         )
@@ -153,7 +168,13 @@ class Task:
 
     def learning_rate(self, network: nn.Module, parameter: str) -> float:
         """Returns the learning rate of the named parameter."""
-        return self.kind.learning_rate(self.recipe, network, parameter)
+        rate = self.kind.learning_rate(self.recipe, network, parameter)
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < math.inf:
+            raise InputError(
+                f"{place_of(type(self.kind))}.learning_rate returns {rate!r} for {parameter}",
+                remedy="Return a finite number of at least 0.",
+            )
+        return float(rate)
 
     def loss(self, raw: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Returns the weighted sum of the outputs' losses."""
@@ -162,10 +183,25 @@ class Task:
             part = self.criteria[own.name](
                 raw[own.name], batch.targets[own.name], epoch=batch.epoch, weights=batch.weights
             )
+            self._require_learnable(own, part, raw[own.name])
             part = part if own.weight == 1.0 else own.weight * part
             total = part if total is None else total + part
         loss: Tensor = total
         return loss
+
+    def _require_learnable(self, output: Output, loss: Any, raw: Tensor) -> None:
+        """Raises an `InputError` for a loss of an output that training could not follow, or would silently skip."""
+        import torch
+
+        what = f"the loss of the output {output.name}"
+        if not isinstance(loss, torch.Tensor) or loss.ndim:
+            found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise InputError(f"{what} is {found}, not a number with a gradient", remedy="Return a scalar tensor.")
+        if torch.is_grad_enabled() and raw.requires_grad and not loss.requires_grad:
+            raise InputError(
+                f"{what} has no gradient: nothing of it would be learned",
+                remedy="Compute it from the network's numbers, without detach, item or numpy.",
+            )
 
     def column(self, output: Output, metric: str) -> str:
         """Returns the history's name for a validation metric."""

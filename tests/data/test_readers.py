@@ -128,6 +128,13 @@ class NoReport(Reader):
 class Empty(Reader):
     def read(self): return table_from_rows([], None), Report()
 
+class WrongRows(Reader):
+    def read(self): return table_from_rows(ROWS, None), Report(rows=7)
+
+class Clash(Reader):
+    out: str = ""
+    def read(self): return table_from_rows(ROWS, None), Report(rows=1)
+
 class NoRead(Reader):
     pass
 """
@@ -140,6 +147,8 @@ class NoRead(Reader):
         ("Rows", r"broken:Rows\.read returns a list as its table.*table_from_rows"),
         ("NoReport", r"broken:NoReport\.read returns a NoneType as its report.*Report\("),
         ("Empty", "no row was found"),
+        ("WrongRows", r"WrongRows\.read reports 7 rows, and its table has 1"),
+        ("Clash", "the reader broken:Clash has a field out, which is an option of all"),
         ("NoRead", "broken:NoRead does not define read"),
     ],
 )

@@ -175,17 +175,17 @@ class Returns(nn.Module):
 def test_what_a_network_returns_is_checked(value: Any, told: str) -> None:
     outputs = [MultiLabel(VALENCE_3), Dimensions(["valence"], scale=(1, 7), name="valence")]
     with pytest.raises(InputError, match=r"test_contract:Returns\.forward .*" + told):
-        forward(Returns(value), {"values": torch.zeros(5, 2)}, outputs)
+        forward(Returns(value), {"values": torch.zeros(5, 2)}, outputs, 5)
 
 
 def test_arguments_that_a_network_does_not_take() -> None:
     with pytest.raises(InputError, match=r"Line\.forward: .*'value_mask'.*give are values, images"):
-        forward(Line(), {"values": torch.zeros(1, 2), "images": torch.zeros(1)}, [MultiLabel(VALENCE_3)])
+        forward(Line(), {"values": torch.zeros(1, 2), "images": torch.zeros(1)}, [MultiLabel(VALENCE_3)], 1)
     # A TypeError inside the network is not about its arguments.
     broken_inside = Returns(None)
     broken_inside.forward = lambda values: len(3)  # type: ignore[arg-type, method-assign]
     with pytest.raises(TypeError, match="len"):
-        forward(broken_inside, {"values": torch.zeros(1, 2)}, [MultiLabel(VALENCE_3)])
+        forward(broken_inside, {"values": torch.zeros(1, 2)}, [MultiLabel(VALENCE_3)], 1)
 
 
 def test_nan_before_anything_is_learned_is_not_called_a_high_learning_rate(trained: Any) -> None:
@@ -313,3 +313,143 @@ def test_one_bad_line_of_a_table_does_not_hide_the_others(monkeypatch: pytest.Mo
 def test_numbers_never_lie_beyond_their_scale(tmp_path: Path) -> None:
     output = Dimensions(["valence"], scale=(1, 10))
     assert output.decode(torch.tensor([[-0.2], [0.069], [0.55], [1.2]])).flatten().tolist() == [1, 1, 5.5, 10]
+
+
+# --- what would be wrong without a word -------------------------------------------------------------------------------
+class Discrete(MultiLabelRecipe):
+    kind: Literal["discrete"] = "discrete"
+    loss: LossSettings = LossSettings(name="discrete")
+
+
+def test_a_default_loss_stays_if_only_its_options_are_given() -> None:
+    given = load_settings(Discrete, assignments=["loss.options.weights=static"])
+    assert given.loss == LossSettings(name="discrete", options={"weights": "static"})
+    assert load_settings(Discrete, options={"loss": {"name": "focal"}}).loss == LossSettings(name="focal")
+    assert Discrete.model_validate({"loss": {"options": {"weights": "mean"}}}).loss.name == "discrete"
+    assert load_settings(Recipe, assignments=["loss.options.label_smoothing=0.1"]).loss.name == "bce"
+
+
+class Detached(NamedLoss):
+    name = "detached"
+
+    def terms(self, logits: Tensor, targets: Tensor, epoch: int, weights: Tensor | None) -> Tensor:
+        return (logits.detach() - targets).square()
+
+
+class Number(NamedLoss):
+    name = "number"
+
+    def reduce(self, logits: Tensor, targets: Tensor, epoch: int, weights: Tensor | None) -> Any:
+        return float(logits.mean())
+
+
+class Vector(NamedLoss):
+    name = "vector"
+
+    def reduce(self, logits: Tensor, targets: Tensor, epoch: int, weights: Tensor | None) -> Any:
+        return logits.mean(dim=0)
+
+
+class NoInverse(Hinge):
+    name = "no_inverse"
+
+    @classmethod
+    def numbers(cls, probabilities: Tensor, options: Any) -> Tensor:
+        return probabilities
+
+
+class NoNumbers(Hinge):
+    name = "no_numbers"
+
+    @classmethod
+    def numbers(cls, probabilities: Tensor, options: Any) -> Any:
+        return None
+
+
+@pytest.mark.parametrize(
+    "own, told",
+    [
+        (Detached, r"the loss of the output emotions has no gradient.*detach"),
+        (Number, r"the loss of the output emotions is float, not a number with a gradient"),
+        (Vector, r"the loss of the output emotions is a tensor of shape \(3,\)"),
+        (NoInverse, r"the loss no_inverse: probabilities\(numbers\(p\)\) of p = .*inverse"),
+        (NoNumbers, r"the loss no_numbers: numbers returns NoneType, not a tensor of \(3,\)"),
+    ],
+)
+def test_a_loss_that_teaches_nothing_is_refused(losses: Any, trained: Any, own: type[NamedLoss], told: str) -> None:
+    def build(self: Kind, recipe: Any, training: Any) -> nn.Module:
+        network, output = Line(), training.outputs[0]
+        output.start(nn.Linear(1, 3), training.data.targets_of(output), training.data.splits["train"])
+        return network
+
+    losses(own, own.name)
+    with pytest.raises(InputError, match=told):
+        trained(broken(build=build), loss={"name": own.name})
+
+
+@pytest.mark.parametrize("rate", [-1.0, float("nan"), None, True, "0.1"])
+def test_a_learning_rate_that_is_none_is_refused(trained: Any, rate: Any) -> None:
+    with pytest.raises(InputError, match=r"Broken\.learning_rate returns .* for layer\.weight"):
+        trained(broken(learning_rate=lambda *_: rate))
+
+
+@pytest.mark.parametrize(
+    "method, value, told",
+    [
+        ("build", None, r"Broken\.build returns a NoneType.*torch\.nn\.Module"),
+        ("restore", None, r"Broken\.restore returns a NoneType.*torch\.nn\.Module"),
+        ("describe", None, r"Broken\.describe returns None.*list of texts"),
+        ("describe", [], r"Broken\.describe returns \[\]"),
+    ],
+)
+def test_what_would_fail_after_training_fails_before(trained: Any, method: str, value: Any, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        trained(broken(**{method: lambda *_: value}))
+
+
+def test_a_network_without_a_trainable_weight(trained: Any) -> None:
+    with pytest.raises(InputError, match=r"test_contract:Line has no weight that can be trained"):
+        trained(broken(build=lambda *_: Line().requires_grad_(False)))
+
+
+def test_fewer_rows_than_samples() -> None:
+    with pytest.raises(InputError, match=r"Returns\.forward returns 2 rows for emotions, and there are 5 samples"):
+        forward(Returns(torch.zeros(2, 3)), {"values": torch.zeros(5, 2)}, [MultiLabel(VALENCE_3)], 5)
+
+
+@pytest.mark.parametrize(
+    "row, told",
+    [
+        ({"colour": "red"}, r"a: there is no column 'colour'.*sample_id"),
+        ({"captions": "hello"}, r"a: captions are a text.*list of texts"),
+        ({"valence": 40.0}, r"valence is 40, and the scale is 1 to 9"),
+    ],
+)
+def test_rows_that_are_not_what_they_seem(row: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        table_from_rows([{"sample_id": "a", "group_id": "a", "source": "t", **row}], scale=(1, 9))
+
+
+def test_a_method_of_other_arguments_names_the_users_class(
+    tmp_path: Path, samples: str, runner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call itself fails, so no line of the user's file is in the traceback."""
+    (tmp_path / "kind_of_other_arguments.py").write_text(
+        "from typing import Literal\n"
+        "from raymotion.models.inputs.values import ValuesInput\n"
+        "from raymotion.models.kind import Kind\n"
+        "from raymotion.models.outputs.dimensions import Dimensions\n"
+        "from raymotion.models.recipe import TrainRecipe\n"
+        "class Recipe(TrainRecipe):\n    kind: Literal['other'] = 'other'\n"
+        "class Other(Kind):\n    name, recipe = 'other', Recipe\n"
+        "    def inputs(self, recipe): return [ValuesInput(['arousal'])]\n"
+        "    def outputs(self, recipe, facts): return [Dimensions.of_facts(facts, ['valence'])]\n"
+        "    def build(self, recipe): return None\n"
+        "    def restore(self, model, inputs, outputs): return None\n"
+    )
+    (tmp_path / "r.yaml").write_text("kind: kind_of_other_arguments:Other\nworkers: 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(_kinds, "registered", dict(_kinds.registered))
+    done = runner("train", tmp_path / "r.yaml", "--samples", samples, "--out", tmp_path / "m")
+    assert done.code == 1 and "build() takes 2 positional arguments" in done.err, done.err
+    assert "or of " in done.err and "kind_of_other_arguments:Other" in done.err

@@ -36,12 +36,18 @@ class Reader(Settings, ABC):
 
 
 def require_read(reader: type[Reader]) -> None:
-    """Raises an `InputError` if a reader does not define what all must."""
+    """Raises an `InputError` if a reader does not define what all must, or a field of a name that is taken."""
     if reader.__abstractmethods__:
         missing = ", ".join(sorted(reader.__abstractmethods__))
         raise InputError(
             f"the reader {reader.__module__}:{reader.__qualname__} does not define {missing}",
             remedy="Add it to the class.",
+        )
+    taken = sorted({"out", "relative", "allow_http", "store_patience"} & set(reader.model_fields))
+    if taken:
+        raise InputError(
+            f"the reader {reader.__module__}:{reader.__qualname__} has a field {taken[0]}, which is an option of all",
+            remedy="Give the field another name.",
         )
 
 
@@ -67,6 +73,11 @@ def read_all(reader: Reader) -> tuple[pa.Table, Report]:
         raise InputError(
             f"{place} returns a {type(report).__name__} as its report",
             remedy="Return a raymotion.data.readers.reader.Report, e.g. Report(rows=table.num_rows).",
+        )
+    if report.rows != table.num_rows:
+        raise InputError(
+            f"{place} reports {report.rows:,} rows, and its table has {table.num_rows:,}",
+            remedy="Let rows of the report be table.num_rows.",
         )
     if not table.num_rows:
         notes = "; ".join(report.notes())

@@ -289,10 +289,15 @@ def read_loss(value: Mapping[str, Any], *, where: str) -> LossSettings:
         ) from error
 
 
-def forward(network: nn.Module, arguments: Mapping[str, Any], outputs: Sequence[Output]) -> dict[str, Tensor]:
+def forward(
+    network: nn.Module, arguments: Mapping[str, Any], outputs: Sequence[Output], rows: int
+) -> dict[str, Tensor]:
     """Runs a network on the tensors of its inputs, and splits its result by output, each (n, width).
 
     A network returns a mapping by output, or one tensor (n, sum of widths) with the columns of all outputs in order.
+
+    Args:
+        rows: n, the number of samples.
 
     Raises:
         InputError: the network takes other arguments, or returns something else.
@@ -309,7 +314,11 @@ def forward(network: nn.Module, arguments: Mapping[str, Any], outputs: Sequence[
                 f"{place}: {wrong}", remedy=f"The arguments that its inputs give are {', '.join(arguments)}."
             ) from error
         raise
-    return _by_output(raw, outputs, place)
+    found = _by_output(raw, outputs, place)
+    for name, value in found.items():
+        if len(value) != rows:
+            raise InputError(f"{place} returns {len(value)} rows for {name}, and there are {rows} samples")
+    return found
 
 
 def _by_output(raw: Any, outputs: Sequence[Output], place: str) -> dict[str, Tensor]:

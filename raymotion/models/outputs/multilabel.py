@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HARD, SOFT = "hard", "soft"
+# `NamedLoss.numbers` may keep a little away from 0 and 1.
+CLOSE = 0.01
 
 
 class MultiLabel(Output):
@@ -135,8 +137,22 @@ class MultiLabel(Output):
         """Returns the numbers of the class prior: else the first epochs only learn that most labels are rare."""
         import torch
 
-        numbers = self._link.numbers
-        return None if numbers is None else numbers(torch.from_numpy(self.rates(targets, training)))
+        link, rates = self._link, torch.from_numpy(self.rates(targets, training))
+        if link.numbers is None:
+            return None
+        numbers = link.numbers(rates)
+        if not isinstance(numbers, torch.Tensor) or numbers.shape != rates.shape:
+            told = tuple(numbers.shape) if isinstance(numbers, torch.Tensor) else type(numbers).__name__
+            raise InputError(f"the loss {self.loss.name}: numbers returns {told}, not a tensor of {tuple(rates.shape)}")
+        there_and_back = link.probabilities(numbers[None])[0]
+        if not bool(((there_and_back - rates).abs() <= CLOSE).all()):
+            worst = int((there_and_back - rates).abs().nan_to_num(nan=1e9).argmax())
+            raise InputError(
+                f"the loss {self.loss.name}: probabilities(numbers(p)) of p = {float(rates[worst]):.3g} is "
+                f"{float(there_and_back[worst]):.3g}",
+                remedy="Let `numbers` be the inverse of `probabilities`.",
+            )
+        return numbers
 
     def batch(self, targets: Targets, rows: np.ndarray, device: str) -> dict[str, Tensor]:
         import torch

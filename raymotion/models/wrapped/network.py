@@ -7,6 +7,7 @@ standard deviation over training pictures: temperature 0 says the class prior.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, cast
 
 import torch
@@ -143,17 +144,17 @@ class Wrapped(nn.Module):
         return self.bias + self.temperature * standard
 
 
-class WrappedPictures(Wrapped):
-    """A model of pictures. Subclasses define `scores`, (n, L) for normalised pixels (n, 3, size, size)."""
+class WrappedPictures(Wrapped, ABC):
+    """A model of pictures."""
 
     def __init__(self, config: PictureConfig, inner: nn.Module, labels: int) -> None:
         super().__init__(config, inner, labels)
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
 
+    @abstractmethod
     def scores(self, pixels: Tensor) -> Tensor:
         """Returns the scores of the labels (n, L) for normalised pixels (n, 3, size, size)."""
-        raise NotImplementedError
 
     def raw_scores(self, images: Tensor) -> Tensor:
         """Returns the scores (n, L) of images (n, size, size, 3) uint8."""
