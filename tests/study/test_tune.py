@@ -88,8 +88,8 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> str:
             {
                 "sample_id": f"s{i}", "group_id": f"g{i // 2}", "source": "t", "labels": [label],
                 "split": ("train", "train", "val", "test")[i // 2 % 4], "captions": [" ".join(words)],
-                "valence": dominance * 0.8 + rng.normal(0.5, 0.3), "dominance": dominance,
-                "arousal": 6 - dominance / 2 + rng.normal(0, 0.3) if i % 5 else None,
+                "valence": float(np.clip(dominance * 0.8 + rng.normal(0.5, 0.3), 1, 10)), "dominance": dominance,
+                "arousal": float(np.clip(6 - dominance / 2 + rng.normal(0, 0.3), 1, 10)) if i % 5 else None,
             }
         )  # fmt: skip
     path = str(tmp_path_factory.mktemp("tune") / "samples.parquet")
