@@ -8,21 +8,22 @@ from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from raymotion.batch import ledger
 from raymotion.batch.choice import check_labels, choose_globally, with_choice
 from raymotion.batch.job import JobSummary, run_job
 from raymotion.batch.label_dataset import read_parts
 from raymotion.batch.progress import ProgressKind
-from raymotion.batch.spec import JobSpec, ModelJobSettings, resolve_precision, with_its_access
+from raymotion.batch.spec import JobSpec, ModelJobSettings, one_or_several, resolve_precision, with_its_access
 from raymotion.config import Metavar, digest_of
 from raymotion.data.captions import readable
 from raymotion.data.parts import running_job
 from raymotion.data.provenance import MADE_FROM
 from raymotion.errors import InputError
 from raymotion.learning.selection import SelectionPolicy
-from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info
+from raymotion.models.checkpoint import CheckpointInfo
+from raymotion.models.ensemble import read_models
 from raymotion.models.outputs.base import Output
 from raymotion.models.outputs.dimensions import Dimensions
 from raymotion.pipeline.plan import Options, make_plan
@@ -35,8 +36,14 @@ MANY_UNKNOWN = 0.2
 class LabelSettings(ModelJobSettings):
     """Settings of `raymotion label`."""
 
-    model: Annotated[str, Metavar("MODEL")] = Field(description="checkpoint of the model: a folder or an address")
+    model: tuple[Annotated[str, Metavar("MODEL")], ...] = Field(
+        description="checkpoint of the model: a folder or an address; given several times, the predictions of the "
+        "models are averaged",
+        min_length=1,
+    )
     selection: SelectionPolicy = Field(default_factory=SelectionPolicy)
+
+    _models = field_validator("model", mode="before")(one_or_several)
 
 
 class LabelSink:
@@ -124,18 +131,20 @@ class LabelSink:
 @with_its_access
 def label(settings: LabelSettings, *, address: str | None = None, progress: ProgressKind = "auto") -> JobSummary:
     """Runs the labelling job; see `run_job` for resume and errors."""
-    info = read_checkpoint_info(settings.model)
+    info = read_models(settings.model)
     if info.labels is None and settings.selection != SelectionPolicy():
         raise InputError(
             "is a model without a vocabulary: there are no labels to choose",
-            path=settings.model,
+            path=info.folder,
             remedy="Leave the options of the choice out.",
         )
     if settings.selection.policy == "class-thresholds" and info.thresholds is None:
         raise InputError(
             "holds no thresholds fitted on validation",
-            path=settings.model,
-            remedy="Train it with a validation split, or choose another --policy.",
+            path=info.folder,
+            remedy="Choose another --policy."
+            if info.members
+            else "Train it with a validation split, or choose another --policy.",
         )
     options = Options(settings.features, settings.weights, settings.ablation, settings.damaged)
     plan = make_plan(info, options, samples=settings.samples)

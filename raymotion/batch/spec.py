@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
@@ -98,6 +99,11 @@ class JobSettings(Settings):
         return max(ALWAYS_MAY_FAIL, int(self.max_failed * rows)) if self.max_failed else 0
 
 
+def one_or_several(value: Any) -> Any:
+    """Returns a field's value as a tuple, of one text, several, or none."""
+    return () if value is None else (os.fspath(value),) if isinstance(value, str | os.PathLike) else value
+
+
 class ModelJobSettings(JobSettings):
     """Settings of the jobs that run a trained model."""
 
@@ -115,11 +121,7 @@ class ModelJobSettings(JobSettings):
         "body_context  [default: those that it was trained with]",
     )
 
-    @field_validator("weights", mode="before")
-    @classmethod
-    def _several(cls, value: Any) -> Any:
-        """Accepts one file, several, or none."""
-        return () if value is None else (value,) if isinstance(value, str) else value
+    _several_weights = field_validator("weights", mode="before")(one_or_several)
 
 
 @dataclass(frozen=True)

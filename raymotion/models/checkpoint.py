@@ -68,6 +68,7 @@ class CheckpointInfo:
         inputs, outputs: of the network, in order.
         fingerprint: 16 hex digits over weights, config and tokenizer.
         training: contents of training.json.
+        members: the models of which it is the mean (`models.ensemble`), at least two; empty for a checkpoint.
     """
 
     folder: str
@@ -77,6 +78,7 @@ class CheckpointInfo:
     outputs: tuple[Output, ...]
     fingerprint: str
     training: dict[str, Any]
+    members: tuple[CheckpointInfo, ...] = ()
 
     @property
     def labels(self) -> Output | None:
@@ -98,7 +100,7 @@ class CheckpointInfo:
     @property
     def reads(self) -> tuple[str, ...]:
         """The parts of the inputs that it was trained on: captions, regions, picture, or the streams of a person."""
-        return tuple(part for own in self.inputs if own.used for part in own.part_names)
+        return tuple(dict.fromkeys(part for own in self.inputs if own.used for part in own.part_names))
 
     def input(self, name: str) -> Input | None:
         """Returns the input of this name, or None."""
@@ -137,7 +139,8 @@ class CheckpointInfo:
         return {
             "path": self.folder,
             "fingerprint": self.fingerprint,
-            "kind": self.kind.name,
+            "kind": " + ".join(dict.fromkeys(own.kind.name for own in self.members or (self,))),
+            **({"members": [own.to_dict() for own in self.members]} if self.members else {}),
             "reads": list(self.reads),
             "inputs": [own.to_dict() for own in self.inputs],
             "outputs": [own.to_dict() for own in self.outputs],
@@ -149,10 +152,15 @@ class CheckpointInfo:
 
 @dataclass(frozen=True)
 class Model:
-    """A network with its checkpoint's description, ready to predict."""
+    """A network with its checkpoint's description, ready to predict.
+
+    Attributes:
+        members: loaded, if it is the mean of several; `network` is then that of the first.
+    """
 
     network: nn.Module
     info: CheckpointInfo
+    members: tuple[Model, ...] = ()
 
     @property
     def inputs(self) -> tuple[Input, ...]:

@@ -28,7 +28,7 @@ from raymotion.models.inputs.regions import RegionInput, random_weights_notice
 from raymotion.models.inputs.streams import PersonInput, Stream, StreamInput, find_weights
 from raymotion.models.vision.regions import ExtractorIdentity, architecture, identify
 from raymotion.pipeline.embed import DecodeOnce, EmbedForHead, LoadEmbeddings
-from raymotion.pipeline.predict import Predict
+from raymotion.pipeline.predict import Predict, PredictMean
 from raymotion.pipeline.stages import DecodeImages, ExtractRegions, LoadRegions, NoEvidence, Stage
 from raymotion.weights import locate
 
@@ -81,7 +81,7 @@ class Plan:
 class _Part:
     """The part of a plan for one input: stages after decoding, or a stage that loads its features."""
 
-    stages: Callable[[str], list[Stage]] = lambda precision: []
+    stages: Callable[[str], list[Stage]] | None = None
     loader: Stage | None = None
     identity: dict[str, Any] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
@@ -114,9 +114,14 @@ def make_plan(info: CheckpointInfo, options: Options, *, samples: str | None = N
     _refuse_what_is_not_used(info, inputs, options)
     if not pictures:
         inputs = [own for own in inputs if own.looks_at == "none"]
-    parts = [_part_of(own, info, options, samples) for own in inputs]
+    inputs = _each_once(inputs)
+    parts = [_part_of(own, info, options, samples, alone=_looks_alone(own, inputs)) for own in inputs]
     loaders = [part.loader for part in parts if part.loader is not None]
     looking = [own for own, part in zip(inputs, parts, strict=True) if own.looks_at != "none" and part.loader is None]
+
+    made = [part.stages for part in parts if part.stages is not None]
+    # Workers drop pixels before a stage that takes whole shards.
+    shown = any(own in looking and part.stages is None for own, part in zip(inputs, parts, strict=True))
 
     def stages(precision: str) -> tuple[Stage, ...]:
         first: list[Stage] = list(loaders)
@@ -125,8 +130,13 @@ def make_plan(info: CheckpointInfo, options: Options, *, samples: str | None = N
         elif looking:
             sides = [own.min_side for own in looking if own.min_side is not None]
             first.append(DecodeImages(max(sides) if sides else None, damaged=options.damaged))
-        last = Predict(info.folder, info.fingerprint, type(info.kind), ablation=options.ablation, precision=precision)
-        return (*(first or [NoEvidence()]), *(stage for part in parts for stage in part.stages(precision)), last)
+        predict = [
+            Predict(own.folder, own.fingerprint, type(own.kind), ablation=options.ablation, precision=precision)
+            for own in info.members or (info,)
+        ]
+        last = PredictMean(predict) if info.members else predict[0]
+        last.whole_shard = last.whole_shard and not shown
+        return (*(first or [NoEvidence()]), *(stage for make in made for stage in make(precision)), last)
 
     notices = [notice for part in parts for notice in part.notices]
     if not any(own.looks_at != "none" for own in inputs):
@@ -162,8 +172,22 @@ def input_columns(inputs: Sequence[Input], features: str | None) -> tuple[str, .
     return tuple(dict.fromkeys(name for own in read for name in own.columns))
 
 
+def _each_once(inputs: Sequence[Input]) -> list[Input]:
+    """Returns the inputs without those that several models share."""
+    found: list[Input] = []
+    for own in inputs:
+        if all(type(own) is not type(other) or own.to_dict() != other.to_dict() for other in found):
+            found.append(own)
+    return found
+
+
+def _looks_alone(own: Input, inputs: Sequence[Input]) -> bool:
+    """Returns whether no other input needs the pixels."""
+    return not any(other.looks_at != "none" for other in inputs if other is not own)
+
+
 def _plural(inputs: Sequence[Input]) -> str:
-    return " and ".join(own.plural for own in inputs)
+    return " and ".join(dict.fromkeys(own.plural for own in inputs))
 
 
 def _refuse_what_is_not_used(info: CheckpointInfo, inputs: Sequence[Input], options: Options) -> None:
@@ -180,9 +204,9 @@ def _refuse_what_is_not_used(info: CheckpointInfo, inputs: Sequence[Input], opti
         raise InputError("--weights and --features are given, and only one can be used", remedy="Leave one out.")
 
 
-def _part_of(own: Input, info: CheckpointInfo, options: Options, samples: str | None) -> _Part:
+def _part_of(own: Input, info: CheckpointInfo, options: Options, samples: str | None, *, alone: bool) -> _Part:
     if isinstance(own, RegionInput):
-        return _regions(own, info, options, samples)
+        return _regions(own, info, options, samples, alone)
     if isinstance(own, StreamInput):
         return _streams(own, info, options, samples)
     if isinstance(own, PersonInput):
@@ -191,7 +215,7 @@ def _part_of(own: Input, info: CheckpointInfo, options: Options, samples: str | 
     return _Part(stages=more) if more is not None else _Part()
 
 
-def _regions(own: RegionInput, info: CheckpointInfo, options: Options, samples: str | None) -> _Part:
+def _regions(own: RegionInput, info: CheckpointInfo, options: Options, samples: str | None, alone: bool) -> _Part:
     folder = options.features
     if folder is None:
         if len(options.weights) > 1:
@@ -202,7 +226,7 @@ def _regions(own: RegionInput, info: CheckpointInfo, options: Options, samples: 
             remedy="Name that file as --weights" + (", or give --features." if samples is not None else "."),
         )  # fmt: skip
         return _Part(
-            stages=lambda precision: [ExtractRegions(identity, weights, precision)],
+            stages=lambda precision: [ExtractRegions(identity, weights, precision, keep_pixels=not alone)],
             identity={"extractor": identity.to_dict()},
             notices=list(random_weights_notice(identity)),
             described={"extractor": identity.to_dict()},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -128,3 +129,62 @@ class Predict:
             for own in self.inputs:
                 own.release(item)
             item.pixels = None
+
+
+class PredictMean(Predict):
+    """Predicts with several models, and stores the mean of their values.
+
+    A sample that some of them cannot read (it has a picture and no caption, say) gets the mean of the others. Captions
+    and unknown words are those of the first model that reads captions.
+
+    Args:
+        members: the stage of each model.
+    """
+
+    def __init__(self, members: Sequence[Predict]) -> None:
+        self.members = list(members)
+        self.whole_shard = any(own.whole_shard for own in members)
+        self.tally = Counter()
+
+    def setup(self, threads: int, device: str) -> None:
+        for own in self.members:
+            own.setup(threads, device)
+
+    def use(self, model: Model, *, batch_size: int | None = None) -> None:
+        for own, loaded in zip(self.members, model.members, strict=True):
+            own.use(loaded, batch_size=batch_size)
+
+    @property
+    def batch_size(self) -> int | None:
+        """See `Predict`."""
+        return self.members[0].batch_size
+
+    @batch_size.setter
+    def batch_size(self, value: int | None) -> None:
+        for own in self.members:
+            own.batch_size = value
+
+    def process(self, items: Sequence[Item]) -> None:
+        """Predicts items; those without any input of any model fail, and those that a model answers with NaN."""
+        answers: list[list[Item]] = []
+        seen: Counter[str] = Counter()
+        for own in self.members:
+            own.tally.clear()
+            copies = [replace(item, features=dict(item.features), output={}) for item in items]
+            own.process(copies)
+            answers.append(copies)
+            seen |= own.tally  # the larger count: models read the same samples
+        self.tally += seen
+        for item, told in zip(items, zip(*answers, strict=True), strict=True):
+            good = [copy for copy in told if copy.failure is None]
+            failures = [copy.failure for copy in told if copy.failure is not None]
+            wrong = [failure for failure in failures if failure.reason != "no_input"]
+            if wrong or not good:
+                item.failure = [*wrong, *failures][0]
+                continue
+            for copy in reversed(good):
+                item.output |= {name: value for name, value in copy.output.items() if value is not None}
+            for output in self.members[0].model.outputs:
+                values = np.stack([copy.output[output.name] for copy in good])
+                item.output[output.name] = values.mean(axis=0, dtype=np.float64).astype(np.float32)
+            item.pixels, item.regions, item.features = None, None, {}

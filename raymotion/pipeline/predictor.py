@@ -25,7 +25,8 @@ from raymotion.data.images.damage import DamagedPolicy
 from raymotion.data.images.files import EXTENSIONS, list_pictures
 from raymotion.data.samples import read_samples
 from raymotion.errors import InputError, NotFinite, RunFailed
-from raymotion.models.checkpoint import CheckpointInfo, Model, load_model
+from raymotion.models.checkpoint import CheckpointInfo, Model
+from raymotion.models.ensemble import load_models
 from raymotion.models.inputs.base import Input
 from raymotion.models.inputs.captions import Captions
 from raymotion.models.inputs.streams import BOXED, PersonInput
@@ -401,10 +402,16 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and value != value)
 
 
-def load(folder: storage.PathLike, *, device: str = "cpu", weights: str | Sequence[str] | None = None) -> Predictor:
+def load(
+    model: storage.PathLike | Sequence[storage.PathLike],
+    *,
+    device: str = "cpu",
+    weights: str | Sequence[str] | None = None,
+) -> Predictor:
     """Loads the model in a checkpoint folder (local or an address) for predictions on `device`.
 
     Args:
+        model: the folder; several: the predictions of the models are averaged.
         weights: weights file of the region extractor or the backbones, if the checkpoint refers to a file by digest;
             `NAME=FILE` for one of several backbones.
 
@@ -413,15 +420,19 @@ def load(folder: storage.PathLike, *, device: str = "cpu", weights: str | Sequen
     """
     from raymotion.models.hub import refuse_hub_id
 
-    refuse_hub_id(folder)
+    folders = [model] if isinstance(model, str | os.PathLike) else list(model)
+    if not folders:
+        raise InputError("no model is named", remedy="Give the folder of a checkpoint, or a list of them.")
+    for folder in folders:
+        refuse_hub_id(folder)
     _check_device(device)
     files = [weights] if isinstance(weights, str) else list(weights or ())
-    return Predictor(load_model(folder, device=device), device=device, weights=files)
+    return Predictor(load_models(folders, device), device=device, weights=files)
 
 
 def label(
     samples: Any,
-    model: storage.PathLike | Predictor,
+    model: storage.PathLike | Sequence[storage.PathLike] | Predictor,
     *,
     captions: CaptionLists | None = None,
     batch_size: int = 16,
@@ -432,7 +443,7 @@ def label(
 
     Args:
         samples: a folder of pictures, a sample table (a .parquet, a DataFrame, or an Arrow table), or a list of paths.
-        model: checkpoint folder, or a loaded model.
+        model: checkpoint folder, several of them (their predictions are averaged), or a loaded model.
         captions: for a list of paths, the captions of each, possibly none.
         batch_size: number of pictures per batch.
         device, weights: as for `load`.
