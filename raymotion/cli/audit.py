@@ -14,10 +14,10 @@ from raymotion.cli.options import access_options
 @click.option("--truth", metavar="SAMPLES", help="Sample table with human labels for the same images.")
 @click.option(
     "--predictions",
-    metavar="DIR",
+    metavar="FOLDER",
     help="LABELS is a sample table with human labels: doubt them by this folder of `raymotion label` or `evaluate`.",
 )
-@click.option("--out", required=True, metavar="DIR", help="Folder or address of the audit.")
+@click.option("--out", required=True, metavar="FOLDER", help="Folder or address of the audit.")
 @click.option(
     "--mapping", metavar="FILE", help="What means what, where the vocabularies differ: a file or a shipped name."
 )
@@ -49,7 +49,7 @@ def audit(labels: str, truth: str | None, predictions: str | None, out: str, **o
 
     \b
     LABELS --truth SAMPLES       are the pseudo-labels what people say?
-    SAMPLES --predictions DIR    which human labels are doubtful?
+    SAMPLES --predictions FOLDER which human labels are doubtful?
     LABELS                       where do choices and probabilities part ways?
 
     LABELS is the folder of `raymotion label`. The last form checks only the selection: it cannot find errors of the

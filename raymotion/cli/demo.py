@@ -8,7 +8,7 @@ from raymotion.cli.options import cluster_option
 
 
 @click.command()
-@click.option("--out", default="demo", show_default=True, metavar="DIR", help="Folder for everything.")
+@click.option("--out", default="demo", show_default=True, metavar="FOLDER", help="Folder for everything.")
 @click.option("--seed", default=0, show_default=True, help="Seed of data and training.")
 @click.option("--socratis-images", default=600, show_default=True, type=click.IntRange(60), help="Images to train on.")
 @click.option("--coco-images", default=300, show_default=True, type=click.IntRange(1), help="Images to label.")

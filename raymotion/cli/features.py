@@ -46,8 +46,8 @@ def regions(settings: RegionSettings, **where: Any) -> None:
 @settings_from(EmbeddingSettings, arguments=["samples"])
 @click.option(
     "--study",
-    metavar="DIR",
-    help="Also the backbones, levels and tokens that the spaces in DIR ask for (tune_spaces/emotic/).",
+    metavar="FOLDER",
+    help="Also the backbones, levels and tokens that the spaces in FOLDER ask for (tune_spaces/emotic/).",
 )
 @progress_option
 @cluster_option

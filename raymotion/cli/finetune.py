@@ -11,12 +11,13 @@ from raymotion.cli.options import access_options, cluster_option, progress_optio
 
 @click.command()
 @click.argument("model")
-@click.option("--samples", required=True, metavar="PARQUET", help="Sample table with human labels and splits.")
-@click.option("--out", required=True, metavar="DIR", help="Folder for the table, its plot, and every checkpoint.")
+@click.option("--samples", required=True, metavar="FILE", help="Sample table with human labels and splits.")
+@click.option("--out", required=True, metavar="FOLDER", help="Folder for the table, its plot, and every checkpoint.")
 @click.option(
     "--recipe",
     default="finetune-student",
     show_default=True,
+    metavar="RECIPE",
     help="Data and optimiser settings of the runs: a YAML file, or the name of one that comes with raymotion.",
 )
 @click.option(

@@ -33,14 +33,14 @@ def push(model: str, target: str, private: bool, revision: str | None, overwrite
 
 @click.command()
 @click.argument("source")
-@click.option("--out", required=True, metavar="DIR", help="Folder or address of the copy.")
-@click.option("--revision", help="Branch, tag or commit of the repository.  [default: main]")
-@click.option("--overwrite", is_flag=True, help="Replace another checkpoint in DIR.")
+@click.option("--out", required=True, metavar="FOLDER", help="Folder or address of the copy.")
+@click.option("--revision", metavar="REVISION", help="Branch, tag or commit of the repository.  [default: main]")
+@click.option("--overwrite", is_flag=True, help="Replace another checkpoint in FOLDER.")
 def pull(source: str, out: str, revision: str | None, overwrite: bool) -> None:
     """Copy a checkpoint from the Hugging Face hub, or from another folder.
 
     SOURCE is owner/name on the hub, or a folder or an address. Only the files of a checkpoint are fetched, never a
-    pickle, and they are checked before they are put in DIR.
+    pickle, and they are checked before they are put in FOLDER.
 
     \b
     Example:

@@ -42,7 +42,7 @@ def label(settings: LabelSettings, **where: Any) -> None:
 
 @click.command()
 @click.argument("labels")
-@click.option("--out", required=True, metavar="DIR", help="Folder or address of the new data set.")
+@click.option("--out", required=True, metavar="FOLDER", help="Folder or address of the new data set.")
 @settings_from(SelectionPolicy)
 def select(settings: SelectionPolicy, labels: str, out: str) -> None:
     """Choose labels again from the probabilities of a labelled data set, without running a model.

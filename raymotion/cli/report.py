@@ -12,17 +12,17 @@ from raymotion.cli.options import access_options
 \b
 Example:
   raymotion report labels/ --out report.html
-  raymotion report s3://bucket/labels --out s3://bucket/report.html --samples 60
+  raymotion report s3://bucket/labels --out s3://bucket/report.html --examples 60
 """
 )
 @click.argument("labels", metavar="LABELS")
-@click.option("--out", default="report.html", show_default=True, help="Where the page is written; may be s3://.")
+@click.option("--out", default="report.html", show_default=True, metavar="FILE", help="Where the page is written; may be s3://.")
 @click.option(
-    "--samples", default=24, show_default=True, type=click.IntRange(0, 500), help="Images shown, with their emotions."
+    "--examples", default=24, show_default=True, type=click.IntRange(0, 500), help="Images shown, with their emotions."
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of the images that are picked at random.")
 @access_options
-def report(labels: str, out: str, samples: int, seed: int) -> None:
+def report(labels: str, out: str, examples: int, seed: int) -> None:
     """Show a labelled data set as one HTML page that opens offline.
 
     LABELS is the folder that `raymotion label` wrote. The first line printed is the verdict of the collapse check:
@@ -30,7 +30,7 @@ def report(labels: str, out: str, samples: int, seed: int) -> None:
     """
     from raymotion.report.page import summary_lines, write_report
 
-    summary = write_report(labels, out, samples_shown=samples, seed=seed)
+    summary = write_report(labels, out, samples_shown=examples, seed=seed)
     click.secho(summary.headline, fg="red" if summary.collapse.collapsed else None, bold=True)
     for line in summary_lines(summary):
         click.echo(line)

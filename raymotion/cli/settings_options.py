@@ -56,8 +56,11 @@ def _parameter(name: str, option: str, field: FieldInfo, is_argument: bool, requ
     metavar = next((str(mark) for mark in marks if isinstance(mark, Metavar)), None)
     if is_argument:
         metavar = metavar or option.upper()
-        return click.argument(name, required=required, metavar=metavar if required else f"[{metavar}]")
-    common: dict[str, Any] = {"help": _help(field), "required": required}
+        shown = f"[{metavar}]" if not field.is_required() else metavar
+        return click.argument(name, required=required, metavar=shown)
+    # Of settings that a file may hold too, click does not know which are required.
+    marked = "  [required]" if field.is_required() and not required else ""
+    common: dict[str, Any] = {"help": _help(field) + marked, "required": required}
     if kind is bool:
         off = field.default is True
         return click.option(

@@ -48,7 +48,7 @@ def run(settings: StudySettings, **where: Any) -> None:
     "--out",
     default="report",
     show_default=True,
-    metavar="DIR",
+    metavar="FOLDER",
     help="Folder for index.html, the tables as CSV and evaluation_metrics.txt; may be s3://.",
 )
 def report(folder: str, out: str) -> None:

@@ -37,4 +37,4 @@ def tune(settings: TuneSettings, **where: Any) -> None:
     for line in configuration_lines(record, record.stages[0]):
         click.echo(line)
     winner = f"{settings.out.rstrip('/')}/winner.yaml"
-    click.echo(f"wrote {settings.out}; train the winner: raymotion train {winner} --out DIR")
+    click.echo(f"wrote {settings.out}; train the winner: raymotion train {winner} --out FOLDER")

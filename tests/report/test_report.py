@@ -209,7 +209,7 @@ def test_from_bucket_to_bucket(labels_folder: Build, s3: str) -> None:
 
 def test_command(labels_folder: Build, tmp_path: Path) -> None:
     folder, out = labels_folder(60, teacher_skill=1.0), tmp_path / "page.html"
-    result = CliRunner().invoke(raymotion, ["report", str(folder), "--out", str(out), "--samples", "6"])
+    result = CliRunner().invoke(raymotion, ["report", str(folder), "--out", str(out), "--examples", "6"])
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
     assert lines[0].startswith("Collapse check passed")
