@@ -64,7 +64,9 @@ cluster_option = click.option(
 set_option = click.option(
     "--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Override one setting (repeatable)."
 )
-config_option = click.option("--config", metavar="YAML", help="File of settings, the required ones too; options override it.")
+config_option = click.option(
+    "--config", metavar="YAML", help="File of settings, the required ones too; options override it."
+)
 
 
 def settings_from(

@@ -16,7 +16,9 @@ Example:
 """
 )
 @click.argument("labels", metavar="LABELS")
-@click.option("--out", default="report.html", show_default=True, metavar="FILE", help="Where the page is written; may be s3://.")
+@click.option(
+    "--out", default="report.html", show_default=True, metavar="FILE", help="Where the page is written; may be s3://."
+)
 @click.option(
     "--examples", default=24, show_default=True, type=click.IntRange(0, 500), help="Images shown, with their emotions."
 )

@@ -1,4 +1,4 @@
-"""The records of any table of the user's own: csv, tsv, JSON, JSON Lines, Parquet, ImageFolder, or WebDataset.
+"""The records of any table of the user's own: csv, tsv, JSON, Parquet, Hugging Face, ImageFolder, or WebDataset.
 
 An **ImageFolder** is a folder with `metadata.csv` or `metadata.jsonl` (columns `file_name` and others), in it or in
 its folders train, validation and test; without such a file, the folder of a picture is its label. A **WebDataset** is
@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from raymotion import storage
+from raymotion.data.hugging_face import class_names, features_of, is_hugging_face, named, rows_of
 from raymotion.data.images.files import EXTENSIONS, list_pictures
 from raymotion.data.text_rows import columns_of, delimited_rows, json_lines, read_json
 from raymotion.errors import InputError, located
@@ -41,12 +42,15 @@ def records_of(path: str, *, verbatim: Sequence[str] = ()) -> tuple[list[str], I
     """Returns the names of the columns, and place and cells of each row.
 
     Args:
-        path: a file, a folder, an address of a file, or a pattern (`shards/*.tar`) of local files.
+        path: a file, a folder, an address of a file, a pattern (`shards/*.tar`) of local files, or `hf:...`
+            (`data.hugging_face`).
         verbatim: columns of a tsv with paths, in which a backslash is not an escape.
 
     Raises:
         InputError: nothing is there, or it is of no known format; reading may raise it too.
     """
+    if is_hugging_face(path):
+        return _hugging_face(path)
     paths = _expanded(path)
     if len(paths) == 1 and storage.is_dir(paths[0]):
         return _image_folder(paths[0])
@@ -72,9 +76,9 @@ def _expanded(path: str) -> list[str]:
 def _table(path: str, verbatim: Sequence[str]) -> tuple[list[str], Iterator[Record]]:
     kind = storage.suffix(path)
     if kind == ".parquet":
-        table = storage.read_table(path)
-        rows = enumerate(table.to_pylist())
-        return table.column_names, (({"path": path, "row": number}, row) for number, row in rows)
+        with storage.open_parquet(path, remedy="Write it again.") as file:
+            schema = file.schema_arrow
+        return schema.names, _parquet_rows(path, class_names(features_of(schema.metadata)))
     if kind in (".jsonl", ".ndjson", ".json"):
         values = _json_records(path, kind)
         return list(dict.fromkeys(name for _, value in values for name in value)), iter(values)
@@ -92,6 +96,31 @@ def _table(path: str, verbatim: Sequence[str]) -> tuple[list[str], Iterator[Reco
         path=path,
         remedy="Give a .csv, .tsv, .json, .jsonl, .parquet or .tar, or a folder with metadata.csv or of labels.",
     )
+
+
+def _parquet_rows(path: str, classes: Mapping[str, Sequence[str]]) -> Iterator[Record]:
+    """Yields the rows of a Parquet file, some at a time: cells may hold pictures."""
+    number = 0
+    with storage.open_parquet(path, remedy="Write it again.") as file:
+        for batch in file.iter_batches(batch_size=256):
+            for row in batch.to_pylist():
+                place: Where = {"path": path, "row": number}
+                with located(**place):
+                    row |= {column: named(row[column], names) for column, names in classes.items()}
+                yield place, row
+                number += 1
+
+
+def _hugging_face(path: str) -> tuple[list[str], Iterator[Record]]:
+    columns, splits, rows = rows_of(path)
+    # A single split is the whole set, whatever it is called.
+    has_splits = len(splits) > 1 and SPLIT not in columns
+
+    def each() -> Iterator[Record]:
+        for split, number, row in rows:
+            yield {"path": path, "row": f"{number} of {split}"}, {**row, **({SPLIT: split} if has_splits else {})}
+
+    return [*columns, *([SPLIT] if has_splits else [])], each()
 
 
 def _json_records(path: str, kind: str) -> list[Record]:

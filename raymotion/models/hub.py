@@ -23,10 +23,10 @@ from raymotion.folders.lock import one_writer_of
 from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info
 from raymotion.models.checkpoint_files import ANSWERS, CARD, CONFIG, TRAINING, WEIGHTS, read_config
 from raymotion.stores.local_files import disk_full, is_full, replaced
-from raymotion.weights import HUB, first_line
+from raymotion.weights import HUB, REPOSITORY, first_line
 
 SCHEME = "hf://"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w-]*(\.[\w-]+)*/[A-Za-z0-9][\w-]*(\.[\w-]+)*")
+HUB_ID = re.compile(REPOSITORY)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from raymotion.data.readers.table import TableReader
 from raymotion.data.samples import read_samples, scale_of, vocabulary_of
@@ -180,3 +182,104 @@ def test_the_header_is_found_whatever_the_delimiter(names: list[str]) -> None:
         return
     for mark in ",;\t":
         assert columns_of(mark.join(names) + "\n", "t.csv") == names
+
+
+def pictures(folder: Path, count: int) -> list[bytes]:
+    """JPEG and PNG files of one colour each, as bytes."""
+    folder.mkdir(exist_ok=True)
+    found = []
+    for i in range(count):
+        path = folder / f"{i}.{'png' if i % 2 else 'jpg'}"
+        Image.new("RGB", (20, 16), (40 * i, 90, 200 - 30 * i)).save(path)
+        found.append(path.read_bytes())
+    return found
+
+
+@pytest.fixture
+def hub_set(tmp_path: Path) -> Any:
+    """A data set of Hugging Face with pictures, class numbers and lists of them, in two splits."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "text": datasets.Value("string"),
+            "label": datasets.List(datasets.ClassLabel(names=["awe", "joy", "fear"])),
+        }
+    )
+    data = pictures(tmp_path / "raw", 6)
+
+    def part(rows: range) -> Any:
+        values = {
+            "image": [{"bytes": data[i], "path": f"{i}.jpg" if i != 2 else None} for i in rows],
+            "text": [f"picture {i}" for i in rows],
+            "label": [[i % 3, 1] if i % 3 != 1 else [1] for i in rows],
+        }
+        return datasets.Dataset.from_dict(values, features=features)
+
+    return datasets.DatasetDict({"train": part(range(4)), "validation": part(range(4, 6))}), data
+
+
+@pytest.mark.parametrize("kind", ["save_to_disk", "folder of Parquet", "Parquet"])
+def test_a_data_set_of_hugging_face_gives_named_classes_and_pictures_as_files(
+    tmp_path: Path, hub_set: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, data = hub_set
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    place = tmp_path / "set"
+    if kind == "save_to_disk":
+        found.save_to_disk(str(place))
+    else:
+        place.mkdir()
+        for split, part in found.items():
+            part.to_parquet(str(place / f"{split}-00000-of-00001.parquet"))
+    path = str(place / "*.parquet") if kind == "Parquet" else f"hf:{place}"
+    reader = TableReader(path=path, pictures=str(tmp_path / "out"), vocabulary_from_data=True, no_split=True)
+    table, _ = reader.read()
+    assert table["labels"].to_pylist() == [
+        ["awe", "joy"], ["joy"], ["fear", "joy"], ["awe", "joy"], ["joy"], ["fear", "joy"],
+    ]  # fmt: skip
+    if kind != "Parquet":  # whose files no column names a split of
+        assert table["split"].to_pylist() == ["train"] * 4 + ["val"] * 2
+    assert table["captions"].to_pylist() == [[f"picture {i}"] for i in range(6)]
+    addresses = table["image_uri"].to_pylist()
+    assert [Path(own).read_bytes() for own in addresses] == data
+    assert [Path(own).suffix for own in addresses] == [".jpg", ".png"] * 3
+    assert table["sample_id"].to_pylist()[0] == "table:0.jpg"
+    again, _ = reader.read()
+    assert again == table and len(list((tmp_path / "out").rglob("*.*"))) == 6
+
+
+def test_pictures_in_cells_need_a_place_and_names_that_are_read_do_not(tmp_path: Path) -> None:
+    data = pictures(tmp_path / "raw", 1)[0]
+    pq.write_table(pa.table({"image": [data], "caption": ["A field."]}), tmp_path / "bytes.parquet")
+    with pytest.raises(InputError, match=r"row 0: the image column holds pictures.*--pictures FOLDER"):
+        read(tmp_path / "bytes.parquet")
+    table, _ = read(tmp_path / "bytes.parquet", pictures=str(tmp_path / "out"))
+    assert Path(table["image_uri"][0].as_py()).read_bytes() == data
+    cells = [{"bytes": None, "path": str(tmp_path / "raw/0.jpg")}]
+    pq.write_table(pa.table({"image": cells, "caption": ["A field."]}), tmp_path / "path.parquet")
+    table, _ = read(tmp_path / "path.parquet")
+    assert table["image_uri"].to_pylist() == [str(tmp_path / "raw/0.jpg")]
+
+
+def test_a_class_number_beyond_the_names_is_an_error_with_its_row(tmp_path: Path) -> None:
+    features = {"label": {"names": ["awe"], "_type": "ClassLabel"}}
+    table = pa.table({"caption": ["a", "b"], "label": [0, 7]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"t\.parquet, row 1: there is no class 7 of 1 \(awe"):
+        read(tmp_path / "t.parquet", vocabulary_from_data=True)
+
+
+@pytest.mark.parametrize("name", ["hf:nobody/nothing", "hf:{tmp_path}/nowhere", "hf:{tmp_path}/empty"])
+def test_a_data_set_that_is_not_there_is_one_line(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"hf:.*: (cannot be read \(.*\)\. Write|there is no folder .*) hf:owner/name"):
+        TableReader(path=name.format(tmp_path=tmp_path)).read()
+
+
+def test_without_the_library_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match=r"not installed\. Install it: pip install 'raymotion\[datasets\]'"):
+        TableReader(path="hf:owner/name").read()

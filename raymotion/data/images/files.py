@@ -133,6 +133,17 @@ def _walk(content: FolderContent) -> Iterator[str]:
                 content.special += 1
 
 
+def extension_of(data: bytes, name: str = "") -> str:
+    """Returns the extension of a picture's format, from its first bytes; else that of `name`, which may have none."""
+    for mark, extension in ((b"\xff\xd8", ".jpg"), (b"\x89PNG", ".png"), (b"BM", ".bmp")):
+        if data.startswith(mark):
+            return extension
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return ".webp"
+    found = posixpath.splitext(name)[1].lower()
+    return found if found in EXTENSIONS else ""
+
+
 def is_unicode(text: str) -> bool:
     """Returns whether `text` is valid Unicode; file names can be any bytes, and JSON can contain lone surrogates."""
     try:

@@ -7,6 +7,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 
@@ -16,6 +17,8 @@ from pydantic import Field
 from raymotion import storage
 from raymotion.config import File, Folder, Metavar
 from raymotion.data.captions import is_readable, one_line
+from raymotion.data.hugging_face import is_hugging_face, short_name
+from raymotion.data.images.files import extension_of
 from raymotion.data.readers.reader import Reader, Report, noted, report_line
 from raymotion.data.records import KEY, SPLIT_WORDS, records_of
 from raymotion.data.samples import DIMENSIONS, table_from_rows
@@ -65,9 +68,10 @@ class TableReport(Report):
 
 
 class TableReader(Reader):
-    """Any table with a row for each picture: csv, tsv, JSON, JSON Lines, Parquet, ImageFolder or WebDataset.
+    """Any table with a row for each picture: csv, tsv, JSON, Parquet, ImageFolder, WebDataset or Hugging Face.
 
-    PATH is a file, a folder with metadata.csv or one folder for each label, or a pattern ('shards/*.tar').
+    PATH is a file, a folder with metadata.csv or one folder for each label, a pattern ('shards/*.tar'), or a data set
+    of Hugging Face: hf:owner/name, hf:owner/name:CONFIG or hf:FOLDER (pip install 'raymotion[datasets]').
 
     Columns are found by their usual names, and named where they have others. Labels are a list, a text with separators,
     columns of 0 and 1 (--label-columns), or one row for each annotator of a picture (--annotators). Without a column of
@@ -79,6 +83,7 @@ class TableReader(Reader):
           --vocabulary-from-data --out mine.parquet
       raymotion data prepare table ratings.parquet --label-columns happy,sad --vocabulary mine.txt --out mine.parquet
       raymotion data prepare table 'shards/*.tar' --vocabulary mikels-8 --out mine.parquet
+      raymotion data prepare table hf:owner/name --pictures pictures/ --vocabulary-from-data --out mine.parquet
     """
 
     path: File
@@ -118,6 +123,9 @@ class TableReader(Reader):
     min_count: int = Field(1, ge=1, description="With --vocabulary-from-data: leave out labels on fewer rows.")
     images: Folder | None = Field(
         None, description="Folder that picture files are relative to. Default: the folder of the table."
+    )
+    pictures: Folder | None = Field(
+        None, description="Folder to write pictures to that are in the table itself (Parquet, Hugging Face)."
     )
     val_fraction: Annotated[float, Metavar("SHARE")] = Field(0.1, description="Share of images for validation.")
     test_fraction: Annotated[float, Metavar("SHARE")] = Field(0.1, description="Share of images for the test.")
@@ -226,11 +234,9 @@ class TableReader(Reader):
     ) -> dict[str, Any]:
         row: dict[str, Any] = {"captions": [], "source": "table", "image_uri": None}
         cells = {what: record.get(name) for name, what in used.items()}
-        image = cells.get("image")
-        if isinstance(image, Mapping):
-            raise InputError(
-                "the image column holds pictures, not their files", remedy="Save the pictures, and name their files."
-            )
+        image, own_name = cells.get("image"), cells.get("image")
+        if isinstance(image, Mapping | bytes):
+            image, own_name = self._picture(image)
         if image is not None and str(image).strip():
             row["image_uri"] = self._address(str(image).strip())
         elif "image" in cells:
@@ -243,7 +249,7 @@ class TableReader(Reader):
             else:
                 report.empty_captions += 1
         given = cells.get("sample_id")
-        row["sample_id"] = f"table:{given}" if given not in (None, "") else f"table:{image or number}"
+        row["sample_id"] = f"table:{given}" if given not in (None, "") else f"table:{own_name or number}"
         group = cells.get("group_id")
         row["group_id"] = f"table:{group}" if group not in (None, "") else row["image_uri"] or row["sample_id"]
         if (split := cells.get("split")) not in (None, ""):
@@ -261,6 +267,24 @@ class TableReader(Reader):
             report.unlabelled += row["labels"] is None
         return row
 
+    def _picture(self, cell: Mapping[str, Any] | bytes) -> tuple[str | None, str | None]:
+        """Writes a picture that a cell holds, in the form of Hugging Face or as bytes; returns its address and name."""
+        data, name = (cell, None) if isinstance(cell, bytes) else (cell.get("bytes"), cell.get("path"))
+        if data is None:
+            return name, name
+        if not isinstance(data, bytes):
+            raise InputError(f"the image column holds {cell!r:.80}", remedy="Name files, or give bytes and path.")
+        if self.pictures is None:
+            raise InputError(
+                "the image column holds pictures, not their files",
+                remedy="Give --pictures FOLDER: they are written there.",
+            )
+        digest = sha256(data).hexdigest()[:20]
+        path = storage.join(storage.absolute(self.pictures), digest[:2], digest + extension_of(data, str(name or "")))
+        if not storage.exists(path):
+            storage.write_bytes(path, data, durable=False)
+        return path, posixpath.basename(str(name)) if name else digest
+
     def _address(self, name: str) -> str:
         if storage.is_remote(name) or posixpath.isabs(name):
             return name
@@ -277,7 +301,7 @@ class TableReader(Reader):
 
     def _vocabulary(self, rows: Sequence[dict[str, Any]], one_hot: Sequence[str], report: TableReport) -> Vocabulary:
         counts = Counter(label for row in rows for label in row.get("labels") or ())
-        stem = PurePosixPath(str(self.path)).stem
+        stem = short_name(self.path) if is_hugging_face(self.path) else PurePosixPath(self.path).stem
         if self.vocabulary is not None and self.vocabulary_from_data:
             raise InputError("--vocabulary and --vocabulary-from-data are given", remedy="Give one of them.")
         if self.vocabulary is not None:
