@@ -77,7 +77,11 @@ def _write_choice(
     vocabulary: Vocabulary,
     job_digest: str | None,
 ) -> dict[str, Any]:
-    """Writes the parts of `source` to `target` with these labels (n, L) and selected (n,); returns the choice's record."""
+    """Writes the parts of `source` to `target` with these labels and selections; returns the record of the choice.
+
+    Args:
+        mask: (n, L) bool. selected: (n,) bool.
+    """
     start = 0
     for name, table in read_parts(source):
         rows = slice(start, start + table.num_rows)
@@ -173,6 +177,8 @@ def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectSettin
         if marks and FileMark.of(data).sha256 not in {mark.sha256 for mark in marks}:
             raise Damaged("is not what was committed", path=path, remedy=VERIFY)
         storage.write_bytes(storage.join(target, name), data)
+    if storage.exists(manifest := storage.join(source, ledger.MANIFEST)):
+        storage.write_bytes(storage.join(target, ledger.MANIFEST), storage.read_bytes(manifest))
     model, collapse = record["model"], record.get("collapse")
     if collapse is None or not policy.is_uncertain:
         collapse = check_labels(

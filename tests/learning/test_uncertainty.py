@@ -80,9 +80,7 @@ def test_the_choice_does_not_depend_on_the_order_of_rows(seed: int, n: int, coun
     picked = pick_rows(scores, mask, ids, groups, count, seed=seed)
     assert len({groups[i] for i in picked}) == len(picked) == min(count, len(set(groups)))
     order = data.draw(st.permutations(range(n)))
-    again = pick_rows(
-        scores[order], mask[order], [ids[i] for i in order], [groups[i] for i in order], count, seed=seed
-    )
+    again = pick_rows(scores[order], mask[order], [ids[i] for i in order], [groups[i] for i in order], count, seed=seed)
     assert [ids[i] for i in picked] == [ids[order[i]] for i in again]
 
 
