@@ -14,6 +14,7 @@ from raymotion.batch import ledger
 from raymotion.batch.card import write_card
 from raymotion.batch.label_dataset import labels_vocabulary, load_labels, matrix_of, read_labels_record, read_parts
 from raymotion.batch.preflight import check_folder, free_if_nothing_committed, remove_parts
+from raymotion.batch.uncertain import SelectSettings, choose_uncertain
 from raymotion.config import digest_of
 from raymotion.data.parts import JOB, VERIFY, FileMark, part_marks, read_job, write_job
 from raymotion.errors import Damaged, InputError
@@ -58,21 +59,36 @@ def choose_globally(
     """
     ids: list[str] = []
     matrices: list[np.ndarray] = []
-    sizes = []
     for _, table in read_parts(source, ["sample_id", "probabilities"]):
         ids.extend(table.column("sample_id").to_pylist())
         matrices.append(matrix_of(table).copy())
-        sizes.append(table.num_rows)
     mask, selected = policy.choose(
         np.concatenate(matrices), ids, None if thresholds is None else np.asarray(thresholds)
     )
+    return _write_choice(source, target, policy, mask, selected, vocabulary, job_digest)
+
+
+def _write_choice(
+    source: str,
+    target: str,
+    policy: SelectionPolicy,
+    mask: np.ndarray,
+    selected: np.ndarray,
+    vocabulary: Vocabulary,
+    job_digest: str | None,
+) -> dict[str, Any]:
+    """Writes the parts of `source` to `target` with these labels and selections; returns the record of the choice.
+
+    Args:
+        mask: (n, L) bool. selected: (n,) bool.
+    """
     start = 0
-    for (name, table), size in zip(read_parts(source), sizes, strict=True):
-        rows = slice(start, start + size)
+    for name, table in read_parts(source):
+        rows = slice(start, start + table.num_rows)
         chosen = with_choice(table, mask[rows], selected[rows], vocabulary)
         data = storage.finite_parquet(storage.join(target, name), chosen)
         _replace_part(source, target, name, data, job_digest)
-        start += size
+        start += table.num_rows
     return {"selection": policy.model_dump(mode="json"), "selected": int(selected.sum()), "labels": int(mask.sum())}
 
 
@@ -128,10 +144,11 @@ def check_labels(
 
 
 @one_writer_of("out")
-def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectionPolicy) -> dict[str, Any]:
+def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectSettings) -> dict[str, Any]:
     """Writes a labelled data set with the choice of another policy to `out`; returns its record.
 
-    Parts, quarantine and commits are the same except for the columns labels and selected.
+    Parts, quarantine and commits are the same except for the columns labels and selected. The policy `uncertain` keeps
+    the labels, and with them the collapse check.
     """
     source, target = storage.absolute(labels), storage.absolute(out)
     record = read_labels_record(source)
@@ -148,17 +165,25 @@ def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectionPol
     chosen = {**record, "digest": digest, "settings": settings, "identity": identity, "selected_from": source}
     # Until all parts are written, the record marks the folder as unfinished.
     write_job(target, {**chosen, "status": "running"})
-    choice = choose_globally(source, target, policy, vocabulary, thresholds, job_digest=digest)
+    if policy.is_uncertain:
+        found = choose_uncertain(source, policy)
+        choice = _write_choice(source, target, policy, found.mask, found.selected, vocabulary, digest)
+        choice["notes"] = found.notes
+    else:
+        choice = choose_globally(source, target, policy, vocabulary, thresholds, job_digest=digest)
     for name, marks in part_marks(source, quarantine=True).items():
         path = storage.join(source, name)
         data = storage.require(path)
         if marks and FileMark.of(data).sha256 not in {mark.sha256 for mark in marks}:
             raise Damaged("is not what was committed", path=path, remedy=VERIFY)
         storage.write_bytes(storage.join(target, name), data)
-    model = record["model"]
-    collapse = check_labels(
-        target, vocabulary, model.get("prior"), model.get("validation"), record.get("notices") or ()
-    )
+    if storage.exists(manifest := storage.join(source, ledger.MANIFEST)):
+        storage.write_bytes(storage.join(target, ledger.MANIFEST), storage.read_bytes(manifest))
+    model, collapse = record["model"], record.get("collapse")
+    if collapse is None or not policy.is_uncertain:
+        collapse = check_labels(
+            target, vocabulary, model.get("prior"), model.get("validation"), record.get("notices") or ()
+        )
     chosen |= {"choice": choice, "collapse": collapse}
     write_card(target, chosen)
     write_job(target, chosen)

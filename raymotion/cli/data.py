@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from raymotion.cli.annotation import export
 from raymotion.cli.faces import faces
 from raymotion.cli.options import access_options
 from raymotion.cli.settings_options import options_from
@@ -30,7 +31,7 @@ CORRUPT = click.option(
 
 @click.group()
 def data() -> None:
-    """Prepare sample tables from raw data sets, show, merge and split them, or make synthetic ones.
+    """Prepare sample tables from raw data sets, show, merge and split them, make synthetic ones, or export tasks.
 
     \b
     Example:
@@ -39,7 +40,7 @@ def data() -> None:
     """
 
 
-for own in (faces, show, merge, split):
+for own in (faces, show, merge, split, export):
     data.add_command(own)
 
 

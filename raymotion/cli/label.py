@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from raymotion.batch.labels import LabelSettings
+from raymotion.batch.uncertain import SelectSettings
 from raymotion.cli.options import cluster_option, progress_option, settings_from
-from raymotion.learning.selection import SelectionPolicy
 
 
 @click.command()
@@ -43,13 +43,15 @@ def label(settings: LabelSettings, **where: Any) -> None:
 @click.command()
 @click.argument("labels")
 @click.option("--out", required=True, metavar="FOLDER", help="Folder or address of the new data set.")
-@settings_from(SelectionPolicy)
-def select(settings: SelectionPolicy, labels: str, out: str) -> None:
-    """Choose labels again from the probabilities of a labelled data set, without running a model.
+@settings_from(SelectSettings)
+def select(settings: SelectSettings, labels: str, out: str) -> None:
+    """Choose labels again from the probabilities of a labelled data set, or rows to look at, without running a model.
 
     \b
     Example:
       raymotion select labels/ --policy top-per-class --count 500 --out labels-balanced/
+      raymotion select labels/ --policy uncertain --count 200 --out ask/
+      raymotion select labels/ --policy uncertain --count 200 --against labels-seed1/ --out ask/
     """
     from raymotion.batch.choice import select as run
     from raymotion.cli.summary import print_verdict
@@ -62,6 +64,10 @@ def select(settings: SelectionPolicy, labels: str, out: str) -> None:
     click.echo(
         f"{choice['selected']} of {record['counts']['good']} images selected, {choice['labels']} labels -> {out}"
     )
+    for note in choice.get("notes", ()):
+        click.echo(f"note: {note}")
+    if settings.is_uncertain:
+        click.echo(f"next: raymotion review {out} --out review/, or raymotion data export label-studio {out} ...")
 
 
 @click.command()

@@ -83,8 +83,8 @@ def settings_from(
         without, shape: passed to `options_from`.
     """
     inner: Any = Settings if part is None else model.model_fields[part].annotation
-    root = [base for base in model.__mro__ if issubclass(base, Settings)][-2]  # JobSettings, or `model` itself
-    shared = set(root.model_fields) - {"samples", "out"} if root is not model else set()
+    root = [base for base in model.__mro__ if issubclass(base, Settings)][-2]  # JobSettings, for a job
+    shared = set(root.model_fields) - {"samples", "out"} if root is not model and "out" in root.model_fields else set()
     own = set(model.model_fields) - shared
     shape |= {"required": not file}
 

@@ -16,6 +16,7 @@ Missing values are null (or an empty list of captions), and models mask them.
 | valence_sd, arousal_sd, dominance_sd | float32, nullable, optional | spread of the ratings, on that scale |
 | split | string, nullable | train, val or test |
 | source | string | the data set |
+| label_source | string, nullable, optional | where people's labels came from: `review/kept`, `cvat/corrected` |
 """
 
 from __future__ import annotations
@@ -57,10 +58,12 @@ SCHEMA = pa.schema(
     ]
 )
 
-# Optional columns.
-OPTIONAL = pa.schema([pa.field(f"{name}_sd", pa.float32()) for name in ("valence", "arousal", "dominance")])
 DIMENSIONS = ("valence", "arousal", "dominance")
-NUMBERS = (*DIMENSIONS, *OPTIONAL.names)
+NUMBERS = (*DIMENSIONS, *(f"{name}_sd" for name in DIMENSIONS))
+# Optional columns.
+OPTIONAL = pa.schema(
+    [*(pa.field(name, pa.float32()) for name in NUMBERS[len(DIMENSIONS) :]), pa.field("label_source", pa.string())]
+)
 SCALE_KEY = b"raymotion.scale"
 # In the metadata of a table whose image addresses are relative to its folder.
 RELATIVE_KEY = b"raymotion.relative"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -115,17 +115,19 @@ class SelectionPolicy(Settings):
     sample_fraction: float = Field(1.0, gt=0, le=1, description="share of the images to select from")
     seed: int = Field(0, description="seed of the sampled share")
 
+    # The settings that each policy uses, besides those that all do.
+    USED: ClassVar[dict[str, set[str]]] = {
+        "top-per-image": {"count"},
+        "threshold": {"threshold"},
+        "class-thresholds": set(),
+        "top-per-class": {"count", "minimum"},
+    }
+
     @model_validator(mode="after")
-    def _only_what_is_used(self) -> SelectionPolicy:
+    def _only_what_is_used(self) -> Any:
         """Refuses values that the policy does not use: they were meant for another one."""
-        used = {
-            "top-per-image": {"count"},
-            "threshold": {"threshold"},
-            "class-thresholds": set[str](),
-            "top-per-class": {"count", "minimum"},
-        }[self.policy]
-        for name in ("count", "threshold", "minimum"):
-            if name not in used and getattr(self, name) != type(self).model_fields[name].default:
+        for name in sorted(set[str]().union(*self.USED.values()) - self.USED[self.policy]):
+            if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} is not used by the policy {self.policy}")
         return self
 

@@ -1,8 +1,8 @@
 """A static folder in which people review labels: pictures in a grid, filters, and marks that become training labels.
 
 index.html       the page; it opens from a disk, without a network
-data.js          ids, labels and probabilities of all rows
-thumbs/NNN/      a small JPEG of each picture, loaded as one scrolls
+data.js          ids, labels and probabilities of the rows
+thumbs/NNN/      a small JPEG of each picture, loaded as one scrolls; thumbs/of.json names their pictures
 vocabulary.json  for `raymotion data prepare corrections`, which reads the marks that the page saves
 """
 
@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 
 from raymotion import storage
-from raymotion.batch.label_dataset import LabelledSet, load_labels
+from raymotion.batch.label_dataset import load_labels
+from raymotion.config import digest_of
 from raymotion.data.images import decode as images
 from raymotion.data.images.marks import Picture, mark_of
 from raymotion.errors import AccessDenied, AddressRefused, InputError
@@ -51,13 +52,19 @@ class ReviewSummary:
 
 @one_writer_of("out")
 def write_review(
-    labels_dir: storage.PathLike, out: storage.PathLike, *, most: int = 20_000, told: Told | None = None
+    labels_dir: storage.PathLike,
+    out: storage.PathLike,
+    *,
+    most: int = 20_000,
+    everything: bool = False,
+    told: Told | None = None,
 ) -> ReviewSummary:
     """Writes the review folder of a labelled data set; a second call goes on with the thumbnails.
 
     Args:
-        labels_dir: folder of the labelling job.
+        labels_dir: folder of the labelling job, or of `raymotion select`.
         most: largest number of rows, the first ones.
+        everything: show the rows that the selection did not take too. A running job has no selection yet.
         told: called with the number of thumbnails made so far and their total.
 
     Raises:
@@ -66,11 +73,16 @@ def write_review(
     labelled = load_labels(labels_dir)
     if not len(labelled):
         raise InputError("holds no labelled row to review", path=labels_dir)
+    everything = everything or labelled.recorded("status") != "complete"
+    taken = np.arange(len(labelled)) if everything else np.flatnonzero(labelled.selected)
+    if not len(taken):
+        raise InputError("has no selected row to review", path=labels_dir, remedy="Pass --all.")
     target = storage.absolute(out)
     outputs.claim(target)
-    ids, pictures = labelled.pictures()
-    count = min(most, MOST, len(ids))
-    ids, pictures = ids[:count], pictures[:count]
+    rows = taken[: min(most, MOST)]
+    all_ids, all_pictures = labelled.pictures()
+    ids, pictures = [all_ids[row] for row in rows], [all_pictures[row] for row in rows]
+    _keep_thumbs_of(target, ids, pictures)
     problems = _write_thumbs(target, pictures, told)
     reasons, failed = labelled.quarantine(QUARANTINE_SHOWN)
     data = {
@@ -80,8 +92,8 @@ def write_review(
         "uris": [own.uri for own in pictures],
         "problems": problems,
         "steps": STEPS,
-        "probabilities": _packed(labelled, count),
-        "chosen": [np.flatnonzero(row).tolist() for row in labelled.mask[:count]],
+        "probabilities": _packed(labelled.probabilities[rows]),
+        "chosen": [np.flatnonzero(row).tolist() for row in labelled.mask[rows]],
         "per_folder": PER_FOLDER,
         "quarantine": [[row.sample_id, row.image_uri, row.reason, row.message] for row in failed],
     }
@@ -90,17 +102,26 @@ def write_review(
     storage.write_text(storage.join(target, "data.js"), f"const REVIEW = {text};\n")
     storage.write_json(storage.join(target, "vocabulary.json"), labelled.vocabulary.to_dict())
     html = template("review.html.j2").render(
-        title=f"Review of {storage.absolute(labels_dir).rstrip('/').rpartition('/')[2]}", rows=count,
-        left_out=len(labelled) - count, vocabulary=labelled.vocabulary,
+        title=f"Review of {storage.absolute(labels_dir).rstrip('/').rpartition('/')[2]}", rows=len(rows),
+        left_out=len(taken) - len(rows), unselected=len(labelled) - len(taken), vocabulary=labelled.vocabulary,
     )  # fmt: skip
     storage.write_text(storage.join(target, "index.html"), html)  # last: a folder with it is complete
-    return ReviewSummary(str(out), count, count - len(problems), len(problems), sum(reasons.values()))
+    return ReviewSummary(str(out), len(rows), len(rows) - len(problems), len(problems), sum(reasons.values()))
 
 
-def _packed(labelled: LabelledSet, count: int) -> str:
+def _packed(probabilities: np.ndarray) -> str:
     """Returns the probabilities as thousandths, uint16 (n, L) little-endian, in base64."""
-    steps = np.round(labelled.probabilities[:count] * STEPS).clip(0, STEPS)
+    steps = np.round(probabilities * STEPS).clip(0, STEPS)
     return base64.b64encode(np.ascontiguousarray(steps, dtype="<u2").tobytes()).decode()
+
+
+def _keep_thumbs_of(target: str, ids: list[str], pictures: list[Picture]) -> None:
+    """Removes thumbnails that an earlier call made for other rows: they are named by the row's number."""
+    marks = [[name, own.uri, own.mark and own.mark.digest] for name, own in zip(ids, pictures, strict=True)]
+    path, digest = storage.join(target, "thumbs/of.json"), digest_of(marks)
+    if not storage.exists(path) or storage.read_json(path).get("rows") != digest:
+        storage.remove_tree(storage.join(target, "thumbs"))
+        storage.write_json(path, {"rows": digest})
 
 
 def _write_thumbs(target: str, pictures: list[Picture], told: Told | None) -> dict[int, str]:

@@ -67,6 +67,26 @@ def test_a_second_call_goes_on_and_another_folder_is_refused(labels_folder: Buil
         write_review(labels, tmp_path / "other")
 
 
+def test_the_selected_rows_are_shown_with_their_own_thumbnails(
+    labels_folder: Build, tmp_path: Path, runner: Any
+) -> None:
+    labels, out = labels_folder(60, job={"identity": {}}), tmp_path / "review"
+    done = runner("select", labels, "--policy", "uncertain", "--count", 12, "--out", tmp_path / "ask")
+    assert done.code == 0, done.err
+    own = load_labels(tmp_path / "ask")
+    ids, pictures = own.pictures()
+    rows = np.flatnonzero(own.selected)
+    for everything, shown in ((True, np.arange(60)), (False, rows), (True, np.arange(60))):
+        options = ["--all"] if everything else []
+        assert runner("review", tmp_path / "ask", "--out", out, *options).code == 0
+        assert data_of(out)["ids"] == [ids[row] for row in shown]
+        for path in out.rglob("thumbs/*/*.jpg"):
+            with Image.open(path) as thumb, Image.open(str(pictures[shown[int(path.stem)]].uri)) as picture:
+                wanted = picture.convert("RGB").resize(thumb.size)
+                assert np.abs(np.asarray(thumb, np.int16) - np.asarray(wanted, np.int16)).mean() < 12
+        assert ("are not selected" in (out / "index.html").read_text()) is not everything
+
+
 def test_a_script_in_an_id_stays_text(labels_folder: Build, tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq

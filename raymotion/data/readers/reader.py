@@ -1,4 +1,5 @@
-"""The base class of readers of raw data. Each file beside this one is a reader: `my_set` holds `MySetReader`."""
+"""The base class of readers of raw data. Each file beside this one is a reader: `my_set` holds `MySetReader`, which is
+`raymotion data prepare my-set`."""
 
 from __future__ import annotations
 
@@ -125,7 +126,11 @@ def report_line(name: str, value: int | str, count: int = 0, what: str = "") -> 
 def _own() -> dict[str, str]:
     names = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])]
     package = __name__.rpartition(".")[0]
-    return {name: f"{package}.{name}:{name.title().replace('_', '')}Reader" for name in names if name != "reader"}
+    return {
+        name.replace("_", "-"): f"{package}.{name}:{name.title().replace('_', '')}Reader"
+        for name in names
+        if name != "reader"
+    }
 
 
 READERS = Registry("reader", Reader, "raymotion.readers", _own)  # type: ignore[type-abstract]
