@@ -22,7 +22,7 @@ OUT ?= demo
 STUDY ?= study-demo
 ARGS ?=
 
-.PHONY: help env demo study test lint format bench lock clean
+.PHONY: help env demo study test lint format docs bench lock clean
 
 help: ## list the targets
 	@echo "raymotion: label image collections with emotions"
@@ -64,14 +64,18 @@ format: env ## let ruff mend and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: env ## build the documentation as a site (site/index.html); a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict $(ARGS)
+	@echo "site/index.html; with its search: $(BIN)/python -m http.server --directory site"
+
 bench: env ## run every benchmark, one after the other
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
 
 lock: env ## resolve requirements.lock anew (UPGRADE=1: to the newest versions)
-	$(UV) pip compile --quiet pyproject.toml --extra offline --group dev --python-version 3.11 \
+	$(UV) pip compile --quiet pyproject.toml --extra offline --group dev --group docs --python-version 3.11 \
 	    --python-platform x86_64-manylinux_2_28 --no-header --no-annotate --no-emit-index-url \
 	    $(if $(UPGRADE),--upgrade) --output-file requirements.lock
 
 clean: ## remove the environment, caches, the demo and the study
-	rm -rf $(VENV) demo study-demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo study-demo site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,7 +3,14 @@
 import raymotion
 model = raymotion.load("teacher/")
 model.label("photo.jpg", caption="A man laughs.")
-raymotion.label("photos/", model)  # a DataFrame
+frame = raymotion.label("photos/", model)  # a DataFrame
+raymotion.label("photos/", model, out="labels/")  # a labelled folder
+frame = raymotion.open_labels("labels/")
+
+p = frame[frame.attrs["labels"]]  # or anybody's probabilities, as an array
+raymotion.select(p, policy="threshold", threshold=0.4)
+raymotion.evaluate(targets, p)
+raymotion.audit(targets, p)
 """
 
 from __future__ import annotations
@@ -15,16 +22,21 @@ from raymotion.version import __version__
 
 if TYPE_CHECKING:
     from raymotion.batch.label_dataset import open_labels
-    from raymotion.pipeline.predictor import Predictor, label, load
+    from raymotion.batch.label_samples import label
+    from raymotion.evaluation.arrays import audit, evaluate, select
+    from raymotion.pipeline.predictor import Predictor, load
 
-__all__ = ["Predictor", "__version__", "label", "load", "open_labels"]
+__all__ = ["Predictor", "__version__", "audit", "evaluate", "label", "load", "open_labels", "select"]
 
 # Modules of the public names, imported on first use, so that `import raymotion` does not load numpy or torch.
 _HOMES = {
     "Predictor": "raymotion.pipeline.predictor",
-    "label": "raymotion.pipeline.predictor",
+    "audit": "raymotion.evaluation.arrays",
+    "evaluate": "raymotion.evaluation.arrays",
+    "label": "raymotion.batch.label_samples",
     "load": "raymotion.pipeline.predictor",
     "open_labels": "raymotion.batch.label_dataset",
+    "select": "raymotion.evaluation.arrays",
 }
 
 

@@ -284,7 +284,7 @@ def test_two_outputs_are_learned_chosen_and_labelled_together(
     label(LabelSettings(samples=samples, model=two, out=str(out), workers=1), address="auto", progress="none")
     table = pd.read_parquet(out)
     assert {"probabilities", "labels", "selected", "valence"} <= set(table.columns)
-    named = raymotion.open_labels(out).to_pandas()
+    named = raymotion.open_labels(out)
     assert set(VALENCE_3.labels) <= set(named.columns)
     model = raymotion.load(two)
     said = model.label(values={"arousal": 6.0, "dominance": 2.0})

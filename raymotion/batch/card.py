@@ -91,7 +91,7 @@ def card(record: Mapping[str, Any], schema: pa.Schema) -> str:
         lines += ["", f"## Emotions: {vocabulary['name']}, {len(names)} labels", "", ", ".join(names)]
     lines += ["", "## How to open it", "", "Name this folder (here `FOLDER`):", "", "```python"]
     if kind == "labels":
-        lines.append('raymotion.open_labels("FOLDER")  # a pyarrow.Table with one column for each emotion')
+        lines.append('raymotion.open_labels("FOLDER")  # a DataFrame with one column for each emotion')
     lines += [
         'pandas.read_parquet("FOLDER")',
         'pyarrow.dataset.dataset("FOLDER")',

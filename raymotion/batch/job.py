@@ -6,13 +6,14 @@ After any crash the same command continues after the last commit; the resulting 
 from __future__ import annotations
 
 import contextlib
+import html
 import json
 import sys
 import time
 import uuid
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -52,13 +53,22 @@ class JobSummary:
     """The result of a job; `record` is the content of the record file in its folder."""
 
     folder: str
-    record: Mapping[str, Any]
+    record: Mapping[str, Any] = field(repr=False)
     already_complete: bool
 
     @property
     def counts(self) -> Mapping[str, Any]:
         """The number of rows in, good and quarantined, and of failures by reason."""
         return dict(self.record["counts"])
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows: the verdict, the counts and the folder."""
+        lines = [(self.record.get("collapse") or {}).get("headline"), *self.record.get("notices", ())]
+        reasons = [f"{number} {reason}" for reason, number in self.counts["by_reason"].items()]
+        lines.append(
+            f"{self.counts['in']} in = {self.counts['good']} good + {self.counts['quarantined']} in quarantine"
+        )
+        return "<br>".join(html.escape(line) for line in [*lines, *reasons, self.folder] if line)
 
 
 def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind = "auto") -> JobSummary:

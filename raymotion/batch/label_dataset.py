@@ -1,6 +1,6 @@
 """Reads the output folder of a labelling job.
 
-`open_labels` returns one table with a named column for each emotion. `read_parts` yields the parts one by one;
+`open_labels` returns a DataFrame with a named column for each emotion. `read_parts` yields the parts one by one;
 `load_labels` loads the probabilities and reads everything else on demand, for pages and audits.
 """
 
@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,9 @@ from raymotion.data.provenance import MADE_FROM_COLUMNS, begun_at, pictures_of
 from raymotion.errors import InputError
 from raymotion.learning.metrics.multilabel import Evaluation
 from raymotion.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CHOSEN = ["probabilities", "labels", "selected"]
 # Number of parts read at once from an object store.
@@ -130,11 +133,12 @@ class LabelledSet:
         return dict(counts.most_common()), rows
 
 
-def open_labels(folder: storage.PathLike) -> pa.Table:
-    """Returns all rows of a labelled data set, with one float32 column for each emotion instead of `probabilities`.
+def open_labels(folder: storage.PathLike) -> pd.DataFrame:
+    """Returns all rows of a labelled data set as a DataFrame, with one column for each emotion.
 
-    The other columns are sample_id, image_uri, captions, labels, selected and any others in the parts. An emotion named
-    like one of them has its column as `p_NAME`. `.to_pandas()` converts the table to a DataFrame.
+    The other columns are sample_id, image_uri, captions, labels, selected and any others in the parts. An emotion
+    named like one of them has its column as `p_NAME`. `frame[frame.attrs["labels"]]` are the probabilities alone, in
+    the order of the vocabulary.
 
     Raises:
         InputError: the folder is not that of a finished labelling job.
@@ -143,15 +147,17 @@ def open_labels(folder: storage.PathLike) -> pa.Table:
     record = read_labels_record(folder)
     _first(list_parts(folder), folder)
     table = pa.concat_tables(table for _, table in read_parts(folder))
-    if "probabilities" not in table.column_names:
-        return table
-    position, matrix = table.schema.get_field_index("probabilities"), matrix_of(table)
-    table = table.remove_column(position)
-    taken = set(table.column_names)
-    for number, label in enumerate(labels_vocabulary(record, folder).labels):
-        column = pa.array(matrix[:, number], pa.float32())
-        table = table.add_column(position + number, f"p_{label}" if label in taken else label, column)
-    return table
+    names: list[str] = []
+    if "probabilities" in table.column_names:
+        position, matrix = table.schema.get_field_index("probabilities"), matrix_of(table)
+        table = table.remove_column(position)
+        taken = set(table.column_names)
+        names = [f"p_{label}" if label in taken else label for label in labels_vocabulary(record, folder).labels]
+        for number, name in enumerate(names):
+            table = table.add_column(position + number, name, pa.array(matrix[:, number], pa.float32()))
+    frame = table.to_pandas()
+    frame.attrs["labels"] = names
+    return frame
 
 
 def read_labels_record(folder: storage.PathLike, *, complete: bool = True) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raymotion import __version__, storage
+from raymotion import storage
 from raymotion.batch.ledger import ATTEMPTS, MANIFEST, shard_name
 from raymotion.batch.spec import JobSpec
 from raymotion.batch.verify import warn
@@ -35,6 +35,7 @@ from raymotion.data.parts import (
 from raymotion.data.provenance import begun_at, read_made_from, require_same_pictures
 from raymotion.data.samples import require_allowed_images
 from raymotion.errors import InputError, SettingsMismatch
+from raymotion.version import __version__
 
 # Number of prefixes tried in an object store; a data set may have one for each picture.
 MOST_REMOTE_FOLDERS = 32

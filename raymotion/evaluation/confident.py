@@ -17,13 +17,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from raymotion.errors import InputError
 from raymotion.learning.metrics.auc import macro_auc
 from raymotion.learning.significance import FEWEST_IMAGES, verdict_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Draws of labels that are correct by construction.
 LUCK_DRAWS = 10
@@ -69,12 +72,14 @@ class LabelIssues:
         flags: (n, L) bool, labels (given or absent) that are probably wrong.
         quality: (n,) in [0, 1], low for images with doubtful labels (cleanlab's multi-label score).
         scores: (n, L), the probability of the label as given: p if it is present, 1 - p if it is absent.
+        given: (n, L) bool, the labels that were checked.
     """
 
     flags: np.ndarray
     quality: np.ndarray
     scores: np.ndarray
     emotions: list[EmotionIssues]
+    given: np.ndarray
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the counts and each emotion, for JSON."""
@@ -86,6 +91,70 @@ class LabelIssues:
             "mean_quality": float(self.quality.mean()),
             "emotions": [asdict(emotion) for emotion in self.emotions],
         }
+
+    def frame(self) -> pd.DataFrame:
+        """Returns a row for each flagged label, the strongest contradiction first.
+
+        Columns: row (of the arrays), label, kind (`doubtful`: given; `missing`: absent), probability, contradiction
+        (see `rank_contradictions`), quality (of the image's labels).
+        """
+        import pandas as pd
+
+        p = np.where(self.given, self.scores, 1.0 - self.scores)
+        rows, emotions, contradiction = rank_contradictions(self.flags, p, self.given)
+        kinds = np.where(self.given[rows, emotions], "doubtful", "missing")
+        return pd.DataFrame(
+            {
+                "row": rows,
+                "label": [self.emotions[j].label for j in emotions.tolist()],
+                "kind": kinds,
+                "probability": p[rows, emotions],
+                "contradiction": contradiction,
+                "quality": self.quality[rows],
+            }
+        )
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows: the counts, and a row for each emotion."""
+        import pandas as pd
+
+        found, (n, _) = self.to_dict(), self.flags.shape
+        shown = ["label", "given", "auc", "doubtful", "missing", "by_luck", "reason"]
+        table = pd.DataFrame([asdict(own) for own in self.emotions])[shown].to_html(
+            index=False, float_format="{:.3g}".format
+        )
+        return (
+            f"{found['labels_flagged']} labels of {found['images_flagged']} of {n} images are doubtful; "
+            f"{found['labels_flagged_by_luck']:.0f} would be by luck. Emotions judged: {found['judged']}{table}"
+        )
+
+
+def rank_contradictions(
+    wrong: np.ndarray, probabilities: np.ndarray, given: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sorts the k pairs of an image and an emotion that are marked in `wrong`, the strongest contradiction first.
+
+    The contradiction is a rank within the emotion: the share of images to which the predictions would sooner give (or
+    deny) the label. Ranking by probability would put every rare emotion first.
+
+    Args:
+        wrong, given: (n, L) bool.
+        probabilities: (n, L).
+
+    Returns:
+        Image, emotion and contradiction in [0, 1]; (k,) each.
+    """
+    places, emotions = np.nonzero(wrong)
+    own = given[places, emotions]
+    contradiction = np.empty(len(places))
+    for j in range(probabilities.shape[1]):
+        here = emotions == j
+        ordered, said = np.sort(probabilities[:, j]), probabilities[places[here], j]
+        lower = np.searchsorted(ordered, said, side="left")
+        higher = len(probabilities) - np.searchsorted(ordered, said, side="right")
+        contradiction[here] = np.where(own[here], higher, lower) / max(len(probabilities), 1)
+    order = np.lexsort((emotions, places, -contradiction))
+    return places[order], emotions[order], contradiction[order]
 
 
 def find_issues(
@@ -138,7 +207,7 @@ def find_issues(
             )
         )
     scores = np.where(mask, p, 1.0 - p)
-    return LabelIssues(flags, _quality(scores), scores, emotions)
+    return LabelIssues(flags, _quality(scores), scores, emotions, mask)
 
 
 def _not_judged(own: np.ndarray, auc_low: float | None, need_skill: bool) -> str:

@@ -1,8 +1,4 @@
-"""Pairs of an image and an emotion on which two sources disagree, the strongest contradiction first.
-
-The contradiction is a rank within the emotion: the share of images to which the predictions would sooner give (or deny)
-the label. Ranking by probability would put every rare emotion first.
-"""
+"""Pairs of an image and an emotion on which two sources disagree, the strongest contradiction first."""
 
 from __future__ import annotations
 
@@ -14,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from raymotion.batch.label_dataset import LabelledRow, LabelledSet
+from raymotion.evaluation.confident import rank_contradictions
 
 
 @dataclass(frozen=True)
@@ -151,27 +148,19 @@ def rank_disagreements(
         kinds: names of the two kinds: by default (given and not predicted, predicted and not given), with
             `given_is_kind` (not given, given).
     """
-    places, emotions = np.nonzero(wrong)
     p = np.asarray(probabilities, dtype=np.float64)
+    places, emotions, contradiction = rank_contradictions(wrong, p, given)
     own = given[places, emotions]
-    contradiction = np.empty(len(places))
-    for j in range(p.shape[1]):
-        here = emotions == j
-        ordered, said = np.sort(p[:, j]), p[places[here], j]
-        lower = np.searchsorted(ordered, said, side="left")
-        higher = len(p) - np.searchsorted(ordered, said, side="right")
-        contradiction[here] = np.where(own[here], higher, lower) / max(len(p), 1)
-    order = np.lexsort((emotions, places, -contradiction))
     first = ~own if given_is_kind else own
     return Disagreements(
         labelled=labelled,
         rows=rows,
         names=names,
-        places=places[order],
-        emotions=emotions[order],
-        kinds=[kinds[0] if is_first else kinds[1] for is_first in first[order].tolist()],
+        places=places,
+        emotions=emotions,
+        kinds=[kinds[0] if is_first else kinds[1] for is_first in first.tolist()],
         probabilities=p,
-        contradiction=contradiction[order],
+        contradiction=contradiction,
         given=given,
         predicted=predicted,
         quality=quality,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,6 +30,9 @@ from raymotion.learning.metrics.multilabel import (
     metric_text,
 )
 from raymotion.learning.selection import class_thresholds, top_per_image
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Used for checkpoints without thresholds. Most emotions never reach it, and their F1 is low accordingly.
 DEFAULT_THRESHOLD = 0.5
@@ -109,6 +113,23 @@ class Measured:
     chosen: np.ndarray
     always_prior: list[str]
     always_constant: list[str]
+
+    def __getitem__(self, name: str) -> Metric:
+        return self.evaluation[name]
+
+    def frame(self) -> pd.DataFrame:
+        """Returns a row for each metric, with its interval and its baselines."""
+        return self.evaluation.frame()
+
+    def class_frame(self) -> pd.DataFrame:
+        """Returns a row for each label: the fields of `ClassResult`."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(row) for row in self.classes]).set_index("label")
+
+    def _repr_html_(self) -> str:
+        lines = [self.collapse.headline, *self.notes]
+        return "<br>".join(map(html.escape, lines)) + self.frame().to_html(float_format="{:.4f}".format)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything but `chosen`, for JSON without NaN."""

@@ -4,7 +4,7 @@
     model = raymotion.load("teacher/")
     model.label("photo.jpg", caption="A man laughs.")   # {"happy": 0.71, "joy": 0.42, ...}
     model.predict("photos/")                            # a DataFrame, one row for each picture of the folder
-    model.predict(frame)                                # the same, for a DataFrame with image_uri, captions, ...
+    model.predict(frame)                                # the same, for a DataFrame with a column of paths
 
 `Predictor` serves all kinds of models and runs the stages of the labelling job in this process. Inputs that a model was
 not trained on are ignored; `Predictor.not_read` reports them.
@@ -13,7 +13,9 @@ not trained on are ignored; `Predictor.not_read` reports them.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
@@ -23,8 +25,9 @@ from raymotion.data.captions import readable
 from raymotion.data.images import decode as pictures
 from raymotion.data.images.damage import DamagedPolicy
 from raymotion.data.images.files import EXTENSIONS, list_pictures
+from raymotion.data.readers.table import CAPTION_NAMES, IMAGE_NAMES
 from raymotion.data.samples import read_samples
-from raymotion.errors import InputError, NotFinite, RunFailed
+from raymotion.errors import InputError, NotFinite, RunFailed, located
 from raymotion.models.checkpoint import CheckpointInfo, Model
 from raymotion.models.ensemble import load_models
 from raymotion.models.inputs.base import Input
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
 
 CaptionLists: TypeAlias = Sequence[Sequence[str]]
 Pictures: TypeAlias = Sequence["str | os.PathLike[str] | np.ndarray | Image | None"]
+# Samples predicted together where captions are averaged: a shard of the labelling job.
+TOGETHER = 256
 # Boxes of one picture: "body" and "face" -> (x1, y1, x2, y2) in pixels of the whole, upright picture.
 Boxes: TypeAlias = Mapping[str, Sequence[float]]
 
@@ -67,6 +72,12 @@ class Predictor:
         self._built: dict[bool, list[Stage]] = {}
         make_plan(model.info, self._options, pictures=False)  # rejects options that the model does not use
         self._boxes_seen: Boxes | None = None
+
+    def __repr__(self) -> str:
+        labels = self.info.labels
+        says = f"{len(self.vocabulary)} emotions ({self.vocabulary.name})" if labels is not None else "numbers"
+        reads = ", ".join(self.reads)
+        return f"<raymotion {self.info.kind.name} of {self.info.folder}: {reads} -> {says}, on {self.device}>"
 
     @property
     def info(self) -> CheckpointInfo:
@@ -137,36 +148,49 @@ class Predictor:
         *,
         boxes: Sequence[Boxes | None] | None = None,
         batch_size: int = 16,
+        progress: bool | None = None,
     ) -> Any:
         """Predicts many samples.
 
         Args:
             samples: a list of n pictures, each a path or an address, a Pillow picture, uint8 (height, width, 3) upright
-                RGB, or None (or None for no pictures at all); a folder of pictures; or a pandas DataFrame or Arrow
-                table with those columns of a sample table that the model reads (image_uri, captions, body_box,
-                face_box, valence ...).
+                RGB, or None (or None for no pictures at all); a folder of pictures; a sample table (a .parquet); or a
+                pandas DataFrame or Arrow table with a column of pictures (image_uri, path, file_name ...) and the other
+                columns of a sample table that the model reads (captions, body_box, face_box, valence ...).
             captions: for a list of pictures, the captions of each, possibly none. Predictions of several captions are
                 averaged.
             boxes: for a list of pictures, the boxes of each person, or None.
             batch_size: number of pictures per batch.
+            progress: whether to show a bar. None: on a terminal and in a notebook.
 
         Returns:
             For a list of pictures, float32 (n, L) probabilities in vocabulary order, or the values of the first output
             of a model without a vocabulary. For a folder or table, a pandas DataFrame in the same order: sample_id,
-            image_uri, a column for each label and each number, and `failure`, the reason for a missing prediction.
+            image_uri, a column for each label and each number (`p_NAME` if another column has its name), and
+            `failure`, the reason for a missing prediction. The names of the labels are its `attrs["labels"]`.
 
         Raises:
-            InputError: for a list, a sample has no input of the model (see `usable`) or cannot be processed.
+            InputError: for a list, a sample has no input of the model (see `usable`) or cannot be processed; for a
+                table, no column of the model's inputs is known by its name.
             NotFinite: the model returns NaN or infinity.
         """
         if isinstance(samples, str | os.PathLike):
+            if not storage.is_dir(samples):
+                return self.predict(read_samples(samples), captions, batch_size=batch_size, progress=progress)
             content = list_pictures(samples)
             if not content.pictures:
                 raise InputError(f"holds no pictures ({', '.join(EXTENSIONS)})", path=samples, remedy="Check the path.")
             listed = [content.address(name) for name in content.pictures]
-            return self._framed([self._row(i, uri=path) for i, path in enumerate(listed)], batch_size)
-        if hasattr(samples, "to_pylist") or hasattr(samples, "to_dict"):
-            return self._framed(self._rows_of(samples), batch_size)
+            items = [Item(_row(i, uri=path)) for i, path in enumerate(listed)]
+            return self._framed(items, batch_size, progress)
+        if hasattr(samples, "columns"):
+            if captions is not None or boxes is not None:
+                raise InputError(
+                    "captions and boxes of a table are columns of it", remedy="Call them captions, body_box, face_box."
+                )
+            return self._framed(self._items_of(samples), batch_size, progress)
+        if _is_one_picture(samples):
+            raise InputError("one picture was given, not a list", remedy="Give [picture], or use `label`.")
         own_images, own_captions = self._own(samples, captions)
         if boxes is not None and len(boxes) != len(own_images):
             raise InputError(f"{len(own_images)} images have boxes for {len(boxes)}")
@@ -175,13 +199,13 @@ class Predictor:
             own_boxes, is_file = None if boxes is None else boxes[i], isinstance(image, str | os.PathLike)
             uri = storage.absolute(cast(Any, image)) if is_file else None
             pixels = None if image is None or is_file else self._read(cast(Any, image))
-            items.append(Item(self._row(i, texts, own_boxes, uri=uri), pixels=pixels))
+            items.append(Item(_row(i, texts, own_boxes, uri=uri), pixels=pixels))
         first = self._main
         if not items:
             return np.zeros((0, first.width), np.float32)
         for i, item in enumerate(items):
             self._check_boxes(i, item)
-        self._run(items, batch_size)
+        self._run(items, batch_size, progress)
         self._raise_first_failure(items)
         return np.stack([item.output[first.name] for item in items])
 
@@ -214,12 +238,12 @@ class Predictor:
         # A given file must be a picture, even if the model does not use it.
         pixels = None if image is None else self._read(image)
         item = Item(
-            self._row(0, captions if self.reads_text else [], boxes, values),
+            _row(0, captions if self.reads_text else [], boxes, values),
             pixels=pixels if self.reads_images else None,
         )
         self._check_boxes(0, item)
         self._boxes_seen = dict(boxes or {}) if persons else None
-        self._run([item], 1)
+        self._run([item], 1, False)
         if item.failure is not None and item.failure.reason == "no_input":
             if self.reads_text and readable(captions):
                 raise InputError("no caption has a word that this model knows", path=self.info.folder)
@@ -264,32 +288,25 @@ class Predictor:
             captions if captions is not None and self.reads_text else [[]] * n,
         )
 
-    @staticmethod
-    def _row(
-        number: int,
-        captions: Sequence[str] = (),
-        boxes: Boxes | None = None,
-        values: Mapping[str, float] | None = None,
-        *,
-        uri: str | None = None,
-    ) -> dict[str, Any]:
-        unknown = sorted(set(boxes or {}) - set(BOXED))
-        if unknown:
-            raise InputError(f"there is no box called {unknown[0]!r}", remedy=f"Give {' and '.join(BOXED)}.")
-        return {
-            "sample_id": str(number), "group_id": str(number), "image_uri": uri, "captions": list(captions),
-            "split": None, **{f"{name}_box": (boxes or {}).get(name) for name in BOXED}, **(values or {}),
-        }  # fmt: skip
-
-    def _rows_of(self, table: Any) -> list[dict[str, Any]]:
-        rows = table.to_pylist() if hasattr(table, "to_pylist") else table.to_dict("records")
-        found = []
-        for number, row in enumerate(rows):
-            own = {name: value for name, value in row.items() if not _is_missing(value)}
-            captions = own.get("captions", own.get("caption", []))
-            own["captions"] = [captions] if isinstance(captions, str) else list(captions)
-            found.append({**self._row(number), "sample_id": str(own.get("sample_id", number)), **own})
-        return found
+    def _items_of(self, table: Any) -> list[Item]:
+        names = {str(name) for name in getattr(table, "column_names", None) or table.columns}
+        wanted = {name for own in self._used for name in own.columns}
+        wanted |= {_column(names, IMAGE_NAMES)} if self.reads_images else set()
+        wanted |= {_column(names, CAPTION_NAMES)} if self.reads_text else set()
+        if names and not wanted & names:
+            usual = ["image_uri"] * self.reads_images + ["captions"] * self.reads_text
+            raise InputError(
+                f"the table has no column of {self._needs} that is known by its name",
+                remedy=f"Call it {' or '.join(usual)}; its columns are {', '.join(sorted(names))}.",
+            )
+        items = []
+        for row in named_rows(table):
+            picture = row["image_uri"]
+            in_memory = picture is not None and not isinstance(picture, str)
+            with located("the table", row=row["sample_id"]):
+                pixels = self._read(picture) if in_memory and self.reads_images else None
+            items.append(Item({**row, "image_uri": None if in_memory else picture}, pixels=pixels))
+        return items
 
     def _check_boxes(self, number: int, item: Item) -> None:
         from raymotion.data.views.streams import crop
@@ -320,44 +337,54 @@ class Predictor:
             self._built[pictures] = built
         return self._built[pictures]
 
-    def _run(self, items: Sequence[Item], batch_size: int) -> None:
+    def _run(self, items: Sequence[Item], batch_size: int, progress: bool | None) -> None:
         pictures = any(item.pixels is not None or item.row["image_uri"] is not None for item in items)
         *before, last = self._stages(pictures)
         assert isinstance(last, Predict)
         last.batch_size = batch_size
-        for group in _grouped(items, batch_size):
-            for stage in before:
-                if isinstance(stage, DecodeImages):
-                    live = [item for item in group if item.pixels is None and item.row["image_uri"] is not None]
-                else:
-                    live = [item for item in group if item.failure is None]
+        # With averaged captions, many samples together fill the batches better.
+        size = max(batch_size, TOGETHER) if last.whole_shard else batch_size
+        if progress is None:
+            progress = len(items) > size and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+        with _bar(len(items), progress) as bar:
+            for part in _grouped(items, size):
+                for group in _grouped(part, batch_size):
+                    for stage in before:
+                        if isinstance(stage, DecodeImages):
+                            live = [item for item in group if item.pixels is None and item.row["image_uri"] is not None]
+                        else:
+                            live = [item for item in group if item.failure is None]
+                        if live:
+                            stage.process(live)
+                    if last.whole_shard:  # has features by now
+                        _release(group)
+                live = [item for item in part if item.failure is None]
                 if live:
-                    stage.process(live)
-            # With averaged captions, all samples together fill the batches better.
-            if not last.whole_shard:
-                _predict(last, group)
-            for item in group:
-                if item.row["image_uri"] is not None:  # decoded here; those of a long list would fill the memory
-                    item.pixels = None
-        if last.whole_shard:
-            _predict(last, items)
+                    last.process(live)
+                _release(part)
+                bar.update(len(part))
 
-    def _framed(self, rows: list[dict[str, Any]], batch_size: int) -> pd.DataFrame:
+    def _framed(self, items: list[Item], batch_size: int, progress: bool | None) -> pd.DataFrame:
         import pandas as pd
 
-        items = [Item(row) for row in rows]
-        self._run(items, batch_size)
+        self._run(items, batch_size, progress)
         columns: dict[str, list[Any]] = {
             name: [item.row[name] for item in items] for name in ("sample_id", "image_uri")
         }
+        taken = {*columns, "failure"}
+        labels: list[str] = []
         for own in self.model.outputs:
             names = list(own.vocabulary.labels) if own.vocabulary is not None else list(own.named(np.zeros(own.width)))
-            for j, name in enumerate(names):
+            shown = [f"p_{name}" if name in taken else name for name in names]
+            labels += shown if own.vocabulary is not None else []
+            for j, name in enumerate(shown):
                 columns[name] = [
                     float(item.output[own.name][j]) if item.failure is None else float("nan") for item in items
                 ]
         columns["failure"] = [None if item.failure is None else item.failure.message for item in items]
-        return pd.DataFrame(columns)
+        frame = pd.DataFrame(columns)
+        frame.attrs["labels"] = labels
+        return frame
 
     def _raise_first_failure(self, items: Sequence[Item]) -> None:
         failed = [(i, item.failure) for i, item in enumerate(items) if item.failure is not None]
@@ -392,14 +419,97 @@ def _grouped(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
         yield items[start : start + size]
 
 
-def _predict(stage: Predict, items: Sequence[Item]) -> None:
-    live = [item for item in items if item.failure is None]
-    if live:
-        stage.process(live)
+def _release(items: Sequence[Item]) -> None:
+    for item in items:
+        if item.row["image_uri"] is not None:  # decoded here; those of a long list would fill the memory
+            item.pixels = None
+
+
+def _bar(total: int, shown: bool) -> Any:
+    from tqdm import TqdmWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TqdmWarning)  # without ipywidgets the bar is text
+        from tqdm.auto import tqdm
+
+        return tqdm(total=total, disable=not shown, unit=" samples")
+
+
+def named_rows(samples: Any, captions: CaptionLists | None = None) -> list[dict[str, Any]]:
+    """Returns samples as rows of a sample table, without the columns that are missing.
+
+    Args:
+        samples: a DataFrame or Arrow table, whose columns of pictures and captions are found by their usual names, or
+            a list of pictures, or one. Paths become absolute addresses; pictures in memory stay as they are, as
+            `image_uri`.
+        captions: for a list, the captions of each picture.
+
+    Raises:
+        InputError: the captions do not fit the pictures, or captions of a table are given apart.
+    """
+    if hasattr(samples, "columns"):
+        if captions is not None:
+            raise InputError("captions of a table are a column of it", remedy="Call the column captions.")
+        given = samples.to_pylist() if hasattr(samples, "to_pylist") else samples.to_dict("records")
+    else:
+        one = _is_one_picture(samples) or isinstance(samples, str | os.PathLike)
+        pictures = [samples] if one else list(samples)
+        texts: CaptionLists = [()] * len(pictures) if captions is None else captions
+        if len(texts) != len(pictures):
+            raise InputError(f"{len(pictures)} images have captions for {len(texts)}")
+        ids = [os.fspath(own) if isinstance(own, str | os.PathLike) else str(i) for i, own in enumerate(pictures)]
+        given = [
+            {"sample_id": ids[i], "image_uri": own, "captions": texts[i]} for i, own in enumerate(pictures)
+        ]  # fmt: skip
+    names = [str(name) for name in (given[0] if given else ())]
+    image, text = _column(names, IMAGE_NAMES), _column(names, CAPTION_NAMES)
+    rows = []
+    for number, cells in enumerate(given):
+        own = {str(name): value for name, value in cells.items() if not _is_missing(value)}
+        picture, said = own.get(image), own.get(text, [])
+        if isinstance(picture, str | os.PathLike):
+            picture = storage.absolute(picture)
+        own |= {
+            "sample_id": str(own.get("sample_id", number)),
+            "image_uri": picture,
+            "captions": [said] if isinstance(said, str) else list(said),
+        }
+        rows.append({**_row(number), **own})
+    return rows
+
+
+def _column(names: Iterable[str], usual: Sequence[str]) -> str:
+    """Returns the column that is known by its name, else an empty string."""
+    folded = {name.strip().casefold(): name for name in names}
+    return next((folded[name] for name in usual if name in folded), "")
+
+
+def _row(
+    number: int,
+    captions: Sequence[str] = (),
+    boxes: Boxes | None = None,
+    values: Mapping[str, float] | None = None,
+    *,
+    uri: str | None = None,
+) -> dict[str, Any]:
+    unknown = sorted(set(boxes or {}) - set(BOXED))
+    if unknown:
+        raise InputError(f"there is no box called {unknown[0]!r}", remedy=f"Give {' and '.join(BOXED)}.")
+    return {
+        "sample_id": str(number), "group_id": str(number), "image_uri": uri, "captions": list(captions),
+        "split": None, **{f"{name}_box": (boxes or {}).get(name) for name in BOXED}, **(values or {}),
+    }  # fmt: skip
 
 
 def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and value != value)
+    """Whether `value` is None, NaN, NaT or NA; no array and no list is."""
+    import pandas as pd
+
+    return bool(pd.api.types.is_scalar(value) and pd.isna(value))
+
+
+def _is_one_picture(samples: Any) -> bool:
+    return hasattr(samples, "getbbox") or (isinstance(samples, np.ndarray) and samples.ndim in (2, 3))
 
 
 def load(
@@ -430,54 +540,25 @@ def load(
     return Predictor(load_models(folders, device), device=device, weights=files)
 
 
-def label(
+def label_here(
     samples: Any,
-    model: storage.PathLike | Sequence[storage.PathLike] | Predictor,
+    model: Predictor,
     *,
     captions: CaptionLists | None = None,
     batch_size: int = 16,
-    device: str = "cpu",
-    weights: str | Sequence[str] | None = None,
+    progress: bool | None = None,
 ) -> pd.DataFrame:
-    """Labels many pictures in this process, without Ray; a job for very many is `raymotion label`.
-
-    Args:
-        samples: a folder of pictures, a sample table (a .parquet, a DataFrame, or an Arrow table), or a list of paths.
-        model: checkpoint folder, several of them (their predictions are averaged), or a loaded model.
-        captions: for a list of paths, the captions of each, possibly none.
-        batch_size: number of pictures per batch.
-        device, weights: as for `load`.
-
-    Returns:
-        A DataFrame in the order of the samples: sample_id, image_uri, a column for each label and each number, and
-        `failure`, the reason for a missing prediction.
-
-    Raises:
-        InputError: the model or the samples cannot be read; not for a single picture.
-    """
-    own = model if isinstance(model, Predictor) else load(model, device=device, weights=weights)
-    if isinstance(samples, str | os.PathLike):
-        if storage.suffix(samples) == ".parquet":
-            return own.predict(read_samples(samples), batch_size=batch_size)
-        return own.predict(samples, batch_size=batch_size)
-    if hasattr(samples, "to_pylist") or hasattr(samples, "to_dict"):
-        return own.predict(samples, batch_size=batch_size)
-    paths = list(samples)
-    odd = next((path for path in paths if not isinstance(path, str | os.PathLike)), None)
-    if odd is not None:
-        raise InputError(
-            f"a list of paths holds a {type(odd).__name__}", remedy="Pictures in memory are for `Predictor.predict`."
-        )
-    if captions is not None and len(captions) != len(paths):
-        raise InputError(f"{len(paths)} images have captions for {len(captions)}")
-    rows = [
-        {"sample_id": os.fspath(path), "image_uri": storage.absolute(path), "captions": list(captions[i]) if captions
-         else []}
-        for i, path in enumerate(paths)
-    ]  # fmt: skip
+    """Labels many pictures in this process, into a DataFrame; see `raymotion.label`, which calls it."""
+    is_path = isinstance(samples, str | os.PathLike)
+    if hasattr(samples, "columns") or (is_path and storage.suffix(samples) not in EXTENSIONS):
+        return model.predict(samples, captions, batch_size=batch_size, progress=progress)
     import pandas as pd
 
-    return own.predict(pd.DataFrame(rows, columns=["sample_id", "image_uri", "captions"]), batch_size=batch_size)
+    rows = named_rows(samples, captions)
+    columns = {
+        name: pd.Series([row[name] for row in rows], dtype=object) for name in ("sample_id", "image_uri", "captions")
+    }
+    return model.predict(pd.DataFrame(columns), batch_size=batch_size, progress=progress)
 
 
 def _check_device(device: str) -> None:

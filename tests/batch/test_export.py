@@ -144,7 +144,7 @@ def test_labels_of_a_model_without_emotions(tmp_path: Path) -> None:
     assert (tmp_path / "all.csv").read_text().splitlines() == [
         "sample_id,image_uri,public_url,captions,valence", 'a,s3://b/a.jpg,s3://b/a.jpg,"[""one""]",1.5', "b,,,[],"
     ]  # fmt: skip
-    assert open_labels(tmp_path / "l").equals(table)
+    assert open_labels(tmp_path / "l").equals(table.to_pandas()) and not open_labels(tmp_path / "l").attrs["labels"]
     for use in (
         lambda: export(tmp_path / "l", tmp_path / "x", "csv"),
         lambda: export(tmp_path / "l", tmp_path / "x", "coco-json"),
@@ -163,4 +163,7 @@ def test_an_emotion_with_the_name_of_a_column(tmp_path: Path) -> None:
     )
     storage.write_table(tmp_path / "data/part-00000.parquet", table)
     storage.write_json(tmp_path / "_job.json", {"job": "labels", "status": "complete", "vocabulary": words.to_dict()})
-    assert open_labels(tmp_path).to_pylist() == [{"sample_id": "a", "p_selected": 0.25, "calm": 0.5, "selected": True}]
+    assert open_labels(tmp_path).to_dict("records") == [
+        {"sample_id": "a", "p_selected": 0.25, "calm": 0.5, "selected": True}
+    ]
+    assert open_labels(tmp_path).attrs["labels"] == ["p_selected", "calm"]

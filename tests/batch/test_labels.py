@@ -170,12 +170,13 @@ def test_duckdb_and_datasets_find_them_too(streamed: Made, tmp_path: Path) -> No
 
 
 def test_open_labels_names_each_emotion(streamed: Made) -> None:
-    table = open_labels(streamed.folder)
-    assert table.num_rows == 9 and table.column_names[0] == "sample_id" and "probabilities" not in table.column_names
-    assert set(SOCRATIS_29.labels) < set(table.column_names)
-    named = np.stack([table.column(name).to_numpy() for name in SOCRATIS_29.labels], axis=1)
+    frame = open_labels(streamed.folder)
+    assert len(frame) == 9 and frame.columns[0] == "sample_id" and "probabilities" not in frame.columns
+    assert frame.attrs["labels"] == list(SOCRATIS_29.labels)
+    named = frame[frame.attrs["labels"]].to_numpy()
+    assert named.dtype == np.float32
     np.testing.assert_array_equal(named, matrix_of(table_of(streamed.folder)))
-    assert table.to_pandas().columns.tolist() == table.column_names
+    assert frame["labels"].map(len).tolist() == [4] * 9
 
 
 def test_the_card_says_what_the_data_set_is(streamed: Made, teachers: dict[str, str], tmp_path: Path) -> None:

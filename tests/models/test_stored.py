@@ -64,7 +64,7 @@ def test_a_table_is_labelled_and_evaluated(
     found = pd.read_parquet(tmp_path / "labels").set_index("sample_id")["probabilities"]
     for i in range(11):
         assert found[f"coco:{i:04d}"] == pytest.approx(table.iloc[i, 1:].astype(float), abs=2e-7)
-    named = raymotion.open_labels(tmp_path / "labels").to_pandas()
+    named = raymotion.open_labels(tmp_path / "labels")
     assert set(VALENCE_3.labels) <= set(named.columns)
 
 

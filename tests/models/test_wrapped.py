@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 import yaml
@@ -369,11 +370,92 @@ def test_many_pictures_in_a_notebook(
     mixed = model.predict([photos[0], Image.open(photos[1]), np.array(Image.open(photos[2]))])
     assert mixed == pytest.approx(folder.loc[:2, CLASSES].to_numpy(), abs=1e-6)
     assert len(raymotion.label([], model)) == 0
-    with pytest.raises(InputError, match="a list of paths holds a PngImageFile"):
-        raymotion.label([Image.open(photos[0])], model)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no pictures"):
         raymotion.label(tmp_path / "empty", model)
+
+
+def test_what_a_notebook_hands_in(
+    classifier: Path, photos: list[Path], tmp_path: Path, runner: Callable[..., Any], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Paths of each sort, pictures in memory, arrays, and frames with a column that any name of a path has."""
+    model = wrapped(runner, "hf-classifier", classifier, "--out", tmp_path / "m")
+    expected = model.predict(photos[:3])
+    arrays = np.stack([np.array(Image.open(path).convert("RGB").resize((40, 30))) for path in photos[:3]])
+    of_arrays = model.predict(list(arrays))
+    assert not np.allclose(of_arrays, expected, atol=1e-6), "other pixels, another answer"
+    names = [str(path) for path in photos[:3]]
+    monkeypatch.chdir(photos[0].parent)
+    for given, answer in {
+        "arrays": (arrays, of_arrays),
+        "generator": ((path for path in photos[:3]), expected),
+        "series": (pd.Series(names), expected),
+        "one path": (photos[0], expected[:1]),
+        "one picture": (Image.open(photos[0]), expected[:1]),
+        "one array": (arrays[0], of_arrays[:1]),
+        "mixed": ([names[0], Image.open(photos[1]), arrays[2]], [*expected[:2], of_arrays[2]]),
+        "column path": (pd.DataFrame({"path": photos[:3], "who": list("abc")}), expected),
+        "column File_Name": (pd.DataFrame({"File_Name": [path.name for path in photos[:3]]}), expected),
+        "column image": (pd.DataFrame({"image": [Image.open(path) for path in photos[:3]]}), expected),
+        "arrow": (pa.table({"url": names}), expected),
+    }.values():
+        frame = raymotion.label(given, model)
+        assert frame.attrs["labels"] == CLASSES and frame["failure"].isna().all()
+        assert frame[CLASSES].to_numpy() == pytest.approx(np.array(answer), abs=1e-6)
+    holes = raymotion.label(pd.DataFrame({"path": [names[0], None, float("nan"), pd.NA]}, dtype=object), model)
+    assert holes["failure"].isna().tolist() == [True, False, False, False]
+    with pytest.raises(InputError, match=r"no column of images .*Call it image_uri; its columns are caption, who"):
+        raymotion.label(pd.DataFrame({"who": names, "caption": names}), model)
+    with pytest.raises(InputError, match="row 1: a int is not a picture"):
+        raymotion.label(pd.DataFrame({"path": [names[0], 7]}), model)
+    with pytest.raises(InputError, match="one picture was given, not a list"):
+        model.predict(arrays[0])
+    pd.DataFrame({"path": names}).to_csv(tmp_path / "t.csv")
+    for out in (None, tmp_path / "out"):
+        with pytest.raises(InputError, match="data prepare table"):
+            raymotion.label(tmp_path / "t.csv", model, out=out)
+        with pytest.raises(InputError, match="no such file"):
+            raymotion.label(tmp_path / "gone", model, out=out)
+    capsys.readouterr()
+    model.predict(photos[:5], batch_size=2)
+    assert capsys.readouterr().err == "", "no bar where nobody looks"
+    model.predict(photos[:5], batch_size=2, progress=True)
+    assert "5/5" in capsys.readouterr().err
+    assert repr(model).startswith("<raymotion hf-classifier of ") and "picture -> 4 emotions" in repr(model)
+
+
+def test_a_labelled_folder_from_python(
+    classifier: Path, photos: list[Path], samples: Path, tmp_path: Path, runner: Callable[..., Any]
+) -> None:
+    """The same answers as in a DataFrame, in the folder that the command writes; the same call goes on."""
+    model = wrapped(runner, "hf-classifier", classifier, "--out", tmp_path / "m")
+    frame = raymotion.label(photos[0].parent, model)
+    given = {
+        "folder": photos[0].parent, "list": photos, "frame": pd.DataFrame({"path": photos}), "table": samples,
+    }  # fmt: skip
+    for name, what in given.items():
+        out = tmp_path / name
+        done = raymotion.label(what, model, out=out, workers=0, selection={"policy": "threshold", "threshold": 0.3})
+        labels = raymotion.open_labels(out)
+        assert done.counts["good"] == len(photos) == len(labels) and str(out) in done._repr_html_()
+        assert labels[CLASSES].to_numpy() == pytest.approx(frame[CLASSES].to_numpy(), abs=1e-5)
+        chosen = [[c for c in CLASSES if row[c] >= 0.3] for _, row in labels.iterrows()]
+        assert [list(own) for own in labels["labels"]] == chosen
+        again = raymotion.label(what, model, out=out, workers=0, selection={"policy": "threshold", "threshold": 0.3})
+        assert again.already_complete
+    assert not (tmp_path / "table.samples.parquet").exists(), "a sample table is read where it is"
+    assert raymotion.label(photos[0], model, out=tmp_path / "one").counts["good"] == 1
+    with pytest.raises(InputError, match="samples of another run"):
+        raymotion.label(photos[:3], model, out=tmp_path / "list")
+    with pytest.raises(InputError, match="picture 0 is in memory"):
+        raymotion.label([Image.open(photos[0])], model, out=tmp_path / "memory")
+    with pytest.raises(InputError, match="workers is for a labelled folder"):
+        raymotion.label(photos, model, workers=0)
+    with pytest.raises(InputError, match="polcy"):
+        raymotion.label(photos, model, out=tmp_path / "typo", polcy="threshold")
+    with pytest.raises(InputError, match="device is for a DataFrame"):
+        raymotion.label(photos, model, out=tmp_path / "gpu", device="cuda")
 
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "happy", "sad", "dog", "rain", "##s", "by", "the", "sea"]

@@ -23,13 +23,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from raymotion.errors import InputError
 from raymotion.learning.bootstrap import Metric, finite, ratio_metrics, sampling_units
 from raymotion.learning.metrics.average_precision import bootstrap_ap
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Probabilities are clipped to [EPSILON, 1 - EPSILON] before a logarithm: a certain but wrong label costs 16.1 nats.
 EPSILON = 1e-7
@@ -119,6 +122,20 @@ class Evaluation:
 
     def __getitem__(self, name: str) -> Metric:
         return self.metrics[name]
+
+    def frame(self) -> pd.DataFrame:
+        """Returns a row for each metric: value, interval, the two baselines, and the verdict against both."""
+        import pandas as pd
+
+        rows = {
+            name: [metric_title(name), own.value, own.low, own.high, own.prior, own.constant, own.samples, own.verdict]
+            for name, own in self.metrics.items()
+        }
+        columns = ["metric", "value", "low", "high", "prior", "constant", "samples", "against both"]
+        return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+
+    def _repr_html_(self) -> str:
+        return self.frame().to_html(float_format="{:.4f}".format)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns a dictionary for JSON, without NaN; `from_dict` reads it."""
