@@ -90,18 +90,7 @@ class LabelledSet:
 
     def rows(self, indices: Sequence[int]) -> list[LabelledRow]:
         """Returns the rows at `indices`, in that order; only parts that contain one are read."""
-        found: dict[int, LabelledRow] = {}
-        wanted, start = sorted(set(indices)), 0
-        for name, count in self.parts:
-            inside = [i for i in wanted if start <= i < start + count]
-            if inside:
-                columns = ["sample_id", *MADE_FROM_COLUMNS, "captions"]
-                table = storage.read_table(storage.join(self.folder, name), columns).take([i - start for i in inside])
-                for i, row, picture in zip(inside, table.to_pylist(), pictures_of(table), strict=True):
-                    captions = [caption for caption in row["captions"] or [] if caption]
-                    found[i] = LabelledRow(row["sample_id"], row["image_uri"], captions, picture.mark)
-            start += count
-        return [found[i] for i in indices]
+        return _rows_at(self.folder, self.parts, indices)
 
     def pictures(self) -> tuple[list[str], list[Picture]]:
         """Returns the sample_id of every row, in order, and the picture that was labelled."""
@@ -131,6 +120,30 @@ class LabelledSet:
         if not counts and isinstance(by_reason := self.recorded("counts", "by_reason"), Mapping):
             counts.update({str(reason): int(count) for reason, count in by_reason.items()})
         return dict(counts.most_common()), rows
+
+
+def read_rows(folder: storage.PathLike, indices: Sequence[int]) -> list[LabelledRow]:
+    """Returns the rows at `indices` of a labelled data set of any model, in that order."""
+    parts = []
+    for name in list_parts(folder):
+        with storage.open_parquet(storage.join(folder, name)) as file:
+            parts.append((name, file.metadata.num_rows))
+    return _rows_at(folder, parts, indices)
+
+
+def _rows_at(folder: storage.PathLike, parts: Sequence[tuple[str, int]], indices: Sequence[int]) -> list[LabelledRow]:
+    found: dict[int, LabelledRow] = {}
+    wanted, start = sorted(set(indices)), 0
+    for name, count in parts:
+        inside = [i for i in wanted if start <= i < start + count]
+        if inside:
+            columns = ["sample_id", *MADE_FROM_COLUMNS, "captions"]
+            table = storage.read_table(storage.join(folder, name), columns).take([i - start for i in inside])
+            for i, row, picture in zip(inside, table.to_pylist(), pictures_of(table), strict=True):
+                captions = [caption for caption in row["captions"] or [] if caption]
+                found[i] = LabelledRow(row["sample_id"], row["image_uri"], captions, picture.mark)
+        start += count
+    return [found[i] for i in indices]
 
 
 def open_labels(folder: storage.PathLike) -> pd.DataFrame:

@@ -43,6 +43,9 @@ from raymotion.cli.options import access_options
     "--bootstrap", type=click.IntRange(0), default=1000, show_default=True, help="Resamples of the intervals."
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of the resamples.")
+@click.option(
+    "--review", metavar="FOLDER", help="Also write the folder of `raymotion review`, and link emotions to its pictures."
+)
 @access_options
 def audit(labels: str, truth: str | None, predictions: str | None, out: str, **options: Any) -> None:
     """Check pseudo-labels against human labels, or against themselves.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import click
@@ -12,9 +13,12 @@ from raymotion.evaluation.evaluate import EvaluateSettings
 
 @click.command()
 @settings_from(EvaluateSettings, arguments=["model", "samples"])
+@click.option(
+    "--review", metavar="FOLDER", help="Also write the folder of `raymotion review`, and link numbers to its pictures."
+)
 @progress_option
 @cluster_option
-def evaluate(settings: EvaluateSettings, **where: Any) -> None:
+def evaluate(settings: EvaluateSettings, review: str | None, **where: Any) -> None:
     """Score a model on the labelled samples of a table.
 
     MODEL is a checkpoint that `raymotion train` wrote, SAMPLES a sample table with labels. Every metric is reported
@@ -33,7 +37,9 @@ def evaluate(settings: EvaluateSettings, **where: Any) -> None:
     from raymotion.evaluation.evaluate import evaluate_checkpoint
     from raymotion.report.evaluation_page import summary_lines, verdict, warnings_of, write
 
-    summary = evaluate_checkpoint(settings, **where, write_page=write)
+    summary = evaluate_checkpoint(settings, **where, write_page=partial(write, review=review))
+    if review is not None and summary.labels is None:
+        click.echo("note: the model predicts numbers, no labels: no review was written", err=True)
     first, *rest = summary_lines(summary)
     state = verdict(summary.labels, summary.numbers, warnings_of(summary.record)).state
     click.secho(first, fg="red" if state == "bad" else None, bold=True)

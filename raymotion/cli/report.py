@@ -22,9 +22,12 @@ Example:
 @click.option(
     "--examples", default=24, show_default=True, type=click.IntRange(0, 500), help="Images shown, with their emotions."
 )
+@click.option(
+    "--review", metavar="FOLDER", help="Also write the folder of `raymotion review`, and link numbers to its pictures."
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of the images that are picked at random.")
 @access_options
-def report(labels: str, out: str, examples: int, seed: int) -> None:
+def report(labels: str, out: str, examples: int, review: str | None, seed: int) -> None:
     """Show a labelled data set as one HTML page that opens offline.
 
     LABELS is the folder that `raymotion label` wrote. The first line printed is the verdict of the collapse check:
@@ -32,7 +35,7 @@ def report(labels: str, out: str, examples: int, seed: int) -> None:
     """
     from raymotion.report.page import summary_lines, write_report
 
-    summary = write_report(labels, out, samples_shown=examples, seed=seed)
+    summary = write_report(labels, out, samples_shown=examples, seed=seed, review=review)
     click.secho(summary.headline, fg="red" if summary.collapse.collapsed else None, bold=True)
     for line in summary_lines(summary):
         click.echo(line)

@@ -33,6 +33,8 @@ from raymotion.evaluation.matching import Key, Match, Persons, match
 from raymotion.folders import outputs
 from raymotion.folders.lock import one_writer_of
 from raymotion.label_mapping import choose_mapping
+from raymotion.report.cards import ReviewLink
+from raymotion.report.review import write_review
 from raymotion.text_table import csv_text
 
 FILES = ("audit.json", "per_emotion.csv", "disagreements.parquet", "audit.html")
@@ -48,7 +50,11 @@ OUT_OF_SAMPLE = (
 
 
 class AuditSettings(Settings):
-    """Settings of an audit; `mapping`, `on` and `persons` apply to human labels only."""
+    """Settings of an audit; `mapping`, `on` and `persons` apply to human labels only.
+
+    Attributes:
+        review: folder to write a review of the labels to (`report.review`), to which the page's numbers lead.
+    """
 
     mapping: str | None = None
     on: Key = "auto"
@@ -56,6 +62,7 @@ class AuditSettings(Settings):
     examples: int = Field(24, ge=0, le=500)
     bootstrap: int = Field(1000, ge=0)
     seed: int = 0
+    review: str | None = Field(None, exclude=True)  # where a page goes is not a setting of the figures
 
 
 @dataclass(frozen=True)
@@ -307,7 +314,18 @@ def _write(
     place = storage.absolute(out)
     storage.make_dir(place)
     record = json.loads(json.dumps(record, allow_nan=False))  # the same values as in audit.json
-    page = render(record, listed.gallery(settings.examples), labelled)
+    review = None
+    if settings.review is not None:
+        people = record.get("truth")
+        same = (
+            people is not None
+            and record["match"]["on"] == "sample"
+            and people["vocabulary"]["labels"] == list(labelled.vocabulary.labels)
+        )
+        truth = people["path"] if people is not None and same else None
+        write_review(labelled.folder, settings.review, everything=True, truth=truth)
+        review = ReviewLink(storage.join(place, "audit.html"), settings.review, compared=truth is not None)
+    page = render(record, listed.gallery(settings.examples), labelled, review)
     storage.write_bytes(storage.join(place, "audit.html"), page.encode("utf-8", errors="replace"))  # see _check_out
     storage.write_text(storage.join(place, "per_emotion.csv"), _csv(emotions))
     storage.write_table(storage.join(place, "disagreements.parquet"), listed.table())

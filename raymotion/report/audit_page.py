@@ -11,12 +11,12 @@ from raymotion.evaluation.disagreements import Example
 from raymotion.learning.bootstrap import Metric
 from raymotion.learning.metrics.multilabel import Evaluation
 from raymotion.learning.significance import FEWEST_IMAGES, Headline, Verdict, headline, verdict_of, voids_results
+from raymotion.report.cards import Card, ReviewLink, make_card
 from raymotion.report.figures import metric_rows
-from raymotion.report.page import as_text, template, thumbnail
 from raymotion.report.plots import data_address
+from raymotion.report.rendering import as_text, template
 from raymotion.text_table import table_lines
 
-CAPTIONS_SHOWN = 3
 # Text columns among numeric columns.
 TEXTS = ("said by", "not judged because")
 QUESTIONS = {
@@ -177,8 +177,14 @@ def lines(record: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def render(record: Mapping[str, Any], examples: Sequence[Example], labelled: LabelledSet) -> str:
-    """Renders the page from the record of audit.json and the disagreements to show."""
+def render(
+    record: Mapping[str, Any], examples: Sequence[Example], labelled: LabelledSet, review: ReviewLink | None = None
+) -> str:
+    """Renders the page from the record of audit.json and the disagreements to show.
+
+    Args:
+        review: makes links to the pictures behind the numbers, or None.
+    """
     first = verdict(record)
     heads, rows = emotion_table(record)
     results = record["results"]
@@ -204,6 +210,7 @@ def render(record: Mapping[str, Any], examples: Sequence[Example], labelled: Lab
         facts.append(("Mapping", record["mapping"]["path"]))
     return template("audit.html.j2").render(
         record=record,
+        review=review,
         state=first.state,
         headline=first.text,
         remarks=record["notes"],
@@ -214,17 +221,24 @@ def render(record: Mapping[str, Any], examples: Sequence[Example], labelled: Lab
         metrics=metrics,
         heads=heads,
         rows=rows,
+        links=_links(review, [e["label"] for e in results["emotions"]], labelled),
         texts=[i for i, head in enumerate(heads) if head in TEXTS],
         figure=_figure(record) if against_people else None,
         calibration=results.get("calibration"),
         unmapped=(record.get("mapping") or {}).get("unmapped") or [],
-        cards=[_card(example) for example in examples],
+        cards=[_card(example, record["mode"]) for example in examples],
         provenance=[
             ("Job digest", str(source["digest"] or "not recorded")),
             ("Vocabulary fingerprint", source["vocabulary"]["fingerprint"]),
             *((f"Version of {name}", number) for name, number in record["versions"].items()),
         ],
     )
+
+
+def _links(review: ReviewLink | None, names: Sequence[str], labelled: LabelledSet) -> list[str | None]:
+    """Returns the address of the pictures behind each row of the table; None for categories that are no label."""
+    view, order = ("said", "disagreement") if review is not None and review.compared else ("chosen", "low")
+    return [review(view, name, order) if review and name in labelled.vocabulary else None for name in names]
 
 
 def _figure(record: Mapping[str, Any]) -> str:
@@ -241,20 +255,15 @@ def _figure(record: Mapping[str, Any]) -> str:
     return data_address(data)
 
 
-def _card(example: Example) -> dict[str, Any]:
-    picture, problem = thumbnail(example.row.image_uri, example.row.mark)
-    captions = example.row.captions
-    return {
-        "sample_id": example.row.sample_id,
-        "why": KINDS[example.kind].format(emotion=example.emotion) + f" (p = {example.probability:.2f})",
-        "picture": picture,
-        "problem": problem,
-        "alt": captions[0] if captions else f"image {example.row.sample_id}",
-        "captions": captions[:CAPTIONS_SHOWN],
-        "top": example.top,
-        "given": example.given,
-        "predicted": example.predicted,
-    }
+def _card(example: Example, mode: str) -> Card:
+    chosen = f"Chosen: {', '.join(example.predicted) or 'none'}"
+    people = f"People: {', '.join(example.given) or 'none'}"
+    return make_card(
+        example.row,
+        KINDS[example.kind].format(emotion=example.emotion) + f" (p = {example.probability:.2f})",
+        example.top,
+        [chosen] if mode == "own-choices" else [people, chosen],
+    )
 
 
 def _text(value: float | None) -> str:

@@ -5,20 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from raymotion import storage
+from raymotion.batch.label_dataset import load_labels, read_rows
+from raymotion.evaluation.disagreements import rank_disagreements
+from raymotion.evaluation.evaluate import PREDICTIONS, SAMPLES
 from raymotion.evaluation.measure import Measured
 from raymotion.learning.metrics.calibration import CalibrationScores
 from raymotion.learning.metrics.multilabel import interval_text, metric_text
 from raymotion.learning.significance import Headline, headline, voids_results
+from raymotion.report.cards import Card, ReviewLink, make_card
 from raymotion.report.evaluation_plots import draw, draw_numbers
 from raymotion.report.figures import metric_lines, metric_rows
-from raymotion.report.page import template
 from raymotion.report.plots import data_address
+from raymotion.report.rendering import template
+from raymotion.report.review import write_review
 from raymotion.text_table import table_lines
 
 if TYPE_CHECKING:
     from raymotion.evaluation.evaluate import EvaluationSummary, Labels, Numbers
 
+ERRORS_SHOWN, NUMBERS_SHOWN = 24, 12
+ERRORS = {"miss": "people say {emotion}, the model does not", "false alarm": "the model says {emotion}, people do not"}
 NAMES = {"bce": "BCE", "macro_ap": "mAP"}
 KINDS = {"width": "equal width", "mass": "equal mass"}
 CAPTIONS = {
@@ -33,20 +42,87 @@ CAPTIONS = {
 TRUE_AGAINST_PREDICTED = "On the dashed line a prediction is right. A flat band: the same answer for every sample."
 
 
-def write(out: str, record: Mapping[str, Any], labels: Labels | None, numbers: Sequence[Numbers]) -> None:
-    """Writes evaluation.html and plots/*.png into the folder `out`."""
+def write(
+    out: str,
+    record: Mapping[str, Any],
+    labels: Labels | None,
+    numbers: Sequence[Numbers],
+    *,
+    review: storage.PathLike | None = None,
+) -> None:
+    """Writes evaluation.html and plots/*.png into the folder `out`.
+
+    Args:
+        review: folder to write a review of the predictions to (`report.review`), to which the page's numbers lead; not
+            for a model without a vocabulary.
+    """
     figures = {} if labels is None else draw(labels.measured, labels.targets, labels.probabilities)
     for own in numbers:
         figures |= {f"{own.output}_{name}": data for name, data in draw_numbers(own).items()}
     for name, data in figures.items():
         storage.write_bytes(storage.join(out, "plots", f"{name}.png"), data)
-    storage.write_text(storage.join(out, "evaluation.html"), render(record, labels, numbers, figures))
+    predictions, page = storage.join(out, PREDICTIONS), storage.join(out, "evaluation.html")
+    link = None
+    if review is not None and labels is not None:
+        write_review(predictions, review, everything=True, truth=storage.join(out, SAMPLES))
+        link = ReviewLink(page, str(review), compared=True)
+    cards = [] if labels is None else _worst_labels(predictions, labels)
+    worst = [(own, _worst_numbers(predictions, own)) for own in numbers]
+    storage.write_text(page, render(record, labels, numbers, figures, cards=cards, worst=worst, review=link))
+
+
+def _worst_labels(predictions: str, labels: Labels) -> list[Card]:
+    """Returns the samples of the strongest contradictions, half of them missed labels and half of them false alarms."""
+    labelled, measured = load_labels(predictions), labels.measured
+    found = rank_disagreements(
+        labelled, np.arange(len(labelled)), measured.chosen != (labels.targets > 0), labels.probabilities,
+        given=labels.targets > 0, predicted=measured.chosen, names=labelled.vocabulary.labels,
+        kinds=("miss", "false alarm"),
+    )  # fmt: skip
+    return [
+        make_card(
+            own.row,
+            ERRORS[own.kind].format(emotion=own.emotion) + f" (p = {own.probability:.2f})",
+            own.top,
+            [f"People: {', '.join(own.given) or 'none'}", f"Predicted: {', '.join(own.predicted) or 'none'}"],
+        )
+        for own in found.gallery(ERRORS_SHOWN)
+    ]
+
+
+def _worst_numbers(predictions: str, own: Numbers) -> list[Card]:
+    """Returns the samples with the largest errors of any number, each once."""
+    errors = np.abs(own.values - own.truth)
+    largest = np.where(np.isfinite(errors), errors, -1.0).max(axis=1)
+    order = [i for i in np.argsort(-largest, kind="stable")[:NUMBERS_SHOWN].tolist() if largest[i] > 0]
+    rows = read_rows(predictions, order)
+    cards = []
+    for i, row in zip(order, rows, strict=True):
+        said = [
+            f"{name}: people {truth:.2f}, predicted {value:.2f}"
+            for name, truth, value in zip(own.names, own.truth[i], own.values[i], strict=True)
+            if np.isfinite(truth)
+        ]
+        cards.append(make_card(row, f"off by {largest[i]:.2f}", lines=said))
+    return cards
 
 
 def render(
-    record: Mapping[str, Any], labels: Labels | None, numbers: Sequence[Numbers], figures: Mapping[str, bytes]
+    record: Mapping[str, Any],
+    labels: Labels | None,
+    numbers: Sequence[Numbers],
+    figures: Mapping[str, bytes],
+    *,
+    cards: Sequence[Card] = (),
+    worst: Sequence[tuple[Numbers, Sequence[Card]]] = (),
+    review: ReviewLink | None = None,
 ) -> str:
-    """Renders the page from the record of evaluation.json, the measurements, and PNG figures by name."""
+    """Renders the page from the record of evaluation.json, the measurements, and PNG figures by name.
+
+    Args:
+        cards, worst: the samples with the worst errors of the labels, and of each output of numbers.
+        review: makes links to the pictures behind the numbers, or None.
+    """
     samples, checkpoint = record["samples"], record["checkpoint"]
     first = verdict(labels, numbers, warnings_of(record))
     measured = None if labels is None else labels.measured
@@ -79,6 +155,9 @@ def render(
         facts.append((own.output, f"{', '.join(own.names)}, {own.scale[0]:g} to {own.scale[1]:g}"))
     return template("evaluation.html.j2").render(
         record=record,
+        cards=cards,
+        worst=[(own, shown) for own, shown in worst if shown],
+        review=review,
         samples=samples,
         checkpoint=checkpoint,
         subject=record["vocabulary"]["name"] if record["vocabulary"] else ", ".join(own.output for own in numbers),

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 import numpy as np
-from PIL import Image
 
 from raymotion import storage
 from raymotion.batch.label_dataset import LabelledRow, LabelledSet, load_labels
-from raymotion.data.images import decode as images
-from raymotion.data.images.marks import PictureMark, mark_of
-from raymotion.errors import AccessDenied, AddressRefused, InputError
+from raymotion.errors import InputError
 from raymotion.folders import outputs
 from raymotion.learning.collapse import Collapse, binary_entropy, check_collapse, first_labels
 from raymotion.learning.metrics.multilabel import Evaluation
 from raymotion.learning.significance import voids_results
 from raymotion.report import figures
-from raymotion.report.plots import data_address
+from raymotion.report.cards import Card, ReviewLink, make_card
+from raymotion.report.rendering import NOT_RECORDED, as_text, percent, template
+from raymotion.report.review import write_review
 
-THUMBNAIL = (320, 240)
-CAPTIONS_SHOWN = 3
 EMOTIONS_SHOWN = 5
 QUARANTINE_SHOWN = 20
-NOT_RECORDED = "not recorded"
 
 
 @dataclass(frozen=True)
@@ -57,7 +51,12 @@ class ReportSummary:
 
 
 def write_report(
-    labels_dir: storage.PathLike, out: storage.PathLike, *, samples_shown: int = 24, seed: int = 0
+    labels_dir: storage.PathLike,
+    out: storage.PathLike,
+    *,
+    samples_shown: int = 24,
+    seed: int = 0,
+    review: storage.PathLike | None = None,
 ) -> ReportSummary:
     """Writes the report of a labels folder to `out`: one HTML file that needs no network and runs no script.
 
@@ -65,6 +64,7 @@ def write_report(
         labels_dir: folder of the labelling job.
         samples_shown: number of images shown with captions and emotions, a third of each kind.
         seed: for the images chosen at random.
+        review: folder to write a review to (`report.review`), to which the page's numbers lead.
 
     Raises:
         InputError: the folder is not a labels folder.
@@ -93,7 +93,10 @@ def write_report(
     picked = figures.pick_samples(entropy, samples_shown, seed)
     rows = labelled.rows([i for i, _ in picked])
     cards = [_card(labelled, i, why, row) for (i, why), row in zip(picked, rows, strict=True)]
+    if review is not None:
+        write_review(labels_dir, review, everything=True)
     html = template("report.html.j2").render(
+        review=None if review is None else ReviewLink(str(out), str(review)),
         labelled=labelled,
         collapse=collapse,
         state=collapse.verdict.state,
@@ -153,39 +156,8 @@ def summary_lines(summary: ReportSummary) -> list[str]:
     return lines
 
 
-def template(name: str) -> jinja2.Template:
-    """Loads a page's template, with the shared `style.css`, `metrics.html.j2` and `percent`."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("raymotion.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = _percent
-    return environment.get_template(name)
-
-
-def _percent(share: float) -> str:
-    digits = 1 if 0.001 <= share <= 0.999 or share in (0.0, 1.0) else 2
-    return f"{100 * share:.{digits}f} %"
-
-
 def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def as_text(value: Any) -> str:
-    """Formats a recorded value; lists with commas, mappings as key: value."""
-    if value is None or value in ("", [], {}):
-        return NOT_RECORDED
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {as_text(item)}" for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(str(item) for item in value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return str(value)
 
 
 def _seconds(value: Any) -> str:
@@ -260,7 +232,7 @@ def _throughput(labelled: LabelledSet) -> list[tuple[str, str]]:
     for name, own in (("Decoding, all workers", decode), ("Models, all workers", model)):
         text = _seconds(own)
         if isinstance(decode, int | float) and isinstance(model, int | float) and decode + model > 0:
-            text += f" ({_percent(own / (decode + model))} of both)"
+            text += f" ({percent(own / (decode + model))} of both)"
         rows.append((name, text))
     return rows
 
@@ -280,47 +252,13 @@ def _provenance(labelled: LabelledSet) -> list[tuple[str, str]]:
     return rows
 
 
-def _card(labelled: LabelledSet, index: int, why: str, row: LabelledRow) -> dict[str, Any]:
+def _card(labelled: LabelledSet, index: int, why: str, row: LabelledRow) -> Card:
     p, chosen = labelled.probabilities[index], labelled.mask[index]
     labels = labelled.vocabulary.labels
-    picture, problem = thumbnail(row.image_uri, row.mark)
-    return {
-        "sample_id": row.sample_id,
-        "why": why,
-        "picture": picture,
-        "problem": problem,
-        "alt": row.captions[0] if row.captions else f"image {row.sample_id}",
-        "captions": row.captions[:CAPTIONS_SHOWN],
-        "more_captions": max(0, len(row.captions) - CAPTIONS_SHOWN),
-        "emotions": [
-            {"label": labels[j], "p": float(p[j]), "chosen": bool(chosen[j])}
-            for j in np.argsort(-p, kind="stable")[:EMOTIONS_SHOWN].tolist()
-        ],
-        "chosen": labelled.vocabulary.decode(np.flatnonzero(chosen).tolist()),
-        "selected": bool(labelled.selected[index]),
-    }
-
-
-def thumbnail(uri: str | None, mark: PictureMark | None = None) -> tuple[str | None, str]:
-    """Returns the picture as a data URL, or None and the reason.
-
-    Args:
-        mark: of the picture that was labelled. If the file at its address has changed, it is not shown.
-    """
-    if not uri:
-        return None, "no image"
-    try:
-        data, pixels = images.read_picture(uri, min_side=THUMBNAIL[1], damaged="keep")
-        if mark is not None and mark_of(data) != mark:
-            return None, "not shown: another picture stands at this address now"
-    except images.ImageError as error:
-        return None, f"no image: {error.reason}"
-    except AccessDenied:
-        return None, "no image: access denied"
-    except AddressRefused:
-        return None, "no image: this kind of address is not read"
-    image = Image.fromarray(pixels)
-    image.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80, optimize=True)
-    return data_address(buffer.getvalue(), "jpeg"), ""
+    best = np.argsort(-p, kind="stable")[:EMOTIONS_SHOWN].tolist()
+    return make_card(
+        row,
+        why if labelled.selected[index] else f"{why} · not selected",
+        [(labels[j], float(p[j]), bool(chosen[j])) for j in best],
+        [f"Labels: {', '.join(labelled.vocabulary.decode(np.flatnonzero(chosen).tolist())) or 'none'}"],
+    )

@@ -9,24 +9,24 @@ vocabulary.json  for `raymotion data prepare corrections`, which reads the marks
 from __future__ import annotations
 
 import base64
-import io
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from raymotion import storage
 from raymotion.batch.label_dataset import load_labels
 from raymotion.config import digest_of
-from raymotion.data.images import decode as images
-from raymotion.data.images.marks import Picture, mark_of
-from raymotion.errors import AccessDenied, AddressRefused, InputError
+from raymotion.data.images.marks import Picture
+from raymotion.data.samples import read_samples, vocabulary_of
+from raymotion.errors import InputError
 from raymotion.folders import outputs
 from raymotion.folders.lock import one_writer_of
-from raymotion.report.page import template
+from raymotion.report.cards import small_jpeg
+from raymotion.report.rendering import template
+from raymotion.vocabulary import Vocabulary
 
 SIDE = 320
 THREADS = 8
@@ -57,6 +57,7 @@ def write_review(
     *,
     most: int = 20_000,
     everything: bool = False,
+    truth: storage.PathLike | None = None,
     told: Told | None = None,
 ) -> ReviewSummary:
     """Writes the review folder of a labelled data set; a second call goes on with the thumbnails.
@@ -65,6 +66,7 @@ def write_review(
         labels_dir: folder of the labelling job, or of `raymotion select`.
         most: largest number of rows, the first ones.
         everything: show the rows that the selection did not take too. A running job has no selection yet.
+        truth: sample table with people's labels of these samples, found by sample_id, which the page then compares.
         told: called with the number of thumbnails made so far and their total.
 
     Raises:
@@ -77,6 +79,7 @@ def write_review(
     taken = np.arange(len(labelled)) if everything else np.flatnonzero(labelled.selected)
     if not len(taken):
         raise InputError("has no selected row to review", path=labels_dir, remedy="Pass --all.")
+    said = None if truth is None else _said_by_people(truth, labelled.vocabulary)
     target = storage.absolute(out)
     outputs.claim(target)
     rows = taken[: min(most, MOST)]
@@ -94,6 +97,7 @@ def write_review(
         "steps": STEPS,
         "probabilities": _packed(labelled.probabilities[rows]),
         "chosen": [np.flatnonzero(row).tolist() for row in labelled.mask[rows]],
+        "truth": None if said is None else [said.get(own) for own in ids],
         "per_folder": PER_FOLDER,
         "quarantine": [[row.sample_id, row.image_uri, row.reason, row.message] for row in failed],
     }
@@ -104,9 +108,21 @@ def write_review(
     html = template("review.html.j2").render(
         title=f"Review of {storage.absolute(labels_dir).rstrip('/').rpartition('/')[2]}", rows=len(rows),
         left_out=len(taken) - len(rows), unselected=len(labelled) - len(taken), vocabulary=labelled.vocabulary,
+        compared=said is not None,
     )  # fmt: skip
     storage.write_text(storage.join(target, "index.html"), html)  # last: a folder with it is complete
     return ReviewSummary(str(out), len(rows), len(rows) - len(problems), len(problems), sum(reasons.values()))
+
+
+def _said_by_people(path: storage.PathLike, vocabulary: Vocabulary) -> dict[str, list[int]]:
+    """Returns sample_id -> positions of the labels that people gave."""
+    table = read_samples(path)
+    own = vocabulary_of(table, where=path)
+    if own is None:
+        raise InputError("has no labels to compare with", path=path, remedy="Give samples that people labelled.")
+    own.require_same(vocabulary, here=str(path), there="the labels")
+    rows = zip(table.column("sample_id").to_pylist(), table.column("labels").to_pylist(), strict=True)
+    return {name: [vocabulary.index(label) for label in labels] for name, labels in rows if labels is not None}
 
 
 def _packed(probabilities: np.ndarray) -> str:
@@ -136,7 +152,7 @@ def _write_thumbs(target: str, pictures: list[Picture], told: Told | None) -> di
         name = f"{row // PER_FOLDER:03d}/{row:06d}.jpg"
         if name in there:
             return ""
-        data, problem = _thumbnail(pictures[row])
+        data, problem = small_jpeg(pictures[row].uri, pictures[row].mark, (SIDE, SIDE))
         if data is not None:
             storage.write_bytes(storage.join(target, f"thumbs/{name}"), data, durable=False)
         return problem
@@ -149,25 +165,6 @@ def _write_thumbs(target: str, pictures: list[Picture], told: Told | None) -> di
             if told is not None:
                 told(row + 1, len(pictures))
     return problems
-
-
-def _thumbnail(picture: Picture) -> tuple[bytes | None, str]:
-    """Returns a small JPEG of a picture, or None and the reason."""
-    if not picture.uri:
-        return None, "no image"
-    try:
-        data, pixels = images.read_picture(picture.uri, min_side=SIDE, damaged="keep")
-    except images.ImageError as error:
-        return None, f"no image: {error.reason}"
-    except (AccessDenied, AddressRefused) as error:
-        return None, f"no image: {error.reason}"
-    if picture.mark is not None and mark_of(data) != picture.mark:
-        return None, "not shown: another picture stands at this address now"
-    image = Image.fromarray(pixels)
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return buffer.getvalue(), ""
 
 
 def summary_lines(summary: ReviewSummary) -> list[str]:

@@ -13,8 +13,8 @@ from raymotion.folders import outputs
 from raymotion.folders.lock import one_writer_of
 from raymotion.report import study_plots as plots
 from raymotion.report import study_tables as tables
-from raymotion.report.page import as_text, template
 from raymotion.report.plots import data_address
+from raymotion.report.rendering import as_text, template
 from raymotion.report.study_findings import (
     UNKNOWN,
     cautions,
