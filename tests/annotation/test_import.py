@@ -77,7 +77,7 @@ def annotation(labels: list[str], who: Any = 1, *, day: int = 1, **more: Any) ->
             "lead_time": 4.2, "task": 1, **more}  # fmt: skip
 
 
-def test_label_studio_and_back(exported: Any) -> None:
+def test_label_studio_and_back(exported: Any, runner: Callable[..., Any]) -> None:
     it = exported("label-studio")
     tasks, chosen = of_server(it.tasks), it.own.chosen
     tasks[0]["annotations"] = [annotation(chosen[0][::-1])]  # kept, in another order
@@ -106,6 +106,8 @@ def test_label_studio_and_back(exported: Any) -> None:
     ]  # fmt: skip
     table = read_samples(it.tasks.parent / "corrected.parquet")
     assert vocabulary_of(table) is not None and table["split"].null_count == 0
+    told = runner("data", "show", it.tasks.parent / "corrected.parquet").out
+    assert "label-studio/corrected 3, label-studio/kept 1" in told
     assert it.prepare("--agreement", 0.3).code == 0
     assert it.corrected[3]["labels"] == ["joy & awe", 'say "hi"', "sad"]
     # With another table of the same vocabulary it becomes one to train on.
