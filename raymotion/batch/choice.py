@@ -144,7 +144,7 @@ def check_labels(
 
 
 @one_writer_of("out")
-def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectSettings) -> dict[str, Any]:
+def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectionPolicy) -> dict[str, Any]:
     """Writes a labelled data set with the choice of another policy to `out`; returns its record.
 
     Parts, quarantine and commits are the same except for the columns labels and selected. The policy `uncertain` keeps
@@ -165,8 +165,9 @@ def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectSettin
     chosen = {**record, "digest": digest, "settings": settings, "identity": identity, "selected_from": source}
     # Until all parts are written, the record marks the folder as unfinished.
     write_job(target, {**chosen, "status": "running"})
-    if policy.is_uncertain:
-        found = choose_uncertain(source, policy)
+    uncertain = policy if isinstance(policy, SelectSettings) and policy.is_uncertain else None
+    if uncertain is not None:
+        found = choose_uncertain(source, uncertain)
         choice = _write_choice(source, target, policy, found.mask, found.selected, vocabulary, digest)
         choice["notes"] = found.notes
     else:
@@ -180,7 +181,7 @@ def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectSettin
     if storage.exists(manifest := storage.join(source, ledger.MANIFEST)):
         storage.write_bytes(storage.join(target, ledger.MANIFEST), storage.read_bytes(manifest))
     model, collapse = record["model"], record.get("collapse")
-    if collapse is None or not policy.is_uncertain:
+    if collapse is None or uncertain is None:
         collapse = check_labels(
             target, vocabulary, model.get("prior"), model.get("validation"), record.get("notices") or ()
         )

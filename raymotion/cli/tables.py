@@ -39,6 +39,9 @@ def show(samples: str, rows: int) -> None:
         report_line("splits", splits or "none"),
         report_line("labelled", found.labelled),
     ]
+    if found.label_sources:
+        told = ", ".join(f"{name} {count:,}" for name, count in found.label_sources.items())
+        lines.append(report_line("by", told))
     if found.vocabulary is not None:
         lines.append(
             report_line("vocabulary", f"{found.vocabulary.name}, {len(found.vocabulary)} labels"

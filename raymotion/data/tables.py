@@ -32,6 +32,7 @@ class Description:
     Attributes:
         rows, groups, pictures, captions: numbers of each; a picture counts once.
         sources: rows by source. splits: rows by split, "" for none.
+        label_sources: rows by where people's labels came from, if the table says so.
         vocabulary: of the labels, or None. labelled: rows with annotations.
         prevalence: for each label, its share of the labelled rows of each split, and of all (""); None without any.
         scale: of valence, arousal and dominance, or None. numbers: for each dimension, count, mean and sd.
@@ -43,6 +44,7 @@ class Description:
     captions: int
     sources: Mapping[str, int]
     splits: Mapping[str, int]
+    label_sources: Mapping[str, int]
     vocabulary: Vocabulary | None
     labelled: int
     prevalence: Mapping[str, Mapping[str, float | None]]
@@ -73,6 +75,9 @@ def describe(table: pa.Table, *, where: object = None) -> Description:
         captions=pc.sum(pc.list_value_length(table.column("captions"))).as_py() or 0,
         sources=_counted(table.column("source").to_pylist()),
         splits={name: splits.count(name) for name in (*SPLITS, "") if name in splits},
+        label_sources=_counted(
+            table.column("label_source").drop_null().to_pylist() if "label_source" in table.column_names else []
+        ),
         vocabulary=vocabulary,
         labelled=table.num_rows - table.column("labels").null_count,
         prevalence=prevalence,

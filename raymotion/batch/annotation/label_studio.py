@@ -57,18 +57,15 @@ class LabelStudioTool(Tool):
             p = {label: round(float(own), 6) for label, own in zip(vocabulary.labels, task.probabilities, strict=True)}
             score = min((max(own, 1.0 - own) for own in p.values()), default=1.0)
             result = {"from_name": CONTROL, "to_name": "image", "type": "choices", "value": {"choices": task.labels}}
-            rows.append(
-                {
-                    "data": {
-                        "image": task.picture,
-                        "caption": "\n".join(task.captions),
-                        "sample_id": task.sample_id,
-                        "probabilities": p,
-                    },
-                    "predictions": [{"model_version": "raymotion", "score": score, "result": [result]}],
-                }
-            )
-        return {f"tasks-{number:05d}.json": json.dumps(rows, ensure_ascii=False, indent=1, allow_nan=False) + "\n"}
+            data = {
+                "image": task.picture,
+                "caption": "\n".join(task.captions),
+                "sample_id": task.sample_id,
+                "probabilities": p,
+            }
+            predictions = [{"model_version": "raymotion", "score": score, "result": [result]}]
+            rows.append(json.dumps({"data": data, "predictions": predictions}, ensure_ascii=False, allow_nan=False))
+        return {f"tasks-{number:05d}.json": "[\n" + ",\n".join(rows) + "\n]\n"}
 
     def settings_files(self, vocabulary: Vocabulary) -> dict[str, str]:
         """Returns the labelling interface, for the project's settings."""
