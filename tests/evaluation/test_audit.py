@@ -346,6 +346,12 @@ def test_human_labels_against_predictions(tmp_path: Path) -> None:
     assert len(table) == done.record["results"]["labels_flagged"] > 20 and np.mean(right) > 0.5
     for row in table:
         assert row["kind"] == ("doubtful" if row["emotion"] in row["given"] else "missing")
+    linked = settings(review=str(tmp_path / "review"))
+    again = audit_samples(tmp_path / "s.parquet", tmp_path / "p", tmp_path / "out", linked)
+    assert again.record == done.record, "where a page goes is no figure"
+    page = (tmp_path / "out" / "audit.html").read_text()
+    assert '<a href="../review/index.html#view=said&amp;emotion=awe&amp;order=disagreement">awe</a>' in page
+    assert '"truth": null' not in (tmp_path / "review" / "data.js").read_text()
     write_labels(tmp_path / "other", np.full((3, 26), 0.5), EMOTIC_26)
     with pytest.raises(VocabularyMismatch):
         audit_samples(tmp_path / "s.parquet", tmp_path / "other", tmp_path / "out2", settings())

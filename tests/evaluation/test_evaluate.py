@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,33 @@ def test_the_page_stands_alone(scored: Made) -> None:
         assert foreign not in html
     for name in ("Micro F1", "Macro AUC", "Macro AP (mAP)", "ECE", "scared", "no_input"):
         assert name in html
+
+
+def test_the_page_shows_the_worst_errors_and_leads_to_the_pictures(scored: Made, tmp_path: Path) -> None:
+    table = pq.read_table(scored.out / "predictions.parquet").to_pydict()
+    p = np.array(table["probabilities"])
+    truth = np.array([[name in labels for name in FOUR.labels] for labels in table["labels"]])
+    chosen = np.array([[name in labels for name in FOUR.labels] for labels in table["predicted"]])
+    missed = truth & ~chosen
+    ranks = np.where(missed, (p[None] > p[:, None]).mean(axis=1), -1)  # share of samples with a higher probability
+    html = (scored.out / "evaluation.html").read_text()
+    cards = html.partition("Worst errors")[2].split("<figure")[1:]
+    worst = next(re.search(r"people say (\w+), the model does not", card) for card in cards if "people say" in card)
+    assert worst is not None
+    of = next(row for row, own in enumerate(table["sample_id"]) if f">{own}<" in worst.string)
+    assert ranks[of, FOUR.labels.index(worst[1])] == ranks.max(), "the strongest first"
+    told = {sample_id: card for card in cards for sample_id in table["sample_id"] if f">{sample_id}<" in card}
+    assert len(told) == len(cards) > 5, "each sample once"
+    for sample_id, card in told.items():
+        row = table["sample_id"].index(sample_id)
+        assert f"People: {', '.join(sorted(table['labels'][row])) or 'none'}" in card
+        assert f"Predicted: {', '.join(table['predicted'][row]) or 'none'}" in card
+    assert scored.summary.labels is not None
+    write(str(scored.out), scored.summary.record, scored.summary.labels, (), review=tmp_path / "review")
+    linked = (scored.out / "evaluation.html").read_text()
+    write(str(scored.out), scored.summary.record, scored.summary.labels, ())
+    assert linked.count('index.html#view=said&amp;emotion=calm&amp;order=disagreement">') == 1
+    assert (tmp_path / "review/index.html").exists() and "<a href" not in (scored.out / "evaluation.html").read_text()
 
 
 @pytest.mark.slow

@@ -219,6 +219,19 @@ def test_command(labels_folder: Build, tmp_path: Path) -> None:
     assert out.exists() and str(out) in lines[-1]
 
 
+def test_numbers_lead_to_their_pictures(labels_folder: Build, tmp_path: Path) -> None:
+    folder, out = labels_folder(30), tmp_path / "pages" / "page.html"
+    result = CliRunner().invoke(
+        raymotion, ["report", str(folder), "--out", str(out), "--review", str(tmp_path / "review")]
+    )
+    assert result.exit_code == 0, result.output
+    links = re.findall(r'<a href="([^"]+)"', out.read_text())
+    assert len(links) == len(SOCRATIS_29) + 3
+    assert all((out.parent / link.partition("#")[0]).resolve() == tmp_path / "review/index.html" for link in links)
+    assert "../review/index.html#view=chosen&amp;emotion=sad&amp;order=high" in links
+    assert (tmp_path / "review/index.html").exists()
+
+
 def test_command_on_a_collapsed_set(labels_folder: Build, tmp_path: Path) -> None:
     folder = labels_folder(60, skill=0.0, teacher_skill=0.0)
     result = CliRunner().invoke(raymotion, ["report", str(folder), "--out", str(tmp_path / "page.html")])

@@ -17,7 +17,8 @@ from PIL import Image
 
 from raymotion.batch.label_dataset import load_labels
 from raymotion.data.samples import read_samples, table_from_rows, vocabulary_of, write_samples
-from raymotion.errors import InputError
+from raymotion.errors import InputError, VocabularyMismatch
+from raymotion.report.cards import ReviewLink
 from raymotion.report.review import STEPS, write_review
 from raymotion.vocabulary import SOCRATIS_29, VALENCE_3, read_vocabulary
 
@@ -176,6 +177,68 @@ def test_filters_orders_and_marks_in_a_browser(
     table = read_samples(tmp_path / "c.parquet")
     assert table["sample_id"].to_pylist() == ids[:2] and vocabulary_of(table) == SOCRATIS_29
     assert table["labels"].to_pylist() == [SOCRATIS_29.decode(np.flatnonzero(own.mask[0]).tolist()), ["proud"]]
+
+
+def people(labels: Path, path: Path, seed: int = 0) -> np.ndarray:
+    """Writes a sample table of what people say of these rows, the last one unlabelled; returns bool (n, L)."""
+    own = load_labels(labels)
+    ids, _ = own.pictures()
+    said = np.random.default_rng(seed).random(own.mask.shape) < 0.2
+    rows: list[dict[str, Any]] = [
+        {"sample_id": name, "group_id": name, "source": "t", "captions": ["c"],
+         "labels": SOCRATIS_29.decode(np.flatnonzero(row).tolist())}
+        for name, row in zip(ids, said, strict=True)
+    ]  # fmt: skip
+    rows[-1]["labels"] = None
+    write_samples(path, table_from_rows(rows, SOCRATIS_29))
+    return said
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_labels_are_compared_with_people_and_links_lead_to_a_view(
+    browser: Any, labels_folder: Build, tmp_path: Path, width: int
+) -> None:
+    labels, out = labels_folder(60), tmp_path / "review"
+    said = people(labels, tmp_path / "people.parquet")
+    write_review(labels, out, truth=tmp_path / "people.parquet")
+    own = load_labels(labels)
+    ids, _ = own.pictures()
+    assert data_of(out)["truth"][:-1] == [np.flatnonzero(row).tolist() for row in said[:-1]]
+    assert data_of(out)["truth"][-1] is None
+    page, errors = opened(browser, out, width)
+    sad, known = SOCRATIS_29.index("sad"), np.arange(60) < 59
+    link = ReviewLink(str(tmp_path / "page.html"), str(out))
+    for view, mask in (
+        ("said", said[:, sad]),
+        ("missed", said[:, sad] & ~own.mask[:, sad]),
+        ("wrong", ~said[:, sad] & own.mask[:, sad]),
+    ):
+        assert link(view, "sad") == f"review/index.html#view={view}&emotion=sad&order=file"
+        page.goto((tmp_path / link(view, "sad").partition("#")[0]).as_uri() + "#" + link(view, "sad").partition("#")[2])
+        assert count_of(page) == (mask & known).sum()
+    page.select_option("#view", "all")
+    page.select_option("#order", "disagreement")
+    p = np.round(own.probabilities * STEPS).clip(1, STEPS - 1) / STEPS
+    apart = -np.where(said, np.log(p), np.log(1 - p)).mean(axis=1)
+    apart[~known] = -1
+    assert page.get_attribute(".cell >> nth=0", "title") == ids[int(apart.argmax())]
+    page.click(".cell >> nth=0")
+    told = page.evaluate(
+        "[...document.querySelectorAll('.emotion')].filter((own) => own.textContent.includes('●')).length"
+    )
+    assert told == said[int(apart.argmax())].sum() and not errors
+    page.close()
+
+
+def test_people_of_another_vocabulary_or_without_labels_are_refused(labels_folder: Build, tmp_path: Path) -> None:
+    labels = labels_folder(4)
+    rows = [{"sample_id": "a", "group_id": "a", "source": "t", "captions": ["c"]}]
+    write_samples(tmp_path / "none.parquet", table_from_rows(rows))
+    with pytest.raises(InputError, match=r"none\.parquet: has no labels to compare with"):
+        write_review(labels, tmp_path / "review", truth=tmp_path / "none.parquet")
+    write_samples(tmp_path / "other.parquet", table_from_rows([{**rows[0], "labels": ["positive"]}], VALENCE_3))
+    with pytest.raises(VocabularyMismatch):
+        write_review(labels, tmp_path / "review", truth=tmp_path / "other.parquet")
 
 
 @pytest.mark.slow
