@@ -116,6 +116,13 @@ def test_what_the_docs_import_is_there(page: str, text: str) -> None:
             assert node.attr in raymotion.__all__, ast.unparse(node)
 
 
+def test_pictures_are_small_and_say_what_they_show() -> None:
+    shown = re.findall(r"!\[([^]]*)\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    assert len(shown) == 2
+    for alternative, path in shown:
+        assert len(alternative) > 20 and 5_000 < (ROOT / path).stat().st_size < 150_000, path
+
+
 def test_the_notebook_is_stored_without_outputs() -> None:
     cells: list[dict[str, Any]] = json.loads(NOTEBOOK.read_text())["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
