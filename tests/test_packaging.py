@@ -38,7 +38,10 @@ def test_pytorch_is_the_ordinary_registry_build():
     assert any(name.startswith("nvidia-") for name in LOCKED), "the registry's build of torch comes with CUDA"
 
 
-@pytest.mark.parametrize("text", PROJECT["project"]["dependencies"] + PROJECT["dependency-groups"]["dev"])
+@pytest.mark.parametrize(
+    "text",
+    PROJECT["project"]["dependencies"] + [own for group in PROJECT["dependency-groups"].values() for own in group],
+)
 def test_the_lock_satisfies_every_range(text):
     requirement = Requirement(text)
     assert requirement.specifier.contains(LOCKED[normal(requirement.name)])

@@ -58,9 +58,15 @@ class Selection:
         share = chosen / max(1, int(self.selected.sum()))
         return pd.DataFrame({"chosen": chosen, "share": share}, index=pd.Index(self.labels, name="label"))
 
-    def _repr_html_(self) -> str:
+    def _first_lines(self) -> list[str]:
         counts = f"{int(self.selected.sum())} of {len(self)} samples selected, {int(self.mask.sum())} labels"
-        return f"{html.escape(self.collapse.headline)}<br>{counts}" + self.frame().to_html(float_format="{:.3f}".format)
+        return [self.collapse.headline, counts]
+
+    def __repr__(self) -> str:
+        return "\n".join([*self._first_lines(), self.frame().to_string(float_format="{:.3f}".format)])
+
+    def _repr_html_(self) -> str:
+        return "<br>".join(map(html.escape, self._first_lines())) + self.frame().to_html(float_format="{:.3f}".format)
 
 
 def select(

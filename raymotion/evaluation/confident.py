@@ -114,19 +114,27 @@ class LabelIssues:
             }
         )
 
-    def _repr_html_(self) -> str:
-        """Returns what a notebook shows: the counts, and a row for each emotion."""
+    def emotion_frame(self) -> pd.DataFrame:
+        """Returns a row for each emotion: the fields of `EmotionIssues`."""
         import pandas as pd
 
-        found, (n, _) = self.to_dict(), self.flags.shape
-        shown = ["label", "given", "auc", "doubtful", "missing", "by_luck", "reason"]
-        table = pd.DataFrame([asdict(own) for own in self.emotions])[shown].to_html(
-            index=False, float_format="{:.3g}".format
+        return pd.DataFrame([asdict(own) for own in self.emotions]).set_index("label")
+
+    def _shown(self) -> tuple[str, pd.DataFrame]:
+        found = self.to_dict()
+        line = (
+            f"{found['labels_flagged']} labels of {found['images_flagged']} of {len(self.flags)} images are doubtful; "
+            f"{found['labels_flagged_by_luck']:.0f} would be by luck. Emotions judged: {found['judged']}"
         )
-        return (
-            f"{found['labels_flagged']} labels of {found['images_flagged']} of {n} images are doubtful; "
-            f"{found['labels_flagged_by_luck']:.0f} would be by luck. Emotions judged: {found['judged']}{table}"
-        )
+        return line, self.emotion_frame()[["given", "auc", "doubtful", "missing", "by_luck", "reason"]]
+
+    def __repr__(self) -> str:
+        line, table = self._shown()
+        return f"{line}\n{table.to_string(float_format='{:.3g}'.format)}"
+
+    def _repr_html_(self) -> str:
+        line, table = self._shown()
+        return line + table.to_html(float_format="{:.3g}".format)
 
 
 def rank_contradictions(

@@ -127,6 +127,10 @@ class Measured:
 
         return pd.DataFrame([asdict(row) for row in self.classes]).set_index("label")
 
+    def __repr__(self) -> str:
+        table = self.frame().to_string(float_format="{:.4f}".format)
+        return "\n".join([self.collapse.headline, *self.notes, table])
+
     def _repr_html_(self) -> str:
         lines = [self.collapse.headline, *self.notes]
         return "<br>".join(map(html.escape, lines)) + self.frame().to_html(float_format="{:.4f}".format)

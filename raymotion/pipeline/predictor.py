@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 
 CaptionLists: TypeAlias = Sequence[Sequence[str]]
 Pictures: TypeAlias = Sequence["str | os.PathLike[str] | np.ndarray | Image | None"]
-# Samples predicted together where captions are averaged: a shard of the labelling job.
-TOGETHER = 256
+# Samples predicted together where captions are averaged.
+TOGETHER = 64
 # Boxes of one picture: "body" and "face" -> (x1, y1, x2, y2) in pixels of the whole, upright picture.
 Boxes: TypeAlias = Mapping[str, Sequence[float]]
 
@@ -345,7 +345,7 @@ class Predictor:
         # With averaged captions, many samples together fill the batches better.
         size = max(batch_size, TOGETHER) if last.whole_shard else batch_size
         if progress is None:
-            progress = len(items) > size and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+            progress = len(items) > batch_size and (sys.stderr.isatty() or "ipykernel" in sys.modules)
         with _bar(len(items), progress) as bar:
             for part in _grouped(items, size):
                 for group in _grouped(part, batch_size):
