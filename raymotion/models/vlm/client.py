@@ -138,15 +138,14 @@ class Endpoint(Service):
             ) from error
         except openai.RateLimitError as error:
             raise self._failed(f"still limits the rate after {self.access.retries} retries", error) from error
-        except (openai.InternalServerError, openai.APITimeoutError) as error:
-            late = isinstance(error, openai.APITimeoutError)
+        except (openai.InternalServerError, openai.APIConnectionError) as error:
+            late, lost = isinstance(error, openai.APITimeoutError), isinstance(error, openai.APIConnectionError)
             told = f"no answer within {self.access.timeout:g} s" if late else self._told(error)
             # It is the picture's fault if others are answered meanwhile.
             if not trial and (self.answered_at > began or self._answers_now()):
                 raise Unanswered("server_timeout" if late else "server_error", told) from error
-            raise self._failed("does not answer" if late else "fails", error) from error
-        except openai.APIConnectionError as error:
-            raise self._failed("cannot be reached", error) from error
+            what = "does not answer in time" if late else "cannot be reached" if lost else "fails"
+            raise self._failed(what, error) from error
         except openai.APIStatusError as error:
             if error.status_code in (400, 413, 422):
                 raise Unanswered("request_rejected", f"the server rejects the request: {self._told(error)}") from error
