@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from queue import Empty, SimpleQueue
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from raymotion.errors import RunFailed
@@ -64,18 +67,28 @@ class AskService:
         Raises:
             InputError, RunFailed: the service can answer nothing, or gave no usable answer to the first pictures.
         """
-        todo = [(item, item.question) for item in items if item.question is not None and item.answer is None]
-        pool = ThreadPoolExecutor(self.service.concurrency)
+        asked = [item for item in items if item.question is not None and item.answer is None]
+        todo: SimpleQueue[Item] = SimpleQueue()
+        done: SimpleQueue[tuple[Item, np.ndarray | Exception]] = SimpleQueue()
+        for item in asked:
+            todo.put(item)
+        # Daemons, because a pool's threads would keep a command that has failed until the last of them is answered.
+        for _ in range(min(self.service.concurrency, len(asked))):
+            threading.Thread(target=_ask_all, args=(self.service, todo, done), daemon=True).start()
         try:
-            asked = [(item, pool.submit(self.service.ask, question)) for item, question in todo]
-            for item, answer in asked:
-                try:
-                    item.answer, item.question = answer.result(), None
+            for _ in asked:
+                item, answer = done.get()
+                if isinstance(answer, Unanswered):
+                    self._fail(item, answer)
+                elif isinstance(answer, Exception):
+                    raise answer
+                else:
+                    item.answer, item.question = answer, None
                     self.good += 1
-                except Unanswered as error:
-                    self._fail(item, error)
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            with contextlib.suppress(Empty):
+                while True:
+                    todo.get_nowait()
 
     def _fail(self, item: Item, error: Unanswered) -> None:
         item.failure = Failure(self.name, error.reason, type(error).__name__, str(error)[:MESSAGE_LIMIT])
@@ -85,6 +98,18 @@ class AskService:
                 f"there is no usable answer about any of the first {self.bad} pictures; the last one, {error.reason}: "
                 f"{error}. Try another model or prompt (`raymotion wrap`)"
             )
+
+
+def _ask_all(service: Service, todo: SimpleQueue[Item], done: SimpleQueue[tuple[Item, np.ndarray | Exception]]) -> None:
+    """Asks about items until none is left; runs in several threads."""
+    with contextlib.suppress(Empty):
+        while True:
+            item = todo.get_nowait()
+            assert item.question is not None
+            try:
+                done.put((item, service.ask(item.question)))
+            except Exception as error:
+                done.put((item, error))
 
 
 def spent(tally: Mapping[str, int], service: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -106,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             with state.lock:
                 state.open_now -= 1
-        data = json.dumps(reply).encode()
+        data = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
         try:
             self.send_response(status)
             for name, value in {"Content-Type": "application/json", **headers}.items():

@@ -178,6 +178,27 @@ def test_a_model_that_reads_no_pictures_is_told_before_any_row(server: Any, wrap
     assert server.rows() == []
 
 
+@pytest.mark.parametrize(
+    "kind, body", [("text/html", b"<html>Welcome</html>"), ("application/json", b"{not"), ("application/json", b"{}")]
+)
+def test_another_server_is_told(server: Any, wrap: Any, label: Label, kind: str, body: bytes) -> None:
+    server.misbehave = lambda asked: (200, {"Content-Type": kind}, body)
+    done = label(wrap())
+    assert done.code == 1 and "does not answer as an OpenAI-compatible server" in done.err, done.err
+    assert done.err.count("\n") == 1 and server.rows() == []
+
+
+def test_odd_counts_of_tokens_are_left_out(server: Any, wrap: Any, label: Label, tmp_path: Path) -> None:
+    def odd(asked: Any) -> Any:
+        status, headers, body = server.say(json.dumps(asked.shares))
+        return status, headers, {**body, "usage": {"prompt_tokens": "many", "completion_tokens": None}}
+
+    server.misbehave = odd
+    assert label(wrap()).code == 0
+    usage = job(tmp_path / "labels")["usage"]
+    assert (usage["answers"], usage["prompt_tokens"], usage["completion_tokens"]) == (12, 0, 0)
+
+
 def test_retry_after_is_honoured_and_retries_are_counted(server: Any, wrap: Any, label: Label, tmp_path: Path) -> None:
     failed: Counter[int] = Counter()
 

@@ -67,7 +67,7 @@ class Endpoint(Service):
         self.key = _key(own.api_key_env)
         self.lock = threading.Lock()
         self.gap = 60 / own.requests_per_minute if own.requests_per_minute else 0.0
-        self.free_at = self.answered_at = 0.0
+        self.free_at = 0.0
         self.client = openai.OpenAI(
             base_url=own.endpoint,
             api_key=self.key or NO_KEY,
@@ -120,7 +120,6 @@ class Endpoint(Service):
         """
         import openai
 
-        began = time.monotonic()
         client = self.client if retries is None else self.client.with_options(max_retries=retries)
         try:
             reply = client.chat.completions.create(**self._question(picture, name, longest))
@@ -141,8 +140,8 @@ class Endpoint(Service):
         except (openai.InternalServerError, openai.APIConnectionError) as error:
             late, lost = isinstance(error, openai.APITimeoutError), isinstance(error, openai.APIConnectionError)
             told = f"no answer within {self.access.timeout:g} s" if late else self._told(error)
-            # It is the picture's fault if others are answered meanwhile.
-            if not trial and (self.answered_at > began or self._answers_now()):
+            # It is the picture's fault if another one is answered now.
+            if not trial and self._answers_now():
                 raise Unanswered("server_timeout" if late else "server_error", told) from error
             what = "does not answer in time" if late else "cannot be reached" if lost else "fails"
             raise self._failed(what, error) from error
@@ -150,8 +149,8 @@ class Endpoint(Service):
             if error.status_code in (400, 413, 422):
                 raise Unanswered("request_rejected", f"the server rejects the request: {self._told(error)}") from error
             raise self._failed(f"answers with status {error.status_code}", error) from error
-        except openai.OpenAIError as error:
-            raise self._failed("gives no valid answer", error) from error
+        except (openai.OpenAIError, ValueError) as error:  # a ValueError: JSON that is none
+            raise self._failed("does not answer as an OpenAI-compatible server", error) from error
         return self._text_of(reply, name)
 
     def _question(self, picture: bytes, name: Format, longest: int) -> dict[str, Any]:
@@ -180,10 +179,10 @@ class Endpoint(Service):
                 "Check --endpoint of `raymotion wrap vlm`"
             )
         with self.lock:
-            self.answered_at = time.monotonic()
             self.tally.update({"answers": 1, f"as {name}": 1, "without usage": int(usage is None)})
             for own in ("prompt_tokens", "completion_tokens"):
-                self.tally[own] += getattr(usage, own, None) or 0
+                count = getattr(usage, own, None)
+                self.tally[own] += count if isinstance(count, int) else 0
         message = getattr(choices[0], "message", None) if choices else None
         text, refusal = getattr(message, "content", None), getattr(message, "refusal", None)
         text = text if isinstance(text, str) else ""
