@@ -114,7 +114,7 @@ def _made_by(record: Mapping[str, Any]) -> list[str]:
         read = " and ".join(model.get("reads") or ()) or "nothing that is recorded"
         lines.append(f"- Made by the {model.get('kind', 'model')} `{model['fingerprint']}`, which read {read}.")
     if usage := record.get("usage"):
-        lines.append(f"- Asked `{model['service']['model']}` behind an endpoint: {spent_text(usage)}.")
+        lines.append(f"- Asked `{model['service'].get('model', 'a service')}` behind an endpoint: {spent_text(usage)}.")
     for role in ("extractor", "detector", "backbones"):
         made = model.get(role) or {}
         for name, one in made.items() if all(isinstance(one, Mapping) for one in made.values()) else [(role, made)]:

@@ -200,7 +200,7 @@ def _finish(info: CheckpointInfo, settings: LabelSettings, folder: str, plan: Pl
     service = plan.described.get("service") or {}
     if usage := spent(tally, service):
         more["usage"] = usage
-        told += spent_notices(usage, service["response_format"])
+        told += spent_notices(usage, service.get("response_format"))
     words = _words(folder, told) if "captions" in info.reads else {}
     return {**more, "notices": told, "with": {part: tally[part] for part in info.reads}, **words}
 

@@ -141,7 +141,7 @@ def spent_text(usage: Mapping[str, Any]) -> str:
     )
 
 
-def spent_notices(usage: Mapping[str, Any], wanted: str) -> list[str]:
+def spent_notices(usage: Mapping[str, Any], wanted: str | None) -> list[str]:
     """Returns notices about answers that the service would not give in the wanted format."""
     return [
         f"The server refused response_format {wanted}: {count:,} answers were asked for as {name}."

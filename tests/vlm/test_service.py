@@ -27,13 +27,14 @@ class Brightness:
     """A service in this process: valence is how bright a picture is, and a blue one has none."""
 
     def __init__(self, factor: float) -> None:
-        self.factor, self.concurrency, self.tally = factor, 3, Counter()
+        self.factor, self.concurrency, self.tally = factor, 1, Counter()
 
     def open(self) -> None:
         self.opened = True
 
     def ask(self, picture: bytes) -> np.ndarray:
         assert self.opened
+        self.tally["requests"] += 1
         red, _, blue = np.asarray(Image.open(io.BytesIO(picture)), dtype=float).mean(axis=(0, 1))
         if blue > 200:
             raise Unanswered("too_blue", f"blue is {blue:.0f}")
@@ -84,4 +85,5 @@ def test_it_labels(samples: Path, tmp_path: Path, runner: Callable[..., Any]) ->
         assert value == pytest.approx(2 * 20 * int(name), abs=5)
     record = json.loads((tmp_path / "l" / "_job.json").read_text())
     assert record["counts"]["by_reason"] == {"too_blue": len(blue)} and record["model"]["service"] == {"factor": 2.0}
-    assert "usage" not in record and len(blue) > 1
+    assert record["usage"]["requests"] == 12 and "cost" not in record["usage"] and len(blue) > 1
+    assert "12 requests" in (tmp_path / "l" / "_README.md").read_text()
