@@ -15,6 +15,7 @@ import yaml
 from raymotion import storage
 from raymotion.data.parts import DATA, QUARANTINE, VERIFY, part_names
 from raymotion.data.samples import DIMENSIONS, scale_of
+from raymotion.pipeline.ask import spent_text
 
 CARD, CONFIG = "_README.md", ".huggingface.yaml"
 CONFIGS = {"configs": [{"config_name": "default", "data_files": f"{DATA}/*.parquet"}]}
@@ -112,6 +113,8 @@ def _made_by(record: Mapping[str, Any]) -> list[str]:
     if "fingerprint" in model:
         read = " and ".join(model.get("reads") or ()) or "nothing that is recorded"
         lines.append(f"- Made by the {model.get('kind', 'model')} `{model['fingerprint']}`, which read {read}.")
+    if usage := record.get("usage"):
+        lines.append(f"- Asked `{model['service'].get('model', 'a service')}` behind an endpoint: {spent_text(usage)}.")
     for role in ("extractor", "detector", "backbones"):
         made = model.get(role) or {}
         for name, one in made.items() if all(isinstance(one, Mapping) for one in made.values()) else [(role, made)]:

@@ -211,12 +211,12 @@ def _run_shards(
     settings = spec.settings
     if here:
         # One thread for the model, as a worker of Ray has: sums depend on their number, and the files must not.
-        placement = Placement(0, settings.cpus_per_worker or 1.0, float(_has_gpu()))
+        placement = Placement(0, settings.cpus_per_worker or 1.0, float(spec.gpu and _has_gpu()))
     else:
         placement = plan_placement(
             settings.workers,
             settings.cpus_per_worker,
-            settings.gpus_per_worker,
+            0 if settings.gpus_per_worker is None and not spec.gpu else settings.gpus_per_worker,
             nodes=node_resources(),
             autoscale=settings.autoscale,
         )

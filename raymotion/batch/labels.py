@@ -26,7 +26,8 @@ from raymotion.models.checkpoint import CheckpointInfo
 from raymotion.models.ensemble import read_models
 from raymotion.models.outputs.base import Output
 from raymotion.models.outputs.dimensions import Dimensions
-from raymotion.pipeline.plan import Options, make_plan
+from raymotion.pipeline.ask import spent, spent_notices
+from raymotion.pipeline.plan import Options, Plan, make_plan
 from raymotion.pipeline.stages import Item, Stage, made_from
 
 # Share of unknown words in the captions from which a notice is given.
@@ -161,11 +162,12 @@ def label(settings: LabelSettings, *, address: str | None = None, progress: Prog
         model={**info.to_dict(), **plan.described},
         vocabulary=None if info.labels is None else info.vocabulary,
         notices=plan.notices,
-        finish=lambda folder: _finish(info, settings, folder, plan.notices),
+        finish=lambda folder: _finish(info, settings, folder, plan),
         images=plan.images,
         columns=plan.columns,
         keep_images_together=plan.keep_images_together,
         check=plan.check,
+        gpu=plan.gpu,
         # A picture is decoded once for all its persons, so batches may be larger.
         default_batch=(16, 64) if plan.keep_images_together or "streams" in _names(info) else (2, 16),
     )
@@ -188,10 +190,10 @@ def _identity(info: CheckpointInfo, settings: LabelSettings) -> dict[str, Any]:
     }
 
 
-def _finish(info: CheckpointInfo, settings: LabelSettings, folder: str, notices: Sequence[str]) -> Mapping[str, Any]:
+def _finish(info: CheckpointInfo, settings: LabelSettings, folder: str, plan: Plan) -> Mapping[str, Any]:
     """Returns additions to _job.json for the finished labels."""
     more: dict[str, Any] = {}
-    told = list(notices)
+    told = list(plan.notices)
     for own in info.outputs:
         if isinstance(own, Dimensions):
             flat = own.spread_notice(_numbers(folder, own), info.facts(own.name))
@@ -201,11 +203,15 @@ def _finish(info: CheckpointInfo, settings: LabelSettings, folder: str, notices:
             more["choice"] = choose_globally(folder, folder, settings.selection, info.vocabulary, info.thresholds)
         evaluation = info.facts(info.labels.name).get("validation")
         more["collapse"] = check_labels(folder, info.vocabulary, info.prior, evaluation, told)
-    counted: Counter[str] = Counter({part: 0 for part in info.reads})
+    tally: Counter[str] = Counter()
     for commit in ledger.read_commits(folder, running_job(folder)["digest"]).values():
-        counted.update({part: commit.tally.get(part, 0) for part in info.reads})
+        tally.update(commit.tally)
+    service = plan.described.get("service") or {}
+    if usage := spent(tally, service):
+        more["usage"] = usage
+        told += spent_notices(usage, service.get("response_format"))
     words = _words(folder, told) if "captions" in info.reads else {}
-    return {**more, "notices": told, "with": dict(counted), **words}
+    return {**more, "notices": told, "with": {part: tally[part] for part in info.reads}, **words}
 
 
 def _numbers(folder: str, output: Dimensions) -> np.ndarray:

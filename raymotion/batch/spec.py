@@ -143,6 +143,7 @@ class JobSpec:
         keep_images_together: keep rows of one image in one shard and one batch; the table is ordered by image.
         check: raises if the job cannot run on this table; may return further notices.
         default_batch: default number of images in a batch, on a CPU and on a GPU.
+        gpu: whether workers get a GPU by default, where there is one.
         most_shard_rows: largest default shard; a worker holds the output of one shard in memory.
     """
 
@@ -160,6 +161,7 @@ class JobSpec:
     keep_images_together: bool = False
     check: Callable[[pa.Table], Sequence[str] | None] | None = None
     default_batch: tuple[int, int] = (2, 16)
+    gpu: bool = True
     most_shard_rows: int = 256
 
 

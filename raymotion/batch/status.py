@@ -13,6 +13,7 @@ from raymotion.batch import ledger
 from raymotion.batch.progress import duration
 from raymotion.data.parts import JOB, running_job
 from raymotion.folders.lock import owner_of
+from raymotion.pipeline.ask import spent, spent_text
 
 COMPLETE, RUNNING, INTERRUPTED, FAILED, DEAD, UNKNOWN = (
     "complete", "running", "interrupted", "failed", "dead", "running, as far as can be told from here",
@@ -87,9 +88,13 @@ def job_status(folder: storage.PathLike) -> Status:
     run = record["runs"][-1] if record["runs"] else {}
     rate = _rate(run, done, len(commits), running=state in (RUNNING, UNKNOWN))
     reasons: Counter[str] = Counter()
+    tally: Counter[str] = Counter()
     for commit in commits.values():
         reasons.update(commit.by_reason)
+        tally.update(commit.tally)
     lines = [f"quarantine: {count:,} {reason}" for reason, count in reasons.most_common()]
+    if usage := spent(tally, (record.get("model") or {}).get("service") or {}):
+        lines.append(f"asked so far: {spent_text(usage)}")
     if reason := run.get("reason"):
         lines.append(f"its last run ended: {reason}")
     left = (total - done) / rate if rate and state in (RUNNING, UNKNOWN) else None

@@ -38,6 +38,10 @@ def print_job(summary: JobSummary, *, next_step: str) -> None:
         click.echo(f"  quarantine: {number} {reason}")
     if kept := counts.get("damaged_kept"):
         click.echo(f"  kept: {kept} with a damaged picture, as it decodes (--damaged keep)")
+    if usage := record.get("usage"):
+        from raymotion.pipeline.ask import spent_text
+
+        click.echo(f"asked: {spent_text(usage)}")
     throughput = record.get("throughput")
     if throughput and not summary.already_complete:
         unit = throughput.get("unit", "images")

@@ -51,7 +51,7 @@ def _wrap_command(name: str, kind: Kind) -> click.Command:
     text = f"{(kind.wraps.settings.__doc__ or '').strip()}\n\n\b\nExample:\n  raymotion wrap {kind.wraps.example}\n"
 
     @click.command(name, help=text)
-    @options_from(kind.wraps.settings, arguments=("source",))
+    @options_from(kind.wraps.settings, arguments=kind.wraps.arguments, names=kind.wraps.names)
     @click.option("--out", required=True, metavar="FOLDER", help="Folder of the checkpoint; may be an s3:// address.")
     @access_options
     def command(out: str, **options: Any) -> None:

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
@@ -37,6 +37,7 @@ from pydantic import BaseModel
 from raymotion.config import Settings
 from raymotion.errors import InputError
 from raymotion.learning.losses.multilabel import make_loss
+from raymotion.models.inputs.answers import Service
 from raymotion.models.inputs.base import Bound, Evidence, Input, batches, require_data_settings
 from raymotion.models.inputs.reading import Pictures, Reader
 from raymotion.models.outputs.base import DataFacts, Output, forward
@@ -56,12 +57,16 @@ class Wrap:
     """How `raymotion wrap` makes a model of a kind.
 
     Attributes:
-        settings: the fields of the recipe that become its options; `source` is the argument.
+        settings: the fields of the recipe that become its options.
         example: the rest of a command line, for the help text.
+        arguments: the fields that become arguments instead.
+        names: option names that differ from the field's.
     """
 
     settings: type[Settings]
     example: str
+    arguments: tuple[str, ...] = ("source",)
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 class Training(Protocol):
@@ -185,6 +190,16 @@ class Kind(ABC):
             InputError: the model or its vocabulary is missing.
         """
         raise InputError(f"the kind {place_of(type(self))} has `wraps` and does not define wrap", remedy="Add it.")
+
+    def service(
+        self, model: Mapping[str, Any], training: Mapping[str, Any], outputs: Sequence[Output]
+    ) -> Service | None:
+        """Returns the service that answers for a model which runs somewhere else and reads `AnswersInput`.
+
+        Args:
+            model, training: contents of config.json (`model`) and of training.json.
+        """
+        return None
 
     def extra(self, recipe: Any, training: Training) -> Extra | None:
         """Returns synthetic training samples if the recipe asks for them."""

@@ -24,6 +24,7 @@ KINDS: dict[str, str] = {
     "hf-classifier": "raymotion.models.wrapped.kind:ClassifierKind",
     "hf-text-classifier": "raymotion.models.wrapped.kind:TextClassifierKind",
     "stored-probabilities": "raymotion.models.stored.kind:StoredKind",
+    "vlm": "raymotion.models.vlm.kind:VlmKind",
 }
 _kinds: Registry[Kind] = Registry("kind of model", Kind, "raymotion.kinds", lambda: KINDS, "RAYMOTION_KINDS")  # type: ignore[type-abstract]
 

@@ -23,10 +23,12 @@ from raymotion.data.samples import read_samples
 from raymotion.data.streams import CONTEXT
 from raymotion.errors import InputError
 from raymotion.models.checkpoint import CheckpointInfo
+from raymotion.models.inputs.answers import AnswersInput
 from raymotion.models.inputs.base import Input
 from raymotion.models.inputs.regions import RegionInput, random_weights_notice
 from raymotion.models.inputs.streams import PersonInput, Stream, StreamInput, find_weights
 from raymotion.models.vision.regions import ExtractorIdentity, architecture, identify
+from raymotion.pipeline.ask import AskService, EncodePictures
 from raymotion.pipeline.embed import DecodeOnce, EmbedForHead, LoadEmbeddings
 from raymotion.pipeline.predict import Predict, PredictMean
 from raymotion.pipeline.stages import DecodeImages, ExtractRegions, LoadRegions, NoEvidence, Stage
@@ -65,6 +67,7 @@ class Plan:
         columns: columns of the sample table that the stages read besides those of every job.
         keep_images_together: whether rows of one image must share a batch.
         described: source of the evidence, for the record.
+        gpu: whether a GPU is of use.
     """
 
     make_stages: Callable[[str], tuple[Stage, ...]]
@@ -75,6 +78,7 @@ class Plan:
     columns: tuple[str, ...]
     keep_images_together: bool
     described: Mapping[str, Any]
+    gpu: bool = True
 
 
 @dataclass
@@ -163,6 +167,7 @@ def make_plan(info: CheckpointInfo, options: Options, *, samples: str | None = N
         input_columns(inputs, options.features),
         persons,
         {name: value for part in parts for name, value in part.described.items()},
+        not all(isinstance(own, AnswersInput) for own in inputs),
     )
 
 
@@ -211,6 +216,8 @@ def _part_of(own: Input, info: CheckpointInfo, options: Options, samples: str | 
         return _streams(own, info, options, samples)
     if isinstance(own, PersonInput):
         return _Part(notices=_what_samples_lack(samples, own))
+    if isinstance(own, AnswersInput):
+        return _answers(own, info)
     more = getattr(own, "stages", None)  # a third-party input may define its own stages
     return _Part(stages=more) if more is not None else _Part()
 
@@ -310,6 +317,16 @@ def _streams(own: StreamInput, info: CheckpointInfo, options: Options, samples: 
     return _Part(
         stages=lambda precision: [EmbedForHead(own.kept, weights, precision)],
         notices=[*notices, *_what_samples_lack(samples, own)],
+    )
+
+
+def _answers(own: AnswersInput, info: CheckpointInfo) -> _Part:
+    service = info.kind.service(info.model, info.training, info.outputs)
+    if service is None:
+        raise InputError(f"is a {info.kind.name}, which names no service to answer", path=info.folder)
+    return _Part(
+        stages=lambda precision: [EncodePictures(own.size), AskService(service)],
+        described={"service": service.describe()},
     )
 
 

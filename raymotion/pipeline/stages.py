@@ -59,6 +59,8 @@ class Item:
         pixels: uint8 (height, width, 3), from decoding until the last stage that needs them.
         regions: regions of its picture.
         features: features by stream.
+        question: the picture as a service is asked about it, until it answers.
+        answer: values (width,) float32 of a service.
         output: values for the job's output columns.
     """
 
@@ -69,6 +71,8 @@ class Item:
     pixels: np.ndarray | None = None
     regions: Regions | None = None
     features: dict[str, np.ndarray] = field(default_factory=dict)
+    question: bytes | None = None
+    answer: np.ndarray | None = None
     output: dict[str, Any] = field(default_factory=dict)
 
 

@@ -14,6 +14,7 @@ INPUTS: dict[str, str] = {
     "streams": "raymotion.models.inputs.streams:StreamInput",
     "crops": "raymotion.models.inputs.streams:CropInput",
     "values": "raymotion.models.inputs.values:ValuesInput",
+    "answers": "raymotion.models.inputs.answers:AnswersInput",
     "stored": "raymotion.models.stored.input:StoredInput",
 }
 _inputs: Registry[Input] = Registry("input", Input, "raymotion.inputs", lambda: INPUTS)  # type: ignore[type-abstract]
