@@ -43,12 +43,8 @@ class TensorBoardLogger(Logger):
         from tensorboardX import SummaryWriter
         from tensorboardX.summary import hparams
 
-        folder = run.id
-        if folder is None:
-            # Two trainings in one folder would be drawn as one.
-            names = itertools.chain([run.name], (f"{run.name}-{number}" for number in itertools.count(2)))
-            folder = next(own for name in names if not os.path.exists(own := storage.join(self.place(run.out), name)))
-        # A killed command may have written an epoch that it did not record: TensorBoard drops what it wrote from here on.
+        folder = run.id or free_folder(self.place(run.out), run.name)
+        # A killed command may have written an epoch that it did not record: TensorBoard drops it.
         self._writer = SummaryWriter(folder, purge_step=run.epoch + 1 if run.id else None)
         known = {name: own if isinstance(own, str | bool | int | float) else str(own) for name, own in run.flat.items()}
         experiment, start, self._session_end = hparams(known, {"best_epoch": 0})
@@ -74,3 +70,9 @@ class TensorBoardLogger(Logger):
         if status == "complete":
             self._writer.file_writer.add_summary(self._session_end)
         self._writer.close()
+
+
+def free_folder(place: str, name: str) -> str:
+    """Returns a folder in `place` for a new run, `name` or `name-2` and so on: two runs in one are drawn as one."""
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(folder for own in names if not os.path.exists(folder := storage.join(place, own)))

@@ -105,6 +105,7 @@ class TrainingProgress(Progress):
     def __init__(self, kind: ProgressKind) -> None:
         super().__init__(kind, total=None, done=0, title="training", unit="samples")
         self._news: Mapping[str, Any] | None = None
+        self._validated = 0
 
     def stepped(self, news: Mapping[str, Any]) -> None:
         """Updates the display from a report of `Pace`."""
@@ -114,6 +115,7 @@ class TrainingProgress(Progress):
 
     def epoch_ended(self, metrics: Mapping[str, Any]) -> None:
         """Prints the metrics of an epoch on one line."""
+        self._validated = int(metrics["epoch"])
         figures = {name.removeprefix("val_"): value for name, value in metrics.items() if name.startswith("val_")}
         validation = ", ".join(f"{short_title(name)} {value:.4f}" for name, value in figures.items())
         self.say(
@@ -134,7 +136,8 @@ class TrainingProgress(Progress):
         rate = self._news["samples_per_second"]
         speed = "" if rate is None else f", {rate:.1f} {self.unit}/s"
         loss = "not a number" if self._news["loss"] is None else f"{self._news['loss']:.4f}"
-        return f"batches{speed}, loss {loss}" + (", validating" if self.done == self.total else "")
+        validating = self.done == self.total and self._news["epoch"] > self._validated
+        return f"batches{speed}, loss {loss}" + (", validating" if validating else "")
 
     def left(self) -> float | None:
         return self._left("epoch_left")
