@@ -21,6 +21,7 @@ TABLES = {
     "Losses of a multi-label output": "raymotion.learning.losses.multilabel:LOSSES",
     "Losses of numbers": "raymotion.learning.losses.dimensions:LOSSES",
     "Fusion networks": "raymotion.models.fusion.config:FUSIONS",
+    "Loggers of a training": "raymotion.loggers.logger:LOGGERS",
     "Backbones, besides all other names in timm": "raymotion.models.vision.backbones:ALIASES",
 }
 

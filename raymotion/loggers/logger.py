@@ -77,7 +77,7 @@ class Logger(Settings, ABC):
             own = type(self).__module__.startswith(f"{__package__}.")
             raise InputError(
                 f"the logger {self.name} needs {' and '.join(missing)}, which is not installed",
-                remedy=f"pip install {chr(39) + 'raymotion[loggers]' + chr(39) if own else ' '.join(missing)}",
+                remedy="pip install " + ("'raymotion[loggers]'" if own else " ".join(missing)),
             )
 
     @abstractmethod
@@ -147,8 +147,9 @@ def _read(entry: Any) -> Logger:
         return entry
     options = {"name": entry} if isinstance(entry, str) else entry
     if not isinstance(options, Mapping) or not isinstance(options.get("name"), str):
+        told = f"the entry with {', '.join(map(str, options))}" if isinstance(options, Mapping) else repr(entry)
         raise InputError(
-            f"setting loggers: {entry!r} names no logger",
+            f"setting loggers: {told} names no logger",
             remedy=f"Write a name ({', '.join(logger_names())}), or {{name: ..., OPTION: ...}}.",
         )
     logger = get_logger(options["name"])

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
+from raymotion.errors import InputError
 from raymotion.loggers.logger import LoggedRun, Logger, Status
 
 MOST_AT_ONCE = 100  # parameters in one request
@@ -42,7 +43,10 @@ class MlflowLogger(Logger):
     @classmethod
     def _without_password(cls, value: str | None) -> str | None:
         if value is not None and urlsplit(value).password:
-            raise ValueError("a password does not belong into a recipe: give the address as MLFLOW_TRACKING_URI")
+            raise InputError(  # of a ValueError, pydantic would repeat the address
+                "logger mlflow: tracking_uri holds a password, which does not belong into a recipe",
+                remedy="Give the address in the environment, as MLFLOW_TRACKING_URI.",
+            )
         return value
 
     @property

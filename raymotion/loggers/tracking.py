@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from raymotion import records, storage
@@ -73,48 +74,53 @@ class Tracking:
             epochs: all epochs of the run so far, in order, each with its number as `epoch`.
         """
         if self._background is not None:
-            self._background.do(lambda: self._each_logs(list(epochs)))
+            for own in self._each:
+                self._background.do(partial(self._logs, own, epochs))
 
     def close(self, status: Status, epochs: Sequence[Epoch], summary: Mapping[str, float | str]) -> None:
         """Logs the rest and ends the run in each logger; waits at most `background.PATIENCE` seconds."""
         if self._background is None:
             return
         self.log(epochs)
-        self._background.do(lambda: self._each_ends(status, len(epochs), summary))
+        for own in self._each:
+            self._background.do(partial(self._ends, own, status, epochs, summary))
         if not self._background.close(background.PATIENCE):
             names = ", ".join(own.logger.name for own in self._each)
             self._warn(f"logger {names}: no answer for {background.PATIENCE:.0f} s; the end of the run is not logged")
         self._closed = True
 
-    def _each_logs(self, epochs: Sequence[Epoch]) -> None:
-        for own in self._each:
-            before = own.run
-            with self._one_warning(own):
-                self._begin(own)
-                for line in epochs:
-                    number = int(line["epoch"])
-                    if number > own.run.epoch:
-                        figures = {name: value for name, value in line.items() if name != "epoch"}
-                        own.logger.log(number, {**figures, **self._constants})
-                        own.run = replace(own.run, epoch=number)
-            if own.run != before:
-                self._write(own)
+    def _logs(self, own: _Followed, epochs: Sequence[Epoch]) -> None:
+        before = own.run
+        with self._one_warning(own):
+            self._begin(own)
+            for line in epochs:
+                number = int(line["epoch"])
+                if number > own.run.epoch:
+                    figures = {name: value for name, value in line.items() if name != "epoch"}
+                    own.logger.log(number, {**figures, **self._constants})
+                    own.run = replace(own.run, epoch=number)
+        if own.run != before:
+            self._write(own)
 
     def _begin(self, own: _Followed) -> None:
         if not own.begun:
             own.run = replace(own.run, id=str(own.logger.begin(own.run)))
             own.begun = True
 
-    def _each_ends(self, status: Status, epochs: int, summary: Mapping[str, float | str]) -> None:
-        for own in self._each:
-            with self._one_warning(own):
-                self._begin(own)
-                own.logger.end(status, summary)
-            if own.run.epoch < epochs:
-                self._warn(f"logger {own.logger.name}: {epochs - own.run.epoch} of {epochs} epochs are not logged")
+    def _ends(
+        self, own: _Followed, status: Status, epochs: Sequence[Epoch], summary: Mapping[str, float | str]
+    ) -> None:
+        if missing := len(epochs) - own.run.epoch:  # no epoch follows: it is tried once more
+            self._logs(own, epochs)
+            missing = len(epochs) - own.run.epoch
+        with self._one_warning(own):
+            self._begin(own)
+            own.logger.end(status, summary)
+        if missing:
+            self._warn(f"logger {own.logger.name}: {missing} of {len(epochs)} epochs are not logged")
 
     @contextlib.contextmanager
-    def _one_warning(self, own: _Followed) -> Any:
+    def _one_warning(self, own: _Followed) -> Iterator[None]:
         try:
             yield
         except Exception as error:
