@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from raymotion import storage
 from raymotion.config import Settings, merge
@@ -164,12 +164,17 @@ class TrainRecipe(Settings):
     use_gpu: bool | None = None
     autoscale: bool = False
     failures: int = Field(2, ge=0)
-    loggers: tuple[SerializeAsAny[Logger], ...] = ()
+    loggers: tuple[Logger, ...] = ()
 
     @field_validator("loggers", mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
         return read_loggers(value)
+
+    @field_serializer("loggers")
+    def _with_options(self, value: tuple[Logger, ...]) -> list[dict[str, Any]]:
+        """Keeps the options of each class, of which pydantic knows the base alone."""
+        return [own.model_dump(mode="json", exclude_defaults=True) for own in value]
 
     @model_validator(mode="before")
     @classmethod

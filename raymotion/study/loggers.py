@@ -37,7 +37,8 @@ class TrialView:
     def __init__(self, spec: Mapping[str, Any], study: str, place: str) -> None:
         self.key = str(spec["key"])
         self.trial_id = f"{self.key}-{uuid.uuid4().hex[:8]}"
-        self.config = {**spec["recipe"], "seeds": list(spec["seeds"]), "stage": spec["stage"]}
+        recipe = {name: own for name, own in spec["recipe"].items() if name != "loggers"}
+        self.config = {**recipe, "seeds": list(spec["seeds"]), "stage": spec["stage"]}
         self.evaluated_params = dict(spec["config"])
         self.local_path, self.experiment_dir_name = place, study
 
