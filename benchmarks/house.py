@@ -28,7 +28,7 @@ PACKAGE = REPOSITORY / "raymotion"
 FLOORS = [
     {
         "version", "errors", "interrupts", "stores", "storage", "records", "folders", "vocabulary", "label_mapping",
-        "config", "weights", "registry", "text_table", "bundled",
+        "config", "weights", "registry", "text_table", "bundled", "loggers",
     },
     {"data", "learning", "models"},
     {"pipeline", "published"},

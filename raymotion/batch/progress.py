@@ -152,7 +152,9 @@ class Progress:
 
     def _show(self) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, total=self.total, note=self._status())
+            self._bar.update(
+                self._task, description=self.title, completed=self.done, total=self.total, note=self._status()
+            )
 
     def _print_state(self) -> None:
         self._told = self.done

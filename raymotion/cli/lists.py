@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import click
 from pydantic import BaseModel
@@ -22,6 +22,7 @@ TABLES = {
     "Losses of numbers": "raymotion.learning.losses.dimensions:LOSSES",
     "Fusion networks": "raymotion.models.fusion.config:FUSIONS",
     "Backbones, besides all other names in timm": "raymotion.models.vision.backbones:ALIASES",
+    "Loggers": "raymotion.loggers.logger:LOGGERS",
 }
 
 
@@ -173,7 +174,8 @@ def _summary(what: Any) -> str:
 def _settings(recipe: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yields each field's dotted name, and its type, default and description; nested settings are flattened."""
     for name, field in recipe.model_fields.items():
-        kinds = [field.annotation, *get_args(field.annotation)]
+        several = get_origin(field.annotation) in (tuple, list)
+        kinds = [field.annotation, *(() if several else get_args(field.annotation))]
         inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
         if inner:
             yield from _settings(inner[0], f"{prefix}{name}.")

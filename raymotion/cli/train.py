@@ -73,7 +73,7 @@ def train(
         click.secho(f"warning: {warning}", fg="red", err=True)
     with TrainingProgress(progress) as shown:
         shown.waiting("starting")
-        result = fit(settings, out, address=address, progress=shown.epoch_ended, stepped=shown.stepped)
+        result = fit(settings, out, address=address, progress=shown.epoch_ended, stepped=shown.stepped, warn=shown.warn)
     info = result.info
     if result.already_done:
         click.echo(f"{out} is finished already, with these settings ({info.fingerprint}): nothing to do")

@@ -14,8 +14,9 @@ from raymotion.errors import InputError
 from raymotion.models.checkpoint import CheckpointInfo, Model, load_model, read_checkpoint_info
 from raymotion.models.outputs.base import Output
 
-# Inputs of which a pass over the pictures makes one kind of features.
+# Inputs of which one pass over the pictures makes one kind.
 MADE_ONCE = {
+    "answers": "answers of one service",
     "regions": "features of one region extractor, `raymotion features regions`",
     "streams": "features of one set of backbones, `raymotion features embeddings`",
 }

@@ -9,12 +9,13 @@ import os
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from raymotion import storage
 from raymotion.config import Settings, merge
 from raymotion.data.images.damage import DamagedPolicy
 from raymotion.errors import InputError
+from raymotion.loggers.logger import Logger, read_loggers
 
 
 class DataSettings(Settings):
@@ -144,6 +145,8 @@ class TrainRecipe(Settings):
         use_gpu: None uses GPUs if the cluster has any.
         autoscale: the cluster starts nodes on demand, so a plan that does not fit yet is accepted.
         failures: how often a crashed worker group is restarted.
+        loggers: where the figures of each epoch are logged (tensorboard, wandb, mlflow or your own): a name, or a list
+            of names and of mappings with `name` and options. They do not change the result.
     """
 
     # Locations of the data: a run may resume after its data moved.
@@ -161,6 +164,17 @@ class TrainRecipe(Settings):
     use_gpu: bool | None = None
     autoscale: bool = False
     failures: int = Field(2, ge=0)
+    loggers: tuple[Logger, ...] = ()
+
+    @field_validator("loggers", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return read_loggers(value)
+
+    @field_serializer("loggers")
+    def _with_options(self, value: tuple[Logger, ...]) -> list[dict[str, Any]]:
+        """Keeps the options of each class, of which pydantic knows the base alone."""
+        return [own.model_dump(mode="json", exclude_defaults=True) for own in value]
 
     @model_validator(mode="before")
     @classmethod
@@ -185,8 +199,8 @@ class TrainRecipe(Settings):
         return self
 
     def result_settings(self) -> dict[str, Any]:
-        """Returns the settings that determine the result: all but those of where and how often to run."""
-        settings = self.model_dump(mode="json", exclude={"workers", "use_gpu", "autoscale", "failures"})
+        """Returns the settings that determine the result: all but those of where and how often to run, and loggers."""
+        settings = self.model_dump(mode="json", exclude={"workers", "use_gpu", "autoscale", "failures", "loggers"})
         settings["data"].pop("decode_tasks", None)
         return settings
 
@@ -198,6 +212,10 @@ class TrainRecipe(Settings):
                 path=path,
                 remedy="Give one: --samples samples.parquet (see `raymotion data prepare`).",
             )
+
+    def without_loggers(self) -> Self:
+        """Returns the recipe as workers get it, which log nothing and need not know the loggers."""
+        return self.model_copy(update={"loggers": ()})
 
     def sources(self) -> dict[str, str]:
         """Returns the checkpoints that the result depends on, by the setting that names them."""

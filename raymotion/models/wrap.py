@@ -22,5 +22,5 @@ def wrap_model(recipe: TrainRecipe, out: storage.PathLike) -> CheckpointInfo:
         raise InputError("is not empty", path=target, remedy="Name another folder, or remove it.")
     kind, recipe = get_kind(recipe.kind), recipe.with_absolute_paths()
     network, inputs, outputs = kind.wrap(recipe)
-    settings = recipe.model_dump(mode="json", exclude={"data", "optimiser", "model"})
+    settings = recipe.model_dump(mode="json", exclude={"data", "optimiser", "model", "loggers"})
     return save_checkpoint(target, kind, network, inputs, outputs, training={"settings": settings, "wrapped": True})

@@ -22,7 +22,7 @@ MOST_WITHOUT_ANSWER = 16
 
 
 class EncodePictures:
-    """Encodes pictures as JPEG for a service, with at most `size` pixels on the longer side; drops the pixels."""
+    """Encodes pictures as JPEG for a service, with at most `size` pixels on the longer side."""
 
     name = "encode"
     whole_shard = False
@@ -40,7 +40,7 @@ class EncodePictures:
                 picture.thumbnail((self.size, self.size), Image.Resampling.BICUBIC)
                 buffer = io.BytesIO()
                 picture.save(buffer, "JPEG", quality=QUALITY)
-                item.question, item.pixels = buffer.getvalue(), None
+                item.question = buffer.getvalue()
 
 
 class AskService:

@@ -143,8 +143,6 @@ class EmbedStreams:
                     for key, values in block.items():
                         for subject, features in zip(wanted[start : start + len(values)], values, strict=True):
                             self._store(subject, key, features)
-        for item in items:
-            item.pixels = None
 
     def _features(
         self, stream: str, names: Sequence[str], level: str, views: int, subjects: Sequence[_Subject]
@@ -220,14 +218,9 @@ class EmbedForHead:
             part.setup(threads, device)
 
     def process(self, items: Sequence[Item]) -> None:
-        pixels = [item.pixels for item in items]
         for part in self.parts:
-            left = [item for item in items if item.failure is None]
-            for item, picture in zip(items, pixels, strict=True):
-                item.pixels = picture
-            part.process(left)
+            part.process([item for item in items if item.failure is None])
         for item in items:
-            item.pixels = None
             found = item.output
             item.output = {}
             for own in self.inputs:

@@ -119,7 +119,7 @@ def make_plan(info: CheckpointInfo, options: Options, *, samples: str | None = N
     if not pictures:
         inputs = [own for own in inputs if own.looks_at == "none"]
     inputs = _each_once(inputs)
-    parts = [_part_of(own, info, options, samples, alone=_looks_alone(own, inputs)) for own in inputs]
+    parts = [_part_of(own, info, options, samples) for own in inputs]
     loaders = [part.loader for part in parts if part.loader is not None]
     looking = [own for own, part in zip(inputs, parts, strict=True) if own.looks_at != "none" and part.loader is None]
 
@@ -150,7 +150,7 @@ def make_plan(info: CheckpointInfo, options: Options, *, samples: str | None = N
     elif info.input("captions") is not None and not any(own.name == "captions" for own in inputs):
         notices.append("The model was trained on images alone: it labels from the images, and no caption was read.")
     if options.ablation is not None:
-        kept = [own.stream for person in inputs if isinstance(person, PersonInput) for own in person.kept]
+        kept = dict.fromkeys(own.stream for person in inputs if isinstance(person, PersonInput) for own in person.kept)
         notices.insert(0, f"Ablation {options.ablation}: the model looked at {' and '.join(kept)} alone.")
     checks = [part.check for part in parts if part.check is not None]
     persons = any(isinstance(own, PersonInput) and own in looking for own in inputs)
@@ -186,11 +186,6 @@ def _each_once(inputs: Sequence[Input]) -> list[Input]:
     return found
 
 
-def _looks_alone(own: Input, inputs: Sequence[Input]) -> bool:
-    """Returns whether no other input needs the pixels."""
-    return not any(other.looks_at != "none" for other in inputs if other is not own)
-
-
 def _plural(inputs: Sequence[Input]) -> str:
     return " and ".join(dict.fromkeys(own.plural for own in inputs))
 
@@ -209,9 +204,9 @@ def _refuse_what_is_not_used(info: CheckpointInfo, inputs: Sequence[Input], opti
         raise InputError("--weights and --features are given, and only one can be used", remedy="Leave one out.")
 
 
-def _part_of(own: Input, info: CheckpointInfo, options: Options, samples: str | None, *, alone: bool) -> _Part:
+def _part_of(own: Input, info: CheckpointInfo, options: Options, samples: str | None) -> _Part:
     if isinstance(own, RegionInput):
-        return _regions(own, info, options, samples, alone)
+        return _regions(own, info, options, samples)
     if isinstance(own, StreamInput):
         return _streams(own, info, options, samples)
     if isinstance(own, PersonInput):
@@ -222,7 +217,7 @@ def _part_of(own: Input, info: CheckpointInfo, options: Options, samples: str | 
     return _Part(stages=more) if more is not None else _Part()
 
 
-def _regions(own: RegionInput, info: CheckpointInfo, options: Options, samples: str | None, alone: bool) -> _Part:
+def _regions(own: RegionInput, info: CheckpointInfo, options: Options, samples: str | None) -> _Part:
     folder = options.features
     if folder is None:
         if len(options.weights) > 1:
@@ -233,7 +228,7 @@ def _regions(own: RegionInput, info: CheckpointInfo, options: Options, samples: 
             remedy="Name that file as --weights" + (", or give --features." if samples is not None else "."),
         )  # fmt: skip
         return _Part(
-            stages=lambda precision: [ExtractRegions(identity, weights, precision, keep_pixels=not alone)],
+            stages=lambda precision: [ExtractRegions(identity, weights, precision)],
             identity={"extractor": identity.to_dict()},
             notices=list(random_weights_notice(identity)),
             described={"extractor": identity.to_dict()},

@@ -187,4 +187,4 @@ class PredictMean(Predict):
             for output in self.members[0].model.outputs:
                 values = np.stack([copy.output[output.name] for copy in good])
                 item.output[output.name] = values.mean(axis=0, dtype=np.float64).astype(np.float32)
-            item.pixels, item.regions, item.features = None, None, {}
+            item.pixels, item.regions, item.answer, item.features = None, None, None, {}

@@ -160,17 +160,13 @@ class DecodeImages:
 
 
 class ExtractRegions:
-    """Extracts region features of items with pixels, and drops the pixels.
-
-    Args:
-        keep_pixels: whether a later stage needs them.
-    """
+    """Extracts region features of items with pixels."""
 
     name = "regions"
     whole_shard = False
 
-    def __init__(self, identity: ExtractorIdentity, weights: str, precision: str, *, keep_pixels: bool = False) -> None:
-        self.identity, self.weights, self.precision, self.keep_pixels = identity, weights, precision, keep_pixels
+    def __init__(self, identity: ExtractorIdentity, weights: str, precision: str) -> None:
+        self.identity, self.weights, self.precision = identity, weights, precision
 
     def setup(self, threads: int, device: str) -> None:
         import torch
@@ -196,7 +192,7 @@ class ExtractRegions:
         for item, regions in zip(seen, self.extractor(pictures), strict=True):
             wrong = _beyond_float16(regions)
             if wrong is None:
-                item.regions, item.pixels = regions, item.pixels if self.keep_pixels else None
+                item.regions = regions
             else:
                 item.failure = not_finite(self.name, wrong)
 

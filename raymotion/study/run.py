@@ -34,7 +34,7 @@ from raymotion.study.settings import StudySettings
 from raymotion.study.show import Say, end_lines, stage_lines
 from raymotion.study.space import Spaces, base_recipe, check_spaces, read_spaces, result_settings
 from raymotion.train.prepare import prepare_data
-from raymotion.train.recipe import kind_of
+from raymotion.train.recipe import kind_of, require_loggers
 from raymotion.train.source import label_warnings
 from raymotion.version import __version__
 
@@ -58,6 +58,7 @@ def run_study(
         RunFailed: no configuration of a stage could be trained, or the search failed.
     """
     from raymotion.study.finish import finish
+    from raymotion.study.loggers import callback_of
     from raymotion.study.stages import Search, run_stages
 
     spaces = read_spaces(settings.spaces).only(settings.stages, joint=settings.joint)
@@ -71,6 +72,9 @@ def run_study(
         options["optimiser"] = {"epochs": settings.epochs}
     base = base_recipe(spaces, settings.set, options, recipe=settings.recipe).with_absolute_paths()
     base.require_data(settings.recipe or settings.spaces)
+    require_loggers(base, settings.out)
+    for logger in base.loggers:
+        callback_of(logger, settings.out)
     check_spaces(spaces, base)
     if any(isinstance(own, StreamInput) for own in kind_of(base).checked_inputs(base)):
         require_features(Embeddings(base.data.embeddings), spaces, base, base.data.samples)  # type: ignore[attr-defined]

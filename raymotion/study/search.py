@@ -20,8 +20,10 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from raymotion import storage
 from raymotion.batch.cluster import Placement, node_resources, plan_placement
 from raymotion.errors import InputError, RunFailed
+from raymotion.loggers.logger import Logger
 from raymotion.models.kind import Kind
 from raymotion.stores.access import Access, current
+from raymotion.study.loggers import LoggedTrials
 from raymotion.study.record import MACRO_AP, Metric, StudyFolder, TrialRecord, machine_fault
 from raymotion.study.space import Stopping
 
@@ -223,11 +225,15 @@ def search(
     kind: type[Kind],
     ended: Callable[[TrialRecord], None],
     epoch_ended: Callable[[str, int], None] = lambda key, epoch: None,
+    loggers: Sequence[Logger] = (),
+    baseline: float | None = None,
+    warn: Callable[[str], None] = print,
 ) -> None:
     """Trains the configurations of `specs` (see `study.trial.Trial`) on the connected Ray.
 
     Each trial writes its record to the study's folder. `ended` is called for each trial, and `epoch_ended` with the key
-    and number of each epoch before the last.
+    and number of each epoch before the last. `baseline` of the metric is logged beside it; `warn` receives the
+    warnings about loggers that fail.
 
     Raises:
         InputError: a trial can never be placed.
@@ -242,6 +248,7 @@ def search(
     more["metric"], more["kind"] = metric.model_dump(), kind
     given = [{**spec, **more} for spec in specs]
     faults = EndOnFault()
+    logged = [LoggedTrials(loggers, folder.path, metric=metric, baseline=baseline, warn=warn)] if loggers else []
     tuner = tune.Tuner(
         tune.with_resources(TrialTrainable, {"CPU": plan.cpus, "GPU": plan.gpus}),
         param_space={"trial": tune.grid_search(given)},
@@ -258,7 +265,7 @@ def search(
             storage_path=path,
             storage_filesystem=filesystem,
             verbose=0,
-            callbacks=[Recorder(folder, ended, epoch_ended)],
+            callbacks=[Recorder(folder, ended, epoch_ended), *logged],
             stop=faults,
             failure_config=tune.FailureConfig(max_failures=1),
         ),
@@ -272,6 +279,9 @@ def search(
         raise RunFailed(
             f"the search failed ({reason}); what is finished stays, and the same command goes on"
         ) from error
+    finally:
+        for own in logged:
+            own.close()
     if faults.fault is not None:
         raise RunFailed(faults.fault)
 

@@ -34,7 +34,7 @@ Cell = tuple[str, Configuration, Configuration]
 # metric that selects the best epoch (trials are compared by it), and the hardware.
 NOT_SEARCHED = (
     "kind", "data.samples", "data.labels", "data.val_fraction", "data.features", "data.embeddings", "seed", "workers",
-    "use_gpu", "autoscale", "failures", "optimiser.epochs", "select_by",
+    "use_gpu", "autoscale", "failures", "loggers", "optimiser.epochs", "select_by",
 )  # fmt: skip
 
 

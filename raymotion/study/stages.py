@@ -230,7 +230,7 @@ def train(
             known[key] = record
     specs = [
         {"key": key, "config": cell, "stage": stage, "seeds": study.record.seeds,
-         "recipe": study.recipe(full).model_dump(mode="json")}
+         "recipe": study.recipe(full).without_loggers().model_dump(mode="json")}
         for key, cell, full in cells
         if key not in known
     ]  # fmt: skip
@@ -253,6 +253,8 @@ def train(
             search(
                 specs, study.folder, scheduler=scheduler, resources=resources, metric=metric,
                 kind=type(kind_of(study.base)), ended=shown.ended, epoch_ended=shown.epoch_ended,
+                loggers=study.base.loggers, baseline=study.record.baseline,
+                warn=lambda text: study.say(f"warning: {text}"),
             )  # fmt: skip
     for key in [key for key, _, _ in cells if key not in known]:
         record = study.folder.read_trial(key)

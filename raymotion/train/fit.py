@@ -7,6 +7,7 @@ After a crash the same command resumes from there. At the end the complete outpu
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 import tempfile
@@ -18,12 +19,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from raymotion import records, storage
+from raymotion import interrupts, records, storage
 from raymotion.config import require_same_settings
 from raymotion.errors import DiskFull, Diverged, InputError, RaymotionError, RunFailed
 from raymotion.folders import lock as folder_lock
 from raymotion.folders import outputs
 from raymotion.folders.lock import one_writer_of
+from raymotion.loggers.logger import LoggedRun, Status
+from raymotion.loggers.tracking import Tracking, Warn
 from raymotion.models.checkpoint import (
     CheckpointInfo,
     is_checkpoint,
@@ -41,12 +44,18 @@ from raymotion.train.ingest import Ingest, plan_ingest
 from raymotion.train.pictures import Portion
 from raymotion.train.prepare import prepare_data
 from raymotion.train.progress import interval, pace_file, read_pace
-from raymotion.train.recipe import kind_of
+from raymotion.train.recipe import kind_of, require_loggers
+from raymotion.train.task import baselines_of
 
 Progress = Callable[[Mapping[str, Any]], None]
-SETTINGS, PROGRESS, LATEST = "settings.json", "progress.json", "latest.json"
+SETTINGS, PROGRESS, LATEST, LOGGED = "settings.json", "progress.json", "latest.json", "loggers.json"
+HISTORY = "history"  # in the progress file: all epochs
 SWITCH_SECONDS = 0.0005
 REMEDY = "Use the same settings, another --out, or remove the folder."
+
+
+def _to_stderr(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,7 @@ def fit(
     address: str | None = None,
     progress: Progress | None = None,
     stepped: Progress | None = None,
+    warn: Warn = _to_stderr,
 ) -> TrainResult:
     """Trains `recipe` and writes the checkpoint to `out`; resumes a run that was interrupted.
 
@@ -81,16 +91,19 @@ def fit(
         address: a Ray cluster; None starts Ray on this machine. With `workers: 0` Ray is not used at all.
         progress: called after each epoch with its metrics.
         stepped: called about every second with the report of `train.progress.Pace`.
+        warn: receives the warnings about loggers that fail, which never end a training.
 
     Raises:
-        InputError: the recipe, the samples or the features are invalid.
+        InputError: the recipe, the samples or the features are invalid, or a logger is not installed.
         SettingsMismatch: `out` belongs to a run with other settings or data, or was begun with other workers.
         RunFailed: the workers failed more often than `failures` allows; the same command resumes the run.
         Diverged: the loss or the weights are no longer finite; the run is removed.
     """
     started = time.monotonic()
     target = storage.absolute(out)
-    recipe = recipe.with_absolute_paths()
+    require_loggers(recipe, target)
+    parameters, loggers = recipe.model_dump(mode="json", exclude={"loggers"}), recipe.loggers
+    recipe = recipe.with_absolute_paths().without_loggers()
     data = prepare_data(recipe)
     settings = {**recipe.result_settings(), "data_fingerprint": data.fingerprint}
     for name, source in recipe.sources().items():
@@ -117,18 +130,51 @@ def fit(
     # Written again by each command: features and pictures may have moved, and files may be damaged.
     data.save(storage.join(run, "data"))
     command = uuid.uuid4().hex[:8]
-    with _freed_without_an_epoch(run, target), _followed(run, progress, stepped, _epochs_done(run)):
+    logged = LoggedRun(
+        target.rstrip("/").rsplit("/", 1)[-1], target, {**parameters, "data_fingerprint": data.fingerprint}
+    )
+    tracking = Tracking(
+        loggers, logged, record=storage.join(run, LOGGED), warn=warn,
+        constants=baselines_of(recipe, data) if loggers else {},
+    )  # fmt: skip
+    with (
+        _freed_without_an_epoch(run, target),
+        _tracked(tracking, run, target) as ended,
+        _followed(run, progress, stepped, tracking, _epochs_done(run)),
+    ):
         if recipe.workers == 0:
             with tempfile.TemporaryDirectory(prefix="raymotion-") as folder:
                 _train_here(recipe, data, run, command, folder)
                 info = finish(recipe, data, settings, folder, target)
         else:
             info = _train_on_ray(recipe, data, run, settings, target, address, command)
+        ended(info)
     # The checkpoint is complete, so a failure to clean up must not fail the run.
     with contextlib.suppress(OSError, RaymotionError):
         outputs.remove_claimed(run)
     earlier = [epoch for epoch in info.training["history"] if not epoch["attempt"].startswith(command)]
     return TrainResult(info, resumed_from=len(earlier), seconds=time.monotonic() - started)
+
+
+@contextlib.contextmanager
+def _tracked(tracking: Tracking, run: str, target: str) -> Iterator[Callable[[CheckpointInfo], None]]:
+    """Ends the run in its loggers, with the best epoch of the checkpoint that the yielded function is told."""
+    told: list[CheckpointInfo] = []
+    status: Status = "failed"
+    tracking.log([])
+    try:
+        yield told.append
+        status = "complete"
+    except BaseException as error:
+        status = "failed" if isinstance(error, Exception) and not interrupts.stopping() else "interrupted"
+        raise
+    finally:
+        summary: dict[str, float | str] = {"checkpoint": target}
+        history = _history(run) if tracking else []
+        for info in told:
+            history, best, column = info.training["history"], info.training["best_epoch"], info.training["selected_by"]
+            summary |= {"best_epoch": best, f"best_{column}": history[best - 1][column]}
+        tracking.close(status, _figures(history), summary)
 
 
 @contextlib.contextmanager
@@ -173,7 +219,7 @@ def _train_here(recipe: TrainRecipe, data: TrainingSet, run: str, command: str, 
         for name in names:
             storage.write_bytes(storage.join(place, name), Path(folder, name).read_bytes())
         records.write_record(latest, {"number": before + 1, "files": names})
-        records.write_record(storage.join(run, PROGRESS), _plain(metrics))
+        _write_progress(run, metrics, folder)
         if before >= 0:
             storage.remove_tree(storage.join(kept, f"{before:06d}"))
 
@@ -309,7 +355,7 @@ def _worker(config: dict[str, Any]) -> None:
         checkpoint = None if folder is None else ray.train.Checkpoint.from_directory(folder)
         ray.train.report(dict(metrics), checkpoint=checkpoint)
         if folder is not None:
-            records.write_record(storage.join(config["run"], PROGRESS), _plain(metrics))
+            _write_progress(config["run"], metrics, folder)
 
     def wrap(model: torch.nn.Module) -> torch.nn.Module:
         if world == 1:
@@ -366,13 +412,31 @@ def _has_epoch(run: str) -> bool:
     return any(name.startswith("checkpoint_") for name in storage.list_entries(storage.join(run, "train")))
 
 
+def _write_progress(run: str, metrics: Mapping[str, Any], folder: str) -> None:
+    """Records the metrics of the last epoch, and those of all epochs, which `folder` (see `Run.save`) holds."""
+    from raymotion.train.loop import STATE
+
+    state = json.loads(records.read_record(Path(folder, STATE))["state"])
+    records.write_record(storage.join(run, PROGRESS), {**_plain(metrics), HISTORY: _figures(state["history"])})
+
+
+def _history(run: str) -> list[dict[str, float]]:
+    """Returns the recorded metrics of all epochs so far; used only for display and loggers."""
+    try:
+        return list(records.read_record(storage.join(run, PROGRESS), needs_seal=True)[HISTORY])
+    except (OSError, RaymotionError, KeyError):
+        return []
+
+
 @contextlib.contextmanager
-def _followed(run: str, progress: Progress | None, stepped: Progress | None, done: int) -> Iterator[None]:
-    """Calls `progress` for each epoch that rank 0 records, and `stepped` for its reports in between.
+def _followed(
+    run: str, progress: Progress | None, stepped: Progress | None, tracking: Tracking, done: int
+) -> Iterator[None]:
+    """Calls `progress` for each epoch that rank 0 records, and `stepped` for its reports in between; logs the epochs.
 
     Reads them from files, since workers may run on other machines.
     """
-    if progress is None and stepped is None:
+    if progress is None and stepped is None and not tracking:
         yield
         return
     path, stop, seen = storage.join(run, PROGRESS), threading.Event(), [done]
@@ -384,11 +448,14 @@ def _followed(run: str, progress: Progress | None, stepped: Progress | None, don
             told[0] = news
             stepped(news)
         with contextlib.suppress(OSError, RaymotionError):
-            if progress is not None and storage.exists(path):
+            if storage.exists(path):
                 latest = records.read_record(path)
+                history = latest.pop(HISTORY, [])
                 if latest["epoch"] > seen[0]:
                     seen[0] = latest["epoch"]
-                    progress(latest)
+                    tracking.log(history)
+                    if progress is not None:
+                        progress(latest)
 
     def follow() -> None:
         while not stop.wait(0.3 * interval(run)):
@@ -436,6 +503,10 @@ def _full_disk(error: Exception, run: str) -> RaymotionError | None:
                 return told or disk_full(run, cause)
             cause = inner if inner is not cause else None
     return None
+
+
+def _figures(history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    return [_plain({name: own for name, own in line.items() if name != "attempt"}) for line in history]
 
 
 def _plain(metrics: Mapping[str, Any]) -> dict[str, float]:

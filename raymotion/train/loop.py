@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -101,7 +102,7 @@ class Run:
         recipe = task.recipe
         # DDP averages gradients, so each rank computes only its own loss. Seeds differ by rank because of dropout.
         torch.manual_seed(_seed(recipe.seed, state.epoch, workers.rank))
-        train_loss = _train_epoch(self.wrapped, self.model, self.optimiser, task, self.loader, state, workers)
+        trained = _train_epoch(self.wrapped, self.model, self.optimiser, task, self.loader, state, workers)
         workers.share_buffers(self.model)
         state.epoch += 1
         wrong = _not_finite(self.model)
@@ -116,7 +117,7 @@ class Run:
             state.best, state.best_epoch = score, state.epoch
             self.best_weights, self.best_predictions = _weights(self.model), predicted
         # The minimised loss, with class weights and smoothing; not comparable with the validation BCE.
-        measured = {"epoch": state.epoch, "train_loss": train_loss, **figures}
+        measured = {"epoch": state.epoch, **trained, **figures}
         if unreadable := len(set().union(*workers.gather(set(self.loader.unreadable)))):
             measured["unreadable_images"] = unreadable
         if kept := len(set().union(*workers.gather(set(self.loader.kept)))):
@@ -228,12 +229,14 @@ def _train_epoch(
     loader: BatchLoader,
     state: State,
     workers: Workers,
-) -> float:
+) -> dict[str, float]:
+    """Trains for one epoch, and returns the mean loss, the learning rate of new weights in the last step, and the
+    samples a second of all workers, without validation."""
     settings, epoch = task.recipe.optimiser, state.epoch
     wrapped.train()
     optimiser.zero_grad(set_to_none=True)
     steps = steps_per_epoch(task.recipe, task.samples_per_epoch, workers.world)
-    total, seen = 0.0, 0
+    total, seen, started, factor = 0.0, 0, time.monotonic(), 1.0
     if workers.pace is not None:
         workers.pace.begin(epoch, settings.epochs, steps)
     for number, batch in enumerate(loader.train(epoch)):
@@ -263,7 +266,9 @@ def _train_epoch(
         seen += batch.rows
         if workers.pace is not None:
             workers.pace.step(number + 1, batch.rows * workers.world, total / max(1, seen))
-    return float(np.mean(workers.gather(total / max(1, seen))))
+    speed = seen * workers.world / max(1e-9, time.monotonic() - started)
+    loss_of_all = float(np.mean(workers.gather(total / max(1, seen))))
+    return {"train_loss": loss_of_all, "learning_rate": settings.lr * factor, "samples_per_second": speed}
 
 
 def _step(what: str, epoch: int, number: int, steps: int, rate: float) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from raymotion import storage
-from raymotion.batch.progress import Progress, ProgressKind
+from raymotion.batch.progress import Progress, ProgressKind, duration
 from raymotion.errors import RaymotionError
 from raymotion.learning.metrics.multilabel import short_title
 
@@ -23,11 +24,12 @@ def interval(folder: str) -> float:
 
 
 class Pace:
-    """Reports the progress of a training run, at most once every `every` seconds.
+    """Reports the progress of a training run, at most once every `every` seconds, and at the end of an epoch's steps.
 
-    `tell` receives `epoch` and `epochs`, `step` and `steps` (of the epoch), `samples_per_second`, `loss` (mean of the
-    epoch so far, None if not finite), `left` (seconds to the end of the last epoch, without early stopping) and `at`
-    (seconds since 1970). The rate excludes validation and the first step, which waits for data, compilers and caches.
+    `tell` receives `epoch` and `epochs`, `step` and `steps` (of the epoch; a step is one batch), `samples_per_second`,
+    `loss` (mean of the epoch so far, None if not finite), `epoch_left` (seconds to the end of the epoch's steps),
+    `left` (seconds to the end of the last epoch, without early stopping) and `at` (seconds since 1970). The rate and
+    `epoch_left` exclude validation and the first step, which waits for data, compilers and caches.
     """
 
     def __init__(self, tell: Callable[[Mapping[str, Any]], None], *, every: float = LOCAL_SECONDS) -> None:
@@ -52,7 +54,7 @@ class Pace:
             self._steps, self._samples = self._steps + 1, self._samples + samples
             self._seconds += now - self._last
         self._last = now
-        if now - self._told < self._every:
+        if now - self._told < self._every and number < self._of:
             return
         self._told = now
         to_come = (self._epochs - self._epoch) * self._of - number
@@ -64,6 +66,7 @@ class Pace:
                 "steps": self._of,
                 "samples_per_second": self._samples / max(1e-9, self._seconds) if self._steps else None,
                 "loss": loss if math.isfinite(loss) else None,
+                "epoch_left": self._seconds / self._steps * (self._of - number) if self._steps else None,
                 "left": (now - self._first) / self._steps * to_come if self._steps else None,
                 "at": time.time(),
             }
@@ -97,21 +100,22 @@ def at_epoch(news: Mapping[str, Any]) -> str:
 
 
 class TrainingProgress(Progress):
-    """Shows the steps of one training run, with its epoch, rate and loss."""
+    """Shows the batches of the current epoch of one training run, with rate, loss and the time left."""
 
     def __init__(self, kind: ProgressKind) -> None:
         super().__init__(kind, total=None, done=0, title="training", unit="samples")
         self._news: Mapping[str, Any] | None = None
+        self._validated = 0
 
     def stepped(self, news: Mapping[str, Any]) -> None:
         """Updates the display from a report of `Pace`."""
         self._news, self._waiting = news, ""
-        self.total = news["epochs"] * news["steps"]
-        self.done = (news["epoch"] - 1) * news["steps"] + news["step"]
+        self.title, self.done, self.total = f"training, {at_epoch(news)}", news["step"], news["steps"]
         self._show()
 
     def epoch_ended(self, metrics: Mapping[str, Any]) -> None:
         """Prints the metrics of an epoch on one line."""
+        self._validated = int(metrics["epoch"])
         figures = {name.removeprefix("val_"): value for name, value in metrics.items() if name.startswith("val_")}
         validation = ", ".join(f"{short_title(name)} {value:.4f}" for name, value in figures.items())
         self.say(
@@ -119,15 +123,31 @@ class TrainingProgress(Progress):
             f"(best: epoch {metrics['best_epoch']:.0f})"
         )
 
+    def warn(self, text: str) -> None:
+        """Prints a warning, also where no progress is shown."""
+        if self.kind == "none":
+            print(f"warning: {text}", file=sys.stderr, flush=True)
+        else:
+            self.say(f"warning: {text}")
+
     def note(self) -> str:
         if self._news is None:
             return ""
         rate = self._news["samples_per_second"]
         speed = "" if rate is None else f", {rate:.1f} {self.unit}/s"
         loss = "not a number" if self._news["loss"] is None else f"{self._news['loss']:.4f}"
-        return f"steps, {at_epoch(self._news)}{speed}, loss {loss}"
+        validating = self.done == self.total and self._news["epoch"] > self._validated
+        return f"batches{speed}, loss {loss}" + (", validating" if validating else "")
 
     def left(self) -> float | None:
-        if self._news is None or self._news["left"] is None:
+        return self._left("epoch_left")
+
+    def _left(self, name: str) -> float | None:
+        if self._news is None or self._news.get(name) is None:
             return None
-        return max(0.0, float(self._news["left"]) - (time.time() - self._news["at"]))
+        return max(0.0, float(self._news[name]) - (time.time() - self._news["at"]))
+
+    def _status(self) -> str:
+        more = self._news is not None and self._news["epoch"] < self._news["epochs"]
+        whole = self._left("left") if more else None
+        return super()._status() + (f" ({duration(whole)} for all epochs)" if whole else "")

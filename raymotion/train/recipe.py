@@ -32,6 +32,12 @@ def kind_of(recipe: TrainRecipe) -> Kind:
     return get_kind(recipe.kind)
 
 
+def require_loggers(recipe: TrainRecipe, out: str) -> None:
+    """Raises an `InputError` if a logger of the recipe is not installed, or cannot log what is written to `out`."""
+    for logger in recipe.loggers:
+        logger.check(out)
+
+
 def load_recipe(name: str, *, options: dict[str, Any] | None = None, assignments: tuple[str, ...] = ()) -> TrainRecipe:
     """Loads the recipe `name` and applies options and `--set` assignments.
 

@@ -205,7 +205,7 @@ class Task:
 
     def column(self, output: Output, metric: str) -> str:
         """Returns the history's name for a validation metric."""
-        return f"val_{metric}" if output is self.outputs[0] else f"val_{output.name}_{metric}"
+        return column_of(self.outputs, output, metric)
 
     @property
     def selected_column(self) -> str:
@@ -241,3 +241,20 @@ class Task:
 
 def _no_reader() -> Reader:
     raise AssertionError("no input of this run is streamed")
+
+
+def column_of(outputs: Sequence[Output], output: Output, metric: str) -> str:
+    """Returns the history's name for a validation metric of one of the outputs."""
+    return f"val_{metric}" if output is outputs[0] else f"val_{output.name}_{metric}"
+
+
+def baselines_of(recipe: TrainRecipe, data: TrainingSet) -> dict[str, float]:
+    """Returns the validation metrics of the constant prediction, by the history's name with `_baseline`."""
+    outputs, rows = kind_of(recipe).checked_outputs(recipe, data.facts), data.splits["val"]
+    found: dict[str, float] = {}
+    for own in outputs:
+        targets = data.targets_of(own)
+        answer = np.broadcast_to(own.baseline(targets, data.splits["train"]), (len(rows), own.width))
+        for name, value in own.metrics(targets, rows, answer).items():
+            found[f"{column_of(outputs, own, name)}_baseline"] = float(value)
+    return found

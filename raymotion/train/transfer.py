@@ -44,7 +44,7 @@ from raymotion.train.fit import REMEDY, fit
 from raymotion.train.pictures import cached_pictures
 from raymotion.train.prepare import prepare_data
 from raymotion.train.progress import at_epoch, interval, read_pace
-from raymotion.train.recipe import kind_of
+from raymotion.train.recipe import kind_of, require_loggers
 from raymotion.version import __version__
 
 CONDITIONS = ("scratch", "AnB", "AnB+", "BnB", "BnB+")
@@ -192,6 +192,7 @@ def compare(
         InputError: `source` is not a student, a depth or condition does not exist, or the recipe sets its own network.
     """
     a, target = storage.absolute(source), storage.absolute(out)
+    require_loggers(recipe, storage.join(target, RUNS, "run"))
     layers = _layers(read_checkpoint_info(a))
     chosen = tuple(sorted(set(depths))) or (len(layers) - 1,)
     for depth in chosen:

@@ -41,7 +41,7 @@ def test_names_stand_beside_what_they_are(runner: Callable[..., Any]) -> None:
     assert lines[0] == "Kinds:" and "mean A mean of numbers." in lines
     for start in (
         "teacher-visualbert A", "captions Captions", "dimensions Numbers", "bce Binary", "smooth_l1 d^2", "bilinear ",
-        "swin swin_large",
+        "swin swin_large", "mlflow A run in MLflow",
     ):  # fmt: skip
         assert any(line.startswith(start) for line in lines), start
 

@@ -63,7 +63,7 @@ def test_a_loss_that_is_no_number_is_told_as_that(tmp_path: Path, capsys) -> Non
     assert news is not None and news["loss"] is None
     with TrainingProgress("lines") as shown:
         shown.stepped(news)
-    assert capsys.readouterr().err == "training: 1/6, steps, epoch 1/2, loss not a number\n"
+    assert capsys.readouterr().err == "training, epoch 1/2: 1/3, batches, loss not a number\n"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b"{}", b"\xff"])
@@ -74,7 +74,8 @@ def test_a_torn_file_is_no_news(tmp_path: Path, content: bytes) -> None:
 
 
 NEWS: dict[str, Any] = {
-    "epoch": 3, "epochs": 20, "step": 40, "steps": 120, "samples_per_second": 512.25, "loss": 0.23456, "left": 90.0,
+    "epoch": 3, "epochs": 20, "step": 40, "steps": 120, "samples_per_second": 512.25, "loss": 0.23456,
+    "epoch_left": 12.0, "left": 90.0,
 }  # fmt: skip
 
 
@@ -89,7 +90,40 @@ def test_step_rate_and_loss_are_shown(capsys) -> None:
     assert lines == [
         "training: starting",
         "epoch 3: training loss 0.2000, validation BCE 0.3000, mAP 0.4000 (best: epoch 2)",
-        "training: 280/2400, steps, epoch 3/20, 512.2 samples/s, loss 0.2346, about 90 s left",
+        "training, epoch 3/20: 40/120, batches, 512.2 samples/s, loss 0.2346, about 12 s left (90 s for all epochs)",
+    ]
+
+
+@pytest.mark.parametrize(
+    "news, told",
+    [
+        ({"step": 120}, "120/120, batches, 512.2 samples/s, loss 0.2346, validating (90 s for all epochs)"),
+        ({"epoch": 20}, "40/120, batches, 512.2 samples/s, loss 0.2346, about 12 s left"),
+        ({"epoch_left": None, "left": None}, "40/120, batches, 512.2 samples/s, loss 0.2346"),
+    ],
+)
+def test_the_end_of_an_epoch_and_of_a_run(capsys, news: dict[str, Any], told: str) -> None:
+    with TrainingProgress("lines") as shown:
+        shown.stepped({**NEWS, **news, "at": time.time()})
+    assert capsys.readouterr().err == f"training, epoch {news.get('epoch', 3)}/20: {told}\n"
+
+
+def test_the_last_step_of_an_epoch_is_told_however_soon(monkeypatch) -> None:
+    """Else the display would stop short of the end while the model is validated."""
+    clock, told = Clock(monkeypatch), []
+    pace = Pace(lambda news: told.append(dict(news)), every=1000.0)
+    trained(clock, pace, first=1.0, each=2.0, validation=5.0, epochs=2, steps=4)
+    assert [(news["epoch"], news["step"]) for news in told] == [(1, 1), (1, 4), (2, 4)]
+    assert [news["epoch_left"] for news in told] == [None, 0.0, 0.0]
+
+
+def test_the_time_left_in_the_epoch_is_that_of_its_training_steps(monkeypatch) -> None:
+    clock, told = Clock(monkeypatch), []
+    pace = Pace(lambda news: told.append(dict(news)), every=0.0)
+    trained(clock, pace, first=40.0, each=2.0, validation=10.0, epochs=2, steps=5)
+    assert [news["epoch_left"] for news in told] == [
+        None,
+        *(pytest.approx(2.0 * k) for k in (3, 2, 1, 0, 4, 3, 2, 1, 0)),
     ]
 
 
