@@ -8,7 +8,7 @@ of the labels of each sample. DataFrames are joined by the names of their column
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -206,7 +206,7 @@ def _targets(given: Any, p: np.ndarray, names: Sequence[str], index: Any) -> np.
     elif isinstance(given, np.ndarray) and given.dtype != object:
         truth = _numbers(given, "targets")
     else:
-        truth = _of_names(list(given), names)
+        truth = _of_names(list(given) if isinstance(given, Iterable) else [given], names)
     truth = checked("targets", truth, shape=p.shape)
     if not np.isin(truth, (0.0, 1.0)).all():
         raise InputError("targets are 0 or 1", remedy="For shares of annotators use evaluation.measure.measure.")

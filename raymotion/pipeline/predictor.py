@@ -453,6 +453,10 @@ def named_rows(samples: Any, captions: CaptionLists | None = None) -> list[dict[
         given = samples.to_pylist() if hasattr(samples, "to_pylist") else samples.to_dict("records")
     else:
         one = _is_one_picture(samples) or isinstance(samples, str | os.PathLike)
+        if not one and (isinstance(samples, Mapping) or not isinstance(samples, Iterable)):
+            raise InputError(
+                f"a {type(samples).__name__} is no list of pictures", remedy="Give paths, pictures, or a DataFrame."
+            )
         pictures = [samples] if one else list(samples)
         texts: CaptionLists = [()] * len(pictures) if captions is None else captions
         if len(texts) != len(pictures):

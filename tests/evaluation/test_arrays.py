@@ -95,6 +95,7 @@ def test_an_audit_finds_the_labels_that_were_flipped(arrays: tuple[np.ndarray, n
         (lambda p, t: raymotion.evaluate(["joy", "calm"], p[:2], LABELS), "row 0: 'joy' is no list of labels"),
         (lambda p, t: raymotion.evaluate([["joy"], None], p[:2], LABELS), "row 1: None is no list of labels"),
         (lambda p, t: raymotion.evaluate(t, p, LABELS, prior=[0.1]), "prior"),
+        (lambda p, t: raymotion.audit(None, p, LABELS), "row 0: None is no list of labels"),
         (lambda p, t: raymotion.audit(pd.DataFrame(t, columns=["calm", "joy", "awe"]), p, LABELS), "awe, not calm"),
         (
             lambda p, t: raymotion.audit(

@@ -409,6 +409,9 @@ def test_what_a_notebook_hands_in(
         raymotion.label(pd.DataFrame({"who": names, "caption": names}), model)
     with pytest.raises(InputError, match="row 1: a int is not a picture"):
         raymotion.label(pd.DataFrame({"path": [names[0], 7]}), model)
+    for odd in (5, {"path": names}):
+        with pytest.raises(InputError, match="is no list of pictures"):
+            raymotion.label(odd, model)
     with pytest.raises(InputError, match="one picture was given, not a list"):
         model.predict(arrays[0])
     pd.DataFrame({"path": names}).to_csv(tmp_path / "t.csv")
