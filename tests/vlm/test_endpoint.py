@@ -50,7 +50,7 @@ def test_the_pictures_are_labelled_by_what_the_server_sees(
     model = wrap("--image-size", 120, "--prompt-price", 2, "--completion-price", 10)
     done = label(model, "--shard-rows", 5)
     assert done.code == 0 and "12 in = 12 good" in done.out, done.err
-    named = raymotion.open_labels(tmp_path / "labels").to_pandas().set_index("sample_id")
+    named = raymotion.open_labels(tmp_path / "labels").set_index("sample_id")
     for row in range(12):
         pixels = np.asarray(Image.open(tmp_path / "pictures" / f"{row:02d}.png")).mean(axis=(0, 1)) / 255
         assert named.loc[f"{row:02d}", ["red", "green", "blue"]].astype(float).to_numpy() == pytest.approx(
@@ -144,7 +144,7 @@ def test_each_bad_answer_is_a_row_in_quarantine(server: Any, wrap: Any, label: L
         "09": "5000 tokens",
     }.items():  # fmt: skip
         assert start in found.loc[row, "message"], found.loc[row, "message"]
-    labelled = raymotion.open_labels(tmp_path / "labels").to_pandas().set_index("sample_id")
+    labelled = raymotion.open_labels(tmp_path / "labels").set_index("sample_id")
     assert labelled.loc["01", ["red", "green", "blue"]].tolist() == [0.25, 0.5, 1.0]
     usage = job(tmp_path / "labels")["usage"]
     assert (usage["answers"], usage["answers_without_usage"], usage["prompt_tokens"]) == (11, 1, 1000)
