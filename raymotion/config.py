@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from raymotion import storage
-from raymotion.errors import InputError, SettingsMismatch
+from raymotion.errors import InputError, SettingsMismatch, guess
 
 
 class Settings(BaseModel):
@@ -182,6 +182,7 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     elif first["type"] == "extra_forbidden":
         fields = _fields_at(model, first["loc"][:-1])
         text = f"there is no setting {name}" + (f" (there are: {', '.join(fields)})" if fields else "")
+        text += "." + hint if (hint := guess(str(first["loc"][-1]), fields)) else ""
     else:
         text = f"setting {name} = {first['input']!r}: {first['msg']}" if name else str(first["msg"])
     return text + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")

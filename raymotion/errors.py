@@ -6,7 +6,8 @@ input that has to be corrected, 1 for a run that started and failed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -57,6 +58,12 @@ def located(path: object, *, row: int | str | None = None, line: int | None = No
         if (error.path, error.row, error.line) != (None, None, None):
             raise
         raise type(error)(error.reason, path=path, row=row, line=line, remedy=error.remedy) from error
+
+
+def guess(name: str, known: Iterable[str]) -> str:
+    """Returns ` Did you mean 'X'?` for the known name that is most like a misspelt one, or an empty text."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 class AccessDenied(InputError):

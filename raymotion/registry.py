@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
-from raymotion.errors import InputError
+from raymotion.errors import InputError, guess
 
 T = TypeVar("T")
 # Classes from outside of raymotion that this process uses, in the order of their import.
@@ -124,7 +124,9 @@ class Registry(Generic[T]):
             if self.variable and not may_import:
                 own += f" or list its class: export {self.variable}=my_package.module:Class"
             raise InputError(
-                f"no {self.what} is called {name!r}", path=path, remedy=f"There are {', '.join(self.names())}; {own}."
+                f"no {self.what} is called {name!r}",
+                path=path,
+                remedy=f"{guess(name, self.names()).lstrip()} There are {', '.join(self.names())}; {own}.".lstrip(),
             )
         return self._import(place, path=path)
 

@@ -31,22 +31,47 @@ TABLES = {
 def kinds(name: str | None) -> None:
     """List the kinds of model that can be trained, and their inputs, outputs and losses.
 
-    With NAME, a kind: its description, and every setting of its recipe with type and default, as used with --set. Your
-    own kind is listed if its package is installed, and can be given as my_package.my_module:MyKind.
+    With NAME, a kind: its description, and every setting of its recipe with type and default, as used with --set. Or an
+    input, output, loss, fusion network or logger: its description, and its options. Your own kind is listed if its
+    package is installed, and can be given as my_package.my_module:MyKind.
 
     \b
     Example:
       raymotion kinds
       raymotion kinds student
+      raymotion kinds focal
     """
     from raymotion.models.registry import get_kind, kind_names
 
     if name is None:
         tables = {title: _entries(_load(address)) for title, address in TABLES.items()}
         _show({"Kinds": [(own, _kind_line(own)) for own in kind_names()], **tables})
+    elif parts := {} if name in kind_names() else _parts_called(name):
+        for title, part in parts.items():
+            click.echo(f"{title}: {name}\n")
+            options: Any = part if _is_settings(part) else getattr(part, "Options", None)
+            rows = list(_settings(options)) if _is_settings(options) else []
+            _show({"Options": rows} if rows else {}, inspect.getdoc(part) or name)
     else:
         kind = type(get_kind(name, may_import=True))
         _show({"Settings of its recipe": list(_settings(kind.recipe))}, inspect.getdoc(kind) or name)
+
+
+def _parts_called(name: str) -> dict[str, Any]:
+    """Returns title of the table -> class, for the inputs, losses ... of this name."""
+    found = {}
+    for title, address in TABLES.items():
+        value = _load(address).get(name)
+        place = getattr(value, "network", value)
+        if isinstance(place, str) and ":" in place:
+            place = _load(place)
+        if isinstance(place, type):
+            found[title] = place
+    return found
+
+
+def _is_settings(what: Any) -> bool:
+    return isinstance(what, type) and issubclass(what, BaseModel)
 
 
 @click.command()

@@ -7,7 +7,7 @@ from typing import Any
 
 from raymotion import storage
 from raymotion.config import load_settings, read_yaml, recipes_folder
-from raymotion.errors import InputError
+from raymotion.errors import InputError, guess
 from raymotion.models.kind import Kind
 from raymotion.models.recipe import TrainRecipe
 from raymotion.models.registry import get_kind, kind_names
@@ -24,7 +24,9 @@ def find_recipe(name: str) -> str:
     if Path(name).parent in (Path("."), Path("recipes")) and shipped.is_file():
         return str(shipped)
     known = sorted(path.stem for path in recipes_folder().glob("*.yaml"))
-    raise InputError("no such recipe", path=name, remedy=f"Give a YAML file, or one of: {', '.join(known) or 'none'}.")
+    hint = guess(str(name), known).lstrip()
+    remedy = f"{hint} Give a YAML file, or one of: {', '.join(known) or 'none'}.".lstrip()
+    raise InputError("no such recipe", path=name, remedy=remedy)
 
 
 def kind_of(recipe: TrainRecipe) -> Kind:

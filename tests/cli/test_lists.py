@@ -99,3 +99,36 @@ def test_a_kind_that_is_not_there_is_one_line(runner: Callable[..., Any], name: 
     done = runner("kinds", name)
     assert done.code == 2 and name in done.err and done.err.count("\n") == 1
     assert name != "toi" or "mean" in done.err
+
+
+@pytest.mark.parametrize(
+    "name, told",
+    [
+        ("focal", ["Losses of a multi-label output: focal", "Focal loss", "gamma float = 2.0"]),
+        ("bilinear", ["Fusion networks: bilinear"]),
+        ("regions", ["Inputs: regions", "Region features"]),
+        ("mlflow", ["Loggers: mlflow", "A run in MLflow", "Options:"]),
+    ],
+)
+def test_a_part_of_a_kind_is_described_with_its_options(runner: Callable[..., Any], name: str, told: list[str]) -> None:
+    done = runner("kinds", name)
+    text = " ".join(done.out.split())
+    assert done.code == 0 and all(one in text for one in told), done.out
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["kinds", "studnet"], "Did you mean 'student'?"),
+        (["train", "studnet-demo"], "Did you mean 'student-demo'?"),
+        (["train", "student-demo", "--set", "optimiser.epoch=3"], "Did you mean 'epochs'?"),
+        (
+            ["train", "fusion-emotic", "--embeddings", "e", "--set", "model.fusion=atention"],
+            "Did you mean 'attention'?",
+        ),
+    ],
+)
+def test_a_misspelt_name_is_guessed(runner: Callable[..., Any], arguments: list[str], told: str) -> None:
+    more = [] if arguments[0] == "kinds" else ["--samples", "s.parquet", "--out", "o"]
+    done = runner(*arguments, *more)
+    assert done.code == 2 and told in done.err, done.err

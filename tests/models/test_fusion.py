@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from raymotion.data.streams import ABLATIONS, STREAMS
 from raymotion.errors import InputError
-from raymotion.models.fusion.config import FUSIONS, SOUND, FusionConfig, streams_of, wants_tokens
+from raymotion.models.fusion.config import FUSIONS, SOUND, Fusion, FusionConfig, streams_of, wants_tokens
 from raymotion.models.fusion.gated import Dropout
 from raymotion.models.fusion.network import FusionHead, parameter_count
 
@@ -313,3 +314,29 @@ def test_a_config_is_made_without_torch():
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+class _TooWide(nn.Module):
+    def __init__(self, config: FusionConfig) -> None:
+        super().__init__()
+        self.width = config.hidden + 1
+
+    def forward(self, features: dict[str, torch.Tensor], present: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(present), self.width)
+
+
+def _nothing(config: FusionConfig) -> None:
+    return None
+
+
+@pytest.mark.parametrize(
+    "network, told",
+    [("_TooWide", r"_TooWide\.forward returns of shape \(2, 9\)\. Return a tensor \(n, hidden\), here \(2, 8\)"),
+     ("_nothing", "gives None, no nn.Module")],
+)  # fmt: skip
+def test_a_network_that_breaks_the_contract_is_named(monkeypatch: pytest.MonkeyPatch, network: str, told: str) -> None:
+    monkeypatch.setitem(sys.modules, "networks_of_a_test", sys.modules[__name__])
+    monkeypatch.setitem(FUSIONS, "odd", Fusion(f"networks_of_a_test:{network}"))
+    with pytest.raises(InputError, match=rf"the fusion odd: .*{told}"):
+        head = FusionHead(FusionConfig(dims={"context": 4, "body": 4}, hidden=8, fusion="odd"), 3)
+        head([torch.ones(2, 4), torch.ones(2, 4)], torch.ones(2, 2, dtype=torch.bool))

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from raymotion.config import Settings
 from raymotion.data.streams import ABLATIONS, STREAMS
-from raymotion.errors import InputError
+from raymotion.errors import InputError, guess
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ class FusionConfig(Settings):
     @model_validator(mode="after")
     def _makes_sense(self) -> FusionConfig:
         if self.fusion not in FUSIONS:
-            raise InputError(f"there is no fusion {self.fusion!r} (there are: {', '.join(FUSIONS)})")
+            told = f"there is no fusion {self.fusion!r} (there are: {', '.join(FUSIONS)})"
+            raise InputError(told, remedy=guess(self.fusion, FUSIONS).strip() or None)
         if self.ablation not in ABLATIONS:
             raise InputError(f"there is no ablation {self.ablation!r} (there are: {', '.join(ABLATIONS)})")
         if not self.dims or any(size < 1 for size in self.dims.values()):

@@ -19,8 +19,11 @@ from raymotion.models.fusion.config import FUSIONS, PUBLISHED, FusionConfig, inp
 
 def _make(config: FusionConfig) -> nn.Module:
     """Builds the network that a config names."""
-    module, _, attribute = FUSIONS[config.fusion].network.partition(":")
-    made: nn.Module = getattr(import_module(module), attribute)(config)
+    place = FUSIONS[config.fusion].network
+    module, _, attribute = place.partition(":")
+    made = getattr(import_module(module), attribute)(config)
+    if not isinstance(made, nn.Module):
+        raise InputError(f"the fusion {config.fusion}: {place} gives {made!r}, no nn.Module", remedy="Inherit it.")
     return made
 
 
@@ -125,6 +128,13 @@ class FusionHead(nn.Module):
             inputs[name] = self._clean(name, values, there)
             present.append(there)
         fused = self.fuse(inputs, torch.stack(present, dim=1))
+        wanted = (len(mask), self.config.hidden)
+        if not isinstance(fused, Tensor) or tuple(fused.shape) != wanted:
+            told = f"of shape {tuple(fused.shape)}" if isinstance(fused, Tensor) else repr(fused)
+            raise InputError(
+                f"the fusion {self.config.fusion}: {type(self.fuse).__name__}.forward returns {told}",
+                remedy=f"Return a tensor (n, hidden), here {wanted}.",
+            )
         if self.vad_head is None:
             return self.head(fused)
         return torch.cat([self.head(fused), self.vad_head(fused)], dim=1)
