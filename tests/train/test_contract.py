@@ -264,6 +264,21 @@ def test_a_link_that_leaves_0_to_1_is_refused(losses: Any, trained: Any) -> None
         trained(loss={"name": "unbounded"})
 
 
+def test_a_link_that_makes_nan_of_finite_numbers_is_named_not_the_learning_rate(losses: Any) -> None:
+    class Root(Hinge):
+        name = "root"
+
+        @classmethod
+        def probabilities(cls, numbers: Tensor, options: Any) -> Tensor:
+            return numbers.sqrt()
+
+    losses(Root, "root")
+    output = MultiLabel(VALENCE_3, loss=LossSettings(name="root"))
+    with pytest.raises(InputError, match=r"the loss root makes NaN .*which are finite\. Let its method `prob"):
+        output.decode(torch.tensor([[-1.0, 0.2, 0.3]]))
+    assert output.decode(torch.tensor([[float("nan"), 0.2, 0.3]])).isnan().any(), "the network's own"
+
+
 def test_a_loss_that_is_none(losses: Any) -> None:
     class Static(NamedLoss):
         name = "static"

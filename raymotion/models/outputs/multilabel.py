@@ -181,7 +181,13 @@ class MultiLabel(Output):
         return link_of(self.loss.name, self.loss.options)
 
     def decode(self, raw: Tensor) -> Tensor:
-        return self._link.probabilities(raw)
+        values = self._link.probabilities(raw)
+        if not self._link.logits and not values.isfinite().all() and raw.isfinite().all():
+            raise InputError(
+                f"the loss {self.loss.name} makes NaN or infinity of the network's numbers, which are finite",
+                remedy="Let its method `probabilities` return values from 0 to 1.",
+            )
+        return values
 
     def metrics(self, targets: Targets, rows: np.ndarray, values: np.ndarray) -> dict[str, float]:
         if len(values) and not (values.min() >= 0 and values.max() <= 1):
