@@ -119,13 +119,20 @@ def make_plan(info: CheckpointInfo, options: Options, *, samples: str | None = N
     if not pictures:
         inputs = [own for own in inputs if own.looks_at == "none"]
     inputs = _each_once(inputs)
-    parts = [_part_of(own, info, options, samples) for own in inputs]
+    parts = [_part_of(own, _owner(own, info), options, samples) for own in inputs]
     loaders = [part.loader for part in parts if part.loader is not None]
     looking = [own for own, part in zip(inputs, parts, strict=True) if own.looks_at != "none" and part.loader is None]
 
     made = [part.stages for part in parts if part.stages is not None]
     # Workers drop pixels before a stage that takes whole shards.
     shown = any(own in looking and part.stages is None for own, part in zip(inputs, parts, strict=True))
+
+    if shown and any(isinstance(own, AnswersInput) for own in inputs):
+        raise InputError(
+            "one of these models answers from a service, after the others would have dropped the pixels that they read",
+            path=info.folder,
+            remedy="Average models that need no pixels with it, or label with each.",
+        )
 
     def stages(precision: str) -> tuple[Stage, ...]:
         first: list[Stage] = list(loaders)
@@ -184,6 +191,11 @@ def _each_once(inputs: Sequence[Input]) -> list[Input]:
         if all(type(own) is not type(other) or own.to_dict() != other.to_dict() for other in found):
             found.append(own)
     return found
+
+
+def _owner(own: Input, info: CheckpointInfo) -> CheckpointInfo:
+    """Returns the model of several that reads an input."""
+    return next((member for member in info.members if any(own is other for other in member.inputs)), info)
 
 
 def _plural(inputs: Sequence[Input]) -> str:

@@ -404,3 +404,30 @@ def test_settings_that_were_edited_are_checked(wrap: Any, label: Label) -> None:
     path.write_text(json.dumps({**text, "settings": {**text["settings"], "concurrency": 0}}))
     done = label(model)
     assert done.code == 2 and "training.json, settings: setting concurrency = 0" in done.err, done.err
+
+
+def test_it_is_averaged_with_stored_answers_but_not_with_a_model_of_pixels(
+    wrap: Any, label: Label, tmp_path: Path, runner: Callable[..., Any]
+) -> None:
+    from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
+
+    model = wrap()
+    lines = ["sample_id,red,green,blue", *(f"{row:02d},0.2,0.4,0.6" for row in range(12))]
+    (tmp_path / "stored.csv").write_text("\n".join(lines))
+    done = runner("wrap", "stored-probabilities", tmp_path / "stored.csv", "--vocabulary", tmp_path / "colours.txt",
+                  "--out", tmp_path / "stored")  # fmt: skip
+    assert done.code == 0, done.err
+    assert label(model, out="alone").code == 0
+    assert label(model, "--model", tmp_path / "stored", out="mean").code == 0
+    alone, mean = (raymotion.open_labels(tmp_path / name)[["red", "green", "blue"]] for name in ("alone", "mean"))
+    np.testing.assert_allclose(mean, (alone.to_numpy() + np.array([0.2, 0.4, 0.6])) / 2, atol=1e-6)
+
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], num_labels=3,
+                          id2label=dict(enumerate(("blue", "red", "green"))))  # fmt: skip
+    ResNetForImageClassification(config).save_pretrained(tmp_path / "resnet")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "resnet")
+    done = runner("wrap", "hf-classifier", tmp_path / "resnet", "--vocabulary", tmp_path / "colours.txt",
+                  "--out", tmp_path / "pixels")  # fmt: skip
+    assert done.code == 0, done.err
+    done = label(model, "--model", tmp_path / "pixels", out="refused")
+    assert done.code == 2 and "one of these models answers from a service" in done.err, done.err
