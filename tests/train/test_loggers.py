@@ -140,7 +140,9 @@ def check_series(series: Mapping[str, list[tuple[int, float]]], info: Checkpoint
     """Each epoch once, with the figures of training.json, and each validation metric beside its baseline."""
     history = epochs_of(info)
     figures = [name for name in history[0] if name != "epoch"]
-    assert {"train_loss", "learning_rate", "samples_per_second", "val_bce", "val_macro_ap"} <= set(figures)
+    assert {"train_loss", "learning_rate", "val_bce", "val_macro_ap"} <= set(figures)
+    assert [step for step, _ in series["samples_per_second"]] == [line["epoch"] for line in history]
+    assert all(0 < own < 1e6 for _, own in series["samples_per_second"])
     for name in figures:
         expected = [(line["epoch"], pytest.approx(line[name], rel=rel or 1e-12)) for line in history]
         assert series[name] == expected, name
