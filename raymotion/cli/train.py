@@ -53,7 +53,8 @@ def train(
           --set backbones.context=swin --set backbones.face=efficientnet_b7 --out fusion/
 
     The best epoch is chosen on the validation split; the test split is scored once, at the end. The same command
-    resumes an interrupted run, and does nothing if the run is finished.
+    resumes an interrupted run, and does nothing if the run is finished. Each epoch is logged to TensorBoard, MLflow or
+    Weights & Biases with --set loggers=[tensorboard].
     """
     from raymotion.train.recipe import load_recipe
 

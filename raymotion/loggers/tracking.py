@@ -78,15 +78,19 @@ class Tracking:
                 self._background.do(partial(self._logs, own, epochs))
 
     def close(self, status: Status, epochs: Sequence[Epoch], summary: Mapping[str, float | str]) -> None:
-        """Logs the rest and ends the run in each logger; waits at most `background.PATIENCE` seconds."""
+        """Logs the rest and ends the run in each logger; waits at most `background.PATIENCE` seconds.
+
+        Someone who interrupts a training waits for a sixth of that.
+        """
         if self._background is None:
             return
         self.log(epochs)
         for own in self._each:
             self._background.do(partial(self._ends, own, status, epochs, summary))
-        if not self._background.close(background.PATIENCE):
+        patience = background.PATIENCE / (6 if status == "interrupted" else 1)
+        if not self._background.close(patience):
             names = ", ".join(own.logger.name for own in self._each)
-            self._warn(f"logger {names}: no answer for {background.PATIENCE:.0f} s; the end of the run is not logged")
+            self._warn(f"logger {names}: no answer for {patience:.0f} s; the end of the run is not logged")
         self._closed = True
 
     def _logs(self, own: _Followed, epochs: Sequence[Epoch]) -> None:
@@ -110,13 +114,12 @@ class Tracking:
     def _ends(
         self, own: _Followed, status: Status, epochs: Sequence[Epoch], summary: Mapping[str, float | str]
     ) -> None:
-        if missing := len(epochs) - own.run.epoch:  # no epoch follows: it is tried once more
+        if own.run.epoch < len(epochs):  # no epoch follows: it is tried once more
             self._logs(own, epochs)
-            missing = len(epochs) - own.run.epoch
         with self._one_warning(own):
             self._begin(own)
             own.logger.end(status, summary)
-        if missing:
+        if (missing := len(epochs) - own.run.epoch) > 0:
             self._warn(f"logger {own.logger.name}: {missing} of {len(epochs)} epochs are not logged")
 
     @contextlib.contextmanager

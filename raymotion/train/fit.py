@@ -172,9 +172,10 @@ def _tracked(tracking: Tracking, run: str, target: str) -> Iterator[Callable[[Ch
         summary: dict[str, float | str] = {"checkpoint": target}
         history = _history(run) if tracking else []
         for info in told:
-            history, best, column = info.training["history"], info.training["best_epoch"], info.training["selected_by"]
-            summary |= {"best_epoch": best, f"best_{column}": history[best - 1][column]}
-        tracking.close(status, _figures(history), summary)
+            history = history or _figures(info.training["history"])
+            best, column = info.training["best_epoch"], info.training["selected_by"]
+            summary |= {"best_epoch": best, f"best_{column}": info.training["history"][best - 1][column]}
+        tracking.close(status, history, summary)
 
 
 @contextlib.contextmanager
@@ -414,10 +415,12 @@ def _has_epoch(run: str) -> bool:
 
 def _write_progress(run: str, metrics: Mapping[str, Any], folder: str) -> None:
     """Records the metrics of the last epoch, and those of all epochs, which `folder` (see `Run.save`) holds."""
-    from raymotion.train.loop import STATE
+    from raymotion.train.loop import SPEED, STATE
 
+    speeds = {line["epoch"]: {SPEED: line[SPEED]} for line in [*_history(run), metrics] if SPEED in line}
     state = json.loads(records.read_record(Path(folder, STATE))["state"])
-    records.write_record(storage.join(run, PROGRESS), {**_plain(metrics), HISTORY: _figures(state["history"])})
+    history = [{**line, **speeds.get(line["epoch"], {})} for line in _figures(state["history"])]
+    records.write_record(storage.join(run, PROGRESS), {**_plain(metrics), HISTORY: history})
 
 
 def _history(run: str) -> list[dict[str, float]]:

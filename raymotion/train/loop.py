@@ -36,6 +36,8 @@ Report = Callable[[Mapping[str, Any], str | None], None]
 CURRENT, BEST, STATE, OPTIMISER, PREDICTIONS = (
     "current.safetensors", "best.safetensors", "state.json", "optimiser.pt", "predictions.safetensors",
 )  # fmt: skip
+# Reported with the metrics of an epoch; see `Run.speed`.
+SPEED = "samples_per_second"
 
 
 @dataclass
@@ -59,6 +61,8 @@ class Run:
     Attributes:
         best_weights: of the best epoch so far.
         best_predictions: by output, (rows of val, width) of that epoch; None before the first epoch and after a resume.
+        speed: samples a second of all workers in the last epoch, without validation; None before the first epoch. No
+            part of the history, which is the same for the same seed.
     """
 
     def __init__(self, task: Task, *, workers: Workers = ALONE, resume_from: str | None = None) -> None:
@@ -70,6 +74,7 @@ class Run:
             self.state = State(**read_state(resume_from))
             self.model.load_state_dict(load_file(Path(resume_from, CURRENT)))
         self.best_predictions: dict[str, np.ndarray] | None = None
+        self.speed: float | None = None
         if self.state.finished:
             return
         self.state.model = task.shape_of(self.model)
@@ -102,7 +107,7 @@ class Run:
         recipe = task.recipe
         # DDP averages gradients, so each rank computes only its own loss. Seeds differ by rank because of dropout.
         torch.manual_seed(_seed(recipe.seed, state.epoch, workers.rank))
-        trained = _train_epoch(self.wrapped, self.model, self.optimiser, task, self.loader, state, workers)
+        trained, self.speed = _train_epoch(self.wrapped, self.model, self.optimiser, task, self.loader, state, workers)
         workers.share_buffers(self.model)
         state.epoch += 1
         wrong = _not_finite(self.model)
@@ -229,9 +234,12 @@ def _train_epoch(
     loader: BatchLoader,
     state: State,
     workers: Workers,
-) -> dict[str, float]:
-    """Trains for one epoch, and returns the mean loss, the learning rate of new weights in the last step, and the
-    samples a second of all workers, without validation."""
+) -> tuple[dict[str, float], float]:
+    """Trains for one epoch.
+
+    Returns:
+        the mean loss and the learning rate of new weights in the last step; the samples a second of all workers.
+    """
     settings, epoch = task.recipe.optimiser, state.epoch
     wrapped.train()
     optimiser.zero_grad(set_to_none=True)
@@ -268,7 +276,7 @@ def _train_epoch(
             workers.pace.step(number + 1, batch.rows * workers.world, total / max(1, seen))
     speed = seen * workers.world / max(1e-9, time.monotonic() - started)
     loss_of_all = float(np.mean(workers.gather(total / max(1, seen))))
-    return {"train_loss": loss_of_all, "learning_rate": settings.lr * factor, "samples_per_second": speed}
+    return {"train_loss": loss_of_all, "learning_rate": settings.lr * factor}, speed
 
 
 def _step(what: str, epoch: int, number: int, steps: int, rate: float) -> str:
@@ -326,6 +334,8 @@ def _report(report: Report, run: Run, *, predictions: dict[str, dict[str, np.nda
     state = run.state
     measured = {name: value for name, value in state.history[-1].items() if name != "attempt"}
     latest = {"best": state.best, "best_epoch": state.best_epoch, **measured}
+    if run.speed is not None:
+        latest[SPEED] = run.speed
     if run.workers.rank != 0:
         report(latest, None)
         return

@@ -41,7 +41,7 @@ from raymotion.models.visualbert.recipe import TeacherRecipe
 from raymotion.pipeline.embed import DecodeOnce
 from raymotion.pipeline.stages import DecodeImages, Item, LoadRegions
 from raymotion.report.audit import AuditSettings, audit_against_truth, audit_samples
-from raymotion.report.page import thumbnail
+from raymotion.report.cards import thumbnail
 from raymotion.train.pictures import cache_pictures
 from raymotion.train.prepare import prepare_data
 from raymotion.vocabulary import VALENCE_3

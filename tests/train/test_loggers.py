@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import struct
@@ -139,7 +140,9 @@ def check_series(series: Mapping[str, list[tuple[int, float]]], info: Checkpoint
     """Each epoch once, with the figures of training.json, and each validation metric beside its baseline."""
     history = epochs_of(info)
     figures = [name for name in history[0] if name != "epoch"]
-    assert {"train_loss", "learning_rate", "samples_per_second", "val_bce", "val_macro_ap"} <= set(figures)
+    assert {"train_loss", "learning_rate", "val_bce", "val_macro_ap"} <= set(figures)
+    assert [step for step, _ in series["samples_per_second"]] == [line["epoch"] for line in history]
+    assert all(0 < own < 1e6 for _, own in series["samples_per_second"])
     for name in figures:
         expected = [(line["epoch"], pytest.approx(line[name], rel=rel or 1e-12)) for line in history]
         assert series[name] == expected, name
@@ -461,3 +464,29 @@ def test_ray_workers_log_each_epoch_once(
     for line, (epoch, figures) in zip(history, notes.TOLD[1:-1], strict=True):
         assert line == {"epoch": epoch, **{name: figures[name] for name in line if name != "epoch"}}
         assert figures["samples_per_second"] > 0 and 0 <= figures["learning_rate"] <= 5e-3
+
+
+def test_the_logger_of_the_docs(
+    samples: str, tmp_path: Path, student_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "loggers.md").read_text()
+    own = page[page.index("## A logger of your own") :]
+    code, settings = (own.split(f"```{kind}\n")[1].split("```")[0] for kind in ("python", "yaml"))
+    (tmp_path / "my_logger.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    warnings: list[str] = []
+    info = fit(student_recipe(samples, **yaml.safe_load(settings)), tmp_path / "out", warn=warnings.append).info
+    with open("figures.csv", newline="") as file:
+        lines = list(csv.reader(file))
+    assert warnings == []
+    for line in epochs_of(info):
+        assert [str(line["epoch"]), "val_bce", str(line["val_bce"])] in lines
+    assert ["0", "status", "complete"] in lines and ["0", "checkpoint", info.folder] in lines
+    del sys.modules["my_logger"]
+
+
+def test_the_loggers_of_the_docs_are_read() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "loggers.md").read_text()
+    recipe = StudentRecipe.model_validate(yaml.safe_load(page.split("```yaml\n")[1].split("```")[0]))
+    assert [own.name for own in recipe.loggers] == ["tensorboard", "mlflow", "wandb"]

@@ -108,6 +108,20 @@ def test_the_end_of_an_epoch_and_of_a_run(capsys, news: dict[str, Any], told: st
     assert capsys.readouterr().err == f"training, epoch {news.get('epoch', 3)}/20: {told}\n"
 
 
+def test_a_validated_epoch_is_not_being_validated(capsys) -> None:
+    with TrainingProgress("lines") as shown:
+        shown.stepped({**NEWS, "epoch": 20, "step": 120, "at": time.time()})
+        shown.epoch_ended({"epoch": 20.0, "train_loss": 0.2, "val_bce": 0.3, "best_epoch": 2})
+    assert capsys.readouterr().err.splitlines()[-1].endswith("512.2 samples/s, loss 0.2346")
+
+
+@pytest.mark.parametrize("kind", ["none", "lines"])
+def test_a_warning_is_shown_whatever_the_progress(capsys, kind: Any) -> None:
+    with TrainingProgress(kind) as shown:
+        shown.warn("nobody answers")
+    assert "warning: nobody answers\n" in capsys.readouterr().err
+
+
 def test_the_last_step_of_an_epoch_is_told_however_soon(monkeypatch) -> None:
     """Else the display would stop short of the end while the model is validated."""
     clock, told = Clock(monkeypatch), []
