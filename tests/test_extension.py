@@ -247,6 +247,7 @@ def test_it_is_evaluated_beside_the_mean(samples: str, toy: str, ray_toys: Any, 
     assert "beside the mean" in page
 
 
+@pytest.mark.slow
 def test_tune_searches_it(samples: str, ray_toys: Any, tmp_path: Path) -> None:
     (tmp_path / "toy.yaml").write_text(
         yaml.safe_dump(recipe_of("toy", "").model_dump(mode="json", exclude={"data"}), sort_keys=False)
@@ -271,6 +272,7 @@ def test_tune_searches_it(samples: str, ray_toys: Any, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_two_outputs_are_learned_chosen_and_labelled_together(
     samples: str, two: str, ray_toys: Any, tmp_path: Path
 ) -> None:

@@ -183,12 +183,12 @@ def test_thresholds_of_the_members_are_not_those_of_the_mean(
 
 
 def test_the_command_takes_a_model_several_times(
-    run_command: Any, models: dict[str, str], samples: str, tmp_path: Path
+    runner: Any, models: dict[str, str], samples: str, tmp_path: Path
 ) -> None:
     out = str(tmp_path / "labels")
     both = ["--model", models["text"], "--model", models["student"]]
-    done = run_command("label", samples, *both, "--out", out, "--max-failed", "0.6", "--progress", "none")
+    done = runner("label", samples, *both, "--out", out, "--max-failed", "0.6", "--progress", "none")
     assert done.code == 0, done.err
     assert "Made by the" in (tmp_path / "labels/_README.md").read_text()
-    again = run_command("label", samples, *both[:2], "--out", out, "--max-failed", "0.6", "--progress", "none")
+    again = runner("label", samples, *both[:2], "--out", out, "--max-failed", "0.6", "--progress", "none")
     assert again.code == 2 and "other settings" in again.err, again.err

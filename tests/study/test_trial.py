@@ -194,6 +194,7 @@ def test_a_record_torn_by_a_power_cut_is_one_that_never_began(tmp_path: Path) ->
         assert folder.read_trial("k") is None
 
 
+@pytest.mark.slow
 def test_the_interval_of_test_map_is_that_of_1000_drawn_samples() -> None:
     rng = np.random.default_rng(0)
     truth = (rng.random((30, 2)) < 0.4).astype(np.float32)

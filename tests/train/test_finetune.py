@@ -247,6 +247,7 @@ def test_captions_are_cut_where_the_source_cuts_them(write_set: Write, student_r
     assert isinstance(captions, PreparedCaptions) and max(len(pieces) for pieces in captions.tokens) == 4
 
 
+@pytest.mark.slow
 def test_a_comparison_stands_in_an_object_store(
     write_set: Write, student_recipe: Recipe, made: Made, s3: str, tmp_path: Path
 ) -> None:

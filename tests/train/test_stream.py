@@ -64,6 +64,7 @@ class Logged(PictureReader):
         return len(Path(self.log).read_text().splitlines()) if Path(self.log).exists() else 0
 
 
+@pytest.mark.slow
 def test_ray_gives_what_threads_give(
     ray_local: Any, write_set: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -491,6 +491,7 @@ def test_early_stopping_leaves_nothing_running(samples: str, student_recipe: Rec
     assert info.test is not None and not decoding_threads()
 
 
+@pytest.mark.slow
 def test_a_cache_of_pictures_gives_what_the_files_give(
     samples: str, student_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -150,6 +150,7 @@ def test_it_learns_what_captions_say_and_the_books_are_right(samples: Path, tmp_
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 
+@pytest.mark.slow
 def test_same_seed_same_fingerprint_and_a_finished_run_does_nothing(samples: Path, tmp_path: Path) -> None:
     short = {"optimiser": {"epochs": 2}}
     one, two = fit(recipe(samples, **short), tmp_path / "a"), fit(recipe(samples, **short), tmp_path / "b")

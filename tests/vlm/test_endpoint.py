@@ -310,6 +310,7 @@ def test_concurrency_and_rate_are_bounds(server: Any, wrap: Any, label: Label) -
     assert len(times) == 13 and times[-1] - times[0] >= 12 * 0.1 - 0.02
 
 
+@pytest.mark.slow
 def test_a_killed_job_asks_no_row_of_a_committed_shard_again(
     server: Any, wrap: Any, label: Label, samples: Path, tmp_path: Path
 ) -> None:
