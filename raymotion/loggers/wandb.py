@@ -33,6 +33,7 @@ class WandbLogger(Logger):
     folder: str | None = None
 
     _run: Any = None
+    _open: ClassVar[set[str]] = set()  # ids of the runs of this process
 
     def begin(self, run: LoggedRun) -> str:
         import wandb
@@ -43,6 +44,7 @@ class WandbLogger(Logger):
             # One run for each logger of this process, and nothing between the lines of the command.
             reinit="create_new", settings=wandb.Settings(silent=True, console="off"),
         )  # fmt: skip
+        self._open.add(str(self._run.id))
         return str(self._run.id)
 
     def log(self, epoch: int, figures: Mapping[str, float]) -> None:
@@ -52,3 +54,10 @@ class WandbLogger(Logger):
     def end(self, status: Status, summary: Mapping[str, float | str]) -> None:
         self._run.summary.update({**summary, "status": status})
         self._run.finish(exit_code=0 if status == "complete" else 1)
+        self._open.discard(str(self._run.id))
+        import wandb
+
+        # The last figures are written after `finish` has returned, and a worker of Ray may be killed before. This waits
+        # for them; it would also end the runs that others have open.
+        if not self._open and wandb.run is None:
+            wandb.teardown()

@@ -205,19 +205,37 @@ def callback_of(logger: Logger, folder: str) -> tuple[tune.Callback, Callable[[s
 
 
 def _wandb(logger: WandbLogger, study: str) -> tune.Callback:
-    from ray.air.integrations.wandb import WANDB_MODE_ENV_VAR, WandbLoggerCallback
+    from ray.air.integrations.wandb import WANDB_MODE_ENV_VAR, WandbLoggerCallback, _WandbLoggingActor
+
+    class Writer(_WandbLoggingActor):
+        def run(self) -> None:
+            super().run()
+            self._wandb.teardown()  # waits for the files: Ray kills this process, and its writer with it, right after
 
     class Wandb(WandbLoggerCallback):
+        _logger_actor_cls = Writer
+        error: Exception | None = None
+
         def setup(self, *args: Any, **kwargs: Any) -> None:
             with _environment(WANDB_MODE_ENV_VAR, logger.mode):  # without it, Ray asks for a key even offline
                 super().setup(*args, **kwargs)
 
+        def _cleanup_logging_actor(self, trial: Any) -> None:
+            """Notes how the logging process of a trial ended, which Ray's own version does not look at."""
+            done, _ = ray.wait([self._trial_logging_futures[trial]], timeout=0)
+            try:
+                if not done:
+                    raise TimeoutError(f"{trial} was not written in time")
+                ray.get(done)
+            except Exception as error:
+                self.error = error
+            super()._cleanup_logging_actor(trial)
+
         def _cleanup_logging_actors(self, timeout: int = 0, kill_on_timeout: bool = False) -> None:
-            """Raises what a logging process raised, which Ray's own version does not look at."""
-            futures = list(self._trial_logging_futures.values())
-            done, _ = ray.wait(futures, num_returns=len(futures), timeout=timeout) if futures else ([], [])
+            self.error = None
             super()._cleanup_logging_actors(timeout, kill_on_timeout)
-            ray.get(done)
+            if self.error is not None:
+                raise self.error
 
     return Wandb(
         project=logger.project, group=logger.group or study, entity=logger.entity, tags=logger.tags or None,
