@@ -89,7 +89,11 @@ def _write_choice(
         data = storage.finite_parquet(storage.join(target, name), chosen)
         _replace_part(source, target, name, data, job_digest)
         start += table.num_rows
-    return {"selection": policy.model_dump(mode="json"), "selected": int(selected.sum()), "labels": int(mask.sum())}
+    return {
+        "selection": policy.model_dump(mode="json"),
+        "selected": int(selected.sum()),
+        "labels": int(mask[selected].sum()),
+    }
 
 
 def _replace_part(source: str, target: str, name: str, data: bytes, job_digest: str | None) -> None:

@@ -59,6 +59,9 @@ def export(labels: storage.PathLike, out: storage.PathLike, kind: str, *, coco_s
     Raises:
         InputError: no row has a public address, which `csv` requires, or `out` exists and is not such an export.
     """
+    suffix, wanted = storage.suffix(out), ".json" if kind == "coco-json" else ".csv"
+    if suffix not in (wanted, ""):
+        raise InputError(f"ends in {suffix}, and {kind} is written", path=out, remedy=f"Name a {wanted} file.")
     folder = storage.absolute(labels)
     record = read_labels_record(folder)
     if kind == "full-csv":

@@ -22,6 +22,7 @@ from raymotion import interrupts, storage
 from raymotion.batch import ledger, verify
 from raymotion.batch.card import write_card
 from raymotion.batch.cluster import Placement, available_cpus, connect, node_resources, plan_placement
+from raymotion.batch.label_dataset import read_parts
 from raymotion.batch.preflight import (
     check_folder,
     check_image_folders,
@@ -39,7 +40,7 @@ from raymotion.batch.worker import ShardWorker, WorkerPlan
 from raymotion.config import digest_of, require_same_settings
 from raymotion.data.parts import FORMAT, JOB, QUARANTINE, write_job
 from raymotion.data.samples import read_samples
-from raymotion.errors import Damaged, InputError, RunFailed
+from raymotion.errors import Damaged, InputError, RaymotionError, RunFailed
 from raymotion.folders import lock as folder_lock
 from raymotion.folders.lock import one_writer_of
 from raymotion.stores import access
@@ -392,10 +393,16 @@ def _stop_for_failures(spec: JobSpec, commits: Mapping[int, ledger.Commit], quar
     for commit in commits.values():
         reasons.update(commit.by_reason)
     listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
+    example = ""
+    with contextlib.suppress(RaymotionError, OSError):  # it only explains
+        columns = ["sample_id", "message"]
+        _, table = next(read_parts(storage.absolute(spec.settings.out), columns, quarantine=True, complete=False))
+        first = table.slice(0, 1).to_pylist()[0]
+        example = f", such as {first['sample_id']}: {first['message']}"
+    allowed = f"more than --max-failed {spec.settings.max_failed:g} allows"
     raise RunFailed(
-        f"{quarantined} of {total} samples failed ({listed}), more than --max-failed {spec.settings.max_failed:g} "
-        f"allows. See {storage.join(spec.settings.out, QUARANTINE)}; what was committed stays, "
-        "and a larger --max-failed goes on"
+        f"{quarantined} of {total} samples failed ({listed}{example}), {allowed}. See "
+        f"{storage.join(spec.settings.out, QUARANTINE)}; what was committed stays, and a larger --max-failed goes on"
     )
 
 

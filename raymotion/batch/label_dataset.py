@@ -88,6 +88,18 @@ class LabelledSet:
             value = value.get(key) if isinstance(value, Mapping) else None
         return value
 
+    @property
+    def unfinished(self) -> str | None:
+        """What is to be said of a job that is not complete; None for others."""
+        status, total = self.recorded("status"), self.recorded("input", "rows")
+        if status in ("complete", None):
+            return None
+        whole = f" of {total:,}" if isinstance(total, int) else ""
+        return (
+            f"The labelling job is not finished (status: {status}): these are {len(self):,}{whole} rows. The same "
+            "`raymotion label` command goes on."
+        )
+
     def rows(self, indices: Sequence[int]) -> list[LabelledRow]:
         """Returns the rows at `indices`, in that order; only parts that contain one are read."""
         return _rows_at(self.folder, self.parts, indices)

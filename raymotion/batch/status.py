@@ -54,8 +54,10 @@ class Status:
         lines = [f"{self.what}: {self.state}", f"  {count}{rate}{left}"]
         if self.who:
             lines.append(f"  {'by' if self.state in (RUNNING, UNKNOWN) else 'last by'} {self.who}")
-        if self.state in (INTERRUPTED, FAILED, DEAD):
+        if self.state in (INTERRUPTED, DEAD):
             lines.append("  The same command goes on.")
+        elif self.state == FAILED:
+            lines.append("  What is done stays; once the cause below is mended, the same command goes on.")
         return [*lines, *(f"  {line}" for line in self.lines)]
 
 

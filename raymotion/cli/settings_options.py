@@ -108,7 +108,8 @@ def _help(field: FieldInfo) -> str:
     """Returns the description as a sentence, and the default."""
     text, told, rest = (field.description or "").partition("[default:")
     text = text.strip()
-    text = text[:1].upper() + text[1:]
+    if text.split(" ", 1)[0].rstrip(",.:;").isalpha():  # not a name, such as emotic-26
+        text = text[:1].upper() + text[1:]
     if text and text[-1] != ".":
         text += "."
     default = field.get_default(call_default_factory=False)

@@ -58,7 +58,10 @@ _INSTEAD = {
     ("table", "labels"): "Label it first: raymotion label PATH --model MODEL --out labels/",
     ("table", "regions"): "Make them from it: raymotion features regions PATH --out features/",
     ("table", "embeddings"): "Make them from it: raymotion features embeddings PATH --out features/",
-    ("labels", "table"): _STUDENT,
+    ("labels", "table"): "Look at it with `raymotion report PATH` or raymotion.open_labels. " + _STUDENT,
+    ("raw table", "checkpoint"): "Probabilities of your own become a model: "
+    "raymotion wrap stored-probabilities PATH --out stored/. Data to label or to train on: "
+    "raymotion data prepare table PATH --out samples.parquet",
     ("labels", "checkpoint"): _STUDENT,
     ("weights", "checkpoint"): "Name the checkpoint's folder, which holds config.json beside it.",
 }

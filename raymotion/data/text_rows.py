@@ -98,8 +98,10 @@ def columns_of(text: str, path: storage.PathLike) -> list[str]:
         best = first if len(first) > len(best) else best
     names = [cell.strip() for cell in best]
     twice = [name for name, count in Counter(name.casefold() for name in names).items() if count > 1]
-    if not names or twice:
-        reason = f"has the column {shown(twice[0])!r} twice" if twice else "is empty"
+    if not names:
+        raise InputError("the file is empty", path=path, remedy="Its first line names the columns.")
+    if twice:
+        reason = f"has the column {shown(twice[0])!r} twice"
         raise InputError(reason, path=path, line=1, remedy="Give every column a name of its own.")
     return names
 

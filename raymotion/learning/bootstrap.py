@@ -16,7 +16,7 @@ from typing import Any, SupportsFloat
 import numpy as np
 
 from raymotion.errors import InputError
-from raymotion.learning.significance import Verdict, verdict_of
+from raymotion.learning.significance import FEWEST_IMAGES, Verdict, verdict_of
 
 # Metrics that are ratios of sums over samples: numerators and denominators, (n,) each.
 Columns = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -61,7 +61,12 @@ class Metric:
 
     @property
     def verdict(self) -> Verdict:
-        """`better`: the gains over both baselines are positive; `worse`: one is negative; else `unclear`."""
+        """`better`: the gains over both baselines are positive; `worse`: one is negative; else `unclear`.
+
+        Also unclear below `FEWEST_IMAGES` samples, of which the resamples hardly differ.
+        """
+        if self.samples < FEWEST_IMAGES:
+            return "unclear"
         found = {verdict_of(gain) for gain in (self.prior_gain, self.constant_gain) if gain is not None}
         if not found:
             return "unclear"

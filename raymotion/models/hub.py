@@ -276,6 +276,6 @@ def _hub(repository: str, action: str) -> Iterator[None]:
         if is_full(error):
             raise disk_full(tempfile.gettempdir(), error) from error
         # Compared by module name, because huggingface_hub's HTTP library depends on its version.
-        if isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "requests", "httpcore"):
+        if isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "requests", "httpcore")):
             raise RunFailed(f"{address}: the hub could not be reached ({first_line(error)})") from error
         raise

@@ -44,6 +44,10 @@ CIRCULAR = (
     "errors: it shows where the selection and the probabilities part ways. For errors, give human labels: --truth, "
     "or audit human labels with --predictions."
 )
+FLATTERED = (
+    "{learned:,} of the {rows:,} matched rows are of the split train: if the model learned from them, these figures "
+    "flatter it."
+)
 OUT_OF_SAMPLE = (
     "Sound only if the model was not trained on these labels: a model that has seen a wrong label predicts it again."
 )
@@ -98,13 +102,10 @@ def audit_against_truth(
     shares = found.shares[:, columns] if settings.persons == "share" else None
     probabilities = mapping.probabilities(labelled.probabilities[found.rows])
     mask, selected = mapping.chosen(labelled.mask[found.rows]), labelled.selected[found.rows]
-    notes = [*found.explain(), *unsure, *([mapping.note] if mapping.note else [])]
+    notes = [*_unfinished(labelled), *found.explain(), *unsure, *([mapping.note] if mapping.note else [])]
     learned = _training_rows(table, found)
     if learned:
-        notes.append(
-            f"{learned:,} of the matched rows are of the split train: if the model learned from them, these figures "
-            "flatter it."
-        )
+        notes.insert(0, FLATTERED.format(learned=learned, rows=len(found)))
     if mapping.unsaid:
         notes.append(f"No label says {', '.join(mapping.unsaid)}: the audit is silent about these.")
     if any(len(own) > 1 for own in mapping.sources):
@@ -145,7 +146,7 @@ def audit_against_truth(
     record = {
         **_head("human-labels", settings, notes, _source(labelled)),
         "truth": {"path": storage.absolute(truth), "rows": table.num_rows, "vocabulary": vocabulary.to_dict()},
-        "match": {"on": found.key, "persons": settings.persons, **found.counts},
+        "match": {"on": found.key, "persons": settings.persons, **found.counts, "trained_on": learned},
         "mapping": mapping.to_dict(),
         "results": {**result.to_dict(), "disagreements": len(listed)},
     }
@@ -186,7 +187,7 @@ def audit_samples(
     unsure = check_matched(
         found, pictures, table, where=samples, since=labelled.begun, remedy="Give predictions of these samples."
     )
-    notes += [*found.explain(), *unsure]
+    notes += [*_unfinished(labelled), *found.explain(), *unsure]
     learned = _training_rows(table, found)
     if learned:
         notes.append(
@@ -233,7 +234,7 @@ def audit_choices(labels: storage.PathLike, out: storage.PathLike, settings: Aud
         labelled, rows, issues.flags, probabilities, given=given, predicted=given,
         names=names, kinds=("missing", "doubtful"), quality=issues.quality, given_is_kind=True,
     )  # fmt: skip
-    notes = [CIRCULAR]
+    notes = [CIRCULAR, *_unfinished(labelled)]
     headline = labelled.recorded("collapse", "headline")
     if headline:
         notes.append(f"The labelling job's own check: {headline}")
@@ -244,6 +245,10 @@ def audit_choices(labels: storage.PathLike, out: storage.PathLike, settings: Aud
         "results": {**issues.to_dict(), "images": len(rows)},
     }
     return _write(out, record, [asdict(row) for row in issues.emotions], listed, labelled, settings)
+
+
+def _unfinished(labelled: LabelledSet) -> list[str]:
+    return [labelled.unfinished] if labelled.unfinished else []
 
 
 def _labels(folder: storage.PathLike) -> LabelledSet:

@@ -37,7 +37,11 @@ def verdict(record: Mapping[str, Any]) -> Headline:
     results = record["results"]
     warnings = [notice for notice in record["labels"]["notices"] if voids_results(notice)]
     if record["mode"] == "human-labels":
-        return _against_people(results, warnings)
+        match = record.get("match") or {}
+        learned = match.get("trained_on", 0)
+        told = f"{learned:,} of the {match.get('matched', 0):,} images may have been trained on (split train)."
+        flattered = [told] if learned else []
+        return _against_people(results, [*flattered, *warnings])
     found = f"{results['labels_flagged']:,} labels of {results['images_flagged']:,} of {results['images']:,} images"
     if record["mode"] == "own-choices":
         text = f"The selection and the probabilities part ways on {found}. This finds no error of the model."

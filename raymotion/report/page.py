@@ -82,6 +82,9 @@ def write_report(
         selected=labelled.selected,
         warnings=[str(notice) for notice in labelled.recorded("notices") or () if voids_results(str(notice))],
     )
+    headline, state = collapse.headline, collapse.verdict.state
+    if labelled.unfinished is not None:
+        headline, state = f"{labelled.unfinished} So far: {headline}", "bad" if state == "bad" else "unsure"
     entropy = binary_entropy(labelled.probabilities)
     distinct, common = figures.common_sets(labelled)
     first = len(first_labels(labelled.probabilities)[0])
@@ -99,8 +102,8 @@ def write_report(
         review=None if review is None else ReviewLink(str(out), str(review)),
         labelled=labelled,
         collapse=collapse,
-        state=collapse.verdict.state,
-        headline=collapse.headline,
+        state=state,
+        headline=headline,
         remarks=(collapse.reasons + collapse.notes)[1:],
         key_figures=_key_figures(labelled, quarantined, distinct, first),
         facts=_facts(labelled),
@@ -122,7 +125,7 @@ def write_report(
     storage.write_bytes(out, data)
     return ReportSummary(
         out=str(out),
-        headline=collapse.headline,
+        headline=headline,
         collapse=collapse,
         evaluation=labelled.evaluation,
         images_in=_whole(labelled.recorded("counts", "in")),
@@ -207,8 +210,7 @@ def _notices(labelled: LabelledSet, quarantined: int | None) -> list[str]:
     notices = labelled.recorded("notices")
     result = [str(notice) for notice in notices] if isinstance(notices, list) else []
     if labelled.recorded("status") != "complete":
-        status = as_text(labelled.recorded("status"))
-        result.insert(0, f"The job's status is {status}: this page shows what is there so far.")
+        result.insert(0, labelled.unfinished or "The job's status is not recorded: rows may be missing.")
         return result
     good, total = _whole(labelled.recorded("counts", "good")), _whole(labelled.recorded("counts", "in"))
     if good is not None and good != len(labelled):

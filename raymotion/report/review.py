@@ -41,13 +41,18 @@ Told = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class ReviewSummary:
-    """What was written: the folder, and the numbers of rows, of thumbnails, and of pictures that cannot be shown."""
+    """What was written: the folder, and the numbers of rows, of thumbnails, and of pictures that cannot be shown.
+
+    Attributes:
+        unfinished: see `LabelledSet.unfinished`.
+    """
 
     out: str
     rows: int
     shown: int
     unreadable: int
     quarantined: int
+    unfinished: str | None = None
 
 
 @one_writer_of("out")
@@ -111,7 +116,9 @@ def write_review(
         compared=said is not None,
     )  # fmt: skip
     storage.write_text(storage.join(target, "index.html"), html)  # last: a folder with it is complete
-    return ReviewSummary(str(out), len(rows), len(rows) - len(problems), len(problems), sum(reasons.values()))
+    return ReviewSummary(
+        str(out), len(rows), len(rows) - len(problems), len(problems), sum(reasons.values()), labelled.unfinished
+    )
 
 
 def _said_by_people(path: storage.PathLike, vocabulary: Vocabulary) -> dict[str, list[int]]:
@@ -169,7 +176,8 @@ def _write_thumbs(target: str, pictures: list[Picture], told: Told | None) -> di
 
 def summary_lines(summary: ReviewSummary) -> list[str]:
     """Returns the lines that `raymotion review` prints."""
-    lines = [f"{summary.rows:,} rows, {summary.shown:,} with a picture; {summary.quarantined:,} in quarantine"]
+    first = [summary.unfinished] if summary.unfinished else []
+    lines = [*first, f"{summary.rows:,} rows, {summary.shown:,} with a picture; {summary.quarantined:,} in quarantine"]
     if summary.unreadable:
         lines.append(f"{summary.unreadable:,} pictures cannot be shown; the page gives the reason of each")
     return [*lines, f"open {storage.join(summary.out, 'index.html')} in a browser"]

@@ -20,7 +20,8 @@ from raymotion.models.recipe import TrainRecipe
 
 # Remedy for an empty training or validation split.
 SPLIT_AGAIN = (
-    "Training and validation both need labelled samples, of two images or more: add some, and prepare the table again."
+    "Training and validation both need labelled samples, of two images or more: add some, or "
+    "split the table anew: raymotion data split TABLE --out SPLIT."
 )
 
 

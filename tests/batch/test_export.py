@@ -167,3 +167,9 @@ def test_an_emotion_with_the_name_of_a_column(tmp_path: Path) -> None:
         {"sample_id": "a", "p_selected": 0.25, "calm": 0.5, "selected": True}
     ]
     assert open_labels(tmp_path).attrs["labels"] == ["p_selected", "calm"]
+
+
+@pytest.mark.parametrize("kind, name", [("full-csv", "x.xlsx"), ("csv", "x.json"), ("coco-json", "x.csv")])
+def test_a_file_of_another_format_is_refused(tmp_path: Path, kind: str, name: str) -> None:
+    with pytest.raises(InputError, match=rf"{name}: ends in \{Path(name).suffix}, and {kind} is written\. Name a"):
+        export(tmp_path / "labels", tmp_path / name, kind)

@@ -139,7 +139,7 @@ def test_numbers_on_a_scale(tmp_path: Path) -> None:
         ("image,x\na.jpg,4\n", {"scale": "1,9"}, "has no column valence, arousal, dominance"),
         ("image,Image\na.jpg,b.jpg\n", {}, "line 1: has the column 'image' twice"),
         ("image,text\n", {}, "has no rows"),
-        ("", {}, "line 1: is empty"),
+        ("", {}, "the file is empty"),
         (
             "image,label,split\na.jpg,x,train\na.jpg,y,test\n",
             {"annotators": True, "vocabulary_from_data": True},
@@ -283,3 +283,25 @@ def test_without_the_library_the_error_names_the_extra(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match=r"not installed\. Install it: pip install 'raymotion\[datasets\]'"):
         TableReader(path="hf:owner/name").read()
+
+
+def test_an_id_of_ones_own_column_stands_once(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", "id,path\n1,a.jpg\n2,b.jpg\n2,c.jpg\n")
+    with pytest.raises(InputError, match=r"t\.csv, line 4: the id '2' appears twice.*--annotators"):
+        read(path, id_column="id")
+    assert read(path, id_column="id", annotators=True)[0].num_rows == 2
+
+
+def test_repeated_and_missing_pictures_and_odd_labels_are_told(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
+    text = "path,labels\na.jpg,joy\na.jpg,Joy\nb.jpg,joy|awe\ns3://bucket/c.jpg,awe\n"
+    table, report = read(write(tmp_path / "t.csv", text), vocabulary_from_data=True, no_split=True)
+    assert table["sample_id"].to_pylist()[:2] == ["table:a.jpg", "table:a.jpg#2"]
+    assert (report.repeated, report.not_there) == (1, 1)
+    told = "\n".join(report.lines())
+    for sentence in ("name the picture of an earlier row", "pictures are not there",
+                     "Joy and joy differ in capitals alone",
+                     "the label 'joy|awe' looks like several: is --separator ';' right?"):  # fmt: skip
+        assert sentence in told, told
+    quiet, report = read(write(tmp_path / "u.csv", "path,labels\na.jpg,joy; awe\n"), vocabulary_from_data=True)
+    assert not report.doubts and not report.not_there and not report.repeated and quiet.num_rows == 1

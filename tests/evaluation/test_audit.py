@@ -209,6 +209,21 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, np.ndarray,
     return done, truth, probabilities, base
 
 
+def test_rows_that_were_trained_on_are_told_in_the_first_line(compared: Any, tmp_path: Path) -> None:
+    done, *_, base = compared
+    assert "trained on" not in verdict(done.record).text
+    table = storage.read_table(base / "emotic.parquet")
+    rows = [{**row, "split": "train" if i < 9 else "test"} for i, row in enumerate(table.to_pylist())]
+    write_samples(tmp_path / "s.parquet", table_from_rows(rows, EMOTIC_26))
+    labels = Path(done.record["labels"]["path"])
+    again = audit_against_truth(labels, tmp_path / "s.parquet", tmp_path / "out", settings(mapping=SHIPPED))
+    learned = again.record["match"]["trained_on"]
+    assert 0 < learned <= 9 and again.record["notes"][0].startswith(f"{learned} of the")
+    first = verdict(again.record)
+    if verdict(done.record).state == "good":
+        assert first.state == "unsure" and f"{learned} of the" in first.text
+
+
 def test_figures_are_scikit_learns(compared: Any) -> None:
     done, truth, probabilities, base = compared
     mapping = read_mapping(find_mapping(SHIPPED), SOCRATIS_29, EMOTIC_26)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -230,6 +231,19 @@ def test_numbers_lead_to_their_pictures(labels_folder: Build, tmp_path: Path) ->
     assert all((out.parent / link.partition("#")[0]).resolve() == tmp_path / "review/index.html" for link in links)
     assert "../review/index.html#view=chosen&amp;emotion=sad&amp;order=high" in links
     assert (tmp_path / "review/index.html").exists()
+
+
+def test_an_unfinished_job_is_called_that_first(labels_folder: Build, tmp_path: Path) -> None:
+    folder = labels_folder(30)
+    record = json.loads((folder / "_job.json").read_text())
+    (folder / "_job.json").write_text(json.dumps({**record, "status": "running", "input": {"rows": 103}}))
+    first = r"The labelling job is not finished \(status: running\): these are 30 of 103 rows"
+    for command in ("report", "review"):
+        result = CliRunner().invoke(raymotion, [command, str(folder), "--out", str(tmp_path / f"{command}.html")])
+        assert result.exit_code == 0 and re.match(first, result.output), result.output
+    assert re.search(first, (tmp_path / "report.html").read_text())
+    result = CliRunner().invoke(raymotion, ["audit", str(folder), "--out", str(tmp_path / "audit")])
+    assert result.exit_code == 0 and re.search(f"note: {first}", result.output), result.output
 
 
 def test_command_on_a_collapsed_set(labels_folder: Build, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,7 @@ IMAGE_NAMES = ("image_uri", "image", "image_path", "file_name", "filename", "fil
 CAPTION_NAMES = ("captions", "caption", "text", "description")
 LABEL_NAMES = ("labels", "label", "emotions", "emotion", "feelings")
 SPLIT_NAMES = ("split", "partition", "subset", "fold")
+SEPARATORS = ",;|/"
 YES, NO = {"1", "1.0", "true", "yes", "x"}, {"", "0", "0.0", "false", "no"}
 
 
@@ -42,6 +44,7 @@ class TableReport(Report):
     Attributes:
         columns: what each column was taken for.
         labels: number of rows with each label of the vocabulary.
+        doubts: sentences about labels that may be misspelt, or wrongly separated.
         few: the splits that stayed empty, and why.
     """
 
@@ -53,6 +56,9 @@ class TableReport(Report):
     unlabelled: int = noted("rows have no labels: they are not annotated")
     rare: int = noted("labels in the file are on too few rows (--min-count), and left out")
     merged: int = noted("rows are further annotators of an image that has a row already")
+    repeated: int = noted("rows name the picture of an earlier row: their ids end in #2, #3 ...; they share its split")
+    not_there: int = noted("pictures are not there: labelling will put these rows into quarantine")
+    doubts: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """Rows, columns and labels, then the notes."""
@@ -64,7 +70,7 @@ class TableReport(Report):
 
     def notes(self) -> list[str]:
         """See `Report.notes`."""
-        return [*super().notes(), *([self.few] if self.few else [])]
+        return [*super().notes(), *self.doubts, *([self.few] if self.few else [])]
 
 
 class TableReader(Reader):
@@ -158,7 +164,10 @@ class TableReader(Reader):
             raise InputError("has no rows", path=self.path)
         if self.annotators:
             rows = _merged(rows, report)
-        _number_repeats(rows)
+        elif "sample_id" in used.values():
+            _refuse_repeats(rows)
+        report.repeated = _number_repeats(rows)
+        report.not_there = sum(_is_not_there(uri) for uri in {row["image_uri"] for row in rows})
         labelled = "labels" in used.values() or bool(one_hot)
         vocabulary = self._vocabulary(rows, one_hot, report) if labelled else None
         for row in rows:
@@ -314,6 +323,7 @@ class TableReader(Reader):
                 )
             vocabulary = Vocabulary(f"{stem}-{len(kept)}", tuple(kept))
             report.rare = len(set(counts) - set(kept))
+            report.doubts = _doubts_about(kept, self.separator)
             for row in rows:
                 if row.get("labels"):
                     weights = row.get("label_weights") or [None] * len(row["labels"])
@@ -392,11 +402,43 @@ def _merged(rows: Sequence[dict[str, Any]], report: TableReport) -> list[dict[st
     return merged
 
 
-def _number_repeats(rows: Sequence[dict[str, Any]]) -> None:
-    """Gives rows of one id ids of their own: `#2`, `#3` ... They stay in one group."""
+def _refuse_repeats(rows: Sequence[dict[str, Any]]) -> None:
+    """Raises an `InputError` if an id of the user's own column appears twice."""
+    seen: set[str] = set()
+    for row in rows:
+        if row["sample_id"] in seen:
+            name = row["sample_id"].removeprefix("table:")
+            raise InputError(
+                f"the id {shown(name)!r} appears twice",
+                **row["place"],
+                remedy="Keep one row for each, or give --annotators if they are of several annotators.",
+            )
+        seen.add(row["sample_id"])
+
+
+def _number_repeats(rows: Sequence[dict[str, Any]]) -> int:
+    """Gives rows of one id ids of their own: `#2`, `#3` ... They stay in one group. Returns how many there are."""
     seen: Counter[str] = Counter()
     for row in rows:
         own = row["sample_id"]
         seen[own] += 1
         if seen[own] > 1:
             row["sample_id"] = f"{own}#{seen[own]}"
+    return seen.total() - len(seen)
+
+
+def _is_not_there(uri: str | None) -> bool:
+    """Returns whether an address is that of a local file that does not exist; stores are not asked."""
+    return uri is not None and not storage.is_remote(uri) and "://" not in uri and not os.path.exists(uri)
+
+
+def _doubts_about(labels: Sequence[str], separator: str) -> list[str]:
+    """Returns sentences about labels of the data that differ in capitals alone, or hold another separator."""
+    alike: dict[str, list[str]] = {}
+    for label in labels:
+        alike.setdefault(label.casefold(), []).append(label)
+    found = [f"the labels {' and '.join(own)} differ in capitals alone" for own in alike.values() if len(own) > 1]
+    joined = [label for label in labels if any(mark in label for mark in SEPARATORS if mark != separator)]
+    if joined:
+        found.append(f"the label {joined[0]!r} looks like several: is --separator {separator!r} right?")
+    return found

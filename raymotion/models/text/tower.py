@@ -182,6 +182,19 @@ def without_progress_bar() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """Silences transformers' warnings, for a config that was read and checked before."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+@contextlib.contextmanager
 def _local(source: str) -> Iterator[str]:
     """Yields a source for transformers: a local copy of a remote folder, a local folder of a BERT, or a hub id."""
     source = folder_of(source)

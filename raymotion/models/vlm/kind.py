@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -51,6 +52,8 @@ class VlmKind(Kind):
     def wrap(self, recipe: VlmRecipe) -> tuple[Any, Sequence[Input], Sequence[Output]]:
         from raymotion.models.vlm.network import NoWeights
 
+        if importlib.util.find_spec("openai") is None:
+            raise InputError("the package openai is not installed", remedy="pip install 'raymotion[vlm]'")
         vocabulary = read_vocabulary(recipe.vocabulary)
         text = PROMPT if recipe.prompt is None else storage.require(recipe.prompt).decode(errors="replace")
         check_prompt(text, recipe.prompt)

@@ -16,6 +16,7 @@ from raymotion.models.inputs.picture import PictureInput
 from raymotion.models.kind import Kind, Training, Wrap
 from raymotion.models.outputs.base import DataFacts, Output
 from raymotion.models.outputs.multilabel import MultiLabel
+from raymotion.models.text.tower import without_warnings
 from raymotion.models.wrapped.recipe import (
     ClassifierRecipe,
     ClassifierSource,
@@ -361,4 +362,5 @@ def _of_config(auto: Any, config: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig
 
     shape = {name: value for name, value in config.items() if name != "model_type"}
-    return auto.from_config(AutoConfig.for_model(config["model_type"], **shape))
+    with without_warnings():  # it warns of token ids beyond a vocabulary that was cut, which no text uses
+        return auto.from_config(AutoConfig.for_model(config["model_type"], **shape))

@@ -35,7 +35,9 @@ class ZeroShotSource(Settings):
 
     source: Annotated[str, Metavar("MODEL")] = Field(description="Hub id (owner/name), or folder of save_pretrained.")
     vocabulary: Annotated[str, Metavar("NAME|FILE")] | None = Field(
-        None, description=f"The emotions: {', '.join(VOCABULARIES)}, or a file with a label in each line."
+        None,
+        description=f"The emotions: {', '.join(VOCABULARIES)}, or a file with a label in each line. `wrap` needs it; "
+        "`train` takes that of the samples.",
     )
     templates: Annotated[list[str], Metavar("TEXT")] = Field(
         list(TEMPLATES), description="Sentence with {} for the emotion (repeatable); their embeddings are averaged."
