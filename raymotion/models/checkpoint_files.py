@@ -49,7 +49,7 @@ def read_config(where: str) -> dict[str, Any]:
         raise InputError(
             f"is not a checkpoint of raymotion ({named or 'it names no kind of model'})",
             path=path,
-            remedy="Give a folder that `raymotion train` wrote, or that `raymotion wrap` made of a CLIP or a classifier of "
+            remedy="Give a folder that `raymotion train` wrote, or that `raymotion wrap` made of a model of "
             "transformers; pretrained weights go into the recipe as init.",
         )
     if config.get("format") != FORMAT:
