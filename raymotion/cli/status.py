@@ -20,6 +20,7 @@ def status(folder: str) -> None:
       raymotion status labels/
       raymotion status s3://bucket/teacher
     """
+    from raymotion import storage
     from raymotion.batch.status import is_job, job_status
     from raymotion.errors import InputError
     from raymotion.study.status import is_study, study_status
@@ -30,8 +31,11 @@ def status(folder: str) -> None:
             for line in status_of(folder).text():
                 click.echo(line)
             return
+    if not storage.exists(folder):
+        raise InputError("no such folder", path=folder, remedy="Name the folder that was given as --out.")
     raise InputError(
         "holds no job, no training run and no study",
         path=folder,
-        remedy="Name the folder that was given as --out; a job without a commit leaves nothing.",
+        remedy="Name the folder that was given as --out. A command that has just begun has written nothing yet, and a job "
+        "that ends without a commit leaves nothing.",
     )

@@ -65,6 +65,7 @@ class CocoReport(Report):
         crowds, small_boxes, degenerate_boxes: person annotations left out, by reason.
         files: the annotation files that were read.
         persons_asked: whether rows are persons.
+        other_splits: splits that ROOT holds annotations of, and that were not read.
     """
 
     images: int = 0
@@ -79,6 +80,7 @@ class CocoReport(Report):
     degenerate_boxes: int = 0
     files: list[str] = field(default_factory=list)
     persons_asked: bool = False
+    other_splits: list[str] = field(default_factory=list)
     no_entry: int = noted("images on disk that no annotation names (kept without captions in a table of images)")
     same_number: int = noted("of them have another image's number and were matched by name")
     dropped_entries: int = noted("entries with neither an image nor a caption left out")
@@ -111,6 +113,8 @@ class CocoReport(Report):
                 report_line("persons", f"{self.persons:,}, {faces}"),
                 report_line("left out", f"{boxes}, {self.crowds:,} crowds"),
             ]
+        if self.other_splits:
+            told.append(report_line("not read", f"{', '.join(self.other_splits)} (--split)"))
         return told + self.note_lines()
 
 
@@ -159,6 +163,8 @@ class CocoReader(Reader):
         split = self.split
         report = CocoReport(persons_asked=self.persons)
         names = storage.list_names(storage.join(self.root, "annotations"))
+        named = {name.removeprefix("captions_").removesuffix(".json") for name in names if name.startswith("captions_")}
+        report.other_splits = sorted(named - {split})
         pictures = Pictures(self.root, split)
         report.content = pictures.content
         documents: list[Document] = []
