@@ -36,6 +36,6 @@ def status(folder: str) -> None:
     raise InputError(
         "holds no job, no training run and no study",
         path=folder,
-        remedy="Name the folder that was given as --out. A command that has just begun has written nothing yet, and a job "
-        "that ends without a commit leaves nothing.",
+        remedy="Name the folder that was given as --out. A command that has just begun has written nothing yet, and a "
+        "job that ends without a commit leaves nothing.",
     )
