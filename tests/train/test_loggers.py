@@ -44,7 +44,7 @@ class Notes(Logger):
         return run.id or "number one"
 
     def log(self, epoch, figures):
-        while self.waits:
+        if self.waits:
             WAIT.wait()
         if FAILS and FAILS.pop():
             raise ConnectionError("nobody\\nanswers")
