@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from raymotion.errors import InputError, guess
@@ -26,6 +28,20 @@ def foreign_classes() -> list[str]:
 def _note(own: type) -> None:
     if not own.__module__.startswith(f"{__package__}."):
         _foreign[f"{own.__module__}:{own.__qualname__}"] = None
+
+
+def classes_beside(base: str, file: str, suffix: str) -> dict[str, str]:
+    """Returns name -> import path of the classes in the modules beside a base class, one in each module.
+
+    The module `my_thing` holds the class `MyThing` + `suffix`, which is called `my-thing`.
+
+    Args:
+        base: `__name__` of the module of the base class, which is left out.
+        file: its `__file__`.
+    """
+    package, _, own = base.rpartition(".")
+    names = [module.name for module in pkgutil.iter_modules([str(Path(file).parent)]) if module.name != own]
+    return {name.replace("_", "-"): f"{package}.{name}:{name.title().replace('_', '')}{suffix}" for name in names}
 
 
 class Registry(Generic[T]):

@@ -7,12 +7,10 @@ label-studio`. What comes back is read by the reader of the same name in `raymot
 from __future__ import annotations
 
 import hashlib
-import pkgutil
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
@@ -28,7 +26,7 @@ from raymotion.data.tasks import INDEX, RECORD, index_name
 from raymotion.errors import InputError, located
 from raymotion.folders import outputs
 from raymotion.folders.lock import one_writer_of
-from raymotion.registry import Registry
+from raymotion.registry import Registry, classes_beside
 from raymotion.stores import tar
 from raymotion.stores.addresses import VERSION
 from raymotion.vocabulary import Vocabulary
@@ -129,13 +127,7 @@ class Tool(Settings, ABC):
 
 
 def _own() -> dict[str, str]:
-    names = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])]
-    package = __name__.rpartition(".")[0]
-    return {
-        name.replace("_", "-"): f"{package}.{name}:{name.title().replace('_', '')}Tool"
-        for name in names
-        if name != "tool"
-    }
+    return classes_beside(__name__, __file__, "Tool")
 
 
 TOOLS = Registry("annotation tool", Tool, "raymotion.annotation_tools", _own)  # type: ignore[type-abstract]

@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-import pkgutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymotion.config import Settings
 from raymotion.data.images.files import FolderContent
 from raymotion.errors import InputError
-from raymotion.registry import Registry
+from raymotion.registry import Registry, classes_beside
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -124,13 +122,7 @@ def report_line(name: str, value: int | str, count: int = 0, what: str = "") -> 
 
 
 def _own() -> dict[str, str]:
-    names = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])]
-    package = __name__.rpartition(".")[0]
-    return {
-        name.replace("_", "-"): f"{package}.{name}:{name.title().replace('_', '')}Reader"
-        for name in names
-        if name != "reader"
-    }
+    return classes_beside(__name__, __file__, "Reader")
 
 
 READERS = Registry("reader", Reader, "raymotion.readers", _own)  # type: ignore[type-abstract]
