@@ -48,6 +48,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_every_page_of_the_repository_is_on_the_site(site: Path) -> None:
     for page in [*(ROOT / "docs").glob("*.md"), ROOT / "docs/notebook.md", ROOT / "docs/contributing.md"]:
         assert (site / f"{page.stem}.html").is_file(), page
@@ -58,6 +59,7 @@ def test_every_page_of_the_repository_is_on_the_site(site: Path) -> None:
     assert "notebook/socratis/images" in (site / "notebook.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_reference_describes_every_public_name(site: Path) -> None:
     page = (site / "reference/python.html").read_text()
     for name in set(raymotion.__all__) - {"__version__"}:
@@ -65,6 +67,7 @@ def test_the_reference_describes_every_public_name(site: Path) -> None:
     assert "uint8" in page, "the docstrings are there, not only the names"
 
 
+@pytest.mark.slow
 def test_nothing_is_fetched_from_another_host(site: Path) -> None:
     pages = list(site.rglob("*.html"))
     assert len(pages) > 15

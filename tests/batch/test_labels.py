@@ -153,6 +153,7 @@ def captioned(ray_jobs: Any, teachers: dict[str, str], tmp_path_factory: pytest.
     return Made(samples, folder / "out", label(settings(samples, teachers["text"], folder / "out", shard_rows=1)))
 
 
+@pytest.mark.slow
 def test_other_programs_find_the_good_rows_by_the_folders_name(streamed: Made) -> None:
     """Nine rows: not the one in quarantine, nor those of the manifest."""
     folder = str(streamed.folder)

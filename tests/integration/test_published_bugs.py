@@ -629,6 +629,7 @@ def test_13_lists_in_a_csv_are_parsed_and_never_run(tmp_path: Path) -> None:
     assert marked == [{"happy", "sad"}, {"calm"}, {"sad", "calm", "happy"}, {"awe"}]
 
 
+@pytest.mark.slow
 def test_14_grey_pictures_pass_everywhere_and_nothing_is_done_twice(world: World, tmp_path: Path) -> None:
     """COCO's grey JPEGs failed in the channel swap; a resumed run processed all batches again."""
     rows = read_samples(world.people).to_pylist()[:6]

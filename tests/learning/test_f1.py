@@ -53,6 +53,7 @@ def test_the_baselines_against_scikit_learn_and_all_fixed_answers() -> None:
     assert set(found.prior_set) == {5 - j for j in np.flatnonzero(best_constant_set(RATES))}
 
 
+@pytest.mark.slow
 def test_the_interval_by_plain_resampling() -> None:
     targets, p = sample(80)
     chosen = p >= 0.5

@@ -143,6 +143,7 @@ def test_interval_of_a_mean_is_that_of_the_normal_approximation() -> None:
     assert metric.prior_gain == pytest.approx((metric.low, metric.high))
 
 
+@pytest.mark.slow
 def test_interval_of_average_precision_by_plain_resampling() -> None:
     targets, p = sample(150, 3)
     metric = evaluate(targets, p, prior=np.full(3, 0.3), labels=names(3), bootstrap=1000)["macro_ap"]
@@ -222,6 +223,7 @@ def test_bad_input(targets: np.ndarray, p: np.ndarray, message: str) -> None:
         evaluate(targets, p, prior=[0.1] * 3, labels=names(3))
 
 
+@pytest.mark.slow
 def test_2000_samples_of_29_labels_take_seconds() -> None:
     targets, p = sample(2000, 29, decimals=6)
     start = time.perf_counter()

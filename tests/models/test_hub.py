@@ -222,6 +222,7 @@ def fake_hub() -> Iterator[FakeHub]:
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_the_hub_over_http(fake_hub: FakeHub, run_command: Callable[..., Any], teacher: Path, tmp_path: Path) -> None:
     """The real client in the real command; only the other end of the wire is ours."""
     env = {

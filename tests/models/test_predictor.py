@@ -96,6 +96,7 @@ def pixels(seed: int = 0, size: tuple[int, int] = (60, 80)) -> np.ndarray:
     return np.asarray(Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC))
 
 
+@pytest.mark.slow
 def test_import_is_quick_and_needs_no_ray(folder: Path) -> None:
     code = (
         "import sys, time; start = time.process_time(); import raymotion; spent = time.process_time() - start;"

@@ -428,6 +428,7 @@ def test_what_a_notebook_hands_in(
     assert repr(model).startswith("<raymotion hf-classifier of ") and "picture -> 4 emotions" in repr(model)
 
 
+@pytest.mark.slow
 def test_a_labelled_folder_from_python(
     classifier: Path, photos: list[Path], samples: Path, tmp_path: Path, runner: Callable[..., Any]
 ) -> None:

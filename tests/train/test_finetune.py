@@ -109,6 +109,7 @@ def test_scratch_is_a_network_of_its_seed_that_copies_nothing(made: Made) -> Non
             assert record["transfer_fingerprint"] == base
 
 
+@pytest.mark.slow
 def test_the_table_and_the_file_are_what_the_runs_recorded(made: Made) -> None:
     assert [(row.condition, row.depth) for row in made.result.rows] == [
         ("scratch", None), *((name, depth) for depth in DEPTHS for name in ("AnB", "AnB+", "BnB", "BnB+")),
@@ -220,6 +221,7 @@ def test_a_teacher_is_no_source_of_layers(made: Made, tmp_path: Path) -> None:
         fit(recipe, tmp_path / "s")
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_table(made: Made, runner: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("kind: student\nworkers: 0\noptimiser: {epochs: 1, batch_size: 8}\n")
     done = runner(

@@ -175,6 +175,7 @@ def logged(
     return folder, info
 
 
+@pytest.mark.slow
 def test_mlflow_has_the_figures_of_the_run(logged: tuple[Path, CheckpointInfo], samples: str) -> None:
     folder, info = logged
     ((run, history),) = mlflow_runs(f"sqlite:///{folder}/m.db", "mine")
