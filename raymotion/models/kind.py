@@ -179,6 +179,24 @@ class Kind(ABC):
         """Returns the learning rate of a parameter, given by its name."""
         return float(recipe.optimiser.lr)
 
+    def heads(self, network: Any, outputs: Sequence[Output]) -> Mapping[str, nn.Linear]:
+        """Returns the last layer of each output, by name, whose inputs are the features that `probe` is fitted to.
+
+        By default, `network.head` of a network with one output.
+
+        Raises:
+            InputError: there are none.
+        """
+        from torch import nn
+
+        head = getattr(network, "head", None)
+        if len(outputs) == 1 and isinstance(head, nn.Linear) and head.out_features == outputs[0].width:
+            return {outputs[0].name: head}
+        raise InputError(
+            f"the kind {place_of(type(self))} does not define heads: there is no last layer for `probe` to fit",
+            remedy="Leave probe out, or return each output's last torch.nn.Linear from heads.",
+        )
+
     def layers(self, network: Any) -> list[list[str]]:
         """Returns the names in the state dict by layer, from input to output; empty if layers cannot be copied."""
         return []

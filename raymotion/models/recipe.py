@@ -97,6 +97,41 @@ class OptimiserSettings(Settings):
     patience: int = Field(5, ge=1)
 
 
+class Probe(Settings):
+    """A linear probe: in place of the first epoch, the last layer is fitted to what the other weights say as they are.
+
+    With one epoch the model is that probe. Further epochs fine-tune from it, which distorts pretrained features less
+    than a random last layer does (LP-FT, Kumar et al. 2022).
+
+    Attributes:
+        strengths: inverse of the L2 penalty, as scikit-learn's `C`, for features of length 1 on average; of several,
+            the best on validation.
+        coupling: 0 fits each label alone. Else the prior covariance of the labels' weights is the correlation of the
+            labels in training, to this power, so that rare ones lean on those that occur with them (multi-task
+            learning, Bonilla et al. 2007).
+        labels: texts that say what each label means: `names`, a YAML file, or a bundled one (`socratis-29`). The
+            weights are then drawn to the features of these texts, by as much as fits the training split, and not to 0.
+        samples: largest number of training samples that it is fitted to.
+    """
+
+    strengths: tuple[float, ...] = (1.0,)
+    coupling: float = Field(0.0, ge=0, le=1)
+    labels: str | None = None
+    samples: int = Field(100_000, ge=1)
+
+    @field_validator("strengths", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int | float) else value
+
+    @field_validator("strengths")
+    @classmethod
+    def _positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or min(value) <= 0:
+            raise ValueError("strengths are one number or more above 0")
+        return value
+
+
 class LossSettings(Settings):
     """`name`: a loss for the output (`raymotion kinds` lists them); `options`: arguments of the loss."""
 
@@ -139,6 +174,7 @@ class TrainRecipe(Settings):
     Attributes:
         kind: name of the kind of model.
         model: the shape, in fields of the kind's own config. Vocabulary and input sizes are filled in from the data.
+        probe: fit the last layer before training; None: start from an untrained one.
         select_by: validation metric that selects the best epoch: a metric of the first output, or `OUTPUT.METRIC`;
             last: use the last epoch; None: the default metric of the first output.
         workers: Ray Train workers; 0 trains in this process, without Ray.
@@ -158,6 +194,7 @@ class TrainRecipe(Settings):
     data: DataSettings = DataSettings()
     model: dict[str, Any] = Field(default_factory=dict)
     optimiser: OptimiserSettings = OptimiserSettings()
+    probe: Probe | None = None
     select_by: str | None = None
     seed: int = Field(0, ge=0)
     workers: int = Field(1, ge=0)
@@ -223,7 +260,8 @@ class TrainRecipe(Settings):
 
     def with_absolute_paths(self) -> Self:
         """Returns the recipe with absolute local paths."""
-        return self.model_copy(update={name: absolute_paths(getattr(self, name, None)) for name in self.paths})
+        update = {name: absolute_paths(getattr(self, name, None)) for name in self.paths}
+        return self.model_copy(update={**update, "probe": absolute_paths(self.probe)})
 
 
 class MultiLabelRecipe(TrainRecipe):

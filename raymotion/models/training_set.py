@@ -35,6 +35,7 @@ class TrainingSet:
         targets: by output, each of n rows.
         facts: vocabulary and scale.
         counts: number of rows in the table, and of rows left out by reason.
+        label_texts: by output, texts for each of its labels (`Probe.labels`); only of outputs that have any.
         memory: cache of values computed from these data, for later runs in the same process.
     """
 
@@ -47,6 +48,7 @@ class TrainingSet:
     counts: dict[str, int]
     name: str = ""
     fingerprint: str = ""
+    label_texts: dict[str, list[list[str]]] = field(default_factory=dict)
     memory: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def targets_of(self, output: Output) -> Targets:
@@ -84,6 +86,7 @@ class TrainingSet:
             counts=self.counts,
             name=self.name,
             fingerprint=self.fingerprint,
+            label_texts=self.label_texts,
         )
 
     def without_test(self) -> TrainingSet:
@@ -110,7 +113,8 @@ class TrainingSet:
         meta = {
             "sample_ids": self.sample_ids, "groups": self.groups, "counts": self.counts, "name": self.name,
             "fingerprint": self.fingerprint, "facts": self.facts.to_dict(), "inputs": inputs,
-            "outputs": list(self.targets), "files": {ARRAYS: hashlib.sha256(data).hexdigest()},
+            "outputs": list(self.targets), "label_texts": self.label_texts,
+            "files": {ARRAYS: hashlib.sha256(data).hexdigest()},
         }  # fmt: skip
         records.write_record(storage.join(folder, META), meta)
 
@@ -147,4 +151,5 @@ class TrainingSet:
             counts=meta["counts"],
             name=meta["name"],
             fingerprint=meta["fingerprint"],
+            label_texts=meta["label_texts"],
         )

@@ -7,6 +7,7 @@ first batch to be decoded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
@@ -62,6 +63,30 @@ class BatchLoader:
         for portion in self._portions(epoch, "train"):
             yield self._batch(portion.rows, self._next(portion), rng, epoch)
         self._validation_due = True
+
+    def frozen(self, rows: np.ndarray) -> Iterator[tuple[dict[str, Any], int]]:
+        """Yields the network's arguments for these rows in order, and their number, with nothing augmented or hidden.
+
+        Of several captions of a sample, one is drawn.
+        """
+        task, device = self.task, self.workers.device
+        rng = np.random.default_rng([task.recipe.seed, self.workers.rank])
+        size = self._frozen_size
+        portions = [Portion("statistics", 0, rows[start : start + size]) for start in range(0, len(rows), size)]
+        for portion, pictures in self._read(portions):
+            arguments: dict[str, Any] = {}
+            for own in task.inputs.values():
+                draft = own.draft(portion.rows, rng, pictures if own.streamed else None)
+                arguments.update(draft.tensors(device))
+            yield arguments, len(portion.rows)
+
+    def frozen_batches(self, rows: np.ndarray) -> int:
+        """Returns how many times `frozen` yields on one of the workers that share these rows."""
+        return math.ceil(len(rows) / self.workers.world / self._frozen_size)
+
+    @property
+    def _frozen_size(self) -> int:
+        return self.size if self._source is not None else self.task.kind.chunk
 
     def predict(self, network: nn.Module, split: str) -> dict[str, np.ndarray]:
         """Returns decoded values (n, width) by output for this worker's rows of the split: `rows[rank::world]`."""

@@ -27,6 +27,7 @@ from raymotion.errors import Diverged, InputError
 from raymotion.models.kind import place_of
 from raymotion.models.outputs.base import forward
 from raymotion.train.batches import BatchLoader
+from raymotion.train.probe import fit_probe
 from raymotion.train.schedule import schedule, steps_per_epoch
 from raymotion.train.task import LAST, Task
 from raymotion.train.workers import ALONE, Workers
@@ -107,7 +108,12 @@ class Run:
         recipe = task.recipe
         # DDP averages gradients, so each rank computes only its own loss. Seeds differ by rank because of dropout.
         torch.manual_seed(_seed(recipe.seed, state.epoch, workers.rank))
-        trained, self.speed = _train_epoch(self.wrapped, self.model, self.optimiser, task, self.loader, state, workers)
+        if recipe.probe is not None and state.epoch == 0:
+            trained = self._probe()
+        else:
+            trained, self.speed = _train_epoch(
+                self.wrapped, self.model, self.optimiser, task, self.loader, state, workers
+            )
         workers.share_buffers(self.model)
         state.epoch += 1
         wrong = _not_finite(self.model)
@@ -129,6 +135,13 @@ class Run:
             measured["damaged_images_kept"] = kept
         state.history.append({**measured, "attempt": workers.attempt})
         return measured
+
+    def _probe(self) -> dict[str, float]:
+        """Fits the last layer in place of the first epoch; returns the metrics of `_train_epoch`."""
+        started = time.monotonic()
+        loss, samples = fit_probe(self.model, self.task, self.loader, self.workers)
+        self.speed = samples / max(1e-9, time.monotonic() - started)
+        return {"train_loss": loss, "learning_rate": 0.0}
 
     def predict(self, split: str) -> dict[str, np.ndarray]:
         """Returns decoded values (rows of the split, width) by output, with the weights of the best epoch.
@@ -243,12 +256,14 @@ def _train_epoch(
     settings, epoch = task.recipe.optimiser, state.epoch
     wrapped.train()
     optimiser.zero_grad(set_to_none=True)
-    steps = steps_per_epoch(task.recipe, task.samples_per_epoch, workers.world)
+    steps, probed = steps_per_epoch(task.recipe, task.samples_per_epoch, workers.world), task.recipe.probe is not None
     total, seen, started, factor = 0.0, 0, time.monotonic(), 1.0
     if workers.pace is not None:
         workers.pace.begin(epoch, settings.epochs, steps)
     for number, batch in enumerate(loader.train(epoch)):
-        factor = schedule(epoch * steps + number, settings.epochs * steps, settings.warmup, settings.schedule)
+        factor = schedule(
+            (epoch - probed) * steps + number, (settings.epochs - probed) * steps, settings.warmup, settings.schedule
+        )
         for group in optimiser.param_groups:
             group["lr"] = group["base_lr"] * factor
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=workers.device.startswith("cuda")):
@@ -256,7 +271,7 @@ def _train_epoch(
         loss = task.loss(raw, batch)
         value = float(loss.detach())
         if not math.isfinite(value):
-            if epoch == 0 and number == 0:
+            if epoch == probed and number == 0:
                 raise _unsound(f"the loss is {value}", raw)
             raise _diverged(_step(f"the loss is {value}", epoch, number, steps, settings.lr * factor), task, state)
         # The last optimiser step of an epoch may accumulate fewer batches than the others.

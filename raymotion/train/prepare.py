@@ -5,6 +5,7 @@ Imports no torch, because Ray Train's controller imports this module too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from raymotion.config import digest_of
 from raymotion.data.samples import SPLITS
 from raymotion.errors import InputError
 from raymotion.models.inputs.base import Prepared, require_data_settings
-from raymotion.models.outputs.base import DataFacts
+from raymotion.models.outputs.base import DataFacts, Output
 from raymotion.models.recipe import TrainRecipe
+from raymotion.models.text.label_texts import read_label_texts
 from raymotion.models.training_set import TrainingSet
 from raymotion.train.recipe import kind_of
 from raymotion.train.source import SPLIT_AGAIN, labelled_table, pseudo_labelled
@@ -80,5 +82,16 @@ def prepare_data(recipe: TrainRecipe) -> TrainingSet:
     contents: list[Any] = [data.sample_ids, data.groups, splits_of.tolist()]
     contents += [own.contents(targets[own.name]) for own in outputs]
     contents += [of.contents() for of in data.inputs.values()]
+    if recipe.probe is not None and recipe.probe.labels is not None:
+        data.label_texts = _label_texts(recipe.probe.labels, outputs, data)
+        contents.append(data.label_texts)
     data.fingerprint = digest_of(contents)
     return data
+
+
+def _label_texts(source: str, outputs: Sequence[Output], data: TrainingSet) -> dict[str, list[list[str]]]:
+    """Reads `Probe.labels` here, because workers may have no access to the file."""
+    found = {own.name: read_label_texts(source, own.vocabulary) for own in outputs if own.vocabulary is not None}
+    if not found:
+        raise InputError("setting probe.labels: the model predicts numbers, not labels", path=data.name)
+    return found

@@ -27,9 +27,10 @@ class Pace:
     """Reports the progress of a training run, at most once every `every` seconds, and at the end of an epoch's steps.
 
     `tell` receives `epoch` and `epochs`, `step` and `steps` (of the epoch; a step is one batch), `samples_per_second`,
-    `loss` (mean of the epoch so far, None if not finite), `epoch_left` (seconds to the end of the epoch's steps),
-    `left` (seconds to the end of the last epoch, without early stopping) and `at` (seconds since 1970). The rate and
-    `epoch_left` exclude validation and the first step, which waits for data, compilers and caches.
+    `loss` (mean of the epoch so far, None if not finite; left out while a probe computes features), `epoch_left`
+    (seconds to the end of the epoch's steps), `left` (seconds to the end of the last epoch, without early stopping) and
+    `at` (seconds since 1970). The rate and `epoch_left` exclude validation and the first step, which waits for data,
+    compilers and caches.
     """
 
     def __init__(self, tell: Callable[[Mapping[str, Any]], None], *, every: float = LOCAL_SECONDS) -> None:
@@ -41,12 +42,18 @@ class Pace:
         self._seconds = 0.0
 
     def begin(self, epoch: int, epochs: int, steps: int) -> None:
-        """Starts an epoch (counted from 0) of `steps` steps."""
+        """Starts an epoch (counted from 0) of `steps` steps; one of another length than the last has its own rate."""
+        if self._first is not None and steps != self._of:
+            self._first, self._steps, self._samples, self._seconds = None, 0, 0, 0.0
         self._epoch, self._epochs, self._of = epoch, epochs, steps
         self._last = time.monotonic()
 
-    def step(self, number: int, samples: int, loss: float) -> None:
-        """Records the end of step `number` (counted from 1), with `samples` summed over all workers."""
+    def step(self, number: int, samples: int, loss: float | None) -> None:
+        """Records the end of step `number` (counted from 1), with `samples` summed over all workers.
+
+        Args:
+            loss: None where nothing is learned yet.
+        """
         now = time.monotonic()
         if self._first is None:
             self._first = now
@@ -65,7 +72,7 @@ class Pace:
                 "step": number,
                 "steps": self._of,
                 "samples_per_second": self._samples / max(1e-9, self._seconds) if self._steps else None,
-                "loss": loss if math.isfinite(loss) else None,
+                **({} if loss is None else {"loss": loss if math.isfinite(loss) else None}),
                 "epoch_left": self._seconds / self._steps * (self._of - number) if self._steps else None,
                 "left": (now - self._first) / self._steps * to_come if self._steps else None,
                 "at": time.time(),
@@ -135,9 +142,11 @@ class TrainingProgress(Progress):
             return ""
         rate = self._news["samples_per_second"]
         speed = "" if rate is None else f", {rate:.1f} {self.unit}/s"
-        loss = "not a number" if self._news["loss"] is None else f"{self._news['loss']:.4f}"
+        loss = ""
+        if "loss" in self._news:
+            loss = ", loss not a number" if self._news["loss"] is None else f", loss {self._news['loss']:.4f}"
         validating = self.done == self.total and self._news["epoch"] > self._validated
-        return f"batches{speed}, loss {loss}" + (", validating" if validating else "")
+        return f"batches{speed}{loss}" + (", validating" if validating else "")
 
     def left(self) -> float | None:
         return self._left("epoch_left")

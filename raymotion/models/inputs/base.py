@@ -148,6 +148,10 @@ class Bound(ABC):
     def draft(self, rows: np.ndarray, rng: np.random.Generator, read: Any = None) -> Draft:
         """Returns the data of some rows for a training batch."""
 
+    def texts(self, texts: Sequence[str], device: str) -> dict[str, Any] | None:
+        """Returns the network's arguments for n texts in place of samples; None: the input reads no texts."""
+        return None
+
     def begin_epoch(self, recipe: TrainRecipe, epoch: int, training: np.ndarray) -> None:
         """Prepares an epoch, e.g. draws values once for all training rows; called before its drafts."""
 

@@ -160,6 +160,12 @@ class PreparedCaptions(Prepared, Bound):
     def draft(self, rows: np.ndarray, rng: np.random.Generator, read: Any = None) -> Draft:
         return _OneEach(self, rows, rng, self.word_dropout)
 
+    def texts(self, texts: Sequence[str], device: str) -> dict[str, Any]:
+        import torch
+
+        ids, mask = pad(encode(self.tokenizer, texts, self.max_length), pad_id=self.tokenizer.pad_token_id)
+        return {"input_ids": torch.from_numpy(ids).to(device), "attention_mask": torch.from_numpy(mask).to(device)}
+
     word_dropout = 0.0
 
     def begin_epoch(self, recipe: TrainRecipe, epoch: int, training: np.ndarray) -> None:

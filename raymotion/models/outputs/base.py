@@ -170,6 +170,10 @@ class Output(ABC):
             InputError: the loss is unknown or unsuitable.
         """
 
+    def correlation(self, targets: Targets, training: np.ndarray) -> np.ndarray:
+        """Returns how its values correlate in the training rows, (width, width); by default not at all."""
+        return np.eye(self.width)
+
     @abstractmethod
     def decode(self, raw: Tensor) -> Tensor:
         """Converts the network's result to values for users, (n, width) float32."""

@@ -154,6 +154,15 @@ class MultiLabel(Output):
             )
         return numbers
 
+    def correlation(self, targets: Targets, training: np.ndarray) -> np.ndarray:
+        """See `Output`. A label that never or always applies correlates with nothing."""
+        own = self.learned(targets)[training].astype(np.float64)
+        spread = own.std(axis=0)
+        scaled = (own - own.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+        found = scaled.T @ scaled / max(1, len(own))
+        np.fill_diagonal(found, 1.0)
+        return np.asarray(found)
+
     def batch(self, targets: Targets, rows: np.ndarray, device: str) -> dict[str, Tensor]:
         import torch
 

@@ -43,6 +43,9 @@ class TeacherConfig(Settings):
     pooling: Literal["cls", "mean-output", "mean", "cls+mean"] = "cls"
     # mean-output: number of last layers whose means over words and regions are concatenated.
     pooled_layers: int = Field(1, ge=1)
+    # mean-output: scales the mean of each layer to length 1. Layers differ in scale, and a loud one would outvote the
+    # others in a penalised last layer (`probe`).
+    normalize_pooled: bool = False
     # Initialises the projection of regions anew, e.g. for another size than the pretrained model's; it is then trained
     # even if the backbone is frozen.
     new_projection: bool = False
@@ -67,6 +70,8 @@ class TeacherConfig(Settings):
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
         if self.pooled_layers > 1 and self.pooling != "mean-output":
             raise ValueError(f"pooled_layers means something only with pooling: mean-output, not {self.pooling}")
+        if self.normalize_pooled and self.pooling != "mean-output":
+            raise ValueError(f"normalize_pooled means something only with pooling: mean-output, not {self.pooling}")
         if self.max_text_length > self.max_positions:
             raise ValueError(f"max_text_length {self.max_text_length} is more than max_positions {self.max_positions}")
         return self

@@ -183,7 +183,10 @@ class VisualBertTeacher(nn.Module):
                 mask = mask if region_mask is None else torch.cat((mask, region_mask.bool()), dim=1)
                 many = self.config.pooled_layers > 1
                 layers = output.hidden_states[-self.config.pooled_layers :] if many else (output.last_hidden_state,)
-                pooled = torch.cat([masked_mean(values, mask) for values in layers], dim=1)
+                means = [masked_mean(values, mask) for values in layers]
+                if self.config.normalize_pooled:
+                    means = [nn.functional.normalize(own, dim=1) for own in means]
+                pooled = torch.cat(means, dim=1)
         if self.bag_norm is not None:
             bag = self._bag(input_ids, attention_mask, regions, region_mask)
             pooled = bag if pooled is None else pooled + bag
