@@ -50,6 +50,11 @@ class VisualBertKind(Kind):
             sizes["visual_dim"] = regions.features.dim
         config = TeacherConfig.model_validate({"visual_dim": 1, **recipe.model, **sizes})
         output = cast(MultiLabel, training.outputs[0])
+        if recipe.probe is not None and recipe.optimiser.epochs == 1 and regions is not None and not recipe.init:
+            raise InputError(
+                "a probe alone leaves the projection of the regions random",
+                remedy="Give more epochs, as teacher-minilm-finetuned does, or train on captions alone.",
+            )
         if recipe.init:
             network = VisualBertTeacher.from_pretrained(recipe.init, config, output.width)
         elif recipe.text_init:
