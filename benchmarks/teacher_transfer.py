@@ -3,8 +3,7 @@
 Socratis has two sources: news captions (1,616 rows) and conceptual captions (449). A method learns from nine tenths of
 one (`numpy.random.default_rng(seed).permutation`; the other tenth is its validation) and ranks all of the other, in
 both directions; and it learns from and ranks rows of both, as `socratis_teacher.py` splits them. AUC and mAP are means
-over the labels with 10 positives and 10 negatives among the rows that are ranked (from both to both, mAP over all labels,
-as there). A gain is how far the BCE lies below
+over the labels with 10 positives and 10 negatives among the rows that are ranked. A gain is how far the BCE lies below
 that of the class rates of the rows that were learned from, in nats.
 
     teacher      the recipe, through `raymotion.train.fit`; all choices are made on validation
