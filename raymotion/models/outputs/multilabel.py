@@ -252,16 +252,21 @@ class MultiLabel(Output):
     def facts(
         self, targets: Targets, splits: Mapping[str, np.ndarray], predicted: Mapping[str, np.ndarray]
     ) -> dict[str, Any]:
-        """Returns `prior`, the training rates of the hard labels, and `thresholds`, fitted on validation."""
+        """Returns `prior`, the training rates of the hard labels, and `thresholds`, fitted on validation.
+
+        A model that learned soft targets also has their rates, `learned_rates`.
+        """
         hard = targets.arrays[HARD]
+        learned = [float(rate) for rate in self.rates(targets, splits["train"])]
         return {
+            **({"learned_rates": learned} if self.soft else {}),
             "prior": [float(rate) for rate in self.rates(targets, splits["train"], soft=False)],
             "thresholds": [float(own) for own in fit_class_thresholds(hard[splits["val"]], predicted["val"])],
         }
 
     def check_facts(self, facts: Mapping[str, Any], *, where: str) -> None:
         # A threshold above 1 is never reached; it means that validation had no positive of that label.
-        for name, highest in (("prior", 1.0), ("thresholds", 1e9)):
+        for name, highest in (("prior", 1.0), ("learned_rates", 1.0), ("thresholds", 1e9)):
             values = facts.get(name)
             if values is None:
                 continue
