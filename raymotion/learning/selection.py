@@ -165,6 +165,8 @@ class SelectionPolicy(Settings):
             shift: class rates to correct the probabilities to (`adapt_rates`).
         """
         p = _matrix(probabilities)
+        if self.adapt_rates and shift is None:
+            raise InputError("adapt_rates needs the class rates that were estimated (learning.priors)")
         if len(sample_ids) != len(p):
             raise InputError(f"{len(sample_ids)} sample ids do not fit {len(p)} rows of probabilities")
         sampled = sample_rows(sample_ids, self.sample_fraction, self.seed)

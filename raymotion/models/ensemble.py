@@ -82,9 +82,13 @@ def combined(infos: Sequence[CheckpointInfo]) -> CheckpointInfo:
     )
 
 
+# What a model's output is trained or calibrated with; the others say what it predicts.
+TRAINED = ("loss", "weight", "temperatures")
+
+
 def _predicted(outputs: Sequence[Output]) -> list[dict[str, Any]]:
-    """Returns what a model predicts, without how it was trained to."""
-    return [{name: value for name, value in own.to_dict().items() if name not in ("loss", "weight")} for own in outputs]
+    """Returns what a model predicts, without how it was trained or calibrated to."""
+    return [{name: value for name, value in own.to_dict().items() if name not in TRAINED} for own in outputs]
 
 
 def _shown(output: Mapping[str, Any] | None) -> str:
