@@ -74,7 +74,9 @@ def choose_globally(
         block = blocks.popleft()
         matrix[start : start + len(block)] = block
         start += len(block)
-    shift = estimate_rates(matrix, require_rates(training, source)) if policy.adapt_rates else None
+    shift = None
+    if policy.adapt_rates:
+        shift = estimate_rates(matrix, require_rates(training, source), weight=policy.rate_weight)
     limits = None if thresholds is None else np.asarray(thresholds)
     mask, selected = policy.choose(matrix, ids, limits, shift)
     del matrix

@@ -35,9 +35,9 @@ def training_rates(record: Mapping[str, Any], folder: storage.PathLike) -> np.nd
     return require_rates(model.get("learned_rates") or model.get("prior"), storage.join(folder, JOB))
 
 
-def adapted(probabilities: np.ndarray, training: np.ndarray) -> tuple[np.ndarray, PriorShift]:
+def adapted(probabilities: np.ndarray, training: np.ndarray, weight: float) -> tuple[np.ndarray, PriorShift]:
     """Returns the probabilities (n, L) corrected to the rates of these very rows, float32, and the rates."""
-    shift = estimate_rates(probabilities, training)
+    shift = estimate_rates(probabilities, training, weight=weight)
     found = np.empty(probabilities.shape, np.float32)
     for start in range(0, len(found), CHUNK_ROWS):
         rows = slice(start, start + CHUNK_ROWS)

@@ -98,7 +98,7 @@ def choose_uncertain(folder: str, settings: SelectSettings) -> UncertainRows:
     notes: list[str] = []
     probabilities, rates = labelled.probabilities, None
     if settings.adapt_rates:
-        probabilities, shift = adapted(probabilities, training_rates(labelled.job, folder))
+        probabilities, shift = adapted(probabilities, training_rates(labelled.job, folder), settings.rate_weight)
         rates = shift.to_dict()
         notes.append("uncertainty is that of the corrected probabilities; labels stay as they were chosen")
     among = sample_rows(ids, settings.sample_fraction, settings.seed)
@@ -149,7 +149,7 @@ def _disagreement(
         matrix, there = np.zeros_like(labelled.probabilities), np.zeros(len(ids), dtype=bool)
         told = other.probabilities
         if settings.adapt_rates:  # each model's by its own training
-            told, _ = adapted(told, training_rates(other.job, place))
+            told, _ = adapted(told, training_rates(other.job, place), settings.rate_weight)
         matrix[rows[rows >= 0]] = told[rows >= 0]
         there[rows[rows >= 0]] = True
         if not there.any():

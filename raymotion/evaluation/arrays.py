@@ -90,7 +90,8 @@ def select(
         sample_ids: n names, by which `sample_fraction` draws. Default: the numbers of the rows.
         prior: (L,) class rates of the training split, for the collapse check and for `adapt_rates`.
         policy: the fields of `SelectionPolicy`: policy (top-per-image, threshold, class-thresholds, top-per-class),
-            count, threshold, minimum, sample_fraction, seed, adapt_rates.
+            count, threshold, minimum, sample_fraction, seed, adapt_rates,
+            rate_weight.
 
     Raises:
         InputError: shapes that do not match, values outside [0, 1], an unknown policy, or `adapt_rates` without
@@ -102,7 +103,9 @@ def select(
     rates = None if prior is None else _rates(prior, len(names))
     if settings.adapt_rates and rates is None:
         raise InputError("adapt_rates corrects from the class rates of training", remedy="Give them as prior.")
-    shift = estimate_rates(p, rates) if settings.adapt_rates and rates is not None else None
+    shift = None
+    if settings.adapt_rates and rates is not None:
+        shift = estimate_rates(p, rates, weight=settings.rate_weight)
     mask, selected = settings.choose(p, ids, thresholds, shift)
     found = check_collapse(p, mask, names, prior=rates, selected=selected, model="model")
     return Selection(tuple(names), mask, selected, found, shift)

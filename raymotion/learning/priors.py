@@ -7,7 +7,9 @@ probabilities", Neural Computation 14 (2002). Each label is a two-class problem 
 
 The estimate takes the probabilities at their word. If they are not calibrated on the training data, or if images of a
 label look different in the new collection, the rates take up the difference: a model that is too sure, or too low
-throughout, drives rates to 0 or 1. Labels are treated as independent, so two names of one emotion move separately.
+throughout, drives rates to 0 or 1. So does a model that knows little: where the probabilities of a label hardly vary,
+small differences between the collections are explained by large ones of the rates. Against that the rates of training may
+be given a weight (`weight`). Labels are treated as independent, so two names of one emotion move separately.
 """
 
 from __future__ import annotations
@@ -38,8 +40,10 @@ class PriorShift:
         rates: rates of the new collection.
         errors: standard errors of `rates`, for independent rows; NaN at an edge, and for rates that were kept.
         at_edge: (L,) bool, labels for which every higher (or every lower) rate would explain the probabilities worse.
-            They get the rate of half a row, or of all rows but half a row, so that ranking by them still works.
+            Without a weight they get the rate of half a row, or of all rows but half a row, so that ranking by them
+            still works.
         rows: number of rows that the rates were estimated from.
+        weight: of the training rates; see `estimate_rates`.
     """
 
     training: np.ndarray
@@ -47,6 +51,7 @@ class PriorShift:
     errors: np.ndarray
     at_edge: np.ndarray
     rows: int
+    weight: float = 0.0
 
     def apply(self, probabilities: np.ndarray) -> np.ndarray:
         """Returns the probabilities (n, L) in the new collection, float64."""
@@ -64,6 +69,7 @@ class PriorShift:
             "errors": [float(error) if np.isfinite(error) else None for error in self.errors],
             "at_edge": [bool(edge) for edge in self.at_edge],
             "rows": self.rows,
+            "weight": self.weight,
         }
 
 
@@ -91,7 +97,9 @@ def correct(probabilities: np.ndarray, training: np.ndarray, rates: np.ndarray) 
     return np.where(known & (new != old), found, p)
 
 
-def estimate_rates(probabilities: np.ndarray, training: Sequence[float] | np.ndarray) -> PriorShift:
+def estimate_rates(
+    probabilities: np.ndarray, training: Sequence[float] | np.ndarray, *, weight: float = 0.0
+) -> PriorShift:
     """Estimates the class rates of a collection from a model's probabilities of it.
 
     These are the rates to which the EM algorithm of Saerens et al. (2002) converges: the maximum of the likelihood of a
@@ -102,6 +110,8 @@ def estimate_rates(probabilities: np.ndarray, training: Sequence[float] | np.nda
     Args:
         probabilities: (n, L) in [0, 1]; read in blocks of rows, and not copied.
         training: (L,) class rates of the training split. A label with 0 or 1 keeps that rate.
+        weight: how much the training rates count: as many rows of known label as this share of the rows (a beta prior,
+            and `(mean + weight * training) / (1 + weight)` in each step of EM). 0: as published.
 
     Raises:
         InputError: shapes do not fit, or values lie outside of [0, 1].
@@ -118,19 +128,23 @@ def estimate_rates(probabilities: np.ndarray, training: Sequence[float] | np.nda
     high = 1.0 - low
     falling, rising = _slope(p, base, low)[0] <= 0, _slope(p, base, high)[0] >= 0
     edge = known & (falling | rising)
-    rates = np.where(falling, low, np.where(rising, high, np.clip(base, low, high)))
+    free = known if weight else known & ~edge
+    rates = np.clip(base, low, high) if weight else np.where(falling, low, np.where(rising, high, base))
     for _ in range(MOST_STEPS):
         slope, curvature = _slope(p, base, rates)
+        pull, stiffness = _pull(base, rates, weight * len(p))
+        slope, curvature = slope + pull, curvature + stiffness
         low, high = np.where(slope > 0, rates, low), np.where(slope > 0, high, rates)
         newton = rates + np.divide(slope, curvature, out=np.zeros_like(slope), where=curvature > 0)
         step = np.where((newton > low) & (newton < high), newton, (low + high) / 2)
-        moved = np.where(known & ~edge, step - rates, 0.0)
+        moved = np.where(free, step - rates, 0.0)
         rates = rates + moved
         if np.abs(moved).max(initial=0.0) < TOLERANCE:
             break
-    curvature = _slope(p, base, rates)[1]
-    errors = np.where(known & ~edge & (curvature > 0), 1.0 / np.sqrt(np.maximum(curvature, 1e-300)), np.nan)
-    return PriorShift(old, np.where(known, rates, old), errors, edge, len(p))
+    curvature, stiffness = _slope(p, base, rates)[1], _pull(base, rates, weight * len(p))[1]
+    told = free & (curvature > 0)
+    errors = np.where(told, np.sqrt(curvature) / np.maximum(curvature + stiffness, 1e-300), np.nan)
+    return PriorShift(old, np.where(known, rates, old), errors, edge, len(p), weight)
 
 
 def _slope(p: np.ndarray, training: np.ndarray, rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -146,6 +160,14 @@ def _slope(p: np.ndarray, training: np.ndarray, rates: np.ndarray) -> tuple[np.n
     return slope, curvature
 
 
+def _pull(training: np.ndarray, rates: np.ndarray, rows: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns slope and minus curvature of the log-likelihood of `rows` rows that have the training rates, (L,) each."""
+    return (
+        rows * (training / rates - (1.0 - training) / (1.0 - rates)),
+        rows * (training / rates**2 + (1.0 - training) / (1.0 - rates) ** 2),
+    )
+
+
 def _rates(values: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     rates = np.asarray(values, dtype=np.float64)
     if probabilities.ndim != 2 or rates.shape != (probabilities.shape[1],):
@@ -158,7 +180,7 @@ def _rates(values: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 def moved_line(labels: Sequence[str], rates: Mapping[str, Any]) -> str:
     """Returns one line on which labels' rates moved most, by their odds, from `PriorShift.to_dict`."""
     old, new = np.array(rates["training"], dtype=float), np.array(rates["estimated"], dtype=float)
-    usable = (old > 0) & (old < 1) & ~np.array(rates["at_edge"], dtype=bool)
+    usable = (old > 0) & (old < 1) & ~(np.array(rates["at_edge"], dtype=bool) & (rates["weight"] == 0))
     if not usable.any():
         return "class rates estimated from this collection: none could be told from the model's probabilities"
     safe_old, safe_new = np.where(usable, old, 0.5), np.where(usable, new, 0.5)
@@ -176,15 +198,17 @@ def moved_line(labels: Sequence[str], rates: Mapping[str, Any]) -> str:
 def rate_notes(labels: Sequence[str], rates: Mapping[str, Any]) -> list[str]:
     """Returns sentences on rates that should not be trusted, from `PriorShift.to_dict`."""
     notes = []
-    ends = list(zip(labels, rates["at_edge"], rates["estimated"], strict=True))
-    low = ", ".join(name for name, edge, rate in ends if edge and rate <= 0.5)
-    high = ", ".join(name for name, edge, rate in ends if edge and rate > 0.5)
+    ends = list(zip(labels, rates["at_edge"], rates["estimated"], rates["training"], strict=True))
+    low = ", ".join(name for name, edge, rate, old in ends if edge and rate <= old)
+    high = ", ".join(name for name, edge, rate, old in ends if edge and rate > old)
+    held = f"would run to {{}} without the weight of the training rates ({rates['weight']:g})"
+    ran = held if rates["weight"] else "ran to {}"
     for names, end, has, level in ((low, 0, "none", "low"), (high, 1, "nothing else", "high")):
         if names:
             notes.append(
-                f"The estimated rate of {names} ran to {end}: either the collection has {has}, or the model's "
-                f"probabilities are too {level} throughout for these images, and correcting them by rates is wrong. "
-                "Look at such labels before you use them."
+                f"The estimated rate of {names} {ran.format(end)}: either the collection has {has}, or the model's "
+                f"probabilities are too {level} throughout for these images, or know too little, and correcting them "
+                "by rates is wrong. Look at such labels before you use them."
             )
     fixed = [name for name, rate in zip(labels, rates["training"], strict=True) if rate in (0.0, 1.0)]
     if fixed:

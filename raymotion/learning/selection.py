@@ -125,6 +125,12 @@ class SelectionPolicy(Settings):
         description="estimate the class rates of this collection from the model's own probabilities, and choose by "
         "probabilities that are corrected from the rates of training to these; stored probabilities stay as they are",
     )
+    rate_weight: float = Field(
+        1.0,
+        ge=0,
+        description="with --adapt-rates, how much the rates of training count, in rows for each row of the collection; "
+        "0: not at all (EM as published), which a weak model drives to 0 and 1",
+    )
 
     # The settings that each policy uses, besides those that all do.
     USED: ClassVar[dict[str, set[str]]] = {
@@ -140,6 +146,8 @@ class SelectionPolicy(Settings):
         for name in sorted(set[str]().union(*self.USED.values()) - self.USED[self.policy]):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} is not used by the policy {self.policy}")
+        if not self.adapt_rates and self.rate_weight != type(self).model_fields["rate_weight"].default:
+            raise ValueError("rate_weight is used with adapt_rates only")
         return self
 
     @property

@@ -81,7 +81,7 @@ def test_label_chooses_by_corrected_probabilities_and_stores_the_models_own(
     assert done.code == 0, done.err
     own = load_labels(tmp_path / "adapted")
     assert (own.probabilities == plain.probabilities).all()
-    shift = estimate_rates(plain.probabilities, np.array(PRIOR))
+    shift = estimate_rates(plain.probabilities, np.array(PRIOR), weight=1.0)
     assert (own.mask == top_per_image(shift.apply(plain.probabilities), 4)).all()
     assert (own.mask != plain.mask).any() and 0 < shift.at_edge.sum() < 8, "or the test says nothing"
     rates = own.job["choice"]["rates"]
@@ -105,7 +105,7 @@ def test_label_chooses_by_corrected_probabilities_and_stores_the_models_own(
 @pytest.mark.parametrize(
     "policy",
     [("top-per-image", "--count", 2), ("threshold", "--threshold", 0.4), ("class-thresholds",),
-     ("top-per-class", "--count", 9, "--minimum", 0.3)],
+     ("threshold", "--rate-weight", 0), ("top-per-class", "--count", 9, "--minimum", 0.3)],
 )  # fmt: skip
 def test_select_equals_label_with_every_policy(made: Path, tmp_path: Path, runner: Runner, policy: Any) -> None:
     labelled(made, tmp_path / "plain", runner)
@@ -131,7 +131,7 @@ def test_uncertain_rows_by_corrected_probabilities(made: Path, tmp_path: Path, r
     assert done.code == 0 and "labels stay as they were chosen" in done.out, done.err
     own = load_labels(tmp_path / "ask")
     assert (own.mask == plain.mask).all() and own.selected.sum() == 8
-    scores = entropy(estimate_rates(plain.probabilities, np.array(PRIOR)).apply(plain.probabilities))
+    scores = entropy(estimate_rates(plain.probabilities, np.array(PRIOR), weight=1.0).apply(plain.probabilities))
     assert scores[own.selected].mean() > scores.mean()
     against = ("--against", tmp_path / "plain", "--adapt-rates")
     more = runner("select", tmp_path / "plain", *words[:4], *against, "--out", tmp_path / "both")
@@ -153,6 +153,8 @@ def test_unknown_rates_are_refused_in_one_line(made: Path, tmp_path: Path, runne
     done = runner("select", tmp_path / "out", "--adapt-rates", "--out", tmp_path / "chosen")
     assert done.code == 2 and "_job.json" in done.err and done.err.count("\n") == 1
     assert not (tmp_path / "chosen").exists()
+    done = runner("select", tmp_path / "out", "--rate-weight", 0.5, "--out", tmp_path / "chosen")
+    assert done.code == 2 and "with adapt_rates only" in done.err
 
 
 def test_a_model_of_soft_targets_is_corrected_from_their_rates(made: Path, tmp_path: Path, runner: Runner) -> None:

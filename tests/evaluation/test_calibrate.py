@@ -135,9 +135,7 @@ def test_label_evaluate_and_predict_use_the_temperature_of_the_row(
         assert done.code == 0, done.err
     assert runner("evaluate", made / "teacher", *words[2:], "--out", tmp_path / "before").code == 0
     found = [
-        json.loads((tmp_path / name / "evaluation.json").read_text())["results"]["metrics"]["bce"][
-            "value"
-        ]
+        json.loads((tmp_path / name / "evaluation.json").read_text())["results"]["metrics"]["bce"]["value"]
         for name in ("before", "evaluation")
     ]
     assert found[1] < found[0] - 0.02

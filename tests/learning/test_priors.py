@@ -12,13 +12,13 @@ from raymotion.learning.priors import correct, estimate_rates, moved_line, rate_
 from raymotion.learning.selection import SelectionPolicy
 
 
-def em(p: np.ndarray, training: float, steps: int) -> float:
-    """Equation 2.9 of Saerens et al. (2002), for one label and its absence, as written there."""
+def em(p: np.ndarray, training: float, steps: int, weight: float = 0.0) -> float:
+    """Equation 2.9 of Saerens et al. (2002), for one label and its absence, as written there; and with a beta prior."""
     rate = training
     for _ in range(steps):
         yes = p * rate / training
         no = (1 - p) * (1 - rate) / (1 - training)
-        rate = float((yes / (yes + no)).mean())
+        rate = float(((yes / (yes + no)).mean() + weight * training) / (1 + weight))
     return rate
 
 
@@ -42,6 +42,20 @@ def test_the_rates_are_those_of_the_published_em() -> None:
     found = estimate_rates(np.stack(columns, axis=1), training)
     assert found.rates == pytest.approx([em(p, t, 20_000) for p, t in zip(columns, training, strict=True)], abs=1e-6)
     assert not found.at_edge.any() and (np.abs(found.rates - [0.1, 0.7, 0.3]) < 4 * found.errors).all()
+
+
+def test_a_weight_of_the_training_rates_is_a_prior_in_each_step_of_em() -> None:
+    p = simulate(0.05, 0.4, 800, 1.0, 6)
+    for weight in (0.1, 1.0, 5.0):
+        found = estimate_rates(p[:, None], [0.4], weight=weight)
+        assert found.rates[0] == pytest.approx(em(p, 0.4, 5000, weight), abs=1e-7)
+    # Probabilities that hardly vary, a little below those of training: EM runs to an end, and the weight holds it.
+    weak = np.random.default_rng(0).normal(0.38, 0.01, (400, 1))
+    assert estimate_rates(weak, [0.4]).at_edge[0]
+    held = estimate_rates(weak, [0.4], weight=1.0)
+    assert 0.3 < held.rates[0] < 0.4 and 0 < held.errors[0] < 0.05
+    assert "would run to 0 without the weight" in rate_notes(["sad"], held.to_dict())[0]
+    assert "sad 40.0% -> " in moved_line(["sad"], held.to_dict())
 
 
 def test_a_known_shift_is_recovered_within_its_standard_error() -> None:
