@@ -8,8 +8,8 @@ probabilities", Neural Computation 14 (2002). Each label is a two-class problem 
 The estimate takes the probabilities at their word. If they are not calibrated on the training data, or if images of a
 label look different in the new collection, the rates take up the difference: a model that is too sure, or too low
 throughout, drives rates to 0 or 1. So does a model that knows little: where the probabilities of a label hardly vary,
-small differences between the collections are explained by large ones of the rates. Against that the rates of training may
-be given a weight (`weight`). Labels are treated as independent, so two names of one emotion move separately.
+small differences between the collections are explained by large ones of the rates. Against that the rates of training
+may be given a weight. Labels are treated as independent, so two names of one emotion move separately.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def _slope(p: np.ndarray, training: np.ndarray, rates: np.ndarray) -> tuple[np.n
 
 
 def _pull(training: np.ndarray, rates: np.ndarray, rows: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns slope and minus curvature of the log-likelihood of `rows` rows that have the training rates, (L,) each."""
+    """Returns slope and minus curvature of the log-likelihood of `rows` rows at the training rates, (L,) each."""
     return (
         rows * (training / rates - (1.0 - training) / (1.0 - rates)),
         rows * (training / rates**2 + (1.0 - training) / (1.0 - rates) ** 2),
@@ -187,12 +187,7 @@ def moved_line(labels: Sequence[str], rates: Mapping[str, Any]) -> str:
     odds = np.abs(np.log(safe_new / (1 - safe_new)) - np.log(safe_old / (1 - safe_old)))
     order = [j for j in np.argsort(-odds, kind="stable").tolist() if usable[j]][:NAMED]
     listed = ", ".join(f"{labels[j]} {old[j]:.1%} -> {new[j]:.1%}" for j in order)
-    errors = np.array([np.nan if own is None else own for own in rates["errors"]], dtype=float)
-    clear = int((np.abs(new - old)[usable] > 2 * errors[usable]).sum())
-    return (
-        f"class rates, training -> estimated here: {listed} (the largest moves; {clear} of {len(labels)} labels moved "
-        "by more than twice their standard error)"
-    )
+    return f"class rates, training -> estimated here: {listed} (the largest moves)"
 
 
 def rate_notes(labels: Sequence[str], rates: Mapping[str, Any]) -> list[str]:
