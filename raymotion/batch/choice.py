@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from raymotion.batch import ledger
 from raymotion.batch.card import write_card
 from raymotion.batch.label_dataset import labels_vocabulary, load_labels, matrix_of, read_labels_record, read_parts
 from raymotion.batch.preflight import check_folder, free_if_nothing_committed, remove_parts
+from raymotion.batch.rates import record_rates, require_rates, training_rates
 from raymotion.batch.uncertain import SelectSettings, choose_uncertain
 from raymotion.config import digest_of
 from raymotion.data.parts import JOB, VERIFY, FileMark, part_marks, read_job, write_job
@@ -21,6 +23,7 @@ from raymotion.errors import Damaged, InputError
 from raymotion.folders.lock import one_writer_of
 from raymotion.learning.collapse import check_collapse
 from raymotion.learning.metrics.multilabel import Evaluation
+from raymotion.learning.priors import estimate_rates, rate_notes
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.learning.significance import voids_results
 from raymotion.vocabulary import Vocabulary
@@ -46,6 +49,8 @@ def choose_globally(
     thresholds: Sequence[float] | None,
     *,
     job_digest: str | None = None,
+    model: Mapping[str, Any] | None = None,
+    training: Sequence[float] | np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Applies a policy to the probabilities of all parts in `source` and writes the parts, with its choice, to
     `target`.
@@ -56,16 +61,27 @@ def choose_globally(
 
     Args:
         job_digest: digest for the commits in another `target`; None: that of the commits in `source`.
+        model: its description in the job's record, for notes on `adapt_rates`.
+        training: (L,) class rates that the model was trained on, which `adapt_rates` needs.
     """
     ids: list[str] = []
-    matrices: list[np.ndarray] = []
+    blocks: deque[np.ndarray] = deque()
     for _, table in read_parts(source, ["sample_id", "probabilities"]):
         ids.extend(table.column("sample_id").to_pylist())
-        matrices.append(matrix_of(table).copy())
-    mask, selected = policy.choose(
-        np.concatenate(matrices), ids, None if thresholds is None else np.asarray(thresholds)
-    )
-    return _write_choice(source, target, policy, mask, selected, vocabulary, job_digest)
+        blocks.append(matrix_of(table).copy())
+    matrix, start = np.empty((len(ids), len(vocabulary)), np.float32), 0
+    while blocks:  # each is freed once it is copied, so that the probabilities are not held twice
+        block = blocks.popleft()
+        matrix[start : start + len(block)] = block
+        start += len(block)
+    shift = None
+    if policy.adapt_rates:
+        shift = estimate_rates(matrix, require_rates(training, source), weight=policy.rate_weight)
+    limits = None if thresholds is None else np.asarray(thresholds)
+    mask, selected = policy.choose(matrix, ids, limits, shift)
+    del matrix
+    choice = _write_choice(source, target, policy, mask, selected, vocabulary, job_digest)
+    return choice if shift is None else choice | record_rates(shift, vocabulary, model or {})
 
 
 def _write_choice(
@@ -163,6 +179,7 @@ def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectionPol
         raise InputError("holds a data set", path=target, remedy="Name a fresh --out.")
     check_folder(target)
     thresholds = record["model"].get("thresholds")
+    training = training_rates(record, source) if policy.adapt_rates else None
     settings = {**record["settings"], "selection": policy.model_dump(mode="json")}
     identity = {**record["identity"], "selection": policy.model_dump(mode="json")}
     digest = digest_of(identity)
@@ -173,9 +190,16 @@ def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectionPol
     if uncertain is not None:
         found = choose_uncertain(source, uncertain)
         choice = _write_choice(source, target, policy, found.mask, found.selected, vocabulary, digest)
-        choice["notes"] = found.notes
+        # Labels stay, and so do the rates that they were chosen by.
+        rates = found.rates or (record.get("choice") or {}).get("rates")
+        if rates is not None:
+            choice["rates"] = rates
+        choice["notes"] = [*(rate_notes(vocabulary.labels, rates) if rates else ()), *found.notes]
     else:
-        choice = choose_globally(source, target, policy, vocabulary, thresholds, job_digest=digest)
+        choice = choose_globally(
+            source, target, policy, vocabulary, thresholds,
+            job_digest=digest, model=record["model"], training=training,
+        )  # fmt: skip
     for name, marks in part_marks(source, quarantine=True).items():
         path = storage.join(source, name)
         data = storage.require(path)

@@ -15,6 +15,7 @@ from raymotion.batch.choice import check_labels, choose_globally, with_choice
 from raymotion.batch.job import JobSummary, run_job
 from raymotion.batch.label_dataset import read_parts
 from raymotion.batch.progress import ProgressKind
+from raymotion.batch.rates import require_rates
 from raymotion.batch.spec import JobSpec, ModelJobSettings, one_or_several, resolve_precision, with_its_access
 from raymotion.config import Metavar, digest_of
 from raymotion.data.captions import readable
@@ -147,6 +148,8 @@ def label(settings: LabelSettings, *, address: str | None = None, progress: Prog
             if info.members
             else "Train it with a validation split, or choose another --policy.",
         )
+    if settings.selection.adapt_rates:
+        require_rates(info.learned_rates, info.folder)
     options = Options(settings.features, settings.weights, settings.ablation, settings.damaged)
     plan = make_plan(info, options, samples=settings.samples)
 
@@ -200,7 +203,10 @@ def _finish(info: CheckpointInfo, settings: LabelSettings, folder: str, plan: Pl
             told += [flat] if flat else []
     if info.labels is not None:
         if settings.selection.is_global:
-            more["choice"] = choose_globally(folder, folder, settings.selection, info.vocabulary, info.thresholds)
+            more["choice"] = choose_globally(
+                folder, folder, settings.selection, info.vocabulary, info.thresholds,
+                model=info.to_dict(), training=info.learned_rates,
+            )  # fmt: skip
         evaluation = info.facts(info.labels.name).get("validation")
         more["collapse"] = check_labels(folder, info.vocabulary, info.prior, evaluation, told)
     tally: Counter[str] = Counter()

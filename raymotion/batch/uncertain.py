@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from raymotion import storage
 from raymotion.batch.label_dataset import LabelledSet, load_labels, read_labels_record
 from raymotion.batch.ledger import MANIFEST
+from raymotion.batch.rates import adapted, training_rates
 from raymotion.config import Folder, Metavar, PathText
 from raymotion.data.parts import part_names
 from raymotion.data.provenance import begun_at, read_made_from, require_same_pictures
@@ -73,11 +74,13 @@ class UncertainRows:
         mask: (n, L) bool, the labels as they were.
         selected: (n,) bool.
         notes: what was left out, in sentences.
+        rates: `PriorShift.to_dict` of the class rates that the probabilities were corrected to (`adapt_rates`).
     """
 
     mask: np.ndarray
     selected: np.ndarray
     notes: list[str] = field(default_factory=list)
+    rates: dict[str, Any] | None = None
 
 
 def choose_uncertain(folder: str, settings: SelectSettings) -> UncertainRows:
@@ -93,14 +96,19 @@ def choose_uncertain(folder: str, settings: SelectSettings) -> UncertainRows:
     ids, pictures = labelled.pictures()
     groups = _groups(folder, ids, [own.uri or name for name, own in zip(ids, pictures, strict=True)])
     notes: list[str] = []
+    probabilities, rates = labelled.probabilities, None
+    if settings.adapt_rates:
+        probabilities, shift = adapted(probabilities, training_rates(labelled.job, folder), settings.rate_weight)
+        rates = shift.to_dict()
+        notes.append("uncertainty is that of the corrected probabilities; labels stay as they were chosen")
     among = sample_rows(ids, settings.sample_fraction, settings.seed)
     if settings.against:
-        scores, common = _disagreement(labelled, folder, ids, settings.against)
+        scores, common = _disagreement(labelled, probabilities, folder, ids, settings)
         if missing := int((~common).sum()):
             notes.append(f"{missing:,} rows are not labelled in every folder of --against, and are left out")
         among &= common
     else:
-        scores = MEASURES[settings.measure or "entropy"](labelled.probabilities)
+        scores = MEASURES[settings.measure or "entropy"](probabilities)
     done = {group for path in settings.reviewed or () for group in read_samples(path).column("group_id").to_pylist()}
     if done:
         left = sum(group in done for group in groups)
@@ -110,7 +118,7 @@ def choose_uncertain(folder: str, settings: SelectSettings) -> UncertainRows:
         notes.append(f"there are only {len(rows):,} such groups, fewer than --count")
     selected = np.zeros(len(ids), dtype=bool)
     selected[rows] = True
-    return UncertainRows(labelled.mask, selected, notes)
+    return UncertainRows(labelled.mask, selected, notes, rates)
 
 
 def _groups(folder: str, ids: Sequence[str], otherwise: Sequence[str]) -> list[str]:
@@ -123,13 +131,13 @@ def _groups(folder: str, ids: Sequence[str], otherwise: Sequence[str]) -> list[s
 
 
 def _disagreement(
-    labelled: LabelledSet, folder: str, ids: Sequence[str], against: Sequence[str]
+    labelled: LabelledSet, probabilities: np.ndarray, folder: str, ids: Sequence[str], settings: SelectSettings
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the disagreement of the models on each row, (n,), and which rows all of them have labelled, (n,) bool."""
     own = read_made_from(folder, part_names(folder))
     row_of = {name: row for row, name in enumerate(ids)}
-    committee, common = [labelled.probabilities], np.ones(len(ids), dtype=bool)
-    for place in against:
+    committee, common = [probabilities], np.ones(len(ids), dtype=bool)
+    for place in settings.against or ():
         other = load_labels(place)
         labelled.vocabulary.require_same(other.vocabulary, here=folder, there=place)
         made = read_made_from(place, part_names(place))
@@ -139,7 +147,10 @@ def _disagreement(
         )  # fmt: skip
         rows = np.array([row_of.get(name, -1) for name in made.column("sample_id").to_pylist()], dtype=np.int64)
         matrix, there = np.zeros_like(labelled.probabilities), np.zeros(len(ids), dtype=bool)
-        matrix[rows[rows >= 0]] = other.probabilities[rows >= 0]
+        told = other.probabilities
+        if settings.adapt_rates:  # each model's by its own training
+            told, _ = adapted(told, training_rates(other.job, place), settings.rate_weight)
+        matrix[rows[rows >= 0]] = told[rows >= 0]
         there[rows[rows >= 0]] = True
         if not there.any():
             raise InputError(f"labels none of the samples of {folder}", path=place, remedy="Label the same table.")

@@ -28,6 +28,7 @@ def label(settings: LabelSettings, **where: Any) -> None:
       raymotion label coco.parquet --model teacher/ --out labels/
       raymotion label s3://bucket/coco.parquet --model teacher/ --out s3://bucket/labels \\
           --policy top-per-class --count 2000 --address auto
+      raymotion label coco.parquet --model teacher/ --out labels/ --adapt-rates
       raymotion label persons.parquet --model fusion/ --weights swin=swin.safetensors --out labels/
     """
     from raymotion.batch.labels import label as run
@@ -54,7 +55,7 @@ def select(settings: SelectSettings, labels: str, out: str) -> None:
       raymotion select labels/ --policy uncertain --count 200 --against labels-seed1/ --out ask/
     """
     from raymotion.batch.choice import select as run
-    from raymotion.cli.summary import print_verdict
+    from raymotion.cli.summary import print_rates, print_verdict
 
     record = run(labels, out, settings)
     choice = record["choice"]
@@ -64,8 +65,7 @@ def select(settings: SelectSettings, labels: str, out: str) -> None:
     click.echo(
         f"{choice['selected']} of {record['counts']['good']} images selected, {choice['labels']} labels -> {out}"
     )
-    for note in choice.get("notes", ()):
-        click.echo(f"note: {note}")
+    print_rates(record)
     if settings.is_uncertain:
         click.echo(f"next: raymotion review {out} --out review/, or raymotion data export label-studio {out} ...")
 

@@ -16,6 +16,17 @@ def print_verdict(collapse: Mapping[str, Any]) -> None:
     click.secho(collapse["headline"], fg="red" if collapse["collapsed"] else None, bold=True)
 
 
+def print_rates(record: Mapping[str, Any]) -> None:
+    """Prints which class rates moved most, if labels were chosen by estimated ones, and the notes on the choice."""
+    from raymotion.learning.priors import moved_line
+
+    choice = record.get("choice") or {}
+    if choice.get("rates"):
+        click.echo(moved_line(record["vocabulary"]["labels"], choice["rates"]))
+    for note in choice.get("notes", ()):
+        click.echo(f"note: {note}")
+
+
 def _place(workers: int) -> str:
     if not workers:
         return "in this process, without Ray"
@@ -31,6 +42,7 @@ def print_job(summary: JobSummary, *, next_step: str) -> None:
         print_verdict(collapse)
     for notice in record["notices"]:
         click.echo(f"note: {notice}")
+    print_rates(record)
     if summary.already_complete:
         click.echo(f"{summary.folder} is complete already: nothing to do.")
     click.echo(f"{counts['in']} in = {counts['good']} good + {counts['quarantined']} in quarantine -> {summary.folder}")

@@ -20,6 +20,7 @@ from raymotion.evaluation.confident import LabelIssues, find_issues
 from raymotion.evaluation.measure import Measured, measure
 from raymotion.learning.collapse import Collapse, check_collapse
 from raymotion.learning.metrics.multilabel import checked
+from raymotion.learning.priors import PriorShift, estimate_rates
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.vocabulary import Vocabulary
 
@@ -36,12 +37,14 @@ class Selection:
         mask: (n, L) bool, the chosen labels.
         selected: (n,) bool, the samples to train on.
         collapse: whether the chosen labels are nearly constant.
+        shift: the class rates of training and those estimated from the probabilities, with `adapt_rates`.
     """
 
     labels: tuple[str, ...]
     mask: np.ndarray
     selected: np.ndarray
     collapse: Collapse
+    shift: PriorShift | None = None
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -85,20 +88,27 @@ def select(
         labels: the L names, or a vocabulary; not needed with a DataFrame.
         thresholds: (L,), for the policy `class-thresholds`; `learning.selection.fit_class_thresholds` finds them.
         sample_ids: n names, by which `sample_fraction` draws. Default: the numbers of the rows.
-        prior: (L,) class rates of the training split, for the collapse check.
+        prior: (L,) class rates of the training split, for the collapse check and for `adapt_rates`.
         policy: the fields of `SelectionPolicy`: policy (top-per-image, threshold, class-thresholds, top-per-class),
-            count, threshold, minimum, sample_fraction, seed.
+            count, threshold, minimum, sample_fraction, seed, adapt_rates,
+            rate_weight.
 
     Raises:
-        InputError: shapes that do not match, values outside [0, 1], an unknown policy.
+        InputError: shapes that do not match, values outside [0, 1], an unknown policy, or `adapt_rates` without
+            `prior`.
     """
     p, names, _ = _probabilities(probabilities, labels)
     settings = load_settings(SelectionPolicy, options=policy)
     ids = [str(i) for i in range(len(p))] if sample_ids is None else [str(own) for own in sample_ids]
-    mask, selected = settings.choose(p, ids, thresholds)
     rates = None if prior is None else _rates(prior, len(names))
+    if settings.adapt_rates and rates is None:
+        raise InputError("adapt_rates corrects from the class rates of training", remedy="Give them as prior.")
+    shift = None
+    if settings.adapt_rates and rates is not None:
+        shift = estimate_rates(p, rates, weight=settings.rate_weight)
+    mask, selected = settings.choose(p, ids, thresholds, shift)
     found = check_collapse(p, mask, names, prior=rates, selected=selected, model="model")
-    return Selection(tuple(names), mask, selected, found)
+    return Selection(tuple(names), mask, selected, found, shift)
 
 
 def evaluate(

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raymotion.errors import InputError
+from raymotion.learning.bootstrap import sampling_units
 from raymotion.learning.metrics.auc import macro_auc
 from raymotion.learning.significance import FEWEST_IMAGES, verdict_of
 
@@ -171,6 +172,7 @@ def find_issues(
     labels: Sequence[str],
     *,
     need_skill: bool = True,
+    groups: Sequence[str] | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> LabelIssues:
@@ -181,6 +183,7 @@ def find_issues(
         probabilities: (n, L) in [0, 1], from a model that was not trained on them.
         labels: the L names.
         need_skill: judge only emotions whose AUC interval lies above 0.5.
+        groups: image of each of the n rows, if rows are persons: intervals then draw whole images.
 
     Raises:
         InputError: no images, or shapes that do not match.
@@ -188,13 +191,15 @@ def find_issues(
     mask, p = np.asarray(given, dtype=bool), np.asarray(probabilities, dtype=np.float64)
     if mask.shape != p.shape or mask.ndim != 2 or mask.shape[1] != len(labels) or not len(mask):
         raise InputError(f"labels of shape {mask.shape} and probabilities of shape {p.shape} cannot be audited")
-    _, aucs, ends = macro_auc(mask, p, bootstrap=bootstrap, seed=seed)
+    images = sampling_units(groups, len(mask))
+    units = None if groups is None else images
+    _, aucs, ends = macro_auc(mask, p, bootstrap=bootstrap, seed=seed, units=units)
     flags = np.zeros(mask.shape, dtype=bool)
     emotions = []
     for j, label in enumerate(labels):
         own, column = mask[:, j], p[:, j]
         low, high = (ends[j] or (None, None)) if aucs[j] is not None else (None, None)
-        reason = _not_judged(own, low, need_skill)
+        reason = _not_judged(own, images, low, need_skill)
         if not reason:
             flags[:, j] = _flag(own, column)
         emotions.append(
@@ -218,11 +223,11 @@ def find_issues(
     return LabelIssues(flags, _quality(scores), scores, emotions, mask)
 
 
-def _not_judged(own: np.ndarray, auc_low: float | None, need_skill: bool) -> str:
+def _not_judged(own: np.ndarray, images: np.ndarray, auc_low: float | None, need_skill: bool) -> str:
     # With fewer images, noise rates would be estimated from a handful of them.
-    if own.sum() < FEWEST_IMAGES:
+    if len(np.unique(images[own])) < FEWEST_IMAGES:
         return f"fewer than {FEWEST_IMAGES} images carry it"
-    if (~own).sum() < FEWEST_IMAGES:
+    if len(np.unique(images[~own])) < FEWEST_IMAGES:
         return f"fewer than {FEWEST_IMAGES} images do without it"
     if need_skill and verdict_of((auc_low, 1.0), level=0.5) != "better":
         return "the predictions do not rank it better than chance"

@@ -38,7 +38,7 @@ from raymotion.learning.metrics.multilabel import Evaluation
 from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info, sample_mark
 from raymotion.models.outputs.base import Output
 from raymotion.models.outputs.dimensions import VALUES, Dimensions, column_mean
-from raymotion.pipeline.plan import input_columns
+from raymotion.pipeline.plan import input_columns, output_columns
 
 PREDICTIONS, SAMPLES = "predictions", "samples.parquet"
 # Metadata that marks the table of chosen samples; only a table with this mark is replaced.
@@ -319,7 +319,8 @@ def _predict(
     else:
         columns = input_columns(info.inputs, settings.features)  # if there are any, the job orders the table by image
         ordered = by_image(choice.table) if columns else choice.table
-        now = {"rows": choice.table.num_rows, "digest": input_digest(ordered, columns)}
+        read = tuple(dict.fromkeys((*columns, *output_columns(info))))
+        now = {"rows": choice.table.num_rows, "digest": input_digest(ordered, read)}
         require_same_settings({"samples": old["identity"]["input"]}, {"samples": now}, where=out, remedy=REMEDY)
         if _labels_differ(path, choice.table):
             storage.write_table(path, table)  # corrected labels need no new predictions

@@ -15,9 +15,12 @@ from pydantic import Field, model_validator
 
 from raymotion.config import Settings
 from raymotion.errors import InputError
+from raymotion.learning.priors import PriorShift
 
 # Threshold of a class without positives in validation: above any probability, so that it is never chosen.
 NEVER = 2.0
+# Rows whose probabilities are corrected at a time.
+CHUNK_ROWS = 65_536
 
 
 def top_per_image(probabilities: np.ndarray, count: int) -> np.ndarray:
@@ -73,11 +76,14 @@ def fit_class_thresholds(targets: np.ndarray, probabilities: np.ndarray) -> np.n
     return np.where(positives > 0, found, NEVER)
 
 
-def top_per_class(probabilities: np.ndarray, count: int, minimum: float = 0.0) -> np.ndarray:
+def top_per_class(probabilities: np.ndarray, count: int, minimum: float | np.ndarray = 0.0) -> np.ndarray:
     """Chooses for each class the `count` highest images of the whole set, (n, L) bool (Yalniz et al. 2019, top K).
 
     An image may be chosen for several classes, or for none. Images below `minimum` are never chosen, even if fewer than
     `count` remain. Ties go to the earlier row.
+
+    Args:
+        minimum: for all labels, or one for each, (L,).
     """
     p = _matrix(probabilities)
     mask = np.zeros(p.shape, dtype=bool)
@@ -114,6 +120,17 @@ class SelectionPolicy(Settings):
     minimum: float = Field(0.0, ge=0, le=1, description="least probability that top-per-class takes")
     sample_fraction: float = Field(1.0, gt=0, le=1, description="share of the images to select from")
     seed: int = Field(0, description="seed of the sampled share")
+    adapt_rates: bool = Field(
+        False,
+        description="estimate the class rates of this collection from the model's own probabilities, and choose by "
+        "probabilities that are corrected from the rates of training to these; stored probabilities stay as they are",
+    )
+    rate_weight: float = Field(
+        1.0,
+        ge=0,
+        description="with --adapt-rates, how much the rates of training count, in rows for each row of the collection; "
+        "0: not at all (EM as published), which a weak model drives to 0 and 1",
+    )
 
     # The settings that each policy uses, besides those that all do.
     USED: ClassVar[dict[str, set[str]]] = {
@@ -129,18 +146,21 @@ class SelectionPolicy(Settings):
         for name in sorted(set[str]().union(*self.USED.values()) - self.USED[self.policy]):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} is not used by the policy {self.policy}")
+        if not self.adapt_rates and self.rate_weight != type(self).model_fields["rate_weight"].default:
+            raise ValueError("rate_weight is used with adapt_rates only")
         return self
 
     @property
     def is_global(self) -> bool:
         """Whether the policy needs the whole set instead of single rows."""
-        return self.policy == "top-per-class"
+        return self.adapt_rates or self.policy == "top-per-class"
 
     def choose(
         self,
         probabilities: np.ndarray,
         sample_ids: Sequence[str],
         thresholds: np.ndarray | Sequence[float] | None = None,
+        shift: PriorShift | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns the chosen labels, (n, L) bool, and the selected images, (n,) bool.
 
@@ -150,25 +170,37 @@ class SelectionPolicy(Settings):
 
         Args:
             thresholds: (L,), for `class-thresholds` only, from `fit_class_thresholds`.
+            shift: class rates to correct the probabilities to (`adapt_rates`).
         """
         p = _matrix(probabilities)
+        if self.adapt_rates and shift is None:
+            raise InputError("adapt_rates needs the class rates that were estimated (learning.priors)")
         if len(sample_ids) != len(p):
             raise InputError(f"{len(sample_ids)} sample ids do not fit {len(p)} rows of probabilities")
         sampled = sample_rows(sample_ids, self.sample_fraction, self.seed)
-        if self.policy == "top-per-image":
-            return top_per_image(p, self.count), sampled
-        if self.policy == "threshold":
-            return threshold(p, self.threshold), sampled
-        if self.policy == "class-thresholds":
-            if thresholds is None:
-                raise InputError(
-                    "the policy class-thresholds needs thresholds, and the teacher brings none",
-                    remedy="Use a teacher that was validated, or another policy.",
-                )
-            return class_thresholds(p, thresholds), sampled
         mask = np.zeros(p.shape, dtype=bool)
-        mask[sampled] = top_per_class(p[sampled], self.count, self.minimum)
-        return mask, np.asarray(mask.any(axis=1))
+        if self.policy == "top-per-class":
+            # Other rates do not change the order within a label.
+            minimum = self.minimum if shift is None else shift.undo(self.minimum)
+            mask[sampled] = top_per_class(p[sampled], self.count, minimum)
+            return mask, np.asarray(mask.any(axis=1))
+        for start in range(0, len(p), CHUNK_ROWS):
+            rows = slice(start, start + CHUNK_ROWS)
+            mask[rows] = self._labels(p[rows] if shift is None else shift.apply(p[rows]), thresholds)
+        return mask, sampled
+
+    def _labels(self, p: np.ndarray, thresholds: np.ndarray | Sequence[float] | None) -> np.ndarray:
+        """Returns the labels of some rows, (n, L) bool, by a policy that decides row by row."""
+        if self.policy == "top-per-image":
+            return top_per_image(p, self.count)
+        if self.policy == "threshold":
+            return threshold(p, self.threshold)
+        if thresholds is None:
+            raise InputError(
+                "the policy class-thresholds needs thresholds, and the teacher brings none",
+                remedy="Use a teacher that was validated, or another policy.",
+            )
+        return class_thresholds(p, thresholds)
 
 
 def _matrix(probabilities: np.ndarray) -> np.ndarray:

@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-# With fewer images on one side, bootstrap intervals are too short.
-FEWEST_IMAGES = 5
+# With fewer images that carry a label, or fewer that do not, bootstrap intervals are too short: it cannot be judged.
+FEWEST_IMAGES = 10
 # Fewer seeds do not show the spread between them.
 FEWEST_SEEDS = 3
 

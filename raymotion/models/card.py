@@ -85,6 +85,11 @@ def model_card(
             "Agreement with the teacher's labels of images that were held out from training: how well the student "
             f"imitates its teacher, not how well it knows what people say. {chosen_on}"
         )
+    if training.get("calibration"):
+        chosen_on = (
+            "Rows of the calibration, each predicted with temperatures that were fitted to the others "
+            "(cross-validation); figures of the model before it stand in the card of the model it was made from."
+        )
     for name, explanation in (("validation", chosen_on), ("test", "Scored once, after every choice was made.")):
         for own in outputs:
             evaluation = ((training.get("outputs") or {}).get(own.name) or {}).get(name)

@@ -120,6 +120,14 @@ class CheckpointInfo:
         return None if (own := self._of_labels.get("prior")) is None else tuple(own)
 
     @property
+    def learned_rates(self) -> tuple[float, ...] | None:
+        """Class rates that the probabilities were trained towards, (L,), or None: of soft targets, if it learned these.
+
+        `prior` is always of hard labels, which soft targets (shares of annotators) do not follow.
+        """
+        return self.prior if (own := self._of_labels.get("learned_rates")) is None else tuple(own)
+
+    @property
     def thresholds(self) -> tuple[float, ...] | None:
         """Thresholds of the labels, fitted on validation, (L,), or None."""
         return None if (own := self._of_labels.get("thresholds")) is None else tuple(own)
@@ -145,6 +153,7 @@ class CheckpointInfo:
             "inputs": [own.to_dict() for own in self.inputs],
             "outputs": [own.to_dict() for own in self.outputs],
             "prior": None if self.prior is None else list(self.prior),
+            **({} if self.learned_rates in (None, self.prior) else {"learned_rates": list(self.learned_rates or ())}),
             "thresholds": None if self.thresholds is None else list(self.thresholds),
             "validation": self.validation,
         }

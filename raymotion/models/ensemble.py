@@ -67,7 +67,7 @@ def combined(infos: Sequence[CheckpointInfo]) -> CheckpointInfo:
                 )
     # In an order of their own, so that the last digits of the mean do not depend on the command line.
     infos = sorted(infos, key=lambda own: own.fingerprint)
-    outputs = {own.name: {"prior": _mean_prior(infos, own)} for own in first.outputs}
+    outputs = {own.name: _mean_rates(infos, own) for own in first.outputs}
     seen = {mark for info in infos for mark in (info.training.get("data") or {}).get("seen") or ()}
     return replace(
         infos[0],
@@ -75,16 +75,20 @@ def combined(infos: Sequence[CheckpointInfo]) -> CheckpointInfo:
         inputs=tuple(own for info in infos for own in info.inputs),
         fingerprint=digest_of([info.fingerprint for info in infos]),
         training={
-            "outputs": {name: facts for name, facts in outputs.items() if facts["prior"] is not None},
+            "outputs": {name: facts for name, facts in outputs.items() if facts},
             "data": {"seen": sorted(seen)},
         },
         members=tuple(infos),
     )
 
 
+# What a model's output is trained or calibrated with; the others say what it predicts.
+TRAINED = ("loss", "weight", "temperatures")
+
+
 def _predicted(outputs: Sequence[Output]) -> list[dict[str, Any]]:
-    """Returns what a model predicts, without how it was trained to."""
-    return [{name: value for name, value in own.to_dict().items() if name not in ("loss", "weight")} for own in outputs]
+    """Returns what a model predicts, without how it was trained or calibrated to."""
+    return [{name: value for name, value in own.to_dict().items() if name not in TRAINED} for own in outputs]
 
 
 def _shown(output: Mapping[str, Any] | None) -> str:
@@ -97,8 +101,11 @@ def _shown(output: Mapping[str, Any] | None) -> str:
     return ", ".join(f"{name} {value}" for name, value in output.items() if name != "type")
 
 
-def _mean_prior(infos: Sequence[CheckpointInfo], output: Output) -> list[float] | None:
-    priors = [info.facts(output.name).get("prior") for info in infos]
-    if any(own is None for own in priors):
-        return None
-    return [float(value) for value in np.mean(np.array(priors, dtype=np.float64), axis=0)]
+def _mean_rates(infos: Sequence[CheckpointInfo], output: Output) -> dict[str, list[float]]:
+    facts = [info.facts(output.name) for info in infos]
+    if any(own.get("prior") is None for own in facts):
+        return {}
+    rates = {"prior": [own["prior"] for own in facts]}
+    if any("learned_rates" in own for own in facts):
+        rates["learned_rates"] = [own.get("learned_rates", own["prior"]) for own in facts]
+    return {name: [float(x) for x in np.mean(np.array(own, dtype=np.float64), axis=0)] for name, own in rates.items()}

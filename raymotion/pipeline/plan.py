@@ -171,7 +171,7 @@ def make_plan(info: CheckpointInfo, options: Options, *, samples: str | None = N
         None if not checks else lambda table: [told for check in checks for told in check(table)],
         # Missing images are acceptable for a model with other inputs.
         "none" if not looking else "optional" if len(inputs) > len(looking) else "required",
-        input_columns(inputs, options.features),
+        tuple(dict.fromkeys((*input_columns(inputs, options.features), *output_columns(info)))),
         persons,
         {name: value for part in parts for name, value in part.described.items()},
         not all(isinstance(own, AnswersInput) for own in inputs),
@@ -182,6 +182,12 @@ def input_columns(inputs: Sequence[Input], features: str | None) -> tuple[str, .
     """Returns the columns of the sample table that are read besides those of every job."""
     read = [own for own in inputs if own.used and not (features is not None and own.looks_at != "none")]
     return tuple(dict.fromkeys(name for own in read for name in own.columns))
+
+
+def output_columns(info: CheckpointInfo) -> tuple[str, ...]:
+    """Returns the columns of the sample table that adjust a model's predictions."""
+    outputs = [own for member in info.members or (info,) for own in member.outputs]
+    return tuple(dict.fromkeys(name for own in outputs for name in own.columns_read))
 
 
 def _each_once(inputs: Sequence[Input]) -> list[Input]:

@@ -116,6 +116,8 @@ class Predict:
         if len(rows) < len(items):
             evidence = {name: own.take(rows) for name, own in evidence.items()}
         predicted = self.model.predict(evidence, batch_size=self.batch_size, precision=self.precision)
+        rows_of = [item.row for item in chosen]
+        predicted = {own.name: own.adjust(predicted[own.name], rows_of) for own in self.model.outputs}
         for own in self.inputs:
             own.note(chosen)
         good = self.answers.check(chosen, predicted)

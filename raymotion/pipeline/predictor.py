@@ -128,6 +128,11 @@ class Predictor:
                         f"No box of the {' and the '.join(masked)} was given: the model looked at the "
                         f"{' and the '.join(left)} alone."
                     )
+        for name in dict.fromkeys(name for own in self.model.outputs for name in own.columns_read):
+            notes.append(
+                f"The model was calibrated by {name}: a sample without one, such as a single picture, gets the "
+                "temperature of all."
+            )
         return notes
 
     def usable(self, images: Pictures | None, captions: CaptionLists | None) -> np.ndarray:

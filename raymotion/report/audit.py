@@ -32,7 +32,7 @@ from raymotion.evaluation.matched_pictures import check_matched
 from raymotion.evaluation.matching import Key, Match, Persons, match
 from raymotion.folders import outputs
 from raymotion.folders.lock import one_writer_of
-from raymotion.label_mapping import choose_mapping
+from raymotion.label_mapping import LabelMapping, choose_mapping
 from raymotion.report.cards import ReviewLink
 from raymotion.report.review import write_review
 from raymotion.text_table import csv_text
@@ -106,8 +106,6 @@ def audit_against_truth(
     learned = _training_rows(table, found)
     if learned:
         notes.insert(0, FLATTERED.format(learned=learned, rows=len(found)))
-    if mapping.unsaid:
-        notes.append(f"No label says {', '.join(mapping.unsaid)}: the audit is silent about these.")
     if any(len(own) > 1 for own in mapping.sources):
         notes.append(
             "Where several labels say one category, it has the highest of their probabilities, which is not a "
@@ -118,6 +116,12 @@ def audit_against_truth(
         notes.append(
             f"{int((found.persons > 1).sum()):,} images show several people: an image carries what {how} "
             f"{'carries' if settings.persons == 'union' else 'carry'}."
+        )
+    groups = _persons_of(table, found)
+    if groups is not None:
+        notes.append(
+            f"The {len(groups):,} rows are of {len(set(groups)):,} images, persons among them: intervals draw "
+            "whole images."
         )
     if labelled.prior is None:
         notes.append("The job does not record the class rates of training: the prior is that of the matched images.")
@@ -135,6 +139,7 @@ def audit_against_truth(
         labels=mapping.categories,
         words=[[labelled.vocabulary.labels[i] for i in own] for own in mapping.sources],
         shares=shares,
+        groups=groups,
         bootstrap=settings.bootstrap,
         seed=settings.seed,
     )
@@ -148,7 +153,7 @@ def audit_against_truth(
         "truth": {"path": storage.absolute(truth), "rows": table.num_rows, "vocabulary": vocabulary.to_dict()},
         "match": {"on": found.key, "persons": settings.persons, **found.counts, "trained_on": learned},
         "mapping": mapping.to_dict(),
-        "results": {**result.to_dict(), "disagreements": len(listed)},
+        "results": {**result.to_dict(), "disagreements": len(listed), "silent": _silent(found, mapping, groups)},
     }
     return _write(out, record, [asdict(row) for row in result.emotions], listed, labelled, settings)
 
@@ -196,7 +201,8 @@ def audit_samples(
         )
     given, probabilities = found.shares > 0, labelled.probabilities[found.rows]
     issues = find_issues(
-        given, probabilities, vocabulary.labels, bootstrap=settings.bootstrap, seed=settings.seed
+        given, probabilities, vocabulary.labels, groups=_persons_of(table, found), bootstrap=settings.bootstrap,
+        seed=settings.seed,
     )  # fmt: skip
     listed = rank_disagreements(
         labelled, found.rows, issues.flags, probabilities, given=given, predicted=labelled.mask[found.rows],
@@ -245,6 +251,22 @@ def audit_choices(labels: storage.PathLike, out: storage.PathLike, settings: Aud
         "results": {**issues.to_dict(), "images": len(rows)},
     }
     return _write(out, record, [asdict(row) for row in issues.emotions], listed, labelled, settings)
+
+
+def _persons_of(table: Any, found: Match) -> list[str] | None:
+    """Returns the image of each matched row, if several rows are of one image; else None."""
+    images = table.column("group_id").take([own[0] for own in found.truth_rows]).to_pylist()
+    return images if len(set(images)) < len(images) else None
+
+
+def _silent(found: Match, mapping: LabelMapping, groups: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Returns the categories that no label says, each with the number of compared images of which people say it."""
+    said = found.targets("union")
+    names = np.arange(len(found)) if groups is None else np.array(groups)
+    return [
+        {"label": name, "images": len(set(names[said[:, mapping.target.index(name)] > 0].tolist()))}
+        for name in mapping.unsaid
+    ]
 
 
 def _unfinished(labelled: LabelledSet) -> list[str]:

@@ -101,12 +101,14 @@ def emotion_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
     """Returns headings and rows of the table of emotions, as texts."""
     emotions = record["results"]["emotions"]
     if record["mode"] == "human-labels":
-        heads = ["emotion", "images", "AP", "chance", "AUC", "95 % interval", "precision", "chance", "recall", "chance"]
-        heads += ["kappa", "ECE", "said by"]
+        heads = ["emotion", "with it", "without", "AUC", "95 % interval", "AUC 0.5", "AP", "chance", "precision"]
+        heads += ["chance", "recall", "chance", "kappa", "ECE", "said by"]
         rows = [
             [
-                e["label"], f"{e['positives']:,}", _text(e["ap"]), _text(e["prevalence"]), _text(e["auc"]),
-                _between(e["auc_low"], e["auc_high"]), _text(e["precision"]), _text(e["prevalence"]),
+                e["label"], f"{e['images_with']:,}", f"{e['images_without']:,}",
+                *(("–", "–", "too few") if e["verdict"] == "untested" else
+                  (_text(e["auc"]), _between(e["auc_low"], e["auc_high"]), e["verdict"])),
+                _text(e["ap"]), _text(e["prevalence"]), _text(e["precision"]), _text(e["prevalence"]),
                 _text(e["recall"]), _text(e["given"]), _text(e["kappa"]), _text(e["calibration_error"]),
                 ", ".join(e["words"]),
             ]
@@ -143,8 +145,12 @@ def key_figures(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     results = record["results"]
     if record["mode"] == "human-labels":
         choice, metric = results["choice"], Evaluation.from_dict(results["evaluation"])["macro_ap"]
+        auc = results["macro_auc"]
         return [
             ("images compared", f"{record['match']['matched']:,}"),
+            ("emotions judged", f"{results['judged']} of {len(results['emotions'])}"),
+            ("mean AUC of these", _text(auc["value"])),
+            ("95 % interval", _between(auc["low"], auc["high"])),
             ("mAP", _text(metric.value)),
             ("mAP by chance", _text(metric.constant)),
             ("precision", _text(choice["precision"])),
@@ -178,7 +184,37 @@ def lines(record: Mapping[str, Any]) -> list[str]:
         figures,
         "",
         *table,
+        *(
+            ["", "What this audit cannot tell:", *(f"  - {line}" for line in silent)]
+            if (silent := untold(record))
+            else []
+        ),
     ]
+
+
+def untold(record: Mapping[str, Any]) -> list[str]:
+    """Returns sentences on what an audit against people cannot tell: emotions with too few images, and gaps of the
+    mapping in both directions. Empty for other audits, and if there is nothing.
+    """
+    if record["mode"] != "human-labels":
+        return []
+    results, mapping, lines = record["results"], record["mapping"], []
+    few = [e for e in results["emotions"] if e["verdict"] == "untested"]
+    if few:
+        listed = ", ".join(f"{e['label']} ({e['images_with']:,} with it, {e['images_without']:,} without)" for e in few)
+        lines.append(
+            f"Whether the probabilities rank {listed}: fewer than {FEWEST_IMAGES} images carry it, or do not. The mean "
+            "AUC leaves these out."
+        )
+    if results["silent"]:
+        listed = ", ".join(f"{own['label']} ({own['images']:,} images)" for own in results["silent"])
+        lines.append(f"No label says {listed}: what people say there is not compared with anything.")
+    if mapping["unmapped"]:
+        lines.append(
+            f"Labels that mean no category of {mapping['to']}: {', '.join(mapping['unmapped'])}. Right or wrong, they "
+            "are not in these figures."
+        )
+    return lines
 
 
 def render(
@@ -229,7 +265,8 @@ def render(
         texts=[i for i, head in enumerate(heads) if head in TEXTS],
         figure=_figure(record) if against_people else None,
         calibration=results.get("calibration"),
-        unmapped=(record.get("mapping") or {}).get("unmapped") or [],
+        untold=untold(record),
+        fewest=FEWEST_IMAGES,
         cards=[_card(example, record["mode"]) for example in examples],
         provenance=[
             ("Job digest", str(source["digest"] or "not recorded")),

@@ -15,12 +15,19 @@ from raymotion.text_table import table_lines
 
 @dataclass(frozen=True)
 class ClassRate:
-    """A label's share of the selected images, its mean probability, and its rate in training."""
+    """A label's share of the selected images, its mean probability, and its rates in training and in the collection.
+
+    Attributes:
+        estimated: the rate in the collection, by which labels were chosen (`--adapt-rates`), or None.
+        error: its standard error, or None.
+    """
 
     label: str
     chosen: float
     mean_probability: float
     prior: float | None
+    estimated: float | None = None
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,15 +80,26 @@ def class_rates(labelled: LabelledSet) -> list[ClassRate]:
     means = labelled.probabilities.mean(axis=0, dtype=np.float64) if len(labelled) else np.zeros_like(shares)
     order = np.lexsort((-means, -shares))
     prior = labelled.prior
+    estimated, errors = (_numbers(labelled, "choice", "rates", name) for name in ("estimated", "errors"))
     return [
         ClassRate(
             labelled.vocabulary.labels[j],
             float(shares[j]),
             float(means[j]),
             None if prior is None else float(prior[j]),
+            estimated[j],
+            errors[j],
         )
         for j in order.tolist()
     ]
+
+
+def _numbers(labelled: LabelledSet, *keys: str) -> list[float | None]:
+    """Returns one recorded number for each label; None for those that are not recorded."""
+    values = labelled.recorded(*keys)
+    if not isinstance(values, list) or len(values) != len(labelled.vocabulary):
+        return [None] * len(labelled.vocabulary)
+    return [float(value) if isinstance(value, int | float) else None for value in values]
 
 
 def entropy_histogram(labelled: LabelledSet, entropy: np.ndarray, bins: int = 24) -> Histogram | None:

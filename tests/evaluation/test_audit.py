@@ -25,7 +25,7 @@ from raymotion.evaluation.matching import image_key, match
 from raymotion.label_mapping import choose_mapping, find_mapping, read_mapping
 from raymotion.learning.selection import top_per_image
 from raymotion.report.audit import AuditSettings, audit_against_truth, audit_choices, audit_samples
-from raymotion.report.audit_page import verdict
+from raymotion.report.audit_page import lines, verdict
 from raymotion.vocabulary import EMOTIC_26, MIKELS_8, SOCRATIS_29, Vocabulary
 
 SHIPPED = "socratis-29-to-emotic-26"
@@ -338,8 +338,8 @@ def test_what_can_not_be_judged_is_not(tmp_path: Path) -> None:
     labels[:3, 1] = True
     found = find_issues(labels, p, MIKELS_8.labels, bootstrap=50, need_skill=False)
     assert [e.reason for e in found.emotions[:2]] == [
-        "fewer than 5 images do without it",
-        "fewer than 5 images carry it",
+        "fewer than 10 images do without it",
+        "fewer than 10 images carry it",
     ]
     with pytest.raises(InputError, match="cannot be audited"):
         find_issues(labels[:0], p[:0], MIKELS_8.labels)
@@ -434,7 +434,7 @@ class TestFirstLine:
         assert [emotion.verdict == "untested" for emotion in found.emotions] == [False] * 3 + [True] * 3
         record = {"mode": "human-labels", "results": found.to_dict(), "labels": {"notices": []}}
         text = verdict(record).text
-        assert text.startswith("3 of 6 emotions cannot be judged: fewer than 5 images carry them, or do not.")
+        assert text.startswith("3 of 6 emotions cannot be judged: fewer than 10 images carry them, or do not.")
         assert "of 3 emotions" in text
 
 
@@ -465,3 +465,88 @@ def test_the_quality_of_an_image_is_cleanlabs() -> None:
     mask = rng.random((50, 7)) > 0.5
     wanted = get_label_quality_scores([np.flatnonzero(row).tolist() for row in mask], p)
     np.testing.assert_allclose(find_issues(mask, p, list("abcdefg"), bootstrap=20).quality, wanted)
+
+
+class TestWhatALabelSetCanTell:
+    def test_intervals_draw_whole_images_where_rows_are_persons(self, tmp_path: Path) -> None:
+        rng = np.random.default_rng(4)
+        images, persons = 50, 4
+        image = np.repeat(np.arange(images), persons)
+        # Persons of one picture share most of their labels and probabilities.
+        truth = (rng.random(images)[image] < 0.4) ^ (rng.random(len(image)) < 0.1)
+        shared = rng.normal(size=images)[image] + rng.normal(0, 0.3, len(image)) + 1.0 * truth
+        p = np.stack([1 / (1 + np.exp(-shared)), np.full(len(image), 0.2)], axis=1).astype(np.float32)
+        own = Vocabulary("two", ("sad", "calm"))
+        mask = np.stack([shared > 0.5, np.zeros(len(image), bool)], axis=1)
+        labels = write_labels(tmp_path / "labels", p, own, mask=mask)
+        rows = [{"group_id": f"i:{i}", "labels": ["sad"] if t else []} for i, t in zip(image, truth, strict=True)]
+        write_samples(tmp_path / "s.parquet", samples(rows, own))
+        done = audit_against_truth(labels, tmp_path / "s.parquet", tmp_path / "out", settings(bootstrap=1000))
+        sad, calm = done.record["results"]["emotions"]
+        drawn, kappas, by_row = [], [], []
+        kept = np.arange(len(image)) < len(image) - 1  # the last row is not selected
+        for _ in range(300):
+            rows_of = np.concatenate([np.flatnonzero(image == i) for i in rng.integers(0, images, images)])
+            drawn.append(sk.roc_auc_score(truth[rows_of], p[rows_of, 0]))
+            chosen = rows_of[kept[rows_of]]
+            kappas.append(sk.cohen_kappa_score(truth[chosen], mask[chosen, 0]))
+            single = rng.integers(0, len(image), len(image))
+            by_row.append(sk.roc_auc_score(truth[single], p[single, 0]))
+        assert [sad["auc_low"], sad["auc_high"]] == pytest.approx(np.percentile(drawn, (2.5, 97.5)), abs=0.02)
+        assert [sad["kappa_low"], sad["kappa_high"]] == pytest.approx(np.percentile(kappas, (2.5, 97.5)), abs=0.05)
+        assert sad["auc_high"] - sad["auc_low"] > 1.4 * np.diff(np.percentile(by_row, (2.5, 97.5)))[0]
+        assert sad["positives"] == truth.sum() and sad["negatives"] == (~truth).sum()
+        assert sad["images_with"] == len(set(image[truth])) and sad["images_without"] == len(set(image[~truth]))
+        assert calm["verdict"] == "untested" and (calm["images_with"], calm["images_without"]) == (0, images)
+        assert any("The 200 rows are of 50 images" in note for note in done.record["notes"])
+
+    def test_many_persons_of_few_images_are_few(self) -> None:
+        truth = np.zeros((60, 1))
+        truth[:27] = 1.0  # of nine images with three persons each
+        groups = [str(i // 3) for i in range(60)]
+        p, mask = np.linspace(1, 0, 60)[:, None], np.ones((60, 1), bool)
+        words = {"prior": np.array([0.4]), "labels": ["sad"], "words": [["sad"]], "bootstrap": 50}
+        assert compare(p, mask, mask[:, 0], truth, groups=groups, **words).emotions[0].verdict == "untested"  # type: ignore[arg-type]
+        found = compare(p, mask, mask[:, 0], truth, **words)  # type: ignore[arg-type]
+        assert found.emotions[0].verdict == "better" and found.judged == 1
+
+    def test_the_mean_auc_is_that_of_the_judged(self, tmp_path: Path) -> None:
+        rng = np.random.default_rng(0)
+        own = Vocabulary("four", ("good", "sad", "calm", "odd"))
+        people = Vocabulary("people", ("Sadness", "Peace", "Rare", "Silent"))
+        (tmp_path / "m.yaml").write_text(
+            "from: four\nto: people\nmap: {good: null, sad: [Sadness], calm: [Peace], odd: [Rare]}\n"
+        )
+        truth = rng.random((80, 4)) < [0.4, 0.3, 0.0, 0.2]
+        truth[:9, 2] = True
+        p = rng.random((80, 4)).astype(np.float32)
+        p[:9, 3] += 0.0001
+        labels = write_labels(tmp_path / "labels", p, own)
+        write_samples(
+            tmp_path / "s.parquet",
+            samples([{"labels": people.decode(np.flatnonzero(t).tolist())} for t in truth], people),
+        )
+        done = audit_against_truth(
+            labels, tmp_path / "s.parquet", tmp_path / "out", settings(mapping=str(tmp_path / "m.yaml"))
+        )
+        results = done.record["results"]
+        aucs = [sk.roc_auc_score(truth[:, j], p[:, j + 1]) for j in range(2)]
+        assert results["judged"] == 2 and results["macro_auc"]["value"] == pytest.approx(np.mean(aucs))
+        assert results["macro_auc"]["low"] < np.mean(aucs) < results["macro_auc"]["high"]
+        assert results["silent"] == [{"label": "Silent", "images": int(truth[:, 3].sum())}]
+        text, page = "\n".join(lines(done.record)), (tmp_path / "out" / "audit.html").read_text()
+        for told in (
+            "Rare (9 with it, 71 without): fewer than 10 images",
+            f"No label says Silent ({int(truth[:, 3].sum())} images)",
+            "Labels that mean no category of people: good.",
+        ):
+            assert told in text and told in page
+        assert "emotions judged 2 of 3" in text and "2 of 3" in page and "too few" in page
+        few = truth.copy()
+        few[:, :2] = False
+        write_samples(tmp_path / "few.parquet", samples([{"labels": ["Rare"] if t[2] else []} for t in few], people))
+        done = audit_against_truth(
+            labels, tmp_path / "few.parquet", tmp_path / "none", settings(mapping=str(tmp_path / "m.yaml"))
+        )
+        assert done.record["results"]["judged"] == 0 and done.record["results"]["macro_auc"]["value"] is None
+        assert "No emotion is on enough images" in verdict(done.record).text

@@ -21,11 +21,11 @@ VERDICTS = st.dictionaries(st.text(max_size=3), st.sampled_from(["better", "wors
         ((-0.2, -0.1), 0.0, None, "worse"),
         ((-0.1, 0.1), 0.0, None, "unclear"),
         ((0.0, 0.1), 0.0, None, "unclear"),
-        ((0.6, 0.7), 0.5, 5, "better"),
-        ((0.6, 0.7), 0.5, 4, "untested"),
+        ((0.6, 0.7), 0.5, 10, "better"),
+        ((0.6, 0.7), 0.5, 9, "untested"),
         ((0.6, 0.7), 0.5, 0, "untested"),
         (None, 0.0, None, "unclear"),
-        ((None, None), 0.5, 9, "unclear"),
+        ((None, None), 0.5, 12, "unclear"),
     ],
 )
 def test_an_interval_says_what_lies_on_one_side(interval: object, level: float, fewest: object, verdict: str) -> None:

@@ -123,6 +123,21 @@ class Output(ABC):
         """The labels of its values, or None."""
         return None
 
+    @property
+    def columns_read(self) -> tuple[str, ...]:
+        """Columns of the sample table that `adjust` reads; none by default."""
+        return ()
+
+    def adjust(self, values: np.ndarray, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """Returns decoded values (n, width) as users get them, float32; by default unchanged.
+
+        Unlike `decode` it is no part of the network's training: it is applied to predictions of the finished model.
+
+        Args:
+            rows: n rows of the sample table, with the columns of `columns_read` where they are known.
+        """
+        return values
+
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """Returns its entry in config.json, including `type` and `name`."""

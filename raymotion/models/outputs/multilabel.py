@@ -23,6 +23,7 @@ from raymotion.learning.paired import SparseRanking
 from raymotion.learning.selection import fit_class_thresholds
 from raymotion.models.finite import is_number
 from raymotion.models.outputs.base import DataFacts, Output, Targets, array_digest, read_loss
+from raymotion.models.outputs.temperatures import Temperatures
 from raymotion.models.recipe import Distillation, LossSettings, MultiLabelRecipe
 from raymotion.vocabulary import Vocabulary
 
@@ -44,6 +45,7 @@ class MultiLabel(Output):
         loss: one of `learning.losses.multilabel.LOSSES`, which also determines the meaning of the network's numbers.
         distillation: learn `soft` with a temperature.
         soft: learn the soft targets and use them for validation.
+        temperatures: calibration after training (`raymotion calibrate`).
     """
 
     kind_of_output: ClassVar[str] = "multilabel"
@@ -60,9 +62,11 @@ class MultiLabel(Output):
         distillation: Distillation | None = None,
         soft: bool = False,
         weight: float = 1.0,
+        temperatures: Temperatures | None = None,
     ) -> None:
         self.name, self.loss, self.weight = name, loss or LossSettings(), weight
         self._vocabulary, self.distillation, self.soft = vocabulary, distillation, soft
+        self.temperatures = temperatures
 
     @classmethod
     def of_recipe(cls, recipe: MultiLabelRecipe, facts: DataFacts) -> MultiLabel:
@@ -83,10 +87,21 @@ class MultiLabel(Output):
     def vocabulary(self) -> Vocabulary:
         return self._vocabulary
 
+    @property
+    def columns_read(self) -> tuple[str, ...]:
+        own = self.temperatures
+        return () if own is None or own.column is None else (own.column,)
+
+    def adjust(self, values: np.ndarray, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        if (own := self.temperatures) is None:
+            return values
+        return own.apply(values, [None if own.column is None else row.get(own.column) for row in rows])
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "type": self.kind_of_output, "name": self.name, "vocabulary": self.vocabulary.to_dict(),
             "loss": self.loss.model_dump(mode="json"),
+            **({} if self.temperatures is None else {"temperatures": self.temperatures.to_dict()}),
         }  # fmt: skip
 
     @classmethod
@@ -97,7 +112,9 @@ class MultiLabel(Output):
             link_of(loss.name, loss.options)
         except InputError as error:
             raise InputError(f"the output {value.get('name')}: {error.reason}", path=where) from error
-        return cls(vocabulary, name=str(value["name"]), loss=loss)
+        stated = value.get("temperatures")
+        temperatures = None if stated is None else Temperatures.from_dict(stated, where=where)
+        return cls(vocabulary, name=str(value["name"]), loss=loss, temperatures=temperatures)
 
     def read(self, table: pa.Table, *, where: object, given: np.ndarray | None = None) -> Targets:
         known = np.asarray(pc.is_valid(table.column("labels")))
@@ -252,16 +269,21 @@ class MultiLabel(Output):
     def facts(
         self, targets: Targets, splits: Mapping[str, np.ndarray], predicted: Mapping[str, np.ndarray]
     ) -> dict[str, Any]:
-        """Returns `prior`, the training rates of the hard labels, and `thresholds`, fitted on validation."""
+        """Returns `prior`, the training rates of the hard labels, and `thresholds`, fitted on validation.
+
+        A model that learned soft targets also has their rates, `learned_rates`.
+        """
         hard = targets.arrays[HARD]
+        learned = [float(rate) for rate in self.rates(targets, splits["train"])]
         return {
+            **({"learned_rates": learned} if self.soft else {}),
             "prior": [float(rate) for rate in self.rates(targets, splits["train"], soft=False)],
             "thresholds": [float(own) for own in fit_class_thresholds(hard[splits["val"]], predicted["val"])],
         }
 
     def check_facts(self, facts: Mapping[str, Any], *, where: str) -> None:
         # A threshold above 1 is never reached; it means that validation had no positive of that label.
-        for name, highest in (("prior", 1.0), ("thresholds", 1e9)):
+        for name, highest in (("prior", 1.0), ("learned_rates", 1.0), ("thresholds", 1e9)):
             values = facts.get(name)
             if values is None:
                 continue
@@ -294,7 +316,8 @@ class MultiLabel(Output):
 
     def describe(self) -> list[str]:
         own = self.vocabulary
-        return [f"Emotions: {own.name}, {len(own.labels)} labels ({own.fingerprint})."]
+        return [f"Emotions: {own.name}, {len(own.labels)} labels ({own.fingerprint}).",
+                *([] if self.temperatures is None else [self.temperatures.describe()])]  # fmt: skip
 
     def describe_training(self) -> list[str]:
         loss = self.loss

@@ -1,0 +1,169 @@
+"""`--adapt-rates` in `label` and `select`: what is chosen, what stays, what is told, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from raymotion.batch.label_dataset import LabelledSet, load_labels
+from raymotion.data.samples import table_from_rows, write_samples
+from raymotion.learning.priors import correct, estimate_rates
+from raymotion.learning.selection import top_per_image
+from raymotion.learning.uncertainty import entropy
+from raymotion.models.checkpoint import save_checkpoint
+from raymotion.models.inputs.captions import Captions
+from raymotion.models.outputs.multilabel import MultiLabel
+from raymotion.models.registry import get_kind
+from raymotion.models.text.tokenizer import train_tokenizer
+from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher
+from raymotion.vocabulary import MIKELS_8
+
+Runner = Callable[..., Any]
+# The last two are so far from the probabilities that the estimate runs to an end.
+PRIOR = [0.45, 0.55, 0.5, 0.42, 0.58, 0.5, 0.999, 0.001]
+WORDS = ["caption", "another", "one", "and", *map(str, range(30))]
+DRAWN = np.random.default_rng(0)
+TEXTS = [" ".join(DRAWN.choice(WORDS, size=DRAWN.integers(1, 5))) for _ in range(60)]
+LABEL = ("--workers", 0, "--shard-rows", 16)
+
+
+def teacher(folder: Path, **facts: Any) -> Path:
+    """A checkpoint that was not trained, whose logits have mean 0 and spread 1 on `TEXTS`."""
+    tokenizer = train_tokenizer([f"caption {i} and another one" for i in range(50)], size=120)
+    torch.manual_seed(7)
+    config = TeacherConfig(size="tiny", vocab_size=len(tokenizer))  # type: ignore[call-arg]
+    model = VisualBertTeacher(config, len(MIKELS_8)).eval()
+    torch.nn.init.normal_(model.head.weight, std=1.0)
+    captions = Captions(64, tokenizer=tokenizer)
+    with torch.no_grad():
+        tokens = captions.tokens([[text] for text in TEXTS]).tensors("cpu")
+        found = model(**{name: value for name, value in tokens.items() if name != "owners"})
+        spread = found.std(dim=0)
+        model.head.weight.div_(spread[:, None])
+        model.head.bias.sub_(found.mean(dim=0)).div_(spread)
+    training = {"outputs": {"emotions": {"thresholds": [0.5] * 8, **facts}}}
+    save_checkpoint(
+        folder, get_kind("teacher-visualbert"), model, [captions], [MultiLabel(MIKELS_8)], training=training
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rates")
+    rows = [
+        {"sample_id": f"own:{i}", "group_id": f"own:{i}", "captions": [text], "source": "own"}
+        for i, text in enumerate(TEXTS)
+    ]
+    write_samples(folder / "samples.parquet", table_from_rows(rows))
+    teacher(folder / "teacher", prior=PRIOR)
+    return folder
+
+
+def labelled(made: Path, out: Path, runner: Runner, *words: Any) -> LabelledSet:
+    done = runner("label", made / "samples.parquet", "--model", made / "teacher", "--out", out, *LABEL, *words)
+    assert done.code == 0, done.err
+    return load_labels(out)
+
+
+def test_label_chooses_by_corrected_probabilities_and_stores_the_models_own(
+    made: Path, tmp_path: Path, runner: Runner
+) -> None:
+    plain = labelled(made, tmp_path / "plain", runner)
+    words = ("label", made / "samples.parquet", "--model", made / "teacher", *LABEL, "--adapt-rates")
+    done = runner(*words, "--out", tmp_path / "adapted")
+    assert done.code == 0, done.err
+    own = load_labels(tmp_path / "adapted")
+    assert (own.probabilities == plain.probabilities).all()
+    shift = estimate_rates(plain.probabilities, np.array(PRIOR), weight=1.0)
+    assert (own.mask == top_per_image(shift.apply(plain.probabilities), 4)).all()
+    assert (own.mask != plain.mask).any() and 0 < shift.at_edge.sum() < 8, "or the test says nothing"
+    rates = own.job["choice"]["rates"]
+    assert rates["training"] == PRIOR and rates["estimated"] == shift.rates.tolist() and rates["rows"] == 60
+    line = next(line for line in done.out.splitlines() if line.startswith("class rates"))
+    card = (tmp_path / "adapted" / "_README.md").read_text()
+    assert line[1:] in card and "probabilities are the model's own" in card
+    for note in own.job["choice"]["notes"]:
+        assert f"note: {note}" in done.out and note in card
+    page = tmp_path / "page.html"
+    assert runner("report", tmp_path / "adapted", "--out", page).code == 0
+    assert "<span>estimated</span>" in page.read_text() and "Saerens" in page.read_text()
+    assert runner("report", tmp_path / "plain", "--out", page).code == 0
+    assert "<span>estimated</span>" not in page.read_text()
+    # A second run of a complete job tells it again, and a job with other settings is not continued.
+    assert line in runner(*words, "--out", tmp_path / "adapted").out
+    other = runner(*words[:-1], "--out", tmp_path / "adapted")
+    assert other.code == 2 and "adapt_rates" in other.err
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [("top-per-image", "--count", 2), ("threshold", "--threshold", 0.4), ("class-thresholds",),
+     ("threshold", "--rate-weight", 0), ("top-per-class", "--count", 9, "--minimum", 0.3)],
+)  # fmt: skip
+def test_select_equals_label_with_every_policy(made: Path, tmp_path: Path, runner: Runner, policy: Any) -> None:
+    labelled(made, tmp_path / "plain", runner)
+    words = ("--policy", *policy, "--adapt-rates")
+    there = labelled(made, tmp_path / "adapted", runner, *words)
+    done = runner("select", tmp_path / "plain", *words, "--out", tmp_path / "chosen")
+    assert done.code == 0 and "class rates, training -> estimated here" in done.out, done.err
+    here = load_labels(tmp_path / "chosen")
+    assert (here.mask == there.mask).all() and (here.selected == there.selected).all()
+    for name in ("rates", "notes", "labels", "selected"):
+        assert here.job["choice"][name] == there.job["choice"][name]
+    # Without the option nothing of the rates is left.
+    assert runner("select", tmp_path / "chosen", "--out", tmp_path / "back").code == 0
+    back = load_labels(tmp_path / "back")
+    assert "rates" not in back.job["choice"] and (back.mask == load_labels(tmp_path / "plain").mask).all()
+    assert "estimated" not in (tmp_path / "back" / "_README.md").read_text()
+
+
+def test_uncertain_rows_by_corrected_probabilities(made: Path, tmp_path: Path, runner: Runner) -> None:
+    plain = labelled(made, tmp_path / "plain", runner)
+    words = ("--policy", "uncertain", "--count", 8, "--adapt-rates")
+    done = runner("select", tmp_path / "plain", *words, "--out", tmp_path / "ask")
+    assert done.code == 0 and "labels stay as they were chosen" in done.out, done.err
+    own = load_labels(tmp_path / "ask")
+    assert (own.mask == plain.mask).all() and own.selected.sum() == 8
+    scores = entropy(estimate_rates(plain.probabilities, np.array(PRIOR), weight=1.0).apply(plain.probabilities))
+    assert scores[own.selected].mean() > scores.mean()
+    against = ("--against", tmp_path / "plain", "--adapt-rates")
+    more = runner("select", tmp_path / "plain", *words[:4], *against, "--out", tmp_path / "both")
+    assert more.code == 0, more.err
+
+
+def test_a_folder_in_an_object_store(made: Path, tmp_path: Path, s3: str, runner: Runner) -> None:
+    there = labelled(made, f"{s3}/labels", runner, "--adapt-rates")  # type: ignore[arg-type]
+    assert (there.mask == labelled(made, tmp_path / "here", runner, "--adapt-rates").mask).all()
+
+
+def test_unknown_rates_are_refused_in_one_line(made: Path, tmp_path: Path, runner: Runner) -> None:
+    teacher(tmp_path / "bare")
+    words = ("label", made / "samples.parquet", "--model", tmp_path / "bare", *LABEL)
+    done = runner(*words, "--out", tmp_path / "out", "--adapt-rates")
+    assert done.code == 2 and "class rates" in done.err and done.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert runner(*words, "--out", tmp_path / "out").code == 0
+    done = runner("select", tmp_path / "out", "--adapt-rates", "--out", tmp_path / "chosen")
+    assert done.code == 2 and "_job.json" in done.err and done.err.count("\n") == 1
+    assert not (tmp_path / "chosen").exists()
+    done = runner("select", tmp_path / "out", "--rate-weight", 0.5, "--out", tmp_path / "chosen")
+    assert done.code == 2 and "with adapt_rates only" in done.err
+
+
+def test_a_model_of_soft_targets_is_corrected_from_their_rates(made: Path, tmp_path: Path, runner: Runner) -> None:
+    soft = [0.5 * rate for rate in PRIOR]
+    teacher(tmp_path / "soft", prior=PRIOR, learned_rates=soft)
+    words = ("--model", tmp_path / "soft", *LABEL, "--policy", "threshold", "--adapt-rates")
+    assert runner("label", made / "samples.parquet", *words, "--out", tmp_path / "out").code == 0
+    own = load_labels(tmp_path / "out")
+    rates = json.loads((tmp_path / "out" / "_job.json").read_text())["choice"]["rates"]
+    assert rates["training"] == soft and own.job["model"]["prior"] == PRIOR
+    fixed = correct(own.probabilities, np.array(soft), np.array(rates["estimated"]))
+    assert (own.mask == (fixed >= 0.5)).all()
