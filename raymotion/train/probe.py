@@ -224,10 +224,10 @@ def _fit(
         loss = task.criteria[output.name](x @ weight().T + bias, batch, epoch=0, weights=None)
         measured[0] = float(loss.detach())
         total = loss + loose.square().sum() / (2 * strength * len(x) * output.width)
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         return total
 
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    optimiser.step(closure)
     with torch.no_grad():
         fitted = weight() / scale
         layer = _Layer(fitted, bias - fitted @ mean)
