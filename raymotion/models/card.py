@@ -125,14 +125,14 @@ def served_weights(training: Mapping[str, Any]) -> str | None:
     settings = (training.get("settings") or {}).get("optimiser") or {}
     if not 1 <= best <= len(history):
         return None
-    found = []
+    own = "the fine-tuned ones"
     if steps := history[best - 1].get("averaged_steps"):
         kind = f"exponential, decay {settings.get('ema_decay')}" if settings.get("average") == "ema" else "uniform"
-        found.append(f"the average of {steps:,} steps ({kind})")
-    share = history[best - 1].get("interpolate")
-    if share is not None and share < 1:
-        found.append(f"{share:g} of the fine-tuned ones and {1 - share:g} of those before fine-tuning")
-    return ", and of them ".join(found) or None
+        own = f"the average over {steps:,} steps ({kind})"
+    share = history[best - 1].get("interpolate", 1.0)
+    if share < 1:
+        return f"{share:g} x {own} + {1 - share:g} x those before fine-tuning"
+    return own if steps else None
 
 
 def _targets(targets: Mapping[str, Any]) -> list[str]:
