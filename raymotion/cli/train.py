@@ -66,6 +66,7 @@ def train(
             inner[last] = list(given[name]) if isinstance(given[name], tuple) else given[name]
     settings = load_recipe(recipe, options=options, assignments=assignments)
 
+    from raymotion.models.card import served_weights
     from raymotion.train.fit import fit
     from raymotion.train.progress import TrainingProgress
     from raymotion.train.source import label_warnings
@@ -89,6 +90,8 @@ def train(
     if unreadable := info.training["history"][-1].get("unreadable_images"):
         click.echo(f"{unreadable} picture{'' if unreadable == 1 else 's'} could not be read: the model did without")
     click.echo(f"reads: {', '.join(info.reads)}; best epoch: {info.training['best_epoch']}")
+    if served := served_weights(info.training):
+        click.echo(f"weights: {served}")
     imitates = (info.training.get("targets") or {}).get("kind") == "pseudo-labels"
     if imitates:
         click.echo("The figures measure agreement with the teacher's labels, not with people's.")

@@ -77,6 +77,8 @@ def model_card(
         last = (training.get("settings") or {}).get("select_by") == "last"
         chosen = "the last one, whatever validation says" if last else "chosen on validation"
         lines.append(f"- Seed {training['seed']}; epoch {training.get('best_epoch')}, {chosen}.")
+    if served := served_weights(training):
+        lines.append(f"- Weights: {served}.")
     says_labels = any(own.vocabulary is not None for own in outputs)
     chosen = "The epoch and the thresholds were" if says_labels else "The epoch was"
     chosen_on = f"{chosen} chosen on these samples: the figures are optimistic."
@@ -120,6 +122,22 @@ def _header(kind: Kind, inputs: Sequence[Input], outputs: Sequence[Output]) -> l
         tags=tags,
     )
     return ["---", data.to_yaml(line_break="\n").rstrip("\n"), "---", ""]
+
+
+def served_weights(training: Mapping[str, Any]) -> str | None:
+    """Returns a phrase about the averages that made the weights of a trained model; None: there were none."""
+    history, best = training.get("history") or [], training.get("best_epoch") or 0
+    settings = (training.get("settings") or {}).get("optimiser") or {}
+    if not 1 <= best <= len(history):
+        return None
+    own = "the fine-tuned ones"
+    if steps := history[best - 1].get("averaged_steps"):
+        kind = f"exponential, decay {settings.get('ema_decay')}" if settings.get("average") == "ema" else "uniform"
+        own = f"the average over {steps:,} steps ({kind})"
+    share = history[best - 1].get("interpolate", 1.0)
+    if share < 1:
+        return f"{share:g} x {own} + {1 - share:g} x those before fine-tuning"
+    return own if steps else None
 
 
 def _targets(targets: Mapping[str, Any]) -> list[str]:

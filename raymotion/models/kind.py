@@ -179,6 +179,19 @@ class Kind(ABC):
         """Returns the learning rate of a parameter, given by its name."""
         return float(recipe.optimiser.lr)
 
+    def pretrained(self, recipe: Any, network: Any, parameter: str) -> bool:
+        """Returns whether a parameter, given by its name, starts from trained weights (`optimiser.l2_sp`).
+
+        By default, whether `learning_rate` derives its rate from `optimiser.backbone_lr`.
+        """
+        settings = recipe.optimiser
+        other = settings.model_copy(update={"backbone_lr": 2 * settings.backbone_lr})
+        rates = [
+            self.learning_rate(own, network, parameter)
+            for own in (recipe, recipe.model_copy(update={"optimiser": other}))
+        ]
+        return rates[0] != rates[1]
+
     def heads(self, network: Any, outputs: Sequence[Output]) -> Mapping[str, nn.Linear]:
         """Returns the last layer of each output, by name, whose inputs are the features that `probe` is fitted to.
 

@@ -18,6 +18,11 @@ from raymotion.errors import InputError
 from raymotion.loggers.logger import Logger, read_loggers
 
 
+def as_list(value: Any) -> Any:
+    """Returns one number as a list, for settings that take one or several."""
+    return (value,) if isinstance(value, int | float) else value
+
+
 class DataSettings(Settings):
     """The training data.
 
@@ -82,6 +87,15 @@ class OptimiserSettings(Settings):
         warmup: share of all steps. clip: largest gradient norm; None: no clipping.
         accumulate: number of batches per step, for batches that do not fit into memory.
         patience: epochs without a better validation score before training stops.
+        average: validate and keep an average of the weights (and normalisation statistics) over the steps, while
+            training goes on from the last ones. ema: an exponential one; swa: a uniform one (Izmailov et al. 2018).
+        ema_decay: per step; the average reaches back about 1 / (1 - ema_decay) steps.
+        swa_from: share of all steps after which the uniform average starts; before, the last weights are kept.
+        l2_sp: factor of the penalty |weights - start|^2 / 2 on pretrained weights (`Kind.pretrained`), in place of
+            their weight decay (Li et al. 2018); the last layer is left out.
+        interpolate: shares a of the training in the weights that are kept: (1 - a) start + a trained, after averaging
+            (WiSE-FT, Wortsman et al. 2022). Of several, each epoch keeps the best on validation. The start are the
+            weights before fine-tuning, after the probe where there is one.
     """
 
     kind: Literal["adamw", "adam"] = "adamw"
@@ -95,6 +109,23 @@ class OptimiserSettings(Settings):
     accumulate: int = Field(1, ge=1)
     epochs: int = Field(15, ge=1)
     patience: int = Field(5, ge=1)
+    average: Literal["none", "ema", "swa"] = "none"
+    ema_decay: float = Field(0.99, ge=0, lt=1)
+    swa_from: float = Field(0.5, ge=0, lt=1)
+    l2_sp: float = Field(0.0, ge=0)
+    interpolate: tuple[float, ...] = (1.0,)
+
+    @field_validator("interpolate", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        return as_list(value)
+
+    @field_validator("interpolate")
+    @classmethod
+    def _shares(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or not all(0 <= share <= 1 for share in value) or max(value) == 0:
+            raise ValueError("interpolate is one number or more from 0 (the start) to 1 (trained), not 0 alone")
+        return value
 
 
 class Probe(Settings):
@@ -122,7 +153,7 @@ class Probe(Settings):
     @field_validator("strengths", mode="before")
     @classmethod
     def _as_list(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, int | float) else value
+        return as_list(value)
 
     @field_validator("strengths")
     @classmethod

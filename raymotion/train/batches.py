@@ -8,7 +8,7 @@ first batch to be decoded.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -74,6 +74,7 @@ class BatchLoader:
         size = self._frozen_size
         portions = [Portion("statistics", 0, rows[start : start + size]) for start in range(0, len(rows), size)]
         for portion, pictures in self._read(portions):
+            self._record(portion, pictures)
             arguments: dict[str, Any] = {}
             for own in task.inputs.values():
                 draft = own.draft(portion.rows, rng, pictures if own.streamed else None)
@@ -90,17 +91,26 @@ class BatchLoader:
 
     def predict(self, network: nn.Module, split: str) -> dict[str, np.ndarray]:
         """Returns decoded values (n, width) by output for this worker's rows of the split: `rows[rank::world]`."""
+        return self.predict_each([lambda: network], split)[0]
+
+    def predict_each(self, networks: Sequence[Callable[[], nn.Module]], split: str) -> list[dict[str, np.ndarray]]:
+        """Returns the values of `predict` for each network; all predict a batch before the next one is read.
+
+        Args:
+            networks: return the networks, so that one may carry several weights in turn.
+        """
         task = self.task
-        parts: dict[str, list[np.ndarray]] = {
-            own.name: [np.zeros((0, own.width), dtype=np.float32)] for own in task.outputs
-        }
+        parts: list[dict[str, list[np.ndarray]]] = [
+            {own.name: [np.zeros((0, own.width), dtype=np.float32)] for own in task.outputs} for _ in networks
+        ]
         half = task.kind.half and self.workers.device.startswith("cuda")
         for portion, pictures in self._evaluated(split):
             evidence = {name: own.evidence(portion.rows, pictures) for name, own in task.inputs.items()}
-            found = task.kind.predict(network, evidence, task.outputs, precision="bfloat16" if half else "float32")
-            for name, values in found.items():
-                parts[name].append(values)
-        return {name: np.concatenate(own) for name, own in parts.items()}
+            precision = "bfloat16" if half else "float32"
+            for network, found in zip(networks, parts, strict=True):
+                for name, values in task.kind.predict(network(), evidence, task.outputs, precision=precision).items():
+                    found[name].append(values)
+        return [{name: np.concatenate(own) for name, own in found.items()} for found in parts]
 
     def close(self) -> None:
         """Stops decoding ahead."""
@@ -193,7 +203,10 @@ class BatchLoader:
             return
         # After the last epoch the stream is exhausted, or has read ahead into an epoch that will not run.
         self.close()
-        yield from self._read(portions)
+        for portion, pictures in self._read(portions):
+            if split == "val":  # after a probe, which reads the training split alone
+                self._record(portion, pictures)
+            yield portion, pictures
 
     def _read(self, portions: Sequence[Portion]) -> Iterator[tuple[Portion, Pictures | None]]:
         task = self.task
@@ -219,13 +232,17 @@ class BatchLoader:
         portion, pictures = next(self._stream)
         assert (portion.split, portion.epoch) == (expected.split, expected.epoch), "the stream is out of step"
         assert np.array_equal(portion.rows, expected.rows), "the stream is out of step"
-        if pictures is not None:
-            self._asked += int((pictures.status != ABSENT).sum())
-            bad = set(portion.rows[pictures.status == UNREADABLE].tolist())
-            for row, reason in pictures.reasons.items():
-                (self.unreadable if row in bad else self.kept)[row] = reason
-            self._check_pictures()
+        self._record(portion, pictures)
         return pictures
+
+    def _record(self, portion: Portion, pictures: Pictures | None) -> None:
+        if pictures is None:
+            return
+        self._asked += int((pictures.status != ABSENT).sum())
+        bad = set(portion.rows[pictures.status == UNREADABLE].tolist())
+        for row, reason in pictures.reasons.items():
+            (self.unreadable if row in bad else self.kept)[row] = reason
+        self._check_pictures()
 
     def _check_pictures(self) -> None:
         """Raises an `InputError` if too many of this worker's pictures could not be read.

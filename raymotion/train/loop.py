@@ -12,7 +12,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from raymotion.models.outputs.base import forward
 from raymotion.train.batches import BatchLoader
 from raymotion.train.probe import fit_probe
 from raymotion.train.schedule import schedule, steps_per_epoch
+from raymotion.train.served import Served, weights_of
 from raymotion.train.task import LAST, Task
 from raymotion.train.workers import ALONE, Workers
 
@@ -39,6 +40,9 @@ CURRENT, BEST, STATE, OPTIMISER, PREDICTIONS = (
 )  # fmt: skip
 # Reported with the metrics of an epoch; see `Run.speed`.
 SPEED = "samples_per_second"
+# Columns of the history where the settings of these names are used: the share of the training in the weights that were
+# chosen, and the number of steps in their average.
+INTERPOLATE, AVERAGED_STEPS = "interpolate", "averaged_steps"
 
 
 @dataclass
@@ -82,13 +86,17 @@ class Run:
         if not resume_from and workers.rank == 0:
             task.rehearse(self.model, self.state.model)
         self.model.to(workers.device)
-        self.optimiser = _optimiser(self.model, task)
-        self.best_weights = _weights(self.model)
+        self.served = Served(self.model, task)
+        self.optimiser = _optimiser(self.model, task, pulled=self.served.pulled)
+        self.best_weights = weights_of(self.model)
         if resume_from:
             saved = torch.load(Path(resume_from, OPTIMISER), weights_only=True, map_location="cpu")
             self.optimiser.load_state_dict(saved)
             self.best_weights = load_file(Path(resume_from, BEST))
+            self.served.load(resume_from, workers.device)
         self.wrapped = workers.wrap(self.model)
+        if not resume_from:  # here, because DDP gives every rank the weights of rank 0
+            self.served.begin(self.model)
         self.loader = BatchLoader(task, workers, first_epoch=self.state.epoch)
 
     @property
@@ -108,27 +116,37 @@ class Run:
         recipe = task.recipe
         # DDP averages gradients, so each rank computes only its own loss. Seeds differ by rank because of dropout.
         torch.manual_seed(_seed(recipe.seed, state.epoch, workers.rank))
-        if recipe.probe is not None and state.epoch == 0:
+        probing = recipe.probe is not None and state.epoch == 0
+        if probing:
             trained = self._probe()
         else:
             trained, self.speed = _train_epoch(
-                self.wrapped, self.model, self.optimiser, task, self.loader, state, workers
+                self.wrapped, self.model, self.optimiser, self.served, task, self.loader, state, workers
             )
-        workers.share_buffers(self.model)
+        for network in self.served.networks(self.model):
+            workers.share_buffers(network)
         state.epoch += 1
         wrong = _not_finite(self.model)
         if wrong:
             raise _diverged(f"weight {wrong} holds NaN or infinity at the end of epoch {state.epoch}", task, state)
-        predicted = _predict_split(self.model, task, self.loader, "val", workers)
-        if not all(np.isfinite(values).all() for values in predicted.values()):
-            raise _diverged(f"the model's validation output is NaN or infinite after epoch {state.epoch}", task, state)
-        # All ranks use rank 0's score: a rounding difference must not stop one while the others continue.
-        score, figures = workers.gather(task.measure(predicted))[0]
-        if score < state.best - 1e-7 or recipe.select_by == LAST:
-            state.best, state.best_epoch = score, state.epoch
-            self.best_weights, self.best_predictions = _weights(self.model), predicted
+        with self.served.candidates(self.model, mixed=not probing) as candidates:
+            predicted = _predict_split([load for _, load in candidates], task, self.loader, "val", workers)
+            if not all(np.isfinite(values).all() for each in predicted for values in each.values()):
+                told = f"the model's validation output is NaN or infinite after epoch {state.epoch}"
+                raise _diverged(told, task, state)
+            # All ranks use rank 0's scores: a rounding difference must not stop one while the others continue.
+            scored = workers.gather([task.measure(each) for each in predicted])[0]
+            chosen = min(range(len(scored)), key=lambda number: scored[number][0])
+            (share, load), (score, figures) = candidates[chosen], scored[chosen]
+            if score < state.best - 1e-7 or recipe.select_by == LAST:
+                state.best, state.best_epoch = score, state.epoch
+                self.best_weights, self.best_predictions = weights_of(load()), predicted[chosen]
         # The minimised loss, with class weights and smoothing; not comparable with the validation BCE.
         measured = {"epoch": state.epoch, **trained, **figures}
+        if recipe.optimiser.interpolate != (1.0,) and not probing:
+            measured[INTERPOLATE] = share
+        if self.served.averaged_steps is not None:
+            measured[AVERAGED_STEPS] = self.served.averaged_steps
         if unreadable := len(set().union(*workers.gather(set(self.loader.unreadable)))):
             measured["unreadable_images"] = unreadable
         if kept := len(set().union(*workers.gather(set(self.loader.kept)))):
@@ -140,6 +158,7 @@ class Run:
         """Fits the last layer in place of the first epoch; returns the metrics of `_train_epoch`."""
         started = time.monotonic()
         loss, samples = fit_probe(self.model, self.task, self.loader, self.workers)
+        self.served.begin(self.model)
         self.speed = samples / max(1e-9, time.monotonic() - started)
         return {"train_loss": loss, "learning_rate": 0.0}
 
@@ -149,13 +168,14 @@ class Run:
         The model keeps these weights.
         """
         self.model.load_state_dict(self.best_weights)
-        return _predict_split(self.model, self.task, self.loader, split, self.workers)
+        return _predict_split([lambda: self.model], self.task, self.loader, split, self.workers)[0]
 
     def save(self, folder: str, predictions: Mapping[str, Mapping[str, np.ndarray]] | None = None) -> None:
         """Writes the files that a resume needs; with `predictions`, the final result instead."""
         save_file(self.best_weights, Path(folder, BEST))
         if predictions is None:
-            save_file(_weights(self.model), Path(folder, CURRENT))
+            save_file(weights_of(self.model), Path(folder, CURRENT))
+            self.served.save(folder)
             torch.save(self.optimiser.state_dict(), Path(folder, OPTIMISER))
         else:
             # The run is over and is not resumed, so current weights and optimiser are not kept.
@@ -217,12 +237,16 @@ def read_predictions(folder: str) -> dict[str, dict[str, np.ndarray]]:
     return found
 
 
-def _optimiser(model: nn.Module, task: Task) -> torch.optim.Optimizer:
-    """Builds the optimiser: one parameter group per learning rate and weight decay; biases and norms do not decay."""
+def _optimiser(model: nn.Module, task: Task, *, pulled: frozenset[str]) -> torch.optim.Optimizer:
+    """Builds the optimiser: one parameter group per learning rate and weight decay.
+
+    Biases, norms, and the weights that `l2_sp` pulls to the start do not decay.
+    """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((task.learning_rate(model, name), parameter.ndim > 1), []).append(parameter)
+            decays = parameter.ndim > 1 and name not in pulled
+            groups.setdefault((task.learning_rate(model, name), decays), []).append(parameter)
     if not groups:
         raise InputError(
             f"{place_of(type(model))} has no weight that can be trained", remedy="Leave some with requires_grad."
@@ -243,6 +267,7 @@ def _train_epoch(
     wrapped: nn.Module,
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
+    served: Served,
     task: Task,
     loader: BatchLoader,
     state: State,
@@ -257,13 +282,12 @@ def _train_epoch(
     wrapped.train()
     optimiser.zero_grad(set_to_none=True)
     steps, probed = steps_per_epoch(task.recipe, task.samples_per_epoch, workers.world), task.recipe.probe is not None
+    before, of_all = (epoch - probed) * steps, (settings.epochs - probed) * steps
     total, seen, started, factor = 0.0, 0, time.monotonic(), 1.0
     if workers.pace is not None:
         workers.pace.begin(epoch, settings.epochs, steps)
     for number, batch in enumerate(loader.train(epoch)):
-        factor = schedule(
-            (epoch - probed) * steps + number, (settings.epochs - probed) * steps, settings.warmup, settings.schedule
-        )
+        factor = schedule(before + number, of_all, settings.warmup, settings.schedule)
         for group in optimiser.param_groups:
             group["lr"] = group["base_lr"] * factor
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=workers.device.startswith("cuda")):
@@ -278,6 +302,7 @@ def _train_epoch(
         first = number - number % settings.accumulate
         (loss / min(settings.accumulate, steps - first)).backward()
         if number + 1 in (first + settings.accumulate, steps):
+            served.pull(model)
             if settings.clip is not None:
                 norm = float(nn.utils.clip_grad_norm_(model.parameters(), settings.clip))
                 if not math.isfinite(norm):
@@ -285,6 +310,7 @@ def _train_epoch(
                     raise _diverged(told, task, state)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
+            served.stepped(model, (before + number + 1) / of_all)
         total += value * batch.rows
         seen += batch.rows
         if workers.pace is not None:
@@ -332,17 +358,20 @@ def _not_finite(model: nn.Module) -> str | None:
 
 
 def _predict_split(
-    model: nn.Module, task: Task, loader: BatchLoader, split: str, workers: Workers
-) -> dict[str, np.ndarray]:
-    """Returns decoded values (rows of the split, width) by output, gathered from all workers."""
-    parts = workers.gather(loader.predict(model, split))
-    result = {}
-    for own in task.outputs:
-        values = np.zeros((len(task.data.splits[split]), own.width), dtype=np.float32)
-        for rank, part in enumerate(parts):
-            values[rank :: workers.world] = part[own.name]
-        result[own.name] = values
-    return result
+    networks: Sequence[Callable[[], nn.Module]], task: Task, loader: BatchLoader, split: str, workers: Workers
+) -> list[dict[str, np.ndarray]]:
+    """Returns decoded values (rows of the split, width) by output for each network, gathered from all workers."""
+    parts = workers.gather(loader.predict_each(networks, split))
+    results = []
+    for number in range(len(networks)):
+        result = {}
+        for own in task.outputs:
+            values = np.zeros((len(task.data.splits[split]), own.width), dtype=np.float32)
+            for rank, part in enumerate(parts):
+                values[rank :: workers.world] = part[number][own.name]
+            result[own.name] = values
+        results.append(result)
+    return results
 
 
 def _report(report: Report, run: Run, *, predictions: dict[str, dict[str, np.ndarray]] | None = None) -> None:
@@ -358,10 +387,6 @@ def _report(report: Report, run: Run, *, predictions: dict[str, dict[str, np.nda
         with storage.explained(folder, "write it"):
             run.save(folder, predictions)
         report(latest, folder)
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
 
 
 def _seed(*parts: int) -> int:

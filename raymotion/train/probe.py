@@ -6,12 +6,14 @@ and underperform out-of-distribution", 2022). See `models.recipe.Probe` for the 
 
 The weights of an output are W = V R^(1/2) + s R P. V is penalised; R is the correlation of the output's values in
 training to the power `coupling`; the rows of P are the mean features of the texts of each label, around their mean; s
-is one number that is fitted freely. So V = 0 is the answer without training data, and labels share what they learn.
+is one number that is fitted almost freely. So V = 0 is the answer without training data, and labels share what they
+learn.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
 # L-BFGS needs 20 to 60 iterations on frozen sentence embeddings.
 ITERATIONS = 200
+# Standard deviation of the prior of s, in logits: far beyond any value of interest, but where the texts alone tell the
+# labels of a small training split apart, s would grow without end.
+FREE = 10.0
 
 
 @dataclass
@@ -209,8 +214,12 @@ def _fit(
     for parameter in (loose, bias, amount):
         parameter.requires_grad_(True)
 
+    # `loose` is V / strength^(1/2): with a small strength, V itself would be so much stiffer than `bias` and `amount`
+    # that L-BFGS would stop before it has moved these.
+    freedom = math.sqrt(strength) * half
+
     def weight() -> Tensor:
-        own = half @ loose
+        own = freedom @ loose
         return own if toward is None else own + amount * toward
 
     optimiser = torch.optim.LBFGS(
@@ -223,7 +232,8 @@ def _fit(
         optimiser.zero_grad()
         loss = task.criteria[output.name](x @ weight().T + bias, batch, epoch=0, weights=None)
         measured[0] = float(loss.detach())
-        total = loss + loose.square().sum() / (2 * strength * len(x) * output.width)
+        penalty = loose.square().sum() + (amount / FREE).square().sum()
+        total = loss + penalty / (2 * len(x) * output.width)
         total.backward()
         return total
 

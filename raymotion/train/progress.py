@@ -38,6 +38,7 @@ class Pace:
         self._first: float | None = None  # end of the first step
         self._last = 0.0
         self._told = -every
+        self._of = 0
         self._steps = self._samples = 0
         self._seconds = 0.0
         self._of = 0  # steps of the epoch
@@ -126,9 +127,10 @@ class TrainingProgress(Progress):
         self._validated = int(metrics["epoch"])
         figures = {name.removeprefix("val_"): value for name, value in metrics.items() if name.startswith("val_")}
         validation = ", ".join(f"{short_title(name)} {value:.4f}" for name, value in figures.items())
+        share = metrics.get("interpolate")
         self.say(
-            f"epoch {metrics['epoch']:.0f}: training loss {metrics['train_loss']:.4f}, validation {validation} "
-            f"(best: epoch {metrics['best_epoch']:.0f})"
+            f"epoch {metrics['epoch']:.0f}: training loss {metrics['train_loss']:.4f}, validation {validation}"
+            f"{'' if share is None else f', interpolate {share:g}'} (best: epoch {metrics['best_epoch']:.0f})"
         )
 
     def warn(self, text: str) -> None:

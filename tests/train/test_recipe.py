@@ -51,8 +51,8 @@ def test_recipes_that_come_along_are_valid(name: str) -> None:
 
 def test_the_teachers_that_come_along() -> None:
     assert SHIPPED == [
-        "teacher-demo", "teacher-minilm", "teacher-visualbert", "teacher-visualbert-published",
-        "teacher-visualbert-small",
+        "teacher-demo", "teacher-minilm", "teacher-minilm-finetuned", "teacher-visualbert",
+        "teacher-visualbert-published", "teacher-visualbert-small",
     ]  # fmt: skip
     published = TeacherConfig.model_validate(
         load_recipe("teacher-visualbert", options={"data": {"samples": "s"}}).model

@@ -88,6 +88,9 @@ class VisualBertKind(Kind):
             above = config.layers - 1 - int(parameter.split(".")[3])
         return settings.backbone_lr * settings.layer_decay**above
 
+    def pretrained(self, recipe: TeacherRecipe, network: Any, parameter: str) -> bool:
+        return recipe.pretrained_text() is not None and super().pretrained(recipe, network, parameter)
+
     def predict(
         self,
         network: Any,
