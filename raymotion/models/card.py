@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raymotion.learning.metrics.multilabel import Evaluation, averages, interval_text, metric_text, metric_title
+from raymotion.learning.metrics.multilabel import Evaluation, averages, interval_text, metric_text, row_title
 from raymotion.models.inputs.base import Input
 from raymotion.models.kind import Kind
 from raymotion.models.outputs.base import Output
@@ -36,7 +36,7 @@ def metric_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
             count = "" if metric.samples == found.samples else f", n = {metric.samples:,}"
             interval = interval_text(metric.low, metric.high)
             numbers = (metric_text(metric.value), interval, metric_text(metric.prior), metric_text(metric.constant))
-            title = metric_title(name) + (", mean" if name in averaged else "")
+            title = row_title(name, metric) + (", mean" if name in averaged else "")
             rows.append((title + count, *numbers, metric.verdict))
     return rows
 
