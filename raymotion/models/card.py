@@ -85,7 +85,14 @@ def model_card(
             "Agreement with the teacher's labels of images that were held out from training: how well the student "
             f"imitates its teacher, not how well it knows what people say. {chosen_on}"
         )
-    for name, explanation in (("validation", chosen_on), ("test", "Scored once, after every choice was made.")):
+    scored_once = "Scored once, after every choice was made."
+    if held := held_out_text(training):
+        lines.append(f"- {held[0].upper()}{held[1:]}.")
+        scored_once += (
+            " The samples are of a domain that training did not see: the figures say how the model carries over."
+        )
+    lines += _carryover(training)
+    for name, explanation in (("validation", chosen_on), ("test", scored_once)):
         for own in outputs:
             evaluation = ((training.get("outputs") or {}).get(own.name) or {}).get(name)
             if not evaluation:
@@ -161,6 +168,27 @@ def _meaning(imitates: bool, trained: bool) -> list[str]:
         "The labels say what emotions annotators reported for pictures like these. They say nothing about the feelings",
         "of the people shown, and should not be used to judge any person.",
     ]
+
+
+def _carryover(training: Mapping[str, Any]) -> list[str]:
+    """Returns a line about how such a model ranked domains that it was not trained on (`raymotion carryover`)."""
+    told = training.get("carryover")
+    if not told:
+        return []
+    ranked = ", ".join(f"{name} {own['auc']:.2f}" for name, own in told["domains"].items())
+    return [
+        f"- Held out one {told['column']} at a time, it ranked with a macro AUC of {ranked} (chance 0.50); in its own "
+        f"domains {told['in_domain']['auc']:.2f}. Expect the former of other collections."
+    ]
+
+
+def held_out_text(training: Mapping[str, Any]) -> str | None:
+    """Returns a sentence about the domains that were held out from training, by training.json; None if none was."""
+    data = training.get("data") or {}
+    if not data.get("holdout_domain"):
+        return None
+    count = (data.get("splits") or {}).get("test", 0)
+    return f"test: {count:,} samples of {', '.join(data['holdout_domain'])}, which training did not see"
 
 
 def interpolated_map(evaluation: Mapping[str, Any]) -> str | None:

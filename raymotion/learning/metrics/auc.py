@@ -1,8 +1,8 @@
 """Area under the ROC curve: the probability that a random positive ranks above a random negative; ties count half.
 
 A random order or a constant has 0.5. Unlike average precision it does not depend on the frequency of a class, so it can
-be compared between classes and data sets. So it tells whether a model carries over to another data set; but a handful of
-positives, or of negatives, say little.
+be compared between classes and data sets, and tells whether a model carries over to another. A handful of positives, or
+of negatives, says little.
 """
 
 from __future__ import annotations
