@@ -32,7 +32,9 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     for name, (setting, kind, metavar, text) in reversed(SHORT.items()):
         several = name in ("embeddings", "holdout_domain")
         told = f"{text} ({setting}).  [default: the recipe's]"
-        command = click.option(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, multiple=several, help=told)(command)
+        command = click.option(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, multiple=several, help=told)(
+            command
+        )
     return command
 
 
@@ -59,8 +61,9 @@ def train(
           --set backbones.context=swin --set backbones.face=efficientnet_b7 --out fusion/
 
     The best epoch is chosen on the validation split; the test split is scored once, at the end. With --holdout-domain
-    source=my-set the test split is that domain, which tells how the model carries over. The same command resumes an interrupted run, and does nothing if the run is finished. Each epoch is logged to TensorBoard, MLflow or
-    Weights & Biases with --set loggers=[tensorboard].
+    source=my-set the test split is that domain, which tells how the model carries over. The same command resumes an
+    interrupted run, and does nothing if the run is finished. Each epoch is logged to TensorBoard, MLflow or Weights &
+    Biases with --set loggers=[tensorboard].
     """
     from raymotion.train.recipe import load_recipe
 

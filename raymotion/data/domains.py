@@ -75,7 +75,7 @@ def rows_of_domains(table: pa.Table, domains: Sequence[str], *, where: object) -
 def hold_out(table: pa.Table, domains: Sequence[str], *, where: object) -> tuple[pa.Table, dict[str, int]]:
     """Makes domains the test split of a table, and removes what would blur the border.
 
-    Every row of the domains is in the split `test`, whatever it was in. Of the other rows, those of their own test split
+    Every row of the domains is in the split `test`, whatever it was in. Of the other rows, those of the split `test`
     and those of an image that is in the domains too are removed.
 
     Returns:

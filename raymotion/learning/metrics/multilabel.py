@@ -72,7 +72,7 @@ def metric_title(name: str) -> str:
 
 
 def row_title(name: str, metric: Metric) -> str:
-    """Returns a metric's name in a table, and how many labels it is of where that may not be all: Macro AUC, 20 labels."""
+    """Returns the name of a metric in a table, with the number of labels where some may be left out."""
     count = "" if metric.labels is None else f", {metric.labels} label{'' if metric.labels == 1 else 's'}"
     return metric_title(name) + count
 
