@@ -284,7 +284,7 @@ def summary_lines(summary: EvaluationSummary) -> list[str]:
 
 def by_rows(by: Mapping[str, Evaluation]) -> list[tuple[str, ...]]:
     """Returns the texts of the table of `evaluate --by`, a row for each value, in the columns of `BY_HEADS`."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for value, own in by.items():
         auc, ap, bce = own["macro_auc"], own["macro_ap"], own["bce"]
         gain = "not known" if bce.value is None or bce.prior is None else f"{bce.prior - bce.value:+.4f}"

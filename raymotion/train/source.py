@@ -38,7 +38,8 @@ def labelled_table(path: str, holdout: Sequence[str] = ()) -> tuple[pa.Table, di
     Raises:
         InputError: the table has no splits, a group is in two of them, or there is no such domain.
     """
-    table, left_out = read_samples(path), {}
+    table = read_samples(path)
+    left_out: dict[str, int] = {}
     if holdout:
         table, left_out = hold_out(table, holdout, where=path)
     _check_splits(table, path)

@@ -7,6 +7,7 @@ of negatives, says little.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -88,3 +89,21 @@ def macro_auc(
         [finite(x) for x in point],
         [interval(drawn[:, j]) for j in range(width)],
     )
+
+
+def weighed_auc(targets: np.ndarray, scores: np.ndarray, units: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Prepares the macro AUC of the labels that can be judged for a paired bootstrap (`learning.paired.Weighed`).
+
+    Args:
+        targets, scores: (n, L).
+        units: (n,) group of each row (`learning.bootstrap.sampling_units`).
+    """
+    truth, labels = np.asarray(targets) > 0, np.flatnonzero(judged(targets))
+    rankings = [(truth[:, j], *ranking(np.asarray(scores[:, j], dtype=np.float64))) for j in labels.tolist()]
+
+    def measure(counts: np.ndarray) -> np.ndarray:
+        weights = counts[:, units]
+        own = [weighted_auc(true[order], ends, weights[:, order]) for true, order, ends in rankings]
+        return row_mean(np.stack(own, axis=1)) if own else np.full(len(counts), np.nan)
+
+    return measure

@@ -250,9 +250,11 @@ def evaluate(
                 finite(class_ap[j]),
                 float(own_rates[j]),
                 int(positives[j]),
-                *(intervals[j] or (None, None)),
-                class_auc[j],
-                *(auc_intervals[j] or (None, None)),
+                low=None if (own := intervals[j]) is None else own[0],
+                high=None if own is None else own[1],
+                auc=class_auc[j],
+                auc_low=None if (ends := auc_intervals[j]) is None else ends[0],
+                auc_high=None if ends is None else ends[1],
             )
             for j in range(width)
         ],
