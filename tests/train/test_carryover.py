@@ -173,7 +173,7 @@ def test_a_lost_run_alone_is_done_again_and_more_seeds_are_added(made: Made, run
         ([("news", 80), ("art", 60)], ("--set", "seed=3"), "the recipe sets seed"),
         ([("news", 80), ("art", 60)], ("--set", "workers=2"), "asks for 2 workers"),
         ([("news", 80), ("art", 60)], ("--set", "data.holdout_domain=[source=art]"), "sets data.holdout_domain"),
-        ([("news", 48), ("art", 48)], (), "the split test has too few samples"),
+        ([("news", 42), ("art", 42)], (), "the split test has too few samples"),
     ],
 )
 def test_mistakes_are_one_line_before_any_training(
