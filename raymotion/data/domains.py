@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import TYPE_CHECKING
 
 from raymotion.errors import InputError, guess
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+# Recipes, which the command line reads first, import this file: no pyarrow here.
 
 MOST_NAMED = 12  # values listed in a message
 
@@ -36,6 +39,8 @@ def domain_values(table: pa.Table, column: str, *, where: object) -> dict[str, i
     Raises:
         InputError: there is no such column, it holds no texts, or no row has a value.
     """
+    import pyarrow as pa
+
     texts = [name for name in table.column_names if pa.types.is_string(table.schema.field(name).type)]
     if column not in texts:
         held = "holds no texts" if column in table.column_names else "is not there"
@@ -56,6 +61,9 @@ def rows_of_domains(table: pa.Table, domains: Sequence[str], *, where: object) -
     Raises:
         InputError: a column is unknown, or no row has the value; names the values there are, with their counts.
     """
+    import numpy as np
+    import pyarrow.compute as pc
+
     found = np.zeros(table.num_rows, dtype=bool)
     for text in domains:
         column, value = parse_domain(text)
@@ -84,6 +92,10 @@ def hold_out(table: pa.Table, domains: Sequence[str], *, where: object) -> tuple
     Raises:
         InputError: as `rows_of_domains`.
     """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     held = rows_of_domains(table, domains, where=where)
     groups = table.column("group_id")
     shared = ~held & np.asarray(pc.is_in(groups, value_set=pc.unique(groups.filter(pa.array(held)))))
