@@ -120,7 +120,7 @@ class Outcome:
     err: str
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def runner() -> Callable[..., Outcome]:
     """`runner("data", "prepare", ...)`: the `raymotion` command in this process, with its error lines and exit code."""
     from raymotion.cli.main import raymotion

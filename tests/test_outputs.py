@@ -301,11 +301,13 @@ def test_an_earlier_report_is_replaced(tmp_path: Path) -> None:
 
 def test_tables_that_only_bear_the_name_of_ours(tmp_path: Path) -> None:
     from raymotion.report.audit import _check_out
-    from raymotion.train.transfer import RUNS, _strange
+    from raymotion.train.runs import RUNS, strange_entries
+    from raymotion.train.transfer import TABLES
 
     storage.write_text(tmp_path / "per_emotion.csv", "mine")
     with pytest.raises(InputError, match=r"holds per_emotion\.csv"):
         _check_out(tmp_path)
     storage.write_text(tmp_path / "audit.html", "<!doctype html><title>raymotion audit</title>")  # cut off after it
     _check_out(tmp_path)
-    assert _strange({"finetune.csv"}) == ["finetune.csv"] and _strange({"finetune.csv", RUNS}) == []
+    assert strange_entries({"finetune.csv"}, TABLES) == ["finetune.csv"]
+    assert strange_entries({"finetune.csv", RUNS}, TABLES) == []

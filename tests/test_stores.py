@@ -167,7 +167,7 @@ class TestAStoreThatFails:
         from raymotion.models.student.kind import StudentKind
         from raymotion.study.search import TrialTrainable
         from raymotion.train import fit
-        from raymotion.train import transfer as finetune
+        from raymotion.train import runs as finetune
 
         seen = []
 

@@ -33,6 +33,9 @@ def evaluate(settings: EvaluateSettings, review: str | None, **where: Any) -> No
           --out s3://bucket/evaluation --address auto
       raymotion evaluate fusion/ emotic.parquet --features embeddings/ --ablation face_body \\
           --out without-context/
+      raymotion evaluate teacher/ others.parquet --holdout-domain source=news --by source --out news/
+
+    --holdout-domain scores one domain of the table, --by each value of a column, from the same predictions.
     """
     from raymotion.evaluation.evaluate import evaluate_checkpoint
     from raymotion.report.evaluation_page import summary_lines, verdict, warnings_of, write

@@ -16,6 +16,12 @@ SHORT: dict[str, tuple[str, Any, str | None, str]] = {
     "labels": ("data.labels", str, "FOLDER", "Pseudo-labels of `raymotion label` to learn from, in place of --samples"),
     "features": ("data.features", str, "FOLDER", "Region features of the same samples"),
     "embeddings": ("data.embeddings", str, "FOLDER", "Embeddings of the same samples (repeatable)"),
+    "holdout_domain": (
+        "data.holdout_domain",
+        str,
+        "COLUMN=VALUE",
+        "Domain of the table that is not trained on, but is the test split (repeatable)",
+    ),
     "epochs": ("optimiser.epochs", int, None, "Most epochs"),
     "seed": ("seed", int, None, "Seed of everything random"),
     "workers": ("workers", int, None, "Workers that train together; 0: this process, without Ray"),
@@ -24,9 +30,11 @@ SHORT: dict[str, tuple[str, Any, str | None, str]] = {
 
 def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     for name, (setting, kind, metavar, text) in reversed(SHORT.items()):
-        several = name == "embeddings"
+        several = name in ("embeddings", "holdout_domain")
         told = f"{text} ({setting}).  [default: the recipe's]"
-        command = click.option(f"--{name}", type=kind, metavar=metavar, multiple=several, help=told)(command)
+        command = click.option(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, multiple=several, help=told)(
+            command
+        )
     return command
 
 
@@ -52,9 +60,10 @@ def train(
       raymotion train fusion-emotic --samples emotic.parquet --embeddings embeddings/ \\
           --set backbones.context=swin --set backbones.face=efficientnet_b7 --out fusion/
 
-    The best epoch is chosen on the validation split; the test split is scored once, at the end. The same command
-    resumes an interrupted run, and does nothing if the run is finished. Each epoch is logged to TensorBoard, MLflow or
-    Weights & Biases with --set loggers=[tensorboard].
+    The best epoch is chosen on the validation split; the test split is scored once, at the end. With --holdout-domain
+    source=my-set the test split is that domain, which tells how the model carries over. The same command resumes an
+    interrupted run, and does nothing if the run is finished. Each epoch is logged to TensorBoard, MLflow or Weights &
+    Biases with --set loggers=[tensorboard].
     """
     from raymotion.train.recipe import load_recipe
 
@@ -66,7 +75,7 @@ def train(
             inner[last] = list(given[name]) if isinstance(given[name], tuple) else given[name]
     settings = load_recipe(recipe, options=options, assignments=assignments)
 
-    from raymotion.models.card import served_weights
+    from raymotion.models.card import held_out_text, served_weights
     from raymotion.train.fit import fit
     from raymotion.train.progress import TrainingProgress
     from raymotion.train.source import label_warnings
@@ -95,6 +104,8 @@ def train(
     imitates = (info.training.get("targets") or {}).get("kind") == "pseudo-labels"
     if imitates:
         click.echo("The figures measure agreement with the teacher's labels, not with people's.")
+    if held := held_out_text(info.training):
+        click.echo(held)
     for split in ("validation", "test"):
         for own in info.outputs:
             if evaluation := info.facts(own.name).get(split):

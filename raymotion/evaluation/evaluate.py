@@ -6,10 +6,12 @@ an interruption. The rest takes seconds and is repeated by every run of the comm
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -27,6 +29,7 @@ from raymotion.batch.preflight import input_digest, read_record
 from raymotion.batch.progress import ProgressKind
 from raymotion.batch.spec import REMEDY, ModelJobSettings, with_its_access
 from raymotion.config import Metavar, digest_of, require_same_settings
+from raymotion.data.domains import domain_values, hold_out, rows_of_domains
 from raymotion.data.samples import SPLITS, read_samples, targets, vocabulary_of
 from raymotion.errors import Damaged, InputError
 from raymotion.evaluation.measure import ClassResult, Measured, measure
@@ -34,7 +37,7 @@ from raymotion.folders import outputs
 from raymotion.folders.lock import one_writer_of
 from raymotion.learning.metrics.calibration import BINS
 from raymotion.learning.metrics.dimensions import evaluate_dimensions
-from raymotion.learning.metrics.multilabel import Evaluation
+from raymotion.learning.metrics.multilabel import Evaluation, evaluate
 from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info, sample_mark
 from raymotion.models.outputs.base import Output
 from raymotion.models.outputs.dimensions import VALUES, Dimensions, column_mean
@@ -55,6 +58,12 @@ class EvaluateSettings(ModelJobSettings):
     split: Literal["train", "val", "test", "all"] | None = Field(
         None, description="samples to score  [default: test where the table names splits, else all]"
     )
+    holdout_domain: tuple[Annotated[str, Metavar("COLUMN=VALUE")], ...] = Field(
+        (), description="score only the rows of this domain, whatever their split (repeatable)"
+    )
+    by: Annotated[str, Metavar("COLUMN")] | None = Field(
+        None, description="also score the rows of each value of a text column, such as source"
+    )
     soft: bool = Field(False, description="measure the BCE against the share of annotators (label_weights)")
     bootstrap: int = Field(1000, ge=0, description="resamples of the 95 % intervals; 0: none")
     bins: int = Field(BINS, ge=1, le=1000, description="bins of the calibration")
@@ -63,11 +72,16 @@ class EvaluateSettings(ModelJobSettings):
 
 @dataclass(frozen=True)
 class Labels:
-    """Results of an output with a vocabulary; targets and probabilities are (n, L)."""
+    """Results of an output with a vocabulary; targets and probabilities are (n, L).
+
+    Attributes:
+        by: results of the rows of each value of the column `EvaluateSettings.by`, the most frequent first.
+    """
 
     measured: Measured
     targets: np.ndarray
     probabilities: np.ndarray
+    by: Mapping[str, Evaluation] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -145,8 +159,21 @@ def evaluate_checkpoint(
     vocabulary = vocabulary_of(samples, where=settings.samples)
     if vocabulary is not None and info.labels is not None:
         info.vocabulary.require_same(vocabulary, here=str(settings.model), there=str(settings.samples))
-    choice = choose_samples(samples, info.outputs[0], settings.split, where=settings.samples)
-    choice = replace(choice, caution=choice.caution or _seen_before(info, choice.table))
+    chosen, split = samples, settings.split
+    if settings.holdout_domain:
+        chosen = samples.filter(pa.array(rows_of_domains(samples, settings.holdout_domain, where=settings.samples)))
+        split = split or "all"
+    if settings.by is not None:
+        if info.labels is None:
+            raise InputError("predicts numbers, no labels", path=settings.model, remedy="Leave --by out.")
+        domain_values(chosen, settings.by, where=settings.samples)
+    choice = choose_samples(chosen, info.outputs[0], split, where=settings.samples)
+    seen = _seen_before(info, choice.table)
+    # The table's splits do not say whether the model was trained on a domain, its record does.
+    data = info.training.get("data") or {}
+    told = data.get("seen") is not None or {*settings.holdout_domain} <= {*(data.get("holdout_domain") or ())}
+    choice = replace(choice, caution=seen if settings.holdout_domain and told else choice.caution or seen)
+    training = _training_rows(settings, info, samples)
     if settings.soft and choice.table.column("label_weights").null_count == choice.table.num_rows:
         raise InputError("has no label_weights", path=settings.samples, remedy="Leave --soft out.")
     job = _predict(settings, info, choice, out, address, progress)
@@ -168,9 +195,9 @@ def evaluate_checkpoint(
         notices.append(f"The {len(groups):,} samples are of {images:,} images: intervals draw whole images.")
     labels: Labels | None = None
     if info.labels is not None:
-        labels = _measure_labels(settings, info, samples, rows, predicted[info.labels.name], groups, choice, notices)
+        labels = _measure_labels(settings, info, training, rows, predicted[info.labels.name], groups, choice, notices)
     numbers = tuple(
-        _measure_numbers(settings, info, own, samples, rows, predicted[own.name], groups, notices)
+        _measure_numbers(settings, info, own, training, rows, predicted[own.name], groups, notices)
         for own in info.outputs
         if isinstance(own, Dimensions)
     )
@@ -187,7 +214,7 @@ def evaluate_checkpoint(
 def _measure_labels(
     settings: EvaluateSettings,
     info: CheckpointInfo,
-    samples: pa.Table,
+    training: pa.Table,
     rows: pa.Table,
     probabilities: np.ndarray,
     groups: Sequence[str] | None,
@@ -195,7 +222,7 @@ def _measure_labels(
     notices: list[str],
 ) -> Labels:
     truth = targets(rows, info.vocabulary)
-    prior, soft_prior = _priors(info, samples, truth, settings.soft, notices)
+    prior, soft_prior = _priors(info, training, truth, settings.soft, notices)
     if info.thresholds is None:
         notices.append("The checkpoint holds no thresholds fitted on validation: F1 is at 0.5 for each label.")
     measured = measure(
@@ -212,23 +239,48 @@ def _measure_labels(
         seed=settings.seed,
         groups=groups,
     )
-    return Labels(measured, truth, probabilities)
+    return Labels(measured, truth, probabilities, _by_value(settings, info, rows, probabilities, prior, soft_prior))
+
+
+def _by_value(
+    settings: EvaluateSettings,
+    info: CheckpointInfo,
+    rows: pa.Table,
+    probabilities: np.ndarray,
+    prior: np.ndarray,
+    soft_prior: np.ndarray | None,
+) -> dict[str, Evaluation]:
+    """Evaluates the rows of each value of the column `by`, from the predictions of all."""
+    if settings.by is None:
+        return {}
+    truth = targets(rows, info.vocabulary)
+    soft = targets(rows, info.vocabulary, soft=True) if settings.soft else None
+    ids, column = np.array(rows.column("group_id").to_pylist()), rows.column(settings.by)
+    found = {}
+    for value, count in sorted(Counter(column.to_pylist()).items(), key=lambda own: (-own[1], str(own[0]))):
+        here = np.asarray(pc.is_null(column) if value is None else pc.fill_null(pc.equal(column, value), False))
+        groups = ids[here] if len(set(ids[here].tolist())) < count else None
+        found["(none)" if value is None else value] = evaluate(
+            truth[here], probabilities[here], prior=prior if soft_prior is None else soft_prior,
+            labels=info.vocabulary.labels, bootstrap=settings.bootstrap, seed=settings.seed,
+            soft_targets=None if soft is None else soft[here], groups=groups,
+        )  # fmt: skip
+    return found
 
 
 def _measure_numbers(
     settings: EvaluateSettings,
     info: CheckpointInfo,
     own: Dimensions,
-    samples: pa.Table,
+    training: pa.Table,
     rows: pa.Table,
     values: np.ndarray,
     groups: Sequence[str] | None,
     notices: list[str],
 ) -> Numbers:
     truth = own.read(rows, where=settings.samples).arrays[VALUES]
-    if (converted := own.conversion(samples, where=settings.samples)) is not None:
+    if (converted := own.conversion(training, where=settings.samples)) is not None:
         notices.append(converted)
-    training = samples.filter(pc.fill_null(pc.equal(samples.column("split"), "train"), False))
     mean = column_mean(own.read(training, where=settings.samples).arrays[VALUES])
     told = info.facts(own.name).get("mean") or [None] * own.width
     mean = np.array([m if np.isfinite(m) else np.nan if t is None else t for m, t in zip(mean, told, strict=True)])
@@ -275,6 +327,17 @@ def _caution(split: str, there: Mapping[str, int], rows: int) -> str | None:
     return None
 
 
+def _training_rows(settings: EvaluateSettings, info: CheckpointInfo, samples: pa.Table) -> pa.Table:
+    """Returns the rows of the split train, without domains that were held out from training or are scored alone."""
+    apart = list(settings.holdout_domain)
+    for domain in (info.training.get("data") or {}).get("holdout_domain") or ():
+        with contextlib.suppress(InputError):  # this table has no such domain
+            rows_of_domains(samples, [domain], where=settings.samples)
+            apart.append(domain)
+    rest, _ = hold_out(samples, apart, where=settings.samples)
+    return rest.filter(pc.fill_null(pc.equal(rest.column("split"), "train"), False))
+
+
 def _seen_before(info: CheckpointInfo, table: pa.Table) -> str | None:
     """Returns a caution if the model was trained or selected on any of these samples, whatever their split now."""
     marks = set((info.training.get("data") or {}).get("seen") or ())
@@ -282,8 +345,8 @@ def _seen_before(info: CheckpointInfo, table: pa.Table) -> str | None:
     if not seen:
         return None
     return (
-        f"{seen:,} of these {table.num_rows:,} samples, by their sample_id, were trained on, or chosen by: the table "
-        "was split otherwise then. The figures flatter the model."
+        f"{seen:,} of these {table.num_rows:,} samples, by their sample_id, were in the model's training or validation "
+        "split. The figures flatter the model."
     )
 
 
@@ -372,12 +435,10 @@ def _predictions(folder: str, outputs: Sequence[Output]) -> tuple[list[str], dic
 
 
 def _priors(
-    info: CheckpointInfo, samples: pa.Table, truth: np.ndarray, soft: bool, notices: list[str]
+    info: CheckpointInfo, training: pa.Table, truth: np.ndarray, soft: bool, notices: list[str]
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns class rates of the training split, for labels and (if `soft`) for shares; adds notices on fallbacks."""
-    training = samples.filter(
-        pc.and_(pc.is_valid(samples.column("labels")), pc.fill_null(pc.equal(samples.column("split"), "train"), False))
-    )
+    training = training.filter(pc.is_valid(training.column("labels")))
     recorded = None if info.prior is None else np.asarray(info.prior, dtype=np.float64)
     if training.num_rows:
         # Preferred to the checkpoint's rates: a student's are those of pseudo-labels, which human labels do not follow,
@@ -465,6 +526,7 @@ def _record(
         "samples": {
             "path": storage.absolute(settings.samples),
             "split": choice.split,
+            "holdout_domain": list(settings.holdout_domain),
             "without_labels": choice.without_labels,
             **{name: job.counts[name] for name in ("in", "good", "quarantined", "by_reason")},
             "fingerprint": digest_of(
@@ -478,6 +540,9 @@ def _record(
             "bins": settings.bins,
         },
         "results": None if labels is None else labels.measured.to_dict(),
+        "by": None
+        if labels is None or settings.by is None
+        else {"column": settings.by, "values": {value: own.to_dict() for value, own in labels.by.items()}},
         "numbers": {
             own.output: {"names": list(own.names), "scale": list(own.scale), **own.evaluation.to_dict()}
             for own in numbers

@@ -11,7 +11,6 @@ import numpy as np
 
 from raymotion.learning.bootstrap import Metric, ratio_metrics, sampling_units
 from raymotion.learning.collapse import CLASS_SHARE, MIN_IMAGES, Collapse, check_collapse, label_sets
-from raymotion.learning.metrics.auc import macro_auc
 from raymotion.learning.metrics.calibration import (
     BINS,
     BrierParts,
@@ -94,7 +93,7 @@ class Measured:
     """The result of `measure`.
 
     Attributes:
-        evaluation: the metrics of `learning.metrics.multilabel.evaluate`, with brier, macro_auc, micro_f1 and macro_f1.
+        evaluation: the metrics of `learning.metrics.multilabel.evaluate`, with brier, micro_f1 and macro_f1.
         calibration: with bins of equal width, and of equal mass.
         collapse: check of the m highest labels, m being the mean number of labels per sample. Labels above thresholds
             are unsuitable: the best F1 of a poorly recognised label comes from giving it to nearly every sample.
@@ -199,7 +198,6 @@ def measure(
     limits = np.full(width, DEFAULT_THRESHOLD) if thresholds is None else np.asarray(thresholds, dtype=np.float64)
     chosen = class_thresholds(p, limits)
     f1 = f1_scores(truth, chosen, prior=rates, bootstrap=bootstrap, seed=seed, units=units)
-    auc, class_auc, auc_ends = macro_auc(truth, p, bootstrap=bootstrap, seed=seed, units=units)
     own_rates = truth.mean(axis=0)
 
     def squared_error(of: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -214,13 +212,12 @@ def measure(
         lower_is_better=LOWER_IS_BETTER,
         units=units,
     )
-    metrics = {**evaluation.metrics, "macro_auc": auc, "micro_f1": f1.micro, "macro_f1": f1.macro, **brier}
+    metrics = {**evaluation.metrics, "micro_f1": f1.micro, "macro_f1": f1.macro, **brier}
     evaluation = replace(evaluation, metrics=metrics)
     errors = class_calibration_errors(truth, p, bins=bins)
     classes = []
     for j, score in enumerate(evaluation.per_class):
         own = f1.classes[j]
-        ends = auc_ends[j] or (None, None)
         classes.append(
             ClassResult(
                 label=score.label,
@@ -231,9 +228,9 @@ def measure(
                 ap=score.average_precision,
                 ap_low=score.low,
                 ap_high=score.high,
-                auc=class_auc[j],
-                auc_low=ends[0],
-                auc_high=ends[1],
+                auc=score.auc,
+                auc_low=score.auc_low,
+                auc_high=score.auc_high,
                 f1=own.f1,
                 f1_low=own.low,
                 f1_high=own.high,

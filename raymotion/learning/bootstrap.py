@@ -39,6 +39,7 @@ class Metric:
             is always better. For average precision it is measured against a random order of the samples.
         samples: number of samples behind the value.
         resamples: number of bootstrap resamples.
+        labels: number of labels that a mean over the labels is of, where it leaves some out.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Metric:
     higher_is_better: bool
     samples: int
     resamples: int
+    labels: int | None = None
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Metric:

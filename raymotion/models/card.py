@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raymotion.learning.metrics.multilabel import Evaluation, averages, interval_text, metric_text, metric_title
+from raymotion.learning.metrics.multilabel import Evaluation, averages, interval_text, metric_text, row_title
 from raymotion.models.inputs.base import Input
 from raymotion.models.kind import Kind
 from raymotion.models.outputs.base import Output
@@ -36,7 +36,7 @@ def metric_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
             count = "" if metric.samples == found.samples else f", n = {metric.samples:,}"
             interval = interval_text(metric.low, metric.high)
             numbers = (metric_text(metric.value), interval, metric_text(metric.prior), metric_text(metric.constant))
-            title = metric_title(name) + (", mean" if name in averaged else "")
+            title = row_title(name, metric) + (", mean" if name in averaged else "")
             rows.append((title + count, *numbers, metric.verdict))
     return rows
 
@@ -92,7 +92,14 @@ def model_card(
             "Rows of the calibration, each predicted with temperatures that were fitted to the others "
             "(cross-validation); figures of the model before it stand in the card of the model it was made from."
         )
-    for name, explanation in (("validation", chosen_on), ("test", "Scored once, after every choice was made.")):
+    scored_once = "Scored once, after every choice was made."
+    if held := held_out_text(training):
+        lines.append(f"- {held[0].upper()}{held[1:]}.")
+        scored_once += (
+            " The samples are of a domain that training did not see: the figures say how the model carries over."
+        )
+    lines += _carryover(training)
+    for name, explanation in (("validation", chosen_on), ("test", scored_once)):
         for own in outputs:
             evaluation = ((training.get("outputs") or {}).get(own.name) or {}).get(name)
             if not evaluation:
@@ -184,6 +191,27 @@ def _meaning(imitates: bool, trained: bool) -> list[str]:
         "The labels say what emotions annotators reported for pictures like these. They say nothing about the feelings",
         "of the people shown, and should not be used to judge any person.",
     ]
+
+
+def _carryover(training: Mapping[str, Any]) -> list[str]:
+    """Returns a line about how such a model ranked domains that it was not trained on (`raymotion carryover`)."""
+    told = training.get("carryover")
+    if not told:
+        return []
+    ranked = ", ".join(f"{name} {own['auc']:.2f}" for name, own in told["domains"].items())
+    return [
+        f"- Held out one {told['column']} at a time, it ranked with a macro AUC of {ranked} (chance 0.50); in its own "
+        f"domains {told['in_domain']['auc']:.2f}. Expect the former of other collections."
+    ]
+
+
+def held_out_text(training: Mapping[str, Any]) -> str | None:
+    """Returns a sentence about the domains that were held out from training, by training.json; None if none was."""
+    data = training.get("data") or {}
+    if not data.get("holdout_domain"):
+        return None
+    count = (data.get("splits") or {}).get("test", 0)
+    return f"test: {count:,} samples of {', '.join(data['holdout_domain'])}, which training did not see"
 
 
 def interpolated_map(evaluation: Mapping[str, Any]) -> str | None:

@@ -13,6 +13,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 
 from raymotion import storage
 from raymotion.config import Settings, merge
+from raymotion.data.domains import parse_domain
 from raymotion.data.images.damage import DamagedPolicy
 from raymotion.errors import InputError
 from raymotion.loggers.logger import Logger, read_loggers
@@ -29,10 +30,23 @@ class DataSettings(Settings):
     Attributes:
         samples: sample table with labels and splits.
         soft_targets: learn the share of annotators, where the table has it, instead of 0 and 1.
+        holdout_domain: domains of the table, each `COLUMN=VALUE` (`source=my-set`), that are neither trained on nor
+            validated on: all of their rows are the test split, and their images appear nowhere else.
     """
 
     samples: str = ""
     soft_targets: bool = False
+    holdout_domain: tuple[str, ...] = ()
+
+    @field_validator("holdout_domain", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("holdout_domain")
+    @classmethod
+    def _domains(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted({"=".join(parse_domain(own)) for own in value}))
 
     def dropout(self) -> Mapping[str, float]:
         """Returns input -> probability of withholding it from a training sample that has another input too."""

@@ -13,7 +13,7 @@ from raymotion.evaluation.disagreements import rank_disagreements
 from raymotion.evaluation.evaluate import PREDICTIONS, SAMPLES
 from raymotion.evaluation.measure import Measured
 from raymotion.learning.metrics.calibration import CalibrationScores
-from raymotion.learning.metrics.multilabel import interval_text, metric_text
+from raymotion.learning.metrics.multilabel import Evaluation, interval_text, metric_text
 from raymotion.learning.significance import Headline, headline, voids_results
 from raymotion.report.cards import Card, ReviewLink, make_card
 from raymotion.report.evaluation_plots import draw, draw_numbers
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 ERRORS_SHOWN, NUMBERS_SHOWN = 24, 12
 ERRORS = {"miss": "people say {emotion}, the model does not", "false alarm": "the model says {emotion}, people do not"}
 NAMES = {"bce": "BCE", "macro_ap": "mAP"}
+# Columns of the table of `--by`, after the value.
+BY_HEADS = ("n", "labels judged", "macro AUC (chance 0.5)", "95 % interval", "mAP (chance)", "BCE", "below prior")
 KINDS = {"width": "equal width", "mass": "equal mass"}
 CAPTIONS = {
     "reliability_width": "On the dashed line, what is called 30 % happens in 30 % of the cases. All labels pooled.",
@@ -138,6 +140,7 @@ def render(
         ("Reads", ", ".join(checkpoint["reads"])),
         ("Samples", samples["path"]),
         ("Split", samples["split"]),
+        *((("Domain", ", ".join(samples["holdout_domain"])),) if samples["holdout_domain"] else ()),
     ]
     if measured is not None:
         key_figures += [
@@ -167,6 +170,8 @@ def render(
         notices=record["notices"],
         remarks=remarks,
         metrics=[] if measured is None else metric_rows(measured.evaluation),
+        by=record["by"]
+        and {"heads": (record["by"]["column"], *BY_HEADS), "rows": [] if labels is None else by_rows(labels.by)},
         numbers=[(own, metric_rows(own.evaluation)) for own in numbers],
         calibration=[] if measured is None else [calibration_row(scores) for scores in measured.calibration],
         key_figures=key_figures,
@@ -262,13 +267,14 @@ def summary_lines(summary: EvaluationSummary) -> list[str]:
     if summary.labels is None:
         lines += notes
     else:
-        lines += _label_lines(summary.labels.measured, notes)
+        lines += _label_lines(summary.labels, notes, (summary.record["by"] or {}).get("column"))
     for own in summary.numbers:
         lines += ["", f"{own.output}: {', '.join(own.names)}, on a scale of {own.scale[0]:g} to {own.scale[1]:g}"]
         lines += metric_lines(own.evaluation)
     left_out = f"; {samples['without_labels']:,} without labels left out" if samples["without_labels"] else ""
+    of = f" of {', '.join(samples['holdout_domain'])}" if samples["holdout_domain"] else ""
     lines.append(
-        f"samples, split {samples['split']}: {samples['in']:,} in = {samples['good']:,} scored + "
+        f"samples{of}, split {samples['split']}: {samples['in']:,} in = {samples['good']:,} scored + "
         f"{samples['quarantined']:,} in quarantine{left_out}"
     )
     lines += [f"  quarantine: {count} {reason}" for reason, count in samples["by_reason"].items()]
@@ -276,10 +282,29 @@ def summary_lines(summary: EvaluationSummary) -> list[str]:
     return lines
 
 
-def _label_lines(measured: Measured, notes: Sequence[str]) -> list[str]:
+def by_rows(by: Mapping[str, Evaluation]) -> list[tuple[str, ...]]:
+    """Returns the texts of the table of `evaluate --by`, a row for each value, in the columns of `BY_HEADS`."""
+    rows: list[tuple[str, ...]] = []
+    for value, own in by.items():
+        auc, ap, bce = own["macro_auc"], own["macro_ap"], own["bce"]
+        gain = "not known" if bce.value is None or bce.prior is None else f"{bce.prior - bce.value:+.4f}"
+        rows.append(
+            (
+                value, f"{own.samples:,}", f"{auc.labels} of {len(own.per_class)}", metric_text(auc.value),
+                interval_text(auc.low, auc.high), f"{metric_text(ap.value)} ({metric_text(ap.constant)})",
+                metric_text(bce.value), gain,
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _label_lines(labels: Labels, notes: Sequence[str], by: str | None) -> list[str]:
+    measured = labels.measured
     distinct, evaluation = measured.diversity, measured.evaluation
     lines = [f"  - {text}" for text in (*measured.collapse.reasons, *measured.collapse.notes, *measured.notes)]
     lines += [*notes, "", *metric_lines(evaluation), "", *_calibration_lines(measured.calibration), ""]
+    if by is not None:
+        lines += [*table_lines((by, *BY_HEADS), by_rows(labels.by)), ""]
     if evaluation.classes_left_out:
         lines.append(f"{evaluation.classes_left_out} labels without a positive are left out of the macro means")
     lines.append(

@@ -9,7 +9,7 @@ import numpy as np
 
 from raymotion.batch.label_dataset import LabelledSet
 from raymotion.learning.collapse import binary_entropy, label_sets
-from raymotion.learning.metrics.multilabel import Evaluation, averages, interval_text, metric_text, metric_title
+from raymotion.learning.metrics.multilabel import Evaluation, averages, interval_text, metric_text, row_title
 from raymotion.text_table import table_lines
 
 
@@ -47,7 +47,7 @@ def metric_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     for name, metric in evaluation.metrics.items():
         rows.append(
             {
-                "name": metric_title(name) + (", mean" if name in averaged else ""),
+                "name": row_title(name, metric) + (", mean" if name in averaged else ""),
                 "value": metric_text(metric.value),
                 "interval": interval_text(metric.low, metric.high),
                 "constant": metric_text(metric.constant),

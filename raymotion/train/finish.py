@@ -45,6 +45,7 @@ def finish(
             "fingerprint": data.fingerprint,
             "splits": {name: len(rows) for name, rows in data.splits.items()},
             "counts": data.counts,
+            "holdout_domain": list(recipe.data.holdout_domain),
             # Lets an evaluation recognise samples that the model has seen, even if they were split again since.
             "seen": seen_marks(data),
         },

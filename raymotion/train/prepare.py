@@ -36,19 +36,26 @@ def prepare_data(recipe: TrainRecipe) -> TrainingSet:
     inputs = kind.checked_inputs(recipe)
     require_data_settings(inputs, recipe)
     given: np.ndarray | None = None
-    labels = getattr(recipe.data, "labels", None)
+    labels, holdout = getattr(recipe.data, "labels", None), recipe.data.holdout_domain
+    left_out: dict[str, int] = {}
     if labels:
+        if holdout:
+            raise InputError(
+                "setting data.holdout_domain: pseudo-labels have no domain to test on",
+                path=labels,
+                remedy="Leave it out, and score the student with `raymotion evaluate --holdout-domain`.",
+            )
         path = storage.absolute(labels)
         table, given = pseudo_labelled(path, recipe.data.val_fraction, recipe.seed)  # type: ignore[attr-defined]
     else:
         path = storage.absolute(recipe.data.samples)
-        table = labelled_table(path)
+        table, left_out = labelled_table(path, holdout)
     facts = DataFacts.of(table, path)
     outputs = kind.checked_outputs(recipe, facts, prepared=True)
     targets = {own.name: own.read(table, where=path, given=given if own.vocabulary else None) for own in outputs}
     # Every sample needs a target of the first output; targets of further outputs may be missing.
     known = targets[outputs[0].name].known
-    counts: dict[str, int] = {"rows": table.num_rows, "without_labels": int((~known).sum())}
+    counts = {"rows": table.num_rows + sum(left_out.values()), **left_out, "without_labels": int((~known).sum())}
     in_split = np.asarray(pc.is_valid(table.column("split")))
     counts["without_split"] = int((known & ~in_split).sum())
     rows = np.flatnonzero(known & in_split)
@@ -74,9 +81,12 @@ def prepare_data(recipe: TrainRecipe) -> TrainingSet:
     for name in ("train", "val"):
         if not len(data.splits[name]):
             needed = " or ".join(own.noun for own in inputs)
+            without = f" without {', '.join(holdout)}" if holdout else ""
             raise InputError(
-                f"has no sample of the split {name} with labels and {needed}", path=path, remedy=SPLIT_AGAIN
+                f"has no sample of the split {name} with labels and {needed}{without}", path=path, remedy=SPLIT_AGAIN
             )
+    if holdout and not len(data.splits["test"]):
+        raise InputError(f"has no sample of {', '.join(holdout)} with labels to test on", path=path)
     outputs[0].require(targets[outputs[0].name], data.splits, where=path)
     # A fingerprint of the contents, not of the files: another Parquet version writes the same samples differently.
     contents: list[Any] = [data.sample_ids, data.groups, splits_of.tolist()]

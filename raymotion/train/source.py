@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from raymotion import storage
 from raymotion.batch.label_dataset import labels_vocabulary, matrix_of, read_labels_record, read_parts
+from raymotion.data.domains import hold_out
 from raymotion.data.provenance import MADE_FROM_COLUMNS, begun_at, require_columns, require_same_pictures
 from raymotion.data.samples import attach_vocabulary, read_samples, validate
 from raymotion.errors import InputError
@@ -25,15 +26,24 @@ SPLIT_AGAIN = (
 )
 
 
-def labelled_table(path: str) -> pa.Table:
+def labelled_table(path: str, holdout: Sequence[str] = ()) -> tuple[pa.Table, dict[str, int]]:
     """Reads a sample table and checks its splits.
 
+    Args:
+        holdout: domains that become the test split (`data.domains.hold_out`).
+
+    Returns:
+        The table, and how many rows were left out because of the held-out domains, by reason.
+
     Raises:
-        InputError: the table has no splits, or a group is in two of them.
+        InputError: the table has no splits, a group is in two of them, or there is no such domain.
     """
     table = read_samples(path)
+    left_out: dict[str, int] = {}
+    if holdout:
+        table, left_out = hold_out(table, holdout, where=path)
     _check_splits(table, path)
-    return table
+    return table, left_out
 
 
 def pseudo_labelled(folder: str, val_fraction: float, seed: int) -> tuple[pa.Table, np.ndarray]:

@@ -13,43 +13,34 @@ import contextlib
 import csv
 import io
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 from raymotion import records, storage
-from raymotion.batch.cluster import available_cpus, connect
-from raymotion.batch.label_dataset import matrix_of
-from raymotion.batch.progress import Progress, ProgressKind
+from raymotion.batch.cluster import available_cpus
+from raymotion.batch.progress import ProgressKind
 from raymotion.config import require_same_settings
-from raymotion.errors import Damaged, InputError, RaymotionError, RunFailed
-from raymotion.folders import outputs
-from raymotion.folders.lock import one_writer, one_writer_of
+from raymotion.errors import Damaged, InputError
+from raymotion.folders.lock import one_writer_of
 from raymotion.learning.metrics.multilabel import Evaluation, metric_text
 from raymotion.learning.paired import paired_map_gain
 from raymotion.learning.significance import Gain
-from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info
-from raymotion.models.checkpoint_files import ANSWERS
-from raymotion.models.kind import Kind
+from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info
 from raymotion.models.outputs.multilabel import HARD
 from raymotion.models.recipe import TrainRecipe, Transfer
-from raymotion.models.registry import of_class
 from raymotion.models.training_set import TrainingSet
-from raymotion.stores.access import Access, current
-from raymotion.train.fit import REMEDY, fit
+from raymotion.train.fit import REMEDY
 from raymotion.train.pictures import cached_pictures
 from raymotion.train.prepare import prepare_data
-from raymotion.train.progress import at_epoch, interval, read_pace
-from raymotion.train.recipe import kind_of, require_loggers
+from raymotion.train.recipe import require_loggers
+from raymotion.train.runs import RUNS, ComparisonProgress, read_answers, require_comparison, run_all
 from raymotion.version import __version__
 
 CONDITIONS = ("scratch", "AnB", "AnB+", "BnB", "BnB+")
-RECORD, RUNS = "finetune.json", "runs"
-MOST_SHOWN = 3  # running runs whose epoch is displayed
+RECORD, TABLES = "finetune.json", ("finetune.csv", "finetune.png")
 
 
 @dataclass(frozen=True)
@@ -66,42 +57,6 @@ class Run:
         if self.condition == "scratch":
             return f"scratch-seed{self.seed}"
         return f"{self.condition.replace('n', str(self.depth)).replace('+', 'plus')}-seed{self.seed}"
-
-
-class ComparisonProgress(Progress):
-    """Counts the runs of a comparison on standard error and shows the epochs of those in training.
-
-    Args:
-        folder: the folder of all runs.
-        names: the name of each run.
-    """
-
-    def __init__(self, kind: ProgressKind, folder: str, names: Sequence[str]) -> None:
-        super().__init__(kind, total=len(names), done=0, title="fine-tuning", unit="runs")
-        self._folder, self._open = folder, list(names)
-        self._seen: dict[str, Mapping[str, Any]] = {}
-        self._looked = -math.inf
-
-    def ended(self, name: str) -> None:
-        """Counts a finished run."""
-        self._open.remove(name)
-        self._seen.pop(name, None)
-        self.advance(1, 0)
-
-    def refresh(self) -> None:
-        if time.monotonic() - self._looked < interval(self._folder):
-            return
-        self._looked = time.monotonic()
-        for name in list(self._open):
-            news = read_pace(outputs.run_folder(storage.join(self._folder, name)))
-            if news is not None and name in self._open:
-                self._seen[name] = news
-                self._waiting = ""
-
-    def note(self) -> str:
-        seen = sorted(self._seen.items(), key=lambda item: -float(item[1]["at"]))
-        shown = ", ".join(f"{name} {at_epoch(news)}" for name, news in seen[:MOST_SHOWN])
-        return f"runs, in training: {shown}" if shown else "runs"
 
 
 @dataclass(frozen=True)
@@ -243,12 +198,8 @@ def compare(
         with contextlib.suppress(Damaged):  # rewritten at the end; each run records its own settings
             before = records.read_record(record)["settings"]
             require_same_settings(before, settings, where=target, remedy=REMEDY, ignore=recipe.places)
-    elif strange := _strange(set(storage.list_entries(target))):
-        raise InputError(
-            f"holds {strange[0]}, which is not part of a comparison",
-            path=target,
-            remedy="Name another folder with --out.",
-        )
+    else:
+        require_comparison(target, TABLES)
     # Scratch always runs: the others are compared with it, and BnB starts from it.
     first = [Run("scratch", 0, seed) for seed in seeds]
     then = [
@@ -269,7 +220,7 @@ def compare(
         shown.waiting("starting")
         for group in (first, then):
             recipes = [(run, _recipe_of(run, recipe, a, target)) for run in group]
-            for run, info in _run_all(recipes, target, address, parallel):
+            for run, info in run_all(recipes, target, address, parallel):
                 infos[run] = info
                 tell(run, info)
     split = _scored_split(infos[first[0]])
@@ -294,11 +245,6 @@ def compare(
     result = Comparison(target, split, scored["samples"], layers, rows)
     _write(result, settings)
     return result
-
-
-def _strange(there: set[str]) -> list[str]:
-    """Returns the entries of a folder that do not belong to an unfinished comparison, which has runs before tables."""
-    return sorted(there - ({RUNS, "finetune.csv", "finetune.png"} if RUNS in there else set()))
 
 
 def _scored_split(info: CheckpointInfo) -> str:
@@ -331,58 +277,6 @@ def _recipe_of(run: Run, recipe: TrainRecipe, a: str, target: str) -> TrainRecip
     return recipe.model_copy(update={"transfer": transfer, "seed": run.seed, "workers": 0, "data": cached})
 
 
-def _run_all(
-    recipes: Sequence[tuple[Run, TrainRecipe]], target: str, address: str | None, parallel: bool
-) -> Iterator[tuple[Run, CheckpointInfo]]:
-    if not parallel:
-        for run, recipe in recipes:
-            yield run, fit(recipe, storage.join(target, RUNS, run.name)).info
-        return
-    with connect(address):
-        import ray
-        from ray.exceptions import RayError
-
-        use_gpu = recipes[0][1].use_gpu if recipes else None
-        gpu = 1 if use_gpu is not False and ray.cluster_resources().get("GPU", 0) >= 1 else 0
-        train = ray.remote(num_cpus=1, num_gpus=gpu, max_retries=2)(_train_one)
-        waiting = {
-            train.remote(
-                type(kind_of(recipe)), recipe.model_dump(mode="json"), storage.join(target, RUNS, run.name), current()
-            ): run
-            for run, recipe in recipes
-        }
-        while waiting:
-            (ready,), _ = ray.wait(list(waiting), num_returns=1)
-            run = waiting.pop(ready)
-            try:
-                ray.get(ready)
-            except RayError as error:
-                cause = getattr(error, "cause", None)
-                if isinstance(cause, RaymotionError):
-                    raise cause from error
-                raise RunFailed(
-                    f"run {run.name} failed ({str(error).strip().splitlines()[-1]}); the same command goes on"
-                ) from error
-            where = storage.join(target, RUNS, run.name)
-            if not is_checkpoint(where):
-                raise RunFailed(
-                    f"run {run.name} ended on another machine, whose files are not seen here: let --out be an s3:// "
-                    "address, or a folder that all machines share"
-                )
-            yield run, read_checkpoint_info(where)
-
-
-def _train_one(kind: type[Kind], recipe: dict[str, Any], out: str, access: Access) -> None:
-    """Executes one run in a Ray task with one CPU, so one thread, and the driver's access settings."""
-    import torch
-
-    access.apply()
-    torch.set_num_threads(1)
-    # A task of a driver that was just killed may still be writing.
-    with one_writer(out, beside=True, patience=30):
-        fit(of_class(kind).recipe.model_validate(recipe), out)
-
-
 class _Answers:
     """The runs' predictions for the evaluated split, from their checkpoints, in the order of the data."""
 
@@ -408,16 +302,7 @@ class _Answers:
         return Gain(tuple(a - b for a, b in zip(*values, strict=True)), found.low, found.high)
 
     def _of(self, run: Run) -> np.ndarray:
-        path = storage.join(self.infos[run].folder, ANSWERS)
-        table = storage.read_table(path)
-        table = table.filter(pc.equal(table.column("split"), self.split))
-        if table.column("sample_id").to_pylist() != self.ids:
-            raise InputError(
-                f"does not hold the answers to the {len(self.ids)} samples that are compared",
-                path=path,
-                remedy="Remove this run's folder; the same command trains it again.",
-            )
-        return matrix_of(table)
+        return read_answers(self.infos[run], self.split, self.ids)
 
 
 def _row(

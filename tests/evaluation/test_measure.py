@@ -52,7 +52,9 @@ def test_every_number_has_its_baselines_and_an_interval() -> None:
         assert metric.low <= metric.value <= metric.high
     value = {name: metric.value for name, metric in found.evaluation.metrics.items()}
     assert value["micro_f1"] == pytest.approx(f1_score(truth, p >= limits, average="micro"))
-    assert value["macro_auc"] == pytest.approx(roc_auc_score(truth, p, average="macro"))
+    often = np.minimum(truth.sum(axis=0), (1 - truth).sum(axis=0)) >= 10
+    assert 0 < found["macro_auc"].labels == often.sum() < len(often)  # one label is too rare to be judged
+    assert value["macro_auc"] == pytest.approx(roc_auc_score(truth[:, often], p[:, often], average="macro"))
     columns = [brier_score_loss(truth[:, j], p[:, j].astype(float)) for j in range(8)]
     assert value["brier"] == pytest.approx(np.mean(columns), rel=1e-6)
     own = truth.mean(axis=0)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from raymotion.learning.metrics.auc import macro_auc, roc_auc
+from raymotion.learning.metrics.auc import judged, macro_auc, roc_auc
 
 RATES = np.array([0.6, 0.4, 0.3, 0.15, 0.1, 0.05])
 
@@ -51,3 +51,18 @@ def test_a_constant_has_an_auc_of_one_half() -> None:
     assert metric.value == 0.5 and classes == [0.5] * 6 and metric.verdict == "unclear"
     none, _, _ = macro_auc(np.zeros((4, 2)), np.zeros((4, 2)), bootstrap=5)
     assert none.value is None and none.low is None
+
+
+def test_labels_with_few_positives_or_negatives_are_not_judged() -> None:
+    rng = np.random.default_rng(4)
+    targets = np.zeros((40, 4))
+    for column, positives in enumerate((9, 10, 30, 31)):
+        targets[:positives, column] = 1
+    p = rng.random((40, 4))
+    assert judged(targets).tolist() == [False, True, True, False]
+    metric, classes, _ = macro_auc(targets, p, bootstrap=200, fewest=10)
+    assert metric.labels == 2 and metric.value == pytest.approx(roc_auc_score(targets[:, 1:3], p[:, 1:3]))
+    assert metric.low is not None and metric.high is not None and metric.low < metric.value < metric.high
+    assert classes[0] == pytest.approx(roc_auc_score(targets[:, 0], p[:, 0]))  # its own is told all the same
+    none, _, _ = macro_auc(targets[:, :1], p[:, :1], bootstrap=20, fewest=10)
+    assert (none.labels, none.value, none.low, none.prior, none.verdict) == (0, None, None, None, "unclear")

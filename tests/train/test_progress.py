@@ -12,7 +12,7 @@ import pytest
 from raymotion.folders.outputs import run_folder
 from raymotion.train import progress as room
 from raymotion.train.progress import STEPS, Pace, TrainingProgress, pace_file, read_pace
-from raymotion.train.transfer import ComparisonProgress
+from raymotion.train.runs import ComparisonProgress
 
 
 class Clock:

@@ -1,10 +1,14 @@
 """Area under the ROC curve: the probability that a random positive ranks above a random negative; ties count half.
 
 A random order or a constant has 0.5. Unlike average precision it does not depend on the frequency of a class, so it can
-be compared between classes and data sets.
+be compared between classes and data sets, and tells whether a model carries over to another. A handful of positives, or
+of negatives, says little.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,6 +25,8 @@ from raymotion.learning.bootstrap import (
 from raymotion.learning.metrics.average_precision import ranking
 
 CHANCE = 0.5
+# Positives, and negatives, that a label needs for its AUC to count.
+FEWEST_JUDGED = 10
 
 
 def roc_auc(targets: np.ndarray, scores: np.ndarray) -> float:
@@ -39,15 +45,29 @@ def weighted_auc(true: np.ndarray, ends: np.ndarray, weights: np.ndarray) -> np.
     return ratio(won, hits[:, -1] * misses[:, -1])
 
 
+def judged(targets: np.ndarray, fewest: int = FEWEST_JUDGED) -> np.ndarray:
+    """Returns which labels of (n, L) targets have at least `fewest` positives and `fewest` negatives, bool (L,)."""
+    positives = (np.asarray(targets) > 0).sum(axis=0)
+    return np.asarray((positives >= fewest) & (len(targets) - positives >= fewest))
+
+
 def macro_auc(
-    targets: np.ndarray, scores: np.ndarray, *, bootstrap: int = 1000, seed: int = 0, units: np.ndarray | None = None
+    targets: np.ndarray,
+    scores: np.ndarray,
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    units: np.ndarray | None = None,
+    fewest: int = 1,
 ) -> tuple[Metric, list[float | None], list[tuple[float, float] | None]]:
-    """Returns the mean AUC of the classes with positives and negatives, each class's AUC (L,), and their intervals.
+    """Returns the mean AUC of the classes that can be judged, each class's AUC (L,), and their intervals.
 
     Args:
         targets: (n, L) of 0 and 1.
         scores: (n, L).
         units: resampled units; see `resample_counts`.
+        fewest: positives, and negatives, that a class needs to be part of the mean. `Metric.labels` says how many have
+            them.
     """
     truth, p = np.asarray(targets) > 0, np.asarray(scores, dtype=np.float64)
     n, width = p.shape
@@ -59,8 +79,31 @@ def macro_auc(
 
     resamples = ranking_resamples(bootstrap, n, width)
     point, drawn = resampled(measure, n, resamples=resamples, seed=seed, units=units, numbers=4 * width)
-    value = row_mean(point[None])[0]
+    of = judged(truth, fewest)
+    value = row_mean(point[None, of])[0]
     base = CHANCE if np.isfinite(value) else np.nan
-    rows = np.stack([row_mean(drawn), *np.full((2, len(drawn)), CHANCE)], axis=1)
+    rows = np.stack([row_mean(drawn[:, of]), *np.full((2, len(drawn)), CHANCE)], axis=1)
     metric = make_metric("macro_auc", (value, base, base), rows, higher_is_better=True, samples=n)
-    return metric, [finite(x) for x in point], [interval(drawn[:, j]) for j in range(width)]
+    return (
+        replace(metric, labels=int(of.sum())),
+        [finite(x) for x in point],
+        [interval(drawn[:, j]) for j in range(width)],
+    )
+
+
+def weighed_auc(targets: np.ndarray, scores: np.ndarray, units: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Prepares the macro AUC of the labels that can be judged for a paired bootstrap (`learning.paired.Weighed`).
+
+    Args:
+        targets, scores: (n, L).
+        units: (n,) group of each row (`learning.bootstrap.sampling_units`).
+    """
+    truth, labels = np.asarray(targets) > 0, np.flatnonzero(judged(targets))
+    rankings = [(truth[:, j], *ranking(np.asarray(scores[:, j], dtype=np.float64))) for j in labels.tolist()]
+
+    def measure(counts: np.ndarray) -> np.ndarray:
+        weights = counts[:, units]
+        own = [weighted_auc(true[order], ends, weights[:, order]) for true, order, ends in rankings]
+        return row_mean(np.stack(own, axis=1)) if own else np.full(len(counts), np.nan)
+
+    return measure

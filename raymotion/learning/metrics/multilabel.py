@@ -8,7 +8,7 @@ interval of the paired difference to each of them.
 * `constant`: a constant predictor that knows the evaluated split. For the BCE it predicts that split's own class rates:
   no constant has a lower one. For top-k and recall it ranks the classes by that split's own rates, like the published
   Socratis constants: no constant has a higher top-1 or public recall. For average precision it is chance, which is the
-  prevalence. (For micro AP, `prior` is the harder baseline, because it ranks the classes.)
+  prevalence, and for AUC 0.5. (For micro AP, `prior` is the harder baseline, because it ranks the classes.)
 
 Ties give no advantage. If labels of one image are tied across the k-th place, top-k and recall take the expected value
 over a random order of them; average precision treats equal scores as one step, as scikit-learn does.
@@ -29,6 +29,7 @@ import numpy as np
 
 from raymotion.errors import InputError
 from raymotion.learning.bootstrap import Metric, finite, ratio_metrics, sampling_units
+from raymotion.learning.metrics.auc import FEWEST_JUDGED, macro_auc
 from raymotion.learning.metrics.average_precision import bootstrap_ap
 
 if TYPE_CHECKING:
@@ -70,6 +71,12 @@ def metric_title(name: str) -> str:
     return f"Top-{last} accuracy" if first == "top" else name
 
 
+def row_title(name: str, metric: Metric) -> str:
+    """Returns the name of a metric in a table, with the number of labels where some may be left out."""
+    count = "" if metric.labels is None else f", {metric.labels} label{'' if metric.labels == 1 else 's'}"
+    return metric_title(name) + count
+
+
 def averages(evaluation: Evaluation) -> frozenset[str]:
     """Returns the metrics that are means over several dimensions, each of which has its own metric too."""
     of_one = {name.rpartition("_")[2] for name in evaluation.metrics if name not in METRIC_TITLES}
@@ -93,7 +100,7 @@ def interval_text(low: float | None, high: float | None) -> str:
 
 @dataclass(frozen=True)
 class ClassScore:
-    """Average precision of one class, with its 95 % interval; None if no sample of the split has it."""
+    """Average precision and AUC of one class, with their 95 % intervals; None if no sample of the split has it."""
 
     label: str
     average_precision: float | None
@@ -101,6 +108,9 @@ class ClassScore:
     positives: int
     low: float | None = None
     high: float | None = None
+    auc: float | None = None
+    auc_low: float | None = None
+    auc_high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -189,9 +199,10 @@ def evaluate(
         groups: n names of the resampled units, such as the image, since persons in one image are not independent.
             None: each sample is a unit.
 
-    Metrics: `bce` (mean over samples and labels, nats), `micro_ap`, `macro_ap` (mAP), `top_{k}`, `recall_at_3` (true
-    labels among the three highest / true labels, mean over samples that have any) and `recall_at_3_public` (all hits /
-    3n, as the public Socratis system counts it: its ceiling is below 1).
+    Metrics: `bce` (mean over samples and labels, nats), `micro_ap`, `macro_ap` (mAP), `macro_auc`
+    (mean over the labels with at least `FEWEST_JUDGED` positives and negatives), `top_{k}`, `recall_at_3` (true labels
+    among the three highest / true labels, mean over samples that have any) and `recall_at_3_public` (all hits / 3n, as
+    the public Socratis system counts it: its ceiling is below 1).
 
     Raises:
         InputError: shapes that do not match, no samples, values that are not finite or outside [0, 1].
@@ -225,7 +236,10 @@ def evaluate(
         units=units,
     )
     micro, macro, class_ap, intervals = bootstrap_ap(truth, scores, rates, resamples=bootstrap, seed=seed, units=units)
-    metrics = {"bce": metrics.pop("bce"), "micro_ap": micro, "macro_ap": macro, **metrics}
+    auc, class_auc, auc_intervals = macro_auc(
+        truth, scores, bootstrap=bootstrap, seed=seed, units=units, fewest=FEWEST_JUDGED
+    )
+    metrics = {"bce": metrics.pop("bce"), "micro_ap": micro, "macro_ap": macro, "macro_auc": auc, **metrics}
     positives = truth.sum(axis=0).astype(int)
     return Evaluation(
         samples=n,
@@ -236,7 +250,11 @@ def evaluate(
                 finite(class_ap[j]),
                 float(own_rates[j]),
                 int(positives[j]),
-                *(intervals[j] or (None, None)),
+                low=None if (own := intervals[j]) is None else own[0],
+                high=None if own is None else own[1],
+                auc=class_auc[j],
+                auc_low=None if (ends := auc_intervals[j]) is None else ends[0],
+                auc_high=None if ends is None else ends[1],
             )
             for j in range(width)
         ],

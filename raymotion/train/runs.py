@@ -1,0 +1,181 @@
+"""Training runs that are compared with each other: each in its own folder, as many at once as there are CPUs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import pyarrow.compute as pc
+
+from raymotion import storage
+from raymotion.batch.cluster import connect
+from raymotion.batch.label_dataset import matrix_of
+from raymotion.batch.progress import Progress, ProgressKind
+from raymotion.errors import InputError, RaymotionError, RunFailed
+from raymotion.folders import outputs
+from raymotion.folders.lock import one_writer
+from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info
+from raymotion.models.checkpoint_files import ANSWERS
+from raymotion.models.kind import Kind
+from raymotion.models.recipe import TrainRecipe
+from raymotion.models.registry import of_class
+from raymotion.stores.access import Access, current
+from raymotion.train.fit import fit
+from raymotion.train.progress import at_epoch, interval, read_pace
+from raymotion.train.recipe import kind_of
+
+RUNS = "runs"  # folder of the runs, in that of the comparison
+MOST_SHOWN = 3  # running runs whose epoch is displayed
+
+
+class Named(Protocol):
+    """One run of a comparison."""
+
+    @property
+    def name(self) -> str:
+        """The name of the run's folder."""
+
+
+R = TypeVar("R", bound=Named)
+
+
+class ComparisonProgress(Progress):
+    """Counts the runs of a comparison on standard error and shows the epochs of those in training.
+
+    Args:
+        folder: the folder of all runs.
+        names: the name of each run.
+    """
+
+    def __init__(self, kind: ProgressKind, folder: str, names: Sequence[str], *, title: str = "fine-tuning") -> None:
+        super().__init__(kind, total=len(names), done=0, title=title, unit="runs")
+        self._folder, self._open = folder, list(names)
+        self._seen: dict[str, Mapping[str, Any]] = {}
+        self._looked = -math.inf
+
+    def ended(self, name: str) -> None:
+        """Counts a finished run."""
+        self._open.remove(name)
+        self._seen.pop(name, None)
+        self.advance(1, 0)
+
+    def refresh(self) -> None:
+        if time.monotonic() - self._looked < interval(self._folder):
+            return
+        self._looked = time.monotonic()
+        for name in list(self._open):
+            news = read_pace(outputs.run_folder(storage.join(self._folder, name)))
+            if news is not None and name in self._open:
+                self._seen[name] = news
+                self._waiting = ""
+
+    def note(self) -> str:
+        seen = sorted(self._seen.items(), key=lambda item: -float(item[1]["at"]))
+        shown = ", ".join(f"{name} {at_epoch(news)}" for name, news in seen[:MOST_SHOWN])
+        return f"runs, in training: {shown}" if shown else "runs"
+
+
+def require_comparison(target: str, tables: Collection[str]) -> None:
+    """Raises an `InputError` if a folder holds anything that an unfinished comparison does not.
+
+    Args:
+        tables: the names of its other files, which it writes after the first runs.
+    """
+    if strange := strange_entries(set(storage.list_entries(target)), tables):
+        raise InputError(
+            f"holds {strange[0]}, which is not part of a comparison",
+            path=target,
+            remedy="Name another folder with --out.",
+        )
+
+
+def strange_entries(there: set[str], tables: Collection[str]) -> list[str]:
+    """Returns the entries of a folder that do not belong to an unfinished comparison, which has runs before tables."""
+    return sorted(there - ({RUNS, *tables} if RUNS in there else set()))
+
+
+def run_all(
+    recipes: Sequence[tuple[R, TrainRecipe]], target: str, address: str | None, parallel: bool
+) -> Iterator[tuple[R, CheckpointInfo]]:
+    """Trains each recipe into `target`/runs, and yields its checkpoint; those that are finished come first.
+
+    Args:
+        parallel: as Ray tasks, as many at once as there are CPUs (or GPUs, if any); False: one after the other in this
+            process.
+
+    Raises:
+        RunFailed: a task failed; the same call goes on. Else the error of a run, as `fit` raises it.
+    """
+
+    def folder(run: R) -> str:
+        return storage.join(target, RUNS, run.name)
+
+    open_: list[tuple[R, TrainRecipe]] = []
+    for run, recipe in recipes:
+        if not parallel or is_checkpoint(folder(run)):  # which compares the settings of a finished one
+            yield run, fit(recipe, folder(run)).info
+        else:
+            open_.append((run, recipe))
+    if not open_:
+        return
+    with connect(address):
+        import ray
+        from ray.exceptions import RayError
+
+        use_gpu = open_[0][1].use_gpu
+        gpu = 1 if use_gpu is not False and ray.cluster_resources().get("GPU", 0) >= 1 else 0
+        train = ray.remote(num_cpus=1, num_gpus=gpu, max_retries=2)(_train_one)
+        waiting = {
+            train.remote(type(kind_of(recipe)), recipe.model_dump(mode="json"), folder(run), current()): run
+            for run, recipe in open_
+        }
+        while waiting:
+            (ready,), _ = ray.wait(list(waiting), num_returns=1)
+            run = waiting.pop(ready)
+            try:
+                ray.get(ready)
+            except RayError as error:
+                cause = getattr(error, "cause", None)
+                if isinstance(cause, RaymotionError):
+                    raise cause from error
+                raise RunFailed(
+                    f"run {run.name} failed ({str(error).strip().splitlines()[-1]}); the same command goes on"
+                ) from error
+            if not is_checkpoint(folder(run)):
+                raise RunFailed(
+                    f"run {run.name} ended on another machine, whose files are not seen here: let --out be an s3:// "
+                    "address, or a folder that all machines share"
+                )
+            yield run, read_checkpoint_info(folder(run))
+
+
+def _train_one(kind: type[Kind], recipe: dict[str, Any], out: str, access: Access) -> None:
+    """Executes one run in a Ray task with one CPU, so one thread, and the driver's access settings."""
+    import torch
+
+    access.apply()
+    torch.set_num_threads(1)
+    # A task of a driver that was just killed may still be writing.
+    with one_writer(out, beside=True, patience=30):
+        fit(of_class(kind).recipe.model_validate(recipe), out)
+
+
+def read_answers(info: CheckpointInfo, split: str, ids: Sequence[str]) -> np.ndarray:
+    """Returns a run's probabilities (n, L) of the samples of a split, from its checkpoint.
+
+    Raises:
+        InputError: its samples are not `ids`, in this order.
+    """
+    path = storage.join(info.folder, ANSWERS)
+    table = storage.read_table(path)
+    table = table.filter(pc.equal(table.column("split"), split))
+    if table.column("sample_id").to_pylist() != list(ids):
+        raise InputError(
+            f"does not hold the answers to the {len(ids)} samples that are compared",
+            path=path,
+            remedy="Remove this run's folder; the same command trains it again.",
+        )
+    return matrix_of(table)
