@@ -237,7 +237,7 @@ def read_predictions(folder: str) -> dict[str, dict[str, np.ndarray]]:
     return found
 
 
-def _optimiser(model: nn.Module, task: Task, *, pulled: frozenset[str]) -> torch.optim.Optimizer:
+def _optimiser(model: nn.Module, task: Task, *, pulled: frozenset[str] = frozenset()) -> torch.optim.Optimizer:
     """Builds the optimiser: one parameter group per learning rate and weight decay.
 
     Biases, norms, and the weights that `l2_sp` pulls to the start do not decay.

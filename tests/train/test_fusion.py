@@ -524,18 +524,18 @@ def test_what_can_not_be_trained_is_refused_in_one_line(made: Made, changes: dic
 def test_test_rows_are_predicted_only_when_all_is_chosen(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """Defect 13.2: the public study carries forward what was best on test."""
     asked: list[tuple[int, str]] = []
-    real = BatchLoader.predict
+    real = BatchLoader.predict_each
 
-    def note(loader: BatchLoader, model: torch.nn.Module, split: str) -> dict[str, np.ndarray]:
+    def note(loader: BatchLoader, networks: Any, split: str) -> list[dict[str, np.ndarray]]:
         asked.append((reported[0], split))
-        return real(loader, model, split)
+        return real(loader, networks, split)
 
     reported = [0]
 
     def report(metrics: Any, folder: str | None) -> None:
         reported[0] += 1
 
-    monkeypatch.setattr(BatchLoader, "predict", note)
+    monkeypatch.setattr(BatchLoader, "predict_each", note)
     train(made.task(optimiser={"epochs": 3}), report=report)
     assert asked == [(0, "val"), (1, "val"), (2, "val"), (3, "val"), (3, "test")]
 

@@ -302,7 +302,7 @@ def test_four_batches_of_four_give_the_gradient_of_one_of_sixteen(data: Training
         model = task.build()
         optimiser = Recorded(model)
         loader = BatchLoader(task, ALONE, first_epoch=0)
-        loop._train_epoch(model, model, optimiser, task, loader, loop.State(), ALONE)
+        loop._train_epoch(model, model, optimiser, loop.Served(model, task), task, loader, loop.State(), ALONE)
         loader.close()
         found.append(optimiser.steps)
     (whole,), (parts,) = found
