@@ -16,6 +16,11 @@ def print_verdict(collapse: Mapping[str, Any]) -> None:
     click.secho(collapse["headline"], fg="red" if collapse["collapsed"] else None, bold=True)
 
 
+def print_domain(domain: Mapping[str, Any]) -> None:
+    """Prints the line of the domain check, in yellow if the collection is far from the training data."""
+    click.secho(domain["headline"], fg="yellow" if domain["grade"] == "far" else None)
+
+
 def _place(workers: int) -> str:
     if not workers:
         return "in this process, without Ray"
@@ -29,6 +34,8 @@ def print_job(summary: JobSummary, *, next_step: str) -> None:
     collapse = record.get("collapse")
     if collapse:
         print_verdict(collapse)
+    if domain := record.get("domain"):
+        print_domain(domain)
     for notice in record["notices"]:
         click.echo(f"note: {notice}")
     if summary.already_complete:

@@ -240,15 +240,15 @@ def carried_over(carryover: Any) -> list[str]:
     if not isinstance(carryover, Mapping):
         return []
     domains, home = carryover.get("domains"), carryover.get("in_domain")
-    found = [own.get("auc") for own in domains.values() if isinstance(own, Mapping)] if isinstance(domains, Mapping) else []
+    found = (
+        [own.get("auc") for own in domains.values() if isinstance(own, Mapping)] if isinstance(domains, Mapping) else []
+    )
     known = [float(auc) for auc in found if isinstance(auc, int | float)]
     if not known:
         return []
     own = home.get("auc") if isinstance(home, Mapping) else None
     at_home = f"in its own domain {own:.2f}; " if isinstance(own, int | float) else ""
-    return [
-        f"Held out one domain at a time, the model ranked with AUC {np.mean(known):.2f} ({at_home}chance 0.50)."
-    ]
+    return [f"Held out one domain at a time, the model ranked with AUC {np.mean(known):.2f} ({at_home}chance 0.50)."]
 
 
 def _compared(
