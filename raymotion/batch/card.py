@@ -73,6 +73,8 @@ def card(record: Mapping[str, Any], schema: pa.Schema) -> str:
     lines = ["---", _yaml(header).rstrip("\n"), "---", "", f"# {TITLES.get(kind, kind)}", ""]
     if collapse := record.get("collapse"):
         lines += [f"**{collapse['headline']}**", "", *(f"- {reason}" for reason in collapse["reasons"][1:])]
+    if domain := record.get("domain"):
+        lines += [f"**{domain['headline']}**", ""]
     failed = ", ".join(f"{count:,} {reason}" for reason, count in counts["by_reason"].items())
     lines += [
         f"- {counts['in']:,} samples: {counts['good']:,} good rows, {counts['quarantined']:,} in quarantine"
@@ -83,6 +85,9 @@ def card(record: Mapping[str, Any], schema: pa.Schema) -> str:
     ]
     if kind == "labels":
         lines.append("- A model chose these labels, and no person checked them: they are what it predicts.")
+    if statistics := (record.get("domain") or {}).get("statistics"):
+        lines += ["", "## Beside what the model learned from", "", "| | in training | here |", "|---|---|---|"]
+        lines += [f"| {own['name']} | {own['training']:.3g} | {own['collection']:.3g} |" for own in statistics]
     lines += ["", "## Columns", "", "| column | type | what |", "|---|---|---|"]
     scale = scale_of(schema.empty_table())
     of_numbers = "predicted" if scale is None else f"predicted, on a scale of {scale[0]:g} to {scale[1]:g}"

@@ -128,7 +128,9 @@ def _replace_part(source: str, target: str, name: str, data: bytes, job_digest: 
         ledger.write_commit(target, replace(commit, **new, pending=None))
     else:
         storage.write_bytes(path, data)
-        ledger.write_commit(target, replace(commit, **new, pending=None, job_digest=job_digest or commit.job_digest))
+        ledger.write_commit(
+            target, replace(commit, **new, pending=None, sample=None, job_digest=job_digest or commit.job_digest)
+        )
 
 
 def check_labels(

@@ -64,7 +64,8 @@ class JobSummary:
 
     def _repr_html_(self) -> str:
         """Returns what a notebook shows: the verdict, the counts and the folder."""
-        lines = [(self.record.get("collapse") or {}).get("headline"), *self.record.get("notices", ())]
+        lines = [(self.record.get(check) or {}).get("headline") for check in ("collapse", "domain")]
+        lines += self.record.get("notices", ())
         reasons = [f"{number} {reason}" for reason, number in self.counts["by_reason"].items()]
         lines.append(
             f"{self.counts['in']} in = {self.counts['good']} good + {self.counts['quarantined']} in quarantine"
@@ -241,6 +242,7 @@ def _run_shards(
         columns=spec.columns,
         keep_images_together=spec.keep_images_together,
         computed=computed,
+        sampled=ledger.sampled_shards(len(sizes)),
     )
     total = sum(sizes)
     allowed = settings.rows_that_may_fail(total)

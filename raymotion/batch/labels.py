@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field, field_validator
 
+from raymotion import storage
 from raymotion.batch import ledger
 from raymotion.batch.choice import check_labels, choose_globally, with_choice
 from raymotion.batch.job import JobSummary, run_job
@@ -19,16 +21,19 @@ from raymotion.batch.rates import require_rates
 from raymotion.batch.spec import JobSpec, ModelJobSettings, one_or_several, resolve_precision, with_its_access
 from raymotion.config import Metavar, digest_of
 from raymotion.data.captions import readable
-from raymotion.data.parts import running_job
+from raymotion.data.parts import VERIFY, running_job, sample_name
 from raymotion.data.provenance import MADE_FROM
-from raymotion.errors import InputError
+from raymotion.errors import Damaged, InputError
+from raymotion.learning.domain import DomainCheck, DomainSample, check_domain, unknown
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.models.checkpoint import CheckpointInfo
+from raymotion.models.checkpoint_files import DOMAIN
+from raymotion.models.domain_sample import read_sample
 from raymotion.models.ensemble import read_models
 from raymotion.models.outputs.base import Output
 from raymotion.models.outputs.dimensions import Dimensions
 from raymotion.pipeline.ask import spent, spent_notices
-from raymotion.pipeline.plan import Options, Plan, make_plan
+from raymotion.pipeline.plan import Options, Plan, known_domain, make_plan
 from raymotion.pipeline.stages import Item, Stage, made_from
 
 # Share of unknown words in the captions from which a notice is given.
@@ -210,14 +215,40 @@ def _finish(info: CheckpointInfo, settings: LabelSettings, folder: str, plan: Pl
         evaluation = info.facts(info.labels.name).get("validation")
         more["collapse"] = check_labels(folder, info.vocabulary, info.prior, evaluation, told)
     tally: Counter[str] = Counter()
-    for commit in ledger.read_commits(folder, running_job(folder)["digest"]).values():
+    commits = ledger.read_commits(folder, running_job(folder)["digest"])
+    for commit in commits.values():
         tally.update(commit.tally)
     service = plan.described.get("service") or {}
     if usage := spent(tally, service):
         more["usage"] = usage
         told += spent_notices(usage, service.get("response_format"))
+    if not service:
+        more["domain"] = _check_domain(info, folder, commits).to_dict()
     words = _words(folder, told) if "captions" in info.reads else {}
     return {**more, "notices": told, "with": {part: tally[part] for part in info.reads}, **words}
+
+
+def _check_domain(info: CheckpointInfo, folder: str, commits: Mapping[int, ledger.Commit]) -> DomainCheck:
+    """Compares what was labelled with what the model learned from; of several models, the first that knows it."""
+    own = known_domain(info)
+    if own is None:
+        return DomainCheck(unknown(f"{info.folder} holds no sample of its training data"))
+    place = storage.join(own.folder, DOMAIN)
+    try:
+        training = read_sample(place, own.domain or "", remedy="Copy or pull the checkpoint again.")
+    except Damaged as error:
+        return DomainCheck(unknown(str(error)))
+
+    def read(commit: ledger.Commit) -> DomainSample:
+        path = storage.join(folder, sample_name(ledger.shard_name(commit.shard)))
+        return read_sample(path, commit.sample_marks[0].sha256, remedy=VERIFY)
+
+    with ThreadPoolExecutor(16) as pool:  # object stores are slow, but serve many requests at once
+        parts = list(pool.map(read, (commits[shard] for shard in sorted(commits) if commits[shard].sample)))
+    if not parts:
+        return DomainCheck(unknown("no row was labelled"))
+    of = "the model" if not info.members else f"the model {own.folder}"
+    return check_domain(training, DomainSample.joined(parts), carryover=own.training.get("carryover"), of=of)
 
 
 def _numbers(folder: str, output: Dimensions) -> np.ndarray:

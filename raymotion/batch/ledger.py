@@ -29,12 +29,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raymotion import records, storage
-from raymotion.data.parts import COMMIT, COMMITS, FileMark, part_name
+from raymotion.data.parts import COMMIT, COMMITS, FileMark, part_name, sample_name
 from raymotion.errors import Damaged, InputError, SettingsMismatch
+from raymotion.learning.domain import ROWS
 
 # Key for the number of good rows with a damaged picture (`--damaged keep`), in commits and records.
 DAMAGED_KEPT = "damaged_kept"
 MANIFEST, ATTEMPTS = "_manifest.pq", "_attempts"
+# Shards of which features are sampled: each is one more file.
+MOST_SAMPLED = 64
 AGAIN = "Run the same command again: it rewrites the file."
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -92,6 +95,12 @@ def shard_sizes(samples: pa.Table, rows_per_shard: int, *, keep_images_together:
     """Rows of each shard."""
     starts = shard_starts(samples, rows_per_shard, keep_images_together=keep_images_together)
     return [end - start for start, end in zip(starts, [*starts[1:], samples.num_rows], strict=True)]
+
+
+def sampled_shards(shards: int) -> dict[int, int]:
+    """Returns how many rows of features the domain check keeps of which shards: about `ROWS` of the whole job."""
+    some = np.random.default_rng(shards).permutation(shards)[:MOST_SAMPLED]
+    return dict.fromkeys(np.sort(some).tolist(), -(-ROWS // max(1, len(some))))
 
 
 def write_manifest(folder: str, samples: pa.Table, sizes: Sequence[int]) -> bool:
@@ -162,6 +171,7 @@ class Commit:
         tally: counts of the stages, by name.
         computed: device, precision and so on, as in the job's record.
         pending: mark of a part with other labels that is about to replace this one. Until then both are valid.
+        sample: mark of the sample of features; None if there is none.
     """
 
     shard: int
@@ -183,6 +193,7 @@ class Commit:
     quarantine_tail: str | None = None
     computed: dict[str, Any] = field(default_factory=dict)
     pending: dict[str, Any] | None = None
+    sample: dict[str, Any] | None = None
 
     @property
     def marks(self) -> list[FileMark]:
@@ -196,6 +207,11 @@ class Commit:
         if self.quarantine_sha256 is None:
             return []
         return [FileMark(self.quarantine_sha256, self.quarantine_bytes, self.quarantine_tail)]
+
+    @property
+    def sample_marks(self) -> list[FileMark]:
+        """The valid marks of the sample of features; empty if there is none."""
+        return [FileMark(**self.sample)] if self.sample else []
 
     def __post_init__(self) -> None:
         if self.good + self.quarantined != self.rows or sum(self.by_reason.values()) != self.quarantined:
@@ -265,6 +281,7 @@ def forget(folder: str, shard: int) -> None:
     storage.remove(commit_path(folder, shard))
     for quarantine in (False, True):
         storage.remove(storage.join(folder, part_name(shard_name(shard), quarantine=quarantine)))
+    storage.remove(storage.join(folder, sample_name(shard_name(shard))))
 
 
 @dataclass

@@ -22,10 +22,12 @@ from raymotion.batch.verify import warn
 from raymotion.data.parts import (
     COMMITS,
     DATA,
+    DOMAIN,
     FORMAT,
     JOB,
     PART,
     QUARANTINE,
+    SAMPLE,
     list_parts,
     part_name,
     read_job,
@@ -154,17 +156,20 @@ def free_if_nothing_committed(folder: str) -> None:
     storage.remove(storage.join(folder, MANIFEST))
     remove_job(folder)  # last, because it is the proof
     if not storage.is_remote(folder):
-        for inner in (DATA, QUARANTINE, COMMITS, ""):
+        for inner in (DATA, QUARANTINE, COMMITS, DOMAIN, ""):
             with contextlib.suppress(OSError):
                 os.rmdir(storage.join(folder, inner))
 
 
 def remove_parts(folder: str) -> None:
-    """Removes the files with names of a job's parts, of good and of failed rows."""
+    """Removes the files with names of a job's parts, of good and of failed rows, and of their samples."""
     for quarantine in (False, True):
         for name in list_parts(folder, quarantine=quarantine):
             if PART.search(name):
                 storage.remove(storage.join(folder, name))
+    for name in storage.list_names(storage.join(folder, DOMAIN)):
+        if SAMPLE.fullmatch(name):
+            storage.remove(storage.join(folder, DOMAIN, name))
 
 
 def check_folder(folder: str) -> None:
@@ -172,7 +177,7 @@ def check_folder(folder: str) -> None:
     # A manifest of ours, and temporary files, may be left by a run that was killed before its record was written.
     names = [name for name in storage.list_names(folder) if not name.startswith(("_", "."))]
     # Nor in the folders that a job makes, and removes.
-    for inner in (DATA, QUARANTINE, COMMITS, ATTEMPTS):
+    for inner in (DATA, QUARANTINE, COMMITS, DOMAIN, ATTEMPTS):
         names += [f"{inner}/{name}" for name in storage.list_entries(storage.join(folder, inner))]
     if names:
         raise InputError(

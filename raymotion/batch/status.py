@@ -97,6 +97,8 @@ def job_status(folder: storage.PathLike) -> Status:
     lines = [f"quarantine: {count:,} {reason}" for reason, count in reasons.most_common()]
     if usage := spent(tally, (record.get("model") or {}).get("service") or {}):
         lines.append(f"asked so far: {spent_text(usage)}")
+    if state == COMPLETE and (domain := record.get("domain")):
+        lines.append(domain["headline"])
     if reason := run.get("reason"):
         lines.append(f"its last run ended: {reason}")
     left = (total - done) / rate if rate and state in (RUNNING, UNKNOWN) else None

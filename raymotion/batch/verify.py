@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from raymotion import storage
 from raymotion.batch import ledger
 from raymotion.batch.ledger import Commit, shard_name
-from raymotion.data.parts import QUARANTINE, TAIL_BYTES, FileMark, list_parts, part_name
+from raymotion.data.parts import DOMAIN, QUARANTINE, TAIL_BYTES, FileMark, list_parts, part_name, sample_name
 from raymotion.errors import AccessDenied, Damaged, InputError
 
 THREADS = 16
@@ -61,12 +61,16 @@ def survey(
 def faulty_files(folder: str, commits: Mapping[int, Commit], *, digests: bool) -> dict[int, str]:
     """Returns the shards whose files differ from their commits, with the reason."""
     sizes = list_parts(folder) | list_parts(folder, quarantine=True)
+    if any(commit.sample for commit in commits.values()):
+        sizes |= {f"{DOMAIN}/{name}": size for name, size in storage.list_sizes(storage.join(folder, DOMAIN)).items()}
 
     def check(commit: Commit) -> str | None:
         good, bad = (part_name(shard_name(commit.shard), quarantine=quarantine) for quarantine in (False, True))
-        return _fault(storage.join(folder, good), sizes.get(good), commit.marks, digests) or _fault(
-            storage.join(folder, bad), sizes.get(bad), commit.quarantine_marks, digests
-        )
+        sample = sample_name(shard_name(commit.shard))
+        files = [(good, commit.marks), (bad, commit.quarantine_marks)]
+        files += [(sample, commit.sample_marks)] if commit.sample else []
+        faults = (_fault(storage.join(folder, name), sizes.get(name), marks, digests) for name, marks in files)
+        return next((fault for fault in faults if fault is not None), None)
 
     with ThreadPoolExecutor(THREADS) as pool:
         return {
@@ -78,7 +82,8 @@ def faulty_files(folder: str, commits: Mapping[int, Commit], *, digests: bool) -
 
 def _fault(path: str, size: int | None, marks: Sequence[FileMark], digests: bool) -> str | None:
     """Returns the fault of one file, or None; `marks` lists the allowed versions, and is empty if none may exist."""
-    kind = "the quarantine part" if QUARANTINE in path.split("/")[-2:] else "the part"
+    kinds = {QUARANTINE: "the quarantine part", DOMAIN: "the sample of features"}
+    kind = kinds.get(path.split("/")[-2], "the part")
     if size is None:
         return f"{kind} is missing" if marks else None
     if not marks:

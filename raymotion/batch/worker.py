@@ -31,8 +31,9 @@ from raymotion.batch.ledger import (
     write_commit,
 )
 from raymotion.batch.memory import keep_freed_memory
-from raymotion.data.parts import FileMark, list_parts, part_name
+from raymotion.data.parts import FileMark, list_parts, part_name, sample_name
 from raymotion.errors import InputError, RaymotionError, RunFailed
+from raymotion.models.domain_sample import to_bytes
 from raymotion.pipeline.stages import Failure, Item, Stage, image_units
 from raymotion.stores.access import Access, current
 from raymotion.stores.local_files import disk_full, is_full
@@ -68,6 +69,7 @@ class WorkerPlan:
         keep_images_together: keep items of one image in one batch, and in one call of the first stage.
         access: options for stores and web addresses.
         computed: written into each commit.
+        sampled: shard -> rows of features to keep of it, by the stages that sample any.
     """
 
     folder: str
@@ -83,6 +85,7 @@ class WorkerPlan:
     keep_images_together: bool = False
     access: Access = field(default_factory=current)
     computed: Mapping[str, Any] = field(default_factory=dict)
+    sampled: Mapping[int, int] = field(default_factory=dict)
 
 
 class ShardWorker:
@@ -154,6 +157,9 @@ class ShardWorker:
             batch_size = self.plan.batch_size
             if attempt.count > 1:
                 batch_size = self._find_culprit(shard, items, attempt)
+            for stage in self.plan.stages:
+                if (begin := getattr(stage, "begin", None)) is not None:
+                    begin(shard, self.plan.sampled.get(shard, 0))
             seconds = self._run(items, batch_size)
         commit = self._write(shard, items, attempt, seconds, started)
         self.attempts.end(shard)
@@ -252,6 +258,12 @@ class ShardWorker:
         elif left in self.left_in_quarantine or attempt.count > 1 or not storage.is_remote(folder):
             # A dead attempt may have left rows here that are good now.
             storage.remove(quarantine)
+        sample = None
+        for stage in self.plan.stages:
+            if hasattr(stage, "sample") and (kept := stage.sample()) is not None:
+                data = to_bytes(kept)
+                storage.write_bytes(storage.join(folder, sample_name(shard_name(shard))), data)
+                sample = asdict(FileMark.of(data))
         commit = Commit(
             shard=shard,
             job_digest=self.plan.job_digest,
@@ -271,6 +283,7 @@ class ShardWorker:
             attempt=attempt.count,
             tally=dict(sorted(sum(self._tallies(), damaged).items())),
             computed=dict(self.plan.computed),
+            sample=sample,
         )
         write_commit(folder, commit)
         return commit

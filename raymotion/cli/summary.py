@@ -27,6 +27,11 @@ def print_rates(record: Mapping[str, Any]) -> None:
         click.echo(f"note: {note}")
 
 
+def print_domain(domain: Mapping[str, Any]) -> None:
+    """Prints the line of the domain check, in yellow if the collection is far from the training data."""
+    click.secho(domain["headline"], fg="yellow" if domain["grade"] == "far" else None)
+
+
 def _place(workers: int) -> str:
     if not workers:
         return "in this process, without Ray"
@@ -40,6 +45,8 @@ def print_job(summary: JobSummary, *, next_step: str) -> None:
     collapse = record.get("collapse")
     if collapse:
         print_verdict(collapse)
+    if domain := record.get("domain"):
+        print_domain(domain)
     for notice in record["notices"]:
         click.echo(f"note: {notice}")
     print_rates(record)

@@ -4,6 +4,7 @@
     _job.json, __job.json           the job's record, and its second copy
     _quarantine/part-00012.pq       rows that failed, in Parquet
     _commits/part-00012.json        digests and sizes of both files
+    _domain/part-00012.safetensors  features of a few random rows, for the domain check
     _README.md, .huggingface.yaml   the card, and the location of the rows for `datasets`
 
 pandas and pyarrow read every file below a folder unless its name, or the name of a parent folder, begins with `_` or
@@ -30,11 +31,12 @@ from raymotion.errors import Damaged, InputError
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
-JOB, DATA, QUARANTINE, COMMITS = "_job.json", "data", "_quarantine", "_commits"
+JOB, DATA, QUARANTINE, COMMITS, DOMAIN = "_job.json", "data", "_quarantine", "_commits", "_domain"
 # Version of this layout in the job's record. Folders of other versions are refused.
 FORMAT = 3
 # File names that a job writes.
 PART, COMMIT = re.compile(r"/part-\d{5,9}\.(?:parquet|pq)$"), re.compile(r"(part-\d{5,9})\.json")
+SAMPLE = re.compile(r"part-\d{5,9}\.safetensors")
 # Names of parts for readers: any in a copied folder; in a job's folder, other names are refused.
 ANY_PART = re.compile(r"[^._].*\.(?:parquet|pq)")
 TAIL_BYTES = 1 << 16
@@ -65,6 +67,11 @@ class FileMark:
 def part_name(stem: str, *, quarantine: bool = False) -> str:
     """Returns the path of a part below its folder; `stem` is the shard's name, such as `part-00012`."""
     return f"{QUARANTINE}/{stem}.pq" if quarantine else f"{DATA}/{stem}.parquet"
+
+
+def sample_name(stem: str) -> str:
+    """Returns the path of a shard's sample of features below its folder; see `part_name`."""
+    return f"{DOMAIN}/{stem}.safetensors"
 
 
 def list_parts(folder: storage.PathLike, *, quarantine: bool = False) -> dict[str, int]:

@@ -5,6 +5,7 @@
     training.json       origin: settings, seed, data, history; facts and metrics of each output
     tokenizer.json      the complete tokenizer, if the model reads captions
     README.md           the model card, written from training.json
+    domain.safetensors  features of some training samples, for the domain check of what it labels
     answers.parquet     predictions for the validation and test samples at the end of training, by sample_id
 
 `read_checkpoint_info` reads everything except the weights and does not import torch; `load_model` loads the model.
@@ -32,6 +33,7 @@ from raymotion.models.checkpoint_files import (
     ANSWERS,
     CARD,
     CONFIG,
+    DOMAIN,
     FORMAT,
     MARK,
     TRAINING,
@@ -133,6 +135,12 @@ class CheckpointInfo:
         return None if (own := self._of_labels.get("thresholds")) is None else tuple(own)
 
     @property
+    def domain(self) -> str | None:
+        """SHA-256 of the sample of its training data, or None."""
+        sha256 = (self.training.get("domain") or {}).get("sha256")
+        return sha256 if isinstance(sha256, str) else None
+
+    @property
     def validation(self) -> dict[str, Any] | None:
         """`Evaluation.to_dict()` of the first output on validation, or None."""
         return self.facts(self.outputs[0].name).get("validation")
@@ -197,12 +205,14 @@ def save_checkpoint(
     *,
     training: Mapping[str, Any],
     answers: pa.Table | None = None,
+    domain: bytes | None = None,
 ) -> CheckpointInfo:
     """Writes a checkpoint atomically, replacing an existing one.
 
     Args:
         training: contents of training.json; `outputs` contains the facts of each output by name.
         answers: sample_id, split and predictions of the samples that the model was evaluated on.
+        domain: file of a sample of the training data (`models.domain_sample`).
 
     Raises:
         InputError: the folder contains something other than a checkpoint.
@@ -223,6 +233,8 @@ def save_checkpoint(
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     require_finite(weights, WEIGHTS)
     record = {**training, "raymotion": __version__}
+    if domain is not None:
+        record["domain"] = {"sha256": hashlib.sha256(domain).hexdigest()}
     # A single entry, because safetensors writes several in hash order, and equal models would give different bytes.
     mark = {MARK: json.dumps(binding(config, others, record))}
     card = model_card(kind, inputs, outputs, config, record, parameters=sum(w.numel() for w in weights.values()))
@@ -231,6 +243,7 @@ def save_checkpoint(
         **others,
         TRAINING: storage.json_text(record, TRAINING).encode(),
         **({} if answers is None else {ANSWERS: storage.parquet_bytes(answers)}),
+        **({} if domain is None else {DOMAIN: domain}),
         CARD: card.encode(),
         # Last, so that a folder with a config.json is complete.
         CONFIG: storage.json_text(config, CONFIG).encode(),

@@ -25,8 +25,8 @@ from raymotion.models.weights_file import Header
 FORMAT = 3
 # Metadata key in the weights file, for the digests of the other files.
 MARK = "raymotion"
-WEIGHTS, CONFIG, TRAINING, CARD, ANSWERS = (
-    "model.safetensors", "config.json", "training.json", "README.md", "answers.parquet",
+WEIGHTS, CONFIG, TRAINING, CARD, ANSWERS, DOMAIN = (
+    "model.safetensors", "config.json", "training.json", "README.md", "answers.parquet", "domain.safetensors",
 )  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def read_contents(where: str, copy: str) -> Contents:
 
 
 def _check_training(training: Mapping[str, Any], outputs: Sequence[Output], path: str) -> None:
-    for name, kind in (("data", dict), ("settings", dict), ("history", list), ("outputs", dict)):
+    for name, kind in (("data", dict), ("domain", dict), ("settings", dict), ("history", list), ("outputs", dict)):
         value = training.get(name)
         if value is not None and not isinstance(value, kind):
             raise InputError(f"{name} is not a {'mapping' if kind is dict else 'list'}", path=path)

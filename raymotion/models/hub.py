@@ -21,7 +21,7 @@ from raymotion import storage
 from raymotion.errors import AccessDenied, InputError, RunFailed
 from raymotion.folders.lock import one_writer_of
 from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info
-from raymotion.models.checkpoint_files import ANSWERS, CARD, CONFIG, TRAINING, WEIGHTS, read_config
+from raymotion.models.checkpoint_files import ANSWERS, CARD, CONFIG, DOMAIN, TRAINING, WEIGHTS, read_config
 from raymotion.stores.local_files import disk_full, is_full, replaced
 from raymotion.weights import HUB, REPOSITORY, first_line
 
@@ -39,8 +39,11 @@ class Transfer:
 
 
 def files_of(folder: str) -> list[str]:
-    """Returns the names of the files of a checkpoint in the order of writing; config.json is last."""
-    return [WEIGHTS, *read_config(folder)["files"], TRAINING, CARD, CONFIG]
+    """Returns the names of the files of a checkpoint in the order of writing; config.json is last.
+
+    Not every checkpoint has a sample of its training data.
+    """
+    return [WEIGHTS, *read_config(folder)["files"], TRAINING, CARD, DOMAIN, CONFIG]
 
 
 def hub_id(place: storage.PathLike) -> str | None:

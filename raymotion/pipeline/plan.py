@@ -141,10 +141,14 @@ def make_plan(info: CheckpointInfo, options: Options, *, samples: str | None = N
         elif looking:
             sides = [own.min_side for own in looking if own.min_side is not None]
             first.append(DecodeImages(max(sides) if sides else None, damaged=options.damaged))
+        judged = known_domain(info)
         predict = [
-            Predict(own.folder, own.fingerprint, type(own.kind), ablation=options.ablation, precision=precision)
+            Predict(
+                own.folder, own.fingerprint, type(own.kind), ablation=options.ablation, precision=precision,
+                samples=own is judged,
+            )
             for own in info.members or (info,)
-        ]
+        ]  # fmt: skip
         last = PredictMean(predict) if info.members else predict[0]
         last.whole_shard = last.whole_shard and not shown
         return (*(first or [NoEvidence()]), *(stage for make in made for stage in make(precision)), last)
@@ -176,6 +180,14 @@ def make_plan(info: CheckpointInfo, options: Options, *, samples: str | None = N
         {name: value for part in parts for name, value in part.described.items()},
         not all(isinstance(own, AnswersInput) for own in inputs),
     )
+
+
+def known_domain(info: CheckpointInfo) -> CheckpointInfo | None:
+    """Returns the model whose training data a collection is compared with; None if it holds no sample of them.
+
+    Of several models, the first that holds one.
+    """
+    return next((own for own in info.members or (info,) if own.domain is not None), None)
 
 
 def input_columns(inputs: Sequence[Input], features: str | None) -> tuple[str, ...]:

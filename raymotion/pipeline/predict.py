@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,9 +10,11 @@ from dataclasses import replace
 import numpy as np
 
 from raymotion.errors import NotFinite
+from raymotion.learning.domain import DomainSample
 from raymotion.models.checkpoint import Model, load_model
+from raymotion.models.domain_sample import DomainSampler
 from raymotion.models.finite import finite_rows
-from raymotion.models.inputs.base import Input
+from raymotion.models.inputs.base import Evidence, Input
 from raymotion.models.inputs.streams import PersonInput
 from raymotion.models.kind import Kind
 from raymotion.models.registry import of_class
@@ -63,6 +66,7 @@ class Predict:
         folder, fingerprint: the checkpoint, and its fingerprint when the job began.
         kind: kind of the model, as workers may not know a kind registered elsewhere.
         ablation: key of `ABLATIONS`: the streams of a person to keep.
+        samples: whether to keep some random features of each shard for the domain check.
 
     Attributes:
         tally: number of predicted items with each part of the input.
@@ -72,13 +76,14 @@ class Predict:
 
     def __init__(
         self, folder: str, fingerprint: str, kind: type[Kind], *, ablation: str | None = None,
-        precision: str = "float32",
+        precision: str = "float32", samples: bool = False,
     ) -> None:  # fmt: skip
-        self.folder, self.fingerprint, self.kind = folder, fingerprint, kind
+        self.folder, self.fingerprint, self.kind, self.samples = folder, fingerprint, kind, samples
         self.ablation, self.precision = ablation, precision
         self.whole_shard = kind.whole_shard
         self.tally: Counter[str] = Counter()
         self.answers = FiniteAnswers(self.name, folder)
+        self.sampler: DomainSampler | None = None
 
     def setup(self, threads: int, device: str) -> None:
         """Loads the model."""
@@ -95,6 +100,14 @@ class Predict:
             own.without(self.ablation) if self.ablation is not None and isinstance(own, PersonInput) else own
             for own in model.inputs
         ]
+
+    def begin(self, shard: int, rows: int) -> None:
+        """See `Stage`."""
+        self.sampler = DomainSampler(rows, shard) if self.samples and rows else None
+
+    def sample(self) -> DomainSample | None:
+        """See `Stage`."""
+        return None if self.sampler is None else self.sampler.sample()
 
     def process(self, items: Sequence[Item]) -> None:
         """Predicts items; those without any input of the model fail."""
@@ -115,7 +128,15 @@ class Predict:
         chosen = [items[row] for row in rows.tolist()]
         if len(rows) < len(items):
             evidence = {name: own.take(rows) for name, own in evidence.items()}
-        predicted = self.model.predict(evidence, batch_size=self.batch_size, precision=self.precision)
+        own_model = self.model
+        with (
+            contextlib.nullcontext()
+            if self.sampler is None
+            else self.sampler.watching(own_model.info.kind, own_model.network, own_model.outputs)
+        ):
+            predicted = own_model.predict(evidence, batch_size=self.batch_size, precision=self.precision)
+        if self.sampler is not None:
+            self.sampler.add_statistics(len(chosen), _statistics(self.inputs, evidence, chosen))
         rows_of = [item.row for item in chosen]
         predicted = {own.name: own.adjust(predicted[own.name], rows_of) for own in self.model.outputs}
         for own in self.inputs:
@@ -131,6 +152,18 @@ class Predict:
             for own in self.inputs:
                 own.release(item)
             item.pixels = None
+
+
+def _statistics(
+    inputs: Sequence[Input], evidence: Mapping[str, Evidence], items: Sequence[Item]
+) -> dict[str, np.ndarray]:
+    """Returns the statistics of some items; see `Input.statistics`."""
+    found = {name: own for used in inputs if used.used for name, own in used.statistics(evidence[used.name]).items()}
+    if any(item.pixels is not None for item in items):
+        shapes = [(np.nan, np.nan) if item.pixels is None else item.pixels.shape[:2] for item in items]
+        found["aspect"] = np.array([width / height for height, width in shapes])
+        found["kilobytes"] = np.array([np.nan if item.mark is None else item.mark.size / 1000 for item in items])
+    return found
 
 
 class PredictMean(Predict):
@@ -151,6 +184,13 @@ class PredictMean(Predict):
     def setup(self, threads: int, device: str) -> None:
         for own in self.members:
             own.setup(threads, device)
+
+    def begin(self, shard: int, rows: int) -> None:
+        for own in self.members:
+            own.begin(shard, rows)
+
+    def sample(self) -> DomainSample | None:
+        return next((own.sample() for own in self.members if own.samples), None)
 
     def use(self, model: Model, *, batch_size: int | None = None) -> None:
         for own, loaded in zip(self.members, model.members, strict=True):

@@ -103,7 +103,8 @@ class Stage(Protocol):
 
     A stage may count e.g. forward passes in an attribute `tally`, a Counter that the worker clears before each shard
     and writes to its commit. A stage that reads files may have a method `ahead(items)`, which returns a context that
-    prefetches the files of these items.
+    prefetches the files of these items. One that samples what it reads has `begin(shard, rows)`, called before a shard
+    of which to keep so many rows, and `sample()`, which returns them (`learning.domain.DomainSample`) or None.
     """
 
     name: str

@@ -35,6 +35,7 @@ class ReportSummary:
         images_in, labelled, quarantined: counts; None if the job did not record them.
         distinct_sets, distinct_first: numbers of distinct label sets of the selected images and of distinct most
             probable labels.
+        domain: line of the domain check, or None.
         size: of the page, in bytes.
     """
 
@@ -48,6 +49,7 @@ class ReportSummary:
     quarantined: int | None
     distinct_sets: int
     distinct_first: int
+    domain: str | None
     size: int
 
 
@@ -94,6 +96,7 @@ def write_report(
     if quarantined is None and reasons:
         quarantined = sum(reasons.values())
 
+    domain = labelled.recorded("domain")
     picked = figures.pick_samples(entropy, samples_shown, seed)
     rows = labelled.rows([i for i, _ in picked])
     cards = [_card(labelled, i, why, row) for (i, why), row in zip(picked, rows, strict=True)]
@@ -103,6 +106,7 @@ def write_report(
         review=None if review is None else ReviewLink(str(out), str(review)),
         labelled=labelled,
         collapse=collapse,
+        domain=domain,
         state=state,
         headline=headline,
         remarks=(collapse.reasons + collapse.notes)[1:],
@@ -135,6 +139,7 @@ def write_report(
         quarantined=quarantined,
         distinct_sets=distinct,
         distinct_first=first,
+        domain=None if domain is None else str(domain["headline"]),
         size=len(data),
     )
 
@@ -143,8 +148,9 @@ def summary_lines(summary: ReportSummary) -> list[str]:
     """Formats everything below the verdict: further reasons, metrics with baselines, counts, path of the page."""
     collapse = summary.collapse
     lines = [f"  - {reason}" for reason in collapse.reasons[1:]]
+    domain = [] if summary.domain is None else [summary.domain]
     shown = collapse.notes if collapse.collapsed else collapse.notes[1:]
-    lines += [f"  - {note}" for note in shown]
+    lines += [*(f"  - {note}" for note in shown), *domain]
     if summary.evaluation is not None:
         lines += ["", *figures.metric_lines(summary.evaluation, "validation"), ""]
 

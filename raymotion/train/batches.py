@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from raymotion.errors import InputError
-from raymotion.models.inputs.base import Draft
+from raymotion.models.inputs.base import Draft, Evidence
 from raymotion.models.inputs.reading import ABSENT, UNREADABLE, Pictures
 from raymotion.models.outputs.base import Output, Targets
 from raymotion.train.pictures import Portion, cached_pictures
@@ -111,6 +111,11 @@ class BatchLoader:
                 for name, values in task.kind.predict(network(), evidence, task.outputs, precision=precision).items():
                     found[name].append(values)
         return [{name: np.concatenate(own) for name, own in found.items()} for found in parts]
+
+    def evidence(self, parts: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, dict[str, Evidence]]]:
+        """Yields each of these lists of rows with the data of its inputs, as validation sees them; after training."""
+        for portion, pictures in self._read([Portion("statistics", 0, rows) for rows in parts]):
+            yield portion.rows, {name: own.evidence(portion.rows, pictures) for name, own in self.task.inputs.items()}
 
     def close(self) -> None:
         """Stops decoding ahead."""

@@ -32,7 +32,7 @@ def finish(
     import transformers
     from safetensors.torch import load_file
 
-    from raymotion.train.loop import BEST, read_predictions, read_state
+    from raymotion.train.loop import BEST, DOMAIN, read_predictions, read_state
 
     state = read_state(folder)
     task = Task(recipe, data)
@@ -60,10 +60,11 @@ def finish(
             "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__
         },
     }  # fmt: skip
-    answers = _answers(task, predicted)
+    sample = Path(folder, DOMAIN)
     return save_checkpoint(
-        target, task.kind, network, task.described(), task.outputs, training=training, answers=answers
-    )
+        target, task.kind, network, task.described(), task.outputs, training=training,
+        answers=_answers(task, predicted), domain=sample.read_bytes() if sample.exists() else None,
+    )  # fmt: skip
 
 
 def _facts(output: Output, task: Task, predicted: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:

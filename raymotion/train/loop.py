@@ -24,9 +24,12 @@ from torch import Tensor, nn
 
 from raymotion import records, storage
 from raymotion.errors import Diverged, InputError
+from raymotion.learning.domain import DomainSample
+from raymotion.models.domain_sample import to_bytes
 from raymotion.models.kind import place_of
 from raymotion.models.outputs.base import forward
 from raymotion.train.batches import BatchLoader
+from raymotion.train.domain import sample_training
 from raymotion.train.probe import fit_probe
 from raymotion.train.schedule import schedule, steps_per_epoch
 from raymotion.train.served import Served, weights_of
@@ -35,8 +38,9 @@ from raymotion.train.workers import ALONE, Workers
 
 # (metrics, folder): called once per epoch by every rank; only rank 0 has a folder, which is removed afterwards.
 Report = Callable[[Mapping[str, Any], str | None], None]
-CURRENT, BEST, STATE, OPTIMISER, PREDICTIONS = (
+CURRENT, BEST, STATE, OPTIMISER, PREDICTIONS, DOMAIN = (
     "current.safetensors", "best.safetensors", "state.json", "optimiser.pt", "predictions.safetensors",
+    "domain.safetensors",
 )  # fmt: skip
 # Reported with the metrics of an epoch; see `Run.speed`.
 SPEED = "samples_per_second"
@@ -170,7 +174,12 @@ class Run:
         self.model.load_state_dict(self.best_weights)
         return _predict_split([lambda: self.model], self.task, self.loader, split, self.workers)[0]
 
-    def save(self, folder: str, predictions: Mapping[str, Mapping[str, np.ndarray]] | None = None) -> None:
+    def save(
+        self,
+        folder: str,
+        predictions: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+        domain: DomainSample | None = None,
+    ) -> None:
         """Writes the files that a resume needs; with `predictions`, the final result instead."""
         save_file(self.best_weights, Path(folder, BEST))
         if predictions is None:
@@ -183,6 +192,8 @@ class Run:
             flat = {f"{split} {name}": torch.from_numpy(values) for split, own in predictions.items()
                     for name, values in own.items()}  # fmt: skip
             save_file(flat, Path(folder, PREDICTIONS))
+            if domain is not None:
+                Path(folder, DOMAIN).write_bytes(to_bytes(domain))
         # Written last, with the digests of the other files, so that a resume detects damage.
         files = {path.name: storage.sha256_file(path) for path in sorted(Path(folder).iterdir())}
         records.write_record(Path(folder, STATE), {"state": json.dumps(asdict(self.state)), "files": files})
@@ -223,8 +234,9 @@ def train(task: Task, *, report: Report, resume_from: str | None = None, workers
             run.step()
             _report(report, run)
         predictions = {name: run.predict(name) for name in ("val", "test")}
+        domain = sample_training(run.model, task, run.loader, workers)
         run.state.finished = True
-    _report(report, run, predictions=predictions)
+    _report(report, run, predictions=predictions, domain=domain)
     return run.state
 
 
@@ -374,7 +386,13 @@ def _predict_split(
     return results
 
 
-def _report(report: Report, run: Run, *, predictions: dict[str, dict[str, np.ndarray]] | None = None) -> None:
+def _report(
+    report: Report,
+    run: Run,
+    *,
+    predictions: dict[str, dict[str, np.ndarray]] | None = None,
+    domain: DomainSample | None = None,
+) -> None:
     state = run.state
     measured = {name: value for name, value in state.history[-1].items() if name != "attempt"}
     latest = {"best": state.best, "best_epoch": state.best_epoch, **measured}
@@ -385,7 +403,7 @@ def _report(report: Report, run: Run, *, predictions: dict[str, dict[str, np.nda
         return
     with tempfile.TemporaryDirectory(prefix="raymotion-") as folder:
         with storage.explained(folder, "write it"):
-            run.save(folder, predictions)
+            run.save(folder, predictions, domain)
         report(latest, folder)
 
 

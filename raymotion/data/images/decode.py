@@ -250,6 +250,13 @@ def open_picture(data: bytes) -> Image.Image:
     return _open(data)
 
 
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Returns width and height of an image as it is shown, from its header; see `open_picture` for errors."""
+    image = open_picture(data)
+    width, height = image.size
+    return (height, width) if orientation(image) >= 5 else (width, height)
+
+
 def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)

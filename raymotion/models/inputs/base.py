@@ -253,6 +253,13 @@ class Input(ABC):
     def collect(self, items: Sequence[Any]) -> Evidence:
         """Returns the evidence that earlier stages have stored on `pipeline.stages.Item`s."""
 
+    def statistics(self, evidence: Any) -> Mapping[str, np.ndarray]:
+        """Returns numbers (n,) of n samples that a user understands, by names of `learning.domain.STATISTICS`.
+
+        NaN where a sample has none.
+        """
+        return {}
+
     def note(self, items: Sequence[Any]) -> None:
         """Stores values about this input on predicted items, for the output columns."""
 

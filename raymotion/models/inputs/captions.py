@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -219,6 +220,12 @@ class Captions(Input):
         assert self._tokenizer is not None, "the input of a checkpoint that was not opened"
         return self._tokenizer
 
+    @cached_property
+    def _begins(self) -> np.ndarray:
+        """Which pieces begin a word, bool (pieces,)."""
+        pieces = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
+        return ~np.array([piece.startswith("##") for piece in pieces], dtype=bool)
+
     def files(self) -> dict[str, bytes]:
         return {TOKENIZER: tokenizer_json(self.tokenizer).encode()}
 
@@ -301,6 +308,21 @@ class Captions(Input):
         owners = np.repeat(np.arange(len(texts)), [len(own) for own in texts])
         present = np.array([bool(own) for own in known], dtype=bool)
         return Tokens(present, tokens, owners, self.tokenizer.pad_token_id)
+
+    def statistics(self, evidence: Any) -> Mapping[str, np.ndarray]:
+        """Counts the captions that are read, their words, and the share of unknown words.
+
+        A word is one piece or several, of which all but the first begin with `##`; punctuation counts.
+        """
+        inner = [np.asarray(own)[1:-1] for own in evidence.tokens]
+        words = np.array([self._begins[own].sum() for own in inner], dtype=np.float64)
+        missing = np.array([(own == self.tokenizer.unk_token_id).sum() for own in inner], dtype=np.float64)
+        n = len(evidence.present)
+        captions, words, missing = (
+            np.where(evidence.present, np.bincount(evidence.owners, weights=own, minlength=n), np.nan)
+            for own in (np.ones(len(inner)), words, missing)
+        )
+        return {"captions": captions, "words": words / captions, "unknown_words": missing / np.maximum(words, 1)}
 
     def note(self, items: Sequence[Any]) -> None:
         """Stores `captions` (those read) and `unknown_words` (share of unknown words) on the items."""
