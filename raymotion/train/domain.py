@@ -41,6 +41,8 @@ def _own_part(model: nn.Module, task: Task, loader: BatchLoader, workers: Worker
     chosen = np.sort(shuffled[np.sort(first)[:ROWS]])
     starts = range(workers.rank * TOGETHER, len(chosen), workers.world * TOGETHER)
     portions = [chosen[start : start + TOGETHER] for start in starts]
+    if not portions:  # fewer of them than workers
+        return []
     described = {own.name: own for own in task.described()}
     found = []
     for start, (rows, evidence) in zip(starts, loader.evidence(portions), strict=True):

@@ -59,7 +59,8 @@ def test_the_first_line_is_the_verdict_and_a_second_run_does_nothing(
     assert first.code == 0, first.err
     lines = first.out.splitlines()
     assert lines[0].startswith("No collapse found, with a reservation: 3 images are too few")
-    assert "note: The model was trained on captions alone" in lines[1]
+    assert "is not known" in lines[1] and lines[1].endswith("holds no sample of its training data.")
+    assert "note: The model was trained on captions alone" in lines[2]
     assert f"3 in = 3 good + 0 in quarantine -> {tmp_path / 'o'}" in first.out
     assert first.err == "", "quiet where no terminal is"
     again = runner(*command)
