@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -258,6 +259,7 @@ def write_a_state(folder: Path) -> None:
     run: Any = object.__new__(Run)
     run.model = torch.nn.Linear(2, 1)
     run.optimiser = torch.optim.Adam(run.model.parameters())
+    run.served = SimpleNamespace(save=lambda folder: None)
     run.best_weights, run.state = run.model.state_dict(), State(epoch=1, history=[{"val_bce": float("nan")}])
     run.save(str(folder))
 

@@ -41,7 +41,7 @@ from raymotion.pipeline.plan import Options, make_plan
 from raymotion.pipeline.predict import Predict
 from raymotion.pipeline.predictor import Predictor
 from raymotion.pipeline.stages import Item
-from raymotion.vocabulary import VALENCE_3
+from raymotion.vocabulary import VALENCE_3, Vocabulary
 
 NET, SIZE = "test_resnet", 48
 BODY, FACE = (20.0, 5.0, 45.0, 47.0), (26.0, 6.0, 38.0, 18.0)
@@ -295,6 +295,7 @@ class ForgetfulStudent:
     """Answers with the mean of the picture, not at the first time; -1 where it sees none."""
 
     inputs = (Captions(8, tokenizer=train_tokenizer(["c d"], min_frequency=1)), PictureInput(2))
+    outputs = (MultiLabel(Vocabulary("one", ("bright",))),)
     failed = False
 
     def predict(self, evidence: Any, **_: Any) -> dict[str, np.ndarray]:

@@ -27,7 +27,7 @@ from raymotion.models.training_set import TrainingSet
 from raymotion.study.record import COMPLETE, StudyFolder
 from raymotion.study.trial import Trial, predict_test
 from raymotion.train.fit import fit
-from raymotion.train.loop import BEST, CURRENT, PREDICTIONS, STATE, Run, train
+from raymotion.train.loop import BEST, CURRENT, DOMAIN, PREDICTIONS, STATE, Run, train
 from raymotion.train.prepare import prepare_data
 from raymotion.train.recipe import kind_of, load_recipe
 from raymotion.train.served import AVERAGE, START
@@ -281,7 +281,7 @@ ALL = {"average": "swa", "swa_from": 0.3, "interpolate": [0.5, 1.0], "l2_sp": 0.
 def test_after_a_crash_in_any_epoch_the_result_is_the_same(samples: str, tmp_path: Path, probe: Any) -> None:
     recipe = recipe_of(samples, select_by="macro_ap", probe=probe, optimiser=ALL)
     whole = trained(recipe, tmp_path / "whole")
-    assert {AVERAGE, START} <= set(whole[0]) and set(whole[-1]) == {CURRENT, BEST, PREDICTIONS}
+    assert {AVERAGE, START} <= set(whole[0]) and set(whole[-1]) == {CURRENT, BEST, PREDICTIONS, DOMAIN}
     _resumes(recipe, whole, tmp_path, epochs=4)
 
 
