@@ -237,7 +237,7 @@ def _check_domain(info: CheckpointInfo, folder: str, commits: Mapping[int, ledge
     try:
         training = read_sample(place, own.domain or "", remedy="Copy or pull the checkpoint again.")
     except Damaged as error:
-        return DomainCheck(unknown(str(error)))
+        return DomainCheck(unknown(str(error).rstrip(".")))
 
     def read(commit: ledger.Commit) -> DomainSample:
         path = storage.join(folder, sample_name(ledger.shard_name(commit.shard)))

@@ -142,7 +142,8 @@ def _calibrate(settings: CalibrateSettings) -> Calibrated:
         truth, held_out, prior=prior, labels=vocabulary.labels, seed=settings.seed, groups=groups
     ).to_dict()
     saved = save_checkpoint(
-        target, info.kind, predictor.model.network, info.inputs, info.outputs, training=training
+        target, info.kind, predictor.model.network, info.inputs, info.outputs, training=training,
+        domain=info.domain_bytes(),
     )  # fmt: skip
     return Calibrated(saved, tuple(results), tuple(notes))
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raymotion import storage
+from raymotion import records, storage
 from raymotion.errors import InputError
 from raymotion.models.card import model_card
 from raymotion.models.checkpoint_files import (
@@ -140,6 +140,10 @@ class CheckpointInfo:
         sha256 = (self.training.get("domain") or {}).get("sha256")
         return sha256 if isinstance(sha256, str) else None
 
+    def domain_bytes(self) -> bytes | None:
+        """Returns the file of that sample, or None; raises `Damaged` if it is missing or was changed."""
+        return None if self.domain is None else records.read_bytes(storage.join(self.folder, DOMAIN), self.domain)
+
     @property
     def validation(self) -> dict[str, Any] | None:
         """`Evaluation.to_dict()` of the first output on validation, or None."""
@@ -233,6 +237,7 @@ def save_checkpoint(
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     require_finite(weights, WEIGHTS)
     record = {**training, "raymotion": __version__}
+    record.pop("domain", None)  # of the checkpoint that these weights came from
     if domain is not None:
         record["domain"] = {"sha256": hashlib.sha256(domain).hexdigest()}
     # A single entry, because safetensors writes several in hash order, and equal models would give different bytes.

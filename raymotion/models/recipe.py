@@ -17,6 +17,7 @@ from raymotion.data.domains import parse_domain
 from raymotion.data.images.damage import DamagedPolicy
 from raymotion.errors import InputError
 from raymotion.loggers.logger import Logger, read_loggers
+from raymotion.models.text.label_texts import names_a_file
 
 
 def as_list(value: Any) -> Any:
@@ -275,6 +276,23 @@ class TrainRecipe(Settings):
         return filled
 
     @model_validator(mode="after")
+    def _probe_fits(self) -> Self:
+        own, last = self.optimiser, self.select_by == "last"
+        changed = [
+            name for name, used in (("average", own.average != "none"), ("l2_sp", bool(own.l2_sp)),
+                                    ("interpolate", own.interpolate != (1.0,))) if used
+        ]  # fmt: skip
+        if self.probe is not None and own.epochs == 1 and changed:
+            raise ValueError(
+                f"a probe with optimiser.epochs 1 takes no step of training, so optimiser.{changed[0]} would do nothing"
+            )
+        several = [("probe.strengths", self.probe is not None and len(self.probe.strengths) > 1),
+                   ("optimiser.interpolate", len(own.interpolate) > 1)]  # fmt: skip
+        if last and (names := [name for name, many in several if many]):
+            raise ValueError(f"select_by last chooses nothing on validation: give {names[0]} one value")
+        return self
+
+    @model_validator(mode="after")
     def _caches_here(self) -> Self:
         if isinstance(self.data, WholePictureSettings) and self.data.cache_images and self.workers:
             raise ValueError("data.cache_images is for workers: 0; Ray Data decodes for the others")
@@ -306,7 +324,9 @@ class TrainRecipe(Settings):
     def with_absolute_paths(self) -> Self:
         """Returns the recipe with absolute local paths."""
         update = {name: absolute_paths(getattr(self, name, None)) for name in self.paths}
-        return self.model_copy(update={**update, "probe": absolute_paths(self.probe)})
+        if self.probe is not None and self.probe.labels is not None and names_a_file(self.probe.labels):
+            update["probe"] = absolute_paths(self.probe)
+        return self.model_copy(update=update)
 
 
 class MultiLabelRecipe(TrainRecipe):

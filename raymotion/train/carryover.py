@@ -322,8 +322,8 @@ def _no_linear(recipe: TrainRecipe, data: TrainingSet) -> str | None:
     task = Task(linear, data)
     try:
         task.kind.heads(task.build(), task.outputs)
-    except InputError:
-        return f"a {recipe.kind} has no last layer to fit it to"
+    except InputError as error:
+        return error.reason
     return None
 
 
@@ -362,7 +362,7 @@ def _publish(info: CheckpointInfo, folder: str, told: Mapping[str, Any]) -> None
     model = load_model(info.folder)
     save_checkpoint(
         folder, info.kind, model.network, model.inputs, model.outputs, training={**info.training, "carryover": told},
-        answers=storage.read_table(storage.join(info.folder, ANSWERS)),
+        answers=storage.read_table(storage.join(info.folder, ANSWERS)), domain=info.domain_bytes(),
     )  # fmt: skip
 
 

@@ -60,13 +60,17 @@ def fit_probe(model: nn.Module, task: Task, loader: BatchLoader, workers: Worker
     """
     settings = task.recipe.probe
     assert settings is not None
+    if task.extra is not None and task.extra.count:
+        raise InputError("a probe is fitted to samples of the table, not to synthetic ones", remedy="Leave either out.")
     heads = task.kind.heads(model, task.outputs)
     training = _some(task.data.splits["train"], settings.samples, task.recipe.seed)
     chosen = {"train": training, "val": _validation(task, settings)}
     features = {split: _gathered(model, heads, task, loader, rows, workers) for split, rows in chosen.items()}
     fitted: list[tuple[float, dict[str, _Layer]]] = []
     if workers.rank == 0:
-        texts = {name: _text_features(model, heads[name], task, own) for name, own in task.data.label_texts.items()}
+        texts = {
+            name: _text_features(model, name, heads[name], task, own) for name, own in task.data.label_texts.items()
+        }
         fitted = [(0.0, {})]
         for own in task.outputs:
             loss, layer = _fit_output(own, task, settings, features, training, texts.get(own.name))
@@ -135,15 +139,26 @@ def _inputs_of(
 
     hooks = [head.register_forward_pre_hook(keep(name)) for name, head in heads.items()]
     try:
-        forward(model, arguments, outputs, rows)
+        raw = forward(model, arguments, outputs, rows)
     finally:
         for hook in hooks:
             hook.remove()
+    for name, head in heads.items():
+        said = head(seen[name].to(head.weight)).cpu() if name in seen else None
+        if (
+            said is None
+            or said.shape != raw[name].shape
+            or not torch.allclose(said, raw[name].float().cpu(), rtol=1e-3, atol=1e-3)
+        ):
+            raise InputError(
+                f"the layer that heads returns for {name} does not give the numbers of {type(model).__name__}",
+                remedy="Return the layer whose result is the output as it stands, or leave probe out.",
+            )
     return seen
 
 
 @torch.no_grad()
-def _text_features(model: nn.Module, head: nn.Linear, task: Task, texts: Sequence[Sequence[str]]) -> Tensor:
+def _text_features(model: nn.Module, name: str, head: nn.Linear, task: Task, texts: Sequence[Sequence[str]]) -> Tensor:
     """Returns the mean features of each label's texts, around the mean of all labels, (labels, D)."""
     device = str(next(model.parameters()).device)
     flat = list(itertools.chain.from_iterable(texts))
@@ -159,7 +174,7 @@ def _text_features(model: nn.Module, head: nn.Linear, task: Task, texts: Sequenc
                 remedy="Leave it out.",
             )
         arguments = {name: value for own in given for name, value in own.items()}
-        parts += _inputs_of(model, {"": head}, arguments, task.outputs, len(some)).values()
+        parts += _inputs_of(model, {name: head}, arguments, task.outputs, len(some)).values()
     model.train(was_training)
     ends = np.cumsum([len(own) for own in texts])
     means = torch.stack([own.mean(0) for own in torch.tensor_split(torch.cat(parts), torch.from_numpy(ends[:-1]))])

@@ -41,7 +41,6 @@ class Pace:
         self._of = 0
         self._steps = self._samples = 0
         self._seconds = 0.0
-        self._of = 0  # steps of the epoch
 
     def begin(self, epoch: int, epochs: int, steps: int) -> None:
         """Starts an epoch (counted from 0) of `steps` steps; one of another length than the last has its own rate."""

@@ -88,6 +88,8 @@ def test_a_choice_of_a_group_replaces_the_group(write_spaces: Callable[..., str]
         ({"grid": {"optimiser": {"long": {"epochs": 40}}}}, r"s\.yaml: .*optimiser is a field that"),
         ({"fixed": {"select_by": "bce"}}, r"s\.yaml: .*select_by is a field that"),
         ({"grid": {"data.samples": ["a"]}}, r"s\.yaml: .*data\.samples is a field that"),
+        ({"grid": {"data.holdout_domain": [["source=a"], ["source=b"]]}}, r"s\.yaml: .*prepared anew"),
+        ({"grid": {"probe.labels": ["names", "socratis-29"]}}, r"s\.yaml: .*prepared anew"),
         ({"gird": {}}, r"s\.yaml: there is no setting gird"),
         ({"stopping": {"reduction_factor": 1}}, r"s\.yaml: .*reduction_factor"),
         ({"published": "no_such"}, r"s\.yaml: there is no published study 'no_such'"),

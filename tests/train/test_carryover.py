@@ -140,8 +140,16 @@ def test_the_final_model_knows_how_such_models_carry_over(made: Made) -> None:
     assert own.training["history"] == first.training["history"] and own.test == first.test
     networks = [load_model(folder).network.state_dict() for folder in (own.folder, first.folder)]
     assert all(networks[0][name].equal(value) for name, value in networks[1].items())
+    assert own.domain == first.domain and own.domain_bytes() == first.domain_bytes() is not None
     card = (made.out / "model/README.md").read_text()
     assert f"news {told['domains']['news']['auc']:.2f}" in card and "Held out one source at a time" in card
+
+
+def test_what_it_labels_is_told_what_carrying_over_cost(made: Made, runner: Runner, tmp_path: Path) -> None:
+    words = ("--workers", 0, "--out", tmp_path / "labels")
+    done = runner("label", made.samples, "--model", made.out / "model", *words)
+    assert done.code == 0 and "a classifier tells them apart" in done.out, done.err
+    assert "Held out one" in done.out
 
 
 def test_a_lost_run_alone_is_done_again_and_more_seeds_are_added(made: Made, runner: Runner, tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def teacher_of(samples: str, **groups: Any) -> TeacherRecipe:
 
 def written(folder: Path, texts: Any, **more: Any) -> str:
     path = folder / "texts.yaml"
-    path.write_text(yaml.safe_dump({"vocabulary": VALENCE_3.name, "texts": texts, **more}))
+    path.write_text(yaml.safe_dump({"texts": texts, **more}))
     return str(path)
 
 
@@ -357,10 +357,48 @@ def test_a_file_of_texts_that_is_not_one(samples: str, tmp_path: Path, texts: An
 
 
 def test_texts_of_another_vocabulary_and_a_name_that_is_none(samples: str, tmp_path: Path) -> None:
-    with pytest.raises(VocabularyMismatch, match=r"'joy' is not an emotion of the vocabulary"):
+    with pytest.raises(VocabularyMismatch, match=r"texts for 'joy', which is not an emotion"):
         prepare_data(recipe_of(samples, probe={"labels": written(tmp_path, {**TEXTS, "joy": ["glad"]})}))
+    with pytest.raises(InputError, match=r"/nowhere/socratis-29\.yaml: no such texts of labels"):
+        prepare_data(recipe_of(samples, probe={"labels": "/nowhere/socratis-29.yaml"}))
     with pytest.raises(InputError, match=r"socratis-92: no such texts of labels\. Did you mean 'socratis-29'\?"):
         prepare_data(recipe_of(samples, probe={"labels": "socratis-92"}))
+
+
+def test_a_name_stays_a_name_where_a_file_is_called_so(
+    samples: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("names").touch()
+    written(tmp_path, TEXTS)
+    for given, meant in (("names", "names"), ("texts.yaml", str(tmp_path / "texts.yaml"))):
+        probe = recipe_of(samples, probe={"labels": given}).with_absolute_paths().probe
+        assert probe is not None and probe.labels == meant
+
+
+class Scaled(Network):
+    def forward(self, values: Tensor, value_mask: Tensor) -> Tensor:
+        return 3 * self.head(values)
+
+
+def test_a_layer_that_does_not_give_the_output_is_refused(samples: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Line, "build", lambda self, recipe, training: Scaled(training.outputs[0].width))
+    with pytest.raises(InputError, match="does not give the numbers of Scaled"):
+        probed(recipe_of(samples))
+
+
+@pytest.mark.parametrize(
+    "groups, told",
+    [
+        ({"optimiser": {"average": "ema"}}, "takes no step of training, so optimiser.average would do nothing"),
+        ({"optimiser": {"interpolate": 0.5}}, "optimiser.interpolate would do nothing"),
+        ({"optimiser": {"l2_sp": 0.1}}, "optimiser.l2_sp would do nothing"),
+        ({"select_by": "last", "probe": {"strengths": [0.1, 1]}}, "give probe.strengths one value"),
+    ],
+)
+def test_settings_that_would_do_nothing(samples: str, groups: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        recipe_of(samples, **groups)
 
 
 @pytest.mark.parametrize("strengths", [[], 0, [1.0, -1.0]])

@@ -1,6 +1,5 @@
 """Texts that say what each label of a vocabulary means, from which the last layer of a model of captions can start.
 
-    vocabulary: socratis-29
     texts:
       happy:
         - a smiling boy holds a birthday cake
@@ -30,6 +29,11 @@ def shipped_label_texts() -> list[str]:
     return sorted(path.stem for path in _folder().glob("*.yaml"))
 
 
+def names_a_file(source: str) -> bool:
+    """Returns whether `source` is the address of a file, and not a name."""
+    return "/" in source or source.endswith((".yaml", ".yml"))
+
+
 def _folder() -> Path:
     return recipes_folder() / "label_texts"
 
@@ -38,30 +42,32 @@ def read_label_texts(source: str, vocabulary: Vocabulary) -> list[list[str]]:
     """Returns the texts of each label, in the vocabulary's order.
 
     Args:
-        source: `names` for the labels themselves, a YAML file, or the name of a bundled one.
+        source: `names` for the labels themselves, a YAML file (`names_a_file`), or the name of a bundled one.
 
     Raises:
         InputError: the file is missing or for another vocabulary, or a label has no text.
     """
     if source == NAMES:
         return [[label] for label in vocabulary.labels]
-    path = source
-    if not (storage.is_remote(source) or storage.exists(source)):
-        path = str(_folder() / f"{Path(source).name.removesuffix('.yaml')}.yaml")
-        if not Path(path).is_file():
-            known = [NAMES, *shipped_label_texts()]
-            hint = guess(source, known).lstrip()
-            raise InputError(
-                "no such texts of labels", path=source, remedy=f"{hint} Give a file, or {', '.join(known)}.".lstrip()
-            )
+    path = source if names_a_file(source) else str(_folder() / f"{source}.yaml")
+    if not storage.exists(path):
+        known = [NAMES, *shipped_label_texts()]
+        hint = guess(source, known).lstrip()
+        raise InputError(
+            "no such texts of labels", path=source, remedy=f"{hint} Give a YAML file, or {', '.join(known)}.".lstrip()
+        )
     value = read_yaml(path)
-    if unknown := sorted(set(value) - {"vocabulary", "texts"}):
-        raise InputError(f"has an unknown entry {unknown[0]!r}", path=source, remedy="There are: vocabulary, texts.")
+    if unknown := sorted(set(value) - {"texts"}):
+        raise InputError(f"has an unknown entry {unknown[0]!r}", path=source, remedy="There is: texts.")
     texts = value.get("texts")
     if not isinstance(texts, Mapping):
         raise InputError("has no mapping `texts` of labels to lists of texts", path=source)
     if other := [label for label in texts if label not in vocabulary]:
-        raise VocabularyMismatch(f"{source}: {other[0]!r} is not an emotion of the vocabulary {vocabulary.name}")
+        raise VocabularyMismatch(
+            f"setting probe.labels: {source} has texts for {other[0]!r}, which is not an emotion of the vocabulary "
+            f"{vocabulary.name}",
+            remedy="Give texts for your own labels, --set probe.labels=FILE, or use --set probe.labels=names, or null.",
+        )
     return [_checked(texts.get(label), label, source) for label in vocabulary.labels]
 
 
