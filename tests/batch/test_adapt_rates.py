@@ -75,6 +75,13 @@ def labelled(made: Path, out: Path, runner: Runner, *words: Any) -> LabelledSet:
     return load_labels(out)
 
 
+def pages_of(folder: Path, runner: Runner) -> list[str]:
+    """The data set card and the report."""
+    page = folder.with_suffix(".html")
+    assert runner("report", folder, "--out", page).code == 0
+    return [(folder / "_README.md").read_text(), page.read_text()]
+
+
 def test_label_chooses_by_corrected_probabilities_and_stores_the_models_own(
     made: Path, tmp_path: Path, runner: Runner
 ) -> None:
@@ -89,9 +96,9 @@ def test_label_chooses_by_corrected_probabilities_and_stores_the_models_own(
     assert (own.mask != plain.mask).any() and 0 < shift.at_edge.sum() < 8, "or the test says nothing"
     rates = own.job["choice"]["rates"]
     assert rates["training"] == PRIOR and rates["estimated"] == shift.rates.tolist() and rates["rows"] == 60
-    line = next(line for line in done.out.splitlines() if line.startswith("class rates"))
+    line = next(line for line in done.out.splitlines() if line.startswith("Class rates"))
     card = (tmp_path / "adapted" / "_README.md").read_text()
-    assert line[1:] in card and "probabilities are the model's own" in card
+    assert f"- {line}" in card and "labels were chosen from" in line and "probabilities are the model's own" in card
     for note in own.job["choice"]["notes"]:
         assert f"note: {note}" in done.out and note in card
     page = tmp_path / "page.html"
@@ -115,7 +122,7 @@ def test_select_equals_label_with_every_policy(made: Path, tmp_path: Path, runne
     words = ("--policy", *policy, "--adapt-rates")
     there = labelled(made, tmp_path / "adapted", runner, *words)
     done = runner("select", tmp_path / "plain", *words, "--out", tmp_path / "chosen")
-    assert done.code == 0 and "class rates, training -> estimated here" in done.out, done.err
+    assert done.code == 0 and "Class rates, training -> estimated here" in done.out, done.err
     here = load_labels(tmp_path / "chosen")
     assert (here.mask == there.mask).all() and (here.selected == there.selected).all()
     for name in ("rates", "notes", "labels", "selected"):
@@ -136,9 +143,31 @@ def test_uncertain_rows_by_corrected_probabilities(made: Path, tmp_path: Path, r
     assert (own.mask == plain.mask).all() and own.selected.sum() == 8
     scores = entropy(estimate_rates(plain.probabilities, np.array(PRIOR), weight=1.0).apply(plain.probabilities))
     assert scores[own.selected].mean() > scores.mean()
+    said = pages_of(tmp_path / "ask", runner)
+    assert "rates" not in own.job["choice"] and own.job["choice"]["uncertainty_rates"]["rows"] == 60
+    for text in said:
+        assert (
+            "selected by the uncertainty of probabilities corrected" in text and "labels were chosen from" not in text
+        )
+    assert "selected by probabilities corrected to it, and the labels were not" in said[1]
+    assert "Labels chosen by" not in said[0]
     against = ("--against", tmp_path / "plain", "--adapt-rates")
     more = runner("select", tmp_path / "plain", *words[:4], *against, "--out", tmp_path / "both")
     assert more.code == 0, more.err
+
+
+def test_uncertain_rows_of_labels_that_were_chosen_by_other_rates(made: Path, tmp_path: Path, runner: Runner) -> None:
+    rates = labelled(made, tmp_path / "adapted", runner, "--adapt-rates").job["choice"]["rates"]
+    words = ("select", "--policy", "uncertain", "--count", 8)
+    weight = ("--adapt-rates", "--rate-weight", 3)
+    assert runner(*words, tmp_path / "adapted", *weight, "--out", tmp_path / "ask").code == 0
+    assert runner(*words, tmp_path / "ask", "--out", tmp_path / "again").code == 0
+    choice = load_labels(tmp_path / "ask").job["choice"]
+    assert choice["rates"] == rates and choice["uncertainty_rates"]["estimated"] != rates["estimated"]
+    for text in pages_of(tmp_path / "ask", runner):
+        assert "selected by the uncertainty of probabilities corrected" in text and "labels were chosen from" in text
+    choice = load_labels(tmp_path / "again").job["choice"]
+    assert choice["rates"] == rates and "uncertainty_rates" not in choice
 
 
 def test_a_folder_in_an_object_store(made: Path, tmp_path: Path, s3: str, runner: Runner) -> None:
