@@ -15,7 +15,7 @@ import yaml
 from raymotion import storage
 from raymotion.data.parts import DATA, QUARANTINE, VERIFY, part_names
 from raymotion.data.samples import DIMENSIONS, scale_of
-from raymotion.learning.priors import moved_line
+from raymotion.learning.priors import told_rates
 from raymotion.pipeline.ask import spent_text
 
 CARD, CONFIG = "_README.md", ".huggingface.yaml"
@@ -127,15 +127,12 @@ def _made_by(record: Mapping[str, Any]) -> list[str]:
             lines.append(f"- Made with {one.get('name', name)}, weights {one.get('weights')}.")
     if selection := (record.get("settings") or {}).get("selection"):
         chosen = ", ".join(f"{name} {value}" for name, value in selection.items() if value is not None)
-        lines.append(f"- Labels chosen by: {chosen}.")
+        uncertain = selection.get("policy") == "uncertain"
+        what = "Rows selected (the labels are as they were before)" if uncertain else "Labels chosen"
+        lines.append(f"- {what} by: {chosen}.")
     choice = record.get("choice") or {}
-    if choice.get("rates"):
-        told = moved_line(record["vocabulary"]["labels"], choice["rates"])
-        lines.append(
-            f"- {told[:1].upper()}{told[1:]}. The choice was made from probabilities corrected to the estimated rates; "
-            "the stored probabilities are the model's own."
-        )
-        lines += [f"- {note}" for note in choice.get("notes") or ()]
+    if told := told_rates(record["vocabulary"]["labels"], choice) if choice else []:
+        lines += [f"- {line}" for line in [*told, *(choice.get("notes") or ())]]
     return lines
 
 

@@ -15,7 +15,7 @@ from raymotion.batch import ledger
 from raymotion.batch.card import write_card
 from raymotion.batch.label_dataset import labels_vocabulary, load_labels, matrix_of, read_labels_record, read_parts
 from raymotion.batch.preflight import check_folder, free_if_nothing_committed, remove_parts
-from raymotion.batch.rates import record_rates, require_rates, training_rates
+from raymotion.batch.rates import notes_on_rates, require_rates, training_rates
 from raymotion.batch.uncertain import SelectSettings, choose_uncertain
 from raymotion.config import digest_of
 from raymotion.data.parts import JOB, VERIFY, FileMark, part_marks, read_job, write_job
@@ -23,7 +23,7 @@ from raymotion.errors import Damaged, InputError
 from raymotion.folders.lock import one_writer_of
 from raymotion.learning.collapse import check_collapse
 from raymotion.learning.metrics.multilabel import Evaluation
-from raymotion.learning.priors import estimate_rates, rate_notes
+from raymotion.learning.priors import estimate_rates
 from raymotion.learning.selection import SelectionPolicy
 from raymotion.learning.significance import voids_results
 from raymotion.vocabulary import Vocabulary
@@ -81,7 +81,10 @@ def choose_globally(
     mask, selected = policy.choose(matrix, ids, limits, shift)
     del matrix
     choice = _write_choice(source, target, policy, mask, selected, vocabulary, job_digest)
-    return choice if shift is None else choice | record_rates(shift, vocabulary, model or {})
+    if shift is None:
+        return choice
+    rates = shift.to_dict()
+    return choice | {"rates": rates, "notes": notes_on_rates(rates, vocabulary, model or {})}
 
 
 def _write_choice(
@@ -192,11 +195,11 @@ def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectionPol
     if uncertain is not None:
         found = choose_uncertain(source, uncertain)
         choice = _write_choice(source, target, policy, found.mask, found.selected, vocabulary, digest)
-        # Labels stay, and so do the rates that they were chosen by.
-        rates = found.rates or (record.get("choice") or {}).get("rates")
-        if rates is not None:
-            choice["rates"] = rates
-        choice["notes"] = [*(rate_notes(vocabulary.labels, rates) if rates else ()), *found.notes]
+        # Labels stay, and so do the rates that they were chosen by; those of the uncertainty are others.
+        known = {"rates": (record.get("choice") or {}).get("rates"), "uncertainty_rates": found.rates}
+        told = {name: rates for name, rates in known.items() if rates}
+        notes = [note for rates in told.values() for note in notes_on_rates(rates, vocabulary, record["model"])]
+        choice |= {**told, "notes": list(dict.fromkeys([*notes, *found.notes]))}
     else:
         choice = choose_globally(
             source, target, policy, vocabulary, thresholds,

@@ -45,19 +45,33 @@ def adapted(probabilities: np.ndarray, training: np.ndarray, weight: float) -> t
     return found, shift
 
 
-def record_rates(shift: PriorShift, vocabulary: Vocabulary, model: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the entries of a choice's record: `rates` and `notes`.
+def notes_on_rates(rates: Mapping[str, Any], vocabulary: Vocabulary, model: Mapping[str, Any]) -> list[str]:
+    """Returns sentences on estimated rates that should not be trusted.
 
     Args:
-        model: its description in the job's record.
+        rates: of `PriorShift.to_dict`.
+        model: its description in the job's record; of several models, each is judged.
     """
-    rates = shift.to_dict()
     notes = rate_notes(vocabulary.labels, rates)
-    own: Mapping[str, Any] = next((out for out in model.get("outputs") or () if out.get("vocabulary")), {})
-    loss = (own.get("loss") or {}).get("name")
-    if loss not in (None, "bce"):
-        notes.append(
-            f"The model was trained with the loss {loss}, whose probabilities do not follow the class rates of "
-            "training: estimated rates may say more about the loss than about the collection."
-        )
-    return {"rates": rates, "notes": notes}
+    members = model.get("members") or [model]
+    for member in members:
+        who = "The model" if len(members) == 1 else f"The model {member.get('path')}"
+        own: Mapping[str, Any] = next((out for out in member.get("outputs") or () if out.get("vocabulary")), {})
+        loss = own.get("loss") or {}
+        if loss.get("name") not in (None, "bce"):
+            notes.append(
+                f"{who} was trained with the loss {loss['name']}, whose probabilities do not follow the class rates of "
+                "training: estimated rates may say more about the loss than about the collection."
+            )
+        smoothing = (loss.get("options") or {}).get("label_smoothing")
+        if smoothing and member.get("prior") is not None and "learned_rates" not in member:
+            notes.append(
+                f"{who} was trained with label smoothing ({smoothing:g}) by an earlier version, which did not record "
+                "the rates that it learned: the correction starts from others. Train it anew."
+            )
+        if made := member.get("resampling"):
+            notes.append(
+                f"{who} was trained with synthetic rows for rare labels ({made}), and the recorded class rates are "
+                "those without them: the estimated rates of rare labels may be too high."
+            )
+    return notes

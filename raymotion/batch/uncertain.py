@@ -74,7 +74,7 @@ class UncertainRows:
         mask: (n, L) bool, the labels as they were.
         selected: (n,) bool.
         notes: what was left out, in sentences.
-        rates: `PriorShift.to_dict` of the class rates that the probabilities were corrected to (`adapt_rates`).
+        rates: `PriorShift.to_dict` of the class rates that the uncertainty is corrected to (`adapt_rates`).
     """
 
     mask: np.ndarray

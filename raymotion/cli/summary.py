@@ -17,12 +17,12 @@ def print_verdict(collapse: Mapping[str, Any]) -> None:
 
 
 def print_rates(record: Mapping[str, Any]) -> None:
-    """Prints which class rates moved most, if labels were chosen by estimated ones, and the notes on the choice."""
-    from raymotion.learning.priors import moved_line
+    """Prints which class rates moved most, if labels or rows were chosen by estimated ones, and the notes on it."""
+    from raymotion.learning.priors import told_rates
 
     choice = record.get("choice") or {}
-    if choice.get("rates"):
-        click.echo(moved_line(record["vocabulary"]["labels"], choice["rates"]))
+    for line in told_rates(record["vocabulary"]["labels"], choice) if choice else ():
+        click.echo(line)
     for note in choice.get("notes", ()):
         click.echo(f"note: {note}")
 

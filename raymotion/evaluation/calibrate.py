@@ -37,8 +37,10 @@ class CalibrateSettings(Settings):
     model: Annotated[str, Metavar("MODEL")] = Field(description="checkpoint: a folder or an address")
     samples: Annotated[PathText, Metavar("SAMPLES")] = Field(description="sample table with people's labels")
     out: Folder = Field(description="folder or address of the calibrated checkpoint")
-    by: Literal["source", "split"] | None = Field(
-        None, description="column whose values get a temperature each  [default: one temperature for all rows]"
+    by: Literal["source"] | None = Field(
+        None,
+        description="column whose values get a temperature each; `split` is none, since rows of test are not used, and "
+        "rows of another collection name no split  [default: one temperature for all rows]",
     )
     weights: tuple[Annotated[str, Metavar("[NAME=]FILE")], ...] = Field(
         (), description="weights file of the region extractor or the backbones, if the model was trained with one"

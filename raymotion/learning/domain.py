@@ -224,9 +224,11 @@ def check_domain(
     groups = np.concatenate([training.groups.astype(np.int64), collection.groups + 1 + int(training.groups.max())])
     gap = domain_gap(training.features, collection.features, groups, seed)
     words = {"near": "is like", "different": "differs from", "far": "is far from"}[gap.grade]
+    # Below 0.5 where rows of training are in the collection, or splits were balanced.
+    level = "below 0.50: as alike as rows of the training data themselves" if round(gap.auc, 2) < 0.5 else "0.50: alike"
     text = (
-        f"This collection {words} what {of} learned from: a classifier tells them apart with AUC {gap.auc:.2f} (0.50: "
-        "alike)."
+        f"This collection {words} what {of} learned from: a classifier tells them apart with AUC {gap.auc:.2f} "
+        f"({level})."
     )
     return DomainCheck(" ".join([text, *carried_over(carryover)]), gap, statistics)
 

@@ -190,6 +190,23 @@ def moved_line(labels: Sequence[str], rates: Mapping[str, Any]) -> str:
     return f"class rates, training -> estimated here: {listed} (the largest moves)"
 
 
+def told_rates(labels: Sequence[str], choice: Mapping[str, Any]) -> list[str]:
+    """Returns a sentence for each kind of estimated rates of a choice: which moved most, and what they decided.
+
+    Args:
+        choice: its record, with `rates`, by which labels were chosen, and `uncertainty_rates`, by which rows were.
+    """
+    decided = {
+        "rates": "The labels were chosen from probabilities corrected to the estimated rates",
+        "uncertainty_rates": "The rows were selected by the uncertainty of probabilities corrected to the estimated "
+        "rates; that selection left the labels as they were",
+    }
+    lines = [(moved_line(labels, choice[name]), what) for name, what in decided.items() if choice.get(name)]
+    return [
+        f"{line[:1].upper()}{line[1:]}. {what}; the stored probabilities are the model's own." for line, what in lines
+    ]
+
+
 def rate_notes(labels: Sequence[str], rates: Mapping[str, Any]) -> list[str]:
     """Returns sentences on rates that should not be trusted, from `PriorShift.to_dict`."""
     notes = []

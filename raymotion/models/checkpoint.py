@@ -123,11 +123,19 @@ class CheckpointInfo:
 
     @property
     def learned_rates(self) -> tuple[float, ...] | None:
-        """Class rates that the probabilities were trained towards, (L,), or None: of soft targets, if it learned these.
+        """Class rates that the probabilities were trained towards, (L,), or None: of soft or smoothed targets, if it
+        learned these.
 
         `prior` is always of hard labels, which soft targets (shares of annotators) do not follow.
         """
         return self.prior if (own := self._of_labels.get("learned_rates")) is None else tuple(own)
+
+    @property
+    def _resampling(self) -> str | None:
+        """How rows were added to those that the rates are of (`learning.resample`), or None."""
+        settings = (self.training.get("settings") or {}).get("resampling")
+        made = settings.get("method") if isinstance(settings, Mapping) else None
+        return None if made in (None, "none") else str(made)
 
     @property
     def thresholds(self) -> tuple[float, ...] | None:
@@ -166,6 +174,7 @@ class CheckpointInfo:
             "outputs": [own.to_dict() for own in self.outputs],
             "prior": None if self.prior is None else list(self.prior),
             **({} if self.learned_rates in (None, self.prior) else {"learned_rates": list(self.learned_rates or ())}),
+            **({} if (made := self._resampling) is None else {"resampling": made}),
             "thresholds": None if self.thresholds is None else list(self.thresholds),
             "validation": self.validation,
         }

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raymotion import storage
-from raymotion.learning.metrics.auc import CHANCE, FEWEST_JUDGED
+from raymotion.learning.metrics.auc import CHANCE
 from raymotion.learning.metrics.multilabel import interval_text
-from raymotion.learning.significance import FEWEST_SEEDS, Headline, Verdict, headline
+from raymotion.learning.significance import FEWEST_IMAGES, FEWEST_SEEDS, Headline, Verdict, headline
 from raymotion.report.rendering import template
 from raymotion.text_table import table_lines
 from raymotion.version import __version__
@@ -75,8 +75,8 @@ def carryover_lines(result: Carryover) -> list[str]:
 def notes(result: Carryover, seeds: int) -> list[str]:
     """Explains the columns of the table."""
     lines = [
-        f"mean (sd) over {seeds} seed{'' if seeds == 1 else 's'}; judged: labels with {FEWEST_JUDGED} positives and "
-        f"{FEWEST_JUDGED} negatives; prior: class rates of the training domains"
+        f"mean (sd) over {seeds} seed{'' if seeds == 1 else 's'}; judged: labels that {FEWEST_IMAGES} images "
+        f"carry and {FEWEST_IMAGES} do not; prior: class rates of the training domains"
     ]
     rows = [row for row in result.rows if not row.linear]
     if seeds > 1 and all(np.ptp(row.values("macro_auc")) == 0 for row in rows):
@@ -153,6 +153,6 @@ def _label_auc(row: Row, label: int) -> str:
     """Returns a label's mean AUC over seeds, and its positives; a dash where they are too few to judge it."""
     own = [one.per_class[label] for one in row.evaluations]
     positives = own[0].positives
-    if min(positives, row.samples - positives) < FEWEST_JUDGED:
+    if not row.judged[label]:
         return f"– ({positives})"
     return f"{np.mean([one.auc for one in own]):.3f} ({positives})"

@@ -18,7 +18,8 @@ class ClassRate:
     """A label's share of the selected images, its mean probability, and its rates in training and in the collection.
 
     Attributes:
-        estimated: the rate in the collection, by which labels were chosen (`--adapt-rates`), or None.
+        estimated: the rate in the collection, by which labels were chosen (`--adapt-rates`), else that by which rows
+            were (`--policy uncertain`), or None.
         error: its standard error, or None.
     """
 
@@ -80,7 +81,8 @@ def class_rates(labelled: LabelledSet) -> list[ClassRate]:
     means = labelled.probabilities.mean(axis=0, dtype=np.float64) if len(labelled) else np.zeros_like(shares)
     order = np.lexsort((-means, -shares))
     prior = labelled.prior
-    estimated, errors = (_numbers(labelled, "choice", "rates", name) for name in ("estimated", "errors"))
+    rates = "rates" if chosen_by_rates(labelled) else "uncertainty_rates"
+    estimated, errors = (_numbers(labelled, "choice", rates, name) for name in ("estimated", "errors"))
     return [
         ClassRate(
             labelled.vocabulary.labels[j],
@@ -92,6 +94,11 @@ def class_rates(labelled: LabelledSet) -> list[ClassRate]:
         )
         for j in order.tolist()
     ]
+
+
+def chosen_by_rates(labelled: LabelledSet) -> bool:
+    """Returns whether the labels themselves were chosen by estimated rates (`--adapt-rates`)."""
+    return labelled.recorded("choice", "rates") is not None
 
 
 def _numbers(labelled: LabelledSet, *keys: str) -> list[float | None]:

@@ -15,7 +15,7 @@ from raymotion.errors import InputError
 from raymotion.folders import outputs
 from raymotion.learning.collapse import Collapse, binary_entropy, check_collapse, first_labels
 from raymotion.learning.metrics.multilabel import Evaluation
-from raymotion.learning.priors import moved_line
+from raymotion.learning.priors import told_rates
 from raymotion.learning.significance import voids_results
 from raymotion.report import figures
 from raymotion.report.cards import Card, ReviewLink, make_card
@@ -115,6 +115,7 @@ def write_report(
         notices=_notices(labelled, quarantined),
         metrics=figures.metric_rows(labelled.evaluation) if labelled.evaluation else [],
         rates=figures.class_rates(labelled),
+        chosen_by_rates=figures.chosen_by_rates(labelled),
         histogram=figures.entropy_histogram(labelled, entropy),
         distinct=distinct,
         common=common,
@@ -216,10 +217,9 @@ def _facts(labelled: LabelledSet) -> list[tuple[str, str]]:
 def _notices(labelled: LabelledSet, quarantined: int | None) -> list[str]:
     notices = labelled.recorded("notices")
     result = [str(notice) for notice in notices] if isinstance(notices, list) else []
-    rates, told = labelled.recorded("choice", "rates"), labelled.recorded("choice", "notes")
-    if isinstance(rates, Mapping):
-        line = moved_line(labelled.vocabulary.labels, rates)
-        result.append(f"{line[:1].upper()}{line[1:]}. The choice was made from probabilities corrected to these rates.")
+    choice, told = labelled.recorded("choice"), labelled.recorded("choice", "notes")
+    if isinstance(choice, Mapping):
+        result += told_rates(labelled.vocabulary.labels, choice)
     result += [str(note) for note in told] if isinstance(told, list) else []
     if labelled.recorded("status") != "complete":
         result.insert(0, labelled.unfinished or "The job's status is not recorded: rows may be missing.")

@@ -24,10 +24,10 @@ from raymotion.data.samples import read_samples
 from raymotion.errors import Damaged, InputError
 from raymotion.folders.lock import one_writer_of
 from raymotion.learning.bootstrap import sampling_units
-from raymotion.learning.metrics.auc import CHANCE, FEWEST_JUDGED, judged, weighed_auc
+from raymotion.learning.metrics.auc import CHANCE, judged, weighed_auc
 from raymotion.learning.metrics.multilabel import Evaluation, metric_text
 from raymotion.learning.paired import Weighed, paired_gain
-from raymotion.learning.significance import Gain
+from raymotion.learning.significance import FEWEST_IMAGES, Gain
 from raymotion.models.checkpoint import CheckpointInfo, load_model, save_checkpoint
 from raymotion.models.checkpoint_files import ANSWERS
 from raymotion.models.outputs.multilabel import HARD
@@ -79,6 +79,7 @@ class Row:
         chance_map: mAP of a random order.
         over_chance: macro AUC above 0.5.
         over_linear: macro AUC above that of the logistic regression; None for itself, and where there is none.
+        judged: whether each label has enough images to judge its ranking.
     """
 
     domain: str | None
@@ -87,6 +88,7 @@ class Row:
     chance_map: float
     over_chance: Gain
     over_linear: Gain | None
+    judged: tuple[bool, ...]
 
     @property
     def samples(self) -> int:
@@ -95,7 +97,7 @@ class Row:
 
     @property
     def labels(self) -> int:
-        """Number of labels with enough positives and negatives to judge their ranking."""
+        """Number of labels with enough images to judge their ranking."""
         return self.evaluations[0]["macro_auc"].labels or 0
 
     def values(self, name: str) -> np.ndarray:
@@ -140,6 +142,11 @@ class _Test:
     ids: list[str]
     groups: list[str]
     truth: np.ndarray
+
+    @property
+    def judged(self) -> np.ndarray:
+        """Which labels have enough images to judge their ranking, bool (L,)."""
+        return judged(self.truth, self.units)
 
     def weighed(self, info: CheckpointInfo) -> Weighed:
         return weighed_auc(self.truth, read_answers(info, "test", self.ids), self.units)
@@ -296,8 +303,8 @@ def _test_of(data: TrainingSet, column: str, value: str | None) -> _Test:
     if HARD not in targets.arrays:
         raise InputError(f"the recipe predicts {output}, no labels to rank", path=data.name)
     rows = data.splits["test"]
-    truth = targets.arrays[HARD][rows]
-    if not judged(truth).any():
+    test = _Test([data.sample_ids[row] for row in rows], [data.groups[row] for row in rows], targets.arrays[HARD][rows])
+    if not test.judged.any():
         what = "the split test" if value is None else f"{column} = {value!r}"
         remedy = (
             "Split the table with a larger test split: raymotion data split." if value is None
@@ -305,11 +312,11 @@ def _test_of(data: TrainingSet, column: str, value: str | None) -> _Test:
         )  # fmt: skip
         raise InputError(
             f"{what} has too few samples to judge a ranking: of its {len(rows):,} labelled ones, no label has "
-            f"{FEWEST_JUDGED} positives and {FEWEST_JUDGED} negatives",
+            f"{FEWEST_IMAGES} images that carry it and {FEWEST_IMAGES} that do not",
             path=data.name,
             remedy=remedy,
         )
-    return _Test([data.sample_ids[row] for row in rows], [data.groups[row] for row in rows], truth)
+    return test
 
 
 def _no_linear(recipe: TrainRecipe, data: TrainingSet) -> str | None:
@@ -339,6 +346,7 @@ def _row(domain: str | None, linear: bool, infos: Mapping[Run, CheckpointInfo], 
     return Row(
         domain, linear, tuple(Evaluation.from_dict(one) for one in tested), float(tested[0]["chance_map"]),
         test.gain(own, None), test.gain(own, others) if others else None,
+        tuple(test.judged.tolist()),
     )  # fmt: skip
 
 

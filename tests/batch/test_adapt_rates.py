@@ -18,7 +18,9 @@ from raymotion.learning.selection import top_per_image
 from raymotion.learning.uncertainty import entropy
 from raymotion.models.checkpoint import save_checkpoint
 from raymotion.models.inputs.captions import Captions
-from raymotion.models.outputs.multilabel import MultiLabel
+from raymotion.models.outputs.base import Targets
+from raymotion.models.outputs.multilabel import HARD, SOFT, MultiLabel
+from raymotion.models.recipe import Distillation, LossSettings
 from raymotion.models.registry import get_kind
 from raymotion.models.text.tokenizer import train_tokenizer
 from raymotion.models.visualbert.network import TeacherConfig, VisualBertTeacher
@@ -33,7 +35,9 @@ TEXTS = [" ".join(DRAWN.choice(WORDS, size=DRAWN.integers(1, 5))) for _ in range
 LABEL = ("--workers", 0, "--shard-rows", 16)
 
 
-def teacher(folder: Path, **facts: Any) -> Path:
+def teacher(
+    folder: Path, *, loss: dict[str, Any] | None = None, settings: dict[str, Any] | None = None, **facts: Any
+) -> Path:
     """A checkpoint that was not trained, whose logits have mean 0 and spread 1 on `TEXTS`."""
     tokenizer = train_tokenizer([f"caption {i} and another one" for i in range(50)], size=120)
     torch.manual_seed(7)
@@ -47,10 +51,9 @@ def teacher(folder: Path, **facts: Any) -> Path:
         spread = found.std(dim=0)
         model.head.weight.div_(spread[:, None])
         model.head.bias.sub_(found.mean(dim=0)).div_(spread)
-    training = {"outputs": {"emotions": {"thresholds": [0.5] * 8, **facts}}}
-    save_checkpoint(
-        folder, get_kind("teacher-visualbert"), model, [captions], [MultiLabel(MIKELS_8)], training=training
-    )
+    training = {"outputs": {"emotions": {"thresholds": [0.5] * 8, **facts}}, "settings": settings or {}}
+    output = MultiLabel(MIKELS_8, loss=LossSettings(**(loss or {})))
+    save_checkpoint(folder, get_kind("teacher-visualbert"), model, [captions], [output], training=training)
     return folder
 
 
@@ -72,6 +75,13 @@ def labelled(made: Path, out: Path, runner: Runner, *words: Any) -> LabelledSet:
     return load_labels(out)
 
 
+def pages_of(folder: Path, runner: Runner) -> list[str]:
+    """The data set card and the report."""
+    page = folder.with_suffix(".html")
+    assert runner("report", folder, "--out", page).code == 0
+    return [(folder / "_README.md").read_text(), page.read_text()]
+
+
 def test_label_chooses_by_corrected_probabilities_and_stores_the_models_own(
     made: Path, tmp_path: Path, runner: Runner
 ) -> None:
@@ -86,9 +96,9 @@ def test_label_chooses_by_corrected_probabilities_and_stores_the_models_own(
     assert (own.mask != plain.mask).any() and 0 < shift.at_edge.sum() < 8, "or the test says nothing"
     rates = own.job["choice"]["rates"]
     assert rates["training"] == PRIOR and rates["estimated"] == shift.rates.tolist() and rates["rows"] == 60
-    line = next(line for line in done.out.splitlines() if line.startswith("class rates"))
+    line = next(line for line in done.out.splitlines() if line.startswith("Class rates"))
     card = (tmp_path / "adapted" / "_README.md").read_text()
-    assert line[1:] in card and "probabilities are the model's own" in card
+    assert f"- {line}" in card and "labels were chosen from" in line and "probabilities are the model's own" in card
     for note in own.job["choice"]["notes"]:
         assert f"note: {note}" in done.out and note in card
     page = tmp_path / "page.html"
@@ -112,7 +122,7 @@ def test_select_equals_label_with_every_policy(made: Path, tmp_path: Path, runne
     words = ("--policy", *policy, "--adapt-rates")
     there = labelled(made, tmp_path / "adapted", runner, *words)
     done = runner("select", tmp_path / "plain", *words, "--out", tmp_path / "chosen")
-    assert done.code == 0 and "class rates, training -> estimated here" in done.out, done.err
+    assert done.code == 0 and "Class rates, training -> estimated here" in done.out, done.err
     here = load_labels(tmp_path / "chosen")
     assert (here.mask == there.mask).all() and (here.selected == there.selected).all()
     for name in ("rates", "notes", "labels", "selected"):
@@ -133,9 +143,31 @@ def test_uncertain_rows_by_corrected_probabilities(made: Path, tmp_path: Path, r
     assert (own.mask == plain.mask).all() and own.selected.sum() == 8
     scores = entropy(estimate_rates(plain.probabilities, np.array(PRIOR), weight=1.0).apply(plain.probabilities))
     assert scores[own.selected].mean() > scores.mean()
+    said = pages_of(tmp_path / "ask", runner)
+    assert "rates" not in own.job["choice"] and own.job["choice"]["uncertainty_rates"]["rows"] == 60
+    for text in said:
+        assert (
+            "selected by the uncertainty of probabilities corrected" in text and "labels were chosen from" not in text
+        )
+    assert "selected by probabilities corrected to it, and the labels were not" in said[1]
+    assert "Labels chosen by" not in said[0]
     against = ("--against", tmp_path / "plain", "--adapt-rates")
     more = runner("select", tmp_path / "plain", *words[:4], *against, "--out", tmp_path / "both")
     assert more.code == 0, more.err
+
+
+def test_uncertain_rows_of_labels_that_were_chosen_by_other_rates(made: Path, tmp_path: Path, runner: Runner) -> None:
+    rates = labelled(made, tmp_path / "adapted", runner, "--adapt-rates").job["choice"]["rates"]
+    words = ("select", "--policy", "uncertain", "--count", 8)
+    weight = ("--adapt-rates", "--rate-weight", 3)
+    assert runner(*words, tmp_path / "adapted", *weight, "--out", tmp_path / "ask").code == 0
+    assert runner(*words, tmp_path / "ask", "--out", tmp_path / "again").code == 0
+    choice = load_labels(tmp_path / "ask").job["choice"]
+    assert choice["rates"] == rates and choice["uncertainty_rates"]["estimated"] != rates["estimated"]
+    for text in pages_of(tmp_path / "ask", runner):
+        assert "selected by the uncertainty of probabilities corrected" in text and "labels were chosen from" in text
+    choice = load_labels(tmp_path / "again").job["choice"]
+    assert choice["rates"] == rates and "uncertainty_rates" not in choice
 
 
 def test_a_folder_in_an_object_store(made: Path, tmp_path: Path, s3: str, runner: Runner) -> None:
@@ -167,3 +199,49 @@ def test_a_model_of_soft_targets_is_corrected_from_their_rates(made: Path, tmp_p
     assert rates["training"] == soft and own.job["model"]["prior"] == PRIOR
     fixed = correct(own.probabilities, np.array(soft), np.array(rates["estimated"]))
     assert (own.mask == (fixed >= 0.5)).all()
+
+
+@pytest.mark.parametrize(
+    ("smoothing", "soft", "distillation"),
+    [(0.0, False, None), (0.2, False, None), (0.2, True, None), (0.2, True, 1.0), (0.2, True, 0.3), (0.0, True, 0.3)],
+)
+def test_the_recorded_rates_are_those_that_the_loss_is_lowest_at(
+    smoothing: float, soft: bool, distillation: float | None
+) -> None:
+    rng = np.random.default_rng(3)
+    hard = (rng.random((40, 8)) < 0.3).astype(np.float32)
+    targets = Targets({HARD: hard, SOFT: rng.random((40, 8)).astype(np.float32)}, np.ones(40, bool))
+    own = MultiLabel(
+        MIKELS_8, soft=soft, loss=LossSettings(name="bce", options={"label_smoothing": smoothing}),
+        distillation=None if distillation is None else Distillation(temperature=1.0, weight=distillation),
+    )  # fmt: skip
+    rows = np.arange(40)
+    facts = own.facts(targets, {"train": rows, "val": rows}, {"val": hard})
+    assert facts["prior"] == hard.mean(axis=0).tolist()
+    assert ("learned_rates" in facts) == bool(smoothing or soft)
+    learned = torch.tensor(facts.get("learned_rates", facts["prior"])).logit().requires_grad_()
+    own.criterion(targets, rows)(
+        learned.expand(40, 8), own.batch(targets, rows, "cpu"), epoch=0, weights=None
+    ).backward()
+    assert learned.grad is not None and learned.grad.abs().max() < 1e-6
+
+
+def test_what_the_recorded_rates_leave_out_is_told(made: Path, tmp_path: Path, runner: Runner) -> None:
+    smoothed = {"name": "bce", "options": {"label_smoothing": 0.2}}
+    teacher(tmp_path / "older", prior=PRIOR, loss=smoothed)
+    teacher(tmp_path / "newer", prior=PRIOR, learned_rates=[0.8 * rate + 0.1 for rate in PRIOR], loss=smoothed)
+    teacher(tmp_path / "made", prior=PRIOR, settings={"resampling": {"method": "adasyn"}})
+    teacher(tmp_path / "focal", prior=PRIOR, loss={"name": "focal"})
+
+    def notes(*names: str) -> str:
+        out = tmp_path / "-".join(names)
+        models = [word for name in names for word in ("--model", (made if name == "teacher" else tmp_path) / name)]
+        words = ("label", made / "samples.parquet", *models, *LABEL, "--adapt-rates")
+        done = runner(*words, "--out", out.with_suffix(".labels"))
+        assert done.code == 0, done.err
+        return "\n".join(load_labels(out.with_suffix(".labels")).job["choice"]["notes"])
+
+    assert "with label smoothing (0.2)" in notes("older") and "smoothing" not in notes("newer")
+    assert "synthetic rows for rare labels (adasyn)" in notes("made") and "synthetic" not in notes("teacher")
+    several = notes("newer", "made", "focal")
+    assert "made was trained with synthetic" in several and "focal was trained with the loss focal" in several

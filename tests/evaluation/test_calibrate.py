@@ -187,3 +187,13 @@ def test_the_form_in_config_is_read_back() -> None:
     p = np.array([[0.2], [0.2], [0.2]])
     truth = own.apply(p, ["b", "c", None])
     assert truth[0, 0] == pytest.approx(1 / 3) and truth[1, 0] == truth[2, 0] and bce(p, p) > 0
+
+
+def test_temperatures_by_split_are_refused_since_no_row_would_get_one(
+    made: Path, tmp_path: Path, runner: Runner
+) -> None:
+    words = ("calibrate", made / "teacher", made / "samples.parquet", "--out", tmp_path / "own")
+    done = runner(*words, "--by", "split")
+    assert done.code == 2 and "split" in done.err and not (tmp_path / "own").exists()
+    told = " ".join(runner("calibrate", "--help").out.split())
+    assert "rows of test are not used" in told

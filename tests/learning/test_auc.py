@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from raymotion.learning.metrics.auc import judged, macro_auc, roc_auc
+from raymotion.learning.metrics.auc import judged, macro_auc, roc_auc, weighed_auc
 
 RATES = np.array([0.6, 0.4, 0.3, 0.15, 0.1, 0.05])
 
@@ -66,3 +66,20 @@ def test_labels_with_few_positives_or_negatives_are_not_judged() -> None:
     assert classes[0] == pytest.approx(roc_auc_score(targets[:, 0], p[:, 0]))  # its own is told all the same
     none, _, _ = macro_auc(targets[:, :1], p[:, :1], bootstrap=20, fewest=10)
     assert (none.labels, none.value, none.low, none.prior, none.verdict) == (0, None, None, None, "unclear")
+
+
+def test_persons_of_one_image_count_once() -> None:
+    rng = np.random.default_rng(5)
+    units = np.repeat(np.arange(20), 3)  # persons of images
+    targets = np.zeros((60, 4))
+    targets[:12, 0] = 1  # twelve persons of four images
+    targets[::3, 1] = 1  # one of each image: others of the same image do not carry it
+    targets[:30, 2] = 1
+    targets[:48, 3] = 1  # twelve persons of four images do not carry it
+    p = rng.random((60, 4))
+    assert judged(targets).all()
+    assert judged(targets, units).tolist() == [False, True, True, False]
+    metric, _, _ = macro_auc(targets, p, bootstrap=20, units=units, fewest=10)
+    expected = roc_auc_score(targets[:, 1:3], p[:, 1:3])
+    assert metric.labels == 2 and metric.value == pytest.approx(expected)
+    assert weighed_auc(targets, p, units)(np.ones((1, 20)))[0] == pytest.approx(expected)

@@ -84,3 +84,13 @@ def test_the_line_and_the_statistics() -> None:
     assert [own[1:] for own in check.statistics] == [(12, 6), (pytest.approx(0.1), 0.5)]
     few = check_domain(training, sample(normal(7, 1), words=[5]), carryover={"domains": "none"})
     assert few.grade == "unknown" and "7 of the collection are too few" in few.headline and few.statistics
+
+
+def test_a_collection_of_training_rows_is_told_in_words() -> None:
+    rows = normal(100, 0, dim=60)
+    check = check_domain(sample(rows), sample(rows))
+    assert check.gap is not None and check.gap.auc < 0.45
+    assert check.headline == (
+        "This collection is like what the model learned from: a classifier tells them apart with AUC "
+        f"{check.gap.auc:.2f} (below 0.50: as alike as rows of the training data themselves)."
+    )

@@ -16,7 +16,11 @@ from sklearn.metrics import roc_auc_score
 
 from raymotion import storage
 from raymotion.data.samples import read_samples, table_from_rows, write_samples
+from raymotion.learning.metrics.multilabel import evaluate
+from raymotion.learning.significance import Gain
 from raymotion.models.checkpoint import load_model, read_checkpoint_info
+from raymotion.report.carryover import _label_auc
+from raymotion.train.carryover import Row, _Test
 from raymotion.vocabulary import VALENCE_3
 
 Runner = Callable[..., Any]
@@ -219,3 +223,17 @@ def test_runs_of_ray_are_those_of_one_process(ray_local: Any, made: Made, runner
     assert found.code == 0, found.err
     record = json.loads((tmp_path / "out/carryover.json").read_text())
     assert record["rows"][0]["macro_auc"][0] == pytest.approx(made.record["rows"][1]["macro_auc"][0], abs=0.02)
+
+
+def test_a_label_of_many_persons_in_few_images_is_not_judged() -> None:
+    groups = np.repeat([f"image {i}" for i in range(20)], 3).tolist()
+    truth = np.zeros((60, 2))
+    truth[:12, 0], truth[:30, 1] = 1, 1
+    test = _Test([str(i) for i in range(60)], groups, truth)
+    assert test.judged.tolist() == [False, True]
+    found = evaluate(
+        truth, np.random.default_rng(0).random((60, 2)), prior=[0.5, 0.5], labels=["a", "b"], groups=groups, bootstrap=9
+    )
+    row = Row("art", False, (found,), 0.4, Gain((), None, None), None, tuple(test.judged.tolist()))
+    assert row.labels == 1
+    assert _label_auc(row, 0) == "– (12)" and _label_auc(row, 1) == f"{found.per_class[1].auc:.3f} (30)"

@@ -85,11 +85,13 @@ class Link:
         numbers: converts probabilities to such numbers, so that a new model can start at the class prior; None if the
             loss does not define it.
         logits: whether they are logits.
+        targets: converts targets, or class rates, to those that the loss trains the probabilities towards.
     """
 
     probabilities: Callable[[torch.Tensor], torch.Tensor]
     numbers: Callable[[torch.Tensor], torch.Tensor] | None
     logits: bool
+    targets: Callable[[Any], Any]
 
 
 def make_loss(
@@ -129,6 +131,7 @@ def link_of(name: str, options: Mapping[str, Any] | None = None) -> Link:
         partial(kind.probabilities, options=chosen),
         partial(kind.numbers, options=chosen) if logits or _overrides(kind, "numbers") else None,
         logits,
+        partial(kind.trained_targets, options=chosen),
     )
 
 
@@ -218,6 +221,14 @@ class NamedLoss:
         """
         return probabilities.clamp(1e-3, 1 - 1e-3).logit()
 
+    @classmethod
+    def trained_targets(cls, targets: Any, options: Any) -> Any:
+        """Returns the targets, a tensor or an array in [0, 1], that the loss makes of those of the data: the same.
+
+        A loss that changes them overrides it by a linear map, so that it also holds for class rates.
+        """
+        return targets
+
     def reduce(
         self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
     ) -> torch.Tensor:
@@ -274,18 +285,21 @@ class BinaryCrossEntropy(NamedLoss):
         class_weights: WeightKind = "none"
 
     def configure(self, options: Any) -> None:
-        self.smoothing: float = options.label_smoothing
         if options.class_weights != "none":
             rates = _rates_for(self, f"class_weights={options.class_weights}")
             self.by_class = class_weights(rates.tolist(), options.class_weights, samples=self.samples)
+
+    @classmethod
+    def trained_targets(cls, targets: Any, options: Any) -> Any:
+        return targets * (1.0 - options.label_smoothing) + 0.5 * options.label_smoothing
 
     def terms(
         self, logits: torch.Tensor, targets: torch.Tensor, epoch: int, weights: torch.Tensor | None
     ) -> torch.Tensor:
         import torch.nn.functional as F
 
-        if self.smoothing:
-            targets = targets * (1.0 - self.smoothing) + 0.5 * self.smoothing
+        if self.options.label_smoothing:
+            targets = self.trained_targets(targets, self.options)
         by_class = None if self.by_class is None else self.by_class.to(logits.device)
         return F.binary_cross_entropy_with_logits(logits, targets, weight=by_class, reduction="none")
 

@@ -23,10 +23,9 @@ from raymotion.learning.bootstrap import (
     row_mean,
 )
 from raymotion.learning.metrics.average_precision import ranking
+from raymotion.learning.significance import FEWEST_IMAGES
 
 CHANCE = 0.5
-# Positives, and negatives, that a label needs for its AUC to count.
-FEWEST_JUDGED = 10
 
 
 def roc_auc(targets: np.ndarray, scores: np.ndarray) -> float:
@@ -45,10 +44,18 @@ def weighted_auc(true: np.ndarray, ends: np.ndarray, weights: np.ndarray) -> np.
     return ratio(won, hits[:, -1] * misses[:, -1])
 
 
-def judged(targets: np.ndarray, fewest: int = FEWEST_JUDGED) -> np.ndarray:
-    """Returns which labels of (n, L) targets have at least `fewest` positives and `fewest` negatives, bool (L,)."""
-    positives = (np.asarray(targets) > 0).sum(axis=0)
-    return np.asarray((positives >= fewest) & (len(targets) - positives >= fewest))
+def judged(targets: np.ndarray, units: np.ndarray | None = None, fewest: int = FEWEST_IMAGES) -> np.ndarray:
+    """Returns which labels have positives in at least `fewest` units, and negatives too, bool (L,).
+
+    Args:
+        targets: (n, L).
+        units: (n,) image of each row (`learning.bootstrap.sampling_units`), since twelve persons of one image say no
+            more than one; None: each row is a unit.
+    """
+    truth = np.asarray(targets) > 0
+    places = np.arange(len(truth)) if units is None else units
+    sides = [[len(np.unique(places[own])) for own in side.T] for side in (truth, ~truth)]
+    return np.asarray(np.array(sides, dtype=np.int64).min(axis=0) >= fewest)
 
 
 def macro_auc(
@@ -66,8 +73,8 @@ def macro_auc(
         targets: (n, L) of 0 and 1.
         scores: (n, L).
         units: resampled units; see `resample_counts`.
-        fewest: positives, and negatives, that a class needs to be part of the mean. `Metric.labels` says how many have
-            them.
+        fewest: units with, and without, a class that it needs to be part of the mean. `Metric.labels` says how many
+            have them.
     """
     truth, p = np.asarray(targets) > 0, np.asarray(scores, dtype=np.float64)
     n, width = p.shape
@@ -79,7 +86,7 @@ def macro_auc(
 
     resamples = ranking_resamples(bootstrap, n, width)
     point, drawn = resampled(measure, n, resamples=resamples, seed=seed, units=units, numbers=4 * width)
-    of = judged(truth, fewest)
+    of = judged(truth, units, fewest)
     value = row_mean(point[None, of])[0]
     base = CHANCE if np.isfinite(value) else np.nan
     rows = np.stack([row_mean(drawn[:, of]), *np.full((2, len(drawn)), CHANCE)], axis=1)
@@ -98,7 +105,7 @@ def weighed_auc(targets: np.ndarray, scores: np.ndarray, units: np.ndarray) -> C
         targets, scores: (n, L).
         units: (n,) group of each row (`learning.bootstrap.sampling_units`).
     """
-    truth, labels = np.asarray(targets) > 0, np.flatnonzero(judged(targets))
+    truth, labels = np.asarray(targets) > 0, np.flatnonzero(judged(targets, units))
     rankings = [(truth[:, j], *ranking(np.asarray(scores[:, j], dtype=np.float64))) for j in labels.tolist()]
 
     def measure(counts: np.ndarray) -> np.ndarray:

@@ -29,8 +29,9 @@ import numpy as np
 
 from raymotion.errors import InputError
 from raymotion.learning.bootstrap import Metric, finite, ratio_metrics, sampling_units
-from raymotion.learning.metrics.auc import FEWEST_JUDGED, macro_auc
+from raymotion.learning.metrics.auc import macro_auc
 from raymotion.learning.metrics.average_precision import bootstrap_ap
+from raymotion.learning.significance import FEWEST_IMAGES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -200,9 +201,9 @@ def evaluate(
             None: each sample is a unit.
 
     Metrics: `bce` (mean over samples and labels, nats), `micro_ap`, `macro_ap` (mAP), `macro_auc`
-    (mean over the labels with at least `FEWEST_JUDGED` positives and negatives), `top_{k}`, `recall_at_3` (true labels
-    among the three highest / true labels, mean over samples that have any) and `recall_at_3_public` (all hits / 3n, as
-    the public Socratis system counts it: its ceiling is below 1).
+    (mean over the labels of at least `FEWEST_IMAGES` groups, and of as many without), `top_{k}`, `recall_at_3` (true
+    labels among the three highest / true labels, mean over samples that have any) and `recall_at_3_public` (all hits /
+    3n, as the public Socratis system counts it: its ceiling is below 1).
 
     Raises:
         InputError: shapes that do not match, no samples, values that are not finite or outside [0, 1].
@@ -237,7 +238,7 @@ def evaluate(
     )
     micro, macro, class_ap, intervals = bootstrap_ap(truth, scores, rates, resamples=bootstrap, seed=seed, units=units)
     auc, class_auc, auc_intervals = macro_auc(
-        truth, scores, bootstrap=bootstrap, seed=seed, units=units, fewest=FEWEST_JUDGED
+        truth, scores, bootstrap=bootstrap, seed=seed, units=units, fewest=FEWEST_IMAGES
     )
     metrics = {"bce": metrics.pop("bce"), "micro_ap": micro, "macro_ap": macro, "macro_auc": auc, **metrics}
     positives = truth.sum(axis=0).astype(int)

@@ -271,13 +271,19 @@ class MultiLabel(Output):
     ) -> dict[str, Any]:
         """Returns `prior`, the training rates of the hard labels, and `thresholds`, fitted on validation.
 
-        A model that learned soft targets also has their rates, `learned_rates`.
+        A model that learned other targets (soft, or smoothed ones) also has their rates, `learned_rates`.
         """
         hard = targets.arrays[HARD]
-        learned = [float(rate) for rate in self.rates(targets, splits["train"])]
+        prior, own = self.rates(targets, splits["train"], soft=False), self.distillation
+        learned = self.rates(targets, splits["train"])
+        if own is None:
+            learned = self._link.targets(learned)
+        elif own.weight < 1.0:  # see LabelCriterion
+            learned = own.weight * learned + (1.0 - own.weight) * self._link.targets(prior)
+        same = np.array_equal(learned, prior)
         return {
-            **({"learned_rates": learned} if self.soft else {}),
-            "prior": [float(rate) for rate in self.rates(targets, splits["train"], soft=False)],
+            **({} if same and not self.soft else {"learned_rates": [float(rate) for rate in learned]}),
+            "prior": [float(rate) for rate in prior],
             "thresholds": [float(own) for own in fit_class_thresholds(hard[splits["val"]], predicted["val"])],
         }
 
