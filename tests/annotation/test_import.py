@@ -425,6 +425,7 @@ def test_any_json_is_read_or_refused(exported: Any, tool: str) -> None:
     check()
 
 
+@pytest.mark.slow
 def test_any_xml_is_read_or_refused(exported: Any) -> None:
     it = exported("cvat")
     good = of_cvat(it, look).encode()

@@ -182,6 +182,7 @@ def test_thresholds_of_the_members_are_not_those_of_the_mean(
         labelled(samples, tmp_path / "out", models["text"], models["regions"], selection=policy)
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_model_several_times(
     runner: Any, models: dict[str, str], samples: str, tmp_path: Path
 ) -> None:

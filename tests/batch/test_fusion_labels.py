@@ -40,6 +40,8 @@ from raymotion.pipeline.predict import Predict
 from raymotion.pipeline.stages import Item
 from raymotion.vocabulary import VALENCE_3
 
+pytestmark = pytest.mark.slow  # the heads themselves are tested in tests/models and tests/train
+
 NET, SIZE = "test_resnet", 48
 BODY, LEFT, OUTSIDE, FACE = [20.0, 5.0, 45.0, 47.0], [-8.0, 4.0, 18.5, 48.0], [70.0, 2.0, 90.0, 30.0], [26.0, 6, 38, 18]
 # Persons as (image, body box, face box). Pictures are 60 x 48.

@@ -162,6 +162,7 @@ def test_other_programs_find_the_good_rows_by_the_folders_name(streamed: Made) -
     assert len(list(streamed.folder.rglob("*.parquet"))) == 3  # what DuckDB and polars find
 
 
+@pytest.mark.slow
 def test_duckdb_and_datasets_find_them_too(streamed: Made, tmp_path: Path) -> None:
     duckdb, datasets = pytest.importorskip("duckdb"), pytest.importorskip("datasets")
     for what in (f"'{streamed.folder}/**/*.parquet'", f"'{streamed.folder}/data/*.parquet'"):
@@ -489,6 +490,7 @@ def test_workers_0_and_a_cluster_are_refused(more: dict[str, Any]) -> None:
         LabelSettings(samples="s", model="m", out="o", workers=0, **more).runs_here(5, address)
 
 
+@pytest.mark.slow
 def test_a_small_job_never_imports_ray(captioned: Made, teachers: dict[str, str], tmp_path: Path) -> None:
     script = (
         "import sys\nfrom raymotion.cli.main import main\n"

@@ -106,6 +106,7 @@ def test_the_command_tells_what_was_gained_on_held_out_rows(made: Path, tmp_path
     assert runner(*words).code == 2, "nothing is written over"
 
 
+@pytest.mark.slow
 def test_label_evaluate_and_predict_use_the_temperature_of_the_row(
     made: Path, calibrated: Path, tmp_path: Path, runner: Runner
 ) -> None:

@@ -257,6 +257,7 @@ def test_a_convolutional_classifier_whose_config_names_no_size(
     assert [said[name.lower()] for name in names.values()] == pytest.approx(p, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_it_labels_a_table_with_the_command_of_every_model(
     clip: Path, samples: Path, tmp_path: Path, ray_local: Any, runner: Callable[..., Any]
 ) -> None:

@@ -48,6 +48,7 @@ def test_every_published_result_belongs_to_a_cell_of_its_grid() -> None:
     assert [len(stage.cells) for stage in published.stages] == [18, 10, 6, 3, 2]
 
 
+@pytest.mark.slow
 def test_what_the_embeddings_must_hold_is_told_without_torch_or_ray() -> None:
     assert embedding_needs(SHIPPED[0]) == {
         "context": ["swin", "efficientnet_b7", "deit"], "body": ["swin", "efficientnet_b7", "deit"],

@@ -102,6 +102,7 @@ def test_every_domain_is_held_out_once_and_the_table_is_what_the_runs_recorded(m
         assert float(line["macro_auc"]) == pytest.approx(own["macro_auc"][int(line["seed"])])
 
 
+@pytest.mark.slow
 def test_the_interval_is_that_of_plain_resampling(made: Made) -> None:
     (row,) = [own for own in made.record["rows"] if own["held_out"] == "art" and own["model"] != "logistic regression"]
     table = {own["sample_id"]: own for own in read_samples(made.samples).to_pylist()}

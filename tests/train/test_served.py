@@ -285,6 +285,7 @@ def test_after_a_crash_in_any_epoch_the_result_is_the_same(samples: str, tmp_pat
     _resumes(recipe, whole, tmp_path, epochs=4)
 
 
+@pytest.mark.slow
 def test_a_student_of_pictures_after_a_probe(write_set: Write, student_recipe: Student, tmp_path: Path) -> None:
     """Batch norms, and pictures that are read once for all mixes."""
     recipe = student_recipe(

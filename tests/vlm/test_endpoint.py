@@ -199,6 +199,7 @@ def test_odd_counts_of_tokens_are_left_out(server: Any, wrap: Any, label: Label,
     assert (usage["answers"], usage["prompt_tokens"], usage["completion_tokens"]) == (12, 0, 0)
 
 
+@pytest.mark.slow
 def test_retry_after_is_honoured_and_retries_are_counted(server: Any, wrap: Any, label: Label, tmp_path: Path) -> None:
     failed: Counter[int] = Counter()
 
@@ -299,6 +300,7 @@ def test_the_key_comes_from_the_environment_and_goes_into_no_file(
     assert "bad key ***" in quarantine(tmp_path / "labels")["message"].iloc[0]
 
 
+@pytest.mark.slow
 def test_concurrency_and_rate_are_bounds(server: Any, wrap: Any, label: Label) -> None:
     server.misbehave = lambda asked: time.sleep(0.15)
     assert label(wrap("--concurrency", 3), "--shard-rows", 12).code == 0
