@@ -1,8 +1,8 @@
 """What the teacher reaches on the real Socratis table, captions alone, beside what little code reaches.
 
 For each seed, `numpy.random.default_rng(seed).permutation(2065)`: the first 413 rows are test, the next 165
-validation, the other 1,487 training. The recipe is `teacher-minilm`, through `raymotion.train.fit`; strength and epoch are
-those that are best on validation. Beside it, fitted on training and validation together:
+validation, the other 1,487 training. The recipe is `teacher-minilm`, through `raymotion.train.fit`; strength and
+epoch are those that are best on validation. Beside it, fitted on training and validation together:
 
     sentences    logistic regression on the sentence embeddings of the same checkpoint, which stays as it is
     tf-idf       TF-IDF of words and logistic regression
