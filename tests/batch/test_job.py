@@ -88,6 +88,7 @@ def test_other_settings_on_the_same_folder_show_the_difference(
     assert run_job(mean_job(samples=table, out=out, workers=1)).already_complete
 
 
+@pytest.mark.slow
 def test_a_picture_that_kills_its_worker_is_isolated(
     write_table: Callable[..., Path], mean_job: Job, mean_stage: Any, tmp_path: Path
 ) -> None:

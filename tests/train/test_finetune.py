@@ -26,6 +26,7 @@ from raymotion.train.prepare import prepare_data
 from raymotion.train.transfer import Comparison, compare
 
 Write, Recipe = Callable[..., str], Callable[..., StudentRecipe]
+pytestmark = pytest.mark.slow  # the fixture trains a dozen students
 DEPTHS, SEEDS = (1, 3), (0, 1)
 
 
