@@ -352,6 +352,18 @@ class MultiLabelRecipe(TrainRecipe):
         return self
 
 
+class SingleLabelRecipe(TrainRecipe):
+    """Settings shared by models that predict one label of a vocabulary.
+
+    Attributes:
+        loss: any of `learning.losses.single_label`.
+        vote_weights: weigh each training sample by the share of annotators who agree with its label (`label_weights`).
+    """
+
+    loss: LossSettings = LossSettings(name="cross_entropy")
+    vote_weights: bool = False
+
+
 def absolute_paths(value: Any) -> Any:
     """Makes existing local paths absolute, in a string or in the strings of a settings object."""
     if isinstance(value, str):

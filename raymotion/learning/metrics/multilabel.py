@@ -41,10 +41,12 @@ EPSILON = 1e-7
 
 RECALL_K = 3
 DIMENSION_METRICS = ("r2", "mae", "rmse", "pearson", "spearman", "ccc")
-LOWER_IS_BETTER = ("bce", "brier", "mae", "rmse")
+LOWER_IS_BETTER = ("bce", "log_loss", "brier", "mae", "rmse")
 
 METRIC_TITLES = {
     "bce": "BCE, nats (lower is better)",
+    "log_loss": "Log loss, nats (lower is better)",
+    "accuracy": "Accuracy",
     "micro_ap": "Micro AP",
     "macro_ap": "Macro AP (mAP)",
     "recall_at_3": "Recall@3",
