@@ -39,8 +39,8 @@ COLUMNS = ("group_id", "body_box", "face_box", "split")
 class EmbeddingSettings(JobSettings):
     """Settings of `raymotion features embeddings`.
 
-    `backbone_weights` and `size` hold values for all backbones (`random:0`) or for one (`swin=weights.safetensors`);
-    the last value for a backbone wins.
+    `backbone_weights`, `size` and `pooled_stages` hold values for all backbones (`random:0`) or for one
+    (`swin=weights.safetensors`); the last value for a backbone wins.
     """
 
     context: tuple[Backbone, ...] = Field((), description="backbone of the whole picture (repeatable)")
@@ -66,9 +66,14 @@ class EmbeddingSettings(JobSettings):
         description="side of the square that backbones read, for all or for NAME (repeatable)  [default: each one's "
         "own]",
     )
+    pooled_stages: tuple[Annotated[str, Metavar("[NAME=]N")], ...] = Field(
+        (),
+        description="the feature is the mean of the maps after each of N last stages, which know more of textures and "
+        "places than the last layer alone; for all backbones or for NAME (repeatable)  [default: the last layer alone]",
+    )
     seed: int = Field(0, description="seed of the augmented views")
 
-    @field_validator("backbone_weights", "size", mode="before")
+    @field_validator("backbone_weights", "size", "pooled_stages", mode="before")
     @classmethod
     def _several(cls, value: Any) -> Any:
         """Accepts a single value as well as a list, such as `size: 96` in a YAML file."""
@@ -96,7 +101,7 @@ def plan_streams(settings: EmbeddingSettings) -> tuple[StreamPlan, dict[str, str
     names = tuple(dict.fromkeys(name for several in streams.values() for name in several))
     chosen = _by_name(settings.backbone_weights, names, "default")
     weights = {name: locate(what) for name, what in chosen.items()}  # workers may have another working directory
-    sizes = _by_name(settings.size, names, "")
+    sizes, stages = _by_name(settings.size, names, ""), _by_name(settings.pooled_stages, names, "0")
     identities: dict[str, BackboneIdentity] = {}
     for name in names:
         if sizes[name] and not (sizes[name].isdecimal() and int(sizes[name])):
@@ -104,7 +109,14 @@ def plan_streams(settings: EmbeddingSettings) -> tuple[StreamPlan, dict[str, str
                 f"--size {sizes[name]} is neither pixels nor NAME=PIXELS with a backbone of this job",
                 remedy=f"Write --size 96 or --size {name}=96; the backbones are {', '.join(names)}.",
             )
-        identities[name] = identify(name, weights[name], size=int(sizes[name]) if sizes[name] else None)
+        if not stages[name].isdecimal():
+            raise InputError(
+                f"--pooled-stages {stages[name]} is neither a number nor NAME=NUMBER with a backbone of this job",
+                remedy=f"Write --pooled-stages 3 or --pooled-stages {name}=3; the backbones are {', '.join(names)}.",
+            )
+        identities[name] = identify(
+            name, weights[name], size=int(sizes[name]) if sizes[name] else None, pooled_stages=int(stages[name])
+        )
         check_tokens(identities[name], settings.tokens)
     return StreamPlan(streams, identities, settings.level_views(), settings.tokens, settings.seed), weights
 

@@ -14,6 +14,7 @@ Missing values are null (or an empty list of captions), and models mask them.
 | label_weights | list<float32>, nullable | share of annotators in (0, 1], one for each label |
 | valence, arousal, dominance | float32, nullable | on the scale in the table's metadata (`scale_of`) |
 | valence_sd, arousal_sd, dominance_sd | float32, nullable, optional | spread of the ratings, on that scale |
+| predicted_valence, ... | float32, nullable, optional | what another model predicts (`crossfit`), on that scale |
 | split | string, nullable | train, val or test |
 | source | string | the data set |
 | label_source | string, nullable, optional | where people's labels came from: `review/kept`, `cvat/corrected` |
@@ -59,7 +60,9 @@ SCHEMA = pa.schema(
 )
 
 DIMENSIONS = ("valence", "arousal", "dominance")
-NUMBERS = (*DIMENSIONS, *(f"{name}_sd" for name in DIMENSIONS))
+# Predictions of another model, for models that read them; those of training rows by a model that did not see the row.
+PREDICTED = tuple(f"predicted_{name}" for name in DIMENSIONS)
+NUMBERS = (*DIMENSIONS, *(f"{name}_sd" for name in DIMENSIONS), *PREDICTED)
 # Optional columns.
 OPTIONAL = pa.schema(
     [*(pa.field(name, pa.float32()) for name in NUMBERS[len(DIMENSIONS) :]), pa.field("label_source", pa.string())]

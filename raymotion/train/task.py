@@ -72,6 +72,8 @@ class Task:
             if own.name not in data.inputs:
                 raise InputError(f"the data were prepared without {own.name}", path=data.name)
             self.inputs[own.name] = own.bind(data.inputs[own.name], training)
+        for output in self.outputs:
+            output.fit(data.targets_of(output), training)
         self.criteria = {own.name: own.criterion(data.targets_of(own), training) for own in self.outputs}
         chosen = None if recipe.select_by == LAST else recipe.select_by
         self.selecting, self.metric = choose_metric(chosen, self.outputs)

@@ -12,9 +12,10 @@ from torch import nn
 
 from raymotion.errors import InputError
 from raymotion.models.fusion.network import FusionConfig
-from raymotion.models.fusion_tuned.network import TunedBackbone, TunedConfig, TunedStreams, tuned_parameters
+from raymotion.models.fusion_tuned.network import TunedConfig, TunedStreams
 from raymotion.models.vision.backbones import Backbone, build, identify
 from raymotion.models.vision.timm_models import blocks_of, create
+from raymotion.models.vision.tuned_backbone import TunedBackbone, tuned_parameters
 
 L = 4
 

@@ -26,7 +26,7 @@ from raymotion.data.views.streams import View, mirrored
 from raymotion.errors import InputError
 from raymotion.models.checkpoint import load_model, read_checkpoint_info, save_checkpoint
 from raymotion.models.fusion.network import FusionConfig, FusionHead
-from raymotion.models.fusion_tuned.network import TunedStreams, tuned_parameters
+from raymotion.models.fusion_tuned.network import TunedStreams
 from raymotion.models.fusion_tuned.recipe import FusionTunedRecipe
 from raymotion.models.inputs.person_crops import MASK, PersonReader
 from raymotion.models.inputs.reading import ABSENT, READ, UNREADABLE
@@ -36,6 +36,7 @@ from raymotion.models.outputs.multilabel import MultiLabel
 from raymotion.models.registry import get_kind
 from raymotion.models.training_set import TrainingSet
 from raymotion.models.vision.backbones import BackboneIdentity, build
+from raymotion.models.vision.tuned_backbone import tuned_parameters
 from raymotion.records import read_record
 from raymotion.train import loop
 from raymotion.train.batches import BatchLoader

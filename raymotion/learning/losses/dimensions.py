@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -17,7 +17,19 @@ if TYPE_CHECKING:
 
 
 class NumberLoss(Settings, ABC):
-    """Base of all losses of numbers; the fields of a subclass are the options of the loss."""
+    """Base of all losses of numbers; the fields of a subclass are the options of the loss.
+
+    Attributes:
+        reads_sd: whether it weighs each number by the spread of its ratings (`weights`).
+    """
+
+    reads_sd: ClassVar[bool] = False
+
+    def weights(self, sd: Tensor) -> Tensor:
+        """Returns the weight of each number (n, D) from the standard deviation of its ratings, in the loss's unit."""
+        import torch
+
+        return torch.ones_like(sd)
 
     @abstractmethod
     def terms(self, values: Tensor, targets: Tensor) -> Tensor:
@@ -57,7 +69,32 @@ class AbsoluteError(NumberLoss):
         return (values - targets).abs()
 
 
+class Gaussian(NumberLoss):
+    """d^2 / (sd^2 + floor^2): the likelihood of a Gaussian whose variance differs from number to number.
+
+    The variance of a number is that of its ratings, as the table states it, and of all else that the model cannot know
+    (weighted least squares; Aitken 1936). A number without a standard deviation gets the mean one of training.
+
+    Attributes:
+        floor: standard deviation of all else, in the unit of the loss: standard deviations of the training targets for
+            a standardised output.
+    """
+
+    reads_sd: ClassVar[bool] = True
+
+    floor: float = Field(0.5, gt=0)
+
+    def terms(self, values: Tensor, targets: Tensor) -> Tensor:
+        """Computes the loss of each number."""
+        return (values - targets).square()
+
+    def weights(self, sd: Tensor) -> Tensor:
+        """See `NumberLoss`."""
+        return 1 / (sd.square() + self.floor**2)
+
+
 LOSSES: dict[str, str] = {
+    "gaussian": f"{__name__}:Gaussian",
     "smooth_l1": f"{__name__}:SmoothL1",
     "mse": f"{__name__}:SquaredError",
     "mae": f"{__name__}:AbsoluteError",
@@ -71,11 +108,17 @@ _losses: Registry[NumberLoss] = Registry(
 )
 
 
+def reads_sd(name: str) -> bool:
+    """Returns whether the loss called `name` weighs numbers by the spread of their ratings."""
+    return _losses.get(name, may_import=False).reads_sd
+
+
 def make_dimension_loss(name: str, options: Mapping[str, Any] | None = None) -> Callable[..., Tensor]:
-    """Returns the loss called `name` (see `LOSSES`): (values, targets, weights) -> scalar.
+    """Returns the loss called `name` (see `LOSSES`): (values, targets, weights, sd) -> scalar.
 
     Values and targets are (n, D) on one scale; unknown targets are NaN and are ignored. The loss is the mean over the
-    known targets, 0 if there are none; weights (n,) are sample weights, None for equal weights.
+    known targets, 0 if there are none; weights (n,) are sample weights, None for equal weights. `sd` (n, D) are the
+    standard deviations of the targets' ratings in the same unit, for a loss that reads them.
 
     Raises:
         InputError: the name or an option is unknown; when called, the shapes do not match.
@@ -87,7 +130,7 @@ def make_dimension_loss(name: str, options: Mapping[str, Any] | None = None) -> 
         known = ", ".join(kind.model_fields) or "none"
         raise InputError(f"loss {name}: {error.reason}", remedy=f"Its options are: {known}.") from error
 
-    def loss(values: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    def loss(values: Tensor, targets: Tensor, weights: Tensor | None = None, sd: Tensor | None = None) -> Tensor:
         import torch
 
         if values.shape != targets.shape or values.ndim != 2:
@@ -101,6 +144,8 @@ def make_dimension_loss(name: str, options: Mapping[str, Any] | None = None) -> 
                 remedy=f"Let {kind.__module__}:{kind.__qualname__}.terms return the loss of each number.",
             )
         share = known.float() if weights is None else known.float() * weights.float()[:, None]
+        if sd is not None and chosen.reads_sd:
+            share = share * chosen.weights(sd.float())
         return (terms * share).sum() / share.sum().clamp(min=1e-12)
 
     return loss

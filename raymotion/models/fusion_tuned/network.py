@@ -4,10 +4,7 @@ Only the last blocks of each backbone are trained. On EMOTIC this scored better 
 the "TA" system, its issues 1 and 8), and it takes a fraction of the memory: no activations are kept below the first
 trained block.
 
-Frozen modules are always in evaluation mode. And **no BatchNorm of a backbone, tuned or not, ever updates its
-statistics**: they are those of the published weights. Batches of crops are small (the study's 32, often fewer faces),
-and the public study's running statistics drifted, differently on train and validation. Weights and biases of the norms
-in tuned blocks are trained.
+`models.vision.tuned_backbone` says what is trained of a backbone, and what never is.
 """
 
 from __future__ import annotations
@@ -15,59 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from raymotion.errors import InputError
 from raymotion.models.fusion.network import FusionHead
 from raymotion.models.fusion_tuned.config import TunedConfig
 from raymotion.models.vision import timm_models
-from raymotion.models.vision.backbones import BackboneIdentity, check_tokens
-
-
-class TunedBackbone(nn.Module):
-    """A timm model whose last blocks are trained.
-
-    Args:
-        model: from `timm_models.create`.
-        tuned: names of the parameters to train.
-        tokens: side of the grid of spatial tokens to return; 0: the pooled feature instead.
-    """
-
-    def __init__(self, identity: BackboneIdentity, model: Any, tuned: Sequence[str], *, tokens: int = 0) -> None:
-        super().__init__()
-        check_tokens(identity, tokens)
-        self.identity, self.tokens = identity, tokens
-        self.model = model
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in tuned)
-        self.learns = bool(tuned)
-        # A tuple, so that the modules are not registered twice.
-        self.in_training = tuple(_learning_modules(model))
-        self.memory_format = timm_models.memory_format(model)
-        self.model.to(memory_format=self.memory_format)
-        # Not saved with the weights, as the identity contains them.
-        shape = (1, 3, 1, 1)
-        self.register_buffer("mean", torch.tensor(identity.mean).view(shape), persistent=False)
-        self.register_buffer("std", torch.tensor(identity.std).view(shape), persistent=False)
-        self.train(False)
-
-    def train(self, mode: bool = True) -> TunedBackbone:
-        """Sets training mode only for trained blocks, without their BatchNorms; all else stays in evaluation mode."""
-        super().train(False)
-        for module in self.in_training:
-            module.training = mode
-        self.training = mode
-        return self
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Computes features (n, dim), or (n, tokens ** 2, token_dim), of crops (n, size, size, 3) uint8 in RGB."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.learns):
-            values = (pixels.permute(0, 3, 1, 2).float() / 255 - self.get_buffer("mean")) / self.get_buffer("std")
-            features = self.model.forward_features(values.contiguous(memory_format=self.memory_format))
-            if self.tokens:
-                return timm_models.token_grid(self.model, features, self.tokens)
-            return timm_models.pool(self.model, features)
+from raymotion.models.vision.backbones import BackboneIdentity
+from raymotion.models.vision.tuned_backbone import TunedBackbone, tuned_parameters
 
 
 class TunedStreams(nn.Module):
@@ -135,27 +87,6 @@ class TunedStreams(nn.Module):
             (n, L), or (n, L + 3) with VAD, as from `FusionHead`.
         """
         return self.head(self.features(crops, mask), mask)
-
-
-def tuned_parameters(identity: BackboneIdentity, blocks: int) -> tuple[str, ...]:
-    """Returns the names of the parameters in the last `blocks` blocks of a backbone.
-
-    Raises:
-        InputError: timm does not define its blocks.
-    """
-    if not blocks:
-        return ()
-    return tuple(name for block in timm_models.blocks_of(identity.name, identity.size)[-blocks:] for name in block)
-
-
-def _learning_modules(model: nn.Module) -> list[nn.Module]:
-    """Returns modules with only trained parameters, and their submodules (e.g. dropouts), without BatchNorms."""
-    found: dict[int, nn.Module] = {}
-    for module in model.modules():
-        parameters = list(module.parameters())
-        if parameters and all(parameter.requires_grad for parameter in parameters):
-            found |= {id(inner): inner for inner in module.modules()}
-    return [module for module in found.values() if not isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def _set_checkpointing(model: Any, name: str) -> None:

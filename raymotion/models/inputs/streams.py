@@ -571,7 +571,9 @@ def find_weights(streams: Sequence[Stream], weights: Sequence[str] = (), *, path
                 remedy=f"Name that file: --weights {name}=FILE.",
             )
         given = given or (identity.weights if identity.is_random else "default")
-        offered = identify(identity.name, given, size=identity.size, fit=identity.fit)
+        offered = identify(
+            identity.name, given, size=identity.size, fit=identity.fit, pooled_stages=identity.pooled_stages
+        )
         if offered != identity:
             ours, theirs = offered.to_dict(), identity.to_dict()
             field = next(field for field in theirs if ours[field] != theirs[field])

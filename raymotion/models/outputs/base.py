@@ -174,6 +174,9 @@ class Output(ABC):
     def batch(self, targets: Targets, rows: np.ndarray, device: str) -> dict[str, Tensor]:
         """Returns the targets of some rows on the device, by name."""
 
+    def fit(self, targets: Targets, training: np.ndarray) -> None:
+        """Learns what `decode` needs to know of the training rows; called once, before anything else of a run."""
+
     @abstractmethod
     def criterion(self, targets: Targets, training: np.ndarray) -> Criterion:
         """Returns the loss.

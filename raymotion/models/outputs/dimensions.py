@@ -1,7 +1,8 @@
 """Numbers on a stated scale: valence, arousal, dominance.
 
 Networks predict value / h, where h is the largest absolute value of the scale: 0 .. 1 for a scale of 1 to 10, -1 .. 1
-for a scale of -3 to 3. Decoded values are on the scale itself; those beyond its ends are moved there.
+for a scale of -3 to 3. Those of a standardised output predict (value - mean) / standard deviation, both of the training
+split. Decoded values are on the scale itself; those beyond its ends are moved there.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import pyarrow as pa
 
 from raymotion.data.samples import DIMENSIONS, attach_scale, scale_of
 from raymotion.errors import InputError
-from raymotion.learning.losses.dimensions import make_dimension_loss
+from raymotion.learning.losses.dimensions import make_dimension_loss, reads_sd
 from raymotion.learning.metrics.dimensions import evaluate_dimensions, weighed_figures
 from raymotion.models.finite import is_number
 from raymotion.models.outputs.base import DataFacts, Output, Targets, array_digest, read_loss
@@ -24,7 +25,7 @@ from raymotion.models.recipe import LossSettings
 if TYPE_CHECKING:
     from torch import Tensor
 
-VALUES = "values"
+VALUES, SD = "values", "sd"
 # Predictions with a smaller standard deviation than this share of the training split's count as constant.
 LEAST_SPREAD = 0.1
 
@@ -44,6 +45,7 @@ class Dimensions(Output):
         names: columns of the sample table: valence, arousal, dominance.
         scale: lowest and highest value.
         loss: one of `learning.losses.dimensions.LOSSES`; a kind whose recipe has a setting for it passes that here.
+        standardise: the network's numbers are standardised by the training split.
     """
 
     kind_of_output: ClassVar[str] = "dimensions"
@@ -59,12 +61,17 @@ class Dimensions(Output):
         name: str = "vad",
         loss: LossSettings | None = None,
         weight: float = 1.0,
+        standardise: bool = False,
     ) -> None:
         unknown = [own for own in names if own not in DIMENSIONS]
         if unknown or not names:
             raise InputError(f"{unknown or names} are not dimensions", remedy=f"Choose from {', '.join(DIMENSIONS)}.")
         self.names, self.scale, self.name, self.weight = tuple(names), scale, name, weight
         self.loss = loss or LossSettings(name="smooth_l1")
+        self.standardise = standardise
+        # Of the network's numbers, so that value = centre + unit x number; known of a standardised output after `fit`.
+        self.centre = np.zeros(len(self.names))
+        self.unit = np.full(len(self.names), max(abs(own) for own in scale))
 
     @classmethod
     def of_facts(cls, facts: DataFacts, names: Sequence[str] = DIMENSIONS, **options: Any) -> Dimensions:
@@ -82,11 +89,6 @@ class Dimensions(Output):
         return cls(names, scale=facts.scale, **options)
 
     @property
-    def unit(self) -> float:
-        """The factor h by which the network's numbers are multiplied."""
-        return max(abs(own) for own in self.scale)
-
-    @property
     def width(self) -> int:
         return len(self.names)
 
@@ -94,6 +96,7 @@ class Dimensions(Output):
         return {
             "type": self.kind_of_output, "name": self.name, "names": list(self.names), "scale": list(self.scale),
             "loss": self.loss.model_dump(mode="json"),
+            **({"standardised": {"mean": self.centre.tolist(), "sd": self.unit.tolist()}} if self.standardise else {}),
         }  # fmt: skip
 
     @classmethod
@@ -107,9 +110,17 @@ class Dimensions(Output):
         assert isinstance(scale, list)
         loss, ends = read_loss(value, where=where), (float(scale[0]), float(scale[1]))
         try:
-            return cls(names, scale=ends, name=str(value["name"]), loss=loss)
+            found = cls(names, scale=ends, name=str(value["name"]), loss=loss)
         except InputError as error:
             raise InputError(error.reason, path=where, remedy=error.remedy) from error
+        if (stated := value.get("standardised")) is not None:
+            numbers = [stated.get(name) if isinstance(stated, dict) else None for name in ("mean", "sd")]
+            if not all(isinstance(n, list) and len(n) == found.width and all(map(is_number, n)) for n in numbers):
+                raise InputError(f"the output {found.name} does not say by what it was standardised", path=where)
+            found.standardise, found.centre, found.unit = True, *(np.array(n, dtype=np.float64) for n in numbers)
+            if (found.unit <= 0).any():
+                raise InputError(f"the output {found.name} was standardised by an sd that is not above 0", path=where)
+        return found
 
     def read(self, table: pa.Table, *, where: object, given: np.ndarray | None = None) -> Targets:
         values = np.stack([np.asarray(table.column(name).to_numpy(), dtype=np.float32) for name in self.names], axis=1)
@@ -124,7 +135,24 @@ class Dimensions(Output):
                 )
             share = (values - there[0]) / (there[1] - there[0])
             values = np.asarray(low + share * (high - low), dtype=np.float32)
-        return Targets({VALUES: values}, np.asarray(~np.isnan(values).all(axis=1)))
+        arrays = {VALUES: values}
+        if reads_sd(self.loss.name):
+            arrays[SD] = self._read_sd(table, there, where)
+        return Targets(arrays, np.asarray(~np.isnan(values).all(axis=1)))
+
+    def _read_sd(self, table: pa.Table, there: tuple[float, float] | None, where: object) -> np.ndarray:
+        """Returns the standard deviations of the ratings (n, D) on this output's scale; NaN where none is stated."""
+        names = [f"{name}_sd" for name in self.names]
+        missing = [name for name in names if name not in table.column_names]
+        if missing:
+            raise InputError(
+                f"has no column {missing[0]}, which the loss {self.loss.name} weighs ratings by",
+                path=where,
+                remedy="Prepare the table with it, or choose another loss.",
+            )
+        found = np.stack([np.asarray(table.column(name).to_numpy(), dtype=np.float32) for name in names], axis=1)
+        low, high = there or self.scale
+        return np.asarray(found * ((self.scale[1] - self.scale[0]) / (high - low)), dtype=np.float32)
 
     def conversion(self, table: pa.Table, *, where: object = None) -> str | None:
         """Returns a notice if the values of a table are converted to this scale, else None."""
@@ -146,8 +174,24 @@ class Dimensions(Output):
                 )
 
     def contents(self, targets: Targets) -> list[Any]:
-        rounded = np.round(np.nan_to_num(targets.arrays[VALUES], nan=-1e9), 4)
-        return [list(self.names), list(self.scale), array_digest(rounded)]
+        arrays = [np.round(np.nan_to_num(own, nan=-1e9), 4) for own in targets.arrays.values()]
+        return [list(self.names), list(self.scale), *map(array_digest, arrays)]
+
+    def fit(self, targets: Targets, training: np.ndarray) -> None:
+        """Takes mean and standard deviation of the training rows, if the output is standardised.
+
+        Raises:
+            InputError: the training rows have one and the same value of a dimension, or none.
+        """
+        if not self.standardise:
+            return
+        own = targets.arrays[VALUES][training].astype(np.float64)
+        mean = column_mean(own)
+        sd = np.sqrt(column_mean((own - mean) ** 2))
+        for name, value in zip(self.names, sd, strict=True):
+            if not value > 0:
+                raise InputError(f"the training rows do not differ in {name}: there is nothing to learn")
+        self.centre, self.unit = mean, sd
 
     def mean(self, targets: Targets, training: np.ndarray) -> np.ndarray:
         """Returns the means (D,) of the training split, on the scale; NaN where no value is known."""
@@ -157,19 +201,24 @@ class Dimensions(Output):
         """Returns the numbers of the training means, which a few epochs would not reach from 0."""
         import torch
 
-        return torch.from_numpy(self.baseline(targets, training) / self.unit)
+        return torch.from_numpy((self.baseline(targets, training) - self.centre) / self.unit).float()
 
     def batch(self, targets: Targets, rows: np.ndarray, device: str) -> dict[str, Tensor]:
         import torch
 
-        return {VALUES: torch.from_numpy(targets.arrays[VALUES][rows]).to(device)}
+        return {name: torch.from_numpy(own[rows]).to(device) for name, own in targets.arrays.items()}
 
     def criterion(self, targets: Targets, training: np.ndarray) -> DimensionCriterion:
-        return DimensionCriterion(self)
+        own = targets.arrays.get(SD)
+        usual = None if own is None else np.nan_to_num(column_mean(own[training]), nan=0.0)
+        return DimensionCriterion(self, usual)
 
     def decode(self, raw: Tensor) -> Tensor:
         # A straight line knows no ends, but no rating lies beyond them.
-        return (raw.float() * self.unit).clamp(*self.scale)
+        import torch
+
+        unit, centre = (torch.from_numpy(own).float().to(raw.device) for own in (self.unit, self.centre))
+        return (raw.float() * unit + centre).clamp(*self.scale)
 
     def baseline(self, targets: Targets, training: np.ndarray) -> np.ndarray:
         """Returns the means of the training rows, or the middle of the scale where no value is known."""
@@ -265,11 +314,24 @@ class Dimensions(Output):
 
 
 class DimensionCriterion:
-    """A loss on values divided by the unit, averaged over the known ones."""
+    """A loss on the network's numbers, averaged over the known ones.
 
-    def __init__(self, output: Dimensions) -> None:
-        self.unit = output.unit
+    Args:
+        usual: standard deviation of the ratings of a number that states none, (D,).
+    """
+
+    def __init__(self, output: Dimensions, usual: np.ndarray | None = None) -> None:
+        self.output, self.usual = output, usual
         self.loss = make_dimension_loss(output.loss.name, output.loss.options)
 
     def __call__(self, raw: Tensor, targets: Mapping[str, Tensor], *, epoch: int, weights: Tensor | None) -> Tensor:
-        return self.loss(raw, targets[VALUES].float() / self.unit, weights)
+        import torch
+
+        def on(own: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.asarray(own, np.float32)).to(raw.device)
+
+        unit, sd = on(self.output.unit), None
+        if SD in targets and self.usual is not None:
+            stated = targets[SD].float()
+            sd = torch.where(stated.isnan(), on(self.usual), stated) / unit
+        return self.loss(raw, (targets[VALUES].float() - on(self.output.centre)) / unit, weights, sd)

@@ -76,6 +76,8 @@ class BackboneIdentity(Identity):
         fit: `whole` (resized to the square without cropping) or `center` (timm's evaluation).
         token_dim: channels of the spatial tokens; 0 if the model has no grid of features.
         grid: side of its square grid at this size, in tokens; 0 as above.
+        pooled_stages: the pooled feature is of the maps after so many last stages (`timm_models.features_of`); 0: the
+            model's own.
     """
 
     what: ClassVar[str] = "backbone"
@@ -91,6 +93,7 @@ class BackboneIdentity(Identity):
     fit: Literal["whole", "center"] = "whole"
     token_dim: int = Field(0, ge=0, le=LARGEST_COUNT)
     grid: int = Field(0, ge=0, le=LARGEST_COUNT)
+    pooled_stages: int = Field(0, ge=0, le=LARGEST_COUNT)
 
 
 def full_name(name: str) -> str:
@@ -98,7 +101,9 @@ def full_name(name: str) -> str:
     return ALIASES.get(name, name)
 
 
-def identify(name: str, weights: str = DEFAULT, *, size: int | None = None, fit: str = "whole") -> BackboneIdentity:
+def identify(
+    name: str, weights: str = DEFAULT, *, size: int | None = None, fit: str = "whole", pooled_stages: int = 0
+) -> BackboneIdentity:
     """Returns the identity of a backbone without loading weights: the model is built on torch's `meta` device.
 
     Args:
@@ -107,6 +112,7 @@ def identify(name: str, weights: str = DEFAULT, *, size: int | None = None, fit:
             digest, and downloaded first if it is on a hub.
         size: side of the input in pixels; None: as it was trained.
         fit: `whole` or `center`, see the module.
+        pooled_stages: see `BackboneIdentity`.
 
     Raises:
         InputError: timm lacks the model or its weights, it does not accept this size, or the file is missing.
@@ -115,7 +121,7 @@ def identify(name: str, weights: str = DEFAULT, *, size: int | None = None, fit:
         raise InputError(f"no fit is called {fit!r}", remedy=f"Choose from {', '.join(FITS)}.")
     if size is not None and size < 1:
         raise InputError(f"a size of {size} pixels is too small", remedy="Give a multiple of 32.")
-    found = describe(full_name(name), size)
+    found = describe(full_name(name), size, pooled_stages)
     if weights == DEFAULT and not found.weights:
         raise InputError(
             f"timm publishes no weights for {name}",
@@ -126,7 +132,7 @@ def identify(name: str, weights: str = DEFAULT, *, size: int | None = None, fit:
 
 
 @functools.lru_cache(maxsize=64)
-def describe(name: str, size: int | None) -> BackboneIdentity:
+def describe(name: str, size: int | None, pooled_stages: int = 0) -> BackboneIdentity:
     """Returns the identity with the tag of the published weights as `weights`, or "" without any.
 
     Args:
@@ -141,7 +147,7 @@ def describe(name: str, size: int | None) -> BackboneIdentity:
         model = timm_models.create(name, size)
     config = resolve_model_data_config(model)
     side = size or int(config["input_size"][-1])
-    dim, token_dim, grid = timm_models.shapes(model, name, side)
+    dim, token_dim, grid = timm_models.shapes(model, name, side, pooled_stages)
     published: dict[str, Any] = model.pretrained_cfg
     tag = str(published.get("tag") or "")
     has_weights = any(published.get(key) for key in ("hf_hub_id", "url", "file"))
@@ -156,6 +162,7 @@ def describe(name: str, size: int | None) -> BackboneIdentity:
         std=tuple(config["std"]),
         token_dim=token_dim,
         grid=grid,
+        pooled_stages=pooled_stages,
     )
 
 
@@ -264,8 +271,7 @@ class Backbone:
         with torch.inference_mode(), autocast:
             batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device, non_blocking=True)
             batch = batch.contiguous(memory_format=self.memory_format)
-            features = self.model.forward_features(batch)
-            pooled = timm_models.pool(self.model, features)
+            features, pooled = timm_models.features_of(self.model, batch, self.identity.pooled_stages)
             grid = timm_models.token_grid(self.model, features, tokens) if tokens else None
         return pooled.float().cpu().numpy(), None if grid is None else grid.float().cpu().numpy()
 

@@ -159,7 +159,7 @@ def memory_format(model: nn.Module) -> torch.memory_format:
     return torch.channels_last if convnet else torch.contiguous_format
 
 
-def shapes(model: Any, name: str, size: int) -> tuple[int, int, int]:
+def shapes(model: Any, name: str, size: int, pooled_stages: int = 0) -> tuple[int, int, int]:
     """Returns the length of the pooled feature, the channels of a token, and the side of the grid (0, 0 without one).
 
     Works on the meta device, without computing anything.
@@ -171,11 +171,11 @@ def shapes(model: Any, name: str, size: int) -> tuple[int, int, int]:
     model.eval()
     try:
         with torch.no_grad():
-            features = model.forward_features(torch.zeros(1, 3, size, size, device=device))
-            dim = int(pool(model, features).shape[-1])
+            features, pooled = features_of(model, torch.zeros(1, 3, size, size, device=device), pooled_stages)
+            dim = int(pooled.shape[-1])
     except _SIZE_ERRORS as error:
         if device.type == "meta":  # a few models compute sizes from values
-            return shapes(create(name, size), name, size)
+            return shapes(create(name, size), name, size, pooled_stages)
         raise _wrong_size(model, name, size, error) from error
     try:
         grid = feature_map(model, features)
@@ -213,6 +213,67 @@ def pool(model: Any, features: Any) -> Tensor:
     if isinstance(pooled, tuple):  # two heads, of class and distillation token
         pooled = torch.stack(pooled).mean(0)
     return pooled.flatten(1)
+
+
+def features_of(model: Any, pixels: Tensor, pooled_stages: int = 0) -> tuple[Any, Tensor]:
+    """Returns the result of `forward_features`, and the pooled vector (n, dim) of each picture.
+
+    Args:
+        pixels: float32 (n, 3, size, size), normalised.
+        pooled_stages: 0: the vector is that of `pool`. Else the mean of the maps after each of so many last stages
+            (`stage_modules`), one after the other from the earliest.
+
+    Raises:
+        InputError: the model has fewer stages.
+    """
+    if not pooled_stages:
+        features = model.forward_features(pixels)
+        return features, pool(model, features)
+    found: dict[str, Tensor] = {}
+    last = str(getattr(model, "output_fmt", "")).endswith("NHWC")
+
+    def keep(name: str) -> Any:
+        return lambda _, __, given: found.update({name: _mean_of_map(model, given, last=last)})
+
+    names = stage_modules(model)
+    if pooled_stages > len(names):
+        raise InputError(
+            f"{type(model).__name__} has {len(names)} stages, not {pooled_stages}",
+            remedy="Ask for fewer with pooled_stages.",
+        )
+    hooks = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names[-pooled_stages:]]
+    try:
+        features = model.forward_features(pixels)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return features, torch.cat([found[name] for name in names[-pooled_stages:]], dim=1)
+
+
+def _mean_of_map(model: Any, given: Any, *, last: bool) -> Tensor:
+    """Returns the mean (n, channels) over the places of a stage's result."""
+    own: Tensor = given[0] if isinstance(given, tuple | list) else given
+    if own.ndim == 4:
+        return own.mean(dim=(1, 2) if last else (2, 3))
+    if own.ndim == 3:  # tokens, after those of the class and the registers
+        return own[:, getattr(model, "num_prefix_tokens", None) or 0 :].mean(dim=1)
+    raise InputError(
+        f"the stages of {type(model).__name__} return no map of the picture", remedy="Set pooled_stages to 0."
+    )
+
+
+def stage_modules(model: Any) -> list[str]:
+    """Returns the names of the modules after which `features_of` may take the map, from the input on.
+
+    They are the numbered modules that contain others, as timm's models have them: `layer1`, `blocks.3`, `stages.2`.
+    """
+    found: dict[str, None] = {}
+    for name, parameter in model.named_parameters():
+        parts = name.split(".")[:-1]
+        number = next((i for i, part in enumerate(parts) if any(letter.isdigit() for letter in part)), len(parts))
+        if number < len(parts) - 1 and parameter.ndim > 1:
+            found[".".join(parts[: number + 1])] = None
+    return list(found)
 
 
 def feature_map(model: Any, features: Any) -> Tensor:
