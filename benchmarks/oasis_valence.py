@@ -59,7 +59,9 @@ def train(table: Any, split: np.ndarray, options: Any, assignments: list[str], r
 
     samples = str(out.parent / "samples.parquet")
     index = SCHEMA.get_field_index("split")
-    table = table.drop_columns(["split"]).add_column(index, SCHEMA.field("split"), pa.array(split.tolist(), pa.string()))
+    table = table.drop_columns(["split"]).add_column(
+        index, SCHEMA.field("split"), pa.array(split.tolist(), pa.string())
+    )
     write_samples(samples, table)
     data = {**options["data"], "samples": samples}
     return fit(load_recipe(recipe, options={**options, "data": data}, assignments=assignments), out).info
@@ -104,6 +106,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from raymotion.data.readers.oasis import OasisReader
+
     from raymotion.data.samples import write_samples
     from raymotion.learning.metrics.dimensions import evaluate_dimensions
     from raymotion.models.checkpoint_files import ANSWERS

@@ -24,6 +24,7 @@ COMMANDS = {
     "wrap": ("raymotion.cli.wrap", "wrap", "Make a model of a CLIP or a classifier from elsewhere."),
     "finetune": ("raymotion.cli.finetune", "finetune", "Compare AnB, AnB+, BnB, BnB+ and training from scratch."),
     "carryover": ("raymotion.cli.carryover", "carryover", "Test a recipe on domains that it was not trained on."),
+    "crossfit": ("raymotion.cli.crossfit", "crossfit", "Predict training samples by models that did not see them."),
     "study": ("raymotion.cli.study", "study", "Search configurations of a model, stage by stage."),
     "tune": ("raymotion.cli.tune", "tune", "Search settings of one recipe."),
     "evaluate": ("raymotion.cli.evaluate", "evaluate", "Score a checkpoint on labelled samples, beside its baselines."),

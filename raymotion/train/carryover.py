@@ -7,7 +7,6 @@ last layer to fit. See `data.domains` for what a domain is, and what is left out
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,26 +17,24 @@ import pyarrow.compute as pc
 
 from raymotion import records, storage
 from raymotion.batch.progress import ProgressKind
-from raymotion.config import digest_of, require_same_settings
+from raymotion.config import digest_of
 from raymotion.data.domains import domain_values, rows_of_domains
 from raymotion.data.samples import read_samples
-from raymotion.errors import Damaged, InputError
+from raymotion.errors import InputError
 from raymotion.folders.lock import one_writer_of
 from raymotion.learning.bootstrap import sampling_units
 from raymotion.learning.metrics.auc import CHANCE, judged, weighed_auc
 from raymotion.learning.metrics.multilabel import Evaluation, metric_text
 from raymotion.learning.paired import Weighed, paired_gain
 from raymotion.learning.significance import FEWEST_IMAGES, Gain
-from raymotion.models.checkpoint import CheckpointInfo, load_model, save_checkpoint
-from raymotion.models.checkpoint_files import ANSWERS
+from raymotion.models.checkpoint import CheckpointInfo
 from raymotion.models.outputs.multilabel import HARD
 from raymotion.models.recipe import LossSettings, MultiLabelRecipe, Probe, TrainRecipe
 from raymotion.models.training_set import TrainingSet
 from raymotion.text_table import csv_text
-from raymotion.train.fit import REMEDY
 from raymotion.train.prepare import prepare_data
 from raymotion.train.recipe import require_loggers
-from raymotion.train.runs import RUNS, ComparisonProgress, read_answers, require_comparison, run_all
+from raymotion.train.runs import RUNS, ComparisonProgress, publish, read_answers, require_same_comparison, run_all
 from raymotion.version import __version__
 
 RECORD, CSV, PAGE, MODEL = "carryover.json", "carryover.csv", "carryover.html", "model"
@@ -210,16 +207,9 @@ def carry_over(
         "domains": domains, "seeds": list(seeds),
     }  # fmt: skip
     del data
-    record = storage.join(target, RECORD)
-    if storage.exists(record):
-        with contextlib.suppress(Damaged):  # rewritten at the end; each run records its own settings
-            # More seeds or other domains only add runs.
-            ignore = (*recipe.places, "domains", "seeds")
-            require_same_settings(
-                records.read_record(record)["settings"], settings, where=target, remedy=REMEDY, ignore=ignore
-            )
-    else:
-        require_comparison(target, (CSV, PAGE, MODEL))
+    # More seeds or other domains only add runs.
+    ignore = (*recipe.places, "domains", "seeds")
+    require_same_comparison(target, RECORD, settings, (CSV, PAGE, MODEL), ignore=ignore)
     runs = [Run(value, seed) for seed in seeds for value in (*domains, None)]
     if without_linear is None:
         runs += [Run(value, seeds[0], linear=True) for value in (*domains, None)]
@@ -242,7 +232,7 @@ def carry_over(
         "domains": {row.domain: _told(row) for row in rows if row.domain is not None and not row.linear},
         "in_domain": next(_told(row) for row in rows if row.domain is None),
     }
-    _publish(infos[Run(None, seeds[0])], storage.join(target, MODEL), told)
+    publish(infos[Run(None, seeds[0])], storage.join(target, MODEL), carryover=told)
     result = Carryover(target, recipe.kind, column, rows, told, settings, without_linear)
     _write(result)
     return result
@@ -363,15 +353,6 @@ def _told(row: Row) -> dict[str, Any]:
         "bce_below_prior": float(row.values("bce_gain").mean()),
         "seeds": len(row.evaluations),
     }
-
-
-def _publish(info: CheckpointInfo, folder: str, told: Mapping[str, Any]) -> None:
-    """Writes the model again, with what its training.json and card say of how such models carry over."""
-    model = load_model(info.folder)
-    save_checkpoint(
-        folder, info.kind, model.network, model.inputs, model.outputs, training={**info.training, "carryover": told},
-        answers=storage.read_table(storage.join(info.folder, ANSWERS)), domain=info.domain_bytes(),
-    )  # fmt: skip
 
 
 def _write(result: Carryover) -> None:

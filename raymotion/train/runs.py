@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -10,20 +11,27 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import pyarrow.compute as pc
 
-from raymotion import storage
+from raymotion import records, storage
 from raymotion.batch.cluster import connect
 from raymotion.batch.label_dataset import matrix_of
 from raymotion.batch.progress import Progress, ProgressKind
-from raymotion.errors import InputError, RaymotionError, RunFailed
+from raymotion.config import require_same_settings
+from raymotion.errors import Damaged, InputError, RaymotionError, RunFailed
 from raymotion.folders import outputs
 from raymotion.folders.lock import one_writer
-from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info
+from raymotion.models.checkpoint import (
+    CheckpointInfo,
+    is_checkpoint,
+    load_model,
+    read_checkpoint_info,
+    save_checkpoint,
+)
 from raymotion.models.checkpoint_files import ANSWERS
 from raymotion.models.kind import Kind
 from raymotion.models.recipe import TrainRecipe
 from raymotion.models.registry import of_class
 from raymotion.stores.access import Access, current
-from raymotion.train.fit import fit
+from raymotion.train.fit import REMEDY, fit
 from raymotion.train.progress import at_epoch, interval, read_pace
 from raymotion.train.recipe import kind_of
 
@@ -90,6 +98,34 @@ def require_comparison(target: str, tables: Collection[str]) -> None:
             path=target,
             remedy="Name another folder with --out.",
         )
+
+
+def require_same_comparison(
+    target: str, record: str, settings: Mapping[str, Any], tables: Collection[str], *, ignore: Sequence[str]
+) -> None:
+    """Raises an error if a folder holds a comparison with other settings, or anything else.
+
+    Args:
+        record: the file that marks a complete comparison, in which its `settings` are.
+        tables: see `require_comparison`.
+        ignore: settings that may differ, because each run records its own.
+    """
+    path = storage.join(target, record)
+    if not storage.exists(path):
+        require_comparison(target, tables)
+        return
+    with contextlib.suppress(Damaged):  # rewritten at the end
+        before = records.read_record(path)["settings"]
+        require_same_settings(before, settings, where=target, remedy=REMEDY, ignore=ignore)
+
+
+def publish(info: CheckpointInfo, folder: str, **told: Any) -> None:
+    """Writes the model of a run again, with what its training.json and card say of the whole comparison."""
+    model = load_model(info.folder)
+    save_checkpoint(
+        folder, info.kind, model.network, model.inputs, model.outputs, training={**info.training, **told},
+        answers=storage.read_table(storage.join(info.folder, ANSWERS)), domain=info.domain_bytes(),
+    )  # fmt: skip
 
 
 def strange_entries(there: set[str], tables: Collection[str]) -> list[str]:

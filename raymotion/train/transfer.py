@@ -9,7 +9,6 @@ the loss of BnB against scratch measures the cost of splitting a network.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import math
@@ -22,8 +21,7 @@ import numpy as np
 from raymotion import records, storage
 from raymotion.batch.cluster import available_cpus
 from raymotion.batch.progress import ProgressKind
-from raymotion.config import require_same_settings
-from raymotion.errors import Damaged, InputError
+from raymotion.errors import InputError
 from raymotion.folders.lock import one_writer_of
 from raymotion.learning.metrics.multilabel import Evaluation, metric_text
 from raymotion.learning.paired import paired_map_gain
@@ -32,11 +30,10 @@ from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info
 from raymotion.models.outputs.multilabel import HARD
 from raymotion.models.recipe import TrainRecipe, Transfer
 from raymotion.models.training_set import TrainingSet
-from raymotion.train.fit import REMEDY
 from raymotion.train.pictures import cached_pictures
 from raymotion.train.prepare import prepare_data
 from raymotion.train.recipe import require_loggers
-from raymotion.train.runs import RUNS, ComparisonProgress, read_answers, require_comparison, run_all
+from raymotion.train.runs import RUNS, ComparisonProgress, read_answers, run_all
 from raymotion.version import __version__
 
 CONDITIONS = ("scratch", "AnB", "AnB+", "BnB", "BnB+")
@@ -193,13 +190,7 @@ def compare(
         "seeds": list(seeds),
         "conditions": list(conditions),
     }
-    record = storage.join(target, RECORD)
-    if storage.exists(record):
-        with contextlib.suppress(Damaged):  # rewritten at the end; each run records its own settings
-            before = records.read_record(record)["settings"]
-            require_same_settings(before, settings, where=target, remedy=REMEDY, ignore=recipe.places)
-    else:
-        require_comparison(target, TABLES)
+    require_same_comparison(target, RECORD, settings, TABLES, ignore=recipe.places)
     # Scratch always runs: the others are compared with it, and BnB starts from it.
     first = [Run("scratch", 0, seed) for seed in seeds]
     then = [
