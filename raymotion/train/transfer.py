@@ -33,7 +33,7 @@ from raymotion.models.training_set import TrainingSet
 from raymotion.train.pictures import cached_pictures
 from raymotion.train.prepare import prepare_data
 from raymotion.train.recipe import require_loggers
-from raymotion.train.runs import RUNS, ComparisonProgress, read_answers, run_all
+from raymotion.train.runs import RUNS, ComparisonProgress, read_answers, require_same_comparison, run_all
 from raymotion.version import __version__
 
 CONDITIONS = ("scratch", "AnB", "AnB+", "BnB", "BnB+")
