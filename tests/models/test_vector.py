@@ -1,0 +1,358 @@
+"""Models on one vector of each picture: against scikit-learn, and the bugs of the public valence study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import Ridge
+
+from raymotion.batch.embeddings import EmbeddingSettings, embed
+from raymotion.batch.labels import LabelSettings, label
+from raymotion.config import load_settings
+from raymotion.data.embeddings import Embeddings
+from raymotion.data.samples import read_samples, table_from_rows, write_samples
+from raymotion.errors import InputError
+from raymotion.learning.losses.dimensions import make_dimension_loss
+from raymotion.models.checkpoint import load_model, read_checkpoint_info
+from raymotion.models.outputs.dimensions import VALUES, Dimensions
+from raymotion.models.recipe import LossSettings
+from raymotion.models.vector.kind import copies_of_rare
+from raymotion.models.vector.network import Similarities
+from raymotion.models.vector.recipe import MlpRecipe, RegressorRecipe
+from raymotion.pipeline.predictor import Predictor
+from raymotion.train.crossfit import cross_fit
+from raymotion.train.fit import fit
+from raymotion.train.prepare import prepare_data
+from raymotion.train.task import Task
+from raymotion.vocabulary import MIKELS_8
+
+BACKBONE, SIZE, ROWS = "test_resnet", 32, 72
+BASE: dict[str, Any] = {
+    "kind": "regressor", "backbone": BACKBONE, "weights": "random:0", "size": SIZE, "pooled_stages": 2, "workers": 0,
+    "use_gpu": False, "optimiser": {"epochs": 1},
+}  # fmt: skip
+
+
+def recipe_of(samples: str, embeddings: str | None = None, **changes: Any) -> Any:
+    data = {"samples": samples, **({} if embeddings is None else {"embeddings": [embeddings]})}
+    return load_settings(RegressorRecipe, options={**BASE, "data": data, **changes})
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """72 pictures, three of each theme, whose brightness is their valence and whose redness is their arousal."""
+    folder = tmp_path_factory.mktemp("ratings")
+    rng, rows = np.random.default_rng(0), []
+    for i in range(ROWS):
+        light, red = rng.uniform(0.1, 0.9, 2)
+        pixels = rng.normal(0, 12, (40, 48, 3)) + 255 * light
+        pixels[..., 0] += 60 * (red - 0.5)
+        path = folder / f"{i}.png"
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path)
+        label = MIKELS_8.labels[int(4 * light)]
+        rows.append({
+            "sample_id": f"p{i}", "group_id": f"theme-{i // 3}", "image_uri": str(path), "source": "toy",
+            "valence": 1 + 6 * light, "arousal": 1 + 6 * red, "valence_sd": float(rng.uniform(0.5, 2)),
+            "arousal_sd": 1.0, "labels": [label], "label_weights": [0.6 if i % 2 else 1.0],
+            "split": ("train", "train", "train", "val", "test", "train")[i // 3 % 6],
+        })  # fmt: skip
+    write_samples(folder / "samples.parquet", table_from_rows(rows, MIKELS_8, scale=(1.0, 7.0)))
+    return str(folder / "samples.parquet")
+
+
+@pytest.fixture(scope="module")
+def embeddings(samples: str, tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> str:
+    out = str(tmp_path_factory.mktemp("features") / "embeddings")
+    embed(EmbeddingSettings(
+        samples=samples, out=out, context=(BACKBONE,), backbone_weights=("random:0",), size=(str(SIZE),),
+        pooled_stages=("2",), augment=("basic",), views=3,
+    ))  # fmt: skip
+    return out
+
+
+def vectors(folder: str, ids: list[str]) -> np.ndarray:
+    found = Embeddings([folder])
+    block = found.block("context", BACKBONE)
+    return np.asarray(block.array[block.row_of[found.rows(ids)], 0], dtype=np.float64)
+
+
+def learned(samples: str, embeddings: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Standardised vectors of all rows, valence, and which rows are trained on."""
+    table = read_samples(samples)
+    x = vectors(embeddings, table.column("sample_id").to_pylist())
+    training = np.array([split == "train" for split in table.column("split").to_pylist()])
+    x = (x - x[training].mean(axis=0)) / np.maximum(x[training].std(axis=0), 1e-6)
+    return x, table.column("valence").to_numpy().astype(np.float64), training
+
+
+# --- the networks against scikit-learn -------------------------------------------------------------------------------
+def test_probe_on_a_kernel_is_kernel_ridge(samples: str, embeddings: str, tmp_path: Path) -> None:
+    strength, gamma = 2.0, 0.5
+    changes = {"model": {"kernel": {"landmarks": 500, "gamma": gamma}}, "probe": {"strengths": [strength]}}
+    model = load_model(
+        fit(recipe_of(samples, embeddings, dimensions=["valence"], **changes), tmp_path / "m").info.folder
+    )
+    x, y, training = learned(samples, embeddings)
+    ids = read_samples(samples).column("sample_id").to_pylist()
+    raw = torch.from_numpy(vectors(embeddings, ids)).float()
+    with torch.no_grad():
+        said = model.outputs[0].decode(model.network(features=[raw])).numpy()[:, 0]
+    # scikit-learn's has no intercept: kernel and targets are centred, as the probe's features are.
+    from sklearn.metrics.pairwise import rbf_kernel
+    from sklearn.preprocessing import KernelCenterer
+
+    own = rbf_kernel(x[training], x[training], gamma=gamma / x.shape[1])
+    centre = KernelCenterer().fit(own)
+    scale = np.trace(centre.transform(own)) / training.sum()  # the probe scales its features to a length of 1
+    mean = y[training].mean()
+    reference = KernelRidge(alpha=scale / (2 * strength), kernel="precomputed").fit(
+        centre.transform(own), y[training] - mean
+    )
+    expected = mean + reference.predict(centre.transform(rbf_kernel(x, x[training], gamma=gamma / x.shape[1])))
+    np.testing.assert_allclose(said, np.clip(expected, 1, 7), atol=0.01)
+
+
+def test_probe_of_a_linear_model_is_ridge(samples: str, embeddings: str, tmp_path: Path) -> None:
+    changes = {"probe": {"strengths": [0.5]}, "dimensions": ["valence"]}
+    out = fit(recipe_of(samples, embeddings, **changes), tmp_path / "m").info
+    x, y, training = learned(samples, embeddings)
+    scale = (x[training] ** 2).sum(axis=1).mean()
+    expected = Ridge(alpha=scale / (2 * 0.5)).fit(x[training], y[training]).predict(x)
+    answers = pq.read_table(f"{out.folder}/answers.parquet").to_pylist()
+    place = {own: row for row, own in enumerate(read_samples(samples).column("sample_id").to_pylist())}
+    assert len(answers) == 24
+    for row in answers:
+        assert row["valence"] == pytest.approx(np.clip(expected[place[row["sample_id"]]], 1, 7), abs=0.01)
+
+
+def test_similarities_reproduce_the_kernel() -> None:
+    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    layer = Similarities(20, 6, 0.7)
+    layer.fit(x)
+    found = layer(x)
+    distances = ((x[:, None] - x[None]) ** 2).sum(-1)
+    np.testing.assert_allclose((found @ found.T).numpy(), np.exp(-0.7 / 6 * distances.numpy()), atol=1e-4)
+
+
+def test_same_model_from_pictures_and_from_cached_features(samples: str, embeddings: str, tmp_path: Path) -> None:
+    changes = {"probe": {"strengths": [0.5]}, "dimensions": ["valence"]}
+    cached, read = (
+        fit(recipe_of(samples, folder, **changes), tmp_path / name).info
+        for folder, name in ((embeddings, "cached"), (None, "pictures"))
+    )
+    one, other = (pq.read_table(f"{info.folder}/answers.parquet") for info in (cached, read))
+    assert (cached.inputs[0].name, read.inputs[0].name) == ("streams", "crops")
+    np.testing.assert_allclose(one.column("valence"), other.column("valence"), atol=0.02)  # float16 features
+
+
+def test_labels_and_predictions_of_a_regressor(samples: str, embeddings: str, tmp_path: Path, ray_local: None) -> None:
+    changes = {"probe": {"strengths": [0.5]}, "dimensions": ["valence", "arousal"]}
+    model = fit(recipe_of(samples, embeddings, **changes), tmp_path / "m").info
+    label(LabelSettings(samples=samples, out=str(tmp_path / "labels"), model=(model.folder,)))
+    rows = {row["sample_id"]: row for row in pq.read_table(tmp_path / "labels").to_pylist()}
+    answers = pq.read_table(f"{model.folder}/answers.parquet").to_pylist()
+    for row in answers:
+        for name in ("valence", "arousal"):
+            assert rows[row["sample_id"]][name] == pytest.approx(row[name], abs=0.02)
+    one = read_samples(samples).to_pylist()[0]
+    predictor = Predictor(load_model(model.folder))
+    said = predictor.predict([one["image_uri"]])
+    assert said.iloc[0]["valence"] == pytest.approx(rows[one["sample_id"]]["valence"], abs=0.02)
+
+
+def test_tuned_blocks_move_and_frozen_ones_do_not(samples: str, tmp_path: Path) -> None:
+    optimiser = {"epochs": 1, "batch_size": 24, "backbone_lr": 1e-3, "warmup": 0.0}
+    recipe = recipe_of(samples, tuned_blocks=1, dimensions=["valence"], probe=None, optimiser=optimiser)
+    before = Task(recipe, prepare_data(recipe)).build().state_dict()
+    after = load_model(fit(recipe, tmp_path / "m").info.folder).network.state_dict()
+    moved = {name for name in before if name.startswith("backbone.") and not torch.equal(before[name], after[name])}
+    assert moved
+    assert all("layer4" in name for name in moved), moved
+
+
+# --- bugs of the public study (systems.md 4.5) -----------------------------------------------------------------------
+def test_predictions_belong_to_their_rows_whatever_the_order_of_the_table(
+    samples: str, embeddings: str, tmp_path: Path
+) -> None:
+    """4.5.1: the public test generator shuffled, and predictions were compared with targets in the file's order."""
+    table = read_samples(samples)
+    write_samples(tmp_path / "turned.parquet", table.take(np.random.default_rng(0).permutation(table.num_rows)))
+    changes = {"probe": {"strengths": [0.5]}, "dimensions": ["valence"]}
+    figures = []
+    for path in (samples, str(tmp_path / "turned.parquet")):
+        info = fit(recipe_of(path, embeddings, **changes), tmp_path / Path(path).stem).info
+        figures.append(info.facts("vad")["test"]["metrics"]["r2"]["value"])
+        assert figures[-1] > 0.5
+    assert figures[0] == pytest.approx(figures[1], abs=1e-3)
+
+
+def test_epoch_and_strength_are_chosen_on_validation_alone(samples: str, embeddings: str, tmp_path: Path) -> None:
+    """4.5.2: the public heads were chosen by their test score. Targets of the test split change nothing here."""
+    table = read_samples(samples)
+    test = np.array([split == "test" for split in table.column("split").to_pylist()])
+    wrong = np.where(test, 8 - table.column("valence").to_numpy(), table.column("valence").to_numpy())
+    index = table.schema.get_field_index("valence")
+    write_samples(tmp_path / "wrong.parquet", table.set_column(index, "valence", pa.array(wrong, pa.float32())))
+    changes = {"probe": {"strengths": [0.01, 0.1, 1.0, 10.0]}, "dimensions": ["valence"]}
+    one, other = (
+        load_model(fit(recipe_of(path, embeddings, **changes), tmp_path / Path(path).stem).info.folder).network
+        for path in (samples, str(tmp_path / "wrong.parquet"))
+    )
+    assert torch.equal(one.head.weight, other.head.weight)
+
+
+def test_only_training_rows_are_copied_and_augmented(samples: str, embeddings: str) -> None:
+    """4.5.4: twins of one picture lay in train and validation, and the augmented test set counted each six times."""
+    recipe = recipe_of(
+        samples, embeddings, dimensions=["valence"], probe=None, augmentation="basic", balance={"bins": 4, "growth": 3},
+        optimiser={"epochs": 1},
+    )  # fmt: skip
+    data = prepare_data(recipe)
+    task = Task(recipe, data)
+    assert task.extra is not None and task.extra.count > 0
+    training = set(data.splits["train"].tolist())
+    rows = data.splits["train"][task.extra.copies]  # type: ignore[attr-defined]
+    assert set(rows.tolist()) <= training
+    assert len(data.splits["test"]) == 12 and len(data.splits["val"]) == 12
+    # Each copy has its row's target, and another view of its picture.
+    bound: Any = task.inputs["streams"]
+    bound.begin_epoch(recipe, 0, data.splits["train"])
+    draft = bound.draft(data.splits["train"][:2], np.random.default_rng(0))
+    chosen = np.arange(task.extra.count)
+    made = task.extra.add("streams", draft, chosen)
+    targets = task.extra.targets(task.outputs[0], chosen)
+    np.testing.assert_array_equal(targets[VALUES][:, 0], data.targets["vad"].arrays[VALUES][rows, 0])
+    views = {i: bound.streams[0].take(bound.rows[rows], np.full(len(rows), i)) for i in range(3)}
+    own = np.stack([np.isclose(made.values["context"][2:], views[i]).all(axis=1) for i in range(3)])
+    assert (own.sum(axis=0) >= 1).all()
+    assert (own.sum(axis=1) > 0).sum() > 1
+
+
+def test_copies_fill_rare_bins_up() -> None:
+    """4.5.8: the public augmentation multiplied every class by six, so none became less rare."""
+    values = np.array([1.0] * 8 + [5.0] * 2 + [9.0, np.nan])
+    found = copies_of_rare(values, np.array([0.0, 3.0, 6.0, 9.0]), growth=10, seed=0)
+    counts = np.bincount(np.digitize(values[np.concatenate([np.arange(11), found])], [3.0, 6.0]), minlength=3)
+    assert counts.tolist() == [8, 8, 8]
+    assert np.bincount(found, minlength=12).tolist() == [0] * 8 + [3, 3, 7, 0]
+    assert len(copies_of_rare(values, np.array([0.0, 3.0, 6.0, 9.0]), growth=1, seed=0)) == 3
+
+
+def test_targets_are_standardised_and_come_back_on_the_scale() -> None:
+    """4.5.7: raw targets of 0 to 100 at a small learning rate left the network to learn its bias."""
+    table = table_from_rows(
+        [{"sample_id": str(i), "group_id": str(i), "source": "x", "valence": v, "arousal": v / 2, "split": "train"}
+         for i, v in enumerate((10.0, 50.0, 90.0))], scale=(0.0, 100.0),
+    )  # fmt: skip
+    output = Dimensions(["valence", "arousal"], scale=(0.0, 100.0), standardise=True)
+    targets, rows = output.read(table, where="t"), np.arange(3)
+    output.fit(targets, rows)
+    assert output.centre.tolist() == [50.0, 25.0]
+    np.testing.assert_allclose(output.unit, [np.sqrt(3200 / 3), np.sqrt(800 / 3)])
+    numbers = torch.tensor([[0.0, 1.0], [9.0, 0.0]])
+    again = Dimensions.from_dict(output.to_dict(), where="config.json")
+    for own in (output, again):
+        np.testing.assert_allclose(own.decode(numbers), [[50.0, 25 + np.sqrt(800 / 3)], [100.0, 25.0]], rtol=1e-6)
+    perfect = torch.tensor((targets.arrays[VALUES] - output.centre) / output.unit).float()
+    assert (
+        float(output.criterion(targets, rows)(perfect, output.batch(targets, rows, "cpu"), epoch=0, weights=None))
+        < 1e-12
+    )
+    assert output.first_numbers(targets, rows).tolist() == [0.0, 0.0]
+    with pytest.raises(InputError, match="do not differ in valence"):
+        output.fit(targets, rows[:1])
+
+
+def test_spread_of_the_ratings_weighs_them(samples: str, embeddings: str) -> None:
+    """4.5.9: ratings have standard deviations of 5 to 31 points, which the public study did not read."""
+    loss = make_dimension_loss("gaussian", {"floor": 0.5})
+    values, targets = torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0], [2.0]])
+    sd = torch.tensor([[0.5], [2.0]])
+    weights = [1 / (0.25 + 0.25), 1 / (4 + 0.25)]
+    expected = (weights[0] * 1 + weights[1] * 4) / sum(weights)
+    assert float(loss(values, targets, None, sd)) == pytest.approx(expected)
+    recipe = recipe_of(samples, embeddings, loss={"name": "gaussian"}, dimensions=["valence"])
+    data = prepare_data(recipe)
+    assert data.targets["vad"].arrays["sd"].shape == (ROWS, 1)
+    assert prepare_data(recipe_of(samples, embeddings, dimensions=["valence"])).fingerprint != data.fingerprint
+    table = read_samples(samples).drop_columns(["valence_sd"])
+    with pytest.raises(InputError, match="no column valence_sd"):
+        Dimensions(["valence"], scale=(1.0, 7.0), loss=LossSettings(name="gaussian")).read(table, where="t")
+
+
+# --- out of fold -----------------------------------------------------------------------------------------------------
+def test_crossfit_never_predicts_a_row_that_its_model_saw(samples: str, embeddings: str, tmp_path: Path) -> None:
+    recipe = recipe_of(samples, embeddings, dimensions=["valence"], probe={"strengths": [0.5]})
+    out = tmp_path / "out"
+    result = cross_fit(recipe, out, folds=4, parallel=False)
+    table = read_samples(samples)
+    groups = dict(zip(table.column("sample_id").to_pylist(), table.column("group_id").to_pylist(), strict=True))
+    rows = pq.read_table(out / "predictions.parquet").to_pylist()
+    held = [row for row in rows if row["fold"] is not None]
+    assert sorted(row["sample_id"] for row in rows) == sorted(groups)
+    assert {row["split"] for row in held} == {"train"} and len({row["fold"] for row in held}) == 4
+    for fold in range(4):
+        own = {groups[row["sample_id"]] for row in held if row["fold"] == fold}
+        assert own and not own & {groups[row["sample_id"]] for row in held if row["fold"] != fold}
+        trained = pq.read_table(out / "folds" / f"without-fold-{fold}.parquet").to_pylist()
+        assert not own & {row["group_id"] for row in trained if row["split"] in ("train", "val")}
+    # The reference: ridge regression by hand on the rows of the other folds.
+    _, y, training = learned(samples, embeddings)
+    raw = vectors(embeddings, table.column("sample_id").to_pylist())
+    place = {own: row for row, own in enumerate(table.column("sample_id").to_pylist())}
+    inside = np.array([place[row["sample_id"]] for row in held if row["fold"] == 0])
+    rest = np.setdiff1d(np.flatnonzero(training), inside)
+    scaled = (raw - raw[rest].mean(axis=0)) / np.maximum(raw[rest].std(axis=0), 1e-6)
+    model = Ridge(alpha=(scaled[rest] ** 2).sum(axis=1).mean()).fit(scaled[rest], y[rest])
+    found = {row["sample_id"]: row["valence"] for row in held}
+    for row in inside:
+        own = table.column("sample_id")[int(row)].as_py()
+        assert found[own] == pytest.approx(np.clip(model.predict(scaled[[row]])[0], 1, 7), abs=0.01)
+    made = read_samples(out / "samples.parquet")
+    assert dict(
+        zip(made.column("sample_id").to_pylist(), made.column("predicted_valence").to_pylist(), strict=True)
+    ) == {row["sample_id"]: row["valence"] for row in rows}
+    assert result.evaluations["vad"]["samples"] == len(held)
+    assert read_checkpoint_info(out / "model").training["crossfit"] == {"folds": 4, "samples": len(held)}
+    again = cross_fit(recipe, out, folds=4, parallel=False)
+    assert again.evaluations == result.evaluations
+
+
+def test_crossfit_refuses_more_folds_than_groups(samples: str, embeddings: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="fewer than 40 folds"):
+        cross_fit(recipe_of(samples, embeddings, probe={}), tmp_path / "out", folds=40, parallel=False)
+
+
+# --- settings that would do nothing, or something else ---------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [({"size": 64}, "size = 64"), ({"pooled_stages": 1}, "pooled_stages = 1"), ({"weights": "random:1"}, "random:1"),
+     ({"model": {"dim": 3}}, "model.dim"), ({"model": {"dropout": 0.5}}, "hidden names none"),
+     ({"model": {"kernel": {}, "hidden": [3]}}, "in place of hidden"), ({"tuned_blocks": 1}, "data.embeddings"),
+     ({"dimensions": ["joy"]}, "dimensions")],
+)  # fmt: skip
+def test_settings_that_contradict_the_features_are_refused(
+    samples: str, embeddings: str, changes: dict[str, Any], text: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=text):
+        fit(recipe_of(samples, embeddings, **{"probe": {}, **changes}), tmp_path / "m")
+
+
+def test_classifier_learns_its_label_from_a_vector(samples: str, embeddings: str, tmp_path: Path) -> None:
+    own = {
+        "kind": "mlp",
+        "data": {"samples": samples, "embeddings": [embeddings]},
+        "optimiser": {"epochs": 40, "lr": 0.01},
+    }
+    recipe = load_settings(MlpRecipe, options={**BASE, **own})
+    info = fit(recipe, tmp_path / "m").info
+    accuracy = info.facts("emotions")["test"]["metrics"]["accuracy"]
+    assert accuracy["value"] > accuracy["prior"] + 0.2
