@@ -271,7 +271,7 @@ def test_targets_are_standardised_and_come_back_on_the_scale() -> None:
         output.fit(targets, rows[:1])
 
 
-def test_spread_of_the_ratings_weighs_them(samples: str, embeddings: str) -> None:
+def test_spread_of_the_ratings_weighs_them(samples: str, embeddings: str, tmp_path: Path) -> None:
     """4.5.9: ratings have standard deviations of 5 to 31 points, which the public study did not read."""
     loss = make_dimension_loss("gaussian", {"floor": 0.5})
     values, targets = torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0], [2.0]])
@@ -283,9 +283,9 @@ def test_spread_of_the_ratings_weighs_them(samples: str, embeddings: str) -> Non
     data = prepare_data(recipe)
     assert data.targets["vad"].arrays["sd"].shape == (ROWS, 1)
     assert prepare_data(recipe_of(samples, embeddings, dimensions=["valence"])).fingerprint != data.fingerprint
-    table = read_samples(samples).drop_columns(["valence_sd"])
-    with pytest.raises(InputError, match="no column valence_sd"):
-        Dimensions(["valence"], scale=(1.0, 7.0), loss=LossSettings(name="gaussian")).read(table, where="t")
+    write_samples(tmp_path / "bare.parquet", read_samples(samples).drop_columns(["valence_sd"]))
+    with pytest.raises(InputError, match="states no valence_sd"):
+        prepare_data(recipe_of(str(tmp_path / "bare.parquet"), loss={"name": "gaussian"}, dimensions=["valence"]))
 
 
 # --- out of fold -----------------------------------------------------------------------------------------------------

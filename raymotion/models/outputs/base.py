@@ -162,6 +162,10 @@ class Output(ABC):
             InputError: the table has no targets, or a different vocabulary or scale.
         """
 
+    def conversion(self, table: pa.Table, *, where: object = None) -> str | None:
+        """Returns a notice if `read` converts the targets of a table to another scale, else None."""
+        return None
+
     @abstractmethod
     def require(self, targets: Targets, splits: Mapping[str, np.ndarray], *, where: str) -> None:
         """Raises an `InputError` unless training and validation have targets."""

@@ -38,6 +38,41 @@ def column_mean(values: np.ndarray) -> np.ndarray:
     return np.asarray(np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0))
 
 
+def read_numbers(table: pa.Table, names: Sequence[str], scale: tuple[float, float], *, where: object) -> np.ndarray:
+    """Returns number columns of a sample table on `scale`, float32 (n, D); NaN where unknown.
+
+    Raises:
+        InputError: the table has such numbers and does not state their scale.
+    """
+    columns = [np.asarray(table.column(name).to_numpy(), dtype=np.float32) for name in names]
+    values, there = np.stack(columns, axis=1), scale_of(table, where=where)
+    if np.isnan(values).all() or there == scale:
+        return values
+    low, high = scale
+    if there is None:
+        raise InputError(
+            f"does not state the scale of {', '.join(names)}, and the model's is {low:g} to {high:g}",
+            path=where,
+            remedy="Prepare it again: `raymotion data prepare` writes the scale of the data set.",
+        )
+    share = (values.astype(np.float64) - there[0]) / (there[1] - there[0])
+    return np.asarray(low + share * (high - low), dtype=np.float32)
+
+
+def conversion_notice(
+    table: pa.Table, names: Sequence[str], scale: tuple[float, float], *, where: object
+) -> str | None:
+    """Returns a notice if `read_numbers` converts the numbers of a table, else None."""
+    there = scale_of(table, where=where)
+    if there is None or there == scale:
+        return None
+    are = "is" if len(names) == 1 else "are"
+    return (
+        f"{', '.join(names)} {are} on a scale of {there[0]:g} to {there[1]:g} in the table, and {are} converted to the "
+        f"model's, {scale[0]:g} to {scale[1]:g}."
+    )
+
+
 class Dimensions(Output):
     """Numbers (n, D) on a scale.
 
@@ -123,46 +158,22 @@ class Dimensions(Output):
         return found
 
     def read(self, table: pa.Table, *, where: object, given: np.ndarray | None = None) -> Targets:
-        values = np.stack([np.asarray(table.column(name).to_numpy(), dtype=np.float32) for name in self.names], axis=1)
-        there = scale_of(table, where=where)
-        if not np.isnan(values).all() and there != self.scale:
-            low, high = self.scale
-            if there is None:
-                raise InputError(
-                    f"does not state the scale of {', '.join(self.names)}, and the model's is {low:g} to {high:g}",
-                    path=where,
-                    remedy="Prepare it again: `raymotion data prepare` writes the scale of the data set.",
-                )
-            share = (values - there[0]) / (there[1] - there[0])
-            values = np.asarray(low + share * (high - low), dtype=np.float32)
-        arrays = {VALUES: values}
+        arrays = {VALUES: read_numbers(table, self.names, self.scale, where=where)}
         if reads_sd(self.loss.name):
-            arrays[SD] = self._read_sd(table, there, where)
-        return Targets(arrays, np.asarray(~np.isnan(values).all(axis=1)))
+            arrays[SD] = self._read_sd(table, where)
+        return Targets(arrays, np.asarray(~np.isnan(arrays[VALUES]).all(axis=1)))
 
-    def _read_sd(self, table: pa.Table, there: tuple[float, float] | None, where: object) -> np.ndarray:
+    def _read_sd(self, table: pa.Table, where: object) -> np.ndarray:
         """Returns the standard deviations of the ratings (n, D) on this output's scale; NaN where none is stated."""
-        names = [f"{name}_sd" for name in self.names]
-        missing = [name for name in names if name not in table.column_names]
-        if missing:
-            raise InputError(
-                f"has no column {missing[0]}, which the loss {self.loss.name} weighs ratings by",
-                path=where,
-                remedy="Prepare the table with it, or choose another loss.",
-            )
-        found = np.stack([np.asarray(table.column(name).to_numpy(), dtype=np.float32) for name in names], axis=1)
-        low, high = there or self.scale
+        found = np.full((table.num_rows, self.width), np.nan, dtype=np.float32)
+        for j, name in enumerate(self.names):
+            if f"{name}_sd" in table.column_names:
+                found[:, j] = table.column(f"{name}_sd").to_numpy()
+        low, high = scale_of(table, where=where) or self.scale
         return np.asarray(found * ((self.scale[1] - self.scale[0]) / (high - low)), dtype=np.float32)
 
     def conversion(self, table: pa.Table, *, where: object = None) -> str | None:
-        """Returns a notice if the values of a table are converted to this scale, else None."""
-        there = scale_of(table, where=where)
-        if there is None or there == self.scale:
-            return None
-        return (
-            f"{', '.join(self.names)} are on a scale of {there[0]:g} to {there[1]:g} in the table, and are converted "
-            f"to the model's, {self.scale[0]:g} to {self.scale[1]:g}."
-        )
+        return conversion_notice(table, self.names, self.scale, where=where)
 
     def require(self, targets: Targets, splits: Mapping[str, np.ndarray], *, where: str) -> None:
         for split in ("train", "val"):
@@ -172,6 +183,12 @@ class Dimensions(Output):
                     path=where,
                     remedy="Use a table that has them, or split it otherwise.",
                 )
+        if SD in targets.arrays and np.isnan(targets.arrays[SD][splits["train"]]).all():
+            raise InputError(
+                f"states no {self.names[0]}_sd in the split train, which the loss {self.loss.name} weighs ratings by",
+                path=where,
+                remedy="Prepare the table with the spread of its ratings, or choose another loss.",
+            )
 
     def contents(self, targets: Targets) -> list[Any]:
         arrays = [np.round(np.nan_to_num(own, nan=-1e9), 4) for own in targets.arrays.values()]

@@ -12,6 +12,7 @@ from raymotion.registry import Registry
 OUTPUTS: dict[str, str] = {
     "multilabel": "raymotion.models.outputs.multilabel:MultiLabel",
     "single_label": "raymotion.models.outputs.single_label:SingleLabel",
+    "bands": "raymotion.models.outputs.bands:Bands",
     "dimensions": "raymotion.models.outputs.dimensions:Dimensions",
 }
 _outputs: Registry[Output] = Registry("output", Output, "raymotion.outputs", lambda: OUTPUTS)  # type: ignore[type-abstract]

@@ -17,6 +17,7 @@ from raymotion.models.inputs.person_crops import PersonReader
 from raymotion.models.inputs.streams import BoundStreams, CropInput, PreparedCrops, Stream, StreamEvidence, StreamInput
 from raymotion.models.inputs.values import ValuesInput
 from raymotion.models.kind import Kind, Training
+from raymotion.models.outputs.bands import Bands
 from raymotion.models.outputs.base import DataFacts, Output, Targets
 from raymotion.models.outputs.dimensions import VALUES, Dimensions
 from raymotion.models.outputs.single_label import SingleLabel
@@ -204,8 +205,6 @@ class TwoInputKind(VectorKind):
         return [*own, ValuesInput([f"predicted_{recipe.dimension}"])]
 
     def outputs(self, recipe: TwoInputRecipe, facts: DataFacts) -> Sequence[Output]:
-        from raymotion.models.outputs.bands import Bands
-
         bands = recipe.bands
         return [Bands.of_facts(facts, recipe.dimension, bands.edges, bands.labels, loss=recipe.loss)]
 
