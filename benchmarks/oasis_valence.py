@@ -49,20 +49,24 @@ def splits_of(themes: np.ndarray, seed: int) -> list[np.ndarray]:
     return found
 
 
-def train(table: Any, split: np.ndarray, options: Any, assignments: list[str], recipe: str, out: Path) -> Any:
-    """Trains on a split of the table; returns the checkpoint."""
+def with_split(table: Any, split: np.ndarray) -> Any:
+    """The sample table with this split."""
     import pyarrow as pa
 
-    from raymotion.data.samples import SCHEMA, write_samples
+    from raymotion.data.samples import SCHEMA
+
+    column = pa.array(split.tolist(), pa.string())
+    return table.set_column(SCHEMA.get_field_index("split"), SCHEMA.field("split"), column)
+
+
+def train(table: Any, split: np.ndarray, options: Any, assignments: list[str], recipe: str, out: Path) -> Any:
+    """Trains on a split of the table; returns the checkpoint."""
+    from raymotion.data.samples import write_samples
     from raymotion.train.fit import fit
     from raymotion.train.recipe import load_recipe
 
     samples = str(out.parent / "samples.parquet")
-    index = SCHEMA.get_field_index("split")
-    table = table.drop_columns(["split"]).add_column(
-        index, SCHEMA.field("split"), pa.array(split.tolist(), pa.string())
-    )
-    write_samples(samples, table)
+    write_samples(samples, with_split(table, split))
     data = {**options["data"], "samples": samples}
     return fit(load_recipe(recipe, options={**options, "data": data}, assignments=assignments), out).info
 

@@ -39,7 +39,7 @@ from raymotion.batch.spec import REMEDY, JobSettings, JobSpec, resolve_precision
 from raymotion.batch.worker import ShardWorker, WorkerPlan
 from raymotion.config import digest_of, require_same_settings
 from raymotion.data.parts import FORMAT, JOB, QUARANTINE, write_job
-from raymotion.data.samples import read_samples
+from raymotion.data.samples import read_samples, with_optional
 from raymotion.errors import Damaged, InputError, RaymotionError, RunFailed
 from raymotion.folders import lock as folder_lock
 from raymotion.folders.lock import one_writer_of
@@ -90,7 +90,7 @@ def run_job(spec: JobSpec, *, address: str | None = None, progress: ProgressKind
 @one_writer_of("settings.out")
 def _run_job(settings: JobSettings, spec: JobSpec, address: str | None, progress: ProgressKind) -> JobSummary:
     folder = storage.absolute(spec.settings.out)
-    samples = read_samples(spec.settings.samples)
+    samples = with_optional(read_samples(spec.settings.samples), spec.columns)
     if not samples.num_rows:
         raise InputError("holds no samples", path=spec.settings.samples)
     more_notices = (spec.check(samples) if spec.check is not None else None) or ()

@@ -154,6 +154,15 @@ def scale_of(table: pa.Table, *, where: object = None) -> tuple[float, float] | 
     return low, high
 
 
+def with_optional(table: pa.Table, names: Iterable[str]) -> pa.Table:
+    """Returns `table` with those of the optional columns `names` that it lacks, all null."""
+    for name in names:
+        if name in OPTIONAL.names and name not in table.column_names:
+            field = OPTIONAL.field(name)
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table
+
+
 def vocabulary_of(table: pa.Table, *, where: object = None) -> Vocabulary | None:
     """Returns the vocabulary in the metadata of `table`, or None for unlabelled samples."""
     return Vocabulary.from_metadata(table.schema.metadata, where=where)

@@ -30,7 +30,7 @@ from raymotion.batch.progress import ProgressKind
 from raymotion.batch.spec import REMEDY, ModelJobSettings, with_its_access
 from raymotion.config import Metavar, digest_of, require_same_settings
 from raymotion.data.domains import domain_values, hold_out, rows_of_domains
-from raymotion.data.samples import SPLITS, read_samples, targets, vocabulary_of
+from raymotion.data.samples import SPLITS, read_samples, targets, vocabulary_of, with_optional
 from raymotion.errors import Damaged, InputError
 from raymotion.evaluation.measure import ClassResult, Measured, measure
 from raymotion.folders import outputs
@@ -383,7 +383,7 @@ def _predict(
         columns = input_columns(info.inputs, settings.features)  # if there are any, the job orders the table by image
         ordered = by_image(choice.table) if columns else choice.table
         read = tuple(dict.fromkeys((*columns, *output_columns(info))))
-        now = {"rows": choice.table.num_rows, "digest": input_digest(ordered, read)}
+        now = {"rows": choice.table.num_rows, "digest": input_digest(with_optional(ordered, read), read)}
         require_same_settings({"samples": old["identity"]["input"]}, {"samples": now}, where=out, remedy=REMEDY)
         if _labels_differ(path, choice.table):
             storage.write_table(path, table)  # corrected labels need no new predictions

@@ -23,7 +23,6 @@ from raymotion.errors import InputError
 from raymotion.learning.losses.dimensions import make_dimension_loss
 from raymotion.models.checkpoint import load_model, read_checkpoint_info
 from raymotion.models.outputs.dimensions import VALUES, Dimensions
-from raymotion.models.recipe import LossSettings
 from raymotion.models.vector.kind import copies_of_rare
 from raymotion.models.vector.network import Similarities
 from raymotion.models.vector.recipe import MlpRecipe, RegressorRecipe
