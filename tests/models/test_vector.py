@@ -25,7 +25,7 @@ from raymotion.models.checkpoint import load_model, read_checkpoint_info
 from raymotion.models.outputs.dimensions import VALUES, Dimensions
 from raymotion.models.vector.kind import copies_of_rare
 from raymotion.models.vector.network import Similarities
-from raymotion.models.vector.recipe import MlpRecipe, RegressorRecipe
+from raymotion.models.vector.recipe import MlpRecipe, RegressorRecipe, TwoInputRecipe
 from raymotion.pipeline.predictor import Predictor
 from raymotion.train.crossfit import cross_fit
 from raymotion.train.fit import fit
@@ -68,11 +68,11 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def embeddings(samples: str, tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> str:
+def embeddings(samples: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     out = str(tmp_path_factory.mktemp("features") / "embeddings")
     embed(EmbeddingSettings(
         samples=samples, out=out, context=(BACKBONE,), backbone_weights=("random:0",), size=(str(SIZE),),
-        pooled_stages=("2",), augment=("basic",), views=3,
+        pooled_stages=("2",), augment=("basic",), views=3, workers=0,
     ))  # fmt: skip
     return out
 
@@ -152,10 +152,10 @@ def test_same_model_from_pictures_and_from_cached_features(samples: str, embeddi
     np.testing.assert_allclose(one.column("valence"), other.column("valence"), atol=0.02)  # float16 features
 
 
-def test_labels_and_predictions_of_a_regressor(samples: str, embeddings: str, tmp_path: Path, ray_local: None) -> None:
+def test_labels_and_predictions_of_a_regressor(samples: str, embeddings: str, tmp_path: Path) -> None:
     changes = {"probe": {"strengths": [0.5]}, "dimensions": ["valence", "arousal"]}
     model = fit(recipe_of(samples, embeddings, **changes), tmp_path / "m").info
-    label(LabelSettings(samples=samples, out=str(tmp_path / "labels"), model=(model.folder,)))
+    label(LabelSettings(samples=samples, out=str(tmp_path / "labels"), model=(model.folder,), workers=0))
     rows = {row["sample_id"]: row for row in pq.read_table(tmp_path / "labels").to_pylist()}
     answers = pq.read_table(f"{model.folder}/answers.parquet").to_pylist()
     for row in answers:
@@ -164,7 +164,7 @@ def test_labels_and_predictions_of_a_regressor(samples: str, embeddings: str, tm
     one = read_samples(samples).to_pylist()[0]
     predictor = Predictor(load_model(model.folder))
     said = predictor.predict([one["image_uri"]])
-    assert said.iloc[0]["valence"] == pytest.approx(rows[one["sample_id"]]["valence"], abs=0.02)
+    assert said[0, 0] == pytest.approx(rows[one["sample_id"]]["valence"], abs=0.02)
 
 
 def test_tuned_blocks_move_and_frozen_ones_do_not(samples: str, tmp_path: Path) -> None:
@@ -355,3 +355,77 @@ def test_classifier_learns_its_label_from_a_vector(samples: str, embeddings: str
     info = fit(recipe, tmp_path / "m").info
     accuracy = info.facts("emotions")["test"]["metrics"]["accuracy"]
     assert accuracy["value"] > accuracy["prior"] + 0.2
+
+
+# --- the two-step design (systems.md 4.4) ---------------------------------------------------------------------------
+EDGES = {"bands": {"edges": [3.0, 5.0]}}
+
+
+@pytest.fixture(scope="module")
+def step_one(samples: str, embeddings: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = str(tmp_path_factory.mktemp("steps") / "one")
+    cross_fit(
+        recipe_of(samples, embeddings, dimensions=["valence"], probe={"strengths": [0.5]}), out, folds=3, parallel=False
+    )
+    return out
+
+
+def two_input_of(step_one: str, embeddings: str, **changes: Any) -> Any:
+    own = {
+        "kind": "two-input", "data": {"samples": f"{step_one}/samples.parquet", "embeddings": [embeddings]},
+        "first": f"{step_one}/model", "probe": {"strengths": [1.0]}, **EDGES, **changes,
+    }  # fmt: skip
+    return load_settings(TwoInputRecipe, options={**BASE, **own})
+
+
+def test_two_input_learns_from_predictions_out_of_fold(step_one: str, embeddings: str, tmp_path: Path) -> None:
+    """Step two of the public study was to read the predicted valence, and would have read that of training pictures."""
+    recipe = two_input_of(step_one, embeddings)
+    data = prepare_data(recipe)
+    told = {row["sample_id"]: row for row in read_samples(f"{step_one}/samples.parquet").to_pylist()}
+    source: Any = data.inputs["values"]
+    raw = source.values[:, 0] * source.source.std[0] + source.source.mean[0]
+    for own, value in zip(data.sample_ids, raw, strict=True):
+        assert value == pytest.approx(told[own]["predicted_valence"], abs=1e-4)
+    info = fit(recipe, tmp_path / "m").info
+    accuracy = info.facts("emotions")["test"]["metrics"]["accuracy"]
+    assert accuracy["value"] > accuracy["prior"] + 0.2
+
+
+def test_two_input_predicts_the_valence_itself_where_none_is_given(
+    step_one: str, samples: str, embeddings: str, tmp_path: Path
+) -> None:
+    model = load_model(fit(two_input_of(step_one, embeddings), tmp_path / "m").info.folder)
+    table = read_samples(f"{step_one}/samples.parquet")
+    test = [row for row in table.to_pylist() if row["split"] == "test"]
+    raw = torch.from_numpy(vectors(embeddings, [row["sample_id"] for row in test])).float()
+    source: Any = model.inputs[1]
+    given = torch.tensor([[(row["predicted_valence"] - source.mean[0]) / source.std[0]] for row in test]).float()
+    there, none = torch.ones(len(test), 1, dtype=torch.bool), torch.zeros(len(test), 1, dtype=torch.bool)
+    with torch.no_grad():
+        told = model.network(features=[raw], mask=there, values=given, value_mask=there)
+        own = model.network(features=[raw], mask=there, values=torch.zeros_like(given), value_mask=none)
+    np.testing.assert_allclose(own.numpy(), told.numpy(), atol=0.02)
+    # A table without the column is labelled, and so is one picture.
+    label(LabelSettings(samples=samples, out=str(tmp_path / "labels"), model=(str(tmp_path / "m"),), workers=0))
+    rows = {row["sample_id"]: row for row in pq.read_table(tmp_path / "labels").to_pylist()}
+    expected = told.softmax(dim=1).numpy()
+    for row, values in zip(test, expected, strict=True):
+        np.testing.assert_allclose(rows[row["sample_id"]]["probabilities"], values, atol=0.02)
+
+
+def test_two_input_refuses_a_regressor_of_other_vectors(
+    step_one: str, samples: str, embeddings: str, tmp_path: Path
+) -> None:
+    other = fit(recipe_of(samples, None, dimensions=["valence"], probe={}), tmp_path / "pictures").info.folder
+    with pytest.raises(InputError, match="on the same vectors"):
+        fit(two_input_of(step_one, embeddings, first=other), tmp_path / "m")
+    arousal = fit(recipe_of(samples, embeddings, dimensions=["arousal"], probe={}), tmp_path / "arousal").info.folder
+    with pytest.raises(InputError, match="predicts arousal"):
+        fit(two_input_of(step_one, embeddings, first=arousal), tmp_path / "m2")
+
+
+def test_bands_have_room(step_one: str, embeddings: str, tmp_path: Path) -> None:
+    """4.5.5: the public neutral band was a valence of exactly 50, and had no picture."""
+    with pytest.raises(InputError, match="edges"):
+        fit(two_input_of(step_one, embeddings, bands={"edges": [4.0, 4.0]}), tmp_path / "m")
