@@ -124,6 +124,25 @@ def synth_emotic(persons: int, out: str, seed: int, kind: str, defects: float) -
     _echo(write_emotic(out, persons, seed, kind=kind, defects=defects).lines(), out)
 
 
+@synth.command("deep-connotation")
+@click.option("--images", default=640, show_default=True, help="Rows of the csv, shared evenly by the eight emotions.")
+@click.option("--size", default=64, show_default=True, metavar="PIXELS", help="Width and height of the pictures.")
+@OUT
+@SEED
+def synth_deep_connotation(images: int, size: int, out: str, seed: int) -> None:
+    """Pictures of eight emotions with votes, as in DeepConnotation: the merged csv, and labels.json.
+
+    Some pictures were found by two searches, and some are gone.
+
+    \b
+    Example:
+      raymotion data synth deep-connotation --images 640 --out demo/deep-connotation
+    """
+    from raymotion.data.synthetic.deep_connotation import write_deep_connotation
+
+    _echo(write_deep_connotation(out, images, seed, size=size).lines(), out)
+
+
 class ReaderGroup(click.Group):
     """Group with a command for each reader, made from its class on demand."""
 
