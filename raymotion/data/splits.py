@@ -70,6 +70,16 @@ def _checked(fractions: Mapping[str, float]) -> tuple[list[str], list[float]]:
     return names, [fractions[name] for name in names]
 
 
+def split_by_shares(
+    table: pa.Table, *, val_fraction: float, test_fraction: float, seed: int
+) -> tuple[pa.Table, str | None]:
+    """Returns the table of `split_samples`, with the rest for training, and the message of `empty_splits`."""
+    train = round(1.0 - val_fraction - test_fraction, 9)
+    fractions = {"train": train, "val": val_fraction, "test": test_fraction}
+    table = split_samples(table, fractions=fractions, seed=seed)
+    return table, empty_splits(table, fractions)
+
+
 def empty_splits(table: pa.Table, fractions: Mapping[str, float] = DEFAULT_FRACTIONS) -> str | None:
     """Returns a message about splits that `split_samples` left empty, or None if there are none."""
     there = set(table.column("split").to_pylist())

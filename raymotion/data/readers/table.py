@@ -23,7 +23,7 @@ from raymotion.data.images.files import extension_of
 from raymotion.data.readers.reader import Reader, Report, noted, report_line
 from raymotion.data.records import KEY, SPLIT_WORDS, records_of
 from raymotion.data.samples import DIMENSIONS, table_from_rows
-from raymotion.data.splits import empty_splits, split_samples
+from raymotion.data.splits import split_by_shares
 from raymotion.data.text_rows import shown
 from raymotion.errors import InputError, located
 from raymotion.vocabulary import VOCABULARIES, Vocabulary, read_vocabulary
@@ -175,10 +175,9 @@ class TableReader(Reader):
         table = table_from_rows(rows, vocabulary, scale=scale, where=self.path)
         report.rows = table.num_rows
         if "split" not in used.values() and not self.no_split and labelled:
-            train = round(1.0 - self.val_fraction - self.test_fraction, 9)
-            fractions = {"train": train, "val": self.val_fraction, "test": self.test_fraction}
-            table = split_samples(table, fractions=fractions, seed=self.seed)
-            report.few = empty_splits(table, fractions)
+            table, report.few = split_by_shares(
+                table, val_fraction=self.val_fraction, test_fraction=self.test_fraction, seed=self.seed
+            )
         return table, report
 
     def _columns(self, names: Sequence[str]) -> dict[str, str]:
