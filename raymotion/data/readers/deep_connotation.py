@@ -1,4 +1,4 @@
-"""Reads DeepConnotation: pictures of Flickr that were searched for by an emotion (You et al. 2016), with people's votes.
+"""Reads DeepConnotation: pictures of Flickr that were searched for by an emotion, with people's votes (You et al. 2016).
 
 Two formats are supported and detected from the content:
 
@@ -248,8 +248,8 @@ class DeepConnotationReader(Reader):
             numbered = _numbered(pictures, pictures.pictures)
             if len(numbered) < len(rows) and max(numbered, default=0) == len(numbered) - 1:
                 raise InputError(
-                    f"has {len(rows):,} rows, and the pictures are numbered 0 to {len(numbered) - 1:,} without a gap: by "
-                    "what was downloaded, not by row",
+                    f"has {len(rows):,} rows, and the pictures are numbered 0 to {len(numbered) - 1:,} without a gap: "
+                    "by what was downloaded, not by row",
                     path=self.path,
                     remedy="Nothing says which row a picture is of. Use labels.json, or pictures named by address.",
                 )
