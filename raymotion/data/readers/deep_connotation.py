@@ -1,4 +1,4 @@
-"""Reads DeepConnotation: pictures of Flickr that were searched for by an emotion, with people's votes (You et al. 2016).
+"""Reads DeepConnotation: pictures of Flickr that were searched for by an emotion, with votes (You et al. 2016).
 
 Two formats are supported and detected from the content:
 

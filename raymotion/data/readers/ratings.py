@@ -1,7 +1,7 @@
 """Reads any table of pictures with ratings of valence, arousal or dominance, in columns that options name.
 
-What all sets of ratings have in common is here, and the readers of OASIS and GAPED use it: names that do not quite match
-the files, groups of pictures that show the same, and splits in which each part has its share of every valence.
+What all sets of ratings have in common is here, and the readers of OASIS and GAPED use it: names that do not quite
+match the files, and groups of pictures that show the same.
 """
 
 from __future__ import annotations
