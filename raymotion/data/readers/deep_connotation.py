@@ -19,7 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import pyarrow as pa
 from pydantic import Field
@@ -42,6 +42,7 @@ PLACEHOLDER = 20
 _PARTS: Mapping[str, str] = {"train": "train", "dev": "val", "test": "test"}
 # id_secret of Flickr; a letter behind it is a size of the same photo.
 _PHOTO = re.compile(r"(\d+_[0-9a-f]+)(?:_[a-z0-9])?", re.IGNORECASE)
+_HOST = re.compile(r"^([a-z][a-z0-9+.-]*:)?//[^/?#]*", re.IGNORECASE)
 _NUMBER = re.compile(r"(?:img)?(\d+)", re.IGNORECASE)
 
 
@@ -232,7 +233,8 @@ class DeepConnotationReader(Reader):
                         f"{shown(cells['emotion'])[:40]!r} is not one of {', '.join(MIKELS_8.labels)}",
                         remedy="A line holds emotion, address and two counts of votes, without a header.",
                     )
-                name = posixpath.basename(unquote(urlsplit(cells["address"].strip()).path))
+                # Not `urlsplit`, which refuses addresses that name a file all the same.
+                name = posixpath.basename(unquote(re.split("[?#]", _HOST.sub("", cells["address"].strip()))[0]))
                 stem = posixpath.splitext(name)[0]
                 if not stem:
                     raise InputError(f"the address {shown(cells['address'])[:80]!r} names no file")
