@@ -214,7 +214,9 @@ class RatingsReader(Reader):
     valence_sd_column: Column | None = Field(None, description="Column of the standard deviation of valence.")
     arousal_sd_column: Column | None = Field(None, description="Column of the standard deviation of arousal.")
     dominance_sd_column: Column | None = Field(None, description="Column of the standard deviation of dominance.")
-    scale: Annotated[str, Metavar("LOW,HIGH")] = Field(description="Lowest and highest possible rating: 1,9.")
+    scale: Annotated[str, Metavar("LOW,HIGH")] | None = Field(
+        None, description="Lowest and highest possible rating: 1,9. Always needed: the numbers do not tell."
+    )
     group_column: Column | None = Field(
         None, description="Column of themes or scenes, which no split divides. Default: the name of the picture."
     )
@@ -237,6 +239,8 @@ class RatingsReader(Reader):
         Raises:
             InputError: names the file, the line and the reason.
         """
+        if self.scale is None:
+            raise InputError("the scale of the ratings is not stated", path=self.path, remedy="Give --scale LOW,HIGH.")
         scale = parse_scale(self.scale)
         pattern = _compiled(self.group_pattern)
         report = RatingsReport()
