@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 OUT = click.option("--out", required=True, metavar="FOLDER", help="Folder to write to (local path or s3://).")
 SEED = click.option("--seed", default=0, show_default=True, help="Same seed, same result.")
 IMAGES = click.option("--images", default=500, show_default=True, help="How many images to make.")
+SIZE = click.option("--size", default=64, show_default=True, metavar="PIXELS", help="Width and height of the pictures.")
 CORRUPT = click.option(
     "--corrupt",
     default=0.0,
@@ -122,6 +123,59 @@ def synth_emotic(persons: int, out: str, seed: int, kind: str, defects: float) -
     from raymotion.data.synthetic.emotic import write_emotic
 
     _echo(write_emotic(out, persons, seed, kind=kind, defects=defects).lines(), out)
+
+
+@synth.command("deep-connotation")
+@click.option("--images", default=640, show_default=True, help="Rows of the csv, shared evenly by the eight emotions.")
+@SIZE
+@OUT
+@SEED
+def synth_deep_connotation(images: int, size: int, out: str, seed: int) -> None:
+    """Pictures of eight emotions with votes, as in DeepConnotation: the merged csv, and labels.json.
+
+    Some pictures were found by two searches, and some are gone.
+
+    \b
+    Example:
+      raymotion data synth deep-connotation --images 640 --out demo/deep-connotation
+    """
+    from raymotion.data.synthetic.deep_connotation import write_deep_connotation
+
+    _echo(write_deep_connotation(out, images, seed, size=size).lines(), out)
+
+
+@synth.command("gaped")
+@IMAGES
+@SIZE
+@OUT
+@SEED
+def synth_gaped(images: int, size: int, out: str, seed: int) -> None:
+    """Pictures with valence and arousal from 0 to 100, as in GAPED: .bmp files, and ratings with and without SDs.
+
+    \b
+    Example:
+      raymotion data synth gaped --images 730 --out demo/gaped
+    """
+    from raymotion.data.synthetic.rated import write_gaped
+
+    _echo(write_gaped(out, images, seed, size=size).lines(), out)
+
+
+@synth.command("oasis")
+@IMAGES
+@SIZE
+@OUT
+@SEED
+def synth_oasis(images: int, size: int, out: str, seed: int) -> None:
+    """Pictures with valence and arousal from 1 to 7, as in OASIS: themes of three to five that look nearly the same.
+
+    \b
+    Example:
+      raymotion data synth oasis --images 600 --out demo/oasis
+    """
+    from raymotion.data.synthetic.rated import write_oasis
+
+    _echo(write_oasis(out, images, seed, size=size).lines(), out)
 
 
 class ReaderGroup(click.Group):

@@ -1,15 +1,16 @@
-"""Splits samples into train, validation and test: seeded, grouped, and stratified by multiple labels.
+"""Splits samples into train, validation and test: seeded, grouped, and stratified by labels and by valence.
 
 The method is iterative stratification (Sechidis, Tsoumakas and Vlahavas, "On the stratification of multi-label data",
 ECML PKDD 2011): the label with the fewest remaining samples is distributed first, and each sample goes to the split
 that lacks most of this label. With a label of 20 images, a random split puts 0 to 5 of them into validation; this
 method puts 2.
 
-There are four additions:
+There are five additions:
 
 - A group (an image with its persons) is assigned as a whole, with the union of its labels.
 - The source of a group, and whether it is annotated, count as labels: in Socratis, 40 % of the news images are labelled
   sad, but 20 % of the others.
+- The valence of a group counts as a label too: which tenth of the scale its mean is in.
 - Groups are processed in the order of a seeded hash of their ids, so the result does not depend on the order of rows.
 - No split stays empty if there are enough groups.
 """
@@ -22,9 +23,10 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from raymotion.data.samples import SCHEMA, SPLITS, validate
+from raymotion.data.samples import SCHEMA, SPLITS, scale_of, validate
 from raymotion.errors import InputError
 
+VALENCE_BINS = 10
 DEFAULT_FRACTIONS: Mapping[str, float] = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
@@ -32,7 +34,7 @@ def split_samples(table: pa.Table, *, fractions: Mapping[str, float] = DEFAULT_F
     """Returns `table` with a new `split` column; the order of rows is kept.
 
     Args:
-        table: a sample table; rows without labels are split at random (by the seed) within their source.
+        table: a sample table; rows without labels and valence are split at random (by the seed) within their source.
         fractions: share of the groups in `train`, `val` and `test`; not negative, with sum 1. A split with a positive
             share gets at least one group, unless there are fewer groups than such splits.
         seed: seed of the order of groups.
@@ -49,12 +51,30 @@ def split_samples(table: pa.Table, *, fractions: Mapping[str, float] = DEFAULT_F
         marks = groups.setdefault(group, set())
         marks.add(("source", source, "bare" if labels is None else "labelled"))
         marks.update(("label", label) for label in labels or [])
+    for group, tenth in _valence_bins(table).items():
+        groups[group].add(("valence", str(tenth)))
     order = sorted(groups, key=lambda group: hashlib.sha256(f"{seed}\0{group}".encode()).digest())
     assigned = _deal([(group, sorted(groups[group])) for group in order], shares)
     _fill_empty_splits(assigned, {group: _worth(groups[group]) for group in order}, len(names))
     column = pa.array([names[assigned[group]] for group in group_ids], pa.string())
     index = SCHEMA.get_field_index("split")
     return validate(table).set_column(index, SCHEMA.field("split"), column)
+
+
+def _valence_bins(table: pa.Table) -> dict[str, int]:
+    """Returns for each group with a valence which tenth of the scale (without one: of the values) its mean is in."""
+    values: dict[str, list[float]] = {}
+    if "valence" in table.column_names:
+        pairs = zip(table.column("group_id").to_pylist(), table.column("valence").to_pylist(), strict=True)
+        for group, value in pairs:
+            if value is not None and math.isfinite(value):
+                values.setdefault(group, []).append(value)
+    means = {group: sum(own) / len(own) for group, own in values.items()}
+    low, high = scale_of(table) or (min(means.values(), default=0.0), max(means.values(), default=0.0))
+    width = (high - low) / VALENCE_BINS
+    if width <= 0:
+        return dict.fromkeys(means, 0)
+    return {group: min(max(int((mean - low) / width), 0), VALENCE_BINS - 1) for group, mean in means.items()}
 
 
 def _checked(fractions: Mapping[str, float]) -> tuple[list[str], list[float]]:
@@ -68,6 +88,16 @@ def _checked(fractions: Mapping[str, float]) -> tuple[list[str], list[float]]:
         raise InputError(f"the shares of the splits are {told}", remedy="They must sum to 1.")
     names = [name for name in SPLITS if fractions.get(name, 0.0) > 0]
     return names, [fractions[name] for name in names]
+
+
+def split_by_shares(
+    table: pa.Table, *, val_fraction: float, test_fraction: float, seed: int
+) -> tuple[pa.Table, str | None]:
+    """Returns the table of `split_samples`, with the rest for training, and the message of `empty_splits`."""
+    train = round(1.0 - val_fraction - test_fraction, 9)
+    fractions = {"train": train, "val": val_fraction, "test": test_fraction}
+    table = split_samples(table, fractions=fractions, seed=seed)
+    return table, empty_splits(table, fractions)
 
 
 def empty_splits(table: pa.Table, fractions: Mapping[str, float] = DEFAULT_FRACTIONS) -> str | None:
@@ -112,10 +142,10 @@ def _deal(groups: list[tuple[str, list[tuple[str, ...]]]], shares: list[float]) 
 
 
 def _worth(marks: set[tuple[str, ...]]) -> int:
-    """Returns 2 for a group with a label, 1 for an annotated group without labels, 0 for one not annotated."""
+    """Returns 2 for a group with a label or a valence, 1 for an annotated one without, 0 for one not annotated."""
     kinds = {mark[0] for mark in marks}
     annotated = any(mark[0] == "source" and mark[2] == "labelled" for mark in marks)
-    return 2 if "label" in kinds else int(annotated)
+    return 2 if kinds & {"label", "valence"} else int(annotated)
 
 
 def _fill_empty_splits(assigned: dict[str, int], worth: Mapping[str, int], splits: int) -> None:

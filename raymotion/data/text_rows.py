@@ -83,6 +83,27 @@ def delimited_rows(
         yield number, {name: read.cell(cells[at], name in verbatim) for name, at in places.items()}
 
 
+def bare_rows(text: str, path: storage.PathLike, columns: Sequence[str]) -> Iterator[tuple[int, Cells]]:
+    """Yields line and cells of each record of a csv without a header, with commas; skips empty records.
+
+    Raises:
+        InputError: a record has not as many cells as `columns`, or is invalid; names the line.
+    """
+    if "\0" in text:
+        raise InputError("holds NUL characters", path=path, remedy="Is it UTF-16, or not text? Save it as UTF-8.")
+    for number, last, cells in _Csv(lines_of(text), ",", path):
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) != len(columns):
+            raise InputError(
+                f"has {len(cells)} cells, not {len(columns)}" + _runs_to(number, last),
+                path=path,
+                line=number,
+                remedy=f"A line holds {', '.join(columns)}, without a header.",
+            )
+        yield number, dict(zip(columns, cells, strict=True))
+
+
 def columns_of(text: str, path: storage.PathLike) -> list[str]:
     """Returns the names in the header of a csv or tsv; the delimiter is the one that gives the most columns.
 

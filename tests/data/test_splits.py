@@ -150,3 +150,67 @@ def test_the_vocabulary_and_old_splits():
 def test_bad_fractions(fractions, reason):
     with pytest.raises(InputError, match=reason):
         split_samples(table([["a"]]), fractions=fractions)
+
+
+def rated(values: list[float | None], groups: list[str], scale: tuple[float, float] | None = (0.0, 100.0)) -> pa.Table:
+    rows = [
+        {"sample_id": f"s{i}", "group_id": group, "valence": value, "source": "x"}
+        for i, (value, group) in enumerate(zip(values, groups, strict=True))
+    ]
+    return table_from_rows(rows, scale=scale)
+
+
+def test_by_hand_each_tenth_of_the_valence_scale_is_split_eight_one_one():
+    values = [5.0] * 10 + [55.0] * 20 + [100.0] * 10
+    result = split_samples(rated(values, [f"g{i}" for i in range(40)]))
+    counts = Counter(zip(values, result["split"].to_pylist(), strict=True))
+    assert counts == {
+        (5.0, "train"): 8, (5.0, "val"): 1, (5.0, "test"): 1,
+        (55.0, "train"): 16, (55.0, "val"): 2, (55.0, "test"): 2,
+        (100.0, "train"): 8, (100.0, "val"): 1, (100.0, "test"): 1,
+    }  # fmt: skip
+
+
+def test_valence_comes_closer_to_its_share_than_at_random_and_themes_stay_together():
+    # The share of each tenth in validation, as for labels above; 150 themes of one to five pictures.
+    rng = random.Random(1)
+    values: list[float | None] = []
+    groups: list[str] = []
+    for theme in range(150):
+        mean = rng.betavariate(1.2, 2.5) * 100
+        for _ in range(rng.randint(1, 5)):
+            values.append(min(max(mean + rng.gauss(0, 3), 0), 100))
+            groups.append(f"theme {theme}")
+    means = {g: sum(v for v, own in zip(values, groups, strict=True) if own == g) / groups.count(g) for g in groups}
+
+    def error(split_of_group: dict[str, str]) -> float:
+        total = Counter(int(means[g] // 10) for g in means)
+        val = Counter(int(means[g] // 10) for g in means if split_of_group[g] == "val")
+        return sum(abs(val[tenth] - 0.1 * total[tenth]) for tenth in total)
+
+    result = split_samples(rated(values, groups))
+    pairs = set(zip(groups, result["split"].to_pylist(), strict=True))
+    assert len(pairs) == 150, "no theme is in two splits"
+    randomly = []
+    for seed in range(20):
+        order = sorted(means)
+        random.Random(seed).shuffle(order)
+        randomly.append(error({g: "val" if k < 15 else "train" for k, g in enumerate(order)}))
+    # What is left is rounding: a tenth with 7 themes can not have 0.7 of them.
+    assert error(dict(pairs)) <= min(randomly) + 1e-9 and error(dict(pairs)) < 0.6 * sum(randomly) / len(randomly)
+
+
+def test_valence_without_a_scale_and_without_a_spread():
+    spread = split_samples(rated([-3.0] * 10 + [4.0] * 10, [f"g{i}" for i in range(20)], None))
+    counts = Counter(zip([-3] * 10 + [4] * 10, spread["split"].to_pylist(), strict=True))
+    assert {key: counts[key] for key in ((-3, "val"), (4, "val"), (-3, "test"), (4, "test"))} == {
+        (-3, "val"): 1, (4, "val"): 1, (-3, "test"): 1, (4, "test"): 1,
+    }  # fmt: skip
+    same = split_samples(rated([2.0] * 10, [f"g{i}" for i in range(10)], None))
+    assert Counter(same["split"].to_pylist()) == {"train": 8, "val": 1, "test": 1}
+
+
+def test_pictures_with_a_valence_fill_empty_splits_before_those_without():
+    values = [50.0, 60.0, 70.0, *[None] * 30]
+    result = split_samples(rated(values, [f"g{i}" for i in range(33)]))
+    assert set(result["split"].to_pylist()[:3]) == {"train", "val", "test"}

@@ -166,6 +166,7 @@ class FileNames:
         self.aliases = dict(aliases or {})
         self._loose: dict[str, list[str]] | None = None
         self._folded: dict[str, list[str]] = {}
+        self._stems: dict[str, list[str]] | None = None
         self.ambiguous: set[str] = set()
 
     def find(self, name: str) -> str | None:
@@ -189,6 +190,25 @@ class FileNames:
         """Returns a file whose name differs from `name` only in case, or None; call it after `find` returned None."""
         return next(iter(self._folded.get(loosened(self._tidy(name)).casefold(), [])), None)
 
+    def find_alike(self, name: str) -> str | None:
+        """Returns the file for `name` as `find` does, else the only one that differs in case, extension or folder.
+
+        A folder in `name` has to be the end of the file's. Of files that differ in their extensions, the one that is
+        named is meant.
+        """
+        exact = self.find(name)
+        if exact is not None:
+            return exact
+        if self._stems is None:
+            self._stems = self._by(lambda text: posixpath.basename(_stem(text)))
+        stem = _stem(self._tidy(name))
+        found = [own for own in self._stems.get(posixpath.basename(stem), []) if f"/{_stem(own)}".endswith(f"/{stem}")]
+        same = [own for own in found if own.casefold().endswith(loosened(name).casefold())]
+        chosen = same or found
+        if len(chosen) > 1:
+            self.ambiguous.add(name)
+        return chosen[0] if len(chosen) == 1 else None
+
     def _tidy(self, name: str) -> str:
         text = name.strip() if name.strip().startswith(self.base) else name
         text = text.removeprefix(self.base) if len(self.base) > 1 else text
@@ -199,6 +219,13 @@ class FileNames:
         for name in sorted(self.files):
             table.setdefault(key(name), []).append(name)
         return table
+
+
+def _stem(name: str) -> str:
+    """Returns a path without a picture's extension, in lower case; other dots belong to the name."""
+    text = loosened(name).casefold()
+    root, extension = posixpath.splitext(text)
+    return root.rstrip() if extension in EXTENSIONS else text
 
 
 def loosened(name: str) -> str:

@@ -32,7 +32,7 @@ from raymotion.data.captions import one_line
 from raymotion.data.images.files import EXTENSIONS, FileNames, FolderContent, is_unicode, list_pictures
 from raymotion.data.readers.reader import Reader, Report, noted, report_line
 from raymotion.data.samples import table_from_rows
-from raymotion.data.splits import empty_splits, split_samples
+from raymotion.data.splits import split_by_shares
 from raymotion.data.text_rows import Cells, delimited_rows, parse_json, shown
 from raymotion.errors import InputError, located
 from raymotion.vocabulary import SOCRATIS_29, Vocabulary, get_vocabulary
@@ -161,10 +161,9 @@ class SocratisReader(Reader):
         report.labels = {label: counts[label] for label in chosen.labels}
         report.dropped_words = len(counts.keys() - set(chosen.labels))
         if not self.no_split:
-            train = round(1.0 - self.val_fraction - self.test_fraction, 9)
-            fractions = {"train": train, "val": self.val_fraction, "test": self.test_fraction}
-            table = split_samples(table, fractions=fractions, seed=self.seed)
-            report.few = empty_splits(table, fractions)
+            table, report.few = split_by_shares(
+                table, val_fraction=self.val_fraction, test_fraction=self.test_fraction, seed=self.seed
+            )
         return table, report
 
 

@@ -23,7 +23,7 @@ from raymotion.data.images.files import extension_of
 from raymotion.data.readers.reader import Reader, Report, noted, report_line
 from raymotion.data.records import KEY, SPLIT_WORDS, records_of
 from raymotion.data.samples import DIMENSIONS, table_from_rows
-from raymotion.data.splits import empty_splits, split_samples
+from raymotion.data.splits import split_by_shares
 from raymotion.data.text_rows import shown
 from raymotion.errors import InputError, located
 from raymotion.vocabulary import VOCABULARIES, Vocabulary, read_vocabulary
@@ -151,7 +151,7 @@ class TableReader(Reader):
         one_hot = self._one_hot(columns)
         if one_hot:
             report.columns["labels"] = ", ".join(one_hot)
-        scale = self._scale()
+        scale = None if self.scale is None else parse_scale(self.scale)
         if scale is not None and not any(name in columns for name in DIMENSIONS):
             raise InputError(f"has no column {', '.join(DIMENSIONS)}, and --scale is given", path=self.path)
         rows: list[dict[str, Any]] = []
@@ -159,7 +159,7 @@ class TableReader(Reader):
             with located(**place):
                 rows.append({**self._row(record, used, one_hot, report, len(rows)), "place": place})
                 if scale is not None:
-                    rows[-1] |= {name: _number(record[name], name) for name in DIMENSIONS if name in record}
+                    rows[-1] |= {name: parse_number(record[name], name) for name in DIMENSIONS if name in record}
         if not rows:
             raise InputError("has no rows", path=self.path)
         if self.annotators:
@@ -175,10 +175,9 @@ class TableReader(Reader):
         table = table_from_rows(rows, vocabulary, scale=scale, where=self.path)
         report.rows = table.num_rows
         if "split" not in used.values() and not self.no_split and labelled:
-            train = round(1.0 - self.val_fraction - self.test_fraction, 9)
-            fractions = {"train": train, "val": self.val_fraction, "test": self.test_fraction}
-            table = split_samples(table, fractions=fractions, seed=self.seed)
-            report.few = empty_splits(table, fractions)
+            table, report.few = split_by_shares(
+                table, val_fraction=self.val_fraction, test_fraction=self.test_fraction, seed=self.seed
+            )
         return table, report
 
     def _columns(self, names: Sequence[str]) -> dict[str, str]:
@@ -221,17 +220,6 @@ class TableReader(Reader):
                 remedy=f"Its columns are {', '.join(map(shown, names))}.",
             )
         return chosen
-
-    def _scale(self) -> tuple[float, float] | None:
-        if self.scale is None:
-            return None
-        try:
-            low, high = (float(part) for part in self.scale.split(","))
-        except ValueError:
-            low, high = 0.0, 0.0
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise InputError(f"--scale {self.scale} is not a lowest and a highest value", remedy="Write --scale 1,9.")
-        return low, high
 
     def _row(
         self,
@@ -362,17 +350,33 @@ def _share(value: Any, name: str) -> float:
         return 1.0
     if text in NO:
         return 0.0
-    number = _number(value, name)
+    number = parse_number(value, name)
     if number is None or not 0 <= number <= 1:
         raise InputError(f"{name} is {value!r}, neither 0 nor 1 nor a share between")
     return number
 
 
-def _number(value: Any, name: str) -> float | None:
+def parse_scale(text: str) -> tuple[float, float]:
+    """Returns the lowest and the highest value that `--scale LOW,HIGH` names; raises an `InputError` otherwise."""
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        low, high = 0.0, 0.0
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise InputError(f"--scale {text} is not a lowest and a highest value", remedy="Write --scale 1,9.")
+    return low, high
+
+
+def parse_number(value: Any, name: str) -> float | None:
+    """Returns the number in a cell, or None for an empty one; a decimal comma is read as a point.
+
+    Raises:
+        InputError: it is no number, or not finite.
+    """
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     try:
-        number = float(value)
+        number = float(value.replace(",", ".") if isinstance(value, str) else value)
     except (TypeError, ValueError):
         raise InputError(f"{name} is {value!r}, not a number") from None
     if not math.isfinite(number):

@@ -200,7 +200,7 @@ def damage(kind: str, data: bytes) -> bytes:
     if kind == "empty":
         return b""
     if kind == "1x1":
-        return _jpeg(Image.new("RGB", (1, 1), (200, 80, 40)))
+        return jpeg(Image.new("RGB", (1, 1), (200, 80, 40)))
     if kind == "bomb":
         # A PNG of 3.6 thousand million pixels by its header, in a hundred bytes.
         header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
@@ -258,7 +258,8 @@ def _damaged(images: int, seed: int, share: float) -> dict[int, str]:
     return {i: list(DAMAGES)[k % len(DAMAGES)] for k, i in enumerate(chosen)}
 
 
-def _jpeg(picture: Image.Image) -> bytes:
+def jpeg(picture: Image.Image) -> bytes:
+    """Returns a picture as the bytes of a JPEG file."""
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=QUALITY)
     return buffer.getvalue()
@@ -267,7 +268,7 @@ def _jpeg(picture: Image.Image) -> bytes:
 def _write_picture(
     out: storage.PathLike, name: str, picture: Image.Image, kind: str | None, broken: list[dict[str, str]]
 ) -> None:
-    data = _jpeg(picture)
+    data = jpeg(picture)
     if kind is not None:
         data = damage(kind, data)
         broken.append({"file": name, "kind": kind, "reason": DAMAGES[kind]})
