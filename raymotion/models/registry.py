@@ -20,6 +20,8 @@ KINDS: dict[str, str] = {
     "student": "raymotion.models.student.kind:StudentKind",
     "fusion": "raymotion.models.fusion.kind:FusionKind",
     "fusion-tuned": "raymotion.models.fusion_tuned.kind:FusionTunedKind",
+    "fractal": "raymotion.models.fractal.kind:FractalKind",
+    "preact-resnet": "raymotion.models.preact_resnet.kind:PreactResNetKind",
     "zero-shot": "raymotion.models.wrapped.kind:ZeroShotKind",
     "hf-classifier": "raymotion.models.wrapped.kind:ClassifierKind",
     "hf-text-classifier": "raymotion.models.wrapped.kind:TextClassifierKind",
