@@ -23,8 +23,8 @@ def batch_rows(recipe: TrainRecipe, world: int) -> int:
 def schedule(step: int, total: int, warmup: float, kind: str = "cosine") -> float:
     """Returns the learning rate factor: linear from 0 over the share `warmup` of the steps, then a half cosine to 0.
 
-    `constant` and `plateau`: 1 in place of the cosine; `lowered` has what follows from a plateau. `step`: 0.1 after 35 %
-    of the steps, 0.01 after 70 % (the public EMOTIC study: every seven of twenty epochs).
+    `constant` and `plateau` (see `lowered`): 1 in place of the cosine. `step`: 0.1 after 35 % of the steps, 0.01 after
+    70 % (the public EMOTIC study: every seven of twenty epochs).
     """
     rise = warmup * total
     if step < rise:

@@ -29,6 +29,7 @@ from raymotion.models.picture_classifier.network import PictureClassifier, initi
 
 # Maps the columns that are joined to those that are kept, at least one.
 Keep = Callable[[list[int]], list[int]]
+MOMENTUM = 0.1  # of the statistics of batch norm, as in PyTorch
 
 
 class Block(nn.Module):
@@ -90,29 +91,34 @@ class FractalNet(PictureClassifier):
             Block(inputs, width, config.columns, int(kernel), dropout) for inputs, width, kernel, dropout in shapes
         )
         self.pool = nn.MaxPool2d(2)
+        self.norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
         initialise(self)
 
     def features(self, pixels: Tensor) -> Tensor:
-        keep = self.drawn() if self.training else self.kept_in_prediction()
+        keep = self._drawn() if self.training else self._kept_in_prediction()
         for block in self.blocks:
             pixels = self.pool(block(pixels, keep))
         return pixels.mean(dim=(2, 3))
 
-    def kept_in_prediction(self) -> Keep:
+    def _kept_in_prediction(self) -> Keep:
         """Returns what joins keep outside of training."""
         if self.config.predict_with == "deepest":
             return lambda joined: joined[:1]
         return lambda joined: joined
 
-    def drawn(self) -> Keep:
+    def _drawn(self) -> Keep:
         """Draws what joins keep in a training batch: one column of the whole network, or most inputs of each join.
 
         From torch's generator on the CPU, which the training loop seeds by seed, epoch and worker.
         """
-        if float(torch.rand(())) < self.config.global_share:
-            column = int(torch.randint(self.config.columns, ()))
-            return lambda joined: [column]
-        return self._some
+        share = self.config.global_share
+        one = int(torch.randint(self.config.columns, ())) if float(torch.rand(())) < share else None
+        # Maps of one column vary more than a mean of several. So the statistics that batch norm predicts with are
+        # measured on batches that keep about what a prediction keeps, if there are any.
+        alike = one == 0 or share == 0 if self.config.predict_with == "deepest" else one is None or share == 1
+        for norm in self.norms:
+            norm.momentum = MOMENTUM if alike else 0.0
+        return self._some if one is None else lambda joined: [one]
 
     def _some(self, joined: list[int]) -> list[int]:
         """Draws the inputs that one join keeps."""
