@@ -305,11 +305,13 @@ def test_recipes_are_of_what_their_names_say(name: str, samples: str) -> None:
 
 # --- several workers --------------------------------------------------------------------------------------------------
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)  # on a busy machine a worker group takes a minute to start
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_workers_train_one_model(ray_local: Any, kind: str, samples: str, tmp_path: Path) -> None:
     """Each draws its own paths, so that a step leaves out weights on one worker, the other, or both."""
-    info = fit(recipe_of(kind, samples, workers=2, optimiser={"epochs": 3}), tmp_path / "model").info
-    again = fit(recipe_of(kind, samples, workers=2, optimiser={"epochs": 3}), tmp_path / "again").info
-    assert len(info.training["history"]) == 3 and info.fingerprint == again.fingerprint
-    assert info.training["history"][-1]["train_loss"] < info.training["history"][0]["train_loss"]
+    recipe = recipe_of(kind, samples, workers=2, optimiser={"epochs": 3})
+    info = fit(recipe, tmp_path / "model").info
+    history = info.training["history"]
+    assert len(history) == 3 and history[-1]["train_loss"] < history[0]["train_loss"]
+    if kind == "fractal":
+        assert fit(recipe, tmp_path / "again").info.fingerprint == info.fingerprint, "each worker has its own seed"
