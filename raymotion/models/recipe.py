@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from raymotion import storage
-from raymotion.config import Settings, merge
+from raymotion.config import Settings, load_settings, merge
 from raymotion.data.domains import parse_domain
 from raymotion.data.images.damage import DamagedPolicy
 from raymotion.errors import InputError
 from raymotion.loggers.logger import Logger, read_loggers
 from raymotion.models.text.label_texts import names_a_file
+
+S = TypeVar("S", bound=Settings)
 
 
 def as_list(value: Any) -> Any:
@@ -91,6 +93,22 @@ class WholePictureSettings(PictureDataSettings):
         return {"picture": self.image_dropout, **super().dropout()}
 
 
+class Plateau(Settings):
+    """When `schedule: plateau` lowers the learning rate, as Keras' `ReduceLROnPlateau` does.
+
+    Attributes:
+        factor: of the learning rate; by default the square root of 0.1.
+        patience: epochs without a better validation score before each reduction.
+        min_delta: how much better a score has to be.
+        lowest: the learning rate falls no further.
+    """
+
+    factor: float = Field(0.1**0.5, gt=0, lt=1)
+    patience: int = Field(3, ge=1)
+    min_delta: float = Field(1e-4, ge=0)
+    lowest: float = Field(5e-7, ge=0)
+
+
 class OptimiserSettings(Settings):
     """By default, AdamW with linear warm-up and cosine decay.
 
@@ -98,10 +116,11 @@ class OptimiserSettings(Settings):
         kind: adamw, or adam with weight decay as a part of the gradient (Kingma and Ba 2015).
         lr: learning rate of new weights. backbone_lr: learning rate of pretrained weights.
         schedule: after the warm-up: cosine: decay to 0; constant: no decay; step: a tenth after 35 % of the steps, and
-            again after 70 %.
+            again after 70 %; plateau: lower whenever validation stops improving, by `plateau`.
         warmup: share of all steps. clip: largest gradient norm; None: no clipping.
         accumulate: number of batches per step, for batches that do not fit into memory.
-        patience: epochs without a better validation score before training stops.
+        patience: epochs without a better validation score before training stops. min_delta: how much better it has to
+            be to count; the best epoch is the best one in any case.
         average: validate and keep an average of the weights (and normalisation statistics) over the steps, while
             training goes on from the last ones. ema: an exponential one; swa: a uniform one (Izmailov et al. 2018).
         ema_decay: per step; the average reaches back about 1 / (1 - ema_decay) steps.
@@ -117,13 +136,15 @@ class OptimiserSettings(Settings):
     lr: float = Field(1e-3, gt=0)
     backbone_lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
-    schedule: Literal["cosine", "constant", "step"] = "cosine"
+    schedule: Literal["cosine", "constant", "step", "plateau"] = "cosine"
+    plateau: Plateau = Plateau()
     warmup: float = Field(0.1, ge=0, le=1)
     clip: float | None = Field(1.0, gt=0)
     batch_size: int = Field(32, ge=1)
     accumulate: int = Field(1, ge=1)
     epochs: int = Field(15, ge=1)
     patience: int = Field(5, ge=1)
+    min_delta: float = Field(0.0, ge=0)
     average: Literal["none", "ema", "swa"] = "none"
     ema_decay: float = Field(0.99, ge=0, lt=1)
     swa_from: float = Field(0.5, ge=0, lt=1)
@@ -141,6 +162,17 @@ class OptimiserSettings(Settings):
         if not value or not all(0 <= share <= 1 for share in value) or max(value) == 0:
             raise ValueError("interpolate is one number or more from 0 (the start) to 1 (trained), not 0 alone")
         return value
+
+    @model_validator(mode="after")
+    def _plateau_is_used(self) -> Self:
+        if self.schedule != "plateau" and self.plateau != Plateau():
+            raise ValueError("plateau means something only with schedule plateau")
+        if self.schedule == "plateau" and self.plateau.patience >= self.patience:
+            raise ValueError(
+                f"plateau.patience {self.plateau.patience} is not below patience {self.patience}: training would stop "
+                "before its rate falls"
+            )
+        return self
 
 
 class Probe(Settings):
@@ -371,3 +403,15 @@ def absolute_paths(value: Any) -> Any:
     if isinstance(value, Settings):
         return value.model_copy(update={name: absolute_paths(own) for name, own in value})
     return value
+
+
+def shape_of(config: type[S], recipe: TrainRecipe, **sizes: object) -> S:
+    """Returns the recipe's `model` as the config of its network, with sizes from the data.
+
+    Raises:
+        InputError: a setting is invalid; the message names it with the prefix `model.`.
+    """
+    try:
+        return load_settings(config, options={**recipe.model, **sizes})
+    except InputError as error:
+        raise InputError(error.reason.replace("setting ", "setting model.", 1), remedy=error.remedy) from error

@@ -23,6 +23,8 @@ KINDS: dict[str, str] = {
     "mlp": "raymotion.models.vector.kind:MlpKind",
     "regressor": "raymotion.models.vector.kind:RegressorKind",
     "two-input": "raymotion.models.vector.kind:TwoInputKind",
+    "fractal": "raymotion.models.fractal.kind:FractalKind",
+    "preact-resnet": "raymotion.models.preact_resnet.kind:PreactResNetKind",
     "zero-shot": "raymotion.models.wrapped.kind:ZeroShotKind",
     "hf-classifier": "raymotion.models.wrapped.kind:ClassifierKind",
     "hf-text-classifier": "raymotion.models.wrapped.kind:TextClassifierKind",

@@ -136,6 +136,10 @@ class BatchLoader:
         }
         self._withhold(drafts, rng)
         weights = [draft.weights for draft in drafts.values() if draft.weights is not None]
+        # A sample of which no input could be read would teach the label to nothing, that is, to every sample.
+        there = np.stack([draft.present for draft in drafts.values()]).any(axis=0)
+        if not weights and not there.all():
+            weights = [np.concatenate([there, np.ones(len(extra), dtype=bool)]).astype(np.float32)]
         if len(extra):
             assert task.extra is not None
             drafts = {name: task.extra.add(name, draft, extra) for name, draft in drafts.items()}

@@ -31,7 +31,7 @@ from raymotion.models.outputs.base import forward
 from raymotion.train.batches import BatchLoader
 from raymotion.train.domain import sample_training
 from raymotion.train.probe import fit_probe
-from raymotion.train.schedule import schedule, steps_per_epoch
+from raymotion.train.schedule import epochs_without_gain, lowered, schedule, steps_per_epoch
 from raymotion.train.served import Served, weights_of
 from raymotion.train.task import LAST, Task
 from raymotion.train.workers import ALONE, Workers
@@ -44,6 +44,8 @@ CURRENT, BEST, STATE, OPTIMISER, PREDICTIONS, DOMAIN = (
 )  # fmt: skip
 # Reported with the metrics of an epoch; see `Run.speed`.
 SPEED = "samples_per_second"
+# A smaller difference of two scores is rounding.
+LEAST_GAIN = 1e-7
 # Columns of the history where the settings of these names are used: the share of the training in the weights that were
 # chosen, and the number of steps in their average.
 INTERPOLATE, AVERAGED_STEPS = "interpolate", "averaged_steps"
@@ -107,7 +109,8 @@ class Run:
     def done(self) -> bool:
         """Whether the last epoch is over, or validation has not improved for `patience` epochs."""
         settings = self.task.recipe.optimiser
-        late = self.state.epoch - self.state.best_epoch >= settings.patience
+        waited = epochs_without_gain(_scores(self.task, self.state), max(settings.min_delta, LEAST_GAIN))
+        late = waited >= settings.patience and self.task.recipe.select_by != LAST
         return self.state.finished or self.state.epoch >= settings.epochs or late
 
     def step(self) -> dict[str, Any]:
@@ -142,7 +145,7 @@ class Run:
             scored = workers.gather([task.measure(each) for each in predicted])[0]
             chosen = min(range(len(scored)), key=lambda number: scored[number][0])
             (share, load), (score, figures) = candidates[chosen], scored[chosen]
-            if score < state.best - 1e-7 or recipe.select_by == LAST:
+            if score < state.best - LEAST_GAIN or recipe.select_by == LAST:
                 state.best, state.best_epoch = score, state.epoch
                 self.best_weights, self.best_predictions = weights_of(load()), predicted[chosen]
         # The minimised loss, with class weights and smoothing; not comparable with the validation BCE.
@@ -295,13 +298,20 @@ def _train_epoch(
     optimiser.zero_grad(set_to_none=True)
     steps, probed = steps_per_epoch(task.recipe, task.samples_per_epoch, workers.world), task.recipe.probe is not None
     before, of_all = (epoch - probed) * steps, (settings.epochs - probed) * steps
-    total, seen, started, factor = 0.0, 0, time.monotonic(), 1.0
+    total, seen, started = 0.0, 0, time.monotonic()
+    falls, scores = settings.schedule == "plateau", _scores(task, state)
+    rates = [
+        lowered(rate, scores, settings.plateau) if falls else rate
+        for rate in (settings.lr, *(group["base_lr"] for group in optimiser.param_groups))
+    ]
+    shown = rates[0]
     if workers.pace is not None:
         workers.pace.begin(epoch, settings.epochs, steps)
     for number, batch in enumerate(loader.train(epoch)):
         factor = schedule(before + number, of_all, settings.warmup, settings.schedule)
-        for group in optimiser.param_groups:
-            group["lr"] = group["base_lr"] * factor
+        shown, *own = (rate * factor for rate in rates)
+        for group, rate in zip(optimiser.param_groups, own, strict=True):
+            group["lr"] = rate
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=workers.device.startswith("cuda")):
             raw = forward(wrapped, batch.inputs, task.outputs, batch.rows)
         loss = task.loss(raw, batch)
@@ -309,7 +319,7 @@ def _train_epoch(
         if not math.isfinite(value):
             if epoch == probed and number == 0:
                 raise _unsound(f"the loss is {value}", raw)
-            raise _diverged(_step(f"the loss is {value}", epoch, number, steps, settings.lr * factor), task, state)
+            raise _diverged(_step(f"the loss is {value}", epoch, number, steps, shown), task, state)
         # The last optimiser step of an epoch may accumulate fewer batches than the others.
         first = number - number % settings.accumulate
         (loss / min(settings.accumulate, steps - first)).backward()
@@ -318,7 +328,7 @@ def _train_epoch(
             if settings.clip is not None:
                 norm = float(nn.utils.clip_grad_norm_(model.parameters(), settings.clip))
                 if not math.isfinite(norm):
-                    told = _step(f"the norm of the gradients is {norm}", epoch, number, steps, settings.lr * factor)
+                    told = _step(f"the norm of the gradients is {norm}", epoch, number, steps, shown)
                     raise _diverged(told, task, state)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
@@ -329,7 +339,12 @@ def _train_epoch(
             workers.pace.step(number + 1, batch.rows * workers.world, total / max(1, seen))
     speed = seen * workers.world / max(1e-9, time.monotonic() - started)
     loss_of_all = float(np.mean(workers.gather(total / max(1, seen))))
-    return {"train_loss": loss_of_all, "learning_rate": settings.lr * factor}, speed
+    return {"train_loss": loss_of_all, "learning_rate": shown}, speed
+
+
+def _scores(task: Task, state: State) -> list[float]:
+    """Returns the validation scores of all epochs so far; lower is better."""
+    return [task.score(line[task.selected_column]) for line in state.history]
 
 
 def _step(what: str, epoch: int, number: int, steps: int, rate: float) -> str:

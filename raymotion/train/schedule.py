@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from raymotion.models.recipe import TrainRecipe
+from raymotion.models.recipe import Plateau, TrainRecipe
 
 
 def steps_per_epoch(recipe: TrainRecipe, samples: int, world: int) -> int:
@@ -22,17 +23,38 @@ def batch_rows(recipe: TrainRecipe, world: int) -> int:
 def schedule(step: int, total: int, warmup: float, kind: str = "cosine") -> float:
     """Returns the learning rate factor: linear from 0 over the share `warmup` of the steps, then a half cosine to 0.
 
-    `constant`: 1 in place of the cosine. `step`: 0.1 after 35 % of the steps, 0.01 after 70 % (the public EMOTIC
-    study: every seven of twenty epochs).
+    `constant` and `plateau` (see `lowered`): 1 in place of the cosine. `step`: 0.1 after 35 % of the steps, 0.01 after
+    70 % (the public EMOTIC study: every seven of twenty epochs).
     """
     rise = warmup * total
     if step < rise:
         return (step + 1) / (rise + 1)
-    if kind == "constant":
+    if kind in ("constant", "plateau"):
         return 1.0
     if kind == "step":
         return 1.0 if step < 0.35 * total else 0.1 if step < 0.7 * total else 0.01
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, total - rise)))
+
+
+def epochs_without_gain(scores: Sequence[float], min_delta: float) -> int:
+    """Returns the number of epochs since the last whose score (lower is better) was better by `min_delta`."""
+    best, waited = math.inf, 0
+    for score in scores:
+        best, waited = (score, 0) if score < best - min_delta else (best, waited + 1)
+    return waited
+
+
+def lowered(rate: float, scores: Sequence[float], settings: Plateau) -> float:
+    """Returns the learning rate after the epochs with these scores (lower is better): Keras' `ReduceLROnPlateau`.
+
+    A function of the history alone, so that a resumed run goes on with the same rate.
+    """
+    best, waited = math.inf, 0
+    for score in scores:
+        best, waited = (score, 0) if score < best - settings.min_delta else (best, waited + 1)
+        if waited >= settings.patience:
+            rate, waited = max(rate * settings.factor, min(rate, settings.lowest)), 0
+    return rate
 
 
 def epoch_rows(

@@ -224,8 +224,11 @@ class Task:
         for own in self.outputs:
             found = own.metrics(self.data.targets_of(own), self.data.splits["val"], predicted[own.name])
             figures |= {self.column(own, name): value for name, value in found.items()}
-        value = figures[self.selected_column]
-        return value if self.metric in self.selecting.lower_is_better else -value, figures
+        return self.score(figures[self.selected_column]), figures
+
+    def score(self, value: float) -> float:
+        """Returns the selecting metric as a score, of which lower is better."""
+        return value if self.metric in self.selecting.lower_is_better else -value
 
     def reader(self) -> Reader:
         """Returns the reader of the streamed input."""

@@ -15,9 +15,9 @@ from raymotion.models.inputs.picture import PictureInput
 from raymotion.models.kind import Kind, Training
 from raymotion.models.outputs.base import DataFacts, Output
 from raymotion.models.outputs.multilabel import MultiLabel
+from raymotion.models.recipe import shape_of
 from raymotion.models.student.config import USUAL_SIZE, StudentConfig
 from raymotion.models.student.recipe import StudentRecipe
-from raymotion.models.text.recipe import shape_of
 
 if TYPE_CHECKING:
     from raymotion.models.student.network import Student

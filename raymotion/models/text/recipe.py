@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
 
 from pydantic import Field
 
 from raymotion import storage
-from raymotion.config import Settings, load_settings
+from raymotion.config import Settings
 from raymotion.errors import InputError
 from raymotion.models.inputs.captions import Captions
 from raymotion.models.recipe import DataSettings, MultiLabelRecipe, OptimiserSettings
-
-S = TypeVar("S", bound=Settings)
 
 
 class CaptionDataSettings(DataSettings):
@@ -90,15 +87,3 @@ class CaptionRecipe(MultiLabelRecipe):
                 path=path,
                 remedy="Give either --samples samples.parquet or --labels FOLDER (of `raymotion label`).",
             )
-
-
-def shape_of(config: type[S], recipe: CaptionRecipe, **sizes: object) -> S:
-    """Returns the recipe's `model` as the config of its network, with sizes from the data.
-
-    Raises:
-        InputError: a setting is invalid; the message names it with the prefix `model.`.
-    """
-    try:
-        return load_settings(config, options={**recipe.model, **sizes})
-    except InputError as error:
-        raise InputError(error.reason.replace("setting ", "setting model.", 1), remedy=error.remedy) from error

@@ -14,7 +14,7 @@ from raymotion.models.inputs.regions import PreparedRegions, RegionInput
 from raymotion.models.kind import Kind, Training
 from raymotion.models.outputs.base import DataFacts, Output
 from raymotion.models.outputs.multilabel import MultiLabel
-from raymotion.models.text.recipe import shape_of
+from raymotion.models.recipe import shape_of
 from raymotion.models.visualbert.config import TeacherConfig
 from raymotion.models.visualbert.recipe import TeacherRecipe
 
