@@ -21,7 +21,7 @@ from raymotion.config import digest_of
 from raymotion.data.parts import JOB, VERIFY, FileMark, part_marks, read_job, write_job
 from raymotion.errors import Damaged, InputError
 from raymotion.folders.lock import one_writer_of
-from raymotion.learning.collapse import check_collapse
+from raymotion.learning.collapse import check_collapse, check_one_label
 from raymotion.learning.metrics.multilabel import Evaluation
 from raymotion.learning.priors import estimate_rates
 from raymotion.learning.selection import SelectionPolicy
@@ -142,6 +142,8 @@ def check_labels(
     prior: Sequence[float] | None,
     validation: dict[str, Any] | None,
     notices: Sequence[str] = (),
+    *,
+    one_label: bool = False,
 ) -> dict[str, Any]:
     """Returns the collapse check of the labels in `folder` for the record: headline, collapsed, reasons, notes.
 
@@ -149,17 +151,20 @@ def check_labels(
 
     Args:
         notices: notices of the job; those that void its labels prevent a passing verdict.
+        one_label: whether exactly one label applies to a sample.
     """
     labelled = load_labels(folder)
-    found = check_collapse(
-        labelled.probabilities,
-        labelled.mask,
-        vocabulary.labels,
-        prior=prior,
-        evaluation=None if validation is None else Evaluation.from_dict(validation),
-        selected=labelled.selected,
-        warnings=[notice for notice in notices if voids_results(notice)],
-    )
+    told: dict[str, Any] = {
+        "prior": prior,
+        "evaluation": None if validation is None else Evaluation.from_dict(validation),
+        "warnings": [notice for notice in notices if voids_results(notice)],
+    }
+    if one_label:
+        found = check_one_label(labelled.probabilities, vocabulary.labels, **told)
+    else:
+        found = check_collapse(
+            labelled.probabilities, labelled.mask, vocabulary.labels, selected=labelled.selected, **told
+        )
     return {
         "headline": found.headline,
         "collapsed": found.collapsed,
@@ -183,6 +188,9 @@ def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectionPol
     if source == target or storage.exists(storage.join(target, JOB)):
         raise InputError("holds a data set", path=target, remedy="Name a fresh --out.")
     check_folder(target)
+    one_label = bool(record["model"].get("one_label"))
+    if one_label:
+        policy = policy.for_one_label()
     thresholds = record["model"].get("thresholds")
     training = training_rates(record, source) if policy.adapt_rates else None
     settings = {**record["settings"], "selection": policy.model_dump(mode="json")}
@@ -216,8 +224,9 @@ def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectionPol
     model, collapse = record["model"], record.get("collapse")
     if collapse is None or uncertain is None:
         collapse = check_labels(
-            target, vocabulary, model.get("prior"), model.get("validation"), record.get("notices") or ()
-        )
+            target, vocabulary, model.get("prior"), model.get("validation"), record.get("notices") or (),
+            one_label=one_label,
+        )  # fmt: skip
     chosen |= {"choice": choice, "collapse": collapse}
     write_card(target, chosen)
     write_job(target, chosen)

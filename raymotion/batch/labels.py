@@ -31,7 +31,6 @@ from raymotion.models.checkpoint_files import DOMAIN
 from raymotion.models.domain_sample import read_sample
 from raymotion.models.ensemble import read_models
 from raymotion.models.outputs.base import Output
-from raymotion.models.outputs.dimensions import Dimensions
 from raymotion.pipeline.ask import spent, spent_notices
 from raymotion.pipeline.plan import Options, Plan, known_domain, make_plan
 from raymotion.pipeline.stages import Item, Stage, made_from
@@ -96,7 +95,7 @@ class LabelSink:
                     pa.field("labels", pa.list_(pa.string()), nullable=False),
                     pa.field("selected", pa.bool_(), nullable=False),
                 ]
-            metadata |= own.metadata()
+            metadata = own.metadata() | metadata  # the vocabulary is that of the first labels
         return pa.schema(fields, metadata=metadata)
 
     def _ordered(self) -> list[Output]:
@@ -145,6 +144,8 @@ def label(settings: LabelSettings, *, address: str | None = None, progress: Prog
             path=info.folder,
             remedy="Leave the options of the choice out.",
         )
+    if info.one_label:
+        settings = settings.model_copy(update={"selection": settings.selection.for_one_label()})
     if settings.selection.policy == "class-thresholds" and info.thresholds is None:
         raise InputError(
             "holds no thresholds fitted on validation",
@@ -203,8 +204,8 @@ def _finish(info: CheckpointInfo, settings: LabelSettings, folder: str, plan: Pl
     more: dict[str, Any] = {}
     told = list(plan.notices)
     for own in info.outputs:
-        if isinstance(own, Dimensions):
-            flat = own.spread_notice(_numbers(folder, own), info.facts(own.name))
+        if own.gives == "numbers":
+            flat = own.spread_notice(_values(folder, own), info.facts(own.name))
             told += [flat] if flat else []
     if info.labels is not None:
         if settings.selection.is_global:
@@ -213,7 +214,7 @@ def _finish(info: CheckpointInfo, settings: LabelSettings, folder: str, plan: Pl
                 model=info.to_dict(), training=info.learned_rates,
             )  # fmt: skip
         evaluation = info.facts(info.labels.name).get("validation")
-        more["collapse"] = check_labels(folder, info.vocabulary, info.prior, evaluation, told)
+        more["collapse"] = check_labels(folder, info.vocabulary, info.prior, evaluation, told, one_label=info.one_label)
     tally: Counter[str] = Counter()
     commits = ledger.read_commits(folder, running_job(folder)["digest"])
     for commit in commits.values():
@@ -251,12 +252,10 @@ def _check_domain(info: CheckpointInfo, folder: str, commits: Mapping[int, ledge
     return check_domain(training, DomainSample.joined(parts), carryover=own.training.get("carryover"), of=of)
 
 
-def _numbers(folder: str, output: Dimensions) -> np.ndarray:
-    """Reads the values (n, D) from all parts."""
-    blocks = [
-        np.stack([part.column(name).to_numpy() for name in output.names], axis=1)
-        for _, part in read_parts(folder, list(output.names))
-    ]
+def _values(folder: str, output: Output) -> np.ndarray:
+    """Reads the values (n, width) from all parts."""
+    names = list(output.columns(np.zeros((0, output.width), np.float32)))
+    blocks = [output.values(part) for _, part in read_parts(folder, names)]
     return np.concatenate([np.zeros((0, output.width), np.float32), *blocks])
 
 

@@ -37,7 +37,11 @@ class SelectSettings(SelectionPolicy):
         description=f"{SelectionPolicy.model_fields['policy'].description}. uncertain: the labels stay, and the "
         "--count rows are selected that a person should look at first, balanced over the labels, one of each group",
     )
-    count: int = Field(4, ge=1, description="labels per image, images per class, or rows to look at (uncertain)")
+    count: int = Field(
+        4,
+        ge=1,
+        description="labels per image (of a model of one label 1), images per class, or rows to look at (uncertain)",
+    )
     measure: Literal["entropy", "margin", "disagreement"] | None = Field(
         None,
         description="with uncertain: mean entropy of the labels, small margin between the two most probable ones, or "

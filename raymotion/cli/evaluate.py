@@ -23,8 +23,8 @@ def evaluate(settings: EvaluateSettings, review: str | None, **where: Any) -> No
 
     MODEL is a checkpoint that `raymotion train` wrote, SAMPLES a sample table with labels. Every metric is reported
     with its 95 % interval, the class prior and the best constant prediction. evaluation.json, evaluation.html,
-    predictions.parquet, per_class.csv and the plots are written to --out. After any interruption the same command
-    resumes.
+    predictions.parquet, per_class.csv (of one label a sample also confusion.csv) and the plots are written to --out.
+    After any interruption the same command resumes.
 
     \b
     Example:
@@ -38,13 +38,12 @@ def evaluate(settings: EvaluateSettings, review: str | None, **where: Any) -> No
     --holdout-domain scores one domain of the table, --by each value of a column, from the same predictions.
     """
     from raymotion.evaluation.evaluate import evaluate_checkpoint
-    from raymotion.report.evaluation_page import summary_lines, verdict, warnings_of, write
+    from raymotion.report.evaluation_page import summary_lines, verdict_of, write
 
     summary = evaluate_checkpoint(settings, **where, write_page=partial(write, review=review))
-    if review is not None and summary.labels is None:
+    if review is not None and summary.labels is None and not summary.classes:
         click.echo("note: the model predicts numbers, no labels: no review was written", err=True)
     first, *rest = summary_lines(summary)
-    state = verdict(summary.labels, summary.numbers, warnings_of(summary.record)).state
-    click.secho(first, fg="red" if state == "bad" else None, bold=True)
+    click.secho(first, fg="red" if verdict_of(summary).state == "bad" else None, bold=True)
     for line in rest:
         click.echo(line)

@@ -19,6 +19,7 @@ TABLES = {
     "Inputs": "raymotion.models.inputs.table:INPUTS",
     "Outputs": "raymotion.models.outputs.table:OUTPUTS",
     "Losses of a multi-label output": "raymotion.learning.losses.multilabel:LOSSES",
+    "Losses of one label": "raymotion.learning.losses.single_label:LOSSES",
     "Losses of numbers": "raymotion.learning.losses.dimensions:LOSSES",
     "Fusion networks": "raymotion.models.fusion.config:FUSIONS",
     "Backbones, besides all other names in timm": "raymotion.models.vision.backbones:ALIASES",

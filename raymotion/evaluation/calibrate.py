@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -102,8 +102,12 @@ def _calibrate(settings: CalibrateSettings) -> Calibrated:
     table = read_samples(settings.samples)
     predictor = load(settings.model, device=settings.device, weights=settings.weights)
     info, output = predictor.info, predictor.info.labels
-    if not isinstance(output, MultiLabel):
-        raise InputError("predicts no probabilities of labels to calibrate", path=info.folder)
+    if output is None or output.gives != "labels":
+        what = "one label a sample" if info.one_label else "no labels"
+        raise InputError(
+            f"predicts {what}: temperatures are fitted to labels that apply independently", path=info.folder
+        )
+    output = cast(MultiLabel, output)
     vocabulary = vocabulary_of(table, where=settings.samples)
     if vocabulary is None:
         raise InputError("has no labels to fit to", path=settings.samples, remedy="Give samples that people labelled.")

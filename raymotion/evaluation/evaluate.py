@@ -10,9 +10,9 @@ import contextlib
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -30,17 +30,21 @@ from raymotion.batch.progress import ProgressKind
 from raymotion.batch.spec import REMEDY, ModelJobSettings, with_its_access
 from raymotion.config import Metavar, digest_of, require_same_settings
 from raymotion.data.domains import domain_values, hold_out, rows_of_domains
-from raymotion.data.samples import SPLITS, read_samples, targets, vocabulary_of, with_optional
+from raymotion.data.samples import SPLITS, read_samples, targets, with_optional
 from raymotion.errors import Damaged, InputError
+from raymotion.evaluation.classes import LabelResult, MeasuredClasses, confusion_csv, measure_classes
 from raymotion.evaluation.measure import ClassResult, Measured, measure
 from raymotion.folders import outputs
 from raymotion.folders.lock import one_writer_of
 from raymotion.learning.metrics.calibration import BINS
-from raymotion.learning.metrics.dimensions import evaluate_dimensions
+from raymotion.learning.metrics.dimensions import ErrorBin, error_by_bin, evaluate_dimensions, flat_notice
 from raymotion.learning.metrics.multilabel import Evaluation, evaluate
+from raymotion.learning.metrics.single_label import evaluate_classes
+from raymotion.learning.selection import top_per_image
 from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info, sample_mark
 from raymotion.models.outputs.base import Output
 from raymotion.models.outputs.dimensions import VALUES, Dimensions, column_mean
+from raymotion.models.outputs.single_label import HARD, SOFT, SingleLabel
 from raymotion.pipeline.plan import input_columns, output_columns
 
 PREDICTIONS, SAMPLES = "predictions", "samples.parquet"
@@ -49,6 +53,14 @@ MADE_BY = {b"made_by": b"raymotion evaluate"}
 FORMAT = 1
 # Class rates that differ by more than this come from different training splits.
 OTHER_RATES = 0.02
+OTHER_PRIOR = (
+    "The checkpoint was trained on labels with other class rates: the prior is that of the table's train split."
+)
+NO_PRIOR = "The checkpoint records no class rates: the prior is that of the scored samples themselves."
+NO_SHARES = (
+    "The table has no train split to take mean shares from: the prior's {metric} is that of the rates of hard labels, "
+    "which is easy to beat. Look at the constant."
+)
 
 
 class EvaluateSettings(ModelJobSettings):
@@ -64,7 +76,9 @@ class EvaluateSettings(ModelJobSettings):
     by: Annotated[str, Metavar("COLUMN")] | None = Field(
         None, description="also score the rows of each value of a text column, such as source"
     )
-    soft: bool = Field(False, description="measure the BCE against the share of annotators (label_weights)")
+    soft: bool = Field(
+        False, description="measure the BCE (log loss of one label) against the share of annotators (label_weights)"
+    )
     bootstrap: int = Field(1000, ge=0, description="resamples of the 95 % intervals; 0: none")
     bins: int = Field(BINS, ge=1, le=1000, description="bins of the calibration")
     seed: int = Field(0, description="seed of the resamples")
@@ -85,12 +99,32 @@ class Labels:
 
 
 @dataclass(frozen=True)
+class Classes:
+    """Results of an output of which exactly one label applies; targets and probabilities are (n, L).
+
+    Attributes:
+        rows: (n,) the scored samples, of those predicted, that have a target.
+        by: see `Labels`.
+    """
+
+    output: str
+    subject: str
+    measured: MeasuredClasses
+    targets: np.ndarray
+    probabilities: np.ndarray
+    rows: np.ndarray
+    by: Mapping[str, Evaluation] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Numbers:
     """Results of a numeric output, on its scale.
 
     Attributes:
         names: the D dimensions.
         truth, values: (n, D); NaN in `truth` marks unknown values.
+        by_bin: for each dimension, the errors by the true value.
+        flat: says that predictions hardly vary; None if they do.
     """
 
     output: str
@@ -99,10 +133,12 @@ class Numbers:
     truth: np.ndarray
     values: np.ndarray
     evaluation: Evaluation
+    by_bin: Mapping[str, Sequence[ErrorBin]] = field(default_factory=dict)
+    flat: str | None = None
 
 
-# Arguments: the output folder, the record of evaluation.json, and the results of labels and of numbers.
-PageWriter = Callable[[str, Mapping[str, Any], "Labels | None", Sequence[Numbers]], None]
+# Arguments: the output folder, the record of evaluation.json, and the results of labels, of numbers and of one label.
+PageWriter = Callable[[str, Mapping[str, Any], "Labels | None", Sequence[Numbers], Sequence[Classes]], None]
 
 
 @dataclass(frozen=True)
@@ -133,6 +169,7 @@ class EvaluationSummary:
     numbers: tuple[Numbers, ...]
     caution: str | None
     job: JobSummary
+    classes: tuple[Classes, ...] = ()
 
 
 @with_its_access
@@ -156,9 +193,9 @@ def evaluate_checkpoint(
     out = storage.absolute(settings.out)
     info = read_checkpoint_info(settings.model)
     samples = read_samples(settings.samples)
-    vocabulary = vocabulary_of(samples, where=settings.samples)
-    if vocabulary is not None and info.labels is not None:
-        info.vocabulary.require_same(vocabulary, here=str(settings.model), there=str(settings.samples))
+    for own in info.outputs:  # refuses another vocabulary before anything is predicted
+        if own.vocabulary is not None:
+            own.read(samples.slice(0, 0), where=settings.samples)
     chosen, split = samples, settings.split
     if settings.holdout_domain:
         chosen = samples.filter(pa.array(rows_of_domains(samples, settings.holdout_domain, where=settings.samples)))
@@ -174,6 +211,8 @@ def evaluate_checkpoint(
     told = data.get("seen") is not None or {*settings.holdout_domain} <= {*(data.get("holdout_domain") or ())}
     choice = replace(choice, caution=seen if settings.holdout_domain and told else choice.caution or seen)
     training = _training_rows(settings, info, samples)
+    if settings.soft and (info.labels is None or not info.labels.reads_labels):
+        raise InputError("learns no labels of annotators", path=settings.model, remedy="Leave --soft out.")
     if settings.soft and choice.table.column("label_weights").null_count == choice.table.num_rows:
         raise InputError("has no label_weights", path=settings.samples, remedy="Leave --soft out.")
     job = _predict(settings, info, choice, out, address, progress)
@@ -194,21 +233,32 @@ def evaluate_checkpoint(
     if groups is not None:
         notices.append(f"The {len(groups):,} samples are of {images:,} images: intervals draw whole images.")
     labels: Labels | None = None
-    if info.labels is not None:
-        labels = _measure_labels(settings, info, training, rows, predicted[info.labels.name], groups, choice, notices)
-    numbers = tuple(
-        _measure_numbers(settings, info, own, training, rows, predicted[own.name], groups, notices)
-        for own in info.outputs
-        if isinstance(own, Dimensions)
-    )
-    record = _record(settings, info, choice, rows, job, labels, numbers, notices)
-    storage.write_table(storage.join(out, "predictions.parquet"), _table(rows, info.outputs, predicted, labels))
+    classes: list[Classes] = []
+    numbers: list[Numbers] = []
+    for own in info.outputs:
+        values = predicted[own.name]
+        if own.gives == "labels" and own is info.labels:
+            labels = _measure_labels(settings, info, training, rows, values, groups, choice, notices)
+        elif own.gives == "one_label":
+            one = _measure_classes(settings, info, cast(SingleLabel, own), training, rows, values, choice, notices)
+            classes += [] if one is None else [one]
+        elif own.gives == "numbers":
+            numbers.append(
+                _measure_numbers(settings, info, cast(Dimensions, own), training, rows, values, groups, notices)
+            )
+    record = _record(settings, info, choice, rows, job, labels, numbers, classes, notices)
+    storage.write_table(storage.join(out, "predictions.parquet"), _table(rows, info, predicted, labels))
     if labels is not None:
-        storage.write_text(storage.join(out, "per_class.csv"), _csv(labels.measured.classes))
+        storage.write_text(storage.join(out, "per_class.csv"), _csv(ClassResult, labels.measured.classes))
+    for own_classes in classes:
+        first = labels is None and own_classes is classes[0]
+        prefix = "" if first else f"{own_classes.output}_"
+        storage.write_text(storage.join(out, f"{prefix}per_class.csv"), _csv(LabelResult, own_classes.measured.classes))
+        storage.write_text(storage.join(out, f"{prefix}confusion.csv"), confusion_csv(own_classes.measured))
     if write_page is not None:
-        write_page(out, record, labels, numbers)
+        write_page(out, record, labels, numbers, classes)
     records.write_record(storage.join(out, "evaluation.json"), record)  # written last: marks a complete evaluation
-    return EvaluationSummary(out, record, labels, numbers, choice.caution, job)
+    return EvaluationSummary(out, record, labels, tuple(numbers), choice.caution, job, tuple(classes))
 
 
 def _measure_labels(
@@ -251,21 +301,84 @@ def _by_value(
     soft_prior: np.ndarray | None,
 ) -> dict[str, Evaluation]:
     """Evaluates the rows of each value of the column `by`, from the predictions of all."""
-    if settings.by is None:
-        return {}
     truth = targets(rows, info.vocabulary)
     soft = targets(rows, info.vocabulary, soft=True) if settings.soft else None
-    ids, column = np.array(rows.column("group_id").to_pylist()), rows.column(settings.by)
-    found = {}
-    for value, count in sorted(Counter(column.to_pylist()).items(), key=lambda own: (-own[1], str(own[0]))):
-        here = np.asarray(pc.is_null(column) if value is None else pc.fill_null(pc.equal(column, value), False))
-        groups = ids[here] if len(set(ids[here].tolist())) < count else None
-        found["(none)" if value is None else value] = evaluate(
+    return {
+        value: evaluate(
             truth[here], probabilities[here], prior=prior if soft_prior is None else soft_prior,
             labels=info.vocabulary.labels, bootstrap=settings.bootstrap, seed=settings.seed,
             soft_targets=None if soft is None else soft[here], groups=groups,
-        )  # fmt: skip
-    return found
+        )
+        for value, here, groups in _values_of(settings.by, rows)
+    }  # fmt: skip
+
+
+def _values_of(column: str | None, rows: pa.Table) -> Iterator[tuple[str, np.ndarray, list[str] | None]]:
+    """Yields each value of a column, the most frequent first, with its rows (bool) and their groups."""
+    if column is None:
+        return
+    ids, values = np.array(rows.column("group_id").to_pylist()), rows.column(column)
+    for value, count in sorted(Counter(values.to_pylist()).items(), key=lambda own: (-own[1], str(own[0]))):
+        here = np.asarray(pc.is_null(values) if value is None else pc.fill_null(pc.equal(values, value), False))
+        groups = ids[here].tolist() if len(set(ids[here].tolist())) < count else None
+        yield "(none)" if value is None else value, here, groups
+
+
+def _measure_classes(
+    settings: EvaluateSettings,
+    info: CheckpointInfo,
+    own: SingleLabel,
+    training: pa.Table,
+    rows: pa.Table,
+    probabilities: np.ndarray,
+    choice: Choice,
+    notices: list[str],
+) -> Classes | None:
+    """Measures an output of one label; None, with a notice, if no row has a target of it."""
+    found = own.read(rows, where=settings.samples)
+    known = np.flatnonzero(found.known)
+    if not len(known):
+        notices.append(f"No scored sample has a target of {own.name}: it was not measured.")
+        return None
+    if len(known) < rows.num_rows:
+        notices.append(f"{rows.num_rows - len(known):,} of {rows.num_rows:,} samples have no target of {own.name}.")
+    if (converted := own.conversion(training, where=settings.samples)) is not None:
+        notices.append(converted)
+    rows, p = rows.take(known), probabilities[known]
+    hard, soft = found.arrays[HARD][known], found.arrays[SOFT][known] if settings.soft else None
+    learned = own.read(training, where=settings.samples)
+    everything = np.arange(training.num_rows)
+    recorded = info.facts(own.name).get("prior")
+    if learned.known.any():
+        prior = own.rates(learned, everything, soft=False).astype(np.float64)
+        if recorded is not None and np.abs(prior - np.asarray(recorded)).max() > OTHER_RATES:
+            notices.append(OTHER_PRIOR)
+    elif recorded is not None:
+        prior = np.asarray(recorded, dtype=np.float64)
+    else:
+        prior = hard.mean(axis=0, dtype=np.float64)
+        notices.append(NO_PRIOR)
+    soft_prior = None
+    if settings.soft and learned.known.any():
+        soft_prior = own.rates(learned, everything, soft=True).astype(np.float64)
+    elif settings.soft:
+        notices.append(NO_SHARES.format(metric="log loss"))
+    ids = rows.column("group_id").to_pylist()
+    options: dict[str, Any] = {
+        "labels": own.vocabulary.labels, "prior": prior, "soft_prior": soft_prior, "bootstrap": settings.bootstrap,
+        "seed": settings.seed,
+    }  # fmt: skip
+    measured = measure_classes(
+        hard, p, soft_targets=soft, split=choice.split, bins=settings.bins,
+        groups=ids if len(set(ids)) < len(ids) else None, **options,
+    )  # fmt: skip
+    by = {
+        value: evaluate_classes(
+            hard[here], p[here], soft_targets=None if soft is None else soft[here], groups=groups, **options
+        )
+        for value, here, groups in _values_of(settings.by, rows)
+    }
+    return Classes(own.name, own.vocabulary.name, measured, hard, p, known, by)
 
 
 def _measure_numbers(
@@ -288,7 +401,13 @@ def _measure_numbers(
         truth, values, training_mean=mean, names=own.names, groups=groups, bootstrap=settings.bootstrap,
         seed=settings.seed,
     )  # fmt: skip
-    return Numbers(own.name, own.names, own.scale, truth, values, evaluation)
+    by_bin = {
+        name: error_by_bin(truth[:, j], values[:, j], scale=own.scale, training_mean=mean[j])
+        for j, name in enumerate(own.names)
+    }
+    return Numbers(
+        own.name, own.names, own.scale, truth, values, evaluation, by_bin, flat_notice(truth, values, own.names)
+    )
 
 
 def choose_samples(samples: pa.Table, output: Output, split: str | None, *, where: object = None) -> Choice:
@@ -365,7 +484,9 @@ def _predict(
         lost = old is None and bool(storage.list_names(storage.join(folder, "_commits")))
     except Damaged:  # the job restores the record from its commits, or raises this error itself
         old, lost = None, True
-    table = choice.table.replace_schema_metadata({**(choice.table.schema.metadata or {}), **MADE_BY})
+    # What is compared with stands in the columns of labels, where reviews look for it.
+    table = choice.table if info.labels is None else info.labels.labelled(choice.table, where=settings.samples)
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **MADE_BY})
     if old is None:
         strange = [
             name
@@ -385,10 +506,12 @@ def _predict(
         read = tuple(dict.fromkeys((*columns, *output_columns(info))))
         now = {"rows": choice.table.num_rows, "digest": input_digest(with_optional(ordered, read), read)}
         require_same_settings({"samples": old["identity"]["input"]}, {"samples": now}, where=out, remedy=REMEDY)
-        if _labels_differ(path, choice.table):
+        if _labels_differ(path, table):
             storage.write_table(path, table)  # corrected labels need no new predictions
     shared = {name: getattr(settings, name) for name in ModelJobSettings.model_fields if name not in ("samples", "out")}
-    policy: dict[str, Any] = {} if info.labels is None else {"policy": "threshold"}
+    policy: dict[str, Any] = {}
+    if info.labels is not None and info.labels.gives == "labels":
+        policy = {"policy": "threshold"}
     if info.thresholds is not None:
         policy = {"policy": "class-thresholds"}
     job = LabelSettings.model_validate(
@@ -447,54 +570,59 @@ def _priors(
         if recorded is None:
             notices.append("The checkpoint records no class rates: the prior is that of the table's train split.")
         elif np.abs(prior - recorded).max() > OTHER_RATES:
-            notices.append(
-                "The checkpoint was trained on labels with other class rates: the prior is that of the table's train "
-                "split."
-            )
+            notices.append(OTHER_PRIOR)
     elif recorded is not None:
         prior = recorded
     else:
         prior = truth.mean(axis=0, dtype=np.float64)
-        notices.append("The checkpoint records no class rates: the prior is that of the scored samples themselves.")
+        notices.append(NO_PRIOR)
     if not soft:
         return prior, None
     if training.num_rows:
         return prior, targets(training, info.vocabulary, soft=True).mean(axis=0, dtype=np.float64)
-    notices.append(
-        "The table has no train split to take mean shares from: the prior's BCE is that of the rates of hard labels, "
-        "which is easy to beat. Look at the constant."
-    )
+    notices.append(NO_SHARES.format(metric="BCE"))
     return prior, None
 
 
 def _table(
-    rows: pa.Table, outputs: Sequence[Output], predicted: Mapping[str, np.ndarray], labels: Labels | None
+    rows: pa.Table, info: CheckpointInfo, predicted: Mapping[str, np.ndarray], labels: Labels | None
 ) -> pa.Table:
     """Builds the table of predictions: id, address, split, true and predicted labels, and each output's columns."""
     columns: dict[str, pa.Array] = {
         name: rows.column(name).combine_chunks() for name in ("sample_id", "image_uri", "split")
     }
     metadata: dict[bytes, bytes] = {}
-    for own in outputs:
-        if own.vocabulary is not None and labels is not None:
-            chosen = [own.vocabulary.decode(np.flatnonzero(row).tolist()) for row in labels.measured.chosen]
-            columns["labels"] = rows.column("labels").combine_chunks()
-            columns["predicted"] = pa.array(chosen, pa.list_(pa.string()))
+    for own in info.outputs:
+        if own is info.labels:
+            chosen = top_per_image(predicted[own.name], 1) if labels is None else labels.measured.chosen
+            given = [info.vocabulary.decode(np.flatnonzero(row).tolist()) for row in chosen]
+            columns["labels"] = own.labelled(rows, where=None).column("labels").combine_chunks()
+            columns["predicted"] = pa.array(given, pa.list_(pa.string()))
         columns |= own.columns(predicted[own.name])
-        metadata |= own.metadata()
-    nullable = {"image_uri", "split"}
+        metadata = own.metadata() | metadata  # the vocabulary is that of the first labels
+    nullable = {"image_uri", "split", "labels"}
     schema = pa.schema(
         [pa.field(name, column.type, nullable=name in nullable) for name, column in columns.items()], metadata=metadata
     )
     return pa.table(list(columns.values()), names=list(columns)).cast(schema)
 
 
-def _csv(classes: Sequence[ClassResult]) -> str:
+def _csv(of: type[ClassResult] | type[LabelResult], classes: Sequence[ClassResult | LabelResult]) -> str:
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [field.name for field in fields(ClassResult)], lineterminator="\n")
+    writer = csv.DictWriter(buffer, [field.name for field in fields(of)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) for row in classes)
     return buffer.getvalue()
+
+
+def _reads_numbers(output: Output) -> bool:
+    return output.gives == "numbers" or not output.reads_labels
+
+
+def _choice_of_labels(info: CheckpointInfo) -> str:
+    if info.labels is not None and info.labels.gives == "one_label":
+        return "none: the highest label of each sample"
+    return "fitted on validation" if info.thresholds is not None else "0.5 for each label"
 
 
 def _record(
@@ -505,6 +633,7 @@ def _record(
     job: JobSummary,
     labels: Labels | None,
     numbers: Sequence[Numbers],
+    classes: Sequence[Classes],
     notices: list[str],
 ) -> dict[str, Any]:
     """Builds the record of evaluation.json. It holds no times, so that the same evaluation gives the same file."""
@@ -520,7 +649,7 @@ def _record(
             "reads": list(info.reads),
             "inputs": [own.to_dict() for own in info.inputs],
             "trained_on": (info.training.get("data") or {}).get("fingerprint"),
-            "thresholds": "fitted on validation" if info.thresholds is not None else "0.5 for each label",
+            "thresholds": _choice_of_labels(info),
         },
         "vocabulary": None if info.labels is None else info.vocabulary.to_dict(),
         "samples": {
@@ -531,6 +660,7 @@ def _record(
             **{name: job.counts[name] for name in ("in", "good", "quarantined", "by_reason")},
             "fingerprint": digest_of(
                 [rows.column(name).to_pylist() for name in ("sample_id", "captions", "labels", "label_weights")]
+                + [own.contents(own.read(rows, where=settings.samples)) for own in info.outputs if _reads_numbers(own)]
             ),
         },
         "settings": {
@@ -540,12 +670,23 @@ def _record(
             "bins": settings.bins,
         },
         "results": None if labels is None else labels.measured.to_dict(),
-        "by": None
-        if labels is None or settings.by is None
-        else {"column": settings.by, "values": {value: own.to_dict() for value, own in labels.by.items()}},
+        "by": None if settings.by is None else {"column": settings.by, "values": _by_of(labels, classes)},
+        "classes": {own.output: {"vocabulary": own.subject, **own.measured.to_dict()} for own in classes},
         "numbers": {
-            own.output: {"names": list(own.names), "scale": list(own.scale), **own.evaluation.to_dict()}
+            own.output: {
+                "names": list(own.names),
+                "scale": list(own.scale),
+                **own.evaluation.to_dict(),
+                "by_bin": {name: [asdict(row) for row in rows] for name, rows in own.by_bin.items()},
+                "flat": own.flat,
+            }
             for own in numbers
         },
         "versions": job.record["versions"],
     }
+
+
+def _by_of(labels: Labels | None, classes: Sequence[Classes]) -> dict[str, Any]:
+    """Returns the results of the first labels by the value of a column."""
+    by = labels.by if labels is not None else classes[0].by if classes else {}
+    return {value: own.to_dict() for value, own in by.items()}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -45,6 +46,7 @@ class Collapse:
         notes: reservations: parts that could not be checked, and weaknesses short of a collapse.
     """
 
+    passed: ClassVar[str] = "the labels vary, and the teacher beats the class prior and the constant ranking"
     collapsed: bool
     reasons: list[str]
     notes: list[str] = field(default_factory=list)
@@ -58,8 +60,7 @@ class Collapse:
             {
                 "bad": f"Collapse check FAILED: {self.reasons[0]}{more}" if self.reasons else "",
                 "reserved": "No collapse found",
-                "good": "Collapse check passed: the labels vary, and the teacher beats the class prior and the "
-                "constant ranking.",
+                "good": f"Collapse check passed: {self.passed}.",
             },
             failures=self.reasons,
             warnings=self.notes,
@@ -69,6 +70,12 @@ class Collapse:
     def headline(self) -> str:
         """The verdict's sentence."""
         return self.verdict.text
+
+
+class OneLabelCollapse(Collapse):
+    """The result of the collapse check of one label a sample."""
+
+    passed = "the labels vary, and the model beats the class prior and the majority class"
 
 
 def check_collapse(
@@ -116,6 +123,73 @@ def check_collapse(
         reasons += teacher_reasons
         notes += teacher_notes
     return Collapse(bool(reasons), reasons, notes)
+
+
+def check_one_label(
+    probabilities: np.ndarray,
+    labels: Sequence[str],
+    *,
+    prior: np.ndarray | Sequence[float] | None = None,
+    evaluation: Evaluation | None = None,
+    model: str = "model",
+    split: str = "validation",
+    warnings: Sequence[str] = (),
+) -> Collapse:
+    """Checks a model of one label a sample for nearly constant answers, and for being no better than its baselines.
+
+    Args:
+        probabilities: (n, L), of which each row sums to 1; the highest label of a row is the answer.
+        labels: the L names.
+        prior: (L,) class rates of the training split. A label that is as frequent there may be as frequent here.
+        evaluation: of `learning.metrics.single_label.evaluate_classes`.
+        model, split, warnings: see `check_collapse`.
+    """
+    p, n = np.asarray(probabilities), len(probabilities)
+    rates = None if prior is None else np.asarray(prior, dtype=np.float64)
+    reasons: list[str] = []
+    notes: list[str] = list(warnings)
+    if n < MIN_IMAGES:
+        notes.append(f"{n} samples are too few to tell whether the answers vary.")
+    else:
+        answers, counts = first_labels(p)
+        first, share = int(answers[0]), float(counts[0]) / n
+        # Of a label that training mostly has, a good model too says little else.
+        if share > SET_SHARE and (rates is None or rates[first] < share - 0.1):
+            told = "" if rates is None else f", where {_percent(float(rates[first]))} of the training samples carry it"
+            reasons.append(f"The {model} says {labels[first]!r} for {_percent(share)} of the samples{told}.")
+        reasons += _constant_probabilities(p, rates, model)
+        never = (
+            [] if rates is None else [j for j in np.argsort(-rates).tolist() if rates[j] >= 0.1 and j not in answers]
+        )
+        if never:
+            named = (
+                ", ".join(f"{labels[j]!r} ({_percent(float(rates[j]))})" for j in never) if rates is not None else ""
+            )
+            notes.append(f"The {model} never says {named}, which at least a tenth of the training samples carry.")
+    if evaluation is None:
+        notes.append(f"The {model} has no {split} metrics: whether it beats the baselines is not known.")
+        return OneLabelCollapse(bool(reasons), reasons, notes)
+    loss, right = evaluation.metrics.get("log_loss"), evaluation.metrics.get("accuracy")
+    if loss is not None and loss.value is not None and loss.prior is not None:
+        beside = f"{split} log loss {loss.value:.4f}, class prior {loss.prior:.4f}"
+        if loss.value >= loss.prior:
+            reasons.append(f"The {model} is no better than its prior: {beside}.")
+        elif loss.prior_gain is not None and loss.prior_gain[0] <= 0:
+            notes.append(
+                f"Whether the {model} is better than its prior is not clear: {beside}, {loss.samples:,} samples."
+            )
+    if right is not None and right.value is not None and right.constant is not None:
+        beside = f"{split} accuracy {right.value:.3f}, majority class {right.constant:.3f}"
+        if right.verdict == "worse":
+            reasons.append(f"The {model} is right less often than the majority class: {beside}.")
+        elif right.value <= right.constant:
+            notes.append(f"The {model} is right no more often than the majority class: {beside}.")
+        elif right.constant_gain is not None and right.constant_gain[0] <= 0:
+            notes.append(
+                f"Whether the {model} is right more often than the majority class is not clear: {beside}, "
+                f"{right.samples:,} samples."
+            )
+    return OneLabelCollapse(bool(reasons), reasons, notes)
 
 
 def label_sets(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

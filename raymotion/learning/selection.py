@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -115,7 +115,9 @@ class SelectionPolicy(Settings):
         "all of at least --threshold. class-thresholds: each label's own threshold, fitted on the model's validation "
         "split. top-per-class: the --count images most typical of each label, over the whole set",
     )
-    count: int = Field(4, ge=1, description="labels per image, or images per class")
+    count: int = Field(
+        4, ge=1, description="labels per image, or images per class  [default: 4; 1 of a model of one label]"
+    )
     threshold: float = Field(0.5, ge=0, le=1, description="probability from which --policy threshold takes a label")
     minimum: float = Field(0.0, ge=0, le=1, description="least probability that top-per-class takes")
     sample_fraction: float = Field(1.0, gt=0, le=1, description="share of the images to select from")
@@ -149,6 +151,26 @@ class SelectionPolicy(Settings):
         if not self.adapt_rates and self.rate_weight != type(self).model_fields["rate_weight"].default:
             raise ValueError("rate_weight is used with adapt_rates only")
         return self
+
+    def for_one_label(self) -> Self:
+        """Returns the policy for a model of which exactly one label applies: by default its highest one.
+
+        Raises:
+            InputError: the policy is for labels that apply independently.
+        """
+        if self.adapt_rates:
+            raise InputError(
+                "adapt_rates corrects labels that apply independently, and exactly one label of this model does",
+                remedy="Leave --adapt-rates out.",
+            )
+        if self.policy != "top-per-image" or self.count == 1:
+            return self
+        if "count" in self.model_fields_set:
+            raise InputError(
+                f"--count {self.count} asks for several labels of an image, and exactly one of this model's applies",
+                remedy="Leave --count out.",
+            )
+        return self.model_copy(update={"count": 1})
 
     @property
     def is_global(self) -> bool:

@@ -80,7 +80,8 @@ def model_card(
     if served := served_weights(training):
         lines.append(f"- Weights: {served}.")
     says_labels = any(own.vocabulary is not None for own in outputs)
-    chosen = "The epoch and the thresholds were" if says_labels else "The epoch was"
+    thresholds = any(own.gives == "labels" for own in outputs)
+    chosen = "The epoch and the thresholds were" if thresholds else "The epoch was"
     chosen_on = f"{chosen} chosen on these samples: the figures are optimistic."
     if imitates:
         chosen_on = (
@@ -122,7 +123,8 @@ def _header(kind: Kind, inputs: Sequence[Input], outputs: Sequence[Output]) -> l
 
     reads_pictures = any(own.used and own.looks_at != "none" for own in inputs)
     vocabularies = [own.vocabulary.name for own in outputs if own.vocabulary is not None]
-    tags = [*TAGS, *(["multi-label-classification"] if vocabularies else []), kind.name, *vocabularies]
+    several = any(own.gives == "labels" for own in outputs)
+    tags = [*TAGS, *(["multi-label-classification"] if several else []), kind.name, *vocabularies]
     data = ModelCardData(
         library_name="raymotion",
         pipeline_tag="image-classification" if reads_pictures else "text-classification",

@@ -100,6 +100,11 @@ class CheckpointInfo:
         return vocabulary
 
     @property
+    def one_label(self) -> bool:
+        """Whether exactly one of its labels applies to a sample."""
+        return self.labels is not None and self.labels.gives == "one_label"
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """The parts of the inputs that it was trained on: captions, regions, picture, or the streams of a person."""
         return tuple(dict.fromkeys(part for own in self.inputs if own.used for part in own.part_names))
@@ -172,6 +177,7 @@ class CheckpointInfo:
             "reads": list(self.reads),
             "inputs": [own.to_dict() for own in self.inputs],
             "outputs": [own.to_dict() for own in self.outputs],
+            **({"one_label": True} if self.one_label else {}),
             "prior": None if self.prior is None else list(self.prior),
             **({} if self.learned_rates in (None, self.prior) else {"learned_rates": list(self.learned_rates or ())}),
             **({} if (made := self._resampling) is None else {"resampling": made}),

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import cast
 
 from raymotion import storage
 from raymotion.data.captions import readable
@@ -106,7 +107,8 @@ def explain(
     info = model.info
     emotions = [] if info.labels is None else _emotions(info, said)
     numbers = (said if info.labels is None else model.numbers) or {}
-    scales = {name: list(own.scale) for own in info.outputs if isinstance(own, Dimensions) for name in own.names}
+    given_numbers = [cast(Dimensions, own) for own in info.outputs if own.gives == "numbers"]
+    scales = {name: list(own.scale) for own in given_numbers for name in own.names}
     notes = [*model.not_read(image=image is not None, caption=bool(texts)), *model.notes]
     if damage := model.damage or (str(kept[0]) if kept else None):
         notes.insert(0, f"The picture is damaged, and was read as it decodes: {damage}.")

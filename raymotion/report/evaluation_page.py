@@ -9,6 +9,7 @@ import numpy as np
 
 from raymotion import storage
 from raymotion.batch.label_dataset import load_labels, read_rows
+from raymotion.evaluation.classes import MeasuredClasses
 from raymotion.evaluation.disagreements import rank_disagreements
 from raymotion.evaluation.evaluate import PREDICTIONS, SAMPLES
 from raymotion.evaluation.measure import Measured
@@ -16,7 +17,7 @@ from raymotion.learning.metrics.calibration import CalibrationScores
 from raymotion.learning.metrics.multilabel import Evaluation, interval_text, metric_text
 from raymotion.learning.significance import Headline, headline, voids_results
 from raymotion.report.cards import Card, ReviewLink, make_card
-from raymotion.report.evaluation_plots import draw, draw_numbers
+from raymotion.report.evaluation_plots import draw, draw_classes, draw_numbers
 from raymotion.report.figures import metric_lines, metric_rows
 from raymotion.report.plots import data_address
 from raymotion.report.rendering import template
@@ -24,23 +25,32 @@ from raymotion.report.review import write_review
 from raymotion.text_table import table_lines
 
 if TYPE_CHECKING:
-    from raymotion.evaluation.evaluate import EvaluationSummary, Labels, Numbers
+    from raymotion.evaluation.evaluate import Classes, EvaluationSummary, Labels, Numbers
 
 ERRORS_SHOWN, NUMBERS_SHOWN = 24, 12
+# Labels whose confusion has room on a terminal.
+LABELS_SHOWN = 10
 ERRORS = {"miss": "people say {emotion}, the model does not", "false alarm": "the model says {emotion}, people do not"}
 NAMES = {"bce": "BCE", "macro_ap": "mAP"}
 # Columns of the table of `--by`, after the value.
 BY_HEADS = ("n", "labels judged", "macro AUC (chance 0.5)", "95 % interval", "mAP (chance)", "BCE", "below prior")
+BY_HEADS_OF_CLASSES = (
+    "n", "accuracy", "95 % interval", "majority", "macro F1", "95 % interval", "log loss", "below prior"
+)  # fmt: skip
 KINDS = {"width": "equal width", "mass": "equal mass"}
 CAPTIONS = {
     "reliability_width": "On the dashed line, what is called 30 % happens in 30 % of the cases. All labels pooled.",
     "reliability_mass": "The same with about as many forecasts in each bin: a closer look at small probabilities.",
     "average_precision": "Labels from frequent to rare, with their samples. A dot left of its mark: worse than chance.",
     "f1": "A label whose dot is left of its mark would do better if it were given to every sample.",
+    "confusion": "A row for each true label: where its samples went. Right answers are on the diagonal.",
+    "answers": "A model that says one label of nearly everything has one long bar.",
     "probabilities": "The further apart the two, the better the model tells true labels from others.",
 }
 
 
+CLASS_RELIABILITY = "On the dashed line, of the answers that are 70 % sure, 70 % are right."
+DISTRIBUTION = "A narrow peak of predictions beside wide true values: nearly the same answer for every sample."
 TRUE_AGAINST_PREDICTED = "On the dashed line a prediction is right. A flat band: the same answer for every sample."
 
 
@@ -49,6 +59,7 @@ def write(
     record: Mapping[str, Any],
     labels: Labels | None,
     numbers: Sequence[Numbers],
+    classes: Sequence[Classes] = (),
     *,
     review: storage.PathLike | None = None,
 ) -> None:
@@ -59,18 +70,44 @@ def write(
             for a model without a vocabulary.
     """
     figures = {} if labels is None else draw(labels.measured, labels.targets, labels.probabilities)
-    for own in numbers:
-        figures |= {f"{own.output}_{name}": data for name, data in draw_numbers(own).items()}
+    captions = dict(CAPTIONS)
+    for numeric in numbers:
+        for name, data in draw_numbers(numeric).items():
+            figures[key := f"{numeric.output}_{name}"] = data
+            captions[key] = DISTRIBUTION if name.endswith("_distribution") else TRUE_AGAINST_PREDICTED
+    for own in classes:
+        for name, data in draw_classes(own.measured).items():
+            figures[key := name if own is classes[0] and labels is None else f"{own.output}_{name}"] = data
+            captions[key] = CLASS_RELIABILITY if name.startswith("reliability") else CAPTIONS[name]
     for name, data in figures.items():
         storage.write_bytes(storage.join(out, "plots", f"{name}.png"), data)
     predictions, page = storage.join(out, PREDICTIONS), storage.join(out, "evaluation.html")
     link = None
-    if review is not None and labels is not None:
+    if review is not None and (labels is not None or classes):
         write_review(predictions, review, everything=True, truth=storage.join(out, SAMPLES))
         link = ReviewLink(page, str(review), compared=True)
     cards = [] if labels is None else _worst_labels(predictions, labels)
     worst = [(own, _worst_numbers(predictions, own)) for own in numbers]
-    storage.write_text(page, render(record, labels, numbers, figures, cards=cards, worst=worst, review=link))
+    answers = [(own, _worst_classes(predictions, own)) for own in classes]
+    text = render(
+        record, labels, numbers, figures, answers, cards=cards, worst=worst, review=link, captions=captions
+    )  # fmt: skip
+    storage.write_text(page, text)
+
+
+def _worst_classes(predictions: str, own: Classes) -> list[Card]:
+    """Returns the samples of the wrong answers that were surest."""
+    p, true = own.probabilities, own.targets.argmax(axis=1)
+    names = [row.label for row in own.measured.classes]
+    answer = p.argmax(axis=1)
+    margin = p.max(axis=1) - p[np.arange(len(p)), true]
+    wrong = [i for i in np.argsort(-margin, kind="stable").tolist() if answer[i] != true[i]][:ERRORS_SHOWN]
+    cards = []
+    for i, row in zip(wrong, read_rows(predictions, own.rows[wrong].tolist()), strict=True):
+        top = np.argsort(-p[i], kind="stable")[:5].tolist()
+        why = f"people say {names[true[i]]}, the model {names[answer[i]]} (p = {p[i].max():.2f})"
+        cards.append(make_card(row, why, [(names[j], float(p[i, j]), j == true[i]) for j in top]))
+    return cards
 
 
 def _worst_labels(predictions: str, labels: Labels) -> list[Card]:
@@ -114,19 +151,24 @@ def render(
     labels: Labels | None,
     numbers: Sequence[Numbers],
     figures: Mapping[str, bytes],
+    classes: Sequence[tuple[Classes, Sequence[Card]]] = (),
     *,
     cards: Sequence[Card] = (),
     worst: Sequence[tuple[Numbers, Sequence[Card]]] = (),
     review: ReviewLink | None = None,
+    captions: Mapping[str, str] = CAPTIONS,
 ) -> str:
     """Renders the page from the record of evaluation.json, the measurements, and PNG figures by name.
 
     Args:
+        classes: results of one label a sample, each with the samples of its worst errors.
         cards, worst: the samples with the worst errors of the labels, and of each output of numbers.
+        captions: of the figures, by name.
         review: makes links to the pictures behind the numbers, or None.
     """
     samples, checkpoint = record["samples"], record["checkpoint"]
-    first = verdict(labels, numbers, warnings_of(record))
+    measured_classes = [own for own, _ in classes]
+    first = verdict(labels, numbers, warnings_of(record), measured_classes)
     measured = None if labels is None else labels.measured
     key_figures = [
         ("samples scored", f"{samples['good']:,}"),
@@ -151,6 +193,16 @@ def render(
         remarks += [*measured.collapse.reasons, *measured.collapse.notes, *measured.notes]
         facts.append(("Vocabulary", f"{record['vocabulary']['name']}, {len(measured.classes)} labels"))
         facts.append(("Thresholds", checkpoint["thresholds"]))
+    for one in measured_classes:
+        key_figures += [
+            ("accuracy", metric_text(one.measured.evaluation["accuracy"].value)),
+            ("majority", metric_text(one.measured.evaluation["accuracy"].constant)),
+            ("macro F1", metric_text(one.measured.evaluation["macro_f1"].value)),
+            ("distinct answers", f"{len(one.measured.answers)} of {len(one.measured.classes)}"),
+        ]
+        remarks += [*one.measured.collapse.reasons, *one.measured.collapse.notes]
+        facts.append(("One label of", f"{one.subject}, {len(one.measured.classes)} labels"))
+    remarks += [own.flat for own in numbers if own.flat is not None]
     for own in numbers:
         key_figures += [
             (f"{name.upper()}, {own.output}", metric_text(own.evaluation[name].value)) for name in ("ccc", "mae")
@@ -170,8 +222,9 @@ def render(
         notices=record["notices"],
         remarks=remarks,
         metrics=[] if measured is None else metric_rows(measured.evaluation),
-        by=record["by"]
-        and {"heads": (record["by"]["column"], *BY_HEADS), "rows": [] if labels is None else by_rows(labels.by)},
+        classes=[(own, _shown_classes(own, record), shown) for own, shown in classes],
+        soft=record["settings"]["soft"],
+        by=labels and record["by"] and {"heads": (record["by"]["column"], *BY_HEADS), "rows": by_rows(labels.by)},
         numbers=[(own, metric_rows(own.evaluation)) for own in numbers],
         calibration=[] if measured is None else [calibration_row(scores) for scores in measured.calibration],
         key_figures=key_figures,
@@ -184,12 +237,24 @@ def render(
             *((f"Version of {name}", number) for name, number in record["versions"].items()),
         ],
         figures=[
-            (name, CAPTIONS.get(name, TRUE_AGAINST_PREDICTED), data_address(data)) for name, data in figures.items()
+            (name, captions.get(name, TRUE_AGAINST_PREDICTED), data_address(data)) for name, data in figures.items()
         ],
     )
 
 
-def verdict(labels: Labels | None, numbers: Sequence[Numbers], warnings: Sequence[str]) -> Headline:
+def _shown_classes(own: Classes, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the texts of the page's tables of one label a sample."""
+    by = record["by"] and {"heads": (record["by"]["column"], *BY_HEADS_OF_CLASSES), "rows": class_by_rows(own.by)}
+    return {
+        "metrics": metric_rows(own.measured.evaluation),
+        "calibration": [calibration_row(scores) for scores in own.measured.calibration],
+        "by": by if own.by else None,
+    }
+
+
+def verdict(
+    labels: Labels | None, numbers: Sequence[Numbers], warnings: Sequence[str], classes: Sequence[Classes] = ()
+) -> Headline:
     """Returns the headline of page and terminal, about the labels, or the numbers of a model without labels.
 
     Args:
@@ -197,18 +262,44 @@ def verdict(labels: Labels | None, numbers: Sequence[Numbers], warnings: Sequenc
     """
     if labels is not None:
         return _verdict_of_labels(labels.measured, warnings)
+    if classes:
+        return _verdict_of_classes(classes[0].measured, warnings)
     metrics = numbers[0].evaluation.metrics
     verdicts = {name: metrics[name].verdict for name in ("mae", "ccc")}
     doubtful = " and ".join(name.upper() for name, own in verdicts.items() if own != "better")
     return headline(
         verdicts,
         {
-            "bad": "The predictions are worse than the mean of the training split.",
+            "bad": numbers[0].flat or "The predictions are worse than the mean of the training split.",
             "unsure": f"{doubtful} may be no better than the mean of the training split.",
             "reserved": "MAE and CCC beat the mean",
             "good": "MAE and CCC beat the mean of the training split.",
         },
+        failures=[] if numbers[0].flat is None else [numbers[0].flat],
         warnings=list(warnings),
+    )
+
+
+def _verdict_of_classes(measured: MeasuredClasses, warnings: Sequence[str]) -> Headline:
+    metrics, collapse = measured.evaluation.metrics, measured.collapse
+    accuracy, names = metrics["accuracy"], {"log_loss": "Log loss", "accuracy": "Accuracy"}
+    beside = f"accuracy {metric_text(accuracy.value)}, always {measured.majority} {metric_text(accuracy.constant)}"
+    verdicts = {name: metrics[name].verdict for name in names}
+    doubtful = [names[name] for name, own in verdicts.items() if own == "unclear"]
+    unsure = f"{' and '.join(doubtful)} may be no better than the baselines: {beside}."
+    if accuracy.value is not None and accuracy.constant is not None and accuracy.value <= accuracy.constant:
+        as_often = "less often than" if accuracy.value < accuracy.constant else "as often as"
+        unsure = f"The model is right {as_often} the majority class: {beside}. The difference may be chance."
+    return headline(
+        verdicts,
+        {
+            "bad": collapse.reasons[0] if collapse.reasons else f"The log loss is worse than a baseline's ({beside}).",
+            "unsure": unsure,
+            "reserved": f"Log loss and accuracy beat the baselines ({beside})",
+            "good": f"Log loss and accuracy beat the class prior and the majority class: {beside}.",
+        },
+        failures=collapse.reasons,
+        warnings=[*warnings, *collapse.notes],
     )
 
 
@@ -258,17 +349,26 @@ def calibration_row(scores: CalibrationScores) -> dict[str, str]:
     }
 
 
+def verdict_of(summary: EvaluationSummary) -> Headline:
+    """Returns the headline of an evaluation."""
+    return verdict(summary.labels, summary.numbers, warnings_of(summary.record), summary.classes)
+
+
 def summary_lines(summary: EvaluationSummary) -> list[str]:
     """Formats caution, verdict, metrics with baselines, calibration, counts and paths of the files, in this order."""
     samples = summary.record["samples"]
     lines = [] if summary.caution is None else [summary.caution]
-    lines.append(verdict(summary.labels, summary.numbers, warnings_of(summary.record)).text)
+    lines.append(verdict_of(summary).text)
     notes = [f"note: {notice}" for notice in summary.record["notices"]]
+    by = (summary.record["by"] or {}).get("column")
     if summary.labels is None:
         lines += notes
     else:
-        lines += _label_lines(summary.labels, notes, (summary.record["by"] or {}).get("column"))
+        lines += _label_lines(summary.labels, notes, by)
+    for one in summary.classes:
+        lines += _class_lines(one, by)
     for own in summary.numbers:
+        lines += [] if own.flat is None else [f"  - {own.flat}"]
         lines += ["", f"{own.output}: {', '.join(own.names)}, on a scale of {own.scale[0]:g} to {own.scale[1]:g}"]
         lines += metric_lines(own.evaluation)
     left_out = f"; {samples['without_labels']:,} without labels left out" if samples["without_labels"] else ""
@@ -296,6 +396,56 @@ def by_rows(by: Mapping[str, Evaluation]) -> list[tuple[str, ...]]:
             )
         )  # fmt: skip
     return rows
+
+
+def class_by_rows(by: Mapping[str, Evaluation]) -> list[tuple[str, ...]]:
+    """Returns the texts of the table of `evaluate --by` for one label a sample, in `BY_HEADS_OF_CLASSES`."""
+    rows: list[tuple[str, ...]] = []
+    for value, own in by.items():
+        right, f1, loss = own["accuracy"], own["macro_f1"], own["log_loss"]
+        gain = "not known" if loss.value is None or loss.prior is None else f"{loss.prior - loss.value:+.4f}"
+        rows.append(
+            (
+                value, f"{own.samples:,}", metric_text(right.value), interval_text(right.low, right.high),
+                metric_text(right.constant), metric_text(f1.value), interval_text(f1.low, f1.high),
+                metric_text(loss.value), gain,
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _figure(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
+
+
+def _class_lines(own: Classes, by: str | None) -> list[str]:
+    measured = own.measured
+    n, (first, count) = measured.evaluation.samples, measured.answers[0]
+    lines = [f"  - {text}" for text in (*measured.collapse.reasons, *measured.collapse.notes)]
+    lines += ["", f"{own.output}: one label of {own.subject}", *metric_lines(measured.evaluation), ""]
+    if by is not None and own.by:
+        lines += [*table_lines((by, *BY_HEADS_OF_CLASSES), class_by_rows(own.by)), ""]
+    names = [row.label for row in measured.classes]
+    counts = [[f"{count:g}" for count in row] for row in measured.confusion.tolist()]
+    rows = [[row.label, *cells] for row, cells in zip(measured.classes, counts, strict=True)]
+    if len(names) <= LABELS_SHOWN:
+        lines += [*table_lines(("true label, answers across", *names), rows), ""]
+    rows = [
+        [row.label, f"{row.support:,}", f"{row.said:g}", *map(_figure, (row.precision, row.recall, row.f1))]
+        for row in measured.classes
+    ]
+    lines += [*table_lines(("label", "samples", "said", "precision", "recall", "F1"), rows), ""]
+    rows = [
+        [row["name"], row["error"], row["interval"], row["prior"], row["by_luck"]]
+        for row in map(calibration_row, measured.calibration)
+    ]
+    heads = ("calibration error of the answers", "value", "95 % interval", "always the majority", "by luck")
+    lines += [*table_lines(heads, rows), ""]
+    lines.append(
+        f"distinct answers: {len(measured.answers)} of {len(names)} labels (the commonest, {first}, for "
+        f"{100 * count / n:.0f} %)"
+    )
+    return lines
 
 
 def _label_lines(labels: Labels, notes: Sequence[str], by: str | None) -> list[str]:

@@ -121,7 +121,7 @@ def _render(folder: StudyFolder, study: StudyRecord, scores: FinalScores | None,
         remarks=notices(study),
         notices=[],
         samples=_samples(study),
-        labels=bool(study.data.labels),
+        labels=study.data.ranked,
         lower_is_better=not study.metric.higher_is_better,
         # A single search has no comparison between searches.
         single=len(study.stages) == 1 and study.joint is None and not study.settings.get("joint", True),

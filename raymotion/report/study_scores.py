@@ -43,7 +43,7 @@ def final_scores(folder: StudyFolder, study: StudyRecord) -> tuple[FinalScores |
         InputError: a file of predictions is damaged, or its samples differ from those of the other seeds.
     """
     final = study.final
-    if not study.data.labels:
+    if not study.data.ranked:
         return None, ""
     if final is None:
         return None, f"{UNSCORED_COMPLETE if study.complete else UNSCORED}.".capitalize()

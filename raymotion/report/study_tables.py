@@ -99,7 +99,7 @@ def _decision(stage: StageRecord) -> Cell:
 
 def stage_table(study: StudyRecord, stage: StageRecord) -> Table:
     """Returns all configurations of a stage, best first."""
-    known, labels = study.published_stage(stage), study.data.labels
+    known, labels = study.published_stage(stage), study.data.ranked
     head = [
         *(field_name(name) for name in stage.varied), f"val {study.metric.title} ± sd", "behind the leader",
         *(["published test mAP"] if known else []), *(["interpolated"] if labels else []), "epochs", "parameters",
@@ -169,10 +169,10 @@ def noise_table(study: StudyRecord) -> Table:
 
 def winner_table(study: StudyRecord) -> Table:
     """Returns test scores of the stages' winners; that of the last stage is the final configuration."""
-    metric, labels = study.metric, bool(study.data.labels)
+    metric, labels, one = study.metric, study.data.ranked, study.data.one_label
     head = ["winner of", f"{metric.title} ± sd", "95 % interval", metric.baseline]
     head += ["mAP"] if labels and metric != MACRO_AP else []
-    head += ["interpolated mAP", "micro F1", "macro F1"] if labels else []
+    head += ["interpolated mAP", "micro F1", "macro F1"] if labels else ["accuracy", "macro F1"] if one else []
     rows = []
     for own in study.entries:
         name = Cell(own.name)
@@ -185,6 +185,8 @@ def winner_table(study: StudyRecord) -> Table:
         if labels:
             f1 = (own.thresholded.get(of) for of in ("micro_f1", "macro_f1"))
             row += _cells(share_text(own.interpolated), *map(share_text, f1))
+        if one:
+            row += _cells(*(share_text(own.thresholded.get(of)) for of in ("accuracy", "macro_f1")))
         rows.append(row)
     return Table(head, rows)
 

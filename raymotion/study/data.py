@@ -68,6 +68,7 @@ def data_facts(data: TrainingSet, output: Output) -> DataFacts:
         },
         targets={name: targets_digest(ids_of(data, name), own) for name, own in truth.items()},
         labels=labels,
+        one_label=output.gives == "one_label",
         prevalence={
             name: [float(rate) for rate in own.mean(axis=0)] for name, own in truth.items() if len(own) and labels
         },

@@ -370,7 +370,8 @@ class WinnerOnTest(Part):
         name: of its stage, or `joint`.
         baseline: the score of `Metric.baseline`.
         mean_ap, interpolated: mAP of labels, and mAP as EMOTIC's authors compute it.
-        thresholded: F1 at thresholds fitted on validation, averaged over seeds.
+        thresholded: F1 at thresholds fitted on validation, averaged over seeds; of one label a sample, F1 and accuracy
+            of the highest label.
         files: SHA-256 of its prediction files, by name.
     """
 
@@ -409,6 +410,7 @@ class DataFacts(Part):
         targets: per split, a digest of sample ids and targets (`targets_digest`).
         labels: of the compared output; empty for numeric outputs.
         prevalence: share of each label, by split.
+        one_label: whether exactly one of the labels applies to a sample.
     """
 
     samples: str
@@ -417,6 +419,12 @@ class DataFacts(Part):
     targets: dict[str, str]
     labels: list[str]
     prevalence: dict[str, list[float]]
+    one_label: bool = False
+
+    @property
+    def ranked(self) -> bool:
+        """Whether labels apply independently, so that each has an average precision."""
+        return bool(self.labels) and not self.one_label
 
 
 class Cost(Part):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -54,8 +54,15 @@ def score_test(
         config=config,
         score=Estimate(**Spread.of(seeds).model_dump(), low=low, high=high, resamples=BOOTSTRAP),
         baseline=baseline_of(metric, output, data, "test"),
-        **(_label_scores(test, validation, data, output) if isinstance(output, MultiLabel) else {}),
+        **(_label_scores(test, validation, data, cast(MultiLabel, output)) if output.gives == "labels" else {}),
+        **(_class_scores(test, data, output) if output.gives == "one_label" else {}),
     )
+
+
+def _class_scores(test: np.ndarray, data: TrainingSet, output: Output) -> dict[str, Any]:
+    """Returns the fields of `WinnerOnTest` that only outputs of one label have."""
+    found = [output.metrics(data.targets_of(output), data.splits["test"], own) for own in test]
+    return {"thresholded": {name: float(np.mean([own[name] for own in found])) for name in ("accuracy", "macro_f1")}}
 
 
 def _label_scores(test: np.ndarray, validation: np.ndarray, data: TrainingSet, output: MultiLabel) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def end_lines(record: StudyRecord) -> list[str]:
             "95 % over images": "" if low is None or high is None else f"{low:.4f} to {high:.4f}",
             metric.baseline: _number(own.baseline),
         }
-        if record.data.labels:
+        if record.data.ranked:
             row |= {} if metric == MACRO_AP else {"mAP": _number(own.mean_ap)}
             row["interpolated"] = _number(own.interpolated)
         if published is not None:

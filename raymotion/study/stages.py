@@ -291,7 +291,7 @@ def _prepare(study: Search) -> None:
 def _line(study: Search, trial: TrialRecord, cell: Configuration, stage: str) -> TrialLine:
     from raymotion.study.score import interpolated_map
 
-    complete, labels = trial.status == COMPLETE, study.output.vocabulary is not None
+    complete, labels = trial.status == COMPLETE, study.output.gives == "labels"
     return TrialLine(
         key=trial.key,
         config=cell,

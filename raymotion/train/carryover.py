@@ -33,7 +33,7 @@ from raymotion.models.recipe import LossSettings, MultiLabelRecipe, Probe, Train
 from raymotion.models.training_set import TrainingSet
 from raymotion.text_table import csv_text
 from raymotion.train.prepare import prepare_data
-from raymotion.train.recipe import require_loggers
+from raymotion.train.recipe import require_independent_labels, require_loggers
 from raymotion.train.runs import RUNS, ComparisonProgress, publish, read_answers, require_same_comparison, run_all
 from raymotion.version import __version__
 
@@ -200,6 +200,7 @@ def carry_over(
     recipe = _checked(recipe, seeds)
     domains = _domains(recipe, column, values)
     data = {value: prepare_data(_recipe_of(Run(value, seeds[0]), recipe, column)) for value in (*domains, None)}
+    require_independent_labels(recipe, data[None].facts)
     tests = {value: _test_of(own, column, value) for value, own in data.items()}
     without_linear = _no_linear(recipe, data[None])
     settings = {
@@ -289,9 +290,7 @@ def _recipe_of(run: Run, recipe: TrainRecipe, column: str) -> TrainRecipe:
 
 
 def _test_of(data: TrainingSet, column: str, value: str | None) -> _Test:
-    output, targets = next(iter(data.targets.items()))
-    if HARD not in targets.arrays:
-        raise InputError(f"the recipe predicts {output}, no labels to rank", path=data.name)
+    targets = next(iter(data.targets.values()))
     rows = data.splits["test"]
     test = _Test([data.sample_ids[row] for row in rows], [data.groups[row] for row in rows], targets.arrays[HARD][rows])
     if not test.judged.any():

@@ -9,6 +9,7 @@ from raymotion import storage
 from raymotion.config import load_settings, read_yaml, recipes_folder
 from raymotion.errors import InputError, guess
 from raymotion.models.kind import Kind
+from raymotion.models.outputs.base import DataFacts
 from raymotion.models.recipe import TrainRecipe
 from raymotion.models.registry import get_kind, kind_names
 
@@ -32,6 +33,22 @@ def find_recipe(name: str) -> str:
 def kind_of(recipe: TrainRecipe) -> Kind:
     """Returns the kind of a recipe."""
     return get_kind(recipe.kind)
+
+
+def require_independent_labels(recipe: TrainRecipe, facts: DataFacts) -> None:
+    """Raises an `InputError` unless the recipe's first output are labels that apply independently, ranked one by one.
+
+    Args:
+        facts: of the sample table that it is trained on.
+    """
+    first = kind_of(recipe).checked_outputs(recipe, facts, prepared=True)[0]
+    if first.gives != "labels":
+        what = "one label a sample" if first.gives == "one_label" else "no labels to rank"
+        raise InputError(
+            f"the recipe predicts {first.name}, {what}",
+            path=facts.where,
+            remedy="This comparison is of multi-label models: mAP and AUC of each label.",
+        )
 
 
 def require_loggers(recipe: TrainRecipe, out: str) -> None:

@@ -32,7 +32,7 @@ from raymotion.models.recipe import TrainRecipe, Transfer
 from raymotion.models.training_set import TrainingSet
 from raymotion.train.pictures import cached_pictures
 from raymotion.train.prepare import prepare_data
-from raymotion.train.recipe import require_loggers
+from raymotion.train.recipe import require_independent_labels, require_loggers
 from raymotion.train.runs import RUNS, ComparisonProgress, read_answers, require_same_comparison, run_all
 from raymotion.version import __version__
 
@@ -178,6 +178,7 @@ def compare(
         raise InputError(f"seeds {list(seeds)} are not different ones, at least one")
     # Prepares the data and decodes the pictures once, before one process per core would do so at the same time.
     data = prepare_data(_recipe_of(Run("scratch", 0, seeds[0]), recipe, a, target))
+    require_independent_labels(recipe, data.facts)
     if data.streamed is not None:
         own = data.streamed
         cached_pictures(recipe.data, own.image_uris, own.reader(recipe).size, threads=available_cpus())

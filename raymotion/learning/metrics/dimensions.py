@@ -15,13 +15,25 @@ correlation, which counts as 0 here, and its CCC is 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from raymotion.errors import InputError
-from raymotion.learning.bootstrap import make_metric, ranking_resamples, ratio, resampled, row_mean, sampling_units
+from raymotion.learning.bootstrap import (
+    finite,
+    make_metric,
+    ranking_resamples,
+    ratio,
+    resampled,
+    row_mean,
+    sampling_units,
+)
 from raymotion.learning.metrics.average_precision import ranking
 from raymotion.learning.metrics.multilabel import DIMENSION_METRICS, LOWER_IS_BETTER, Evaluation
+
+# Predictions with a smaller standard deviation than this share of the true values' count as constant.
+LEAST_SPREAD = 0.1
 
 
 def evaluate_dimensions(
@@ -99,6 +111,67 @@ def evaluate_dimensions(
                 samples=count,
             )
     return Evaluation(samples=n, metrics=metrics, seed=seed)
+
+
+@dataclass(frozen=True)
+class ErrorBin:
+    """The errors of the samples whose true value is in [low, high); the last bin includes `high`.
+
+    Attributes:
+        count: number of samples. Of none, the others are None.
+        mae: mean absolute error. baseline_mae: that of the training mean; None if that is unknown.
+        bias: mean of predicted minus true. Of a flat predictor it falls from bin to bin.
+    """
+
+    low: float
+    high: float
+    count: int
+    mae: float | None
+    bias: float | None
+    baseline_mae: float | None
+
+
+def error_by_bin(
+    truth: np.ndarray, values: np.ndarray, *, scale: tuple[float, float], training_mean: float
+) -> list[ErrorBin]:
+    """Computes the errors by the true value, which a mean over all samples hides where most values are in the middle.
+
+    The bins have equal width: 1 on a scale of 3 to 12 whole steps, such as 1 to 7, else a tenth of the scale.
+
+    Args:
+        truth: (n,) true values; NaN marks unknown ones, which are left out. values: (n,) predictions.
+        scale: lowest and highest possible value.
+        training_mean: NaN if unknown.
+    """
+    low, high = scale
+    steps = high - low
+    edges = np.linspace(low, high, (int(steps) if 3 <= steps <= 12 and steps == int(steps) else 10) + 1)
+    known = ~np.isnan(truth)
+    y, p = truth[known].astype(np.float64), values[known].astype(np.float64)
+    # In float32, in which tables hold numbers; a value beyond the ends counts with the nearest.
+    place = np.digitize(truth[known].astype(np.float32), edges[1:-1].astype(np.float32))
+    bins = []
+    for i in range(len(edges) - 1):
+        a, b = y[place == i], p[place == i]
+        errors = (np.abs(b - a), b - a, np.abs(training_mean - a))
+        told = [finite(own.mean()) if len(a) else None for own in errors]
+        bins.append(ErrorBin(float(edges[i]), float(edges[i + 1]), len(a), *told))
+    return bins
+
+
+def flat_notice(truth: np.ndarray, values: np.ndarray, names: Sequence[str]) -> str | None:
+    """Returns a sentence if predictions hardly vary, whatever the sample; None if they do, or if the truth does not.
+
+    Args:
+        truth, values: (n, D); NaN marks unknown true values.
+    """
+    told = []
+    for j, name in enumerate(names):
+        known = ~np.isnan(truth[:, j])
+        y, p = truth[known, j].astype(np.float64), values[known, j].astype(np.float64)
+        if len(y) > 1 and p.std() < LEAST_SPREAD * y.std():
+            told.append(f"{name} {p.mean():.3g} on average, sd {p.std():.2g} (true sd {y.std():.2g})")
+    return f"The model says nearly the same for every sample: {'; '.join(told)}." if told else None
 
 
 class _Column:

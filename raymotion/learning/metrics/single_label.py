@@ -45,8 +45,26 @@ def class_metrics(targets: np.ndarray, probabilities: np.ndarray, *, hard: np.nd
     """
     if not len(probabilities):
         return dict.fromkeys(CLASS_METRICS, float("nan"))
-    measure = _measure(targets.astype(np.float64), hard.astype(np.float64), [probabilities])
-    return dict(zip(CLASS_METRICS, measure(np.ones((1, len(probabilities))))[0].tolist(), strict=True))
+    measure = weighed_class_metrics(targets, probabilities, hard=hard, units=np.zeros(len(probabilities), np.int64))
+    return {name: float(own[0]) for name, own in measure(np.ones((1, 1))).items()}
+
+
+def weighed_class_metrics(
+    targets: np.ndarray, probabilities: np.ndarray, *, hard: np.ndarray, units: np.ndarray
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Returns a function that computes the metrics from how often each group is drawn.
+
+    Args:
+        targets, probabilities, hard: see `class_metrics`; one row at least.
+        units: (n,) the group of each row (`learning.bootstrap.sampling_units`).
+
+    Returns:
+        A function from counts (B, groups) to the metrics of `CLASS_METRICS`, (B,) each.
+    """
+    columns = _columns(targets.astype(np.float64), hard.astype(np.float64), probabilities, probabilities)
+    sums = np.zeros((int(units.max()) + 1, columns.shape[1]))
+    np.add.at(sums, units, columns)
+    return lambda counts: dict(zip(CLASS_METRICS, _figures(counts @ sums), strict=True))
 
 
 def evaluate_classes(
@@ -56,6 +74,7 @@ def evaluate_classes(
     prior: np.ndarray | Sequence[float],
     labels: Sequence[str],
     soft_targets: np.ndarray | None = None,
+    soft_prior: np.ndarray | Sequence[float] | None = None,
     groups: Sequence[str] | np.ndarray | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
@@ -66,7 +85,8 @@ def evaluate_classes(
         targets: (n, L), one 1 in each row.
         probabilities: (n, L), rows sum to 1.
         prior: (L,) class rates of the training split.
-        soft_targets: (n, L) what the log loss compares with instead.
+        soft_targets: (n, L) what the log loss compares with instead. soft_prior: their training mean, for the prior's
+            log loss; None: `prior`.
         groups: n names of the resampled units; None: each row is a unit.
 
     Raises:
@@ -82,43 +102,46 @@ def evaluate_classes(
     if not np.isfinite(p).all():
         raise InputError("predictions are not all finite")
     learned = hard if soft_targets is None else np.asarray(soft_targets, np.float64)
-    constants = [np.broadcast_to(own, (n, width)) for own in (rates, learned.mean(axis=0))]
-    measure = _measure(learned, hard, [p, *constants])
+    # Log loss and answer of the model and of the two baselines.
+    loss_rates = rates if soft_prior is None else np.asarray(soft_prior, np.float64)
+    predictions = [(p, p), (loss_rates, rates), (learned.mean(axis=0), hard.mean(axis=0))]
+    columns = [_columns(learned, hard, *(np.broadcast_to(own, (n, width)) for own in both)) for both in predictions]
+    together = np.concatenate(columns, axis=1)
+
+    def measure(weights: np.ndarray) -> np.ndarray:
+        """Returns (B, 9) from weights (B, n): the metrics of the model, the prior and the constant."""
+        return np.stack([own for sums in np.split(weights @ together, 3, axis=1) for own in _figures(sums)], axis=1)
+
     point, drawn = resampled(
         measure,
         n,
         resamples=bootstrap,
         seed=seed,
         units=None if groups is None else sampling_units(groups, n),
-        numbers=3 * (3 * width + 2),
+        numbers=1,
     )
     metrics = {}
     for i, name in enumerate(CLASS_METRICS):
         at = [i + len(CLASS_METRICS) * own for own in range(3)]
-        metrics[name] = make_metric(
-            name, point[at], drawn[:, at], higher_is_better=name != "log_loss", samples=n
-        )  # fmt: skip
+        metrics[name] = make_metric(name, point[at], drawn[:, at], higher_is_better=name != "log_loss", samples=n)
     return Evaluation(samples=n, metrics=metrics, seed=seed)
 
 
-def _measure(
-    targets: np.ndarray, hard: np.ndarray, predictions: Sequence[np.ndarray]
-) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns a function from weights (B, n) to the metrics of each of the predictions, (B, predictions x 3)."""
-    columns = []
-    for p in predictions:
-        own = said(p)
-        columns.append(np.concatenate([row_log_loss(targets, p)[:, None], own * hard, own], axis=1))
+def confusion(hard: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Returns how often each label (row) got each answer (column), float64 (L, L); equal answers share a count."""
+    return np.asarray(hard.astype(np.float64).T @ said(probabilities))
 
-    def measure(weights: np.ndarray) -> np.ndarray:
-        total, truth, width = weights.sum(axis=1), weights @ hard, hard.shape[1]
-        found = []
-        for own in columns:
-            sums = weights @ own
-            right, given = sums[:, 1 : width + 1], sums[:, width + 1 :]
-            both = truth + given
-            f1 = np.where(both > 0, ratio(2 * right, both), np.nan)
-            found += [ratio(sums[:, 0], total), ratio(right.sum(axis=1), total), row_mean(f1)]
-        return np.stack(found, axis=1)
 
-    return measure
+def _columns(targets: np.ndarray, hard: np.ndarray, p: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """Returns the numbers of each row whose sums determine the metrics, (n, 2 + 3L)."""
+    own = said(answers)
+    return np.concatenate([np.ones((len(p), 1)), row_log_loss(targets, p)[:, None], own * hard, own, hard], axis=1)
+
+
+def _figures(sums: np.ndarray) -> list[np.ndarray]:
+    """Returns the metrics of `CLASS_METRICS`, (B,) each, from sums (B, 2 + 3L) of `_columns`."""
+    total, loss = sums[:, 0], sums[:, 1]
+    right, given, truth = np.split(sums[:, 2:], 3, axis=1)
+    both = truth + given
+    f1 = np.where(both > 0, ratio(2 * right, both), np.nan)
+    return [ratio(loss, total), ratio(right.sum(axis=1), total), row_mean(f1)]

@@ -8,11 +8,12 @@ refused without a sample in each of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 
-from raymotion.data.samples import DIMENSIONS
+from raymotion.data.samples import DIMENSIONS, attach_vocabulary
 from raymotion.errors import InputError
 from raymotion.models.finite import is_number
 from raymotion.models.outputs.base import DataFacts, Targets, read_loss
@@ -20,9 +21,6 @@ from raymotion.models.outputs.dimensions import conversion_notice, read_numbers
 from raymotion.models.outputs.single_label import HARD, SOFT, WEIGHT, SingleLabel
 from raymotion.models.recipe import LossSettings
 from raymotion.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 BANDS_3 = ("negative", "neutral", "positive")
 
@@ -46,6 +44,7 @@ class Bands(SingleLabel):
     """
 
     kind_of_output: ClassVar[str] = "bands"
+    reads_labels: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -112,14 +111,10 @@ class Bands(SingleLabel):
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], *, where: str) -> Bands:
         vocabulary = Vocabulary.from_dict(value.get("vocabulary") or {}, where=where)
-        edges, scale = value.get("edges"), value.get("scale")
-        for own in (edges, scale):
-            if not isinstance(own, list) or not all(map(is_number, own)):
-                raise InputError(
-                    f"the output {value.get('name')} does not state edges and scale of its bands", path=where
-                )
-        if len(scale) != 2:
-            raise InputError(f"the output {value.get('name')} states a scale of {scale}, not [low, high]", path=where)
+        edges, scale = (value.get(name) for name in ("edges", "scale"))
+        good = all(isinstance(own, list) and all(map(is_number, own)) for own in (edges, scale))
+        if not good or not isinstance(edges, list) or not isinstance(scale, list) or len(scale) != 2:
+            raise InputError(f"the output {value.get('name')} does not state edges and scale of its bands", path=where)
         ends, loss = (float(scale[0]), float(scale[1])), read_loss(value, where=where)
         try:
             return cls(
@@ -143,6 +138,18 @@ class Bands(SingleLabel):
         """Returns the band (n,) of each of the numbers (n,), which are on its scale."""
         # Tables hold float32, in which 4.1 is less than 4.1: compare in float32.
         return np.digitize(np.asarray(values, np.float32), np.asarray(self.edges, np.float32))
+
+    def labelled(self, table: pa.Table, *, where: object) -> pa.Table:
+        """See `Output`: the labels are those of the bands, in place of any others."""
+        targets = self.read(table, where=where)
+        bands = targets.arrays[HARD].argmax(axis=1).tolist()
+        names = [[self.vocabulary.labels[b]] if known else None for b, known in zip(bands, targets.known, strict=True)]
+        for name, own in (("labels", pa.array(names, pa.list_(pa.string()))), ("label_weights", None)):
+            place = table.schema.get_field_index(name)
+            field = table.schema.field(place)
+            values = pa.nulls(table.num_rows, field.type) if own is None else own.cast(field.type)
+            table = table.set_column(place, field, values)
+        return attach_vocabulary(table, self.vocabulary)
 
     def conversion(self, table: pa.Table, *, where: object = None) -> str | None:
         return conversion_notice(table, (self.dimension,), self.scale, where=where)

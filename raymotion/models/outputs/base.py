@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from pydantic import ValidationError
@@ -23,6 +23,10 @@ from raymotion.vocabulary import Vocabulary
 if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor, nn
+
+# What an output says of a sample. labels: probabilities of labels that apply independently. one_label: probabilities
+# that sum to 1, of labels of which exactly one applies. numbers: values on a scale. other: anything else.
+Gives = Literal["labels", "one_label", "numbers", "other"]
 
 
 @dataclass
@@ -100,6 +104,8 @@ class Output(ABC):
     Attributes:
         name: its key in batches, in the checkpoint and in the result of a network.
         kind_of_output: `multilabel`, `dimensions`; the `type` in config.json.
+        gives: how its values are chosen from, measured and shown.
+        reads_labels: whether its targets, if it has a vocabulary, are the labels of the sample table.
         weight: weight of its loss in the sum.
         metric_names: metrics of `metrics`, by which an epoch or a trial may be selected.
         selects: default metric for the selection of an epoch or a trial.
@@ -107,6 +113,8 @@ class Output(ABC):
     """
 
     kind_of_output: ClassVar[str]
+    gives: ClassVar[Gives] = "other"
+    reads_labels: ClassVar[bool] = True
     selects: ClassVar[str]
     metric_names: ClassVar[tuple[str, ...]]
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
@@ -165,6 +173,10 @@ class Output(ABC):
     def conversion(self, table: pa.Table, *, where: object = None) -> str | None:
         """Returns a notice if `read` converts the targets of a table to another scale, else None."""
         return None
+
+    def labelled(self, table: pa.Table, *, where: object) -> pa.Table:
+        """Returns a sample table whose labels and vocabulary are this output's targets; by default it is unchanged."""
+        return table
 
     @abstractmethod
     def require(self, targets: Targets, splits: Mapping[str, np.ndarray], *, where: str) -> None:
@@ -269,6 +281,10 @@ class Output(ABC):
 
     def check_facts(self, facts: Mapping[str, Any], *, where: str) -> None:
         """Raises an `InputError` unless `facts`, read from a checkpoint, have the form of `facts`."""
+
+    def spread_notice(self, values: np.ndarray, facts: Mapping[str, Any]) -> str | None:
+        """Returns a notice if predictions (n, width) are nearly constant, else None; `facts` are the checkpoint's."""
+        return None
 
     @abstractmethod
     def columns(self, values: np.ndarray) -> dict[str, pa.Array]:

@@ -17,17 +17,15 @@ import pyarrow as pa
 from raymotion.data.samples import DIMENSIONS, attach_scale, scale_of
 from raymotion.errors import InputError
 from raymotion.learning.losses.dimensions import make_dimension_loss, reads_sd
-from raymotion.learning.metrics.dimensions import evaluate_dimensions, weighed_figures
+from raymotion.learning.metrics.dimensions import LEAST_SPREAD, evaluate_dimensions, weighed_figures
 from raymotion.models.finite import is_number
-from raymotion.models.outputs.base import DataFacts, Output, Targets, array_digest, read_loss
+from raymotion.models.outputs.base import DataFacts, Gives, Output, Targets, array_digest, read_loss
 from raymotion.models.recipe import LossSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 VALUES, SD = "values", "sd"
-# Predictions with a smaller standard deviation than this share of the training split's count as constant.
-LEAST_SPREAD = 0.1
 
 
 def column_mean(values: np.ndarray) -> np.ndarray:
@@ -84,6 +82,7 @@ class Dimensions(Output):
     """
 
     kind_of_output: ClassVar[str] = "dimensions"
+    gives: ClassVar[Gives] = "numbers"
     selects: ClassVar[str] = "ccc"
     metric_names: ClassVar[tuple[str, ...]] = ("mae", "rmse", "r2", "pearson", "ccc")
     lower_is_better = frozenset({"mae", "rmse"})

@@ -22,7 +22,7 @@ from raymotion.learning.metrics.multilabel import evaluate as evaluate_labels
 from raymotion.learning.paired import SparseRanking
 from raymotion.learning.selection import fit_class_thresholds
 from raymotion.models.finite import is_number
-from raymotion.models.outputs.base import DataFacts, Output, Targets, array_digest, read_loss
+from raymotion.models.outputs.base import DataFacts, Gives, Output, Targets, array_digest, read_loss
 from raymotion.models.outputs.temperatures import Temperatures
 from raymotion.models.recipe import Distillation, LossSettings, MultiLabelRecipe
 from raymotion.vocabulary import Vocabulary
@@ -49,6 +49,7 @@ class MultiLabel(Output):
     """
 
     kind_of_output: ClassVar[str] = "multilabel"
+    gives: ClassVar[Gives] = "labels"
     selects: ClassVar[str] = "bce"
     metric_names: ClassVar[tuple[str, ...]] = ("bce", "macro_ap")
     lower_is_better = frozenset(LOWER_IS_BETTER)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -11,9 +11,9 @@ import pyarrow as pa
 from raymotion.data.samples import vocabulary_of
 from raymotion.errors import InputError
 from raymotion.learning.losses.single_label import make_class_loss
-from raymotion.learning.metrics.single_label import class_metrics, evaluate_classes
+from raymotion.learning.metrics.single_label import class_metrics, evaluate_classes, weighed_class_metrics
 from raymotion.models.finite import is_number
-from raymotion.models.outputs.base import DataFacts, Output, Targets, array_digest, read_loss
+from raymotion.models.outputs.base import DataFacts, Gives, Output, Targets, array_digest, read_loss
 from raymotion.models.recipe import LossSettings, SingleLabelRecipe
 from raymotion.vocabulary import Vocabulary
 
@@ -36,6 +36,7 @@ class SingleLabel(Output):
     """
 
     kind_of_output: ClassVar[str] = "single_label"
+    gives: ClassVar[Gives] = "one_label"
     selects: ClassVar[str] = "log_loss"
     metric_names: ClassVar[tuple[str, ...]] = ("log_loss", "accuracy", "macro_f1")
     lower_is_better = frozenset({"log_loss"})
@@ -109,7 +110,7 @@ class SingleLabel(Output):
                     row=row,
                     remedy="Keep one label for each row, or train a model of several (a multilabel output).",
                 )
-            places = [self.vocabulary.labels.index(label) for label in labels]
+            places = [self.vocabulary.index(label) for label in labels]
             hard[row, places[first[0]]], known[row] = 1.0, True
             weight[row] = shares.max()
             soft[row] = self._distribution(np.array(places), shares)
@@ -145,10 +146,10 @@ class SingleLabel(Output):
         """Returns the targets (n, L) for training and validation."""
         return targets.arrays[SOFT if self.soft else HARD]
 
-    def rates(self, targets: Targets, training: np.ndarray) -> np.ndarray:
-        """Returns the share of each label in the training rows that have one, float32 (L,)."""
-        rows = training[targets.known[training]]
-        return np.asarray(self.learned(targets)[rows].mean(axis=0), dtype=np.float32)
+    def rates(self, targets: Targets, training: np.ndarray, *, soft: bool | None = None) -> np.ndarray:
+        """Returns the share of each label in the training rows that have one, float32 (L,): see `MultiLabel.rates`."""
+        own = self.learned(targets) if soft is None else targets.arrays[SOFT if soft else HARD]
+        return np.asarray(own[training[targets.known[training]]].mean(axis=0), dtype=np.float32)
 
     def first_numbers(self, targets: Targets, training: np.ndarray) -> Tensor:
         """Returns the logits of the class prior; of a label that never occurs, as if it had once."""
@@ -176,6 +177,17 @@ class SingleLabel(Output):
         known = targets.known[rows]
         return class_metrics(self.learned(targets)[rows][known], values[known], hard=targets.arrays[HARD][rows][known])
 
+    def weighed(
+        self, metric: str, targets: Targets, rows: np.ndarray, values: np.ndarray, units: np.ndarray
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        known = targets.known[rows]
+        hard, learned = targets.arrays[HARD][rows][known], self.learned(targets)[rows][known]
+        if not len(hard):
+            return lambda counts: np.full(len(counts), np.nan)
+        measure = weighed_class_metrics(learned, values[known], hard=hard, units=units[known])
+        groups = int(units[known].max()) + 1  # later ones have no known row
+        return lambda counts: measure(counts[:, :groups])[metric]
+
     def baseline(self, targets: Targets, training: np.ndarray) -> np.ndarray:
         """Returns the class prior."""
         return self.rates(targets, training)
@@ -194,9 +206,10 @@ class SingleLabel(Output):
         return evaluate_classes(
             targets.arrays[HARD][rows][known],
             values[known],
-            prior=self.rates(targets, training),
+            prior=self.rates(targets, training, soft=False),
             labels=self.vocabulary.labels,
             soft_targets=targets.arrays[SOFT][rows][known] if self.soft else None,
+            soft_prior=self.rates(targets, training, soft=True) if self.soft else None,
             seed=seed,
             groups=None if groups is None else [group for group, own in zip(groups, known, strict=True) if own],
         ).to_dict()
@@ -205,7 +218,7 @@ class SingleLabel(Output):
         self, targets: Targets, splits: Mapping[str, np.ndarray], predicted: Mapping[str, np.ndarray]
     ) -> dict[str, Any]:
         """Returns `prior`, the share of each label in the training split."""
-        return {"prior": [float(rate) for rate in self.rates(targets, splits["train"])]}
+        return {"prior": [float(rate) for rate in self.rates(targets, splits["train"], soft=False)]}
 
     def check_facts(self, facts: Mapping[str, Any], *, where: str) -> None:
         values = facts.get("prior")
