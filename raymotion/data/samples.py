@@ -62,10 +62,13 @@ SCHEMA = pa.schema(
 DIMENSIONS = ("valence", "arousal", "dominance")
 # Predictions of another model, for models that read them; those of training rows by a model that did not see the row.
 PREDICTED = tuple(f"predicted_{name}" for name in DIMENSIONS)
-NUMBERS = (*DIMENSIONS, *(f"{name}_sd" for name in DIMENSIONS), *PREDICTED)
+NUMBERS = (*DIMENSIONS, *(f"{name}_sd" for name in DIMENSIONS))
 # Optional columns.
 OPTIONAL = pa.schema(
-    [*(pa.field(name, pa.float32()) for name in NUMBERS[len(DIMENSIONS) :]), pa.field("label_source", pa.string())]
+    [
+        *(pa.field(name, pa.float32()) for name in (*NUMBERS[len(DIMENSIONS) :], *PREDICTED)),
+        pa.field("label_source", pa.string()),
+    ]
 )
 SCALE_KEY = b"raymotion.scale"
 # In the metadata of a table whose image addresses are relative to its folder.
@@ -410,7 +413,7 @@ def _check_values(table: pa.Table, where: object) -> None:
                 continue
             if any(v is None or not math.isfinite(v) for v in box) or box[2] <= box[0] or box[3] <= box[1]:
                 raise InputError(f"{name} {box} is not x1, y1, x2, y2 with x1 < x2 and y1 < y2", path=where, row=row)
-    for name in NUMBERS:
+    for name in (*NUMBERS, *PREDICTED):
         if name not in table.column_names:
             continue
         bad = storage.first_not_finite(table.column(name))

@@ -231,7 +231,7 @@ def evaluate_checkpoint(
     images = len(set(ids_of_groups))
     groups = ids_of_groups if images < len(ids_of_groups) else None
     if groups is not None:
-        notices.append(f"The {len(groups):,} samples are of {images:,} images: intervals draw whole images.")
+        notices.append(f"The {len(groups):,} samples are of {images:,} images or scenes: intervals draw whole ones.")
     labels: Labels | None = None
     classes: list[Classes] = []
     numbers: list[Numbers] = []

@@ -209,7 +209,7 @@ def test_evaluation_under_an_ablation_is_that_of_a_head_which_has_it_built_in(
     assert run.code == 0, run.err
     record = json.loads((tmp_path / "ablated" / "evaluation.json").read_text())
     assert record["settings"]["ablation"] == "face_body"
-    assert any("intervals draw whole images" in notice for notice in record["notices"])
+    assert any("intervals draw whole ones" in notice for notice in record["notices"])
     # A person with neither box has nothing left to look at.
     assert record["samples"]["by_reason"] == {"no_features": 1, "no_input": 1}
     built_in = tmp_path / "built-in"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from raymotion.data.samples import NUMBERS
+from raymotion.data.samples import NUMBERS, PREDICTED
 from raymotion.errors import InputError
 from raymotion.models.finite import is_number
 from raymotion.models.inputs.base import Arrays, Bound, Draft, Evidence, Input, Prepared
@@ -62,7 +62,7 @@ class ValuesInput(Input):
     """Number columns. The network is called with `values` (n, C) float32 and `value_mask` (n, C) bool.
 
     Args:
-        names: columns of the sample table: valence, arousal, dominance, or `*_sd` of one.
+        names: columns of the sample table: valence, arousal, dominance, `*_sd` or `predicted_*` of one.
         mean, std: of each column in the training split, for standardisation; None before training.
     """
 
@@ -71,9 +71,11 @@ class ValuesInput(Input):
     def __init__(
         self, names: Sequence[str], mean: Sequence[float] | None = None, std: Sequence[float] | None = None
     ) -> None:
-        unknown = [name for name in names if name not in NUMBERS]
+        unknown = [name for name in names if name not in (*NUMBERS, *PREDICTED)]
         if unknown or not names:
-            raise InputError(f"{unknown or names} are not number columns", remedy=f"Choose from {', '.join(NUMBERS)}.")
+            raise InputError(
+                f"{unknown or names} are not number columns", remedy=f"Choose from {', '.join((*NUMBERS, *PREDICTED))}."
+            )
         self.columns = tuple(names)
         self.mean = None if mean is None else np.asarray(mean, dtype=np.float64)
         self.std = None if std is None else np.asarray(std, dtype=np.float64)
