@@ -71,13 +71,15 @@ def train(table: Any, split: np.ndarray, options: Any, assignments: list[str], r
     return fit(load_recipe(recipe, options={**options, "data": data}, assignments=assignments), out).info
 
 
-def embeddings(samples: str, out: str, backbone: str, weights: str, size: int | None, stages: int) -> None:
+def embeddings(
+    samples: str, out: str, backbone: str, weights: str, size: int | None, stages: int, augment: tuple[str, ...] = ()
+) -> None:
     """Makes the features of all pictures."""
     from raymotion.batch.embeddings import EmbeddingSettings, embed
 
     embed(EmbeddingSettings(
         samples=samples, out=out, context=(backbone,), backbone_weights=(weights,), pooled_stages=(str(stages),),
-        size=() if size is None else (str(size),),
+        size=() if size is None else (str(size),), augment=augment,
     ))  # fmt: skip
 
 
@@ -110,7 +112,6 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from raymotion.data.readers.oasis import OasisReader
-
     from raymotion.data.samples import write_samples
     from raymotion.learning.metrics.dimensions import evaluate_dimensions
     from raymotion.models.checkpoint_files import ANSWERS
@@ -121,16 +122,18 @@ def main() -> None:
     table, _ = OasisReader(path=arguments.data, no_split=True).read()
     ids, themes = table.column("sample_id").to_pylist(), np.array(table.column("group_id").to_pylist())
     truth = np.stack([table.column(name).to_numpy() for name in DIMENSIONS], axis=1).astype(np.float64)
-    placeholder = {"data": {"samples": "all.parquet"}}
+    placeholder = {"data": {"samples": "all.parquet", "embeddings": ["embeddings"]}}
     recipe = load_recipe(arguments.recipe, options=placeholder, assignments=arguments.assignments)
     said: dict[str, list[np.ndarray]] = {name: [] for name in ("recipe", "ridge", "ridge, same", "mean")}
     with tempfile.TemporaryDirectory(prefix="raymotion-bench-") as folder:
         work = Path(folder)
         samples = str(work / "all.parquet")
-        write_samples(samples, table)
+        # Augmented views are made of training pictures alone, and each picture is one in some fold.
+        write_samples(samples, with_split(table, np.full(len(ids), "train")))
         shape = (recipe.backbone, recipe.weights, recipe.size)  # type: ignore[attr-defined]
         stages = recipe.pooled_stages  # type: ignore[attr-defined]
-        embeddings(samples, str(work / "read"), *shape, stages)
+        level = recipe.augmentation  # type: ignore[attr-defined]
+        embeddings(samples, str(work / "read"), *shape, stages, () if level == "none" else (level,))
         embeddings(samples, str(work / "last"), *shape, 0)
         read, last = (vectors(str(work / own), shape[0], ids) for own in ("read", "last"))
         for seed in arguments.seeds:
