@@ -290,7 +290,8 @@ def test_gaped_merges_both_forms(gaped: Path) -> None:
     table, report = GapedReader(path=str(gaped), no_split=True).read()
     rows = by_name(table)
     assert scale_of(table) == (0.0, 100.0)
-    assert {name: (row["valence"], row["valence_sd"], row["arousal"], row["arousal_sd"]) for name, row in rows.items()} == {
+    columns = ("valence", "valence_sd", "arousal", "arousal_sd")
+    assert {name: tuple(row[column] for column in columns) for name, row in rows.items()} == {
         "A001": (10.5, 5.5, 70.0, 6.0),
         "A002": (24.0, 7.0, 60.0, 8.0),  # the file with SDs counts
         "A003": (30.0, None, 50.0, None),  # only the other has it
@@ -393,5 +394,6 @@ def test_synthetic_gaped_on_the_command_line(runner: Any, tmp_path: Path) -> Non
         for uri in read_samples(out)["image_uri"].to_pylist():
             assert decode_rgb(storage.read_bytes(uri)).shape == (16, 16, 3)
     done = runner("data", "prepare", "ratings", tmp_path / "oasis/OASIS.csv", "--images", tmp_path / "oasis/images",
-                  "--image-column", "Theme", "--valence-column", "Valence_mean", "--scale", "1,5", "--out", out)  # fmt: skip
+                  "--image-column", "Theme", "--valence-column", "Valence_mean", "--scale", "1,5",
+                  "--out", out)  # fmt: skip
     assert done.code == 2 and "and the scale is 1 to 5" in done.err
