@@ -102,7 +102,7 @@ def merge(samples: tuple[str, ...], out: str) -> None:
 @click.option("--seed", default=0, show_default=True, help="Same seed, same result.")
 @access_options
 def split(samples: str, out: str, val_fraction: float, test_fraction: float, seed: int) -> None:
-    """Split a sample table anew: groups stay together, and each split has its part of the rare labels.
+    """Split a sample table anew: groups stay together, and each split has its part of rare labels and of each valence.
 
     \b
     Example:

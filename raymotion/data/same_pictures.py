@@ -27,9 +27,12 @@ def content_digests(uris: Sequence[str]) -> list[str | None]:
 
     distinct = list(dict.fromkeys(uris))
     hidden = True if len(distinct) <= QUIET else None  # None: unless it is not a terminal
-    with ThreadPoolExecutor(THREADS) as pool:
+    pool = ThreadPoolExecutor(THREADS)
+    try:
         read = tqdm(pool.map(_digest, distinct), "comparing", len(distinct), unit=" pictures", disable=hidden)
         found = dict(zip(distinct, read, strict=True))
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interrupt does not wait for the files that are left
     return [found[uri] for uri in uris]
 
 

@@ -48,18 +48,38 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_names_are_matched_exactly_then_without_blanks_case_and_extension(tmp_path: Path) -> None:
-    names = ["a.jpg", "A.png", "b c.BMP", "St. Peter 1.jpg", "sub/d.jpg", "e.png", "e.bmp", "x/f.png", "y/f.png"]
+    names = [
+        "a.jpg",
+        "A.png",
+        "b c.BMP",
+        "St. Peter 1.jpg",
+        "sub/d.jpg",
+        "e.png",
+        "e.bmp",
+        "x/f.png",
+        "y/f.png",
+        "z/g.jpg",
+        "z/g.bmp",
+    ]
     for grey, name in enumerate(names):
         draw(tmp_path / "pictures" / name, grey)
-    text = "picture,valence\na.jpg,1\nB C.jpg ,2\nst. peter 1,3\nD,4\ne.bmp,5\nE.jpg,6\ny/F,7\nf,8\nSt,9\n"
+    text = "picture,valence\na.jpg,1\nB C.jpg ,2\nst. peter 1,3\nD,4\ne.bmp,5\nE.jpg,6\ny/F,7\nf,8\nSt,9\nG.jpg,9\n"
     table, report = read(
         write(tmp_path / "t.csv", text), images=str(tmp_path / "pictures"), image_column="picture", no_split=True
     )
     found = {Path(uri).relative_to(tmp_path / "pictures").as_posix(): value for uri, value in zip(
         table["image_uri"].to_pylist(), table["valence"].to_pylist(), strict=True)}  # fmt: skip
-    assert found == {"a.jpg": 1, "b c.BMP": 2, "St. Peter 1.jpg": 3, "sub/d.jpg": 4, "e.bmp": 5, "y/f.png": 7}
+    assert found == {
+        "a.jpg": 1,
+        "b c.BMP": 2,
+        "St. Peter 1.jpg": 3,
+        "sub/d.jpg": 4,
+        "e.bmp": 5,
+        "y/f.png": 7,
+        "z/g.jpg": 9,
+    }
     # E.jpg could be e.png or e.bmp, f could be in x or y, and St is not St. Peter.
-    assert (report.missing, report.ambiguous, report.unused_pictures) == (3, 2, 3)
+    assert (report.missing, report.ambiguous, report.unused_pictures) == (3, 2, 4)
     assert "3 rows have no picture in the folder, and are left out (E.jpg, f, St)" in "\n".join(report.lines())
 
 
@@ -290,7 +310,8 @@ def test_gaped_merges_both_forms(gaped: Path) -> None:
     table, report = GapedReader(path=str(gaped), no_split=True).read()
     rows = by_name(table)
     assert scale_of(table) == (0.0, 100.0)
-    assert {name: (row["valence"], row["valence_sd"], row["arousal"], row["arousal_sd"]) for name, row in rows.items()} == {
+    columns = ("valence", "valence_sd", "arousal", "arousal_sd")
+    assert {name: tuple(row[column] for column in columns) for name, row in rows.items()} == {
         "A001": (10.5, 5.5, 70.0, 6.0),
         "A002": (24.0, 7.0, 60.0, 8.0),  # the file with SDs counts
         "A003": (30.0, None, 50.0, None),  # only the other has it
@@ -393,5 +414,15 @@ def test_synthetic_gaped_on_the_command_line(runner: Any, tmp_path: Path) -> Non
         for uri in read_samples(out)["image_uri"].to_pylist():
             assert decode_rgb(storage.read_bytes(uri)).shape == (16, 16, 3)
     done = runner("data", "prepare", "ratings", tmp_path / "oasis/OASIS.csv", "--images", tmp_path / "oasis/images",
-                  "--image-column", "Theme", "--valence-column", "Valence_mean", "--scale", "1,5", "--out", out)  # fmt: skip
+                  "--image-column", "Theme", "--valence-column", "Valence_mean", "--scale", "1,5",
+                  "--out", out)  # fmt: skip
     assert done.code == 2 and "and the scale is 1 to 5" in done.err
+
+
+def test_an_object_store_is_a_folder_too(s3: str) -> None:
+    write_gaped(f"{s3}/gaped", 40, 0, size=8)
+    table, report = GapedReader(path=f"{s3}/gaped").read()
+    assert table.num_rows == 39 and report.not_compared == 0 and report.without_sd == 0
+    assert table["image_uri"][0].as_py().startswith("s3://")
+    write_oasis(f"{s3}/oasis", 40, 0, size=8)
+    assert OasisReader(path=f"{s3}/oasis").read()[0].num_rows == 39

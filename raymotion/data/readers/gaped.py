@@ -70,9 +70,9 @@ class GapedReport(RatingsReport):
 
 
 class GapedReader(Reader):
-    """GAPED: valence and arousal from 0 to 100, with standard deviations where PATH has the files "... with SD.txt".
+    """GAPED: valence and arousal from 0 to 100, with standard deviations where FOLDER has the files "... with SD.txt".
 
-    PATH holds the files of ratings (A.txt, H.txt, N.txt, P.txt, Sn.txt, Sp.txt), and the pictures. Where a type has
+    FOLDER holds the files of ratings (A.txt, H.txt, N.txt, P.txt, Sn.txt, Sp.txt), and the pictures. Where a type has
     both files, the one with standard deviations counts, and the other one adds pictures that it lacks.
 
     \b
@@ -82,7 +82,7 @@ class GapedReader(Reader):
     """
 
     path: Folder
-    images: Folder | None = Field(None, description="Folder of the pictures. Default: PATH.")
+    images: Folder | None = Field(None, description="Folder of the pictures. Default: FOLDER.")
     categories: bool = Field(
         False, description="Label each picture negative, neutral or positive, by its type (not by its valence)."
     )

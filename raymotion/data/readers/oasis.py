@@ -24,8 +24,8 @@ SCALE = "1,7"
 class OasisReader(Reader):
     """OASIS: valence and arousal from 1 to 7, with standard deviations.
 
-    PATH holds OASIS.csv, and the pictures in images/ (or beside it). The number of raters is not kept. The pictures of
-    a theme are one group, and no split divides them: the numbers at the end of "Acorns 1, 2, 3" do not count.
+    FOLDER holds OASIS.csv, and the pictures in images/ (or beside it). The number of raters is not kept. The pictures
+    of a theme are one group, and no split divides them: the numbers at the end of "Acorns 1, 2, 3" do not count.
 
     \b
     Example:
