@@ -215,6 +215,28 @@ def test_the_network_is_told_which_pictures_there_are(kind: str, samples: str) -
         torch.testing.assert_close(own(images, torch.zeros(5, dtype=torch.bool)), own.head.bias.expand(5, -1))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_is_close_to_float32(kind: str, samples: str) -> None:
+    """As on a GPU, where a step runs under autocast: the same loss, and gradients in the same direction."""
+    recipe = recipe_of(kind, samples, model={"width": 16} if kind == "preact-resnet" else {"global_share": 0.0})
+    own: Any = Task(recipe, prepare_data(recipe)).build()
+    images = torch.randint(0, 256, (16, 16, 16, 3), dtype=torch.uint8)
+    mask = torch.arange(16) > 0
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for enabled in (False, True):
+        own.train().zero_grad()
+        torch.manual_seed(2)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            raw = own(images, mask)
+        loss = torch.nn.functional.cross_entropy(raw.float(), torch.arange(16) % 8)
+        loss.backward()
+        gradients = [weight.grad.flatten() for weight in own.parameters() if weight.grad is not None]
+        found.append((loss.detach(), torch.cat(gradients)))
+    (loss, plain), (half_loss, half) = found
+    assert float(half_loss) == pytest.approx(float(loss), rel=0.02)
+    assert float(torch.nn.functional.cosine_similarity(plain, half, dim=0)) > 0.95
+
+
 def test_pictures_that_cannot_be_read_are_not_learned_from(tmp_path: Path) -> None:
     samples = write_pictures(tmp_path / "set", 48, damaged=(3, 33), without=(4,))
     recipe = recipe_of("fractal", samples, optimiser={"batch_size": 64})
