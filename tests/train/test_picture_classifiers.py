@@ -23,6 +23,7 @@ from raymotion.models.checkpoint import load_model
 from raymotion.models.inputs.picture import PictureInput
 from raymotion.models.picture_classifier.recipe import PictureClassifierRecipe
 from raymotion.pipeline.stages import Item
+from raymotion.study.space import base_recipe, check_spaces, read_spaces
 from raymotion.train.batches import BatchLoader
 from raymotion.train.fit import fit
 from raymotion.train.loop import BEST, CURRENT, Run, train
@@ -323,6 +324,21 @@ def test_recipes_are_of_what_their_names_say(name: str, samples: str) -> None:
     recipe = load_recipe(name, options={"data": {"samples": samples}})
     assert name.startswith(recipe.kind) and (recipes_folder() / f"{name}.yaml").is_file()
     kind_of(recipe).check_recipe(recipe)
+
+
+@pytest.mark.parametrize("name", ["fractal", "preact-resnet", "deep-connotation-published"])
+def test_the_shipped_spaces_fit_their_recipes(name: str) -> None:
+    spaces = read_spaces(f"tune_spaces/{name}.yaml")
+    check_spaces(spaces, base_recipe(spaces, recipe=None if spaces.stages[0].recipe else "fractal"))
+
+
+def test_a_search_may_vary_the_size_of_the_pictures(samples: str) -> None:
+    """Its data are prepared once, for the base recipe."""
+    data = prepare_data(recipe_of("preact-resnet", samples))
+    task = Task(recipe_of("preact-resnet", samples, model={"image_size": 24}), data)
+    batch = next(iter(BatchLoader(task, ALONE, first_epoch=0).train(0)))
+    assert batch.inputs["images"].shape[1:] == (24, 24, 3)
+    task.rehearse(network := task.build(), task.shape_of(network))
 
 
 # --- several workers --------------------------------------------------------------------------------------------------
