@@ -343,7 +343,7 @@ def test_a_search_may_vary_the_size_of_the_pictures(samples: str) -> None:
 
 # --- several workers --------------------------------------------------------------------------------------------------
 @pytest.mark.slow
-@pytest.mark.timeout(400)  # on a busy machine a worker group takes a minute to start
+@pytest.mark.timeout(600)  # on a busy machine a worker group takes minutes to start
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_workers_train_one_model(ray_local: Any, kind: str, samples: str, tmp_path: Path) -> None:
     """Each draws its own paths, so that a step leaves out weights on one worker, the other, or both."""
