@@ -23,6 +23,7 @@ from raymotion.models.checkpoint import load_model
 from raymotion.models.inputs.picture import PictureInput
 from raymotion.models.picture_classifier.recipe import PictureClassifierRecipe
 from raymotion.pipeline.stages import Item
+from raymotion.study.space import base_recipe, check_spaces, read_spaces
 from raymotion.train.batches import BatchLoader
 from raymotion.train.fit import fit
 from raymotion.train.loop import BEST, CURRENT, Run, train
@@ -215,6 +216,28 @@ def test_the_network_is_told_which_pictures_there_are(kind: str, samples: str) -
         torch.testing.assert_close(own(images, torch.zeros(5, dtype=torch.bool)), own.head.bias.expand(5, -1))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_is_close_to_float32(kind: str, samples: str) -> None:
+    """As on a GPU, where a step runs under autocast: the same loss, and gradients in the same direction."""
+    recipe = recipe_of(kind, samples, model={"width": 16} if kind == "preact-resnet" else {"global_share": 0.0})
+    own: Any = Task(recipe, prepare_data(recipe)).build()
+    images = torch.randint(0, 256, (16, 16, 16, 3), dtype=torch.uint8)
+    mask = torch.arange(16) > 0
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for enabled in (False, True):
+        own.train().zero_grad()
+        torch.manual_seed(2)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            raw = own(images, mask)
+        loss = torch.nn.functional.cross_entropy(raw.float(), torch.arange(16) % 8)
+        loss.backward()
+        gradients = [weight.grad.flatten() for weight in own.parameters() if weight.grad is not None]
+        found.append((loss.detach(), torch.cat(gradients)))
+    (loss, plain), (half_loss, half) = found
+    assert float(half_loss) == pytest.approx(float(loss), rel=0.02)
+    assert float(torch.nn.functional.cosine_similarity(plain, half, dim=0)) > 0.95
+
+
 def test_pictures_that_cannot_be_read_are_not_learned_from(tmp_path: Path) -> None:
     samples = write_pictures(tmp_path / "set", 48, damaged=(3, 33), without=(4,))
     recipe = recipe_of("fractal", samples, optimiser={"batch_size": 64})
@@ -303,9 +326,24 @@ def test_recipes_are_of_what_their_names_say(name: str, samples: str) -> None:
     kind_of(recipe).check_recipe(recipe)
 
 
+@pytest.mark.parametrize("name", ["fractal", "preact-resnet", "deep-connotation-published"])
+def test_the_shipped_spaces_fit_their_recipes(name: str) -> None:
+    spaces = read_spaces(f"tune_spaces/{name}.yaml")
+    check_spaces(spaces, base_recipe(spaces, recipe=None if spaces.stages[0].recipe else "fractal"))
+
+
+def test_a_search_may_vary_the_size_of_the_pictures(samples: str) -> None:
+    """Its data are prepared once, for the base recipe."""
+    data = prepare_data(recipe_of("preact-resnet", samples))
+    task = Task(recipe_of("preact-resnet", samples, model={"image_size": 24}), data)
+    batch = next(iter(BatchLoader(task, ALONE, first_epoch=0).train(0)))
+    assert batch.inputs["images"].shape[1:] == (24, 24, 3)
+    task.rehearse(network := task.build(), task.shape_of(network))
+
+
 # --- several workers --------------------------------------------------------------------------------------------------
 @pytest.mark.slow
-@pytest.mark.timeout(400)  # on a busy machine a worker group takes a minute to start
+@pytest.mark.timeout(600)  # on a busy machine a worker group takes minutes to start
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_workers_train_one_model(ray_local: Any, kind: str, samples: str, tmp_path: Path) -> None:
     """Each draws its own paths, so that a step leaves out weights on one worker, the other, or both."""

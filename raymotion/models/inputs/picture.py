@@ -121,6 +121,11 @@ class PictureInput(Input):
         require_allowed_images(table)
         return PreparedPictures(table.column("image_uri").to_pylist(), self.size)
 
+    def bind(self, prepared: Prepared, training: np.ndarray) -> PreparedPictures:
+        """Returns the pictures at this input's own size: a search prepares them once, whatever the size."""
+        assert isinstance(prepared, PreparedPictures)
+        return PreparedPictures(prepared.addresses, self.size)
+
     def load(self, folder: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> PreparedPictures:
         return PreparedPictures(meta["images"], self.size)
 
