@@ -54,15 +54,17 @@ def regions(settings: RegionSettings, **where: Any) -> None:
 def embeddings(settings: EmbeddingSettings, study: str | None, **where: Any) -> None:
     """Features of a person's three streams: the whole picture, the body, the face, by frozen backbones.
 
-    SAMPLES is a sample table with body_box (and face_box). A BACKBONE is swin, deit, efficientnet_b7, mobilenet_v3, or
-    any timm model. Every picture is decoded once for all streams and backbones, and the context is computed once for
-    all persons in it. Validation and test are never augmented. After any interruption the same command resumes.
+    SAMPLES is a sample table; body and face need its body_box and face_box. A BACKBONE is swin, deit, efficientnet_b7,
+    mobilenet_v3, or any timm model. Every picture is decoded once for all streams and backbones, and the context is
+    computed once for all persons in it. Validation and test are never augmented. After any interruption the same
+    command resumes.
 
     \b
     Example:
       raymotion features embeddings emotic.parquet --out embeddings/ --context swin --body swin --face mobilenet_v3
       raymotion features embeddings emotic.parquet --out embeddings/ --study tune_spaces/emotic/ --views 4
-      raymotion features embeddings emotic.parquet --out small/ --body test_resnet --backbone-weights random:0
+      raymotion features embeddings oasis.parquet --out embeddings/ --context tf_efficientnet_lite0 \\
+          --backbone-weights bundled:tf_efficientnet_lite0 --pooled-stages 3
     """
     from raymotion.batch.embeddings import describe, embed, with_needs
     from raymotion.cli.summary import print_job
@@ -75,4 +77,6 @@ def embeddings(settings: EmbeddingSettings, study: str | None, **where: Any) -> 
     summary = embed(settings, **where)
     for line in describe(summary.record):
         click.echo(line)
-    print_job(summary, next_step=f"raymotion study run tune_spaces/emotic/ --embeddings {settings.out}")
+    alone = settings.context and not settings.body and not settings.face
+    use = f"train mlp --samples {settings.samples}" if alone else "study run tune_spaces/emotic/"
+    print_job(summary, next_step=f"raymotion {use} --embeddings {settings.out}")
