@@ -105,9 +105,8 @@ class LabelledSet:
             one_label: None: as recorded.
         """
         p, labels = self.probabilities, self.vocabulary.labels
-        told: dict[str, Any] = {
-            "prior": self.prior, "evaluation": self.evaluation, "warnings": [own for own in notices if voids_results(own)]
-        }  # fmt: skip
+        warnings = [own for own in notices if voids_results(own)]
+        told: dict[str, Any] = {"prior": self.prior, "evaluation": self.evaluation, "warnings": warnings}
         if self.one_label if one_label is None else one_label:
             return check_one_label(p, labels, **told)
         return check_collapse(p, self.mask, labels, selected=self.selected, **told)

@@ -50,9 +50,7 @@ CAPTIONS = {
 
 
 CLASS_RELIABILITY = "On the dashed line, of the answers that are 70 % sure, 70 % are right."
-DISTRIBUTION = (
-    "Where predictions have a narrow peak and true values have none, nearly the same is said of every sample."
-)
+DISTRIBUTION = "Where predictions have a narrow peak and true values none, nearly the same is said of every sample."
 TRUE_AGAINST_PREDICTED = "On the dashed line a prediction is right. A flat band: the same answer for every sample."
 
 
