@@ -37,11 +37,12 @@ from pydantic import BaseModel
 from raymotion.config import Settings
 from raymotion.errors import InputError
 from raymotion.learning.losses.multilabel import make_loss
+from raymotion.learning.losses.single_label import make_class_loss
 from raymotion.models.inputs.answers import Service
 from raymotion.models.inputs.base import Bound, Evidence, Input, batches, require_data_settings
 from raymotion.models.inputs.reading import Pictures, Reader
 from raymotion.models.outputs.base import DataFacts, Output, forward
-from raymotion.models.recipe import MultiLabelRecipe, TrainRecipe
+from raymotion.models.recipe import MultiLabelRecipe, SingleLabelRecipe, TrainRecipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -156,6 +157,8 @@ class Kind(ABC):
         require_data_settings(self.checked_inputs(recipe), recipe)
         if isinstance(recipe, MultiLabelRecipe):
             make_loss(recipe.loss.name, rates=np.full(2, 0.1), samples=10, options=recipe.loss.options)
+        if isinstance(recipe, SingleLabelRecipe):
+            make_class_loss(recipe.loss.name, recipe.loss.options)
 
     @abstractmethod
     def build(self, recipe: Any, training: Training) -> nn.Module:

@@ -310,6 +310,8 @@ class TestLabelling:
         assert again.code == 0 and "240 labels" in again.out
         shown = runner("report", tmp_path / "labels", "--out", tmp_path / "report.html")
         assert shown.code == 0 and shown.out.splitlines()[0] == done.out.splitlines()[0]
+        page = (tmp_path / "report.html").read_text()
+        assert "Exactly one label applies" in page and "Average precision" not in page
         for option in (("--count", 2), ("--adapt-rates",)):
             for command in (("select", tmp_path / "labels"), ("label", samples, "--model", one, "--workers", 0)):
                 refused = runner(*command, *option, "--out", tmp_path / "refused")
