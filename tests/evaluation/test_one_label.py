@@ -259,6 +259,18 @@ class TestEvaluation:
         review = tmp_path / "0" / "samples.parquet"
         assert Vocabulary.from_metadata(read_samples(review).schema.metadata) == bands_vocabulary(bands)
 
+    def test_the_order_of_the_rows_does_not_matter(
+        self, scored: tuple[EvaluationSummary, Path], one: str, samples: str, tmp_path: Path
+    ) -> None:
+        """Shuffled predictions were compared with rows in file order (systems.md 4.5, 1)."""
+        table = read_samples(samples)
+        write_samples(tmp_path / "s.parquet", table.take(np.random.default_rng(1).permutation(table.num_rows)))
+        found = evaluated(one, str(tmp_path / "s.parquet"), tmp_path / "out")
+        for name in ("classes", "numbers"):
+            (own,), (other,) = found.record[name].values(), scored[0].record[name].values()
+            figures = [{key: metric["value"] for key, metric in of["metrics"].items()} for of in (own, other)]
+            assert figures[0] == pytest.approx(figures[1])
+
     def test_what_does_not_apply_is_refused_in_a_line(
         self, bands: str, one: str, ratings: str, samples: str, tmp_path: Path
     ) -> None:
@@ -284,6 +296,16 @@ class TestMeasure:
         found = measure_classes(np.eye(3)[truth], p, labels="abc", prior=[0.6, 0.3, 0.1], bootstrap=100)
         assert found.collapse.collapsed and found.majority == "a"
         assert any("right less often than the majority class" in reason for reason in found.collapse.reasons)
+
+    def test_good_answers_with_bad_probabilities_are_no_collapse(self) -> None:
+        rng = np.random.default_rng(0)
+        truth = rng.choice(3, 300, p=[0.4, 0.3, 0.3])
+        answer = np.where(rng.random(300) < 0.75, truth, rng.integers(0, 3, 300))
+        p = 0.999985 * np.eye(3)[answer] + 0.000005  # far too sure
+        found = measure_classes(np.eye(3)[truth], p, labels="abc", prior=[0.4, 0.3, 0.3], bootstrap=200)
+        assert found.evaluation["log_loss"].value > found.evaluation["log_loss"].prior
+        assert not found.collapse.collapsed and "only the answers are" in found.collapse.notes[0]
+        assert found.calibration[0].error > 0.1 > found.calibration[0].by_luck
 
     def test_an_answer_that_training_explains_is_no_collapse(self) -> None:
         rng = np.random.default_rng(0)
