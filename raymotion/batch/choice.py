@@ -21,11 +21,9 @@ from raymotion.config import digest_of
 from raymotion.data.parts import JOB, VERIFY, FileMark, part_marks, read_job, write_job
 from raymotion.errors import Damaged, InputError
 from raymotion.folders.lock import one_writer_of
-from raymotion.learning.collapse import check_collapse, check_one_label
 from raymotion.learning.metrics.multilabel import Evaluation
 from raymotion.learning.priors import estimate_rates
 from raymotion.learning.selection import SelectionPolicy
-from raymotion.learning.significance import voids_results
 from raymotion.vocabulary import Vocabulary
 
 
@@ -142,7 +140,6 @@ def check_labels(
     prior: Sequence[float] | None,
     validation: dict[str, Any] | None,
     notices: Sequence[str] = (),
-    *,
     one_label: bool = False,
 ) -> dict[str, Any]:
     """Returns the collapse check of the labels in `folder` for the record: headline, collapsed, reasons, notes.
@@ -153,18 +150,9 @@ def check_labels(
         notices: notices of the job; those that void its labels prevent a passing verdict.
         one_label: whether exactly one label applies to a sample.
     """
-    labelled = load_labels(folder)
-    told: dict[str, Any] = {
-        "prior": prior,
-        "evaluation": None if validation is None else Evaluation.from_dict(validation),
-        "warnings": [notice for notice in notices if voids_results(notice)],
-    }
-    if one_label:
-        found = check_one_label(labelled.probabilities, vocabulary.labels, **told)
-    else:
-        found = check_collapse(
-            labelled.probabilities, labelled.mask, vocabulary.labels, selected=labelled.selected, **told
-        )
+    evaluation = None if validation is None else Evaluation.from_dict(validation)
+    rates = None if prior is None else np.asarray(prior, dtype=np.float64)
+    found = replace(load_labels(folder), prior=rates, evaluation=evaluation).check_collapse(notices, one_label)
     return {
         "headline": found.headline,
         "collapsed": found.collapsed,
@@ -225,7 +213,7 @@ def select(labels: storage.PathLike, out: storage.PathLike, policy: SelectionPol
     if collapse is None or uncertain is None:
         collapse = check_labels(
             target, vocabulary, model.get("prior"), model.get("validation"), record.get("notices") or (),
-            one_label=one_label,
+            one_label,
         )  # fmt: skip
     chosen |= {"choice": choice, "collapse": collapse}
     write_card(target, chosen)

@@ -21,8 +21,12 @@ from raymotion.data.images.marks import Picture, PictureMark
 from raymotion.data.parts import DATA, JOB, FileMark, complete_job, list_parts, open_part, part_marks
 from raymotion.data.path_kinds import wrong_kind
 from raymotion.data.provenance import MADE_FROM_COLUMNS, begun_at, pictures_of
+from raymotion.data.samples import read_samples
 from raymotion.errors import InputError
+from raymotion.learning.collapse import Collapse, check_collapse, check_one_label
 from raymotion.learning.metrics.multilabel import Evaluation
+from raymotion.learning.significance import voids_results
+from raymotion.models.outputs.table import read_outputs
 from raymotion.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -87,6 +91,34 @@ class LabelledSet:
         for key in keys:
             value = value.get(key) if isinstance(value, Mapping) else None
         return value
+
+    @property
+    def one_label(self) -> bool:
+        """Whether exactly one of the labels applies to a sample."""
+        return bool(self.recorded("model", "one_label"))
+
+    def check_collapse(self, notices: Iterable[str] = (), one_label: bool | None = None) -> Collapse:
+        """Returns the collapse check of the labels (`learning.collapse`).
+
+        Args:
+            notices: notices of the job; those that void its labels prevent a passing verdict.
+            one_label: None: as recorded.
+        """
+        p, labels = self.probabilities, self.vocabulary.labels
+        warnings = [own for own in notices if voids_results(own)]
+        told: dict[str, Any] = {"prior": self.prior, "evaluation": self.evaluation, "warnings": warnings}
+        if self.one_label if one_label is None else one_label:
+            return check_one_label(p, labels, **told)
+        return check_collapse(p, self.mask, labels, selected=self.selected, **told)
+
+    def read_truth(self, samples: storage.PathLike) -> pa.Table:
+        """Reads a sample table to compare with: of a model of bands of a number, its labels are those of the bands."""
+        table = read_samples(samples)
+        if self.one_label:
+            outputs = read_outputs(self.recorded("model", "outputs"), where=storage.join(self.folder, JOB))
+            first = next(own for own in outputs if own.vocabulary is not None)
+            return first.labelled(table, where=samples)
+        return table
 
     @property
     def unfinished(self) -> str | None:

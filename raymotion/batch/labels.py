@@ -214,7 +214,7 @@ def _finish(info: CheckpointInfo, settings: LabelSettings, folder: str, plan: Pl
                 model=info.to_dict(), training=info.learned_rates,
             )  # fmt: skip
         evaluation = info.facts(info.labels.name).get("validation")
-        more["collapse"] = check_labels(folder, info.vocabulary, info.prior, evaluation, told, one_label=info.one_label)
+        more["collapse"] = check_labels(folder, info.vocabulary, info.prior, evaluation, told, info.one_label)
     tally: Counter[str] = Counter()
     commits = ledger.read_commits(folder, running_job(folder)["digest"])
     for commit in commits.values():

@@ -55,6 +55,7 @@ def predict(
 
     MODEL is a checkpoint and IMAGE a picture, each a path or an address; IMAGE may be omitted if a caption is given.
     For checkpoints with thresholds, an emotion is chosen if its probability reaches the threshold fitted on validation.
+    Of a model of one label, the most probable is chosen.
 
     \b
     Example:

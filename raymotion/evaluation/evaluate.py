@@ -347,10 +347,9 @@ def _measure_classes(
     rows, p = rows.take(known), probabilities[known]
     hard, soft = found.arrays[HARD][known], found.arrays[SOFT][known] if settings.soft else None
     learned = own.read(training, where=settings.samples)
-    everything = np.arange(training.num_rows)
     recorded = info.facts(own.name).get("prior")
     if learned.known.any():
-        prior = own.rates(learned, everything, soft=False).astype(np.float64)
+        prior = learned.arrays[HARD][learned.known].mean(axis=0, dtype=np.float64)
         if recorded is not None and np.abs(prior - np.asarray(recorded)).max() > OTHER_RATES:
             notices.append(OTHER_PRIOR)
     elif recorded is not None:
@@ -360,7 +359,7 @@ def _measure_classes(
         notices.append(NO_PRIOR)
     soft_prior = None
     if settings.soft and learned.known.any():
-        soft_prior = own.rates(learned, everything, soft=True).astype(np.float64)
+        soft_prior = learned.arrays[SOFT][learned.known].mean(axis=0, dtype=np.float64)
     elif settings.soft:
         notices.append(NO_SHARES.format(metric="log loss"))
     ids = rows.column("group_id").to_pylist()
@@ -431,16 +430,17 @@ def choose_samples(samples: pa.Table, output: Output, split: str | None, *, wher
         )
     inside = samples if chosen == "all" else samples.filter(pc.equal(samples.column("split"), chosen))
     table = labelled if chosen == "all" else labelled.filter(pc.equal(labelled.column("split"), chosen))
-    return Choice(table, chosen, inside.num_rows - table.num_rows, _caution(chosen, there, table.num_rows))
+    return Choice(table, chosen, inside.num_rows - table.num_rows, _caution(chosen, there, table.num_rows, output))
 
 
-def _caution(split: str, there: Mapping[str, int], rows: int) -> str | None:
+def _caution(split: str, there: Mapping[str, int], rows: int, output: Output) -> str | None:
     if split == "train":
         return "These samples were trained on: the figures say how well they are remembered, not how good the model is."
     if split == "all" and there["train"]:
         return f"These samples were trained on, {there['train']:,} of {rows:,}: the figures flatter the model."
     if split == "val" or (split == "all" and there["val"]):
-        return "Epoch and thresholds were chosen on validation samples, which these hold: the figures are optimistic."
+        what = "Epoch and thresholds were" if output.gives == "labels" else "The epoch was"
+        return f"{what} chosen on validation samples, which these hold: the figures are optimistic."
     if split == "all" and not any(there.values()):
         return "The table names no splits: whether the model was trained on these samples is not known."
     return None

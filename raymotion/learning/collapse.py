@@ -172,7 +172,10 @@ def check_one_label(
     loss, right = evaluation.metrics.get("log_loss"), evaluation.metrics.get("accuracy")
     if loss is not None and loss.value is not None and loss.prior is not None:
         beside = f"{split} log loss {loss.value:.4f}, class prior {loss.prior:.4f}"
-        if loss.value >= loss.prior:
+        if loss.value >= loss.prior and right is not None and right.verdict == "better":
+            # Classes were weighed in training, or the model is far too sure: its answers are good nevertheless.
+            notes.append(f"The probabilities are no better than the class prior, only the answers are: {beside}.")
+        elif loss.value >= loss.prior:
             reasons.append(f"The {model} is no better than its prior: {beside}.")
         elif loss.prior_gain is not None and loss.prior_gain[0] <= 0:
             notes.append(

@@ -26,7 +26,8 @@ class Emotion:
     Attributes:
         prior: its share in the training split; None if the checkpoint does not contain it.
         lift: probability / prior; None without a prior, or for a prior of 0.
-        chosen: whether the probability reaches `threshold`; None for a checkpoint without thresholds.
+        chosen: whether the probability reaches `threshold`, or is the highest of a model of one label; None for another
+            checkpoint without thresholds.
     """
 
     label: str
@@ -67,7 +68,7 @@ class Prediction:
                 f"{emotion.probability:.3f}",
                 "not known" if emotion.prior is None else f"{emotion.prior:.3f}",
                 "" if emotion.lift is None else f"x {emotion.lift:.2f}",
-                "" if emotion.chosen is None else f"{'yes' if emotion.chosen else 'no'} ({_limit(emotion.threshold)})",
+                _choice(emotion),
             )
             for emotion in shown
         ]
@@ -118,14 +119,23 @@ def explain(
     )
 
 
+def _choice(emotion: Emotion) -> str:
+    if emotion.chosen is None:
+        return ""
+    limit = "" if emotion.threshold is None else f" ({_limit(emotion.threshold)})"
+    return ("yes" if emotion.chosen else "no") + limit
+
+
 def _emotions(info: CheckpointInfo, said: Mapping[str, float]) -> list[Emotion]:
-    emotions = []
+    emotions: list[Emotion] = []
     for label, probability in said.items():
         i = info.vocabulary.index(label)
         prior = None if info.prior is None else info.prior[i]
         threshold = None if info.thresholds is None else info.thresholds[i]
         lift = probability / prior if prior else None
         chosen = None if threshold is None else probability >= threshold
+        if info.one_label:
+            chosen = not emotions  # the first one is the most probable
         emotions.append(Emotion(label, probability, prior, lift, threshold, chosen))
     return emotions
 

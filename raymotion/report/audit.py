@@ -23,7 +23,7 @@ from pydantic import Field
 from raymotion import records, storage
 from raymotion.batch.label_dataset import LabelledSet, load_labels
 from raymotion.config import Settings
-from raymotion.data.samples import read_samples, vocabulary_of
+from raymotion.data.samples import vocabulary_of
 from raymotion.errors import InputError
 from raymotion.evaluation.agreement import compare
 from raymotion.evaluation.confident import find_issues
@@ -89,7 +89,8 @@ def audit_against_truth(
             given, or `out` holds other files.
     """
     _check_out(out)
-    labelled, table = _labels(labels), read_samples(truth)
+    labelled = _labels(labels)
+    table = labelled.read_truth(truth)
     vocabulary = vocabulary_of(table, where=truth)
     if vocabulary is None:
         raise InputError("has no labels to compare with", path=truth, remedy="Give samples that people labelled.")
@@ -182,7 +183,8 @@ def audit_samples(
         caution = records.read_record(storage.join(folder, "evaluation.json"), remedy=remedy).get("caution")
         notes += [str(caution)] if caution else []
         folder = storage.join(folder, "predictions")
-    labelled, table = load_labels(folder), read_samples(samples)
+    labelled = load_labels(folder)
+    table = labelled.read_truth(samples)
     vocabulary = vocabulary_of(table, where=samples)
     if vocabulary is None:
         raise InputError("has no labels to audit", path=samples, remedy="Give samples that people labelled.")

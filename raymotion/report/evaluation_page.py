@@ -50,7 +50,7 @@ CAPTIONS = {
 
 
 CLASS_RELIABILITY = "On the dashed line, of the answers that are 70 % sure, 70 % are right."
-DISTRIBUTION = "A narrow peak of predictions beside wide true values: nearly the same answer for every sample."
+DISTRIBUTION = "Where predictions have a narrow peak and true values none, nearly the same is said of every sample."
 TRUE_AGAINST_PREDICTED = "On the dashed line a prediction is right. A flat band: the same answer for every sample."
 
 
@@ -203,6 +203,7 @@ def render(
         remarks += [*one.measured.collapse.reasons, *one.measured.collapse.notes]
         facts.append(("One label of", f"{one.subject}, {len(one.measured.classes)} labels"))
     remarks += [own.flat for own in numbers if own.flat is not None]
+    remarks = [text for text in remarks if text != first.text]
     for own in numbers:
         key_figures += [
             (f"{name.upper()}, {own.output}", metric_text(own.evaluation[name].value)) for name in ("ccc", "mae")
@@ -358,7 +359,7 @@ def summary_lines(summary: EvaluationSummary) -> list[str]:
     """Formats caution, verdict, metrics with baselines, calibration, counts and paths of the files, in this order."""
     samples = summary.record["samples"]
     lines = [] if summary.caution is None else [summary.caution]
-    lines.append(verdict_of(summary).text)
+    lines.append((first := verdict_of(summary)).text)
     notes = [f"note: {notice}" for notice in summary.record["notices"]]
     by = (summary.record["by"] or {}).get("column")
     if summary.labels is None:
@@ -366,9 +367,9 @@ def summary_lines(summary: EvaluationSummary) -> list[str]:
     else:
         lines += _label_lines(summary.labels, notes, by)
     for one in summary.classes:
-        lines += _class_lines(one, by)
+        lines += _class_lines(one, by, first.text)
     for own in summary.numbers:
-        lines += [] if own.flat is None else [f"  - {own.flat}"]
+        lines += [] if own.flat in (None, first.text) else [f"  - {own.flat}"]
         lines += ["", f"{own.output}: {', '.join(own.names)}, on a scale of {own.scale[0]:g} to {own.scale[1]:g}"]
         lines += metric_lines(own.evaluation)
     left_out = f"; {samples['without_labels']:,} without labels left out" if samples["without_labels"] else ""
@@ -418,10 +419,11 @@ def _figure(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.3f}"
 
 
-def _class_lines(own: Classes, by: str | None) -> list[str]:
+def _class_lines(own: Classes, by: str | None, headline: str) -> list[str]:
     measured = own.measured
     n, (first, count) = measured.evaluation.samples, measured.answers[0]
-    lines = [f"  - {text}" for text in (*measured.collapse.reasons, *measured.collapse.notes)]
+    told = (*measured.collapse.reasons, *measured.collapse.notes)
+    lines = [f"  - {text}" for text in told if text != headline]
     lines += ["", f"{own.output}: one label of {own.subject}", *metric_lines(measured.evaluation), ""]
     if by is not None and own.by:
         lines += [*table_lines((by, *BY_HEADS_OF_CLASSES), class_by_rows(own.by)), ""]

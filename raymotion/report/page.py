@@ -13,10 +13,9 @@ from raymotion import storage
 from raymotion.batch.label_dataset import LabelledRow, LabelledSet, load_labels
 from raymotion.errors import InputError
 from raymotion.folders import outputs
-from raymotion.learning.collapse import Collapse, binary_entropy, check_collapse, first_labels
+from raymotion.learning.collapse import Collapse, binary_entropy, first_labels
 from raymotion.learning.metrics.multilabel import Evaluation
 from raymotion.learning.priors import told_rates
-from raymotion.learning.significance import voids_results
 from raymotion.report import figures
 from raymotion.report.cards import Card, ReviewLink, make_card
 from raymotion.report.rendering import NOT_RECORDED, as_text, percent, template
@@ -76,15 +75,7 @@ def write_report(
         raise InputError(f"samples_shown {samples_shown} is negative")
     outputs.require_replaceable(out, "a report", outputs.is_page)
     labelled = load_labels(labels_dir)
-    collapse = check_collapse(
-        labelled.probabilities,
-        labelled.mask,
-        labelled.vocabulary.labels,
-        prior=labelled.prior,
-        evaluation=labelled.evaluation,
-        selected=labelled.selected,
-        warnings=[str(notice) for notice in labelled.recorded("notices") or () if voids_results(str(notice))],
-    )
+    collapse = labelled.check_collapse(map(str, labelled.recorded("notices") or ()))
     headline, state = collapse.headline, collapse.verdict.state
     if labelled.unfinished is not None:
         headline, state = f"{labelled.unfinished} So far: {headline}", "bad" if state == "bad" else "unsure"

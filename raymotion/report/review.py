@@ -17,16 +17,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from raymotion import storage
-from raymotion.batch.label_dataset import load_labels
+from raymotion.batch.label_dataset import LabelledSet, load_labels
 from raymotion.config import digest_of
 from raymotion.data.images.marks import Picture
-from raymotion.data.samples import read_samples, vocabulary_of
+from raymotion.data.samples import vocabulary_of
 from raymotion.errors import InputError
 from raymotion.folders import outputs
 from raymotion.folders.lock import one_writer_of
 from raymotion.report.cards import small_jpeg
 from raymotion.report.rendering import template
-from raymotion.vocabulary import Vocabulary
 
 SIDE = 320
 THREADS = 8
@@ -84,7 +83,7 @@ def write_review(
     taken = np.arange(len(labelled)) if everything else np.flatnonzero(labelled.selected)
     if not len(taken):
         raise InputError("has no selected row to review", path=labels_dir, remedy="Pass --all.")
-    said = None if truth is None else _said_by_people(truth, labelled.vocabulary)
+    said = None if truth is None else _said_by_people(truth, labelled)
     target = storage.absolute(out)
     outputs.claim(target)
     rows = taken[: min(most, MOST)]
@@ -121,9 +120,9 @@ def write_review(
     )
 
 
-def _said_by_people(path: storage.PathLike, vocabulary: Vocabulary) -> dict[str, list[int]]:
+def _said_by_people(path: storage.PathLike, labelled: LabelledSet) -> dict[str, list[int]]:
     """Returns sample_id -> positions of the labels that people gave."""
-    table = read_samples(path)
+    table, vocabulary = labelled.read_truth(path), labelled.vocabulary
     own = vocabulary_of(table, where=path)
     if own is None:
         raise InputError("has no labels to compare with", path=path, remedy="Give samples that people labelled.")

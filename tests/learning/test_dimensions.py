@@ -6,7 +6,7 @@ from scipy import stats
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
 from raymotion.errors import InputError
-from raymotion.learning.metrics.dimensions import evaluate_dimensions
+from raymotion.learning.metrics.dimensions import error_by_bin, evaluate_dimensions, flat_notice
 from raymotion.learning.metrics.multilabel import Evaluation, metric_title
 
 NAMES = ("valence", "arousal")
@@ -117,3 +117,38 @@ def test_the_record_is_that_of_every_evaluation() -> None:
 def test_what_does_not_fit_is_refused(truth: np.ndarray, values: np.ndarray, mean: list[float]) -> None:
     with pytest.raises(InputError, match="true values"):
         evaluate_dimensions(truth, values, training_mean=mean, names=NAMES)
+
+
+def test_errors_by_bin_are_those_of_the_rows_in_it() -> None:
+    rng = np.random.default_rng(3)
+    truth, values = rng.uniform(0, 100, 400).astype(np.float32), rng.uniform(0, 100, 400).astype(np.float32)
+    truth[:9], truth[9:12] = np.nan, (0.0, 10.0, 100.0)
+    found = error_by_bin(truth, values, scale=(0.0, 100.0), training_mean=50.0)
+    assert [(own.low, own.high) for own in found] == [(10.0 * i, 10.0 * (i + 1)) for i in range(10)]
+    assert sum(own.count for own in found) == 391
+    for own in found:
+        inside = (truth >= own.low) & ((truth < own.high) | (own.high == 100))
+        y, p = truth[inside].astype(float), values[inside].astype(float)
+        assert own.count == inside.sum() > 0
+        assert own.mae == pytest.approx(mean_absolute_error(y, p))
+        assert own.bias == pytest.approx(p.mean() - y.mean())
+        assert own.baseline_mae == pytest.approx(np.abs(y - 50).mean())
+
+
+def test_bins_of_short_scales_are_whole_steps_and_empty_ones_have_no_error() -> None:
+    found = error_by_bin(np.array([1.0, 7.0]), np.array([2.0, 6.5]), scale=(1.0, 7.0), training_mean=float("nan"))
+    assert [own.low for own in found] == [1, 2, 3, 4, 5, 6] and [own.count for own in found] == [1, 0, 0, 0, 0, 1]
+    assert (found[0].bias, found[-1].bias, found[1].mae) == (1.0, -0.5, None)
+    assert found[0].baseline_mae is None
+    edge = error_by_bin(np.array([4.1], np.float32), np.array([4.0]), scale=(4.0, 5.0), training_mean=4.5)
+    assert [own.count for own in edge][:3] == [0, 1, 0], "4.1 of a float32 column is not below 4.1"
+
+
+def test_the_public_models_39_for_every_picture_is_said() -> None:
+    """GAPED: predictions cluster near 39 (systems.md 4.3)."""
+    rng = np.random.default_rng(4)
+    truth = rng.uniform(0, 100, (145, 1))
+    flat = 39 + rng.normal(0, 0.5, (145, 1))
+    assert "valence 39" in str(flat_notice(truth, flat, ["valence"]))
+    assert flat_notice(truth, 0.3 * truth + 30, ["valence"]) is None
+    assert flat_notice(np.full((5, 1), 50.0), np.full((5, 1), 39.0), ["valence"]) is None, "nothing to tell apart"

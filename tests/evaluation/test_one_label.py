@@ -1,0 +1,370 @@
+"""Models of one label a sample in every room: training, evaluation, labelling, selection, report, audit."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
+from torch import Tensor, nn
+
+import raymotion
+from raymotion.config import load_settings
+from raymotion.data.samples import read_samples, table_from_rows, write_samples
+from raymotion.errors import InputError
+from raymotion.evaluation.classes import measure_classes
+from raymotion.evaluation.evaluate import EvaluateSettings, EvaluationSummary, evaluate_checkpoint
+from raymotion.learning.collapse import check_one_label
+from raymotion.learning.metrics.calibration import expected_calibration_error
+from raymotion.models.checkpoint import load_model, read_checkpoint_info, save_checkpoint
+from raymotion.models.inputs.values import ValuesInput
+from raymotion.models.kind import Kind
+from raymotion.models.outputs.bands import Bands
+from raymotion.models.outputs.dimensions import Dimensions
+from raymotion.models.outputs.single_label import SingleLabel
+from raymotion.models.recipe import SingleLabelRecipe
+from raymotion.models.registry import register
+from raymotion.report.evaluation_page import summary_lines, verdict_of, write
+from raymotion.train.fit import fit
+from raymotion.vocabulary import Vocabulary
+
+FOUR = Vocabulary("four", ("amusement", "anger", "awe", "fear"))
+
+
+class OneRecipe(SingleLabelRecipe):
+    """A label, or a band of valence, and perhaps valence, from arousal and dominance."""
+
+    kind: Literal["one-label-toy"] = "one-label-toy"
+    bands: bool = False
+    valence: bool = False
+
+
+class OneNetwork(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.layers = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, width))
+
+    def forward(self, values: Tensor, value_mask: Tensor) -> Tensor:
+        return self.layers(torch.cat([values, value_mask.float()], dim=1))
+
+
+@register
+class OneKind(Kind):
+    """One label from two numbers."""
+
+    name = "one-label-toy"
+    recipe = OneRecipe
+
+    def inputs(self, recipe):
+        return [ValuesInput(["arousal", "dominance"])]
+
+    def outputs(self, recipe, facts):
+        if recipe.bands:
+            return [Bands.of_facts(facts, "valence", (3.5, 4.5), loss=recipe.loss)]
+        return [
+            SingleLabel.of_recipe(recipe, facts),
+            *([Dimensions.of_facts(facts, ["valence"], name="valence")] if recipe.valence else []),
+        ]
+
+    def build(self, recipe, training):
+        return OneNetwork(sum(own.width for own in training.outputs))
+
+    def shape(self, network):
+        return {"width": network.width}
+
+    def restore(self, model, inputs, outputs):
+        return OneNetwork(model["width"])
+
+
+def rows_of(n: int = 240) -> list[dict[str, Any]]:
+    """Rows whose valence follows from arousal and dominance on a scale of 1 to 7, and whose label from valence."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(n):
+        arousal, dominance = rng.uniform(1, 7, 2)
+        valence = float(np.clip(0.8 * arousal - 0.5 * dominance + 3 + rng.normal(0, 0.2), 1, 7))
+        rows.append(
+            {
+                "sample_id": f"s{i}", "group_id": f"g{i}", "source": ("north", "south")[i % 3 == 0],
+                "split": ("train", "train", "val", "test")[i % 4], "arousal": arousal, "dominance": dominance,
+                "valence": None if i % 40 == 3 else valence, "labels": [FOUR.labels[min(3, int((valence - 1) / 1.5))]],
+                "label_weights": [0.6 if i % 2 else 1.0],
+            }
+        )  # fmt: skip
+    return rows
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = str(tmp_path_factory.mktemp("one") / "samples.parquet")
+    write_samples(path, table_from_rows(rows_of(), FOUR, scale=(1.0, 7.0)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def ratings(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same rows without labels and without a vocabulary, as a table of ratings is."""
+    path = str(tmp_path_factory.mktemp("ratings") / "ratings.parquet")
+    bare = [{name: own for name, own in row.items() if not name.startswith("label")} for row in rows_of()]
+    write_samples(path, table_from_rows(bare, None, scale=(1.0, 7.0)))
+    return path
+
+
+def train(samples: str, folder: Path, **more: Any) -> str:
+    optimiser = {"epochs": 15, "patience": 15, "batch_size": 16, "lr": 0.03}
+    options = {"kind": "one-label-toy", "data": {"samples": samples}, "optimiser": optimiser, "workers": 0}
+    recipe = load_settings(OneRecipe, options={**options, "use_gpu": False, **more})
+    return fit(recipe, folder).info.folder
+
+
+@pytest.fixture(scope="module")
+def one(samples: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return train(samples, tmp_path_factory.mktemp("one") / "model", valence=True)
+
+
+@pytest.fixture(scope="module")
+def bands(ratings: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return train(ratings, tmp_path_factory.mktemp("bands") / "model", bands=True)
+
+
+@pytest.fixture(scope="module")
+def flat(one: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The first model, but it says fear, and a valence of about 2.7, whatever the sample."""
+    model, folder = load_model(one), tmp_path_factory.mktemp("flat") / "model"
+    last = model.network.layers[2]
+    with torch.no_grad():
+        last.weight.mul_(0.02)
+        last.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 2.0, 2.7 / 7]))
+    save_checkpoint(
+        folder, model.info.kind, model.network, model.inputs, model.outputs, training=model.info.training
+    )  # fmt: skip
+    return str(folder)
+
+
+def evaluated(model: str, samples: str, out: Path, **more: Any) -> EvaluationSummary:
+    settings = EvaluateSettings(model=model, samples=samples, out=str(out), workers=0, **{"bootstrap": 100, **more})
+    return evaluate_checkpoint(settings, progress="none", write_page=write)
+
+
+def truth_and_probabilities(out: Path, labels: tuple[str, ...]) -> tuple[list[int], np.ndarray]:
+    table = pd.read_parquet(out / "predictions.parquet")
+    return [labels.index(own[0]) for own in table["labels"]], np.stack(table["probabilities"])
+
+
+@pytest.fixture(scope="module")
+def scored(one: str, samples: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[EvaluationSummary, Path]:
+    out = tmp_path_factory.mktemp("scored") / "out"
+    return evaluated(one, samples, out, by="source"), out
+
+
+class TestEvaluation:
+    def test_figures_baselines_and_confusion_are_scikit_learns(
+        self, scored: tuple[EvaluationSummary, Path], samples: str
+    ) -> None:
+        summary, out = scored
+        truth, p = truth_and_probabilities(out, FOUR.labels)
+        answer = p.argmax(axis=1)
+        record = json.loads((out / "evaluation.json").read_text())
+        found = record["classes"]["emotions"]
+        metrics = {name: own["value"] for name, own in found["metrics"].items()}
+        assert metrics == pytest.approx(
+            {
+                "log_loss": log_loss(truth, p.astype(float), labels=range(4)),
+                "accuracy": accuracy_score(truth, answer),
+                "macro_f1": f1_score(truth, answer, average="macro"),
+            },
+            rel=1e-5,
+        )
+        training = pd.read_parquet(samples).query("split == 'train'")["labels"].str[0]
+        prior = training.value_counts(normalize=True).reindex(FOUR.labels).to_numpy()
+        assert found["metrics"]["log_loss"]["prior"] == pytest.approx(-np.log(prior[truth]).mean())
+        assert found["metrics"]["accuracy"]["constant"] == pytest.approx(np.bincount(truth).max() / len(truth))
+        assert found["confusion"]["counts"] == confusion_matrix(truth, answer, labels=range(4)).tolist()
+        precision, recall, f1, support = precision_recall_fscore_support(truth, answer, labels=range(4))
+        for j, row in enumerate(found["classes"]):
+            assert (row["label"], row["support"]) == (FOUR.labels[j], support[j])
+            assert (row["precision"], row["recall"], row["f1"]) == pytest.approx((precision[j], recall[j], f1[j]))
+        error = expected_calibration_error(answer == truth, p.max(axis=1))
+        assert found["calibration"]["width"]["error"] == pytest.approx(error, abs=1e-6)
+        assert record["results"] is None and record["vocabulary"]["name"] == "four"
+        assert verdict_of(summary).state == "good" and "always" in verdict_of(summary).text
+
+    def test_files_page_and_terminal_show_them(self, scored: tuple[EvaluationSummary, Path]) -> None:
+        summary, out = scored
+        rows = list(csv.reader((out / "confusion.csv").open()))
+        assert rows[0] == ["true label", *FOUR.labels] and rows[1][0] == "amusement"
+        assert [row["label"] for row in csv.DictReader((out / "per_class.csv").open())] == list(FOUR.labels)
+        plots = {path.name for path in (out / "plots").iterdir()}
+        assert plots >= {"confusion.png", "answers.png", "reliability_width.png", "valence_valence_distribution.png"}
+        page = (out / "evaluation.html").read_text()
+        for text in ("Confusion: four", "By source", "Calibration of the answers", "errors by the true value"):
+            assert text in page
+        text = "\n".join(summary_lines(summary))
+        assert "distinct answers: 4 of 4 labels" in text and "true label, answers across" in text
+
+    def test_by_scores_each_value_and_numbers_have_their_errors_by_bin(
+        self, scored: tuple[EvaluationSummary, Path], samples: str
+    ) -> None:
+        summary, out = scored
+        truth, p = truth_and_probabilities(out, FOUR.labels)
+        ids = pd.read_parquet(out / "predictions.parquet")["sample_id"]
+        table = pd.read_parquet(samples).set_index("sample_id").loc[ids]
+        south = (table["source"] == "south").to_numpy()
+        found = summary.record["by"]["values"]["south"]["metrics"]["accuracy"]["value"]
+        assert found == pytest.approx((p.argmax(axis=1) == truth)[south].mean())
+        bins = summary.record["numbers"]["valence"]["by_bin"]["valence"]
+        assert sum(row["count"] for row in bins) == table["valence"].notna().sum() < len(table)
+        assert summary.record["numbers"]["valence"]["flat"] is None
+
+    def test_a_model_that_always_says_fear_is_called_that(self, flat: str, samples: str, tmp_path: Path) -> None:
+        summary = evaluated(flat, samples, tmp_path / "out")
+        first = verdict_of(summary)
+        assert first.state == "bad" and "says 'fear' for 100 % of the samples" in first.text
+        text = "\n".join(summary_lines(summary))
+        assert "never says 'awe'" in text or "never says 'anger'" in text
+        assert "distinct answers: 1 of 4" in text and "nearly the same for every sample: valence 2.7" in text
+        assert "nearly the same for every sample" in (tmp_path / "out" / "evaluation.html").read_text()
+
+    def test_soft_compares_with_the_share_of_annotators(self, one: str, samples: str, tmp_path: Path) -> None:
+        summary = evaluated(one, samples, tmp_path / "out", soft=True)
+        truth, p = truth_and_probabilities(tmp_path / "out", FOUR.labels)
+        ids = pd.read_parquet(tmp_path / "out" / "predictions.parquet")["sample_id"]
+        weights = pd.read_parquet(samples).set_index("sample_id").loc[ids, "label_weights"].str[0].to_numpy()
+        soft = np.repeat((1 - weights)[:, None] / 3, 4, axis=1)
+        soft[np.arange(len(soft)), truth] = weights
+        found = summary.record["classes"]["emotions"]["metrics"]["log_loss"]["value"]
+        assert found == pytest.approx(float(-(soft * np.log(np.clip(p, 1e-7, 1))).sum(axis=1).mean()), rel=1e-4)
+
+    def test_bands_are_read_from_the_number_and_a_foreign_vocabulary_does_not_matter(
+        self, bands: str, ratings: str, samples: str, tmp_path: Path
+    ) -> None:
+        bare, named = (evaluated(bands, path, tmp_path / str(i)) for i, path in enumerate((ratings, samples)))
+        metrics = [own.record["classes"]["emotions"]["metrics"] for own in (bare, named)]
+        assert metrics[0] == metrics[1] and metrics[0]["accuracy"]["value"] > 0.8
+        table = pd.read_parquet(tmp_path / "0" / "predictions.parquet").set_index("sample_id")
+        valence = pd.read_parquet(ratings).set_index("sample_id").loc[table.index, "valence"]
+        expected = pd.cut(valence, [1, 3.5, 4.5, 7.1], right=False, labels=["negative", "neutral", "positive"])
+        assert table["labels"].str[0].tolist() == expected.astype(str).tolist()
+        assert bare.record["samples"]["without_labels"] == (
+            pd.read_parquet(ratings).query("split == 'test'")["valence"].isna().sum()
+        )
+        review = tmp_path / "0" / "samples.parquet"
+        assert Vocabulary.from_metadata(read_samples(review).schema.metadata) == bands_vocabulary(bands)
+
+    def test_the_order_of_the_rows_does_not_matter(
+        self, scored: tuple[EvaluationSummary, Path], one: str, samples: str, tmp_path: Path
+    ) -> None:
+        """Shuffled predictions were compared with rows in file order (systems.md 4.5, 1)."""
+        table = read_samples(samples)
+        write_samples(tmp_path / "s.parquet", table.take(np.random.default_rng(1).permutation(table.num_rows)))
+        found = evaluated(one, str(tmp_path / "s.parquet"), tmp_path / "out")
+        for name in ("classes", "numbers"):
+            (own,), (other,) = found.record[name].values(), scored[0].record[name].values()
+            figures = [{key: metric["value"] for key, metric in of["metrics"].items()} for of in (own, other)]
+            assert figures[0] == pytest.approx(figures[1])
+
+    def test_what_does_not_apply_is_refused_in_a_line(
+        self, bands: str, one: str, ratings: str, samples: str, tmp_path: Path
+    ) -> None:
+        with pytest.raises(InputError, match="Leave --soft out"):
+            evaluated(bands, samples, tmp_path / "a", soft=True)
+        with pytest.raises(InputError, match="has no labels to compare with"):
+            evaluated(one, ratings, tmp_path / "b")
+        other = tmp_path / "other.parquet"
+        write_samples(other, table_from_rows([{**rows_of(1)[0], "labels": ["calm"]}], Vocabulary("x", ("calm",))))
+        with pytest.raises(InputError, match="vocabulary"):
+            evaluated(one, str(other), tmp_path / "c", split="all")
+
+
+def bands_vocabulary(folder: str) -> Vocabulary:
+    return read_checkpoint_info(folder).vocabulary
+
+
+class TestMeasure:
+    def test_a_model_below_the_majority_says_so(self) -> None:
+        rng = np.random.default_rng(0)
+        truth = rng.choice(3, 300, p=[0.6, 0.3, 0.1])
+        p = rng.dirichlet(np.ones(3), 300)
+        found = measure_classes(np.eye(3)[truth], p, labels="abc", prior=[0.6, 0.3, 0.1], bootstrap=100)
+        assert found.collapse.collapsed and found.majority == "a"
+        assert any("right less often than the majority class" in reason for reason in found.collapse.reasons)
+
+    def test_good_answers_with_bad_probabilities_are_no_collapse(self) -> None:
+        rng = np.random.default_rng(0)
+        truth = rng.choice(3, 300, p=[0.4, 0.3, 0.3])
+        answer = np.where(rng.random(300) < 0.75, truth, rng.integers(0, 3, 300))
+        p = 0.999985 * np.eye(3)[answer] + 0.000005  # far too sure
+        found = measure_classes(np.eye(3)[truth], p, labels="abc", prior=[0.4, 0.3, 0.3], bootstrap=200)
+        assert found.evaluation["log_loss"].value > found.evaluation["log_loss"].prior
+        assert not found.collapse.collapsed and "only the answers are" in found.collapse.notes[0]
+        assert found.calibration[0].error > 0.1 > found.calibration[0].by_luck
+
+    def test_an_answer_that_training_explains_is_no_collapse(self) -> None:
+        rng = np.random.default_rng(0)
+        p = np.column_stack([0.9 + 0.09 * rng.random(100), np.zeros(100)])
+        p[:, 1] = 1 - p[:, 0]
+        assert not check_one_label(p, "ab", prior=[0.95, 0.05]).collapsed
+        found = check_one_label(p, "ab", prior=[0.5, 0.5])
+        assert "says 'a' for 100 % of the samples, where 50 %" in found.reasons[0]
+        assert "never says 'b'" in found.notes[0]
+        assert check_one_label(p[:5], "ab", prior=[0.5, 0.5]).notes[0].startswith("5 samples are too few")
+
+
+class TestLabelling:
+    def test_each_row_gets_its_highest_label(
+        self, one: str, samples: str, tmp_path: Path, runner: Callable[..., Any]
+    ) -> None:
+        done = runner("label", samples, "--model", one, "--out", tmp_path / "labels", "--workers", 0)
+        assert done.code == 0 and "majority class" in done.out.splitlines()[0], done.err
+        table = pd.read_parquet(tmp_path / "labels")
+        answer = np.stack(table["probabilities"]).argmax(axis=1)
+        assert table["labels"].map(list).tolist() == [[FOUR.labels[j]] for j in answer]
+        assert np.stack(table["probabilities"]).sum(axis=1) == pytest.approx(np.ones(len(table)), abs=1e-5)
+        again = runner("select", tmp_path / "labels", "--out", tmp_path / "again")
+        assert again.code == 0 and "240 labels" in again.out
+        shown = runner("report", tmp_path / "labels", "--out", tmp_path / "report.html")
+        assert shown.code == 0 and shown.out.splitlines()[0] == done.out.splitlines()[0]
+        page = (tmp_path / "report.html").read_text()
+        assert "Exactly one label applies" in page and "Average precision" not in page
+        for option in (("--count", 2), ("--adapt-rates",)):
+            for command in (("select", tmp_path / "labels"), ("label", samples, "--model", one, "--workers", 0)):
+                refused = runner(*command, *option, "--out", tmp_path / "refused")
+                assert refused.code == 2 and refused.err.count("\n") == 1 and option[0] in refused.err
+
+    def test_a_flat_model_fails_the_check(
+        self, flat: str, samples: str, tmp_path: Path, runner: Callable[..., Any]
+    ) -> None:
+        done = runner("label", samples, "--model", flat, "--out", tmp_path / "labels", "--workers", 0)
+        assert "Collapse check FAILED: The model says 'fear' for 100 % of the samples" in done.out
+
+    def test_labels_of_bands_are_audited_against_the_number(
+        self, bands: str, ratings: str, tmp_path: Path, runner: Callable[..., Any]
+    ) -> None:
+        runner("label", ratings, "--model", bands, "--out", tmp_path / "labels", "--workers", 0)
+        done = runner("audit", tmp_path / "labels", "--truth", ratings, "--out", tmp_path / "audit")
+        assert done.code == 0 and "3 of 3 emotions" in done.out, done.err
+
+    def test_other_rooms_refuse_it_in_a_line(
+        self, one: str, samples: str, tmp_path: Path, runner: Callable[..., Any]
+    ) -> None:
+        done = runner("calibrate", one, samples, "--out", tmp_path / "calibrated")
+        assert done.code == 2 and "one label a sample" in done.err
+        (tmp_path / "r.yaml").write_text("kind: one-label-toy\n")
+        done = runner(
+            "carryover", tmp_path / "r.yaml", "--samples", samples, "--domain", "source", "--out", tmp_path / "c"
+        )
+        assert done.code == 2 and "one label a sample" in done.err
+
+    def test_plain_python_and_the_card(self, bands: str) -> None:
+        said = raymotion.load(bands).label(values={"arousal": 6.5, "dominance": 1.5})
+        assert next(iter(said)) == "positive" and sum(said.values()) == pytest.approx(1.0, abs=1e-5)
+        card = Path(bands, "README.md").read_text()
+        assert "neutral [3.5, 4.5)" in card and "multi-label" not in card and "thresholds" not in card
