@@ -197,16 +197,22 @@ def _summary(what: Any) -> str:
     return (inspect.getdoc(what) or "").partition("\n")[0]
 
 
-def _settings(recipe: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yields each field's dotted name, and its type, default and description; nested settings are flattened."""
+def _settings(recipe: type[BaseModel], prefix: str = "", filled: BaseModel | None = None) -> Iterator[tuple[str, str]]:
+    """Yields each field's dotted name, and its type, default and description; nested settings are flattened.
+
+    Args:
+        filled: the default of the field that holds these settings, whose values may differ from those of its class.
+    """
     for name, field in recipe.model_fields.items():
         several = get_origin(field.annotation) in (tuple, list)
         kinds = [field.annotation, *(() if several else get_args(field.annotation))]
         inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
         if inner:
-            yield from _settings(inner[0], f"{prefix}{name}.")
+            own = field.get_default(call_default_factory=True)
+            yield from _settings(inner[0], f"{prefix}{name}.", own if isinstance(own, BaseModel) else None)
             continue
         told = inspect.formatannotation(field.annotation)
         if not field.is_required():
-            told += f" = {field.get_default(call_default_factory=True)!r}"
+            default = field.get_default(call_default_factory=True) if filled is None else getattr(filled, name)
+            told += f" = {default!r}"
         yield f"{prefix}{name}", f"{told}. {field.description}" if field.description else told

@@ -414,4 +414,6 @@ def shape_of(config: type[S], recipe: TrainRecipe, **sizes: object) -> S:
     try:
         return load_settings(config, options={**recipe.model, **sizes})
     except InputError as error:
-        raise InputError(error.reason.replace("setting ", "setting model.", 1), remedy=error.remedy) from error
+        reason = error.reason.removeprefix("Value error, ")
+        named = reason.replace("setting ", "setting model.", 1) if "setting " in reason else f"setting model: {reason}"
+        raise InputError(named, remedy=error.remedy) from error

@@ -132,3 +132,10 @@ def test_a_misspelt_name_is_guessed(runner: Callable[..., Any], arguments: list[
     more = [] if arguments[0] == "kinds" else ["--samples", "s.parquet", "--out", "o"]
     done = runner(*arguments, *more)
     assert done.code == 2 and told in done.err, done.err
+
+
+def test_the_default_of_a_group_is_that_of_the_recipe(runner: Callable[..., Any]) -> None:
+    """A recipe may have another default loss than the class of the settings."""
+    lines = [" ".join(line.split()) for line in runner("kinds", "fractal").out.splitlines()]
+    assert "loss.name str = 'cross_entropy'" in lines
+    assert "loss.name str = 'bce'" in [" ".join(line.split()) for line in runner("kinds", "student").out.splitlines()]
