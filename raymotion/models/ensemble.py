@@ -83,7 +83,7 @@ def combined(infos: Sequence[CheckpointInfo]) -> CheckpointInfo:
 
 
 # What a model's output is trained or calibrated with; the others say what it predicts.
-TRAINED = ("loss", "weight", "temperatures")
+TRAINED = ("loss", "weight", "temperatures", "standardised")
 
 
 def _predicted(outputs: Sequence[Output]) -> list[dict[str, Any]]:

@@ -429,3 +429,24 @@ def test_bands_have_room(step_one: str, embeddings: str, tmp_path: Path) -> None
     """4.5.5: the public neutral band was a valence of exactly 50, and had no picture."""
     with pytest.raises(InputError, match="edges"):
         fit(two_input_of(step_one, embeddings, bands={"edges": [4.0, 4.0]}), tmp_path / "m")
+
+
+def test_regressors_of_other_training_rows_are_averaged_on_the_scale(
+    samples: str, embeddings: str, tmp_path: Path
+) -> None:
+    """Each is standardised by its own training split, which is no part of what it predicts."""
+    table = read_samples(samples)
+    other = ["val" if split == "train" and own.endswith("1") else split for own, split in zip(
+        table.column("group_id").to_pylist(), table.column("split").to_pylist(), strict=True)]  # fmt: skip
+    index = table.schema.get_field_index("split")
+    write_samples(tmp_path / "other.parquet", table.set_column(index, "split", pa.array(other, pa.string())))
+    models = [
+        fit(recipe_of(path, embeddings, dimensions=["valence"], probe={}), tmp_path / str(number)).info.folder
+        for number, path in enumerate((samples, str(tmp_path / "other.parquet")))
+    ]
+    said = []
+    for name, own in (("one", models[:1]), ("two", models[1:]), ("both", models)):
+        label(LabelSettings(samples=samples, out=str(tmp_path / name), model=tuple(own), workers=0))
+        said.append(pq.read_table(tmp_path / name).sort_by("sample_id").column("valence").to_numpy())
+    assert not np.allclose(said[0], said[1])
+    np.testing.assert_allclose(said[2], (said[0] + said[1]) / 2, atol=1e-4)
