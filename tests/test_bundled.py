@@ -45,13 +45,24 @@ def test_the_converted_file_is_that_of_an_independent_conversion(shared_data: Pa
     assert Path(path).read_bytes() == (shared_data / "weights" / "tf_efficientnet_lite0.safetensors").read_bytes()
 
 
-def test_they_fit_the_models_that_they_name() -> None:
+@pytest.mark.parametrize("name", [name for name in BUNDLES if name.startswith("tf_")])
+def test_image_weights_fit_timms_model_and_know_a_picture(name: str, shared_data: Path) -> None:
     import timm
+    import torch
+    from PIL import Image
     from safetensors.torch import load_file
+    from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 
-    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    model.load_state_dict(load_file(weights.find("bundled:tf_efficientnet_lite0")))  # strict
+    model = timm.create_model(name, pretrained=False).eval()
+    model.load_state_dict(load_file(weights.find(f"bundled:{name}")))  # strict
+    picture = Image.open(shared_data / "oasis" / "images" / "Ambulance 3.jpg").convert("RGB")
+    transform = create_transform(**resolve_model_data_config(model))
+    with torch.no_grad():
+        said = model(transform(picture)[None])[0].topk(5).indices.tolist()
+    assert "ambulance" in [ImageNetInfo("imagenet-1k").index_to_description(index) for index in said]
 
+
+def test_they_fit_the_models_that_they_name() -> None:
     from raymotion.models.text.tokenizer import load_tokenizer
     from raymotion.models.text.tower import read_text_tower
 

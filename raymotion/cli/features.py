@@ -63,8 +63,8 @@ def embeddings(settings: EmbeddingSettings, study: str | None, **where: Any) -> 
     Example:
       raymotion features embeddings emotic.parquet --out embeddings/ --context swin --body swin --face mobilenet_v3
       raymotion features embeddings emotic.parquet --out embeddings/ --study tune_spaces/emotic/ --views 4
-      raymotion features embeddings oasis.parquet --out embeddings/ --context tf_efficientnet_lite0 \\
-          --backbone-weights bundled:tf_efficientnet_lite0 --pooled-stages 3
+      raymotion features embeddings oasis.parquet --out embeddings/ --context tf_efficientnet_lite2 \\
+          --backbone-weights bundled:tf_efficientnet_lite2 --pooled-stages 3
     """
     from raymotion.batch.embeddings import describe, embed, with_needs
     from raymotion.cli.summary import print_job

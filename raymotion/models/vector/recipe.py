@@ -55,7 +55,7 @@ class VectorRecipe(TrainRecipe):
     paths: ClassVar[tuple[str, ...]] = ("weights",)
 
     data: VectorDataSettings = VectorDataSettings()
-    backbone: str = "tf_efficientnet_lite0"
+    backbone: str = "tf_efficientnet_lite2"
     weights: str = "default"
     size: int | None = Field(None, ge=1)
     pooled_stages: int = Field(0, ge=0)
