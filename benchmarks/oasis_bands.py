@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from oasis_valence import DATA, FOLDS, embeddings, splits_of, with_split
+from oasis_valence import DATA, FOLDS, embeddings, splits_of, vectors, with_split
 
 METHODS = ("two-input", "leaky", "picture", "threshold", "majority")
 
@@ -50,15 +50,32 @@ def train(recipe: str, samples: str, features: str, seed: int, out: Path, **more
     return fit(load_recipe(recipe, options=options), out).info
 
 
+def with_own_predictions(table: Any, split: np.ndarray, model: str, features: str, backbone: str) -> Any:
+    """The table with the valence that the model predicts for the pictures that it was trained on."""
+    import pyarrow as pa
+    import torch
+
+    from raymotion.models.checkpoint import load_model
+
+    loaded: Any = load_model(model)
+    ids = table.column("sample_id").to_pylist()
+    with torch.no_grad():
+        numbers = loaded.network(features=[torch.from_numpy(vectors(features, backbone, ids))])
+    own = loaded.outputs[0].decode(numbers)[:, 0].numpy()
+    valence = np.where(split == "train", own, table.column("predicted_valence").to_numpy())
+    index = table.schema.get_field_index("predicted_valence")
+    return table.set_column(index, table.schema.field(index), pa.array(valence, pa.float32()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=str(DATA), help="folder of OASIS.csv and images/")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
 
-    from raymotion.data.readers.oasis import OasisReader
     from sklearn.metrics import accuracy_score, f1_score
 
+    from raymotion.data.readers.oasis import OasisReader
     from raymotion.data.samples import read_samples, write_samples
     from raymotion.models.outputs.bands import Bands
     from raymotion.models.outputs.single_label import HARD
@@ -92,10 +109,9 @@ def main() -> None:
                 predicted = read_samples(made)
                 said["threshold"][tested] = bands.band_of(predicted.column("predicted_valence").to_numpy()[tested])
                 said["majority"][tested] = np.bincount(truth[learned]).argmax()
-                # Without the column, the model inside predicts the valence of its own training pictures.
-                bare = str(work / "bare.parquet")
-                write_samples(bare, predicted.drop_columns(["predicted_valence"]))
-                for name, path, inner in (("two-input", made, model), ("leaky", bare, model), ("picture", made, None)):
+                leaky = str(work / "leaky.parquet")
+                write_samples(leaky, with_own_predictions(predicted, split, model, features, recipe.backbone))
+                for name, path, inner in (("two-input", made, model), ("leaky", leaky, model), ("picture", made, None)):
                     info = train("two-input", path, features, seed, work / name, first=inner)
                     said[name][tested] = answers_of(info, ids, tested, "probabilities").argmax(axis=1)
                 print(f"seed {seed}, fold {fold + 1} of {FOLDS}", flush=True)

@@ -141,6 +141,10 @@ class Kind(ABC):
         """Returns the outputs to prepare targets for: those of every recipe that a search may derive from this one."""
         return self.outputs(recipe, facts)
 
+    def targets_settings(self, recipe: Any) -> list[Any]:
+        """Returns the settings that targets are read by, as JSON values; a search cannot vary them."""
+        return []
+
     def checked_inputs(self, recipe: Any) -> list[Input]:
         """Returns `inputs`, by which alone others read them; raises an `InputError` if these are no inputs."""
         return _parts(self.inputs(recipe), Input, f"{place_of(type(self))}.inputs")  # type: ignore[type-abstract]

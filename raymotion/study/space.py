@@ -307,8 +307,9 @@ def check_spaces(spaces: Spaces, base: TrainRecipe) -> None:
 def _preparation(recipe: TrainRecipe) -> list[Any]:
     """Returns the settings that determine how a recipe's data are prepared."""
     texts = None if recipe.probe is None else recipe.probe.labels
-    inputs = [[own.name, own.preparation()] for own in kind_of(recipe).checked_inputs(recipe)]
-    return [texts, recipe.data.model_dump(mode="json").get("holdout_domain"), inputs]
+    kind = kind_of(recipe)
+    inputs = [[own.name, own.preparation()] for own in kind.checked_inputs(recipe)]
+    return [texts, recipe.data.model_dump(mode="json").get("holdout_domain"), inputs, kind.targets_settings(recipe)]
 
 
 def refusal(recipe: TrainRecipe) -> str | None:

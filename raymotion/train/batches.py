@@ -64,8 +64,9 @@ class BatchLoader:
             yield self._batch(portion.rows, self._next(portion), rng, epoch)
         self._validation_due = True
 
-    def frozen(self, rows: np.ndarray) -> Iterator[tuple[dict[str, Any], int]]:
-        """Yields the network's arguments for these rows in order, and their number, with nothing augmented or hidden.
+    def frozen(self, rows: np.ndarray) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+        """Yields the network's arguments for these rows in order, with nothing augmented or hidden, and which of them
+        have an input that could be read, bool (n,).
 
         Of several captions of a sample, one is drawn.
         """
@@ -76,10 +77,12 @@ class BatchLoader:
         for portion, pictures in self._read(portions):
             self._record(portion, pictures)
             arguments: dict[str, Any] = {}
+            there = np.zeros(len(portion.rows), dtype=bool)
             for own in task.inputs.values():
                 draft = own.draft(portion.rows, rng, pictures if own.streamed else None)
+                there |= draft.present
                 arguments.update(draft.tensors(device))
-            yield arguments, len(portion.rows)
+            yield arguments, there
 
     def frozen_batches(self, rows: np.ndarray) -> int:
         """Returns how many times `frozen` yields on one of the workers that share these rows."""

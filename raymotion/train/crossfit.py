@@ -150,7 +150,7 @@ def assign_folds(data: TrainingSet, folds: int, seed: int) -> dict[str, int]:
             remedy="Ask for fewer with --folds.",
         )  # fmt: skip
     first = next(iter(data.targets.values()))
-    strata = _strata(next(iter(first.arrays.values()))[rows])
+    strata = _strata(next(iter(first.arrays.values()))[rows], folds)
     found: dict[str, int] = {}
     with warnings.catch_warnings():
         # A class with fewer rows than folds is in some of them only.
@@ -161,14 +161,20 @@ def assign_folds(data: TrainingSet, folds: int, seed: int) -> dict[str, int]:
     return found
 
 
-def _strata(targets: np.ndarray) -> np.ndarray:
-    """Returns a class for each row of the first targets (n, L): of labels the rarest, of numbers the quantile."""
+def _strata(targets: np.ndarray, folds: int) -> np.ndarray:
+    """Returns a class for each row of the first targets (n, L): of labels the rarest, of numbers the quantile.
+
+    Where no class has as many rows as there are folds, all rows are of one.
+    """
     labels = ((targets == 0) | (targets == 1)).all() and targets.shape[1] > 1
     if labels:
         rare = np.where(targets > 0, targets.sum(axis=0), np.inf)
-        return np.asarray(np.where(np.isinf(rare.min(axis=1)), -1, rare.argmin(axis=1)))
-    first = np.nan_to_num(targets[:, 0], nan=float(np.nanmin(targets)))
-    return np.digitize(first, np.quantile(first, np.linspace(0, 1, STRATA + 1)[1:-1]))
+        found = np.where(np.isinf(rare.min(axis=1)), -1, rare.argmin(axis=1))
+    else:
+        first = np.nan_to_num(targets[:, 0], nan=float(np.nanmin(targets)))
+        found = np.digitize(first, np.quantile(first, np.linspace(0, 1, STRATA + 1)[1:-1]))
+    _, counts = np.unique(found, return_counts=True)
+    return np.asarray(found if counts.max() >= folds else np.zeros(len(targets), np.int64))
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,10 @@ def fit_probe(model: nn.Module, task: Task, loader: BatchLoader, workers: Worker
     heads = task.kind.heads(model, task.outputs)
     training = _some(task.data.splits["train"], settings.samples, task.recipe.seed)
     chosen = {"train": training, "val": _validation(task, settings)}
-    features = {split: _gathered(model, heads, task, loader, rows, workers) for split, rows in chosen.items()}
+    gathered = {split: _gathered(model, heads, task, loader, rows, workers) for split, rows in chosen.items()}
+    features = {split: own for split, (own, _) in gathered.items()}
+    # A sample whose inputs could not be read would teach its label to nothing.
+    training, features["train"] = _read_alone(training, *gathered["train"])
     fitted: list[tuple[float, dict[str, _Layer]]] = []
     if workers.rank == 0:
         texts = {
@@ -102,8 +105,10 @@ def _gathered(
     loader: BatchLoader,
     rows: np.ndarray,
     workers: Workers,
-) -> dict[str, Tensor]:
-    """Returns the inputs of the last layers, float32 (rows, D), by output: without augmentation, dropout or gradient.
+) -> tuple[dict[str, Tensor], np.ndarray]:
+    """Returns the inputs of the last layers, float32 (rows, D), by output, and which rows could be read, bool (rows,).
+
+    Without augmentation, dropout or gradient.
 
     Of several captions of a sample, one is drawn.
     """
@@ -112,7 +117,10 @@ def _gathered(
     if workers.pace is not None and len(rows):
         workers.pace.begin(0, task.recipe.optimiser.epochs, loader.frozen_batches(rows))
     found: dict[str, list[Tensor]] = {name: [torch.zeros(0, head.in_features)] for name, head in heads.items()}
-    for number, (arguments, count) in enumerate(loader.frozen(rows[workers.rank :: workers.world]), start=1):
+    read = [np.zeros(0, dtype=bool)]
+    for number, (arguments, there) in enumerate(loader.frozen(rows[workers.rank :: workers.world]), start=1):
+        count = len(there)
+        read.append(there)
         for name, own in _inputs_of(model, heads, arguments, task.outputs, count).items():
             found[name].append(own)
         if workers.pace is not None:
@@ -126,7 +134,18 @@ def _gathered(
         if not bool(values.isfinite().all()):
             raise Diverged(f"the features that the last layer of {name} reads are NaN or infinite, before any training")
         result[name] = values
-    return result
+    present = np.zeros(len(rows), dtype=bool)
+    for rank, part in enumerate(workers.gather(np.concatenate(read))):
+        present[rank :: workers.world] = part
+    return result, present
+
+
+def _read_alone(
+    rows: np.ndarray, features: Mapping[str, Tensor], present: np.ndarray
+) -> tuple[np.ndarray, dict[str, Tensor]]:
+    """Returns those of the rows that could be read, with their features."""
+    kept = torch.from_numpy(present)
+    return rows[present], {name: own[kept] for name, own in features.items()}
 
 
 def _inputs_of(

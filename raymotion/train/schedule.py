@@ -40,8 +40,13 @@ def epochs_without_gain(scores: Sequence[float], min_delta: float) -> int:
     """Returns the number of epochs since the last whose score (lower is better) was better by `min_delta`."""
     best, waited = math.inf, 0
     for score in scores:
-        best, waited = (score, 0) if score < best - min_delta else (best, waited + 1)
+        best, waited = _waited(best, waited, score, min_delta)
     return waited
+
+
+def _waited(best: float, waited: int, score: float, min_delta: float) -> tuple[float, int]:
+    """Returns the best score and the epochs since it, after another epoch."""
+    return (score, 0) if score < best - min_delta else (best, waited + 1)
 
 
 def lowered(rate: float, scores: Sequence[float], settings: Plateau) -> float:
@@ -51,7 +56,7 @@ def lowered(rate: float, scores: Sequence[float], settings: Plateau) -> float:
     """
     best, waited = math.inf, 0
     for score in scores:
-        best, waited = (score, 0) if score < best - settings.min_delta else (best, waited + 1)
+        best, waited = _waited(best, waited, score, settings.min_delta)
         if waited >= settings.patience:
             rate, waited = max(rate * settings.factor, min(rate, settings.lowest)), 0
     return rate

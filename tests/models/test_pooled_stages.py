@@ -47,6 +47,13 @@ def test_stages_that_a_model_lacks_are_refused() -> None:
         identify("resnet18", "random:0", size=64, pooled_stages=9)
 
 
+def test_a_module_that_is_never_called_as_a_whole_is_no_stage() -> None:
+    with pytest.raises(InputError, match="stages"):
+        identify("hrnet_w18_small", "random:0", size=64, pooled_stages=40)
+    # Its lists of modules are numbered, and only their members run.
+    assert identify("coat_lite_tiny", "random:0", pooled_stages=1).dim > 0
+
+
 def test_identity_without_the_field_reads_as_the_last_layer() -> None:
     told = identify("resnet18", "random:0", size=64).to_dict()
     del told["pooled_stages"]

@@ -23,6 +23,7 @@ from raymotion.errors import InputError
 from raymotion.learning.losses.dimensions import make_dimension_loss
 from raymotion.models.checkpoint import load_model, read_checkpoint_info
 from raymotion.models.outputs.dimensions import VALUES, Dimensions
+from raymotion.models.registry import get_kind
 from raymotion.models.vector.kind import copies_of_rare
 from raymotion.models.vector.network import Similarities
 from raymotion.models.vector.recipe import MlpRecipe, RegressorRecipe, TwoInputRecipe
@@ -141,6 +142,16 @@ def test_similarities_reproduce_the_kernel() -> None:
     np.testing.assert_allclose((found @ found.T).numpy(), np.exp(-0.7 / 6 * distances.numpy()), atol=1e-4)
 
 
+def test_similarities_are_not_computed_in_bfloat16() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 3, generator=generator) @ torch.randn(3, 50, generator=generator)  # correlated, as features are
+    layer = Similarities(40, 50, 0.5)
+    layer.fit(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(x)
+    torch.testing.assert_close(found, layer(x))
+
+
 def test_same_model_from_pictures_and_from_cached_features(samples: str, embeddings: str, tmp_path: Path) -> None:
     changes = {"probe": {"strengths": [0.5]}, "dimensions": ["valence"]}
     cached, read = (
@@ -229,10 +240,12 @@ def test_only_training_rows_are_copied_and_augmented(samples: str, embeddings: s
     made = task.extra.add("streams", draft, chosen)
     targets = task.extra.targets(task.outputs[0], chosen)
     np.testing.assert_array_equal(targets[VALUES][:, 0], data.targets["vad"].arrays[VALUES][rows, 0])
-    views = {i: bound.streams[0].take(bound.rows[rows], np.full(len(rows), i)) for i in range(3)}
-    own = np.stack([np.isclose(made.values["context"][2:], views[i]).all(axis=1) for i in range(3)])
-    assert (own.sum(axis=0) >= 1).all()
-    assert (own.sum(axis=1) > 0).sum() > 1
+    views = np.stack([bound.streams[0].take(bound.rows[rows], np.full(len(rows), i)) for i in range(3)])
+    shown = np.isclose(made.values["context"][2:], views).all(axis=-1).argmax(axis=0)
+    own = bound.numbers[rows] % 3
+    for row in set(rows.tolist()):  # three views: the row itself and two copies differ, a third copy is one of them
+        several = shown[rows == row].tolist()
+        assert own[rows == row][0] not in several[:2] and len(set(several[:2])) == len(several[:2])
 
 
 def test_copies_fill_rare_bins_up() -> None:
@@ -251,7 +264,7 @@ def test_targets_are_standardised_and_come_back_on_the_scale() -> None:
         [{"sample_id": str(i), "group_id": str(i), "source": "x", "valence": v, "arousal": v / 2, "split": "train"}
          for i, v in enumerate((10.0, 50.0, 90.0))], scale=(0.0, 100.0),
     )  # fmt: skip
-    output = Dimensions(["valence", "arousal"], scale=(0.0, 100.0), standardise=True)
+    output = Dimensions(["valence", "arousal"], scale=(0.0, 100.0), numbers="standardised")
     targets, rows = output.read(table, where="t"), np.arange(3)
     output.fit(targets, rows)
     assert output.centre.tolist() == [50.0, 25.0]
@@ -281,10 +294,41 @@ def test_spread_of_the_ratings_weighs_them(samples: str, embeddings: str, tmp_pa
     recipe = recipe_of(samples, embeddings, loss={"name": "gaussian"}, dimensions=["valence"])
     data = prepare_data(recipe)
     assert data.targets["vad"].arrays["sd"].shape == (ROWS, 1)
-    assert prepare_data(recipe_of(samples, embeddings, dimensions=["valence"])).fingerprint != data.fingerprint
     write_samples(tmp_path / "bare.parquet", read_samples(samples).drop_columns(["valence_sd"]))
-    with pytest.raises(InputError, match="states no valence_sd"):
-        prepare_data(recipe_of(str(tmp_path / "bare.parquet"), loss={"name": "gaussian"}, dimensions=["valence"]))
+    for names in (["valence"], ["arousal", "valence"]):
+        bare = recipe_of(str(tmp_path / "bare.parquet"), loss={"name": "gaussian"}, dimensions=names)
+        with pytest.raises(InputError, match="states valence_sd"):
+            Task(bare, prepare_data(bare))
+    # A search reads the targets once, by a recipe whose loss may not read the spread.
+    plain = prepare_data(recipe_of(samples, embeddings, dimensions=["valence"]))
+    task = Task(recipe, plain)
+    batch = task.outputs[0].batch(plain.targets["vad"], plain.splits["train"], "cpu")
+    raw = torch.zeros(len(plain.splits["train"]), 1)
+    own, mse = (
+        float(Task(each, plain).criteria["vad"](raw, batch, epoch=0, weights=None))
+        for each in (recipe, recipe_of(samples, embeddings, dimensions=["valence"]))
+    )
+    assert own != pytest.approx(mse, rel=1e-3)
+
+
+def test_a_search_cannot_vary_what_the_targets_are_read_by(samples: str, embeddings: str) -> None:
+    kind, recipe = get_kind("regressor"), recipe_of(samples, embeddings, dimensions=["valence"])
+    assert kind.targets_settings(recipe) != kind.targets_settings(
+        recipe_of(samples, embeddings, dimensions=["arousal"])
+    )
+
+
+def test_raw_ratings_start_at_zero_as_in_the_public_study() -> None:
+    output = Dimensions(["valence"], scale=(0.0, 100.0), numbers="raw")
+    assert output.decode(torch.tensor([[39.0]])).tolist() == [[39.0]]
+    assert output.first_numbers(output.read(_three(), where="t"), np.arange(3)) is None
+    again = Dimensions.from_dict(output.to_dict(), where="config.json")
+    assert again.decode(torch.tensor([[39.0]])).tolist() == [[39.0]]
+
+
+def _three() -> pa.Table:
+    rows = [{"sample_id": str(i), "group_id": str(i), "source": "x", "valence": v} for i, v in enumerate((10.0, 50.0))]
+    return table_from_rows([*rows, {"sample_id": "2", "group_id": "2", "source": "x"}], scale=(0.0, 100.0))
 
 
 # --- out of fold -----------------------------------------------------------------------------------------------------
@@ -323,6 +367,15 @@ def test_crossfit_never_predicts_a_row_that_its_model_saw(samples: str, embeddin
     assert read_checkpoint_info(out / "model").training["crossfit"] == {"folds": 4, "samples": len(held)}
     again = cross_fit(recipe, out, folds=4, parallel=False)
     assert again.evaluations == result.evaluations
+
+
+def test_crossfit_of_few_rows_has_one_stratum(samples: str, embeddings: str, tmp_path: Path) -> None:
+    table = read_samples(samples)
+    splits = ["val" if i < 6 else "train" if i < 27 else None for i in range(ROWS)]
+    index = table.schema.get_field_index("split")
+    write_samples(tmp_path / "few.parquet", table.set_column(index, "split", pa.array(splits, pa.string())))
+    recipe = recipe_of(str(tmp_path / "few.parquet"), embeddings, dimensions=["valence"], probe={})
+    assert cross_fit(recipe, tmp_path / "out", folds=7, parallel=False).evaluations["vad"]["samples"] == 21
 
 
 def test_crossfit_refuses_more_folds_than_groups(samples: str, embeddings: str, tmp_path: Path) -> None:
@@ -383,7 +436,7 @@ def test_two_input_learns_from_predictions_out_of_fold(step_one: str, embeddings
     recipe = two_input_of(step_one, embeddings)
     data = prepare_data(recipe)
     told = {row["sample_id"]: row for row in read_samples(f"{step_one}/samples.parquet").to_pylist()}
-    source: Any = data.inputs["values"]
+    source: Any = data.inputs["predicted"]
     raw = source.values[:, 0] * source.source.std[0] + source.source.mean[0]
     for own, value in zip(data.sample_ids, raw, strict=True):
         assert value == pytest.approx(told[own]["predicted_valence"], abs=1e-4)
@@ -423,6 +476,17 @@ def test_two_input_refuses_a_regressor_of_other_vectors(
     arousal = fit(recipe_of(samples, embeddings, dimensions=["arousal"], probe={}), tmp_path / "arousal").info.folder
     with pytest.raises(InputError, match="predicts arousal"):
         fit(two_input_of(step_one, embeddings, first=arousal), tmp_path / "m2")
+
+
+def test_two_input_refuses_to_learn_from_predictions_for_rows_that_the_regressor_saw(
+    step_one: str, samples: str, embeddings: str, tmp_path: Path
+) -> None:
+    plain = fit(recipe_of(samples, embeddings, dimensions=["valence"], probe={}), tmp_path / "plain").info.folder
+    with pytest.raises(InputError, match="not made by `raymotion crossfit`"):
+        fit(two_input_of(step_one, embeddings, first=plain), tmp_path / "m")
+    data = {"samples": samples, "embeddings": [embeddings]}
+    with pytest.raises(InputError, match="48 of the 48 training samples have no predicted_valence"):
+        fit(two_input_of(step_one, embeddings, data=data), tmp_path / "m2")
 
 
 def test_bands_have_room(step_one: str, embeddings: str, tmp_path: Path) -> None:

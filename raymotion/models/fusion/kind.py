@@ -17,7 +17,7 @@ from raymotion.models.inputs.base import Input, require_inputs
 from raymotion.models.inputs.streams import BoundStreams, PersonInput, StreamEvidence, StreamFeatures, StreamInput
 from raymotion.models.kind import Kind, Training
 from raymotion.models.outputs.base import DataFacts, Output
-from raymotion.models.outputs.dimensions import VALUES, Dimensions
+from raymotion.models.outputs.dimensions import SD, VALUES, Dimensions
 from raymotion.models.outputs.multilabel import HARD, SOFT, MultiLabel
 
 if TYPE_CHECKING:
@@ -198,7 +198,8 @@ class SyntheticPersons:
         if isinstance(output, MultiLabel):
             own = self.made.targets[chosen].astype(np.float32)
             return {HARD: own, SOFT: own}
-        return {VALUES: np.full((len(chosen), output.width), np.nan, dtype=np.float32)}
+        nothing = np.full((len(chosen), output.width), np.nan, dtype=np.float32)
+        return {VALUES: nothing, SD: nothing}
 
     def add(self, name: str, draft: StreamEvidence, chosen: np.ndarray) -> StreamEvidence:
         """See `Extra`. Features are 0 if one of the parents lacks the stream."""

@@ -14,6 +14,7 @@ INPUTS: dict[str, str] = {
     "streams": "raymotion.models.inputs.streams:StreamInput",
     "crops": "raymotion.models.inputs.streams:CropInput",
     "values": "raymotion.models.inputs.values:ValuesInput",
+    "predicted": "raymotion.models.inputs.values:PredictedInput",
     "answers": "raymotion.models.inputs.answers:AnswersInput",
     "stored": "raymotion.models.stored.input:StoredInput",
 }

@@ -76,7 +76,7 @@ class ValuesInput(Input):
             raise InputError(
                 f"{unknown or names} are not number columns", remedy=f"Choose from {', '.join((*NUMBERS, *PREDICTED))}."
             )
-        self.columns = tuple(names)
+        self.names = self.columns = tuple(names)
         self.mean = None if mean is None else np.asarray(mean, dtype=np.float64)
         self.std = None if std is None else np.asarray(std, dtype=np.float64)
         self.noun = f"a number for {' or '.join(names)}"
@@ -85,7 +85,7 @@ class ValuesInput(Input):
     def to_dict(self) -> dict[str, Any]:
         assert self.mean is not None and self.std is not None
         return {
-            "type": self.name, "columns": list(self.columns), "mean": self.mean.tolist(), "std": self.std.tolist()
+            "type": self.name, "columns": list(self.names), "mean": self.mean.tolist(), "std": self.std.tolist()
         }  # fmt: skip
 
     @classmethod
@@ -104,7 +104,7 @@ class ValuesInput(Input):
         return np.asarray((raw - self.mean) / self.std, dtype=np.float32)
 
     def prepare(self, table: pa.Table, recipe: TrainRecipe, *, where: str) -> PreparedValues:
-        raw = np.stack([_column(table, name) for name in self.columns], axis=1)
+        raw = np.stack([_column(table, name) for name in self.names], axis=1)
         training = raw[np.array([split == "train" for split in table.column("split").to_pylist()], dtype=bool)]
         if self.mean is None:
             known = np.isfinite(training)
@@ -116,18 +116,39 @@ class ValuesInput(Input):
         return PreparedValues(self._standardised(raw), self)
 
     def preparation(self) -> list[Any]:
-        return list(self.columns)
+        return list(self.names)
 
     def load(self, folder: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> PreparedValues:
-        return PreparedValues(arrays["values"], ValuesInput.from_dict(meta, where=folder, folder=folder))
+        return PreparedValues(arrays["values"], type(self).from_dict(meta, where=folder, folder=folder))
 
     def collect(self, items: Sequence[Any]) -> Arrays:
-        rows = [[item.row.get(name) for name in self.columns] for item in items]
+        rows = [[item.row.get(name) for name in self.names] for item in items]
         raw = np.array([[np.nan if v is None else v for v in row] for row in rows], dtype=np.float64)
-        return _shown(self._standardised(raw.reshape(len(items), len(self.columns))))
+        return _shown(self._standardised(raw.reshape(len(items), len(self.names))))
 
     def describe(self) -> list[str]:
-        return [f"Numbers: {', '.join(self.columns)}, standardised by the training split."]
+        return [f"Numbers: {', '.join(self.names)}, standardised by the training split."]
+
+
+class PredictedInput(ValuesInput):
+    """Numbers that another model predicted out of fold, for training; a trained model predicts them itself.
+
+    So no table that is labelled needs the columns, and those that it has are not read: they may be another model's.
+    """
+
+    name: ClassVar[str] = "predicted"
+
+    def __init__(
+        self, names: Sequence[str], mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> None:
+        super().__init__(names, mean, std)
+        self.columns = ()
+
+    def collect(self, items: Sequence[Any]) -> Arrays:
+        return _shown(np.full((len(items), len(self.names)), np.nan, dtype=np.float32))
+
+    def describe(self) -> list[str]:
+        return [f"Numbers: {', '.join(self.names)}; for training out of fold, else predicted by the regressor inside."]
 
 
 def _column(table: pa.Table, name: str) -> np.ndarray:

@@ -2,14 +2,15 @@
 
 Networks predict value / h, where h is the largest absolute value of the scale: 0 .. 1 for a scale of 1 to 10, -1 .. 1
 for a scale of -3 to 3. Those of a standardised output predict (value - mean) / standard deviation, both of the training
-split. Decoded values are on the scale itself; those beyond its ends are moved there.
+split; those of a raw one predict the value. Decoded values are on the scale itself; those beyond its ends are moved
+there.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -78,7 +79,7 @@ class Dimensions(Output):
         names: columns of the sample table: valence, arousal, dominance.
         scale: lowest and highest value.
         loss: one of `learning.losses.dimensions.LOSSES`; a kind whose recipe has a setting for it passes that here.
-        standardise: the network's numbers are standardised by the training split.
+        numbers: what the network predicts: `share`, `standardised` or `raw` (see the module).
     """
 
     kind_of_output: ClassVar[str] = "dimensions"
@@ -95,17 +96,17 @@ class Dimensions(Output):
         name: str = "vad",
         loss: LossSettings | None = None,
         weight: float = 1.0,
-        standardise: bool = False,
+        numbers: Literal["share", "standardised", "raw"] = "share",
     ) -> None:
         unknown = [own for own in names if own not in DIMENSIONS]
         if unknown or not names:
             raise InputError(f"{unknown or names} are not dimensions", remedy=f"Choose from {', '.join(DIMENSIONS)}.")
         self.names, self.scale, self.name, self.weight = tuple(names), scale, name, weight
         self.loss = loss or LossSettings(name="smooth_l1")
-        self.standardise = standardise
-        # Of the network's numbers, so that value = centre + unit x number; known of a standardised output after `fit`.
+        self.numbers = numbers
+        # value = centre + unit x number; of a standardised output known after `fit`.
         self.centre = np.zeros(len(self.names))
-        self.unit = np.full(len(self.names), max(abs(own) for own in scale))
+        self.unit = np.full(len(self.names), 1.0 if numbers == "raw" else max(abs(own) for own in scale))
 
     @classmethod
     def of_facts(cls, facts: DataFacts, names: Sequence[str] = DIMENSIONS, **options: Any) -> Dimensions:
@@ -130,8 +131,13 @@ class Dimensions(Output):
         return {
             "type": self.kind_of_output, "name": self.name, "names": list(self.names), "scale": list(self.scale),
             "loss": self.loss.model_dump(mode="json"),
-            **({"standardised": {"mean": self.centre.tolist(), "sd": self.unit.tolist()}} if self.standardise else {}),
+            **self._numbers_to_dict(),
         }  # fmt: skip
+
+    def _numbers_to_dict(self) -> dict[str, Any]:
+        if self.numbers == "share":
+            return {}
+        return {"standardised": {"mean": self.centre.tolist(), "sd": self.unit.tolist()}}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], *, where: str) -> Dimensions:
@@ -151,14 +157,15 @@ class Dimensions(Output):
             numbers = [stated.get(name) if isinstance(stated, dict) else None for name in ("mean", "sd")]
             if not all(isinstance(n, list) and len(n) == found.width and all(map(is_number, n)) for n in numbers):
                 raise InputError(f"the output {found.name} does not say by what it was standardised", path=where)
-            found.standardise, found.centre, found.unit = True, *(np.array(n, dtype=np.float64) for n in numbers)
+            found.numbers, found.centre, found.unit = "standardised", *(np.array(n, dtype=np.float64) for n in numbers)
             if (found.unit <= 0).any():
                 raise InputError(f"the output {found.name} was standardised by an sd that is not above 0", path=where)
         return found
 
     def read(self, table: pa.Table, *, where: object, given: np.ndarray | None = None) -> Targets:
         arrays = {VALUES: read_numbers(table, self.names, self.scale, where=where)}
-        if reads_sd(self.loss.name):
+        # Whatever the loss, because a search reads the targets once for several.
+        if any(f"{name}_sd" in table.column_names for name in self.names):
             arrays[SD] = self._read_sd(table, where)
         return Targets(arrays, np.asarray(~np.isnan(arrays[VALUES]).all(axis=1)))
 
@@ -182,12 +189,6 @@ class Dimensions(Output):
                     path=where,
                     remedy="Use a table that has them, or split it otherwise.",
                 )
-        if SD in targets.arrays and np.isnan(targets.arrays[SD][splits["train"]]).all():
-            raise InputError(
-                f"states no {self.names[0]}_sd in the split train, which the loss {self.loss.name} weighs ratings by",
-                path=where,
-                remedy="Prepare the table with the spread of its ratings, or choose another loss.",
-            )
 
     def contents(self, targets: Targets) -> list[Any]:
         arrays = [np.round(np.nan_to_num(own, nan=-1e9), 4) for own in targets.arrays.values()]
@@ -199,7 +200,7 @@ class Dimensions(Output):
         Raises:
             InputError: the training rows have one and the same value of a dimension, or none.
         """
-        if not self.standardise:
+        if self.numbers != "standardised":
             return
         own = targets.arrays[VALUES][training].astype(np.float64)
         mean = column_mean(own)
@@ -213,10 +214,12 @@ class Dimensions(Output):
         """Returns the means (D,) of the training split, on the scale; NaN where no value is known."""
         return column_mean(targets.arrays[VALUES][training])
 
-    def first_numbers(self, targets: Targets, training: np.ndarray) -> Tensor:
+    def first_numbers(self, targets: Targets, training: np.ndarray) -> Tensor | None:
         """Returns the numbers of the training means, which a few epochs would not reach from 0."""
         import torch
 
+        if self.numbers == "raw":
+            return None
         return torch.from_numpy((self.baseline(targets, training) - self.centre) / self.unit).float()
 
     def batch(self, targets: Targets, rows: np.ndarray, device: str) -> dict[str, Tensor]:
@@ -225,8 +228,15 @@ class Dimensions(Output):
         return {name: torch.from_numpy(own[rows]).to(device) for name, own in targets.arrays.items()}
 
     def criterion(self, targets: Targets, training: np.ndarray) -> DimensionCriterion:
-        own = targets.arrays.get(SD)
-        usual = None if own is None else np.nan_to_num(column_mean(own[training]), nan=0.0)
+        usual: np.ndarray | None = None
+        if reads_sd(self.loss.name):
+            own = targets.arrays.get(SD, np.full((len(targets.known), self.width), np.nan))
+            usual = column_mean(own[training])
+            if missing := [name for name, sd in zip(self.names, usual, strict=True) if np.isnan(sd)]:
+                raise InputError(
+                    f"no training sample states {missing[0]}_sd, which the loss {self.loss.name} weighs ratings by",
+                    remedy="Prepare the table with the spread of its ratings, or choose another loss.",
+                )
         return DimensionCriterion(self, usual)
 
     def decode(self, raw: Tensor) -> Tensor:
@@ -333,7 +343,7 @@ class DimensionCriterion:
     """A loss on the network's numbers, averaged over the known ones.
 
     Args:
-        usual: standard deviation of the ratings of a number that states none, (D,).
+        usual: standard deviation of the ratings of a number that states none, (D,), for a loss that reads them.
     """
 
     def __init__(self, output: Dimensions, usual: np.ndarray | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
@@ -11,11 +12,12 @@ import numpy as np
 from raymotion.config import load_settings
 from raymotion.data.streams import CONTEXT
 from raymotion.errors import InputError
+from raymotion.learning.losses.dimensions import make_dimension_loss
 from raymotion.models.checkpoint import load_model, read_checkpoint_info
 from raymotion.models.inputs.base import Input, require_inputs
 from raymotion.models.inputs.person_crops import PersonReader
 from raymotion.models.inputs.streams import BoundStreams, CropInput, PreparedCrops, Stream, StreamEvidence, StreamInput
-from raymotion.models.inputs.values import ValuesInput
+from raymotion.models.inputs.values import PredictedInput
 from raymotion.models.kind import Kind, Training
 from raymotion.models.outputs.bands import Bands
 from raymotion.models.outputs.base import DataFacts, Output, Targets
@@ -117,7 +119,7 @@ class VectorKind(Kind):
 
         config = VectorConfig.model_validate(model)
         own = StreamInput if config.identity is None else CropInput
-        require_inputs(inputs, [own], [ValuesInput] if config.values else [])
+        require_inputs(inputs, [own], [PredictedInput] if config.values else [])
         (stream,) = cast("StreamInput | CropInput", inputs[0]).streams
         if stream.shape != (config.dim,) or config.identity not in (None, stream.identity.to_dict()):
             raise InputError(f"the model reads a vector of {config.dim} numbers, and its input is another one")
@@ -163,7 +165,14 @@ class RegressorKind(VectorKind):
     recipe = RegressorRecipe
 
     def outputs(self, recipe: RegressorRecipe, facts: DataFacts) -> Sequence[Output]:
-        return [Dimensions.of_facts(facts, recipe.dimensions, loss=recipe.loss, standardise=recipe.standardise)]
+        return [Dimensions.of_facts(facts, recipe.dimensions, loss=recipe.loss, numbers=recipe.numbers)]
+
+    def targets_settings(self, recipe: RegressorRecipe) -> list[Any]:
+        return list(recipe.dimensions)
+
+    def check_recipe(self, recipe: RegressorRecipe) -> None:
+        super().check_recipe(recipe)
+        make_dimension_loss(recipe.loss.name, recipe.loss.options)
 
     def extra(self, recipe: RegressorRecipe, training: Training) -> CopiedRows | None:
         """Returns copies of the training rows of rare values."""
@@ -202,7 +211,23 @@ class TwoInputKind(VectorKind):
                 path=info.folder,
                 remedy="Take OUT/model of `raymotion crossfit` with the same backbone.",
             )
-        return [*own, ValuesInput([f"predicted_{recipe.dimension}"])]
+        told = cast(Dimensions, info.outputs[0]).names
+        if told != (recipe.dimension,):
+            raise InputError(
+                f"predicts {', '.join(told)}, and the recipe's bands are of {recipe.dimension} alone",
+                path=info.folder,
+                remedy=f"Make it with `raymotion crossfit ... --set dimensions={recipe.dimension}`.",
+            )
+        if "crossfit" not in info.training:
+            raise InputError(
+                "was not made by `raymotion crossfit`, so there are no predictions out of fold to learn from",
+                path=info.folder,
+                remedy="Take OUT/model of `raymotion crossfit`, and OUT/samples.parquet as the samples.",
+            )
+        return [*own, PredictedInput([f"predicted_{recipe.dimension}"])]
+
+    def targets_settings(self, recipe: TwoInputRecipe) -> list[Any]:
+        return [recipe.dimension, recipe.bands.model_dump(mode="json")]
 
     def outputs(self, recipe: TwoInputRecipe, facts: DataFacts) -> Sequence[Output]:
         bands = recipe.bands
@@ -224,24 +249,41 @@ class TwoInputKind(VectorKind):
 
         assert recipe.first is not None
         model = load_model(recipe.first, kind=RegressorKind.name)
-        output, values = cast(Dimensions, model.outputs[0]), training.inputs["values"]
-        names = [f"predicted_{name}" for name in output.names]
+        output, values = cast(Dimensions, model.outputs[0]), training.inputs["predicted"]
         trained = cast(Any, model.inputs[0]).streams[0].identity
         own = cast(Any, next(iter(training.inputs.values())).described(training.data.splits["train"])).streams[0]
-        if names != [f"predicted_{recipe.dimension}"] or trained != own.identity:
+        if trained != own.identity:
             raise InputError(
-                f"predicts {', '.join(output.names)} from {trained.name} ({trained.weights}, {trained.size} pixels, "
-                f"{trained.dim} numbers), and the recipe asks for {recipe.dimension} from {own.identity.name} "
-                f"({own.identity.weights}, {own.identity.size} pixels, {own.identity.dim} numbers)",
+                f"predicts from {trained.name} ({trained.weights}, {trained.size} pixels, {trained.dim} numbers), and "
+                f"the recipe reads {own.identity.name} ({own.identity.weights}, {own.identity.size} pixels, "
+                f"{own.identity.dim} numbers)",
                 path=recipe.first,
                 remedy="Name the same backbone, weights, size and pooled_stages.",
             )
+        scale, training_rows = training.data.facts.scale, training.data.splits["train"]
+        if scale != output.scale:
+            raise InputError(
+                f"predicts on a scale of {output.scale}, and the samples are on {scale}", path=recipe.first,
+                remedy="Take the table that `raymotion crossfit` wrote beside this model.",
+            )  # fmt: skip
+        if without := int((~values.present[training_rows]).sum()):
+            # The model inside has seen them, and predicts them better than any other picture.
+            raise InputError(
+                f"{without} of the {len(training_rows)} training samples have no predicted_{recipe.dimension}",
+                path=training.data.name,
+                remedy="Take OUT/samples.parquet of `raymotion crossfit`, which has those out of fold.",
+            )
         network.first.load_state_dict(cast(Any, model.network).state_dict())
-        source = cast(ValuesInput, values.described(training.data.splits["train"]))
+        source = cast(PredictedInput, values.described(training_rows))
         assert source.mean is not None and source.std is not None
         # The regressor's numbers are standardised by its training split, the values by this one's predictions.
-        network.get_buffer("value_mean").copy_(torch.from_numpy((source.mean - output.centre) / output.unit))
-        network.get_buffer("value_std").copy_(torch.from_numpy(source.std / output.unit))
+        numbers = {
+            "mean": (source.mean - output.centre) / output.unit, "std": source.std / output.unit,
+            "low": (output.scale[0] - output.centre) / output.unit,
+            "high": (output.scale[1] - output.centre) / output.unit,
+        }  # fmt: skip
+        for name, number in numbers.items():
+            network.get_buffer(f"value_{name}").copy_(torch.from_numpy(number))
         return network
 
     def title(self) -> str:
@@ -342,6 +384,15 @@ class CopiedRows:
     bound: BoundStreams
     of: Targets
 
+    @cached_property
+    def number(self) -> np.ndarray:
+        """Which copy of its row each one is, from 0, (m,)."""
+        order = np.argsort(self.copies, kind="stable")
+        _, first, counts = np.unique(self.copies[order], return_index=True, return_counts=True)
+        found = np.empty(len(order), dtype=np.int64)
+        found[order] = np.arange(len(order)) - np.repeat(first, counts)
+        return found
+
     @property
     def count(self) -> int:
         """The number of copies."""
@@ -355,8 +406,8 @@ class CopiedRows:
     def add(self, name: str, draft: StreamEvidence, chosen: np.ndarray) -> StreamEvidence:
         """See `Extra`."""
         rows = self.training[self.copies[chosen]]
-        # Another view than the row itself has in this epoch, and than its other copies.
-        numbers = self.bound.numbers[rows] + 1 + chosen
+        # Another view than the row itself has in this epoch, and than its other copies, as far as there are as many.
+        numbers = self.bound.numbers[rows] + 1 + self.number[chosen]
         (own,) = self.bound.streams
         made = own.take(self.bound.rows[rows], numbers)
         return StreamEvidence(

@@ -50,7 +50,9 @@ class Similarities(nn.Module):
         return torch.exp(-self.gamma / x.shape[1] * squared)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._kernel(x.float()) @ self.whitening
+        # Whitening adds large numbers that cancel: of 8 bits nothing would be left.
+        with torch.autocast(x.device.type, enabled=False):
+            return self._kernel(x.float()) @ self.whitening
 
 
 class VectorNetwork(nn.Module):
@@ -97,8 +99,8 @@ class VectorNetwork(nn.Module):
         if config.first is not None:
             self.first = VectorNetwork(VectorConfig.model_validate(config.first), config.values, build=build)
             self.first.requires_grad_(False)
-            self.register_buffer("value_mean", torch.zeros(config.values))
-            self.register_buffer("value_std", torch.ones(config.values))
+            for name in ("value_mean", "value_std", "value_low", "value_high"):
+                self.register_buffer(name, torch.ones(config.values))
 
     def train(self, mode: bool = True) -> VectorNetwork:
         """Keeps the model inside in evaluation mode: it is frozen."""
@@ -139,18 +141,21 @@ class VectorNetwork(nn.Module):
             values, value_mask: (n, V) standardised numbers, and which are known.
         """
         x = self.standardised(self.vectors(features, crops))
-        if mask is not None:  # a missing picture is the mean one, and is not learned from
+        if mask is not None:  # a missing picture is the mean one
             x = torch.where(mask[:, :1], x, torch.zeros_like(x))
         if self.kernel is not None:
             x = self.kernel(x)
         if self.config.values:
             assert values is not None and value_mask is not None
             if self.first is not None and not bool(value_mask.all()):
+                low, high, mean, std = (
+                    self.get_buffer(f"value_{name}") for name in ("low", "high", "mean", "std")
+                )  # fmt: skip
                 with torch.no_grad():
-                    said = self.first(features, crops, mask)
-                own = (said - self.get_buffer("value_mean")) / self.get_buffer("value_std")
-                values = torch.where(value_mask, values, own)
-                value_mask = torch.ones_like(value_mask) if mask is None else value_mask | mask[:, :1]
+                    said = self.first(features, crops, mask).clamp(low, high)
+                there = torch.ones_like(value_mask) if mask is None else mask[:, :1].expand_as(value_mask)
+                values = torch.where(value_mask | ~there, values, (said - mean) / std)
+                value_mask = value_mask | there
             x = torch.cat([x, values, value_mask.float()], dim=1)
         if self.config.batch_norm and self.training and len(x) == 1:  # batch norm needs at least two
             return self.head(self.hidden(x.expand(2, -1)))[:1]

@@ -95,15 +95,15 @@ class RegressorRecipe(VectorRecipe):
     Attributes:
         dimensions: columns to predict, on the table's scale.
         loss: any of `learning.losses.dimensions`.
-        standardise: the network's numbers are the ratings less their mean in training, divided by their standard
-            deviation there; else the ratings divided by the scale's end, as the public systems have it.
+        numbers: what the network predicts. standardised: the ratings less their mean in training, divided by their
+            standard deviation there. raw: the ratings themselves, from a bias of 0 on, as in the public study.
         balance: fill up rare values of the first dimension; None: train on the rows as they are.
     """
 
     kind: Literal["regressor"] = "regressor"
     dimensions: tuple[str, ...] = ("valence",)
     loss: LossSettings = LossSettings(name="mse")
-    standardise: bool = True
+    numbers: Literal["standardised", "raw"] = "standardised"
     balance: Balance | None = None
     select_by: str | None = "r2"
 
@@ -153,7 +153,7 @@ class TwoInputRecipe(VectorRecipe, SingleLabelRecipe):
     paths: ClassVar[tuple[str, ...]] = ("weights", "first")
 
     kind: Literal["two-input"] = "two-input"
-    dimension: str = "valence"
+    dimension: Literal["valence", "arousal", "dominance"] = "valence"
     bands: BandSettings = BandSettings(edges=(3.5, 4.5))
     first: str | None = None
     select_by: str | None = "macro_f1"

@@ -233,21 +233,25 @@ def features_of(model: Any, pixels: Tensor, pooled_stages: int = 0) -> tuple[Any
     last = str(getattr(model, "output_fmt", "")).endswith("NHWC")
 
     def keep(name: str) -> Any:
-        return lambda _, __, given: found.update({name: _mean_of_map(model, given, last=last)})
+        def hook(_: Any, __: Any, given: Any) -> None:
+            found.pop(name, None)  # of a module that runs more than once, the last time counts
+            found[name] = _mean_of_map(model, given, last=last)
 
-    names = stage_modules(model)
-    if pooled_stages > len(names):
-        raise InputError(
-            f"{type(model).__name__} has {len(names)} stages, not {pooled_stages}",
-            remedy="Ask for fewer with pooled_stages.",
-        )
-    hooks = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names[-pooled_stages:]]
+        return hook
+
+    hooks = [model.get_submodule(name).register_forward_hook(keep(name)) for name in stage_modules(model)]
     try:
         features = model.forward_features(pixels)
     finally:
         for hook in hooks:
             hook.remove()
-    return features, torch.cat([found[name] for name in names[-pooled_stages:]], dim=1)
+    # In the order in which they ran; a module that is never called as a whole is no stage.
+    if pooled_stages > len(found):
+        raise InputError(
+            f"{type(model).__name__} has {len(found)} stages, not {pooled_stages}",
+            remedy="Ask for fewer with pooled_stages.",
+        )
+    return features, torch.cat(list(found.values())[-pooled_stages:], dim=1)
 
 
 def _mean_of_map(model: Any, given: Any, *, last: bool) -> Tensor:
