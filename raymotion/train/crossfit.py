@@ -27,6 +27,7 @@ from raymotion.models.training_set import TrainingSet
 from raymotion.train.prepare import prepare_data
 from raymotion.train.recipe import kind_of, require_loggers
 from raymotion.train.runs import RUNS, ComparisonProgress, publish, require_same_comparison, run_all
+from raymotion.train.task import Task
 from raymotion.version import __version__
 
 RECORD, PREDICTIONS, SAMPLES, MODEL, FOLDS = "crossfit.json", "predictions.parquet", "samples.parquet", "model", "folds"
@@ -95,6 +96,7 @@ def cross_fit(
     recipe = _checked(recipe)
     samples = read_samples(recipe.data.samples)
     data = prepare_data(recipe)
+    Task(recipe, data)  # refuses features or a loss that do not fit, before anything is written
     fold_of = assign_folds(data, folds, recipe.seed)
     settings = {**recipe.result_settings(), "data_fingerprint": data.fingerprint, "folds": folds}
     made = (PREDICTIONS, SAMPLES, MODEL, FOLDS)

@@ -489,6 +489,19 @@ def test_two_input_refuses_to_learn_from_predictions_for_rows_that_the_regressor
         fit(two_input_of(step_one, embeddings, data=data), tmp_path / "m2")
 
 
+def test_edges_of_another_scale_are_refused(step_one: str, embeddings: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"ratings from 1 to 7, and .* on a scale of 0 to 100"):
+        fit(two_input_of(step_one, embeddings, bands={"edges": [3.0, 5.0], "scale": [0, 100]}), tmp_path / "m")
+
+
+def test_crossfit_that_was_refused_leaves_its_folder_free(samples: str, embeddings: str, tmp_path: Path) -> None:
+    wrong = recipe_of(samples, embeddings, backbone="resnet18", weights="default", probe={})
+    with pytest.raises(InputError, match="resnet18"):
+        cross_fit(wrong, tmp_path / "out", folds=3, parallel=False)
+    right = recipe_of(samples, embeddings, dimensions=["valence"], probe={})
+    assert cross_fit(right, tmp_path / "out", folds=3, parallel=False).files
+
+
 def test_bands_have_room(step_one: str, embeddings: str, tmp_path: Path) -> None:
     """4.5.5: the public neutral band was a valence of exactly 50, and had no picture."""
     with pytest.raises(InputError, match="edges"):

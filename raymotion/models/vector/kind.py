@@ -231,6 +231,14 @@ class TwoInputKind(VectorKind):
 
     def outputs(self, recipe: TwoInputRecipe, facts: DataFacts) -> Sequence[Output]:
         bands = recipe.bands
+        if bands.scale is not None and facts.scale is not None and bands.scale != facts.scale:
+            mine, theirs = (f"{low:g} to {high:g}" for low, high in (bands.scale, facts.scale))
+            raise InputError(
+                f"has ratings from {theirs}, and bands.edges are on a scale of {mine}",
+                path=facts.where,
+                remedy="Set bands.edges and bands.scale for this table: --set 'bands.edges=[40, 60]' "
+                "--set 'bands.scale=[0, 100]'.",
+            )
         return [Bands.of_facts(facts, recipe.dimension, bands.edges, bands.labels, loss=recipe.loss)]
 
     def filled_in(self, recipe: TwoInputRecipe, training: Training) -> dict[str, Any]:

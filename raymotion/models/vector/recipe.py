@@ -131,11 +131,13 @@ class BandSettings(Settings):
     """The intervals of ratings that a model tells apart.
 
     Attributes:
-        edges: where one band ends and the next begins, on the table's scale, ascending.
+        edges: where one band ends and the next begins, ascending.
         labels: one more than edges.
+        scale: lowest and highest rating of the scale that the edges are on; a table of another is refused.
     """
 
     edges: tuple[float, ...]
+    scale: tuple[float, float] | None = None
     labels: tuple[str, ...] = ("negative", "neutral", "positive")
 
 
@@ -154,7 +156,7 @@ class TwoInputRecipe(VectorRecipe, SingleLabelRecipe):
 
     kind: Literal["two-input"] = "two-input"
     dimension: Literal["valence", "arousal", "dominance"] = "valence"
-    bands: BandSettings = BandSettings(edges=(3.5, 4.5))
+    bands: BandSettings = BandSettings(edges=(3.5, 4.5), scale=(1.0, 7.0))
     first: str | None = None
     select_by: str | None = "macro_f1"
 
