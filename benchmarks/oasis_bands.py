@@ -10,7 +10,7 @@ seeds.
     threshold    the band of the predicted valence
     majority     the most frequent band of the training pictures
 
-    python benchmarks/oasis_bands.py             # about 6 minutes on 2 cores
+    python benchmarks/oasis_bands.py             # 3 minutes on 2 cores
     python benchmarks/oasis_bands.py --seeds 0
 """
 
