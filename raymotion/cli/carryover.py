@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from raymotion.cli.options import access_options, cluster_option, progress_option, set_option
+from raymotion.cli.options import access_options, cluster_option, no_ray_option, progress_option, set_option
 
 
 @click.command()
@@ -27,11 +27,7 @@ from raymotion.cli.options import access_options, cluster_option, progress_optio
 @click.option(
     "--seeds", default=3, show_default=True, type=click.IntRange(1), help="Runs of each kind: seeds 0, 1, ..."
 )
-@click.option(
-    "--no-ray",
-    is_flag=True,
-    help="One run after the other, in this process.  [default: one for each CPU at once]",
-)
+@no_ray_option
 @set_option
 @access_options
 @progress_option

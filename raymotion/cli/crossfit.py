@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from raymotion.cli.options import access_options, cluster_option, progress_option, set_option
+from raymotion.cli.options import access_options, cluster_option, no_ray_option, progress_option, set_option
 
 
 @click.command()
@@ -20,11 +20,7 @@ from raymotion.cli.options import access_options, cluster_option, progress_optio
     "--folds", default=5, show_default=True, type=click.IntRange(2), help="Parts of the training split, by group."
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of folds and training.")
-@click.option(
-    "--no-ray",
-    is_flag=True,
-    help="One run after the other, in this process.  [default: one for each CPU at once]",
-)
+@no_ray_option
 @set_option
 @access_options
 @progress_option

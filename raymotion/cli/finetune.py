@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from raymotion.cli.options import access_options, cluster_option, progress_option, set_option
+from raymotion.cli.options import access_options, cluster_option, no_ray_option, progress_option, set_option
 
 
 @click.command()
@@ -38,11 +38,7 @@ from raymotion.cli.options import access_options, cluster_option, progress_optio
     type=click.Choice(["AnB", "AnB+", "BnB", "BnB+"]),
     help="Only these, and training from scratch (repeatable).  [default: all]",
 )
-@click.option(
-    "--no-ray",
-    is_flag=True,
-    help="One run after the other, in this process.  [default: one for each CPU at once]",
-)
+@no_ray_option
 @set_option
 @access_options
 @progress_option

@@ -64,6 +64,9 @@ cluster_option = click.option(
 set_option = click.option(
     "--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Override one setting (repeatable)."
 )
+no_ray_option = click.option(
+    "--no-ray", is_flag=True, help="One run after the other, in this process.  [default: one for each CPU at once]"
+)
 config_option = click.option(
     "--config", metavar="YAML", help="File of settings, the required ones too; options override it."
 )

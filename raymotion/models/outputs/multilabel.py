@@ -22,7 +22,8 @@ from raymotion.learning.metrics.multilabel import evaluate as evaluate_labels
 from raymotion.learning.paired import SparseRanking
 from raymotion.learning.selection import fit_class_thresholds
 from raymotion.models.finite import is_number
-from raymotion.models.outputs.base import DataFacts, Gives, Output, Targets, array_digest, read_loss
+from raymotion.models.outputs.base import DataFacts, Gives, Targets, array_digest, read_loss
+from raymotion.models.outputs.labels import LabelOutput
 from raymotion.models.outputs.temperatures import Temperatures
 from raymotion.models.recipe import Distillation, LossSettings, MultiLabelRecipe
 from raymotion.vocabulary import Vocabulary
@@ -35,7 +36,7 @@ HARD, SOFT = "hard", "soft"
 CLOSE = 0.01
 
 
-class MultiLabel(Output):
+class MultiLabel(LabelOutput):
     """Probabilities (n, L) over a vocabulary.
 
     Its targets are `hard`, 0 or 1, and `soft`, the share of annotators or, for pseudo-labels, the teacher's
@@ -79,14 +80,6 @@ class MultiLabel(Output):
         if facts.vocabulary is None or not facts.labelled:
             raise InputError("has no labels to learn from", path=facts.where)
         return cls(facts.vocabulary, loss=recipe.loss, distillation=recipe.distillation, soft=recipe.data.soft_targets)
-
-    @property
-    def width(self) -> int:
-        return len(self._vocabulary)
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        return self._vocabulary
 
     @property
     def columns_read(self) -> tuple[str, ...]:
@@ -300,36 +293,10 @@ class MultiLabel(Output):
                     f"{name} is not a list of {self.width} numbers from 0 to {highest:g}, one of each label", path=where
                 )
 
-    def columns(self, values: np.ndarray) -> dict[str, pa.Array]:
-        flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).reshape(-1), pa.float32())
-        return {self._column: pa.FixedSizeListArray.from_arrays(flat, self.width)}
-
-    @property
-    def _column(self) -> str:
-        return "probabilities" if self.name == "emotions" else f"{self.name}_probabilities"
-
-    def values(self, table: pa.Table) -> np.ndarray:
-        column = table.column(self._column).combine_chunks()
-        array = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
-        return np.array(array.flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, self.width))
-
-    def metadata(self) -> dict[bytes, bytes]:
-        return self.vocabulary.to_metadata()
-
-    def named(self, values: np.ndarray) -> dict[str, float]:
-        """Returns label -> probability in descending order."""
-        order = np.argsort(-values, kind="stable")
-        return {self.vocabulary.labels[i]: float(values[i]) for i in order.tolist()}
-
     def describe(self) -> list[str]:
         own = self.vocabulary
         return [f"Emotions: {own.name}, {len(own.labels)} labels ({own.fingerprint}).",
                 *([] if self.temperatures is None else [self.temperatures.describe()])]  # fmt: skip
-
-    def describe_training(self) -> list[str]:
-        loss = self.loss
-        options = ", ".join(f"{name} {value}" for name, value in loss.options.items())
-        return [f"Loss `{loss.name}`{f' ({options})' if options else ''}."]
 
 
 class LabelCriterion:

@@ -13,7 +13,8 @@ from raymotion.errors import InputError
 from raymotion.learning.losses.single_label import make_class_loss
 from raymotion.learning.metrics.single_label import class_metrics, evaluate_classes, weighed_class_metrics
 from raymotion.models.finite import is_number
-from raymotion.models.outputs.base import DataFacts, Gives, Output, Targets, array_digest, read_loss
+from raymotion.models.outputs.base import DataFacts, Gives, Targets, array_digest, read_loss
+from raymotion.models.outputs.labels import LabelOutput
 from raymotion.models.recipe import LossSettings, SingleLabelRecipe
 from raymotion.vocabulary import Vocabulary
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 HARD, SOFT, WEIGHT = "hard", "soft", "weight"
 
 
-class SingleLabel(Output):
+class SingleLabel(LabelOutput):
     """Probabilities (n, L) of which each row sums to 1.
 
     Its targets are `hard`, one 1 in each row; `soft`, what the annotators said as a distribution; and `weight` (n,),
@@ -64,14 +65,6 @@ class SingleLabel(Output):
         if facts.vocabulary is None or not facts.labelled:
             raise InputError("has no labels to learn from", path=facts.where)
         return cls(facts.vocabulary, loss=recipe.loss, soft=recipe.data.soft_targets, weighted=recipe.vote_weights)
-
-    @property
-    def width(self) -> int:
-        return len(self._vocabulary)
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        return self._vocabulary
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -228,34 +221,9 @@ class SingleLabel(Output):
         if not good or any(not 0 <= v <= 1 for v in values):
             raise InputError(f"prior is not a list of {self.width} numbers from 0 to 1, one of each label", path=where)
 
-    def columns(self, values: np.ndarray) -> dict[str, pa.Array]:
-        flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).reshape(-1), pa.float32())
-        return {self._column: pa.FixedSizeListArray.from_arrays(flat, self.width)}
-
-    @property
-    def _column(self) -> str:
-        return "probabilities" if self.name == "emotions" else f"{self.name}_probabilities"
-
-    def values(self, table: pa.Table) -> np.ndarray:
-        column = table.column(self._column).combine_chunks()
-        array = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
-        return np.array(array.flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, self.width))
-
-    def metadata(self) -> dict[bytes, bytes]:
-        return self.vocabulary.to_metadata()
-
-    def named(self, values: np.ndarray) -> dict[str, float]:
-        """Returns label -> probability in descending order."""
-        order = np.argsort(-values, kind="stable")
-        return {self.vocabulary.labels[i]: float(values[i]) for i in order.tolist()}
-
     def describe(self) -> list[str]:
         own = self.vocabulary
         return [f"One of {own.name}, {len(own.labels)} labels ({own.fingerprint}): the probabilities sum to 1."]
-
-    def describe_training(self) -> list[str]:
-        options = ", ".join(f"{name} {value}" for name, value in self.loss.options.items())
-        return [f"Loss `{self.loss.name}`{f' ({options})' if options else ''}."]
 
 
 class ClassCriterion:
