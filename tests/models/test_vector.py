@@ -489,6 +489,12 @@ def test_two_input_refuses_to_learn_from_predictions_for_rows_that_the_regressor
         fit(two_input_of(step_one, embeddings, data=data), tmp_path / "m2")
 
 
+@pytest.mark.parametrize("changes", [{"vote_weights": True}, {"data": {"soft_targets": True}}])
+def test_settings_of_labels_are_refused_for_bands(changes: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="are of labels"):
+        load_settings(TwoInputRecipe, options={**BASE, "kind": "two-input", **EDGES, **changes})
+
+
 def test_edges_of_another_scale_are_refused(step_one: str, embeddings: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"ratings from 1 to 7, and .* on a scale of 0 to 100"):
         fit(two_input_of(step_one, embeddings, bands={"edges": [3.0, 5.0], "scale": [0, 100]}), tmp_path / "m")

@@ -121,6 +121,12 @@ class RegressorRecipe(VectorRecipe):
         return value
 
     @model_validator(mode="after")
+    def _learns_numbers(self) -> RegressorRecipe:
+        if self.data.soft_targets:
+            raise ValueError("data.soft_targets is of labels, and a regressor learns numbers")
+        return self
+
+    @model_validator(mode="after")
     def _balances_vectors(self) -> RegressorRecipe:
         if self.balance is not None and not self.data.embeddings:
             raise ValueError("balance copies cached features: make them, and name them with data.embeddings")
@@ -159,6 +165,12 @@ class TwoInputRecipe(VectorRecipe, SingleLabelRecipe):
     bands: BandSettings = BandSettings(edges=(3.5, 4.5), scale=(1.0, 7.0))
     first: str | None = None
     select_by: str | None = "macro_f1"
+
+    @model_validator(mode="after")
+    def _learns_bands(self) -> TwoInputRecipe:
+        if self.data.soft_targets or self.vote_weights:
+            raise ValueError("data.soft_targets and vote_weights are of labels, and bands are of a number")
+        return self
 
     def sources(self) -> dict[str, str]:
         return {} if self.first is None else {"first": self.first}
