@@ -78,5 +78,6 @@ def embeddings(settings: EmbeddingSettings, study: str | None, **where: Any) -> 
     for line in describe(summary.record):
         click.echo(line)
     alone = settings.context and not settings.body and not settings.face
-    use = f"train mlp --samples {settings.samples}" if alone else "study run tune_spaces/emotic/"
-    print_job(summary, next_step=f"raymotion {use} --embeddings {settings.out}")
+    use = f"train RECIPE --samples {settings.samples}" if alone else "study run tune_spaces/emotic/"
+    told = " (regressor for ratings, mlp for one label)" if alone else ""
+    print_job(summary, next_step=f"raymotion {use} --embeddings {settings.out}{told}")

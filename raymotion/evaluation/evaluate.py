@@ -418,7 +418,10 @@ def choose_samples(samples: pa.Table, output: Output, split: str | None, *, wher
     known = pa.array(output.read(samples, where=where).known)
     labelled = samples.filter(known)
     if not labelled.num_rows:
-        raise InputError("has no labels to compare with", path=where, remedy="Give samples that people labelled.")
+        remedy = (
+            "Give samples that people labelled." if output.target_noun == "labels" else "Give samples that have it."
+        )
+        raise InputError(f"has no {output.target_noun} to compare with", path=where, remedy=remedy)
     there = {name: pc.sum(pc.equal(labelled.column("split"), name)).as_py() or 0 for name in SPLITS}
     chosen = split or ("test" if any(there.values()) else "all")
     if chosen != "all" and not there[chosen]:

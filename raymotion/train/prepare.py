@@ -59,6 +59,12 @@ def prepare_data(recipe: TrainRecipe) -> TrainingSet:
     in_split = np.asarray(pc.is_valid(table.column("split")))
     counts["without_split"] = int((known & ~in_split).sum())
     rows = np.flatnonzero(known & in_split)
+    if not len(rows):
+        raise InputError(
+            f"no row of a split has {outputs[0].target_noun}, which the model learns",
+            path=path,
+            remedy="Use a table that has some, or another recipe.",
+        )
     table, targets = table.take(pa.array(rows)), {name: own.take(rows) for name, own in targets.items()}
 
     prepared: dict[str, Prepared] = {own.name: own.prepare(table, recipe, where=path) for own in inputs}

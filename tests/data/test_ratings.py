@@ -24,6 +24,7 @@ from raymotion.data.images.decode import decode_rgb
 from raymotion.data.readers.gaped import GapedReader
 from raymotion.data.readers.oasis import OasisReader
 from raymotion.data.readers.ratings import RatingsReader
+from raymotion.data.readers.table import parse_number
 from raymotion.data.samples import read_samples, scale_of
 from raymotion.data.synthetic.rated import write_gaped, write_oasis
 from raymotion.errors import InputError
@@ -426,3 +427,14 @@ def test_an_object_store_is_a_folder_too(s3: str) -> None:
     assert table["image_uri"][0].as_py().startswith("s3://")
     write_oasis(f"{s3}/oasis", 40, 0, size=8)
     assert OasisReader(path=f"{s3}/oasis").read()[0].num_rows == 39
+
+
+@pytest.mark.parametrize("text", ["1,200", "-3,000", "12,345,678"])
+def test_a_comma_that_may_separate_thousands_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="either of two numbers"):
+        parse_number(text, "valence")
+
+
+@pytest.mark.parametrize(("text", "number"), [("1,2", 1.2), ("0,125", 0.125), ("12,5", 12.5), ("1,2345", 1.2345)])
+def test_a_decimal_comma_is_read(text: str, number: float) -> None:
+    assert parse_number(text, "valence") == number

@@ -20,6 +20,7 @@ from raymotion.config import load_settings
 from raymotion.data.embeddings import Embeddings
 from raymotion.data.samples import read_samples, table_from_rows, write_samples
 from raymotion.errors import InputError
+from raymotion.evaluation.evaluate import choose_samples
 from raymotion.learning.losses.dimensions import make_dimension_loss
 from raymotion.models.checkpoint import load_model, read_checkpoint_info
 from raymotion.models.outputs.dimensions import VALUES, Dimensions
@@ -396,6 +397,15 @@ def test_settings_that_contradict_the_features_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=text):
         fit(recipe_of(samples, embeddings, **{"probe": {}, **changes}), tmp_path / "m")
+
+
+def test_a_table_without_the_rating_is_told_so(samples: str, embeddings: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no row of a split has dominance"):
+        prepare_data(recipe_of(samples, embeddings, dimensions=["dominance"]))
+    model = fit(recipe_of(samples, embeddings, dimensions=["valence"], probe={}), tmp_path / "m").info
+    write_samples(tmp_path / "bare.parquet", read_samples(samples).drop_columns(["valence"]))
+    with pytest.raises(InputError, match="has no valence to compare with"):
+        choose_samples(read_samples(tmp_path / "bare.parquet"), model.outputs[0], None)
 
 
 def test_classifier_learns_its_label_from_a_vector(samples: str, embeddings: str, tmp_path: Path) -> None:

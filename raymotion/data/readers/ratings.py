@@ -225,7 +225,9 @@ class RatingsReader(Reader):
         description="Part of the group column, or of the picture's name without extension, that names the group: the "
         "first (...) of it, or all that matches. '(.*?) *\\d+$' makes 'Acorns 1' and 'Acorns 2' one group.",
     )
-    source_column: Column | None = Field(None, description="Column of categories, for `--by source`.")
+    source_column: Column | None = Field(
+        None, description="Column of categories: the `source` of each row is ratings/CATEGORY."
+    )
     name: Annotated[str, Metavar("NAME")] = Field("ratings", min_length=1, description="Of the data set, in the ids.")
     content_hash: bool = Field(True, description="Do not look for pictures with the same content, which are one group.")
     val_fraction: Annotated[float, Metavar("SHARE")] = Field(0.1, description="Share of groups for validation.")

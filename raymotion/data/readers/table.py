@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -367,14 +368,22 @@ def parse_scale(text: str) -> tuple[float, float]:
     return low, high
 
 
+# "1,200": a decimal comma, or one that separates thousands.
+THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
+
+
 def parse_number(value: Any, name: str) -> float | None:
     """Returns the number in a cell, or None for an empty one; a decimal comma is read as a point.
 
     Raises:
-        InputError: it is no number, or not finite.
+        InputError: it is no number, not finite, or either 1.2 or 1200 (`1,200`).
     """
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
+    if isinstance(value, str) and THOUSANDS.fullmatch(value.strip()):
+        raise InputError(
+            f"{name} is {value!r}, which may mean either of two numbers", remedy="Write it without a comma."
+        )
     try:
         number = float(value.replace(",", ".") if isinstance(value, str) else value)
     except (TypeError, ValueError):

@@ -103,6 +103,10 @@ class Bands(SingleLabel):
         except InputError as error:
             raise InputError(error.reason, path=facts.where, remedy=error.remedy) from error
 
+    @property
+    def target_noun(self) -> str:
+        return self.dimension
+
     def to_dict(self) -> dict[str, Any]:
         return {
             **super().to_dict(), "dimension": self.dimension, "edges": list(self.edges), "scale": list(self.scale)

@@ -132,6 +132,11 @@ class Output(ABC):
         return None
 
     @property
+    def target_noun(self) -> str:
+        """What a sample table needs for it, in messages."""
+        return "labels"
+
+    @property
     def columns_read(self) -> tuple[str, ...]:
         """Columns of the sample table that `adjust` reads; none by default."""
         return ()
