@@ -224,6 +224,15 @@ def binary_entropy(probabilities: np.ndarray) -> np.ndarray:
     return result
 
 
+def prediction_entropy(probabilities: np.ndarray, *, one_label: bool) -> np.ndarray:
+    """Returns the entropy of each prediction (n,) in bits: of one label, that of the distribution (0 to log2 L); of
+    independent labels, `binary_entropy`."""
+    if not one_label:
+        return binary_entropy(probabilities)
+    p = np.asarray(probabilities, dtype=np.float64)
+    return np.asarray(-(p * np.log2(np.clip(p, 1e-12, 1.0))).sum(axis=1))
+
+
 def _percent(share: float) -> str:
     """Formats 92.5 % or 99.98 %: two decimals near 0 and 100, and never rounded to either."""
     if share in (0.0, 1.0):
