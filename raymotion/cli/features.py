@@ -78,6 +78,15 @@ def embeddings(settings: EmbeddingSettings, study: str | None, **where: Any) -> 
     for line in describe(summary.record):
         click.echo(line)
     alone = settings.context and not settings.body and not settings.face
-    use = f"train RECIPE --samples {settings.samples}" if alone else "study run tune_spaces/emotic/"
-    told = " (regressor for ratings, mlp for one label)" if alone else ""
-    print_job(summary, next_step=f"raymotion {use} --embeddings {settings.out}{told}")
+    learn = "train regressor" if _is_rated_alone(settings.samples) else "train mlp"
+    use = f"{learn} --samples {settings.samples}" if alone else "study run tune_spaces/emotic/"
+    print_job(summary, next_step=f"raymotion {use} --embeddings {settings.out}")
+
+
+def _is_rated_alone(samples: str) -> bool:
+    """Returns whether a sample table has valence and no labels."""
+    from raymotion import storage
+
+    table = storage.read_table(samples)
+    counts = {name: table.num_rows - table[name].null_count for name in table.column_names}
+    return not counts.get("labels") and bool(counts.get("valence"))

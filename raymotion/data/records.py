@@ -139,18 +139,24 @@ def _json_records(path: str, kind: str) -> list[Record]:
     return values
 
 
+def metadata_of(folder: str) -> list[tuple[str, str | None]]:
+    """Returns path and split of each metadata file of a folder: of the whole, or of each folder of a split."""
+    splits: dict[str, str | None] = {"": None, **SPLIT_WORDS}
+    places = [
+        (storage.join(folder, inner, name) if inner else storage.join(folder, name), split)
+        for inner, split in splits.items()
+        for name in METADATA
+    ]
+    return [(path, split) for path, split in places if storage.exists(path)]
+
+
 def _image_folder(folder: str) -> tuple[list[str], Iterable[Record]]:
     """Returns the records of an ImageFolder."""
     folder = storage.absolute(folder)
-    # Metadata of the whole folder, or of each folder of a split.
-    splits = {"": None, **{name: SPLIT_WORDS[name] for name in SPLIT_WORDS}}
     tables: list[tuple[str, str | None, list[str], Iterator[Record]]] = []
-    for inner, split in splits.items():
-        for name in METADATA:
-            path = storage.join(folder, inner, name) if inner else storage.join(folder, name)
-            if storage.exists(path):
-                columns, records = _table(path, ["file_name"])
-                tables.append((storage.parent(path), split, columns, records))
+    for path, split in metadata_of(folder):
+        columns, records = _table(path, ["file_name"])
+        tables.append((storage.parent(path), split, columns, records))
     if not tables:
         return _labelled_folders(folder)
     names = list(dict.fromkeys(name for *_, columns, _ in tables for name in columns))

@@ -106,10 +106,14 @@ def empty_splits(table: pa.Table, fractions: Mapping[str, float] = DEFAULT_FRACT
     empty = [name for name in _checked(fractions)[0] if name not in there]
     if not empty:
         return None
+    rated = {"labels", "valence"} <= set(table.column_names) and (
+        table["labels"].null_count == table.num_rows > table["valence"].null_count
+    )
     groups = len(set(table.column("group_id").to_pylist()))
     return (
         f"{' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty: {groups:,} images are too few for "
-        f"{len(_checked(fractions)[0])} splits; training needs train and val, evaluation test. Add labelled images"
+        f"{len(_checked(fractions)[0])} splits; training needs train and val, evaluation test. Add "
+        f"{'rated' if rated else 'labelled'} images"
     )
 
 

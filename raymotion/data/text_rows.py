@@ -83,8 +83,13 @@ def delimited_rows(
         yield number, {name: read.cell(cells[at], name in verbatim) for name, at in places.items()}
 
 
-def bare_rows(text: str, path: storage.PathLike, columns: Sequence[str]) -> Iterator[tuple[int, Cells]]:
+def bare_rows(
+    text: str, path: storage.PathLike, columns: Sequence[str], shape: str = ""
+) -> Iterator[tuple[int, Cells]]:
     """Yields line and cells of each record of a csv without a header, with commas; skips empty records.
+
+    Args:
+        columns: keys of the cells. shape: what messages say that a line holds; default: `columns`.
 
     Raises:
         InputError: a record has not as many cells as `columns`, or is invalid; names the line.
@@ -99,7 +104,7 @@ def bare_rows(text: str, path: storage.PathLike, columns: Sequence[str]) -> Iter
                 f"has {len(cells)} cells, not {len(columns)}" + _runs_to(number, last),
                 path=path,
                 line=number,
-                remedy=f"A line holds {', '.join(columns)}, without a header.",
+                remedy=f"A line holds {shape or ', '.join(columns)}, without a header.",
             )
         yield number, dict(zip(columns, cells, strict=True))
 

@@ -16,6 +16,7 @@ from raymotion.batch import job
 from raymotion.batch.worker import ShardWorker, WorkerPlan
 from raymotion.data.embeddings import Embeddings
 from raymotion.data.samples import table_from_rows, write_samples
+from raymotion.vocabulary import MIKELS_8
 
 
 @pytest.fixture
@@ -76,6 +77,24 @@ def test_options_become_features(table: Path, tmp_path: Path, runner: Callable[.
     )  # fmt: skip
     assert again.code == 2 and len(again.err.strip().splitlines()) == 1
     assert "was made with other settings" in again.err and "streams.context" in again.err
+
+
+@pytest.mark.parametrize(("labels", "recipe"), [(None, "regressor"), (["awe"], "mlp")])
+def test_the_next_step_is_one_that_the_table_allows(
+    tmp_path: Path, runner: Callable[..., Any], labels: list[str] | None, recipe: str
+) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    row = {
+        "sample_id": "a", "group_id": "a", "source": "a", "image_uri": str(tmp_path / "a.png"), "valence": 2.0,
+        "labels": labels, "split": "train",
+    }  # fmt: skip
+    write_samples(tmp_path / "a.parquet", table_from_rows([row], MIKELS_8, scale=(1.0, 7.0)))
+    done = runner(
+        "features", "embeddings", tmp_path / "a.parquet", "--out", tmp_path / "e", "--context", "test_resnet",
+        "--backbone-weights", "random:0",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert f"raymotion train {recipe} --samples" in done.out
 
 
 def test_a_study_names_what_it_needs(table: Path, tmp_path: Path, runner: Callable[..., Any]) -> None:

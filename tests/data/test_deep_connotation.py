@@ -67,7 +67,7 @@ def test_the_synthetic_set_is_read_in_both_forms(synthetic: Path) -> None:
     table, report = read(synthetic / "merged.csv", images=str(synthetic / "images"), contradictions="keep")
     assert vocabulary_of(table) == MIKELS_8
     assert report.missing == 10 and report.contradicting > 0
-    assert report.rows + report.disputed + report.repeated == 190, "every row is accounted for"
+    assert report.rows + report.rejected + report.repeated == 190, "every row is accounted for"
     assert set(table["split"].to_pylist()) == {"train", "val", "test"}
     parts, both = read(synthetic / "labels.json", contradictions="keep")
     assert both.rows + both.repeated == 190 and both.labels.keys() == set(MIKELS_8.labels) and both.leaking > 0
@@ -86,9 +86,13 @@ def test_3_5_8_votes_are_weights_and_filter(tmp_path: Path) -> None:
     table, report = read(path)
     shares = dict(zip(table["sample_id"].to_pylist(), table["label_weights"].to_pylist(), strict=True))
     assert shares == {f"deep-connotation:awe:{i}_a": [pytest.approx(i / 5)] for i in range(1, 6)}
-    assert report.disputed == 1, "no weight of 0: the row that nobody agrees with is left out, and counted"
+    assert (report.rejected, report.disputed) == (1, 0), (
+        "no weight of 0: the row that nobody agrees with is left out, and counted"
+    )
     assert targets(table, MIKELS_8, soft=True).max(axis=1) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert "1 row left out, that no annotator agrees with" in "\n".join(report.lines())
     table, report = read(path, min_agreement=3)
+    assert "3 rows left out, with which fewer annotators agree than --min-agreement" in "\n".join(report.lines())
     assert [name[-3] for name in table["sample_id"].to_pylist()] == ["3", "4", "5"] and report.disputed == 3
     table, _ = read(path, agreeing_column="third")
     assert table["label_weights"].to_pylist()[0] == [1.0], "the other column counts those who agree"
@@ -186,9 +190,12 @@ def test_what_a_site_shows_for_photos_that_are_gone_is_no_picture(tmp_path: Path
     [
         (f"joy,{FLICKR}1_a.jpg,0,5", r"merged\.csv, line 2: 'joy' is not one of amusement, anger"),
         ("emotion,url,disagree,agree", r"line 2: 'emotion' is not one of .*without a header"),
-        (f"awe,{FLICKR}1_a.jpg,0", r"line 2: has 3 cells, not 4\. A line holds emotion, address"),
+        (
+            f"awe,{FLICKR}1_a.jpg,0",
+            r"line 2: has 3 cells, not 4\. A line holds emotion, address and two counts of votes, without",
+        ),
         (f"0,awe,{FLICKR}1_a.jpg,0,5", "line 2: has 5 cells, not 4"),
-        (f"awe,{FLICKR}1_a.jpg,1,5", "line 2: the votes are 1 and 5, and there are 5 annotators"),
+        (f"awe,{FLICKR}1_a.jpg,1,5", "line 2: the votes are 1 and 5, and there are 5 annotators. Correct the row"),
         (f"awe,{FLICKR}1_a.jpg,-1,6", "line 2: the third cell is '-1', not a number of votes"),
         (f"awe,{FLICKR}1_a.jpg,0,many", "line 2: the fourth cell is 'many', not a number of votes"),
         (
@@ -206,6 +213,11 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     path.write_text(f"awe,{FLICKR}9_a.jpg,0,5\n{line}\n")
     with pytest.raises(InputError, match=message):
         read(path)
+
+
+def test_a_folder_is_not_the_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is a folder, not a file\. Give its csv or labels\.json"):
+        read(tmp_path)
 
 
 def test_pictures_by_the_number_of_the_row(tmp_path: Path) -> None:

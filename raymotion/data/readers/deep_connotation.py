@@ -36,7 +36,7 @@ from raymotion.errors import InputError, located
 from raymotion.vocabulary import MIKELS_8
 
 ANNOTATORS = 5
-COLUMNS = ("emotion", "address", "votes", "votes")
+SHAPE = "emotion, address and two counts of votes"
 # A picture that so many photos have in common is what a site shows in place of those that are gone.
 PLACEHOLDER = 20
 _PARTS: Mapping[str, str] = {"train": "train", "dev": "val", "test": "test"}
@@ -62,13 +62,19 @@ class DeepConnotationReport(Report):
     has_split: bool = False
     leaking: int = 0
     few: str | None = None
-    missing: int = noted("rows have no picture in the folder, and are left out")
+    missing: int = noted(
+        "rows have no picture in the folder, and are left out", "row has no picture in the folder, and is left out"
+    )
     ambiguous: int = noted("of them could be several files")
-    unused_pictures: int = noted("pictures in the folder that no row names")
+    unused_pictures: int = noted("pictures in the folder that no row names", "picture in the folder that no row names")
     placeholders: int = noted(f"rows left out, whose picture is that of more than {PLACEHOLDER} photos: a placeholder")
     not_compared: int = noted("pictures cannot be read: their content was not compared")
     repeated: int = noted("rows are of a picture that has a row of this emotion already, and counted into it")
-    disputed: int = noted("rows left out, with which fewer annotators agree than --min-agreement")
+    disputed: int = noted(
+        "rows left out, with which fewer annotators agree than --min-agreement",
+        "row left out, with which fewer annotators agree than --min-agreement",
+    )
+    rejected: int = noted("rows left out, that no annotator agrees with", "row left out, that no annotator agrees with")
     contradicting: int = noted("pictures were found under several emotions")
     overruled: int = noted("rows of them left out: another emotion has more votes, or as many (--contradictions)")
     withdrawn: int = noted("rows of the published split left out, whose picture is also in its val or test")
@@ -159,6 +165,12 @@ class DeepConnotationReader(Reader):
         Raises:
             InputError: names the file, the line (in the json, the list and the position) and the reason.
         """
+        if storage.is_dir(self.path):
+            raise InputError(
+                "is a folder, not a file",
+                path=self.path,
+                remedy="Give its csv or labels.json, and the folder of the pictures with --images.",
+            )
         text = storage.read_text(self.path)
         folder = self.images or storage.parent(storage.absolute(self.path))
         if not storage.is_dir(folder):
@@ -225,13 +237,13 @@ class DeepConnotationReader(Reader):
             raise InputError("is a csv, which has no split", path=self.path, remedy="Leave --split published out.")
         names = FileNames(pictures.pictures, pictures.base, pictures.aliases)
         rows: list[_Row] = []
-        for line, cells in bare_rows(text, self.path, ("emotion", "address", "third", "fourth")):
+        for line, cells in bare_rows(text, self.path, ("emotion", "address", "third", "fourth"), SHAPE):
             with located(self.path, line=line):
                 emotion = cells["emotion"].strip().casefold()
                 if emotion not in MIKELS_8:
                     raise InputError(
                         f"{shown(cells['emotion'])[:40]!r} is not one of {', '.join(MIKELS_8.labels)}",
-                        remedy="A line holds emotion, address and two counts of votes, without a header.",
+                        remedy=f"A line holds {SHAPE}, without a header.",
                     )
                 # Not `urlsplit`, which refuses addresses that name a file all the same.
                 name = posixpath.basename(unquote(re.split("[?#]", _HOST.sub("", cells["address"].strip()))[0]))
@@ -313,7 +325,10 @@ class DeepConnotationReader(Reader):
                 shares = [row.share for row in same if row.share is not None]
                 share = sum(shares) / len(shares) if shares else None  # each is of as many annotators
                 if share is not None and share < least - 1e-9:
-                    report.disputed += len(same)
+                    if self.min_agreement is None:
+                        report.rejected += len(same)
+                    else:
+                        report.disputed += len(same)
                 else:
                     labels[emotion] = (same, share)
             if len(labels) > 1:
@@ -373,10 +388,16 @@ def _agreeing(cells: Mapping[str, str], column: str) -> int:
     for name in ("third", "fourth"):
         text = cells[name].strip()
         if not re.fullmatch(r"\d{1,3}(\.0+)?", text):
-            raise InputError(f"the {name} cell is {shown(text)[:40]!r}, not a number of votes")
+            raise InputError(
+                f"the {name} cell is {shown(text)[:40]!r}, not a number of votes",
+                remedy="Correct the row, or leave it out.",
+            )
         counts.append(int(float(text)))
     if sum(counts) != ANNOTATORS:
-        raise InputError(f"the votes are {counts[0]} and {counts[1]}, and there are {ANNOTATORS} annotators")
+        raise InputError(
+            f"the votes are {counts[0]} and {counts[1]}, and there are {ANNOTATORS} annotators",
+            remedy="Correct the row, or leave it out.",
+        )
     return counts[0] if column == "third" else counts[1]
 
 

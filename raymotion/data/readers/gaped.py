@@ -216,7 +216,9 @@ def _rows(path: str, kind: str) -> Iterator[tuple[int, str, dict[str, float | No
             if match is None or match[1].casefold() != kind.casefold():
                 raise InputError(f"names {shown(picture)[:60]!r}, which is no picture of the type {kind}")
             found = {
-                what: parse_number(cell, what) for what, cell in zip(places, cells, strict=False) if what is not None
+                what: parse_number(cell, what, SCALE[1])
+                for what, cell in zip(places, cells, strict=False)
+                if what is not None
             }
         norms = [found.pop(what, None) for what in ("internal norms", "external norms")]
         yield line, picture, found, any(value is not None for value in norms)

@@ -46,6 +46,10 @@ class OasisReader(Reader):
             InputError: names the file, the line and the reason.
         """
         table = storage.join(self.path, CSV_NAME)
+        if not storage.is_dir(self.path):
+            if storage.exists(self.path):
+                raise InputError("is a file", path=self.path, remedy=f"Give the folder that holds {CSV_NAME}.")
+            raise InputError("no such folder", path=self.path, remedy=f"Give the folder that holds {CSV_NAME}.")
         if not storage.exists(table):
             raise InputError(f"holds no {CSV_NAME}", path=self.path, remedy="Give the folder of the data set.")
         images = storage.join(self.path, IMAGES_NAME)

@@ -21,7 +21,7 @@ from raymotion.config import File, Folder, Metavar
 from raymotion.data.images.files import EXTENSIONS, FileNames, FolderContent, list_pictures
 from raymotion.data.readers.reader import Reader, Report, noted, report_line
 from raymotion.data.readers.table import IMAGE_NAMES, parse_number, parse_scale
-from raymotion.data.records import records_of
+from raymotion.data.records import metadata_of, records_of
 from raymotion.data.same_pictures import content_digests, joined_groups
 from raymotion.data.samples import DIMENSIONS, NUMBERS, SCALE_SLACK, table_from_rows
 from raymotion.data.splits import split_by_shares
@@ -30,6 +30,8 @@ from raymotion.errors import InputError, located
 from raymotion.vocabulary import Vocabulary
 
 Column = Annotated[str, Metavar("NAME")]
+NARROW = 0.25  # a smaller part of the scale than this is hardly all that people answered
+TELLING = 10  # fewer values may be alike by chance
 
 
 @dataclass
@@ -40,6 +42,7 @@ class RatingsReport(Report):
         groups: number of groups, which no split divides.
         numbers: for each dimension, lowest, mean and highest value. scale: lowest and highest possible value.
         missing_names: the first few names without a picture.
+        narrow: messages about dimensions that span a small part of the scale.
         few: message about an empty split and the reason.
     """
 
@@ -48,14 +51,26 @@ class RatingsReport(Report):
     scale: tuple[float, float] = (0.0, 1.0)
     missing: int = 0
     missing_names: list[str] = field(default_factory=list)
+    narrow: list[str] = field(default_factory=list)
     few: str | None = None
     ambiguous: int = noted("of them could be several files")
-    unused_pictures: int = noted("pictures in the folder that no row names")
-    unrated: int = noted("rows left out, which have no rating")
-    repeated: int = noted("rows left out, which say again what an earlier row says")
-    same_content: int = noted("pictures have the content of another one: they are in its group")
-    not_compared: int = noted("pictures cannot be read: their content was not compared")
-    ungrouped: int = noted("names without the --group-pattern: each is a group of its own")
+    unused_pictures: int = noted("pictures in the folder that no row names", "picture in the folder that no row names")
+    unrated: int = noted("rows left out, which have no rating", "row left out, which has no rating")
+    repeated: int = noted(
+        "rows left out, which say again what an earlier row says", "row left out, which says again what another says"
+    )
+    same_content: int = noted(
+        "pictures have the content of another one: they are in its group",
+        "picture has the content of another one: it is in its group",
+    )
+    not_compared: int = noted(
+        "pictures cannot be read: their content was not compared",
+        "picture cannot be read: its content was not compared",
+    )
+    ungrouped: int = noted(
+        "names without the --group-pattern: each is a group of its own",
+        "name without the --group-pattern: it is a group of its own",
+    )
 
     def lines(self) -> list[str]:
         """Returns lines for rows, groups and each dimension, then the notes."""
@@ -69,8 +84,10 @@ class RatingsReport(Report):
     def notes(self) -> list[str]:
         """Returns a text for each kind of data that was left out or is uncertain."""
         names = ", ".join(map(shown, self.missing_names)) + (" ..." if self.missing > len(self.missing_names) else "")
-        gone = [f"{self.missing:,} rows have no picture in the folder, and are left out ({names})"]
-        return [*(gone if self.missing else []), *super().notes(), *([self.few] if self.few else [])]
+        what, are = ("row has", "is") if self.missing == 1 else ("rows have", "are")
+        gone = [f"{self.missing:,} {what} no picture in the folder, and {are} left out ({names})"]
+        few = [self.few] if self.few else []
+        return [*(gone if self.missing else []), *super().notes(), *self.narrow, *few]
 
 
 @dataclass
@@ -105,8 +122,8 @@ def table_of_ratings(
 ) -> pa.Table:
     """Returns a sample table without splits of the pictures that are there, in the order of `rated`.
 
-    A picture that is named again must have the same numbers, and is left out. Pictures with the same content are joined
-    into one group.
+    A picture that is named again must have the same numbers, group and source, and is left out. Pictures with the same
+    content are joined into one group.
 
     Args:
         prefix: of the ids. content_hash: whether to read the pictures for that.
@@ -131,12 +148,20 @@ def table_of_ratings(
             before = found.setdefault(file, own)
             if before is own:
                 continue
+            at = ", ".join(f"{key} {value}" for key, value in before.place.items() if key != "path")
             if before.numbers != own.numbers:
-                at = ", ".join(f"{key} {value}" for key, value in before.place.items() if key != "path")
                 raise InputError(
                     f"rates {shown(own.name)!r} another time, with other numbers ({at} has the first)",
                     remedy="Keep one row for each picture: the means of its ratings.",
                 )
+            for what in ("group", "source"):
+                first, other = getattr(before, what), getattr(own, what)
+                if first != other:
+                    raise InputError(
+                        f"names {shown(own.name)!r} another time, with the {what} {_named(other)} ({at} has "
+                        f"{_named(first)})",
+                        remedy="Keep one row for each picture.",
+                    )
             report.repeated += 1
     if not found:
         raise InputError(
@@ -168,8 +193,18 @@ def table_of_ratings(
     for name in DIMENSIONS:
         values = [value for own in found.values() if (value := own.numbers.get(name)) is not None]
         if values:
-            report.numbers[name] = (min(values), sum(values) / len(values), max(values))
+            least, most = min(values), max(values)
+            report.numbers[name] = (least, sum(values) / len(values), most)
+            if len(values) >= TELLING and most - least < NARROW * (scale[1] - scale[0]):
+                report.narrow.append(
+                    f"{name} lies between {least:.2f} and {most:.2f}, of a scale of {scale[0]:g} to {scale[1]:g}: is "
+                    "that scale right?"
+                )
     return table_from_rows(rows, vocabulary, scale=scale, where=where)
+
+
+def _named(text: str | None) -> str:
+    return "none" if text is None else repr(shown(text))
 
 
 def _check_numbers(numbers: Mapping[str, float | None], scale: tuple[float, float]) -> None:
@@ -226,7 +261,8 @@ class RatingsReader(Reader):
         "first (...) of it, or all that matches. '(.*?) *\\d+$' makes 'Acorns 1' and 'Acorns 2' one group.",
     )
     source_column: Column | None = Field(
-        None, description="Column of categories: the `source` of each row is ratings/CATEGORY."
+        None,
+        description="Column of categories: `evaluate --holdout-domain source=ratings/person` scores one of them.",
     )
     name: Annotated[str, Metavar("NAME")] = Field("ratings", min_length=1, description="Of the data set, in the ids.")
     content_hash: bool = Field(True, description="Do not look for pictures with the same content, which are one group.")
@@ -246,6 +282,12 @@ class RatingsReader(Reader):
         scale = parse_scale(self.scale)
         pattern = _compiled(self.group_pattern)
         report = RatingsReport()
+        if storage.is_dir(self.path) and not metadata_of(self.path):
+            raise InputError(
+                "is a folder, not a table",
+                path=self.path,
+                remedy="Give the table, and the folder of its pictures with --images.",
+            )
         columns, records = records_of(self.path, verbatim=[self.image_column or "", *IMAGE_NAMES])
         image, numbers = self._columns(columns)
         rated = []
@@ -257,7 +299,10 @@ class RatingsReader(Reader):
                 rated.append(
                     RatedPicture(
                         name,
-                        {what: parse_number(record.get(column), column) for what, column in numbers.items()},
+                        {
+                            what: parse_number(record.get(column), column, max(map(abs, scale)))
+                            for what, column in numbers.items()
+                        },
                         self._source(record),
                         place,
                         self._group(name, record, pattern, report),

@@ -84,9 +84,9 @@ def read_all(reader: Reader) -> tuple[pa.Table, Report]:
     return table, report
 
 
-def noted(note: str) -> Any:
-    """Declares a count of a `Report` that starts at 0 and is reported as `COUNT note` unless it is 0."""
-    return field(default=0, metadata={"note": note})
+def noted(note: str, one: str | None = None) -> Any:
+    """Declares a count of a `Report` that starts at 0 and is reported as `COUNT note` unless it is 0; 1 as `1 one`."""
+    return field(default=0, metadata={"note": note, "one": one or note})
 
 
 @dataclass
@@ -107,8 +107,9 @@ class Report:
 
     def notes(self) -> list[str]:
         """Returns one text for each kind of data that was left out, changed or is uncertain."""
-        told = [(getattr(self, each.name), each.metadata["note"]) for each in fields(self) if "note" in each.metadata]
-        return [f"{count:,} {note}" for count, note in told if count] + self.content.notes()
+        told = [(getattr(self, each.name), each.metadata) for each in fields(self) if "note" in each.metadata]
+        notes = [f"{count:,} {texts['one' if count == 1 else 'note']}" for count, texts in told if count]
+        return notes + self.content.notes()
 
     def note_lines(self) -> list[str]:
         """Returns the `notes` as lines."""

@@ -160,7 +160,8 @@ class TableReader(Reader):
             with located(**place):
                 rows.append({**self._row(record, used, one_hot, report, len(rows)), "place": place})
                 if scale is not None:
-                    rows[-1] |= {name: parse_number(record[name], name) for name in DIMENSIONS if name in record}
+                    most = max(map(abs, scale))
+                    rows[-1] |= {name: parse_number(record[name], name, most) for name in DIMENSIONS if name in record}
         if not rows:
             raise InputError("has no rows", path=self.path)
         if self.annotators:
@@ -351,7 +352,7 @@ def _share(value: Any, name: str) -> float:
         return 1.0
     if text in NO:
         return 0.0
-    number = parse_number(value, name)
+    number = parse_number(value, name, 1.0)
     if number is None or not 0 <= number <= 1:
         raise InputError(f"{name} is {value!r}, neither 0 nor 1 nor a share between")
     return number
@@ -368,28 +369,30 @@ def parse_scale(text: str) -> tuple[float, float]:
     return low, high
 
 
-# "1,200": a decimal comma, or one that separates thousands.
-THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
-
-
-def parse_number(value: Any, name: str) -> float | None:
+def parse_number(value: Any, name: str, most: float = math.inf) -> float | None:
     """Returns the number in a cell, or None for an empty one; a decimal comma is read as a point.
 
+    Args:
+        most: the largest size that a number here can have: 3,125 is read where 3125 cannot be meant.
+
     Raises:
-        InputError: it is no number, not finite, or either 1.2 or 1200 (`1,200`).
+        InputError: it is no number, or not finite, or its comma may be one of thousands.
     """
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
-    if isinstance(value, str) and THOUSANDS.fullmatch(value.strip()):
-        raise InputError(
-            f"{name} is {value!r}, which may mean either of two numbers", remedy="Write it without a comma."
-        )
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[1-9]\d{0,2},\d{3}", value.strip()):
+        point, whole = value.strip().replace(",", "."), value.strip().replace(",", "")
+        if abs(float(whole)) <= most:
+            raise InputError(
+                f"{name} is {value!r}, which could be {point} or {whole}",
+                remedy="Write decimals with a point, and thousands without a mark.",
+            )
     try:
         number = float(value.replace(",", ".") if isinstance(value, str) else value)
     except (TypeError, ValueError):
-        raise InputError(f"{name} is {value!r}, not a number") from None
+        raise InputError(f"{name} is {value!r}, not a number", remedy="Correct or empty the cell.") from None
     if not math.isfinite(number):
-        raise InputError(f"{name} is {value!r}, not a finite number")
+        raise InputError(f"{name} is {value!r}, not a finite number", remedy="Correct or empty the cell.")
     return number
 
 
