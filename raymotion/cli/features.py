@@ -78,5 +78,18 @@ def embeddings(settings: EmbeddingSettings, study: str | None, **where: Any) -> 
     for line in describe(summary.record):
         click.echo(line)
     alone = settings.context and not settings.body and not settings.face
-    use = f"train mlp --samples {settings.samples}" if alone else "study run tune_spaces/emotic/"
+    use = (
+        f"train {_recipe_for(settings.samples)} --samples {settings.samples}"
+        if alone
+        else "study run tune_spaces/emotic/"
+    )
     print_job(summary, next_step=f"raymotion {use} --embeddings {settings.out}")
+
+
+def _recipe_for(samples: str) -> str:
+    """Returns the recipe that learns from a sample table: of a table of ratings without labels, the regressor."""
+    from raymotion.data.samples import read_samples
+
+    table = read_samples(samples)
+    rated, labelled = (table.column(name).null_count < table.num_rows for name in ("valence", "labels"))
+    return "regressor" if rated and not labelled else "mlp"

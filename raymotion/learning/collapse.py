@@ -224,6 +224,12 @@ def binary_entropy(probabilities: np.ndarray) -> np.ndarray:
     return result
 
 
+def label_entropy(probabilities: np.ndarray) -> np.ndarray:
+    """Returns the entropy of the one label that applies, in bits (0 to log2 L): (n,) from rows (n, L) that sum to 1."""
+    p = np.asarray(probabilities, dtype=np.float64)
+    return np.asarray(-(p * np.log2(np.maximum(p, 1e-300))).sum(axis=1))
+
+
 def _percent(share: float) -> str:
     """Formats 92.5 % or 99.98 %: two decimals near 0 and 100, and never rounded to either."""
     if share in (0.0, 1.0):

@@ -202,6 +202,7 @@ def distribution_figure(
             axes.hist(values, edges, weights=weights, color=colour, alpha=0.35)
             axes.hist(values, edges, weights=weights, color=colour, histtype="step", linewidth=1.6, label=name)
     axes.set(xlim=ends, xlabel=what, ylabel=share, title=title or f"Distribution of {what}")
-    axes.legend(frameon=False)
+    if any(values.size for _, values, _ in kinds):
+        axes.legend(frameon=False)
     style_axes(axes)
     return png(figure)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from raymotion.batch.label_dataset import LabelledSet
-from raymotion.learning.collapse import binary_entropy, label_sets
+from raymotion.learning.collapse import label_sets
 from raymotion.learning.metrics.multilabel import Evaluation, averages, interval_text, metric_text, row_title
 from raymotion.text_table import table_lines
 
@@ -110,10 +110,10 @@ def _numbers(labelled: LabelledSet, *keys: str) -> list[float | None]:
 
 
 def entropy_histogram(labelled: LabelledSet, entropy: np.ndarray, bins: int = 24) -> Histogram | None:
-    """Computes a histogram of the predictions' entropy, in bits per label; None without images."""
+    """Computes a histogram of the predictions' entropy, in bits (`LabelledSet.entropy`); None without images."""
     if len(entropy) == 0:
         return None
-    prior = None if labelled.prior is None else float(binary_entropy(labelled.prior[None])[0])
+    prior = None if labelled.prior is None else float(labelled.entropy(labelled.prior[None])[0])
     # Rounded up to a multiple of 0.05, so that the ends of the axis are short numbers.
     high = float(np.ceil(max(entropy.max(), prior or 0.0, 0.05) * 20) / 20)
     counts, _ = np.histogram(entropy, bins=bins, range=(0.0, high))

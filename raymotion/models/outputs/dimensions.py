@@ -127,6 +127,10 @@ class Dimensions(Output):
     def width(self) -> int:
         return len(self.names)
 
+    @property
+    def target_noun(self) -> str:
+        return " or ".join(self.names)
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "type": self.kind_of_output, "name": self.name, "names": list(self.names), "scale": list(self.scale),
