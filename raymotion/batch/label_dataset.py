@@ -23,7 +23,7 @@ from raymotion.data.path_kinds import wrong_kind
 from raymotion.data.provenance import MADE_FROM_COLUMNS, begun_at, pictures_of
 from raymotion.data.samples import read_samples
 from raymotion.errors import InputError
-from raymotion.learning.collapse import Collapse, check_collapse, check_one_label
+from raymotion.learning.collapse import Collapse, binary_entropy, check_collapse, check_one_label, label_entropy
 from raymotion.learning.metrics.multilabel import Evaluation
 from raymotion.learning.significance import voids_results
 from raymotion.models.outputs.table import read_outputs
@@ -96,6 +96,10 @@ class LabelledSet:
     def one_label(self) -> bool:
         """Whether exactly one of the labels applies to a sample."""
         return bool(self.recorded("model", "one_label"))
+
+    def entropy(self, probabilities: np.ndarray) -> np.ndarray:
+        """Returns the entropy (n,) of predictions (n, L), in bits: of the one label, or the mean over all."""
+        return label_entropy(probabilities) if self.one_label else binary_entropy(probabilities)
 
     def check_collapse(self, notices: Iterable[str] = (), one_label: bool | None = None) -> Collapse:
         """Returns the collapse check of the labels (`learning.collapse`).
@@ -245,9 +249,10 @@ def labels_vocabulary(record: Mapping[str, Any], folder: storage.PathLike) -> Vo
             return own
     if not isinstance(stated, Mapping):
         raise InputError(
-            "has no emotions to choose from: its model predicts numbers, no labels of a vocabulary",
+            "has no labels to choose from: its model predicts numbers",
             path=folder,
-            remedy="Read its columns with raymotion.open_labels, or `raymotion export --format full-csv`.",
+            remedy="`raymotion evaluate` compares them with people's ratings, and `raymotion export --format full-csv` "
+            "writes them.",
         )
     return Vocabulary.from_dict(stated, where=storage.join(folder, JOB))
 

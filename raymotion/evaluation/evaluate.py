@@ -243,9 +243,8 @@ def evaluate_checkpoint(
             one = _measure_classes(settings, info, cast(SingleLabel, own), training, rows, values, choice, notices)
             classes += [] if one is None else [one]
         elif own.gives == "numbers":
-            numbers.append(
-                _measure_numbers(settings, info, cast(Dimensions, own), training, rows, values, groups, notices)
-            )
+            few = _measure_numbers(settings, info, cast(Dimensions, own), training, rows, values, groups, notices)
+            numbers += [] if few is None else [few]
     record = _record(settings, info, choice, rows, job, labels, numbers, classes, notices)
     storage.write_table(storage.join(out, "predictions.parquet"), _table(rows, info, predicted, labels))
     if labels is not None:
@@ -389,24 +388,28 @@ def _measure_numbers(
     values: np.ndarray,
     groups: Sequence[str] | None,
     notices: list[str],
-) -> Numbers:
+) -> Numbers | None:
+    """Measures the dimensions that have true values, with a notice of each other; None if none has."""
     truth = own.read(rows, where=settings.samples).arrays[VALUES]
+    there = np.flatnonzero(~np.isnan(truth).all(axis=0))
+    notices += [f"{name}: no ratings in these samples" for j, name in enumerate(own.names) if j not in there]
+    if not len(there):
+        return None
     if (converted := own.conversion(training, where=settings.samples)) is not None:
         notices.append(converted)
     mean = column_mean(own.read(training, where=settings.samples).arrays[VALUES])
     told = info.facts(own.name).get("mean") or [None] * own.width
     mean = np.array([m if np.isfinite(m) else np.nan if t is None else t for m, t in zip(mean, told, strict=True)])
+    names, truth, values, mean = tuple(own.names[j] for j in there), truth[:, there], values[:, there], mean[there]
     evaluation = evaluate_dimensions(
-        truth, values, training_mean=mean, names=own.names, groups=groups, bootstrap=settings.bootstrap,
+        truth, values, training_mean=mean, names=names, groups=groups, bootstrap=settings.bootstrap,
         seed=settings.seed,
     )  # fmt: skip
     by_bin = {
         name: error_by_bin(truth[:, j], values[:, j], scale=own.scale, training_mean=mean[j])
-        for j, name in enumerate(own.names)
+        for j, name in enumerate(names)
     }
-    return Numbers(
-        own.name, own.names, own.scale, truth, values, evaluation, by_bin, flat_notice(truth, values, own.names)
-    )
+    return Numbers(own.name, names, own.scale, truth, values, evaluation, by_bin, flat_notice(truth, values, names))
 
 
 def choose_samples(samples: pa.Table, output: Output, split: str | None, *, where: object = None) -> Choice:

@@ -121,8 +121,7 @@ def audit_against_truth(
     groups = _persons_of(table, found)
     if groups is not None:
         notes.append(
-            f"The {len(groups):,} rows are of {len(set(groups)):,} images, persons among them: intervals draw "
-            "whole images."
+            f"The {len(groups):,} rows are of {len(set(groups)):,} images or scenes: intervals draw whole ones."
         )
     if labelled.prior is None:
         notes.append("The job does not record the class rates of training: the prior is that of the matched images.")

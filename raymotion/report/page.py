@@ -64,7 +64,7 @@ def write_report(
 
     Args:
         labels_dir: folder of the labelling job.
-        samples_shown: number of images shown with captions and emotions, a third of each kind.
+        samples_shown: number of images shown with captions and labels, a third of each kind.
         seed: for the images chosen at random.
         review: folder to write a review to (`report.review`), to which the page's numbers lead.
 

@@ -123,3 +123,19 @@ def test_refusals_are_one_line(
     done = runner("features", "embeddings", table, "--out", tmp_path / "e", *options)
     assert done.code == 2 and message in done.err and len(done.err.strip().splitlines()) == 1
     assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize(("labels", "recipe"), [(None, "regressor"), (["calm"], "mlp")])
+def test_the_next_step_learns_what_the_table_has(
+    labels: list[str] | None, recipe: str, tmp_path: Path, runner: Callable[..., Any]
+) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "0.png")
+    row = {"sample_id": "r", "group_id": "r", "source": "r", "image_uri": str(tmp_path / "0.png"), "valence": 2.0}
+    rated = table_from_rows([{**row, "labels": labels}], Vocabulary("x", ("calm",)), scale=(1.0, 7.0))
+    write_samples(tmp_path / "rated.parquet", rated)
+    done = runner(
+        "features", "embeddings", tmp_path / "rated.parquet", "--out", tmp_path / "e", "--context", "test_resnet",
+        "--backbone-weights", "random:0", "--size", 64,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert f"raymotion train {recipe} --samples {tmp_path / 'rated.parquet'} --embeddings" in done.out

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import entropy
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
 from torch import Tensor, nn
 
@@ -39,11 +40,12 @@ FOUR = Vocabulary("four", ("amusement", "anger", "awe", "fear"))
 
 
 class OneRecipe(SingleLabelRecipe):
-    """A label, or a band of valence, and perhaps valence, from arousal and dominance."""
+    """A label, or a band of valence, and perhaps valence, or two numbers alone, from arousal and dominance."""
 
     kind: Literal["one-label-toy"] = "one-label-toy"
     bands: bool = False
     valence: bool = False
+    numbers: bool = False
 
 
 class OneNetwork(nn.Module):
@@ -67,6 +69,8 @@ class OneKind(Kind):
         return [ValuesInput(["arousal", "dominance"])]
 
     def outputs(self, recipe, facts):
+        if recipe.numbers:
+            return [Dimensions.of_facts(facts, ["valence", "arousal"])]
         if recipe.bands:
             return [Bands.of_facts(facts, "valence", (3.5, 4.5), loss=recipe.loss)]
         return [
@@ -133,6 +137,24 @@ def one(samples: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def bands(ratings: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return train(ratings, tmp_path_factory.mktemp("bands") / "model", bands=True)
+
+
+@pytest.fixture(scope="module")
+def numbers(ratings: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return train(ratings, tmp_path_factory.mktemp("numbers") / "model", numbers=True)
+
+
+def write_ratings(path: Path, *without: str, groups: int | None = None) -> str:
+    """Writes the ratings without some columns, and perhaps several to a group."""
+    rows = [
+        {
+            **{name: own for name, own in row.items() if not name.startswith("label") and name not in without},
+            **({} if groups is None else {"group_id": f"g{i % groups}", "split": None}),
+        }
+        for i, row in enumerate(rows_of())
+    ]
+    write_samples(path, table_from_rows(rows, None, scale=(1.0, 7.0)))
+    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +305,38 @@ class TestEvaluation:
         with pytest.raises(InputError, match="vocabulary"):
             evaluated(one, str(other), tmp_path / "c", split="all")
 
+    def test_a_table_without_what_the_model_learns_is_refused_by_its_name(
+        self, bands: str, numbers: str, tmp_path: Path
+    ) -> None:
+        bare = write_ratings(tmp_path / "bare.parquet", "valence")
+        with pytest.raises(InputError, match="has no valence to compare with"):
+            evaluated(bands, bare, tmp_path / "a")
+        bare = write_ratings(tmp_path / "barer.parquet", "valence", "arousal")
+        with pytest.raises(InputError, match="has no valence or arousal to compare with"):
+            evaluated(numbers, bare, tmp_path / "b")
+        with pytest.raises(InputError, match="no row has valence or arousal to learn from"):
+            train(bare, tmp_path / "model", numbers=True)
+
+    @pytest.mark.filterwarnings("error:No artists")
+    def test_a_dimension_without_ratings_is_left_out_and_told(self, numbers: str, tmp_path: Path) -> None:
+        bare = write_ratings(tmp_path / "bare.parquet", "arousal")
+        found = evaluated(numbers, bare, tmp_path / "out")
+        (own,) = found.record["numbers"].values()
+        assert own["names"] == ["valence"] and set(own["metrics"]) == {
+            "r2", "mae", "rmse", "pearson", "spearman", "ccc"
+        }  # fmt: skip
+        assert own["metrics"]["mae"]["value"] is not None
+        assert "arousal: no ratings in these samples" in found.record["notices"]
+        page = (tmp_path / "out" / "evaluation.html").read_text()
+        assert "On a scale of 1 to 7. The training mean" in page
+
+    def test_an_output_of_numbers_without_any_is_not_measured(self, one: str, tmp_path: Path) -> None:
+        rows = [{name: own for name, own in row.items() if name != "valence"} for row in rows_of()]
+        write_samples(tmp_path / "s.parquet", table_from_rows(rows, FOUR, scale=(1.0, 7.0)))
+        found = evaluated(one, str(tmp_path / "s.parquet"), tmp_path / "out")
+        assert found.numbers == () and found.record["numbers"] == {} and "emotions" in found.record["classes"]
+        assert "valence: no ratings in these samples" in found.record["notices"]
+
 
 def bands_vocabulary(folder: str) -> Vocabulary:
     return read_checkpoint_info(folder).vocabulary
@@ -351,6 +405,37 @@ class TestLabelling:
         runner("label", ratings, "--model", bands, "--out", tmp_path / "labels", "--workers", 0)
         done = runner("audit", tmp_path / "labels", "--truth", ratings, "--out", tmp_path / "audit")
         assert done.code == 0 and "3 of 3 emotions" in done.out, done.err
+
+    def test_the_report_of_bands_tells_the_entropy_of_the_one_label(
+        self, bands: str, ratings: str, tmp_path: Path, runner: Callable[..., Any]
+    ) -> None:
+        runner("label", ratings, "--model", bands, "--out", tmp_path / "labels", "--workers", 0)
+        assert runner("report", tmp_path / "labels", "--out", tmp_path / "report.html").code == 0
+        page = (tmp_path / "report.html").read_text()
+        p = np.stack(pd.read_parquet(tmp_path / "labels")["probabilities"]).astype(float)
+        prior = json.loads((tmp_path / "labels" / "_job.json").read_text())["model"]["prior"]
+        assert f"Median {np.median(entropy(p, base=2, axis=1)):.3f} bits" in page
+        assert f"The training prior has {entropy(prior, base=2):.3f} bits" in page and entropy(prior, base=2) > 1
+        assert not any(word in page for word in ("bits per label", "eacher", "probable emotions"))
+
+    def test_an_audit_against_themes_calls_them_scenes(
+        self, bands: str, tmp_path: Path, runner: Callable[..., Any]
+    ) -> None:
+        themes = write_ratings(tmp_path / "themes.parquet", groups=60)
+        runner("label", themes, "--model", bands, "--out", tmp_path / "labels", "--workers", 0)
+        done = runner("audit", tmp_path / "labels", "--truth", themes, "--out", tmp_path / "audit")
+        assert done.code == 0, done.err
+        assert "rows are of 60 images or scenes: intervals draw whole ones." in done.out + done.err
+
+    def test_what_needs_labels_refuses_numbers_and_names_evaluate(
+        self, numbers: str, ratings: str, tmp_path: Path, runner: Callable[..., Any]
+    ) -> None:
+        labels = tmp_path / "labels"
+        assert runner("label", ratings, "--model", numbers, "--out", labels, "--workers", 0).code == 0
+        for words in (("select", labels), ("report", labels), ("audit", labels, "--truth", ratings)):
+            refused = runner(*words, "--out", tmp_path / "refused")
+            assert refused.code == 2 and refused.err.count("\n") == 1
+            assert "no labels to choose from" in refused.err and "`raymotion evaluate`" in refused.err
 
     def test_other_rooms_refuse_it_in_a_line(
         self, one: str, samples: str, tmp_path: Path, runner: Callable[..., Any]
