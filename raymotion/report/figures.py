@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from raymotion.batch.label_dataset import LabelledSet
-from raymotion.learning.collapse import label_sets, prediction_entropy
+from raymotion.learning.collapse import label_sets
 from raymotion.learning.metrics.multilabel import Evaluation, averages, interval_text, metric_text, row_title
 from raymotion.text_table import table_lines
 
@@ -115,7 +115,7 @@ def entropy_histogram(labelled: LabelledSet, entropy: np.ndarray, bins: int = 24
         return None
     prior = None
     if labelled.prior is not None:
-        prior = float(prediction_entropy(labelled.prior[None], one_label=labelled.one_label)[0])
+        prior = float(labelled.entropy(labelled.prior[None])[0])
     # Rounded up to a multiple of 0.05, so that the ends of the axis are short numbers.
     high = float(np.ceil(max(entropy.max(), prior or 0.0, 0.05) * 20) / 20)
     counts, _ = np.histogram(entropy, bins=bins, range=(0.0, high))

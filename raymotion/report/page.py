@@ -13,7 +13,7 @@ from raymotion import storage
 from raymotion.batch.label_dataset import LabelledRow, LabelledSet, load_labels
 from raymotion.errors import InputError
 from raymotion.folders import outputs
-from raymotion.learning.collapse import Collapse, first_labels, prediction_entropy
+from raymotion.learning.collapse import Collapse, first_labels
 from raymotion.learning.metrics.multilabel import Evaluation
 from raymotion.learning.priors import told_rates
 from raymotion.report import figures
@@ -79,7 +79,7 @@ def write_report(
     headline, state = collapse.headline, collapse.verdict.state
     if labelled.unfinished is not None:
         headline, state = f"{labelled.unfinished} So far: {headline}", "bad" if state == "bad" else "unsure"
-    entropy = prediction_entropy(labelled.probabilities, one_label=labelled.one_label)
+    entropy = labelled.entropy(labelled.probabilities)
     distinct, common = figures.common_sets(labelled)
     first = len(first_labels(labelled.probabilities)[0])
     reasons, failed = labelled.quarantine(QUARANTINE_SHOWN)

@@ -55,9 +55,6 @@ def prepare_data(recipe: TrainRecipe) -> TrainingSet:
     targets = {own.name: own.read(table, where=path, given=given if own.vocabulary else None) for own in outputs}
     # Every sample needs a target of the first output; targets of further outputs may be missing.
     known = targets[outputs[0].name].known
-    if not known.any():
-        noun = outputs[0].target_noun
-        raise InputError(f"no row has {noun} to learn from", path=path, remedy=f"Give samples with {noun}.")
     counts = {"rows": table.num_rows + sum(left_out.values()), **left_out, "without_labels": int((~known).sum())}
     in_split = np.asarray(pc.is_valid(table.column("split")))
     counts["without_split"] = int((known & ~in_split).sum())

@@ -16,7 +16,7 @@ from raymotion.batch import job
 from raymotion.batch.worker import ShardWorker, WorkerPlan
 from raymotion.data.embeddings import Embeddings
 from raymotion.data.samples import table_from_rows, write_samples
-from raymotion.vocabulary import MIKELS_8
+from raymotion.vocabulary import MIKELS_8, Vocabulary
 
 
 @pytest.fixture

@@ -314,7 +314,7 @@ class TestEvaluation:
         bare = write_ratings(tmp_path / "barer.parquet", "valence", "arousal")
         with pytest.raises(InputError, match="has no valence or arousal to compare with"):
             evaluated(numbers, bare, tmp_path / "b")
-        with pytest.raises(InputError, match="no row has valence or arousal to learn from"):
+        with pytest.raises(InputError, match="no row of a split has valence or arousal"):
             train(bare, tmp_path / "model", numbers=True)
 
     @pytest.mark.filterwarnings("error:No artists")

@@ -127,10 +127,6 @@ class Bands(SingleLabel):
         except InputError as error:
             raise InputError(error.reason, path=where, remedy=error.remedy) from error
 
-    @property
-    def target_noun(self) -> str:
-        return self.dimension
-
     def read(self, table: pa.Table, *, where: object, given: np.ndarray | None = None) -> Targets:
         """See `Output`. Rows without the number have no target."""
         values = read_numbers(table, (self.dimension,), self.scale, where=where)[:, 0]

@@ -141,11 +141,6 @@ class Output(ABC):
         """Columns of the sample table that `adjust` reads; none by default."""
         return ()
 
-    @property
-    def target_noun(self) -> str:
-        """What a sample table lacks where no row has a target, for messages."""
-        return "labels"
-
     def adjust(self, values: np.ndarray, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """Returns decoded values (n, width) as users get them, float32; by default unchanged.
 
