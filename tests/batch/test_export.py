@@ -152,7 +152,7 @@ def test_labels_of_a_model_without_emotions(tmp_path: Path) -> None:
         lambda: load_labels(tmp_path / "l"),
         lambda: write_report(tmp_path / "l", tmp_path / "x.html"),
     ):
-        with pytest.raises(InputError, match="no emotions"):
+        with pytest.raises(InputError, match="no labels"):
             use()
 
 

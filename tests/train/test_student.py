@@ -439,6 +439,7 @@ def test_distillation_needs_a_loss_of_logits(samples: str, student_recipe: Recip
         Task(recipe, prepare_data(recipe))
 
 
+@pytest.mark.slow
 def test_after_a_crash_in_any_epoch_the_weights_are_those_of_an_undisturbed_run(
     samples: str, student_recipe: Recipe, tmp_path: Path
 ) -> None:
