@@ -53,8 +53,8 @@ class ImportSettings(JobSettings):
     workers: int | None = Field(
         None,
         ge=0,
-        description="actors; 0: this process, without Ray, which is fastest for most files  [default: 0; as many as fit with "
-        "--address]",
+        description="actors; 0: this process, without Ray, which is fastest for most files  [default: 0; as many as "
+        "fit with --address]",
     )
 
     def runs_here(self, rows: int, address: str | None) -> bool:

@@ -67,12 +67,24 @@ class Flickr8kReport(Report):
     few: str | None = None
     ambiguous: int = noted("of them could be several files")
     empty_captions: int = noted("captions have no words, and are left out")
-    short_captions: int = noted("captions with fewer words than --min-words left out")
+    short_captions: int = noted(
+        "captions with fewer words than --min-words left out",
+        "caption with fewer words than --min-words left out",
+    )
     uncaptioned: int = noted("pictures lost all of their captions by this, and are left out")
-    same_content: int = noted("pictures are the same as another: each set of them is one group")
+    same_content: int = noted(
+        "pictures are the same as another: each set of them is one group",
+        "picture is the same as another: both are one group",
+    )
     not_compared: int = noted("pictures cannot be read: their content was not compared")
-    no_split: int = noted("pictures are not in Karpathy's split: their split is empty")
-    withdrawn: int = noted("pictures left out, whose content is also in a later part of the published split")
+    no_split: int = noted(
+        "pictures are not in Karpathy's split: their split is empty",
+        "picture is not in Karpathy's split: its split is empty",
+    )
+    withdrawn: int = noted(
+        "pictures left out, whose content is also in a later part of the published split",
+        "picture left out, whose content is also in a later part of the published split",
+    )
 
     def lines(self) -> list[str]:
         """Returns lines for rows and captions, then the notes."""
@@ -84,9 +96,10 @@ class Flickr8kReport(Report):
         """Returns a text for each reason for leaving data out, and what is to be known of the split."""
         notes = []
         if self.missing:
+            are = "picture that the captions name is" if self.missing == 1 else "pictures that the captions name are"
             notes.append(
-                f"{self.missing:,} pictures that the captions name are not in the folder (such as "
-                f"{shown(self.missing_name)}), {self.missing_captions:,} captions left out"
+                f"{self.missing:,} {are} not in the folder (such as {shown(self.missing_name)}), "
+                f"{self.missing_captions:,} captions left out"
             )
         if self.not_files:
             notes.append(
@@ -94,10 +107,8 @@ class Flickr8kReport(Report):
                 f"{shown(self.not_file_name)})"
             )
         if self.bare:
-            notes.append(
-                f"{self.bare:,} pictures in the folder have no caption (such as {shown(self.bare_name)}), and are left "
-                "out"
-            )
+            are = "picture in the folder has no caption" if self.bare == 1 else "pictures in the folder have no caption"
+            notes.append(f"{self.bare:,} {are} (such as {shown(self.bare_name)}), left out")
         if self.without_pictures:
             notes.append("no folder of pictures (--images): rows have captions alone, for features that are there")
         return [*notes, *super().notes(), *(note for note in (self.split_note, self.few) if note)]
