@@ -89,7 +89,7 @@ class LabelSink:
         metadata: dict[bytes, bytes] = {}
         for own in self._ordered():
             empty = own.columns(np.zeros((0, own.width), np.float32))
-            fields += [pa.field(name, column.type, nullable=False) for name, column in empty.items()]
+            fields += [pa.field(name, column.type, nullable=own.nullable) for name, column in empty.items()]
             if own is self.labels:
                 fields += [
                     pa.field("labels", pa.list_(pa.string()), nullable=False),

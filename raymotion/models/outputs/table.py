@@ -14,6 +14,7 @@ OUTPUTS: dict[str, str] = {
     "single_label": "raymotion.models.outputs.single_label:SingleLabel",
     "bands": "raymotion.models.outputs.bands:Bands",
     "dimensions": "raymotion.models.outputs.dimensions:Dimensions",
+    "embedding": "raymotion.models.outputs.embedding:Embedding",
 }
 _outputs: Registry[Output] = Registry("output", Output, "raymotion.outputs", lambda: OUTPUTS)  # type: ignore[type-abstract]
 
