@@ -137,7 +137,7 @@ class JointKind(Kind):
         rows_with = captions.present[rows]
         rows, vectors = rows[rows_with], vectors[torch.from_numpy(rows_with)]
         tokens = cast(Tokens, captions.evidence(rows))
-        said = torch.cat([own.cpu() for own in _texts(network, tokens, device)])
+        said = torch.cat([own.cpu() for own in texts_of(network, tokens, device)])
         if config.standardise and config.text == "sentence":
             network.text_head.measure(said, network.text_blocks)
         if named is not None:
@@ -219,7 +219,7 @@ class JointKind(Kind):
                 chosen = tokens if len(known) == n else tokens.take(known)
                 sums = np.zeros((len(known), output.dim), dtype=np.float64)
                 start = 0
-                for said in _texts(network, chosen, device, size):
+                for said in texts_of(network, chosen, device, size):
                     vectors = _unit(network.text_head(said))
                     np.add.at(sums, chosen.owners[start : start + len(said)], vectors)
                     start += len(said)
@@ -252,7 +252,7 @@ def _unit(vectors: Tensor) -> np.ndarray:
     return np.asarray(torch.nn.functional.normalize(vectors.float(), dim=1).cpu().numpy())
 
 
-def _texts(network: JointNetwork, tokens: Tokens, device: str, size: int = 128) -> Iterator[Tensor]:
+def texts_of(network: JointNetwork, tokens: Tokens, device: str, size: int = 128) -> Iterator[Tensor]:
     """Yields what the text tower says of captions in their order, some at a time."""
     for rows in batches(len(tokens.tokens), size):
         some = Tokens(
