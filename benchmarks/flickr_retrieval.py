@@ -100,11 +100,11 @@ def encoded(model: Any, features: np.ndarray, captions: list[list[str]]) -> dict
     network, tokens = model.network, model.inputs[0].tokens([[text] for own in captions for text in own])
     with torch.no_grad():
         vectors = network.vectors([torch.from_numpy(features)])
-        numbers = network.picture_numbers(vectors)
+        numbers = network.pictures.numbers(vectors)
         said = torch.cat(list(texts_of(network, tokens, "cpu")))
         return {
-            "images": network.image_head(numbers).numpy(), "texts": network.text_head(said).numpy(),
-            "image numbers": network.image_head.standardised(numbers).numpy(),
+            "images": network.pictures.head(numbers).numpy(), "texts": network.text_head(said).numpy(),
+            "image numbers": network.pictures.head.standardised(numbers).numpy(),
             "text numbers": network.text_head.standardised(said).numpy(),
         }  # fmt: skip
 

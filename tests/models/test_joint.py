@@ -130,7 +130,7 @@ def test_both_towers_get_gradients_from_the_matching(samples: str) -> None:
     (output,) = task.outputs
     targets = output.batch(task.data.targets_of(output), rows, "cpu")
     task.criteria[output.name](network(**arguments), targets, epoch=0, weights=None).backward()
-    for parameter in ("image_head.last.weight", "text_head.last.weight", "text.embedding.weight", "log_scale"):
+    for parameter in ("pictures.head.last.weight", "text_head.last.weight", "text.embedding.weight", "log_scale"):
         gradient = dict(network.named_parameters())[parameter].grad
         assert gradient is not None and float(gradient.abs().max()) > 0, parameter
 
@@ -209,10 +209,12 @@ def test_the_heads_begin_with_the_correlations_of_the_training_split(samples: st
     with torch.no_grad():
         said = network.text(given["input_ids"], given["attention_mask"])
     assert said.shape[1] == 32
-    x, y = network.image_head.standardised(pictures), network.text_head.standardised(said)
+    x, y = network.pictures.head.standardised(pictures), network.text_head.standardised(said)
     assert float(x.square().mean()) == pytest.approx(1, rel=0.2)  # rows count once here, and per caption there
     image, text = correlate(x, y, torch.from_numpy(tokens.owners), 8, image_penalty=2.0, text_penalty=1.0)
-    torch.testing.assert_close(network.image_head.last.weight.detach().abs(), image.weight.abs(), atol=2e-3, rtol=0.02)
+    torch.testing.assert_close(
+        network.pictures.head.last.weight.detach().abs(), image.weight.abs(), atol=2e-3, rtol=0.02
+    )
     torch.testing.assert_close(network.text_head.last.weight.detach().abs(), text.weight.abs(), atol=2e-3, rtol=0.02)
 
 
