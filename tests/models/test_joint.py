@@ -24,6 +24,7 @@ from raymotion.models.checkpoint import load_model, read_checkpoint_info
 from raymotion.models.inputs.captions import Captions
 from raymotion.models.joint.correlations import correlate
 from raymotion.models.joint.recipe import JointRecipe
+from raymotion.models.joint_emotions.recipe import JointEmotionsRecipe
 from raymotion.models.outputs.embedding import Embedding
 from raymotion.models.registry import get_kind
 from raymotion.models.text.tokenizer import tokenizer_json, train_tokenizer
@@ -331,3 +332,80 @@ def test_the_card_says_what_it_is(trained: str) -> None:
     card = (Path(trained) / "README.md").read_text()
     assert "Joint space of pictures and captions" in card and "captions by an LSTM" in card
     assert get_kind("joint").title() in card
+
+
+# --- emotions from the joint space ----------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def labelled(samples: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The pictures with the emotion of their colour."""
+    table = read_samples(samples)
+    rows = table.to_pylist()
+    for i, row in enumerate(rows):
+        row["labels"] = [MIKELS_8.labels[i % 5]]
+    path = tmp_path_factory.mktemp("labelled") / "samples.parquet"
+    write_samples(path, table_from_rows(rows, MIKELS_8))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.yaml"
+    lines = [f"{MIKELS_8.labels[i]}: ['a {colour} square', 'a square of {colour}']" for i, colour in enumerate(COLOURS)]
+    lines += [f"{label}: ['in the picture']" for label in MIKELS_8.labels[5:]]
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+def accuracy(out: str, labelled: str) -> float:
+    truth = {row["sample_id"]: row["labels"][0] for row in read_samples(labelled).to_pylist()}
+    hits = []
+    for _, part in read_parts(out, ["sample_id", "probabilities"]):
+        for row in part.to_pylist():
+            best = MIKELS_8.labels[int(np.argmax(row["probabilities"]))]
+            hits.append(best == truth[row["sample_id"]])
+    assert len(hits) == ROWS
+    return float(np.mean(hits))
+
+
+def test_words_for_each_emotion_label_without_a_labelled_picture(
+    trained: str, labelled: str, prompts: str, tmp_path: Path, runner: Any
+) -> None:
+    out = tmp_path / "emotions"
+    done = runner("wrap", "joint-emotions", trained, "--vocabulary", "mikels-8", "--prompts", prompts, "--out", out)
+    assert done.code == 0, done.err
+    assert "No sample was looked at" in done.out
+    label(LabelSettings(samples=labelled, model=(str(out),), out=str(tmp_path / "labels"), workers=0))
+    assert accuracy(str(tmp_path / "labels"), labelled) > 0.4  # of five colours; chance 0.2
+    assert "Zero-shot" in (out / "README.md").read_text()
+
+
+def test_a_layer_on_the_vectors_is_a_logistic_regression(trained: str, labelled: str, tmp_path: Path) -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    recipe = load_settings(JointEmotionsRecipe, options={
+        "kind": "joint-emotions", "source": trained, "data": {"samples": labelled}, "workers": 0, "use_gpu": False,
+        "probe": {"strengths": [1.0]}, "optimiser": {"epochs": 1},
+    })  # fmt: skip
+    info = fit(recipe, tmp_path / "m").info
+    network: Any = load_model(info.folder).network
+    before: Any = load_model(trained).network
+    assert torch.equal(network.pictures.head.last.weight, before.pictures.head.last.weight)  # frozen
+    table = read_samples(labelled)
+    out = str(tmp_path / "vectors")
+    label(LabelSettings(samples=labelled, model=(trained,), out=out, workers=0))
+    found = vectors_of(out, read_checkpoint_info(trained))
+    x = np.stack([found[own][:16] for own in table.column("sample_id").to_pylist()])
+    training = np.array([own == "train" for own in table.column("split").to_pylist()])
+    y = np.array([own[0] == MIKELS_8.labels[0] for own in table.column("labels").to_pylist()])
+    reference = LogisticRegression(C=1.0, max_iter=1000).fit(x[training], y[training]).decision_function(x)
+    with torch.no_grad():
+        said = network.head(torch.from_numpy(x)).numpy()[:, 0]
+    # The probe scales features to length 1 on average, and these have it.
+    assert np.corrcoef(said, reference)[0, 1] > 0.99
+
+
+def test_another_model_or_a_vocabulary_that_is_missing_is_refused(trained: str, tmp_path: Path, runner: Any) -> None:
+    done = runner("wrap", "joint-emotions", trained, "--out", tmp_path / "x")
+    assert done.code == 2 and "Give --vocabulary" in done.err
+    done = runner("wrap", "joint-emotions", tmp_path, "--vocabulary", "mikels-8", "--out", tmp_path / "x")
+    assert done.code == 2 and len(done.err.strip().splitlines()) == 1
