@@ -23,6 +23,7 @@ KINDS: dict[str, str] = {
     "mlp": "raymotion.models.vector.kind:MlpKind",
     "regressor": "raymotion.models.vector.kind:RegressorKind",
     "two-input": "raymotion.models.vector.kind:TwoInputKind",
+    "joint": "raymotion.models.joint.kind:JointKind",
     "fractal": "raymotion.models.fractal.kind:FractalKind",
     "preact-resnet": "raymotion.models.preact_resnet.kind:PreactResNetKind",
     "zero-shot": "raymotion.models.wrapped.kind:ZeroShotKind",

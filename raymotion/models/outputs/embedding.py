@@ -18,6 +18,7 @@ from raymotion.data.captions import readable
 from raymotion.errors import InputError
 from raymotion.learning.losses.contrastive import make_contrastive_loss
 from raymotion.learning.metrics.multilabel import Evaluation
+from raymotion.learning.metrics.retrieval import LOWER_IS_BETTER as LOWER
 from raymotion.learning.metrics.retrieval import (
     RETRIEVAL_METRICS,
     Ranks,
@@ -26,7 +27,6 @@ from raymotion.learning.metrics.retrieval import (
     retrieval_metrics,
     weighed_retrieval,
 )
-from raymotion.learning.metrics.retrieval import LOWER_IS_BETTER as LOWER
 from raymotion.models.outputs.base import Gives, Output, Targets, array_digest, read_loss
 from raymotion.models.recipe import LossSettings
 
