@@ -625,15 +625,17 @@ def _table(
         name: rows.column(name).combine_chunks() for name in ("sample_id", "image_uri", "split")
     }
     metadata: dict[bytes, bytes] = {}
+    nullable = {"image_uri", "split", "labels"}
     for own in info.outputs:
         if own is info.labels:
             chosen = top_per_image(predicted[own.name], 1) if labels is None else labels.measured.chosen
             given = [info.vocabulary.decode(np.flatnonzero(row).tolist()) for row in chosen]
             columns["labels"] = own.labelled(rows, where=None).column("labels").combine_chunks()
             columns["predicted"] = pa.array(given, pa.list_(pa.string()))
-        columns |= own.columns(predicted[own.name])
+        found = own.columns(predicted[own.name])
+        columns |= found
+        nullable |= set(found) if own.nullable else set()
         metadata = own.metadata() | metadata  # the vocabulary is that of the first labels
-    nullable = {"image_uri", "split", "labels"}
     schema = pa.schema(
         [pa.field(name, column.type, nullable=name in nullable) for name, column in columns.items()], metadata=metadata
     )
