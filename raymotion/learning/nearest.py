@@ -42,7 +42,7 @@ def best_items(queries: np.ndarray, items: np.ndarray, count: int) -> tuple[np.n
         if count < len(items):
             # The count-th highest value of each query; of those that equal it, the first ones are taken.
             least = np.partition(similar, len(items) - count, axis=1)[:, len(items) - count, None]
-            behind = ((similar < least) + (similar <= least)).astype(np.int8)
+            behind = np.where(similar > least, 0, np.where(similar == least, 1, 2)).astype(np.int8)
             order = np.argsort(behind, axis=1, kind="stable")[:, :count]
         else:
             order = np.broadcast_to(np.arange(count), similar.shape)
