@@ -4,8 +4,9 @@
     index = raymotion.SearchIndex("labels/")          # for several queries: the model is loaded once
     index.search(image="photo.jpg", top=20)
 
-The search is exact. NumPy compares the parts one after the other and keeps the best rows, so that the memory needed does
-not grow with the folder. FAISS, if it is installed, holds all vectors in memory and answers further queries faster.
+The search is exact. NumPy compares the parts one after the other and keeps the best rows, so that the memory needed
+does not grow with the folder. FAISS, if it is installed, holds all vectors in memory and answers further queries
+faster.
 """
 
 from __future__ import annotations

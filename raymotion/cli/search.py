@@ -17,9 +17,7 @@ from raymotion.cli.options import access_options
 )
 @click.option("--model", metavar="MODEL", help="Where that model lies now.  [default: where it lay when it labelled]")
 @click.option("--top", default=10, show_default=True, type=click.IntRange(1, 10_000), help="How many are found.")
-@click.option(
-    "--side", metavar="NAME", help="What is searched: image or text, the captions.  [default: the pictures]"
-)
+@click.option("--side", metavar="NAME", help="What is searched: image or text, the captions.  [default: the pictures]")
 @click.option(
     "--engine",
     type=click.Choice(["numpy", "faiss"]),
@@ -34,7 +32,8 @@ from raymotion.cli.options import access_options
     "--weights",
     multiple=True,
     metavar="FILE",
-    help="Weights file of the model's backbones, if it was trained with one; NAME=FILE for one of several (repeatable).",
+    help="Weights file of the model's backbones, if it was trained with one; NAME=FILE for one of several "
+    "(repeatable).",
 )
 @access_options
 def search(
@@ -52,9 +51,9 @@ def search(
 ) -> None:
     """Find pictures by a sentence, or by another picture.
 
-    TEXT is a sentence such as a caption. The pictures are the rows of a folder that `raymotion label` wrote with a model
-    of pictures and captions in one space; the query goes through the same model. They are compared by the cosine of
-    their vectors, all of them: the search is exact.
+    TEXT is a sentence such as a caption. The pictures are the rows of a folder that `raymotion label` wrote with a
+    model of pictures and captions in one space; the query goes through the same model. They are compared by the cosine
+    of their vectors, all of them: the search is exact.
 
     \b
     Example:

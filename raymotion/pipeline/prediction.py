@@ -116,7 +116,9 @@ def explain(
     scales |= {name: [-1.0, 1.0] for name in numbers if vectors and name not in scales}  # a cosine
     if len(vectors) == len(info.outputs) and not numbers:
         sides = " and ".join("a caption" if side == TEXT else f"an {side}" for side in vectors[0].sides)
-        notes.append(f"This model compares {sides}: give both to see how similar they are. `raymotion search` finds more.")
+        notes.append(
+            f"This model compares {sides}: give both to see how similar they are. `raymotion search` finds more."
+        )
     if damage := model.damage or (str(kept[0]) if kept else None):
         notes.insert(0, f"The picture is damaged, and was read as it decodes: {damage}.")
     given = {name: [float(value) for value in box] for name, box in (boxes or {}).items()}

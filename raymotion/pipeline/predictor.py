@@ -300,7 +300,8 @@ class Predictor:
             )  # fmt: skip
         captions = [caption] if isinstance(caption, str) else list(caption or [])
         for given, read, what in (
-            (bool(captions), self.reads_text, "captions"), (image is not None, self.reads_images, "pictures")
+            (bool(captions), self.reads_text, "captions"),
+            (image is not None, self.reads_images, "pictures"),
         ):
             if given and not read:
                 raise InputError(f"reads no {what}", path=self.info.folder)

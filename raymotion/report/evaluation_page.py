@@ -399,10 +399,11 @@ def summary_lines(summary: EvaluationSummary) -> list[str]:
     for pairs in summary.retrieval:
         lines += retrieval_lines(pairs, first.text)
     noun = "captions" if summary.retrieval and summary.retrieval[0].by_caption else "labels"
+    of_what = "rows of images and captions" if noun == "captions" else "samples"
     left_out = f"; {samples['without_labels']:,} without {noun} left out" if samples["without_labels"] else ""
     of = f" of {', '.join(samples['holdout_domain'])}" if samples["holdout_domain"] else ""
     lines.append(
-        f"{'rows of images and captions' if noun == 'captions' else 'samples'}{of}, split {samples['split']}: {samples['in']:,} in = {samples['good']:,} scored + "
+        f"{of_what}{of}, split {samples['split']}: {samples['in']:,} in = {samples['good']:,} scored + "
         f"{samples['quarantined']:,} in quarantine{left_out}"
     )
     lines += [f"  quarantine: {count} {reason}" for reason, count in samples["by_reason"].items()]

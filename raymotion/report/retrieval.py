@@ -1,4 +1,4 @@
-"""Retrieval on the page of an evaluation and in a terminal: both ways beside chance, and queries with what they find."""
+"""Retrieval on an evaluation's page and in a terminal: both ways beside chance, and queries with what they find."""
 
 from __future__ import annotations
 

@@ -48,7 +48,12 @@ class PairNetwork(nn.Module):
         self.valence = nn.Linear(3, 1) if valence else None
 
     def forward(
-        self, images: Tensor, image_mask: Tensor, input_ids: Tensor, attention_mask: Tensor, owners: Tensor | None = None
+        self,
+        images: Tensor,
+        image_mask: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        owners: Tensor | None = None,
     ) -> dict[str, Tensor]:
         colour = images.float().mean(dim=(1, 2)) / 255
         first = self.image(colour) * image_mask[:, None]

@@ -200,7 +200,13 @@ def test_identical_pictures_of_other_groups_tie_against_the_model() -> None:
 def test_rows_of_one_picture_count_once_and_queries_without_a_partner_are_told() -> None:
     x, y, z = [1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]
     table, vectors = values(
-        [("a:1", "a", x, [1, 1, 0]), ("a:2", "a", x, y), ("b:1", "b", y, z), ("c:1", "c", z, None), ("d:1", "d", None, x)]
+        [
+            ("a:1", "a", x, [1, 1, 0]),
+            ("a:2", "a", x, y),
+            ("b:1", "b", y, z),
+            ("c:1", "c", z, None),
+            ("d:1", "d", None, x),
+        ]
     )
     notices: list[str] = []
     found = measure_retrieval(Embedding(3), vectors, table, by_caption=False, bootstrap=0, notices=notices)

@@ -257,8 +257,8 @@ class Embedding(Output):
             mean = float((np.square(there.sum(axis=0)).sum() - n) / (n * (n - 1)))
             if mean > ONE_DIRECTION:
                 return (
-                    f"The {side} vectors of {n:,} samples are nearly one direction (mean cosine of two {mean:.3f}): they "
-                    "tell no sample from another."
+                    f"The {side} vectors of {n:,} samples are nearly one direction (mean cosine of two {mean:.3f}): "
+                    "they tell no sample from another."
                 )
         return None
 
