@@ -137,30 +137,30 @@ class JointKind(Kind):
         rows_with = captions.present[rows]
         rows, vectors = rows[rows_with], vectors[torch.from_numpy(rows_with)]
         tokens = cast(Tokens, captions.evidence(rows))
-        said = torch.cat([own.cpu() for own in _texts(network, tokens, device)])
+        said = torch.cat([own.cpu() for own in texts_of(network, tokens, device)])
         if config.standardise and config.text == "sentence":
             network.text_head.measure(said, network.text_blocks)
         if named is not None:
             weight, bias, names = named
-            network.get_buffer("class_weight").copy_(weight)
-            network.get_buffer("class_bias").copy_(bias)
+            network.pictures.get_buffer("class_weight").copy_(weight)
+            network.pictures.get_buffer("class_bias").copy_(bias)
             given = captions.texts([NAMED.format(name) for name in names], device)
             numbers = torch.cat([
                 network.text_numbers(given["input_ids"][some], given["attention_mask"][some])
                 for some in torch.arange(len(names)).split(128)
             ])  # fmt: skip
-            network.get_buffer("class_texts").copy_(network.text_head.standardised(numbers))
-        pictures = torch.cat([network.picture_numbers(own.to(device)).cpu() for own in vectors.split(4096)])
+            network.pictures.get_buffer("class_texts").copy_(network.text_head.standardised(numbers))
+        pictures = torch.cat([network.pictures.numbers(own.to(device)).cpu() for own in vectors.split(4096)])
         if config.standardise:
-            network.image_head.measure(pictures, network.picture_blocks)
+            network.pictures.head.measure(pictures, network.pictures.blocks)
         if recipe.start is not None:
             network.to("cpu")
             image, text = correlate(
-                network.image_head.standardised(pictures), network.text_head.standardised(said),
+                network.pictures.head.standardised(pictures), network.text_head.standardised(said),
                 torch.from_numpy(tokens.owners), config.dim, image_penalty=recipe.start.image_penalty,
                 text_penalty=recipe.start.text_penalty,
             )  # fmt: skip
-            for head, found in ((network.image_head, image), (network.text_head, text)):
+            for head, found in ((network.pictures.head, image), (network.text_head, text)):
                 head.last.weight.copy_(found.weight)
                 head.last.bias.copy_(found.bias)
 
@@ -180,7 +180,7 @@ class JointKind(Kind):
 
     def learning_rate(self, recipe: JointRecipe, network: Any, parameter: str) -> float:
         settings = recipe.optimiser
-        trained = parameter.startswith("backbone.") or (
+        trained = parameter.startswith("pictures.backbone.") or (
             parameter.startswith("text.") and recipe.text_init is not None
         )  # fmt: skip
         return settings.backbone_lr if trained else settings.lr
@@ -212,14 +212,14 @@ class JointKind(Kind):
                 if len(there):
                     given = own.take(there).tensors(device)
                     given.pop("mask")
-                    found = network.encode_pictures(network.vectors(**given))
+                    found = network.pictures(network.vectors(**given))
                     values[rows[there], : output.dim] = _unit(found)
             known = np.flatnonzero(tokens.present)
             if len(known):
                 chosen = tokens if len(known) == n else tokens.take(known)
                 sums = np.zeros((len(known), output.dim), dtype=np.float64)
                 start = 0
-                for said in _texts(network, chosen, device, size):
+                for said in texts_of(network, chosen, device, size):
                     vectors = _unit(network.text_head(said))
                     np.add.at(sums, chosen.owners[start : start + len(said)], vectors)
                     start += len(said)
@@ -252,7 +252,7 @@ def _unit(vectors: Tensor) -> np.ndarray:
     return np.asarray(torch.nn.functional.normalize(vectors.float(), dim=1).cpu().numpy())
 
 
-def _texts(network: JointNetwork, tokens: Tokens, device: str, size: int = 128) -> Iterator[Tensor]:
+def texts_of(network: JointNetwork, tokens: Tokens, device: str, size: int = 128) -> Iterator[Tensor]:
     """Yields what the text tower says of captions in their order, some at a time."""
     for rows in batches(len(tokens.tokens), size):
         some = Tokens(

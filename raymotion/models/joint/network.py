@@ -78,6 +78,65 @@ class Head(nn.Module):
         return self.last(self.hidden(x))
 
 
+class PictureSide(nn.Module):
+    """Maps pictures into the joint space.
+
+    Args:
+        config: the shape. names: numbers of a class name's vector, where the shape has classes.
+        build: returns the timm model of an identity; None: untrained, to load weights later.
+    """
+
+    def __init__(
+        self, config: JointConfig, names: int, *, build: Callable[[BackboneIdentity], Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone: TunedBackbone | None = None
+        if config.inside:
+            identity = BackboneIdentity.from_dict(dict(config.vector_identity or {}))
+            model = timm_models.create(identity.name, identity.size) if build is None else build(identity)
+            self.backbone = TunedBackbone(identity, model, tuned_parameters(identity, config.tuned_blocks))
+        width = config.vector_dim
+        if config.classes:
+            self.register_buffer("class_weight", torch.zeros(config.classes, config.vector_dim))
+            self.register_buffer("class_bias", torch.zeros(config.classes))
+            self.register_buffer("class_texts", torch.zeros(config.classes, names))
+            width += names
+        self.head = Head(
+            width, config.image_hidden, config.dim, batch_norm=config.batch_norm, dropout=config.image_dropout
+        )
+
+    def vectors(
+        self, features: Sequence[Tensor | None] | None = None, crops: Sequence[Tensor | None] | None = None
+    ) -> Tensor:
+        """Returns the pictures' vectors (n, vector_dim) float32, as the backbone says them."""
+        given = (crops if features is None else features) or [None]
+        if given[0] is None:
+            raise InputError("no sample of the batch has a picture")
+        if self.backbone is None or features is not None:
+            return given[0].float()
+        return self.backbone(given[0]).float()
+
+    def numbers(self, vectors: Tensor) -> Tensor:
+        """Returns what the head reads, (n, width): the vectors, and what they say in words."""
+        if not self.config.classes:
+            return vectors
+        logits = vectors @ self.get_buffer("class_weight").T + self.get_buffer("class_bias")
+        said = (logits / self.config.class_temperature).softmax(dim=1) @ self.get_buffer("class_texts")
+        # Less sure pictures are near the mean of all names; their direction is what counts.
+        return torch.cat([vectors, nn.functional.normalize(said, dim=1)], dim=1)
+
+    @property
+    def blocks(self) -> list[tuple[int, float]]:
+        """Width and weight of each block of `numbers`."""
+        own, names = self.config, self.head.mean.numel() - self.config.vector_dim
+        return [(own.vector_dim, 1.0), *([(names, own.class_names)] if own.classes else [])]
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Returns vectors in the joint space, (n, dim), of any length."""
+        return self.head(self.numbers(vectors))
+
+
 class JointNetwork(nn.Module):
     """Maps pictures and captions to the raw numbers of an `Embedding`.
 
@@ -92,11 +151,6 @@ class JointNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.output = config, output
-        self.backbone: TunedBackbone | None = None
-        if config.inside:
-            identity = BackboneIdentity.from_dict(dict(config.vector_identity or {}))
-            model = timm_models.create(identity.name, identity.size) if build is None else build(identity)
-            self.backbone = TunedBackbone(identity, model, tuned_parameters(identity, config.tuned_blocks))
         self.text: BertEncoder | LstmEncoder
         if config.text == "lstm":
             self.text = LstmEncoder(config.vocab_size, config.embedding_size, config.text_size)
@@ -104,16 +158,7 @@ class JointNetwork(nn.Module):
             self.text = BertEncoder(config.vocab_size, config.bert or BertShape(), layers=config.text_layers)
             self.text.requires_grad_(config.tuned_text)
         self.frozen_text = config.text == "sentence" and not config.tuned_text
-        width = config.vector_dim
-        if config.classes:
-            names = self.text.width
-            self.register_buffer("class_weight", torch.zeros(config.classes, config.vector_dim))
-            self.register_buffer("class_bias", torch.zeros(config.classes))
-            self.register_buffer("class_texts", torch.zeros(config.classes, names))
-            width += names
-        self.image_head = Head(
-            width, config.image_hidden, config.dim, batch_norm=config.batch_norm, dropout=config.image_dropout
-        )
+        self.pictures = PictureSide(config, self.text.width, build=build)
         self.text_head = Head(
             self.text.width, config.text_hidden, config.dim, batch_norm=config.batch_norm, dropout=config.text_dropout
         )
@@ -138,39 +183,14 @@ class JointNetwork(nn.Module):
     def vectors(
         self, features: Sequence[Tensor | None] | None = None, crops: Sequence[Tensor | None] | None = None
     ) -> Tensor:
-        """Returns the pictures' vectors (n, vector_dim) float32, as the backbone says them."""
-        given = (crops if features is None else features) or [None]
-        if given[0] is None:
-            raise InputError("no sample of the batch has a picture")
-        if self.backbone is None or features is not None:
-            return given[0].float()
-        return self.backbone(given[0]).float()
-
-    def picture_numbers(self, vectors: Tensor) -> Tensor:
-        """Returns what the head of pictures reads, (n, width): the vectors, and what they say in words."""
-        if not self.config.classes:
-            return vectors
-        logits = vectors @ self.get_buffer("class_weight").T + self.get_buffer("class_bias")
-        said = (logits / self.config.class_temperature).softmax(dim=1) @ self.get_buffer("class_texts")
-        # Less sure pictures are near the mean of all names; their direction is what counts.
-        return torch.cat([vectors, nn.functional.normalize(said, dim=1)], dim=1)
-
-    @property
-    def picture_blocks(self) -> list[tuple[int, float]]:
-        """Width and weight of each block of `picture_numbers`."""
-        own = self.config
-        names = [(self.text.width, own.class_names)] if own.classes else []
-        return [(own.vector_dim, 1.0), *names]
+        """See `PictureSide.vectors`."""
+        return self.pictures.vectors(features, crops)
 
     @property
     def text_blocks(self) -> list[tuple[int, float]]:
         """Width and weight of each block of `text_numbers`."""
         many = len(self.config.text_layers or (0,))
         return [(self.text.width // many, 1.0)] * many
-
-    def encode_pictures(self, vectors: Tensor) -> Tensor:
-        """Returns the pictures' vectors in the joint space, (n, dim), of any length."""
-        return self.image_head(self.picture_numbers(vectors))
 
     def text_numbers(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Returns what the text tower says of captions (n, T), (n, width)."""
@@ -219,7 +239,7 @@ class JointNetwork(nn.Module):
             crops: instead, one entry, (n, size, size, 3) uint8, the pictures.
             mask: (n, 1) bool, True where there is a picture; None: everywhere.
         """
-        pictures = self._present(self.encode_pictures(self.vectors(features, crops)), mask)
+        pictures = self._present(self.pictures(self.vectors(features, crops)), mask)
         texts = self.encode_texts(input_ids, attention_mask)
         texts = torch.where(attention_mask.sum(dim=1, keepdim=True) > 2, texts, torch.zeros_like(texts))
         return self.output.raw_of(pictures, texts, self.log_scale.clamp(max=MOST_SCALE), self.bias)
