@@ -389,9 +389,10 @@ class _Held:
     @classmethod
     def of(cls, blocks: Iterator[_Block]) -> _Held:
         every = list(blocks)
+        index = _faiss().IndexFlatIP(every[0].vectors.shape[1] if every else 1)
+        for own in every:
+            index.add(own.vectors)  # of length 1 as they are stored
         vectors = np.concatenate([own.vectors for own in every] or [np.zeros((0, 1), np.float32)])
-        index = _faiss().IndexFlatIP(vectors.shape[1])
-        index.add(unit(vectors).astype(np.float32))
         rows = np.concatenate([own.rows for own in every] or [np.zeros(0, np.int64)])
         ids = pa.concat_arrays([own.ids for own in every] or [pa.array([], pa.string())])
         uris = pa.concat_arrays([own.uris for own in every] or [pa.array([], pa.string())])
