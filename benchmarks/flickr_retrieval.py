@@ -103,7 +103,7 @@ def encoded(model: Any, features: np.ndarray, captions: list[list[str]]) -> dict
         numbers = network.pictures.numbers(vectors)
         said = torch.cat(list(texts_of(network, tokens, "cpu")))
         return {
-            "images": network.pictures.head(numbers).numpy(), "texts": network.text_head(said).numpy(),
+            "images": network.encode_pictures(vectors).numpy(), "texts": network.encode_said(said).numpy(),
             "image numbers": network.pictures.head.standardised(numbers).numpy(),
             "text numbers": network.text_head.standardised(said).numpy(),
         }  # fmt: skip

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from raymotion import records, storage
 from raymotion.batch.job import JobSummary
@@ -27,12 +27,13 @@ from raymotion.batch.labels import LabelSettings, label
 from raymotion.batch.ledger import by_image
 from raymotion.batch.preflight import input_digest, read_record
 from raymotion.batch.progress import ProgressKind
-from raymotion.batch.spec import REMEDY, ModelJobSettings, with_its_access
+from raymotion.batch.spec import REMEDY, ModelJobSettings, one_or_several, with_its_access
 from raymotion.config import Metavar, digest_of, require_same_settings
 from raymotion.data.domains import domain_values, hold_out, rows_of_domains
 from raymotion.data.samples import SPLITS, read_samples, targets, with_optional
 from raymotion.errors import Damaged, InputError
 from raymotion.evaluation.classes import LabelResult, MeasuredClasses, confusion_csv, measure_classes
+from raymotion.evaluation.corruption import Condition, measure_corruption, parse_corruption, require_streams
 from raymotion.evaluation.measure import ClassResult, Measured, measure
 from raymotion.evaluation.retrieval import Retrieval, expanded, is_by_caption, measure_retrieval, queries_csv
 from raymotion.folders import outputs
@@ -83,7 +84,19 @@ class EvaluateSettings(ModelJobSettings):
     )
     bootstrap: int = Field(1000, ge=0, description="resamples of the 95 % intervals; 0: none")
     bins: int = Field(BINS, ge=1, le=1000, description="bins of the calibration")
-    seed: int = Field(0, description="seed of the resamples")
+    corrupt: tuple[Annotated[str, Metavar("[STREAM=]SHARE")], ...] = Field(
+        (),
+        description="also score cached features (--features) of which this share is replaced by noise: of each stream "
+        "alone and of all, or of STREAM (repeatable)",
+    )
+    corrupt_space: Literal["standardised", "raw"] = Field(
+        "standardised",
+        description="what --corrupt draws from N(0, 1): standardised features, or raw ones, as the public EMOTIC code "
+        "did, whatever their size",
+    )
+    seed: int = Field(0, description="seed of the resamples, and of --corrupt")
+
+    _several_shares = field_validator("corrupt", mode="before")(one_or_several)
 
 
 @dataclass(frozen=True)
@@ -225,6 +238,10 @@ def evaluate_checkpoint(
     by_caption = is_by_caption(info.outputs)
     if by_caption:
         choice = replace(choice, table=expanded(choice.table, cached=settings.features is not None))
+    streams = shares = None
+    if settings.corrupt:  # refused before anything is predicted
+        streams = require_streams(info, settings.features, settings.ablation)
+        shares = parse_corruption(settings.corrupt, [own.stream for own in streams.kept])
     job = _predict(settings, info, choice, out, address, progress)
 
     ids, predicted = _predictions(storage.join(out, PREDICTIONS), info.outputs)
@@ -265,7 +282,19 @@ def evaluate_checkpoint(
     if len(info.outputs) == 1 and info.outputs[0].gives == "vectors" and not retrieval:
         raise InputError(notices[-1].rstrip("."), path=storage.join(out, PREDICTIONS), remedy="See its quarantine.")
     notices = [notice for notice in notices if notice not in {own.flat for own in retrieval}]  # told with its figures
+    conditions: list[Condition] = []
+    if streams is not None and shares is not None and settings.features is not None:
+        conditions = measure_corruption(
+            info, rows, own=streams, features=settings.features, shares=shares, space=settings.corrupt_space,
+            groups=groups, bootstrap=settings.bootstrap, seed=settings.seed, where=settings.samples,
+        )  # fmt: skip
     record = _record(settings, info, choice, rows, job, labels, numbers, classes, retrieval, notices)
+    record["corruption"] = None
+    if conditions:
+        record["corruption"] = {
+            "space": settings.corrupt_space, "seed": settings.seed,
+            "conditions": [own.to_dict() for own in conditions],
+        }  # fmt: skip
     storage.write_table(storage.join(out, "predictions.parquet"), _table(rows, info, predicted, labels))
     if labels is not None:
         storage.write_text(storage.join(out, "per_class.csv"), _csv(ClassResult, labels.measured.classes))

@@ -20,6 +20,7 @@ KINDS: dict[str, str] = {
     "student": "raymotion.models.student.kind:StudentKind",
     "fusion": "raymotion.models.fusion.kind:FusionKind",
     "fusion-tuned": "raymotion.models.fusion_tuned.kind:FusionTunedKind",
+    "two-path": "raymotion.models.two_path.kind:TwoPathKind",
     "mlp": "raymotion.models.vector.kind:MlpKind",
     "regressor": "raymotion.models.vector.kind:RegressorKind",
     "two-input": "raymotion.models.vector.kind:TwoInputKind",

@@ -334,7 +334,7 @@ def _streams(own: StreamInput, info: CheckpointInfo, options: Options, samples: 
     if options.features is not None:
         folder = storage.absolute(options.features)
         return _Part(
-            loader=LoadEmbeddings(folder, _keys_in(folder, own.kept), own.kept, required=alone),
+            loader=LoadEmbeddings(folder, keys_in(folder, own.kept), own.kept, required=alone),
             identity={"features": features_digest(folder)},
             notices=notices,
             check=_made_from_check(folder, own.kept),
@@ -391,7 +391,7 @@ def _what_samples_lack(samples: str | None, own: PersonInput) -> list[str]:
     return [f"No sample has a {stream}_box: the model's {stream} stream was masked for all." for stream in lacking]
 
 
-def _keys_in(folder: str, streams: Sequence[Stream]) -> dict[str, FeatureKey]:
+def keys_in(folder: str, streams: Sequence[Stream]) -> dict[str, FeatureKey]:
     """Returns stream -> key of its features in an embedding folder, by the identity of the backbone, not its name."""
     require_complete(folder)
     part = next(iter(sorted(part_names(folder))), None)

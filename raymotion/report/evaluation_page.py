@@ -10,11 +10,12 @@ import numpy as np
 from raymotion import storage
 from raymotion.batch.label_dataset import load_labels, read_rows
 from raymotion.evaluation.classes import MeasuredClasses
+from raymotion.evaluation.corruption import each_figure
 from raymotion.evaluation.disagreements import rank_disagreements
 from raymotion.evaluation.evaluate import PREDICTIONS, SAMPLES
 from raymotion.evaluation.measure import Measured
 from raymotion.learning.metrics.calibration import CalibrationScores
-from raymotion.learning.metrics.multilabel import Evaluation, interval_text, metric_text
+from raymotion.learning.metrics.multilabel import Evaluation, interval_text, metric_text, short_title
 from raymotion.learning.significance import Headline, headline, voids_results
 from raymotion.report.cards import Card, ReviewLink, make_card
 from raymotion.report.evaluation_plots import draw, draw_classes, draw_numbers
@@ -38,6 +39,9 @@ NAMES = {"bce": "BCE", "macro_ap": "mAP"}
 BY_HEADS = ("n", "labels judged", "macro AUC (chance 0.5)", "95 % interval", "mAP (chance)", "BCE", "below prior")
 BY_HEADS_OF_CLASSES = (
     "n", "accuracy", "95 % interval", "majority", "macro F1", "95 % interval", "log loss", "below prior"
+)  # fmt: skip
+CORRUPTION_HEADS = (
+    "features replaced", "metric", "value", "95 % interval", "constant", "change", "95 % interval"
 )  # fmt: skip
 KINDS = {"width": "equal width", "mass": "equal mass"}
 CAPTIONS = {
@@ -243,6 +247,8 @@ def render(
         numbers=[(own, metric_rows(own.evaluation)) for own in numbers],
         by_caption=by_caption,
         retrieval=[(pairs, shown_retrieval(pairs, predictions)) for pairs in retrieval],
+        corruption=record["corruption"]
+        and {"heads": CORRUPTION_HEADS, "rows": corruption_rows(record), "note": corruption_note(record)},
         calibration=[] if measured is None else [calibration_row(scores) for scores in measured.calibration],
         key_figures=key_figures,
         facts=facts,
@@ -400,6 +406,8 @@ def summary_lines(summary: EvaluationSummary) -> list[str]:
         lines += retrieval_lines(pairs, first.text)
     noun = "captions" if summary.retrieval and summary.retrieval[0].by_caption else "labels"
     of_what = "rows of images and captions" if noun == "captions" else "samples"
+    if summary.record["corruption"]:
+        lines += ["", *table_lines(CORRUPTION_HEADS, corruption_rows(summary.record)), corruption_note(summary.record)]
     left_out = f"; {samples['without_labels']:,} without {noun} left out" if samples["without_labels"] else ""
     of = f" of {', '.join(samples['holdout_domain'])}" if samples["holdout_domain"] else ""
     lines.append(
@@ -409,6 +417,36 @@ def summary_lines(summary: EvaluationSummary) -> list[str]:
     lines += [f"  quarantine: {count} {reason}" for reason, count in samples["by_reason"].items()]
     lines.append(f"page: {storage.join(summary.out, 'evaluation.html')}")
     return lines
+
+
+def corruption_rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Returns the texts of the table of `evaluate --corrupt` from an evaluation.json, in `CORRUPTION_HEADS`."""
+    rows = []
+    for name, own in each_figure(record["corruption"] or {"conditions": []}):
+        clean = own.change is None
+        rows.append(
+            (
+                name, f"{own.output}: {short_title(own.metric)}", metric_text(own.value),
+                interval_text(own.low, own.high), metric_text(own.constant),
+                "" if clean else f"{own.change:+.4f}", "" if clean else interval_text(own.change_low, own.change_high),
+            )
+        )  # fmt: skip
+    return rows
+
+
+def corruption_note(record: Mapping[str, Any]) -> str:
+    """Returns the sentence below that table."""
+    raw = record["corruption"]["space"] == "raw"
+    drawn = (
+        "from N(0, 1) whatever the size of the features, as in the public EMOTIC code"
+        if raw
+        else "with the mean and the spread that each number has over these samples"
+    )
+    return (
+        f"A random share of the numbers of a feature is replaced by noise, drawn {drawn} (seed "
+        f"{record['corruption']['seed']}). The change is from clean features, with the interval of the paired "
+        "difference; the constant is the best answer that looks at nothing."
+    )
 
 
 def by_rows(by: Mapping[str, Evaluation]) -> list[tuple[str, ...]]:

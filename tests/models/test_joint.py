@@ -409,3 +409,58 @@ def test_another_model_or_a_vocabulary_that_is_missing_is_refused(trained: str, 
     assert done.code == 2 and "Give --vocabulary" in done.err
     done = runner("wrap", "joint-emotions", tmp_path, "--vocabulary", "mikels-8", "--out", tmp_path / "x")
     assert done.code == 2 and len(done.err.strip().splitlines()) == 1
+
+
+# --- hubs -----------------------------------------------------------------------------------------------------------
+def test_a_cosine_is_the_similarity_less_that_to_the_nearest_of_the_other_side(
+    samples: str, embeddings: str, bert: str
+) -> None:
+    """CSLS by hand: half of cos - (r_picture + r_caption) / 2, with the training split as neighbours."""
+    hubs = {"neighbours": 3, "pictures": 12, "captions": 30}
+    recipe = sentence(samples, embeddings, bert, start={}, model={"hubs": hubs})
+    task = Task(recipe, prepare_data(recipe))
+    network: Any = task.build().eval()
+    assert task.outputs[0].width == 2 * (8 + 4)
+    training, rows = task.data.splits["train"], task.data.splits["val"]
+    bound: Any = task.inputs["streams"]
+    captions: Any = task.inputs["captions"]
+
+    def plain(head: Any, numbers: torch.Tensor) -> np.ndarray:
+        return torch.nn.functional.normalize(head(numbers), dim=1).numpy()
+
+    with torch.no_grad():
+        vectors = torch.from_numpy(bound.evidence(rows).values["context"]).float()
+        given = captions.evidence(rows).tensors("cpu")
+        said = network.text_numbers(given["input_ids"], given["attention_mask"])
+        v, u = plain(network.pictures.head, vectors), plain(network.text_head, said)
+        kept_v = plain(network.pictures.head, network.kept_pictures)
+        kept_u = plain(network.text_head, network.kept_captions)
+        found_v = torch.nn.functional.normalize(network.encode_pictures(vectors), dim=1).numpy()
+        found_u = torch.nn.functional.normalize(network.encode_said(said), dim=1).numpy()
+    assert (len(kept_v), len(kept_u)) == (12, 24)  # no more than these pictures have
+    every = torch.from_numpy(bound.evidence(training).values["context"]).float().numpy()
+    assert all((np.abs(every - own).sum(axis=1) < 1e-3).any() for own in network.kept_pictures.numpy())
+    r_v = np.sort(v @ kept_u.T, axis=1)[:, -3:].mean(axis=1)
+    r_u = np.sort(u @ kept_v.T, axis=1)[:, -3:].mean(axis=1)
+    assert found_v @ found_u.T == pytest.approx((v @ u.T - (r_v[:, None] + r_u[None, :]) / 2) / 2, abs=1e-5)
+    assert np.linalg.norm(found_v, axis=1) == pytest.approx(np.ones(len(v)))
+
+
+def test_the_kept_vectors_follow_the_weights(samples: str, embeddings: str, bert: str, tmp_path: Path) -> None:
+    recipe = sentence(samples, embeddings, bert, start={}, model={"hubs": {"pictures": 5}},
+                      optimiser={**BASE["optimiser"], "epochs": 3})  # fmt: skip
+    info = fit(recipe, tmp_path / "m").info
+    network: Any = load_model(info.folder).network
+    vectors = torch.randn(4, network.config.vector_dim)
+    with torch.no_grad():
+        before = network.encode_pictures(vectors)
+        network.text_head.last.weight.mul_(-1)
+        network.text_head.last.bias.mul_(-1)
+        after = network.encode_pictures(vectors)
+    assert torch.equal(before[:, :8], after[:, :8]) and not torch.allclose(before[:, 8], after[:, 8])
+    assert "Similarities are corrected by 5 pictures" in (Path(info.folder) / "README.md").read_text()
+
+
+def test_hubs_of_towers_that_learn_are_refused(samples: str) -> None:
+    with pytest.raises(InputError, match="towers that are frozen"):
+        recipe_of(samples, model={**BASE["model"], "hubs": {}})

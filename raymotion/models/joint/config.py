@@ -10,7 +10,32 @@ from raymotion.config import Settings
 from raymotion.models.text.bert import BertShape
 
 # What the data and other settings of the recipe fill in.
-FILLED_IN = ("vector_dim", "vector_identity", "inside", "tuned_blocks", "tuned_text", "vocab_size", "bert", "classes")
+FILLED_IN = (
+    "vector_dim", "vector_identity", "inside", "tuned_blocks", "tuned_text", "vocab_size", "bert", "classes",
+    "kept_pictures", "kept_captions",
+)  # fmt: skip
+
+
+# Numbers that a correction of hubs adds to the vectors of a joint space.
+ADDED = 4
+
+
+class Hubs(Settings):
+    """Corrects hubs: pictures that are near to every caption, and captions that are near to every picture.
+
+    Cross-domain similarity local scaling (Conneau et al. 2018): half of the mean similarity to the nearest vectors of
+    the other side is subtracted from each similarity. The neighbours are training pictures and captions, of which the
+    model keeps what its towers say, so that a similarity does not depend on what else is searched. It remains a cosine,
+    of vectors with four more numbers. Needs towers that are not trained.
+
+    Attributes:
+        neighbours: nearest ones that the mean is of.
+        pictures, captions: largest number of training pictures and captions that are kept.
+    """
+
+    neighbours: int = Field(10, ge=1)
+    pictures: int = Field(2048, ge=1)
+    captions: int = Field(4096, ge=1)
 
 
 class JointConfig(Settings):
@@ -31,6 +56,7 @@ class JointConfig(Settings):
             probabilities that its own classifier gives (Norouzi et al. 2014, ConSE), beside the picture's vector. 0:
             leave it out. Needs a backbone with the classes of ImageNet, and `text: sentence`.
         class_temperature: divides the classifier's logits.
+        hubs: correction of hubs; None: none.
         temperature: initial temperature of the similarities. learn_temperature: whether it is trained.
         bias: initial bias of the similarities, which the loss `siglip` reads and trains.
         vector_dim, vector_identity: numbers and backbone of the picture's vector. inside: whether that backbone is
@@ -38,6 +64,7 @@ class JointConfig(Settings):
         tuned_blocks, tuned_text: what of the towers is trained; filled in from the recipe.
         vocab_size, bert: of the text tower; filled in.
         classes: number of named classes; filled in.
+        kept_pictures, kept_captions: numbers of `hubs`, of which a small training split has fewer; filled in.
     """
 
     dim: int = Field(256, ge=1, le=65_536)
@@ -54,6 +81,7 @@ class JointConfig(Settings):
     max_text_length: int = Field(64, ge=2, le=512)
     class_names: float = Field(0.0, ge=0)
     class_temperature: float = Field(2.0, gt=0)
+    hubs: Hubs | None = None
     temperature: float = Field(0.07, gt=0)
     learn_temperature: bool = True
     bias: float = 0.0
@@ -65,6 +93,13 @@ class JointConfig(Settings):
     vocab_size: int = Field(30522, ge=5)
     bert: BertShape | None = None
     classes: int = Field(0, ge=0)
+    kept_pictures: int = Field(0, ge=0)
+    kept_captions: int = Field(0, ge=0)
+
+    @property
+    def space(self) -> int:
+        """Numbers of the vectors, with those that a correction of hubs adds."""
+        return self.dim + (0 if self.hubs is None else ADDED)
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:

@@ -47,7 +47,7 @@ class JointKind(Kind):
         return [recipe.captions(shape.max_text_length), vector_input(recipe)]
 
     def outputs(self, recipe: JointRecipe, facts: DataFacts) -> Sequence[Output]:
-        return [Embedding(_shape(recipe).dim, loss=recipe.loss)]
+        return [Embedding(_shape(recipe).space, loss=recipe.loss)]
 
     def check_recipe(self, recipe: JointRecipe) -> None:
         from raymotion.learning.losses.contrastive import make_contrastive_loss
@@ -78,6 +78,11 @@ class JointKind(Kind):
         )
         if named is not None:
             filled["classes"] = len(named[2])
+        if (hubs := _shape(recipe).hubs) is not None:
+            rows = some_rows(recipe, training, hubs.pictures)
+            rows = rows[captions.present[rows]]
+            filled["kept_pictures"] = len(rows)
+            filled["kept_captions"] = min(hubs.captions, int((captions.first[rows + 1] - captions.first[rows]).sum()))
         config = JointConfig.model_validate({**recipe.model, **filled})
         positions = None if config.bert is None else config.bert.max_position_embeddings
         if positions is not None and config.max_text_length > positions:
@@ -125,9 +130,10 @@ class JointKind(Kind):
         from raymotion.models.joint.correlations import correlate
 
         config = network.config
-        if not config.standardise and recipe.start is None and named is None:
+        if not config.standardise and recipe.start is None and named is None and config.hubs is None:
             return
         most = recipe.statistics_samples if recipe.start is None else recipe.start.pictures
+        most = max(most, 0 if config.hubs is None else config.hubs.pictures)
         rows = some_rows(recipe, training, most)
         parts = list(picture_vectors(network, recipe, training, rows))
         if not parts:
@@ -153,8 +159,10 @@ class JointKind(Kind):
         pictures = torch.cat([network.pictures.numbers(own.to(device)).cpu() for own in vectors.split(4096)])
         if config.standardise:
             network.pictures.head.measure(pictures, network.pictures.blocks)
+        network.to("cpu")
+        if config.hubs is not None:
+            self._keep(network, recipe, pictures, said)
         if recipe.start is not None:
-            network.to("cpu")
             image, text = correlate(
                 network.pictures.head.standardised(pictures), network.text_head.standardised(said),
                 torch.from_numpy(tokens.owners), config.dim, image_penalty=recipe.start.image_penalty,
@@ -163,6 +171,21 @@ class JointKind(Kind):
             for head, found in ((network.pictures.head, image), (network.text_head, text)):
                 head.last.weight.copy_(found.weight)
                 head.last.bias.copy_(found.bias)
+
+    @staticmethod
+    def _keep(network: JointNetwork, recipe: JointRecipe, pictures: Tensor, said: Tensor) -> None:
+        """Keeps some of what the towers say of training pictures (n, width) and captions (m, width), at random."""
+        import torch
+
+        rng = np.random.default_rng([recipe.seed, 4])
+        for name, numbers in (("kept_pictures", pictures), ("kept_captions", said)):
+            kept = network.get_buffer(name)
+            if len(numbers) < len(kept):
+                raise InputError(
+                    f"{len(kept) - len(numbers)} pictures of the split train could not be read",
+                    remedy="Repair or leave them out, or set model.hubs to null.",
+                )
+            kept.copy_(numbers[torch.from_numpy(np.sort(rng.permutation(len(numbers))[: len(kept)]))])
 
     def restore(self, model: Mapping[str, Any], inputs: Sequence[Input], outputs: Sequence[Output]) -> JointNetwork:
         from raymotion.models.joint.network import JointNetwork
@@ -174,8 +197,8 @@ class JointKind(Kind):
         if stream.identity.to_dict() != config.vector_identity or stream.shape != (config.vector_dim,):
             raise InputError(f"the model reads a vector of {config.vector_dim} numbers, and its input is another one")
         output = outputs[0]
-        if not isinstance(output, Embedding) or output.dim != config.dim:
-            raise InputError(f"the model's space has {config.dim} numbers, and its output is another one")
+        if not isinstance(output, Embedding) or output.dim != config.space:
+            raise InputError(f"the model's space has {config.space} numbers, and its output is another one")
         return JointNetwork(config, output)
 
     def learning_rate(self, recipe: JointRecipe, network: Any, parameter: str) -> float:
@@ -212,7 +235,7 @@ class JointKind(Kind):
                 if len(there):
                     given = own.take(there).tensors(device)
                     given.pop("mask")
-                    found = network.pictures(network.vectors(**given))
+                    found = network.encode_pictures(network.vectors(**given))
                     values[rows[there], : output.dim] = _unit(found)
             known = np.flatnonzero(tokens.present)
             if len(known):
@@ -220,7 +243,7 @@ class JointKind(Kind):
                 sums = np.zeros((len(known), output.dim), dtype=np.float64)
                 start = 0
                 for said in texts_of(network, chosen, device, size):
-                    vectors = _unit(network.text_head(said))
+                    vectors = _unit(network.encode_said(said))
                     np.add.at(sums, chosen.owners[start : start + len(said)], vectors)
                     start += len(said)
                 norms = np.linalg.norm(sums, axis=1, keepdims=True)
@@ -238,10 +261,16 @@ class JointKind(Kind):
         where = "a backbone inside it" if config.inside else "cached features, which are not part of it"
         tuned = f" (its last {config.tuned_blocks} blocks learned too)" if config.tuned_blocks else ""
         text = "an LSTM" if config.text == "lstm" else f"a {'tuned' if config.tuned_text else 'frozen'} BERT"
+        hubs = (
+            f" Similarities are corrected by {config.kept_pictures:,} pictures and {config.kept_captions:,} captions "
+            "of the training split, of which it keeps what the towers say."
+            if config.hubs
+            else ""
+        )
         names = f", with the names of {config.classes:,} classes that the backbone knows" if config.classes else ""
         return [
             f"Pictures by one vector, from {where}{tuned}{names}; captions by {text}; both into {config.dim} numbers; "
-            f"{parameters:,} parameters."
+            f"{parameters:,} parameters.{hubs}"
         ]
 
 

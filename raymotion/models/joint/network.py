@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from raymotion.errors import InputError
-from raymotion.models.joint.config import JointConfig
+from raymotion.models.joint.config import ADDED, JointConfig
 from raymotion.models.outputs.embedding import Embedding
 from raymotion.models.text.bert import BertShape
 from raymotion.models.text.encoders import BertEncoder, LstmEncoder
@@ -22,6 +22,8 @@ from raymotion.models.vision.tuned_backbone import TunedBackbone, tuned_paramete
 REMEMBERED = 256 * 1024**2
 # Captions that go through a frozen text tower at a time.
 CAPTIONS = 128
+# Constant number of a corrected vector (`JointNetwork._placed`): the square root of 1/2 makes the vectors shortest.
+CONSTANT = math.sqrt(0.5)
 # The largest scale, as CLIP clips it: a temperature of 0.01.
 MOST_SCALE = math.log(100.0)
 
@@ -62,8 +64,9 @@ class Head(nn.Module):
             blocks: width and weight of each block, one after the other. A number of the first has a variance of 1 on
                 average; of the others, all numbers together have the weight's square times the variance of the first.
         """
-        self.mean.copy_(x.mean(dim=0))
-        squares = (x - self.mean).square().mean(dim=0)
+        mean = x.mean(dim=0)
+        self.mean.copy_(mean)
+        squares = (x - mean).square().mean(dim=0)
         first = blocks[0][0]
         parts = []
         for (width, weight), own in zip(blocks, squares.split([width for width, _ in blocks]), strict=True):
@@ -162,6 +165,10 @@ class JointNetwork(nn.Module):
         self.text_head = Head(
             self.text.width, config.text_hidden, config.dim, batch_norm=config.batch_norm, dropout=config.text_dropout
         )
+        if config.hubs is not None:
+            self.register_buffer("kept_pictures", torch.zeros(config.kept_pictures, self.pictures.head.mean.numel()))
+            self.register_buffer("kept_captions", torch.zeros(config.kept_captions, self.text.width))
+        self._kept: dict[str, tuple[Any, Tensor]] = {}
         self.log_scale = nn.Parameter(
             torch.tensor(-math.log(config.temperature)), requires_grad=config.learn_temperature
         )
@@ -219,9 +226,55 @@ class JointNetwork(nn.Module):
                 self._bytes += value.numel() * value.element_size() + len(key)
         return torch.stack([found[key] if key in found else kept[key] for key in keys]).to(input_ids.device)
 
+    def encode_pictures(self, vectors: Tensor) -> Tensor:
+        """Returns the vectors of pictures in the joint space, (n, space), of any length."""
+        return self._placed(self.pictures(vectors), "captions")
+
+    def encode_said(self, numbers: Tensor) -> Tensor:
+        """Returns the vectors in the joint space, (n, space), of what the text tower says."""
+        return self._placed(self.text_head(numbers), "pictures")
+
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Returns the captions' vectors in the joint space, (n, dim), of any length."""
-        return self.text_head(self.text_numbers(input_ids, attention_mask))
+        """Returns the captions' vectors in the joint space, (n, space), of any length."""
+        return self.encode_said(self.text_numbers(input_ids, attention_mask))
+
+    def _placed(self, vectors: Tensor, others: str) -> Tensor:
+        """Adds the numbers of `config.hubs` to the vectors (n, dim) of one side.
+
+        With unit vectors v and u, r the mean similarity of each to its nearest kept ones of the other side, and
+        x = [v, -r_v / 2c, c, p, 0], y = [u, c, -r_u / 2c, 0, q], the product x . y is v . u - (r_v + r_u) / 2. p and q
+        give all of them the squared length 2, so that their cosine is half of it. In training the numbers are 0, and
+        the cosine is that of v and u.
+
+        Args:
+            others: `captions` for pictures, `pictures` for captions.
+        """
+        hubs = self.config.hubs
+        if hubs is None:
+            return vectors
+        if self.training:
+            return nn.functional.pad(vectors, (0, ADDED))
+        unit = nn.functional.normalize(vectors.float(), dim=1)
+        kept = self._kept_vectors(others)
+        nearest = (unit @ kept.T).topk(min(hubs.neighbours, len(kept)), dim=1).values.mean(dim=1)
+        own = -nearest / (2 * CONSTANT)
+        # A mean similarity is from -1 to 1, so that the square is at most 1/2.
+        rest = (1 - CONSTANT**2 - own.square()).clamp(min=0).sqrt()
+        constant, none = torch.full_like(own, CONSTANT), torch.zeros_like(own)
+        added = (own, constant, rest, none) if others == "captions" else (constant, own, none, rest)
+        return torch.cat([unit, torch.stack(added, dim=1)], dim=1)
+
+    def _kept_vectors(self, side: str) -> Tensor:
+        """Returns the unit vectors (K, dim) of the kept training pictures or captions, by the weights as they are."""
+        head = self.pictures.head if side == "pictures" else self.text_head
+        numbers = self.get_buffer(f"kept_{side}")
+        # The version of a tensor changes with every change in place, as of an optimiser or a loaded state.
+        now = tuple((own.data_ptr(), own._version) for own in (*head.parameters(), *head.buffers(), numbers))
+        if side not in self._kept or self._kept[side][0] != now:
+            with torch.no_grad():
+                parts = [head(own) for own in numbers.split(4096)]
+                self._kept[side] = now, nn.functional.normalize(torch.cat(parts).float(), dim=1)
+        return self._kept[side][1]
 
     def forward(
         self,
@@ -239,7 +292,7 @@ class JointNetwork(nn.Module):
             crops: instead, one entry, (n, size, size, 3) uint8, the pictures.
             mask: (n, 1) bool, True where there is a picture; None: everywhere.
         """
-        pictures = self._present(self.pictures(self.vectors(features, crops)), mask)
+        pictures = self._present(self.encode_pictures(self.vectors(features, crops)), mask)
         texts = self.encode_texts(input_ids, attention_mask)
         texts = torch.where(attention_mask.sum(dim=1, keepdim=True) > 2, texts, torch.zeros_like(texts))
         return self.output.raw_of(pictures, texts, self.log_scale.clamp(max=MOST_SCALE), self.bias)

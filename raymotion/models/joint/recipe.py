@@ -82,6 +82,10 @@ class JointRecipe(VectorRecipe, TokenizedRecipe):
                 "the text tower would stay random: name a sentence model with text_init (bundled:all-MiniLM-L6-v2), or "
                 "set tuned_text"
             )
+        if self.model.get("hubs") is not None and (lstm or not self.text_init or self.tuned_text or self.tuned_blocks):
+            raise ValueError(
+                "model.hubs keeps what the towers say: it needs a sentence model, and towers that are frozen"
+            )
         if self.start is not None:
             hidden = self.model.get("image_hidden") or self.model.get("text_hidden")
             if lstm or not self.text_init or hidden:
