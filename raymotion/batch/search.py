@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from raymotion import storage
 from raymotion.batch.label_dataset import read_labels_record, read_parts, read_rows
+from raymotion.data.captions import one_line
 from raymotion.data.images.marks import PictureMark
 from raymotion.data.parts import JOB
 from raymotion.errors import InputError
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 Engine = Literal["numpy", "faiss"]
 TOP = 10
+# Characters of a caption in a terminal.
+WIDTH = 60
 # Rows compared at a time: 64 MB of a thousand numbers each, in float64.
 ROWS = 8192
 # FAISS computes in float32: what it finds up to this much below the last of the best is compared again.
@@ -112,7 +115,7 @@ class SearchResult:
     def lines(self) -> list[str]:
         """Returns a table for a terminal, and what was searched."""
         rows = [
-            (f"{own.rank}", f"{own.cosine:.3f}", own.image_uri or own.sample_id, " / ".join(own.captions))
+            (f"{own.rank}", f"{own.cosine:.3f}", own.image_uri or own.sample_id, _said(own.captions))
             for own in self.hits
         ]
         missing = f", {self.without:,} rows have none" if self.without else ""
@@ -123,6 +126,15 @@ class SearchResult:
 
     def __repr__(self) -> str:
         return "\n".join(self.lines())
+
+
+def _said(captions: Sequence[str]) -> str:
+    """Returns the first caption, shortened, and how many more there are."""
+    if not captions:
+        return ""
+    first = one_line(captions[0])
+    first = first if len(first) <= WIDTH else f"{first[: WIDTH - 3].rstrip()}..."
+    return first + (f" (and {len(captions) - 1} more)" if len(captions) > 1 else "")
 
 
 class SearchIndex:
@@ -377,9 +389,10 @@ class _Held:
     @classmethod
     def of(cls, blocks: Iterator[_Block]) -> _Held:
         every = list(blocks)
+        index = _faiss().IndexFlatIP(every[0].vectors.shape[1] if every else 1)
+        for own in every:
+            index.add(own.vectors)  # of length 1 as they are stored
         vectors = np.concatenate([own.vectors for own in every] or [np.zeros((0, 1), np.float32)])
-        index = _faiss().IndexFlatIP(vectors.shape[1])
-        index.add(unit(vectors).astype(np.float32))
         rows = np.concatenate([own.rows for own in every] or [np.zeros(0, np.int64)])
         ids = pa.concat_arrays([own.ids for own in every] or [pa.array([], pa.string())])
         uris = pa.concat_arrays([own.uris for own in every] or [pa.array([], pa.string())])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raymotion.batch.label_dataset import read_rows
@@ -29,7 +29,7 @@ class ShownItem:
 
     Attributes:
         picture: data URL; None with `problem`, or for a caption.
-        text: its caption or captions.
+        text: its caption; of a picture that cannot be shown, a caption of its group.
         cosine: with the query; None for the query itself.
         right: whether it belongs to the query.
     """
@@ -110,55 +110,53 @@ def shown_retrieval(own: Retrieval, predictions: str | None, *, seed: int = 0) -
     Args:
         predictions: folder of the labelling job, for the pictures; None: names and captions alone.
     """
-    rows = [
-        {"cells": row[:-1], "verdict": row[-1], "first": i % len(TITLES) == 0}
-        for i, row in enumerate(retrieval_rows(own))
-    ]  # fmt: skip
+    rows = [{"cells": row[:-1], "verdict": row[-1]} for row in retrieval_rows(own)]
     chosen = {direction.name: shown_queries(direction, each=EACH, seed=seed) for direction in own.directions}
-    wanted = sorted(
-        {
-            int(row)
-            for direction in own.directions
-            for query in chosen[direction.name]
-            for row in (direction.queries[query.number], *direction.best[query.number])
-        }
-    )
-    found = _items(own, wanted, predictions)
+    wanted: set[tuple[int, str]] = set()
+    for direction in own.directions:
+        for query in chosen[direction.name]:
+            wanted.add((int(direction.queries[query.number]), direction.query))
+            wanted |= {(row, direction.item) for row in direction.best[query.number].tolist()}
+    found = _items(own, sorted(wanted), predictions)
     queries = [
-        (
-            direction,
-            [_card(direction, query.number, query.why, found) for query in chosen[direction.name]],
-        )
-        for direction in own.directions
+        (own_way, [_card(own_way, query.number, query.why, found) for query in chosen[own_way.name]])
+        for own_way in own.directions
     ]
     return {"heads": HEADS, "rows": rows, "queries": queries}
 
 
-def _card(direction: Direction, number: int, why: str, found: Mapping[int, ShownItem]) -> ShownQueryCard:
+def _card(direction: Direction, number: int, why: str, found: Mapping[tuple[int, str], ShownItem]) -> ShownQueryCard:
     rank = f"rank {int(direction.ranks.ranks[number]):,} of {direction.ranks.pool:,}"
+    best = zip(direction.best[number].tolist(), direction.cosines[number], direction.right[number], strict=True)
     items = [
-        ShownItem(**{**vars(found[row]), "cosine": float(cosine), "right": bool(right)})
-        for row, cosine, right in zip(
-            direction.best[number].tolist(), direction.cosines[number], direction.right[number], strict=True
-        )
+        replace(found[row, direction.item], cosine=float(cosine), right=bool(right)) for row, cosine, right in best
     ]
-    return ShownQueryCard(f"{rank}, {why}", found[int(direction.queries[number])], items)
+    return ShownQueryCard(f"{rank}, {why}", found[int(direction.queries[number]), direction.query], items)
 
 
-def _items(own: Retrieval, wanted: Sequence[int], predictions: str | None) -> dict[int, ShownItem]:
-    """Returns rows of the table of predictions as they are shown; each picture is read once."""
-    ids, uris, captions = (
-        own.rows.column(name).take(list(wanted)).to_pylist() for name in ("sample_id", "image_uri", "captions")
-    )  # fmt: skip
-    labelled = [None] * len(wanted) if predictions is None else read_rows(predictions, wanted)
-    shown = {}
+def _items(
+    own: Retrieval, wanted: Sequence[tuple[int, str]], predictions: str | None
+) -> dict[tuple[int, str], ShownItem]:
+    """Returns rows of the table of predictions, by a side, as they are shown; each picture is read once."""
+    ids, groups, captions = (own.rows.column(name).to_pylist() for name in ("sample_id", "group_id", "captions"))
+    said: dict[str, str] = {}  # a picture that cannot be shown is told apart by a caption of its group
+    for group, texts in zip(groups, captions, strict=True):
+        for text in texts:
+            said.setdefault(group, text)
+    rows = sorted({row for row, side in wanted if side != TEXT})
+    labelled = {} if predictions is None else dict(zip(rows, read_rows(predictions, rows), strict=True))
     thumbnails: dict[str | None, tuple[str | None, str]] = {}
-    for row, name, uri, texts, one in zip(wanted, ids, uris, captions, labelled, strict=True):
-        is_text = own.by_caption and bool(texts)
-        picture, problem = None, ""
-        if not is_text:
-            if uri not in thumbnails:
-                thumbnails[uri] = (None, "no image") if one is None else thumbnail(uri, one.mark)
-            picture, problem = thumbnails[uri]
-        shown[row] = ShownItem(name, picture, problem, " / ".join(text for text in texts if text), is_text)
+    shown = {}
+    for row, side in wanted:
+        if side == TEXT:
+            text = " / ".join(filter(None, captions[row]))
+            shown[row, side] = ShownItem(ids[row], None, "", text, is_text=True)
+            continue
+        one = labelled.get(row)
+        uri = None if one is None else one.image_uri
+        if uri not in thumbnails:
+            thumbnails[uri] = (None, "no image") if one is None else thumbnail(uri, one.mark)
+        picture, problem = thumbnails[uri]
+        text = said.get(groups[row], "") if picture is None else ""
+        shown[row, side] = ShownItem(ids[row], picture, problem, text, is_text=False)
     return shown

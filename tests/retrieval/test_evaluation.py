@@ -250,9 +250,62 @@ def test_a_side_output_is_measured_by_its_rows_beside_the_main_one(
     assert own["queries_are"] == "rows" and own["pools"]["text_to_image"] | {"chance": 0} == {
         "queries": 20, "pool": 20, "left_out": 0, "chance": 0
     }  # fmt: skip
+    page = (tmp_path / "out" / "evaluation.html").read_text()
+    assert page.count('<div class="said">') >= 24, "captions are shown as text, though their row has a picture"
     assert "a row's captions are one query" in done.out and "valence: valence, on a scale" in done.out
     page = (tmp_path / "out" / "evaluation.html").read_text()
     assert "Retrieval: embedding, both ways" in page and "<h2>valence: valence, beside the mean</h2>" in page
+
+
+def test_cached_features_and_pictures_through_the_backbone_give_the_same_figures(
+    pairs: str, tmp_path: Path, runner: Callable[..., Any]
+) -> None:
+    """Rows of captions have neither a picture nor features: they are no failures of a model that reads both."""
+    embedded = runner(
+        "features", "embeddings", pairs, "--out", tmp_path / "features", "--context", "test_resnet",
+        "--backbone-weights", "random:0", "--size", 16, "--workers", 0,
+    )  # fmt: skip
+    assert embedded.code == 0, embedded.err
+    (tmp_path / "recipe.yaml").write_text(
+        f"""kind: joint
+backbone: test_resnet
+weights: random:0
+size: 16
+workers: 0
+use_gpu: false
+data: {{samples: {pairs}, embeddings: [{tmp_path / "features"}]}}
+model: {{text: lstm, dim: 8, image_hidden: [16], text_size: 16, embedding_size: 8}}
+optimiser: {{epochs: 3, lr: 0.01, batch_size: 20}}
+"""
+    )
+    trained = runner("train", tmp_path / "recipe.yaml", "--out", tmp_path / "model")
+    assert trained.code == 0, trained.err
+    found = []
+    for name, options in (("cached", ["--features", tmp_path / "features"]), ("pictures", [])):
+        done = runner(
+            "evaluate", tmp_path / "model", pairs, "--out", tmp_path / name, "--workers", 0, "--bootstrap", 0, *options
+        )
+        assert done.code == 0, done.err
+        record = json.loads((tmp_path / name / "evaluation.json").read_text())
+        assert record["samples"]["quarantined"] == 0 and record["samples"]["good"] == 120
+        metrics = record["retrieval"]["embedding"]["metrics"]
+        found.append({key: own["value"] for key, own in metrics.items()})
+    assert found[0] == pytest.approx(found[1], abs=0.02)
+
+
+def test_a_picture_that_cannot_be_read_is_in_quarantine_and_its_captions_are_left_out(
+    pair_model: str, tmp_path: Path, runner: Callable[..., Any]
+) -> None:
+    samples = collection(tmp_path, 40, rng=7)
+    (tmp_path / "003.png").write_bytes(b"no picture")
+    done = runner("evaluate", pair_model, samples, "--out", tmp_path / "out", "--workers", 0, "--bootstrap", 0)
+    assert done.code == 0, done.err
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert record["samples"]["quarantined"] == 1 and record["samples"]["good"] == 59
+    pools = record["retrieval"]["embedding"]["pools"]
+    assert (pools["text_to_image"]["queries"], pools["text_to_image"]["pool"]) == (45, 9)
+    assert pools["text_to_image"]["left_out"] == 5 and pools["image_to_text"]["pool"] == 50
+    assert any("5 of 50 text queries are left out" in notice for notice in record["notices"])
 
 
 def test_shown_queries_are_the_best_the_worst_and_some_at_random(evaluated: tuple[Path, Any]) -> None:
