@@ -35,6 +35,7 @@ from raymotion.errors import Damaged, InputError
 from raymotion.evaluation.classes import LabelResult, MeasuredClasses, confusion_csv, measure_classes
 from raymotion.evaluation.corruption import Condition, measure_corruption, parse_corruption, require_streams
 from raymotion.evaluation.measure import ClassResult, Measured, measure
+from raymotion.evaluation.retrieval import Retrieval, expanded, is_by_caption, measure_retrieval, queries_csv
 from raymotion.folders import outputs
 from raymotion.folders.lock import one_writer_of
 from raymotion.learning.metrics.calibration import BINS
@@ -45,6 +46,7 @@ from raymotion.learning.selection import top_per_image
 from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info, sample_mark
 from raymotion.models.outputs.base import Output
 from raymotion.models.outputs.dimensions import VALUES, Dimensions, column_mean
+from raymotion.models.outputs.embedding import Embedding
 from raymotion.models.outputs.single_label import HARD, SOFT, SingleLabel
 from raymotion.pipeline.plan import input_columns, output_columns
 
@@ -150,8 +152,11 @@ class Numbers:
     flat: str | None = None
 
 
-# Arguments: the output folder, the record of evaluation.json, and the results of labels, of numbers and of one label.
-PageWriter = Callable[[str, Mapping[str, Any], "Labels | None", Sequence[Numbers], Sequence[Classes]], None]
+# Arguments: the output folder, the record of evaluation.json, and the results of labels, of numbers, of one label, and
+# of vectors.
+PageWriter = Callable[
+    [str, Mapping[str, Any], "Labels | None", Sequence[Numbers], Sequence[Classes], Sequence[Retrieval]], None
+]
 
 
 @dataclass(frozen=True)
@@ -183,6 +188,7 @@ class EvaluationSummary:
     caution: str | None
     job: JobSummary
     classes: tuple[Classes, ...] = ()
+    retrieval: tuple[Retrieval, ...] = ()
 
 
 @with_its_access
@@ -215,7 +221,8 @@ def evaluate_checkpoint(
         split = split or "all"
     if settings.by is not None:
         if info.labels is None:
-            raise InputError("predicts numbers, no labels", path=settings.model, remedy="Leave --by out.")
+            what = "vectors" if info.outputs[0].gives == "vectors" else "numbers"
+            raise InputError(f"predicts {what}, no labels", path=settings.model, remedy="Leave --by out.")
         domain_values(chosen, settings.by, where=settings.samples)
     choice = choose_samples(chosen, info.outputs[0], split, where=settings.samples)
     seen = _seen_before(info, choice.table)
@@ -228,6 +235,9 @@ def evaluate_checkpoint(
         raise InputError("learns no labels of annotators", path=settings.model, remedy="Leave --soft out.")
     if settings.soft and choice.table.column("label_weights").null_count == choice.table.num_rows:
         raise InputError("has no label_weights", path=settings.samples, remedy="Leave --soft out.")
+    by_caption = is_by_caption(info.outputs)
+    if by_caption:
+        choice = replace(choice, table=expanded(choice.table, cached=settings.features is not None))
     streams = shares = None
     if settings.corrupt:  # refused before anything is predicted
         streams = require_streams(info, settings.features, settings.ablation)
@@ -247,11 +257,12 @@ def evaluate_checkpoint(
     ids_of_groups = rows.column("group_id").to_pylist()
     images = len(set(ids_of_groups))
     groups = ids_of_groups if images < len(ids_of_groups) else None
-    if groups is not None:
+    if groups is not None and not by_caption:
         notices.append(f"The {len(groups):,} samples are of {images:,} images or scenes: intervals draw whole ones.")
     labels: Labels | None = None
     classes: list[Classes] = []
     numbers: list[Numbers] = []
+    retrieval: list[Retrieval] = []
     for own in info.outputs:
         values = predicted[own.name]
         if own.gives == "labels" and own is info.labels:
@@ -262,13 +273,22 @@ def evaluate_checkpoint(
         elif own.gives == "numbers":
             few = _measure_numbers(settings, info, cast(Dimensions, own), training, rows, values, groups, notices)
             numbers += [] if few is None else [few]
+        elif own.gives == "vectors":
+            pairs = measure_retrieval(
+                cast(Embedding, own), values, rows, by_caption=by_caption, bootstrap=settings.bootstrap,
+                seed=settings.seed, notices=notices,
+            )  # fmt: skip
+            retrieval += [] if pairs is None else [pairs]
+    if len(info.outputs) == 1 and info.outputs[0].gives == "vectors" and not retrieval:
+        raise InputError(notices[-1].rstrip("."), path=storage.join(out, PREDICTIONS), remedy="See its quarantine.")
+    notices = [notice for notice in notices if notice not in {own.flat for own in retrieval}]  # told with its figures
     conditions: list[Condition] = []
     if streams is not None and shares is not None and settings.features is not None:
         conditions = measure_corruption(
             info, rows, own=streams, features=settings.features, shares=shares, space=settings.corrupt_space,
             groups=groups, bootstrap=settings.bootstrap, seed=settings.seed, where=settings.samples,
         )  # fmt: skip
-    record = _record(settings, info, choice, rows, job, labels, numbers, classes, notices)
+    record = _record(settings, info, choice, rows, job, labels, numbers, classes, retrieval, notices)
     record["corruption"] = None
     if conditions:
         record["corruption"] = {
@@ -283,10 +303,15 @@ def evaluate_checkpoint(
         prefix = "" if first else f"{own_classes.output}_"
         storage.write_text(storage.join(out, f"{prefix}per_class.csv"), _csv(LabelResult, own_classes.measured.classes))
         storage.write_text(storage.join(out, f"{prefix}confusion.csv"), confusion_csv(own_classes.measured))
+    for own_retrieval in retrieval:
+        prefix = "" if own_retrieval is retrieval[0] else f"{own_retrieval.output}_"
+        storage.write_text(storage.join(out, f"{prefix}retrieval.csv"), queries_csv(own_retrieval))
     if write_page is not None:
-        write_page(out, record, labels, numbers, classes)
+        write_page(out, record, labels, numbers, classes, retrieval)
     records.write_record(storage.join(out, "evaluation.json"), record)  # written last: marks a complete evaluation
-    return EvaluationSummary(out, record, labels, tuple(numbers), choice.caution, job, tuple(classes))
+    return EvaluationSummary(
+        out, record, labels, tuple(numbers), choice.caution, job, tuple(classes), tuple(retrieval)
+    )  # fmt: skip
 
 
 def _measure_labels(
@@ -458,8 +483,10 @@ def choose_samples(samples: pa.Table, output: Output, split: str | None, *, wher
     chosen = split or ("test" if any(there.values()) else "all")
     if chosen != "all" and not there[chosen]:
         found = ", ".join(f"{count:,} {name}" for name, count in there.items() if count) or "none named"
+        noun = output.target_noun
+        one, those = ("labelled sample", "labelled") if noun == "labels" else (f"sample with {noun}", f"with {noun}")
         raise InputError(
-            f"has no labelled sample of the split {chosen} (of {labelled.num_rows:,} labelled: {found})",
+            f"has no {one} of the split {chosen} (of {labelled.num_rows:,} {those}: {found})",
             path=where,
             remedy="Choose another --split, or all.",
         )
@@ -627,15 +654,17 @@ def _table(
         name: rows.column(name).combine_chunks() for name in ("sample_id", "image_uri", "split")
     }
     metadata: dict[bytes, bytes] = {}
+    nullable = {"image_uri", "split", "labels"}
     for own in info.outputs:
         if own is info.labels:
             chosen = top_per_image(predicted[own.name], 1) if labels is None else labels.measured.chosen
             given = [info.vocabulary.decode(np.flatnonzero(row).tolist()) for row in chosen]
             columns["labels"] = own.labelled(rows, where=None).column("labels").combine_chunks()
             columns["predicted"] = pa.array(given, pa.list_(pa.string()))
-        columns |= own.columns(predicted[own.name])
+        found = own.columns(predicted[own.name])
+        columns |= found
+        nullable |= set(found) if own.nullable else set()
         metadata = own.metadata() | metadata  # the vocabulary is that of the first labels
-    nullable = {"image_uri", "split", "labels"}
     schema = pa.schema(
         [pa.field(name, column.type, nullable=name in nullable) for name, column in columns.items()], metadata=metadata
     )
@@ -650,11 +679,14 @@ def _csv(of: type[ClassResult] | type[LabelResult], classes: Sequence[ClassResul
     return buffer.getvalue()
 
 
-def _reads_numbers(output: Output) -> bool:
-    return output.gives == "numbers" or not output.reads_labels
+def _reads_more(output: Output) -> bool:
+    """Returns whether targets are read from other columns than those of labels."""
+    return output.gives in ("numbers", "vectors") or not output.reads_labels
 
 
 def _choice_of_labels(info: CheckpointInfo) -> str:
+    if info.labels is None and info.outputs[0].gives == "vectors":
+        return "none: it gives vectors"
     if info.labels is not None and info.labels.gives == "one_label":
         return "none: the highest label of each sample"
     return "fitted on validation" if info.thresholds is not None else "0.5 for each label"
@@ -669,6 +701,7 @@ def _record(
     labels: Labels | None,
     numbers: Sequence[Numbers],
     classes: Sequence[Classes],
+    retrieval: Sequence[Retrieval],
     notices: list[str],
 ) -> dict[str, Any]:
     """Builds the record of evaluation.json. It holds no times, so that the same evaluation gives the same file."""
@@ -695,7 +728,7 @@ def _record(
             **{name: job.counts[name] for name in ("in", "good", "quarantined", "by_reason")},
             "fingerprint": digest_of(
                 [rows.column(name).to_pylist() for name in ("sample_id", "captions", "labels", "label_weights")]
-                + [own.contents(own.read(rows, where=settings.samples)) for own in info.outputs if _reads_numbers(own)]
+                + [own.contents(own.read(rows, where=settings.samples)) for own in info.outputs if _reads_more(own)]
             ),
         },
         "settings": {
@@ -717,6 +750,7 @@ def _record(
             }
             for own in numbers
         },
+        **({"retrieval": {own.output: own.to_dict() for own in retrieval}} if retrieval else {}),
         "versions": job.record["versions"],
     }
 

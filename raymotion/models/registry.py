@@ -24,6 +24,8 @@ KINDS: dict[str, str] = {
     "mlp": "raymotion.models.vector.kind:MlpKind",
     "regressor": "raymotion.models.vector.kind:RegressorKind",
     "two-input": "raymotion.models.vector.kind:TwoInputKind",
+    "joint": "raymotion.models.joint.kind:JointKind",
+    "joint-emotions": "raymotion.models.joint_emotions.kind:JointEmotionsKind",
     "fractal": "raymotion.models.fractal.kind:FractalKind",
     "preact-resnet": "raymotion.models.preact_resnet.kind:PreactResNetKind",
     "zero-shot": "raymotion.models.wrapped.kind:ZeroShotKind",

@@ -128,7 +128,8 @@ def make_contrastive_loss(name: str, options: Mapping[str, Any] | None = None) -
     ) -> Tensor:
         if first.shape != second.shape or first.ndim != 2 or groups.shape != first.shape[:1]:
             raise InputError(
-                f"vectors of shape {tuple(first.shape)} and {tuple(second.shape)} do not fit {tuple(groups.shape)} groups"
+                f"vectors of shape {tuple(first.shape)} and {tuple(second.shape)} do not fit groups of shape "
+                f"{tuple(groups.shape)}"
             )
         there = (first != 0).any(dim=1) & (second != 0).any(dim=1)
         if weights is not None:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 # What an output says of a sample. labels: probabilities of labels that apply independently. one_label: probabilities
-# that sum to 1, of labels of which exactly one applies. numbers: values on a scale. vectors: unit vectors of sides, such
-# as a picture and its captions, in one space. other: anything else.
+# that sum to 1, of labels of which exactly one applies. numbers: values on a scale. vectors: unit vectors of two sides,
+# such as a picture and its captions, in one space. other: anything else.
 Gives = Literal["labels", "one_label", "numbers", "vectors", "other"]
 
 
@@ -347,9 +347,10 @@ def read_loss(value: Mapping[str, Any], *, where: str) -> LossSettings:
 def forward(
     network: nn.Module, arguments: Mapping[str, Any], outputs: Sequence[Output], rows: int
 ) -> dict[str, Tensor]:
-    """Runs a network on the tensors of its inputs, and splits its result by output, each (n, width).
+    """Runs a network on the tensors of its inputs, and splits its result by output, each (n, raw_width).
 
-    A network returns a mapping by output, or one tensor (n, sum of their `raw_width`) with the columns of all outputs in order.
+    A network returns a mapping by output, or one tensor with the columns of all outputs in order; of each output there
+    are `raw_width` columns.
 
     Args:
         rows: n, the number of samples.

@@ -18,6 +18,7 @@ from raymotion.data.captions import readable
 from raymotion.errors import InputError
 from raymotion.learning.losses.contrastive import make_contrastive_loss
 from raymotion.learning.metrics.multilabel import Evaluation
+from raymotion.learning.metrics.retrieval import LOWER_IS_BETTER as LOWER
 from raymotion.learning.metrics.retrieval import (
     RETRIEVAL_METRICS,
     Ranks,
@@ -26,7 +27,6 @@ from raymotion.learning.metrics.retrieval import (
     retrieval_metrics,
     weighed_retrieval,
 )
-from raymotion.learning.metrics.retrieval import LOWER_IS_BETTER as LOWER
 from raymotion.models.outputs.base import Gives, Output, Targets, array_digest, read_loss
 from raymotion.models.recipe import LossSettings
 
@@ -40,6 +40,8 @@ METADATA = b"embedding"
 LARGEST = 65_536
 # Larger numbers of validation samples are compared in parts of this size, so that an epoch's metrics stay affordable.
 POOL = 5000
+# Mean cosine of two samples of a side from which its vectors are nearly one direction.
+ONE_DIRECTION = 0.99
 
 
 class Embedding(Output):
@@ -243,6 +245,22 @@ class Embedding(Output):
             metrics |= {f"{direction}_{name}": own for name, own in found.metrics.items()}
             pools[direction] = {"queries": len(queries), "pool": ranks.pool}
         return {**Evaluation(samples=len(rows), metrics=metrics, seed=seed).to_dict(), "pools": pools}
+
+    def spread_notice(self, values: np.ndarray, facts: Mapping[str, Any]) -> str | None:
+        """Returns a notice about a side whose vectors are nearly one direction: they tell no sample from another."""
+        for side, own in zip(self.sides, self.split(values), strict=True):
+            there = own[(own != 0).any(axis=1)].astype(np.float64)
+            n = len(there)
+            if n < 2:
+                continue
+            # Of unit vectors, the squared length of their sum is n plus the cosines of all ordered pairs.
+            mean = float((np.square(there.sum(axis=0)).sum() - n) / (n * (n - 1)))
+            if mean > ONE_DIRECTION:
+                return (
+                    f"The {side} vectors of {n:,} samples are nearly one direction (mean cosine of two {mean:.3f}): "
+                    "they tell no sample from another."
+                )
+        return None
 
     def columns(self, values: np.ndarray) -> dict[str, pa.Array]:
         found = {}
