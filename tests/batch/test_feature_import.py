@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from raymotion.batch.embeddings import EmbeddingSettings, embed
 from raymotion.batch.feature_import import ImportSettings, import_vectors
 from raymotion.batch.label_dataset import read_parts
 from raymotion.data.embeddings import Embeddings
@@ -131,6 +133,29 @@ def test_vectors_of_persons(tmp_path):
     # A context is stored once for each picture, so it has to be the same for all in it.
     with pytest.raises(InputError, match="are of one picture, and have different vectors"):
         take(tmp_path, out=str(tmp_path / "other"), max_failed=1.0)
+
+
+def test_vectors_of_the_embedding_job_come_back_as_they_were(tmp_path, monkeypatch):
+    """What a folder says of its vectors is what the embedding job says, so models trained on either may use both."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    names = [f"{i}.jpg" for i in range(5)]
+    for i, name in enumerate(names):
+        Image.new("RGB", (40, 30), (50 * i, 100, 200 - 40 * i)).save(tmp_path / name)
+    write_table(tmp_path / "s.parquet", names, image_uri=[str(tmp_path / name) for name in names])
+    made = EmbeddingSettings(
+        samples=str(tmp_path / "s.parquet"), out=str(tmp_path / "made"), context=("test_resnet",),
+        backbone_weights=("random:0",), size=("48",), workers=0,
+    )  # fmt: skip
+    embed(made, progress="none")
+    first = Embeddings(str(tmp_path / "made"))
+    block = first.block("context", "test_resnet")
+    write_vectors(tmp_path / "v.parquet", names, block.array[block.row_of, 0])
+    take(tmp_path, backbone="test_resnet", size=48)
+    second = Embeddings(str(tmp_path / "out"))
+    again = second.block("context", "test_resnet")
+    assert second.backbones == first.backbones and second.keys == first.keys
+    assert np.array_equal(again.array[again.row_of], block.array[block.row_of])
+    second.require_made_from(read_samples(tmp_path / "s.parquet"))
 
 
 @pytest.mark.parametrize(

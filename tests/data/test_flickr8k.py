@@ -121,6 +121,12 @@ def test_more_captions_than_pictures(tmp_path):
         read(write_csv(tmp_path, "image,caption\nx.jpg,A dog .\ny.jpg,A dog .\nz.jpg,A dog .\n"))
 
 
+def test_another_set_of_the_same_form_has_ids_of_its_own(tmp_path):
+    table, _ = read(write_csv(tmp_path, f"image,caption\n{NAMES[0]},A dog .\n"), name="flickr30k")
+    row = table.to_pylist()[0]
+    assert (row["sample_id"], row["group_id"], row["source"]) == (*[f"flickr30k:{NAMES[0]}"] * 2, "flickr30k")
+
+
 def test_without_pictures_the_addresses_are_empty(tmp_path):
     path = write_csv(tmp_path, f"image,caption\n{NAMES[0]},A dog .\n")
     table, report = read(path)
