@@ -19,7 +19,7 @@ from raymotion.batch.feature_import import ImportSettings, import_vectors
 from raymotion.batch.label_dataset import read_parts
 from raymotion.data.embeddings import Embeddings
 from raymotion.data.samples import read_samples, table_from_rows, write_samples
-from raymotion.data.vector_table import match_vectors, read_vectors
+from raymotion.data.vector_table import match_vectors, read_vectors, shared_names
 from raymotion.errors import InputError
 
 DIM = 512  # resnet18's
@@ -216,8 +216,29 @@ def test_a_sample_is_known_by_id_then_by_picture():
     assert match_vectors(["a.jpg", "b.jpg", "c.jpg"], samples).tolist() == [0, 1, 2, 2]
     assert match_vectors(["a.jpg", "b.jpg", "c.jpg"], samples, by_picture=False).tolist() == [0, 1, -1, -1]
     assert match_vectors(["/p/c.jpg", "f:b.jpg", "b.jpg"], samples).tolist() == [2, 1, 0, 0]
+    assert match_vectors(["b.jpg"], samples_of([("f:p/b.jpg", None)])).tolist() == [0]
     # Two ids with one file name: neither is meant by it.
     assert match_vectors(["u/a.jpg", "v/a.jpg"], samples).tolist() == [-1, -1, -1, -1]
+
+
+def test_a_file_name_of_two_pictures_says_nothing():
+    two = samples_of([("f:p/a.jpg", "/p/a.jpg"), ("f:q/a.jpg", "/q/a.jpg"), ("g:1", "/q/b.jpg"), ("g:2", "/q/b.jpg")])
+    assert shared_names(two) == {"a.jpg"}
+    found = match_vectors(["a.jpg", "b.jpg"], two, shared=shared_names(two))
+    assert found.tolist() == [-1, -1, 1, 1]
+    exact = match_vectors(["p/a.jpg", "/q/a.jpg"], two, shared=shared_names(two))
+    assert exact.tolist() == [0, 1, -1, -1]
+
+
+def test_what_is_shared_is_that_of_the_table_not_of_a_shard(tmp_path):
+    names = [f"{folder}/{i}.jpg" for folder in "pq" for i in range(8)]
+    write_vectors(tmp_path / "v.parquet", [f"{i}.jpg" for i in range(8)], vectors(8))
+    write_table(tmp_path / "s.parquet", names)
+    with pytest.raises(InputError, match="16 of 16 samples have no vector"):
+        take(tmp_path, shard_rows=8)
+    write_vectors(tmp_path / "v.parquet", [*[f"{i}.jpg" for i in range(8)], "p/0.jpg"], vectors(9))
+    summary = take(tmp_path, shard_rows=8, max_failed=1.0)
+    assert summary.counts["good"] == 1 and summary.counts["by_reason"] == {"no_vector": 15}
 
 
 @given(

@@ -6,6 +6,7 @@ own captions as wrong ones.
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -268,7 +269,8 @@ class Flickr8kReader(Reader):
         names = FileNames(content.pictures, content.base, content.aliases)
         found: dict[str, str] = {}
         for own in named:
-            file = names.find_alike(own.name)
+            # Some copies name the folder too: Images/1000268201_693b08cb0e.jpg.
+            file = names.find_alike(own.name) or names.find_alike(posixpath.basename(own.name.replace("\\", "/")))
             if file is not None:
                 found[own.name] = file
                 continue
