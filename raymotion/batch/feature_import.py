@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from raymotion.config import File, Metavar
 from raymotion.data.embedding_layout import EmbeddingLayout, FeatureKey, FeatureShape
 from raymotion.data.streams import CONTEXT
 from raymotion.data.text_rows import shown
-from raymotion.data.vector_table import VectorTable, match_vectors, read_vectors
+from raymotion.data.vector_table import VectorTable, match_vectors, read_vectors, shared_names
 from raymotion.errors import InputError
 from raymotion.models.vision.backbones import identify
 from raymotion.pipeline.embed import RENDERER
@@ -89,8 +89,15 @@ def import_vectors(
         {key: FeatureShape(1, table.dim)}, {settings.backbone: identity.to_dict()}, {"none": 1}, 0, 0, RENDERER
     )
 
+    shared: set[str] = set()
+
     def stages(device: str) -> tuple[Stage, ...]:
-        return (TakeVectors(table.path, table.id_column, table.vector_column, table.digest, key),)
+        names = frozenset(shared)
+        return (TakeVectors(table.path, table.id_column, table.vector_column, table.digest, key, names),)
+
+    def check(samples: pa.Table) -> list[str]:
+        shared.update(shared_names(samples))  # of the whole table, of which a worker sees a shard
+        return _check(settings, table, samples, shared)
 
     spec = JobSpec(
         kind="embeddings",
@@ -111,17 +118,17 @@ def import_vectors(
         images="none",
         columns=COLUMNS,
         keep_images_together=True,
-        check=lambda samples: _check(settings, table, samples),
+        check=check,
         gpu=False,
         default_batch=(64, 64),
     )
     return run_job(spec, address=address, progress=progress)
 
 
-def _check(settings: ImportSettings, table: VectorTable, samples: pa.Table) -> list[str]:
+def _check(settings: ImportSettings, table: VectorTable, samples: pa.Table, shared: Collection[str]) -> list[str]:
     """Compares ids with the samples; returns notices on those without a partner."""
     of_picture = settings.stream == CONTEXT
-    found = match_vectors(table.ids, samples, by_picture=of_picture)
+    found = match_vectors(table.ids, samples, by_picture=of_picture, shared=shared)
     ids = samples.column("sample_id").to_pylist()
     if of_picture:
         _require_one_per_picture(settings, table, samples, found)

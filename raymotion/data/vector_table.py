@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,17 +140,22 @@ def _matrix(column: pa.Array, name: str, path: storage.PathLike) -> np.ndarray:
     return np.asarray(values.to_numpy(zero_copy_only=False)).reshape(len(column), dim)
 
 
-def match_vectors(ids: Sequence[str], samples: pa.Table, *, by_picture: bool = True) -> np.ndarray:
+def match_vectors(
+    ids: Sequence[str], samples: pa.Table, *, by_picture: bool = True, shared: Collection[str] = ()
+) -> np.ndarray:
     """Returns for each sample the position of its vector in `ids`, int64; -1 for none.
 
-    A sample is known by its id, by its id without the data set (`flickr8k:a.jpg`: a.jpg), and with `by_picture` by
-    the address or the file name of its picture; the first of these that is in `ids` counts. Ids are also compared by
-    their file name (`Images/a.jpg`: a.jpg), unless two have the same.
+    A sample is known by its id, by its id without the data set (`flickr8k:a.jpg`: a.jpg), with `by_picture` by the
+    address of its picture, and by the file name in these; the first of them that is in `ids` counts. Ids are also
+    compared by their file name (`Images/a.jpg`: a.jpg), unless two have the same.
+
+    Args:
+        shared: file names that say nothing, see `shared_names`.
     """
     place = {own: row for row, own in enumerate(ids)}
     bases: dict[str, int] = {}
     for row, own in enumerate(ids):
-        base = posixpath.basename(own.replace("\\", "/"))
+        base = _base(own)
         bases[base] = -1 if base in bases else row
     for base, row in bases.items():
         if row >= 0:
@@ -158,13 +163,32 @@ def match_vectors(ids: Sequence[str], samples: pa.Table, *, by_picture: bool = T
     uris = samples.column("image_uri").to_pylist()
     found = np.full(samples.num_rows, -1, np.int64)
     for row, (sample_id, uri) in enumerate(zip(samples.column("sample_id").to_pylist(), uris, strict=True)):
-        found[row] = next((place[name] for name in _names(sample_id, uri, by_picture) if name in place), -1)
+        exact, names = _names(sample_id, uri if by_picture else None)
+        known = [*exact, *(name for name in names if name not in shared)]
+        found[row] = next((place[name] for name in known if name in place), -1)
     return found
 
 
-def _names(sample_id: str, uri: str | None, by_picture: bool) -> Iterable[str]:
-    yield sample_id
-    yield sample_id.partition(":")[2] or sample_id
-    if by_picture and uri is not None:
-        yield uri
-        yield file_name(uri)
+def shared_names(samples: pa.Table) -> frozenset[str]:
+    """Returns the file names that several pictures of a table have, in different folders."""
+    owner: dict[str, str] = {}
+    shared = set()
+    uris = samples.column("image_uri").to_pylist()
+    for sample_id, uri in zip(samples.column("sample_id").to_pylist(), uris, strict=True):
+        exact, names = _names(sample_id, uri)
+        for name in names:
+            if owner.setdefault(name, exact[-1]) != exact[-1]:
+                shared.add(name)
+    return frozenset(shared)
+
+
+def _names(sample_id: str, uri: str | None) -> tuple[list[str], list[str]]:
+    """Returns by what a sample is known: exactly, of which the last names its picture, and by file name."""
+    own = sample_id.partition(":")[2] or sample_id
+    if uri is None:
+        return [sample_id, own], [_base(own)]
+    return [sample_id, own, uri], [_base(own), file_name(uri)]
+
+
+def _base(name: str) -> str:
+    return posixpath.basename(name.replace("\\", "/"))

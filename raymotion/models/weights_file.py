@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # safetensors' own limit.
 LONGEST_HEADER = 100_000_000
+# In front of each name of a model that was saved inside DataParallel.
+WRAPPED = "module."
 # Bytes of one value.
 SIZES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4,
@@ -122,7 +124,8 @@ def read_state_dict(path: storage.PathLike) -> dict[str, torch.Tensor]:
     ):
         raise InputError("holds no state dict", path=path, remedy="Save model.state_dict().")
     require_finite(state, path)
-    return dict(state)
+    wrapped = bool(state) and all(name.startswith(WRAPPED) for name in state)
+    return {name.removeprefix(WRAPPED) if wrapped else name: value for name, value in state.items()}
 
 
 def differences(wanted: dict[str, torch.Tensor], given: dict[str, torch.Tensor], listed: int = 3) -> str:

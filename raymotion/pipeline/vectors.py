@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -21,14 +21,23 @@ class TakeVectors:
     Args:
         path, id_column, vector_column: see `vector_table.read_vectors`. digest: of the file that the job began with.
         key: the features that the vectors are.
+        shared: see `vector_table.match_vectors`.
     """
 
     name = "decode"  # as for every first stage
     whole_shard = False
 
-    def __init__(self, path: str, id_column: str, vector_column: str, digest: str, key: FeatureKey) -> None:
+    def __init__(
+        self,
+        path: str,
+        id_column: str,
+        vector_column: str,
+        digest: str,
+        key: FeatureKey,
+        shared: Collection[str] = (),
+    ) -> None:
         self.path, self.id_column, self.vector_column = path, id_column, vector_column
-        self.digest, self.key = digest, key
+        self.digest, self.key, self.shared = digest, key, shared
 
     def setup(self, threads: int, device: str) -> None:
         self.table = read_vectors(self.path, id_column=self.id_column, vector_column=self.vector_column)
@@ -39,7 +48,8 @@ class TakeVectors:
         import pyarrow as pa
 
         names = {name: pa.array([item.row[name] for item in items], pa.string()) for name in ("sample_id", "image_uri")}
-        rows = match_vectors(self.table.ids, pa.table(names), by_picture=self.key.stream == CONTEXT)
+        table, of_picture = pa.table(names), self.key.stream == CONTEXT
+        rows = match_vectors(self.table.ids, table, by_picture=of_picture, shared=self.shared)
         for item, row in zip(items, rows.tolist(), strict=True):
             if self.key.stream != CONTEXT and item.row[f"{self.key.stream}_box"] is None:
                 continue

@@ -421,7 +421,7 @@ def summary_lines(summary: EvaluationSummary) -> list[str]:
 
 def corruption_rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Returns the texts of the table of `evaluate --corrupt` from an evaluation.json, in `CORRUPTION_HEADS`."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, own in each_figure(record["corruption"] or {"conditions": []}):
         clean = own.change is None
         rows.append(

@@ -12,12 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from raymotion.batch.embeddings import EmbeddingSettings, embed
 from raymotion.batch.feature_import import ImportSettings, import_vectors
 from raymotion.batch.label_dataset import read_parts
 from raymotion.data.embeddings import Embeddings
 from raymotion.data.samples import read_samples, table_from_rows, write_samples
-from raymotion.data.vector_table import match_vectors, read_vectors
+from raymotion.data.vector_table import match_vectors, read_vectors, shared_names
 from raymotion.errors import InputError
 
 DIM = 512  # resnet18's
@@ -133,6 +135,29 @@ def test_vectors_of_persons(tmp_path):
         take(tmp_path, out=str(tmp_path / "other"), max_failed=1.0)
 
 
+def test_vectors_of_the_embedding_job_come_back_as_they_were(tmp_path, monkeypatch):
+    """What a folder says of its vectors is what the embedding job says, so models trained on either may use both."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    names = [f"{i}.jpg" for i in range(5)]
+    for i, name in enumerate(names):
+        Image.new("RGB", (40, 30), (50 * i, 100, 200 - 40 * i)).save(tmp_path / name)
+    write_table(tmp_path / "s.parquet", names, image_uri=[str(tmp_path / name) for name in names])
+    made = EmbeddingSettings(
+        samples=str(tmp_path / "s.parquet"), out=str(tmp_path / "made"), context=("test_resnet",),
+        backbone_weights=("random:0",), size=("48",), workers=0,
+    )  # fmt: skip
+    embed(made, progress="none")
+    first = Embeddings(str(tmp_path / "made"))
+    block = first.block("context", "test_resnet")
+    write_vectors(tmp_path / "v.parquet", names, block.array[block.row_of, 0])
+    take(tmp_path, backbone="test_resnet", size=48)
+    second = Embeddings(str(tmp_path / "out"))
+    again = second.block("context", "test_resnet")
+    assert second.backbones == first.backbones and second.keys == first.keys
+    assert np.array_equal(again.array[again.row_of], block.array[block.row_of])
+    second.require_made_from(read_samples(tmp_path / "s.parquet"))
+
+
 @pytest.mark.parametrize(
     "options, reason",
     [
@@ -191,8 +216,29 @@ def test_a_sample_is_known_by_id_then_by_picture():
     assert match_vectors(["a.jpg", "b.jpg", "c.jpg"], samples).tolist() == [0, 1, 2, 2]
     assert match_vectors(["a.jpg", "b.jpg", "c.jpg"], samples, by_picture=False).tolist() == [0, 1, -1, -1]
     assert match_vectors(["/p/c.jpg", "f:b.jpg", "b.jpg"], samples).tolist() == [2, 1, 0, 0]
+    assert match_vectors(["b.jpg"], samples_of([("f:p/b.jpg", None)])).tolist() == [0]
     # Two ids with one file name: neither is meant by it.
     assert match_vectors(["u/a.jpg", "v/a.jpg"], samples).tolist() == [-1, -1, -1, -1]
+
+
+def test_a_file_name_of_two_pictures_says_nothing():
+    two = samples_of([("f:p/a.jpg", "/p/a.jpg"), ("f:q/a.jpg", "/q/a.jpg"), ("g:1", "/q/b.jpg"), ("g:2", "/q/b.jpg")])
+    assert shared_names(two) == {"a.jpg"}
+    found = match_vectors(["a.jpg", "b.jpg"], two, shared=shared_names(two))
+    assert found.tolist() == [-1, -1, 1, 1]
+    exact = match_vectors(["p/a.jpg", "/q/a.jpg"], two, shared=shared_names(two))
+    assert exact.tolist() == [0, 1, -1, -1]
+
+
+def test_what_is_shared_is_that_of_the_table_not_of_a_shard(tmp_path):
+    names = [f"{folder}/{i}.jpg" for folder in "pq" for i in range(8)]
+    write_vectors(tmp_path / "v.parquet", [f"{i}.jpg" for i in range(8)], vectors(8))
+    write_table(tmp_path / "s.parquet", names)
+    with pytest.raises(InputError, match="16 of 16 samples have no vector"):
+        take(tmp_path, shard_rows=8)
+    write_vectors(tmp_path / "v.parquet", [*[f"{i}.jpg" for i in range(8)], "p/0.jpg"], vectors(9))
+    summary = take(tmp_path, shard_rows=8, max_failed=1.0)
+    assert summary.counts["good"] == 1 and summary.counts["by_reason"] == {"no_vector": 15}
 
 
 @given(

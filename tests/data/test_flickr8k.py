@@ -121,6 +121,12 @@ def test_more_captions_than_pictures(tmp_path):
         read(write_csv(tmp_path, "image,caption\nx.jpg,A dog .\ny.jpg,A dog .\nz.jpg,A dog .\n"))
 
 
+def test_another_set_of_the_same_form_has_ids_of_its_own(tmp_path):
+    table, _ = read(write_csv(tmp_path, f"image,caption\n{NAMES[0]},A dog .\n"), name="flickr30k")
+    row = table.to_pylist()[0]
+    assert (row["sample_id"], row["group_id"], row["source"]) == (*[f"flickr30k:{NAMES[0]}"] * 2, "flickr30k")
+
+
 def test_without_pictures_the_addresses_are_empty(tmp_path):
     path = write_csv(tmp_path, f"image,caption\n{NAMES[0]},A dog .\n")
     table, report = read(path)
@@ -173,6 +179,23 @@ def test_quoted_and_unquoted_commas_and_quotes(tmp_path, end):
 def test_a_file_without_a_header_and_with_other_names(tmp_path):
     assert captions_of(read(write_csv(tmp_path, f"{NAMES[0]},A dog .\n"))[0]) == {NAMES[0]: ["A dog ."]}
     assert captions_of(read(write_csv(tmp_path, f"file_name,Text\n{NAMES[0]},A dog .\n"))[0]) == {NAMES[0]: ["A dog ."]}
+
+
+def test_names_with_a_folder_or_without_an_extension_or_in_other_case(tmp_path):
+    (tmp_path / "Images").mkdir()
+    for name in NAMES:
+        Image.new("RGB", (8, 8)).save(tmp_path / "Images" / name)
+    given = (f"Images/{NAMES[0]}", NAMES[1].removesuffix(".jpg"), NAMES[2].replace(".jpg", ".JPG"))
+    table, report = read(write_csv(tmp_path, "image,caption\n" + "".join(f"{name},A dog .\n" for name in given)))
+    assert [Path(uri).name for uri in table["image_uri"].to_pylist()] == list(NAMES)
+    assert (report.missing, report.bare) == (0, 0)
+
+
+def test_a_quote_that_is_never_closed_does_not_swallow_the_file(tmp_path):
+    rows = [f"{number},A dog ." for number in range(20_000)]
+    rows[0] = '0,"A dog .'
+    table, _ = read(write_csv(tmp_path, "image,caption\n" + "\n".join(rows)))
+    assert table.num_rows == 20_000 and table["captions"][0].as_py() == ['"A dog .']
 
 
 @pytest.mark.parametrize(

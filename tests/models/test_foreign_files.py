@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import re
 import shutil
 import struct
 from collections.abc import Callable, Iterator
@@ -29,12 +30,18 @@ from raymotion.models.inputs.captions import Captions
 from raymotion.models.inputs.picture import PictureInput
 from raymotion.models.inputs.regions import RegionInput
 from raymotion.models.inputs.streams import CropInput, Stream, StreamInput
+from raymotion.models.outputs.base import Output
+from raymotion.models.outputs.dimensions import Dimensions
+from raymotion.models.outputs.embedding import Embedding
 from raymotion.models.outputs.multilabel import MultiLabel
+from raymotion.models.outputs.paths import PathLabels, PathNumbers
 from raymotion.models.recipe import LossSettings
 from raymotion.models.registry import get_kind
 from raymotion.models.student.config import StudentConfig
 from raymotion.models.student.network import Student
 from raymotion.models.text.tokenizer import train_tokenizer
+from raymotion.models.two_path.config import TwoPathConfig
+from raymotion.models.two_path.network import TwoPath
 from raymotion.models.vision.backbones import identify
 from raymotion.models.vision.regions import ExtractorIdentity
 from raymotion.models.visualbert.config import TeacherConfig
@@ -55,7 +62,8 @@ SHAPE = {"fusion": "weighted", "hidden": 8}
 def make(kind: str, folder: Path) -> Path:
     torch.manual_seed(0)
     tokenizer = train_tokenizer(["a happy dog", "a sad man"], size=60, min_frequency=1)
-    output, inputs = MultiLabel(VALENCE_3), list[Input]()
+    outputs: list[Output] = [MultiLabel(VALENCE_3)]
+    inputs = list[Input]()
     network: Any
     if kind == "teacher-visualbert":
         shape = {"size": "tiny", "vocab_size": len(tokenizer), "visual_dim": 6}
@@ -75,12 +83,20 @@ def make(kind: str, folder: Path) -> Path:
             identities = {stream: identity.to_dict() for stream in ("context", "face")}
             network = TunedStreams(TunedConfig(fusion=head, identities=identities, tuned_blocks=1), 3)
             inputs = [CropInput(streams)]
-        output = MultiLabel(VALENCE_3, loss=LossSettings(name="focal"))
-    save_checkpoint(folder, get_kind(kind), network, inputs, [output], training=TRAINING)
+        outputs = [MultiLabel(VALENCE_3, loss=LossSettings(name="focal"))]
+        if kind.startswith("two-path"):
+            kind, _, join = kind.partition(":")
+            shape = {"dims": dict.fromkeys(("context", "face"), identity.dim), "hidden": 8, "joint": 4, "join": join}
+            outputs = [PathLabels(VALENCE_3), PathNumbers(scale=(1.0, 9.0))]
+            if join == "joint":
+                space = Embedding(4, sides=("context", "face"), name="space")
+                outputs = [MultiLabel(VALENCE_3), Dimensions(scale=(1.0, 9.0)), space]
+            network = TwoPath(TwoPathConfig.model_validate(shape), outputs)
+    save_checkpoint(folder, get_kind(kind), network, inputs, outputs, training=TRAINING)
     return folder
 
 
-KINDS = ("teacher-visualbert", "student", "fusion", "fusion-tuned")
+KINDS = ("teacher-visualbert", "student", "fusion", "fusion-tuned", "two-path:separate", "two-path:joint")
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +143,11 @@ def test_as_it_was_saved_it_opens(made: dict[str, Path], kind: str) -> None:
 def test_weights_that_are_no_numbers(made: dict[str, Path], tmp_path: Path, kind: str, value: float) -> None:
     folder = copied(made[kind], tmp_path / "t")
     weights, mark = load_file(folder / "model.safetensors"), metadata(folder / "model.safetensors")
-    weights["head.weight" if kind != "fusion-tuned" else "head.head.weight"].view(-1)[3] = value
+    last = {"fusion-tuned": "head.head.weight", "two-path:separate": "heads.emotions.face.weight",
+            "two-path:joint": "heads.emotions.weight"}.get(kind, "head.weight")  # fmt: skip
+    weights[last].view(-1)[3] = value
     save_file(weights, folder / "model.safetensors", mark)
-    refused(
-        folder, "model.safetensors", r"weight head\.(head\.)?weight holds 1 of \d+ numbers that are NaN or infinite"
-    )
+    refused(folder, "model.safetensors", rf"weight {re.escape(last)} holds 1 of \d+ numbers that are NaN or infinite")
     model = load_model(made["student"])
     torch.nn.init.constant_(model.network.get_parameter("head.bias"), value)
     with pytest.raises(InputError, match=r"head\.bias holds 3 of 3"):
@@ -205,6 +221,9 @@ HUGE = 10**12
         ("student", {"image": "vit_base_patch16_224", "channels": [16, 32, 64]}),
         ("fusion", {"hidden": HUGE}),
         ("fusion", {"dims": {"context": HUGE, "face": 8}}),
+        ("two-path:separate", {"hidden": HUGE}),
+        ("two-path:separate", {"dims": {"context": HUGE, "face": 8}}),
+        ("two-path:joint", {"joint": HUGE}),
     ],
 )
 def test_sizes_are_compared_before_anything_is_built(

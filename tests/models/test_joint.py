@@ -464,3 +464,13 @@ def test_the_kept_vectors_follow_the_weights(samples: str, embeddings: str, bert
 def test_hubs_of_towers_that_learn_are_refused(samples: str) -> None:
     with pytest.raises(InputError, match="towers that are frozen"):
         recipe_of(samples, model={**BASE["model"], "hubs": {}})
+
+
+def test_the_domain_check_knows_the_pictures_it_learned_from(
+    samples: str, embeddings: str, bert: str, tmp_path: Path
+) -> None:
+    info = fit(sentence(samples, embeddings, bert, start={}, model={"hubs": {}}), tmp_path / "m").info
+    assert info.domain is not None
+    summary = label(LabelSettings(samples=samples, model=(info.folder,), out=str(tmp_path / "labels"),
+                                  features=embeddings, workers=0))  # fmt: skip
+    assert "holds no sample" not in summary.record["domain"]["headline"]

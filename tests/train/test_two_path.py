@@ -38,7 +38,7 @@ from raymotion.models.two_path.config import TwoPathConfig
 from raymotion.models.two_path.kind import TwoPathKind
 from raymotion.models.two_path.network import TwoPath
 from raymotion.models.two_path.recipe import TwoPathRecipe
-from raymotion.models.vision.backbones import Backbone
+from raymotion.models.vision.backbones import Backbone, identify
 from raymotion.report.evaluation_page import write
 from raymotion.train.fit import fit
 from raymotion.train.prepare import prepare_data
@@ -440,6 +440,19 @@ def test_each_path_is_scored_by_itself_under_an_ablation(world, trained, tmp_pat
     np.testing.assert_allclose(summary.labels.probabilities, wanted, atol=1e-5)
 
 
+def test_a_resnet_of_places_is_read_as_it_was_saved(tmp_path):
+    """`state_dict` with `module.` in front of each name and a classifier of 365 places, as Places365 publishes them."""
+    plain = Backbone(identify("resnet18", "random:1"), "random:1").model.state_dict()
+    state = {f"module.{name}": own for name, own in plain.items()}
+    state |= {"module.fc.weight": torch.zeros(365, 512), "module.fc.bias": torch.zeros(365)}
+    path = str(tmp_path / "resnet18_places365.pth.tar")
+    torch.save({"epoch": 1, "arch": "resnet18", "state_dict": state}, path)
+    identity = identify("resnet18.tv_in1k", path, size=64)
+    assert identity.weights.startswith("sha256:") and identity.dim == 512
+    loaded = Backbone(identity, path).model.state_dict()
+    assert all(torch.equal(own, loaded[name]) for name, own in plain.items())
+
+
 # recipes and checkpoints
 
 
@@ -453,6 +466,10 @@ def test_each_path_is_scored_by_itself_under_an_ablation(world, trained, tmp_pat
         ({"vad_loss": {"name": "nothing"}}, "nothing"),
         ({"alignment": {"name": "nothing"}}, "nothing"),
         ({"probe": {"strengths": 1.0}}, "leave probe out"),
+        ({"optimiser": {"schedule": "step", "step_at": [0.7, 0.3]}}, "step_at is one rising share or more"),
+        ({"optimiser": {"schedule": "step", "step_at": []}}, "step_at is one rising share or more"),
+        ({"optimiser": {"schedule": "step", "step_at": 1.0}}, "step_at is one rising share or more"),
+        ({"optimiser": {"schedule": "cosine", "step_at": [0.5]}}, "step_at means something only with schedule step"),
     ],
 )
 def test_recipes_that_cannot_be(world, changes, reason):

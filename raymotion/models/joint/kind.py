@@ -27,7 +27,7 @@ from raymotion.models.vector.source import (
 from raymotion.models.vision.backbones import BackboneIdentity, classifier_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from raymotion.models.joint.network import JointNetwork
 
@@ -207,6 +207,10 @@ class JointKind(Kind):
             parameter.startswith("text.") and recipe.text_init is not None
         )  # fmt: skip
         return settings.backbone_lr if trained else settings.lr
+
+    def heads(self, network: Any, outputs: Sequence[Output]) -> Mapping[str, nn.Linear]:
+        """Returns the last layer of the side of pictures, whose inputs the domain check compares."""
+        return {outputs[0].name: network.pictures.head.last}
 
     def predict(
         self,

@@ -6,6 +6,7 @@ own captions as wrong ones.
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -145,6 +146,9 @@ class Flickr8kReader(Reader):
     min_words: Annotated[int, Metavar("COUNT")] = Field(
         1, ge=1, description="Leave out captions with fewer words; the public project used 3."
     )
+    name: Annotated[str, Metavar("NAME")] = Field(
+        SOURCE, min_length=1, description="Of the data set, in the ids: other sets have these forms too."
+    )
     content_hash: bool = Field(True, description="Do not look for pictures with the same content, which are one group.")
     val_fraction: Annotated[float, Metavar("SHARE")] = Field(0.1, description="Share of pictures for validation.")
     test_fraction: Annotated[float, Metavar("SHARE")] = Field(0.1, description="Share of pictures for the test.")
@@ -173,7 +177,7 @@ class Flickr8kReader(Reader):
                 remedy="Check --min-words.",
             )
         names = [own.name for own in kept]
-        groups = [f"{SOURCE}:{name}" for name in names]
+        groups = [f"{self.name}:{name}" for name in names]
         if self.content_hash and not report.without_pictures:
             contents = content_digests([files[name] or "" for name in names])
             times = Counter(contents)
@@ -185,12 +189,12 @@ class Flickr8kReader(Reader):
         table = table_from_rows(
             [
                 {
-                    "sample_id": f"{SOURCE}:{names[i]}",
+                    "sample_id": f"{self.name}:{names[i]}",
                     "group_id": groups[i],
                     "image_uri": files[names[i]],
                     "captions": list(kept[i].captions),
                     "split": splits.get(names[i]),
-                    "source": SOURCE,
+                    "source": self.name,
                 }
                 for i in chosen
             ],
@@ -265,7 +269,8 @@ class Flickr8kReader(Reader):
         names = FileNames(content.pictures, content.base, content.aliases)
         found: dict[str, str] = {}
         for own in named:
-            file = names.find_alike(own.name)
+            # Some copies name the folder too: Images/1000268201_693b08cb0e.jpg.
+            file = names.find_alike(own.name) or names.find_alike(posixpath.basename(own.name.replace("\\", "/")))
             if file is not None:
                 found[own.name] = file
                 continue

@@ -24,6 +24,9 @@ CAPTION_COLUMNS = ("caption", "text", "comment")
 SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 FORMS = "captions.txt (image,caption), Flickr8k.token.txt (NAME.jpg#0<TAB>caption) or dataset_flickr8k.json"
 
+# A quoted caption of more lines than this is a quote that was never closed.
+MOST_LINES = 20
+
 _PICTURE = "|".join(re.escape(extension[1:]) for extension in EXTENSIONS)
 _ROW = re.compile(rf'\s*"?[^,"\r\n]+\.(?:{_PICTURE})(?:\.\d+)?"?\s*,', re.IGNORECASE)
 _TOKEN = re.compile(r"(?P<name>[^\t\r\n]+)#(?P<number>\d+)\t(?P<caption>[^\r\n]*)")
@@ -126,7 +129,7 @@ def _cells(line: str) -> tuple[str, str, str]:
 def _end_of_cell(lines: Sequence[str], at: int, caption: str) -> int:
     """Returns the line behind the end of a quoted cell that goes on at line `at`; `at` if it is no such cell."""
     text = caption
-    for end in range(at, len(lines)):
+    for end in range(at, min(at + MOST_LINES, len(lines))):
         if _ROW.match(lines[end]):
             return at
         text += lines[end]
