@@ -57,7 +57,7 @@ def crossfit(
         data["embeddings"] = list(embeddings)
     settings = load_recipe(recipe, options={"data": data, "seed": seed}, assignments=assignments)
 
-    from raymotion.models.card import HEADER, metric_rows
+    from raymotion.models.card import metric_table
     from raymotion.text_table import table_lines
     from raymotion.train.crossfit import cross_fit
 
@@ -72,8 +72,8 @@ def crossfit(
     )
     for name, evaluation in result.evaluations.items():
         title = "out of fold" if len(result.evaluations) == 1 else f"out of fold, {name}"
-        head = (f"{title}, n = {evaluation['samples']}", *HEADER[1:])
-        for line in (*table_lines(head, metric_rows(evaluation)), ""):
+        head, rows = metric_table(evaluation)
+        for line in (*table_lines((f"{title}, n = {evaluation['samples']}", *head[1:]), rows), ""):
             click.echo(line)
     for path in result.files:
         click.echo(f"wrote {path}")

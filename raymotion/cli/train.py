@@ -115,11 +115,11 @@ def train(
 
 
 def _print_table(split: str, evaluation: Mapping[str, Any]) -> None:
-    from raymotion.models.card import HEADER, interpolated_map, metric_rows
+    from raymotion.models.card import interpolated_map, metric_table
     from raymotion.text_table import table_lines
 
-    head = (f"{split}, n = {evaluation['samples']}", *HEADER[1:])
-    for line in ("", *table_lines(head, metric_rows(evaluation))):
+    head, rows = metric_table(evaluation)
+    for line in ("", *table_lines((f"{split}, n = {evaluation['samples']}", *head[1:]), rows)):
         click.echo(line)
     if interpolated := interpolated_map(evaluation):
         click.echo(interpolated)

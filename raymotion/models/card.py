@@ -12,6 +12,8 @@ from raymotion.models.outputs.base import Output
 
 TAGS = ("emotion-recognition", "affective-computing")
 HEADER = ("metric", "model", "95 % interval", "prior", "constant", "against both")
+# Of retrieval, whose baseline is chance, which depends on the pool.
+RETRIEVAL_HEADER = ("metric", "model", "95 % interval", "chance", "queries", "pool", "against chance")
 BASELINES = (
     "`prior` answers with the training split's class rates for every image, `constant` with the evaluated",
     "split's own; neither looks at anything. `against both` is `better` only if the whole interval of the paired",
@@ -21,6 +23,34 @@ MEANS = (
     "`prior` answers with the training split's mean for every sample, `constant` with the evaluated split's own;",
     "neither looks at anything. `against both` is `better` only if the whole interval of the paired difference is.",
 )
+
+
+RETRIEVAL = (
+    "`chance` is a random order of the pool; equal similarities count against the model. Figures of pools of different",
+    "sizes are not comparable. `against chance` is `better` only if the whole interval of the difference is.",
+)
+MEAN_CAPTIONS = (
+    "A sample's captions are one query here, the mean of their directions, which is easier than each caption for",
+    "itself: `raymotion evaluate` measures that.",
+)
+
+
+def metric_table(evaluation: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Returns the heads and the rows of the table of an `Evaluation.to_dict()`: of retrieval with chance and pool."""
+    rows, pools = metric_rows(evaluation), evaluation.get("pools")
+    if not pools:
+        return HEADER, rows
+    metrics = Evaluation.from_dict(evaluation).metrics
+    found = []
+    for name, metric in metrics.items():
+        pool = next((own for direction, own in pools.items() if name.startswith(f"{direction}_")), {})
+        found.append(
+            (
+                row_title(name, metric), metric_text(metric.value), interval_text(metric.low, metric.high),
+                metric_text(metric.constant), f"{pool.get('queries', 0):,}", f"{pool.get('pool', 0):,}", metric.verdict,
+            )
+        )  # fmt: skip
+    return RETRIEVAL_HEADER, found
 
 
 def metric_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -107,13 +137,17 @@ def model_card(
                 continue
             of = f", {own.name}" if len(outputs) > 1 else ""
             lines += ["", f"## {name.capitalize()}{of}: {evaluation['samples']:,} samples", "", explanation, ""]
-            lines += [f"| {' | '.join(HEADER)} |", f"|{'---|' * len(HEADER)}"]
-            lines += [f"| {' | '.join(row)} |" for row in metric_rows(evaluation)]
+            head, rows = metric_table(evaluation)
+            lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+            lines += [f"| {' | '.join(row)} |" for row in rows]
             if interpolated := interpolated_map(evaluation):
                 lines += ["", interpolated]
     if trained:
-        lines += ["", *(BASELINES if says_labels else MEANS)]
-    lines += ["", *_meaning(imitates, trained)]
+        vectors = [own for own in outputs if own.gives == "vectors"]
+        lines += ["", *(BASELINES if says_labels else MEANS)] if len(vectors) < len(outputs) else []
+        lines += ["", *RETRIEVAL] if vectors else []
+        lines += MEAN_CAPTIONS if any(own.target_noun == "captions" for own in vectors) else []
+    lines += ["", *_meaning(imitates, trained, outputs)]
     return "\n".join(lines) + "\n"
 
 
@@ -124,10 +158,13 @@ def _header(kind: Kind, inputs: Sequence[Input], outputs: Sequence[Output]) -> l
     reads_pictures = any(own.used and own.looks_at != "none" for own in inputs)
     vocabularies = [own.vocabulary.name for own in outputs if own.vocabulary is not None]
     several = any(own.gives == "labels" for own in outputs)
+    task = "image-classification" if reads_pictures else "text-classification"
+    if all(own.gives == "vectors" for own in outputs):
+        task = "feature-extraction"
     tags = [*TAGS, *(["multi-label-classification"] if several else []), kind.name, *vocabularies]
     data = ModelCardData(
         library_name="raymotion",
-        pipeline_tag="image-classification" if reads_pictures else "text-classification",
+        pipeline_tag=task,
         tags=tags,
     )
     return ["---", data.to_yaml(line_break="\n").rstrip("\n"), "---", ""]
@@ -175,8 +212,14 @@ def _targets(targets: Mapping[str, Any]) -> list[str]:
     return [*lines, *(f"- {notice}" for notice in targets.get("notices") or ())]
 
 
-def _meaning(imitates: bool, trained: bool) -> list[str]:
-    """Returns lines on how to interpret the predicted labels."""
+def _meaning(imitates: bool, trained: bool, outputs: Sequence[Output]) -> list[str]:
+    """Returns lines on how to interpret the predictions."""
+    if all(own.gives == "vectors" for own in outputs):
+        return [
+            "Similar vectors say that a picture and a text go together as in the training data, with its gaps and",
+            "prejudices. They say nothing about the feelings of the people shown, and should not be used to judge any",
+            "person.",
+        ]
     if not trained:
         return [
             "No annotator was asked: the labels are what a model from elsewhere makes of the pictures. Before you use",

@@ -8,16 +8,12 @@ from typing import Any
 
 from raymotion.batch.label_dataset import read_rows
 from raymotion.evaluation.retrieval import Direction, Retrieval, shown_queries
-from raymotion.learning.metrics.multilabel import interval_text, metric_text
+from raymotion.learning.metrics.multilabel import interval_text, metric_text, metric_title
 from raymotion.learning.significance import Headline, headline
 from raymotion.models.outputs.embedding import TEXT
 from raymotion.report.cards import thumbnail
 from raymotion.text_table import table_lines
 
-TITLES = {
-    "recall_at_1": "R@1", "recall_at_5": "R@5", "recall_at_10": "R@10", "mrr": "MRR (mean of 1 / rank)",
-    "median_rank": "Median rank (lower is better)", "mean_rank": "Mean rank (lower is better)",
-}  # fmt: skip
 HEADS = ("direction", "metric", "value", "95 % interval", "chance", "queries", "pool", "against chance")
 # Queries of each sort (best, worst, at random) on the page.
 EACH = 4
@@ -59,7 +55,7 @@ def retrieval_rows(own: Retrieval) -> list[tuple[str, ...]]:
         for name, metric in direction.evaluation.metrics.items():
             rows.append(
                 (
-                    direction.name.replace("_", " "), TITLES[name], metric_text(metric.value),
+                    direction.name.replace("_", " "), metric_title(name), metric_text(metric.value),
                     interval_text(metric.low, metric.high), metric_text(metric.constant),
                     f"{len(direction.queries):,}", f"{direction.ranks.pool:,}", metric.verdict,
                 )

@@ -89,13 +89,21 @@ def cross_fit(
         progress: how progress is shown on standard error.
 
     Raises:
-        InputError: the training split has fewer groups than folds, or the recipe learns no sample table.
+        InputError: the training split has fewer groups than folds, or the recipe learns no sample table, or a model of
+            vectors.
     """
     target = storage.absolute(out)
     require_loggers(recipe, storage.join(target, RUNS, "run"))
     recipe = _checked(recipe)
     samples = read_samples(recipe.data.samples)
     data = prepare_data(recipe)
+    first = kind_of(recipe).checked_outputs(recipe, data.facts)[0]
+    if first.gives == "vectors":
+        raise InputError(
+            f"a {recipe.kind} gives vectors, and each fold's model has a space of its own: vectors of different spaces "
+            "cannot be compared",
+            remedy="Cross-fit a model of labels or numbers.",
+        )
     Task(recipe, data)  # refuses features or a loss that do not fit, before anything is written
     fold_of = assign_folds(data, folds, recipe.seed)
     settings = {**recipe.result_settings(), "data_fingerprint": data.fingerprint, "folds": folds}
@@ -221,6 +229,7 @@ def _evaluate(recipe: TrainRecipe, data: TrainingSet, predicted: _Predicted) -> 
             groups=groups,
         )
         for own in kind_of(recipe).checked_outputs(recipe, data.facts)
+        if own.gives != "vectors"  # each fold's model has a space of its own
     }  # fmt: skip
 
 

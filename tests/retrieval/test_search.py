@@ -288,3 +288,14 @@ def test_a_model_without_vectors_or_without_text_says_so(pairs: str, pair_model:
             raymotion.pipeline.predictor.Predictor(model.model).embed(caption="rhigh")
     finally:
         own.used = True
+
+
+def test_crossfit_refuses_vectors_of_one_space_for_each_fold(
+    pairs: str, runner: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.yaml").write_text("kind: toy-pair\nworkers: 0\noptimiser: {epochs: 1}\n")
+    done = runner(
+        "crossfit", tmp_path / "recipe.yaml", "--samples", pairs, "--folds", 2, "--out", tmp_path / "out", "--no-ray"
+    )
+    assert done.code == 2 and "each fold's model has a space of its own" in done.err, done.err
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").glob("[!.]*"))

@@ -42,6 +42,15 @@ EPSILON = 1e-7
 RECALL_K = 3
 DIMENSION_METRICS = ("r2", "mae", "rmse", "pearson", "spearman", "ccc")
 LOWER_IS_BETTER = ("bce", "log_loss", "brier", "mae", "rmse")
+# Of retrieval (`learning.metrics.retrieval`), where a direction such as `text_to_image` may stand before them.
+RETRIEVAL_TITLES = {
+    "recall_at_1": "R@1",
+    "recall_at_5": "R@5",
+    "recall_at_10": "R@10",
+    "mrr": "MRR (mean of 1 / rank)",
+    "median_rank": "Median rank (lower is better)",
+    "mean_rank": "Mean rank (lower is better)",
+}
 
 METRIC_TITLES = {
     "bce": "BCE, nats (lower is better)",
@@ -61,16 +70,23 @@ METRIC_TITLES = {
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
     "ccc": "CCC",
+    **RETRIEVAL_TITLES,
 }
 
 
 def metric_title(name: str) -> str:
-    """Returns the display name of a metric: `top_2` is "Top-2 accuracy", `valence_ccc` is "valence: CCC"."""
+    """Returns the display name of a metric: `top_2` is "Top-2 accuracy", `valence_ccc` is "valence: CCC".
+
+    `text_to_image_mrr` is "text to image MRR (mean of 1 / rank)".
+    """
     if name in METRIC_TITLES:
         return METRIC_TITLES[name]
     first, _, last = name.rpartition("_")
     if first and last in DIMENSION_METRICS:
         return f"{first}: {METRIC_TITLES[last]}"
+    for metric, title in RETRIEVAL_TITLES.items():
+        if "_to_" in name and name.endswith(f"_{metric}"):
+            return f"{name.removesuffix(metric).replace('_', ' ')}{title}"
     return f"Top-{last} accuracy" if first == "top" else name
 
 
