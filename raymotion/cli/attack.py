@@ -1,0 +1,15 @@
+"""`raymotion attack`: how easily a model is misled."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.group()
+def attack() -> None:
+    """Measure how easily a model is misled.
+
+    \b
+    Example:
+      raymotion attack pixels samples.parquet --model classifier/ --out attack/
+    """
