@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from raymotion.cli.attack_pixels import pixels
+
 
 @click.group()
 def attack() -> None:
@@ -13,3 +15,6 @@ def attack() -> None:
     Example:
       raymotion attack pixels samples.parquet --model classifier/ --out attack/
     """
+
+
+attack.add_command(pixels)
