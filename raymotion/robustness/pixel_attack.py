@@ -41,7 +41,7 @@ from raymotion.robustness.goals import Aim, Objective, make_objective
 from raymotion.robustness.pixel_figures import Figures, figures_csv, measure
 from raymotion.robustness.pixel_stage import AttackPixels, AttackPlan, AttackSink
 from raymotion.robustness.prediction import PictureModel
-from raymotion.robustness.searches import MUTATION, PGD_LENGTH, PGD_STARTS, PGD_STEPS, RECOMBINATION, STRATEGY
+from raymotion.robustness.searches import PGD_LENGTH, PGD_STARTS, PGD_STEPS, STRATEGIES
 
 ATTACKS, SAMPLES, PICTURES = "attacks", "samples.parquet", "pictures"
 MADE_BY = {b"made_by": b"raymotion attack pixels"}
@@ -76,7 +76,12 @@ class PixelAttackSettings(JobSettings):
         "and method",
     )  # fmt: skip
     population: int = Field(
-        100, ge=FEWEST_CANDIDATES, description="candidates of a generation of the differential evolution"
+        50, ge=FEWEST_CANDIDATES, description="candidates of a generation of the differential evolution"
+    )
+    strategy: Literal["best1bin", "rand1bin"] = Field(
+        "best1bin",
+        description="SciPy's strategy of the differential evolution; rand1bin is that of Su et al., which needs more "
+        "queries",
     )
     gradients: bool = Field(True, description="leave out the reference that knows the network's gradients")
     seed: int = Field(0, ge=0, description="seed of the drawn samples, of the searches and of the resamples")
@@ -204,7 +209,7 @@ def _run(
     of_attack = {
         "output": objective.output.name,
         "aim": settings.aim.model_dump(mode="json"),
-        **{name: getattr(settings, name) for name in ("queries", "population", "gradients", "seed")},
+        **{name: getattr(settings, name) for name in ("queries", "population", "strategy", "gradients", "seed")},
         "pixels": list(settings.pixels),
     }
 
@@ -213,7 +218,7 @@ def _run(
         attack = AttackPlan(
             objective.output.name, settings.aim,
             dict(zip(table.column("sample_id").to_pylist(), truths, strict=True)), settings.pixels, settings.queries,
-            settings.population, batch_size, settings.gradients, settings.seed,
+            settings.population, settings.strategy, batch_size, settings.gradients, settings.seed,
         )  # fmt: skip
         inner = plan.make_stages(resolve_precision(settings, device))
         # The full picture, whatever size the model resizes it to: its pixels are to be changed.
@@ -300,6 +305,7 @@ def _record(
     figures: Figures,
 ) -> dict[str, Any]:
     """Builds the record of attack.json. It holds no times, so that the same attack gives the same file."""
+    mutation, recombination = STRATEGIES[settings.strategy]
     return {
         "kind": "pixel-attack",
         "format": FORMAT,
@@ -316,7 +322,7 @@ def _record(
             "pixels": list(settings.pixels),
         },
         "search": {
-            "evolution": f"SciPy's {STRATEGY}, mutation {MUTATION:g}, recombination {RECOMBINATION:g}",
+            "evolution": f"SciPy's {settings.strategy}, mutation {mutation}, recombination {recombination:g}",
             "gradients": f"{PGD_STEPS} steps of {PGD_LENGTH:g} levels from the original colours and from {PGD_STARTS} "
             "random ones, on the pixels of the largest gradient",
         },

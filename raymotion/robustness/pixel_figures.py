@@ -22,10 +22,7 @@ from raymotion.learning.bootstrap import finite, interval, ratio, resampled, sam
 from raymotion.learning.significance import Verdict, verdict_of
 from raymotion.robustness.goals import Objective
 from raymotion.robustness.pixel_stage import ATTACKED, SCHEMA
-from raymotion.robustness.searches import GRADIENTS, SEARCHES
-
-RANDOM = "random"
-METHODS = (*SEARCHES, GRADIENTS)
+from raymotion.robustness.searches import METHODS, RANDOM
 
 
 @dataclass(frozen=True)

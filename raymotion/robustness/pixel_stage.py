@@ -16,7 +16,17 @@ from raymotion.models.checkpoint import CheckpointInfo
 from raymotion.pipeline.stages import Item, Stage, made_from
 from raymotion.robustness.goals import Aim, Goal, Objective, make_objective
 from raymotion.robustness.prediction import PictureModel
-from raymotion.robustness.searches import GRADIENTS, SEARCHES, Found, Oracle, follow_gradients
+from raymotion.robustness.searches import (
+    EVOLUTION,
+    GRADIENTS,
+    METHODS,
+    RANDOM,
+    Found,
+    Oracle,
+    draw_at_random,
+    evolve,
+    follow_gradients,
+)
 from raymotion.robustness.white_box import InputGradients
 
 ATTACKED = "attacked"
@@ -56,6 +66,7 @@ class AttackPlan:
         pixels: the numbers K of changed pixels.
         queries: most pictures to send for a picture, a K and a method.
         population: candidates of a generation.
+        strategy: one of `searches.STRATEGIES`.
         batch_size: pictures of a forward pass.
         gradients: whether to run the reference that knows the gradients.
     """
@@ -66,6 +77,7 @@ class AttackPlan:
     pixels: tuple[int, ...]
     queries: int
     population: int
+    strategy: str
     batch_size: int
     gradients: bool
     seed: int
@@ -137,16 +149,16 @@ class AttackPixels:
             return Oracle(self.model, row, picture, goal, plan.queries, plan.batch_size)
 
         for pixels in plan.pixels:
-            for number, (method, search) in enumerate(SEARCHES.items()):
-                seed = [plan.seed, mark, pixels, number]
-                found.append((pixels, method, search(oracle(), pixels, plan.population, seed), None))
-            if gradients is None:
-                continue
-            if original is None:
-                found.append((pixels, GRADIENTS, None, gradients.why_not))
-                continue
-            seed = [plan.seed, mark, pixels, len(SEARCHES)]
-            found.append((pixels, GRADIENTS, follow_gradients(oracle(), pixels, seed, gradients, original), None))
+            seeds = {method: [plan.seed, mark, pixels, number] for number, method in enumerate(METHODS)}
+            one = evolve(oracle(), pixels, plan.population, seeds[EVOLUTION], plan.strategy)
+            found.append((pixels, EVOLUTION, one, None))
+            one = draw_at_random(oracle(), pixels, plan.population, seeds[RANDOM])
+            found.append((pixels, RANDOM, one, None))
+            if gradients is not None:
+                known = None
+                if original is not None:
+                    known = follow_gradients(oracle(), pixels, seeds[GRADIENTS], gradients, original)
+                found.append((pixels, GRADIENTS, known, gradients.why_not))
         return found
 
     def _described(self, found: Found, picture: np.ndarray) -> dict[str, Any]:

@@ -19,11 +19,14 @@ NUMBERS = 5
 # Su et al. draw the first colours from a normal distribution of this mean and deviation. A third of them lie beyond the
 # ends of the range, where they become 0 or 255.
 COLOUR_MEAN, COLOUR_SD = 128.0, 127.0
+# Candidates may have colours beyond the ends of the range, which become 0 or 255. The strongest changes are there, and
+# SciPy puts a number that leaves its bounds back at random.
+COLOUR_BOUNDS = (-128.0, 384.0)
 
 
 def bounds(width: int, height: int, pixels: int) -> list[tuple[float, float]]:
     """Returns the ends of the 5 * `pixels` numbers of a candidate."""
-    return [(0.0, float(width)), (0.0, float(height)), *[(0.0, 256.0)] * 3] * pixels
+    return [(0.0, float(width)), (0.0, float(height)), *[COLOUR_BOUNDS] * 3] * pixels
 
 
 def to_changes(candidates: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -36,7 +39,7 @@ def to_changes(candidates: np.ndarray, width: int, height: int) -> np.ndarray:
 def draw_candidates(rng: np.random.Generator, n: int, pixels: int, width: int, height: int) -> np.ndarray:
     """Draws n candidates, float (n, 5 * pixels): places uniformly, colours as Su et al. do."""
     places = rng.uniform(0.0, 1.0, (n, pixels, 2)) * (width, height)
-    colours = np.clip(rng.normal(COLOUR_MEAN, COLOUR_SD, (n, pixels, 3)), 0.0, 255.0)
+    colours = np.clip(rng.normal(COLOUR_MEAN, COLOUR_SD, (n, pixels, 3)), *COLOUR_BOUNDS)
     return np.concatenate([places, colours], axis=2).reshape(n, -1)
 
 

@@ -7,7 +7,7 @@ picture that succeeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,11 @@ from raymotion.robustness.pixels import (
 from raymotion.robustness.prediction import PictureModel
 from raymotion.robustness.white_box import InputGradients
 
-# Su et al. 2019: the scale factor of differential evolution, without crossover.
-MUTATION, RECOMBINATION, STRATEGY = 0.5, 1.0, "rand1bin"
+# Strategies of SciPy's differential evolution: scale factor (or its range, of which each generation draws one), and the
+# share of the numbers that come from the mutant. rand1bin is that of Su et al. 2019, who use no crossover.
+STRATEGIES: Mapping[str, tuple[float | tuple[float, float], float]] = {
+    "best1bin": ((0.3, 0.9), 0.9), "rand1bin": (0.5, 1.0)
+}  # fmt: skip
 # Of the reference: steps from each start, their length in colour levels, and starts from random colours.
 PGD_STEPS, PGD_LENGTH, PGD_STARTS = 20, 32.0, 3
 
@@ -131,12 +134,13 @@ class Oracle:
         return Found(found.changed, found.after, found.success, queries, self.sent, self.gradients, found.png)
 
 
-def evolve(oracle: Oracle, pixels: int, population: int, seed: list[int]) -> Found:
-    """Searches by differential evolution (Su et al. 2019), with SciPy; a generation is one batch."""
+def evolve(oracle: Oracle, pixels: int, population: int, seed: list[int], strategy: str = "best1bin") -> Found:
+    """Searches by differential evolution (Su et al. 2019), with SciPy, which hands over a generation at a time."""
     from scipy.optimize import differential_evolution
 
     height, width = oracle.picture.shape[:2]
     rng = np.random.default_rng(seed)
+    mutation, recombination = STRATEGIES[strategy]
 
     def energies(candidates: np.ndarray) -> np.ndarray:  # (5 * K, n)
         return oracle.losses(to_changes(candidates.T, width, height))
@@ -145,9 +149,9 @@ def evolve(oracle: Oracle, pixels: int, population: int, seed: list[int]) -> Fou
         energies,
         bounds(width, height, pixels),
         init=draw_candidates(rng, population, pixels, width, height),
-        strategy=STRATEGY,
-        mutation=MUTATION,
-        recombination=RECOMBINATION,
+        strategy=strategy,
+        mutation=mutation,
+        recombination=recombination,
         # The last generation may be a part of one.
         maxiter=max(1, math.ceil(oracle.budget / population) - 1),
         callback=lambda intermediate_result: oracle.done,
@@ -210,7 +214,4 @@ def _change(rows: np.ndarray, columns: np.ndarray, colours: np.ndarray) -> np.nd
     return np.column_stack([columns, rows, np.round(colours)]).astype(np.int64)
 
 
-Search = Callable[[Oracle, int, int, list[int]], Found]
-# The black-box searches by name; the first is compared with the second.
-SEARCHES: Mapping[str, Search] = {"evolution": evolve, "random": draw_at_random}
-GRADIENTS = "gradients"
+EVOLUTION, RANDOM, GRADIENTS = METHODS = "evolution", "random", "gradients"
