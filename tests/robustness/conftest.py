@@ -82,7 +82,7 @@ def one_label(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A ResNet that tells eight colours, of pictures of its own size."""
     folder = tmp_path_factory.mktemp("one-label")
     samples = write_set(
-        folder / "pictures", 320, lambda i, rng: (colours(i // 8 % 8, rng), {"labels": [MIKELS.labels[i // 8 % 8]]}),
+        folder / "pictures", 256, lambda i, rng: (colours(i // 8 % 8, rng), {"labels": [MIKELS.labels[i // 8 % 8]]}),
         MIKELS,
     )  # fmt: skip
     return train(
@@ -98,12 +98,12 @@ def several_labels(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     def draw(i: int, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
         warm, blue = rng.random(2) < 0.5
         pixels = rng.normal(110, 35, (20, 24, 3))
-        pixels[:, :12] += (50, 25, -25) if warm else 0
-        pixels[:, 12:] += (-25, -5, 50) if blue else 0
+        pixels[:, :12] += (24, 12, -12) if warm else 0
+        pixels[:, 12:] += (-12, -4, 24) if blue else 0
         chosen = (warm, not (warm or blue), blue)
         return pixels, {"labels": [own for own, there in zip(VALENCE_3.labels, chosen, strict=True) if there]}
 
-    samples = write_set(folder / "pictures", 320, draw, VALENCE_3)
+    samples = write_set(folder / "pictures", 256, draw, VALENCE_3)
     shape = {"image_size": SIZE, "channels": [8, 16], "embedding_size": 8, "text_size": 8, "hidden_size": 16}
     return train(
         "student", samples, folder / "model", model=shape, tokenizer={"size": 200}, optimiser=optimiser(10),
@@ -117,17 +117,17 @@ def ratings(tmp_path_factory: pytest.TempPathFactory) -> str:
 
     def draw(i: int, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
         light, red = rng.uniform(0.1, 0.9, 2)
-        pixels = rng.normal(0, 12, (32, 32, 3)) + 255 * light
+        pixels = rng.normal(0, 12, (SIZE, SIZE, 3)) + 255 * light
         pixels[..., 0] += 60 * (red - 0.5)
         return pixels, {"valence": 1 + 6 * light, "arousal": 1 + 6 * red}
 
-    return write_set(tmp_path_factory.mktemp("ratings") / "pictures", 240, draw, scale=(1.0, 7.0))
+    return write_set(tmp_path_factory.mktemp("ratings") / "pictures", 160, draw, scale=(1.0, 7.0))
 
 
 def regressor(samples: str, out: Path, **more: Any) -> Trained:
     return train(
         "regressor", samples, out, backbone="test_resnet", weights="random:0", size=32, pooled_stages=2,
-        dimensions=["valence", "arousal"], optimiser={**optimiser(8), "backbone_lr": 2e-3}, **more,
+        dimensions=["valence", "arousal"], optimiser={**optimiser(6), "backbone_lr": 2e-3}, **more,
     )  # fmt: skip
 
 
