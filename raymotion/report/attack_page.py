@@ -174,7 +174,7 @@ def _misled(row: Mapping[str, Any], png: bytes) -> Misled:
         text = (
             f"({one['x']}, {one['y']}): {one['was_r']} {one['was_g']} {one['was_b']} → {one['r']} {one['g']} {one['b']}"
         )
-        close.append((text, *(_magnified(own, one["x"], one["y"]) for own in (before, after))))
+        close.append((text, _magnified(before, one["x"], one["y"]), _magnified(after, one["x"], one["y"])))
     k = row["pixels"]
     return Misled(
         row["sample_id"], f"{k} pixel{'' if k == 1 else 's'}, {row['queries']:,} queries",
@@ -230,7 +230,9 @@ def render(record: Mapping[str, Any], settings: PixelAttackSettings, misled: Seq
             [
                 ClassLine(
                     f"{line['pixels']}, {NAMES[line['method']]}",
-                    *(line["rate"][name] for name in ("value", "low", "high")),
+                    line["rate"]["value"],
+                    line["rate"]["low"],
+                    line["rate"]["high"],
                     _rate_of_random(record, line),
                 )
                 for line in record["lines"]

@@ -212,13 +212,13 @@ def _lines(
 
         gain = beside(0)
         total = int(counted.sum())
+        rate, spent, until, median, metric = (Figure.of(point[i], drawn[:, i]) for i in range(at, at + 5))
+        drop = Figure.of(sign * (point[0] - point[at + 4]), sign * (drawn[:, 0] - drawn[:, at + 4]))
         lines.append(
             Line(
-                k, method, total, int((runs[k, method].success & counted).sum()), Figure.of(point[at], drawn[:, at]),
-                gain, None if gain is None else verdict_of((gain.low, gain.high), fewest=total),
-                *(Figure.of(point[at + i], drawn[:, at + i]) for i in (3, 2, 1, 4)),
-                Figure.of(sign * (point[0] - point[at + 4]), sign * (drawn[:, 0] - drawn[:, at + 4])),
-                beside(4, factor=-sign),
+                k, method, total, int((runs[k, method].success & counted).sum()), rate, gain,
+                None if gain is None else verdict_of((gain.low, gain.high), fewest=total), median, until, spent, metric,
+                drop, beside(4, factor=-sign),
             )
         )  # fmt: skip
     return Figure.of(point[0], drawn[:, 0]), lines

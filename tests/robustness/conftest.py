@@ -51,7 +51,7 @@ def write_set(
     for i in range(n):
         pixels, cells = draw(i, rng)
         path = folder / f"{i:03d}.{'jpg' if i % 5 == 0 else 'png'}"
-        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path, **({"quality": 95} if i % 5 == 0 else {}))
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path, quality=95)
         rows.append({
             "sample_id": f"s:{i}", "group_id": f"g{i // 2}", "image_uri": str(path), "captions": [], "source": "t",
             "split": SPLITS[i // 2 % 4], **cells,

@@ -21,8 +21,8 @@ from raymotion.robustness.pixel_attack import AttackSummary, PixelAttackSettings
 def settings_of(trained: Any, out: Path, workers: int) -> PixelAttackSettings:
     """What the command line below says; in this process, since a second one would start a second Ray."""
     return PixelAttackSettings(
-        samples=trained.samples, model=trained.model, out=str(out), images=40, queries=300, population=20, pixels=(1, 3),
-        workers=workers, cpus_per_worker=1,
+        samples=trained.samples, model=trained.model, out=str(out), images=40, queries=300, population=20,
+        pixels=(1, 3), workers=workers, cpus_per_worker=1,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import raymotion
+from raymotion.config import load_settings, recipes_folder
 from raymotion.data.images.decode import decode_rgb
 from raymotion.data.samples import read_samples, write_samples
 from raymotion.errors import InputError, RunFailed, SettingsMismatch
@@ -152,7 +153,7 @@ def test_a_reference_by_gradients_is_told_or_explained(attacked: Any) -> None:
     assert {line["method"] for line in summary.record["lines"]} == {"evolution", "random", "gradients"}
 
 
-# --- the claim: better than random pixels -----------------------------------------------------------------------------
+# --- the claim: better than random pixels --------------------------------------------------------------------------
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ def test_it_beats_random_pixels_by_interval(
     assert line.verdict == "better" and line.gain is not None and line.gain.low is not None and line.gain.low > 0
 
 
-# --- objectives through the command ------------------------------------------------------------------------------------
+# --- objectives through the command --------------------------------------------------------------------------------
 def test_a_target_and_its_command_line(one_label: Any, tmp_path: Path, runner: Callable[..., Any]) -> None:
     done = runner(
         "attack", "pixels", one_label.samples, "--model", one_label.model, "--out", tmp_path / "o", "--target", "awe",
@@ -216,7 +217,13 @@ def test_what_does_not_fit_is_refused_before_any_work(
     assert not out.exists() or not [path for path in out.iterdir() if not path.name.startswith(".")]
 
 
-# --- resume -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("path", sorted((recipes_folder() / "attacks").glob("pixels-*.yaml")), ids=lambda own: own.stem)
+def test_shipped_settings_are_valid(path: Path) -> None:
+    given = load_settings(PixelAttackSettings, file=path, options={"samples": "s", "model": "m", "out": "o"})
+    assert given.queries % given.population == 0 and given.queries > 10 * given.population
+
+
+# --- resume --------------------------------------------------------------------------------------------------------
 def test_the_same_command_goes_on_and_gives_the_same_files(one_label: Any, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"images": 8, "queries": 20, "population": 10, "pixels": (1, 2), "gradients": False}
     whole, out = tmp_path / "whole", tmp_path / "out"
@@ -258,7 +265,7 @@ def test_other_settings_samples_or_models_are_refused(one_label: Any, several_la
     strange = tmp_path / "strange"
     strange.mkdir()
     (strange / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="holds thesis.txt"):
+    with pytest.raises(InputError, match=r"holds thesis\.txt"):
         attack(one_label, strange, **settings)
 
 
@@ -282,7 +289,7 @@ def test_a_damaged_picture_is_in_quarantine(one_label: Any, tmp_path: Path) -> N
         attack(Own, tmp_path / "none", queries=20, pixels=(1,), images=None, max_failed=0)
 
 
-# --- other kinds of input ----------------------------------------------------------------------------------------------
+# --- other kinds of input ------------------------------------------------------------------------------------------
 def test_a_model_on_cached_vectors_is_attacked_through_its_backbone(
     ratings: str, regressor: Callable[..., Any], tmp_path: Path
 ) -> None:

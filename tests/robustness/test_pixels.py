@@ -34,7 +34,9 @@ from raymotion.robustness.searches import Oracle, draw_at_random, evolve
     st.integers(0, 2**32 - 1),
     st.sampled_from([0.0, 1.0, 3.0]),
 )
-def test_a_candidate_never_changes_more_pixels_than_it_may(width: int, height: int, k: int, seed: int, out: float):
+def test_a_candidate_never_changes_more_pixels_than_it_may(
+    width: int, height: int, k: int, seed: int, out: float
+) -> None:
     """Also one with the same pixel twice, or with numbers at or beyond the ends."""
     rng = np.random.default_rng(seed)
     picture = rng.integers(0, 256, (height, width, 3), np.uint8)
@@ -55,14 +57,14 @@ def test_a_candidate_never_changes_more_pixels_than_it_may(width: int, height: i
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 99))
-def test_a_png_holds_each_pixel(width: int, height: int, seed: int):
+def test_a_png_holds_each_pixel(width: int, height: int, seed: int) -> None:
     picture = np.random.default_rng(seed).integers(0, 256, (max(2, height), max(2, width), 3), np.uint8)
     data = png_bytes(picture)
     assert Image.open(io.BytesIO(data)).format == "PNG"
     np.testing.assert_array_equal(read_png(data), picture)
 
 
-def test_a_jpeg_would_not():
+def test_a_jpeg_would_not() -> None:
     """Why files are PNG: around a changed pixel a JPEG changes others."""
     picture = np.full((16, 16, 3), 90, np.uint8)
     changed = apply_change(picture, np.array([[4, 4, 255, 0, 0]]))
@@ -71,7 +73,7 @@ def test_a_jpeg_would_not():
     assert len(differing_pixels(picture, np.asarray(Image.open(buffer)))) > 1
 
 
-def test_first_candidates_are_drawn_as_published():
+def test_first_candidates_are_drawn_as_published() -> None:
     drawn = draw_candidates(np.random.default_rng(0), 20_000, 1, 40, 30)
     assert drawn.shape == (20_000, 5) and drawn[:, 2:].min() >= COLOUR_BOUNDS[0]
     changes = to_changes(drawn, 40, 30)[:, 0]
@@ -104,7 +106,7 @@ def oracle_of(model: Planted, budget: int, batch_size: int = 32) -> Oracle:
 
 @pytest.mark.parametrize("search", [evolve, draw_at_random])
 @pytest.mark.parametrize("budget", [5, 33, 100, 317])
-def test_the_budget_is_spent_exactly_where_nothing_succeeds(search: Any, budget: int):
+def test_the_budget_is_spent_exactly_where_nothing_succeeds(search: Any, budget: int) -> None:
     model = Planted(best=2.0)
     found = search(oracle_of(model, budget), 2, 10, [0])
     assert not found.success and found.sent == found.queries == budget
@@ -115,7 +117,7 @@ def test_the_budget_is_spent_exactly_where_nothing_succeeds(search: Any, budget:
 
 
 @pytest.mark.parametrize("search", [evolve, draw_at_random])
-def test_a_search_ends_at_its_first_success(search: Any):
+def test_a_search_ends_at_its_first_success(search: Any) -> None:
     model = Planted(best=0.93)
     found = search(oracle_of(model, 5000, batch_size=16), 1, 40, [1])
     assert found.success and len(found.changed) == 1 and found.after[0] >= 0.93
@@ -123,7 +125,7 @@ def test_a_search_ends_at_its_first_success(search: Any):
     assert model.pictures == found.sent + 1, "pictures were sent after the success"
 
 
-def test_evolution_needs_fewer_queries_than_random_pixels():
+def test_evolution_needs_fewer_queries_than_random_pixels() -> None:
     """On a smooth loss, over 20 seeds; the threshold is one that random pixels of the first draw seldom reach."""
     needed = {}
     for search in (evolve, draw_at_random):
@@ -133,14 +135,14 @@ def test_evolution_needs_fewer_queries_than_random_pixels():
 
 
 @pytest.mark.parametrize("strategy", ["best1bin", "rand1bin"])
-def test_the_same_seed_gives_the_same_search(strategy: str):
+def test_the_same_seed_gives_the_same_search(strategy: str) -> None:
     found = [evolve(oracle_of(Planted(2.0), 300), 3, 20, [4, 2], strategy) for _ in range(2)]
     other = evolve(oracle_of(Planted(2.0), 300), 3, 20, [4, 3], strategy)
     np.testing.assert_array_equal(found[0].changed, found[1].changed)
     assert found[0].png == found[1].png != other.png
 
 
-def test_the_result_does_not_depend_on_the_batches():
+def test_the_result_does_not_depend_on_the_batches() -> None:
     one, other = (evolve(oracle_of(Planted(0.97), 2000, size), 2, 20, [7]) for size in (1, 64))
     np.testing.assert_array_equal(one.changed, other.changed)
     assert one.queries == other.queries == one.sent <= other.sent
@@ -154,7 +156,7 @@ class Wobbly(Planted):
         return values if len(pictures) > 1 else np.minimum(values, self.best - 1e-3), None
 
 
-def test_only_a_picture_that_succeeds_alone_counts():
+def test_only_a_picture_that_succeeds_alone_counts() -> None:
     found = draw_at_random(oracle_of(Wobbly(best=0.6), 64), 1, 32, [0])
     assert not found.success and found.sent == 64 and found.after[0] < 0.6
 
@@ -168,14 +170,14 @@ class Silent(Planted):
         return np.where(dark[:, None], np.nan, values).astype(np.float32), None
 
 
-def test_pictures_without_a_prediction_are_no_success():
+def test_pictures_without_a_prediction_are_no_success() -> None:
     oracle = oracle_of(Silent(best=2.0), 200)
     losses = oracle.losses(np.array([[[0, 0, 0, 0, 0]], [[0, 0, 255, 255, 255]]]))
     assert np.isinf(losses[0]) and np.isfinite(losses[1])
     assert np.isfinite(evolve(oracle, 1, 10, [0]).after).all()
 
 
-def test_losses_are_differentiable_where_gradients_are_wanted():
+def test_losses_are_differentiable_where_gradients_are_wanted() -> None:
     values = torch.tensor([[0.2]], requires_grad=True)
     Planted().goal.loss(values).sum().backward()
     assert values.grad is not None and float(values.grad) == -1.0
