@@ -17,9 +17,11 @@ from pydantic import Field
 from raymotion.config import Metavar, Settings
 from raymotion.errors import InputError, guess
 from raymotion.learning.bootstrap import ratio
+from raymotion.learning.metrics.retrieval import TIE, rank_queries, weighed_retrieval
 from raymotion.models.checkpoint import CheckpointInfo
 from raymotion.models.outputs.base import Output, Targets
 from raymotion.models.outputs.dimensions import VALUES, Dimensions
+from raymotion.models.outputs.embedding import GROUP, IMAGE, TEXT, Embedding
 from raymotion.models.outputs.single_label import HARD
 
 if TYPE_CHECKING:
@@ -82,6 +84,7 @@ class Objective(ABC):
         gives: the form of output that it attacks.
         reads: settings of `Aim` that apply.
         metric: the main metric, whose drop is reported. higher_is_better: of it.
+        needs_gallery: whether `gather` has to be called first, with what the model says of the captions of all samples.
         output: the attacked output.
     """
 
@@ -89,6 +92,7 @@ class Objective(ABC):
     reads: ClassVar[frozenset[str]]
     metric: str
     higher_is_better: bool = True
+    needs_gallery: ClassVar[bool] = False
 
     def __init__(self, output: Output, aim: Aim, info: CheckpointInfo) -> None:
         self.output, self.aim, self.info = output, aim, info
@@ -121,20 +125,23 @@ class Objective(ABC):
 
     @abstractmethod
     def truths(self, targets: Targets) -> np.ndarray:
-        """Returns what is true of n samples, float32 (n, width); NaN where it is not known."""
+        """Returns what is true of n samples, float32 (n, width or 1); NaN where it is not known."""
+
+    def gather(self, values: np.ndarray, truths: np.ndarray) -> None:
+        """Takes what the model says of the captions alone of all samples, (n, width), and what is true of them."""
 
     @abstractmethod
     def goal(self, truth: np.ndarray, clean: np.ndarray) -> Goal | str:
         """Returns the goal for one picture, or why it does not count.
 
         Args:
-            truth: (width,) of `truths`.
+            truth: of the sample, one row of `truths`.
             clean: (width,) what the model says of the unchanged picture.
         """
 
     @abstractmethod
-    def says(self, values: np.ndarray) -> str:
-        """Returns what the model says, in words, from its decoded values (width,)."""
+    def says(self, values: np.ndarray, truth: np.ndarray) -> str:
+        """Returns what the model says of a picture, in words, from its decoded values (width,)."""
 
     @abstractmethod
     def weighed(self, targets: Targets, values: np.ndarray, units: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -203,7 +210,7 @@ class OneLabel(Objective):
 
         return Goal(loss, reached)
 
-    def says(self, values: np.ndarray) -> str:
+    def says(self, values: np.ndarray, truth: np.ndarray) -> str:
         place = int(values.argmax())
         assert self.output.vocabulary is not None
         return f"{self.output.vocabulary.labels[place]} {values[place]:.2f}"
@@ -275,7 +282,7 @@ class Labels(Objective):
 
         return Goal(loss, reached)
 
-    def says(self, values: np.ndarray) -> str:
+    def says(self, values: np.ndarray, truth: np.ndarray) -> str:
         assert self.output.vocabulary is not None
         labels = self.output.vocabulary.labels
         if self.place is not None:
@@ -340,7 +347,7 @@ class Numbers(Objective):
 
         return Goal(lambda values: sign * values[:, place].double(), reached)
 
-    def says(self, values: np.ndarray) -> str:
+    def says(self, values: np.ndarray, truth: np.ndarray) -> str:
         return f"{self.name} {values[self.place]:.2f}"
 
     def weighed(self, targets: Targets, values: np.ndarray, units: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -357,8 +364,94 @@ class Numbers(Objective):
         }  # fmt: skip
 
 
-GIVES = {"one_label": "one label a picture", "labels": "labels that apply independently", "numbers": "numbers"}
-OBJECTIVES: Mapping[str, type[Objective]] = {own.gives: own for own in (OneLabel, Labels, Numbers)}
+class Vectors(Objective):
+    """A picture is to find the caption of another picture before its own."""
+
+    gives = "vectors"
+    reads = frozenset()
+    needs_gallery = True
+    metric = "R@1 of captions"
+
+    def prepare(self) -> None:
+        output = cast(Embedding, self.output)
+        if set(output.sides) != {IMAGE, TEXT}:
+            raise InputError(
+                f"has a space of {' and '.join(output.sides)}, and an attack needs pictures that find captions",
+                path=self.info.folder,
+            )
+
+    @property
+    def sentence(self) -> str:
+        return "the caption of another picture is as near as its own, or nearer"
+
+    @property
+    def right_before(self) -> str:
+        return "pictures whose own caption was the nearest"
+
+    def truths(self, targets: Targets) -> np.ndarray:
+        groups = targets.arrays[GROUP].astype(np.float32)[:, None]
+        return np.where(targets.known[:, None], groups, np.nan).astype(np.float32)
+
+    def gather(self, values: np.ndarray, truths: np.ndarray) -> None:
+        self.texts, self.groups = self._side(values, TEXT), truths[:, 0]
+        there = np.isfinite(self.texts).all(axis=1) & (self.texts != 0).any(axis=1) & ~np.isnan(self.groups)
+        self.texts, self.groups = self.texts[there], self.groups[there]
+
+    def _side(self, values: np.ndarray, side: str) -> Any:
+        """Returns the vectors (n, D) of one side."""
+        output = cast(Embedding, self.output)
+        start = output.sides.index(side) * output.dim
+        return values[:, start : start + output.dim]
+
+    def goal(self, truth: np.ndarray, clean: np.ndarray) -> Goal | str:
+        own = self.groups == truth[0]
+        if not own.any():
+            return NO_TARGET
+        if own.all():
+            return "no other picture"
+        if self._rank(clean, own)[0] > 1:
+            return WRONG
+
+        def loss(values: Tensor) -> Tensor:
+            import torch
+
+            similar = self._side(values, IMAGE).double() @ torch.from_numpy(self.texts.astype(np.float64)).T
+            return similar[:, own].amax(dim=1) - similar[:, ~own].amax(dim=1)
+
+        def reached(values: np.ndarray) -> np.ndarray:
+            return np.array([self._rank(one, own)[0] > 1 for one in values], dtype=bool)
+
+        return Goal(loss, reached)
+
+    def _rank(self, values: np.ndarray, own: np.ndarray) -> tuple[int, float]:
+        """Returns the rank of the own caption of one picture, where ties count against it, and its cosine."""
+        similar = self.texts.astype(np.float64) @ self._side(values[None], IMAGE)[0].astype(np.float64)
+        best = float(similar[own].max())
+        return 1 + int((similar[~own] >= best - TIE).sum()), best
+
+    def says(self, values: np.ndarray, truth: np.ndarray) -> str:
+        own = self.groups == truth[0]
+        if not own.any():
+            return "no caption"
+        rank, cosine = self._rank(values, own)
+        return f"own caption at rank {rank} of {len(own):,} (cosine {cosine:.2f})"
+
+    def weighed(self, targets: Targets, values: np.ndarray, units: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        pictures, texts = self._side(values, IMAGE), self._side(values, TEXT)
+        items = np.flatnonzero((texts != 0).any(axis=1))
+        groups = targets.arrays[GROUP]
+        rows = np.flatnonzero((pictures != 0).any(axis=1) & np.isin(groups, groups[items]))
+        ranks = rank_queries(pictures[rows], texts[items], groups[rows], groups[items]).ranks
+        measure = weighed_retrieval(ranks, units[rows])
+        many = int(units[rows].max()) + 1
+        return lambda counts: measure(counts[:, :many])["recall_at_1"]
+
+
+GIVES = {
+    "one_label": "one label a picture", "labels": "labels that apply independently", "numbers": "numbers",
+    "vectors": "vectors in a joint space",
+}  # fmt: skip
+OBJECTIVES: Mapping[str, type[Objective]] = {own.gives: own for own in (OneLabel, Labels, Numbers, Vectors)}
 
 
 def make_objective(info: CheckpointInfo, aim: Aim, output: str | None = None) -> Objective:

@@ -206,6 +206,8 @@ def _run(
     _keep(path, table, out)
     targets = objective.output.read(table, where=settings.samples)
     truths = objective.truths(targets)
+    captions = table.column("captions").to_pylist() if objective.needs_gallery else []
+    gallery = tuple(tuple(own) for own in captions)
     of_attack = {
         "output": objective.output.name,
         "aim": settings.aim.model_dump(mode="json"),
@@ -217,8 +219,8 @@ def _run(
         batch_size = settings.batch_size or BATCH[device == "cuda"]
         attack = AttackPlan(
             objective.output.name, settings.aim,
-            dict(zip(table.column("sample_id").to_pylist(), truths, strict=True)), settings.pixels, settings.queries,
-            settings.population, settings.strategy, batch_size, settings.gradients, settings.seed,
+            dict(zip(table.column("sample_id").to_pylist(), truths, strict=True)), gallery, settings.pixels,
+            settings.queries, settings.population, settings.strategy, batch_size, settings.gradients, settings.seed,
         )  # fmt: skip
         inner = plan.make_stages(resolve_precision(settings, device))
         # The full picture, whatever size the model resizes it to: its pixels are to be changed.
@@ -231,7 +233,11 @@ def _run(
         ),
         identity={
             "model": {"fingerprint": info.fingerprint},
-            "attack": {**of_attack, "truths": array_digest(np.nan_to_num(truths, nan=-1e9))},
+            "attack": {
+                **of_attack,
+                "truths": array_digest(np.nan_to_num(truths, nan=-1e9)),
+                **({"gallery": digest_of(gallery)} if gallery else {}),
+            },
             **plan.identity,
         },
         make_stages=stages,

@@ -62,7 +62,8 @@ class AttackPlan:
 
     Attributes:
         output: name of the attacked output.
-        truths: what is true of each sample, (width,), by sample_id.
+        truths: what is true of each sample, by sample_id.
+        gallery: the captions of each of them, in the same order, if the objective needs them.
         pixels: the numbers K of changed pixels.
         queries: most pictures to send for a picture, a K and a method.
         population: candidates of a generation.
@@ -74,6 +75,7 @@ class AttackPlan:
     output: str
     aim: Aim
     truths: Mapping[str, np.ndarray]
+    gallery: tuple[tuple[str, ...], ...]
     pixels: tuple[int, ...]
     queries: int
     population: int
@@ -106,6 +108,9 @@ class AttackPixels:
         self.model.setup(threads, device)
         info: CheckpointInfo = self.model.model.info
         self.objective: Objective = make_objective(info, self.plan.aim, self.plan.output)
+        if self.objective.needs_gallery:
+            said = self.model.predict_captions(self.plan.gallery)
+            self.objective.gather(said, np.stack(list(self.plan.truths.values())))
 
     def process(self, items: Sequence[Item]) -> None:
         for item in items:
@@ -120,10 +125,11 @@ class AttackPixels:
             item.failure = failure
             return
         clean, objective = values[0], self.objective
-        goal = objective.goal(self.plan.truths[item.row["sample_id"]], clean)
+        truth = self.plan.truths[item.row["sample_id"]]
+        goal = objective.goal(truth, clean)
         height, width = picture.shape[:2]
         shared = {
-            "width": width, "height": height, "before": objective.says(clean), "before_values": clean.tolist(),
+            "width": width, "height": height, "before": objective.says(clean, truth), "before_values": clean.tolist(),
         }  # fmt: skip
         if isinstance(goal, str):
             item.output[self.name] = [{**shared, "state": goal}]
@@ -132,7 +138,7 @@ class AttackPixels:
         for pixels, method, found, why_not in self._searches(item.row, picture, goal):
             told = {**shared, "state": ATTACKED, "pixels": pixels, "method": method, "no_gradients": why_not}
             if found is not None:
-                told |= self._described(found, picture)
+                told |= self._described(found, picture, truth)
                 self.tally[method] += found.sent
             rows.append(told)
         item.output[self.name] = rows
@@ -161,7 +167,7 @@ class AttackPixels:
                 found.append((pixels, GRADIENTS, known, gradients.why_not))
         return found
 
-    def _described(self, found: Found, picture: np.ndarray) -> dict[str, Any]:
+    def _described(self, found: Found, picture: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
         names = [own.name for own in _PIXEL]
         changed = [
             dict(zip(names, (*new, *picture[new[1], new[0]].tolist()), strict=True)) for new in found.changed.tolist()
@@ -169,7 +175,7 @@ class AttackPixels:
         finite = bool(np.isfinite(found.after).all())
         return {
             "success": found.success, "queries": found.queries, "sent": found.sent, "gradients": found.gradients,
-            "changed": changed, "after": self.objective.says(found.after) if finite else None,
+            "changed": changed, "after": self.objective.says(found.after, truth) if finite else None,
             "after_values": found.after.tolist() if finite else None,
             # Those that mislead; any other can be made again from `changed`.
             "png": found.png if found.success else None,

@@ -65,7 +65,18 @@ class PictureModel:
         Returns:
             Decoded values (n, width) float32, NaN where there is no prediction, and the first reason for that.
         """
-        items = self.items(row, pictures)
+        return self._predict(self.items(row, pictures))
+
+    def predict_captions(self, captions: Sequence[Sequence[str]], batch_size: int = 64) -> np.ndarray:
+        """Predicts n samples of captions alone; returns decoded values (n, width), NaN where there is no prediction."""
+        items = [
+            Item({"sample_id": str(i), "group_id": str(i), "image_uri": None, "captions": list(own), "split": None})
+            for i, own in enumerate(captions)
+        ]
+        parts = [self._predict(items[i : i + batch_size])[0] for i in range(0, len(items), batch_size)]
+        return np.concatenate(parts)
+
+    def _predict(self, items: Sequence[Item]) -> tuple[np.ndarray, Failure | None]:
         for stage in self.stages:
             live = [item for item in items if item.failure is None]
             if live:

@@ -17,6 +17,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, mean_absolu
 from raymotion.data.samples import table_from_rows
 from raymotion.errors import InputError
 from raymotion.models.outputs.dimensions import Dimensions
+from raymotion.models.outputs.embedding import Embedding
 from raymotion.models.outputs.multilabel import MultiLabel
 from raymotion.models.outputs.single_label import SingleLabel
 from raymotion.robustness.goals import NO_TARGET, WRONG, Aim, Goal, Objective, make_objective
@@ -53,7 +54,7 @@ def test_one_label_is_left_or_reached() -> None:
     assert this_one.reached(said).tolist() == [False, True, False]
     np.testing.assert_allclose(loss(any_other, said), np.log([0.4 / 0.5, 0.4 / 0.5, 0.5 / 0.4]), rtol=1e-5)
     np.testing.assert_allclose(loss(this_one, said), np.log([0.5 / 0.1, 0.4 / 0.5, 0.5 / 0.4]), rtol=1e-5)
-    assert plain.says(said[0]) == f"{NEUTRAL} 0.50"
+    assert plain.says(said[0], np.zeros(3)) == f"{NEUTRAL} 0.50"
 
 
 def test_a_sure_model_still_has_a_slope() -> None:
@@ -89,7 +90,10 @@ def test_a_label_that_was_given_rightly_is_no_longer_given() -> None:
     odds = [np.log(p / (1 - p)) for p in (0.31, 0.6, 0.3, 0.5)]
     np.testing.assert_allclose(loss(goal, said[:1]), min(odds[0] - odds[2], odds[1] - odds[3]), rtol=1e-4)
     assert objective.goal(np.array([1, 0, 0], np.float32), np.array([0.2, 0.6, 0.1], np.float32)) == WRONG
-    assert objective.says(said[1]) == f"{NEUTRAL} 0.90, {POSITIVE} 0.90" and objective.says(said[0] * 0) == "no label"
+    assert (
+        objective.says(said[1], np.zeros(3)) == f"{NEUTRAL} 0.90, {POSITIVE} 0.90"
+        and objective.says(said[0] * 0, np.zeros(3)) == "no label"
+    )
 
 
 def test_one_label_of_several_is_switched_on_or_off() -> None:
@@ -100,7 +104,7 @@ def test_one_label_of_several_is_switched_on_or_off() -> None:
     assert (loss(off, said) < 0).tolist() == [True, False] and (loss(on, said) < 0).tolist() == [False, True]
     for truth, clean in (([0, 0, 1], [0, 0, 0.2]), ([1, 0, 0], [0, 0, 0.9])):
         assert objective.goal(np.array(truth, np.float32), np.array(clean, np.float32)) == WRONG
-    assert objective.says(said[0]) == f"not {POSITIVE} (0.75, from 0.80)"
+    assert objective.says(said[0], np.zeros(3)) == f"not {POSITIVE} (0.75, from 0.80)"
 
 
 def test_a_label_without_a_threshold_is_refused() -> None:
@@ -139,6 +143,46 @@ def test_numbers_that_do_not_count() -> None:
     assert without["by"] == pytest.approx(0.3) and without["within"] == pytest.approx(1.2)  # 5 and 20 % of 6
 
 
+# --- vectors ---------------------------------------------------------------------------------------------------------
+def test_a_picture_finds_the_caption_of_another_picture() -> None:
+    """In a plane: captions at angles of 0, 90 and 180 degrees, of two groups; the third is the first one's too."""
+    objective = objective_of(Embedding(2))
+    captions = np.array([[0, 0, 1, 0], [0, 0, 0, 1], [0, 0, -1, 0], [0, 0, 0, 0]], np.float32)
+    objective.gather(captions, np.array([[0], [1], [0], [2]], np.float32))
+
+    def at(degrees: float) -> np.ndarray:
+        return np.array([np.cos(np.radians(degrees)), np.sin(np.radians(degrees)), 0, 0], np.float32)
+
+    def counts(group: float, degrees: float) -> Any:
+        return objective.goal(np.array([group], np.float32), at(degrees))
+
+    assert counts(0, 50) == WRONG and counts(0, 45) == WRONG, "a tie counts against the model"
+    assert counts(2, 10) == NO_TARGET, "it has no caption"
+    goal = counts(0, 40)
+    assert isinstance(goal, Goal)
+    said = np.stack([at(30), at(45), at(60), at(150)])
+    assert goal.reached(said).tolist() == [False, True, True, False]
+    expected = [np.cos(np.radians(d)) - np.sin(np.radians(d)) for d in (30, 45, 60)]
+    np.testing.assert_allclose(loss(goal, said)[:3], expected, atol=1e-6)
+    assert objective.says(at(60), np.array([0.0])) == "own caption at rank 2 of 3 (cosine 0.50)"
+    objective.gather(captions[:1], np.array([[0]], np.float32))
+    assert counts(0, 40) == "no other picture"
+
+
+def test_the_main_metric_of_vectors_is_recall_at_1() -> None:
+    objective, rng = objective_of(Embedding(3)), np.random.default_rng(0)
+    values = rng.normal(size=(12, 6)).astype(np.float32)
+    table = table_from_rows(
+        [{"sample_id": str(i), "group_id": str(i), "source": "t", "captions": ["a"]} for i in range(12)]
+    )
+    targets = objective.output.read(table, where="t")
+    pictures, texts = values[:, :3], values[:, 3:]
+    hits = (pictures @ texts.T).argmax(axis=1) == np.arange(12)
+    weights = rng.integers(0, 3, (2, 12)).astype(float)
+    found = objective.weighed(targets, values, np.arange(12))(np.stack([np.ones(12), *weights]))
+    np.testing.assert_allclose(found, [hits.mean(), *(weights @ hits / weights.sum(axis=1))])
+
+
 # --- which, and with which settings ---------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("output", "aim", "told"),
@@ -146,6 +190,8 @@ def test_numbers_that_do_not_count() -> None:
         (SingleLabel(VALENCE_3), {"label": POSITIVE}, "--label does not apply.*or use --target"),
         (MultiLabel(VALENCE_3), {"push": "up"}, "--push does not apply"),
         (RATED, {"target": POSITIVE}, "--target does not apply"),
+        (Embedding(2), {"push": "up"}, "vectors in a joint space. Leave it out"),
+        (Embedding(2, sides=("audio", "text")), {}, "a space of audio and text"),
         (SingleLabel(VALENCE_3), {"target": "positiv"}, "no label of valence-3. Did you mean 'positive'"),
         (RATED, {"dimension": "valenz"}, "Did you mean 'valence'"),
     ],

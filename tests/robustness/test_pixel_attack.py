@@ -24,7 +24,7 @@ from raymotion.report.attack_page import write
 from raymotion.robustness.pixel_attack import AttackSummary, PixelAttackSettings, attack_pixels, picture_name
 from raymotion.robustness.pixels import apply_change, differing_pixels
 
-MODELS = ("one_label", "several_labels", "numbers")
+MODELS = ("one_label", "several_labels", "numbers", pytest.param("vectors", marks=pytest.mark.slow))
 # As many pictures as a fast test affords.
 FEW: dict[str, Any] = {"workers": 0, "images": 6, "queries": 100, "population": 20, "bootstrap": 50}
 
@@ -51,8 +51,9 @@ def attacked(
 
 def test_each_written_png_differs_in_at_most_k_pixels_and_says_what_was_recorded(attacked: Any) -> None:
     trained, out, _ = attacked
-    uris = dict(zip(*(read_samples(trained.samples).column(own).to_pylist() for own in ("sample_id", "image_uri")),
-                    strict=True))  # fmt: skip
+    table = read_samples(trained.samples)
+    uris = dict(zip(table.column("sample_id").to_pylist(), table.column("image_uri").to_pylist(), strict=True))
+    texts = dict(zip(table.column("sample_id").to_pylist(), table.column("captions").to_pylist(), strict=True))
     model, seen = raymotion.load(trained.model), 0
     for row in rows_of(out):
         if row["method"] is None or row["success"] is None:
@@ -72,9 +73,10 @@ def test_each_written_png_differs_in_at_most_k_pixels_and_says_what_was_recorded
         assert 1 <= len(differing_pixels(original, after)) <= row["pixels"]
         np.testing.assert_array_equal(apply_change(original, changed), after)
         # The same prediction as that of any other picture, by the path that users take.
-        said = model.predict([str(path)])[0]
+        own = [texts[row["sample_id"]]]
+        said = model.predict([str(path)], own)[0]
         np.testing.assert_allclose(said, row["after_values"], atol=1e-6)
-        np.testing.assert_allclose(model.predict([original])[0], row["before_values"], atol=1e-6)
+        np.testing.assert_allclose(model.predict([original], own)[0], row["before_values"], atol=1e-6)
     assert seen >= 3
     assert len(list((out / "pictures").iterdir())) == seen
 
@@ -86,6 +88,8 @@ def test_success_is_what_it_is_said_to_be(attacked: Any) -> None:
     table = read_samples(trained.samples)
     labels = dict(zip(*(table.column(own).to_pylist() for own in ("sample_id", "labels")), strict=True))
     info = raymotion.load(trained.model).info
+    # Of a joint space the captions of all attacked pictures, which a picture is compared with.
+    gallery = {row["sample_id"]: np.split(np.array(row["before_values"]), 2)[1] for row in rows_of(out)}
     for row in rows_of(out):
         before, after = np.array(row["before_values"]), np.array(row["after_values"] or row["before_values"])
         if objective["gives"] == "numbers":
@@ -93,6 +97,14 @@ def test_success_is_what_it_is_said_to_be(attacked: Any) -> None:
             right = abs(before[0] - valence[row["sample_id"]]) <= objective["within"]
             right = right and before[0] - 1.0 >= objective["by"]
             misled = before[0] - after[0] >= objective["by"]
+        elif objective["gives"] == "vectors":
+            pictures = [np.split(values, 2)[0] for values in (before, after)]
+            away = [
+                max(one @ text for name, text in gallery.items() if name != row["sample_id"])
+                - one @ gallery[row["sample_id"]]
+                for one in pictures
+            ]
+            right, misled = away[0] < -1e-7, away[1] >= -1e-7
         elif objective["gives"] == "one_label":
             true = info.vocabulary.index(labels[row["sample_id"]][0])
             right, misled = before.argmax() == true, after.argmax() != true
@@ -149,7 +161,7 @@ def test_the_page_shows_the_misled_pictures(attacked: Any) -> None:
 
 def test_a_reference_by_gradients_is_told_or_explained(attacked: Any) -> None:
     _, _, summary = attacked
-    assert summary.record["no_gradients"] is None, "all three networks have gradients in their pixels"
+    assert summary.record["no_gradients"] is None, "all of these networks have gradients in their pixels"
     assert {line["method"] for line in summary.record["lines"]} == {"evolution", "random", "gradients"}
 
 
@@ -158,7 +170,10 @@ def test_a_reference_by_gradients_is_told_or_explained(attacked: Any) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("one_label", {}), ("several_labels", {}), ("numbers", {}), ("several_labels", {"aim": {"label": "positive"}})],
+    [
+        ("one_label", {}), ("several_labels", {}), ("numbers", {}), ("vectors", {}),
+        ("several_labels", {"aim": {"label": "positive"}}),
+    ],
 )  # fmt: skip
 def test_it_beats_random_pixels_by_interval(
     name: str, settings: dict[str, Any], request: pytest.FixtureRequest, tmp_path: Path
