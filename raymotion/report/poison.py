@@ -173,7 +173,9 @@ def notes(result: Poisoning) -> list[str]:
     if any(row.defences for row in result.rows):
         lines.append(
             "Label issues: cleanlab, on probabilities out of fold of a logistic regression on the features of the "
-            "poisoned model's last layer. Activation clustering: the smaller of two clusters of a label's features. "
+            "poisoned model's last layer. Activation clustering: the smaller of two clusters of a label's features; it "
+            "finds nothing where poisons are half of a label or more. Clusters that validation lacks: those with fewer of "
+            "the label's validation samples than their size leads to expect. "
             "Recall: share of the poisons that is marked; precision: share of the marked that are poisons."
         )
     lines.append(f"Labels with fewer than {FEWEST_IMAGES} test samples are left out of the table of labels.")

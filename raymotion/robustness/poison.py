@@ -31,7 +31,16 @@ from raymotion.models.outputs.base import Output
 from raymotion.models.recipe import TrainRecipe
 from raymotion.models.training_set import TrainingSet
 from raymotion.robustness.poison_collision import Budget, collide
-from raymotion.robustness.poison_defences import DEFENCES, Found, activation_clustering, label_issues, measure
+from raymotion.robustness.poison_defences import (
+    CLUSTERS,
+    DEFENCES,
+    ISSUES,
+    MISSING,
+    Found,
+    label_issues,
+    measure,
+    suspicious_clusters,
+)
 from raymotion.robustness.poison_model import OpenedModel
 from raymotion.robustness.poison_rows import (
     SAMPLES,
@@ -539,7 +548,7 @@ class _Measured:
     def _defences(self, rate: float) -> dict[str, Found]:
         rows = self.data.splits["train"]
         groups = np.array([self.data.groups[row] for row in rows])
-        units = np.unique(groups, return_inverse=True)[1]
+        units, truth = np.unique(groups, return_inverse=True)[1], truth_of(self.data, self.of.output)
         flags: dict[str, list[np.ndarray]] = {name: [] for name in DEFENCES}
         poisoned: list[np.ndarray] = []
         for seed in self.seeds:
@@ -551,10 +560,14 @@ class _Measured:
             features, _ = model.features(rows)
             names = {own.sample_id for own in poisons}
             poisoned.append(np.array([self.data.sample_ids[row] in names for row in rows]))
-            flags["label issues"].append(
+            flags[ISSUES].append(
                 label_issues(given, features, self.of._labels(), one_label=self.test.one_label, groups=units, seed=seed)
             )
-            flags["activation clustering"].append(activation_clustering(given, features, seed=seed))
+            val = self.data.splits["val"]
+            trusted, _ = model.features(val)
+            found = suspicious_clusters(given, features, truth[val], trusted, seed=seed)
+            for name, own in zip((CLUSTERS, MISSING), found, strict=True):
+                flags[name].append(own)
         return {name: measure(own, poisoned, units) for name, own in flags.items()}
 
 

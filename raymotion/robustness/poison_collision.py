@@ -7,10 +7,10 @@ near those of an attacked picture t, while x stays near x0:
 
 N is the number of values of the picture, so both terms are 1 where nothing was gained and where the whole budget is
 spent. As in the paper's algorithm 1 this is done by forward-backward splitting: a step against the gradient of the
-first term, then the proximal step of the second, x <- (x + s x0) / (1 + s). Beyond the paper, each step is projected to
-the budget: at most `max_change` levels for each colour value (L-infinity), and only the pixels that changed the most,
-up to the pixel budget (L0), in the range 0 to 255. A step that does not lower the sum is not taken, and the next one is
-half as long.
+first term, then the proximal step of the second, x <- (x + s x0) / (1 + s). Beyond the paper, each value has a rate of
+its own (in the plain gradient a few steep values keep all others from moving), the steps grow shorter, the best picture
+of all steps is kept, and each step is projected to the budget: at most `max_change` levels for each colour value
+(L-infinity), and only the pixels that changed the most, up to the pixel budget (L0), in the range 0 to 255.
 
 x are the pixels of the picture as decoded. The model reads its resized picture r(x0) as it always does, plus the
 resized change r(x - x0) by torch's antialiased bilinear interpolation, which is linear; what the written picture gives
@@ -31,9 +31,9 @@ from raymotion.robustness.poison_model import OpenedModel, pixels_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-# The first step changes some value by this share of the largest change; steps below the last share end the search.
-FIRST_STEP, LAST_STEP = 0.5, 0.01
-LONGER, SHORTER = 1.5, 0.5
+# A value's first step is below this share of the largest change; later ones fall to 0 in a line.
+FIRST_STEP = 0.25
+TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Collision:
-    """A poison: uint8 (height, width, 3), and the sum of both terms before each step and at the end."""
+    """A poison: uint8 (height, width, 3), and the least sum of both terms so far, at the start and after each step."""
 
     pixels: np.ndarray
     trace: list[float]
@@ -120,33 +120,27 @@ def _collide(
 
     x = list(x0)
     sums, gradients = measure(x)
-    steepest = [float(own.abs().max()) for own in gradients]
-    if not any(steepest):
+    if not any(bool(own.any()) for own in gradients):
         raise _blind(model)
-    # A picture without a gradient (its features are those of the attacked picture already) stays as it is.
-    reach = np.array([FIRST_STEP * budget.max_change if own else 0.0 for own in steepest])
+    best, lowest = list(x0), sums
     traces = [[own] for own in sums.tolist()]
-    for _ in range(iterations):
-        if (reach < LAST_STEP * budget.max_change).all():
-            break
-        proposed = []
-        for own, base, gradient, most in zip(x, x0, gradients, reach.tolist(), strict=True):
-            steep = float(gradient.abs().max())
-            rate = most / steep if steep else 0.0
-            forward = own - rate * gradient
+    for step in range(iterations):
+        reach = FIRST_STEP * budget.max_change * (1 - step / iterations)
+        for i, (own, base, gradient) in enumerate(zip(x, x0, gradients, strict=True)):
+            # A rate of each value, so that a few steep ones do not keep all others from moving: a value's step is below
+            # `reach`, and half of it where the gradient is the mean one.
+            rate = reach / (gradient.abs() + gradient.abs().mean() + TINY)
             pull = 2 * rate * closeness / (base.numel() * budget.max_change**2)
-            proposed.append(project((forward + pull * base) / (1 + pull), base, budget))
-        new_sums, new_gradients = measure(proposed)
-        better = new_sums < sums
-        for i in range(len(x)):
-            if better[i]:
-                x[i], gradients[i] = proposed[i], new_gradients[i]
-            traces[i].append(float(min(new_sums[i], sums[i])))
-        sums = np.minimum(sums, new_sums)
-        reach = np.where(better, np.minimum(reach * LONGER, 2 * budget.max_change), reach * SHORTER)
+            x[i] = project((own - rate * gradient + pull * base) / (1 + pull), base, budget)
+        sums, gradients = measure(x)
+        for i in np.flatnonzero(sums < lowest).tolist():
+            best[i] = x[i]
+        lowest = np.minimum(lowest, sums)
+        for trace, own in zip(traces, lowest.tolist(), strict=True):
+            trace.append(own)
     return [
         Collision(project(own, base, budget).round().cpu().numpy().astype(np.uint8), trace)
-        for own, base, trace in zip(x, x0, traces, strict=True)
+        for own, base, trace in zip(best, x0, traces, strict=True)
     ]
 
 

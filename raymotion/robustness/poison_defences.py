@@ -1,4 +1,4 @@
-"""Two simple defences, and how many of the poisons they find.
+"""Three simple defences, and how many of the poisons they find.
 
 *Label issues* (confident learning, Northcutt et al. 2021, by cleanlab): samples whose label is contradicted by
 probabilities out of sample. They come from a logistic regression on the features of the poisoned model's last layer,
@@ -6,7 +6,12 @@ fitted in folds by group. The features themselves were learned from all samples,
 
 *Activation clustering* (Chen et al. 2018, "Detecting backdoor attacks on deep neural networks by activation
 clustering", arXiv 1811.03728): the features of all samples with one label are reduced to ten principal components and
-divided in two by k-means. The smaller cluster is suspicious if it is clearly smaller, and the two are apart (silhouette).
+divided in two by k-means. The smaller cluster is suspicious if it is clearly smaller, and the two are apart
+(silhouette). So it finds nothing where poisons are half of a label or more.
+
+*Clusters that validation lacks*: the same clusters, but suspicious is one that holds fewer of the label's validation
+samples, which nobody poisoned, than its share of the training samples leads to expect (binomial test). It does not ask
+which cluster is the smaller one, and needs more poisons to be sure.
 
 A pick of as many samples at random finds the same share of the poisons as it takes of the samples: that is the baseline
 of each.
@@ -31,7 +36,10 @@ FOLDS = 5
 COMPONENTS = 10
 # Of Chen et al.: a cluster of poisons holds less than about a third of a class, and its silhouette is 0.1 or more.
 LARGEST_SHARE, LEAST_SILHOUETTE = 0.35, 0.1
-DEFENCES = {"label issues": "label_issues", "activation clustering": "activation_clustering"}
+# How improbable so few validation samples have to be.
+SURPRISE = 0.01
+ISSUES, CLUSTERS, MISSING = "label issues", "activation clustering", "clusters that validation lacks"
+DEFENCES = {ISSUES: "label_issues", CLUSTERS: "activation_clustering", MISSING: "validation_clusters"}
 
 
 @dataclass(frozen=True)
@@ -85,34 +93,54 @@ def label_issues(
     return np.asarray(flags, dtype=bool)
 
 
-def activation_clustering(given: np.ndarray, features: np.ndarray, *, seed: int) -> np.ndarray:
-    """Returns which samples are in a suspicious cluster of one of their labels, bool (n,).
+def suspicious_clusters(
+    given: np.ndarray,
+    features: np.ndarray,
+    validation: np.ndarray,
+    validation_features: np.ndarray,
+    *,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which samples are in a suspicious cluster of one of their labels, bool (n,) twice.
 
     Args:
         given: the labels that training has, bool (n, L).
         features: (n, D) of the last layer.
+        validation, validation_features: the same of the validation split, bool (m, L) and (m, D).
+
+    Returns:
+        By the size of the cluster (activation clustering), and by the validation samples that it lacks.
     """
+    from scipy.stats import binom
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
     from sklearn.metrics import silhouette_score
 
-    flags = np.zeros(len(given), dtype=bool)
+    by_size, by_validation = np.zeros(len(given), dtype=bool), np.zeros(len(given), dtype=bool)
     for label in range(given.shape[1]):
         rows = np.flatnonzero(given[:, label])
         if len(rows) < FEWEST_IMAGES or not np.ptp(features[rows], axis=0).any():
             continue
         own = features[rows].astype(np.float64)
-        reduced = PCA(min(COMPONENTS, len(rows) - 1, own.shape[1]), random_state=seed).fit_transform(own)
+        pca = PCA(min(COMPONENTS, len(rows) - 1, own.shape[1]), random_state=seed)
+        reduced = pca.fit_transform(own)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about fewer distinct points than clusters
-            parts = KMeans(2, n_init=10, random_state=seed).fit_predict(reduced)
+            means = KMeans(2, n_init=10, random_state=seed)
+            parts = means.fit_predict(reduced)
         sizes = np.bincount(parts, minlength=2)
-        small = int(sizes.argmin())
-        if not sizes.min() or sizes.min() / len(rows) >= LARGEST_SHARE:
+        if not sizes.min() or silhouette_score(reduced, parts) < LEAST_SILHOUETTE:
             continue
-        if silhouette_score(reduced, parts) >= LEAST_SILHOUETTE:
-            flags[rows[parts == small]] = True
-    return flags
+        if sizes.min() / len(rows) < LARGEST_SHARE:
+            by_size[rows[parts == sizes.argmin()]] = True
+        trusted = validation_features[validation[:, label]].astype(np.float64)
+        if len(trusted) < FEWEST_IMAGES:
+            continue
+        there = np.bincount(means.predict(pca.transform(trusted)), minlength=2)
+        for part in (0, 1):
+            if binom.cdf(there[part], len(trusted), sizes[part] / len(rows)) < SURPRISE:
+                by_validation[rows[parts == part]] = True
+    return by_size, by_validation
 
 
 def measure(flags: Sequence[np.ndarray], poisoned: Sequence[np.ndarray], units: np.ndarray) -> Found:

@@ -47,7 +47,7 @@ class PoisonSettings(Settings):
     max_pixels: float = Field(
         0.5, gt=0, le=1, description="collision: largest share of a picture's pixels that may change"
     )
-    iterations: int = Field(100, ge=1, description="collision: steps of the forward-backward splitting")
+    iterations: int = Field(200, ge=1, description="collision: steps of the forward-backward splitting")
     closeness: float = Field(
         0.1, ge=0, description="collision: weight of staying close to the base picture, against the features' distance"
     )
