@@ -143,8 +143,8 @@ def notes(result: Poisoning) -> list[str]:
     seeds, attack = result.attack.seeds, result.attack
     lines = [
         f"mean (sd) over {seeds} seed{'' if seeds == 1 else 's'}; all models are scored on the same "
-        f"{result.test_samples:,} test samples; intervals are over images, paired with the clean model of the same seed, "
-        "of the mean over seeds.",
+        f"{result.test_samples:,} test samples; intervals are over images, paired with the clean model of the same "
+        "seed, of the mean over seeds.",
         f"A rate is a share of the {result.train_samples:,} training samples. Poisons replace them: every model learns "
         "from equally many. Validation and test have none.",
     ]
@@ -160,22 +160,22 @@ def notes(result: Poisoning) -> list[str]:
         lines.append(f"Success: test samples {of} that get {attack.target}. {_prior(result)}")
     else:
         lines.append(
-            f"Success: attacked test pictures ({len(result.victims)}) that get the label of their poisons; those that no "
-            "poison of a low rate is made for count too. Chance for one of equally likely labels: "
+            f"Success: attacked test pictures ({len(result.victims)}) that get the label of their poisons; those that "
+            "no poison of a low rate is made for count too. Chance for one of equally likely labels: "
             f"{1 / len(result.labels):.3f}."
         )
         if (moved := result.poisoned[-1].distance) is not None:
             lines.append(
-                f"Half of the poisons as written are at {moved:.0%} or less of the distance of their base to the attacked "
-                f"picture's features; changes are at most {attack.max_change} of 255 levels, in at most "
+                f"Half of the poisons as written are at {moved:.0%} or less of the distance of their base to the "
+                f"attacked picture's features; changes are at most {attack.max_change} of 255 levels, in at most "
                 f"{attack.max_pixels:.0%} of the pixels."
             )
     if any(row.defences for row in result.rows):
         lines.append(
             "Label issues: cleanlab, on probabilities out of fold of a logistic regression on the features of the "
             "poisoned model's last layer. Activation clustering: the smaller of two clusters of a label's features; it "
-            "finds nothing where poisons are half of a label or more. Clusters that validation lacks: those with fewer of "
-            "the label's validation samples than their size leads to expect. "
+            "finds nothing where poisons are half of a label or more. Clusters that validation lacks: those with fewer "
+            "of the label's validation samples than their size leads to expect. "
             "Recall: share of the poisons that is marked; precision: share of the marked that are poisons."
         )
     lines.append(f"Labels with fewer than {FEWEST_IMAGES} test samples are left out of the table of labels.")
@@ -203,7 +203,8 @@ def write_page(result: Poisoning) -> None:
         ],
         facts=[
             ("Kind", result.recipe), ("Samples", result.settings["data"]["samples"]), ("Attack", attack.attack),
-            ("Target", attack.target or "a label for each attacked picture"), ("Source", attack.source or "any other label"),
+            ("Target", attack.target or "a label for each attacked picture"),
+            ("Source", attack.source or "any other label"),
         ],
         heads=heads(result),
         rows=table_rows(result),
@@ -269,12 +270,10 @@ def _pictures(result: Poisoning) -> list[dict[str, str]]:
         told = f"{said}; {own['changed']:,} of {own['pixels']:,} pixels, up to {own['largest']} levels"
         if own["distance"] is not None and own["distance_before"]:
             told += f"; features at {own['distance'] / own['distance_before']:.0%} of the distance to {own['victim']}"
+        images = {"before": before, "after": after, "change": visible}
         shown.append(
-            {
-                "id": own["sample_id"], "told": told,
-                **{name: _thumbnail(each) for name, each in (("before", before), ("after", after), ("change", visible))},
-            }
-        )  # fmt: skip
+            {"id": own["sample_id"], "told": told, **{name: _thumbnail(each) for name, each in images.items()}}
+        )
     return shown
 
 

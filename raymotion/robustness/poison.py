@@ -70,11 +70,10 @@ from raymotion.robustness.poison_scores import (
     share,
 )
 from raymotion.robustness.poison_settings import PoisonSettings
-from raymotion.robustness.poison_trials import sweep
 from raymotion.text_table import csv_text
 from raymotion.train.prepare import prepare_data
 from raymotion.train.recipe import kind_of, require_loggers
-from raymotion.train.runs import RUNS, ComparisonProgress, read_answers, require_same_comparison
+from raymotion.train.runs import RUNS, ComparisonProgress, read_answers, require_same_comparison, run_all
 from raymotion.version import __version__
 
 RECORD, CSV, PAGE, TRIGGERED = "poison.json", "poison.csv", "poison.html", "triggered"
@@ -225,19 +224,32 @@ def poison(
         shown.waiting("starting")
         first = [(run, experiment.recipe_of(run)) for run in clean]
         if attack.attack == "collision":  # made with the clean models
-            sweep(first, target, address, parallel=parallel, ended=ended)
+            _sweep(first, target, address, parallel, ended)
             first = []
         for seed in seeds:
             shown.waiting("making poisons")
             experiment.make(seed, infos.get(Run(0.0, seed)))
-        sweep(
-            [*first, *((run, experiment.recipe_of(run)) for run in then)],
-            target, address, parallel=parallel, ended=ended,
-        )  # fmt: skip
+        _sweep([*first, *((run, experiment.recipe_of(run)) for run in then)], target, address, parallel, ended)
         shown.waiting("measuring")
         result = experiment.result(infos, settings)
     _write(result)
     return result
+
+
+def _sweep(
+    recipes: Sequence[tuple[Run, TrainRecipe]],
+    target: str,
+    address: str | None,
+    parallel: bool,
+    ended: Callable[[Run, CheckpointInfo], None],
+) -> None:
+    if parallel:
+        from raymotion.robustness.poison_trials import sweep
+
+        sweep(recipes, target, address, ended)
+        return
+    for run, info in run_all(recipes, target, address, parallel=False):
+        ended(run, info)
 
 
 def _checked(recipe: TrainRecipe) -> TrainRecipe:
@@ -343,12 +355,9 @@ class _Experiment:
     def make(self, seed: int, clean: CheckpointInfo | None) -> None:
         """Makes the poisons of a seed: those of the highest rate, of which lower rates have the first ones."""
         highest, *lower = [Run(rate, seed) for rate in reversed(self.attack.poisoned)]
-        key = digest_of(
-            [
-                self.attack.model_dump(mode="json", exclude={"rates", "seeds", "defences"}), seed,
-                self.data.fingerprint, None if clean is None or self.attack.attack != "collision" else clean.fingerprint,
-            ]
-        )  # fmt: skip
+        own = self.attack.model_dump(mode="json", exclude={"rates", "seeds", "defences"})
+        model = None if clean is None or self.attack.attack != "collision" else clean.fingerprint
+        key = digest_of([own, seed, self.data.fingerprint, model])
         change = self._change(seed, clean)
         made = write_poisons(
             self.attack, self.samples, self.data, self.output, self._choices(seed), self.folder(highest),

@@ -13,12 +13,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
+import ray
+from ray import tune
+
 from raymotion import storage
 from raymotion.batch.cluster import connect
 from raymotion.errors import InputError, RaymotionError, RunFailed
 from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info
 from raymotion.models.recipe import TrainRecipe
 from raymotion.stores.access import Access, current
+from raymotion.study.search import QUIET, EndOnFault
 from raymotion.train.recipe import kind_of
 from raymotion.train.runs import RUNS, Named, run_all, train_one
 
@@ -26,19 +30,31 @@ R = TypeVar("R", bound=Named)
 TRIALS = ".tune"  # folder of Tune's own files, in that of the runs; nothing in it is read
 
 
+class Told(tune.Callback):
+    """Tells the name of each trial that has trained its model."""
+
+    def __init__(self, told: Callable[[str], None]) -> None:
+        self.told = told
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"told": print}  # Tune pickles a copy that it never uses
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **more: Any) -> None:
+        if "fault" not in trial.last_result:
+            self.told(str(trial.config["trial"]["name"]))
+
+
 def sweep(
     recipes: Sequence[tuple[R, TrainRecipe]],
     target: str,
     address: str | None,
-    *,
-    parallel: bool,
     ended: Callable[[R, CheckpointInfo], None],
 ) -> None:
-    """Trains each recipe into `target`/runs; those that are finished come first.
+    """Trains each recipe into `target`/runs, as many at once as there are CPUs (or GPUs, if any).
+
+    Those that are finished come first.
 
     Args:
-        parallel: as trials of Ray Tune, as many at once as there are CPUs (or GPUs, if any); False: one after the other
-            in this process, without Ray.
         ended: receives each run with its checkpoint.
 
     Raises:
@@ -48,32 +64,21 @@ def sweep(
     def folder(run: R) -> str:
         return storage.join(target, RUNS, run.name)
 
-    here = [(run, recipe) for run, recipe in recipes if not parallel or is_checkpoint(folder(run))]
-    for run, info in run_all(here, target, address, parallel):
+    here = [(run, recipe) for run, recipe in recipes if is_checkpoint(folder(run))]
+    for run, info in run_all(here, target, address, parallel=False):  # compares their settings
         ended(run, info)
     left = {run.name: (run, recipe) for run, recipe in recipes if run not in {own for own, _ in here}}
     if not left:
         return
     with connect(address):
-        import ray
-        from ray import tune
-
-        from raymotion.study.search import QUIET, EndOnFault
-
         os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
         wants_gpu = next(iter(left.values()))[1].use_gpu is not False
         gpus = 1 if wants_gpu and ray.cluster_resources().get("GPU", 0) >= 1 else 0
 
-        class Told(tune.Callback):
-            """Tells of each trial when it ends."""
-
-            def __getstate__(self) -> dict[str, Any]:
-                return {}  # Tune pickles a copy that it never uses
-
-            def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **more: Any) -> None:
-                run, _ = left[trial.config["trial"]["name"]]
-                if "fault" not in trial.last_result and is_checkpoint(folder(run)):
-                    ended(run, read_checkpoint_info(folder(run)))
+        def told(name: str) -> None:
+            run, _ = left[name]
+            if is_checkpoint(folder(run)):
+                ended(run, read_checkpoint_info(folder(run)))
 
         specs = [
             {
@@ -91,7 +96,7 @@ def sweep(
             tune_config=tune.TuneConfig(trial_name_creator=_name, trial_dirname_creator=_name),
             run_config=tune.RunConfig(
                 name=f"run-{int(time.time() * 1000):x}", storage_path=path, storage_filesystem=filesystem, verbose=0,
-                callbacks=[Told()], stop=faults, failure_config=tune.FailureConfig(max_failures=2),
+                callbacks=[Told(told)], stop=faults, failure_config=tune.FailureConfig(max_failures=2),
             ),
         )  # fmt: skip
         try:
@@ -110,9 +115,7 @@ def sweep(
 
 
 def _trial(config: dict[str, Any]) -> None:
-    """Trains one run, in a process with one CPU, and reports the epoch that it kept, or what the user has to correct."""
-    from ray import tune
-
+    """Trains one run, in a process with one CPU, and reports the epoch that it kept, or why it failed."""
     spec = config["trial"]
     try:
         train_one(spec["kind"], spec["recipe"], spec["out"], Access(**spec["access"]))
