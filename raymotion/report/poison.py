@@ -240,7 +240,7 @@ def _figure(result: Poisoning) -> bytes:
             axes.plot([place] * len(compared.poisoned), compared.poisoned, "o", color=colour, alpha=0.5, markersize=4)
         axes.plot(places, [np.mean(compared.poisoned) for compared in own], color=colour, linewidth=1.6)
         axes.set_xticks(list(places), names)
-        axes.set(ylim=(0, 1), title=title)
+        axes.set(ylim=(0, 1.04), title=title)
         axes.title.set_fontsize(10)
         style_axes(axes)
     if result.majority is not None:

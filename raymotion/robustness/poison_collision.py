@@ -101,8 +101,8 @@ def _collide(
 
     device = model.device
     shown = pixels_of(arguments).float()
-    target = torch.from_numpy(np.ascontiguousarray(towards)).to(device).float()
-    x0 = [torch.from_numpy(np.ascontiguousarray(base)).to(device).float() for base in bases]
+    target = torch.from_numpy(np.array(towards)).to(device).float()
+    x0 = [torch.from_numpy(np.array(base)).to(device).float() for base in bases]
     with torch.no_grad():
         start = (model.features_of(arguments, shown) - target).square().sum(dim=1).clamp(min=1e-12)
 

@@ -172,7 +172,10 @@ def measure(flags: Sequence[np.ndarray], poisoned: Sequence[np.ndarray], units: 
         over = Gain(gains, *ends)
     return Found(
         tuple(int(own.sum()) for own in flags), count, n, tuple(seeds) if count else (),
-        tuple(float(truth[own].mean()) if own.any() else None for own, truth in zip(flags, poisoned, strict=True)),
+        tuple(
+            float(truth[own].mean()) if count and own.any() else None
+            for own, truth in zip(flags, poisoned, strict=True)
+        ),
         low, high, over,
     )  # fmt: skip
 

@@ -135,7 +135,7 @@ def compare(
     whole = np.ones((1, groups))
     values = [[float(own(whole)[0]) for own in each] for each in (clean, poisoned)]
     sign = -1.0 if drop else 1.0
-    seeds = tuple(sign * (after - before) for before, after in zip(*values, strict=True))
+    seeds = tuple(sign * (after - before) + 0.0 for before, after in zip(*values, strict=True))
     return Compared(tuple(values[0]), tuple(values[1]), Gain(seeds, found.low, found.high), samples)
 
 
