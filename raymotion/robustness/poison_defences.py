@@ -72,7 +72,7 @@ class Found:
 def label_issues(
     given: np.ndarray, features: np.ndarray, labels: Sequence[str], *, one_label: bool, groups: np.ndarray, seed: int
 ) -> np.ndarray:
-    """Returns which samples have a label that is contradicted, bool (n,).
+    """Returns which samples have a label that is contradicted, or lack one, bool (n,).
 
     Args:
         given: the labels that training has, bool (n, L).
@@ -83,7 +83,7 @@ def label_issues(
     if not one_label:
         names = [str(own) for own in groups]
         found = find_issues(given, p, labels, groups=names, bootstrap=200, seed=seed)
-        return np.asarray((found.flags & found.given).any(axis=1))
+        return np.asarray(found.flags.any(axis=1))
     from cleanlab.filter import find_label_issues
 
     learned = np.flatnonzero(given.any(axis=0))
