@@ -181,8 +181,8 @@ def test_the_trigger_works_and_a_defence_finds_it(made: Made) -> None:
     dirty = made.record["rows"][1]
     assert min(dirty["success"]["poisoned"]) > 0.8 > 0.3 > max(dirty["success"]["clean"])
     assert max(dirty["without_patch"]["clean"]) < 0.3, "only with the patch"
-    found = dirty["defences"]["clusters that validation lacks"]
-    assert min(found["recall"]) > 0.8 and found["over_random"]["low"] > 0.3
+    found = dirty["defences"]["activation clustering"]
+    assert min(found["recall"]) > 0.4 and min(found["precision"]) > 0.6 and found["over_random"]["low"] > 0.1
     for name, own in dirty["defences"].items():
         assert own["random"] == pytest.approx(np.mean(own["flagged"]) / 108), name
         assert own["poisons"] == 32 and own["samples"] == 108
@@ -258,7 +258,9 @@ def test_a_collision_keeps_labels_and_budgets_in_what_is_written(made: Made, run
         assert (difference > 0).any(axis=2).sum() == own["changed"] <= int(0.4 * 480)
         assert own["distance"] < own["distance_before"]
     row = record["rows"][1]
-    runs = {name: {each["sample_id"]: each for each in _answers(out, name)} for name in ("clean-seed0", "rate-0.1-seed0")}
+    runs = {
+        name: {each["sample_id"]: each for each in _answers(out, name)} for name in ("clean-seed0", "rate-0.1-seed0")
+    }
     for name, key in (("clean-seed0", "clean"), ("rate-0.1-seed0", "poisoned")):
         hits = [
             VALENCE_3.labels[int(np.argmax(runs[name][victim]["probabilities"]))] == own["said"]
@@ -269,7 +271,9 @@ def test_a_collision_keeps_labels_and_budgets_in_what_is_written(made: Made, run
 
 
 def _answers(out: Path, run: str) -> list[dict[str, Any]]:
-    return [row for row in storage.read_table(out / "runs" / run / "answers.parquet").to_pylist() if row["split"] == "test"]
+    return [
+        row for row in storage.read_table(out / "runs" / run / "answers.parquet").to_pylist() if row["split"] == "test"
+    ]
 
 
 def test_labels_of_a_model_that_reads_no_pictures_are_flipped(runner: Runner, tmp_path: Path) -> None:
@@ -296,7 +300,11 @@ def test_labels_of_a_model_that_reads_no_pictures_are_flipped(runner: Runner, tm
         ("tiny", ("--target", "neutrl"), "Did you mean 'neutral'?"),
         ("tiny", (), "the attack trigger needs a target"),
         ("tiny", ("--target", TARGET, "--source", TARGET), "source and target are both"),
-        ("tiny", ("--target", TARGET, "--rates", 0.9), "a rate of 0.9 is 97 of 108 training samples, and there are 72 "),
+        (
+            "tiny",
+            ("--target", TARGET, "--rates", 0.9),
+            "a rate of 0.9 is 97 of 108 training samples, and there are 72 ",
+        ),
         ("tiny", ("--target", TARGET, "--rates", 0.001), "poisons none"),
         ("tiny", ("--target", TARGET, "--set", "seed=3"), "the recipe sets seed"),
         ("tiny", ("--target", TARGET, "--set", "workers=2"), "asks for 2 workers"),
@@ -328,7 +336,9 @@ def test_a_folder_with_something_else_is_left_alone(made: Made, runner: Runner, 
     assert found.code == 2 and "thesis.tex" in found.err and (tmp_path / "out/thesis.tex").read_text() == "years"
 
 
-@pytest.mark.parametrize("path", sorted((recipes_folder() / "attacks").glob("poison-*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((recipes_folder() / "attacks").glob("poison-*.yaml")), ids=lambda path: path.stem
+)
 def test_the_shipped_experiments_are_the_stated_one(path: Path) -> None:
     from raymotion.config import load_settings
     from raymotion.robustness.poison_settings import PoisonSettings
@@ -338,10 +348,12 @@ def test_the_shipped_experiments_are_the_stated_one(path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_of_tune_trains_what_the_plain_one_does(ray_local: Any, made: Made, runner: Runner, tmp_path: Path) -> None:
+def test_a_sweep_of_tune_trains_what_the_plain_one_does(
+    ray_local: Any, made: Made, runner: Runner, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     command = [out if own == made.out else own for own in made.command if own != "--no-ray"]
-    told = runner(*command, "--seeds", 1, "--no-defences", "--no-defences")
+    told = runner(*command, "--seeds", 1, "--no-defences")
     assert told.code == 0, told.err
     assert sorted(path.name for path in (out / "runs").iterdir()) == ["clean-seed0", "rate-0.3-seed0"]
     record = json.loads((out / "poison.json").read_text())
@@ -349,4 +361,4 @@ def test_a_sweep_of_tune_trains_what_the_plain_one_does(ray_local: Any, made: Ma
         assert row["metric"]["poisoned"][0] == pytest.approx(before["metric"]["poisoned"][0], abs=0.06)
     wrong = runner(*[tmp_path / "wrong" if own == out else own for own in command], "--set", "optimiser.lr=1e30",
                    "--set", "optimiser.clip=null", "--seeds", 1)  # fmt: skip
-    assert wrong.code == 1 and wrong.err.strip().count("\n") == 0 and "not finite" in wrong.err or "NaN" in wrong.err
+    assert wrong.code == 1 and wrong.err.count("\n") == 1 and "training diverged" in wrong.err

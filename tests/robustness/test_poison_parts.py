@@ -226,7 +226,7 @@ def test_the_projection_holds_every_budget(rng: np.random.Generator, most: int, 
     base = torch.from_numpy(rng.integers(0, 256, (side, side + 1, 3)).astype(np.float32))
     x = base + torch.from_numpy(rng.normal(0, 100, base.shape).astype(np.float32))
     own = project(x, base, Budget(most, share_))
-    assert float((own - base).abs().max()) <= most and 0 <= float(own.min()) and float(own.max()) <= 255
+    assert float((own - base).abs().max()) <= most and float(own.min()) >= 0 and float(own.max()) <= 255
     kept = int(((own - base).abs().sum(dim=2) > 0).sum())
     assert kept <= max(1, int(share_ * side * (side + 1)))
     again = project(own, base, Budget(most, share_))
