@@ -121,7 +121,7 @@ def class_rows(result: Poisoning) -> list[tuple[str, ...]]:
 
 def defence_rows(result: Poisoning) -> list[tuple[str, ...]]:
     """Returns the texts of the table of defences; a row for each rate and defence."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for row in result.rows:
         for name, own in row.defences.items():
             known = [value for value in own.precision if value is not None]
@@ -255,7 +255,7 @@ def _pictures(result: Poisoning) -> list[dict[str, str]]:
 
     run = Run(result.poisoned[-1].rate, 0)
     folder = storage.join(result.folder, rate_name(run.rate), f"seed{run.seed}")
-    shown = []
+    shown: list[dict[str, str]] = []
     for own in records.read_record(storage.join(folder, POISONS))["poisons"]:
         if own["picture"] is None or len(shown) == PICTURES_SHOWN:
             break
@@ -283,8 +283,8 @@ def _thumbnail(pixels: np.ndarray) -> str:
 
     image = Image.fromarray(pixels)
     longest = max(image.size)
-    size = tuple(max(1, round(side * SHOWN_SIDE / longest)) for side in image.size)
-    image = image.resize(size, Image.Resampling.NEAREST if longest < SHOWN_SIDE else Image.Resampling.BILINEAR)
+    width, height = (max(1, round(side * SHOWN_SIDE / longest)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.NEAREST if longest < SHOWN_SIDE else Image.Resampling.BILINEAR)
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return data_address(buffer.getvalue())

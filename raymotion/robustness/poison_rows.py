@@ -292,10 +292,10 @@ def write_poisons(
     table = poisoned_table(samples, made, folder, settings.attack)
     write_samples(storage.join(folder, SAMPLES), table)
     if distances is not None:
-        found = distances(storage.join(folder, SAMPLES), made)
+        measured = distances(storage.join(folder, SAMPLES), made)
         made = [
-            replace(own, distance_before=before, distance=after)
-            for own, (before, after) in zip(made, found, strict=True)
+            replace(own, distance_before=near, distance=nearer)
+            for own, (near, nearer) in zip(made, measured, strict=True)
         ]
     _write_record(settings, made, folder, key)
     return made

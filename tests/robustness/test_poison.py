@@ -1,4 +1,4 @@
-"""`raymotion attack poison`: one test set for all models, figures that agree with the runs, and a command that resumes."""
+"""`raymotion attack poison`: one test set for all models, figures that agree with the runs, a command that resumes."""
 
 from __future__ import annotations
 
@@ -86,9 +86,10 @@ def made(tmp_path_factory: pytest.TempPathFactory, runner: Runner) -> Made:
     return Made(samples, folder / "out", command, told.out)
 
 
-def answers(made: Made, run: str, split: str = "test") -> list[dict[str, Any]]:
-    table = storage.read_table(made.out / "runs" / run / "answers.parquet").to_pylist()
-    return [row for row in table if row["split"] == split]
+def answers(out: Path, run: str) -> list[dict[str, Any]]:
+    """The rows of a run's predictions for the test split."""
+    table = storage.read_table(out / "runs" / run / "answers.parquet").to_pylist()
+    return [row for row in table if row["split"] == "test"]
 
 
 def test_all_models_are_scored_on_the_same_samples(made: Made) -> None:
@@ -98,7 +99,7 @@ def test_all_models_are_scored_on_the_same_samples(made: Made) -> None:
     runs = sorted(path.name for path in (made.out / "runs").iterdir())
     assert runs == ["clean-seed0", "clean-seed1", "rate-0.3-seed0", "rate-0.3-seed1"]
     for run in runs:
-        assert sorted(row["sample_id"] for row in answers(made, run)) == expected, run
+        assert sorted(row["sample_id"] for row in answers(made.out, run)) == expected, run
         info = read_checkpoint_info(made.out / "runs" / run)
         assert info.training["data"]["splits"] == {"train": 108, "val": 36, "test": 36}, "equally many rows"
     assert made.record["test_samples"] == 36 and made.record["train_samples"] == 108
@@ -150,7 +151,7 @@ def test_the_figures_are_those_of_the_runs(made: Made) -> None:
     patched_table = {row["sample_id"]: row for row in read_samples(made.out / "triggered/samples.parquet").to_pylist()}
     for seed in (0, 1):
         for row, name in ((clean, f"clean-seed{seed}"), (dirty, f"rate-0.3-seed{seed}")):
-            own = answers(made, name)
+            own = answers(made.out, name)
             said = [labels[int(np.argmax(each["probabilities"]))] for each in own]
             truth = [table[each["sample_id"]]["labels"][0] for each in own]
             right = np.array(said) == np.array(truth)
@@ -259,7 +260,7 @@ def test_a_collision_keeps_labels_and_budgets_in_what_is_written(made: Made, run
         assert own["distance"] < own["distance_before"]
     row = record["rows"][1]
     runs = {
-        name: {each["sample_id"]: each for each in _answers(out, name)} for name in ("clean-seed0", "rate-0.1-seed0")
+        name: {each["sample_id"]: each for each in answers(out, name)} for name in ("clean-seed0", "rate-0.1-seed0")
     }
     for name, key in (("clean-seed0", "clean"), ("rate-0.1-seed0", "poisoned")):
         hits = [
@@ -268,12 +269,6 @@ def test_a_collision_keeps_labels_and_budgets_in_what_is_written(made: Made, run
         ]
         assert row["success"][key] == pytest.approx([np.mean(hits)])
     assert "Some of the poisons" in (out / "poison.html").read_text()
-
-
-def _answers(out: Path, run: str) -> list[dict[str, Any]]:
-    return [
-        row for row in storage.read_table(out / "runs" / run / "answers.parquet").to_pylist() if row["split"] == "test"
-    ]
 
 
 def test_labels_of_a_model_that_reads_no_pictures_are_flipped(runner: Runner, tmp_path: Path) -> None:

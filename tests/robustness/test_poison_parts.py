@@ -122,7 +122,7 @@ def collided(clean: Clean, *, budget: Budget, closeness: float = 0.1, iterations
 # --- collisions: systems.md 2.8, numbers 2 to 5 -------------------------------------------------------------------
 def test_the_distance_falls_because_the_features_depend_on_the_picture(clean: Clean) -> None:
     """2.8.2: the public attack hooked a layer that saw the caption alone, so no gradient reached the picture."""
-    model, bases, found, towards = collided(clean, budget=Budget(60, 1.0))
+    model, _, found, towards = collided(clean, budget=Budget(60, 1.0))
     truth = truth_of(clean.data, model.output)
     rows = np.array([row for row in clean.data.splits["train"] if truth[row, 0]])[:4]
     (arguments,) = model.arguments(rows)
