@@ -41,7 +41,9 @@ def classes_beside(base: str, file: str, suffix: str) -> dict[str, str]:
     """
     package, _, own = base.rpartition(".")
     names = [module.name for module in pkgutil.iter_modules([str(Path(file).parent)]) if module.name != own]
-    return {name.replace("_", "-"): f"{package}.{name}:{name.title().replace('_', '')}{suffix}" for name in names}
+    # Not `str.title`, which would make Flickr8K of flickr8k.
+    classes = {name: "".join(map(str.capitalize, name.split("_"))) + suffix for name in names}
+    return {name.replace("_", "-"): f"{package}.{name}:{own}" for name, own in classes.items()}
 
 
 class Registry(Generic[T]):

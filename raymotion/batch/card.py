@@ -16,6 +16,7 @@ from raymotion import storage
 from raymotion.data.parts import DATA, QUARANTINE, VERIFY, part_names
 from raymotion.data.samples import DIMENSIONS, scale_of
 from raymotion.learning.priors import told_rates
+from raymotion.models.outputs.embedding import TEXT, Embedding
 from raymotion.pipeline.ask import spent_text
 
 CARD, CONFIG = "_README.md", ".huggingface.yaml"
@@ -45,6 +46,7 @@ COLUMNS = {
     "scores": "the detector's score of each region",
     "mask": "which regions there are",
 }
+VECTOR = "unit vector of the {side}, null where there is none; those of two sides are compared by their cosine"
 UPPER = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 
 
@@ -70,7 +72,10 @@ def card(record: Mapping[str, Any], schema: pa.Schema) -> str:
     size = next((name for limit, name in UPPER if counts["good"] < limit), "n>10M")
     tags = ["raymotion", "emotion-recognition", *(["pseudo-labels"] if kind == "labels" else [])]
     header = {**CONFIGS, "license": "unknown", "tags": tags, "size_categories": [size]}
-    lines = ["---", _yaml(header).rstrip("\n"), "---", "", f"# {TITLES.get(kind, kind)}", ""]
+    title = TITLES.get(kind, kind)
+    if kind == "labels" and not record.get("vocabulary") and _vectors(record):
+        title = "Vectors of pictures and captions"
+    lines = ["---", _yaml(header).rstrip("\n"), "---", "", f"# {title}", ""]
     if collapse := record.get("collapse"):
         lines += [f"**{collapse['headline']}**", "", *(f"- {reason}" for reason in collapse["reasons"][1:])]
     if domain := record.get("domain"):
@@ -83,7 +88,7 @@ def card(record: Mapping[str, Any], schema: pa.Schema) -> str:
         *(f"- {notice}" for notice in record.get("notices") or ()),
         "- The licence of the pictures and their captions holds for what was made of them; it is not known here.",
     ]
-    if kind == "labels":
+    if kind == "labels" and record.get("vocabulary"):
         lines.append("- A model chose these labels, and no person checked them: they are what it predicts.")
     if statistics := (record.get("domain") or {}).get("statistics"):
         lines += ["", "## Beside what the model learned from", "", "| | in training | here |", "|---|---|---|"]
@@ -92,13 +97,18 @@ def card(record: Mapping[str, Any], schema: pa.Schema) -> str:
     scale = scale_of(schema.empty_table())
     of_numbers = "predicted" if scale is None else f"predicted, on a scale of {scale[0]:g} to {scale[1]:g}"
     meanings = {**COLUMNS, **dict.fromkeys(DIMENSIONS, of_numbers)}
+    for side in (side for own in _vectors(record) for side in own["sides"]):
+        meanings[f"{side}_embedding"] = VECTOR.format(side="captions" if side == TEXT else side)
     lines += [f"| {field.name} | {field.type} | {meanings.get(field.name, '')} |" for field in schema]
     if vocabulary := record.get("vocabulary"):
         names = vocabulary["labels"]
         lines += ["", f"## Emotions: {vocabulary['name']}, {len(names)} labels", "", ", ".join(names)]
     lines += ["", "## How to open it", "", "Name this folder (here `FOLDER`):", "", "```python"]
     if kind == "labels":
-        lines.append('raymotion.open_labels("FOLDER")  # a DataFrame with one column for each emotion')
+        what = " with one column for each emotion" if record.get("vocabulary") else ""
+        lines.append(f'raymotion.open_labels("FOLDER")  # a DataFrame{what}')
+        if _vectors(record):
+            lines.append('raymotion.search("a dog at sunset", "FOLDER")  # with the model that made it')
     lines += [
         'pandas.read_parquet("FOLDER")',
         'pyarrow.dataset.dataset("FOLDER")',
@@ -110,6 +120,12 @@ def card(record: Mapping[str, Any], schema: pa.Schema) -> str:
         f"then `hf upload OWNER/NAME FOLDER/{CARD} README.md --repo-type dataset`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _vectors(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Returns the description of the model's outputs that are vectors."""
+    outputs = (record.get("model") or {}).get("outputs") or ()
+    return [own for own in outputs if own.get("type") == Embedding.kind_of_output]
 
 
 def _made_by(record: Mapping[str, Any]) -> list[str]:

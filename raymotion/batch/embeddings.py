@@ -226,8 +226,8 @@ def embed(settings: EmbeddingSettings, *, address: str | None = None, progress: 
         make_stages=stages,
         sink=EmbeddingSink(layout),
         model={"backbones": described["backbones"]},
-        notices=_notices(plan.identities),
-        finish=lambda folder: _figures(folder, layout),
+        notices=random_weights_notices(plan.identities),
+        finish=lambda folder: embedding_figures(folder, layout),
         columns=COLUMNS,
         keep_images_together=True,
         check=check,
@@ -263,7 +263,7 @@ def _how_to_get(stream: str, samples: str) -> str:
     return f"Prepare a table that has them, {without}"
 
 
-def _notices(identities: Mapping[str, BackboneIdentity]) -> tuple[str, ...]:
+def random_weights_notices(identities: Mapping[str, BackboneIdentity]) -> tuple[str, ...]:
     """Returns the warning about features of untrained backbones, if any."""
     random = [f"{name} ({identity.weights})" for name, identity in identities.items() if identity.is_random]
     if not random:
@@ -274,7 +274,7 @@ def _notices(identities: Mapping[str, BackboneIdentity]) -> tuple[str, ...]:
     )
 
 
-def _figures(folder: str, layout: EmbeddingLayout) -> dict[str, Any]:
+def embedding_figures(folder: str, layout: EmbeddingLayout) -> dict[str, Any]:
     """Returns the entries for _job.json on the finished parts."""
     commits = ledger.read_commits(folder, running_job(folder)["digest"])
     passes: dict[str, int] = {}

@@ -139,6 +139,8 @@ def _text(value: Any) -> str:
     """Formats a value as a CSV field: lists as JSON, floats with six digits, null as an empty string."""
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, list) and value and all(isinstance(own, float) for own in value):  # a vector
+        return f"[{', '.join(map(_text, value))}]"
     return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

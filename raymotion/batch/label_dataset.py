@@ -26,6 +26,7 @@ from raymotion.errors import InputError
 from raymotion.learning.collapse import Collapse, check_collapse, check_one_label, prediction_entropy
 from raymotion.learning.metrics.multilabel import Evaluation
 from raymotion.learning.significance import voids_results
+from raymotion.models.outputs.embedding import Embedding
 from raymotion.models.outputs.table import read_outputs
 from raymotion.vocabulary import Vocabulary
 
@@ -248,6 +249,13 @@ def labels_vocabulary(record: Mapping[str, Any], folder: storage.PathLike) -> Vo
         if own is not None:
             return own
     if not isinstance(stated, Mapping):
+        outputs = (record.get("model") or {}).get("outputs") or ()
+        if any(own.get("type") == Embedding.kind_of_output for own in outputs if isinstance(own, Mapping)):
+            raise InputError(
+                "has no labels to choose from: its model predicts vectors",
+                path=folder,
+                remedy="`raymotion search` finds pictures by them, `raymotion evaluate` measures how well.",
+            )
         raise InputError(
             "has no labels to choose from: its model predicts numbers",
             path=folder,

@@ -37,6 +37,8 @@ from raymotion.pipeline.stages import Item, Stage, made_from
 
 # Share of unknown words in the captions from which a notice is given.
 MANY_UNKNOWN = 0.2
+# Vectors of so many rows are enough to see that all are one direction; those of all may not fit into memory.
+MOST_VECTORS = 20_000
 
 
 class LabelSettings(ModelJobSettings):
@@ -89,7 +91,7 @@ class LabelSink:
         metadata: dict[bytes, bytes] = {}
         for own in self._ordered():
             empty = own.columns(np.zeros((0, own.width), np.float32))
-            fields += [pa.field(name, column.type, nullable=False) for name, column in empty.items()]
+            fields += [pa.field(name, column.type, nullable=own.nullable) for name, column in empty.items()]
             if own is self.labels:
                 fields += [
                     pa.field("labels", pa.list_(pa.string()), nullable=False),
@@ -204,8 +206,9 @@ def _finish(info: CheckpointInfo, settings: LabelSettings, folder: str, plan: Pl
     more: dict[str, Any] = {}
     told = list(plan.notices)
     for own in info.outputs:
-        if own.gives == "numbers":
-            flat = own.spread_notice(_values(folder, own), info.facts(own.name))
+        if own.gives in ("numbers", "vectors"):
+            most = MOST_VECTORS if own.gives == "vectors" else None
+            flat = own.spread_notice(_values(folder, own, most), info.facts(own.name))
             told += [flat] if flat else []
     if info.labels is not None:
         if settings.selection.is_global:
@@ -252,11 +255,17 @@ def _check_domain(info: CheckpointInfo, folder: str, commits: Mapping[int, ledge
     return check_domain(training, DomainSample.joined(parts), carryover=own.training.get("carryover"), of=of)
 
 
-def _values(folder: str, output: Output) -> np.ndarray:
-    """Reads the values (n, width) from all parts."""
+def _values(folder: str, output: Output, most: int | None = None) -> np.ndarray:
+    """Reads the values (n, width) from all parts, or from the first ones until there are `most` rows."""
     names = list(output.columns(np.zeros((0, output.width), np.float32)))
-    blocks = [output.values(part) for _, part in read_parts(folder, names)]
-    return np.concatenate([np.zeros((0, output.width), np.float32), *blocks])
+    blocks = [np.zeros((0, output.width), np.float32)]
+    rows = 0
+    for _, part in read_parts(folder, names):
+        blocks.append(output.values(part))
+        rows += part.num_rows
+        if most is not None and rows >= most:
+            break
+    return np.concatenate(blocks)
 
 
 def _words(folder: str, notices: Sequence[str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from raymotion.cli.attack_pixels import pixels
 from raymotion.cli.attack_poison import poison
 
 
@@ -18,4 +19,5 @@ def attack() -> None:
     """
 
 
+attack.add_command(pixels)
 attack.add_command(poison)

@@ -144,6 +144,24 @@ def synth_deep_connotation(images: int, size: int, out: str, seed: int) -> None:
     _echo(write_deep_connotation(out, images, seed, size=size).lines(), out)
 
 
+@synth.command("flickr8k")
+@IMAGES
+@click.option("--size", default=240, show_default=True, metavar="PIXELS", help="Longer side of the pictures.")
+@OUT
+@SEED
+def synth_flickr8k(images: int, size: int, out: str, seed: int) -> None:
+    """Pictures with five captions of what is seen, as in Flickr8k: captions.txt, the token file and Karpathy's json.
+
+    \b
+    Example:
+      raymotion data synth flickr8k --images 500 --out demo/flickr8k
+      raymotion data prepare flickr8k demo/flickr8k/captions.txt --out flickr8k.parquet
+    """
+    from raymotion.data.synthetic.flickr8k import write_flickr8k
+
+    _echo(write_flickr8k(out, images, seed, size=size).lines(), out)
+
+
 @synth.command("gaped")
 @IMAGES
 @SIZE

@@ -24,6 +24,8 @@ def evaluate(settings: EvaluateSettings, review: str | None, **where: Any) -> No
     MODEL is a checkpoint that `raymotion train` wrote, SAMPLES a sample table with labels. Every metric is reported
     with its 95 % interval, the class prior and the best constant prediction. evaluation.json, evaluation.html,
     predictions.parquet, per_class.csv (of one label a sample also confusion.csv) and the plots are written to --out.
+    A model of pictures and captions in one space is scored by retrieval instead: which picture each caption finds, and
+    which captions each picture finds, beside chance; retrieval.csv has a row for each query.
     After any interruption the same command resumes.
 
     \b
@@ -42,7 +44,8 @@ def evaluate(settings: EvaluateSettings, review: str | None, **where: Any) -> No
 
     summary = evaluate_checkpoint(settings, **where, write_page=partial(write, review=review))
     if review is not None and summary.labels is None and not summary.classes:
-        click.echo("note: the model predicts numbers, no labels: no review was written", err=True)
+        what = "vectors" if summary.retrieval and not summary.numbers else "numbers"
+        click.echo(f"note: the model predicts {what}, no labels: no review was written", err=True)
     first, *rest = summary_lines(summary)
     click.secho(first, fg="red" if verdict_of(summary).state == "bad" else None, bold=True)
     for line in rest:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from raymotion.batch.embeddings import EmbeddingSettings
+from raymotion.batch.feature_import import ImportSettings
 from raymotion.batch.regions import RegionSettings
 from raymotion.cli.options import cluster_option, progress_option, settings_from
 
@@ -81,6 +82,36 @@ def embeddings(settings: EmbeddingSettings, study: str | None, **where: Any) -> 
     learn = "train regressor" if _is_rated_alone(settings.samples) else "train mlp"
     use = f"{learn} --samples {settings.samples}" if alone else "study run tune_spaces/emotic/"
     print_job(summary, next_step=f"raymotion {use} --embeddings {settings.out}")
+
+
+# Of options that every job has, those that this one has no use for.
+_UNUSED = ("batch_size", "precision", "damaged", "gpus_per_worker", "decode_threads")
+
+
+@features.command("import")
+@settings_from(ImportSettings, arguments=["vectors"], without=_UNUSED)
+@progress_option
+@cluster_option
+def import_(settings: ImportSettings, **where: Any) -> None:
+    """Take over vectors that were made elsewhere, as if `features embeddings` had made them.
+
+    VECTORS is a Parquet file with an id and a vector in each row. The ids are sample ids, with or without the data set
+    in front, or names of pictures. --backbone says what made the vectors, so that a model that learns from them reads
+    new pictures through the same network; vectors of another length are refused, a wrong name of the same length cannot
+    be. Samples without a vector go into quarantine, and vectors without a sample are counted.
+
+    \b
+    Example:
+      raymotion features import vectors.parquet --samples flickr8k.parquet --out embeddings/ \\
+          --backbone tf_efficientnet_lite0 --weights bundled:tf_efficientnet_lite0
+    """
+    from raymotion.batch.feature_import import describe, import_vectors
+    from raymotion.cli.summary import print_job
+
+    summary = import_vectors(settings, **where)
+    for line in describe(summary.record):
+        click.echo(line)
+    print_job(summary, next_step=f"raymotion train RECIPE --samples {settings.samples} --embeddings {settings.out}")
 
 
 def _is_rated_alone(samples: str) -> bool:

@@ -33,12 +33,16 @@ def label(settings: LabelSettings, **where: Any) -> None:
     """
     from raymotion.batch.labels import label as run
     from raymotion.cli.summary import print_job
+    from raymotion.models.outputs.embedding import Embedding
 
     summary = run(settings, **where)
-    # A model of numbers alone chooses no labels for the report to show.
     show = f"report {settings.out} --out report.html"
-    table = f"export {settings.out} --format full-csv --out labels.csv"
-    print_job(summary, next_step=f"raymotion {show if summary.record.get('vocabulary') else table}")
+    if not summary.record.get("vocabulary"):  # there are no labels for the report to show
+        kinds = {own.get("type") for own in (summary.record.get("model") or {}).get("outputs") or ()}
+        show = f"export {settings.out} --format full-csv --out labels.csv"
+        if Embedding.kind_of_output in kinds:
+            show = f'search "..." --index {settings.out}'
+    print_job(summary, next_step=f"raymotion {show}")
 
 
 @click.command()

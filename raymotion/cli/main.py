@@ -32,6 +32,7 @@ COMMANDS = {
     "calibrate": ("raymotion.cli.calibrate", "calibrate", "Fit temperatures on labelled samples of a new domain."),
     "predict": ("raymotion.cli.predict", "predict", "Emotions of one image and its caption."),
     "label": ("raymotion.cli.label", "label", "Label every image of a sample table with a model."),
+    "search": ("raymotion.cli.search", "search", "Find pictures by a sentence, or by another picture."),
     "select": ("raymotion.cli.label", "select", "Choose labels anew from stored probabilities."),
     "export": ("raymotion.cli.label", "export", "Write a labelled data set as csv or COCO-style json."),
     "report": ("raymotion.cli.report", "report", "Show a labelled data set as one HTML page."),

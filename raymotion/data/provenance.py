@@ -41,7 +41,7 @@ BOXES = (pa.field("body_box", BOX), pa.field("face_box", BOX))
 MADE_FROM_COLUMNS = tuple(own.name for own in MADE_FROM)
 
 # Prefixes of globally unique ids of public data sets. Other ids are names below some folder.
-GLOBAL_IDS = ("coco:", "emotic:", "socratis:")
+GLOBAL_IDS = ("coco:", "emotic:", "socratis:", "flickr8k:")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from raymotion import records, storage
 from raymotion.batch.job import JobSummary
@@ -27,13 +27,15 @@ from raymotion.batch.labels import LabelSettings, label
 from raymotion.batch.ledger import by_image
 from raymotion.batch.preflight import input_digest, read_record
 from raymotion.batch.progress import ProgressKind
-from raymotion.batch.spec import REMEDY, ModelJobSettings, with_its_access
+from raymotion.batch.spec import REMEDY, ModelJobSettings, one_or_several, with_its_access
 from raymotion.config import Metavar, digest_of, require_same_settings
 from raymotion.data.domains import domain_values, hold_out, rows_of_domains
 from raymotion.data.samples import SPLITS, read_samples, targets, with_optional
 from raymotion.errors import Damaged, InputError
 from raymotion.evaluation.classes import LabelResult, MeasuredClasses, confusion_csv, measure_classes
+from raymotion.evaluation.corruption import Condition, measure_corruption, parse_corruption, require_streams
 from raymotion.evaluation.measure import ClassResult, Measured, measure
+from raymotion.evaluation.retrieval import Retrieval, expanded, is_by_caption, measure_retrieval, queries_csv
 from raymotion.folders import outputs
 from raymotion.folders.lock import one_writer_of
 from raymotion.learning.metrics.calibration import BINS
@@ -44,6 +46,7 @@ from raymotion.learning.selection import top_per_image
 from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info, sample_mark
 from raymotion.models.outputs.base import Output
 from raymotion.models.outputs.dimensions import VALUES, Dimensions, column_mean
+from raymotion.models.outputs.embedding import Embedding
 from raymotion.models.outputs.single_label import HARD, SOFT, SingleLabel
 from raymotion.pipeline.plan import input_columns, output_columns
 
@@ -81,7 +84,19 @@ class EvaluateSettings(ModelJobSettings):
     )
     bootstrap: int = Field(1000, ge=0, description="resamples of the 95 % intervals; 0: none")
     bins: int = Field(BINS, ge=1, le=1000, description="bins of the calibration")
-    seed: int = Field(0, description="seed of the resamples")
+    corrupt: tuple[Annotated[str, Metavar("[STREAM=]SHARE")], ...] = Field(
+        (),
+        description="also score cached features (--features) of which this share is replaced by noise: of each stream "
+        "alone and of all, or of STREAM (repeatable)",
+    )
+    corrupt_space: Literal["standardised", "raw"] = Field(
+        "standardised",
+        description="what --corrupt draws from N(0, 1): standardised features, or raw ones, as the public EMOTIC code "
+        "did, whatever their size",
+    )
+    seed: int = Field(0, description="seed of the resamples, and of --corrupt")
+
+    _several_shares = field_validator("corrupt", mode="before")(one_or_several)
 
 
 @dataclass(frozen=True)
@@ -137,8 +152,11 @@ class Numbers:
     flat: str | None = None
 
 
-# Arguments: the output folder, the record of evaluation.json, and the results of labels, of numbers and of one label.
-PageWriter = Callable[[str, Mapping[str, Any], "Labels | None", Sequence[Numbers], Sequence[Classes]], None]
+# Arguments: the output folder, the record of evaluation.json, and the results of labels, of numbers, of one label, and
+# of vectors.
+PageWriter = Callable[
+    [str, Mapping[str, Any], "Labels | None", Sequence[Numbers], Sequence[Classes], Sequence[Retrieval]], None
+]
 
 
 @dataclass(frozen=True)
@@ -170,6 +188,7 @@ class EvaluationSummary:
     caution: str | None
     job: JobSummary
     classes: tuple[Classes, ...] = ()
+    retrieval: tuple[Retrieval, ...] = ()
 
 
 @with_its_access
@@ -202,7 +221,8 @@ def evaluate_checkpoint(
         split = split or "all"
     if settings.by is not None:
         if info.labels is None:
-            raise InputError("predicts numbers, no labels", path=settings.model, remedy="Leave --by out.")
+            what = "vectors" if info.outputs[0].gives == "vectors" else "numbers"
+            raise InputError(f"predicts {what}, no labels", path=settings.model, remedy="Leave --by out.")
         domain_values(chosen, settings.by, where=settings.samples)
     choice = choose_samples(chosen, info.outputs[0], split, where=settings.samples)
     seen = _seen_before(info, choice.table)
@@ -215,6 +235,13 @@ def evaluate_checkpoint(
         raise InputError("learns no labels of annotators", path=settings.model, remedy="Leave --soft out.")
     if settings.soft and choice.table.column("label_weights").null_count == choice.table.num_rows:
         raise InputError("has no label_weights", path=settings.samples, remedy="Leave --soft out.")
+    by_caption = is_by_caption(info.outputs)
+    if by_caption:
+        choice = replace(choice, table=expanded(choice.table, cached=settings.features is not None))
+    streams = shares = None
+    if settings.corrupt:  # refused before anything is predicted
+        streams = require_streams(info, settings.features, settings.ablation)
+        shares = parse_corruption(settings.corrupt, [own.stream for own in streams.kept])
     job = _predict(settings, info, choice, out, address, progress)
 
     ids, predicted = _predictions(storage.join(out, PREDICTIONS), info.outputs)
@@ -230,11 +257,12 @@ def evaluate_checkpoint(
     ids_of_groups = rows.column("group_id").to_pylist()
     images = len(set(ids_of_groups))
     groups = ids_of_groups if images < len(ids_of_groups) else None
-    if groups is not None:
+    if groups is not None and not by_caption:
         notices.append(f"The {len(groups):,} samples are of {images:,} images or scenes: intervals draw whole ones.")
     labels: Labels | None = None
     classes: list[Classes] = []
     numbers: list[Numbers] = []
+    retrieval: list[Retrieval] = []
     for own in info.outputs:
         values = predicted[own.name]
         if own.gives == "labels" and own is info.labels:
@@ -245,7 +273,28 @@ def evaluate_checkpoint(
         elif own.gives == "numbers":
             few = _measure_numbers(settings, info, cast(Dimensions, own), training, rows, values, groups, notices)
             numbers += [] if few is None else [few]
-    record = _record(settings, info, choice, rows, job, labels, numbers, classes, notices)
+        elif own.gives == "vectors":
+            pairs = measure_retrieval(
+                cast(Embedding, own), values, rows, by_caption=by_caption, bootstrap=settings.bootstrap,
+                seed=settings.seed, notices=notices,
+            )  # fmt: skip
+            retrieval += [] if pairs is None else [pairs]
+    if len(info.outputs) == 1 and info.outputs[0].gives == "vectors" and not retrieval:
+        raise InputError(notices[-1].rstrip("."), path=storage.join(out, PREDICTIONS), remedy="See its quarantine.")
+    notices = [notice for notice in notices if notice not in {own.flat for own in retrieval}]  # told with its figures
+    conditions: list[Condition] = []
+    if streams is not None and shares is not None and settings.features is not None:
+        conditions = measure_corruption(
+            info, rows, own=streams, features=settings.features, shares=shares, space=settings.corrupt_space,
+            groups=groups, bootstrap=settings.bootstrap, seed=settings.seed, where=settings.samples,
+        )  # fmt: skip
+    record = _record(settings, info, choice, rows, job, labels, numbers, classes, retrieval, notices)
+    record["corruption"] = None
+    if conditions:
+        record["corruption"] = {
+            "space": settings.corrupt_space, "seed": settings.seed,
+            "conditions": [own.to_dict() for own in conditions],
+        }  # fmt: skip
     storage.write_table(storage.join(out, "predictions.parquet"), _table(rows, info, predicted, labels))
     if labels is not None:
         storage.write_text(storage.join(out, "per_class.csv"), _csv(ClassResult, labels.measured.classes))
@@ -254,10 +303,15 @@ def evaluate_checkpoint(
         prefix = "" if first else f"{own_classes.output}_"
         storage.write_text(storage.join(out, f"{prefix}per_class.csv"), _csv(LabelResult, own_classes.measured.classes))
         storage.write_text(storage.join(out, f"{prefix}confusion.csv"), confusion_csv(own_classes.measured))
+    for own_retrieval in retrieval:
+        prefix = "" if own_retrieval is retrieval[0] else f"{own_retrieval.output}_"
+        storage.write_text(storage.join(out, f"{prefix}retrieval.csv"), queries_csv(own_retrieval))
     if write_page is not None:
-        write_page(out, record, labels, numbers, classes)
+        write_page(out, record, labels, numbers, classes, retrieval)
     records.write_record(storage.join(out, "evaluation.json"), record)  # written last: marks a complete evaluation
-    return EvaluationSummary(out, record, labels, tuple(numbers), choice.caution, job, tuple(classes))
+    return EvaluationSummary(
+        out, record, labels, tuple(numbers), choice.caution, job, tuple(classes), tuple(retrieval)
+    )  # fmt: skip
 
 
 def _measure_labels(
@@ -429,8 +483,10 @@ def choose_samples(samples: pa.Table, output: Output, split: str | None, *, wher
     chosen = split or ("test" if any(there.values()) else "all")
     if chosen != "all" and not there[chosen]:
         found = ", ".join(f"{count:,} {name}" for name, count in there.items() if count) or "none named"
+        noun = output.target_noun
+        one, those = ("labelled sample", "labelled") if noun == "labels" else (f"sample with {noun}", f"with {noun}")
         raise InputError(
-            f"has no labelled sample of the split {chosen} (of {labelled.num_rows:,} labelled: {found})",
+            f"has no {one} of the split {chosen} (of {labelled.num_rows:,} {those}: {found})",
             path=where,
             remedy="Choose another --split, or all.",
         )
@@ -598,15 +654,17 @@ def _table(
         name: rows.column(name).combine_chunks() for name in ("sample_id", "image_uri", "split")
     }
     metadata: dict[bytes, bytes] = {}
+    nullable = {"image_uri", "split", "labels"}
     for own in info.outputs:
         if own is info.labels:
             chosen = top_per_image(predicted[own.name], 1) if labels is None else labels.measured.chosen
             given = [info.vocabulary.decode(np.flatnonzero(row).tolist()) for row in chosen]
             columns["labels"] = own.labelled(rows, where=None).column("labels").combine_chunks()
             columns["predicted"] = pa.array(given, pa.list_(pa.string()))
-        columns |= own.columns(predicted[own.name])
+        found = own.columns(predicted[own.name])
+        columns |= found
+        nullable |= set(found) if own.nullable else set()
         metadata = own.metadata() | metadata  # the vocabulary is that of the first labels
-    nullable = {"image_uri", "split", "labels"}
     schema = pa.schema(
         [pa.field(name, column.type, nullable=name in nullable) for name, column in columns.items()], metadata=metadata
     )
@@ -621,11 +679,14 @@ def _csv(of: type[ClassResult] | type[LabelResult], classes: Sequence[ClassResul
     return buffer.getvalue()
 
 
-def _reads_numbers(output: Output) -> bool:
-    return output.gives == "numbers" or not output.reads_labels
+def _reads_more(output: Output) -> bool:
+    """Returns whether targets are read from other columns than those of labels."""
+    return output.gives in ("numbers", "vectors") or not output.reads_labels
 
 
 def _choice_of_labels(info: CheckpointInfo) -> str:
+    if info.labels is None and info.outputs[0].gives == "vectors":
+        return "none: it gives vectors"
     if info.labels is not None and info.labels.gives == "one_label":
         return "none: the highest label of each sample"
     return "fitted on validation" if info.thresholds is not None else "0.5 for each label"
@@ -640,6 +701,7 @@ def _record(
     labels: Labels | None,
     numbers: Sequence[Numbers],
     classes: Sequence[Classes],
+    retrieval: Sequence[Retrieval],
     notices: list[str],
 ) -> dict[str, Any]:
     """Builds the record of evaluation.json. It holds no times, so that the same evaluation gives the same file."""
@@ -666,7 +728,7 @@ def _record(
             **{name: job.counts[name] for name in ("in", "good", "quarantined", "by_reason")},
             "fingerprint": digest_of(
                 [rows.column(name).to_pylist() for name in ("sample_id", "captions", "labels", "label_weights")]
-                + [own.contents(own.read(rows, where=settings.samples)) for own in info.outputs if _reads_numbers(own)]
+                + [own.contents(own.read(rows, where=settings.samples)) for own in info.outputs if _reads_more(own)]
             ),
         },
         "settings": {
@@ -688,6 +750,7 @@ def _record(
             }
             for own in numbers
         },
+        **({"retrieval": {own.output: own.to_dict() for own in retrieval}} if retrieval else {}),
         "versions": job.record["versions"],
     }
 

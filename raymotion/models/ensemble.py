@@ -42,13 +42,20 @@ def combined(infos: Sequence[CheckpointInfo]) -> CheckpointInfo:
     those of its members say nothing of the mean.
 
     Raises:
-        InputError: they predict different things, need different features of a picture, or one is named twice.
+        InputError: they predict different things, or vectors, need different features of a picture, or one is named
+            twice.
     """
     first = infos[0]
     if len(infos) == 1:
         return first
     names = {own.name: own for own in first.inputs}
     for place, info in enumerate(infos):
+        if any(own.gives == "vectors" for own in info.outputs):
+            raise InputError(
+                "gives vectors in a space of its own, which have no mean with those of another model",
+                path=info.folder,
+                remedy="Name one model.",
+            )
         if info.fingerprint in {own.fingerprint for own in infos[:place]}:
             raise InputError("is named twice, and would count twice", path=info.folder, remedy="Name each model once.")
         if (told := _predicted(info.outputs)) != (wanted := _predicted(first.outputs)):

@@ -115,8 +115,9 @@ class OptimiserSettings(Settings):
     Attributes:
         kind: adamw, or adam with weight decay as a part of the gradient (Kingma and Ba 2015).
         lr: learning rate of new weights. backbone_lr: learning rate of pretrained weights.
-        schedule: after the warm-up: cosine: decay to 0; constant: no decay; step: a tenth after 35 % of the steps, and
-            again after 70 %; plateau: lower whenever validation stops improving, by `plateau`.
+        schedule: after the warm-up: cosine: decay to 0; constant: no decay; step: a tenth after each of the shares
+            `step_at` of all steps; plateau: lower whenever validation stops improving, by `plateau`.
+        step_at: by default 35 % and 70 %, as every seven of the public EMOTIC study's twenty epochs.
         warmup: share of all steps. clip: largest gradient norm; None: no clipping.
         accumulate: number of batches per step, for batches that do not fit into memory.
         patience: epochs without a better validation score before training stops. min_delta: how much better it has to
@@ -137,6 +138,7 @@ class OptimiserSettings(Settings):
     backbone_lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     schedule: Literal["cosine", "constant", "step", "plateau"] = "cosine"
+    step_at: tuple[float, ...] = (0.35, 0.7)
     plateau: Plateau = Plateau()
     warmup: float = Field(0.1, ge=0, le=1)
     clip: float | None = Field(1.0, gt=0)
@@ -151,10 +153,17 @@ class OptimiserSettings(Settings):
     l2_sp: float = Field(0.0, ge=0)
     interpolate: tuple[float, ...] = (1.0,)
 
-    @field_validator("interpolate", mode="before")
+    @field_validator("interpolate", "step_at", mode="before")
     @classmethod
     def _as_list(cls, value: Any) -> Any:
         return as_list(value)
+
+    @field_validator("step_at")
+    @classmethod
+    def _rising(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or not all(0 < a < 1 for a in value) or list(value) != sorted(set(value)):
+            raise ValueError("step_at is one rising share or more of all steps, between 0 and 1")
+        return value
 
     @field_validator("interpolate")
     @classmethod
@@ -167,6 +176,8 @@ class OptimiserSettings(Settings):
     def _plateau_is_used(self) -> Self:
         if self.schedule != "plateau" and self.plateau != Plateau():
             raise ValueError("plateau means something only with schedule plateau")
+        if self.schedule != "step" and self.step_at != OptimiserSettings.model_fields["step_at"].default:
+            raise ValueError("step_at means something only with schedule step")
         if self.schedule == "plateau" and self.plateau.patience >= self.patience:
             raise ValueError(
                 f"plateau.patience {self.plateau.patience} is not below patience {self.patience}: training would stop "

@@ -66,8 +66,8 @@ class DecodeOnce(DecodeImages):
     Boxes refer to pixels of the full picture, and small faces need its resolution.
     """
 
-    def __init__(self, damaged: DamagedPolicy = "quarantine") -> None:
-        super().__init__(None, required=True, damaged=damaged)
+    def __init__(self, damaged: DamagedPolicy = "quarantine", *, required: bool = True) -> None:
+        super().__init__(None, required=required, damaged=damaged)
 
     def ahead(self, items: Sequence[Item]) -> AbstractContextManager[None]:
         return super().ahead([unit[0] for unit in image_units(items)])
@@ -230,13 +230,19 @@ class EmbedForHead:
 
 
 class LoadEmbeddings:
-    """Loads clean features from a finished embedding job, instead of decoding and embedding."""
+    """Loads clean features from a finished embedding job, instead of decoding and embedding.
+
+    Args:
+        required: whether items without features fail even if they have no picture; otherwise the model masks them.
+    """
 
     name = "decode"  # as for every first stage
     whole_shard = False
 
-    def __init__(self, folder: str, keys: Mapping[str, FeatureKey], inputs: Sequence[Stream]) -> None:
-        self.folder, self.keys, self.inputs = folder, dict(keys), tuple(inputs)
+    def __init__(
+        self, folder: str, keys: Mapping[str, FeatureKey], inputs: Sequence[Stream], *, required: bool = True
+    ) -> None:
+        self.folder, self.keys, self.inputs, self.required = folder, dict(keys), tuple(inputs), required
 
     def setup(self, threads: int, device: str) -> None:
         from raymotion.data.embeddings import Embeddings
@@ -249,6 +255,8 @@ class LoadEmbeddings:
     def process(self, items: Sequence[Item]) -> None:
         rows = self.embeddings.rows(item.row["sample_id"] for item in items)
         for item, row in zip(items, rows.tolist(), strict=True):
+            if row < 0 and not self.required and item.row["image_uri"] is None:
+                continue  # the model has another input, such as captions, and masks this one
             if row < 0:
                 item.failure = Failure(
                     self.name,

@@ -119,7 +119,8 @@ def make_plan(info: CheckpointInfo, options: Options, *, samples: str | None = N
     if not pictures:
         inputs = [own for own in inputs if own.looks_at == "none"]
     inputs = _each_once(inputs)
-    parts = [_part_of(own, _owner(own, info), options, samples) for own in inputs]
+    alone = all(own.looks_at != "none" for own in inputs)
+    parts = [_part_of(own, _owner(own, info), options, samples, alone=alone) for own in inputs]
     loaders = [part.loader for part in parts if part.loader is not None]
     looking = [own for own, part in zip(inputs, parts, strict=True) if own.looks_at != "none" and part.loader is None]
 
@@ -137,7 +138,7 @@ def make_plan(info: CheckpointInfo, options: Options, *, samples: str | None = N
     def stages(precision: str) -> tuple[Stage, ...]:
         first: list[Stage] = list(loaders)
         if any(own.looks_at == "all" for own in looking):
-            first.append(DecodeOnce(options.damaged))
+            first.append(DecodeOnce(options.damaged, required=alone))
         elif looking:
             sides = [own.min_side for own in looking if own.min_side is not None]
             first.append(DecodeImages(max(sides) if sides else None, damaged=options.damaged))
@@ -234,11 +235,12 @@ def _refuse_what_is_not_used(info: CheckpointInfo, inputs: Sequence[Input], opti
         raise InputError("--weights and --features are given, and only one can be used", remedy="Leave one out.")
 
 
-def _part_of(own: Input, info: CheckpointInfo, options: Options, samples: str | None) -> _Part:
+def _part_of(own: Input, info: CheckpointInfo, options: Options, samples: str | None, *, alone: bool) -> _Part:
+    """Returns the part of an input; `alone` if the model reads nothing but pictures, so that each sample needs one."""
     if isinstance(own, RegionInput):
         return _regions(own, info, options, samples)
     if isinstance(own, StreamInput):
-        return _streams(own, info, options, samples)
+        return _streams(own, info, options, samples, alone)
     if isinstance(own, PersonInput):
         return _Part(notices=_what_samples_lack(samples, own))
     if isinstance(own, AnswersInput):
@@ -327,12 +329,12 @@ def find_extractor(
     return trained, locate(weights)
 
 
-def _streams(own: StreamInput, info: CheckpointInfo, options: Options, samples: str | None) -> _Part:
+def _streams(own: StreamInput, info: CheckpointInfo, options: Options, samples: str | None, alone: bool) -> _Part:
     notices = own.notices()
     if options.features is not None:
         folder = storage.absolute(options.features)
         return _Part(
-            loader=LoadEmbeddings(folder, _keys_in(folder, own.kept), own.kept),
+            loader=LoadEmbeddings(folder, keys_in(folder, own.kept), own.kept, required=alone),
             identity={"features": features_digest(folder)},
             notices=notices,
             check=_made_from_check(folder, own.kept),
@@ -389,7 +391,7 @@ def _what_samples_lack(samples: str | None, own: PersonInput) -> list[str]:
     return [f"No sample has a {stream}_box: the model's {stream} stream was masked for all." for stream in lacking]
 
 
-def _keys_in(folder: str, streams: Sequence[Stream]) -> dict[str, FeatureKey]:
+def keys_in(folder: str, streams: Sequence[Stream]) -> dict[str, FeatureKey]:
     """Returns stream -> key of its features in an embedding folder, by the identity of the backbone, not its name."""
     require_complete(folder)
     part = next(iter(sorted(part_names(folder))), None)

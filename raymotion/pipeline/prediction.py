@@ -14,6 +14,7 @@ from raymotion.data.images.damage import DamagedPolicy
 from raymotion.errors import InputError
 from raymotion.models.checkpoint import CheckpointInfo
 from raymotion.models.outputs.dimensions import Dimensions
+from raymotion.models.outputs.embedding import TEXT, Embedding
 from raymotion.text_table import table_lines
 
 OPTIONAL = ("boxes", "numbers", "scales")
@@ -76,8 +77,8 @@ class Prediction:
         table = table_lines(heads[:width], [row[:width] for row in rows], left=(0, 4))
         numbers = []
         for name, value in (self.numbers or {}).items():
-            low, high = (self.scales or {})[name]
-            numbers.append(f"{name} {value:.2f} (of {low:g} to {high:g})")
+            scale = (self.scales or {}).get(name)
+            numbers.append(f"{name} {value:.2f}" + (f" (of {scale[0]:g} to {scale[1]:g})" if scale else ""))
         return [*(table if self.emotions else []), *numbers, *(f"note: {note}" for note in self.notes)]
 
 
@@ -107,10 +108,17 @@ def explain(
     said = model.label(pixels if model.min_side is None else image, texts, boxes=boxes)
     info = model.info
     emotions = [] if info.labels is None else _emotions(info, said)
-    numbers = (said if info.labels is None else model.numbers) or {}
+    numbers = {**(said if info.labels is None else {}), **(model.numbers or {})}
     given_numbers = [cast(Dimensions, own) for own in info.outputs if own.gives == "numbers"]
     scales = {name: list(own.scale) for own in given_numbers for name in own.names}
     notes = [*model.not_read(image=image is not None, caption=bool(texts)), *model.notes]
+    vectors = [cast(Embedding, own) for own in info.outputs if own.gives == "vectors"]
+    scales |= {name: [-1.0, 1.0] for name in numbers if vectors and name not in scales}  # a cosine
+    if len(vectors) == len(info.outputs) and not numbers:
+        sides = " and ".join("a caption" if side == TEXT else f"an {side}" for side in vectors[0].sides)
+        notes.append(
+            f"This model compares {sides}: give both to see how similar they are. `raymotion search` finds more."
+        )
     if damage := model.damage or (str(kept[0]) if kept else None):
         notes.insert(0, f"The picture is damaged, and was read as it decodes: {damage}.")
     given = {name: [float(value) for value in box] for name, box in (boxes or {}).items()}

@@ -34,6 +34,7 @@ from raymotion.models.inputs.base import Input
 from raymotion.models.inputs.captions import Captions
 from raymotion.models.inputs.streams import BOXED, PersonInput
 from raymotion.models.outputs.base import Output
+from raymotion.models.outputs.embedding import Embedding
 from raymotion.pipeline.plan import Options, make_plan
 from raymotion.pipeline.predict import Predict
 from raymotion.pipeline.stages import DecodeImages, Item, Stage
@@ -75,7 +76,8 @@ class Predictor:
 
     def __repr__(self) -> str:
         labels = self.info.labels
-        says = f"{len(self.vocabulary)} emotions ({self.vocabulary.name})" if labels is not None else "numbers"
+        others = "vectors" if self._main.gives == "vectors" else "numbers"
+        says = f"{len(self.vocabulary)} emotions ({self.vocabulary.name})" if labels is not None else others
         reads = ", ".join(self.reads)
         return f"<raymotion {self.info.kind.name} of {self.info.folder}: {reads} -> {says}, on {self.device}>"
 
@@ -171,8 +173,9 @@ class Predictor:
         Returns:
             For a list of pictures, float32 (n, L) probabilities in vocabulary order, or the values of the first output
             of a model without a vocabulary. For a folder or table, a pandas DataFrame in the same order: sample_id,
-            image_uri, a column for each label and each number (`p_NAME` if another column has its name), and
-            `failure`, the reason for a missing prediction. The names of the labels are its `attrs["labels"]`.
+            image_uri, a column for each label and each number (`p_NAME` if another column has its name) and for the
+            vectors of each side (`image_embedding`; None where there is none), and `failure`, the reason for a missing
+            prediction. The names of the labels are its `attrs["labels"]`.
 
         Raises:
             InputError: for a list, a sample has no input of the model (see `usable`) or cannot be processed; for a
@@ -231,15 +234,30 @@ class Predictor:
             values: numbers of the sample table that the model reads, by column.
 
         Returns:
-            Label -> probability in descending order; for a model without a vocabulary its numbers by name.
+            Label -> probability in descending order; for a model without a vocabulary its numbers by name; for one of
+            vectors the `similarity` of a picture and its captions, if both are given (`embed` returns the vectors).
 
         Raises:
             InputError: the picture cannot be read, or no input of the model is given.
         """
+        item = self._run_one(image, [caption] if isinstance(caption, str) else list(caption or []), boxes, values)
+        main = self._main
+        others = [own for own in self.model.outputs if own is not main]
+        found = {name: value for own in others for name, value in own.named(item.output[own.name]).items()}
+        self.numbers = found or None
+        return main.named(item.output[main.name])
+
+    def _run_one(
+        self,
+        image: str | os.PathLike[str] | np.ndarray | Image | None,
+        captions: Sequence[str],
+        boxes: Boxes | None = None,
+        values: Mapping[str, float] | None = None,
+    ) -> Item:
+        """Predicts one sample; see `label` for errors."""
         persons = any(isinstance(own, PersonInput) for own in self._used)
         if boxes and not persons:
             raise InputError("this model looks at no boxes", path=self.info.folder, remedy="Leave them out.")
-        captions = [caption] if isinstance(caption, str) else list(caption or [])
         # A given file must be a picture, even if the model does not use it.
         pixels = None if image is None else self._read(image)
         item = Item(
@@ -256,11 +274,40 @@ class Predictor:
                 raise InputError("the region extractor found nothing in the image", path=self.info.folder)
             raise InputError(f"this model reads {self._needs}, and none was given", path=self.info.folder)
         self._raise_first_failure([item])
-        main = self._main
-        others = [own for own in self.model.outputs if own is not main]
-        found = {name: value for own in others for name, value in own.named(item.output[own.name]).items()}
-        self.numbers = found or None
-        return main.named(item.output[main.name])
+        return item
+
+    def embed(
+        self,
+        image: str | os.PathLike[str] | np.ndarray | Image | None = None,
+        caption: str | Sequence[str] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Returns the vectors of a picture, of its caption or captions, or of both, for a model that gives vectors.
+
+        Args:
+            image, caption: see `label`.
+
+        Returns:
+            side (`image`, `text`) -> unit vector (D,) float32, of the sides that are given.
+
+        Raises:
+            InputError: as `label`; the model gives no vectors, or reads nothing of what is given.
+        """
+        output = next((own for own in self.model.outputs if isinstance(own, Embedding)), None)
+        if output is None:
+            raise InputError(
+                f"is a {self.info.kind.name} and gives no vectors", path=self.info.folder,
+                remedy="Name a model of pictures and captions in one space.",
+            )  # fmt: skip
+        captions = [caption] if isinstance(caption, str) else list(caption or [])
+        for given, read, what in (
+            (bool(captions), self.reads_text, "captions"),
+            (image is not None, self.reads_images, "pictures"),
+        ):
+            if given and not read:
+                raise InputError(f"reads no {what}", path=self.info.folder)
+        item = self._run_one(image, captions)
+        sides = zip(output.sides, output.split(item.output[output.name][None]), strict=True)
+        return {side: own[0] for side, own in sides if own.any()}
 
     def not_read(self, *, image: bool, caption: bool) -> list[str]:
         """Returns sentences about given inputs that are ignored because the model was not trained on them."""
@@ -379,6 +426,9 @@ class Predictor:
         taken = {*columns, "failure"}
         labels: list[str] = []
         for own in self.model.outputs:
+            if own.gives == "vectors":
+                columns |= self._vector_columns(own, items)
+                continue
             names = list(own.vocabulary.labels) if own.vocabulary is not None else list(own.named(np.zeros(own.width)))
             shown = [f"p_{name}" if name in taken else name for name in names]
             labels += shown if own.vocabulary is not None else []
@@ -390,6 +440,17 @@ class Predictor:
         frame = pd.DataFrame(columns)
         frame.attrs["labels"] = labels
         return frame
+
+    @staticmethod
+    def _vector_columns(output: Output, items: Sequence[Item]) -> dict[str, list[Any]]:
+        """Returns the columns of vectors, each an array (D,), or None where a sample has none."""
+        nothing = np.zeros(output.width, np.float32)
+        values = [item.output[output.name] if item.failure is None else nothing for item in items]
+        found = output.columns(np.array(values, np.float32).reshape(len(items), output.width))
+        return {
+            name: [None if one is None else np.array(one, np.float32) for one in column.to_pylist()]
+            for name, column in found.items()
+        }
 
     def _raise_first_failure(self, items: Sequence[Item]) -> None:
         failed = [(i, item.failure) for i, item in enumerate(items) if item.failure is not None]

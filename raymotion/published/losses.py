@@ -12,6 +12,7 @@ from pydantic import Field
 
 from raymotion.config import Settings
 from raymotion.errors import InputError
+from raymotion.learning.losses.dimensions import NumberLoss
 from raymotion.learning.losses.multilabel import Asymmetric, NamedLoss
 
 if TYPE_CHECKING:
@@ -141,3 +142,18 @@ class DicePublished(_MeanPublished):
         rows = 1.0 if weights is None else weights[:, None]
         both, either = (rows * p * targets).sum(), (rows * (p + targets)).sum()
         return 1.0 - (2.0 * both + self.options.smooth) / (either + self.options.smooth)
+
+
+class SmoothL1Published(NumberLoss):
+    """The sum over samples and numbers of a smooth-L1 loss with a margin of 1, on ten times the network's numbers.
+
+    The networks of the public EMOTIC code predict value / 10. Flaws: it is a sum, as `discrete_published` is, so each
+    additional row makes a larger step.
+    """
+
+    sums = True
+
+    def terms(self, values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        import torch.nn.functional as F
+
+        return F.smooth_l1_loss(10.0 * values, 10.0 * targets, beta=1.0, reduction="none")

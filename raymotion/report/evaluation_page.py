@@ -10,22 +10,25 @@ import numpy as np
 from raymotion import storage
 from raymotion.batch.label_dataset import load_labels, read_rows
 from raymotion.evaluation.classes import MeasuredClasses
+from raymotion.evaluation.corruption import each_figure
 from raymotion.evaluation.disagreements import rank_disagreements
 from raymotion.evaluation.evaluate import PREDICTIONS, SAMPLES
 from raymotion.evaluation.measure import Measured
 from raymotion.learning.metrics.calibration import CalibrationScores
-from raymotion.learning.metrics.multilabel import Evaluation, interval_text, metric_text
+from raymotion.learning.metrics.multilabel import Evaluation, interval_text, metric_text, short_title
 from raymotion.learning.significance import Headline, headline, voids_results
 from raymotion.report.cards import Card, ReviewLink, make_card
 from raymotion.report.evaluation_plots import draw, draw_classes, draw_numbers
 from raymotion.report.figures import metric_lines, metric_rows
 from raymotion.report.plots import data_address
 from raymotion.report.rendering import template
+from raymotion.report.retrieval import retrieval_lines, shown_retrieval, verdict_of_retrieval
 from raymotion.report.review import write_review
 from raymotion.text_table import table_lines
 
 if TYPE_CHECKING:
     from raymotion.evaluation.evaluate import Classes, EvaluationSummary, Labels, Numbers
+    from raymotion.evaluation.retrieval import Retrieval
 
 ERRORS_SHOWN, NUMBERS_SHOWN = 24, 12
 # Labels whose confusion has room on a terminal.
@@ -36,6 +39,9 @@ NAMES = {"bce": "BCE", "macro_ap": "mAP"}
 BY_HEADS = ("n", "labels judged", "macro AUC (chance 0.5)", "95 % interval", "mAP (chance)", "BCE", "below prior")
 BY_HEADS_OF_CLASSES = (
     "n", "accuracy", "95 % interval", "majority", "macro F1", "95 % interval", "log loss", "below prior"
+)  # fmt: skip
+CORRUPTION_HEADS = (
+    "features replaced", "metric", "value", "95 % interval", "constant", "change", "95 % interval"
 )  # fmt: skip
 KINDS = {"width": "equal width", "mass": "equal mass"}
 CAPTIONS = {
@@ -60,6 +66,7 @@ def write(
     labels: Labels | None,
     numbers: Sequence[Numbers],
     classes: Sequence[Classes] = (),
+    retrieval: Sequence[Retrieval] = (),
     *,
     review: storage.PathLike | None = None,
 ) -> None:
@@ -90,7 +97,8 @@ def write(
     worst = [(own, _worst_numbers(predictions, own)) for own in numbers]
     answers = [(own, _worst_classes(predictions, own)) for own in classes]
     text = render(
-        record, labels, numbers, figures, answers, cards=cards, worst=worst, review=link, captions=captions
+        record, labels, numbers, figures, answers, retrieval, cards=cards, worst=worst, review=link, captions=captions,
+        predictions=predictions,
     )  # fmt: skip
     storage.write_text(page, text)
 
@@ -152,11 +160,13 @@ def render(
     numbers: Sequence[Numbers],
     figures: Mapping[str, bytes],
     classes: Sequence[tuple[Classes, Sequence[Card]]] = (),
+    retrieval: Sequence[Retrieval] = (),
     *,
     cards: Sequence[Card] = (),
     worst: Sequence[tuple[Numbers, Sequence[Card]]] = (),
     review: ReviewLink | None = None,
     captions: Mapping[str, str] = CAPTIONS,
+    predictions: str | None = None,
 ) -> str:
     """Renders the page from the record of evaluation.json, the measurements, and PNG figures by name.
 
@@ -165,15 +175,17 @@ def render(
         cards, worst: the samples with the worst errors of the labels, and of each output of numbers.
         captions: of the figures, by name.
         review: makes links to the pictures behind the numbers, or None.
+        predictions: folder of the labelling job, whose pictures queries of retrieval are shown with.
     """
     samples, checkpoint = record["samples"], record["checkpoint"]
     measured_classes = [own for own, _ in classes]
-    first = verdict(labels, numbers, warnings_of(record), measured_classes)
+    first = verdict(labels, numbers, warnings_of(record), measured_classes, retrieval)
     measured = None if labels is None else labels.measured
+    by_caption = bool(retrieval) and retrieval[0].by_caption
     key_figures = [
-        ("samples scored", f"{samples['good']:,}"),
+        ("images and captions scored" if by_caption else "samples scored", f"{samples['good']:,}"),
         ("quarantined", f"{samples['quarantined']:,}"),
-        ("without labels", f"{samples['without_labels']:,}"),
+        ("without captions" if by_caption else "without labels", f"{samples['without_labels']:,}"),
     ]
     remarks = [record["caution"]] if record["caution"] else []
     facts = [
@@ -202,13 +214,19 @@ def render(
         ]
         remarks += [*one.measured.collapse.reasons, *one.measured.collapse.notes]
         facts.append(("One label of", f"{one.subject}, {len(one.measured.classes)} labels"))
-    remarks += [own.flat for own in numbers if own.flat is not None]
+    remarks += [own.flat for own in (*numbers, *retrieval) if own.flat is not None]
     remarks = [text for text in remarks if text != first.text]
     for own in numbers:
         key_figures += [
             (f"{name.upper()}, {own.output}", metric_text(own.evaluation[name].value)) for name in ("ccc", "mae")
         ]
         facts.append((own.output, f"{', '.join(own.names)}, {own.scale[0]:g} to {own.scale[1]:g}"))
+    for pairs in retrieval:
+        for direction in pairs.directions:
+            told = direction.name.replace("_", " ")
+            key_figures.append((f"R@1, {told}", metric_text(direction.evaluation["recall_at_1"].value)))
+            key_figures.append((f"pool, {told}", f"{direction.ranks.pool:,}"))
+    subjects = [own.output for own in (*numbers, *retrieval)]
     return template("evaluation.html.j2").render(
         record=record,
         cards=cards,
@@ -216,7 +234,7 @@ def render(
         review=review,
         samples=samples,
         checkpoint=checkpoint,
-        subject=record["vocabulary"]["name"] if record["vocabulary"] else ", ".join(own.output for own in numbers),
+        subject=record["vocabulary"]["name"] if record["vocabulary"] else ", ".join(subjects),
         results=measured,
         state=first.state,
         headline=first.text,
@@ -227,6 +245,10 @@ def render(
         soft=record["settings"]["soft"],
         by=labels and record["by"] and {"heads": (record["by"]["column"], *BY_HEADS), "rows": by_rows(labels.by)},
         numbers=[(own, metric_rows(own.evaluation)) for own in numbers],
+        by_caption=by_caption,
+        retrieval=[(pairs, shown_retrieval(pairs, predictions)) for pairs in retrieval],
+        corruption=record["corruption"]
+        and {"heads": CORRUPTION_HEADS, "rows": corruption_rows(record), "note": corruption_note(record)},
         calibration=[] if measured is None else [calibration_row(scores) for scores in measured.calibration],
         key_figures=key_figures,
         facts=facts,
@@ -254,9 +276,13 @@ def _shown_classes(own: Classes, record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def verdict(
-    labels: Labels | None, numbers: Sequence[Numbers], warnings: Sequence[str], classes: Sequence[Classes] = ()
+    labels: Labels | None,
+    numbers: Sequence[Numbers],
+    warnings: Sequence[str],
+    classes: Sequence[Classes] = (),
+    retrieval: Sequence[Retrieval] = (),
 ) -> Headline:
-    """Returns the headline of page and terminal, about the labels, or the numbers of a model without labels.
+    """Returns the headline of page and terminal, about the labels, else about the numbers, else about retrieval.
 
     Args:
         warnings: the caution about the samples, if any, and notices that void the results.
@@ -265,6 +291,8 @@ def verdict(
         return _verdict_of_labels(labels.measured, warnings)
     if classes:
         return _verdict_of_classes(classes[0].measured, warnings)
+    if not numbers and retrieval:
+        return verdict_of_retrieval(retrieval[0], warnings)
     metrics = numbers[0].evaluation.metrics
     verdicts = {name: metrics[name].verdict for name in ("mae", "ccc")}
     doubtful = " and ".join(name.upper() for name, own in verdicts.items() if own != "better")
@@ -352,7 +380,9 @@ def calibration_row(scores: CalibrationScores) -> dict[str, str]:
 
 def verdict_of(summary: EvaluationSummary) -> Headline:
     """Returns the headline of an evaluation."""
-    return verdict(summary.labels, summary.numbers, warnings_of(summary.record), summary.classes)
+    return verdict(
+        summary.labels, summary.numbers, warnings_of(summary.record), summary.classes, summary.retrieval
+    )  # fmt: skip
 
 
 def summary_lines(summary: EvaluationSummary) -> list[str]:
@@ -372,15 +402,51 @@ def summary_lines(summary: EvaluationSummary) -> list[str]:
         lines += [] if own.flat in (None, first.text) else [f"  - {own.flat}"]
         lines += ["", f"{own.output}: {', '.join(own.names)}, on a scale of {own.scale[0]:g} to {own.scale[1]:g}"]
         lines += metric_lines(own.evaluation)
-    left_out = f"; {samples['without_labels']:,} without labels left out" if samples["without_labels"] else ""
+    for pairs in summary.retrieval:
+        lines += retrieval_lines(pairs, first.text)
+    noun = "captions" if summary.retrieval and summary.retrieval[0].by_caption else "labels"
+    of_what = "rows of images and captions" if noun == "captions" else "samples"
+    if summary.record["corruption"]:
+        lines += ["", *table_lines(CORRUPTION_HEADS, corruption_rows(summary.record)), corruption_note(summary.record)]
+    left_out = f"; {samples['without_labels']:,} without {noun} left out" if samples["without_labels"] else ""
     of = f" of {', '.join(samples['holdout_domain'])}" if samples["holdout_domain"] else ""
     lines.append(
-        f"samples{of}, split {samples['split']}: {samples['in']:,} in = {samples['good']:,} scored + "
+        f"{of_what}{of}, split {samples['split']}: {samples['in']:,} in = {samples['good']:,} scored + "
         f"{samples['quarantined']:,} in quarantine{left_out}"
     )
     lines += [f"  quarantine: {count} {reason}" for reason, count in samples["by_reason"].items()]
     lines.append(f"page: {storage.join(summary.out, 'evaluation.html')}")
     return lines
+
+
+def corruption_rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Returns the texts of the table of `evaluate --corrupt` from an evaluation.json, in `CORRUPTION_HEADS`."""
+    rows = []
+    for name, own in each_figure(record["corruption"] or {"conditions": []}):
+        clean = own.change is None
+        rows.append(
+            (
+                name, f"{own.output}: {short_title(own.metric)}", metric_text(own.value),
+                interval_text(own.low, own.high), metric_text(own.constant),
+                "" if clean else f"{own.change:+.4f}", "" if clean else interval_text(own.change_low, own.change_high),
+            )
+        )  # fmt: skip
+    return rows
+
+
+def corruption_note(record: Mapping[str, Any]) -> str:
+    """Returns the sentence below that table."""
+    raw = record["corruption"]["space"] == "raw"
+    drawn = (
+        "from N(0, 1) whatever the size of the features, as in the public EMOTIC code"
+        if raw
+        else "with the mean and the spread that each number has over these samples"
+    )
+    return (
+        f"A random share of the numbers of a feature is replaced by noise, drawn {drawn} (seed "
+        f"{record['corruption']['seed']}). The change is from clean features, with the interval of the paired "
+        "difference; the constant is the best answer that looks at nothing."
+    )
 
 
 def by_rows(by: Mapping[str, Evaluation]) -> list[tuple[str, ...]]:

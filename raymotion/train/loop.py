@@ -308,7 +308,7 @@ def _train_epoch(
     if workers.pace is not None:
         workers.pace.begin(epoch, settings.epochs, steps)
     for number, batch in enumerate(loader.train(epoch)):
-        factor = schedule(before + number, of_all, settings.warmup, settings.schedule)
+        factor = schedule(before + number, of_all, settings.warmup, settings.schedule, settings.step_at)
         shown, *own = (rate * factor for rate in rates)
         for group, rate in zip(optimiser.param_groups, own, strict=True):
             group["lr"] = rate

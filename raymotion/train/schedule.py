@@ -20,11 +20,13 @@ def batch_rows(recipe: TrainRecipe, world: int) -> int:
     return max(1, recipe.optimiser.batch_size // world)
 
 
-def schedule(step: int, total: int, warmup: float, kind: str = "cosine") -> float:
+def schedule(
+    step: int, total: int, warmup: float, kind: str = "cosine", step_at: Sequence[float] = (0.35, 0.7)
+) -> float:
     """Returns the learning rate factor: linear from 0 over the share `warmup` of the steps, then a half cosine to 0.
 
-    `constant` and `plateau` (see `lowered`): 1 in place of the cosine. `step`: 0.1 after 35 % of the steps, 0.01 after
-    70 % (the public EMOTIC study: every seven of twenty epochs).
+    `constant` and `plateau` (see `lowered`): 1 in place of the cosine. `step`: a tenth after each share `step_at` of
+    the steps.
     """
     rise = warmup * total
     if step < rise:
@@ -32,7 +34,7 @@ def schedule(step: int, total: int, warmup: float, kind: str = "cosine") -> floa
     if kind in ("constant", "plateau"):
         return 1.0
     if kind == "step":
-        return 1.0 if step < 0.35 * total else 0.1 if step < 0.7 * total else 0.01
+        return float(0.1 ** sum(step >= share * total for share in step_at))
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, total - rise)))
 
 

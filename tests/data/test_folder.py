@@ -68,6 +68,31 @@ def test_captions_in_each_form(photos, tmp_path, name):
     assert (report.no_file, report.no_file_names) == (1, ["gone.jpg"])
 
 
+OTHER_NAMES = {
+    "c.csv": 'image,text\nb.JPG,"One\nline"\ntrip/a.png,x\nb.JPG,two\n',
+    "d.csv": "text;more;filename\nOne line;1;b.JPG\nx;2;trip/a.png\ntwo;3;b.JPG\n",
+    "c.tsv": "File_Name\tCaption\nb.JPG\tOne line\ntrip/a.png\tx\nb.JPG\ttwo\n",
+    "c.jsonl": '{"file_name": "b.JPG", "text": "One line"}\n{"image": "trip/a.png", "caption": "x"}\n'
+    '{"filename": "b.JPG", "captions": ["two"]}\n',
+    "captions.txt": "image,caption\nb.JPG,One line\ntrip/a.png,x\nb.JPG,two\n",
+    "x.token.txt": "b.JPG#1\ttwo\ntrip/a.png#0\tx\nb.JPG#0\tOne line\n",
+}
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_other_names_of_the_columns(photos, tmp_path, name):
+    (tmp_path / name).write_text(OTHER_NAMES[name])
+    table, report = read_folder(photos, tmp_path / name)
+    own = captions_of(table)
+    assert (own["folder:b.JPG"], own["folder:trip/a.png"]) == (["One line", "two"], ["x"])
+    assert (report.captions, report.no_file) == (3, 0)
+
+
+def test_file_and_caption_count_before_the_other_names(photos, tmp_path):
+    (tmp_path / "c.csv").write_text("image,file,text,caption\n1,b.JPG,no,yes\n")
+    assert captions_of(read_folder(photos, tmp_path / "c.csv")[0])["folder:b.JPG"] == ["yes"]
+
+
 def test_a_full_path_names_the_file_too(photos, tmp_path):
     (tmp_path / "c.json").write_text(json.dumps({str(photos / "b.JPG"): "hello"}))
     table, _ = read_folder(photos, tmp_path / "c.json")

@@ -87,11 +87,28 @@ def test_annotators_of_one_picture_become_shares(tmp_path: Path) -> None:
     assert table["captions"].to_pylist()[0] == ["x", "y", "z"] and report.merged == 3
 
 
-def test_repeated_pictures_without_annotators_are_samples_of_one_group(tmp_path: Path) -> None:
-    path = write(tmp_path / "t.csv", "image,caption\na.jpg,x\na.jpg,y\n")
-    table, _ = read(path)
+def test_repeated_pictures_with_labels_are_samples_of_one_group(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", "image,caption,label\na.jpg,x,joy\na.jpg,y,awe\n")
+    table, _ = read(path, vocabulary_from_data=True)
     assert table["sample_id"].to_pylist() == ["table:a.jpg", "table:a.jpg#2"]
     assert len(set(table["group_id"].to_pylist())) == 1
+
+
+@pytest.mark.parametrize("image", ["image", "file", "filename", "file_name"])
+@pytest.mark.parametrize("caption", ["caption", "text"])
+def test_rows_of_captions_alone_are_one_sample_for_each_picture(tmp_path: Path, image: str, caption: str) -> None:
+    rows = "".join(f"{name}.jpg,{name} {i}\n" for i in range(5) for name in "ab")
+    table, report = read(write(tmp_path / "t.csv", f"{image},{caption}\n{rows}"))
+    assert table["sample_id"].to_pylist() == ["table:a.jpg", "table:b.jpg"]
+    assert table["captions"].to_pylist() == [[f"{name} {i}" for i in range(5)] for name in "ab"]
+    assert report.captioned == 8 and any("further captions" in note for note in report.notes())
+
+
+@pytest.mark.parametrize("column, values", [("split", ["train", "test"]), ("scene", ["x", "y"])])
+def test_captions_of_a_picture_in_two_splits_or_groups(tmp_path: Path, column: str, values: list[str]) -> None:
+    path = write(tmp_path / "t.csv", f"image,caption,{column}\n" + "".join(f"a.jpg,x,{own}\n" for own in values))
+    with pytest.raises(InputError, match=r"table:a.jpg is in the (splits test, train|groups table:x, table:y)"):
+        read(path, group_column="scene" if column == "scene" else None)
 
 
 def test_splits_are_taken_or_made(tmp_path: Path) -> None:

@@ -12,12 +12,16 @@ from raymotion import storage
 from raymotion.config import File, Folder
 from raymotion.data.captions import one_line
 from raymotion.data.images.files import EXTENSIONS, FileNames, FolderContent, is_unicode, list_pictures
+from raymotion.data.readers.flickr8k.caption_files import read_caption_file
 from raymotion.data.readers.reader import Reader, Report, noted, report_line
 from raymotion.data.samples import table_from_rows
-from raymotion.data.text_rows import delimited_rows, json_lines, read_json, shown
+from raymotion.data.text_rows import columns_of, delimited_rows, json_lines, read_json, shown
 from raymotion.errors import InputError, located
 
-_KEYS = ("file", "caption", "captions")
+# Names of the columns and keys, in the order in which they count.
+FILE_NAMES = ("file", "file_name", "filename", "image")
+CAPTION_NAMES = ("caption", "text")
+_KEYS = (*FILE_NAMES, *CAPTION_NAMES, "captions")
 
 
 @dataclass
@@ -63,6 +67,9 @@ class FolderReader(Reader):
     Lines of a .jsonl:    {"file": "trip/1.jpg", "caption": "A boat at sunset."}
     Columns of a .csv:    file,caption        (a file's second line is its second caption)
     Columns of a .tsv:    the same, with tabs (no quotes: a quote is a character like any other)
+    A .txt:               as Flickr8k's captions.txt or Flickr8k.token.txt
+
+    The file may also be called file_name, filename or image, and the caption text.
 
     \b
     Example:
@@ -71,7 +78,7 @@ class FolderReader(Reader):
 
     folder: Folder
     captions: File | None = Field(
-        None, description="Captions as .jsonl, .csv, .tsv or .json. Default: none, images only."
+        None, description="Captions as .jsonl, .csv, .tsv, .json or .txt. Default: none, images only."
     )
 
     def read(self) -> tuple[pa.Table, FolderReport]:
@@ -146,17 +153,22 @@ def _read_captions(path: storage.PathLike, names: FileNames) -> Iterator[tuple[s
             with located(path, line=line):
                 yield from _pairs(*_of_json(value))
     elif kind in (".csv", ".tsv"):
+        text = storage.read_text(path)
+        file, caption = _columns(text, path)
         rows = delimited_rows(
-            storage.read_text(path), path, ("file", "caption"), optional=("captions",), verbatim=("file",),
-            is_start=lambda cells: names.find(cells["file"]) is not None,
+            text, path, (file, caption), optional=("captions",), verbatim=(file,),
+            is_start=lambda cells: names.find(cells[file]) is not None,
         )  # fmt: skip
         for line, cells in rows:
             if "captions" in cells:
-                raise InputError("has both caption and captions", path=path, line=1, remedy="Keep one column.")
+                raise InputError(f"has both {caption} and captions", path=path, line=1, remedy="Keep one column.")
             with located(path, line=line):
-                if not cells["file"].strip():
-                    raise InputError("file is empty")
-                yield from _pairs(cells["file"], cells["caption"])
+                if not cells[file].strip():
+                    raise InputError(f"{file} is empty")
+                yield from _pairs(cells[file], cells[caption])
+    elif kind == ".txt":
+        for own in read_caption_file(path)[1]:
+            yield from _pairs(own.name, list(own.captions))
     elif kind == ".json":
         value = read_json(path)
         if not isinstance(value, dict):
@@ -168,8 +180,24 @@ def _read_captions(path: storage.PathLike, names: FileNames) -> Iterator[tuple[s
         raise InputError(
             f"captions in a {kind or 'file without extension'} cannot be read",
             path=path,
-            remedy="Give a .jsonl, .csv, .tsv or .json file.",
+            remedy="Give a .jsonl, .csv, .tsv, .json or .txt file.",
         )
+
+
+def _columns(text: str, path: storage.PathLike) -> tuple[str, str]:
+    """Returns the names of the columns of files and captions; the usual ones if there are none, for the message."""
+    if "\0" in text:
+        return FILE_NAMES[0], CAPTION_NAMES[0]  # `delimited_rows` refuses it
+    there = [name.strip().casefold() for name in _header(text, path)]
+    file = next((name for name in FILE_NAMES if name in there), FILE_NAMES[0])
+    return file, next((name for name in CAPTION_NAMES if name in there), CAPTION_NAMES[0])
+
+
+def _header(text: str, path: storage.PathLike) -> list[str]:
+    try:
+        return columns_of(text, path)
+    except InputError:  # `delimited_rows` says what is wrong, of the columns that count
+        return []
 
 
 def _of_json(value: object) -> tuple[str, object]:
@@ -180,12 +208,13 @@ def _of_json(value: object) -> tuple[str, object]:
         if name in _KEYS and name in found:
             raise InputError(f'has "{name}" twice', remedy="Keep one of them.")
         found[name] = own
-    file = found.get("file")
+    file = next((found[name] for name in FILE_NAMES if name in found), None)
     if not isinstance(file, str) or not file.strip():
         raise InputError('has no "file"', remedy='Write {"file": "a.jpg", "caption": "..."}.')
-    if "caption" in found and "captions" in found:
-        raise InputError('has both "caption" and "captions"', remedy='Put all into "captions": ["...", "..."].')
-    return file, found.get("captions", found.get("caption"))
+    caption = next((name for name in CAPTION_NAMES if name in found), None)
+    if caption is not None and "captions" in found:
+        raise InputError(f'has both "{caption}" and "captions"', remedy='Put all into "captions": ["...", "..."].')
+    return file, found.get("captions", found.get(caption or ""))
 
 
 def _pairs(name: str, captions: object) -> Iterator[tuple[str, str]]:

@@ -57,6 +57,7 @@ class TableReport(Report):
     unlabelled: int = noted("rows have no labels: they are not annotated")
     rare: int = noted("labels in the file are on too few rows (--min-count), and left out")
     merged: int = noted("rows are further annotators of an image that has a row already")
+    captioned: int = noted("rows are further captions of an image that has a row already")
     repeated: int = noted("rows name the picture of an earlier row: their ids end in #2, #3 ...; they share its split")
     not_there: int = noted("pictures are not there: labelling will put these rows into quarantine")
     doubts: list[str] = field(default_factory=list)
@@ -82,7 +83,8 @@ class TableReader(Reader):
 
     Columns are found by their usual names, and named where they have others. Labels are a list, a text with separators,
     columns of 0 and 1 (--label-columns), or one row for each annotator of a picture (--annotators). Without a column of
-    splits, images are split by --seed so that each split has its part of the rare labels.
+    splits, images are split by --seed so that each split has its part of the rare labels. Rows of one picture in a
+    table of captions alone are one sample, with all of them.
 
     \b
     Example:
@@ -164,13 +166,15 @@ class TableReader(Reader):
                     rows[-1] |= {name: parse_number(record[name], name, most) for name in DIMENSIONS if name in record}
         if not rows:
             raise InputError("has no rows", path=self.path)
+        labelled = "labels" in used.values() or bool(one_hot)
         if self.annotators:
-            rows = _merged(rows, report)
+            rows, report.merged = _merged(rows, one_of={"split": "splits"})
+        elif not labelled and scale is None and "sample_id" not in used.values():
+            rows, report.captioned = _merged(rows, one_of={"split": "splits", "group_id": "groups"})
         elif "sample_id" in used.values():
             _refuse_repeats(rows)
         report.repeated = _number_repeats(rows)
         report.not_there = sum(_is_not_there(uri) for uri in {row["image_uri"] for row in rows})
-        labelled = "labels" in used.values() or bool(one_hot)
         vocabulary = self._vocabulary(rows, one_hot, report) if labelled else None
         for row in rows:
             row.pop("place")
@@ -396,18 +400,21 @@ def parse_number(value: Any, name: str, most: float = math.inf) -> float | None:
     return number
 
 
-def _merged(rows: Sequence[dict[str, Any]], report: TableReport) -> list[dict[str, Any]]:
-    """One row for each picture (or id): captions of all its rows, and each label with the share of annotators."""
+def _merged(rows: Sequence[dict[str, Any]], one_of: Mapping[str, str]) -> tuple[list[dict[str, Any]], int]:
+    """One row for each picture (or id): captions of all its rows, and each label with the share of annotators.
+
+    Also returns how many rows are in another one now. Rows of a picture must agree in the columns `one_of`.
+    """
     found: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         found.setdefault(row["sample_id"], []).append(row)
     merged = []
     for own in found.values():
         first = dict(own[0])
-        report.merged += len(own) - 1
-        splits = {row.get("split") for row in own}
-        if len(splits) > 1:
-            raise InputError(f"{first['sample_id']} is in the splits {', '.join(sorted(map(str, splits)))}")
+        for column, what in one_of.items():
+            several = {row.get(column) for row in own}
+            if len(several) > 1:
+                raise InputError(f"{first['sample_id']} is in the {what} {', '.join(sorted(map(str, several)))}")
         first["captions"] = list(dict.fromkeys(text for row in own for text in row["captions"]))
         voters = [row["labels"] for row in own if row.get("labels") is not None]
         if voters:
@@ -415,7 +422,7 @@ def _merged(rows: Sequence[dict[str, Any]], report: TableReport) -> list[dict[st
             first["labels"] = sorted(votes, key=lambda label: (-votes[label], label))
             first["label_weights"] = [votes[label] / len(voters) for label in first["labels"]]
         merged.append(first)
-    return merged
+    return merged, len(rows) - len(merged)
 
 
 def _refuse_repeats(rows: Sequence[dict[str, Any]]) -> None:

@@ -87,6 +87,44 @@ _NEWS = (
 )
 
 
+_SEEN = (
+    "{people} {place}",
+    "{people} {mood} {place}",
+    "{people} {place} {sky}",
+    "{people} , {mood} , {place} {sky}",
+    "{place} , {people} {sky}",
+    "{people} {mood} {place} {sky}",
+)
+_THINGS: Mapping[str, Sequence[str]] = {
+    "dog": ("with a dog", "and a brown dog", "next to a dog"),
+    "car": ("beside a car", "near an old car", "next to a car"),
+    "cake": ("with a cake", "behind a birthday cake", "with cake and balloons"),
+}
+
+
+def describe_picture(scene: Scene, things: Sequence[str], rng: random.Random) -> str:
+    """One caption of what is seen, in the style of Flickr8k: people, their mood, the place, the sky, and things.
+
+    Unlike `write_caption`, it tells no event that is not drawn, so that a picture can be found by its caption.
+
+    Args:
+        things: categories of what is drawn besides persons (`pictures.Figure.category`).
+    """
+    people = rng.choice(_PEOPLE[scene.people])
+    told = [rng.choice(_THINGS[name]) for name in dict.fromkeys(things) if name in _THINGS and rng.random() < 0.8]
+    template = rng.choice(_SEEN)
+    if not scene.people:
+        template = template.replace(" , {mood} ,", "").replace(" {mood}", "")
+    skies = [_SKY[scene.weather]] if scene.light == "day" else [_SKY[scene.light], _SKY[scene.weather]]
+    text = template.format(
+        people=" ".join([people, *told]),
+        mood=rng.choice(_MOODS[scene.mood]),
+        place=rng.choice(_PLACES[scene.place]),
+        sky=rng.choice(rng.choice(skies)),
+    )
+    return text[0].upper() + text[1:] + (" ." if rng.random() < 0.9 else "")
+
+
 def write_caption(scene: Scene, rng: random.Random, *, news: bool = False) -> str:
     """One caption; `news` sometimes gives it the longer form of a newspaper's."""
     people = rng.choice(_PEOPLE[scene.people])

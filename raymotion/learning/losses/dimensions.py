@@ -21,9 +21,11 @@ class NumberLoss(Settings, ABC):
 
     Attributes:
         reads_sd: whether it weighs each number by the spread of its ratings (`weights`).
+        sums: whether the loss of a batch is the sum over its numbers, not their mean.
     """
 
     reads_sd: ClassVar[bool] = False
+    sums: ClassVar[bool] = False
 
     def weights(self, sd: Tensor) -> Tensor:
         """Returns the weight of each number (n, D) from the standard deviation of its ratings, in the loss's unit."""
@@ -98,6 +100,7 @@ LOSSES: dict[str, str] = {
     "smooth_l1": f"{__name__}:SmoothL1",
     "mse": f"{__name__}:SquaredError",
     "mae": f"{__name__}:AbsoluteError",
+    "smooth_l1_published": "raymotion.published.losses:SmoothL1Published",
 }
 # Losses of other packages are added by the entry point `raymotion.losses_of_numbers`.
 _losses: Registry[NumberLoss] = Registry(
@@ -117,8 +120,9 @@ def make_dimension_loss(name: str, options: Mapping[str, Any] | None = None) -> 
     """Returns the loss called `name` (see `LOSSES`): (values, targets, weights, sd) -> scalar.
 
     Values and targets are (n, D) on one scale; unknown targets are NaN and are ignored. The loss is the mean over the
-    known targets, 0 if there are none; weights (n,) are sample weights, None for equal weights. `sd` (n, D) are the
-    standard deviations of the targets' ratings in the same unit, for a loss that reads them.
+    known targets, 0 if there are none, or their sum, of a loss that `sums`; weights (n,) are sample weights, None for
+    equal weights. `sd` (n, D) are the standard deviations of the targets' ratings in the same unit, for a loss that
+    reads them.
 
     Raises:
         InputError: the name or an option is unknown; when called, the shapes do not match.
@@ -146,6 +150,7 @@ def make_dimension_loss(name: str, options: Mapping[str, Any] | None = None) -> 
         share = known.float() if weights is None else known.float() * weights.float()[:, None]
         if sd is not None and chosen.reads_sd:
             share = share * chosen.weights(sd.float())
-        return (terms * share).sum() / share.sum().clamp(min=1e-12)
+        total = (terms * share).sum()
+        return total if chosen.sums else total / share.sum().clamp(min=1e-12)
 
     return loss

@@ -64,7 +64,7 @@ class FusionKind(Kind):
         )
         head = FusionHead(config, training.outputs[0].width)
         if not head.published:
-            statistics = {own.stream: _statistics(own, bound, training) for own in bound.streams}
+            statistics = {own.stream: stream_statistics(own, bound, training) for own in bound.streams}
             head.set_statistics(
                 {name: mean for name, (mean, _) in statistics.items()},
                 {name: std for name, (_, std) in statistics.items()},
@@ -208,7 +208,7 @@ class SyntheticPersons:
         return self.bound.with_mixed(draft, parents, self.made.shares[chosen], self.made.mask[chosen])
 
 
-def _statistics(own: StreamFeatures, bound: BoundStreams, training: Training) -> tuple[Tensor, Tensor]:
+def stream_statistics(own: StreamFeatures, bound: BoundStreams, training: Training) -> tuple[Tensor, Tensor]:
     """Returns mean and standard deviation of each feature, (D,) float32, over training samples with the stream."""
     import torch
 

@@ -62,23 +62,18 @@ class HeadOptimiserSettings(FusionOptimiserSettings):
         return value
 
 
-class FusionRecipe(MultiLabelRecipe):
-    """A fusion head on cached features of the three streams, after the public EMOTIC study.
+class StreamRecipe(MultiLabelRecipe):
+    """Base of the recipes that learn from cached features of a person's streams.
 
     Attributes:
         backbones: backbones of the features.
-        model: fields of `models.fusion.config.FusionConfig`; sizes and tokens are filled in from the features.
         augmentation: level of the cached training views, one of which is drawn in each epoch.
-        resampling: synthetic training persons for rare emotions, made once from clean features.
         vad_weight: weight of the loss of valence, arousal and dominance, with `model.vad`.
     """
 
-    kind: Literal["fusion"] = "fusion"
     data: FusionDataSettings = FusionDataSettings()
     backbones: Backbones = Backbones()
-    loss: LossSettings = LossSettings(name="discrete")
     augmentation: Literal["none", "basic", "full"] = "none"
-    resampling: ResamplingSettings = ResamplingSettings()
     optimiser: HeadOptimiserSettings = HeadOptimiserSettings()
     select_by: str | None = "macro_ap"
     vad_weight: float = Field(0.5, ge=0)
@@ -93,3 +88,16 @@ class FusionRecipe(MultiLabelRecipe):
             )
         if not self.backbones.chosen():
             raise InputError("names no backbone", path=path, remedy="Set backbones.context, .body or .face.")
+
+
+class FusionRecipe(StreamRecipe):
+    """A fusion head on cached features of the three streams, after the public EMOTIC study.
+
+    Attributes:
+        model: fields of `models.fusion.config.FusionConfig`; sizes and tokens are filled in from the features.
+        resampling: synthetic training persons for rare emotions, made once from clean features.
+    """
+
+    kind: Literal["fusion"] = "fusion"
+    loss: LossSettings = LossSettings(name="discrete")
+    resampling: ResamplingSettings = ResamplingSettings()

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 # What an output says of a sample. labels: probabilities of labels that apply independently. one_label: probabilities
-# that sum to 1, of labels of which exactly one applies. numbers: values on a scale. other: anything else.
-Gives = Literal["labels", "one_label", "numbers", "other"]
+# that sum to 1, of labels of which exactly one applies. numbers: values on a scale. vectors: unit vectors of two sides,
+# such as a picture and its captions, in one space. other: anything else.
+Gives = Literal["labels", "one_label", "numbers", "vectors", "other"]
 
 
 @dataclass
@@ -110,6 +111,7 @@ class Output(ABC):
         metric_names: metrics of `metrics`, by which an epoch or a trial may be selected.
         selects: default metric for the selection of an epoch or a trial.
         lower_is_better: metrics for which lower values are better.
+        nullable: whether `columns` may hold null.
     """
 
     kind_of_output: ClassVar[str]
@@ -118,6 +120,7 @@ class Output(ABC):
     selects: ClassVar[str]
     metric_names: ClassVar[tuple[str, ...]]
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
+    nullable: ClassVar[bool] = False
     name: str
     weight: float = 1.0
 
@@ -125,6 +128,11 @@ class Output(ABC):
     @abstractmethod
     def width(self) -> int:
         """Number of values per sample."""
+
+    @property
+    def raw_width(self) -> int:
+        """Number of values per sample that the network returns; by default `width`, as `decode` keeps it."""
+        return self.width
 
     @property
     def vocabulary(self) -> Vocabulary | None:
@@ -293,7 +301,7 @@ class Output(ABC):
 
     @abstractmethod
     def columns(self, values: np.ndarray) -> dict[str, pa.Array]:
-        """Converts decoded values (n, width) to columns of a data set."""
+        """Converts decoded values (n, width) to columns of a data set; null where a sample has none (`nullable`)."""
 
     @abstractmethod
     def values(self, table: pa.Table) -> np.ndarray:
@@ -339,9 +347,10 @@ def read_loss(value: Mapping[str, Any], *, where: str) -> LossSettings:
 def forward(
     network: nn.Module, arguments: Mapping[str, Any], outputs: Sequence[Output], rows: int
 ) -> dict[str, Tensor]:
-    """Runs a network on the tensors of its inputs, and splits its result by output, each (n, width).
+    """Runs a network on the tensors of its inputs, and splits its result by output, each (n, raw_width).
 
-    A network returns a mapping by output, or one tensor (n, sum of widths) with the columns of all outputs in order.
+    A network returns a mapping by output, or one tensor with the columns of all outputs in order; of each output there
+    are `raw_width` columns.
 
     Args:
         rows: n, the number of samples.
@@ -371,7 +380,7 @@ def forward(
 def _by_output(raw: Any, outputs: Sequence[Output], place: str) -> dict[str, Tensor]:
     import torch
 
-    names, widths = [own.name for own in outputs], [own.width for own in outputs]
+    names, widths = [own.name for own in outputs], [own.raw_width for own in outputs]
     wanted = f"a tensor (n, {sum(widths)}), or a mapping of {', '.join(names)} to tensors"
     if isinstance(raw, torch.Tensor):
         if raw.ndim != 2 or raw.shape[1] != sum(widths):
@@ -384,9 +393,9 @@ def _by_output(raw: Any, outputs: Sequence[Output], place: str) -> dict[str, Ten
         raise InputError(f"{place} returns a mapping of {', '.join(map(str, raw))}", remedy=f"Return {wanted}.")
     for own in outputs:
         value = raw[own.name]
-        if not isinstance(value, torch.Tensor) or value.ndim != 2 or value.shape[1] != own.width:
+        if not isinstance(value, torch.Tensor) or value.ndim != 2 or value.shape[1] != own.raw_width:
             found = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
-            raise InputError(f"{place} returns for {own.name} a value of {found}, not a tensor (n, {own.width})")
+            raise InputError(f"{place} returns for {own.name} a value of {found}, not a tensor (n, {own.raw_width})")
     return {name: raw[name] for name in names}
 
 

@@ -14,6 +14,9 @@ OUTPUTS: dict[str, str] = {
     "single_label": "raymotion.models.outputs.single_label:SingleLabel",
     "bands": "raymotion.models.outputs.bands:Bands",
     "dimensions": "raymotion.models.outputs.dimensions:Dimensions",
+    "multilabel_paths": "raymotion.models.outputs.paths:PathLabels",
+    "dimensions_paths": "raymotion.models.outputs.paths:PathNumbers",
+    "embedding": "raymotion.models.outputs.embedding:Embedding",
 }
 _outputs: Registry[Output] = Registry("output", Output, "raymotion.outputs", lambda: OUTPUTS)  # type: ignore[type-abstract]
 

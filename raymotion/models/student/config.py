@@ -8,33 +8,10 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from raymotion.config import Settings
+from raymotion.models.text.bert import BertShape
 
 # Side of the public student's pictures, in pixels.
 USUAL_SIZE = 224
-
-
-class BertShape(Settings):
-    """The fields of transformers' `BertConfig` that define the network. Others are excluded: some name code to load."""
-
-    hidden_size: int = Field(768, ge=1)
-    num_hidden_layers: int = Field(12, ge=1)
-    num_attention_heads: int = Field(12, ge=1)
-    intermediate_size: int = Field(3072, ge=1)
-    hidden_act: Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh"] = "gelu"
-    max_position_embeddings: int = Field(512, ge=2)
-    type_vocab_size: int = Field(2, ge=1)
-    layer_norm_eps: float = Field(1e-12, gt=0)
-    hidden_dropout_prob: float = Field(0.1, ge=0, lt=1)
-    attention_probs_dropout_prob: float = Field(0.1, ge=0, lt=1)
-    pad_token_id: int | None = 0
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> BertShape:
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
-            )
-        return self
 
 
 class StudentConfig(Settings):

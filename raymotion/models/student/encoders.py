@@ -1,4 +1,4 @@
-"""The student's encoders, which map a picture or a caption to one vector.
+"""The student's encoders of pictures, which map a picture to one vector; those of captions are in `models.text`.
 
 `width` is the size of the vector; `levels` returns the names of the weights by layer, from the input on.
 """
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from raymotion.models.student.config import BertShape
 from raymotion.models.vision import timm_models
 
 
@@ -72,49 +71,3 @@ def usual_size(name: str) -> int:
 
     known = timm.get_pretrained_cfg(name)
     return int(known.input_size[-1]) if known is not None else timm_models.made_for(timm_models.create(name))
-
-
-class GruEncoder(nn.Module):
-    """Word embeddings and a GRU; returns its state after the last piece of the caption."""
-
-    def __init__(self, vocab_size: int, embedding_size: int, text_size: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(vocab_size, embedding_size)
-        self.gru = nn.GRU(embedding_size, text_size, batch_first=True)
-        self.width = text_size
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        lengths = attention_mask.sum(1).cpu()  # as pack_padded_sequence requires
-        packed = nn.utils.rnn.pack_padded_sequence(
-            self.embedding(input_ids), lengths, batch_first=True, enforce_sorted=False
-        )
-        return self.gru(packed)[1][-1]
-
-    def levels(self) -> list[list[str]]:
-        return [["embedding.weight"], [f"gru.{name}" for name in self.gru.state_dict()]]
-
-
-class BertEncoder(nn.Module):
-    """A BERT; returns the mean of its last hidden states over the pieces of the caption."""
-
-    def __init__(self, vocab_size: int, config: BertShape) -> None:
-        super().__init__()
-        from transformers import BertConfig, BertModel
-
-        shape = BertConfig(**config.model_dump(), vocab_size=vocab_size)
-        self.model = BertModel(shape, add_pooling_layer=False)
-        self.width = int(shape.hidden_size)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        states = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        weight = attention_mask.unsqueeze(-1).to(states.dtype)
-        return (states * weight).sum(1) / weight.sum(1)
-
-    def levels(self) -> list[list[str]]:
-        names = [name for name in self.state_dict()]
-        count = len(self.model.encoder.layer)
-        levels = [[name for name in names if name.startswith("model.embeddings.")]]
-        levels += [[n for n in names if n.startswith(f"model.encoder.layer.{i}.")] for i in range(count)]
-        known = {name for own in levels for name in own}
-        levels[-1] += [name for name in names if name not in known]
-        return levels

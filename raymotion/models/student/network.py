@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raymotion.models.student.config import USUAL_SIZE, BertShape, StudentConfig
-from raymotion.models.student.encoders import BertEncoder, CnnEncoder, GruEncoder, TimmEncoder
+from raymotion.models.student.config import USUAL_SIZE, StudentConfig
+from raymotion.models.student.encoders import CnnEncoder, TimmEncoder
+from raymotion.models.text.bert import BertShape
+from raymotion.models.text.encoders import BertEncoder, GruEncoder
 from raymotion.models.text.predict import mean_over_captions
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

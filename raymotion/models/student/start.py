@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from raymotion import storage
 from raymotion.errors import InputError
-from raymotion.models.student.config import BertShape, StudentConfig
-from raymotion.models.student.encoders import BertEncoder, GruEncoder, TimmEncoder
+from raymotion.models.student.config import StudentConfig
+from raymotion.models.student.encoders import TimmEncoder
 from raymotion.models.student.network import Student
-from raymotion.models.text.tower import POOLER, read_text_tower
+from raymotion.models.text.bert import read_bert
+from raymotion.models.text.encoders import BertEncoder, GruEncoder
 from raymotion.models.vision import timm_models
 from raymotion.weights import find
 
@@ -29,7 +29,7 @@ def initialise(
     Raises:
         InputError: a source is missing, or does not match the recipe or the tokenizer.
     """
-    source = None if text_init is None else _bert(text_init, config.vocab_size)
+    source = None if text_init is None else read_bert(text_init, config.vocab_size)
     if source is not None:
         shape, weights = source
         if config.text == "bert" and config.max_text_length > shape.max_position_embeddings:
@@ -76,24 +76,6 @@ def transferred(
     if freeze:
         model.freeze(depth)
     return model
-
-
-def _bert(source: str, vocab_size: int) -> tuple[BertShape, dict[str, Tensor]]:
-    tower = read_text_tower(source)
-    if tower.config.vocab_size != vocab_size:
-        raise InputError(
-            f"was trained with {tower.config.vocab_size} word pieces, the tokenizer has {vocab_size}",
-            path=source,
-            remedy="Use the tokenizer that belongs to it: --set tokenizer.source=...",
-        )
-    shape = tower.config.to_dict()
-    # A student averages the last hidden states, so it does not need the pooler.
-    weights = {name: value for name, value in tower.weights.items() if not name.startswith(POOLER)}
-    known = {name: shape[name] for name in BertShape.model_fields if shape.get(name) is not None}
-    try:
-        return BertShape.model_validate(known), weights
-    except ValidationError as error:
-        raise InputError(f"has a shape that is not known here ({error.errors()[0]['msg']})", path=source) from error
 
 
 def _load_text(model: Student, weights: dict[str, Tensor], source: str | None) -> None:

@@ -10,7 +10,7 @@ from raymotion import storage
 from raymotion.config import Settings
 from raymotion.errors import InputError
 from raymotion.models.inputs.captions import Captions
-from raymotion.models.recipe import DataSettings, MultiLabelRecipe, OptimiserSettings
+from raymotion.models.recipe import DataSettings, MultiLabelRecipe, OptimiserSettings, TrainRecipe
 
 
 class CaptionDataSettings(DataSettings):
@@ -49,12 +49,10 @@ class CaptionOptimiserSettings(OptimiserSettings):
     word_dropout: float = Field(0.0, ge=0, lt=1)
 
 
-class CaptionRecipe(MultiLabelRecipe):
-    """Base recipe of models that read captions."""
+class TokenizedRecipe(TrainRecipe):
+    """Base of all recipes with captions as word pieces."""
 
-    data: CaptionDataSettings = CaptionDataSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
-    optimiser: CaptionOptimiserSettings = CaptionOptimiserSettings()
 
     def pretrained_text(self) -> str | None:
         """Returns hub id or folder of the initial text model, whose tokenizer must be used; None without one."""
@@ -79,6 +77,13 @@ class CaptionRecipe(MultiLabelRecipe):
     def captions(self, max_length: int) -> Captions:
         """Returns the input for captions of at most `max_length` word pieces."""
         return Captions(max_length, source=self.tokenizer_source(), size=self.tokenizer.size)
+
+
+class CaptionRecipe(TokenizedRecipe, MultiLabelRecipe):
+    """Base recipe of models that predict emotions from captions."""
+
+    data: CaptionDataSettings = CaptionDataSettings()
+    optimiser: CaptionOptimiserSettings = CaptionOptimiserSettings()
 
     def require_data(self, path: str) -> None:
         if bool(self.data.samples) == bool(self.data.labels):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 
 from raymotion.config import load_settings
-from raymotion.data.streams import CONTEXT
 from raymotion.errors import InputError
 from raymotion.learning.losses.dimensions import make_dimension_loss
 from raymotion.models.checkpoint import load_model, read_checkpoint_info
 from raymotion.models.inputs.base import Input, require_inputs
-from raymotion.models.inputs.person_crops import PersonReader
-from raymotion.models.inputs.streams import BoundStreams, CropInput, PreparedCrops, Stream, StreamEvidence, StreamInput
+from raymotion.models.inputs.streams import BoundStreams, CropInput, StreamEvidence, StreamInput
 from raymotion.models.inputs.values import PredictedInput
 from raymotion.models.kind import Kind, Training
 from raymotion.models.outputs.bands import Bands
@@ -25,11 +23,9 @@ from raymotion.models.outputs.dimensions import VALUES, Dimensions
 from raymotion.models.outputs.single_label import SingleLabel
 from raymotion.models.vector.config import VectorConfig
 from raymotion.models.vector.recipe import MlpRecipe, RegressorRecipe, TwoInputRecipe, VectorRecipe
-from raymotion.models.vision.backbones import BackboneIdentity, build, identify
+from raymotion.models.vector.source import backbone_of, picture_vectors, some_rows, vector_identity, vector_input
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from raymotion.models.vector.network import VectorNetwork
 
 # A constant number of the vector carries no information; avoids a division by zero.
@@ -43,28 +39,18 @@ class VectorKind(Kind):
 
     def inputs(self, recipe: Any) -> Sequence[Input]:
         _shape(recipe)
-        if recipe.data.embeddings:
-            return [
-                StreamInput(
-                    folders=recipe.data.embeddings, chosen={CONTEXT: recipe.backbone}, level=recipe.augmentation,
-                    samples=recipe.data.samples,
-                )
-            ]  # fmt: skip
-        return [CropInput([Stream(CONTEXT, recipe.backbone, _identity(recipe))])]
+        return [vector_input(recipe)]
 
     def build(self, recipe: Any, training: Training) -> VectorNetwork:
         """Returns the network, which initially predicts the baseline."""
         from raymotion.models.vector.network import VectorNetwork
 
-        def backbone(identity: BackboneIdentity) -> Any:
-            return build(identity, identity.weights if identity.is_random else recipe.weights)
-
         shape = {**_shape(recipe).model_dump(), **self.filled_in(recipe, training)}
-        rows = self._some_rows(recipe, training)
+        rows = some_rows(recipe, training)
         if shape["kernel"]:
             shape["landmarks"] = min(shape["kernel"]["landmarks"], len(rows))
         network = VectorNetwork(
-            VectorConfig.model_validate(shape), sum(own.width for own in training.outputs), build=backbone
+            VectorConfig.model_validate(shape), sum(own.width for own in training.outputs), build=backbone_of(recipe)
         )
         self._set_statistics(network, recipe, training, rows)
         if len(training.outputs) == 1:
@@ -74,20 +60,10 @@ class VectorKind(Kind):
 
     def filled_in(self, recipe: Any, training: Training) -> dict[str, Any]:
         """Returns the fields of the config that the data or other settings give."""
-        bound = training.inputs.get("streams")
-        if bound is None:
-            identity = _identity(recipe)
-            return {"dim": identity.dim, "identity": identity.to_dict(), "tuned_blocks": recipe.tuned_blocks}
-        (found,) = cast(BoundStreams, bound).identities
-        _require_same(recipe, found)
-        return {"dim": found.dim}
-
-    def _some_rows(self, recipe: VectorRecipe, training: Training) -> np.ndarray:
-        """Returns training rows with a picture for statistics and landmarks, drawn at random, in order."""
-        bound = next(own for name, own in training.inputs.items() if name in ("streams", "crops"))
-        rows = training.data.splits["train"]
-        rows = np.random.default_rng([recipe.seed, 1]).permutation(rows[bound.present[rows]])
-        return np.sort(rows[: recipe.statistics_samples])
+        identity = vector_identity(recipe, training)
+        if "streams" in training.inputs:
+            return {"dim": identity.dim}
+        return {"dim": identity.dim, "identity": identity.to_dict(), "tuned_blocks": recipe.tuned_blocks}
 
     def _set_statistics(
         self, network: VectorNetwork, recipe: VectorRecipe, training: Training, rows: np.ndarray
@@ -97,7 +73,7 @@ class VectorKind(Kind):
         config = network.config
         if not config.standardise:
             return
-        found = torch.cat(list(_vectors(network, recipe, training, rows)))
+        found = torch.cat([own for _, own in picture_vectors(network, recipe, training, rows)] or [torch.zeros(0, 1)])
         if not len(found):
             raise InputError("no picture of the split train could be read", path=training.data.name)
         mean, std = found.mean(dim=0), found.std(dim=0, unbiased=False)
@@ -309,52 +285,6 @@ def _shape(recipe: VectorRecipe) -> VectorConfig:
         return load_settings(VectorConfig, options={**recipe.model, "tuned_blocks": recipe.tuned_blocks})
     except InputError as error:
         raise InputError(error.reason.replace("setting ", "setting model.", 1), remedy=error.remedy) from error
-
-
-def _identity(recipe: VectorRecipe) -> BackboneIdentity:
-    return identify(recipe.backbone, recipe.weights, size=recipe.size, pooled_stages=recipe.pooled_stages)
-
-
-def _require_same(recipe: VectorRecipe, found: BackboneIdentity) -> None:
-    """Raises an `InputError` if the recipe states another backbone than that of the cached features."""
-    given = recipe.model_fields_set
-    if "weights" in given and recipe.weights != "default":
-        expected = _identity(recipe).weights
-        if expected != found.weights:
-            raise InputError(
-                f"setting weights = {recipe.weights} ({expected}): the embeddings are of {found.weights}",
-                remedy="Leave it out, or make them with these weights.",
-            )
-    for name in ("size", "pooled_stages"):
-        own = getattr(recipe, name)
-        if name in given and own is not None and own != getattr(found, name):
-            raise InputError(
-                f"setting {name} = {own}: the embeddings are of {name} {getattr(found, name)}",
-                remedy=f"Leave it out, or make them with --{name.replace('_', '-')} {own}.",
-            )
-
-
-def _vectors(network: VectorNetwork, recipe: VectorRecipe, training: Training, rows: np.ndarray) -> Iterator[Tensor]:
-    """Yields the vectors (n, D) of training rows, some at a time; without augmentation, and without unreadable ones."""
-    import torch
-
-    if "streams" in training.inputs:
-        bound = cast(BoundStreams, training.inputs["streams"])
-        for start in range(0, len(rows), 4096):
-            some = rows[start : start + 4096]
-            yield torch.from_numpy(bound.streams[0].take(bound.rows[some])).float()
-        return
-    crops = cast(PreparedCrops, training.inputs["crops"])
-    device = "cuda" if recipe.use_gpu is not False and torch.cuda.is_available() else "cpu"
-    reader = PersonReader(crops.reader(recipe).identities, damaged=recipe.data.damaged)
-    network.to(device).eval()
-    with torch.no_grad():
-        for some, read in training.read(reader, rows, 32):
-            arguments = crops.evidence(some, read).tensors(device)
-            there = arguments.pop("mask")[:, 0]
-            if bool(there.any()):
-                yield network.vectors(crops=[arguments["crops"][0][there]]).cpu()
-    network.to("cpu")
 
 
 def copies_of_rare(values: np.ndarray, edges: np.ndarray, growth: int, seed: int) -> np.ndarray:

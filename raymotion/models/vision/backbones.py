@@ -195,6 +195,28 @@ def build(identity: BackboneIdentity, weights: str) -> Any:
     return timm_models.frozen(model)
 
 
+def classifier_of(identity: BackboneIdentity, weights: str) -> tuple[Any, Any, list[str]]:
+    """Returns the classifier of a backbone's weights: weight (C, dim), bias (C,), and the names of its classes.
+
+    Raises:
+        InputError: its vectors are not what its classifier reads, or the weights hold none of named classes.
+    """
+    from raymotion.models.vision import timm_models
+
+    remedy = "Set model.class_names to 0."
+    if identity.is_random or identity.pooled_stages:
+        why = "random weights" if identity.is_random else "vectors of several stages"
+        raise InputError(f"{identity.name} has {why}, by which no class can be named", remedy=remedy)
+    path = None if weights == DEFAULT else find(weights)
+    weight, bias = timm_models.classifier(identity.name, path)
+    if weight.shape[1] != identity.dim:
+        raise InputError(
+            f"the classifier of {identity.name} reads {weight.shape[1]} numbers, its vectors have {identity.dim}",
+            remedy=remedy,
+        )
+    return weight, bias, timm_models.class_names(identity.name, len(weight))
+
+
 class Backbone:
     """A frozen backbone.
 

@@ -144,6 +144,48 @@ def load(model: Any, name: str, path: str) -> None:
     model.load_state_dict(state)
 
 
+def classifier(name: str, path: str | None) -> tuple[Tensor, Tensor]:
+    """Returns weight (C, dim) and bias (C,) of the last layer of published or given weights of a model.
+
+    Args:
+        path: a weights file; None: timm's published ones.
+
+    Raises:
+        InputError: the weights hold no classifier of the model's pooled feature.
+    """
+    import timm
+
+    remedy = "Name weights with their classifier, or set model.class_names to 0."
+    if path is None:
+        try:
+            state: dict[str, Any] = timm.create_model(name, pretrained=True).state_dict()
+        except Exception as error:  # the hub's client raises various errors
+            raise InputError(f"the published weights of {name} could not be had ({first_line(error)})") from error
+    else:
+        state = dict(read_state_dict(path))
+    head = create(name).pretrained_cfg.get("classifier")
+    weight = state.get(f"{head}.weight") if isinstance(head, str) else None
+    if weight is None or weight.ndim != 2:
+        raise InputError(f"holds no classifier of {name}", path=path, remedy=remedy)
+    bias = state.get(f"{head}.bias")
+    return weight.float(), torch.zeros(len(weight)) if bias is None else bias.float()
+
+
+def class_names(name: str, count: int) -> list[str]:
+    """Returns the first name of each of the `count` classes of ImageNet that a model tells apart.
+
+    Raises:
+        InputError: its classes are not those of ImageNet, as far as timm knows.
+    """
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    subset = infer_imagenet_subset(create(name))
+    info = ImageNetInfo(subset or "imagenet-1k")
+    if info.num_classes() != count or (subset is None and count != 1000):
+        raise InputError(f"the {count} classes of {name} have no names here", remedy="Set model.class_names to 0.")
+    return [str(info.index_to_description(number)).partition(",")[0].strip() for number in range(count)]
+
+
 def frozen(model: Any) -> Any:
     """Puts the model in evaluation mode, without gradients, in its best memory format.
 

@@ -129,8 +129,9 @@ class ZeroShotKind(WrappedPictureKind):
     def network(self, recipe: ZeroShotRecipe, vocabulary: Vocabulary) -> Any:
         from transformers import AutoModel
 
+        from raymotion.models.text.prompts import prompts_of
         from raymotion.models.wrapped.network import ZeroShot, ZeroShotConfig
-        from raymotion.models.wrapped.sources import embed_texts, prompts_of, read_config, read_model, read_pixels
+        from raymotion.models.wrapped.sources import embed_texts, read_config, read_model, read_pixels
 
         prompts = prompts_of(vocabulary, recipe.templates, recipe.prompts)
         config = read_config(recipe.source)

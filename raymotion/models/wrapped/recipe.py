@@ -8,11 +8,9 @@ from pydantic import Field
 
 from raymotion.config import Metavar, Settings
 from raymotion.models.recipe import MultiLabelRecipe, OptimiserSettings, WholePictureSettings
+from raymotion.models.text.prompts import TEMPLATES
 from raymotion.models.text.recipe import CaptionDataSettings
 from raymotion.vocabulary import VOCABULARIES
-
-# Of CLIP's many templates (Radford et al. 2021), reworded for what a picture evokes.
-TEMPLATES = ("a photo that evokes {}.", "a picture of {}.", "a scene full of {}.")
 
 
 class CalibrationDataSettings(WholePictureSettings):

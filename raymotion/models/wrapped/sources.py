@@ -9,11 +9,9 @@ import torch
 from torch import nn
 
 from raymotion import storage
-from raymotion.config import read_yaml
 from raymotion.errors import InputError
 from raymotion.models.text.tower import without_progress_bar
 from raymotion.models.wrapped.network import features_of
-from raymotion.vocabulary import Vocabulary
 from raymotion.weights import first_line, is_hub_id
 
 REMEDY = "Give a hub id (owner/name), or a folder that save_pretrained of model and processor wrote."
@@ -89,24 +87,6 @@ def _side(value: Any) -> int | None:
     if isinstance(value, Mapping):
         value = value.get("height") or value.get("shortest_edge")
     return value if isinstance(value, int) else None
-
-
-def prompts_of(vocabulary: Vocabulary, templates: Sequence[str], path: str | None) -> list[list[str]]:
-    """Returns the texts of each label, in the order of the vocabulary.
-
-    Raises:
-        InputError: a template has no place for the label, or the file of prompts is invalid.
-    """
-    strange = [text for text in templates if text.count("{}") != 1]
-    if strange:
-        raise InputError(f"the template {strange[0]!r} has no single {{}} for the emotion", remedy="Write {} once.")
-    own: dict[str, Any] = {} if path is None else read_yaml(path)
-    for label, texts in own.items():
-        if label not in vocabulary:
-            raise InputError(f"{label!r} is not a label of {vocabulary.name}", path=path)
-        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
-            raise InputError(f"{label} has {texts!r}, not a list of texts", path=path)
-    return [own.get(label) or [text.replace("{}", label.lower()) for text in templates] for label in vocabulary.labels]
 
 
 def embed_texts(source: str, model: nn.Module, prompts: Sequence[Sequence[str]]) -> torch.Tensor:

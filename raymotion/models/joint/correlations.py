@@ -1,0 +1,59 @@
+"""Regularised canonical correlation analysis of pictures and their captions, for the start of a joint space.
+
+Hotelling 1936; with a ridge on both covariances (Vinod 1976). With centred x and y, Cxx and Cyy their covariances plus
+the penalties, and U S V' = Cxx^(-1/2) Cxy Cyy^(-1/2), the directions are Cxx^(-1/2) U and Cyy^(-1/2) V. Each is weighed
+by its correlation, so that uncertain directions count less in a cosine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear map x -> x weight' + bias, as of `nn.Linear`: weight (D, d) and bias (D,)."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+def correlate(
+    images: Tensor, texts: Tensor, owners: Tensor, dim: int, *, image_penalty: float, text_penalty: float
+) -> tuple[Projection, Projection]:
+    """Returns the projections of pictures and captions to their `dim` most correlated directions.
+
+    A picture counts as often as it has captions. Where the two sides have fewer than `dim` directions, the rest are
+    zeros.
+
+    Args:
+        images: (n, d) float. texts: (m, e) float. owners: (m,) int64, the picture of each caption.
+        image_penalty, text_penalty: multiples of the mean eigenvalue of each covariance.
+    """
+    x, y = images.double(), texts.double()
+    count = torch.bincount(owners, minlength=len(x)).double()
+    total = count.sum()
+    x_mean, y_mean = (count @ x) / total, y.mean(dim=0)
+    x, y = x - x_mean, y - y_mean
+    cxx, cyy = (x * count[:, None]).T @ x / total, y.T @ y / total
+    sums = torch.zeros(len(x), y.shape[1], dtype=torch.float64).index_add_(0, owners, y)
+    cxy = x.T @ sums / total
+    x_root, y_root = _inverse_root(cxx, image_penalty), _inverse_root(cyy, text_penalty)
+    u, s, vt = torch.linalg.svd(x_root @ cxy @ y_root, full_matrices=False)
+    found = []
+    for root, basis, mean in ((x_root, u, x_mean), (y_root, vt.T, y_mean)):
+        weight = torch.zeros(dim, len(mean), dtype=torch.float64)
+        kept = min(dim, len(s))
+        weight[:kept] = (root @ basis[:, :kept] * s[:kept]).T
+        found.append(Projection(weight.float(), (-weight @ mean).float()))
+    return found[0], found[1]
+
+
+def _inverse_root(covariance: Tensor, penalty: float) -> Tensor:
+    """Returns (covariance + penalty x its mean eigenvalue)^(-1/2)."""
+    ridge = penalty * covariance.diagonal().mean().clamp(min=1e-12)
+    values, basis = torch.linalg.eigh(covariance + ridge * torch.eye(len(covariance), dtype=covariance.dtype))
+    return (basis * values.clamp(min=1e-12).rsqrt()) @ basis.T

@@ -1,0 +1,302 @@
+"""Two towers into one space: the vector of a picture, and what a text tower says of a caption."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raymotion.errors import InputError
+from raymotion.models.joint.config import ADDED, JointConfig
+from raymotion.models.outputs.embedding import Embedding
+from raymotion.models.text.bert import BertShape
+from raymotion.models.text.encoders import BertEncoder, LstmEncoder
+from raymotion.models.vision import timm_models
+from raymotion.models.vision.backbones import BackboneIdentity
+from raymotion.models.vision.tuned_backbone import TunedBackbone, tuned_parameters
+
+# Bytes of what a frozen text tower said, kept during a training so that each caption is read once.
+REMEMBERED = 256 * 1024**2
+# Captions that go through a frozen text tower at a time.
+CAPTIONS = 128
+# Constant number of a corrected vector (`JointNetwork._placed`): the square root of 1/2 makes the vectors shortest.
+CONSTANT = math.sqrt(0.5)
+# The largest scale, as CLIP clips it: a temperature of 0.01.
+MOST_SCALE = math.log(100.0)
+
+
+class Head(nn.Module):
+    """The layers of one side between its tower and the joint space.
+
+    Args:
+        width: numbers that the tower says.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, width: int, hidden: Sequence[int], dim: int, *, batch_norm: bool, dropout: float) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("deviation", torch.ones(width))
+        self.dropout = nn.Dropout(dropout)
+        layers: list[nn.Module] = []
+        for size in hidden:
+            layers += [nn.Linear(width, size), *([nn.BatchNorm1d(size)] if batch_norm else []), nn.ReLU()]
+            width = size
+        self.hidden = nn.Sequential(*layers)
+        self.last = nn.Linear(width, dim)
+        self.norms = batch_norm and bool(hidden)
+
+    def standardised(self, x: Tensor) -> Tensor:
+        """Returns what a tower says, (n, width), as the first layer reads it."""
+        return (x.float() - self.mean) / self.deviation
+
+    def measure(self, x: Tensor, blocks: Sequence[tuple[int, float]]) -> None:
+        """Takes mean and deviation from what a tower says of training samples (n, width).
+
+        Numbers of one block share their deviation: their proportions mean something.
+
+        Args:
+            blocks: width and weight of each block, one after the other. A number of the first has a variance of 1 on
+                average; of the others, all numbers together have the weight's square times the variance of the first.
+        """
+        mean = x.mean(dim=0)
+        self.mean.copy_(mean)
+        squares = (x - mean).square().mean(dim=0)
+        first = blocks[0][0]
+        parts = []
+        for (width, weight), own in zip(blocks, squares.split([width for width, _ in blocks]), strict=True):
+            total = own.sum().clamp(min=1e-12)
+            parts.append((total / (weight**2 * first)).sqrt().expand(width))
+        self.deviation.copy_(torch.cat(parts))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dropout(self.standardised(x))
+        if self.norms and self.training and len(x) == 1:  # batch norm needs at least two
+            return self.last(self.hidden(x.expand(2, -1)))[:1]
+        return self.last(self.hidden(x))
+
+
+class PictureSide(nn.Module):
+    """Maps pictures into the joint space.
+
+    Args:
+        config: the shape. names: numbers of a class name's vector, where the shape has classes.
+        build: returns the timm model of an identity; None: untrained, to load weights later.
+    """
+
+    def __init__(
+        self, config: JointConfig, names: int, *, build: Callable[[BackboneIdentity], Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone: TunedBackbone | None = None
+        if config.inside:
+            identity = BackboneIdentity.from_dict(dict(config.vector_identity or {}))
+            model = timm_models.create(identity.name, identity.size) if build is None else build(identity)
+            self.backbone = TunedBackbone(identity, model, tuned_parameters(identity, config.tuned_blocks))
+        width = config.vector_dim
+        if config.classes:
+            self.register_buffer("class_weight", torch.zeros(config.classes, config.vector_dim))
+            self.register_buffer("class_bias", torch.zeros(config.classes))
+            self.register_buffer("class_texts", torch.zeros(config.classes, names))
+            width += names
+        self.head = Head(
+            width, config.image_hidden, config.dim, batch_norm=config.batch_norm, dropout=config.image_dropout
+        )
+
+    def vectors(
+        self, features: Sequence[Tensor | None] | None = None, crops: Sequence[Tensor | None] | None = None
+    ) -> Tensor:
+        """Returns the pictures' vectors (n, vector_dim) float32, as the backbone says them."""
+        given = (crops if features is None else features) or [None]
+        if given[0] is None:
+            raise InputError("no sample of the batch has a picture")
+        if self.backbone is None or features is not None:
+            return given[0].float()
+        return self.backbone(given[0]).float()
+
+    def numbers(self, vectors: Tensor) -> Tensor:
+        """Returns what the head reads, (n, width): the vectors, and what they say in words."""
+        if not self.config.classes:
+            return vectors
+        logits = vectors @ self.get_buffer("class_weight").T + self.get_buffer("class_bias")
+        said = (logits / self.config.class_temperature).softmax(dim=1) @ self.get_buffer("class_texts")
+        # Less sure pictures are near the mean of all names; their direction is what counts.
+        return torch.cat([vectors, nn.functional.normalize(said, dim=1)], dim=1)
+
+    @property
+    def blocks(self) -> list[tuple[int, float]]:
+        """Width and weight of each block of `numbers`."""
+        own, names = self.config, self.head.mean.numel() - self.config.vector_dim
+        return [(own.vector_dim, 1.0), *([(names, own.class_names)] if own.classes else [])]
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Returns vectors in the joint space, (n, dim), of any length."""
+        return self.head(self.numbers(vectors))
+
+
+class JointNetwork(nn.Module):
+    """Maps pictures and captions to the raw numbers of an `Embedding`.
+
+    Args:
+        config: the shape.
+        output: the output.
+        build: returns the timm model of an identity; None: untrained, to load weights later.
+    """
+
+    def __init__(
+        self, config: JointConfig, output: Embedding, *, build: Callable[[BackboneIdentity], Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.config, self.output = config, output
+        self.text: BertEncoder | LstmEncoder
+        if config.text == "lstm":
+            self.text = LstmEncoder(config.vocab_size, config.embedding_size, config.text_size)
+        else:
+            self.text = BertEncoder(config.vocab_size, config.bert or BertShape(), layers=config.text_layers)
+            self.text.requires_grad_(config.tuned_text)
+        self.frozen_text = config.text == "sentence" and not config.tuned_text
+        self.pictures = PictureSide(config, self.text.width, build=build)
+        self.text_head = Head(
+            self.text.width, config.text_hidden, config.dim, batch_norm=config.batch_norm, dropout=config.text_dropout
+        )
+        if config.hubs is not None:
+            self.register_buffer("kept_pictures", torch.zeros(config.kept_pictures, self.pictures.head.mean.numel()))
+            self.register_buffer("kept_captions", torch.zeros(config.kept_captions, self.text.width))
+        self._kept: dict[str, tuple[Any, Tensor]] = {}
+        self.log_scale = nn.Parameter(
+            torch.tensor(-math.log(config.temperature)), requires_grad=config.learn_temperature
+        )
+        self.bias = nn.Parameter(torch.tensor(float(config.bias)), requires_grad=output.loss.name == "siglip")
+        self._remembered: dict[bytes, Tensor] | None = None
+        self._bytes = 0
+
+    def train(self, mode: bool = True) -> JointNetwork:
+        """Keeps a frozen text tower in evaluation mode."""
+        super().train(mode)
+        if self.frozen_text:
+            self.text.train(False)
+        return self
+
+    def remember_texts(self) -> None:
+        """Lets a frozen text tower read each caption once, for a training that shows them again and again."""
+        self._remembered = {} if self.frozen_text else None
+
+    def vectors(
+        self, features: Sequence[Tensor | None] | None = None, crops: Sequence[Tensor | None] | None = None
+    ) -> Tensor:
+        """See `PictureSide.vectors`."""
+        return self.pictures.vectors(features, crops)
+
+    @property
+    def text_blocks(self) -> list[tuple[int, float]]:
+        """Width and weight of each block of `text_numbers`."""
+        many = len(self.config.text_layers or (0,))
+        return [(self.text.width // many, 1.0)] * many
+
+    def text_numbers(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Returns what the text tower says of captions (n, T), (n, width)."""
+        if not self.frozen_text:
+            return self.text(input_ids, attention_mask).float()
+        with torch.no_grad():
+            if self._remembered is None:
+                return self.text(input_ids, attention_mask).float()
+            return self._from_memory(input_ids, attention_mask, self._remembered)
+
+    def _from_memory(self, input_ids: Tensor, attention_mask: Tensor, kept: dict[bytes, Tensor]) -> Tensor:
+        lengths = attention_mask.sum(dim=1).tolist()
+        keys = [row[:length].tobytes() for row, length in zip(input_ids.cpu().numpy(), lengths, strict=True)]
+        first = {key: row for row, key in enumerate(keys) if key not in kept}
+        # Short captions together, so that little is padded.
+        rows = sorted(first.values(), key=lambda row: int(lengths[row]))
+        found: dict[bytes, Tensor] = {}
+        for start in range(0, len(rows), CAPTIONS):
+            some = rows[start : start + CAPTIONS]
+            longest = int(max(lengths[row] for row in some))
+            said = self.text(input_ids[some, :longest], attention_mask[some, :longest]).float().cpu()
+            found |= {keys[row]: said[place] for place, row in enumerate(some)}
+        for key, value in found.items():
+            if self._bytes < REMEMBERED:
+                kept[key] = value
+                self._bytes += value.numel() * value.element_size() + len(key)
+        return torch.stack([found[key] if key in found else kept[key] for key in keys]).to(input_ids.device)
+
+    def encode_pictures(self, vectors: Tensor) -> Tensor:
+        """Returns the vectors of pictures in the joint space, (n, space), of any length."""
+        return self._placed(self.pictures(vectors), "captions")
+
+    def encode_said(self, numbers: Tensor) -> Tensor:
+        """Returns the vectors in the joint space, (n, space), of what the text tower says."""
+        return self._placed(self.text_head(numbers), "pictures")
+
+    def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Returns the captions' vectors in the joint space, (n, space), of any length."""
+        return self.encode_said(self.text_numbers(input_ids, attention_mask))
+
+    def _placed(self, vectors: Tensor, others: str) -> Tensor:
+        """Adds the numbers of `config.hubs` to the vectors (n, dim) of one side.
+
+        With unit vectors v and u, r the mean similarity of each to its nearest kept ones of the other side, and
+        x = [v, -r_v / 2c, c, p, 0], y = [u, c, -r_u / 2c, 0, q], the product x . y is v . u - (r_v + r_u) / 2. p and q
+        give all of them the squared length 2, so that their cosine is half of it. In training the numbers are 0, and
+        the cosine is that of v and u.
+
+        Args:
+            others: `captions` for pictures, `pictures` for captions.
+        """
+        hubs = self.config.hubs
+        if hubs is None:
+            return vectors
+        if self.training:
+            return nn.functional.pad(vectors, (0, ADDED))
+        unit = nn.functional.normalize(vectors.float(), dim=1)
+        kept = self._kept_vectors(others)
+        nearest = (unit @ kept.T).topk(min(hubs.neighbours, len(kept)), dim=1).values.mean(dim=1)
+        own = -nearest / (2 * CONSTANT)
+        # A mean similarity is from -1 to 1, so that the square is at most 1/2.
+        rest = (1 - CONSTANT**2 - own.square()).clamp(min=0).sqrt()
+        constant, none = torch.full_like(own, CONSTANT), torch.zeros_like(own)
+        added = (own, constant, rest, none) if others == "captions" else (constant, own, none, rest)
+        return torch.cat([unit, torch.stack(added, dim=1)], dim=1)
+
+    def _kept_vectors(self, side: str) -> Tensor:
+        """Returns the unit vectors (K, dim) of the kept training pictures or captions, by the weights as they are."""
+        head = self.pictures.head if side == "pictures" else self.text_head
+        numbers = self.get_buffer(f"kept_{side}")
+        # The version of a tensor changes with every change in place, as of an optimiser or a loaded state.
+        now = tuple((own.data_ptr(), own._version) for own in (*head.parameters(), *head.buffers(), numbers))
+        if side not in self._kept or self._kept[side][0] != now:
+            with torch.no_grad():
+                parts = [head(own) for own in numbers.split(4096)]
+                self._kept[side] = now, nn.functional.normalize(torch.cat(parts).float(), dim=1)
+        return self._kept[side][1]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        features: Sequence[Tensor | None] | None = None,
+        crops: Sequence[Tensor | None] | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Computes the raw numbers of the output, (n, raw_width).
+
+        Args:
+            input_ids, attention_mask: (n, T) int64, one caption of each sample; [CLS] [SEP] alone is a missing one.
+            features: one entry, (n, vector_dim) cached vectors of the pictures.
+            crops: instead, one entry, (n, size, size, 3) uint8, the pictures.
+            mask: (n, 1) bool, True where there is a picture; None: everywhere.
+        """
+        pictures = self._present(self.encode_pictures(self.vectors(features, crops)), mask)
+        texts = self.encode_texts(input_ids, attention_mask)
+        texts = torch.where(attention_mask.sum(dim=1, keepdim=True) > 2, texts, torch.zeros_like(texts))
+        return self.output.raw_of(pictures, texts, self.log_scale.clamp(max=MOST_SCALE), self.bias)
+
+    @staticmethod
+    def _present(vectors: Tensor, mask: Tensor | None) -> Tensor:
+        return vectors if mask is None else torch.where(mask[:, :1], vectors, torch.zeros_like(vectors))

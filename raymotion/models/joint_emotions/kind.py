@@ -1,0 +1,155 @@
+"""Emotions of pictures from a joint space as a kind of model: zero-shot, or a layer fitted to labelled samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from raymotion.data.streams import CONTEXT
+from raymotion.errors import InputError
+from raymotion.models.checkpoint import CheckpointInfo, load_model, read_checkpoint_info
+from raymotion.models.inputs.base import Input, require_inputs
+from raymotion.models.inputs.captions import Captions
+from raymotion.models.inputs.streams import CropInput, PersonInput, StreamInput
+from raymotion.models.joint.config import JointConfig
+from raymotion.models.joint.kind import JointKind
+from raymotion.models.joint_emotions.recipe import JointEmotionsRecipe, JointEmotionsSource
+from raymotion.models.kind import Kind, Training, Wrap
+from raymotion.models.outputs.base import DataFacts, Output
+from raymotion.models.outputs.multilabel import MultiLabel
+from raymotion.models.text.prompts import prompts_of
+from raymotion.vocabulary import Vocabulary, read_vocabulary
+
+if TYPE_CHECKING:
+    from raymotion.models.joint_emotions.network import JointEmotions
+
+
+class JointEmotionsKind(Kind):
+    """Emotions of pictures by their place in a joint space: zero-shot by words, or a layer fitted to labels."""
+
+    name: ClassVar[str] = "joint-emotions"
+    recipe = JointEmotionsRecipe
+    chunk: ClassVar[int] = 64
+    wraps: ClassVar[Wrap | None] = Wrap(
+        JointEmotionsSource, "joint-emotions joint/ --vocabulary mikels-8 --out emotions/"
+    )
+
+    def inputs(self, recipe: JointEmotionsRecipe) -> Sequence[Input]:
+        own = _pictures_of(_source(recipe))
+        if recipe.data.embeddings:
+            return [
+                StreamInput(folders=recipe.data.embeddings, chosen={CONTEXT: own.streams[0].name},
+                            samples=recipe.data.samples)
+            ]  # fmt: skip
+        if isinstance(own, StreamInput) and recipe.data.samples:
+            raise InputError(
+                f"reads vectors of {own.streams[0].name}, which is not part of it", path=recipe.source,
+                remedy="Name features of these samples with data.embeddings.",
+            )  # fmt: skip
+        return [own]
+
+    def outputs(self, recipe: JointEmotionsRecipe, facts: DataFacts) -> Sequence[Output]:
+        output = MultiLabel.of_recipe(recipe, facts)
+        if recipe.vocabulary is not None:
+            own = read_vocabulary(recipe.vocabulary)
+            own.require_same(output.vocabulary, here="the recipe", there=facts.where)
+        return [output]
+
+    def build(self, recipe: JointEmotionsRecipe, training: Training) -> JointEmotions:
+        """Returns the network, which initially predicts the class prior."""
+        bound: Any = training.inputs.get("streams")
+        stated = _pictures_of(_source(recipe)).streams[0].identity
+        if bound is not None and bound.identities[0] != stated:
+            found = bound.identities[0]
+            raise InputError(
+                f"reads vectors of {stated.name} ({stated.weights}, {stated.size} pixels), and the embeddings are of "
+                f"{found.name} ({found.weights}, {found.size} pixels)",
+                path=recipe.source,
+                remedy="Make the embeddings with that backbone.",
+            )
+        network = self._network(recipe, cast(MultiLabel, training.outputs[0]).vocabulary, fitted=True)
+        own, data = training.outputs[0], training.data
+        own.start(network.head, data.targets_of(own), data.splits["train"])
+        return network
+
+    def wrap(self, recipe: JointEmotionsRecipe) -> tuple[Any, Sequence[Input], Sequence[Output]]:
+        if recipe.vocabulary is None:
+            raise InputError("a joint space has no emotions of its own", remedy="Give --vocabulary NAME or FILE.")
+        vocabulary = read_vocabulary(recipe.vocabulary)
+        return self._network(recipe, vocabulary, fitted=False).eval(), self.inputs(recipe), [MultiLabel(vocabulary)]
+
+    def _network(self, recipe: JointEmotionsRecipe, vocabulary: Vocabulary, *, fitted: bool) -> JointEmotions:
+        import torch
+
+        from raymotion.models.joint.kind import texts_of
+        from raymotion.models.joint_emotions.network import JointEmotions, JointEmotionsConfig
+
+        model = load_model(recipe.source, kind=JointKind.name)
+        joint, prompts = cast(Any, model.network), prompts_of(vocabulary, recipe.templates, recipe.prompts)
+        config = JointEmotionsConfig(
+            joint=dict(model.info.model), names=joint.text.width if joint.config.classes else 0, fitted=fitted,
+            prompts=[] if fitted else prompts,
+        )  # fmt: skip
+        network = JointEmotions(config, len(vocabulary))
+        network.pictures.load_state_dict(joint.pictures.state_dict())
+        with torch.no_grad():
+            network.head.weight.zero_()
+            network.head.bias.zero_()
+            if not fitted:
+                texts = [text for own in prompts for text in own]
+                tokens = cast(Captions, model.inputs[0]).tokens([[text] for text in texts])
+                if not tokens.present.all():
+                    unknown = texts[int((~tokens.present).nonzero()[0][0])]
+                    raise InputError(
+                        f"knows no word of {unknown!r}", path=recipe.source, remedy="Say it in other words (--prompts)."
+                    )
+                said = torch.cat([joint.text_head(own) for own in texts_of(joint, tokens, "cpu")])
+                directions = torch.nn.functional.normalize(said, dim=1)
+                means = torch.stack([own.mean(dim=0) for own in directions.split([len(own) for own in prompts])])
+                scale = joint.log_scale.exp().clamp(max=100.0)
+                network.head.weight.copy_(scale * torch.nn.functional.normalize(means, dim=1))
+        return network
+
+    def restore(self, model: Mapping[str, Any], inputs: Sequence[Input], outputs: Sequence[Output]) -> JointEmotions:
+        from raymotion.models.joint_emotions.network import JointEmotions, JointEmotionsConfig
+
+        config = JointEmotionsConfig.model_validate(model)
+        shape = JointConfig.model_validate(config.joint)
+        require_inputs(inputs, [type(inputs[0]) if isinstance(inputs[0], StreamInput | CropInput) else StreamInput])
+        (stream,) = cast(PersonInput, inputs[0]).streams
+        if stream.identity.to_dict() != shape.vector_identity or (
+            isinstance(inputs[0], CropInput) and not shape.inside
+        ):
+            raise InputError("the model reads the vectors of another backbone than its input gives")
+        return JointEmotions(config, outputs[0].width)
+
+    def title(self) -> str:
+        return "Emotions of pictures from a joint space"
+
+    def describe(
+        self, model: Mapping[str, Any], training: Mapping[str, Any], inputs: Sequence[Input], parameters: int
+    ) -> list[str]:
+        source = (training.get("settings") or {}).get("source", "")
+        how = (
+            "A layer fitted to labelled samples, on pictures' vectors in that space."
+            if model["fitted"]
+            else "Zero-shot: it compares pictures with the words for each emotion, and no labelled picture was looked "
+            "at. Measure it (`raymotion evaluate`) before you trust it."
+        )
+        return [f"From the joint space `{str(source).rstrip('/').rpartition('/')[2]}`, {parameters:,} parameters.", how]
+
+
+def _source(recipe: JointEmotionsRecipe) -> CheckpointInfo:
+    """Reads the description of the joint space.
+
+    Raises:
+        InputError: the checkpoint is another kind of model.
+    """
+    info = read_checkpoint_info(recipe.source)
+    if info.kind.name != JointKind.name:
+        raise InputError(f"is a {info.kind.name}, not a {JointKind.name}", path=recipe.source)
+    return info
+
+
+def _pictures_of(info: CheckpointInfo) -> StreamInput | CropInput:
+    return next(own for own in info.inputs if isinstance(own, StreamInput | CropInput))
