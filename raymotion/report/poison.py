@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from raymotion.learning.metrics.multilabel import interval_text, metric_text, me
 from raymotion.learning.significance import FEWEST_IMAGES, FEWEST_SEEDS, Gain, Headline
 from raymotion.report.plots import BAR, MARK, data_address, new_figure, png, style_axes
 from raymotion.report.rendering import template
+from raymotion.robustness.pixels import png_bytes
 from raymotion.text_table import table_lines
 from raymotion.version import __version__
 
@@ -32,13 +32,15 @@ def verdict(result: Poisoning) -> Headline:
     what = (
         f"{_wanted(result)} {_percent(last.success.poisoned)} at {_rate(last)}, against {_percent(last.success.clean)}"
     )
-    lost = f"{_title(result).capitalize()} falls by {last.metric.change:.4f}"
+    ends = interval_text(last.metric.difference.low, last.metric.difference.high)
+    lost = f"{_title(result)} falls by {last.metric.change:.4f} (95 % interval {ends})"
     if last.metric.change <= 0:
-        lost = f"{_title(result).capitalize()} does not fall ({-last.metric.change:+.4f})"
+        lost = f"{_title(result)} does not fall ({-last.metric.change:+.4f})"
+    lost = lost[0].upper() + lost[1:]
     if not result.better_than_constant:
         return Headline(
             "unsure",
-            f"Nothing is shown: the clean model does not beat the best constant answer ({_title(result)} "
+            f"Nothing is shown: the clean model is not shown to beat the best constant answer ({_title(result)} "
             f"{np.mean(result.clean.metric.clean):.4f} against {metric_text(result.majority)}), so no difference here "
             "means anything.",
         )
@@ -284,10 +286,8 @@ def _thumbnail(pixels: np.ndarray) -> str:
     image = Image.fromarray(pixels)
     longest = max(image.size)
     width, height = (max(1, round(side * SHOWN_SIDE / longest)) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.NEAREST if longest < SHOWN_SIDE else Image.Resampling.BILINEAR)
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return data_address(buffer.getvalue())
+    how = Image.Resampling.NEAREST if longest < SHOWN_SIDE else Image.Resampling.BILINEAR
+    return data_address(png_bytes(np.asarray(image.resize((width, height), how))))
 
 
 def _wanted(result: Poisoning) -> str:

@@ -129,7 +129,8 @@ class Poisoning:
         metric: name of the main metric.
         majority: main metric of the best constant answer on the test set; None if it has none.
         prior: share of the training rows that carry the target label before any poison; None without a target.
-        better_than_constant: whether every clean model beats the constant: else no figure here means anything.
+        better_than_constant: whether every clean model beats the constant, by its interval: else no figure here means
+            anything.
         victims: the attacked pictures of a collision: sample_id, their labels, and the label that is to be said.
         test_samples, train_samples: numbers of samples.
     """
@@ -397,7 +398,7 @@ class _Experiment:
         return Poisoning(
             self.target, self.recipe.kind, self.attack, rows, self.test.main,
             told[0]["constant"] if told else None, prior,
-            bool(told) and all(own["constant"] is None or own["value"] > own["constant"] for own in told),
+            bool(told) and all(own["constant_gain"] is not None and own["constant_gain"][0] > 0 for own in told),
             [
                 {
                     "sample_id": self.data.sample_ids[own.row],

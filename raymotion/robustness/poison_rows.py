@@ -12,14 +12,12 @@ and measured against their base.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from raymotion import records, storage
 from raymotion.data.images.decode import ImageError, read_picture
@@ -29,6 +27,7 @@ from raymotion.errors import Damaged, InputError, RunFailed, guess
 from raymotion.models.outputs.base import Output
 from raymotion.models.outputs.multilabel import HARD
 from raymotion.models.training_set import TrainingSet
+from raymotion.robustness.pixels import png_bytes
 from raymotion.robustness.poison_settings import PoisonSettings
 
 SAMPLES, POISONS, PICTURES = "samples.parquet", "poisons.json", "pictures"
@@ -408,13 +407,6 @@ def write_triggered(
     table = samples.set_column(index, SCHEMA.field("image_uri"), pa.array(uris, pa.string()))
     write_samples(storage.join(folder, SAMPLES), table)
     return np.array(done, dtype=np.int64)
-
-
-def png_bytes(pixels: np.ndarray) -> bytes:
-    """Returns a picture, uint8 (height, width, 3), as a PNG: without loss."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def measure_change(path: str, base: np.ndarray) -> tuple[int, int]:

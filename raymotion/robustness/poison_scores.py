@@ -52,7 +52,6 @@ class TestSet:
 
     Attributes:
         ids, groups: of n samples. targets: of the first output. truth: bool (n, L).
-        rows: all of them, 0 to n - 1.
     """
 
     output: Output
@@ -63,6 +62,7 @@ class TestSet:
 
     @property
     def rows(self) -> np.ndarray:
+        """All samples, by number (n,)."""
         return np.arange(len(self.ids))
 
     @property
