@@ -61,6 +61,8 @@ def verdict(result: Poisoning) -> Headline:
 def poison_lines(result: Poisoning) -> list[str]:
     """Formats headline, tables and explanations for a terminal."""
     lines = [verdict(result).text, "", *table_lines(heads(result), table_rows(result))]
+    if of_target := [row for row in class_rows(result) if row[0].endswith(" (target)")]:
+        lines += ["", *table_lines((_class_title(result).lower(), *class_heads(result)[1:]), of_target)]
     if defences := defence_rows(result):
         lines += ["", *table_lines(DEFENCE_HEADS, defences, left=(0, 2))]
     lines += ["", *notes(result)]
@@ -212,7 +214,7 @@ def write_page(result: Poisoning) -> None:
         rows=table_rows(result),
         notes=notes(result),
         figure=data_address(_figure(result)),
-        class_title="Recall" if result.metric == "accuracy" else "Average precision",
+        class_title=_class_title(result),
         class_heads=class_heads(result),
         class_rows=class_rows(result),
         defence_heads=DEFENCE_HEADS,
@@ -307,6 +309,10 @@ def _success_title(result: Poisoning) -> str:
 
 def _title(result: Poisoning) -> str:
     return metric_title(result.metric).lower() if result.metric == "accuracy" else metric_title(result.metric)
+
+
+def _class_title(result: Poisoning) -> str:
+    return "Recall" if result.metric == "accuracy" else "Average precision"
 
 
 def _prior(result: Poisoning) -> str:

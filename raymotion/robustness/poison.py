@@ -228,13 +228,17 @@ def poison(
             _sweep(first, target, address, parallel, ended)
             first = []
         for seed in seeds:
-            shown.waiting("making poisons")
-            experiment.make(seed, infos.get(Run(0.0, seed)))
+            shown.waiting(f"making poisons of seed {seed}")
+            experiment.make(seed, infos.get(Run(0.0, seed)), told=_counted(shown, seed))
         _sweep([*first, *((run, experiment.recipe_of(run)) for run in then)], target, address, parallel, ended)
         shown.waiting("measuring")
         result = experiment.result(infos, settings)
     _write(result)
     return result
+
+
+def _counted(shown: ComparisonProgress, seed: int) -> Callable[[int], None]:
+    return lambda made: shown.waiting(f"making poisons of seed {seed}, {made:,} so far")
 
 
 def _sweep(
@@ -353,8 +357,12 @@ class _Experiment:
         """Returns the recipe with another sample table."""
         return self.recipe.model_copy(update={"data": self.recipe.data.model_copy(update={"samples": path})})
 
-    def make(self, seed: int, clean: CheckpointInfo | None) -> None:
-        """Makes the poisons of a seed: those of the highest rate, of which lower rates have the first ones."""
+    def make(self, seed: int, clean: CheckpointInfo | None, *, told: Callable[[int], None]) -> None:
+        """Makes the poisons of a seed: those of the highest rate, of which lower rates have the first ones.
+
+        Args:
+            told: receives the number of poisons made so far.
+        """
         highest, *lower = [Run(rate, seed) for rate in reversed(self.attack.poisoned)]
         own = self.attack.model_dump(mode="json", exclude={"rates", "seeds", "defences"})
         model = None if clean is None or self.attack.attack != "collision" else clean.fingerprint
@@ -363,7 +371,7 @@ class _Experiment:
         made = write_poisons(
             self.attack, self.samples, self.data, self.output, self._choices(seed), self.folder(highest),
             count=rows_at(highest.rate, self.data), key=key, change=change, victims=self.victims,
-            distances=change.distances if isinstance(change, _Collider) else None,
+            distances=change.distances if isinstance(change, _Collider) else None, told=told,
         )  # fmt: skip
         self.poisons[highest] = made
         for run in lower:

@@ -23,7 +23,7 @@ from raymotion import records, storage
 from raymotion.data.images.decode import ImageError, read_picture
 from raymotion.data.images.marks import mark_of
 from raymotion.data.samples import SCHEMA, read_samples, with_optional, write_samples
-from raymotion.errors import Damaged, InputError, RunFailed, guess
+from raymotion.errors import InputError, RunFailed, guess
 from raymotion.models.outputs.base import Output
 from raymotion.models.outputs.multilabel import HARD
 from raymotion.models.training_set import TrainingSet
@@ -241,8 +241,9 @@ def write_poisons(
     victims: Sequence[Victim],
     distances: Distances | None = None,
     together: int = 32,
+    told: Callable[[int], None] = lambda made: None,
 ) -> list[Poison]:
-    """Makes the poisons of one seed and writes them with their table; returns what an earlier command has finished.
+    """Makes the poisons of one seed and writes them with their table; goes on from what an earlier command has made.
 
     Args:
         choices: see `eligible_rows`; those whose picture cannot be read are passed over.
@@ -250,17 +251,22 @@ def write_poisons(
         key: a digest of all that determines them; with another one, an earlier command's are made again.
         change: changes pictures; None: they stay.
         distances: measures the poisons as written, in the table at a path.
+        together: number of pictures that are changed at once, and recorded.
+        told: receives the number of poisons made so far.
 
     Raises:
         InputError: too few of the pictures can be read.
         RunFailed: a written picture exceeds the budget.
     """
-    if (found := _finished(folder, count, key)) is not None:
-        return found
+    made, complete = _earlier(folder, key)
+    if complete and len(made) == count:
+        return made
+    made = [] if complete else made[:count]
     labels = output.vocabulary.labels if output.vocabulary is not None else ()
     before = dict(zip(samples.column("sample_id").to_pylist(), samples.column("labels").to_pylist(), strict=True))
     uris = dict(zip(samples.column("sample_id").to_pylist(), samples.column("image_uri").to_pylist(), strict=True))
-    made: list[Poison] = []
+    for own in made:  # passes over those that could not be read, as before
+        next(choice for choice in choices if data.sample_ids[choice.row] == own.sample_id)
     while len(made) < count:
         batch: list[Choice] = []
         pictures: list[np.ndarray] = []
@@ -288,6 +294,8 @@ def write_poisons(
             if changed is not None:
                 own = _write_picture(own, changed[i], pictures[i], str(uris[name]), folder, len(made), settings)
             made.append(own)
+        _write_record(settings, made, folder, key, complete=False)
+        told(len(made))
     table = poisoned_table(samples, made, folder, settings.attack)
     write_samples(storage.join(folder, SAMPLES), table)
     if distances is not None:
@@ -296,7 +304,7 @@ def write_poisons(
             replace(own, distance_before=near, distance=nearer)
             for own, (near, nearer) in zip(made, measured, strict=True)
         ]
-    _write_record(settings, made, folder, key)
+    _write_record(settings, made, folder, key, complete=True)
     return made
 
 
@@ -304,20 +312,23 @@ def copy_poisons(
     settings: PoisonSettings, samples: pa.Table, poisons: Sequence[Poison], source: str, folder: str, *, key: str
 ) -> list[Poison]:
     """Writes some of the poisons in the folder `source`, those of a lower rate, to a folder of their own."""
-    if (found := _finished(folder, len(poisons), key)) is not None:
+    found, complete = _earlier(folder, key)
+    if complete and len(found) == len(poisons):
         return found
     for own in poisons:
         if own.picture is not None:
             data = storage.read_bytes(storage.join(source, PICTURES, own.picture))
             storage.write_bytes(storage.join(folder, PICTURES, own.picture), data, durable=False)
     write_samples(storage.join(folder, SAMPLES), poisoned_table(samples, poisons, folder, settings.attack))
-    _write_record(settings, poisons, folder, key)
+    _write_record(settings, poisons, folder, key, complete=True)
     return list(poisons)
 
 
-def _write_record(settings: PoisonSettings, poisons: Sequence[Poison], folder: str, key: str) -> None:
-    """Written last: it marks complete poisons."""
-    told = {"attack": settings.attack, "key": key, "poisons": [asdict(own) for own in poisons]}
+def _write_record(
+    settings: PoisonSettings, poisons: Sequence[Poison], folder: str, key: str, *, complete: bool
+) -> None:
+    """Writes the record; a complete one is the last file that is written."""
+    told = {"attack": settings.attack, "key": key, "complete": complete, "poisons": [asdict(own) for own in poisons]}
     records.write_record(storage.join(folder, POISONS), told)
 
 
@@ -443,24 +454,29 @@ def _write_picture(
     )  # fmt: skip
 
 
-def _finished(folder: str, count: int, key: str) -> list[Poison] | None:
-    """Returns the complete poisons of an earlier command; None if there are none, or a file of them has changed."""
-    if not storage.exists(storage.join(folder, POISONS)):
-        return None
+def _earlier(folder: str, key: str) -> tuple[list[Poison], bool]:
+    """Returns the poisons that an earlier command has made, and whether they are complete, with their table.
+
+    Those from the first one on whose picture has changed are left out.
+    """
     try:
         record = records.read_record(storage.join(folder, POISONS), needs_seal=True)
-        read_samples(storage.join(folder, SAMPLES))
-    except (Damaged, InputError):
-        return None
-    if record["key"] != key or len(record["poisons"]) != count:
-        return None
-    poisons = [Poison(**own) for own in record["poisons"]]
-    for own in poisons:
+        if record["key"] != key:
+            return [], False
+        complete = bool(record["complete"])
+        if complete:
+            read_samples(storage.join(folder, SAMPLES))
+    except InputError:
+        return [], False
+    found: list[Poison] = []
+    for told in record["poisons"]:
+        own = Poison(**told)
         if own.picture is not None:
             path = storage.join(folder, PICTURES, own.picture)
             if not storage.exists(path) or mark_of(storage.read_bytes(path)).digest != own.digest:
-                return None
-    return poisons
+                return found, False
+        found.append(own)
+    return found, complete
 
 
 def _with_picture(data: TrainingSet) -> np.ndarray:

@@ -294,6 +294,38 @@ def test_poisons_of_a_lower_rate_are_the_first_of_a_higher_one(clean: Clean, att
         assert row["label_weights"] == own["label_weights"], "as many annotators as agreed before"
 
 
+def test_making_poisons_goes_on_where_it_was_stopped(clean: Clean, tmp_path: Path) -> None:
+    settings = PoisonSettings(attack="trigger", target=VALENCE_3.labels[1], rates=(0.2,))
+    samples, output = read_samples(clean.recipe.data.samples), clean.model().output
+    seen: list[int] = []
+
+    def change(choices: Any, pictures: Any) -> list[np.ndarray]:
+        seen.append(len(choices))
+        if stop and len(seen) == 3:
+            raise KeyboardInterrupt
+        return [patched(own, 0.2) for own in pictures]
+
+    def make(folder: str, key: str = "k") -> list[Poison]:
+        return write_poisons(
+            settings, samples, clean.data, output, eligible_rows(settings, clean.data, output, [], 0),
+            str(tmp_path / folder), count=9, key=key, change=change, victims=[], together=4,
+        )  # fmt: skip
+
+    stop = False
+    whole = make("whole")
+    seen.clear()
+    stop = True
+    with pytest.raises(KeyboardInterrupt):
+        make("cut")
+    seen.clear()
+    stop = False
+    assert make("cut") == whole and seen == [1], "two batches of four were kept"
+    assert make("cut") == whole and seen == [1], "nothing is left to do"
+    (tmp_path / "cut/pictures/00006.png").write_bytes(b"changed")
+    assert make("cut") == whole and seen == [1, 3], "from the first damaged picture on"
+    assert make("cut", "other") == whole and seen == [1, 3, 4, 4, 1], "other settings"
+
+
 def test_poisons_never_leave_the_training_split(clean: Clean) -> None:
     samples = read_samples(clean.recipe.data.samples)
     outside = next(row for row in samples.to_pylist() if row["split"] == "val")
