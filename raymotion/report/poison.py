@@ -35,7 +35,7 @@ def verdict(result: Poisoning) -> Headline:
     ends = interval_text(last.metric.difference.low, last.metric.difference.high)
     lost = f"{_title(result)} falls by {last.metric.change:.4f} (95 % interval {ends})"
     if last.metric.change <= 0:
-        lost = f"{_title(result)} does not fall ({-last.metric.change:+.4f})"
+        lost = f"{_title(result)} does not fall ({0.0 - last.metric.change:+.4f})"
     lost = lost[0].upper() + lost[1:]
     if not result.better_than_constant:
         return Headline(
