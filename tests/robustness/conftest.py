@@ -137,31 +137,28 @@ def numbers(ratings: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return regressor(ratings, tmp_path_factory.mktemp("numbers") / "model", tuned_blocks=2)
 
 
-PALETTE = {
-    "red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 220), "yellow": (230, 220, 50),
-    "white": (245, 245, 245), "black": (25, 25, 25),
-}  # fmt: skip
+PALETTE = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 220), "white": (245, 245, 245)}
 
 
 @pytest.fixture(scope="session")
 def vectors(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A joint space; captions say the colours of the two halves of their picture, once each in the split test."""
+    """A joint space; captions say the colours of the thirds of their picture, once each in the split test."""
     folder, names = tmp_path_factory.mktemp("vectors"), list(PALETTE)
 
     def draw(i: int, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
-        first, second = names[i % 36 // 6], names[i % 6]
-        pixels = rng.normal(0, 60, (24, 24, 3))
-        pixels[:, :12] += PALETTE[first]
-        pixels[:, 12:] += PALETTE[second]
-        split = ("train", "train", "train", "train", "val", "test")[i // 36]
-        captions = [f"{first} at the left and {second} at the right", f"left {first}, right {second}"]
+        first, second, third = names[i % 64 // 16], names[i % 16 // 4], names[i % 4]
+        pixels = rng.normal(0, 50, (24, 24, 3))
+        for part, name in enumerate((first, second, third)):
+            pixels[:, 8 * part : 8 * part + 8] += PALETTE[name]
+        split = ("train", "train", "train", "val", "test")[i // 64]
+        captions = [f"{first} at the left, {second} in the middle, {third} at the right"]
         return pixels, {"captions": captions, "split": split, "group_id": f"g{i}"}
 
-    samples = write_set(folder / "pictures", 216, draw)
+    samples = write_set(folder / "pictures", 320, draw)
     shape = {"text": "lstm", "dim": 16, "image_hidden": [32], "text_size": 32, "embedding_size": 16}
     return train(
         "joint", samples, folder / "model", backbone="test_resnet", weights="random:0", size=24, pooled_stages=2,
-        tuned_blocks=2, model=shape, optimiser={**optimiser(20, 0.01), "batch_size": 36, "backbone_lr": 2e-3},
+        tuned_blocks=2, model=shape, optimiser={**optimiser(40, 0.01), "batch_size": 64, "backbone_lr": 3e-3},
     )  # fmt: skip
 
 
