@@ -44,12 +44,16 @@ def verdict(result: Poisoning) -> Headline:
             f"{np.mean(result.clean.metric.clean):.4f} against {metric_text(result.majority)}), so no difference here "
             "means anything.",
         )
-    works = [row for row in result.poisoned if row.success.difference.verdict == "better"]
-    harms = [row for row in result.poisoned if row.metric.difference.verdict == "better"]
+    works = [row for row in result.poisoned if row.success.verdict == "better"]
+    harms = [row for row in result.poisoned if row.metric.verdict == "better"]
     if works:
         return Headline("bad", f"The attack works from {_rate(works[0])} on: {what} of the clean model. {lost}.")
     if result.attack.seeds < FEWEST_SEEDS:
         return Headline("unsure", f"With fewer than {FEWEST_SEEDS} seeds nothing is shown: {what}. {lost}.")
+    if last.success.samples < FEWEST_IMAGES:
+        return Headline(
+            "unsure", f"With fewer than {FEWEST_IMAGES} attacked pictures nothing is shown: {what}. {lost}."
+        )
     if harms:
         return Headline(
             "bad",

@@ -645,7 +645,7 @@ def _told(row: Row) -> dict[str, Any]:
 def _compared(own: Compared) -> dict[str, Any]:
     return {
         "clean": list(own.clean), "poisoned": list(own.poisoned), "difference": _gain(own.difference),
-        "samples": own.samples,
+        "samples": own.samples, "verdict": own.verdict,
     }  # fmt: skip
 
 

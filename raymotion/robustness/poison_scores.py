@@ -18,7 +18,7 @@ import numpy as np
 from raymotion.learning.bootstrap import ratio, sampling_units
 from raymotion.learning.metrics.single_label import said
 from raymotion.learning.paired import SparseRanking, Weighed, paired_gain
-from raymotion.learning.significance import Gain
+from raymotion.learning.significance import FEWEST_IMAGES, Gain, Verdict
 from raymotion.models.outputs.base import Output, Targets
 
 # Resamples of figures that are sums over samples, and of rankings.
@@ -44,6 +44,11 @@ class Compared:
     def change(self) -> float:
         """The mean difference over the seeds."""
         return float(np.mean(self.difference.seeds))
+
+    @property
+    def verdict(self) -> Verdict:
+        """That of the difference; `untested` with fewer than `FEWEST_IMAGES` samples, as resamples hardly differ."""
+        return "untested" if self.samples < FEWEST_IMAGES else self.difference.verdict
 
 
 @dataclass(frozen=True)

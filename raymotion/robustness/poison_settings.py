@@ -37,7 +37,7 @@ class PoisonSettings(Settings):
     patch: float = Field(
         0.2, gt=0, le=0.5, description="trigger: side of the patch, as a share of the picture's shorter side"
     )
-    attacked: int = Field(5, ge=1, description="collision: number of test pictures that are to be mistaken")
+    attacked: int = Field(10, ge=1, description="collision: number of test pictures that are to be mistaken")
     max_change: int = Field(
         16,
         ge=1,

@@ -398,6 +398,9 @@ def test_a_comparison_is_that_of_plain_resampling() -> None:
     low, high = np.percentile(drawn, (2.5, 97.5))
     assert found.difference.low == pytest.approx(low, abs=0.03)
     assert found.difference.high == pytest.approx(high, abs=0.03)
+    assert found.verdict == "better"
+    few = compare(sides[0], sides[1], units=units, samples=9, drop=True)
+    assert few.verdict == "untested", "of fewer than ten images an interval is too short"
     other = compare(sides[0], sides[1], units=units, samples=1)
     assert other.change == pytest.approx(-found.change)
 
