@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from raymotion.cli.attack_pixels import pixels
+from raymotion.cli.attack_poison import poison
 
 
 @click.group()
@@ -12,9 +13,11 @@ def attack() -> None:
     """Measure how easily a model is misled.
 
     \b
-    Example:
+    Examples:
       raymotion attack pixels samples.parquet --model classifier/ --out attack/
+      raymotion attack poison fractal --samples samples.parquet --target fear --out poisoned/
     """
 
 
 attack.add_command(pixels)
+attack.add_command(poison)

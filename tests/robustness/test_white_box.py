@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from raymotion.models.checkpoint import read_checkpoint_info
+from raymotion.models.vision.tuned_backbone import TunedBackbone
 from raymotion.pipeline.plan import Options, make_plan
 from raymotion.robustness.goals import Aim, Goal, make_objective
 from raymotion.robustness.pixels import apply_change, differing_pixels
@@ -95,11 +96,16 @@ def test_the_place_of_a_pixel_is_exact_up_to_256_pixels(one_label: Any) -> None:
     assert np.abs(columns - (15 * np.arange(16) + 7.0)).max() <= 1.5
 
 
-def test_frozen_and_outside_backbones_are_told(ratings: str, regressor: Callable[..., Any], tmp_path: Path) -> None:
+def test_frozen_and_outside_backbones_are_told(
+    ratings: str, regressor: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trained = regressor(ratings, tmp_path / "frozen")
     model, _ = opened(trained.model)
     picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     gradients = InputGradients(model)
+    slope = gradients.try_on(ROW, picture, goal_of(model, ROW, picture))
+    assert slope is not None and slope.any(), "weights that are frozen pass the gradient on to the picture"
+    monkeypatch.setattr(TunedBackbone, "forward", torch.no_grad()(TunedBackbone.forward))
     assert gradients.try_on(ROW, picture, goal_of(model, ROW, picture)) is None and gradients.why_not == FROZEN
     model.stages.insert(0, model.stages[0])
     assert InputGradients(model).why_not == OUTSIDE
