@@ -60,6 +60,10 @@ OTHER_PRIOR = (
     "The checkpoint was trained on labels with other class rates: the prior is that of the table's train split."
 )
 NO_PRIOR = "The checkpoint records no class rates: the prior is that of the scored samples themselves."
+OTHERS_SPLIT = (
+    "The table's splits call some of these samples training or validation; by their sample_id, this model has learned "
+    "from none of them."
+)
 NO_SHARES = (
     "The table has no train split to take mean shares from: the prior's {metric} is that of the rates of hard labels, "
     "which is easy to beat. Look at the constant."
@@ -229,7 +233,11 @@ def evaluate_checkpoint(
     # The table's splits do not say whether the model was trained on a domain, its record does.
     data = info.training.get("data") or {}
     told = data.get("seen") is not None or {*settings.holdout_domain} <= {*(data.get("holdout_domain") or ())}
-    choice = replace(choice, caution=seen if settings.holdout_domain and told else choice.caution or seen)
+    # A split is the table's; the model's record names what it has seen itself.
+    unseen = seen is None and data.get("seen") is not None
+    others = unseen and choice.caution is not None and not settings.holdout_domain
+    caution = seen if unseen or (settings.holdout_domain and told) else choice.caution or seen
+    choice = replace(choice, caution=caution)
     training = _training_rows(settings, info, samples)
     if settings.soft and (info.labels is None or not info.labels.reads_labels):
         raise InputError("learns no labels of annotators", path=settings.model, remedy="Leave --soft out.")
@@ -254,6 +262,8 @@ def evaluate_checkpoint(
     place = {sample_id: row for row, sample_id in enumerate(choice.table.column("sample_id").to_pylist())}
     rows = choice.table.take([place[sample_id] for sample_id in ids])
     notices = [str(notice) for notice in job.record["notices"]]
+    if others:
+        notices.append(OTHERS_SPLIT)
     ids_of_groups = rows.column("group_id").to_pylist()
     images = len(set(ids_of_groups))
     groups = ids_of_groups if images < len(ids_of_groups) else None

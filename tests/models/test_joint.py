@@ -474,3 +474,19 @@ def test_the_domain_check_knows_the_pictures_it_learned_from(
     summary = label(LabelSettings(samples=samples, model=(info.folder,), out=str(tmp_path / "labels"),
                                   features=embeddings, workers=0))  # fmt: skip
     assert "holds no sample" not in summary.record["domain"]["headline"]
+
+
+def test_a_checkpoint_holds_the_trained_weights_and_no_pickle(trained: str, samples: str, tmp_path: Path) -> None:
+    """Systems.md 2.8.16: whole objects were pickled, and the test ran before the trained weights were loaded."""
+    import pyarrow.parquet as pq
+
+    names = sorted(path.name for path in Path(trained).iterdir())
+    assert not [name for name in names if name.endswith((".pt", ".pth", ".pkl", ".bin"))]
+    out = str(tmp_path / "labels")
+    label(LabelSettings(samples=samples, model=(trained,), out=out, workers=0))
+    info = read_checkpoint_info(trained)
+    found = vectors_of(out, info)
+    answers = pq.read_table(f"{trained}/answers.parquet")
+    (output,) = info.outputs
+    for name, own in zip(answers.column("sample_id").to_pylist(), output.values(answers), strict=True):
+        assert own == pytest.approx(found[name], abs=1e-4)
