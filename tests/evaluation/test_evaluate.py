@@ -320,3 +320,7 @@ def test_samples_that_were_split_otherwise_are_known_again(ray_local: Any, score
     summary = evaluate_checkpoint(settings(teacher, scored.samples, tmp_path / "out"))
     assert summary.caution is not None and summary.caution.startswith("3 of these 30 samples, by their sample_id, were")
     assert summary.caution in "\n".join(summary_lines(summary))
+    # And the reverse: another collection may call its samples training, of which this model has learned none.
+    other = make_teacher(tmp_path / "other", data={"seen": seen[3:]})
+    summary = evaluate_checkpoint(settings(other, scored.samples, tmp_path / "other-out", split="train"))
+    assert summary.caution is None and any("learned from none" in told for told in summary.record["notices"])
