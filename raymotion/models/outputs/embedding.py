@@ -239,7 +239,8 @@ class Embedding(Output):
     ) -> dict[str, Any]:
         """Computes the metrics of each direction, named `text_to_image_recall_at_1`, and the size of each pool."""
         numbers = targets.arrays[GROUP][rows]
-        metrics, pools = {}, {}
+        metrics: dict[str, Any] = {}
+        pools: dict[str, Any] = {}
         for direction, (ranks, queries) in self.both_ways(values, numbers).items():
             found = evaluate_retrieval(ranks, groups=[str(number) for number in numbers[queries]], seed=seed)
             metrics |= {f"{direction}_{name}": own for name, own in found.metrics.items()}
