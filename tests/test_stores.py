@@ -183,7 +183,7 @@ class TestAStoreThatFails:
         for patience, work in enumerate(
             (
                 lambda: fit._worker({"access": asdict(access.Access(1.0, True))}),
-                lambda: finetune._train_one(StudentKind, {}, "out", access.Access(2.0, True)),
+                lambda: finetune.train_one(StudentKind, {}, "out", access.Access(2.0, True)),
                 lambda: trial._begin(),
             ),
             1,

@@ -28,6 +28,7 @@ COMMANDS = {
     "study": ("raymotion.cli.study", "study", "Search configurations of a model, stage by stage."),
     "tune": ("raymotion.cli.tune", "tune", "Search settings of one recipe."),
     "evaluate": ("raymotion.cli.evaluate", "evaluate", "Score a checkpoint on labelled samples, beside its baselines."),
+    "attack": ("raymotion.cli.attack", "attack", "Measure how easily a model is misled."),
     "calibrate": ("raymotion.cli.calibrate", "calibrate", "Fit temperatures on labelled samples of a new domain."),
     "predict": ("raymotion.cli.predict", "predict", "Emotions of one image and its caption."),
     "label": ("raymotion.cli.label", "label", "Label every image of a sample table with a model."),

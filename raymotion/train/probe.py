@@ -121,7 +121,7 @@ def _gathered(
     for number, (arguments, there) in enumerate(loader.frozen(rows[workers.rank :: workers.world]), start=1):
         count = len(there)
         read.append(there)
-        for name, own in _inputs_of(model, heads, arguments, task.outputs, count).items():
+        for name, own in head_inputs(model, heads, arguments, task.outputs, count).items():
             found[name].append(own)
         if workers.pace is not None:
             workers.pace.step(number, count * workers.world, None)
@@ -148,9 +148,18 @@ def _read_alone(
     return rows[present], {name: own[kept] for name, own in features.items()}
 
 
-def _inputs_of(
+def head_inputs(
     model: nn.Module, heads: Mapping[str, nn.Linear], arguments: Mapping[str, Any], outputs: Sequence[Output], rows: int
 ) -> dict[str, Tensor]:
+    """Returns what the last layers read of n samples, float32 (n, D) on the CPU, by output.
+
+    Args:
+        heads: see `Kind.heads`.
+        arguments: of the network.
+
+    Raises:
+        InputError: a layer's result is not the output as it stands.
+    """
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
@@ -193,7 +202,7 @@ def _text_features(model: nn.Module, name: str, head: nn.Linear, task: Task, tex
                 remedy="Leave it out.",
             )
         arguments = {name: value for own in given for name, value in own.items()}
-        parts += _inputs_of(model, {name: head}, arguments, task.outputs, len(some)).values()
+        parts += head_inputs(model, {name: head}, arguments, task.outputs, len(some)).values()
     model.train(was_training)
     ends = np.cumsum([len(own) for own in texts])
     means = torch.stack([own.mean(0) for own in torch.tensor_split(torch.cat(parts), torch.from_numpy(ends[:-1]))])

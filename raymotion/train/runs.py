@@ -163,7 +163,7 @@ def run_all(
 
         use_gpu = open_[0][1].use_gpu
         gpu = 1 if use_gpu is not False and ray.cluster_resources().get("GPU", 0) >= 1 else 0
-        train = ray.remote(num_cpus=1, num_gpus=gpu, max_retries=2)(_train_one)
+        train = ray.remote(num_cpus=1, num_gpus=gpu, max_retries=2)(train_one)
         waiting = {
             train.remote(type(kind_of(recipe)), recipe.model_dump(mode="json"), folder(run), current()): run
             for run, recipe in open_
@@ -188,7 +188,7 @@ def run_all(
             yield run, read_checkpoint_info(folder(run))
 
 
-def _train_one(kind: type[Kind], recipe: dict[str, Any], out: str, access: Access) -> None:
+def train_one(kind: type[Kind], recipe: dict[str, Any], out: str, access: Access) -> None:
     """Executes one run in a Ray task with one CPU, so one thread, and the driver's access settings."""
     import torch
 

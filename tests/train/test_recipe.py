@@ -31,7 +31,32 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]))
         CLIPImageProcessor().save_pretrained(folder)
         places[name] = str(folder)
+    places["joint-emotions"] = _joint_space(tmp_path_factory.mktemp("joint") / "model")
     return places
+
+
+def _joint_space(folder: Path) -> str:
+    """A joint space as it comes, for the recipe of emotions in one."""
+    from raymotion.data.streams import CONTEXT
+    from raymotion.models.checkpoint import save_checkpoint
+    from raymotion.models.inputs.captions import Captions
+    from raymotion.models.inputs.streams import CropInput, Stream
+    from raymotion.models.joint.config import JointConfig
+    from raymotion.models.joint.network import JointNetwork
+    from raymotion.models.outputs.embedding import Embedding
+    from raymotion.models.registry import get_kind
+    from raymotion.models.text.tokenizer import train_tokenizer
+    from raymotion.models.vision.backbones import identify
+
+    identity, tokenizer = identify("test_resnet", "random:0", size=32), train_tokenizer(["a dog runs"])
+    config = JointConfig(
+        text="lstm", dim=4, inside=True, vector_dim=identity.dim, vector_identity=identity.to_dict(),
+        vocab_size=len(tokenizer),
+    )  # fmt: skip
+    inputs = [Captions(64, tokenizer=tokenizer), CropInput([Stream(CONTEXT, "test_resnet", identity)])]
+    outputs = [Embedding(4)]
+    save_checkpoint(folder, get_kind("joint"), JointNetwork(config, outputs[0]), inputs, outputs, training={})
+    return str(folder)
 
 
 @pytest.mark.parametrize("name", EVERY)

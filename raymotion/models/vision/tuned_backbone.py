@@ -55,7 +55,8 @@ class TunedBackbone(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Computes features (n, dim), or (n, tokens ** 2, token_dim), of crops (n, size, size, 3) uint8 in RGB."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.learns):
+        # Pixels as they are read, uint8, never need a gradient; those of an attack on the picture do.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (self.learns or pixels.requires_grad)):
             values = (pixels.permute(0, 3, 1, 2).float() / 255 - self.get_buffer("mean")) / self.get_buffer("std")
             values = values.contiguous(memory_format=self.memory_format)
             features, pooled = timm_models.features_of(self.model, values, self.identity.pooled_stages)
