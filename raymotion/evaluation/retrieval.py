@@ -123,7 +123,9 @@ def expanded(table: pa.Table, *, cached: bool = False) -> pa.Table:
     ids, captions = table.column("sample_id").to_pylist(), table.column("captions").to_pylist()
     pictures: set[tuple[str, str]] = set()
     said: set[tuple[str, str]] = set()
-    sources, names, texts = [], [], []
+    sources: list[int] = []
+    names: list[str] = []
+    texts: list[str | None] = []
     for row, (uri, group) in enumerate(zip(uris, groups, strict=True)):
         # Rows without an address may share a picture too; their vectors will tell.
         key = (group, uri if uri is not None else f"\n{row}")

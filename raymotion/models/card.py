@@ -41,9 +41,9 @@ def metric_table(evaluation: Mapping[str, Any]) -> tuple[tuple[str, ...], list[t
     if not pools:
         return HEADER, rows
     metrics = Evaluation.from_dict(evaluation).metrics
-    found = []
+    found: list[tuple[str, ...]] = []
     for name, metric in metrics.items():
-        pool = next((own for direction, own in pools.items() if name.startswith(f"{direction}_")), {})
+        pool: Mapping[str, int] = next((own for way, own in pools.items() if name.startswith(f"{way}_")), {})
         found.append(
             (
                 row_title(name, metric), metric_text(metric.value), interval_text(metric.low, metric.high),

@@ -214,7 +214,8 @@ def render(
         ]
         remarks += [*one.measured.collapse.reasons, *one.measured.collapse.notes]
         facts.append(("One label of", f"{one.subject}, {len(one.measured.classes)} labels"))
-    remarks += [own.flat for own in (*numbers, *retrieval) if own.flat is not None]
+    remarks += [own.flat for own in numbers if own.flat is not None]
+    remarks += [own.flat for own in retrieval if own.flat is not None]
     remarks = [text for text in remarks if text != first.text]
     for own in numbers:
         key_figures += [
@@ -226,7 +227,7 @@ def render(
             told = direction.name.replace("_", " ")
             key_figures.append((f"R@1, {told}", metric_text(direction.evaluation["recall_at_1"].value)))
             key_figures.append((f"pool, {told}", f"{direction.ranks.pool:,}"))
-    subjects = [own.output for own in (*numbers, *retrieval)]
+    subjects = [*(own.output for own in numbers), *(own.output for own in retrieval)]
     return template("evaluation.html.j2").render(
         record=record,
         cards=cards,

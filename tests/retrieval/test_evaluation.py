@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raymotion.data.samples import read_samples, table_from_rows, write_samples
 from raymotion.evaluation.retrieval import expanded, measure_retrieval, shown_queries
@@ -236,6 +238,34 @@ def test_an_expanded_table_has_each_picture_and_each_caption_once(tmp_path: Path
     assert [own["sample_id"] for own in expanded(table, cached=True).to_pylist()][-2:] == ["q", "q#caption-0"]
     write_samples(tmp_path / "expanded.parquet", expanded(table))
     assert read_samples(tmp_path / "expanded.parquet").num_rows == 5
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("ab"), st.sampled_from(["/1.jpg", "/2.jpg", None]),
+            st.lists(st.sampled_from(["x", "y", " ", "\u200b"]), max_size=3),
+        ),
+        max_size=8,
+    ),
+    st.booleans(),
+)  # fmt: skip
+def test_expanding_keeps_each_picture_and_each_readable_caption_of_a_group(
+    rows: list[tuple[str, str | None, list[str]]], cached: bool
+) -> None:
+    table = table_from_rows(
+        [
+            {"sample_id": f"{i}", "group_id": group, "image_uri": uri, "captions": said, "source": "t"}
+            for i, (group, uri, said) in enumerate(rows)
+        ]
+    )
+    found = expanded(table, cached=cached).to_pylist()
+    assert len({own["sample_id"] for own in found}) == len(found)
+    captions = [(own["group_id"], own["captions"][0]) for own in found if own["captions"]]
+    assert sorted(captions) == sorted({(group, text) for group, _, said in rows for text in said if text in "xy"})
+    pictures = [(own["group_id"], own["image_uri"]) for own in found if not own["captions"]]
+    assert sorted(own for own in pictures if own[1]) == sorted({(group, uri) for group, uri, _ in rows if uri})
+    assert sum(uri is None for _, uri in pictures) == (sum(uri is None for _, uri, _ in rows) if cached else 0)
 
 
 def test_a_side_output_is_measured_by_its_rows_beside_the_main_one(

@@ -299,3 +299,33 @@ def test_crossfit_refuses_vectors_of_one_space_for_each_fold(
     )
     assert done.code == 2 and "each fold's model has a space of its own" in done.err, done.err
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").glob("[!.]*"))
+
+
+def test_an_index_and_a_page_in_an_object_store(index: str, s3: str, runner: Callable[..., Any]) -> None:
+    from raymotion import storage
+
+    for path in Path(index).rglob("*"):
+        if path.is_file():
+            storage.write_bytes(f"{s3}/labels/{path.relative_to(index).as_posix()}", path.read_bytes())
+    here, there = (
+        runner("search", "rhigh gnone bnone", "--index", own, "--json", "--html", f"{s3}/{i}.html")
+        for i, own in enumerate((index, f"{s3}/labels"))
+    )
+    assert here.code == there.code == 0, there.err
+    assert json.loads(here.out)["hits"] == json.loads(there.out)["hits"]
+    assert b"data:image/jpeg" in storage.read_bytes(f"{s3}/1.html")
+
+
+def test_an_empty_sentence_is_told(index: str, runner: Callable[..., Any]) -> None:
+    done = runner("search", "  ", "--index", index)
+    assert done.code == 2 and "none was given" in done.err and len(done.err.splitlines()) == 1
+
+
+def test_a_part_that_was_changed_is_not_searched(index: str, runner: Callable[..., Any], tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(index, tmp_path / "labels"))
+    part = min((copy / "data").glob("*.parquet"))
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(bytes(data))
+    done = runner("search", "rhigh", "--index", copy)
+    assert done.code == 2 and "is not what was committed" in done.err, done.err
