@@ -357,3 +357,36 @@ def test_a_sweep_of_tune_trains_what_the_plain_one_does(
     wrong = runner(*[tmp_path / "wrong" if own == out else own for own in command], "--set", "optimiser.lr=1e30",
                    "--set", "optimiser.clip=null", "--seeds", 1)  # fmt: skip
     assert wrong.code == 1 and wrong.err.count("\n") == 1 and "training diverged" in wrong.err
+
+
+@pytest.mark.slow
+def test_everything_may_lie_in_an_object_store(s3: str, made: Made, runner: Runner) -> None:
+    command = [f"{s3}/out" if own == made.out else own for own in made.command]
+    told = runner(*command, "--seeds", 1, "--no-defences", "--set", "optimiser.epochs=1")
+    assert told.code == 0, told.err
+    poisons = json.loads(storage.read_text(f"{s3}/out/rate-0.3/seed0/poisons.json"))["poisons"]
+    table = {row["sample_id"]: row for row in read_samples(f"{s3}/out/rate-0.3/seed0/samples.parquet").to_pylist()}
+    base, written = (read_picture(uri)[1] for uri in (poisons[0]["base"], table[poisons[0]["sample_id"]]["image_uri"]))
+    assert table[poisons[0]["sample_id"]]["image_uri"].startswith("s3://")
+    assert (base != written).any(axis=2).sum() == poisons[0]["changed"]
+    assert storage.exists(f"{s3}/out/poison.html")
+
+
+def test_cached_vectors_are_refused_where_pictures_change_and_learned_where_labels_flip(
+    made: Made, runner: Runner, tmp_path: Path
+) -> None:
+    cached = runner(
+        "features", "embeddings", made.samples, "--context", "test_resnet", "--backbone-weights", "random:0",
+        "--workers", 0, "--out", tmp_path / "vectors",
+    )  # fmt: skip
+    assert cached.code == 0, cached.err
+    command = (
+        "attack", "poison", "mlp", "--samples", made.samples, "--embeddings", tmp_path / "vectors", "--target", TARGET,
+        "--rates", 0.2, "--seeds", 1, "--no-ray", "--no-defences", "--set", "backbone=test_resnet", "--set",
+        "weights=random:0", "--set", "pooled_stages=0", "--set", "optimiser.epochs=2", "--set", "use_gpu=false",
+    )  # fmt: skip
+    refused = runner(*command, "--out", tmp_path / "trigger")
+    assert refused.code == 2 and "reads cached features of images" in refused.err and refused.err.count("\n") == 1
+    flipped = runner(*command, "--out", tmp_path / "flip", "--attack", "flip")
+    assert flipped.code == 0, flipped.err
+    assert json.loads((tmp_path / "flip/poison.json").read_text())["rows"][1]["poisons"] == 22
