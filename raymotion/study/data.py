@@ -31,10 +31,13 @@ def ids_of(data: TrainingSet, split: str) -> list[str]:
 
 
 def truth_of(data: TrainingSet, output: Output, split: str) -> np.ndarray:
-    """Returns an output's targets for a split, (n, width): 0 or 1 for labels; for numbers, NaN marks unknown values."""
+    """Returns an output's targets for a split, (n, k).
+
+    0 or 1 for labels; for numbers, NaN marks unknown values; for vectors, the group that a sample belongs to.
+    """
     arrays = data.targets_of(output).arrays
     own = arrays[HARD] if HARD in arrays else next(iter(arrays.values()))
-    return np.asarray(own[data.splits[split]])
+    return np.asarray(own.reshape(len(own), -1)[data.splits[split]])
 
 
 def units_of(data: TrainingSet, split: str) -> np.ndarray:

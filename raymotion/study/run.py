@@ -152,7 +152,8 @@ def _compared_by(base: TrainRecipe, data: TrainingSet) -> tuple[Output, Metric]:
     if column == MACRO_AP.name:
         return output, MACRO_AP
     title = metric_title(name).partition(" (")[0].partition(",")[0]  # without its unit, for use in sentences
-    baseline = "the training mean" if output.vocabulary is None else "the class prior"
+    named = {"numbers": "the training mean", "vectors": "one vector for all"}
+    baseline = named.get(output.gives, "a constant") if output.vocabulary is None else "the class prior"
     higher = name not in output.lower_is_better
     return output, Metric(name=column, title=title, higher_is_better=higher, baseline=baseline)
 

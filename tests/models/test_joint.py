@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import yaml
 from PIL import Image, ImageDraw
 from scipy.linalg import eigh
 from transformers import BertConfig, BertModel
@@ -490,3 +491,20 @@ def test_a_checkpoint_holds_the_trained_weights_and_no_pickle(trained: str, samp
     (output,) = info.outputs
     for name, own in zip(answers.column("sample_id").to_pylist(), output.values(answers), strict=True):
         assert own == pytest.approx(found[name], abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_search_compares_spaces_by_their_ranks(
+    ray_local: Any, samples: str, embeddings: str, tmp_path: Path, runner: Any
+) -> None:
+    """The targets of a joint space are groups, and its baseline is one vector for all."""
+    recipe, space = tmp_path / "small.yaml", tmp_path / "space.yaml"
+    recipe.write_text(yaml.safe_dump(BASE))
+    space.write_text("name: rates\ntitle: t\ngrid:\n  optimiser.lr: [0.00001, 0.01]\n")
+    out = tmp_path / "search"
+    done = runner("tune", recipe, "--space", space, "--samples", samples, "--embeddings", embeddings, "--seeds", 1,
+                  "--set", "optimiser.epochs=4", "--out", out)  # fmt: skip
+    assert done.code == 0, done.err
+    winner = yaml.safe_load((out / "winner.yaml").read_text())
+    assert winner["optimiser"]["lr"] == 0.01 and "one vector for all" in done.out
