@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from raymotion.config import Settings, load_settings
+from raymotion.config import Settings
 from raymotion.errors import InputError
+from raymotion.learning.losses.options import read_options
 from raymotion.registry import Registry
 
 if TYPE_CHECKING:
@@ -128,11 +129,7 @@ def make_dimension_loss(name: str, options: Mapping[str, Any] | None = None) -> 
         InputError: the name or an option is unknown; when called, the shapes do not match.
     """
     kind = _losses.get(name, may_import=False)
-    try:
-        chosen = load_settings(kind, options=options)
-    except InputError as error:
-        known = ", ".join(kind.model_fields) or "none"
-        raise InputError(f"loss {name}: {error.reason}", remedy=f"Its options are: {known}.") from error
+    chosen = read_options(kind, name, options)
 
     def loss(values: Tensor, targets: Tensor, weights: Tensor | None = None, sd: Tensor | None = None) -> Tensor:
         import torch

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 import numpy as np
 from pydantic import Field
 
-from raymotion.config import Settings, load_settings
+from raymotion.config import Settings
 from raymotion.errors import InputError
 from raymotion.learning.losses.bce import WeightKind, class_weights
+from raymotion.learning.losses.options import read_options
 from raymotion.registry import Registry
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def make_loss(
         InputError: the name or an option is unknown, or required rates are missing.
     """
     kind = _kind(name)
-    return kind(_options(name, kind, options), rates=_checked_rates(rates), samples=samples)
+    return kind(read_options(kind.Options, name, options), rates=_checked_rates(rates), samples=samples)
 
 
 def link_of(name: str, options: Mapping[str, Any] | None = None) -> Link:
@@ -125,7 +126,7 @@ def link_of(name: str, options: Mapping[str, Any] | None = None) -> Link:
         InputError: the name or an option is unknown.
     """
     kind = _kind(name)
-    chosen = _options(name, kind, options)
+    chosen = read_options(kind.Options, name, options)
     logits = not _overrides(kind, "probabilities")
     return Link(
         partial(kind.probabilities, options=chosen),
@@ -138,14 +139,6 @@ def link_of(name: str, options: Mapping[str, Any] | None = None) -> Link:
 def loss_names() -> list[str]:
     """Returns the names of all known losses: raymotion's own and those of installed packages."""
     return _losses.names()
-
-
-def _options(name: str, kind: type[NamedLoss], options: Mapping[str, Any] | None) -> Settings:
-    try:
-        return load_settings(kind.Options, options=options)
-    except InputError as error:
-        known = ", ".join(kind.Options.model_fields) or "none"
-        raise InputError(f"loss {name}: {error.reason}", remedy=f"Its options are: {known}.") from error
 
 
 @cache

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from raymotion.config import Settings, load_settings
+from raymotion.config import Settings
 from raymotion.errors import InputError
+from raymotion.learning.losses.options import read_options
 from raymotion.registry import Registry
 
 if TYPE_CHECKING:
@@ -99,11 +100,7 @@ def make_class_loss(
         InputError: the name or an option is unknown; when called, the shapes do not match.
     """
     kind = _losses.get(name, may_import=False)
-    try:
-        chosen = load_settings(kind, options=options)
-    except InputError as error:
-        known = ", ".join(kind.model_fields) or "none"
-        raise InputError(f"loss {name}: {error.reason}", remedy=f"Its options are: {known}.") from error
+    chosen = read_options(kind, name, options)
     by_class: np.ndarray | None = None
     if chosen.class_weights == "balanced" and rates is not None:
         # A class that never occurs in training has no weight of its own to balance.

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raymotion.errors import InputError
 from raymotion.models.joint.config import ADDED, JointConfig
 from raymotion.models.outputs.embedding import Embedding
 from raymotion.models.text.bert import BertShape
 from raymotion.models.text.encoders import BertEncoder, LstmEncoder
 from raymotion.models.vision import timm_models
 from raymotion.models.vision.backbones import BackboneIdentity
-from raymotion.models.vision.tuned_backbone import TunedBackbone, tuned_parameters
+from raymotion.models.vision.tuned_backbone import TunedBackbone, tuned_parameters, vectors_of
 
 # Bytes of what a frozen text tower said, kept during a training so that each caption is read once.
 REMEMBERED = 256 * 1024**2
@@ -113,12 +112,7 @@ class PictureSide(nn.Module):
         self, features: Sequence[Tensor | None] | None = None, crops: Sequence[Tensor | None] | None = None
     ) -> Tensor:
         """Returns the pictures' vectors (n, vector_dim) float32, as the backbone says them."""
-        given = (crops if features is None else features) or [None]
-        if given[0] is None:
-            raise InputError("no sample of the batch has a picture")
-        if self.backbone is None or features is not None:
-            return given[0].float()
-        return self.backbone(given[0]).float()
+        return vectors_of(self.backbone, features, crops)
 
     def numbers(self, vectors: Tensor) -> Tensor:
         """Returns what the head reads, (n, width): the vectors, and what they say in words."""

@@ -7,27 +7,15 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from raymotion import storage
-from raymotion.config import Metavar, Settings
+from raymotion.config import Metavar
 from raymotion.models.recipe import MultiLabelRecipe, OptimiserSettings, PictureDataSettings
-from raymotion.models.text.prompts import TEMPLATES
-from raymotion.vocabulary import VOCABULARIES
+from raymotion.models.text.prompts import PromptedSource
 
 
-class JointEmotionsSource(Settings):
+class JointEmotionsSource(PromptedSource):
     """A joint space of pictures and captions, and the words for each emotion."""
 
     source: Annotated[str, Metavar("MODEL")] = Field(description="Checkpoint of the kind `joint`: folder or address.")
-    vocabulary: Annotated[str, Metavar("NAME|FILE")] | None = Field(
-        None,
-        description=f"The emotions: {', '.join(VOCABULARIES)}, or a file with a label in each line. `wrap` needs it; "
-        "`train` takes that of the samples.",
-    )
-    templates: Annotated[list[str], Metavar("TEXT")] = Field(
-        list(TEMPLATES), description="Sentence with {} for the emotion (repeatable); their vectors are averaged."
-    )
-    prompts: Annotated[str, Metavar("FILE")] | None = Field(
-        None, description="YAML of label: [text, ...], used for these labels in place of the templates."
-    )
 
 
 class JointEmotionsDataSettings(PictureDataSettings):

@@ -26,7 +26,7 @@ from raymotion.models.outputs.base import DataFacts, Gives, Targets, array_diges
 from raymotion.models.outputs.labels import LabelOutput
 from raymotion.models.outputs.temperatures import Temperatures
 from raymotion.models.recipe import Distillation, LossSettings, MultiLabelRecipe
-from raymotion.vocabulary import Vocabulary
+from raymotion.vocabulary import Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,10 +75,12 @@ class MultiLabel(LabelOutput):
         """Returns the output of a recipe for the vocabulary of a sample table.
 
         Raises:
-            InputError: the table has no vocabulary or no labels.
+            InputError: the table has no vocabulary or no labels, or another vocabulary than the recipe names.
         """
         if facts.vocabulary is None or not facts.labelled:
             raise InputError("has no labels to learn from", path=facts.where)
+        if (named := getattr(recipe, "vocabulary", None)) is not None:
+            read_vocabulary(named).require_same(facts.vocabulary, here="the recipe", there=facts.where)
         return cls(facts.vocabulary, loss=recipe.loss, distillation=recipe.distillation, soft=recipe.data.soft_targets)
 
     @property

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from raymotion.config import read_yaml
+from pydantic import Field
+
+from raymotion.config import Metavar, Settings, read_yaml
 from raymotion.errors import InputError
-from raymotion.vocabulary import Vocabulary
+from raymotion.vocabulary import VOCABULARIES, Vocabulary
 
 # Of CLIP's many templates (Radford et al. 2021), reworded for what a picture evokes.
 TEMPLATES = ("a photo that evokes {}.", "a picture of {}.", "a scene full of {}.")
+
+
+class PromptedSource(Settings):
+    """The words for each emotion, for a model that compares pictures with texts."""
+
+    vocabulary: Annotated[str, Metavar("NAME|FILE")] | None = Field(
+        None,
+        description=f"The emotions: {', '.join(VOCABULARIES)}, or a file with a label in each line. `wrap` needs it; "
+        "`train` takes that of the samples.",
+    )
+    templates: Annotated[list[str], Metavar("TEXT")] = Field(
+        list(TEMPLATES), description="Sentence with {} for the emotion (repeatable); what they say is averaged."
+    )
+    prompts: Annotated[str, Metavar("FILE")] | None = Field(
+        None, description="YAML of label: [text, ...], used for these labels in place of the templates."
+    )
 
 
 def prompts_of(vocabulary: Vocabulary, templates: Sequence[str], path: str | None) -> list[list[str]]:

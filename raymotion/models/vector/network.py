@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raymotion.errors import InputError
 from raymotion.models.vector.config import VectorConfig
 from raymotion.models.vision import timm_models
 from raymotion.models.vision.backbones import BackboneIdentity
-from raymotion.models.vision.tuned_backbone import TunedBackbone, tuned_parameters
+from raymotion.models.vision.tuned_backbone import TunedBackbone, tuned_parameters, vectors_of
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 # Eigenvalues of the landmarks' similarities below this share of the largest are noise of the arithmetic.
@@ -113,12 +112,7 @@ class VectorNetwork(nn.Module):
         self, features: Sequence[Tensor | None] | None = None, crops: Sequence[Tensor | None] | None = None
     ) -> Tensor:
         """Returns the pictures' vectors (n, D) float32, as the backbone says them; zeros where there is no picture."""
-        given = (crops if features is None else features) or [None]
-        if given[0] is None:
-            raise InputError("no sample of the batch has a picture")
-        if self.backbone is None or features is not None:
-            return given[0].float()
-        return self.backbone(given[0]).float()
+        return vectors_of(self.backbone, features, crops)
 
     def standardised(self, vectors: Tensor) -> Tensor:
         """Returns the vectors as the first layer reads them."""

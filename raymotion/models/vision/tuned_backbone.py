@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raymotion.errors import InputError
 from raymotion.models.vision import timm_models
 from raymotion.models.vision.backbones import BackboneIdentity, check_tokens
 
@@ -61,6 +62,29 @@ class TunedBackbone(nn.Module):
             values = values.contiguous(memory_format=self.memory_format)
             features, pooled = timm_models.features_of(self.model, values, self.identity.pooled_stages)
             return timm_models.token_grid(self.model, features, self.tokens) if self.tokens else pooled
+
+
+def vectors_of(
+    backbone: TunedBackbone | None,
+    features: Sequence[Tensor | None] | None,
+    crops: Sequence[Tensor | None] | None,
+) -> Tensor:
+    """Returns the vectors (n, D) float32 of pictures: cached ones, or what the backbone says of them.
+
+    Args:
+        features: one entry, (n, D) cached vectors.
+        crops: instead, one entry, (n, size, size, 3) uint8.
+
+    Raises:
+        InputError: there is neither.
+    """
+    given = (crops if features is None else features) or [None]
+    if given[0] is None:
+        raise InputError("no sample of the batch has a picture")
+    if backbone is None or features is not None:
+        return given[0].float()
+    vectors: Tensor = backbone(given[0]).float()
+    return vectors
 
 
 def tuned_parameters(identity: BackboneIdentity, blocks: int) -> tuple[str, ...]:

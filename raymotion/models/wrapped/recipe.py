@@ -8,7 +8,7 @@ from pydantic import Field
 
 from raymotion.config import Metavar, Settings
 from raymotion.models.recipe import MultiLabelRecipe, OptimiserSettings, WholePictureSettings
-from raymotion.models.text.prompts import TEMPLATES
+from raymotion.models.text.prompts import PromptedSource
 from raymotion.models.text.recipe import CaptionDataSettings
 from raymotion.vocabulary import VOCABULARIES
 
@@ -28,21 +28,10 @@ class CalibrationOptimiserSettings(OptimiserSettings):
     epochs: int = Field(10, ge=1)
 
 
-class ZeroShotSource(Settings):
+class ZeroShotSource(PromptedSource):
     """A CLIP, SigLIP or similar model of `transformers`, and the words for each emotion."""
 
     source: Annotated[str, Metavar("MODEL")] = Field(description="Hub id (owner/name), or folder of save_pretrained.")
-    vocabulary: Annotated[str, Metavar("NAME|FILE")] | None = Field(
-        None,
-        description=f"The emotions: {', '.join(VOCABULARIES)}, or a file with a label in each line. `wrap` needs it; "
-        "`train` takes that of the samples.",
-    )
-    templates: Annotated[list[str], Metavar("TEXT")] = Field(
-        list(TEMPLATES), description="Sentence with {} for the emotion (repeatable); their embeddings are averaged."
-    )
-    prompts: Annotated[str, Metavar("FILE")] | None = Field(
-        None, description="YAML of label: [text, ...], used for these labels in place of the templates."
-    )
 
 
 class ZeroShotRecipe(ZeroShotSource, MultiLabelRecipe):
