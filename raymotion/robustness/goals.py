@@ -84,6 +84,7 @@ class Objective(ABC):
         gives: the form of output that it attacks.
         reads: settings of `Aim` that apply.
         metric: the main metric, whose drop is reported. higher_is_better: of it.
+        reads_captions: whether loss and success depend on the captions of the sample; without them a search is faster.
         needs_gallery: whether `gather` has to be called first, with what the model says of the captions of all samples.
         output: the attacked output.
     """
@@ -92,6 +93,7 @@ class Objective(ABC):
     reads: ClassVar[frozenset[str]]
     metric: str
     higher_is_better: bool = True
+    reads_captions: ClassVar[bool] = True
     needs_gallery: ClassVar[bool] = False
 
     def __init__(self, output: Output, aim: Aim, info: CheckpointInfo) -> None:
@@ -369,6 +371,8 @@ class Vectors(Objective):
 
     gives = "vectors"
     reads = frozenset()
+    # The picture's side of a joint space knows nothing of the captions, which `gather` has.
+    reads_captions = False
     needs_gallery = True
     metric = "R@1 of captions"
 

@@ -148,11 +148,12 @@ class AttackPixels:
     ) -> list[tuple[int, str, Found | None, str | None]]:
         plan, found = self.plan, list[tuple[int, str, Found | None, str | None]]()
         gradients = InputGradients(self.model) if plan.gradients else None
-        original = None if gradients is None else gradients.try_on(row, picture, goal)
+        searched = row if self.objective.reads_captions else {**row, "captions": []}
+        original = None if gradients is None else gradients.try_on(searched, picture, goal)
         mark = int.from_bytes(hashlib.sha256(str(row["sample_id"]).encode()).digest()[:8], "big")
 
         def oracle() -> Oracle:
-            return Oracle(self.model, row, picture, goal, plan.queries, plan.batch_size)
+            return Oracle(self.model, row, picture, goal, plan.queries, plan.batch_size, searched=searched)
 
         for pixels in plan.pixels:
             seeds = {method: [plan.seed, mark, pixels, number] for number, method in enumerate(METHODS)}

@@ -65,6 +65,8 @@ class Oracle:
 
     Args:
         row: the sample. picture: its original pixels, uint8 (height, width, 3).
+        searched: the sample as it is sent during the search, if that is less than what is judged; see
+            `Objective.reads_captions`.
         budget: most pictures to send.
         batch_size: pictures of a forward pass.
 
@@ -74,9 +76,18 @@ class Oracle:
     """
 
     def __init__(
-        self, model: PictureModel, row: Mapping[str, Any], picture: np.ndarray, goal: Goal, budget: int, batch_size: int
+        self,
+        model: PictureModel,
+        row: Mapping[str, Any],
+        picture: np.ndarray,
+        goal: Goal,
+        budget: int,
+        batch_size: int,
+        *,
+        searched: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.row, self.picture, self.goal = model, row, picture, goal
+        self.searched = row if searched is None else searched
         self.budget, self.batch_size = budget, batch_size
         self.sent = self.gradients = 0
         self._best: tuple[float, int, np.ndarray] | None = None
@@ -100,7 +111,7 @@ class Oracle:
     def _send(self, changes: np.ndarray) -> np.ndarray:
         import torch
 
-        values, _ = self.model.predict(self.row, [apply_change(self.picture, change) for change in changes])
+        values, _ = self.model.predict(self.searched, [apply_change(self.picture, change) for change in changes])
         before, self.sent = self.sent, self.sent + len(changes)
         good = np.isfinite(values).all(axis=1)
         with torch.no_grad():
@@ -197,7 +208,7 @@ def follow_gradients(
         for step in range(PGD_STEPS):
             if start or step:
                 picture = apply_change(oracle.picture, _change(rows, columns, colours))
-                slope = gradients(oracle.row, picture, oracle.goal)[rows, columns]
+                slope = gradients(oracle.searched, picture, oracle.goal)[rows, columns]
                 oracle.gradients += 1
             if not slope.any():
                 break
