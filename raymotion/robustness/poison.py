@@ -303,8 +303,8 @@ def _require_attackable(recipe: TrainRecipe, attack: PoisonSettings, data: Train
     cached = [own for name, own in inputs.items() if own.looks_at != "none" and not data.inputs[name].streamed]
     if cached:
         raise InputError(
-            f"the recipe reads cached features of {cached[0].plural}: changed pictures would have to be embedded anew in "
-            "each run",
+            f"the recipe reads cached features of {cached[0].plural}: changed pictures would have to be embedded anew "
+            "in each run",
             remedy="Let the model read the pictures themselves (leave data.embeddings and data.features out), or flip "
             "labels: --attack flip.",
         )

@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -390,3 +393,30 @@ def test_cached_vectors_are_refused_where_pictures_change_and_learned_where_labe
     flipped = runner(*command, "--out", tmp_path / "flip", "--attack", "flip")
     assert flipped.code == 0, flipped.err
     assert json.loads((tmp_path / "flip/poison.json").read_text())["rows"][1]["poisons"] == 22
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_it_ends_in_the_same_figures(made: Made, runner: Runner, tmp_path: Path) -> None:
+    command = [str(tmp_path / "out" if own == made.out else own) for own in (*made.command, "--seeds", 2)]
+    running = subprocess.Popen(
+        [sys.executable, "-c", "from raymotion.cli.main import main; main()", *command], stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        done = tmp_path / "out/runs/clean-seed1/config.json"
+        end = time.monotonic() + 90
+        while not done.exists() and running.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        assert done.exists() and running.poll() is None
+    finally:
+        running.kill()
+        running.wait()
+    assert not (tmp_path / "out/poison.json").exists()
+    kept = done.stat().st_mtime_ns
+    again = runner(*command)
+    assert again.code == 0, again.err
+    assert done.stat().st_mtime_ns == kept, "what was finished is not trained again"
+    record = json.loads((tmp_path / "out/poison.json").read_text())
+    for row, before in zip(record["rows"], made.record["rows"], strict=True):
+        for name in ("metric", "success"):
+            assert row[name]["poisoned"] == pytest.approx(before[name]["poisoned"], abs=0.06)
