@@ -401,7 +401,7 @@ class Vectors(Objective):
         there = np.isfinite(self.texts).all(axis=1) & (self.texts != 0).any(axis=1) & ~np.isnan(self.groups)
         self.texts, self.groups = self.texts[there], self.groups[there]
 
-    def _side(self, values: np.ndarray, side: str) -> Any:
+    def _side(self, values: Any, side: str) -> Any:
         """Returns the vectors (n, D) of one side."""
         output = cast(Embedding, self.output)
         start = output.sides.index(side) * output.dim

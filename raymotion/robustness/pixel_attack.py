@@ -6,7 +6,6 @@ interruption. The figures take seconds and are made again by every run of the co
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -18,6 +17,7 @@ from pydantic import Field, field_validator
 
 from raymotion import records, storage
 from raymotion.batch.job import JobSummary, run_job
+from raymotion.batch.label_dataset import read_parts
 from raymotion.batch.progress import ProgressKind
 from raymotion.batch.spec import (
     FEWEST_FOR_RAY,
@@ -52,6 +52,8 @@ FEWEST_CANDIDATES = 5
 SHARD_ROWS = 2
 # Pictures sent to a model, by which this process is done as soon as Ray has started.
 FEWEST_QUERIES_FOR_RAY = 20_000
+# Changed pictures of a forward pass, on a CPU and on a GPU.
+BATCH = (32, 256)
 
 
 class PixelAttackSettings(JobSettings):
@@ -253,9 +255,6 @@ def _run(
     return run_job(spec, address=address, progress=progress)
 
 
-BATCH = (32, 256)
-
-
 def _keep(path: str, table: pa.Table, out: str) -> None:
     """Writes the chosen samples, or checks that they are those of the folder.
 
@@ -290,8 +289,6 @@ def picture_name(sample_id: str, pixels: int, method: str) -> str:
 
 def _write_pictures(out: str) -> None:
     """Writes the PNG files of all misleading pictures, from the committed parts."""
-    from raymotion.batch.label_dataset import read_parts
-
     folder = storage.join(out, PICTURES)
     there = set(storage.list_names(folder))
     for _, part in read_parts(storage.join(out, ATTACKS), ["sample_id", "pixels", "method", "png"]):
@@ -341,13 +338,3 @@ def _scipy_version() -> str:
     from importlib.metadata import version
 
     return version("scipy")
-
-
-def read_attack(out: storage.PathLike) -> dict[str, Any]:
-    """Reads attack.json of a finished attack.
-
-    Raises:
-        InputError: there is none, or it is damaged.
-    """
-    record = records.read_record(storage.join(out, "attack.json"))
-    return dict(json.loads(json.dumps(record)))
