@@ -73,6 +73,10 @@ def verdict(record: Mapping[str, Any]) -> Headline:
     counted = record["counted"]
     if not counted:
         return Headline("unsure", "No picture counts: the model had none right before.")
+    if not any(line["successes"] for line in found):
+        most = max(line["pixels"] for line in found)
+        text = f"None of {counted:,} pictures that the model had right is misled by up to {most} pixels, in up to"
+        return Headline("unsure", f"{text} {record['settings']['queries']:,} queries each.")
     listed = ", ".join(
         f"{percent(line['rate']['value'])} by {line['pixels']} pixel{'' if line['pixels'] == 1 else 's'}"
         for line in found

@@ -20,7 +20,7 @@ from raymotion.config import load_settings, recipes_folder
 from raymotion.data.images.decode import decode_rgb
 from raymotion.data.samples import read_samples, write_samples
 from raymotion.errors import InputError, RunFailed, SettingsMismatch
-from raymotion.report.attack_page import write
+from raymotion.report.attack_page import verdict, write
 from raymotion.robustness.pixel_attack import AttackSummary, PixelAttackSettings, attack_pixels, picture_name
 from raymotion.robustness.pixels import apply_change, differing_pixels
 
@@ -159,6 +159,25 @@ def test_the_page_shows_the_misled_pictures(attacked: Any) -> None:
         assert row["sample_id"] in page
     assert "<script" not in page and not re.search(r"(src|href)=.?http", page)
     assert summary.record["objective"]["success"] in page
+
+
+def test_the_headline_says_no_more_than_the_figures() -> None:
+    def record(counted: int, verdict_of_line: str, successes: int, caution: str | None = None) -> dict[str, Any]:
+        line = {"pixels": 3, "method": "evolution", "successes": successes, "verdict": verdict_of_line,
+                "rate": {"value": successes / max(1, counted)}}  # fmt: skip
+        return {"lines": [line], "counted": counted, "caution": caution, "notices": [], "settings": {"queries": 500}}
+
+    better = verdict(record(40, "better", 20))
+    assert (
+        better.state == "good" and "50.0 % by 3 pixels" in better.text and "Random pixels mislead fewer" in better.text
+    )
+    assert verdict(record(40, "unclear", 20)).state == "unsure"
+    assert "about as well" in verdict(record(40, "unclear", 20)).text
+    assert "too few" in verdict(record(6, "untested", 3)).text
+    assert "None of 40 pictures" in verdict(record(40, "unclear", 0)).text
+    assert "No picture counts" in verdict(record(0, "untested", 0)).text
+    told = verdict(record(40, "better", 20, "These samples were trained on."))
+    assert told.state == "unsure" and "trained on" in told.text
 
 
 def test_a_reference_by_gradients_is_told_or_explained(attacked: Any) -> None:
