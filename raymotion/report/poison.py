@@ -65,8 +65,8 @@ def verdict(result: Poisoning) -> Headline:
 def poison_lines(result: Poisoning) -> list[str]:
     """Formats headline, tables and explanations for a terminal."""
     lines = [verdict(result).text, "", *table_lines(heads(result), table_rows(result))]
-    if of_target := [row for row in class_rows(result) if row[0].endswith(" (target)")]:
-        lines += ["", *table_lines((_class_title(result).lower(), *class_heads(result)[1:]), of_target)]
+    if concerned := [row for row in class_rows(result) if row[0].endswith((" (target)", " (source)"))]:
+        lines += ["", *table_lines((_class_title(result).lower(), *class_heads(result)[1:]), concerned)]
     if defences := defence_rows(result):
         lines += ["", *table_lines(DEFENCE_HEADS, defences, left=(0, 2))]
     lines += ["", *notes(result)]
@@ -104,10 +104,11 @@ def class_heads(result: Poisoning) -> tuple[str, ...]:
 
 
 def class_rows(result: Poisoning) -> list[tuple[str, ...]]:
-    """Returns the texts of the table of labels, the target first."""
+    """Returns the texts of the table of labels, target and source first."""
     rows = []
     names = [name for name in result.labels if name in result.clean.classes]
-    for name in sorted(names, key=lambda own: own != result.attack.target):
+    roles = {result.attack.target: "target", result.attack.source: "source"}
+    for name in sorted(names, key=lambda own: own not in roles):
         cells = []
         for row in result.poisoned:
             own = row.classes[name]
@@ -115,7 +116,7 @@ def class_rows(result: Poisoning) -> list[tuple[str, ...]]:
             cells.append(
                 f"{own.change:+.3f} ({'not known' if low is None or high is None else f'{low:+.3f} to {high:+.3f}'})"
             )
-        marked = f"{name} (target)" if name == result.attack.target else name
+        marked = f"{name} ({roles[name]})" if name in roles else name
         rows.append(
             (
                 marked,
