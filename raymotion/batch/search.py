@@ -172,7 +172,7 @@ class SearchIndex:
         self.sides = self.output.sides
         self._model_folder, self._device, self._weights = self._locate(model), device, weights
         self._model: Predictor | None = None
-        self._held: dict[str, _Held] = {}
+        self._held: dict[tuple[str, int], _Held] = {}
 
     def __repr__(self) -> str:
         return f"<raymotion search in {self.folder}: {' and '.join(self.sides)}, by {self._model_folder}>"
@@ -247,13 +247,17 @@ class SearchIndex:
         """
         chosen = self._check(text, image, top, side)
         query = self._query(text, image)
-        held = self._held.get(chosen)
+        # Numbers that correct similarities between the sides say nothing of two vectors of one side.
+        added = self.output.added if chosen == (TEXT if text is not None else self.sides[0]) else 0
+        query = query[: len(query) - added]
+        key = chosen, added
+        held = self._held.get(key)
         if self.engine == "faiss" and held is None:
-            held = self._held[chosen] = _Held.of(self._blocks(chosen))
+            held = self._held[key] = _Held.of(self._blocks(chosen, added))
         best = _Best(top)
         if held is None:
             searched = without = 0
-            for block in self._blocks(chosen):
+            for block in self._blocks(chosen, added):
                 best.offer(block, cosines(query[None], block.vectors)[0])
                 searched, without = searched + len(block.rows), without + block.without
         else:
@@ -301,12 +305,12 @@ class SearchIndex:
             raise InputError("gives no vector for this query", path=self._model_folder)
         return next(iter(found.values()))
 
-    def _blocks(self, side: str) -> Iterator[_Block]:
-        """Yields the vectors of a side, `ROWS` at a time."""
+    def _blocks(self, side: str, added: int) -> Iterator[_Block]:
+        """Yields the vectors of a side, without its last `added` numbers, `ROWS` at a time."""
         column, start = f"{side}_embedding", 0
         for _, table in read_parts(self.folder, ["sample_id", "image_uri", column]):
             for batch in table.to_batches(max_chunksize=ROWS):
-                yield _Block.of(batch, column, start)
+                yield _Block.of(batch, column, start, added)
                 start += batch.num_rows
 
 
@@ -327,11 +331,12 @@ class _Block:
     without: int
 
     @classmethod
-    def of(cls, batch: pa.RecordBatch, column: str, start: int) -> _Block:
+    def of(cls, batch: pa.RecordBatch, column: str, start: int, added: int) -> _Block:
         values = batch.column(column)
         there = np.flatnonzero(np.asarray(values.is_valid()))
         flat = values.drop_null().flatten().to_numpy(zero_copy_only=False)
         vectors = np.asarray(flat, np.float32).reshape(len(there), values.type.list_size)
+        vectors = vectors[:, : vectors.shape[1] - added]
         chosen = pa.array(there)
         ids, uris = batch.column("sample_id").take(chosen), batch.column("image_uri").take(chosen)
         return cls(start + there, ids, uris, vectors, batch.num_rows - len(there))
@@ -391,7 +396,7 @@ class _Held:
         every = list(blocks)
         index = _faiss().IndexFlatIP(every[0].vectors.shape[1] if every else 1)
         for own in every:
-            index.add(own.vectors)  # of length 1 as they are stored
+            index.add(unit(own.vectors).astype(np.float32))
         vectors = np.concatenate([own.vectors for own in every] or [np.zeros((0, 1), np.float32)])
         rows = np.concatenate([own.rows for own in every] or [np.zeros(0, np.int64)])
         ids = pa.concat_arrays([own.ids for own in every] or [pa.array([], pa.string())])

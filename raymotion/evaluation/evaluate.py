@@ -486,7 +486,7 @@ def choose_samples(samples: pa.Table, output: Output, split: str | None, *, wher
     labelled = samples.filter(known)
     if not labelled.num_rows:
         remedy = (
-            "Give samples that people labelled." if output.target_noun == "labels" else "Give samples that have it."
+            "Give samples that people labelled." if output.target_noun == "labels" else "Give samples that have some."
         )
         raise InputError(f"has no {output.target_noun} to compare with", path=where, remedy=remedy)
     there = {name: pc.sum(pc.equal(labelled.column("split"), name)).as_py() or 0 for name in SPLITS}

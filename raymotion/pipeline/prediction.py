@@ -113,7 +113,10 @@ def explain(
     scales = {name: list(own.scale) for own in given_numbers for name in own.names}
     notes = [*model.not_read(image=image is not None, caption=bool(texts)), *model.notes]
     vectors = [cast(Embedding, own) for own in info.outputs if own.gives == "vectors"]
-    scales |= {name: [-1.0, 1.0] for name in numbers if vectors and name not in scales}  # a cosine
+    if any(own.added for own in vectors) and set(numbers) - set(scales):
+        notes.append("The similarity is corrected for hubs: 0 is as near as the nearest of training.")
+    else:
+        scales |= {name: [-1.0, 1.0] for name in numbers if vectors and name not in scales}  # a cosine
     if len(vectors) == len(info.outputs) and not numbers:
         sides = " and ".join("a caption" if side == TEXT else f"an {side}" for side in vectors[0].sides)
         notes.append(

@@ -85,6 +85,16 @@ def test_the_description_comes_back_and_damage_is_named() -> None:
         read_outputs([{**own.to_dict(), "dim": True}], where="config.json")
 
 
+def test_parts_of_a_large_split_have_equal_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tail of a few rows would be nearly perfect, and lift the mean."""
+    monkeypatch.setattr("raymotion.models.outputs.embedding.POOL", 10)
+    own, values, rows = Embedding(3), values_of(11), np.arange(11)
+    targets = Targets({GROUP: np.arange(11)}, np.ones(11, dtype=bool))
+    parts = [own.both_ways(values[some], some) for some in (rows[:6], rows[6:])]
+    ranks = np.concatenate([ranks.ranks for part in parts for ranks, _ in part.values()])
+    assert own.metrics(targets, rows, values)["mean_rank"] == pytest.approx(ranks.mean())
+
+
 def test_the_cosine_is_what_a_person_reads() -> None:
     own = Embedding(2)
     assert own.named(np.array([0.6, 0.8, 1.0, 0.0], np.float32)) == {"similarity": pytest.approx(0.6)}

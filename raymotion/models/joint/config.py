@@ -57,8 +57,8 @@ class JointConfig(Settings):
             leave it out. Needs a backbone with the classes of ImageNet, and `text: sentence`.
         class_temperature: divides the classifier's logits.
         hubs: correction of hubs; None: none.
-        temperature: initial temperature of the similarities. learn_temperature: whether it is trained.
-        bias: initial bias of the similarities, which the loss `siglip` reads and trains.
+        temperature: initial temperature of the similarities, 0.01 at least. learn_temperature: whether it is trained.
+        bias: initial bias of the similarities, which the loss `siglip` reads and trains; None: -10, as published.
         vector_dim, vector_identity: numbers and backbone of the picture's vector. inside: whether that backbone is
             inside the model. Filled in.
         tuned_blocks, tuned_text: what of the towers is trained; filled in from the recipe.
@@ -82,9 +82,9 @@ class JointConfig(Settings):
     class_names: float = Field(0.0, ge=0)
     class_temperature: float = Field(2.0, gt=0)
     hubs: Hubs | None = None
-    temperature: float = Field(0.07, gt=0)
+    temperature: float = Field(0.07, ge=0.01)
     learn_temperature: bool = True
-    bias: float = 0.0
+    bias: float | None = None
     vector_dim: int = Field(0, ge=0)
     vector_identity: dict[str, Any] | None = None
     inside: bool = False

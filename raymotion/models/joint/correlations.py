@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Rows that are converted to float64 at a time.
+BLOCK = 8192
+
 
 @dataclass(frozen=True)
 class Projection:
@@ -33,14 +36,22 @@ def correlate(
         images: (n, d) float. texts: (m, e) float. owners: (m,) int64, the picture of each caption.
         image_penalty, text_penalty: multiples of the mean eigenvalue of each covariance.
     """
-    x, y = images.double(), texts.double()
-    count = torch.bincount(owners, minlength=len(x)).double()
+    count = torch.bincount(owners, minlength=len(images)).double()
     total = count.sum()
-    x_mean, y_mean = (count @ x) / total, y.mean(dim=0)
-    x, y = x - x_mean, y - y_mean
-    cxx, cyy = (x * count[:, None]).T @ x / total, y.T @ y / total
-    sums = torch.zeros(len(x), y.shape[1], dtype=torch.float64).index_add_(0, owners, y)
-    cxy = x.T @ sums / total
+    # In blocks: in float64 at once, the captions of a large set would not fit into memory.
+    x_sum = sum(count[some] @ images[some].double() for some in torch.arange(len(images)).split(BLOCK))
+    y_sum = sum(own.double().sum(dim=0) for own in texts.split(BLOCK))
+    x_mean, y_mean = x_sum / total, y_sum / total
+    d, e = images.shape[1], texts.shape[1]
+    cxx, cyy, cxy = (torch.zeros(*own, dtype=torch.float64) for own in ((d, d), (e, e), (d, e)))
+    for some in torch.arange(len(images)).split(BLOCK):
+        x = images[some].double() - x_mean
+        cxx += (x * count[some][:, None]).T @ x
+    for some in torch.arange(len(texts)).split(BLOCK):
+        y = texts[some].double() - y_mean
+        cyy += y.T @ y
+        cxy += (images[owners[some]].double() - x_mean).T @ y
+    cxx, cyy, cxy = cxx / total, cyy / total, cxy / total
     x_root, y_root = _inverse_root(cxx, image_penalty), _inverse_root(cyy, text_penalty)
     u, s, vt = torch.linalg.svd(x_root @ cxy @ y_root, full_matrices=False)
     found = []

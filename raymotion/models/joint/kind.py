@@ -47,7 +47,8 @@ class JointKind(Kind):
         return [recipe.captions(shape.max_text_length), vector_input(recipe)]
 
     def outputs(self, recipe: JointRecipe, facts: DataFacts) -> Sequence[Output]:
-        return [Embedding(_shape(recipe).space, loss=recipe.loss)]
+        shape = _shape(recipe)
+        return [Embedding(shape.space, added=shape.space - shape.dim, loss=recipe.loss)]
 
     def check_recipe(self, recipe: JointRecipe) -> None:
         from raymotion.learning.losses.contrastive import make_contrastive_loss
@@ -78,11 +79,6 @@ class JointKind(Kind):
         )
         if named is not None:
             filled["classes"] = len(named[2])
-        if (hubs := _shape(recipe).hubs) is not None:
-            rows = some_rows(recipe, training, hubs.pictures)
-            rows = rows[captions.present[rows]]
-            filled["kept_pictures"] = len(rows)
-            filled["kept_captions"] = min(hubs.captions, int((captions.first[rows + 1] - captions.first[rows]).sum()))
         config = JointConfig.model_validate({**recipe.model, **filled})
         positions = None if config.bert is None else config.bert.max_position_embeddings
         if positions is not None and config.max_text_length > positions:
@@ -161,7 +157,12 @@ class JointKind(Kind):
             network.pictures.head.measure(pictures, network.pictures.blocks)
         network.to("cpu")
         if config.hubs is not None:
-            self._keep(network, recipe, pictures, said)
+            rng = np.random.default_rng([recipe.seed, 4])
+            kept = [
+                own[torch.from_numpy(np.sort(rng.permutation(len(own))[:most]))]
+                for own, most in ((pictures, config.hubs.pictures), (said, config.hubs.captions))
+            ]
+            network.keep(*kept)
         if recipe.start is not None:
             image, text = correlate(
                 network.pictures.head.standardised(pictures), network.text_head.standardised(said),
@@ -171,21 +172,6 @@ class JointKind(Kind):
             for head, found in ((network.pictures.head, image), (network.text_head, text)):
                 head.last.weight.copy_(found.weight)
                 head.last.bias.copy_(found.bias)
-
-    @staticmethod
-    def _keep(network: JointNetwork, recipe: JointRecipe, pictures: Tensor, said: Tensor) -> None:
-        """Keeps some of what the towers say of training pictures (n, width) and captions (m, width), at random."""
-        import torch
-
-        rng = np.random.default_rng([recipe.seed, 4])
-        for name, numbers in (("kept_pictures", pictures), ("kept_captions", said)):
-            kept = network.get_buffer(name)
-            if len(numbers) < len(kept):
-                raise InputError(
-                    f"{len(kept) - len(numbers)} pictures of the split train could not be read",
-                    remedy="Repair or leave them out, or set model.hubs to null.",
-                )
-            kept.copy_(numbers[torch.from_numpy(np.sort(rng.permutation(len(numbers))[: len(kept)]))])
 
     def restore(self, model: Mapping[str, Any], inputs: Sequence[Input], outputs: Sequence[Output]) -> JointNetwork:
         from raymotion.models.joint.network import JointNetwork

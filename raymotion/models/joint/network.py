@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from raymotion.models.joint.config import ADDED, JointConfig
+from raymotion.models.norms import normed
 from raymotion.models.outputs.embedding import Embedding
 from raymotion.models.text.bert import BertShape
 from raymotion.models.text.encoders import BertEncoder, LstmEncoder
@@ -23,6 +24,8 @@ REMEMBERED = 256 * 1024**2
 CAPTIONS = 128
 # Constant number of a corrected vector (`JointNetwork._placed`): the square root of 1/2 makes the vectors shortest.
 CONSTANT = math.sqrt(0.5)
+# Of a new SigLIP: all but one of the pairs of a batch are negatives (Zhai et al. 2023).
+BIAS = -10.0
 # The largest scale, as CLIP clips it: a temperature of 0.01.
 MOST_SCALE = math.log(100.0)
 
@@ -48,7 +51,6 @@ class Head(nn.Module):
             width = size
         self.hidden = nn.Sequential(*layers)
         self.last = nn.Linear(width, dim)
-        self.norms = batch_norm and bool(hidden)
 
     def standardised(self, x: Tensor) -> Tensor:
         """Returns what a tower says, (n, width), as the first layer reads it."""
@@ -75,9 +77,9 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.dropout(self.standardised(x))
-        if self.norms and self.training and len(x) == 1:  # batch norm needs at least two
-            return self.last(self.hidden(x.expand(2, -1)))[:1]
-        return self.last(self.hidden(x))
+        for layer in self.hidden:
+            x = normed(layer, x) if isinstance(layer, nn.BatchNorm1d) else layer(x)
+        return self.last(x)
 
 
 class PictureSide(nn.Module):
@@ -166,7 +168,9 @@ class JointNetwork(nn.Module):
         self.log_scale = nn.Parameter(
             torch.tensor(-math.log(config.temperature)), requires_grad=config.learn_temperature
         )
-        self.bias = nn.Parameter(torch.tensor(float(config.bias)), requires_grad=output.loss.name == "siglip")
+        reads_bias = output.loss.name == "siglip"
+        bias = BIAS if config.bias is None and reads_bias else float(config.bias or 0.0)
+        self.bias = nn.Parameter(torch.tensor(bias), requires_grad=reads_bias)
         self._remembered: dict[bytes, Tensor] | None = None
         self._bytes = 0
 
@@ -175,6 +179,8 @@ class JointNetwork(nn.Module):
         super().train(mode)
         if self.frozen_text:
             self.text.train(False)
+        if mode:  # the weights may change now, and a fused optimiser changes them without a mark
+            self._kept.clear()
         return self
 
     def remember_texts(self) -> None:
@@ -197,7 +203,8 @@ class JointNetwork(nn.Module):
         """Returns what the text tower says of captions (n, T), (n, width)."""
         if not self.frozen_text:
             return self.text(input_ids, attention_mask).float()
-        with torch.no_grad():
+        # In full precision, in training too: what is remembered there is what it says later.
+        with torch.no_grad(), torch.autocast(input_ids.device.type, enabled=False):
             if self._remembered is None:
                 return self.text(input_ids, attention_mask).float()
             return self._from_memory(input_ids, attention_mask, self._remembered)
@@ -219,6 +226,13 @@ class JointNetwork(nn.Module):
                 kept[key] = value
                 self._bytes += value.numel() * value.element_size() + len(key)
         return torch.stack([found[key] if key in found else kept[key] for key in keys]).to(input_ids.device)
+
+    def keep(self, pictures: Tensor, captions: Tensor) -> None:
+        """Keeps what the towers say of training pictures (P, width) and captions (C, width), for `config.hubs`."""
+        self.kept_pictures, self.kept_captions = pictures.clone(), captions.clone()
+        self.config = self.config.model_copy(
+            update={"kept_pictures": len(pictures), "kept_captions": len(captions)}
+        )  # fmt: skip
 
     def encode_pictures(self, vectors: Tensor) -> Tensor:
         """Returns the vectors of pictures in the joint space, (n, space), of any length."""
@@ -291,11 +305,23 @@ class JointNetwork(nn.Module):
             crops: instead, one entry, (n, size, size, 3) uint8, the pictures.
             mask: (n, 1) bool, True where there is a picture; None: everywhere.
         """
-        pictures = self._present(self.encode_pictures(self.vectors(features, crops)), mask)
-        texts = self.encode_texts(input_ids, attention_mask)
-        texts = torch.where(attention_mask.sum(dim=1, keepdim=True) > 2, texts, torch.zeros_like(texts))
-        return self.output.raw_of(pictures, texts, self.log_scale.clamp(max=MOST_SCALE), self.bias)
+        if self.training:
+            with torch.no_grad():  # as CLIP does: a clamp of the result would end its learning for good
+                self.log_scale.clamp_(max=MOST_SCALE)
+        vectors = self.vectors(features, crops)
+        there = torch.ones(len(vectors), dtype=torch.bool, device=vectors.device) if mask is None else mask[:, 0]
+        pictures = self._of_present(vectors, there, self.encode_pictures)
+        told = attention_mask.sum(dim=1) > 2
+        texts = self._of_present(self.text_numbers(input_ids, attention_mask), told, self.encode_said)
+        return self.output.raw_of(pictures, texts, self.log_scale, self.bias)
 
-    @staticmethod
-    def _present(vectors: Tensor, mask: Tensor | None) -> Tensor:
-        return vectors if mask is None else torch.where(mask[:, :1], vectors, torch.zeros_like(vectors))
+    def _of_present(self, numbers: Tensor, there: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """Returns the vectors (n, space) of the rows that are there, which alone count in a batch norm; else zeros."""
+        rows = there.nonzero()[:, 0]
+        if len(rows) == len(numbers):
+            return encode(numbers).float()
+        none = numbers.new_zeros(len(numbers), self.config.space, dtype=torch.float32)
+        if not len(rows):
+            # All parameters take part: a distributed run would wait for the gradient of one that did not.
+            return none + 0.0 * sum(own.sum() for own in self.parameters() if own.requires_grad)
+        return none.index_copy(0, rows, encode(numbers[rows]).float())

@@ -71,6 +71,20 @@ class JointRecipe(VectorRecipe, TokenizedRecipe):
         return self
 
     @model_validator(mode="after")
+    def _loss_reads(self) -> Self:
+        own, name = self.model, self.loss.name
+        if own.get("bias") is not None and name != "siglip":
+            raise ValueError(f"model.bias is read by the loss siglip, not by {name}")
+        if name == "vse++" and (given := [key for key in ("temperature", "learn_temperature") if key in own]):
+            raise ValueError(f"model.{given[0]} is not read by the loss vse++, which has a margin")
+        if self.workers > 1 and self.optimiser.batch_size // self.workers < 2:
+            raise ValueError(
+                f"optimiser.batch_size {self.optimiser.batch_size} leaves each of {self.workers} workers a single "
+                "sample, of which nothing is a negative: give 2 for each worker at least"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _towers_fit(self) -> Self:
         lstm = self.model.get("text", "sentence") == "lstm"
         if lstm and (self.text_init or self.tuned_text):

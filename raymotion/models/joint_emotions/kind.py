@@ -35,8 +35,15 @@ class JointEmotionsKind(Kind):
     )
 
     def inputs(self, recipe: JointEmotionsRecipe) -> Sequence[Input]:
-        own = _pictures_of(_source(recipe))
+        source = _source(recipe)
+        own = _pictures_of(source)
         if recipe.data.embeddings:
+            if JointConfig.model_validate(source.model).tuned_blocks:
+                raise InputError(
+                    "has a backbone whose last blocks it trained: cached features are of another one",
+                    path=recipe.source,
+                    remedy="Leave data.embeddings out: it reads the pictures.",
+                )
             return [
                 StreamInput(folders=recipe.data.embeddings, chosen={CONTEXT: own.streams[0].name},
                             samples=recipe.data.samples)

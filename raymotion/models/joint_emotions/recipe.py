@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raymotion import storage
 from raymotion.config import Metavar
 from raymotion.models.recipe import MultiLabelRecipe, OptimiserSettings, PictureDataSettings
-from raymotion.models.text.prompts import PromptedSource
+from raymotion.models.text.prompts import TEMPLATES, PromptedSource
 
 
 class JointEmotionsSource(PromptedSource):
@@ -44,6 +44,13 @@ class JointEmotionsRecipe(JointEmotionsSource, MultiLabelRecipe):
     augmentation: Literal["none"] = "none"
     optimiser: OptimiserSettings = OptimiserSettings()
     model: dict[str, Any] = Field(default_factory=dict, max_length=0)
+
+    @model_validator(mode="after")
+    def _learns_from_labels(self) -> Self:
+        given = [name for name in ("templates", "prompts") if name in self.model_fields_set]
+        if self.data.samples and given and (self.prompts or self.templates != list(TEMPLATES)):
+            raise ValueError(f"{given[0]} is for `raymotion wrap`: a layer fitted to labelled samples reads no words")
+        return self
 
     def sources(self) -> dict[str, str]:
         return {"source": self.source}

@@ -50,6 +50,8 @@ class Embedding(Output):
     Args:
         dim: D.
         sides: names of the two sides; `text` needs a caption. The columns are `SIDE_embedding`.
+        added: the last numbers of each side that only say something beside the other side, and nothing of two
+            vectors of one side; they count in `dim`.
         loss: one of `learning.losses.contrastive.LOSSES`.
     """
 
@@ -66,12 +68,14 @@ class Embedding(Output):
         *,
         sides: tuple[str, str] = (IMAGE, TEXT),
         name: str = "embedding",
+        added: int = 0,
         loss: LossSettings | None = None,
         weight: float = 1.0,
     ) -> None:
         if len(sides) != 2 or sides[0] == sides[1]:
             raise InputError(f"an embedding has two sides of different names, not {', '.join(sides)}")
         self.dim, self.sides, self.name, self.weight = dim, tuple(sides), name, weight
+        self.added = added
         self.loss = loss or LossSettings(name="infonce")
 
     @property
@@ -102,7 +106,7 @@ class Embedding(Output):
     def to_dict(self) -> dict[str, Any]:
         return {
             "type": self.kind_of_output, "name": self.name, "dim": self.dim, "sides": list(self.sides),
-            "loss": self.loss.model_dump(mode="json"),
+            **({"added": self.added} if self.added else {}), "loss": self.loss.model_dump(mode="json"),
         }  # fmt: skip
 
     @classmethod
@@ -110,10 +114,14 @@ class Embedding(Output):
         dim, sides = value.get("dim"), value.get("sides")
         if type(dim) is not int or not 1 <= dim <= LARGEST:
             raise InputError(f"the output {value.get('name')} has vectors of {dim!r} numbers", path=where)
+        added = value.get("added", 0)
+        if type(added) is not int or not 0 <= added < dim:
+            raise InputError(f"the output {value.get('name')} has {added!r} added numbers of {dim}", path=where)
         if not isinstance(sides, list) or len(sides) != 2 or not all(isinstance(s, str) and s for s in sides):
             raise InputError(f"the output {value.get('name')} does not name its two sides", path=where)
         try:
-            return cls(dim, sides=(sides[0], sides[1]), name=str(value["name"]), loss=read_loss(value, where=where))
+            loss = read_loss(value, where=where)
+            return cls(dim, sides=(sides[0], sides[1]), name=str(value["name"]), added=added, loss=loss)
         except InputError as error:
             raise InputError(error.reason, path=where, remedy=error.remedy) from error
 
@@ -198,11 +206,11 @@ class Embedding(Output):
         """Returns the ranks of both directions together, and the position in `rows` of each query."""
         groups = targets.arrays[GROUP][rows]
         ranks, places = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-        for start in range(0, len(rows), POOL):
-            some = slice(start, start + POOL)
+        # Of equal size, as ranks depend on that of the pool.
+        for some in np.array_split(np.arange(len(rows)), max(1, -(-len(rows) // POOL))):
             for own, queries in self.both_ways(values[some], groups[some]).values():
                 ranks.append(own.ranks)
-                places.append(start + queries)
+                places.append(some[queries])
         return np.concatenate(ranks), np.concatenate(places)
 
     def metrics(self, targets: Targets, rows: np.ndarray, values: np.ndarray) -> dict[str, float]:
@@ -283,7 +291,8 @@ class Embedding(Output):
         return found
 
     def metadata(self) -> dict[bytes, bytes]:
-        return {METADATA: json.dumps({"sides": list(self.sides), "dim": self.dim}).encode()}
+        told = {"sides": list(self.sides), "dim": self.dim, **({"added": self.added} if self.added else {})}
+        return {METADATA: json.dumps(told).encode()}
 
     def named(self, values: np.ndarray) -> dict[str, float]:
         """Returns the cosine of the two sides, `similarity`; nothing if one is absent."""

@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from raymotion.models.norms import normed
 from raymotion.models.outputs.base import Output
 from raymotion.models.outputs.embedding import Embedding
 from raymotion.models.outputs.paths import PathLabels, PathNumbers
@@ -41,14 +42,7 @@ class Path(nn.Module):
             # All parameters take part: a distributed run would wait for the gradient of one that did not.
             return result + 0.0 * sum(own.sum() for own in self.parameters())
         values = (features[rows].float() - self.get_buffer("mean")) * self.get_buffer("scale")
-        return result.index_copy(0, rows, torch.relu(self._normed(self.linear(values))))
-
-    def _normed(self, values: Tensor) -> Tensor:
-        if self.training and len(values) > 1:
-            return cast("Tensor", self.norm(values))
-        # One row has no variance: it is normalised by the running statistics, as in validation.
-        own = self.norm
-        return nn.functional.batch_norm(values, own.running_mean, own.running_var, own.weight, own.bias, eps=own.eps)
+        return result.index_copy(0, rows, torch.relu(normed(self.norm, self.linear(values))))
 
 
 class TwoPath(nn.Module):
