@@ -40,10 +40,12 @@ def best_items(queries: np.ndarray, items: np.ndarray, count: int) -> tuple[np.n
     for start in range(0, len(queries), rows):
         similar = np.round(unit(queries[start : start + rows]) @ wide.T, DECIMALS)
         if count < len(items):
-            # The count-th highest value of each query; of those that equal it, the first ones are taken.
-            least = np.partition(similar, len(items) - count, axis=1)[:, len(items) - count, None]
-            behind = np.where(similar > least, 0, np.where(similar == least, 1, 2)).astype(np.int8)
-            order = np.argsort(behind, axis=1, kind="stable")[:, :count]
+            order = np.argpartition(-similar, count - 1, axis=1)[:, :count]
+            least = np.take_along_axis(similar, order, axis=1).min(axis=1, keepdims=True)
+            # Where more items equal the last value than there is room for, the first ones are taken.
+            tied = np.flatnonzero((similar >= least).sum(axis=1) > count)
+            behind = np.where(similar[tied] > least[tied], 0, np.where(similar[tied] == least[tied], 1, 2))
+            order[tied] = np.argsort(behind.astype(np.int8), axis=1, kind="stable")[:, :count]
         else:
             order = np.broadcast_to(np.arange(count), similar.shape)
         values = np.take_along_axis(similar, order, axis=1)
