@@ -427,7 +427,8 @@ def _faiss() -> Any:
         import faiss
     except ImportError as error:
         raise InputError(
-            "faiss is not installed", remedy="Leave --engine out: NumPy finds the same; or run `pip install faiss-cpu`."
+            "faiss is not installed",
+            remedy="Leave --engine out: NumPy finds the same; or run `pip install 'raymotion[faiss]'`.",
         ) from error
     return faiss
 
