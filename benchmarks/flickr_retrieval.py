@@ -29,16 +29,18 @@ from typing import Any
 import numpy as np
 
 DATA = Path(__file__).parent.parent / "../shared/data/flickr8k"
-TRAINING, TENTH = 450, 45
+# Share of the images to learn from, and of these the share that is validation.
+LEARNED, VALIDATION = 0.75, 0.1
 BACKBONE = "tf_efficientnet_lite0"
 IMAGE_PENALTIES, TEXT_PENALTIES = (1.0, 3.0, 10.0, 30.0), (0.3, 1.0, 3.0)
 
 
 def split_of(n: int, seed: int) -> np.ndarray:
     """`train`, `val` or `test` of each image."""
-    order = np.random.default_rng(seed).permutation(n)
+    order, learned = np.random.default_rng(seed).permutation(n), round(LEARNED * n)
+    validated = round(VALIDATION * learned)
     split = np.full(n, "test", dtype=object)
-    split[order[:TENTH]], split[order[TENTH:TRAINING]] = "val", "train"
+    split[order[:validated]], split[order[validated:learned]] = "val", "train"
     return split
 
 
@@ -185,13 +187,13 @@ def main() -> None:
             print(f"seed {seed}: R@1 text to image, image to text: {told}", flush=True)
         if arguments.save:
             split = np.full(len(ids), "train", dtype=object)
-            split[np.random.default_rng(0).permutation(len(ids))[:TENTH]] = "val"
+            split[np.random.default_rng(0).permutation(len(ids))[: round(VALIDATION * len(ids))]] = "val"
             train(split, 0, arguments.save)
 
     def mean(name: str, figure: str) -> float:
         return statistics.mean(own[figure] for own in results[name])
 
-    print(f"\n{len(ids)} images, {TRAINING} for training and {len(ids) - TRAINING} for the test, "
+    print(f"\n{len(ids)} images, {round(LEARNED * len(ids))} to learn from, the others for the test, "
           f"{len(arguments.seeds)} seeds")  # fmt: skip
     print(f"{'':12}{'text to image':>15}{'image to text':>15}{'both':>9}")
     for name in results:
