@@ -114,7 +114,9 @@ def explain(
     notes = [*model.not_read(image=image is not None, caption=bool(texts)), *model.notes]
     vectors = [cast(Embedding, own) for own in info.outputs if own.gives == "vectors"]
     if any(own.added for own in vectors) and set(numbers) - set(scales):
-        notes.append("The similarity is corrected for hubs: 0 is as near as the nearest of training.")
+        notes.append(
+            "The similarity is corrected for hubs: 0 means as close as its closest training examples, on average."
+        )
     else:
         scales |= {name: [-1.0, 1.0] for name in numbers if vectors and name not in scales}  # a cosine
     if len(vectors) == len(info.outputs) and not numbers:
