@@ -10,7 +10,7 @@ the 150 pictures that have a caption of their own first among 750. Equal similar
                 its two penalties chosen on the validation images, then fitted to all 450
     CCA, same   the same on everything that the recipe reads (class names, several layers of the sentence model)
 
-    python benchmarks/flickr_retrieval.py                  # 5 minutes on 2 cores
+    python benchmarks/flickr_retrieval.py                  # 10 minutes on 2 cores
     python benchmarks/flickr_retrieval.py --set optimiser.epochs=1 --seeds 0
     python benchmarks/flickr_retrieval.py --save joint/    # also a model of all 600, to score on others
 """
