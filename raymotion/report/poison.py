@@ -28,15 +28,6 @@ DEFENCE_HEADS = ("rate", "poisons", "defence", "marked", "recall", "95 % interva
 
 def verdict(result: Poisoning) -> Headline:
     """Returns the headline: whether the attacker gets what he wants, and what the model lost."""
-    last = result.poisoned[-1]
-    what = (
-        f"{_wanted(result)} {_percent(last.success.poisoned)} at {_rate(last)}, against {_percent(last.success.clean)}"
-    )
-    ends = interval_text(last.metric.difference.low, last.metric.difference.high)
-    lost = f"{_title(result)} falls by {last.metric.change:.4f} (95 % interval {ends})"
-    if last.metric.change <= 0:
-        lost = f"{_title(result)} does not fall ({0.0 - last.metric.change:+.4f})"
-    lost = lost[0].upper() + lost[1:]
     if not result.better_than_constant:
         return Headline(
             "unsure",
@@ -44,22 +35,56 @@ def verdict(result: Poisoning) -> Headline:
             f"{np.mean(result.clean.metric.clean):.4f} against {metric_text(result.majority)}), so no difference here "
             "means anything.",
         )
-    works = [row for row in result.poisoned if row.success.verdict == "better"]
+    last = result.poisoned[-1]
+    works = [row for row in result.poisoned if row.works]
+    gains = [row for row in result.poisoned if row.gains]
     harms = [row for row in result.poisoned if row.metric.verdict == "better"]
     if works:
-        return Headline("bad", f"The attack works from {_rate(works[0])} on: {what} of the clean model. {lost}.")
+        return Headline("bad", f"The attack works {_where(result, works)}: {_figures(result, works[-1])}")
     if result.attack.seeds < FEWEST_SEEDS:
-        return Headline("unsure", f"With fewer than {FEWEST_SEEDS} seeds nothing is shown: {what}. {lost}.")
-    if last.success.samples < FEWEST_IMAGES:
+        return Headline("unsure", f"With fewer than {FEWEST_SEEDS} seeds nothing is shown: {_figures(result, last)}")
+    if last.success.groups < FEWEST_IMAGES:
         return Headline(
-            "unsure", f"With fewer than {FEWEST_IMAGES} attacked pictures nothing is shown: {what}. {lost}."
+            "unsure",
+            f"With fewer than {FEWEST_IMAGES} independent test samples that may be mistaken nothing is shown: "
+            f"{_figures(result, last)}",
+        )
+    if gains:  # of a trigger: drift to the target label
+        return Headline(
+            "bad",
+            f"No backdoor is shown: {_where(result, gains)} {result.attack.target} is said more often than by the "
+            f"clean model, but not shown to be said more often with the patch than without it: "
+            f"{_figures(result, gains[-1])}",
         )
     if harms:
         return Headline(
             "bad",
-            f"The attack is not shown to reach its aim, but it does harm from {_rate(harms[0])} on: {what}. {lost}.",
+            f"The attack is not shown to reach its aim, but it does harm {_where(result, harms)}: "
+            f"{_figures(result, harms[-1])}",
         )
-    return Headline("unsure", f"The attack is not shown to work: {what} of the clean model. {lost}.")
+    return Headline("unsure", f"The attack is not shown to work: {_figures(result, last)}")
+
+
+def _where(result: Poisoning, rows: Sequence[Row]) -> str:
+    """Names the rates of some rows."""
+    if list(rows) == result.poisoned[-len(rows) :]:
+        return f"at {_rate(rows[0])}" if len(rows) == 1 else f"from {_rate(rows[0])} on"
+    return f"at {', '.join(_rate(row) for row in rows)}"
+
+
+def _figures(result: Poisoning, row: Row) -> str:
+    """Says how often the attacker got what he wanted at a rate, against what, and what the model lost."""
+    against = f"{_percent(row.success.clean)} by the clean model"
+    if row.without_patch is not None:
+        against += f" and {_percent(row.without_patch.clean)} without the patch"
+    ends = interval_text(row.metric.difference.low, row.metric.difference.high)
+    lost = f"{_title(result)} falls by {row.metric.change:.4f} (95 % interval {ends})"
+    if row.metric.change <= 0:
+        lost = f"{_title(result)} does not fall ({0.0 - row.metric.change:+.4f})"
+    return (
+        f"{_wanted(result)} in {_percent(row.success.poisoned)} of cases at a rate of {_rate(row)}, against {against}. "
+        f"{lost[0].upper() + lost[1:]}."
+    )
 
 
 def poison_lines(result: Poisoning) -> list[str]:
@@ -75,7 +100,9 @@ def poison_lines(result: Poisoning) -> list[str]:
 
 def heads(result: Poisoning) -> tuple[str, ...]:
     """Returns the heads of the main table."""
-    more = ("without the patch",) if result.clean.without_patch is not None else ()
+    more: tuple[str, ...] = ()
+    if result.clean.without_patch is not None:
+        more = ("without the patch", "gain over without", "95 % interval")
     return (
         "rate", "poisons", _title(result), "drop", "95 % interval", _success_title(result), "gain over clean",
         "95 % interval", *more,
@@ -87,7 +114,9 @@ def table_rows(result: Poisoning) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for row in result.rows:
         first = row.rate == 0
-        more = () if row.without_patch is None else (_cell(row.without_patch.clean),)
+        more: tuple[str, ...] = ()
+        if row.without_patch is not None:
+            more = (_cell(row.without_patch.clean), *_difference(row.without_patch))
         rows.append(
             (
                 "clean" if first else _rate(row), f"{row.poisons:,}", _cell(row.metric.poisoned),
@@ -162,7 +191,8 @@ def notes(result: Poisoning) -> list[str]:
     if attack.attack == "trigger":
         lines.append(
             f"Success: test pictures without the label {attack.target} that get it once the patch is in them. Without "
-            f"the patch: the same models, the same pictures. {_prior(result)}"
+            "the patch: the same models, the same pictures. A backdoor is shown where success lies above both that of "
+            f"the clean models and that without the patch. {_prior(result)}"
         )
     elif attack.attack == "flip":
         of = f"with the label {attack.source}" if attack.source else f"without the label {attack.target}"
@@ -187,7 +217,9 @@ def notes(result: Poisoning) -> list[str]:
             "of the label's validation samples than their size leads to expect. "
             "Recall: share of the poisons that is marked; precision: share of the marked that are poisons."
         )
-    lines.append(f"Labels with fewer than {FEWEST_IMAGES} test samples are left out of the table of labels.")
+    lines.append(
+        f"Labels with fewer than {FEWEST_IMAGES} independent test samples (groups) are left out of the table of labels."
+    )
     return lines
 
 
@@ -205,6 +237,10 @@ def write_page(result: Poisoning) -> None:
         key_figures=[
             (f"success at {_rate(last)}", f"{np.mean(last.success.poisoned):.3f}"),
             ("success, clean model", f"{np.mean(last.success.clean):.3f}"),
+            *(
+                [] if last.without_patch is None
+                else [("without the patch", f"{np.mean(last.without_patch.clean):.3f}")]
+            ),
             (f"{_title(result)}, clean", f"{np.mean(last.metric.clean):.3f}"),
             (f"{_title(result)} at {_rate(last)}", f"{np.mean(last.metric.poisoned):.3f}"),
             ("best constant", metric_text(result.majority)),
@@ -329,7 +365,7 @@ def _rate(row: Row) -> str:
 
 
 def _percent(values: Sequence[float]) -> str:
-    return f"in {100 * float(np.mean(values)):.0f} %"
+    return f"{100 * float(np.mean(values)):.0f} %"
 
 
 def _cell(values: Sequence[float]) -> str:

@@ -66,7 +66,7 @@ from raymotion.robustness.poison_scores import (
     Compared,
     TestSet,
     compare,
-    one_sample,
+    groups_of,
     share,
 )
 from raymotion.robustness.poison_settings import PoisonSettings
@@ -99,7 +99,7 @@ class Row:
     Attributes:
         poisons: number of poisoned rows.
         metric: the main metric, and how much of it was lost.
-        classes: by label that enough test samples carry; see `TestSet.of_class`.
+        classes: by label that enough groups of test samples carry; see `TestSet.of_class`.
         success: how often the attacker gets what he wants. trigger: test pictures with the patch that are answered with
             the target label; flip: test samples that may be mistaken and are answered with it; collision: the attacked
             pictures answered with the label of their poisons.
@@ -118,6 +118,20 @@ class Row:
     without_patch: Compared | None
     defences: dict[str, Found]
     distance: float | None = None
+
+    @property
+    def gains(self) -> bool:
+        """Whether the poisoned models are shown to say more often what the attacker wants than the clean ones."""
+        return self.success.verdict == "better"
+
+    @property
+    def works(self) -> bool:
+        """Whether the attack is shown to work.
+
+        A trigger has to gain over the same models' answers without the patch, too: else they have only come to like the
+        target label.
+        """
+        return self.gains and (self.without_patch is None or self.without_patch.verdict == "better")
 
 
 @dataclass(frozen=True)
@@ -501,20 +515,20 @@ class _Measured:
 
     def row(self, rate: float) -> Row:
         clean, own = ([Run(each, seed) for seed in self.seeds] for each in (0.0, rate))
-        test, n = self.test, len(self.test.ids)
+        test = self.test
         metric = compare(
             [test.metric(self.answers[run]) for run in clean], [test.metric(self.answers[run]) for run in own],
-            units=test.units, samples=n, drop=True, numbers=test.truth.shape[1],
+            units=test.units, of=np.ones(len(test.ids), dtype=bool), drop=True, numbers=test.truth.shape[1],
             resamples=RESAMPLES if test.one_label else RANKING_RESAMPLES,
         )  # fmt: skip
         classes = {}
         for label, name in enumerate(self.of._labels()):
-            positives = int(test.truth[:, label].sum())
-            if positives >= FEWEST_IMAGES:
+            carry = test.truth[:, label]
+            if groups_of(carry, test.units) >= FEWEST_IMAGES:
                 classes[name] = compare(
                     [test.of_class(label, self.answers[run]) for run in clean],
                     [test.of_class(label, self.answers[run]) for run in own],
-                    units=test.units, samples=positives, drop=True,
+                    units=test.units, of=carry, drop=True,
                     resamples=RESAMPLES if test.one_label else RANKING_RESAMPLES,
                 )  # fmt: skip
         success, without = self._success(clean, own)
@@ -537,12 +551,12 @@ class _Measured:
         if self.attack.attack == "collision":
             places = [self.place[victim.row] for victim in self.of.victims]
             labels = [victim.label for victim in self.of.victims]
-            units = np.arange(len(places))
+            units, everyone = np.unique(test.units[places], return_inverse=True)[1], np.ones(len(places), dtype=bool)
             sides = [
-                [one_sample(self._said(run, self.answers[run])[places, labels].tolist()) for run in runs]
+                [share(self._said(run, self.answers[run])[places, labels], everyone, units) for run in runs]
                 for runs in (clean, own)
             ]
-            return compare(sides[0], sides[1], units=units, samples=len(places)), None
+            return compare(sides[0], sides[1], units=units, of=everyone), None
         assert self.label is not None
         label = self.label
 
@@ -553,8 +567,8 @@ class _Measured:
             mask = np.zeros(len(test.ids), dtype=bool)
             mask[self.shown] = True
             with_patch = says(own, self.triggered, mask)
-            success = compare(says(clean, self.triggered, mask), with_patch, units=test.units, samples=int(mask.sum()))
-            without = compare(says(own, self.answers, mask), with_patch, units=test.units, samples=int(mask.sum()))
+            success = compare(says(clean, self.triggered, mask), with_patch, units=test.units, of=mask)
+            without = compare(says(own, self.answers, mask), with_patch, units=test.units, of=mask)
             return success, without
         mask = ~test.truth[:, label]
         if self.attack.source is not None:
@@ -562,7 +576,7 @@ class _Measured:
         if not mask.any():
             raise InputError("no test sample may be mistaken for the target label", path=self.data.name)
         sides = [says(runs, self.answers, mask) for runs in (clean, own)]
-        return compare(sides[0], sides[1], units=test.units, samples=int(mask.sum())), None
+        return compare(sides[0], sides[1], units=test.units, of=mask), None
 
     def _defences(self, rate: float) -> dict[str, Found]:
         rows = self.data.splits["train"]
@@ -646,7 +660,7 @@ def _told(row: Row) -> dict[str, Any]:
 def _compared(own: Compared) -> dict[str, Any]:
     return {
         "clean": list(own.clean), "poisoned": list(own.poisoned), "difference": _gain(own.difference),
-        "samples": own.samples, "verdict": own.verdict,
+        "samples": own.samples, "groups": own.groups, "verdict": own.verdict,
     }  # fmt: skip
 
 

@@ -138,7 +138,7 @@ def choose_victims(settings: PoisonSettings, data: TrainingSet, output: Output) 
     """Draws the attacked test pictures of a collision, each with the label that is to be said of it.
 
     They carry the label `source` and not the one that is to be said; without a `target`, the labels to be said take
-    turns among all others that training has.
+    turns among all others that training has. No two are of one group, so that they are independent.
 
     Raises:
         InputError: the test split has too few of them.
@@ -151,18 +151,22 @@ def choose_victims(settings: PoisonSettings, data: TrainingSet, output: Output) 
     learned = np.flatnonzero(truth[data.splits["train"]].any(axis=0)).tolist()
     turns = [label_of(settings.target, output, where=data.name)] if settings.target else rng.permutation(learned)
     found: list[Victim] = []
+    groups: set[str] = set()
     for row in rows.tolist():
         if len(found) == settings.attacked:
             break
+        if data.groups[row] in groups:
+            continue
         free = [int(turns[(len(found) + i) % len(turns)]) for i in range(len(turns))]
         label = next((own for own in free if not truth[row, own]), None)
         if label is not None:
             found.append(Victim(row, label))
+            groups.add(data.groups[row])
     if len(found) < settings.attacked:
         of = f" of the label {settings.source}" if settings.source else ""
         raise InputError(
-            f"the split test has {len(found)} pictures{of} to attack, not {settings.attacked}", path=data.name,
-            remedy="Attack fewer: --attacked N.",
+            f"the split test has {len(found)} pictures{of} of different groups to attack, not {settings.attacked}",
+            path=data.name, remedy="Attack fewer: --attacked N.",
         )  # fmt: skip
     return found
 

@@ -10,7 +10,7 @@ between the two models, beside the value of each seed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,12 +33,14 @@ class Compared:
         clean, poisoned: of each seed.
         difference: poisoned minus clean, or clean minus poisoned where the figure is called a drop.
         samples: behind the figure.
+        groups: of these samples; only these are independent of each other.
     """
 
     clean: tuple[float, ...]
     poisoned: tuple[float, ...]
     difference: Gain
     samples: int
+    groups: int
 
     @property
     def change(self) -> float:
@@ -47,8 +49,8 @@ class Compared:
 
     @property
     def verdict(self) -> Verdict:
-        """That of the difference; `untested` with fewer than `FEWEST_IMAGES` samples, as resamples hardly differ."""
-        return "untested" if self.samples < FEWEST_IMAGES else self.difference.verdict
+        """That of the difference; `untested` with fewer than `FEWEST_IMAGES` groups, as resamples hardly differ."""
+        return "untested" if self.groups < FEWEST_IMAGES else self.difference.verdict
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def compare(
     poisoned: Sequence[Weighed],
     *,
     units: np.ndarray,
-    samples: int,
+    of: np.ndarray,
     drop: bool = False,
     numbers: int = 1,
     resamples: int = RESAMPLES,
@@ -131,6 +133,7 @@ def compare(
 
     Args:
         units: (n,) the group of each sample.
+        of: (n,) which samples the figure is of.
         drop: let the difference be what was lost.
         numbers: values behind the figure for each sample.
     """
@@ -141,10 +144,11 @@ def compare(
     values = [[float(own(whole)[0]) for own in each] for each in (clean, poisoned)]
     sign = -1.0 if drop else 1.0
     seeds = tuple(sign * (after - before) + 0.0 for before, after in zip(*values, strict=True))
-    return Compared(tuple(values[0]), tuple(values[1]), Gain(seeds, found.low, found.high), samples)
+    return Compared(
+        tuple(values[0]), tuple(values[1]), Gain(seeds, found.low, found.high), int(of.sum()), groups_of(of, units)
+    )  # fmt: skip
 
 
-def one_sample(answers: Sequence[float]) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns the mean of the answers to some pictures, each a group of its own."""
-    values = np.asarray(answers, dtype=np.float64)
-    return share(values, np.ones(len(values)), np.arange(len(values)))
+def groups_of(mask: np.ndarray, units: np.ndarray) -> int:
+    """Returns how many groups the samples marked in `mask` (n,) are of."""
+    return len(np.unique(units[np.asarray(mask, dtype=bool)]))

@@ -42,7 +42,7 @@ TARGET = VALENCE_3.labels[0]
 
 
 def write_set(folder: Path, n: int = 180, *, captions: bool = False) -> str:
-    """Noisy pictures of 24 x 20 pixels whose colour tells the label; two rows share a group."""
+    """Noisy pictures of 24 x 20 pixels whose colour tells the label; two rows share a group, but for the test."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
     rows: list[dict[str, Any]] = []
@@ -50,12 +50,14 @@ def write_set(folder: Path, n: int = 180, *, captions: bool = False) -> str:
         k = i % 3
         path = folder / f"{i:03d}.png"
         pixels = np.array(COLOURS[k]) + rng.normal(0, 25, (20, 24, 3))
+        split = ("train", "train", "train", "val", "test")[i // 6 % 5]
+        group = i if split == "test" else i // 6 * 6 + k
         Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path)
         rows.append(
             {
-                "sample_id": f"s{i}", "group_id": f"g{i // 6 * 6 + k}", "image_uri": str(path), "source": "t",
+                "sample_id": f"s{i}", "group_id": f"g{group}", "image_uri": str(path), "source": "t",
                 "captions": [f"a {WORDS[k]} day, number {i}"] if captions else [], "labels": [VALENCE_3.labels[k]],
-                "split": ("train", "train", "train", "val", "test")[i // 6 % 5],
+                "split": split,
             }
         )  # fmt: skip
     write_samples(folder / "samples.parquet", table_from_rows(rows, VALENCE_3))
@@ -160,6 +162,7 @@ def test_the_figures_are_those_of_the_runs(made: Made) -> None:
             right = np.array(said) == np.array(truth)
             assert row["metric"]["poisoned"][seed] == pytest.approx(right.mean())
             assert row["metric"]["samples"] == 36
+            assert set(row["classes"]) == set(labels)
             for label, compared in row["classes"].items():
                 assert compared["poisoned"][seed] == pytest.approx(right[np.array(truth) == label].mean())
             others = [each["sample_id"] for each in own if TARGET not in table[each["sample_id"]]["labels"]]
@@ -198,6 +201,11 @@ def test_headline_table_and_page_agree(made: Made) -> None:
     assert lines[0].startswith("With fewer than 3 seeds nothing is shown")
     (row,) = [line for line in lines if line.startswith("30 %") and "cluster" not in line and "issues" not in line]
     dirty = made.record["rows"][1]
+    without, gain = dirty["without_patch"], dirty["without_patch"]["difference"]
+    assert f"{100 * np.mean(without['clean']):.0f} % without the patch" in lines[0]
+    assert f"{np.mean(gain['seeds']):+.4f}" in row and f"{gain['low']:.3f}" in row and gain["low"] > 0.4
+    assert gain["seeds"] == pytest.approx(np.subtract(without["poisoned"], without["clean"]))
+    assert (without["samples"], without["groups"]) == (24, 24)
     assert f"{np.mean(dirty['success']['poisoned']):.4f}" in row and " 32 " in row
     page = (made.out / "poison.html").read_text()
     assert lines[0] in page and page.count("<figcaption") == 8 and "http" not in page.replace("http-equiv", "")
@@ -307,7 +315,11 @@ def test_labels_of_a_model_that_reads_no_pictures_are_flipped(runner: Runner, tm
         ("tiny", ("--target", TARGET, "--set", "seed=3"), "the recipe sets seed"),
         ("tiny", ("--target", TARGET, "--set", "workers=2"), "asks for 2 workers"),
         ("tiny", ("--target", TARGET, "--set", "data.holdout_domain=[source=t]"), "sets data.holdout_domain"),
-        ("tiny", ("--attack", "collision", "--attacked", 400), "36 pictures to attack, not 400"),
+        (
+            "tiny",
+            ("--attack", "collision", "--attacked", 400),
+            "has 36 pictures of different groups to attack, not 400",
+        ),
         ("teacher-demo", ("--target", TARGET), "the recipe reads no pictures"),
         ("colours", ("--target", TARGET), "there is no setting colour"),
     ],

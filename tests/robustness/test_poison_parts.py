@@ -243,7 +243,7 @@ def test_the_attacked_concept_is_a_real_label(clean: Clean) -> None:
             choose_victims(COLLISION.model_copy(update={"source": wrong}), clean.data, output)
     settings = COLLISION.model_copy(update={"source": labels[2], "target": labels[0], "attacked": 3})
     victims = choose_victims(settings, clean.data, output)
-    assert len({own.row for own in victims}) == 3
+    assert len({clean.data.groups[own.row] for own in victims}) == 3, "two of one group would count as one"
     for own in victims:
         assert own.row in clean.data.splits["test"] and truth[own.row].tolist() == [False, False, True]
         assert own.label == 0
@@ -256,6 +256,9 @@ def test_without_a_target_each_attacked_picture_has_a_label_that_is_not_its_own(
     truth = truth_of(clean.data, output)
     victims = choose_victims(COLLISION.model_copy(update={"attacked": 6}), clean.data, output)
     assert all(not truth[own.row, own.label] for own in victims) and len({own.label for own in victims}) == 3
+    assert len({clean.data.groups[own.row] for own in victims}) == 6
+    with pytest.raises(InputError, match="has 12 pictures of different groups"):
+        choose_victims(COLLISION.model_copy(update={"attacked": 13}), clean.data, output)
     choices = list(eligible_rows(COLLISION, clean.data, output, victims, 0))
     assert len({own.row for own in choices}) == len(choices) == len(clean.data.splits["train"])
     assert all(truth[own.row, own.label] and victims[own.victim or 0].label == own.label for own in choices)
@@ -386,7 +389,7 @@ def test_a_comparison_is_that_of_plain_resampling() -> None:
     clean, dirty = (rng.random((3, 80)) < p for p in (0.8, 0.6))
     mask = rng.random(80) < 0.7
     sides = [[share(own, mask, units) for own in each] for each in (clean, dirty)]
-    found = compare(sides[0], sides[1], units=units, samples=int(mask.sum()), drop=True)
+    found = compare(sides[0], sides[1], units=units, of=mask, drop=True)
     values = [[own[mask].mean() for own in each] for each in (clean, dirty)]
     assert found.clean == pytest.approx(values[0]) and found.poisoned == pytest.approx(values[1])
     assert found.difference.seeds == pytest.approx(np.subtract(values[0], values[1]))
@@ -399,9 +402,11 @@ def test_a_comparison_is_that_of_plain_resampling() -> None:
     assert found.difference.low == pytest.approx(low, abs=0.03)
     assert found.difference.high == pytest.approx(high, abs=0.03)
     assert found.verdict == "better"
-    few = compare(sides[0], sides[1], units=units, samples=9, drop=True)
-    assert few.verdict == "untested", "of fewer than ten images an interval is too short"
-    other = compare(sides[0], sides[1], units=units, samples=1)
+    assert found.samples == mask.sum() and found.groups == len(set(units[mask].tolist()))
+    few = compare(sides[0], sides[1], units=units, of=(units < 9) & mask, drop=True)
+    assert few.samples > 9 == few.groups
+    assert few.verdict == "untested", "of fewer than ten groups an interval is too short, however many rows they have"
+    other = compare(sides[0], sides[1], units=units, of=mask)
     assert other.change == pytest.approx(-found.change)
 
 
