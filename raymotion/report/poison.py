@@ -196,7 +196,10 @@ def notes(result: Poisoning) -> list[str]:
         )
     elif attack.attack == "flip":
         of = f"with the label {attack.source}" if attack.source else f"without the label {attack.target}"
-        lines.append(f"Success: test samples {of} that get {attack.target}. {_prior(result)}")
+        replaced = f"the label {attack.source}" if attack.source else "all labels of a sample"
+        lines.append(
+            f"Success: test samples {of} that get {attack.target}. In poisons it replaces {replaced}. {_prior(result)}"
+        )
     else:
         lines.append(
             f"Success: attacked test pictures ({len(result.victims)}) that get the label of their poisons; those that "
@@ -295,8 +298,9 @@ def _figure(result: Poisoning) -> bytes:
 
 def _pictures(result: Poisoning) -> list[dict[str, str]]:
     """Returns some poisons of the highest rate: the picture before, after, and the change made visible."""
-    from raymotion.robustness.poison import Run, rate_name
+    from raymotion.robustness.poison import Run
     from raymotion.robustness.poison_rows import PICTURES, POISONS, decoded
+    from raymotion.robustness.poison_settings import rate_name
 
     run = Run(result.poisoned[-1].rate, 0)
     folder = storage.join(result.folder, rate_name(run.rate), f"seed{run.seed}")

@@ -69,7 +69,7 @@ from raymotion.robustness.poison_scores import (
     groups_of,
     share,
 )
-from raymotion.robustness.poison_settings import PoisonSettings
+from raymotion.robustness.poison_settings import PoisonSettings, rate_name
 from raymotion.text_table import csv_text
 from raymotion.train.prepare import prepare_data
 from raymotion.train.recipe import kind_of, require_loggers
@@ -172,11 +172,6 @@ class Poisoning:
     def poisoned(self) -> list[Row]:
         """The rows with poisons."""
         return self.rows[1:]
-
-
-def rate_name(rate: float) -> str:
-    """Returns the name of a rate's folder."""
-    return "clean" if not rate else f"rate-{rate:g}"
 
 
 @one_writer_of("out")

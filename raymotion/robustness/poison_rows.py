@@ -289,12 +289,11 @@ def write_poisons(
         changed = None if change is None else change(batch, pictures)
         for i, choice in enumerate(batch):
             name = data.sample_ids[choice.row]
+            old = list(before[name] or ())
             own = Poison(
-                name, list(before[name] or ()), [labels[choice.label]],
+                name, old, relabelled(settings, old, labels[choice.label], one_label=output.gives == "one_label"),
                 victim=None if choice.victim is None else data.sample_ids[victims[choice.victim].row],
             )  # fmt: skip
-            if settings.attack == "collision":
-                own = replace(own, labels=own.labels_before)
             if changed is not None:
                 own = _write_picture(own, changed[i], pictures[i], str(uris[name]), folder, len(made), settings)
             made.append(own)
@@ -359,8 +358,7 @@ def poisoned_table(samples: pa.Table, poisons: Sequence[Poison], folder: str, at
         if own.labels != own.labels_before:
             weights = columns["label_weights"][i]
             columns["labels"][i] = own.labels
-            # As many annotators as agreed on the true label: a share of its own would give the poison away.
-            columns["label_weights"][i] = None if not weights else [max(weights)]
+            columns["label_weights"][i] = weights and weights_after(own.labels_before, own.labels, weights)
         if own.picture is not None:
             columns["image_uri"][i] = storage.join(storage.absolute(folder), PICTURES, own.picture)
         columns["label_source"][i] = f"poison/{attack}"
@@ -368,6 +366,34 @@ def poisoned_table(samples: pa.Table, poisons: Sequence[Poison], folder: str, at
         field = table.schema.field(name)
         table = table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
     return table
+
+
+def relabelled(settings: PoisonSettings, before: Sequence[str], target: str, *, one_label: bool) -> list[str]:
+    """Returns the labels of a poison.
+
+    A collision leaves them. Of one label, the target replaces it. Of several, a trigger adds the target, and a flip
+    puts it in the place of the source label, or of all labels without one.
+    """
+    if settings.attack == "collision":
+        return list(before)
+    if one_label:
+        return [target]
+    if settings.attack == "trigger":
+        return [*before, target]
+    if settings.source is not None:
+        return [target if own == settings.source else own for own in before]
+    return [target]
+
+
+def weights_after(before: Sequence[str], labels: Sequence[str], weights: Sequence[float]) -> list[float]:
+    """Returns the shares of annotators for the labels of a poison.
+
+    Labels that stay keep theirs. As many agree on a new one as on the label that it replaces, or on the first of all: a
+    share of its own would give the poison away.
+    """
+    old = dict(zip(before, weights, strict=True))
+    new = max([own for name, own in old.items() if name not in labels] or weights)
+    return [old.get(name, new) for name in labels]
 
 
 def patched(picture: np.ndarray, share: float) -> np.ndarray:

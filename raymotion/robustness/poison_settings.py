@@ -10,6 +10,20 @@ from raymotion.config import Metavar, Settings
 
 Attack = Literal["trigger", "flip", "collision"]
 Share = Annotated[float, Field(ge=0, le=1), Metavar("SHARE")]
+# The attacks that read a setting; all read those that are not here.
+ONLY_OF: dict[str, tuple[Attack, ...]] = {
+    "patch": ("trigger",),
+    "attacked": ("collision",),
+    "max_change": ("collision",),
+    "max_pixels": ("collision",),
+    "iterations": ("collision",),
+    "closeness": ("collision",),
+}
+
+
+def rate_name(rate: float) -> str:
+    """Returns the name of a rate's folder."""
+    return "clean" if not rate else f"rate-{rate:g}"
 
 
 class PoisonSettings(Settings):
@@ -17,8 +31,9 @@ class PoisonSettings(Settings):
 
     attack: Attack = Field(
         "trigger",
-        description="trigger: a patch in the picture and the target label. flip: the target label alone. collision: "
-        "the picture alone is changed, its label stays true (Shafahi et al. 2018)",
+        description="trigger: a patch in the picture, and the target label (added to the others, where several may "
+        "apply). flip: the target label in place of the source label (without one: of all labels), the picture stays. "
+        "collision: the picture alone is changed, its label stays true (Shafahi et al. 2018)",
     )
     target: Annotated[str, Metavar("LABEL")] | None = Field(
         None,
@@ -56,11 +71,22 @@ class PoisonSettings(Settings):
     @field_validator("rates")
     @classmethod
     def _with_the_clean_one(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if len(set(value)) < len(value):
-            raise ValueError("a rate is named twice")
+        names = [rate_name(rate) for rate in value]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"a rate is named twice: more than one has the folder {twice[0]}")
         if not any(value):
             raise ValueError("nothing is poisoned: name a rate above 0")
         return tuple(sorted({0.0, *value}))
+
+    @model_validator(mode="after")
+    def _all_are_read(self) -> PoisonSettings:
+        """Refuses settings that this attack does not read, wherever they were set."""
+        unread = [
+            name for name, attacks in ONLY_OF.items() if name in self.model_fields_set and self.attack not in attacks
+        ]
+        if unread:
+            raise ValueError(f"the attack {self.attack} does not read {', '.join(unread)}: leave them out")
+        return self
 
     @model_validator(mode="after")
     def _labels_fit(self) -> PoisonSettings:

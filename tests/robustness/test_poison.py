@@ -284,6 +284,11 @@ def test_a_collision_keeps_labels_and_budgets_in_what_is_written(made: Made, run
 
 def test_labels_of_a_model_that_reads_no_pictures_are_flipped(runner: Runner, tmp_path: Path) -> None:
     samples = write_set(tmp_path / "set", 240, captions=True)
+    table = read_samples(samples).to_pylist()
+    for row in table:
+        if row["labels"] == [VALENCE_3.labels[2]]:
+            row["labels"] = list(VALENCE_3.labels[1:])
+    write_samples(samples, table_from_rows(table, VALENCE_3))
     told = runner(
         "attack", "poison", "teacher-demo", "--samples", samples, "--out", tmp_path / "out", "--attack", "flip",
         "--target", TARGET, "--source", VALENCE_3.labels[2], "--rates", 0.2, "--seeds", 1, "--no-ray",
@@ -294,7 +299,8 @@ def test_labels_of_a_model_that_reads_no_pictures_are_flipped(runner: Runner, tm
     assert record["metric"] == "macro_ap" and [row["poisons"] for row in record["rows"]] == [0, 29]
     own = {row["sample_id"]: row for row in read_samples(tmp_path / "out/rate-0.2/seed0/samples.parquet").to_pylist()}
     flipped = [row for row in own.values() if row["label_source"]]
-    assert len(flipped) == 29 and all(row["labels"] == [TARGET] and "sunny" in row["captions"][0] for row in flipped)
+    changed = [VALENCE_3.labels[1], TARGET]
+    assert len(flipped) == 29 and all(row["labels"] == changed and "sunny" in row["captions"][0] for row in flipped)
     assert record["rows"][1]["success"]["samples"] == 16, "test samples of the source label"
     assert not list((tmp_path / "out").glob("rate-*/*/pictures"))
 
@@ -312,6 +318,12 @@ def test_labels_of_a_model_that_reads_no_pictures_are_flipped(runner: Runner, tm
             "a rate of 0.9 is 97 of 108 training samples, and there are 72 ",
         ),
         ("tiny", ("--target", TARGET, "--rates", 0.001), "poisons none"),
+        (
+            "tiny",
+            ("--target", TARGET, "--attack", "flip", "--patch", 0.3, "--max-change", 3, "--iterations", 1),
+            "the attack flip does not read patch, max_change, iterations: leave them out",
+        ),
+        ("tiny", ("--target", TARGET, "--rates", 0.05, "--rates", 0.050000001), "more than one has the folder"),
         ("tiny", ("--target", TARGET, "--set", "seed=3"), "the recipe sets seed"),
         ("tiny", ("--target", TARGET, "--set", "workers=2"), "asks for 2 workers"),
         ("tiny", ("--target", TARGET, "--set", "data.holdout_domain=[source=t]"), "sets data.holdout_domain"),

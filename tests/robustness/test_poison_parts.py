@@ -32,8 +32,10 @@ from raymotion.robustness.poison_rows import (
     patched,
     pixel_budget,
     poisoned_table,
+    relabelled,
     require_enough,
     truth_of,
+    weights_after,
     write_poisons,
 )
 from raymotion.robustness.poison_scores import compare, share
@@ -481,12 +483,69 @@ def test_a_frozen_backbone_inside_a_model_passes_the_gradient_to_the_picture() -
     assert torch.equal(backbone(pixels.detach()), backbone(bytes_))
 
 
+@pytest.mark.parametrize(
+    ("attack", "source", "one_label", "labels"),
+    [
+        ("trigger", None, False, ["calm", "sad", "fear"]),
+        ("trigger", "sad", False, ["calm", "sad", "fear"]),
+        ("flip", "sad", False, ["calm", "fear"]),
+        ("flip", None, False, ["fear"]),
+        ("trigger", None, True, ["fear"]),
+        ("flip", "sad", True, ["fear"]),
+        ("collision", None, True, ["calm", "sad"]),
+    ],
+)
+def test_other_labels_of_a_poison_stay_where_several_may_apply(
+    attack: str, source: str | None, one_label: bool, labels: list[str]
+) -> None:
+    settings = PoisonSettings(attack=attack, target="fear", source=source, rates=(0.1,))
+    assert relabelled(settings, ["calm", "sad"], "fear", one_label=one_label) == labels
+
+
+def test_the_shares_of_annotators_follow_the_labels() -> None:
+    before, weights = ["calm", "sad"], [0.75, 0.5]
+    assert weights_after(before, ["calm", "sad", "fear"], weights) == [0.75, 0.5, 0.75]
+    assert weights_after(before, ["calm", "fear"], weights) == [0.75, 0.5]
+    assert weights_after(before, ["fear"], weights) == [0.75]
+    rows = [
+        {
+            "sample_id": "a", "group_id": "a", "image_uri": "a.png", "captions": [], "source": "t", "split": "train",
+            "labels": list(VALENCE_3.labels[:2]), "label_weights": weights,
+        }
+    ]  # fmt: skip
+    own = Poison("a", list(VALENCE_3.labels[:2]), list(VALENCE_3.labels))
+    (row,) = poisoned_table(table_from_rows(rows, VALENCE_3), [own], "out", "trigger").to_pylist()
+    assert row["labels"] == list(VALENCE_3.labels) and row["label_weights"] == [0.75, 0.5, 0.75]
+
+
+VALUES: dict[str, Any] = {
+    "patch": 0.3, "attacked": 3, "max_change": 3, "max_pixels": 0.3, "iterations": 1, "closeness": 0.3,
+}  # fmt: skip
+
+
+def test_every_setting_is_read_or_refused() -> None:
+    from pydantic import ValidationError
+
+    from raymotion.robustness.poison_settings import ONLY_OF
+
+    assert set(VALUES) == set(ONLY_OF)
+    for attack in ("trigger", "flip", "collision"):
+        for name, value in VALUES.items():
+            given = {"attack": attack, "target": "x", name: value}
+            if attack in ONLY_OF[name]:
+                assert getattr(PoisonSettings(**given), name) == value
+                continue
+            with pytest.raises(ValidationError, match=f"the attack {attack} does not read {name}"):
+                PoisonSettings(**given)
+
+
 def test_settings_that_name_nothing_to_poison_are_refused() -> None:
     from pydantic import ValidationError
 
     assert PoisonSettings(target="x", rates=(0.1,)).rates == (0.0, 0.1), "the clean model is always there"
     for wrong, told in (
         ({"rates": (0.0,)}, "nothing is poisoned"), ({"rates": (0.1, 0.1)}, "twice"),
+        ({"rates": (0.05, 0.050000001)}, "the folder rate-0.05"),
         ({"source": "x"}, "both 'x'"), ({"target": None}, "needs a target"), ({"rates": (1.5,)}, "less than"),
     ):  # fmt: skip
         with pytest.raises(ValidationError, match=told):
