@@ -20,7 +20,7 @@ def pixels(settings: PixelAttackSettings, **where: Any) -> None:
     SAMPLES is a sample table with the labels or ratings that the model predicts. Pictures that the model has right are
     changed in 1, 3 and 5 pixels of the original file, found by differential evolution that only sees predictions (Su
     et al. 2019), beside random pixels and, for networks with gradients in their pixels, a reference that knows these,
-    at the same number of queries. attack.html, attack.json, attack.csv, pictures/ (PNG) and attacks/ (Parquet) are
+    with at most 80 queries of its own. attack.html, attack.json, attack.csv, pictures/ (PNG) and attacks/ (Parquet) are
     written to --out. After any interruption the same command resumes.
 
     \b

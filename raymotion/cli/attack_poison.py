@@ -48,7 +48,7 @@ def poison(
     """Train RECIPE on clean and on poisoned samples, and score both on the same test set.
 
     Poisons replace rows of the training split; validation and test stay as they are. The table shows, for each poison
-    rate, what the model lost, how often the attacker gets the target label, and how many of the poisons two defences
+    rate, what the model lost, how often the attacker gets the target label, and how many of the poisons three defences
     find. --out gets poison.json, .csv and .html, and the poisoned tables and pictures of each rate and seed. The runs
     are trials of Ray Tune. After an interruption the same command resumes. --config is a file of the attack's settings,
     --set overrides one of the recipe.

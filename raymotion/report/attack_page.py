@@ -88,8 +88,10 @@ def verdict(record: Mapping[str, Any]) -> Headline:
         sentence += f" Fewer than {FEWEST_IMAGES}: too few to say more."
     elif better:
         sentence += f" Random pixels mislead fewer, at {' and '.join(better)} pixels."
+    elif any(own == "worse" for own in verdicts.values()):
+        sentence += " Random pixels mislead more: the search is not worth its queries here."
     else:
-        sentence += " Random pixels do about as well."
+        sentence += " It is not shown that random pixels mislead fewer."
     # A model that is hard to mislead is no fault of the attack, so no verdict makes the page bad.
     calm: dict[str, Verdict] = {name: "unclear" if own == "worse" else own for name, own in verdicts.items()}
     warnings = [*([record["caution"]] if record["caution"] else []), *filter(voids_results, record["notices"])]
@@ -152,9 +154,13 @@ def gallery(out: str, most: int) -> list[Misled]:
     ).to_pylist()
     ks = sorted({row["pixels"] for row in wanted})
     chosen: dict[tuple[str, int], dict[str, Any]] = {}
-    for k in ks:
-        for row in [row for row in wanted if row["pixels"] == k][: most // len(ks)]:
-            chosen[row["sample_id"], k] = row
+    # In turns, so that each number of pixels is seen, and places that one does not need go to the others.
+    queues = [[row for row in wanted if row["pixels"] == k] for k in ks]
+    while len(chosen) < most and any(queues):
+        for queue in queues:
+            if queue and len(chosen) < most:
+                row = queue.pop(0)
+                chosen[row["sample_id"], row["pixels"]] = row
     pngs = _pngs(out, chosen)
     return [_misled(row, pngs[key]) for key, row in chosen.items()]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -324,7 +325,7 @@ class Numbers(Objective):
     @property
     def sentence(self) -> str:
         way = "up" if self.upwards else "down"
-        return f"{self.name} moves {way} by {self.by:.3g} or more"
+        return f"{self.name} moves {way} by {self.by:.3g} or more, to a larger error"
 
     @property
     def right_before(self) -> str:
@@ -342,10 +343,12 @@ class Numbers(Objective):
         low, high = cast(Dimensions, self.output).scale
         if (high - before if self.upwards else before - low) < self.by:
             return "at the end of the scale"
-        sign = -1.0 if self.upwards else 1.0
+        sign, error = -1.0 if self.upwards else 1.0, abs(before - float(truth[place]))
 
         def reached(values: np.ndarray) -> np.ndarray:
-            return np.asarray(sign * (before - values[:, place].astype(np.float64)) >= self.by)
+            after = values[:, place].astype(np.float64)
+            # A move towards the truth, and not as far beyond it, misleads nobody.
+            return np.asarray((sign * (before - after) >= self.by) & (np.abs(after - truth[place]) > error))
 
         return Goal(lambda values: sign * values[:, place].double(), reached)
 
@@ -419,7 +422,7 @@ class Vectors(Objective):
         def loss(values: Tensor) -> Tensor:
             import torch
 
-            similar = self._side(values, IMAGE).double() @ torch.from_numpy(self.texts.astype(np.float64)).T
+            similar = self._side(values, IMAGE).double() @ torch.from_numpy(self._wide_texts).T
             return similar[:, own].amax(dim=1) - similar[:, ~own].amax(dim=1)
 
         def reached(values: np.ndarray) -> np.ndarray:
@@ -427,9 +430,14 @@ class Vectors(Objective):
 
         return Goal(loss, reached)
 
+    @cached_property
+    def _wide_texts(self) -> np.ndarray:
+        """The captions' vectors in float64; they do not change after `gather`."""
+        return self.texts.astype(np.float64)
+
     def _rank(self, values: np.ndarray, own: np.ndarray) -> tuple[int, float]:
         """Returns the rank of the own caption of one picture, where ties count against it, and its cosine."""
-        similar = self.texts.astype(np.float64) @ self._side(values[None], IMAGE)[0].astype(np.float64)
+        similar = self._wide_texts @ self._side(values[None], IMAGE)[0].astype(np.float64)
         best = float(similar[own].max())
         return 1 + int((similar[~own] >= best - TIE).sum()), best
 

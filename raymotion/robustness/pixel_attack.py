@@ -49,7 +49,7 @@ FORMAT = 1
 # SciPy's rand1bin needs four others for each candidate.
 FEWEST_CANDIDATES = 5
 # An attack of a picture takes seconds, so a lost shard should be few.
-SHARD_ROWS = 2
+SHARD_ROWS, MOST_SHARDS = 2, 1000
 # Pictures sent to a model, by which this process is done as soon as Ray has started.
 FEWEST_QUERIES_FOR_RAY = 20_000
 # Changed pictures of a forward pass, on a CPU and on a GPU.
@@ -231,7 +231,12 @@ def _run(
     spec = JobSpec(
         kind="pixel-attack",
         settings=settings.model_copy(
-            update={"samples": path, "out": storage.join(out, ATTACKS), "shard_rows": settings.shard_rows or SHARD_ROWS}
+            update={
+                "samples": path,
+                "out": storage.join(out, ATTACKS),
+                # Thousands of small parts would cost more to read than they save in repeated work.
+                "shard_rows": settings.shard_rows or max(SHARD_ROWS, table.num_rows // MOST_SHARDS),
+            }
         ),
         identity={
             "model": {"fingerprint": info.fingerprint},
@@ -308,7 +313,7 @@ def _record(
     figures: Figures,
 ) -> dict[str, Any]:
     """Builds the record of attack.json. It holds no times, so that the same attack gives the same file."""
-    mutation, recombination = STRATEGIES[settings.strategy]
+    mutation, recombination, _ = STRATEGIES[settings.strategy]
     return {
         "kind": "pixel-attack",
         "format": FORMAT,

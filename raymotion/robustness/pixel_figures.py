@@ -211,14 +211,14 @@ def _lines(
             return Figure.of(factor * (point[one] - point[other]), factor * (drawn[:, one] - drawn[:, other]))
 
         gain = beside(0)
-        total = int(counted.sum())
+        total, groups_counted = int(counted.sum()), len(np.unique(units[counted]))
         rate, spent, until, median, metric = (Figure.of(point[i], drawn[:, i]) for i in range(at, at + 5))
         drop = Figure.of(sign * (point[0] - point[at + 4]), sign * (drawn[:, 0] - drawn[:, at + 4]))
         lines.append(
             Line(
                 k, method, total, int((runs[k, method].success & counted).sum()), rate, gain,
-                None if gain is None else verdict_of((gain.low, gain.high), fewest=total), median, until, spent, metric,
-                drop, beside(4, factor=-sign),
+                None if gain is None else verdict_of((gain.low, gain.high), fewest=groups_counted), median, until,
+                spent, metric, drop, beside(4, factor=-sign),
             )
         )  # fmt: skip
     return Figure.of(point[0], drawn[:, 0]), lines

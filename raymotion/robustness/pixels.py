@@ -22,6 +22,9 @@ COLOUR_MEAN, COLOUR_SD = 128.0, 127.0
 # Candidates may have colours beyond the ends of the range, which become 0 or 255. The strongest changes are there, and
 # SciPy puts a number that leaves its bounds back at random.
 COLOUR_BOUNDS = (-128.0, 384.0)
+# Colours of a candidate that become 0 and 255: in the middle of the room beyond the ends, so that a small step in the
+# search leaves them there.
+EXTREMES = (-64.0, 320.0)
 
 
 def bounds(width: int, height: int, pixels: int) -> list[tuple[float, float]]:
@@ -37,10 +40,22 @@ def to_changes(candidates: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def draw_candidates(rng: np.random.Generator, n: int, pixels: int, width: int, height: int) -> np.ndarray:
-    """Draws n candidates, float (n, 5 * pixels): places uniformly, colours as Su et al. do."""
-    places = rng.uniform(0.0, 1.0, (n, pixels, 2)) * (width, height)
+    """Draws n candidates, float (n, 5 * pixels): places uniformly, each colour channel 0 or 255.
+
+    Random pixels mislead most often with these, so they are the baseline, and the search begins with them.
+    """
+    return _placed(rng, rng.choice(EXTREMES, (n, pixels, 3)), width, height)
+
+
+def draw_as_published(rng: np.random.Generator, n: int, pixels: int, width: int, height: int) -> np.ndarray:
+    """Draws n candidates, float (n, 5 * pixels): places uniformly, colours from a normal distribution (Su et al.)."""
     colours = np.clip(rng.normal(COLOUR_MEAN, COLOUR_SD, (n, pixels, 3)), *COLOUR_BOUNDS)
-    return np.concatenate([places, colours], axis=2).reshape(n, -1)
+    return _placed(rng, colours, width, height)
+
+
+def _placed(rng: np.random.Generator, colours: np.ndarray, width: int, height: int) -> np.ndarray:
+    places = rng.uniform(0.0, 1.0, (*colours.shape[:2], 2)) * (width, height)
+    return np.concatenate([places, colours], axis=2).reshape(len(colours), -1)
 
 
 def apply_change(picture: np.ndarray, change: np.ndarray) -> np.ndarray:

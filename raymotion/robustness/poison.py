@@ -4,7 +4,7 @@
 2. A share of the training rows is poisoned (`poison_rows`), for each rate and seed; a collision uses the clean model of
    that seed.
 3. Models are trained on the poisoned tables by the same recipe with the same seeds, on equally many rows.
-4. All are scored on the same test samples (`poison_scores`), and two defences look for the poisons
+4. All are scored on the same test samples (`poison_scores`), and three defences look for the poisons
    (`poison_defences`).
 
 What is finished is not done again by the same command: poisons have a record, and runs their checkpoint.

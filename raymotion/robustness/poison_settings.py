@@ -66,7 +66,7 @@ class PoisonSettings(Settings):
     closeness: float = Field(
         0.1, ge=0, description="collision: weight of staying close to the base picture, against the features' distance"
     )
-    defences: bool = Field(True, description="leave out how many of the poisons two defences find")
+    defences: bool = Field(True, description="leave out how many of the poisons three defences find")
 
     @field_validator("rates")
     @classmethod

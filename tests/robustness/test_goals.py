@@ -122,9 +122,10 @@ def test_a_number_is_pushed() -> None:
     down, up = objective_of(RATED, SDS), objective_of(RATED, SDS, dimension="arousal", push="up", by=1.5, within=2)
     assert down.describe()["by"] == pytest.approx(0.3) and down.describe()["within"] == pytest.approx(1.2)
     goal = goal_of(down, [4, 2], [4.5, 2])
-    said = np.array([[4.3, 7], [4.1, 1], [5.5, 1]], np.float32)
+    said = np.array([[4.3, 7], [3.4, 1], [5.5, 1]], np.float32)
     assert goal.reached(said).tolist() == [False, True, False]
-    np.testing.assert_allclose(loss(goal, said), [4.3, 4.1, 5.5], rtol=1e-6)
+    assert not goal.reached(np.array([[4.1, 2]], np.float32))[0], "it came nearer to the truth, 4"
+    np.testing.assert_allclose(loss(goal, said), [4.3, 3.4, 5.5], rtol=1e-6)
     goal = goal_of(up, [4, 2], [7, 3.5])
     assert goal.reached(said).tolist() == [True, False, False]
     np.testing.assert_allclose(loss(goal, said), [-7, -1, -1], rtol=1e-6)

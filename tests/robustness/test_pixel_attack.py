@@ -98,7 +98,8 @@ def test_success_is_what_it_is_said_to_be(attacked: Any) -> None:
             valence = dict(zip(*(table.column(own).to_pylist() for own in ("sample_id", "valence")), strict=True))
             right = abs(before[0] - valence[row["sample_id"]]) <= objective["within"]
             right = right and before[0] - 1.0 >= objective["by"]
-            misled = before[0] - after[0] >= objective["by"]
+            truth = valence[row["sample_id"]]
+            misled = before[0] - after[0] >= objective["by"] and abs(after[0] - truth) > abs(before[0] - truth)
         elif objective["gives"] == "vectors":
             pictures = [values[:half] for values in (before, after)]
             away = [
@@ -172,7 +173,8 @@ def test_the_headline_says_no_more_than_the_figures() -> None:
         better.state == "good" and "50.0 % by 3 pixels" in better.text and "Random pixels mislead fewer" in better.text
     )
     assert verdict(record(40, "unclear", 20)).state == "unsure"
-    assert "about as well" in verdict(record(40, "unclear", 20)).text
+    assert "not shown that random pixels mislead fewer" in verdict(record(40, "unclear", 20)).text
+    assert "Random pixels mislead more" in verdict(record(40, "worse", 20)).text
     assert "too few" in verdict(record(6, "untested", 3)).text
     assert "None of 40 pictures" in verdict(record(40, "unclear", 0)).text
     assert "No picture counts" in verdict(record(0, "untested", 0)).text
@@ -192,7 +194,7 @@ def test_a_reference_by_gradients_is_told_or_explained(attacked: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("one_label", {}), ("several_labels", {}), ("numbers", {}), ("vectors", {"pixels": (2,), "queries": 900}),
+        ("one_label", {}), ("several_labels", {}), ("numbers", {}), ("vectors", {}),
         ("several_labels", {"aim": {"label": "positive"}}),
     ],
 )  # fmt: skip
@@ -200,7 +202,7 @@ def test_it_beats_random_pixels_by_interval(
     name: str, settings: dict[str, Any], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     trained = request.getfixturevalue(name)
-    settings = {"pixels": (5,), "queries": 600, **settings}
+    settings = {"pixels": (3,), "queries": 1000, **settings}
     summary = attack(trained, tmp_path / "out", images=None, population=30, bootstrap=1000, gradients=False, **settings)
     line = summary.figures.line(settings["pixels"][0], "evolution")
     assert line.verdict == "better" and line.gain is not None and line.gain.low is not None and line.gain.low > 0
