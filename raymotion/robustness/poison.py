@@ -7,7 +7,8 @@
 4. All are scored on the same test samples (`poison_scores`), and three defences look for the poisons
    (`poison_defences`).
 
-What is finished is not done again by the same command: poisons have a record, and runs their checkpoint.
+The same command neither poisons nor trains again what is finished: poisons have a record, and runs their checkpoint.
+What is measured on them is measured anew.
 """
 
 from __future__ import annotations

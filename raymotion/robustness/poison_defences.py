@@ -36,6 +36,8 @@ FOLDS = 5
 COMPONENTS = 10
 # Of Chen et al.: a cluster of poisons holds less than about a third of a class, and its silhouette is 0.1 or more.
 LARGEST_SHARE, LEAST_SILHOUETTE = 0.35, 0.1
+# Points whose silhouette is computed as it is.
+MOST_POINTS = 4000
 # How improbable so few validation samples have to be.
 SURPRISE = 0.01
 ISSUES, CLUSTERS, MISSING = "label issues", "activation clustering", "clusters that validation lacks"
@@ -93,6 +95,23 @@ def label_issues(
     return np.asarray(flags, dtype=bool)
 
 
+def _silhouette(points: np.ndarray, parts: np.ndarray, seed: int) -> float:
+    """Returns the mean silhouette of points (n, D) in two clusters, of a sample of them where there are many.
+
+    Its cost grows with the square of their number. Both clusters are in the sample, by their shares.
+    """
+    from sklearn.metrics import silhouette_score
+
+    if len(points) > MOST_POINTS:
+        rng, taken = np.random.default_rng([seed, len(points)]), []
+        for part in (0, 1):
+            rows = np.flatnonzero(parts == part)
+            taken.append(rng.permutation(rows)[: max(2, round(MOST_POINTS * len(rows) / len(points)))])
+        some = np.concatenate(taken)
+        points, parts = points[some], parts[some]
+    return float(silhouette_score(points, parts))
+
+
 def suspicious_clusters(
     given: np.ndarray,
     features: np.ndarray,
@@ -114,7 +133,6 @@ def suspicious_clusters(
     from scipy.stats import binom
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
-    from sklearn.metrics import silhouette_score
 
     by_size, by_validation = np.zeros(len(given), dtype=bool), np.zeros(len(given), dtype=bool)
     for label in range(given.shape[1]):
@@ -129,7 +147,7 @@ def suspicious_clusters(
             means = KMeans(2, n_init=10, random_state=seed)
             parts = means.fit_predict(reduced)
         sizes = np.bincount(parts, minlength=2)
-        if not sizes.min() or silhouette_score(reduced, parts) < LEAST_SILHOUETTE:
+        if not sizes.min() or _silhouette(reduced, parts, seed) < LEAST_SILHOUETTE:
             continue
         if sizes.min() / len(rows) < LARGEST_SHARE:
             by_size[rows[parts == sizes.argmin()]] = True

@@ -67,6 +67,8 @@ def sweep(
     here = [(run, recipe) for run, recipe in recipes if is_checkpoint(folder(run))]
     for run, info in run_all(here, target, address, parallel=False):  # compares their settings
         ended(run, info)
+    scratch = storage.join(target, RUNS, TRIALS)
+    storage.remove_tree(scratch)  # of a sweep that was killed
     left = {run.name: (run, recipe) for run, recipe in recipes if run not in {own for own, _ in here}}
     if not left:
         return
@@ -88,7 +90,6 @@ def sweep(
             for name, (run, recipe) in left.items()
         ]  # fmt: skip
         faults = EndOnFault()
-        scratch = storage.join(target, RUNS, TRIALS)
         filesystem, path = storage.arrow_filesystem(scratch)
         tuner = tune.Tuner(
             tune.with_resources(_trial, {"CPU": 1, "GPU": gpus}),

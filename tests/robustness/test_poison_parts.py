@@ -550,3 +550,16 @@ def test_settings_that_name_nothing_to_poison_are_refused() -> None:
     ):  # fmt: skip
         with pytest.raises(ValidationError, match=told):
             PoisonSettings(**{"target": "x", **wrong})
+
+
+def test_the_silhouette_of_many_points_is_about_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.metrics import silhouette_score
+
+    from raymotion.robustness import poison_defences
+
+    monkeypatch.setattr(poison_defences, "MOST_POINTS", 300)
+    rng = np.random.default_rng(0)
+    points = np.concatenate([rng.normal(0, 1, (1490, 3)), rng.normal(4, 1, (10, 3))])
+    parts = np.repeat([0, 1], [1490, 10])
+    found = poison_defences._silhouette(points, parts, 0)
+    assert found == pytest.approx(silhouette_score(points, parts), abs=0.05)
