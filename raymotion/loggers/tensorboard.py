@@ -45,7 +45,11 @@ class TensorBoardLogger(Logger):
 
         folder = run.id or free_folder(self.place(run.out), run.name)
         # A killed command may have written an epoch that it did not record: TensorBoard drops it.
-        self._writer = SummaryWriter(folder, purge_step=run.epoch + 1 if run.id else None)
+        # Files are named by the second: without a number, a command that goes on at once would replace the last one.
+        number = len(os.listdir(folder)) if run.id and os.path.isdir(folder) else 0
+        self._writer = SummaryWriter(
+            folder, purge_step=run.epoch + 1 if run.id else None, filename_suffix=f".{number}" if number else ""
+        )
         known = {name: own if isinstance(own, str | bool | int | float) else str(own) for name, own in run.flat.items()}
         experiment, start, self._session_end = hparams(known, {"best_epoch": 0})
         if run.id is None:

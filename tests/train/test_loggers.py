@@ -8,8 +8,10 @@ import os
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -280,6 +282,11 @@ def test_a_resumed_run_goes_on_in_the_same_place(
     record = storage.join(run_folder(out), LOGGED)
     known = records.read_record(record)
     assert [own["epoch"] for own in known.values()] == [2, 2]
+    # The next command begins within the same second, by which TensorBoard's files are named.
+    (first_file,) = (tmp_path / "tensorboard" / "student").iterdir()
+    began = float(first_file.name.split(".")[3])
+    same_second = SimpleNamespace(**{**vars(time), "time": lambda: began})
+    monkeypatch.setattr("tensorboardX.event_file_writer.time", same_second)
     for own in known.values():
         own["epoch"] -= behind
     records.write_record(record, known)
