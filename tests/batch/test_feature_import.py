@@ -72,6 +72,7 @@ def test_the_vectors_are_those_of_the_file_whatever_its_order(tmp_path, kind):
     assert take(tmp_path, shard_rows=8).already_complete
 
 
+@pytest.mark.slow
 def test_the_same_files_after_a_crash(tmp_path):
     names = [f"{i}.jpg" for i in range(20)]
     write_vectors(tmp_path / "v.parquet", names, vectors(20))
