@@ -137,8 +137,21 @@ def notes(record: Mapping[str, Any]) -> list[str]:
     if record["caution"]:
         told.append(record["caution"])
     told += record["notices"]
+    if (gallery := record["gallery"]) is not None:
+        told.append(
+            f"Each of {gallery['queries']:,} pictures is compared with the same {gallery['captions']:,} captions, in the "
+            f"search and in {record['metric']}; by chance {record['metric']} is {gallery['chance']:.3f}."
+        )
     if record["no_gradients"]:
-        told.append(f"No reference by gradients: {record['no_gradients']}.")
+        lacking, counted = record["without_gradients"], record["counted"]
+        if lacking == counted:
+            told.append(f"No reference by gradients: {record['no_gradients']}.")
+        else:
+            told.append(
+                f"The reference by gradients ran on {counted - lacking:,} of {counted:,} counted pictures; its row, and "
+                "its differences to random pixels, leave the others out, on which random pixels and the evolution ran "
+                f"({record['no_gradients']})."
+            )
     return told
 
 
@@ -243,7 +256,7 @@ def render(record: Mapping[str, Any], settings: PixelAttackSettings, misled: Seq
                     line["rate"]["value"],
                     line["rate"]["low"],
                     line["rate"]["high"],
-                    _rate_of_random(record, line),
+                    _rate_of_random(line),
                 )
                 for line in record["lines"]
             ],
@@ -262,6 +275,11 @@ def render(record: Mapping[str, Any], settings: PixelAttackSettings, misled: Seq
             ("right before, attacked", f"{record['counted']:,}"),
             (f"{record['metric']} before", _value(before)),
             ("95 % interval", _interval(before)),
+            *(
+                []
+                if (own := record["gallery"]) is None
+                else [("by chance", f"{own['chance']:.3f}"), ("captions", f"{own['captions']:,}")]
+            ),
             ("queries, at most", f"{record['settings']['queries']:,}"),
             ("in quarantine", f"{samples['quarantined']:,}"),
         ],
@@ -278,11 +296,10 @@ def render(record: Mapping[str, Any], settings: PixelAttackSettings, misled: Seq
     )
 
 
-def _rate_of_random(record: Mapping[str, Any], line: Mapping[str, Any]) -> float | None:
-    if line["method"] == "random":
-        return None
-    same = [own for own in record["lines"] if (own["pixels"], own["method"]) == (line["pixels"], "random")]
-    return same[0]["rate"]["value"] if same else None
+def _rate_of_random(line: Mapping[str, Any]) -> float | None:
+    """Returns the rate of random pixels on the pictures of a line."""
+    gain, rate = line["gain"], line["rate"]["value"]
+    return None if gain is None or gain["value"] is None else rate - gain["value"]
 
 
 def _not_counted(record: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from pydantic import Field
 from raymotion.config import Metavar, Settings
 from raymotion.errors import InputError, guess
 from raymotion.learning.bootstrap import ratio
-from raymotion.learning.metrics.retrieval import TIE, rank_queries, weighed_retrieval
+from raymotion.learning.metrics.retrieval import TIE, weighed_retrieval
 from raymotion.models.checkpoint import CheckpointInfo
 from raymotion.models.outputs.base import Output, Targets
 from raymotion.models.outputs.dimensions import VALUES, Dimensions
@@ -78,15 +78,31 @@ class Goal:
     reached: Callable[[np.ndarray], np.ndarray]
 
 
+@dataclass(frozen=True)
+class Rank:
+    """Where a picture finds its own caption among those that the search compares it with.
+
+    Attributes:
+        rank: from 1; ties count against the own caption.
+        own: captions of its image among them. pool: all of them.
+    """
+
+    rank: int
+    own: int
+    pool: int
+
+
 class Objective(ABC):
     """Base of all objectives.
 
     Attributes:
         gives: the form of output that it attacks.
         reads: settings of `Aim` that apply.
-        metric: the main metric, whose drop is reported. higher_is_better: of it.
+        metric: the main metric, whose drop is reported. higher_is_better: of it. resampling_inflates: its values in
+            bootstrap resamples are too high, because equal pictures are ranked side by side.
         reads_captions: whether loss and success depend on the captions of the sample; without them a search is faster.
-        needs_gallery: whether `gather` has to be called first, with what the model says of the captions of all samples.
+        needs_gallery: whether `gather` has to be called first, with what the model says of the captions of all samples;
+            then each picture has a rank in these captions, of which the main metric is computed.
         output: the attacked output.
     """
 
@@ -94,6 +110,7 @@ class Objective(ABC):
     reads: ClassVar[frozenset[str]]
     metric: str
     higher_is_better: bool = True
+    resampling_inflates: ClassVar[bool] = False
     reads_captions: ClassVar[bool] = True
     needs_gallery: ClassVar[bool] = False
 
@@ -146,9 +163,21 @@ class Objective(ABC):
     def says(self, values: np.ndarray, truth: np.ndarray) -> str:
         """Returns what the model says of a picture, in words, from its decoded values (width,)."""
 
+    def rank(self, values: np.ndarray, truth: np.ndarray) -> Rank | None:
+        """Returns where a picture with the decoded values (width,) finds its caption; None unless `needs_gallery`, and
+        of a sample without a caption."""
+        return None
+
     @abstractmethod
-    def weighed(self, targets: Targets, values: np.ndarray, units: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        """Prepares the main metric for resampling; see `Output.weighed`."""
+    def weighed(
+        self, targets: Targets, values: np.ndarray, ranks: np.ndarray, units: np.ndarray
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        """Prepares the main metric of n pictures for resampling; see `Output.weighed`.
+
+        Args:
+            values: (n, width) decoded. ranks: (n,) of `rank`; 0 where there is none.
+            units: (n,) the group of each picture.
+        """
 
     def describe(self) -> dict[str, Any]:
         """Returns the objective as JSON values."""
@@ -218,7 +247,9 @@ class OneLabel(Objective):
         assert self.output.vocabulary is not None
         return f"{self.output.vocabulary.labels[place]} {values[place]:.2f}"
 
-    def weighed(self, targets: Targets, values: np.ndarray, units: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    def weighed(
+        self, targets: Targets, values: np.ndarray, ranks: np.ndarray, units: np.ndarray
+    ) -> Callable[[np.ndarray], np.ndarray]:
         return self.output.weighed("accuracy", targets, np.arange(len(values)), values, units)
 
 
@@ -228,6 +259,7 @@ class Labels(Objective):
     gives = "labels"
     reads = frozenset({"label"})
     metric = "mAP"
+    resampling_inflates = True
 
     def prepare(self) -> None:
         fitted = self.info.facts(self.output.name).get("thresholds")
@@ -294,7 +326,9 @@ class Labels(Objective):
         chosen = np.flatnonzero(values >= self.thresholds)
         return ", ".join(f"{labels[j]} {values[j]:.2f}" for j in chosen.tolist()) or "no label"
 
-    def weighed(self, targets: Targets, values: np.ndarray, units: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    def weighed(
+        self, targets: Targets, values: np.ndarray, ranks: np.ndarray, units: np.ndarray
+    ) -> Callable[[np.ndarray], np.ndarray]:
         return self.output.weighed("macro_ap", targets, np.arange(len(values)), values, units)
 
 
@@ -355,7 +389,9 @@ class Numbers(Objective):
     def says(self, values: np.ndarray, truth: np.ndarray) -> str:
         return f"{self.name} {values[self.place]:.2f}"
 
-    def weighed(self, targets: Targets, values: np.ndarray, units: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    def weighed(
+        self, targets: Targets, values: np.ndarray, ranks: np.ndarray, units: np.ndarray
+    ) -> Callable[[np.ndarray], np.ndarray]:
         error = np.abs(targets.arrays[VALUES][:, self.place].astype(np.float64) - values[:, self.place])
         known = ~np.isnan(error)
         total = np.bincount(units[known], error[known], minlength=int(units.max()) + 1)
@@ -435,6 +471,10 @@ class Vectors(Objective):
         """The captions' vectors in float64; they do not change after `gather`."""
         return self.texts.astype(np.float64)
 
+    def rank(self, values: np.ndarray, truth: np.ndarray) -> Rank | None:
+        own = self.groups == truth[0]
+        return Rank(self._rank(values, own)[0], int(own.sum()), len(own)) if own.any() else None
+
     def _rank(self, values: np.ndarray, own: np.ndarray) -> tuple[int, float]:
         """Returns the rank of the own caption of one picture, where ties count against it, and its cosine."""
         similar = self._wide_texts @ self._side(values[None], IMAGE)[0].astype(np.float64)
@@ -448,14 +488,14 @@ class Vectors(Objective):
         rank, cosine = self._rank(values, own)
         return f"own caption at rank {rank} of {len(own):,} (cosine {cosine:.2f})"
 
-    def weighed(self, targets: Targets, values: np.ndarray, units: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        pictures, texts = self._side(values, IMAGE), self._side(values, TEXT)
-        items = np.flatnonzero((texts != 0).any(axis=1))
-        groups = targets.arrays[GROUP]
-        rows = np.flatnonzero((pictures != 0).any(axis=1) & np.isin(groups, groups[items]))
-        ranks = rank_queries(pictures[rows], texts[items], groups[rows], groups[items]).ranks
-        measure = weighed_retrieval(ranks, units[rows])
-        many = int(units[rows].max()) + 1
+    def weighed(
+        self, targets: Targets, values: np.ndarray, ranks: np.ndarray, units: np.ndarray
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        # Of the ranks that the search saw: captions of pictures that nobody could read are among its competitors.
+        rows = np.flatnonzero(ranks)
+        if not len(rows):
+            return lambda counts: np.full(len(counts), np.nan)
+        measure, many = weighed_retrieval(ranks[rows], units[rows]), int(units[rows].max()) + 1
         return lambda counts: measure(counts[:, :many])["recall_at_1"]
 
 

@@ -64,7 +64,9 @@ class PixelAttackSettings(JobSettings):
         None, description="samples to attack  [default: test where the table names splits, else all]"
     )
     images: int | None = Field(
-        100, ge=1, description="how many of them, drawn at random; those that the model has wrong are among them"
+        100,
+        ge=0,
+        description="how many of them, drawn at random; those that the model has wrong are among them. 0: all",
     )
     output: Annotated[str, Metavar("NAME")] | None = Field(
         None, description="which output of the model, if it has several  [default: the first]"
@@ -108,6 +110,11 @@ class PixelAttackSettings(JobSettings):
     )
 
     _several_weights = field_validator("weights", mode="before")(one_or_several)
+
+    @field_validator("images", mode="after")
+    @classmethod
+    def _all_of_them(cls, value: int | None) -> int | None:
+        return value or None
 
     @field_validator("pixels", mode="after")
     @classmethod

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,9 +20,16 @@ from raymotion.batch.label_dataset import read_parts
 from raymotion.errors import InputError
 from raymotion.learning.bootstrap import finite, interval, ratio, resampled, sampling_units
 from raymotion.learning.significance import Verdict, verdict_of
+from raymotion.models.outputs.base import Targets
 from raymotion.robustness.goals import Objective
 from raymotion.robustness.pixel_stage import ATTACKED, SCHEMA
 from raymotion.robustness.searches import METHODS, RANDOM
+
+# Maps the draws of each group (B, groups) to the main metric (B,).
+Measure = Callable[[np.ndarray], np.ndarray]
+# Sums over pictures behind the figures of a run, and these figures in order.
+SUMS = 5
+_OF_RUN = ("rate", "random", "spent", "until", "median", "before", "after", "after_random")
 
 
 @dataclass(frozen=True)
@@ -34,10 +41,29 @@ class Figure:
     high: float | None = None
 
     @classmethod
-    def of(cls, value: float, drawn: np.ndarray) -> Figure:
-        """Makes it from the number and its values in the resamples, (B,)."""
-        low, high = interval(drawn) or (None, None)
+    def of(cls, value: float, drawn: np.ndarray, *, inflated: bool = False) -> Figure:
+        """Makes it from the number and its values in the resamples, (B,).
+
+        Args:
+            inflated: the resamples' values are too high; see `learning.bootstrap.interval`.
+        """
+        low, high = interval(drawn, float(value) if inflated else None) or (None, None)
         return cls(finite(value), low, high)
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The captions that pictures are compared with, the same ones in the search and in the metric.
+
+    Attributes:
+        captions: their number, of one mean direction a sample; those of pictures in quarantine are among them.
+        queries: pictures that are compared with them.
+        chance: the metric (R@1) of a random order.
+    """
+
+    captions: int
+    queries: int
+    chance: float
 
 
 @dataclass(frozen=True)
@@ -45,14 +71,15 @@ class Line:
     """What one method achieves with one number of pixels.
 
     Attributes:
-        counted: pictures that the model had right before, and that were attacked.
+        counted: pictures that the model had right before, and on which the method ran.
         rate: share of them that mislead the model.
-        gain: its difference to that of random pixels; None of random pixels themselves.
+        gain: its difference to that of random pixels on the same pictures; None of random pixels themselves.
         verdict: of that difference.
         queries_median, queries_mean: pictures sent until the success, over the successes.
         queries: mean over all counted, where a failure counts with everything that was sent.
-        metric: the main metric over all pictures after the attack, those that did not count as they were.
-        drop: how much worse it is than before.
+        metric: the main metric after the attack over the pictures on which the method ran, and those that do not count,
+            as they were: over all pictures, unless it ran on some of the counted ones only.
+        drop: how much worse it is than before, on the same pictures.
         drop_gain: the difference of the drop to that of random pixels.
     """
 
@@ -81,7 +108,9 @@ class Figures:
         not_counted: number of the others by reason.
         metric: name of the main metric.
         before: its value before the attack.
-        no_gradients: why the reference that knows the gradients is missing; None if it is there, or was not asked for.
+        gallery: of vectors: what the pictures are compared with.
+        no_gradients: why the reference that knows the gradients is missing for `without_gradients` of the counted
+            pictures (the most frequent reason); None if it is there for all, or was not asked for.
     """
 
     pictures: int
@@ -91,8 +120,10 @@ class Figures:
     metric: str
     higher_is_better: bool
     before: Figure
+    gallery: Gallery | None
     lines: tuple[Line, ...]
     no_gradients: str | None
+    without_gradients: int
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the figures as JSON values."""
@@ -107,12 +138,24 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class _Runs:
-    """One method with one number of pixels, on n pictures in order; 0, or as before, where a picture does not count."""
+class _Run:
+    """One method with one number of pixels, on n pictures in order; where it did not run, 0, or as before.
 
+    Attributes:
+        ran: bool (n,). success: bool (n,). queries: (n,). after: decoded values (n, width). ranks: (n,), 0 without one.
+    """
+
+    ran: np.ndarray
     success: np.ndarray
     queries: np.ndarray
     after: np.ndarray
+    ranks: np.ndarray
+
+    @classmethod
+    def of_none(cls, values: np.ndarray, ranks: np.ndarray) -> _Run:
+        """Makes one that ran on no picture, from the values and ranks before."""
+        n = len(values)
+        return cls(np.zeros(n, bool), np.zeros(n, bool), np.zeros(n, np.int64), values.copy(), ranks.copy())
 
 
 def read_attacks(folder: str) -> pa.Table:
@@ -136,97 +179,156 @@ def measure(
         InputError: no picture could be predicted.
     """
     rows = read_attacks(folder).to_pylist()
-    first: dict[str, dict[str, Any]] = {}
+    if not rows:
+        raise InputError("no picture could be attacked: all are in quarantine", path=folder, remedy="See there why.")
+    return figures_of(rows, samples, objective, pixels, resamples=resamples, seed=seed, where=folder)
+
+
+def figures_of(
+    rows: Sequence[Mapping[str, Any]],
+    samples: pa.Table,
+    objective: Objective,
+    pixels: Sequence[int],
+    *,
+    resamples: int,
+    seed: int,
+    where: str,
+) -> Figures:
+    """Measures an attack from its rows, of `SCHEMA`; see `measure`."""
+    first: dict[str, Mapping[str, Any]] = {}
     for row in rows:
         first.setdefault(row["sample_id"], row)
-    if not first:
-        raise InputError("no picture could be attacked: all are in quarantine", path=folder, remedy="See there why.")
     place = {sample_id: i for i, sample_id in enumerate(samples.column("sample_id").to_pylist())}
     ids = sorted(first, key=place.__getitem__)
     number = {sample_id: i for i, sample_id in enumerate(ids)}
     units = sampling_units([first[sample_id]["group_id"] for sample_id in ids], len(ids))
     clean = np.array([first[sample_id]["before_values"] for sample_id in ids], np.float32)
+    ranks = np.array([first[sample_id]["before_rank"] or 0 for sample_id in ids], np.int64)
     counted = np.array([first[sample_id]["state"] == ATTACKED for sample_id in ids])
-    targets = objective.output.read(samples.take([place[sample_id] for sample_id in ids]), where=folder)
+    targets = objective.output.read(samples.take([place[sample_id] for sample_id in ids]), where=where)
 
-    runs: dict[tuple[int, str], _Runs] = {}
+    runs: dict[tuple[int, str], _Run] = {}
+    without: dict[str, str] = {}
     for k in pixels:
         for method in METHODS:
-            own = [r for r in rows if (r["pixels"], r["method"]) == (k, method) and r["success"] is not None]
-            if not own:
-                continue
-            run = _Runs(np.zeros(len(ids), bool), np.zeros(len(ids), np.int64), clean.copy())
+            own = [row for row in rows if (row["pixels"], row["method"]) == (k, method)]
+            run = _Run.of_none(clean, ranks)
             for row in own:
                 i = number[row["sample_id"]]
-                run.success[i], run.queries[i] = row["success"], row["queries"]
+                if row["success"] is None:
+                    without[row["sample_id"]] = row["no_gradients"]
+                    continue
+                run.ran[i], run.success[i], run.queries[i] = True, row["success"], row["queries"]
                 if row["after_values"] is not None:
-                    run.after[i] = row["after_values"]
-            runs[k, method] = run
-    before, lines = _lines(objective, targets, clean, counted, units, runs, resamples, seed)
+                    run.after[i], run.ranks[i] = row["after_values"], row["after_rank"] or 0
+            if run.ran.any():
+                runs[k, method] = run
+    before, lines = _lines(objective, targets, _Run.of_none(clean, ranks), counted, units, runs, resamples, seed)
     states = Counter(own["state"] for own in first.values() if own["state"] != ATTACKED)
-    missing = [row["no_gradients"] for row in rows if row["no_gradients"]]
+    reasons = Counter(without.values()).most_common(1)
     return Figures(
         len(ids), len(set(units.tolist())), int(counted.sum()), dict(sorted(states.items())), objective.metric,
-        objective.higher_is_better, before, tuple(lines), missing[0] if missing else None,
+        objective.higher_is_better, before, _gallery(first.values()), tuple(lines),
+        reasons[0][0] if reasons else None, len(without),
     )  # fmt: skip
 
 
+def _gallery(pictures: Iterable[Mapping[str, Any]]) -> Gallery | None:
+    """Returns what the pictures, of which each has a row, are compared with."""
+    ranked = [own for own in pictures if own["before_rank"]]
+    if not ranked:
+        return None
+    # The first place goes to each caption as often as to any other.
+    chance = float(np.mean([own["own_captions"] / own["captions"] for own in ranked]))
+    return Gallery(ranked[0]["captions"], len(ranked), chance)
+
+
 def _lines(
-    objective: Objective, targets: Any, clean: np.ndarray, counted: np.ndarray, units: np.ndarray,
-    runs: dict[tuple[int, str], _Runs], resamples: int, seed: int,
+    objective: Objective, targets: Targets, clean: _Run, counted: np.ndarray, units: np.ndarray,
+    runs: dict[tuple[int, str], _Run], resamples: int, seed: int,
 ) -> tuple[Figure, list[Line]]:  # fmt: skip
-    """Returns the main metric before the attack, and the figures of each run."""
-    groups, keys = int(units.max()) + 1, list(runs)
-    # Sums over the pictures of a group, (groups, numbers).
-    sums = np.zeros((groups, 3 * len(keys) + 1))
-    columns = [counted.astype(np.float64)]
-    for own in runs.values():
-        columns += [own.success * counted, own.queries * counted, own.queries * own.success * counted]
-    np.add.at(sums, units, np.column_stack(columns))
-    metrics = [objective.weighed(targets, values, units) for values in (clean, *(own.after for own in runs.values()))]
-    sign = 1.0 if objective.higher_is_better else -1.0
+    """Returns the main metric before the attack, and the figures of each run.
+
+    A method that ran on some of the counted pictures only is measured on these, and random pixels beside it on the same
+    ones; of its metric, the pictures that do not count are there too.
+    """
+    groups, everyone = int(units.max()) + 1, np.ones(len(units), dtype=bool)
+    bases = {key: runs[key[0], RANDOM] if (key[0], RANDOM) in runs else None for key in runs}
+    # Sums over the pictures of a group, (groups, numbers), for each run SUMS of them.
+    columns = []
+    for key, own in runs.items():
+        base = bases[key]
+        random = np.zeros(len(units)) if base is None else base.success & own.ran
+        columns += [own.ran, own.success, own.queries, own.queries * own.success, random]
+    sums = np.zeros((groups, len(columns)))
+    if columns:
+        np.add.at(sums, units, np.column_stack(columns).astype(np.float64))
+
+    measures: dict[tuple[int, bytes], Measure] = {}
+
+    def measure_of(run: _Run, among: np.ndarray) -> Measure:
+        key = id(run), among.tobytes()
+        if key not in measures:
+            measures[key] = _metric(objective, targets, run, among, units)
+        return measures[key]
+
+    whole = measure_of(clean, everyone)
+    metrics = []
+    for key, own in runs.items():
+        base, among = bases[key], own.ran | ~counted
+        metrics.append([measure_of(one, among) for one in (clean, own, own if base is None else base)])
 
     def figures(counts: np.ndarray) -> np.ndarray:
-        """Returns for the resamples: the metric before, and of each run rate, queries, of successes, median, metric."""
+        """Returns for the resamples the metric before, and of each run what `_OF_RUN` names."""
         total = counts @ sums
-        found = [metrics[0](counts)]
+        found = [whole(counts)]
         for j, own in enumerate(runs.values()):
-            successes, spent, until = (total[:, 3 * j + i] for i in (1, 2, 3))
+            ran, successes, spent, until, random = (total[:, SUMS * j + i] for i in range(SUMS))
             found += [
-                ratio(successes, total[:, 0]), ratio(spent, total[:, 0]), ratio(until, successes),
-                _medians(own, counted, units, counts), metrics[j + 1](counts),
+                ratio(successes, ran), ratio(random, ran), ratio(spent, ran), ratio(until, successes),
+                _medians(own, units, counts), *(one(counts) for one in metrics[j]),
             ]  # fmt: skip
         return np.stack(found, axis=1)
 
-    point, drawn = resampled(figures, groups, resamples=resamples, seed=seed, numbers=len(keys) + 1)
-    place = {key: 1 + 5 * j for j, key in enumerate(keys)}
+    point, drawn = resampled(figures, groups, resamples=resamples, seed=seed, numbers=len(runs) + 1)
+    sign, inflated = 1.0 if objective.higher_is_better else -1.0, objective.resampling_inflates
     lines = []
-    for (k, method), at in place.items():
-        base = None if method == RANDOM else place.get((k, RANDOM))
+    for j, ((k, method), own) in enumerate(runs.items()):
+        at = {name: 1 + len(_OF_RUN) * j + i for i, name in enumerate(_OF_RUN)}
 
-        def beside(offset: int, at: int = at, base: int | None = base, factor: float = 1.0) -> Figure | None:
-            if base is None:
-                return None
-            one, other = at + offset, base + offset
-            return Figure.of(factor * (point[one] - point[other]), factor * (drawn[:, one] - drawn[:, other]))
+        def figure(name: str, at: dict[str, int] = at, inflated: bool = False) -> Figure:
+            return Figure.of(point[at[name]], drawn[:, at[name]], inflated=inflated)
 
-        gain = beside(0)
-        total, groups_counted = int(counted.sum()), len(np.unique(units[counted]))
-        rate, spent, until, median, metric = (Figure.of(point[i], drawn[:, i]) for i in range(at, at + 5))
-        drop = Figure.of(sign * (point[0] - point[at + 4]), sign * (drawn[:, 0] - drawn[:, at + 4]))
+        def less(one: str, other: str, factor: float = 1.0, at: dict[str, int] = at) -> Figure:
+            a, b = at[one], at[other]
+            return Figure.of(factor * (point[a] - point[b]), factor * (drawn[:, a] - drawn[:, b]))
+
+        beside = method != RANDOM and bases[k, method] is not None
+        gain = less("rate", "random") if beside else None
         lines.append(
             Line(
-                k, method, total, int((runs[k, method].success & counted).sum()), rate, gain,
-                None if gain is None else verdict_of((gain.low, gain.high), fewest=groups_counted), median, until,
-                spent, metric, drop, beside(4, factor=-sign),
+                k, method, int(own.ran.sum()), int(own.success.sum()), figure("rate"), gain,
+                None if gain is None else verdict_of((gain.low, gain.high), fewest=len(np.unique(units[own.ran]))),
+                figure("median"), figure("until"), figure("spent"), figure("after", inflated=inflated),
+                less("before", "after", sign), less("after_random", "after", sign) if beside else None,
             )
         )  # fmt: skip
-    return Figure.of(point[0], drawn[:, 0]), lines
+    return Figure.of(point[0], drawn[:, 0], inflated=inflated), lines
 
 
-def _medians(own: _Runs, counted: np.ndarray, units: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def _metric(objective: Objective, targets: Targets, run: _Run, among: np.ndarray, units: np.ndarray) -> Measure:
+    """Prepares the main metric of the pictures marked in `among` (n,)."""
+    rows = np.flatnonzero(among)
+    if not len(rows):
+        return lambda counts: np.full(len(counts), np.nan)
+    own = objective.weighed(targets.take(rows), run.after[rows], run.ranks[rows], units[rows])
+    many = int(units[rows].max()) + 1
+    return lambda counts: own(counts[:, :many])
+
+
+def _medians(own: _Run, units: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Returns the median number of queries of the successes in each resample, (B,); NaN without any."""
-    some = np.flatnonzero(own.success & counted)
+    some = np.flatnonzero(own.success)
     if not len(some):
         return np.full(len(counts), np.nan)
     order = some[np.argsort(own.queries[some], kind="stable")]

@@ -50,6 +50,11 @@ SCHEMA = pa.schema(
         pa.field("after", pa.string()),
         pa.field("before_values", pa.list_(pa.float32()), nullable=False),
         pa.field("after_values", pa.list_(pa.float32())),
+        # Of vectors: where the picture finds its own caption, how many of its image there are, and how many in all.
+        pa.field("before_rank", pa.int32()),
+        pa.field("after_rank", pa.int32()),
+        pa.field("own_captions", pa.int32()),
+        pa.field("captions", pa.int32()),
         pa.field("no_gradients", pa.string()),
         pa.field("png", pa.binary()),
     ]
@@ -131,15 +136,17 @@ class AttackPixels:
         shared = {
             "width": width, "height": height, "before": objective.says(clean, truth), "before_values": clean.tolist(),
         }  # fmt: skip
+        if (found := objective.rank(clean, truth)) is not None:
+            shared |= {"before_rank": found.rank, "own_captions": found.own, "captions": found.pool}
         if isinstance(goal, str):
             item.output[self.name] = [{**shared, "state": goal}]
             return
         rows = []
-        for pixels, method, found, why_not in self._searches(item.row, picture, goal):
+        for pixels, method, result, why_not in self._searches(item.row, picture, goal):
             told = {**shared, "state": ATTACKED, "pixels": pixels, "method": method, "no_gradients": why_not}
-            if found is not None:
-                told |= self._described(found, picture, truth)
-                self.tally[method] += found.sent
+            if result is not None:
+                told |= self._described(result, picture, truth)
+                self.tally[method] += result.sent
             rows.append(told)
         item.output[self.name] = rows
 
@@ -174,10 +181,12 @@ class AttackPixels:
             dict(zip(names, (*new, *picture[new[1], new[0]].tolist()), strict=True)) for new in found.changed.tolist()
         ]
         finite = bool(np.isfinite(found.after).all())
+        place = self.objective.rank(found.after, truth) if finite else None
         return {
             "success": found.success, "queries": found.queries, "sent": found.sent, "gradients": found.gradients,
             "changed": changed, "after": self.objective.says(found.after, truth) if finite else None,
             "after_values": found.after.tolist() if finite else None,
+            "after_rank": None if place is None else place.rank,
             # Those that mislead; any other can be made again from `changed`.
             "png": found.png if found.success else None,
         }  # fmt: skip

@@ -180,8 +180,18 @@ def test_the_main_metric_of_vectors_is_recall_at_1() -> None:
     pictures, texts = values[:, :3], values[:, 3:]
     hits = (pictures @ texts.T).argmax(axis=1) == np.arange(12)
     weights = rng.integers(0, 3, (2, 12)).astype(float)
-    found = objective.weighed(targets, values, np.arange(12))(np.stack([np.ones(12), *weights]))
+    truths = objective.truths(targets)
+    objective.gather(values, truths)
+    places = [objective.rank(values[i], truths[i]) for i in range(12)]
+    assert all(own is not None and (own.own, own.pool) == (1, 12) for own in places)
+    ranks = np.array([0 if own is None else own.rank for own in places])
+    found = objective.weighed(targets, values, ranks, np.arange(12))(np.stack([np.ones(12), *weights]))
     np.testing.assert_allclose(found, [hits.mean(), *(weights @ hits / weights.sum(axis=1))])
+    # Of some of the pictures, still in the gallery of all: the others' captions stay competitors.
+    few = np.where(np.arange(12) % 3 > 0, ranks, 0)
+    found = objective.weighed(targets, values, few, np.arange(12))(np.ones((1, 12)))
+    np.testing.assert_allclose(found, hits[few > 0].mean())
+    assert objective.rank(values[0], np.array([99.0])) is None, "it has no caption"
 
 
 # --- which, and with which settings ---------------------------------------------------------------------------------
@@ -234,7 +244,8 @@ def test_the_main_metric_is_scikit_learns(table: pa.Table, name: str) -> None:
     targets = objective.output.read(table, where="t")
     truth, values = objective.truths(targets), rng.random((30, objective.output.width)).astype(np.float32)
     units = np.arange(30) // 2
-    found = objective.weighed(targets, values, units)(np.stack([np.ones(15), np.eye(15)[3] * 2 + np.eye(15)[7]]))
+    counts = np.stack([np.ones(15), np.eye(15)[3] * 2 + np.eye(15)[7]])
+    found = objective.weighed(targets, values, np.zeros(30, int), units)(counts)
     drawn = np.concatenate([np.flatnonzero(units == 3)] * 2 + [np.flatnonzero(units == 7)])
     for value, rows in zip(found, (np.arange(30), drawn), strict=True):
         y, p = truth[rows], values[rows]

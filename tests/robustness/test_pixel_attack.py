@@ -20,7 +20,7 @@ from raymotion.config import load_settings, recipes_folder
 from raymotion.data.images.decode import decode_rgb
 from raymotion.data.samples import read_samples, write_samples
 from raymotion.errors import InputError, RunFailed, SettingsMismatch
-from raymotion.report.attack_page import verdict, write
+from raymotion.report.attack_page import lines, verdict, write
 from raymotion.robustness.pixel_attack import AttackSummary, PixelAttackSettings, attack_pixels, picture_name
 from raymotion.robustness.pixels import apply_change, differing_pixels
 
@@ -259,6 +259,27 @@ def test_shipped_settings_are_valid(path: Path) -> None:
     assert given.queries % given.population == 0 and given.queries > 10 * given.population
 
 
+@pytest.mark.parametrize("how", ["option", "file", "set"])
+def test_all_pictures_are_attacked_from_the_command_line_and_a_file(
+    how: str, several_labels: Any, tmp_path: Path, runner: Callable[..., Any]
+) -> None:
+    table = read_samples(several_labels.samples)
+    rows = [i for i, split in enumerate(table.column("split").to_pylist()) if split == "test"]
+    write_samples(tmp_path / "s.parquet", table.take([*rows, *range(5)]))
+    assert len(rows) == 64
+    out, file = tmp_path / "o", tmp_path / "own.yaml"
+    file.write_text("images: 0\n" if how == "file" else "images: 7\n")
+    chosen = {"option": ["--images", "0"], "file": [], "set": ["--set", "images=null"]}[how]
+    done = runner(
+        "attack", "pixels", tmp_path / "s.parquet", "--model", several_labels.model, "--out", out, "--workers", "0",
+        "--pixels", "1", "--queries", "5", "--population", "5", "--bootstrap", "0", "--no-gradients", "--config", file,
+        *chosen,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    record = json.loads((out / "attack.json").read_text())
+    assert record["pictures"] == 64 and record["settings"]["images"] is None
+
+
 # --- resume --------------------------------------------------------------------------------------------------------
 def test_the_same_command_goes_on_and_gives_the_same_files(one_label: Any, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"images": 8, "queries": 20, "population": 10, "pixels": (1, 2), "gradients": False}
@@ -323,6 +344,46 @@ def test_a_damaged_picture_is_in_quarantine(one_label: Any, tmp_path: Path) -> N
     assert summary.record["samples"]["by_reason"]
     with pytest.raises(RunFailed, match="more than --max-failed"):
         attack(Own, tmp_path / "none", queries=20, pixels=(1,), images=None, max_failed=0)
+
+
+@pytest.mark.slow
+def test_captions_of_a_damaged_picture_stay_in_the_gallery(vectors: Any, tmp_path: Path) -> None:
+    """The search and R@1 compare with the same captions, although one picture has no row."""
+    table = read_samples(vectors.samples)
+    table = table.take([i for i, split in enumerate(table.column("split").to_pylist()) if split == "test"][:12])
+    uris = table.column("image_uri").to_pylist()
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(Path(uris[3]).read_bytes()[:60])
+    uris[3] = str(broken)
+    place = table.schema.get_field_index("image_uri")
+    write_samples(tmp_path / "s.parquet", table.set_column(place, table.schema.field("image_uri"), pa.array(uris)))
+
+    class Own:
+        samples, model = str(tmp_path / "s.parquet"), vectors.model
+
+    out = tmp_path / "out"
+    record = attack(Own, out, queries=40, pixels=(8,), images=None, gradients=False).record
+    assert record["samples"]["quarantined"] == 1 and record["pictures"] == 11
+    assert record["gallery"] == {"captions": 12, "queries": 11, "chance": pytest.approx(1 / 12)}
+    # Independently: cosines of all pictures with the captions of all twelve rows, by the plain predictor.
+    known = [i for i in range(12) if i != 3]
+    model = raymotion.load(vectors.model)
+    captions = table.column("captions").to_pylist()
+    said = model.predict([uris[i] for i in known], [captions[i] for i in known])
+    texts = model.predict([uris[0]] * 12, captions)[:, said.shape[1] // 2 :]
+    nearest = (said[:, : said.shape[1] // 2] @ texts.T).argmax(axis=1)
+    assert record["before"]["value"] == pytest.approx(np.mean(nearest == known))
+    by_id = {row["sample_id"]: row for row in rows_of(out)}
+    ids = [table.column("sample_id").to_pylist()[i] for i in known]
+    assert [by_id[name]["before_rank"] == 1 for name in ids] == (nearest == known).tolist()
+    assert all(row["captions"] == 12 and " of 12 " in row["before"] for row in rows_of(out))
+    for row in rows_of(out):
+        if row["state"] == "attacked":
+            assert row["success"] == (row["after_rank"] > 1)
+    for line in record["lines"]:
+        assert line["drop"]["value"] == pytest.approx(line["successes"] / 11)
+    told = "Each of 11 pictures is compared with the same 12 captions"
+    assert told in (out / "attack.html").read_text() and told in "\n".join(lines(record))
 
 
 # --- other kinds of input ------------------------------------------------------------------------------------------
