@@ -139,8 +139,8 @@ def notes(record: Mapping[str, Any]) -> list[str]:
     told += record["notices"]
     if (gallery := record["gallery"]) is not None:
         told.append(
-            f"Each of {gallery['queries']:,} pictures is compared with the same {gallery['captions']:,} captions, in the "
-            f"search and in {record['metric']}; by chance {record['metric']} is {gallery['chance']:.3f}."
+            f"Each of {gallery['queries']:,} pictures is compared with the same {gallery['captions']:,} captions, in "
+            f"the search and in {record['metric']}; by chance {record['metric']} is {gallery['chance']:.3f}."
         )
     if record["no_gradients"]:
         lacking, counted = record["without_gradients"], record["counted"]
@@ -148,9 +148,8 @@ def notes(record: Mapping[str, Any]) -> list[str]:
             told.append(f"No reference by gradients: {record['no_gradients']}.")
         else:
             told.append(
-                f"The reference by gradients ran on {counted - lacking:,} of {counted:,} counted pictures; its row, and "
-                "its differences to random pixels, leave the others out, on which random pixels and the evolution ran "
-                f"({record['no_gradients']})."
+                f"The reference by gradients ran on {counted - lacking:,} of {counted:,} counted pictures (of others: "
+                f"{record['no_gradients']}). Its figures, and its differences to random pixels, leave the others out."
             )
     return told
 

@@ -253,7 +253,7 @@ def _lines(
     ones; of its metric, the pictures that do not count are there too.
     """
     groups, everyone = int(units.max()) + 1, np.ones(len(units), dtype=bool)
-    bases = {key: runs[key[0], RANDOM] if (key[0], RANDOM) in runs else None for key in runs}
+    bases = {(k, method): runs.get((k, RANDOM)) for k, method in runs}
     # Sums over the pictures of a group, (groups, numbers), for each run SUMS of them.
     columns = []
     for key, own in runs.items():

@@ -10,21 +10,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any, TypeVar
 
-import ray
 from ray import tune
 
 from raymotion import storage
-from raymotion.batch.cluster import connect
 from raymotion.errors import InputError, RaymotionError, RunFailed
-from raymotion.models.checkpoint import CheckpointInfo, is_checkpoint, read_checkpoint_info
+from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info
 from raymotion.models.recipe import TrainRecipe
-from raymotion.stores.access import Access, current
 from raymotion.study.search import QUIET, EndOnFault
-from raymotion.train.recipe import kind_of
-from raymotion.train.runs import RUNS, Named, run_all, train_one
+from raymotion.train.runs import RUNS, Named, cluster_for, result_of, run_all, train_one, training_of, unfinished
 
 R = TypeVar("R", bound=Named)
 TRIALS = ".tune"  # folder of Tune's own files, in that of the runs; nothing in it is read
@@ -60,35 +55,24 @@ def sweep(
     Raises:
         RunFailed: a trial failed; the same call goes on. Else the error of a run, as `fit` raises it.
     """
-
-    def folder(run: R) -> str:
-        return storage.join(target, RUNS, run.name)
-
-    here = [(run, recipe) for run, recipe in recipes if is_checkpoint(folder(run))]
+    left = unfinished(recipes, target)
+    here = [(run, recipe) for run, recipe in recipes if run.name not in left]
     for run, info in run_all(here, target, address, parallel=False):  # compares their settings
         ended(run, info)
     scratch = storage.join(target, RUNS, TRIALS)
     storage.remove_tree(scratch)  # of a sweep that was killed
-    left = {run.name: (run, recipe) for run, recipe in recipes if run not in {own for own, _ in here}}
     if not left:
         return
-    with connect(address):
+    done: set[str] = set()
+
+    def told(name: str) -> None:
+        if name not in unfinished([left[name]], target):  # Tune takes an error here for one of the trial
+            done.add(name)
+            ended(left[name][0], result_of(left[name][0], target))
+
+    with cluster_for(left.values(), address) as gpus:
         os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
-        wants_gpu = next(iter(left.values()))[1].use_gpu is not False
-        gpus = 1 if wants_gpu and ray.cluster_resources().get("GPU", 0) >= 1 else 0
-
-        def told(name: str) -> None:
-            run, _ = left[name]
-            if is_checkpoint(folder(run)):
-                ended(run, read_checkpoint_info(folder(run)))
-
-        specs = [
-            {
-                "name": name, "kind": type(kind_of(recipe)), "recipe": recipe.model_dump(mode="json"),
-                "out": folder(run), "access": asdict(current()),
-            }
-            for name, (run, recipe) in left.items()
-        ]  # fmt: skip
+        specs = [{"name": name, "train": training_of(run, recipe, target)} for name, (run, recipe) in left.items()]
         faults = EndOnFault()
         filesystem, path = storage.arrow_filesystem(scratch)
         tuner = tune.Tuner(
@@ -109,21 +93,22 @@ def sweep(
     if faults.fault is not None:
         code, _, text = faults.fault.partition(" ")
         raise InputError(text) if code == "2" else RunFailed(text)
-    lost = [name for name, (run, _) in left.items() if not is_checkpoint(folder(run))]
-    if lost:
-        reason = _first(results.errors[0]) if results.errors else "its checkpoint is not seen here"
-        raise RunFailed(f"run {lost[0]} failed ({reason}); the same command goes on")
+    for run, recipe in (own for name, own in left.items() if name not in done):
+        if results.errors and unfinished([(run, recipe)], target):
+            raise RunFailed(f"run {run.name} failed ({_first(results.errors[0])}); the same command goes on")
+        ended(run, result_of(run, target))
 
 
 def _trial(config: dict[str, Any]) -> None:
     """Trains one run, in a process with one CPU, and reports the epoch that it kept, or why it failed."""
     spec = config["trial"]
     try:
-        train_one(spec["kind"], spec["recipe"], spec["out"], Access(**spec["access"]))
+        train_one(*spec["train"])
     except RaymotionError as error:
         tune.report({"fault": f"{error.exit_code} {error}"})
         return
-    tune.report({"best_epoch": int(read_checkpoint_info(spec["out"]).training["best_epoch"])})
+    _, _, folder, _ = spec["train"]
+    tune.report({"best_epoch": int(read_checkpoint_info(folder).training["best_epoch"])})
 
 
 def _name(trial: Any) -> str:

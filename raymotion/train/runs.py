@@ -145,29 +145,18 @@ def run_all(
     Raises:
         RunFailed: a task failed; the same call goes on. Else the error of a run, as `fit` raises it.
     """
-
-    def folder(run: R) -> str:
-        return storage.join(target, RUNS, run.name)
-
-    open_: list[tuple[R, TrainRecipe]] = []
+    open_ = unfinished(recipes, target) if parallel else {}
     for run, recipe in recipes:
-        if not parallel or is_checkpoint(folder(run)):  # which compares the settings of a finished one
-            yield run, fit(recipe, folder(run)).info
-        else:
-            open_.append((run, recipe))
+        if run.name not in open_:
+            yield run, fit(recipe, folder_of(run, target)).info  # which compares the settings of a finished one
     if not open_:
         return
-    with connect(address):
+    with cluster_for(open_.values(), address) as gpus:
         import ray
         from ray.exceptions import RayError
 
-        use_gpu = open_[0][1].use_gpu
-        gpu = 1 if use_gpu is not False and ray.cluster_resources().get("GPU", 0) >= 1 else 0
-        train = ray.remote(num_cpus=1, num_gpus=gpu, max_retries=2)(train_one)
-        waiting = {
-            train.remote(type(kind_of(recipe)), recipe.model_dump(mode="json"), folder(run), current()): run
-            for run, recipe in open_
-        }
+        train = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(train_one)
+        waiting = {train.remote(*training_of(run, recipe, target)): run for run, recipe in open_.values()}
         while waiting:
             (ready,), _ = ray.wait(list(waiting), num_returns=1)
             run = waiting.pop(ready)
@@ -180,12 +169,48 @@ def run_all(
                 raise RunFailed(
                     f"run {run.name} failed ({str(error).strip().splitlines()[-1]}); the same command goes on"
                 ) from error
-            if not is_checkpoint(folder(run)):
-                raise RunFailed(
-                    f"run {run.name} ended on another machine, whose files are not seen here: let --out be an s3:// "
-                    "address, or a folder that all machines share"
-                )
-            yield run, read_checkpoint_info(folder(run))
+            yield run, result_of(run, target)
+
+
+def folder_of(run: Named, target: str) -> str:
+    """Returns the folder of a run's checkpoint, in that of the comparison."""
+    return storage.join(target, RUNS, run.name)
+
+
+def unfinished(recipes: Sequence[tuple[R, TrainRecipe]], target: str) -> dict[str, tuple[R, TrainRecipe]]:
+    """Returns the runs without a checkpoint, by name."""
+    return {run.name: (run, recipe) for run, recipe in recipes if not is_checkpoint(folder_of(run, target))}
+
+
+@contextlib.contextmanager
+def cluster_for(runs: Collection[tuple[R, TrainRecipe]], address: str | None) -> Iterator[int]:
+    """Connects to Ray for the duration of the block, and yields the number of GPUs of each run: 1 if there are any that
+    the recipe may use, else 0."""
+    with connect(address):
+        import ray
+
+        wanted = all(recipe.use_gpu is not False for _, recipe in runs)
+        yield 1 if wanted and ray.cluster_resources().get("GPU", 0) >= 1 else 0
+
+
+def training_of(run: R, recipe: TrainRecipe, target: str) -> tuple[type[Kind], dict[str, Any], str, Access]:
+    """Returns the arguments of `train_one` for a run."""
+    return type(kind_of(recipe)), recipe.model_dump(mode="json"), folder_of(run, target), current()
+
+
+def result_of(run: Named, target: str) -> CheckpointInfo:
+    """Returns the checkpoint of a run that has ended on Ray.
+
+    Raises:
+        RunFailed: it is not here.
+    """
+    folder = folder_of(run, target)
+    if not is_checkpoint(folder):
+        raise RunFailed(
+            f"run {run.name} ended on another machine, whose files are not seen here: let --out be an s3:// address, "
+            "or a folder that all machines share"
+        )
+    return read_checkpoint_info(folder)
 
 
 def train_one(kind: type[Kind], recipe: dict[str, Any], out: str, access: Access) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from raymotion import storage
 from raymotion.config import recipes_folder
@@ -77,6 +79,17 @@ class Made:
         return found
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread_each() -> Iterator[None]:
+    """Before `made` too: sums over more threads differ in the last bits, and models trained with them by more."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, runner: Runner) -> Made:
     folder = tmp_path_factory.mktemp("poison")
@@ -89,6 +102,11 @@ def made(tmp_path_factory: pytest.TempPathFactory, runner: Runner) -> Made:
     told = runner(*command, "--seeds", 2)
     assert told.code == 0, told.err
     return Made(samples, folder / "out", command, told.out)
+
+
+def weights_of(run: Path) -> dict[str, bytes]:
+    """The weights of a checkpoint, to the last bit."""
+    return {name: own.numpy().tobytes() for name, own in load_file(run / "model.safetensors").items()}
 
 
 def answers(out: Path, run: str) -> list[dict[str, Any]]:
@@ -373,14 +391,19 @@ def test_the_shipped_experiments_are_the_stated_one(path: Path) -> None:
 def test_a_sweep_of_tune_trains_what_the_plain_one_does(
     ray_local: Any, made: Made, runner: Runner, tmp_path: Path
 ) -> None:
+    """To the last bit: the same seeds on as many threads, of which a trial has one, give the same weights."""
     out = tmp_path / "out"
     command = [out if own == made.out else own for own in made.command if own != "--no-ray"]
     told = runner(*command, "--seeds", 1, "--no-defences")
     assert told.code == 0, told.err
     assert sorted(path.name for path in (out / "runs").iterdir()) == ["clean-seed0", "rate-0.3-seed0"]
+    for name in ("clean-seed0", "rate-0.3-seed0"):
+        assert weights_of(out / "runs" / name) == weights_of(made.out / "runs" / name), name
+        assert answers(out, name) == answers(made.out, name)
     record = json.loads((out / "poison.json").read_text())
     for row, before in zip(record["rows"], made.record["rows"], strict=True):
-        assert row["metric"]["poisoned"][0] == pytest.approx(before["metric"]["poisoned"][0], abs=0.06)
+        for figure in ("metric", "success"):
+            assert row[figure]["poisoned"][0] == before[figure]["poisoned"][0]
     wrong = runner(*[tmp_path / "wrong" if own == out else own for own in command], "--set", "optimiser.lr=1e30",
                    "--set", "optimiser.clip=null", "--seeds", 1)  # fmt: skip
     assert wrong.code == 1 and wrong.err.count("\n") == 1 and "training diverged" in wrong.err
@@ -424,7 +447,7 @@ def test_killed_in_the_middle_it_ends_in_the_same_figures(made: Made, runner: Ru
     command = [str(tmp_path / "out" if own == made.out else own) for own in (*made.command, "--seeds", 2)]
     running = subprocess.Popen(
         [sys.executable, "-c", "from raymotion.cli.main import main; main()", *command], stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     try:
         done = tmp_path / "out/runs/clean-seed1/config.json"
@@ -440,7 +463,7 @@ def test_killed_in_the_middle_it_ends_in_the_same_figures(made: Made, runner: Ru
     again = runner(*command)
     assert again.code == 0, again.err
     assert done.stat().st_mtime_ns == kept, "what was finished is not trained again"
+    for run in (made.out / "runs").iterdir():
+        assert weights_of(tmp_path / "out/runs" / run.name) == weights_of(run), run.name
     record = json.loads((tmp_path / "out/poison.json").read_text())
-    for row, before in zip(record["rows"], made.record["rows"], strict=True):
-        for name in ("metric", "success"):
-            assert row[name]["poisoned"] == pytest.approx(before[name]["poisoned"], abs=0.06)
+    assert record["rows"] == made.record["rows"]
