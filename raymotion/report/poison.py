@@ -142,9 +142,8 @@ def class_rows(result: Poisoning) -> list[tuple[str, ...]]:
         for row in result.poisoned:
             own = row.classes[name]
             low, high = own.difference.low, own.difference.high
-            cells.append(
-                f"{own.change:+.3f} ({'not known' if low is None or high is None else f'{low:+.3f} to {high:+.3f}'})"
-            )
+            ends = "not known" if low is None or high is None else f"{low:+.3f} to {high:+.3f}"
+            cells.append(f"{own.change:+.3f} ({'–' if _never_differs(own) else ends})")
         marked = f"{name} ({roles[name]})" if name in roles else name
         rows.append(
             (
@@ -182,7 +181,7 @@ def notes(result: Poisoning) -> list[str]:
     lines = [
         f"mean (sd) over {seeds} seed{'' if seeds == 1 else 's'}; all models are scored on the same "
         f"{result.test_samples:,} test samples; intervals are over images, paired with the clean model of the same "
-        "seed, of the mean over seeds.",
+        "seed, of the mean over seeds (–: the same in every resample). Each rate is judged by itself.",
         f"A rate is a share of the {result.train_samples:,} training samples. Poisons replace them: every model learns "
         "from equally many. Validation and test have none.",
     ]
@@ -378,4 +377,9 @@ def _cell(values: Sequence[float]) -> str:
 
 def _difference(own: Compared) -> tuple[str, str]:
     gain: Gain = own.difference
-    return f"{own.change:+.4f}", interval_text(gain.low, gain.high)
+    return f"{own.change:+.4f}", "–" if _never_differs(own) else interval_text(gain.low, gain.high)
+
+
+def _never_differs(own: Compared) -> bool:
+    """Whether a difference is 0 in every resample: that is no interval, and no proof that there is none."""
+    return own.difference.low == own.difference.high == 0.0

@@ -1,7 +1,8 @@
 """The figures of a pixel attack: success, queries, and what it costs the model's main metric, beside random pixels.
 
 All intervals are 95 % percentile bootstrap intervals over images (`group_id`), on the same resamples, so differences
-are paired.
+are paired. Where all pictures or none are misled, resamples do not vary, and the exact binomial interval of as many
+images stands in their place; a difference that is 0 in every resample has no interval.
 """
 
 from __future__ import annotations
@@ -301,14 +302,18 @@ def _lines(
 
         def less(one: str, other: str, factor: float = 1.0, at: dict[str, int] = at) -> Figure:
             a, b = at[one], at[other]
-            return Figure.of(factor * (point[a] - point[b]), factor * (drawn[:, a] - drawn[:, b]))
+            value, differences = factor * (point[a] - point[b]), factor * (drawn[:, a] - drawn[:, b])
+            return Figure.of(value, differences) if differences.any() else Figure(finite(value))
 
+        rate, images = figure("rate"), len(np.unique(units[own.ran]))
+        if resamples and rate.value in (0.0, 1.0):
+            rate = _exact(rate.value, images)
         beside = method != RANDOM and bases[k, method] is not None
         gain = less("rate", "random") if beside else None
         lines.append(
             Line(
-                k, method, int(own.ran.sum()), int(own.success.sum()), figure("rate"), gain,
-                None if gain is None else verdict_of((gain.low, gain.high), fewest=len(np.unique(units[own.ran]))),
+                k, method, int(own.ran.sum()), int(own.success.sum()), rate, gain,
+                None if gain is None else verdict_of((gain.low, gain.high), fewest=images),
                 figure("median"), figure("until"), figure("spent"), figure("after", inflated=inflated),
                 less("before", "after", sign), less("after_random", "after", sign) if beside else None,
             )
@@ -324,6 +329,12 @@ def _metric(objective: Objective, targets: Targets, run: _Run, among: np.ndarray
     own = objective.weighed(targets.take(rows), run.after[rows], run.ranks[rows], units[rows])
     many = int(units[rows].max()) + 1
     return lambda counts: own(counts[:, :many])
+
+
+def _exact(rate: float, n: int) -> Figure:
+    """Returns a rate of 0 or 1 in n independent cases with its exact interval (Clopper and Pearson 1934)."""
+    beyond = 1.0 - 0.025 ** (1.0 / n)
+    return Figure(rate, 0.0 if rate == 0 else 1.0 - beyond, beyond if rate == 0 else 1.0)
 
 
 def _medians(own: _Run, units: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -586,7 +586,7 @@ class _Measured:
             poisons = self.of.poisons.get(run, [])
             model = OpenedModel(recipe, prepare_data(recipe), self.infos[run].folder)
             given = labels_after(self.data, self.of.output, poisons)[rows]
-            features, _ = model.features(rows)
+            features, there = model.features(rows)
             names = {own.sample_id for own in poisons}
             poisoned.append(np.array([self.data.sample_ids[row] in names for row in rows]))
             flags[ISSUES].append(

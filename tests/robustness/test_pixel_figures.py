@@ -172,3 +172,27 @@ def test_the_interval_of_map_lies_around_its_value() -> None:
     assert before.value is not None and before.low is not None and before.high is not None
     assert before.low < before.value < before.high
     assert abs((before.low + before.high) / 2 - before.value) < 0.03
+
+
+def test_none_or_all_misled_have_the_exact_binomial_interval() -> None:
+    """Resamples of 20 failures are 20 failures; by scipy, up to 17 % may be misled all the same."""
+    from scipy.stats import binomtest
+
+    rows = [
+        row(i, pixels=1, method=method, success=success, queries=9, after_values=[0.1, 0.8, 0.1] if success else None)
+        for i in range(20)
+        for method, success in (("evolution", True), ("random", False), ("gradients", False))
+    ]
+    found = measured(rows, objective_of(SingleLabel(VALENCE_3)), samples_of())
+    for method, successes in (("evolution", 20), ("random", 0)):
+        rate, expected = found.line(1, method).rate, binomtest(successes, 20).proportion_ci(0.95, "exact")
+        assert (rate.low, rate.high) == pytest.approx((expected.low, expected.high))
+    gain, none = found.line(1, "evolution").gain, found.line(1, "gradients").gain
+    assert gain is not None and (gain.low, gain.high) == (1.0, 1.0) and found.line(1, "evolution").verdict == "better"
+    assert none is not None and (none.value, none.low, none.high) == (0.0, None, None), (
+        "nothing differs, so no interval"
+    )
+    assert found.line(1, "gradients").verdict == "unclear"
+    assert found.line(1, "random").drop.value == 0.0 and found.line(1, "random").drop.low is None
+    quick = measured(rows, objective_of(SingleLabel(VALENCE_3)), samples_of(), resamples=0)
+    assert quick.line(1, "random").rate.low is None, "no intervals were asked for"
