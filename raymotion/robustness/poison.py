@@ -7,25 +7,29 @@
 4. All are scored on the same test samples (`poison_scores`), and three defences look for the poisons
    (`poison_defences`).
 
-The same command neither poisons nor trains again what is finished: poisons have a record, and runs their checkpoint.
-What is measured on them is measured anew.
+The same command neither poisons, trains nor measures again what is finished: poisons have a record, runs their
+checkpoint, and what a model says of triggered pictures, and what defences find, a table (`poison_measured`). Figures
+and intervals are computed anew from these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from raymotion import records, storage
+from raymotion.batch.label_dataset import matrix_of
 from raymotion.batch.progress import ProgressKind
 from raymotion.config import digest_of
 from raymotion.data.samples import read_samples
 from raymotion.errors import InputError
 from raymotion.folders.lock import one_writer_of
+from raymotion.learning.bootstrap import sampling_units
 from raymotion.learning.significance import FEWEST_IMAGES, Gain
 from raymotion.models.checkpoint import CheckpointInfo
 from raymotion.models.outputs.base import Output
@@ -42,6 +46,7 @@ from raymotion.robustness.poison_defences import (
     measure,
     suspicious_clusters,
 )
+from raymotion.robustness.poison_measured import keep, key_of
 from raymotion.robustness.poison_model import OpenedModel
 from raymotion.robustness.poison_rows import (
     SAMPLES,
@@ -77,7 +82,7 @@ from raymotion.train.recipe import kind_of, require_loggers
 from raymotion.train.runs import RUNS, ComparisonProgress, read_answers, require_same_comparison, run_all
 from raymotion.version import __version__
 
-RECORD, CSV, PAGE, TRIGGERED = "poison.json", "poison.csv", "poison.html", "triggered"
+RECORD, CSV, PAGE, TRIGGERED, MEASURED = "poison.json", "poison.csv", "poison.html", "triggered", "measured"
 
 
 @dataclass(frozen=True)
@@ -214,7 +219,13 @@ def poison(
         **recipe.result_settings(), "seed": None, "data_fingerprint": data.fingerprint,
         "poison": attack.model_dump(mode="json"),
     }  # fmt: skip
-    tables = {CSV, PAGE, TRIGGERED, *(name for name in storage.list_entries(target) if name.startswith("rate-"))}
+    tables = {
+        CSV,
+        PAGE,
+        TRIGGERED,
+        MEASURED,
+        *(name for name in storage.list_entries(target) if name.startswith("rate-")),
+    }
     # More rates or seeds only add runs, and defences look at what is there.
     ignore = (*recipe.places, "poison.rates", "poison.seeds", "poison.defences")
     require_same_comparison(target, RECORD, settings, tables, ignore=ignore)
@@ -492,22 +503,45 @@ class _Measured:
         )  # fmt: skip
         self.place = {int(row): i for i, row in enumerate(self.data.splits["test"].tolist())}
         self.triggered: dict[Run, np.ndarray] = {}
-        self.shown = np.zeros(0, dtype=np.int64)
+        self.shown = np.ones(len(self.test.ids), dtype=bool)
         if self.attack.attack == "trigger":
             self._answer_triggered()
 
+    def _kept(self, run: Run, what: str, key: str, make: Callable[[], pa.Table]) -> pa.Table:
+        return keep(storage.join(self.of.target, MEASURED, f"{run.name}-{what}.parquet"), key, make)
+
     def _answer_triggered(self) -> None:
         """Lets all models answer to the test pictures with the patch."""
+        for run, info in self.infos.items():
+            key = key_of(
+                {
+                    "run": info.fingerprint, "data": self.data.fingerprint, "seed": run.seed,
+                    **self.attack.model_dump(include={"patch", "target", "source"}),
+                }
+            )  # fmt: skip
+
+            def answers(run: Run = run, info: CheckpointInfo = info) -> pa.Table:
+                shown, recipe, data = self._patched
+                model = OpenedModel(recipe.model_copy(update={"seed": run.seed}), data, info.folder)
+                said = model.predict_test()
+                p = pa.FixedSizeListArray.from_arrays(pa.array(said.ravel(), pa.float32()), said.shape[1])
+                return pa.table({"sample_id": self.test.ids, "shown": shown, "probabilities": p})
+
+            found = self._kept(run, "triggered", key, answers)
+            self.triggered[run] = matrix_of(found)
+            self.shown &= found.column("shown").to_numpy()
+
+    @cached_property
+    def _patched(self) -> tuple[np.ndarray, TrainRecipe, TrainingSet]:
+        """Writes the test pictures with the patch; returns which of the test samples have one, bool (n,), and the
+        recipe and the data of a table of them."""
         folder = storage.join(self.of.target, TRIGGERED)
         rows = write_triggered(self.attack, self.of.samples, self.data, self.of.output, folder)
-        self.shown = np.array([self.place[row] for row in rows.tolist()])
         recipe = self.of.with_samples(storage.join(folder, SAMPLES))
         data = prepare_data(recipe)
         if [data.sample_ids[row] for row in data.splits["test"]] != self.test.ids:
             raise InputError("the pictures with the patch are not those of the test set", path=folder)
-        for run, info in self.infos.items():
-            model = OpenedModel(recipe.model_copy(update={"seed": run.seed}), data, info.folder)
-            self.triggered[run] = model.predict_test()
+        return np.isin(self.data.splits["test"], rows), recipe, data
 
     def row(self, rate: float) -> Row:
         clean, own = ([Run(each, seed) for seed in self.seeds] for each in (0.0, rate))
@@ -560,8 +594,7 @@ class _Measured:
             return [share(self._said(run, values[run])[:, label], mask, test.units) for run in runs]
 
         if self.attack.attack == "trigger":
-            mask = np.zeros(len(test.ids), dtype=bool)
-            mask[self.shown] = True
+            mask = self.shown
             with_patch = says(own, self.triggered, mask)
             success = compare(says(clean, self.triggered, mask), with_patch, units=test.units, of=mask)
             without = compare(says(own, self.answers, mask), with_patch, units=test.units, of=mask)
@@ -576,28 +609,45 @@ class _Measured:
 
     def _defences(self, rate: float) -> dict[str, Found]:
         rows = self.data.splits["train"]
-        groups = np.array([self.data.groups[row] for row in rows])
-        units, truth = np.unique(groups, return_inverse=True)[1], truth_of(self.data, self.of.output)
+        ids = [self.data.sample_ids[row] for row in rows]
+        units = sampling_units([self.data.groups[row] for row in rows], len(rows))
         flags: dict[str, list[np.ndarray]] = {name: [] for name in DEFENCES}
         poisoned: list[np.ndarray] = []
         for seed in self.seeds:
             run = Run(rate, seed)
-            recipe = self.of.recipe_of(run)
             poisons = self.of.poisons.get(run, [])
-            model = OpenedModel(recipe, prepare_data(recipe), self.infos[run].folder)
-            given = labels_after(self.data, self.of.output, poisons)[rows]
-            features, there = model.features(rows)
+            key = key_of(
+                {
+                    "run": self.infos[run].fingerprint, "data": self.data.fingerprint, "seed": seed,
+                    "poisons": [asdict(own) for own in poisons],
+                },
+                "cleanlab", "scikit-learn",
+            )  # fmt: skip
+            found = self._kept(run, "defences", key, lambda run=run: self._flagged(run, ids, units))  # type: ignore[misc]
             names = {own.sample_id for own in poisons}
-            poisoned.append(np.array([self.data.sample_ids[row] in names for row in rows]))
-            flags[ISSUES].append(
-                label_issues(given, features, self.of._labels(), one_label=self.test.one_label, groups=units, seed=seed)
-            )
-            val = self.data.splits["val"]
-            trusted, _ = model.features(val)
-            found = suspicious_clusters(given, features, truth[val], trusted, seed=seed)
-            for name, own in zip((CLUSTERS, MISSING), found, strict=True):
-                flags[name].append(own)
+            poisoned.append(np.array([name in names for name in ids]))
+            for name, column in DEFENCES.items():
+                flags[name].append(found.column(column).to_numpy())
         return {name: measure(own, poisoned, units) for name, own in flags.items()}
+
+    def _flagged(self, run: Run, ids: Sequence[str], units: np.ndarray) -> pa.Table:
+        """Returns which training samples each defence marks in what a run learned from; unreadable ones never."""
+        rows, val = self.data.splits["train"], self.data.splits["val"]
+        recipe = self.of.recipe_of(run)
+        model = OpenedModel(recipe, prepare_data(recipe), self.infos[run].folder)
+        given = labels_after(self.data, self.of.output, self.of.poisons.get(run, []))[rows]
+        (features, there), (trusted, seen) = model.features(rows), model.features(val)
+        issues = np.zeros(len(rows), dtype=bool)
+        issues[there] = label_issues(
+            given[there], features[there], self.of._labels(), one_label=self.test.one_label, groups=units[there],
+            seed=run.seed,
+        )  # fmt: skip
+        clusters, missing = suspicious_clusters(
+            given & there[:, None], features, truth_of(self.data, self.of.output)[val] & seen[:, None], trusted,
+            seed=run.seed,
+        )  # fmt: skip
+        marked = {ISSUES: issues, CLUSTERS: clusters, MISSING: missing}
+        return pa.table({"sample_id": ids, **{DEFENCES[name]: own for name, own in marked.items()}})
 
 
 def _write(result: Poisoning) -> None:

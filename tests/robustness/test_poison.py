@@ -254,6 +254,42 @@ def test_the_same_command_trains_what_is_lost_alone_and_more_rates_add_runs(
     assert other.code == 2 and "poison.patch" in other.err and other.err.count("\n") == 1
 
 
+def test_what_was_measured_is_not_measured_again(
+    made: Made, runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raymotion.robustness import poison
+    from raymotion.robustness.poison_model import OpenedModel
+
+    out = tmp_path / "out"
+    shutil.copytree(made.out, out)
+    command = [out if own == made.out else own for own in (*made.command, "--seeds", 2)]
+    opened: list[str] = []
+
+    class Counting(OpenedModel):
+        def __init__(self, recipe: Any, data: Any, folder: Any) -> None:
+            opened.append(Path(folder).name)
+            super().__init__(recipe, data, folder)
+
+    monkeypatch.setattr(poison, "OpenedModel", Counting)
+    patched_before = (out / "triggered/samples.parquet").stat().st_mtime_ns
+    (out / "poison.json").unlink()
+    again = runner(*command)
+    assert again.code == 0, again.err
+    assert opened == [] and (out / "triggered/samples.parquet").stat().st_mtime_ns == patched_before
+    assert json.loads((out / "poison.json").read_text())["rows"] == made.record["rows"]
+    # What is missing or damaged is measured again, and nothing else.
+    (out / "measured/clean-seed1-triggered.parquet").unlink()
+    (out / "measured/rate-0.3-seed0-defences.parquet").write_bytes(b"PAR1 torn")
+    again = runner(*command)
+    assert again.code == 0, again.err
+    assert opened == ["clean-seed1", "rate-0.3-seed0"]
+    assert json.loads((out / "poison.json").read_text())["rows"] == made.record["rows"]
+    # A run that learned something else has another fingerprint.
+    key = storage.read_table(out / "measured/clean-seed0-defences.parquet").schema.metadata
+    other = storage.read_table(out / "measured/clean-seed1-defences.parquet").schema.metadata
+    assert key != other
+
+
 def test_a_model_that_beats_no_constant_shows_nothing(made: Made, runner: Runner, tmp_path: Path) -> None:
     """2.8.1: models that had learned nothing were at chance, and every "drop" of theirs was noise."""
     told = runner(
