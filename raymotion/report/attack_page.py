@@ -73,29 +73,41 @@ def verdict(record: Mapping[str, Any]) -> Headline:
     counted = record["counted"]
     if not counted:
         return Headline("unsure", "No picture counts: the model had none right before.")
-    if not any(line["successes"] for line in found):
-        most = max(line["pixels"] for line in found)
-        text = f"None of {counted:,} pictures that the model had right is misled by up to {most} pixels, in up to"
-        return Headline("unsure", f"{text} {record['settings']['queries']:,} queries each.")
+    if not any(line["successes"] for line in record["lines"] if line["method"] != "gradients"):
+        most, highest = max(line["pixels"] for line in found), [line["rate"]["high"] for line in found]
+        ends = "" if None in highest else f" (95 % interval up to {percent(max(highest))})"
+        text = (
+            f"None of {counted:,} pictures that the model had right is misled by up to {most} pixels, in up to "
+            f"{record['settings']['queries']:,} queries each{ends}."
+        )
+        known = max((line["successes"] for line in record["lines"] if line["method"] == "gradients"), default=0)
+        return Headline("unsure", f"{text} Whoever knows the gradients misleads {known:,}." if known else text)
     listed = ", ".join(
         f"{percent(line['rate']['value'])} by {line['pixels']} pixel{'' if line['pixels'] == 1 else 's'}"
         for line in found
     )
     sentence = f"Of {counted:,} pictures that the model had right, {listed} are misled."
     verdicts: dict[str, Verdict] = {str(line["pixels"]): line["verdict"] for line in found}
-    better = [k for k, own in verdicts.items() if own == "better"]
+    better, worse = ([k for k, own in verdicts.items() if own == wanted] for wanted in ("better", "worse"))
     if counted < FEWEST_IMAGES:
         sentence += f" Fewer than {FEWEST_IMAGES}: too few to say more."
+    elif better and worse:
+        sentence += f" Random pixels mislead fewer at {_listed(better)}, and more at {_listed(worse)}."
     elif better:
-        sentence += f" Random pixels mislead fewer, at {' and '.join(better)} pixels."
-    elif any(own == "worse" for own in verdicts.values()):
-        sentence += " Random pixels mislead more: the search is not worth its queries here."
+        sentence += f" Random pixels mislead fewer, at {_listed(better)}."
+    elif worse:
+        sentence += f" Random pixels mislead more, at {_listed(worse)}: the search is not worth its queries there."
     else:
         sentence += " It is not shown that random pixels mislead fewer."
     # A model that is hard to mislead is no fault of the attack, so no verdict makes the page bad.
     calm: dict[str, Verdict] = {name: "unclear" if own == "worse" else own for name, own in verdicts.items()}
     warnings = [*([record["caution"]] if record["caution"] else []), *filter(voids_results, record["notices"])]
     return headline(calm, dict.fromkeys(("good", "unsure", "bad"), sentence), warnings=warnings)
+
+
+def _listed(pixels: Sequence[str]) -> str:
+    """Names some numbers of pixels."""
+    return f"{' and '.join(pixels)} {'pixel' if list(pixels) == ['1'] else 'pixels'}"
 
 
 def table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

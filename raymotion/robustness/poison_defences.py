@@ -5,8 +5,8 @@ probabilities out of sample. They come from a logistic regression on the feature
 fitted in folds by group. The features themselves were learned from all samples, the poisons too.
 
 *Activation clustering* (Chen et al. 2018, "Detecting backdoor attacks on deep neural networks by activation
-clustering", arXiv 1811.03728): the features of all samples with one label are reduced to ten principal components and
-divided in two by k-means. The smaller cluster is suspicious if it is clearly smaller, and the two are apart
+clustering", arXiv 1811.03728): the features of all samples with one label are reduced to ten principal components (the
+paper takes independent ones, public implementations either) and divided in two by k-means. The smaller cluster is suspicious if it is clearly smaller, and the two are apart
 (silhouette). So it finds nothing where poisons are half of a label or more.
 
 *Clusters that validation lacks*: the same clusters, but suspicious is one that holds fewer of the label's validation

@@ -165,7 +165,7 @@ def test_the_page_shows_the_misled_pictures(attacked: Any) -> None:
 def test_the_headline_says_no_more_than_the_figures() -> None:
     def record(counted: int, verdict_of_line: str, successes: int, caution: str | None = None) -> dict[str, Any]:
         line = {"pixels": 3, "method": "evolution", "successes": successes, "verdict": verdict_of_line,
-                "rate": {"value": successes / max(1, counted)}}  # fmt: skip
+                "rate": {"value": successes / max(1, counted), "high": 0.088}}  # fmt: skip
         return {"lines": [line], "counted": counted, "caution": caution, "notices": [], "settings": {"queries": 500}}
 
     better = verdict(record(40, "better", 20))
@@ -178,6 +178,16 @@ def test_the_headline_says_no_more_than_the_figures() -> None:
     assert "too few" in verdict(record(6, "untested", 3)).text
     assert "None of 40 pictures" in verdict(record(40, "unclear", 0)).text
     assert "No picture counts" in verdict(record(0, "untested", 0)).text
+    mixed = record(40, "better", 20)
+    mixed["lines"].append({**mixed["lines"][0], "pixels": 1, "verdict": "worse"})
+    assert verdict(mixed).state == "unsure"
+    assert verdict(mixed).text.endswith("Random pixels mislead fewer at 3 pixels, and more at 1 pixel.")
+    none = record(40, "unclear", 0)
+    assert verdict(none).text.endswith("in up to 500 queries each (95 % interval up to 8.8 %).")
+    none["lines"].append({**none["lines"][0], "method": "gradients", "successes": 4})
+    assert verdict(none).text.endswith("Whoever knows the gradients misleads 4.")
+    none["lines"][1] |= {"method": "random", "verdict": None}
+    assert "None of" not in verdict(none).text, "random pixels mislead some"
     told = verdict(record(40, "better", 20, "These samples were trained on."))
     assert told.state == "unsure" and "trained on" in told.text
 
