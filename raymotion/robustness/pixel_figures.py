@@ -22,6 +22,7 @@ from raymotion.errors import InputError
 from raymotion.learning.bootstrap import finite, interval, ratio, resampled, sampling_units
 from raymotion.learning.significance import Verdict, verdict_of
 from raymotion.models.outputs.base import Targets
+from raymotion.robustness.exact import exact_interval
 from raymotion.robustness.goals import Objective
 from raymotion.robustness.pixel_stage import ATTACKED, SCHEMA
 from raymotion.robustness.searches import METHODS, RANDOM
@@ -307,7 +308,7 @@ def _lines(
 
         rate, images = figure("rate"), len(np.unique(units[own.ran]))
         if resamples and rate.value in (0.0, 1.0):
-            rate = _exact(rate.value, images)
+            rate = Figure(rate.value, *exact_interval(rate.value, images))
         beside = method != RANDOM and bases[k, method] is not None
         gain = less("rate", "random") if beside else None
         lines.append(
@@ -329,12 +330,6 @@ def _metric(objective: Objective, targets: Targets, run: _Run, among: np.ndarray
     own = objective.weighed(targets.take(rows), run.after[rows], run.ranks[rows], units[rows])
     many = int(units[rows].max()) + 1
     return lambda counts: own(counts[:, :many])
-
-
-def _exact(rate: float, n: int) -> Figure:
-    """Returns a rate of 0 or 1 in n independent cases with its exact interval (Clopper and Pearson 1934)."""
-    beyond = 1.0 - 0.025 ** (1.0 / n)
-    return Figure(rate, 0.0 if rate == 0 else 1.0 - beyond, beyond if rate == 0 else 1.0)
 
 
 def _medians(own: _Run, units: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -6,8 +6,9 @@ fitted in folds by group. The features themselves were learned from all samples,
 
 *Activation clustering* (Chen et al. 2018, "Detecting backdoor attacks on deep neural networks by activation
 clustering", arXiv 1811.03728): the features of all samples with one label are reduced to ten principal components (the
-paper takes independent ones, public implementations either) and divided in two by k-means. The smaller cluster is suspicious if it is clearly smaller, and the two are apart
-(silhouette). So it finds nothing where poisons are half of a label or more.
+paper takes independent ones, public implementations either) and divided in two by k-means. The smaller cluster is
+suspicious if it is clearly smaller, and the two are apart (silhouette). So it finds nothing where poisons are half of a
+label or more.
 
 *Clusters that validation lacks*: the same clusters, but suspicious is one that holds fewer of the label's validation
 samples, which nobody poisoned, than its share of the training samples leads to expect (binomial test). It does not ask
@@ -30,6 +31,7 @@ from raymotion.evaluation.confident import find_issues
 from raymotion.learning.bootstrap import interval, resampled
 from raymotion.learning.paired import mean_over_seeds
 from raymotion.learning.significance import FEWEST_IMAGES, Gain
+from raymotion.robustness.exact import exact_interval
 from raymotion.robustness.poison_scores import share
 
 FOLDS = 5
@@ -52,7 +54,8 @@ class Found:
         flagged: samples that it marks, of each seed. poisons: of them all. samples: of the training split.
         recall: share of the poisons that is marked, of each seed; precision: share of the marked samples that are
             poisons (None: nothing is marked).
-        low, high: 95 % interval of the recall over images, of the mean over the seeds.
+        low, high: 95 % interval of the recall over images, of the mean over the seeds; where every seed found all
+            poisons, or none, the exact binomial interval of one seed's.
         over_random: recall minus that of a random pick of as many samples.
     """
 
@@ -185,6 +188,9 @@ def measure(flags: Sequence[np.ndarray], poisoned: Sequence[np.ndarray], units: 
     if count:
         _, drawn = resampled(both, groups, resamples=1000, seed=0)
         low, high = interval(drawn[:, 0]) or (None, None)
+        if all(own == seeds[0] for own in seeds) and seeds[0] in (0.0, 1.0):
+            # Every poison of every seed, or none. Seeds share images, so only those of one are counted.
+            low, high = exact_interval(seeds[0], min(len(np.unique(units[truth])) for truth in poisoned))
         ends = interval(drawn[:, 1]) or (None, None)
         gains = tuple(own - float(flag.mean()) for own, flag in zip(seeds, flags, strict=True))
         over = Gain(gains, *ends)

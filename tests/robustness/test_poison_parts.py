@@ -462,6 +462,11 @@ def test_what_a_defence_finds_is_counted_by_hand() -> None:
     assert found.flagged == (3, 3) and found.recall == (0.5, 0.75) and found.precision == (2 / 3, 1.0)
     assert found.random == pytest.approx(0.3) and found.over_random is not None
     assert found.over_random.seeds == pytest.approx((0.2, 0.45))
+    # None of four poisons, in each seed: by scipy's binomtest(0, 4), up to 60 % may be found all the same.
+    for wanted, ends in ((False, (0.0, 0.6024)), (True, (0.3976, 1.0))):
+        sure = measure([poisoned == wanted] * 2, [poisoned, poisoned], np.arange(10))
+        assert sure.recall == (float(wanted),) * 2
+        assert (sure.low, sure.high) == pytest.approx(ends, abs=1e-4)
     nothing = measure([np.zeros(10, bool)], [np.zeros(10, bool)], np.arange(10))
     assert nothing.recall == () and nothing.precision == (None,) and nothing.over_random is None
 
