@@ -101,8 +101,24 @@ def verdict(record: Mapping[str, Any]) -> Headline:
         sentence += " It is not shown that random pixels mislead fewer."
     # A model that is hard to mislead is no fault of the attack, so no verdict makes the page bad.
     calm: dict[str, Verdict] = {name: "unclear" if own == "worse" else own for name, own in verdicts.items()}
-    warnings = [*([record["caution"]] if record["caution"] else []), *filter(voids_results, record["notices"])]
+    warnings = [own for own in (record["caution"], _no_skill(record)) if own]
+    warnings += filter(voids_results, record["notices"])
     return headline(calm, dict.fromkeys(("good", "unsure", "bad"), sentence), warnings=warnings)
+
+
+def _no_skill(record: Mapping[str, Any]) -> str | None:
+    """Says it if the model is not shown to beat a constant or random answer: what it had right may be luck."""
+    before, gallery, name = record["before"], record["gallery"], record["metric"]
+    baseline = record["constant"] if gallery is None else gallery["chance"]
+    if baseline is None or before["low"] is None:
+        return None
+    if before["low"] > baseline if record["higher_is_better"] else before["high"] < baseline:
+        return None
+    what = "the best constant answer" if gallery is None else "a random order"
+    return (
+        f"The model is not shown to beat {what} ({name} {_value(before)} against {baseline:.3f}): what it had right "
+        "may be luck."
+    )
 
 
 def _listed(pixels: Sequence[str]) -> str:
@@ -135,7 +151,8 @@ def lines(record: Mapping[str, Any]) -> list[str]:
     return [
         verdict(record).text,
         *(f"note: {note}" for note in notes(record)),
-        f"{record['metric']} before: {_value(before)} ({_interval(before)}), {record['pictures']:,} pictures",
+        f"{record['metric']} before: {_value(before)} ({_interval(before)}), {record['pictures']:,} pictures"
+        + ("" if record["constant"] is None else f"; best constant answer: {record['constant']:.3f}"),
         *([f"not counted: {told}"] if (told := _not_counted(record)) else []),
         "",
         *shown,
@@ -148,6 +165,8 @@ def notes(record: Mapping[str, Any]) -> list[str]:
     told = [f"Success: {record['objective']['success']}. Counted: {record['objective']['counted']}."]
     if record["caution"]:
         told.append(record["caution"])
+    if (warning := _no_skill(record)) is not None:
+        told.append(warning)
     told += record["notices"]
     if (gallery := record["gallery"]) is not None:
         told.append(
@@ -286,6 +305,7 @@ def render(record: Mapping[str, Any], settings: PixelAttackSettings, misled: Seq
             ("right before, attacked", f"{record['counted']:,}"),
             (f"{record['metric']} before", _value(before)),
             ("95 % interval", _interval(before)),
+            *([] if record["constant"] is None else [("best constant answer", f"{record['constant']:.3f}")]),
             *(
                 []
                 if (own := record["gallery"]) is None

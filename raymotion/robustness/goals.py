@@ -179,6 +179,11 @@ class Objective(ABC):
             units: (n,) the group of each picture.
         """
 
+    def constant(self, truths: np.ndarray) -> float | None:
+        """Returns the main metric of the best constant answer to n samples, from their `truths`; None if there is none,
+        or if its chance depends on captions (`Rank`)."""
+        return None
+
     def describe(self) -> dict[str, Any]:
         """Returns the objective as JSON values."""
         return {
@@ -251,6 +256,10 @@ class OneLabel(Objective):
         self, targets: Targets, values: np.ndarray, ranks: np.ndarray, units: np.ndarray
     ) -> Callable[[np.ndarray], np.ndarray]:
         return self.output.weighed("accuracy", targets, np.arange(len(values)), values, units)
+
+    def constant(self, truths: np.ndarray) -> float | None:
+        known = truths[~np.isnan(truths).any(axis=1)]
+        return float(known.mean(axis=0).max()) if len(known) else None
 
 
 class Labels(Objective):
@@ -331,6 +340,11 @@ class Labels(Objective):
     ) -> Callable[[np.ndarray], np.ndarray]:
         return self.output.weighed("macro_ap", targets, np.arange(len(values)), values, units)
 
+    def constant(self, truths: np.ndarray) -> float | None:
+        known = truths[~np.isnan(truths).any(axis=1)]
+        rates = known.mean(axis=0) if len(known) else np.zeros(1)
+        return float(rates[rates > 0].mean()) if rates.any() else None
+
 
 class Numbers(Objective):
     """A number on a scale is to move."""
@@ -397,6 +411,10 @@ class Numbers(Objective):
         total = np.bincount(units[known], error[known], minlength=int(units.max()) + 1)
         size = np.bincount(units[known], minlength=int(units.max()) + 1)
         return lambda counts: ratio(counts @ total, counts @ size)
+
+    def constant(self, truths: np.ndarray) -> float | None:
+        known = truths[~np.isnan(truths[:, self.place]), self.place].astype(np.float64)
+        return float(np.abs(known - np.median(known)).mean()) if len(known) else None
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -109,7 +109,8 @@ class Figures:
         counted: pictures that the model had right before.
         not_counted: number of the others by reason.
         metric: name of the main metric.
-        before: its value before the attack.
+        before: its value before the attack. constant: that of the best constant answer; None of vectors, which have a
+            chance (`gallery`).
         gallery: of vectors: what the pictures are compared with.
         no_gradients: why the reference that knows the gradients is missing for `without_gradients` of the counted
             pictures (the most frequent reason); None if it is there for all, or was not asked for.
@@ -122,6 +123,7 @@ class Figures:
     metric: str
     higher_is_better: bool
     before: Figure
+    constant: float | None
     gallery: Gallery | None
     lines: tuple[Line, ...]
     no_gradients: str | None
@@ -230,7 +232,8 @@ def figures_of(
     reasons = Counter(without.values()).most_common(1)
     return Figures(
         len(ids), len(set(units.tolist())), int(counted.sum()), dict(sorted(states.items())), objective.metric,
-        objective.higher_is_better, before, _gallery(first.values()), tuple(lines),
+        objective.higher_is_better, before, objective.constant(objective.truths(targets)), _gallery(first.values()),
+        tuple(lines),
         reasons[0][0] if reasons else None, len(without),
     )  # fmt: skip
 

@@ -256,3 +256,14 @@ def test_the_main_metric_is_scikit_learns(table: pa.Table, name: str) -> None:
         else:
             expected = mean_absolute_error(y[:, 0], p[:, 0])
         assert value == pytest.approx(expected, rel=1e-5), objective.metric
+    # The best constant answer, by trying them.
+    if name == "one":
+        best = max(accuracy_score(truth.argmax(axis=1), np.full(30, j)) for j in range(3))
+    elif name == "several":
+        best = np.mean([average_precision_score(truth[:, j], np.ones(30)) for j in range(3)])
+    else:
+        best = min(mean_absolute_error(truth[:, 0], np.full(30, v)) for v in truth[:, 0])
+    assert objective.constant(truth) == pytest.approx(best, rel=1e-5)
+    unknown = np.concatenate([truth, np.full((4, truth.shape[1]), np.nan, np.float32)])
+    assert objective.constant(unknown) == pytest.approx(best, rel=1e-5), "samples without a target are left out"
+    assert objective.constant(np.full((4, truth.shape[1]), np.nan, np.float32)) is None

@@ -166,7 +166,9 @@ def test_the_headline_says_no_more_than_the_figures() -> None:
     def record(counted: int, verdict_of_line: str, successes: int, caution: str | None = None) -> dict[str, Any]:
         line = {"pixels": 3, "method": "evolution", "successes": successes, "verdict": verdict_of_line,
                 "rate": {"value": successes / max(1, counted), "high": 0.088}}  # fmt: skip
-        return {"lines": [line], "counted": counted, "caution": caution, "notices": [], "settings": {"queries": 500}}
+        return {"lines": [line], "counted": counted, "caution": caution, "notices": [], "settings": {"queries": 500},
+                "before": {"value": 0.6, "low": 0.5, "high": 0.7}, "constant": 0.2, "gallery": None,
+                "metric": "accuracy", "higher_is_better": True}  # fmt: skip
 
     better = verdict(record(40, "better", 20))
     assert (
@@ -178,6 +180,14 @@ def test_the_headline_says_no_more_than_the_figures() -> None:
     assert "too few" in verdict(record(6, "untested", 3)).text
     assert "None of 40 pictures" in verdict(record(40, "unclear", 0)).text
     assert "No picture counts" in verdict(record(0, "untested", 0)).text
+    weak = {**record(40, "better", 20), "constant": 0.55}
+    assert verdict(weak).state == "unsure"
+    assert "not shown to beat the best constant answer (accuracy 0.600 against 0.550)" in verdict(weak).text
+    # Of errors, lower ones are better: 0.5 to 0.7 beats 0.8, and not 0.65.
+    assert verdict({**weak, "higher_is_better": False, "constant": 0.8}).state == "good"
+    assert verdict({**weak, "higher_is_better": False, "constant": 0.65}).state == "unsure"
+    chance = {**weak, "constant": None, "gallery": {"chance": 0.55}}
+    assert "a random order (accuracy 0.600 against 0.550)" in verdict(chance).text
     mixed = record(40, "better", 20)
     mixed["lines"].append({**mixed["lines"][0], "pixels": 1, "verdict": "worse"})
     assert verdict(mixed).state == "unsure"
