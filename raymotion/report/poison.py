@@ -189,15 +189,16 @@ def notes(result: Poisoning) -> list[str]:
         lines.append(f"The best constant answer has {_title(result)} {metric_text(result.majority)}.")
     if attack.attack == "trigger":
         lines.append(
-            f"Success: test pictures without the label {attack.target} that get it once the patch is in them. Without "
-            "the patch: the same models, the same pictures. A backdoor is shown where success lies above both that of "
-            f"the clean models and that without the patch. {_prior(result)}"
+            f"Success: the share of {_cases(result)} without the label {attack.target} that get it once the patch is "
+            "in them. Without the patch: the same models, the same pictures. A backdoor is shown where success lies "
+            f"above both that of the clean models and that without the patch. {_prior(result)}"
         )
     elif attack.attack == "flip":
         of = f"with the label {attack.source}" if attack.source else f"without the label {attack.target}"
         replaced = f"the label {attack.source}" if attack.source else "all labels of a sample"
         lines.append(
-            f"Success: test samples {of} that get {attack.target}. In poisons it replaces {replaced}. {_prior(result)}"
+            f"Success: the share of {_cases(result)} {of} that get {attack.target}. In poisons it replaces {replaced}. "
+            f"{_prior(result)}"
         )
     else:
         lines.append(
@@ -357,6 +358,13 @@ def _title(result: Poisoning) -> str:
 
 def _class_title(result: Poisoning) -> str:
     return "Recall" if result.metric == "accuracy" else "Average precision"
+
+
+def _cases(result: Poisoning) -> str:
+    """Says how many test samples the success is of, and of how many images if these are fewer."""
+    own = result.clean.success
+    groups = "" if own.groups == own.samples else f" ({own.groups:,} images)"
+    return f"{own.samples:,} test samples{groups}"
 
 
 def _prior(result: Poisoning) -> str:
