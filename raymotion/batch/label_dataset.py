@@ -23,9 +23,10 @@ from raymotion.data.path_kinds import wrong_kind
 from raymotion.data.provenance import MADE_FROM_COLUMNS, begun_at, pictures_of
 from raymotion.data.samples import read_samples
 from raymotion.errors import InputError
-from raymotion.learning.collapse import Collapse, check_collapse, check_one_label, prediction_entropy
+from raymotion.learning.collapse import Collapse, check_collapse, check_one_label
 from raymotion.learning.metrics.multilabel import Evaluation
 from raymotion.learning.significance import voids_results
+from raymotion.learning.uncertainty import entropy
 from raymotion.models.outputs.embedding import Embedding
 from raymotion.models.outputs.table import read_outputs
 from raymotion.vocabulary import Vocabulary
@@ -100,7 +101,7 @@ class LabelledSet:
 
     def entropy(self, probabilities: np.ndarray) -> np.ndarray:
         """Returns the entropy (n,) of predictions (n, L), in bits: of the one label, or the mean over all."""
-        return prediction_entropy(probabilities, one_label=self.one_label)
+        return entropy(probabilities, one_label=self.one_label)
 
     def check_collapse(self, notices: Iterable[str] = (), one_label: bool | None = None) -> Collapse:
         """Returns the collapse check of the labels (`learning.collapse`).

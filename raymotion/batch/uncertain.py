@@ -19,7 +19,7 @@ from raymotion.data.provenance import begun_at, read_made_from, require_same_pic
 from raymotion.data.samples import read_samples
 from raymotion.errors import InputError
 from raymotion.learning.selection import SelectionPolicy, sample_rows
-from raymotion.learning.uncertainty import MEASURES, disagreement, pick_rows
+from raymotion.learning.uncertainty import OF_ONE_MODEL, disagreement, margin, pick_rows
 
 UNCERTAIN = "uncertain"
 
@@ -44,8 +44,9 @@ class SelectSettings(SelectionPolicy):
     )
     measure: Literal["entropy", "margin", "disagreement"] | None = Field(
         None,
-        description="with uncertain: mean entropy of the labels, small margin between the two most probable ones, or "
-        "disagreement with the models of --against  [default: entropy, or disagreement with --against]",
+        description="with uncertain: entropy (of a model of one label that of its distribution, else the mean of the "
+        "labels'), small margin between the two most probable labels, or disagreement with the models of --against  "
+        "[default: entropy, or disagreement with --against]",
     )
     against: tuple[Folder, ...] | None = Field(
         None,
@@ -60,7 +61,7 @@ class SelectSettings(SelectionPolicy):
     def _whole(self) -> Any:
         if self.policy == UNCERTAIN and "count" not in self.model_fields_set:
             raise ValueError("--policy uncertain needs --count, the number of rows to look at")
-        if (self.measure in MEASURES) if self.against else (self.measure == "disagreement"):
+        if (self.measure in OF_ONE_MODEL) if self.against else (self.measure == "disagreement"):
             raise ValueError("the measure disagreement needs --against, and the others do not use it")
         return self
 
@@ -94,7 +95,8 @@ def choose_uncertain(folder: str, settings: SelectSettings) -> UncertainRows:
     Probabilities, ids and addresses of the whole set are held in memory.
 
     Raises:
-        InputError: a folder of `against` is of another vocabulary, of other samples or of other pictures.
+        InputError: a folder of `against` is of another vocabulary, of other samples, of other pictures, or of a model
+            of one label where the others are of independent ones.
     """
     labelled = load_labels(folder)
     ids, pictures = labelled.pictures()
@@ -112,7 +114,7 @@ def choose_uncertain(folder: str, settings: SelectSettings) -> UncertainRows:
             notes.append(f"{missing:,} rows are not labelled in every folder of --against, and are left out")
         among &= common
     else:
-        scores = MEASURES[settings.measure or "entropy"](probabilities)
+        scores = margin(probabilities) if settings.measure == "margin" else labelled.entropy(probabilities)
     done = {group for path in settings.reviewed or () for group in read_samples(path).column("group_id").to_pylist()}
     if done:
         left = sum(group in done for group in groups)
@@ -144,6 +146,12 @@ def _disagreement(
     for place in settings.against or ():
         other = load_labels(place)
         labelled.vocabulary.require_same(other.vocabulary, here=folder, there=place)
+        if other.one_label != labelled.one_label:
+            kinds = "independent labels", "exactly one label a sample"
+            raise InputError(
+                f"is of a model of {kinds[other.one_label]}, and {folder} of {kinds[labelled.one_label]}: their "
+                "probabilities mean different things", path=place, remedy="Name labels of a model of the same kind.",
+            )  # fmt: skip
         made = read_made_from(place, part_names(place))
         require_same_pictures(
             own, made, what="labels", where=place, remedy="Give labels of the same pictures.",
@@ -160,4 +168,4 @@ def _disagreement(
             raise InputError(f"labels none of the samples of {folder}", path=place, remedy="Label the same table.")
         committee.append(matrix)
         common &= there
-    return np.where(common, disagreement(committee), 0.0), common
+    return np.where(common, disagreement(committee, one_label=labelled.one_label), 0.0), common

@@ -16,6 +16,7 @@ import numpy as np
 
 from raymotion.learning.metrics.multilabel import Evaluation
 from raymotion.learning.significance import Headline, headline
+from raymotion.learning.uncertainty import entropy
 
 MIN_IMAGES = 20
 # With this many images, a small number of distinct label sets is no accident.
@@ -31,9 +32,6 @@ EFFECTIVE_SETS = 3.0
 # that explains 1 % of the variance reaches 0.1; dropout noise and float error stay far below the bound.
 RELATIVE_SPREAD = 0.03
 ENTROPY_SHIFT = 0.01
-
-# Rows converted to float64 at a time.
-CHUNK_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ def check_collapse(
     if len(probabilities) < MIN_IMAGES:
         notes.append(f"{len(probabilities)} images are too few to tell whether the labels vary.")
     else:
-        reasons += _constant_probabilities(np.asarray(probabilities), rates, model)
+        reasons += _constant_probabilities(np.asarray(probabilities), rates, model, one_label=False)
         chosen = np.asarray(mask, dtype=bool) if selected is None else np.asarray(mask, dtype=bool)[selected]
         if len(chosen) >= MIN_IMAGES:
             means = np.asarray(probabilities).mean(axis=0, dtype=np.float64)
@@ -157,7 +155,7 @@ def check_one_label(
         if share > SET_SHARE and (rates is None or rates[first] < share - 0.1):
             told = "" if rates is None else f", where {_percent(float(rates[first]))} of the training samples carry it"
             reasons.append(f"The {model} says {labels[first]!r} for {_percent(share)} of the samples{told}.")
-        reasons += _constant_probabilities(p, rates, model)
+        reasons += _constant_probabilities(p, rates, model, one_label=True)
         never = (
             [] if rates is None else [j for j in np.argsort(-rates).tolist() if rates[j] >= 0.1 and j not in answers]
         )
@@ -212,25 +210,6 @@ def first_labels(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     counts = np.bincount(np.asarray(probabilities).argmax(axis=1), minlength=probabilities.shape[1])
     order = np.argsort(-counts, kind="stable")
     return order[counts[order] > 0], counts[order][counts[order] > 0]
-
-
-def binary_entropy(probabilities: np.ndarray) -> np.ndarray:
-    """Returns the binary entropy averaged over labels, in bits (0 to 1): (n,) from (n, L)."""
-    result = np.empty(len(probabilities))
-    for start in range(0, len(probabilities), CHUNK_ROWS):
-        # In float32, 1 - 1e-12 is 1, whose logarithm is not finite: clip in float64.
-        p = np.clip(np.asarray(probabilities[start : start + CHUNK_ROWS], dtype=np.float64), 1e-12, 1 - 1e-12)
-        result[start : start + CHUNK_ROWS] = -(p * np.log2(p) + (1 - p) * np.log2(1 - p)).mean(axis=1)
-    return result
-
-
-def prediction_entropy(probabilities: np.ndarray, *, one_label: bool) -> np.ndarray:
-    """Returns the entropy of each prediction (n,) in bits: of one label, that of the distribution (0 to log2 L); of
-    independent labels, `binary_entropy`."""
-    if not one_label:
-        return binary_entropy(probabilities)
-    p = np.asarray(probabilities, dtype=np.float64)
-    return np.asarray(-(p * np.log2(np.clip(p, 1e-12, 1.0))).sum(axis=1))
 
 
 def _percent(share: float) -> str:
@@ -298,7 +277,9 @@ def _explained(mean_labels: float, prior: np.ndarray | None, means: np.ndarray) 
     return np.asarray((rates >= 0.5) | (among & (rates >= 0.25)))
 
 
-def _constant_probabilities(probabilities: np.ndarray, prior: np.ndarray | None, model: str) -> list[str]:
+def _constant_probabilities(
+    probabilities: np.ndarray, prior: np.ndarray | None, model: str, *, one_label: bool
+) -> list[str]:
     reasons = []
     mean = probabilities.mean(axis=0, dtype=np.float64)
     spread = np.sqrt(np.maximum((probabilities.astype(np.float64) ** 2).mean(axis=0) - mean**2, 0.0))
@@ -310,8 +291,8 @@ def _constant_probabilities(probabilities: np.ndarray, prior: np.ndarray | None,
             f"{spread.mean():.2g} on average."
         )
     if prior is not None:
-        entropy, expected = binary_entropy(probabilities), float(binary_entropy(prior[None])[0])
-        shift = float(np.quantile(np.abs(entropy - expected), 0.95))
+        expected = float(entropy(prior[None], one_label=one_label)[0])
+        shift = float(np.quantile(np.abs(entropy(probabilities, one_label=one_label) - expected), 0.95))
         if shift < ENTROPY_SHIFT * expected:
             reasons.append(
                 f"Every image's prediction is as uncertain as the training prior: the {model} repeats the prior."

@@ -2,22 +2,38 @@
 
 Uncertainty sampling goes back to Lewis and Gale, "A sequential algorithm for training text classifiers" (SIGIR 1994);
 Settles, "Active learning literature survey" (2009), sections 3.1 and 3.2, defines the measures below for one label of
-several. Here each label is a question of its own, so that entropies are means over the labels.
+several: entropies are those of the distribution over the labels. Where labels apply independently, each is a question
+of its own, and entropies are means over the labels.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from raymotion.errors import InputError
 
+# Measures of a single model.
+OF_ONE_MODEL = ("entropy", "margin")
+# Rows converted to float64 at a time.
+CHUNK_ROWS = 65_536
 
-def entropy(probabilities: np.ndarray) -> np.ndarray:
-    """Returns the mean entropy of the labels of each row, in bits: (n,) in [0, 1], from (n, L) in [0, 1]."""
-    return np.asarray(_bits(_matrix(probabilities)).mean(axis=1))
+
+def entropy(probabilities: np.ndarray, *, one_label: bool = False) -> np.ndarray:
+    """Returns the entropy of each prediction in bits, (n,) float64, from (n, L) in [0, 1].
+
+    Args:
+        one_label: exactly one label applies, and each row sums to 1: the entropy of the distribution, in [0, log2 L].
+            Otherwise labels are independent: the mean of their entropies, each of a yes or no, in [0, 1].
+    """
+    p = _matrix(probabilities)
+    found = np.empty(len(p))
+    for start in range(0, len(p), CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
+        found[rows] = _entropy(p[rows].astype(np.float64), one_label)
+    return found
 
 
 def margin(probabilities: np.ndarray) -> np.ndarray:
@@ -26,33 +42,29 @@ def margin(probabilities: np.ndarray) -> np.ndarray:
     The margin of Scheffer, Decomain and Wrobel, "Active hidden Markov models for information extraction" (IDA 2001),
     turned round, so that large means uncertain. The gap of a single label is that between it and its absence.
     """
-    p = _matrix(probabilities)
+    p = _matrix(probabilities).astype(np.float64)
     if p.shape[1] == 1:
         p = np.concatenate([p, 1.0 - p], axis=1)
     two = np.partition(p, -2, axis=1)
     return np.asarray(1.0 - (two[:, -1] - two[:, -2]))
 
 
-def disagreement(committee: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns how much several models disagree about each row, in bits: (n,) in [0, 1].
+def disagreement(committee: Sequence[np.ndarray], *, one_label: bool = False) -> np.ndarray:
+    """Returns how much several models disagree about each row, in bits: (n,), 0 if not at all.
 
-    For each label the entropy of the mean probability less the mean of the entropies, which is the mean
-    Kullback-Leibler divergence to the mean (McCallum and Nigam, "Employing EM in pool-based active learning for text
-    classification", ICML 1998); then the mean over the labels. Unlike entropy it is 0 where all are equally unsure.
+    The entropy of the mean prediction less the mean of the entropies, which is the mean Kullback-Leibler divergence to
+    the mean (McCallum and Nigam, "Employing EM in pool-based active learning for text classification", ICML 1998).
+    Unlike entropy it is 0 where all are equally unsure.
 
     Args:
         committee: at least two matrices (n, L) of the same rows and labels.
+        one_label: see `entropy`.
     """
-    matrices = [_matrix(own) for own in committee]
+    matrices = [_matrix(own).astype(np.float64) for own in committee]
     if len(matrices) < 2 or len({own.shape for own in matrices}) != 1:
         raise InputError(f"probabilities of shapes {[own.shape for own in matrices]} are not those of several models")
-    mean = np.mean(matrices, axis=0)
-    inner = np.mean([_bits(own) for own in matrices], axis=0)
-    return np.asarray(np.maximum(_bits(mean) - inner, 0.0).mean(axis=1))
-
-
-# Measures of one model, by name.
-MEASURES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {"entropy": entropy, "margin": margin}
+    inner = np.mean([_entropy(own, one_label) for own in matrices], axis=0)
+    return np.asarray(np.maximum(_entropy(np.mean(matrices, axis=0), one_label) - inner, 0.0))
 
 
 def pick_rows(
@@ -106,14 +118,20 @@ def pick_rows(
     return picked
 
 
+def _entropy(p: np.ndarray, one_label: bool) -> np.ndarray:
+    """Returns the entropy of rows (n, L) float64; see `entropy`."""
+    if one_label:
+        return np.asarray(_bits(p).sum(axis=1))
+    return np.asarray((_bits(p) + _bits(1.0 - p)).mean(axis=1))
+
+
 def _bits(p: np.ndarray) -> np.ndarray:
-    """Returns the entropy of each probability in bits, with 0 log 0 = 0."""
-    q = 1.0 - p
-    return np.asarray(-(p * np.log2(np.where(p > 0, p, 1.0)) + q * np.log2(np.where(q > 0, q, 1.0))))
+    """Returns what each probability adds to an entropy, -p log2 p, with 0 log 0 = 0."""
+    return np.asarray(-p * np.log2(np.where(p > 0, p, 1.0)))
 
 
 def _matrix(probabilities: np.ndarray) -> np.ndarray:
-    p = np.asarray(probabilities, dtype=np.float64)
+    p = np.asarray(probabilities)
     if p.ndim != 2 or p.shape[1] == 0:
         raise InputError(f"probabilities of shape {p.shape} are not images x labels")
     return p

@@ -110,7 +110,7 @@ def _numbers(labelled: LabelledSet, *keys: str) -> list[float | None]:
 
 
 def entropy_histogram(labelled: LabelledSet, entropy: np.ndarray, bins: int = 24) -> Histogram | None:
-    """Computes a histogram of the predictions' entropy (`prediction_entropy`); None without images."""
+    """Computes a histogram of the predictions' entropy (`LabelledSet.entropy`); None without images."""
     if len(entropy) == 0:
         return None
     prior = None

@@ -94,6 +94,7 @@ def write_review(
     reasons, failed = labelled.quarantine(QUARANTINE_SHOWN)
     data = {
         "labels": list(labelled.vocabulary.labels),
+        "one_label": labelled.one_label,
         "job": str(labelled.recorded("digest") or ""),
         "ids": ids,
         "uris": [own.uri for own in pictures],

@@ -35,7 +35,7 @@ class Labelled:
 
 @pytest.fixture
 def labelled(tmp_path: Path) -> Callable[..., Labelled]:
-    """`labelled(uris=None, selected=None, captions=None)`: builds the folder and its sample table."""
+    """`labelled(uris=None, selected=None, captions=None, ...)`: builds the folder and its sample table."""
 
     def build(
         uris: Sequence[str | None] | None = None,
@@ -43,13 +43,20 @@ def labelled(tmp_path: Path) -> Callable[..., Labelled]:
         captions: Sequence[list[str]] | None = None,
         vocabulary: Vocabulary = FEELINGS,
         groups: Sequence[str] | None = None,
+        one_label: bool = False,
     ) -> Labelled:
         pictures = tmp_path / "pictures"
         own: list[str | None] = [str(pictures / name) for name in NAMES] if uris is None else list(uris)
         n = len(own)
         ids = [f"mine:{i}" for i in range(n)]
         p = np.random.default_rng(3).random((n, len(vocabulary))).astype(np.float32)
-        chosen = [vocabulary.decode(np.flatnonzero(row).tolist()) for row in top_per_image(p, 2)]
+        if one_label:
+            # Every other row is between two labels, the others nearly sure of one: as independent labels the first
+            # are less certain, as one distribution the second.
+            between = np.array([0.51, 0.49, 0, 0, 0]), np.array([0.8, 0.05, 0.05, 0.05, 0.05])
+            p = np.stack([np.roll(between[i % 2], i // 2 % 5) for i in range(n)]) + p / 1000
+            p = (p / p.sum(axis=1, keepdims=True)).astype(np.float32)
+        chosen = [vocabulary.decode(np.flatnonzero(row).tolist()) for row in top_per_image(p, 1 if one_label else 2)]
         texts = [["One.", "Two."]] * n if captions is None else list(captions)
         columns: dict[str, Any] = {
             "sample_id": ids, "image_uri": own, "image_bytes": [None] * n, "image_digest": [None] * n,
@@ -64,7 +71,8 @@ def labelled(tmp_path: Path) -> Callable[..., Labelled]:
             part = {name: values[start : start + 3] for name, values in columns.items()}
             storage.write_table(folder / f"data/part-{number:05d}.parquet", pa.Table.from_pydict(part, schema=schema))
         record = {
-            "job": "labels", "status": "complete", "settings": {}, "identity": {}, "digest": "ab", "model": {},
+            "job": "labels", "status": "complete", "settings": {}, "identity": {}, "digest": "ab",
+            "model": {"one_label": True} if one_label else {},
             "counts": {"in": n, "good": n, "quarantined": 0, "by_reason": {}}, "vocabulary": vocabulary.to_dict(),
             "collapse": {"headline": "No collapse found.", "collapsed": False, "reasons": [], "notes": []},
             "notices": [],

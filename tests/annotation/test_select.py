@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy import stats
 
 from raymotion.batch.label_dataset import load_labels
 from raymotion.batch.ledger import MANIFEST
@@ -53,6 +55,43 @@ def test_uncertain_rows_balanced_and_one_of_a_scene(
     assert record["collapse"] == before.job["collapse"] and record["choice"]["selection"]["policy"] == "uncertain"
     again = runner("select", many.labels, *words, "--out", tmp_path / "again")
     assert again.code == 0 and taken(tmp_path / "again") == taken(tmp_path / "ask")
+
+
+@pytest.fixture
+def one_label(labelled: Build) -> Any:
+    return labelled(uris=[f"/d/{i}.jpg" for i in range(60)], one_label=True)
+
+
+def test_one_label_is_ranked_by_the_entropy_of_its_distribution(
+    one_label: Any, tmp_path: Path, runner: Callable[..., Any]
+) -> None:
+    """Within each label the rows of the highest `scipy.stats.entropy`, not of the highest mean of yes and no."""
+    words = ["--policy", "uncertain", "--count", 20]
+    done = runner("select", one_label.labels, *words, "--out", tmp_path / "ask")
+    assert done.code == 0, done.err
+    rows = {one_label.ids.index(one) for one in taken(tmp_path / "ask")}
+    answers = one_label.probabilities.argmax(axis=1)
+
+    def best(scores: np.ndarray) -> set[int]:
+        own = [np.flatnonzero(answers == label) for label in range(5)]
+        return {int(row) for rows in own for row in rows[np.argsort(-scores[rows])][:4]}
+
+    assert rows == best(stats.entropy(one_label.probabilities, axis=1))
+    assert rows != best(entropy(one_label.probabilities)), "independent labels would be ranked otherwise"
+
+
+def test_labels_of_other_kinds_of_model_do_not_disagree(
+    one_label: Any, tmp_path: Path, runner: Callable[..., Any]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(one_label.labels, other)
+    words = ["--policy", "uncertain", "--count", 5, "--against", other]
+    done = runner("select", one_label.labels, *words, "--out", tmp_path / "same")
+    assert done.code == 0, done.err
+    record = json.loads((other / "_job.json").read_text())
+    (other / "_job.json").write_text(json.dumps({**record, "model": {}}))
+    done = runner("select", one_label.labels, *words, "--out", tmp_path / "ask")
+    assert done.code == 2 and "is of a model of independent labels" in done.err, done.err
 
 
 def test_a_selected_folder_keeps_its_groups(many: Any, tmp_path: Path, runner: Callable[..., Any]) -> None:
@@ -115,6 +154,15 @@ def test_disagreement_of_two_folders(many: Any, tmp_path: Path, runner: Callable
 def test_mistakes(many: Any, tmp_path: Path, runner: Callable[..., Any], words: list[Any], told: str) -> None:
     done = runner("select", many.labels, *words, "--out", tmp_path / "ask")
     assert done.code == 2 and told in done.err, done.err
+
+
+def test_numbers_are_refused(labelled: Build, tmp_path: Path, runner: Callable[..., Any]) -> None:
+    own = labelled()
+    path = own.labels / "_job.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "vocabulary": None}))
+    done = runner("select", own.labels, "--policy", "uncertain", "--count", 3, "--out", tmp_path / "ask")
+    assert done.code == 2 and "has no labels to choose from: its model predicts numbers" in done.err, done.err
+    assert not (tmp_path / "ask").exists()
 
 
 def test_labelling_has_no_such_policy(runner: Callable[..., Any]) -> None:

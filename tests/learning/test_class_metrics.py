@@ -10,7 +10,6 @@ from hypothesis.extra.numpy import arrays
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 
 from raymotion.errors import InputError
-from raymotion.learning.collapse import prediction_entropy
 from raymotion.learning.metrics.single_label import (
     CLASS_METRICS,
     class_metrics,
@@ -107,12 +106,3 @@ def test_what_cannot_be_evaluated_is_refused() -> None:
     with pytest.raises(InputError, match="finite"):
         evaluate_classes(hard, p * np.nan, prior=p[0], labels=LABELS)
     assert np.isnan(class_metrics(hard[:0], p[:0], hard=hard[:0])["accuracy"])
-
-
-def test_entropy_of_one_label_is_that_of_its_distribution() -> None:
-    from scipy.stats import entropy
-
-    p = np.array([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0], [1 / 3, 1 / 3, 1 / 3]])
-    np.testing.assert_allclose(prediction_entropy(p, one_label=True), entropy(p, base=2, axis=1), atol=1e-9)
-    assert prediction_entropy(p, one_label=True)[0] == pytest.approx(1.5)
-    assert prediction_entropy(p, one_label=False)[0] == pytest.approx((1 + 2 * 0.8112781) / 3)

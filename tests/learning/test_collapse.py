@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raymotion.learning.collapse import binary_entropy, check_collapse, label_sets
+from raymotion.learning.collapse import check_collapse, check_one_label, label_sets
 from raymotion.learning.metrics.multilabel import evaluate
 from raymotion.learning.selection import top_per_class, top_per_image
+from raymotion.learning.uncertainty import entropy
 from raymotion.vocabulary import SOCRATIS_29
 
 LABELS = SOCRATIS_29.labels
@@ -142,10 +143,16 @@ def test_a_teacher_no_better_than_its_prior() -> None:
     assert any("not clearly better" in reason for reason in reasons)
 
 
-def test_entropy_and_sets_by_hand() -> None:
-    assert binary_entropy(np.array([[0.5, 0.5], [0.0, 1.0], [0.5, 1.0]], dtype=np.float32)) == pytest.approx(
-        [1.0, 0.0, 0.5], abs=1e-6
-    )
+def test_one_label_repeats_the_prior_if_its_distribution_has_the_same_entropy() -> None:
+    prior, other = np.array([0.85, 0.05, 0.05, 0.05]), np.array([0.7936151, 0.2063849, 0.0, 0.0])
+    assert entropy(other[None]) == pytest.approx(entropy(prior[None])), "equal, if labels were independent"
+    told, rng = "repeats the prior", np.random.default_rng(0)
+    for p, repeats in ((prior, True), (other, False)):  # in bits 0.85 and 0.73
+        found = check_one_label(np.stack([rng.permutation(p) for _ in range(60)]), LABELS[:4], prior=prior)
+        assert any(told in one for one in found.reasons) == repeats
+
+
+def test_sets_by_hand() -> None:
     sets, counts = label_sets(np.array([[1, 0], [0, 1], [0, 1], [0, 0]], dtype=bool))
     assert sets.astype(int).tolist() == [[0, 1], [1, 0], [0, 0]] and counts.tolist() == [2, 1, 1]
 

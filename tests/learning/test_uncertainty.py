@@ -25,18 +25,24 @@ def test_measures_agree_with_scipy(p: np.ndarray) -> None:
 
 
 @given(PROBABILITIES, st.integers(0, 3))
-def test_disagreement_is_the_mean_divergence_to_the_mean(p: np.ndarray, seed: int) -> None:
-    committee = [p, np.random.default_rng(seed).random(p.shape), 1 - p]
-    mean = np.mean(committee, axis=0)
-    told = [
-        stats.entropy(np.stack([own, 1 - own]), np.stack([mean, 1 - mean]), base=2, axis=0).mean(axis=1)
-        for own in committee
-    ]
-    assert np.allclose(disagreement(committee), np.mean(told, axis=0))
+def test_one_label_is_one_distribution(weights: np.ndarray, seed: int) -> None:
+    p = (weights + 1e-3) / (weights + 1e-3).sum(axis=1, keepdims=True)
+    assert np.allclose(entropy(p, one_label=True), stats.entropy(p, base=2, axis=1))
+    committee = [p, np.random.default_rng(seed).dirichlet(np.ones(p.shape[1]), len(p)), p[:, ::-1]]
+    told = [stats.entropy(own, np.mean(committee, axis=0), base=2, axis=1) for own in committee]
+    assert np.allclose(disagreement(committee, one_label=True), np.mean(told, axis=0))
+
+
+def test_one_label_ranks_otherwise_than_independent_labels() -> None:
+    p = np.array([[0.5, 0.5, 0.0, 0.0], [0.8, 0.0666, 0.0667, 0.0667]])
+    assert entropy(p).argmax() == 0
+    assert entropy(p, one_label=True).argmax() == stats.entropy(p, base=2, axis=1).argmax() == 1
 
 
 def test_extremes() -> None:
     assert entropy(np.array([[0.5, 0.5], [0.0, 1.0]])).tolist() == [1.0, 0.0]
+    assert entropy(np.array([[0.5, 0.5], [0.0, 1.0]], np.float32), one_label=True).tolist() == [1.0, 0.0]
+    assert entropy(np.full((1, 8), 0.125), one_label=True).tolist() == [3.0]
     assert margin(np.array([[0.5], [0.9]])).tolist() == pytest.approx([1.0, 0.2])
     assert disagreement([np.array([[0.0]]), np.array([[1.0]])]).tolist() == [1.0]
     assert disagreement([np.array([[0.5]]), np.array([[0.5]])]).tolist() == [0.0], "unsure, but of one mind"

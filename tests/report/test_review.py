@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 
 from raymotion.batch.label_dataset import load_labels
 from raymotion.data.samples import read_samples, table_from_rows, vocabulary_of, write_samples
@@ -86,6 +88,33 @@ def test_the_selected_rows_are_shown_with_their_own_thumbnails(
                 wanted = picture.convert("RGB").resize(thumb.size)
                 assert np.abs(np.asarray(thumb, np.int16) - np.asarray(wanted, np.int16)).mean() < 12
         assert ("are not selected" in (out / "index.html").read_text()) is not everything
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node on this machine")
+@pytest.mark.parametrize("one_label", [True, False])
+def test_the_page_computes_uncertainty_and_distance_from_people(
+    labels_folder: Build, tmp_path: Path, one_label: bool
+) -> None:
+    """The page's own script, without a browser: of one label a sample they are those of its distribution."""
+    out = tmp_path / "review"
+    write_review(labels_folder(20, job={"model": {"one_label": one_label}}), out)
+    data = data_of(out) | {"truth": [[row % 29] for row in range(20)]}
+    text = (out / "index.html").read_text()
+    script = text[text.index("const bytes =") : text.index("D.labels.forEach")]
+    head = f"const D = {json.dumps(data)}, L = D.labels.length, N = D.ids.length, localStorage = null;"
+    tail = "console.log(JSON.stringify([[...uncertain], [...apart]]));"
+    ran = subprocess.run(["node", "-e", head + script + tail], capture_output=True, text=True, check=True)
+    uncertain, apart = np.array(json.loads(ran.stdout))
+    p = np.frombuffer(base64.b64decode(data["probabilities"]), "<u2").reshape(20, 29) / STEPS
+    p, said = p.clip(1e-3, 1 - 1e-3), np.arange(20) % 29
+    if one_label:
+        wanted, loss = -(p * np.log2(p)).sum(axis=1), -np.log2(p[np.arange(20), said])
+    else:
+        wanted = stats.entropy(np.stack([p, 1 - p]), base=2).mean(axis=1)
+        own = np.where(np.arange(29) == said[:, None], p, 1 - p)
+        loss = -np.log2(own).mean(axis=1)
+    np.testing.assert_allclose(uncertain, wanted, rtol=1e-3)
+    np.testing.assert_allclose(apart, loss, rtol=1e-5)
 
 
 def test_a_script_in_an_id_stays_text(labels_folder: Build, tmp_path: Path) -> None:
