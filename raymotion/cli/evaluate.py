@@ -23,7 +23,8 @@ def evaluate(settings: EvaluateSettings, review: str | None, **where: Any) -> No
 
     MODEL is a checkpoint that `raymotion train` wrote, SAMPLES a sample table with labels. Every metric is reported
     with its 95 % interval, the class prior and the best constant prediction. evaluation.json, evaluation.html,
-    predictions.parquet, per_class.csv (of one label a sample also confusion.csv) and the plots are written to --out.
+    predictions.parquet, per_class.csv (of one label a sample also confusion.csv), with --by by.csv, and the plots are
+    written to --out.
     A model of pictures and captions in one space is scored by retrieval instead: which picture each caption finds, and
     which captions each picture finds, beside chance; retrieval.csv has a row for each query.
     After any interruption the same command resumes.

@@ -49,8 +49,9 @@ from raymotion.models.outputs.dimensions import VALUES, Dimensions, column_mean
 from raymotion.models.outputs.embedding import Embedding
 from raymotion.models.outputs.single_label import HARD, SOFT, SingleLabel
 from raymotion.pipeline.plan import input_columns, output_columns
+from raymotion.text_table import csv_text
 
-PREDICTIONS, SAMPLES = "predictions", "samples.parquet"
+PREDICTIONS, SAMPLES, BY_FILE = "predictions", "samples.parquet", "by.csv"
 # Metadata that marks the table of chosen samples; only a table with this mark is replaced.
 MADE_BY = {b"made_by": b"raymotion evaluate"}
 FORMAT = 1
@@ -144,6 +145,7 @@ class Numbers:
         truth, values: (n, D); NaN in `truth` marks unknown values.
         by_bin: for each dimension, the errors by the true value.
         flat: says that predictions hardly vary; None if they do.
+        by: see `Labels`.
     """
 
     output: str
@@ -154,6 +156,7 @@ class Numbers:
     evaluation: Evaluation
     by_bin: Mapping[str, Sequence[ErrorBin]] = field(default_factory=dict)
     flat: str | None = None
+    by: Mapping[str, Evaluation] = field(default_factory=dict)
 
 
 # Arguments: the output folder, the record of evaluation.json, and the results of labels, of numbers, of one label, and
@@ -224,9 +227,8 @@ def evaluate_checkpoint(
         chosen = samples.filter(pa.array(rows_of_domains(samples, settings.holdout_domain, where=settings.samples)))
         split = split or "all"
     if settings.by is not None:
-        if info.labels is None:
-            what = "vectors" if info.outputs[0].gives == "vectors" else "numbers"
-            raise InputError(f"predicts {what}, no labels", path=settings.model, remedy="Leave --by out.")
+        if all(own.gives == "vectors" for own in info.outputs):
+            raise InputError("predicts vectors, no labels", path=settings.model, remedy="Leave --by out.")
         domain_values(chosen, settings.by, where=settings.samples)
     choice = choose_samples(chosen, info.outputs[0], split, where=settings.samples)
     seen = _seen_before(info, choice.table)
@@ -316,6 +318,10 @@ def evaluate_checkpoint(
     for own_retrieval in retrieval:
         prefix = "" if own_retrieval is retrieval[0] else f"{own_retrieval.output}_"
         storage.write_text(storage.join(out, f"{prefix}retrieval.csv"), queries_csv(own_retrieval))
+    if record["by"] is not None:
+        storage.write_text(storage.join(out, BY_FILE), _by_csv(record["by"]))
+    else:  # of an earlier call
+        storage.remove(storage.join(out, BY_FILE))
     if write_page is not None:
         write_page(out, record, labels, numbers, classes, retrieval)
     records.write_record(storage.join(out, "evaluation.json"), record)  # written last: marks a complete evaluation
@@ -465,15 +471,21 @@ def _measure_numbers(
     told = info.facts(own.name).get("mean") or [None] * own.width
     mean = np.array([m if np.isfinite(m) else np.nan if t is None else t for m, t in zip(mean, told, strict=True)])
     names, truth, values, mean = tuple(own.names[j] for j in there), truth[:, there], values[:, there], mean[there]
-    evaluation = evaluate_dimensions(
-        truth, values, training_mean=mean, names=names, groups=groups, bootstrap=settings.bootstrap,
-        seed=settings.seed,
-    )  # fmt: skip
+    options: dict[str, Any] = {
+        "training_mean": mean, "names": names, "bootstrap": settings.bootstrap, "seed": settings.seed
+    }  # fmt: skip
+    evaluation = evaluate_dimensions(truth, values, groups=groups, **options)
+    rated = np.flatnonzero(~np.isnan(truth).all(axis=1))
+    by = {
+        value: evaluate_dimensions(truth[rated][here], values[rated][here], groups=own_groups, **options)
+        for value, here, own_groups in _values_of(settings.by, rows.take(rated))
+    }
     by_bin = {
         name: error_by_bin(truth[:, j], values[:, j], scale=own.scale, training_mean=mean[j])
         for j, name in enumerate(names)
     }
-    return Numbers(own.name, names, own.scale, truth, values, evaluation, by_bin, flat_notice(truth, values, names))
+    flat = flat_notice(truth, values, names)
+    return Numbers(own.name, names, own.scale, truth, values, evaluation, by_bin, flat, by)
 
 
 def choose_samples(samples: pa.Table, output: Output, split: str | None, *, where: object = None) -> Choice:
@@ -748,7 +760,9 @@ def _record(
             "bins": settings.bins,
         },
         "results": None if labels is None else labels.measured.to_dict(),
-        "by": None if settings.by is None else {"column": settings.by, "values": _by_of(labels, classes)},
+        "by": None
+        if settings.by is None
+        else {"column": settings.by, "outputs": _by_of(info, labels, classes, numbers)},
         "classes": {own.output: {"vocabulary": own.subject, **own.measured.to_dict()} for own in classes},
         "numbers": {
             own.output: {
@@ -765,7 +779,23 @@ def _record(
     }
 
 
-def _by_of(labels: Labels | None, classes: Sequence[Classes]) -> dict[str, Any]:
-    """Returns the results of the first labels by the value of a column."""
-    by = labels.by if labels is not None else classes[0].by if classes else {}
-    return {value: own.to_dict() for value, own in by.items()}
+def _by_of(
+    info: CheckpointInfo, labels: Labels | None, classes: Sequence[Classes], numbers: Sequence[Numbers]
+) -> dict[str, dict[str, Any]]:
+    """Returns the results of each output by the value of a column."""
+    found: list[tuple[str, Mapping[str, Evaluation]]] = [(own.output, own.by) for own in (*classes, *numbers)]
+    if labels is not None and info.labels is not None:
+        found.insert(0, (info.labels.name, labels.by))
+    return {name: {value: own.to_dict() for value, own in by.items()} for name, by in found}
+
+
+def _by_csv(by: Mapping[str, Any]) -> str:
+    """Returns a row for each output, value of the column, and metric, from the record."""
+    heads = ("samples", "value", "low", "high", "prior", "constant")
+    rows = [
+        (output, by["column"], value, name, *(metric[head] for head in heads))
+        for output, values in by["outputs"].items()
+        for value, own in values.items()
+        for name, metric in own["metrics"].items()
+    ]
+    return csv_text(["output", "column", "column_value", "metric", *heads], rows)

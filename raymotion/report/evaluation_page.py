@@ -40,6 +40,11 @@ BY_HEADS = ("n", "labels judged", "macro AUC (chance 0.5)", "95 % interval", "mA
 BY_HEADS_OF_CLASSES = (
     "n", "accuracy", "95 % interval", "majority", "macro F1", "95 % interval", "log loss", "below prior"
 )  # fmt: skip
+# Columns of that table for numbers, after the value and the name of the number.
+BY_HEADS_OF_NUMBERS = (
+    "n", "R²", "95 % interval", "training mean", "CCC (mean 0)", "95 % interval", "MAE", "95 % interval",
+    "training mean", "below it",
+)  # fmt: skip
 CORRUPTION_HEADS = (
     "features replaced", "metric", "value", "95 % interval", "constant", "change", "95 % interval"
 )  # fmt: skip
@@ -245,7 +250,14 @@ def render(
         classes=[(own, _shown_classes(own, record), shown) for own, shown in classes],
         soft=record["settings"]["soft"],
         by=labels and record["by"] and {"heads": (record["by"]["column"], *BY_HEADS), "rows": by_rows(labels.by)},
-        numbers=[(own, metric_rows(own.evaluation)) for own in numbers],
+        numbers=[
+            (
+                own,
+                metric_rows(own.evaluation),
+                own.by and {"heads": by_heads_of_numbers(record["by"]["column"]), "rows": number_by_rows(own)},
+            )
+            for own in numbers
+        ],
         by_caption=by_caption,
         retrieval=[(pairs, shown_retrieval(pairs, predictions)) for pairs in retrieval],
         corruption=record["corruption"]
@@ -403,6 +415,8 @@ def summary_lines(summary: EvaluationSummary) -> list[str]:
         lines += [] if own.flat in (None, first.text) else [f"  - {own.flat}"]
         lines += ["", f"{own.output}: {', '.join(own.names)}, on a scale of {own.scale[0]:g} to {own.scale[1]:g}"]
         lines += metric_lines(own.evaluation)
+        if by is not None and own.by:
+            lines += ["", *table_lines(by_heads_of_numbers(by), number_by_rows(own), left=(0, 1))]
     for pairs in summary.retrieval:
         lines += retrieval_lines(pairs, first.text)
     noun = "captions" if summary.retrieval and summary.retrieval[0].by_caption else "labels"
@@ -479,6 +493,29 @@ def class_by_rows(by: Mapping[str, Evaluation]) -> list[tuple[str, ...]]:
                 metric_text(loss.value), gain,
             )
         )  # fmt: skip
+    return rows
+
+
+def by_heads_of_numbers(column: str) -> tuple[str, ...]:
+    """Returns the heads of the table of `evaluate --by` for numbers."""
+    return column, "number", *BY_HEADS_OF_NUMBERS
+
+
+def number_by_rows(numbers: Numbers) -> list[tuple[str, ...]]:
+    """Returns the texts of that table, a row for each value and number."""
+    rows: list[tuple[str, ...]] = []
+    for value, own in numbers.by.items():
+        for name in numbers.names:
+            prefix = f"{name}_" if len(numbers.names) > 1 else ""
+            r2, ccc, mae = (own[f"{prefix}{metric}"] for metric in ("r2", "ccc", "mae"))
+            gain = "not known" if mae.value is None or mae.prior is None else f"{mae.prior - mae.value:+.4f}"
+            rows.append(
+                (
+                    value, name, f"{mae.samples:,}", metric_text(r2.value), interval_text(r2.low, r2.high),
+                    metric_text(r2.prior), metric_text(ccc.value), interval_text(ccc.low, ccc.high),
+                    metric_text(mae.value), interval_text(mae.low, mae.high), metric_text(mae.prior), gain,
+                )
+            )  # fmt: skip
     return rows
 
 

@@ -148,8 +148,8 @@ def test_evaluate_scores_a_domain_and_each_value_of_a_column(made: Made, runner:
     every = runner(*command, "--split", "all", "--by", "source", "--out", tmp_path / "all")
     assert every.code == 0, every.err
     by = json.loads((tmp_path / "all/evaluation.json").read_text())["by"]
-    assert by["column"] == "source" and list(by["values"]) == ["news", "art"]
-    art = by["values"]["art"]
+    assert by["column"] == "source" and list(by["outputs"]["emotions"]) == ["news", "art"]
+    art = by["outputs"]["emotions"]["art"]
     assert art["samples"] == 54
     assert art["metrics"]["macro_auc"]["value"] == pytest.approx(record["results"]["metrics"]["macro_auc"]["value"])
     table = storage.read_table(tmp_path / "all/predictions.parquet").to_pylist()
@@ -157,7 +157,7 @@ def test_evaluate_scores_a_domain_and_each_value_of_a_column(made: Made, runner:
     rows = [row for row in table if row["sample_id"] in news]
     truth = np.array([[label in row["labels"] for label in VALENCE_3.labels] for row in rows], dtype=np.float64)
     expected = bce(truth, np.array([row["probabilities"] for row in rows]))
-    assert by["values"]["news"]["metrics"]["bce"]["value"] == pytest.approx(expected, abs=1e-6)
+    assert by["outputs"]["emotions"]["news"]["metrics"]["bce"]["value"] == pytest.approx(expected, abs=1e-6)
     (line,) = [line for line in every.out.splitlines() if line.startswith("art ")]
     assert f"{art['metrics']['macro_auc']['value']:.4f}" in line and "of 3" in line
     assert "<h2>By source</h2>" in (tmp_path / "all/evaluation.html").read_text()

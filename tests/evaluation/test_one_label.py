@@ -13,7 +13,15 @@ import pandas as pd
 import pytest
 import torch
 from scipy.stats import entropy
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    mean_absolute_error,
+    precision_recall_fscore_support,
+    r2_score,
+)
 from torch import Tensor, nn
 
 import raymotion
@@ -240,11 +248,47 @@ class TestEvaluation:
         ids = pd.read_parquet(out / "predictions.parquet")["sample_id"]
         table = pd.read_parquet(samples).set_index("sample_id").loc[ids]
         south = (table["source"] == "south").to_numpy()
-        found = summary.record["by"]["values"]["south"]["metrics"]["accuracy"]["value"]
+        found = summary.record["by"]["outputs"]["emotions"]["south"]["metrics"]["accuracy"]["value"]
         assert found == pytest.approx((p.argmax(axis=1) == truth)[south].mean())
         bins = summary.record["numbers"]["valence"]["by_bin"]["valence"]
         assert sum(row["count"] for row in bins) == table["valence"].notna().sum() < len(table)
         assert summary.record["numbers"]["valence"]["flat"] is None
+        assert list(summary.record["by"]["outputs"]) == ["emotions", "valence"]
+        rated = table["valence"].notna().to_numpy() & south
+        (own,) = summary.numbers
+        assert own.by["south"].samples == own.by["south"]["mae"].samples == rated.sum()
+
+    def test_by_scores_numbers_beside_the_training_mean(self, numbers: str, ratings: str, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        summary = evaluated(numbers, ratings, out, by="source")
+        (name, by), *others = summary.record["by"]["outputs"].items()
+        assert not others and list(by) == ["north", "south"]
+        table = pd.read_parquet(ratings)
+        mean = table[table["split"] == "train"]["valence"].mean()
+        predicted = pd.read_parquet(out / "predictions.parquet").set_index("sample_id")["valence"]
+        south = table.set_index("sample_id").loc[predicted.index].query("source == 'south' and valence.notna()")
+        y, p = south["valence"], predicted[south.index]
+        wanted = {
+            "valence_r2": (r2_score(y, p), r2_score(y, np.full(len(y), mean))),
+            "valence_mae": (mean_absolute_error(y, p), mean_absolute_error(y, np.full(len(y), mean))),
+            "valence_ccc": (
+                2 * np.cov(y, p, ddof=0)[0, 1] / (y.var(ddof=0) + p.var(ddof=0) + (y.mean() - p.mean()) ** 2), 0.0
+            ),
+        }  # fmt: skip
+        rows = list(csv.DictReader((out / "by.csv").open()))
+        assert len(rows) == 2 * len(by["south"]["metrics"])
+        for metric, (value, prior) in wanted.items():
+            found = by["south"]["metrics"][metric]
+            assert (found["value"], found["prior"]) == pytest.approx((value, prior), abs=1e-5)
+            assert found["low"] < found["value"] < found["high"] and found["samples"] == len(south)
+            (row,) = [own for own in rows if (own["column_value"], own["metric"]) == ("south", metric)]
+            assert (row["output"], row["column"], float(row["value"])) == (name, "source", found["value"])
+        text = "\n".join(summary_lines(summary))
+        (line,) = [own for own in text.splitlines() if own.split()[:2] == ["south", "valence"]]
+        assert f"{wanted['valence_r2'][0]:.4f}" in line and f"{wanted['valence_mae'][1]:.4f}" in line
+        page = (out / "evaluation.html").read_text()
+        assert "By source" in page and "<td>south</td><td>arousal</td>" in page
+        assert evaluated(numbers, ratings, out).record["by"] is None and not (out / "by.csv").exists()
 
     def test_a_model_that_always_says_fear_is_called_that(self, flat: str, samples: str, tmp_path: Path) -> None:
         summary = evaluated(flat, samples, tmp_path / "out")
