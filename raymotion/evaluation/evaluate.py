@@ -760,9 +760,7 @@ def _record(
             "bins": settings.bins,
         },
         "results": None if labels is None else labels.measured.to_dict(),
-        "by": None
-        if settings.by is None
-        else {"column": settings.by, "outputs": _by_of(info, labels, classes, numbers)},
+        "by": _by_of(settings.by, info, labels, classes, numbers),
         "classes": {own.output: {"vocabulary": own.subject, **own.measured.to_dict()} for own in classes},
         "numbers": {
             own.output: {
@@ -780,13 +778,21 @@ def _record(
 
 
 def _by_of(
-    info: CheckpointInfo, labels: Labels | None, classes: Sequence[Classes], numbers: Sequence[Numbers]
-) -> dict[str, dict[str, Any]]:
-    """Returns the results of each output by the value of a column."""
-    found: list[tuple[str, Mapping[str, Evaluation]]] = [(own.output, own.by) for own in (*classes, *numbers)]
+    column: str | None,
+    info: CheckpointInfo,
+    labels: Labels | None,
+    classes: Sequence[Classes],
+    numbers: Sequence[Numbers],
+) -> dict[str, Any] | None:
+    """Returns the column, and the results of each output by its value; None without a column."""
+    if column is None:
+        return None
+    found: dict[str, Mapping[str, Evaluation]] = {}
     if labels is not None and info.labels is not None:
-        found.insert(0, (info.labels.name, labels.by))
-    return {name: {value: own.to_dict() for value, own in by.items()} for name, by in found}
+        found[info.labels.name] = labels.by
+    found |= {own.output: own.by for own in classes} | {own.output: own.by for own in numbers}
+    outputs = {name: {value: own.to_dict() for value, own in by.items()} for name, by in found.items()}
+    return {"column": column, "outputs": outputs}
 
 
 def _by_csv(by: Mapping[str, Any]) -> str:

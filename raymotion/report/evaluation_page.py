@@ -250,14 +250,7 @@ def render(
         classes=[(own, _shown_classes(own, record), shown) for own, shown in classes],
         soft=record["settings"]["soft"],
         by=labels and record["by"] and {"heads": (record["by"]["column"], *BY_HEADS), "rows": by_rows(labels.by)},
-        numbers=[
-            (
-                own,
-                metric_rows(own.evaluation),
-                own.by and {"heads": by_heads_of_numbers(record["by"]["column"]), "rows": number_by_rows(own)},
-            )
-            for own in numbers
-        ],
+        numbers=[(own, metric_rows(own.evaluation), _shown_by_of_numbers(own, record)) for own in numbers],
         by_caption=by_caption,
         retrieval=[(pairs, shown_retrieval(pairs, predictions)) for pairs in retrieval],
         corruption=record["corruption"]
@@ -517,6 +510,12 @@ def number_by_rows(numbers: Numbers) -> list[tuple[str, ...]]:
                 )
             )  # fmt: skip
     return rows
+
+
+def _shown_by_of_numbers(own: Numbers, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    if not own.by:
+        return None
+    return {"heads": by_heads_of_numbers(record["by"]["column"]), "rows": number_by_rows(own)}
 
 
 def _figure(value: float | None) -> str:
