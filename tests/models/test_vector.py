@@ -365,7 +365,8 @@ def test_crossfit_never_predicts_a_row_that_its_model_saw(samples: str, embeddin
         zip(made.column("sample_id").to_pylist(), made.column("predicted_valence").to_pylist(), strict=True)
     ) == {row["sample_id"]: row["valence"] for row in rows}
     assert result.evaluations["vad"]["samples"] == len(held)
-    assert read_checkpoint_info(out / "model").training["crossfit"] == {"folds": 4, "samples": len(held)}
+    told = read_checkpoint_info(out / "model").training["crossfit"]
+    assert (told["folds"], told["samples"], len(told["marks"]["predicted_valence"])) == (4, len(held), len(rows))
     again = cross_fit(recipe, out, folds=4, parallel=False)
     assert again.evaluations == result.evaluations
 
@@ -497,6 +498,34 @@ def test_two_input_refuses_to_learn_from_predictions_for_rows_that_the_regressor
     data = {"samples": samples, "embeddings": [embeddings]}
     with pytest.raises(InputError, match="48 of the 48 training samples have no predicted_valence"):
         fit(two_input_of(step_one, embeddings, data=data), tmp_path / "m2")
+
+
+def test_two_input_learns_only_what_its_regressor_predicted(
+    step_one: str, samples: str, embeddings: str, tmp_path: Path
+) -> None:
+    """A table of another cross-fit, or of predictions for seen pictures, is refused; a part of the right one is not."""
+    other = str(tmp_path / "other")
+    recipe = recipe_of(samples, embeddings, dimensions=["valence"], probe={"strengths": [0.5]}, seed=7)
+    cross_fit(recipe, other, folds=2, parallel=False)
+    with pytest.raises(InputError, match=r"predicted_valence of \d+ of \d+ samples is not what .*/one/model predicted"):
+        fit(two_input_of(other, embeddings, first=f"{step_one}/model"), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    table = read_samples(f"{step_one}/samples.parquet")
+    place = table.schema.get_field_index("predicted_valence")
+    values = table.column(place).to_pylist()
+    train = [row for row, split in enumerate(table.column("split").to_pylist()) if split == "train"]
+    values[train[2]] += 0.01
+    changed = table.set_column(place, table.schema.field(place), pa.array(values, pa.float32()))
+    write_samples(tmp_path / "changed.parquet", changed)
+    data = {"samples": str(tmp_path / "changed.parquet"), "embeddings": [embeddings]}
+    first = table["sample_id"][train[2]]
+    with pytest.raises(InputError, match=f"predicted_valence of 1 of .*, of {first} for example"):
+        fit(two_input_of(step_one, embeddings, data=data), tmp_path / "b")
+    few = table.filter(pa.array([row % 9 > 0 for row in range(table.num_rows)]))
+    write_samples(tmp_path / "few.parquet", few)
+    data = {"samples": str(tmp_path / "few.parquet"), "embeddings": [embeddings]}
+    info = fit(two_input_of(step_one, embeddings, data=data), tmp_path / "c").info
+    assert info.training["settings"]["first_fingerprint"] == read_checkpoint_info(f"{step_one}/model").fingerprint
 
 
 @pytest.mark.parametrize("changes", [{"vote_weights": True}, {"data": {"soft_targets": True}}])

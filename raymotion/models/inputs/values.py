@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from raymotion.config import digest_of
 from raymotion.data.samples import NUMBERS, PREDICTED
 from raymotion.errors import InputError
 from raymotion.models.finite import is_number
@@ -134,21 +136,63 @@ class PredictedInput(ValuesInput):
     """Numbers that another model predicted out of fold, for training; a trained model predicts them itself.
 
     So no table that is labelled needs the columns, and those that it has are not read: they may be another model's.
+
+    Args:
+        marks: by column, `prediction_marks` of what that model predicted; a training table with other numbers is
+            refused. None: of a trained model, which reads no table.
+        model: its checkpoint, for the message.
     """
 
     name: ClassVar[str] = "predicted"
 
     def __init__(
-        self, names: Sequence[str], mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+        self,
+        names: Sequence[str],
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        *,
+        marks: Mapping[str, Sequence[str]] | None = None,
+        model: str = "",
     ) -> None:
         super().__init__(names, mean, std)
         self.columns = ()
+        self.marks, self.model = marks, model
+
+    def prepare(self, table: pa.Table, recipe: TrainRecipe, *, where: str) -> PreparedValues:
+        """See `Input`.
+
+        Raises:
+            InputError: a number is not what the model predicted for that sample without having seen it.
+        """
+        ids = table.column("sample_id").to_pylist()
+        for name, marks in (self.marks or {}).items():
+            values, known = _column(table, name), set(marks)
+            told = np.flatnonzero(np.isfinite(values))
+            own = prediction_marks([ids[row] for row in told], values[told])
+            foreign = [row for row, mark in zip(told.tolist(), own, strict=True) if mark not in known]
+            if foreign:
+                raise InputError(
+                    f"{name} of {len(foreign):,} of {len(told):,} samples is not what {self.model} predicted out of "
+                    f"fold, of {ids[foreign[0]]} for example",
+                    path=where,
+                    remedy="Take samples.parquet and model of one and the same `raymotion crossfit`.",
+                )
+        return super().prepare(table, recipe, where=where)
+
+    def preparation(self) -> list[Any]:
+        return [*super().preparation(), digest_of({name: sorted(own) for name, own in (self.marks or {}).items()})]
 
     def collect(self, items: Sequence[Any]) -> Arrays:
         return _shown(np.full((len(items), len(self.names)), np.nan, dtype=np.float32))
 
     def describe(self) -> list[str]:
         return [f"Numbers: {', '.join(self.names)}; for training out of fold, else predicted by the regressor inside."]
+
+
+def prediction_marks(sample_ids: Sequence[str], values: np.ndarray) -> list[str]:
+    """Returns 10 hex digits for each sample and what was predicted for it; values (n,), compared to six digits."""
+    told = zip(sample_ids, np.asarray(values, dtype=np.float32).tolist(), strict=True)
+    return [hashlib.sha256(f"{own}\0{value:.6g}".encode()).hexdigest()[:10] for own, value in told]
 
 
 def _column(table: pa.Table, name: str) -> np.ndarray:

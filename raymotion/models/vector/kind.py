@@ -200,7 +200,14 @@ class TwoInputKind(VectorKind):
                 path=info.folder,
                 remedy="Take OUT/model of `raymotion crossfit`, and OUT/samples.parquet as the samples.",
             )
-        return [*own, PredictedInput([f"predicted_{recipe.dimension}"])]
+        marks = (info.training["crossfit"].get("marks") or {}).get(column := f"predicted_{recipe.dimension}")
+        if marks is None:
+            raise InputError(
+                "does not record what it predicted out of fold, since an earlier version made it",
+                path=info.folder,
+                remedy="Make it again with `raymotion crossfit`.",
+            )
+        return [*own, PredictedInput([column], marks={column: marks}, model=info.folder)]
 
     def targets_settings(self, recipe: TwoInputRecipe) -> list[Any]:
         return [recipe.dimension, recipe.bands.model_dump(mode="json")]
