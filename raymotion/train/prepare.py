@@ -53,7 +53,7 @@ def prepare_data(recipe: TrainRecipe) -> TrainingSet:
     facts = DataFacts.of(table, path)
     outputs = kind.checked_outputs(recipe, facts, prepared=True)
     targets = {own.name: own.read(table, where=path, given=given if own.vocabulary else None) for own in outputs}
-    # Every sample needs a target of the first output; targets of further outputs may be missing.
+    # Every sample needs a target of the first output; some may lack those of further outputs.
     known = targets[outputs[0].name].known
     counts = {"rows": table.num_rows + sum(left_out.values()), **left_out, "without_labels": int((~known).sum())}
     in_split = np.asarray(pc.is_valid(table.column("split")))
@@ -93,7 +93,9 @@ def prepare_data(recipe: TrainRecipe) -> TrainingSet:
             )
     if holdout and not len(data.splits["test"]):
         raise InputError(f"has no sample of {', '.join(holdout)} with labels to test on", path=path)
-    outputs[0].require(targets[outputs[0].name], data.splits, where=path)
+    # Not of those that only other recipes of a search have.
+    for output in kind.checked_outputs(recipe, facts):
+        output.require(targets[output.name], data.splits, where=path)
     # A fingerprint of the contents, not of the files: another Parquet version writes the same samples differently.
     contents: list[Any] = [data.sample_ids, data.groups, splits_of.tolist()]
     contents += [own.contents(targets[own.name]) for own in outputs]

@@ -374,6 +374,14 @@ class TestEvaluation:
         page = (tmp_path / "out" / "evaluation.html").read_text()
         assert "On a scale of 1 to 7. The training mean" in page
 
+    @pytest.mark.parametrize("split", ["train", "val"])
+    def test_a_further_output_without_a_target_is_refused_before_training(self, tmp_path: Path, split: str) -> None:
+        rows = [{**row, "valence": None if row["split"] == split else row["valence"]} for row in rows_of()]
+        write_samples(path := str(tmp_path / "s.parquet"), table_from_rows(rows, FOUR, scale=(1.0, 7.0)))
+        with pytest.raises(InputError, match=f"no sample of the split {split} has valence"):
+            train(path, tmp_path / "both", valence=True)
+        assert not (tmp_path / "both").exists() and train(path, tmp_path / "labels_alone")
+
     def test_an_output_of_numbers_without_any_is_not_measured(self, one: str, tmp_path: Path) -> None:
         rows = [{name: own for name, own in row.items() if name != "valence"} for row in rows_of()]
         write_samples(tmp_path / "s.parquet", table_from_rows(rows, FOUR, scale=(1.0, 7.0)))
