@@ -25,7 +25,7 @@ class Status:
     """The progress of a job, a training run or a study.
 
     Attributes:
-        what: e.g. `labels`, `training`.
+        what: e.g. `labels`, `training`, `cross-fit`.
         state: complete, running, interrupted, failed, or dead (its process ended without saying so).
         who: the process that works on it, or the last one; "" if unknown.
         done, total: in `unit`; total is None if it is not known.

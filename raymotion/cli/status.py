@@ -13,7 +13,7 @@ from raymotion.cli.options import access_options
 def status(folder: str) -> None:
     """Tell how far a job, a training run or a study is, from its folder alone: also of one that has died.
 
-    FOLDER is what was given as --out, local or s3://.
+    FOLDER is what was given as --out, local or s3://. Of `crossfit`, `carryover` and `finetune` it counts the runs.
 
     \b
     Example:
@@ -24,9 +24,12 @@ def status(folder: str) -> None:
     from raymotion.batch.status import is_job, job_status
     from raymotion.errors import InputError
     from raymotion.study.status import is_study, study_status
-    from raymotion.train.status import is_training, training_status
+    from raymotion.train.status import comparison_status, is_comparison, is_training, training_status
 
-    for is_one, status_of in ((is_job, job_status), (is_study, study_status), (is_training, training_status)):
+    for is_one, status_of in (
+        (is_job, job_status), (is_study, study_status), (is_comparison, comparison_status),
+        (is_training, training_status),
+    ):  # fmt: skip
         if is_one(folder):
             for line in status_of(folder).text():
                 click.echo(line)
@@ -34,7 +37,7 @@ def status(folder: str) -> None:
     if not storage.exists(folder):
         raise InputError("no such folder", path=folder, remedy="Name the folder that was given as --out.")
     raise InputError(
-        "holds no job, no training run and no study",
+        "holds no job, no training run, no comparison of runs and no study",
         path=folder,
         remedy="Name the folder that was given as --out. A command that has just begun has written nothing yet, and a "
         "job that ends without a commit leaves nothing.",

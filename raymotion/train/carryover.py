@@ -34,7 +34,15 @@ from raymotion.models.training_set import TrainingSet
 from raymotion.text_table import csv_text
 from raymotion.train.prepare import prepare_data
 from raymotion.train.recipe import require_independent_labels, require_loggers
-from raymotion.train.runs import RUNS, ComparisonProgress, publish, read_answers, require_same_comparison, run_all
+from raymotion.train.runs import (
+    RUNS,
+    ComparisonProgress,
+    publish,
+    read_answers,
+    require_same_comparison,
+    run_all,
+    write_plan,
+)
 from raymotion.version import __version__
 
 RECORD, CSV, PAGE, MODEL = "carryover.json", "carryover.csv", "carryover.html", "model"
@@ -216,6 +224,7 @@ def carry_over(
         runs += [Run(value, seeds[0], linear=True) for value in (*domains, None)]
     infos: dict[Run, CheckpointInfo] = {}
     names = [run.name for run in runs]
+    write_plan(target, "carry-over", RECORD, names)
     with ComparisonProgress(progress, storage.join(target, RUNS), names, title="carry-over") as shown:
         shown.waiting("starting")
         recipes = [(run, _recipe_of(run, recipe, column)) for run in runs]

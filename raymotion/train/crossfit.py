@@ -27,7 +27,7 @@ from raymotion.models.recipe import TrainRecipe
 from raymotion.models.training_set import TrainingSet
 from raymotion.train.prepare import prepare_data
 from raymotion.train.recipe import kind_of, require_loggers
-from raymotion.train.runs import RUNS, ComparisonProgress, publish, require_same_comparison, run_all
+from raymotion.train.runs import RUNS, ComparisonProgress, publish, require_same_comparison, run_all, write_plan
 from raymotion.train.task import Task
 from raymotion.version import __version__
 
@@ -120,6 +120,7 @@ def cross_fit(
         recipes.append((run, recipe.model_copy(update={"data": recipe.data.model_copy(update={"samples": path})})))
     infos: dict[Run, CheckpointInfo] = {}
     names = [run.name for run in runs]
+    write_plan(target, "cross-fit", RECORD, names)
     with ComparisonProgress(progress, storage.join(target, RUNS), names, title="cross-fitting") as shown:
         shown.waiting("starting")
         for run, info in run_all(recipes, target, address, parallel):

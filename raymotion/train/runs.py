@@ -36,6 +36,7 @@ from raymotion.train.progress import at_epoch, interval, read_pace
 from raymotion.train.recipe import kind_of
 
 RUNS = "runs"  # folder of the runs, in that of the comparison
+PLAN = "_runs.json"  # names all runs that there will be, for `raymotion status`
 MOST_SHOWN = 3  # running runs whose epoch is displayed
 
 
@@ -119,6 +120,17 @@ def require_same_comparison(
         require_same_settings(before, settings, where=target, remedy=REMEDY, ignore=ignore)
 
 
+def write_plan(target: str, title: str, record: str, names: Sequence[str]) -> None:
+    """Writes which runs a comparison has, before the first of them.
+
+    Args:
+        title: what it is, as in `carry-over`.
+        record: the file that marks a complete comparison.
+    """
+    plan = {"title": title, "record": record, "runs": list(names)}
+    records.write_record(storage.join(target, PLAN), plan)
+
+
 def publish(info: CheckpointInfo, folder: str, **told: Any) -> None:
     """Writes the model of a run again, with what its training.json and card say of the whole comparison."""
     model = load_model(info.folder)
@@ -129,8 +141,8 @@ def publish(info: CheckpointInfo, folder: str, **told: Any) -> None:
 
 
 def strange_entries(there: set[str], tables: Collection[str]) -> list[str]:
-    """Returns the entries of a folder that do not belong to an unfinished comparison, which has runs before tables."""
-    return sorted(there - ({RUNS, *tables} if RUNS in there else set()))
+    """Returns the entries of a folder that do not belong to a comparison, which writes plan and runs first."""
+    return sorted(there - ({RUNS, PLAN, *tables} if there & {RUNS, PLAN} else set()))
 
 
 def run_all(

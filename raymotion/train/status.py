@@ -1,4 +1,4 @@
-"""What a training run has done so far, from the folder of its state beside the output."""
+"""What a training run, or a comparison of several, has done so far, from the folders of their state."""
 
 from __future__ import annotations
 
@@ -9,12 +9,39 @@ from raymotion.batch.status import COMPLETE, RUNNING, UNKNOWN, Status, state_of
 from raymotion.folders.outputs import run_folder
 from raymotion.models.checkpoint import is_checkpoint, read_checkpoint_info
 from raymotion.train.fit import PROGRESS, SETTINGS
-from raymotion.train.progress import read_pace
+from raymotion.train.progress import at_epoch, read_pace
+from raymotion.train.runs import MOST_SHOWN, PLAN, RUNS
 
 
 def is_training(out: storage.PathLike) -> bool:
     """Returns whether `out` is a checkpoint, or the state of its training lies beside it."""
     return is_checkpoint(out) or storage.exists(storage.join(run_folder(out), SETTINGS))
+
+
+def is_comparison(folder: storage.PathLike) -> bool:
+    """Returns whether a folder is that of `crossfit`, `carryover` or `finetune`, which train several runs."""
+    return storage.exists(storage.join(folder, PLAN))
+
+
+def comparison_status(folder: storage.PathLike) -> Status:
+    """Returns the status of a comparison of several runs.
+
+    Raises:
+        Damaged: its record cannot be read.
+    """
+    target = storage.absolute(folder)
+    plan = records.read_record(storage.join(target, PLAN))
+    names = list(plan["runs"])
+    open_ = [name for name in names if not is_checkpoint(storage.join(target, RUNS, name))]
+    ended = not open_ and storage.exists(storage.join(target, plan["record"]))
+    state, who = state_of(target, COMPLETE if ended else RUNNING)
+    begun = [(name, read_pace(run_folder(storage.join(target, RUNS, name)))) for name in open_]
+    lines = [f"{name}: {at_epoch(pace)}" for name, pace in begun if pace is not None]
+    if len(lines) > MOST_SHOWN:
+        lines = [*lines[:MOST_SHOWN], f"and {len(lines) - MOST_SHOWN} more in training"]
+    if not open_ and not ended:
+        lines.append("All runs are trained; the results are not written yet.")
+    return Status(plan["title"], state, len(names) - len(open_), len(names), "runs", who, lines=lines)
 
 
 def training_status(out: storage.PathLike) -> Status:

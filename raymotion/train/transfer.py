@@ -33,7 +33,7 @@ from raymotion.models.training_set import TrainingSet
 from raymotion.train.pictures import cached_pictures
 from raymotion.train.prepare import prepare_data
 from raymotion.train.recipe import require_independent_labels, require_loggers
-from raymotion.train.runs import RUNS, ComparisonProgress, read_answers, require_same_comparison, run_all
+from raymotion.train.runs import RUNS, ComparisonProgress, read_answers, require_same_comparison, run_all, write_plan
 from raymotion.version import __version__
 
 CONDITIONS = ("scratch", "AnB", "AnB+", "BnB", "BnB+")
@@ -208,7 +208,9 @@ def compare(
         shown.ended(run.name)
 
     infos: dict[Run, CheckpointInfo] = {}
-    with ComparisonProgress(progress, storage.join(target, RUNS), [run.name for run in [*first, *then]]) as shown:
+    names = [run.name for run in [*first, *then]]
+    write_plan(target, "fine-tuning", RECORD, names)
+    with ComparisonProgress(progress, storage.join(target, RUNS), names) as shown:
         shown.waiting("starting")
         for group in (first, then):
             recipes = [(run, _recipe_of(run, recipe, a, target)) for run in group]

@@ -16,10 +16,11 @@ from raymotion.data.parts import running_job, write_job
 from raymotion.data.samples import table_from_rows, write_samples
 from raymotion.folders.owner import Owner
 from raymotion.models.checkpoint import read_checkpoint_info
+from raymotion.train.crossfit import cross_fit
 from raymotion.train.fit import fit
 from raymotion.train.loop import Run
 from raymotion.train.recipe import load_recipe
-from raymotion.train.status import training_status
+from raymotion.train.status import comparison_status, training_status
 from raymotion.vocabulary import VALENCE_3
 
 
@@ -69,7 +70,8 @@ def test_a_job_whose_process_is_gone_is_dead(mean_job: Any, write_table: Any, tm
     assert "The same command goes on." in "\n".join(status.text())
 
 
-def test_a_training_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runner: Callable[..., Any]) -> None:
+def written(folder: Path) -> str:
+    """Writes a table of captions to train on."""
     rows = [
         {
             "sample_id": f"s{i}", "group_id": f"s{i}", "source": "t", "captions": [f"word{i % 3} and more"],
@@ -77,9 +79,13 @@ def test_a_training_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runner:
         }
         for i in range(24)
     ]  # fmt: skip
-    write_samples(tmp_path / "s.parquet", table_from_rows(rows, VALENCE_3))
+    write_samples(folder / "s.parquet", table_from_rows(rows, VALENCE_3))
+    return str(folder / "s.parquet")
+
+
+def test_a_training_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runner: Callable[..., Any]) -> None:
     options = {
-        "data": {"samples": str(tmp_path / "s.parquet")}, "workers": 0, "use_gpu": False,
+        "data": {"samples": written(tmp_path)}, "workers": 0, "use_gpu": False,
         "optimiser": {"epochs": 3, "patience": 3},
     }  # fmt: skip
     recipe = load_recipe("teacher-demo", options=options)
@@ -98,6 +104,36 @@ def test_a_training_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runner:
     assert done.code == 0 and done.out.startswith(f"training: complete\n  {epochs} epochs"), done.out
 
 
+def test_runs_that_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runner: Callable[..., Any]) -> None:
+    """A cross-fit: while it runs, killed in its second run, and complete; `carryover` and `finetune` share this."""
+    options = {"data": {"samples": written(tmp_path)}, "workers": 0, "use_gpu": False, "optimiser": {"epochs": 3}}
+    recipe, out, told, step = load_recipe("teacher-demo", options=options), tmp_path / "out", [], Run.step
+
+    def looks(self: Run) -> Any:
+        told.append(comparison_status(out))
+        if len(told) == 6:
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(Run, "step", looks)
+    with pytest.raises(KeyboardInterrupt):
+        cross_fit(recipe, out, folds=2, parallel=False)
+    assert [(own.state, own.done, own.total) for own in told] == [("running", i // 3, 3) for i in range(6)]
+    assert told[0].what == "cross-fit" and f"process {Owner.here().pid}" in told[0].who
+    assert any(re.match(r"without-fold-1: epoch \d/3", line) for line in told[5].lines), told[5].lines
+    done = runner("status", out)
+    assert done.code == 0 and "cross-fit: dead\n  1 of 3 runs (33 %)" in done.out, done.out + done.err
+    assert "The same command goes on." in done.out
+    cross_fit(recipe, out, folds=2, parallel=False)
+    done = runner("status", out)
+    assert done.out.startswith("cross-fit: complete\n  3 of 3 runs (100 %)"), done.out
+    (out / "crossfit.json").unlink()
+    assert "the results are not written yet" in runner("status", out).out
+    (out / "_runs.json").write_text("{")
+    done = runner("status", out)
+    assert done.code != 0 and "_runs.json: is damaged" in done.err, done.err
+
+
 def test_any_other_folder_is_told(tmp_path: Path, runner: Callable[..., Any]) -> None:
     done = runner("status", tmp_path)
-    assert done.code == 2 and "holds no job, no training run and no study" in done.err
+    assert done.code == 2 and "holds no job, no training run, no comparison of runs and no study" in done.err
