@@ -43,6 +43,7 @@ from raymotion.learning.metrics.dimensions import ErrorBin, error_by_bin, evalua
 from raymotion.learning.metrics.multilabel import Evaluation, evaluate
 from raymotion.learning.metrics.single_label import evaluate_classes
 from raymotion.learning.selection import top_per_image
+from raymotion.learning.significance import FEWEST_IMAGES
 from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info, sample_mark
 from raymotion.models.outputs.base import Output
 from raymotion.models.outputs.dimensions import VALUES, Dimensions, column_mean
@@ -471,15 +472,17 @@ def _measure_numbers(
     told = info.facts(own.name).get("mean") or [None] * own.width
     mean = np.array([m if np.isfinite(m) else np.nan if t is None else t for m, t in zip(mean, told, strict=True)])
     names, truth, values, mean = tuple(own.names[j] for j in there), truth[:, there], values[:, there], mean[there]
-    options: dict[str, Any] = {
-        "training_mean": mean, "names": names, "bootstrap": settings.bootstrap, "seed": settings.seed
-    }  # fmt: skip
-    evaluation = evaluate_dimensions(truth, values, groups=groups, **options)
+    options: dict[str, Any] = {"training_mean": mean, "names": names, "seed": settings.seed}
+    evaluation = evaluate_dimensions(truth, values, groups=groups, bootstrap=settings.bootstrap, **options)
     rated = np.flatnonzero(~np.isnan(truth).all(axis=1))
-    by = {
-        value: evaluate_dimensions(truth[rated][here], values[rated][here], groups=own_groups, **options)
-        for value, here, own_groups in _values_of(settings.by, rows.take(rated))
-    }
+    by = {}
+    for value, here, of in _values_of(settings.by, rows.take(rated)):
+        # Of fewer images the resamples hardly differ: their interval would be narrow by luck.
+        images = len(set(of)) if of else int(here.sum())
+        bootstrap = settings.bootstrap if images >= FEWEST_IMAGES else 0
+        by[value] = evaluate_dimensions(
+            truth[rated][here], values[rated][here], groups=of, bootstrap=bootstrap, **options
+        )
     by_bin = {
         name: error_by_bin(truth[:, j], values[:, j], scale=own.scale, training_mean=mean[j])
         for j, name in enumerate(names)
