@@ -388,6 +388,10 @@ class TestEvaluation:
         page = (tmp_path / "out" / "evaluation.html").read_text()
         assert "On a scale of 1 to 7. The training mean" in page
 
+    def test_ratings_are_not_labels(self, ratings: str, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"has no labels to learn from. Ratings are for a model of numbers"):
+            train(ratings, tmp_path / "model")
+
     @pytest.mark.parametrize("split", ["train", "val"])
     def test_a_further_output_without_a_target_is_refused_before_training(self, tmp_path: Path, split: str) -> None:
         rows = [{**row, "valence": None if row["split"] == split else row["valence"]} for row in rows_of()]

@@ -63,7 +63,8 @@ class SingleLabel(LabelOutput):
             InputError: the table has no vocabulary or no labels.
         """
         if facts.vocabulary is None or not facts.labelled:
-            raise InputError("has no labels to learn from", path=facts.where)
+            remedy = "Ratings are for a model of numbers, or of bands of one." if facts.scale else None
+            raise InputError("has no labels to learn from", path=facts.where, remedy=remedy)
         return cls(facts.vocabulary, loss=recipe.loss, soft=recipe.data.soft_targets, weighted=recipe.vote_weights)
 
     def to_dict(self) -> dict[str, Any]:
