@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -27,8 +27,10 @@ from raymotion.data.images.marks import PictureMark
 from raymotion.data.parts import JOB
 from raymotion.errors import InputError
 from raymotion.learning.nearest import cosines, unit
+from raymotion.models.inputs.captions import Captions
 from raymotion.models.outputs.embedding import TEXT, Embedding
 from raymotion.models.outputs.table import read_outputs
+from raymotion.models.text.words import Words, shown_words, words_of
 from raymotion.text_table import table_lines
 
 if TYPE_CHECKING:
@@ -73,6 +75,8 @@ class SearchResult:
         text, image: the query; one of them is None. An image in memory is called `an image`.
         side: what was searched.
         searched: rows with a vector of that side. without: rows that have none.
+        unknown_words: words of the text that the model does not know. words_not_read: those behind its longest text.
+        words: number of words of the text.
     """
 
     index: str
@@ -83,6 +87,9 @@ class SearchResult:
     searched: int
     without: int
     hits: list[Hit]
+    unknown_words: tuple[str, ...] = ()
+    words_not_read: tuple[str, ...] = ()
+    words: int = 0
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -95,6 +102,7 @@ class SearchResult:
         return {
             "index": self.index, "query": {"text": self.text, "image": self.image}, "side": self.side,
             "engine": self.engine, "searched": self.searched, "without_vector": self.without,
+            "unknown_words": [*self.unknown_words], "words_not_read": [*self.words_not_read],
             "hits": [
                 {"rank": own.rank, "cosine": own.cosine, "sample_id": own.sample_id, "image_uri": own.image_uri,
                  "captions": own.captions}
@@ -112,6 +120,18 @@ class SearchResult:
 
         return pd.DataFrame(self.to_dict()["hits"], columns=["rank", "cosine", "sample_id", "image_uri", "captions"])
 
+    def warnings(self) -> list[str]:
+        """Returns sentences on words of the text that the model does not know, or did not read."""
+        told = []
+        if self.unknown_words:
+            told.append(
+                f"the model does not know {len(self.unknown_words):,} of the {self.words:,} words of the query "
+                f"({shown_words(self.unknown_words)}): what it found may have nothing to do with them"
+            )
+        if self.words_not_read:
+            told.append(f"the query is longer than the model reads: it did not read {shown_words(self.words_not_read)}")
+        return told
+
     def lines(self) -> list[str]:
         """Returns a table for a terminal, and what was searched."""
         rows = [
@@ -125,7 +145,7 @@ class SearchResult:
         ]
 
     def __repr__(self) -> str:
-        return "\n".join(self.lines())
+        return "\n".join([*(f"warning: {own}" for own in self.warnings()), *self.lines()])
 
 
 def _said(captions: Sequence[str]) -> str:
@@ -246,6 +266,7 @@ class SearchIndex:
                 vector of it.
         """
         chosen = self._check(text, image, top, side)
+        words = None if text is None else self._words(text)
         query = self._query(text, image)
         # Numbers that correct similarities between the sides say nothing of two vectors of one side.
         added = self.output.added if chosen == (TEXT if text is not None else self.sides[0]) else 0
@@ -272,7 +293,10 @@ class SearchIndex:
             for rank, ((_, cosine), row) in enumerate(zip(found, rows, strict=True), 1)
         ]
         shown = os.fspath(image) if isinstance(image, str | os.PathLike) else None if image is None else "an image"
-        return SearchResult(self.folder, text, shown, chosen, self.engine, searched, without, hits)
+        result = SearchResult(self.folder, text, shown, chosen, self.engine, searched, without, hits)
+        if words is None:
+            return result
+        return replace(result, unknown_words=words.unknown, words_not_read=words.not_read, words=words.count)
 
     def _check(self, text: str | None, image: object, top: int, side: str | None) -> str:
         if (text is None) == (image is None):
@@ -286,13 +310,31 @@ class SearchIndex:
             )
         return self.sides[0] if side is None else side
 
-    def _query(self, text: str | None, image: Any) -> np.ndarray:
-        """Returns the unit vector (D,) of the query."""
-        if text is not None and TEXT not in self.sides:
+    def _words(self, text: str) -> Words | None:
+        """Returns which words of a query the model knows; None if it reads texts in a way of its own.
+
+        Raises:
+            InputError: it knows none, or the index has no vectors of texts.
+        """
+        if TEXT not in self.sides:
             raise InputError(
                 f"has no text vectors, but those of {' and '.join(self.sides)}", path=self.folder,
                 remedy="Search by a picture: --image FILE.",
             )  # fmt: skip
+        model = self.model.model
+        captions = next((own for own in model.inputs if isinstance(own, Captions) and own.used), None)
+        if captions is None:
+            return None
+        words = words_of(captions, model.info.training, text)
+        if words.unknown and not words.known:
+            raise InputError(
+                f"the model knows no word of the query: {shown_words(words.unknown)}", path=self._model_folder,
+                remedy="Use the words of the captions that it learned from.",
+            )  # fmt: skip
+        return words
+
+    def _query(self, text: str | None, image: Any) -> np.ndarray:
+        """Returns the unit vector (D,) of the query."""
         pixels = image
         if isinstance(image, str | os.PathLike):
             from raymotion.pipeline.predictor import read_picture

@@ -70,6 +70,8 @@ def search(
     result = found.search(text, image=image, top=top, side=side)
     if html is not None:
         write_page(result, html)
+    for warning in result.warnings():
+        click.secho(f"warning: {warning}", fg="red", err=True)
     if as_json:
         click.echo(result.to_json())
         return

@@ -62,6 +62,8 @@ def _wrap_command(name: str, kind: Kind) -> click.Command:
         vocabulary = info.vocabulary
         click.echo(f"{vocabulary.name}: {len(vocabulary)} labels; reads: {', '.join(info.reads)}")
         click.echo("No sample was looked at: `raymotion evaluate` says what its answers are worth.")
+        for caution in kind.cautions(info.model):
+            click.secho(f"warning: {caution}", fg="red", err=True)
         click.echo(f"wrote {info.folder} (fingerprint {info.fingerprint})")
 
     return command

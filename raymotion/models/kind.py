@@ -296,6 +296,14 @@ class Kind(ABC):
         """
         return [f"{parameters:,} parameters."]
 
+    def cautions(self, model: Mapping[str, Any]) -> list[str]:
+        """Returns sentences on what a model that was not trained cannot tell; `raymotion wrap` shows them.
+
+        Args:
+            model: contents of config.json (`model`).
+        """
+        return []
+
     def reads(self, inputs: Sequence[Input]) -> str:
         """Returns a readable phrase that lists the inputs."""
         used = [own for own in inputs if own.used]

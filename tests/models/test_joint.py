@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -411,6 +412,51 @@ def test_another_model_or_a_vocabulary_that_is_missing_is_refused(trained: str, 
     assert done.code == 2 and "Give --vocabulary" in done.err
     done = runner("wrap", "joint-emotions", tmp_path, "--vocabulary", "mikels-8", "--out", tmp_path / "x")
     assert done.code == 2 and len(done.err.strip().splitlines()) == 1
+
+
+def test_words_of_the_prompts_that_the_space_does_not_know_are_told(
+    trained: str, prompts: str, tmp_path: Path, runner: Any
+) -> None:
+    own, out = tmp_path / "prompts.yaml", tmp_path / "emotions"
+    own.write_text(Path(prompts).read_text() + "\n")
+    done = runner("wrap", "joint-emotions", trained, "--vocabulary", "mikels-8", "--prompts", own, "--out", out)
+    assert done.code == 0 and "warning" not in done.err and "does not know" not in (out / "README.md").read_text()
+    labels = list(MIKELS_8.labels)
+    lines = [f"{label}: ['a {colour} square']" for label, colour in zip(labels[:5], COLOURS, strict=True)]
+    lines += [f"{labels[5]}: ['square я']", f"{labels[6]}: ['square ж']", f"{labels[7]}: ['a sunset at the top']"]
+    own.write_text("\n".join(lines))
+    out = tmp_path / "more"
+    done = runner("wrap", "joint-emotions", trained, "--vocabulary", "mikels-8", "--prompts", own, "--out", out)
+    assert done.code == 0
+    unknown, alike = done.err.strip().splitlines()
+    assert "does not know these words of the texts: 'я', 'ж', 'sunset'." in unknown
+    assert f"reads the texts of {labels[5]}, {labels[6]} as the same" in alike
+    assert unknown.removeprefix("warning: ") in (out / "README.md").read_text()
+    own.write_text(f"{labels[0]}: ['sunset']")
+    done = runner("wrap", "joint-emotions", trained, "--vocabulary", "mikels-8", "--prompts", own, "--out", out / "x")
+    assert done.code == 2 and "knows no word of 'sunset'" in done.err
+
+
+def test_a_search_tells_words_that_the_space_does_not_know(
+    trained: str, samples: str, tmp_path: Path, runner: Any
+) -> None:
+    out = str(tmp_path / "index")
+    label(LabelSettings(samples=samples, model=(trained,), out=out, workers=0))
+    done = runner("search", "a red zebra at the я", "--index", out, "--top", 2)
+    assert done.code == 0 and len(done.out.splitlines()) == 4
+    assert "warning: the model does not know 2 of the 6 words of the query ('zebra', 'я')" in done.err
+    told = json.loads(runner("search", "a red zebra", "--index", out, "--json").out)
+    assert told["unknown_words"] == ["zebra"] and told["words_not_read"] == []
+    page = tmp_path / "page.html"
+    assert runner("search", "a red zebra", "--index", out, "--html", page).code == 0
+    assert "Warning: the model does not know 1 of the 3 words of the query" in page.read_text()
+    assert not SearchIndex(out).search("a red square").warnings()
+    assert repr(SearchIndex(out).search("red zebra")).startswith("warning: ")
+    done = runner("search", "zebra я", "--index", out)
+    assert done.code == 2 and "knows no word of the query: 'zebra', 'я'." in done.err
+    assert len(done.err.strip().splitlines()) == 1
+    done = runner("search", "red " * 70 + "square", "--index", out, "--top", 1)
+    assert "longer than the model reads: it did not read 'square'\n" in done.err
 
 
 # --- hubs -----------------------------------------------------------------------------------------------------------

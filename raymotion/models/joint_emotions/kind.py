@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from raymotion.data.streams import CONTEXT
 from raymotion.errors import InputError
-from raymotion.models.checkpoint import CheckpointInfo, load_model, read_checkpoint_info
+from raymotion.models.checkpoint import CheckpointInfo, Model, load_model, read_checkpoint_info
 from raymotion.models.inputs.base import Input, require_inputs
 from raymotion.models.inputs.captions import Captions
 from raymotion.models.inputs.streams import CropInput, PersonInput, StreamInput
@@ -18,6 +18,8 @@ from raymotion.models.kind import Kind, Training, Wrap
 from raymotion.models.outputs.base import DataFacts, Output
 from raymotion.models.outputs.multilabel import MultiLabel
 from raymotion.models.text.prompts import prompts_of
+from raymotion.models.text.tokenizer import encode
+from raymotion.models.text.words import shown_words, words_of
 from raymotion.vocabulary import Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
@@ -91,7 +93,7 @@ class JointEmotionsKind(Kind):
         joint, prompts = cast(Any, model.network), prompts_of(vocabulary, recipe.templates, recipe.prompts)
         config = JointEmotionsConfig(
             joint=dict(model.info.model), names=joint.text.width if joint.config.classes else 0, fitted=fitted,
-            prompts=[] if fitted else prompts,
+            **({} if fitted else {"prompts": prompts, **_not_known(model, vocabulary, prompts)}),
         )  # fmt: skip
         network = JointEmotions(config, len(vocabulary))
         network.pictures.load_state_dict(joint.pictures.state_dict())
@@ -101,11 +103,6 @@ class JointEmotionsKind(Kind):
             if not fitted:
                 texts = [text for own in prompts for text in own]
                 tokens = cast(Captions, model.inputs[0]).tokens([[text] for text in texts])
-                if not tokens.present.all():
-                    unknown = texts[int((~tokens.present).nonzero()[0][0])]
-                    raise InputError(
-                        f"knows no word of {unknown!r}", path=recipe.source, remedy="Say it in other words (--prompts)."
-                    )
                 said = torch.cat([joint.text_head(own) for own in texts_of(joint, tokens, "cpu")])
                 directions = torch.nn.functional.normalize(said, dim=1)
                 means = torch.stack([own.mean(dim=0) for own in directions.split([len(own) for own in prompts])])
@@ -139,7 +136,43 @@ class JointEmotionsKind(Kind):
             else "Zero-shot: it compares pictures with the words for each emotion, and no labelled picture was looked "
             "at. Measure it (`raymotion evaluate`) before you trust it."
         )
-        return [f"From the joint space `{str(source).rstrip('/').rpartition('/')[2]}`, {parameters:,} parameters.", how]
+        where = f"From the joint space `{str(source).rstrip('/').rpartition('/')[2]}`, {parameters:,} parameters."
+        return [where, how, *self.cautions(model)]
+
+    def cautions(self, model: Mapping[str, Any]) -> list[str]:
+        unknown, told = model.get("unknown_words") or [], []
+        if unknown:
+            told.append(
+                f"The joint space does not know these words of the texts: {shown_words(unknown)}. What it says of a "
+                "label that only they describe means nothing."
+            )
+        return told + [
+            f"It reads the texts of {', '.join(labels)} as the same, and gives these labels the same probability."
+            for labels in model.get("alike") or []
+        ]
+
+
+def _not_known(model: Model, vocabulary: Vocabulary, prompts: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Returns the fields of the shape on words of the prompts that a joint space does not know.
+
+    Raises:
+        InputError: it knows no word of a text.
+    """
+    captions = cast(Captions, model.inputs[0])
+    unknown: dict[str, None] = {}
+    read: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    for label, texts in enumerate(prompts):
+        for text in texts:
+            words = words_of(captions, model.info.training, text)
+            if (words.unknown and not words.known) or not captions.known([[text]])[0]:
+                raise InputError(
+                    f"knows no word of {text!r}", path=model.info.folder, remedy="Say it in other words (--prompts)."
+                )
+            unknown |= dict.fromkeys(words.unknown)
+        pieces = encode(captions.tokenizer, texts, captions.max_length)
+        read.setdefault(tuple(tuple(own) for own in pieces), []).append(label)
+    alike = [own for own in read.values() if len({tuple(prompts[label]) for label in own}) > 1]
+    return {"unknown_words": [*unknown], "alike": [[vocabulary.labels[label] for label in own] for own in alike]}
 
 
 def _source(recipe: JointEmotionsRecipe) -> CheckpointInfo:

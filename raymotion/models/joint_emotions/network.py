@@ -23,12 +23,16 @@ class JointEmotionsConfig(Settings):
         fitted: whether the last layer was fitted to labelled samples; else it compares with the texts of each label,
             and says the share of each among them, at the joint space's own temperature.
         prompts: the texts of each label.
+        unknown_words: words of them that the joint space does not know. alike: labels whose texts it reads the same,
+            because they differ in unknown words alone.
     """
 
     joint: dict[str, Any]
     names: int = Field(0, ge=0)
     fitted: bool = False
     prompts: list[list[str]] = Field(default_factory=list)
+    unknown_words: list[str] = Field(default_factory=list)
+    alike: list[list[str]] = Field(default_factory=list)
 
 
 class JointEmotions(nn.Module):
