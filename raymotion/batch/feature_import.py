@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -17,12 +17,15 @@ from raymotion.config import File, Metavar
 from raymotion.data.embedding_layout import EmbeddingLayout, FeatureKey, FeatureShape
 from raymotion.data.streams import CONTEXT
 from raymotion.data.text_rows import shown
-from raymotion.data.vector_table import VectorTable, match_vectors, read_vectors, shared_names
+from raymotion.data.vector_table import Shared, VectorIds, VectorTable, read_vectors, shared_by_pictures
 from raymotion.errors import InputError
 from raymotion.models.vision.backbones import identify
 from raymotion.pipeline.embed import RENDERER
 from raymotion.pipeline.stages import Stage
 from raymotion.pipeline.vectors import TakeVectors
+
+# Ambiguous names that a message shows.
+EXAMPLES = 3
 
 
 class ImportSettings(JobSettings):
@@ -89,15 +92,20 @@ def import_vectors(
         {key: FeatureShape(1, table.dim)}, {settings.backbone: identity.to_dict()}, {"none": 1}, 0, 0, RENDERER
     )
 
-    shared: set[str] = set()
+    # Of the whole table, of which a worker sees a shard; found by the check, which comes first.
+    whole: dict[str, Any] = {}
 
     def stages(device: str) -> tuple[Stage, ...]:
-        names = frozenset(shared)
-        return (TakeVectors(table.path, table.id_column, table.vector_column, table.digest, key, names),)
+        return (TakeVectors(table.path, table.id_column, table.vector_column, table.digest, key, whole["shared"]),)
 
     def check(samples: pa.Table) -> list[str]:
-        shared.update(shared_names(samples))  # of the whole table, of which a worker sees a shard
-        return _check(settings, table, samples, shared)
+        whole["shared"] = shared_by_pictures(samples)
+        whole["matched"], notices = _check(settings, table, samples, whole["shared"])
+        return notices
+
+    def finish(folder: str) -> dict[str, Any]:
+        figures = embedding_figures(folder, layout)
+        return {**figures, "embeddings": {**figures["embeddings"], "matched": whole["matched"]}}
 
     spec = JobSpec(
         kind="embeddings",
@@ -114,7 +122,7 @@ def import_vectors(
             f"The vectors were not made by raymotion: they are said to be {settings.backbone}'s.",
             *random_weights_notices({settings.backbone: identity}),
         ),
-        finish=lambda folder: embedding_figures(folder, layout),
+        finish=finish,
         images="none",
         columns=COLUMNS,
         keep_images_together=True,
@@ -125,38 +133,56 @@ def import_vectors(
     return run_job(spec, address=address, progress=progress)
 
 
-def _check(settings: ImportSettings, table: VectorTable, samples: pa.Table, shared: Collection[str]) -> list[str]:
-    """Compares ids with the samples; returns notices on those without a partner."""
+def _check(
+    settings: ImportSettings, table: VectorTable, samples: pa.Table, shared: Shared
+) -> tuple[dict[str, int], list[str]]:
+    """Compares ids with the samples; returns how many were matched how, and notices on those that were not."""
     of_picture = settings.stream == CONTEXT
-    found = match_vectors(table.ids, samples, by_picture=of_picture, shared=shared)
+    found = VectorIds(table.ids).match(samples, by_picture=of_picture, shared=shared)
     ids = samples.column("sample_id").to_pylist()
+    wanted = np.ones(len(ids), dtype=bool)
     if of_picture:
-        _require_one_per_picture(settings, table, samples, found)
-        without = np.flatnonzero(found < 0)
+        _require_one_per_picture(settings, table, samples, found.rows)
     else:
-        boxes = samples.column(f"{settings.stream}_box").is_valid().to_numpy(zero_copy_only=False)
-        if not boxes.any():
+        wanted = samples.column(f"{settings.stream}_box").is_valid().to_numpy(zero_copy_only=False)
+        if not wanted.any():
             raise InputError(
                 f"no sample has a {settings.stream}_box, so there is no {settings.stream}", path=settings.samples
             )
-        without = np.flatnonzero((found < 0) & boxes)
+    without = np.flatnonzero((found.rows < 0) & wanted)
+    by_name = np.flatnonzero(found.by_file_name & wanted)
+    unclear = [row for row in without.tolist() if row in found.ambiguous]
     notices = []
     if len(without):
         told = f"{len(without):,} of {len(ids):,} samples have no vector, such as {shown(ids[int(without[0])])}"
+        if unclear:
+            some = "; ".join(f"{shown(ids[row])}: {found.ambiguous[row]}" for row in unclear[:EXAMPLES])
+            told += f"; {len(unclear):,} of them because a name is ambiguous ({some})"
         if len(without) == len(ids) or len(without) > settings.rows_that_may_fail(len(ids)):
             raise InputError(
                 f"{told}; the file has {len(table.ids):,}, such as {shown(table.ids[0])}",
                 path=settings.vectors,
-                remedy="Check --id-column"
+                remedy=("Give ids that are unique" if unclear else "Check --id-column")
                 + ("." if len(without) == len(ids) else ", or let --max-failed 1 put them into quarantine."),
             )
         notices.append(f"{told}: they are in quarantine.")
-    left = sorted(set(range(len(table.ids))) - set(found.tolist()))
+    if len(by_name):
+        row = int(by_name[0])
+        notices.append(
+            f"{len(by_name):,} of {len(ids):,} samples were matched by file name alone, such as {shown(ids[row])} with "
+            f"{shown(table.ids[found.rows[row]])}: make sure that these are the same pictures."
+        )
+    left = sorted(set(range(len(table.ids))) - set(found.rows.tolist()))
     if left:
         notices.append(
             f"{len(left):,} of {len(table.ids):,} vectors match no sample, such as {shown(table.ids[left[0]])}."
         )
-    return notices
+    matched = int(np.count_nonzero((found.rows >= 0) & wanted))
+    counts = {
+        "by_id": matched - len(by_name), "by_file_name": len(by_name), "without": len(without),
+        "ambiguous": len(unclear),
+    }  # fmt: skip
+    return counts, notices
 
 
 def _require_one_per_picture(
@@ -183,7 +209,9 @@ def describe(record: Mapping[str, Any]) -> list[str]:
     """Returns the closing lines of the command from its _job.json."""
     found = record["embeddings"]
     (key,) = found["keys"]
+    matched = found["matched"]
     return [
         f"{found['samples']:,} samples, {key['rows']:,} vectors of {key['dim']:,} numbers as "
-        f"{key['stream']}/{key['backbone']}; {found['bytes'] / 1e6:.1f} MB"
+        f"{key['stream']}/{key['backbone']}; {found['bytes'] / 1e6:.1f} MB",
+        f"matched: {matched['by_id']:,} by id or address, {matched['by_file_name']:,} by file name alone",
     ]

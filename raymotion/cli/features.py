@@ -98,7 +98,8 @@ def import_(settings: ImportSettings, **where: Any) -> None:
     VECTORS is a Parquet file with an id and a vector in each row. The ids are sample ids, with or without the data set
     in front, or names of pictures. --backbone says what made the vectors, so that a model that learns from them reads
     new pictures through the same network; vectors of another length are refused, a wrong name of the same length cannot
-    be. Samples without a vector go into quarantine, and vectors without a sample are counted.
+    be. Samples without a vector go into quarantine, and vectors without a sample are counted, as are those that were
+    matched by file name alone.
 
     \b
     Example:

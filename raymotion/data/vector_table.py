@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,54 +140,102 @@ def _matrix(column: pa.Array, name: str, path: storage.PathLike) -> np.ndarray:
     return np.asarray(values.to_numpy(zero_copy_only=False)).reshape(len(column), dim)
 
 
-def match_vectors(
-    ids: Sequence[str], samples: pa.Table, *, by_picture: bool = True, shared: Collection[str] = ()
-) -> np.ndarray:
-    """Returns for each sample the position of its vector in `ids`, int64; -1 for none.
+@dataclass(frozen=True)
+class Shared:
+    """What says nothing, because samples of several pictures of a table have it.
 
-    A sample is known by its id, by its id without the data set (`flickr8k:a.jpg`: a.jpg), with `by_picture` by the
-    address of its picture, and by the file name in these; the first of them that is in `ids` counts. Ids are also
-    compared by their file name (`Images/a.jpg`: a.jpg), unless two have the same.
-
-    Args:
-        shared: file names that say nothing, see `shared_names`.
+    Attributes:
+        ids: sample ids without their data set. names: file names.
     """
-    place = {own: row for row, own in enumerate(ids)}
-    bases: dict[str, int] = {}
-    for row, own in enumerate(ids):
-        base = _base(own)
-        bases[base] = -1 if base in bases else row
-    for base, row in bases.items():
-        if row >= 0:
-            place.setdefault(base, row)
-    uris = samples.column("image_uri").to_pylist()
-    found = np.full(samples.num_rows, -1, np.int64)
-    for row, (sample_id, uri) in enumerate(zip(samples.column("sample_id").to_pylist(), uris, strict=True)):
-        exact, names = _names(sample_id, uri if by_picture else None)
-        known = [*exact, *(name for name in names if name not in shared)]
-        found[row] = next((place[name] for name in known if name in place), -1)
-    return found
+
+    ids: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
 
 
-def shared_names(samples: pa.Table) -> frozenset[str]:
-    """Returns the file names that several pictures of a table have, in different folders."""
-    owner: dict[str, str] = {}
-    shared = set()
+@dataclass(frozen=True)
+class Matches:
+    """The vector of each sample.
+
+    Attributes:
+        rows: int64 (n,), its position; -1 for none.
+        by_file_name: bool (n,), whether only the file names are the same.
+        ambiguous: of samples without a vector, by position: the file name or id that could have told it, and why not.
+    """
+
+    rows: np.ndarray
+    by_file_name: np.ndarray
+    ambiguous: dict[int, str]
+
+
+class VectorIds:
+    """The ids of vectors, to find those of samples.
+
+    A sample is known by its id, by its id without the data set (`flickr8k:a.jpg`: a.jpg), and with `by_picture` by the
+    address of its picture; the first of these that is an id counts. Else the file names in these are compared with
+    those in the ids (`Images/a.jpg`: a.jpg). A file name that several vectors, or several pictures, have says nothing.
+    """
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self.ids = ids
+        self._place = {own: row for row, own in enumerate(ids)}
+        self._of_name: dict[str, list[int]] = {}
+        for row, own in enumerate(ids):
+            self._of_name.setdefault(_base(own), []).append(row)
+
+    def match(self, samples: pa.Table, *, by_picture: bool = True, shared: Shared | None = None) -> Matches:
+        """Returns the vector of each sample.
+
+        Args:
+            shared: see `shared_by_pictures`, of the whole table that the samples are of.
+        """
+        shared = shared or Shared()
+        uris = samples.column("image_uri").to_pylist()
+        rows = np.full(samples.num_rows, -1, np.int64)
+        by_name = np.zeros(samples.num_rows, dtype=bool)
+        ambiguous: dict[int, str] = {}
+        for row, (sample_id, uri) in enumerate(zip(samples.column("sample_id").to_pylist(), uris, strict=True)):
+            own, names = _names(sample_id, uri if by_picture else None)
+            exact = [sample_id, *([] if own in shared.ids else [own]), *([uri] if uri and by_picture else [])]
+            rows[row] = next((self._place[name] for name in exact if name in self._place), -1)
+            if rows[row] < 0:
+                clear = (name for name in names if name not in shared.names and len(self._of_name.get(name, ())) == 1)
+                rows[row] = next((self._of_name[name][0] for name in clear), -1)
+                by_name[row] = rows[row] >= 0
+            if rows[row] < 0 and (why := self._why_not(own, names, shared)) is not None:
+                ambiguous[row] = why
+        return Matches(rows, by_name, ambiguous)
+
+    def _why_not(self, own: str, names: Sequence[str], shared: Shared) -> str | None:
+        """Returns why a vector with the id or a file name of a sample is not its own; None if there is no such one."""
+        if own in shared.ids and own in self._place:
+            return f"{shown(own)} is the id of samples of several data sets"
+        for name in names:
+            there = self._of_name.get(name, [])
+            if len(there) > 1:
+                first, second = (shown(self.ids[row]) for row in there[:2])
+                return f"{shown(name)} is the file name of {len(there):,} vectors, such as {first} and {second}"
+            if there and name in shared.names:
+                return f"{shown(name)} is the file name of several pictures"
+        return None
+
+
+def shared_by_pictures(samples: pa.Table) -> Shared:
+    """Returns the ids and the file names that several pictures of a table have, in different data sets or folders."""
+    owners: tuple[dict[str, str], dict[str, str]] = ({}, {})
+    shared: tuple[set[str], set[str]] = (set(), set())
     uris = samples.column("image_uri").to_pylist()
     for sample_id, uri in zip(samples.column("sample_id").to_pylist(), uris, strict=True):
-        exact, names = _names(sample_id, uri)
-        for name in names:
-            if owner.setdefault(name, exact[-1]) != exact[-1]:
-                shared.add(name)
-    return frozenset(shared)
+        own, names = _names(sample_id, uri)
+        for owner, found, several in zip(owners, ([own], names), shared, strict=True):
+            several.update(name for name in found if owner.setdefault(name, uri or sample_id) != (uri or sample_id))
+    return Shared(*map(frozenset, shared))
 
 
-def _names(sample_id: str, uri: str | None) -> tuple[list[str], list[str]]:
-    """Returns by what a sample is known: exactly, of which the last names its picture, and by file name."""
+def _names(sample_id: str, uri: str | None) -> tuple[str, list[str]]:
+    """Returns the id of a sample without its data set, and the file names that it is known by."""
     own = sample_id.partition(":")[2] or sample_id
-    if uri is None:
-        return [sample_id, own], [_base(own)]
-    return [sample_id, own, uri], [_base(own), file_name(uri)]
+    names = [_base(sample_id), _base(own), *([] if uri is None else [file_name(uri)])]
+    return own, [name for name in dict.fromkeys(names) if name]
 
 
 def _base(name: str) -> str:

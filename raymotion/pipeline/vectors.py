@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from raymotion.data.embedding_layout import FeatureKey
 from raymotion.data.streams import CONTEXT
-from raymotion.data.vector_table import match_vectors, read_vectors
+from raymotion.data.vector_table import Shared, VectorIds, read_vectors
 from raymotion.errors import InputError
 from raymotion.pipeline.stages import Failure, Item, not_finite
 
@@ -21,7 +21,7 @@ class TakeVectors:
     Args:
         path, id_column, vector_column: see `vector_table.read_vectors`. digest: of the file that the job began with.
         key: the features that the vectors are.
-        shared: see `vector_table.match_vectors`.
+        shared: see `vector_table.VectorIds`.
     """
 
     name = "decode"  # as for every first stage
@@ -34,7 +34,7 @@ class TakeVectors:
         vector_column: str,
         digest: str,
         key: FeatureKey,
-        shared: Collection[str] = (),
+        shared: Shared | None = None,
     ) -> None:
         self.path, self.id_column, self.vector_column = path, id_column, vector_column
         self.digest, self.key, self.shared = digest, key, shared
@@ -43,18 +43,21 @@ class TakeVectors:
         self.table = read_vectors(self.path, id_column=self.id_column, vector_column=self.vector_column)
         if self.table.digest != self.digest:
             raise InputError("has changed since the job began", path=self.path, remedy="Leave it alone meanwhile.")
+        self.ids = VectorIds(self.table.ids)
 
     def process(self, items: Sequence[Item]) -> None:
         import pyarrow as pa
 
         names = {name: pa.array([item.row[name] for item in items], pa.string()) for name in ("sample_id", "image_uri")}
         table, of_picture = pa.table(names), self.key.stream == CONTEXT
-        rows = match_vectors(self.table.ids, table, by_picture=of_picture, shared=self.shared)
-        for item, row in zip(items, rows.tolist(), strict=True):
+        found = self.ids.match(table, by_picture=of_picture, shared=self.shared)
+        for place, (item, row) in enumerate(zip(items, found.rows.tolist(), strict=True)):
             if self.key.stream != CONTEXT and item.row[f"{self.key.stream}_box"] is None:
                 continue
             if row < 0:
-                item.failure = Failure("decode", "no_vector", "NoVector", f"{self.path} has no vector of this sample")
+                why = found.ambiguous.get(place)
+                told = f"{self.path} has no vector of this sample" + ("" if why is None else f": {why}")
+                item.failure = Failure("decode", "no_vector", "NoVector", told)
                 continue
             with np.errstate(over="ignore"):
                 half = self.table.vectors[row].astype(np.float16)

@@ -18,8 +18,9 @@ from raymotion.batch.embeddings import EmbeddingSettings, embed
 from raymotion.batch.feature_import import ImportSettings, import_vectors
 from raymotion.batch.label_dataset import read_parts
 from raymotion.data.embeddings import Embeddings
+from raymotion.data.parts import read_job
 from raymotion.data.samples import read_samples, table_from_rows, write_samples
-from raymotion.data.vector_table import match_vectors, read_vectors, shared_names
+from raymotion.data.vector_table import Shared, VectorIds, read_vectors, shared_by_pictures
 from raymotion.errors import InputError
 
 DIM = 512  # resnet18's
@@ -212,23 +213,75 @@ def samples_of(rows: list[tuple[str, str | None]]) -> pa.Table:
     )
 
 
+def matched(ids: list[str], samples: pa.Table, **more: Any) -> tuple[list[int], list[bool], dict[int, str]]:
+    found = VectorIds(ids).match(samples, **more)
+    return found.rows.tolist(), found.by_file_name.tolist(), found.ambiguous
+
+
 def test_a_sample_is_known_by_id_then_by_picture():
     samples = samples_of([("f:a.jpg", "/p/b.jpg"), ("f:b.jpg", None), ("f:x", "/p/c.jpg"), ("f:y", "/p/c.jpg")])
-    assert match_vectors(["a.jpg", "b.jpg", "c.jpg"], samples).tolist() == [0, 1, 2, 2]
-    assert match_vectors(["a.jpg", "b.jpg", "c.jpg"], samples, by_picture=False).tolist() == [0, 1, -1, -1]
-    assert match_vectors(["/p/c.jpg", "f:b.jpg", "b.jpg"], samples).tolist() == [2, 1, 0, 0]
-    assert match_vectors(["b.jpg"], samples_of([("f:p/b.jpg", None)])).tolist() == [0]
-    # Two ids with one file name: neither is meant by it.
-    assert match_vectors(["u/a.jpg", "v/a.jpg"], samples).tolist() == [-1, -1, -1, -1]
+    exact = [False] * 4
+    assert matched(["a.jpg", "b.jpg", "c.jpg"], samples) == ([0, 1, 2, 2], [False, False, True, True], {})
+    assert matched(["a.jpg", "b.jpg", "c.jpg"], samples, by_picture=False) == ([0, 1, -1, -1], exact, {})
+    assert matched(["/p/c.jpg", "f:b.jpg", "/p/b.jpg"], samples) == ([2, 1, 0, 0], exact, {})
+    assert matched(["Images/a.jpg"], samples) == ([0, -1, -1, -1], [True, *exact[1:]], {})
+    assert matched(["b.jpg"], samples_of([("f:p/b.jpg", None)])) == ([0], [True], {})
+    # Two ids with one file name: neither is meant by it, not even if one of them is nothing but the name.
+    for ids in (["u/a.jpg", "v/a.jpg"], ["a.jpg", "v/a.jpg"]):
+        rows, _, why = matched(ids, samples_of([("f:p/a.jpg", None)]))
+        assert rows == [-1] and why == {0: f"a.jpg is the file name of 2 vectors, such as {ids[0]} and v/a.jpg"}
+    assert matched(["a.jpg", "v/a.jpg"], samples)[0][0] == 0
 
 
 def test_a_file_name_of_two_pictures_says_nothing():
     two = samples_of([("f:p/a.jpg", "/p/a.jpg"), ("f:q/a.jpg", "/q/a.jpg"), ("g:1", "/q/b.jpg"), ("g:2", "/q/b.jpg")])
-    assert shared_names(two) == {"a.jpg"}
-    found = match_vectors(["a.jpg", "b.jpg"], two, shared=shared_names(two))
-    assert found.tolist() == [-1, -1, 1, 1]
-    exact = match_vectors(["p/a.jpg", "/q/a.jpg"], two, shared=shared_names(two))
-    assert exact.tolist() == [0, 1, -1, -1]
+    shared = shared_by_pictures(two)
+    assert shared == Shared(frozenset(), frozenset({"a.jpg"}))
+    rows, by_name, why = matched(["a.jpg", "b.jpg"], two, shared=shared)
+    assert (rows, by_name) == ([-1, -1, 1, 1], [False, False, True, True])
+    assert why == dict.fromkeys((0, 1), "a.jpg is the file name of several pictures")
+    assert matched(["p/a.jpg", "/q/a.jpg"], two, shared=shared)[0] == [0, 1, -1, -1]
+
+
+@pytest.mark.parametrize("uris", [("/p/1.jpg", "/q/1.jpg"), (None, None)])
+def test_an_id_of_two_data_sets_says_nothing_without_its_data_set(uris):
+    two = samples_of([("coco:1.jpg", uris[0]), ("gaped:1.jpg", uris[1])])
+    shared = shared_by_pictures(two)
+    rows, _, why = matched(["1.jpg"], two, shared=shared)
+    assert rows == [-1, -1] and why[0] == "1.jpg is the id of samples of several data sets"
+    assert matched(["gaped:1.jpg", "coco:1.jpg"], two, shared=shared)[0] == [1, 0]
+    # Of one picture, in two data sets, it is the same vector.
+    same = samples_of([("coco:1.jpg", "/p/1.jpg"), ("gaped:1.jpg", "/p/1.jpg")])
+    assert matched(["1.jpg"], same, shared=shared_by_pictures(same))[0] == [0, 0]
+
+
+def test_how_samples_were_matched_is_printed_and_recorded(runner, tmp_path):
+    names = [*[f"{i}.jpg" for i in range(4)], *[f"p/{i}.jpg" for i in range(4, 8)], "q/7.jpg", "r/8.jpg", "9.jpg"]
+    ids = [*names[:4], *[f"Images/{i}.jpg" for i in range(4, 8)], "u/8.jpg", "v/8.jpg", "9.jpg"]
+    write_vectors(tmp_path / "v.parquet", ids, vectors(len(ids)))
+    write_table(tmp_path / "s.parquet", names)
+    where = [tmp_path / "v.parquet", "--samples", tmp_path / "s.parquet", "--out", tmp_path / "out"]
+    where += ["--backbone", "resnet18", "--weights", "random:0"]
+    done = runner("features", "import", *where, "--max-failed", 0)
+    assert done.code == 2 and len(done.err.strip().splitlines()) == 1
+    assert "3 of 11 samples have no vector, such as flickr8k:p/7.jpg; 3 of them because a name is ambiguous" in done.err
+    assert "Give ids that are unique, or let --max-failed 1" in done.err
+    done = runner("features", "import", *where, "--max-failed", 1)
+    assert done.code == 0, done.err
+    assert "matched: 5 by id or address, 3 by file name alone" in done.out
+    assert (
+        "3 of 11 samples were matched by file name alone, such as flickr8k:p/4.jpg with Images/4.jpg: make" in done.out
+    )
+    assert "flickr8k:q/7.jpg: 7.jpg is the file name of several pictures" in done.out
+    assert "flickr8k:r/8.jpg: 8.jpg is the file name of 2 vectors, such as u/8.jpg and v/8.jpg" in done.out
+    (record, _) = read_job(str(tmp_path / "out"))
+    assert record["embeddings"]["matched"] == {"by_id": 5, "by_file_name": 3, "without": 3, "ambiguous": 3}
+    parts = [part for _, part in read_parts(str(tmp_path / "out"), ["sample_id", "message"], quarantine=True)]
+    rows = pa.concat_tables(parts)
+    assert sorted(rows["sample_id"].to_pylist()) == ["flickr8k:p/7.jpg", "flickr8k:q/7.jpg", "flickr8k:r/8.jpg"]
+    assert all("is the file name of" in message for message in rows["message"].to_pylist())
+    again = runner("features", "import", *where, "--max-failed", 1)
+    assert again.code == 0 and "matched: 5 by id or address, 3 by file name alone" in again.out
 
 
 def test_what_is_shared_is_that_of_the_table_not_of_a_shard(tmp_path):
@@ -250,7 +303,8 @@ def test_ids_find_themselves_in_any_order(names, order):
     samples = samples_of([(f"set:{name}", None) for name in names])
     shuffled = list(names)
     order.shuffle(shuffled)
-    assert [shuffled[row] for row in match_vectors(shuffled, samples)] == names
+    found = VectorIds(shuffled).match(samples)
+    assert [shuffled[row] for row in found.rows] == names and not found.by_file_name.any()
 
 
 def test_the_command(runner, tmp_path):
