@@ -30,6 +30,7 @@ from raymotion.models.joint.recipe import JointRecipe
 from raymotion.models.joint_emotions.recipe import JointEmotionsRecipe
 from raymotion.models.outputs.embedding import Embedding
 from raymotion.models.registry import get_kind
+from raymotion.models.text.encoders import BertEncoder
 from raymotion.models.text.tokenizer import tokenizer_json, train_tokenizer
 from raymotion.models.vision.backbones import classifier_of, identify
 from raymotion.train.fit import fit
@@ -222,19 +223,49 @@ def test_the_heads_begin_with_the_correlations_of_the_training_split(samples: st
     torch.testing.assert_close(network.text_head.last.weight.detach().abs(), text.weight.abs(), atol=2e-3, rtol=0.02)
 
 
-def test_captions_are_remembered_and_say_the_same(samples: str, embeddings: str, bert: str) -> None:
-    recipe = sentence(samples, embeddings, bert)
-    task = Task(recipe, prepare_data(recipe))
-    network: Any = task.build()
-    bound: Any = task.inputs["captions"]
-    given = bound.evidence(task.data.splits["val"]).tensors("cpu")
+def test_captions_are_read_once_and_say_the_same(
+    samples: str, embeddings: str, bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     calls: list[int] = []
-    network.text.register_forward_hook(lambda *_: calls.append(1))
-    first, again = (network.text_numbers(given["input_ids"], given["attention_mask"]) for _ in range(2))
-    assert len(calls) == 1 and torch.equal(first, again)
-    restored: Any = task.restore(task.shape_of(network))
-    restored.load_state_dict(network.state_dict())
-    torch.testing.assert_close(restored.eval().text_numbers(given["input_ids"], given["attention_mask"]), first)
+    monkeypatch.setattr(BertEncoder, "forward", counted(BertEncoder.forward, calls))
+    recipe = sentence(samples, embeddings, bert, start={})
+    task = Task(recipe, prepare_data(recipe))
+    first: Any = task.build()
+    bound: Any = task.inputs["captions"]
+    assert sum(calls) == len({own.tobytes() for own in bound.tokens})
+    given = bound.evidence(np.arange(len(bound.present))).tensors("cpu")
+    said = first.text_numbers(given["input_ids"], given["attention_mask"])
+    again: Any = task.build()
+    assert torch.equal(again.text_numbers(given["input_ids"], given["attention_mask"]), said)
+    assert torch.equal(again.text_head.last.weight, first.text_head.last.weight)
+    assert sum(calls) == len({own.tobytes() for own in bound.tokens})
+    # A model that is loaded reads them itself, and says the same.
+    restored: Any = task.restore(task.shape_of(first))
+    restored.load_state_dict(first.state_dict())
+    torch.testing.assert_close(restored.eval().text_numbers(given["input_ids"], given["attention_mask"]), said)
+    # Another caption is read when it is seen, and is not kept.
+    ids = torch.tensor([[2, 9, 9, 9, 9, 3], [*bound.tokens[0].tolist()[:2], 3, 0, 0, 0]])
+    mask = (ids != 0).long()
+    torch.testing.assert_close(first.text_numbers(ids, mask), restored.text_numbers(ids, mask))
+
+
+def counted(forward: Any, calls: list[int]) -> Any:
+    def own(self: Any, input_ids: Any, attention_mask: Any) -> Any:
+        calls.append(len(input_ids))
+        return forward(self, input_ids, attention_mask)
+
+    return own
+
+
+def test_two_trainings_end_in_the_same_weights_whether_captions_were_kept(
+    samples: str, embeddings: str, bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    recipe = sentence(samples, embeddings, bert, start={})
+    infos = [fit(recipe, tmp_path / name).info for name in ("a", "b")]
+    assert infos[0].fingerprint == infos[1].fingerprint
+    assert len(list((tmp_path / "cache/raymotion/texts").glob("*/numbers.npy"))) == 1
 
 
 @pytest.mark.skipif("tf_efficientnet_lite0" not in BUNDLES, reason="no bundle")

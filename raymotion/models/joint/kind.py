@@ -17,6 +17,7 @@ from raymotion.models.joint.recipe import JointRecipe
 from raymotion.models.kind import Kind, Training
 from raymotion.models.outputs.base import DataFacts, Output
 from raymotion.models.outputs.embedding import Embedding
+from raymotion.models.text.tokenizer import encode
 from raymotion.models.vector.source import (
     backbone_of,
     picture_vectors,
@@ -89,9 +90,9 @@ class JointKind(Kind):
         network = JointNetwork(config, cast(Embedding, training.outputs[0]), build=backbone_of(recipe))
         if weights is not None:
             cast(Any, network.text).model.load_state_dict(weights)
-        network.remember_texts()
         device = "cuda" if recipe.use_gpu is not False and torch.cuda.is_available() else "cpu"
         network.to(device).eval()
+        network.remember_texts(captions.tokens)
         with torch.no_grad():
             self._begin(network, recipe, training, captions, named, device)
         return network.to("cpu")
@@ -146,11 +147,12 @@ class JointKind(Kind):
             weight, bias, names = named
             network.pictures.get_buffer("class_weight").copy_(weight)
             network.pictures.get_buffer("class_bias").copy_(bias)
-            given = captions.texts([NAMED.format(name) for name in names], device)
-            numbers = torch.cat([
-                network.text_numbers(given["input_ids"][some], given["attention_mask"][some])
-                for some in torch.arange(len(names)).split(128)
-            ])  # fmt: skip
+            texts = encode(captions.tokenizer, [NAMED.format(name) for name in names], captions.max_length)
+            network.remember_texts(texts)
+            given = Tokens(
+                np.ones(len(texts), dtype=bool), texts, np.arange(len(texts)), captions.tokenizer.pad_token_id
+            )
+            numbers = torch.cat(list(texts_of(network, given, device)))
             network.pictures.get_buffer("class_texts").copy_(network.text_head.standardised(numbers))
         pictures = torch.cat([network.pictures.numbers(own.to(device)).cpu() for own in vectors.split(4096)])
         if config.standardise:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,14 +15,11 @@ from raymotion.models.norms import normed
 from raymotion.models.outputs.embedding import Embedding
 from raymotion.models.text.bert import BertShape
 from raymotion.models.text.encoders import BertEncoder, LstmEncoder
+from raymotion.models.text.remembered import RememberedTexts, read_frozen
 from raymotion.models.vision import timm_models
 from raymotion.models.vision.backbones import BackboneIdentity
 from raymotion.models.vision.tuned_backbone import TunedBackbone, tuned_parameters, vectors_of
 
-# Bytes of what a frozen text tower said, kept during a training so that each caption is read once.
-REMEMBERED = 256 * 1024**2
-# Captions that go through a frozen text tower at a time.
-CAPTIONS = 128
 # Constant number of a corrected vector (`JointNetwork._placed`): the square root of 1/2 makes the vectors shortest.
 CONSTANT = math.sqrt(0.5)
 # Of a new SigLIP: all but one of the pairs of a batch are negatives (Zhai et al. 2023).
@@ -171,8 +169,7 @@ class JointNetwork(nn.Module):
         reads_bias = output.loss.name == "siglip"
         bias = BIAS if config.bias is None and reads_bias else float(config.bias or 0.0)
         self.bias = nn.Parameter(torch.tensor(bias), requires_grad=reads_bias)
-        self._remembered: dict[bytes, Tensor] | None = None
-        self._bytes = 0
+        self._remembered: RememberedTexts | None = None
 
     def train(self, mode: bool = True) -> JointNetwork:
         """Keeps a frozen text tower in evaluation mode."""
@@ -183,9 +180,12 @@ class JointNetwork(nn.Module):
             self._kept.clear()
         return self
 
-    def remember_texts(self) -> None:
-        """Lets a frozen text tower read each caption once, for a training that shows them again and again."""
-        self._remembered = {} if self.frozen_text else None
+    def remember_texts(self, tokens: Sequence[np.ndarray | Sequence[int]]) -> None:
+        """Lets a frozen text tower read captions once, for a training that shows them again and again, and the next."""
+        if self.frozen_text:
+            if self._remembered is None:
+                self._remembered = RememberedTexts(cast(BertEncoder, self.text))
+            self._remembered.add(tokens)
 
     def vectors(
         self, features: Sequence[Tensor | None] | None = None, crops: Sequence[Tensor | None] | None = None
@@ -203,29 +203,11 @@ class JointNetwork(nn.Module):
         """Returns what the text tower says of captions (n, T), (n, width)."""
         if not self.frozen_text:
             return self.text(input_ids, attention_mask).float()
-        # In full precision, in training too: what is remembered there is what it says later.
-        with torch.no_grad(), torch.autocast(input_ids.device.type, enabled=False):
-            if self._remembered is None:
-                return self.text(input_ids, attention_mask).float()
-            return self._from_memory(input_ids, attention_mask, self._remembered)
-
-    def _from_memory(self, input_ids: Tensor, attention_mask: Tensor, kept: dict[bytes, Tensor]) -> Tensor:
+        if self._remembered is None:
+            return read_frozen(self.text, input_ids, attention_mask)
         lengths = attention_mask.sum(dim=1).tolist()
-        keys = [row[:length].tobytes() for row, length in zip(input_ids.cpu().numpy(), lengths, strict=True)]
-        first = {key: row for row, key in enumerate(keys) if key not in kept}
-        # Short captions together, so that little is padded.
-        rows = sorted(first.values(), key=lambda row: int(lengths[row]))
-        found: dict[bytes, Tensor] = {}
-        for start in range(0, len(rows), CAPTIONS):
-            some = rows[start : start + CAPTIONS]
-            longest = int(max(lengths[row] for row in some))
-            said = self.text(input_ids[some, :longest], attention_mask[some, :longest]).float().cpu()
-            found |= {keys[row]: said[place] for place, row in enumerate(some)}
-        for key, value in found.items():
-            if self._bytes < REMEMBERED:
-                kept[key] = value
-                self._bytes += value.numel() * value.element_size() + len(key)
-        return torch.stack([found[key] if key in found else kept[key] for key in keys]).to(input_ids.device)
+        tokens = [row[: int(own)] for row, own in zip(input_ids.cpu().numpy(), lengths, strict=True)]
+        return self._remembered.read(tokens, input_ids.device).to(input_ids.device)
 
     def keep(self, pictures: Tensor, captions: Tensor) -> None:
         """Keeps what the towers say of training pictures (P, width) and captions (C, width), for `config.hubs`."""

@@ -1,0 +1,120 @@
+"""What a frozen text tower says of captions, read once for all trainings on this machine.
+
+The numbers lie in local copies (`folders.local_copy`) of a thousand captions each, which are named after the tower
+and these captions, and are memory-mapped. An interrupted run loses the copy that it was making, and no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raymotion import storage
+from raymotion.config import digest_of
+from raymotion.folders.local_copy import default_cache, local_copy
+from raymotion.models.inputs.captions import pad
+from raymotion.models.text.encoders import BertEncoder
+from raymotion.stores.local_files import reserve
+
+FILE = "numbers.npy"
+# Captions in a copy: 5 MB of the recipe `joint`.
+BLOCK = 1024
+# Captions that go through the tower at a time.
+CAPTIONS = 128
+
+# Word pieces of a caption.
+Tokens = np.ndarray | Sequence[int]
+
+
+class RememberedTexts:
+    """What a frozen text tower says of some captions.
+
+    Args:
+        tower: in evaluation mode, on the device that it reads on.
+        cache: local folder for the copies; default: `texts` in `default_cache()`.
+    """
+
+    def __init__(self, tower: BertEncoder, *, cache: str | None = None) -> None:
+        self._tower = tower
+        self._device = next(tower.parameters()).device
+        self._folder = Path(cache or storage.join(default_cache(), "texts"))
+        # Another device or version computes sums in another order: a run must not depend on who was first.
+        shape = {**tower.model.config.to_dict(), "transformers_version": None}
+        self._identity = [shape, tower.layers, _weights_digest(tower), self._device.type, torch.__version__]
+        self._arrays: list[np.ndarray] = []
+        self._place: dict[bytes, tuple[int, int]] = {}
+
+    def add(self, tokens: Sequence[Tokens]) -> None:
+        """Lets the tower read captions, unless a copy has what it says of them."""
+        keys = sorted({_key_of(own) for own in tokens})
+        for start in range(0, len(keys), BLOCK):
+            # Short captions together, so that little is padded.
+            block = sorted(keys[start : start + BLOCK], key=lambda key: (len(key), key))
+            content = sha256(b"".join(len(key).to_bytes(4, "little") + key for key in block)).hexdigest()
+            place = self._folder / digest_of([*self._identity, content])
+            local_copy(place, partial(self._write, keys=block))
+            self._place |= {key: (len(self._arrays), row) for row, key in enumerate(block)}
+            self._arrays.append(np.load(place / FILE, mmap_mode="r"))
+
+    def _write(self, folder: Path, keys: Sequence[bytes]) -> dict[str, Any]:
+        shape = (len(keys), self._tower.width)
+        array = np.lib.format.open_memmap(folder / FILE, mode="w+", dtype=np.float32, shape=shape)
+        reserve(folder / FILE)
+        tokens = [np.frombuffer(key, np.int32) for key in keys]
+        for start in range(0, len(keys), CAPTIONS):
+            said = self._said(tokens[start : start + CAPTIONS], self._device)
+            array[start : start + len(said)] = said.numpy()
+        array.flush()
+        return {"captions": len(keys)}
+
+    def _said(self, tokens: Sequence[Tokens], device: torch.device) -> Tensor:
+        # The piece that pads does not matter: padding is masked.
+        ids, mask = (torch.from_numpy(own).to(device) for own in pad(tokens))
+        return read_frozen(self._tower, ids, mask).cpu()
+
+    def read(self, tokens: Sequence[Tokens], device: torch.device) -> Tensor:
+        """Returns what the tower says of captions, (n, width) on the CPU; it reads those that were not added now.
+
+        Args:
+            device: where the tower is now.
+        """
+        numbers = torch.empty(len(tokens), self._tower.width)
+        others = []
+        for row, own in enumerate(tokens):
+            place = self._place.get(_key_of(own))
+            if place is None:
+                others.append(row)
+            else:
+                numbers[row] = torch.from_numpy(self._arrays[place[0]][place[1]].copy())
+        if others:
+            numbers[others] = self._said([tokens[row] for row in others], device)
+        return numbers
+
+
+def read_frozen(tower: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Returns what a frozen tower says of captions, (n, width) float32, without a gradient.
+
+    In full precision, in training too: what is remembered there is what it says later.
+    """
+    with torch.no_grad(), torch.autocast(input_ids.device.type, enabled=False):
+        return tower(input_ids, attention_mask).float()  # type: ignore[no-any-return]
+
+
+def _key_of(tokens: Tokens) -> bytes:
+    return np.asarray(tokens, dtype=np.int32).tobytes()
+
+
+def _weights_digest(network: nn.Module) -> str:
+    """Returns the SHA-256 of a network's parameters and buffers."""
+    found = sha256()
+    for name, value in sorted(network.state_dict().items()):
+        found.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode())
+        found.update(np.ascontiguousarray(value.detach().cpu().numpy()).data)
+    return found.hexdigest()

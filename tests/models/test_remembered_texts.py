@@ -1,0 +1,115 @@
+"""What a frozen text tower says of captions is kept on this machine: complete, of this tower alone, and never cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from raymotion.models.text import remembered as module
+from raymotion.models.text.bert import BertShape
+from raymotion.models.text.encoders import BertEncoder
+from raymotion.models.text.remembered import RememberedTexts, read_frozen
+
+CPU = torch.device("cpu")
+SHAPE = BertShape(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
+
+
+class Counting(BertEncoder):
+    """A small BERT that counts the captions it reads, and stops before it reads more than `most`."""
+
+    def __init__(self, seed: int = 0, layers: tuple[int, ...] | None = None) -> None:
+        torch.manual_seed(seed)
+        super().__init__(50, SHAPE, layers=layers)
+        self.eval()
+        self.read, self.most = 0, 10_000
+
+    def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+        if self.read + len(input_ids) > self.most:
+            raise KeyboardInterrupt
+        self.read += len(input_ids)
+        return super().forward(input_ids, attention_mask)
+
+
+@pytest.fixture
+def captions() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [np.array([2, *rng.integers(5, 50, rng.integers(1, 9)), 3], dtype=np.int32) for _ in range(100)]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK", 30)
+    monkeypatch.setattr(module, "CAPTIONS", 10)
+
+
+def alone(tower: BertEncoder, captions: list[np.ndarray]) -> torch.Tensor:
+    """Reads each caption by itself."""
+    ids = [torch.from_numpy(own.astype(np.int64))[None] for own in captions]
+    return torch.cat([read_frozen(tower, own, torch.ones_like(own)) for own in ids])
+
+
+def test_numbers_are_those_of_each_caption_by_itself(captions: list[np.ndarray], tmp_path: Path) -> None:
+    tower = Counting(layers=(0, 2))
+    texts = RememberedTexts(tower, cache=str(tmp_path))
+    texts.add([*captions, *captions])
+    different = len({own.tobytes() for own in captions})
+    assert tower.read == different and len(list(tmp_path.glob("*/numbers.npy"))) == -(-different // 30)
+    order = np.random.default_rng(1).permutation(100)
+    found = texts.read([captions[i].tolist() for i in order], CPU)
+    assert tower.read == different
+    torch.testing.assert_close(found, alone(Counting(layers=(0, 2)), [captions[i] for i in order]))
+    # In another order they are the same captions.
+    again = Counting(layers=(0, 2))
+    texts = RememberedTexts(again, cache=str(tmp_path))
+    texts.add([captions[i] for i in order])
+    assert again.read == 0 and torch.equal(texts.read([captions[i] for i in order], CPU), found)
+
+
+def test_an_interrupted_run_goes_on_where_it_was(captions: list[np.ndarray], tmp_path: Path) -> None:
+    tower = Counting()
+    tower.most = 75
+    with pytest.raises(KeyboardInterrupt):
+        RememberedTexts(tower, cache=str(tmp_path)).add(captions)
+    assert tower.read == 70 and len(list(tmp_path.glob("*/numbers.npy"))) == 2
+    assert not list(tmp_path.glob(".*.tmp"))
+    again = Counting()
+    texts = RememberedTexts(again, cache=str(tmp_path))
+    texts.add(captions)
+    assert again.read == len({own.tobytes() for own in captions}) - 60
+    torch.testing.assert_close(texts.read(captions, CPU), alone(Counting(), captions))
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"layers": (1,)}])
+def test_another_tower_reads_for_itself(captions: list[np.ndarray], tmp_path: Path, other: Any) -> None:
+    RememberedTexts(Counting(), cache=str(tmp_path)).add(captions)
+    tower = Counting(**other)
+    texts = RememberedTexts(tower, cache=str(tmp_path))
+    texts.add(captions)
+    assert tower.read == len({own.tobytes() for own in captions})
+    torch.testing.assert_close(texts.read(captions, CPU), alone(Counting(**other), captions))
+
+
+def test_a_damaged_copy_is_made_again(captions: list[np.ndarray], tmp_path: Path) -> None:
+    RememberedTexts(Counting(), cache=str(tmp_path)).add(captions)
+    path = sorted(tmp_path.glob("*/numbers.npy"))[0]
+    path.write_bytes(path.read_bytes()[:-8])
+    tower = Counting()
+    texts = RememberedTexts(tower, cache=str(tmp_path))
+    texts.add(captions)
+    assert 0 < tower.read <= 30
+    torch.testing.assert_close(texts.read(captions, CPU), alone(Counting(), captions))
+
+
+def test_what_was_not_added_is_read_now(captions: list[np.ndarray], tmp_path: Path) -> None:
+    tower = Counting()
+    texts = RememberedTexts(tower, cache=str(tmp_path))
+    texts.add(captions[:50])
+    before = tower.read
+    known = {own.tobytes() for own in captions[:50]}
+    new = [own for own in captions if own.tobytes() not in known]
+    torch.testing.assert_close(texts.read([*new, *captions[:50]], CPU), alone(Counting(), [*new, *captions[:50]]))
+    assert tower.read == before + len(new) and texts.read([], CPU).shape == (0, 8)
