@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from raymotion import storage
 from raymotion.batch.label_dataset import read_labels_record, read_parts, read_rows
-from raymotion.data.captions import one_line
+from raymotion.data.captions import is_readable, one_line
 from raymotion.data.images.marks import PictureMark
 from raymotion.data.parts import JOB
 from raymotion.errors import InputError
@@ -302,6 +302,8 @@ class SearchIndex:
         if (text is None) == (image is None):
             told = "neither a text nor an image is given" if text is None else "a text and an image are given"
             raise InputError(f"{told} to search for", remedy="Give one of them.")
+        if text is not None and not is_readable(text):
+            raise InputError("the text to search for is empty", remedy="Give a sentence, or a picture: --image FILE.")
         if top < 1:
             raise InputError(f"top is {top}: at least one row is found", remedy="Give 1 or more.")
         if side is not None and side not in self.sides:

@@ -317,8 +317,9 @@ def test_an_index_and_a_page_in_an_object_store(index: str, s3: str, runner: Cal
 
 
 def test_an_empty_sentence_is_told(index: str, runner: Callable[..., Any]) -> None:
-    done = runner("search", "  ", "--index", index)
-    assert done.code == 2 and "none was given" in done.err and len(done.err.splitlines()) == 1
+    for text in ("  ", "", "\u200b"):
+        done = runner("search", text, "--index", index)
+        assert done.code == 2 and "the text to search for is empty" in done.err and len(done.err.splitlines()) == 1
 
 
 def test_a_part_that_was_changed_is_not_searched(index: str, runner: Callable[..., Any], tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def read_frozen(tower: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> 
     In full precision, in training too: what is remembered there is what it says later.
     """
     with torch.no_grad(), torch.autocast(input_ids.device.type, enabled=False):
-        return tower(input_ids, attention_mask).float()  # type: ignore[no-any-return]
+        return tower(input_ids, attention_mask).float()
 
 
 def _key_of(tokens: Tokens) -> bytes:
