@@ -176,14 +176,19 @@ def model_alone(model: str, samples: str, teacher: str, out: str, part: int, par
     from raymotion.batch.memory import keep_freed_memory
 
     keep_freed_memory()
-    items, (decode, *others) = _load(model, samples, teacher, 1)
-    mine = items[part::parts]
-    decoded = mine[: min(len(mine), 48)]
+    items, stages = _load(model, samples, teacher, 1)
+    return over_memory(items[part::parts], stages, BATCH[model])
+
+
+def over_memory(items: Sequence[Any], stages: Sequence[Any], size: int) -> dict[str, Any]:
+    """The stages after the first over pictures in memory, `size` at a time; the first one decodes 48 beforehand."""
+    decode, *others = stages
+    decoded = items[: min(len(items), 48)]
     decode.process(decoded)
     pictures = [item.pixels for item in decoded]
     ready = time.time()
-    for start in range(0, len(mine), BATCH[model]):
-        batch = mine[start : start + BATCH[model]]
+    for start in range(0, len(items), size):
+        batch = items[start : start + size]
         for k, item in enumerate(batch):
             item.pixels = pictures[(start + k) % len(pictures)]
         for stage in others:
@@ -193,17 +198,21 @@ def model_alone(model: str, samples: str, teacher: str, out: str, part: int, par
             item.pixels = None
     for stage in others:
         if stage.whole_shard:
-            stage.process(mine)
-    return {"ready": ready, "end": time.time(), "images": len(mine)}
+            stage.process(items)
+    return {"ready": ready, "end": time.time(), "images": len(items)}
+
+
+def items_of(samples: str, columns: Sequence[str] = ("sample_id", "image_uri", "captions")) -> list[Any]:
+    """The rows of a sample table, as stages take them."""
+    from raymotion.data.samples import read_samples
+    from raymotion.pipeline.stages import Item
+
+    return [Item(row) for row in read_samples(samples).select(list(columns)).to_pylist()]
 
 
 def _load(model: str, samples: str, teacher: str, threads: int) -> tuple[list[Any], list[Any]]:
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    from raymotion.data.samples import read_samples
-    from raymotion.pipeline.stages import Item
-
-    items = [Item(row) for row in read_samples(samples).select(["sample_id", "image_uri", "captions"]).to_pylist()]
-    stages = list(stages_of(model, teacher))
+    items, stages = items_of(samples), list(stages_of(model, teacher))
     for stage in stages:
         stage.setup(threads, "cpu")
     return items, stages
@@ -327,8 +336,8 @@ def make_samples(work: Path, pictures: str | None, rows: int) -> str:
     return path
 
 
-def make_teacher(work: Path) -> str:
-    """A small VisualBERT with random weights and a tokenizer trained on a few captions."""
+def make_teacher(work: Path, extractor: str = EXTRACTOR, **shape: Any) -> str:
+    """A VisualBERT with random weights and a tokenizer trained on a few captions; a small one unless `shape` says."""
     import torch
 
     from raymotion.models.checkpoint import save_checkpoint
@@ -343,13 +352,15 @@ def make_teacher(work: Path) -> str:
 
     torch.manual_seed(0)
     tokenizer = train_tokenizer(CAPTIONS, size=200)
-    config = TeacherConfig(vocab_size=len(tokenizer), visual_dim=1024, normalize_regions=True)
+    regions = identify(extractor, WEIGHTS, REGIONS)
+    options = {"vocab_size": len(tokenizer), "visual_dim": regions.dim, "normalize_regions": True}
+    config = TeacherConfig.model_validate({**options, **shape})
     folder = str(work / "teacher")
     save_checkpoint(
         folder,
         get_kind("teacher-visualbert"),
         VisualBertTeacher(config, len(SOCRATIS_29)),
-        [Captions(64, tokenizer=tokenizer), RegionInput(identify(EXTRACTOR, WEIGHTS, REGIONS))],
+        [Captions(64, tokenizer=tokenizer), RegionInput(regions)],
         [MultiLabel(SOCRATIS_29)],
         training={},
     )
