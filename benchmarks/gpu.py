@@ -93,7 +93,7 @@ FULL = Size(
     backbones=("resnet50", "swin_base_patch4_window7_224"), asked=4096, fits=0,
 )  # fmt: skip
 TINY = Size(
-    pictures=40, seconds=0.2, held=2, attacked=2, queries=(20, 20), populations=(10,),
+    pictures=32, seconds=0.2, held=2, attacked=2, queries=(20, 20), populations=(10,),
     fractal={"image_size": 16, "filters": [4, 8]}, resnet={"depth": 50, "image_size": 32, "width": 4},
     classifier_batch=8, student_batch=8,
     joint={
@@ -160,9 +160,11 @@ def with_shares(rows: Sequence[Row]) -> list[Row]:
 
 def line(row: Row) -> str:
     """Formats a row for people."""
-    value = "-" if row.value is None else f"{row.value:,.5g}" if abs(row.value) < 100_000 else f"{row.value:,.0f}"
+    value = "-" if row.value is None else f"{row.value:,.4g}" if abs(row.value) < 10_000 else f"{row.value:,.0f}"
+    # A share stands below its figure, whose name need not be said again.
+    name = f"    / {row.name.split(' / ')[1]}" if " / " in row.name else row.name
     tail = f"ERROR: {row.error}" if row.error else row.verdict
-    return f"{row.part:11}{row.name:78}{row.device:5}{value:>10} {row.unit:12}{tail}".rstrip()
+    return f"{row.part:11}{name:64}{row.device:5}{value:>10} {row.unit:12}{tail}".rstrip()
 
 
 class Bench:
@@ -196,6 +198,11 @@ class Bench:
     def _write(self, row: Row) -> None:
         with open(self.rows, "a") as file:
             file.write(json.dumps(asdict(row)) + "\n")
+
+    @property
+    def threads(self) -> int:
+        """How many threads of torch measure the cores; one where it only has to run, beside whatever else does."""
+        return 1 if self.size is TINY else cores()
 
     def folder(self, name: str) -> str:
         """A folder that is not there yet."""
@@ -285,7 +292,7 @@ def queries_a_second(bench: Bench, samples: str, model: str, target: str, name: 
         PixelAttackSettings(
             samples=samples, out=bench.folder(name), model=model, aim=Aim(target=target), split="all", pixels=(1,),
             queries=bench.size.queries[not bench.main], population=population, gradients=False, bootstrap=0,
-            workers=0, cpus_per_worker=None if bench.device == "cuda" else float(cores()),
+            workers=0, cpus_per_worker=None if bench.device == "cuda" else float(bench.threads),
         ),
         progress="none",
     )  # fmt: skip
@@ -386,6 +393,7 @@ def train_in(bench: Bench, name: str, recipe: Any, precision: str) -> None:
     if bench.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with in_precision(bench.device, precision):
+        torch.set_num_threads(bench.threads)
         run = loop.Run(task, workers=Workers(device=bench.device))
         with contextlib.closing(run):
             while not run.done:
@@ -452,10 +460,10 @@ def student(bench: Bench) -> None:
 
 def placements(bench: Bench) -> dict[str, dict[str, Any]]:
     """Where a job runs: here, in one actor of Ray, and in two with half a GPU each."""
-    if bench.size is TINY:
-        return {"here": {"workers": 0}, "on Ray": {"workers": 1}}
-    placed: dict[str, dict[str, Any]] = {"here": {"workers": 0}, "on Ray": {}}
-    if bench.device == "cuda":
+    placed: dict[str, dict[str, Any]] = {"here": {"workers": 0}}
+    if bench.size is FULL or bench.part == "label":  # Ray starts once where it only has to run
+        placed["on Ray"] = {"workers": 1}
+    if bench.device == "cuda" and bench.size is FULL:
         placed["on Ray, two halves of the GPU"] = {
             "workers": 2, "gpus_per_worker": 0.5, "cpus_per_worker": max(1, cores() // 2),
         }  # fmt: skip
@@ -481,12 +489,12 @@ def job_beside_its_parts(
     """
     samples = bench.samples(name)
     batch = 16 if bench.device == "cuda" else 2
-    decode, network = f"{name}: decoding alone, {cores()} threads", f"{name}: network alone, tensors on the device"
+    decode, network = f"{name}: decoding alone, {cores()} threads", f"{name}: network alone, on tensors"
     with bench.measuring(decode):
         bench.tell(decode, decoded_a_second(items_of(samples, columns), stages[0]), "images/s")
     with bench.measuring(network):
         for stage in stages:
-            stage.setup(cores(), bench.device)
+            stage.setup(1, bench.device)  # as the job does it
         items = items_of(samples, columns)[: 2 * batch]
         stages[0].process(items)
         bench.tell(network, alone(stages, items, batch), "images/s")
@@ -538,7 +546,7 @@ def label(bench: Bench) -> None:
 
     stages = plan.make_stages(precision_on(bench.device))
     job_beside_its_parts(
-        bench, bench.size.extractor, run, stages, teacher_alone(bench), (KEY, "image_uri", "captions"), 200
+        bench, "Fast R-CNN and teacher", run, stages, teacher_alone(bench), (KEY, "image_uri", "captions"), 200
     )
 
 
@@ -622,9 +630,10 @@ def precision(bench: Bench) -> None:
 
     samples = bench.samples()
     with bench.measuring("ResNet that was trained"):
+        optimiser = {"batch_size": 16, "epochs": 1 if bench.size is TINY else 3, "lr": 2e-3}
         recipe = recipe_of(
-            "preact-resnet", samples, model={"image_size": 32, "width": 16},
-            optimiser={"batch_size": 16, "epochs": 3, "lr": 2e-3}, use_gpu=bench.device == "cuda",
+            "preact-resnet", samples, model={"image_size": 32, "width": 16}, optimiser=optimiser,
+            use_gpu=bench.device == "cuda",
         )  # fmt: skip
         compare(bench, "ResNet that was trained", samples, fit(recipe, bench.folder("trained")).info.folder)
     with bench.measuring("teacher with random weights"):
@@ -633,7 +642,7 @@ def precision(bench: Bench) -> None:
 
 
 def compare(bench: Bench, name: str, samples: str, model: str) -> None:
-    """Labels in both precisions. Answers nearly tied, as of random weights, may differ and mean nothing."""
+    """Labels in both precisions. Of random weights, answers nearly tied may differ and mean nothing."""
     import numpy as np
 
     from raymotion.batch.label_dataset import open_labels
@@ -649,6 +658,7 @@ def compare(bench: Bench, name: str, samples: str, model: str) -> None:
     full, half = found.values()
     bench.tell(f"{name}: mean difference of probabilities", np.abs(full - half).mean(), "", most=2e-3)
     bench.tell(f"{name}: largest difference", np.abs(full - half).max(), "")
+    bench.tell(f"{name}: deviation between pictures, to compare with", full.std(axis=0).mean(), "")
     bench.tell(f"{name}: same highest label", (full.argmax(1) == half.argmax(1)).mean(), "share", goal=0.99)
 
 
@@ -695,6 +705,8 @@ def oom(bench: Bench) -> None:
         bench.tell(f"batches of {asked}: those that did not fit", sum(not fits for _, fits in given), "batches")
         bench.tell(f"batches of {asked}: largest that fitted", max(fitted), "images")
         bench.tell(f"batches of {asked}: mean of those that fitted", statistics.mean(fitted), "images")
+        said = any("memory was too small" in notice for notice in record["notices"])
+        bench.tell(f"batches of {asked}: says so", said, "", goal=float(not all(fits for _, fits in given)))
         bench.tell(f"batches of {asked}: all of it", rows / seconds, "images/s")
 
 

@@ -450,4 +450,18 @@ def _close(
         _stop_for_failures(spec, commits, counts["quarantined"], counts["in"])
     if spec.finish is not None:
         record.update(spec.finish(folder))
+    record["notices"] += [told for told in _notices_on_memory(commits) if told not in record["notices"]]
     record["status"] = "complete"
+
+
+def _notices_on_memory(commits: Mapping[int, ledger.Commit]) -> list[str]:
+    """Says which stages went on with smaller batches than they were given."""
+    least: dict[str, int] = {}
+    for commit in commits.values():
+        for stage, images in commit.fitting.items():
+            least[stage] = min(images, least.get(stage, images))
+    return [
+        f"The GPU's memory was too small for the batches of the stage {stage}, which went on with {images} "
+        f"image{'s' if images != 1 else ''} at a time. A lower --batch-size fits from the start."
+        for stage, images in sorted(least.items())
+    ]

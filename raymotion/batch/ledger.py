@@ -172,6 +172,7 @@ class Commit:
         computed: device, precision and so on, as in the job's record.
         pending: mark of a part with other labels that is about to replace this one. Until then both are valid.
         sample: mark of the sample of features; None if there is none.
+        fitting: by stage, the number of images at a time that it went on with after more did not fit into memory.
     """
 
     shard: int
@@ -194,6 +195,7 @@ class Commit:
     computed: dict[str, Any] = field(default_factory=dict)
     pending: dict[str, Any] | None = None
     sample: dict[str, Any] | None = None
+    fitting: dict[str, int] = field(default_factory=dict)
 
     @property
     def marks(self) -> list[FileMark]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -42,6 +43,8 @@ from raymotion.stores.local_files import disk_full, is_full
 MOST_DEATHS_WITHOUT_CULPRIT = 3
 # Number of workers that may die while loading their models. Ray alone would retry for ever.
 MOST_DEATHS_IN_SETUP = 5
+# The name of PyTorch's error; jobs without PyTorch do not import it.
+OUT_OF_MEMORY = "OutOfMemoryError"
 
 
 class Sink(Protocol):
@@ -100,6 +103,7 @@ class ShardWorker:
 
     def __init__(self, plan: WorkerPlan, *, own_process: bool = True) -> None:
         self.plan, self.own_process = plan, own_process
+        self.fitting: dict[str, int] = {}
         self.fatal: dict[str, Any] | None = None
         keep_freed_memory()
         try:
@@ -151,6 +155,8 @@ class ShardWorker:
         items = [Item(row) for row in self.manifest.rows(shard)]
         for tally in self._tallies():
             tally.clear()
+        # A limit of 1 may be due to one large picture of the last shard.
+        self.fitting = {name: images for name, images in self.fitting.items() if images > 1}
         # Started first, to fetch pictures while the note is written.
         with _ahead(self.plan.stages[0], items):
             attempt = self.attempts.begin(shard)
@@ -195,7 +201,7 @@ class ShardWorker:
 
         def timed(stage: Stage, batch: Sequence[Item]) -> None:
             clock = time.monotonic()
-            _process(stage, batch)
+            _process(stage, batch, self.fitting)
             seconds[stage.name] += time.monotonic() - clock
 
         for batch in self._started(first, items, batch_size, seconds):
@@ -230,7 +236,7 @@ class ShardWorker:
                 if number + 2 < len(groups):
                     ahead.append(begin(groups[number + 2]))
             else:
-                _process(stage, batch)
+                _process(stage, batch, self.fitting)
             seconds[stage.name] += time.monotonic() - clock
             yield batch
 
@@ -284,6 +290,7 @@ class ShardWorker:
             tally=dict(sorted(sum(self._tallies(), damaged).items())),
             computed=dict(self.plan.computed),
             sample=sample,
+            fitting=dict(self.fitting),
         )
         write_commit(folder, commit)
         return commit
@@ -310,10 +317,22 @@ def _ahead(stage: Stage, items: Sequence[Item]) -> AbstractContextManager[None]:
     return nullcontext() if begin is None else begin(items)
 
 
-def _process(stage: Stage, batch: Sequence[Item]) -> None:
-    """Runs one stage on the items that have not failed. After an error it is run again by image, then by item."""
+def _process(stage: Stage, batch: Sequence[Item], fitting: dict[str, int] | None = None) -> None:
+    """Runs one stage on the items that have not failed. After an error it is run again by image, then by item.
+
+    Batches that do not fit into the memory of a GPU are halved until they do.
+
+    Args:
+        fitting: largest number of images at a time, by stage, once more did not fit; changed here.
+    """
     live = [item for item in batch if item.failure is None]
     if not live:
+        return
+    units, fitting = image_units(live), {} if fitting is None else fitting
+    most = fitting.get(stage.name, len(units))
+    if len(units) > most:
+        for start in range(0, len(units), most):
+            _process(stage, [item for unit in units[start : start + most] for item in unit], fitting)
         return
     try:
         stage.process(live)
@@ -328,15 +347,27 @@ def _process(stage: Stage, batch: Sequence[Item]) -> None:
         if len(live) == 1:
             live[0].failure = Failure.of(stage.name, error)
             return
-    units = image_units(live)
+        too_large = type(error).__name__ == OUT_OF_MEMORY and len(units) > 1
+    if too_large:  # here, where the error no longer holds the tensors of the batch
+        _release_memory()
+        fitting[stage.name] = len(units) // 2
+        _process(stage, live, fitting)
+        return
     for unit in units if len(units) > 1 else [[item] for item in live]:
-        _process(stage, unit)
+        _process(stage, unit, fitting)
+
+
+def _release_memory() -> None:
+    """Gives the memory that PyTorch keeps for later back to the GPU: pieces too small for the next batch."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _device_is_lost(error: Exception) -> bool:
     """Returns whether a CUDA error has made the process unusable, so that every later row would fail."""
     name = type(error).__name__
-    return name != "OutOfMemoryError" and (name == "AcceleratorError" or "CUDA error" in str(error))
+    return name != OUT_OF_MEMORY and (name == "AcceleratorError" or "CUDA error" in str(error))
 
 
 def _describe(error: Exception) -> dict[str, Any]:

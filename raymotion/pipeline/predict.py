@@ -60,7 +60,7 @@ class FiniteAnswers:
 class Predict:
     """Predicts the values of each output, stored in `item.output` by the output's name.
 
-    A failed batch is repeated item by item (`batch.worker._process`), so items must not change before their prediction.
+    A failed batch is repeated in parts (`batch.worker._process`), so items must not change before their prediction.
 
     Args:
         folder, fingerprint: the checkpoint, and its fingerprint when the job began.

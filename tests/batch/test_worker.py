@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raymotion.batch import ledger
+from raymotion.batch.job import run_job
 from raymotion.batch.worker import ShardWorker, WorkerPlan
 from raymotion.data.samples import read_samples
 from raymotion.errors import RunFailed
@@ -225,6 +226,59 @@ def test_a_picture_that_does_not_fit_into_memory_is_a_bad_row(
 ) -> None:
     made = plan(write_table(3), OutOfMemory())
     assert ShardWorker(made).run_shard(0).by_reason == {"stage_error": 1}
+
+
+class SmallGpu:
+    """Has memory for so many pictures at a time, and none at all for `too_large`."""
+
+    name = "small"
+    whole_shard = False
+
+    def __init__(self, most: int, too_large: str | None = None) -> None:
+        self.most, self.too_large, self.asked = most, too_large, list[int]()
+
+    def setup(self, threads: int, device: str) -> None:
+        pass
+
+    def process(self, items: Sequence[Item]) -> None:
+        import torch
+
+        self.asked.append(len(items))
+        if len(items) > self.most or any(item.row["sample_id"] == self.too_large for item in items):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+        for item in items:
+            item.output["mean"] = 0.0
+
+
+def test_batches_that_do_not_fit_into_a_gpu_are_halved(
+    write_table: Callable[..., Path], plan: Callable[..., WorkerPlan]
+) -> None:
+    """Once for the shard, and for those after it: each attempt costs as long as a batch."""
+    stage = SmallGpu(2)
+    first, second = run_all(plan(write_table(16), stage, batch_size=8, shard_rows=8), 2)
+    assert stage.asked == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]
+    assert (first.good, first.fitting) == (8, {"small": 2}) == (second.good, second.fitting)
+
+
+def test_one_picture_too_large_for_a_gpu_costs_its_shard_alone(
+    write_table: Callable[..., Path], plan: Callable[..., WorkerPlan]
+) -> None:
+    stage = SmallGpu(4, "x:1")
+    first, second = run_all(plan(write_table(8), stage, batch_size=4, shard_rows=4), 2)
+    assert first.by_reason == {"stage_error": 1} and first.good == 3 and first.fitting == {"small": 1}
+    assert stage.asked == [4, 2, 1, 1, 1, 1, 4] and second.fitting == {}
+
+
+def test_a_job_says_that_its_batches_did_not_fit(
+    write_table: Callable[..., Path], mean_job: Callable[..., Any], tmp_path: Path
+) -> None:
+    settings = {"samples": write_table(12), "out": tmp_path / "out", "shard_rows": 6, "batch_size": 6, "workers": 0}
+    record = run_job(mean_job(stage=SmallGpu(3), **settings), progress="none").record
+    assert record["counts"]["good"] == 12
+    assert record["notices"] == [
+        "The GPU's memory was too small for the batches of the stage small, which went on with 3 images at a time. A "
+        "lower --batch-size fits from the start."
+    ]
 
 
 def test_errors_of_the_run_come_back_as_a_record(
