@@ -35,7 +35,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ def with_shares(rows: Sequence[Row]) -> list[Row]:
     found = {(row.part, row.device, row.name): row for row in rows if row.value is not None}
     result: list[Row] = []
     for row in rows:
-        result.append(row if not row.of else Row(**{**asdict(row), "of": row.of, "goal": None}))
+        result.append(replace(row, goal=None) if row.of else row)
         if row.value is None:
             continue
         others = [own for name in row.of if (own := found.get((row.part, row.device, name))) is not None]
@@ -152,9 +152,9 @@ def with_shares(rows: Sequence[Row]) -> list[Row]:
             if least.value:
                 share = row.value / least.value
                 result.append(Row(row.part, f"{row.name} / {least.name}", row.device, share, "x", goal=row.goal))
-        beside = found.get((row.part, "cpu", row.name)) if row.device == "cuda" else None
-        if beside is not None and beside.value:
-            result.append(Row(row.part, f"{row.name}, GPU / CPU", "both", row.value / beside.value, "x"))
+        beside = found.get((row.part, "cuda", row.name)) if row.device == "cpu" else None
+        if beside is not None and beside.value and row.value:
+            result.append(Row(row.part, f"{row.name}, GPU / the cores", "both", beside.value / row.value, "x"))
     return result
 
 
@@ -781,7 +781,7 @@ def write_pictures(folder: Path, count: int) -> None:
             draw.rectangle((x, y, x + w, y + h), outline=tuple(rng.integers(0, 256, 3).tolist()), width=3)
         noise = rng.normal(0, 10, (HEIGHT, WIDTH, 1)) + CASTS[i % 8]
         Image.fromarray(np.clip(np.asarray(picture) + noise, 0, 255).astype(np.uint8)).save(
-            folder / f"{i:05d}.jpg", quality=85
+            folder / f"{i:05d}.jpg", quality=80
         )
 
     with ThreadPoolExecutor(cores()) as pool:
@@ -812,6 +812,16 @@ class Watch:
         if hasattr(self, "process"):
             self.process.terminate()
             self.process.wait()
+
+    def rows(self, part: str) -> list[Row]:
+        """The mean use and the highest memory; none if nvidia-smi is not there."""
+        if not self.said:
+            return []
+        use, memory = zip(*self.said, strict=True)
+        return [
+            Row(part, "GPU in use, mean of the part", "cuda", statistics.mean(use), "%"),
+            Row(part, "GPU memory, highest of the part", "cuda", max(memory) / 1024, "GiB"),
+        ]
 
 
 def measure(part: str, device: str, main: bool, tiny: bool, pictures: Path, work: Path, seconds: float) -> list[Row]:
@@ -891,23 +901,28 @@ def main() -> None:
     seconds: dict[str, float] = {}
     told = machine(device)
     print(", ".join(f"{name} {value}" for name, value in told.items() if value is not None), flush=True)
+    steps = [
+        (part, place)
+        for part in asked.part or list(PARTS)
+        for place in (("cuda", "cpu") if device == "cuda" and part in BESIDE_THE_CPU else (device,))
+    ]
     with tempfile.TemporaryDirectory(prefix="raymotion-gpu-") as folder:
         pictures = Path(folder, "pictures")
         write_pictures(pictures, (TINY if asked.tiny else FULL).pictures)
-        for part in asked.part or list(PARTS):
-            for place in ("cuda", "cpu") if device == "cuda" and part in BESIDE_THE_CPU else (device,):
-                clock, left = time.monotonic(), 60 * asked.minutes - (time.monotonic() - began)
-                if left < LEAST_SECONDS:
-                    rows.append(Row(part, "the part", place, error=f"left out: {asked.minutes:g} minutes are over"))
-                    print(line(rows[-1]), flush=True)
-                    continue
-                with Watch() as watch:
-                    found = measure(part, place, place == device, asked.tiny, pictures, Path(folder), left)
-                if watch.said and place == "cuda":
-                    use, memory = (list(own) for own in zip(*watch.said, strict=True))
-                    found.append(Row(part, "GPU in use, mean of the part", place, statistics.mean(use), "%"))
-                    found.append(Row(part, "GPU memory, highest of the part", place, max(memory) / 1024, "GiB"))
-                seconds[f"{part} {place}"] = round(time.monotonic() - clock, 1)
+
+        def run(step: tuple[str, str]) -> list[Row]:
+            part, place = step
+            clock, left = time.monotonic(), 60 * asked.minutes - (time.monotonic() - began)
+            if left < LEAST_SECONDS:
+                return [Row(part, "the part", place, error=f"left out: {asked.minutes:g} minutes are over")]
+            with Watch() as watch:
+                found = measure(part, place, place == device, asked.tiny, pictures, Path(folder), left)
+            seconds[f"{part} {place}"] = round(time.monotonic() - clock, 1)
+            return found + (watch.rows(part) if place == "cuda" else [])
+
+        # Where nothing is measured, two at a time: most of it is imports.
+        with ThreadPoolExecutor(2 if asked.tiny else 1) as pool:
+            for found in pool.map(run, steps):
                 known = len(with_shares(rows))
                 rows += found
                 for row in with_shares(rows)[known:]:
