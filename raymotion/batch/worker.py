@@ -5,6 +5,7 @@ Pixels never leave the actor; only one small record for each shard goes back thr
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -361,6 +362,7 @@ def _release_memory() -> None:
     """Gives the memory that PyTorch keeps for later back to the GPU: pieces too small for the next batch."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
+        gc.collect()
         torch.cuda.empty_cache()
 
 
