@@ -267,8 +267,35 @@ def attack(bench: Bench) -> None:
         samples, target = as_predicted(bench, kind, model, pictures)
         for population in bench.size.populations:
             what = f"{name}, population {population}"
+            alone = f"{what}, network alone"
+            with bench.measuring(alone):
+                bench.tell(alone, forward_alone(bench, model, shape["image_size"], population), "pictures/s")
             with bench.measuring(what):
-                bench.tell(what, queries_a_second(bench, samples, model, target, what, population), "queries/s")
+                rate = queries_a_second(bench, samples, model, target, what, population)
+                bench.tell(what, rate, "queries/s", of=(alone,))
+
+
+def forward_alone(bench: Bench, model: str, side: int, rows: int) -> float:
+    """Pictures a second of a classifier on tensors on the device, in the precision of the job."""
+    import torch
+
+    from raymotion.models.checkpoint import load_model
+    from raymotion.models.outputs.base import forward
+
+    torch.set_num_threads(bench.threads)
+    own = load_model(model, device=bench.device)
+    given = {
+        "images": torch.randint(0, 256, (rows, side, side, 3), dtype=torch.uint8, device=bench.device),
+        "image_mask": torch.ones(rows, dtype=torch.bool, device=bench.device),
+    }
+    own.network.eval()
+
+    def call() -> None:
+        half = bench.device == "cuda"
+        with torch.inference_mode(), torch.autocast(bench.device, torch.bfloat16, enabled=half):
+            forward(own.network, given, own.outputs, rows)
+
+    return bench.rate(call, rows)
 
 
 def as_predicted(bench: Bench, name: str, model: str, pictures: Sequence[str]) -> tuple[str, str]:
