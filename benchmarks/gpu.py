@@ -381,7 +381,7 @@ def in_precision(device: str, precision: str) -> Iterator[None]:
 
 
 class Held:
-    """A loader whose batches are on the device already."""
+    """A loader whose batches are on the device already: those of one epoch, some of them several times."""
 
     def __init__(self, batches: Sequence[Any], steps: int) -> None:
         self.batches, self.steps = batches, steps
@@ -394,11 +394,12 @@ def step_alone(run: Any, bench: Bench) -> float:
     """Samples a second of the loop's steps on batches that are on the device."""
     from raymotion.train import loop
     from raymotion.train.batches import BatchLoader
+    from raymotion.train.schedule import steps_per_epoch
 
     with contextlib.closing(BatchLoader(run.task, run.workers, first_epoch=0)) as loader:
         batches = list(itertools.islice(loader.train(0), bench.size.held))
     run.state.epoch = 0
-    held = Held(batches, len(batches) * (1 if bench.size is TINY else 3))
+    held = Held(batches, steps_per_epoch(run.task.recipe, run.task.samples_per_epoch, run.workers.world))
     rates: list[float] = []
     started = time.monotonic()
     while len(rates) < 3 or time.monotonic() - started < bench.size.seconds:
