@@ -84,7 +84,7 @@ class Size:
 
 
 FULL = Size(
-    pictures=2000, seconds=3.0, held=8, attacked=2, queries=(1000, 100), populations=(50, 400),
+    pictures=2000, seconds=3.0, held=8, attacked=2, queries=(1000, 100), populations=(20, 400),
     fractal={"image_size": 64, "filters": [64, 128, 256, 512]}, resnet={"depth": 50, "image_size": 224},
     classifier_batch=128, student_batch=256,
     joint={

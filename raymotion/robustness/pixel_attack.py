@@ -80,7 +80,7 @@ class PixelAttackSettings(JobSettings):
         "and method",
     )  # fmt: skip
     population: int = Field(
-        50, ge=FEWEST_CANDIDATES, description="candidates of a generation of the differential evolution"
+        20, ge=FEWEST_CANDIDATES, description="candidates of a generation of the differential evolution"
     )
     strategy: Literal["best1bin", "rand1bin"] = Field(
         "best1bin",

@@ -86,7 +86,7 @@ def one_label(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         MIKELS,
     )  # fmt: skip
     return train(
-        "preact-resnet", samples, folder / "model", model={"image_size": SIZE, "width": 4}, optimiser=optimiser(5)
+        "preact-resnet", samples, folder / "model", model={"image_size": SIZE, "width": 4}, optimiser=optimiser(10)
     )
 
 
@@ -121,7 +121,7 @@ def ratings(tmp_path_factory: pytest.TempPathFactory) -> str:
         pixels[..., 0] += 60 * (red - 0.5)
         return pixels, {"valence": 1 + 6 * light, "arousal": 1 + 6 * red}
 
-    return write_set(tmp_path_factory.mktemp("ratings") / "pictures", 160, draw, scale=(1.0, 7.0))
+    return write_set(tmp_path_factory.mktemp("ratings") / "pictures", 320, draw, scale=(1.0, 7.0))
 
 
 def regressor(samples: str, out: Path, **more: Any) -> Trained:

@@ -210,21 +210,25 @@ def test_a_reference_by_gradients_is_told_or_explained(attacked: Any) -> None:
 
 # --- the claim: better than random pixels --------------------------------------------------------------------------
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        ("one_label", {}), ("several_labels", {}), ("numbers", {}), ("vectors", {}),
-        ("several_labels", {"aim": {"label": "positive"}}),
-    ],
+    ("name", "aim"),
+    [("one_label", {}), ("several_labels", {}), ("numbers", {"by": 0.2}), ("vectors", {}),
+     ("several_labels", {"label": "positive"})],
 )  # fmt: skip
 def test_it_beats_random_pixels_by_interval(
-    name: str, settings: dict[str, Any], request: pytest.FixtureRequest, tmp_path: Path
+    name: str, aim: dict[str, Any], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    trained = request.getfixturevalue(name)
-    settings = {"pixels": (3,), "queries": 1000, **settings}
-    summary = attack(trained, tmp_path / "out", images=None, population=30, bootstrap=1000, gradients=False, **settings)
-    line = summary.figures.line(settings["pixels"][0], "evolution")
+    """With the defaults of `--queries` and `--population`.
+
+    Training on another processor gives another model, so this has to hold for any seed of the models: measured on four.
+    """
+    defaults = {name: PixelAttackSettings.model_fields[name].default for name in ("queries", "population")}
+    summary = attack(
+        request.getfixturevalue(name), tmp_path / "out", images=None, pixels=(3,), aim=aim, gradients=False,
+        **defaults, bootstrap=1000,
+    )  # fmt: skip
+    line = summary.figures.line(3, "evolution")
     assert line.verdict == "better" and line.gain is not None and line.gain.low is not None and line.gain.low > 0
 
 
