@@ -77,17 +77,27 @@ def optimiser(epochs: int, lr: float = 5e-3) -> dict[str, Any]:
     return {"epochs": epochs, "patience": epochs, "batch_size": 16, "lr": lr}
 
 
-@pytest.fixture(scope="session")
-def one_label(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def train_on_colours(folder: Path, epochs: int) -> Trained:
     """A ResNet that tells eight colours, of pictures of its own size."""
-    folder = tmp_path_factory.mktemp("one-label")
     samples = write_set(
         folder / "pictures", 256, lambda i, rng: (colours(i // 8 % 8, rng), {"labels": [MIKELS.labels[i // 8 % 8]]}),
         MIKELS,
     )  # fmt: skip
     return train(
-        "preact-resnet", samples, folder / "model", model={"image_size": SIZE, "width": 4}, optimiser=optimiser(10)
+        "preact-resnet", samples, folder / "model", model={"image_size": SIZE, "width": 4}, optimiser=optimiser(epochs)
     )
+
+
+@pytest.fixture(scope="session")
+def one_label(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A network that few changed pixels mislead."""
+    return train_on_colours(tmp_path_factory.mktemp("one-label"), 5)
+
+
+@pytest.fixture(scope="session")
+def sure_of_one_label(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The same, trained until it is nearly always right."""
+    return train_on_colours(tmp_path_factory.mktemp("one-label"), 10)
 
 
 @pytest.fixture(scope="session")

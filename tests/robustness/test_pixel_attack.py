@@ -213,7 +213,7 @@ def test_a_reference_by_gradients_is_told_or_explained(attacked: Any) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("name", "aim"),
-    [("one_label", {}), ("several_labels", {}), ("numbers", {"by": 0.2}), ("vectors", {}),
+    [("sure_of_one_label", {}), ("several_labels", {}), ("numbers", {"by": 0.2}), ("vectors", {}),
      ("several_labels", {"label": "positive"})],
 )  # fmt: skip
 def test_it_beats_random_pixels_by_interval(
