@@ -47,7 +47,7 @@ def attacked(
     trained, out = request.getfixturevalue(request.param), tmp_path_factory.mktemp("attack") / "out"
     # Of numbers a small step, so that some of the few searches succeed.
     own = {"aim": {"by": 0.1}} if request.param == "numbers" else {}
-    return trained, out, attack(trained, out, pixels=(1, 8), **own)
+    return trained, out, attack(trained, out, pixels=(1, 24), **own)
 
 
 def test_each_written_png_differs_in_at_most_k_pixels_and_says_what_was_recorded(attacked: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def test_the_gradient_is_that_of_finite_differences(name: str, request: pytest.F
     slope = InputGradients(model).try_on(row, picture, goal)
     assert slope is not None and slope.shape == (16, 16, 3)
     measured = []
-    for x, y, c in [(0, 0, 0), (7, 3, 1), (15, 15, 2), (4, 11, 0), (9, 9, 1), (2, 14, 2)]:
+    for x, y, c in np.random.default_rng(1).integers(0, (16, 16, 3), (60, 3)).tolist():
         ends = []
         for step in (-2, 2):
             changed = picture.copy()
@@ -61,8 +62,9 @@ def test_the_gradient_is_that_of_finite_differences(name: str, request: pytest.F
             ends.append(loss(model, goal, row, changed))
         measured.append(((ends[1] - ends[0]) / 4, slope[y, x, c]))
     found, expected = np.array(measured).T
-    assert np.abs(found).max() > 1e-5
-    np.testing.assert_allclose(expected, found, rtol=0.15, atol=0.05 * np.abs(found).max())
+    # Within four levels some units switch, so single slopes may differ; all of them together hardly do.
+    cosine = found @ expected / np.linalg.norm(found) / np.linalg.norm(expected)
+    assert cosine > 0.97 and np.linalg.norm(expected) / np.linalg.norm(found) == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize("shape", [(48, 32), (8, 8)])
@@ -113,29 +115,24 @@ def test_frozen_and_outside_backbones_are_told(
 
 def test_the_reference_changes_k_pixels_and_only_real_pictures_succeed(one_label: Any) -> None:
     model, objective = opened(one_label.model)
-    rng = np.random.default_rng(3)
-    rates = {}
-    goals = []
+    rng, reached = np.random.default_rng(3), list[tuple[float, float]]()
     for _ in range(12):
         picture = rng.integers(0, 256, (16, 16, 3), np.uint8)
         clean = model.predict(ROW, [picture])[0][0]
-        goals.append((picture, objective.goal(np.eye(8, dtype=np.float32)[clean.argmax()], clean)))
-    for name in ("gradients", "random"):
-        found = []
-        for picture, goal in goals:
-            oracle = Oracle(model, ROW, picture, goal, 60, 32)
-            if name == "random":
-                found.append(draw_at_random(oracle, 8, 20, [0]))
-                continue
-            gradients = InputGradients(model)
-            original = gradients.try_on(ROW, picture, goal)
-            assert original is not None
-            one = follow_gradients(oracle, 8, [0], gradients, original)
-            assert len(one.changed) <= 8 and one.sent <= 60 and one.gradients <= 80
-            changed = apply_change(picture, one.changed)
-            assert len(differing_pixels(picture, changed)) == len(one.changed)
-            said = model.predict(ROW, [changed])[0]
-            assert one.success == bool(goal.reached(said)[0])
-            found.append(one)
-        rates[name] = np.mean([own.success for own in found])
-    assert rates["gradients"] > rates["random"]
+        goal = objective.goal(np.eye(8, dtype=np.float32)[clean.argmax()], clean)
+        assert isinstance(goal, Goal)
+        gradients = InputGradients(model)
+        original = gradients.try_on(ROW, picture, goal)
+        assert original is not None
+        one = follow_gradients(Oracle(model, ROW, picture, goal, 60, 32), 8, [0], gradients, original)
+        assert len(one.changed) <= 8 and one.sent <= 60 and one.gradients <= 80
+        changed = apply_change(picture, one.changed)
+        assert len(differing_pixels(picture, changed)) == len(one.changed)
+        assert one.success == bool(goal.reached(model.predict(ROW, [changed])[0])[0])
+        # How far either gets with all of its pictures.
+        never = replace(goal, reached=lambda values: np.zeros(len(values), bool))
+        known = follow_gradients(Oracle(model, ROW, picture, never, 60, 32), 8, [0], gradients, original)
+        drawn = draw_at_random(Oracle(model, ROW, picture, never, 60, 32), 8, 20, [0])
+        reached.append(tuple(float(goal.loss(torch.from_numpy(own.after)[None])) for own in (known, drawn)))
+    by_gradients, by_chance = np.mean(reached, axis=0)
+    assert by_gradients < by_chance
