@@ -27,7 +27,9 @@ from raymotion.learning.collapse import Collapse, check_collapse, check_one_labe
 from raymotion.learning.metrics.multilabel import Evaluation
 from raymotion.learning.significance import voids_results
 from raymotion.learning.uncertainty import entropy
+from raymotion.models.outputs.base import Output
 from raymotion.models.outputs.embedding import Embedding
+from raymotion.models.outputs.single_label import HARD
 from raymotion.models.outputs.table import read_outputs
 from raymotion.vocabulary import Vocabulary
 
@@ -120,11 +122,21 @@ class LabelledSet:
     def read_truth(self, samples: storage.PathLike) -> pa.Table:
         """Reads a sample table to compare with: of a model of bands of a number, its labels are those of the bands."""
         table = read_samples(samples)
-        if self.one_label:
-            outputs = read_outputs(self.recorded("model", "outputs"), where=storage.join(self.folder, JOB))
-            first = next(own for own in outputs if own.vocabulary is not None)
-            return first.labelled(table, where=samples)
-        return table
+        return self._output.labelled(table, where=samples) if self.one_label else table
+
+    def one_of(self, truth: pa.Table, *, where: object) -> np.ndarray:
+        """Returns the one label of each sample of `read_truth`, bool (n, L): that which most annotators agree with.
+
+        Raises:
+            InputError: a sample has several, none of which has the largest weight.
+        """
+        return np.asarray(self._output.read(truth, where=where).arrays[HARD] > 0)
+
+    @property
+    def _output(self) -> Output:
+        """The output of the model that gives the labels."""
+        outputs = read_outputs(self.recorded("model", "outputs"), where=storage.join(self.folder, JOB))
+        return next(own for own in outputs if own.vocabulary is not None)
 
     @property
     def unfinished(self) -> str | None:

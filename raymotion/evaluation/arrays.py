@@ -159,6 +159,7 @@ def audit(
     probabilities: Any,
     labels: Sequence[str] | Vocabulary | None = None,
     *,
+    one_label: bool = False,
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> LabelIssues:
@@ -170,6 +171,8 @@ def audit(
         targets: the labels to check: (n, L) of 0 and 1, a DataFrame of them, or a list of the labels of each sample.
         probabilities: (n, L) in [0, 1], or a DataFrame with a column for each label.
         labels: the L names, or a vocabulary; not needed with a DataFrame.
+        one_label: whether exactly one label applies to a sample and its probabilities sum to 1 (a softmax): a sample is
+            then flagged once at most, with the label that the probabilities suggest.
 
     Returns:
         The flags; `.frame()` lists them, the strongest contradiction first.
@@ -179,7 +182,7 @@ def audit(
     """
     p, names, index = _probabilities(probabilities, labels)
     truth = _targets(targets, p, names, index)
-    return find_issues(truth > 0, p, names, bootstrap=bootstrap, seed=seed)
+    return find_issues(truth > 0, p, names, one_label=one_label, bootstrap=bootstrap, seed=seed)
 
 
 def _probabilities(given: Any, labels: Sequence[str] | Vocabulary | None) -> tuple[np.ndarray, list[str], Any]:

@@ -1,8 +1,10 @@
 """Confident learning: finds labels that the predictions contradict (Northcutt et al. 2021, with cleanlab).
 
-Each emotion is a binary problem (one against the rest, as in `cleanlab.multilabel_classification`). From the labels and
-probabilities of an emotion, confident learning estimates how many labels are wrong in each direction, and flags that
-many: those that the probabilities contradict most.
+Where labels apply independently, each emotion is a binary problem (one against the rest, as in
+`cleanlab.multilabel_classification`). From the labels and probabilities of an emotion, confident learning estimates how
+many labels are wrong in each direction, and flags that many: those that the probabilities contradict most. Where exactly
+one label applies to a sample, all labels are one problem (`cleanlab.filter.find_label_issues`), and a sample is flagged
+once at most: one against the rest would count the label that it has and the one that it lacks.
 
 The method is sound if the probabilities are out of sample (the model was not trained on these labels) and the model
 has skill for the emotion. The second condition is checked here: an emotion that the probabilities do not rank better
@@ -15,7 +17,7 @@ found in labels drawn from the probabilities themselves, none of which is wrong.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 LUCK_DRAWS = 10
 # Weight of the worst label in an image's quality, as in cleanlab.
 QUALITY_ALPHA = 0.8
+# How far the sum of float32 probabilities may be from 1.
+SUM_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,10 @@ class EmotionIssues:
         judged: whether the emotion was checked.
         reason: why it was not.
         doubtful: number of given labels that the probabilities contradict.
-        missing: number of absent labels that the probabilities suggest.
-        by_luck: expected flags if the probabilities are calibrated and no label is wrong; None if not judged.
+        missing: number of absent labels that the probabilities suggest. Of one label a sample: of flagged samples with
+            another label for which they suggest this one.
+        by_luck: expected flags if the probabilities are calibrated and no label is wrong; None if not judged. Of one
+            label a sample: of samples with this label.
     """
 
     label: str
@@ -70,10 +76,12 @@ class LabelIssues:
     """Results of confident learning for n images and L labels.
 
     Attributes:
-        flags: (n, L) bool, labels (given or absent) that are probably wrong.
-        quality: (n,) in [0, 1], low for images with doubtful labels (cleanlab's multi-label score).
+        flags: (n, L) bool, labels (given or absent) that are probably wrong; of one label a sample, given ones alone.
+        quality: (n,) in [0, 1], low for images with doubtful labels (cleanlab's multi-label score; of one label a
+            sample, the probability of that label).
         scores: (n, L), the probability of the label as given: p if it is present, 1 - p if it is absent.
         given: (n, L) bool, the labels that were checked.
+        suggested: (n,) the position of the most probable label, where one applies to a sample; else None.
     """
 
     flags: np.ndarray
@@ -81,6 +89,7 @@ class LabelIssues:
     scores: np.ndarray
     emotions: list[EmotionIssues]
     given: np.ndarray
+    suggested: np.ndarray | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the counts and each emotion, for JSON."""
@@ -90,6 +99,7 @@ class LabelIssues:
             "labels_flagged_by_luck": sum(emotion.by_luck or 0.0 for emotion in self.emotions),
             "judged": sum(emotion.judged for emotion in self.emotions),
             "mean_quality": float(self.quality.mean()),
+            **({} if self.suggested is None else {"one_label": True}),
             "emotions": [asdict(emotion) for emotion in self.emotions],
         }
 
@@ -97,17 +107,19 @@ class LabelIssues:
         """Returns a row for each flagged label, the strongest contradiction first.
 
         Columns: row (of the arrays), label, kind (`doubtful`: given; `missing`: absent), probability, contradiction
-        (see `rank_contradictions`), quality (of the image's labels).
+        (see `rank_contradictions`), quality (of the image's labels); of one label a sample, suggested too.
         """
         import pandas as pd
 
         p = np.where(self.given, self.scores, 1.0 - self.scores)
         rows, emotions, contradiction = rank_contradictions(self.flags, p, self.given)
         kinds = np.where(self.given[rows, emotions], "doubtful", "missing")
+        names = np.array([own.label for own in self.emotions], dtype=object)
         return pd.DataFrame(
             {
                 "row": rows,
-                "label": [self.emotions[j].label for j in emotions.tolist()],
+                "label": names[emotions],
+                **({} if self.suggested is None else {"suggested": names[self.suggested[rows]]}),
                 "kind": kinds,
                 "probability": p[rows, emotions],
                 "contradiction": contradiction,
@@ -124,8 +136,8 @@ class LabelIssues:
     def _shown(self) -> tuple[str, pd.DataFrame]:
         found = self.to_dict()
         line = (
-            f"{found['labels_flagged']} labels of {found['images_flagged']} of {len(self.flags)} images are doubtful; "
-            f"{found['labels_flagged_by_luck']:.0f} would be by luck. Emotions judged: {found['judged']}"
+            f"{count_flags(found, len(self.flags))} are doubtful; {found['labels_flagged_by_luck']:.0f} would be by "
+            f"luck. Emotions judged: {found['judged']}"
         )
         return line, self.emotion_frame()[["given", "auc", "doubtful", "missing", "by_luck", "reason"]]
 
@@ -136,6 +148,13 @@ class LabelIssues:
     def _repr_html_(self) -> str:
         line, table = self._shown()
         return line + table.to_html(float_format="{:.3g}".format)
+
+
+def count_flags(found: Mapping[str, Any], images: int) -> str:
+    """Returns in words how many labels are flagged, from `LabelIssues.to_dict`."""
+    if found.get("one_label"):
+        return f"{found['labels_flagged']:,} of {images:,} labels (one a sample)"
+    return f"{found['labels_flagged']:,} labels of {found['images_flagged']:,} of {images:,} images"
 
 
 def rank_contradictions(
@@ -171,6 +190,7 @@ def find_issues(
     probabilities: np.ndarray,
     labels: Sequence[str],
     *,
+    one_label: bool = False,
     need_skill: bool = True,
     groups: Sequence[str] | None = None,
     bootstrap: int = 1000,
@@ -182,26 +202,33 @@ def find_issues(
         given: (n, L) bool, the labels to check.
         probabilities: (n, L) in [0, 1], from a model that was not trained on them.
         labels: the L names.
+        one_label: whether exactly one label applies to a sample, and its probabilities sum to 1. A flag then says that
+            another label does, so both have to be judged.
         need_skill: judge only emotions whose AUC interval lies above 0.5.
         groups: image of each of the n rows, if rows are persons: intervals then draw whole images.
 
     Raises:
-        InputError: no images, or shapes that do not match.
+        InputError: no images, or shapes that do not match; with `one_label`, a row that has none or several, or whose
+            probabilities do not sum to 1.
     """
     mask, p = np.asarray(given, dtype=bool), np.asarray(probabilities, dtype=np.float64)
     if mask.shape != p.shape or mask.ndim != 2 or mask.shape[1] != len(labels) or not len(mask):
         raise InputError(f"labels of shape {mask.shape} and probabilities of shape {p.shape} cannot be audited")
+    if one_label:
+        _require_one_label(mask, p)
     images = sampling_units(groups, len(mask))
     units = None if groups is None else images
     _, aucs, ends = macro_auc(mask, p, bootstrap=bootstrap, seed=seed, units=units)
-    flags = np.zeros(mask.shape, dtype=bool)
+    intervals = [ends[j] or (None, None) if aucs[j] is not None else (None, None) for j in range(len(labels))]
+    reasons = [_not_judged(mask[:, j], images, intervals[j][0], need_skill) for j in range(len(labels))]
+    judged = np.array([not reason for reason in reasons])
+    suggested = p.argmax(axis=1) if one_label else None
+    flags, luck = (_flag_samples if one_label else _flag_labels)(mask, p, judged, seed)
     emotions = []
     for j, label in enumerate(labels):
         own, column = mask[:, j], p[:, j]
-        low, high = (ends[j] or (None, None)) if aucs[j] is not None else (None, None)
-        reason = _not_judged(own, images, low, need_skill)
-        if not reason:
-            flags[:, j] = _flag(own, column)
+        low, high = intervals[j]
+        absent = flags[:, j] & ~own if suggested is None else flags.any(axis=1) & (suggested == j)
         emotions.append(
             EmotionIssues(
                 label=label,
@@ -212,15 +239,37 @@ def find_issues(
                 auc=aucs[j],
                 auc_low=low,
                 auc_high=high,
-                judged=not reason,
-                reason=reason,
+                judged=bool(judged[j]),
+                reason=reasons[j],
                 doubtful=int((flags[:, j] & own).sum()),
-                missing=int((flags[:, j] & ~own).sum()),
-                by_luck=None if reason else _flags_by_luck(column, seed + j),
+                missing=int(absent.sum()),
+                by_luck=float(luck[j]) if judged[j] else None,
             )
         )
     scores = np.where(mask, p, 1.0 - p)
-    return LabelIssues(flags, _quality(scores), scores, emotions, mask)
+    return LabelIssues(flags, p[mask] if one_label else _quality(scores), scores, emotions, mask, suggested)
+
+
+def flag_one_label(given: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Returns which samples have a label that their probabilities contradict, bool (n,), of one label a sample.
+
+    Args:
+        given: (n,) the position of each sample's label.
+        probabilities: (n, L), which sum to 1.
+    """
+    if len(np.unique(given)) < 2:  # cleanlab refuses labels of one class
+        return np.zeros(len(given), dtype=bool)
+    return _cleanlab_flags(given, probabilities)
+
+
+def _require_one_label(mask: np.ndarray, p: np.ndarray) -> None:
+    counts, sums = mask.sum(axis=1), p.sum(axis=1)
+    if (counts != 1).any():
+        row = int(np.flatnonzero(counts != 1)[0])
+        raise InputError(f"has {counts[row]} labels, and exactly one applies to a sample here", row=row)
+    if (np.abs(sums - 1.0) > SUM_TOLERANCE).any():
+        row = int(np.flatnonzero(np.abs(sums - 1.0) > SUM_TOLERANCE)[0])
+        raise InputError(f"has probabilities that sum to {sums[row]:.3g}; of one label a sample they sum to 1", row=row)
 
 
 def _not_judged(own: np.ndarray, images: np.ndarray, auc_low: float | None, need_skill: bool) -> str:
@@ -234,12 +283,39 @@ def _not_judged(own: np.ndarray, images: np.ndarray, auc_low: float | None, need
     return ""
 
 
+def _flag_labels(mask: np.ndarray, p: np.ndarray, judged: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the flags (n, L) of labels that apply independently, and how many each has by luck (L,)."""
+    flags, luck = np.zeros(mask.shape, dtype=bool), np.zeros(mask.shape[1])
+    for j in np.flatnonzero(judged).tolist():
+        flags[:, j], luck[j] = _flag(mask[:, j], p[:, j]), _flags_by_luck(p[:, j], seed + j)
+    return flags, luck
+
+
+def _flag_samples(mask: np.ndarray, p: np.ndarray, judged: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the flags (n, L) of given labels of which each sample has one, and how many each has by luck (L,)."""
+    suggested = p.argmax(axis=1)
+    rng, ends = np.random.default_rng(seed), p.cumsum(axis=1)
+
+    def flag(given: np.ndarray) -> np.ndarray:
+        return flag_one_label(given, p) & judged[given] & judged[suggested]
+
+    luck = np.zeros(mask.shape[1])
+    for _ in range(LUCK_DRAWS):
+        drawn = (rng.random(len(p))[:, None] * ends[:, -1:] >= ends).sum(axis=1)
+        luck += np.bincount(drawn[flag(drawn)], minlength=len(luck)) / LUCK_DRAWS
+    return mask & flag(mask.argmax(axis=1))[:, None], luck
+
+
 def _flag(own: np.ndarray, column: np.ndarray) -> np.ndarray:
+    return _cleanlab_flags(own.astype(np.int64), np.stack([1.0 - column, column], axis=1))
+
+
+def _cleanlab_flags(given: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     from cleanlab.filter import find_label_issues
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about classes with few examples, which `_not_judged` handles
-        found = find_label_issues(own.astype(np.int64), np.stack([1.0 - column, column], axis=1), n_jobs=1)
+        found = find_label_issues(given, probabilities, n_jobs=1)
     return np.asarray(found, dtype=bool)
 
 

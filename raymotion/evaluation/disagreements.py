@@ -23,6 +23,7 @@ class Example:
         kind: see `rank_disagreements`.
         given, predicted: all labels of the image.
         top: the five most probable emotions, with probability and whether each is given.
+        suggested: the label that the predictions say instead, where one applies to a sample.
     """
 
     row: LabelledRow
@@ -33,6 +34,7 @@ class Example:
     given: list[str]
     predicted: list[str]
     top: list[tuple[str, float, bool]]
+    suggested: str | None
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Disagreements:
             for an absent one, the share with a lower probability.
         quality: (m,) cleanlab's score of the image's labels, or None.
         persons: (m,) or None.
+        suggested: (m,) position of the label that the predictions say instead, where one applies to a sample; or None.
     """
 
     labelled: LabelledSet
@@ -62,6 +65,7 @@ class Disagreements:
     predicted: np.ndarray
     quality: np.ndarray | None
     persons: np.ndarray | None
+    suggested: np.ndarray | None
 
     def __len__(self) -> int:
         return len(self.places)
@@ -81,6 +85,8 @@ class Disagreements:
             "given": pa.array([self._names(self.given[i]) for i in places], pa.list_(pa.string())),
             "predicted": pa.array([self._names(self.predicted[i]) for i in places], pa.list_(pa.string())),
         }
+        if self.suggested is not None:
+            columns["suggested"] = pa.array([self.names[j] for j in self.suggested[places].tolist()], pa.string())
         if self.quality is not None:
             columns["label_quality"] = pa.array(self.quality[self.places], pa.float32())
         if self.persons is not None:
@@ -120,6 +126,7 @@ class Disagreements:
             given=self._names(self.given[i]),
             predicted=self._names(self.predicted[i]),
             top=[(self.names[n], float(self.probabilities[i, n]), bool(self.given[i, n])) for n in order],
+            suggested=None if self.suggested is None else self.names[self.suggested[i]],
         )
 
     def _names(self, mask: np.ndarray) -> list[str]:
@@ -138,6 +145,7 @@ def rank_disagreements(
     kinds: tuple[str, str],
     quality: np.ndarray | None = None,
     persons: np.ndarray | None = None,
+    suggested: np.ndarray | None = None,
     given_is_kind: bool = False,
 ) -> Disagreements:
     """Sorts the pairs marked in `wrong` by how strongly the probabilities contradict `given`.
@@ -165,4 +173,5 @@ def rank_disagreements(
         predicted=predicted,
         quality=quality,
         persons=persons,
+        suggested=suggested,
     )

@@ -200,14 +200,18 @@ def audit_samples(
             f"{learned:,} of these samples are of the split train: if the model learned from them, what it says there "
             "is no evidence."
         )
-    given, probabilities = found.shares > 0, labelled.probabilities[found.rows]
+    one = labelled.one_label
+    rows = [own[0] for own in found.truth_rows]
+    given = labelled.one_of(table, where=samples)[rows] if one else found.shares > 0
+    probabilities = labelled.probabilities[found.rows]
     issues = find_issues(
-        given, probabilities, vocabulary.labels, groups=_persons_of(table, found), bootstrap=settings.bootstrap,
-        seed=settings.seed,
+        given, probabilities, vocabulary.labels, one_label=one, groups=_persons_of(table, found),
+        bootstrap=settings.bootstrap, seed=settings.seed,
     )  # fmt: skip
     listed = rank_disagreements(
         labelled, found.rows, issues.flags, probabilities, given=given, predicted=labelled.mask[found.rows],
-        names=vocabulary.labels, kinds=("missing", "doubtful"), quality=issues.quality, given_is_kind=True,
+        names=vocabulary.labels, kinds=("missing", "doubtful"), quality=issues.quality, suggested=issues.suggested,
+        given_is_kind=True,
     )  # fmt: skip
     record = {
         **_head("label-quality", settings, notes, _source(labelled)),
@@ -234,12 +238,16 @@ def audit_choices(labels: storage.PathLike, out: storage.PathLike, settings: Aud
         raise InputError("no image was selected: there are no labels to audit", path=labels)
     given, probabilities = labelled.mask[rows], labelled.probabilities[rows]
     names = labelled.vocabulary.labels
+    # Thresholds choose several labels of an image or none, even of a model of one.
+    one = labelled.one_label and bool((given.sum(axis=1) == 1).all())
     issues = find_issues(
-        given, probabilities, names, need_skill=False, bootstrap=min(settings.bootstrap, 50), seed=settings.seed
-    )
+        given, probabilities, names, one_label=one, need_skill=False, bootstrap=min(settings.bootstrap, 50),
+        seed=settings.seed,
+    )  # fmt: skip
     listed = rank_disagreements(
         labelled, rows, issues.flags, probabilities, given=given, predicted=given,
-        names=names, kinds=("missing", "doubtful"), quality=issues.quality, given_is_kind=True,
+        names=names, kinds=("missing", "doubtful"), quality=issues.quality, suggested=issues.suggested,
+        given_is_kind=True,
     )  # fmt: skip
     notes = [CIRCULAR, *_unfinished(labelled)]
     headline = labelled.recorded("collapse", "headline")

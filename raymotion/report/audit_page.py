@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raymotion.batch.label_dataset import LabelledSet
+from raymotion.evaluation.confident import count_flags
 from raymotion.evaluation.disagreements import Example
 from raymotion.learning.bootstrap import Metric
 from raymotion.learning.metrics.multilabel import Evaluation
@@ -42,7 +43,7 @@ def verdict(record: Mapping[str, Any]) -> Headline:
         told = f"{learned:,} of the {match.get('matched', 0):,} images may have been trained on (split train)."
         flattered = [told] if learned else []
         return _against_people(results, [*flattered, *warnings])
-    found = f"{results['labels_flagged']:,} labels of {results['images_flagged']:,} of {results['images']:,} images"
+    found = count_flags(results, results["images"])
     if record["mode"] == "own-choices":
         text = f"The selection and the probabilities part ways on {found}. This finds no error of the model."
         return Headline("unsure", text)
@@ -123,7 +124,7 @@ def emotion_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
         "AUC",
         "95 % interval",
         "doubtful",
-        "missing",
+        "suggested" if record["results"].get("one_label") else "missing",
         "by luck",
     ]
     rows = [
@@ -301,7 +302,9 @@ def _card(example: Example, mode: str) -> Card:
     people = f"People: {', '.join(example.given) or 'none'}"
     return make_card(
         example.row,
-        KINDS[example.kind].format(emotion=example.emotion) + f" (p = {example.probability:.2f})",
+        KINDS[example.kind].format(emotion=example.emotion)
+        + f" (p = {example.probability:.2f})"
+        + (f"; they say {example.suggested}" if example.suggested else ""),
         example.top,
         [chosen] if mode == "own-choices" else [people, chosen],
     )

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raymotion.errors import InputError
-from raymotion.evaluation.confident import find_issues
+from raymotion.evaluation.confident import find_issues, flag_one_label
 from raymotion.learning.bootstrap import interval, resampled
 from raymotion.learning.paired import mean_over_seeds
 from raymotion.learning.significance import FEWEST_IMAGES, Gain
@@ -89,13 +89,8 @@ def label_issues(
         names = [str(own) for own in groups]
         found = find_issues(given, p, labels, groups=names, bootstrap=200, seed=seed)
         return np.asarray(found.flags.any(axis=1))
-    from cleanlab.filter import find_label_issues
-
-    learned = np.flatnonzero(given.any(axis=0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about labels with few examples
-        flags = find_label_issues(given[:, learned].argmax(axis=1), _normalised(p[:, learned]), n_jobs=1)
-    return np.asarray(flags, dtype=bool)
+    learned = np.flatnonzero(given.any(axis=0))  # the regression knows no other label
+    return flag_one_label(given[:, learned].argmax(axis=1), p[:, learned])
 
 
 def _silhouette(points: np.ndarray, parts: np.ndarray, seed: int) -> float:
@@ -237,8 +232,3 @@ def _out_of_fold(
                 else:
                     p[held, label] = found[:, 1]
     return p
-
-
-def _normalised(p: np.ndarray) -> np.ndarray:
-    p = p + 1e-9
-    return np.asarray(p / p.sum(axis=1, keepdims=True))

@@ -77,6 +77,18 @@ def test_an_audit_finds_the_labels_that_were_flipped(arrays: tuple[np.ndarray, n
     assert f"{len(listed)} labels" in found._repr_html_() and "joy" in found._repr_html_()
 
 
+def test_an_audit_of_one_label_a_sample_suggests_another() -> None:
+    truth = np.arange(300) % 3
+    p = 0.8 * np.eye(3)[truth] + 0.2 / 3
+    given = truth.copy()
+    given[:12] = (truth[:12] + 1) % 3
+    found = raymotion.audit([[LABELS[j]] for j in given], p, LABELS, one_label=True, bootstrap=50).frame()
+    assert sorted(found["row"]) == list(range(12))
+    assert all(LABELS.index(own) == truth[row] for row, own in found[["row", "suggested"]].to_numpy())
+    with pytest.raises(InputError, match="row 1.*has 2 labels"):
+        raymotion.audit([["joy"], ["joy", "calm"], ["fear"]], p[:3], LABELS, one_label=True)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

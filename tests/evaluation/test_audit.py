@@ -24,6 +24,7 @@ from raymotion.evaluation.confident import find_issues
 from raymotion.evaluation.matching import image_key, match
 from raymotion.label_mapping import choose_mapping, find_mapping, read_mapping
 from raymotion.learning.selection import top_per_image
+from raymotion.models.outputs.single_label import SingleLabel
 from raymotion.report.audit import AuditSettings, audit_against_truth, audit_choices, audit_samples
 from raymotion.report.audit_page import lines, verdict
 from raymotion.vocabulary import EMOTIC_26, MIKELS_8, SOCRATIS_29, Vocabulary
@@ -45,6 +46,7 @@ def samples(rows: list[dict[str, Any]], vocabulary: Vocabulary = EMOTIC_26) -> p
 def write_labels(
     folder: Path, probabilities: np.ndarray, vocabulary: Vocabulary, *, mask: np.ndarray | None = None,
     ids: list[str] | None = None, uris: list[str | None] | None = None, prior: np.ndarray | None = None,
+    model: dict[str, Any] | None = None,
 ) -> Path:  # fmt: skip
     """A folder as the labelling job writes it, in two parts; the last image is not selected."""
     n = len(probabilities)
@@ -65,7 +67,10 @@ def write_labels(
     ).replace_schema_metadata(vocabulary.to_metadata())
     storage.write_table(folder / "data/part-00000.parquet", table.slice(0, n // 2))
     storage.write_table(folder / "data/part-00001.parquet", table.slice(n // 2))
-    model = {"fingerprint": "f" * 16, "reads": ["captions"], "prior": None if prior is None else prior.tolist()}
+    model = {
+        "fingerprint": "f" * 16, "reads": ["captions"], "prior": None if prior is None else prior.tolist(),
+        **(model or {}),
+    }  # fmt: skip
     storage.write_json(
         folder / "_job.json",
         {"job": "labels", "status": "complete", "vocabulary": vocabulary.to_dict(), "model": model,
@@ -370,6 +375,120 @@ def test_human_labels_against_predictions(tmp_path: Path) -> None:
     write_labels(tmp_path / "other", np.full((3, 26), 0.5), EMOTIC_26)
     with pytest.raises(VocabularyMismatch):
         audit_samples(tmp_path / "s.parquet", tmp_path / "other", tmp_path / "out2", settings())
+
+
+def planted_classes(
+    rng: np.random.Generator, n: int = 400, skill: float = 3.0, flip: float = 0.08
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One of 8 labels a sample, which of them are flipped, and the probabilities of the true ones, of a softmax.
+
+    The last label is rarer than what can be judged.
+    """
+    rates = np.array([0.25, 0.2, 0.15, 0.1, 0.1, 0.1, 0.09, 0.01])
+    true = rng.choice(8, n, p=rates)
+    # Independent normal distributions whose mean is `skill` for the true label have this posterior.
+    logits = np.log(rates) + skill * (rng.normal(size=(n, 8)) + skill * np.eye(8)[true])
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    given = np.where(rng.random(n) < flip, (true + rng.integers(1, 7, n)) % 7, true)
+    return given, given != true, p / p.sum(axis=1, keepdims=True)
+
+
+def test_one_label_a_sample_is_flagged_once_and_as_by_cleanlab() -> None:
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+
+    given, flips, p = planted_classes(np.random.default_rng(5))
+    found = find_issues(np.eye(8, dtype=bool)[given], p, MIKELS_8.labels, one_label=True, bootstrap=100)
+    assert [emotion.judged for emotion in found.emotions] == [True] * 7 + [False]
+    theirs = find_label_issues(given, p, n_jobs=1)
+    judged = theirs & (given < 7) & (p.argmax(axis=1) < 7)
+    np.testing.assert_array_equal(found.flags.any(axis=1), judged)
+    assert found.flags.sum(axis=1).max() == 1 and found.flags[np.arange(400), given].sum() == judged.sum() > 20
+    assert flips[judged].mean() > 0.6, "of all labels, 8 % are wrong"
+    np.testing.assert_allclose(found.quality, get_label_quality_scores(given, p))
+    listed = found.frame()
+    assert len(listed) == judged.sum() and set(listed["kind"]) == {"doubtful"}
+    for row, label, suggested in listed[["row", "label", "suggested"]].to_numpy():
+        assert MIKELS_8.index(label) == given[row] and MIKELS_8.index(suggested) == p[row].argmax() != given[row]
+    told = found.to_dict()
+    assert told["one_label"] and told["labels_flagged"] == told["images_flagged"] == judged.sum()
+    assert [e.missing for e in found.emotions] == np.bincount(p.argmax(axis=1)[judged], minlength=8).tolist()
+    assert sum(e.doubtful for e in found.emotions) == sum(e.missing for e in found.emotions) == judged.sum()
+    assert repr(found).startswith(f"{judged.sum()} of 400 labels (one a sample) are doubtful; ")
+    # One against the rest counts what a sample has, and again what it lacks.
+    rest = find_issues(np.eye(8, dtype=bool)[given], p, MIKELS_8.labels, bootstrap=100)
+    assert rest.flags.sum() > 1.5 * judged.sum()
+
+
+def test_where_no_label_is_wrong_luck_explains_the_flags_of_one_label_a_sample() -> None:
+    given, _, p = planted_classes(np.random.default_rng(6), n=1500, skill=1.2, flip=0.0)
+    clean = find_issues(np.eye(8, dtype=bool)[given], p, MIKELS_8.labels, one_label=True, bootstrap=50)
+    luck = [emotion.by_luck or 0.0 for emotion in clean.emotions]
+    assert sum(luck) > 50 and clean.flags.sum() == pytest.approx(sum(luck), rel=0.25)
+    np.testing.assert_allclose(luck, clean.flags.sum(axis=0), rtol=0.6, atol=8)
+    constant = find_issues(
+        np.eye(8, dtype=bool)[np.zeros(30, int)], p[:30], MIKELS_8.labels, one_label=True, bootstrap=20
+    )
+    assert not constant.flags.any(), "cleanlab refuses labels of one class"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda mask, p: mask.__setitem__((3, slice(None)), False), "row 3.*has 0 labels, and exactly one"),
+        (lambda mask, p: mask.__setitem__((5, slice(0, 3)), True), "row 5.*labels, and exactly one"),
+        (lambda mask, p: p.__setitem__((7, 0), p[7, 0] + 0.1), r"row 7.*sum to 1\.1; of one label a sample"),
+    ],
+)
+def test_what_is_not_one_label_a_sample_is_refused(spoil: Callable[..., None], told: str) -> None:
+    given, _, p = planted_classes(np.random.default_rng(5), n=40)
+    p[7] = np.eye(8)[3]
+    mask = np.eye(8, dtype=bool)[given]
+    spoil(mask, p)
+    with pytest.raises(InputError, match=told):
+        find_issues(mask, np.clip(p, 0, 1.1), MIKELS_8.labels, one_label=True, bootstrap=20)
+
+
+class TestOneLabel:
+    """Audits on predictions of a model of one label a sample."""
+
+    MODEL = {"one_label": True, "outputs": [SingleLabel(MIKELS_8).to_dict()]}
+
+    def test_human_labels_are_doubted_once_with_what_the_predictions_say(self, tmp_path: Path) -> None:
+        given, _, p = planted_classes(np.random.default_rng(7))
+        names = MIKELS_8.labels
+        # The votes of annotators: the label that most agree with is the one that is learned and audited.
+        rows = [
+            {"labels": [names[j], names[(j + 1) % 8]], "label_weights": [0.7, 0.3]} if i % 3 else {"labels": [names[j]]}
+            for i, j in enumerate(given.tolist())
+        ]
+        write_samples(tmp_path / "s.parquet", samples(rows, MIKELS_8))
+        write_labels(tmp_path / "p", p, MIKELS_8, mask=np.eye(8, dtype=bool)[p.argmax(axis=1)], model=self.MODEL)
+        done = audit_samples(tmp_path / "s.parquet", tmp_path / "p", tmp_path / "out", settings())
+        issues = find_issues(
+            np.eye(8, dtype=bool)[given], p.astype(np.float32), names, one_label=True, bootstrap=60
+        )  # fmt: skip
+        table = storage.read_table(tmp_path / "out" / "disagreements.parquet").to_pylist()
+        wanted = {(f"s:{i}", names[given[i]], names[p[i].argmax()]) for i in np.flatnonzero(issues.flags.any(axis=1))}
+        assert {(row["sample_id"], row["emotion"], row["suggested"]) for row in table} == wanted
+        assert len(table) == len(wanted) == done.record["results"]["labels_flagged"] > 20
+        assert all(row["given"] == [row["emotion"]] and row["predicted"] == [row["suggested"]] for row in table)
+        assert done.record["results"]["one_label"] is True
+        text = lines(done.record)
+        assert f"The predictions contradict {len(wanted)} of 400 labels (one a sample), for the 7 of 8" in text[0]
+        assert any("suggested" in line and "missing" not in line for line in text)
+        page = (tmp_path / "out" / "audit.html").read_text()
+        assert "flagged once at most" in page and "; they say " in page and ">missing<" not in page
+
+    def test_the_highest_label_never_parts_from_its_own_probability(self, tmp_path: Path) -> None:
+        _, _, p = planted_classes(np.random.default_rng(8))
+        mask = np.eye(8, dtype=bool)[p.argmax(axis=1)]
+        write_labels(tmp_path / "p", p, MIKELS_8, mask=mask, model=self.MODEL)
+        done = audit_choices(tmp_path / "p", tmp_path / "out", settings())
+        assert done.record["results"]["labels_flagged"] == 0 and done.record["results"]["one_label"]
+        # Thresholds choose several labels, or none.
+        write_labels(tmp_path / "q", p, MIKELS_8, mask=p > 0.2, model=self.MODEL)
+        assert "one_label" not in audit_choices(tmp_path / "q", tmp_path / "out2", settings()).record["results"]
 
 
 def test_labels_alone_are_called_circular(tmp_path: Path) -> None:
