@@ -79,7 +79,7 @@ from raymotion.robustness.poison_settings import PoisonSettings, rate_name
 from raymotion.text_table import csv_text
 from raymotion.train.prepare import prepare_data
 from raymotion.train.recipe import kind_of, require_loggers
-from raymotion.train.runs import RUNS, ComparisonProgress, read_answers, require_same_comparison, run_all
+from raymotion.train.runs import RUNS, ComparisonProgress, read_answers, require_same_comparison, run_all, write_plan
 from raymotion.version import __version__
 
 RECORD, CSV, PAGE, TRIGGERED, MEASURED = "poison.json", "poison.csv", "poison.html", "triggered", "measured"
@@ -235,6 +235,7 @@ def poison(
     clean = [Run(0.0, seed) for seed in seeds]
     then = [Run(rate, seed) for seed in seeds for rate in attack.poisoned]
     names = [run.name for run in (*clean, *then)]
+    write_plan(target, "poisoning", RECORD, names)
     with ComparisonProgress(progress, storage.join(target, RUNS), names, title="poisoning") as shown:
 
         def ended(run: Run, info: CheckpointInfo) -> None:

@@ -19,7 +19,7 @@ def is_training(out: storage.PathLike) -> bool:
 
 
 def is_comparison(folder: storage.PathLike) -> bool:
-    """Returns whether a folder is that of `crossfit`, `carryover` or `finetune`, which train several runs."""
+    """Returns whether a folder is that of a command which trains several runs: `crossfit`, say, or `attack poison`."""
     return storage.exists(storage.join(folder, PLAN))
 
 

@@ -230,6 +230,17 @@ def test_headline_table_and_page_agree(made: Made) -> None:
     assert f"{TARGET} (target)" in page and "clusters that validation lacks" in page
 
 
+def test_status_counts_the_runs(made: Made, runner: Runner, tmp_path: Path) -> None:
+    told = runner("status", made.out)
+    assert told.code == 0 and told.out.startswith("poisoning: complete\n  4 of 4 runs (100 %)"), told.out + told.err
+    out = tmp_path / "out"
+    shutil.copytree(made.out, out)
+    shutil.rmtree(out / "runs/rate-0.3-seed1")
+    (out / "poison.json").unlink()
+    told = runner("status", out)
+    assert told.code == 0 and "\n  3 of 4 runs (75 %)" in told.out, told.out + told.err
+
+
 def test_the_same_command_trains_what_is_lost_alone_and_more_rates_add_runs(
     made: Made, runner: Runner, tmp_path: Path
 ) -> None:
