@@ -304,7 +304,7 @@ def describe(record: Mapping[str, Any]) -> list[str]:
     found = record["embeddings"]
     streams = {"context": "images", "body": "bodies", "face": "faces"}
     counted = ", ".join(f"{found['with'][name]:,} {word}" for name, word in streams.items() if name in found["with"])
-    lines = [f"{found['samples']:,} persons: {counted}; {found['bytes'] / 1e6:.1f} MB"]
+    lines = [f"{found['samples']:,} samples: {counted}; {found['bytes'] / 1e6:.1f} MB"]
     features: dict[str, list[Mapping[str, Any]]] = {}
     for key in found["keys"]:
         features.setdefault(f"{key['stream']}/{key['backbone']}", []).append(key)

@@ -110,7 +110,7 @@ def test_each_picture_or_crop_goes_once_through_each_backbone_and_view(made: Any
     assert sum(commit["tally"].get("context/test_vit/full", 0) for commit in commits) == 6
     assert summary.counts["in"] == 10 and summary.counts["by_reason"] == {"image_truncated": 2}
     lines = describe(summary.record)
-    assert lines[0].startswith("8 persons: 5 images, 6 bodies, 5 faces") and lines[-1].endswith("ratio 1.000")
+    assert lines[0].startswith("8 samples: 5 images, 6 bodies, 5 faces") and lines[-1].endswith("ratio 1.000")
     assert any("RANDOM WEIGHTS" in notice and "test_vit (random:3)" in notice for notice in summary.record["notices"])
 
 

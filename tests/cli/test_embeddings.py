@@ -62,7 +62,7 @@ def test_options_become_features(table: Path, tmp_path: Path, runner: Callable[.
         "--size", 64,
     )  # fmt: skip
     assert done.code == 0, done.err
-    assert "6 persons: 3 images, 6 bodies" in done.out and "ratio 1.000" in done.out
+    assert "6 samples: 3 images, 6 bodies" in done.out and "ratio 1.000" in done.out
     assert "context/test_vit: 64 numbers, and 4 tokens of 64; rows x views: none 3 x 1, full 1 x 3" in done.out
     assert "RANDOM WEIGHTS" in done.out and f"study run tune_spaces/emotic/ --embeddings {out}" in done.out
     assert "samples/s" in done.out and len(done.out.splitlines()) < 12
@@ -95,6 +95,7 @@ def test_the_next_step_is_one_that_the_table_allows(
     )  # fmt: skip
     assert done.code == 0, done.err
     assert f"raymotion train {recipe} --samples" in done.out
+    assert done.out.startswith("1 samples: 1 images; ") and "persons" not in done.out, "a picture of anything"
 
 
 def test_a_study_names_what_it_needs(table: Path, tmp_path: Path, runner: Callable[..., Any]) -> None:
