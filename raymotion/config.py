@@ -184,8 +184,13 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
         text = f"there is no setting {name}" + (f" (there are: {', '.join(fields)})" if fields else "")
         text += "." + hint if (hint := guess(str(first["loc"][-1]), fields)) else ""
     else:
-        text = f"setting {name} = {first['input']!r}: {first['msg']}" if name else str(first["msg"])
+        text = f"setting {name} = {first['input']!r}: {message_of(first)}" if name else message_of(first)
     return text + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+
+
+def message_of(problem: Mapping[str, Any]) -> str:
+    """Returns what is wrong, from one of `ValidationError.errors()`: our own messages without pydantic's prefix."""
+    return str(problem["msg"]).removeprefix("Value error, ")
 
 
 def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from raymotion.config import (
     Settings,
@@ -118,6 +118,29 @@ class TestMistakes:
     def test_a_wrong_setting_is_named_with_file_and_reason(self, file, text, told):
         with pytest.raises(InputError, match=told):
             load_settings(Run, file=file(text))
+
+    def test_our_own_reasons_stand_without_pydantics_prefix(self):
+        class Interval(Settings):
+            low: int = 0
+            high: int = 9
+
+            @field_validator("low")
+            @classmethod
+            def _even(cls, value):
+                if value % 2:
+                    raise ValueError("an odd number")
+                return value
+
+            @model_validator(mode="after")
+            def _ordered(self):
+                if self.low > self.high:
+                    raise ValueError("low is above high")
+                return self
+
+        for options, told in (({"low": 3}, "setting low = 3: an odd number"), ({"low": 10}, "low is above high")):
+            with pytest.raises(InputError) as caught:
+                load_settings(Interval, options=options)
+            assert str(caught.value) == told
 
 
 class TestAssignments:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raymotion import records, storage
+from raymotion.config import message_of
 from raymotion.errors import InputError
 from raymotion.models.card import model_card
 from raymotion.models.checkpoint_files import (
@@ -369,7 +370,9 @@ def _network_of(info: CheckpointInfo) -> nn.Module:
         return info.kind.restore(info.model, info.inputs, info.outputs)
     except ValidationError as error:
         first = error.errors()[0]
-        raise InputError(f"model.{'.'.join(str(part) for part in first['loc'])}: {first['msg']}", path=path) from error
+        raise InputError(
+            f"model.{'.'.join(str(part) for part in first['loc'])}: {message_of(first)}", path=path
+        ) from error
     except InputError as error:
         raise error if error.path else InputError(error.reason, path=path, remedy=error.remedy) from error
 

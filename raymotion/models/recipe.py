@@ -425,6 +425,6 @@ def shape_of(config: type[S], recipe: TrainRecipe, **sizes: object) -> S:
     try:
         return load_settings(config, options={**recipe.model, **sizes})
     except InputError as error:
-        reason = error.reason.removeprefix("Value error, ")
+        reason = error.reason
         named = reason.replace("setting ", "setting model.", 1) if "setting " in reason else f"setting model: {reason}"
         raise InputError(named, remedy=error.remedy) from error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 from pydantic import ValidationError
 
-from raymotion.config import load_settings
+from raymotion.config import load_settings, message_of
 from raymotion.errors import InputError
 from raymotion.models.fusion.config import FusionConfig, input_size, wants_tokens
 from raymotion.models.fusion.recipe import FusionRecipe
@@ -167,7 +167,7 @@ def check_head(model: object, name: str, *, where: str) -> None:
     except ValidationError as error:
         first = error.errors()[0]
         text = ".".join([name, *(str(part) for part in first["loc"])])
-        raise InputError(f"{text}: {first['msg']}", path=where) from error
+        raise InputError(f"{text}: {message_of(first)}", path=where) from error
     except InputError as error:
         raise InputError(error.reason, path=where) from error
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from raymotion.config import Settings
+from raymotion.config import Settings, message_of
 from raymotion.errors import InputError
 from raymotion.models.text.tower import POOLER, read_text_tower
 
@@ -58,4 +58,6 @@ def read_bert(source: str, vocab_size: int) -> tuple[BertShape, dict[str, Tensor
     try:
         return BertShape.model_validate(known), weights
     except ValidationError as error:
-        raise InputError(f"has a shape that is not known here ({error.errors()[0]['msg']})", path=source) from error
+        raise InputError(
+            f"has a shape that is not known here ({message_of(error.errors()[0])})", path=source
+        ) from error

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import ValidationError
 
+from raymotion.config import message_of
 from raymotion.errors import InputError
 from raymotion.learning.losses.contrastive import make_contrastive_loss
 from raymotion.learning.losses.dimensions import make_dimension_loss
@@ -105,7 +106,7 @@ class TwoPathKind(Kind):
         except ValidationError as error:
             first = error.errors()[0]
             text = ".".join(["model", *(str(part) for part in first["loc"])])
-            raise InputError(f"{text}: {first['msg']}", path=where) from error
+            raise InputError(f"{text}: {message_of(first)}", path=where) from error
         except InputError as error:
             raise InputError(error.reason, path=where) from error
 

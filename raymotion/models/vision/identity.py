@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import ConfigDict, ValidationError
 
-from raymotion.config import Settings
+from raymotion.config import Settings, message_of
 from raymotion.errors import InputError
 
 
@@ -44,5 +44,5 @@ class Identity(Settings):
             return cls.model_validate_json(json.dumps(values))  # JSON mode accepts a list for a tuple
         except ValidationError as error:
             first = error.errors()[0]
-            why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+            why = f"{'.'.join(map(str, first['loc']))}: {message_of(first)}".removeprefix(": ")
             raise InputError(f"is not the identity of a {cls.what} ({why})", path=where) from error

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from raymotion import storage
-from raymotion.config import Settings, digest_of, read_yaml
+from raymotion.config import Settings, digest_of, message_of, read_yaml
 from raymotion.errors import InputError
 from raymotion.weights import DEFAULT, digest, find, identify, seed_of
 
@@ -144,7 +144,7 @@ def read_config(path: storage.PathLike) -> VisualGenomeConfig:
         first = error.errors()[0]
         field = str(first["loc"][0]) if first["loc"] else ""
         what = f"{KEYS[field].upper()} is {given[KEYS[field]]}: " if field in KEYS else ""
-        raise InputError(what + first["msg"].removeprefix("Value error, "), path=path) from error
+        raise InputError(what + message_of(first), path=path) from error
     if given.get("resnets.res2_out_channels", 4 * config.width) != 4 * config.width:
         raise InputError("RESNETS.RES2_OUT_CHANNELS is not four times WIDTH_PER_GROUP", path=path)
     return config
