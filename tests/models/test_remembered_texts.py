@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,38 @@ def test_what_was_not_added_is_read_now(captions: list[np.ndarray], tmp_path: Pa
     new = [own for own in captions if own.tobytes() not in known]
     torch.testing.assert_close(texts.read([*new, *captions[:50]], CPU), alone(Counting(), [*new, *captions[:50]]))
     assert tower.read == before + len(new) and texts.read([], CPU).shape == (0, 8)
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(
+    captions: list[np.ndarray], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")  # tests may run as root, which may write into any folder
+    tower, other = Counting(), Counting()
+    texts = RememberedTexts(tower, cache=str(tmp_path / "file" / "texts"))
+    texts.add(captions)
+    read = tower.read
+    assert read == len({own.tobytes() for own in captions}), "each caption is read once"
+    cached = RememberedTexts(other, cache=str(tmp_path / "texts"))
+    cached.add(captions)
+    assert torch.equal(texts.read(captions, CPU), cached.read(captions, CPU)) and tower.read == read
+    (said,) = caplog.messages
+    assert "file/texts: " in said and "stays in memory" in said and "XDG_CACHE_HOME" in said
+
+
+def test_a_cache_that_fills_up_keeps_what_was_written(
+    captions: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = []
+
+    def full(path: Path) -> None:
+        blocks.append(path)
+        if len(blocks) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "reserve", full)
+    tower = Counting()
+    texts = RememberedTexts(tower, cache=str(tmp_path))
+    texts.add(captions)
+    assert len(blocks) == 2 and len(list(tmp_path.glob("*/numbers.npy"))) == 1 and not list(tmp_path.glob(".*.tmp"))
+    wanted = alone(Counting(), captions)
+    torch.testing.assert_close(texts.read(captions, CPU), wanted, rtol=1e-5, atol=1e-5)

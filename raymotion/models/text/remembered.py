@@ -1,11 +1,13 @@
 """What a frozen text tower says of captions, read once for all trainings on this machine.
 
 The numbers lie in local copies (`folders.local_copy`) of a thousand captions each, which are named after the tower
-and these captions, and are memory-mapped. An interrupted run loses the copy that it was making, and no other.
+and these captions, and are memory-mapped. An interrupted run loses the copy that it was making, and no other. Where the
+cache cannot be written, they stay in memory for the run: they are few, and no training stops for want of a cache.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from hashlib import sha256
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from raymotion import storage
 from raymotion.config import digest_of
+from raymotion.errors import AccessDenied, DiskFull
 from raymotion.folders.local_copy import default_cache, local_copy
 from raymotion.models.inputs.captions import pad
 from raymotion.models.text.encoders import BertEncoder
@@ -50,6 +53,7 @@ class RememberedTexts:
         self._identity = [shape, tower.layers, _weights_digest(tower), self._device.type, torch.__version__]
         self._arrays: list[np.ndarray] = []
         self._place: dict[bytes, tuple[int, int]] = {}
+        self._cached = True
 
     def add(self, tokens: Sequence[Tokens]) -> None:
         """Lets the tower read captions, unless a copy has what it says of them."""
@@ -59,20 +63,39 @@ class RememberedTexts:
             block = sorted(keys[start : start + BLOCK], key=lambda key: (len(key), key))
             content = sha256(b"".join(len(key).to_bytes(4, "little") + key for key in block)).hexdigest()
             place = self._folder / digest_of([*self._identity, content])
-            local_copy(place, partial(self._write, keys=block))
+            array = self._copy(place, block)
             self._place |= {key: (len(self._arrays), row) for row, key in enumerate(block)}
-            self._arrays.append(np.load(place / FILE, mmap_mode="r"))
+            self._arrays.append(array)
+
+    def _copy(self, place: Path, keys: Sequence[bytes]) -> np.ndarray:
+        if self._cached:
+            try:
+                local_copy(place, partial(self._write, keys=keys))
+                return np.load(place / FILE, mmap_mode="r")
+            except (AccessDenied, DiskFull, OSError) as error:
+                self._cached = False
+                why = getattr(error, "reason", None) or str(error)
+                logging.getLogger(__name__).warning(
+                    "%s: what the text tower says of captions stays in memory, for this run alone (%s). To keep it, "
+                    "set XDG_CACHE_HOME to a folder that can be written.", self._folder, why,
+                )  # fmt: skip
+        array = np.empty((len(keys), self._tower.width), dtype=np.float32)
+        self._fill(array, keys)
+        return array
 
     def _write(self, folder: Path, keys: Sequence[bytes]) -> dict[str, Any]:
         shape = (len(keys), self._tower.width)
         array = np.lib.format.open_memmap(folder / FILE, mode="w+", dtype=np.float32, shape=shape)
         reserve(folder / FILE)
+        self._fill(array, keys)
+        array.flush()
+        return {"captions": len(keys)}
+
+    def _fill(self, array: np.ndarray, keys: Sequence[bytes]) -> None:
         tokens = [np.frombuffer(key, np.int32) for key in keys]
         for start in range(0, len(keys), CAPTIONS):
             said = self._said(tokens[start : start + CAPTIONS], self._device)
             array[start : start + len(said)] = said.numpy()
-        array.flush()
-        return {"captions": len(keys)}
 
     def _said(self, tokens: Sequence[Tokens], device: torch.device) -> Tensor:
         # The piece that pads does not matter: padding is masked.
