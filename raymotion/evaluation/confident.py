@@ -2,9 +2,9 @@
 
 Where labels apply independently, each emotion is a binary problem (one against the rest, as in
 `cleanlab.multilabel_classification`). From the labels and probabilities of an emotion, confident learning estimates how
-many labels are wrong in each direction, and flags that many: those that the probabilities contradict most. Where exactly
-one label applies to a sample, all labels are one problem (`cleanlab.filter.find_label_issues`), and a sample is flagged
-once at most: one against the rest would count the label that it has and the one that it lacks.
+many labels are wrong in each direction, and flags that many: those that the probabilities contradict most. Where
+exactly one label applies to a sample, all labels are one problem (`cleanlab.filter.find_label_issues`), and a sample is
+flagged once at most: one against the rest would count the label that it has and the one that it lacks.
 
 The method is sound if the probabilities are out of sample (the model was not trained on these labels) and the model
 has skill for the emotion. The second condition is checked here: an emotion that the probabilities do not rank better

@@ -85,7 +85,7 @@ def test_an_audit_of_one_label_a_sample_suggests_another() -> None:
     found = raymotion.audit([[LABELS[j]] for j in given], p, LABELS, one_label=True, bootstrap=50).frame()
     assert sorted(found["row"]) == list(range(12))
     assert all(LABELS.index(own) == truth[row] for row, own in found[["row", "suggested"]].to_numpy())
-    with pytest.raises(InputError, match="row 1.*has 2 labels"):
+    with pytest.raises(InputError, match=r"row 1.*has 2 labels"):
         raymotion.audit([["joy"], ["joy", "calm"], ["fear"]], p[:3], LABELS, one_label=True)
 
 
