@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from cleanlab.filter import find_label_issues
 from scipy.stats import entropy
 from sklearn.metrics import (
     accuracy_score,
@@ -487,6 +488,44 @@ class TestLabelling:
         assert f"Median {np.median(entropy(p, base=2, axis=1)):.3f} bits" in page
         assert f"The training prior has {entropy(prior, base=2):.3f} bits" in page and entropy(prior, base=2) > 1
         assert not any(word in page for word in ("bits per label", "eacher", "probable emotions"))
+
+    @pytest.mark.parametrize("what", ["one", "bands"])
+    def test_doubtful_labels_are_those_of_cleanlab_itself(
+        self, what: str, samples: str, ratings: str, tmp_path: Path, request: pytest.FixtureRequest,
+        runner: Callable[..., Any],
+    ) -> None:  # fmt: skip
+        model, table, labels = request.getfixturevalue(what), samples, FOUR.labels
+        made = tmp_path / "made"
+        if what == "one":  # 60 samples of the test split, of which 10 get the label of their neighbour
+            rows = rows_of()
+            for row in rows[3:43:4]:
+                row["labels"] = [FOUR.labels[(FOUR.index(row["labels"][0]) + 1) % 4]]
+            table = str(tmp_path / "wrong.parquet")
+            write_samples(table, table_from_rows(rows, FOUR, scale=(1.0, 7.0)))
+            done, folder = runner("evaluate", model, table, "--out", made), made / "predictions"
+        else:
+            table, labels = ratings, Bands("valence", (3.5, 4.5), scale=(1.0, 7.0)).vocabulary.labels
+            done, folder = runner("label", table, "--model", model, "--out", made, "--workers", 0), made
+        assert done.code == 0, done.err
+        done = runner("audit", table, "--predictions", made, "--out", tmp_path / "audit")
+        assert done.code == 0, done.err
+        truth = {
+            row["sample_id"]: row["labels"][0] if what == "one" else
+            None if row["valence"] is None else labels[int(row["valence"] >= 3.5) + int(row["valence"] >= 4.5)]
+            for row in read_samples(table).to_pylist()
+        }  # fmt: skip
+        predicted = pd.read_parquet(folder)
+        predicted = predicted[predicted["sample_id"].map(truth).notna()]
+        given = predicted["sample_id"].map(truth).map(labels.index).to_numpy()
+        p = np.stack(predicted["probabilities"]).astype(np.float64)
+        judged = [row["judged"] == "True" for row in csv.DictReader((tmp_path / "audit/per_emotion.csv").open())]
+        wanted = find_label_issues(given, p, n_jobs=1) & np.take(judged, given) & np.take(judged, p.argmax(axis=1))
+        assert wanted.sum() > 4
+        found = pd.read_parquet(tmp_path / "audit/disagreements.parquet").set_index("sample_id")
+        assert sorted(found.index) == sorted(predicted["sample_id"][wanted]), "each sample once"
+        for name, own, answer in zip(predicted["sample_id"][wanted], given[wanted], p[wanted].argmax(axis=1)):
+            assert found.loc[name, ["emotion", "suggested"]].tolist() == [labels[own], labels[answer]]
+        assert f"{wanted.sum()} of {len(given)} labels (one a sample)" in done.out
 
     def test_an_audit_against_themes_calls_them_scenes(
         self, bands: str, tmp_path: Path, runner: Callable[..., Any]
