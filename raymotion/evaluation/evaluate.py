@@ -66,6 +66,7 @@ OTHERS_SPLIT = (
     "The table's splits call some of these samples training or validation; by their sample_id, this model has learned "
     "from none of them."
 )
+MADE_ELSEWHERE = "The model was not trained here, so the table's splits do not say whether it knows these samples."
 NO_SHARES = (
     "The table has no train split to take mean shares from: the prior's {metric} is that of the rates of hard labels, "
     "which is easy to beat. Look at the constant."
@@ -232,15 +233,7 @@ def evaluate_checkpoint(
             raise InputError("predicts vectors, no labels", path=settings.model, remedy="Leave --by out.")
         domain_values(chosen, settings.by, where=settings.samples)
     choice = choose_samples(chosen, info.outputs[0], split, where=settings.samples)
-    seen = _seen_before(info, choice.table)
-    # The table's splits do not say whether the model was trained on a domain, its record does.
-    data = info.training.get("data") or {}
-    told = data.get("seen") is not None or {*settings.holdout_domain} <= {*(data.get("holdout_domain") or ())}
-    # A split is the table's; the model's record names what it has seen itself.
-    unseen = seen is None and data.get("seen") is not None
-    others = unseen and choice.caution is not None and not settings.holdout_domain
-    caution = seen if unseen or (settings.holdout_domain and told) else choice.caution or seen
-    choice = replace(choice, caution=caution)
+    choice, others = by_record(choice, info, settings.holdout_domain)
     training = _training_rows(settings, info, samples)
     if settings.soft and (info.labels is None or not info.labels.reads_labels):
         raise InputError("learns no labels of annotators", path=settings.model, remedy="Leave --soft out.")
@@ -265,8 +258,8 @@ def evaluate_checkpoint(
     place = {sample_id: row for row, sample_id in enumerate(choice.table.column("sample_id").to_pylist())}
     rows = choice.table.take([place[sample_id] for sample_id in ids])
     notices = [str(notice) for notice in job.record["notices"]]
-    if others:
-        notices.append(OTHERS_SPLIT)
+    if others is not None:
+        notices.append(others)
     ids_of_groups = rows.column("group_id").to_pylist()
     images = len(set(ids_of_groups))
     groups = ids_of_groups if images < len(ids_of_groups) else None
@@ -531,6 +524,23 @@ def _caution(split: str, there: Mapping[str, int], rows: int, output: Output) ->
     if split == "all" and not any(there.values()):
         return "The table names no splits: whether the model was trained on these samples is not known."
     return None
+
+
+def by_record(choice: Choice, info: CheckpointInfo, holdout_domain: Sequence[str] = ()) -> tuple[Choice, str | None]:
+    """Corrects the caution by what a model records of its training, which the splits of a table may not be.
+
+    Returns:
+        The choice, and what to tell if its splits are not the model's.
+    """
+    seen, data = _seen_before(info, choice.table), info.training.get("data") or {}
+    # The table's splits do not say whether the model was trained on a domain, its record does.
+    told = data.get("seen") is not None or {*holdout_domain} <= {*(data.get("holdout_domain") or ())}
+    # A split is the table's; the model's record names what it has seen itself, and a wrapped one was not trained here.
+    wrapped = bool(info.training.get("wrapped"))
+    unseen = seen is None and (wrapped or data.get("seen") is not None)
+    caution = seen if unseen or (holdout_domain and told) else choice.caution or seen
+    others = unseen and choice.caution is not None and not holdout_domain
+    return replace(choice, caution=caution), (MADE_ELSEWHERE if wrapped else OTHERS_SPLIT) if others else None
 
 
 def _training_rows(settings: EvaluateSettings, info: CheckpointInfo, samples: pa.Table) -> pa.Table:

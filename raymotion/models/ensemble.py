@@ -75,7 +75,7 @@ def combined(infos: Sequence[CheckpointInfo]) -> CheckpointInfo:
     # In an order of their own, so that the last digits of the mean do not depend on the command line.
     infos = sorted(infos, key=lambda own: own.fingerprint)
     outputs = {own.name: _mean_rates(infos, own) for own in first.outputs}
-    seen = {mark for info in infos for mark in (info.training.get("data") or {}).get("seen") or ()}
+    marks = [(info.training.get("data") or {}).get("seen") for info in infos]
     return replace(
         infos[0],
         folder=" + ".join(info.folder for info in infos),
@@ -83,7 +83,8 @@ def combined(infos: Sequence[CheckpointInfo]) -> CheckpointInfo:
         fingerprint=digest_of([info.fingerprint for info in infos]),
         training={
             "outputs": {name: facts for name, facts in outputs.items() if facts},
-            "data": {"seen": sorted(seen)},
+            # Not known of all of them, it is not known.
+            "data": {"seen": None if None in marks else sorted({mark for own in marks for mark in own or ()})},
         },
         members=tuple(infos),
     )

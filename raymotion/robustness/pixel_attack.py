@@ -7,7 +7,7 @@ interruption. The figures take seconds and are made again by every run of the co
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -30,7 +30,7 @@ from raymotion.batch.spec import (
 from raymotion.config import Metavar, digest_of
 from raymotion.data.samples import read_samples, write_samples
 from raymotion.errors import InputError, SettingsMismatch
-from raymotion.evaluation.evaluate import choose_samples
+from raymotion.evaluation.evaluate import by_record, choose_samples
 from raymotion.folders.lock import one_writer_of
 from raymotion.models.checkpoint import CheckpointInfo, read_checkpoint_info
 from raymotion.models.outputs.base import array_digest
@@ -194,6 +194,7 @@ def _choose(
     if settings.images is not None and settings.images < table.num_rows:
         rng = np.random.default_rng([settings.seed, 0])
         table = table.take(np.sort(rng.permutation(table.num_rows)[: settings.images]))
+    choice, _ = by_record(replace(choice, table=table), info)
     return table, choice.split, choice.caution
 
 

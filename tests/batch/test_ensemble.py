@@ -138,6 +138,8 @@ def test_the_mean_has_the_mean_class_rates_all_samples_seen_and_no_thresholds(mo
     np.testing.assert_allclose(info.prior or (), 0.15)
     assert info.training["data"]["seen"] == ["seen-1", "seen-2"]
     assert info.thresholds is None and info.reads == ("captions", "regions")
+    # The student's record names none: of both together it is not known which samples they have seen.
+    assert read_models([models["text"], models["student"]]).training["data"]["seen"] is None
 
 
 def test_plain_python_averages_too(models: dict[str, str], samples: str, tmp_path: Path) -> None:

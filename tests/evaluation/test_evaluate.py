@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,17 @@ from raymotion import storage
 from raymotion.data.parts import write_job
 from raymotion.data.samples import SCHEMA, table_from_rows, write_samples
 from raymotion.errors import InputError, SettingsMismatch, VocabularyMismatch
-from raymotion.evaluation.evaluate import EvaluateSettings, EvaluationSummary, choose_samples, evaluate_checkpoint
+from raymotion.evaluation.evaluate import (
+    MADE_ELSEWHERE,
+    OTHERS_SPLIT,
+    EvaluateSettings,
+    EvaluationSummary,
+    by_record,
+    choose_samples,
+    evaluate_checkpoint,
+)
 from raymotion.evaluation.measure import Measured
-from raymotion.models.checkpoint import load_model, sample_mark, save_checkpoint
+from raymotion.models.checkpoint import load_model, read_checkpoint_info, sample_mark, save_checkpoint
 from raymotion.models.inputs.captions import Captions
 from raymotion.models.inputs.regions import RegionInput
 from raymotion.models.outputs.multilabel import MultiLabel
@@ -282,6 +290,32 @@ def test_which_samples_are_scored(split: str | None, expected: tuple[str, int, s
     name, rows, caution = expected
     assert (choice.split, choice.table.num_rows) == (name, rows)
     assert (choice.caution is None) if caution is None else (choice.caution or "").startswith(caution)
+
+
+@pytest.mark.parametrize(
+    ("training", "caution", "told"),
+    [
+        ({}, "These samples were trained on, 4 of 10", None),
+        ({"data": {"seen": ["another"]}}, None, OTHERS_SPLIT),
+        ({"data": {"seen": [sample_mark("x:9")]}}, "These samples were trained on, 4 of 10", None),
+        ({"wrapped": True}, None, MADE_ELSEWHERE),
+    ],
+)
+def test_a_models_record_says_what_it_has_seen(
+    training: dict[str, Any], caution: str | None, told: str | None, text_teacher: str
+) -> None:
+    """A table's splits may call samples training that a zero-shot model, or one of another table, never saw."""
+    table = table_from_rows([row(i, name) for i, name in enumerate(["train"] * 4 + ["test"] * 6)], FOUR)
+    choice = choose_samples(table, MultiLabel(FOUR), "all")
+    found, others = by_record(choice, replace(read_checkpoint_info(text_teacher), training=training))
+    assert (found.caution or "").startswith(caution or "") and (found.caution is None) == (caution is None)
+    assert others == told and found.table is choice.table
+    # On the split test, the record alone tells.
+    found, others = by_record(
+        choose_samples(table, MultiLabel(FOUR), "test"), replace(read_checkpoint_info(text_teacher), training=training)
+    )
+    seen = "1 of these 6 samples" if (training.get("data") or {}).get("seen") == [sample_mark("x:9")] else None
+    assert others is None and (found.caution or "").startswith(seen or "") and (found.caution is None) == (seen is None)
 
 
 def test_a_table_without_splits_is_scored_whole_and_said_to_be_unknown() -> None:

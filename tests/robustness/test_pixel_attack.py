@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +349,18 @@ def test_other_settings_samples_or_models_are_refused(one_label: Any, several_la
     (strange / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match=r"holds thesis\.txt"):
         attack(one_label, strange, **settings)
+
+
+def test_pictures_that_the_model_learned_from_are_told_whatever_their_split_is_now(
+    one_label: Any, tmp_path: Path
+) -> None:
+    table = read_samples(one_label.samples)
+    names = pa.array(["test" if own == "train" else "train" for own in table.column("split").to_pylist()])
+    place = table.schema.get_field_index("split")
+    write_samples(tmp_path / "other.parquet", table.set_column(place, table.schema.field("split"), names))
+    settings = {"images": 3, "queries": 10, "population": 5, "pixels": (1,), "gradients": False, "bootstrap": 0}
+    found = attack(replace(one_label, samples=str(tmp_path / "other.parquet")), tmp_path / "out", **settings)
+    assert found.record["caution"].startswith("3 of these 3 samples, by their sample_id, were in the model's training")
 
 
 def test_a_damaged_picture_is_in_quarantine(one_label: Any, tmp_path: Path) -> None:
