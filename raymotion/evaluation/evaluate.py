@@ -229,8 +229,8 @@ def evaluate_checkpoint(
         chosen = samples.filter(pa.array(rows_of_domains(samples, settings.holdout_domain, where=settings.samples)))
         split = split or "all"
     if settings.by is not None:
-        if all(own.gives == "vectors" for own in info.outputs):
-            raise InputError("predicts vectors, no labels", path=settings.model, remedy="Leave --by out.")
+        if not {own.gives for own in info.outputs} & {"labels", "one_label", "numbers"}:
+            raise InputError("predicts no labels or numbers", path=settings.model, remedy="Leave --by out.")
         domain_values(chosen, settings.by, where=settings.samples)
     choice = choose_samples(chosen, info.outputs[0], split, where=settings.samples)
     choice, others = by_record(choice, info, settings.holdout_domain)
@@ -470,9 +470,11 @@ def _measure_numbers(
     rated = np.flatnonzero(~np.isnan(truth).all(axis=1))
     by = {}
     for value, here, of in _values_of(settings.by, rows.take(rated)):
-        # Of fewer images the resamples hardly differ: their interval would be narrow by luck.
-        images = len(set(of)) if of else int(here.sum())
-        bootstrap = settings.bootstrap if images >= FEWEST_IMAGES else 0
+        # Of fewer images, of any dimension, the resamples hardly differ: their interval would be narrow by luck.
+        known = ~np.isnan(truth[rated][here])
+        unit = np.asarray(of if of else np.flatnonzero(here))
+        fewest = min(len(set(unit[column].tolist())) for column in known.T if column.any())
+        bootstrap = settings.bootstrap if fewest >= FEWEST_IMAGES else 0
         by[value] = evaluate_dimensions(
             truth[rated][here], values[rated][here], groups=of, bootstrap=bootstrap, **options
         )

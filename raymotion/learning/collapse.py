@@ -32,6 +32,8 @@ EFFECTIVE_SETS = 3.0
 # that explains 1 % of the variance reaches 0.1; dropout noise and float error stay far below the bound.
 RELATIVE_SPREAD = 0.03
 ENTROPY_SHIFT = 0.01
+# Total variation distance of two distributions over the labels.
+FAR_FROM_PRIOR = 0.25
 
 
 @dataclass(frozen=True)
@@ -293,7 +295,9 @@ def _constant_probabilities(
     if prior is not None:
         expected = float(entropy(prior[None], one_label=one_label)[0])
         shift = float(np.quantile(np.abs(entropy(probabilities, one_label=one_label) - expected), 0.95))
-        if shift < ENTROPY_SHIFT * expected:
+        # Sure of another label for each image is as uncertain, but no repetition.
+        far = np.quantile(np.abs(probabilities - prior).sum(axis=1) / 2, 0.95) > FAR_FROM_PRIOR if one_label else False
+        if shift < ENTROPY_SHIFT * expected and not far:
             reasons.append(
                 f"Every image's prediction is as uncertain as the training prior: the {model} repeats the prior."
             )

@@ -292,15 +292,16 @@ class TestEvaluation:
         assert evaluated(numbers, ratings, out).record["by"] is None and not (out / "by.csv").exists()
 
     def test_by_gives_no_interval_of_few_images(self, numbers: str, tmp_path: Path) -> None:
-        """Nine images, thirty rows of three, and ten."""
+        """Nine images, 25 rows of three, ten, and ten of which three are rated for arousal."""
         rows = [{name: own for name, own in row.items() if not name.startswith("label")} for row in rows_of()]
         tested = [row for row in rows if row["split"] == "test" and row["valence"] is not None]
-        for i, row in enumerate(tested[:49]):
-            name = "nine" if i < 9 else "ten" if i < 19 else "three"
+        for i, row in enumerate(tested[:54]):
+            name = "nine" if i < 9 else "ten" if i < 19 else "three" if i < 44 else "part"
+            row["arousal"] = row["valence"] if i < 47 else None
             row["source"], row["group_id"] = name, f"{name}{i % 3 if name == 'three' else i}"
         write_samples(path := str(tmp_path / "s.parquet"), table_from_rows(rows, None, scale=(1.0, 7.0)))
         (by,) = evaluated(numbers, path, tmp_path / "out", by="source").record["by"]["outputs"].values()
-        for name, samples in {"nine": 9, "ten": 10, "three": 30}.items():
+        for name, samples in {"nine": 9, "ten": 10, "three": 25, "part": 10}.items():
             found = by[name]["metrics"]["valence_mae"]
             assert found["samples"] == samples and found["value"] is not None
             assert (found["low"] is None) == (name != "ten")

@@ -25,6 +25,17 @@ def test_measures_agree_with_scipy(p: np.ndarray) -> None:
 
 
 @given(PROBABILITIES, st.integers(0, 3))
+def test_disagreement_is_the_mean_divergence_to_the_mean(p: np.ndarray, seed: int) -> None:
+    committee = [p, np.random.default_rng(seed).random(p.shape), 1 - p]
+    mean = np.mean(committee, axis=0)
+    told = [
+        stats.entropy(np.stack([own, 1 - own]), np.stack([mean, 1 - mean]), base=2, axis=0).mean(axis=1)
+        for own in committee
+    ]
+    assert np.allclose(disagreement(committee), np.mean(told, axis=0))
+
+
+@given(PROBABILITIES, st.integers(0, 3))
 def test_one_label_is_one_distribution(weights: np.ndarray, seed: int) -> None:
     p = (weights + 1e-3) / (weights + 1e-3).sum(axis=1, keepdims=True)
     assert np.allclose(entropy(p, one_label=True), stats.entropy(p, base=2, axis=1))

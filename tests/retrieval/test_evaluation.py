@@ -356,7 +356,7 @@ def test_shown_queries_are_the_best_the_worst_and_some_at_random(evaluated: tupl
 @pytest.mark.parametrize(
     "options, told",
     [
-        (["--by", "source"], "predicts vectors, no labels"),
+        (["--by", "source"], "predicts no labels or numbers"),
         (["--split", "val", "--soft"], "learns no labels of annotators"),
     ],
 )
