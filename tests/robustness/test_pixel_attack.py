@@ -25,7 +25,12 @@ from raymotion.report.attack_page import lines, verdict, write
 from raymotion.robustness.pixel_attack import AttackSummary, PixelAttackSettings, attack_pixels, picture_name
 from raymotion.robustness.pixels import apply_change, differing_pixels
 
-MODELS = ("one_label", "several_labels", "numbers", pytest.param("vectors", marks=pytest.mark.slow))
+MODELS = (
+    "one_label",
+    "several_labels",
+    "numbers",
+    pytest.param("vectors", marks=(pytest.mark.slow, pytest.mark.timeout(300))),
+)
 # As many pictures as a fast test affords.
 FEW: dict[str, Any] = {"workers": 0, "images": 6, "queries": 100, "population": 20, "bootstrap": 50}
 
