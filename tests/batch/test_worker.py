@@ -253,20 +253,23 @@ class SmallGpu:
 def test_batches_that_do_not_fit_into_a_gpu_are_halved(
     write_table: Callable[..., Path], plan: Callable[..., WorkerPlan]
 ) -> None:
-    """Once for the shard, and for those after it: each attempt costs as long as a batch."""
+    """Once for the shard, and one attempt more for each after it: an attempt costs as long as a batch."""
     stage = SmallGpu(2)
-    first, second = run_all(plan(write_table(16), stage, batch_size=8, shard_rows=8), 2)
-    assert stage.asked == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]
-    assert (first.good, first.fitting) == (8, {"small": 2}) == (second.good, second.fitting)
+    first, second = run_all(plan(write_table(32), stage, batch_size=8, shard_rows=16), 2)
+    assert stage.asked == [8, 4, *[2] * 8, 4, *[2] * 8]
+    assert (first.good, first.fitting) == (16, {"small": 2}) == (second.good, second.fitting)
 
 
-def test_one_picture_too_large_for_a_gpu_costs_its_shard_alone(
-    write_table: Callable[..., Path], plan: Callable[..., WorkerPlan]
+@pytest.mark.parametrize(("whole_shard", "batch_size"), [(False, 8), (True, 2)])
+def test_batches_grow_again_after_a_picture_too_large_for_a_gpu(
+    write_table: Callable[..., Path], plan: Callable[..., WorkerPlan], whole_shard: bool, batch_size: int
 ) -> None:
-    stage = SmallGpu(4, "x:1")
-    first, second = run_all(plan(write_table(8), stage, batch_size=4, shard_rows=4), 2)
-    assert first.by_reason == {"stage_error": 1} and first.good == 3 and first.fitting == {"small": 1}
-    assert stage.asked == [4, 2, 1, 1, 1, 1, 4] and second.fitting == {}
+    stage = SmallGpu(8, "x:1")
+    stage.whole_shard = whole_shard
+    commits = run_all(plan(write_table(40), stage, batch_size=batch_size, shard_rows=8), 5)
+    assert commits[0].by_reason == {"stage_error": 1} and sum(commit.good for commit in commits) == 39
+    assert stage.asked == [8, 4, 2, *[1] * 8, 2, 2, 2, 2, 4, 4, 8, 8]
+    assert [commit.fitting for commit in commits] == [{"small": 1}, {"small": 2}, {"small": 4}, {}, {}]
 
 
 def test_a_job_says_that_its_batches_did_not_fit(
