@@ -47,6 +47,8 @@ from raymotion.stores import access
 
 # How often damaged shards are processed again before the job fails: once may be a flipped bit, more is the disk.
 MOST_REPAIRS = 2
+# How the notices on smaller batches begin, by which those of earlier runs are found.
+MEMORY_TOO_SMALL = "The GPU's memory was too small for the batches of the stage"
 
 
 @dataclass(frozen=True)
@@ -266,6 +268,7 @@ def _run_shards(
             quarantined += commit.quarantined
             bar.advance(commit.rows, commit.quarantined, ready_at=answer["ready_at"], done_at=answer["done_at"])
             if quarantined > allowed and quarantined:
+                _note_memory(spec, record, commits)
                 _stop_for_failures(spec, commits, quarantined, total)
     missing = [shard for shard in todo if shard not in commits]
     if missing:
@@ -446,22 +449,27 @@ def _close(
     counts = record["counts"]
     if wrong or counts["in"] != counts["good"] + counts["quarantined"]:
         raise RunFailed(f"the books do not close: {counts}, shards {wrong[:5]}. Remove the folder and report this")
+    _note_memory(spec, record, commits)
     if counts["quarantined"] > spec.settings.rows_that_may_fail(counts["in"]):
         _stop_for_failures(spec, commits, counts["quarantined"], counts["in"])
     if spec.finish is not None:
         record.update(spec.finish(folder))
-    record["notices"] += [told for told in _notices_on_memory(commits) if told not in record["notices"]]
     record["status"] = "complete"
 
 
-def _notices_on_memory(commits: Mapping[int, ledger.Commit]) -> list[str]:
-    """Says which stages went on with smaller batches than they were given."""
+def _note_memory(spec: JobSpec, record: dict[str, Any], commits: Mapping[int, ledger.Commit]) -> None:
+    """Notes which stages went on with smaller batches than they were given, in place of what earlier runs noted."""
     least: dict[str, int] = {}
     for commit in commits.values():
         for stage, images in commit.fitting.items():
             least[stage] = min(images, least.get(stage, images))
-    return [
-        f"The GPU's memory was too small for the batches of the stage {stage}, which went on with {images} "
-        f"image{'s' if images != 1 else ''} at a time. A lower --batch-size fits from the start."
-        for stage, images in sorted(least.items())
+    # Others take whole shards, and divide them by a size of their own.
+    takes_batches = {stage.name for stage in spec.make_stages("cpu") if not stage.whole_shard} if least else set()
+    record["notices"] = [
+        *(notice for notice in record["notices"] if not notice.startswith(MEMORY_TOO_SMALL)),
+        *(
+            f"{MEMORY_TOO_SMALL} {stage}, which went on with as few as {images} image{'s' if images != 1 else ''} at a "
+            f"time.{' A lower --batch-size fits from the start.' if stage in takes_batches else ''}"
+            for stage, images in sorted(least.items())
+        ),
     ]

@@ -172,7 +172,7 @@ class Commit:
         computed: device, precision and so on, as in the job's record.
         pending: mark of a part with other labels that is about to replace this one. Until then both are valid.
         sample: mark of the sample of features; None if there is none.
-        fitting: by stage, the number of images at a time that it went on with after more did not fit into memory.
+        fitting: by stage, the number of images at a time that it ended with, where more did not fit into memory.
     """
 
     shard: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -272,16 +273,39 @@ def test_batches_grow_again_after_a_picture_too_large_for_a_gpu(
     assert [commit.fitting for commit in commits] == [{"small": 1}, {"small": 2}, {"small": 4}, {}, {}]
 
 
+@pytest.mark.parametrize(("whole_shard", "remedy"), [(False, " A lower --batch-size fits from the start."), (True, "")])
 def test_a_job_says_that_its_batches_did_not_fit(
-    write_table: Callable[..., Path], mean_job: Callable[..., Any], tmp_path: Path
+    write_table: Callable[..., Path], mean_job: Callable[..., Any], tmp_path: Path, whole_shard: bool, remedy: str
 ) -> None:
+    """A stage that takes whole shards divides them by a size of its own, so the option is no remedy."""
     settings = {"samples": write_table(12), "out": tmp_path / "out", "shard_rows": 6, "batch_size": 6, "workers": 0}
-    record = run_job(mean_job(stage=SmallGpu(3), **settings), progress="none").record
+    stage = SmallGpu(3)
+    stage.whole_shard = whole_shard
+    record = run_job(mean_job(stage=stage, **settings), progress="none").record
     assert record["counts"]["good"] == 12
     assert record["notices"] == [
-        "The GPU's memory was too small for the batches of the stage small, which went on with 3 images at a time. A "
-        "lower --batch-size fits from the start."
+        "The GPU's memory was too small for the batches of the stage small, which went on with as few as 3 images at a "
+        f"time.{remedy}"
     ]
+
+
+def test_a_job_with_too_many_failures_says_so_too_and_the_next_run_says_it_anew(
+    write_table: Callable[..., Path], mean_job: Callable[..., Any], tmp_path: Path
+) -> None:
+    settings = {"samples": write_table(8), "out": tmp_path / "out", "batch_size": 4, "shard_rows": 4, "workers": 0}
+    record, copy = tmp_path / "out/_job.json", tmp_path / "out/__job.json"
+    for _ in range(3):
+        # The first two runs are stopped after a shard each, the third has nothing to do. None sees what the last noted.
+        record.unlink(missing_ok=True)
+        copy.unlink(missing_ok=True)
+        with pytest.raises(RunFailed, match="1 of 8 samples failed"):
+            run_job(mean_job(stage=SmallGpu(2, "x:1"), max_failed=0, **settings), progress="none")
+        told = json.loads(record.read_text())["notices"]
+        assert len(told) == 1 and "as few as 1 image at a time" in told[0]
+    # The shard of the large picture is done again, on a GPU with more room for it.
+    (tmp_path / "out/_commits/part-00000.json").unlink()
+    (told,) = run_job(mean_job(stage=SmallGpu(2), max_failed=0, **settings), progress="none").record["notices"]
+    assert "as few as 2 images at a time" in told
 
 
 def test_errors_of_the_run_come_back_as_a_record(
