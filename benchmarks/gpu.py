@@ -15,7 +15,7 @@
     decode      JPEGs by Pillow, by torchvision on the CPU and on the GPU, and how far their pixels differ
 
 Every part runs in a process of its own, so that one that fails or hangs costs no figure of another. A figure that is
-missing is a row with its error, and the exit code is then 1; without a GPU it is 2. The last line is one JSON object.
+missing is a row with its error, and the exit code is then 1; without a GPU it is 3. The last line is one JSON object.
 Weights are random: they cost what trained ones do. Pictures are synthetic, of noise and edges, about 80 kB each.
 """
 
@@ -49,6 +49,8 @@ CASTS = ((60, 0, 0), (0, 60, 0), (0, 0, 60), (60, 60, 0), (60, 0, 60), (0, 60, 6
 KEY = "sample_id"
 # Mean standard deviation of a model's probabilities between pictures from which it tells them apart.
 TELLS_APART = 0.01
+# Exit code without a GPU: not that of mistyped options, after which `make bench` stops.
+NO_GPU = 3
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class Size:
         fractal, resnet: shapes. classifier_batch, student_batch: pictures of a step.
         joint: settings of the recipe.
         extractor, teacher: of the labelling job. backbones: of the embedding job.
-        asked: batch size that is asked for in `oom`. fits: what a CPU pretends to have memory for.
+        asked: batch size that is asked for in `oom`.
+        fits: what a CPU pretends to have memory for; 0: `oom` needs a GPU.
     """
 
     pictures: int
@@ -256,6 +259,8 @@ class Bench:
 
 def attack(bench: Bench) -> None:
     """Pixel attacks in this process, with the same number of changed pixels and random pixels beside the search."""
+    from raymotion.robustness.pixel_attack import BATCH
+
     for name, kind, shape, side in (
         ("FractalNet, pictures of its size", "fractal", bench.size.fractal, bench.size.fractal["image_size"]),
         (f"ResNet-50, pictures of {WIDTH} x {HEIGHT}", "preact-resnet", bench.size.resnet, None),
@@ -269,7 +274,8 @@ def attack(bench: Bench) -> None:
             what = f"{name}, population {population}"
             alone = f"{what}, network alone"
             with bench.measuring(alone):
-                bench.tell(alone, forward_alone(bench, model, shape["image_size"], population), "pictures/s")
+                rows = min(population, BATCH[bench.device == "cuda"])  # the attack sends no more at a time
+                bench.tell(alone, forward_alone(bench, model, shape["image_size"], rows), "pictures/s")
             with bench.measuring(what):
                 rate = queries_a_second(bench, samples, model, target, what, population)
                 bench.tell(what, rate, "queries/s", of=(alone,))
@@ -674,9 +680,10 @@ def precision(bench: Bench) -> None:
 
 
 def compare(bench: Bench, name: str, samples: str, model: str) -> None:
-    """Labels in both precisions. A goal is reached or missed only by a model that tells pictures apart.
+    """Labels in both precisions. A goal is reached or missed only on a GPU, by a model that tells pictures apart.
 
-    Random weights hardly do: their answers are nearly tied, and so are those of all pictures.
+    Random weights hardly do: their answers are nearly tied, and so are those of all pictures. On a CPU classifiers
+    compute in float32 whatever was asked for.
     """
     import numpy as np
 
@@ -692,7 +699,10 @@ def compare(bench: Bench, name: str, samples: str, model: str) -> None:
         found[each] = np.stack([table[label] for label in table.attrs["labels"]], axis=1)
     full, half = found.values()
     spread = float(full.std(axis=0).mean())
-    most, goal = (2e-3, 0.99) if spread > TELLS_APART else (None, None)
+    judged = bench.device == "cuda" and spread > TELLS_APART
+    most, goal = (2e-3, 0.99) if judged else (None, None)
+    if bench.device == "cpu":
+        name += ", no goal on a CPU"
     bench.tell(f"{name}: deviation between pictures", spread, "")
     bench.tell(f"{name}: mean difference of probabilities", np.abs(full - half).mean(), "", most=most)
     bench.tell(f"{name}: largest difference", np.abs(full - half).max(), "")
@@ -830,13 +840,23 @@ def write_pictures(folder: Path, count: int) -> None:
 
 
 class Watch:
-    """The GPU's use while a part runs, as nvidia-smi says it twice a second."""
+    """A GPU's use while a part runs, as nvidia-smi says it twice a second.
 
-    def __init__(self) -> None:
+    Args:
+        gpu: its id, as nvidia-smi takes it: the machine may have others. None: nothing is watched.
+    """
+
+    def __init__(self, gpu: str | None) -> None:
+        self.gpu = gpu
         self.said: list[list[float]] = []
 
     def __enter__(self) -> Watch:
-        command = ["nvidia-smi", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits", "-lms=500"]
+        if self.gpu is None:
+            return self
+        command = [
+            "nvidia-smi", f"--id={self.gpu}", "--query-gpu=utilization.gpu,memory.used",
+            "--format=csv,noheader,nounits", "-lms=500",
+        ]  # fmt: skip
         try:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         except OSError:
@@ -855,7 +875,7 @@ class Watch:
             self.process.wait()
 
     def rows(self, part: str) -> list[Row]:
-        """The mean use and the highest memory; none if nvidia-smi is not there."""
+        """The mean use and the highest memory; none if nothing was watched, or nvidia-smi is not there."""
         if not self.said:
             return []
         use, memory = zip(*self.said, strict=True)
@@ -910,13 +930,15 @@ def machine(device: str) -> dict[str, Any]:
     """What the figures depend on."""
     import torch
 
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    told = {
+    commit = None
+    with contextlib.suppress(OSError):  # no git
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+        commit = done.stdout.strip() or None
+    return {
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None, "cores": cores(),
         "python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda,
-        "commit": done.stdout.strip() or None, "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "commit": commit, "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }  # fmt: skip
-    return told
 
 
 def main() -> None:
@@ -931,12 +953,19 @@ def main() -> None:
     if asked.role:
         role(*json.loads(asked.role))
         return
+    size = TINY if asked.tiny else FULL
+    parts = list(dict.fromkeys(asked.part or PARTS))
+    if asked.cpu and not size.fits and "oom" in parts:
+        if asked.part:
+            parser.error("--part oom runs out of a GPU's memory, which a CPU pretends with --tiny only")
+        parts.remove("oom")
     import torch
 
     if not asked.cpu and not torch.cuda.is_available():
         print("error: PyTorch finds no GPU here. Measure on the CPU with --cpu.", file=sys.stderr)
-        raise SystemExit(2)
+        raise SystemExit(NO_GPU)
     device = "cpu" if asked.cpu else "cuda"
+    gpu = None if asked.cpu else f"GPU-{torch.cuda.get_device_properties(0).uuid}"
     began = time.monotonic()
     rows: list[Row] = []
     seconds: dict[str, float] = {}
@@ -944,22 +973,22 @@ def main() -> None:
     print(", ".join(f"{name} {value}" for name, value in told.items() if value is not None), flush=True)
     steps = [
         (part, place)
-        for part in asked.part or list(PARTS)
+        for part in parts
         for place in (("cuda", "cpu") if device == "cuda" and part in BESIDE_THE_CPU else (device,))
     ]
     with tempfile.TemporaryDirectory(prefix="raymotion-gpu-") as folder:
         pictures = Path(folder, "pictures")
-        write_pictures(pictures, (TINY if asked.tiny else FULL).pictures)
+        write_pictures(pictures, size.pictures)
 
         def run(step: tuple[str, str]) -> list[Row]:
             part, place = step
             clock, left = time.monotonic(), 60 * asked.minutes - (time.monotonic() - began)
             if left < LEAST_SECONDS:
                 return [Row(part, "the part", place, error=f"left out: {asked.minutes:g} minutes are over")]
-            with Watch() as watch:
+            with Watch(gpu if place == "cuda" else None) as watch:
                 found = measure(part, place, place == device, asked.tiny, pictures, Path(folder), left)
             seconds[f"{part} {place}"] = round(time.monotonic() - clock, 1)
-            return found + (watch.rows(part) if place == "cuda" else [])
+            return found + watch.rows(part)
 
         # Where nothing is measured, two at a time: most of it is imports.
         with ThreadPoolExecutor(2 if asked.tiny else 1) as pool:

@@ -5,13 +5,25 @@
 #
 # UV names uv (default: that of `make env`), MOST_BYTES the size that is refused.
 #
-# That machine has Python 3.12 with PyTorch, torchvision, transformers, NumPy, SciPy, pandas, pyarrow, scikit-learn, safetensors
+# The machine without a network has Python 3.12 with PyTorch, torchvision, transformers, NumPy, SciPy, pandas, pyarrow, scikit-learn, safetensors
 # and what these depend on. The archive holds the rest, in the versions of requirements.lock, for Linux on x86-64. Of Ray,
 # the parts for Java and C++, RLlib, Serve and the dashboard's pages are left out.
 set -eu
+absolute() {
+    case $1 in
+    /*) echo "$1" ;;
+    *) echo "$PWD/$1" ;;
+    esac
+}
+# What the caller names is looked for in the caller's folder, the defaults in the repository.
+archive=${1:+$(absolute "$1")}
+uv=
+if [ -n "${UV:-}" ]; then
+    uv=$(absolute "$(command -v "$UV" || echo "$UV")")
+fi
 cd "$(dirname "$0")/.."
-archive=${1:-build/gpu-pack.tar.xz}
-uv=${UV:-.venv/bin/uv}
+archive=${archive:-build/gpu-pack.tar.xz}
+uv=${uv:-.venv/bin/uv}
 most=${MOST_BYTES:-45000000}
 
 # What `import raymotion` and its jobs, training and searches ask for, and Ray asks for by itself.

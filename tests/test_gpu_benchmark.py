@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -72,8 +74,9 @@ def test_a_part_that_dies_keeps_what_it_has_measured(gpu: Any, tmp_path: Path, m
 def test_a_part_that_hangs_is_stopped(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "part.py").write_text("import time\ntime.sleep(60)\n")
     monkeypatch.setattr(gpu, "__file__", str(tmp_path / "part.py"))
-    (row,) = gpu.measure("label", "cpu", True, True, tmp_path, tmp_path, 0.5)
-    assert row.error in ("stopped after 0 s", "stopped after 1 s")
+    started = time.monotonic()
+    (row,) = gpu.measure("label", "cpu", True, True, tmp_path, tmp_path, 1.0)
+    assert row.error == "stopped after 1 s" and time.monotonic() - started < 30
 
 
 def test_what_fails_within_a_part_is_a_row(gpu: Any, tmp_path: Path) -> None:
@@ -88,23 +91,106 @@ def test_what_fails_within_a_part_is_a_row(gpu: Any, tmp_path: Path) -> None:
 
 def test_the_gpu_is_watched_while_a_part_runs(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "nvidia-smi"
-    script.write_text("#!/bin/sh\necho '40, 1024'\necho '[N/A], 7'\necho '60, 2048'\nsleep 60\n")
+    # Of two GPUs, the one that was asked for.
+    script.write_text(
+        "#!/bin/sh\ncase $1 in\n--id=GPU-1) ;;\n*) echo '99, 9999' ;;\nesac\n"
+        "echo '40, 1024'\necho '[N/A], 7'\necho '60, 2048'\nexec sleep 60\n"
+    )
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with gpu.Watch() as watch:
-        while len(watch.said) < 2:
+    with gpu.Watch("GPU-1") as watch:
+        deadline = time.monotonic() + 30
+        while len(watch.said) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
     assert [(row.value, row.unit) for row in watch.rows("label")] == [(50.0, "%"), (2.0, "GiB")]
+    with gpu.Watch(None) as watch:
+        assert not hasattr(watch, "process")
     monkeypatch.setenv("PATH", "")
-    with gpu.Watch() as watch:
+    with gpu.Watch("GPU-1") as watch:
         pass
     assert watch.rows("label") == []
+
+
+def test_a_machine_without_git_is_described(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git = tmp_path / "git"
+    git.write_text("#!/bin/sh\necho 1234abcd\n")
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert gpu.machine("cpu")["commit"] == "1234abcd"
+    monkeypatch.setenv("PATH", "")
+    assert gpu.machine("cpu")["commit"] is None
+
+
+@pytest.mark.parametrize("population", [20, 100, 400])
+def test_an_attack_is_measured_beside_a_network_that_is_sent_as_many_pictures(
+    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, population: int
+) -> None:
+    from raymotion.robustness.pixel_attack import BATCH
+
+    sent = {"cpu": list[int](), "cuda": list[int]()}
+    monkeypatch.setattr(gpu, "forward_alone", lambda bench, *others: sent[bench.device].append(others[-1]) or 1.0)
+    for name, value in {
+        "recipe_of": None, "untrained": "", "as_predicted": ("", ""), "resized": "", "queries_a_second": 1.0,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(gpu, name, lambda *_, value=value, **__: value)
+    size = dataclasses.replace(gpu.TINY, populations=(population,))
+    for device in sent:
+        bench = gpu.Bench("attack", device, True, size, str(tmp_path), str(tmp_path), str(tmp_path / "rows"))
+        monkeypatch.setattr(bench, "samples", lambda *_, **__: "")
+        gpu.attack(bench)
+    assert sent == {device: [min(population, BATCH[device == "cuda"])] * 2 for device in sent}
+    assert sent["cuda"][0] == min(population, 256) and sent["cpu"][0] == min(population, 32)
+
+
+@pytest.mark.parametrize(("device", "goals"), [("cpu", 0), ("cuda", 2)])
+def test_precisions_have_a_goal_on_a_gpu_alone(
+    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, goals: int
+) -> None:
+    from raymotion.batch import label_dataset, labels
+
+    table = pd.DataFrame({gpu.KEY: ["a", "b"], "joy": [0.1, 0.9], "anger": [0.9, 0.1]})
+    table.attrs["labels"] = ["joy", "anger"]
+    monkeypatch.setattr(labels, "label", lambda *_, **__: None)
+    monkeypatch.setattr(label_dataset, "open_labels", lambda _: table)
+    bench = gpu.Bench("precision", device, True, gpu.TINY, str(tmp_path), str(tmp_path), str(tmp_path / "rows"))
+    gpu.compare(bench, "net", "samples", "model")
+    rows = [json.loads(text) for text in gpu.read_lines(tmp_path / "rows")]
+    assert len(rows) == 4 and sum(row["goal"] is not None or row["most"] is not None for row in rows) == goals
+    assert all(("no goal on a CPU" in row["name"]) == (device == "cpu") for row in rows)
+
+
+def steps_of(gpu: Any, monkeypatch: pytest.MonkeyPatch, *options: str) -> list[str]:
+    """The parts that a command would measure."""
+    done: list[str] = []
+    monkeypatch.setattr(gpu, "measure", lambda part, *_: done.append(part) or [])
+    monkeypatch.setattr(gpu, "write_pictures", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *options])
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    assert ended.value.code == 0
+    return done
+
+
+def test_a_part_named_twice_is_measured_once(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--cpu", "--part", "joint", "--part", "attack", "--part", "joint"]
+    assert steps_of(gpu, monkeypatch, *options) == ["joint", "attack"]
+
+
+def test_a_cpu_pretends_to_run_out_of_memory_with_little_of_everything_alone(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert steps_of(gpu, monkeypatch, "--cpu") == [part for part in gpu.PARTS if part != "oom"]
+    assert sorted(steps_of(gpu, monkeypatch, "--cpu", "--tiny")) == sorted(gpu.PARTS)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--cpu", "--part", "oom"])
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    assert ended.value.code == 2 and "with --tiny only" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_without_a_gpu_it_says_so() -> None:
     done = run(CUDA_VISIBLE_DEVICES="")
-    assert done.returncode == 2 and done.stdout == ""
+    assert done.returncode == 3 and done.stdout == ""
     assert done.stderr == "error: PyTorch finds no GPU here. Measure on the CPU with --cpu.\n"
 
 

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
+
+
+def has_tools() -> bool:
+    """Returns whether xz is there, and a tar that sorts names."""
+    if not shutil.which("xz") or not (tar := shutil.which("tar")):
+        return False
+    return "GNU tar" in subprocess.run([tar, "--version"], capture_output=True, text=True).stdout
+
+
+pytestmark = pytest.mark.skipif(not has_tools(), reason="needs xz and GNU tar")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Stands in for the installer: notes what it was asked for, and writes what wheels bring along.
@@ -72,5 +83,29 @@ def test_the_benchmark_runs_with_what_was_unpacked(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 1, "the exit code is the benchmark's"
     assert done.stdout.split() == ["benchmarks/gpu.py", "--part", "attack", "ray", "timm", "timm-1.dist-info"]
-    gone = subprocess.run(command, capture_output=True, text=True, env={**environment, "ARCHIVE": "no.tar.xz"})
-    assert gone.returncode == 2 and gone.stderr.startswith("error: no.tar.xz is not there. Make it")
+    # From another folder, with names that are relative to it.
+    environment |= {"PYTHON": "./python", "ARCHIVE": "pack.tar.xz"}
+    again = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert (again.returncode, again.stdout) == (1, done.stdout), again.stderr
+    environment["ARCHIVE"] = "no.tar.xz"
+    gone = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert gone.returncode == 2 and gone.stderr.startswith(f"error: {tmp_path}/no.tar.xz is not there. Make it")
+
+
+@pytest.mark.parametrize("uv", ["uv", "./uv"])
+def test_uv_and_the_archive_are_found_from_the_folder_of_the_caller(tmp_path: Path, uv: str) -> None:
+    """By its name on the PATH, and beside the caller."""
+    assert pack(tmp_path, "one.tar.xz").returncode == 0
+    found = tmp_path / ("bin" if uv == "uv" else ".")
+    found.mkdir(exist_ok=True)
+    shutil.copy(tmp_path / "uv", found / "copy")
+    (tmp_path / "uv").unlink()
+    (found / "copy").rename(found / "uv")
+    command = [str(REPOSITORY / "benchmarks/gpu_pack.sh"), "two.tar.xz"]
+    environment = {**os.environ, "UV": uv, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "two.tar.xz").read_bytes() == (tmp_path / "one.tar.xz").read_bytes()
+    environment["UV"] = "no-uv"
+    gone = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert gone.returncode == 2 and "no-uv is not there" in gone.stderr
