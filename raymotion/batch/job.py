@@ -454,6 +454,7 @@ def _close(
         _stop_for_failures(spec, commits, counts["quarantined"], counts["in"])
     if spec.finish is not None:
         record.update(spec.finish(folder))
+        _note_memory(spec, record, commits)  # a job may give all its notices anew
     record["status"] = "complete"
 
 
