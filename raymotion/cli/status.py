@@ -13,7 +13,8 @@ from raymotion.cli.options import access_options
 def status(folder: str) -> None:
     """Tell how far a job, a training run or a study is, from its folder alone: also of one that has died.
 
-    FOLDER is what was given as --out, local or s3://. Of `crossfit`, `carryover` and `finetune` it counts the runs.
+    FOLDER is what was given as --out, local or s3://. Of `crossfit`, `carryover`, `finetune` and `attack
+    poison` it counts the runs.
 
     \b
     Example:

@@ -229,13 +229,14 @@ def poison(
     # More rates or seeds only add runs, and defences look at what is there.
     ignore = (*recipe.places, "poison.rates", "poison.seeds", "poison.defences")
     require_same_comparison(target, RECORD, settings, tables, ignore=ignore)
-    experiment = _Experiment(recipe, attack, data, output, test, victims, target)
-    infos: dict[Run, CheckpointInfo] = {}
     seeds = range(attack.seeds)
     clean = [Run(0.0, seed) for seed in seeds]
     then = [Run(rate, seed) for seed in seeds for rate in attack.poisoned]
     names = [run.name for run in (*clean, *then)]
+    # Before any poison: by the plan the same command knows the folder as its own, and goes on.
     write_plan(target, "poisoning", RECORD, names)
+    experiment = _Experiment(recipe, attack, data, output, test, victims, target)
+    infos: dict[Run, CheckpointInfo] = {}
     with ComparisonProgress(progress, storage.join(target, RUNS), names, title="poisoning") as shown:
 
         def ended(run: Run, info: CheckpointInfo) -> None:

@@ -111,6 +111,9 @@ def cross_fit(
     made = (PREDICTIONS, SAMPLES, MODEL, FOLDS)
     require_same_comparison(target, RECORD, settings, made, ignore=recipe.places)
     runs = [*(Run(fold) for fold in range(folds)), Run(None)]
+    names = [run.name for run in runs]
+    # Before the folds' tables: by the plan the same command knows the folder as its own, and goes on.
+    write_plan(target, "cross-fit", RECORD, names)
     recipes = []
     for run in runs:
         path = recipe.data.samples
@@ -119,8 +122,6 @@ def cross_fit(
             write_samples(path, _without(samples, {own for own, fold in fold_of.items() if fold == run.fold}))
         recipes.append((run, recipe.model_copy(update={"data": recipe.data.model_copy(update={"samples": path})})))
     infos: dict[Run, CheckpointInfo] = {}
-    names = [run.name for run in runs]
-    write_plan(target, "cross-fit", RECORD, names)
     with ComparisonProgress(progress, storage.join(target, RUNS), names, title="cross-fitting") as shown:
         shown.waiting("starting")
         for run, info in run_all(recipes, target, address, parallel):

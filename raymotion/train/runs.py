@@ -91,7 +91,7 @@ def require_comparison(target: str, tables: Collection[str]) -> None:
     """Raises an `InputError` if a folder holds anything that an unfinished comparison does not.
 
     Args:
-        tables: the names of its other files, which it writes after the first runs.
+        tables: the names of its other files, which it writes after its plan.
     """
     if strange := strange_entries(set(storage.list_entries(target)), tables):
         raise InputError(
@@ -121,7 +121,7 @@ def require_same_comparison(
 
 
 def write_plan(target: str, title: str, record: str, names: Sequence[str]) -> None:
-    """Writes which runs a comparison has, before the first of them.
+    """Writes which runs a comparison has, before it writes anything else: `require_comparison` knows it by this file.
 
     Args:
         title: what it is, as in `carry-over`.
@@ -141,7 +141,7 @@ def publish(info: CheckpointInfo, folder: str, **told: Any) -> None:
 
 
 def strange_entries(there: set[str], tables: Collection[str]) -> list[str]:
-    """Returns the entries of a folder that do not belong to a comparison, which writes plan and runs first."""
+    """Returns the entries of a folder that do not belong to a comparison, which writes its plan first."""
     return sorted(there - ({RUNS, PLAN, *tables} if there & {RUNS, PLAN} else set()))
 
 

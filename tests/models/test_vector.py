@@ -547,6 +547,28 @@ def test_crossfit_that_was_refused_leaves_its_folder_free(samples: str, embeddin
     assert cross_fit(right, tmp_path / "out", folds=3, parallel=False).files
 
 
+def test_crossfit_stopped_while_it_writes_the_folds_goes_on(
+    samples: str, embeddings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some tables of folds and no run yet: the same call takes the folder for its own."""
+    from raymotion.train import crossfit
+
+    recipe, out = recipe_of(samples, embeddings, dimensions=["valence"], probe={}), tmp_path / "out"
+    write = crossfit.write_samples
+
+    def stops(path: str, table: pa.Table) -> None:
+        if path.endswith("without-fold-1.parquet"):
+            raise KeyboardInterrupt
+        write(path, table)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(crossfit, "write_samples", stops)
+        cross_fit(recipe, out, folds=3, parallel=False)
+    assert [path.name for path in (out / "folds").iterdir()] == ["without-fold-0.parquet"]
+    assert not (out / "runs").exists()
+    assert cross_fit(recipe, out, folds=3, parallel=False).files
+
+
 def test_bands_have_room(step_one: str, embeddings: str, tmp_path: Path) -> None:
     """4.5.5: the public neutral band was a valence of exactly 50, and had no picture."""
     with pytest.raises(InputError, match="edges"):

@@ -241,6 +241,36 @@ def test_status_counts_the_runs(made: Made, runner: Runner, tmp_path: Path) -> N
     assert told.code == 0 and "\n  3 of 4 runs (75 %)" in told.out, told.out + told.err
 
 
+def test_stopped_while_poisons_are_made_it_goes_on(
+    made: Made, runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Poisons of hours, of a collision say, with no run trained yet: the same command takes the folder for its own."""
+    from raymotion.robustness import poison
+
+    out = tmp_path / "out"
+    command = [out if own == made.out else own for own in (*made.command, "--seeds", 2, "--no-defences")]
+    write, asked = poison.write_poisons, list[str]()
+
+    def stops(*arguments: Any, **more: Any) -> Any:
+        asked.append(arguments[5])
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return write(*arguments, **more)
+
+    monkeypatch.setattr(poison, "write_poisons", stops)
+    runner(*command)
+    there = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+    assert len(asked) == 2 and there == ["_runs.json", "rate-0.3"], there
+    told = runner("status", out)
+    assert told.code == 0 and "\n  0 of 4 runs (0 %)" in told.out, told.out + told.err
+    kept = (out / "rate-0.3/seed0/poisons.json").stat().st_mtime_ns
+    again = runner(*command)
+    assert again.code == 0, again.err
+    assert (out / "rate-0.3/seed0/poisons.json").stat().st_mtime_ns == kept, "finished poisons are not made again"
+    figures = json.loads((out / "poison.json").read_text())["rows"]
+    assert [row["success"] for row in figures] == [row["success"] for row in made.record["rows"]]
+
+
 def test_the_same_command_trains_what_is_lost_alone_and_more_rates_add_runs(
     made: Made, runner: Runner, tmp_path: Path
 ) -> None:
