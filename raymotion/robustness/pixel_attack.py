@@ -39,7 +39,7 @@ from raymotion.pipeline.plan import Options, make_plan
 from raymotion.pipeline.stages import Stage
 from raymotion.robustness.goals import Aim, Objective, make_objective
 from raymotion.robustness.pixel_figures import Figures, figures_csv, measure
-from raymotion.robustness.pixel_stage import AttackPixels, AttackPlan, AttackSink
+from raymotion.robustness.pixel_stage import ROW_FORMAT, AttackPixels, AttackPlan, AttackSink
 from raymotion.robustness.prediction import PictureModel
 from raymotion.robustness.searches import PGD_LENGTH, PGD_STARTS, PGD_STEPS, STRATEGIES
 
@@ -249,6 +249,7 @@ def _run(
         identity={
             "model": {"fingerprint": info.fingerprint},
             "attack": {
+                "row_format": ROW_FORMAT,
                 **of_attack,
                 "truths": array_digest(np.nan_to_num(truths, nan=-1e9)),
                 **({"gallery": digest_of(gallery)} if gallery else {}),

@@ -31,6 +31,9 @@ from raymotion.robustness.white_box import InputGradients
 
 ATTACKED = "attacked"
 _PIXEL = pa.struct([pa.field(name, pa.int32()) for name in ("x", "y", "r", "g", "b", "was_r", "was_g", "was_b")])
+# Number of `SCHEMA`, and of what its values mean. A change gives another one, so that rows of an older version of
+# raymotion are refused before any work, and never mixed with new ones.
+ROW_FORMAT = 2
 SCHEMA = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),

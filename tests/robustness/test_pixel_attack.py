@@ -17,12 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import raymotion
-from raymotion.config import load_settings, recipes_folder
+from raymotion.config import digest_of, load_settings, recipes_folder
 from raymotion.data.images.decode import decode_rgb
 from raymotion.data.samples import read_samples, write_samples
 from raymotion.errors import InputError, RunFailed, SettingsMismatch
 from raymotion.report.attack_page import lines, verdict, write
+from raymotion.robustness import pixel_attack
 from raymotion.robustness.pixel_attack import AttackSummary, PixelAttackSettings, attack_pixels, picture_name
+from raymotion.robustness.pixel_stage import ROW_FORMAT, SCHEMA
 from raymotion.robustness.pixels import apply_change, differing_pixels
 
 MODELS = (
@@ -366,6 +368,29 @@ def test_pictures_that_the_model_learned_from_are_told_whatever_their_split_is_n
     settings = {"images": 3, "queries": 10, "population": 5, "pixels": (1,), "gradients": False, "bootstrap": 0}
     found = attack(replace(one_label, samples=str(tmp_path / "other.parquet")), tmp_path / "out", **settings)
     assert found.record["caution"].startswith("3 of these 3 samples, by their sample_id, were in the model's training")
+
+
+def test_rows_of_another_version_are_refused_before_any_work(
+    one_label: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    settings: dict[str, Any] = {"images": 3, "queries": 20, "pixels": (1,), "gradients": False}
+    with monkeypatch.context() as patch:
+        patch.setattr(pixel_attack, "ROW_FORMAT", ROW_FORMAT - 1)
+        attack(one_label, out, **settings)
+    # As if it had been interrupted: a shard is missing, so there would be work.
+    (missing, *_) = out.glob("attacks/_commits/*.json")
+    missing.unlink()
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.*") if path.is_file()}
+    with pytest.raises(SettingsMismatch, match=f"row_format: {ROW_FORMAT - 1} there, {ROW_FORMAT} here"):
+        attack(one_label, out, **settings)
+    assert {path: path.stat().st_mtime_ns for path in before} == before and not missing.exists()
+
+
+def test_other_columns_have_another_number() -> None:
+    """A reminder: whoever changes `SCHEMA` counts `ROW_FORMAT` up, and writes both here."""
+    names = [f"{own.name}: {own.type}{'' if own.nullable else ' not null'}" for own in SCHEMA]
+    assert (ROW_FORMAT, digest_of(names)) == (2, "70c21b8175072f2f")
 
 
 def test_a_damaged_picture_is_in_quarantine(one_label: Any, tmp_path: Path) -> None:
