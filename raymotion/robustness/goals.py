@@ -99,7 +99,8 @@ class Objective(ABC):
         gives: the form of output that it attacks.
         reads: settings of `Aim` that apply.
         metric: the main metric, whose drop is reported. higher_is_better: of it. resampling_inflates: its values in
-            bootstrap resamples are too high, because equal pictures are ranked side by side.
+            bootstrap resamples are too high, because equal pictures are ranked side by side. metric_is_share: it is a
+            share of the pictures.
         reads_captions: whether loss and success depend on the captions of the sample; without them a search is faster.
         needs_gallery: whether `gather` has to be called first, with what the model says of the captions of all samples;
             then each picture has a rank in these captions, of which the main metric is computed.
@@ -111,6 +112,7 @@ class Objective(ABC):
     metric: str
     higher_is_better: bool = True
     resampling_inflates: ClassVar[bool] = False
+    metric_is_share: ClassVar[bool] = False
     reads_captions: ClassVar[bool] = True
     needs_gallery: ClassVar[bool] = False
 
@@ -209,6 +211,7 @@ class OneLabel(Objective):
     gives = "one_label"
     reads = frozenset({"target"})
     metric = "accuracy"
+    metric_is_share = True
 
     def prepare(self) -> None:
         self.place = None if self.aim.target is None else self._position(self.aim.target, "target")
@@ -432,6 +435,7 @@ class Vectors(Objective):
     reads_captions = False
     needs_gallery = True
     metric = "R@1 of captions"
+    metric_is_share = True
 
     def prepare(self) -> None:
         output = cast(Embedding, self.output)

@@ -1,8 +1,8 @@
 """The figures of a pixel attack: success, queries, and what it costs the model's main metric, beside random pixels.
 
 All intervals are 95 % percentile bootstrap intervals over images (`group_id`), on the same resamples, so differences
-are paired. Where all pictures or none are misled, resamples do not vary, and the exact binomial interval of as many
-images stands in their place; a difference that is 0 in every resample has no interval.
+are paired. Resamples that do not vary give no interval. Of a share (of misled pictures, or the metric where it is one)
+that is 0 or 1 in all of them, the exact binomial interval of as many images stands in its place.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from raymotion.robustness.searches import METHODS, RANDOM
 
 # Maps the draws of each group (B, groups) to the main metric (B,).
 Measure = Callable[[np.ndarray], np.ndarray]
+# Values of resamples that differ by less are the same, but for the order of their sums.
+SAME = 1e-12
 # Sums over pictures behind the figures of a run, and these figures in order.
 SUMS = 5
 _OF_RUN = ("rate", "random", "spent", "until", "median", "before", "after", "after_random")
@@ -43,12 +45,19 @@ class Figure:
     high: float | None = None
 
     @classmethod
-    def of(cls, value: float, drawn: np.ndarray, *, inflated: bool = False) -> Figure:
+    def of(cls, value: float, drawn: np.ndarray, *, inflated: bool = False, images: int | None = None) -> Figure:
         """Makes it from the number and its values in the resamples, (B,).
 
         Args:
             inflated: the resamples' values are too high; see `learning.bootstrap.interval`.
+            images: of a share, the images that it is of; see above.
         """
+        known = drawn[np.isfinite(drawn)]
+        if known.size and np.ptp(known) < SAME:
+            share = round(float(value), 12)
+            return (
+                cls(finite(value), *exact_interval(share, images)) if images and share in (0, 1) else cls(finite(value))
+            )
         low, high = interval(drawn, float(value) if inflated else None) or (None, None)
         return cls(finite(value), low, high)
 
@@ -277,6 +286,15 @@ def _lines(
             measures[key] = _metric(objective, targets, run, among, units)
         return measures[key]
 
+    known = ~np.isnan(objective.truths(targets)).any(axis=1)
+
+    def images_of(run: _Run, among: np.ndarray) -> int | None:
+        """Returns how many images the metric is a share of; None of another metric."""
+        if not objective.metric_is_share:
+            return None
+        ranked = run.ranks > 0 if objective.needs_gallery else known
+        return len(np.unique(units[among & ranked]))
+
     whole = measure_of(clean, everyone)
     metrics = []
     for key, own in runs.items():
@@ -301,28 +319,27 @@ def _lines(
     for j, ((k, method), own) in enumerate(runs.items()):
         at = {name: 1 + len(_OF_RUN) * j + i for i, name in enumerate(_OF_RUN)}
 
-        def figure(name: str, at: dict[str, int] = at, inflated: bool = False) -> Figure:
-            return Figure.of(point[at[name]], drawn[:, at[name]], inflated=inflated)
+        def figure(name: str, at: dict[str, int] = at, inflated: bool = False, images: int | None = None) -> Figure:
+            return Figure.of(point[at[name]], drawn[:, at[name]], inflated=inflated, images=images)
 
         def less(one: str, other: str, factor: float = 1.0, at: dict[str, int] = at) -> Figure:
             a, b = at[one], at[other]
-            value, differences = factor * (point[a] - point[b]), factor * (drawn[:, a] - drawn[:, b])
-            return Figure.of(value, differences) if differences.any() else Figure(finite(value))
+            return Figure.of(factor * (point[a] - point[b]), factor * (drawn[:, a] - drawn[:, b]))
 
-        rate, images = figure("rate"), len(np.unique(units[own.ran]))
-        if resamples and rate.value in (0.0, 1.0):
-            rate = Figure(rate.value, *exact_interval(rate.value, images))
+        images = len(np.unique(units[own.ran]))
         beside = method != RANDOM and bases[k, method] is not None
-        gain = less("rate", "random") if beside else None
+        # Also of a gain that is the same in every resample, all pictures to none say: on enough images it is one.
+        gains = interval(drawn[:, at["rate"]] - drawn[:, at["random"]])
         lines.append(
             Line(
-                k, method, int(own.ran.sum()), int(own.success.sum()), rate, gain,
-                None if gain is None else verdict_of((gain.low, gain.high), fewest=images),
-                figure("median"), figure("until"), figure("spent"), figure("after", inflated=inflated),
+                k, method, int(own.ran.sum()), int(own.success.sum()), figure("rate", images=images),
+                less("rate", "random") if beside else None, verdict_of(gains, fewest=images) if beside else None,
+                figure("median"), figure("until"), figure("spent"),
+                figure("after", inflated=inflated, images=images_of(own, own.ran | ~counted)),
                 less("before", "after", sign), less("after_random", "after", sign) if beside else None,
             )
         )  # fmt: skip
-    return Figure.of(point[0], drawn[:, 0], inflated=inflated), lines
+    return Figure.of(point[0], drawn[:, 0], inflated=inflated, images=images_of(clean, everyone)), lines
 
 
 def _metric(objective: Objective, targets: Targets, run: _Run, among: np.ndarray, units: np.ndarray) -> Measure:

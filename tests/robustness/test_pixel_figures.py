@@ -14,7 +14,7 @@ from raymotion.models.outputs.embedding import Embedding
 from raymotion.models.outputs.multilabel import MultiLabel
 from raymotion.models.outputs.single_label import SingleLabel
 from raymotion.report.attack_page import lines as printed
-from raymotion.report.attack_page import notes
+from raymotion.report.attack_page import notes, verdict
 from raymotion.robustness.goals import Aim, Objective, make_objective
 from raymotion.robustness.pixel_figures import Figures, figures_of
 from raymotion.vocabulary import VALENCE_3
@@ -90,10 +90,7 @@ def test_a_reference_that_ran_on_some_pictures_is_measured_on_these() -> None:
     evolution = found.line(1, "evolution")
     assert evolution.counted == 20 and evolution.gain is not None and evolution.gain.value == pytest.approx(2 / 20)
     assert evolution.drop.value == pytest.approx(12 / 24)
-    record = {
-        **found.to_dict(), "notices": [], "caution": None, "settings": {"queries": 240},
-        "objective": {"success": "s", "counted": "c"},
-    }  # fmt: skip
+    record = record_of(found)
     (told,) = [note for note in notes(record) if "reference" in note]
     assert "ran on 14 of 20 counted pictures" in told and "flat here" in told
     (line,) = [line for line in printed(record) if "gradients (reference)" in line]
@@ -187,12 +184,79 @@ def test_none_or_all_misled_have_the_exact_binomial_interval() -> None:
     for method, successes in (("evolution", 20), ("random", 0)):
         rate, expected = found.line(1, method).rate, binomtest(successes, 20).proportion_ci(0.95, "exact")
         assert (rate.low, rate.high) == pytest.approx((expected.low, expected.high))
-    gain, none = found.line(1, "evolution").gain, found.line(1, "gradients").gain
-    assert gain is not None and (gain.low, gain.high) == (1.0, 1.0) and found.line(1, "evolution").verdict == "better"
-    assert none is not None and (none.value, none.low, none.high) == (0.0, None, None), (
-        "nothing differs, so no interval"
-    )
+    line, none = found.line(1, "evolution"), found.line(1, "gradients").gain
+    # All to none in every resample: a difference without an interval, and a gain all the same.
+    assert line.gain is not None and (line.gain.value, line.gain.low, line.gain.high) == (1.0, None, None)
+    assert line.verdict == "better" and (line.queries_mean.value, line.queries_mean.low) == (9.0, None)
+    assert none is not None and (none.value, none.low, none.high) == (0.0, None, None)
     assert found.line(1, "gradients").verdict == "unclear"
     assert found.line(1, "random").drop.value == 0.0 and found.line(1, "random").drop.low is None
     quick = measured(rows, objective_of(SingleLabel(VALENCE_3)), samples_of(), resamples=0)
     assert quick.line(1, "random").rate.low is None, "no intervals were asked for"
+    assert quick.before.low is None and quick.line(1, "evolution").verdict == "unclear"
+
+
+def all_right(groups: int = 12) -> tuple[list[dict[str, Any]], pa.Table]:
+    """Twelve pictures, nine of one label and three of another, all right before; evolution misleads all of them."""
+    labels = [0] * 9 + [1] * 3
+    before = [[0.8, 0.1, 0.1], [0.1, 0.8, 0.1]]
+    rows = [
+        row(
+            i, before=before[label], pixels=1, method=method, success=success, queries=9,
+            after_values=[0.1, 0.1, 0.8] if success else None,
+        )
+        for i, label in enumerate(labels)
+        for method, success in (("evolution", True), ("random", False))
+    ]  # fmt: skip
+    for each in rows:
+        each["group_id"] = f"g{int(each['sample_id']) % groups}"
+    cells = [
+        {"sample_id": str(i), "group_id": f"g{i % groups}", "source": "t", "labels": [VALENCE_3.labels[label]]}
+        for i, label in enumerate(labels)
+    ]
+    return rows, table_from_rows(cells, VALENCE_3)
+
+
+def record_of(found: Figures) -> dict[str, Any]:
+    return {
+        **found.to_dict(), "notices": [], "caution": None, "settings": {"queries": 240},
+        "objective": {"success": "s", "counted": "c"},
+    }  # fmt: skip
+
+
+def test_a_metric_of_all_or_none_has_the_exact_interval_too() -> None:
+    """12 of 12 right may be 73.5 %, by scipy: not shown to beat a constant answer that has 75 %."""
+    from scipy.stats import binomtest
+
+    rows, table = all_right()
+    found = measured(rows, objective_of(SingleLabel(VALENCE_3)), table)
+    for figure, successes in ((found.before, 12), (found.line(1, "evolution").metric, 0)):
+        expected = binomtest(successes, 12).proportion_ci(0.95, "exact")
+        assert (figure.low, figure.high) == pytest.approx((expected.low, expected.high))
+    drop = found.line(1, "evolution").drop
+    assert found.constant == 0.75 and (drop.value, drop.low, drop.high) == (1.0, None, None)
+    told = verdict(record_of(found))
+    assert told.state == "unsure" and "not shown to beat the best constant answer" in told.text
+    # Of as many images as there are, not pictures.
+    rows, table = all_right(groups=6)
+    few = measured(rows, objective_of(SingleLabel(VALENCE_3)), table)
+    assert few.before.low == pytest.approx(binomtest(6, 6).proportion_ci(0.95, "exact").low)
+    assert few.line(1, "evolution").verdict == "untested"
+
+
+def test_recall_of_all_has_the_exact_interval_of_the_ranked_images() -> None:
+    """Ten images have a caption in the gallery, two have none."""
+    from scipy.stats import binomtest
+
+    rows = [row(i, "wrong before", before=[0.0] * 4, before_rank=1, own_captions=1, captions=10) for i in range(10)]
+    rows += [row(i, "no target", before=[0.0] * 4) for i in (10, 11)]
+    found = measured(rows, objective_of(Embedding(2)), samples_of(12, captions=["a day"]))
+    expected = binomtest(10, 10).proportion_ci(0.95, "exact")
+    assert (found.before.low, found.before.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_a_metric_that_is_no_share_has_no_interval_where_resamples_do_not_vary() -> None:
+    """A perfect ranking: average precisions are no trials, so no binomial interval is theirs."""
+    rows = [row(i, "wrong before", before=[0.9, 0.1, 0.1]) for i in range(N)]
+    before = measured(rows, objective_of(MultiLabel(VALENCE_3)), samples_of()).before
+    assert (before.value, before.low, before.high) == (1.0, None, None)
