@@ -89,8 +89,8 @@ def verdict(record: Mapping[str, Any]) -> Headline:
     sentence = f"Of {counted:,} pictures that the model had right, {listed} are misled."
     verdicts: dict[str, Verdict] = {str(line["pixels"]): line["verdict"] for line in found}
     better, worse = ([k for k, own in verdicts.items() if own == wanted] for wanted in ("better", "worse"))
-    if counted < FEWEST_IMAGES:
-        sentence += f" Fewer than {FEWEST_IMAGES}: too few to say more."
+    if all(own == "untested" for own in verdicts.values()):  # of images, of which each may have several pictures
+        sentence += f" They are of fewer than {FEWEST_IMAGES} images: too few to say more."
     elif better and worse:
         sentence += f" Random pixels mislead fewer at {_listed(better)}, and more at {_listed(worse)}."
     elif better:

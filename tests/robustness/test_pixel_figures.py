@@ -242,6 +242,8 @@ def test_a_metric_of_all_or_none_has_the_exact_interval_too() -> None:
     few = measured(rows, objective_of(SingleLabel(VALENCE_3)), table)
     assert few.before.low == pytest.approx(binomtest(6, 6).proportion_ci(0.95, "exact").low)
     assert few.line(1, "evolution").verdict == "untested"
+    few_told = verdict({**record_of(few), "constant": 0.1}).text
+    assert few_told.endswith("They are of fewer than 10 images: too few to say more."), few_told
 
 
 def test_recall_of_all_has_the_exact_interval_of_the_ranked_images() -> None:
