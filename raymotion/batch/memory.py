@@ -1,8 +1,9 @@
-"""malloc settings for processes that decode images and run a model on them."""
+"""Memory of processes that decode images and run a model on them: malloc settings, and batches too large for a GPU."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
@@ -35,3 +36,16 @@ def keep_freed_memory() -> bool:
     large = 1 << 30
     settings = ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, large), (_M_TRIM_THRESHOLD, large), (_M_TOP_PAD, 64 << 20))
     return all(mallopt(name, value) == 1 for name, value in settings)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Returns whether an error is PyTorch's for a GPU whose memory is too small: smaller batches may fit."""
+    return type(error).__name__ == "OutOfMemoryError"  # by its name, as jobs without PyTorch do not import it
+
+
+def release_memory() -> None:
+    """Gives the memory that PyTorch keeps for later back to the GPU: pieces too small for the next batch."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()

@@ -5,11 +5,9 @@ Pixels never leave the actor; only one small record for each shard goes back thr
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import socket
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -32,7 +30,7 @@ from raymotion.batch.ledger import (
     shard_name,
     write_commit,
 )
-from raymotion.batch.memory import keep_freed_memory
+from raymotion.batch.memory import is_out_of_memory, keep_freed_memory, release_memory
 from raymotion.data.parts import FileMark, list_parts, part_name, sample_name
 from raymotion.errors import InputError, RaymotionError, RunFailed
 from raymotion.models.domain_sample import to_bytes
@@ -44,8 +42,6 @@ from raymotion.stores.local_files import disk_full, is_full
 MOST_DEATHS_WITHOUT_CULPRIT = 3
 # Number of workers that may die while loading their models. Ray alone would retry for ever.
 MOST_DEATHS_IN_SETUP = 5
-# The name of PyTorch's error; jobs without PyTorch do not import it.
-OUT_OF_MEMORY = "OutOfMemoryError"
 
 
 class Sink(Protocol):
@@ -355,9 +351,9 @@ def _process(stage: Stage, batch: Sequence[Item], fitting: dict[str, int] | None
         if len(live) == 1:
             live[0].failure = Failure.of(stage.name, error)
             return
-        too_large = type(error).__name__ == OUT_OF_MEMORY and len(units) > 1
+        too_large = is_out_of_memory(error) and len(units) > 1
     if too_large:  # here, where the error no longer holds the tensors of the batch
-        _release_memory()
+        release_memory()
         fitting[stage.name] = len(units) // 2
         _process(stage, live, fitting)
         return
@@ -365,18 +361,10 @@ def _process(stage: Stage, batch: Sequence[Item], fitting: dict[str, int] | None
         _process(stage, unit, fitting)
 
 
-def _release_memory() -> None:
-    """Gives the memory that PyTorch keeps for later back to the GPU: pieces too small for the next batch."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        gc.collect()
-        torch.cuda.empty_cache()
-
-
 def _device_is_lost(error: Exception) -> bool:
     """Returns whether a CUDA error has made the process unusable, so that every later row would fail."""
-    name = type(error).__name__
-    return name != OUT_OF_MEMORY and (name == "AcceleratorError" or "CUDA error" in str(error))
+    lost = type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
+    return lost and not is_out_of_memory(error)
 
 
 def _describe(error: Exception) -> dict[str, Any]:

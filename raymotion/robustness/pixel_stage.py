@@ -128,6 +128,7 @@ class AttackPixels:
     def _attack(self, item: Item) -> None:
         picture = item.pixels
         assert picture is not None
+        self.model.fitting.clear()  # the last picture may have been larger
         values, failure = self.model.predict(item.row, [picture])
         if failure is not None:
             item.failure = failure

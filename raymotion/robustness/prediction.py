@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from raymotion.batch.memory import is_out_of_memory, release_memory
 from raymotion.errors import InputError
 from raymotion.models.checkpoint import Model
 from raymotion.pipeline.ask import AskService
@@ -24,6 +25,10 @@ class PictureModel:
         stages: of `pipeline.plan.make_plan`, those that decode included, which are left out: pictures are given.
         output: name of the output to predict.
 
+    Attributes:
+        fitting: largest number of pictures at a time, by stage, once more did not fit into a GPU's memory. Whoever goes
+            on with smaller pictures clears it.
+
     Raises:
         InputError: a service answers for the model, which would be asked thousands of times.
     """
@@ -36,6 +41,7 @@ class PictureModel:
             )
         self.stages = [stage for stage in stages if not isinstance(stage, DecodeImages)]
         self.output = output
+        self.fitting: dict[str, int] = {}
 
     def setup(self, threads: int, device: str) -> None:
         """Loads the model, once in each worker."""
@@ -80,10 +86,26 @@ class PictureModel:
         for stage in self.stages:
             live = [item for item in items if item.failure is None]
             if live:
-                stage.process(live)
+                self._process(stage, live)
         width = next(own.width for own in self.model.outputs if own.name == self.output)
         values = np.full((len(items), width), np.nan, np.float32)
         for i, item in enumerate(items):
             if item.failure is None:
                 values[i] = item.output[self.output]
         return values, next((item.failure for item in items if item.failure is not None), None)
+
+    def _process(self, stage: Stage, items: Sequence[Item]) -> None:
+        """Runs one stage. Batches that do not fit into the memory of a GPU are halved until they do."""
+        start = 0
+        while start < len(items):
+            some = items[start : start + self.fitting.get(stage.name, len(items))]
+            try:
+                stage.process(some)
+            except Exception as error:
+                if len(some) == 1 or not is_out_of_memory(error):
+                    raise
+            else:
+                start += len(some)
+                continue
+            release_memory()  # here, where the error no longer holds the tensors of the batch
+            self.fitting[stage.name] = len(some) // 2

@@ -6,7 +6,7 @@ import csv
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import raymotion
 from raymotion.config import digest_of, load_settings, recipes_folder
 from raymotion.data.images.decode import decode_rgb
 from raymotion.data.samples import read_samples, write_samples
 from raymotion.errors import InputError, RunFailed, SettingsMismatch
+from raymotion.pipeline.predict import Predict
+from raymotion.pipeline.stages import Item
 from raymotion.report.attack_page import lines, verdict, write
 from raymotion.robustness import pixel_attack
 from raymotion.robustness.pixel_attack import AttackSummary, PixelAttackSettings, attack_pixels, picture_name
@@ -411,6 +414,48 @@ def test_a_damaged_picture_is_in_quarantine(one_label: Any, tmp_path: Path) -> N
     assert summary.record["samples"]["by_reason"]
     with pytest.raises(RunFailed, match="more than --max-failed"):
         attack(Own, tmp_path / "none", queries=20, pixels=(1,), images=None, max_failed=0)
+
+
+def test_generations_that_do_not_fit_into_a_gpu_are_halved(
+    one_label: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU with room for five changed pictures: no picture is lost, and the results are those of a larger one."""
+    settings: dict[str, Any] = {"images": 4, "queries": 40, "population": 20, "pixels": (1,), "gradients": False}
+    attack(one_label, tmp_path / "whole", **settings)
+    process, asked = Predict.process, list[int]()
+
+    def small(self: Predict, items: Sequence[Item]) -> None:
+        asked.append(len(items))
+        if len(items) > 5:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+        process(self, items)
+
+    monkeypatch.setattr(Predict, "process", small)
+    record = attack(one_label, tmp_path / "small", **settings).record
+    assert record["samples"]["quarantined"] == 0 and record["counted"] > 0
+    # 20 and 10 do not fit, once a picture: later searches go on with 5.
+    assert asked.count(20) == asked.count(10) == record["counted"] and {*asked} == {20, 10, 5, 1}
+    rows, whole = rows_of(tmp_path / "small"), rows_of(tmp_path / "whole")
+    assert [row["success"] for row in rows] == [row["success"] for row in whole]
+    assert [row["changed"] for row in rows] == [row["changed"] for row in whole]
+
+
+def test_a_picture_that_does_not_fit_into_a_gpu_is_in_quarantine(
+    one_label: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = Predict.process
+
+    def small(self: Predict, items: Sequence[Item]) -> None:
+        if items[0].row["sample_id"] == lost:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+        process(self, items)
+
+    settings: dict[str, Any] = {"images": 3, "queries": 20, "pixels": (1,), "gradients": False}
+    attack(one_label, tmp_path / "whole", **settings)
+    lost = rows_of(tmp_path / "whole")[0]["sample_id"]
+    monkeypatch.setattr(Predict, "process", small)
+    record = attack(one_label, tmp_path / "small", **settings).record
+    assert record["samples"]["quarantined"] == 1 and record["pictures"] == 2
 
 
 @pytest.mark.slow
