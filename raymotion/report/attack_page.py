@@ -83,10 +83,11 @@ def verdict(record: Mapping[str, Any]) -> Headline:
         known = max((line["successes"] for line in record["lines"] if line["method"] == "gradients"), default=0)
         return Headline("unsure", f"{text} Whoever knows the gradients misleads {known:,}." if known else text)
     listed = ", ".join(
-        f"{percent(line['rate']['value'])} by {line['pixels']} pixel{'' if line['pixels'] == 1 else 's'}"
+        f"{_listed([str(line['pixels'])])} {'misleads' if line['pixels'] == 1 else 'mislead'} "
+        f"{percent(line['rate']['value'])}"
         for line in found
     )
-    sentence = f"Of {counted:,} pictures that the model had right, {listed} are misled."
+    sentence = f"Of {counted:,} pictures that the model had right, {listed}."
     verdicts: dict[str, Verdict] = {str(line["pixels"]): line["verdict"] for line in found}
     better, worse = ([k for k, own in verdicts.items() if own == wanted] for wanted in ("better", "worse"))
     if all(own == "untested" for own in verdicts.values()):  # of images, of which each may have several pictures

@@ -52,7 +52,7 @@ FEWEST_CANDIDATES = 5
 SHARD_ROWS, MOST_SHARDS = 2, 1000
 # Pictures sent to a model, by which this process is done as soon as Ray has started.
 FEWEST_QUERIES_FOR_RAY = 20_000
-# Changed pictures of a forward pass, on a CPU and on a GPU.
+# Most changed pictures of a forward pass, on a CPU and on a GPU; a search sends one generation at a time.
 BATCH = (32, 256)
 
 
@@ -80,7 +80,9 @@ class PixelAttackSettings(JobSettings):
         "and method",
     )  # fmt: skip
     population: int = Field(
-        20, ge=FEWEST_CANDIDATES, description="candidates of a generation of the differential evolution"
+        20,
+        ge=FEWEST_CANDIDATES,
+        description="candidates of a generation of the differential evolution, sent as one batch: a GPU affords more",
     )
     strategy: Literal["best1bin", "rand1bin"] = Field(
         "best1bin",
@@ -97,7 +99,10 @@ class PixelAttackSettings(JobSettings):
         "NAME=FILE for one of several backbones (repeatable)",
     )
     batch_size: int | None = Field(
-        None, ge=1, description="changed pictures of a forward pass  [default: 256 on a GPU, else 32]"
+        None,
+        ge=1,
+        description="most changed pictures of a forward pass, of the --population of a generation  [default: 256 on a "
+        "GPU, else 32]",
     )
     shard_rows: int | None = Field(
         None, ge=1, description=f"rows of a shard, the unit of commit  [default: {SHARD_ROWS}]"

@@ -183,7 +183,9 @@ def test_the_headline_says_no_more_than_the_figures() -> None:
 
     better = verdict(record(40, "better", 20))
     assert (
-        better.state == "good" and "50.0 % by 3 pixels" in better.text and "Random pixels mislead fewer" in better.text
+        better.state == "good"
+        and better.text.startswith("Of 40 pictures that the model had right, 3 pixels mislead 50.0 %.")
+        and "Random pixels mislead fewer" in better.text
     )
     assert verdict(record(40, "unclear", 20)).state == "unsure"
     assert "not shown that random pixels mislead fewer" in verdict(record(40, "unclear", 20)).text
@@ -202,6 +204,7 @@ def test_the_headline_says_no_more_than_the_figures() -> None:
     mixed = record(40, "better", 20)
     mixed["lines"].append({**mixed["lines"][0], "pixels": 1, "verdict": "worse"})
     assert verdict(mixed).state == "unsure"
+    assert "had right, 3 pixels mislead 50.0 %, 1 pixel misleads 50.0 %. Random" in verdict(mixed).text
     assert verdict(mixed).text.endswith("Random pixels mislead fewer at 3 pixels, and more at 1 pixel.")
     none = record(40, "unclear", 0)
     assert verdict(none).text.endswith("in up to 500 queries each (95 % interval up to 8.8 %).")
