@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from raymotion import records
 from raymotion.batch.embeddings import EmbeddingSettings, embed
 from raymotion.batch.feature_import import ImportSettings, import_vectors
 from raymotion.batch.label_dataset import read_parts
@@ -282,6 +283,12 @@ def test_how_samples_were_matched_is_printed_and_recorded(runner, tmp_path):
     assert all("is the file name of" in message for message in rows["message"].to_pylist())
     again = runner("features", "import", *where, "--max-failed", 1)
     assert again.code == 0 and "matched: 5 by id or address, 3 by file name alone" in again.out
+    # Earlier versions did not record it.
+    del record["embeddings"]["matched"]
+    records.write_record(tmp_path / "out/_job.json", record)
+    again = runner("features", "import", *where, "--max-failed", 1)
+    assert again.code == 0, again.err
+    assert "8 vectors of 512 numbers" in again.out and "matched:" not in again.out
 
 
 def test_what_is_shared_is_that_of_the_table_not_of_a_shard(tmp_path):
