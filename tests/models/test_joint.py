@@ -31,7 +31,8 @@ from raymotion.models.joint_emotions.recipe import JointEmotionsRecipe
 from raymotion.models.outputs.embedding import Embedding
 from raymotion.models.registry import get_kind
 from raymotion.models.text.encoders import BertEncoder
-from raymotion.models.text.tokenizer import tokenizer_json, train_tokenizer
+from raymotion.models.text.tokenizer import load_tokenizer, tokenizer_json, train_tokenizer
+from raymotion.models.text.words import words_of
 from raymotion.models.vision.backbones import classifier_of, identify
 from raymotion.train.fit import fit
 from raymotion.train.prepare import prepare_data
@@ -466,6 +467,15 @@ def test_words_of_the_prompts_that_the_space_does_not_know_are_told(
     own.write_text(f"{labels[0]}: ['sunset']")
     done = runner("wrap", "joint-emotions", trained, "--vocabulary", "mikels-8", "--prompts", own, "--out", out / "x")
     assert done.code == 2 and "knows no word of 'sunset'" in done.err
+
+
+def test_a_sentence_model_knows_the_words_of_its_own_tokenizer(samples: str, embeddings: str, bert: str) -> None:
+    recipe = sentence(samples, embeddings, bert)
+    assert recipe.tokenizer.source == "train" and recipe.tokenizer_source() == bert
+    captions = Captions(64, tokenizer=load_tokenizer(bert))
+    pieces = captions.tokenizer.tokenize("reds")
+    assert len(pieces) > 1 and "[UNK]" not in pieces and len(captions.tokenizer) < recipe.tokenizer.size
+    assert words_of(captions, {"settings": recipe.model_dump(mode="json")}, "reds я").unknown == ("я",)
 
 
 def test_a_search_tells_words_that_the_space_does_not_know(

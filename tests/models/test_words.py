@@ -34,6 +34,14 @@ def test_a_word_in_pieces_is_unknown_only_where_the_training_captions_made_every
         assert words("a zebra я", training).unknown == ("я",)
 
 
+@pytest.mark.parametrize("name", ["init", "text_init"])
+def test_a_pretrained_text_model_brings_words_that_the_training_captions_need_not_have(name: str) -> None:
+    """With a folder, the setting `train` stays as it is, and the folder's tokenizer is read."""
+    settings = {**LEARNED["settings"], name: "sentences/"}
+    assert words("a zebra я", {"settings": settings}).unknown == ("я",)
+    assert words("a zebra я", {"settings": {**settings, name: None}}).unknown == ("zebra", "я")
+
+
 def test_what_is_behind_the_longest_text_is_not_read() -> None:
     found = words("the dog runs on the sofa я", longest=5)
     assert (found.known, found.unknown, found.not_read) == (("the", "dog", "runs"), (), ("on", "sofa", "я"))

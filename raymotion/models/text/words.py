@@ -73,6 +73,10 @@ def words_of(captions: Captions, training: Mapping[str, Any], text: str) -> Word
 
 def _has_whole_words(training: Mapping[str, Any], pieces: int) -> bool:
     """Returns whether every word that the training captions have twice is one word piece of the model."""
-    tokenizer = (training.get("settings") or {}).get("tokenizer") or {}
+    settings = training.get("settings") or {}
+    # A pretrained text model brings its own tokenizer, whatever the setting says: see `TokenizedRecipe`.
+    if any(settings.get(name) for name in ("init", "text_init")):
+        return False
+    tokenizer = settings.get("tokenizer") or {}
     size = tokenizer.get("size")
     return tokenizer.get("source") == "train" and isinstance(size, int) and pieces < size
