@@ -162,7 +162,7 @@ def _check(
             raise InputError(
                 f"{told}; the file has {len(table.ids):,}, such as {shown(table.ids[0])}",
                 path=settings.vectors,
-                remedy=("Give ids that are unique" if unclear else "Check --id-column")
+                remedy=("Give sample ids or addresses as ids" if len(unclear) == len(without) else "Check --id-column")
                 + ("." if len(without) == len(ids) else ", or let --max-failed 1 put them into quarantine."),
             )
         notices.append(f"{told}: they are in quarantine.")
