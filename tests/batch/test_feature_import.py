@@ -297,9 +297,7 @@ def test_the_column_of_ids_is_in_doubt_unless_all_that_is_missing_is_ambiguous(t
     with pytest.raises(InputError, match=r"1 of them because a name is ambiguous.*Check --id-column\."):
         take(tmp_path)
     write_table(tmp_path / "s.parquet", ["p/0.jpg"])
-    with pytest.raises(
-        InputError, match=r"a name is ambiguous.*Give sample ids or addresses as ids\."
-    ):
+    with pytest.raises(InputError, match=r"a name is ambiguous.*Give sample ids or addresses as ids\."):
         take(tmp_path)
 
 
