@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from raymotion.folders.local_copy import default_cache
 from raymotion.models.text import remembered as module
 from raymotion.models.text.bert import BertShape
 from raymotion.models.text.encoders import BertEncoder
@@ -140,6 +141,14 @@ def test_a_damaged_copy_is_made_again(captions: list[np.ndarray], tmp_path: Path
     texts.add(captions)
     assert tower.read == size < 50
     torch.testing.assert_close(texts.read(captions, CPU), alone(Counting(), captions))
+
+
+def test_the_default_is_the_cache_which_is_not_the_users_in_these_tests(captions: list[np.ndarray]) -> None:
+    tower, folder = Counting(seed=7), Path(default_cache()) / "texts"
+    before = {*folder.glob("*")}
+    RememberedTexts(tower).add(captions)
+    assert tower.read > 0 and {*folder.glob("*")} - before
+    assert not folder.resolve().is_relative_to(Path.home() / ".cache")
 
 
 def test_what_was_not_added_is_read_now(captions: list[np.ndarray], tmp_path: Path) -> None:
