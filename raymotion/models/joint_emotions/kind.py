@@ -144,7 +144,7 @@ class JointEmotionsKind(Kind):
         if unknown:
             told.append(
                 f"The joint space does not know these words of the texts: {shown_words(unknown)}. What it says of a "
-                "label that only they describe means nothing."
+                "label that only they describe means little."
             )
         return told + [
             f"It reads the texts of {', '.join(labels)} as the same, and gives these labels the same probability."
