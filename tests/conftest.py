@@ -41,6 +41,27 @@ settings.register_profile(
 settings.load_profile("raymotion")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache_of_texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of the session's own for what text towers say; else only the first run on a machine would run them.
+
+    All else in the user's cache is linked: making it again, such as the bundled weights, takes long. It is named by
+    XDG_CACHE_HOME, so that commands and Ray's workers have it too.
+    """
+    from raymotion.folders.local_copy import default_cache
+
+    theirs = Path(default_cache())
+    own = tmp_path_factory.mktemp("own-cache")
+    (own / theirs.name).mkdir()
+    for source, place in ((theirs.parent, own), (theirs, own / theirs.name)):
+        for path in source.iterdir() if source.is_dir() else ():
+            if path != theirs and path != theirs / "texts":
+                (place / path.name).symlink_to(path.absolute())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(own))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder with real COCO pictures and the Socratis table beside the checkout; skips where there is none."""

@@ -162,7 +162,7 @@ def _check(
             raise InputError(
                 f"{told}; the file has {len(table.ids):,}, such as {shown(table.ids[0])}",
                 path=settings.vectors,
-                remedy=("Give ids that are unique" if unclear else "Check --id-column")
+                remedy=("Give sample ids or addresses as ids" if len(unclear) == len(without) else "Check --id-column")
                 + ("." if len(without) == len(ids) else ", or let --max-failed 1 put them into quarantine."),
             )
         notices.append(f"{told}: they are in quarantine.")
@@ -209,9 +209,11 @@ def describe(record: Mapping[str, Any]) -> list[str]:
     """Returns the closing lines of the command from its _job.json."""
     found = record["embeddings"]
     (key,) = found["keys"]
-    matched = found["matched"]
-    return [
+    lines = [
         f"{found['samples']:,} samples, {key['rows']:,} vectors of {key['dim']:,} numbers as "
-        f"{key['stream']}/{key['backbone']}; {found['bytes'] / 1e6:.1f} MB",
-        f"matched: {matched['by_id']:,} by id or address, {matched['by_file_name']:,} by file name alone",
+        f"{key['stream']}/{key['backbone']}; {found['bytes'] / 1e6:.1f} MB"
     ]
+    matched = found.get("matched")  # not in folders of earlier versions
+    if matched is not None:
+        lines.append(f"matched: {matched['by_id']:,} by id or address, {matched['by_file_name']:,} by file name alone")
+    return lines

@@ -316,7 +316,7 @@ class SearchIndex:
         """Returns which words of a query the model knows; None if it reads texts in a way of its own.
 
         Raises:
-            InputError: it knows none, or the index has no vectors of texts.
+            InputError: it knows none, not even in pieces, or the index has no vectors of texts.
         """
         if TEXT not in self.sides:
             raise InputError(
@@ -328,7 +328,7 @@ class SearchIndex:
         if captions is None:
             return None
         words = words_of(captions, model.info.training, text)
-        if words.unknown and not words.known:
+        if words.says_nothing:
             raise InputError(
                 f"the model knows no word of the query: {shown_words(words.unknown)}", path=self._model_folder,
                 remedy="Use the words of the captions that it learned from.",

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from raymotion import records
 from raymotion.batch.embeddings import EmbeddingSettings, embed
 from raymotion.batch.feature_import import ImportSettings, import_vectors
 from raymotion.batch.label_dataset import read_parts
@@ -265,7 +266,7 @@ def test_how_samples_were_matched_is_printed_and_recorded(runner, tmp_path):
     done = runner("features", "import", *where, "--max-failed", 0)
     assert done.code == 2 and len(done.err.strip().splitlines()) == 1
     assert "3 of 11 samples have no vector, such as flickr8k:p/7.jpg; 3 of them because a name is ambiguous" in done.err
-    assert "Give ids that are unique, or let --max-failed 1" in done.err
+    assert "Give sample ids or addresses as ids, or let --max-failed 1" in done.err
     done = runner("features", "import", *where, "--max-failed", 1)
     assert done.code == 0, done.err
     assert "matched: 5 by id or address, 3 by file name alone" in done.out
@@ -282,6 +283,22 @@ def test_how_samples_were_matched_is_printed_and_recorded(runner, tmp_path):
     assert all("is the file name of" in message for message in rows["message"].to_pylist())
     again = runner("features", "import", *where, "--max-failed", 1)
     assert again.code == 0 and "matched: 5 by id or address, 3 by file name alone" in again.out
+    # Earlier versions did not record it.
+    del record["embeddings"]["matched"]
+    records.write_record(tmp_path / "out/_job.json", record)
+    again = runner("features", "import", *where, "--max-failed", 1)
+    assert again.code == 0, again.err
+    assert "8 vectors of 512 numbers" in again.out and "matched:" not in again.out
+
+
+def test_the_column_of_ids_is_in_doubt_unless_all_that_is_missing_is_ambiguous(tmp_path):
+    write_vectors(tmp_path / "v.parquet", ["u/0.jpg", "v/0.jpg", "x"], vectors(3))
+    write_table(tmp_path / "s.parquet", ["p/0.jpg", "1.jpg", "2.jpg"])
+    with pytest.raises(InputError, match=r"1 of them because a name is ambiguous.*Check --id-column\."):
+        take(tmp_path)
+    write_table(tmp_path / "s.parquet", ["p/0.jpg"])
+    with pytest.raises(InputError, match=r"a name is ambiguous.*Give sample ids or addresses as ids\."):
+        take(tmp_path)
 
 
 def test_what_is_shared_is_that_of_the_table_not_of_a_shard(tmp_path):

@@ -31,7 +31,8 @@ from raymotion.models.joint_emotions.recipe import JointEmotionsRecipe
 from raymotion.models.outputs.embedding import Embedding
 from raymotion.models.registry import get_kind
 from raymotion.models.text.encoders import BertEncoder
-from raymotion.models.text.tokenizer import tokenizer_json, train_tokenizer
+from raymotion.models.text.tokenizer import load_tokenizer, tokenizer_json, train_tokenizer
+from raymotion.models.text.words import words_of
 from raymotion.models.vision.backbones import classifier_of, identify
 from raymotion.train.fit import fit
 from raymotion.train.prepare import prepare_data
@@ -463,9 +464,23 @@ def test_words_of_the_prompts_that_the_space_does_not_know_are_told(
     assert "does not know these words of the texts: 'я', 'ж', 'sunset'." in unknown
     assert f"reads the texts of {labels[5]}, {labels[6]} as the same" in alike
     assert unknown.removeprefix("warning: ") in (out / "README.md").read_text()
-    own.write_text(f"{labels[0]}: ['sunset']")
+    # Word pieces say something; a text of none that the space knows would say nothing.
+    own.write_text("\n".join([*lines[:7], f"{labels[7]}: ['squares']"]))
+    out = tmp_path / "pieces"
+    done = runner("wrap", "joint-emotions", trained, "--vocabulary", "mikels-8", "--prompts", own, "--out", out)
+    assert done.code == 0 and "does not know these words of the texts: 'я', 'ж', 'squares'." in done.err
+    own.write_text(f"{labels[0]}: ['zebra!']")
     done = runner("wrap", "joint-emotions", trained, "--vocabulary", "mikels-8", "--prompts", own, "--out", out / "x")
-    assert done.code == 2 and "knows no word of 'sunset'" in done.err
+    assert done.code == 2 and "knows no word of 'zebra!'" in done.err
+
+
+def test_a_sentence_model_knows_the_words_of_its_own_tokenizer(samples: str, embeddings: str, bert: str) -> None:
+    recipe = sentence(samples, embeddings, bert)
+    assert recipe.tokenizer.source == "train" and recipe.tokenizer_source() == bert
+    captions = Captions(64, tokenizer=load_tokenizer(bert))
+    pieces = captions.tokenizer.tokenize("reds")
+    assert len(pieces) > 1 and "[UNK]" not in pieces and len(captions.tokenizer) < recipe.tokenizer.size
+    assert words_of(captions, {"settings": recipe.model_dump(mode="json")}, "reds я").unknown == ("я",)
 
 
 def test_a_search_tells_words_that_the_space_does_not_know(
@@ -483,6 +498,9 @@ def test_a_search_tells_words_that_the_space_does_not_know(
     assert "Warning: the model does not know 1 of the 3 words of the query" in page.read_text()
     assert not SearchIndex(out).search("a red square").warnings()
     assert repr(SearchIndex(out).search("red zebra")).startswith("warning: ")
+    done = runner("search", "squares", "--index", out, "--top", 2)
+    assert done.code == 0 and len(done.out.splitlines()) == 4
+    assert "warning: the model does not know 1 of the 1 words of the query ('squares')" in done.err
     done = runner("search", "zebra я", "--index", out)
     assert done.code == 2 and "knows no word of the query: 'zebra', 'я'." in done.err
     assert len(done.err.strip().splitlines()) == 1

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from raymotion.folders.local_copy import default_cache
 from raymotion.models.text import remembered as module
 from raymotion.models.text.bert import BertShape
 from raymotion.models.text.encoders import BertEncoder
@@ -58,7 +59,7 @@ def test_numbers_are_those_of_each_caption_by_itself(captions: list[np.ndarray],
     texts = RememberedTexts(tower, cache=str(tmp_path))
     texts.add([*captions, *captions])
     different = len({own.tobytes() for own in captions})
-    assert tower.read == different and len(list(tmp_path.glob("*/numbers.npy"))) == -(-different // 30)
+    assert tower.read == different and len(list(tmp_path.glob("*/numbers.npy"))) == 4
     order = np.random.default_rng(1).permutation(100)
     found = texts.read([captions[i].tolist() for i in order], CPU)
     assert tower.read == different
@@ -75,13 +76,49 @@ def test_an_interrupted_run_goes_on_where_it_was(captions: list[np.ndarray], tmp
     tower.most = 75
     with pytest.raises(KeyboardInterrupt):
         RememberedTexts(tower, cache=str(tmp_path)).add(captions)
-    assert tower.read == 70 and len(list(tmp_path.glob("*/numbers.npy"))) == 2
+    kept = sum(len(np.load(path)) for path in tmp_path.glob("*/numbers.npy"))
+    assert 0 < kept <= tower.read <= 75
     assert not list(tmp_path.glob(".*.tmp"))
     again = Counting()
     texts = RememberedTexts(again, cache=str(tmp_path))
     texts.add(captions)
-    assert again.read == len({own.tobytes() for own in captions}) - 60
+    assert again.read == len({own.tobytes() for own in captions}) - kept
     torch.testing.assert_close(texts.read(captions, CPU), alone(Counting(), captions))
+
+
+def test_one_more_caption_reads_its_own_block_and_no_other(captions: list[np.ndarray], tmp_path: Path) -> None:
+    RememberedTexts(Counting(), cache=str(tmp_path)).add(captions)
+    before = {*tmp_path.glob("*/numbers.npy")}
+    new = np.array([2, *range(5, 16), 3], dtype=np.int32)  # longer than the others
+    tower = Counting()
+    texts = RememberedTexts(tower, cache=str(tmp_path))
+    texts.add([new, *captions])
+    (block,) = {*tmp_path.glob("*/numbers.npy")} - before
+    assert len(before) == 4 and tower.read == len(np.load(block)) < 50
+    torch.testing.assert_close(texts.read([new, *captions], CPU), alone(Counting(), [new, *captions]))
+
+
+def test_many_captions_are_in_no_more_files_than_a_process_may_open(
+    captions: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BLOCK", 1)
+    monkeypatch.setattr(module, "MOST", 16)
+    texts = RememberedTexts(Counting(), cache=str(tmp_path))
+    texts.add(captions)
+    assert len(list(tmp_path.glob("*/numbers.npy"))) == 16
+    torch.testing.assert_close(texts.read(captions, CPU), alone(Counting(), captions))
+
+
+@pytest.mark.parametrize("name", ["AVX2", "DEFAULT"])
+def test_a_processor_with_other_instructions_reads_for_itself(
+    captions: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    RememberedTexts(Counting(), cache=str(tmp_path)).add(captions)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: name)
+    tower = Counting()
+    RememberedTexts(tower, cache=str(tmp_path)).add(captions)
+    assert tower.read == len({own.tobytes() for own in captions})
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"layers": (1,)}])
@@ -97,12 +134,21 @@ def test_another_tower_reads_for_itself(captions: list[np.ndarray], tmp_path: Pa
 def test_a_damaged_copy_is_made_again(captions: list[np.ndarray], tmp_path: Path) -> None:
     RememberedTexts(Counting(), cache=str(tmp_path)).add(captions)
     path = sorted(tmp_path.glob("*/numbers.npy"))[0]
+    size = len(np.load(path))
     path.write_bytes(path.read_bytes()[:-8])
     tower = Counting()
     texts = RememberedTexts(tower, cache=str(tmp_path))
     texts.add(captions)
-    assert 0 < tower.read <= 30
+    assert tower.read == size < 50
     torch.testing.assert_close(texts.read(captions, CPU), alone(Counting(), captions))
+
+
+def test_the_default_is_the_cache_which_is_not_the_users_in_these_tests(captions: list[np.ndarray]) -> None:
+    tower, folder = Counting(seed=7), Path(default_cache()) / "texts"
+    before = {*folder.glob("*")}
+    RememberedTexts(tower).add(captions)
+    assert tower.read > 0 and {*folder.glob("*")} - before
+    assert not folder.resolve().is_relative_to(Path.home() / ".cache")
 
 
 def test_what_was_not_added_is_read_now(captions: list[np.ndarray], tmp_path: Path) -> None:

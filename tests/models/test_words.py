@@ -34,6 +34,22 @@ def test_a_word_in_pieces_is_unknown_only_where_the_training_captions_made_every
         assert words("a zebra я", training).unknown == ("я",)
 
 
+def test_a_text_says_nothing_only_if_each_word_is_read_as_unknown() -> None:
+    assert words("cats!").in_pieces == words("cats!").unknown == ("cats",) and not words("cats!").says_nothing
+    assert words("cats я").in_pieces == ("cats",) and not words("cats я").says_nothing
+    assert not words("a cat я").in_pieces and not words("a cat я").says_nothing
+    # Punctuation that the model knows is no word.
+    assert words("я, собака!").says_nothing and not words("!").says_nothing and not words("").says_nothing
+
+
+@pytest.mark.parametrize("name", ["init", "text_init"])
+def test_a_pretrained_text_model_brings_words_that_the_training_captions_need_not_have(name: str) -> None:
+    """With a folder, the setting `train` stays as it is, and the folder's tokenizer is read."""
+    settings = {**LEARNED["settings"], name: "sentences/"}
+    assert words("a zebra я", {"settings": settings}).unknown == ("я",)
+    assert words("a zebra я", {"settings": {**settings, name: None}}).unknown == ("zebra", "я")
+
+
 def test_what_is_behind_the_longest_text_is_not_read() -> None:
     found = words("the dog runs on the sofa я", longest=5)
     assert (found.known, found.unknown, found.not_read) == (("the", "dog", "runs"), (), ("on", "sofa", "я"))

@@ -144,7 +144,7 @@ class JointEmotionsKind(Kind):
         if unknown:
             told.append(
                 f"The joint space does not know these words of the texts: {shown_words(unknown)}. What it says of a "
-                "label that only they describe means nothing."
+                "label that only they describe means little."
             )
         return told + [
             f"It reads the texts of {', '.join(labels)} as the same, and gives these labels the same probability."
@@ -156,7 +156,7 @@ def _not_known(model: Model, vocabulary: Vocabulary, prompts: Sequence[Sequence[
     """Returns the fields of the shape on words of the prompts that a joint space does not know.
 
     Raises:
-        InputError: it knows no word of a text.
+        InputError: it knows no word of a text, not even in pieces.
     """
     captions = cast(Captions, model.inputs[0])
     unknown: dict[str, None] = {}
@@ -164,7 +164,7 @@ def _not_known(model: Model, vocabulary: Vocabulary, prompts: Sequence[Sequence[
     for label, texts in enumerate(prompts):
         for text in texts:
             words = words_of(captions, model.info.training, text)
-            if (words.unknown and not words.known) or not captions.known([[text]])[0]:
+            if words.says_nothing or not captions.known([[text]])[0]:
                 raise InputError(
                     f"knows no word of {text!r}", path=model.info.folder, remedy="Say it in other words (--prompts)."
                 )

@@ -1,14 +1,15 @@
 """What a frozen text tower says of captions, read once for all trainings on this machine.
 
-The numbers lie in local copies (`folders.local_copy`) of a thousand captions each, which are named after the tower
-and these captions, and are memory-mapped. An interrupted run loses the copy that it was making, and no other. Where the
-cache cannot be written, they stay in memory for the run: they are few, and no training stops for want of a cache.
+The numbers lie in local copies (`folders.local_copy`) of some captions each, which are named after the tower and
+these captions, and are memory-mapped. A hash of a caption says in which copy it is, so that one more caption changes
+one copy. An interrupted run loses the copy that it was making, and no other. Where the cache cannot be written, they
+stay in memory for the run: they are few, and no training stops for want of a cache.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -27,8 +28,9 @@ from raymotion.models.text.encoders import BertEncoder
 from raymotion.stores.local_files import reserve
 
 FILE = "numbers.npy"
-# Captions in a copy: 5 MB of the recipe `joint`.
-BLOCK = 1024
+# Captions in a copy on average, at most: 5 MB of the recipe `joint`. Of many captions there are more in each of `MOST`
+# copies, because a copy holds a file open for the whole training.
+BLOCK, MOST = 1024, 64
 # Captions that go through the tower at a time.
 CAPTIONS = 128
 
@@ -50,17 +52,16 @@ class RememberedTexts:
         self._folder = Path(cache or storage.join(default_cache(), "texts"))
         # Another device or version computes sums in another order: a run must not depend on who was first.
         shape = {**tower.model.config.to_dict(), "transformers_version": None}
-        self._identity = [shape, tower.layers, _weights_digest(tower), self._device.type, torch.__version__]
+        self._identity = [shape, tower.layers, _weights_digest(tower), *_computed_by(self._device), torch.__version__]
         self._arrays: list[np.ndarray] = []
         self._place: dict[bytes, tuple[int, int]] = {}
         self._cached = True
 
     def add(self, tokens: Sequence[Tokens]) -> None:
         """Lets the tower read captions, unless a copy has what it says of them."""
-        keys = sorted({_key_of(own) for own in tokens})
-        for start in range(0, len(keys), BLOCK):
+        for keys in _blocks({_key_of(own) for own in tokens}):
             # Short captions together, so that little is padded.
-            block = sorted(keys[start : start + BLOCK], key=lambda key: (len(key), key))
+            block = sorted(keys, key=lambda key: (len(key), key))
             content = sha256(b"".join(len(key).to_bytes(4, "little") + key for key in block)).hexdigest()
             place = self._folder / digest_of([*self._identity, content])
             array = self._copy(place, block)
@@ -132,6 +133,27 @@ def read_frozen(tower: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> 
 
 def _key_of(tokens: Tokens) -> bytes:
     return np.asarray(tokens, dtype=np.int32).tobytes()
+
+
+def _blocks(keys: Set[bytes]) -> list[list[bytes]]:
+    """Divides captions by a prefix of their hash.
+
+    The number of blocks is a power of four, which hardly ever changes with a few captions more.
+    """
+    count = 1
+    while count < MOST and len(keys) > BLOCK * count:
+        count *= 4
+    blocks: list[list[bytes]] = [[] for _ in range(count)]
+    for key in keys:
+        blocks[int.from_bytes(sha256(key).digest()[:4]) * count >> 32].append(key)
+    return [block for block in blocks if block]
+
+
+def _computed_by(device: torch.device) -> list[str]:
+    """Returns what decides the order of a device's sums: the type of the GPU, or the CPU's vector instructions."""
+    if device.type == "cuda":
+        return [device.type, torch.cuda.get_device_name(device)]
+    return [device.type, torch.backends.cpu.get_cpu_capability()]
 
 
 def _weights_digest(network: nn.Module) -> str:

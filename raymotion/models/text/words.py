@@ -22,12 +22,19 @@ class Words:
 
     Attributes:
         known, unknown: as the text spells them.
+        in_pieces: those of `unknown` that are read in several pieces, of which the model knows something.
         not_read: those that occur only behind the number of word pieces that the model reads, known or not.
     """
 
     known: tuple[str, ...]
     unknown: tuple[str, ...]
+    in_pieces: tuple[str, ...] = ()
     not_read: tuple[str, ...] = ()
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether there are words, and each is read as [UNK]: the model cannot tell such texts apart."""
+        return bool(self.unknown) and not self.known and not self.in_pieces
 
     @property
     def count(self) -> int:
@@ -59,13 +66,19 @@ def words_of(captions: Captions, training: Mapping[str, Any], text: str) -> Word
         pieces.setdefault(word, []).append(piece)
     # The model reads [CLS] and [SEP] too, which count in its longest text.
     most = len(encode(tokenizer, [text], captions.max_length)[0]) - 2
-    found: dict[str, list[str]] = {"known": [], "unknown": [], "not_read": []}
+    found: dict[str, list[str]] = {"known": [], "unknown": [], "in_pieces": [], "not_read": []}
     for own in pieces.values():
         word = text[encoding.offsets[own[0]][0] : encoding.offsets[own[-1]][1]]
         if not any(unicodedata.category(letter)[0] in "LN" or unicodedata.category(letter) == "So" for letter in word):
             continue
-        is_unknown = encoding.ids[own[0]] == tokenizer.unk_token_id or (whole and len(own) > 1)
-        found["not_read" if own[0] >= most else "unknown" if is_unknown else "known"].append(word)
+        in_pieces = whole and len(own) > 1
+        is_unknown = in_pieces or encoding.ids[own[0]] == tokenizer.unk_token_id
+        if own[0] >= most:
+            found["not_read"].append(word)
+            continue
+        found["unknown" if is_unknown else "known"].append(word)
+        if in_pieces:
+            found["in_pieces"].append(word)
     before = {*found["known"], *found["unknown"]}
     found["not_read"] = [own for own in found["not_read"] if own not in before]
     return Words(**{name: tuple(dict.fromkeys(own)) for name, own in found.items()})
@@ -73,6 +86,10 @@ def words_of(captions: Captions, training: Mapping[str, Any], text: str) -> Word
 
 def _has_whole_words(training: Mapping[str, Any], pieces: int) -> bool:
     """Returns whether every word that the training captions have twice is one word piece of the model."""
-    tokenizer = (training.get("settings") or {}).get("tokenizer") or {}
+    settings = training.get("settings") or {}
+    # A pretrained text model brings its own tokenizer, whatever the setting says: see `TokenizedRecipe`.
+    if any(settings.get(name) for name in ("init", "text_init")):
+        return False
+    tokenizer = settings.get("tokenizer") or {}
     size = tokenizer.get("size")
     return tokenizer.get("source") == "train" and isinstance(size, int) and pieces < size
