@@ -235,7 +235,8 @@ def test_it_beats_random_pixels_by_interval(
 ) -> None:
     """With the defaults of `--queries` and `--population`.
 
-    Training on another processor gives another model, so this has to hold for any seed of the models: measured on four.
+    Training on another processor gives another model, so this has to hold for any seed of the models: two to four of
+    each were tried.
     """
     defaults = {name: PixelAttackSettings.model_fields[name].default for name in ("queries", "population")}
     summary = attack(
